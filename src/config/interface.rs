@@ -1,0 +1,234 @@
+//! `[[interface]]`: one WireGuard interface each, with its statically configured peers.
+use super::node::{Node, Role};
+use super::reader::Table;
+use super::types::{Cidr, HostPort, IfAddress, KeySource};
+use crate::net::key::PublicKey;
+use crate::net::state::{DriftPolicy, IfName, TABLE_MAIN};
+use crate::node::NodeId;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use std::str::FromStr;
+
+/// The tunnel MTU that fits through every path seen in the field (IPv6's minimum), less nothing: it is the inner size.
+/// A board on Ethernet may raise it to 1420.
+pub const DEFAULT_MTU: u32 = 1280;
+
+/// Who may be a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Access {
+    /// Every configured peer.
+    #[default]
+    Open,
+    /// Only peers whose node id and key are granted by the contract.
+    Nft,
+}
+
+impl FromStr for Access {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "open" => Ok(Self::Open),
+            "nft" => Ok(Self::Nft),
+            _ => Err("not a kind of access"),
+        }
+    }
+}
+
+impl FromStr for DriftPolicy {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "enforce" => Ok(Self::Enforce),
+            "observe" => Ok(Self::Observe),
+            _ => Err("not a drift policy"),
+        }
+    }
+}
+
+/// `[[interface.peer]]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Peer {
+    /// For people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The node this peer is; needed where access is by NFT.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<NodeId>,
+    /// Identity.
+    pub public_key: PublicKey,
+    /// Extra symmetric key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preshared_key: Option<KeySource>,
+    /// Canonical networks.
+    pub allowed_ips: Vec<Cidr>,
+    /// Where to reach it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<HostPort>,
+    /// Seconds; 0 is off.
+    pub keepalive: u16,
+}
+
+/// `[[interface]]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Interface {
+    /// Kernel name.
+    pub name: IfName,
+    /// Where the private key is kept; made at first run if it is a file that is not there.
+    pub private_key: KeySource,
+    /// UDP port; `None`: the kernel chooses, so that two boards behind one NAT do not collide.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen_port: Option<u16>,
+    /// Mark on the encrypted packets; 0 is none.
+    pub fwmark: u32,
+    /// Bytes.
+    pub mtu: u32,
+    /// Our addresses.
+    pub addresses: Vec<IfAddress>,
+    /// Table of our routes.
+    pub table: u32,
+    /// Whether routes to the peers' allowed-ips are made.
+    pub routes: bool,
+    /// Who may be a peer.
+    pub access: Access,
+    /// Repair drift or only report it.
+    pub drift: DriftPolicy,
+    /// Whether peers nobody configured are removed.
+    pub remove_unknown: bool,
+    /// Whether one peer's network may lie inside another's; the narrower one wins, as in the kernel.
+    pub nested_allowed_ips: bool,
+    /// Peers.
+    #[serde(rename = "peer")]
+    pub peers: Vec<Peer>,
+}
+
+impl Interface {
+    pub(super) fn read(t: &mut Table<'_>, node: &Node) -> Option<Self> {
+        let name: Option<IfName> =
+            t.parsed("name", "1 to 15 characters out of A-Z a-z 0-9 _ . - that do not begin with - or .");
+        if name.is_none() && !t.has("name") {
+            t.required("name", "name = \"wg0\"");
+        }
+        let default_key = |name: &IfName| KeySource::File(node.state_dir.join(format!("{name}.key")));
+        let private_key = t.parsed("private_key", "\"file:/absolute/path\" or \"credential:NAME\"");
+        let listen_port = t.number("listen_port", 1..=65_535);
+        if node.role == Role::Hub && listen_port.is_none() {
+            t.fault("listen_port", "a hub needs a port its nodes can know", "add listen_port = 51820");
+        }
+        let access = t.parsed("access", "\"open\" or \"nft\"").unwrap_or_default();
+        let drift = t.parsed("drift", "\"enforce\" or \"observe\"").unwrap_or(DriftPolicy::Enforce);
+        let remove_unknown = t.flag("remove_unknown");
+        if access == Access::Nft && (drift == DriftPolicy::Observe || remove_unknown == Some(false)) {
+            t.fault(
+                "access",
+                "\"nft\" cannot be kept where unknown peers stay",
+                "leave out remove_unknown = false and drift = \"observe\", or set access = \"open\"",
+            );
+        }
+        let nested_allowed_ips = t.flag("nested_allowed_ips").unwrap_or(false);
+        let table = t.number("table", 1..=u64::from(u32::MAX)).map_or(TABLE_MAIN, saturate);
+        let routes = t.flag("routes").unwrap_or(true);
+        let (fwmark, mtu) = (t.number("fwmark", 0..=u64::from(u32::MAX)), t.number("mtu", 576..=65_455));
+        let addresses =
+            t.list("addresses", "an address with its prefix length such as 10.8.0.2/24").unwrap_or_default();
+        let peers = t.tables("peer", |p| read_peer(p, access));
+        check_peers(t, &peers, nested_allowed_ips, routes && table == TABLE_MAIN);
+        let name = name?;
+        Some(Self {
+            private_key: private_key.unwrap_or_else(|| default_key(&name)),
+            name,
+            listen_port: listen_port.and_then(|p| u16::try_from(p).ok()),
+            fwmark: fwmark.map_or(0, saturate),
+            mtu: mtu.map_or(DEFAULT_MTU, saturate),
+            addresses,
+            table,
+            routes,
+            access,
+            drift,
+            remove_unknown: remove_unknown.unwrap_or(true),
+            nested_allowed_ips,
+            peers,
+        })
+    }
+}
+
+fn saturate(n: u64) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+/// Keys that a configured peer and a hub have in common.
+pub(super) struct PeerKeys {
+    pub(super) public_key: Option<PublicKey>,
+    pub(super) preshared_key: Option<KeySource>,
+    pub(super) allowed_ips: Vec<Cidr>,
+    pub(super) endpoint: Option<HostPort>,
+    pub(super) keepalive: Option<u16>,
+}
+
+pub(super) fn read_peer_keys(t: &mut Table<'_>) -> PeerKeys {
+    if !t.has("public_key") {
+        t.required("public_key", "the 44 characters that `wg show` or `spoke key public` prints");
+    }
+    PeerKeys {
+        public_key: t.parsed("public_key", "a WireGuard public key: 44 characters of base64"),
+        preshared_key: t.parsed("preshared_key", "\"file:/absolute/path\" or \"credential:NAME\""),
+        allowed_ips: t.list("allowed_ips", "a network without host bits such as 10.8.0.0/24").unwrap_or_default(),
+        endpoint: t.parsed("endpoint", "HOST:PORT such as hub.example.net:51820 or [2001:db8::1]:51820"),
+        keepalive: t.number("keepalive", 0..=65_535).and_then(|k| u16::try_from(k).ok()),
+    }
+}
+
+fn read_peer(t: &mut Table<'_>, access: Access) -> Option<Peer> {
+    let node_id = t.parsed("node_id", "1 to 128 characters out of A-Z a-z 0-9 _ -");
+    if access == Access::Nft && node_id.is_none() && !t.has("node_id") {
+        t.required("node_id", "the node id its grant is for (the interface has access = \"nft\")");
+    }
+    let (name, keys) = (t.text("name"), read_peer_keys(t));
+    Some(Peer {
+        name,
+        node_id,
+        public_key: keys.public_key?,
+        preshared_key: keys.preshared_key,
+        allowed_ips: keys.allowed_ips,
+        endpoint: keys.endpoint,
+        keepalive: keys.keepalive.unwrap_or(0),
+    })
+}
+
+fn check_peers(t: &mut Table<'_>, peers: &[Peer], nested: bool, main_table_routes: bool) {
+    for (i, peer) in peers.iter().enumerate() {
+        if let Some(j) = peers[..i].iter().position(|p| p.public_key == peer.public_key) {
+            t.fault(&format!("peer[{i}].public_key"), format_args!("is also that of peer[{j}]"), "keep one of the two");
+        }
+        if main_table_routes && peer.allowed_ips.iter().any(|c| c.0.prefix_len() == 0) {
+            t.fault(
+                &format!("peer[{i}].allowed_ips"),
+                "a default route in the main table would also catch the tunnel's own packets",
+                "set table to a table of its own with an `ip rule`, or routes = false",
+            );
+        }
+    }
+    // Sorted by first address, an overlap shows between neighbours or with the last network that still reaches here.
+    let mut all: Vec<(IpNet, usize)> =
+        peers.iter().enumerate().flat_map(|(i, p)| p.allowed_ips.iter().map(move |c| (c.0, i))).collect();
+    all.sort_unstable();
+    let mut open: Vec<(IpNet, usize)> = Vec::new();
+    for (net, i) in all {
+        open.retain(|(o, _)| o.contains(&net));
+        if let Some((other, j)) = open.iter().rev().find(|(o, j)| *j != i && (!nested || *o == net)) {
+            let (i, j, net, other) = if i > *j { (i, *j, net, *other) } else { (*j, i, *other, net) };
+            t.fault(
+                &format!("peer[{i}].allowed_ips"),
+                format_args!("{net} overlaps {other} of peer[{j}]"),
+                "give each address to one peer, or set nested_allowed_ips = true on the interface if the narrower one shall win",
+            );
+        }
+        open.push((net, i));
+    }
+}
+
+/// Pairs of networks that collide: equal ones always, one inside the other unless `nested`.
+pub(super) fn overlaps(a: &[Cidr], b: &[Cidr], nested: bool) -> Vec<(IpNet, IpNet)> {
+    let collide = |x: &IpNet, y: &IpNet| x == y || (!nested && (x.contains(y) || y.contains(x)));
+    a.iter().flat_map(|x| b.iter().filter(|y| collide(&x.0, &y.0)).map(|y| (x.0, y.0))).collect()
+}

@@ -1,0 +1,64 @@
+//! `[node]`: who this is and where it keeps its state.
+use super::reader::Table;
+use crate::node::NodeId;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// What the machine is on its network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Connects to a hub.
+    #[default]
+    Node,
+    /// Listens at a public endpoint for many nodes.
+    Hub,
+}
+
+impl FromStr for Role {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "node" => Ok(Self::Node),
+            "hub" => Ok(Self::Hub),
+            _ => Err("not a role"),
+        }
+    }
+}
+
+/// `[node]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Node {
+    /// Name on the network; `None` until enrolment gives or confirms one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<NodeId>,
+    /// Node or hub.
+    pub role: Role,
+    /// Where keys and documents are kept.
+    pub state_dir: PathBuf,
+    /// Where the running process offers its socket and status.
+    pub runtime_dir: PathBuf,
+}
+
+impl Node {
+    pub(super) fn read(t: &mut Table<'_>) -> Self {
+        let dir = |t: &mut Table<'_>, key, default: &str| -> PathBuf {
+            let path = t.text(key).map_or_else(|| default.into(), PathBuf::from);
+            if !path.is_absolute() {
+                t.fault(
+                    key,
+                    format_args!("{:?} is not an absolute path", path.display().to_string()),
+                    "begin it with /",
+                );
+            }
+            path
+        };
+        Self {
+            id: t.parsed("id", "1 to 128 characters out of A-Z a-z 0-9 _ -"),
+            role: t.parsed("role", "\"node\" or \"hub\"").unwrap_or_default(),
+            state_dir: dir(t, "state_dir", "/var/lib/spoke"),
+            runtime_dir: dir(t, "runtime_dir", "/run/spoke"),
+        }
+    }
+}

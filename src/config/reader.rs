@@ -1,0 +1,369 @@
+//! Reads typed values out of a configuration tree and collects every fault on the way, instead of stopping at the first.
+use super::Fault;
+use config::{Value, ValueKind};
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// One table of the tree. Keys are taken out of it; [`Table::finish`] reports what nobody asked for.
+pub struct Table<'f> {
+    path: String,
+    /// Where the value last taken came from.
+    file: String,
+    /// The configuration file's name.
+    base: String,
+    values: BTreeMap<String, Value>,
+    asked: Vec<&'static str>,
+    taken: Vec<&'static str>,
+    faults: &'f mut Vec<Fault>,
+}
+
+impl<'f> Table<'f> {
+    /// The root table.
+    pub fn root(values: impl IntoIterator<Item = (String, Value)>, file: &str, faults: &'f mut Vec<Fault>) -> Self {
+        let values = values.into_iter().collect();
+        Self {
+            path: String::new(),
+            file: file.to_owned(),
+            base: file.to_owned(),
+            values,
+            asked: Vec::new(),
+            taken: Vec::new(),
+            faults,
+        }
+    }
+
+    /// Adds a fault at `key` of this table.
+    pub fn fault(&mut self, key: &str, problem: impl Display, remedy: impl Display) {
+        let key = self.key(key);
+        let file = self.file.clone();
+        self.faults.push(Fault { file, key, problem: problem.to_string(), remedy: remedy.to_string() });
+    }
+
+    /// The full path of this table, e.g. `interface[0]`.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    fn key(&self, key: &str) -> String {
+        match (self.path.is_empty(), key.is_empty()) {
+            (true, _) => key.to_owned(),
+            (false, true) => self.path.clone(),
+            (false, false) => format!("{}.{key}", self.path),
+        }
+    }
+
+    fn origin(&self, value: &Value) -> String {
+        if from_environment(value) { "the environment".to_owned() } else { self.base.clone() }
+    }
+
+    fn take(&mut self, key: &'static str) -> Option<Value> {
+        self.asked.push(key);
+        let value = self.values.remove(key)?;
+        self.taken.push(key);
+        self.file = self.origin(&value);
+        if matches!(value.kind, ValueKind::Nil) { None } else { Some(value) }
+    }
+
+    fn wrong(&mut self, key: &str, value: &Value, expected: &str) {
+        self.fault(key, format_args!("{} is not {expected}", shown(value)), format_args!("write {expected}"));
+    }
+
+    /// Text parsed into `T`; the parse error is the problem, `expected` the remedy.
+    pub fn parsed<T: FromStr<Err: Display>>(&mut self, key: &'static str, expected: &str) -> Option<T> {
+        let value = self.take(key)?;
+        let Some(text) = text(&value) else {
+            self.wrong(key, &value, expected);
+            return None;
+        };
+        match text.parse() {
+            Ok(v) => Some(v),
+            Err(e) => {
+                self.fault(key, format_args!("{:?}: {e}", clipped(&text)), format_args!("write {expected}"));
+                None
+            }
+        }
+    }
+
+    /// A list of texts parsed into `T`. From the environment: separated by commas.
+    pub fn list<T: FromStr<Err: Display>>(&mut self, key: &'static str, expected: &str) -> Option<Vec<T>> {
+        let value = self.take(key)?;
+        let items: Vec<String> = match &value.kind {
+            ValueKind::Array(items) => {
+                let texts: Vec<_> = items.iter().filter_map(text).collect();
+                if texts.len() != items.len() {
+                    self.wrong(key, &value, &format!("a list of {expected}"));
+                    return None;
+                }
+                texts
+            }
+            ValueKind::String(s) if from_environment(&value) => {
+                s.split(',').map(str::trim).filter(|s| !s.is_empty()).map(str::to_owned).collect()
+            }
+            _ => {
+                self.wrong(key, &value, &format!("a list of {expected}"));
+                return None;
+            }
+        };
+        let mut out = Vec::with_capacity(items.len());
+        for (i, item) in items.iter().enumerate() {
+            match item.parse() {
+                Ok(v) => out.push(v),
+                Err(e) => {
+                    let at = format!("{key}[{i}]");
+                    self.fault(&at, format_args!("{:?}: {e}", clipped(item)), format_args!("write {expected}"));
+                }
+            }
+        }
+        Some(out)
+    }
+
+    /// Plain text.
+    pub fn text(&mut self, key: &'static str) -> Option<String> {
+        self.parsed(key, "text in quotes")
+    }
+
+    /// `true` or `false`.
+    pub fn flag(&mut self, key: &'static str) -> Option<bool> {
+        let value = self.take(key)?;
+        match &value.kind {
+            ValueKind::Boolean(b) => Some(*b),
+            ValueKind::String(s) if from_environment(&value) && (s == "true" || s == "false") => Some(s == "true"),
+            _ => {
+                self.wrong(key, &value, "true or false");
+                None
+            }
+        }
+    }
+
+    /// A whole number within `range`.
+    pub fn number(&mut self, key: &'static str, range: std::ops::RangeInclusive<u64>) -> Option<u64> {
+        let value = self.take(key)?;
+        let expected = format!("a whole number from {} to {}", range.start(), range.end());
+        let n = match &value.kind {
+            ValueKind::I64(n) => u64::try_from(*n).ok(),
+            ValueKind::U64(n) => Some(*n),
+            ValueKind::I128(n) => u64::try_from(*n).ok(),
+            ValueKind::U128(n) => u64::try_from(*n).ok(),
+            ValueKind::String(s) if from_environment(&value) => s.parse().ok(),
+            _ => None,
+        };
+        match n.filter(|n| range.contains(n)) {
+            Some(n) => Some(n),
+            None => {
+                self.wrong(key, &value, &expected);
+                None
+            }
+        }
+    }
+
+    /// A duration such as `"500ms"`, `"30s"`, `"5m"`, `"12h"` or `"7d"`, within `range`.
+    pub fn duration(&mut self, key: &'static str, range: std::ops::RangeInclusive<Duration>) -> Option<Duration> {
+        let value = self.take(key)?;
+        let expected = format!(
+            "a duration from {} to {} such as \"30s\" (units ms, s, m, h, d)",
+            show_duration(*range.start()),
+            show_duration(*range.end())
+        );
+        match text(&value).and_then(|t| parse_duration(&t)).filter(|d| range.contains(d)) {
+            Some(d) => Some(d),
+            None => {
+                self.wrong(key, &value, &expected);
+                None
+            }
+        }
+    }
+
+    /// A table of its own; absent reads as empty.
+    pub fn table(&mut self, key: &'static str) -> Table<'_> {
+        let path = self.key(key);
+        let values = match self.take(key) {
+            None => BTreeMap::new(),
+            Some(value) => match value.kind {
+                ValueKind::Table(map) => map.into_iter().collect(),
+                _ => {
+                    self.wrong(key, &value, &format!("a table [{path}]"));
+                    BTreeMap::new()
+                }
+            },
+        };
+        Table {
+            path,
+            file: self.file.clone(),
+            base: self.base.clone(),
+            values,
+            asked: Vec::new(),
+            taken: Vec::new(),
+            faults: self.faults,
+        }
+    }
+
+    /// Whether `key` is or was there, readable or not.
+    pub fn has(&self, key: &str) -> bool {
+        self.values.contains_key(key) || self.taken.contains(&key)
+    }
+
+    /// Whether any fault was found so far, here or elsewhere.
+    pub fn faulty(&self) -> bool {
+        !self.faults.is_empty()
+    }
+
+    /// Reports that a key must be there; `remedy` is what to write.
+    pub fn required(&mut self, key: &'static str, remedy: &str) {
+        self.asked.push(key);
+        self.fault(key, "is missing", format_args!("add {key}: {remedy}"));
+    }
+
+    /// A list of tables (`[[key]]`), each read by `read`.
+    pub fn tables<T>(&mut self, key: &'static str, mut read: impl FnMut(&mut Table<'_>) -> Option<T>) -> Vec<T> {
+        let Some(value) = self.take(key) else { return Vec::new() };
+        let ValueKind::Array(items) = value.kind else {
+            let path = self.key(key);
+            self.wrong(key, &value, &format!("a list of tables [[{path}]]"));
+            return Vec::new();
+        };
+        let mut out = Vec::with_capacity(items.len());
+        for (i, item) in items.into_iter().enumerate() {
+            let path = format!("{}[{i}]", self.key(key));
+            let ValueKind::Table(map) = item.kind else {
+                self.wrong(key, &item, &format!("a table [[{path}]]"));
+                continue;
+            };
+            let mut table = Table {
+                path,
+                file: self.file.clone(),
+                base: self.base.clone(),
+                values: map.into_iter().collect(),
+                asked: Vec::new(),
+                taken: Vec::new(),
+                faults: self.faults,
+            };
+            let read = read(&mut table);
+            table.finish();
+            out.extend(read);
+        }
+        out
+    }
+
+    /// Reports every key that was not asked for, with the nearest one that exists.
+    pub fn finish(mut self) {
+        for (key, value) in std::mem::take(&mut self.values) {
+            self.file = self.origin(&value);
+            let near = self.asked.iter().map(|k| (distance(k, &key), *k)).min().filter(|(d, k)| *d <= 1 + k.len() / 3);
+            let remedy = match near {
+                Some((_, k)) => format!("did you mean `{k}`?"),
+                None => format!("remove it; known here: {}", self.asked.join(", ")),
+            };
+            self.fault(&key, "unknown key", remedy);
+        }
+    }
+}
+
+fn from_environment(value: &Value) -> bool {
+    value.origin().is_some_and(|o| o.contains("environment"))
+}
+
+fn text(value: &Value) -> Option<String> {
+    match &value.kind {
+        ValueKind::String(s) => Some(s.clone()),
+        _ => None,
+    }
+}
+
+/// A value as it may be shown: keys and tokens may be in it, so only its beginning.
+fn shown(value: &Value) -> String {
+    match &value.kind {
+        ValueKind::String(s) => format!("{:?}", clipped(s)),
+        ValueKind::Table(_) => "a table".to_owned(),
+        ValueKind::Array(_) => "a list".to_owned(),
+        other => clipped(&other.to_string()),
+    }
+}
+
+fn clipped(text: &str) -> String {
+    // 24 characters are enough to recognise a value and too few to be a usable key.
+    match text.char_indices().nth(24) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text.to_owned(),
+    }
+}
+
+/// Reads `"30s"`; see [`Table::duration`] for the units. `None` if it is anything else or too long to be told.
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let n: u64 = text.get(..digits)?.parse().ok()?;
+    let scale = match text.get(digits..)? {
+        "ms" => return Some(Duration::from_millis(n)),
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return None,
+    };
+    n.checked_mul(scale).map(Duration::from_secs)
+}
+
+/// The shortest text that [`parse_duration`] reads back.
+pub fn show_duration(d: Duration) -> String {
+    if d.subsec_millis() != 0 {
+        return format!("{}ms", d.as_millis());
+    }
+    let s = d.as_secs();
+    match s {
+        0 => "0s".to_owned(),
+        _ if s % 86_400 == 0 => format!("{}d", s / 86_400),
+        _ if s % 3600 == 0 => format!("{}h", s / 3600),
+        _ if s % 60 == 0 => format!("{}m", s / 60),
+        _ => format!("{s}s"),
+    }
+}
+
+/// Optimal string alignment distance, for suggestions.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().take(64).collect());
+    let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];
+    for (i, row) in rows.iter_mut().enumerate() {
+        row[0] = i;
+    }
+    for j in 0..=b.len() {
+        rows[0][j] = j;
+    }
+    for i in 1..=a.len() {
+        for j in 1..=b.len() {
+            let cost = usize::from(a[i - 1] != b[j - 1]);
+            let mut best = (rows[i - 1][j] + 1).min(rows[i][j - 1] + 1).min(rows[i - 1][j - 1] + cost);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                best = best.min(rows[i - 2][j - 2] + 1);
+            }
+            rows[i][j] = best;
+        }
+    }
+    rows[a.len()][b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn durations_read_back(ms in 0u64..10_000_000_000) {
+            let d = Duration::from_millis(ms);
+            prop_assert_eq!(parse_duration(&show_duration(d)), Some(d));
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(text in "\\PC{0,30}") {
+            let _ = parse_duration(&text);
+        }
+    }
+
+    #[test]
+    fn misspellings_are_near() {
+        assert_eq!(distance("listen_port", "listen_prot"), 1);
+        assert_eq!(distance("mtu", "mut"), 1);
+        assert_eq!(distance("", "abc"), 3);
+    }
+}

@@ -1,0 +1,216 @@
+//! Values that several sections share: networks, host names with a port, sources of keys.
+use ipnet::IpNet;
+use serde::{Serialize, Serializer};
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// A network in canonical form: no host bits, no IPv4 inside IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct Cidr(pub IpNet);
+
+/// Text that is not a canonical network.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadCidr {
+    /// Not an address with a prefix length.
+    #[error("not a network such as 10.0.0.0/24 or fd00::/64")]
+    Syntax,
+    /// The address has bits beyond the prefix.
+    #[error("has host bits set; the network is {0}")]
+    HostBits(IpNet),
+    /// An IPv4-mapped IPv6 network.
+    #[error("is IPv4 written as IPv6; write the IPv4 network")]
+    Mapped,
+}
+
+fn network(text: &str) -> Result<IpNet, BadCidr> {
+    let net = match text.parse::<IpNet>() {
+        Ok(net) => net,
+        // A lone address is its own network, as `wg` reads it.
+        Err(_) => IpNet::from(text.parse::<IpAddr>().map_err(|_| BadCidr::Syntax)?),
+    };
+    match net.addr() {
+        IpAddr::V6(a) if is_mapped(a) => Err(BadCidr::Mapped),
+        IpAddr::V4(_) | IpAddr::V6(_) => Ok(net),
+    }
+}
+
+fn is_mapped(a: Ipv6Addr) -> bool {
+    a.to_ipv4_mapped().is_some()
+}
+
+impl FromStr for Cidr {
+    type Err = BadCidr;
+    fn from_str(text: &str) -> Result<Self, BadCidr> {
+        let net = network(text)?;
+        if net.trunc() == net { Ok(Self(net)) } else { Err(BadCidr::HostBits(net.trunc())) }
+    }
+}
+
+/// An address of an interface, with the prefix length of its network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct IfAddress(pub IpNet);
+
+impl FromStr for IfAddress {
+    type Err = BadCidr;
+    fn from_str(text: &str) -> Result<Self, BadCidr> {
+        network(text).map(Self)
+    }
+}
+
+/// A host by name or address, with a port: `hub.example.net:51820`, `192.0.2.1:51820`, `[2001:db8::1]:51820`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostPort {
+    /// Name or address, without brackets.
+    pub host: String,
+    /// UDP or TCP port, never 0.
+    pub port: u16,
+}
+
+/// Text that is not a host with a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not HOST:PORT such as hub.example.net:51820 or [2001:db8::1]:51820 (port 1 to 65535)")]
+pub struct BadHostPort;
+
+impl HostPort {
+    /// The address, if the host is one and needs no look-up.
+    pub fn literal(&self) -> Option<SocketAddr> {
+        self.host.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, self.port))
+    }
+}
+
+impl FromStr for HostPort {
+    type Err = BadHostPort;
+    fn from_str(text: &str) -> Result<Self, BadHostPort> {
+        let (host, port) = text.rsplit_once(':').ok_or(BadHostPort)?;
+        let port = port.parse().ok().filter(|p| *p != 0).ok_or(BadHostPort)?;
+        let host = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
+            Some(v6) => v6.parse::<Ipv6Addr>().map_err(|_| BadHostPort)?.to_string(),
+            None => {
+                let name = (1..=253).contains(&host.len())
+                    && host.split('.').all(|l| (1..=63).contains(&l.len()) && !l.starts_with('-') && !l.ends_with('-'))
+                    && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
+                if !name {
+                    return Err(BadHostPort);
+                }
+                host.to_owned()
+            }
+        };
+        Ok(Self { host, port })
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+impl Serialize for HostPort {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+/// Where a secret comes from: `file:/path` (0600, ours) or `credential:NAME` (`$CREDENTIALS_DIRECTORY/NAME`, from systemd).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum KeySource {
+    /// A file readable by its owner only.
+    File(PathBuf),
+    /// A credential that the service manager passes in.
+    Credential(String),
+}
+
+/// Text that is not the source of a secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "not a key source: write \"file:/absolute/path\" or \"credential:NAME\" (the secret itself never stands in the configuration)"
+)]
+pub struct BadKeySource;
+
+impl FromStr for KeySource {
+    type Err = BadKeySource;
+    fn from_str(text: &str) -> Result<Self, BadKeySource> {
+        if let Some(path) = text.strip_prefix("file:").filter(|p| p.starts_with('/')) {
+            return Ok(Self::File(path.into()));
+        }
+        match text.strip_prefix("credential:") {
+            Some(name) if !name.is_empty() && name.len() <= 255 && !name.contains('/') && !name.starts_with('.') => {
+                Ok(Self::Credential(name.to_owned()))
+            }
+            Some(_) | None => Err(BadKeySource),
+        }
+    }
+}
+
+impl fmt::Display for KeySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "file:{}", path.display()),
+            Self::Credential(name) => write!(f, "credential:{name}"),
+        }
+    }
+}
+
+impl Serialize for KeySource {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+/// Serialises a duration the way the configuration writes it.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde's `serialize_with` wants")]
+pub fn duration_text<S: Serializer>(d: &std::time::Duration, s: S) -> Result<S::Ok, S::Error> {
+    s.serialize_str(&super::reader::show_duration(*d))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn networks_are_canonical() {
+        assert_eq!("10.0.0.0/24".parse::<Cidr>().unwrap().0.to_string(), "10.0.0.0/24");
+        assert_eq!("10.0.0.7".parse::<Cidr>().unwrap().0.to_string(), "10.0.0.7/32");
+        assert!(matches!("10.0.0.1/24".parse::<Cidr>(), Err(BadCidr::HostBits(n)) if n.to_string() == "10.0.0.0/24"));
+        assert_eq!("::ffff:10.0.0.0/120".parse::<Cidr>(), Err(BadCidr::Mapped));
+        for bad in ["", "10.0.0.0/33", "10.0.0/24", "fd00::/129", "x"] {
+            assert_eq!(bad.parse::<Cidr>(), Err(BadCidr::Syntax), "{bad}");
+        }
+    }
+
+    #[test]
+    fn hosts_and_ports() {
+        for good in ["hub.example.net:51820", "192.0.2.1:1", "[2001:db8::1]:51820", "h_u-b:65535"] {
+            assert_eq!(good.parse::<HostPort>().unwrap().to_string(), good);
+        }
+        for bad in ["hub", "hub:0", "hub:65536", ":1", "[fe80::1%eth0]:1", "a b:1", "2001:db8::1:1", "-a:1", "a..b:1"] {
+            assert_eq!(bad.parse::<HostPort>(), Err(BadHostPort), "{bad}");
+        }
+    }
+
+    #[test]
+    fn key_sources() {
+        for good in ["file:/etc/spoke/key", "credential:wg0.key"] {
+            assert_eq!(good.parse::<KeySource>().unwrap().to_string(), good);
+        }
+        for bad in ["file:key", "credential:", "credential:a/b", "credential:..", "AAAA", "env:KEY"] {
+            assert_eq!(bad.parse::<KeySource>(), Err(BadKeySource), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in "\\PC{0,60}") {
+            let _ = (text.parse::<Cidr>(), text.parse::<HostPort>(), text.parse::<KeySource>());
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! The reconciled part of the world: interfaces, peers, addresses and routes of the kernel.
+pub mod derive;
+pub mod key;
+pub mod plan;
+pub mod render;
+pub mod state;

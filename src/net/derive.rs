@@ -1,0 +1,258 @@
+//! Makes the one validated [`Desired`] from the configuration and the facts. Invalid input gives an error and never an
+//! emptier network: the caller keeps the last good state.
+use super::key::{PresharedKey, PublicKey, SecretKey};
+use super::state::{Desired, Endpoint, IfName, Link, ListenPort, MAX_ALLOWED_IPS, MAX_PEERS, Peer, Route};
+use crate::config::Config;
+use crate::config::interface::{Access, Interface};
+use crate::config::types::{HostPort, KeySource};
+use crate::config::uplink::Hub;
+use crate::node::NodeId;
+use ipnet::IpNet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// What the identity task has read: every key the configuration names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Keys {
+    /// Private keys by interface.
+    pub private: BTreeMap<IfName, SecretKey>,
+    /// Preshared keys by their source.
+    pub preshared: BTreeMap<KeySource, PresharedKey>,
+}
+
+/// A hub as the uplink wants it in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HubPeer {
+    /// The hub's configuration.
+    pub hub: Arc<Hub>,
+    /// Where to send; `None` until its name was looked up.
+    pub endpoint: Option<Endpoint>,
+}
+
+/// What the uplink has decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UplinkChoice {
+    /// The interface that carries the tunnel.
+    pub interface: IfName,
+    /// The hub that all its allowed-ips go to.
+    pub active: HubPeer,
+    /// A better hub that is being watched before the tunnel moves back: it gets its own tunnel address only, and not even
+    /// that if the active hub has the same.
+    pub standby: Option<HubPeer>,
+    /// Renewals of the local UDP port.
+    pub port_epoch: u32,
+    /// Rebuilds of the interface.
+    pub rebuild: u32,
+}
+
+/// The pairs of node and key that a grant admits; the grants task alone decides on grace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Admitted(pub BTreeSet<(NodeId, PublicKey)>);
+
+/// Everything producers have published. A missing fact is the caller's business: it holds the first pass until the facts
+/// that are configured have been published once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Keys.
+    pub keys: Arc<Keys>,
+    /// The uplink's choice, where an uplink is configured.
+    pub uplink: Option<Arc<UplinkChoice>>,
+    /// Addresses of the configured peers' host names, last good look-up.
+    pub names: Arc<BTreeMap<HostPort, SocketAddr>>,
+    /// Who is granted access.
+    pub admitted: Arc<Admitted>,
+}
+
+/// Why no state could be derived.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeriveError {
+    /// A key is missing.
+    #[error("interface {0} has no private key yet")]
+    NoKey(IfName),
+    /// A preshared key is missing.
+    #[error("the preshared key {origin} of peer {peer:?} on {link} could not be read")]
+    NoPresharedKey {
+        /// Interface.
+        link: IfName,
+        /// Peer.
+        peer: PublicKey,
+        /// Where it should be.
+        origin: KeySource,
+    },
+    /// Two peers claim the same network; the kernel would move it to and fro.
+    #[error("{net} on {link} is claimed by peer {first:?} and by peer {second:?}: give it to one of them")]
+    Overlap {
+        /// Interface.
+        link: IfName,
+        /// The network.
+        net: IpNet,
+        /// The one that has it.
+        first: PublicKey,
+        /// The one that also wants it.
+        second: PublicKey,
+    },
+    /// A network with host bits or IPv4 inside IPv6.
+    #[error("{net} of peer {peer:?} on {link} is not canonical")]
+    NotCanonical {
+        /// Interface.
+        link: IfName,
+        /// Peer.
+        peer: PublicKey,
+        /// The network.
+        net: IpNet,
+    },
+    /// The interface is its own peer.
+    #[error("interface {0} has its own public key among its peers")]
+    OwnKey(IfName),
+    /// More than the bounds allow.
+    #[error("{what} on {link}: {count} are more than the {max} allowed")]
+    TooMany {
+        /// Interface.
+        link: IfName,
+        /// Peers or allowed-ips.
+        what: &'static str,
+        /// How many there are.
+        count: usize,
+        /// How many there may be.
+        max: usize,
+    },
+}
+
+/// The source of a missing key, shown in errors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing(pub KeySource);
+
+impl std::fmt::Display for Missing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Derives the state wanted of the kernel. `last` is the state wanted so far: the generation grows only with a change.
+pub fn derive(config: &Config, facts: &Facts, last: &Desired) -> Result<Desired, DeriveError> {
+    let mut links = BTreeMap::new();
+    for interface in &config.interfaces {
+        links.insert(interface.name.clone(), link(interface, facts)?);
+    }
+    let generation = if links == last.links { last.generation } else { last.generation + 1 };
+    Ok(Desired { generation, links })
+}
+
+fn link(interface: &Interface, facts: &Facts) -> Result<Link, DeriveError> {
+    let name = &interface.name;
+    let private_key = facts.keys.private.get(name).ok_or_else(|| DeriveError::NoKey(name.clone()))?.clone();
+    let mut peers = BTreeMap::new();
+    for peer in &interface.peers {
+        if interface.access == Access::Nft {
+            let admitted =
+                peer.node_id.as_ref().is_some_and(|id| facts.admitted.0.contains(&(id.clone(), peer.public_key)));
+            if !admitted {
+                continue;
+            }
+        }
+        let endpoint = peer.endpoint.as_ref().and_then(|e| e.literal().or_else(|| facts.names.get(e).copied()));
+        peers.insert(
+            peer.public_key,
+            Peer {
+                preshared_key: preshared(facts, name, peer.public_key, peer.preshared_key.as_ref())?,
+                allowed_ips: peer.allowed_ips.iter().map(|c| c.0).collect(),
+                keepalive: peer.keepalive,
+                endpoint: endpoint.map(|addr| Endpoint { addr, attempt: 0 }),
+            },
+        );
+    }
+    let mut listen_port = interface.listen_port.map_or(ListenPort::Random { epoch: 0 }, ListenPort::Fixed);
+    let mut rebuild = 0;
+    if let Some(choice) = facts.uplink.as_ref().filter(|u| u.interface == *name) {
+        let active: BTreeSet<IpNet> = choice.active.hub.allowed_ips.iter().map(|c| c.0).collect();
+        if let Some(standby) = &choice.standby {
+            let own = IpNet::from(standby.hub.address);
+            let nets = if active.contains(&own) || choice.active.hub.address == standby.hub.address {
+                BTreeSet::new()
+            } else {
+                [own].into()
+            };
+            peers.insert(standby.hub.public_key, hub_peer(facts, name, standby, nets)?);
+        }
+        peers.insert(choice.active.hub.public_key, hub_peer(facts, name, &choice.active, active)?);
+        if matches!(listen_port, ListenPort::Random { .. }) {
+            listen_port = ListenPort::Random { epoch: choice.port_epoch };
+        }
+        rebuild = choice.rebuild;
+    }
+    check(name, &private_key, &peers)?;
+    let routes = routes(interface, &peers);
+    Ok(Link {
+        private_key,
+        listen_port,
+        fwmark: interface.fwmark,
+        mtu: interface.mtu,
+        addresses: interface.addresses.iter().map(|a| a.0).collect(),
+        peers,
+        routes,
+        up: true,
+        policy: interface.drift,
+        remove_unknown: interface.remove_unknown,
+        rebuild,
+    })
+}
+
+fn preshared(
+    facts: &Facts,
+    link: &IfName,
+    peer: PublicKey,
+    source: Option<&KeySource>,
+) -> Result<Option<PresharedKey>, DeriveError> {
+    let Some(source) = source else { return Ok(None) };
+    match facts.keys.preshared.get(source) {
+        Some(key) => Ok(Some(key.clone())),
+        None => Err(DeriveError::NoPresharedKey { link: link.clone(), peer, origin: source.clone() }),
+    }
+}
+
+fn hub_peer(facts: &Facts, link: &IfName, peer: &HubPeer, allowed_ips: BTreeSet<IpNet>) -> Result<Peer, DeriveError> {
+    let preshared_key = preshared(facts, link, peer.hub.public_key, peer.hub.preshared_key.as_ref())?;
+    Ok(Peer { preshared_key, allowed_ips, keepalive: peer.hub.keepalive, endpoint: peer.endpoint })
+}
+
+/// Networks that an address of the interface already reaches need no route of ours: the kernel made that one.
+fn routes(interface: &Interface, peers: &BTreeMap<PublicKey, Peer>) -> BTreeSet<Route> {
+    if !interface.routes {
+        return BTreeSet::new();
+    }
+    let connected = |net: &IpNet| {
+        interface.table == super::state::TABLE_MAIN && interface.addresses.iter().any(|a| a.0.trunc().contains(net))
+    };
+    peers
+        .values()
+        .flat_map(|p| &p.allowed_ips)
+        .filter(|net| !connected(net))
+        .map(|net| Route { to: *net, table: interface.table })
+        .collect()
+}
+
+fn check(link: &IfName, private_key: &SecretKey, peers: &BTreeMap<PublicKey, Peer>) -> Result<(), DeriveError> {
+    let too_many = |what, count, max| DeriveError::TooMany { link: link.clone(), what, count, max };
+    if peers.len() > MAX_PEERS {
+        return Err(too_many("peers", peers.len(), MAX_PEERS));
+    }
+    if peers.contains_key(&private_key.public()) {
+        return Err(DeriveError::OwnKey(link.clone()));
+    }
+    let mut holders: BTreeMap<IpNet, PublicKey> = BTreeMap::new();
+    for (key, peer) in peers {
+        if peer.allowed_ips.len() > MAX_ALLOWED_IPS {
+            return Err(too_many("allowed-ips of one peer", peer.allowed_ips.len(), MAX_ALLOWED_IPS));
+        }
+        for net in &peer.allowed_ips {
+            if net.trunc() != *net {
+                return Err(DeriveError::NotCanonical { link: link.clone(), peer: *key, net: *net });
+            }
+            if let Some(first) = holders.insert(*net, *key) {
+                return Err(DeriveError::Overlap { link: link.clone(), net: *net, first, second: *key });
+            }
+        }
+    }
+    Ok(())
+}

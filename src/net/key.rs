@@ -1,0 +1,183 @@
+//! WireGuard keys: 32 bytes, 44 characters of base64 in text, secret ones never shown.
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
+use std::str::FromStr;
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+/// A key that is not 44 characters of standard base64 for 32 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a WireGuard key: expected 44 characters of base64 (32 bytes)")]
+pub struct BadKey;
+
+fn decode(text: &str) -> Result<Zeroizing<[u8; 32]>, BadKey> {
+    if text.len() != 44 {
+        return Err(BadKey);
+    }
+    let mut out = Zeroizing::new([0u8; 33]);
+    match STANDARD.decode_slice(text, out.as_mut_slice()) {
+        Ok(32) => {
+            let mut key = Zeroizing::new([0u8; 32]);
+            key.copy_from_slice(&out[..32]);
+            Ok(key)
+        }
+        Ok(_) | Err(_) => Err(BadKey),
+    }
+}
+
+/// The public half of a peer's or an interface's key; its identity.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PublicKey(pub [u8; 32]);
+
+impl PublicKey {
+    /// The first characters of the text form, enough to recognise a key in a log line.
+    pub fn short(&self) -> String {
+        let mut text = self.to_string();
+        text.truncate(8);
+        text.push('…');
+        text
+    }
+}
+
+impl fmt::Display for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut buf = [0u8; 44];
+        let n = STANDARD.encode_slice(self.0, &mut buf).map_err(|_| fmt::Error)?;
+        f.write_str(std::str::from_utf8(&buf[..n]).map_err(|_| fmt::Error)?)
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.short())
+    }
+}
+
+impl FromStr for PublicKey {
+    type Err = BadKey;
+    fn from_str(text: &str) -> Result<Self, BadKey> {
+        decode(text).map(|k| Self(*k))
+    }
+}
+
+impl Serialize for PublicKey {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for PublicKey {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(d)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+macro_rules! secret_key {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
+        pub struct $name([u8; 32]);
+
+        impl $name {
+            /// Takes 32 raw bytes.
+            pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+                Self(bytes)
+            }
+
+            /// The raw bytes, for the kernel and for the file that keeps them.
+            pub const fn reveal(&self) -> &[u8; 32] {
+                &self.0
+            }
+
+            /// The text form, wiped when dropped.
+            pub fn reveal_base64(&self) -> Zeroizing<String> {
+                Zeroizing::new(STANDARD.encode(self.0))
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("[redacted]")
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = BadKey;
+            fn from_str(text: &str) -> Result<Self, BadKey> {
+                decode(text).map(|k| Self(*k))
+            }
+        }
+
+        impl Serialize for $name {
+            /// Always `[redacted]`; a document that must keep the key writes [`Self::reveal_base64`].
+            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.serialize_str("[redacted]")
+            }
+        }
+    };
+}
+
+secret_key! {
+    /// The private half of an interface's key.
+    SecretKey
+}
+secret_key! {
+    /// A symmetric key shared by two peers on top of their key pairs.
+    PresharedKey
+}
+
+impl SecretKey {
+    /// The public half (X25519; the kernel clamps a private key the same way).
+    pub fn public(&self) -> PublicKey {
+        let secret = x25519_dalek::StaticSecret::from(self.0);
+        PublicKey(x25519_dalek::PublicKey::from(&secret).to_bytes())
+    }
+
+    /// A key from 32 random bytes, clamped as `wg genkey` does so that its text form equals what the kernel reports.
+    pub const fn clamped(mut bytes: [u8; 32]) -> Self {
+        bytes[0] &= 248;
+        bytes[31] = (bytes[31] & 127) | 64;
+        Self(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn public_half_matches_rfc_7748() {
+        // RFC 7748, section 6.1, Alice's key pair.
+        let hex =
+            |s: &str| -> [u8; 32] { std::array::from_fn(|i| u8::from_str_radix(&s[2 * i..2 * i + 2], 16).unwrap()) };
+        let secret = SecretKey::from_bytes(hex("77076d0a7318a57d3c16c17251b26645df4c2f92ebc099ac942c81e6b4fd7a9b"));
+        let public = hex("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a");
+        assert_eq!(secret.public().0, public);
+    }
+
+    #[test]
+    fn secret_keys_are_never_shown() {
+        let k = SecretKey::from_bytes([7; 32]);
+        let text = k.reveal_base64().to_string();
+        assert!(!format!("{k:?}").contains(&text[..8]));
+        assert_eq!(serde_json::to_string(&k).unwrap(), "\"[redacted]\"");
+        assert_eq!(text.parse::<SecretKey>().unwrap(), k);
+    }
+
+    proptest! {
+        #[test]
+        fn text_and_back(bytes in any::<[u8; 32]>()) {
+            let k = PublicKey(bytes);
+            prop_assert_eq!(k.to_string().len(), 44);
+            prop_assert_eq!(k.to_string().parse::<PublicKey>(), Ok(k));
+        }
+
+        #[test]
+        fn other_text_is_refused(text in "[A-Za-z0-9+/=]{0,60}") {
+            let ok = text.parse::<PublicKey>().is_ok_and(|k| k.to_string() == text);
+            prop_assert_eq!(text.parse::<PublicKey>().is_ok(), ok);
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! The pure difference between wanted and observed, as ordered steps.
+//!
+//! Order: remove and create interfaces → take peers away → add and change peers → addresses and routes → bring up.
+//! The planner walks the union of what is wanted and what is ours, so that what we no longer want goes even if nobody saw
+//! the moment it stopped being wanted.
+use super::key::{PresharedKey, PublicKey, SecretKey};
+use super::state::{
+    Desired, DriftPolicy, Endpoint, IfName, Link, ListenPort, Memory, Observed, ObservedLink, ObservedPeer, Peer, Route,
+};
+use ipnet::IpNet;
+use std::collections::BTreeSet;
+
+/// How a peer's allowed-ips change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AllowedIps {
+    /// As they are.
+    Keep,
+    /// These come on top: no packet of the others is disturbed.
+    Add(BTreeSet<IpNet>),
+    /// These instead of all others.
+    Replace(BTreeSet<IpNet>),
+}
+
+/// What a [`Step::SetPeer`] writes; `None` leaves a value alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerChange {
+    /// The peer is not there yet. A change of an existing peer must never bring back one removed meanwhile.
+    pub create: bool,
+    /// `Some(None)` takes the key away.
+    pub preshared_key: Option<Option<PresharedKey>>,
+    /// Seconds; 0 is off.
+    pub keepalive: Option<u16>,
+    /// Where to send.
+    pub endpoint: Option<Endpoint>,
+    /// Allowed-ips.
+    pub allowed_ips: AllowedIps,
+}
+
+/// One change of the kernel's network state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "`link` is the interface's name in every variant; the rest is said per variant")]
+pub enum Step {
+    /// Delete an interface we created and no longer want, or want anew.
+    DeleteLink { link: IfName },
+    /// Create a WireGuard interface marked as ours.
+    CreateLink { link: IfName, mtu: u32 },
+    /// Set the interface's own WireGuard values; `None` leaves a value alone, port 0 has the kernel choose anew.
+    SetDevice { link: IfName, private_key: Option<SecretKey>, listen_port: Option<u16>, fwmark: Option<u32> },
+    /// Take a peer away.
+    RemovePeer { link: IfName, peer: PublicKey },
+    /// Add or change a peer.
+    SetPeer { link: IfName, peer: PublicKey, change: PeerChange },
+    /// Set the interface's MTU, in bytes.
+    SetMtu { link: IfName, mtu: u32 },
+    /// Remove a route of ours.
+    RemoveRoute { link: IfName, route: Route },
+    /// Remove an address.
+    RemoveAddress { link: IfName, address: IpNet },
+    /// Add an address.
+    AddAddress { link: IfName, address: IpNet },
+    /// Bring the interface up or down.
+    SetUp { link: IfName, up: bool },
+    /// Add a route; only an interface that is up can carry one.
+    AddRoute { link: IfName, route: Route },
+}
+
+impl Step {
+    /// The interface the step is about.
+    pub const fn link(&self) -> &IfName {
+        match self {
+            Self::DeleteLink { link }
+            | Self::CreateLink { link, .. }
+            | Self::SetDevice { link, .. }
+            | Self::RemovePeer { link, .. }
+            | Self::SetPeer { link, .. }
+            | Self::SetMtu { link, .. }
+            | Self::RemoveRoute { link, .. }
+            | Self::RemoveAddress { link, .. }
+            | Self::AddAddress { link, .. }
+            | Self::SetUp { link, .. }
+            | Self::AddRoute { link, .. } => link,
+        }
+    }
+
+    /// Whether the step takes access away; such a step is never held up by another.
+    pub const fn revokes(&self) -> bool {
+        matches!(self, Self::RemovePeer { .. })
+    }
+
+    const fn rank(&self) -> u8 {
+        match self {
+            Self::DeleteLink { .. } => 0,
+            Self::CreateLink { .. } => 1,
+            Self::RemovePeer { .. } => 2,
+            Self::SetDevice { .. } => 3,
+            Self::SetPeer { .. } => 4,
+            Self::SetMtu { .. } => 5,
+            Self::RemoveRoute { .. } => 6,
+            Self::RemoveAddress { .. } => 7,
+            Self::AddAddress { .. } => 8,
+            Self::SetUp { .. } => 9,
+            Self::AddRoute { .. } => 10,
+        }
+    }
+}
+
+/// An interface that cannot be brought to what is wanted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Blocked {
+    /// Another kind of interface has the name.
+    #[error("interface {0} exists and is not WireGuard: rename it or choose another name in the configuration")]
+    NameTaken(IfName),
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Steps in the order they are applied.
+    pub steps: Vec<Step>,
+    /// Differences that the interface's policy leaves alone.
+    pub held: Vec<Step>,
+    /// Interfaces that are out of reach.
+    pub blocked: Vec<Blocked>,
+}
+
+impl Plan {
+    /// Nothing to do, nothing left alone, nothing out of reach.
+    pub const fn is_clean(&self) -> bool {
+        self.steps.is_empty() && self.held.is_empty() && self.blocked.is_empty()
+    }
+}
+
+/// The steps that turn `observed` into `desired`. Total, deterministic, and empty when they agree.
+#[must_use]
+pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory) -> Plan {
+    let mut out = Plan::default();
+    for (name, have) in &observed.links {
+        if have.ours && have.wireguard && !desired.links.contains_key(name) {
+            out.steps.push(Step::DeleteLink { link: name.clone() });
+        }
+    }
+    for (name, want) in &desired.links {
+        let have = match observed.links.get(name) {
+            Some(have) if !have.wireguard => {
+                out.blocked.push(Blocked::NameTaken(name.clone()));
+                continue;
+            }
+            Some(have) => Some(have),
+            None => None,
+        };
+        let mut steps = Vec::new();
+        let mut unknown = Vec::new();
+        link(name, want, have, memory, &mut steps, &mut unknown);
+        match want.policy {
+            DriftPolicy::Enforce => {
+                out.steps.append(&mut steps);
+                if want.remove_unknown {
+                    out.steps.append(&mut unknown);
+                } else {
+                    out.held.append(&mut unknown);
+                }
+            }
+            DriftPolicy::Observe => {
+                out.held.append(&mut steps);
+                out.held.append(&mut unknown);
+            }
+        }
+    }
+    // Stable: within a rank the order stays that of interface and key.
+    out.steps.sort_by_key(Step::rank);
+    out
+}
+
+fn link(
+    name: &IfName,
+    want: &Link,
+    have: Option<&ObservedLink>,
+    memory: &Memory,
+    steps: &mut Vec<Step>,
+    unknown: &mut Vec<Step>,
+) {
+    let blank = ObservedLink { wireguard: true, mtu: want.mtu, ..ObservedLink::default() };
+    let rebuild = have.is_some_and(|h| h.ours) && memory.rebuilds.get(name).copied().unwrap_or(0) < want.rebuild;
+    if rebuild {
+        steps.push(Step::DeleteLink { link: name.clone() });
+    }
+    let fresh = rebuild || have.is_none();
+    if fresh {
+        steps.push(Step::CreateLink { link: name.clone(), mtu: want.mtu });
+    }
+    let have = have.filter(|_| !fresh).unwrap_or(&blank);
+
+    let private_key = (have.public_key != Some(want.private_key.public())).then(|| want.private_key.clone());
+    let listen_port = match want.listen_port {
+        ListenPort::Fixed(port) => (have.listen_port != port).then_some(port),
+        ListenPort::Random { epoch } => (memory.ports.get(name).copied().unwrap_or(0) < epoch && !fresh).then_some(0),
+    };
+    let fwmark = (have.fwmark != want.fwmark).then_some(want.fwmark);
+    if private_key.is_some() || listen_port.is_some() || fwmark.is_some() {
+        steps.push(Step::SetDevice { link: name.clone(), private_key, listen_port, fwmark });
+    }
+
+    for key in have.peers.keys().filter(|k| !want.peers.contains_key(*k)) {
+        let step = Step::RemovePeer { link: name.clone(), peer: *key };
+        if memory.owned.get(name).is_some_and(|owned| owned.contains(key)) {
+            steps.push(step);
+        } else {
+            unknown.push(step);
+        }
+    }
+    for (key, peer) in &want.peers {
+        let told = if fresh { None } else { memory.endpoints.get(&(name.clone(), *key)) };
+        if let Some(change) = peer_change(peer, have.peers.get(key), told) {
+            steps.push(Step::SetPeer { link: name.clone(), peer: *key, change });
+        }
+    }
+
+    if have.mtu != want.mtu {
+        steps.push(Step::SetMtu { link: name.clone(), mtu: want.mtu });
+    }
+    for address in have.addresses.difference(&want.addresses) {
+        steps.push(Step::RemoveAddress { link: name.clone(), address: *address });
+    }
+    for address in want.addresses.difference(&have.addresses) {
+        steps.push(Step::AddAddress { link: name.clone(), address: *address });
+    }
+    if have.up != want.up {
+        steps.push(Step::SetUp { link: name.clone(), up: want.up });
+    }
+    // A link that is down has no routes, whoever made them.
+    let routes = if want.up { &want.routes } else { &BTreeSet::new() };
+    for route in have.routes.difference(routes) {
+        steps.push(Step::RemoveRoute { link: name.clone(), route: *route });
+    }
+    for route in routes.difference(&have.routes) {
+        steps.push(Step::AddRoute { link: name.clone(), route: *route });
+    }
+}
+
+fn peer_change(want: &Peer, have: Option<&ObservedPeer>, told: Option<&Endpoint>) -> Option<PeerChange> {
+    let Some(have) = have else {
+        return Some(PeerChange {
+            create: true,
+            preshared_key: want.preshared_key.clone().map(Some),
+            keepalive: (want.keepalive != 0).then_some(want.keepalive),
+            endpoint: want.endpoint,
+            allowed_ips: AllowedIps::Replace(want.allowed_ips.clone()),
+        });
+    };
+    let endpoint = want.endpoint.filter(|e| match told {
+        Some(told) => told != e,
+        None => have.endpoint != Some(e.addr),
+    });
+    let allowed_ips = if have.allowed_ips == want.allowed_ips {
+        AllowedIps::Keep
+    } else if have.allowed_ips.is_subset(&want.allowed_ips) {
+        AllowedIps::Add(want.allowed_ips.difference(&have.allowed_ips).copied().collect())
+    } else {
+        AllowedIps::Replace(want.allowed_ips.clone())
+    };
+    let change = PeerChange {
+        create: false,
+        preshared_key: (have.preshared_key != want.preshared_key).then(|| want.preshared_key.clone()),
+        keepalive: (have.keepalive != want.keepalive).then_some(want.keepalive),
+        endpoint,
+        allowed_ips,
+    };
+    let idle = change.preshared_key.is_none()
+        && change.keepalive.is_none()
+        && change.endpoint.is_none()
+        && change.allowed_ips == AllowedIps::Keep;
+    (!idle).then_some(change)
+}
+
+impl Memory {
+    /// Takes note of a step that was applied under `desired`.
+    pub fn record(&mut self, step: &Step, desired: &Desired) {
+        match step {
+            Step::DeleteLink { link } => {
+                self.forget(link);
+                if let Some(want) = desired.links.get(link) {
+                    self.rebuilds.insert(link.clone(), want.rebuild);
+                }
+            }
+            Step::CreateLink { link, .. } => {
+                let rebuilds = self.rebuilds.get(link).copied();
+                self.forget(link);
+                if let Some(want) = desired.links.get(link) {
+                    self.rebuilds.insert(link.clone(), rebuilds.unwrap_or(0).max(want.rebuild));
+                    // A new interface has a new port.
+                    if let ListenPort::Random { epoch } = want.listen_port {
+                        self.ports.insert(link.clone(), epoch);
+                    }
+                }
+            }
+            Step::SetDevice { link, listen_port: Some(0), .. } => {
+                if let Some(Link { listen_port: ListenPort::Random { epoch }, .. }) = desired.links.get(link) {
+                    self.ports.insert(link.clone(), *epoch);
+                }
+            }
+            Step::RemovePeer { link, peer } => {
+                self.endpoints.remove(&(link.clone(), *peer));
+                if let Some(owned) = self.owned.get_mut(link) {
+                    owned.remove(peer);
+                }
+            }
+            Step::SetPeer { link, peer, change } => {
+                self.owned.entry(link.clone()).or_default().insert(*peer);
+                if let Some(endpoint) = change.endpoint {
+                    self.endpoints.insert((link.clone(), *peer), endpoint);
+                }
+            }
+            Step::SetDevice { .. }
+            | Step::SetMtu { .. }
+            | Step::RemoveRoute { .. }
+            | Step::RemoveAddress { .. }
+            | Step::AddAddress { .. }
+            | Step::SetUp { .. }
+            | Step::AddRoute { .. } => {}
+        }
+    }
+
+    /// Takes note of a pass after which nothing differed: every wanted peer that is there is ours from now on.
+    pub fn adopt(&mut self, desired: &Desired, observed: &Observed) {
+        for (name, want) in &desired.links {
+            let Some(have) = observed.links.get(name) else { continue };
+            let owned = self.owned.entry(name.clone()).or_default();
+            for (key, peer) in &want.peers {
+                let Some(seen) = have.peers.get(key) else { continue };
+                if !owned.contains(key) {
+                    owned.insert(*key);
+                }
+                if let Some(endpoint) = peer.endpoint.filter(|e| seen.endpoint == Some(e.addr)) {
+                    self.endpoints.entry((name.clone(), *key)).or_insert(endpoint);
+                }
+            }
+        }
+    }
+
+    fn forget(&mut self, link: &IfName) {
+        self.endpoints.retain(|(name, _), _| name != link);
+        self.owned.remove(link);
+    }
+}

@@ -1,0 +1,269 @@
+//! What we want of the kernel and what it has, in one vocabulary.
+//!
+//! What the kernel learns by itself (a roamed endpoint, handshakes, counters) exists only on the observed side: it is
+//! status, never drift.
+use super::key::{PresharedKey, PublicKey, SecretKey};
+use crate::time::Boot;
+use ipnet::IpNet;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// The routing protocol number that marks our routes (`ip route show proto 157`); unassigned in iproute2's `rt_protos`.
+pub const ROUTE_PROTOCOL: u8 = 157;
+
+/// The link alias that marks an interface we created, so that a later run may also delete it.
+pub const OWNED_ALIAS: &str = "managed by spoke";
+
+/// The main routing table.
+pub const TABLE_MAIN: u32 = 254;
+
+/// The longest accepted set of peers of one interface.
+pub const MAX_PEERS: usize = 65_536;
+
+/// The longest accepted set of allowed-ips of one peer.
+pub const MAX_ALLOWED_IPS: usize = 4_096;
+
+/// The name of a network interface: 1 to 15 bytes (the kernel's `IFNAMSIZ` less the terminator).
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IfName(heapless::String<15>);
+
+/// Text that is not an interface name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not an interface name: expected 1 to 15 characters out of A-Z a-z 0-9 _ . - that do not begin with - or .")]
+pub struct BadIfName;
+
+impl IfName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for IfName {
+    type Err = BadIfName;
+    fn from_str(text: &str) -> Result<Self, BadIfName> {
+        let fine = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
+            && !text.starts_with(['-', '.'])
+            && !text.is_empty();
+        match heapless::String::try_from(text) {
+            Ok(name) if fine => Ok(Self(name)),
+            Ok(_) | Err(_) => Err(BadIfName),
+        }
+    }
+}
+
+impl fmt::Display for IfName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for IfName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Serialize for IfName {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for IfName {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(d)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Where a peer is to be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Address and UDP port.
+    pub addr: SocketAddr,
+    /// Raised by whoever decides on the endpoint to have the same address set once more (the peer may have roamed).
+    pub attempt: u64,
+}
+
+/// A peer as wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Peer {
+    /// Extra symmetric key, if both sides have one.
+    pub preshared_key: Option<PresharedKey>,
+    /// Canonical networks (no host bits) routed to and accepted from this peer.
+    pub allowed_ips: BTreeSet<IpNet>,
+    /// Seconds between keepalives; 0 is off.
+    pub keepalive: u16,
+    /// Where to send; `None` leaves it to the peer to come to us.
+    pub endpoint: Option<Endpoint>,
+}
+
+/// The UDP port an interface listens on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListenPort {
+    /// This port.
+    Fixed(u16),
+    /// Whatever the kernel chose; a raised `epoch` has it choose anew, which gets past a stuck NAT binding.
+    Random {
+        /// Count of renewals asked for since the process started.
+        epoch: u32,
+    },
+}
+
+impl Default for ListenPort {
+    fn default() -> Self {
+        Self::Random { epoch: 0 }
+    }
+}
+
+/// A route of ours (protocol [`ROUTE_PROTOCOL`]) through one interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Route {
+    /// Destination, canonical.
+    pub to: IpNet,
+    /// Routing table.
+    pub table: u32,
+}
+
+/// What may be done about a difference between wanted and observed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DriftPolicy {
+    /// Repair it.
+    Enforce,
+    /// Report it and write nothing.
+    Observe,
+}
+
+/// One WireGuard interface as wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The interface's own key.
+    pub private_key: SecretKey,
+    /// UDP port.
+    pub listen_port: ListenPort,
+    /// Mark on the encrypted packets; 0 is none.
+    pub fwmark: u32,
+    /// Largest packet inside the tunnel, in bytes.
+    pub mtu: u32,
+    /// Our addresses, with their prefix length.
+    pub addresses: BTreeSet<IpNet>,
+    /// Peers by public key; no prefix is in two of them.
+    pub peers: BTreeMap<PublicKey, Peer>,
+    /// Routes to the peers' allowed-ips.
+    pub routes: BTreeSet<Route>,
+    /// Administratively up.
+    pub up: bool,
+    /// What may be done about drift.
+    pub policy: DriftPolicy,
+    /// Whether peers that we never set are removed.
+    pub remove_unknown: bool,
+    /// Raised to have the interface deleted and made anew: the last rung of the recovery ladder.
+    pub rebuild: u32,
+}
+
+/// Everything we want of the kernel. Built and checked by `derive` alone; never changed afterwards.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// Grows by one with every change of content.
+    pub generation: u64,
+    /// Wanted interfaces by name.
+    pub links: BTreeMap<IfName, Link>,
+}
+
+/// A peer as the kernel reports it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ObservedPeer {
+    /// Extra symmetric key.
+    pub preshared_key: Option<PresharedKey>,
+    /// Networks routed to it.
+    pub allowed_ips: BTreeSet<IpNet>,
+    /// Seconds between keepalives; 0 is off.
+    pub keepalive: u16,
+    /// Where it was last seen, or was told to be.
+    pub endpoint: Option<SocketAddr>,
+    /// Status, not state.
+    pub counters: Counters,
+}
+
+/// What the kernel counts for one peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counters {
+    /// Wall-clock time of the last handshake since the epoch, by the clock as it stood then; `None`: never.
+    pub last_handshake: Option<Duration>,
+    /// Bytes received.
+    pub rx: u64,
+    /// Bytes sent.
+    pub tx: u64,
+}
+
+/// An interface as the kernel reports it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ObservedLink {
+    /// Kernel index.
+    pub index: u32,
+    /// False: an interface of this name exists and is not WireGuard. It is never touched.
+    pub wireguard: bool,
+    /// Carries [`OWNED_ALIAS`].
+    pub ours: bool,
+    /// Administratively up.
+    pub up: bool,
+    /// Largest packet, in bytes.
+    pub mtu: u32,
+    /// Public half of the key it holds; `None`: no key.
+    pub public_key: Option<PublicKey>,
+    /// UDP port; 0 while down and never set.
+    pub listen_port: u16,
+    /// Mark on encrypted packets; 0 is none.
+    pub fwmark: u32,
+    /// Addresses with their prefix length.
+    pub addresses: BTreeSet<IpNet>,
+    /// Peers by public key.
+    pub peers: BTreeMap<PublicKey, ObservedPeer>,
+    /// Routes of our protocol through it; others are not ours to see.
+    pub routes: BTreeSet<Route>,
+}
+
+/// What the kernel has, of the interfaces that are wanted or ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// When it was read.
+    pub at: Boot,
+    /// By name. An interface that does not exist is absent.
+    pub links: BTreeMap<IfName, ObservedLink>,
+}
+
+/// What the reconcile task remembers of its own deeds, because the kernel cannot tell.
+///
+/// Empty after a restart, which is safe: an epoch of 0 asks for nothing, and an endpoint that differs is set once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Endpoints as last set by us.
+    pub endpoints: BTreeMap<(IfName, PublicKey), Endpoint>,
+    /// Port renewals done.
+    pub ports: BTreeMap<IfName, u32>,
+    /// Rebuilds done.
+    pub rebuilds: BTreeMap<IfName, u32>,
+    /// Peers we set, so that a peer we no longer want is told from one we never knew.
+    pub owned: BTreeMap<IfName, BTreeSet<PublicKey>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_the_kernel_or_a_command_line_would_misread_are_refused() {
+        for good in ["wg0", "spoke-hub.1", "a23456789012345"] {
+            assert!(good.parse::<IfName>().is_ok(), "{good}");
+        }
+        for bad in ["", "a234567890123456", "-h", "--help", "wg/0", "..", ".", "wg 0", "wg:0", "wg\u{e4}"] {
+            assert_eq!(bad.parse::<IfName>(), Err(BadIfName), "{bad}");
+        }
+    }
+}

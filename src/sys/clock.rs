@@ -1,0 +1,33 @@
+//! The clocks of the machine.
+use crate::time::{Boot, Wall};
+use rustix::time::{ClockId, clock_gettime};
+use std::time::Duration;
+
+/// Reads the clocks.
+pub trait Clock: Clone + Send + Sync + 'static {
+    /// Time since boot.
+    fn now(&self) -> Boot;
+    /// Wall time as the machine has it, right or wrong; `clock` in the supervisor decides whether to trust it.
+    fn wall(&self) -> Wall;
+}
+
+/// The machine's own clocks.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> Boot {
+        let t = clock_gettime(ClockId::Boottime);
+        let (secs, nanos) = (u64::try_from(t.tv_sec).unwrap_or(0), u32::try_from(t.tv_nsec).unwrap_or(0));
+        Boot::from_duration(Duration::new(secs, nanos))
+    }
+
+    fn wall(&self) -> Wall {
+        Wall(u64::try_from(clock_gettime(ClockId::Realtime).tv_sec).unwrap_or(0))
+    }
+}
+
+/// The id of this boot (`/proc/sys/kernel/random/boot_id`), kept beside every stored [`Boot`] moment.
+pub fn boot_id() -> Option<String> {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|s| s.trim().to_owned())
+}

@@ -1,0 +1,328 @@
+//! Files that survive a power cut: written beside, synced, renamed, directory synced; never in place.
+use rustix::fs::{Mode, OFlags, fsync, open, openat, renameat, unlinkat};
+use serde::{Serialize, de::DeserializeOwned};
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+/// Why a file could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// Reading failed.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Writing failed; the old content is untouched.
+    #[error("cannot write {path} (its old content stays): {remedy}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What to do.
+        remedy: &'static str,
+        /// The system's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A secret that others may read.
+    #[error("{path} can be read by others (mode {mode:04o}): run `chmod 600 {path}`")]
+    TooOpen {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Neither the document nor its previous good copy can be understood.
+    #[error("{path} is damaged ({problem}) and has no good previous copy: it was moved aside to {aside}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+        /// Where the damaged file is kept.
+        aside: PathBuf,
+    },
+}
+
+impl DiskError {
+    fn read(path: &Path, source: impl Into<std::io::Error>) -> Self {
+        Self::Read { path: path.to_owned(), source: source.into() }
+    }
+
+    fn write(path: &Path, source: impl Into<std::io::Error>) -> Self {
+        let source = source.into();
+        let remedy = match source.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => "free some space on its file system",
+            std::io::ErrorKind::ReadOnlyFilesystem => {
+                "its file system is read-only: check it for errors and remount it"
+            }
+            std::io::ErrorKind::PermissionDenied => "give the user that runs spoke the right to write its directory",
+            std::io::ErrorKind::NotFound => "create its directory (systemd: StateDirectory=spoke)",
+            _ => "check its file system",
+        };
+        Self::Write { path: path.to_owned(), remedy, source }
+    }
+}
+
+/// Writes `bytes` so that after a power cut either the old or the new content is there, mode 0600.
+///
+/// `replace = false` fails with `AlreadyExists` rather than touch a file that is there.
+pub fn write_atomic(path: &Path, bytes: &[u8], replace: bool) -> Result<(), DiskError> {
+    let fail = |e: rustix::io::Errno| DiskError::write(path, e);
+    let (dir, name) =
+        split(path).ok_or_else(|| DiskError::write(path, std::io::Error::from(std::io::ErrorKind::InvalidInput)))?;
+    let dir = open(dir, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(fail)?;
+    let temporary = format!(".{name}.new");
+    // A left-over of a power cut is overwritten.
+    let file = openat(
+        &dir,
+        &temporary,
+        OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+        Mode::RUSR | Mode::WUSR,
+    )
+    .map_err(fail)?;
+    let mut file = File::from(file);
+    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    if let Err(e) = written {
+        drop(file);
+        let _ = unlinkat(&dir, &temporary, rustix::fs::AtFlags::empty());
+        return Err(DiskError::write(path, e));
+    }
+    drop(file);
+    let renamed = if replace {
+        renameat(&dir, &temporary, &dir, name)
+    } else {
+        rustix::fs::linkat(&dir, &temporary, &dir, name, rustix::fs::AtFlags::empty())
+            .and_then(|()| unlinkat(&dir, &temporary, rustix::fs::AtFlags::empty()))
+    };
+    if let Err(e) = renamed {
+        let _ = unlinkat(&dir, &temporary, rustix::fs::AtFlags::empty());
+        return Err(fail(e));
+    }
+    fsync(&dir).map_err(fail)
+}
+
+fn split(path: &Path) -> Option<(&Path, &str)> {
+    Some((path.parent()?, path.file_name()?.to_str()?))
+}
+
+/// Reads a secret file of at most `max` bytes; refuses one that group or others may read. `Ok(None)`: there is none.
+pub fn read_secret(path: &Path, max: u64) -> Result<Option<zeroize::Zeroizing<Vec<u8>>>, DiskError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(DiskError::read(path, e)),
+    };
+    let meta = file.metadata().map_err(|e| DiskError::read(path, e))?;
+    if !meta.is_file() {
+        return Err(DiskError::read(path, std::io::Error::other("it is not a file")));
+    }
+    if meta.mode() & 0o077 != 0 {
+        return Err(DiskError::TooOpen { path: path.to_owned(), mode: meta.mode() & 0o7777 });
+    }
+    // Room for all of it at once: a growing buffer would leave copies of the secret behind.
+    let mut bytes =
+        zeroize::Zeroizing::new(Vec::with_capacity(usize::try_from(max.min(meta.len() + 1)).unwrap_or(4096)));
+    file.take(max).read_to_end(&mut bytes).map_err(|e| DiskError::read(path, e))?;
+    Ok(Some(bytes))
+}
+
+/// A versioned JSON document with its previous good copy (`NAME.prev`), written only on change.
+///
+/// Shape on disk: `{"version": N, "sum": "<sha-256 hex of body>", "body": …}`.
+#[derive(Debug)]
+pub struct Document<T> {
+    path: PathBuf,
+    version: u32,
+    last: Option<Vec<u8>>,
+    kind: std::marker::PhantomData<fn() -> T>,
+}
+
+#[derive(serde::Deserialize)]
+struct Envelope<'a> {
+    version: u32,
+    sum: &'a str,
+    #[serde(borrow)]
+    body: &'a serde_json::value::RawValue,
+}
+
+impl<T: Serialize + DeserializeOwned> Document<T> {
+    /// The document at `path`, in the `version` this build writes and reads.
+    pub const fn new(path: PathBuf, version: u32) -> Self {
+        Self { path, version, last: None, kind: std::marker::PhantomData }
+    }
+
+    /// Where it is kept.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads it; falls back to the previous good copy if it is damaged, and says so in the log. `Ok(None)`: there is none.
+    pub fn load(&mut self) -> Result<Option<T>, DiskError> {
+        let problem = match self.read(&self.path) {
+            Ok(None) => None,
+            Ok(Some((value, body))) => {
+                self.last = Some(body);
+                return Ok(Some(value));
+            }
+            Err(ReadError::Disk(e)) => return Err(e),
+            Err(ReadError::Damaged(problem)) => Some(problem),
+        };
+        match self.read(&self.previous()) {
+            Ok(Some((value, _))) => {
+                tracing::warn!(path = %self.path.display(), problem = problem.as_deref().unwrap_or("missing"), "document damaged: its previous copy is used");
+                Ok(Some(value))
+            }
+            Ok(None) | Err(_) => match problem {
+                None => Ok(None),
+                Some(problem) => {
+                    let aside = self.path.with_extension("damaged");
+                    std::fs::rename(&self.path, &aside).map_err(|e| DiskError::write(&aside, e))?;
+                    Err(DiskError::Damaged { path: self.path.clone(), problem, aside })
+                }
+            },
+        }
+    }
+
+    /// Writes it if it differs from what was last read or written; returns whether it did.
+    pub fn store(&mut self, value: &T) -> Result<bool, DiskError> {
+        let body = serde_json::to_vec(value).map_err(|e| DiskError::write(&self.path, std::io::Error::other(e)))?;
+        if self.last.as_ref() == Some(&body) {
+            return Ok(false);
+        }
+        let mut bytes = format!("{{\"version\":{},\"sum\":\"{}\",\"body\":", self.version, sum(&body)).into_bytes();
+        bytes.extend_from_slice(&body);
+        bytes.push(b'}');
+        if let Ok(Some(_)) = self.read(&self.path) {
+            // Only a good copy may become the previous one.
+            let previous = self.previous();
+            let _ = std::fs::remove_file(&previous);
+            if let Err(e) = std::fs::hard_link(&self.path, &previous) {
+                tracing::debug!(error = %e, path = %previous.display(), "previous copy not kept");
+            }
+        }
+        write_atomic(&self.path, &bytes, true)?;
+        self.last = Some(body);
+        Ok(true)
+    }
+
+    fn previous(&self) -> PathBuf {
+        let mut name = self.path.clone().into_os_string();
+        name.push(".prev");
+        name.into()
+    }
+
+    fn read(&self, path: &Path) -> Result<Option<(T, Vec<u8>)>, ReadError> {
+        let bytes = match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(ReadError::Disk(DiskError::read(path, e))),
+        };
+        let damaged = |e: &dyn std::fmt::Display| ReadError::Damaged(e.to_string());
+        let envelope: Envelope<'_> = serde_json::from_slice(&bytes).map_err(|e| damaged(&e))?;
+        if envelope.version != self.version {
+            return Err(damaged(&format_args!("version {} instead of {}", envelope.version, self.version)));
+        }
+        let body = envelope.body.get().as_bytes();
+        if sum(body) != envelope.sum {
+            return Err(damaged(&"its checksum does not match"));
+        }
+        let value = serde_json::from_slice(body).map_err(|e| damaged(&e))?;
+        Ok(Some((value, body.to_vec())))
+    }
+}
+
+enum ReadError {
+    Disk(DiskError),
+    Damaged(String),
+}
+
+fn sum(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
+    digest.as_ref().iter().fold(String::with_capacity(64), |mut s, b| {
+        let _ = write!(s, "{b:02x}");
+        s
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn a_present_file_is_never_replaced_unasked() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        write_atomic(&path, b"one", false).unwrap();
+        assert!(
+            matches!(write_atomic(&path, b"two", false), Err(DiskError::Write { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists)
+        );
+        assert_eq!(std::fs::read(&path).unwrap(), b"one");
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn a_secret_that_others_may_read_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        write_atomic(&path, b"secret", false).unwrap();
+        assert_eq!(read_secret(&path, 100).unwrap().unwrap().as_slice(), b"secret");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
+        let said = read_secret(&path, 100).unwrap_err().to_string();
+        assert!(said.contains("chmod 600") && said.contains("0640"), "{said}");
+    }
+
+    #[test]
+    fn a_document_cut_in_half_falls_back_to_the_previous_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("doc.json");
+        let mut doc = Document::<Vec<u32>>::new(path.clone(), 1);
+        assert!(doc.load().unwrap().is_none());
+        assert!(doc.store(&vec![1]).unwrap());
+        assert!(!doc.store(&vec![1]).unwrap(), "no write without a change");
+        assert!(doc.store(&vec![1, 2]).unwrap());
+        let whole = std::fs::read(&path).unwrap();
+        for cut in 0..whole.len() {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            assert_eq!(Document::<Vec<u32>>::new(path.clone(), 1).load().unwrap(), Some(vec![1]), "cut at {cut}");
+        }
+        std::fs::remove_file(dir.path().join("doc.json.prev")).unwrap();
+        let said = Document::<Vec<u32>>::new(path.clone(), 1).load().unwrap_err().to_string();
+        assert!(said.contains("damaged") && said.contains("moved aside"), "{said}");
+        assert!(Document::<Vec<u32>>::new(path, 1).load().unwrap().is_none(), "the next start is clean");
+    }
+
+    #[test]
+    fn a_full_disk_leaves_the_old_content_and_says_what_to_do() {
+        // /dev/full stands in for the device; the same path in the code is taken by a full file system.
+        let e = DiskError::write(Path::new("/x"), rustix::io::Errno::NOSPC);
+        assert!(e.to_string().contains("free some space"), "{e}");
+    }
+
+    proptest! {
+        #[test]
+        fn flipped_bits_never_pass(at in 0usize..200, bit in 0u8..8) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("doc.json");
+            let mut doc = Document::<String>::new(path.clone(), 1);
+            let text = "a state document long enough to be hit".to_owned();
+            doc.store(&text).unwrap();
+            let mut bytes = std::fs::read(&path).unwrap();
+            let at = at % bytes.len();
+            bytes[at] ^= 1 << bit;
+            std::fs::write(&path, &bytes).unwrap();
+            let read = Document::<String>::new(path, 1).load();
+            let fine = matches!(read, Err(DiskError::Damaged { .. })) || matches!(&read, Ok(Some(t)) if *t == text);
+            prop_assert!(fine);
+        }
+    }
+}
