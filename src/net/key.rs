@@ -152,7 +152,7 @@ mod tests {
         // RFC 7748, section 6.1, Alice's key pair.
         let hex =
             |s: &str| -> [u8; 32] { std::array::from_fn(|i| u8::from_str_radix(&s[2 * i..2 * i + 2], 16).unwrap()) };
-        let secret = SecretKey::from_bytes(hex("77076d0a7318a57d3c16c17251b26645df4c2f92ebc099ac942c81e6b4fd7a9b"));
+        let secret = SecretKey::from_bytes(hex("77076d0a7318a57d3c16c17251b26645df4c2f92ebc0992ac177fba51db92c2a"));
         let public = hex("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a");
         assert_eq!(secret.public().0, public);
     }
