@@ -43,7 +43,7 @@ end_guest() {
   return 0
 }
 
-# boot_test_kernel JOB: boots with the host's / as read-only root and JOB/init as PID 1. What is written to the guest's
+# boot_test_kernel JOB [KERNEL-OPTION…]: boots with the host's / as read-only root and JOB/init as PID 1. What is written to the guest's
 # /dev/tty1 and /dev/tty2 becomes stdout and stderr; the kernel's own messages and /dev/console go to JOB/console.
 # Returns the number found in JOB/status, 124 after SPOKE_TEST_TIMEOUT seconds, 125 when the guest died without a status.
 boot_test_kernel() {
@@ -54,7 +54,7 @@ boot_test_kernel() {
   GLIBC_TUNABLES=glibc.pthread.rseq=0 TMPDIR=$memory timeout --signal=KILL "$timeout" "$kernel" \
     mem="${SPOKE_TEST_MEMORY:-512M}" rootfstype=hostfs rootflags=/ ro init="$job/init" \
     umid=guest uml_dir="$job" con=null con0=null,fd:3 con1=null,fd:1 con2=null,fd:2 \
-    quiet loglevel=6 panic=-1 </dev/null 3>"$job/console" &
+    quiet loglevel=6 panic=-1 "${@:2}" </dev/null 3>"$job/console" &
   guest=$!
   # shellcheck disable=SC2064 # this guest, not a later one
   trap "end_guest '$job' $guest; exit 130" INT TERM HUP
