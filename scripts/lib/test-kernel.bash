@@ -13,6 +13,35 @@ uml_cached() {
   echo "$spoke_cache/test-kernel/linux-$uml_series-${digest:0:12}"
 }
 
+# Fresh namespaces for a program on the host's own kernel; a user namespace too when we are not root: root inside of them.
+native_namespaces=(unshare --net --mount --propagation private)
+[ "$(id -u)" = 0 ] || native_namespaces+=(--map-root-user)
+
+# Where SPOKE_TEST_ON (native, uml, or auto: the first of the two that works) says a program is to run.
+choose_test_kernel() {
+  case ${SPOKE_TEST_ON:-auto} in
+    native | uml) echo "$SPOKE_TEST_ON" ;;
+    auto)
+      if "${native_namespaces[@]}" ip link add wg0 type wireguard 2>/dev/null; then
+        echo native
+      else
+        echo uml
+      fi
+      ;;
+    *)
+      echo "SPOKE_TEST_ON is '$SPOKE_TEST_ON': native, uml or auto" >&2
+      return 125
+      ;;
+  esac
+}
+
+# Builds the user-mode-linux kernel if it will be needed and nobody named one; for the scripts that run a whole tier.
+prepare_test_kernel() {
+  if [ -z "${SPOKE_TEST_KERNEL:-}" ] && [ "$(choose_test_kernel)" = uml ]; then
+    "$(dirname "${BASH_SOURCE[0]}")/../build-test-kernel" >/dev/null
+  fi
+}
+
 # Prints the path of the kernel to boot; 125 and the remedy when there is none.
 find_test_kernel() {
   local kernel=${SPOKE_TEST_KERNEL:-$(uml_cached)}
