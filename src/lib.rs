@@ -31,9 +31,15 @@
 //!   that we set.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
 
+/// The version, as the package has it.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+pub mod cli;
 pub mod config;
 pub mod net;
 pub mod node;
 pub mod secret;
+pub mod socket;
+pub mod supervise;
 pub mod sys;
 pub mod time;

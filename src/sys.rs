@@ -2,4 +2,8 @@
 pub mod clock;
 pub mod disk;
 pub mod kernel;
+pub mod keys;
 pub mod notify;
+pub mod probe;
+pub mod random;
+pub mod socket;

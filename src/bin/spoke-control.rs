@@ -1,1 +1,2 @@
+//! The control plane binary: `spoke-control`.
 fn main() {}

@@ -1,1 +1,142 @@
+//! What a person who writes a configuration must be told.
+use super::*;
+use proptest::prelude::*;
 
+const HUB_KEY: &str = "9s4Zq0QFzPNW7vYkFGcGEJtVXWd3BBJ3zOqDLE3gIyM=";
+const PEER_KEY: &str = "gL9MIhpbgYcBdJHJ9cdTLoCzRXOg0tDmpmFmKTN6FlA=";
+
+fn read(text: &str) -> Result<Config, Faults> {
+    Config::from_text(Some(("spoke.toml", text)), [])
+}
+
+/// The faults of `text`, one line each.
+fn faults(text: &str) -> Vec<String> {
+    read(text).expect_err("faults").0.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn the_documented_example_loads_and_shows_every_default() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/spoke.toml");
+    let text = std::fs::read_to_string(path).unwrap();
+    let config = read(&text).unwrap();
+    // A commented key is the default: uncommenting all but the ones that only make sense elsewhere changes nothing.
+    let example_only = ["node_id", "preshared_key", "endpoint", "listen_port"];
+    let all: String = text
+        .lines()
+        .map(|l| match l.strip_prefix('#') {
+            Some(key) if !key.starts_with(' ') && !example_only.iter().any(|e| key.starts_with(e)) => format!("{key}\n"),
+            Some(_) | None => format!("{l}\n"),
+        })
+        .collect();
+    assert_eq!(read(&all).unwrap(), config);
+    // What `check` prints can be fed back.
+    assert_eq!(read(&config.to_toml()).unwrap(), config);
+}
+
+#[test]
+fn every_fault_is_reported_at_once_with_key_and_remedy() {
+    let found = faults(&format!(
+        r#"
+        [node]
+        role = "boss"
+        [[interface]]
+        name = "--help"
+        listen_prot = 51820
+        mtu = 20
+        addresses = ["10.8.0.300/24"]
+        [[interface.peer]]
+        public_key = "abc"
+        allowed_ips = ["10.9.0.5/24"]
+        keepalive = 65536
+        [uplink]
+        interface = "wg9"
+        backoff_max = "soon"
+        [[uplink.hub]]
+        public_key = "{HUB_KEY}"
+        address = "10.8.0.1"
+        "#
+    ));
+    let expected = [
+        ("node.role", "\"node\" or \"hub\""),
+        ("interface[0].name", "1 to 15 characters"),
+        ("interface[0].listen_prot", "did you mean `listen_port`?"),
+        ("interface[0].mtu", "from 576 to 65455"),
+        ("interface[0].addresses[0]", "10.8.0.2/24"),
+        ("interface[0].peer[0].public_key", "44 characters"),
+        ("interface[0].peer[0].allowed_ips[0]", "the network is 10.9.0.0/24"),
+        ("interface[0].peer[0].keepalive", "from 0 to 65535"),
+        ("uplink.backoff_max", "such as \"30s\""),
+        ("uplink.hub[0].endpoint", "add endpoint"),
+    ];
+    for (key, remedy) in expected {
+        let hit = found.iter().any(|f| f.contains(&format!("spoke.toml: {key}:")) && f.contains(remedy));
+        assert!(hit, "{key} with {remedy:?} in:\n{}", found.join("\n"));
+    }
+}
+
+#[test]
+fn a_hub_needs_a_key_an_endpoint_and_an_address() {
+    let found = faults("[[interface]]\nname = \"wg0\"\n[uplink]\ninterface = \"wg0\"\n[[uplink.hub]]\nname = \"a\"").join("\n");
+    for key in ["public_key", "endpoint", "address"] {
+        assert!(found.contains(&format!("uplink.hub[0].{key}: is missing")), "{found}");
+    }
+}
+
+#[test]
+fn overlapping_allowed_ips_name_both_peers() {
+    let text = |second: &str, nested: bool| {
+        format!(
+            "[[interface]]\nname = \"wg0\"\nnested_allowed_ips = {nested}\n\
+             [[interface.peer]]\npublic_key = \"{PEER_KEY}\"\nallowed_ips = [\"10.9.0.0/24\"]\n\
+             [[interface.peer]]\npublic_key = \"{HUB_KEY}\"\nallowed_ips = [\"{second}\"]\n"
+        )
+    };
+    let said = faults(&text("10.9.0.7/32", false)).join("\n");
+    assert!(said.contains("interface[0].peer[1].allowed_ips: 10.9.0.7/32 overlaps 10.9.0.0/24 of peer[0]"), "{said}");
+    assert!(read(&text("10.9.0.7/32", true)).is_ok(), "nested is legal where it is asked for");
+    assert!(read(&text("10.9.0.0/24", true)).is_err(), "the same network never is");
+    assert!(read(&text("10.9.1.0/24", false)).is_ok());
+}
+
+#[test]
+fn two_interfaces_do_not_share_a_name_or_a_port() {
+    let said = faults("[[interface]]\nname = \"wg0\"\nlisten_port = 1\n[[interface]]\nname = \"wg0\"\nlisten_port = 1").join("\n");
+    assert!(said.contains("interface[1].name: wg0 is there twice"), "{said}");
+    assert!(said.contains("interface[1].listen_port: 1 is also the port of wg0"), "{said}");
+}
+
+#[test]
+fn the_environment_overrides_the_file_and_is_named_in_faults() {
+    let env = |k: &str, v: &str| (k.to_owned(), v.to_owned());
+    let file = Some(("spoke.toml", "[health]\nlisten = [\"127.0.0.1:1\"]\n"));
+    let config = Config::from_text(file, [env("SPOKE__HEALTH__LISTEN", "127.0.0.1:2,[::1]:3"), env("HOME", "/")]).unwrap();
+    assert_eq!(config.health.listen, ["127.0.0.1:2".parse().unwrap(), "[::1]:3".parse().unwrap()]);
+    let said = Config::from_text(file, [env("SPOKE__HEALTH__ENABLED", "maybe")]).unwrap_err().to_string();
+    assert!(said.contains("the environment: health.enabled: \"maybe\" is not true or false"), "{said}");
+}
+
+#[test]
+fn a_key_in_the_wrong_place_is_not_printed_whole() {
+    let said = faults(&format!("[[interface]]\nname = \"wg0\"\nprivate_key = \"{PEER_KEY}\"")).join("\n");
+    assert!(said.contains("write \"file:/absolute/path\""), "{said}");
+    assert!(!said.contains(PEER_KEY), "{said}");
+}
+
+#[test]
+fn broken_toml_names_the_line_and_a_missing_file_the_remedy() {
+    let said = faults("[node]\nid = \"a\"\nid = \"b\"\n").join("\n");
+    assert!(said.contains("spoke.toml: line 3:"), "{said}");
+    let said = Config::load(Some(Path::new("/nonexistent/spoke.toml")), []).unwrap_err().to_string();
+    assert!(said.contains("/nonexistent/spoke.toml") && said.contains("--config"), "{said}");
+}
+
+proptest! {
+    #[test]
+    fn any_value_at_any_key_is_read_or_refused(
+        section in prop::sample::select(vec!["node", "uplink", "health", "[interface]", "[uplink.hub]", "x"]),
+        key in prop::sample::select(vec!["id", "name", "interface", "listen", "mtu", "hub", "peer", "backoff_max", "enabled", "y"]),
+        value in prop::sample::select(vec!["1", "-1", "true", "\"\"", "\"wg0\"", "[]", "[1]", "[[1]]", "{}", "{a=1}", "1.5", "1979-05-27", "nan", "99999999999999999999"]),
+    ) {
+        let _ = read(&format!("[{section}]\n{key} = {value}\n"));
+    }
+}

@@ -1,0 +1,139 @@
+//! The command line: one file a subcommand. Exit codes: 0 fine, 1 failed, 2 bad input.
+pub mod check;
+pub mod completions;
+pub mod doctor;
+pub mod key;
+pub mod status;
+
+use crate::config::Config;
+use clap::{Parser, Subcommand};
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Where the configuration is unless `--config` says otherwise.
+pub const CONFIG: &str = "/etc/spoke/spoke.toml";
+
+/// Brings up WireGuard to a hub and keeps it up.
+#[derive(Debug, Parser)]
+#[command(name = "spoke", version = crate::VERSION, max_term_width = 100)]
+#[command(
+    after_help = "Exit codes: 0 fine, 1 failed, 2 bad input.\nThe configuration is read from --config, then from variables SPOKE__SECTION__KEY."
+)]
+pub struct Cli {
+    /// Configuration file
+    #[arg(short, long, global = true, value_name = "FILE", default_value = CONFIG)]
+    pub config: PathBuf,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Check the configuration: print every fault, or the effective configuration
+    Check,
+    /// Show what the running supervisor sees and does
+    Status(status::Args),
+    /// Make a WireGuard key, or show a public one
+    #[command(subcommand)]
+    Key(key::Command),
+    /// Look for what could keep the tunnel from coming up, with a remedy for each
+    Doctor(doctor::Args),
+    /// Print shell completions
+    Completions(completions::Args),
+    /// Print the man page (roff)
+    Man,
+}
+
+/// Why a command failed.
+#[derive(Debug)]
+pub enum Failure {
+    /// The input is wrong: exit code 2.
+    BadInput(String),
+    /// Something else went wrong: exit code 1.
+    Failed(anyhow::Error),
+    /// Everything was said already: exit code 1.
+    Silent,
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(e: E) -> Self {
+        Self::Failed(e.into())
+    }
+}
+
+/// What a command gives back.
+pub type Outcome = Result<(), Failure>;
+
+/// Parses the arguments and runs the command.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    harden();
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(e) => {
+            let _ = e.print();
+            // Help and version are asked for; anything else is bad input.
+            return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
+        }
+    };
+    let outcome = match &cli.command {
+        Command::Check => check::run(&cli.config),
+        Command::Status(args) => status::run(&cli.config, args),
+        Command::Key(command) => key::run(command, &cli.config),
+        Command::Doctor(args) => doctor::run(&cli.config, args),
+        Command::Completions(args) => completions::run(args),
+        Command::Man => completions::man(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::BadInput(text)) => {
+            complain(&text);
+            ExitCode::from(2)
+        }
+        Err(Failure::Failed(e)) => {
+            complain(&format!("{e:#}"));
+            ExitCode::from(1)
+        }
+        Err(Failure::Silent) => ExitCode::from(1),
+    }
+}
+
+/// Reads the configuration, or gives every fault as bad input.
+pub fn load(file: &std::path::Path) -> Result<Config, Failure> {
+    let variables = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
+    Config::load(Some(file), variables).map_err(|faults| Failure::BadInput(faults.to_string()))
+}
+
+/// Writes to standard output; a closed pipe is nobody's fault.
+pub fn print(text: &str) {
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+}
+
+fn complain(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "spoke: {text}");
+}
+
+/// No core dump may hold a key.
+fn harden() {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+}
+
+/// Runs a future to its end on a runtime of this thread.
+pub fn block_on<F: std::future::Future>(future: F) -> Result<F::Output, std::io::Error> {
+    Ok(runtime()?.block_on(future))
+}
+
+/// One thread for everything; the blocking pool is for DNS, HTTP and files, so it stays small, like its stacks.
+pub fn runtime() -> Result<tokio::runtime::Runtime, std::io::Error> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(8)
+        .thread_stack_size(512 * 1024)
+        .thread_keep_alive(std::time::Duration::from_secs(5))
+        .build()
+}

@@ -1,0 +1,10 @@
+//! `spoke check`: every fault at once, or the effective configuration.
+use super::{Outcome, load, print};
+use std::path::Path;
+
+/// Prints the effective configuration as TOML, secrets redacted.
+pub fn run(config: &Path) -> Outcome {
+    let config = load(config)?;
+    print(&config.to_toml());
+    Ok(())
+}

@@ -1,0 +1,56 @@
+//! `spoke doctor`: looks for what could keep the tunnel from coming up, and says what to do about each.
+use super::{Failure, Outcome, load, print};
+use crate::config::Config;
+use crate::sys::probe::{self, Finding};
+use std::fmt::Write as _;
+use std::path::Path;
+
+/// `spoke doctor`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Prints every finding; exit code 1 if one of them is a failure.
+pub fn run(config: &Path, args: &Args) -> Outcome {
+    let config = load(config)?;
+    let findings = examine(&config)?;
+    if args.json {
+        print(&format!("{:#}\n", serde_json::to_value(&findings)?));
+    } else {
+        print(&table(&findings));
+    }
+    if findings.iter().any(|f| f.level == probe::Level::Fail) { Err(Failure::Silent) } else { Ok(()) }
+}
+
+fn examine(config: &Config) -> Result<Vec<Finding>, Failure> {
+    let mut findings =
+        vec![probe::wireguard(), probe::privileges(), probe::clock(), probe::state_dir(&config.node.state_dir)];
+    findings.extend(probe::keys(config));
+    for hub in config.uplink.iter().flat_map(|u| &u.hubs) {
+        let (finding, addresses) = probe::dns(&hub.endpoint);
+        findings.push(finding);
+        let mtu = config
+            .interfaces
+            .iter()
+            .find(|i| config.uplink.as_ref().is_some_and(|u| u.interface == i.name))
+            .map_or(crate::config::interface::DEFAULT_MTU, |i| i.mtu);
+        for address in addresses {
+            findings.extend(probe::udp_path(address, mtu));
+        }
+    }
+    Ok(findings)
+}
+
+fn table(findings: &[Finding]) -> String {
+    let mut out = String::new();
+    for f in findings {
+        let _ = writeln!(out, "{:<4}  {:<22} {}", f.level.label(), f.what, f.detail);
+        if let Some(remedy) = &f.remedy {
+            let _ = writeln!(out, "{:<28}→ {remedy}", "");
+        }
+    }
+    out
+}

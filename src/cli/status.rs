@@ -1,0 +1,172 @@
+//! `spoke status`: what the running supervisor sees and does, as a table for people or as JSON.
+use super::{Failure, Outcome, load, print};
+use crate::socket::wire::{LinkReport, Request, SOCKET, StatusReport};
+use crate::sys::socket::call;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+/// `spoke status`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Print again every two seconds until interrupted
+    #[arg(short, long)]
+    pub watch: bool,
+}
+
+/// Prints the status; exit code 1 if the supervisor does not answer.
+pub fn run(config: &Path, args: &Args) -> Outcome {
+    let config = load(config)?;
+    let socket = config.node.runtime_dir.join(SOCKET);
+    loop {
+        if args.json {
+            let report: serde_json::Value = call(&socket, &Request::Status)?;
+            print(&format!("{report:#}\n"));
+        } else {
+            let report: StatusReport = call(&socket, &Request::Status)?;
+            // Clears the screen only where it is one.
+            let clear = if args.watch { "\x1b[H\x1b[2J" } else { "" };
+            print(&format!("{clear}{}", table(&report)));
+        }
+        if !args.watch {
+            return Ok(());
+        }
+        super::block_on(async {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => Err(Failure::Silent),
+                () = tokio::time::sleep(Duration::from_secs(2)) => Ok(()),
+            }
+        })??;
+    }
+}
+
+/// The report for people.
+pub fn table(r: &StatusReport) -> String {
+    let mut out = String::new();
+    let state = if r.clean { "in sync" } else { "OUT OF SYNC" };
+    let node = r.node_id.as_deref().unwrap_or("(not enrolled)");
+    let _ = writeln!(out, "spoke {}  node {node}  up {}", r.version, age(r.uptime_seconds as u64));
+    let _ = writeln!(
+        out,
+        "kernel: {state}, generation {}, pass {} {} ago; {} changes, {} repairs, {} refusals",
+        r.generation,
+        r.passes,
+        age(r.last_pass_seconds as u64),
+        r.changes,
+        r.repairs,
+        r.failures
+    );
+    if let Some(uplink) = &r.uplink {
+        let text = |k: &str| uplink.get(k).and_then(serde_json::Value::as_str).unwrap_or("-").to_owned();
+        let _ = writeln!(out, "uplink: {} via {}", text("state"), text("hub"));
+        if let Some(error) = uplink.get("last_error").and_then(serde_json::Value::as_str) {
+            let _ = writeln!(out, "        last error: {error}");
+        }
+    }
+    for t in &r.troubles {
+        let _ = writeln!(out, "! {}: {}", t.code, t.detail);
+    }
+    for left in &r.left {
+        let _ = writeln!(out, "  left: {left}");
+    }
+    for link in &r.interfaces {
+        interface(&mut out, link);
+    }
+    if !r.history.is_empty() {
+        let _ = writeln!(out, "\nlast steps");
+        for d in r.history.iter().rev().take(10) {
+            let failed = d.error.as_ref().map(|e| format!("  REFUSED: {e}")).unwrap_or_default();
+            let _ = writeln!(out, "  {:>8} ago  {:<6}  {}{failed}", age(d.seconds_ago), d.cause, d.what);
+        }
+    }
+    out
+}
+
+fn interface(out: &mut String, link: &LinkReport) {
+    let addresses: Vec<String> = link.addresses.iter().map(ToString::to_string).collect();
+    let _ = writeln!(
+        out,
+        "\n{}  {}  port {}  mtu {}  {}",
+        link.name,
+        if link.up { "up" } else { "DOWN" },
+        link.listen_port,
+        link.mtu,
+        addresses.join(" ")
+    );
+    if let Some(key) = link.public_key {
+        let _ = writeln!(out, "  public key {key}");
+    }
+    if link.peers.is_empty() {
+        return;
+    }
+    let _ =
+        writeln!(out, "  {:<16} {:<24} {:>10} {:>10} {:>10}  ALLOWED IPS", "PEER", "ENDPOINT", "HANDSHAKE", "RX", "TX");
+    for p in &link.peers {
+        let name = p.name.clone().unwrap_or_else(|| p.public_key.short());
+        let nets: Vec<String> = p.allowed_ips.iter().take(3).map(ToString::to_string).collect();
+        let more = if p.allowed_ips.len() > 3 { format!(" +{}", p.allowed_ips.len() - 3) } else { String::new() };
+        let _ = writeln!(
+            out,
+            "  {:<16} {:<24} {:>10} {:>10} {:>10}  {}{more}",
+            clip(&name, 16),
+            p.endpoint.map_or_else(|| "-".to_owned(), |e| e.to_string()),
+            p.handshake_age.map_or_else(|| "never".to_owned(), age),
+            bytes(p.rx),
+            bytes(p.tx),
+            nets.join(" ")
+        );
+    }
+}
+
+fn clip(text: &str, width: usize) -> String {
+    if text.chars().count() <= width { text.to_owned() } else { text.chars().take(width - 1).chain(['…']).collect() }
+}
+
+/// Seconds as people write them.
+pub fn age(s: u64) -> String {
+    match s {
+        0..60 => format!("{s}s"),
+        60..3600 => format!("{}m{:02}s", s / 60, s % 60),
+        3600..86_400 => format!("{}h{:02}m", s / 3600, s / 60 % 60),
+        _ => format!("{}d{:02}h", s / 86_400, s / 3600 % 24),
+    }
+}
+
+fn bytes(n: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = n as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trouble_and_repairs_are_seen_at_a_glance() {
+        let report = StatusReport {
+            version: "1".into(),
+            troubles: vec![crate::socket::wire::TroubleReport { code: "name_taken".into(), detail: "wg0 …".into() }],
+            history: vec![crate::socket::wire::DeedReport {
+                seconds_ago: 61,
+                time: "1970-01-01T00:00:00Z".into(),
+                cause: "drift".into(),
+                what: "wg0: add address 10.0.0.2/24".into(),
+                error: None,
+            }],
+            ..StatusReport::default()
+        };
+        let text = table(&report);
+        assert!(text.contains("OUT OF SYNC") && text.contains("! name_taken"), "{text}");
+        assert!(text.contains("1m01s ago  drift   wg0: add address"), "{text}");
+        assert_eq!((bytes(1023), bytes(1536), age(90_000)), ("1023 B".into(), "1.5 KiB".into(), "1d01h".into()));
+    }
+}

@@ -1,0 +1,92 @@
+//! How long ago each handshake was, on the boot clock.
+//!
+//! The kernel stamps a handshake with the wall clock of that moment, so once the clock has been set the difference to
+//! "now" means nothing. A stamp that changed between two looks, though, is no older than the earlier look.
+use super::key::PublicKey;
+use super::state::{IfName, Observed};
+use crate::time::{Boot, Wall};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// When handshakes happened, as far as it can be known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Handshakes {
+    looked: Option<Boot>,
+    seen: BTreeMap<(IfName, PublicKey), (Duration, Option<Boot>)>,
+}
+
+impl Handshakes {
+    /// Takes note of an observation made at `now`, when the wall clock said `wall`.
+    pub fn look(&mut self, observed: &Observed, now: Boot, wall: Wall) {
+        let mut seen = BTreeMap::new();
+        for (link, have) in &observed.links {
+            for (key, peer) in &have.peers {
+                let Some(stamp) = peer.counters.last_handshake else { continue };
+                let id = (link.clone(), *key);
+                let at = match self.seen.get(&id) {
+                    Some((old, at)) if *old == stamp => *at,
+                    _ => self.judge(stamp, now, wall),
+                };
+                seen.insert(id, (stamp, at));
+            }
+        }
+        self.seen = seen;
+        self.looked = Some(now);
+    }
+
+    fn judge(&self, stamp: Duration, now: Boot, wall: Wall) -> Option<Boot> {
+        let by_wall = Duration::from_secs(wall.secs()).checked_sub(stamp);
+        match self.looked {
+            // New since the last look: at most that old, whatever the wall clock says.
+            Some(looked) => Some(now.saturating_sub(by_wall.unwrap_or_default().min(now.since(looked)))),
+            // The first look of this process: only the wall clock can tell, if it can.
+            None => by_wall.filter(|age| *age <= now.since_boot()).map(|age| now.saturating_sub(age)),
+        }
+    }
+
+    /// When `peer` on `link` last completed a handshake; `None`: never, or nobody can tell.
+    pub fn at(&self, link: &IfName, peer: &PublicKey) -> Option<Boot> {
+        self.seen.get(&(link.clone(), *peer)).and_then(|(_, at)| *at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::state::{Counters, ObservedLink, ObservedPeer};
+    use proptest::prelude::*;
+
+    fn seen(stamp: Option<u64>) -> (Observed, IfName, PublicKey) {
+        let (name, key): (IfName, _) = ("wg0".parse().unwrap(), PublicKey([1; 32]));
+        let counters = Counters { last_handshake: stamp.map(Duration::from_secs), ..Counters::default() };
+        let peer = ObservedPeer { counters, ..ObservedPeer::default() };
+        let link = ObservedLink { peers: [(key, peer)].into(), ..ObservedLink::default() };
+        (Observed { links: [(name.clone(), link)].into(), ..Observed::default() }, name, key)
+    }
+
+    #[test]
+    fn a_clock_set_forward_does_not_age_a_handshake() {
+        let mut ages = Handshakes::default();
+        let (none, name, key) = seen(None);
+        ages.look(&none, Boot::from_secs(10), Wall(100));
+        let (shaken, ..) = seen(Some(105));
+        ages.look(&shaken, Boot::from_secs(15), Wall(105));
+        assert_eq!(ages.at(&name, &key), Some(Boot::from_secs(15)));
+        ages.look(&shaken, Boot::from_secs(20), Wall(1_700_000_000));
+        assert_eq!(ages.at(&name, &key), Some(Boot::from_secs(15)));
+    }
+
+    proptest! {
+        #[test]
+        fn a_new_stamp_is_never_older_than_the_last_look(stamp in 1u64..1 << 40, wall in 0u64..1 << 40, gap in 0u64..1000) {
+            let mut ages = Handshakes::default();
+            let (none, name, key) = seen(None);
+            ages.look(&none, Boot::from_secs(5000), Wall(wall));
+            let (shaken, ..) = seen(Some(stamp));
+            let now = Boot::from_secs(5000 + gap);
+            ages.look(&shaken, now, Wall(wall));
+            let at = ages.at(&name, &key).unwrap();
+            prop_assert!(at <= now && now.since(at) <= Duration::from_secs(gap));
+        }
+    }
+}

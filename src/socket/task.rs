@@ -1,0 +1,155 @@
+//! Answers the control socket.
+use super::wire::{DeedReport, LinkReport, PeerReport, Request, Response, RouteReport, StatusReport, TroubleReport};
+use crate::config::Config;
+use crate::net::key::PublicKey;
+use crate::net::render;
+use crate::net::state::DriftPolicy;
+use crate::net::task::{Cause, Status};
+use crate::sys::clock::Clock;
+use crate::sys::socket::{Caller, Connection, Listener};
+use crate::time::Boot;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// Connections served at once; a further one waits.
+const MAX_CONNECTIONS: usize = 8;
+
+/// A document of the uplink for the report, made by whoever wires the tasks.
+pub type UplinkView = Arc<dyn Fn() -> Option<serde_json::Value> + Send + Sync>;
+
+/// What the answers are made of.
+#[derive(Clone)]
+pub struct Answers<C> {
+    /// Clocks.
+    pub clock: C,
+    /// When the supervisor started.
+    pub started: Boot,
+    /// Configuration.
+    pub config: Arc<Config>,
+    /// The reconcile task.
+    pub net: watch::Receiver<Status>,
+    /// The uplink.
+    pub uplink: UplinkView,
+}
+
+/// Serves until the listener fails.
+pub async fn run<C: Clock>(listener: Listener, answers: Answers<C>) -> Result<(), std::io::Error> {
+    let mut open = JoinSet::new();
+    loop {
+        if open.len() >= MAX_CONNECTIONS {
+            open.join_next().await;
+        }
+        let connection = listener.accept().await?;
+        let answers = answers.clone();
+        open.spawn(async move {
+            if let Err(e) = serve(connection, &answers).await {
+                tracing::debug!(error = %e, "control connection ended");
+            }
+        });
+        while open.try_join_next().is_some() {}
+    }
+}
+
+async fn serve<C: Clock>(mut connection: Connection, answers: &Answers<C>) -> Result<(), std::io::Error> {
+    let caller = connection.caller();
+    while let Some(line) = connection.line().await? {
+        let response = match serde_json::from_slice::<Request>(&line) {
+            Err(e) => Response::Error(format!("not a question this version knows: {e}")),
+            Ok(request) if request.mutates() && !caller.is_trusted() => refuse(&caller),
+            Ok(Request::Status) => Response::Ok(serde_json::to_value(answers.status())?),
+        };
+        let mut text = serde_json::to_vec(&response)?;
+        text.push(b'\n');
+        connection.send(&text).await?;
+    }
+    Ok(())
+}
+
+fn refuse(caller: &Caller) -> Response<serde_json::Value> {
+    Response::Error(format!("user {} may look but not change anything: run it as root", caller.uid))
+}
+
+impl<C: Clock> Answers<C> {
+    fn status(&self) -> StatusReport {
+        let (now, status) = (self.clock.now(), self.net.borrow().clone());
+        let names: BTreeMap<PublicKey, &str> = self
+            .config
+            .interfaces
+            .iter()
+            .flat_map(|i| i.peers.iter().filter_map(|p| Some((p.public_key, p.name.as_deref()?))))
+            .chain(self.config.uplink.iter().flat_map(|u| u.hubs.iter().map(|h| (h.public_key, h.name.as_str()))))
+            .collect();
+        StatusReport {
+            version: crate::VERSION.to_owned(),
+            uptime_seconds: now.since(self.started).as_secs_f64(),
+            node_id: self.config.node.id.as_ref().map(ToString::to_string),
+            passes: status.passes,
+            last_pass_seconds: now.since(status.at).as_secs_f64(),
+            clean: status.clean,
+            generation: status.desired.generation,
+            changes: status.changes,
+            repairs: status.repairs,
+            failures: status.failures,
+            troubles: status
+                .troubles
+                .iter()
+                .map(|t| TroubleReport { code: t.code.to_owned(), detail: t.detail.clone() })
+                .collect(),
+            left: status
+                .left
+                .steps
+                .iter()
+                .chain(&status.left.held)
+                .map(|s| render::step(s, &status.observed))
+                .collect(),
+            uplink: (self.uplink)(),
+            interfaces: links(&status, now, &names),
+            history: status
+                .history
+                .iter()
+                .map(|d| DeedReport {
+                    seconds_ago: now.since(d.at).as_secs(),
+                    time: d.wall.to_string(),
+                    cause: match d.cause {
+                        Cause::Change => "change".to_owned(),
+                        Cause::Drift => "drift".to_owned(),
+                    },
+                    what: d.what.clone(),
+                    error: d.error.clone(),
+                })
+                .collect(),
+        }
+    }
+}
+
+fn links(status: &Status, now: Boot, names: &BTreeMap<PublicKey, &str>) -> Vec<LinkReport> {
+    let wanted = status.observed.links.iter().filter(|(_, l)| l.wireguard);
+    wanted
+        .map(|(name, link)| LinkReport {
+            name: name.clone(),
+            public_key: link.public_key,
+            listen_port: link.listen_port,
+            mtu: link.mtu,
+            up: link.up,
+            addresses: link.addresses.iter().copied().collect(),
+            routes: link.routes.iter().map(RouteReport::from).collect(),
+            policy: status.desired.links.get(name).map_or(DriftPolicy::Observe, |l| l.policy),
+            peers: link
+                .peers
+                .iter()
+                .map(|(key, p)| PeerReport {
+                    public_key: *key,
+                    name: names.get(key).map(|n| (*n).to_owned()),
+                    endpoint: p.endpoint,
+                    allowed_ips: p.allowed_ips.iter().copied().collect(),
+                    handshake_age: status.handshakes.at(name, key).map(|at| now.since(at).as_secs()),
+                    rx: p.counters.rx,
+                    tx: p.counters.tx,
+                    keepalive: p.keepalive,
+                })
+                .collect(),
+        })
+        .collect()
+}

@@ -1,0 +1,130 @@
+//! Keeps tasks running: a task that fails is started again with backoff, a vital one takes the process with it, and a
+//! stop asked for ends them all. The kernel tunnel is no task's to take down.
+use std::fmt::Display;
+use std::future::Future;
+use std::time::Duration;
+use tokio::task::JoinSet;
+
+/// First wait before a failed task is started again.
+const RESTART_MIN: Duration = Duration::from_secs(1);
+/// Longest wait.
+const RESTART_MAX: Duration = Duration::from_secs(60);
+/// A task that ran for this long starts at [`RESTART_MIN`] again.
+const RESTART_RESET: Duration = Duration::from_secs(300);
+
+/// Why the process ends.
+#[derive(Debug, thiserror::Error)]
+pub enum Exit {
+    /// A vital task ended; the service manager starts the process again.
+    #[error("{task} ended: {reason}")]
+    Vital {
+        /// The task.
+        task: &'static str,
+        /// What it said.
+        reason: String,
+    },
+    /// A task panicked (only where panics unwind: the release build aborts at once).
+    #[error("a task panicked: {0}")]
+    Panicked(String),
+}
+
+/// The running tasks.
+#[derive(Debug, Default)]
+pub struct Supervisor {
+    tasks: JoinSet<Exit>,
+}
+
+impl Supervisor {
+    /// Runs `task` for as long as the process lives; its end, with or without an error, ends the process.
+    pub fn vital<E: Display>(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = Result<(), E>> + Send + 'static,
+    ) {
+        self.tasks.spawn(async move {
+            let reason = match task.await {
+                Ok(()) => "it returned".to_owned(),
+                Err(e) => e.to_string(),
+            };
+            Exit::Vital { task: name, reason }
+        });
+    }
+
+    /// Runs what `start` makes, again and again: after a failure with backoff between 1 and 60 s, jittered by half.
+    pub fn restarting<E, F, S>(
+        &mut self,
+        name: &'static str,
+        mut random: impl FnMut() -> u64 + Send + 'static,
+        mut start: S,
+    ) where
+        E: Display,
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        S: FnMut() -> F + Send + 'static,
+    {
+        self.tasks.spawn(async move {
+            let mut wait = RESTART_MIN;
+            loop {
+                let started = tokio::time::Instant::now();
+                match start().await {
+                    Ok(()) => tracing::warn!(task = name, "task returned; starting it again"),
+                    Err(e) => {
+                        tracing::error!(task = name, error = %e, retry_in = ?wait, "task failed; starting it again")
+                    }
+                }
+                if started.elapsed() >= RESTART_RESET {
+                    wait = RESTART_MIN;
+                }
+                let half = u64::try_from(wait.as_millis() / 2).unwrap_or(u64::MAX).max(1);
+                tokio::time::sleep(wait / 2 + Duration::from_millis(random() % half)).await;
+                wait = (wait * 2).min(RESTART_MAX);
+            }
+        });
+    }
+
+    /// Waits until `stop` resolves (`Ok`) or a vital task ends (`Err`). Every task is dropped on return.
+    pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), Exit> {
+        tokio::select! {
+            () = stop => Ok(()),
+            ended = self.tasks.join_next() => match ended {
+                Some(Ok(exit)) => Err(exit),
+                Some(Err(e)) => Err(Exit::Panicked(e.to_string())),
+                None => Ok(()),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failing_task_is_started_again_ever_more_slowly() {
+        let starts = Arc::new(AtomicU32::new(0));
+        let mut supervisor = Supervisor::default();
+        let count = starts.clone();
+        supervisor.restarting(
+            "test",
+            || 0,
+            move || {
+                count.fetch_add(1, Ordering::Relaxed);
+                async { Err::<(), _>("no luck") }
+            },
+        );
+        let end = supervisor.run(tokio::time::sleep(Duration::from_secs(3600))).await;
+        assert!(end.is_ok());
+        let n = starts.load(Ordering::Relaxed);
+        // 0.5 + 1 + 2 + … + 30 + 30 …: between one start a minute and two.
+        assert!((100..150).contains(&n), "{n} starts in an hour");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_a_vital_task_is_the_end() {
+        let mut supervisor = Supervisor::default();
+        supervisor.vital("net", async { Err::<(), _>("no kernel") });
+        let end = supervisor.run(std::future::pending()).await;
+        assert_eq!(end.unwrap_err().to_string(), "net ended: no kernel");
+    }
+}

@@ -1,0 +1,189 @@
+//! WireGuard keys on the device: read from where the configuration says, made once if a file is not there yet, never
+//! replaced.
+use super::disk::{DiskError, read_secret, write_atomic};
+use super::random::{NoRandom, key_bytes};
+use crate::config::Config;
+use crate::config::types::KeySource;
+use crate::net::derive::Keys;
+use crate::net::key::{PresharedKey, SecretKey};
+use std::path::{Path, PathBuf};
+use zeroize::Zeroizing;
+
+/// Longest key file that is looked at, in bytes.
+const MAX_FILE: u64 = 256;
+
+/// Why a key is not to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The file cannot be read or written, or others may read it.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// What is there is not a key.
+    #[error(
+        "{0} does not hold a WireGuard key: expected one line of 44 characters; put a key there (spoke key generate) or move the file away to have one made"
+    )]
+    NotAKey(KeySource),
+    /// A key that only somebody else can provide is not there.
+    #[error("{origin} is not there: {remedy}")]
+    Missing {
+        /// Where it should be.
+        origin: KeySource,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// No key could be made.
+    #[error(transparent)]
+    Random(#[from] NoRandom),
+}
+
+/// Whether a private key file that is missing is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IfMissing {
+    /// Make one.
+    Create,
+    /// Say so.
+    Fail,
+}
+
+/// Reads every key that `config` names.
+pub fn load(config: &Config, if_missing: IfMissing) -> Result<Keys, KeyError> {
+    let mut keys = Keys::default();
+    for interface in &config.interfaces {
+        keys.private.insert(interface.name.clone(), private(&interface.private_key, if_missing)?);
+    }
+    let peers = config.interfaces.iter().flat_map(|i| &i.peers).filter_map(|p| p.preshared_key.as_ref());
+    let hubs = config.uplink.iter().flat_map(|u| &u.hubs).filter_map(|h| h.preshared_key.as_ref());
+    for source in peers.chain(hubs) {
+        if !keys.preshared.contains_key(source) {
+            keys.preshared.insert(source.clone(), preshared(source)?);
+        }
+    }
+    Ok(keys)
+}
+
+/// Reads a private key, or makes it if it is a file that is not there and `if_missing` allows it.
+pub fn private(source: &KeySource, if_missing: IfMissing) -> Result<SecretKey, KeyError> {
+    if let Some(text) = read(source)? {
+        return text.trim().parse().map_err(|_| KeyError::NotAKey(source.clone()));
+    }
+    let path = match (source, if_missing) {
+        (KeySource::File(path), IfMissing::Create) => path,
+        (KeySource::File(_), IfMissing::Fail) => {
+            return Err(KeyError::Missing {
+                origin: source.clone(),
+                remedy: "`spoke run` makes it at its first start",
+            });
+        }
+        (KeySource::Credential(_), _) => return Err(no_credential(source)),
+    };
+    let key = SecretKey::clamped(*key_bytes()?);
+    let mut line = key.reveal_base64();
+    line.push('\n');
+    if let Some(dir) = path.parent() {
+        ensure_dir(dir)?;
+    }
+    match write_atomic(path, line.as_bytes(), false) {
+        Ok(()) => {
+            tracing::info!(path = %path.display(), public_key = %key.public(), "made a new WireGuard key");
+            Ok(key)
+        }
+        // Somebody else made it between the look and the write: theirs counts.
+        Err(DiskError::Write { source: e, .. }) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+            private(source, IfMissing::Fail)
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Reads a preshared key.
+pub fn preshared(source: &KeySource) -> Result<PresharedKey, KeyError> {
+    match read(source)? {
+        Some(text) => text.trim().parse().map_err(|_| KeyError::NotAKey(source.clone())),
+        None => match source {
+            KeySource::File(_) => Err(KeyError::Missing {
+                origin: source.clone(),
+                remedy: "put there what `wg genpsk` gave the other side, mode 0600",
+            }),
+            KeySource::Credential(_) => Err(no_credential(source)),
+        },
+    }
+}
+
+/// Makes a state directory that only its owner can enter.
+pub fn ensure_dir(dir: &Path) -> Result<(), DiskError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|source| DiskError::Write {
+        path: dir.to_owned(),
+        remedy: "create the directory and let the user that runs spoke write it (systemd: StateDirectory=spoke)",
+        source,
+    })
+}
+
+fn no_credential(source: &KeySource) -> KeyError {
+    KeyError::Missing {
+        origin: source.clone(),
+        remedy: "pass it with LoadCredential= in the unit (systemd), or use file:/path",
+    }
+}
+
+fn read(source: &KeySource) -> Result<Option<Zeroizing<String>>, KeyError> {
+    let bytes = match source {
+        KeySource::File(path) => read_secret(path, MAX_FILE)?,
+        KeySource::Credential(name) => match credential(name) {
+            Some(path) => read_credential(&path)?,
+            None => None,
+        },
+    };
+    let Some(bytes) = bytes else { return Ok(None) };
+    match std::str::from_utf8(&bytes) {
+        Ok(text) => Ok(Some(Zeroizing::new(text.to_owned()))),
+        Err(_) => Err(KeyError::NotAKey(source.clone())),
+    }
+}
+
+fn credential(name: &str) -> Option<PathBuf> {
+    std::env::var_os("CREDENTIALS_DIRECTORY").map(|dir| PathBuf::from(dir).join(name))
+}
+
+/// The service manager vouches for the directory: its files may be 0440 with an access list of their own.
+fn read_credential(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, DiskError> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(Zeroizing::new(bytes))),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(DiskError::Read { path: path.to_owned(), source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(dir: &tempfile::TempDir) -> KeySource {
+        KeySource::File(dir.path().join("state/wg0.key"))
+    }
+
+    #[test]
+    fn a_key_is_made_once_and_then_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = file(&dir);
+        assert!(matches!(private(&source, IfMissing::Fail), Err(KeyError::Missing { .. })));
+        let made = private(&source, IfMissing::Create).unwrap();
+        assert_eq!(private(&source, IfMissing::Create).unwrap(), made);
+        assert_eq!(SecretKey::clamped(*made.reveal()), made, "as wg genkey would clamp it");
+    }
+
+    #[test]
+    fn what_is_not_a_key_is_never_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = file(&dir);
+        let KeySource::File(path) = &source else { unreachable!() };
+        ensure_dir(path.parent().unwrap()).unwrap();
+        for text in ["", "short\n", "\u{0}\u{1}", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\n"] {
+            let _ = std::fs::remove_file(path);
+            write_atomic(path, text.as_bytes(), false).unwrap();
+            let said = private(&source, IfMissing::Create).unwrap_err().to_string();
+            assert!(said.contains("wg0.key") && said.contains("44 characters"), "{said}");
+            assert_eq!(std::fs::read(path).unwrap(), text.as_bytes());
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! The control socket's two ends: a listener with peer credentials, and a blocking caller for the command line.
+use crate::socket::wire::{MAX_REQUEST, Request, Response};
+use serde::de::DeserializeOwned;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{UnixListener, UnixStream};
+
+/// How long a connection may be silent, and how long a caller waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Why the command line got no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// Nobody listens.
+    #[error("no supervisor answers at {path}: is it running? (systemctl status spoke)")]
+    NotRunning {
+        /// The socket.
+        path: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The user may not connect.
+    #[error("not allowed to open {path}: run as root or as a member of its group")]
+    NotAllowed {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The connection broke.
+    #[error("the supervisor did not answer")]
+    Broken(#[source] std::io::Error),
+    /// The answer makes no sense.
+    #[error("the supervisor's answer cannot be read; is it of another version?")]
+    Garbled(#[source] serde_json::Error),
+    /// The supervisor said no.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Asks the supervisor; blocks.
+pub fn call<T: DeserializeOwned>(path: &Path, request: &Request) -> Result<T, CallError> {
+    let stream = std::os::unix::net::UnixStream::connect(path).map_err(|source| match source.kind() {
+        std::io::ErrorKind::PermissionDenied => CallError::NotAllowed { path: path.to_owned() },
+        _ => CallError::NotRunning { path: path.to_owned(), source },
+    })?;
+    let ask = || -> Result<Vec<u8>, std::io::Error> {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        (&stream).write_all(&line)?;
+        let mut answer = Vec::new();
+        BufReader::new(&stream).take(256 << 20).read_until(b'\n', &mut answer)?;
+        Ok(answer)
+    };
+    let answer = ask().map_err(CallError::Broken)?;
+    match serde_json::from_slice(&answer).map_err(CallError::Garbled)? {
+        Response::Ok(value) => Ok(value),
+        Response::Error(said) => Err(CallError::Refused(said)),
+    }
+}
+
+/// Who is at the other end, by the kernel's word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// User id.
+    pub uid: u32,
+    /// Process id, where known.
+    pub pid: Option<i32>,
+}
+
+impl Caller {
+    /// Root, or the user the supervisor itself runs as.
+    pub fn is_trusted(&self) -> bool {
+        self.uid == 0 || self.uid == rustix::process::geteuid().as_raw()
+    }
+}
+
+/// The listening end.
+#[derive(Debug)]
+pub struct Listener(UnixListener);
+
+impl Listener {
+    /// Listens at `path` with mode 0660, in place of a socket that nobody listens at any more.
+    pub fn bind(path: &Path) -> Result<Self, std::io::Error> {
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir)?;
+        }
+        match std::os::unix::net::UnixStream::connect(path) {
+            Ok(_) => return Err(std::io::Error::other(format!("another supervisor listens at {}", path.display()))),
+            Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
+            Err(_) => {}
+        }
+        // Bound under another name and moved, so that it never exists with wider rights.
+        let fresh = path.with_extension("new");
+        let _ = std::fs::remove_file(&fresh);
+        let listener = UnixListener::bind(&fresh)?;
+        std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o660))?;
+        std::fs::rename(&fresh, path)?;
+        Ok(Self(listener))
+    }
+
+    /// The next connection.
+    pub async fn accept(&self) -> Result<Connection, std::io::Error> {
+        loop {
+            let (stream, _) = self.0.accept().await?;
+            match stream.peer_cred() {
+                Ok(cred) => {
+                    let caller = Caller { uid: cred.uid(), pid: cred.pid() };
+                    return Ok(Connection { stream: tokio::io::BufReader::new(stream), caller });
+                }
+                Err(e) => tracing::warn!(error = %e, "a control connection without credentials was refused"),
+            }
+        }
+    }
+}
+
+/// One connection.
+#[derive(Debug)]
+pub struct Connection {
+    stream: tokio::io::BufReader<UnixStream>,
+    caller: Caller,
+}
+
+impl Connection {
+    /// Who asks.
+    pub const fn caller(&self) -> Caller {
+        self.caller
+    }
+
+    /// The next line without its end; `None` when the caller is done. A line that is too long or too slow is an error.
+    pub async fn line(&mut self) -> Result<Option<Vec<u8>>, std::io::Error> {
+        let mut line = Vec::new();
+        let mut limited = (&mut self.stream).take(MAX_REQUEST as u64 + 1);
+        tokio::time::timeout(PATIENCE, limited.read_until(b'\n', &mut line))
+            .await
+            .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
+        if line.is_empty() {
+            return Ok(None);
+        }
+        if line.pop_if(|b| *b == b'\n').is_none() {
+            return Err(std::io::Error::other("the question is too long or cut off"));
+        }
+        Ok(Some(line))
+    }
+
+    /// Sends bytes.
+    pub async fn send(&mut self, bytes: &[u8]) -> Result<(), std::io::Error> {
+        tokio::time::timeout(PATIENCE, self.stream.get_mut().write_all(bytes))
+            .await
+            .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))?
+    }
+}
