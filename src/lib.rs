@@ -36,6 +36,9 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 pub mod cli;
 pub mod config;
+#[cfg(feature = "control")]
+pub mod control;
+pub mod enroll;
 pub mod net;
 pub mod node;
 pub mod secret;

@@ -1,0 +1,2 @@
+//! The control plane: makes a fleet out of devices. Feature `control`; the device build carries none of it.
+pub mod ipam;

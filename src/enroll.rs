@@ -1,0 +1,9 @@
+//! How a device becomes a node and follows its control plane: identity, enrolment, the signed state document.
+//!
+//! The device makes its own keys and the control plane never sees a private half. What it may do is bounded by what it
+//! signs: a [`document::StateDocument`] that names this node, is newer than the last one and was signed by a key pinned
+//! at enrolment. Everything else the network says is ignored, and the last good document outlives every outage.
+pub mod document;
+pub mod request;
+pub mod signature;
+pub mod wire;

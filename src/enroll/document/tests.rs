@@ -1,0 +1,128 @@
+//! Documents that are forged, stale, misaddressed, oversize or damaged are refused, each for its own reason.
+use super::*;
+use proptest::prelude::*;
+
+fn key(n: u8) -> SignKey {
+    SignKey::from_seed(&[n; 32]).unwrap()
+}
+
+fn node() -> NodeId {
+    "edge-1".parse().unwrap()
+}
+
+fn document() -> StateDocument {
+    StateDocument {
+        version: VERSION,
+        node_id: node(),
+        generation: 7,
+        role: Role::Node,
+        signing_keys: vec![key(1).public()],
+        interfaces: vec![WantedInterface {
+            name: "wg0".parse().unwrap(),
+            addresses: vec!["10.8.0.2/16".parse().unwrap()],
+            listen_port: None,
+            mtu: Some(1280),
+            dns: vec![],
+            hubs: vec![WantedHub {
+                node_id: "hub-1".parse().unwrap(),
+                public_key: PublicKey([1; 32]),
+                endpoint: "hub.example.net:51820".parse().unwrap(),
+                address: "10.8.0.1".parse().unwrap(),
+                allowed_ips: vec!["10.8.0.0/16".parse().unwrap()],
+                keepalive: 25,
+            }],
+            peers: vec![],
+            forwarding: false,
+            next_key: None,
+        }],
+    }
+}
+
+fn bytes(document: &StateDocument, keys: &[SignKey]) -> Vec<u8> {
+    serde_json::to_vec(&document.sign(keys).unwrap()).unwrap()
+}
+
+#[test]
+fn what_was_signed_is_what_is_read() {
+    let sent = bytes(&document(), &[key(1)]);
+    let (envelope, read) = Envelope::open(&sent, &node(), &[key(1).public()]).unwrap();
+    assert_eq!(read, document());
+    assert_eq!(serde_json::to_vec(&envelope).unwrap(), sent, "the kept bytes are the sent bytes");
+}
+
+#[test]
+fn each_fault_has_its_own_refusal() {
+    let pinned = [key(1).public()];
+    let open = |b: &[u8]| Envelope::open(b, &node(), &pinned).map(|(_, d)| d);
+    assert_eq!(open(&bytes(&document(), &[key(2)])), Err(Refusal::BadSignature), "another key");
+    assert_eq!(open(&bytes(&document(), &[])), Err(Refusal::BadSignature), "no signature");
+    let other = StateDocument { node_id: "edge-2".parse().unwrap(), ..document() };
+    assert_eq!(open(&bytes(&other, &[key(1)])), Err(Refusal::WrongNode("edge-2".parse().unwrap())));
+    let later = StateDocument { version: 2, ..document() };
+    assert_eq!(open(&bytes(&later, &[key(1)])), Err(Refusal::Version(2)));
+    assert!(matches!(open(b"{}"), Err(Refusal::Malformed(_))));
+    assert!(matches!(open(b"\xff"), Err(Refusal::Malformed(_))));
+    assert_eq!(open(&vec![b' '; MAX_BYTES + 1]), Err(Refusal::Oversize(MAX_BYTES + 1)));
+    let mut twice = document();
+    twice.interfaces.push(twice.interfaces[0].clone());
+    assert!(matches!(open(&bytes(&twice, &[key(1)])), Err(Refusal::Invalid(p)) if p.contains("twice")));
+    let keyless = StateDocument { signing_keys: vec![], ..document() };
+    assert!(matches!(open(&bytes(&keyless, &[key(1)])), Err(Refusal::Invalid(_))), "it would lock itself out");
+}
+
+#[test]
+fn two_peers_cannot_claim_one_network() {
+    let mut doc = document();
+    for n in [2, 3] {
+        doc.interfaces[0].peers.push(WantedPeer {
+            node_id: format!("edge-{n}").parse().unwrap(),
+            public_key: PublicKey([n; 32]),
+            allowed_ips: vec!["10.8.0.9/32".parse().unwrap()],
+            keepalive: 0,
+            isolated: false,
+        });
+    }
+    let refused = Envelope::open(&bytes(&doc, &[key(1)]), &node(), &[key(1).public()]);
+    assert!(matches!(refused, Err(Refusal::Invalid(p)) if p.contains("10.8.0.9/32")));
+}
+
+#[test]
+fn a_node_that_slept_through_a_rotation_still_finds_a_key_it_knows() {
+    let both = bytes(&document(), &[key(1), key(2)]);
+    for pinned in [key(1), key(2)] {
+        assert!(Envelope::open(&both, &node(), &[pinned.public()]).is_ok());
+    }
+    assert!(Envelope::open(&both, &node(), &[key(3).public()]).is_err());
+}
+
+#[test]
+fn a_signature_over_the_same_bytes_without_the_domain_is_worth_nothing() {
+    let mut envelope = document().sign(&[key(1)]).unwrap();
+    envelope.signatures[0].signature = key(1).sign(envelope.document.get().as_bytes());
+    assert_eq!(envelope.verify(&node(), &[key(1).public()]).unwrap_err(), Refusal::BadSignature);
+}
+
+#[test]
+fn generations_only_grow() {
+    assert_eq!(newer_than(&document(), None), Ok(()));
+    assert_eq!(newer_than(&document(), Some(7)), Ok(()));
+    assert_eq!(newer_than(&document(), Some(8)), Err(Refusal::Older { got: 7, have: 8 }));
+}
+
+proptest! {
+    #[test]
+    fn no_flipped_bit_passes_as_another_document(at: prop::sample::Index, bit in 0u8..8) {
+        let mut sent = bytes(&document(), &[key(1)]);
+        let at = at.index(sent.len());
+        sent[at] ^= 1 << bit;
+        match Envelope::open(&sent, &node(), &[key(1).public()]) {
+            Ok((_, read)) => prop_assert_eq!(read, document()),
+            Err(_) => {}
+        }
+    }
+
+    #[test]
+    fn no_bytes_panic(junk: Vec<u8>) {
+        let _ = Envelope::open(&junk, &node(), &[key(1).public()]);
+    }
+}

@@ -1,0 +1,214 @@
+//! How a node proves each request: an Ed25519 signature over what is asked, when, and a number used once.
+//!
+//! Why signatures and not client certificates: a board may boot in 1970, and a certificate is first of all a pair of
+//! dates; its renewal is one more thing that a long sleep breaks; and a proxy that ends TLS in front of several control
+//! planes has to be trusted with the identity. A signature needs the node's key and nothing else. The time in it only
+//! bounds how long a number must be remembered, and a wrong clock is told apart from a forgery: the signature is verified
+//! first, so only the node itself ever learns the server's time, and that answer is signed by the control plane's key.
+//!
+//! The signed text, one item a line: `spoke-request-v1`, the node id, the method, path with query, the SHA-256 of the body
+//! in hex, milliseconds since 1970, the number used once. No item can hold a line feed, so no two requests read the same.
+use super::signature::{SignKey, Signature, VerifyKey, sha256_hex};
+use crate::node::NodeId;
+use serde::{Deserialize, Serialize};
+
+/// Header with the node id.
+pub const NODE: &str = "spoke-node";
+/// Header with milliseconds since 1970.
+pub const TIMESTAMP: &str = "spoke-timestamp";
+/// Header with the number used once: 32 characters of lower-case hex.
+pub const NONCE: &str = "spoke-nonce";
+/// Header with the signature.
+pub const SIGNATURE: &str = "spoke-signature";
+
+/// How far the time of a request may be from the server's, in milliseconds; a nonce is remembered this long both ways.
+pub const WINDOW_MS: u64 = 120_000;
+
+/// The proof that travels in the headers of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proof {
+    /// Who asks.
+    pub node: NodeId,
+    /// When, in milliseconds since 1970, by the node's idea of the server's clock.
+    pub timestamp_ms: u64,
+    /// Used once.
+    pub nonce: Nonce,
+    /// Over all of it.
+    pub signature: Signature,
+}
+
+/// A number used once: 16 random bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Nonce(pub [u8; 16]);
+
+impl Nonce {
+    /// 32 characters of lower-case hex.
+    pub fn to_hex(self) -> String {
+        use std::fmt::Write as _;
+        self.0.iter().fold(String::with_capacity(32), |mut text, b| {
+            let _ = write!(text, "{b:02x}");
+            text
+        })
+    }
+
+    /// Reads [`Nonce::to_hex`]; `None` if it is anything else.
+    pub fn from_hex(text: &str) -> Option<Self> {
+        if text.len() != 32 || !text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return None;
+        }
+        let mut out = [0; 16];
+        for (byte, pair) in out.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+            *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+        }
+        Some(Self(out))
+    }
+}
+
+/// What is asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// `GET`, `POST`, …
+    pub method: &'a str,
+    /// Path with the query, as on the request line.
+    pub path: &'a str,
+    /// The body, empty where there is none.
+    pub body: &'a [u8],
+}
+
+impl Asked<'_> {
+    fn text(&self, node: &NodeId, timestamp_ms: u64, nonce: Nonce) -> String {
+        let (method, path, body) = (self.method, self.path, sha256_hex(self.body));
+        format!("spoke-request-v1\n{node}\n{method}\n{path}\n{body}\n{timestamp_ms}\n{}", nonce.to_hex())
+    }
+
+    /// Signs for `node`.
+    pub fn prove(&self, key: &SignKey, node: &NodeId, timestamp_ms: u64, nonce: Nonce) -> Proof {
+        let signature = key.sign(self.text(node, timestamp_ms, nonce).as_bytes());
+        Proof { node: node.clone(), timestamp_ms, nonce, signature }
+    }
+}
+
+impl Proof {
+    /// Reads the four headers through `header`; `None` if one is missing or malformed.
+    pub fn from_headers<'a>(header: impl Fn(&str) -> Option<&'a str>) -> Option<Self> {
+        Some(Self {
+            node: header(NODE)?.parse().ok()?,
+            timestamp_ms: header(TIMESTAMP)?.parse().ok()?,
+            nonce: Nonce::from_hex(header(NONCE)?)?,
+            signature: header(SIGNATURE)?.parse().ok()?,
+        })
+    }
+
+    /// The headers to send.
+    pub fn headers(&self) -> [(&'static str, String); 4] {
+        [
+            (NODE, self.node.to_string()),
+            (TIMESTAMP, self.timestamp_ms.to_string()),
+            (NONCE, self.nonce.to_hex()),
+            (SIGNATURE, self.signature.to_string()),
+        ]
+    }
+
+    /// Whether the holder of `key` asked exactly this.
+    pub fn verify(&self, asked: &Asked<'_>, key: &VerifyKey) -> bool {
+        key.verify(asked.text(&self.node, self.timestamp_ms, self.nonce).as_bytes(), &self.signature)
+    }
+}
+
+/// The server's time, as it answers a node whose clock is off; signed, because a board without a clock cannot judge a
+/// certificate's dates and must not be sent to any time that somebody in between likes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TimeAnswer {
+    /// Milliseconds since 1970.
+    pub server_time_ms: u64,
+    /// The nonce of the request that is answered, in hex: an older answer does not fit.
+    pub nonce: String,
+    /// Who signed.
+    pub key: VerifyKey,
+    /// Over the text of [`TimeAnswer::sign`].
+    pub signature: Signature,
+}
+
+impl TimeAnswer {
+    fn text(server_time_ms: u64, nonce: &str) -> String {
+        format!("spoke-time-v1\n{server_time_ms}\n{nonce}")
+    }
+
+    /// Signs the time in answer to the request with `nonce`.
+    pub fn sign(key: &SignKey, server_time_ms: u64, nonce: Nonce) -> Self {
+        let nonce = nonce.to_hex();
+        let signature = key.sign(Self::text(server_time_ms, &nonce).as_bytes());
+        Self { server_time_ms, nonce, key: key.public(), signature }
+    }
+
+    /// The time, if a pinned key gave it in answer to the request with `nonce`.
+    pub fn verify(&self, nonce: Nonce, pinned: &[VerifyKey]) -> Option<u64> {
+        let fits = self.nonce == nonce.to_hex()
+            && pinned.contains(&self.key)
+            && self.key.verify(Self::text(self.server_time_ms, &self.nonce).as_bytes(), &self.signature);
+        fits.then_some(self.server_time_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn key(n: u8) -> SignKey {
+        SignKey::from_seed(&[n; 32]).unwrap()
+    }
+
+    fn node() -> NodeId {
+        "edge-1".parse().unwrap()
+    }
+
+    #[test]
+    fn headers_carry_the_whole_proof() {
+        let asked = Asked { method: "POST", path: "/api/v1/nodes/register", body: b"{}" };
+        let proof = asked.prove(&key(1), &node(), 1_700_000_000_000, Nonce([9; 16]));
+        let headers = proof.headers();
+        let read = Proof::from_headers(|name| headers.iter().find(|(n, _)| *n == name).map(|(_, v)| v.as_str()));
+        assert_eq!(read.as_ref(), Some(&proof));
+        assert!(read.unwrap().verify(&asked, &key(1).public()));
+        assert!(!proof.verify(&asked, &key(2).public()), "another node's key");
+        assert!(!proof.verify(&Asked { body: b"[]", ..asked }, &key(1).public()));
+        assert!(!proof.verify(&Asked { method: "PUT", ..asked }, &key(1).public()));
+        assert!(!proof.verify(&Asked { path: "/api/v1/nodes/register?x", ..asked }, &key(1).public()));
+        let posing = Proof { node: "edge-2".parse().unwrap(), ..proof };
+        assert!(!posing.verify(&asked, &key(1).public()), "the node id is signed as well");
+    }
+
+    #[test]
+    fn time_is_taken_only_from_a_pinned_key_and_for_this_request() {
+        let answer = TimeAnswer::sign(&key(1), 1_800_000_000_000, Nonce([1; 16]));
+        assert_eq!(answer.verify(Nonce([1; 16]), &[key(1).public()]), Some(1_800_000_000_000));
+        assert_eq!(answer.verify(Nonce([2; 16]), &[key(1).public()]), None);
+        assert_eq!(answer.verify(Nonce([1; 16]), &[key(2).public()]), None);
+        let later = TimeAnswer { server_time_ms: 1, ..answer };
+        assert_eq!(later.verify(Nonce([1; 16]), &[key(1).public()]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn nonces_read_back(bytes: [u8; 16]) {
+            prop_assert_eq!(Nonce::from_hex(&Nonce(bytes).to_hex()), Some(Nonce(bytes)));
+        }
+
+        #[test]
+        fn headers_of_any_text_never_panic(text in "\\PC{0,90}") {
+            let _ = Nonce::from_hex(&text);
+            prop_assert!(Proof::from_headers(|_| Some(text.as_str())).is_none());
+        }
+
+        #[test]
+        fn any_change_of_time_breaks_the_proof(t: u32, other: u32) {
+            prop_assume!(t != other);
+            let asked = Asked { method: "GET", path: "/", body: b"" };
+            let proof = asked.prove(&key(1), &node(), u64::from(t), Nonce([0; 16]));
+            let moved = Proof { timestamp_ms: u64::from(other), ..proof };
+            prop_assert!(!moved.verify(&asked, &key(1).public()));
+        }
+    }
+}
