@@ -39,6 +39,8 @@ pub mod config;
 #[cfg(feature = "control")]
 pub mod control;
 pub mod enroll;
+pub mod health;
+pub mod http;
 pub mod net;
 pub mod node;
 pub mod secret;

@@ -1,6 +1,7 @@
 //! The seams: every effect behind a small trait, with its real implementation. Nothing here decides anything.
 pub mod clock;
 pub mod disk;
+pub mod http_server;
 pub mod kernel;
 pub mod keys;
 pub mod notify;

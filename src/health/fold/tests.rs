@@ -1,0 +1,128 @@
+//! Verdicts for every kind of trouble.
+use super::super::summary::{Link, Net, Uplink, Vitals};
+use super::*;
+use proptest::prelude::*;
+
+fn at(now: u64) -> Moment {
+    Moment { now: Boot::from_secs(now), wall: Wall(1_700_000_000 + now), trusted: true, started: Boot::from_secs(10) }
+}
+
+fn well() -> Snapshot {
+    let links = vec![Link { name: "wg0".into(), up: true, peers: 1, active_peers: 1, ..Link::default() }];
+    let net = Net { passes: 3, at: Boot::from_secs(1000), clean: true, links, ..Net::default() };
+    let uplink = Uplink {
+        hub: Some("hub-a".into()),
+        connected: true,
+        hub_answers: true,
+        since: Boot::from_secs(20),
+        last_handshake: Some(Boot::from_secs(900)),
+        ..Uplink::default()
+    };
+    Snapshot { net, vitals: Vitals { uplink: Some(uplink), clock_trusted: true, ..Vitals::default() } }
+}
+
+fn uplink(s: &mut Snapshot) -> &mut Uplink {
+    s.vitals.uplink.as_mut().unwrap()
+}
+
+#[test]
+fn each_verdict_has_its_reason() {
+    let s = well();
+    let h = fold(&s, &at(1000));
+    assert_eq!((h.status, h.reasons.len(), h.handshake_age), (Verdict::Healthy, 0, Some(100)));
+
+    let mut s = well();
+    uplink(&mut s).last_handshake = Some(Boot::from_secs(800));
+    let h = fold(&s, &at(1000));
+    assert_eq!((h.status, h.reasons[0].code, h.reasons[0].seconds), (Verdict::Degraded, "handshake_stale", 20));
+    assert_eq!(h.reasons[0].since.as_deref(), Some(Wall(1_700_000_980).to_string().as_str()));
+
+    let mut s = well();
+    uplink(&mut s).hub_answers = false;
+    let h = fold(&s, &at(1000));
+    assert_eq!((h.status, h.reasons[0].code), (Verdict::Unhealthy, "hub_silent"));
+
+    let mut s = well();
+    uplink(&mut s).connected = false;
+    let h = fold(&s, &at(1000));
+    assert_eq!((h.status, h.reasons[0].code, h.can_ping_hub), (Verdict::Disconnected, "no_tunnel", false));
+
+    let mut s = well();
+    let part = Part { healthy: false, since: Boot::from_secs(500), detail: Some("no endpoint answers".into()) };
+    s.vitals.parts.insert("contract", part);
+    let h = fold(&s, &at(1000));
+    assert_eq!((h.status, h.reasons[0].code, h.reasons[0].seconds), (Verdict::Degraded, "contract_away", 500));
+    assert_eq!(h.components["contract"].status, "degraded");
+}
+
+#[test]
+fn the_clock_that_is_not_believed_gives_no_since() {
+    let mut s = well();
+    uplink(&mut s).connected = false;
+    let h = fold(&s, &Moment { trusted: false, wall: Wall(5), ..at(1000) });
+    assert_eq!((h.reasons[0].since.clone(), h.reasons[0].seconds, h.bridge.start_time), (None, 980, None));
+}
+
+#[test]
+fn the_documented_keys_are_there() {
+    let text = serde_json::to_value(fold(&well(), &at(1000))).unwrap();
+    for key in [
+        "status", "connected", "can_ping_hub", "handshake_age", "uptime_seconds", "node_id", "reasons", "bridge",
+        "components", "peerRegistry", "timestamp",
+    ] {
+        assert!(text.get(key).is_some(), "{key}");
+    }
+    for key in ["status", "startTime", "uptime", "errors", "lastError"] {
+        assert!(text["bridge"].get(key).is_some(), "bridge.{key}");
+    }
+    assert_eq!(text["bridge"]["uptime"], 990_000);
+    assert_eq!(text["peerRegistry"], serde_json::json!({"activePeers": 1, "totalPeers": 1}));
+}
+
+#[test]
+fn ready_needs_a_clean_pass_and_a_tunnel() {
+    assert_eq!(ready(&well(), &at(1000)), Ok(()));
+    assert!(ready(&Snapshot::default(), &at(1000)).is_err());
+    let mut s = well();
+    s.net.clean = false;
+    assert!(ready(&s, &at(1000)).is_err());
+    let mut s = well();
+    uplink(&mut s).connected = false;
+    assert!(ready(&s, &at(1000)).unwrap_err().starts_with("no_tunnel"));
+    // A hub has no uplink: its interfaces are its tunnel.
+    let mut s = well();
+    s.vitals.uplink = None;
+    assert_eq!(ready(&s, &at(1000)), Ok(()));
+    s.net.links[0].up = false;
+    assert!(ready(&s, &at(1000)).unwrap_err().contains("wg0"));
+}
+
+proptest! {
+    #[test]
+    fn verdicts_and_reasons_agree(
+        passes in 0u64..2, clean: bool, connected: bool, answers: bool, has_uplink: bool, up: bool,
+        handshake in proptest::option::of(0u64..2000), part in proptest::option::of(any::<bool>()), now in 0u64..3000,
+    ) {
+        let mut s = well();
+        (s.net.passes, s.net.clean, s.net.links[0].up) = (passes, clean, up);
+        if !clean {
+            s.net.troubles.push(Trouble { code: "apply_failed", since: Boot::from_secs(1), detail: "x".into() });
+        }
+        let u = uplink(&mut s);
+        (u.connected, u.hub_answers, u.last_handshake) = (connected, answers, handshake.map(Boot::from_secs));
+        if !has_uplink {
+            s.vitals.uplink = None;
+        }
+        if let Some(healthy) = part {
+            s.vitals.parts.insert("control", Part { healthy, since: Boot::from_secs(2), detail: None });
+        }
+        let h = fold(&s, &at(now));
+        prop_assert_eq!(h.status == Verdict::Healthy, h.reasons.is_empty());
+        prop_assert_eq!(h.status == Verdict::Disconnected, !h.connected);
+        prop_assert!(!h.can_ping_hub || h.connected);
+        // Ready says no more than healthy or degraded ever would.
+        if ready(&s, &at(now)).is_ok() {
+            prop_assert!(h.connected && passes > 0 && clean);
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The facts as OpenMetrics text, which `promtool check metrics` accepts.
+use super::fold::{Moment, Verdict, fold};
+use super::summary::Snapshot;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, MetricEncoder};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use std::fmt;
+
+/// `Content-Type` of the text.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The metrics of one moment. No peer has metrics of its own: ten thousand of them would be a burden to every scraper.
+pub fn metrics(snapshot: &Snapshot, at: &Moment) -> Result<String, fmt::Error> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Scrape { snapshot: snapshot.clone(), at: *at }));
+    let mut text = String::with_capacity(4096);
+    prometheus_client::encoding::text::encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+#[derive(Debug)]
+struct Scrape {
+    snapshot: Snapshot,
+    at: Moment,
+}
+
+struct Out<'a>(DescriptorEncoder<'a>);
+
+impl Out<'_> {
+    fn gauge(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {
+        let metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        ConstGauge::new(value).encode(metric)
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        let metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        ConstCounter::new(value).encode(metric)
+    }
+
+    /// One metric with a sample for each of `samples`, told apart by `label`.
+    fn family<'s>(
+        &mut self,
+        (name, help, kind): (&str, &str, MetricType),
+        label: &str,
+        samples: impl IntoIterator<Item = (&'s str, u64)>,
+    ) -> fmt::Result {
+        let mut metric: MetricEncoder<'_> = self.0.encode_descriptor(name, help, None, kind)?;
+        for (of, value) in samples {
+            let labels = [(label, of)];
+            let sample = metric.encode_family(&labels)?;
+            match kind {
+                MetricType::Counter => ConstCounter::new(value).encode(sample)?,
+                _ => ConstGauge::new(value).encode(sample)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Collector for Scrape {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let (s, at) = (&self.snapshot, &self.at);
+        let mut out = Out(encoder);
+        let health = fold(s, at);
+        out.family(("spoke_build_info", "The running build", MetricType::Gauge), "version", [(crate::VERSION, 1)])?;
+        out.family(
+            ("spoke_health", "1 for the verdict that holds, 0 for the others", MetricType::Gauge),
+            "status",
+            Verdict::ALL.map(|v| (v.as_str(), u64::from(v == health.status))),
+        )?;
+        let reasons = health.reasons.iter().map(|r| (r.code, 1)).collect::<std::collections::BTreeMap<_, _>>();
+        out.family(("spoke_health_reason", "1 for each reason the node is not healthy", MetricType::Gauge), "code", reasons)?;
+        out.gauge("spoke_uptime_seconds", "Time since the process started", at.uptime().as_secs_f64())?;
+        out.gauge("spoke_clock_trusted", "1 if the wall clock is believed", f64::from(u8::from(at.trusted)))?;
+        let net = &s.net;
+        out.counter("spoke_reconcile_passes", "Completed reconcile passes", net.passes)?;
+        out.gauge("spoke_reconcile_clean", "1 if the last pass left nothing to do", f64::from(u8::from(net.clean)))?;
+        let age = if net.passes == 0 { at.uptime() } else { at.now.since(net.at) };
+        out.gauge("spoke_reconcile_age_seconds", "Time since the last pass ended", age.as_secs_f64())?;
+        out.counter("spoke_reconcile_changes", "Steps applied because the wanted state changed", net.changes)?;
+        out.counter("spoke_reconcile_repairs", "Steps applied against drift", net.repairs)?;
+        out.counter("spoke_reconcile_failures", "Steps the kernel refused", net.failures)?;
+        #[expect(clippy::cast_precision_loss, reason = "a generation stays far below 2^53")]
+        out.gauge("spoke_generation", "Generation of the wanted state", net.generation as f64)?;
+        self.links(&mut out)?;
+        self.uplink(&mut out)
+    }
+}
+
+impl Scrape {
+    fn links(&self, out: &mut Out<'_>) -> fmt::Result {
+        let links = &self.snapshot.net.links;
+        type Value = fn(&super::summary::Link) -> u64;
+        let families: [(&str, &str, MetricType, Value); 6] = [
+            ("wireguard_interface_up", "1 if the interface exists and is up", MetricType::Gauge, |l| u64::from(l.up)),
+            ("wireguard_peers_wanted", "Peers the node wants", MetricType::Gauge, |l| l.wanted_peers as u64),
+            ("wireguard_peers", "Peers the kernel has", MetricType::Gauge, |l| l.peers as u64),
+            ("wireguard_peers_active", "Peers with a handshake in the last 180 s", MetricType::Gauge, |l| {
+                l.active_peers as u64
+            }),
+            ("wireguard_receive_bytes", "Bytes received from the present peers", MetricType::Counter, |l| l.rx),
+            ("wireguard_transmit_bytes", "Bytes sent to the present peers", MetricType::Counter, |l| l.tx),
+        ];
+        for (name, help, kind, value) in families {
+            out.family((name, help, kind), "interface", links.iter().map(|l| (l.name.as_str(), value(l))))?;
+        }
+        Ok(())
+    }
+
+    fn uplink(&self, out: &mut Out<'_>) -> fmt::Result {
+        let Some(u) = &self.snapshot.vitals.uplink else { return Ok(()) };
+        let flag = |b: bool| f64::from(u8::from(b));
+        out.gauge("spoke_uplink_connected", "1 if a tunnel to a hub is up", flag(u.connected))?;
+        out.gauge("spoke_uplink_hub_answers", "1 if the hub answers through the tunnel", flag(u.hub_answers))?;
+        out.counter("spoke_uplink_attempts", "Attempts to connect to a hub", u.attempts)?;
+        let backoff = u.backoff.map_or(0.0, |b| b.as_secs_f64());
+        out.gauge("spoke_uplink_backoff_seconds", "Wait before the next attempt; 0: none", backoff)?;
+        if let Some(handshake) = u.last_handshake {
+            let age = self.at.now.since(handshake).as_secs_f64();
+            out.gauge("spoke_uplink_handshake_age_seconds", "Time since the newest handshake with the hub", age)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,255 @@
+//! The facts that health is judged by, boiled down once per observation so that a request costs no walk over all peers.
+use crate::net::key::PublicKey;
+use crate::net::state::{Counters, Desired, IfName, Observed, ObservedLink};
+use crate::node::NodeId;
+use crate::time::{Boot, Wall};
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// WireGuard refuses a session older than this, so a tunnel in use always has a younger handshake.
+pub const HANDSHAKE_MAX: Duration = Duration::from_secs(180);
+
+/// A condition that makes the node less than healthy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// Stable and machine-readable.
+    pub code: &'static str,
+    /// Since when.
+    pub since: Boot,
+    /// For people, with the remedy.
+    pub detail: String,
+}
+
+/// What the reconcile task reports.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Net {
+    /// Completed passes.
+    pub passes: u64,
+    /// When the last one ended.
+    pub at: Boot,
+    /// Nothing was left to do after it.
+    pub clean: bool,
+    /// Generation of the wanted state.
+    pub generation: u64,
+    /// Steps taken because the wanted state changed.
+    pub changes: u64,
+    /// Steps taken against drift.
+    pub repairs: u64,
+    /// Steps the kernel refused.
+    pub failures: u64,
+    /// Why it was not clean.
+    pub troubles: Vec<Trouble>,
+    /// Interfaces, in the order of their names.
+    pub links: Vec<Link>,
+}
+
+/// An interface, without its peers one by one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Link {
+    /// Kernel name.
+    pub name: String,
+    /// It exists, is WireGuard and is up.
+    pub up: bool,
+    /// Peers that are wanted.
+    pub wanted_peers: usize,
+    /// Peers that are there.
+    pub peers: usize,
+    /// Peers with a handshake in the last 180 s.
+    pub active_peers: usize,
+    /// Bytes received, over the peers that are there.
+    pub rx: u64,
+    /// Bytes sent.
+    pub tx: u64,
+    /// Time of the newest handshake of any peer, by the wall clock as it stood.
+    #[serde(skip)]
+    pub last_handshake: Option<Duration>,
+}
+
+/// What the uplink reports. Filled by whoever wires the uplink to the board.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Uplink {
+    /// The hub in use, by its configured name.
+    pub hub: Option<String>,
+    /// A session was claimed up: fresh handshake and an echo answered by the hub.
+    pub connected: bool,
+    /// The last echo through the tunnel was answered in time.
+    pub hub_answers: bool,
+    /// Since when the two above have been as they are.
+    pub since: Boot,
+    /// When the newest handshake with the hub was seen, on the boot clock.
+    pub last_handshake: Option<Boot>,
+    /// When the session came up, by the wall clock.
+    pub connected_at: Option<Wall>,
+    /// Attempts since start.
+    pub attempts: u64,
+    /// Wait before the next attempt, while there is one.
+    pub backoff: Option<Duration>,
+    /// Why the last attempt or session ended.
+    pub last_error: Option<String>,
+}
+
+/// A part of the node whose absence does not take the tunnel down: chain, control plane, registry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// It works.
+    pub healthy: bool,
+    /// Since when it has been so.
+    pub since: Boot,
+    /// What is wrong, with the remedy.
+    pub detail: Option<String>,
+}
+
+/// What the grants task counts.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Access {
+    /// Decisions asked for.
+    pub total_requests: u64,
+    /// Allowed.
+    pub granted: u64,
+    /// Denied.
+    pub denied: u64,
+    /// Failed look-ups.
+    pub errors: u64,
+    /// Entries in the cache.
+    pub cache_size: u64,
+    /// Most entries the cache takes.
+    pub cache_max: u64,
+    /// Answered from the cache.
+    pub cache_hits: u64,
+    /// Not in the cache.
+    pub cache_misses: u64,
+    /// When the registry was last read completely.
+    pub last_sync: Option<Wall>,
+    /// It is being read.
+    pub syncing: bool,
+    /// Reads that failed.
+    pub sync_errors: u64,
+    /// What the last failure was.
+    pub last_error: Option<String>,
+}
+
+/// What the producers beside the reconcile task say. Whoever wires them fills a field each; what is not built or not
+/// configured is absent.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Vitals {
+    /// The node's name, once it has one.
+    pub node_id: Option<NodeId>,
+    /// Whether the wall clock is believed.
+    pub clock_trusted: bool,
+    /// Uplink, where one is configured.
+    pub uplink: Option<Uplink>,
+    /// Grants, where an interface asks for them.
+    pub access: Option<Access>,
+    /// Parts by name: `contract`, `registry`, `control`, …
+    pub parts: BTreeMap<&'static str, Part>,
+}
+
+/// Everything the endpoints speak about.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Snapshot {
+    /// Reconcile task.
+    pub net: Net,
+    /// The others.
+    pub vitals: Vitals,
+}
+
+impl Net {
+    /// Gives each trouble the moment it first appeared: that of `before` if it was there already, else `self.at`.
+    pub fn carry_since(&mut self, before: &[Trouble]) {
+        for trouble in &mut self.troubles {
+            let known = before.iter().find(|b| b.code == trouble.code).map(|b| b.since);
+            trouble.since = known.unwrap_or(self.at);
+        }
+    }
+}
+
+impl Link {
+    /// Boils an interface down. `now` is the wall clock by which the kernel stamped the handshakes.
+    pub fn of(name: &IfName, wanted_peers: usize, seen: Option<&ObservedLink>, now: Wall) -> Self {
+        let mut link = Self { name: name.to_string(), wanted_peers, ..Self::default() };
+        let Some(seen) = seen.filter(|s| s.wireguard) else { return link };
+        link.up = seen.up;
+        link.peers = seen.peers.len();
+        for peer in seen.peers.values() {
+            let Counters { last_handshake, rx, tx } = peer.counters;
+            link.rx = link.rx.saturating_add(rx);
+            link.tx = link.tx.saturating_add(tx);
+            link.last_handshake = link.last_handshake.max(last_handshake);
+            link.active_peers += usize::from(age(last_handshake, now).is_some_and(|a| a < HANDSHAKE_MAX));
+        }
+        link
+    }
+
+    /// Boils every wanted interface down.
+    pub fn all(desired: &Desired, observed: &Observed, now: Wall) -> Vec<Self> {
+        desired.links.iter().map(|(n, want)| Self::of(n, want.peers.len(), observed.links.get(n), now)).collect()
+    }
+}
+
+/// How long ago a handshake was; `None`: never. One from the future (the clock was set back) counts as just now.
+pub fn age(handshake: Option<Duration>, now: Wall) -> Option<Duration> {
+    handshake.map(|h| Duration::from_secs(now.secs()).saturating_sub(h))
+}
+
+/// An interface with its peers, as `GET /wireguard` shows it. No key but public ones.
+#[derive(Debug, Serialize)]
+pub struct LinkView<'a> {
+    name: &'a str,
+    exists: bool,
+    up: bool,
+    public_key: Option<PublicKey>,
+    listen_port: u16,
+    fwmark: u32,
+    mtu: u32,
+    addresses: BTreeSet<ipnet::IpNet>,
+    peers: Vec<PeerView>,
+}
+
+#[derive(Debug, Serialize)]
+struct PeerView {
+    public_key: PublicKey,
+    endpoint: Option<SocketAddr>,
+    allowed_ips: Vec<ipnet::IpNet>,
+    persistent_keepalive: u16,
+    preshared_key: bool,
+    /// Seconds; null: never.
+    handshake_age: Option<u64>,
+    rx: u64,
+    tx: u64,
+}
+
+/// Every wanted interface as the kernel has it.
+pub fn links<'a>(desired: &'a Desired, observed: &Observed, now: Wall) -> Vec<LinkView<'a>> {
+    let view = |name: &'a IfName| {
+        let blank = ObservedLink::default();
+        let seen = observed.links.get(name);
+        let link = seen.unwrap_or(&blank);
+        LinkView {
+            name: name.as_str(),
+            exists: seen.is_some(),
+            up: link.up,
+            public_key: link.public_key,
+            listen_port: link.listen_port,
+            fwmark: link.fwmark,
+            mtu: link.mtu,
+            addresses: link.addresses.clone(),
+            peers: link
+                .peers
+                .iter()
+                .map(|(key, p)| PeerView {
+                    public_key: *key,
+                    endpoint: p.endpoint,
+                    allowed_ips: p.allowed_ips.iter().copied().collect(),
+                    persistent_keepalive: p.keepalive,
+                    preshared_key: p.preshared_key.is_some(),
+                    handshake_age: age(p.counters.last_handshake, now).map(|a| a.as_secs()),
+                    rx: p.counters.rx,
+                    tx: p.counters.tx,
+                })
+                .collect(),
+        }
+    };
+    desired.links.keys().map(view).collect()
+}

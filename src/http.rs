@@ -1,0 +1,197 @@
+//! HTTP as the local endpoints and the agent API see it: plain values, no library's types.
+pub mod limit;
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// A request that has been read whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// `GET`, `POST`, … as sent.
+    pub method: String,
+    /// The path as sent, percent-encoded, without the query.
+    pub path: String,
+    /// What follows the `?`, as sent.
+    pub query: Option<String>,
+    /// The host the client asked for: the `Host` header, or the authority of an absolute request line.
+    pub host: Option<String>,
+    /// Names in lower case, values as sent.
+    pub headers: Vec<(String, Vec<u8>)>,
+    /// The body's bytes as received.
+    pub body: Vec<u8>,
+    /// Who sent it.
+    pub source: SocketAddr,
+}
+
+impl Request {
+    /// The first value of a header that is text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.headers.iter().find(|(n, _)| n == name)?;
+        std::str::from_utf8(value).ok()
+    }
+
+    /// How often a header was sent.
+    pub fn count(&self, name: &str) -> usize {
+        self.headers.iter().filter(|(n, _)| n == name).count()
+    }
+
+    /// Whether the request changes nothing by the rules of HTTP.
+    pub fn is_safe(&self) -> bool {
+        matches!(self.method.as_str(), "GET" | "HEAD" | "OPTIONS")
+    }
+}
+
+/// What is sent back as the body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// Part of the program.
+    Static(&'static str),
+    /// Made for this answer.
+    Owned(Vec<u8>),
+    /// Made once for many answers.
+    Shared(Arc<[u8]>),
+}
+
+impl Body {
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Static(text) => text.as_bytes(),
+            Self::Owned(bytes) => bytes,
+            Self::Shared(bytes) => bytes,
+        }
+    }
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Response {
+    /// Status code.
+    pub status: u16,
+    /// `Content-Type`; empty for none.
+    pub content_type: &'static str,
+    /// Further headers, names in lower case.
+    pub headers: Vec<(&'static str, String)>,
+    /// Body.
+    pub body: Body,
+}
+
+impl Response {
+    /// A JSON body. A value that cannot be written as JSON is our own mistake and gives 500.
+    pub fn json<T: serde::Serialize + ?Sized>(status: u16, value: &T) -> Self {
+        match serde_json::to_vec(value) {
+            Ok(bytes) => Self::new(status, "application/json", Body::Owned(bytes)),
+            Err(_) => Self::new(500, "application/json", Body::Static(r#"{"error":"the answer cannot be written"}"#)),
+        }
+    }
+
+    /// Any body.
+    pub const fn new(status: u16, content_type: &'static str, body: Body) -> Self {
+        Self { status, content_type, headers: Vec::new(), body }
+    }
+
+    /// `{"error": text}`.
+    pub fn error(status: u16, text: &str) -> Self {
+        Self::json(status, &serde_json::json!({ "error": text }))
+    }
+
+    /// The same with one more header.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+}
+
+/// Why a path cannot be decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the path has a broken percent escape, a zero byte, or is not UTF-8")]
+pub struct BadPath;
+
+/// Percent-decodes a path. `+` stays `+`: only queries write a space that way.
+pub fn decode_path(raw: &str) -> Result<Cow<'_, str>, BadPath> {
+    if !raw.contains(['%', '\0']) {
+        return Ok(Cow::Borrowed(raw));
+    }
+    let digit = |b: Option<u8>| b.and_then(|b| char::from(b).to_digit(16)).and_then(|d| u8::try_from(d).ok());
+    let mut out = Vec::with_capacity(raw.len());
+    let mut bytes = raw.bytes();
+    while let Some(b) = bytes.next() {
+        let b = if b == b'%' {
+            let (high, low) = (digit(bytes.next()).ok_or(BadPath)?, digit(bytes.next()).ok_or(BadPath)?);
+            high << 4 | low
+        } else {
+            b
+        };
+        if b == 0 {
+            return Err(BadPath);
+        }
+        out.push(b);
+    }
+    String::from_utf8(out).map(Cow::Owned).map_err(|_| BadPath)
+}
+
+/// Whether a `Host` value names this machine: an IP address, `localhost`, or one of `names`; the port does not matter.
+///
+/// A page of a foreign origin can have its own name resolve to our address (DNS rebinding), but cannot make the browser
+/// send an address or a name of ours in this header.
+pub fn host_is_ours(host: &str, names: &[String]) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => {
+            let Some((v6, port)) = rest.split_once(']') else { return false };
+            return v6.parse::<std::net::Ipv6Addr>().is_ok() && port_is_fine(port.strip_prefix(':'), port);
+        }
+        None => match host.split_once(':') {
+            Some((name, port)) if port_is_fine(Some(port), ":") => name,
+            Some(_) => return false,
+            None => host,
+        },
+    };
+    name.parse::<std::net::Ipv4Addr>().is_ok()
+        || name.eq_ignore_ascii_case("localhost")
+        || names.iter().any(|n| n.eq_ignore_ascii_case(name))
+}
+
+fn port_is_fine(port: Option<&str>, rest: &str) -> bool {
+    rest.is_empty() || port.is_some_and(|p| p.parse::<u16>().is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn paths_decode_once_and_only_once() {
+        assert_eq!(decode_path("/a%2Fb+%2B").unwrap(), "/a/b++");
+        assert_eq!(decode_path("/%252F").unwrap(), "/%2F");
+        for bad in ["/%", "/%2", "/%zz", "/%00", "/%ff", "/%+1"] {
+            assert_eq!(decode_path(bad), Err(BadPath), "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_our_own_hosts() {
+        let names = ["router.lan".to_owned()];
+        for ours in ["localhost:8080", "LOCALHOST", "127.0.0.1", "10.8.0.2:8080", "[::1]:8080", "[fd00::1]", "Router.LAN:1"] {
+            assert!(host_is_ours(ours, &names), "{ours}");
+        }
+        for foreign in ["", "evil.example", "127.0.0.1.evil.example", "localhost.evil:80", "[::1", "[::1]x", "a:b:c", "127.0.0.1:x"] {
+            assert!(!host_is_ours(foreign, &names), "{foreign}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn encoded_paths_decode_to_what_they_were(text in "[^\\x00]{0,40}") {
+            let encoded: String = text.bytes().map(|b| format!("%{b:02X}")).collect();
+            prop_assert_eq!(decode_path(&encoded).unwrap(), text);
+        }
+
+        #[test]
+        fn no_text_panics(text in "\\PC{0,60}") {
+            let _ = (decode_path(&text), host_is_ours(&text, &[]));
+        }
+    }
+}

@@ -1,0 +1,441 @@
+//! A small HTTP/1.1 server: every request is read whole within bounds of size, time and number, then answered.
+//!
+//! What a stranger can cost us is bounded before anything is decided about him: connections in all and for each source,
+//! seconds for the header and for the body, bytes of both, requests per second.
+use crate::http::limit::{Rate, RateLimit, network};
+use crate::http::{Body, Request, Response};
+use crate::sys::clock::{Clock, SystemClock};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::{Body as _, Bytes, Incoming};
+use hyper::header::{HOST, HeaderValue};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, Sleep, sleep, timeout};
+
+/// Connections waiting to be accepted.
+const BACKLOG: u32 = 256;
+/// How long a listener that could not be bound, or an accept that failed, waits.
+const RETRY: Duration = Duration::from_secs(2);
+/// How long open requests may take after a stop was asked for.
+const GRACE: Duration = Duration::from_secs(3);
+/// Longest header section, in bytes.
+const HEADER_BYTES: usize = 16 * 1024;
+/// How much of a body that is too long is read nevertheless, in bytes.
+const DISCARD: usize = 256 * 1024;
+/// Most header lines.
+const HEADERS: usize = 64;
+
+/// What one server allows.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at a time.
+    pub connections: usize,
+    /// Connections at a time from one source; sources on this machine are only bound by `connections`.
+    pub per_source: usize,
+    /// For a whole header to arrive, which is also how long an idle connection is kept.
+    pub header: Duration,
+    /// For a whole body to arrive.
+    pub body: Duration,
+    /// For the client to take some of the answer.
+    pub stall: Duration,
+    /// Longest body, in bytes.
+    pub body_bytes: usize,
+    /// Requests per second from one source; sources on this machine are exempt. `None`: not limited.
+    pub rate: Option<Rate>,
+}
+
+/// Answers requests.
+pub trait Service: Send + Sync + 'static {
+    /// The answer to one request. Must not block.
+    fn call(&self, request: Request) -> impl Future<Output = Response> + Send;
+}
+
+/// Turns an accepted connection into the stream HTTP is spoken on: plain, or TLS.
+pub trait Wrap: Clone + Send + Sync + 'static {
+    /// What comes out.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    /// Does what has to be done before the first request, within [`Limits::header`].
+    fn wrap(&self, stream: TcpStream) -> impl Future<Output = std::io::Result<Self::Stream>> + Send;
+}
+
+/// No encryption: for loopback and tunnel addresses.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Plain;
+
+impl Wrap for Plain {
+    type Stream = TcpStream;
+    async fn wrap(&self, stream: TcpStream) -> std::io::Result<TcpStream> {
+        Ok(stream)
+    }
+}
+
+/// A server without its addresses.
+#[derive(Debug)]
+pub struct Server<S, W> {
+    service: Arc<S>,
+    wrap: W,
+    limits: Limits,
+    gate: Arc<Mutex<Gate>>,
+}
+
+#[derive(Debug)]
+struct Gate {
+    open: BTreeMap<IpAddr, usize>,
+    total: usize,
+    rate: Option<RateLimit>,
+}
+
+impl<S: Service, W: Wrap> Server<S, W> {
+    /// A server that answers by `service`.
+    pub fn new(service: S, wrap: W, limits: Limits) -> Self {
+        let gate = Gate { open: BTreeMap::new(), total: 0, rate: limits.rate.map(RateLimit::new) };
+        Self { service: Arc::new(service), wrap, limits, gate: Arc::new(Mutex::new(gate)) }
+    }
+
+    /// Serves at every address until `stop` turns true or its sender is gone, then lets open requests end.
+    ///
+    /// An address that does not exist yet is bound already (`IP_FREEBIND`) and served as soon as it does; one that cannot
+    /// be bound is tried again for ever and does not hold up the others.
+    pub async fn run(&self, listen: &[SocketAddr], stop: watch::Receiver<bool>) {
+        futures_util::future::join_all(listen.iter().map(|addr| self.listen(*addr, stop.clone()))).await;
+    }
+
+    /// As [`Server::run`], on a socket that is already bound.
+    pub async fn run_on(&self, listener: TcpListener, mut stop: watch::Receiver<bool>) {
+        self.accept(&listener, &mut stop).await;
+    }
+
+    async fn listen(&self, addr: SocketAddr, mut stop: watch::Receiver<bool>) {
+        let mut said = false;
+        loop {
+            match bind(addr) {
+                Ok(listener) => {
+                    tracing::info!(%addr, "listening");
+                    return self.accept(&listener, &mut stop).await;
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut said, true) {
+                        tracing::error!(%addr, %error, "cannot listen; trying again until it works");
+                    }
+                }
+            }
+            tokio::select! {
+                () = stopped(&mut stop) => return,
+                () = sleep(RETRY) => {}
+            }
+        }
+    }
+
+    async fn accept(&self, listener: &TcpListener, stop: &mut watch::Receiver<bool>) {
+        let mut open = JoinSet::new();
+        loop {
+            let (stream, source) = tokio::select! {
+                () = stopped(stop) => break,
+                Some(_) = open.join_next(), if !open.is_empty() => continue,
+                accepted = listener.accept() => match accepted {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        // Out of file descriptors, most likely: those in use will be given back.
+                        tracing::warn!(%error, "cannot accept");
+                        sleep(Duration::from_millis(100)).await;
+                        continue;
+                    }
+                },
+            };
+            let Some(place) = Place::take(&self.gate, source.ip(), &self.limits) else {
+                tracing::debug!(%source, "too many connections");
+                continue;
+            };
+            let _ = stream.set_nodelay(true);
+            let (service, wrap, limits) = (self.service.clone(), self.wrap.clone(), self.limits);
+            let (gate, stop) = (self.gate.clone(), stop.clone());
+            open.spawn(async move {
+                let _place = place;
+                match timeout(limits.header, wrap.wrap(stream)).await {
+                    Ok(Ok(stream)) => connection(stream, source, service, limits, gate, stop).await,
+                    Ok(Err(error)) => tracing::debug!(%source, %error, "no handshake"),
+                    Err(_) => tracing::debug!(%source, "handshake too slow"),
+                }
+            });
+        }
+        let _ = timeout(GRACE, async { while open.join_next().await.is_some() {} }).await;
+    }
+}
+
+/// Binds without waiting for the address to exist.
+fn bind(addr: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    let free = if addr.is_ipv4() {
+        rustix::net::sockopt::set_ip_freebind(&socket, true)
+    } else {
+        rustix::net::sockopt::set_ipv6_freebind(&socket, true)
+    };
+    if let Err(error) = free {
+        tracing::debug!(%addr, %error, "no IP_FREEBIND: the address must exist");
+    }
+    socket.bind(addr)?;
+    socket.listen(BACKLOG)
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // A sender that is gone means the same: there is nobody left to serve for.
+    let _ = stop.wait_for(|s| *s).await;
+}
+
+/// A connection's place among those allowed; given back when dropped.
+struct Place {
+    gate: Arc<Mutex<Gate>>,
+    source: IpAddr,
+}
+
+impl Place {
+    fn take(gate: &Arc<Mutex<Gate>>, source: IpAddr, limits: &Limits) -> Option<Self> {
+        let mut g = gate.lock().unwrap_or_else(PoisonError::into_inner);
+        let source = network(source);
+        let there = g.open.get(&source).copied().unwrap_or(0);
+        let full = g.total >= limits.connections || (!source.is_loopback() && there >= limits.per_source);
+        if full {
+            return None;
+        }
+        g.open.insert(source, there + 1);
+        g.total += 1;
+        drop(g);
+        Some(Self { gate: gate.clone(), source })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut g = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        g.total = g.total.saturating_sub(1);
+        match g.open.get_mut(&self.source) {
+            Some(n) if *n > 1 => *n -= 1,
+            Some(_) => drop(g.open.remove(&self.source)),
+            None => {}
+        }
+    }
+}
+
+async fn connection<S: Service>(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    source: SocketAddr,
+    service: Arc<S>,
+    limits: Limits,
+    gate: Arc<Mutex<Gate>>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let answer = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
+        let (service, gate) = (service.clone(), gate.clone());
+        async move { Ok::<_, Infallible>(exchange(request, source, &*service, &limits, &gate).await) }
+    });
+    let io = TokioIo::new(Stalling::new(stream, limits.stall));
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header)
+        .max_buf_size(HEADER_BYTES)
+        .max_headers(HEADERS)
+        .serve_connection(io, answer);
+    let mut served = pin!(served);
+    let ended = tokio::select! {
+        ended = served.as_mut() => ended,
+        () = stopped(&mut stop) => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%source, %error, "connection ended");
+    }
+}
+
+async fn exchange<S: Service>(
+    request: hyper::Request<Incoming>,
+    source: SocketAddr,
+    service: &S,
+    limits: &Limits,
+    gate: &Mutex<Gate>,
+) -> hyper::Response<Full<Bytes>> {
+    if !source.ip().is_loopback() {
+        let now = SystemClock.now();
+        let mut g = gate.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Err(wait)) = g.rate.as_mut().map(|r| r.take(now, source.ip())) {
+            let seconds = wait.as_secs() + 1;
+            return write(
+                Response::error(429, "Too many requests").with("retry-after", seconds.to_string()),
+                Close::Yes,
+            );
+        }
+    }
+    match read(request, source, limits).await {
+        Ok(request) => write(service.call(request).await, Close::No),
+        Err(refusal) => write(refusal, Close::Yes),
+    }
+}
+
+async fn read(request: hyper::Request<Incoming>, source: SocketAddr, limits: &Limits) -> Result<Request, Response> {
+    let (head, body) = request.into_parts();
+    let body = match timeout(limits.body, collect(body, limits.body_bytes)).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(TooLong::Yes)) => {
+            return Err(Response::error(413, &format!("The body is longer than {} bytes", limits.body_bytes)));
+        }
+        Ok(Err(TooLong::Broken)) => return Err(Response::error(400, "The body could not be read")),
+        Err(_) => return Err(Response::error(408, "The body took too long")),
+    };
+    let host = head
+        .uri
+        .authority()
+        .map(|a| a.as_str().to_owned())
+        .or_else(|| head.headers.get(HOST).and_then(|h| h.to_str().ok()).map(str::to_owned));
+    Ok(Request {
+        method: head.method.as_str().to_owned(),
+        path: head.uri.path().to_owned(),
+        query: head.uri.query().map(str::to_owned),
+        host,
+        headers: head.headers.iter().map(|(n, v)| (n.as_str().to_owned(), v.as_bytes().to_vec())).collect(),
+        body,
+        source,
+    })
+}
+
+enum TooLong {
+    Yes,
+    Broken,
+}
+
+/// The body, if it has at most `max` bytes. Of a longer one a little more is read and thrown away: a client that is still
+/// sending when the connection closes would lose the answer that tells it why.
+async fn collect(mut body: Incoming, max: usize) -> Result<Vec<u8>, TooLong> {
+    let announced = body.size_hint().lower();
+    if announced > (max + DISCARD) as u64 {
+        return Err(TooLong::Yes);
+    }
+    let mut out = Vec::with_capacity(usize::try_from(announced).unwrap_or(0).min(max));
+    let mut thrown = 0;
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|_| TooLong::Broken)?.into_data() else { continue };
+        if thrown > 0 || out.len() + data.len() > max {
+            thrown += data.len();
+            if thrown > DISCARD {
+                break;
+            }
+        } else {
+            out.extend_from_slice(&data);
+        }
+    }
+    if thrown > 0 { Err(TooLong::Yes) } else { Ok(out) }
+}
+
+enum Close {
+    Yes,
+    No,
+}
+
+fn write(response: Response, close: Close) -> hyper::Response<Full<Bytes>> {
+    let body = match response.body {
+        Body::Static(text) => Bytes::from_static(text.as_bytes()),
+        Body::Owned(bytes) => Bytes::from(bytes),
+        Body::Shared(bytes) => Bytes::from_owner(bytes),
+    };
+    let mut out = hyper::Response::new(Full::new(body));
+    *out.status_mut() = hyper::StatusCode::from_u16(response.status).unwrap_or(hyper::StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = out.headers_mut();
+    let mut set = |name: &'static str, value: &str| {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.append(name, value);
+        }
+    };
+    if !response.content_type.is_empty() {
+        set("content-type", response.content_type);
+    }
+    set("cache-control", "no-store");
+    set("x-content-type-options", "nosniff");
+    if matches!(close, Close::Yes) {
+        set("connection", "close");
+    }
+    for (name, value) in &response.headers {
+        set(name, value);
+    }
+    out
+}
+
+/// A stream that fails with `TimedOut` once a write has made no progress for `limit`. Reading has its own limits.
+struct Stalling<T> {
+    inner: T,
+    limit: Duration,
+    waiting: Option<Pin<Box<Sleep>>>,
+}
+
+impl<T> Stalling<T> {
+    const fn new(inner: T, limit: Duration) -> Self {
+        Self { inner, limit, waiting: None }
+    }
+
+    fn watch<R>(&mut self, cx: &mut Context<'_>, done: Poll<std::io::Result<R>>) -> Poll<std::io::Result<R>> {
+        if done.is_ready() {
+            self.waiting = None;
+            return done;
+        }
+        let limit = self.limit;
+        let wait = self.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + limit)));
+        match wait.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Err(std::io::ErrorKind::TimedOut.into())),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Stalling<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, buf)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Stalling<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+        let done = Pin::new(&mut self.inner).poll_write(cx, buf);
+        self.watch(cx, done)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        let done = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        self.watch(cx, done)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        let done = Pin::new(&mut self.inner).poll_flush(cx);
+        self.watch(cx, done)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        let done = Pin::new(&mut self.inner).poll_shutdown(cx);
+        self.watch(cx, done)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,127 @@
+//! The server against clients that behave badly, on real sockets.
+use super::*;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+struct Echo;
+
+impl Service for Echo {
+    async fn call(&self, request: Request) -> Response {
+        if request.path == "/never" {
+            std::future::pending::<()>().await;
+        }
+        Response::new(200, "text/plain", Body::Owned(format!("{} {}", request.path, request.body.len()).into_bytes()))
+    }
+}
+
+const LIMITS: Limits = Limits {
+    connections: 8,
+    per_source: 4,
+    header: Duration::from_millis(300),
+    body: Duration::from_millis(300),
+    stall: Duration::from_millis(500),
+    body_bytes: 1000,
+    rate: None,
+};
+
+async fn start(limits: Limits) -> (SocketAddr, watch::Sender<bool>, tokio::task::JoinHandle<()>) {
+    let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let addr = listener.local_addr().unwrap();
+    let (tx, rx) = watch::channel(false);
+    let server = Server::new(Echo, Plain, limits);
+    (addr, tx, tokio::spawn(async move { server.run_on(listener, rx).await }))
+}
+
+async fn say(addr: SocketAddr, bytes: &[u8]) -> String {
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    stream.write_all(bytes).await.unwrap();
+    heard(&mut stream).await
+}
+
+async fn heard(stream: &mut TcpStream) -> String {
+    let mut out = Vec::new();
+    timeout(Duration::from_secs(5), stream.read_to_end(&mut out)).await.expect("the server must close").ok();
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+#[tokio::test]
+async fn answers_and_bounds_the_body() {
+    let (addr, _stop, _task) = start(LIMITS).await;
+    let said = say(addr, b"POST /a%2Fb?x=1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc").await;
+    assert!(said.starts_with("HTTP/1.1 200") && said.ends_with("/a%2Fb 3"), "{said}");
+    let said = say(addr, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n").await;
+    assert!(said.starts_with("HTTP/1.1 413"), "{said}");
+    let mut chunked = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+    for _ in 0..20 {
+        chunked.extend_from_slice(format!("64\r\n{}\r\n", "x".repeat(100)).as_bytes());
+    }
+    chunked.extend_from_slice(b"0\r\n\r\n");
+    let said = say(addr, &chunked).await;
+    assert!(said.starts_with("HTTP/1.1 413"), "{said}");
+}
+
+#[tokio::test]
+async fn a_slow_header_an_idle_connection_and_a_slow_body_are_cut_off() {
+    let (addr, _stop, _task) = start(LIMITS).await;
+    assert_eq!(say(addr, b"GET / HTTP/1.1\r\nHo").await, "");
+    let said = say(addr, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert!(said.starts_with("HTTP/1.1 200"), "answered, then closed for idling: {said}");
+    let said = say(addr, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc").await;
+    assert!(said.starts_with("HTTP/1.1 408"), "{said}");
+}
+
+#[tokio::test]
+async fn connections_are_bounded_and_given_back() {
+    let (addr, _stop, _task) = start(Limits { header: Duration::from_secs(60), ..LIMITS }).await;
+    let mut held = Vec::new();
+    for _ in 0..LIMITS.connections {
+        held.push(TcpStream::connect(addr).await.unwrap());
+    }
+    let mut extra = TcpStream::connect(addr).await.unwrap();
+    assert_eq!(heard(&mut extra).await, "", "the one too many is closed");
+    // A held one still works, and its end makes room.
+    held[0].write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+    assert!(heard(&mut held[0]).await.starts_with("HTTP/1.1 200"));
+    let said = loop {
+        let said = say(addr, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
+        if !said.is_empty() {
+            break said;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert!(said.starts_with("HTTP/1.1 200"), "{said}");
+}
+
+#[tokio::test]
+async fn one_request_that_never_ends_holds_up_no_other() {
+    let (addr, _stop, _task) = start(LIMITS).await;
+    let mut stuck = TcpStream::connect(addr).await.unwrap();
+    stuck.write_all(b"GET /never HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let said = say(addr, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
+    assert!(said.starts_with("HTTP/1.1 200"), "{said}");
+}
+
+#[tokio::test]
+async fn stopping_lets_idle_connections_go() {
+    let (addr, stop, task) = start(Limits { header: Duration::from_secs(60), ..LIMITS }).await;
+    let mut idle = TcpStream::connect(addr).await.unwrap();
+    idle.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let mut byte = [0];
+    idle.read_exact(&mut byte).await.unwrap();
+    stop.send(true).unwrap();
+    timeout(Duration::from_secs(2), task).await.expect("idle connections end at once").unwrap();
+}
+
+#[tokio::test]
+async fn garbage_gets_an_answer_or_silence_and_the_server_lives() {
+    let (addr, _stop, _task) = start(LIMITS).await;
+    let good = b"GET /x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    for bit in (0..good.len() * 8).step_by(5) {
+        let mut bad = good.to_vec();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        let mut stream = TcpStream::connect(addr).await.unwrap();
+        let _ = stream.write_all(&bad).await;
+        let _ = stream.shutdown().await;
+        let _ = heard(&mut stream).await;
+    }
+    assert!(say(addr, good).await.starts_with("HTTP/1.1 200"));
+}
