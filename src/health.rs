@@ -4,3 +4,4 @@ pub mod metrics;
 pub mod routes;
 pub mod stats;
 pub mod summary;
+pub mod task;

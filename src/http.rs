@@ -174,10 +174,21 @@ mod tests {
     #[test]
     fn only_our_own_hosts() {
         let names = ["router.lan".to_owned()];
-        for ours in ["localhost:8080", "LOCALHOST", "127.0.0.1", "10.8.0.2:8080", "[::1]:8080", "[fd00::1]", "Router.LAN:1"] {
+        for ours in
+            ["localhost:8080", "LOCALHOST", "127.0.0.1", "10.8.0.2:8080", "[::1]:8080", "[fd00::1]", "Router.LAN:1"]
+        {
             assert!(host_is_ours(ours, &names), "{ours}");
         }
-        for foreign in ["", "evil.example", "127.0.0.1.evil.example", "localhost.evil:80", "[::1", "[::1]x", "a:b:c", "127.0.0.1:x"] {
+        for foreign in [
+            "",
+            "evil.example",
+            "127.0.0.1.evil.example",
+            "localhost.evil:80",
+            "[::1",
+            "[::1]x",
+            "a:b:c",
+            "127.0.0.1:x",
+        ] {
             assert!(!host_is_ours(foreign, &names), "{foreign}");
         }
     }

@@ -24,7 +24,9 @@ fn the_documented_example_loads_and_shows_every_default() {
     let all: String = text
         .lines()
         .map(|l| match l.strip_prefix('#') {
-            Some(key) if !key.starts_with(' ') && !example_only.iter().any(|e| key.starts_with(e)) => format!("{key}\n"),
+            Some(key) if !key.starts_with(' ') && !example_only.iter().any(|e| key.starts_with(e)) => {
+                format!("{key}\n")
+            }
             Some(_) | None => format!("{l}\n"),
         })
         .collect();
@@ -76,7 +78,8 @@ fn every_fault_is_reported_at_once_with_key_and_remedy() {
 
 #[test]
 fn a_hub_needs_a_key_an_endpoint_and_an_address() {
-    let found = faults("[[interface]]\nname = \"wg0\"\n[uplink]\ninterface = \"wg0\"\n[[uplink.hub]]\nname = \"a\"").join("\n");
+    let found =
+        faults("[[interface]]\nname = \"wg0\"\n[uplink]\ninterface = \"wg0\"\n[[uplink.hub]]\nname = \"a\"").join("\n");
     for key in ["public_key", "endpoint", "address"] {
         assert!(found.contains(&format!("uplink.hub[0].{key}: is missing")), "{found}");
     }
@@ -100,7 +103,8 @@ fn overlapping_allowed_ips_name_both_peers() {
 
 #[test]
 fn two_interfaces_do_not_share_a_name_or_a_port() {
-    let said = faults("[[interface]]\nname = \"wg0\"\nlisten_port = 1\n[[interface]]\nname = \"wg0\"\nlisten_port = 1").join("\n");
+    let said = faults("[[interface]]\nname = \"wg0\"\nlisten_port = 1\n[[interface]]\nname = \"wg0\"\nlisten_port = 1")
+        .join("\n");
     assert!(said.contains("interface[1].name: wg0 is there twice"), "{said}");
     assert!(said.contains("interface[1].listen_port: 1 is also the port of wg0"), "{said}");
 }
@@ -109,7 +113,8 @@ fn two_interfaces_do_not_share_a_name_or_a_port() {
 fn the_environment_overrides_the_file_and_is_named_in_faults() {
     let env = |k: &str, v: &str| (k.to_owned(), v.to_owned());
     let file = Some(("spoke.toml", "[health]\nlisten = [\"127.0.0.1:1\"]\n"));
-    let config = Config::from_text(file, [env("SPOKE__HEALTH__LISTEN", "127.0.0.1:2,[::1]:3"), env("HOME", "/")]).unwrap();
+    let config =
+        Config::from_text(file, [env("SPOKE__HEALTH__LISTEN", "127.0.0.1:2,[::1]:3"), env("HOME", "/")]).unwrap();
     assert_eq!(config.health.listen, ["127.0.0.1:2".parse().unwrap(), "[::1]:3".parse().unwrap()]);
     let said = Config::from_text(file, [env("SPOKE__HEALTH__ENABLED", "maybe")]).unwrap_err().to_string();
     assert!(said.contains("the environment: health.enabled: \"maybe\" is not true or false"), "{said}");

@@ -175,10 +175,8 @@ impl StateDocument {
     pub fn sign<'k>(&self, keys: impl IntoIterator<Item = &'k SignKey>) -> Result<Envelope, serde_json::Error> {
         let document = serde_json::value::to_raw_value(self)?;
         let message = message(&document);
-        let signatures = keys
-            .into_iter()
-            .map(|k| KeySignature { key: k.public(), signature: k.sign(&message) })
-            .collect();
+        let signatures =
+            keys.into_iter().map(|k| KeySignature { key: k.public(), signature: k.sign(&message) }).collect();
         Ok(Envelope { signatures, document })
     }
 

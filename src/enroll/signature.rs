@@ -134,12 +134,8 @@ mod tests {
         let hex = |s: &str| -> Vec<u8> {
             (0..s.len() / 2).map(|i| u8::from_str_radix(&s[2 * i..2 * i + 2], 16).unwrap()).collect()
         };
-        let key =
-            SignKey::from_seed(&hex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")).unwrap();
-        assert_eq!(
-            key.public().0.as_slice(),
-            hex("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a")
-        );
+        let key = SignKey::from_seed(&hex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")).unwrap();
+        assert_eq!(key.public().0.as_slice(), hex("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"));
         assert!(key.sign(b"").0.starts_with(&hex("e5564300c360ac729086e2cc806e828a")));
     }
 

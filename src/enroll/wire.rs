@@ -199,9 +199,10 @@ impl RegisterRequest {
         }
         match Wall::parse_rfc3339(&self.registered_at) {
             Some(_) => Ok(()),
-            None => {
-                Err(BadField { field: "registered_at", problem: "must be an RFC 3339 time such as 2026-01-31T00:00:00Z" })
-            }
+            None => Err(BadField {
+                field: "registered_at",
+                problem: "must be an RFC 3339 time such as 2026-01-31T00:00:00Z",
+            }),
         }
     }
 }

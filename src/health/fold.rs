@@ -228,7 +228,7 @@ fn tunnel(s: &Snapshot, at: &Moment) -> Tunnel {
             troubles.push(Trouble { code: "interface_down", since: s.net.at, detail });
         }
         let newest = s.net.links.iter().filter_map(|l| l.last_handshake).max();
-        let handshake_age = super::summary::age(newest, at.wall);
+        let handshake_age = newest.map(|h| at.now.since(h));
         return Tunnel { connected, answers: connected, handshake_age, troubles };
     };
     let handshake_age = uplink.last_handshake.map(|h| at.now.since(h));

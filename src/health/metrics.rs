@@ -1,16 +1,18 @@
-//! The facts as OpenMetrics text, which `promtool check metrics` accepts.
+//! The facts as Prometheus text, which `promtool check metrics` accepts.
+//!
+//! The encoder writes OpenMetrics, where a counter's name and its samples' differ by `_total`; `promtool` and everything
+//! that reads the older format wants one name. So a counter is described by its whole name and its sample written plain.
 use super::fold::{Moment, Verdict, fold};
 use super::summary::Snapshot;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, MetricEncoder};
 use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use std::fmt;
 
 /// `Content-Type` of the text.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The metrics of one moment. No peer has metrics of its own: ten thousand of them would be a burden to every scraper.
 pub fn metrics(snapshot: &Snapshot, at: &Moment) -> Result<String, fmt::Error> {
@@ -37,7 +39,7 @@ impl Out<'_> {
 
     fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
         let metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
-        ConstCounter::new(value).encode(metric)
+        ConstGauge::new(value).encode(metric)
     }
 
     /// One metric with a sample for each of `samples`, told apart by `label`.
@@ -51,10 +53,7 @@ impl Out<'_> {
         for (of, value) in samples {
             let labels = [(label, of)];
             let sample = metric.encode_family(&labels)?;
-            match kind {
-                MetricType::Counter => ConstCounter::new(value).encode(sample)?,
-                _ => ConstGauge::new(value).encode(sample)?,
-            }
+            ConstGauge::new(value).encode(sample)?;
         }
         Ok(())
     }
@@ -72,17 +71,21 @@ impl Collector for Scrape {
             Verdict::ALL.map(|v| (v.as_str(), u64::from(v == health.status))),
         )?;
         let reasons = health.reasons.iter().map(|r| (r.code, 1)).collect::<std::collections::BTreeMap<_, _>>();
-        out.family(("spoke_health_reason", "1 for each reason the node is not healthy", MetricType::Gauge), "code", reasons)?;
+        out.family(
+            ("spoke_health_reason", "1 for each reason the node is not healthy", MetricType::Gauge),
+            "code",
+            reasons,
+        )?;
         out.gauge("spoke_uptime_seconds", "Time since the process started", at.uptime().as_secs_f64())?;
         out.gauge("spoke_clock_trusted", "1 if the wall clock is believed", f64::from(u8::from(at.trusted)))?;
         let net = &s.net;
-        out.counter("spoke_reconcile_passes", "Completed reconcile passes", net.passes)?;
+        out.counter("spoke_reconcile_passes_total", "Completed reconcile passes", net.passes)?;
         out.gauge("spoke_reconcile_clean", "1 if the last pass left nothing to do", f64::from(u8::from(net.clean)))?;
         let age = if net.passes == 0 { at.uptime() } else { at.now.since(net.at) };
         out.gauge("spoke_reconcile_age_seconds", "Time since the last pass ended", age.as_secs_f64())?;
-        out.counter("spoke_reconcile_changes", "Steps applied because the wanted state changed", net.changes)?;
-        out.counter("spoke_reconcile_repairs", "Steps applied against drift", net.repairs)?;
-        out.counter("spoke_reconcile_failures", "Steps the kernel refused", net.failures)?;
+        out.counter("spoke_reconcile_changes_total", "Steps applied because the wanted state changed", net.changes)?;
+        out.counter("spoke_reconcile_repairs_total", "Steps applied against drift", net.repairs)?;
+        out.counter("spoke_reconcile_failures_total", "Steps the kernel refused", net.failures)?;
         #[expect(clippy::cast_precision_loss, reason = "a generation stays far below 2^53")]
         out.gauge("spoke_generation", "Generation of the wanted state", net.generation as f64)?;
         self.links(&mut out)?;
@@ -101,8 +104,8 @@ impl Scrape {
             ("wireguard_peers_active", "Peers with a handshake in the last 180 s", MetricType::Gauge, |l| {
                 l.active_peers as u64
             }),
-            ("wireguard_receive_bytes", "Bytes received from the present peers", MetricType::Counter, |l| l.rx),
-            ("wireguard_transmit_bytes", "Bytes sent to the present peers", MetricType::Counter, |l| l.tx),
+            ("wireguard_receive_bytes_total", "Bytes received from the present peers", MetricType::Counter, |l| l.rx),
+            ("wireguard_transmit_bytes_total", "Bytes sent to the present peers", MetricType::Counter, |l| l.tx),
         ];
         for (name, help, kind, value) in families {
             out.family((name, help, kind), "interface", links.iter().map(|l| (l.name.as_str(), value(l))))?;
@@ -115,7 +118,7 @@ impl Scrape {
         let flag = |b: bool| f64::from(u8::from(b));
         out.gauge("spoke_uplink_connected", "1 if a tunnel to a hub is up", flag(u.connected))?;
         out.gauge("spoke_uplink_hub_answers", "1 if the hub answers through the tunnel", flag(u.hub_answers))?;
-        out.counter("spoke_uplink_attempts", "Attempts to connect to a hub", u.attempts)?;
+        out.counter("spoke_uplink_attempts_total", "Attempts to connect to a hub", u.attempts)?;
         let backoff = u.backoff.map_or(0.0, |b| b.as_secs_f64());
         out.gauge("spoke_uplink_backoff_seconds", "Wait before the next attempt; 0: none", backoff)?;
         if let Some(handshake) = u.last_handshake {

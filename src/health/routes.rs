@@ -65,11 +65,9 @@ fn preflight(request: &Request) -> Response {
 fn answer(view: &View<'_>, path: &str) -> Response {
     let (s, at) = (view.snapshot, &view.at);
     match path {
-        "/" => {
-            Response::new(200, "text/html; charset=utf-8", Body::Static(PAGE))
-                .with("content-security-policy", view.page_policy)
-                .with("referrer-policy", "no-referrer")
-        }
+        "/" => Response::new(200, "text/html; charset=utf-8", Body::Static(PAGE))
+            .with("content-security-policy", view.page_policy)
+            .with("referrer-policy", "no-referrer"),
         "/health" => Response::json(200, &fold(s, at)),
         "/ready" => match ready(s, at) {
             Ok(()) => Response::json(200, &json!({ "status": "ready", "timestamp": at.stamp() })),

@@ -1,6 +1,7 @@
 //! The facts that health is judged by, boiled down once per observation so that a request costs no walk over all peers.
+use crate::net::ages::Handshakes;
 use crate::net::key::PublicKey;
-use crate::net::state::{Counters, Desired, IfName, Observed, ObservedLink};
+use crate::net::state::{Desired, IfName, Observed, ObservedLink};
 use crate::node::NodeId;
 use crate::time::{Boot, Wall};
 use serde::Serialize;
@@ -62,9 +63,9 @@ pub struct Link {
     pub rx: u64,
     /// Bytes sent.
     pub tx: u64,
-    /// Time of the newest handshake of any peer, by the wall clock as it stood.
+    /// The newest handshake of any peer.
     #[serde(skip)]
-    pub last_handshake: Option<Duration>,
+    pub last_handshake: Option<Boot>,
 }
 
 /// What the uplink reports. Filled by whoever wires the uplink to the board.
@@ -166,31 +167,35 @@ impl Net {
 }
 
 impl Link {
-    /// Boils an interface down. `now` is the wall clock by which the kernel stamped the handshakes.
-    pub fn of(name: &IfName, wanted_peers: usize, seen: Option<&ObservedLink>, now: Wall) -> Self {
+    /// Boils an interface down, as of `now`.
+    pub fn of(
+        name: &IfName,
+        wanted_peers: usize,
+        seen: Option<&ObservedLink>,
+        handshakes: &Handshakes,
+        now: Boot,
+    ) -> Self {
         let mut link = Self { name: name.to_string(), wanted_peers, ..Self::default() };
         let Some(seen) = seen.filter(|s| s.wireguard) else { return link };
         link.up = seen.up;
         link.peers = seen.peers.len();
-        for peer in seen.peers.values() {
-            let Counters { last_handshake, rx, tx } = peer.counters;
-            link.rx = link.rx.saturating_add(rx);
-            link.tx = link.tx.saturating_add(tx);
-            link.last_handshake = link.last_handshake.max(last_handshake);
-            link.active_peers += usize::from(age(last_handshake, now).is_some_and(|a| a < HANDSHAKE_MAX));
+        for (key, peer) in &seen.peers {
+            link.rx = link.rx.saturating_add(peer.counters.rx);
+            link.tx = link.tx.saturating_add(peer.counters.tx);
+            let Some(at) = handshakes.at(name, key) else { continue };
+            link.last_handshake = link.last_handshake.max(Some(at));
+            link.active_peers += usize::from(now.since(at) < HANDSHAKE_MAX);
         }
         link
     }
 
     /// Boils every wanted interface down.
-    pub fn all(desired: &Desired, observed: &Observed, now: Wall) -> Vec<Self> {
-        desired.links.iter().map(|(n, want)| Self::of(n, want.peers.len(), observed.links.get(n), now)).collect()
+    pub fn all(desired: &Desired, observed: &Observed, handshakes: &Handshakes, now: Boot) -> Vec<Self> {
+        let of = |(n, want): (&IfName, &crate::net::state::Link)| {
+            Self::of(n, want.peers.len(), observed.links.get(n), handshakes, now)
+        };
+        desired.links.iter().map(of).collect()
     }
-}
-
-/// How long ago a handshake was; `None`: never. One from the future (the clock was set back) counts as just now.
-pub fn age(handshake: Option<Duration>, now: Wall) -> Option<Duration> {
-    handshake.map(|h| Duration::from_secs(now.secs()).saturating_sub(h))
 }
 
 /// An interface with its peers, as `GET /wireguard` shows it. No key but public ones.
@@ -221,7 +226,7 @@ struct PeerView {
 }
 
 /// Every wanted interface as the kernel has it.
-pub fn links<'a>(desired: &'a Desired, observed: &Observed, now: Wall) -> Vec<LinkView<'a>> {
+pub fn links<'a>(desired: &'a Desired, observed: &Observed, handshakes: &Handshakes, now: Boot) -> Vec<LinkView<'a>> {
     let view = |name: &'a IfName| {
         let blank = ObservedLink::default();
         let seen = observed.links.get(name);
@@ -244,7 +249,7 @@ pub fn links<'a>(desired: &'a Desired, observed: &Observed, now: Wall) -> Vec<Li
                     allowed_ips: p.allowed_ips.iter().copied().collect(),
                     persistent_keepalive: p.keepalive,
                     preshared_key: p.preshared_key.is_some(),
-                    handshake_age: age(p.counters.last_handshake, now).map(|a| a.as_secs()),
+                    handshake_age: handshakes.at(name, key).map(|at| now.since(at).as_secs()),
                     rx: p.counters.rx,
                     tx: p.counters.tx,
                 })

@@ -103,6 +103,11 @@ mod tests {
             }
         }
 
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(8))]
+
         #[test]
         fn a_flood_of_sources_stays_bounded(sources in proptest::collection::vec(any::<u64>(), 1500..3000)) {
             let mut limit = RateLimit::new(Rate { per_second: 1, burst: 2 });

@@ -189,7 +189,8 @@ fn bind(addr: SocketAddr) -> std::io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-async fn stopped(stop: &mut watch::Receiver<bool>) {
+/// Resolves once a stop was asked for, or nobody is left to ask for one.
+pub async fn stopped(stop: &mut watch::Receiver<bool>) {
     // A sender that is gone means the same: there is nobody left to serve for.
     let _ = stop.wait_for(|s| *s).await;
 }
@@ -350,7 +351,8 @@ fn write(response: Response, close: Close) -> hyper::Response<Full<Bytes>> {
         Body::Shared(bytes) => Bytes::from_owner(bytes),
     };
     let mut out = hyper::Response::new(Full::new(body));
-    *out.status_mut() = hyper::StatusCode::from_u16(response.status).unwrap_or(hyper::StatusCode::INTERNAL_SERVER_ERROR);
+    *out.status_mut() =
+        hyper::StatusCode::from_u16(response.status).unwrap_or(hyper::StatusCode::INTERNAL_SERVER_ERROR);
     let headers = out.headers_mut();
     let mut set = |name: &'static str, value: &str| {
         if let Ok(value) = HeaderValue::from_str(value) {
@@ -398,11 +400,7 @@ impl<T> Stalling<T> {
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Stalling<T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.inner).poll_read(cx, buf)
     }
 }

@@ -67,8 +67,17 @@ fn the_clock_that_is_not_believed_gives_no_since() {
 fn the_documented_keys_are_there() {
     let text = serde_json::to_value(fold(&well(), &at(1000))).unwrap();
     for key in [
-        "status", "connected", "can_ping_hub", "handshake_age", "uptime_seconds", "node_id", "reasons", "bridge",
-        "components", "peerRegistry", "timestamp",
+        "status",
+        "connected",
+        "can_ping_hub",
+        "handshake_age",
+        "uptime_seconds",
+        "node_id",
+        "reasons",
+        "bridge",
+        "components",
+        "peerRegistry",
+        "timestamp",
     ] {
         assert!(text.get(key).is_some(), "{key}");
     }

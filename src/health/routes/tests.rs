@@ -43,8 +43,15 @@ fn header<'r>(r: &'r Response, name: &str) -> Option<&'r str> {
 #[test]
 fn every_documented_path_answers() {
     for (path, status) in [
-        ("/", 200), ("/health", 200), ("/ready", 503), ("/stats", 200), ("/wireguard", 200), ("/config", 200),
-        ("/metrics", 200), ("/health/", 404), ("/x", 404),
+        ("/", 200),
+        ("/health", 200),
+        ("/ready", 503),
+        ("/stats", 200),
+        ("/wireguard", 200),
+        ("/config", 200),
+        ("/metrics", 200),
+        ("/health/", 404),
+        ("/x", 404),
     ] {
         assert_eq!(ask(&request("GET", path, Some("localhost:8080"), &[])).status, status, "{path}");
     }

@@ -46,7 +46,8 @@ async fn heard(stream: &mut TcpStream) -> String {
 #[tokio::test]
 async fn answers_and_bounds_the_body() {
     let (addr, _stop, _task) = start(LIMITS).await;
-    let said = say(addr, b"POST /a%2Fb?x=1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc").await;
+    let said =
+        say(addr, b"POST /a%2Fb?x=1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc").await;
     assert!(said.starts_with("HTTP/1.1 200") && said.ends_with("/a%2Fb 3"), "{said}");
     let said = say(addr, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n").await;
     assert!(said.starts_with("HTTP/1.1 413"), "{said}");

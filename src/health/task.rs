@@ -1,0 +1,209 @@
+//! Serves the local endpoints: keeps the last facts at hand, answers from them, listens where the tunnel has addresses.
+use super::fold::Moment;
+use super::routes::{View, page_policy, route};
+use super::summary::{Link, Net, Snapshot, Trouble, Vitals, links};
+use crate::config::Config;
+use crate::http::limit::Rate;
+use crate::http::{Request, Response};
+use crate::net::task::Status;
+use crate::sys::clock::Clock;
+use crate::sys::http_server::{Limits, Plain, Server, Service, stopped};
+use crate::time::Boot;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// What strangers may cost the local endpoints. Requests have no body.
+pub const LIMITS: Limits = Limits {
+    connections: 256,
+    per_source: 32,
+    header: Duration::from_secs(10),
+    body: Duration::from_secs(5),
+    stall: Duration::from_secs(10),
+    body_bytes: 0,
+    rate: Some(Rate { per_second: 100, burst: 300 }),
+};
+
+/// Everything the endpoints need.
+#[derive(Debug)]
+pub struct Board<C> {
+    /// Clocks.
+    pub clock: C,
+    /// When the process started.
+    pub started: Boot,
+    /// Configuration.
+    pub config: Arc<Config>,
+    /// The reconcile task.
+    pub net: watch::Receiver<Status>,
+    /// What the other producers say: the one who wires them sends it, a field each (`send_modify`).
+    pub vitals: watch::Receiver<Vitals>,
+    /// Turns true when the process stops.
+    pub stop: watch::Receiver<bool>,
+}
+
+/// What was made of the last pass.
+#[derive(Debug)]
+struct Shown {
+    snapshot: Arc<Snapshot>,
+    wireguard: Arc<[u8]>,
+}
+
+#[derive(Debug)]
+struct Endpoints<C> {
+    clock: C,
+    started: Boot,
+    config: Arc<Config>,
+    config_json: Arc<[u8]>,
+    config_stats: Value,
+    page_policy: String,
+    shown: Mutex<Arc<Shown>>,
+}
+
+impl<C: Clock> Endpoints<C> {
+    fn new(board: &Board<C>) -> Self {
+        let config = &board.config;
+        let config_json = serde_json::to_vec(&**config).unwrap_or_else(|e| format!("{{\"error\":\"{e}\"}}").into());
+        let peers: usize = config.interfaces.iter().map(|i| i.peers.len()).sum();
+        let hubs = config.uplink.as_ref().map_or(0, |u| u.hubs.len());
+        let empty = Shown { snapshot: Arc::default(), wireguard: br#"{"interfaces":[]}"#.as_slice().into() };
+        Self {
+            clock: board.clock.clone(),
+            started: board.started,
+            config: config.clone(),
+            config_json: config_json.into(),
+            config_stats: json!({
+                "role": config.node.role, "interfaces": config.interfaces.len(), "configuredPeers": peers, "hubs": hubs,
+            }),
+            page_policy: page_policy(|b| STANDARD.encode(ring::digest::digest(&ring::digest::SHA256, b))),
+            shown: Mutex::new(Arc::new(empty)),
+        }
+    }
+
+    /// Boils the last pass down; once a pass, whatever the number of requests.
+    fn take(&self, status: &Status, vitals: &Vitals) {
+        let now = self.clock.now();
+        let before = self.shown();
+        let trouble = |t: &crate::net::task::Trouble| Trouble { code: t.code, since: now, detail: t.detail.clone() };
+        let mut net = Net {
+            passes: status.passes,
+            at: status.at,
+            clean: status.clean,
+            generation: status.desired.generation,
+            changes: status.changes,
+            repairs: status.repairs,
+            failures: status.failures,
+            troubles: status.troubles.iter().map(trouble).collect(),
+            links: Link::all(&status.desired, &status.observed, &status.handshakes, now),
+        };
+        net.carry_since(&before.snapshot.net.troubles);
+        let interfaces = links(&status.desired, &status.observed, &status.handshakes, now);
+        let body = json!({ "interfaces": interfaces, "timestamp": self.clock.wall().to_string() });
+        let wireguard = serde_json::to_vec(&body).unwrap_or_default().into();
+        let shown = Shown { snapshot: Arc::new(Snapshot { net, vitals: vitals.clone() }), wireguard };
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(shown);
+    }
+
+    /// Only the vitals changed.
+    fn freshen(&self, vitals: &Vitals) {
+        let before = self.shown();
+        let snapshot = Arc::new(Snapshot { net: before.snapshot.net.clone(), vitals: vitals.clone() });
+        let shown = Shown { snapshot, wireguard: before.wireguard.clone() };
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(shown);
+    }
+
+    fn shown(&self) -> Arc<Shown> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// The endpoints as a service; shared by all listeners.
+struct Shared<C>(Arc<Endpoints<C>>);
+
+impl<C: Clock> Service for Shared<C> {
+    async fn call(&self, request: Request) -> Response {
+        let shown = self.0.shown();
+        let at = Moment {
+            now: self.0.clock.now(),
+            wall: self.0.clock.wall(),
+            trusted: shown.snapshot.vitals.clock_trusted,
+            started: self.0.started,
+        };
+        let view = View {
+            snapshot: &shown.snapshot,
+            at,
+            settings: &self.0.config.health,
+            wireguard: shown.wireguard.clone(),
+            config: self.0.config_json.clone(),
+            config_stats: &self.0.config_stats,
+            page_policy: &self.0.page_policy,
+        };
+        route(&view, &request)
+    }
+}
+
+/// Serves until the process stops.
+pub async fn run<C: Clock>(mut board: Board<C>) -> Result<(), Infallible> {
+    let endpoints = Arc::new(Endpoints::new(&board));
+    let server = Arc::new(Server::new(Shared(endpoints.clone()), Plain, LIMITS));
+    let mut tasks = JoinSet::new();
+    let mut open: BTreeMap<SocketAddr, watch::Sender<bool>> = BTreeMap::new();
+    loop {
+        let wanted = {
+            let status = board.net.borrow_and_update();
+            endpoints.take(&status, &board.vitals.borrow_and_update());
+            listen_addresses(&board.config, &status)
+        };
+        // An address that went away takes its listener along; dropping the sender is the stop sign.
+        open.retain(|addr, _| wanted.contains(addr));
+        for addr in wanted {
+            open.entry(addr).or_insert_with(|| {
+                let (stop, stopped) = watch::channel(false);
+                let server = server.clone();
+                tasks.spawn(async move { server.run(&[addr], stopped).await });
+                stop
+            });
+        }
+        loop {
+            tokio::select! {
+                net = board.net.changed() => match net {
+                    Ok(()) => break,
+                    // The reconcile task is gone and the process with it, in a moment.
+                    Err(_) => std::future::pending::<()>().await,
+                },
+                vitals = board.vitals.changed() => match vitals {
+                    Ok(()) => endpoints.freshen(&board.vitals.borrow_and_update()),
+                    Err(_) => break,
+                },
+                () = stopped(&mut board.stop) => {
+                    open.clear();
+                    while tasks.join_next().await.is_some() {}
+                    return Ok(());
+                }
+                Some(_) = tasks.join_next(), if !tasks.is_empty() => {}
+            }
+        }
+    }
+}
+
+/// The configured addresses, and those of our interfaces at the same port.
+fn listen_addresses(config: &Config, status: &Status) -> BTreeSet<SocketAddr> {
+    let health = &config.health;
+    let mut out: BTreeSet<SocketAddr> = health.listen.iter().copied().collect();
+    // A wildcard address has them all already.
+    let everywhere =
+        |ip: std::net::IpAddr| health.listen.iter().any(|l| l.ip().is_unspecified() && l.is_ipv4() == ip.is_ipv4());
+    if let Some(first) = health.listen.first().filter(|_| health.tunnel) {
+        let own = status.desired.links.values().flat_map(|l| &l.addresses).map(|net| net.addr());
+        out.extend(own.filter(|ip| !everywhere(*ip)).map(|ip| SocketAddr::new(ip, first.port())));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests;
