@@ -48,3 +48,4 @@ pub mod socket;
 pub mod supervise;
 pub mod sys;
 pub mod time;
+pub mod uplink;

@@ -1,0 +1,321 @@
+//! Laws of the session, held against arbitrary outages for more than a million ticks.
+use super::*;
+use crate::config::Config as Whole;
+use std::collections::BTreeMap;
+
+fn config(hubs: usize, extra: &str) -> Config {
+    let mut text = format!("[uplink]\ninterface = \"wg0\"\n{extra}\n");
+    for h in 0..hubs {
+        let key = crate::net::key::SecretKey::from_bytes([u8::try_from(h).unwrap() + 1; 32]).public();
+        text += &format!(
+            "[[uplink.hub]]\nname = \"hub{h}\"\npublic_key = \"{key}\"\nendpoint = \"hub{h}.example.net:51820\"\naddress = \"10.8.0.{}\"\n",
+            h + 1
+        );
+    }
+    text += "[[interface]]\nname = \"wg0\"\naddresses = [\"10.8.0.100/24\"]\n";
+    let whole = Whole::from_text(Some(("test", &text)), []).unwrap();
+    Config { uplink: Arc::new(whole.uplink.unwrap()), fixed_port: false }
+}
+
+/// A world that answers as the dice say; what it remembers is what the laws are about.
+struct World {
+    session: Session,
+    config: Config,
+    dice: Dice,
+    now: Boot,
+    kernel: Vec<Option<Seen>>,
+    wall: u64,
+    /// Chance in 256 that things work.
+    luck: u64,
+    published: Option<UplinkChoice>,
+    /// When each hub's handshake value last changed.
+    shaken: Vec<Option<Boot>>,
+    /// Echoes sent in this attempt, and those answered.
+    asked: BTreeMap<u16, IpAddr>,
+    answered: bool,
+    handshake_in_attempt: bool,
+    credit_possible: bool,
+    waits: u64,
+    ups: u64,
+    attempts_at: Boot,
+    rungs: Vec<Rung>,
+    failures: u32,
+    up_since: Option<Boot>,
+}
+
+impl World {
+    fn new(hubs: usize, seed: u64, extra: &str) -> Self {
+        let config = config(hubs, extra);
+        let now = Boot::from_secs(seed % 1000);
+        Self {
+            session: Session::new(now, seed, config.clone()),
+            config,
+            dice: Dice::new(seed ^ 0xABCD),
+            now,
+            kernel: vec![None; hubs],
+            wall: 1_700_000_000,
+            luck: 128,
+            published: None,
+            shaken: vec![None; hubs],
+            asked: BTreeMap::new(),
+            answered: false,
+            handshake_in_attempt: false,
+            credit_possible: false,
+            waits: 0,
+            ups: 0,
+            attempts_at: now,
+            rungs: Vec::new(),
+            failures: 0,
+            up_since: None,
+        }
+    }
+
+    fn lucky(&mut self) -> bool {
+        self.dice.throw() % 256 < self.luck
+    }
+
+    fn handle(&mut self, event: Event) {
+        let mut events = vec![event];
+        while let Some(event) = events.pop() {
+            let before = self.session.state();
+            if let Event::Answered { from, seq } = &event
+                && self.asked.get(seq) == Some(from)
+            {
+                self.answered = true;
+            }
+            if let Event::Sampled(sample) = &event {
+                for (hub, seen) in sample.hubs.iter().enumerate() {
+                    let value = seen.and_then(|s| s.counters.last_handshake);
+                    let known = self.session.seen[hub].counters().map(|c| c.last_handshake);
+                    if value.is_some() && known.is_none_or(|k| k != value) {
+                        self.shaken[hub] = Some(self.now);
+                        self.handshake_in_attempt |= hub == self.session.active;
+                    }
+                }
+            }
+            let found = self.session.status.attempts == 0;
+            let actions = self.session.handle(self.now, event);
+            let after = self.session.state();
+            if before != State::Up && after == State::Up {
+                self.check_up(found);
+            }
+            if before == State::Up && after != State::Up {
+                self.check_lost();
+            }
+            for action in actions {
+                self.act(action, &mut events);
+            }
+            let deadline = self.session.deadline().expect("there is no state without a deadline");
+            assert!(deadline <= self.now + Duration::from_secs(600), "it never waits longer than this: {deadline:?}");
+        }
+    }
+
+    fn check_up(&mut self, _found: bool) {
+        self.ups += 1;
+        assert!(self.answered, "up without an answered echo");
+        let recent = self.shaken[self.session.active].is_some_and(|at| self.now.since(at) < HANDSHAKE_LIFE);
+        assert!(
+            self.handshake_in_attempt || (self.credit_possible && recent) || self.ups == 1,
+            "up without a handshake"
+        );
+        self.credit_possible = true;
+        self.up_since = Some(self.now);
+        self.failures = self.session.status.failures;
+    }
+
+    fn check_lost(&mut self) {
+        let held = self.up_since.take().map(|at| self.now.since(at)).unwrap();
+        if held < self.config.uplink.stable_after {
+            assert!(self.session.backoff.failures() >= self.failures, "reset after {held:?}");
+        }
+    }
+
+    fn act(&mut self, action: Action, events: &mut Vec<Event>) {
+        match action {
+            Action::Publish => {
+                let choice = self.session.choice().unwrap();
+                assert_eq!(choice.interface.as_str(), "wg0");
+                if let Some(old) = &self.published {
+                    assert!(choice.port_epoch >= old.port_epoch && choice.rebuild >= old.rebuild, "never goes back");
+                }
+                self.published = Some(choice);
+            }
+            Action::Resolve(hub) => {
+                let n = self.dice.throw() % 5;
+                let addresses = (0..n)
+                    .map(|i| match self.dice.throw() % 2 {
+                        0 => SocketAddr::from(([192, 0, 2, u8::try_from(i).unwrap()], 51820)),
+                        _ => SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::try_from(i).unwrap()], 51820)),
+                    })
+                    .collect();
+                if self.lucky() {
+                    events.push(Event::Resolved { hub, addresses });
+                }
+            }
+            Action::Sample => {
+                if self.dice.throw() % 16 == 0 {
+                    events.push(Event::Unsampled);
+                } else {
+                    events.push(Event::Sampled(Sample { hubs: self.kernel.clone() }));
+                }
+            }
+            Action::Echo { to, seq } => {
+                self.asked.insert(seq, to);
+                if self.dice.throw() % 16 == 0 {
+                    events.push(Event::Unsent { seq });
+                } else if self.lucky() {
+                    events.push(Event::Answered { from: to, seq });
+                } else if self.dice.throw() % 8 == 0 {
+                    // Somebody else's address, and a number never sent.
+                    events.push(Event::Answered { from: IpAddr::from([8, 8, 8, 8]), seq });
+                    events.push(Event::Answered { from: to, seq: seq.wrapping_add(999) });
+                }
+            }
+            Action::Report(t) => {
+                if let Some(rung) = t.rung {
+                    self.rungs.push(rung);
+                }
+                match t.to {
+                    State::Waiting => {
+                        self.waits += 1;
+                        let (initial, max) = (self.config.uplink.backoff_initial, self.config.uplink.backoff_max);
+                        let until = self.session.status.next_attempt.unwrap_or(self.now);
+                        let wait = self.session.status.backoff.unwrap();
+                        assert!(wait.is_zero() || (wait >= initial / 2 && wait <= max * 3 / 2), "{wait:?}");
+                        assert!(until <= self.now + max * 3 / 2);
+                    }
+                    State::Connecting => {
+                        self.attempts_at = self.now;
+                        self.asked.clear();
+                        self.answered = false;
+                        self.handshake_in_attempt = t.code == Code::Heard;
+                    }
+                    State::Starting | State::Resolving | State::Up => {}
+                }
+            }
+        }
+    }
+
+    /// Lets the kernel and the network do as they please for a while, and time pass to the next deadline.
+    fn tick(&mut self) {
+        for hub in 0..self.kernel.len() {
+            if self.dice.throw() % 64 == 0 {
+                self.kernel[hub] = None;
+            } else if self.dice.throw() % 8 == 0 {
+                let works = self.lucky();
+                let jump = self.dice.throw() % 8 == 0;
+                let peer = self.kernel[hub].get_or_insert_default();
+                peer.counters.tx += 64;
+                peer.endpoint = Some(SocketAddr::from(([192, 0, 2, 9], 51820)));
+                if works {
+                    peer.counters.rx += 64;
+                    // The wall clock goes where it likes, fifty years either way.
+                    self.wall = if jump { self.dice.throw() % 3_300_000_000 } else { self.wall + 1 };
+                    peer.counters.last_handshake = Some(Duration::from_secs(self.wall));
+                }
+            }
+        }
+        if self.dice.throw() % 4096 == 0 {
+            self.luck = [0, 0, 8, 128, 255, 255][usize::try_from(self.dice.throw() % 6).unwrap()];
+        }
+        if self.dice.throw() % 64 == 0 {
+            self.handle(Event::Woken);
+        }
+        let deadline = self.session.deadline().unwrap();
+        self.now = self.now.max(deadline);
+        if self.dice.throw() % 256 == 0 {
+            self.now += Duration::from_secs(self.dice.throw() % 4000);
+        }
+        self.handle(Event::Tick);
+    }
+}
+
+#[test]
+fn a_million_ticks_of_arbitrary_outages() {
+    let (mut ups, mut waits, mut rungs) = (0, 0, BTreeMap::new());
+    for seed in 0..20 {
+        let extra = if seed % 2 == 0 { "" } else { "stable_after = \"10s\"\nfailback_after = \"20s\"" };
+        let mut world = World::new(1 + usize::try_from(seed % 4).unwrap(), seed, extra);
+        for _ in 0..50_000 {
+            let before = world.now;
+            world.tick();
+            assert!(world.now >= before);
+        }
+        assert!(world.session.status.attempts > 100, "it always tries again");
+        ups += world.ups;
+        waits += world.waits;
+        for rung in world.rungs {
+            *rungs.entry(rung).or_insert(0) += 1;
+        }
+    }
+    assert!(ups > 1000 && waits > 1000, "the world was neither too kind nor too cruel: {ups} ups, {waits} waits");
+    assert!(Rung::ALL.iter().all(|r| rungs.contains_key(r)), "every rung was taken: {rungs:?}");
+}
+
+/// A machine that asks to be called at once again and again would take the whole processor.
+#[test]
+fn deadlines_move_on() {
+    for luck in [0, 255] {
+        let mut world = World::new(2, 5, "");
+        world.luck = luck;
+        let start = world.now;
+        for _ in 0..5_000 {
+            world.handle(Event::Tick);
+            let deadline = world.session.deadline().unwrap();
+            if deadline <= world.now {
+                world.handle(Event::Tick);
+                let again = world.session.deadline().unwrap();
+                assert!(again > world.now, "stuck in {:?} at {deadline:?}", world.session.phase);
+            }
+            world.now = world.now.max(world.session.deadline().unwrap());
+        }
+        assert!(world.now.since(start) > Duration::from_secs(1000), "{:?}", world.now.since(start));
+    }
+}
+
+/// With no answer from anywhere the rungs come in the documented order, and the interface is made anew once an hour at most.
+#[test]
+fn rungs_in_order_when_nothing_answers() {
+    let mut session = Session::new(Boot::default(), 1, config(2, ""));
+    let mut now = Boot::default();
+    let mut rungs = Vec::new();
+    let mut event = Some(Event::Tick);
+    while now < Boot::from_secs(2 * 3600) {
+        let mut queue: Vec<Event> = event.take().into_iter().collect();
+        while let Some(e) = queue.pop() {
+            for action in session.handle(now, e) {
+                match action {
+                    Action::Resolve(hub) => queue.push(Event::Resolved {
+                        hub,
+                        addresses: vec![
+                            "[2001:db8::1]:1".parse().unwrap(),
+                            "192.0.2.1:1".parse().unwrap(),
+                            "192.0.2.2:1".parse().unwrap(),
+                        ],
+                    }),
+                    Action::Sample => queue.push(Event::Sampled(Sample { hubs: vec![Some(Seen::default()); 2] })),
+                    Action::Report(t) => rungs.extend(t.rung),
+                    Action::Publish | Action::Echo { .. } => {}
+                }
+            }
+        }
+        now = session.deadline().unwrap();
+        event = Some(Event::Tick);
+    }
+    use Rung::{Address, Again, Family, Hub, Port, Rebuild};
+    let hub = [Family, Address, Port, Family];
+    let mut round = hub.to_vec();
+    // The second address of the other family is again an address of another family than the first.
+    round[1] = Family;
+    let mut cycle = round.clone();
+    cycle.push(Hub);
+    cycle.extend(&round);
+    let mut expected = cycle.clone();
+    expected.push(Rebuild);
+    expected.extend(&cycle);
+    expected.push(Again);
+    assert_eq!(rungs[..expected.len()], expected[..]);
+    let rebuilds = rungs.iter().filter(|r| **r == Rebuild).count();
+    assert_eq!(rebuilds, 2, "in two hours");
+    assert!(!rungs.contains(&Address), "one address of the first family");
+}

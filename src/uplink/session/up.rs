@@ -1,0 +1,243 @@
+//! The proven tunnel: watching that it stays alive, and better hubs that may take it back.
+use super::super::liveness::{HANDSHAKE_LIFE, Moved, Witness};
+use super::super::select::{Watch, Wish};
+use super::super::status::{Code, Fault};
+use super::{Action, Actions, Attempt, EchoSent, Phase, Sample, Session, act};
+use crate::net::state::Endpoint;
+use crate::time::Boot;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+/// Between two probes of a tunnel in doubt.
+const PROBE_EVERY: Duration = Duration::from_secs(2);
+
+impl Session {
+    pub(super) fn become_up(&mut self, now: Boot, code: Code, out: &mut Actions) {
+        self.woken = false;
+        self.failed_moves = if code == Code::Failback { 0 } else { self.failed_moves };
+        self.status.sessions += 1;
+        self.held = Some(self.active);
+        self.status.fault = None;
+        self.status.backoff = None;
+        if let Some(known) = self.known.get_mut(self.active) {
+            known.favourite = self.endpoint.map(|e| e.addr);
+        }
+        if let Some(w) = self.seen.get_mut(self.active) {
+            w.settle(now);
+        }
+        self.watch = (self.active > 0).then(|| Watch::new(now, &mut self.dice));
+        self.enter(now, Phase::Up { since: now }, self.active, code, None, out);
+        self.sample_at = now + self.sample_every();
+    }
+
+    fn sample_every(&self) -> Duration {
+        (self.config.uplink.probe_after / 2).clamp(Duration::from_secs(1), Duration::from_secs(5))
+    }
+
+    pub(super) fn up_deadline(&self) -> Boot {
+        let u = &self.config.uplink;
+        // Everything else is decided at the pace of the samples.
+        let mut at = self.sample_at;
+        if let Some(owed) = self.seen.get(self.active).and_then(Witness::unanswered_since) {
+            at = at.min(owed + u.dead_after);
+        }
+        if let Some(watch) = &self.watch {
+            at = at.min(watch.deadline(self.rules()));
+        }
+        at
+    }
+
+    /// When the handshake is too old to be true, if it is not renewed.
+    fn stale_at(&self, since: Boot) -> Boot {
+        self.handshake_of(self.active).unwrap_or(since) + HANDSHAKE_LIFE
+    }
+
+    /// Time passes: look, probe, or give the session up.
+    pub(super) fn tend(&mut self, now: Boot, since: Boot, out: &mut Actions) {
+        let u = self.config.uplink.clone();
+        let Some(w) = self.seen.get(self.active) else { return };
+        let quiet = w.unanswered_since().map(|at| now.since(at));
+        let received_at = w.received_at().unwrap_or(since);
+        let stale_at = self.stale_at(since);
+        let stale = now >= stale_at;
+        // Asked after the handshake had grown too old, and not answered since: rx alone would not have told.
+        let unproven = stale && self.answered_at.is_none_or(|at| at < stale_at) && now >= stale_at + u.dead_after;
+        if quiet.is_some_and(|q| q >= u.dead_after) || unproven {
+            return self.lost(now, since, if stale { Code::HandshakeOld } else { Code::Silent }, out);
+        }
+        if now >= self.sample_at {
+            self.sample(now, self.sample_every(), out);
+        }
+        let asked_ago = self.echoed_at.map_or(Duration::MAX, |at| now.since(at));
+        let doubt = quiet.is_some_and(|q| q >= u.probe_after) && asked_ago >= PROBE_EVERY;
+        let old =
+            stale && (self.echoed_at.is_none_or(|at| at < stale_at) || (quiet.is_some() && asked_ago >= PROBE_EVERY));
+        let idle = now.since(received_at) >= u.idle_probe && asked_ago >= u.idle_probe;
+        if doubt || old || idle {
+            self.echo(now, self.active, out);
+        }
+        self.tend_watch(now, out);
+    }
+
+    fn tend_watch(&mut self, now: Boot, out: &mut Actions) {
+        let rules = self.rules();
+        let Some(watch) = &mut self.watch else { return };
+        let wish = watch.tick(now, self.active, &self.hubs, &self.seen, rules, &mut self.dice);
+        self.grant(now, wish, out);
+    }
+
+    fn grant(&mut self, now: Boot, wish: Wish, out: &mut Actions) {
+        match wish {
+            Wish::Nothing => {}
+            Wish::Resolve(hub) => match self.literal(hub) {
+                Some(address) => self.up_resolved(now, hub, vec![address], out),
+                None => act(out, Action::Resolve(hub)),
+            },
+            Wish::Changed => self.publish(now, out),
+            Wish::Echo(hub) => self.echo(now, hub, out),
+            Wish::Move(hub, address) => {
+                let fallback = self.endpoint.map(|e| (self.active, e.addr));
+                self.move_to(now, hub, address, Code::Failback, fallback, out);
+            }
+        }
+    }
+
+    pub(super) fn up_resolved(&mut self, now: Boot, hub: usize, addresses: Vec<SocketAddr>, out: &mut Actions) {
+        self.learn(hub, addresses);
+        let Some((watch, known)) = self.watch.as_mut().zip(self.known.get(hub)) else { return };
+        let wish = watch.resolved(now, hub, &known.addresses, &mut self.dice);
+        self.grant(now, wish, out);
+    }
+
+    pub(super) fn up_sampled(&mut self, now: Boot, since: Boot, sample: &Sample, out: &mut Actions) {
+        self.look(now, sample);
+        let there = sample.hubs.get(self.active).is_some_and(Option::is_some);
+        if there {
+            return self.tend(now, since, out);
+        }
+        // Somebody took it away. The reconciler makes it anew, and a new peer shakes hands anew.
+        self.settle_account(now, since);
+        self.blame(now, self.active, Code::InterfaceGone);
+        self.status.attempts += 1;
+        self.held = None;
+        let deadline = now + self.config.uplink.attempt_timeout;
+        let attempt = Attempt { since: now, deadline, answered: false, credit: None, fallback: None };
+        self.connect(now, attempt, Code::InterfaceGone, None, out);
+    }
+
+    pub(super) fn up_unsent(&mut self, now: Boot, since: Boot, seq: u16) {
+        self.forget_echo(seq);
+        let fault =
+            Fault { since: now.max(since), code: Code::EchoUnsent, detail: Code::EchoUnsent.detail().to_owned() };
+        self.status.fault.get_or_insert(fault);
+    }
+
+    /// A session that has held clears the account of failures; one that has not is itself a failure.
+    fn settle_account(&mut self, now: Boot, since: Boot) {
+        if now.since(since) >= self.config.uplink.stable_after {
+            self.backoff.reset();
+            self.ladder.restart(self.active);
+        }
+    }
+
+    fn lost(&mut self, now: Boot, since: Boot, code: Code, out: &mut Actions) {
+        self.settle_account(now, since);
+        // Down waives the hysteresis.
+        if let Some((hub, address, _)) = self.watch.as_ref().and_then(Watch::good) {
+            self.blame(now, self.active, code);
+            return self.move_to(now, hub, address, Code::Failover, None, out);
+        }
+        let had_standby = self.watch.take().is_some_and(|w| w.standby().is_some());
+        self.fail(now, self.active, code, None, out);
+        if had_standby {
+            self.publish(now, out);
+        }
+    }
+
+    /// Remembers where the kernel sends to.
+    pub(super) fn take_in(&mut self, sample: &Sample) {
+        for (known, seen) in self.known.iter_mut().zip(&sample.hubs) {
+            known.in_use = seen.and_then(|s| s.endpoint);
+        }
+    }
+
+    /// Takes note of every hub's counters; what moved at the active one.
+    pub(super) fn look(&mut self, now: Boot, sample: &Sample) -> Moved {
+        let mut active = Moved::default();
+        for (hub, w) in self.seen.iter_mut().enumerate() {
+            match sample.hubs.get(hub).copied().flatten() {
+                Some(seen) => {
+                    let moved = w.see(now, seen.counters);
+                    if hub == self.active {
+                        active = moved;
+                    }
+                }
+                None => {
+                    w.see_absent();
+                }
+            }
+        }
+        active
+    }
+
+    pub(super) fn sample(&mut self, now: Boot, again: Duration, out: &mut Actions) {
+        self.sample_at = now + again;
+        act(out, Action::Sample);
+    }
+
+    pub(super) fn echo(&mut self, now: Boot, hub: usize, out: &mut Actions) {
+        let Some(to) = self.hubs.get(hub).map(|h| h.address) else { return };
+        self.seq = self.seq.wrapping_add(1);
+        if self.echoes.is_full() {
+            self.echoes.pop_front();
+        }
+        let kept = self.echoes.push_back(EchoSent { seq: self.seq, hub, at: now }).is_ok();
+        debug_assert!(kept, "room was made");
+        if hub == self.active {
+            self.echoed_at = Some(now);
+            if let Some(w) = self.seen.get_mut(hub) {
+                w.owe(now);
+            }
+        }
+        act(out, Action::Echo { to, seq: self.seq });
+    }
+
+    pub(super) fn forget_echo(&mut self, seq: u16) {
+        self.echoes.retain(|e| e.seq != seq);
+    }
+
+    /// The hub that answered one of our echoes; anything else is nobody's.
+    pub(super) fn answered(&mut self, now: Boot, from: IpAddr, seq: u16) -> Option<usize> {
+        let echo = *self.echoes.iter().find(|e| e.seq == seq)?;
+        let hub = self.hubs.get(echo.hub)?;
+        if hub.address != from {
+            return None;
+        }
+        self.forget_echo(seq);
+        if echo.hub == self.active {
+            self.answered_at = Some(now);
+            self.unsent = false;
+            self.status.rtt = Some(now.since(echo.at));
+            if self.status.fault.as_ref().is_some_and(|f| f.code == Code::EchoUnsent) {
+                self.status.fault = None;
+            }
+        }
+        if let Some(w) = self.seen.get_mut(echo.hub) {
+            w.settle(now);
+        }
+        if let Some(watch) = &mut self.watch {
+            watch.answered(now, echo.hub);
+        }
+        Some(echo.hub)
+    }
+
+    pub(super) fn publish(&mut self, now: Boot, out: &mut Actions) {
+        self.published_at = now;
+        act(out, Action::Publish);
+    }
+
+    /// The endpoint as published.
+    pub fn endpoint(&self) -> Option<Endpoint> {
+        self.endpoint
+    }
+}
