@@ -5,6 +5,14 @@ use crate::net::state::{Counters, IfName, Observed};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 
+mod conversation;
+mod events;
+mod netlink;
+mod route;
+mod wireguard;
+
+pub use netlink::{CounterSocket, Netlink};
+
 /// Why the kernel could not be read or changed. `errno` is kept in the source.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {

@@ -1,0 +1,288 @@
+//! One netlink socket and the rules of talking over it: sequence numbers, acknowledgements, dumps that were interrupted,
+//! answers that never come.
+use netlink_packet_core::{
+    Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NLMSG_NOOP,
+    NLMSG_OVERRUN, NetlinkBuffer,
+};
+use netlink_sys::{AsyncSocket, SocketAddr, TokioSocket};
+use rustix::io::Errno;
+use std::future::poll_fn;
+use std::io;
+use std::time::Duration;
+use zeroize::{Zeroize, Zeroizing};
+
+/// Bytes of a netlink message's header.
+const HEADER: usize = 16;
+
+/// The kernel fills up to 32 KiB of a dump into one datagram if the reader's buffer has shown to hold as much.
+const INBOX: usize = 64 * 1024;
+
+/// Messages sent at once. Each is acknowledged by a datagram of its own, and all of those must fit into the socket's receive buffer.
+const BURST: usize = 64;
+
+/// Bytes sent at once; far below the least send buffer a kernel is configured with (208 KiB).
+const BURST_BYTES: usize = 64 * 1024;
+
+/// How often an interrupted dump is taken again before the attempt is given up.
+const DUMP_ATTEMPTS: u32 = 16;
+
+/// The kernel works on a request while it is being sent and its answer is there when sending returns; one that is not there
+/// after this long was lost.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A request without its sequence number. The body is wiped when dropped: it may hold keys.
+pub(super) struct Request {
+    kind: u16,
+    flags: u16,
+    body: Zeroizing<Vec<u8>>,
+}
+
+impl Request {
+    /// A request of a message type, with flags beside `NLM_F_REQUEST`.
+    pub(super) fn new(kind: u16, flags: u16, body: &impl Emitable) -> Self {
+        // Exactly as long as needed from the start: a buffer that grows leaves copies of keys behind.
+        let mut bytes = Zeroizing::new(vec![0; body.buffer_len()]);
+        body.emit(&mut bytes);
+        Self { kind, flags: flags | NLM_F_REQUEST, body: bytes }
+    }
+
+    /// Bytes on the wire.
+    pub(super) fn len(&self) -> usize {
+        (HEADER + self.body.len()).next_multiple_of(4)
+    }
+}
+
+/// One message of an answer, without its header.
+pub(super) struct Message<'a> {
+    /// Message type.
+    pub(super) kind: u16,
+    /// What follows the header.
+    pub(super) payload: &'a [u8],
+    /// The kernel's state has changed since the dump began.
+    interrupted: bool,
+}
+
+/// What ends the answer to a request.
+enum End {
+    /// Acknowledged or refused.
+    Status(Result<(), Errno>),
+    /// The end of a dump.
+    Dump,
+}
+
+/// A connected netlink socket. Requests are answered before the next one is sent.
+pub(super) struct Conversation {
+    socket: TokioSocket,
+    sequence: u32,
+    inbox: Zeroizing<Vec<u8>>,
+    outbox: Zeroizing<Vec<u8>>,
+}
+
+impl Conversation {
+    /// Opens a socket of a netlink protocol. Must be called within a runtime.
+    pub(super) fn open(protocol: isize) -> io::Result<Self> {
+        let mut socket = TokioSocket::new(protocol)?;
+        let options = socket.socket_mut();
+        options.bind_auto()?;
+        // Connected: no other process can answer in the kernel's place.
+        options.connect(&SocketAddr::new(0, 0))?;
+        // An error names its request by number and does not carry it back.
+        options.set_cap_ack(true)?;
+        // Filters of dumps are honoured by the kernel; without this it ignores them and sends everything. The option belongs to
+        // the netlink layer, yet only rtnetlink looks at it.
+        options.set_netlink_get_strict_chk(true)?;
+        Ok(Self {
+            socket,
+            sequence: 0,
+            inbox: Zeroizing::new(Vec::with_capacity(INBOX)),
+            outbox: Zeroizing::new(Vec::with_capacity(BURST_BYTES)),
+        })
+    }
+
+    /// Sends requests in order, many at a time, and returns the kernel's word on each. An outer error means that it is
+    /// unknown which of them were done.
+    pub(super) async fn submit(&mut self, requests: &[Request]) -> io::Result<Vec<Result<(), Errno>>> {
+        let mut results = Vec::with_capacity(requests.len());
+        let mut rest = requests;
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let count = rest
+                .iter()
+                .take(BURST)
+                .take_while(|r| {
+                    bytes += r.len();
+                    bytes <= BURST_BYTES
+                })
+                .count()
+                .max(1);
+            let (burst, later) = rest.split_at(count);
+            rest = later;
+            let first = self.send(burst, NLM_F_ACK).await?;
+            let from = results.len();
+            results.resize(from + count, None);
+            let mut missing = count;
+            while missing > 0 {
+                self.receive(|sequence, _, end| {
+                    let slot = usize::try_from(sequence.wrapping_sub(first)).ok().and_then(|i| results.get_mut(from + i));
+                    if let (Some(slot), Some(End::Status(status))) = (slot, end)
+                        && slot.replace(status).is_none()
+                    {
+                        missing -= 1;
+                    }
+                    Ok(())
+                })
+                .await?;
+            }
+        }
+        Ok(results.into_iter().flatten().collect())
+    }
+
+    /// Sends one request that is answered by at most one message, and reads that.
+    pub(super) async fn ask<T: Send>(
+        &mut self,
+        request: &Request,
+        mut read: impl FnMut(Message<'_>) -> io::Result<T> + Send,
+    ) -> io::Result<T> {
+        let first = self.send(std::slice::from_ref(request), NLM_F_ACK).await?;
+        let mut answer = None;
+        let mut status = None;
+        while status.is_none() {
+            self.receive(|sequence, message, end| {
+                if sequence == first {
+                    match end {
+                        Some(End::Status(s)) => status = Some(s),
+                        Some(End::Dump) => status = Some(Ok(())),
+                        None => answer = Some(read(message)?),
+                    }
+                }
+                Ok(())
+            })
+            .await?;
+        }
+        match status {
+            Some(Err(errno)) => Err(errno.into()),
+            Some(Ok(())) | None => answer.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no answer")),
+        }
+    }
+
+    /// Takes a dump. `read` sees every message of it, and `begin` is called before the first one of each attempt: what was
+    /// read before is to be forgotten then, because the kernel's state changed during the dump.
+    pub(super) async fn dump<T: Send>(
+        &mut self,
+        request: &Request,
+        mut begin: impl FnMut() -> T + Send,
+        mut read: impl FnMut(&mut T, Message<'_>) -> io::Result<()> + Send,
+    ) -> io::Result<T> {
+        for _ in 0..DUMP_ATTEMPTS {
+            let mut all = begin();
+            let first = self.send(std::slice::from_ref(request), NLM_F_DUMP).await?;
+            let mut fault = None;
+            let mut interrupted = false;
+            let mut ended = None;
+            while ended.is_none() {
+                self.receive(|sequence, message, end| {
+                    if sequence == first {
+                        interrupted |= message.interrupted;
+                        match end {
+                            Some(End::Dump) => ended = Some(Ok(())),
+                            Some(End::Status(status)) => ended = Some(status),
+                            // The rest is read all the same: the socket must be empty for the next request.
+                            None if fault.is_none() => fault = read(&mut all, message).err(),
+                            None => {}
+                        }
+                    }
+                    Ok(())
+                })
+                .await?;
+            }
+            if let Some(Err(errno)) = ended {
+                // Newer kernels end a dump they could not keep consistent with this.
+                if errno != Errno::INTR {
+                    return Err(errno.into());
+                }
+            } else if interrupted {
+                tracing::debug!("the kernel's state changed during a dump; taking it again");
+            } else {
+                return fault.map_or(Ok(all), Err);
+            }
+        }
+        Err(io::Error::new(io::ErrorKind::Interrupted, "it kept changing while it was read"))
+    }
+
+    /// Overwrites what was received: it may have held keys.
+    pub(super) fn wipe(&mut self) {
+        self.inbox.zeroize();
+    }
+
+    /// Sends requests in one datagram; returns the sequence number of the first.
+    async fn send(&mut self, requests: &[Request], flags: u16) -> io::Result<u32> {
+        let first = self.sequence.wrapping_add(1);
+        self.outbox.clear();
+        let total = requests.iter().map(Request::len).sum();
+        if self.outbox.capacity() < total {
+            self.outbox = Zeroizing::new(Vec::with_capacity(total));
+        }
+        for request in requests {
+            self.sequence = self.sequence.wrapping_add(1);
+            let start = self.outbox.len();
+            self.outbox.resize(start + request.len(), 0);
+            let length = HEADER + request.body.len();
+            let mut header = NetlinkBuffer::new(&mut self.outbox[start..]);
+            header.set_length(u32::try_from(length).map_err(|_| io::ErrorKind::InvalidInput)?);
+            header.set_message_type(request.kind);
+            header.set_flags(request.flags | flags);
+            header.set_sequence_number(self.sequence);
+            self.outbox[start + HEADER..start + length].copy_from_slice(&request.body);
+        }
+        let sent = within(poll_fn(|cx| self.socket.poll_send(cx, &self.outbox))).await;
+        self.outbox.zeroize();
+        sent.map(|_| first)
+    }
+
+    /// Receives one datagram and hands its messages on, each with its sequence number and what it ends, if anything.
+    async fn receive(
+        &mut self,
+        mut each: impl FnMut(u32, Message<'_>, Option<End>) -> io::Result<()> + Send,
+    ) -> io::Result<()> {
+        self.inbox.clear();
+        within(poll_fn(|cx| self.socket.poll_recv(cx, &mut *self.inbox))).await?;
+        if self.inbox.len() >= INBOX {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "an answer was longer than the buffer for it"));
+        }
+        let mut rest = self.inbox.as_slice();
+        while rest.len() >= HEADER {
+            let message = NetlinkBuffer::new_checked(rest).map_err(invalid)?;
+            let (kind, payload) = (message.message_type(), message.payload());
+            let end = match kind {
+                NLMSG_ERROR => Some(End::Status(status(payload))),
+                NLMSG_DONE => Some(status(payload).map_or_else(|e| End::Status(Err(e)), |()| End::Dump)),
+                NLMSG_OVERRUN => return Err(Errno::NOBUFS.into()),
+                _ => None,
+            };
+            if kind != NLMSG_NOOP {
+                let interrupted = message.flags() & NLM_F_DUMP_INTR != 0;
+                each(message.sequence_number(), Message { kind, payload, interrupted }, end)?;
+            }
+            let length = usize::try_from(message.length()).map_err(invalid)?;
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+        Ok(())
+    }
+}
+
+/// The verdict at the start of an `NLMSG_ERROR` or `NLMSG_DONE`: 0 or a negated errno.
+fn status(payload: &[u8]) -> Result<(), Errno> {
+    match payload.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code)) {
+        0 => Ok(()),
+        code => Err(Errno::from_raw_os_error(code.saturating_neg())),
+    }
+}
+
+async fn within<T>(io: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    tokio::time::timeout(PATIENCE, io).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// What the kernel sent makes no sense.
+pub(super) fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}

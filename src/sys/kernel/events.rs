@@ -1,0 +1,113 @@
+//! Changes of links, addresses and routes, as a mere "look again".
+use crate::net::state::ROUTE_PROTOCOL;
+use netlink_packet_core::NetlinkBuffer;
+use netlink_sys::{AsyncSocket, SocketAddr, TokioSocket};
+use rtnetlink::MulticastGroup;
+use rustix::io::Errno;
+use std::future::poll_fn;
+use std::io;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// A burst is over when nothing has happened for this long.
+const QUIET: Duration = Duration::from_millis(50);
+
+/// A burst that does not end is reported all the same.
+const LONGEST: Duration = Duration::from_millis(500);
+
+/// Until a socket that broke is opened anew.
+const REOPEN: Duration = Duration::from_secs(1);
+
+const INBOX: usize = 32 * 1024;
+const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
+
+/// The socket that the kernel announces changes on.
+pub(super) struct Events {
+    socket: TokioSocket,
+    inbox: Vec<u8>,
+    /// When the burst that has not been reported yet began. Kept here, so that a wait given up half-way loses nothing.
+    since: Option<Instant>,
+}
+
+impl Events {
+    /// Subscribes. Must be called within a runtime.
+    pub(super) fn open() -> io::Result<Self> {
+        Ok(Self { socket: subscribe()?, inbox: Vec::with_capacity(INBOX), since: None })
+    }
+
+    /// Resolves at the end of a burst of changes.
+    pub(super) async fn changed(&mut self) {
+        loop {
+            let Some(since) = self.since else {
+                self.receive().await;
+                continue;
+            };
+            let end = (Instant::now() + QUIET).min(since + LONGEST);
+            if tokio::time::timeout_at(end, self.receive()).await.is_err() || Instant::now() >= since + LONGEST {
+                self.since = None;
+                return;
+            }
+        }
+    }
+
+    /// Reads announcements until one of them matters.
+    async fn receive(&mut self) {
+        loop {
+            self.inbox.clear();
+            let received = poll_fn(|cx| self.socket.poll_recv(cx, &mut self.inbox)).await;
+            let matters = match received {
+                Ok(()) => matters(&self.inbox),
+                // More was announced than the socket could hold: anything may have changed.
+                Err(error) if error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => true,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot receive the kernel's announcements; subscribing anew");
+                    tokio::time::sleep(REOPEN).await;
+                    if let Ok(socket) = subscribe() {
+                        self.socket = socket;
+                    }
+                    true
+                }
+            };
+            if matters {
+                self.since.get_or_insert_with(Instant::now);
+                return;
+            }
+        }
+    }
+}
+
+fn subscribe() -> io::Result<TokioSocket> {
+    let mut socket = TokioSocket::new(netlink_sys::protocols::NETLINK_ROUTE)?;
+    let groups = [
+        MulticastGroup::Link,
+        MulticastGroup::Ipv4Ifaddr,
+        MulticastGroup::Ipv6Ifaddr,
+        MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv6Route,
+    ];
+    let options = socket.socket_mut();
+    options.bind(&SocketAddr::new(0, 0))?;
+    for group in groups {
+        options.add_membership(group as u32)?;
+    }
+    Ok(socket)
+}
+
+/// Whether a datagram tells of something we look at or depend on. Of routes these are our own and default routes: a box that
+/// learns the Internet's routes does not have us look at each of them.
+fn matters(datagram: &[u8]) -> bool {
+    let mut rest = datagram;
+    while let Ok(message) = NetlinkBuffer::new_checked(rest) {
+        let payload = message.payload();
+        let is_route = matches!(message.message_type(), RTM_NEWROUTE | RTM_DELROUTE);
+        // Of `struct rtmsg`: the length of the destination, the protocol.
+        let (default, ours) = (payload.get(1) == Some(&0), payload.get(5) == Some(&ROUTE_PROTOCOL));
+        if !is_route || default || ours {
+            return true;
+        }
+        let length = usize::try_from(message.length()).unwrap_or(usize::MAX);
+        rest = length.checked_next_multiple_of(4).and_then(|l| rest.get(l..)).unwrap_or_default();
+    }
+    false
+}

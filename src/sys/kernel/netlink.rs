@@ -1,0 +1,431 @@
+//! The kernel itself: [`Kernel`] and [`ReadCounters`] over netlink.
+use super::conversation::Conversation;
+use super::events::Events;
+use super::route::{self, Change, errno};
+use super::wireguard::{Depth, Devices};
+use super::{Applied, Kernel, KernelError, PeerCounters, ReadCounters};
+use crate::net::key::PublicKey;
+use crate::net::plan::Step;
+use crate::net::render;
+use crate::net::state::{IfName, Observed, ObservedLink, Route};
+use crate::sys::clock::{Clock, SystemClock};
+use ipnet::IpNet;
+use rustix::io::Errno;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+/// The kernel's network state of the network namespace it was opened in.
+///
+/// Opened and used within one tokio runtime (a current-thread one will do) with time and I/O enabled.
+pub struct Netlink {
+    routes: Conversation,
+    devices: Devices,
+    events: Events,
+}
+
+impl Netlink {
+    /// Opens three sockets: one for links, addresses and routes, one for WireGuard, one for announcements, which are collected
+    /// from now on. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// The process may open no sockets, or the kernel is older than 4.20.
+    pub fn open() -> Result<Self, KernelError> {
+        let open = || -> io::Result<Self> {
+            Ok(Self {
+                routes: Conversation::open(netlink_sys::protocols::NETLINK_ROUTE)?,
+                devices: Devices::open()?,
+                events: Events::open()?,
+            })
+        };
+        open().map_err(|source| unreadable("anything", source))
+    }
+
+    async fn observe_link(
+        &mut self,
+        name: &IfName,
+        link: &route::LinkState,
+        routes: BTreeSet<Route>,
+    ) -> Result<Option<ObservedLink>, KernelError> {
+        let addresses = route::addresses(&mut self.routes, link.index)
+            .await
+            .map_err(|source| unreadable(&format!("the addresses of {name}"), source))?;
+        let device = self
+            .devices
+            .read(name, Depth::Whole)
+            .await
+            .map_err(|source| unreadable(&format!("the WireGuard device {name}"), source))?;
+        // Gone since the links were read.
+        let Some(device) = device else { return Ok(None) };
+        Ok(Some(ObservedLink {
+            index: link.index,
+            wireguard: true,
+            ours: link.ours,
+            up: link.up,
+            mtu: link.mtu,
+            public_key: device.public_key,
+            listen_port: device.listen_port,
+            fwmark: device.fwmark,
+            addresses,
+            peers: device.peers,
+            routes,
+        }))
+    }
+}
+
+impl Kernel for Netlink {
+    async fn observe(&mut self, wanted: &BTreeSet<IfName>) -> Result<Observed, KernelError> {
+        let at = SystemClock.now();
+        let mut links = BTreeMap::new();
+        let found =
+            route::wireguard_links(&mut self.routes).await.map_err(|source| unreadable("the links", source))?;
+        let mut relevant = BTreeMap::new();
+        for link in found {
+            // A name we could not have given is of no interest.
+            if let Ok(name) = link.name.parse::<IfName>()
+                && (link.ours || wanted.contains(&name))
+            {
+                relevant.insert(name, link);
+            }
+        }
+        for name in wanted.iter().filter(|n| !relevant.contains_key(*n)) {
+            let other = route::link(&mut self.routes, name.as_str())
+                .await
+                .map_err(|source| unreadable(&format!("the link {name}"), source))?;
+            if let Some(other) = other {
+                links.insert(
+                    name.clone(),
+                    ObservedLink {
+                        index: other.index,
+                        wireguard: other.wireguard,
+                        ours: other.ours,
+                        up: other.up,
+                        mtu: other.mtu,
+                        ..ObservedLink::default()
+                    },
+                );
+            }
+        }
+        let mut routes = if relevant.is_empty() {
+            BTreeMap::new()
+        } else {
+            route::routes(&mut self.routes).await.map_err(|source| unreadable("the routes", source))?
+        };
+        for (name, link) in relevant {
+            let routes = routes.remove(&link.index).unwrap_or_default();
+            if let Some(observed) = self.observe_link(&name, &link, routes).await? {
+                links.insert(name, observed);
+            }
+        }
+        Ok(Observed { at, links })
+    }
+
+    async fn apply(&mut self, steps: &[Step]) -> Applied {
+        let mut applied = Applied::default();
+        let mut pass = Pass { kernel: self, results: Vec::with_capacity(steps.len()), lost: BTreeMap::new() };
+        let mut rest = steps;
+        while let Some(first) = rest.first() {
+            let kind = Kind::of(first);
+            let same = |s: &&Step| Kind::of(s) == kind && (kind != Kind::Device || s.link() == first.link());
+            let count = match kind {
+                Kind::Link => 1,
+                Kind::Device | Kind::Route => rest.iter().take_while(same).count(),
+            };
+            let (group, later) = rest.split_at(count);
+            rest = later;
+            match kind {
+                Kind::Link => pass.link(first).await,
+                Kind::Device => pass.device(group).await,
+                Kind::Route => pass.route(group).await,
+            }
+        }
+        for (index, (step, result)) in steps.iter().zip(pass.results).enumerate() {
+            match result {
+                Ok(()) => applied.done.push(index),
+                Err(error) => applied.failed.push((index, refused(step, error))),
+            }
+        }
+        applied
+    }
+
+    async fn changed(&mut self) {
+        self.events.changed().await;
+    }
+}
+
+/// Which socket a step is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A link comes or goes: by itself, because the others depend on it.
+    Link,
+    /// WireGuard.
+    Device,
+    /// Links that are there, addresses, routes.
+    Route,
+}
+
+impl Kind {
+    const fn of(step: &Step) -> Self {
+        match step {
+            Step::DeleteLink { .. } | Step::CreateLink { .. } => Self::Link,
+            Step::SetDevice { .. } | Step::RemovePeer { .. } | Step::SetPeer { .. } => Self::Device,
+            Step::SetMtu { .. }
+            | Step::RemoveRoute { .. }
+            | Step::RemoveAddress { .. }
+            | Step::AddAddress { .. }
+            | Step::SetUp { .. }
+            | Step::AddRoute { .. } => Self::Route,
+        }
+    }
+}
+
+/// One application of a plan.
+struct Pass<'a> {
+    kernel: &'a mut Netlink,
+    /// Of the steps so far.
+    results: Vec<io::Result<()>>,
+    /// Links that could not be created: what was to be done to them fails with them.
+    lost: BTreeMap<IfName, io::Error>,
+}
+
+impl Pass<'_> {
+    async fn link(&mut self, step: &Step) {
+        let result = match step {
+            Step::CreateLink { link, mtu } => {
+                let result = route::create_link(&mut self.kernel.routes, link, *mtu).await.map_err(no_wireguard);
+                if let Err(error) = &result {
+                    self.lost.insert(link.clone(), copy(error));
+                }
+                result
+            }
+            other => route::delete_link(&mut self.kernel.routes, other.link()).await,
+        };
+        self.results.push(result);
+    }
+
+    async fn device(&mut self, group: &[Step]) {
+        let Some(first) = group.first() else { return };
+        if let Some(error) = self.lost.get(first.link()) {
+            self.results.extend(group.iter().map(|_| Err(copy(error))));
+            return;
+        }
+        let steps: Vec<&Step> = group.iter().collect();
+        let results = self.kernel.devices.write(first.link(), &steps).await;
+        self.results.extend(results.into_iter().zip(group).map(|(result, step)| match result {
+            // A peer goes with its interface.
+            Err(error) if step.revokes() && errno(&error) == Some(Errno::NODEV) => Ok(()),
+            result => result,
+        }));
+    }
+
+    async fn route(&mut self, group: &[Step]) {
+        let mut indices: BTreeMap<IfName, io::Result<u32>> = BTreeMap::new();
+        for name in group.iter().map(Step::link).collect::<BTreeSet<_>>() {
+            let index = match self.lost.get(name) {
+                Some(error) => Err(copy(error)),
+                None => match route::link(&mut self.kernel.routes, name.as_str()).await {
+                    Ok(Some(link)) => Ok(link.index),
+                    Ok(None) => Err(Errno::NODEV.into()),
+                    Err(error) => Err(error),
+                },
+            };
+            indices.insert(name.clone(), index);
+        }
+        let kernel = &mut self.kernel.routes;
+        let before = collateral(kernel, group, &indices).await;
+        let changes: Vec<io::Result<Change<'_>>> = group
+            .iter()
+            .map(|step| match indices.get(step.link()) {
+                Some(Ok(index)) => change(step, *index).ok_or_else(|| io::ErrorKind::InvalidInput.into()),
+                Some(Err(error)) => Err(copy(error)),
+                None => Err(Errno::NODEV.into()),
+            })
+            .collect();
+        let mut results = submit(kernel, &changes).await;
+        if results.iter().any(|r| r.as_ref().is_err_and(|e| errno(e) == Some(Errno::EXIST))) {
+            confirm(kernel, &changes, &mut results).await;
+        }
+        if let Err(error) = restore(kernel, &before, group, &indices).await {
+            // The next observation shows what is missing.
+            tracing::warn!(%error, "cannot look after what went with a removed address");
+        }
+        self.results.extend(results);
+    }
+}
+
+fn change(step: &Step, index: u32) -> Option<Change<'_>> {
+    Some(match step {
+        Step::SetMtu { link, mtu } => Change::Mtu(link, *mtu),
+        Step::SetUp { link, up } => Change::Up(link, *up),
+        Step::AddAddress { address, .. } => Change::AddAddress(index, *address),
+        Step::RemoveAddress { address, .. } => Change::RemoveAddress(index, *address),
+        Step::AddRoute { route, .. } => Change::AddRoute(index, *route),
+        Step::RemoveRoute { route, .. } => Change::RemoveRoute(index, *route),
+        Step::DeleteLink { .. }
+        | Step::CreateLink { .. }
+        | Step::SetDevice { .. }
+        | Step::RemovePeer { .. }
+        | Step::SetPeer { .. } => return None,
+    })
+}
+
+/// Makes the changes that can be asked for, in order.
+async fn submit(kernel: &mut Conversation, changes: &[io::Result<Change<'_>>]) -> Vec<io::Result<()>> {
+    let requests: Vec<_> = changes.iter().flatten().map(Change::request).collect();
+    let mut answers = match kernel.submit(&requests).await {
+        Ok(answers) => answers.into_iter().map(|a| a.map_err(io::Error::from)).collect::<Vec<_>>().into_iter(),
+        Err(error) => changes.iter().flatten().map(|_| Err(copy(&error))).collect::<Vec<_>>().into_iter(),
+    };
+    changes
+        .iter()
+        .map(|change| match change {
+            Err(error) => Err(copy(error)),
+            Ok(change) => match answers.next() {
+                Some(Err(error)) if errno(&error).is_some_and(|e| change.is_moot(e)) => Ok(()),
+                Some(answer) => answer,
+                None => Err(io::ErrorKind::TimedOut.into()),
+            },
+        })
+        .collect()
+}
+
+/// What is there already has been added, provided that it is the very same: the kernel also says "exists" of another
+/// protocol's route to the same network.
+async fn confirm(kernel: &mut Conversation, changes: &[io::Result<Change<'_>>], results: &mut [io::Result<()>]) {
+    let routes = route::routes(kernel).await.unwrap_or_default();
+    for (change, result) in changes.iter().zip(results) {
+        if !result.as_ref().is_err_and(|e| errno(e) == Some(Errno::EXIST)) {
+            continue;
+        }
+        let there = match change {
+            Ok(Change::AddRoute(index, route)) => routes.get(index).is_some_and(|r| r.contains(route)),
+            Ok(Change::AddAddress(index, address)) => {
+                route::addresses(kernel, *index).await.is_ok_and(|a| a.contains(address))
+            }
+            Ok(_) | Err(_) => false,
+        };
+        if there {
+            *result = Ok(());
+        }
+    }
+}
+
+/// What a link has before one of its IPv4 addresses is removed.
+struct Before {
+    addresses: BTreeSet<IpNet>,
+    routes: BTreeSet<Route>,
+}
+
+/// Looks at the links that lose an IPv4 address: the kernel removes further addresses of the same network with it, and all
+/// IPv4 routes with the last one, while a step removes what it says and nothing else.
+async fn collateral(
+    kernel: &mut Conversation,
+    group: &[Step],
+    indices: &BTreeMap<IfName, io::Result<u32>>,
+) -> BTreeMap<u32, Before> {
+    let mut all = BTreeMap::new();
+    for step in group {
+        if let Step::RemoveAddress { link, address: IpNet::V4(_) } = step
+            && let Some(Ok(index)) = indices.get(link)
+            && !all.contains_key(index)
+            && let Ok(addresses) = route::addresses(kernel, *index).await
+            && let Ok(mut routes) = route::routes(kernel).await
+        {
+            all.insert(*index, Before { addresses, routes: routes.remove(index).unwrap_or_default() });
+        }
+    }
+    all
+}
+
+/// Brings back what went with a removed address.
+async fn restore(
+    kernel: &mut Conversation,
+    before: &BTreeMap<u32, Before>,
+    group: &[Step],
+    indices: &BTreeMap<IfName, io::Result<u32>>,
+) -> io::Result<()> {
+    for (index, before) in before {
+        let mut addresses = before.addresses.clone();
+        let mut routes = before.routes.clone();
+        for step in group.iter().filter(|s| indices.get(s.link()).is_some_and(|i| matches!(i, Ok(i) if i == index))) {
+            match step {
+                Step::RemoveAddress { address, .. } => drop(addresses.remove(address)),
+                Step::RemoveRoute { route, .. } => drop(routes.remove(route)),
+                Step::SetUp { up: false, .. } => routes.clear(),
+                _ => {}
+            }
+        }
+        let there = route::addresses(kernel, *index).await?;
+        let routes_there = route::routes(kernel).await?.remove(index).unwrap_or_default();
+        let again: Vec<_> = addresses
+            .difference(&there)
+            .map(|a| Change::AddAddress(*index, *a))
+            .chain(routes.difference(&routes_there).map(|r| Change::AddRoute(*index, *r)))
+            .map(Ok)
+            .collect();
+        for result in submit(kernel, &again).await {
+            result?;
+        }
+    }
+    Ok(())
+}
+
+/// An error's copy, for the second step that it befalls.
+fn copy(error: &io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => io::Error::new(error.kind(), error.to_string()),
+    }
+}
+
+/// Told from every other reason a link may not be made for.
+#[derive(Debug, thiserror::Error)]
+#[error("the kernel knows no such kind of link")]
+struct UnknownKind;
+
+fn no_wireguard(error: io::Error) -> io::Error {
+    if errno(&error) == Some(Errno::OPNOTSUPP) { io::Error::new(io::ErrorKind::Unsupported, UnknownKind) } else { error }
+}
+
+fn refused(step: &Step, source: io::Error) -> KernelError {
+    if errno(&source).is_some_and(|e| matches!(e, Errno::PERM | Errno::ACCESS)) {
+        KernelError::NoPrivilege
+    } else if source.kind() == io::ErrorKind::Unsupported && source.raw_os_error().is_none() {
+        KernelError::NoWireGuard
+    } else {
+        KernelError::Refused { step: render::step(step, &Observed::default()), source }
+    }
+}
+
+fn unreadable(what: &str, source: io::Error) -> KernelError {
+    match errno(&source) {
+        Some(Errno::PERM | Errno::ACCESS) => KernelError::NoPrivilege,
+        Some(Errno::BADF | Errno::CONNREFUSED) => KernelError::Disconnected,
+        _ => KernelError::Observe { what: what.to_owned(), source },
+    }
+}
+
+/// Reads counters, on a socket of its own.
+pub struct CounterSocket(Devices);
+
+impl CounterSocket {
+    /// Opens the socket. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// The process may open no sockets.
+    pub fn open() -> Result<Self, KernelError> {
+        Devices::open().map(Self).map_err(|source| unreadable("anything", source))
+    }
+}
+
+impl ReadCounters for CounterSocket {
+    async fn counters(&mut self, link: &IfName) -> Result<Option<BTreeMap<PublicKey, PeerCounters>>, KernelError> {
+        let device = match self.0.read(link, Depth::Counters).await {
+            Ok(device) => device,
+            // Without the family there is no WireGuard interface either.
+            Err(error) if errno(&error) == Some(Errno::NOENT) => None,
+            Err(source) => return Err(unreadable(&format!("the counters of {link}"), source)),
+        };
+        let peers = device.map(|d| d.peers.into_iter());
+        Ok(peers.map(|p| p.map(|(k, p)| (k, PeerCounters { counters: p.counters, endpoint: p.endpoint })).collect()))
+    }
+}

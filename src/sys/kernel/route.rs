@@ -1,0 +1,342 @@
+//! Links, addresses and routes over rtnetlink.
+//!
+//! Requests are built with `rtnetlink`'s builders. Its connection task is not used: it skips what it cannot decode and drops
+//! the mark of an interrupted dump, so that an observation might be partial without anybody knowing, and it queues events
+//! without bound while nobody reads them.
+use super::conversation::{Conversation, Message, Request, invalid};
+use crate::net::state::{IfName, OWNED_ALIAS, ROUTE_PROTOCOL, Route};
+use ipnet::IpNet;
+use netlink_packet_core::{
+    NLM_F_CREATE, NLM_F_EXCL, NLA_TYPE_MASK, NlasIterator, Parseable,
+};
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkExtentMask, LinkInfo, LinkMessage};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
+use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkWireguard, RouteMessageBuilder};
+use rustix::io::Errno;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
+const RTM_GETLINK: u16 = 18;
+const RTM_SETLINK: u16 = 19;
+const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
+const RTM_GETADDR: u16 = 22;
+const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
+const RTM_GETROUTE: u16 = 26;
+
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_IFALIAS: u16 = 20;
+const IFLA_INFO_KIND: u16 = 1;
+const IFF_UP: u32 = 1;
+
+/// A link as rtnetlink tells of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct LinkState {
+    pub(super) index: u32,
+    pub(super) name: String,
+    pub(super) up: bool,
+    pub(super) mtu: u32,
+    pub(super) wireguard: bool,
+    pub(super) ours: bool,
+}
+
+/// A change of a link, its addresses or its routes; each is one request with one answer.
+pub(super) enum Change<'a> {
+    Mtu(&'a IfName, u32),
+    Up(&'a IfName, bool),
+    AddAddress(u32, IpNet),
+    RemoveAddress(u32, IpNet),
+    AddRoute(u32, Route),
+    RemoveRoute(u32, Route),
+}
+
+impl Change<'_> {
+    /// The request that asks for it.
+    pub(super) fn request(&self) -> Request {
+        let set = |message: LinkMessage| Request::new(RTM_SETLINK, 0, &message);
+        let named = |name: &IfName| LinkMessageBuilder::<LinkUnspec>::default().name(name.as_str());
+        match *self {
+            Self::Mtu(name, mtu) => set(named(name).mtu(mtu).build()),
+            Self::Up(name, true) => set(named(name).up().build()),
+            Self::Up(name, false) => set(named(name).down().build()),
+            Self::AddAddress(index, net) => {
+                Request::new(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, &address(index, net, true))
+            }
+            Self::RemoveAddress(index, net) => Request::new(RTM_DELADDR, 0, &address(index, net, false)),
+            Self::AddRoute(index, r) => {
+                Request::new(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, &route(index, r, RouteScope::Link))
+            }
+            // The scope that matches any.
+            Self::RemoveRoute(index, r) => Request::new(RTM_DELROUTE, 0, &route(index, r, RouteScope::NoWhere)),
+        }
+    }
+
+    /// Whether a refusal says that the change was made before.
+    pub(super) const fn is_moot(&self, errno: Errno) -> bool {
+        match self {
+            Self::RemoveAddress(..) => matches!(errno, Errno::ADDRNOTAVAIL | Errno::NODEV),
+            Self::RemoveRoute(..) => matches!(errno, Errno::SRCH | Errno::NODEV),
+            Self::Mtu(..) | Self::Up(..) | Self::AddAddress(..) | Self::AddRoute(..) => false,
+        }
+    }
+}
+
+fn address(index: u32, net: IpNet, add: bool) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = family(net);
+    message.header.prefix_len = net.prefix_len();
+    message.header.index = index;
+    message.header.scope = match net.addr() {
+        IpAddr::V6(a) if a.is_unicast_link_local() => AddressScope::Link,
+        IpAddr::V4(_) | IpAddr::V6(_) => AddressScope::Universe,
+    };
+    message.attributes.push(AddressAttribute::Local(net.addr()));
+    message.attributes.push(AddressAttribute::Address(net.addr()));
+    if add && net.addr().is_ipv6() {
+        // There is no neighbour on such a link that could have the address, and waiting for one costs a second.
+        message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+    }
+    message
+}
+
+fn route(index: u32, route: Route, scope: RouteScope) -> RouteMessage {
+    let protocol = RouteProtocol::from(ROUTE_PROTOCOL);
+    match route.to {
+        IpNet::V4(net) => RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(net.addr(), net.prefix_len())
+            .output_interface(index)
+            .table_id(route.table)
+            .protocol(protocol)
+            .scope(scope)
+            .build(),
+        IpNet::V6(net) => RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(net.addr(), net.prefix_len())
+            .output_interface(index)
+            .table_id(route.table)
+            .protocol(protocol)
+            .build(),
+    }
+}
+
+const fn family(net: IpNet) -> AddressFamily {
+    match net {
+        IpNet::V4(_) => AddressFamily::Inet,
+        IpNet::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+/// Reads all WireGuard links.
+pub(super) async fn wireguard_links(kernel: &mut Conversation) -> io::Result<Vec<LinkState>> {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Wireguard)]));
+    let request = Request::new(RTM_GETLINK, 0, &message);
+    kernel
+        .dump(&request, Vec::new, |links, message| {
+            if message.kind == RTM_NEWLINK {
+                // A kernel that does not know the kind yet ignores the filter.
+                links.extend(Some(read_link(&message)?).filter(|l| l.wireguard));
+            }
+            Ok(())
+        })
+        .await
+}
+
+/// Reads one link by name; `None`: there is none.
+pub(super) async fn link(kernel: &mut Conversation, name: &str) -> io::Result<Option<LinkState>> {
+    let mut message = LinkMessageBuilder::<LinkUnspec>::default().name(name).build();
+    message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    match kernel.ask(&Request::new(RTM_GETLINK, 0, &message), |m| read_link(&m)).await {
+        Ok(link) => Ok(Some(link)),
+        Err(error) if errno(&error) == Some(Errno::NODEV) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads only what we need of a link: there are over sixty attributes and every kernel adds some.
+fn read_link(message: &Message<'_>) -> io::Result<LinkState> {
+    let header = message.payload.first_chunk::<16>().ok_or_else(|| invalid("a link without header"))?;
+    let word = |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    let mut link = LinkState { index: word(4), up: word(8) & IFF_UP != 0, ..LinkState::default() };
+    for attribute in NlasIterator::new(&message.payload[16..]) {
+        let attribute = attribute.map_err(invalid)?;
+        match attribute.kind() & NLA_TYPE_MASK {
+            IFLA_IFNAME => link.name = text(attribute.value()),
+            IFLA_MTU => link.mtu = attribute.value().first_chunk().map_or(0, |b| u32::from_ne_bytes(*b)),
+            IFLA_IFALIAS => link.ours = text(attribute.value()) == OWNED_ALIAS,
+            IFLA_LINKINFO => {
+                for info in NlasIterator::new(attribute.value()) {
+                    let info = info.map_err(invalid)?;
+                    if info.kind() & NLA_TYPE_MASK == IFLA_INFO_KIND {
+                        link.wireguard = text(info.value()) == "wireguard";
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(link)
+}
+
+fn text(value: &[u8]) -> String {
+    String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned()
+}
+
+/// Reads the addresses of one link.
+pub(super) async fn addresses(kernel: &mut Conversation, index: u32) -> io::Result<BTreeSet<IpNet>> {
+    let mut all = BTreeSet::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut message = AddressMessage::default();
+        message.header.family = family;
+        message.header.index = index;
+        let request = Request::new(RTM_GETADDR, 0, &message);
+        let found = kernel
+            .dump(&request, BTreeSet::new, |found, message| {
+                if message.kind == RTM_NEWADDR {
+                    let message = AddressMessage::parse(message.payload).map_err(invalid)?;
+                    if message.header.index == index {
+                        found.extend(read_address(&message)?);
+                    }
+                }
+                Ok(())
+            })
+            .await?;
+        all.extend(found);
+    }
+    Ok(all)
+}
+
+fn read_address(message: &AddressMessage) -> io::Result<Option<IpNet>> {
+    let mut address = None;
+    for attribute in &message.attributes {
+        match attribute {
+            // With a peer address, `Local` is ours and `Address` is the peer's; without one they are the same or `Local` is missing.
+            AddressAttribute::Local(a) => address = Some(*a),
+            AddressAttribute::Address(a) if address.is_none() => address = Some(*a),
+            _ => {}
+        }
+    }
+    address.map(|a| IpNet::new(a, message.header.prefix_len).map_err(invalid)).transpose()
+}
+
+/// Reads the routes of our protocol, by the index of the link they go through. The kernel filters: a box that holds a full
+/// table of the Internet sends us no more of it than one that does not.
+pub(super) async fn routes(kernel: &mut Conversation) -> io::Result<BTreeMap<u32, BTreeSet<Route>>> {
+    let mut all: BTreeMap<u32, BTreeSet<Route>> = BTreeMap::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family;
+        message.header.protocol = RouteProtocol::from(ROUTE_PROTOCOL);
+        let request = Request::new(RTM_GETROUTE, 0, &message);
+        let found = kernel
+            .dump(&request, Vec::new, |found, message| {
+                if message.kind == RTM_NEWROUTE {
+                    found.extend(read_route(&RouteMessage::parse(message.payload).map_err(invalid)?)?);
+                }
+                Ok(())
+            })
+            .await?;
+        for (index, route) in found {
+            all.entry(index).or_default().insert(route);
+        }
+    }
+    Ok(all)
+}
+
+fn read_route(message: &RouteMessage) -> io::Result<Option<(u32, Route)>> {
+    if message.header.protocol != RouteProtocol::from(ROUTE_PROTOCOL) || message.header.kind != RouteType::Unicast {
+        return Ok(None);
+    }
+    let mut to = None;
+    let mut table = u32::from(message.header.table);
+    let mut through = None;
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(a)) => to = Some(IpAddr::V4(*a)),
+            RouteAttribute::Destination(RouteAddress::Inet6(a)) => to = Some(IpAddr::V6(*a)),
+            RouteAttribute::Table(t) => table = *t,
+            RouteAttribute::Oif(index) => through = Some(*index),
+            _ => {}
+        }
+    }
+    // The default route has no destination.
+    let to = to.unwrap_or(match message.header.address_family {
+        AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        _ => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    });
+    let to = IpNet::new(to, message.header.destination_prefix_length).map_err(invalid)?;
+    Ok(through.map(|index| (index, Route { to, table })))
+}
+
+/// Creates a WireGuard link that is marked as ours from the first moment it bears its name. Succeeds if there is a WireGuard
+/// link of that name already, whoever made it.
+///
+/// The kernel takes no alias with the request that creates a link. So the link is made under a name nobody else uses and
+/// marked in one datagram, which the kernel works through even if we are killed meanwhile, and only then given its name. A
+/// link of ours is never left unmarked (one left under its first name is deleted by the next plan), and nobody else's is
+/// ever marked.
+pub(super) async fn create_link(kernel: &mut Conversation, name: &IfName, mtu: u32) -> io::Result<()> {
+    if let Some(there) = link(kernel, name.as_str()).await? {
+        return if there.wireguard { Ok(()) } else { Err(Errno::EXIST.into()) };
+    }
+    let mut random = [0; 4];
+    getrandom::fill(&mut random).map_err(io::Error::other)?;
+    let first_name = format!("spoke{:08x}", u32::from_ne_bytes(random));
+    let marked = LinkMessageBuilder::<LinkUnspec>::default().name(first_name.as_str()).alias(OWNED_ALIAS).build();
+    let birth = [
+        Request::new(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &LinkWireguard::new(&first_name).mtu(mtu).build()),
+        Request::new(RTM_SETLINK, 0, &marked),
+    ];
+    let results = kernel.submit(&birth).await?;
+    if let Some(Err(errno)) = results.first() {
+        return Err((*errno).into());
+    }
+    let Some(born) = link(kernel, &first_name).await? else { return Err(Errno::NODEV.into()) };
+    let named = LinkMessageBuilder::<LinkUnspec>::default().index(born.index).name(name.as_str()).build();
+    let named = match results.get(1) {
+        Some(Err(errno)) => Err(*errno),
+        Some(Ok(())) | None => one(kernel, Request::new(RTM_SETLINK, 0, &named)).await?,
+    };
+    if let Err(errno) = named {
+        delete_index(kernel, born.index).await?;
+        return match (errno, link(kernel, name.as_str()).await?) {
+            // Somebody was faster.
+            (Errno::EXIST, Some(there)) if there.wireguard => Ok(()),
+            _ => Err(errno.into()),
+        };
+    }
+    Ok(())
+}
+
+/// Deletes a WireGuard link that is marked as ours; one that is not there, or is somebody else's by now, is left alone.
+pub(super) async fn delete_link(kernel: &mut Conversation, name: &IfName) -> io::Result<()> {
+    match link(kernel, name.as_str()).await? {
+        Some(there) if there.wireguard && there.ours => delete_index(kernel, there.index).await,
+        Some(_) | None => Ok(()),
+    }
+}
+
+async fn delete_index(kernel: &mut Conversation, index: u32) -> io::Result<()> {
+    let message = LinkMessageBuilder::<LinkUnspec>::default().index(index).build();
+    match one(kernel, Request::new(RTM_DELLINK, 0, &message)).await? {
+        Ok(()) | Err(Errno::NODEV) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+async fn one(kernel: &mut Conversation, request: Request) -> io::Result<Result<(), Errno>> {
+    Ok(kernel.submit(&[request]).await?.pop().unwrap_or(Ok(())))
+}
+
+/// The errno of an answer, if it was one.
+pub(super) fn errno(error: &io::Error) -> Option<Errno> {
+    error.raw_os_error().map(Errno::from_raw_os_error)
+}

@@ -1,0 +1,387 @@
+//! WireGuard devices over their generic netlink family, on one socket with the family's number looked up once.
+use super::conversation::{Conversation, Message, Request, invalid};
+use super::route::errno;
+use crate::net::key::{PresharedKey, PublicKey};
+use crate::net::plan::{AllowedIps, PeerChange, Step};
+use crate::net::state::{IfName, ObservedPeer};
+use ipnet::IpNet;
+use netlink_packet_core::{NLA_TYPE_MASK, Nla, NlaBuffer, NlasIterator, Parseable};
+use netlink_packet_generic::GenlMessage;
+use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
+use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};
+use netlink_packet_wireguard::{
+    WireguardAddressFamily, WireguardAllowedIp, WireguardAllowedIpAttr, WireguardAttribute, WireguardCmd,
+    WireguardMessage, WireguardPeer, WireguardPeerAttribute, WireguardPeerFlags,
+};
+use rustix::io::Errno;
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+use zeroize::Zeroize;
+
+const GENL_ID_CTRL: u16 = 16;
+const GENL_HEADER: usize = 4;
+const CTRL_ATTR_FAMILY_ID: u16 = 1;
+
+const WGDEVICE_A_PUBLIC_KEY: u16 = 4;
+const WGDEVICE_A_LISTEN_PORT: u16 = 6;
+const WGDEVICE_A_FWMARK: u16 = 7;
+const WGDEVICE_A_PEERS: u16 = 8;
+const WGPEER_A_PUBLIC_KEY: u16 = 1;
+const WGPEER_A_PRESHARED_KEY: u16 = 2;
+
+/// Bytes of peers in one request. The kernel works through a request while it is being sent, with the runtime's thread: this
+/// many hold it up for some 20 ms where all peers are new. Larger requests are not faster.
+const REQUEST_BYTES: usize = 16 * 1024;
+
+/// Allowed-ips of one peer in one request.
+const REQUEST_ALLOWED_IPS: usize = 256;
+
+/// A WireGuard device as its family tells of it.
+#[derive(Debug, Default)]
+pub(super) struct DeviceState {
+    pub(super) public_key: Option<PublicKey>,
+    pub(super) listen_port: u16,
+    pub(super) fwmark: u32,
+    pub(super) peers: BTreeMap<PublicKey, ObservedPeer>,
+}
+
+/// How much of the peers is wanted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Depth {
+    /// All of it.
+    Whole,
+    /// Counters and endpoint.
+    Counters,
+}
+
+/// The socket that WireGuard is spoken on.
+pub(super) struct Devices {
+    kernel: Conversation,
+    family: Option<u16>,
+}
+
+impl Devices {
+    /// Opens the socket. Must be called within a runtime.
+    pub(super) fn open() -> io::Result<Self> {
+        Ok(Self { kernel: Conversation::open(netlink_sys::protocols::NETLINK_GENERIC)?, family: None })
+    }
+
+    /// The family's number. Asking for it has the kernel load the module.
+    async fn family(&mut self) -> io::Result<u16> {
+        if let Some(family) = self.family {
+            return Ok(family);
+        }
+        let ask = GenlMessage::from_payload(GenlCtrl {
+            cmd: GenlCtrlCmd::GetFamily,
+            nlas: vec![GenlCtrlAttrs::FamilyName("wireguard".to_owned())],
+        });
+        let read = |message: Message<'_>| {
+            NlasIterator::new(message.payload.get(GENL_HEADER..).unwrap_or_default())
+                .flatten()
+                .find(|a| a.kind() & NLA_TYPE_MASK == CTRL_ATTR_FAMILY_ID)
+                .and_then(|a| a.value().first_chunk().map(|b| u16::from_ne_bytes(*b)))
+                .ok_or_else(|| invalid("a family without number"))
+        };
+        let family = self.kernel.ask(&Request::new(GENL_ID_CTRL, 0, &ask), read).await?;
+        self.family = Some(family);
+        Ok(family)
+    }
+
+    /// Reads a device whole; `None`: there is none of that name, or it is not WireGuard.
+    pub(super) async fn read(&mut self, name: &IfName, depth: Depth) -> io::Result<Option<DeviceState>> {
+        let get = GenlMessage::from_payload(WireguardMessage {
+            cmd: WireguardCmd::GetDevice,
+            attributes: vec![WireguardAttribute::IfName(name.as_str().to_owned())],
+        });
+        let mut renewed = false;
+        loop {
+            let family = self.family().await?;
+            let read = |device: &mut DeviceState, message: Message<'_>| {
+                if message.kind == family {
+                    read_device(device, message.payload.get(GENL_HEADER..).unwrap_or_default(), depth)?;
+                }
+                Ok(())
+            };
+            let result = self.kernel.dump(&Request::new(family, 0, &get), DeviceState::default, read).await;
+            self.kernel.wipe();
+            return match result {
+                Ok(device) => Ok(Some(device)),
+                Err(error) => match errno(&error) {
+                    Some(Errno::NODEV | Errno::OPNOTSUPP) => Ok(None),
+                    // The module was unloaded and loaded since.
+                    Some(Errno::NOENT) if !renewed => {
+                        self.family = None;
+                        renewed = true;
+                        continue;
+                    }
+                    _ => Err(error),
+                },
+            };
+        }
+    }
+
+    /// Sends the WireGuard steps of one interface; returns the result of each. What can go together goes together; a request
+    /// that fails is taken apart, so that each failing step is known and the others still happen.
+    pub(super) async fn write(&mut self, name: &IfName, steps: &[&Step]) -> Vec<io::Result<()>> {
+        let mut results: Vec<io::Result<()>> = steps.iter().map(|_| Ok(())).collect();
+        for batch in batches(steps) {
+            if let Err(error) = self.set(name, batch.attributes).await {
+                if batch.steps.len() == 1 && batch.whole {
+                    results[batch.steps[0]] = Err(error);
+                    continue;
+                }
+                for index in batch.steps {
+                    results[index] = self.write_alone(name, steps[index]).await;
+                }
+            }
+        }
+        results
+    }
+
+    async fn write_alone(&mut self, name: &IfName, step: &Step) -> io::Result<()> {
+        for batch in batches(&[step]) {
+            self.set(name, batch.attributes).await?;
+        }
+        Ok(())
+    }
+
+    async fn set(&mut self, name: &IfName, mut attributes: Vec<WireguardAttribute>) -> io::Result<()> {
+        attributes.push(WireguardAttribute::IfName(name.as_str().to_owned()));
+        let mut set = GenlMessage::from_payload(WireguardMessage { cmd: WireguardCmd::SetDevice, attributes });
+        let result = match self.send(&set).await {
+            Err(error) if errno(&error) == Some(Errno::NOENT) => {
+                self.family = None;
+                self.send(&set).await
+            }
+            result => result,
+        };
+        set.payload.attributes.iter_mut().for_each(wipe);
+        result
+    }
+
+    async fn send(&mut self, set: &GenlMessage<WireguardMessage>) -> io::Result<()> {
+        let family = self.family().await?;
+        match self.kernel.submit(&[Request::new(family, 0, set)]).await?.pop() {
+            Some(Err(errno)) => Err(errno.into()),
+            Some(Ok(())) | None => Ok(()),
+        }
+    }
+}
+
+/// Overwrites the secrets of an attribute that was sent.
+fn wipe(attribute: &mut WireguardAttribute) {
+    match attribute {
+        WireguardAttribute::PrivateKey(key) => key.zeroize(),
+        WireguardAttribute::Peers(peers) => {
+            for attribute in peers.iter_mut().flat_map(|p| &mut p.0) {
+                if let WireguardPeerAttribute::PresharedKey(key) = attribute {
+                    key.zeroize();
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Steps that go into one request.
+#[derive(Default)]
+struct Batch {
+    /// Indices of the steps.
+    steps: Vec<usize>,
+    attributes: Vec<WireguardAttribute>,
+    peers: Vec<WireguardPeer>,
+    bytes: usize,
+    /// All of its steps are in no other request.
+    whole: bool,
+}
+
+/// Cuts steps into requests, in order.
+fn batches(steps: &[&Step]) -> Vec<Batch> {
+    let mut all = Vec::new();
+    let mut batch = Batch { whole: true, ..Batch::default() };
+    for (index, step) in steps.iter().enumerate() {
+        let pieces = match step {
+            Step::SetDevice { private_key, listen_port, fwmark, .. } => {
+                // The kernel sets a request's device values before its peers: what came before must go before.
+                if !batch.steps.is_empty() {
+                    finish(&mut batch, &mut all);
+                }
+                batch.attributes.extend(private_key.as_ref().map(|k| WireguardAttribute::PrivateKey(*k.reveal())));
+                batch.attributes.extend(listen_port.map(WireguardAttribute::ListenPort));
+                batch.attributes.extend(fwmark.map(WireguardAttribute::Fwmark));
+                batch.steps.push(index);
+                continue;
+            }
+            Step::RemovePeer { peer, .. } => vec![removal(*peer)],
+            Step::SetPeer { peer, change, .. } => change_pieces(*peer, change),
+            _ => continue,
+        };
+        let split = pieces.len() > 1;
+        for piece in pieces {
+            let bytes = Nla::value_len(&piece) + 4;
+            if batch.bytes + bytes > REQUEST_BYTES {
+                finish(&mut batch, &mut all);
+            }
+            batch.bytes += bytes;
+            batch.peers.push(piece);
+            batch.whole &= !split;
+            if batch.steps.last() != Some(&index) {
+                batch.steps.push(index);
+            }
+        }
+    }
+    finish(&mut batch, &mut all);
+    all
+}
+
+fn finish(batch: &mut Batch, all: &mut Vec<Batch>) {
+    let mut done = std::mem::replace(batch, Batch { whole: true, ..Batch::default() });
+    if !done.steps.is_empty() {
+        if !done.peers.is_empty() {
+            done.attributes.push(WireguardAttribute::Peers(std::mem::take(&mut done.peers)));
+        }
+        all.push(done);
+    }
+}
+
+fn removal(peer: PublicKey) -> WireguardPeer {
+    WireguardPeer(vec![
+        WireguardPeerAttribute::PublicKey(peer.0),
+        WireguardPeerAttribute::Flags(WireguardPeerFlags::RemoveMe | WireguardPeerFlags::UpdateOnly),
+    ])
+}
+
+/// A peer's change as one piece, or several where its allowed-ips are many. Only the first may create the peer or drop its
+/// allowed-ips; the others add to what is there.
+fn change_pieces(key: PublicKey, change: &PeerChange) -> Vec<WireguardPeer> {
+    let (nets, replace) = match &change.allowed_ips {
+        AllowedIps::Keep => (None, false),
+        AllowedIps::Add(nets) => (Some(nets), false),
+        AllowedIps::Replace(nets) => (Some(nets), true),
+    };
+    let nets: Vec<WireguardAllowedIp> = nets.into_iter().flatten().map(|n| allowed_ip(*n)).collect();
+    let mut chunks = nets.chunks(REQUEST_ALLOWED_IPS);
+    let mut flags = WireguardPeerFlags::empty();
+    flags.set(WireguardPeerFlags::UpdateOnly, !change.create);
+    flags.set(WireguardPeerFlags::ReplaceAllowedIps, replace);
+    // Never grows: a copy left behind by that would keep the key.
+    let mut first = Vec::with_capacity(6);
+    first.push(WireguardPeerAttribute::PublicKey(key.0));
+    first.push(WireguardPeerAttribute::Flags(flags));
+    if let Some(preshared) = &change.preshared_key {
+        // All zero is the kernel's word for none.
+        first.push(WireguardPeerAttribute::PresharedKey(preshared.as_ref().map_or([0; 32], |k| *k.reveal())));
+    }
+    first.extend(change.endpoint.map(|e| WireguardPeerAttribute::Endpoint(e.addr)));
+    first.extend(change.keepalive.map(WireguardPeerAttribute::PersistentKeepalive));
+    first.extend(chunks.next().map(|c| WireguardPeerAttribute::AllowedIps(c.to_vec())));
+    let later = chunks.map(|chunk| {
+        WireguardPeer(vec![
+            WireguardPeerAttribute::PublicKey(key.0),
+            WireguardPeerAttribute::Flags(WireguardPeerFlags::UpdateOnly),
+            WireguardPeerAttribute::AllowedIps(chunk.to_vec()),
+        ])
+    });
+    std::iter::once(WireguardPeer(first)).chain(later).collect()
+}
+
+fn allowed_ip(net: IpNet) -> WireguardAllowedIp {
+    let family = match net {
+        IpNet::V4(_) => WireguardAddressFamily::Ipv4,
+        IpNet::V6(_) => WireguardAddressFamily::Ipv6,
+    };
+    WireguardAllowedIp(vec![
+        WireguardAllowedIpAttr::Family(family),
+        WireguardAllowedIpAttr::IpAddr(net.addr()),
+        WireguardAllowedIpAttr::Cidr(net.prefix_len()),
+    ])
+}
+
+/// Adds one message of a dump to what the earlier ones said: a device with many peers takes several messages, a peer with
+/// many allowed-ips too, and what was said once is not repeated.
+fn read_device(device: &mut DeviceState, attributes: &[u8], depth: Depth) -> io::Result<()> {
+    for attribute in NlasIterator::new(attributes) {
+        let attribute = attribute.map_err(invalid)?;
+        let value = attribute.value();
+        match attribute.kind() & NLA_TYPE_MASK {
+            WGDEVICE_A_PUBLIC_KEY => device.public_key = value.first_chunk().map(|k| PublicKey(*k)),
+            WGDEVICE_A_LISTEN_PORT => device.listen_port = value.first_chunk().map_or(0, |b| u16::from_ne_bytes(*b)),
+            WGDEVICE_A_FWMARK => device.fwmark = value.first_chunk().map_or(0, |b| u32::from_ne_bytes(*b)),
+            WGDEVICE_A_PEERS => {
+                for peer in NlasIterator::new(value) {
+                    read_peer(&mut device.peers, peer.map_err(invalid)?.value(), depth)?;
+                }
+            }
+            // The private key is not looked at: its public half is all that is compared.
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn read_peer(peers: &mut BTreeMap<PublicKey, ObservedPeer>, attributes: &[u8], depth: Depth) -> io::Result<()> {
+    let find = |kind: u16| {
+        NlasIterator::new(attributes).flatten().find(|a| a.kind() & NLA_TYPE_MASK == kind)
+    };
+    let key = find(WGPEER_A_PUBLIC_KEY).and_then(|a| a.value().first_chunk().copied());
+    let peer = peers.entry(PublicKey(key.ok_or_else(|| invalid("a peer without key"))?)).or_default();
+    for attribute in NlasIterator::new(attributes) {
+        let attribute: NlaBuffer<_> = attribute.map_err(invalid)?;
+        let kind = attribute.kind() & NLA_TYPE_MASK;
+        if kind == WGPEER_A_PRESHARED_KEY {
+            // Read here and not by the packet crate, whose value could not be wiped.
+            if let Some(key) = attribute.value().first_chunk::<32>()
+                && depth == Depth::Whole
+                && key.iter().any(|b| *b != 0)
+            {
+                peer.preshared_key = Some(PresharedKey::from_bytes(*key));
+            }
+            continue;
+        }
+        match WireguardPeerAttribute::parse(&attribute).map_err(invalid)? {
+            WireguardPeerAttribute::Endpoint(addr) => peer.endpoint = Some(plain(addr)),
+            WireguardPeerAttribute::PersistentKeepalive(seconds) => peer.keepalive = seconds,
+            WireguardPeerAttribute::LastHandshake(at) => peer.counters.last_handshake = since_epoch(at.seconds, at.nano_seconds),
+            WireguardPeerAttribute::RxBytes(bytes) => peer.counters.rx = bytes,
+            WireguardPeerAttribute::TxBytes(bytes) => peer.counters.tx = bytes,
+            WireguardPeerAttribute::AllowedIps(nets) if depth == Depth::Whole => {
+                for net in nets {
+                    peer.allowed_ips.insert(read_allowed_ip(&net)?);
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// An endpoint as the configuration could have written it.
+fn plain(addr: SocketAddr) -> SocketAddr {
+    match addr {
+        SocketAddr::V4(_) => addr,
+        SocketAddr::V6(mut v6) => {
+            v6.set_flowinfo(0);
+            v6.into()
+        }
+    }
+}
+
+fn since_epoch(seconds: i64, nanos: i64) -> Option<Duration> {
+    let at = Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanos).ok()?);
+    (!at.is_zero()).then_some(at)
+}
+
+fn read_allowed_ip(net: &WireguardAllowedIp) -> io::Result<IpNet> {
+    let (mut addr, mut length) = (None, None);
+    for attribute in &net.0 {
+        match attribute {
+            WireguardAllowedIpAttr::IpAddr(a) => addr = Some(*a),
+            WireguardAllowedIpAttr::Cidr(l) => length = Some(*l),
+            _ => {}
+        }
+    }
+    let (Some(addr), Some(length)) = (addr, length) else { return Err(invalid("an allowed-ip without address")) };
+    IpNet::new(addr, length).map_err(invalid)
+}
