@@ -173,7 +173,6 @@ impl Serialize for KeySource {
 }
 
 /// Serialises a duration the way the configuration writes it.
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde's `serialize_with` wants")]
 pub fn duration_text<S: Serializer>(d: &std::time::Duration, s: S) -> Result<S::Ok, S::Error> {
     s.serialize_str(&super::reader::show_duration(*d))
 }

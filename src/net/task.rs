@@ -1,4 +1,5 @@
 //! The one writer of kernel network state: wait, derive, observe, plan, apply, look again.
+use super::advance::advance;
 use super::ages::Handshakes;
 use super::derive::{Admitted, Facts, Keys, UplinkChoice, derive};
 use super::plan::{Plan, plan};
@@ -23,6 +24,8 @@ pub const RESYNC: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(1);
 /// After so many passes in a row that could not even read the kernel, the process gives up and is started afresh.
 const MAX_BLIND: u32 = 10;
+/// From so many peers on, a changed fact is applied against the last look instead of a new one; see [`super::advance`].
+const MANY_PEERS: usize = 256;
 /// Repairs kept for `spoke status`.
 const MAX_HISTORY: usize = 64;
 
@@ -239,9 +242,20 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
             return Ok(Pass::Unfinished);
         };
         let wanted: BTreeSet<IfName> = desired.links.keys().cloned().collect();
+        let mut deeds = Vec::new();
+        if let (true, Some(mut known)) = (changed, self.known()) {
+            let plan = plan(&desired, &known, memory);
+            let done = self.apply(&plan, &known, &desired, memory, Cause::Change, &mut deeds).await;
+            done.iter().filter_map(|i| plan.steps.get(*i)).for_each(|step| advance(&mut known, step));
+            let left = self::plan(&desired, &known, memory);
+            if left.steps.is_empty() && troubles.is_empty() {
+                memory.adopt(&desired, &known);
+                self.report(true, troubles, desired, known, left, deeds);
+                return Ok(Pass::Clean);
+            }
+        }
         let mut observed = self.kernel.observe(&wanted).await?;
         let mut left = plan(&desired, &observed, memory);
-        let mut deeds = Vec::new();
         if !left.steps.is_empty() {
             let was_clean = self.status.borrow().clean;
             let cause = if was_clean && !changed { Cause::Drift } else { Cause::Change };
@@ -269,7 +283,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         memory: &mut Memory,
         cause: Cause,
         deeds: &mut Vec<Deed>,
-    ) {
+    ) -> Vec<usize> {
         let applied = self.kernel.apply(&plan.steps).await;
         let (at, wall) = (self.clock.now(), self.clock.wall());
         let mut errors: BTreeMap<usize, String> = applied.failed.iter().map(|(i, e)| (*i, chain(e))).collect();
@@ -278,14 +292,42 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
                 memory.record(step, desired);
             }
         }
+        let many = plan.steps.len() > MAX_HISTORY;
+        if many {
+            tracing::info!(?cause, steps = plan.steps.len(), failed = errors.len(), "applied a large plan");
+        }
         for (i, step) in plan.steps.iter().enumerate() {
-            let deed = Deed { at, wall, cause, what: render::step(step, observed), error: errors.remove(&i) };
+            let error = errors.remove(&i);
+            if many && error.is_none() && i + MAX_HISTORY < plan.steps.len() {
+                // Of thousands of steps only the last could be kept anyway.
+                tracing::debug!(?cause, step = %render::step(step, observed), "applied");
+                continue;
+            }
+            let deed = Deed { at, wall, cause, what: render::step(step, observed), error };
             match &deed.error {
-                None => tracing::info!(cause = ?deed.cause, step = %deed.what, "applied"),
-                Some(error) => tracing::error!(cause = ?deed.cause, step = %deed.what, error, "refused by the kernel"),
+                Some(error) => tracing::error!(?cause, step = %deed.what, error, "refused by the kernel"),
+                None if many => tracing::debug!(?cause, step = %deed.what, "applied"),
+                None => tracing::info!(?cause, step = %deed.what, "applied"),
             }
             deeds.push(deed);
         }
+        self.status.send_modify(|s| {
+            let done = applied.done.len() as u64;
+            match cause {
+                Cause::Change => s.changes += done,
+                Cause::Drift => s.repairs += done,
+            }
+            s.failures += applied.failed.len() as u64;
+        });
+        applied.done
+    }
+
+    /// The last look, if it is recent, found nothing amiss, and a new one would be dear.
+    fn known(&self) -> Option<Observed> {
+        let last = self.status.borrow();
+        let peers: usize = last.observed.links.values().map(|l| l.peers.len()).sum();
+        let fresh = self.clock.now().since(last.observed.at) < RESYNC;
+        (last.clean && fresh && peers >= MANY_PEERS).then(|| Observed::clone(&last.observed))
     }
 
     fn report(
@@ -297,7 +339,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         left: Plan,
         deeds: Vec<Deed>,
     ) {
-        let (now, wall) = (observed.at, self.clock.wall());
+        let (now, wall) = (self.clock.now(), self.clock.wall());
         let first = clean && !self.status.borrow().ready;
         self.publish(|s| {
             s.passes += 1;
@@ -310,11 +352,6 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
             s.left = Arc::new(left);
             s.troubles = troubles;
             for deed in deeds {
-                match (&deed.error, deed.cause) {
-                    (Some(_), _) => s.failures += 1,
-                    (None, Cause::Change) => s.changes += 1,
-                    (None, Cause::Drift) => s.repairs += 1,
-                }
                 if s.history.len() >= MAX_HISTORY {
                     s.history.pop_front();
                 }

@@ -1,0 +1,89 @@
+//! What an observation becomes once a step was applied, by the kernel's own rules.
+//!
+//! With thousands of peers a look at the kernel costs far more than a change. A pass that follows a clean one closely
+//! may therefore plan against the last look, advanced by what was acknowledged since; the next full look checks it.
+use super::key::PublicKey;
+use super::plan::{AllowedIps, PeerChange, Step};
+use super::state::{Observed, ObservedLink};
+
+/// Advances `observed` by one acknowledged step. Counters and a new random port show at the next look only.
+pub fn advance(observed: &mut Observed, step: &Step) {
+    match step {
+        Step::DeleteLink { link } => {
+            observed.links.remove(link);
+        }
+        Step::CreateLink { link, mtu } => {
+            let fresh = ObservedLink { wireguard: true, ours: true, mtu: *mtu, ..ObservedLink::default() };
+            observed.links.insert(link.clone(), fresh);
+        }
+        Step::SetDevice { private_key, listen_port, fwmark, .. } => with(observed, step, |l| {
+            if let Some(key) = private_key {
+                l.public_key = Some(key.public());
+            }
+            if let Some(port) = listen_port.filter(|p| *p != 0) {
+                l.listen_port = port;
+            }
+            if let Some(mark) = fwmark {
+                l.fwmark = *mark;
+            }
+        }),
+        Step::RemovePeer { peer, .. } => with(observed, step, |l| {
+            l.peers.remove(peer);
+        }),
+        Step::SetPeer { peer, change, .. } => with(observed, step, |l| set_peer(l, *peer, change)),
+        Step::SetMtu { mtu, .. } => with(observed, step, |l| l.mtu = *mtu),
+        Step::RemoveRoute { route, .. } => with(observed, step, |l| {
+            l.routes.remove(route);
+        }),
+        Step::RemoveAddress { address, .. } => with(observed, step, |l| {
+            l.addresses.remove(address);
+        }),
+        Step::AddAddress { address, .. } => with(observed, step, |l| {
+            l.addresses.insert(*address);
+        }),
+        Step::SetUp { up, .. } => with(observed, step, |l| {
+            l.up = *up;
+            if !up {
+                l.routes.clear();
+            }
+        }),
+        Step::AddRoute { route, .. } => with(observed, step, |l| {
+            l.routes.insert(*route);
+        }),
+    }
+}
+
+fn with(observed: &mut Observed, step: &Step, change: impl FnOnce(&mut ObservedLink)) {
+    if let Some(link) = observed.links.get_mut(step.link()) {
+        change(link);
+    }
+}
+
+fn set_peer(link: &mut ObservedLink, key: PublicKey, change: &PeerChange) {
+    if !change.create && !link.peers.contains_key(&key) {
+        return;
+    }
+    if let AllowedIps::Add(nets) | AllowedIps::Replace(nets) = &change.allowed_ips {
+        // The kernel moves a network to the last peer that claims it.
+        for (other, peer) in &mut link.peers {
+            if *other != key {
+                peer.allowed_ips.retain(|n| !nets.contains(n));
+            }
+        }
+    }
+    let peer = link.peers.entry(key).or_default();
+    match &change.allowed_ips {
+        AllowedIps::Keep => {}
+        AllowedIps::Add(nets) => peer.allowed_ips.extend(nets),
+        AllowedIps::Replace(nets) => peer.allowed_ips.clone_from(nets),
+    }
+    if let Some(preshared_key) = &change.preshared_key {
+        peer.preshared_key.clone_from(preshared_key);
+    }
+    if let Some(keepalive) = change.keepalive {
+        peer.keepalive = keepalive;
+    }
+    if let Some(endpoint) = change.endpoint {
+        peer.endpoint = Some(endpoint.addr);
+    }
+}
