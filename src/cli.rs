@@ -3,6 +3,8 @@ pub mod check;
 pub mod completions;
 pub mod doctor;
 pub mod key;
+pub mod plan;
+pub mod run;
 pub mod status;
 
 use crate::config::Config;
@@ -33,10 +35,14 @@ pub struct Cli {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run the supervisor in the foreground
+    Run,
     /// Check the configuration: print every fault, or the effective configuration
     Check,
     /// Show what the running supervisor sees and does
     Status(status::Args),
+    /// Show what `run` would change in the kernel now
+    Plan(plan::Args),
     /// Make a WireGuard key, or show a public one
     #[command(subcommand)]
     Key(key::Command),
@@ -80,8 +86,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let outcome = match &cli.command {
+        Command::Run => run::run(&cli.config),
         Command::Check => check::run(&cli.config),
         Command::Status(args) => status::run(&cli.config, args),
+        Command::Plan(args) => plan::run(&cli.config, args),
         Command::Key(command) => key::run(command, &cli.config),
         Command::Doctor(args) => doctor::run(&cli.config, args),
         Command::Completions(args) => completions::run(args),

@@ -1,0 +1,107 @@
+//! `spoke run`: the composition root. Configuration → identity → kernel → uplink → local endpoints.
+use super::{Outcome, load, runtime};
+use crate::config::Config;
+use crate::health::summary::Vitals;
+use crate::health::task as health;
+use crate::net::task::{Reconciler, Sources, Status};
+use crate::socket::{task as socket, wire::SOCKET};
+use crate::supervise::Supervisor;
+use crate::sys::clock::{Clock as _, SystemClock};
+use crate::sys::kernel::Netlink;
+use crate::sys::keys::{self, IfMissing};
+use crate::sys::notify::{Notify as _, Systemd};
+use crate::sys::random::seed;
+use crate::sys::socket::Listener;
+use std::path::Path;
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+/// Runs until a signal or the end of a vital task. The kernel tunnel stays as it is either way.
+pub fn run(config: &Path) -> Outcome {
+    log();
+    let config = Arc::new(load(config)?);
+    keys::ensure_dir(&config.node.state_dir)?;
+    // Keys come first: without them nothing can be brought up, and the error says what to do.
+    let keys = keys::load(&config, IfMissing::Create)?;
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(supervise(config, keys));
+    // A blocked look-up must not hold up the exit.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn supervise(config: Arc<Config>, keys: crate::net::derive::Keys) -> Outcome {
+    let clock = SystemClock;
+    let started = clock.now();
+    let mut stop = Stop::new()?;
+    let kernel = Netlink::open()?;
+    let mut tasks = Supervisor::default();
+
+    let (_keys, keys) = watch::channel(Some(Arc::new(keys)));
+    let (status, net) = watch::channel(Status::default());
+    let (events, _) = watch::channel(0);
+    let sources = Sources { keys, uplink: None, names: None, admitted: None };
+
+    let (_vitals, vitals) = watch::channel(Vitals { node_id: config.node.id.clone(), ..Vitals::default() });
+    let (stopping, stop_health) = watch::channel(false);
+    if config.health.enabled {
+        let (config, net) = (config.clone(), net.clone());
+        tasks.restarting("health", seed, move || {
+            let (config, net, vitals, stop) = (config.clone(), net.clone(), vitals.clone(), stop_health.clone());
+            health::run(health::Board { clock, started, config, net, vitals, stop })
+        });
+    }
+
+    let path = config.node.runtime_dir.join(SOCKET);
+    let answers = socket::Answers { clock, started, config: config.clone(), net, uplink: Arc::new(|| None) };
+    tasks.restarting("socket", seed, move || {
+        let (path, answers) = (path.clone(), answers.clone());
+        async move { socket::run(Listener::bind(&path)?, answers).await }
+    });
+
+    let reconciler = Reconciler { kernel, clock, notify: Systemd, config, sources, status, events };
+    tasks.vital("net", reconciler.run());
+
+    let ended = tasks.run(stop.wait()).await;
+    Systemd.stopping();
+    let _ = stopping.send(true);
+    ended.map_err(Into::into)
+}
+
+/// SIGTERM and SIGINT.
+struct Stop {
+    term: tokio::signal::unix::Signal,
+    int: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    fn new() -> Result<Self, std::io::Error> {
+        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => tracing::info!("stopping on SIGTERM; the tunnel stays"),
+            _ = self.int.recv() => tracing::info!("stopping on SIGINT; the tunnel stays"),
+        }
+    }
+}
+
+/// Logs to standard error, where the journal picks them up; `SPOKE_LOG` takes the filters of `tracing`.
+fn log() {
+    use std::io::IsTerminal as _;
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SPOKE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let journal = std::env::var_os("JOURNAL_STREAM").is_some();
+    let base = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let done = if journal {
+        // The journal has its own time stamps.
+        base.without_time().with_ansi(false).try_init()
+    } else {
+        base.with_ansi(std::io::stderr().is_terminal()).try_init()
+    };
+    if let Err(e) = done {
+        super::complain(&format!("logging: {e}"));
+    }
+}

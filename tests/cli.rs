@@ -1,0 +1,144 @@
+//! The command line as a person or a script meets it: what is printed where, and with which exit code.
+#![allow(clippy::unwrap_used)]
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+fn spoke(dir: &Path, args: &[&str]) -> Output {
+    spoke_with(dir, args, "")
+}
+
+fn spoke_with(dir: &Path, args: &[&str], stdin: &str) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_spoke"))
+        .args(args)
+        .current_dir(dir)
+        .env_remove("CREDENTIALS_DIRECTORY")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A program that does not read its input may be gone already.
+    let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+fn out(o: &Output) -> String {
+    String::from_utf8(o.stdout.clone()).unwrap()
+}
+
+fn err(o: &Output) -> String {
+    String::from_utf8(o.stderr.clone()).unwrap()
+}
+
+fn config(dir: &Path, text: &str) -> String {
+    let path = dir.join("spoke.toml");
+    std::fs::write(&path, text).unwrap();
+    path.display().to_string()
+}
+
+fn base(dir: &Path) -> String {
+    let d = dir.display();
+    format!(
+        "[node]\nstate_dir = \"{d}/state\"\nruntime_dir = \"{d}/run\"\n[[interface]]\nname = \"wg0\"\naddresses = [\"10.8.0.2/24\"]\n"
+    )
+}
+
+#[test]
+fn check_prints_every_fault_and_exits_with_2() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = config(dir.path(), "[[interface]]\nname = \"a-name-of-17-chars\"\nmtu = 1\n[nodes]\n");
+    let o = spoke(dir.path(), &["check", "--config", &file]);
+    assert_eq!(o.status.code(), Some(2));
+    let said = err(&o);
+    for key in ["interface[0].name", "interface[0].mtu", "nodes: unknown key; did you mean `node`?", "3 faults"] {
+        assert!(said.contains(key), "{key}: {said}");
+    }
+    assert!(out(&o).is_empty());
+}
+
+#[test]
+fn check_prints_the_effective_configuration() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = config(dir.path(), &base(dir.path()));
+    let o = spoke(dir.path(), &["check", "--config", &file]);
+    assert_eq!(o.status.code(), Some(0), "{}", err(&o));
+    assert!(out(&o).contains("listen = [\"127.0.0.1:8080\"]"), "{}", out(&o));
+}
+
+#[test]
+fn what_is_no_command_is_bad_input() {
+    let dir = tempfile::tempdir().unwrap();
+    for args in [&["frobnicate"][..], &["status", "--no-such"], &[], &["check", "--config", "/nonexistent"]] {
+        assert_eq!(spoke(dir.path(), args).status.code(), Some(2), "{args:?}");
+    }
+    let version = spoke(dir.path(), &["--version"]);
+    assert_eq!(version.status.code(), Some(0));
+    assert!(out(&version).starts_with(concat!("spoke ", env!("CARGO_PKG_VERSION"))), "{}", out(&version));
+}
+
+#[test]
+fn keys_are_those_of_wireguard_tools() {
+    let dir = tempfile::tempdir().unwrap();
+    let private = out(&spoke(dir.path(), &["key", "generate"]));
+    assert_eq!(private.len(), 45);
+    let public = out(&spoke_with(dir.path(), &["key", "public"], &private));
+    let mut wg =
+        Command::new("wg").arg("pubkey").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("wireguard-tools");
+    wg.stdin.take().unwrap().write_all(private.as_bytes()).unwrap();
+    assert_eq!(public, out(&wg.wait_with_output().unwrap()));
+    let bad = spoke_with(dir.path(), &["key", "public"], "not a key\n");
+    assert_eq!(bad.status.code(), Some(2));
+    assert!(err(&bad).contains("44 characters"), "{}", err(&bad));
+}
+
+#[test]
+fn a_key_file_that_others_may_read_stops_run_with_the_remedy() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = config(dir.path(), &base(dir.path()));
+    std::fs::create_dir(dir.path().join("state")).unwrap();
+    let key = dir.path().join("state/wg0.key");
+    std::fs::write(&key, out(&spoke(dir.path(), &["key", "generate"]))).unwrap();
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let before = std::fs::read(&key).unwrap();
+    let o = spoke(dir.path(), &["run", "--config", &file]);
+    assert_eq!(o.status.code(), Some(1));
+    assert!(err(&o).contains("chmod 600") && err(&o).contains("wg0.key"), "{}", err(&o));
+    assert_eq!(std::fs::read(&key).unwrap(), before);
+    assert!(!err(&o).contains(std::str::from_utf8(&before).unwrap().trim()), "the key is not shown");
+}
+
+#[test]
+fn status_without_a_supervisor_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = config(dir.path(), &base(dir.path()));
+    let o = spoke(dir.path(), &["status", "--config", &file]);
+    assert_eq!(o.status.code(), Some(1));
+    assert!(err(&o).contains("is it running?"), "{}", err(&o));
+}
+
+#[test]
+fn doctor_names_a_remedy_for_what_is_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = "[uplink]\ninterface = \"wg0\"\n[[uplink.hub]]\npublic_key = \"9s4Zq0QFzPNW7vYkFGcGEJtVXWd3BBJ3zOqDLE3gIyM=\"\nendpoint = \"hub.invalid:51820\"\naddress = \"10.8.0.1\"\n";
+    let file = config(dir.path(), &(base(dir.path()) + hub));
+    let o = spoke(dir.path(), &["doctor", "--json", "--config", &file]);
+    let findings: Vec<serde_json::Value> = serde_json::from_slice(&o.stdout).expect("JSON");
+    let dns = findings.iter().find(|f| f["what"] == "DNS hub.invalid").expect("the name was looked up");
+    assert_eq!(dns["level"], "fail");
+    assert!(dns["remedy"].as_str().unwrap().contains("resolv.conf"), "{dns}");
+    assert!(findings.iter().all(|f| f["level"] == "ok" || f["remedy"].is_string()), "{findings:?}");
+    assert_eq!(o.status.code(), Some(1));
+}
+
+#[test]
+fn completions_and_man_page_know_every_command() {
+    let dir = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = out(&spoke(dir.path(), &["completions", shell]));
+        assert!(script.contains("doctor") && script.contains("status"), "{shell}");
+    }
+    let man = out(&spoke(dir.path(), &["man"]));
+    assert!(man.contains(".TH spoke 1") && man.contains("Exit codes"), "{man}");
+}
