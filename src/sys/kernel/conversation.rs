@@ -123,7 +123,8 @@ impl Conversation {
             let mut missing = count;
             while missing > 0 {
                 self.receive(|sequence, _, end| {
-                    let slot = usize::try_from(sequence.wrapping_sub(first)).ok().and_then(|i| results.get_mut(from + i));
+                    let slot =
+                        usize::try_from(sequence.wrapping_sub(first)).ok().and_then(|i| results.get_mut(from + i));
                     if let (Some(slot), Some(End::Status(status))) = (slot, end)
                         && slot.replace(status).is_none()
                     {

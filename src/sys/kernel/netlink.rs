@@ -76,8 +76,7 @@ impl Kernel for Netlink {
     async fn observe(&mut self, wanted: &BTreeSet<IfName>) -> Result<Observed, KernelError> {
         let at = SystemClock.now();
         let mut links = BTreeMap::new();
-        let found =
-            route::wireguard_links(&mut self.routes).await.map_err(|source| unreadable("the links", source))?;
+        let found = route::wireguard_links(&mut self.routes).await.map_err(|source| unreadable("the links", source))?;
         let mut relevant = BTreeMap::new();
         for link in found {
             // A name we could not have given is of no interest.
@@ -383,7 +382,11 @@ fn copy(error: &io::Error) -> io::Error {
 struct UnknownKind;
 
 fn no_wireguard(error: io::Error) -> io::Error {
-    if errno(&error) == Some(Errno::OPNOTSUPP) { io::Error::new(io::ErrorKind::Unsupported, UnknownKind) } else { error }
+    if errno(&error) == Some(Errno::OPNOTSUPP) {
+        io::Error::new(io::ErrorKind::Unsupported, UnknownKind)
+    } else {
+        error
+    }
 }
 
 fn refused(step: &Step, source: io::Error) -> KernelError {

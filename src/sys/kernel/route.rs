@@ -6,9 +6,7 @@
 use super::conversation::{Conversation, Message, Request, invalid};
 use crate::net::state::{IfName, OWNED_ALIAS, ROUTE_PROTOCOL, Route};
 use ipnet::IpNet;
-use netlink_packet_core::{
-    NLM_F_CREATE, NLM_F_EXCL, NLA_TYPE_MASK, NlasIterator, Parseable,
-};
+use netlink_packet_core::{NLA_TYPE_MASK, NLM_F_CREATE, NLM_F_EXCL, NlasIterator, Parseable};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkExtentMask, LinkInfo, LinkMessage};

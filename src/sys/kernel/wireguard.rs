@@ -322,9 +322,7 @@ fn read_device(device: &mut DeviceState, attributes: &[u8], depth: Depth) -> io:
 }
 
 fn read_peer(peers: &mut BTreeMap<PublicKey, ObservedPeer>, attributes: &[u8], depth: Depth) -> io::Result<()> {
-    let find = |kind: u16| {
-        NlasIterator::new(attributes).flatten().find(|a| a.kind() & NLA_TYPE_MASK == kind)
-    };
+    let find = |kind: u16| NlasIterator::new(attributes).flatten().find(|a| a.kind() & NLA_TYPE_MASK == kind);
     let key = find(WGPEER_A_PUBLIC_KEY).and_then(|a| a.value().first_chunk().copied());
     let peer = peers.entry(PublicKey(key.ok_or_else(|| invalid("a peer without key"))?)).or_default();
     for attribute in NlasIterator::new(attributes) {
@@ -343,7 +341,9 @@ fn read_peer(peers: &mut BTreeMap<PublicKey, ObservedPeer>, attributes: &[u8], d
         match WireguardPeerAttribute::parse(&attribute).map_err(invalid)? {
             WireguardPeerAttribute::Endpoint(addr) => peer.endpoint = Some(plain(addr)),
             WireguardPeerAttribute::PersistentKeepalive(seconds) => peer.keepalive = seconds,
-            WireguardPeerAttribute::LastHandshake(at) => peer.counters.last_handshake = since_epoch(at.seconds, at.nano_seconds),
+            WireguardPeerAttribute::LastHandshake(at) => {
+                peer.counters.last_handshake = since_epoch(at.seconds, at.nano_seconds)
+            }
             WireguardPeerAttribute::RxBytes(bytes) => peer.counters.rx = bytes,
             WireguardPeerAttribute::TxBytes(bytes) => peer.counters.tx = bytes,
             WireguardPeerAttribute::AllowedIps(nets) if depth == Depth::Whole => {
