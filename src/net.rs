@@ -2,7 +2,10 @@
 pub mod advance;
 pub mod ages;
 pub mod derive;
+pub mod drift;
+pub mod imperative;
 pub mod key;
+pub mod overrides;
 pub mod plan;
 pub mod render;
 pub mod state;

@@ -32,6 +32,8 @@ pub fn run(config: &Path, args: &Args) -> Outcome {
         uplink: uplink(&config, &observed).map(Arc::new),
         names: Arc::default(),
         admitted: Arc::new(Admitted::default()),
+        imperative: Arc::default(),
+        overrides: Arc::default(),
     };
     let desired = derive(&config, &facts, &Desired::default())?;
     let plan = plan(&desired, &observed, &Memory::default());

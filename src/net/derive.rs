@@ -1,9 +1,13 @@
 //! Makes the one validated [`Desired`] from the configuration and the facts. Invalid input gives an error and never an
 //! emptier network: the caller keeps the last good state.
+use super::imperative::{Device, Imperative, ImperativeLink, Table};
 use super::key::{PresharedKey, PublicKey, SecretKey};
-use super::state::{Desired, Endpoint, IfName, Link, ListenPort, MAX_ALLOWED_IPS, MAX_PEERS, Peer, Route};
+use super::overrides::Overrides;
+use super::state::{
+    Desired, DriftPolicy, Endpoint, IfName, Link, ListenPort, MAX_ALLOWED_IPS, MAX_PEERS, Peer, Route, TABLE_MAIN,
+};
 use crate::config::Config;
-use crate::config::interface::{Access, Interface};
+use crate::config::interface::{Access, DEFAULT_MTU, Interface};
 use crate::config::types::{HostPort, KeySource};
 use crate::config::uplink::Hub;
 use crate::node::NodeId;
@@ -62,6 +66,10 @@ pub struct Facts {
     pub names: Arc<BTreeMap<HostPort, SocketAddr>>,
     /// Who is granted access.
     pub admitted: Arc<Admitted>,
+    /// What was set through the agent API.
+    pub imperative: Arc<Imperative>,
+    /// What the operator set for this node.
+    pub overrides: Arc<Overrides>,
 }
 
 /// Why no state could be derived.
@@ -133,14 +141,23 @@ impl std::fmt::Display for Missing {
 pub fn derive(config: &Config, facts: &Facts, last: &Desired) -> Result<Desired, DeriveError> {
     let mut links = BTreeMap::new();
     for interface in &config.interfaces {
-        links.insert(interface.name.clone(), link(interface, facts)?);
+        links.insert(interface.name.clone(), link(config, interface, facts)?);
+    }
+    for (name, set) in &facts.imperative.links {
+        if let (Some(device), false) = (&set.device, links.contains_key(name)) {
+            links.insert(name.clone(), imperative_link(name, device, set)?);
+        }
     }
     let generation = if links == last.links { last.generation } else { last.generation + 1 };
     Ok(Desired { generation, links })
 }
 
-fn link(interface: &Interface, facts: &Facts) -> Result<Link, DeriveError> {
+fn link(config: &Config, interface: &Interface, facts: &Facts) -> Result<Link, DeriveError> {
     let name = &interface.name;
+    let none = Overrides::default();
+    // A node is overridden where its uplink is, a hub everywhere.
+    let applies = config.uplink.as_ref().is_none_or(|u| u.interface == *name);
+    let over = if applies { &*facts.overrides } else { &none };
     let private_key = facts.keys.private.get(name).ok_or_else(|| DeriveError::NoKey(name.clone()))?.clone();
     let mut peers = BTreeMap::new();
     for peer in &interface.peers {
@@ -162,10 +179,12 @@ fn link(interface: &Interface, facts: &Facts) -> Result<Link, DeriveError> {
             },
         );
     }
-    let mut listen_port = interface.listen_port.map_or(ListenPort::Random { epoch: 0 }, ListenPort::Fixed);
+    let port = over.listen_port.map_or(interface.listen_port, |p| (p != 0).then_some(p));
+    let mut listen_port = port.map_or(ListenPort::Random { epoch: 0 }, ListenPort::Fixed);
     let mut rebuild = 0;
     if let Some(choice) = facts.uplink.as_ref().filter(|u| u.interface == *name) {
-        let active: BTreeSet<IpNet> = choice.active.hub.allowed_ips.iter().map(|c| c.0).collect();
+        let configured = || choice.active.hub.allowed_ips.iter().map(|c| c.0).collect();
+        let active: BTreeSet<IpNet> = over.endpoint_allowed_ips.clone().unwrap_or_else(configured);
         if let Some(standby) = &choice.standby {
             let own = IpNet::from(standby.hub.address);
             let nets = if active.contains(&own) || choice.active.hub.address == standby.hub.address {
@@ -181,20 +200,74 @@ fn link(interface: &Interface, facts: &Facts) -> Result<Link, DeriveError> {
         }
         rebuild = choice.rebuild;
     }
+    let set = facts.imperative.links.get(name);
+    // Where grants decide, nobody else adds a peer.
+    if let (Some(set), Access::Open) = (set, interface.access) {
+        merge(set, &mut peers);
+    }
+    if let Some(keepalive) = over.keepalive {
+        peers.values_mut().for_each(|p| p.keepalive = keepalive);
+    }
     check(name, &private_key, &peers)?;
     let routes = routes(interface, &peers);
     Ok(Link {
         private_key,
         listen_port,
         fwmark: interface.fwmark,
-        mtu: interface.mtu,
+        mtu: over.mtu.map_or(interface.mtu, |mtu| if mtu == 0 { DEFAULT_MTU } else { mtu }),
         addresses: interface.addresses.iter().map(|a| a.0).collect(),
         peers,
         routes,
-        up: true,
+        up: !set.is_some_and(|s| s.down),
         policy: interface.drift,
         remove_unknown: interface.remove_unknown,
         rebuild,
+    })
+}
+
+/// Adds what the API set. A peer that is declared elsewhere stays as declared, and so does every network that such a peer
+/// has: a later declaration wins over an earlier call, and never makes the state invalid.
+fn merge(set: &ImperativeLink, peers: &mut BTreeMap<PublicKey, Peer>) {
+    let declared: BTreeSet<IpNet> = peers.values().flat_map(|p| &p.allowed_ips).copied().collect();
+    for (key, peer) in &set.peers {
+        peers.entry(*key).or_insert_with(|| Peer {
+            preshared_key: peer.preshared_key.clone(),
+            allowed_ips: peer.allowed_ips.difference(&declared).copied().collect(),
+            keepalive: peer.keepalive,
+            endpoint: peer.endpoint.map(|addr| Endpoint { addr, attempt: 0 }),
+        });
+    }
+}
+
+/// An interface that nothing but the API declares.
+fn imperative_link(name: &IfName, device: &Device, set: &ImperativeLink) -> Result<Link, DeriveError> {
+    let mut peers = BTreeMap::new();
+    merge(set, &mut peers);
+    check(name, &device.private_key, &peers)?;
+    let table = match device.table {
+        Table::Auto => Some(TABLE_MAIN),
+        Table::Off => None,
+        Table::Number(n) => Some(n),
+    };
+    let nets = peers.values().flat_map(|p| &p.allowed_ips).copied();
+    let reached = |net: &IpNet| {
+        device.table == Table::Auto
+            && (net.prefix_len() == 0 || device.addresses.iter().any(|a| a.trunc().contains(net)))
+    };
+    Ok(Link {
+        private_key: device.private_key.clone(),
+        listen_port: device.listen_port.map_or(ListenPort::Random { epoch: 0 }, ListenPort::Fixed),
+        fwmark: device.fwmark,
+        mtu: device.mtu.unwrap_or(DEFAULT_MTU),
+        addresses: device.addresses.clone(),
+        routes: table.map_or_else(BTreeSet::new, |table| {
+            nets.filter(|net| !reached(net)).map(|to| Route { to, table }).collect()
+        }),
+        peers,
+        up: !set.down,
+        policy: DriftPolicy::Enforce,
+        remove_unknown: true,
+        rebuild: 0,
     })
 }
 

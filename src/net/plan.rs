@@ -123,7 +123,61 @@ pub struct Plan {
     pub blocked: Vec<Blocked>,
 }
 
+/// A repair asked for once: held differences of one interface that shall be mended although its policy leaves them alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Repair {
+    /// Grows with every request, so that each is carried out once.
+    pub seq: u64,
+    /// The interfaces; empty for all.
+    pub links: BTreeSet<IfName>,
+    /// Add wanted peers that are not there.
+    pub missing: bool,
+    /// Restore what differs.
+    pub mismatched: bool,
+    /// Remove these peers if nobody wants them.
+    pub unknown: Unknown,
+}
+
+/// Which unknown peers a [`Repair`] removes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Unknown {
+    /// None.
+    #[default]
+    Keep,
+    /// These.
+    Only(BTreeSet<PublicKey>),
+    /// All.
+    All,
+}
+
+impl Repair {
+    /// Whether a held step is among what shall be mended.
+    pub fn covers(&self, step: &Step) -> bool {
+        if !self.links.is_empty() && !self.links.contains(step.link()) {
+            return false;
+        }
+        match step {
+            Step::RemovePeer { peer, .. } => match &self.unknown {
+                Unknown::Keep => false,
+                Unknown::Only(keys) => keys.contains(peer),
+                Unknown::All => true,
+            },
+            Step::SetPeer { change, .. } if change.create => self.missing,
+            Step::CreateLink { .. } => self.missing,
+            _ => self.mismatched,
+        }
+    }
+}
+
 impl Plan {
+    /// Moves what `repair` covers from the steps that are held to those that are applied.
+    pub fn release(&mut self, repair: &Repair) {
+        let (released, held) = std::mem::take(&mut self.held).into_iter().partition(|s| repair.covers(s));
+        self.held = held;
+        self.steps.extend::<Vec<Step>>(released);
+        self.steps.sort_by_key(Step::rank);
+    }
+
     /// Nothing to do, nothing left alone, nothing out of reach.
     pub const fn is_clean(&self) -> bool {
         self.steps.is_empty() && self.held.is_empty() && self.blocked.is_empty()

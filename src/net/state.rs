@@ -251,6 +251,8 @@ pub struct Memory {
     pub rebuilds: BTreeMap<IfName, u32>,
     /// Peers we set, so that a peer we no longer want is told from one we never knew.
     pub owned: BTreeMap<IfName, BTreeSet<PublicKey>>,
+    /// The last repair asked for and carried out.
+    pub repaired: u64,
 }
 
 #[cfg(test)]

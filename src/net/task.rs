@@ -2,7 +2,10 @@
 use super::advance::advance;
 use super::ages::Handshakes;
 use super::derive::{Admitted, Facts, Keys, UplinkChoice, derive};
-use super::plan::{Plan, plan};
+use super::drift;
+use super::imperative::Imperative;
+use super::overrides::Overrides;
+use super::plan::{Plan, Repair, plan};
 use super::render;
 use super::state::{Desired, IfName, Memory, Observed};
 use crate::config::Config;
@@ -43,6 +46,12 @@ pub struct Sources {
     pub names: Option<Fact<BTreeMap<HostPort, SocketAddr>>>,
     /// Who is granted access; absent where no interface asks for it.
     pub admitted: Option<Fact<Admitted>>,
+    /// What was set through the agent API; absent where that is off.
+    pub imperative: Option<Fact<Imperative>>,
+    /// The operator's overrides; absent where nobody can set any.
+    pub overrides: Option<Fact<Overrides>>,
+    /// Repairs asked for, carried out once each; needs not be published before the first pass.
+    pub repair: Option<Fact<Repair>>,
 }
 
 impl Sources {
@@ -56,6 +65,8 @@ impl Sources {
             },
             names: latest(&mut self.names, "names")?,
             admitted: latest(&mut self.admitted, "grants")?,
+            imperative: latest(&mut self.imperative, "agent")?,
+            overrides: latest(&mut self.overrides, "overrides")?,
         })
     }
 
@@ -65,6 +76,9 @@ impl Sources {
             () = change(self.uplink.as_mut()) => {}
             () = change(self.names.as_mut()) => {}
             () = change(self.admitted.as_mut()) => {}
+            () = change(self.imperative.as_mut()) => {}
+            () = change(self.overrides.as_mut()) => {}
+            () = change(self.repair.as_mut()) => {}
         }
     }
 }
@@ -120,6 +134,21 @@ pub struct Trouble {
     pub detail: String,
 }
 
+/// A difference that was found although nothing wanted had changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Drifted {
+    /// When, on the boot clock.
+    pub at: Boot,
+    /// When, on the wall clock as it stood.
+    pub wall: Wall,
+    /// The interface.
+    pub link: IfName,
+    /// How much differed.
+    pub summary: drift::Summary,
+    /// Whether it was to be repaired at once; else policy left it alone.
+    pub repaired: bool,
+}
+
 /// What the reconcile task publishes after each pass.
 #[derive(Clone, Debug, Default)]
 pub struct Status {
@@ -149,6 +178,12 @@ pub struct Status {
     pub repairs: u64,
     /// Steps the kernel refused.
     pub failures: u64,
+    /// What the API had set when the last pass began; the pass dealt with it, one way or the other.
+    pub imperative: Arc<Imperative>,
+    /// The last drifts, oldest first.
+    pub drifts: VecDeque<Drifted>,
+    /// Drifts since start.
+    pub drift_count: u64,
 }
 
 /// Everything the reconcile task needs.
@@ -216,6 +251,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
     async fn pass(&mut self, desired: &mut Option<Arc<Desired>>, memory: &mut Memory) -> Result<Pass, KernelError> {
         let mut troubles = Vec::new();
         let mut changed = false;
+        let mut imperative = self.status.borrow().imperative.clone();
         match self.sources.snapshot() {
             Err(missing) => {
                 tracing::debug!(missing, "waiting for a fact");
@@ -223,27 +259,34 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
                     return Ok(Pass::Waiting);
                 }
             }
-            Ok(facts) => match derive(&self.config, &facts, desired.as_deref().unwrap_or(&Desired::default())) {
-                Ok(new) => {
-                    changed = desired.as_ref().is_none_or(|d| d.generation != new.generation);
-                    if changed {
-                        *desired = Some(Arc::new(new));
+            Ok(facts) => {
+                imperative = facts.imperative.clone();
+                match derive(&self.config, &facts, desired.as_deref().unwrap_or(&Desired::default())) {
+                    Ok(new) => {
+                        changed = desired.as_ref().is_none_or(|d| d.generation != new.generation);
+                        if changed {
+                            *desired = Some(Arc::new(new));
+                        }
+                    }
+                    Err(e) => {
+                        tracing::error!(error = %e, "the wanted state is invalid; the last good one stays");
+                        troubles.push(Trouble {
+                            code: "desired_invalid",
+                            detail: format!("{e}; the last good state stays"),
+                        });
                     }
                 }
-                Err(e) => {
-                    tracing::error!(error = %e, "the wanted state is invalid; the last good one stays");
-                    troubles
-                        .push(Trouble { code: "desired_invalid", detail: format!("{e}; the last good state stays") });
-                }
-            },
+            }
         }
         let Some(desired) = desired.clone() else {
-            self.publish(|s| s.troubles = troubles);
+            self.publish(|s| (s.troubles, s.imperative) = (troubles, imperative));
             return Ok(Pass::Unfinished);
         };
         let wanted: BTreeSet<IfName> = desired.links.keys().cloned().collect();
         let mut deeds = Vec::new();
-        if let (true, Some(mut known)) = (changed, self.known()) {
+        let repair = self.sources.repair.as_mut().and_then(|r| r.borrow_and_update().clone());
+        let repair = repair.filter(|r| memory.repaired < r.seq);
+        if let (true, None, Some(mut known)) = (changed, &repair, self.known()) {
             let plan = plan(&desired, &known, memory);
             let done = self.apply(&plan, &known, &desired, memory, Cause::Change, &mut deeds).await;
             done.iter().filter_map(|i| plan.steps.get(*i)).for_each(|step| advance(&mut known, step));
@@ -251,11 +294,17 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
             if left.steps.is_empty() && troubles.is_empty() {
                 memory.adopt(&desired, &known);
                 self.report(true, troubles, desired, known, left, deeds);
+                self.publish(|s| s.imperative = imperative);
                 return Ok(Pass::Clean);
             }
         }
         let mut observed = self.kernel.observe(&wanted).await?;
         let mut left = plan(&desired, &observed, memory);
+        let drifts = self.drifts(&desired, &observed, &left, changed);
+        if let Some(repair) = repair {
+            memory.repaired = repair.seq;
+            left.release(&repair);
+        }
         if !left.steps.is_empty() {
             let was_clean = self.status.borrow().clean;
             let cause = if was_clean && !changed { Cause::Drift } else { Cause::Change };
@@ -272,7 +321,37 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         troubles.extend(left.blocked.iter().map(|b| Trouble { code: "name_taken", detail: b.to_string() }));
         let clean = troubles.is_empty() && left.steps.is_empty();
         self.report(clean, troubles, desired, observed, left, deeds);
+        self.publish(|s| {
+            s.imperative = imperative;
+            s.drift_count += drifts.len() as u64;
+            s.drifts.extend(drifts);
+            let excess = s.drifts.len().saturating_sub(MAX_HISTORY);
+            s.drifts.drain(..excess);
+        });
         Ok(if clean { Pass::Clean } else { Pass::Unfinished })
+    }
+
+    /// What differs although nothing wanted changed: repaired at once, or left alone and not yet told of.
+    fn drifts(&self, desired: &Desired, observed: &Observed, found: &Plan, changed: bool) -> Vec<Drifted> {
+        let status = self.status.borrow();
+        let repaired = status.clean && !changed;
+        let held = found.held != status.left.held && !changed;
+        let (at, wall) = (self.clock.now(), self.clock.wall());
+        let touched =
+            |steps: &[super::plan::Step]| -> BTreeSet<IfName> { steps.iter().map(|s| s.link().clone()).collect() };
+        let mut links: BTreeMap<IfName, bool> = BTreeMap::new();
+        if held {
+            links.extend(touched(&found.held).into_iter().map(|l| (l, false)));
+        }
+        if repaired {
+            links.extend(touched(&found.steps).into_iter().map(|l| (l, true)));
+        }
+        let event = |(link, repaired): (IfName, bool)| {
+            let want = desired.links.get(&link)?;
+            let summary = drift::link(want, observed.links.get(&link), &drift::Names::new()).summary;
+            Some(Drifted { at, wall, link, summary, repaired })
+        };
+        links.into_iter().filter_map(event).collect()
     }
 
     async fn apply(
