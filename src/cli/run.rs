@@ -41,15 +41,8 @@ async fn supervise(config: Arc<Config>, keys: crate::net::derive::Keys) -> Outco
     let (_keys, keys) = watch::channel(Some(Arc::new(keys)));
     let (status, net) = watch::channel(Status::default());
     let (events, _) = watch::channel(0);
-    let sources = Sources {
-        keys,
-        uplink: None,
-        names: None,
-        admitted: None,
-        imperative: None,
-        overrides: None,
-        repair: None,
-    };
+    let sources =
+        Sources { keys, uplink: None, names: None, admitted: None, imperative: None, overrides: None, repair: None };
 
     let (_vitals, vitals) = watch::channel(Vitals { node_id: config.node.id.clone(), ..Vitals::default() });
     let (stopping, stop_health) = watch::channel(false);
