@@ -78,6 +78,9 @@ end_guest() {
 boot_test_kernel() {
   local job=$1 kernel memory guest watchdog=0 timeout=${SPOKE_TEST_TIMEOUT:-600}
   kernel=$(find_test_kernel) || return
+  if [ "${SPOKE_TEST_TIME:-real}" = skip ]; then
+    set -- "$@" time-travel
+  fi
   memory=$(uml_memory_directory) || return
   # rseq off: the C library registers it in the kernel's host process, whose copies for guest processes die of it.
   GLIBC_TUNABLES=glibc.pthread.rseq=0 TMPDIR=$memory timeout --signal=KILL "$timeout" "$kernel" \
