@@ -4,5 +4,7 @@
 //! and a tier that skips itself proves nothing.
 #![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod conformance;
+mod netlink;
 mod netns;
 mod wireguard;

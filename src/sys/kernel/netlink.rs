@@ -209,11 +209,7 @@ impl Pass<'_> {
         }
         let steps: Vec<&Step> = group.iter().collect();
         let results = self.kernel.devices.write(first.link(), &steps).await;
-        self.results.extend(results.into_iter().zip(group).map(|(result, step)| match result {
-            // A peer goes with its interface.
-            Err(error) if step.revokes() && errno(&error) == Some(Errno::NODEV) => Ok(()),
-            result => result,
-        }));
+        self.results.extend(results.into_iter().zip(group).map(gone_with_its_link));
     }
 
     async fn route(&mut self, group: &[Step]) {
@@ -247,8 +243,14 @@ impl Pass<'_> {
             // The next observation shows what is missing.
             tracing::warn!(%error, "cannot look after what went with a removed address");
         }
-        self.results.extend(results);
+        self.results.extend(results.into_iter().zip(group).map(gone_with_its_link));
     }
+}
+
+/// What is on a link goes with it.
+fn gone_with_its_link((result, step): (io::Result<()>, &Step)) -> io::Result<()> {
+    let removes = matches!(step, Step::RemovePeer { .. } | Step::RemoveAddress { .. } | Step::RemoveRoute { .. });
+    result.or_else(|error| if removes && errno(&error) == Some(Errno::NODEV) { Ok(()) } else { Err(error) })
 }
 
 fn change(step: &Step, index: u32) -> Option<Change<'_>> {

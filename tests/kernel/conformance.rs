@@ -1,0 +1,208 @@
+//! What every implementation of `Kernel` must do: the same cases run against the fake one on any host and against the
+//! real one in the kernel tier.
+//!
+//! A case sees the implementation through the trait alone. What others do to the kernel, and what they would see of it, goes
+//! through [`World`], which the real side answers with `ip` and `wg`.
+use ipnet::IpNet;
+use spoke::net::key::{PublicKey, SecretKey};
+use spoke::net::plan::{AllowedIps, PeerChange, Step};
+use spoke::net::state::{Endpoint, IfName, Observed, ObservedLink, ObservedPeer, Route};
+use spoke::sys::kernel::{Applied, Kernel, KernelError, ReadCounters};
+use std::collections::BTreeSet;
+
+#[path = "conformance/events.rs"]
+pub(crate) mod events;
+#[path = "conformance/links.rs"]
+pub(crate) mod links;
+#[path = "conformance/peers.rs"]
+pub(crate) mod peers;
+#[path = "conformance/routes.rs"]
+pub(crate) mod routes;
+
+/// The rest of the world: other programs that look at the same kernel and change it.
+pub(crate) trait World: Sync {
+    /// The implementation under test.
+    type Kernel: Kernel + ReadCounters;
+
+    /// Opens the implementation once more, without the right to change the network.
+    fn unprivileged(&self) -> Self::Kernel;
+
+    /// Creates a link of a kind (`wireguard`, `dummy`) that is not ours.
+    fn add_link(&self, name: &str, kind: &str);
+    /// Deletes a link.
+    fn delete_link(&self, name: &str);
+    /// Sets a link up or down.
+    fn set_up(&self, name: &str, up: bool);
+    /// The alias of a link.
+    fn alias(&self, name: &str) -> String;
+    /// Adds an address.
+    fn add_address(&self, link: &str, address: &str);
+    /// Removes an address.
+    fn remove_address(&self, link: &str, address: &str);
+    /// Adds a route of another routing protocol than ours.
+    fn add_foreign_route(&self, link: &str, to: &str, table: u32);
+    /// Removes a route, whoever made it.
+    fn remove_route(&self, link: &str, to: &str, table: u32);
+    /// Whether there is a route of another protocol than ours.
+    fn has_foreign_route(&self, link: &str, to: &str, table: u32) -> bool;
+    /// Removes a peer.
+    fn remove_peer(&self, link: &str, peer: &PublicKey);
+    /// Adds or changes a peer; its allowed-ips are replaced by `allowed_ips`.
+    fn set_peer(&self, link: &str, peer: &PublicKey, allowed_ips: &[&str]);
+    /// Gives a link the private key.
+    fn set_private_key(&self, link: &str, key: &SecretKey);
+}
+
+/// Hands the names of all cases to a macro, which makes a test of each.
+macro_rules! each_case {
+    ($make:ident) => {
+        $make! {
+            links::what_is_created_is_there_and_marked_as_ours,
+            links::creating_what_is_there_succeeds_and_leaves_it_alone,
+            links::creating_under_the_name_of_another_kind_fails_and_spares_it,
+            links::deleting_takes_only_what_is_ours,
+            links::deleting_what_is_gone_succeeds,
+            links::an_adopted_link_is_seen_whole_and_not_as_ours,
+            links::a_wanted_name_that_is_another_kind_is_seen_as_such,
+            links::ours_is_seen_though_nobody_wants_it,
+            links::what_is_neither_wanted_nor_ours_is_not_seen,
+            links::up_down_and_mtu,
+            links::device_values_are_set_and_kept,
+            links::a_raised_port_is_another_one,
+            links::steps_on_a_link_that_could_not_be_created_fail_with_it,
+            links::a_failing_step_does_not_stop_the_others,
+            links::without_the_right_to_change_that_is_what_is_said,
+            peers::a_peer_is_what_was_set,
+            peers::an_update_never_brings_back_a_removed_peer,
+            peers::an_update_of_many_allowed_ips_never_brings_back_a_removed_peer,
+            peers::removing_a_peer_twice_succeeds,
+            peers::a_change_leaves_the_rest_of_the_peer_alone,
+            peers::adding_allowed_ips_keeps_the_others,
+            peers::replacing_allowed_ips_drops_the_others,
+            peers::a_preshared_key_is_set_and_taken_away,
+            peers::an_allowed_ip_moves_to_its_last_claimant,
+            peers::three_thousand_allowed_ips_of_one_peer,
+            peers::ten_thousand_peers,
+            peers::one_bad_peer_step_does_not_stop_its_batch,
+            peers::peers_of_other_links_are_left_alone,
+            peers::counters_name_every_peer_and_need_a_wireguard_link,
+            routes::addresses_of_both_families,
+            routes::removing_an_address_leaves_the_others_and_the_routes,
+            routes::adding_what_is_there_and_removing_what_is_gone_succeed,
+            routes::routes_in_any_table,
+            routes::default_routes_of_both_families,
+            routes::foreign_routes_are_neither_seen_nor_touched,
+            routes::a_route_that_another_holds_is_refused,
+            routes::routes_go_with_the_link_being_set_down,
+            routes::a_thousand_routes,
+            events::what_others_change_wakes,
+            events::nothing_wakes_when_nothing_happens,
+            events::what_happened_before_the_wait_is_not_lost,
+            events::a_wait_given_up_loses_nothing,
+            events::our_own_changes_settle,
+        }
+    };
+}
+pub(crate) use each_case;
+
+pub(crate) fn name(text: &str) -> IfName {
+    text.parse().expect("an interface name")
+}
+
+pub(crate) fn net(text: &str) -> IpNet {
+    text.parse().expect("a network")
+}
+
+fn nets(all: &[&str]) -> BTreeSet<IpNet> {
+    all.iter().map(|t| net(t)).collect()
+}
+
+/// The `n`th private key.
+fn secret(n: u8) -> SecretKey {
+    SecretKey::clamped([n.wrapping_add(1); 32])
+}
+
+/// The `n`th peer.
+fn peer(n: u32) -> PublicKey {
+    let mut key = [0xa5; 32];
+    key[..4].copy_from_slice(&n.to_be_bytes());
+    PublicKey(key)
+}
+
+fn add_peer(link: &str, peer: PublicKey, allowed_ips: BTreeSet<IpNet>) -> Step {
+    let change = PeerChange {
+        create: true,
+        preshared_key: None,
+        keepalive: None,
+        endpoint: None,
+        allowed_ips: AllowedIps::Replace(allowed_ips),
+    };
+    Step::SetPeer { link: name(link), peer, change }
+}
+
+/// A change of an existing peer that changes nothing yet.
+const fn update() -> PeerChange {
+    PeerChange { create: false, preshared_key: None, keepalive: None, endpoint: None, allowed_ips: AllowedIps::Keep }
+}
+
+fn set_peer(link: &str, peer: PublicKey, change: PeerChange) -> Step {
+    Step::SetPeer { link: name(link), peer, change }
+}
+
+fn create(link: &str) -> Step {
+    Step::CreateLink { link: name(link), mtu: 1420 }
+}
+
+/// A link with a key that is up.
+fn running(link: &str) -> Vec<Step> {
+    vec![
+        create(link),
+        Step::SetDevice { link: name(link), private_key: Some(secret(0)), listen_port: None, fwmark: None },
+        Step::SetUp { link: name(link), up: true },
+    ]
+}
+
+/// Applies steps all of which must succeed.
+async fn apply(kernel: &mut impl Kernel, steps: &[Step]) {
+    let applied = kernel.apply(steps).await;
+    assert!(applied.failed.is_empty(), "{:?}", failures(&applied));
+    assert_eq!(applied.done, (0..steps.len()).collect::<Vec<_>>());
+}
+
+/// Applies steps the last of which alone must fail; returns why.
+async fn apply_refused(kernel: &mut impl Kernel, steps: &[Step]) -> KernelError {
+    let mut applied = kernel.apply(steps).await;
+    assert_eq!(applied.done, (0..steps.len() - 1).collect::<Vec<_>>(), "{:?}", failures(&applied));
+    let (index, error) = applied.failed.pop().expect("a failure");
+    assert_eq!((index, applied.failed.len()), (steps.len() - 1, 0));
+    error
+}
+
+fn failures(applied: &Applied) -> Vec<String> {
+    let line =
+        |(index, error): &(usize, KernelError)| format!("{index}: {error}: {:?}", std::error::Error::source(error));
+    applied.failed.iter().map(line).collect()
+}
+
+async fn observe(kernel: &mut impl Kernel, wanted: &[&str]) -> Observed {
+    let wanted = wanted.iter().map(|n| name(n)).collect();
+    kernel.observe(&wanted).await.expect("an observation")
+}
+
+/// The link as observed.
+async fn see(kernel: &mut impl Kernel, link: &str) -> ObservedLink {
+    observe(kernel, &[link]).await.links.remove(&name(link)).expect("the link")
+}
+
+/// The peer as observed.
+async fn see_peer(kernel: &mut impl Kernel, link: &str, peer: PublicKey) -> Option<ObservedPeer> {
+    see(kernel, link).await.peers.remove(&peer)
+}
+
+fn at(text: &str) -> Endpoint {
+    Endpoint { addr: text.parse().expect("an endpoint"), attempt: 0 }
+}
+
+fn route(to: &str, table: u32) -> Route {
+    Route { to: net(to), table }
+}

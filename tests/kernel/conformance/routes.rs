@@ -1,0 +1,134 @@
+//! Addresses and routes of a link, and those of others.
+use super::*;
+
+fn add(address: &str) -> Step {
+    Step::AddAddress { link: name("wg0"), address: net(address) }
+}
+
+fn remove(address: &str) -> Step {
+    Step::RemoveAddress { link: name("wg0"), address: net(address) }
+}
+
+fn add_route(to: &str, table: u32) -> Step {
+    Step::AddRoute { link: name("wg0"), route: route(to, table) }
+}
+
+fn remove_route(to: &str, table: u32) -> Step {
+    Step::RemoveRoute { link: name("wg0"), route: route(to, table) }
+}
+
+pub(crate) async fn addresses_of_both_families<W: World>(world: &W, kernel: &mut W::Kernel) {
+    let mut steps = running("wg0");
+    steps.extend(["10.0.0.2/24", "10.9.9.9/32", "fd00::2/64", "fd01::1/128"].map(add));
+    apply(kernel, &steps).await;
+    assert_eq!(see(kernel, "wg0").await.addresses, nets(&["10.0.0.2/24", "10.9.9.9/32", "fd00::2/64", "fd01::1/128"]));
+    apply(kernel, &["10.9.9.9/32", "fd01::1/128"].map(remove)).await;
+    world.remove_address("wg0", "10.0.0.2/24");
+    assert_eq!(see(kernel, "wg0").await.addresses, nets(&["fd00::2/64"]));
+}
+
+pub(crate) async fn removing_an_address_leaves_the_others_and_the_routes<W: World>(_: &W, kernel: &mut W::Kernel) {
+    let mut steps = running("wg0");
+    steps.extend(["10.0.0.1/24", "10.0.0.2/24", "10.0.0.3/24"].map(add));
+    steps.extend([add_route("10.7.0.0/16", 254), add_route("fd07::/64", 254)]);
+    apply(kernel, &steps).await;
+    // The first of a network is the one the kernel takes the others down with.
+    apply(kernel, &[remove("10.0.0.1/24")]).await;
+    let link = see(kernel, "wg0").await;
+    assert_eq!(link.addresses, nets(&["10.0.0.2/24", "10.0.0.3/24"]));
+    assert_eq!(link.routes, [route("10.7.0.0/16", 254), route("fd07::/64", 254)].into());
+    // With the last address of all it takes down the routes.
+    apply(kernel, &[remove("10.0.0.2/24"), remove("10.0.0.3/24"), add("10.1.0.1/24")]).await;
+    let link = see(kernel, "wg0").await;
+    assert_eq!(link.addresses, nets(&["10.1.0.1/24"]));
+    assert_eq!(link.routes, [route("10.7.0.0/16", 254), route("fd07::/64", 254)].into());
+    apply(kernel, &[remove("10.1.0.1/24")]).await;
+    assert_eq!(see(kernel, "wg0").await.routes, [route("10.7.0.0/16", 254), route("fd07::/64", 254)].into());
+}
+
+pub(crate) async fn adding_what_is_there_and_removing_what_is_gone_succeed<W: World>(_: &W, kernel: &mut W::Kernel) {
+    let mut steps = running("wg0");
+    steps.extend([add("10.0.0.1/24"), add("fd00::1/64"), add_route("10.7.0.0/16", 254), add_route("fd07::/64", 1000)]);
+    apply(kernel, &steps).await;
+    let before = see(kernel, "wg0").await;
+    apply(kernel, &steps).await;
+    assert_eq!(see(kernel, "wg0").await, before);
+    let gone = [
+        remove_route("10.7.0.0/16", 254),
+        remove_route("fd07::/64", 1000),
+        remove_route("10.99.0.0/16", 77),
+        remove("10.0.0.1/24"),
+        remove("fd00::1/64"),
+        remove("10.99.0.1/24"),
+    ];
+    for _ in 0..2 {
+        apply(kernel, &gone).await;
+    }
+    let link = see(kernel, "wg0").await;
+    assert!(link.routes.is_empty() && link.addresses.is_empty(), "{link:?}");
+}
+
+pub(crate) async fn routes_in_any_table<W: World>(world: &W, kernel: &mut W::Kernel) {
+    let all =
+        [("10.1.0.0/16", 254), ("10.1.0.0/16", 200), ("10.1.0.0/16", 1000), ("fd01::/64", 1000), ("fd01::/64", 70_000)];
+    let mut steps = running("wg0");
+    steps.extend(all.map(|(to, table)| add_route(to, table)));
+    apply(kernel, &steps).await;
+    assert_eq!(see(kernel, "wg0").await.routes, all.map(|(to, table)| route(to, table)).into());
+    world.remove_route("wg0", "10.1.0.0/16", 1000);
+    apply(kernel, &[remove_route("10.1.0.0/16", 254), remove_route("fd01::/64", 70_000)]).await;
+    assert_eq!(see(kernel, "wg0").await.routes, [route("10.1.0.0/16", 200), route("fd01::/64", 1000)].into());
+}
+
+pub(crate) async fn default_routes_of_both_families<W: World>(_: &W, kernel: &mut W::Kernel) {
+    let all = [("0.0.0.0/0", 1000), ("::/0", 1000), ("0.0.0.0/0", 254)];
+    let mut steps = running("wg0");
+    steps.extend(all.map(|(to, table)| add_route(to, table)));
+    apply(kernel, &steps).await;
+    assert_eq!(see(kernel, "wg0").await.routes, all.map(|(to, table)| route(to, table)).into());
+    apply(kernel, &all.map(|(to, table)| remove_route(to, table))).await;
+    assert!(see(kernel, "wg0").await.routes.is_empty());
+}
+
+pub(crate) async fn foreign_routes_are_neither_seen_nor_touched<W: World>(world: &W, kernel: &mut W::Kernel) {
+    apply(kernel, &running("wg0")).await;
+    world.add_foreign_route("wg0", "10.5.0.0/16", 254);
+    world.add_foreign_route("wg0", "fd05::/64", 1000);
+    assert!(see(kernel, "wg0").await.routes.is_empty());
+    apply(kernel, &[remove_route("10.5.0.0/16", 254), remove_route("fd05::/64", 1000)]).await;
+    assert!(world.has_foreign_route("wg0", "10.5.0.0/16", 254));
+    assert!(world.has_foreign_route("wg0", "fd05::/64", 1000));
+}
+
+pub(crate) async fn a_route_that_another_holds_is_refused<W: World>(world: &W, kernel: &mut W::Kernel) {
+    apply(kernel, &running("wg0")).await;
+    world.add_link("dummy0", "dummy");
+    world.set_up("dummy0", true);
+    world.add_foreign_route("dummy0", "10.5.0.0/16", 254);
+    let error = apply_refused(kernel, &[add_route("10.6.0.0/16", 254), add_route("10.5.0.0/16", 254)]).await;
+    assert!(error.to_string().contains("10.5.0.0/16"), "{error}");
+    assert!(world.has_foreign_route("dummy0", "10.5.0.0/16", 254));
+    assert_eq!(see(kernel, "wg0").await.routes, [route("10.6.0.0/16", 254)].into());
+}
+
+pub(crate) async fn routes_go_with_the_link_being_set_down<W: World>(world: &W, kernel: &mut W::Kernel) {
+    let mut steps = running("wg0");
+    steps.extend([add("10.0.0.1/24"), add_route("10.7.0.0/16", 254), add_route("fd07::/64", 254)]);
+    apply(kernel, &steps).await;
+    world.set_up("wg0", false);
+    let link = see(kernel, "wg0").await;
+    assert!(link.routes.is_empty() && !link.up, "{link:?}");
+    let error = apply_refused(kernel, &[add_route("10.7.0.0/16", 254)]).await;
+    assert!(matches!(error, KernelError::Refused { .. }), "a link that is down took a route");
+}
+
+pub(crate) async fn a_thousand_routes<W: World>(_: &W, kernel: &mut W::Kernel) {
+    let all: BTreeSet<Route> = (0..1000u32).map(|i| route(&format!("10.{}.{}.0/24", i / 256, i % 256), 1000)).collect();
+    let mut steps = running("wg0");
+    steps.extend(all.iter().map(|r| Step::AddRoute { link: name("wg0"), route: *r }));
+    apply(kernel, &steps).await;
+    assert_eq!(see(kernel, "wg0").await.routes, all);
+    let gone: Vec<_> = all.iter().map(|r| Step::RemoveRoute { link: name("wg0"), route: *r }).collect();
+    apply(kernel, &gone).await;
+    assert!(see(kernel, "wg0").await.routes.is_empty());
+}
