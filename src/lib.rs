@@ -44,6 +44,8 @@ pub mod http;
 pub mod net;
 pub mod node;
 pub mod secret;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 pub mod socket;
 pub mod supervise;
 pub mod sys;

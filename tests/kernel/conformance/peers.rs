@@ -1,7 +1,7 @@
 //! Peers: what is set is there, what is not said is kept, what was taken away stays away.
 use super::*;
 use spoke::net::key::PresharedKey;
-use spoke::net::plan::AllowedIps;
+use std::net::{IpAddr, Ipv4Addr};
 
 pub(crate) async fn a_peer_is_what_was_set<W: World>(_: &W, kernel: &mut W::Kernel) {
     let steps = |endpoint| {
@@ -53,7 +53,7 @@ pub(crate) async fn an_update_never_brings_back_a_removed_peer<W: World>(world: 
 
 /// Distinct networks of one address each.
 fn many(count: u32) -> BTreeSet<IpNet> {
-    let one = |i: u32| IpNet::from(std::net::IpAddr::from(std::net::Ipv4Addr::from(0x0a00_0000 + i)));
+    let one = |i: u32| IpNet::from(IpAddr::from(Ipv4Addr::from(0x0a00_0000 + i)));
     (0..count).map(one).collect()
 }
 
@@ -210,4 +210,13 @@ pub(crate) async fn counters_name_every_peer_and_need_a_wireguard_link<W: World>
     assert_eq!(counters[&peer(1)].endpoint, None);
     assert_eq!(kernel.counters(&name("dummy0")).await.expect("an answer"), None);
     assert_eq!(kernel.counters(&name("wg9")).await.expect("an answer"), None);
+}
+
+pub(crate) async fn a_link_is_never_its_own_peer<W: World>(_: &W, kernel: &mut W::Kernel) {
+    let own = secret(7).public();
+    let device = Step::SetDevice { link: name("wg0"), private_key: Some(secret(7)), listen_port: None, fwmark: None };
+    apply(kernel, &[create("wg0"), add_peer("wg0", own, nets(&["10.0.0.0/8"])), device]).await;
+    assert_eq!(see_peer(kernel, "wg0", own).await, None, "the key of a peer became the link's own");
+    apply(kernel, &[add_peer("wg0", own, nets(&["10.0.0.0/8"]))]).await;
+    assert_eq!(see_peer(kernel, "wg0", own).await, None);
 }

@@ -132,3 +132,24 @@ pub(crate) async fn a_thousand_routes<W: World>(_: &W, kernel: &mut W::Kernel) {
     apply(kernel, &gone).await;
     assert!(see(kernel, "wg0").await.routes.is_empty());
 }
+
+pub(crate) async fn ipv6_addresses_go_with_the_link_being_set_down<W: World>(_: &W, kernel: &mut W::Kernel) {
+    let mut steps = running("wg0");
+    steps.extend(["10.0.0.1/24", "fd00::1/64"].map(add));
+    apply(kernel, &steps).await;
+    apply(kernel, &[Step::SetUp { link: name("wg0"), up: false }]).await;
+    assert_eq!(see(kernel, "wg0").await.addresses, nets(&["10.0.0.1/24"]));
+    // Given while it is down, they stay when it comes up.
+    apply(kernel, &[add("fd00::1/64"), Step::SetUp { link: name("wg0"), up: true }]).await;
+    assert_eq!(see(kernel, "wg0").await.addresses, nets(&["10.0.0.1/24", "fd00::1/64"]));
+}
+
+pub(crate) async fn an_ipv6_address_is_there_once_whatever_its_prefix<W: World>(_: &W, kernel: &mut W::Kernel) {
+    let mut steps = running("wg0");
+    steps.push(add("fd00::1/64"));
+    apply(kernel, &steps).await;
+    let error = apply_refused(kernel, &[add("fd00::1/128")]).await;
+    assert!(matches!(error, KernelError::Refused { .. }), "{error:?}");
+    apply(kernel, &[remove("fd00::1/64"), add("fd00::1/128")]).await;
+    assert_eq!(see(kernel, "wg0").await.addresses, nets(&["fd00::1/128"]));
+}

@@ -1,0 +1,593 @@
+//! A kernel in memory, with the real one's rules: it passes the same conformance suite.
+//!
+//! Networks move to the last peer that claims them; routes go with the link that is set down, IPv6 addresses too; a removed
+//! peer is not brought back by an update; ports are chosen when a link comes up; what exists cannot be added by another.
+use crate::net::key::{PublicKey, SecretKey};
+use crate::net::plan::{AllowedIps, PeerChange, Step};
+use crate::net::render;
+use crate::net::state::{Counters, IfName, OWNED_ALIAS, Observed, ObservedLink, ObservedPeer, Route};
+use crate::sys::kernel::{Applied, Kernel, KernelError, PeerCounters, ReadCounters};
+use crate::time::Boot;
+use ipnet::IpNet;
+use rustix::io::Errno;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+
+/// A burst is over when nothing has happened for this long.
+const QUIET: Duration = Duration::from_millis(50);
+/// A burst that does not end is reported all the same.
+const LONGEST: Duration = Duration::from_millis(500);
+/// The first port that is handed out.
+const FIRST_PORT: u16 = 32_768;
+
+#[derive(Clone, Debug, Default)]
+struct Link {
+    index: u32,
+    wireguard: bool,
+    alias: String,
+    up: bool,
+    mtu: u32,
+    private_key: Option<SecretKey>,
+    listen_port: u16,
+    fwmark: u32,
+    addresses: BTreeSet<IpNet>,
+    peers: BTreeMap<PublicKey, ObservedPeer>,
+    /// Which peer has a network.
+    owners: BTreeMap<IpNet, PublicKey>,
+}
+
+/// Who answers for a route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Holder {
+    link: String,
+    ours: bool,
+}
+
+type Refusal = Box<dyn FnMut(&Step) -> Option<Errno> + Send>;
+
+struct State {
+    links: BTreeMap<String, Link>,
+    /// A table has a network once.
+    routes: BTreeMap<(u32, IpNet), Holder>,
+    next_index: u32,
+    next_port: u16,
+    refusal: Option<Refusal>,
+    /// Observations that fail from now on.
+    blind: u32,
+    /// Whether the kernel has WireGuard.
+    wireguard: bool,
+    now: Boot,
+    /// Changes that rtnetlink tells of: not those that WireGuard keeps to itself.
+    announced: u64,
+    /// Steps that were asked for.
+    asked: Vec<Step>,
+    /// Observations that were asked for.
+    looks: u64,
+}
+
+/// A kernel in memory.
+pub struct FakeKernel {
+    state: Arc<Mutex<State>>,
+    changes: watch::Receiver<u64>,
+    writer: Handle,
+    privileged: bool,
+    since: Option<Instant>,
+}
+
+/// What everybody else does to the same kernel, and what a test may know of it.
+#[derive(Clone)]
+pub struct Handle {
+    state: Arc<Mutex<State>>,
+    changed: Arc<watch::Sender<u64>>,
+}
+
+impl Default for FakeKernel {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl FakeKernel {
+    /// A kernel without links.
+    #[must_use]
+    pub fn new() -> Self {
+        let state = State {
+            links: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            next_index: 1,
+            next_port: FIRST_PORT,
+            refusal: None,
+            blind: 0,
+            wireguard: true,
+            now: Boot::default(),
+            announced: 0,
+            asked: Vec::new(),
+            looks: 0,
+        };
+        let (changed, changes) = watch::channel(0);
+        let writer = Handle { state: Arc::new(Mutex::new(state)), changed: Arc::new(changed) };
+        Self { state: Arc::clone(&writer.state), changes, writer, privileged: true, since: None }
+    }
+
+    /// The way to it for everybody else.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.writer.clone()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Kernel for FakeKernel {
+    async fn observe(&mut self, wanted: &BTreeSet<IfName>) -> Result<Observed, KernelError> {
+        let mut state = self.state();
+        state.looks += 1;
+        if state.blind > 0 {
+            state.blind -= 1;
+            return Err(KernelError::Observe { what: "anything".to_owned(), source: Errno::NOBUFS.into() });
+        }
+        let mut links = BTreeMap::new();
+        for (name, link) in &state.links {
+            let Ok(name) = name.parse::<IfName>() else { continue };
+            let ours = link.alias == OWNED_ALIAS;
+            if !(wanted.contains(&name) || ours && link.wireguard) {
+                continue;
+            }
+            if link.wireguard && !self.privileged {
+                return Err(KernelError::NoPrivilege);
+            }
+            let routes = state.routes.iter().filter(|(_, h)| h.ours && h.link == name.as_str());
+            let observed = ObservedLink {
+                index: link.index,
+                wireguard: link.wireguard,
+                ours,
+                up: link.up,
+                mtu: link.mtu,
+                public_key: link.private_key.as_ref().map(SecretKey::public),
+                listen_port: link.listen_port,
+                fwmark: link.fwmark,
+                addresses: if link.wireguard { link.addresses.clone() } else { BTreeSet::new() },
+                peers: link.peers.clone(),
+                routes: routes.map(|((table, to), _)| Route { to: *to, table: *table }).collect(),
+            };
+            links.insert(name, observed);
+        }
+        Ok(Observed { at: state.now, links })
+    }
+
+    async fn apply(&mut self, steps: &[Step]) -> Applied {
+        let mut applied = Applied::default();
+        let mut lost: BTreeMap<IfName, Errno> = BTreeMap::new();
+        let before = self.state().announced;
+        for (index, step) in steps.iter().enumerate() {
+            let mut state = self.state();
+            state.asked.push(step.clone());
+            let refused = state.refusal.as_mut().and_then(|r| r(step));
+            let result = match lost.get(step.link()).copied().or(refused) {
+                _ if !self.privileged => Err(Errno::PERM),
+                Some(errno) => Err(errno),
+                None => state.apply(step),
+            };
+            match result {
+                Ok(()) => applied.done.push(index),
+                Err(errno) => {
+                    if let Step::CreateLink { link, .. } = step {
+                        lost.insert(link.clone(), errno);
+                    }
+                    applied.failed.push((index, error(step, errno)));
+                }
+            }
+        }
+        if self.state().announced != before {
+            self.writer.announce();
+        }
+        applied
+    }
+
+    async fn changed(&mut self) {
+        loop {
+            let Some(since) = self.since else {
+                if self.changes.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+                self.since = Some(Instant::now());
+                continue;
+            };
+            let end = (Instant::now() + QUIET).min(since + LONGEST);
+            if timeout_at(end, self.changes.changed()).await.is_err() || Instant::now() >= since + LONGEST {
+                self.since = None;
+                return;
+            }
+        }
+    }
+}
+
+fn error(step: &Step, errno: Errno) -> KernelError {
+    match errno {
+        Errno::PERM => KernelError::NoPrivilege,
+        Errno::OPNOTSUPP => KernelError::NoWireGuard,
+        errno => KernelError::Refused { step: render::step(step, &Observed::default()), source: errno.into() },
+    }
+}
+
+impl ReadCounters for FakeKernel {
+    async fn counters(&mut self, link: &IfName) -> Result<Option<BTreeMap<PublicKey, PeerCounters>>, KernelError> {
+        let state = self.state();
+        let Some(link) = state.links.get(link.as_str()).filter(|l| l.wireguard) else { return Ok(None) };
+        if !self.privileged {
+            return Err(KernelError::NoPrivilege);
+        }
+        let one = |(key, peer): (&PublicKey, &ObservedPeer)| {
+            (*key, PeerCounters { counters: peer.counters, endpoint: peer.endpoint })
+        };
+        Ok(Some(link.peers.iter().map(one).collect()))
+    }
+}
+
+impl State {
+    /// Does a step.
+    fn apply(&mut self, step: &Step) -> Result<(), Errno> {
+        let name = step.link().as_str();
+        match step {
+            Step::DeleteLink { .. } => {
+                if self.links.get(name).is_some_and(|l| l.wireguard && l.alias == OWNED_ALIAS) {
+                    self.delete_link(name);
+                }
+            }
+            Step::CreateLink { mtu, .. } => self.create_link(name, *mtu)?,
+            Step::SetDevice { private_key, listen_port, fwmark, .. } => {
+                self.set_device(name, private_key.as_ref(), *listen_port, *fwmark)?;
+            }
+            Step::RemovePeer { peer, .. } => {
+                if let Some(link) = self.links.get_mut(name) {
+                    link.remove_peer(peer);
+                }
+            }
+            Step::SetPeer { peer, change, .. } => {
+                let link = self.links.get_mut(name).ok_or(Errno::NODEV)?;
+                if !link.wireguard {
+                    return Err(Errno::OPNOTSUPP);
+                }
+                link.set_peer(*peer, change);
+            }
+            Step::SetMtu { mtu, .. } => {
+                let link = self.links.get_mut(name).ok_or(Errno::NODEV)?;
+                self.announced += u64::from(link.mtu != *mtu);
+                link.mtu = *mtu;
+            }
+            Step::RemoveRoute { route, .. } => self.remove_route(name, *route, true),
+            Step::RemoveAddress { address, .. } => {
+                let gone = self.links.get_mut(name).is_some_and(|l| l.addresses.remove(address));
+                self.announced += u64::from(gone);
+            }
+            Step::AddAddress { address, .. } => {
+                let link = self.links.get_mut(name).ok_or(Errno::NODEV)?;
+                let same = |a: &IpNet| a.addr() == address.addr() && a.addr().is_ipv6() && a != address;
+                // The kernel has an IPv6 address once a link, whatever its prefix length.
+                if link.addresses.iter().any(same) {
+                    return Err(Errno::EXIST);
+                }
+                self.announced += u64::from(link.addresses.insert(*address));
+            }
+            Step::SetUp { up, .. } => self.set_up(name, *up)?,
+            Step::AddRoute { route, .. } => self.add_route(name, *route, true)?,
+        }
+        Ok(())
+    }
+
+    fn create_link(&mut self, name: &str, mtu: u32) -> Result<(), Errno> {
+        match self.links.get(name) {
+            Some(link) if link.wireguard => Ok(()),
+            Some(_) => Err(Errno::EXIST),
+            None if !self.wireguard => Err(Errno::OPNOTSUPP),
+            None => {
+                self.new_link(name, Link { wireguard: true, alias: OWNED_ALIAS.to_owned(), mtu, ..Link::default() });
+                Ok(())
+            }
+        }
+    }
+
+    fn new_link(&mut self, name: &str, link: Link) {
+        let index = self.next_index;
+        self.next_index += 1;
+        self.announced += 1;
+        self.links.insert(name.to_owned(), Link { index, ..link });
+    }
+
+    fn delete_link(&mut self, name: &str) {
+        self.announced += 1;
+        self.links.remove(name);
+        self.routes.retain(|_, h| h.link != name);
+    }
+
+    fn set_device(
+        &mut self,
+        name: &str,
+        private_key: Option<&SecretKey>,
+        listen_port: Option<u16>,
+        fwmark: Option<u32>,
+    ) -> Result<(), Errno> {
+        let link = self.links.get(name).ok_or(Errno::NODEV)?;
+        if !link.wireguard {
+            return Err(Errno::OPNOTSUPP);
+        }
+        let up = link.up;
+        let taken = |port: u16| self.links.iter().any(|(n, l)| n != name && l.up && l.listen_port == port);
+        if let Some(port) = listen_port.filter(|p| *p != 0)
+            && up
+            && taken(port)
+        {
+            return Err(Errno::ADDRINUSE);
+        }
+        let port = match listen_port {
+            Some(0) if up => Some(self.free_port()),
+            other => other,
+        };
+        let link = self.links.get_mut(name).ok_or(Errno::NODEV)?;
+        link.listen_port = port.unwrap_or(link.listen_port);
+        link.fwmark = fwmark.unwrap_or(link.fwmark);
+        if let Some(key) = private_key {
+            link.remove_peer(&key.public());
+            link.private_key = Some(key.clone());
+        }
+        Ok(())
+    }
+
+    fn free_port(&mut self) -> u16 {
+        let port = self.next_port;
+        self.next_port = self.next_port.checked_add(1).unwrap_or(FIRST_PORT);
+        port
+    }
+
+    fn set_up(&mut self, name: &str, up: bool) -> Result<(), Errno> {
+        let link = self.links.get(name).ok_or(Errno::NODEV)?;
+        let port = if up && link.wireguard && link.listen_port == 0 { self.free_port() } else { link.listen_port };
+        let link = self.links.get_mut(name).ok_or(Errno::NODEV)?;
+        link.listen_port = port;
+        if link.up && !up {
+            link.addresses.retain(|a| a.addr().is_ipv4());
+            self.routes.retain(|_, h| h.link != name);
+        }
+        self.announced += u64::from(link.up != up);
+        link.up = up;
+        Ok(())
+    }
+
+    fn add_route(&mut self, name: &str, route: Route, ours: bool) -> Result<(), Errno> {
+        if !self.links.get(name).ok_or(Errno::NODEV)?.up {
+            return Err(Errno::NETDOWN);
+        }
+        let holder = Holder { link: name.to_owned(), ours };
+        match self.routes.get(&(route.table, route.to)) {
+            Some(there) if *there == holder => Ok(()),
+            Some(_) => Err(Errno::EXIST),
+            None => {
+                self.announced += 1;
+                self.routes.insert((route.table, route.to), holder);
+                Ok(())
+            }
+        }
+    }
+
+    fn remove_route(&mut self, name: &str, route: Route, ours_only: bool) {
+        let key = (route.table, route.to);
+        if self.routes.get(&key).is_some_and(|h| h.link == name && (h.ours || !ours_only)) {
+            self.announced += 1;
+            self.routes.remove(&key);
+        }
+    }
+}
+
+impl Link {
+    fn set_peer(&mut self, key: PublicKey, change: &PeerChange) {
+        let own = self.private_key.as_ref().map(SecretKey::public) == Some(key);
+        if own || (!change.create && !self.peers.contains_key(&key)) {
+            return;
+        }
+        self.peers.entry(key).or_default();
+        match &change.allowed_ips {
+            AllowedIps::Keep => {}
+            AllowedIps::Add(nets) => self.claim(key, nets),
+            AllowedIps::Replace(nets) => {
+                self.release(&key);
+                self.claim(key, nets);
+            }
+        }
+        let peer = self.peers.entry(key).or_default();
+        if let Some(key) = &change.preshared_key {
+            peer.preshared_key.clone_from(key);
+        }
+        peer.keepalive = change.keepalive.unwrap_or(peer.keepalive);
+        peer.endpoint = change.endpoint.map_or(peer.endpoint, |e| Some(e.addr));
+    }
+
+    /// Gives networks to a peer and takes them from whoever has them.
+    fn claim(&mut self, key: PublicKey, nets: &BTreeSet<IpNet>) {
+        for net in nets {
+            if let Some(before) = self.owners.insert(*net, key)
+                && let Some(peer) = self.peers.get_mut(&before)
+            {
+                peer.allowed_ips.remove(net);
+            }
+        }
+        self.peers.entry(key).or_default().allowed_ips.extend(nets);
+    }
+
+    fn release(&mut self, key: &PublicKey) {
+        let nets = self.peers.get_mut(key).map(|p| std::mem::take(&mut p.allowed_ips));
+        for net in nets.unwrap_or_default() {
+            self.owners.remove(&net);
+        }
+    }
+
+    fn remove_peer(&mut self, key: &PublicKey) {
+        self.release(key);
+        self.peers.remove(key);
+    }
+}
+
+impl Handle {
+    fn announce(&self) {
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    /// Changes the state and announces it, as rtnetlink would.
+    fn tamper<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let result = change(&mut lock(&self.state));
+        self.announce();
+        result
+    }
+
+    /// Changes a link's WireGuard side, of which nothing is announced.
+    fn tamper_device<T>(&self, name: &str, change: impl FnOnce(&mut Link) -> T) -> Option<T> {
+        lock(&self.state).links.get_mut(name).map(change)
+    }
+
+    /// The implementation once more, without the right to change the network.
+    #[must_use]
+    pub fn unprivileged(&self) -> FakeKernel {
+        let changes = self.changed.subscribe();
+        FakeKernel { state: Arc::clone(&self.state), changes, writer: self.clone(), privileged: false, since: None }
+    }
+
+    /// From now on each step is shown to `refuse` before it is done, and fails with the error it returns.
+    pub fn refuse(&self, refuse: impl FnMut(&Step) -> Option<Errno> + Send + 'static) {
+        lock(&self.state).refusal = Some(Box::new(refuse));
+    }
+
+    /// Nothing is refused any more.
+    pub fn refuse_nothing(&self) {
+        lock(&self.state).refusal = None;
+    }
+
+    /// The next `count` observations fail.
+    pub fn blind(&self, count: u32) {
+        lock(&self.state).blind = count;
+    }
+
+    /// Whether the kernel has WireGuard.
+    pub fn has_wireguard(&self, has: bool) {
+        lock(&self.state).wireguard = has;
+    }
+
+    /// The time that observations bear.
+    pub fn set_time(&self, now: Boot) {
+        lock(&self.state).now = now;
+    }
+
+    /// Steps asked for since this was last called, done or refused.
+    #[must_use]
+    pub fn take_steps(&self) -> Vec<Step> {
+        std::mem::take(&mut lock(&self.state).asked)
+    }
+
+    /// Observations asked for so far.
+    #[must_use]
+    pub fn looks(&self) -> u64 {
+        lock(&self.state).looks
+    }
+
+    /// Somebody else creates a link; `wireguard` tells its kind.
+    pub fn add_link(&self, name: &str, wireguard: bool) {
+        self.tamper(|s| s.new_link(name, Link { wireguard, mtu: 1420, ..Link::default() }));
+    }
+
+    /// Somebody deletes a link.
+    pub fn delete_link(&self, name: &str) {
+        self.tamper(|s| s.delete_link(name));
+    }
+
+    /// Somebody marks a link; [`OWNED_ALIAS`] makes it one of ours.
+    pub fn set_alias(&self, name: &str, alias: &str) {
+        self.tamper(|s| s.links.get_mut(name).map(|l| alias.clone_into(&mut l.alias)));
+    }
+
+    /// The alias of a link; empty if it has none or is not there.
+    #[must_use]
+    pub fn alias(&self, name: &str) -> String {
+        lock(&self.state).links.get(name).map(|l| l.alias.clone()).unwrap_or_default()
+    }
+
+    /// Somebody sets a link up or down.
+    pub fn set_up(&self, name: &str, up: bool) {
+        let _ = self.tamper(|s| s.set_up(name, up));
+    }
+
+    /// Somebody sets a link's MTU.
+    pub fn set_mtu(&self, name: &str, mtu: u32) {
+        self.tamper(|s| s.links.get_mut(name).map(|l| l.mtu = mtu));
+    }
+
+    /// Somebody adds an address.
+    pub fn add_address(&self, link: &str, address: IpNet) {
+        self.tamper(|s| s.links.get_mut(link).map(|l| l.addresses.insert(address)));
+    }
+
+    /// Somebody removes an address.
+    pub fn remove_address(&self, link: &str, address: IpNet) {
+        self.tamper(|s| s.links.get_mut(link).map(|l| l.addresses.remove(&address)));
+    }
+
+    /// Adds a route; `ours` tells whether it is of our routing protocol.
+    pub fn add_route(&self, link: &str, route: Route, ours: bool) {
+        let _ = self.tamper(|s| s.add_route(link, route, ours));
+    }
+
+    /// Somebody removes a route, whoever made it.
+    pub fn remove_route(&self, link: &str, route: Route) {
+        self.tamper(|s| s.remove_route(link, route, false));
+    }
+
+    /// Routes of other protocols than ours, with the name of their link.
+    #[must_use]
+    pub fn foreign_routes(&self) -> BTreeSet<(String, Route)> {
+        let state = lock(&self.state);
+        let foreign = state.routes.iter().filter(|(_, h)| !h.ours);
+        foreign.map(|((table, to), h)| (h.link.clone(), Route { to: *to, table: *table })).collect()
+    }
+
+    /// Links that exist, and whether they are WireGuard.
+    #[must_use]
+    pub fn links(&self) -> BTreeMap<String, bool> {
+        lock(&self.state).links.iter().map(|(n, l)| (n.clone(), l.wireguard)).collect()
+    }
+
+    /// Somebody removes a peer; nothing announces it.
+    pub fn remove_peer(&self, link: &str, peer: &PublicKey) {
+        self.tamper_device(link, |l| l.remove_peer(peer));
+    }
+
+    /// Somebody adds a peer or changes one, its allowed-ips included; nothing announces it.
+    pub fn set_peer(&self, link: &str, peer: PublicKey, as_this: ObservedPeer) {
+        self.tamper_device(link, |l| {
+            l.release(&peer);
+            l.claim(peer, &as_this.allowed_ips);
+            l.peers.insert(peer, as_this);
+        });
+    }
+
+    /// A peer was heard of from another place: the kernel sends there from now on.
+    pub fn roam(&self, link: &str, peer: &PublicKey, endpoint: SocketAddr) {
+        self.tamper_device(link, |l| l.peers.get_mut(peer).map(|p| p.endpoint = Some(endpoint)));
+    }
+
+    /// A peer's counters become these.
+    pub fn count(&self, link: &str, peer: &PublicKey, counters: Counters) {
+        self.tamper_device(link, |l| l.peers.get_mut(peer).map(|p| p.counters = counters));
+    }
+
+    /// Somebody gives a link another private key, port or mark.
+    pub fn set_device(&self, link: &str, key: Option<&SecretKey>, listen_port: Option<u16>, fwmark: Option<u32>) {
+        let _ = lock(&self.state).set_device(link, key, listen_port, fwmark);
+    }
+}

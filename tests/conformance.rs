@@ -1,0 +1,83 @@
+//! The fake kernel passes the suite that the real one passes in the kernel tier.
+#![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+#[path = "kernel/conformance.rs"]
+mod conformance;
+
+use conformance::{World, each_case, name, net};
+use spoke::net::key::{PublicKey, SecretKey};
+use spoke::net::state::{ObservedPeer, Route};
+use spoke::sim::kernel::{FakeKernel, Handle};
+
+struct Others(Handle);
+
+impl World for Others {
+    type Kernel = FakeKernel;
+
+    fn unprivileged(&self) -> FakeKernel {
+        self.0.unprivileged()
+    }
+
+    fn add_link(&self, name: &str, kind: &str) {
+        self.0.add_link(name, kind == "wireguard");
+    }
+
+    fn delete_link(&self, name: &str) {
+        self.0.delete_link(name);
+    }
+
+    fn set_up(&self, name: &str, up: bool) {
+        self.0.set_up(name, up);
+    }
+
+    fn alias(&self, name: &str) -> String {
+        self.0.alias(name)
+    }
+
+    fn add_address(&self, link: &str, address: &str) {
+        self.0.add_address(link, net(address));
+    }
+
+    fn remove_address(&self, link: &str, address: &str) {
+        self.0.remove_address(link, net(address));
+    }
+
+    fn add_foreign_route(&self, link: &str, to: &str, table: u32) {
+        self.0.add_route(link, Route { to: net(to), table }, false);
+    }
+
+    fn remove_route(&self, link: &str, to: &str, table: u32) {
+        self.0.remove_route(link, Route { to: net(to), table });
+    }
+
+    fn has_foreign_route(&self, link: &str, to: &str, table: u32) -> bool {
+        self.0.foreign_routes().contains(&(name(link).to_string(), Route { to: net(to), table }))
+    }
+
+    fn remove_peer(&self, link: &str, peer: &PublicKey) {
+        self.0.remove_peer(link, peer);
+    }
+
+    fn set_peer(&self, link: &str, peer: &PublicKey, allowed_ips: &[&str]) {
+        let allowed_ips = allowed_ips.iter().map(|t| net(t)).collect();
+        self.0.set_peer(link, *peer, ObservedPeer { allowed_ips, ..ObservedPeer::default() });
+    }
+
+    fn set_private_key(&self, link: &str, key: &SecretKey) {
+        self.0.set_device(link, Some(key), None, None);
+    }
+}
+
+macro_rules! make {
+    ($($module:ident::$case:ident,)+) => {
+        $(
+            #[tokio::test(start_paused = true)]
+            async fn $case() {
+                let mut kernel = FakeKernel::new();
+                let others = Others(kernel.handle());
+                conformance::$module::$case(&others, &mut kernel).await;
+            }
+        )+
+    };
+}
+each_case!(make);
