@@ -6,6 +6,7 @@ pub mod key;
 pub mod plan;
 pub mod run;
 pub mod status;
+mod vitals;
 
 use crate::config::Config;
 use clap::{Parser, Subcommand};

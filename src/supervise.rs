@@ -51,14 +51,15 @@ impl Supervisor {
     }
 
     /// Runs what `start` makes, again and again: after a failure with backoff between 1 and 60 s, jittered by half.
-    pub fn restarting<E, F, S>(
+    pub fn restarting<T, E, F, S>(
         &mut self,
         name: &'static str,
         mut random: impl FnMut() -> u64 + Send + 'static,
         mut start: S,
     ) where
+        T: Send + 'static,
         E: Display,
-        F: Future<Output = Result<(), E>> + Send + 'static,
+        F: Future<Output = Result<T, E>> + Send + 'static,
         S: FnMut() -> F + Send + 'static,
     {
         self.tasks.spawn(async move {
@@ -66,7 +67,7 @@ impl Supervisor {
             loop {
                 let started = tokio::time::Instant::now();
                 match start().await {
-                    Ok(()) => tracing::warn!(task = name, "task returned; starting it again"),
+                    Ok(_) => tracing::warn!(task = name, "task returned; starting it again"),
                     Err(e) => {
                         tracing::error!(task = name, error = %e, retry_in = ?wait, "task failed; starting it again")
                     }

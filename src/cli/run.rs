@@ -1,17 +1,23 @@
 //! `spoke run`: the composition root. Configuration → identity → kernel → uplink → local endpoints.
-use super::{Outcome, load, runtime};
+use super::{Outcome, load, runtime, vitals};
 use crate::config::Config;
 use crate::health::summary::Vitals;
 use crate::health::task as health;
-use crate::net::task::{Reconciler, Sources, Status};
+use crate::net::derive::UplinkChoice;
+use crate::net::task::{Fact, Reconciler, Sources};
 use crate::socket::{task as socket, wire::SOCKET};
 use crate::supervise::Supervisor;
 use crate::sys::clock::{Clock as _, SystemClock};
-use crate::sys::kernel::Netlink;
+use crate::sys::echo::IcmpEcho;
+use crate::sys::kernel::{CounterSocket, KernelError, Netlink};
 use crate::sys::keys::{self, IfMissing};
 use crate::sys::notify::{Notify as _, Systemd};
 use crate::sys::random::seed;
+use crate::sys::resolve::SystemResolver;
 use crate::sys::socket::Listener;
+use crate::uplink::session;
+use crate::uplink::status::Status;
+use crate::uplink::task::Uplink;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -39,12 +45,9 @@ async fn supervise(config: Arc<Config>, keys: crate::net::derive::Keys) -> Outco
     let mut tasks = Supervisor::default();
 
     let (_keys, keys) = watch::channel(Some(Arc::new(keys)));
-    let (status, net) = watch::channel(Status::default());
-    let (events, _) = watch::channel(0);
-    let sources =
-        Sources { keys, uplink: None, names: None, admitted: None, imperative: None, overrides: None, repair: None };
-
-    let (_vitals, vitals) = watch::channel(Vitals { node_id: config.node.id.clone(), ..Vitals::default() });
+    let (status, net) = watch::channel(crate::net::task::Status::default());
+    let (events, wake) = watch::channel(0);
+    let (vitals_out, vitals) = watch::channel(Vitals { node_id: config.node.id.clone(), ..Vitals::default() });
     let (stopping, stop_health) = watch::channel(false);
     if config.health.enabled {
         let (config, net) = (config.clone(), net.clone());
@@ -54,8 +57,13 @@ async fn supervise(config: Arc<Config>, keys: crate::net::derive::Keys) -> Outco
         });
     }
 
+    let (choice, status_of_uplink) = start_uplink(&mut tasks, &config, wake, &vitals_out);
+    let sources =
+        Sources { keys, uplink: choice, names: None, admitted: None, imperative: None, overrides: None, repair: None };
+
     let path = config.node.runtime_dir.join(SOCKET);
-    let answers = socket::Answers { clock, started, config: config.clone(), net, uplink: Arc::new(|| None) };
+    let uplink = move || status_of_uplink.as_ref().map(|s| vitals::report(&s.borrow(), clock.now()));
+    let answers = socket::Answers { clock, started, config: config.clone(), net, uplink: Arc::new(uplink) };
     tasks.restarting("socket", seed, move || {
         let (path, answers) = (path.clone(), answers.clone());
         async move { socket::run(Listener::bind(&path)?, answers).await }
@@ -68,6 +76,32 @@ async fn supervise(config: Arc<Config>, keys: crate::net::derive::Keys) -> Outco
     Systemd.stopping();
     let _ = stopping.send(true);
     ended.map_err(Into::into)
+}
+
+/// Starts the hub session where an uplink is configured; gives the channels of its choice and of its status.
+fn start_uplink(
+    tasks: &mut Supervisor,
+    config: &Config,
+    wake: watch::Receiver<u64>,
+    vitals: &watch::Sender<Vitals>,
+) -> (Option<Fact<UplinkChoice>>, Option<watch::Receiver<Status>>) {
+    let Some(uplink) = config.uplink.clone().map(Arc::new) else { return (None, None) };
+    let fixed_port = config.interfaces.iter().any(|i| i.name == uplink.interface && i.listen_port.is_some());
+    let (choice, choices) = watch::channel(None);
+    let (status, statuses) = watch::channel(Status::default());
+    tasks.restarting("uplink", seed, move || {
+        let config = session::Config { uplink: uplink.clone(), fixed_port };
+        let (wake, choice, status) = (wake.clone(), choice.clone(), status.clone());
+        async move {
+            let counters = CounterSocket::open()?;
+            let (seed, echo, resolver) = (seed(), IcmpEcho::new(seed()), SystemResolver::default());
+            let session = Uplink { config, seed, counters, echo, resolver, clock: SystemClock, choice, status, wake };
+            session.run().await.map_err(|never| -> KernelError { match never {} })
+        }
+    });
+    let (view, vitals) = (statuses.clone(), vitals.clone());
+    tasks.restarting("vitals", seed, move || vitals::uplink(view.clone(), vitals.clone(), SystemClock));
+    (Some(choices), Some(statuses))
 }
 
 /// SIGTERM and SIGINT.

@@ -33,7 +33,7 @@ pub fn step(step: &Step, observed: &Observed) -> String {
         Step::SetDevice { link, private_key, listen_port, fwmark } => {
             let mut parts = Vec::new();
             if let Some(key) = private_key {
-                parts.push(match have.and_then(|h| h.public_key) {
+                parts.push(match have.and_then(|h| h.public_key).filter(|old| *old != key.public()) {
                     Some(old) => format!("private key (public {} → {})", old.short(), key.public().short()),
                     None => format!("private key (public {})", key.public().short()),
                 });

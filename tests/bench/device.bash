@@ -7,7 +7,7 @@ work=$(mktemp -d)
 runs=7
 
 on() { ip netns exec "$@"; }
-now() { local up; read -r up _ </proc/uptime; echo "${up/./}0"; }
+now() { local up; read -r up _ </proc/uptime; echo "$((10#${up/./} * 10))"; }
 median() { sort -n | sed -n "$(((runs + 1) / 2))p"; }
 row() { printf '%-58s %14s  %s\n' "$1" "$2" "$3"; }
 
@@ -56,7 +56,7 @@ by_spoke() {
   local start pid
   forget
   start=$(now)
-  on device "$spoke" --config "$work/spoke.toml" run 2>/dev/null &
+  ip netns exec device "$spoke" --config "$work/spoke.toml" run 2>/dev/null &
   pid=$!
   await_handshake
   echo $(($(now) - start))
@@ -78,7 +78,7 @@ ours=$(for ((i = 0; i < runs; i++)); do by_spoke; done | median)
 theirs=$(for ((i = 0; i < runs; i++)); do by_wg; done | median)
 
 forget
-on device "$spoke" --config "$work/spoke.toml" run 2>/dev/null &
+ip netns exec device "$spoke" --config "$work/spoke.toml" run 2>/dev/null &
 device=$!
 await_handshake
 # Past start-up, where there is most to do.

@@ -8,7 +8,8 @@ failures=0
 now() {
   local up
   read -r up _ </proc/uptime
-  echo "${up/./}0"
+  # Digits only, and not octal.
+  echo "$((10#${up/./} * 10))"
 }
 
 say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }

@@ -8,7 +8,7 @@ spoke=${SPOKE_BIN:?names the spoke binary}
 
 on() { ip netns exec "$@"; }
 health() { on device curl -fsS -m 2 http://127.0.0.1:8080/health; }
-is() { [[ $(health) == *"\"status\":\"$1\""* ]]; }
+is() { [[ $(health) == "{\"status\":\"$1\""* ]]; }
 not_healthy() { ! is healthy; }
 
 say "two machines and a wire between them"
@@ -49,7 +49,7 @@ address = "10.8.0.1"
 allowed_ips = ["10.8.0.0/24"]
 TOML
 "$spoke" --config "$work/spoke.toml" check >/dev/null
-on device "$spoke" --config "$work/spoke.toml" run 2>"$work/log" &
+ip netns exec device "$spoke" --config "$work/spoke.toml" run 2>"$work/log" &
 device=$!
 finish() {
   kill "$device" 2>/dev/null || true
@@ -88,7 +88,7 @@ say "the supervisor is stopped: the tunnel must stay"
 kill "$device"
 wait "$device" || true
 await 5 "a ping still goes through, with no supervisor running" on hub ping -c1 -W2 10.8.0.2
-on device "$spoke" --config "$work/spoke.toml" run 2>>"$work/log" &
+ip netns exec device "$spoke" --config "$work/spoke.toml" run 2>>"$work/log" &
 device=$!
 await 30 "started again: healthy on the same tunnel" is healthy
 
