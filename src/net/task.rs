@@ -243,7 +243,10 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
     async fn sleep(&mut self, longest: Duration) {
         tokio::select! {
             () = self.sources.changed() => {}
-            () = self.kernel.changed() => self.events.send_modify(|n| *n += 1),
+            () = self.kernel.changed() => {
+                tracing::debug!("links, addresses or routes have changed");
+                self.events.send_modify(|n| *n += 1);
+            }
             () = tokio::time::sleep(longest) => {}
         }
     }

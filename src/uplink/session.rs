@@ -26,8 +26,6 @@ const SAMPLE_WAITING: Duration = Duration::from_secs(5);
 const MAX_WAKES: u32 = 4;
 /// Events of the network this soon after a publication are its own effect.
 const OWN_EFFECT: Duration = Duration::from_secs(1);
-/// A proven tunnel is probed at most this often because the network around it changed.
-const DOUBT_EVERY: Duration = Duration::from_secs(10);
 /// Echoes that may be under way at once.
 const MAX_ECHOES: usize = 32;
 
@@ -415,10 +413,9 @@ impl Session {
             }
             (Phase::Up { since }, Event::Unsent { seq }) => self.up_unsent(now, since, seq),
             (Phase::Up { since }, Event::Woken) => {
-                // A link that went down shows in no counter: only an echo tells, and it costs too little to be saved up for.
-                let asked_ago = self.echoed_at.map_or(Duration::MAX, |at| now.since(at));
-                if now.since(self.published_at) >= OWN_EFFECT && asked_ago >= DOUBT_EVERY {
-                    self.echo(now, self.active, &mut out);
+                // A link that went down shows in no counter: only an echo tells. If one was just sent, the next is due later.
+                if now.since(self.published_at) >= OWN_EFFECT {
+                    self.woken = true;
                     self.tend(now, since, &mut out);
                 }
             }

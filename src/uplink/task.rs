@@ -58,6 +58,7 @@ impl<R: ReadCounters, E: Echo, D: Resolve, C: Clock> Uplink<R, E, D, C> {
                         Action::Publish => self.publish(&session),
                         Action::Sample => events.push_back(self.sample().await),
                         Action::Echo { to, seq } => {
+                            tracing::debug!(%to, seq, "echo");
                             if let Err(e) = self.echo.send(&self.config.uplink.interface, to, seq).await {
                                 tracing::debug!(error = %e, cause = ?std::error::Error::source(&e).map(ToString::to_string), "echo not sent");
                                 events.push_back(Event::Unsent { seq });

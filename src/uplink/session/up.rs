@@ -11,6 +11,9 @@ use std::time::Duration;
 /// Between two probes of a tunnel in doubt.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
 
+/// A proven tunnel is probed at most this often because the network around it changed: a flapping link must not cost much.
+const WOKEN_EVERY: Duration = Duration::from_secs(5);
+
 impl Session {
     pub(super) fn become_up(&mut self, now: Boot, code: Code, out: &mut Actions) {
         self.woken = false;
@@ -73,7 +76,9 @@ impl Session {
         let old =
             stale && (self.echoed_at.is_none_or(|at| at < stale_at) || (quiet.is_some() && asked_ago >= PROBE_EVERY));
         let idle = now.since(received_at) >= u.idle_probe && asked_ago >= u.idle_probe;
-        if doubt || old || idle {
+        let woken = self.woken && asked_ago >= WOKEN_EVERY;
+        if doubt || old || idle || woken {
+            self.woken &= !woken;
             self.echo(now, self.active, out);
         }
         self.tend_watch(now, out);
