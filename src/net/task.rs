@@ -226,7 +226,11 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
                     self.sleep(wait).await;
                     wait = (wait * 2).min(resync);
                 }
-                Ok(Pass::Waiting) => self.sleep(resync).await,
+                Ok(Pass::Waiting) => {
+                    // Waiting for a fact is no hanging.
+                    self.notify.alive();
+                    self.sleep(resync).await;
+                }
                 Err(e) => {
                     blind += 1;
                     tracing::error!(error = %chain(&e), "pass failed");

@@ -1,11 +1,16 @@
 //! The service manager: readiness, the watchdog, and a line of status.
 use std::time::Duration;
 
+/// How long a start may take after each completed pass, in microseconds: three of the slowest passes.
+const START_EXTENSION_US: u32 = 90_000_000;
+
 /// Talks to the service manager; without one, every call does nothing.
 pub trait Notify: Send + 'static {
     /// Says that the service is up and its first pass was clean.
     fn ready(&mut self);
-    /// Says that a reconcile pass was completed: the only thing that feeds the watchdog.
+    /// Says that a reconcile pass was completed: the only thing that feeds the watchdog. Before [`Notify::ready`] it also
+    /// puts off the end of the start timeout: a pass that could not be clean yet (no network, a fact still missing) is
+    /// no reason to be killed, a loop that hangs is.
     fn alive(&mut self);
     /// A line for `systemctl status`.
     fn status(&mut self, line: &str);
@@ -32,7 +37,8 @@ impl Notify for Systemd {
         Self::send(&[sd_notify::NotifyState::Ready]);
     }
     fn alive(&mut self) {
-        Self::send(&[sd_notify::NotifyState::Watchdog]);
+        use sd_notify::NotifyState::{ExtendTimeoutUsec, Watchdog};
+        Self::send(&[Watchdog, ExtendTimeoutUsec(START_EXTENSION_US)]);
     }
     fn status(&mut self, line: &str) {
         Self::send(&[sd_notify::NotifyState::Status(line)]);
