@@ -2,4 +2,6 @@
 //!
 //! Time is the runtime's: a test that starts with time paused (`#[tokio::test(start_paused = true)]`) runs hours in
 //! milliseconds, and everything in the world sees the same time. Only in tests and with the feature `sim`.
+pub mod clock;
 pub mod kernel;
+pub mod world;

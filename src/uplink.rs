@@ -2,6 +2,7 @@
 pub mod backoff;
 pub mod ladder;
 pub mod liveness;
+pub mod names;
 pub mod select;
 pub mod session;
 pub mod status;

@@ -45,7 +45,7 @@ type LookUp = Pin<Box<dyn Future<Output = (usize, Vec<SocketAddr>)> + Send>>;
 
 impl<R: ReadCounters, E: Echo, D: Resolve, C: Clock> Uplink<R, E, D, C> {
     /// Stays connected for ever.
-    pub async fn run(mut self) -> Result<Infallible, Infallible> {
+    pub async fn run(mut self) -> Result<(), Infallible> {
         let mut session = Session::new(self.clock.now(), self.seed, self.config.clone());
         let mut look_up: Option<LookUp> = None;
         let mut events = VecDeque::from([Event::Tick]);

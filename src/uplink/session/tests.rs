@@ -1,4 +1,6 @@
 //! Laws of the session, held against arbitrary outages for more than a million ticks.
+use super::super::ladder::Rung;
+use super::super::liveness::HANDSHAKE_LIFE;
 use super::*;
 use crate::config::Config as Whole;
 use std::collections::BTreeMap;

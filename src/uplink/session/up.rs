@@ -200,6 +200,8 @@ impl Session {
         debug_assert!(kept, "room was made");
         if hub == self.active {
             self.echoed_at = Some(now);
+            // Taken back if the last one could not be sent either.
+            self.unsent = false;
             if let Some(w) = self.seen.get_mut(hub) {
                 w.owe(now);
             }
@@ -221,7 +223,6 @@ impl Session {
         self.forget_echo(seq);
         if echo.hub == self.active {
             self.answered_at = Some(now);
-            self.unsent = false;
             self.status.rtt = Some(now.since(echo.at));
             if self.status.fault.as_ref().is_some_and(|f| f.code == Code::EchoUnsent) {
                 self.status.fault = None;

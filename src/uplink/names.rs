@@ -1,0 +1,101 @@
+//! Addresses of the configured peers that are named instead of numbered: when to look them up, which address to keep.
+pub mod task;
+
+use super::backoff::{Backoff, Dice};
+use crate::config::Config;
+use crate::config::types::HostPort;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// How often names that could be looked up are looked up again. About 350 bytes a name each time, so 0.1 MB a day.
+pub const REFRESH: Duration = Duration::from_secs(300);
+/// First wait after a failed look-up; doubles up to [`RETRY_MAX`], jittered by half.
+const RETRY_MIN: Duration = Duration::from_secs(2);
+/// Longest wait after a failed look-up.
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// Every name among the endpoints of the configured peers.
+pub fn wanted(config: &Config) -> BTreeSet<HostPort> {
+    let endpoints = config.interfaces.iter().flat_map(|i| &i.peers).filter_map(|p| p.endpoint.clone());
+    endpoints.filter(|e| e.literal().is_none()).collect()
+}
+
+/// What is known of the names.
+#[derive(Clone, Debug)]
+pub struct Names {
+    known: BTreeMap<HostPort, SocketAddr>,
+    backoff: Backoff,
+    dice: Dice,
+}
+
+impl Names {
+    /// Nothing yet.
+    pub const fn new(seed: u64) -> Self {
+        Self { known: BTreeMap::new(), backoff: Backoff::new(RETRY_MIN, RETRY_MAX), dice: Dice::new(seed) }
+    }
+
+    /// Takes the answers of one round in and says how long to wait before the next. `None`: that look-up failed, and the
+    /// address known so far stays. A name with several addresses keeps the one it has for as long as that is among them:
+    /// resolvers rotate their answers, and a peer must not be sent to and fro.
+    pub fn learn(&mut self, round: impl IntoIterator<Item = (HostPort, Option<Vec<SocketAddr>>)>) -> Duration {
+        let mut failed = false;
+        for (name, addresses) in round {
+            let addresses = addresses.unwrap_or_default();
+            match addresses.first() {
+                None => failed = true,
+                Some(first) => {
+                    let kept = self.known.entry(name).or_insert(*first);
+                    if !addresses.contains(kept) {
+                        *kept = *first;
+                    }
+                }
+            }
+        }
+        if failed {
+            return self.backoff.fail(&mut self.dice);
+        }
+        self.backoff.reset();
+        // Spread, so that a fleet that was powered on together does not ask together.
+        self.dice.jitter(REFRESH)
+    }
+
+    /// Last good addresses.
+    pub const fn known(&self) -> &BTreeMap<HostPort, SocketAddr> {
+        &self.known
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_look_up_keeps_the_last_good_address() {
+        let name: HostPort = "peer.example.net:51820".parse().unwrap();
+        let a = |n: u8| SocketAddr::from(([192, 0, 2, n], 51820));
+        let mut names = Names::new(1);
+        let wait = names.learn([(name.clone(), None)]);
+        assert!(names.known().is_empty() && wait <= RETRY_MIN * 3 / 2, "{wait:?}");
+        let wait = names.learn([(name.clone(), Some(vec![a(1), a(2)]))]);
+        assert!(wait >= REFRESH / 2, "{wait:?}");
+        for round in [None, Some(vec![]), Some(vec![a(2), a(1)])] {
+            names.learn([(name.clone(), round)]);
+            assert_eq!(names.known()[&name], a(1));
+        }
+        names.learn([(name.clone(), Some(vec![a(3)]))]);
+        assert_eq!(names.known()[&name], a(3), "the name has moved");
+    }
+
+    #[test]
+    fn only_names_are_wanted() {
+        let key = |n| crate::net::key::SecretKey::from_bytes([n; 32]).public();
+        let text = format!(
+            "[[interface]]\nname = \"wg0\"\n[[interface.peer]]\npublic_key = \"{}\"\nendpoint = \"peer.example.net:1\"\n[[interface.peer]]\npublic_key = \"{}\"\nendpoint = \"192.0.2.1:1\"\n",
+            key(1),
+            key(2)
+        );
+        let config = Config::from_text(Some(("test", &text)), []).unwrap();
+        assert_eq!(wanted(&config).iter().map(ToString::to_string).collect::<Vec<_>>(), ["peer.example.net:1"]);
+    }
+}
