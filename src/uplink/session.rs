@@ -191,11 +191,11 @@ struct EchoSent {
 ///        │   └───────────────── silent, handshake too old ─────┼─────────────────────────────────┘  │
 ///        └───────────── heard from by itself ──────────────────┴────────────────────────────────────┘
 /// ```
-/// *Up* is claimed only when, after the attempt began, the hub's tunnel address has answered an echo, **and** the kernel's
-/// handshake time was seen to change. Three cases have a credit instead of the second: a tunnel found at process start, the
-/// session just lost (an echo answered within 180 s of its last handshake shows that it was not), and a standby whose
-/// handshake was seen while it was watched. In each the echo itself is the proof: WireGuard accepts no packet under keys
-/// older than 180 s.
+/// *Up* is claimed only when, after the attempt began, the hub's tunnel address has answered an echo, **and** there is a
+/// handshake: the kernel's handshake time was seen to change since then. The kernel cannot be made to shake hands while it
+/// has keys that it thinks good, so a change seen less than 180 s ago by this process counts too (an attempt before this one,
+/// the session just lost, a standby that was watched), and so does a tunnel found at process start. In these cases the echo
+/// is the proof: WireGuard accepts no packet under keys older than 180 s, whoever set which clock.
 ///
 /// Waiting ends with the backoff, or at once with an event of the network (at most four in a row, then one each
 /// `backoff_max`) or when the hub is heard from. There is no state without a deadline: it always tries again.

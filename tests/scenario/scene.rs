@@ -79,7 +79,15 @@ impl Scene {
             clock: self.clock.clone(),
             notify: SimNotify::default(),
             config: self.config.clone(),
-            sources: Sources { keys, uplink: Some(uplink), names: None, admitted: None },
+            sources: Sources {
+                keys,
+                uplink: Some(uplink),
+                names: None,
+                admitted: None,
+                imperative: None,
+                overrides: None,
+                repair: None,
+            },
             status: net_status,
             events,
         };

@@ -83,11 +83,7 @@ impl Session {
         if let Some(rung) = rung {
             self.take(rung);
         }
-        let mut credit = None;
-        if hub == self.active {
-            let held = self.held == Some(hub);
-            credit = self.handshake_of(hub).filter(|_| held).map(|at| Credit { at, code: Code::Resumed });
-        }
+        let credit = self.credit(hub).filter(|_| hub == self.active);
         self.active = hub;
         self.point(hub, address);
         let deadline = now + self.config.uplink.attempt_timeout;
@@ -128,13 +124,16 @@ impl Session {
         self.sample(now, Duration::from_millis(100), out);
     }
 
+    /// The session that the kernel has with the hub, if its handshake was seen on the boot clock.
+    fn credit(&self, hub: usize) -> Option<Credit> {
+        let code = if self.held == Some(hub) { Code::Resumed } else { Code::Established };
+        self.handshake_of(hub).map(|at| Credit { at, code })
+    }
+
     /// The hub was heard from while waiting: prove it, without disturbing what evidently works.
     pub(super) fn heard(&mut self, now: Boot, since: Boot, out: &mut Actions) {
         self.status.attempts += 1;
-        let credit = self
-            .handshake_of(self.active)
-            .filter(|_| self.held == Some(self.active))
-            .map(|at| Credit { at, code: Code::Resumed });
+        let credit = self.credit(self.active);
         let deadline = now + self.config.uplink.attempt_timeout;
         self.connect(now, Attempt { since, deadline, answered: false, credit, fallback: None }, Code::Heard, None, out);
     }

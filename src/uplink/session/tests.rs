@@ -36,7 +36,6 @@ struct World {
     asked: BTreeMap<u16, IpAddr>,
     answered: bool,
     handshake_in_attempt: bool,
-    credit_possible: bool,
     waits: u64,
     ups: u64,
     attempts_at: Boot,
@@ -62,7 +61,6 @@ impl World {
             asked: BTreeMap::new(),
             answered: false,
             handshake_in_attempt: false,
-            credit_possible: false,
             waits: 0,
             ups: 0,
             attempts_at: now,
@@ -95,11 +93,10 @@ impl World {
                     }
                 }
             }
-            let found = self.session.status.attempts == 0;
             let actions = self.session.handle(self.now, event);
             let after = self.session.state();
             if before != State::Up && after == State::Up {
-                self.check_up(found);
+                self.check_up();
             }
             if before == State::Up && after != State::Up {
                 self.check_lost();
@@ -112,15 +109,16 @@ impl World {
         }
     }
 
-    fn check_up(&mut self, _found: bool) {
+    fn check_up(&mut self) {
         self.ups += 1;
         assert!(self.answered, "up without an answered echo");
         let recent = self.shaken[self.session.active].is_some_and(|at| self.now.since(at) < HANDSHAKE_LIFE);
+        // Only the very first attempt may take over what it found.
+        let adopted = self.session.status.history.back().unwrap().code == Code::Adopted;
         assert!(
-            self.handshake_in_attempt || (self.credit_possible && recent) || self.ups == 1,
+            self.handshake_in_attempt || recent || (adopted && self.session.status.attempts == 1),
             "up without a handshake"
         );
-        self.credit_possible = true;
         self.up_since = Some(self.now);
         self.failures = self.session.status.failures;
     }
