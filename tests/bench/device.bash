@@ -85,8 +85,7 @@ await_handshake
 on hub ping -q -c 5 -i 1 10.8.0.2 >/dev/null
 field() { sed -n "s/^$1:[[:space:]]*\([0-9]*\).*/\1/p" "/proc/$device/status"; }
 ticks() { local s; s=$(<"/proc/$device/stat"); s=${s##*) }; read -ra f <<<"$s"; echo $((f[11] + f[12])); }
-writes() { sed -n 's/^write_bytes: //p' "/proc/$device/io" 2>/dev/null || echo unknown; }
-before=$(ticks) wrote=$(writes) files=$(find "$work/state" -printf '%T@ %p\n' | sort)
+before=$(ticks) files=$(find "$work/state" -printf '%T@ %p\n' | sort)
 on hub ping -q -c "$idle" -i 1 192.0.2.2 >/dev/null
 after=$(ticks)
 
@@ -97,6 +96,5 @@ row "… the same by ip and wg" "$theirs ms" "in the same run"
 row "resident memory, idle" "$(field VmRSS) KiB" "VmRSS of /proc/PID/status"
 row "… of it anonymous" "$(field RssAnon) KiB" "RssAnon"
 row "CPU in $idle s idle" "$(((after - before) * 1000 / $(getconf CLK_TCK))) ms" "utime+stime of /proc/PID/stat"
-row "bytes written in $idle s idle" "$([ "$wrote" = unknown ] && echo unknown || echo $(($(writes) - wrote)))" "write_bytes of /proc/PID/io"
 row "state files changed in $idle s idle" "$([ "$files" = "$(find "$work/state" -printf '%T@ %p\n' | sort)" ] && echo none || echo SOME)" "modification times"
 kill "$device"
