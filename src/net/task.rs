@@ -208,7 +208,7 @@ pub struct Reconciler<K, C, N> {
 impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
     /// Reconciles for ever. Every wake-up, whatever its cause, does the same: look at everything, mend the difference.
     ///
-    /// Ends only with an error that no further pass can mend, or after [`MAX_BLIND`] passes that could not read the kernel.
+    /// Ends only with an error that no further pass can mend, or after ten passes in a row that could not read the kernel.
     pub async fn run(mut self) -> Result<(), KernelError> {
         let mut memory = Memory::default();
         let mut desired: Option<Arc<Desired>> = None;
