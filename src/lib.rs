@@ -41,6 +41,7 @@ pub mod control;
 pub mod enroll;
 pub mod health;
 pub mod http;
+pub mod grants;
 pub mod net;
 pub mod node;
 pub mod secret;

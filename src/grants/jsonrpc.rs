@@ -1,0 +1,560 @@
+//! JSON-RPC batches: what is asked of an endpoint as text, and its answers read as a stream.
+//!
+//! An answer is read element by element from a capped reader; of the objects in it only the few fields that mean
+//! something here are kept. Answers may come in any order and in part; what was not answered stays `None`.
+use super::abi::{GRANTED, KEY_UPDATED, REVOKED, TRANSFER, TRANSFERRED};
+use super::abi::{Malformed, Text, event_text};
+use crate::node::NodeId;
+use alloy_primitives::{Address, B256, U256, hex};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
+use std::fmt::{self, Write as _};
+use std::io::Read;
+
+/// A block by number and hash.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct BlockRef {
+    /// Height.
+    pub number: u64,
+    /// Identity.
+    pub hash: B256,
+}
+
+/// The block a question is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
+    /// The endpoint's newest.
+    Latest,
+    /// The newest that the chain's operator will not take back by itself.
+    Safe,
+    /// The newest that nobody can take back.
+    Finalized,
+    /// This height.
+    Number(u64),
+    /// This very block, as long as it is part of the chain.
+    Hash(B256),
+}
+
+/// One question of a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Which chain this is.
+    ChainId,
+    /// What the endpoint runs.
+    ClientVersion,
+    /// Runs code that is sent along.
+    Run {
+        /// Code with its arguments.
+        code: Vec<u8>,
+        /// Where.
+        at: At,
+    },
+    /// The contract's events.
+    Logs {
+        /// The contract.
+        contract: Address,
+        /// First height.
+        from: u64,
+        /// Last height; `None`: the newest.
+        to: Option<u64>,
+    },
+    /// A block's number and hash.
+    Header(At),
+}
+
+/// The answer to one question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// To [`Ask::ChainId`].
+    Number(u64),
+    /// To [`Ask::ClientVersion`].
+    Name(String),
+    /// To [`Ask::Run`].
+    Bytes(Vec<u8>),
+    /// To [`Ask::Logs`].
+    Changes(Vec<Change>),
+    /// To [`Ask::Header`].
+    Block(BlockRef),
+    /// The endpoint has no such block.
+    Nothing,
+    /// The endpoint refused.
+    Refused(Refusal),
+}
+
+/// An error object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The code, as JSON-RPC has it.
+    pub code: i64,
+    /// Its message, clipped.
+    pub message: String,
+}
+
+impl Refusal {
+    /// Whether it says that too much was asked for at once.
+    pub fn too_much(&self) -> bool {
+        let text = self.message.to_ascii_lowercase();
+        self.code == -32005
+            || ["range", "too many", "limit", "exceed", "more than", "max "].iter().any(|w| text.contains(w))
+                && !self.rate()
+    }
+
+    /// Whether it says that too much was asked for in too short a time.
+    pub fn rate(&self) -> bool {
+        let text = self.message.to_ascii_lowercase();
+        self.code == 429 || ["rate limit", "too many requests", "per second", "capacity"].iter().any(|w| text.contains(w))
+    }
+}
+
+/// An event of the contract, reduced to what it may have changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Where it is recorded.
+    pub block: BlockRef,
+    /// Whose grant it touches.
+    pub whose: Whose,
+}
+
+/// Whose grant an event touches. Only ever a hint to look again: an event decides nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// The node's, by its name.
+    Node {
+        /// The node.
+        node: NodeId,
+        /// Its token.
+        token_id: U256,
+    },
+    /// The token's holder's.
+    Token(U256),
+    /// Every token's of this holder.
+    Owner(Address),
+    /// An event we cannot read: everybody's.
+    Anyone,
+}
+
+/// Most events of one answer.
+pub const MAX_CHANGES: usize = 20_000;
+/// Longest text kept of a refusal or a client's name.
+const MAX_MESSAGE: usize = 200;
+
+/// Writes a batch; the questions' ids are their positions, from 1.
+pub fn encode(asks: &[Ask]) -> Vec<u8> {
+    let mut out = String::with_capacity(asks.len() * 160);
+    out.push('[');
+    for (i, ask) in asks.iter().enumerate() {
+        if i > 0 {
+            out.push(',');
+        }
+        // Writing into a `String` cannot fail.
+        let _ = one(&mut out, i + 1, ask);
+    }
+    out.push(']');
+    out.into_bytes()
+}
+
+fn one(out: &mut String, id: usize, ask: &Ask) -> fmt::Result {
+    write!(out, r#"{{"jsonrpc":"2.0","id":{id},"method":"#)?;
+    match ask {
+        Ask::ChainId => out.write_str(r#""eth_chainId","params":[]}"#),
+        Ask::ClientVersion => out.write_str(r#""web3_clientVersion","params":[]}"#),
+        Ask::Run { code, at } => {
+            write!(out, r#""eth_call","params":[{{"data":"{}"}},"#, hex::encode_prefixed(code))?;
+            tag(out, *at)?;
+            out.write_str("]}")
+        }
+        Ask::Logs { contract, from, to } => {
+            write!(out, r#""eth_getLogs","params":[{{"address":"{contract:#x}","fromBlock":"{from:#x}""#)?;
+            if let Some(to) = to {
+                write!(out, r#","toBlock":"{to:#x}""#)?;
+            }
+            out.write_str("}]}")
+        }
+        Ask::Header(At::Hash(hash)) => {
+            write!(out, r#""eth_getBlockByHash","params":["{hash:#x}",false]}}"#)
+        }
+        Ask::Header(at) => {
+            out.write_str(r#""eth_getBlockByNumber","params":["#)?;
+            tag(out, *at)?;
+            out.write_str(",false]}")
+        }
+    }
+}
+
+fn tag(out: &mut String, at: At) -> fmt::Result {
+    match at {
+        At::Latest => out.write_str(r#""latest""#),
+        At::Safe => out.write_str(r#""safe""#),
+        At::Finalized => out.write_str(r#""finalized""#),
+        At::Number(n) => write!(out, r#""{n:#x}""#),
+        At::Hash(hash) => write!(out, r#"{{"blockHash":"{hash:#x}","requireCanonical":true}}"#),
+    }
+}
+
+/// An answer that is no answer to what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum BadAnswer {
+    /// Not JSON, not the shape of JSON-RPC, or larger than allowed.
+    #[error("the answer is not JSON-RPC")]
+    Json(#[source] serde_json::Error),
+    /// An id that was not asked for, or twice.
+    #[error("the answer has an id that was not asked for")]
+    Id,
+    /// A result of another type than was asked for.
+    #[error("result {id} is not of the type that was asked for")]
+    Type {
+        /// The question's id.
+        id: usize,
+    },
+    /// The whole batch was refused.
+    #[error("the batch was refused: {} ({})", .0.message, .0.code)]
+    Refused(Refusal),
+}
+
+/// Reads the answers to `asks`, in their order whatever the order they come in; `None`: not answered.
+pub fn decode(reader: impl Read, asks: &[Ask]) -> Result<Vec<Option<Answer>>, BadAnswer> {
+    let mut de = serde_json::Deserializer::from_reader(std::io::BufReader::with_capacity(16 * 1024, reader));
+    let mut out = vec![None; asks.len()];
+    let mut outcome = Ok(());
+    Batch { asks, out: &mut out, outcome: &mut outcome }.deserialize(&mut de).map_err(BadAnswer::Json)?;
+    de.end().map_err(BadAnswer::Json)?;
+    outcome.map(|()| out)
+}
+
+struct Batch<'a> {
+    asks: &'a [Ask],
+    out: &'a mut [Option<Answer>],
+    outcome: &'a mut Result<(), BadAnswer>,
+}
+
+impl<'de> DeserializeSeed<'de> for Batch<'_> {
+    type Value = ();
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
+        d.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Batch<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a batch of answers")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        let mut left = self.asks.len();
+        while let Some(reply) = seq.next_element_seed(ReplySeed)? {
+            if left == 0 {
+                return Err(A::Error::custom("more answers than questions"));
+            }
+            left -= 1;
+            if self.outcome.is_ok() {
+                *self.outcome = place(reply, self.asks, self.out);
+            }
+        }
+        Ok(())
+    }
+
+    /// One object for the whole batch: an error before anything was looked at.
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<(), A::Error> {
+        let reply = ReplyVisitor.visit_map(map)?;
+        *self.outcome = Err(match reply.error {
+            Some(refusal) => BadAnswer::Refused(refusal),
+            None => BadAnswer::Id,
+        });
+        Ok(())
+    }
+}
+
+fn place(reply: Reply, asks: &[Ask], out: &mut [Option<Answer>]) -> Result<(), BadAnswer> {
+    let id = reply.id.and_then(|id| usize::try_from(id).ok()).ok_or(BadAnswer::Id)?;
+    let at = id.checked_sub(1).ok_or(BadAnswer::Id)?;
+    let (ask, slot) = asks.get(at).zip(out.get_mut(at)).ok_or(BadAnswer::Id)?;
+    if slot.is_some() {
+        return Err(BadAnswer::Id);
+    }
+    let wrong = BadAnswer::Type { id };
+    let answer = match (reply.error, ask, reply.result) {
+        (Some(refusal), _, _) => Answer::Refused(refusal),
+        (None, Ask::ChainId, Raw::Text(t)) => Answer::Number(quantity(&t).ok_or(wrong)?),
+        (None, Ask::ClientVersion, Raw::Text(t)) => Answer::Name(clip(&t)),
+        (None, Ask::Run { .. }, Raw::Text(t)) => {
+            Answer::Bytes(t.strip_prefix("0x").and_then(|h| hex::decode(h).ok()).ok_or(wrong)?)
+        }
+        (None, Ask::Logs { contract, .. }, Raw::Items(items)) => {
+            // An event of another contract is noise, not an answer.
+            if items.iter().any(|(address, _)| *address != Some(*contract)) {
+                return Err(wrong);
+            }
+            Answer::Changes(items.into_iter().map(|(_, change)| change).collect())
+        }
+        (None, Ask::Header(_), Raw::Object(fields)) => match (fields.number, fields.hash) {
+            (Some(number), Some(hash)) => Answer::Block(BlockRef { number, hash }),
+            (_, None) | (None, _) => return Err(wrong),
+        },
+        (None, Ask::Header(_), Raw::Null) => Answer::Nothing,
+        (None, _, Raw::Null | Raw::Text(_) | Raw::Items(_) | Raw::Object(_)) => return Err(wrong),
+    };
+    *slot = Some(answer);
+    Ok(())
+}
+
+/// A quantity as Ethereum writes it: `0x1b4`.
+fn quantity(text: &str) -> Option<u64> {
+    let digits = text.strip_prefix("0x").filter(|d| (1..=16).contains(&d.len()))?;
+    // `from_str_radix` would also take a sign.
+    digits.bytes().all(|b| b.is_ascii_hexdigit()).then(|| u64::from_str_radix(digits, 16).ok())?
+}
+
+fn clip(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE).collect()
+}
+
+#[derive(Default)]
+struct Reply {
+    id: Option<u64>,
+    result: Raw,
+    error: Option<Refusal>,
+}
+
+/// A result of any type, of which only what may be asked for is kept: the id may come after it.
+#[derive(Default)]
+enum Raw {
+    #[default]
+    Null,
+    Text(String),
+    Items(Vec<(Option<Address>, Change)>),
+    Object(Fields),
+}
+
+struct ReplySeed;
+
+impl<'de> DeserializeSeed<'de> for ReplySeed {
+    type Value = Reply;
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Reply, D::Error> {
+        d.deserialize_map(ReplyVisitor)
+    }
+}
+
+struct ReplyVisitor;
+
+impl<'de> Visitor<'de> for ReplyVisitor {
+    type Value = Reply;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an answer object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Reply, A::Error> {
+        let mut reply = Reply::default();
+        let mut results = 0;
+        while let Some(key) = map.next_key::<Key>()? {
+            match key {
+                Key::Id => reply.id = map.next_value()?,
+                Key::Result => {
+                    results += 1;
+                    reply.result = map.next_value_seed(RawSeed)?;
+                }
+                Key::Error => {
+                    reply.error = map.next_value::<Option<ErrorObject>>()?.map(|e| {
+                        results += 1;
+                        Refusal { code: e.code, message: clip(&e.message) }
+                    });
+                }
+                Key::Other => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        // Both, or neither, or twice: whichever we believed might be the wrong one.
+        if results != 1 && !(results == 2 && reply.error.is_some() && matches!(reply.result, Raw::Null)) {
+            return Err(A::Error::custom("not exactly one result"));
+        }
+        Ok(reply)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "lowercase")]
+enum Key {
+    Id,
+    Result,
+    Error,
+    #[serde(other)]
+    Other,
+}
+
+#[derive(Deserialize)]
+struct ErrorObject {
+    code: i64,
+    #[serde(default)]
+    message: String,
+}
+
+struct RawSeed;
+
+impl<'de> DeserializeSeed<'de> for RawSeed {
+    type Value = Raw;
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Raw, D::Error> {
+        d.deserialize_any(RawVisitor)
+    }
+}
+
+struct RawVisitor;
+
+impl<'de> Visitor<'de> for RawVisitor {
+    type Value = Raw;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("text, an object, a list of events, or null")
+    }
+
+    fn visit_unit<E>(self) -> Result<Raw, E> {
+        Ok(Raw::Null)
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Raw, E> {
+        Ok(Raw::Text(text.to_owned()))
+    }
+
+    fn visit_string<E>(self, text: String) -> Result<Raw, E> {
+        Ok(Raw::Text(text))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Raw, A::Error> {
+        Fields::from_map(map).map(Raw::Object)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Raw, A::Error> {
+        let mut items = Vec::new();
+        while let Some(fields) = seq.next_element::<Fields>()? {
+            if items.len() == MAX_CHANGES {
+                return Err(A::Error::custom("more events than allowed"));
+            }
+            let address = fields.address;
+            items.push((address, fields.change().ok_or_else(|| A::Error::custom("an event without its block"))?));
+        }
+        Ok(Raw::Items(items))
+    }
+}
+
+/// The fields of an event or a block header that mean something here.
+#[derive(Default)]
+struct Fields {
+    address: Option<Address>,
+    topics: heapless::Vec<B256, 4>,
+    data: Option<EventData>,
+    number: Option<u64>,
+    hash: Option<B256>,
+}
+
+/// The first string of an event's data, if it is a node id; longer data is read and dropped.
+enum EventData {
+    Node(NodeId),
+    Unreadable,
+}
+
+impl Fields {
+    fn from_map<'de, A: MapAccess<'de>>(mut map: A) -> Result<Self, A::Error> {
+        let mut fields = Self::default();
+        while let Some(key) = map.next_key::<FieldKey>()? {
+            match key {
+                FieldKey::Address => fields.address = map.next_value()?,
+                FieldKey::Topics => fields.topics = map.next_value()?,
+                FieldKey::Data => fields.data = map.next_value_seed(EventDataSeed)?,
+                FieldKey::BlockNumber | FieldKey::Number => {
+                    let text: Option<std::borrow::Cow<'de, str>> = map.next_value()?;
+                    fields.number = match text {
+                        None => None,
+                        Some(t) => Some(quantity(&t).ok_or_else(|| A::Error::custom("not a quantity"))?),
+                    };
+                }
+                FieldKey::BlockHash | FieldKey::Hash => fields.hash = map.next_value()?,
+                FieldKey::Other => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(fields)
+    }
+
+    /// `None`: an event of a block that is not made yet, or of none.
+    fn change(self) -> Option<Change> {
+        let block = BlockRef { number: self.number?, hash: self.hash? };
+        let topic = |i: usize| self.topics.get(i).copied();
+        let holder = |i| topic(i).map(|t| Address::from_word(t));
+        let token = |i| topic(i).map(|t| U256::from_be_bytes(t.0));
+        let whose = match topic(0) {
+            Some(GRANTED | REVOKED) => match (token(1), self.data) {
+                (Some(token_id), Some(EventData::Node(node))) => Some(Whose::Node { node, token_id }),
+                (_, Some(EventData::Unreadable | EventData::Node(_)) | None) => token(1).map(Whose::Token),
+            },
+            Some(TRANSFERRED) => token(1).map(Whose::Token),
+            Some(TRANSFER) => token(3).map(Whose::Token),
+            Some(KEY_UPDATED) => holder(1).map(Whose::Owner),
+            // Approvals, a change of the contract's owner, events of a later version: harmless, or everybody's business.
+            Some(_) | None => None,
+        };
+        Some(Change { block, whose: whose.unwrap_or(Whose::Anyone) })
+    }
+}
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct V;
+        impl<'de> Visitor<'de> for V {
+            type Value = Fields;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an event")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Fields, A::Error> {
+                Fields::from_map(map)
+            }
+        }
+        d.deserialize_map(V)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "camelCase")]
+enum FieldKey {
+    Address,
+    Topics,
+    Data,
+    BlockNumber,
+    Number,
+    BlockHash,
+    Hash,
+    #[serde(other)]
+    Other,
+}
+
+struct EventDataSeed;
+
+impl<'de> DeserializeSeed<'de> for EventDataSeed {
+    type Value = Option<EventData>;
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Self::Value, D::Error> {
+        struct V;
+        impl Visitor<'_> for V {
+            type Value = Option<EventData>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("hexadecimal data")
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Some(node_id(text).map_or(EventData::Unreadable, EventData::Node)))
+            }
+        }
+        d.deserialize_str(V)
+    }
+}
+
+/// The node id in the data of a grant or a revocation: its first string.
+fn node_id(data: &str) -> Option<NodeId> {
+    // Offset, length, 128 characters and a key: more is nothing we can read.
+    let digits = data.strip_prefix("0x").filter(|d| d.len() <= 2 * 1024)?;
+    let bytes = hex::decode(digits).ok()?;
+    match event_text(&bytes, 0) {
+        Ok(Text::Plain(text)) => text.parse().ok(),
+        Ok(Text::Nonsense) | Err(Malformed::Short | Malformed::Range) => None,
+        Err(Malformed::Trailing | Malformed::OtherNode | Malformed::Refused | Malformed::NoContract) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,150 @@
+//! Tests of the batches: every way an endpoint can answer something else than what was asked.
+use super::*;
+use proptest::prelude::*;
+
+fn read(text: &str, asks: &[Ask]) -> Result<Vec<Option<Answer>>, BadAnswer> {
+    decode(text.as_bytes(), asks)
+}
+
+fn run() -> Ask {
+    Ask::Run { code: vec![0], at: At::Latest }
+}
+
+#[test]
+fn a_batch_is_json_and_small() {
+    let asks = [
+        Ask::Run { code: vec![0; 30], at: At::Latest },
+        Ask::Logs { contract: Address::ZERO, from: 30_000_000, to: None },
+        Ask::Header(At::Hash(B256::ZERO)),
+        Ask::Run { code: vec![], at: At::Hash(B256::ZERO) },
+        Ask::ChainId,
+        Ask::ClientVersion,
+        Ask::Header(At::Number(7)),
+    ];
+    let whole: serde_json::Value = serde_json::from_slice(&encode(&asks)).unwrap();
+    assert_eq!(whole.as_array().unwrap().len(), asks.len());
+    assert_eq!(whole[1]["params"][0]["fromBlock"], "0x1c9c380");
+    assert!(encode(&asks[..2]).len() < 320, "a poll of an idle chain is paid for by the byte");
+}
+
+#[test]
+fn answers_come_in_any_order_and_in_part() {
+    let asks = [Ask::ChainId, run(), Ask::ChainId];
+    let got = read(r#"[{"id":3,"result":"0x7a69"},{"result":"0x00ff","jsonrpc":"2.0","id":2}]"#, &asks).unwrap();
+    assert_eq!(got, [None, Some(Answer::Bytes(vec![0, 255])), Some(Answer::Number(31337))]);
+    assert_eq!(read("[]", &asks).unwrap(), [None, None, None]);
+}
+
+#[test]
+fn what_was_not_asked_is_no_answer() {
+    let asks = [Ask::ChainId];
+    for bad in [
+        r#"[{"id":2,"result":"0x1"}]"#,
+        r#"[{"id":0,"result":"0x1"}]"#,
+        r#"[{"id":null,"result":"0x1"}]"#,
+        r#"[{"result":"0x1"}]"#,
+        r#"[{"id":1,"result":"0x1"},{"id":1,"result":"0x2"}]"#,
+        r#"[{"id":1.5,"result":"0x1"}]"#,
+        r#"[{"id":"1","result":"0x1"}]"#,
+        r#"[{"id":18446744073709551616,"result":"0x1"}]"#,
+        r#"[{"id":1,"result":1}]"#,
+        r#"[{"id":1,"result":NaN}]"#,
+        r#"[{"id":1,"result":1e999}]"#,
+        r#"[{"id":1,"result":"0x"}]"#,
+        r#"[{"id":1,"result":"0x+1"}]"#,
+        r#"[{"id":1,"result":"0xfffffffffffffffff"}]"#,
+        r#"[{"id":1,"result":null}]"#,
+        r#"[{"id":1,"result":[]}]"#,
+        r#"[{"id":1,"result":{}}]"#,
+        r#"[{"id":1}]"#,
+        r#"[{"id":1,"result":"0x1","result":"0x2"}]"#,
+        r#"[{"id":1,"result":"0x1","error":{"code":1,"message":"x"}}]"#,
+        r#"{"id":1,"result":"0x1"}"#,
+        r#"{"error":{"code":-32600,"message":"batches are not allowed"}}"#,
+        r#"[{"id":1,"result":"0x1"}] tail"#,
+        r#"[{"id":1,"result":"0x1"}"#,
+        "",
+        "<html>",
+        "null",
+    ] {
+        assert!(read(bad, &asks).is_err(), "{bad}");
+    }
+    assert!(decode(&b"[{\"id\":1,\"result\":\"\xff\xfe\"}]"[..], &asks).is_err(), "not UTF-8");
+    let deep = format!("[{{\"id\":1,\"x\":{}", "[".repeat(100_000));
+    assert!(read(&deep, &asks).is_err(), "nested beyond all measure");
+}
+
+#[test]
+fn a_refusal_is_told_apart() {
+    let got = read(r#"[{"id":1,"error":{"code":-32000,"message":"exceed maximum block range: 5000"}}]"#, &[run()]).unwrap();
+    let Some(Answer::Refused(refusal)) = &got[0] else { panic!("{got:?}") };
+    assert!(refusal.too_much() && !refusal.rate());
+    let rate = Refusal { code: -32005, message: "rate limit reached".into() };
+    assert!(rate.rate());
+}
+
+fn event(topics: &[String], data: &str) -> String {
+    format!(
+        r#"[{{"jsonrpc":"2.0","id":1,"result":[{{"address":"{:#x}","topics":[{}],"data":"{data}","blockNumber":"0x10","blockHash":"{:#x}","transactionHash":"0x00","logIndex":"0x0","removed":false}}]}}]"#,
+        Address::repeat_byte(1),
+        topics.iter().map(|t| format!("\"{t}\"")).collect::<Vec<_>>().join(","),
+        B256::repeat_byte(2),
+    )
+}
+
+fn whose(topics: &[String], data: &str) -> Result<Whose, BadAnswer> {
+    let asks = [Ask::Logs { contract: Address::repeat_byte(1), from: 1, to: None }];
+    let got = read(&event(topics, data), &asks)?;
+    let Some(Some(Answer::Changes(c))) = got.into_iter().next() else { panic!("no changes") };
+    assert_eq!(c[0].block, BlockRef { number: 16, hash: B256::repeat_byte(2) });
+    Ok(c[0].whose.clone())
+}
+
+#[test]
+fn events_say_whose_grant_to_look_at() {
+    let topic = |t: B256| format!("{t:#x}");
+    let seven = topic(B256::from(U256::from(7)));
+    let name = format!("0x{:064x}{:064x}{:0<64}", 32, 6, hex::encode("edge-1"));
+    assert_eq!(
+        whose(&[topic(REVOKED), seven.clone()], &name).unwrap(),
+        Whose::Node { node: "edge-1".parse().unwrap(), token_id: U256::from(7) }
+    );
+    // A name that cannot be read leaves the token.
+    assert_eq!(whose(&[topic(REVOKED), seven.clone()], "0x").unwrap(), Whose::Token(U256::from(7)));
+    assert_eq!(whose(&[topic(REVOKED), seven.clone()], &"0x".repeat(5000)).unwrap(), Whose::Token(U256::from(7)));
+    assert_eq!(whose(&[topic(TRANSFER), seven.clone(), seven.clone(), seven.clone()], "0x").unwrap(), Whose::Token(U256::from(7)));
+    assert_eq!(whose(&[topic(KEY_UPDATED), seven.clone()], "0x").unwrap(), Whose::Owner(Address::left_padding_from(&[7])));
+    assert_eq!(whose(&[topic(REVOKED)], "0x").unwrap(), Whose::Anyone);
+    assert_eq!(whose(&[], "0x").unwrap(), Whose::Anyone);
+    assert!(whose(&["0x12".into()], "0x").is_err(), "a topic that is none");
+    assert!(whose(&vec![seven; 5], "0x").is_err(), "more topics than there can be");
+}
+
+#[test]
+fn another_contracts_events_are_no_answer() {
+    let asks = [Ask::Logs { contract: Address::repeat_byte(9), from: 1, to: None }];
+    assert!(read(&event(&[], "0x"), &asks).is_err());
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        let _ = decode(bytes.as_slice(), &[Ask::ChainId, run()]);
+    }
+
+    /// Valid answers with one character changed are read or refused, and never gain an answer.
+    #[test]
+    fn a_changed_byte_never_panics(at in 0usize..400, to in any::<u8>()) {
+        let mut bytes = event(&[format!("{GRANTED:#x}")], "0x00").into_bytes();
+        if let Some(b) = bytes.get_mut(at) { *b = to; }
+        let asks = [Ask::Logs { contract: Address::repeat_byte(1), from: 1, to: None }];
+        if let Ok(got) = decode(bytes.as_slice(), &asks) {
+            prop_assert_eq!(got.len(), 1);
+        }
+    }
+
+    #[test]
+    fn quantities_read_back(n in any::<u64>()) {
+        prop_assert_eq!(quantity(&format!("{n:#x}")), Some(n));
+    }
+}

@@ -1,0 +1,259 @@
+//! Who may be a peer: the order of the questions and the reason for every answer.
+use super::abi::{self, Malformed, Reads, Text};
+use crate::net::key::PublicKey;
+use alloy_primitives::{Address, U256};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Why access was granted or denied. `VERIFICATION_ERROR` is not among them: it is the absence of a decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Reason {
+    /// Every question was answered with yes.
+    AccessGranted,
+    /// No token for this node.
+    NodeNotFound,
+    /// Revoked on chain.
+    NodeInactive,
+    /// The token or its owner stands for another key.
+    PublicKeyMismatch,
+    /// The contract itself says no.
+    AccessDenied,
+}
+
+impl Reason {
+    /// Every reason, in the order the questions are asked.
+    pub const ALL: [Self; 5] =
+        [Self::NodeNotFound, Self::NodeInactive, Self::PublicKeyMismatch, Self::AccessDenied, Self::AccessGranted];
+
+    /// The code, as the contract's users know it.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::AccessGranted => "ACCESS_GRANTED",
+            Self::NodeNotFound => "NODE_NOT_FOUND",
+            Self::NodeInactive => "NODE_INACTIVE",
+            Self::PublicKeyMismatch => "PUBLIC_KEY_MISMATCH",
+            Self::AccessDenied => "ACCESS_DENIED",
+        }
+    }
+
+    /// Whether it grants.
+    pub const fn grants(self) -> bool {
+        match self {
+            Self::AccessGranted => true,
+            Self::NodeNotFound | Self::NodeInactive | Self::PublicKeyMismatch | Self::AccessDenied => false,
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.code())
+    }
+}
+
+/// The code of "nobody could tell": never a grant, never a revocation.
+pub const VERIFICATION_ERROR: &str = "VERIFICATION_ERROR";
+
+/// What the chain says about one node and key at one block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decision {
+    /// Why.
+    pub reason: Reason,
+    /// The node's token, if there is one.
+    pub token_id: Option<U256>,
+    /// Who holds it, if somebody does.
+    pub owner: Option<Address>,
+}
+
+/// May the peer with `key` act as `node`? All of `reads` are of one block.
+pub fn decide(reads: &Reads<'_>, node: &str, key: &PublicKey) -> Result<Decision, Malformed> {
+    let denied = |reason, token_id, owner| Ok(Decision { reason, token_id, owner });
+    let Some(id) = abi::uint(reads.token_id)?.filter(|id| !id.is_zero()) else {
+        return denied(Reason::NodeNotFound, None, None);
+    };
+    let Some(access) = abi::node_access(reads.access)? else {
+        return denied(Reason::NodeNotFound, Some(id), None);
+    };
+    if access.node_id != Text::Plain(node) {
+        return Err(Malformed::OtherNode);
+    }
+    // Read before anything is denied, so that a later change of hands finds this decision by its owner.
+    let owner = abi::address(reads.owner)?;
+    if !access.active {
+        return denied(Reason::NodeInactive, Some(id), owner);
+    }
+    if !is_key(access.public_key, key) {
+        return denied(Reason::PublicKeyMismatch, Some(id), owner);
+    }
+    let Some(owner) = owner else { return denied(Reason::NodeNotFound, Some(id), None) };
+    let owners_key = abi::string(reads.owner_key)?;
+    if owners_key.is_some_and(|k| k != Text::Plain("") && !is_key(k, key)) {
+        return denied(Reason::PublicKeyMismatch, Some(id), Some(owner));
+    }
+    let reason = if abi::boolean(reads.has_access)? == Some(true) { Reason::AccessGranted } else { Reason::AccessDenied };
+    Ok(Decision { reason, token_id: Some(id), owner: Some(owner) })
+}
+
+/// Compared as 32 decoded bytes: text that is no key equals none.
+fn is_key(text: Text<'_>, key: &PublicKey) -> bool {
+    match text {
+        Text::Plain(t) => t.parse::<PublicKey>().is_ok_and(|k| k == *key),
+        Text::Nonsense => false,
+    }
+}
+
+/// A key short enough for a log: its first eight characters.
+#[derive(Clone, Copy, Debug)]
+pub struct Short<'a>(pub &'a PublicKey);
+
+impl fmt::Display for Short<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.0.to_string();
+        write!(f, "{}…", text.get(..8).unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::grants::abi::Read;
+    use proptest::prelude::*;
+
+    const NODE: &str = "edge-1";
+
+    fn word(n: u64) -> Vec<u8> {
+        U256::from(n).to_be_bytes::<32>().to_vec()
+    }
+
+    fn text(s: &[u8]) -> Vec<u8> {
+        let mut out = word(s.len() as u64);
+        out.extend_from_slice(s);
+        out.resize(32 + s.len().next_multiple_of(32), 0);
+        out
+    }
+
+    fn access(node: &[u8], key: &[u8], active: u64) -> Vec<u8> {
+        let (node, key) = (text(node), text(key));
+        [word(128), word(128 + node.len() as u64), word(1), word(active), node, key].concat()
+    }
+
+    /// The answers of a contract that grants, to be spoilt one by one.
+    struct World {
+        id: Vec<u8>,
+        access: Vec<u8>,
+        owner: Vec<u8>,
+        owner_key: Vec<u8>,
+        has: Vec<u8>,
+    }
+
+    fn key() -> PublicKey {
+        PublicKey([7; 32])
+    }
+
+    fn good() -> World {
+        let k = key().to_string();
+        World {
+            id: word(3),
+            access: access(NODE.as_bytes(), k.as_bytes(), 1),
+            owner: word(0xabc),
+            owner_key: [word(32), text(k.as_bytes())].concat(),
+            has: word(1),
+        }
+    }
+
+    fn answer(data: &[u8]) -> Read<'_> {
+        Read::Returned { size: data.len(), data }
+    }
+
+    fn judge(w: &World) -> Result<Reason, Malformed> {
+        let reads = Reads {
+            token_id: answer(&w.id),
+            access: answer(&w.access),
+            owner: answer(&w.owner),
+            owner_key: answer(&w.owner_key),
+            has_access: answer(&w.has),
+        };
+        decide(&reads, NODE, &key()).map(|d| d.reason)
+    }
+
+    #[test]
+    fn the_questions_are_asked_in_the_published_order() {
+        let other = PublicKey([8; 32]).to_string();
+        let mut w = good();
+        assert_eq!(judge(&w), Ok(Reason::AccessGranted));
+        // Spoilt from the last question to the first: the earlier question always wins.
+        w.has = word(0);
+        assert_eq!(judge(&w), Ok(Reason::AccessDenied));
+        w.owner_key = [word(32), text(other.as_bytes())].concat();
+        assert_eq!(judge(&w), Ok(Reason::PublicKeyMismatch));
+        w = World { access: access(NODE.as_bytes(), other.as_bytes(), 1), has: word(1), ..good() };
+        assert_eq!(judge(&w), Ok(Reason::PublicKeyMismatch));
+        w.access = access(NODE.as_bytes(), other.as_bytes(), 0);
+        assert_eq!(judge(&w), Ok(Reason::NodeInactive));
+        w.id = word(0);
+        assert_eq!(judge(&w), Ok(Reason::NodeNotFound));
+    }
+
+    #[test]
+    fn an_owner_without_a_key_does_not_stand_in_the_way() {
+        assert_eq!(judge(&World { owner_key: [word(32), text(b"")].concat(), ..good() }), Ok(Reason::AccessGranted));
+    }
+
+    #[test]
+    fn a_key_that_is_none_never_matches() {
+        for bad in [&b""[..], b"AAAA", &[0xff; 44], &[b'A'; 2000]] {
+            assert_eq!(judge(&World { access: access(NODE.as_bytes(), bad, 1), ..good() }), Ok(Reason::PublicKeyMismatch));
+        }
+    }
+
+    #[test]
+    fn another_nodes_token_decides_nothing() {
+        let k = key().to_string();
+        let w = World { access: access(b"edge-2", k.as_bytes(), 1), ..good() };
+        assert_eq!(judge(&w), Err(Malformed::OtherNode));
+    }
+
+    #[test]
+    fn a_token_that_is_gone_is_an_answer_under_both_libraries() {
+        let five = [&[0x7e, 0x27, 0x32, 0x89][..], &[0; 32]].concat();
+        let four = [&[0x08, 0xc3, 0x79, 0xa0][..], &word(32), &text(b"ERC721: invalid token ID")].concat();
+        let w = good();
+        for revert in [&five, &four] {
+            let reads = Reads {
+                token_id: answer(&w.id),
+                access: Read::Reverted(revert),
+                owner: Read::Reverted(revert),
+                owner_key: answer(&w.owner_key),
+                has_access: answer(&w.has),
+            };
+            assert_eq!(decide(&reads, NODE, &key()).map(|d| d.reason), Ok(Reason::NodeNotFound));
+        }
+        let other = [&[0x11, 0x8c, 0xda, 0xa7][..], &[0; 32]].concat();
+        let reads = Reads { access: Read::Reverted(&other), ..Reads {
+            token_id: answer(&w.id),
+            access: answer(&w.access),
+            owner: answer(&w.owner),
+            owner_key: answer(&w.owner_key),
+            has_access: answer(&w.has),
+        } };
+        assert_eq!(decide(&reads, NODE, &key()), Err(Malformed::Refused));
+    }
+
+    #[test]
+    fn no_contract_is_no_decision() {
+        assert_eq!(judge(&World { id: Vec::new(), ..good() }), Err(Malformed::NoContract));
+    }
+
+    proptest! {
+        /// One flipped byte anywhere never makes a grant out of a denial.
+        #[test]
+        fn noise_never_grants(at in 0usize..352, to in any::<u8>(), cut in 0usize..352) {
+            let other = PublicKey([8; 32]).to_string();
+            let mut w = World { access: access(NODE.as_bytes(), other.as_bytes(), 0), has: word(0), ..good() };
+            if let Some(b) = w.access.get_mut(at) { *b = to; }
+            w.access.truncate(cut);
+            prop_assert_ne!(judge(&w), Ok(Reason::AccessGranted));
+        }
+    }
+}
