@@ -1,6 +1,12 @@
 //! Access by NFT: who may be a peer, verified on chain, kept through outages, and taken into the kernel by `derive`.
 //!
 //! - [`abi`], [`jsonrpc`]: the wire; [`policy`]: the decision.
+//! - [`quorum`]: whom to ask and when to believe; [`follow`]: how far the events were read.
+//! - [`cache`], [`ladder`]: what is kept, and for how long without an answer.
 pub mod abi;
+pub mod cache;
+pub mod follow;
 pub mod jsonrpc;
+pub mod ladder;
 pub mod policy;
+pub mod quorum;

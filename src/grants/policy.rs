@@ -250,7 +250,7 @@ mod tests {
         #[test]
         fn noise_never_grants(at in 0usize..352, to in any::<u8>(), cut in 0usize..352) {
             let other = PublicKey([8; 32]).to_string();
-            let mut w = World { access: access(NODE.as_bytes(), other.as_bytes(), 0), has: word(0), ..good() };
+            let mut w = World { access: access(NODE.as_bytes(), other.as_bytes(), 0), ..good() };
             if let Some(b) = w.access.get_mut(at) { *b = to; }
             w.access.truncate(cut);
             prop_assert_ne!(judge(&w), Ok(Reason::AccessGranted));

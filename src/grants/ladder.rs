@@ -1,0 +1,281 @@
+//! How long grants outlive the last time the chain was heard: Fresh → Stale → Grace → Expired.
+//!
+//! Counted on the boot clock, so that no wall clock set back can stretch it. Across reboots counts what was *reserved*:
+//! before the time used passes what the disk says, the disk is told a later figure, and whoever starts from it starts from
+//! there. A reboot can so only shorten the ladder, by at most one step, and costs no write while the chain answers.
+//! Time without power is not counted: no clock on the board can prove it.
+use crate::time::Boot;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// How the grants stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// The chain was heard a moment ago.
+    Fresh,
+    /// Not heard for a while; every grant still holds.
+    Stale,
+    /// Not heard for long: peers stay, and nobody becomes one.
+    Grace,
+    /// Not heard for so long that nothing is known any more: denied, until it is heard again.
+    Expired,
+}
+
+impl Phase {
+    /// The name in metrics and answers.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fresh => "fresh",
+            Self::Stale => "stale",
+            Self::Grace => "grace",
+            Self::Expired => "expired",
+        }
+    }
+}
+
+/// How long each phase lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rungs {
+    /// Length of [`Phase::Fresh`].
+    pub fresh: Duration,
+    /// Length of [`Phase::Stale`].
+    pub stale: Duration,
+    /// Length of [`Phase::Grace`].
+    pub grace: Duration,
+}
+
+impl Rungs {
+    /// The phase after `unheard`.
+    pub fn phase(&self, unheard: Duration) -> Phase {
+        if unheard < self.fresh {
+            Phase::Fresh
+        } else if unheard < self.fresh.saturating_add(self.stale) {
+            Phase::Stale
+        } else if unheard < self.total() {
+            Phase::Grace
+        } else {
+            Phase::Expired
+        }
+    }
+
+    /// Time from the last word of the chain until everything is denied.
+    pub fn total(&self) -> Duration {
+        self.fresh.saturating_add(self.stale).saturating_add(self.grace)
+    }
+
+    /// What one reboot may cost.
+    fn step(&self) -> Duration {
+        self.fresh.max(Duration::from_secs(60))
+    }
+}
+
+/// What the disk knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reserve {
+    /// No more than this has been used while this is the record; who starts from another boot starts here.
+    pub reserved: Duration,
+    /// Used when it was written.
+    pub used: Duration,
+    /// When it was written.
+    pub at: Boot,
+    /// In which boot.
+    pub boot_id: Option<String>,
+}
+
+/// Where on the ladder we are.
+#[derive(Clone, Debug)]
+pub struct Ladder {
+    rungs: Rungs,
+    /// Used up at `mark`; `None`: the chain was never heard.
+    used: Option<Duration>,
+    mark: Boot,
+    /// What the disk is known to hold.
+    reserved: Duration,
+}
+
+impl Ladder {
+    /// A ladder of a device that never heard the chain: nothing is granted.
+    pub const fn new(rungs: Rungs, now: Boot) -> Self {
+        Self { rungs, used: None, mark: now, reserved: Duration::ZERO }
+    }
+
+    /// Goes on from what the disk knows.
+    pub fn resume(rungs: Rungs, reserve: &Reserve, boot_id: Option<&str>, now: Boot) -> Self {
+        // Either bound is above the truth; within one boot both are known.
+        let same_boot = reserve.boot_id.is_some() && reserve.boot_id.as_deref() == boot_id && now >= reserve.at;
+        let counted = reserve.used.saturating_add(now.since(reserve.at));
+        let since_boot = now.since_boot();
+        let used =
+            if same_boot { counted.min(reserve.reserved) } else { reserve.reserved.saturating_add(since_boot) };
+        // The stretch from here on is not on disk yet.
+        Self { rungs, used: Some(used), mark: now, reserved: if same_boot { reserve.reserved } else { used } }
+    }
+
+    /// The chain was heard: everything that is cached is as it says.
+    pub const fn confirm(&mut self, now: Boot) {
+        self.used = Some(Duration::ZERO);
+        self.mark = now;
+    }
+
+    /// Time since the chain was heard, as far as anybody can tell; `None`: never.
+    pub fn unheard(&self, now: Boot) -> Option<Duration> {
+        self.used.map(|u| u.saturating_add(now.since(self.mark)))
+    }
+
+    /// The phase now.
+    pub fn phase(&self, now: Boot) -> Phase {
+        self.unheard(now).map_or(Phase::Expired, |u| self.rungs.phase(u))
+    }
+
+    /// The lengths.
+    pub const fn rungs(&self) -> &Rungs {
+        &self.rungs
+    }
+
+    /// The next moment something changes by itself: a phase ends, or the disk must be told more.
+    pub fn deadline(&self, now: Boot) -> Option<Boot> {
+        let unheard = self.unheard(now)?;
+        let (a, b, c) = (self.rungs.fresh, self.rungs.fresh.saturating_add(self.rungs.stale), self.rungs.total());
+        let phase = [a, b, c].into_iter().find(|end| *end > unheard)?;
+        let reserve = self.reserved.saturating_sub(self.rungs.step() / 2);
+        let next = if reserve > unheard { phase.min(reserve) } else { phase };
+        Some(now + next.saturating_sub(unheard))
+    }
+
+    /// What the disk must be told now, before more time is used: `None` while it knows enough.
+    pub fn to_reserve(&self, now: Boot, boot_id: Option<&str>) -> Option<Reserve> {
+        let used = self.unheard(now)?;
+        let step = self.rungs.step();
+        let short = used.saturating_add(step / 2) > self.reserved && used < self.rungs.total();
+        let wasteful = used < step && self.reserved > step.saturating_mul(2);
+        (short || wasteful).then(|| Reserve {
+            reserved: used.saturating_add(step),
+            used,
+            at: now,
+            boot_id: boot_id.map(str::to_owned),
+        })
+    }
+
+    /// The record as it stands, for a document that is written for another reason.
+    pub fn record(&self, now: Boot, boot_id: Option<&str>) -> Option<Reserve> {
+        let used = self.unheard(now)?;
+        let reserved = used.saturating_add(self.rungs.step());
+        Some(Reserve { reserved, used, at: now, boot_id: boot_id.map(str::to_owned) })
+    }
+
+    /// The disk holds `reserve`.
+    pub const fn reserved(&mut self, reserve: &Reserve) {
+        self.reserved = reserve.reserved;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const RUNGS: Rungs =
+        Rungs { fresh: Duration::from_secs(100), stale: Duration::from_secs(500), grace: Duration::from_secs(900) };
+
+    #[test]
+    fn a_device_that_never_heard_the_chain_grants_nothing() {
+        assert_eq!(Ladder::new(RUNGS, Boot::default()).phase(Boot::from_secs(9)), Phase::Expired);
+    }
+
+    #[test]
+    fn the_rungs_follow_each_other() {
+        let mut l = Ladder::new(RUNGS, Boot::default());
+        l.confirm(Boot::from_secs(10));
+        for (at, phase) in
+            [(10, Phase::Fresh), (109, Phase::Fresh), (110, Phase::Stale), (610, Phase::Grace), (1510, Phase::Expired)]
+        {
+            assert_eq!(l.phase(Boot::from_secs(at)), phase, "at {at}");
+        }
+        l.confirm(Boot::from_secs(2000));
+        assert_eq!(l.phase(Boot::from_secs(2001)), Phase::Fresh);
+    }
+
+    #[test]
+    fn an_answering_chain_costs_no_write() {
+        let mut l = Ladder::new(RUNGS, Boot::default());
+        l.confirm(Boot::default());
+        let mut writes = 0;
+        for s in (0..86_400).step_by(30) {
+            let now = Boot::from_secs(s);
+            l.confirm(now);
+            if let Some(r) = l.to_reserve(now, Some("a")) {
+                l.reserved(&r);
+                writes += 1;
+            }
+        }
+        assert_eq!(writes, 1);
+    }
+
+    /// What can happen to a board without a chain.
+    #[derive(Clone, Debug)]
+    enum Event {
+        Run(u64),
+        Restart,
+        Reboot,
+        /// Power is cut between the reservation's deadline and its write.
+        CutBeforeWrite(u64),
+    }
+
+    proptest! {
+        /// However a board is restarted, rebooted or cut off: its grants end no later than the ladder's length of powered time
+        /// after the chain was last heard.
+        #[test]
+        fn nothing_stretches_the_ladder(events in proptest::collection::vec(prop_oneof![
+            (1u64..400).prop_map(Event::Run), Just(Event::Restart), Just(Event::Reboot), (1u64..40).prop_map(Event::CutBeforeWrite)
+        ], 1..60)) {
+            let mut boot = 0u32;
+            let mut now = Boot::from_secs(50);
+            let mut disk;
+            let mut ladder = Ladder::new(RUNGS, now);
+            ladder.confirm(now);
+            let id = |b: u32| b.to_string();
+            disk = ladder.to_reserve(now, Some(&id(boot)));
+            if let Some(r) = &disk { ladder.reserved(r); }
+            let mut truly = Duration::ZERO;
+            for event in events {
+                match event {
+                    Event::Run(secs) | Event::CutBeforeWrite(secs) => {
+                        let cut = matches!(event, Event::CutBeforeWrite(_));
+                        for _ in 0..secs {
+                            now += Duration::from_secs(1);
+                            truly += Duration::from_secs(1);
+                            if !cut && let Some(r) = ladder.to_reserve(now, Some(&id(boot))) {
+                                ladder.reserved(&r);
+                                disk = Some(r);
+                            }
+                            if truly >= RUNGS.total() {
+                                prop_assert_eq!(ladder.phase(now), Phase::Expired);
+                            }
+                        }
+                        if cut {
+                            boot += 1;
+                            now = Boot::from_secs(1);
+                            ladder = Ladder::resume(RUNGS, disk.as_ref().unwrap(), Some(&id(boot)), now);
+                        }
+                    }
+                    Event::Restart => {
+                        ladder = Ladder::resume(RUNGS, disk.as_ref().unwrap(), Some(&id(boot)), now);
+                    }
+                    Event::Reboot => {
+                        boot += 1;
+                        truly += Duration::from_secs(1);
+                        now = Boot::from_secs(1);
+                        ladder = Ladder::resume(RUNGS, disk.as_ref().unwrap(), Some(&id(boot)), now);
+                    }
+                }
+                // The first thing a start does.
+                if let Some(r) = ladder.to_reserve(now, Some(&id(boot))) {
+                    ladder.reserved(&r);
+                    disk = Some(r);
+                }
+                prop_assert!(ladder.unheard(now).unwrap() >= truly.min(RUNGS.total()), "{:?} < {truly:?}", ladder.unheard(now));
+            }
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! Which endpoints are asked, in what order, and when enough of them say the same.
+use crate::time::Boot;
+use std::time::Duration;
+
+/// Most endpoints of one chain.
+pub const MAX_ENDPOINTS: usize = 8;
+/// First wait after a failure.
+const BACKOFF_MIN: Duration = Duration::from_secs(1);
+/// Longest wait of our own choice.
+const BACKOFF_MAX: Duration = Duration::from_secs(300);
+/// Longest wait an endpoint may ask for.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
+
+/// Counts equal answers.
+#[derive(Clone, Debug)]
+pub struct Tally<T> {
+    need: usize,
+    answers: heapless::Vec<(usize, T), MAX_ENDPOINTS>,
+}
+
+impl<T: PartialEq> Tally<T> {
+    /// Needs `need` equal answers.
+    pub const fn new(need: usize) -> Self {
+        Self { need, answers: heapless::Vec::new() }
+    }
+
+    /// Takes the answer of `endpoint`; only its first one counts.
+    pub fn add(&mut self, endpoint: usize, answer: T) {
+        if self.answers.iter().all(|(e, _)| *e != endpoint) {
+            // More endpoints than there can be are not asked.
+            let _ = self.answers.push((endpoint, answer));
+        }
+    }
+
+    /// The answer that enough endpoints gave.
+    pub fn agreed(&self) -> Option<&T> {
+        self.answers.iter().map(|(_, a)| a).find(|a| self.votes(a) >= self.need)
+    }
+
+    /// How many more equal answers are needed at best.
+    pub fn missing(&self) -> usize {
+        let best = self.answers.iter().map(|(_, a)| self.votes(a)).max().unwrap_or(0);
+        self.need.saturating_sub(best)
+    }
+
+    /// Who said something else than what was agreed on.
+    pub fn dissenters(&self) -> impl Iterator<Item = usize> {
+        let agreed = self.agreed();
+        self.answers.iter().filter(move |(_, a)| agreed.is_some_and(|x| x != a)).map(|(e, _)| *e)
+    }
+
+    fn votes(&self, answer: &T) -> usize {
+        self.answers.iter().filter(|(_, a)| a == answer).count()
+    }
+}
+
+/// Whether an endpoint is on the chain that is configured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnChain {
+    /// Not asked yet.
+    #[default]
+    Unknown,
+    /// It is.
+    Yes,
+    /// It is on this one: never asked anything but its chain again.
+    Other(u64),
+}
+
+/// What is known of one endpoint.
+#[derive(Clone, Debug, Default)]
+pub struct Standing {
+    /// Smoothed time to an answer; `None`: never answered.
+    pub latency: Option<Duration>,
+    /// Failures in a row.
+    pub failures: u32,
+    /// Not before this.
+    pub not_before: Boot,
+    /// Its chain.
+    pub chain: OnChain,
+    /// Answers that the others contradicted.
+    pub dissents: u64,
+    /// Answers.
+    pub answers: u64,
+    /// Failures.
+    pub errors: u64,
+    /// Newest height it told.
+    pub height: u64,
+}
+
+/// The endpoints of one chain.
+#[derive(Clone, Debug, Default)]
+pub struct Endpoints(heapless::Vec<Standing, MAX_ENDPOINTS>);
+
+impl Endpoints {
+    /// `n` endpoints nothing is known of, at most [`MAX_ENDPOINTS`].
+    pub fn new(n: usize) -> Self {
+        Self((0..n.min(MAX_ENDPOINTS)).map(|_| Standing::default()).collect())
+    }
+
+    /// One endpoint's standing.
+    pub fn get(&self, i: usize) -> Option<&Standing> {
+        self.0.get(i)
+    }
+
+    /// Every endpoint's standing.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Standing> {
+        self.0.iter()
+    }
+
+    /// The endpoints that may be asked now, best first: without failures before with, then by latency in steps of 20 ms, so
+    /// that noise does not change the order, then as configured.
+    pub fn order(&self, now: Boot) -> heapless::Vec<usize, MAX_ENDPOINTS> {
+        let mut order: heapless::Vec<usize, MAX_ENDPOINTS> =
+            (0..self.0.len()).filter(|i| self.0.get(*i).is_some_and(|s| s.not_before <= now)).collect();
+        order.sort_by_key(|i| {
+            self.0.get(*i).map(|s| (s.failures.min(8), s.latency.unwrap_or_default().as_millis() / 20, *i))
+        });
+        order
+    }
+
+    /// When the next endpoint may be asked again, if none may now.
+    pub fn next(&self) -> Option<Boot> {
+        self.0.iter().map(|s| s.not_before).min()
+    }
+
+    /// It answered.
+    pub fn answered(&mut self, i: usize, took: Duration) {
+        let Some(s) = self.0.get_mut(i) else { return };
+        s.failures = 0;
+        s.answers += 1;
+        // An average over about eight answers.
+        s.latency = Some(s.latency.map_or(took, |l| l.saturating_mul(7).saturating_add(took) / 8));
+    }
+
+    /// It did not, or not to the point; `retry_after` is what it asked for. `random` spreads the devices.
+    pub fn failed(&mut self, i: usize, now: Boot, retry_after: Option<Duration>, random: u64) {
+        let Some(s) = self.0.get_mut(i) else { return };
+        s.failures = s.failures.saturating_add(1);
+        s.errors += 1;
+        let wait = BACKOFF_MIN.saturating_mul(1 << (s.failures - 1).min(16)).min(BACKOFF_MAX);
+        // Between half and one and a half.
+        let half = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
+        let own = wait / 2 + Duration::from_millis(random % half);
+        s.not_before = now + retry_after.map_or(own, |r| r.min(RETRY_AFTER_MAX).max(own));
+    }
+
+    /// The others said something else.
+    pub fn dissented(&mut self, i: usize) {
+        if let Some(s) = self.0.get_mut(i) {
+            s.dissents += 1;
+            // Asked last for a while, not shut out: it may have been behind by a block.
+            s.failures = s.failures.max(1);
+        }
+    }
+
+    /// It told which chain it is on; another one is a failure for an hour, for someone may mend it.
+    pub fn on_chain(&mut self, i: usize, told: u64, wanted: u64, now: Boot) -> bool {
+        let Some(s) = self.0.get_mut(i) else { return false };
+        s.chain = if told == wanted { OnChain::Yes } else { OnChain::Other(told) };
+        if told != wanted {
+            s.errors += 1;
+            s.not_before = now + RETRY_AFTER_MAX;
+        }
+        told == wanted
+    }
+
+    /// It told a height.
+    pub fn at_height(&mut self, i: usize, height: u64) {
+        if let Some(s) = self.0.get_mut(i) {
+            s.height = height;
+        }
+    }
+
+    /// Whether its chain is still to be asked for.
+    pub fn must_tell_chain(&self, i: usize) -> bool {
+        self.0.get(i).is_none_or(|s| s.chain != OnChain::Yes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn two_of_three_outvote_a_liar() {
+        let mut t = Tally::new(2);
+        t.add(0, "lie");
+        t.add(1, "truth");
+        assert_eq!((t.agreed(), t.missing()), (None, 1));
+        t.add(0, "truth");
+        assert_eq!(t.agreed(), None, "one endpoint has one vote");
+        t.add(2, "truth");
+        assert_eq!(t.agreed(), Some(&"truth"));
+        assert_eq!(t.dissenters().collect::<Vec<_>>(), [0]);
+    }
+
+    #[test]
+    fn a_failing_endpoint_makes_room_for_the_next() {
+        let mut e = Endpoints::new(3);
+        let now = Boot::from_secs(100);
+        e.answered(0, Duration::from_millis(200));
+        e.answered(1, Duration::from_millis(50));
+        e.answered(2, Duration::from_millis(52));
+        assert_eq!(e.order(now).as_slice(), [1, 2, 0]);
+        e.failed(1, now, Some(Duration::from_secs(30)), 0);
+        assert_eq!(e.order(now).as_slice(), [2, 0]);
+        assert_eq!(e.order(now + Duration::from_secs(29)).as_slice(), [2, 0], "Retry-After is kept");
+        assert_eq!(e.order(now + Duration::from_secs(31)).as_slice(), [2, 0, 1]);
+        e.failed(0, now, Some(Duration::MAX), 0);
+        assert!(e.order(now + RETRY_AFTER_MAX).contains(&0), "but not for ever");
+        assert!(!e.on_chain(2, 1, 8453, now));
+        assert_eq!(e.get(2).unwrap().chain, OnChain::Other(1));
+        assert!(e.order(now).is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn backoff_stays_within_its_bounds(fails in 1u32..200, random in any::<u64>()) {
+            let mut e = Endpoints::new(1);
+            let now = Boot::from_secs(1);
+            for _ in 0..fails {
+                e.failed(0, now, None, random);
+                let wait = e.get(0).unwrap().not_before.since(now);
+                prop_assert!(wait >= BACKOFF_MIN / 2 && wait <= BACKOFF_MAX * 3 / 2, "{wait:?}");
+            }
+            e.answered(0, Duration::ZERO);
+            prop_assert_eq!(e.get(0).unwrap().failures, 0);
+        }
+    }
+}
