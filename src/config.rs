@@ -3,6 +3,7 @@
 //! Layers, later ones win: built-in defaults < the file (`/etc/spoke/spoke.toml`) < environment variables
 //! `SPOKE__SECTION__KEY`. Every fault of every layer is reported at once, with file, key and remedy. One section per
 //! task; each section lives in its own file here.
+pub mod grants;
 pub mod health;
 pub mod interface;
 pub mod node;
@@ -63,6 +64,8 @@ pub struct Config {
     pub uplink: Option<uplink::Uplink>,
     /// `[health]`: the local endpoints.
     pub health: health::Health,
+    /// `[grants]`: who may be a peer, by NFT.
+    pub grants: Option<grants::Grants>,
     /// `[[interface]]`: WireGuard interfaces.
     #[serde(rename = "interface")]
     pub interfaces: Vec<interface::Interface>,
@@ -110,9 +113,10 @@ impl Config {
         let node = node::Node::read(&mut root.table("node"));
         let uplink = root.has("uplink").then(|| uplink::Uplink::read(&mut root.table("uplink"))).flatten();
         let health = health::Health::read(&mut root.table("health"));
+        let grants = root.has("grants").then(|| grants::Grants::read(&mut root.table("grants"), &node)).flatten();
         let interfaces = root.tables("interface", |t| interface::Interface::read(t, &node));
         root.finish();
-        let config = Self { node, uplink, health, interfaces };
+        let config = Self { node, uplink, health, grants, interfaces };
         config.cross_check(name, &mut faults);
         if faults.is_empty() { Ok(config) } else { Err(Faults(faults)) }
     }
@@ -122,6 +126,14 @@ impl Config {
         let mut fault = |key: String, problem: String, remedy: &str| {
             faults.push(Fault { file: file.into(), key, problem, remedy: remedy.into() });
         };
+        let nft = self.interfaces.iter().position(|i| i.access == interface::Access::Nft);
+        if let (Some(i), None) = (nft, &self.grants) {
+            fault(
+                format!("interface[{i}].access"),
+                "\"nft\" without a contract to ask".into(),
+                "add [grants] with contract, chain_id and endpoints",
+            );
+        }
         let mut names = BTreeSet::new();
         let mut ports = BTreeMap::new();
         for (i, link) in self.interfaces.iter().enumerate() {

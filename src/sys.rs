@@ -9,4 +9,5 @@ pub mod notify;
 pub mod probe;
 pub mod random;
 pub mod resolve;
+pub mod rpc;
 pub mod socket;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
 /// Longest key file that is looked at, in bytes.
-const MAX_FILE: u64 = 256;
+const MAX_FILE: u64 = 2304;
 
 /// Why a key is not to be had.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +23,9 @@ pub enum KeyError {
         "{0} does not hold a WireGuard key: expected one line of 44 characters; put a key there (spoke key generate) or move the file away to have one made"
     )]
     NotAKey(KeySource),
+    /// What is there is not a URL.
+    #[error("{0} does not hold an HTTP URL: expected one line such as https://rpc.example.net/v2/KEY")]
+    NotAUrl(KeySource),
     /// A key that only somebody else can provide is not there.
     #[error("{origin} is not there: {remedy}")]
     Missing {
@@ -104,6 +107,19 @@ pub fn preshared(source: &KeySource) -> Result<PresharedKey, KeyError> {
                 origin: source.clone(),
                 remedy: "put there what `wg genpsk` gave the other side, mode 0600",
             }),
+            KeySource::Credential(_) => Err(no_credential(source)),
+        },
+    }
+}
+
+/// Reads a secret of one line that is no key, such as a URL with a token in it.
+pub fn line(source: &KeySource) -> Result<Zeroizing<String>, KeyError> {
+    match read(source)? {
+        Some(text) => Ok(Zeroizing::new(text.trim().to_owned())),
+        None => match source {
+            KeySource::File(_) => {
+                Err(KeyError::Missing { origin: source.clone(), remedy: "put the line there, mode 0600" })
+            }
             KeySource::Credential(_) => Err(no_credential(source)),
         },
     }

@@ -1,0 +1,285 @@
+//! `[grants]`: the contract that says who may be a peer, the endpoints that are asked, and how long an answer lasts.
+use super::node::{Node, Role};
+use super::reader::Table;
+use super::types::{KeySource, duration_text};
+use crate::grants::ladder::Rungs;
+use crate::grants::quorum::MAX_ENDPOINTS;
+use crate::secret::Secret;
+use alloy_primitives::Address;
+use serde::{Deserialize, Serialize, Serializer};
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// Where an endpoint's URL comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// It stands in the configuration; a path or a query may hold a key and is never shown.
+    Url(Url),
+    /// It is kept like a key: a file or a credential with the URL as its one line.
+    Kept(KeySource),
+}
+
+/// An HTTP URL of which only scheme and host may be shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Url {
+    text: Secret<String>,
+    shown: String,
+}
+
+impl Url {
+    /// The whole URL, for the one place that opens it.
+    pub const fn reveal(&self) -> &String {
+        self.text.reveal()
+    }
+
+    /// Scheme, host and port.
+    pub fn shown(&self) -> &str {
+        &self.shown
+    }
+}
+
+impl fmt::Debug for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.shown)
+    }
+}
+
+/// Text that is not an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadEndpoint {
+    /// Another scheme, no host, a user name, or characters no URL has.
+    #[error("not an HTTP URL such as https://rpc.example.net/v2/KEY, file:/path or credential:NAME")]
+    Syntax,
+    /// A name and password in front of the host.
+    #[error("a user name before the host is not supported: put the key where the provider says")]
+    UserInfo,
+}
+
+impl FromStr for Url {
+    type Err = BadEndpoint;
+    fn from_str(text: &str) -> Result<Self, BadEndpoint> {
+        let (scheme, rest) = text.split_once("://").ok_or(BadEndpoint::Syntax)?;
+        if !matches!(scheme, "http" | "https") || text.len() > 2048 || !text.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(BadEndpoint::Syntax);
+        }
+        let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        if host.contains('@') {
+            return Err(BadEndpoint::UserInfo);
+        }
+        let name = host.rsplit_once(':').map_or(host, |(h, p)| if p.ends_with(']') { host } else { h });
+        if name.is_empty() || host.contains(['"', '<', '>', '\\', '^', '`', '{', '|', '}']) {
+            return Err(BadEndpoint::Syntax);
+        }
+        Ok(Self { shown: format!("{scheme}://{host}"), text: Secret::new(text.to_owned()) })
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = BadEndpoint;
+    fn from_str(text: &str) -> Result<Self, BadEndpoint> {
+        if text.starts_with("file:") || text.starts_with("credential:") {
+            return text.parse().map(Self::Kept).map_err(|_| BadEndpoint::Syntax);
+        }
+        text.parse().map(Self::Url)
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Url(url) => f.write_str(&url.shown),
+            Self::Kept(source) => source.fmt(f),
+        }
+    }
+}
+
+impl Serialize for Endpoint {
+    /// What follows the host is left out: it may be a key.
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Url(url) if url.reveal().len() > url.shown.len() + 1 => {
+                s.collect_str(&format_args!("{}/[redacted]", url.shown))
+            }
+            Self::Url(_) | Self::Kept(_) => s.collect_str(self),
+        }
+    }
+}
+
+/// From when on a grant counts. A revocation counts at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Finality {
+    /// As soon as it is in a block.
+    Latest,
+    /// When the chain's operator will not take it back by itself (Base: about 2 minutes).
+    #[default]
+    Safe,
+    /// When nobody can (Base: about 20 minutes).
+    Finalized,
+}
+
+impl FromStr for Finality {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "latest" => Ok(Self::Latest),
+            "safe" => Ok(Self::Safe),
+            "finalized" => Ok(Self::Finalized),
+            _ => Err("not a finality"),
+        }
+    }
+}
+
+/// `[grants]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Grants {
+    /// The access contract.
+    #[serde(serialize_with = "address_text")]
+    pub contract: Address,
+    /// The chain it is on; an endpoint on another one is never believed.
+    pub chain_id: u64,
+    /// Whom to ask.
+    pub endpoints: Vec<Endpoint>,
+    /// How many of them must say the same.
+    pub quorum: usize,
+    /// From when on a grant counts.
+    pub finality: Finality,
+    /// How often the chain is looked at.
+    #[serde(serialize_with = "duration_text")]
+    pub poll: Duration,
+    /// How long one endpoint may take to answer.
+    #[serde(serialize_with = "duration_text")]
+    pub timeout: Duration,
+    /// Most calls in one JSON-RPC batch.
+    pub batch: usize,
+    /// A grant is verified again after this long, even if no event asks for it.
+    #[serde(serialize_with = "duration_text")]
+    pub positive_ttl: Duration,
+    /// The same for a denial.
+    #[serde(serialize_with = "duration_text")]
+    pub negative_ttl: Duration,
+    /// Without an answer: nothing is wrong yet.
+    #[serde(serialize_with = "duration_text")]
+    pub fresh: Duration,
+    /// After that: every grant still holds.
+    #[serde(serialize_with = "duration_text")]
+    pub stale: Duration,
+    /// After that: peers stay and nobody becomes one. After that: everybody is denied.
+    #[serde(serialize_with = "duration_text")]
+    pub grace: Duration,
+}
+
+fn address_text<S: Serializer>(address: &Address, s: S) -> Result<S::Ok, S::Error> {
+    s.collect_str(address)
+}
+
+impl Grants {
+    /// The lengths of the grace ladder.
+    pub const fn rungs(&self) -> Rungs {
+        Rungs { fresh: self.fresh, stale: self.stale, grace: self.grace }
+    }
+
+    pub(super) fn read(t: &mut Table<'_>, node: &Node) -> Option<Self> {
+        let s = Duration::from_secs;
+        let day = s(86_400);
+        for (key, remedy) in [
+            ("contract", "the address of the access contract, 0x and 40 digits"),
+            ("chain_id", "the chain it is on, such as 8453 for Base"),
+            ("endpoints", "a list of JSON-RPC URLs such as [\"https://rpc.example.net/v2/KEY\"]"),
+        ] {
+            if !t.has(key) {
+                t.required(key, remedy);
+            }
+        }
+        let contract: Option<Address> = t.parsed("contract", "an address, 0x and 40 hexadecimal digits");
+        if contract.is_some_and(|c| c.is_zero()) {
+            t.fault("contract", "is the zero address", "write the address of the access contract");
+        }
+        let chain_id = t.number("chain_id", 1..=u64::from(u32::MAX));
+        let endpoints: Vec<Endpoint> = t
+            .list("endpoints", "a URL such as https://rpc.example.net/v2/KEY, file:/path or credential:NAME")
+            .unwrap_or_default();
+        if t.has("endpoints") && endpoints.is_empty() && !t.faulty() {
+            t.fault("endpoints", "is empty", "name at least one");
+        }
+        if endpoints.len() > MAX_ENDPOINTS {
+            t.fault("endpoints", format_args!("{} are too many", endpoints.len()), format_args!("name at most {MAX_ENDPOINTS}"));
+        }
+        let quorum = t.number("quorum", 1..=MAX_ENDPOINTS as u64).and_then(|q| usize::try_from(q).ok()).unwrap_or(1);
+        if quorum > endpoints.len() && !endpoints.is_empty() {
+            t.fault("quorum", format_args!("{quorum} of {} endpoints can never agree", endpoints.len()), "lower it, or name more endpoints");
+        }
+        let finality = t.parsed("finality", "\"latest\", \"safe\" or \"finalized\"").unwrap_or_default();
+        // A device may be on a metered line: a day of polls stays under 1 MB. A hub is not.
+        let default_poll = if node.role == Role::Hub { s(5) } else { s(120) };
+        let poll = t.duration("poll", Duration::from_millis(200)..=s(3600)).unwrap_or(default_poll);
+        let timeout = t.duration("timeout", Duration::from_millis(200)..=s(120)).unwrap_or(s(10));
+        let batch = t.number("batch", 1..=1000).and_then(|b| usize::try_from(b).ok()).unwrap_or(20);
+        let positive_ttl = t.duration("positive_ttl", s(10)..=30 * day).unwrap_or(day);
+        let negative_ttl = t.duration("negative_ttl", s(10)..=30 * day).unwrap_or(s(3600));
+        let fresh = t.duration("fresh", s(1)..=day).unwrap_or(s(900));
+        if fresh < poll.saturating_mul(2) {
+            t.fault("fresh", "is shorter than two polls: one lost answer would already count", "raise it, or lower poll");
+        }
+        let stale = t.duration("stale", s(0)..=30 * day).unwrap_or(s(43_200));
+        let grace = t.duration("grace", s(0)..=30 * day).unwrap_or(3 * day);
+        Some(Self {
+            contract: contract?,
+            chain_id: chain_id?,
+            endpoints,
+            quorum,
+            finality,
+            poll,
+            timeout,
+            batch,
+            positive_ttl,
+            negative_ttl,
+            fresh,
+            stale,
+            grace,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn load(section: &str) -> Result<Config, crate::config::Faults> {
+        Config::from_text(Some(("spoke.toml", section)), [])
+    }
+
+    const GOOD: &str = "[grants]\ncontract = \"0x37d2106bADB01dd5bE1926e45D172Cb4203C4186\"\nchain_id = 8453\nendpoints = [\"https://rpc.example.net/v2/s3cret\", \"credential:rpc\", \"http://127.0.0.1:8545\"]\n";
+
+    #[test]
+    fn a_key_in_a_url_is_never_shown() {
+        let config = load(GOOD).unwrap();
+        let shown = format!("{config:?}{}", config.to_toml());
+        assert!(!shown.contains("s3cret"), "{shown}");
+        assert!(shown.contains("https://rpc.example.net/[redacted]") && shown.contains("http://127.0.0.1:8545"), "{shown}");
+        let grants = config.grants.unwrap();
+        assert_eq!((grants.quorum, grants.finality, grants.poll), (1, Finality::Safe, Duration::from_secs(120)));
+    }
+
+    #[test]
+    fn every_fault_names_its_key() {
+        let bad = "[grants]\ncontract = \"0x12\"\nchain_id = 0\nendpoints = [\"ftp://x\", \"https://u:p@h/\"]\nquorum = 3\npoll = \"10m\"\n";
+        let faults = load(bad).unwrap_err();
+        for key in ["grants.contract", "grants.chain_id", "grants.endpoints[0]", "grants.endpoints[1]", "grants.fresh"] {
+            assert!(faults.0.iter().any(|f| f.key == key), "{key} in {faults}");
+        }
+        let missing = load("[grants]\n").unwrap_err();
+        assert_eq!(missing.0.iter().filter(|f| f.problem == "is missing").count(), 3, "{missing}");
+        let many = GOOD.to_owned() + "quorum = 4\n";
+        assert!(load(&many).unwrap_err().0.iter().any(|f| f.key == "grants.quorum"));
+    }
+
+    #[test]
+    fn nft_access_needs_a_contract() {
+        let text = "[[interface]]\nname = \"wg0\"\naccess = \"nft\"\n";
+        assert!(load(text).unwrap_err().0.iter().any(|f| f.key == "interface[0].access"));
+        assert!(load(&(GOOD.to_owned() + text)).is_ok());
+    }
+}

@@ -1,0 +1,243 @@
+//! JSON-RPC over HTTPS: one request, one answer, read as a stream and never larger than allowed.
+use crate::config::grants::{Endpoint, Url};
+use crate::grants::jsonrpc::{Answer, Ask, BadAnswer, decode, encode};
+use crate::sys::keys::{self, KeyError};
+use std::future::Future;
+use std::io::Read;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Why an endpoint gave no answer. Never holds the URL: there may be a key in it.
+#[derive(Debug, thiserror::Error)]
+pub enum RpcError {
+    /// No connection, no name, no TLS, or cut off.
+    #[error("cannot be reached: {0}")]
+    Unreachable(String),
+    /// It took too long.
+    #[error("no answer in time")]
+    Timeout,
+    /// Another status than 200.
+    #[error("HTTP status {status}")]
+    Status {
+        /// The status.
+        status: u16,
+        /// What it asked for.
+        retry_after: Option<Duration>,
+    },
+    /// It wanted us to ask somebody else.
+    #[error("it redirects to elsewhere: configure the final URL")]
+    Redirect,
+    /// More bytes than allowed, packed or unpacked.
+    #[error("the answer is larger than {0} bytes")]
+    TooLarge(u64),
+    /// Not an answer to what was asked.
+    #[error(transparent)]
+    Bad(#[from] BadAnswer),
+    /// No endpoint of that number.
+    #[error("there is no such endpoint")]
+    NoSuch,
+    /// The process is stopping.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl RpcError {
+    /// What the endpoint asked us to wait.
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Status { retry_after, .. } => *retry_after,
+            Self::Unreachable(_)
+            | Self::Timeout
+            | Self::Redirect
+            | Self::TooLarge(_)
+            | Self::Bad(_)
+            | Self::NoSuch
+            | Self::Cancelled => None,
+        }
+    }
+}
+
+/// What came back.
+#[derive(Debug)]
+pub struct Reply {
+    /// Answers in the order of the questions; `None`: not answered.
+    pub answers: Vec<Option<Answer>>,
+    /// From the first byte sent to the last byte read.
+    pub took: Duration,
+    /// Bytes of the bodies both ways, unpacked.
+    pub bytes: u64,
+}
+
+/// Endpoints that answer JSON-RPC.
+pub trait Rpc: Clone + Send + Sync + 'static {
+    /// How many there are.
+    fn endpoints(&self) -> usize;
+    /// One's name for people: scheme and host.
+    fn name(&self, endpoint: usize) -> &str;
+    /// Asks one of them; reads at most `cap` bytes of its answer.
+    fn ask(
+        &self,
+        endpoint: usize,
+        asks: Vec<Ask>,
+        cap: u64,
+    ) -> impl Future<Output = Result<Reply, RpcError>> + Send;
+}
+
+/// The real thing: one connection pool, TLS against Mozilla's CA set, no redirects, no proxy from the environment.
+#[derive(Clone, Debug)]
+pub struct Http {
+    agent: ureq::Agent,
+    urls: Arc<[Url]>,
+}
+
+impl Http {
+    /// Opens the endpoints' URLs; those kept elsewhere are read now.
+    pub fn new(endpoints: &[Endpoint], timeout: Duration) -> Result<Self, KeyError> {
+        let urls = endpoints
+            .iter()
+            .map(|e| match e {
+                Endpoint::Url(url) => Ok(url.clone()),
+                Endpoint::Kept(source) => keys::line(source)?.parse().map_err(|_| KeyError::NotAUrl(source.clone())),
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let tls = ureq::tls::TlsConfig::builder()
+            .provider(ureq::tls::TlsProvider::Rustls)
+            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .root_certs(ureq::tls::RootCerts::WebPki)
+            .build();
+        let agent = ureq::Agent::config_builder()
+            .tls_config(tls)
+            .proxy(None)
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .timeout_global(Some(timeout))
+            // Kept between polls of two minutes; an endpoint that closes earlier costs a resumed handshake.
+            .max_idle_age(Duration::from_secs(600))
+            .max_idle_connections_per_host(2)
+            .max_response_header_size(16 * 1024)
+            .user_agent("")
+            .accept("")
+            .build()
+            .new_agent();
+        Ok(Self { agent, urls: urls.into() })
+    }
+
+    fn blocking(&self, endpoint: usize, asks: &[Ask], cap: u64) -> Result<Reply, RpcError> {
+        let url = self.urls.get(endpoint).ok_or(RpcError::NoSuch)?;
+        let body = encode(asks);
+        let sent = body.len() as u64;
+        let started = Instant::now();
+        let response = self
+            .agent
+            .post(url.reveal().as_str())
+            .header("content-type", "application/json")
+            .send(body.as_slice())
+            .map_err(|e| failure(&e))?;
+        let status = response.status().as_u16();
+        if (300..400).contains(&status) {
+            return Err(RpcError::Redirect);
+        }
+        if status != 200 {
+            let retry_after = response
+                .headers()
+                .get("retry-after")
+                .and_then(|v| v.to_str().ok())
+                .and_then(|v| v.trim().parse().ok())
+                .map(Duration::from_secs);
+            return Err(RpcError::Status { status, retry_after });
+        }
+        // Counted after unpacking: a small packed body may be a large one.
+        let mut capped = Capped { inner: response.into_body().into_reader(), left: cap, over: false, seen: 0, failed: None };
+        let answers = decode(&mut capped, asks);
+        let (seen, over, failed) = (capped.seen, capped.over, capped.failed.take());
+        match answers {
+            Ok(answers) => {
+                // Read to its end, the connection goes back to the pool.
+                let _ = std::io::copy(&mut capped, &mut std::io::sink());
+                Ok(Reply { answers, took: started.elapsed(), bytes: sent + seen })
+            }
+            Err(_) if over => Err(RpcError::TooLarge(cap)),
+            Err(e) => Err(failed.unwrap_or(RpcError::Bad(e))),
+        }
+    }
+}
+
+impl Rpc for Http {
+    fn endpoints(&self) -> usize {
+        self.urls.len()
+    }
+
+    fn name(&self, endpoint: usize) -> &str {
+        self.urls.get(endpoint).map_or("?", Url::shown)
+    }
+
+    async fn ask(&self, endpoint: usize, asks: Vec<Ask>, cap: u64) -> Result<Reply, RpcError> {
+        let this = self.clone();
+        tokio::task::spawn_blocking(move || this.blocking(endpoint, &asks, cap)).await.unwrap_or(Err(RpcError::Cancelled))
+    }
+}
+
+/// Only the kind of failure: the library's texts may hold the URL.
+fn failure(e: &ureq::Error) -> RpcError {
+    match e {
+        ureq::Error::Timeout(_) => RpcError::Timeout,
+        ureq::Error::Io(io) => io_failure(io),
+        ureq::Error::HostNotFound => RpcError::Unreachable("its name is not known".into()),
+        ureq::Error::ConnectionFailed => RpcError::Unreachable("connection failed".into()),
+        ureq::Error::TooManyRedirects | ureq::Error::RedirectFailed => RpcError::Redirect,
+        ureq::Error::Rustls(tls) => RpcError::Unreachable(format!("TLS: {tls}")),
+        ureq::Error::Tls(why) => RpcError::Unreachable(format!("TLS: {why}")),
+        ureq::Error::LargeResponseHeader(..) => RpcError::Unreachable("its header is too large".into()),
+        ureq::Error::BadUri(_) => RpcError::Unreachable("its URL is not one".into()),
+        _ => RpcError::Unreachable("not HTTP".into()),
+    }
+}
+
+fn io_failure(e: &std::io::Error) -> RpcError {
+    match e.kind() {
+        std::io::ErrorKind::TimedOut | std::io::ErrorKind::WouldBlock => RpcError::Timeout,
+        kind => RpcError::Unreachable(kind.to_string()),
+    }
+}
+
+/// Gives up after `left` bytes, and remembers why reading ended.
+struct Capped<R> {
+    inner: R,
+    left: u64,
+    seen: u64,
+    over: bool,
+    failed: Option<RpcError>,
+}
+
+impl<R: Read> Read for Capped<R> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        if self.left == 0 {
+            // One more byte would be too many; none is the end.
+            let more = self.inner.read(&mut [0])? > 0;
+            self.over |= more;
+            return if more { Err(std::io::Error::other("too large")) } else { Ok(0) };
+        }
+        let room = usize::try_from(self.left).unwrap_or(usize::MAX).min(buf.len());
+        let n = self.inner.read(buf.get_mut(..room).unwrap_or_default()).inspect_err(|e| {
+            self.failed = Some(io_failure(e));
+        })?;
+        self.left -= n as u64;
+        self.seen += n as u64;
+        Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_capped_reader_tells_full_from_too_large() {
+        let mut all = Vec::new();
+        let mut c = Capped { inner: &b"12345"[..], left: 5, seen: 0, over: false, failed: None };
+        assert_eq!(c.read_to_end(&mut all).unwrap(), 5);
+        let mut c = Capped { inner: &b"123456"[..], left: 5, seen: 0, over: false, failed: None };
+        assert!(c.read_to_end(&mut all).is_err() && c.over);
+    }
+}
