@@ -4,7 +4,9 @@
 //! - [`quorum`]: whom to ask and when to believe; [`follow`]: how far the events were read.
 //! - [`cache`], [`ladder`]: what is kept, and for how long without an answer.
 pub mod abi;
+pub mod book;
 pub mod cache;
+pub mod chain;
 pub mod follow;
 pub mod jsonrpc;
 pub mod ladder;

@@ -20,7 +20,7 @@ const BUCKETS: usize = 2 * CAPACITY;
 const NONE: u16 = u16::MAX;
 
 /// What is known of one node and key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Entry {
     /// The last decision; `None`: never verified.
     pub decision: Option<Decision>,
@@ -35,25 +35,12 @@ pub struct Entry {
     /// Whether it was a peer when the grants were last published.
     pub peer: bool,
     /// Grows with every revocation.
-    generation: u32,
+    pub(super) generation: u32,
     /// A verification is under way, begun in this generation.
-    flight: Option<u32>,
+    pub(super) flight: Option<u32>,
 }
 
 impl Entry {
-    const fn new() -> Self {
-        Self {
-            decision: None,
-            block: 0,
-            at: Boot::from_secs(0),
-            awaits: None,
-            doubt: None,
-            peer: false,
-            generation: 0,
-            flight: None,
-        }
-    }
-
     /// Whether it grants, by the last decision.
     pub fn grants(&self) -> bool {
         self.decision.is_some_and(|d| d.reason.grants())
@@ -285,7 +272,7 @@ impl<S: BuildHasher> Cache<S> {
 
     /// A new entry, in place of the least recently used one if there is no room.
     fn insert(&mut self, node: &NodeId, key: &PublicKey) -> Option<u16> {
-        let slot = Slot { node: node.clone(), key: *key, entry: Entry::new(), newer: NONE, older: NONE };
+        let slot = Slot { node: node.clone(), key: *key, entry: Entry::default(), newer: NONE, older: NONE };
         let at = if self.len < self.max {
             if self.len % PAGE == 0 {
                 self.pages.push(Box::default()).ok()?;

@@ -7,7 +7,7 @@ pub const MAX_ENDPOINTS: usize = 8;
 /// First wait after a failure.
 const BACKOFF_MIN: Duration = Duration::from_secs(1);
 /// Longest wait of our own choice.
-const BACKOFF_MAX: Duration = Duration::from_secs(300);
+const BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// Longest wait an endpoint may ask for.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 
@@ -168,6 +168,13 @@ impl Endpoints {
     pub fn at_height(&mut self, i: usize, height: u64) {
         if let Some(s) = self.0.get_mut(i) {
             s.height = height;
+        }
+    }
+
+    /// Somebody asks for an answer now: whoever is waited for may be asked at once.
+    pub fn hurry(&mut self) {
+        for s in &mut self.0 {
+            s.not_before = Boot::default();
         }
     }
 

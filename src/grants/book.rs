@@ -1,0 +1,400 @@
+//! Who is a candidate, what is known of each, what must be verified next, and who is admitted now.
+use super::cache::{Cache, Entry, Settled};
+use super::chain::Pair;
+use super::jsonrpc::{Change, Whose};
+use super::ladder::{Ladder, Phase, Reserve};
+use super::policy::{Decision, Reason, VERIFICATION_ERROR};
+use crate::config::grants::{Finality, Grants};
+use crate::net::derive::Admitted;
+use crate::net::key::PublicKey;
+use crate::node::NodeId;
+use crate::time::Boot;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::hash::BuildHasher;
+use std::time::Duration;
+
+/// The answer to "may this key act as this node, now?".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// Yes.
+    Granted(Phase),
+    /// No: the chain says so.
+    Denied(Reason),
+    /// No: the chain has not been heard about it, and what was heard is too old for it.
+    Unverified(Phase),
+}
+
+impl Admission {
+    /// Whether it is a yes.
+    pub const fn granted(self) -> bool {
+        match self {
+            Self::Granted(_) => true,
+            Self::Denied(_) | Self::Unverified(_) => false,
+        }
+    }
+
+    /// The reason code.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Granted(_) => Reason::AccessGranted.code(),
+            Self::Denied(reason) => reason.code(),
+            Self::Unverified(_) => VERIFICATION_ERROR,
+        }
+    }
+}
+
+/// One decision as the disk keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// The node.
+    pub node: NodeId,
+    /// Its key.
+    pub key: PublicKey,
+    /// The last decision.
+    pub decision: Decision,
+    /// Height it holds for.
+    pub block: u64,
+    /// Whether it was a peer.
+    pub peer: bool,
+}
+
+/// Something worth a line in the log: a decision that is new.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct News {
+    /// The node.
+    pub node: NodeId,
+    /// Its key.
+    pub key: PublicKey,
+    /// The decision.
+    pub decision: Decision,
+    /// What it does.
+    pub settled: Settled,
+    /// Height it holds for.
+    pub block: u64,
+}
+
+/// Everything that is known.
+#[derive(Debug)]
+pub struct Book<S> {
+    cache: Cache<S>,
+    /// Where on the ladder we are.
+    pub ladder: Ladder,
+    candidates: BTreeSet<Pair>,
+    finality: Finality,
+    positive_ttl: Duration,
+    negative_ttl: Duration,
+    /// Changes whenever something is to be written down.
+    pub edition: u64,
+    /// Candidates there was no room for.
+    pub overflow: usize,
+}
+
+impl<S: BuildHasher> Book<S> {
+    /// An empty book.
+    pub fn new(config: &Grants, cache: Cache<S>, now: Boot) -> Self {
+        Self {
+            cache,
+            ladder: Ladder::new(config.rungs(), now),
+            candidates: BTreeSet::new(),
+            finality: config.finality,
+            positive_ttl: config.positive_ttl,
+            negative_ttl: config.negative_ttl,
+            edition: 0,
+            overflow: 0,
+        }
+    }
+
+    /// Puts back what the disk kept. Everything of it is verified again as soon as the chain answers.
+    pub fn restore(&mut self, kept: Vec<Kept>, reserve: Option<&Reserve>, boot_id: Option<&str>, now: Boot) {
+        if let Some(reserve) = reserve {
+            self.ladder = Ladder::resume(*self.ladder.rungs(), reserve, boot_id, now);
+        }
+        // The least recently used was written last.
+        for k in kept.into_iter().rev() {
+            let Kept { node, key, decision, block, peer } = k;
+            let grants = decision.reason.grants();
+            let entry = Entry {
+                decision: Some(decision),
+                block,
+                at: now,
+                awaits: (!grants).then_some(0),
+                doubt: grants.then_some(now),
+                peer: peer && grants,
+                ..Entry::default()
+            };
+            self.cache.restore(&node, &key, entry);
+        }
+    }
+
+    /// What the disk should keep: every decision, the most recently used first.
+    pub fn kept(&self) -> Vec<Kept> {
+        let keep = |(node, key, e): (&NodeId, &PublicKey, &Entry)| {
+            let decision = e.decision?;
+            Some(Kept { node: node.clone(), key: *key, decision, block: e.block, peer: e.peer })
+        };
+        self.cache.iter().filter_map(keep).collect()
+    }
+
+    /// The cache, to be looked at.
+    pub const fn cache(&self) -> &Cache<S> {
+        &self.cache
+    }
+
+    /// The candidates.
+    pub const fn candidates(&self) -> &BTreeSet<Pair> {
+        &self.candidates
+    }
+
+    /// Sets who wants to be a peer. Who is not among them any more counts as new when it comes back.
+    pub fn set_candidates(&mut self, candidates: &BTreeSet<Pair>) {
+        let gone: Vec<Pair> = self.candidates.difference(candidates).cloned().collect();
+        for (node, key) in &gone {
+            self.cache.change(node, key, |e| e.peer = false);
+        }
+        self.overflow = candidates.len().saturating_sub(self.cache.max());
+        self.candidates = candidates.iter().take(self.cache.max()).cloned().collect();
+        for (node, key) in &self.candidates {
+            if self.cache.get(node, key).is_none() {
+                self.cache.restore(node, key, Entry { awaits: Some(0), ..Entry::default() });
+            }
+        }
+        // What was kept of others on the last run is theirs no longer.
+        self.edition += u64::from(!gone.is_empty());
+    }
+
+    /// Somebody says that something has changed: whoever it touches is looked at again.
+    pub fn note(&mut self, changes: &[Change], now: Boot) {
+        let finality = self.finality;
+        for change in changes {
+            let touched: Vec<Pair> = self
+                .candidates
+                .iter()
+                .filter(|(node, key)| {
+                    self.cache.peek(node, key).is_some_and(|e| {
+                        e.block < change.block.number
+                            && match &change.whose {
+                                Whose::Node { node: n, token_id } => n == node || holds(e, |d| d.token_id == Some(*token_id)),
+                                Whose::Token(id) => holds(e, |d| d.token_id == Some(*id)),
+                                Whose::Owner(owner) => holds(e, |d| d.owner == Some(*owner)),
+                                Whose::Anyone => true,
+                            }
+                    })
+                })
+                .cloned()
+                .collect();
+            for (node, key) in &touched {
+                self.cache.change(node, key, |e| {
+                    if e.grants() {
+                        e.doubt = e.doubt.or(Some(now));
+                    } else {
+                        let wait = if finality == Finality::Latest { 0 } else { change.block.number };
+                        e.awaits = Some(e.awaits.map_or(wait, |a| a.max(wait)));
+                    }
+                });
+            }
+        }
+    }
+
+    /// The chain is another one above `height`: what was decided there is looked at again.
+    pub fn reorganised(&mut self, height: u64, now: Boot) {
+        self.look_again(now, |e| e.block > height);
+        // The new blocks count as news for whoever was decided in the old ones.
+        for (node, key) in &self.candidates {
+            self.cache.change(node, key, |e| e.block = e.block.min(height));
+        }
+    }
+
+    /// Everything is looked at again.
+    pub fn refresh(&mut self, now: Boot) {
+        self.look_again(now, |_| true);
+    }
+
+    fn look_again(&mut self, now: Boot, which: impl Fn(&Entry) -> bool) {
+        for (node, key) in &self.candidates {
+            self.cache.change(node, key, |e| {
+                if which(e) {
+                    if e.grants() {
+                        e.doubt = e.doubt.or(Some(now));
+                    } else {
+                        e.awaits = Some(e.awaits.unwrap_or(0));
+                    }
+                }
+            });
+        }
+    }
+
+    /// Grants to be verified at the newest block: they may have to go.
+    pub fn doubted(&self, now: Boot) -> Vec<Pair> {
+        self.pick(|e| e.grants() && (e.doubt.is_some() || e.due(now, self.positive_ttl, self.negative_ttl)))
+    }
+
+    /// Those that may have to come in, once the block they wait for is final.
+    pub fn waiting(&self, now: Boot, final_height: Option<u64>) -> Vec<Pair> {
+        self.pick(|e| {
+            let due = e.due(now, self.positive_ttl, self.negative_ttl);
+            let ready = e.awaits.is_some_and(|h| h == 0 || final_height.is_some_and(|f| h <= f));
+            !e.grants() && (ready || due && e.awaits.is_none())
+        })
+    }
+
+    /// Whether the height that counts as final matters now.
+    pub fn needs_final(&self, now: Boot) -> bool {
+        self.finality != Finality::Latest
+            && self.candidates.iter().any(|(node, key)| {
+                self.cache.peek(node, key).is_some_and(|e| {
+                    !e.grants() && (e.awaits.is_some() || e.due(now, self.positive_ttl, self.negative_ttl))
+                })
+            })
+    }
+
+    fn pick(&self, which: impl Fn(&Entry) -> bool) -> Vec<Pair> {
+        let mut pairs: Vec<Pair> = self.candidates.iter().cloned().collect();
+        pairs.retain(|(node, key)| self.cache.peek(node, key).is_some_and(&which));
+        pairs
+    }
+
+    /// Begins to verify: gives those no verification is under way of.
+    pub fn begin(&mut self, pairs: Vec<Pair>) -> Vec<(Pair, super::cache::Ticket)> {
+        pairs.into_iter().filter_map(|p| self.cache.begin(&p.0, &p.1).map(|t| (p, t))).collect()
+    }
+
+    /// Verification gave no answer.
+    pub fn abandon(&mut self, begun: Vec<(Pair, super::cache::Ticket)>) {
+        for ((node, key), ticket) in begun {
+            self.cache.abandon(&node, &key, ticket);
+        }
+    }
+
+    /// What the newest block says of somebody who is granted. `None`: the answer could not be read, the doubt stays.
+    pub fn settle_newest(
+        &mut self,
+        begun: (Pair, super::cache::Ticket),
+        decision: Option<Decision>,
+        block: u64,
+        now: Boot,
+    ) -> Option<News> {
+        let ((node, key), ticket) = begun;
+        let Some(decision) = decision else {
+            self.cache.abandon(&node, &key, ticket);
+            self.cache.change(&node, &key, |e| e.doubt = e.doubt.or(Some(now)));
+            return None;
+        };
+        self.settle((node, key), ticket, decision, block, now, None)
+    }
+
+    /// What the newest and the final block say of somebody who is not granted yet. Granted only if both do.
+    pub fn settle_final(
+        &mut self,
+        begun: (Pair, super::cache::Ticket),
+        newest: Option<Decision>,
+        last_final: Option<Decision>,
+        block: u64,
+        now: Boot,
+    ) -> Option<News> {
+        let ((node, key), ticket) = begun;
+        match (newest, last_final) {
+            (Some(newest), _) if !newest.reason.grants() => self.settle((node, key), ticket, newest, block, now, None),
+            (Some(newest), Some(last)) if last.reason.grants() && last == newest => {
+                self.settle((node, key), ticket, newest, block, now, None)
+            }
+            // Granted, but not for long enough: what the final block says counts, and that may be that there is no such node.
+            (Some(newest), Some(last)) => {
+                let reason = if last.reason.grants() { Reason::AccessDenied } else { last.reason };
+                self.settle((node, key), ticket, Decision { reason, ..newest }, block, now, Some(block))
+            }
+            (Some(_), None) => {
+                self.cache.abandon(&node, &key, ticket);
+                self.cache.change(&node, &key, |e| e.awaits = Some(block.max(1)));
+                None
+            }
+            (None, _) => {
+                self.cache.abandon(&node, &key, ticket);
+                None
+            }
+        }
+    }
+
+    fn settle(
+        &mut self,
+        (node, key): Pair,
+        ticket: super::cache::Ticket,
+        decision: Decision,
+        block: u64,
+        now: Boot,
+        awaits: Option<u64>,
+    ) -> Option<News> {
+        let before = self.cache.peek(&node, &key).and_then(|e| e.decision);
+        let settled = self.cache.settle(&node, &key, ticket, decision, block, now);
+        if settled == Settled::Outdated {
+            return None;
+        }
+        self.cache.change(&node, &key, |e| e.awaits = awaits);
+        if before == Some(decision) {
+            return None;
+        }
+        self.edition += 1;
+        Some(News { node, key, decision, settled, block })
+    }
+
+    /// The chain was heard and holds nothing against what is written here.
+    pub const fn confirm(&mut self, now: Boot) {
+        self.ladder.confirm(now);
+    }
+
+    /// May `key` act as `node`? Allocates nothing.
+    pub fn admission(&mut self, node: &NodeId, key: &PublicKey, now: Boot) -> Admission {
+        let phase = self.ladder.phase(now);
+        let rungs = *self.ladder.rungs();
+        match self.cache.get(node, key) {
+            Some(entry) => admission(entry, phase, |since| rungs.phase(now.since(since))),
+            None => Admission::Unverified(phase),
+        }
+    }
+
+    /// Who is admitted now; remembers them as peers.
+    pub fn admitted(&mut self, now: Boot) -> Admitted {
+        let mut out = BTreeSet::new();
+        let candidates = std::mem::take(&mut self.candidates);
+        for (node, key) in &candidates {
+            let granted = self.admission(node, key, now).granted();
+            let mut changed = false;
+            self.cache.change(node, key, |e| {
+                changed = e.peer != granted;
+                e.peer = granted;
+            });
+            self.edition += u64::from(changed);
+            if granted {
+                out.insert((node.clone(), *key));
+            }
+        }
+        self.candidates = candidates;
+        Admitted(out)
+    }
+
+    /// The next moment something changes without anybody's doing.
+    pub fn deadline(&self, now: Boot) -> Option<Boot> {
+        self.ladder.deadline(now)
+    }
+}
+
+fn holds(entry: &Entry, which: impl Fn(&Decision) -> bool) -> bool {
+    entry.decision.as_ref().is_some_and(which)
+}
+
+/// What an entry is worth in a phase; `doubt` is the phase of a doubt by its beginning.
+pub fn admission(entry: &Entry, phase: Phase, doubt: impl Fn(Boot) -> Phase) -> Admission {
+    let Some(decision) = entry.decision else { return Admission::Unverified(phase) };
+    if !decision.reason.grants() {
+        return Admission::Denied(decision.reason);
+    }
+    let phase = entry.doubt.map_or(phase, |since| phase.max(doubt(since)));
+    match phase {
+        Phase::Fresh | Phase::Stale => Admission::Granted(phase),
+        Phase::Grace if entry.peer => Admission::Granted(phase),
+        Phase::Grace | Phase::Expired => Admission::Unverified(phase),
+    }
+}
+
+#[cfg(test)]
+mod tests;

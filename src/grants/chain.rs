@@ -1,0 +1,150 @@
+//! What the chain is asked in one exchange and how the answers are read.
+pub mod task;
+
+use super::abi::{Head, Malformed, NODES_PER_CALL, decode_head, decode_reads, head_call, reads_call};
+use super::follow::{Continuity, Follow};
+use super::jsonrpc::{Answer, Ask, At, BlockRef, Change, Refusal};
+use super::policy::{Decision, decide};
+use crate::net::key::PublicKey;
+use crate::node::NodeId;
+use alloy_primitives::Address;
+
+/// A node and the key it comes with.
+pub type Pair = (NodeId, PublicKey);
+
+/// Why an endpoint's answer does not count.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// It was not reached, or what it sent was no answer.
+    #[error("{0}")]
+    NoAnswer(String),
+    /// It answered a part of the batch.
+    #[error("it left a question unanswered")]
+    Partial,
+    /// It refused.
+    #[error("it refused: {} ({})", .0.message, .0.code)]
+    Refused(Refusal),
+    /// Its answer does not have the shape that was asked for.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// It is behind what is known already.
+    #[error("it is behind: at height {0}")]
+    Behind(u64),
+    /// It is on another chain.
+    #[error("it is on chain {told}, not on {wanted}: correct grants.endpoints or grants.chain_id")]
+    OtherChain {
+        /// What it says.
+        told: u64,
+        /// What is configured.
+        wanted: u64,
+    },
+}
+
+/// What one endpoint sees when the chain is looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    /// Whether the newest known block still is one.
+    pub continuity: Continuity,
+    /// Its newest height.
+    pub head: u64,
+    /// The block below.
+    pub parent: Option<BlockRef>,
+    /// The block below the newest final one, if asked for.
+    pub last_final: Option<BlockRef>,
+    /// Events, if asked for.
+    pub changes: Vec<Change>,
+}
+
+/// The questions of a look at the chain.
+pub fn look(follow: &Follow, contract: Address, final_at: Option<At>, events: bool) -> Vec<Ask> {
+    let known = follow.newest().map_or(0, |b| b.number);
+    let mut asks = vec![Ask::Run { code: head_call(known).to_vec(), at: At::Latest }];
+    asks.extend(final_at.map(|at| Ask::Run { code: head_call(0).to_vec(), at }));
+    if let Some((from, _)) = follow.next(u64::MAX).filter(|_| events) {
+        asks.push(Ask::Logs { contract, from, to: None });
+    }
+    asks
+}
+
+/// The answers to [`look`].
+pub fn read_look(answers: Vec<Option<Answer>>, follow: &Follow, asked_final: bool) -> Result<View, Fault> {
+    let mut answers = answers.into_iter();
+    let mut next = || match answers.next() {
+        Some(Some(Answer::Refused(refusal))) => Err(Fault::Refused(refusal)),
+        Some(Some(answer)) => Ok(Some(answer)),
+        Some(None) => Err(Fault::Partial),
+        None => Ok(None),
+    };
+    let head = head(next()?)?;
+    let last_final = if asked_final { below(&self::head(next()?)?) } else { None };
+    let changes = match next()? {
+        Some(Answer::Changes(changes)) => changes,
+        None => Vec::new(),
+        Some(_) => return Err(Fault::Partial),
+    };
+    let continuity = follow.judge(&head);
+    if continuity == Continuity::Behind {
+        return Err(Fault::Behind(head.number));
+    }
+    Ok(View { continuity, head: head.number, parent: below(&head), last_final, changes })
+}
+
+fn head(answer: Option<Answer>) -> Result<Head, Fault> {
+    match answer {
+        Some(Answer::Bytes(bytes)) => Ok(decode_head(&bytes)?),
+        Some(_) | None => Err(Fault::Partial),
+    }
+}
+
+fn below(head: &Head) -> Option<BlockRef> {
+    Some(BlockRef { number: head.number.checked_sub(1)?, hash: head.parent? })
+}
+
+/// What is asked to verify `pairs` at each of `pins`: one call for each block and each [`NODES_PER_CALL`] pairs at most.
+#[derive(Clone, Debug)]
+pub struct Verification<'a> {
+    /// Calls: the block's position in `pins`, and the pairs.
+    pub calls: Vec<(usize, &'a [Pair])>,
+    pins: &'a [BlockRef],
+}
+
+impl<'a> Verification<'a> {
+    /// Plans the calls, `per_call` pairs each.
+    pub fn new(pins: &'a [BlockRef], pairs: &'a [Pair], per_call: usize) -> Self {
+        let per_call = per_call.clamp(1, NODES_PER_CALL);
+        let calls = (0..pins.len()).flat_map(|pin| pairs.chunks(per_call).map(move |c| (pin, c))).collect();
+        Self { calls, pins }
+    }
+
+    /// The questions of some of the calls.
+    pub fn asks(&self, calls: &[(usize, &[Pair])], contract: Address) -> Vec<Ask> {
+        calls
+            .iter()
+            .filter_map(|(pin, pairs)| {
+                let code = reads_call(contract, pairs.iter().map(|(node, _)| node.as_str()));
+                self.pins.get(*pin).map(|b| Ask::Run { code, at: At::Hash(b.hash) })
+            })
+            .collect()
+    }
+}
+
+/// The decisions in the answers to some calls; one that cannot be read spoils only its own pair.
+pub fn read_decisions(
+    answers: Vec<Option<Answer>>,
+    calls: &[(usize, &[Pair])],
+) -> Result<Vec<Result<Decision, Malformed>>, Fault> {
+    let mut out = Vec::new();
+    if answers.len() != calls.len() {
+        return Err(Fault::Partial);
+    }
+    for (answer, (_, pairs)) in answers.into_iter().zip(calls) {
+        let bytes = match answer {
+            Some(Answer::Bytes(bytes)) => bytes,
+            Some(Answer::Refused(refusal)) => return Err(Fault::Refused(refusal)),
+            Some(_) | None => return Err(Fault::Partial),
+        };
+        let reads = decode_reads(&bytes, pairs.len())?;
+        out.extend(reads.iter().zip(*pairs).map(|(r, (node, key))| decide(r, node.as_str(), key)));
+    }
+    Ok(out)
+}
