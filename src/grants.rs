@@ -12,3 +12,5 @@ pub mod jsonrpc;
 pub mod ladder;
 pub mod policy;
 pub mod quorum;
+pub mod report;
+pub mod task;

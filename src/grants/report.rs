@@ -1,0 +1,161 @@
+//! What the grants task tells the rest: rows for people, counters for monitors, troubles for health.
+use super::cache::Settled;
+use super::ladder::Phase;
+use super::policy::Reason;
+use crate::net::key::PublicKey;
+use crate::node::NodeId;
+use crate::time::{Boot, Wall};
+use serde::{Deserialize, Serialize};
+
+/// Everything at one moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// When, on the boot clock.
+    pub at: Boot,
+    /// Where on the grace ladder.
+    pub phase: Phase,
+    /// When the chain was last heard; `None`: not since a long time before this boot, or never.
+    pub heard: Option<Boot>,
+    /// The same by the wall clock as it stood.
+    pub heard_wall: Option<Wall>,
+    /// Height up to which everything is known.
+    pub height: Option<u64>,
+    /// Newest height that was told.
+    pub head: Option<u64>,
+    /// Candidates that are admitted.
+    pub admitted: usize,
+    /// Whether the chain is being looked at right now.
+    pub looking: bool,
+    /// Why the chain is not heard: `None` while it is.
+    pub away: Option<Away>,
+    /// What else is wrong.
+    pub trouble: Option<Trouble>,
+    /// Counters.
+    pub counts: Counts,
+    /// Endpoints, as configured.
+    pub endpoints: Vec<EndpointRow>,
+    /// Candidates, by name.
+    pub rows: Vec<Row>,
+}
+
+/// The chain is not heard.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Away {
+    /// Since when.
+    pub since: Boot,
+    /// What the endpoints said or did not say.
+    pub why: String,
+    /// Looks in a row that came to nothing.
+    pub looks: u32,
+}
+
+/// Something that is wrong on this side.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trouble {
+    /// Since when.
+    pub since: Boot,
+    /// What, with the remedy.
+    pub detail: String,
+}
+
+/// Counters since the process started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Looks at the chain.
+    pub looks: u64,
+    /// Looks that came to nothing.
+    pub failed_looks: u64,
+    /// Decisions by reason, in the order of [`Reason::ALL`].
+    pub decisions: [u64; 5],
+    /// Verifications that gave no decision.
+    pub verification_errors: u64,
+    /// Peers that came in.
+    pub granted: u64,
+    /// Peers that had to go because the chain said so.
+    pub revoked: u64,
+    /// Times the chain was found to be another one than before.
+    pub reorganisations: u64,
+    /// Requests sent.
+    pub requests: u64,
+    /// Requests that gave nothing.
+    pub failed_requests: u64,
+    /// Bytes of the bodies, both ways.
+    pub bytes: u64,
+    /// `eth_call`s that verified something.
+    pub verifications: u64,
+    /// Decisions in the cache.
+    pub cache_size: u64,
+    /// Most of them.
+    pub cache_max: u64,
+    /// Look-ups that found one.
+    pub cache_hits: u64,
+    /// Look-ups that did not.
+    pub cache_misses: u64,
+    /// Times the decisions were written to disk.
+    pub writes: u64,
+}
+
+impl Counts {
+    /// Counts a decision.
+    pub fn decided(&mut self, reason: Reason, settled: Settled) {
+        if let Some(i) = Reason::ALL.iter().position(|r| *r == reason)
+            && let Some(n) = self.decisions.get_mut(i)
+        {
+            *n += 1;
+        }
+        match settled {
+            Settled::Granted => self.granted += 1,
+            Settled::Revoked => self.revoked += 1,
+            Settled::Unchanged | Settled::Outdated => {}
+        }
+    }
+
+    /// Decisions by reason.
+    pub fn by_reason(&self) -> impl Iterator<Item = (Reason, u64)> {
+        Reason::ALL.into_iter().zip(self.decisions)
+    }
+}
+
+/// One endpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EndpointRow {
+    /// Scheme and host.
+    pub name: String,
+    /// Milliseconds to an answer, smoothed.
+    pub latency_ms: Option<f64>,
+    /// Failures in a row.
+    pub failures: u32,
+    /// It is on this chain instead.
+    pub other_chain: Option<u64>,
+    /// Answers.
+    pub answers: u64,
+    /// Failures since start.
+    pub errors: u64,
+    /// Answers that the others contradicted.
+    pub dissents: u64,
+}
+
+/// One candidate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Row {
+    /// The node.
+    pub node: NodeId,
+    /// Its key.
+    pub key: PublicKey,
+    /// Whether it may be a peer now.
+    pub admitted: bool,
+    /// The reason code now.
+    pub code: String,
+    /// Its token, in decimal.
+    pub token_id: Option<String>,
+    /// Who holds it.
+    pub owner: Option<String>,
+    /// Height the decision holds for.
+    pub block: u64,
+    /// When it was made; `None`: there is none.
+    pub decided: Option<Boot>,
+    /// Granted at the newest block, but not until this height counts as final.
+    pub awaits: Option<u64>,
+    /// A change was seen that could not be verified since then.
+    pub doubt: Option<Boot>,
+}
