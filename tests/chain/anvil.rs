@@ -1,0 +1,264 @@
+//! A real local chain: anvil on a port it chooses itself, ended when dropped, and the access contract on it.
+#![allow(dead_code, reason = "several test programs share it, and none uses all of it")]
+
+use alloy_primitives::{Address, B256, U256, hex, keccak256};
+use serde_json::{Value, json};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Chain id of the local chain.
+pub(crate) const CHAIN_ID: u64 = 31337;
+
+/// A running anvil.
+#[derive(Debug)]
+pub(crate) struct Anvil {
+    child: Child,
+    port: u16,
+    arguments: Vec<String>,
+}
+
+impl Anvil {
+    /// Starts a chain that counts the block before the newest as safe; blocks are made when there is something to put in.
+    pub(crate) fn start() -> Self {
+        Self::with(&["--slots-in-an-epoch", "1"])
+    }
+
+    /// Starts a chain with further arguments.
+    pub(crate) fn with(arguments: &[&str]) -> Self {
+        let arguments: Vec<String> = arguments.iter().map(|a| (*a).to_owned()).collect();
+        let (child, port) = spawn(0, &arguments);
+        Self { child, port, arguments }
+    }
+
+    /// Its URL.
+    pub(crate) fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Its port.
+    pub(crate) const fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Halts it as a machine halts whose process is gone: nothing is lost, nobody answers. [`Anvil::go_on`] ends it.
+    pub(crate) fn halt(&self) {
+        self.signal("STOP");
+    }
+
+    /// Goes on after [`Anvil::halt`].
+    pub(crate) fn go_on(&self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&self, name: &str) {
+        let done = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        assert!(done.is_ok_and(|s| s.success()), "kill -{name}");
+    }
+
+    /// Asks it; its refusal ends the test.
+    pub(crate) fn ask(&self, method: &str, params: Value) -> Value {
+        self.try_ask(method, params.clone()).unwrap_or_else(|e| panic!("{method} {params}: {e}"))
+    }
+
+    /// Asks it.
+    pub(crate) fn try_ask(&self, method: &str, params: Value) -> Result<Value, String> {
+        let body = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).to_string();
+        let text = post(self.port, &body)?;
+        let mut answer: Value = serde_json::from_str(&text).map_err(|e| e.to_string())?;
+        match answer.get("error") {
+            Some(e) => Err(e.to_string()),
+            None => Ok(answer["result"].take()),
+        }
+    }
+
+    /// Makes blocks.
+    pub(crate) fn mine(&self, blocks: u64) {
+        self.ask("anvil_mine", json!([format!("{blocks:#x}")]));
+    }
+
+    /// The newest height.
+    pub(crate) fn height(&self) -> u64 {
+        let text = self.ask("eth_blockNumber", json!([]));
+        u64::from_str_radix(text.as_str().expect("a number").trim_start_matches("0x"), 16).expect("a number")
+    }
+
+    /// Replaces the newest blocks by as many empty ones.
+    pub(crate) fn reorganise(&self, depth: u64) {
+        self.ask("anvil_reorg", json!([depth, []]));
+    }
+
+    /// One of the accounts that may send without a key.
+    pub(crate) fn account(&self, i: usize) -> Address {
+        let all = self.ask("eth_accounts", json!([]));
+        all[i].as_str().expect("an account").parse().expect("an address")
+    }
+
+    /// Sends a transaction and waits until it is in a block; a revert ends the test.
+    pub(crate) fn send(&self, from: Address, to: Option<Address>, data: &[u8]) -> Value {
+        let mut tx = json!({"from": from.to_string(), "data": hex::encode_prefixed(data), "gas": "0x1000000"});
+        if let Some(to) = to {
+            tx["to"] = to.to_string().into();
+        }
+        let hash = self.ask("eth_sendTransaction", json!([tx]));
+        let until = Instant::now() + Duration::from_secs(20);
+        loop {
+            let receipt = self.ask("eth_getTransactionReceipt", json!([hash]));
+            if !receipt.is_null() {
+                assert_eq!(receipt["status"], "0x1", "the transaction reverted: {receipt}");
+                return receipt;
+            }
+            assert!(Instant::now() < until, "no receipt");
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Anvil {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn spawn(port: u16, arguments: &[String]) -> (Child, u16) {
+    let program = std::env::var("SPOKE_ANVIL")
+        .expect("SPOKE_ANVIL names no chain: run scripts/test-chain, which installs one");
+    let mut child = Command::new(&program)
+        .args(["--host", "127.0.0.1", "--accounts", "5", "--port", &port.to_string()])
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap_or_else(|e| panic!("{program}: {e}"));
+    let mut lines = BufReader::new(child.stdout.take().expect("piped"));
+    let mut line = String::new();
+    loop {
+        line.clear();
+        assert!(lines.read_line(&mut line).expect("its output") > 0, "anvil ended before it listened");
+        if let Some(address) = line.trim().strip_prefix("Listening on ") {
+            let port = address.rsplit(':').next().and_then(|p| p.parse().ok()).expect("a port");
+            // It goes on talking; somebody has to listen.
+            std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
+            return (child, port);
+        }
+    }
+}
+
+/// One request over a connection of its own.
+fn post(port: u16, body: &str) -> Result<String, String> {
+    let fail = |e: std::io::Error| e.to_string();
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).map_err(fail)?;
+    stream.set_read_timeout(Some(Duration::from_secs(30))).map_err(fail)?;
+    write!(
+        stream,
+        "POST / HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .map_err(fail)?;
+    let mut all = String::new();
+    stream.read_to_string(&mut all).map_err(fail)?;
+    let (_, body) = all.split_once("\r\n\r\n").ok_or("no answer")?;
+    Ok(body.to_owned())
+}
+
+/// The access contract on a chain.
+#[derive(Debug)]
+pub(crate) struct Contract<'a> {
+    pub(crate) chain: &'a Anvil,
+    /// Where it is.
+    pub(crate) address: Address,
+    /// Who may mint and revoke.
+    pub(crate) operator: Address,
+    tokens: AtomicU64,
+}
+
+impl<'a> Contract<'a> {
+    /// Deploys it, with the two behaviours nobody knows of the deployed one: whether a transfer clears the token's key, and
+    /// whether a revoked node can be minted again. One empty block follows.
+    pub(crate) fn deploy(chain: &'a Anvil, clears_key: bool, remints: bool) -> Self {
+        let operator = chain.account(0);
+        let mut code = hex::decode(include_str!("contract/NodeAccess.hex").trim()).expect("hex");
+        for switch in [clears_key, remints] {
+            code.extend_from_slice(&U256::from(u8::from(switch)).to_be_bytes::<32>());
+        }
+        let receipt = chain.send(operator, None, &code);
+        let address = receipt["contractAddress"].as_str().expect("an address").parse().expect("an address");
+        chain.mine(1);
+        Self { chain, address, operator, tokens: AtomicU64::new(0) }
+    }
+
+    /// Mints access of `node` with `key` to `to`; gives the token.
+    pub(crate) fn mint(&self, to: Address, node: &str, key: &str) -> u64 {
+        let arguments = [Arg::Address(to), Arg::Text(node), Arg::Text(key), Arg::Text("")];
+        self.call("mintNodeAccess(address,string,string,string)", &arguments);
+        self.tokens.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Revokes a token.
+    pub(crate) fn revoke(&self, token: u64) {
+        self.call("revokeNodeAccess(uint256)", &[Arg::Number(token)]);
+    }
+
+    /// Transfers a token.
+    pub(crate) fn transfer(&self, from: Address, to: Address, token: u64) {
+        let data = encode("transferFrom(address,address,uint256)", &[Arg::Address(from), Arg::Address(to), Arg::Number(token)]);
+        self.chain.send(from, Some(self.address), &data);
+    }
+
+    fn call(&self, signature: &str, arguments: &[Arg<'_>]) {
+        self.chain.send(self.operator, Some(self.address), &encode(signature, arguments));
+    }
+
+    /// Mints many at once, without waiting for each.
+    pub(crate) fn mint_many(&self, to: Address, nodes: impl Iterator<Item = (String, String)>) {
+        self.chain.ask("evm_setAutomine", json!([false]));
+        let mut last = B256::ZERO;
+        for (n, (node, key)) in nodes.enumerate() {
+            let arguments = [Arg::Address(to), Arg::Text(&node), Arg::Text(&key), Arg::Text("")];
+            let data = encode("mintNodeAccess(address,string,string,string)", &arguments);
+            let tx = json!({"from": self.operator.to_string(), "to": self.address.to_string(), "data": hex::encode_prefixed(&data), "gas": "0x7a120"});
+            last = self.chain.ask("eth_sendTransaction", json!([tx])).as_str().expect("a hash").parse().expect("a hash");
+            if n % 50 == 49 {
+                self.chain.mine(1);
+            }
+        }
+        self.chain.mine(1);
+        self.chain.ask("evm_setAutomine", json!([true]));
+        self.chain.mine(1);
+        let receipt = self.chain.ask("eth_getTransactionReceipt", json!([last.to_string()]));
+        assert_eq!(receipt["status"], "0x1", "the last mint is in a block: {receipt}");
+    }
+}
+
+/// An argument of a call.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Arg<'a> {
+    Address(Address),
+    Number(u64),
+    Text(&'a str),
+}
+
+/// Encodes a call: the head words first, the texts after them.
+pub(crate) fn encode(signature: &str, arguments: &[Arg<'_>]) -> Vec<u8> {
+    let mut out = keccak256(signature)[..4].to_vec();
+    let mut tail = Vec::new();
+    let word = |n: usize| U256::from(n).to_be_bytes::<32>();
+    for argument in arguments {
+        match argument {
+            Arg::Address(a) => out.extend_from_slice(a.into_word().as_slice()),
+            Arg::Number(n) => out.extend_from_slice(&U256::from(*n).to_be_bytes::<32>()),
+            Arg::Text(t) => {
+                out.extend_from_slice(&word(arguments.len() * 32 + tail.len()));
+                tail.extend_from_slice(&word(t.len()));
+                tail.extend_from_slice(t.as_bytes());
+                tail.resize(tail.len().next_multiple_of(32), 0);
+            }
+        }
+    }
+    out.extend_from_slice(&tail);
+    out
+}

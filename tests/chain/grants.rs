@@ -1,0 +1,334 @@
+//! Mint, revoke, transfer, reorganise, go silent: what a node makes of it.
+use crate::anvil::{Anvil, Contract};
+use crate::node::{Node, config, pair};
+use crate::proxy::{Deed, Proxy};
+use alloy_primitives::keccak256;
+use serde_json::{Value, json};
+use spoke::grants::ladder::Phase;
+
+fn key(n: u16) -> String {
+    pair(n).1.to_string()
+}
+
+#[test]
+fn the_contract_has_the_published_interface() {
+    let abi: Vec<Value> = serde_json::from_str(include_str!("contract/NodeAccess.abi.json")).unwrap();
+    let signature = |name: &str, kind: &str| {
+        let entry = abi.iter().find(|e| e["type"] == kind && e["name"] == name).unwrap_or_else(|| panic!("no {name}"));
+        let types: Vec<_> = entry["inputs"].as_array().unwrap().iter().map(|i| i["type"].as_str().unwrap()).collect();
+        (keccak256(format!("{name}({})", types.join(","))), entry.clone())
+    };
+    for (selector, name, outputs) in [
+        ("eb27f948", "mintNodeAccess", vec!["uint256"]),
+        ("be1ba406", "revokeNodeAccess", vec![]),
+        ("6a572da6", "getNodeAccess", vec!["string", "string", "uint256", "bool"]),
+        ("54698191", "hasNodeAccess", vec!["bool"]),
+        ("b9244a9f", "getTokenIdByNodeId", vec!["uint256"]),
+        ("9da9ca5e", "verifyAccess", vec!["bool"]),
+        ("e02129d3", "getPublicKeyByOwner", vec!["string"]),
+        ("9a89a18c", "getPublicKeyByTokenId", vec!["string"]),
+        ("6352211e", "ownerOf", vec!["address"]),
+        ("c87b56dd", "tokenURI", vec!["string"]),
+        ("a843c51f", "transferContractOwnership", vec![]),
+    ] {
+        let (hash, entry) = signature(name, "function");
+        assert_eq!(alloy_primitives::hex::encode(&hash[..4]), selector, "{name}");
+        let got: Vec<_> = entry["outputs"].as_array().unwrap().iter().map(|o| o["type"].as_str().unwrap()).collect();
+        assert_eq!(got, outputs, "{name}");
+    }
+    for (topic, name, indexed) in [
+        ("9a71852b5ff3e6dcfff28eaeb177387d7be860dcf63f02bc0c74d796d373a22c", "NodeAccessGranted", vec![0, 2]),
+        ("f77547477629bf8d4b78aaa6babeeb3306e56da1ca9b54caceabf24cbc922020", "NodeAccessRevoked", vec![0]),
+        ("692842951e9a8bdcf099c908e8dd428dedcb5c44056d3b636cd82870c5fd12b2", "NodeAccessTransferred", vec![0, 1, 2]),
+        ("a850082d2fb101274de37494dc864e9277de33c04415c7ad9db57592c60511a5", "PublicKeyUpdated", vec![0]),
+        ("b150023a879fd806e3599b6ca8ee3b60f0e360ab3846d128d67ebce1a391639a", "OwnershipTransferInitiated", vec![0, 1]),
+        ("ddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef", "Transfer", vec![0, 1, 2]),
+    ] {
+        let (hash, entry) = signature(name, "event");
+        assert_eq!(alloy_primitives::hex::encode(hash), topic, "{name}");
+        let inputs = entry["inputs"].as_array().unwrap();
+        let got: Vec<_> = (0..inputs.len()).filter(|i| inputs[*i]["indexed"] == true).collect();
+        assert_eq!(got, indexed, "{name}");
+    }
+}
+
+#[test]
+fn minted_comes_in_and_revoked_goes() {
+    let chain = Anvil::start();
+    let contract = Contract::deploy(&chain, false, false);
+    let mut node = Node::start(config(contract.address, &[chain.url()], "finality = \"latest\""), None, 2);
+    node.until("two denials", |r| r.rows.len() == 2 && r.rows.iter().all(|r| r.code == "NODE_NOT_FOUND"));
+    let token = contract.mint(chain.account(1), "node-0", &key(0));
+    node.until_admits(0, true);
+    assert!(!node.admits(1));
+    contract.revoke(token);
+    node.until_admits(0, false);
+    assert_eq!(node.code(0), "NODE_INACTIVE");
+    let counts = node.report().counts;
+    assert_eq!((counts.granted, counts.revoked), (1, 1));
+}
+
+#[test]
+fn a_grant_waits_until_it_is_safe_and_a_revocation_does_not() {
+    let chain = Anvil::with(&["--slots-in-an-epoch", "4"]);
+    let contract = Contract::deploy(&chain, false, false);
+    chain.mine(10);
+    let mut node = Node::start(config(contract.address, &[chain.url()], ""), None, 1);
+    node.until("a denial", |r| r.rows.iter().all(|r| r.code == "NODE_NOT_FOUND"));
+    let token = contract.mint(chain.account(1), "node-0", &key(0));
+    let minted = chain.height();
+    node.until("it waits", |r| r.rows[0].awaits == Some(minted));
+    // Safe is four blocks behind; one more, because it is the block below that has a known hash.
+    chain.mine(4);
+    node.looks(3);
+    assert!(!node.admits(0) && node.code(0) == "NODE_NOT_FOUND");
+    chain.mine(1);
+    node.until_admits(0, true);
+    contract.revoke(token);
+    node.until_admits(0, false);
+    assert_eq!(chain.height(), minted + 6, "at the very block of the revocation");
+}
+
+#[test]
+fn a_transfer_leaves_no_old_key_valid() {
+    for clears_key in [false, true] {
+        let chain = Anvil::start();
+        let contract = Contract::deploy(&chain, clears_key, false);
+        let (alice, bob) = (chain.account(1), chain.account(2));
+        let token = contract.mint(alice, "node-0", &key(0));
+        contract.mint(bob, "node-1", &key(1));
+        chain.mine(2);
+        let mut node = Node::start(config(contract.address, &[chain.url()], "finality = \"latest\""), None, 2);
+        node.until_admits(0, true);
+        node.until_admits(1, true);
+        contract.transfer(alice, bob, token);
+        node.until_admits(0, false);
+        assert_eq!(node.code(0), "PUBLIC_KEY_MISMATCH", "clears_key {clears_key}");
+        assert!(node.admits(1), "the new holder's own node keeps its access");
+    }
+}
+
+#[test]
+fn a_revoked_node_can_come_back_only_where_the_contract_allows_it() {
+    for remints in [false, true] {
+        let chain = Anvil::start();
+        let contract = Contract::deploy(&chain, false, remints);
+        let token = contract.mint(chain.account(1), "node-0", &key(0));
+        chain.mine(2);
+        let mut node = Node::start(config(contract.address, &[chain.url()], "finality = \"latest\""), None, 1);
+        node.until_admits(0, true);
+        contract.revoke(token);
+        node.until_admits(0, false);
+        if remints {
+            contract.mint(chain.account(2), "node-0", &key(0));
+            node.until_admits(0, true);
+        } else {
+            node.looks(3);
+            assert_eq!(node.code(0), "NODE_INACTIVE");
+        }
+    }
+}
+
+#[test]
+fn a_reorganisation_takes_back_what_it_undid() {
+    let chain = Anvil::start();
+    let contract = Contract::deploy(&chain, false, false);
+    let kept = contract.mint(chain.account(1), "node-0", &key(0));
+    chain.mine(5);
+    let mut node = Node::start(config(contract.address, &[chain.url()], "finality = \"latest\""), None, 2);
+    node.until_admits(0, true);
+    // Granted in a block that will be lost; another grant revoked in one that will be lost, too.
+    contract.mint(chain.account(2), "node-1", &key(1));
+    node.until_admits(1, true);
+    contract.revoke(kept);
+    node.until_admits(0, false);
+    chain.mine(1);
+    node.looks(2);
+    chain.reorganise(3);
+    chain.mine(1);
+    node.until_admits(1, false);
+    assert_eq!(node.code(1), "NODE_NOT_FOUND");
+    node.until_admits(0, true);
+    assert!(node.report().counts.reorganisations >= 1);
+}
+
+#[test]
+fn silence_is_endured_step_by_step_and_a_restart_does_not_stretch_it() {
+    let chain = Anvil::start();
+    let contract = Contract::deploy(&chain, false, false);
+    contract.mint(chain.account(1), "node-0", &key(0));
+    contract.mint(chain.account(2), "node-1", &key(1));
+    chain.mine(3);
+    let dir = tempfile::tempdir().unwrap();
+    let settings = config(contract.address, &[chain.url()], "timeout = \"300ms\"\nstale = \"2s\"\ngrace = \"4s\"");
+    let mut node = Node::start(settings.clone(), Some(dir.path()), 1);
+    node.until_admits(0, true);
+    chain.halt();
+    node.until("it says so", |r| r.away.is_some());
+    assert!(node.admits(0));
+    node.until("stale", |r| r.phase == Phase::Stale);
+    assert!(node.admits(0));
+    node.until("grace", |r| r.phase == Phase::Grace);
+    assert!(node.admits(0), "a peer stays");
+    drop(node);
+    let mut node = Node::start(settings, Some(dir.path()), 2);
+    assert!(node.report().phase >= Phase::Grace, "the restart gained nothing: {:?}", node.report().phase);
+    node.until("expired", |r| r.phase == Phase::Expired);
+    assert!(!node.admits(0) && !node.admits(1));
+    assert_eq!(node.code(0), "VERIFICATION_ERROR", "nobody was revoked");
+    chain.go_on();
+    node.until_admits(0, true);
+    node.until_admits(1, true);
+}
+
+#[test]
+fn a_restart_serves_the_known_before_the_chain_answers() {
+    let chain = Anvil::start();
+    let contract = Contract::deploy(&chain, false, false);
+    contract.mint(chain.account(1), "node-0", &key(0));
+    chain.mine(3);
+    let dir = tempfile::tempdir().unwrap();
+    let settings = config(contract.address, &[chain.url()], "timeout = \"300ms\"\nstale = \"1h\"");
+    let mut node = Node::start(settings.clone(), Some(dir.path()), 1);
+    node.until_admits(0, true);
+    node.until("it is on disk", |r| r.counts.writes > 0);
+    drop(node);
+    chain.halt();
+    let mut node = Node::start(settings.clone(), Some(dir.path()), 1);
+    node.until_admits(0, true);
+    drop(node);
+    // Cut in half by a power cut: the previous good copy, or nobody; never a panic, never somebody else.
+    let file = dir.path().join("grants.json");
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
+    let mut node = Node::start(settings, Some(dir.path()), 1);
+    node.until("it runs", |r| r.rows.len() == 1);
+    chain.go_on();
+}
+
+#[test]
+fn two_of_three_endpoints_outvote_one_that_lies() {
+    let chain = Anvil::start();
+    let contract = Contract::deploy(&chain, false, false);
+    let token = contract.mint(chain.account(1), "node-0", &key(0));
+    chain.mine(3);
+    // The first one says of everybody that access is revoked, and hides every event.
+    let liar = Proxy::new(chain.port());
+    liar.rule(|_| {
+        Deed::Edit(Box::new(|answer| {
+            for reply in answer.as_array_mut().into_iter().flatten() {
+                if reply["result"].is_array() {
+                    reply["result"] = json!([]);
+                } else if let Some(long) = reply["result"].as_str().filter(|s| s.len() > 400) {
+                    let mut digits = long.to_owned();
+                    // The last word of the last read: whether the contract grants.
+                    digits.pop();
+                    reply["result"] = (digits + "0").into();
+                }
+            }
+        }))
+    });
+    let (a, b) = (Proxy::new(chain.port()), Proxy::new(chain.port()));
+    let urls = [liar.url(), a.url(), b.url()];
+    let mut node = Node::start(config(contract.address, &urls, "finality = \"latest\"\nquorum = 2"), None, 1);
+    node.until_admits(0, true);
+    contract.revoke(token);
+    node.until_admits(0, false);
+    let report = node.looks(1);
+    assert!(report.endpoints[0].dissents > 0, "{:?}", report.endpoints);
+    // Alone against one: nobody is believed.
+    b.rule(|_| Deed::Hang);
+    let before = node.report().counts.decisions;
+    contract.mint(chain.account(2), "node-9", &key(9));
+    node.refresh();
+    node.until("no quorum", |r| r.away.is_some());
+    assert_eq!(node.report().counts.decisions, before);
+}
+
+#[test]
+fn a_failing_endpoint_is_left_for_the_next() {
+    let chain = Anvil::start();
+    let contract = Contract::deploy(&chain, false, false);
+    contract.mint(chain.account(1), "node-0", &key(0));
+    chain.mine(3);
+    let (first, second) = (Proxy::new(chain.port()), Proxy::new(chain.port()));
+    first.rule(|_| Deed::Say(429, "retry-after: 3600\r\n".into(), b"slow down".to_vec()));
+    let urls = [first.url(), second.url()];
+    let mut node = Node::start(config(contract.address, &urls, "finality = \"latest\""), None, 1);
+    node.until_admits(0, true);
+    node.looks(5);
+    assert_eq!(first.requests(), 1, "Retry-After is kept");
+    assert!(node.report().away.is_none());
+    assert!(second.connections() <= 2, "connections are reused: {}", second.connections());
+}
+
+#[test]
+fn an_endpoint_on_another_chain_is_never_believed() {
+    let (right, wrong) = (Anvil::start(), Anvil::with(&["--chain-id", "8453"]));
+    let contract = Contract::deploy(&right, false, false);
+    let elsewhere = Contract::deploy(&wrong, false, false);
+    assert_eq!(contract.address, elsewhere.address, "the same contract at the same place");
+    elsewhere.mint(wrong.account(1), "node-0", &key(0));
+    wrong.mine(3);
+    let mut node =
+        Node::start(config(contract.address, &[wrong.url()], "finality = \"latest\""), None, 1);
+    let report = node.until("trouble", |r| r.trouble.is_some() && r.away.is_some());
+    assert!(report.trouble.as_ref().unwrap().detail.contains("on chain 8453"), "{report:?}");
+    assert!(!node.admits(0));
+}
+
+#[test]
+fn events_are_read_in_chunks_the_endpoint_accepts() {
+    let chain = Anvil::start();
+    let contract = Contract::deploy(&chain, false, false);
+    let token = contract.mint(chain.account(1), "node-0", &key(0));
+    chain.mine(3);
+    let proxy = Proxy::new(chain.port());
+    let mut node = Node::start(
+        config(contract.address, &[proxy.url()], "finality = \"latest\"\ntimeout = \"300ms\"\nstale = \"1h\""),
+        None,
+        1,
+    );
+    node.until_admits(0, true);
+    proxy.rule(|_| Deed::Hang);
+    node.until("away", |r| r.away.is_some());
+    contract.revoke(token);
+    chain.mine(3000);
+    // Back again, with a limit of 500 blocks.
+    proxy.rule(|asked| {
+        let number = |v: &Value| v.as_str().and_then(|s| u64::from_str_radix(s.trim_start_matches("0x"), 16).ok());
+        let wide = asked.as_array().into_iter().flatten().any(|q| {
+            q["method"] == "eth_getLogs"
+                && number(&q["params"][0]["toBlock"]).unwrap_or(u64::MAX) - number(&q["params"][0]["fromBlock"]).unwrap_or(0) >= 500
+        });
+        if !wide {
+            return Deed::Pass;
+        }
+        let refusals: Vec<Value> = asked
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|q| json!({"jsonrpc": "2.0", "id": q["id"], "error": {"code": -32000, "message": "block range exceeds 500"}}))
+            .collect();
+        Deed::Say(200, String::new(), Value::from(refusals).to_string().into_bytes())
+    });
+    node.until_admits(0, false);
+    assert_eq!(node.code(0), "NODE_INACTIVE");
+    let height = chain.height();
+    node.until("caught up", |r| r.height.is_some_and(|h| h >= height));
+}
+
+#[test]
+fn a_thousand_candidates_cost_a_handful_of_requests() {
+    let chain = Anvil::start();
+    let contract = Contract::deploy(&chain, false, false);
+    contract.mint(chain.account(1), "node-7", &key(7));
+    chain.mine(3);
+    let proxy = Proxy::new(chain.port());
+    let settings = config(contract.address, &[proxy.url()], "finality = \"latest\"\npoll = \"1h\"\nfresh = \"24h\"");
+    let mut node = Node::start(settings, None, 1000);
+    node.until_admits(7, true);
+    let report = node.until("all decided", |r| r.rows.iter().all(|r| r.code != "VERIFICATION_ERROR"));
+    assert_eq!(report.admitted, 1);
+    assert!(proxy.requests() <= 4, "{} requests", proxy.requests());
+}

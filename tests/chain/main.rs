@@ -1,0 +1,8 @@
+//! The chain tier: grants against a real local chain, honest or not. `scripts/test-chain` runs it.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod anvil;
+mod grants;
+mod hostile;
+mod node;
+mod proxy;

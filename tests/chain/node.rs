@@ -1,0 +1,143 @@
+//! A node as far as its grants go: the task on a thread of its own, its candidates, and what it says.
+#![allow(dead_code, reason = "several test programs share it, and none uses all of it")]
+
+use spoke::config::Config;
+use spoke::config::grants::Grants;
+use spoke::grants::chain::Pair;
+use spoke::grants::report::Report;
+use spoke::grants::task::{Board, run};
+use spoke::net::derive::Admitted;
+use spoke::net::key::PublicKey;
+use spoke::sys::clock::SystemClock;
+use spoke::sys::rpc::Http;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, oneshot, watch};
+
+/// A `[grants]` section.
+pub(crate) fn config(contract: alloy_primitives::Address, endpoints: &[String], more: &str) -> Arc<Grants> {
+    let endpoints = endpoints.iter().map(|e| format!("\"{e}\"")).collect::<Vec<_>>().join(",");
+    let text = format!(
+        "[grants]\ncontract = \"{contract}\"\nchain_id = {}\nendpoints = [{endpoints}]\npoll = \"200ms\"\ntimeout = \"5s\"\nfresh = \"1s\"\n{more}\n",
+        super::anvil::CHAIN_ID
+    );
+    Arc::new(Config::from_text(Some(("test", &text)), []).expect("a configuration").grants.expect("a section"))
+}
+
+/// A pair of node and key by number.
+pub(crate) fn pair(n: u16) -> Pair {
+    let mut key = [0xa5; 32];
+    key[..2].copy_from_slice(&n.to_be_bytes());
+    (format!("node-{n}").parse().expect("a node id"), PublicKey(key))
+}
+
+/// A running grants task.
+pub(crate) struct Node {
+    /// Who wants to be a peer.
+    pub(crate) candidates: watch::Sender<Arc<BTreeSet<Pair>>>,
+    admitted: watch::Receiver<Option<Arc<Admitted>>>,
+    report: watch::Receiver<Option<Arc<Report>>>,
+    refresh: Arc<Notify>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+    waiter: tokio::runtime::Runtime,
+}
+
+impl Node {
+    /// Starts one that keeps its grants in `dir`, with the first `n` pairs as candidates.
+    pub(crate) fn start(config: Arc<Grants>, dir: Option<&Path>, n: u16) -> Self {
+        let (candidates, wanted) = watch::channel(Arc::new((0..n).map(pair).collect()));
+        let (admitted, admitted_seen) = watch::channel(None);
+        let (report, report_seen) = watch::channel(None);
+        let refresh = Arc::new(Notify::new());
+        let (stop, stopped) = oneshot::channel::<()>();
+        let board = Board {
+            clock: SystemClock,
+            config: config.clone(),
+            state_dir: dir.map(Path::to_owned),
+            candidates: wanted,
+            admitted: Arc::new(admitted),
+            report: Arc::new(report),
+            refresh: refresh.clone(),
+        };
+        let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let thread = std::thread::spawn(move || {
+            let runtime = runtime();
+            runtime.block_on(async {
+                tokio::select! {
+                    _ = run(board, || Http::new(&config.endpoints, config.timeout)) => {}
+                    _ = stopped => {}
+                }
+            });
+            runtime.shutdown_background();
+        });
+        Self {
+            candidates,
+            admitted: admitted_seen,
+            report: report_seen,
+            refresh,
+            stop: Some(stop),
+            thread: Some(thread),
+            waiter: runtime(),
+        }
+    }
+
+    /// Whether pair `n` is admitted now.
+    pub(crate) fn admits(&self, n: u16) -> bool {
+        self.admitted.borrow().as_ref().is_some_and(|a| a.0.contains(&pair(n)))
+    }
+
+    /// What it says now.
+    pub(crate) fn report(&self) -> Arc<Report> {
+        self.report.borrow().clone().expect("a report")
+    }
+
+    /// The reason code of pair `n` now.
+    pub(crate) fn code(&self, n: u16) -> String {
+        let report = self.report();
+        report.rows.iter().find(|r| (r.node.clone(), r.key) == pair(n)).map_or("?".into(), |r| r.code.clone())
+    }
+
+    /// Has everything verified again.
+    pub(crate) fn refresh(&self) {
+        self.refresh.notify_one();
+    }
+
+    /// Waits until pair `n` is admitted, or is not; gives the time it took.
+    pub(crate) fn until_admits(&mut self, n: u16, yes: bool) -> Duration {
+        let started = Instant::now();
+        let wait = self.admitted.wait_for(|a| a.as_ref().is_some_and(|a| a.0.contains(&pair(n))) == yes);
+        let found = self.waiter.block_on(async { tokio::time::timeout(Duration::from_secs(20), wait).await.is_ok() });
+        assert!(found, "pair {n} should {}be admitted; {:#?}", if yes { "" } else { "not " }, self.report());
+        started.elapsed()
+    }
+
+    /// Waits until the report says so.
+    pub(crate) fn until(&mut self, what: &str, says: impl Fn(&Report) -> bool) -> Arc<Report> {
+        let wait = self.report.wait_for(|r| r.as_ref().is_some_and(|r| says(r)));
+        let found = self.waiter.block_on(async {
+            match tokio::time::timeout(Duration::from_secs(20), wait).await {
+                Ok(Ok(r)) => r.clone(),
+                Ok(Err(_)) | Err(_) => None,
+            }
+        });
+        found.unwrap_or_else(|| panic!("never: {what}; {:#?}", self.report.borrow()))
+    }
+
+    /// Waits until the chain was looked at `more` times.
+    pub(crate) fn looks(&mut self, more: u64) -> Arc<Report> {
+        let now = self.report().counts.looks;
+        self.until("another look", |r| r.counts.looks >= now + more)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
