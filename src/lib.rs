@@ -39,9 +39,9 @@ pub mod config;
 #[cfg(feature = "control")]
 pub mod control;
 pub mod enroll;
+pub mod grants;
 pub mod health;
 pub mod http;
-pub mod grants;
 pub mod net;
 pub mod node;
 pub mod secret;

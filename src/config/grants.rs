@@ -204,11 +204,19 @@ impl Grants {
             t.fault("endpoints", "is empty", "name at least one");
         }
         if endpoints.len() > MAX_ENDPOINTS {
-            t.fault("endpoints", format_args!("{} are too many", endpoints.len()), format_args!("name at most {MAX_ENDPOINTS}"));
+            t.fault(
+                "endpoints",
+                format_args!("{} are too many", endpoints.len()),
+                format_args!("name at most {MAX_ENDPOINTS}"),
+            );
         }
         let quorum = t.number("quorum", 1..=MAX_ENDPOINTS as u64).and_then(|q| usize::try_from(q).ok()).unwrap_or(1);
         if quorum > endpoints.len() && !endpoints.is_empty() {
-            t.fault("quorum", format_args!("{quorum} of {} endpoints can never agree", endpoints.len()), "lower it, or name more endpoints");
+            t.fault(
+                "quorum",
+                format_args!("{quorum} of {} endpoints can never agree", endpoints.len()),
+                "lower it, or name more endpoints",
+            );
         }
         let finality = t.parsed("finality", "\"latest\", \"safe\" or \"finalized\"").unwrap_or_default();
         // A device may be on a metered line: a day of polls stays under 1 MB. A hub is not.
@@ -220,7 +228,11 @@ impl Grants {
         let negative_ttl = t.duration("negative_ttl", s(10)..=30 * day).unwrap_or(s(3600));
         let fresh = t.duration("fresh", s(1)..=day).unwrap_or(s(900));
         if fresh < poll.saturating_mul(2) {
-            t.fault("fresh", "is shorter than two polls: one lost answer would already count", "raise it, or lower poll");
+            t.fault(
+                "fresh",
+                "is shorter than two polls: one lost answer would already count",
+                "raise it, or lower poll",
+            );
         }
         let stale = t.duration("stale", s(0)..=30 * day).unwrap_or(s(43_200));
         let grace = t.duration("grace", s(0)..=30 * day).unwrap_or(3 * day);
@@ -258,7 +270,10 @@ mod tests {
         let config = load(GOOD).unwrap();
         let shown = format!("{config:?}{}", config.to_toml());
         assert!(!shown.contains("s3cret"), "{shown}");
-        assert!(shown.contains("https://rpc.example.net/[redacted]") && shown.contains("http://127.0.0.1:8545"), "{shown}");
+        assert!(
+            shown.contains("https://rpc.example.net/[redacted]") && shown.contains("http://127.0.0.1:8545"),
+            "{shown}"
+        );
         let grants = config.grants.unwrap();
         assert_eq!((grants.quorum, grants.finality, grants.poll), (1, Finality::Safe, Duration::from_secs(120)));
     }
@@ -267,7 +282,8 @@ mod tests {
     fn every_fault_names_its_key() {
         let bad = "[grants]\ncontract = \"0x12\"\nchain_id = 0\nendpoints = [\"ftp://x\", \"https://u:p@h/\"]\nquorum = 3\npoll = \"10m\"\n";
         let faults = load(bad).unwrap_err();
-        for key in ["grants.contract", "grants.chain_id", "grants.endpoints[0]", "grants.endpoints[1]", "grants.fresh"] {
+        for key in ["grants.contract", "grants.chain_id", "grants.endpoints[0]", "grants.endpoints[1]", "grants.fresh"]
+        {
             assert!(faults.0.iter().any(|f| f.key == key), "{key} in {faults}");
         }
         let missing = load("[grants]\n").unwrap_err();

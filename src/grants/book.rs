@@ -174,7 +174,9 @@ impl<S: BuildHasher> Book<S> {
                     self.cache.peek(node, key).is_some_and(|e| {
                         e.block < change.block.number
                             && match &change.whose {
-                                Whose::Node { node: n, token_id } => n == node || holds(e, |d| d.token_id == Some(*token_id)),
+                                Whose::Node { node: n, token_id } => {
+                                    n == node || holds(e, |d| d.token_id == Some(*token_id))
+                                }
                                 Whose::Token(id) => holds(e, |d| d.token_id == Some(*id)),
                                 Whose::Owner(owner) => holds(e, |d| d.owner == Some(*owner)),
                                 Whose::Anyone => true,

@@ -159,7 +159,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn block(number: u64, fork: u8) -> BlockRef {
-        BlockRef { number, hash: B256::from([[fork; 24].as_slice(), &number.to_be_bytes()].concat().try_into().map(|b: [u8; 32]| b).unwrap()) }
+        BlockRef {
+            number,
+            hash: B256::from(
+                [[fork; 24].as_slice(), &number.to_be_bytes()].concat().try_into().map(|b: [u8; 32]| b).unwrap(),
+            ),
+        }
     }
 
     fn head(number: u64, asked: Option<BlockRef>) -> Head {

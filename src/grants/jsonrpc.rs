@@ -102,7 +102,8 @@ impl Refusal {
     /// Whether it says that too much was asked for in too short a time.
     pub fn rate(&self) -> bool {
         let text = self.message.to_ascii_lowercase();
-        self.code == 429 || ["rate limit", "too many requests", "per second", "capacity"].iter().any(|w| text.contains(w))
+        self.code == 429
+            || ["rate limit", "too many requests", "per second", "capacity"].iter().any(|w| text.contains(w))
     }
 }
 

@@ -106,8 +106,7 @@ impl Ladder {
         let same_boot = reserve.boot_id.is_some() && reserve.boot_id.as_deref() == boot_id && now >= reserve.at;
         let counted = reserve.used.saturating_add(now.since(reserve.at));
         let since_boot = now.since_boot();
-        let used =
-            if same_boot { counted.min(reserve.reserved) } else { reserve.reserved.saturating_add(since_boot) };
+        let used = if same_boot { counted.min(reserve.reserved) } else { reserve.reserved.saturating_add(since_boot) };
         // The stretch from here on is not on disk yet.
         Self { rungs, used: Some(used), mark: now, reserved: if same_boot { reserve.reserved } else { used } }
     }

@@ -91,7 +91,8 @@ pub fn decide(reads: &Reads<'_>, node: &str, key: &PublicKey) -> Result<Decision
     if owners_key.is_some_and(|k| k != Text::Plain("") && !is_key(k, key)) {
         return denied(Reason::PublicKeyMismatch, Some(id), Some(owner));
     }
-    let reason = if abi::boolean(reads.has_access)? == Some(true) { Reason::AccessGranted } else { Reason::AccessDenied };
+    let reason =
+        if abi::boolean(reads.has_access)? == Some(true) { Reason::AccessGranted } else { Reason::AccessDenied };
     Ok(Decision { reason, token_id: Some(id), owner: Some(owner) })
 }
 
@@ -203,7 +204,10 @@ mod tests {
     #[test]
     fn a_key_that_is_none_never_matches() {
         for bad in [&b""[..], b"AAAA", &[0xff; 44], &[b'A'; 2000]] {
-            assert_eq!(judge(&World { access: access(NODE.as_bytes(), bad, 1), ..good() }), Ok(Reason::PublicKeyMismatch));
+            assert_eq!(
+                judge(&World { access: access(NODE.as_bytes(), bad, 1), ..good() }),
+                Ok(Reason::PublicKeyMismatch)
+            );
         }
     }
 
@@ -230,13 +234,16 @@ mod tests {
             assert_eq!(decide(&reads, NODE, &key()).map(|d| d.reason), Ok(Reason::NodeNotFound));
         }
         let other = [&[0x11, 0x8c, 0xda, 0xa7][..], &[0; 32]].concat();
-        let reads = Reads { access: Read::Reverted(&other), ..Reads {
-            token_id: answer(&w.id),
-            access: answer(&w.access),
-            owner: answer(&w.owner),
-            owner_key: answer(&w.owner_key),
-            has_access: answer(&w.has),
-        } };
+        let reads = Reads {
+            access: Read::Reverted(&other),
+            ..Reads {
+                token_id: answer(&w.id),
+                access: answer(&w.access),
+                owner: answer(&w.owner),
+                owner_key: answer(&w.owner_key),
+                has_access: answer(&w.has),
+            }
+        };
         assert_eq!(decide(&reads, NODE, &key()), Err(Malformed::Refused));
     }
 

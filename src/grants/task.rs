@@ -185,7 +185,11 @@ impl<C: Clock> Task<C> {
             })
             .collect();
         let detail = if !wrong.is_empty() {
-            format!("{}: correct grants.endpoints or grants.chain_id ({})", wrong.join(", "), self.board.config.chain_id)
+            format!(
+                "{}: correct grants.endpoints or grants.chain_id ({})",
+                wrong.join(", "),
+                self.board.config.chain_id
+            )
         } else if self.book.overflow > 0 {
             format!("{} candidates are beyond the {} that fit", self.book.overflow, self.book.cache().max())
         } else {
@@ -452,6 +456,8 @@ impl<C: Clock> Task<C> {
 
     fn send(&mut self, report: Report) {
         let admitted = Arc::new(self.book.admitted(self.board.clock.now()));
+        // First what explains it.
+        self.board.report.send_replace(Some(Arc::new(report)));
         self.board.admitted.send_if_modified(|before| {
             let new = before.as_ref() != Some(&admitted);
             if new {
@@ -459,7 +465,6 @@ impl<C: Clock> Task<C> {
             }
             new
         });
-        self.board.report.send_replace(Some(Arc::new(report)));
     }
 
     fn report(&mut self, endpoints: Vec<EndpointRow>) -> Report {

@@ -75,12 +75,7 @@ pub trait Rpc: Clone + Send + Sync + 'static {
     /// One's name for people: scheme and host.
     fn name(&self, endpoint: usize) -> &str;
     /// Asks one of them; reads at most `cap` bytes of its answer.
-    fn ask(
-        &self,
-        endpoint: usize,
-        asks: Vec<Ask>,
-        cap: u64,
-    ) -> impl Future<Output = Result<Reply, RpcError>> + Send;
+    fn ask(&self, endpoint: usize, asks: Vec<Ask>, cap: u64) -> impl Future<Output = Result<Reply, RpcError>> + Send;
 }
 
 /// The real thing: one connection pool, TLS against Mozilla's CA set, no redirects, no proxy from the environment.
@@ -148,7 +143,8 @@ impl Http {
             return Err(RpcError::Status { status, retry_after });
         }
         // Counted after unpacking: a small packed body may be a large one.
-        let mut capped = Capped { inner: response.into_body().into_reader(), left: cap, over: false, seen: 0, failed: None };
+        let mut capped =
+            Capped { inner: response.into_body().into_reader(), left: cap, over: false, seen: 0, failed: None };
         let answers = decode(&mut capped, asks);
         let (seen, over, failed) = (capped.seen, capped.over, capped.failed.take());
         match answers {
@@ -174,7 +170,9 @@ impl Rpc for Http {
 
     async fn ask(&self, endpoint: usize, asks: Vec<Ask>, cap: u64) -> Result<Reply, RpcError> {
         let this = self.clone();
-        tokio::task::spawn_blocking(move || this.blocking(endpoint, &asks, cap)).await.unwrap_or(Err(RpcError::Cancelled))
+        tokio::task::spawn_blocking(move || this.blocking(endpoint, &asks, cap))
+            .await
+            .unwrap_or(Err(RpcError::Cancelled))
     }
 }
 

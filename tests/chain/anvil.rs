@@ -124,8 +124,8 @@ impl Drop for Anvil {
 }
 
 fn spawn(port: u16, arguments: &[String]) -> (Child, u16) {
-    let program = std::env::var("SPOKE_ANVIL")
-        .expect("SPOKE_ANVIL names no chain: run scripts/test-chain, which installs one");
+    let program =
+        std::env::var("SPOKE_ANVIL").expect("SPOKE_ANVIL names no chain: run scripts/test-chain, which installs one");
     let mut child = Command::new(&program)
         .args(["--host", "127.0.0.1", "--accounts", "5", "--port", &port.to_string()])
         .args(arguments)
@@ -205,7 +205,10 @@ impl<'a> Contract<'a> {
 
     /// Transfers a token.
     pub(crate) fn transfer(&self, from: Address, to: Address, token: u64) {
-        let data = encode("transferFrom(address,address,uint256)", &[Arg::Address(from), Arg::Address(to), Arg::Number(token)]);
+        let data = encode(
+            "transferFrom(address,address,uint256)",
+            &[Arg::Address(from), Arg::Address(to), Arg::Number(token)],
+        );
         self.chain.send(from, Some(self.address), &data);
     }
 
@@ -221,7 +224,8 @@ impl<'a> Contract<'a> {
             let arguments = [Arg::Address(to), Arg::Text(&node), Arg::Text(&key), Arg::Text("")];
             let data = encode("mintNodeAccess(address,string,string,string)", &arguments);
             let tx = json!({"from": self.operator.to_string(), "to": self.address.to_string(), "data": hex::encode_prefixed(&data), "gas": "0x7a120"});
-            last = self.chain.ask("eth_sendTransaction", json!([tx])).as_str().expect("a hash").parse().expect("a hash");
+            last =
+                self.chain.ask("eth_sendTransaction", json!([tx])).as_str().expect("a hash").parse().expect("a hash");
             if n % 50 == 49 {
                 self.chain.mine(1);
             }

@@ -30,19 +30,31 @@ const RULES: &[(&str, Rule)] = &[
     ("one object", |_| say(br#"{"jsonrpc":"2.0","id":1,"result":"0x1"}"#)),
     ("an error for all", |_| say(br#"{"jsonrpc":"2.0","id":null,"error":{"code":-32600,"message":"no batches"}}"#)),
     ("a part of the batch", |_| edit(|a| drop(a.as_array_mut().unwrap().pop()))),
-    ("every id one more", |_| edit(|a| a.as_array_mut().unwrap().iter_mut().for_each(|r| r["id"] = json!(r["id"].as_u64().unwrap() + 1)))),
+    ("every id one more", |_| {
+        edit(|a| a.as_array_mut().unwrap().iter_mut().for_each(|r| r["id"] = json!(r["id"].as_u64().unwrap() + 1)))
+    }),
     ("every id the same", |_| edit(|a| a.as_array_mut().unwrap().iter_mut().for_each(|r| r["id"] = json!(1)))),
-    ("ids as text", |_| edit(|a| a.as_array_mut().unwrap().iter_mut().for_each(|r| r["id"] = json!(r["id"].to_string())))),
+    ("ids as text", |_| {
+        edit(|a| a.as_array_mut().unwrap().iter_mut().for_each(|r| r["id"] = json!(r["id"].to_string())))
+    }),
     ("no results", |_| edit(|a| a.as_array_mut().unwrap().iter_mut().for_each(|r| r["result"] = Value::Null))),
     ("numbers for text", |_| edit(|a| a.as_array_mut().unwrap().iter_mut().for_each(|r| r["result"] = json!(1e300)))),
-    ("all bits set", |_| edit(|a| a.as_array_mut().unwrap().iter_mut().filter(|r| r["result"].is_string()).for_each(|r| {
-        let n = r["result"].as_str().unwrap().len() - 2;
-        r["result"] = format!("0x{}", "f".repeat(n)).into();
-    }))),
-    ("half of each result", |_| edit(|a| a.as_array_mut().unwrap().iter_mut().filter(|r| r["result"].is_string()).for_each(|r| {
-        let text = r["result"].as_str().unwrap().to_owned();
-        r["result"] = text[..2 + (text.len() - 2) / 4 * 2].into();
-    }))),
+    ("all bits set", |_| {
+        edit(|a| {
+            a.as_array_mut().unwrap().iter_mut().filter(|r| r["result"].is_string()).for_each(|r| {
+                let n = r["result"].as_str().unwrap().len() - 2;
+                r["result"] = format!("0x{}", "f".repeat(n)).into();
+            })
+        })
+    }),
+    ("half of each result", |_| {
+        edit(|a| {
+            a.as_array_mut().unwrap().iter_mut().filter(|r| r["result"].is_string()).for_each(|r| {
+                let text = r["result"].as_str().unwrap().to_owned();
+                r["result"] = text[..2 + (text.len() - 2) / 4 * 2].into();
+            })
+        })
+    }),
     ("a huge text", |_| say(format!("[{{\"id\":1,\"result\":\"0x{}\"}}]", "0".repeat(4 << 20)).as_bytes())),
     ("a header bomb", |_| Deed::Say(200, format!("x: {}\r\n", "y".repeat(1 << 20)), b"[]".to_vec())),
     ("nested without end", |_| say("[".repeat(1 << 20).as_bytes())),
@@ -51,21 +63,35 @@ const RULES: &[(&str, Rule)] = &[
     ("401", |_| Deed::Say(401, String::new(), Vec::new())),
     ("a gzip bomb", |_| Deed::Say(200, "content-encoding: gzip\r\n".into(), bomb())),
     ("gzip that is none", |_| Deed::Say(200, "content-encoding: gzip\r\n".into(), b"[]".to_vec())),
-    ("a refusal of everything", |_| edit(|a| a.as_array_mut().unwrap().iter_mut().for_each(|r| {
+    ("a refusal of everything", |_| {
+        edit(|a| {
+            a.as_array_mut().unwrap().iter_mut().for_each(|r| {
         *r = json!({"id": r["id"], "error": {"code": 3, "message": "execution reverted", "data": "0x08c379a0"}});
-    }))),
-    ("a rate limit in the answer", |_| edit(|a| a.as_array_mut().unwrap().iter_mut().for_each(|r| {
-        *r = json!({"id": r["id"], "error": {"code": 429, "message": "too many requests"}});
-    }))),
-    ("events of another contract", |_| edit(|a| a.as_array_mut().unwrap().iter_mut().filter(|r| r["result"].is_array()).for_each(|r| {
+    })
+        })
+    }),
+    ("a rate limit in the answer", |_| {
+        edit(|a| {
+            a.as_array_mut().unwrap().iter_mut().for_each(|r| {
+                *r = json!({"id": r["id"], "error": {"code": 429, "message": "too many requests"}});
+            })
+        })
+    }),
+    ("events of another contract", |_| {
+        edit(|a| {
+            a.as_array_mut().unwrap().iter_mut().filter(|r| r["result"].is_array()).for_each(|r| {
         r["result"] = json!([{"address": "0x0000000000000000000000000000000000000001", "topics": [], "data": "0x", "blockNumber": "0x1", "blockHash": format!("0x{}", "1".repeat(64))}]);
-    }))),
-    ("an older height", |_| edit(|a| {
-        let r = &mut a.as_array_mut().unwrap()[0];
-        if let Some(t) = r["result"].as_str().filter(|t| t.len() == 194) {
-            r["result"] = format!("0x{:064x}{}", 1, &t[66..]).into();
-        }
-    })),
+    })
+        })
+    }),
+    ("an older height", |_| {
+        edit(|a| {
+            let r = &mut a.as_array_mut().unwrap()[0];
+            if let Some(t) = r["result"].as_str().filter(|t| t.len() == 194) {
+                r["result"] = format!("0x{:064x}{}", 1, &t[66..]).into();
+            }
+        })
+    }),
     ("too late", |_| Deed::Late(Duration::from_millis(1500))),
     ("a closed connection", |_| Deed::Hang),
 ];
@@ -77,8 +103,11 @@ fn no_answer_is_neither_grant_nor_revocation() {
     contract.mint(chain.account(1), "node-0", &pair(0).1.to_string());
     chain.mine(3);
     let proxy = Proxy::new(chain.port());
-    let settings =
-        config(contract.address, &[proxy.url()], "finality = \"latest\"\ntimeout = \"1s\"\nstale = \"1h\"\npositive_ttl = \"10s\"");
+    let settings = config(
+        contract.address,
+        &[proxy.url()],
+        "finality = \"latest\"\ntimeout = \"1s\"\nstale = \"1h\"\npositive_ttl = \"10s\"",
+    );
     let mut node = Node::start(settings, None, 2);
     node.until_admits(0, true);
     node.until("the other is denied", |r| r.rows[1].code == "NODE_NOT_FOUND");

@@ -19,10 +19,17 @@ use tokio::sync::{Notify, oneshot, watch};
 /// A `[grants]` section.
 pub(crate) fn config(contract: alloy_primitives::Address, endpoints: &[String], more: &str) -> Arc<Grants> {
     let endpoints = endpoints.iter().map(|e| format!("\"{e}\"")).collect::<Vec<_>>().join(",");
-    let text = format!(
-        "[grants]\ncontract = \"{contract}\"\nchain_id = {}\nendpoints = [{endpoints}]\npoll = \"200ms\"\ntimeout = \"5s\"\nfresh = \"1s\"\n{more}\n",
+    let mut text = format!(
+        "[grants]\ncontract = \"{contract}\"\nchain_id = {}\nendpoints = [{endpoints}]\n",
         super::anvil::CHAIN_ID
     );
+    for default in ["poll = \"200ms\"", "timeout = \"5s\"", "fresh = \"1s\""] {
+        if !more.lines().any(|l| l.split(" =").next() == default.split(" =").next()) {
+            text.push_str(default);
+            text.push('\n');
+        }
+    }
+    text.push_str(more);
     Arc::new(Config::from_text(Some(("test", &text)), []).expect("a configuration").grants.expect("a section"))
 }
 
@@ -73,7 +80,7 @@ impl Node {
             });
             runtime.shutdown_background();
         });
-        Self {
+        let mut node = Self {
             candidates,
             admitted: admitted_seen,
             report: report_seen,
@@ -81,7 +88,9 @@ impl Node {
             stop: Some(stop),
             thread: Some(thread),
             waiter: runtime(),
-        }
+        };
+        node.until("it runs", |_| true);
+        node
     }
 
     /// Whether pair `n` is admitted now.

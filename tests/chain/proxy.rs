@@ -115,8 +115,11 @@ fn serve(
                     None => behind.insert(BufReader::new(TcpStream::connect(("127.0.0.1", upstream))?)),
                 };
                 let out = server.get_mut();
-                write!(out, "POST / HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len())?;
-                out.write_all(&body)?;
+                let head = format!(
+                    "POST / HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+                    body.len()
+                );
+                out.write_all(&[head.as_bytes(), &body].concat())?;
                 let (head, body) = message(server)?;
                 match deed {
                     Deed::Edit(edit) => {
@@ -130,8 +133,7 @@ fn serve(
             }
         };
         bytes.fetch_add((head.len() + body.len()) as u64, Ordering::Relaxed);
-        stream.write_all(&head)?;
-        stream.write_all(&body)?;
+        stream.write_all(&[head, body].concat())?;
     }
 }
 

@@ -88,7 +88,16 @@ impl<R: Rpc, C: Clock> Chain<R, C> {
     /// A chain nothing is known of yet; `random` spreads retries.
     pub fn new(rpc: R, clock: C, config: Arc<Grants>, random: fn() -> u64) -> Self {
         let endpoints = Endpoints::new(rpc.endpoints());
-        Self { rpc, clock, config, random, endpoints, traffic: Traffic::default(), per_call: NODES_PER_CALL, near: false }
+        Self {
+            rpc,
+            clock,
+            config,
+            random,
+            endpoints,
+            traffic: Traffic::default(),
+            per_call: NODES_PER_CALL,
+            near: false,
+        }
     }
 
     /// An endpoint's name for people.
@@ -140,7 +149,8 @@ impl<R: Rpc, C: Clock> Chain<R, C> {
         if continuity == Continuity::Same && !events && follow.scanned().is_some() {
             complete = follow.gap(head) == 0;
         }
-        let mut pins: Vec<BlockRef> = changes.iter().map(|c| c.block).chain(views.iter().filter_map(|v| v.parent)).collect();
+        let mut pins: Vec<BlockRef> =
+            changes.iter().map(|c| c.block).chain(views.iter().filter_map(|v| v.parent)).collect();
         pins.sort_unstable_by(|a, b| b.cmp(a));
         pins.dedup();
         // Enough for one that nobody else knows, and for one that is behind.
@@ -302,7 +312,11 @@ impl<R: Rpc, C: Clock> Chain<R, C> {
     }
 
     /// Books an endpoint's reply and takes the answer about its chain off it.
-    fn take(&mut self, i: usize, reply: Result<crate::sys::rpc::Reply, RpcError>) -> Result<Vec<Option<Answer>>, Fault> {
+    fn take(
+        &mut self,
+        i: usize,
+        reply: Result<crate::sys::rpc::Reply, RpcError>,
+    ) -> Result<Vec<Option<Answer>>, Fault> {
         let now = self.clock.now();
         self.traffic.requests += 1;
         let reply = match reply {
@@ -329,7 +343,8 @@ impl<R: Rpc, C: Clock> Chain<R, C> {
             }
         }
         // Whether rate limits come as errors inside the answer is the provider's taste.
-        if let Some(Answer::Refused(r)) = answers.iter().flatten().find(|a| matches!(a, Answer::Refused(r) if r.rate())) {
+        if let Some(Answer::Refused(r)) = answers.iter().flatten().find(|a| matches!(a, Answer::Refused(r) if r.rate()))
+        {
             return Err(Fault::Refused(r.clone()));
         }
         self.endpoints.answered(i, reply.took);

@@ -76,7 +76,8 @@ fn what_was_not_asked_is_no_answer() {
 
 #[test]
 fn a_refusal_is_told_apart() {
-    let got = read(r#"[{"id":1,"error":{"code":-32000,"message":"exceed maximum block range: 5000"}}]"#, &[run()]).unwrap();
+    let got =
+        read(r#"[{"id":1,"error":{"code":-32000,"message":"exceed maximum block range: 5000"}}]"#, &[run()]).unwrap();
     let Some(Answer::Refused(refusal)) = &got[0] else { panic!("{got:?}") };
     assert!(refusal.too_much() && !refusal.rate());
     let rate = Refusal { code: -32005, message: "rate limit reached".into() };
@@ -112,8 +113,14 @@ fn events_say_whose_grant_to_look_at() {
     // A name that cannot be read leaves the token.
     assert_eq!(whose(&[topic(REVOKED), seven.clone()], "0x").unwrap(), Whose::Token(U256::from(7)));
     assert_eq!(whose(&[topic(REVOKED), seven.clone()], &"0x".repeat(5000)).unwrap(), Whose::Token(U256::from(7)));
-    assert_eq!(whose(&[topic(TRANSFER), seven.clone(), seven.clone(), seven.clone()], "0x").unwrap(), Whose::Token(U256::from(7)));
-    assert_eq!(whose(&[topic(KEY_UPDATED), seven.clone()], "0x").unwrap(), Whose::Owner(Address::left_padding_from(&[7])));
+    assert_eq!(
+        whose(&[topic(TRANSFER), seven.clone(), seven.clone(), seven.clone()], "0x").unwrap(),
+        Whose::Token(U256::from(7))
+    );
+    assert_eq!(
+        whose(&[topic(KEY_UPDATED), seven.clone()], "0x").unwrap(),
+        Whose::Owner(Address::left_padding_from(&[7]))
+    );
     assert_eq!(whose(&[topic(REVOKED)], "0x").unwrap(), Whose::Anyone);
     assert_eq!(whose(&[], "0x").unwrap(), Whose::Anyone);
     assert!(whose(&["0x12".into()], "0x").is_err(), "a topic that is none");
