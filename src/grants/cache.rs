@@ -274,7 +274,7 @@ impl<S: BuildHasher> Cache<S> {
     fn insert(&mut self, node: &NodeId, key: &PublicKey) -> Option<u16> {
         let slot = Slot { node: node.clone(), key: *key, entry: Entry::default(), newer: NONE, older: NONE };
         let at = if self.len < self.max {
-            if self.len % PAGE == 0 {
+            if self.len.is_multiple_of(PAGE) {
                 self.pages.push(Box::default()).ok()?;
             }
             self.pages.last_mut()?.push(slot).ok()?;

@@ -325,7 +325,7 @@ enum Raw {
     Null,
     Text(String),
     Items(Vec<(Option<Address>, Change)>),
-    Object(Fields),
+    Object(Box<Fields>),
 }
 
 struct ReplySeed;
@@ -421,7 +421,7 @@ impl<'de> Visitor<'de> for RawVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Raw, A::Error> {
-        Fields::from_map(map).map(Raw::Object)
+        Fields::from_map(map).map(|f| Raw::Object(Box::new(f)))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Raw, A::Error> {
@@ -479,7 +479,7 @@ impl Fields {
     fn change(self) -> Option<Change> {
         let block = BlockRef { number: self.number?, hash: self.hash? };
         let topic = |i: usize| self.topics.get(i).copied();
-        let holder = |i| topic(i).map(|t| Address::from_word(t));
+        let holder = |i| topic(i).map(Address::from_word);
         let token = |i| topic(i).map(|t| U256::from_be_bytes(t.0));
         let whose = match topic(0) {
             Some(GRANTED | REVOKED) => match (token(1), self.data) {

@@ -1,11 +1,12 @@
 //! JSON-RPC over HTTPS: one request, one answer, read as a stream and never larger than allowed.
 use crate::config::grants::{Endpoint, Url};
 use crate::grants::jsonrpc::{Answer, Ask, BadAnswer, decode, encode};
+use crate::sys::clock::{Clock as _, SystemClock};
 use crate::sys::keys::{self, KeyError};
 use std::future::Future;
 use std::io::Read;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Why an endpoint gave no answer. Never holds the URL: there may be a key in it.
 #[derive(Debug, thiserror::Error)]
@@ -122,7 +123,7 @@ impl Http {
         let url = self.urls.get(endpoint).ok_or(RpcError::NoSuch)?;
         let body = encode(asks);
         let sent = body.len() as u64;
-        let started = Instant::now();
+        let started = SystemClock.now();
         let response = self
             .agent
             .post(url.reveal().as_str())
@@ -151,7 +152,7 @@ impl Http {
             Ok(answers) => {
                 // Read to its end, the connection goes back to the pool.
                 let _ = std::io::copy(&mut capped, &mut std::io::sink());
-                Ok(Reply { answers, took: started.elapsed(), bytes: sent + seen })
+                Ok(Reply { answers, took: SystemClock.now().since(started), bytes: sent + seen })
             }
             Err(_) if over => Err(RpcError::TooLarge(cap)),
             Err(e) => Err(failed.unwrap_or(RpcError::Bad(e))),
