@@ -118,7 +118,7 @@ impl<S: BuildHasher> Book<S> {
                 decision: Some(decision),
                 block,
                 at: now,
-                awaits: (!grants).then_some(0),
+                held_until: (!grants).then_some(0),
                 doubt: grants.then_some(now),
                 peer: peer && grants,
                 ..Entry::default()
@@ -156,7 +156,7 @@ impl<S: BuildHasher> Book<S> {
         self.candidates = candidates.iter().take(self.cache.max()).cloned().collect();
         for (node, key) in &self.candidates {
             if self.cache.get(node, key).is_none() {
-                self.cache.restore(node, key, Entry { awaits: Some(0), ..Entry::default() });
+                self.cache.restore(node, key, Entry { held_until: Some(0), ..Entry::default() });
             }
         }
         // What was kept of others on the last run is theirs no longer.
@@ -191,7 +191,7 @@ impl<S: BuildHasher> Book<S> {
                         e.doubt = e.doubt.or(Some(now));
                     } else {
                         let wait = if finality == Finality::Latest { 0 } else { change.block.number };
-                        e.awaits = Some(e.awaits.map_or(wait, |a| a.max(wait)));
+                        e.held_until = Some(e.held_until.map_or(wait, |a| a.max(wait)));
                     }
                 });
             }
@@ -219,7 +219,7 @@ impl<S: BuildHasher> Book<S> {
                     if e.grants() {
                         e.doubt = e.doubt.or(Some(now));
                     } else {
-                        e.awaits = Some(e.awaits.unwrap_or(0));
+                        e.held_until = Some(e.held_until.unwrap_or(0));
                     }
                 }
             });
@@ -235,8 +235,8 @@ impl<S: BuildHasher> Book<S> {
     pub fn waiting(&self, now: Boot, final_height: Option<u64>) -> Vec<Pair> {
         self.pick(|e| {
             let due = e.due(now, self.positive_ttl, self.negative_ttl);
-            let ready = e.awaits.is_some_and(|h| h == 0 || final_height.is_some_and(|f| h <= f));
-            !e.grants() && (ready || due && e.awaits.is_none())
+            let ready = e.held_until.is_some_and(|h| h == 0 || final_height.is_some_and(|f| h <= f));
+            !e.grants() && (ready || due && e.held_until.is_none())
         })
     }
 
@@ -245,7 +245,7 @@ impl<S: BuildHasher> Book<S> {
         self.finality != Finality::Latest
             && self.candidates.iter().any(|(node, key)| {
                 self.cache.peek(node, key).is_some_and(|e| {
-                    !e.grants() && (e.awaits.is_some() || e.due(now, self.positive_ttl, self.negative_ttl))
+                    !e.grants() && (e.held_until.is_some() || e.due(now, self.positive_ttl, self.negative_ttl))
                 })
             })
     }
@@ -307,7 +307,7 @@ impl<S: BuildHasher> Book<S> {
             }
             (Some(_), None) => {
                 self.cache.abandon(&node, &key, ticket);
-                self.cache.change(&node, &key, |e| e.awaits = Some(block.max(1)));
+                self.cache.change(&node, &key, |e| e.held_until = Some(block.max(1)));
                 None
             }
             (None, _) => {
@@ -324,14 +324,14 @@ impl<S: BuildHasher> Book<S> {
         decision: Decision,
         block: u64,
         now: Boot,
-        awaits: Option<u64>,
+        held_until: Option<u64>,
     ) -> Option<News> {
         let before = self.cache.peek(&node, &key).and_then(|e| e.decision);
         let settled = self.cache.settle(&node, &key, ticket, decision, block, now);
         if settled == Settled::Outdated {
             return None;
         }
-        self.cache.change(&node, &key, |e| e.awaits = awaits);
+        self.cache.change(&node, &key, |e| e.held_until = held_until);
         if before == Some(decision) {
             return None;
         }

@@ -29,7 +29,7 @@ pub struct Entry {
     /// When it was made.
     pub at: Boot,
     /// Granted at the newest block, but not before this height counts as final.
-    pub awaits: Option<u64>,
+    pub held_until: Option<u64>,
     /// A change was seen that could not be verified since then.
     pub doubt: Option<Boot>,
     /// Whether it was a peer when the grants were last published.

@@ -155,7 +155,7 @@ pub struct Row {
     /// When it was made; `None`: there is none.
     pub decided: Option<Boot>,
     /// Granted at the newest block, but not until this height counts as final.
-    pub awaits: Option<u64>,
+    pub held_until: Option<u64>,
     /// A change was seen that could not be verified since then.
     pub doubt: Option<Boot>,
 }

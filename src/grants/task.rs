@@ -499,7 +499,7 @@ impl<C: Clock> Task<C> {
                     owner: decision.and_then(|d| d.owner).map(|o| o.to_string()),
                     block: entry.map_or(0, |e| e.block),
                     decided: decision.and(entry).map(|e| e.at),
-                    awaits: entry.and_then(|e| e.awaits).filter(|a| *a > 0),
+                    held_until: entry.and_then(|e| e.held_until).filter(|a| *a > 0),
                     doubt: entry.and_then(|e| e.doubt),
                 }
             })

@@ -78,7 +78,7 @@ fn a_grant_waits_until_it_is_safe_and_a_revocation_does_not() {
     node.until("a denial", |r| r.rows.iter().all(|r| r.code == "NODE_NOT_FOUND"));
     let token = contract.mint(chain.account(1), "node-0", &key(0));
     let minted = chain.height();
-    node.until("it waits", |r| r.rows[0].awaits == Some(minted));
+    node.until("it waits", |r| r.rows[0].held_until == Some(minted));
     // Safe is four blocks behind; one more, because it is the block below that has a known hash.
     chain.mine(4);
     node.looks(3);

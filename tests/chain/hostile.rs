@@ -114,7 +114,7 @@ fn no_answer_is_neither_grant_nor_revocation() {
     for (name, rule) in RULES {
         proxy.honest();
         node.refresh();
-        node.until("heard", |r| r.away.is_none() && r.rows.iter().all(|r| r.doubt.is_none() && r.awaits.is_none()));
+        node.until("heard", |r| r.away.is_none() && r.rows.iter().all(|r| r.doubt.is_none() && r.held_until.is_none()));
         let before = node.report();
         eprintln!("{name}");
         proxy.rule(rule);
