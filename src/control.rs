@@ -1,2 +1,8 @@
 //! The control plane: makes a fleet out of devices. Feature `control`; the device build carries none of it.
+//!
+//! `store` keeps it, `registry` decides who joins and what happens to whom, `api` speaks to devices and operators,
+//! `server` listens, `cli` is the command line. `ipam` is pure.
 pub mod ipam;
+pub mod registry;
+pub mod signing;
+pub mod store;

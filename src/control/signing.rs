@@ -1,0 +1,150 @@
+//! The control plane's own keys: signing keys sealed under a master key that never enters the database.
+//!
+//! Every active key signs every document, so that a node that was away during a rotation still finds one it knows: a
+//! rotation is *add*, wait until the fleet has reported the new generation, *retire*.
+use super::store::{Store, StoreError};
+use crate::enroll::signature::{SignKey, VerifyKey};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use ring::rand::{SecureRandom as _, SystemRandom};
+use std::path::Path;
+use std::sync::Arc;
+use zeroize::Zeroizing;
+
+/// Why the keys cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SigningError {
+    /// The master key's file.
+    #[error("the master key cannot be read or made")]
+    Disk(#[from] crate::sys::disk::DiskError),
+    /// The master key's file holds something else.
+    #[error("{0} is not a master key (32 bytes): restore it from where you keep its copy")]
+    BadMaster(String),
+    /// The stored keys were sealed under another master key.
+    #[error("signing key {0} was sealed under another master key: restore the one that belongs to this database")]
+    Sealed(VerifyKey),
+    /// No key is active.
+    #[error("the database has no active signing key")]
+    None,
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// No random numbers.
+    #[error("the system gives no random numbers")]
+    Random,
+}
+
+/// The key that seals the signing keys; from a file of mode 0600 beside the database, never inside it.
+pub struct MasterKey(LessSafeKey);
+
+impl std::fmt::Debug for MasterKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+/// Fills a new array with random bytes.
+pub fn random<const N: usize>() -> Result<Zeroizing<[u8; N]>, SigningError> {
+    let mut bytes = Zeroizing::new([0; N]);
+    SystemRandom::new().fill(bytes.as_mut_slice()).map_err(|_| SigningError::Random)?;
+    Ok(bytes)
+}
+
+impl MasterKey {
+    /// Reads the key, or makes it at the first run.
+    pub fn load_or_make(path: &Path) -> Result<Self, SigningError> {
+        if let Some(bytes) = crate::sys::disk::read_secret(path, 33)? {
+            return Self::new(&bytes).ok_or_else(|| SigningError::BadMaster(path.display().to_string()));
+        }
+        let bytes = random::<32>()?;
+        crate::sys::disk::write_atomic(path, bytes.as_slice(), false)?;
+        Self::new(bytes.as_slice()).ok_or(SigningError::Random)
+    }
+
+    /// A key of 32 bytes.
+    pub fn new(bytes: &[u8]) -> Option<Self> {
+        UnboundKey::new(&CHACHA20_POLY1305, bytes).ok().map(|k| Self(LessSafeKey::new(k)))
+    }
+
+    fn seal(&self, key: &SignKey) -> Result<String, SigningError> {
+        let nonce = random::<NONCE_LEN>()?;
+        let mut bytes = key.reveal_seed().to_vec();
+        let public = key.public();
+        self.0
+            .seal_in_place_append_tag(Nonce::assume_unique_for_key(*nonce), Aad::from(public.0), &mut bytes)
+            .map_err(|_| SigningError::Random)?;
+        Ok(STANDARD.encode([nonce.as_slice(), &bytes].concat()))
+    }
+
+    fn open(&self, public: VerifyKey, sealed: &str) -> Result<SignKey, SigningError> {
+        let wrong = SigningError::Sealed(public);
+        let Ok(bytes) = STANDARD.decode(sealed) else { return Err(wrong) };
+        let Some((nonce, rest)) = bytes.split_first_chunk::<NONCE_LEN>() else { return Err(wrong) };
+        let mut rest = Zeroizing::new(rest.to_vec());
+        let nonce = Nonce::assume_unique_for_key(*nonce);
+        let Ok(seed) = self.0.open_in_place(nonce, Aad::from(public.0), &mut rest) else { return Err(wrong) };
+        SignKey::from_seed(seed).ok().filter(|k| k.public() == public).ok_or(wrong)
+    }
+}
+
+/// The keys in service, oldest first.
+#[derive(Clone, Debug)]
+pub struct SigningKeys(pub Arc<Vec<SignKey>>);
+
+impl SigningKeys {
+    /// Opens the active keys; makes the first one if there never was any.
+    pub async fn load(store: &Store, master: &MasterKey, now_ms: i64) -> Result<Self, SigningError> {
+        let mut tx = store.write().await?;
+        // Two control planes that start on an empty database must not make one key each.
+        tx.claim("first signing key", now_ms, 0).await?;
+        let mut stored = tx.signing_keys().await?;
+        if stored.is_empty() {
+            Self::add(&mut tx, master, now_ms).await?;
+            stored = tx.signing_keys().await?;
+        }
+        tx.commit().await?;
+        let keys = stored
+            .iter()
+            .filter(|k| k.active)
+            .map(|k| master.open(k.public, &k.sealed))
+            .collect::<Result<Vec<_>, _>>()?;
+        if keys.is_empty() { Err(SigningError::None) } else { Ok(Self(Arc::new(keys))) }
+    }
+
+    /// Makes a key and puts it into service beside the others.
+    pub async fn add(tx: &mut super::store::Tx, master: &MasterKey, now_ms: i64) -> Result<VerifyKey, SigningError> {
+        let seed = random::<32>()?;
+        let key = SignKey::from_seed(seed.as_slice()).map_err(|_| SigningError::Random)?;
+        tx.add_signing_key(key.public(), &master.seal(&key)?, now_ms).await?;
+        Ok(key.public())
+    }
+
+    /// The public halves.
+    pub fn public(&self) -> Vec<VerifyKey> {
+        self.0.iter().map(SignKey::public).collect()
+    }
+
+    /// The key that signs what only one key signs.
+    pub fn newest(&self) -> Option<&SignKey> {
+        self.0.last()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_opens_only_under_its_master_key_and_name() {
+        let (master, other) = (MasterKey::new(&[1; 32]).unwrap(), MasterKey::new(&[2; 32]).unwrap());
+        let (key, another) = (SignKey::from_seed(&[3; 32]).unwrap(), SignKey::from_seed(&[4; 32]).unwrap());
+        let sealed = master.seal(&key).unwrap();
+        assert!(!sealed.contains(&STANDARD.encode([3; 32])[..20]));
+        assert_eq!(master.open(key.public(), &sealed).unwrap().reveal_seed(), &[3; 32]);
+        assert!(matches!(other.open(key.public(), &sealed), Err(SigningError::Sealed(_))));
+        assert!(matches!(master.open(another.public(), &sealed), Err(SigningError::Sealed(_))));
+        for cut in 0..sealed.len() {
+            assert!(master.open(key.public(), &sealed[..cut]).is_err(), "cut at {cut}");
+        }
+    }
+}

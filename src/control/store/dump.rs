@@ -1,0 +1,269 @@
+//! The whole store as lines of JSON and back, between databases of either kind.
+//!
+//! The first line names the format; each other line is one row. Signing keys are in it as they are stored: sealed. A
+//! restore goes into an empty store, in one transaction, and counts what it wrote.
+use super::sql::{Store, StoreError, Tx, Value};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io::{BufRead, Write};
+
+const FORMAT: &str = "spoke-control backup";
+const VERSION: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct Head {
+    format: String,
+    version: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Line {
+    table: String,
+    row: BTreeMap<String, serde_json::Value>,
+}
+
+/// The last line: a backup cut short is told from a small one.
+#[derive(Serialize, Deserialize)]
+struct Tail {
+    rows: u64,
+}
+
+/// Why a backup could not be made or restored.
+#[derive(Debug, thiserror::Error)]
+pub enum DumpError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The file.
+    #[error("the backup cannot be read or written")]
+    Io(#[from] std::io::Error),
+    /// It is not a backup, or not of this version.
+    #[error("line {line}: {problem}")]
+    Format {
+        /// Counted from 1.
+        line: u64,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The store to restore into is in use.
+    #[error("the store is not empty: restore into a new one")]
+    NotEmpty,
+}
+
+enum Kind {
+    Int,
+    Text,
+}
+use Kind::{Int, Text};
+
+/// One table: its columns, how it is read, and how a row goes back.
+struct Table {
+    name: &'static str,
+    columns: &'static [(&'static str, Kind)],
+    select: &'static str,
+    insert: &'static str,
+}
+
+/// In the order in which they can be written.
+const TABLES: &[Table] = &[
+    Table {
+        name: "network",
+        columns: &[
+            ("name", Text),
+            ("pool4", Text),
+            ("pool6", Text),
+            ("reserved", Text),
+            ("dns", Text),
+            ("interface", Text),
+            ("mtu", Int),
+            ("keepalive", Int),
+            ("forwarding", Int),
+            ("approval", Int),
+            ("access", Text),
+            ("quarantine_ms", Int),
+            ("created_ms", Int),
+        ],
+        select: "SELECT * FROM network ORDER BY name",
+        insert: "INSERT INTO network (name, pool4, pool6, reserved, dns, interface, mtu, keepalive, forwarding, approval,
+            access, quarantine_ms, created_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+    },
+    Table {
+        name: "node",
+        columns: &[
+            ("id", Text),
+            ("network", Text),
+            ("role", Text),
+            ("state", Text),
+            ("label", Text),
+            ("wireguard_key", Text),
+            ("next_key", Text),
+            ("next_key_hubs", Text),
+            ("identity_key", Text),
+            ("endpoint", Text),
+            ("listen_port", Int),
+            ("mtu", Int),
+            ("keepalive", Int),
+            ("dns", Text),
+            ("isolated", Int),
+            ("version", Text),
+            ("capabilities", Text),
+            ("metadata", Text),
+            ("generation", Int),
+            ("created_ms", Int),
+            ("enrolled_ms", Int),
+        ],
+        select: "SELECT * FROM node ORDER BY id",
+        insert: "INSERT INTO node (id, network, role, state, label, wireguard_key, next_key, next_key_hubs, identity_key,
+            endpoint, listen_port, mtu, keepalive, dns, isolated, version, capabilities, metadata, generation, created_ms,
+            enrolled_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
+            $21)",
+    },
+    Table {
+        name: "lease",
+        columns: &[("network", Text), ("family", Int), ("host", Int), ("node", Text), ("until_ms", Int)],
+        select: "SELECT * FROM lease ORDER BY network, family, host",
+        insert: "INSERT INTO lease (network, family, host, node, until_ms) VALUES ($1, $2, $3, $4, $5)",
+    },
+    Table {
+        name: "token",
+        columns: &[
+            ("id", Text),
+            ("hash", Text),
+            ("network", Text),
+            ("node", Text),
+            ("note", Text),
+            ("uses", Int),
+            ("max_uses", Int),
+            ("created_ms", Int),
+            ("expires_ms", Int),
+            ("revoked_ms", Int),
+        ],
+        select: "SELECT * FROM token ORDER BY id",
+        insert: "INSERT INTO token (id, hash, network, node, note, uses, max_uses, created_ms, expires_ms, revoked_ms)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+    },
+    Table {
+        name: "signing_key",
+        columns: &[("public_key", Text), ("sealed_seed", Text), ("state", Text), ("created_ms", Int)],
+        select: "SELECT * FROM signing_key ORDER BY created_ms, public_key",
+        insert: "INSERT INTO signing_key (public_key, sealed_seed, state, created_ms) VALUES ($1, $2, $3, $4)",
+    },
+    Table {
+        name: "admission",
+        columns: &[("node", Text), ("wireguard_key", Text), ("token_id", Text)],
+        select: "SELECT * FROM admission ORDER BY node, wireguard_key",
+        insert: "INSERT INTO admission (node, wireguard_key, token_id) VALUES ($1, $2, $3)",
+    },
+    Table {
+        name: "audit",
+        columns: &[
+            ("at_ms", Int),
+            ("actor", Text),
+            ("action", Text),
+            ("entity_type", Text),
+            ("entity_id", Text),
+            ("details", Text),
+        ],
+        select: "SELECT * FROM audit ORDER BY id",
+        insert: "INSERT INTO audit (at_ms, actor, action, entity_type, entity_id, details)
+            VALUES ($1, $2, $3, $4, $5, $6)",
+    },
+];
+
+impl Store {
+    /// Writes everything as it is at one moment; returns the number of rows.
+    pub async fn dump(&self, out: &mut impl Write) -> Result<u64, DumpError> {
+        let mut tx = self.read().await?;
+        line(out, &Head { format: FORMAT.into(), version: VERSION })?;
+        let mut count = 0;
+        for table in TABLES {
+            for row in tx.rows(table.select, &[]).await? {
+                let mut cells = BTreeMap::new();
+                for (column, kind) in table.columns {
+                    let value = match kind {
+                        Int => row.opt_int(column)?.map(serde_json::Value::from),
+                        Text => row.opt_text(column)?.map(serde_json::Value::from),
+                    };
+                    cells.insert((*column).to_owned(), value.unwrap_or_default());
+                }
+                line(out, &Line { table: table.name.into(), row: cells })?;
+                count += 1;
+            }
+        }
+        line(out, &Tail { rows: count })?;
+        out.flush()?;
+        Ok(count)
+    }
+
+    /// Reads what [`Store::dump`] wrote into an empty store, all of it or nothing; returns the number of rows.
+    ///
+    /// Every generation goes up by one step that no device has seen, because changes made after the backup are lost and a
+    /// device that had seen them would otherwise refuse what comes next as old.
+    pub async fn restore(&self, input: impl BufRead) -> Result<u64, DumpError> {
+        let mut tx = self.write().await?;
+        if tx.row("SELECT 1 AS one FROM network", &[]).await?.is_some()
+            || tx.row("SELECT 1 AS one FROM signing_key", &[]).await?.is_some()
+        {
+            return Err(DumpError::NotEmpty);
+        }
+        let mut lines = input.lines().zip(1u64..);
+        let bad = |line, problem: &dyn std::fmt::Display| DumpError::Format { line, problem: problem.to_string() };
+        let (first, _) = lines.next().ok_or_else(|| bad(1, &"the file is empty"))?;
+        let head: Head = serde_json::from_str(&first?).map_err(|e| bad(1, &e))?;
+        if head.format != FORMAT || head.version != VERSION {
+            return Err(bad(1, &format_args!("not a {FORMAT} of version {VERSION}")));
+        }
+        let (mut count, mut last) = (0, 1);
+        let mut tail = None;
+        for (text, number) in lines {
+            last = number;
+            let text = text?;
+            if tail.is_some() {
+                return Err(bad(number, &"there is something after the end"));
+            }
+            if let Ok(end) = serde_json::from_str::<Tail>(&text) {
+                tail = Some(end.rows);
+                continue;
+            }
+            let line: Line = serde_json::from_str(&text).map_err(|e| bad(number, &e))?;
+            insert(&mut tx, &line).await?.ok_or_else(|| bad(number, &"not a row of a known table"))?;
+            count += 1;
+        }
+        if tail != Some(count) {
+            return Err(bad(last, &"the backup is cut short"));
+        }
+        tx.run("UPDATE node SET generation = generation + $1", &[RESTORE_STEP.into()]).await?;
+        tx.commit().await?;
+        Ok(count)
+    }
+}
+
+/// More changes of one node than are made between two backups.
+const RESTORE_STEP: i64 = 1_000_000;
+
+fn line(out: &mut impl Write, value: &impl Serialize) -> Result<(), DumpError> {
+    writeln!(out, "{}", serde_json::to_string(value).map_err(std::io::Error::other)?)?;
+    Ok(())
+}
+
+async fn insert(tx: &mut Tx, line: &Line) -> Result<Option<()>, StoreError> {
+    let Some(table) = TABLES.iter().find(|t| t.name == line.table) else { return Ok(None) };
+    let mut values = Vec::with_capacity(table.columns.len());
+    for (column, kind) in table.columns {
+        let cell = line.row.get(*column);
+        values.push(match (kind, cell) {
+            (Int, None | Some(serde_json::Value::Null)) => Value::Int(None),
+            (Text, None | Some(serde_json::Value::Null)) => Value::Text(None),
+            (Int, Some(cell)) => match cell.as_i64() {
+                Some(n) => n.into(),
+                None => return Ok(None),
+            },
+            (Text, Some(cell)) => match cell.as_str() {
+                Some(text) => text.into(),
+                None => return Ok(None),
+            },
+        });
+    }
+    tx.run(table.insert, &values).await?;
+    Ok(Some(()))
+}

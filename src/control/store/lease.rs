@@ -1,0 +1,195 @@
+//! Leases: which node has which address, for its life and a quarantine after it.
+use super::network::Network;
+use super::sql::{StoreError, Tx};
+use crate::control::ipam::{Pool, Search};
+use crate::node::NodeId;
+use ipnet::IpNet;
+use serde::Serialize;
+use std::net::IpAddr;
+
+/// Why a node got no address.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseError {
+    /// Every address is taken.
+    #[error("no address is free in {net}: {usable} are usable and all are leased or in quarantine")]
+    Exhausted {
+        /// The pool.
+        net: IpNet,
+        /// Its size.
+        usable: u64,
+    },
+    /// The network as stored cannot be used.
+    #[error(transparent)]
+    Pool(#[from] crate::control::ipam::BadPool),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A pool in figures.
+#[derive(Clone, Debug, PartialEq, Serialize, utoipa::ToSchema)]
+pub struct PoolStats {
+    /// Hosts of the pool.
+    pub total_addresses: u64,
+    /// Of these, never given to a node.
+    pub reserved_addresses: u64,
+    /// Leased or in quarantine.
+    pub allocated_addresses: u64,
+    /// Free.
+    pub available_addresses: u64,
+    /// Allocated of usable.
+    pub utilization_percent: f64,
+}
+
+const fn family(net: IpNet) -> i64 {
+    match net {
+        IpNet::V4(_) => 4,
+        IpNet::V6(_) => 6,
+    }
+}
+
+fn as_i64(index: u64) -> Result<i64, StoreError> {
+    i64::try_from(index).map_err(|_| StoreError::Unreadable("host"))
+}
+
+impl Tx {
+    /// Gives `node` an address of each pool, its own of before if it had one; `number` says which one it prefers.
+    ///
+    /// The caller holds the network's lock ([`Tx::lock_network`]).
+    pub async fn lease(
+        &mut self,
+        network: &Network,
+        node: &NodeId,
+        number: u64,
+        now_ms: i64,
+    ) -> Result<Vec<IpNet>, LeaseError> {
+        let sql = "DELETE FROM lease WHERE network = $1 AND until_ms <= $2";
+        self.run(sql, &[network.name.as_str().into(), now_ms.into()]).await?;
+        let mut addresses = Vec::new();
+        for pool in network.pools()? {
+            let index = match self.own_lease(network, &pool, node).await? {
+                Some(index) => index,
+                None => self.new_lease(network, &pool, node, number).await?,
+            };
+            let address = pool.address(index).ok_or(StoreError::Unreadable("lease.host"))?;
+            addresses.push(with_prefix(address, pool.net()));
+        }
+        Ok(addresses)
+    }
+
+    async fn own_lease(&mut self, network: &Network, pool: &Pool, node: &NodeId) -> Result<Option<u64>, StoreError> {
+        let sql = "UPDATE lease SET until_ms = NULL WHERE network = $1 AND family = $2 AND node = $3 RETURNING host";
+        let values = [network.name.as_str().into(), family(pool.net()).into(), node.as_str().into()];
+        let Some(row) = self.row(sql, &values).await? else { return Ok(None) };
+        let index = row.count("host")?;
+        if pool.address(index).is_some() {
+            return Ok(Some(index));
+        }
+        // The pool has changed under it, or the address was reserved since.
+        self.run("DELETE FROM lease WHERE network = $1 AND family = $2 AND node = $3", &values).await?;
+        Ok(None)
+    }
+
+    async fn new_lease(
+        &mut self,
+        network: &Network,
+        pool: &Pool,
+        node: &NodeId,
+        number: u64,
+    ) -> Result<u64, LeaseError> {
+        // A node of another network has left it: its lease there must not be found under its name.
+        let sql = "DELETE FROM lease WHERE node = $1 AND family = $2 AND network <> $3";
+        self.run(sql, &[node.as_str().into(), family(pool.net()).into(), network.name.as_str().into()]).await?;
+        let sql = "SELECT CASE WHEN NOT EXISTS
+                (SELECT 1 FROM lease WHERE network = $1 AND family = $2 AND host = $3)
+            THEN $3
+            ELSE (SELECT MIN(a.host) + 1 FROM lease a WHERE a.network = $1 AND a.family = $2 AND a.host >= $3
+                AND NOT EXISTS (SELECT 1 FROM lease b WHERE b.network = $1 AND b.family = $2 AND b.host = a.host + 1))
+            END AS host";
+        let mut search = pool.search(pool.preference(number));
+        let index = loop {
+            match search.next {
+                Search::Found(index) => break index,
+                Search::Exhausted => return Err(LeaseError::Exhausted { net: pool.net(), usable: pool.usable() }),
+                Search::Probe(at) => {
+                    let values = [network.name.as_str().into(), family(pool.net()).into(), as_i64(at)?.into()];
+                    let row = self.row(sql, &values).await?.ok_or(StoreError::Unreadable("lease.host"))?;
+                    search.answer(pool, row.count("host")?);
+                }
+            }
+        };
+        let sql = "INSERT INTO lease (network, family, host, node) VALUES ($1, $2, $3, $4)";
+        let values =
+            [network.name.as_str().into(), family(pool.net()).into(), as_i64(index)?.into(), node.as_str().into()];
+        self.run(sql, &values).await?;
+        Ok(index)
+    }
+
+    /// Leases a certain address, for a hub. `false`: another node has it.
+    pub async fn lease_address(&mut self, network: &Network, node: &NodeId, address: IpAddr) -> Result<bool, LeaseError> {
+        for pool in network.pools()? {
+            let Some(index) = pool.index(address) else { continue };
+            let key = [network.name.as_str().into(), family(pool.net()).into(), as_i64(index)?.into()];
+            let sql = "SELECT node FROM lease WHERE network = $1 AND family = $2 AND host = $3";
+            if let Some(row) = self.row(sql, &key).await? {
+                return Ok(row.opt_text("node")?.as_deref() == Some(node.as_str()));
+            }
+            let sql = "INSERT INTO lease (network, family, host, node) VALUES ($1, $2, $3, $4)";
+            let [network, family, host] = key;
+            self.run(sql, &[network, family, host, node.as_str().into()]).await?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// Ends the leases of a node: nobody else gets them before the quarantine is over.
+    pub async fn end_leases(&mut self, network: &Network, node: &NodeId, now_ms: i64) -> Result<(), StoreError> {
+        let quarantine = i64::try_from(network.quarantine_secs.saturating_mul(1000)).unwrap_or(i64::MAX);
+        let until = now_ms.saturating_add(quarantine);
+        let sql = "UPDATE lease SET until_ms = $2 WHERE node = $1";
+        self.run(sql, &[node.as_str().into(), until.into()]).await.map(drop)
+    }
+
+    /// The addresses of a node with its pools' prefix length, IPv4 first.
+    pub async fn addresses(&mut self, network: &Network, node: &NodeId) -> Result<Vec<IpNet>, LeaseError> {
+        let sql = "SELECT family, host FROM lease WHERE network = $1 AND node = $2 AND until_ms IS NULL ORDER BY family";
+        let mut addresses = Vec::new();
+        for row in self.rows(sql, &[network.name.as_str().into(), node.as_str().into()]).await? {
+            let (of, host) = (row.int("family")?, row.count("host")?);
+            addresses.extend(network.address_of(of, host)?);
+        }
+        Ok(addresses)
+    }
+
+    /// A network's first pool in figures.
+    pub async fn pool_stats(&mut self, network: &Network) -> Result<PoolStats, LeaseError> {
+        let pools = network.pools()?;
+        let pool = pools.first().ok_or(StoreError::Unreadable("network.pool4"))?;
+        let sql = "SELECT COUNT(*) AS n FROM lease WHERE network = $1 AND family = $2";
+        let row = self.row(sql, &[network.name.as_str().into(), family(pool.net()).into()]).await?;
+        let allocated = row.map_or(Ok(0), |r| r.count("n"))?;
+        let usable = pool.usable();
+        #[expect(clippy::cast_precision_loss, reason = "a percentage for people")]
+        let percent = (allocated as f64 / usable as f64 * 10_000.0).round() / 100.0;
+        Ok(PoolStats {
+            total_addresses: pool.hosts(),
+            reserved_addresses: pool.reserved(),
+            allocated_addresses: allocated,
+            available_addresses: usable.saturating_sub(allocated),
+            utilization_percent: percent,
+        })
+    }
+}
+
+impl Network {
+    /// The host of a stored lease; `None` if the pool is gone or has changed.
+    pub(in crate::control) fn address_of(&self, of: i64, host: u64) -> Result<Option<IpNet>, LeaseError> {
+        let pools = self.pools()?;
+        let pool = pools.iter().find(|p| family(p.net()) == of);
+        Ok(pool.and_then(|p| Some(with_prefix(p.address(host)?, p.net()))))
+    }
+}
+
+fn with_prefix(address: IpAddr, net: IpNet) -> IpNet {
+    IpNet::new(address, net.prefix_len()).unwrap_or_else(|_| address.into())
+}

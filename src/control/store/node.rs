@@ -1,0 +1,327 @@
+//! Nodes: who is in the fleet, in which state, and what was set for one of them alone.
+use super::sql::{Row, StoreError, Tx, Value};
+use crate::config::node::Role;
+use crate::config::types::HostPort;
+use crate::enroll::signature::VerifyKey;
+use crate::enroll::wire::ProvisionRequest;
+use crate::net::key::PublicKey;
+use crate::node::NodeId;
+use crate::time::Wall;
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+
+/// How far a node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeState {
+    /// Announced by an operator, not yet enrolled.
+    Expected,
+    /// Enrolled, waits for an operator.
+    Pending,
+    /// In the fleet.
+    Active,
+    /// Was in the fleet; its keys are refused.
+    Removed,
+}
+
+impl NodeState {
+    /// As stored and in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Expected => "expected",
+            Self::Pending => "pending",
+            Self::Active => "active",
+            Self::Removed => "removed",
+        }
+    }
+}
+
+impl std::str::FromStr for NodeState {
+    type Err = ();
+    fn from_str(text: &str) -> Result<Self, ()> {
+        [Self::Expected, Self::Pending, Self::Active, Self::Removed].into_iter().find(|s| s.as_str() == text).ok_or(())
+    }
+}
+
+/// What is set for one node alone; null inherits, 0 is a value.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Overrides {
+    /// UDP port.
+    pub override_listen_port: Option<u16>,
+    /// Bytes.
+    pub override_mtu: Option<u32>,
+    /// Seconds.
+    pub override_keepalive: Option<u16>,
+    /// Resolvers.
+    #[schema(value_type = Option<Vec<String>>)]
+    pub override_dns: Option<Vec<IpAddr>>,
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its name.
+    pub id: NodeId,
+    /// Its network.
+    pub network: String,
+    /// Node or hub.
+    pub role: Role,
+    /// How far it is.
+    pub state: NodeState,
+    /// For people.
+    pub label: Option<String>,
+    /// Public half of its tunnel's key.
+    pub wireguard_key: Option<PublicKey>,
+    /// A key it has announced, to change to.
+    pub next_key: Option<PublicKey>,
+    /// The generations its hubs have to reach before it may change to `next_key`, by hub.
+    pub next_key_hubs: Vec<(NodeId, u64)>,
+    /// Public half of the key that signs its requests.
+    pub identity_key: Option<VerifyKey>,
+    /// Where a hub is reached.
+    pub endpoint: Option<HostPort>,
+    /// What is set for it alone.
+    pub overrides: Overrides,
+    /// Shut off from other nodes even where its hub forwards.
+    pub isolated: bool,
+    /// Version of its software.
+    pub version: Option<String>,
+    /// Of its wanted state.
+    pub generation: u64,
+    /// Milliseconds since 1970.
+    pub created_ms: u64,
+    /// Milliseconds since 1970.
+    pub enrolled_ms: Option<u64>,
+}
+
+const fn role_text(role: Role) -> &'static str {
+    match role {
+        Role::Node => "node",
+        Role::Hub => "hub",
+    }
+}
+
+impl Node {
+    /// A node nobody has enrolled yet.
+    pub fn expected(id: NodeId, network: &str, role: Role, now_ms: i64) -> Self {
+        Self {
+            id,
+            network: network.to_owned(),
+            role,
+            state: NodeState::Expected,
+            label: None,
+            wireguard_key: None,
+            next_key: None,
+            next_key_hubs: Vec::new(),
+            identity_key: None,
+            endpoint: None,
+            overrides: Overrides::default(),
+            isolated: false,
+            version: None,
+            generation: 1,
+            created_ms: u64::try_from(now_ms).unwrap_or(0),
+            enrolled_ms: None,
+        }
+    }
+
+    pub(super) fn read(row: &Row) -> Result<Self, StoreError> {
+        let narrow16 = |column| -> Result<Option<u16>, StoreError> {
+            row.opt_int(column)?.map(|n| u16::try_from(n).map_err(|_| StoreError::Unreadable(column))).transpose()
+        };
+        let mtu = row.opt_int("mtu")?.map(|n| u32::try_from(n).map_err(|_| StoreError::Unreadable("mtu")));
+        let dns = row.opt_text("dns")?.map(|t| serde_json::from_str(&t).map_err(|_| StoreError::Unreadable("dns")));
+        let hubs = row.opt_text("next_key_hubs")?;
+        Ok(Self {
+            id: row.parsed("id")?,
+            network: row.text("network")?,
+            role: row.parsed("role")?,
+            state: row.parsed("state")?,
+            label: row.opt_text("label")?,
+            wireguard_key: row.opt_parsed("wireguard_key")?,
+            next_key: row.opt_parsed("next_key")?,
+            next_key_hubs: hubs.map_or_else(
+                || Ok(Vec::new()),
+                |t| serde_json::from_str(&t).map_err(|_| StoreError::Unreadable("next_key_hubs")),
+            )?,
+            identity_key: row.opt_parsed("identity_key")?,
+            endpoint: row.opt_parsed("endpoint")?,
+            overrides: Overrides {
+                override_listen_port: narrow16("listen_port")?,
+                override_mtu: mtu.transpose()?,
+                override_keepalive: narrow16("keepalive")?,
+                override_dns: dns.transpose()?,
+            },
+            isolated: row.flag("isolated")?,
+            version: row.opt_text("version")?,
+            generation: row.count("generation")?,
+            created_ms: row.count("created_ms")?,
+            enrolled_ms: row.opt_int("enrolled_ms")?.and_then(|t| u64::try_from(t).ok()),
+        })
+    }
+}
+
+/// A node with what it last said, as operators see it.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub struct NodeView {
+    /// Its name.
+    #[schema(value_type = String)]
+    pub id: NodeId,
+    /// For people.
+    pub label: Option<String>,
+    /// Its network.
+    pub network: String,
+    /// `node` or `hub`.
+    #[schema(value_type = String)]
+    pub role: Role,
+    /// How far it is.
+    pub state: NodeState,
+    /// With their pools' prefix length.
+    pub addresses: Vec<String>,
+    /// Public half of its tunnel's key.
+    #[schema(value_type = Option<String>)]
+    pub wireguard_public_key: Option<PublicKey>,
+    /// Where a hub is reached.
+    #[schema(value_type = Option<String>)]
+    pub endpoint: Option<HostPort>,
+    /// What is set for it alone.
+    #[serde(flatten)]
+    pub overrides: Overrides,
+    /// Shut off from other nodes even where its hub forwards.
+    pub isolated: bool,
+    /// Wanted.
+    pub generation: u64,
+    /// In force on the node, by its last report.
+    pub observed_generation: Option<u64>,
+    /// `applied`, `trial`, `reverted` or `refused`.
+    pub outcome: Option<String>,
+    /// Why it was reverted or refused.
+    pub reason: Option<String>,
+    /// By its last report.
+    pub healthy: Option<bool>,
+    /// RFC 3339, of the last report.
+    pub last_seen: Option<String>,
+    /// Of its software.
+    pub version: Option<String>,
+    /// RFC 3339.
+    pub enrolled_at: Option<String>,
+}
+
+impl Tx {
+    /// A node by its id, in whatever state.
+    pub async fn node(&mut self, id: &NodeId) -> Result<Option<Node>, StoreError> {
+        self.row("SELECT * FROM node WHERE id = $1", &[id.as_str().into()]).await?.map(|r| Node::read(&r)).transpose()
+    }
+
+    /// The node that has a WireGuard key, in use or announced.
+    pub async fn node_with_key(&mut self, key: PublicKey) -> Result<Option<NodeId>, StoreError> {
+        let sql = "SELECT id FROM node WHERE wireguard_key = $1 OR next_key = $1";
+        self.row(sql, &[key.to_string().into()]).await?.map(|r| r.parsed("id")).transpose()
+    }
+
+    /// The node whose requests a key signs.
+    pub async fn node_with_identity(&mut self, key: VerifyKey) -> Result<Option<NodeId>, StoreError> {
+        let sql = "SELECT id FROM node WHERE identity_key = $1";
+        self.row(sql, &[key.to_string().into()]).await?.map(|r| r.parsed("id")).transpose()
+    }
+
+    /// Writes a node, new or known. The generation of one that is known only grows.
+    pub async fn put_node(&mut self, node: &Node) -> Result<(), StoreError> {
+        let sql = "INSERT INTO node (id, network, role, state, label, wireguard_key, next_key, next_key_hubs, identity_key,
+            endpoint, listen_port, mtu, keepalive, dns, isolated, version, generation, created_ms, enrolled_ms)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)
+            ON CONFLICT (id) DO UPDATE SET network = excluded.network, role = excluded.role, state = excluded.state,
+            label = excluded.label, wireguard_key = excluded.wireguard_key, next_key = excluded.next_key,
+            next_key_hubs = excluded.next_key_hubs, identity_key = excluded.identity_key, endpoint = excluded.endpoint,
+            listen_port = excluded.listen_port, mtu = excluded.mtu, keepalive = excluded.keepalive, dns = excluded.dns,
+            isolated = excluded.isolated, version = excluded.version, enrolled_ms = excluded.enrolled_ms";
+        let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let hubs = &node.next_key_hubs;
+        let dns = node.overrides.override_dns.as_ref();
+        let values: [Value; 19] = [
+            node.id.as_str().into(),
+            node.network.as_str().into(),
+            role_text(node.role).into(),
+            node.state.as_str().into(),
+            node.label.clone().into(),
+            node.wireguard_key.map(|k| k.to_string()).into(),
+            node.next_key.map(|k| k.to_string()).into(),
+            (!hubs.is_empty()).then(|| serde_json::json!(hubs).to_string()).into(),
+            node.identity_key.map(|k| k.to_string()).into(),
+            node.endpoint.as_ref().map(ToString::to_string).into(),
+            node.overrides.override_listen_port.map(i64::from).into(),
+            node.overrides.override_mtu.map(i64::from).into(),
+            node.overrides.override_keepalive.map(i64::from).into(),
+            dns.map(|d| serde_json::json!(d).to_string()).into(),
+            node.isolated.into(),
+            node.version.clone().into(),
+            signed(node.generation).into(),
+            signed(node.created_ms).into(),
+            node.enrolled_ms.map(signed).into(),
+        ];
+        self.run(sql, &values).await.map(drop)
+    }
+
+    /// Keeps what a device said of itself at enrolment.
+    pub async fn put_capabilities(&mut self, request: &ProvisionRequest) -> Result<(), StoreError> {
+        let sql = "UPDATE node SET capabilities = $2, metadata = $3 WHERE id = $1";
+        let json = |v: serde_json::Value| Value::from(v.to_string());
+        let values = [
+            request.node_id.as_str().into(),
+            json(serde_json::json!(request.capabilities)),
+            json(serde_json::json!(request.metadata)),
+        ];
+        self.run(sql, &values).await.map(drop)
+    }
+
+    /// The hubs of a network that have enrolled, by id.
+    pub async fn hubs(&mut self, network: &str) -> Result<Vec<Node>, StoreError> {
+        let sql = "SELECT * FROM node WHERE network = $1 AND role = 'hub' AND state = 'active' ORDER BY id";
+        self.rows(sql, &[network.into()]).await?.iter().map(Node::read).collect()
+    }
+
+    /// Nodes for operators, by id. Empty filters take everything; `after` is the last id of the page before.
+    pub async fn node_views(&mut self, only: Option<&NodeId>, after: &str, limit: i64) -> Result<Vec<NodeView>, StoreError> {
+        let sql = "SELECT n.*, r.generation AS observed, r.outcome, r.reason, r.healthy, r.received_ms,
+                r.version AS reported_version
+            FROM node n LEFT JOIN report r ON r.node = n.id
+            WHERE ($1 = '' OR n.id = $1) AND n.id > $2 ORDER BY n.id LIMIT $3";
+        let only = only.map_or("", NodeId::as_str);
+        let rows = self.rows(sql, &[only.into(), after.into(), limit.into()]).await?;
+        let networks = self.networks().await?;
+        let sql = "SELECT node, network, family, host FROM lease WHERE node IS NOT NULL AND until_ms IS NULL
+            AND ($1 = '' OR node = $1) ORDER BY node, family";
+        let mut addresses: std::collections::HashMap<String, Vec<String>> = std::collections::HashMap::new();
+        for row in self.rows(sql, &[only.into()]).await? {
+            let name = row.text("network")?;
+            let network = networks.iter().find(|n| n.name == name);
+            let address = network.and_then(|n| n.address_of(row.int("family").ok()?, row.count("host").ok()?).ok()?);
+            addresses.entry(row.text("node")?).or_default().extend(address.map(|a| a.to_string()));
+        }
+        let time = |ms: u64| Wall(ms / 1000).to_string();
+        let view = |row: &Row| {
+            let node = Node::read(row)?;
+            Ok(NodeView {
+                addresses: addresses.remove(node.id.as_str()).unwrap_or_default(),
+                observed_generation: row.opt_int("observed")?.and_then(|n| u64::try_from(n).ok()),
+                outcome: row.opt_text("outcome")?,
+                reason: row.opt_text("reason")?,
+                healthy: row.opt_int("healthy")?.map(|h| h != 0),
+                last_seen: row.opt_int("received_ms")?.and_then(|n| u64::try_from(n).ok()).map(time),
+                version: row.opt_text("reported_version")?.or(node.version),
+                enrolled_at: node.enrolled_ms.map(time),
+                id: node.id,
+                label: node.label,
+                network: node.network,
+                role: node.role,
+                state: node.state,
+                wireguard_public_key: node.wireguard_key,
+                endpoint: node.endpoint,
+                overrides: node.overrides,
+                isolated: node.isolated,
+                generation: node.generation,
+            })
+        };
+        rows.iter().map(view).collect()
+    }
+}

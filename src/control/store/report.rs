@@ -1,0 +1,75 @@
+//! What nodes say of themselves: the last report and the last registration of each.
+use super::sql::{StoreError, Tx};
+use crate::enroll::wire::{RegisterRequest, Report};
+use crate::node::NodeId;
+
+/// A report on its way into the store.
+#[derive(Clone, Debug)]
+pub struct Received {
+    /// Whose it is.
+    pub node: NodeId,
+    /// When it was sent, by the proof of its request: an older one never replaces a newer one.
+    pub sent_ms: i64,
+    /// When it came.
+    pub received_ms: i64,
+    /// The report.
+    pub report: Report,
+}
+
+impl Tx {
+    /// Keeps a report unless a newer one is there.
+    pub async fn put_report(&mut self, received: &Received) -> Result<(), StoreError> {
+        let sql = "INSERT INTO report
+            (node, sent_ms, received_ms, generation, outcome, reason, healthy, drift, version, health)
+            SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10 WHERE EXISTS (SELECT 1 FROM node WHERE id = $1)
+            ON CONFLICT (node) DO UPDATE SET sent_ms = excluded.sent_ms, received_ms = excluded.received_ms,
+            generation = excluded.generation, outcome = excluded.outcome, reason = excluded.reason,
+            healthy = excluded.healthy, drift = excluded.drift, version = excluded.version, health = excluded.health
+            WHERE excluded.sent_ms > report.sent_ms";
+        let report = &received.report;
+        let values = [
+            received.node.as_str().into(),
+            received.sent_ms.into(),
+            received.received_ms.into(),
+            i64::try_from(report.generation).unwrap_or(i64::MAX).into(),
+            report.outcome.as_str().into(),
+            report.reason.clone().into(),
+            report.healthy.into(),
+            i64::from(report.drift).into(),
+            report.version.as_str().into(),
+            report.health.as_ref().map(ToString::to_string).into(),
+        ];
+        self.run(sql, &values).await.map(drop)
+    }
+
+    /// Keeps a registration.
+    pub async fn put_registration(
+        &mut self,
+        node: &NodeId,
+        request: &RegisterRequest,
+        now_ms: i64,
+    ) -> Result<(), StoreError> {
+        let sql = "INSERT INTO registration
+            (node, address, wireguard_key, interface, hub_endpoint, registered_at, received_ms)
+            VALUES ($1, $2, $3, $4, $5, $6, $7)
+            ON CONFLICT (node) DO UPDATE SET address = excluded.address, wireguard_key = excluded.wireguard_key,
+            interface = excluded.interface, hub_endpoint = excluded.hub_endpoint,
+            registered_at = excluded.registered_at, received_ms = excluded.received_ms";
+        let values = [
+            node.as_str().into(),
+            request.wireguard_address.to_string().into(),
+            request.wireguard_public_key.to_string().into(),
+            request.interface_name.as_str().into(),
+            request.hub_endpoint.as_str().into(),
+            request.registered_at.as_str().into(),
+            now_ms.into(),
+        ];
+        self.run(sql, &values).await.map(drop)
+    }
+
+    /// Remembers a request's nonce. `false`: it was there, so this is a replay.
+    pub async fn use_nonce(&mut self, node: &NodeId, nonce: &str, until_ms: i64) -> Result<bool, StoreError> {
+        let sql = "INSERT INTO used_nonce (node, nonce, until_ms) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
+        Ok(self.run(sql, &[node.as_str().into(), nonce.into(), until_ms.into()]).await? == 1)
+    }
+}

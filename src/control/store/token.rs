@@ -1,0 +1,154 @@
+//! Enrolment tokens: single or counted use, expiry, kept only as a hash.
+use super::sql::{Row, StoreError, Tx};
+use crate::enroll::signature::sha256_hex;
+use crate::node::NodeId;
+use crate::secret::Secret;
+use crate::time::Wall;
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use ring::rand::SecureRandom as _;
+use serde::Serialize;
+
+/// A token as operators see it: everything but the token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct Token {
+    /// The part of it that is no secret.
+    pub id: String,
+    /// Which network its nodes join.
+    pub network: String,
+    /// The only node it enrols, if it is bound to one.
+    #[schema(value_type = Option<String>)]
+    pub node: Option<NodeId>,
+    /// For people.
+    pub note: Option<String>,
+    /// How often it was used.
+    pub uses: u64,
+    /// How often it may be used.
+    pub max_uses: u64,
+    /// RFC 3339.
+    pub created_at: String,
+    /// RFC 3339; null: never.
+    pub expires_at: Option<String>,
+    /// RFC 3339; null: it was not.
+    pub revoked_at: Option<String>,
+}
+
+/// What a new token shall be good for.
+#[derive(Clone, Debug)]
+pub struct NewToken {
+    /// Which network its nodes join.
+    pub network: String,
+    /// The only node it enrols.
+    pub node: Option<NodeId>,
+    /// For people.
+    pub note: Option<String>,
+    /// How often it may be used.
+    pub max_uses: u64,
+    /// Milliseconds since 1970.
+    pub expires_ms: Option<i64>,
+}
+
+/// What a redeemed token allows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redeemed {
+    /// Its id.
+    pub id: String,
+    /// The network to join.
+    pub network: String,
+}
+
+fn moment(row: &Row, column: &'static str) -> Result<Option<String>, StoreError> {
+    Ok(row.opt_int(column)?.map(|ms| Wall(u64::try_from(ms).unwrap_or(0) / 1000).to_string()))
+}
+
+impl Token {
+    fn read(row: &Row) -> Result<Self, StoreError> {
+        Ok(Self {
+            id: row.text("id")?,
+            network: row.text("network")?,
+            node: row.opt_parsed("node")?,
+            note: row.opt_text("note")?,
+            uses: row.count("uses")?,
+            max_uses: row.count("max_uses")?,
+            created_at: moment(row, "created_ms")?.unwrap_or_default(),
+            expires_at: moment(row, "expires_ms")?,
+            revoked_at: moment(row, "revoked_ms")?,
+        })
+    }
+}
+
+/// Splits `spk_ID_SECRET`; `None` if it is anything else.
+fn split(token: &str) -> Option<(&str, &str)> {
+    let (id, secret) = token.strip_prefix("spk_")?.split_once('_')?;
+    let hex = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
+    let fine = id.len() == 12 && id.bytes().all(hex) && secret.len() == 43 && secret.is_ascii();
+    fine.then_some((id, secret))
+}
+
+impl Tx {
+    /// Makes a token; its text is given this once and kept nowhere.
+    pub async fn add_token(&mut self, new: &NewToken, now_ms: i64) -> Result<(String, Secret<String>), StoreError> {
+        let mut random = [0u8; 38];
+        ring::rand::SystemRandom::new().fill(&mut random).map_err(|_| StoreError::Unreadable("random numbers"))?;
+        let (id, secret) = random.split_at(6);
+        let id: String = sha256_hex(id).chars().take(12).collect();
+        let secret = URL_SAFE_NO_PAD.encode(secret);
+        let sql = "INSERT INTO token (id, hash, network, node, note, uses, max_uses, created_ms, expires_ms)
+            VALUES ($1, $2, $3, $4, $5, 0, $6, $7, $8)";
+        let values = [
+            id.as_str().into(),
+            sha256_hex(secret.as_bytes()).into(),
+            new.network.as_str().into(),
+            new.node.as_ref().map(NodeId::as_str).into(),
+            new.note.clone().into(),
+            i64::try_from(new.max_uses).unwrap_or(i64::MAX).into(),
+            now_ms.into(),
+            new.expires_ms.into(),
+        ];
+        self.run(sql, &values).await?;
+        let text = Secret::new(format!("spk_{id}_{secret}"));
+        Ok((id, text))
+    }
+
+    /// Uses a token once for `node`. `None`: it is unknown, used up, expired, revoked or bound to another node; which of
+    /// them is not told, and takes the same time.
+    pub async fn redeem(&mut self, token: &str, node: &NodeId, now_ms: i64) -> Result<Option<Redeemed>, StoreError> {
+        let Some(found) = self.valid_token(token, node, now_ms).await? else { return Ok(None) };
+        let sql = "UPDATE token SET uses = uses + 1 WHERE id = $1 AND uses < max_uses";
+        Ok((self.run(sql, &[found.id.as_str().into()]).await? == 1).then_some(found))
+    }
+
+    /// Whether [`Tx::redeem`] would succeed; uses nothing.
+    pub async fn valid_token(&mut self, token: &str, node: &NodeId, now_ms: i64) -> Result<Option<Redeemed>, StoreError> {
+        let Some((id, secret)) = split(token) else { return Ok(None) };
+        let row = self.row("SELECT * FROM token WHERE id = $1", &[id.into()]).await?;
+        let stored = row.as_ref().map_or_else(|| Ok("0".repeat(64)), |r| r.text("hash"))?;
+        let same =
+            subtle_equal(stored.as_bytes(), sha256_hex(secret.as_bytes()).as_bytes());
+        let Some(row) = row.filter(|_| same) else { return Ok(None) };
+        let bound = row.opt_text("node")?;
+        let good = row.opt_int("revoked_ms")?.is_none()
+            && row.opt_int("expires_ms")?.is_none_or(|t| now_ms < t)
+            && row.int("uses")? < row.int("max_uses")?
+            && bound.is_none_or(|b| b == node.as_str());
+        if !good {
+            return Ok(None);
+        }
+        Ok(Some(Redeemed { id: id.to_owned(), network: row.text("network")? }))
+    }
+
+    /// Every token, newest first.
+    pub async fn tokens(&mut self) -> Result<Vec<Token>, StoreError> {
+        self.rows("SELECT * FROM token ORDER BY created_ms DESC, id", &[]).await?.iter().map(Token::read).collect()
+    }
+
+    /// Makes a token worthless. `false`: there is none of this id that still was worth something.
+    pub async fn revoke_token(&mut self, id: &str, now_ms: i64) -> Result<bool, StoreError> {
+        let sql = "UPDATE token SET revoked_ms = $2 WHERE id = $1 AND revoked_ms IS NULL";
+        Ok(self.run(sql, &[id.into(), now_ms.into()]).await? == 1)
+    }
+}
+
+fn subtle_equal(a: &[u8], b: &[u8]) -> bool {
+    #[expect(deprecated, reason = "the only constant-time comparison of slices in ring")]
+    ring::constant_time::verify_slices_are_equal(a, b).is_ok()
+}
