@@ -119,10 +119,9 @@ async fn join(
     let mut node = match known {
         Some(node) if expected(&node) => node,
         // A name that was removed begins anew; only its generation goes on, because the device may still know it.
-        Some(node) => Node {
-            generation: node.generation,
-            ..Node::expected(node.id, &network.name, Role::Node, now_ms)
-        },
+        Some(node) => {
+            Node { generation: node.generation, ..Node::expected(node.id, &network.name, Role::Node, now_ms) }
+        }
         None => Node::expected(request.node_id.clone(), &network.name, Role::Node, now_ms),
     };
     node.wireguard_key = Some(request.wireguard_public_key);
@@ -158,12 +157,7 @@ pub(super) async fn admit(tx: &mut Tx, node: &Node, network: &Network, now_ms: i
     Ok(())
 }
 
-async fn answer(
-    tx: &mut Tx,
-    node: &Node,
-    network: &Network,
-    signing: &[VerifyKey],
-) -> Result<Enrolled, RegistryError> {
+async fn answer(tx: &mut Tx, node: &Node, network: &Network, signing: &[VerifyKey]) -> Result<Enrolled, RegistryError> {
     if node.state == NodeState::Pending {
         return Ok(Enrolled::Pending);
     }

@@ -83,7 +83,8 @@ pub async fn add_token(
         return Err(not_found("network", &new.network));
     }
     let made = tx.add_token(new, now_ms).await?;
-    let details = serde_json::json!({"network": new.network, "node": new.node, "max_uses": new.max_uses, "note": new.note});
+    let details =
+        serde_json::json!({"network": new.network, "node": new.node, "max_uses": new.max_uses, "note": new.note});
     tx.audit(now_ms, actor, "create", ("token", &made.0), details).await?;
     tx.commit().await?;
     Ok(made)

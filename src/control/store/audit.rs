@@ -69,9 +69,16 @@ impl Tx {
         details: serde_json::Value,
     ) -> Result<(), StoreError> {
         tracing::info!(%actor, action, entity_type = entity.0, entity_id = entity.1, %details, "changed");
-        let sql = "INSERT INTO audit (at_ms, actor, action, entity_type, entity_id, details) VALUES ($1, $2, $3, $4, $5, $6)";
-        let values =
-            [now_ms.into(), actor.to_string().into(), action.into(), entity.0.into(), entity.1.into(), details.to_string().into()];
+        let sql =
+            "INSERT INTO audit (at_ms, actor, action, entity_type, entity_id, details) VALUES ($1, $2, $3, $4, $5, $6)";
+        let values = [
+            now_ms.into(),
+            actor.to_string().into(),
+            action.into(),
+            entity.0.into(),
+            entity.1.into(),
+            details.to_string().into(),
+        ];
         self.run(sql, &values).await.map(drop)
     }
 

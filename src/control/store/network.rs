@@ -191,7 +191,8 @@ impl Network {
 impl Tx {
     /// Adds a network.
     pub async fn add_network(&mut self, network: &Network, now_ms: i64) -> Result<(), StoreError> {
-        let sql = "INSERT INTO network (name, pool4, pool6, reserved, dns, interface, mtu, keepalive, forwarding, approval,
+        let sql =
+            "INSERT INTO network (name, pool4, pool6, reserved, dns, interface, mtu, keepalive, forwarding, approval,
             access, quarantine_ms, created_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
         let mut values = network.values();
         values.push(now_ms.into());

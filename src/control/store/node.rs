@@ -227,7 +227,8 @@ impl Tx {
 
     /// Writes a node, new or known. The generation of one that is known only grows.
     pub async fn put_node(&mut self, node: &Node) -> Result<(), StoreError> {
-        let sql = "INSERT INTO node (id, network, role, state, label, wireguard_key, next_key, next_key_hubs, identity_key,
+        let sql =
+            "INSERT INTO node (id, network, role, state, label, wireguard_key, next_key, next_key_hubs, identity_key,
             endpoint, listen_port, mtu, keepalive, dns, isolated, version, generation, created_ms, enrolled_ms)
             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)
             ON CONFLICT (id) DO UPDATE SET network = excluded.network, role = excluded.role, state = excluded.state,
@@ -281,7 +282,12 @@ impl Tx {
     }
 
     /// Nodes for operators, by id. Empty filters take everything; `after` is the last id of the page before.
-    pub async fn node_views(&mut self, only: Option<&NodeId>, after: &str, limit: i64) -> Result<Vec<NodeView>, StoreError> {
+    pub async fn node_views(
+        &mut self,
+        only: Option<&NodeId>,
+        after: &str,
+        limit: i64,
+    ) -> Result<Vec<NodeView>, StoreError> {
         let sql = "SELECT n.*, r.generation AS observed, r.outcome, r.reason, r.healthy, r.received_ms,
                 r.version AS reported_version
             FROM node n LEFT JOIN report r ON r.node = n.id

@@ -2,7 +2,9 @@
 use super::wake::Wakes;
 use sqlx::migrate::MigrateError;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+};
 use sqlx::{Postgres, Row as _, Sqlite, Transaction};
 use std::collections::BTreeSet;
 use std::str::FromStr as _;
@@ -206,7 +208,10 @@ impl Row {
 #[derive(Clone)]
 enum Pools {
     /// One connection writes, so that writers queue here instead of finding the file locked.
-    Sqlite { write: SqlitePool, read: SqlitePool },
+    Sqlite {
+        write: SqlitePool,
+        read: SqlitePool,
+    },
     Postgres(PgPool),
 }
 
@@ -336,9 +341,7 @@ impl Tx {
     /// Runs a statement and gives its rows. Placeholders are `$1`, `$2`, …
     pub async fn rows(&mut self, sql: &'static str, values: &[Value]) -> Result<Vec<Row>, StoreError> {
         Ok(match &mut self.inner {
-            Inner::Sqlite(tx) => {
-                bound!(sql, values).fetch_all(&mut **tx).await?.into_iter().map(Row::Sqlite).collect()
-            }
+            Inner::Sqlite(tx) => bound!(sql, values).fetch_all(&mut **tx).await?.into_iter().map(Row::Sqlite).collect(),
             Inner::Postgres(tx) => {
                 bound!(sql, values).fetch_all(&mut **tx).await?.into_iter().map(Row::Postgres).collect()
             }

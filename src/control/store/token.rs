@@ -118,12 +118,16 @@ impl Tx {
     }
 
     /// Whether [`Tx::redeem`] would succeed; uses nothing.
-    pub async fn valid_token(&mut self, token: &str, node: &NodeId, now_ms: i64) -> Result<Option<Redeemed>, StoreError> {
+    pub async fn valid_token(
+        &mut self,
+        token: &str,
+        node: &NodeId,
+        now_ms: i64,
+    ) -> Result<Option<Redeemed>, StoreError> {
         let Some((id, secret)) = split(token) else { return Ok(None) };
         let row = self.row("SELECT * FROM token WHERE id = $1", &[id.into()]).await?;
         let stored = row.as_ref().map_or_else(|| Ok("0".repeat(64)), |r| r.text("hash"))?;
-        let same =
-            subtle_equal(stored.as_bytes(), sha256_hex(secret.as_bytes()).as_bytes());
+        let same = subtle_equal(stored.as_bytes(), sha256_hex(secret.as_bytes()).as_bytes());
         let Some(row) = row.filter(|_| same) else { return Ok(None) };
         let bound = row.opt_text("node")?;
         let good = row.opt_int("revoked_ms")?.is_none()

@@ -202,7 +202,8 @@ impl Tx {
 
     /// Tells other processes, within the transaction.
     pub(super) async fn announce(&mut self) -> Result<(), StoreError> {
-        let woken: Vec<String> = if self.woken.contains(ALL) { vec![ALL.to_owned()] } else { self.woken.iter().cloned().collect() };
+        let woken: Vec<String> =
+            if self.woken.contains(ALL) { vec![ALL.to_owned()] } else { self.woken.iter().cloned().collect() };
         if woken.is_empty() {
             return Ok(());
         }

@@ -1,0 +1,6 @@
+//! The control plane against real databases and real connections; run by `scripts/test-control`, which starts PostgreSQL.
+#![allow(unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod db;
+mod store;
+mod world;
