@@ -2,7 +2,9 @@
 //!
 //! `store` keeps it, `registry` decides who joins and what happens to whom, `api` speaks to devices and operators,
 //! `server` listens, `cli` is the command line. `ipam` is pure.
+pub mod api;
 pub mod ipam;
+pub mod limits;
 pub mod registry;
 pub mod signing;
 pub mod store;

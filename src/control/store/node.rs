@@ -331,3 +331,19 @@ impl Tx {
         rows.iter().map(view).collect()
     }
 }
+
+impl Tx {
+    /// The fleet in figures; who is connected only a serving process knows.
+    pub async fn overview(&mut self, now_ms: i64) -> Result<crate::control::api::operators::Overview, StoreError> {
+        let mut nodes = std::collections::BTreeMap::new();
+        let sql = "SELECT state, COUNT(*) AS n FROM node GROUP BY state";
+        for row in self.rows(sql, &[]).await? {
+            nodes.insert(row.text("state")?, row.count("n")?);
+        }
+        let sql = "SELECT COUNT(*) AS n FROM report WHERE received_ms > $1";
+        let since = now_ms.saturating_sub(20 * 60 * 1000);
+        let reporting = self.row(sql, &[since.into()]).await?.map_or(Ok(0), |r| r.count("n"))?;
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        Ok(crate::control::api::operators::Overview { version, nodes, connected: 0, reporting })
+    }
+}

@@ -73,3 +73,14 @@ impl Tx {
         Ok(self.run(sql, &[node.as_str().into(), nonce.into(), until_ms.into()]).await? == 1)
     }
 }
+
+impl Tx {
+    /// Whether a report tells another outcome than the last one did.
+    pub async fn is_news(&mut self, received: &Received) -> Result<bool, StoreError> {
+        let sql = "SELECT outcome, reason, generation FROM report WHERE node = $1";
+        let Some(row) = self.row(sql, &[received.node.as_str().into()]).await? else { return Ok(true) };
+        Ok(row.text("outcome")? != received.report.outcome.as_str()
+            || row.opt_text("reason")? != received.report.reason
+            || row.count("generation")? != received.report.generation)
+    }
+}
