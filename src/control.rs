@@ -3,8 +3,12 @@
 //! `store` keeps it, `registry` decides who joins and what happens to whom, `api` speaks to devices and operators,
 //! `server` listens, `cli` is the command line. `ipam` is pure.
 pub mod api;
+pub mod cli;
+pub mod config;
 pub mod ipam;
 pub mod limits;
 pub mod registry;
+pub mod server;
 pub mod signing;
 pub mod store;
+pub mod tls;

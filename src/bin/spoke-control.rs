@@ -1,2 +1,4 @@
-//! The control plane binary: `spoke-control`.
-fn main() {}
+//! The control plane's binary: `spoke-control`.
+fn main() -> std::process::ExitCode {
+    spoke::control::cli::main(std::env::args_os())
+}

@@ -18,6 +18,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Nonces remembered at most; more than honest nodes ever use within the window.
 const MAX_NONCES: usize = 2_000_000;
 
+/// How long a body may take to arrive.
+const BODY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(20);
+
 /// Keys of nodes remembered at most.
 const MAX_MEMBERS: usize = 200_000;
 
@@ -93,9 +96,9 @@ pub struct Signed<T> {
 
 async fn whole(request: Request) -> Result<(Parts, Bytes), Failure> {
     let (parts, body) = request.into_parts();
-    let bytes = axum::body::to_bytes(body, MAX_BODY)
-        .await
-        .map_err(|_| Failure::new(ProblemCode::TooLarge, format!("the body has more than {MAX_BODY} bytes or was cut")))?;
+    let cut = || Failure::new(ProblemCode::TooLarge, format!("the body has more than {MAX_BODY} bytes or came too slowly"));
+    let read = tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, MAX_BODY)).await;
+    let bytes = read.map_err(|_| cut())?.map_err(|_| cut())?;
     Ok((parts, bytes))
 }
 

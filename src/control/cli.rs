@@ -1,0 +1,180 @@
+//! The command line of `spoke-control`. It works on the store itself, so that it also works while nothing serves.
+pub mod backup;
+pub mod fleet;
+pub mod serve;
+pub mod table;
+
+use super::config::{Config, FILE, StoreUrl};
+use super::store::Store;
+use super::store::audit::Actor;
+use crate::config::types::KeySource;
+use crate::sys::disk::read_secret;
+use clap::{Parser, Subcommand};
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Enrols nodes, hands out signed state, runs the fleet.
+#[derive(Debug, Parser)]
+#[command(name = "spoke-control", version = env!("CARGO_PKG_VERSION"), max_term_width = 100)]
+#[command(
+    after_help = "Exit codes: 0 fine, 1 failed, 2 bad input.\nThe configuration is read from --config, then from variables SPOKE_CONTROL__SECTION__KEY."
+)]
+pub struct Cli {
+    /// Configuration file
+    #[arg(short, long, global = true, value_name = "FILE", default_value = FILE)]
+    pub config: PathBuf,
+    /// Answer in JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve devices and operators in the foreground
+    Serve,
+    /// Show the fleet in figures
+    Status,
+    /// Nodes of the fleet
+    #[command(subcommand)]
+    Node(fleet::NodeCommand),
+    /// Enrolment tokens
+    #[command(subcommand)]
+    Token(fleet::TokenCommand),
+    /// Networks
+    #[command(subcommand)]
+    Network(Box<fleet::NetworkCommand>),
+    /// Hubs
+    #[command(subcommand)]
+    Hub(fleet::HubCommand),
+    /// Keys that sign the state of nodes
+    #[command(subcommand)]
+    SigningKey(fleet::SigningKeyCommand),
+    /// Show the audit trail, newest first
+    Audit(fleet::AuditArgs),
+    /// Write the whole store to a file; the signing keys in it stay sealed under the master key
+    Backup(backup::BackupArgs),
+    /// Read a backup into an empty store
+    Restore(backup::RestoreArgs),
+}
+
+/// Why a command failed.
+#[derive(Debug)]
+pub enum Failure {
+    /// The input is wrong: exit code 2.
+    BadInput(String),
+    /// Something else: exit code 1.
+    Failed(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(e: E) -> Self {
+        Self::Failed(e.into())
+    }
+}
+
+/// What a command gives back.
+pub type Outcome = Result<(), Failure>;
+
+/// What every command has at hand.
+#[derive(Debug)]
+pub struct Context {
+    /// The configuration.
+    pub config: Config,
+    /// The store.
+    pub store: Store,
+    /// Whether to answer in JSON.
+    pub json: bool,
+    /// Who works here, for the audit trail.
+    pub actor: Actor,
+}
+
+/// Parses the arguments and runs the command.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(e) => {
+            let _ = e.print();
+            return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => return complain(&Failure::Failed(e.into())),
+    };
+    match runtime.block_on(run(cli)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => complain(&e),
+    }
+}
+
+fn complain(failure: &Failure) -> ExitCode {
+    let mut err = std::io::stderr().lock();
+    match failure {
+        Failure::BadInput(text) => {
+            let _ = writeln!(err, "spoke-control: {text}");
+            ExitCode::from(2)
+        }
+        Failure::Failed(e) => {
+            let _ = writeln!(err, "spoke-control: {e:#}");
+            let asked_wrong = e.downcast_ref().is_some_and(fleet::is_bad_input);
+            ExitCode::from(if asked_wrong { 2 } else { 1 })
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Outcome {
+    let variables = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
+    let config = Config::load(&cli.config, variables).map_err(|faults| Failure::BadInput(faults.to_string()))?;
+    crate::sys::keys::ensure_dir(&config.state_dir)?;
+    let store = Store::open(&url(&config)?).await?;
+    let user = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_else(|_| "cli".into());
+    let context = Context { config, store, json: cli.json, actor: Actor::Operator(user) };
+    let outcome = match cli.command {
+        Command::Serve => serve::run(&context).await,
+        Command::Status => fleet::status(&context).await,
+        Command::Node(command) => fleet::node(&context, command).await,
+        Command::Token(command) => fleet::token(&context, command).await,
+        Command::Network(command) => fleet::network(&context, *command).await,
+        Command::Hub(command) => fleet::hub(&context, command).await,
+        Command::SigningKey(command) => fleet::signing_key(&context, command).await,
+        Command::Audit(args) => fleet::audit(&context, args).await,
+        Command::Backup(args) => backup::backup(&context, &args).await,
+        Command::Restore(args) => backup::restore(&context, &args).await,
+    };
+    context.store.close().await;
+    outcome
+}
+
+/// The secret at `source`, without the line feed at its end.
+pub fn secret(source: &KeySource) -> Result<crate::secret::Secret<String>, Failure> {
+    let path = match source {
+        KeySource::File(path) => path.clone(),
+        KeySource::Credential(name) => {
+            let dir = std::env::var_os("CREDENTIALS_DIRECTORY")
+                .ok_or_else(|| Failure::BadInput(format!("{source}: the service manager passed no credentials")))?;
+            Path::new(&dir).join(name)
+        }
+    };
+    let bytes = read_secret(&path, 4096)?
+        .ok_or_else(|| Failure::BadInput(format!("{source} is not there: write the secret into it, mode 0600")))?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| Failure::BadInput(format!("{source} is not text")))?;
+    Ok(crate::secret::Secret::new(text.trim_end().to_owned()))
+}
+
+fn url(config: &Config) -> Result<String, Failure> {
+    match &config.store {
+        StoreUrl::Plain(url) => Ok(url.clone()),
+        StoreUrl::Secret(source) => Ok(secret(source)?.reveal().clone()),
+    }
+}
+
+/// Writes to standard output; a closed pipe is nobody's fault.
+pub fn print(text: &str) {
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+}

@@ -1,0 +1,130 @@
+//! `spoke-control serve`: the composition root of the control plane.
+use super::{Context, Outcome, print, secret};
+use crate::control::api::{App, now_ms, reports, router};
+use crate::control::config::Config;
+use crate::control::limits::Limits;
+use crate::control::signing::{MasterKey, SigningKeys};
+use crate::control::{server, tls};
+use crate::sys::notify::{Notify as _, Systemd};
+use anyhow::Context as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+/// How often what has expired is looked for.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// Where the master key is kept.
+pub fn master_path(config: &Config) -> PathBuf {
+    config.state_dir.join("master.key")
+}
+
+/// Serves until a signal.
+pub async fn run(context: &Context) -> Outcome {
+    log();
+    let config = &context.config;
+    let master = MasterKey::load_or_make(&master_path(config))?;
+    let signing = SigningKeys::load(&context.store, &master, now_ms()).await?;
+    let tls = tls::load(config.tls.as_ref(), &config.state_dir, &config.public)?;
+    let operator_token = config.operator_token.as_ref().map(secret).transpose()?;
+    let mut listeners = Vec::new();
+    for address in &config.listen {
+        let bound = TcpListener::bind(address).await;
+        listeners.push(bound.with_context(|| format!("server.listen: cannot listen on {address}"))?);
+    }
+
+    let (stop, stopping) = watch::channel(false);
+    let (keys_out, keys) = watch::channel(signing);
+    let (inbox, outbox) = reports::channel();
+    let writer = tokio::spawn(outbox.run(context.store.clone()));
+    let url = format!("https://{}", config.public);
+    let limits = Limits::new(config.rates);
+    let app = App::new(context.store.clone(), keys, master, limits, operator_token, inbox, stopping.clone(), url);
+    let app = Arc::new(app);
+    let listener = tokio::spawn({
+        let store = context.store.clone();
+        async move { store.listen().await }
+    });
+    let sweeper = tokio::spawn(sweep(app.clone(), keys_out));
+
+    hello(context, &app.url, &tls.pin).await?;
+    let serving = tokio::spawn(server::serve(listeners, tls.config, router(app), config.connections, stopping));
+    Systemd.ready();
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = term.recv() => tracing::info!("stopping on SIGTERM"),
+        _ = int.recv() => tracing::info!("stopping on SIGINT"),
+    }
+    Systemd.stopping();
+    let _ = stop.send(true);
+    let _ = serving.await;
+    listener.abort();
+    sweeper.abort();
+    // The last inbox went with the last connection: what is waiting gets written, then the writer ends.
+    let _ = sweeper.await;
+    let _ = tokio::time::timeout(Duration::from_secs(10), writer).await;
+    Ok(())
+}
+
+/// Removes what has expired, forgets idle clients, and follows the signing keys.
+async fn sweep(app: Arc<App>, keys: watch::Sender<SigningKeys>) {
+    let mut epoch = 0;
+    let mut swept = tokio::time::Instant::now();
+    loop {
+        let now = app.store.epoch();
+        if now != epoch {
+            epoch = now;
+            match SigningKeys::load(&app.store, &app.master, now_ms()).await {
+                Ok(loaded) => {
+                    keys.send_if_modified(|k| {
+                        let news = k.public() != loaded.public();
+                        if news {
+                            tracing::info!(keys = ?loaded.public(), "signing keys changed");
+                            *k = loaded;
+                        }
+                        news
+                    });
+                }
+                Err(e) => tracing::warn!(error = %e, "signing keys not read; the ones at hand stay in use"),
+            }
+        }
+        if swept.elapsed() >= SWEEP {
+            swept = tokio::time::Instant::now();
+            app.limits.forget();
+            if let Err(e) = app.store.prune(now_ms()).await {
+                tracing::warn!(error = %e, "expired rows not removed; trying again later");
+            }
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Says how to enrol a device; at the first run there is nothing to enrol into yet, and it says how to begin.
+async fn hello(context: &Context, url: &str, pin: &str) -> Outcome {
+    let networks = context.store.read().await?.networks().await?;
+    let first = match networks.first() {
+        None => "  spoke-control network create field --pool4 10.80.0.0/16\n  spoke-control hub add hub-1 --network field --endpoint HOST:51820\n  spoke-control token create --network field\n".to_owned(),
+        Some(network) => format!("  spoke-control token create --network {}\n", network.name),
+    };
+    tracing::info!(url, pin, store = ?context.store, "serving");
+    print(&format!(
+        "serving devices at {url}\nto enrol one, make a token:\n{first}and give the device in its spoke.toml:\n  [control]\n  url = \"{url}\"\n  pin = \"{pin}\"\n  token = \"file:/path/of/the/token\"\n"
+    ));
+    Ok(())
+}
+
+fn log() {
+    use std::io::IsTerminal as _;
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SPOKE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let journal = std::env::var_os("JOURNAL_STREAM").is_some();
+    let base = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let _ = if journal {
+        base.without_time().with_ansi(false).try_init()
+    } else {
+        base.with_ansi(std::io::stderr().is_terminal()).try_init()
+    };
+}

@@ -1,0 +1,34 @@
+//! Tables for people, JSON for scripts.
+use serde::Serialize;
+
+/// Columns as wide as their widest cell, two spaces apart, under their titles.
+pub fn render(titles: &[&str], rows: &[Vec<String>]) -> String {
+    let width = |i: usize| {
+        let cells = rows.iter().filter_map(|r| r.get(i)).map(|c| c.chars().count());
+        cells.chain([titles.get(i).map_or(0, |t| t.len())]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..titles.len()).map(width).collect();
+    let line = |cells: &mut dyn Iterator<Item = &str>| {
+        let padded: Vec<String> = cells.zip(&widths).map(|(c, w)| format!("{c:<w$}")).collect();
+        format!("{}\n", padded.join("  ").trim_end())
+    };
+    let mut out = line(&mut titles.iter().copied());
+    for row in rows {
+        out.push_str(&line(&mut row.iter().map(String::as_str)));
+    }
+    out
+}
+
+/// One JSON document.
+pub fn json(value: &impl Serialize) -> String {
+    serde_json::to_string_pretty(value).map_or_else(|e| format!("{{\"error\":\"{e}\"}}\n"), |t| t + "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn columns_line_up() {
+        let rows = [vec!["edge-1".to_owned(), "up".to_owned()], vec!["e".to_owned(), "down".to_owned()]];
+        assert_eq!(super::render(&["NODE", "IS"], &rows), "NODE    IS\nedge-1  up\ne       down\n");
+    }
+}

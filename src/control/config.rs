@@ -1,0 +1,165 @@
+//! The control plane's configuration: one file, then variables `SPOKE_CONTROL__SECTION__KEY`; every fault at once.
+use super::limits::Rates;
+use crate::config::reader::Table;
+use crate::config::types::{HostPort, KeySource};
+use crate::config::{Fault, Faults};
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+
+/// Where the file is unless `--config` says otherwise.
+pub const FILE: &str = "/etc/spoke-control/spoke-control.toml";
+
+/// All of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// `server.listen`: where to listen.
+    pub listen: Vec<SocketAddr>,
+    /// `server.public`: host and port under which devices reach it.
+    pub public: HostPort,
+    /// `server.tls_certificate` and `server.tls_key`: PEM files; without them a certificate is made.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// `server.state_dir`: the master key, and the embedded database and certificate where there are no others.
+    pub state_dir: PathBuf,
+    /// `server.connections`: connections at a time.
+    pub connections: usize,
+    /// `store.url`: the database; a file of [`KeySource`] if it holds a password.
+    pub store: StoreUrl,
+    /// `api.operator_token`: what operators have to show.
+    pub operator_token: Option<KeySource>,
+    /// `[limits]`: requests per second.
+    pub rates: Rates,
+}
+
+/// Where the address of the database stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreUrl {
+    /// Here.
+    Plain(String),
+    /// In a file, because it holds a password.
+    Secret(KeySource),
+}
+
+impl Config {
+    /// Reads the file, which may be absent where every default will do, and `variables`.
+    pub fn load(file: &Path, variables: impl IntoIterator<Item = (String, String)>) -> Result<Self, Faults> {
+        let name = file.display().to_string();
+        let text = match std::fs::read_to_string(file) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && file == Path::new(FILE) => String::new(),
+            Err(e) => return Err(fault(&name, format!("cannot be read: {e}"), "create it or name another with --config")),
+        };
+        Self::from_text(&name, &text, variables)
+    }
+
+    /// As [`Config::load`], from text that `name` names in faults.
+    pub fn from_text(
+        name: &str,
+        text: &str,
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, Faults> {
+        let variables = variables.into_iter().filter(|(k, _)| k.starts_with("SPOKE_CONTROL__")).collect();
+        let environment = config::Environment::with_prefix("SPOKE_CONTROL")
+            .prefix_separator("__")
+            .separator("__")
+            .source(Some(variables));
+        let tree = config::Config::builder()
+            .add_source(config::File::from_str(text, config::FileFormat::Toml))
+            .add_source(environment)
+            .build()
+            .and_then(|c| config::Source::collect(&c))
+            .map_err(|e| fault(name, e.to_string(), "mend the TOML"))?;
+        let mut faults = Vec::new();
+        let mut root = Table::root(tree, name, &mut faults);
+        let config = Self::read(&mut root);
+        root.finish();
+        match config {
+            Some(config) if faults.is_empty() => Ok(config),
+            _ => Err(Faults(faults)),
+        }
+    }
+
+    fn read(root: &mut Table<'_>) -> Option<Self> {
+        let path = |t: &mut Table<'_>, key| -> Option<PathBuf> {
+            let path = PathBuf::from(t.text(key)?);
+            if !path.is_absolute() {
+                t.fault(key, "is not an absolute path", "begin it with /");
+            }
+            Some(path)
+        };
+        let mut server = root.table("server");
+        let listen = server.list("listen", "ADDRESS:PORT such as 0.0.0.0:8443");
+        let public = server.parsed("public", "HOST:PORT such as control.example.net:8443");
+        let (certificate, key) = (path(&mut server, "tls_certificate"), path(&mut server, "tls_key"));
+        if certificate.is_some() != key.is_some() {
+            server.fault("tls_key", "stands alone", "give tls_certificate and tls_key, or neither");
+        }
+        let state_dir = path(&mut server, "state_dir").unwrap_or_else(|| "/var/lib/spoke-control".into());
+        let connections = server.number("connections", 1..=1_000_000).unwrap_or(20_000);
+        server.finish();
+        let mut store = root.table("store");
+        let (url, url_from) = (store.text("url"), store.parsed("url_from", "file:/absolute/path or credential:NAME"));
+        if url.is_some() && url_from.is_some() {
+            store.fault("url_from", "stands beside url", "keep one of the two");
+        }
+        let password = |u: &String| u.split_once("//").is_some_and(|(_, r)| r.split('@').next().is_some_and(|a| r.contains('@') && a.contains(':')));
+        if url.as_ref().is_some_and(password) {
+            store.fault("url", "holds a password", "put the whole address into a file of mode 0600 and set url_from");
+        }
+        store.finish();
+        let mut api = root.table("api");
+        let operator_token = api.parsed("operator_token", "file:/absolute/path or credential:NAME");
+        api.finish();
+        let mut limits = root.table("limits");
+        let usual = Rates::default();
+        let mut rate = |key, usual: NonZeroU32| {
+            limits.number(key, 1..=1_000_000).and_then(|n| NonZeroU32::new(u32::try_from(n).ok()?)).unwrap_or(usual)
+        };
+        let rates = Rates {
+            address: rate("per_address", usual.address),
+            enrol: rate("enrolments_per_address", usual.enrol),
+            node: rate("per_node", usual.node),
+        };
+        limits.finish();
+        let listen = listen.unwrap_or_else(|| vec![SocketAddr::from(([0, 0, 0, 0], 8443))]);
+        let port = listen.first().map_or(8443, SocketAddr::port);
+        let store = match (url, url_from) {
+            (Some(url), _) => StoreUrl::Plain(url),
+            (None, Some(source)) => StoreUrl::Secret(source),
+            (None, None) => StoreUrl::Plain(format!("sqlite:{}", state_dir.join("fleet.db").display())),
+        };
+        Some(Self {
+            listen,
+            public: public.unwrap_or_else(|| HostPort { host: "localhost".into(), port }),
+            tls: certificate.zip(key),
+            state_dir,
+            connections: usize::try_from(connections).unwrap_or(usize::MAX),
+            store,
+            operator_token,
+            rates,
+        })
+    }
+}
+
+fn fault(file: &str, problem: String, remedy: &str) -> Faults {
+    Faults(vec![Fault { file: file.into(), key: "(file)".into(), problem, remedy: remedy.into() }])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_suffice_and_faults_are_told_together() {
+        let config = Config::from_text("x.toml", "", []).unwrap();
+        assert_eq!(config.store, StoreUrl::Plain("sqlite:/var/lib/spoke-control/fleet.db".into()));
+        let text = "[server]\nlisten = [\"nowhere\"]\ntls_key = \"/k\"\n[store]\nurl = \"postgres://a:secret@h/d\"\n[apo]\n";
+        let said = Config::from_text("x.toml", text, []).unwrap_err().to_string();
+        for part in ["server.listen[0]", "server.tls_key", "store.url", "url_from", "did you mean `api`?"] {
+            assert!(said.contains(part), "{part} in {said}");
+        }
+        assert!(!said.contains("secret"), "{said}");
+        let set = [("SPOKE_CONTROL__LIMITS__PER_NODE".to_owned(), "9".to_owned())];
+        assert_eq!(Config::from_text("x.toml", "", set).unwrap().rates.node.get(), 9);
+    }
+}

@@ -1,0 +1,83 @@
+//! The certificate: from files, or made once for a lab and pinned by the devices.
+use crate::config::types::HostPort;
+use crate::enroll::signature::sha256_hex;
+use crate::sys::disk::{DiskError, read_secret, write_atomic};
+use rustls_pemfile::Item;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring::default_provider;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+/// The longest PEM file read, in bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+/// Why TLS cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// A file that is not there.
+    #[error("{0} is not there")]
+    Missing(PathBuf),
+    /// A file without what it should hold.
+    #[error("{0} holds no {1} in PEM")]
+    NotPem(PathBuf, &'static str),
+    /// A certificate could not be made.
+    #[error("a certificate for {0} cannot be made")]
+    Make(String, #[source] rcgen::Error),
+    /// Certificate and key do not fit.
+    #[error("the certificate and its key cannot be used")]
+    Use(#[from] tokio_rustls::rustls::Error),
+}
+
+/// What is served.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// For each connection.
+    pub config: Arc<ServerConfig>,
+    /// `sha256:` and the digest of the first certificate: devices may pin it, so that no date in it matters.
+    pub pin: String,
+}
+
+/// Loads the certificate from `files`, or makes one for `public` in `state_dir`.
+pub fn load(files: Option<&(PathBuf, PathBuf)>, state_dir: &Path, public: &HostPort) -> Result<Tls, TlsError> {
+    let (certificate, key) = match files {
+        Some((certificate, key)) => (certificate.clone(), key.clone()),
+        None => made(state_dir, public)?,
+    };
+    let chain = std::fs::read(&certificate).map_err(|_| TlsError::Missing(certificate.clone()))?;
+    let chain: Vec<CertificateDer<'static>> = rustls_pemfile::certs(&mut chain.as_slice()).flatten().collect();
+    let first = chain.first().ok_or_else(|| TlsError::NotPem(certificate, "certificate"))?;
+    let pin = format!("sha256:{}", sha256_hex(first));
+    let pem = read_secret(&key, MAX_FILE)?.ok_or_else(|| TlsError::Missing(key.clone()))?;
+    let private = rustls_pemfile::read_all(&mut pem.as_slice()).flatten().find_map(|item| match item {
+        Item::Pkcs8Key(k) => Some(PrivateKeyDer::from(k)),
+        Item::Pkcs1Key(k) => Some(k.into()),
+        Item::Sec1Key(k) => Some(k.into()),
+        _ => None,
+    });
+    let private = private.ok_or_else(|| TlsError::NotPem(key, "private key"))?;
+    let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain, private)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Tls { config: Arc::new(config), pin })
+}
+
+/// The paths of the certificate made at the first run.
+fn made(state_dir: &Path, public: &HostPort) -> Result<(PathBuf, PathBuf), TlsError> {
+    let paths = (state_dir.join("tls.crt"), state_dir.join("tls.key"));
+    if paths.0.exists() {
+        return Ok(paths);
+    }
+    let names = [public.host.clone(), "localhost".to_owned()];
+    let made = rcgen::generate_simple_self_signed(names).map_err(|e| TlsError::Make(public.host.clone(), e))?;
+    // The key first: a certificate without one would be taken for finished.
+    write_atomic(&paths.1, made.signing_key.serialize_pem().as_bytes(), true)?;
+    write_atomic(&paths.0, made.cert.pem().as_bytes(), true)?;
+    tracing::warn!(path = %paths.0.display(), "made a certificate of our own: devices have to pin it");
+    Ok(paths)
+}
