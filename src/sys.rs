@@ -2,6 +2,7 @@
 pub mod clock;
 pub mod disk;
 pub mod echo;
+pub mod http;
 pub mod http_server;
 pub mod kernel;
 pub mod keys;

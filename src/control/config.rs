@@ -47,7 +47,9 @@ impl Config {
         let text = match std::fs::read_to_string(file) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound && file == Path::new(FILE) => String::new(),
-            Err(e) => return Err(fault(&name, format!("cannot be read: {e}"), "create it or name another with --config")),
+            Err(e) => {
+                return Err(fault(&name, format!("cannot be read: {e}"), "create it or name another with --config"));
+            }
         };
         Self::from_text(&name, &text, variables)
     }
@@ -102,7 +104,10 @@ impl Config {
         if url.is_some() && url_from.is_some() {
             store.fault("url_from", "stands beside url", "keep one of the two");
         }
-        let password = |u: &String| u.split_once("//").is_some_and(|(_, r)| r.split('@').next().is_some_and(|a| r.contains('@') && a.contains(':')));
+        let password = |u: &String| {
+            u.split_once("//")
+                .is_some_and(|(_, r)| r.split('@').next().is_some_and(|a| r.contains('@') && a.contains(':')))
+        };
         if url.as_ref().is_some_and(password) {
             store.fault("url", "holds a password", "put the whole address into a file of mode 0600 and set url_from");
         }
@@ -153,7 +158,8 @@ mod tests {
     fn defaults_suffice_and_faults_are_told_together() {
         let config = Config::from_text("x.toml", "", []).unwrap();
         assert_eq!(config.store, StoreUrl::Plain("sqlite:/var/lib/spoke-control/fleet.db".into()));
-        let text = "[server]\nlisten = [\"nowhere\"]\ntls_key = \"/k\"\n[store]\nurl = \"postgres://a:secret@h/d\"\n[apo]\n";
+        let text =
+            "[server]\nlisten = [\"nowhere\"]\ntls_key = \"/k\"\n[store]\nurl = \"postgres://a:secret@h/d\"\n[apo]\n";
         let said = Config::from_text("x.toml", text, []).unwrap_err().to_string();
         for part in ["server.listen[0]", "server.tls_key", "store.url", "url_from", "did you mean `api`?"] {
             assert!(said.contains(part), "{part} in {said}");

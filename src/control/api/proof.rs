@@ -96,7 +96,8 @@ pub struct Signed<T> {
 
 async fn whole(request: Request) -> Result<(Parts, Bytes), Failure> {
     let (parts, body) = request.into_parts();
-    let cut = || Failure::new(ProblemCode::TooLarge, format!("the body has more than {MAX_BODY} bytes or came too slowly"));
+    let cut =
+        || Failure::new(ProblemCode::TooLarge, format!("the body has more than {MAX_BODY} bytes or came too slowly"));
     let read = tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, MAX_BODY)).await;
     let bytes = read.map_err(|_| cut())?.map_err(|_| cut())?;
     Ok((parts, bytes))
@@ -218,7 +219,9 @@ impl FromRequest<Arc<App>> for Enrolment {
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Failure> {
         let (parts, bytes) = whole(request).await?;
         let token = bearer(&parts.headers)
-            .ok_or_else(|| Failure::new(ProblemCode::BadToken, "an enrolment token is missing: Authorization: Bearer …"))?
+            .ok_or_else(|| {
+                Failure::new(ProblemCode::BadToken, "an enrolment token is missing: Authorization: Bearer …")
+            })?
             .to_owned();
         let request: crate::enroll::wire::ProvisionRequest = parse(&bytes)?;
         let proof = proof_of(&parts.headers)?;

@@ -317,7 +317,9 @@ pub async fn node(context: &Context, command: NodeCommand) -> Outcome {
     match command {
         NodeCommand::List { state } => {
             let wanted = match state.as_deref().map(str::parse::<NodeState>) {
-                Some(Err(())) => return Err(Failure::BadInput("--state is expected, pending, active or removed".into())),
+                Some(Err(())) => {
+                    return Err(Failure::BadInput("--state is expected, pending, active or removed".into()));
+                }
                 Some(Ok(state)) => Some(state),
                 None => None,
             };
@@ -423,7 +425,11 @@ pub async fn network(context: &Context, command: NetworkCommand) -> Outcome {
                 rows.push(vec![
                     n.name.clone(),
                     pools.join(","),
-                    format!("{} of {}", stats.allocated_addresses, stats.allocated_addresses + stats.available_addresses),
+                    format!(
+                        "{} of {}",
+                        stats.allocated_addresses,
+                        stats.allocated_addresses + stats.available_addresses
+                    ),
                     n.interface.to_string(),
                     if n.forwarding { "yes" } else { "no" }.to_owned(),
                     if n.approval { "yes" } else { "no" }.to_owned(),
@@ -471,7 +477,8 @@ pub async fn signing_key(context: &Context, command: SigningKeyCommand) -> Outco
                     keys.iter().map(|k| serde_json::json!({"key": k.public, "state": state(k.active)})).collect();
                 print(&json(&list));
             } else {
-                let rows: Vec<_> = keys.iter().map(|k| vec![k.public.to_string(), state(k.active).to_owned()]).collect();
+                let rows: Vec<_> =
+                    keys.iter().map(|k| vec![k.public.to_string(), state(k.active).to_owned()]).collect();
                 print(&render(&["KEY", "STATE"], &rows));
             }
         }

@@ -1,0 +1,255 @@
+//! The served API: enrolment, proofs, long-polls, limits and every kind of bad input, over TLS.
+use crate::db::{Kind, fresh};
+use crate::serving::{Serving, nonce, plain};
+use spoke::enroll::document::Envelope;
+use spoke::enroll::request::{Nonce, TimeAnswer};
+use spoke::enroll::signature::VerifyKey;
+use spoke::sys::http::{Http as _, HttpError, HttpsClient, Trust};
+use std::time::{Duration, Instant};
+
+crate::on_both![
+    a_fleet_from_the_first_command_to_the_last,
+    a_change_reaches_a_waiting_node_at_once,
+    proofs_are_checked,
+    bad_requests_are_told_what_is_wrong,
+    a_restart_loses_nothing,
+];
+
+const STATE: &str = "/api/v1/nodes/self/state";
+
+async fn fleet(kind: Kind) -> (Serving, String) {
+    let serving = Serving::start(fresh(kind).await).await;
+    serving.done(&["network", "create", "field", "--pool4", "10.8.0.0/24"]).await;
+    let token = serving.done(&["token", "create", "--network", "field", "--uses", "100"]).await;
+    (serving, token)
+}
+
+fn code(answer: &serde_json::Value) -> &str {
+    answer["detail"]["code"].as_str().unwrap_or("none")
+}
+
+async fn a_fleet_from_the_first_command_to_the_last(kind: Kind) {
+    let (serving, token) = fleet(kind).await;
+    let hub_token = serving
+        .done(&[
+            "hub",
+            "add",
+            "hub-1",
+            "--network",
+            "field",
+            "--endpoint",
+            "hub.example.net:51820",
+            "--address",
+            "10.8.0.1",
+        ])
+        .await;
+    let (mut hub, mut edge) = (serving.device("hub-1"), serving.device("edge-1"));
+    let (status, answer) = hub.enrol(&hub_token).await;
+    assert_eq!((status, &answer["config"]["assigned_ip"]), (200, &"10.8.0.1".into()), "{answer}");
+    let (status, answer) = edge.enrol(&token).await;
+    assert_eq!(status, 200, "{answer}");
+    let config = &answer["config"];
+    assert_eq!(config["hub_endpoint"], "hub.example.net:51820");
+    assert_eq!((&config["subnet_mask"], &config["persistent_keepalive"]), (&"255.255.255.0".into(), &25.into()));
+    let pinned: Vec<VerifyKey> = serde_json::from_value(config["signing_keys"].clone()).unwrap();
+
+    let request = edge.signed("GET", &format!("{STATE}?after=0"), Vec::new());
+    let answer = edge.http.send(request).await.unwrap();
+    let (_, document) = Envelope::open(&answer.body, &edge.id, &pinned).unwrap();
+    assert_eq!(document.interfaces[0].hubs[0].node_id.as_str(), "hub-1");
+    assert!(Envelope::open(&answer.body, &hub.id, &pinned).is_err(), "it is for nobody else");
+
+    let report = format!(
+        r#"{{"generation": {}, "outcome": "reverted", "reason": "the hub was lost", "healthy": false, "drift": 2, "version": "0.1.0"}}"#,
+        document.generation
+    );
+    assert_eq!(edge.ask("POST", "/api/v1/nodes/self/report", &report).await.0, 204);
+    let register = serde_json::json!({
+        "wireguard_address": "10.8.0.2", "wireguard_public_key": crate::world::request("edge-1").wireguard_public_key,
+        "interface_name": "wg0", "hub_endpoint": "hub.example.net:51820", "registered_at": "2026-01-01T00:00:00Z",
+    });
+    let (status, answer) = edge.ask("POST", "/api/v1/nodes/register", &register.to_string()).await;
+    assert_eq!((status, &answer["node_id"]), (200, &"edge-1".into()));
+
+    let began = Instant::now();
+    let view = loop {
+        let (status, view) = serving.operator("GET", "/api/nodes/edge-1", "").await;
+        assert_eq!(status, 200);
+        if view["data"]["outcome"] == "reverted" {
+            break view;
+        }
+        assert!(began.elapsed() < Duration::from_secs(10), "{view}");
+    };
+    assert_eq!(view["data"]["reason"], "the hub was lost");
+    let list = serving.done(&["node", "list"]).await;
+    assert!(list.contains("edge-1") && list.contains("reverted") && list.contains("hub-1"), "{list}");
+    let (_, stats) = serving.operator("GET", "/api/v1/wireguard/pool/stats", "").await;
+    assert_eq!((&stats["total_addresses"], &stats["allocated_addresses"]), (&254.into(), &2.into()), "{stats}");
+    let (status, peers) = hub.ask("GET", "/api/v1/wireguard/peers", "").await;
+    assert_eq!((status, peers.as_array().map(Vec::len)), (200, Some(2)), "{peers}");
+    assert_eq!(edge.ask("GET", "/api/v1/wireguard/peers", "").await.0, 401, "not for nodes");
+
+    assert!(!serving.cli(&["node", "remove", "edge-1"]).await.0, "nobody was asked");
+    serving.done(&["node", "remove", "edge-1", "--yes"]).await;
+    let (status, answer) = edge.ask("GET", &format!("{STATE}?after=0"), "").await;
+    assert_eq!((status, code(&answer)), (403, "revoked"));
+    let (_, audit) = serving.operator("GET", "/api/audit-logs?entity_id=edge-1", "").await;
+    let actions: Vec<_> = audit["data"].as_array().unwrap().iter().map(|r| r["action"].as_str().unwrap()).collect();
+    assert_eq!(actions, ["remove", "state_not_kept", "enrol"]);
+    let (_, openapi) = serving.operator("GET", "/api/openapi.json", "").await;
+    for path in [STATE, "/api/v1/wireguard/provision", "/api/nodes/{id}", "/api/audit-logs"] {
+        assert!(openapi["paths"][path].is_object(), "{path} is described");
+    }
+}
+
+async fn a_change_reaches_a_waiting_node_at_once(kind: Kind) {
+    let (mut serving, token) = fleet(kind).await;
+    let mut edge = serving.device("edge-1");
+    edge.enrol(&token).await;
+    let (_, first) = edge.ask("GET", &format!("{STATE}?after=0"), "").await;
+    let generation = first["document"]["generation"].as_u64().unwrap();
+    let waiting = format!("{STATE}?after={generation}&wait=60");
+    let (status, _) = edge.ask("GET", &format!("{STATE}?after={generation}&wait=0"), "").await;
+    assert_eq!(status, 204);
+
+    let polling = tokio::spawn(async move {
+        let got = edge.ask("GET", &waiting, "").await;
+        (Instant::now(), got, edge)
+    });
+    while serving.operator("GET", "/api/status", "").await.1["data"]["connected"] != 1 {
+        tokio::task::yield_now().await;
+    }
+    let body = r#"{"overrides": {"override_mtu": 1300}}"#;
+    let began = Instant::now();
+    let (status, _) = serving.operator("PUT", "/api/nodes/edge-1", body).await;
+    assert_eq!(status, 200);
+    let (came, (status, document), mut edge) = polling.await.unwrap();
+    assert_eq!((status, &document["document"]["interfaces"][0]["mtu"]), (200, &1300.into()));
+    assert!(came - began < Duration::from_secs(1), "{:?}", came - began);
+
+    // The command line is another process.
+    let generation = document["document"]["generation"].as_u64().unwrap();
+    let polling = tokio::spawn(async move {
+        let got = edge.ask("GET", &format!("{STATE}?after={generation}&wait=60"), "").await;
+        (got, edge)
+    });
+    serving.done(&["node", "override", "edge-1", "--mtu", "1310"]).await;
+    let ((status, document), mut edge) = polling.await.unwrap();
+    assert_eq!((status, &document["document"]["interfaces"][0]["mtu"]), (200, &1310.into()));
+
+    let generation = document["document"]["generation"].as_u64().unwrap();
+    let polling =
+        tokio::spawn(async move { edge.ask("GET", &format!("{STATE}?after={generation}&wait=60"), "").await });
+    while serving.operator("GET", "/api/status", "").await.1["data"]["connected"] != 1 {
+        tokio::task::yield_now().await;
+    }
+    serving.stop().await;
+    assert_eq!(polling.await.unwrap().0, 204, "a stop ends a long-poll with an answer");
+}
+
+async fn proofs_are_checked(kind: Kind) {
+    let (serving, token) = fleet(kind).await;
+    let (mut edge, mut other) = (serving.device("edge-1"), serving.device("edge-2"));
+    let (_, answer) = edge.enrol(&token).await;
+    let pinned: Vec<VerifyKey> = serde_json::from_value(answer["config"]["signing_keys"].clone()).unwrap();
+    other.enrol(&token).await;
+
+    let request = edge.signed("GET", &format!("{STATE}?after=0"), Vec::new());
+    assert_eq!(edge.http.send(request.clone()).await.unwrap().status, 200);
+    let again = edge.http.send(request.clone()).await.unwrap();
+    assert_eq!((again.status, code(&serde_json::from_slice(&again.body).unwrap())), (401, "replay"));
+    let mut moved = request.clone();
+    moved.path = format!("{STATE}?after=1");
+    assert_eq!(edge.http.send(moved).await.unwrap().status, 401, "another path");
+    other.id = "edge-1".parse().unwrap();
+    let (status, answer) = other.ask("GET", &format!("{STATE}?after=0"), "").await;
+    assert_eq!((status, code(&answer)), (401, "bad_proof"), "a node posing as another");
+    other.id = "nobody".parse().unwrap();
+    assert_eq!(code(&other.ask("GET", &format!("{STATE}?after=0"), "").await.1), "bad_proof");
+    let bare = edge.http.send(plain("GET", STATE, "", None)).await.unwrap();
+    assert_eq!(bare.status, 401);
+
+    // A board in 1970 is told the time; somebody who merely says so is not.
+    edge.offset_ms = -spoke::control::api::now_ms() + 5_000;
+    let request = edge.signed("GET", &format!("{STATE}?after=0"), Vec::new());
+    let sent = Nonce::from_hex(&request.headers.iter().find(|h| h.0 == "spoke-nonce").unwrap().1).unwrap();
+    let answer = edge.http.send(request).await.unwrap();
+    let problem: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+    assert_eq!((answer.status, code(&problem)), (401, "clock_skew"));
+    let time: TimeAnswer = serde_json::from_value(problem["detail"]["time"].clone()).unwrap();
+    let server = time.verify(sent, &pinned).expect("signed by a pinned key, for this request");
+    assert_eq!(time.verify(nonce(), &pinned), None);
+    edge.offset_ms += i64::try_from(server).unwrap() - 5_000;
+    assert_eq!(edge.ask("GET", &format!("{STATE}?after=0"), "").await.0, 200);
+    other.offset_ms = -spoke::control::api::now_ms() + 5_000;
+    other.id = "edge-1".parse().unwrap();
+    assert_eq!(code(&other.ask("GET", STATE, "").await.1), "bad_proof");
+
+    // The server, too, has to be the one that was pinned.
+    let server = format!("localhost:{}", serving.port).parse().unwrap();
+    let mut fooled = HttpsClient::new(server, &Trust::Pin([7; 32])).unwrap();
+    let refused = fooled.send(plain("GET", STATE, "", None)).await;
+    assert!(matches!(refused, Err(HttpError::Untrusted(_))), "{refused:?}");
+    let own = std::fs::read(serving.dir.path().join("tls.crt")).unwrap();
+    let mut known = HttpsClient::new(format!("localhost:{}", serving.port).parse().unwrap(), &Trust::Own(own)).unwrap();
+    assert_eq!(known.send(plain("GET", STATE, "", None)).await.unwrap().status, 401, "known by its certificate");
+}
+
+async fn bad_requests_are_told_what_is_wrong(kind: Kind) {
+    let (serving, token) = fleet(kind).await;
+    let mut edge = serving.device("edge-1");
+    assert_eq!(code(&edge.enrol("spk_000000000000_guess").await.1), "bad_token");
+    let mut request = edge.signed("POST", "/api/v1/wireguard/provision", b"{}".to_vec());
+    request.headers.push(("authorization", format!("Bearer {token}")));
+    let answer = edge.http.send(request).await.unwrap();
+    assert_eq!(answer.status, 422);
+    let huge = vec![b' '; 70_000];
+    let answer = edge.http.send(edge.signed("POST", "/api/v1/nodes/self/report", huge)).await;
+    assert!(answer.is_err() || answer.unwrap().status == 413);
+    edge.enrol(&token).await;
+    for (body, part) in [
+        ("{", "EOF"),
+        (r#"{"generation": 1}"#, "missing field"),
+        (r#"{"generation": -1, "outcome": "applied", "healthy": true, "drift": 0, "version": "0.1.0"}"#, "-1"),
+        (r#"{"generation": 1, "outcome": "fine", "healthy": true, "drift": 0, "version": "0.1.0"}"#, "fine"),
+        (r#"{"generation": 1, "outcome": "applied", "healthy": true, "drift": 0, "version": "x"}"#, "version"),
+        (
+            r#"{"generation": 1, "outcome": "applied", "healthy": true, "drift": 0, "version": "0.1.0", "x": 1}"#,
+            "unknown field",
+        ),
+    ] {
+        let (status, answer) = edge.ask("POST", "/api/v1/nodes/self/report", body).await;
+        assert_eq!(status, 422, "{body}");
+        assert!(answer["detail"]["message"].as_str().unwrap().contains(part), "{body}: {answer}");
+    }
+    let (status, answer) = serving.operator("PUT", "/api/nodes/edge-1", r#"{"labl": "x"}"#).await;
+    assert_eq!((status, &answer["status"]), (400, &false.into()));
+    assert!(answer["message"].as_str().unwrap().contains("labl"), "{answer}");
+    assert_eq!(serving.operator("GET", "/api/nodes/edge-9", "").await.0, 404);
+    assert_eq!(serving.operator("GET", "/nowhere", "").await.0, 404);
+    assert_eq!(serving.operator("POST", "/api/networks", r#"{"name": "field", "pool4": "10.9.0.0/24"}"#).await.0, 409);
+    assert_eq!(serving.operator("POST", "/api/networks", r#"{"name": "more", "pool4": "10.9.0.1/24"}"#).await.0, 400);
+    let stranger = serving.client().send(plain("GET", "/api/nodes", "", Some("wrong"))).await.unwrap();
+    assert_eq!(stranger.status, 401);
+    let mut limited = 0;
+    for _ in 0..200 {
+        let (status, _) = edge.ask("GET", &format!("{STATE}?after=999"), "").await;
+        limited += u32::from(status == 429);
+    }
+    assert!(limited > 0, "a node that asks without end is told to wait");
+}
+
+async fn a_restart_loses_nothing(kind: Kind) {
+    let (mut serving, token) = fleet(kind).await;
+    let mut edge = serving.device("edge-1");
+    let (_, before) = edge.enrol(&token).await;
+    let request = edge.signed("GET", &format!("{STATE}?after=0"), Vec::new());
+    assert_eq!(edge.http.send(request.clone()).await.unwrap().status, 200);
+    serving.stop().await;
+    assert!(matches!(edge.http.send(request.clone()).await, Err(HttpError::Unreachable(_) | HttpError::Cut(_))));
+    serving.start_again().await;
+    let replayed = edge.http.send(request).await.unwrap();
+    assert_eq!(replayed.status, 401, "what an earlier process has seen is refused as too old");
+    assert_eq!(edge.ask("GET", &format!("{STATE}?after=0"), "").await.0, 200);
+    assert_eq!(edge.enrol(&token).await.1, before);
+}
