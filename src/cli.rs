@@ -1,5 +1,6 @@
 //! The command line: one file a subcommand. Exit codes: 0 fine, 1 failed, 2 bad input.
 pub mod check;
+pub mod clock;
 pub mod completions;
 pub mod doctor;
 pub mod key;
@@ -47,6 +48,9 @@ pub enum Command {
     /// Make a WireGuard key, or show a public one
     #[command(subcommand)]
     Key(key::Command),
+    /// Restore the clock of a board that has none, or show it
+    #[command(subcommand)]
+    Clock(clock::Command),
     /// Look for what could keep the tunnel from coming up, with a remedy for each
     Doctor(doctor::Args),
     /// Print shell completions
@@ -92,6 +96,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Status(args) => status::run(&cli.config, args),
         Command::Plan(args) => plan::run(&cli.config, args),
         Command::Key(command) => key::run(command, &cli.config),
+        Command::Clock(command) => clock::run(*command, &cli.config),
         Command::Doctor(args) => doctor::run(&cli.config, args),
         Command::Completions(args) => completions::run(args),
         Command::Man => completions::man(),

@@ -3,6 +3,7 @@
 //! Layers, later ones win: built-in defaults < the file (`/etc/spoke/spoke.toml`) < environment variables
 //! `SPOKE__SECTION__KEY`. Every fault of every layer is reported at once, with file, key and remedy. One section per
 //! task; each section lives in its own file here.
+pub mod clock;
 pub mod grants;
 pub mod health;
 pub mod interface;
@@ -62,6 +63,8 @@ pub struct Config {
     pub node: node::Node,
     /// `[uplink]`: the hubs and how to stay connected to one of them.
     pub uplink: Option<uplink::Uplink>,
+    /// `[clock]`: the stamp that the clock never goes below.
+    pub clock: clock::Clock,
     /// `[health]`: the local endpoints.
     pub health: health::Health,
     /// `[grants]`: who may be a peer, by NFT.
@@ -112,11 +115,12 @@ impl Config {
         let mut root = Table::root(tree, name, &mut faults);
         let node = node::Node::read(&mut root.table("node"));
         let uplink = root.has("uplink").then(|| uplink::Uplink::read(&mut root.table("uplink"))).flatten();
+        let clock = clock::Clock::read(&mut root.table("clock"));
         let health = health::Health::read(&mut root.table("health"));
         let grants = root.has("grants").then(|| grants::Grants::read(&mut root.table("grants"), &node)).flatten();
         let interfaces = root.tables("interface", |t| interface::Interface::read(t, &node));
         root.finish();
-        let config = Self { node, uplink, health, grants, interfaces };
+        let config = Self { node, uplink, clock, health, grants, interfaces };
         config.cross_check(name, &mut faults);
         if faults.is_empty() { Ok(config) } else { Err(Faults(faults)) }
     }

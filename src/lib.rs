@@ -35,6 +35,7 @@
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 pub mod cli;
+pub mod clock;
 pub mod config;
 #[cfg(feature = "control")]
 pub mod control;

@@ -1,6 +1,8 @@
 //! `spoke run`: the composition root. Configuration → identity → kernel → uplink → local endpoints.
-use super::{Outcome, load, runtime, vitals};
+use super::{Outcome, clock, load, runtime, vitals};
+use crate::clock::task::Keeper;
 use crate::config::Config;
+use crate::config::types::HostPort;
 use crate::health::summary::Vitals;
 use crate::health::task as health;
 use crate::net::derive::UplinkChoice;
@@ -15,9 +17,12 @@ use crate::sys::notify::{Notify as _, Systemd};
 use crate::sys::random::seed;
 use crate::sys::resolve::SystemResolver;
 use crate::sys::socket::Listener;
+use crate::uplink::names;
 use crate::uplink::session;
 use crate::uplink::status::Status;
 use crate::uplink::task::Uplink;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -30,6 +35,13 @@ pub fn run(config: &Path) -> Outcome {
     keys::ensure_dir(&config.node.state_dir)?;
     // Keys come first: without them nothing can be brought up, and the error says what to do.
     let keys = keys::load(&config, IfMissing::Create)?;
+    // Usually done by spoke-clock.service; here for a supervisor that was started by hand, with the right to do it.
+    match clock::restore(&config.node.state_dir) {
+        Ok(done) => tracing::debug!(done, "clock"),
+        Err(e) => {
+            tracing::warn!(error = %e, "the clock is behind and may not be set from here: enable spoke-clock.service")
+        }
+    }
     let runtime = runtime()?;
     let outcome = runtime.block_on(supervise(config, keys));
     // A blocked look-up must not hold up the exit.
@@ -57,9 +69,17 @@ async fn supervise(config: Arc<Config>, keys: crate::net::derive::Keys) -> Outco
         });
     }
 
+    let (_confirmed, confirmed) = watch::channel(None);
+    let (trusted, _) = watch::channel(None);
+    let (state_dir, every) = (config.node.state_dir.clone(), config.clock.stamp_every);
+    let keeper = move || Keeper::new(clock, &state_dir, every, trusted.clone(), confirmed.clone());
+    let last_stamp = keeper.clone();
+    tasks.restarting("clock", seed, move || keeper().run());
+
+    let names = start_names(&mut tasks, &config, &wake);
     let (choice, status_of_uplink) = start_uplink(&mut tasks, &config, wake, &vitals_out);
     let sources =
-        Sources { keys, uplink: choice, names: None, admitted: None, imperative: None, overrides: None, repair: None };
+        Sources { keys, uplink: choice, names, admitted: None, imperative: None, overrides: None, repair: None };
 
     let path = config.node.runtime_dir.join(SOCKET);
     let uplink = move || status_of_uplink.as_ref().map(|s| vitals::report(&s.borrow(), clock.now()));
@@ -75,7 +95,25 @@ async fn supervise(config: Arc<Config>, keys: crate::net::derive::Keys) -> Outco
     let ended = tasks.run(stop.wait()).await;
     Systemd.stopping();
     let _ = stopping.send(true);
+    last_stamp().stop();
     ended.map_err(Into::into)
+}
+
+/// Starts the look-up of named peers where there are any; gives the channel of their addresses.
+fn start_names(
+    tasks: &mut Supervisor,
+    config: &Arc<Config>,
+    wake: &watch::Receiver<u64>,
+) -> Option<Fact<BTreeMap<HostPort, SocketAddr>>> {
+    if names::wanted(config).is_empty() {
+        return None;
+    }
+    let (known, addresses) = watch::channel(None);
+    let (config, wake, resolver) = (config.clone(), wake.clone(), SystemResolver::default());
+    tasks.restarting("names", seed, move || {
+        names::task::run(config.clone(), resolver.clone(), seed(), known.clone(), wake.clone())
+    });
+    Some(addresses)
 }
 
 /// Starts the hub session where an uplink is configured; gives the channels of its choice and of its status.

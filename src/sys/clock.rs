@@ -1,6 +1,6 @@
 //! The clocks of the machine.
 use crate::time::{Boot, Wall};
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use std::time::Duration;
 
 /// Reads the clocks.
@@ -30,4 +30,15 @@ impl Clock for SystemClock {
 /// The id of this boot (`/proc/sys/kernel/random/boot_id`), kept beside every stored [`Boot`] moment.
 pub fn boot_id() -> Option<String> {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|s| s.trim().to_owned())
+}
+
+/// Sets the wall clock; needs CAP_SYS_TIME.
+pub fn set_wall(to: Wall) -> std::io::Result<()> {
+    let tv_sec = to.0.try_into().map_err(|_| std::io::Error::from(std::io::ErrorKind::InvalidInput))?;
+    clock_settime(ClockId::Realtime, Timespec { tv_sec, tv_nsec: 0 }).map_err(Into::into)
+}
+
+/// systemd-timesyncd says that it has set the clock by a server in this boot.
+pub fn synchronised() -> bool {
+    std::path::Path::new("/run/systemd/timesync/synchronized").exists()
 }

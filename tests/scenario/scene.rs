@@ -1,4 +1,10 @@
 //! Sets a scene: a device with its configuration, hubs, and the tasks that run on the device.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a scene that cannot be set is a failed test"
+)]
 use spoke::config::Config;
 use spoke::net::derive::{Keys, UplinkChoice};
 use spoke::net::key::{PublicKey, SecretKey};

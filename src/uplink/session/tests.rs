@@ -153,7 +153,7 @@ impl World {
                 }
             }
             Action::Sample => {
-                if self.dice.throw() % 16 == 0 {
+                if self.dice.throw().is_multiple_of(16) {
                     events.push(Event::Unsampled);
                 } else {
                     events.push(Event::Sampled(Sample { hubs: self.kernel.clone() }));
@@ -161,11 +161,11 @@ impl World {
             }
             Action::Echo { to, seq } => {
                 self.asked.insert(seq, to);
-                if self.dice.throw() % 16 == 0 {
+                if self.dice.throw().is_multiple_of(16) {
                     events.push(Event::Unsent { seq });
                 } else if self.lucky() {
                     events.push(Event::Answered { from: to, seq });
-                } else if self.dice.throw() % 8 == 0 {
+                } else if self.dice.throw().is_multiple_of(8) {
                     // Somebody else's address, and a number never sent.
                     events.push(Event::Answered { from: IpAddr::from([8, 8, 8, 8]), seq });
                     events.push(Event::Answered { from: to, seq: seq.wrapping_add(999) });
@@ -199,11 +199,11 @@ impl World {
     /// Lets the kernel and the network do as they please for a while, and time pass to the next deadline.
     fn tick(&mut self) {
         for hub in 0..self.kernel.len() {
-            if self.dice.throw() % 64 == 0 {
+            if self.dice.throw().is_multiple_of(64) {
                 self.kernel[hub] = None;
-            } else if self.dice.throw() % 8 == 0 {
+            } else if self.dice.throw().is_multiple_of(8) {
                 let works = self.lucky();
-                let jump = self.dice.throw() % 8 == 0;
+                let jump = self.dice.throw().is_multiple_of(8);
                 let peer = self.kernel[hub].get_or_insert_default();
                 peer.counters.tx += 64;
                 peer.endpoint = Some(SocketAddr::from(([192, 0, 2, 9], 51820)));
@@ -215,15 +215,15 @@ impl World {
                 }
             }
         }
-        if self.dice.throw() % 4096 == 0 {
+        if self.dice.throw().is_multiple_of(4096) {
             self.luck = [0, 0, 8, 128, 255, 255][usize::try_from(self.dice.throw() % 6).unwrap()];
         }
-        if self.dice.throw() % 64 == 0 {
+        if self.dice.throw().is_multiple_of(64) {
             self.handle(Event::Woken);
         }
         let deadline = self.session.deadline().unwrap();
         self.now = self.now.max(deadline);
-        if self.dice.throw() % 256 == 0 {
+        if self.dice.throw().is_multiple_of(256) {
             self.now += Duration::from_secs(self.dice.throw() % 4000);
         }
         self.handle(Event::Tick);

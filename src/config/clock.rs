@@ -1,0 +1,20 @@
+//! `[clock]`: how far behind the clock may start after a power cut.
+use super::reader::Table;
+use super::types::duration_text;
+use serde::Serialize;
+use std::time::Duration;
+
+/// `[clock]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Clock {
+    /// Wall time between two stamps on disk.
+    #[serde(serialize_with = "duration_text")]
+    pub stamp_every: Duration,
+}
+
+impl Clock {
+    pub(super) fn read(t: &mut Table<'_>) -> Self {
+        let hour = Duration::from_secs(3600);
+        Self { stamp_every: t.duration("stamp_every", hour..=hour * 24 * 7).unwrap_or(hour * 6) }
+    }
+}
