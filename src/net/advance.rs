@@ -18,6 +18,8 @@ pub fn advance(observed: &mut Observed, step: &Step) {
         }
         Step::SetDevice { private_key, listen_port, fwmark, .. } => with(observed, step, |l| {
             if let Some(key) = private_key {
+                // A link is never its own peer.
+                l.peers.remove(&key.public());
                 l.public_key = Some(key.public());
             }
             if let Some(port) = listen_port.filter(|p| *p != 0) {
@@ -42,10 +44,11 @@ pub fn advance(observed: &mut Observed, step: &Step) {
             l.addresses.insert(*address);
         }),
         Step::SetUp { up, .. } => with(observed, step, |l| {
-            l.up = *up;
-            if !up {
+            if l.up && !up {
                 l.routes.clear();
+                l.addresses.retain(|a| a.addr().is_ipv4());
             }
+            l.up = *up;
         }),
         Step::AddRoute { route, .. } => with(observed, step, |l| {
             l.routes.insert(*route);
@@ -60,7 +63,7 @@ fn with(observed: &mut Observed, step: &Step, change: impl FnOnce(&mut ObservedL
 }
 
 fn set_peer(link: &mut ObservedLink, key: PublicKey, change: &PeerChange) {
-    if !change.create && !link.peers.contains_key(&key) {
+    if link.public_key == Some(key) || (!change.create && !link.peers.contains_key(&key)) {
         return;
     }
     if let AllowedIps::Add(nets) | AllowedIps::Replace(nets) = &change.allowed_ips {

@@ -94,12 +94,14 @@ impl Step {
             Self::RemovePeer { .. } => 2,
             Self::SetDevice { .. } => 3,
             Self::SetPeer { .. } => 4,
-            Self::SetMtu { .. } => 5,
-            Self::RemoveRoute { .. } => 6,
-            Self::RemoveAddress { .. } => 7,
-            Self::AddAddress { .. } => 8,
-            Self::SetUp { .. } => 9,
-            Self::AddRoute { .. } => 10,
+            // Before the addresses: the kernel drops IPv6 ones with it.
+            Self::SetUp { up: false, .. } => 5,
+            Self::SetMtu { .. } => 6,
+            Self::RemoveRoute { .. } => 7,
+            Self::RemoveAddress { .. } => 8,
+            Self::AddAddress { .. } => 9,
+            Self::SetUp { up: true, .. } => 10,
+            Self::AddRoute { .. } => 11,
         }
     }
 }
@@ -262,32 +264,42 @@ fn link(
             unknown.push(step);
         }
     }
+    // Who only loses networks comes first: access is taken before it is given.
+    let mut gaining = Vec::new();
     for (key, peer) in &want.peers {
         let told = if fresh { None } else { memory.endpoints.get(&(name.clone(), *key)) };
-        if let Some(change) = peer_change(peer, have.peers.get(key), told) {
-            steps.push(Step::SetPeer { link: name.clone(), peer: *key, change });
+        let had = have.peers.get(key);
+        if let Some(change) = peer_change(peer, had, told) {
+            let loses =
+                had.is_some_and(|h| peer.allowed_ips != h.allowed_ips && peer.allowed_ips.is_subset(&h.allowed_ips));
+            let step = Step::SetPeer { link: name.clone(), peer: *key, change };
+            if loses { steps.push(step) } else { gaining.push(step) }
         }
     }
+    steps.append(&mut gaining);
 
     if have.mtu != want.mtu {
         steps.push(Step::SetMtu { link: name.clone(), mtu: want.mtu });
     }
-    for address in have.addresses.difference(&want.addresses) {
-        steps.push(Step::RemoveAddress { link: name.clone(), address: *address });
-    }
-    for address in want.addresses.difference(&have.addresses) {
-        steps.push(Step::AddAddress { link: name.clone(), address: *address });
-    }
     if have.up != want.up {
         steps.push(Step::SetUp { link: name.clone(), up: want.up });
     }
-    // A link that is down has no routes, whoever made them.
-    let routes = if want.up { &want.routes } else { &BTreeSet::new() };
-    for route in have.routes.difference(routes) {
-        steps.push(Step::RemoveRoute { link: name.clone(), route: *route });
+    // A link that is down has no routes, whoever made them, and loses its IPv6 addresses when it is set down.
+    let goes_down = have.up && !want.up;
+    let kept = |a: &&IpNet| !goes_down || a.addr().is_ipv4();
+    for address in have.addresses.difference(&want.addresses).filter(kept) {
+        steps.push(Step::RemoveAddress { link: name.clone(), address: *address });
     }
-    for route in routes.difference(&have.routes) {
-        steps.push(Step::AddRoute { link: name.clone(), route: *route });
+    for address in want.addresses.iter().filter(|a| !(have.addresses.contains(a) && kept(a))) {
+        steps.push(Step::AddAddress { link: name.clone(), address: *address });
+    }
+    if want.up {
+        for route in have.routes.difference(&want.routes) {
+            steps.push(Step::RemoveRoute { link: name.clone(), route: *route });
+        }
+        for route in want.routes.difference(&have.routes) {
+            steps.push(Step::AddRoute { link: name.clone(), route: *route });
+        }
     }
 }
 
@@ -301,8 +313,9 @@ fn peer_change(want: &Peer, have: Option<&ObservedPeer>, told: Option<&Endpoint>
             allowed_ips: AllowedIps::Replace(want.allowed_ips.clone()),
         });
     };
+    // One we told it may have roamed; one that has none has been made anew by somebody else.
     let endpoint = want.endpoint.filter(|e| match told {
-        Some(told) => told != e,
+        Some(told) => told != e || have.endpoint.is_none(),
         None => have.endpoint != Some(e.addr),
     });
     let allowed_ips = if have.allowed_ips == want.allowed_ips {

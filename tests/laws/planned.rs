@@ -1,0 +1,344 @@
+//! Laws of `plan`, of applying it, and of planning against what is known.
+use crate::world::{FOREIGN, Mess, World, any_desired, any_mess, name, net, orphan, peer_key, peers_of, unlike, world};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use rustix::io::Errno;
+use spoke::net::advance::advance;
+use spoke::net::plan::{AllowedIps, Step};
+use spoke::net::render;
+use spoke::net::state::{Desired, DriftPolicy, ListenPort, Memory, Observed, ObservedPeer};
+use std::collections::BTreeSet;
+
+fn messes() -> impl Strategy<Value = Vec<Mess>> {
+    vec(any_mess(), 0..12)
+}
+
+/// Without what a look sees and an acknowledgement does not tell.
+fn settled(mut observed: Observed) -> Observed {
+    for link in observed.links.values_mut() {
+        link.listen_port = 0;
+        link.index = 0;
+    }
+    observed
+}
+
+/// Without links that can neither be read nor mended.
+fn reachable(desired: &Desired, world: &mut World) -> Desired {
+    let seen = world.observe(desired);
+    let mut desired = desired.clone();
+    desired.links.retain(|n, _| seen.links.get(n).is_none_or(|l| l.wireguard));
+    desired
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn one_pass_brings_any_kernel_to_what_is_wanted(first in any_desired(), mess in messes(), want in any_desired()) {
+        let mut world = world(&first, &mess);
+        let (plan, applied) = world.pass(&want);
+        prop_assert!(applied.failed.is_empty(), "{:?}\n{:#?}", applied.failed, plan.steps);
+        let observed = world.observe(&want);
+        prop_assert_eq!(unlike(&want, &observed), Vec::<String>::new(), "{:#?}", plan.steps);
+    }
+
+    #[test]
+    fn in_sync_there_is_nothing_to_do(first in any_desired(), mess in messes(), want in any_desired()) {
+        let mut world = world(&first, &mess);
+        world.pass(&want);
+        let plan = world.plan(&want);
+        prop_assert_eq!(plan.steps, vec![]);
+        prop_assert_eq!(plan.held, vec![]);
+    }
+
+    #[test]
+    fn cut_off_anywhere_the_next_pass_gets_there(
+        first in any_desired(), mess in messes(), want in any_desired(), after in 0usize..40, killed: bool,
+    ) {
+        let mut world = world(&first, &mess);
+        world.cut_off(&want, after, killed);
+        world.pass(&want);
+        let observed = world.observe(&want);
+        prop_assert_eq!(unlike(&want, &observed), Vec::<String>::new());
+        prop_assert_eq!(world.plan(&want).steps, vec![]);
+    }
+
+    #[test]
+    fn refused_steps_are_known_and_the_next_pass_makes_up_for_them(
+        first in any_desired(), mess in messes(), want in any_desired(), every in 2usize..5,
+    ) {
+        let mut world = world(&first, &mess);
+        let mut count = 0;
+        world.others.refuse(move |_| {
+            count += 1;
+            (count % every == 0).then_some(Errno::BUSY)
+        });
+        let (plan, applied) = world.pass(&want);
+        let mut told: Vec<_> = applied.done.iter().copied().chain(applied.failed.iter().map(|f| f.0)).collect();
+        told.sort_unstable();
+        prop_assert_eq!(told, (0..plan.steps.len()).collect::<Vec<_>>());
+        prop_assert!(plan.steps.len() < every || !applied.failed.is_empty());
+        world.others.refuse_nothing();
+        world.pass(&want);
+        let observed = world.observe(&want);
+        prop_assert_eq!(unlike(&want, &observed), Vec::<String>::new());
+    }
+
+    #[test]
+    fn access_is_taken_before_it_is_given(first in any_desired(), mess in messes(), want in any_desired()) {
+        let mut world = world(&first, &mess);
+        let plan = world.plan(&want);
+        let last_taken = plan.steps.iter().rposition(Step::revokes);
+        let first_given = plan.steps.iter().position(|s| matches!(s, Step::SetPeer { .. } | Step::SetDevice { .. }));
+        if let (Some(taken), Some(given)) = (last_taken, first_given) {
+            prop_assert!(taken < given);
+        }
+        // Nor does a peer keep a network until after another one was given it.
+        let have = world.observe(&want);
+        let mut given = BTreeSet::new();
+        for step in &plan.steps {
+            let Step::SetPeer { link, peer, change } = step else { continue };
+            let (AllowedIps::Add(nets) | AllowedIps::Replace(nets)) = &change.allowed_ips else { continue };
+            let before = have.links.get(link).and_then(|l| l.peers.get(peer)).map(|p| p.allowed_ips.clone());
+            let before = before.unwrap_or_default();
+            let shrinks = nets.is_subset(&before) && *nets != before;
+            prop_assert!(!shrinks || !given.contains(link), "{:#?}", plan.steps);
+            if !shrinks {
+                given.insert(link.clone());
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_ours_is_never_touched(first in any_desired(), mess in messes(), want in any_desired()) {
+        let mut world = world(&first, &mess);
+        orphan(&world, "old0");
+        let (before, routes) = world.everything();
+        world.pass(&want);
+        let (after, routes_after) = world.everything();
+        for (link, have) in &before.links {
+            if !have.ours && (!want.links.contains_key(link) || !have.wireguard) {
+                prop_assert_eq!(Some(have), after.links.get(link));
+            }
+        }
+        prop_assert!(before.links.contains_key(&name(FOREIGN)), "the law is tested on something");
+        let lost: Vec<_> = routes.difference(&routes_after).filter(|(link, _)| link == FOREIGN).collect();
+        prop_assert!(lost.is_empty(), "{lost:?}");
+        prop_assert!(!after.links.contains_key(&name("old0")), "what was ours and is not wanted goes");
+    }
+
+    #[test]
+    fn every_step_changes_something_and_is_there_once(first in any_desired(), mess in messes(), want in any_desired()) {
+        let mut world = world(&first, &mess);
+        let plan = world.plan(&want);
+        for (i, step) in plan.steps.iter().enumerate() {
+            prop_assert!(!plan.steps[..i].contains(step), "twice: {:?}", step);
+            let before = world.everything();
+            let applied = world.apply(std::slice::from_ref(step));
+            prop_assert!(applied.failed.is_empty(), "{:?}", applied.failed);
+            prop_assert_ne!(world.everything(), before, "changes nothing: {:?} in {:#?}", step, plan.steps);
+        }
+    }
+
+    #[test]
+    fn where_policy_is_to_observe_nothing_is_written(first in any_desired(), mess in messes(), want in any_desired(), watched in 0usize..3) {
+        let mut want = want;
+        let watched = name(crate::world::NAMES[watched]);
+        if let Some(link) = want.links.get_mut(&watched) {
+            link.policy = DriftPolicy::Observe;
+        }
+        let mut world = world(&first, &mess);
+        let plan = world.plan(&want);
+        if want.links.contains_key(&watched) {
+            prop_assert!(plan.steps.iter().all(|s| *s.link() != watched));
+            // What is held is exactly what enforcing would do.
+            let mut enforced = want.clone();
+            enforced.links.values_mut().for_each(|l| l.policy = DriftPolicy::Enforce);
+            let mut would: Vec<_> = world.plan(&enforced).steps.into_iter().filter(|s| *s.link() == watched).collect();
+            let mut held = plan.held.clone();
+            would.sort_by_key(|s| format!("{s:?}"));
+            held.sort_by_key(|s| format!("{s:?}"));
+            prop_assert_eq!(held, would);
+        }
+    }
+
+    #[test]
+    fn peers_we_never_knew_may_stay(first in any_desired(), mess in messes(), want in any_desired()) {
+        let mut want = want;
+        want.links.values_mut().for_each(|l| l.remove_unknown = false);
+        let mut world = world(&first, &mess);
+        let want = reachable(&want, &mut world);
+        let before = world.observe(&want);
+        let owned = world.memory.owned.clone();
+        let (plan, _) = world.pass(&want);
+        let after = peers_of(&world.observe(&want));
+        for (link, peers) in peers_of(&before) {
+            let Some(wanted) = want.links.get(&link) else { continue };
+            let ours = owned.get(&link).cloned().unwrap_or_default();
+            for peer in peers {
+                let should_be = wanted.peers.contains_key(&peer) || !ours.contains(&peer);
+                prop_assert_eq!(after[&link].contains(&peer), should_be, "{:?} of {}\n{:#?}", peer, link, plan);
+            }
+        }
+        prop_assert_eq!(world.plan(&want).steps, vec![]);
+    }
+
+    #[test]
+    fn a_roamed_endpoint_is_never_drift(want in any_desired(), roamed in vec((0u8..3, 0u8..6, 0u8..9), 1..6)) {
+        let mut world = World::new();
+        world.pass(&want);
+        let moves: Vec<_> = roamed.iter().map(|(l, p, e)| {
+            Mess::Roam(*l, *p, spoke::net::state::Endpoint { addr: ([198, 51, 100, *e], 7).into(), attempt: 0 })
+        }).collect();
+        world.mess(&moves);
+        prop_assert!(world.plan(&want).is_clean());
+    }
+
+    #[test]
+    fn a_restart_forgets_and_settles_at_once(first in any_desired(), mess in messes(), want in any_desired()) {
+        let mut world = world(&first, &mess);
+        let want = reachable(&want, &mut world);
+        world.pass(&want);
+        world.memory = Memory::default();
+        let plan = world.plan(&want);
+        // All that may be done is to tell a peer that has roamed where its configured place is.
+        for step in &plan.steps {
+            let fine = matches!(step, Step::SetPeer { change, .. } if change.endpoint.is_some() && !change.create
+                && change.allowed_ips == AllowedIps::Keep && change.keepalive.is_none() && change.preshared_key.is_none());
+            prop_assert!(fine, "{:?}", step);
+        }
+        world.pass(&want);
+        prop_assert_eq!(world.plan(&want).steps, vec![]);
+    }
+
+    #[test]
+    fn what_is_known_advances_as_the_kernel_does(
+        first in any_desired(), mess in messes(), want in any_desired(), every in 1usize..6,
+    ) {
+        let mut world = world(&first, &mess);
+        let mut known = world.observe(&want);
+        let plan = world.plan(&want);
+        let mut count = 0;
+        world.others.refuse(move |_| {
+            count += 1;
+            (count % every == 0 && every > 1).then_some(Errno::BUSY)
+        });
+        let applied = world.apply(&plan.steps);
+        applied.done.iter().for_each(|i| advance(&mut known, &plan.steps[*i]));
+        prop_assert_eq!(settled(known), settled(world.observe(&want)), "{:#?}", plan.steps);
+    }
+
+    #[test]
+    fn no_secret_is_in_the_text_of_a_plan(first in any_desired(), mess in messes(), want in any_desired()) {
+        let mut world = world(&first, &mess);
+        let observed = world.observe(&want);
+        let text = format!("{}{:?}", render::plan(&world.plan(&want), &observed), world.plan(&want));
+        for link in want.links.values() {
+            let secrets = link.peers.values().filter_map(|p| p.preshared_key.as_ref()).map(|k| k.reveal_base64());
+            for secret in secrets.chain([link.private_key.reveal_base64()]) {
+                prop_assert!(!text.contains(&secret[..12]));
+            }
+        }
+    }
+}
+
+fn one_link() -> Desired {
+    let peer = spoke::net::state::Peer {
+        allowed_ips: [net("10.1.0.0/16")].into(),
+        endpoint: Some(spoke::net::state::Endpoint { addr: ([192, 0, 2, 1], 51820).into(), attempt: 0 }),
+        ..spoke::net::state::Peer::default()
+    };
+    let link = spoke::net::state::Link {
+        private_key: crate::world::secret(0),
+        listen_port: ListenPort::Random { epoch: 0 },
+        fwmark: 0,
+        mtu: 1420,
+        addresses: [net("10.8.0.2/24"), net("fd00:8::2/64")].into(),
+        peers: [(peer_key(1), peer)].into(),
+        routes: [spoke::net::state::Route { to: net("10.1.0.0/16"), table: 254 }].into(),
+        up: true,
+        policy: DriftPolicy::Enforce,
+        remove_unknown: true,
+        rebuild: 0,
+    };
+    Desired { generation: 1, links: [(name("wg0"), link)].into() }
+}
+
+#[test]
+fn a_raised_attempt_sets_a_roamed_endpoint_once_more_and_only_once() {
+    let mut world = World::new();
+    let mut want = one_link();
+    world.pass(&want);
+    world.others.roam("wg0", &peer_key(1), ([198, 51, 100, 1], 9).into());
+    assert!(world.plan(&want).is_clean());
+    let peers = &mut want.links.get_mut(&name("wg0")).unwrap().peers;
+    peers.get_mut(&peer_key(1)).unwrap().endpoint.as_mut().unwrap().attempt = 1;
+    let (plan, _) = world.pass(&want);
+    assert_eq!(plan.steps.len(), 1);
+    assert!(world.plan(&want).is_clean());
+}
+
+#[test]
+fn a_raised_port_epoch_renews_the_port_once() {
+    let mut world = World::new();
+    let mut want = one_link();
+    world.pass(&want);
+    let before = world.observe(&want).links[&name("wg0")].listen_port;
+    want.links.get_mut(&name("wg0")).unwrap().listen_port = ListenPort::Random { epoch: 1 };
+    let (plan, _) = world.pass(&want);
+    assert_eq!(plan.steps.len(), 1);
+    assert_ne!(world.observe(&want).links[&name("wg0")].listen_port, before);
+    assert!(world.plan(&want).is_clean());
+}
+
+#[test]
+fn a_raised_rebuild_makes_the_interface_anew_once() {
+    let mut world = World::new();
+    let mut want = one_link();
+    world.pass(&want);
+    let before = world.observe(&want).links[&name("wg0")].index;
+    want.links.get_mut(&name("wg0")).unwrap().rebuild = 1;
+    world.pass(&want);
+    let after = world.observe(&want);
+    assert_ne!(after.links[&name("wg0")].index, before);
+    assert_eq!(unlike(&want, &after), Vec::<String>::new());
+    assert!(world.plan(&want).is_clean());
+}
+
+#[test]
+fn an_adopted_interface_is_never_rebuilt_nor_deleted() {
+    let mut world = World::new();
+    world.others.add_link("wg0", true);
+    let mut want = one_link();
+    want.links.get_mut(&name("wg0")).unwrap().rebuild = 1;
+    let before = world.observe(&want).links[&name("wg0")].index;
+    world.pass(&want);
+    assert_eq!(world.observe(&want).links[&name("wg0")].index, before);
+    let (plan, _) = world.pass(&Desired::default());
+    assert!(plan.is_clean(), "{plan:?}");
+}
+
+#[test]
+fn a_peer_that_was_made_anew_behind_our_back_gets_its_endpoint_again() {
+    let mut world = World::new();
+    let want = one_link();
+    world.pass(&want);
+    let allowed_ips = [net("10.1.0.0/16")].into();
+    world.others.set_peer("wg0", peer_key(1), ObservedPeer { allowed_ips, ..ObservedPeer::default() });
+    world.pass(&want);
+    let observed = world.observe(&want);
+    assert_eq!(unlike(&want, &observed), Vec::<String>::new());
+}
+
+#[test]
+fn a_name_that_is_taken_is_out_of_reach_and_the_rest_is_done() {
+    let mut world = World::new();
+    world.others.add_link("wg0", false);
+    let mut want = one_link();
+    let second = want.links[&name("wg0")].clone();
+    want.links.insert(name("wg1"), second);
+    let (plan, applied) = world.pass(&want);
+    assert_eq!((plan.blocked.len(), applied.failed.len()), (1, 0));
+    assert!(!world.observe(&want).links[&name("wg0")].up);
+    assert_eq!(world.observe(&want).links[&name("wg1")].peers.len(), 1);
+}
