@@ -1,8 +1,10 @@
 //! The command line: one file a subcommand. Exit codes: 0 fine, 1 failed, 2 bad input.
+mod access;
 pub mod check;
 pub mod clock;
 pub mod completions;
 pub mod doctor;
+pub mod grants;
 pub mod key;
 pub mod plan;
 pub mod run;
@@ -51,6 +53,9 @@ pub enum Command {
     /// Restore the clock of a board that has none, or show it
     #[command(subcommand)]
     Clock(clock::Command),
+    /// Show who is admitted by NFT and why, or ask the chain
+    #[command(subcommand)]
+    Grants(grants::Command),
     /// Look for what could keep the tunnel from coming up, with a remedy for each
     Doctor(doctor::Args),
     /// Print shell completions
@@ -97,6 +102,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Plan(args) => plan::run(&cli.config, args),
         Command::Key(command) => key::run(command, &cli.config),
         Command::Clock(command) => clock::run(*command, &cli.config),
+        Command::Grants(command) => grants::run(&cli.config, command),
         Command::Doctor(args) => doctor::run(&cli.config, args),
         Command::Completions(args) => completions::run(args),
         Command::Man => completions::man(),

@@ -8,6 +8,7 @@ pub mod kernel;
 pub mod keys;
 pub mod notify;
 pub mod probe;
+pub mod probe_chain;
 pub mod random;
 pub mod resolve;
 pub mod rpc;

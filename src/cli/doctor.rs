@@ -2,6 +2,7 @@
 use super::{Failure, Outcome, load, print};
 use crate::config::Config;
 use crate::sys::probe::{self, Finding};
+use crate::sys::probe_chain::endpoints as chain;
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -40,6 +41,9 @@ fn examine(config: &Config) -> Result<Vec<Finding>, Failure> {
         for address in addresses {
             findings.extend(probe::udp_path(address, mtu));
         }
+    }
+    if let Some(grants) = &config.grants {
+        findings.extend(super::block_on(chain(grants))?);
     }
     Ok(findings)
 }

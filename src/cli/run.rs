@@ -1,5 +1,5 @@
 //! `spoke run`: the composition root. Configuration → identity → kernel → uplink → local endpoints.
-use super::{Outcome, clock, load, runtime, vitals};
+use super::{Outcome, access, clock, load, runtime, vitals};
 use crate::clock::task::Keeper;
 use crate::config::Config;
 use crate::config::types::HostPort;
@@ -78,12 +78,21 @@ async fn supervise(config: Arc<Config>, keys: crate::net::derive::Keys) -> Outco
 
     let names = start_names(&mut tasks, &config, &wake);
     let (choice, status_of_uplink) = start_uplink(&mut tasks, &config, wake, &vitals_out);
+    let grants = access::start(&mut tasks, &config, &vitals_out, clock);
+    let admitted = grants.as_ref().map(|g| g.admitted.clone());
     let sources =
-        Sources { keys, uplink: choice, names, admitted: None, imperative: None, overrides: None, repair: None };
+        Sources { keys, uplink: choice, names, admitted, imperative: None, overrides: None, repair: None };
 
     let path = config.node.runtime_dir.join(SOCKET);
     let uplink = move || status_of_uplink.as_ref().map(|s| vitals::report(&s.borrow(), clock.now()));
-    let answers = socket::Answers { clock, started, config: config.clone(), net, uplink: Arc::new(uplink) };
+    let answers = socket::Answers {
+        clock,
+        started,
+        config: config.clone(),
+        net,
+        uplink: Arc::new(uplink),
+        grants: grants.as_ref().map(access::Running::view),
+    };
     tasks.restarting("socket", seed, move || {
         let (path, answers) = (path.clone(), answers.clone());
         async move { socket::run(Listener::bind(&path)?, answers).await }

@@ -48,7 +48,7 @@ struct Saved {
 }
 
 /// What the task needs.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Board<C> {
     /// Clocks.
     pub clock: C,

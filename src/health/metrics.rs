@@ -4,6 +4,7 @@
 //! that reads the older format wants one name. So a counter is described by its whole name and its sample written plain.
 use super::fold::{Moment, Verdict, fold};
 use super::summary::Snapshot;
+use crate::grants::ladder::Phase;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, MetricEncoder};
 use prometheus_client::metrics::MetricType;
@@ -89,6 +90,7 @@ impl Collector for Scrape {
         #[expect(clippy::cast_precision_loss, reason = "a generation stays far below 2^53")]
         out.gauge("spoke_generation", "Generation of the wanted state", net.generation as f64)?;
         self.links(&mut out)?;
+        self.grants(&mut out)?;
         self.uplink(&mut out)
     }
 }
@@ -109,6 +111,46 @@ impl Scrape {
         ];
         for (name, help, kind, value) in families {
             out.family((name, help, kind), "interface", links.iter().map(|l| (l.name.as_str(), value(l))))?;
+        }
+        Ok(())
+    }
+
+    /// "Revoked on chain" and "the chain is not heard" are different families: nobody can take one for the other.
+    fn grants(&self, out: &mut Out<'_>) -> fmt::Result {
+        let Some(r) = &self.snapshot.vitals.grants else { return Ok(()) };
+        let c = &r.counts;
+        let phases = [Phase::Fresh, Phase::Stale, Phase::Grace, Phase::Expired];
+        out.family(
+            ("spoke_grants_phase", "1 for the rung of the grace ladder that holds", MetricType::Gauge),
+            "phase",
+            phases.map(|p| (p.name(), u64::from(p == r.phase))),
+        )?;
+        out.gauge("spoke_grants_candidates", "Peers that need a grant", r.rows.len() as f64)?;
+        out.gauge("spoke_grants_admitted", "Candidates that are admitted", r.admitted as f64)?;
+        out.family(
+            ("spoke_grants_decisions_total", "New decisions of the chain by reason", MetricType::Counter),
+            "reason",
+            c.by_reason().map(|(reason, n)| (reason.code(), n)),
+        )?;
+        if let Some(height) = r.height {
+            out.gauge("spoke_grants_block", "Height up to which everything is known", height as f64)?;
+        }
+        if let Some(heard) = r.heard {
+            let age = self.at.now.since(heard).as_secs_f64();
+            out.gauge("spoke_grants_unheard_seconds", "Time since the chain was heard", age)?;
+        }
+        for (name, help, value) in [
+            ("spoke_grants_revocations_total", "Peers the chain took away", c.revoked),
+            ("spoke_grants_verification_errors_total", "Verifications that gave no decision", c.verification_errors),
+            ("spoke_grants_looks_total", "Looks at the chain", c.looks),
+            ("spoke_grants_failed_looks_total", "Looks at the chain that came to nothing", c.failed_looks),
+            ("spoke_grants_reorganisations_total", "Times the chain took blocks back", c.reorganisations),
+            ("spoke_grants_rpc_requests_total", "Requests to endpoints", c.requests),
+            ("spoke_grants_rpc_failures_total", "Requests to endpoints that gave nothing", c.failed_requests),
+            ("spoke_grants_rpc_bytes_total", "Bytes of requests and answers, without headers", c.bytes),
+            ("spoke_grants_writes_total", "Times the grants were written to disk", c.writes),
+        ] {
+            out.counter(name, help, value)?;
         }
         Ok(())
     }

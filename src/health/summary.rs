@@ -143,6 +143,8 @@ pub struct Vitals {
     pub uplink: Option<Uplink>,
     /// Grants, where an interface asks for them.
     pub access: Option<Access>,
+    /// What the grants task says in full, where an interface asks for grants.
+    pub grants: Option<std::sync::Arc<crate::grants::report::Report>>,
     /// Parts by name: `contract`, `registry`, `control`, …
     pub parts: BTreeMap<&'static str, Part>,
 }

@@ -1,6 +1,7 @@
 //! Answers the control socket.
 use super::wire::{DeedReport, LinkReport, PeerReport, Request, Response, RouteReport, StatusReport, TroubleReport};
 use crate::config::Config;
+use crate::grants::report::Report;
 use crate::net::key::PublicKey;
 use crate::net::render;
 use crate::net::state::DriftPolicy;
@@ -10,7 +11,7 @@ use crate::sys::socket::{Caller, Connection, Listener};
 use crate::time::Boot;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 /// Connections served at once; a further one waits.
@@ -32,6 +33,17 @@ pub struct Answers<C> {
     pub net: watch::Receiver<Status>,
     /// The uplink.
     pub uplink: UplinkView,
+    /// The grants, where an interface asks for them.
+    pub grants: Option<GrantsView>,
+}
+
+/// The grants task, seen from outside.
+#[derive(Clone, Debug)]
+pub struct GrantsView {
+    /// What it says.
+    pub report: watch::Receiver<Option<Arc<Report>>>,
+    /// Rung to have everything verified again.
+    pub refresh: Arc<Notify>,
 }
 
 /// Serves until the listener fails.
@@ -58,6 +70,14 @@ async fn serve<C: Clock>(mut connection: Connection, answers: &Answers<C>) -> Re
         let response = match serde_json::from_slice::<Request>(&line) {
             Err(e) => Response::Error(format!("not a question this version knows: {e}")),
             Ok(request) if request.mutates() && !caller.is_trusted() => refuse(&caller),
+            Ok(Request::Grants) => answers.grants()?,
+            Ok(Request::GrantsRefresh) => match &answers.grants {
+                Some(view) => {
+                    view.refresh.notify_one();
+                    Response::Ok(serde_json::Value::Null)
+                }
+                None => no_grants(),
+            },
             Ok(Request::Status) => Response::Ok(serde_json::to_value(answers.status())?),
         };
         let mut text = serde_json::to_vec(&response)?;
@@ -67,11 +87,23 @@ async fn serve<C: Clock>(mut connection: Connection, answers: &Answers<C>) -> Re
     Ok(())
 }
 
+fn no_grants() -> Response<serde_json::Value> {
+    Response::Error("no interface has access = \"nft\", so nobody needs a grant".to_owned())
+}
+
 fn refuse(caller: &Caller) -> Response<serde_json::Value> {
     Response::Error(format!("user {} may look but not change anything: run it as root", caller.uid))
 }
 
 impl<C: Clock> Answers<C> {
+    fn grants(&self) -> Result<Response<serde_json::Value>, serde_json::Error> {
+        let report = self.grants.as_ref().and_then(|view| view.report.borrow().clone());
+        Ok(match report {
+            Some(report) => Response::Ok(serde_json::to_value(&*report)?),
+            None => no_grants(),
+        })
+    }
+
     fn status(&self) -> StatusReport {
         let (now, status) = (self.clock.now(), self.net.borrow().clone());
         let names: BTreeMap<PublicKey, &str> = self

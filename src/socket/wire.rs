@@ -16,13 +16,19 @@ pub const SOCKET: &str = "spoke.sock";
 pub enum Request {
     /// What the supervisor sees and does: a [`StatusReport`].
     Status,
+    /// Who is admitted by NFT, and why: a [`crate::grants::report::Report`].
+    Grants,
+    /// Have everything verified again.
+    GrantsRefresh,
 }
 
 impl Request {
     /// Whether it changes anything, so that only root may ask.
     pub const fn mutates(&self) -> bool {
         match self {
-            Self::Status => false,
+            Self::Status | Self::Grants => false,
+            // It costs traffic.
+            Self::GrantsRefresh => true,
         }
     }
 }

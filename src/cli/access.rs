@@ -1,0 +1,141 @@
+//! Starts the grants task where an interface asks for it, and tells the local endpoints what it says.
+use crate::config::Config;
+use crate::config::interface::Access as Kind;
+use crate::grants::chain::Pair;
+use crate::grants::ladder::Phase;
+use crate::grants::report::Report;
+use crate::grants::task::{Board, run};
+use crate::health::summary::{Access, Part, Vitals};
+use crate::net::task::Fact;
+use crate::socket::task::GrantsView;
+use crate::supervise::Supervisor;
+use crate::sys::clock::{Clock as _, SystemClock};
+use crate::sys::random::seed;
+use crate::sys::rpc::Http;
+use crate::time::Boot;
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::sync::Arc;
+use tokio::sync::{Notify, watch};
+
+/// The grants task, seen from outside.
+#[derive(Clone, Debug)]
+pub(super) struct Running {
+    /// Who is admitted.
+    pub(super) admitted: Fact<crate::net::derive::Admitted>,
+    report: watch::Receiver<Option<Arc<Report>>>,
+    refresh: Arc<Notify>,
+    /// Who wants to be a peer. Kept here, so that the task is never without.
+    _candidates: Arc<watch::Sender<Arc<BTreeSet<Pair>>>>,
+}
+
+impl Running {
+    /// For the control socket.
+    pub(super) fn view(&self) -> GrantsView {
+        GrantsView { report: self.report.clone(), refresh: self.refresh.clone() }
+    }
+}
+
+/// Starts it. `None`: no interface asks for grants.
+pub(super) fn start(
+    tasks: &mut Supervisor,
+    config: &Config,
+    vitals: &watch::Sender<Vitals>,
+    clock: SystemClock,
+) -> Option<Running> {
+    let wanted = config.interfaces.iter().any(|i| i.access == Kind::Nft);
+    let grants = Arc::new(config.grants.clone().filter(|_| wanted)?);
+    let (candidates, wanting) = watch::channel(Arc::new(candidates(config)));
+    let (admitted, admissions) = watch::channel(None);
+    let (report, reports) = watch::channel(None);
+    let refresh = Arc::new(Notify::new());
+    let board = Board {
+        clock,
+        config: grants.clone(),
+        state_dir: Some(config.node.state_dir.clone()),
+        candidates: wanting,
+        admitted: Arc::new(admitted),
+        report: Arc::new(report),
+        refresh: refresh.clone(),
+    };
+    tasks.restarting("grants", seed, move || {
+        let grants = grants.clone();
+        run(board.clone(), move || Http::new(&grants.endpoints, grants.timeout))
+    });
+    let (view, vitals) = (reports.clone(), vitals.clone());
+    tasks.restarting("access", seed, move || tell(view.clone(), vitals.clone(), clock));
+    Some(Running { admitted: admissions, report: reports, refresh, _candidates: Arc::new(candidates) })
+}
+
+/// The configured peers that need a grant.
+fn candidates(config: &Config) -> BTreeSet<Pair> {
+    let nft = config.interfaces.iter().filter(|i| i.access == Kind::Nft);
+    nft.flat_map(|i| &i.peers).filter_map(|p| Some((p.node_id.clone()?, p.public_key))).collect()
+}
+
+async fn tell(
+    mut report: watch::Receiver<Option<Arc<Report>>>,
+    vitals: watch::Sender<Vitals>,
+    clock: SystemClock,
+) -> Result<(), Infallible> {
+    let started = clock.now();
+    loop {
+        let seen = report.borrow_and_update().clone();
+        if let Some(r) = seen {
+            vitals.send_modify(|v| {
+                v.access = Some(summary(&r));
+                v.parts.insert("contract", contract(&r, started));
+                v.parts.insert("accessControl", own(&r, started));
+                v.grants = Some(r);
+            });
+        }
+        if report.changed().await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+fn summary(r: &Report) -> Access {
+    let c = &r.counts;
+    let granted = c.by_reason().filter(|(reason, _)| reason.grants()).map(|(_, n)| n).sum();
+    let denied = c.by_reason().filter(|(reason, _)| !reason.grants()).map(|(_, n)| n).sum();
+    Access {
+        total_requests: c.cache_hits + c.cache_misses,
+        granted,
+        denied,
+        errors: c.verification_errors,
+        cache_size: c.cache_size,
+        cache_max: c.cache_max,
+        cache_hits: c.cache_hits,
+        cache_misses: c.cache_misses,
+        last_sync: r.heard_wall,
+        syncing: false,
+        sync_errors: c.failed_looks,
+        last_error: r.away.as_ref().map(|a| a.why.clone()),
+    }
+}
+
+fn contract(r: &Report, started: Boot) -> Part {
+    match &r.away {
+        None => Part { healthy: true, since: r.heard.unwrap_or(started), detail: None },
+        Some(away) => {
+            let means = match r.phase {
+                Phase::Fresh | Phase::Stale => "every grant still holds",
+                Phase::Grace => "peers stay, nobody new comes in",
+                Phase::Expired => "nobody is admitted until it is heard",
+            };
+            let detail = format!(
+                "VERIFICATION_ERROR: the chain is not heard ({}); {means}: see `spoke doctor` and [grants] endpoints",
+                away.why
+            );
+            Part { healthy: false, since: away.since, detail: Some(detail) }
+        }
+    }
+}
+
+fn own(r: &Report, started: Boot) -> Part {
+    match &r.trouble {
+        None => Part { healthy: true, since: started, detail: None },
+        Some(t) => Part { healthy: false, since: t.since, detail: Some(t.detail.clone()) },
+    }
+}
