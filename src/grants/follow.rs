@@ -38,6 +38,9 @@ pub struct Follow {
     /// Blocks an endpoint gives at once, as far as learnt.
     #[serde(skip)]
     chunk: Option<u64>,
+    /// What was refused last less a half: no more is asked for in this run, for every refusal is a request for nothing.
+    #[serde(skip)]
+    ceiling: Option<u64>,
 }
 
 impl Follow {
@@ -46,12 +49,12 @@ impl Follow {
         let mut anchors = heapless::Vec::new();
         // An empty list has room.
         let _ = anchors.push(block);
-        Self { anchors, scanned: Some(block.number), chunk: None }
+        Self { anchors, scanned: Some(block.number), chunk: None, ceiling: None }
     }
 
     /// Starts before `first`, to read everything from there on.
     pub const fn from_height(first: u64) -> Self {
-        Self { anchors: heapless::Vec::new(), scanned: Some(first.saturating_sub(1)), chunk: None }
+        Self { anchors: heapless::Vec::new(), scanned: Some(first.saturating_sub(1)), chunk: None, ceiling: None }
     }
 
     /// Every event up to this height has been seen; `None`: nowhere started.
@@ -120,7 +123,7 @@ impl Follow {
     /// Everything up to `to` was read; never goes back.
     pub fn read_to(&mut self, to: u64) {
         self.scanned = Some(self.scanned.map_or(to, |s| s.max(to)));
-        self.chunk = Some(self.chunk().saturating_mul(2).min(CHUNK_MAX));
+        self.chunk = Some(self.chunk().saturating_mul(2).min(self.ceiling.unwrap_or(CHUNK_MAX)));
     }
 
     /// An endpoint would not give that many blocks. False: it does not even give one.
@@ -128,6 +131,7 @@ impl Follow {
         let before = self.chunk();
         // Never below the overlap, or there would be no progress.
         self.chunk = Some((before / 2).max(OVERLAP * 2));
+        self.ceiling = self.chunk;
         before > OVERLAP * 2
     }
 
@@ -200,7 +204,7 @@ mod tests {
         fn a_scan_gets_there(start in 0u64..1000, head in 1000u64..60_000, limit in 17u64..12_000) {
             let mut f = Follow::from_height(start);
             let mut seen = start.saturating_sub(1);
-            for _ in 0..5000 {
+            for _ in 0..10_000 {
                 if f.gap(head) == 0 { break; }
                 let (from, to) = f.next(head).unwrap();
                 if to - from + 1 > limit { prop_assert!(f.too_much()); continue; }

@@ -4,7 +4,10 @@
 //! and a tier that skips itself proves nothing.
 #![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "../chain/anvil.rs"]
+mod anvil;
 mod conformance;
+mod grants;
 mod netlink;
 mod netns;
 mod wireguard;
