@@ -5,10 +5,13 @@ pub mod clock;
 pub mod completions;
 pub mod doctor;
 pub mod grants;
+pub mod image;
 pub mod key;
 pub mod plan;
+pub mod provision;
 pub mod run;
 pub mod status;
+pub mod update;
 mod vitals;
 
 use crate::config::Config;
@@ -58,6 +61,12 @@ pub enum Command {
     Grants(grants::Command),
     /// Look for what could keep the tunnel from coming up, with a remedy for each
     Doctor(doctor::Args),
+    /// Install, show and take back updates of an image with two slots
+    #[command(subcommand)]
+    Update(update::Command),
+    /// Take the settings from an image's boot partition (run by the image's own unit)
+    #[command(hide = true)]
+    Provision(provision::Args),
     /// Print shell completions
     Completions(completions::Args),
     /// Print the man page (roff)
@@ -104,6 +113,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Clock(command) => clock::run(*command, &cli.config),
         Command::Grants(command) => grants::run(&cli.config, command),
         Command::Doctor(args) => doctor::run(&cli.config, args),
+        Command::Update(command) => update::run(&cli.config, command),
+        Command::Provision(args) => provision::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Man => completions::man(),
     };

@@ -10,6 +10,7 @@ pub mod interface;
 pub mod node;
 pub mod reader;
 pub mod types;
+pub mod update;
 pub mod uplink;
 
 use reader::Table;
@@ -69,6 +70,8 @@ pub struct Config {
     pub health: health::Health,
     /// `[grants]`: who may be a peer, by NFT.
     pub grants: Option<grants::Grants>,
+    /// `[update]`: updates of an image with two slots.
+    pub update: update::Update,
     /// `[[interface]]`: WireGuard interfaces.
     #[serde(rename = "interface")]
     pub interfaces: Vec<interface::Interface>,
@@ -113,14 +116,15 @@ impl Config {
         })?;
         let mut faults = Vec::new();
         let mut root = Table::root(tree, name, &mut faults);
-        let node = node::Node::read(&mut root.table("node"));
-        let uplink = root.has("uplink").then(|| uplink::Uplink::read(&mut root.table("uplink"))).flatten();
-        let clock = clock::Clock::read(&mut root.table("clock"));
-        let health = health::Health::read(&mut root.table("health"));
-        let grants = root.has("grants").then(|| grants::Grants::read(&mut root.table("grants"), &node)).flatten();
+        let node = root.section("node", |t| node::Node::read(t));
+        let uplink = if root.has("uplink") { root.section("uplink", |t| uplink::Uplink::read(t)) } else { None };
+        let clock = root.section("clock", |t| clock::Clock::read(t));
+        let health = root.section("health", |t| health::Health::read(t));
+        let update = root.section("update", |t| update::Update::read(t));
+        let grants = if root.has("grants") { root.section("grants", |t| grants::Grants::read(t, &node)) } else { None };
         let interfaces = root.tables("interface", |t| interface::Interface::read(t, &node));
         root.finish();
-        let config = Self { node, uplink, clock, health, grants, interfaces };
+        let config = Self { node, uplink, clock, health, update, grants, interfaces };
         config.cross_check(name, &mut faults);
         if faults.is_empty() { Ok(config) } else { Err(Faults(faults)) }
     }

@@ -52,4 +52,5 @@ pub mod socket;
 pub mod supervise;
 pub mod sys;
 pub mod time;
+pub mod update;
 pub mod uplink;

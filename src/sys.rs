@@ -1,15 +1,21 @@
 //! The seams: every effect behind a small trait, with its real implementation. Nothing here decides anything.
+pub mod bundle;
 pub mod clock;
 pub mod disk;
+pub mod early;
 pub mod echo;
+pub mod fetch;
 pub mod http;
 pub mod http_server;
 pub mod kernel;
 pub mod keys;
 pub mod notify;
+pub mod outlook;
 pub mod probe;
 pub mod probe_chain;
 pub mod random;
 pub mod resolve;
 pub mod rpc;
+pub mod slots;
 pub mod socket;
+pub mod vault;

@@ -171,7 +171,7 @@ impl Stop {
 }
 
 /// Logs to standard error, where the journal picks them up; `SPOKE_LOG` takes the filters of `tracing`.
-fn log() {
+pub(super) fn log() {
     use std::io::IsTerminal as _;
     let filter = tracing_subscriber::EnvFilter::try_from_env("SPOKE_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));

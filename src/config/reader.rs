@@ -199,6 +199,14 @@ impl<'f> Table<'f> {
         }
     }
 
+    /// A table of its own, read by `read`; what that did not ask for is reported.
+    pub fn section<T>(&mut self, key: &'static str, read: impl FnOnce(&mut Table<'_>) -> T) -> T {
+        let mut table = self.table(key);
+        let value = read(&mut table);
+        table.finish();
+        value
+    }
+
     /// Whether `key` is or was there, readable or not.
     pub fn has(&self, key: &str) -> bool {
         self.values.contains_key(key) || self.taken.contains(&key)

@@ -1,0 +1,141 @@
+"""python3 -m assemble BOARD …: see scripts/build-image, which is what people call."""
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+from . import board as boards
+from . import disk, modules, rootfs, slot
+from .packages import Packages, unpack
+
+HERE = pathlib.Path(__file__).resolve().parent.parent
+TOP = HERE.parent
+
+
+class Steps:
+    """Says how long each step took."""
+
+    def __init__(self):
+        self.start = time.monotonic()
+
+    def __call__(self, text):
+        print(f"{time.monotonic() - self.start:6.1f} s  {text}", file=sys.stderr, flush=True)
+
+
+def arguments():
+    parser = argparse.ArgumentParser(prog="scripts/build-image", description="Makes a board's disk image and update files.")
+    parser.add_argument("board", help="a directory of board/")
+    parser.add_argument("--version", required=True)
+    parser.add_argument("--output", type=pathlib.Path, required=True)
+    parser.add_argument("--binaries", type=pathlib.Path, required=True, help="directory with spoke and spoke-init")
+    parser.add_argument("--cache", type=pathlib.Path, required=True)
+    parser.add_argument("--update-root", type=pathlib.Path, required=True, help="public keys that certify update signing keys")
+    parser.add_argument("--overlay", type=pathlib.Path, help="more files for the root, e.g. of a test")
+    parser.add_argument("--provision", type=pathlib.Path, help="spoke.toml for the boot partition")
+    return parser.parse_args()
+
+
+def main():
+    options = arguments()
+    try:
+        board = boards.read(TOP / "board" / options.board)
+    except boards.BoardError as e:
+        sys.exit(str(e))
+    step = Steps()
+    os.umask(0o022)
+    output = options.output / board.name
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="spoke-image.", dir=os.environ.get("TMPDIR", "/var/tmp")) as work:
+        build(board, options, output, pathlib.Path(work), step)
+
+
+def build(board, options, output, work, step):
+    packages = Packages(options.cache, board.architecture)
+    files = HERE / "files"
+    if options.overlay:
+        merged = work / "files"
+        shutil.copytree(files, merged, symlinks=True)
+        shutil.copytree(options.overlay, merged, symlinks=True, dirs_exist_ok=True)
+        files = merged
+    kernel_dir, release, manifest, contents = rootfs.build(
+        board, HERE / "rootfs.toml", files, packages, options.cache, work / "root", options.version, options.binaries / "spoke",
+        options.update_root)
+    step(f"root of {len(contents)} packages, {_mib(_tree(work / 'root')):.1f} MiB unpacked, kernel {release}")
+    root_hash, hash_offset = slot.squash(work / "root", output / "root.img")
+    step(f"root.img {_mib((output / 'root.img').stat().st_size):.1f} MiB, root hash {root_hash}")
+
+    extra = packages.fetch(["systemd-boot-efi", "systemd-ukify"] + ([board.data["u-boot"]["package"]] if board.uses_u_boot else []))
+    for name in ("systemd-boot-efi", "systemd-ukify", *([board.data["u-boot"]["package"]] if board.uses_u_boot else [])):
+        unpack(extra[name][1], work / "loader")
+    early = work / "initrd"
+    for name in ("dev", "proc", "sys", "run", "root", "boot"):
+        (early / name).mkdir(parents=True)
+    shutil.copy2(options.binaries / "spoke-init", early / "init")
+    modules.initrd(kernel_dir, release, manifest["initrd-modules"]["root"] + board.modules["initrd"], early)
+    slot.initramfs(early, output / "initrd")
+    kernel = kernel_dir / "boot" / f"vmlinuz-{release}"
+    shutil.copyfile(kernel, output / "vmlinuz")
+    command = slot.command_line(board, root_hash, hash_offset)
+    (output / "cmdline").write_text(command + "\n")
+    tree = None
+    if board.uses_u_boot:
+        tree = next((kernel_dir / "usr/lib").glob("linux-image-*")) / board.data["u-boot"]["device_tree"]
+        if not tree.exists():
+            sys.exit(f"{board.name}: u-boot.device_tree: the kernel has no {board.data['u-boot']['device_tree']}")
+    efi = work / "loader/usr/lib/systemd/boot/efi"
+    slot.unified_kernel(board, work / "loader/usr/bin/ukify", efi / f"linux{board.efi}.efi.stub", kernel, output / "initrd", command, tree, output / "boot.efi")
+    step(f"boot.efi {_mib((output / 'boot.efi').stat().st_size):.1f} MiB, of it initramfs {_mib((output / 'initrd').stat().st_size):.1f}")
+
+    fat = work / "fat"
+    (fat / "EFI/Linux").mkdir(parents=True)
+    blobs = []
+    if board.uses_u_boot:
+        shutil.copy2(output / "boot.efi", fat / "EFI/Linux/spoke-a.efi")
+        subprocess.run(["mkimage", "-A", "arm", "-T", "script", "-C", "none", "-n", "spoke", "-d", str(HERE / "u-boot/boot.cmd"), str(fat / "boot.scr")],
+                       check=True, stdout=subprocess.DEVNULL, env=dict(os.environ, SOURCE_DATE_EPOCH=str(slot.EPOCH)))
+        for blob in board.data["u-boot"]["blob"]:
+            path = work / "loader" / blob["file"]
+            if not path.exists():
+                sys.exit(f"{board.name}: {board.data['u-boot']['package']} has no {blob['file']}")
+            shutil.copyfile(path, output / path.name)
+            blobs.append((path, blob["offset"]))
+    else:
+        (fat / "EFI/BOOT").mkdir()
+        (fat / "loader").mkdir()
+        shutil.copy2(efi / f"systemd-boot{board.efi}.efi", fat / "EFI/BOOT" / board.default_loader)
+        shutil.copy2(HERE / "systemd-boot/loader.conf", fat / "loader/loader.conf")
+        shutil.copy2(output / "boot.efi", fat / "EFI/Linux/spoke-000001-a.efi")
+    if options.provision:
+        shutil.copyfile(options.provision, fat / "spoke.toml")
+    else:
+        shutil.copyfile(HERE / "spoke.toml.example", fat / "spoke.toml.example")
+    disk.fat(fat, board.disk["boot_mib"], work / "boot.img")
+    disk.ext4(board.disk["state_mib"], work / "state.img")
+    disk.assemble(board, work / "boot.img", output / "root.img", work / "state.img", blobs, output / "disk.img")
+    (output / "contents.json").write_text(json.dumps(
+        {"board": board.name, "version": options.version, "kernel": release, "root_hash": root_hash, "hash_offset": hash_offset,
+         "packages": [{"name": n, "version": v, "why": why(manifest, n)} for n, v in contents]}, indent=1) + "\n")
+    step(f"disk.img {_mib((output / 'disk.img').stat().st_size):.0f} MiB, {_mib((output / 'disk.img').stat().st_blocks * 512):.1f} MiB of it written")
+
+
+def why(manifest, package):
+    """Why a package is in the image."""
+    if package.startswith("linux-image-"):
+        return "kernel and modules"
+    return next((p["why"] for p in manifest["package"] if p["name"] == package), "a library of the others")
+
+
+def _tree(directory):
+    return sum(p.lstat().st_size for p in directory.rglob("*") if not p.is_dir())
+
+
+def _mib(count):
+    return count / disk.MIB
+
+
+main()

@@ -1,0 +1,152 @@
+# shellcheck shell=bash
+# Brings the compiler, the standard library and the linker for static musl builds; sourced by scripts/build-static.
+#
+# Where the user's rustup has a target's standard library, that is used. Elsewhere it is built from source once and kept:
+# the source must fit its compiler exactly, so it comes from the rust-src component or, with a compiler of its own, from
+# Debian's rustc-web, which is unpacked into the cache and never installed.
+
+spoke_cache=${XDG_CACHE_HOME:-$HOME/.cache}/spoke
+static_cache=$spoke_cache/static
+# Later zig replaces musl's malloc by one that gives no memory back to the kernel (38 MB kept against 56 kB).
+zig_version=0.15.2
+zigbuild_version=0.24.0
+cyclonedx_version=0.5.9
+# Not a size switch only: both builds of one commit must agree on it.
+std_flags=(-Cembed-bitcode=yes -Cforce-unwind-tables=no -Ctarget-feature=+crt-static)
+
+# unpack_debian DIRECTORY PACKAGE…: the packages and what they need beyond this machine's, unpacked and not installed.
+unpack_debian() {
+  local into=$1 wanted package
+  shift
+  [ ! -e "$into/.complete" ] || return 0
+  rm -rf "$into"
+  mkdir -p "$into/.packages"
+  wanted=$(apt-get -s install --no-install-recommends "$@" 2>/dev/null | awk '/^Inst/ { print $2 }')
+  if [ -z "$wanted" ]; then
+    as_root apt-get update -qq >&2
+    wanted=$(apt-get -s install --no-install-recommends "$@" | awk '/^Inst/ { print $2 }')
+  fi
+  # shellcheck disable=SC2086 # a list of names
+  (cd "$into/.packages" && apt-get download -qq ${wanted:-$*} 2>/dev/null)
+  for package in "$into"/.packages/*.deb; do
+    dpkg -x "$package" "$into"
+  done
+  rm -rf "$into/.packages"
+  touch "$into/.complete"
+}
+
+# The linker and libc of every target, in an environment of its own; puts cargo-zigbuild in front of PATH.
+need_zig() {
+  local home=$static_cache/zig-$zig_version-$zigbuild_version
+  if [ ! -x "$home/bin/cargo-zigbuild" ]; then
+    need_packages python3-venv
+    /usr/bin/python3 -m venv "$home"
+    "$home/bin/pip" install --quiet "ziglang==$zig_version" "cargo-zigbuild==$zigbuild_version" >&2
+  fi
+  export PATH=$home/bin:$PATH
+  export ZIG_GLOBAL_CACHE_DIR=$static_cache/zig-cache ZIG_LOCAL_CACHE_DIR=$static_cache/zig-cache
+  export CARGO_ZIGBUILD_CACHE_DIR=$static_cache/zigbuild
+}
+
+# has_std TARGET: whether the user's toolchain carries the target's standard library.
+has_std() {
+  local sysroot
+  sysroot=$("${RUSTC:-rustc}" --print sysroot) && compgen -G "$sysroot/lib/rustlib/$1/lib/libstd-*.rlib" >/dev/null
+}
+
+# Sets source_rustc: a compiler that has its own standard library's source beside it.
+need_source_rustc() {
+  [ -z "${source_rustc:-}" ] || return 0
+  source_rustc=${RUSTC:-$(command -v rustc)}
+  [ ! -f "$("$source_rustc" --print sysroot)/lib/rustlib/src/rust/library/std/Cargo.toml" ] || return 0
+  local debian=$static_cache/debian-rust
+  unpack_debian "$debian" rustc-web rust-web-src
+  source_rustc=$debian/rustc
+  if [ ! -x "$source_rustc" ]; then
+    printf '#!/bin/sh\nLD_LIBRARY_PATH=%q exec %q "$@"\n' \
+      "$debian/usr/lib/x86_64-linux-gnu" "$debian/usr/bin/rustc" >"$source_rustc"
+    chmod +x "$source_rustc"
+  fi
+}
+
+# build_std TARGET: the standard library from source, once; sets std_sysroot to a sysroot that has it and the host's.
+build_std() {
+  need_source_rustc
+  local target=$1 host real
+  host=$("$source_rustc" -vV | sed -n 's/^host: //p')
+  real=$("$source_rustc" --print sysroot)
+  std_sysroot=$static_cache/std-$("$source_rustc" -V | awk '{ print $2 "-" substr($3, 2) }')
+  local library=$std_sysroot/lib/rustlib
+  mkdir -p "$library"
+  ln -sfn "$real/lib/rustlib/$host" "$library/$host"
+  [ ! -e "$library/$target/.complete" ] || return 0
+  echo "building the standard library for $target (a minute, once)" >&2
+  local seed=$static_cache/seed-$target
+  mkdir -p "$seed/src"
+  : >"$seed/src/lib.rs"
+  cat >"$seed/Cargo.toml" <<'TOML'
+[package]
+name = "seed"
+version = "0.0.0"
+edition = "2024"
+[workspace]
+[profile.release]
+opt-level = "s"
+panic = "abort"
+codegen-units = 1
+lto = "off"
+TOML
+  (
+    cd "$seed" || exit
+    # Cargo's switches for std are unstable; the compiler that std belongs to is what makes them safe to use.
+    env -u CARGO_BUILD_TARGET -u CARGO_TARGET_DIR RUSTC="$source_rustc" RUSTC_BOOTSTRAP=1 \
+      RUSTFLAGS="${std_flags[*]} --remap-path-prefix=$real/lib/rustlib/src/rust=/rust --remap-path-prefix=$real=/toolchain --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo" \
+      cargo build --quiet --release --target "$target" \
+      -Zbuild-std=std,panic_abort -Zbuild-std-features=optimize_for_size >&2
+  )
+  rm -rf "${library:?}/$target"
+  mkdir -p "$library/$target/lib"
+  cp "$seed/target/$target"/release/deps/*.rlib "$library/$target/lib/"
+  rm -f "$library/$target"/lib/libseed-*
+  touch "$library/$target/.complete"
+  rm -rf "$seed"
+}
+
+# static_build TARGET DIRECTORY CARGO-ARGUMENT…: builds from the current directory into DIRECTORY, deterministically.
+static_build() {
+  local target=$1 directory=$2 flags environment=()
+  shift 2
+  # Neither where the source lies nor where crates and compiler are kept may show in the result.
+  flags="-Clink-self-contained=no ${std_flags[*]} --remap-path-prefix=$PWD=/spoke"
+  flags+=" --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
+  if ! has_std "$target"; then
+    build_std "$target"
+    flags+=" --sysroot=$std_sysroot"
+    environment=(RUSTC="$source_rustc")
+  fi
+  env "${environment[@]}" RUSTFLAGS="$flags" CARGO_TARGET_DIR="$directory" SOURCE_DATE_EPOCH=0 \
+    nice cargo zigbuild --quiet --release --locked --target "$target" "$@" >&2
+}
+
+# run_foreign TARGET PROGRAM ARG…: runs a program of another CPU.
+run_foreign() {
+  local cpu=${1%%-*}
+  shift
+  case $cpu in
+    armv7) cpu=arm ;;
+    riscv64gc) cpu=riscv64 ;;
+  esac
+  if [ "$cpu" = "$(uname -m)" ]; then
+    "$@"
+    return
+  fi
+  need_command "qemu-$cpu-static" qemu-user-static
+  "qemu-$cpu-static" "$@"
+}
+
+# need_cyclonedx: the tool that writes the bill of materials, built once; sets cyclonedx.
+need_cyclonedx() {
+  local home=$static_cache/cyclonedx-$cyclonedx_version
+  cyclonedx=$home/bin/cargo-cyclonedx
+  [ -x "$cyclonedx" ] || nice cargo install --quiet --locked --root "$home" "cargo-cyclonedx@$cyclonedx_version" >&2
+}

@@ -1,0 +1,318 @@
+//! `spoke provision`: takes the settings from the boot partition into the state partition; the image runs it at each start.
+use super::{Failure, Outcome, print};
+use crate::config::{Config, Fault};
+use crate::sys::disk::write_atomic;
+use crate::sys::vault::Vault;
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
+use std::io::{self, Seek as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Name of the settings on the boot partition.
+const SETTINGS: &str = "spoke.toml";
+/// Told there when they are wrong.
+const FAULTS: &str = "spoke-faults.txt";
+/// Settings longer than this are none.
+const MAX: u64 = 256 * 1024;
+/// Time between two looks at wrong settings.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// `spoke provision`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The boot partition's mount point
+    #[arg(long, default_value = "/boot")]
+    boot: PathBuf,
+    /// The state partition's mount point
+    #[arg(long, default_value = "/state")]
+    state: PathBuf,
+    /// Look once instead of waiting until the settings are right; exit code 2 if they are not
+    #[arg(long)]
+    once: bool,
+}
+
+/// What the file on the boot partition holds.
+#[derive(Debug)]
+struct Settings {
+    /// For the supervisor.
+    config: String,
+    /// Keys that may log in.
+    ssh_keys: Vec<String>,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Outcome {
+    let config = args.state.join("config").join(SETTINGS);
+    restore(args)?;
+    let mut told = String::new();
+    loop {
+        match std::fs::read(args.boot.join(SETTINGS)) {
+            Ok(bytes) => match parse(&bytes) {
+                Ok(settings) => {
+                    take(args, &config, &settings)?;
+                    print("spoke: settings taken from the boot partition\n");
+                    return Ok(());
+                }
+                Err(faults) => {
+                    let text = faults.iter().map(|f| format!("{f}\n")).collect::<String>();
+                    if text != told {
+                        print(&format!("spoke: {SETTINGS} on the boot partition has faults; mend it there:\n{text}"));
+                        tell(args, &text)?;
+                        told = text;
+                    }
+                    // Good settings from before go on working while new ones are wrong.
+                    if args.once || config.exists() {
+                        return if config.exists() { Ok(()) } else { Err(Failure::BadInput("no settings".into())) };
+                    }
+                }
+            },
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                if config.exists() {
+                    return Ok(());
+                }
+                if args.once {
+                    return Err(Failure::BadInput(format!("there is no {SETTINGS} on the boot partition")));
+                }
+                if told.is_empty() {
+                    told = format!("spoke: no settings yet: put {SETTINGS} on the boot partition\n");
+                    print(&told);
+                }
+            }
+            Err(e) => return Err(anyhow::Error::from(e).context("cannot read the boot partition").into()),
+        }
+        std::thread::sleep(AGAIN);
+        look_anew(&args.boot);
+    }
+}
+
+/// Brings the identity back from its second copy where the state partition lost it.
+fn restore(args: &Args) -> Result<(), Failure> {
+    let vault = Path::new(crate::sys::slots::RUN).join("dev/vault");
+    if !vault.exists() {
+        return Ok(());
+    }
+    match Vault::at(vault).restore(&args.state) {
+        Ok(names) if names.is_empty() => Ok(()),
+        Ok(names) => {
+            print(&format!("spoke: brought back from the second copy: {}\n", names.join(", ")));
+            Ok(())
+        }
+        // Without it the device is a new one, which is better than none.
+        Err(e) => {
+            print(&format!("spoke: {e}\n"));
+            Ok(())
+        }
+    }
+}
+
+/// Every fault a device would find in a settings file.
+pub fn judge(bytes: &[u8]) -> Result<(), Vec<Fault>> {
+    parse(bytes).map(|_| ())
+}
+
+/// Splits the file: what is for the supervisor, and the image's own table.
+fn parse(bytes: &[u8]) -> Result<Settings, Vec<Fault>> {
+    let fault = |key: &str, problem: String, remedy: &str| {
+        vec![Fault { file: SETTINGS.into(), key: key.into(), problem, remedy: remedy.into() }]
+    };
+    if bytes.len() as u64 > MAX {
+        return Err(fault("(file)", format!("has {} bytes", bytes.len()), "is this the right file?"));
+    }
+    let text = std::str::from_utf8(bytes)
+        .map_err(|_| fault("(file)", "is not text (UTF-8)".into(), "save it as plain text"))?;
+    // Editors of another system end lines their way and begin with a mark.
+    let text = text.trim_start_matches('\u{feff}').replace("\r\n", "\n");
+    let mut faults = Vec::new();
+    let mut ssh_keys = Vec::new();
+    let mut config = text.clone();
+    if let Ok(mut table) = text.parse::<toml::Table>()
+        && let Some(appliance) = table.remove("appliance")
+    {
+        match appliance {
+            toml::Value::Table(appliance) => read_appliance(&appliance, &mut ssh_keys, &mut faults),
+            _ => faults.extend(fault("appliance", "is not a table".into(), "write [appliance]")),
+        }
+        config = table.to_string();
+    }
+    if let Err(more) = Config::from_text(Some((SETTINGS, &config)), std::iter::empty()) {
+        faults.extend(more.0);
+    }
+    if faults.is_empty() { Ok(Settings { config, ssh_keys }) } else { Err(faults) }
+}
+
+fn read_appliance(table: &toml::Table, ssh_keys: &mut Vec<String>, faults: &mut Vec<Fault>) {
+    let mut fault = |key: String, problem: &str, remedy: &str| {
+        faults.push(Fault { file: SETTINGS.into(), key, problem: problem.into(), remedy: remedy.into() });
+    };
+    for (key, value) in table {
+        match (key.as_str(), value) {
+            ("ssh_keys", toml::Value::Array(keys)) => {
+                for (i, key) in keys.iter().enumerate() {
+                    match key.as_str() {
+                        Some(k) if is_ssh_key(k) => ssh_keys.push(k.trim().to_owned()),
+                        _ => fault(
+                            format!("appliance.ssh_keys[{i}]"),
+                            "is not a public SSH key",
+                            "copy the line of your .pub file",
+                        ),
+                    }
+                }
+            }
+            ("ssh_keys", _) => fault("appliance.ssh_keys".into(), "is not a list", "write [\"ssh-ed25519 …\"]"),
+            (other, _) => fault(format!("appliance.{other}"), "unknown key", "known here: ssh_keys"),
+        }
+    }
+}
+
+/// One line, a known kind, a key: anything else could smuggle options into `authorized_keys`.
+fn is_ssh_key(line: &str) -> bool {
+    let mut words = line.trim().split(' ');
+    let kind = words.next().is_some_and(|k| ["ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256"].contains(&k));
+    let body = words
+        .next()
+        .is_some_and(|b| b.len() > 40 && b.bytes().all(|c| c.is_ascii_alphanumeric() || b"+/=".contains(&c)));
+    kind && body && !line.contains(['\n', '\r'])
+}
+
+/// Stores the settings, then wipes them from the boot partition: cut off in between, it is done again at the next start.
+fn take(args: &Args, config: &Path, settings: &Settings) -> Result<(), Failure> {
+    write_atomic(config, settings.config.as_bytes(), true)?;
+    let directory = config.parent().unwrap_or(config);
+    let meta = std::fs::metadata(directory)?;
+    // The supervisor reads it as its own user.
+    std::os::unix::fs::chown(config, Some(meta.uid()), Some(meta.gid()))?;
+    if !settings.ssh_keys.is_empty() {
+        let keys = settings.ssh_keys.join("\n") + "\n";
+        write_atomic(&args.state.join("ssh/authorized_keys"), keys.as_bytes(), true)?;
+    }
+    let wipe = || -> io::Result<()> {
+        let path = args.boot.join(SETTINGS);
+        let mut file = std::fs::OpenOptions::new().write(true).open(&path)?;
+        let length = file.metadata()?.len();
+        file.rewind()?;
+        // In place, so that the text is not left in blocks that the file gave back. A card may keep what it likes.
+        io::copy(&mut io::Read::take(io::repeat(b'#'), length), &mut file)?;
+        file.sync_all()?;
+        drop(file);
+        std::fs::remove_file(&path)?;
+        let _ = std::fs::remove_file(args.boot.join(FAULTS));
+        Ok(())
+    };
+    writing(&args.boot, wipe)
+        .map_err(|e| anyhow::Error::from(e).context("cannot wipe the settings from the boot partition"))?;
+    Ok(())
+}
+
+fn tell(args: &Args, faults: &str) -> Result<(), Failure> {
+    let text = format!(
+        "The device found these faults in {SETTINGS} and waits for a file without them:\r\n{}",
+        faults.replace('\n', "\r\n")
+    );
+    let write = || {
+        let mut file = std::fs::File::create(args.boot.join(FAULTS))?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    };
+    // It was said on the console already.
+    if let Err(e) = writing(&args.boot, write) {
+        print(&format!("spoke: cannot write {FAULTS}: {e}\n"));
+    }
+    Ok(())
+}
+
+fn is_mount(path: &Path) -> bool {
+    let device = |p: &Path| std::fs::metadata(p).map(|m| m.dev()).ok();
+    device(path) != path.parent().and_then(device)
+}
+
+const BOOT_FLAGS: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
+
+fn writing(boot: &Path, change: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    let mounted = is_mount(boot);
+    if mounted {
+        mount_remount(boot, BOOT_FLAGS, c"")?;
+    }
+    let done = change();
+    if mounted {
+        rustix::fs::sync();
+        let _ = mount_remount(boot, BOOT_FLAGS | MountFlags::RDONLY, c"");
+    }
+    done
+}
+
+/// Unmounts and mounts, so that a file put there from outside (a card reader, a gadget port) is seen.
+fn look_anew(boot: &Path) {
+    let device = Path::new(crate::sys::slots::RUN).join("dev/boot");
+    if is_mount(boot) && device.exists() && unmount(boot, UnmountFlags::empty()).is_ok() {
+        let _ = mount(&device, boot, "vfat", BOOT_FLAGS | MountFlags::RDONLY, c"umask=0077");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "[node]\nid = \"n1\"\n";
+
+    fn args() -> (tempfile::TempDir, Args) {
+        let dir = tempfile::tempdir().unwrap();
+        let (boot, state) = (dir.path().join("boot"), dir.path().join("state"));
+        for d in [&boot, &state.join("config"), &state.join("ssh")] {
+            std::fs::create_dir_all(d).unwrap();
+        }
+        (dir, Args { boot, state, once: true })
+    }
+
+    #[test]
+    fn settings_are_taken_once_and_wiped() {
+        let (_dir, args) = args();
+        let key = format!("ssh-ed25519 {} me", "A".repeat(68));
+        std::fs::write(args.boot.join(SETTINGS), format!("{GOOD}[appliance]\nssh_keys = [\"{key}\"]\n")).unwrap();
+        run(&args).unwrap();
+        assert!(!args.boot.join(SETTINGS).exists());
+        let config = std::fs::read_to_string(args.state.join("config/spoke.toml")).unwrap();
+        assert!(config.contains("n1") && !config.contains("appliance"), "{config}");
+        assert_eq!(std::fs::read_to_string(args.state.join("ssh/authorized_keys")).unwrap(), format!("{key}\n"));
+        run(&args).unwrap();
+    }
+
+    #[test]
+    fn every_fault_is_told_on_the_partition_too() {
+        let (_dir, args) = args();
+        std::fs::write(
+            args.boot.join(SETTINGS),
+            "[node]\nid = \"bad id\"\nstate_dri = \"/x\"\n[appliance]\npassword = \"x\"\n",
+        )
+        .unwrap();
+        assert!(matches!(run(&args), Err(Failure::BadInput(_))));
+        let told = std::fs::read_to_string(args.boot.join(FAULTS)).unwrap();
+        for key in ["node.id", "state_dri", "appliance.password"] {
+            assert!(told.contains(key), "{key}: {told}");
+        }
+        assert!(args.boot.join(SETTINGS).exists(), "a file with faults stays");
+        // New settings with faults do not end what works.
+        std::fs::write(args.state.join("config/spoke.toml"), GOOD).unwrap();
+        run(&args).unwrap();
+        assert_eq!(std::fs::read_to_string(args.state.join("config/spoke.toml")).unwrap(), GOOD);
+    }
+
+    #[test]
+    fn a_windows_editor_does_no_harm() {
+        assert!(parse(format!("\u{feff}{}", GOOD.replace('\n', "\r\n")).as_bytes()).is_ok());
+        assert!(parse(b"\xff\xfe[\0n\0").unwrap_err()[0].problem.contains("UTF-8"));
+    }
+
+    #[test]
+    fn an_ssh_key_carries_no_options() {
+        let body = "A".repeat(68);
+        assert!(is_ssh_key(&format!("ssh-ed25519 {body} me@here")));
+        for bad in [
+            format!("command=\"x\" ssh-ed25519 {body}"),
+            format!("ssh-ed25519 {body}\nssh-rsa {body}"),
+            "ssh-rsa x".into(),
+        ] {
+            assert!(!is_ssh_key(&bad), "{bad}");
+        }
+    }
+}

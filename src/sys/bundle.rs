@@ -1,0 +1,224 @@
+//! Installs a bundle: signature first, then the slot that is not running, then its kernel, then the right to be tried.
+use crate::enroll::signature::VerifyKey;
+use crate::sys::slots::{SlotError, Slots};
+use crate::update::manifest::{Accepted, Known, Part, Refused, header_length, judge};
+use std::fmt::Write as _;
+use std::io::{self, Read};
+
+/// Why a bundle was not installed. Except for [`InstallError::Slot`] and [`InstallError::Damaged`] nothing was touched; with
+/// those the slot that does not run is empty and the running one is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// It could not be read.
+    #[error("the bundle cannot be read")]
+    Read(#[source] io::Error),
+    /// It must not be installed here.
+    #[error("the bundle is refused: {0}")]
+    Refused(#[from] Refused),
+    /// It ended early.
+    #[error("the bundle is truncated: fetch it again")]
+    Truncated,
+    /// A part is not what was signed.
+    #[error("the bundle's {0} is damaged: fetch it again")]
+    Damaged(&'static str),
+    /// The slot could not be written.
+    #[error("the update was not written")]
+    Slot(#[from] SlotError),
+    /// A trial is going on.
+    #[error("{0}")]
+    Busy(String),
+}
+
+/// Reads and judges the beginning of a bundle; the rest is still in `bundle`.
+pub fn open(bundle: &mut dyn Read, roots: &[VerifyKey], known: &Known) -> Result<Accepted, InstallError> {
+    let mut first = [0; 12];
+    bundle.read_exact(&mut first).map_err(cut)?;
+    let mut header = vec![0; header_length(&first)?];
+    bundle.read_exact(&mut header).map_err(cut)?;
+    Ok(judge(&header, roots, known)?)
+}
+
+fn cut(e: io::Error) -> InstallError {
+    if e.kind() == io::ErrorKind::UnexpectedEof { InstallError::Truncated } else { InstallError::Read(e) }
+}
+
+/// Writes the parts of an opened bundle. Afterwards `Slots::try_staged` makes it the next to start.
+pub fn write(bundle: &mut dyn Read, accepted: &Accepted, slots: &mut impl Slots) -> Result<(), InstallError> {
+    slots.vacate()?;
+    let manifest = &accepted.manifest;
+    copy("root image", &manifest.root, bundle, |from, size| slots.write_root(from, size))?;
+    copy("kernel", &manifest.kernel, bundle, |from, size| slots.stage_kernel(from, size))
+}
+
+fn copy(
+    what: &'static str,
+    part: &Part,
+    bundle: &mut dyn Read,
+    to: impl FnOnce(&mut dyn Read, u64) -> Result<(), SlotError>,
+) -> Result<(), InstallError> {
+    let mut summing =
+        Summing { from: bundle.take(part.size), sum: ring::digest::Context::new(&ring::digest::SHA256), read: 0 };
+    let written = to(&mut summing, part.size);
+    if written.is_err() && summing.read < part.size && summing.ended() {
+        return Err(InstallError::Truncated);
+    }
+    written?;
+    let sum = summing.sum.finish();
+    let text = sum.as_ref().iter().fold(String::new(), |mut text, b| {
+        let _ = write!(text, "{b:02x}");
+        text
+    });
+    if text == part.sha256 { Ok(()) } else { Err(InstallError::Damaged(what)) }
+}
+
+/// Sums what passes.
+struct Summing<'a> {
+    from: io::Take<&'a mut dyn Read>,
+    sum: ring::digest::Context,
+    read: u64,
+}
+
+impl Summing<'_> {
+    /// Whether nothing more comes.
+    fn ended(&mut self) -> bool {
+        matches!(self.from.read(&mut [0]), Ok(0))
+    }
+}
+
+impl Read for Summing<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.from.read(buffer)?;
+        self.sum.update(buffer.get(..n).unwrap_or_default());
+        self.read += n as u64;
+        Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::enroll::signature::{SignKey, sha256_hex};
+    use crate::sys::slots::Standing;
+    use crate::update::manifest::{Certificate, MAGIC, Manifest, certify, sign};
+    use crate::update::slot::{Slot, Trust};
+
+    /// Slots in memory that know what the boot loader would see.
+    #[derive(Default)]
+    struct Fake {
+        root: Vec<u8>,
+        kernel: Vec<u8>,
+        visible: bool,
+        room: u64,
+    }
+
+    impl Slots for Fake {
+        fn standing(&mut self) -> Result<Standing, SlotError> {
+            Ok(Standing { running: Slot::A, trust: Some(Trust::Good), other: self.visible.then_some(Trust::Good) })
+        }
+        fn vacate(&mut self) -> Result<(), SlotError> {
+            self.visible = false;
+            Ok(())
+        }
+        fn write_root(&mut self, image: &mut dyn Read, size: u64) -> Result<(), SlotError> {
+            if size > self.room {
+                return Err(SlotError::TooLarge { slot: Slot::B, size, room: self.room });
+            }
+            let mut all = vec![0; usize::try_from(size).unwrap()];
+            image.read_exact(&mut all).map_err(|source| SlotError::Io { what: "read the update", source })?;
+            self.root = all;
+            Ok(())
+        }
+        fn stage_kernel(&mut self, image: &mut dyn Read, size: u64) -> Result<(), SlotError> {
+            assert!(!self.visible);
+            let mut all = Vec::new();
+            image.take(size).read_to_end(&mut all).unwrap();
+            if all.len() as u64 != size {
+                return Err(SlotError::Io { what: "write the kernel", source: io::ErrorKind::UnexpectedEof.into() });
+            }
+            self.kernel = all;
+            Ok(())
+        }
+        fn try_staged(&mut self) -> Result<(), SlotError> {
+            self.visible = true;
+            Ok(())
+        }
+        fn commit(&mut self) -> Result<(), SlotError> {
+            Ok(())
+        }
+        fn condemn(&mut self) -> Result<(), SlotError> {
+            Ok(())
+        }
+        fn try_other(&mut self) -> Result<(), SlotError> {
+            Ok(())
+        }
+        fn clear_starts(&mut self) -> Result<(), SlotError> {
+            Ok(())
+        }
+    }
+
+    fn key(n: u8) -> SignKey {
+        SignKey::from_seed(&[n; 32]).unwrap()
+    }
+
+    fn bundle(root: &[u8], kernel: &[u8]) -> Vec<u8> {
+        let part = |b: &[u8]| Part { size: b.len() as u64, sha256: sha256_hex(b) };
+        let manifest = Manifest {
+            board: "x".into(),
+            version: "2".into(),
+            sequence: 2,
+            floor: 0,
+            root: part(root),
+            kernel: part(kernel),
+        };
+        let (text, signature) = certify(&Certificate { serial: 1, keys: vec![key(2).public()] }, &key(1)).unwrap();
+        let header = serde_json::to_vec(&sign(&text, signature, &manifest, &key(2)).unwrap()).unwrap();
+        [&MAGIC[..], &u32::try_from(header.len()).unwrap().to_le_bytes(), &header, root, kernel].concat()
+    }
+
+    fn install(mut bundle: &[u8], slots: &mut Fake) -> Result<(), InstallError> {
+        let known = Known { board: "x".into(), serial: 0, floor: 0 };
+        let accepted = open(&mut bundle, &[key(1).public()], &known)?;
+        write(&mut bundle, &accepted, slots)?;
+        Ok(slots.try_staged()?)
+    }
+
+    #[test]
+    fn a_whole_bundle_is_written_and_may_be_tried() {
+        let mut slots = Fake { visible: true, room: 100, ..Fake::default() };
+        install(&bundle(b"root", b"kernel"), &mut slots).unwrap();
+        assert_eq!(
+            (slots.root.as_slice(), slots.kernel.as_slice(), slots.visible),
+            (&b"root"[..], &b"kernel"[..], true)
+        );
+    }
+
+    #[test]
+    fn cut_anywhere_it_is_never_tried() {
+        let whole = bundle(b"root image", b"kernel");
+        for end in 0..whole.len() {
+            let mut slots = Fake { room: 100, ..Fake::default() };
+            let e = install(&whole[..end], &mut slots).unwrap_err();
+            assert!(matches!(e, InstallError::Truncated), "cut at {end}: {e:?}");
+            assert!(!slots.visible);
+        }
+    }
+
+    #[test]
+    fn damage_behind_the_header_is_found() {
+        let mut bad = bundle(b"root image", b"kernel");
+        let at = bad.len() - 1;
+        bad[at] ^= 1;
+        let mut slots = Fake { room: 100, ..Fake::default() };
+        assert!(matches!(install(&bad, &mut slots), Err(InstallError::Damaged("kernel"))));
+        bad[at - 8] ^= 1;
+        assert!(matches!(install(&bad, &mut slots), Err(InstallError::Damaged("root image"))));
+        assert!(!slots.visible);
+    }
+
+    #[test]
+    fn one_that_does_not_fit_says_so() {
+        let mut slots = Fake { room: 3, ..Fake::default() };
+        let e = install(&bundle(b"root", b"kernel"), &mut slots).unwrap_err();
+        assert!(matches!(e, InstallError::Slot(SlotError::TooLarge { size: 4, room: 3, .. })), "{e:?}");
+    }
+}

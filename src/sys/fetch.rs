@@ -1,0 +1,32 @@
+//! Opens an update bundle, from a file or from the web, as a stream: it is larger than a board's memory.
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// No answer within this time is none; a body may take as long as it goes on coming.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// Opens `place`: a web address or a path.
+pub fn open(place: &str) -> io::Result<Box<dyn Read + Send>> {
+    if place.starts_with("http://") || place.starts_with("https://") {
+        return web(place);
+    }
+    Ok(Box::new(File::open(Path::new(place))?))
+}
+
+fn web(address: &str) -> io::Result<Box<dyn Read + Send>> {
+    let tls = ureq::tls::TlsConfig::builder()
+        .root_certs(ureq::tls::RootCerts::WebPki)
+        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .build();
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .timeout_connect(Some(ANSWER))
+        .timeout_recv_response(Some(ANSWER))
+        .tls_config(tls)
+        .build()
+        .into();
+    let answer = agent.get(address).call().map_err(io::Error::other)?;
+    Ok(Box::new(answer.into_body().into_with_config().limit(u64::MAX).reader()))
+}

@@ -1,0 +1,363 @@
+//! The boot loader's view of the two slots, real: systemd-boot's entries on the FAT partition, U-Boot's environment block.
+use crate::update::slot::{self, Entry, Slot, Starts, Trust};
+use crate::update::uboot::{self, BootEnv};
+use rustix::fs::fsync;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+/// Where the first process leaves what it found: the slot, the loader, links to the partitions.
+pub const RUN: &str = "/run/slot";
+/// Offset of the starts record in the boot environment partition; U-Boot's block lies before it.
+const STARTS_AT: u64 = 0x1_0000;
+
+/// Why slots cannot be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum SlotError {
+    /// This system was not started from a slot.
+    #[error("this system was not started from a slot of a Spoke image: updates work there only")]
+    NoSlots,
+    /// A partition or file failed.
+    #[error("cannot {what}")]
+    Io {
+        /// The intention.
+        what: &'static str,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The boot loader has no entry for a slot.
+    #[error("the boot loader has no entry for slot {0}")]
+    NoEntry(Slot),
+    /// There is no room for the new kernel.
+    #[error(
+        "the boot partition has {free} bytes free and the kernel needs {needed}: remove files that are not Spoke's from it"
+    )]
+    NoSpace {
+        /// Bytes free.
+        free: u64,
+        /// Bytes needed.
+        needed: u64,
+    },
+    /// The root image does not fit.
+    #[error(
+        "the root image has {size} bytes and slot {slot} {room}: this update is for a larger disk layout; flash the device anew"
+    )]
+    TooLarge {
+        /// The slot.
+        slot: Slot,
+        /// Size of the image.
+        size: u64,
+        /// Size of the partition.
+        room: u64,
+    },
+}
+
+fn io(what: &'static str) -> impl FnOnce(io::Error) -> SlotError {
+    move |source| SlotError::Io { what, source }
+}
+
+/// How a slot stands with the boot loader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Standing {
+    /// The slot we run from.
+    pub running: Slot,
+    /// Its trust; `None`: the boot loader has no entry for it.
+    pub trust: Option<Trust>,
+    /// The other slot's.
+    pub other: Option<Trust>,
+}
+
+/// Reads and changes the slots.
+pub trait Slots: Send {
+    /// The slots as the boot loader sees them.
+    fn standing(&mut self) -> Result<Standing, SlotError>;
+    /// Takes the slot that is not running out of the boot loader's sight: it is about to be overwritten.
+    fn vacate(&mut self) -> Result<(), SlotError>;
+    /// Writes `size` bytes of `image` to the slot that is not running, and syncs.
+    fn write_root(&mut self, image: &mut dyn Read, size: u64) -> Result<(), SlotError>;
+    /// Places the kernel of the slot just written under a name no boot loader looks at, and syncs.
+    fn stage_kernel(&mut self, image: &mut dyn Read, size: u64) -> Result<(), SlotError>;
+    /// Makes the staged slot the one that is tried next. One rename or one block: there before or after, never half.
+    fn try_staged(&mut self) -> Result<(), SlotError>;
+    /// Commits the running slot.
+    fn commit(&mut self) -> Result<(), SlotError>;
+    /// Gives up the running slot: the next start takes the other one.
+    fn condemn(&mut self) -> Result<(), SlotError>;
+    /// Puts the other slot on trial, as it is.
+    fn try_other(&mut self) -> Result<(), SlotError>;
+    /// Forgets the starts without a clean pass.
+    fn clear_starts(&mut self) -> Result<(), SlotError>;
+}
+
+/// Which boot loader there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loader {
+    /// Counts by renaming its entries.
+    SystemdBoot,
+    /// Counts in its environment block.
+    UBoot,
+}
+
+/// The slots of this device.
+#[derive(Debug)]
+pub struct DiskSlots {
+    loader: Loader,
+    running: Slot,
+    /// The mounted FAT partition.
+    boot: PathBuf,
+    /// Directory of links to the partitions.
+    devices: PathBuf,
+    /// Remounts the FAT partition for writing while something is written; off where it is writable anyway.
+    remount: bool,
+}
+
+impl DiskSlots {
+    /// As the first process found them.
+    pub fn found() -> Result<Self, SlotError> {
+        let read = |name: &str| fs::read_to_string(Path::new(RUN).join(name)).map_err(|_| SlotError::NoSlots);
+        let running = read("name")?.trim().parse().map_err(|_| SlotError::NoSlots)?;
+        let loader = if read("loader")?.trim() == "u-boot" { Loader::UBoot } else { Loader::SystemdBoot };
+        Ok(Self::at(loader, running, "/boot".into(), Path::new(RUN).join("dev"), true))
+    }
+
+    /// With everything said: for the first process and for tests.
+    pub const fn at(loader: Loader, running: Slot, boot: PathBuf, devices: PathBuf, remount: bool) -> Self {
+        Self { loader, running, boot, devices, remount }
+    }
+
+    /// The slot we run from.
+    pub const fn running(&self) -> Slot {
+        self.running
+    }
+
+    fn directory(&self) -> PathBuf {
+        self.boot.join("EFI/Linux")
+    }
+
+    fn staged(&self) -> PathBuf {
+        // No boot loader takes a file that does not end in .efi.
+        self.directory().join("spoke-staged.new")
+    }
+
+    fn entries(&self) -> Result<Vec<Entry>, SlotError> {
+        let listed = fs::read_dir(self.directory()).map_err(io("list the boot entries"))?;
+        Ok(listed.flatten().filter_map(|e| Entry::parse(e.file_name().to_str()?)).collect())
+    }
+
+    fn entry(&self, slot: Slot) -> Result<Entry, SlotError> {
+        let mut mine: Vec<_> = self.entries()?.into_iter().filter(|e| e.slot == slot).collect();
+        mine.sort_by_key(|e| e.order);
+        mine.pop().ok_or(SlotError::NoEntry(slot))
+    }
+
+    /// Runs `change` with the FAT partition writable, syncs it and makes it read-only again.
+    fn writing<T>(&self, change: impl FnOnce() -> Result<T, SlotError>) -> Result<T, SlotError> {
+        self.set_writable(true).map_err(io("make the boot partition writable"))?;
+        let done = change();
+        let synced = File::open(&self.boot).and_then(|d| Ok(rustix::fs::syncfs(&d)?));
+        // It was written and synced; that it stays writable for now costs nothing but is worth a line.
+        if let Err(e) = self.set_writable(false) {
+            tracing::warn!(error = %e, "boot partition stays writable");
+        }
+        let done = done?;
+        synced.map_err(io("sync the boot partition"))?;
+        Ok(done)
+    }
+
+    fn set_writable(&self, writable: bool) -> io::Result<()> {
+        use rustix::mount::{MountFlags, mount_remount};
+        if !self.remount {
+            return Ok(());
+        }
+        let mut flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        if !writable {
+            flags |= MountFlags::RDONLY;
+        }
+        Ok(mount_remount(&self.boot, flags, c"")?)
+    }
+
+    fn rename(&self, from: &Entry, to: &Entry) -> Result<(), SlotError> {
+        if from == to {
+            return Ok(());
+        }
+        let directory = self.directory();
+        self.writing(|| {
+            fs::rename(directory.join(from.to_string()), directory.join(to.to_string()))
+                .map_err(io("rename a boot entry"))
+        })
+    }
+
+    fn environment(&self) -> Result<BootEnv, SlotError> {
+        let mut block = vec![0; uboot::SIZE];
+        File::open(self.devices.join("bootenv"))
+            .and_then(|f| f.read_exact_at(&mut block, 0))
+            .map_err(io("read the boot environment"))?;
+        Ok(BootEnv::parse(&block))
+    }
+
+    fn set_environment(&self, env: &BootEnv) -> Result<(), SlotError> {
+        self.write_bootenv(&env.bytes(), 0).map_err(io("write the boot environment"))
+    }
+
+    fn write_bootenv(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        let file = OpenOptions::new().write(true).open(self.devices.join("bootenv"))?;
+        file.write_all_at(bytes, at)?;
+        file.sync_all()
+    }
+
+    /// Starts without a clean pass so far.
+    pub fn starts(&self) -> Starts {
+        let mut record = [0; 10];
+        match File::open(self.devices.join("bootenv")).and_then(|f| f.read_exact_at(&mut record, STARTS_AT)) {
+            Ok(()) => Starts::parse(&record),
+            Err(_) => Starts::default(),
+        }
+    }
+
+    /// Keeps the number of starts.
+    pub fn set_starts(&self, starts: Starts) -> Result<(), SlotError> {
+        self.write_bootenv(&starts.bytes(), STARTS_AT).map_err(io("count the start"))
+    }
+}
+
+impl Slots for DiskSlots {
+    fn standing(&mut self) -> Result<Standing, SlotError> {
+        let (running, other) = (self.running, self.running.other());
+        let (trust, other) = match self.loader {
+            Loader::UBoot => {
+                let env = self.environment()?;
+                (Some(env.trust(running)), Some(env.trust(other)))
+            }
+            Loader::SystemdBoot => (self.entry(running).ok().map(|e| e.trust), self.entry(other).ok().map(|e| e.trust)),
+        };
+        Ok(Standing { running, trust, other })
+    }
+
+    fn vacate(&mut self) -> Result<(), SlotError> {
+        let other = self.running.other();
+        match self.loader {
+            Loader::UBoot => self.set_environment(&self.environment()?.with(other, Trust::Trying(0))),
+            Loader::SystemdBoot => {
+                let gone: Vec<_> = self.entries()?.into_iter().filter(|e| e.slot == other).collect();
+                let directory = self.directory();
+                self.writing(|| {
+                    for entry in gone {
+                        fs::remove_file(directory.join(entry.to_string())).map_err(io("remove a boot entry"))?;
+                    }
+                    Ok(())
+                })
+            }
+        }
+    }
+
+    fn write_root(&mut self, image: &mut dyn Read, size: u64) -> Result<(), SlotError> {
+        let slot = self.running.other();
+        let mut target = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(self.devices.join(slot.partition()))
+            .map_err(io("open the slot for writing"))?;
+        let room = io::Seek::seek(&mut target, io::SeekFrom::End(0)).map_err(io("measure the slot"))?;
+        if size > room {
+            return Err(SlotError::TooLarge { slot, size, room });
+        }
+        io::Seek::rewind(&mut target).map_err(io("write the slot"))?;
+        let mut buffer = vec![0; 256 * 1024];
+        let mut left = size;
+        while left > 0 {
+            let want = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+            let part = buffer.get_mut(..want).unwrap_or(&mut []);
+            image.read_exact(part).map_err(io("read the update"))?;
+            target.write_all(part).map_err(io("write the slot"))?;
+            left -= want as u64;
+        }
+        fsync(&target).map_err(|e| SlotError::Io { what: "sync the slot", source: e.into() })
+    }
+
+    fn stage_kernel(&mut self, image: &mut dyn Read, size: u64) -> Result<(), SlotError> {
+        let staged = self.staged();
+        let slot_file = self.directory().join(format!("spoke-{}.efi", self.running.other()));
+        let uboot = self.loader == Loader::UBoot;
+        self.writing(|| {
+            let _ = fs::remove_file(&staged);
+            if uboot {
+                // The slot is out of sight already; its kernel makes room for the new one.
+                let _ = fs::remove_file(&slot_file);
+            }
+            let room = rustix::fs::statvfs(&self.boot)
+                .map_err(|e| SlotError::Io { what: "look at the boot partition", source: e.into() })?;
+            let free = room.f_bavail * room.f_frsize;
+            if free < size {
+                return Err(SlotError::NoSpace { free, needed: size });
+            }
+            let mut file = File::create(&staged).map_err(io("create the kernel's file"))?;
+            let copied = io::copy(&mut image.take(size), &mut file).map_err(io("write the kernel"))?;
+            if copied != size {
+                return Err(io("write the kernel")(io::ErrorKind::UnexpectedEof.into()));
+            }
+            file.sync_all().map_err(io("sync the kernel"))
+        })
+    }
+
+    fn try_staged(&mut self) -> Result<(), SlotError> {
+        let (staged, directory, other) = (self.staged(), self.directory(), self.running.other());
+        let name = match self.loader {
+            Loader::UBoot => format!("spoke-{other}.efi"),
+            Loader::SystemdBoot => {
+                let order = slot::next_order(&self.entries()?);
+                Entry { order, slot: other, trust: Trust::Trying(slot::TRIES), used: 0 }.to_string()
+            }
+        };
+        self.writing(|| fs::rename(&staged, directory.join(name)).map_err(io("name the new kernel")))?;
+        match self.loader {
+            Loader::SystemdBoot => Ok(()),
+            Loader::UBoot => self.set_environment(&self.environment()?.trying(other)),
+        }
+    }
+
+    fn commit(&mut self) -> Result<(), SlotError> {
+        match self.loader {
+            Loader::UBoot => {
+                let env = self.environment()?;
+                let mut after = env.clone().with(self.running, Trust::Good);
+                after.first = self.running;
+                if after == env { Ok(()) } else { self.set_environment(&after) }
+            }
+            Loader::SystemdBoot => {
+                let entry = self.entry(self.running)?;
+                self.rename(&entry, &slot::committed(&entry))
+            }
+        }
+    }
+
+    fn condemn(&mut self) -> Result<(), SlotError> {
+        match self.loader {
+            Loader::UBoot => self.set_environment(&self.environment()?.with(self.running, Trust::Trying(0))),
+            Loader::SystemdBoot => {
+                let entry = self.entry(self.running)?;
+                self.rename(&entry, &slot::condemned(&entry))
+            }
+        }
+    }
+
+    fn try_other(&mut self) -> Result<(), SlotError> {
+        let other = self.running.other();
+        match self.loader {
+            Loader::UBoot => self.set_environment(&self.environment()?.trying(other)),
+            Loader::SystemdBoot => {
+                let entry = self.entry(other)?;
+                let order = slot::next_order(&self.entries()?);
+                self.rename(&entry, &Entry { order, slot: other, trust: Trust::Trying(slot::TRIES), used: 0 })
+            }
+        }
+    }
+
+    fn clear_starts(&mut self) -> Result<(), SlotError> {
+        if self.starts() == Starts(0) { Ok(()) } else { self.set_starts(Starts(0)) }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,203 @@
+//! A trial: from the first start of a new slot to its commit, or to the old slot with a reason.
+//!
+//! ```text
+//!                 healthy for `settle`
+//!  Watching ───────────────────────────────► Commit
+//!     │ not healthy when `patience` is over
+//!     ├─ the way out works without the tunnel ──► Reject: this system is bad
+//!     ├─ nothing answers at all, before `outage` ─► wait: it may be the network's fault
+//!     └─ … still, after `outage` ───────────────► Retreat: ask the old system, once
+//!
+//!  on the old slot after a retreat:
+//!  online   → the old system reaches the hub and the new one did not: Reject
+//!  offline  → an outage: nobody is to blame; when we are online again the trial is Resumed, `resumes` times at most
+//! ```
+//! So a short outage costs nothing, a long one costs one restart, and no outage makes two systems take turns.
+use crate::time::Boot;
+use heapless::Vec;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// How long to wait for what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Rules {
+    /// Healthy for this long without a gap: commit.
+    pub settle: Duration,
+    /// Time a new system has to become healthy.
+    pub patience: Duration,
+    /// Time it has when nothing outside answers.
+    pub outage: Duration,
+    /// How often a trial that met an outage is tried again.
+    pub resumes: u8,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            settle: Duration::from_secs(120),
+            patience: Duration::from_secs(600),
+            outage: Duration::from_secs(3600),
+            resumes: 3,
+        }
+    }
+}
+
+/// What the supervisor and the network look like at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sight {
+    /// The hub answers through the tunnel, and the control plane was reached where there is one.
+    pub connected: bool,
+    /// The last pass over the kernel was clean.
+    pub clean: bool,
+    /// Something beyond our own network answered without the tunnel: the way out works.
+    pub outside: bool,
+}
+
+/// Where a trial stands; kept on the state partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// The new system runs and is watched.
+    Trial,
+    /// The old system runs: the new one met an outage, and we look whether we meet it too.
+    Retreated,
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A look at supervisor and network.
+    Seen(Sight),
+    /// The deadline passed.
+    Timeout,
+}
+
+/// What to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The new system is good: commit its slot.
+    Commit,
+    /// The new system is bad: give up its slot, keep the reason, start the old one if it does not run already.
+    Reject(Reason),
+    /// Start the old system to see whether it does better; nothing is decided.
+    Retreat,
+    /// An outage is over: put the new slot on trial again.
+    Resume,
+}
+
+/// Why a new system was given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// It does not become healthy though the way out works.
+    NotHealthy,
+    /// It had no way out where the old system has one.
+    NoWayOut,
+    /// Outages ended every one of its trials.
+    TooManyOutages,
+    /// It did not come up: the boot loader went back to the old slot.
+    DidNotStart,
+}
+
+impl Reason {
+    /// For people.
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::NotHealthy => "it did not become healthy although the network outside answered",
+            Self::NoWayOut => "it reached nothing outside, and the old system did right after it",
+            Self::TooManyOutages => "each of its trials ended in an outage of the network",
+            Self::DidNotStart => "it did not stay up: the boot loader went back to the old system",
+        }
+    }
+}
+
+/// Watches one trial.
+#[derive(Debug)]
+pub struct Trial {
+    rules: Rules,
+    stage: Stage,
+    resumes: u8,
+    began: Boot,
+    healthy_since: Option<Boot>,
+    outside: bool,
+    done: bool,
+}
+
+impl Trial {
+    /// A trial found in `stage` at this start; `resumes` is how often it was resumed before. `_seed` is for the shape all
+    /// machines have; nothing here is random.
+    pub const fn new(now: Boot, _seed: u64, rules: Rules, stage: Stage, resumes: u8) -> Self {
+        Self { rules, stage, resumes, began: now, healthy_since: None, outside: false, done: false }
+    }
+
+    /// When [`Event::Timeout`] is due.
+    pub fn deadline(&self) -> Option<Boot> {
+        if self.done {
+            return None;
+        }
+        match self.stage {
+            Stage::Trial => {
+                let end = self.began + if self.outside { self.rules.patience } else { self.rules.outage };
+                Some(self.healthy_since.map_or(end, |since| since + self.rules.settle))
+            }
+            Stage::Retreated => None,
+        }
+    }
+
+    /// Takes an event in.
+    pub fn handle(&mut self, now: Boot, event: Event) -> Vec<Action, 2> {
+        let mut actions = Vec::new();
+        if !self.done {
+            match event {
+                Event::Seen(sight) => self.see(now, sight),
+                Event::Timeout => {}
+            }
+            if let Some(action) = self.decide(now, event) {
+                self.done = true;
+                let _ = actions.push(action);
+            }
+        }
+        actions
+    }
+
+    fn see(&mut self, now: Boot, sight: Sight) {
+        // Once outside answered, its silence later is not this system's excuse: patience counts.
+        self.outside |= sight.outside || sight.connected;
+        self.healthy_since = match (sight.connected && sight.clean, self.healthy_since) {
+            (true, Some(since)) => Some(since),
+            (true, None) => Some(now),
+            (false, Some(_) | None) => None,
+        };
+    }
+
+    fn decide(&self, now: Boot, event: Event) -> Option<Action> {
+        match self.stage {
+            Stage::Trial => {
+                let ran = now.since(self.began);
+                match self.healthy_since {
+                    Some(since) if now.since(since) >= self.rules.settle => Some(Action::Commit),
+                    Some(_) => None,
+                    None if self.outside && ran >= self.rules.patience => Some(Action::Reject(Reason::NotHealthy)),
+                    None if !self.outside && ran >= self.rules.outage => Some(Action::Retreat),
+                    None => None,
+                }
+            }
+            Stage::Retreated => match event {
+                Event::Seen(sight) if sight.connected || sight.outside => {
+                    // How soon tells outage from bad image: an outage does not end in the moments of a restart.
+                    if now.since(self.began) < self.rules.patience {
+                        Some(Action::Reject(Reason::NoWayOut))
+                    } else if self.resumes >= self.rules.resumes {
+                        Some(Action::Reject(Reason::TooManyOutages))
+                    } else {
+                        Some(Action::Resume)
+                    }
+                }
+                Event::Seen(_) | Event::Timeout => None,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

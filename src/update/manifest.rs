@@ -1,0 +1,286 @@
+//! What a bundle says about itself, who may sign it, and whether this device may install it.
+//!
+//! # Keys
+//! An offline root key never signs updates; it signs the *certificate*: the list of signing keys with a serial number. The
+//! image carries the root's public half (several are allowed, so that a root can be replaced as well). A signing key is
+//! rotated by a certificate with a higher serial; once a device has seen that, certificates with a lower one are refused.
+//!
+//! # The file
+//! `SPOKEUP1`, the header's length (4 bytes, little-endian), the header ([`Header`] as JSON), the root image, the kernel.
+//! The header comes first, so that nothing is written before the signature was checked and while the rest is still being
+//! fetched; sizes and digests of what follows are in the signed part.
+use crate::enroll::signature::{SignKey, Signature, VerifyKey};
+use serde::{Deserialize, Serialize};
+
+/// First bytes of a bundle.
+pub const MAGIC: &[u8; 8] = b"SPOKEUP1";
+/// Longest header, in bytes.
+pub const MAX_HEADER: usize = 64 * 1024;
+/// What a signature is made over begins with this, so that none is good for anything else.
+const CERTIFICATE_CONTEXT: &[u8] = b"spoke update certificate 1\n";
+const MANIFEST_CONTEXT: &[u8] = b"spoke update manifest 1\n";
+
+/// One part of a bundle.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Part {
+    /// Bytes.
+    pub size: u64,
+    /// Lower-case hex.
+    pub sha256: String,
+}
+
+/// What a bundle says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The board it is for.
+    pub board: String,
+    /// For people.
+    pub version: String,
+    /// Rises with every release; what is compared.
+    pub sequence: u64,
+    /// The lowest sequence a device that ran this one may still install: raised when older ones are no longer safe.
+    pub floor: u64,
+    /// The root image.
+    pub root: Part,
+    /// The kernel.
+    pub kernel: Part,
+}
+
+/// The signing keys, certified by the root.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// Rises with every change.
+    pub serial: u64,
+    /// Keys that may sign manifests.
+    pub keys: Vec<VerifyKey>,
+}
+
+/// The first part of a bundle: both documents as the exact text that was signed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Header {
+    /// JSON of [`Certificate`].
+    pub certificate: String,
+    /// By a root key, over it.
+    pub certificate_signature: Signature,
+    /// JSON of [`Manifest`].
+    pub manifest: String,
+    /// By a certified key, over it.
+    pub manifest_signature: Signature,
+}
+
+/// What this device knows when it judges a bundle.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Known {
+    /// Its board.
+    pub board: String,
+    /// Highest certificate serial seen.
+    pub serial: u64,
+    /// Lowest sequence that may be installed.
+    pub floor: u64,
+}
+
+/// Why a bundle is refused; the device stays as it is.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// Not a bundle.
+    #[error("this is not an update bundle: {0}")]
+    NotABundle(&'static str),
+    /// The certificate is not by a root key.
+    #[error("its signing keys are not certified by a root key of this device")]
+    Uncertified,
+    /// The certificate is older than one seen before.
+    #[error(
+        "its signing keys were replaced: it has certificate {got}, this device has seen {seen}; sign it with the new key"
+    )]
+    OldCertificate {
+        /// Serial of the bundle's.
+        got: u64,
+        /// Highest serial seen.
+        seen: u64,
+    },
+    /// The manifest is not by a certified key.
+    #[error("its signature is wrong")]
+    BadSignature,
+    /// For another board.
+    #[error("it is for board {got}, this is {board}")]
+    OtherBoard {
+        /// The bundle's.
+        got: String,
+        /// Ours.
+        board: String,
+    },
+    /// Older than allowed.
+    #[error("release {got} is older than allowed here ({floor} or later): it was withdrawn or has known holes")]
+    TooOld {
+        /// The bundle's sequence.
+        got: u64,
+        /// The device's floor.
+        floor: u64,
+    },
+}
+
+/// A bundle whose signatures were checked and that may be installed here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    /// What it says.
+    pub manifest: Manifest,
+    /// What the device knows from now on, once it is committed.
+    pub learned: Known,
+}
+
+/// The header's length, from the first 12 bytes.
+pub fn header_length(first: &[u8; 12]) -> Result<usize, Refused> {
+    let [magic @ .., a, b, c, d] = first;
+    if magic != MAGIC {
+        return Err(Refused::NotABundle("it does not begin like one"));
+    }
+    match usize::try_from(u32::from_le_bytes([*a, *b, *c, *d])) {
+        Ok(n) if (1..=MAX_HEADER).contains(&n) => Ok(n),
+        _ => Err(Refused::NotABundle("its header is too long")),
+    }
+}
+
+/// Reads the root keys of an image: base64, one a line, `#` begins a comment.
+pub fn root_keys(text: &str) -> Vec<VerifyKey> {
+    text.lines().map(|l| l.split('#').next().unwrap_or("").trim()).filter_map(|l| l.parse().ok()).collect()
+}
+
+/// Judges a header.
+pub fn judge(header: &[u8], roots: &[VerifyKey], known: &Known) -> Result<Accepted, Refused> {
+    let header: Header =
+        serde_json::from_slice(header).map_err(|_| Refused::NotABundle("its header cannot be read"))?;
+    let signed = signed(CERTIFICATE_CONTEXT, &header.certificate);
+    if !roots.iter().any(|k| k.verify(&signed, &header.certificate_signature)) {
+        return Err(Refused::Uncertified);
+    }
+    let certificate: Certificate =
+        serde_json::from_str(&header.certificate).map_err(|_| Refused::NotABundle("its certificate cannot be read"))?;
+    if certificate.serial < known.serial {
+        return Err(Refused::OldCertificate { got: certificate.serial, seen: known.serial });
+    }
+    let signed = self::signed(MANIFEST_CONTEXT, &header.manifest);
+    if !certificate.keys.iter().any(|k| k.verify(&signed, &header.manifest_signature)) {
+        return Err(Refused::BadSignature);
+    }
+    let manifest: Manifest =
+        serde_json::from_str(&header.manifest).map_err(|_| Refused::NotABundle("its manifest cannot be read"))?;
+    if manifest.board != known.board {
+        return Err(Refused::OtherBoard { got: manifest.board, board: known.board.clone() });
+    }
+    if manifest.sequence < known.floor {
+        return Err(Refused::TooOld { got: manifest.sequence, floor: known.floor });
+    }
+    let learned = Known {
+        board: known.board.clone(),
+        serial: certificate.serial,
+        // A manifest may not lock out itself.
+        floor: known.floor.max(manifest.floor.min(manifest.sequence)),
+    };
+    Ok(Accepted { manifest, learned })
+}
+
+/// Makes a header; for the build, never for a device.
+pub fn sign(
+    certificate: &str,
+    certificate_signature: Signature,
+    manifest: &Manifest,
+    key: &SignKey,
+) -> Result<Header, serde_json::Error> {
+    let manifest = serde_json::to_string(manifest)?;
+    let manifest_signature = key.sign(&signed(MANIFEST_CONTEXT, &manifest));
+    Ok(Header { certificate: certificate.to_owned(), certificate_signature, manifest, manifest_signature })
+}
+
+/// Certifies signing keys with the root key; for the offline machine, never for a device.
+pub fn certify(certificate: &Certificate, root: &SignKey) -> Result<(String, Signature), serde_json::Error> {
+    let text = serde_json::to_string(certificate)?;
+    let signature = root.sign(&signed(CERTIFICATE_CONTEXT, &text));
+    Ok((text, signature))
+}
+
+fn signed(context: &[u8], text: &str) -> Vec<u8> {
+    [context, text.as_bytes()].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn key(n: u8) -> SignKey {
+        SignKey::from_seed(&[n; 32]).unwrap()
+    }
+
+    fn manifest() -> Manifest {
+        let part = Part { size: 3, sha256: "00".into() };
+        Manifest { board: "x".into(), version: "1.1.0".into(), sequence: 7, floor: 5, root: part.clone(), kernel: part }
+    }
+
+    fn bundle(root: u8, serial: u64, certified: u8, signer: u8, manifest: &Manifest) -> Vec<u8> {
+        let (text, signature) =
+            certify(&Certificate { serial, keys: vec![key(certified).public()] }, &key(root)).unwrap();
+        serde_json::to_vec(&sign(&text, signature, manifest, &key(signer)).unwrap()).unwrap()
+    }
+
+    fn known() -> Known {
+        Known { board: "x".into(), serial: 2, floor: 4 }
+    }
+
+    #[test]
+    fn a_good_bundle_teaches_serial_and_floor() {
+        let roots = [key(9).public(), key(1).public()];
+        let accepted = judge(&bundle(1, 3, 2, 2, &manifest()), &roots, &known()).unwrap();
+        assert_eq!(accepted.learned, Known { board: "x".into(), serial: 3, floor: 5 });
+        assert_eq!(accepted.manifest, manifest());
+    }
+
+    #[test]
+    fn everything_else_is_refused_by_name() {
+        let roots = [key(1).public()];
+        let judge = |b: &[u8]| judge(b, &roots, &known()).unwrap_err();
+        assert_eq!(judge(&bundle(3, 3, 2, 2, &manifest())), Refused::Uncertified);
+        assert_eq!(judge(&bundle(1, 1, 2, 2, &manifest())), Refused::OldCertificate { got: 1, seen: 2 });
+        assert_eq!(judge(&bundle(1, 2, 2, 4, &manifest())), Refused::BadSignature);
+        let other = Manifest { board: "y".into(), ..manifest() };
+        assert_eq!(judge(&bundle(1, 2, 2, 2, &other)), Refused::OtherBoard { got: "y".into(), board: "x".into() });
+        let old = Manifest { sequence: 3, ..manifest() };
+        assert_eq!(judge(&bundle(1, 2, 2, 2, &old)), Refused::TooOld { got: 3, floor: 4 });
+        assert!(matches!(judge(b"{}"), Refused::NotABundle(_)));
+    }
+
+    #[test]
+    fn a_manifest_signature_certifies_nothing() {
+        // A signing key that leaked must not be able to certify itself: same text, same key, other context.
+        let text = serde_json::to_string(&Certificate { serial: 9, keys: vec![key(2).public()] }).unwrap();
+        let signature = key(1).sign(&signed(MANIFEST_CONTEXT, &text));
+        let header = sign(&text, signature, &manifest(), &key(2)).unwrap();
+        let bytes = serde_json::to_vec(&header).unwrap();
+        assert_eq!(judge(&bytes, &[key(1).public()], &known()).unwrap_err(), Refused::Uncertified);
+    }
+
+    #[test]
+    fn root_keys_are_one_a_line() {
+        let text = format!("# roots\n{}  # ours\nnonsense\n", key(1).public());
+        assert_eq!(root_keys(&text), [key(1).public()]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_flipped_bit_passes(at in any::<prop::sample::Index>(), bit in 0u8..8) {
+            let good = bundle(1, 2, 2, 2, &manifest());
+            let mut bad = good.clone();
+            let at = at.index(bad.len());
+            bad[at] ^= 1 << bit;
+            let verdict = judge(&bad, &[key(1).public()], &known());
+            // A flip may also change a letter of a name that JSON ignores; what is accepted must be what was signed.
+            prop_assert!(verdict.is_err() || verdict.unwrap().manifest == manifest());
+        }
+
+        #[test]
+        fn any_bytes_are_judged(bytes in proptest::collection::vec(any::<u8>(), 0..200), first in any::<[u8; 12]>()) {
+            let _ = header_length(&first);
+            prop_assert!(judge(&bytes, &[key(1).public()], &known()).is_err());
+        }
+    }
+}

@@ -1,0 +1,156 @@
+"""A board under emulation: its serial console, its disk, its power switch, its network cable."""
+import json
+import os
+import pathlib
+import re
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>()][0-9A-B]?|\x1b\][^\x07]*\x07")
+
+
+class Failed(AssertionError):
+    """What was expected did not come; carries the end of the console."""
+
+
+class Machine:
+    """One emulated board. Without KVM: the timeouts of the callers are generous, and every wait ends early on success."""
+
+    def __init__(self, board, image, work, memory=256, image_dir=None, direct=False):
+        self.board, self.image, self.work = board, pathlib.Path(image), pathlib.Path(work)
+        self.memory, self.direct, self.image_dir = memory, direct, image_dir
+        self.lines, self.partial = [], ""
+        self.changed = threading.Condition()
+        self.process = None
+        self.log = open(self.work / "console.log", "a", buffering=1)
+
+    def command(self, append=""):
+        if self.board.startswith("x86"):
+            base = ["qemu-system-x86_64", "-machine", "q35,accel=tcg", "-cpu", "max", "-device", "i6300esb", "-action", "watchdog=reset"]
+            firmware, variables = "/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"
+        else:
+            base = ["qemu-system-aarch64", "-machine", "virt,accel=tcg", "-cpu", "cortex-a53"]
+            firmware, variables = "/usr/share/AAVMF/AAVMF_CODE.fd", "/usr/share/AAVMF/AAVMF_VARS.fd"
+        if self.direct:
+            command = (self.image_dir / "cmdline").read_text().strip() + " " + append
+            boot = ["-kernel", str(self.image_dir / "vmlinuz"), "-initrd", str(self.image_dir / "initrd"), "-append", command]
+        else:
+            own = self.work / "uefi-variables.fd"
+            if not own.exists():
+                shutil.copyfile(variables, own)
+            boot = ["-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={firmware}", "-drive", f"if=pflash,format=raw,unit=1,file={own}"]
+        return base + boot + [
+            "-smp", "2", "-m", str(self.memory), "-display", "none", "-monitor", "none", "-nodefaults", "-serial", "stdio",
+            "-qmp", f"unix:{self.work}/qmp,server,nowait",
+            "-drive", f"file={self.image},format=raw,if=none,id=disk,cache=writeback", "-device", "virtio-blk-pci,drive=disk",
+            "-device", "virtio-rng-pci", "-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,id=nic",
+        ]
+
+    def start(self, append=""):
+        (self.work / "qmp").unlink(missing_ok=True)
+        self.started = time.monotonic()
+        self.process = subprocess.Popen(["nice", *self.command(append)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0)
+        threading.Thread(target=self._read, args=(self.process,), daemon=True).start()
+        return self
+
+    def _read(self, process):
+        buffer = b""
+        while chunk := process.stdout.read(65536):
+            buffer += chunk
+            *whole, buffer = buffer.split(b"\n")
+            with self.changed:
+                for line in whole:
+                    self._line(line)
+                self.partial = ESCAPES.sub("", buffer.decode(errors="replace"))
+                self.changed.notify_all()
+        with self.changed:
+            self._line(buffer)
+            self.changed.notify_all()
+
+    def _line(self, raw):
+        text = ESCAPES.sub("", raw.decode(errors="replace")).strip("\r")
+        self.lines.append(text)
+        self.log.write(f"{time.monotonic() - self.started:7.1f} {text}\n")
+
+    def expect(self, pattern, timeout, since=0, never=None):
+        """Waits for a line that matches; returns (index of the line behind it, match)."""
+        wanted, forbidden = re.compile(pattern), never and re.compile(never)
+        deadline, at = time.monotonic() + timeout, since
+        with self.changed:
+            while True:
+                for i in range(at, len(self.lines)):
+                    if found := wanted.search(self.lines[i]):
+                        return i + 1, found
+                    if forbidden and forbidden.search(self.lines[i]):
+                        raise Failed(f"{self.lines[i]!r} came instead of {pattern!r}")
+                at = len(self.lines)
+                if found := wanted.search(self.partial):
+                    return at, found
+                if self.process.poll() is not None and at == len(self.lines):
+                    raise Failed(f"the machine ended while {pattern!r} was awaited:\n" + "\n".join(self.lines[-20:]))
+                left = deadline - time.monotonic()
+                if left <= 0 or not self.changed.wait(left) and time.monotonic() >= deadline:
+                    raise Failed(f"{pattern!r} did not come in {timeout} s:\n" + "\n".join(self.lines[-30:]))
+
+    def send(self, text):
+        self.process.stdin.write(text.encode() + b"\n")
+
+    def cable(self, plugged):
+        """Plugs the network cable in or out."""
+        with socket.socket(socket.AF_UNIX) as s:
+            s.connect(f"{self.work}/qmp")
+            stream = s.makefile("rw")
+            stream.readline()
+            for question in ({"execute": "qmp_capabilities"}, {"execute": "set_link", "arguments": {"name": "nic", "up": plugged}}):
+                stream.write(json.dumps(question) + "\n")
+                stream.flush()
+                while "return" not in (answer := json.loads(stream.readline())):
+                    if "error" in answer:
+                        raise Failed(answer["error"]["desc"])
+
+    def cut_power(self):
+        """What was written and not synced stays in the host's cache: see the long tests for lost writes."""
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+
+    def seconds(self):
+        return time.monotonic() - self.started
+
+
+def emulated_cpu_seconds():
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def partition(image, name):
+    """(start, size) of a named partition, in bytes."""
+    table = json.loads(subprocess.run(["sfdisk", "-J", str(image)], check=True, capture_output=True, text=True).stdout)
+    for part in table["partitiontable"]["partitions"]:
+        if part.get("name") == name:
+            return part["start"] * 512, part["size"] * 512
+    raise Failed(f"{image} has no partition {name}")
+
+
+def boot_files(image, directory="::"):
+    """Names on the boot partition."""
+    start, _ = partition(image, "boot")
+    said = subprocess.run(["mdir", "-b", "-i", f"{image}@@{start}", directory], capture_output=True, text=True, check=False, env=dict(os.environ, MTOOLS_SKIP_CHECK="1"))
+    return [line.removeprefix(directory).strip("/") for line in said.stdout.splitlines()]
+
+
+def boot_file(image, name):
+    """Content of a file on the boot partition; None if it is not there."""
+    start, _ = partition(image, "boot")
+    said = subprocess.run(["mcopy", "-i", f"{image}@@{start}", f"::{name}", "-"], capture_output=True, check=False, env=dict(os.environ, MTOOLS_SKIP_CHECK="1"))
+    return said.stdout if said.returncode == 0 else None
+
+
+def put_boot_file(image, name, content):
+    start, _ = partition(image, "boot")
+    subprocess.run(["mcopy", "-o", "-i", f"{image}@@{start}", "-", f"::{name}"], input=content, check=True, env=dict(os.environ, MTOOLS_SKIP_CHECK="1"))
