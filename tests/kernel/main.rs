@@ -7,7 +7,10 @@
 #[path = "../chain/anvil.rs"]
 mod anvil;
 mod conformance;
+#[expect(dead_code, reason = "shared with the clock's test, which uses more of it")]
+mod device;
 mod grants;
 mod netlink;
 mod netns;
+mod uplink;
 mod wireguard;

@@ -1,0 +1,127 @@
+//! The tunnel comes back: the product against a hub made with nothing but wireguard-tools, on a real kernel.
+use crate::device::{Device, Hub};
+use crate::netns::{Namespace, PlainWireGuard, wait_until, wire};
+use std::time::Duration;
+
+const HUB: &str = "10.9.0.1";
+
+fn hub_of<'a>(hub: &'a PlainWireGuard<'_>) -> Hub<'a> {
+    Hub { name: "hub", public_key: &hub.public_key, endpoint: "192.0.2.1:51820", address: HUB }
+}
+
+/// A device and a hub with a wire between them, and the tunnel up.
+macro_rules! stage {
+    ($node:ident, $far:ident, $hub:ident, $device:ident) => {
+        let ($node, $far) = (Namespace::new("device"), Namespace::new("hub"));
+        wire((&$node, "wan", "192.0.2.2/24"), (&$far, "wan", "192.0.2.1/24"));
+        let $hub = PlainWireGuard::new(&$far, "wg0", 51820, "10.9.0.1/24");
+        let mut $device = Device::new(&$node, "10.9.0.2/24", &[hub_of(&$hub)]);
+        $hub.peer(&$device.public_key, "allowed-ips 10.9.0.2/32");
+        $device.start();
+        $device.wait_up(20, HUB);
+    };
+}
+
+fn port(node: &Namespace) -> String {
+    node.run("wg show wg0 listen-port").trim().to_owned()
+}
+
+#[test]
+fn the_hub_goes_away_and_comes_back() {
+    stage!(_node, far, hub, device);
+    far.ip("link set wg0 down");
+    device.wait_down(30);
+    assert!(device.uplink()["last_error"].as_str().is_some_and(|e| !e.is_empty()), "it says why");
+    far.ip("link set wg0 up");
+    device.wait_up(60, HUB);
+    assert!(hub.latest_handshake(&device.public_key).is_some());
+}
+
+#[test]
+fn the_link_goes_down_and_up() {
+    stage!(node, _far, _hub, device);
+    node.ip("link set wan down");
+    device.wait_down(30);
+    node.ip("link set wan up");
+    device.wait_up(60, HUB);
+}
+
+#[test]
+fn the_interface_is_deleted() {
+    stage!(node, _far, _hub, device);
+    let before = port(&node);
+    node.ip("link del wg0");
+    wait_until(Duration::from_secs(10), "the interface to be back", || {
+        node.command("ip link show wg0").output().is_ok_and(|o| o.status.success())
+    });
+    device.wait_up(30, HUB);
+    assert_ne!(port(&node), before, "it is another one");
+    assert!(device.uplink()["sessions"].as_u64() >= Some(2), "and its tunnel was proven anew: {:#}", device.uplink());
+}
+
+#[test]
+fn a_stuck_nat_binding_is_left_behind() {
+    stage!(node, far, _hub, device);
+    let before = port(&node);
+    far.run("nft add table inet nat_box");
+    far.run("nft add chain inet nat_box in { type filter hook input priority 0 ; }");
+    far.run(&format!("nft add rule inet nat_box in udp sport {before} drop"));
+    device.wait_down(30);
+    device.wait_up(90, HUB);
+    assert_ne!(port(&node), before, "with a new local port");
+    assert!(device.uplink()["rungs"]["port"].as_u64() >= Some(1), "{:#}", device.uplink());
+}
+
+#[test]
+fn a_restart_takes_the_tunnel_over() {
+    stage!(node, _far, hub, device);
+    let (endpoint, handshake) = (port(&node), hub.latest_handshake(&device.public_key));
+    device.stop();
+    node.run("ping -c 1 -W 5 10.9.0.1");
+    device.start();
+    device.wait_up(20, HUB);
+    assert_eq!(device.uplink()["history"][0]["code"], "adopted", "{:#}", device.uplink());
+    assert_eq!((port(&node), hub.latest_handshake(&device.public_key)), (endpoint, handshake), "nothing was disturbed");
+}
+
+#[test]
+fn the_second_hub_takes_over_and_gives_back() {
+    let (node, far, other) = (Namespace::new("device"), Namespace::new("hub"), Namespace::new("hub2"));
+    wire((&node, "wan", "192.0.2.2/24"), (&far, "wan", "192.0.2.1/24"));
+    wire((&node, "lte", "198.51.100.2/24"), (&other, "wan", "198.51.100.1/24"));
+    let best = PlainWireGuard::new(&far, "wg0", 51820, "10.9.0.1/24");
+    let second = PlainWireGuard::new(&other, "wg0", 51820, "10.9.0.3/24");
+    let hubs = [
+        hub_of(&best),
+        Hub { name: "second", public_key: &second.public_key, endpoint: "198.51.100.1:51820", address: "10.9.0.3" },
+    ];
+    let mut device = Device::new(&node, "10.9.0.2/24", &hubs);
+    best.peer(&device.public_key, "allowed-ips 10.9.0.2/32");
+    second.peer(&device.public_key, "allowed-ips 10.9.0.2/32");
+    device.start();
+    device.wait_up(20, HUB);
+    far.ip("link set wg0 down");
+    device.wait_down(30);
+    device.wait_up(120, "10.9.0.3");
+    assert_eq!(device.uplink()["hub"], "second");
+    far.ip("link set wg0 up");
+    wait_until(Duration::from_secs(180), "the better hub to carry the tunnel again", || {
+        let uplink = device.uplink();
+        uplink["hub"] == "hub" && uplink["state"] == "up"
+    });
+    node.run("ping -c 1 -W 5 10.9.0.1");
+    assert_eq!(device.uplink()["history"][0]["code"], "failback", "{:#}", device.uplink());
+}
+
+/// IPv6 inside and outside, by the other kind of socket too: an echo in the tunnel needs CAP_NET_RAW and nothing else.
+#[test]
+fn over_ipv6() {
+    let (node, far) = (Namespace::new("device"), Namespace::new("hub"));
+    wire((&node, "wan", "2001:db8::2/64"), (&far, "wan", "2001:db8::1/64"));
+    let hub = PlainWireGuard::new(&far, "wg0", 51820, "fd09::1/64");
+    let hubs = [Hub { name: "hub", public_key: &hub.public_key, endpoint: "[2001:db8::1]:51820", address: "fd09::1" }];
+    let mut device = Device::new(&node, "fd09::2/64", &hubs);
+    hub.peer(&device.public_key, "allowed-ips fd09::2/128");
+    device.start();
+    device.wait_up(20, "fd09::1");
+}
