@@ -80,8 +80,7 @@ async fn supervise(config: Arc<Config>, keys: crate::net::derive::Keys) -> Outco
     let (choice, status_of_uplink) = start_uplink(&mut tasks, &config, wake, &vitals_out);
     let grants = access::start(&mut tasks, &config, &vitals_out, clock);
     let admitted = grants.as_ref().map(|g| g.admitted.clone());
-    let sources =
-        Sources { keys, uplink: choice, names, admitted, imperative: None, overrides: None, repair: None };
+    let sources = Sources { keys, uplink: choice, names, admitted, imperative: None, overrides: None, repair: None };
 
     let path = config.node.runtime_dir.join(SOCKET);
     let uplink = move || status_of_uplink.as_ref().map(|s| vitals::report(&s.borrow(), clock.now()));
