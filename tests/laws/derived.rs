@@ -1,1 +1,123 @@
 //! Laws of `derive`: whatever is configured and published, what is wanted is something the kernel can have.
+use crate::world::{name, net, peer_key, secret};
+use proptest::collection::{btree_map, btree_set, vec};
+use proptest::prelude::*;
+use spoke::config::Config;
+use spoke::net::derive::{Admitted, Facts, HubPeer, Keys, UplinkChoice, derive};
+use spoke::net::imperative::{Device, Imperative, ImperativeLink, ImperativePeer, Table};
+use spoke::net::state::{Desired, Endpoint};
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+const NETS: [&str; 6] = ["10.8.0.1/32", "10.8.0.0/24", "10.9.0.0/16", "10.9.7.0/24", "0.0.0.0/0", "fd00:8::/64"];
+
+fn any_nets() -> impl Strategy<Value = BTreeSet<&'static str>> {
+    btree_set(0..NETS.len(), 0..3).prop_map(|all| all.into_iter().map(|i| NETS[i]).collect())
+}
+
+/// Two hubs on `wg0` and some peers, node ids and all.
+fn text(peers: &[(u8, BTreeSet<&'static str>)], nft: bool, hubs: &[BTreeSet<&'static str>; 2]) -> String {
+    let list = |nets: &BTreeSet<&str>| nets.iter().map(|n| format!("\"{n}\"")).collect::<Vec<_>>().join(",");
+    let mut text = format!(
+        "[[interface]]\nname = \"wg0\"\nnested_allowed_ips = true\ntable = 1000\naddresses = [\"10.8.0.9/24\"]\n{}",
+        if nft { "access = \"nft\"\n" } else { "" }
+    );
+    for (key, nets) in peers {
+        let _ = write!(
+            text,
+            "[[interface.peer]]\npublic_key = \"{}\"\nnode_id = \"node-{key}\"\nallowed_ips = [{}]\n",
+            peer_key(*key),
+            list(nets)
+        );
+    }
+    let _ = writeln!(text, "[uplink]\ninterface = \"wg0\"");
+    for (i, nets) in hubs.iter().enumerate() {
+        let mut nets = nets.clone();
+        nets.insert("10.8.0.1/32");
+        let _ = write!(
+            text,
+            "[[uplink.hub]]\nname = \"hub{i}\"\npublic_key = \"{}\"\nendpoint = \"192.0.2.{i}:51820\"\naddress = \"10.8.0.1\"\nallowed_ips = [{}]\n",
+            peer_key(50 + u8::try_from(i).unwrap()),
+            list(&nets)
+        );
+    }
+    text
+}
+
+fn imperative(links: &[(bool, Vec<(u8, BTreeSet<&'static str>)>)]) -> Imperative {
+    let one = |(i, (device, peers)): (usize, &(bool, Vec<(u8, BTreeSet<&str>)>))| {
+        let device = device.then(|| {
+            Arc::new(Device {
+                private_key: secret(100),
+                listen_port: None,
+                fwmark: 0,
+                addresses: [net("10.77.0.1/24")].into(),
+                mtu: None,
+                dns: Vec::new(),
+                table: Table::Auto,
+            })
+        });
+        let peers = peers.iter().map(|(key, nets)| {
+            let allowed_ips = nets.iter().map(|n| net(n)).collect();
+            (peer_key(*key), Arc::new(ImperativePeer { allowed_ips, ..ImperativePeer::default() }))
+        });
+        (name(&format!("wg{i}")), ImperativeLink { device, down: false, peers: peers.collect() })
+    };
+    Imperative { links: links.iter().enumerate().map(one).collect() }
+}
+
+proptest! {
+    #[test]
+    fn no_network_has_two_holders_and_no_route_is_without_one(
+        peers in btree_map(0u8..5, any_nets(), 0..4),
+        nft: bool,
+        admitted in btree_set(0u8..5, 0..4),
+        hubs in [any_nets(), any_nets()],
+        standby: bool,
+        set in vec((any::<bool>(), vec((0u8..60, any_nets()), 0..3)), 0..3),
+    ) {
+        let peers: Vec<_> = peers.into_iter().collect();
+        let text = text(&peers, nft, &hubs);
+        // What the configuration refuses never gets here.
+        let Ok(config) = Config::from_text(Some(("spoke.toml", &text)), []) else { return Ok(()) };
+        let uplink = config.uplink.clone().unwrap();
+        let hub = |i: usize| HubPeer {
+            hub: Arc::new(uplink.hubs[i].clone()),
+            endpoint: Some(Endpoint { addr: ([192, 0, 2, 1], 51820).into(), attempt: 0 }),
+        };
+        let choice = UplinkChoice {
+            interface: name("wg0"), active: hub(1), standby: standby.then(|| hub(0)), port_epoch: 0, rebuild: 0,
+        };
+        let granted = admitted.iter().map(|k| (format!("node-{k}").parse().unwrap(), peer_key(*k))).collect();
+        let facts = Facts {
+            keys: Arc::new(Keys { private: [(name("wg0"), secret(9))].into(), ..Keys::default() }),
+            uplink: Some(Arc::new(choice)),
+            admitted: Arc::new(Admitted(granted)),
+            imperative: Arc::new(imperative(&set)),
+            ..Facts::default()
+        };
+        let last = Desired::default();
+        let Ok(desired) = derive(&config, &facts, &last) else { return Ok(()) };
+        for (link_name, link) in &desired.links {
+            let mut seen = BTreeSet::new();
+            for (key, peer) in &link.peers {
+                prop_assert_ne!(*key, link.private_key.public());
+                for net in &peer.allowed_ips {
+                    prop_assert_eq!(net.trunc(), *net);
+                    prop_assert!(seen.insert(*net), "{} has two holders on {}", net, link_name);
+                }
+            }
+            prop_assert!(link.routes.iter().all(|r| seen.contains(&r.to)), "a route to nobody");
+        }
+        // Nobody is a peer without a grant where grants decide; hubs are not granted.
+        let wg0 = &desired.links[&name("wg0")];
+        if nft {
+            for key in wg0.peers.keys().filter(|k| **k != peer_key(50) && **k != peer_key(51)) {
+                prop_assert!(admitted.iter().any(|a| peer_key(*a) == *key), "{:?} was not granted", key);
+            }
+        }
+        // The same again is the same, generation included.
+        prop_assert_eq!(derive(&config, &facts, &desired).unwrap(), desired);
+    }
+}

@@ -1,1 +1,153 @@
 //! Plans as people see them, kept as text in `tests/golden`. `SPOKE_BLESS=1` writes them anew; read the difference.
+use crate::world::{World, name, net, peer_key, secret};
+use spoke::net::key::PresharedKey;
+use spoke::net::render;
+use spoke::net::state::{Desired, DriftPolicy, Endpoint, Link, ListenPort, ObservedPeer, Peer, Route, TABLE_MAIN};
+use std::path::Path;
+
+fn hub() -> Peer {
+    Peer {
+        preshared_key: Some(PresharedKey::from_bytes([4; 32])),
+        allowed_ips: [net("10.8.0.0/24"), net("10.9.0.0/16"), net("fd00:9::/48")].into(),
+        keepalive: 25,
+        endpoint: Some(Endpoint { addr: ([192, 0, 2, 1], 51820).into(), attempt: 0 }),
+    }
+}
+
+fn link() -> Link {
+    let main = |to| Route { to: net(to), table: TABLE_MAIN };
+    Link {
+        private_key: secret(1),
+        listen_port: ListenPort::Random { epoch: 0 },
+        fwmark: 0,
+        mtu: 1280,
+        addresses: [net("10.8.0.2/24"), net("fd00:8::2/64")].into(),
+        peers: [(peer_key(1), hub())].into(),
+        routes: [main("10.9.0.0/16"), main("fd00:9::/48")].into(),
+        up: true,
+        policy: DriftPolicy::Enforce,
+        remove_unknown: true,
+        rebuild: 0,
+    }
+}
+
+fn wanted(link: Link) -> Desired {
+    Desired { generation: 1, links: [(name("wg0"), link)].into() }
+}
+
+/// A world in which `link` was reached.
+fn reached() -> World {
+    let mut world = World::new();
+    world.pass(&wanted(link()));
+    world
+}
+
+/// Compares what would be done with the text of that name.
+fn golden(file: &str, world: &mut World, want: &Desired) {
+    let plan = world.plan(want);
+    let text = render::plan(&plan, &world.observe(want));
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format!("{file}.txt"));
+    if std::env::var_os("SPOKE_BLESS").is_some() {
+        std::fs::write(&path, &text).expect("the text can be written");
+    }
+    let kept =
+        std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}; SPOKE_BLESS=1 writes it", path.display()));
+    assert_eq!(text, kept, "{file}: if this is meant, SPOKE_BLESS=1 writes it anew");
+}
+
+#[test]
+fn first_start() {
+    golden("first-start", &mut World::new(), &wanted(link()));
+}
+
+#[test]
+fn nothing_to_do() {
+    golden("nothing-to-do", &mut reached(), &wanted(link()));
+}
+
+#[test]
+fn somebody_took_things_away() {
+    let mut world = reached();
+    world.others.remove_route("wg0", Route { to: net("10.9.0.0/16"), table: TABLE_MAIN });
+    world.others.remove_address("wg0", net("10.8.0.2/24"));
+    world.others.remove_peer("wg0", &peer_key(1));
+    golden("taken-away", &mut world, &wanted(link()));
+}
+
+#[test]
+fn somebody_changed_things() {
+    let mut world = reached();
+    let allowed_ips = [net("0.0.0.0/0")].into();
+    world.others.set_peer("wg0", peer_key(1), ObservedPeer { allowed_ips, ..ObservedPeer::default() });
+    world.others.set_peer("wg0", peer_key(2), ObservedPeer::default());
+    world.others.set_device("wg0", Some(&secret(2)), None, Some(7));
+    world.others.set_mtu("wg0", 1420);
+    world.others.add_address("wg0", net("10.66.0.1/24"));
+    golden("changed", &mut world, &wanted(link()));
+}
+
+#[test]
+fn the_link_was_set_down() {
+    let mut world = reached();
+    world.others.set_up("wg0", false);
+    golden("set-down", &mut world, &wanted(link()));
+}
+
+#[test]
+fn readdressed_with_a_fixed_port() {
+    let mut want = link();
+    want.addresses = [net("10.18.0.2/24")].into();
+    want.listen_port = ListenPort::Fixed(51820);
+    want.mtu = 1420;
+    golden("readdressed", &mut reached(), &wanted(want));
+}
+
+#[test]
+fn peers_come_go_and_change() {
+    let mut want = link();
+    let peer = |text: &str| Peer { allowed_ips: [net(text)].into(), ..Peer::default() };
+    want.peers.insert(peer_key(3), peer("10.11.0.0/16"));
+    let hub = want.peers.get_mut(&peer_key(1)).unwrap();
+    hub.endpoint = Some(Endpoint { addr: "[2001:db8::1]:51820".parse().unwrap(), attempt: 0 });
+    hub.preshared_key = None;
+    hub.keepalive = 0;
+    hub.allowed_ips = [net("10.8.0.0/24")].into();
+    want.routes.clear();
+    let mut world = reached();
+    let mut before = link();
+    before.peers.insert(peer_key(2), peer("10.10.0.0/16"));
+    world.pass(&wanted(before));
+    golden("peers", &mut world, &wanted(want));
+}
+
+#[test]
+fn only_watched() {
+    let mut world = reached();
+    world.others.set_mtu("wg0", 1420);
+    world.others.set_peer("wg0", peer_key(2), ObservedPeer::default());
+    golden("watched", &mut world, &wanted(Link { policy: DriftPolicy::Observe, ..link() }));
+}
+
+#[test]
+fn unknown_peers_stay() {
+    let mut world = reached();
+    world.others.set_peer("wg0", peer_key(2), ObservedPeer::default());
+    golden("unknown-peer", &mut world, &wanted(Link { remove_unknown: false, ..link() }));
+}
+
+#[test]
+fn a_name_is_taken() {
+    let mut world = World::new();
+    world.others.add_link("wg0", false);
+    golden("name-taken", &mut world, &wanted(link()));
+}
+
+#[test]
+fn rebuilt() {
+    golden("rebuilt", &mut reached(), &wanted(Link { rebuild: 1, ..link() }));
+}
+
+#[test]
+fn not_wanted_any_more() {
+    golden("not-wanted", &mut reached(), &Desired::default());
+}
