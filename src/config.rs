@@ -3,6 +3,7 @@
 //! Layers, later ones win: built-in defaults < the file (`/etc/spoke/spoke.toml`) < environment variables
 //! `SPOKE__SECTION__KEY`. Every fault of every layer is reported at once, with file, key and remedy. One section per
 //! task; each section lives in its own file here.
+pub mod agent;
 pub mod clock;
 pub mod grants;
 pub mod health;
@@ -72,6 +73,8 @@ pub struct Config {
     pub grants: Option<grants::Grants>,
     /// `[update]`: updates of an image with two slots.
     pub update: update::Update,
+    /// `[agent]`: the signed node agent API.
+    pub agent: agent::Agent,
     /// `[[interface]]`: WireGuard interfaces.
     #[serde(rename = "interface")]
     pub interfaces: Vec<interface::Interface>,
@@ -122,9 +125,10 @@ impl Config {
         let health = root.section("health", |t| health::Health::read(t));
         let update = root.section("update", |t| update::Update::read(t));
         let grants = if root.has("grants") { root.section("grants", |t| grants::Grants::read(t, &node)) } else { None };
+        let agent = root.section("agent", |t| agent::Agent::read(t));
         let interfaces = root.tables("interface", |t| interface::Interface::read(t, &node));
         root.finish();
-        let config = Self { node, uplink, clock, health, update, grants, interfaces };
+        let config = Self { node, uplink, clock, health, update, grants, agent, interfaces };
         config.cross_check(name, &mut faults);
         if faults.is_empty() { Ok(config) } else { Err(Faults(faults)) }
     }

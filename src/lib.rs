@@ -34,6 +34,9 @@
 /// The version, as the package has it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+pub mod agent;
+pub mod audit;
+pub mod change;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -1,5 +1,9 @@
 //! `spoke run`: the composition root. Configuration → identity → kernel → uplink → local endpoints.
 use super::{Outcome, access, clock, load, runtime, vitals};
+use crate::agent::task as agent;
+use crate::audit::task::Trail;
+use crate::change::task::{self as change, Changes};
+use crate::clock::Anchor;
 use crate::clock::task::Keeper;
 use crate::config::Config;
 use crate::config::types::HostPort;
@@ -42,6 +46,7 @@ pub fn run(config: &Path) -> Outcome {
             tracing::warn!(error = %e, "the clock is behind and may not be set from here: enable spoke-clock.service")
         }
     }
+    agent::check(&config)?;
     let runtime = runtime()?;
     let outcome = runtime.block_on(supervise(config, keys));
     // A blocked look-up must not hold up the exit.
@@ -70,17 +75,32 @@ async fn supervise(config: Arc<Config>, keys: crate::net::derive::Keys) -> Outco
     }
 
     let (_confirmed, confirmed) = watch::channel(None);
-    let (trusted, _) = watch::channel(None);
+    let (trusted, believed) = watch::channel(None);
     let (state_dir, every) = (config.node.state_dir.clone(), config.clock.stamp_every);
     let keeper = move || Keeper::new(clock, &state_dir, every, trusted.clone(), confirmed.clone());
     let last_stamp = keeper.clone();
     tasks.restarting("clock", seed, move || keeper().run());
 
+    let changes = start_changes(&mut tasks, &config, &net, believed)?;
+    if config.agent.enabled {
+        let (config, net, changes, stop) = (config.clone(), net.clone(), changes.handle.clone(), stopping.subscribe());
+        let board = agent::Board { clock, started, config, net, changes, stop };
+        tasks.restarting("agent", seed, move || agent::run(board.clone()));
+    }
+
     let names = start_names(&mut tasks, &config, &wake);
     let (choice, status_of_uplink) = start_uplink(&mut tasks, &config, wake, &vitals_out);
     let grants = access::start(&mut tasks, &config, &vitals_out, clock);
     let admitted = grants.as_ref().map(|g| g.admitted.clone());
-    let sources = Sources { keys, uplink: choice, names, admitted, imperative: None, overrides: None, repair: None };
+    let sources = Sources {
+        keys,
+        uplink: choice,
+        names,
+        admitted,
+        imperative: Some(changes.facts.0),
+        overrides: None,
+        repair: Some(changes.facts.1),
+    };
 
     let path = config.node.runtime_dir.join(SOCKET);
     let uplink = move || status_of_uplink.as_ref().map(|s| vitals::report(&s.borrow(), clock.now()));
@@ -122,6 +142,30 @@ fn start_names(
         names::task::run(config.clone(), resolver.clone(), seed(), known.clone(), wake.clone())
     });
     Some(addresses)
+}
+
+/// Where changes are asked for, and the facts they become.
+struct Changing {
+    handle: Changes,
+    facts: change::Facts,
+}
+
+/// Starts the ledger of changes and the audit trail.
+fn start_changes(
+    tasks: &mut Supervisor,
+    config: &Arc<Config>,
+    net: &watch::Receiver<crate::net::task::Status>,
+    trusted: watch::Receiver<Option<Anchor>>,
+) -> Result<Changing, super::Failure> {
+    let dir = &config.node.state_dir;
+    let (trail, audit) = Trail::open(dir, SystemClock, trusted.clone())?;
+    tasks.vital("audit", trail.run());
+    let (ledger, handle, facts) =
+        change::Ledger::open(dir, config.clone(), SystemClock, net.clone(), trusted, audit.clone())?;
+    tasks.vital("changes", ledger.run());
+    let net = net.clone();
+    tasks.vital("repairs", crate::audit::task::repairs(net, audit, SystemClock));
+    Ok(Changing { handle, facts })
 }
 
 /// Starts the hub session where an uplink is configured; gives the channels of its choice and of its status.

@@ -7,17 +7,14 @@ use crate::http::limit::Rate;
 use crate::http::{Request, Response};
 use crate::net::task::Status;
 use crate::sys::clock::Clock;
-use crate::sys::http_server::{Limits, Plain, Server, Service, stopped};
+use crate::sys::http_server::{Limits, Listeners, Plain, Server, Service, stopped, with_own_addresses};
 use crate::time::Boot;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 
 /// What strangers may cost the local endpoints. Requests have no body.
 pub const LIMITS: Limits = Limits {
@@ -150,25 +147,15 @@ impl<C: Clock> Service for Shared<C> {
 /// Serves until the process stops.
 pub async fn run<C: Clock>(mut board: Board<C>) -> Result<(), Infallible> {
     let endpoints = Arc::new(Endpoints::new(&board));
-    let server = Arc::new(Server::new(Shared(endpoints.clone()), Plain, LIMITS));
-    let mut tasks = JoinSet::new();
-    let mut open: BTreeMap<SocketAddr, watch::Sender<bool>> = BTreeMap::new();
+    let mut listeners = Listeners::new(Server::new(Shared(endpoints.clone()), Plain, LIMITS));
     loop {
         let wanted = {
             let status = board.net.borrow_and_update();
             endpoints.take(&status, &board.vitals.borrow_and_update());
-            listen_addresses(&board.config, &status)
+            let own = status.desired.links.values().flat_map(|l| &l.addresses).map(|net| net.addr());
+            with_own_addresses(&board.config.health.listen, own.filter(|_| board.config.health.tunnel))
         };
-        // An address that went away takes its listener along; dropping the sender is the stop sign.
-        open.retain(|addr, _| wanted.contains(addr));
-        for addr in wanted {
-            open.entry(addr).or_insert_with(|| {
-                let (stop, stopped) = watch::channel(false);
-                let server = server.clone();
-                tasks.spawn(async move { server.run(&[addr], stopped).await });
-                stop
-            });
-        }
+        listeners.set(&wanted);
         loop {
             tokio::select! {
                 net = board.net.changed() => match net {
@@ -181,28 +168,12 @@ pub async fn run<C: Clock>(mut board: Board<C>) -> Result<(), Infallible> {
                     Err(_) => break,
                 },
                 () = stopped(&mut board.stop) => {
-                    open.clear();
-                    while tasks.join_next().await.is_some() {}
+                    listeners.close().await;
                     return Ok(());
                 }
-                Some(_) = tasks.join_next(), if !tasks.is_empty() => {}
             }
         }
     }
-}
-
-/// The configured addresses, and those of our interfaces at the same port.
-fn listen_addresses(config: &Config, status: &Status) -> BTreeSet<SocketAddr> {
-    let health = &config.health;
-    let mut out: BTreeSet<SocketAddr> = health.listen.iter().copied().collect();
-    // A wildcard address has them all already.
-    let everywhere =
-        |ip: std::net::IpAddr| health.listen.iter().any(|l| l.ip().is_unspecified() && l.is_ipv4() == ip.is_ipv4());
-    if let Some(first) = health.listen.first().filter(|_| health.tunnel) {
-        let own = status.desired.links.values().flat_map(|l| &l.addresses).map(|net| net.addr());
-        out.extend(own.filter(|ip| !everywhere(*ip)).map(|ip| SocketAddr::new(ip, first.port())));
-    }
-    out
 }
 
 #[cfg(test)]

@@ -180,6 +180,8 @@ pub struct Status {
     pub failures: u64,
     /// What the API had set when the last pass began; the pass dealt with it, one way or the other.
     pub imperative: Arc<Imperative>,
+    /// The last repair asked for that was carried out.
+    pub repaired: u64,
     /// The last drifts, oldest first.
     pub drifts: VecDeque<Drifted>,
     /// Drifts since start.
@@ -301,7 +303,8 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
             if left.steps.is_empty() && troubles.is_empty() {
                 memory.adopt(&desired, &known);
                 self.report(true, troubles, desired, known, left, deeds);
-                self.publish(|s| s.imperative = imperative);
+                let repaired = memory.repaired;
+                self.publish(|s| (s.imperative, s.repaired) = (imperative, repaired));
                 return Ok(Pass::Clean);
             }
         }
@@ -328,8 +331,9 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         troubles.extend(left.blocked.iter().map(|b| Trouble { code: "name_taken", detail: b.to_string() }));
         let clean = troubles.is_empty() && left.steps.is_empty();
         self.report(clean, troubles, desired, observed, left, deeds);
+        let repaired = memory.repaired;
         self.publish(|s| {
-            s.imperative = imperative;
+            (s.imperative, s.repaired) = (imperative, repaired);
             s.drift_count += drifts.len() as u64;
             s.drifts.extend(drifts);
             let excess = s.drifts.len().saturating_sub(MAX_HISTORY);

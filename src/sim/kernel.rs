@@ -562,6 +562,12 @@ impl Handle {
         lock(&self.state).links.iter().map(|(n, l)| (n.clone(), l.wireguard)).collect()
     }
 
+    /// The peers of a link; none if there is no such link.
+    #[must_use]
+    pub fn peers(&self, link: &str) -> BTreeMap<PublicKey, ObservedPeer> {
+        lock(&self.state).links.get(link).map(|l| l.peers.clone()).unwrap_or_default()
+    }
+
     /// Somebody removes a peer; nothing announces it.
     pub fn remove_peer(&self, link: &str, peer: &PublicKey) {
         self.tamper_device(link, |l| l.remove_peer(peer));

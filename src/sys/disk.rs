@@ -54,7 +54,7 @@ impl DiskError {
         Self::Read { path: path.to_owned(), source: source.into() }
     }
 
-    fn write(path: &Path, source: impl Into<std::io::Error>) -> Self {
+    pub(super) fn write(path: &Path, source: impl Into<std::io::Error>) -> Self {
         let source = source.into();
         let remedy = match source.kind() {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => "free some space on its file system",

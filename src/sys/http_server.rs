@@ -9,7 +9,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::header::{HOST, HeaderValue};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
@@ -171,6 +171,53 @@ impl<S: Service, W: Wrap> Server<S, W> {
         }
         let _ = timeout(GRACE, async { while open.join_next().await.is_some() {} }).await;
     }
+}
+
+/// A server at a set of addresses that may change: our tunnel addresses come and go.
+#[derive(Debug)]
+pub struct Listeners<S, W> {
+    server: Arc<Server<S, W>>,
+    tasks: JoinSet<()>,
+    open: BTreeMap<SocketAddr, watch::Sender<bool>>,
+}
+
+impl<S: Service, W: Wrap> Listeners<S, W> {
+    /// Listens nowhere yet.
+    pub fn new(server: Server<S, W>) -> Self {
+        Self { server: Arc::new(server), tasks: JoinSet::new(), open: BTreeMap::new() }
+    }
+
+    /// Listens at these addresses and no others from now on.
+    pub fn set(&mut self, wanted: &BTreeSet<SocketAddr>) {
+        // Dropping the sender is the stop sign.
+        self.open.retain(|addr, _| wanted.contains(addr));
+        for addr in wanted {
+            self.open.entry(*addr).or_insert_with(|| {
+                let (stop, stopped) = watch::channel(false);
+                let (server, addr) = (self.server.clone(), *addr);
+                self.tasks.spawn(async move { server.run(&[addr], stopped).await });
+                stop
+            });
+        }
+        while self.tasks.try_join_next().is_some() {}
+    }
+
+    /// Stops listening and lets open requests end.
+    pub async fn close(mut self) {
+        self.open.clear();
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+/// The configured addresses and, at the port of the first of them, those of our interfaces.
+pub fn with_own_addresses(listen: &[SocketAddr], own: impl IntoIterator<Item = IpAddr>) -> BTreeSet<SocketAddr> {
+    let mut out: BTreeSet<SocketAddr> = listen.iter().copied().collect();
+    // A wildcard address has them all already.
+    let everywhere = |ip: &IpAddr| listen.iter().any(|l| l.ip().is_unspecified() && l.is_ipv4() == ip.is_ipv4());
+    if let Some(first) = listen.first() {
+        out.extend(own.into_iter().filter(|ip| !everywhere(ip)).map(|ip| SocketAddr::new(ip, first.port())));
+    }
+    out
 }
 
 /// Binds without waiting for the address to exist.

@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::config::types::KeySource;
 use crate::net::derive::Keys;
 use crate::net::key::{PresharedKey, SecretKey};
+use crate::secret::Secret;
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
@@ -125,6 +126,20 @@ pub fn line(source: &KeySource) -> Result<Zeroizing<String>, KeyError> {
     }
 }
 
+/// Reads a shared secret as it is, such as that of the agent API.
+pub fn shared_secret(source: &KeySource) -> Result<Secret<Vec<u8>>, KeyError> {
+    match read_bytes(source)? {
+        Some(bytes) => Ok(Secret::new(bytes.to_vec())),
+        None => match source {
+            KeySource::File(_) => Err(KeyError::Missing {
+                origin: source.clone(),
+                remedy: "make one: `(umask 077; head -c 32 /dev/urandom | base64 > FILE)`, and give it to the panel",
+            }),
+            KeySource::Credential(_) => Err(no_credential(source)),
+        },
+    }
+}
+
 /// Makes a state directory that only its owner can enter.
 pub fn ensure_dir(dir: &Path) -> Result<(), DiskError> {
     use std::os::unix::fs::DirBuilderExt as _;
@@ -142,15 +157,15 @@ fn no_credential(source: &KeySource) -> KeyError {
     }
 }
 
+fn read_bytes(source: &KeySource) -> Result<Option<Zeroizing<Vec<u8>>>, DiskError> {
+    match source {
+        KeySource::File(path) => read_secret(path, MAX_FILE),
+        KeySource::Credential(name) => credential(name).map_or(Ok(None), |path| read_credential(&path)),
+    }
+}
+
 fn read(source: &KeySource) -> Result<Option<Zeroizing<String>>, KeyError> {
-    let bytes = match source {
-        KeySource::File(path) => read_secret(path, MAX_FILE)?,
-        KeySource::Credential(name) => match credential(name) {
-            Some(path) => read_credential(&path)?,
-            None => None,
-        },
-    };
-    let Some(bytes) = bytes else { return Ok(None) };
+    let Some(bytes) = read_bytes(source)? else { return Ok(None) };
     match std::str::from_utf8(&bytes) {
         Ok(text) => Ok(Some(Zeroizing::new(text.to_owned()))),
         Err(_) => Err(KeyError::NotAKey(source.clone())),

@@ -5,6 +5,7 @@ use crate::net::state::{
     Desired, DriftPolicy, IfName, Link as Wanted, ListenPort, Observed, ObservedLink, ObservedPeer, Peer,
 };
 use crate::sys::clock::SystemClock;
+use std::collections::BTreeSet;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 

@@ -63,6 +63,8 @@ fn seen(peers: &BTreeMap<u8, (u8, Option<u8>, u16)>) -> Observed {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
     #[test]
     fn drift_is_what_a_plan_would_change(
         want in proptest::collection::btree_map(0u8..6, peer_strategy(), 0..6),

@@ -1,0 +1,13 @@
+//! The node agent API: existing multi-node panels drive this node through signed HTTP requests.
+//!
+//! Pure parts: who asked ([`auth`], [`replay`]), what is asked ([`json`], [`body`], [`wgconf`], [`routes`]), what is
+//! answered ([`answer`]). [`task`] serves it. Whatever a request changes is an edit of [`crate::change`].
+pub mod answer;
+pub mod auth;
+pub mod body;
+pub mod json;
+pub mod openapi;
+pub mod replay;
+pub mod routes;
+pub mod task;
+pub mod wgconf;

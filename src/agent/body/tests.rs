@@ -1,0 +1,111 @@
+//! Good bodies, every kind of bad one, and bytes nobody meant.
+use super::*;
+use proptest::prelude::*;
+use serde_json::json;
+
+const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+
+fn faults<T: std::fmt::Debug>(read: Result<T, BadBody>) -> Vec<(String, &'static str)> {
+    match read.unwrap_err() {
+        BadBody::Malformed(e) => vec![(e, "malformed")],
+        BadBody::Invalid(list) => list
+            .iter()
+            .map(|f| (f.loc.iter().map(|l| l.to_string().replace('"', "")).collect::<Vec<_>>().join("."), f.kind))
+            .collect(),
+    }
+}
+
+fn bytes(value: &Value) -> Vec<u8> {
+    value.to_string().into_bytes()
+}
+
+#[test]
+fn peers() {
+    let (peer, confirm) = new_peer(&bytes(&json!({"public_key": KEY, "allowed_ips": ["10.0.1.2/32", "10.0.1.3"], "preshared_key": null, "persistent_keepalive": 25}))).unwrap();
+    assert_eq!((peer.values.allowed_ips.unwrap().len(), peer.values.keepalive, confirm), (2, Some(25), None));
+    let (peer, _) = new_peer(&bytes(&json!({"public_key": KEY}))).unwrap();
+    assert_eq!((peer.values.allowed_ips, peer.values.keepalive), (Some(BTreeSet::new()), Some(0)));
+    let (values, confirm) = peer_values(&bytes(&json!({"allowed_ips": [], "confirm_within": 30}))).unwrap();
+    assert_eq!((values.allowed_ips, values.keepalive), (Some(BTreeSet::new()), None));
+    assert_eq!(confirm, Some(Duration::from_secs(30)));
+
+    let one = |kind| vec![("body.public_key".to_owned(), kind)];
+    assert_eq!(faults(new_peer(b"{}")), one("missing"));
+    for bad in ["AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHg==", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8g", "", "x"]
+    {
+        assert_eq!(faults(new_peer(&bytes(&json!({"public_key": bad})))), one("value_error"), "31 and 33 bytes: {bad}");
+    }
+    assert_eq!(faults(new_peer(&bytes(&json!({"public_key": 5})))), one("string_type"));
+    let many = json!({"public_key": KEY, "allowed_ips": ["10.0.0.1/24", "::ffff:10.0.0.0/120", 7], "persistent_keepalive": 65536});
+    assert_eq!(
+        faults(new_peer(&bytes(&many))),
+        [
+            ("body.allowed_ips.0".to_owned(), "value_error"),
+            ("body.allowed_ips.1".to_owned(), "value_error"),
+            ("body.allowed_ips.2".to_owned(), "value_error"),
+            ("body.persistent_keepalive".to_owned(), "less_than_equal"),
+        ]
+    );
+    for bad in ["", "[", "{\"public_key\":\"a\",\"public_key\":\"b\"}"] {
+        assert_eq!(faults(new_peer(bad.as_bytes()))[0].1, "malformed", "{bad}");
+    }
+    assert_eq!(faults(new_peer(b"[]")), [("body".to_owned(), "model_type")]);
+    assert_eq!(faults(peer_values(&bytes(&json!({"persistent_keepalive": -1}))))[0].1, "less_than_equal");
+    assert_eq!(faults(peer_values(&bytes(&json!({"persistent_keepalive": "25"}))))[0].1, "int_type");
+    assert_eq!(faults(bare(&bytes(&json!({"confirm_within": 0}))))[0].1, "greater_than_equal");
+}
+
+#[test]
+fn files_and_interfaces() {
+    let file = |text: &str| bytes(&json!({"config": STANDARD.encode(text)}));
+    assert_eq!(syncconf(&file("")).unwrap().0, WgConf::default());
+    assert_eq!(syncconf(&file(&format!("[Peer]\nPublicKey={KEY}\n"))).unwrap().0.peers.len(), 1);
+    for bad in [
+        file("[Interface]\nPostUp = id\n"),
+        bytes(&json!({"config": "%%"})),
+        bytes(&json!({"config": STANDARD.encode([0xff])})),
+    ] {
+        assert_eq!(faults(syncconf(&bad)), [("body.config".to_owned(), "value_error")]);
+    }
+    let text = json!({"private_key": KEY, "listen_port": 51820, "address": "10.0.0.1/24, fd00::1/64", "dns": "1.1.1.1", "table": "off", "post_up": "", "pre_down": null});
+    let (device, _) = device(&bytes(&text)).unwrap();
+    assert_eq!((device.addresses.len(), device.dns.len(), device.table), (2, 1, Table::Off));
+    let bad = json!({"private_key": "x", "post_up": "id", "mtu": 10, "table": "main", "address": ["10.0.0.1/33"], "dns": "one.one"});
+    let keys: Vec<String> = faults(super::device(&bytes(&bad))).into_iter().map(|(k, _)| k).collect();
+    assert_eq!(keys, ["body.private_key", "body.post_up", "body.mtu", "body.address", "body.dns", "body.table"]);
+}
+
+#[test]
+fn faults_never_repeat_a_secret() {
+    let secret = "c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0";
+    for body in
+        [json!({"private_key": secret}), json!({"public_key": KEY, "preshared_key": secret}), json!({"config": secret})]
+    {
+        for said in [
+            format!("{:?}", new_peer(&bytes(&body)).err()),
+            format!("{:?}", device(&bytes(&body)).err()),
+            format!("{:?}", syncconf(&bytes(&body)).err()),
+        ] {
+            assert!(!said.contains(secret), "{said}");
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_panic(bytes: Vec<u8>) {
+        let _ = (new_peer(&bytes), peer_values(&bytes), syncconf(&bytes), device(&bytes), bare(&bytes), reconcile(&bytes));
+    }
+
+    #[test]
+    fn no_json_panics(
+        key in "(public_key|allowed_ips|preshared_key|persistent_keepalive|config|private_key|address|dns|table|mtu|confirm_within)",
+        value in prop_oneof![
+            Just(Value::Null), any::<bool>().prop_map(Value::from), any::<i64>().prop_map(Value::from), any::<f64>().prop_map(Value::from),
+            "\\PC{0,50}".prop_map(Value::from), proptest::collection::vec("[0-9a-f.:/]{0,20}", 0..5).prop_map(Value::from),
+        ],
+    ) {
+        let body = bytes(&json!({ key: value }));
+        let _ = (new_peer(&body), peer_values(&body), syncconf(&body), device(&body), bare(&body), reconcile(&body));
+    }
+}

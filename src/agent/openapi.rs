@@ -1,0 +1,28 @@
+//! The OpenAPI document of the agent API, served as `/v1/openapi.json`. `scripts/test-agent` holds the live agent to it.
+
+/// The document.
+pub const DOCUMENT: &str = include_str!("openapi.json");
+
+#[cfg(test)]
+mod tests {
+    use super::super::auth::OPEN;
+    use super::super::routes::resolve;
+    use super::*;
+
+    #[test]
+    fn every_call_it_names_is_served_and_open_ones_say_so() {
+        let document: serde_json::Value = serde_json::from_str(DOCUMENT).unwrap();
+        let mut calls = 0;
+        for (path, methods) in document["paths"].as_object().unwrap() {
+            let key = "+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/s=";
+            let real = path.replace("{if}", "wg0").replace("{key}", key);
+            for (method, call) in methods.as_object().unwrap() {
+                assert!(resolve(&method.to_uppercase(), &real).is_ok(), "{method} {path}");
+                let open = call["security"].as_array().unwrap().is_empty();
+                assert_eq!(open, OPEN.contains(&path.as_str()), "{path}");
+                calls += 1;
+            }
+        }
+        assert_eq!(calls, 19, "and no call is left out");
+    }
+}

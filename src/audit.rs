@@ -1,0 +1,3 @@
+//! Who changed what on this node, when, and what came of it: append-only, hash-chained, bounded.
+pub mod record;
+pub mod task;

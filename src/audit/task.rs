@@ -1,0 +1,180 @@
+//! Writes the trail: one file that grows to a bound, and the one before it.
+use super::record::{Actor, Entry, Event, Head};
+use crate::clock::Anchor;
+use crate::net::task::{Cause, Status};
+use crate::sys::clock::Clock;
+use crate::sys::disk::DiskError;
+use crate::sys::journal::{self, Journal};
+use std::convert::Infallible;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+
+/// File name in the state directory; the one before it has `.1` appended.
+pub const FILE: &str = "audit.log";
+/// Size at which a new file is begun, in bytes; two of them are kept.
+const MAX_BYTES: u64 = 256 * 1024;
+/// Events that may wait to be written.
+const QUEUE: usize = 256;
+/// Longest text of one field, in bytes.
+const MAX_TEXT: usize = 1024;
+
+/// Where events are handed in. Never waits: an event that finds no room is lost and the log says so.
+#[derive(Clone, Debug)]
+pub struct Audit(mpsc::Sender<Event>);
+
+impl Audit {
+    /// Hands in an event.
+    pub fn record(&self, actor: &impl ToString, what: impl Into<String>, result: Result<(), String>) {
+        let result = result.err().unwrap_or_else(|| "done".to_owned());
+        let event = Event { actor: clip(actor.to_string()), what: clip(what.into()), result: clip(result) };
+        if let Err(e) = self.0.try_send(event) {
+            tracing::error!(error = %e, "an audit record was lost");
+        }
+    }
+}
+
+fn clip(mut text: String) -> String {
+    if text.len() > MAX_TEXT {
+        let end = (0..=MAX_TEXT).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
+/// The writing end.
+#[derive(Debug)]
+pub struct Trail<C> {
+    clock: C,
+    trusted: watch::Receiver<Option<Anchor>>,
+    events: mpsc::Receiver<Event>,
+    journal: Journal,
+    head: Head,
+}
+
+impl<C: Clock> Trail<C> {
+    /// Opens the trail in the state directory. Blocks. `trusted` says whether the wall clock is believed.
+    pub fn open(dir: &Path, clock: C, trusted: watch::Receiver<Option<Anchor>>) -> Result<(Self, Audit), DiskError> {
+        let path = dir.join(FILE);
+        let (journal, found) = Journal::open(path)?;
+        if found.dropped > 0 {
+            tracing::warn!(bytes = found.dropped, "the end of the audit trail was damaged and is cut off");
+        }
+        let mut entries = parse(&found.lines);
+        if entries.is_empty() {
+            entries = journal::read(&previous(dir)).map(|f| parse(&f.lines)).unwrap_or_default();
+        }
+        let head = entries.last().map(Entry::head).unwrap_or_default();
+        let (tx, events) = mpsc::channel(QUEUE);
+        Ok((Self { clock, trusted, events, journal, head }, Audit(tx)))
+    }
+
+    /// Writes until nobody can hand in an event any more. An event that cannot be written stays in the log alone.
+    pub async fn run(mut self) -> Result<(), DiskError> {
+        while let Some(event) = self.events.recv().await {
+            let trusted = self.trusted.borrow().is_some();
+            let entry = Entry::after(&self.head, self.clock.wall(), trusted, event);
+            if let Err(error) = self.write(&entry).await {
+                tracing::error!(%error, actor = %entry.actor, what = %entry.what, result = %entry.result, "audit record not written");
+                continue;
+            }
+            self.head = entry.head();
+        }
+        Ok(())
+    }
+
+    async fn write(&mut self, entry: &Entry) -> Result<(), DiskError> {
+        if self.journal.len() > MAX_BYTES {
+            self.journal.rotate().await?;
+        }
+        let line = serde_json::to_vec(entry)
+            .map_err(|e| DiskError::Read { path: self.journal.path().to_owned(), source: e.into() })?;
+        // Not synced: the trail of a second before a power cut is not worth a flash write each.
+        self.journal.append(&line, false).await
+    }
+}
+
+/// Most repairs recorded one by one in an hour; beyond that the log alone has them. A flapping kernel must not wear out
+/// the flash.
+const REPAIRS_PER_HOUR: u32 = 60;
+
+/// Records what the reconcile task repaired, an entry for each pass that repaired anything.
+pub async fn repairs<C: Clock>(mut net: watch::Receiver<Status>, audit: Audit, clock: C) -> Result<(), Infallible> {
+    let (mut seen, mut hour, mut left) = (net.borrow().repairs, clock.now(), REPAIRS_PER_HOUR);
+    while net.changed().await.is_ok() {
+        let (count, what) = {
+            let status = net.borrow_and_update();
+            let fresh = status.repairs.saturating_sub(seen);
+            seen = status.repairs;
+            let drift = status.history.iter().rev().filter(|d| d.cause == Cause::Drift && d.error.is_none());
+            let steps: Vec<&str> =
+                drift.take(usize::try_from(fresh.min(4)).unwrap_or(4)).map(|d| d.what.as_str()).collect();
+            (fresh, steps.join("; "))
+        };
+        if clock.now().since(hour) >= Duration::from_secs(3600) {
+            (hour, left) = (clock.now(), REPAIRS_PER_HOUR);
+        }
+        if count > 0 && left > 0 {
+            left -= 1;
+            let more = if count > 4 { format!(" and {} more", count - 4) } else { String::new() };
+            audit.record(&Actor::Reconcile, format!("repaired drift: {what}{more}"), Ok(()));
+        }
+    }
+    Ok(())
+}
+
+fn previous(dir: &Path) -> PathBuf {
+    dir.join(format!("{FILE}.1"))
+}
+
+fn parse(lines: &[Vec<u8>]) -> Vec<Entry> {
+    lines.iter().filter_map(|l| serde_json::from_slice(l).ok()).collect()
+}
+
+/// The entries in the state directory, oldest first, and how many bytes of them are damaged. Blocks.
+pub fn entries(dir: &Path) -> Result<(Vec<Entry>, u64), DiskError> {
+    let mut found = journal::read(&previous(dir)).unwrap_or_default();
+    let current = match journal::read(&dir.join(FILE)) {
+        Err(DiskError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            journal::Found::default()
+        }
+        other => other?,
+    };
+    found.lines.extend(current.lines);
+    let entries = parse(&found.lines);
+    let damaged = found.dropped + current.dropped + (found.lines.len() - entries.len()) as u64;
+    Ok((entries, damaged))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::verify;
+    use super::*;
+    use crate::sys::clock::SystemClock;
+
+    #[tokio::test]
+    async fn the_chain_goes_on_over_restarts_and_files_and_stays_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        for round in 0..3 {
+            let (trail, audit) = Trail::open(dir.path(), SystemClock, watch::channel(None).1).unwrap();
+            let writer = tokio::spawn(trail.run());
+            for i in 0..900 {
+                audit.record(&Actor::User(0), format!("change {round} {i} {}", "x".repeat(200)), Ok(()));
+                if i % 100 == 0 {
+                    // Let the writer keep up: the queue is bounded.
+                    while audit.0.capacity() < QUEUE {
+                        tokio::task::yield_now().await;
+                    }
+                }
+            }
+            drop(audit);
+            writer.await.unwrap().unwrap();
+        }
+        let (entries, damaged) = entries(dir.path()).unwrap();
+        assert_eq!((verify(&entries).unwrap().unwrap().seq, damaged), (2700, 0));
+        assert!(entries.len() < 2700, "old ones are given up");
+        let bytes: u64 = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
+        assert!(bytes < 3 * MAX_BYTES, "{bytes}");
+    }
+}

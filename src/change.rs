@@ -1,0 +1,9 @@
+//! Changes that a person or a panel makes to this node: edits, their history, confirmation, rollback.
+//!
+//! An edit becomes a fact, `derive` merges it, the reconcile task applies it; only what the kernel then has is written
+//! down. So the history holds good states only, and "previous" is always the good state before the present one.
+pub mod edit;
+pub mod history;
+pub mod record;
+
+pub mod task;

@@ -1,0 +1,461 @@
+//! What can be asked for, and whether it may be: an edit either gives the next imperative state or says who stands in
+//! its way. Nothing that the configuration, the uplink or the grants own can be changed from here.
+use crate::config::Config;
+use crate::config::interface::Access;
+use crate::net::imperative::{Device, Imperative, ImperativeLink, ImperativePeer};
+use crate::net::key::{PresharedKey, PublicKey};
+use crate::net::plan::Unknown;
+use crate::net::state::{Desired, DriftPolicy, IfName, MAX_ALLOWED_IPS, MAX_PEERS, Observed};
+use ipnet::IpNet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// A change asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "`link` and `peer` say what they say in every variant")]
+pub enum Edit {
+    /// Add a peer or set all of it but what is `None`.
+    SetPeer { link: IfName, peer: PublicKey, values: PeerValues },
+    /// Change a peer that is there.
+    ChangePeer { link: IfName, peer: PublicKey, values: PeerValues },
+    /// Remove a peer; one that is not there is no mistake.
+    RemovePeer { link: IfName, peer: PublicKey },
+    /// These peers and no others; the interface's own values only where they are given.
+    SetPeers { link: IfName, peers: BTreeMap<PublicKey, ImperativePeer>, own: OwnValues },
+    /// Make an interface, or set all of one that the API made.
+    SetDevice { link: IfName, device: Device },
+    /// Bring an interface up or down.
+    SetDown { link: IfName, down: bool },
+    /// Delete an interface that the API made; one that is not there is no mistake.
+    DeleteLink { link: IfName },
+}
+
+/// Values of a peer; `None` leaves one as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerValues {
+    /// Extra symmetric key.
+    pub preshared_key: Option<PresharedKey>,
+    /// Networks.
+    pub allowed_ips: Option<BTreeSet<IpNet>>,
+    /// Seconds; 0 is off.
+    pub keepalive: Option<u16>,
+    /// Where to send.
+    pub endpoint: Option<SocketAddr>,
+}
+
+/// Values of the interface in a `wg` file; `None`: not given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OwnValues {
+    /// Its key.
+    pub private_key: Option<crate::net::key::SecretKey>,
+    /// UDP port; 0 is a random one.
+    pub listen_port: Option<u16>,
+    /// Mark; 0 is none.
+    pub fwmark: Option<u32>,
+}
+
+/// Why an edit may not be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Conflict {
+    /// There is no such interface.
+    #[error("Interface {0} not found")]
+    NoLink(IfName),
+    /// There is no such peer.
+    #[error("Peer {1} not found on {0}")]
+    NoPeer(IfName, PublicKey),
+    /// Another peer has the network.
+    #[error("Allowed IP {net} is held by peer {holder}: remove it there first")]
+    Held {
+        /// The network.
+        net: IpNet,
+        /// Who has it.
+        holder: PublicKey,
+    },
+    /// Two peers of one file want the same network.
+    #[error("Allowed IP {net} is given to peer {first} and to peer {second}")]
+    Twice {
+        /// The network.
+        net: IpNet,
+        /// The one.
+        first: PublicKey,
+        /// The other.
+        second: PublicKey,
+    },
+    /// Somebody else declares the peer.
+    #[error("Peer {peer} is declared by {by}: change it there")]
+    PeerDeclared {
+        /// The peer.
+        peer: PublicKey,
+        /// Who.
+        by: &'static str,
+    },
+    /// Somebody else declares the interface.
+    #[error("Interface {link} is declared by {by}: change it there")]
+    LinkDeclared {
+        /// The interface.
+        link: IfName,
+        /// Who.
+        by: &'static str,
+    },
+    /// The interface carries the way to the hub.
+    #[error("Interface {0} carries the uplink: without it the node would be cut off")]
+    CarriesUplink(IfName),
+    /// Grants decide who is a peer there.
+    #[error("Peers of {0} are admitted by their grants: see access in the configuration")]
+    Granted(IfName),
+    /// Policy says not to write.
+    #[error("Interface {0} is only observed: set drift = \"enforce\" in the configuration to change it")]
+    ObservedOnly(IfName),
+    /// An interface of that name is there and not ours.
+    #[error("Interface {0} exists and was made by somebody else: choose another name")]
+    Foreign(IfName),
+    /// The interface's own key.
+    #[error("Peer {0} has the interface's own public key")]
+    OwnKey(PublicKey),
+    /// The port is another interface's.
+    #[error("Port {port} is that of interface {holder}")]
+    PortTaken {
+        /// The port.
+        port: u16,
+        /// Who has it.
+        holder: IfName,
+    },
+    /// More than the bounds allow.
+    #[error("{count} {what} are more than the {max} allowed")]
+    TooMany {
+        /// Peers or allowed-ips.
+        what: &'static str,
+        /// How many.
+        count: usize,
+        /// How many there may be.
+        max: usize,
+    },
+}
+
+impl Conflict {
+    /// Whether what was asked about is simply not there.
+    pub const fn is_missing(&self) -> bool {
+        matches!(self, Self::NoLink(_) | Self::NoPeer(..))
+    }
+}
+
+/// What an edit leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Edited {
+    /// The next state.
+    pub state: Imperative,
+    /// The interface it is about.
+    pub link: IfName,
+    /// Peers nobody declared that shall go as well.
+    pub unknown: Unknown,
+    /// How it was before, for the answers that say so: the interface was up.
+    pub was_up: bool,
+}
+
+/// What edits are judged by.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// Configuration.
+    pub config: &'a Config,
+    /// What was set before.
+    pub state: &'a Imperative,
+    /// What is wanted, from all sources.
+    pub desired: &'a Desired,
+    /// What the kernel has.
+    pub observed: &'a Observed,
+}
+
+impl Edit {
+    /// The interface it is about.
+    pub const fn link(&self) -> &IfName {
+        match self {
+            Self::SetPeer { link, .. }
+            | Self::ChangePeer { link, .. }
+            | Self::RemovePeer { link, .. }
+            | Self::SetPeers { link, .. }
+            | Self::SetDevice { link, .. }
+            | Self::SetDown { link, .. }
+            | Self::DeleteLink { link } => link,
+        }
+    }
+
+    /// For the history and the audit trail; no secret.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::SetPeer { link, peer, .. } => format!("set peer {peer} on {link}"),
+            Self::ChangePeer { link, peer, .. } => format!("change peer {peer} on {link}"),
+            Self::RemovePeer { link, peer } => format!("remove peer {peer} from {link}"),
+            Self::SetPeers { link, peers, .. } => format!("synchronise {link} to {} peers", peers.len()),
+            Self::SetDevice { link, .. } => format!("set interface {link}"),
+            Self::SetDown { link, down: true } => format!("bring {link} down"),
+            Self::SetDown { link, down: false } => format!("bring {link} up"),
+            Self::DeleteLink { link } => format!("delete interface {link}"),
+        }
+    }
+
+    /// The state this edit leads to, or who stands in its way.
+    pub fn carry_out(&self, on: &Context<'_>) -> Result<Edited, Conflict> {
+        let link = self.link();
+        let was_up = on.observed.links.get(link).is_some_and(|l| l.up);
+        let mut out = Edited { state: on.state.clone(), link: link.clone(), unknown: Unknown::Keep, was_up };
+        match self {
+            Self::SetPeer { peer, values, .. } => set_peer(on, &mut out, *peer, values, false)?,
+            Self::ChangePeer { peer, values, .. } => set_peer(on, &mut out, *peer, values, true)?,
+            Self::RemovePeer { peer, .. } => {
+                on.writable(link)?;
+                on.not_declared(link, *peer)?;
+                out.unknown = Unknown::Only([*peer].into());
+                if let Some(l) = out.state.links.get_mut(link) {
+                    l.peers.remove(peer);
+                }
+            }
+            Self::SetPeers { peers, own, .. } => set_peers(on, &mut out, peers, own)?,
+            Self::SetDevice { device, .. } => set_device(on, &mut out, device)?,
+            Self::SetDown { down, .. } => {
+                on.exists(link)?;
+                if *down && on.config.uplink.as_ref().is_some_and(|u| u.interface == *link) {
+                    return Err(Conflict::CarriesUplink(link.clone()));
+                }
+                on.enforced(link)?;
+                out.state.links.entry(link.clone()).or_default().down = *down;
+            }
+            Self::DeleteLink { .. } => {
+                if on.is_configured(link) {
+                    return Err(Conflict::LinkDeclared { link: link.clone(), by: "the configuration" });
+                }
+                out.state.links.remove(link);
+            }
+        }
+        if out.state.links.get(link).is_some_and(ImperativeLink::is_empty) {
+            out.state.links.remove(link);
+        }
+        Ok(out)
+    }
+}
+
+impl Context<'_> {
+    fn is_configured(&self, link: &IfName) -> bool {
+        self.config.interfaces.iter().any(|i| i.name == *link)
+    }
+
+    fn exists(&self, link: &IfName) -> Result<(), Conflict> {
+        let made = self.state.links.get(link).is_some_and(|l| l.device.is_some());
+        if made || self.is_configured(link) { Ok(()) } else { Err(Conflict::NoLink(link.clone())) }
+    }
+
+    fn enforced(&self, link: &IfName) -> Result<(), Conflict> {
+        match self.config.interfaces.iter().find(|i| i.name == *link) {
+            Some(i) if i.drift == DriftPolicy::Observe => Err(Conflict::ObservedOnly(link.clone())),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Peers of the interface may be changed through the API.
+    fn writable(&self, link: &IfName) -> Result<(), Conflict> {
+        self.exists(link)?;
+        self.enforced(link)?;
+        match self.config.interfaces.iter().find(|i| i.name == *link) {
+            Some(i) if i.access == Access::Nft => Err(Conflict::Granted(link.clone())),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Who declares a peer that the API did not set.
+    fn declarer(&self, link: &IfName, peer: PublicKey) -> Option<&'static str> {
+        if self.config.uplink.iter().any(|u| u.interface == *link && u.hubs.iter().any(|h| h.public_key == peer)) {
+            return Some("the uplink");
+        }
+        let configured = self.config.interfaces.iter().find(|i| i.name == *link);
+        if configured.is_some_and(|i| i.peers.iter().any(|p| p.public_key == peer)) {
+            return Some("the configuration");
+        }
+        let ours = self.state.links.get(link).is_some_and(|l| l.peers.contains_key(&peer));
+        let wanted = self.desired.links.get(link).is_some_and(|l| l.peers.contains_key(&peer));
+        (wanted && !ours).then_some("the control plane")
+    }
+
+    fn not_declared(&self, link: &IfName, peer: PublicKey) -> Result<(), Conflict> {
+        match self.declarer(link, peer) {
+            Some(by) => Err(Conflict::PeerDeclared { peer, by }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a declared peer is exactly what is asked for.
+    fn is_declared_so(&self, link: &IfName, peer: PublicKey, asked: &ImperativePeer) -> bool {
+        self.desired.links.get(link).and_then(|l| l.peers.get(&peer)).is_some_and(|p| {
+            p.allowed_ips == asked.allowed_ips
+                && p.keepalive == asked.keepalive
+                && (asked.preshared_key.is_none() || p.preshared_key == asked.preshared_key)
+        })
+    }
+}
+
+fn set_peer(
+    on: &Context<'_>,
+    out: &mut Edited,
+    peer: PublicKey,
+    values: &PeerValues,
+    must_exist: bool,
+) -> Result<(), Conflict> {
+    let link = out.link.clone();
+    on.writable(&link)?;
+    let ours = on.state.links.get(&link).and_then(|l| l.peers.get(&peer));
+    let mut next = match (ours, on.observed.links.get(&link).and_then(|l| l.peers.get(&peer))) {
+        (Some(ours), _) => (**ours).clone(),
+        // A peer that was there before us becomes ours with what it has.
+        (None, Some(there)) => ImperativePeer {
+            preshared_key: there.preshared_key.clone(),
+            allowed_ips: there.allowed_ips.clone(),
+            keepalive: there.keepalive,
+            endpoint: None,
+        },
+        (None, None) if must_exist && on.declarer(&link, peer).is_none() => {
+            return Err(Conflict::NoPeer(link, peer));
+        }
+        (None, None) => ImperativePeer::default(),
+    };
+    if let Some(key) = &values.preshared_key {
+        next.preshared_key = Some(key.clone());
+    }
+    if let Some(nets) = &values.allowed_ips {
+        next.allowed_ips.clone_from(nets);
+    }
+    if let Some(keepalive) = values.keepalive {
+        next.keepalive = keepalive;
+    }
+    if values.endpoint.is_some() {
+        next.endpoint = values.endpoint;
+    }
+    if on.declarer(&link, peer).is_some() && on.is_declared_so(&link, peer, &next) {
+        return Ok(());
+    }
+    on.not_declared(&link, peer)?;
+    let nets = next.allowed_ips.len();
+    if nets > MAX_ALLOWED_IPS {
+        return Err(Conflict::TooMany { what: "allowed IPs of one peer", count: nets, max: MAX_ALLOWED_IPS });
+    }
+    if let Some(want) = on.desired.links.get(&link) {
+        if want.private_key.public() == peer {
+            return Err(Conflict::OwnKey(peer));
+        }
+        if want.peers.len() >= MAX_PEERS && !want.peers.contains_key(&peer) {
+            return Err(Conflict::TooMany { what: "peers", count: want.peers.len() + 1, max: MAX_PEERS });
+        }
+        for (holder, other) in want.peers.iter().filter(|(k, _)| **k != peer) {
+            if let Some(net) = next.allowed_ips.iter().find(|n| other.allowed_ips.contains(*n)) {
+                return Err(Conflict::Held { net: *net, holder: *holder });
+            }
+        }
+    }
+    // Nor may it take a network from a peer that is there although nobody declared it.
+    if let Some(seen) = on.observed.links.get(&link) {
+        let wanted = on.desired.links.get(&link);
+        let undeclared = |k: &PublicKey| *k != peer && !wanted.is_some_and(|w| w.peers.contains_key(k));
+        for (holder, other) in seen.peers.iter().filter(|(k, _)| undeclared(k)) {
+            if let Some(net) = next.allowed_ips.iter().find(|n| other.allowed_ips.contains(*n)) {
+                return Err(Conflict::Held { net: *net, holder: *holder });
+            }
+        }
+    }
+    out.state.links.entry(link).or_default().peers.insert(peer, Arc::new(next));
+    Ok(())
+}
+
+fn set_peers(
+    on: &Context<'_>,
+    out: &mut Edited,
+    peers: &BTreeMap<PublicKey, ImperativePeer>,
+    own: &OwnValues,
+) -> Result<(), Conflict> {
+    let link = out.link.clone();
+    on.writable(&link)?;
+    if peers.len() > MAX_PEERS {
+        return Err(Conflict::TooMany { what: "peers", count: peers.len(), max: MAX_PEERS });
+    }
+    let mut holders: BTreeMap<IpNet, PublicKey> = BTreeMap::new();
+    for (key, peer) in peers {
+        for net in &peer.allowed_ips {
+            if let Some(first) = holders.insert(*net, *key) {
+                return Err(Conflict::Twice { net: *net, first, second: *key });
+            }
+        }
+    }
+    let declared = on.desired.links.get(&link).into_iter().flat_map(|l| l.peers.iter());
+    for (key, wanted) in declared {
+        let Some(by) = on.declarer(&link, *key) else { continue };
+        if !peers.get(key).is_some_and(|asked| on.is_declared_so(&link, *key, asked)) {
+            return Err(Conflict::PeerDeclared { peer: *key, by });
+        }
+        if let Some((net, holder)) = wanted.allowed_ips.iter().find_map(|n| holders.get(n).map(|h| (*n, *h)))
+            && holder != *key
+        {
+            return Err(Conflict::Held { net, holder: *key });
+        }
+    }
+    set_own(on, out, own)?;
+    let old = on.state.links.get(&link);
+    let next = peers.iter().filter(|(key, _)| on.declarer(&link, **key).is_none()).map(|(key, peer)| {
+        // Peers that stay as they are stay the same in memory: the next comparison is quick.
+        let same = old.and_then(|l| l.peers.get(key)).filter(|o| ***o == *peer);
+        (*key, same.cloned().unwrap_or_else(|| Arc::new(peer.clone())))
+    });
+    let next = next.collect();
+    let own_key = on.desired.links.get(&link).map(|l| l.private_key.public());
+    if let Some(key) = own_key.filter(|k| peers.contains_key(k)) {
+        return Err(Conflict::OwnKey(key));
+    }
+    out.state.links.entry(link).or_default().peers = next;
+    out.unknown = Unknown::All;
+    Ok(())
+}
+
+/// The `[Interface]` section of a `wg` file: set on an interface of the API, only compared on a declared one.
+fn set_own(on: &Context<'_>, out: &mut Edited, own: &OwnValues) -> Result<(), Conflict> {
+    let link = out.link.clone();
+    if let Some(device) = on.state.links.get(&link).and_then(|l| l.device.as_ref()) {
+        let mut device = (**device).clone();
+        if let Some(key) = &own.private_key {
+            device.private_key = key.clone();
+        }
+        if let Some(port) = own.listen_port {
+            device.listen_port = (port != 0).then_some(port);
+        }
+        device.fwmark = own.fwmark.unwrap_or(device.fwmark);
+        out.state.links.entry(link).or_default().device = Some(Arc::new(device));
+        return Ok(());
+    }
+    let Some(want) = on.desired.links.get(&link) else { return Ok(()) };
+    let port = on.observed.links.get(&link).map(|l| l.listen_port);
+    let differs = own.private_key.as_ref().is_some_and(|k| k.public() != want.private_key.public())
+        || own.listen_port.is_some_and(|p| Some(p) != port)
+        || own.fwmark.is_some_and(|m| m != want.fwmark);
+    if differs { Err(Conflict::LinkDeclared { link, by: "the configuration" }) } else { Ok(()) }
+}
+
+fn set_device(on: &Context<'_>, out: &mut Edited, device: &Device) -> Result<(), Conflict> {
+    let link = out.link.clone();
+    if on.is_configured(&link) {
+        return Err(Conflict::LinkDeclared { link, by: "the configuration" });
+    }
+    let made = on.state.links.get(&link).is_some_and(|l| l.device.is_some());
+    if !made && on.observed.links.get(&link).is_some_and(|l| !l.ours) {
+        return Err(Conflict::Foreign(link));
+    }
+    if let Some(port) = device.listen_port {
+        let taken = on.observed.links.iter().find(|(name, l)| **name != link && l.up && l.listen_port == port);
+        if let Some((holder, _)) = taken {
+            return Err(Conflict::PortTaken { port, holder: holder.clone() });
+        }
+    }
+    let entry = out.state.links.entry(link).or_default();
+    if entry.peers.contains_key(&device.private_key.public()) {
+        return Err(Conflict::OwnKey(device.private_key.public()));
+    }
+    entry.device = Some(Arc::new(device.clone()));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,180 @@
+//! Who may change what, and that no sequence of edits ever makes the wanted state invalid.
+use super::*;
+use crate::net::derive::{Facts, Keys, derive};
+use crate::net::key::SecretKey;
+use proptest::prelude::*;
+
+const CONFIG: &str = r#"
+[node]
+role = "hub"
+[[interface]]
+name = "wg0"
+listen_port = 51820
+addresses = ["10.0.0.1/16"]
+[[interface.peer]]
+name = "declared"
+public_key = "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc="
+allowed_ips = ["10.0.7.0/24"]
+[[interface]]
+name = "wg1"
+listen_port = 51821
+drift = "observe"
+[[interface]]
+name = "wg2"
+listen_port = 51822
+"#;
+
+struct World {
+    config: Config,
+    state: Imperative,
+    desired: Desired,
+    observed: Observed,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut config = Config::from_text(Some(("test", CONFIG)), []).unwrap();
+        config.interfaces[2].access = Access::Nft;
+        let mut world =
+            Self { config, state: Imperative::default(), desired: Desired::default(), observed: Observed::default() };
+        world.derive();
+        world
+    }
+
+    fn derive(&mut self) {
+        let private = ["wg0", "wg1", "wg2"]
+            .iter()
+            .zip(100u8..)
+            .map(|(n, b)| (n.parse().unwrap(), SecretKey::clamped([b; 32])))
+            .collect();
+        let keys = Keys { private, ..Keys::default() };
+        let facts = Facts { keys: Arc::new(keys), imperative: Arc::new(self.state.clone()), ..Facts::default() };
+        self.desired = derive(&self.config, &facts, &self.desired).expect("no edit makes the state invalid");
+    }
+
+    fn ask(&mut self, edit: &Edit) -> Result<(), Conflict> {
+        let on = Context { config: &self.config, state: &self.state, desired: &self.desired, observed: &self.observed };
+        self.state = edit.carry_out(&on)?.state;
+        self.derive();
+        Ok(())
+    }
+}
+
+fn link(name: &str) -> IfName {
+    name.parse().unwrap()
+}
+
+fn key(n: u8) -> PublicKey {
+    PublicKey([n; 32])
+}
+
+fn nets(list: &[&str]) -> BTreeSet<IpNet> {
+    list.iter().map(|n| n.parse().unwrap()).collect()
+}
+
+fn set(name: &str, peer: u8, list: &[&str]) -> Edit {
+    let values = PeerValues { allowed_ips: Some(nets(list)), ..PeerValues::default() };
+    Edit::SetPeer { link: link(name), peer: key(peer), values }
+}
+
+#[test]
+fn a_network_is_never_taken_from_its_holder() {
+    let mut world = World::new();
+    world.ask(&set("wg0", 1, &["10.0.1.0/24"])).unwrap();
+    let net = "10.0.1.0/24".parse().unwrap();
+    assert_eq!(world.ask(&set("wg0", 2, &["10.0.1.0/24"])), Err(Conflict::Held { net, holder: key(1) }));
+    world.ask(&set("wg0", 1, &[])).unwrap();
+    world.ask(&set("wg0", 2, &["10.0.1.0/24"])).unwrap();
+    let net = "10.0.7.0/24".parse().unwrap();
+    assert_eq!(world.ask(&set("wg0", 2, &["10.0.7.0/24"])), Err(Conflict::Held { net, holder: key(7) }));
+}
+
+#[test]
+fn what_others_own_stays_theirs() {
+    let mut world = World::new();
+    let by = "the configuration";
+    assert_eq!(world.ask(&set("wg0", 7, &[])), Err(Conflict::PeerDeclared { peer: key(7), by }));
+    let remove = Edit::RemovePeer { link: link("wg0"), peer: key(7) };
+    assert_eq!(world.ask(&remove), Err(Conflict::PeerDeclared { peer: key(7), by }));
+    world.ask(&set("wg0", 7, &["10.0.7.0/24"])).expect("what is so already may be asked for");
+    assert_eq!(world.state, Imperative::default());
+    assert_eq!(world.ask(&set("wg1", 1, &[])), Err(Conflict::ObservedOnly(link("wg1"))));
+    assert_eq!(world.ask(&set("wg2", 1, &[])), Err(Conflict::Granted(link("wg2"))));
+    assert_eq!(world.ask(&set("wg9", 1, &[])), Err(Conflict::NoLink(link("wg9"))));
+    let delete = Edit::DeleteLink { link: link("wg0") };
+    assert_eq!(world.ask(&delete), Err(Conflict::LinkDeclared { link: link("wg0"), by }));
+    assert_eq!(world.ask(&Edit::DeleteLink { link: link("wg9") }), Ok(()), "deleting is idempotent");
+    let empty = Edit::SetPeers { link: link("wg0"), peers: BTreeMap::new(), own: OwnValues::default() };
+    assert_eq!(world.ask(&empty), Err(Conflict::PeerDeclared { peer: key(7), by }));
+}
+
+#[test]
+fn an_interface_of_the_api_lives_and_dies_by_it() {
+    let mut world = World::new();
+    let device = Device {
+        private_key: SecretKey::clamped([50; 32]),
+        listen_port: Some(6000),
+        fwmark: 0,
+        addresses: nets(&["10.9.0.1/24"]),
+        mtu: None,
+        dns: Vec::new(),
+        table: Default::default(),
+    };
+    world.ask(&Edit::SetDevice { link: link("wg9"), device: device.clone() }).unwrap();
+    world.ask(&set("wg9", 1, &["10.9.0.2/32", "0.0.0.0/0"])).unwrap();
+    let wanted = &world.desired.links[&link("wg9")];
+    assert!(wanted.routes.is_empty(), "the address reaches one, the default route stays out: {:?}", wanted.routes);
+    assert_eq!((wanted.mtu, wanted.up, wanted.remove_unknown), (crate::config::interface::DEFAULT_MTU, true, true));
+    let own = device.private_key.public();
+    let edit = Edit::SetPeer { link: link("wg9"), peer: own, values: PeerValues::default() };
+    assert_eq!(world.ask(&edit), Err(Conflict::OwnKey(own)));
+    world.ask(&Edit::SetDown { link: link("wg9"), down: true }).unwrap();
+    assert!(!world.desired.links[&link("wg9")].up);
+    world.ask(&Edit::DeleteLink { link: link("wg9") }).unwrap();
+    assert!(!world.desired.links.contains_key(&link("wg9")) && world.state == Imperative::default());
+}
+
+#[test]
+fn values_not_given_stay() {
+    let mut world = World::new();
+    let psk = PresharedKey::from_bytes([3; 32]);
+    let values = PeerValues { preshared_key: Some(psk.clone()), keepalive: Some(25), ..PeerValues::default() };
+    world.ask(&Edit::SetPeer { link: link("wg0"), peer: key(1), values }).unwrap();
+    let values = PeerValues { allowed_ips: Some(nets(&["10.0.1.1/32"])), ..PeerValues::default() };
+    world.ask(&Edit::ChangePeer { link: link("wg0"), peer: key(1), values }).unwrap();
+    let peer = &world.desired.links[&link("wg0")].peers[&key(1)];
+    assert_eq!((&peer.preshared_key, peer.keepalive, peer.allowed_ips.len()), (&Some(psk), 25, 1));
+    let absent = Edit::ChangePeer { link: link("wg0"), peer: key(2), values: PeerValues::default() };
+    assert_eq!(world.ask(&absent), Err(Conflict::NoPeer(link("wg0"), key(2))));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn no_sequence_of_edits_makes_the_state_invalid(
+        edits in proptest::collection::vec((0u8..5, 0u8..8, proptest::collection::vec(0u8..8, 0..3), 0usize..3), 1..25),
+    ) {
+        let mut world = World::new();
+        for (kind, peer, list, which) in edits {
+            let list: BTreeSet<IpNet> = list.iter().map(|n| format!("10.0.{n}.0/24").parse().unwrap()).collect();
+            let name = link(["wg0", "wg8", "wg9"][which]);
+            let values = PeerValues { allowed_ips: Some(list.clone()), ..PeerValues::default() };
+            let edit = match kind {
+                0 => Edit::SetPeer { link: name, peer: key(peer), values },
+                1 => Edit::ChangePeer { link: name, peer: key(peer), values },
+                2 => Edit::RemovePeer { link: name, peer: key(peer) },
+                3 => {
+                    let peers = [(key(peer), ImperativePeer { allowed_ips: list, ..Default::default() })].into();
+                    Edit::SetPeers { link: name, peers, own: OwnValues::default() }
+                }
+                _ => Edit::SetDevice { link: name, device: Device {
+                    private_key: SecretKey::clamped([peer + 30; 32]), listen_port: None, fwmark: 0,
+                    addresses: BTreeSet::new(), mtu: None, dns: Vec::new(), table: Default::default(),
+                } },
+            };
+            // `World::ask` derives, and fails the test where that fails.
+            let _ = world.ask(&edit);
+        }
+    }
+}

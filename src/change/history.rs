@@ -1,0 +1,200 @@
+//! Generations and which of them is which: pure pointer arithmetic over a base and the changes after it.
+//!
+//! Only states the kernel has taken are in here. So the present generation is the last one, the previous one is the one
+//! before it, and both are the same after a restart, because they follow from what is written down.
+use super::record::{Change, Deadline, Line, Record};
+use crate::net::imperative::Imperative;
+use crate::time::Boot;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Generations kept beside the present one's base, unless said otherwise.
+pub const KEEP: usize = 10;
+
+/// What was set and how it came about.
+#[derive(Clone, Debug)]
+pub struct History {
+    keep: usize,
+    base: Arc<Imperative>,
+    base_generation: u64,
+    records: VecDeque<Record>,
+    state: Arc<Imperative>,
+    pending: Option<Pending>,
+}
+
+/// A generation that reverts by itself unless confirmed in time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pending {
+    /// The generation.
+    pub generation: u64,
+    /// What it goes back to.
+    pub back_to: u64,
+    /// When.
+    pub deadline: Boot,
+}
+
+/// A line that does not follow from those before it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadHistory {
+    /// The first line is not a base.
+    #[error("the store does not begin with a base")]
+    NoBase,
+    /// A generation out of order.
+    #[error("generation {found} follows {expected}")]
+    Order {
+        /// What should come.
+        expected: u64,
+        /// What came.
+        found: u64,
+    },
+}
+
+impl History {
+    /// No change was made yet.
+    pub fn new(keep: usize) -> Self {
+        Self {
+            keep: keep.max(1),
+            base: Arc::default(),
+            base_generation: 0,
+            records: VecDeque::new(),
+            state: Arc::default(),
+            pending: None,
+        }
+    }
+
+    /// Follows the lines of a store. A confirmation that is outstanding from another boot is due at once.
+    pub fn load(
+        lines: impl IntoIterator<Item = Line>,
+        keep: usize,
+        boot_id: &str,
+        now: Boot,
+    ) -> Result<Self, BadHistory> {
+        let mut out = Self::new(keep);
+        let mut lines = lines.into_iter();
+        match lines.next() {
+            None => return Ok(out),
+            Some(Line::Base { generation, change }) => {
+                let mut state = Imperative::default();
+                change.apply(&mut state);
+                out.base_generation = generation;
+                out.base = Arc::new(state);
+                out.state = out.base.clone();
+            }
+            Some(Line::Change(_) | Line::Confirmed { .. }) => return Err(BadHistory::NoBase),
+        }
+        for line in lines {
+            match line {
+                Line::Base { .. } => return Err(BadHistory::NoBase),
+                Line::Confirmed { generation } => out.confirm(generation),
+                Line::Change(record) => {
+                    let expected = out.current() + 1;
+                    if record.generation != expected {
+                        return Err(BadHistory::Order { expected, found: record.generation });
+                    }
+                    let due = record.confirm.as_ref().map(|d| if d.boot_id == boot_id { d.at } else { now });
+                    let mut state = (*out.state).clone();
+                    record.change.apply(&mut state);
+                    out.commit(record, Arc::new(state), due);
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    /// The generation in force.
+    pub fn current(&self) -> u64 {
+        self.base_generation + self.records.len() as u64
+    }
+
+    /// The good generation before it; `None` at the very first.
+    pub fn previous(&self) -> Option<u64> {
+        (!self.records.is_empty()).then(|| self.current() - 1)
+    }
+
+    /// What is set.
+    pub const fn state(&self) -> &Arc<Imperative> {
+        &self.state
+    }
+
+    /// Generations whose content is known, oldest first, and how they came about; the oldest has no record of its own.
+    pub fn records(&self) -> impl Iterator<Item = &Record> {
+        self.records.iter()
+    }
+
+    /// The oldest generation that can be gone back to.
+    pub const fn oldest(&self) -> u64 {
+        self.base_generation
+    }
+
+    /// The content of a generation.
+    pub fn at(&self, generation: u64) -> Option<Imperative> {
+        let steps = usize::try_from(generation.checked_sub(self.base_generation)?).ok()?;
+        if steps > self.records.len() {
+            return None;
+        }
+        let mut state = (*self.base).clone();
+        self.records.iter().take(steps).for_each(|r| r.change.apply(&mut state));
+        Some(state)
+    }
+
+    /// The record that would make `to` the next generation.
+    pub fn next(&self, to: &Imperative, mut record: Record) -> Record {
+        record.generation = self.current() + 1;
+        record.change = Change::between(&self.state, to);
+        record
+    }
+
+    /// Takes the next generation, once the kernel has it and it is written down. `due` is when it reverts unconfirmed.
+    pub fn commit(&mut self, record: Record, state: Arc<Imperative>, due: Option<Boot>) {
+        let back_to = self.current();
+        self.pending = due.map(|deadline| Pending { generation: record.generation, back_to, deadline });
+        self.records.push_back(record);
+        self.state = state;
+    }
+
+    /// The generation that waits for a confirmation.
+    pub const fn pending(&self) -> Option<&Pending> {
+        self.pending.as_ref()
+    }
+
+    /// Takes note of a confirmation.
+    pub fn confirm(&mut self, generation: u64) {
+        self.pending = self.pending.take().filter(|p| p.generation != generation);
+    }
+
+    /// Whether there are at least so many generations more than shall be kept.
+    pub fn is_long_by(&self, more: usize) -> bool {
+        self.records.len() >= self.keep + more
+    }
+
+    /// Forgets the oldest generations beyond those to be kept; never the present or the previous one, nor the one that
+    /// an outstanding confirmation goes back to.
+    pub fn shorten(&mut self) {
+        while self.records.len() > self.keep {
+            if let Some(record) = self.records.pop_front() {
+                record.change.apply(Arc::make_mut(&mut self.base));
+                self.base_generation = record.generation;
+            }
+        }
+    }
+
+    /// The lines that [`History::load`] reads back.
+    pub fn lines(&self) -> Vec<Line> {
+        let base = Change::between(&Imperative::default(), &self.base);
+        let mut out = vec![Line::Base { generation: self.base_generation, change: base }];
+        out.extend(self.records.iter().cloned().map(Line::Change));
+        let outstanding = self.pending.as_ref().map(|p| p.generation);
+        if let Some(last) = self.records.back().filter(|r| r.confirm.is_some() && outstanding != Some(r.generation)) {
+            out.push(Line::Confirmed { generation: last.generation });
+        }
+        out
+    }
+}
+
+/// The written deadline of a moment of this boot.
+pub fn deadline(boot_id: &str, at: Boot) -> Deadline {
+    Deadline { boot_id: boot_id.to_owned(), at }
+}
+
+#[cfg(test)]
+mod tests;

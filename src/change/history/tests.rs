@@ -1,0 +1,192 @@
+//! Arbitrary sequences of apply, fail, confirm, time-out, rollback and restart against a plain list of good states.
+use super::super::record::Change;
+use super::*;
+use crate::net::imperative::{ImperativeLink, ImperativePeer};
+use crate::net::key::PublicKey;
+use crate::time::Wall;
+use proptest::prelude::*;
+
+#[derive(Clone, Debug)]
+enum Op {
+    /// A change the kernel takes; perhaps to be confirmed.
+    Apply {
+        peer: u8,
+        keepalive: u16,
+        confirm: bool,
+    },
+    /// A change the kernel refuses: nothing is written down.
+    Fail {
+        peer: u8,
+    },
+    Confirm,
+    /// The deadline passes.
+    TimeOut,
+    Rollback {
+        back: u8,
+    },
+    /// In the same boot, or another.
+    Restart {
+        reboot: bool,
+    },
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        4 => (0u8..6, 1u16..5, any::<bool>()).prop_map(|(peer, keepalive, confirm)| Op::Apply { peer, keepalive, confirm }),
+        1 => (0u8..6).prop_map(|peer| Op::Fail { peer }),
+        1 => Just(Op::Confirm),
+        1 => Just(Op::TimeOut),
+        2 => (1u8..4).prop_map(|back| Op::Rollback { back }),
+        2 => any::<bool>().prop_map(|reboot| Op::Restart { reboot }),
+    ]
+}
+
+fn with(state: &Imperative, peer: u8, keepalive: u16) -> Imperative {
+    let mut new = state.clone();
+    let link: &mut ImperativeLink = new.links.entry("wg0".parse().unwrap()).or_default();
+    // A peer that is there already goes, so that every kind of difference comes up.
+    if link.peers.remove(&PublicKey([peer; 32])).is_none() {
+        let fresh = ImperativePeer { keepalive, ..ImperativePeer::default() };
+        link.peers.insert(PublicKey([peer; 32]), Arc::new(fresh));
+    }
+    if link.is_empty() {
+        new.links.clear();
+    }
+    new
+}
+
+fn record(confirm: Option<Deadline>) -> Record {
+    Record {
+        generation: 0,
+        wall: Wall(0),
+        trusted: true,
+        actor: "test".into(),
+        what: String::new(),
+        confirm,
+        change: Change::default(),
+    }
+}
+
+/// The store as the task keeps it: lines on disk and the history in memory.
+struct Store {
+    disk: Vec<Line>,
+    history: History,
+    boot: u32,
+}
+
+impl Store {
+    fn apply(&mut self, to: Imperative, confirm: bool) {
+        let due = confirm.then(|| Boot::from_secs(100));
+        let record = self.history.next(&to, record(due.map(|d| deadline(&self.boot.to_string(), d))));
+        if self.disk.is_empty() {
+            self.disk = self.history.lines();
+        }
+        self.disk.push(Line::Change(record.clone()));
+        self.history.commit(record, Arc::new(to), due);
+        if self.history.is_long_by(1) {
+            self.history.shorten();
+            self.disk = self.history.lines();
+        }
+    }
+
+    fn restart(&mut self, reboot: bool) {
+        self.boot += u32::from(reboot);
+        let text: Vec<String> = self.disk.iter().map(|l| serde_json::to_string(l).unwrap()).collect();
+        let lines = text.iter().map(|t| serde_json::from_str(t).unwrap());
+        self.history = History::load(lines, 3, &self.boot.to_string(), Boot::from_secs(7)).unwrap();
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_present_and_the_previous_state_are_what_a_plain_list_says(ops in proptest::collection::vec(op(), 1..40)) {
+        let mut store = Store { disk: Vec::new(), history: History::new(3), boot: 0 };
+        // Every good state there ever was, by generation; and the generation an outstanding confirmation goes back to.
+        let mut good = vec![Imperative::default()];
+        let mut outstanding: Option<usize> = None;
+        for op in ops {
+            match op {
+                Op::Apply { .. } | Op::Rollback { .. } if outstanding.is_some() => {}
+                Op::Apply { peer, keepalive, confirm } => {
+                    let to = with(good.last().unwrap(), peer, keepalive);
+                    outstanding = confirm.then_some(good.len() - 1);
+                    store.apply(to.clone(), confirm);
+                    good.push(to);
+                }
+                // The fact was published and taken back; nobody wrote anything.
+                Op::Fail { peer } => drop(with(good.last().unwrap(), peer, 9)),
+                Op::Confirm => {
+                    let generation = store.history.current();
+                    if outstanding.take().is_some() {
+                        store.disk.push(Line::Confirmed { generation });
+                        store.history.confirm(generation);
+                    }
+                }
+                Op::TimeOut => {
+                    if let Some(back) = outstanding.take() {
+                        let pending = store.history.pending().cloned().unwrap();
+                        prop_assert_eq!(pending.back_to, back as u64);
+                        let to = store.history.at(pending.back_to).unwrap();
+                        prop_assert_eq!(&to, &good[back]);
+                        store.apply(to.clone(), false);
+                        good.push(to);
+                    }
+                }
+                Op::Rollback { back } => {
+                    let target = store.history.current().saturating_sub(u64::from(back));
+                    if let Some(to) = store.history.at(target) {
+                        prop_assert_eq!(&to, &good[usize::try_from(target).unwrap()]);
+                        store.apply(to.clone(), false);
+                        good.push(to);
+                    } else {
+                        prop_assert!(target < store.history.oldest());
+                    }
+                }
+                Op::Restart { reboot } => {
+                    store.restart(reboot);
+                    let due = store.history.pending().map(|p| p.deadline);
+                    prop_assert_eq!(due.is_some(), outstanding.is_some());
+                    // A reboot makes it due at once, and it stays so: its deadline belongs to a boot that is over.
+                    if reboot && due.is_some() {
+                        prop_assert_eq!(due, Some(Boot::from_secs(7)));
+                    }
+                }
+            }
+            let history = &store.history;
+            prop_assert_eq!(history.current() as usize, good.len() - 1);
+            prop_assert_eq!(&**history.state(), good.last().unwrap());
+            prop_assert_eq!(&history.at(history.current()).unwrap(), good.last().unwrap());
+            if good.len() > 1 {
+                // Never one behind, never one ahead.
+                prop_assert_eq!(history.previous(), Some(good.len() as u64 - 2));
+                prop_assert_eq!(&history.at(good.len() as u64 - 2).unwrap(), &good[good.len() - 2]);
+            } else {
+                prop_assert_eq!(history.previous(), None);
+            }
+            prop_assert!(history.records().count() <= 3);
+            prop_assert_eq!(history.pending().is_some(), outstanding.is_some());
+        }
+    }
+
+    #[test]
+    fn a_change_leads_from_one_state_to_the_other(a in proptest::collection::vec(0u8..6, 0..8), b in proptest::collection::vec(0u8..6, 0..8)) {
+        let build = |peers: &[u8]| peers.iter().fold(Imperative::default(), |s, p| with(&s, *p, u16::from(*p) + 1));
+        let (from, to) = (build(&a), build(&b));
+        let change = Change::between(&from, &to);
+        let mut state = from.clone();
+        change.apply(&mut state);
+        prop_assert_eq!(&state, &to);
+        prop_assert_eq!(change == Change::default(), from == to);
+    }
+}
+
+#[test]
+fn gaps_and_foreign_beginnings_are_refused() {
+    let base = Line::Base { generation: 4, change: Change::default() };
+    let late = Line::Change(Record { generation: 6, ..record(None) });
+    assert_eq!(
+        History::load([base, late.clone()], 3, "", Boot::from_secs(0)).unwrap_err(),
+        BadHistory::Order { expected: 5, found: 6 }
+    );
+    assert_eq!(History::load([late], 3, "", Boot::from_secs(0)).unwrap_err(), BadHistory::NoBase);
+}

@@ -1,0 +1,299 @@
+//! The written form of changes: what a generation changed, by whom and when. The one place where keys are written out.
+use crate::net::imperative::{Device, Imperative, ImperativeLink, ImperativePeer, Table};
+use crate::net::key::{PresharedKey, PublicKey, SecretKey};
+use crate::net::state::IfName;
+use crate::time::{Boot, Wall};
+use ipnet::IpNet;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+/// One line of the store.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "line", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Line {
+    /// Everything as of a generation; the first line.
+    Base {
+        /// The generation.
+        generation: u64,
+        /// The change from nothing to it.
+        change: Change,
+    },
+    /// The next generation.
+    Change(Record),
+    /// A generation that was to be confirmed was.
+    Confirmed {
+        /// The generation.
+        generation: u64,
+    },
+}
+
+/// A generation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Its number.
+    pub generation: u64,
+    /// When, by the wall clock.
+    pub wall: Wall,
+    /// Whether that clock was believed.
+    pub trusted: bool,
+    /// Who.
+    pub actor: String,
+    /// What, for people.
+    pub what: String,
+    /// Until when it must be confirmed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirm: Option<Deadline>,
+    /// What it changed.
+    pub change: Change,
+}
+
+/// A moment that means something in one boot only.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deadline {
+    /// The boot.
+    pub boot_id: String,
+    /// The moment.
+    pub at: Boot,
+}
+
+/// Differences by interface.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Change(pub BTreeMap<IfName, LinkChange>);
+
+/// Differences of one interface; absent is unchanged.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LinkChange {
+    /// The interface itself; null: it exists no longer by the API.
+    #[serde(skip_serializing_if = "Option::is_none", with = "some")]
+    pub device: Option<Option<StoredDevice>>,
+    /// Down.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub down: Option<bool>,
+    /// Peers; null: removed.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub peers: BTreeMap<PublicKey, Option<StoredPeer>>,
+}
+
+/// Tells an absent field from a null one.
+mod some {
+    use super::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[expect(clippy::ref_option, clippy::option_option, reason = "the signature serde's `with` wants")]
+    pub(super) fn serialize<T: Serialize, S: Serializer>(v: &Option<Option<T>>, s: S) -> Result<S::Ok, S::Error> {
+        v.as_ref().and_then(Option::as_ref).serialize(s)
+    }
+
+    #[expect(clippy::option_option, reason = "absent, null and a value are three things")]
+    pub(super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+        d: D,
+    ) -> Result<Option<Option<T>>, D::Error> {
+        Option::<T>::deserialize(d).map(Some)
+    }
+}
+
+macro_rules! stored_key {
+    ($name:ident, $key:ty) => {
+        /// A key, written out.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct $name(pub $key);
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.serialize_str(&self.0.reveal_base64())
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                let text = zeroize::Zeroizing::new(String::deserialize(d)?);
+                text.parse().map(Self).map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+
+stored_key!(StoredSecretKey, SecretKey);
+stored_key!(StoredPresharedKey, PresharedKey);
+
+/// A [`Device`], written out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "as in Device")]
+pub struct StoredDevice {
+    pub private_key: StoredSecretKey,
+    pub listen_port: Option<u16>,
+    #[serde(default)]
+    pub fwmark: u32,
+    pub addresses: BTreeSet<IpNet>,
+    pub mtu: Option<u32>,
+    #[serde(default)]
+    pub dns: Vec<IpAddr>,
+    /// `null`: off; 0: automatic.
+    pub table: Option<u32>,
+}
+
+/// An [`ImperativePeer`], written out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "as in ImperativePeer")]
+pub struct StoredPeer {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preshared_key: Option<StoredPresharedKey>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub allowed_ips: BTreeSet<IpNet>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub keepalive: u16,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<SocketAddr>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde's `skip_serializing_if` wants")]
+const fn is_zero(n: &u16) -> bool {
+    *n == 0
+}
+
+impl From<&Device> for StoredDevice {
+    fn from(d: &Device) -> Self {
+        Self {
+            private_key: StoredSecretKey(d.private_key.clone()),
+            listen_port: d.listen_port,
+            fwmark: d.fwmark,
+            addresses: d.addresses.clone(),
+            mtu: d.mtu,
+            dns: d.dns.clone(),
+            table: match d.table {
+                Table::Auto => Some(0),
+                Table::Off => None,
+                Table::Number(n) => Some(n),
+            },
+        }
+    }
+}
+
+impl From<&StoredDevice> for Device {
+    fn from(d: &StoredDevice) -> Self {
+        Self {
+            private_key: d.private_key.0.clone(),
+            listen_port: d.listen_port,
+            fwmark: d.fwmark,
+            addresses: d.addresses.clone(),
+            mtu: d.mtu,
+            dns: d.dns.clone(),
+            table: match d.table {
+                Some(0) => Table::Auto,
+                None => Table::Off,
+                Some(n) => Table::Number(n),
+            },
+        }
+    }
+}
+
+impl From<&ImperativePeer> for StoredPeer {
+    fn from(p: &ImperativePeer) -> Self {
+        Self {
+            preshared_key: p.preshared_key.clone().map(StoredPresharedKey),
+            allowed_ips: p.allowed_ips.clone(),
+            keepalive: p.keepalive,
+            endpoint: p.endpoint,
+        }
+    }
+}
+
+impl From<&StoredPeer> for ImperativePeer {
+    fn from(p: &StoredPeer) -> Self {
+        Self {
+            preshared_key: p.preshared_key.as_ref().map(|k| k.0.clone()),
+            allowed_ips: p.allowed_ips.clone(),
+            keepalive: p.keepalive,
+            endpoint: p.endpoint,
+        }
+    }
+}
+
+impl Change {
+    /// What turns `from` into `to`.
+    pub fn between(from: &Imperative, to: &Imperative) -> Self {
+        let blank = ImperativeLink::default();
+        let names: BTreeSet<&IfName> = from.links.keys().chain(to.links.keys()).collect();
+        let mut out = BTreeMap::new();
+        for name in names {
+            let (a, b) = (from.links.get(name).unwrap_or(&blank), to.links.get(name).unwrap_or(&blank));
+            let mut change = LinkChange {
+                device: (a.device != b.device).then(|| b.device.as_deref().map(StoredDevice::from)),
+                down: (a.down != b.down).then_some(b.down),
+                peers: BTreeMap::new(),
+            };
+            for key in a.peers.keys().filter(|k| !b.peers.contains_key(*k)) {
+                change.peers.insert(*key, None);
+            }
+            for (key, peer) in &b.peers {
+                let same = a.peers.get(key).is_some_and(|old| Arc::ptr_eq(old, peer) || old == peer);
+                if !same {
+                    change.peers.insert(*key, Some((&**peer).into()));
+                }
+            }
+            if change != LinkChange::default() {
+                out.insert(name.clone(), change);
+            }
+        }
+        Self(out)
+    }
+
+    /// Carries the change out on `state`.
+    pub fn apply(&self, state: &mut Imperative) {
+        for (name, change) in &self.0 {
+            let link = state.links.entry(name.clone()).or_default();
+            if let Some(device) = &change.device {
+                link.device = device.as_ref().map(|d| Arc::new(d.into()));
+            }
+            if let Some(down) = change.down {
+                link.down = down;
+            }
+            for (key, peer) in &change.peers {
+                match peer {
+                    Some(peer) => drop(link.peers.insert(*key, Arc::new(peer.into()))),
+                    None => drop(link.peers.remove(key)),
+                }
+            }
+            if link.is_empty() {
+                state.links.remove(name);
+            }
+        }
+    }
+
+    /// The change as lines for people: no key but public ones.
+    pub fn lines(&self, before: &Imperative) -> Vec<String> {
+        let mut out = Vec::new();
+        for (name, change) in &self.0 {
+            let old = before.links.get(name);
+            match &change.device {
+                None => {}
+                Some(None) => out.push(format!("- interface {name}")),
+                Some(Some(d)) => {
+                    let sign = if old.is_some_and(|o| o.device.is_some()) { '~' } else { '+' };
+                    out.push(format!("{sign} interface {name}: public key {}", d.private_key.0.public()));
+                }
+            }
+            if let Some(down) = change.down {
+                out.push(format!("~ interface {name}: {}", if down { "down" } else { "up" }));
+            }
+            for (key, peer) in &change.peers {
+                let had = old.and_then(|o| o.peers.get(key));
+                match peer {
+                    None => out.push(format!("- {name} peer {key}")),
+                    Some(peer) => {
+                        let nets: Vec<String> = peer.allowed_ips.iter().map(ToString::to_string).collect();
+                        let psk = if peer.preshared_key.is_some() { ", preshared key" } else { "" };
+                        let sign = if had.is_some() { '~' } else { '+' };
+                        let keepalive = peer.keepalive;
+                        let nets = nets.join(",");
+                        out.push(format!("{sign} {name} peer {key}: allowed-ips {nets}, keepalive {keepalive}{psk}"));
+                    }
+                }
+            }
+        }
+        out
+    }
+}

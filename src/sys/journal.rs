@@ -1,0 +1,240 @@
+//! A file of checked lines that only grows, until it is replaced as a whole: one line a change, whatever the size of all.
+//!
+//! A line is `<16 hex digits of SHA-256> <payload>\n`. What follows the first line that does not check out (a write cut
+//! short by a power cut) is dropped at the next opening. The file is readable by its owner only.
+use crate::sys::disk::{DiskError, write_atomic};
+use rustix::fs::{Mode, OFlags};
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The open file.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    file: Arc<File>,
+    len: u64,
+}
+
+/// What was found at opening.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Payloads of the good lines, oldest first.
+    pub lines: Vec<Vec<u8>>,
+    /// Bytes that were dropped because they did not check out.
+    pub dropped: u64,
+}
+
+impl Journal {
+    /// Opens or creates it. Blocks.
+    pub fn open(path: PathBuf) -> Result<(Self, Found), DiskError> {
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(source) => return Err(DiskError::Read { path, source }),
+        };
+        let (mut lines, mut good) = parse(&bytes);
+        let mut whole = bytes.len();
+        if good == 0 && whole > 0 {
+            // Damaged from its beginning: it is kept for a person to look at, and what it replaced takes its place.
+            let aside = beside(&path, "damaged");
+            std::fs::rename(&path, &aside).map_err(|e| DiskError::write(&aside, e))?;
+            tracing::error!(path = %path.display(), aside = %aside.display(), "file damaged and moved aside");
+            if let Ok(bytes) = std::fs::read(beside(&path, "prev")) {
+                (lines, good) = parse(&bytes);
+                whole = bytes.len();
+                write_atomic(&path, &bytes[..good], true)?;
+            }
+        }
+        let file = open_append(&path)?;
+        let dropped = (whole - good) as u64;
+        if dropped > 0 {
+            file.set_len(good as u64).map_err(|e| DiskError::write(&path, e))?;
+        }
+        Ok((Self { path, file: Arc::new(file), len: good as u64 }, Found { lines, dropped }))
+    }
+
+    /// Bytes in the file.
+    pub const fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether nothing is in it.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Appends a line; with `sync` it is on the medium when this returns. A line that could not be written whole is taken
+    /// back.
+    pub async fn append(&mut self, payload: &[u8], sync: bool) -> Result<(), DiskError> {
+        let (file, path, at) = (self.file.clone(), self.path.clone(), self.len);
+        let mut line = Vec::with_capacity(payload.len() + 18);
+        write_line(&mut line, payload);
+        self.len += blocking(move || {
+            let done = (&*file).write_all(&line).and_then(|()| if sync { file.sync_data() } else { Ok(()) });
+            match done {
+                Ok(()) => Ok(line.len() as u64),
+                Err(e) => {
+                    let _ = file.set_len(at);
+                    Err(DiskError::write(&path, e))
+                }
+            }
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Puts these lines in the place of all others; after a power cut it is the old ones or these.
+    pub async fn replace(&mut self, payloads: impl IntoIterator<Item = Vec<u8>>) -> Result<(), DiskError> {
+        let mut bytes = Vec::new();
+        payloads.into_iter().for_each(|p| write_line(&mut bytes, &p));
+        let path = self.path.clone();
+        let (file, len) = blocking(move || {
+            let previous = beside(&path, "prev");
+            let _ = std::fs::remove_file(&previous);
+            if let Err(error) = std::fs::hard_link(&path, &previous) {
+                tracing::debug!(%error, path = %previous.display(), "previous copy not kept");
+            }
+            write_atomic(&path, &bytes, true)?;
+            Ok((open_append(&path)?, bytes.len() as u64))
+        })
+        .await?;
+        (self.file, self.len) = (Arc::new(file), len);
+        Ok(())
+    }
+
+    /// Begins a new file; the present one gets `.1` appended to its name, in place of an earlier one.
+    pub async fn rotate(&mut self) -> Result<(), DiskError> {
+        let path = self.path.clone();
+        let file = blocking(move || {
+            let mut old = path.clone().into_os_string();
+            old.push(".1");
+            std::fs::rename(&path, &old).map_err(|e| DiskError::write(&path, e))?;
+            open_append(&path)
+        })
+        .await?;
+        (self.file, self.len) = (Arc::new(file), 0);
+        Ok(())
+    }
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.to_owned().into_os_string();
+    name.push(".");
+    name.push(suffix);
+    name.into()
+}
+
+/// The lines of a journal that is not ours to change, such as one the command line looks at. Blocks.
+pub fn read(path: &Path) -> Result<Found, DiskError> {
+    let bytes = std::fs::read(path).map_err(|source| DiskError::Read { path: path.to_owned(), source })?;
+    let (lines, good) = parse(&bytes);
+    Ok(Found { lines, dropped: (bytes.len() - good) as u64 })
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, DiskError> + Send + 'static,
+) -> Result<T, DiskError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(e) => Err(DiskError::write(Path::new("journal"), std::io::Error::other(e))),
+    }
+}
+
+fn open_append(path: &Path) -> Result<File, DiskError> {
+    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR).map_err(|e| DiskError::write(path, e))?;
+    Ok(File::from(file))
+}
+
+fn write_line(out: &mut Vec<u8>, payload: &[u8]) {
+    out.extend_from_slice(&sum(payload));
+    out.push(b' ');
+    out.extend_from_slice(payload);
+    out.push(b'\n');
+}
+
+fn sum(payload: &[u8]) -> [u8; 16] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digest = ring::digest::digest(&ring::digest::SHA256, payload);
+    let mut out = [0; 16];
+    for (i, b) in digest.as_ref().iter().take(8).enumerate() {
+        out[2 * i] = DIGITS[usize::from(b >> 4)];
+        out[2 * i + 1] = DIGITS[usize::from(b & 15)];
+    }
+    out
+}
+
+/// The good lines from the beginning, and how many bytes they are.
+fn parse(bytes: &[u8]) -> (Vec<Vec<u8>>, usize) {
+    let (mut lines, mut good) = (Vec::new(), 0);
+    while let Some(end) = bytes[good..].iter().position(|b| *b == b'\n') {
+        let line = &bytes[good..good + end];
+        let Some((check, payload)) = line.split_at_checked(17) else { break };
+        if check[..16] != sum(payload) || check[16] != b' ' {
+            break;
+        }
+        lines.push(payload.to_vec());
+        good += end + 1;
+    }
+    (lines, good)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[tokio::test]
+    async fn a_cut_anywhere_keeps_every_whole_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("j");
+        let (mut journal, _) = Journal::open(path.clone()).unwrap();
+        for line in ["one", "two", "three"] {
+            journal.append(line.as_bytes(), true).await.unwrap();
+        }
+        let whole = std::fs::read(&path).unwrap();
+        for cut in 0..whole.len() {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            let (mut journal, found) = Journal::open(path.clone()).unwrap();
+            assert_eq!(found.lines.len(), whole[..cut].iter().filter(|b| **b == b'\n').count(), "cut at {cut}");
+            journal.append(b"next", false).await.unwrap();
+            let again = read(&path).unwrap();
+            assert_eq!((again.lines.last().unwrap().as_slice(), again.dropped), (b"next".as_slice(), 0));
+        }
+    }
+
+    #[tokio::test]
+    async fn replacing_is_whole_and_private() {
+        use std::os::unix::fs::MetadataExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let (mut journal, _) = Journal::open(dir.path().join("j")).unwrap();
+        journal.append(b"old", true).await.unwrap();
+        journal.replace([b"a".to_vec(), b"b".to_vec()]).await.unwrap();
+        journal.append(b"c", true).await.unwrap();
+        assert_eq!(read(journal.path()).unwrap().lines, [b"a", b"b", b"c"]);
+        assert_eq!(std::fs::metadata(journal.path()).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::metadata(journal.path()).unwrap().len(), journal.len());
+    }
+
+    proptest! {
+        #[test]
+        fn a_flipped_bit_is_never_read(at in 0usize..60, bit in 0u8..8) {
+            let mut bytes = Vec::new();
+            for line in [&b"first line"[..], b"second line", b"third"] {
+                write_line(&mut bytes, line);
+            }
+            let at = at % bytes.len();
+            bytes[at] ^= 1 << bit;
+            let (lines, _) = parse(&bytes);
+            let good: [&[u8]; 3] = [b"first line", b"second line", b"third"];
+            prop_assert!(lines.len() < 3 && lines.iter().zip(good).all(|(a, b)| a == b));
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! TLS for the agent API: certificate and key from two PEM files, read again when they change.
+use super::http_server::Wrap;
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+/// How often the files are looked at, at most.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Why TLS cannot be offered.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read as PEM.
+    #[error("cannot read a PEM {what} from {path}")]
+    Pem {
+        /// Certificate chain or private key.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: rustls::pki_types::pem::Error,
+    },
+    /// There is no certificate in the file.
+    #[error("there is no certificate in {0}")]
+    Empty(PathBuf),
+    /// The two do not fit.
+    #[error("certificate {certificate} and key {key} cannot be used together")]
+    Mismatch {
+        /// The certificate's file.
+        certificate: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: rustls::Error,
+    },
+}
+
+/// Wraps connections in TLS with the newest certificate that could be read.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    certificate: PathBuf,
+    key: PathBuf,
+    current: Arc<Mutex<Current>>,
+}
+
+#[derive(Debug)]
+struct Current {
+    config: Arc<ServerConfig>,
+    changed: [Option<SystemTime>; 2],
+    looked: tokio::time::Instant,
+}
+
+impl Tls {
+    /// Reads both files. Blocks.
+    pub fn open(certificate: &Path, key: &Path) -> Result<Self, TlsError> {
+        let changed = [changed(certificate), changed(key)];
+        let config = Arc::new(load(certificate, key)?);
+        let current = Current { config, changed, looked: tokio::time::Instant::now() };
+        Ok(Self { certificate: certificate.into(), key: key.into(), current: Arc::new(Mutex::new(current)) })
+    }
+
+    /// The configuration for the next connection. New files that cannot be used leave the old ones in force.
+    fn config(&self) -> Arc<ServerConfig> {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.looked.elapsed() >= LOOK {
+            current.looked = tokio::time::Instant::now();
+            let now = [changed(&self.certificate), changed(&self.key)];
+            if now != current.changed {
+                match load(&self.certificate, &self.key) {
+                    Ok(config) => {
+                        tracing::info!(path = %self.certificate.display(), "certificate read anew");
+                        (current.config, current.changed) = (Arc::new(config), now);
+                    }
+                    // Tried again at the next look: the two files are seldom replaced in the same moment.
+                    Err(error) => tracing::warn!(%error, "the new certificate cannot be used; the old one stays"),
+                }
+            }
+        }
+        current.config.clone()
+    }
+}
+
+impl Wrap for Tls {
+    type Stream = TlsStream<TcpStream>;
+
+    async fn wrap(&self, stream: TcpStream) -> std::io::Result<Self::Stream> {
+        TlsAcceptor::from(self.config()).accept(stream).await
+    }
+}
+
+fn changed(path: &Path) -> Option<SystemTime> {
+    std::fs::metadata(path).and_then(|m| m.modified()).ok()
+}
+
+fn load(certificate: &Path, key: &Path) -> Result<ServerConfig, TlsError> {
+    let pem = |what, path: &Path| {
+        let path = path.to_owned();
+        move |source| TlsError::Pem { what, path, source }
+    };
+    let chain: Result<Vec<_>, _> =
+        CertificateDer::pem_file_iter(certificate).map_err(pem("certificate", certificate))?.collect();
+    let chain = chain.map_err(pem("certificate", certificate))?;
+    if chain.is_empty() {
+        return Err(TlsError::Empty(certificate.to_owned()));
+    }
+    let private = PrivateKeyDer::from_pem_file(key).map_err(pem("private key", key))?;
+    let mismatch = |source| TlsError::Mismatch { certificate: certificate.into(), key: key.into(), source };
+    let mut config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(mismatch)?
+        .with_no_client_auth()
+        .with_single_cert(chain, private)
+        .map_err(mismatch)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
