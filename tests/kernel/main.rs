@@ -13,4 +13,5 @@ mod grants;
 mod netlink;
 mod netns;
 mod uplink;
+mod supervisor;
 mod wireguard;

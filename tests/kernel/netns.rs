@@ -146,15 +146,20 @@ impl<'a> PlainWireGuard<'a> {
 }
 
 /// Waits for something the kernel does not announce (a handshake, a counter); ends the test when it has not come within `limit`.
+pub(crate) fn wait_until(limit: Duration, what: &str, reached: impl FnMut() -> bool) {
+    wait_until_every(Duration::from_millis(20), limit, what, reached);
+}
+
+/// As [`wait_until`], looking once in `pause`: for what is dear to look at.
 #[expect(
     clippy::disallowed_methods,
     reason = "real time passes in a real kernel, and nothing announces what is waited for here"
 )]
-pub(crate) fn wait_until(limit: Duration, what: &str, mut reached: impl FnMut() -> bool) {
+pub(crate) fn wait_until_every(pause: Duration, limit: Duration, what: &str, mut reached: impl FnMut() -> bool) {
     let start = Instant::now();
     while !reached() {
         assert!(start.elapsed() < limit, "waited {limit:?} in vain for {what}");
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(pause);
     }
 }
 
