@@ -297,7 +297,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         let repair = repair.filter(|r| memory.repaired < r.seq);
         if let (true, None, Some(mut known)) = (changed, &repair, self.known()) {
             let plan = plan(&desired, &known, memory);
-            let done = self.apply(&plan, &known, &desired, memory, Cause::Change, &mut deeds).await;
+            let done = self.apply(&plan, &known, &desired, memory, Cause::Change, &mut deeds).await?;
             done.iter().filter_map(|i| plan.steps.get(*i)).for_each(|step| advance(&mut known, step));
             let left = self::plan(&desired, &known, memory);
             if left.steps.is_empty() && troubles.is_empty() {
@@ -318,7 +318,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         if !left.steps.is_empty() {
             let was_clean = self.status.borrow().clean;
             let cause = if was_clean && !changed { Cause::Drift } else { Cause::Change };
-            self.apply(&left, &observed, &desired, memory, cause, &mut deeds).await;
+            self.apply(&left, &observed, &desired, memory, cause, &mut deeds).await?;
             observed = self.kernel.observe(&wanted).await?;
             left = plan(&desired, &observed, memory);
         }
@@ -373,7 +373,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         memory: &mut Memory,
         cause: Cause,
         deeds: &mut Vec<Deed>,
-    ) -> Vec<usize> {
+    ) -> Result<Vec<usize>, KernelError> {
         let applied = self.kernel.apply(&plan.steps).await;
         let (at, wall) = (self.clock.now(), self.clock.wall());
         let mut errors: BTreeMap<usize, String> = applied.failed.iter().map(|(i, e)| (*i, chain(e))).collect();
@@ -409,7 +409,11 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
             }
             s.failures += applied.failed.len() as u64;
         });
-        applied.done
+        // Without the privilege or the module no further pass fares better: the process ends and says what is missing.
+        match applied.failed.into_iter().find(|(_, e)| e.retry() == Retry::Never) {
+            Some((_, error)) => Err(error),
+            None => Ok(applied.done),
+        }
     }
 
     /// The last look, if it is recent, found nothing amiss, and a new one would be dear.
