@@ -12,6 +12,6 @@ mod device;
 mod grants;
 mod netlink;
 mod netns;
-mod uplink;
 mod supervisor;
+mod uplink;
 mod wireguard;
