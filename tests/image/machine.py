@@ -54,7 +54,7 @@ class Machine:
     def start(self, append=""):
         (self.work / "qmp").unlink(missing_ok=True)
         self.started = time.monotonic()
-        self.process = subprocess.Popen(["nice", *self.command(append)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0)
+        self.process = subprocess.Popen(self.command(append), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0)
         threading.Thread(target=self._read, args=(self.process,), daemon=True).start()
         return self
 

@@ -20,7 +20,7 @@ from machine import Failed, Machine, boot_file, boot_files, emulated_cpu_seconds
 CONNECTED = r"slot (\w): connected \(healthy\), ([\d.]+) s"
 KEY = r"public key of wg0: (\S{44})"
 # Emulated and shared CPUs: a whole boot takes 40 to 120 s. Waits end as soon as what they wait for is there.
-BOOT = 400
+BOOT = 600
 UPDATE_PORT = 8000
 
 
@@ -33,7 +33,7 @@ id = "image-test"
 
 [[interface]]
 name = "wg0"
-address = ["{hubs.NODE}/24"]
+addresses = ["{hubs.NODE}/24"]
 
 [uplink]
 interface = "wg0"
