@@ -1,4 +1,5 @@
 """The hub of the image tests: userspace WireGuard of the field on a TUN device, configured with wireguard-tools only."""
+import os
 import pathlib
 import subprocess
 import time
@@ -20,6 +21,8 @@ class Hub:
 
     def __init__(self, work: pathlib.Path):
         self.work = work
+        # Its control socket is not in the network namespace: two runs at once must not meet.
+        self.name = f"hub{os.getpid()}"
         private = run("wg", "genkey")
         self.public = run("wg", "pubkey", input=private).strip()
         (work / "hub.key").write_text(private)
@@ -27,24 +30,24 @@ class Hub:
         self.peers = set()
 
     def start(self):
-        self.process = subprocess.Popen(["wireguard-go", "-f", "hub0"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(["wireguard-go", "-f", self.name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 10
         while True:
             try:
-                run("wg", "set", "hub0", "private-key", str(self.work / "hub.key"), "listen-port", str(PORT))
+                run("wg", "set", self.name, "private-key", str(self.work / "hub.key"), "listen-port", str(PORT))
                 break
             except subprocess.CalledProcessError:
                 if time.monotonic() > deadline:
                     raise Failed("wireguard-go does not come up: is there /dev/net/tun?") from None
                 time.sleep(0.1)
-        run("ip", "address", "replace", f"{ADDRESS}/24", "dev", "hub0")
-        run("ip", "link", "set", "hub0", "up")
+        run("ip", "address", "replace", f"{ADDRESS}/24", "dev", self.name)
+        run("ip", "link", "set", self.name, "up")
         for key in self.peers:
             self.admit(key)
 
     def admit(self, key):
         self.peers.add(key)
-        run("wg", "set", "hub0", "peer", key, "allowed-ips", f"{NODE}/32")
+        run("wg", "set", self.name, "peer", key, "allowed-ips", f"{NODE}/32")
 
     def stop(self):
         if self.process:

@@ -8,6 +8,7 @@ import pathlib
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -302,6 +303,8 @@ def main():
     parser.add_argument("--only")
     parser.add_argument("--results", type=pathlib.Path)
     options = parser.parse_args()
+    # Ended from outside, what was started still ends with us.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     chosen = LONG if options.long else QUICK
     if options.only:
         chosen = [s for s in LONG if re.search(options.only, s.__name__)]
@@ -312,8 +315,8 @@ def main():
             began = time.monotonic()
             world = World(options.images, pathlib.Path(work))
             world.figures = figures
-            world.hub.start()
             try:
+                world.hub.start()
                 story(world)
                 outcome = "ok"
             except (Failed, AssertionError, subprocess.CalledProcessError) as e:
