@@ -1,0 +1,118 @@
+#!/usr/bin/env bash
+# The access story, told inside of the test kernel: a real local chain, a gate that lets in whom an NFT grants, a client that is
+# let in, endures a silent chain, and is gone from the kernel once its access is revoked.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+. "$here/story.bash"
+work=$(mktemp -d)
+spoke=${SPOKE_BIN:?names the spoke binary}
+anvil=${SPOKE_ANVIL:?names the local chain}
+export HOME=$work
+
+on() { ip netns exec "$@"; }
+health() { on gate curl -fsS -m 2 http://127.0.0.1:8080/health; }
+says() { [[ $(health) == *"$1"* ]]; }
+content() { ! says contract_away; }
+is_peer() { on gate wg show wg0 peers | grep -qxF "$client_key"; }
+no_peer() { ! is_peer; }
+ping_client() { on gate ping -c1 -W2 10.9.0.2; }
+
+say "a gate, a client, and a chain beside the gate"
+ip netns add gate
+ip netns add client
+ip link add eth0 netns gate type veth peer name eth0 netns client
+for n in gate client; do ip -n $n link set lo up && ip -n $n link set eth0 up; done
+ip -n gate addr add 192.0.2.1/24 dev eth0
+ip -n client addr add 192.0.2.2/24 dev eth0
+ip netns exec gate "$anvil" --silent --accounts 2 --slots-in-an-epoch 1 &
+chain=$!
+
+# ask METHOD PARAMS: one question to the chain, its result.
+ask() {
+  on gate curl -fsS -m 5 -H 'content-type: application/json' http://127.0.0.1:8545 \
+    -d "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"$1\",\"params\":$2}" | sed 's/.*"result"://; s/}$//; s/^"//; s/"$//'
+}
+word() { printf '%064x' "$1"; }
+# text WORDS TEXT: length and bytes, filled up to so many words.
+text() { word "${#2}" && printf '%s' "$2" | od -An -v -tx1 | tr -d ' \n' | awk -v n=$(($1 * 64)) '{ printf "%s%0*d", $0, n - length($0), 0 }'; }
+# transact DATA [TO]: gives the receipt.
+transact() {
+  local hash
+  hash=$(ask eth_sendTransaction "[{\"from\":\"$operator\",\"gas\":\"0x1000000\",\"data\":\"0x$1\"${2:+,\"to\":\"$2\"}}]")
+  until receipt=$(ask eth_getTransactionReceipt "[\"$hash\"]") && [[ $receipt == *'"status":"0x1"'* ]]; do sleep 0.05; done
+  echo "$receipt"
+}
+await 10 "the chain answers" ask eth_chainId '[]'
+operator=$(ask eth_accounts '[]' | grep -o '0x[0-9a-fA-F]\{40\}' | head -1)
+contract=$(transact "$(cat "$here/../chain/contract/NodeAccess.hex")$(word 0)$(word 0)" | grep -o '"contractAddress":"0x[0-9a-f]*' | cut -d'"' -f4)
+
+say "the client, with nothing but wireguard-tools"
+(umask 077 && wg genkey >"$work/client.key")
+client_key=$(wg pubkey <"$work/client.key")
+ip -n client link add wg0 type wireguard
+on client wg set wg0 listen-port 51821 private-key "$work/client.key"
+ip -n client addr add 10.9.0.2/24 dev wg0
+ip -n client link set wg0 up
+
+say "the gate, with nothing but its configuration"
+cat >"$work/spoke.toml" <<TOML
+[node]
+id = "gate"
+role = "hub"
+state_dir = "$work/state"
+runtime_dir = "$work/run"
+[grants]
+contract = "$contract"
+chain_id = 31337
+endpoints = ["http://127.0.0.1:8545"]
+finality = "latest"
+poll = "1s"
+timeout = "2s"
+fresh = "5s"
+[[interface]]
+name = "wg0"
+listen_port = 51820
+addresses = ["10.9.0.1/24"]
+access = "nft"
+[[interface.peer]]
+node_id = "client"
+public_key = "$client_key"
+allowed_ips = ["10.9.0.2/32"]
+TOML
+"$spoke" --config "$work/spoke.toml" check >/dev/null
+ip netns exec gate "$spoke" --config "$work/spoke.toml" run 2>"$work/log" &
+gate=$!
+finish() {
+  kill -CONT "$chain" 2>/dev/null || true
+  kill "$gate" "$chain" 2>/dev/null || true
+  if [ "$failures" != 0 ]; then
+    say "the gate's log" && cat "$work/log"
+  fi
+}
+trap finish EXIT
+await 15 "the gate is up" on gate curl -fsS -m 2 http://127.0.0.1:8080/ready
+await 5 "without a grant the client is no peer" no_peer
+on client wg set wg0 peer "$("$spoke" --config "$work/spoke.toml" key public --interface wg0)" \
+  allowed-ips 10.9.0.1/32 endpoint 192.0.2.1:51820 persistent-keepalive 5
+
+say "access is minted"
+holder=$(printf '%064s' "${operator#0x}" | tr ' ' 0)
+transact "eb27f948$holder$(word 128)$(word 192)$(word 288)$(text 1 client)$(text 2 "$client_key")$(word 0)" "$contract" >/dev/null
+await 20 "the client is a peer in the kernel" is_peer
+await 20 "a ping from the gate reaches the client" ping_client
+
+say "the chain is stopped"
+kill -STOP "$chain"
+await 20 "health says degraded, and why" says contract_away
+await 5 "the client is still a peer" is_peer
+await 5 "a ping still reaches it" ping_client
+kill -CONT "$chain"
+await 30 "health is content again" content
+
+say "access is revoked"
+transact "be1ba406$(word 1)" "$contract" >/dev/null
+await 20 "the client is gone from the kernel" no_peer
+
+say "spoke grants list"
+"$spoke" --config "$work/spoke.toml" grants list
+table
