@@ -332,7 +332,7 @@ def main():
                 world.server.server_close()
             took = time.monotonic() - began
         results.append({"story": title, "outcome": outcome, "seconds": round(took)})
-        print(f"{outcome:6} {took:5.0f} s  {title}", flush=True)
+        print(f"{'ok' if outcome == 'ok' else 'not ok'} - {title} ({took:.0f} s)", flush=True)
     figures["emulator CPU, s"] = round(emulated_cpu_seconds())
     for name, value in figures.items():
         print(f"       {value}  {name}")
