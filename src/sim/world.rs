@@ -1,6 +1,6 @@
 //! A device, its hubs and the network between them: WireGuard's timers, NAT, DNS and broken address families.
 //!
-//! The device's side is a [`Kernel`] like the real one, so that the reconciler and the uplink run in it unchanged.
+//! The device's side is a [`Kernel`](crate::sys::kernel::Kernel) like the real one, so that the reconciler and the uplink run in it unchanged.
 mod kernel;
 mod wireguard;
 

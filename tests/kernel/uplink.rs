@@ -113,15 +113,31 @@ fn the_second_hub_takes_over_and_gives_back() {
     assert_eq!(device.uplink()["history"][0]["code"], "failback", "{:#}", device.uplink());
 }
 
-/// IPv6 inside and outside, by the other kind of socket too: an echo in the tunnel needs CAP_NET_RAW and nothing else.
+/// IPv6 inside and outside, once by raw sockets and once by ping sockets, which the group of the process must be allowed.
 #[test]
-fn over_ipv6() {
+fn over_ipv6_by_either_kind_of_socket() {
     let (node, far) = (Namespace::new("device"), Namespace::new("hub"));
     wire((&node, "wan", "2001:db8::2/64"), (&far, "wan", "2001:db8::1/64"));
     let hub = PlainWireGuard::new(&far, "wg0", 51820, "fd09::1/64");
     let hubs = [Hub { name: "hub", public_key: &hub.public_key, endpoint: "[2001:db8::1]:51820", address: "fd09::1" }];
     let mut device = Device::new(&node, "fd09::2/64", &hubs);
     hub.peer(&device.public_key, "allowed-ips fd09::2/128");
+    for groups in ["1 0", "0 2147483647"] {
+        node.feed("tee /proc/sys/net/ipv4/ping_group_range", groups);
+        device.start();
+        device.wait_up(20, "fd09::1");
+        device.stop();
+    }
+}
+
+#[test]
+fn by_ping_sockets_over_ipv4() {
+    let (node, far) = (Namespace::new("device"), Namespace::new("hub"));
+    wire((&node, "wan", "192.0.2.2/24"), (&far, "wan", "192.0.2.1/24"));
+    node.feed("tee /proc/sys/net/ipv4/ping_group_range", "0 2147483647");
+    let hub = PlainWireGuard::new(&far, "wg0", 51820, "10.9.0.1/24");
+    let mut device = Device::new(&node, "10.9.0.2/24", &[hub_of(&hub)]);
+    hub.peer(&device.public_key, "allowed-ips 10.9.0.2/32");
     device.start();
-    device.wait_up(20, "fd09::1");
+    device.wait_up(20, HUB);
 }

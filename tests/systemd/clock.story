@@ -34,6 +34,7 @@ CONFIG
 date --set 1970-01-02 >/dev/null
 claim "it starts in 1970" systemctl start spoke.service
 claim "the clock is not before the build" year_is_plausible
+claim "it was set by a unit that may do nothing else" is cap_sys_time property CapabilityBoundingSet spoke-clock.service
 admit "$(wg show wg0 public-key)" 10.9.0.2
 claim "the tunnel comes up" ping -c 3 -W 5 10.9.0.1
 claim "the service cannot set the clock itself" fails grep -q cap_sys_time <(systemctl show --property CapabilityBoundingSet spoke.service)
@@ -50,4 +51,5 @@ claim "it starts again" systemctl start spoke.service
 claim "the clock is not before the last stamp" not_before "$seen"
 claim_within 30 "the hub takes its handshake" shaken_since "$was"
 claim_within 30 "the tunnel carries traffic" ping -c 1 -W 5 10.9.0.1
+claim "nobody was denied anything" fails grep -qi "denied\|not permitted" <(journalctl -b -u spoke.service -u spoke-clock.service)
 end_story
