@@ -1,9 +1,12 @@
 //! The command line: one file a subcommand. Exit codes: 0 fine, 1 failed, 2 bad input.
 mod access;
+pub mod audit;
 pub mod check;
 pub mod clock;
 pub mod completions;
+pub mod config;
 pub mod doctor;
+pub mod drift;
 pub mod grants;
 pub mod image;
 pub mod key;
@@ -59,6 +62,14 @@ pub enum Command {
     /// Show who is admitted by NFT and why, or ask the chain
     #[command(subcommand)]
     Grants(grants::Command),
+    /// Show what the kernel has otherwise than wanted, or repair it
+    Drift(drift::Args),
+    /// Show, compare and take back what was changed through the agent API
+    #[command(subcommand)]
+    Config(config::Command),
+    /// Show who changed what, or check that record
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// Look for what could keep the tunnel from coming up, with a remedy for each
     Doctor(doctor::Args),
     /// Install, show and take back updates of an image with two slots
@@ -112,6 +123,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Key(command) => key::run(command, &cli.config),
         Command::Clock(command) => clock::run(*command, &cli.config),
         Command::Grants(command) => grants::run(&cli.config, command),
+        Command::Drift(args) => drift::run(&cli.config, args),
+        Command::Config(command) => config::run(&cli.config, *command),
+        Command::Audit(command) => audit::run(&cli.config, *command),
         Command::Doctor(args) => doctor::run(&cli.config, args),
         Command::Update(command) => update::run(&cli.config, command),
         Command::Provision(args) => provision::run(args),

@@ -81,6 +81,15 @@ pub struct Done {
     pub lines: Vec<String>,
 }
 
+/// What a rollback led to, as the command line shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rolled {
+    /// The generation in force.
+    pub generation: u64,
+    /// What changed.
+    pub lines: Vec<String>,
+}
+
 /// What to repair once, whatever the policies say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

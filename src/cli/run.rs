@@ -111,6 +111,7 @@ async fn supervise(config: Arc<Config>, keys: crate::net::derive::Keys) -> Outco
         net,
         uplink: Arc::new(uplink),
         grants: grants.as_ref().map(access::Running::view),
+        changes: changes.handle,
     };
     tasks.restarting("socket", seed, move || {
         let (path, answers) = (path.clone(), answers.clone());

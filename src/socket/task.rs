@@ -1,7 +1,10 @@
 //! Answers the control socket.
 use super::wire::{DeedReport, LinkReport, PeerReport, Request, Response, RouteReport, StatusReport, TroubleReport};
+use crate::audit::record::Actor;
+use crate::change::task::{Changes, Refused, Rolled};
 use crate::config::Config;
 use crate::grants::report::Report;
+use crate::net::drift;
 use crate::net::key::PublicKey;
 use crate::net::render;
 use crate::net::state::DriftPolicy;
@@ -35,6 +38,8 @@ pub struct Answers<C> {
     pub uplink: UplinkView,
     /// The grants, where an interface asks for them.
     pub grants: Option<GrantsView>,
+    /// Where changes are asked for.
+    pub changes: Changes,
 }
 
 /// The grants task, seen from outside.
@@ -78,6 +83,15 @@ async fn serve<C: Clock>(mut connection: Connection, answers: &Answers<C>) -> Re
                 }
                 None => no_grants(),
             },
+            Ok(Request::Drift) => Response::Ok(serde_json::to_value(answers.drift())?),
+            Ok(Request::DriftRepair { what }) => told(answers.changes.reconcile(what, Actor::User(caller.uid)).await)?,
+            Ok(Request::History) => told(answers.changes.history().await)?,
+            Ok(Request::Diff { a, b }) => told(answers.changes.diff(a, b).await)?,
+            Ok(Request::Rollback { to }) => {
+                let done = answers.changes.rollback(to, Actor::User(caller.uid)).await;
+                told(done.map(|d| Rolled { generation: d.generation, lines: d.lines }))?
+            }
+            Ok(Request::Audit { limit }) => answers.audit(limit).await?,
             Ok(Request::Status) => Response::Ok(serde_json::to_value(answers.status())?),
         };
         let mut text = serde_json::to_vec(&response)?;
@@ -85,6 +99,13 @@ async fn serve<C: Clock>(mut connection: Connection, answers: &Answers<C>) -> Re
         connection.send(&text).await?;
     }
     Ok(())
+}
+
+fn told<T: serde::Serialize>(done: Result<T, Refused>) -> Result<Response<serde_json::Value>, serde_json::Error> {
+    Ok(match done {
+        Ok(value) => Response::Ok(serde_json::to_value(value)?),
+        Err(e) => Response::Error(e.to_string()),
+    })
 }
 
 fn no_grants() -> Response<serde_json::Value> {
@@ -101,6 +122,27 @@ impl<C: Clock> Answers<C> {
         Ok(match report {
             Some(report) => Response::Ok(serde_json::to_value(&*report)?),
             None => no_grants(),
+        })
+    }
+
+    fn drift(&self) -> drift::Report {
+        let status = self.net.borrow();
+        let node = self.config.node.id.as_ref().map(ToString::to_string);
+        let names = crate::agent::task::names(&self.config);
+        drift::report(&status.desired, &status.observed, &names, node, self.clock.wall())
+    }
+
+    async fn audit(&self, limit: usize) -> Result<Response<serde_json::Value>, serde_json::Error> {
+        let dir = self.config.node.state_dir.clone();
+        let read = tokio::task::spawn_blocking(move || crate::audit::task::entries(&dir)).await;
+        Ok(match read {
+            Ok(Ok((mut list, _))) => {
+                list.reverse();
+                list.truncate(limit);
+                Response::Ok(serde_json::to_value(list)?)
+            }
+            Ok(Err(e)) => Response::Error(e.to_string()),
+            Err(e) => Response::Error(e.to_string()),
         })
     }
 

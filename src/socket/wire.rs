@@ -20,13 +20,40 @@ pub enum Request {
     Grants,
     /// Have everything verified again.
     GrantsRefresh,
+    /// What differs: a [`crate::net::drift::Report`].
+    Drift,
+    /// Repair it once: a [`crate::change::task::Reconciled`].
+    DriftRepair {
+        /// What of it.
+        what: crate::change::task::Reconcile,
+    },
+    /// Generations, newest first.
+    History,
+    /// What differs between two of them, as lines.
+    Diff {
+        /// From.
+        a: u64,
+        /// To.
+        b: u64,
+    },
+    /// Go back: a [`crate::change::task::Rolled`].
+    Rollback {
+        /// To this generation; to the previous one if none is named.
+        to: Option<u64>,
+    },
+    /// The audit trail, newest first.
+    Audit {
+        /// Most entries.
+        limit: usize,
+    },
 }
 
 impl Request {
     /// Whether it changes anything, so that only root may ask.
     pub const fn mutates(&self) -> bool {
         match self {
-            Self::Status | Self::Grants => false,
+            Self::Status | Self::Grants | Self::Drift | Self::History | Self::Diff { .. } | Self::Audit { .. } => false,
+            Self::DriftRepair { .. } | Self::Rollback { .. } => true,
             // It costs traffic.
             Self::GrantsRefresh => true,
         }

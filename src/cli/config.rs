@@ -1,0 +1,68 @@
+//! `spoke config`: generations of what was changed through the agent API, their differences, and the way back.
+use super::{Outcome, load, print};
+use crate::change::task::{Generation, Rolled};
+use crate::socket::wire::{Request, SOCKET};
+use crate::sys::socket::call;
+use std::fmt::Write as _;
+use std::path::Path;
+
+/// `spoke config`.
+#[derive(Clone, Copy, Debug, clap::Subcommand)]
+pub enum Command {
+    /// List the generations kept, newest first
+    History {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what differs between two generations
+    Diff {
+        /// From this generation
+        a: u64,
+        /// To this one
+        b: u64,
+    },
+    /// Go back to a generation, or to the previous one; it becomes a new generation with the old content
+    Rollback {
+        /// The generation
+        generation: Option<u64>,
+    },
+}
+
+/// Carries the command out.
+pub fn run(config: &Path, command: Command) -> Outcome {
+    let socket = load(config)?.node.runtime_dir.join(SOCKET);
+    match command {
+        Command::History { json } => {
+            let list: Vec<Generation> = call(&socket, &Request::History)?;
+            print(&if json { format!("{}\n", serde_json::to_string_pretty(&list)?) } else { table(&list) });
+        }
+        Command::Diff { a, b } => {
+            let lines: Vec<String> = call(&socket, &Request::Diff { a, b })?;
+            print(&if lines.is_empty() { "no difference\n".to_owned() } else { lines.join("\n") + "\n" });
+        }
+        Command::Rollback { generation } => {
+            let done: Rolled = call(&socket, &Request::Rollback { to: generation })?;
+            let mut text = format!("generation {} is in force\n", done.generation);
+            for line in &done.lines {
+                let _ = writeln!(text, "  {line}");
+            }
+            print(&text);
+        }
+    }
+    Ok(())
+}
+
+fn table(list: &[Generation]) -> String {
+    if list.is_empty() {
+        return "nothing was changed through the agent API yet\n".to_owned();
+    }
+    let mut out = String::new();
+    for g in list {
+        let mark = if g.current { '*' } else { ' ' };
+        let clock = if g.trusted { "" } else { "?" };
+        let wait = g.confirm_within.map(|s| format!("  (reverts in {s} s unless confirmed)")).unwrap_or_default();
+        let _ = writeln!(out, "{mark} {:>5}  {}{clock}  {:<20}  {}{wait}", g.generation, g.time, g.actor, g.what);
+    }
+    out
+}
