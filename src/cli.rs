@@ -5,6 +5,7 @@ pub mod check;
 pub mod clock;
 pub mod completions;
 pub mod config;
+mod control;
 pub mod doctor;
 pub mod drift;
 pub mod grants;

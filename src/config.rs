@@ -5,6 +5,7 @@
 //! task; each section lives in its own file here.
 pub mod agent;
 pub mod clock;
+pub mod control;
 pub mod grants;
 pub mod health;
 pub mod interface;
@@ -69,6 +70,8 @@ pub struct Config {
     pub clock: clock::Clock,
     /// `[health]`: the local endpoints.
     pub health: health::Health,
+    /// `[control]`: the control plane to follow.
+    pub control: Option<control::Control>,
     /// `[grants]`: who may be a peer, by NFT.
     pub grants: Option<grants::Grants>,
     /// `[update]`: updates of an image with two slots.
@@ -126,9 +129,14 @@ impl Config {
         let update = root.section("update", |t| update::Update::read(t));
         let grants = if root.has("grants") { root.section("grants", |t| grants::Grants::read(t, &node)) } else { None };
         let agent = root.section("agent", |t| agent::Agent::read(t));
-        let interfaces = root.tables("interface", |t| interface::Interface::read(t, &node));
+        let control = if root.has("control") { root.section("control", |t| control::Control::read(t)) } else { None };
+        let mut interfaces = root.tables("interface", |t| interface::Interface::read(t, &node));
         root.finish();
-        let config = Self { node, uplink, clock, health, update, grants, agent, interfaces };
+        // Its key exists before the node is enrolled, because the key is what is enrolled.
+        if let Some(control) = control.as_ref().filter(|c| !interfaces.iter().any(|i| i.name == c.interface)) {
+            interfaces.push(interface::Interface::bare(control.interface.clone(), &node));
+        }
+        let config = Self { node, uplink, clock, health, control, update, grants, agent, interfaces };
         config.cross_check(name, &mut faults);
         if faults.is_empty() { Ok(config) } else { Err(Faults(faults)) }
     }
@@ -138,6 +146,13 @@ impl Config {
         let mut fault = |key: String, problem: String, remedy: &str| {
             faults.push(Fault { file: file.into(), key, problem, remedy: remedy.into() });
         };
+        if self.control.is_some() && self.node.id.is_none() {
+            fault(
+                "node.id".into(),
+                "is missing, and the control plane knows nodes by it".into(),
+                "add id = \"…\" to [node]",
+            );
+        }
         let nft = self.interfaces.iter().position(|i| i.access == interface::Access::Nft);
         if let (Some(i), None) = (nft, &self.grants) {
             fault(

@@ -2,8 +2,13 @@
 //!
 //! The device makes its own keys and the control plane never sees a private half. What it may do is bounded by what it
 //! signs: a [`document::StateDocument`] that names this node, is newer than the last one and was signed by a key pinned
-//! at enrolment. Everything else the network says is ignored, and the last good document outlives every outage.
+//! at enrolment. Everything else the network says is ignored, and the last good document outlives every outage: it is
+//! kept only after it was applied and the hub has answered through it, and it is what the device boots from.
+pub mod confirm;
 pub mod document;
+pub mod identity;
+pub mod overlay;
 pub mod request;
 pub mod signature;
+pub mod task;
 pub mod wire;

@@ -34,6 +34,7 @@ pub fn run(config: &Path, args: &Args) -> Outcome {
         admitted: Arc::new(Admitted::default()),
         imperative: Arc::default(),
         overrides: Arc::default(),
+        control: None,
     };
     let desired = derive(&config, &facts, &Desired::default())?;
     let plan = plan(&desired, &observed, &Memory::default());

@@ -1,11 +1,12 @@
 //! `spoke run`: the composition root. Configuration → identity → kernel → uplink → local endpoints.
-use super::{Outcome, access, clock, load, runtime, vitals};
+use super::{Outcome, access, clock, control, load, runtime, vitals};
 use crate::agent::task as agent;
 use crate::audit::task::Trail;
 use crate::change::task::{self as change, Changes};
 use crate::clock::Anchor;
 use crate::clock::task::Keeper;
 use crate::config::Config;
+use crate::config::node::Role;
 use crate::config::types::HostPort;
 use crate::health::summary::Vitals;
 use crate::health::task as health;
@@ -22,7 +23,6 @@ use crate::sys::random::seed;
 use crate::sys::resolve::SystemResolver;
 use crate::sys::socket::Listener;
 use crate::uplink::names;
-use crate::uplink::session;
 use crate::uplink::status::Status;
 use crate::uplink::task::Uplink;
 use std::collections::BTreeMap;
@@ -89,7 +89,10 @@ async fn supervise(config: Arc<Config>, keys: crate::net::derive::Keys) -> Outco
     }
 
     let names = start_names(&mut tasks, &config, &wake);
-    let (choice, status_of_uplink) = start_uplink(&mut tasks, &config, wake, &vitals_out);
+    let (uplink_status, uplink_seen) = watch::channel(Status::default());
+    let control = control::start(&mut tasks, &config, &keys, net.clone(), uplink_seen)?;
+    let (choice, status_of_uplink) =
+        start_uplink(&mut tasks, &config, control.clone(), uplink_status, wake, &vitals_out);
     let grants = access::start(&mut tasks, &config, &vitals_out, clock);
     let admitted = grants.as_ref().map(|g| g.admitted.clone());
     let sources = Sources {
@@ -97,6 +100,7 @@ async fn supervise(config: Arc<Config>, keys: crate::net::derive::Keys) -> Outco
         uplink: choice,
         names,
         admitted,
+        control,
         imperative: Some(changes.facts.0),
         overrides: None,
         repair: Some(changes.facts.1),
@@ -169,25 +173,38 @@ fn start_changes(
     Ok(Changing { handle, facts })
 }
 
-/// Starts the hub session where an uplink is configured; gives the channels of its choice and of its status.
+/// Starts the hub session where an uplink is configured or may come from the control plane; gives the channels of its
+/// choice and of its status.
 fn start_uplink(
     tasks: &mut Supervisor,
-    config: &Config,
+    config: &Arc<Config>,
+    control: Option<Fact<Config>>,
+    status: watch::Sender<Status>,
     wake: watch::Receiver<u64>,
     vitals: &watch::Sender<Vitals>,
 ) -> (Option<Fact<UplinkChoice>>, Option<watch::Receiver<Status>>) {
-    let Some(uplink) = config.uplink.clone().map(Arc::new) else { return (None, None) };
-    let fixed_port = config.interfaces.iter().any(|i| i.name == uplink.interface && i.listen_port.is_some());
+    let from_control = config.control.is_some() && config.node.role == Role::Node;
+    if config.uplink.is_none() && !from_control {
+        return (None, None);
+    }
     let (choice, choices) = watch::channel(None);
-    let (status, statuses) = watch::channel(Status::default());
+    let statuses = status.subscribe();
+    let base = config.clone();
     tasks.restarting("uplink", seed, move || {
-        let config = session::Config { uplink: uplink.clone(), fixed_port };
-        let (wake, choice, status) = (wake.clone(), choice.clone(), status.clone());
+        let (base, control, wake, choice, status) =
+            (base.clone(), control.clone(), wake.clone(), choice.clone(), status.clone());
         async move {
-            let counters = CounterSocket::open()?;
-            let (seed, echo, resolver) = (seed(), IcmpEcho::new(seed()), SystemResolver::default());
-            let session = Uplink { config, seed, counters, echo, resolver, clock: SystemClock, choice, status, wake };
-            session.run().await.map_err(|never| -> KernelError { match never {} })
+            control::sessions(base, control, |config| {
+                let (wake, choice, status) = (wake.clone(), choice.clone(), status.clone());
+                async move {
+                    let counters = CounterSocket::open()?;
+                    let (seed, echo, resolver) = (seed(), IcmpEcho::new(seed()), SystemResolver::default());
+                    let clock = SystemClock;
+                    let session = Uplink { config, seed, counters, echo, resolver, clock, choice, status, wake };
+                    session.run().await.map_err(|never| -> KernelError { match never {} })
+                }
+            })
+            .await
         }
     });
     let (view, vitals) = (statuses.clone(), vitals.clone());

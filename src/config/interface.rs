@@ -103,6 +103,25 @@ pub struct Interface {
 }
 
 impl Interface {
+    /// An interface of which nothing is set but its name.
+    pub fn bare(name: IfName, node: &Node) -> Self {
+        Self {
+            private_key: KeySource::File(node.state_dir.join(format!("{name}.key"))),
+            name,
+            listen_port: None,
+            fwmark: 0,
+            mtu: DEFAULT_MTU,
+            addresses: Vec::new(),
+            table: TABLE_MAIN,
+            routes: true,
+            access: Access::Open,
+            drift: DriftPolicy::Enforce,
+            remove_unknown: true,
+            nested_allowed_ips: false,
+            peers: Vec::new(),
+        }
+    }
+
     pub(super) fn read(t: &mut Table<'_>, node: &Node) -> Option<Self> {
         let name: Option<IfName> =
             t.parsed("name", "1 to 15 characters out of A-Z a-z 0-9 _ . - that do not begin with - or .");

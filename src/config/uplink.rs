@@ -63,6 +63,23 @@ pub struct Uplink {
 }
 
 impl Uplink {
+    /// An uplink with the usual times.
+    pub fn with_hubs(interface: IfName, hubs: Vec<Hub>) -> Self {
+        let s = Duration::from_secs;
+        Self {
+            interface,
+            backoff_initial: s(2),
+            backoff_max: s(60),
+            attempt_timeout: s(10),
+            stable_after: s(60),
+            probe_after: s(5),
+            dead_after: s(15),
+            idle_probe: s(60),
+            failback_after: s(300),
+            hubs,
+        }
+    }
+
     pub(super) fn read(t: &mut Table<'_>) -> Option<Self> {
         let s = Duration::from_secs;
         let ms = Duration::from_millis;

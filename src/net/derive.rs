@@ -70,6 +70,8 @@ pub struct Facts {
     pub imperative: Arc<Imperative>,
     /// What the operator set for this node.
     pub overrides: Arc<Overrides>,
+    /// The configuration as the control plane completes it, where there is one.
+    pub control: Option<Arc<Config>>,
 }
 
 /// Why no state could be derived.
@@ -139,6 +141,7 @@ impl std::fmt::Display for Missing {
 
 /// Derives the state wanted of the kernel. `last` is the state wanted so far: the generation grows only with a change.
 pub fn derive(config: &Config, facts: &Facts, last: &Desired) -> Result<Desired, DeriveError> {
+    let config = facts.control.as_deref().unwrap_or(config);
     let mut links = BTreeMap::new();
     for interface in &config.interfaces {
         links.insert(interface.name.clone(), link(config, interface, facts)?);

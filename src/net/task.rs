@@ -48,6 +48,8 @@ pub struct Sources {
     pub admitted: Option<Fact<Admitted>>,
     /// What was set through the agent API; absent where that is off.
     pub imperative: Option<Fact<Imperative>>,
+    /// The configuration as the control plane completes it; absent where there is none.
+    pub control: Option<Fact<Config>>,
     /// The operator's overrides; absent where nobody can set any.
     pub overrides: Option<Fact<Overrides>>,
     /// Repairs asked for, carried out once each; needs not be published before the first pass.
@@ -57,9 +59,17 @@ pub struct Sources {
 impl Sources {
     /// All facts at once, or the name of one that is still missing.
     fn snapshot(&mut self) -> Result<Facts, &'static str> {
+        let control = match &mut self.control {
+            Some(r) => Some(r.borrow_and_update().clone().ok_or("control")?),
+            None => None,
+        };
+        // A node that is not enrolled yet, or has no hub yet, has nothing to wait for.
+        let no_uplink = control.as_ref().is_some_and(|c| c.uplink.is_none());
         Ok(Facts {
+            control,
             keys: self.keys.borrow_and_update().clone().ok_or("keys")?,
             uplink: match &mut self.uplink {
+                Some(_) if no_uplink => None,
                 Some(r) => Some(r.borrow_and_update().clone().ok_or("uplink")?),
                 None => None,
             },
@@ -78,6 +88,7 @@ impl Sources {
             () = change(self.admitted.as_mut()) => {}
             () = change(self.imperative.as_mut()) => {}
             () = change(self.overrides.as_mut()) => {}
+            () = change(self.control.as_mut()) => {}
             () = change(self.repair.as_mut()) => {}
         }
     }
@@ -182,6 +193,8 @@ pub struct Status {
     pub imperative: Arc<Imperative>,
     /// The last repair asked for that was carried out.
     pub repaired: u64,
+    /// What control wanted when the last pass began.
+    pub control: Option<Arc<Config>>,
     /// The last drifts, oldest first.
     pub drifts: VecDeque<Drifted>,
     /// Drifts since start.
@@ -260,7 +273,10 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
     async fn pass(&mut self, desired: &mut Option<Arc<Desired>>, memory: &mut Memory) -> Result<Pass, KernelError> {
         let mut troubles = Vec::new();
         let mut changed = false;
-        let mut imperative = self.status.borrow().imperative.clone();
+        let (mut imperative, mut control) = {
+            let status = self.status.borrow();
+            (status.imperative.clone(), status.control.clone())
+        };
         match self.sources.snapshot() {
             Err(missing) => {
                 tracing::debug!(missing, "waiting for a fact");
@@ -270,6 +286,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
             }
             Ok(facts) => {
                 imperative = facts.imperative.clone();
+                control = facts.control.clone();
                 match derive(&self.config, &facts, desired.as_deref().unwrap_or(&Desired::default())) {
                     Ok(new) => {
                         changed = desired.as_ref().is_none_or(|d| d.generation != new.generation);
@@ -288,7 +305,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
             }
         }
         let Some(desired) = desired.clone() else {
-            self.publish(|s| (s.troubles, s.imperative) = (troubles, imperative));
+            self.publish(|s| (s.troubles, s.imperative, s.control) = (troubles, imperative, control));
             return Ok(Pass::Unfinished);
         };
         let wanted: BTreeSet<IfName> = desired.links.keys().cloned().collect();
@@ -304,7 +321,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
                 memory.adopt(&desired, &known);
                 self.report(true, troubles, desired, known, left, deeds);
                 let repaired = memory.repaired;
-                self.publish(|s| (s.imperative, s.repaired) = (imperative, repaired));
+                self.publish(|s| (s.imperative, s.repaired, s.control) = (imperative, repaired, control));
                 return Ok(Pass::Clean);
             }
         }
@@ -333,7 +350,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         self.report(clean, troubles, desired, observed, left, deeds);
         let repaired = memory.repaired;
         self.publish(|s| {
-            (s.imperative, s.repaired) = (imperative, repaired);
+            (s.imperative, s.repaired, s.control) = (imperative, repaired, control);
             s.drift_count += drifts.len() as u64;
             s.drifts.extend(drifts);
             let excess = s.drifts.len().saturating_sub(MAX_HISTORY);

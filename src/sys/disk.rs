@@ -111,6 +111,14 @@ fn split(path: &Path) -> Option<(&Path, &str)> {
     Some((path.parent()?, path.file_name()?.to_str()?))
 }
 
+/// Reads a file that is no secret, such as a certificate; at most 1 MiB.
+pub fn read_public(path: &Path) -> Result<Vec<u8>, DiskError> {
+    let file = File::open(path).map_err(|e| DiskError::read(path, e))?;
+    let mut bytes = Vec::new();
+    file.take(1 << 20).read_to_end(&mut bytes).map_err(|e| DiskError::read(path, e))?;
+    Ok(bytes)
+}
+
 /// Reads a secret file of at most `max` bytes; refuses one that group or others may read. `Ok(None)`: there is none.
 pub fn read_secret(path: &Path, max: u64) -> Result<Option<zeroize::Zeroizing<Vec<u8>>>, DiskError> {
     let file = match File::open(path) {

@@ -113,6 +113,26 @@ pub fn preshared(source: &KeySource) -> Result<PresharedKey, KeyError> {
     }
 }
 
+/// The key that signs our requests to the control plane: a seed of 32 bytes in base64, made once.
+pub fn identity(path: &Path) -> Result<crate::enroll::signature::SignKey, KeyError> {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    let source = KeySource::File(path.to_owned());
+    let not_a_key = || KeyError::NotAKey(source.clone());
+    if let Some(text) = read(&source)? {
+        let seed = Zeroizing::new(STANDARD.decode(text.trim()).map_err(|_| not_a_key())?);
+        return crate::enroll::signature::SignKey::from_seed(&seed).map_err(|_| not_a_key());
+    }
+    let mut line = Zeroizing::new(STANDARD.encode(key_bytes()?.as_slice()));
+    line.push('\n');
+    match write_atomic(path, line.as_bytes(), false) {
+        Ok(()) => {}
+        // Somebody else made it between the look and the write: theirs counts.
+        Err(DiskError::Write { source: e, .. }) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+        Err(e) => return Err(e.into()),
+    }
+    identity(path)
+}
+
 /// Reads a secret of one line that is no key, such as a URL with a token in it.
 pub fn line(source: &KeySource) -> Result<Zeroizing<String>, KeyError> {
     match read(source)? {

@@ -105,7 +105,7 @@ pub const MAX_ACTIONS: usize = 16;
 pub type Actions = heapless::Vec<Action, MAX_ACTIONS>;
 
 /// What the machine goes by.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// `[uplink]`.
     pub uplink: Arc<Uplink>,

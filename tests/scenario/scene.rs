@@ -91,6 +91,7 @@ impl Scene {
                 names: None,
                 admitted: None,
                 imperative: None,
+                control: None,
                 overrides: None,
                 repair: None,
             },

@@ -1,0 +1,112 @@
+//! The configuration as the control plane completes it. Pure.
+use super::document::{StateDocument, WantedHub, WantedInterface, WantedPeer};
+use crate::config::Config;
+use crate::config::control::Control;
+use crate::config::interface::{Interface, Peer};
+use crate::config::types::{Cidr, IfAddress};
+use crate::config::uplink::{Hub, Uplink};
+
+/// `base` with what `document` says of the interface that the control plane decides about.
+///
+/// The interface keeps the name, key, table, drift policy and locally configured peers it has; addresses, peers and hubs
+/// come from the document, port and size where it has any. `derive` checks the result once more as a whole.
+pub fn effective(base: &Config, control: &Control, document: &StateDocument) -> Config {
+    let mut config = base.clone();
+    let Some(wanted) = document.interfaces.first() else { return config };
+    let Some(interface) = config.interfaces.iter_mut().find(|i| i.name == control.interface) else { return config };
+    complete(interface, wanted);
+    if !wanted.hubs.is_empty() {
+        let hubs = wanted.hubs.iter().map(hub).collect();
+        config.uplink = Some(match config.uplink.take() {
+            Some(uplink) => Uplink { hubs, interface: control.interface.clone(), ..uplink },
+            None => Uplink::with_hubs(control.interface.clone(), hubs),
+        });
+    }
+    config
+}
+
+fn complete(interface: &mut Interface, wanted: &WantedInterface) {
+    interface.addresses = wanted.addresses.iter().map(|a| IfAddress(*a)).collect();
+    interface.listen_port = wanted.listen_port.or(interface.listen_port);
+    interface.mtu = wanted.mtu.unwrap_or(interface.mtu);
+    let keys: std::collections::BTreeSet<_> = wanted.peers.iter().map(|p| p.public_key).collect();
+    interface.peers.retain(|p| !keys.contains(&p.public_key));
+    interface.peers.extend(wanted.peers.iter().map(peer));
+}
+
+fn hub(hub: &WantedHub) -> Hub {
+    Hub {
+        name: hub.node_id.to_string(),
+        public_key: hub.public_key,
+        preshared_key: None,
+        endpoint: hub.endpoint.clone(),
+        address: hub.address,
+        allowed_ips: hub.allowed_ips.iter().map(|n| Cidr(*n)).collect(),
+        keepalive: hub.keepalive,
+    }
+}
+
+fn peer(peer: &WantedPeer) -> Peer {
+    Peer {
+        name: None,
+        node_id: Some(peer.node_id.clone()),
+        public_key: peer.public_key,
+        preshared_key: None,
+        allowed_ips: peer.allowed_ips.iter().map(|n| Cidr(*n)).collect(),
+        endpoint: None,
+        keepalive: peer.keepalive,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::key::PublicKey;
+
+    fn base() -> (Config, Control) {
+        let text = "[node]\nid = \"edge-1\"\n[control]\nurl = \"https://c.example.net:8443\"\n";
+        let config = Config::from_text(Some(("x", text)), []).unwrap();
+        let control = config.control.clone().unwrap();
+        (config, control)
+    }
+
+    fn document(hubs: usize, peers: u8) -> StateDocument {
+        let hub = |n: usize| {
+            serde_json::json!({"node_id": format!("hub-{n}"), "public_key": PublicKey([100 + n as u8; 32]),
+            "endpoint": "192.0.2.1:51820", "address": "10.8.0.1", "allowed_ips": ["10.8.0.1/32"], "keepalive": 25})
+        };
+        let peer = |n: u8| {
+            serde_json::json!({"node_id": format!("n-{n}"), "public_key": PublicKey([n; 32]),
+            "allowed_ips": [format!("10.8.1.{n}/32")]})
+        };
+        serde_json::from_value(serde_json::json!({"version": 1, "node_id": "edge-1", "generation": 3, "role": "node",
+            "signing_keys": [], "interfaces": [{"name": "wg7", "addresses": ["10.8.0.5/16"], "mtu": 1380,
+            "hubs": (0..hubs).map(hub).collect::<Vec<_>>(), "peers": (1..=peers).map(peer).collect::<Vec<_>>()}]}))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_device_needs_no_interface_of_its_own() {
+        let (config, control) = base();
+        assert_eq!(config.interfaces.len(), 1, "the interface is there before the node is enrolled, with its key");
+        let done = effective(&config, &control, &document(1, 0));
+        let link = &done.interfaces[0];
+        assert_eq!((link.name.as_str(), link.mtu), ("wg0", 1380), "the node names its interface");
+        assert_eq!(link.addresses[0].0.to_string(), "10.8.0.5/16");
+        let uplink = done.uplink.unwrap();
+        assert_eq!((uplink.interface.as_str(), uplink.hubs[0].name.as_str()), ("wg0", "hub-0"));
+    }
+
+    #[test]
+    fn a_hub_gets_peers_and_no_uplink() {
+        let (config, control) = base();
+        let done = effective(&config, &control, &document(0, 3));
+        assert!(done.uplink.is_none());
+        assert_eq!(done.interfaces[0].peers.len(), 3);
+        assert_eq!(
+            effective(&done, &control, &document(0, 2)).interfaces[0].peers.len(),
+            3,
+            "of the base, not of the last"
+        );
+    }
+}
