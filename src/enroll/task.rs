@@ -331,7 +331,12 @@ impl<H: Http, E: Echo, C: Clock> Follower<H, E, C> {
                 reported = Some(say);
             }
 
-            let mut wake_at = if polling.is_some() { report_at } else { poll_at.min(report_at) };
+            // Without a state there is nothing to report, and a poll that is out wakes by itself.
+            let idle = now + Duration::from_secs(3600);
+            let mut wake_at = if in_force.is_some() { report_at } else { idle };
+            if polling.is_none() {
+                wake_at = wake_at.min(poll_at);
+            }
             if let Some(t) = &on_trial {
                 wake_at = wake_at.min(now + ECHO_EVERY).min(t.trial.deadline().max(now + ECHO_EVERY));
                 let first = t.candidate.config.uplink.as_ref().and_then(|u| u.hubs.first().map(|h| (h.address, t.seq)));
@@ -401,7 +406,7 @@ impl<H: Http, E: Echo, C: Clock> Follower<H, E, C> {
                     }
                 }
                 changed = self.net.changed() => if changed.is_err() { return Ok(()) },
-                changed = self.uplink.changed() => if changed.is_err() { std::future::pending().await },
+                () = change(&mut self.uplink) => {}
                 () = tokio::time::sleep(wake_at.since(self.clock.now())) => {}
             }
         }
@@ -515,6 +520,13 @@ fn current(
 /// The control plane takes so many printable characters.
 fn clip(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(250).collect()
+}
+
+/// A hub has no uplink: nothing ever comes of it.
+async fn change<T>(from: &mut watch::Receiver<T>) {
+    if from.changed().await.is_err() {
+        std::future::pending().await
+    }
 }
 
 async fn pending<H>(polling: &mut Option<Polling<H>>) -> (H, Result<Answer, HttpError>, Nonce) {

@@ -3,6 +3,7 @@
 
 mod api;
 mod db;
+mod figures;
 mod serving;
 mod store;
 mod world;

@@ -35,9 +35,10 @@ fn config(dir: &std::path::Path, port: u16, url: &str) -> PathBuf {
     let mut file = open.write(true).create(true).truncate(true).mode(0o600).open(&token).unwrap();
     std::io::Write::write_all(&mut file, OPERATOR.as_bytes()).unwrap();
     let text = format!(
-        "[server]\nlisten = [\"127.0.0.1:{port}\"]\npublic = \"localhost:{port}\"\nstate_dir = \"{}\"\n[store]\nurl = \"{url}\"\n[api]\noperator_token = \"file:{}\"\n[limits]\nper_address = 100000\nenrolments_per_address = 100000\nper_node = 20\n",
+        "[server]\nlisten = [\"127.0.0.1:{port}\"]\npublic = \"localhost:{port}\"\nstate_dir = \"{}\"\n[store]\nurl = \"{url}\"\n[api]\noperator_token = \"file:{}\"\n[limits]\nper_address = 100000\nenrolments_per_address = 100000\nper_node = {}\n",
         dir.display(),
-        token.display()
+        token.display(),
+        if std::env::var_os("SPOKE_BENCH_NODES").is_some() { 1_000_000 } else { 20 }
     );
     let path = dir.join("spoke-control.toml");
     std::fs::write(&path, text).unwrap();
@@ -68,6 +69,11 @@ impl Serving {
         let pem = std::fs::read(self.dir.path().join("tls.crt")).unwrap();
         let der = rustls_pemfile::certs(&mut pem.as_slice()).next().unwrap().unwrap();
         self.pin = ring::digest::digest(&ring::digest::SHA256, &der).as_ref().try_into().unwrap();
+    }
+
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.child.id().unwrap()
     }
 
     /// Stops it by SIGTERM and waits for the end, which must be a good one.
