@@ -142,7 +142,8 @@ async fn measure(kind: Kind, count: usize) {
     let mut back = JoinSet::new();
     for mut device in devices {
         let nonce = crate::serving::nonce().0;
-        let wait = spread.mul_f64(f64::from(u32::from_le_bytes([nonce[0], nonce[1], nonce[2], nonce[3]])) / f64::from(u32::MAX));
+        let wait = spread
+            .mul_f64(f64::from(u32::from_le_bytes([nonce[0], nonce[1], nonce[2], nonce[3]])) / f64::from(u32::MAX));
         back.spawn(async move {
             tokio::time::sleep(wait).await;
             assert_eq!(device.ask("GET", &format!("{STATE}?after=0"), "").await.0, 200);
