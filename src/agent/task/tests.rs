@@ -62,6 +62,7 @@ impl Node {
             uplink: None,
             names: None,
             admitted: None,
+            control: None,
             imperative: Some(imperative),
             overrides: None,
             repair: Some(repair),
