@@ -122,14 +122,14 @@ impl Config {
         })?;
         let mut faults = Vec::new();
         let mut root = Table::root(tree, name, &mut faults);
-        let node = root.section("node", |t| node::Node::read(t));
-        let uplink = if root.has("uplink") { root.section("uplink", |t| uplink::Uplink::read(t)) } else { None };
-        let clock = root.section("clock", |t| clock::Clock::read(t));
-        let health = root.section("health", |t| health::Health::read(t));
-        let update = root.section("update", |t| update::Update::read(t));
+        let node = root.section("node", node::Node::read);
+        let uplink = if root.has("uplink") { root.section("uplink", uplink::Uplink::read) } else { None };
+        let clock = root.section("clock", clock::Clock::read);
+        let health = root.section("health", health::Health::read);
+        let update = root.section("update", update::Update::read);
         let grants = if root.has("grants") { root.section("grants", |t| grants::Grants::read(t, &node)) } else { None };
-        let agent = root.section("agent", |t| agent::Agent::read(t));
-        let control = if root.has("control") { root.section("control", |t| control::Control::read(t)) } else { None };
+        let agent = root.section("agent", agent::Agent::read);
+        let control = if root.has("control") { root.section("control", control::Control::read) } else { None };
         let mut interfaces = root.tables("interface", |t| interface::Interface::read(t, &node));
         root.finish();
         // Its key exists before the node is enrolled, because the key is what is enrolled.

@@ -81,7 +81,7 @@ pub fn run(args: &Args) -> Outcome {
             }
             Err(e) => return Err(anyhow::Error::from(e).context("cannot read the boot partition").into()),
         }
-        std::thread::sleep(AGAIN);
+        super::block_on(tokio::time::sleep(AGAIN))?;
         look_anew(&args.boot);
     }
 }

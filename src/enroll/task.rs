@@ -290,17 +290,18 @@ impl<H: Http, E: Echo, C: Clock> Follower<H, E, C> {
 
             let up = self.uplink.borrow().state == State::Up;
             let connected = self.uplink.borrow().connected_since;
-            if up && connected.is_some() && connected != registered {
-                if let Some(body) =
+            if up
+                && connected.is_some()
+                && connected != registered
+                && let Some(body) =
                     in_force.as_ref().and_then(|c| registration(c, &self.control, self.wireguard, self.clock.wall()))
-                {
-                    let (request, _) = signed!("POST", wire::REGISTER.to_owned(), body, TIMEOUT, MAX_ANSWER);
-                    match self.http.1.send(request).await {
-                        Ok(answer) if answer.status == 200 => registered = connected,
-                        // The next report's turn tries again; the tunnel does not depend on it.
-                        Ok(answer) => tracing::debug!(status = answer.status, "not registered"),
-                        Err(e) => tracing::debug!(error = %chain(&e), "not registered"),
-                    }
+            {
+                let (request, _) = signed!("POST", wire::REGISTER.to_owned(), body, TIMEOUT, MAX_ANSWER);
+                match self.http.1.send(request).await {
+                    Ok(answer) if answer.status == 200 => registered = connected,
+                    // The next report's turn tries again; the tunnel does not depend on it.
+                    Ok(answer) => tracing::debug!(status = answer.status, "not registered"),
+                    Err(e) => tracing::debug!(error = %chain(&e), "not registered"),
                 }
             }
             let state = current(&in_force, on_trial.as_ref(), rejected.as_ref(), refused.as_ref());
