@@ -6,7 +6,7 @@ use crate::net::key::{PublicKey, SecretKey};
 use crate::net::plan::{AllowedIps, PeerChange, Step};
 use crate::net::render;
 use crate::net::state::{Counters, IfName, OWNED_ALIAS, Observed, ObservedLink, ObservedPeer, Route};
-use crate::sys::kernel::{Applied, Kernel, KernelError, PeerCounters, ReadCounters};
+use crate::sys::kernel::{Applied, Kernel, KernelError, LinkCounters, PeerCounters, ReadCounters};
 use crate::time::Boot;
 use ipnet::IpNet;
 use rustix::io::Errno;
@@ -221,7 +221,7 @@ fn error(step: &Step, errno: Errno) -> KernelError {
 }
 
 impl ReadCounters for FakeKernel {
-    async fn counters(&mut self, link: &IfName) -> Result<Option<BTreeMap<PublicKey, PeerCounters>>, KernelError> {
+    async fn counters(&mut self, link: &IfName) -> Result<Option<LinkCounters>, KernelError> {
         let state = self.state();
         let Some(link) = state.links.get(link.as_str()).filter(|l| l.wireguard) else { return Ok(None) };
         if !self.privileged {
@@ -230,7 +230,7 @@ impl ReadCounters for FakeKernel {
         let one = |(key, peer): (&PublicKey, &ObservedPeer)| {
             (*key, PeerCounters { counters: peer.counters, endpoint: peer.endpoint })
         };
-        Ok(Some(link.peers.iter().map(one).collect()))
+        Ok(Some(LinkCounters { index: link.index, peers: link.peers.iter().map(one).collect() }))
     }
 }
 

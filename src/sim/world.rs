@@ -10,7 +10,7 @@ use crate::net::key::PublicKey;
 use crate::net::state::IfName;
 use crate::sys::clock::Clock as _;
 use crate::sys::echo::{Echo, EchoError};
-use crate::sys::kernel::{KernelError, PeerCounters, ReadCounters};
+use crate::sys::kernel::{KernelError, LinkCounters, PeerCounters, ReadCounters};
 use crate::sys::notify::Notify;
 use crate::sys::resolve::{Resolve, ResolveError};
 use std::collections::{BTreeMap, BTreeSet};
@@ -192,10 +192,11 @@ impl State {
 pub struct SimCounters(pub World);
 
 impl ReadCounters for SimCounters {
-    async fn counters(&mut self, link: &IfName) -> Result<Option<BTreeMap<PublicKey, PeerCounters>>, KernelError> {
+    async fn counters(&mut self, link: &IfName) -> Result<Option<LinkCounters>, KernelError> {
         let state = self.0.state();
         Ok(state.links.get(link).map(|l| {
-            l.peers.iter().map(|(k, p)| (*k, PeerCounters { counters: p.counters, endpoint: p.endpoint })).collect()
+            let one = |(k, p): (&PublicKey, &Peer)| (*k, PeerCounters { counters: p.counters, endpoint: p.endpoint });
+            LinkCounters { index: l.index, peers: l.peers.iter().map(one).collect() }
         }))
     }
 }

@@ -119,10 +119,16 @@ pub trait Kernel: Send + 'static {
 /// Reads one interface's counters; needs no right to change anything and never does.
 pub trait ReadCounters: Send + 'static {
     /// Counters by peer, with the endpoint in use. `Ok(None)`: there is no such WireGuard interface.
-    fn counters(
-        &mut self,
-        link: &IfName,
-    ) -> impl Future<Output = Result<Option<BTreeMap<PublicKey, PeerCounters>>, KernelError>> + Send;
+    fn counters(&mut self, link: &IfName) -> impl Future<Output = Result<Option<LinkCounters>, KernelError>> + Send;
+}
+
+/// A WireGuard interface and the counters of its peers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LinkCounters {
+    /// The kernel's index of the interface, never given twice: another one under the same name is another interface.
+    pub index: u32,
+    /// By peer.
+    pub peers: BTreeMap<PublicKey, PeerCounters>,
 }
 
 /// Counters of a peer and where it is.

@@ -65,6 +65,8 @@ pub enum Event {
 /// A look at the interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sample {
+    /// The kernel's index of the interface: another one is another interface, with none of the sessions of the one before.
+    pub link: Option<u32>,
     /// The hubs' peers on it, in the order of the configuration; `None` where there is no such peer (or no interface).
     pub hubs: Vec<Option<Seen>>,
 }
@@ -211,6 +213,8 @@ pub struct Session {
     dice: Dice,
     backoff: Backoff,
     ladder: Ladder,
+    /// The interface of the last sample.
+    link: Option<u32>,
     seen: Vec<Witness>,
     known: Vec<Known>,
     /// The published hub.
@@ -247,6 +251,7 @@ impl Session {
             dice: Dice::new(seed),
             backoff: Backoff::new(u.backoff_initial, u.backoff_max),
             ladder: Ladder::new(hubs.len(), config.fixed_port),
+            link: None,
             seen: vec![Witness::default(); hubs.len()],
             known: vec![Known::default(); hubs.len()],
             active: 0,
@@ -309,9 +314,7 @@ impl Session {
     #[must_use]
     pub fn handle(&mut self, now: Boot, event: Event) -> Actions {
         let mut out = Actions::new();
-        if let Event::Sampled(sample) = &event {
-            self.take_in(sample);
-        }
+        let replaced = if let Event::Sampled(sample) = &event { self.take_in(sample) } else { false };
         match (self.phase, event) {
             (Phase::Starting, Event::Tick) => {
                 self.sample_at = now + SAMPLE_WAITING;
@@ -407,7 +410,7 @@ impl Session {
             (Phase::Connecting(_), Event::Unsampled) => {}
 
             (Phase::Up { since }, Event::Tick) => self.tend(now, since, &mut out),
-            (Phase::Up { since }, Event::Sampled(sample)) => self.up_sampled(now, since, &sample, &mut out),
+            (Phase::Up { since }, Event::Sampled(sample)) => self.up_sampled(now, since, &sample, replaced, &mut out),
             (Phase::Up { .. }, Event::Resolved { hub, addresses }) => self.up_resolved(now, hub, addresses, &mut out),
             (Phase::Up { .. }, Event::Answered { from, seq }) => {
                 self.answered(now, from, seq);

@@ -119,8 +119,8 @@ impl<R: ReadCounters, E: Echo, D: Resolve, C: Clock> Uplink<R, E, D, C> {
 
     async fn sample(&mut self) -> Event {
         let read = tokio::time::timeout(READ_TIMEOUT, self.counters.counters(&self.config.uplink.interface)).await;
-        let peers = match read {
-            Ok(Ok(peers)) => peers.unwrap_or_default(),
+        let link = match read {
+            Ok(Ok(link)) => link,
             Ok(Err(e)) => {
                 tracing::warn!(error = %e, "counters not read");
                 return Event::Unsampled;
@@ -130,8 +130,13 @@ impl<R: ReadCounters, E: Echo, D: Resolve, C: Clock> Uplink<R, E, D, C> {
                 return Event::Unsampled;
             }
         };
-        let seen = |key| peers.get(key).map(|p| Seen { counters: p.counters, endpoint: p.endpoint });
-        Event::Sampled(Sample { hubs: self.config.uplink.hubs.iter().map(|h| seen(&h.public_key)).collect() })
+        let peers = link.as_ref().map(|l| &l.peers);
+        let seen = |key| peers?.get(key).map(|p| Seen { counters: p.counters, endpoint: p.endpoint });
+        let index = link.as_ref().map(|l| l.index);
+        Event::Sampled(Sample {
+            link: index,
+            hubs: self.config.uplink.hubs.iter().map(|h| seen(&h.public_key)).collect(),
+        })
     }
 }
 

@@ -5,8 +5,8 @@ use ipnet::IpNet;
 use spoke::net::key::{PublicKey, SecretKey};
 use spoke::net::plan::Step;
 use spoke::net::state::{IfName, Observed};
-use spoke::sys::kernel::{Applied, CounterSocket, Kernel, KernelError, Netlink, PeerCounters, ReadCounters};
-use std::collections::{BTreeMap, BTreeSet};
+use spoke::sys::kernel::{Applied, CounterSocket, Kernel, KernelError, LinkCounters, Netlink, ReadCounters};
+use std::collections::BTreeSet;
 
 /// Both sockets as one.
 pub(crate) struct Both(Netlink, CounterSocket);
@@ -32,7 +32,7 @@ impl Kernel for Both {
 }
 
 impl ReadCounters for Both {
-    async fn counters(&mut self, link: &IfName) -> Result<Option<BTreeMap<PublicKey, PeerCounters>>, KernelError> {
+    async fn counters(&mut self, link: &IfName) -> Result<Option<LinkCounters>, KernelError> {
         self.1.counters(link).await
     }
 }

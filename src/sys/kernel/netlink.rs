@@ -3,11 +3,10 @@ use super::conversation::Conversation;
 use super::events::Events;
 use super::route::{self, Change, errno};
 use super::wireguard::{Depth, Devices};
-use super::{Applied, Kernel, KernelError, PeerCounters, ReadCounters};
-use crate::net::key::PublicKey;
+use super::{Applied, Kernel, KernelError, LinkCounters, PeerCounters, ReadCounters};
 use crate::net::plan::Step;
 use crate::net::render;
-use crate::net::state::{IfName, Observed, ObservedLink, Route};
+use crate::net::state::{IfName, Observed, ObservedLink, ObservedPeer, Route};
 use crate::sys::clock::{Clock, SystemClock};
 use ipnet::IpNet;
 use rustix::io::Errno;
@@ -423,14 +422,14 @@ impl CounterSocket {
 }
 
 impl ReadCounters for CounterSocket {
-    async fn counters(&mut self, link: &IfName) -> Result<Option<BTreeMap<PublicKey, PeerCounters>>, KernelError> {
+    async fn counters(&mut self, link: &IfName) -> Result<Option<LinkCounters>, KernelError> {
         let device = match self.0.read(link, Depth::Counters).await {
             Ok(device) => device,
             // Without the family there is no WireGuard interface either.
             Err(error) if errno(&error) == Some(Errno::NOENT) => None,
             Err(source) => return Err(unreadable(&format!("the counters of {link}"), source)),
         };
-        let peers = device.map(|d| d.peers.into_iter());
-        Ok(peers.map(|p| p.map(|(k, p)| (k, PeerCounters { counters: p.counters, endpoint: p.endpoint })).collect()))
+        let one = |(key, p): (_, ObservedPeer)| (key, PeerCounters { counters: p.counters, endpoint: p.endpoint });
+        Ok(device.map(|d| LinkCounters { index: d.index, peers: d.peers.into_iter().map(one).collect() }))
     }
 }

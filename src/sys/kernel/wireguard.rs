@@ -24,6 +24,7 @@ const GENL_ID_CTRL: u16 = 16;
 const GENL_HEADER: usize = 4;
 const CTRL_ATTR_FAMILY_ID: u16 = 1;
 
+const WGDEVICE_A_IFINDEX: u16 = 1;
 const WGDEVICE_A_PUBLIC_KEY: u16 = 4;
 const WGDEVICE_A_LISTEN_PORT: u16 = 6;
 const WGDEVICE_A_FWMARK: u16 = 7;
@@ -41,6 +42,7 @@ const REQUEST_ALLOWED_IPS: usize = 256;
 /// A WireGuard device as its family tells of it.
 #[derive(Debug, Default)]
 pub(super) struct DeviceState {
+    pub(super) index: u32,
     pub(super) public_key: Option<PublicKey>,
     pub(super) listen_port: u16,
     pub(super) fwmark: u32,
@@ -306,6 +308,7 @@ fn read_device(device: &mut DeviceState, attributes: &[u8], depth: Depth) -> io:
         let attribute = attribute.map_err(invalid)?;
         let value = attribute.value();
         match attribute.kind() & NLA_TYPE_MASK {
+            WGDEVICE_A_IFINDEX => device.index = value.first_chunk().map_or(0, |b| u32::from_ne_bytes(*b)),
             WGDEVICE_A_PUBLIC_KEY => device.public_key = value.first_chunk().map(|k| PublicKey(*k)),
             WGDEVICE_A_LISTEN_PORT => device.listen_port = value.first_chunk().map_or(0, |b| u16::from_ne_bytes(*b)),
             WGDEVICE_A_FWMARK => device.fwmark = value.first_chunk().map_or(0, |b| u32::from_ne_bytes(*b)),

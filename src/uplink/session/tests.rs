@@ -25,6 +25,7 @@ struct World {
     config: Config,
     dice: Dice,
     now: Boot,
+    link: u32,
     kernel: Vec<Option<Seen>>,
     wall: u64,
     /// Chance in 256 that things work.
@@ -53,6 +54,7 @@ impl World {
             config,
             dice: Dice::new(seed ^ 0xABCD),
             now,
+            link: 1,
             kernel: vec![None; hubs],
             wall: 1_700_000_000,
             luck: 128,
@@ -86,7 +88,8 @@ impl World {
             if let Event::Sampled(sample) = &event {
                 for (hub, seen) in sample.hubs.iter().enumerate() {
                     let value = seen.and_then(|s| s.counters.last_handshake);
-                    let known = self.session.seen[hub].counters().map(|c| c.last_handshake);
+                    let same = sample.link == self.session.link;
+                    let known = self.session.seen[hub].counters().filter(|_| same).map(|c| c.last_handshake);
                     if value.is_some() && known.is_none_or(|k| k != value) {
                         self.shaken[hub] = Some(self.now);
                         self.handshake_in_attempt |= hub == self.session.active;
@@ -156,7 +159,7 @@ impl World {
                 if self.dice.throw().is_multiple_of(16) {
                     events.push(Event::Unsampled);
                 } else {
-                    events.push(Event::Sampled(Sample { hubs: self.kernel.clone() }));
+                    events.push(Event::Sampled(Sample { link: Some(self.link), hubs: self.kernel.clone() }));
                 }
             }
             Action::Echo { to, seq } => {
@@ -198,6 +201,11 @@ impl World {
 
     /// Lets the kernel and the network do as they please for a while, and time pass to the next deadline.
     fn tick(&mut self) {
+        if self.dice.throw().is_multiple_of(512) {
+            // Made anew between two looks.
+            self.link += 1;
+            self.kernel.iter_mut().flatten().for_each(|seen| seen.counters = Counters::default());
+        }
         for hub in 0..self.kernel.len() {
             if self.dice.throw().is_multiple_of(64) {
                 self.kernel[hub] = None;
@@ -293,7 +301,9 @@ fn rungs_in_order_when_nothing_answers() {
                             "192.0.2.2:1".parse().unwrap(),
                         ],
                     }),
-                    Action::Sample => queue.push(Event::Sampled(Sample { hubs: vec![Some(Seen::default()); 2] })),
+                    Action::Sample => {
+                        queue.push(Event::Sampled(Sample { link: Some(1), hubs: vec![Some(Seen::default()); 2] }))
+                    }
                     Action::Report(t) => rungs.extend(t.rung),
                     Action::Publish | Action::Echo { .. } => {}
                 }
@@ -318,4 +328,39 @@ fn rungs_in_order_when_nothing_answers() {
     let rebuilds = rungs.iter().filter(|r| **r == Rebuild).count();
     assert_eq!(rebuilds, 2, "in two hours");
     assert!(!rungs.contains(&Address), "one address of the first family");
+}
+
+/// Deleted and made anew between two looks, with a handshake already: no counter tells, only the interface's index does.
+#[test]
+fn an_interface_made_anew_between_two_looks_is_proven_anew() {
+    let mut session = Session::new(Boot::default(), 1, config(1, ""));
+    let look = |link: u32, handshake: u64, session: &mut Session, now: Boot, event: Event| {
+        let mut queue = vec![event];
+        while let Some(e) = queue.pop() {
+            for action in session.handle(now, e) {
+                match action {
+                    Action::Resolve(hub) => {
+                        queue.push(Event::Resolved { hub, addresses: vec!["192.0.2.1:1".parse().unwrap()] });
+                    }
+                    Action::Sample => {
+                        let counters =
+                            Counters { last_handshake: Some(Duration::from_secs(handshake)), rx: 92, tx: 148 };
+                        let seen = Seen { counters, endpoint: Some("192.0.2.1:1".parse().unwrap()) };
+                        queue.push(Event::Sampled(Sample { link: Some(link), hubs: vec![Some(seen)] }));
+                    }
+                    Action::Echo { to, seq } => queue.push(Event::Answered { from: to, seq }),
+                    Action::Publish | Action::Report(_) => {}
+                }
+            }
+        }
+    };
+    let mut now = Boot::default();
+    for (link, handshake) in [(1, 7), (2, 8)] {
+        for _ in 0..20 {
+            look(link, handshake, &mut session, now, Event::Tick);
+            now = session.deadline().unwrap();
+        }
+        assert_eq!(session.status.sessions, u64::from(link), "{:?}", session.status.history);
+    }
+    assert!(session.status.history.iter().any(|t| t.code == Code::InterfaceGone));
 }

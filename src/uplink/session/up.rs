@@ -114,13 +114,14 @@ impl Session {
         self.grant(now, wish, out);
     }
 
-    pub(super) fn up_sampled(&mut self, now: Boot, since: Boot, sample: &Sample, out: &mut Actions) {
+    pub(super) fn up_sampled(&mut self, now: Boot, since: Boot, sample: &Sample, replaced: bool, out: &mut Actions) {
         self.look(now, sample);
         let there = sample.hubs.get(self.active).is_some_and(Option::is_some);
-        if there {
+        if there && !replaced {
             return self.tend(now, since, out);
         }
-        // Somebody took it away. The reconciler makes it anew, and a new peer shakes hands anew.
+        // Somebody took it away. The reconciler makes it anew, or has done so already between two looks, and a new peer
+        // shakes hands anew.
         self.settle_account(now, since);
         self.blame(now, self.active, Code::InterfaceGone);
         self.status.attempts += 1;
@@ -159,11 +160,20 @@ impl Session {
         }
     }
 
-    /// Remembers where the kernel sends to.
-    pub(super) fn take_in(&mut self, sample: &Sample) {
+    /// Remembers where the kernel sends to. Returns whether the interface is another one than at the last look: whatever its
+    /// peers have is new then.
+    pub(super) fn take_in(&mut self, sample: &Sample) -> bool {
+        let replaced = self.link.zip(sample.link).is_some_and(|(before, now)| before != now);
+        self.link = sample.link.or(self.link);
+        if replaced {
+            for witness in &mut self.seen {
+                witness.see_absent();
+            }
+        }
         for (known, seen) in self.known.iter_mut().zip(&sample.hubs) {
             known.in_use = seen.and_then(|s| s.endpoint);
         }
+        replaced
     }
 
     /// Takes note of every hub's counters; what moved at the active one.

@@ -204,10 +204,13 @@ pub(crate) async fn counters_name_every_peer_and_need_a_wireguard_link<W: World>
         set_peer("wg0", peer(i), PeerChange { create: true, endpoint, ..update() })
     }));
     apply(kernel, &steps).await;
-    let counters = kernel.counters(&name("wg0")).await.expect("an answer").expect("a device");
-    assert_eq!(counters.len(), 300);
-    assert_eq!(counters[&peer(0)].endpoint, Some(at("192.0.2.1:7").addr));
-    assert_eq!(counters[&peer(1)].endpoint, None);
+    let first = kernel.counters(&name("wg0")).await.expect("an answer").expect("a device");
+    assert_eq!(first.peers.len(), 300);
+    assert_eq!(first.peers[&peer(0)].endpoint, Some(at("192.0.2.1:7").addr));
+    assert_eq!(first.peers[&peer(1)].endpoint, None);
+    apply(kernel, &[Step::DeleteLink { link: name("wg0") }, create("wg0")]).await;
+    let second = kernel.counters(&name("wg0")).await.expect("an answer").expect("a device");
+    assert_ne!(first.index, second.index, "one made anew is told from the one before");
     assert_eq!(kernel.counters(&name("dummy0")).await.expect("an answer"), None);
     assert_eq!(kernel.counters(&name("wg9")).await.expect("an answer"), None);
 }
