@@ -91,7 +91,7 @@ pub fn line(timestamp: u64, digest: Option<&[u8; 16]>) -> String {
     text
 }
 
-/// Reads [`line`]; `None` if it is anything else.
+/// Reads [`line()`]; `None` if it is anything else.
 pub fn parse(line: &[u8]) -> Option<(u64, Option<[u8; 16]>)> {
     let text = std::str::from_utf8(line).ok()?;
     let Some((time, hex)) = text.split_once(' ') else { return Some((text.parse().ok()?, None)) };

@@ -2,6 +2,11 @@
 //!
 //! The kernel's command line carries the root hash, so the slot is found by content: an update never touches the partition
 //! table, and a kernel can never run on a root it was not made for.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the first process of a kernel: nothing runs beside it, so it may sleep, change directory and take any clock"
+)]
+
 use rustix::mount::{MountFlags, mount, mount_move};
 use rustix::system::{RebootCommand, reboot};
 use spoke::sys::early::{argument, load_modules, parts, rescue, say, verity};

@@ -1,5 +1,6 @@
 //! A real local chain: anvil on a port it chooses itself, ended when dropped, and the access contract on it.
 #![allow(dead_code, reason = "several test programs share it, and none uses all of it")]
+#![allow(clippy::disallowed_methods, reason = "a real chain runs on real time")]
 
 use alloy_primitives::{Address, B256, U256, hex, keccak256};
 use serde_json::{Value, json};
@@ -135,17 +136,17 @@ fn spawn(port: u16, arguments: &[String]) -> (Child, u16) {
         .spawn()
         .unwrap_or_else(|e| panic!("{program}: {e}"));
     let mut lines = BufReader::new(child.stdout.take().expect("piped"));
-    let mut line = String::new();
-    loop {
-        line.clear();
-        assert!(lines.read_line(&mut line).expect("its output") > 0, "anvil ended before it listened");
-        if let Some(address) = line.trim().strip_prefix("Listening on ") {
-            let port = address.rsplit(':').next().and_then(|p| p.parse().ok()).expect("a port");
-            // It goes on talking; somebody has to listen.
-            std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
-            return (child, port);
-        }
-    }
+    let said = lines.by_ref().lines().find_map(|line| {
+        let address = line.expect("its output").trim().strip_prefix("Listening on ")?.to_owned();
+        address.rsplit(':').next()?.parse().ok()
+    });
+    let Some(port) = said else {
+        let ended = child.wait();
+        panic!("anvil ended before it listened: {ended:?}");
+    };
+    // It goes on talking; somebody has to listen.
+    std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
+    (child, port)
 }
 
 /// One request over a connection of its own.

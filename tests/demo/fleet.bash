@@ -7,7 +7,6 @@ here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
 spoke=${SPOKE_BIN:?names the spoke binary}
 control=${SPOKE_CONTROL_BIN:?names the spoke-control binary}
-pids=()
 declare -A running
 
 on() { ip netns exec "$@"; }
@@ -93,9 +92,11 @@ fleet node override edge-1 --mtu 1300
 await 10 "is in the device's kernel" bash -c "ip -n device-1 link show wg0 | grep -q 'mtu 1300'"
 
 say "the control plane goes away"
-kill "${running[control]}" && wait "${running[control]}" || true
+kill "${running[control]}"
+wait "${running[control]}" || true
 await 5 "the tunnel stays" on device-1 ping -c1 -W2 "$hub_address"
-kill "${running[device-2]}" && wait "${running[device-2]}" || true
+kill "${running[device-2]}"
+wait "${running[device-2]}" || true
 ip -n device-2 link del wg0
 start device-2 edge-2 node device
 await 60 "a device that restarts comes back without it" on device-2 ping -c1 -W2 "$hub_address"

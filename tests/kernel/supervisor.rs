@@ -143,7 +143,7 @@ fn what_is_foreign_is_never_touched_and_the_tunnel_outlives_the_process() {
     let before = foreign();
     let mut spoke = Supervisor::new(&device, &one_peer(&far.public_key));
     spoke.start();
-    far.peer(&device.run("wg show wg0 public-key").trim().to_owned(), "allowed-ips 10.8.0.2/32");
+    far.peer(device.run("wg show wg0 public-key").trim(), "allowed-ips 10.8.0.2/32");
     device.run("ping -c 1 -W 10 10.8.0.1");
     assert_eq!(foreign(), before);
 

@@ -45,8 +45,11 @@ fn text(peers: &[(u8, BTreeSet<&'static str>)], nft: bool, hubs: &[BTreeSet<&'st
     text
 }
 
-fn imperative(links: &[(bool, Vec<(u8, BTreeSet<&'static str>)>)]) -> Imperative {
-    let one = |(i, (device, peers)): (usize, &(bool, Vec<(u8, BTreeSet<&str>)>))| {
+/// An interface set over the API: whether its device is set too, and its peers with their networks.
+type Set = (bool, Vec<(u8, BTreeSet<&'static str>)>);
+
+fn imperative(links: &[Set]) -> Imperative {
+    let one = |(i, (device, peers)): (usize, &Set)| {
         let device = device.then(|| {
             Arc::new(Device {
                 private_key: secret(100),
