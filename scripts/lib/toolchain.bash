@@ -11,8 +11,18 @@ static_cache=$spoke_cache/static
 zig_version=0.15.2
 zigbuild_version=0.24.0
 cyclonedx_version=0.5.9
-# Not a size switch only: both builds of one commit must agree on it.
+# For the standard library and the program alike: both builds of one commit must agree on them.
 std_flags=(-Cembed-bitcode=yes -Cforce-unwind-tables=no -Ctarget-feature=+crt-static)
+
+# alone FUNCTION ARG…: what it makes in the cache is made by one process of this machine at a time; others wait and find it.
+alone() {
+  local lock
+  mkdir -p "$static_cache"
+  exec {lock}>"$static_cache/lock"
+  flock "$lock"
+  "$@"
+  exec {lock}>&-
+}
 
 # unpack_debian DIRECTORY PACKAGE…: the packages and what they need beyond this machine's, unpacked and not installed.
 unpack_debian() {
@@ -35,14 +45,17 @@ unpack_debian() {
   touch "$into/.complete"
 }
 
+install_zig() {
+  [ ! -x "$1/bin/cargo-zigbuild" ] || return 0
+  need_packages python3-venv
+  /usr/bin/python3 -m venv "$1"
+  "$1/bin/pip" install --quiet "ziglang==$zig_version" "cargo-zigbuild==$zigbuild_version" >&2
+}
+
 # The linker and libc of every target, in an environment of its own; puts cargo-zigbuild in front of PATH.
 need_zig() {
   local home=$static_cache/zig-$zig_version-$zigbuild_version
-  if [ ! -x "$home/bin/cargo-zigbuild" ]; then
-    need_packages python3-venv
-    /usr/bin/python3 -m venv "$home"
-    "$home/bin/pip" install --quiet "ziglang==$zig_version" "cargo-zigbuild==$zigbuild_version" >&2
-  fi
+  alone install_zig "$home"
   export PATH=$home/bin:$PATH
   export ZIG_GLOBAL_CACHE_DIR=$static_cache/zig-cache ZIG_LOCAL_CACHE_DIR=$static_cache/zig-cache
   export CARGO_ZIGBUILD_CACHE_DIR=$static_cache/zigbuild
@@ -75,7 +88,7 @@ build_std() {
   local target=$1 host real
   host=$("$source_rustc" -vV | sed -n 's/^host: //p')
   real=$("$source_rustc" --print sysroot)
-  std_sysroot=$static_cache/std-$("$source_rustc" -V | awk '{ print $2 "-" substr($3, 2) }')
+  std_sysroot=$static_cache/std-$("$source_rustc" -V | awk '{ print $2 "-" substr($3, 2) }')-$(sha256sum <<<"${std_flags[*]}" | head -c 8)
   local library=$std_sysroot/lib/rustlib
   mkdir -p "$library"
   ln -sfn "$real/lib/rustlib/$host" "$library/$host"
@@ -112,7 +125,8 @@ TOML
   rm -rf "$seed"
 }
 
-# static_build TARGET DIRECTORY CARGO-ARGUMENT…: builds from the current directory into DIRECTORY, deterministically.
+# static_build TARGET DIRECTORY CARGO-ARGUMENT…: builds from the current directory into DIRECTORY, deterministically: the
+# build's time is SOURCE_DATE_EPOCH, which the caller sets to the commit's.
 static_build() {
   local target=$1 directory=$2 flags environment=()
   shift 2
@@ -120,11 +134,11 @@ static_build() {
   flags="-Clink-self-contained=no ${std_flags[*]} --remap-path-prefix=$PWD=/spoke"
   flags+=" --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
   if ! has_std "$target"; then
-    build_std "$target"
+    alone build_std "$target"
     flags+=" --sysroot=$std_sysroot"
     environment=(RUSTC="$source_rustc")
   fi
-  env "${environment[@]}" RUSTFLAGS="$flags" CARGO_TARGET_DIR="$directory" SOURCE_DATE_EPOCH=0 \
+  env "${environment[@]}" RUSTFLAGS="$flags" CARGO_TARGET_DIR="$directory" \
     nice cargo zigbuild --quiet --release --locked --target "$target" "$@" >&2
 }
 
@@ -144,9 +158,16 @@ run_foreign() {
   "qemu-$cpu-static" "$@"
 }
 
+install_cyclonedx() {
+  # Built to be had soon rather than to run fast, like the other tools.
+  [ -x "$1/bin/cargo-cyclonedx" ] || CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_OPT_LEVEL=1 \
+    CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 nice cargo install --quiet --locked --root "$1" "cargo-cyclonedx@$cyclonedx_version" >&2
+}
+
 # need_cyclonedx: the tool that writes the bill of materials, built once; sets cyclonedx.
 need_cyclonedx() {
   local home=$static_cache/cyclonedx-$cyclonedx_version
+  alone install_cyclonedx "$home"
+  # shellcheck disable=SC2034 # for the caller
   cyclonedx=$home/bin/cargo-cyclonedx
-  [ -x "$cyclonedx" ] || nice cargo install --quiet --locked --root "$home" "cargo-cyclonedx@$cyclonedx_version" >&2
 }
