@@ -25,7 +25,7 @@ need_packages() {
     return 1
   fi
   echo "installing ${missing[*]}" >&2
-  local install=(env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}")
+  local install=(env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends "${missing[@]}")
   # The package lists of this machine may do; when they do not, they are fetched and it is tried once more.
   as_root "${install[@]}" >/dev/null 2>&1 </dev/null && return 0
   as_root apt-get update -qq >&2 </dev/null

@@ -18,7 +18,7 @@ std_flags=(-Cembed-bitcode=yes -Cforce-unwind-tables=no -Ctarget-feature=+crt-st
 alone() {
   local lock
   mkdir -p "$static_cache"
-  exec {lock}>"$static_cache/lock"
+  exec {lock}>"$static_cache/lock-$1"
   flock "$lock"
   "$@"
   exec {lock}>&-
@@ -67,18 +67,33 @@ has_std() {
   sysroot=$("${RUSTC:-rustc}" --print sysroot) && compgen -G "$sysroot/lib/rustlib/$1/lib/libstd-*.rlib" >/dev/null
 }
 
+# old_rustc RUSTC: whether it is older than Cargo.toml asks for.
+old_rustc() {
+  local wanted there
+  wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+  there=$("$1" -V | awk '{ print $2 }')
+  [ "$(printf '%s\n' "$wanted" "$there" | sort -V | head -n 1)" != "$wanted" ]
+}
+
 # Sets source_rustc: a compiler that has its own standard library's source beside it.
 need_source_rustc() {
   [ -z "${source_rustc:-}" ] || return 0
   source_rustc=${RUSTC:-$(command -v rustc)}
   [ ! -f "$("$source_rustc" --print sysroot)/lib/rustlib/src/rust/library/std/Cargo.toml" ] || return 0
   local debian=$static_cache/debian-rust
-  unpack_debian "$debian" rustc-web rust-web-src
   source_rustc=$debian/rustc
-  if [ ! -x "$source_rustc" ]; then
+  if [ ! -x "$source_rustc" ] || old_rustc "$source_rustc"; then
+    # The newest there is: Debian moves it along within a release.
+    as_root apt-get -o DPkg::Lock::Timeout=300 update -qq >&2
+    rm -rf "$debian"
+    unpack_debian "$debian" rustc-web rust-web-src
     printf '#!/bin/sh\nLD_LIBRARY_PATH=%q exec %q "$@"\n' \
       "$debian/usr/lib/x86_64-linux-gnu" "$debian/usr/bin/rustc" >"$source_rustc"
     chmod +x "$source_rustc"
+    if old_rustc "$source_rustc"; then
+      echo "Debian's $("$source_rustc" -V) is too old: rustup component add rust-src, or rustup target add TARGET" >&2
+      return 1
+    fi
   fi
 }
 
