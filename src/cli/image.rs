@@ -119,17 +119,30 @@ fn inspect(path: &Path) -> Outcome {
     Ok(())
 }
 
-fn provision(image: &Path, settings: &Path) -> Outcome {
-    flash::refuse_mounted(image)?;
+/// Settings that the device will accept.
+struct Judged<'a>(&'a Path);
+
+/// Reads settings; the judge is the device's own: better told here than by a board without a screen.
+fn judged(settings: &Path) -> Result<Judged<'_>, Failure> {
     let bytes = std::fs::read(settings).map_err(|e| anyhow::Error::from(e).context(settings.display().to_string()))?;
-    // The same judge as on the device: better told here than by a board without a screen.
     if let Err(faults) = super::provision::judge(&bytes) {
         let text = faults.iter().map(|f| format!("{f}\n")).collect::<String>();
         return Err(Failure::BadInput(format!("{}:\n{text}", settings.display())));
     }
+    Ok(Judged(settings))
+}
+
+fn put(image: &Path, settings: Judged<'_>) -> Outcome {
     let boot = boot_place(image, &partitions(image)?)?;
-    let from = settings.to_str().ok_or_else(|| Failure::BadInput("the settings' path is not UTF-8".into()))?;
+    let from = settings.0.to_str().ok_or_else(|| Failure::BadInput("the settings' path is not UTF-8".into()))?;
     mtools("mcopy", &["-o", "-i", &boot, from, "::spoke.toml"])?;
+    // A disk may be pulled as soon as we say it is ready.
+    std::fs::File::open(image).and_then(|f| f.sync_all()).map_err(|e| anyhow::Error::from(e).context("cannot sync"))?;
     print("settings are on the boot partition; the device takes them at its next start\n");
     Ok(())
+}
+
+fn provision(image: &Path, settings: &Path) -> Outcome {
+    flash::refuse_in_use(image)?;
+    put(image, judged(settings)?)
 }
