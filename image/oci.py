@@ -10,27 +10,38 @@ import tarfile
 ARCHITECTURES = {
     "x86_64": ("amd64", None), "aarch64": ("arm64", "v8"), "armv7": ("arm", "v7"), "riscv64gc": ("riscv64", None), "mipsel": ("mipsle", None),
 }
-# What user 900 in the container may write. Without these nothing but the program is in the image.
-PASSWD = "root:x:0:0:root:/:/sbin/nologin\nspoke:x:900:900:spoke:/var/lib/spoke:/sbin/nologin\n"
+# What each program is started with, as whom, and the directory it keeps its state in. A node changes the network of its
+# container, which a container runtime lets only root do, so it is root with that one right (see container/compose.yaml);
+# the control plane needs no right at all.
+PROGRAMS = {
+    "spoke": {"user": 0, "command": ["run"], "state": "var/lib/spoke", "config": "etc/spoke", "ports": ["8080/tcp", "51820/udp"]},
+    "spoke-control": {"user": 900, "command": ["serve"], "state": "var/lib/spoke-control", "config": "etc/spoke-control", "ports": ["8443/tcp"]},
+}
+PASSWD = "root:x:0:0:root:/:/sbin/nologin\nspoke:x:900:900:spoke:/:/sbin/nologin\n"
 
 
-def layer(program, name):
-    """The one layer: the program and the directories it writes to."""
+def layer(program, about):
+    """The one layer: the program, the directory it writes to, and an empty configuration, for variables to fill."""
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        made = set()
+
         def add(path, mode, content=None, owner=0):
+            for above in reversed(pathlib.PurePosixPath(path).parents[:-1]):
+                if str(above) not in made:
+                    add(str(above), 0o755)
+            made.add(path)
             info = tarfile.TarInfo(path)
             info.mode, info.uid, info.gid, info.mtime = mode, owner, owner, 0
             info.type = tarfile.DIRTYPE if content is None else tarfile.REGTYPE
             info.size = len(content or b"")
             tar.addfile(info, io.BytesIO(content or b""))
 
-        for path, owner in (("etc", 0), ("etc/spoke", 0), ("run", 0), ("run/spoke", 900), ("usr", 0), ("usr/bin", 0), ("var", 0), ("var/lib", 0), ("var/lib/spoke", 900)):
-            add(path, 0o700 if owner else 0o755, owner=owner)
         add("etc/passwd", 0o644, PASSWD.encode())
-        add(f"usr/bin/{name}", 0o755, program.read_bytes())
-        if name != "spoke":
-            add("usr/bin/spoke", 0o755, (program.parent / "spoke").read_bytes())
+        add(f"{about['config']}/{program.name}.toml", 0o644, b"")
+        add("run", 0o755)
+        add(about["state"], 0o700, owner=about["user"])
+        add(f"usr/bin/{program.name}", 0o755, program.read_bytes())
     return raw.getvalue()
 
 
@@ -42,6 +53,7 @@ def main():
     parser.add_argument("--version", required=True)
     options = parser.parse_args()
     name = options.program.name
+    about = PROGRAMS[name]
     architecture, variant = ARCHITECTURES[options.target.split("-")[0]]
     blobs = options.output / "blobs/sha256"
     blobs.mkdir(parents=True, exist_ok=True)
@@ -51,20 +63,19 @@ def main():
         (blobs / digest).write_bytes(content)
         return {"mediaType": kind, "digest": f"sha256:{digest}", "size": len(content)}
 
-    plain = layer(options.program, name)
+    plain = layer(options.program, about)
     packed = put(gzip.compress(plain, 9, mtime=0), "application/vnd.oci.image.layer.v1.tar+gzip")
     platform = {"architecture": architecture, "os": "linux", **({"variant": variant} if variant else {})}
     config = put(json.dumps({
         **platform,
         "created": "1970-01-01T00:00:00Z",
         "config": {
-            # A node needs NET_ADMIN, which a container gives to root only; the control plane needs nothing.
-            "User": "0:0" if name == "spoke" else "900:900",
+            "User": f"{about['user']}:{about['user']}",
             "Entrypoint": [f"/usr/bin/{name}"],
-            "Cmd": ["run"] if name == "spoke" else [],
+            "Cmd": about["command"],
             "Env": ["PATH=/usr/bin"],
-            "ExposedPorts": {"8080/tcp": {}, "51820/udp": {}} if name == "spoke" else {},
-            "Volumes": {"/var/lib/spoke": {}},
+            "ExposedPorts": {port: {} for port in about["ports"]},
+            "Volumes": {"/" + about["state"]: {}},
             "Labels": {"org.opencontainers.image.title": name, "org.opencontainers.image.version": options.version},
         },
         "rootfs": {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(plain).hexdigest()]},
@@ -73,7 +84,8 @@ def main():
     manifest = put(json.dumps({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "config": config, "layers": [packed]}, sort_keys=True).encode(),
                    "application/vnd.oci.image.manifest.v1+json")
     manifest["platform"] = platform
-    manifest["annotations"] = {"org.opencontainers.image.ref.name": options.version}
+    # docker load takes the name from here.
+    manifest["annotations"] = {"org.opencontainers.image.ref.name": options.version, "io.containerd.image.name": f"docker.io/library/{name}:{options.version}"}
     (options.output / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}\n')
     (options.output / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [manifest]}, indent=1) + "\n")
 

@@ -1,6 +1,8 @@
 //! `spoke status`: what the running supervisor sees and does, as a table for people or as JSON.
 use super::{Failure, Outcome, load, print};
+use crate::config::health::Health;
 use crate::socket::wire::{LinkReport, Request, SOCKET, StatusReport};
+use crate::sys::fetch::local;
 use crate::sys::socket::call;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -15,11 +17,17 @@ pub struct Args {
     /// Print again every two seconds until interrupted
     #[arg(short, long)]
     pub watch: bool,
+    /// Only ask /ready: exit code 0 while the kernel is as wanted and the tunnel is up (the health check of a container)
+    #[arg(long, conflicts_with_all = ["json", "watch"])]
+    pub ready: bool,
 }
 
 /// Prints the status; exit code 1 if the supervisor does not answer.
 pub fn run(config: &Path, args: &Args) -> Outcome {
     let config = load(config)?;
+    if args.ready {
+        return ready(&config.health);
+    }
     let socket = config.node.runtime_dir.join(SOCKET);
     loop {
         if args.json {
@@ -41,6 +49,19 @@ pub fn run(config: &Path, args: &Args) -> Outcome {
             }
         })??;
     }
+}
+
+/// Prints what /ready answers; exit code 1 unless that is yes.
+fn ready(health: &Health) -> Outcome {
+    let address = health
+        .listen
+        .first()
+        .filter(|_| health.enabled)
+        .ok_or_else(|| Failure::BadInput("health.enabled is false: there is no endpoint to ask".into()))?;
+    let (status, body) = local(*address, "/ready")
+        .map_err(|e| anyhow::Error::from(e).context(format!("no supervisor answers at {address}")))?;
+    print(&format!("{}\n", body.trim_end()));
+    if status == 200 { Ok(()) } else { Err(Failure::Silent) }
 }
 
 /// The report for people.

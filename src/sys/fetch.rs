@@ -1,6 +1,8 @@
-//! Opens an update bundle, from a file or from the web, as a stream: it is larger than a board's memory.
+//! Opens an update bundle, from a file or from the web, as a stream: it is larger than a board's memory; asks our own local
+//! endpoints.
 use std::fs::File;
 use std::io::{self, Read};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,4 +31,20 @@ fn web(address: &str) -> io::Result<Box<dyn Read + Send>> {
         .into();
     let answer = agent.get(address).call().map_err(io::Error::other)?;
     Ok(Box::new(answer.into_body().into_with_config().limit(u64::MAX).reader()))
+}
+
+/// How long a local endpoint may take; it answers from memory.
+const LOCAL: Duration = Duration::from_secs(5);
+/// Longer answers of a local endpoint are cut off.
+const LOCAL_MAX: u64 = 64 * 1024;
+
+/// Asks a local endpoint: status code and body.
+pub fn local(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {
+    let agent: ureq::Agent =
+        ureq::Agent::config_builder().timeout_global(Some(LOCAL)).http_status_as_error(false).build().into();
+    let answer = agent.get(format!("http://{address}{path}")).call().map_err(io::Error::other)?;
+    let status = answer.status().as_u16();
+    let mut body = String::new();
+    answer.into_body().into_with_config().limit(LOCAL_MAX).reader().read_to_string(&mut body)?;
+    Ok((status, body))
 }
