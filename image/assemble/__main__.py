@@ -1,5 +1,6 @@
 """python3 -m assemble BOARD …: see scripts/build-image, which is what people call."""
 import argparse
+import hashlib
 import json
 import os
 import pathlib
@@ -65,7 +66,7 @@ def build(board, options, output, work, step):
     kernel_dir, release, manifest, contents = rootfs.build(
         board, HERE / "rootfs.toml", files, packages, options.cache, work / "root", options.version, options.binaries / "spoke",
         options.update_root)
-    step(f"root of {len(contents)} packages, {_mib(_tree(work / 'root')):.1f} MiB unpacked, kernel {release}")
+    step(f"root of {len(contents['packages'])} packages, {_mib(_tree(work / 'root')):.1f} MiB unpacked, kernel {release}")
     root_hash, hash_offset = slot.squash(work / "root", output / "root.img")
     step(f"root.img {_mib((output / 'root.img').stat().st_size):.1f} MiB, root hash {root_hash}")
 
@@ -119,15 +120,18 @@ def build(board, options, output, work, step):
     disk.assemble(board, work / "boot.img", output / "root.img", work / "state.img", blobs, output / "disk.img")
     (output / "contents.json").write_text(json.dumps(
         {"board": board.name, "version": options.version, "kernel": release, "root_hash": root_hash, "hash_offset": hash_offset,
-         "packages": [{"name": n, "version": v, "why": why(manifest, n)} for n, v in contents]}, indent=1) + "\n")
+         **contents}, indent=1) + "\n")
+    sums(output)
     step(f"disk.img {_mib((output / 'disk.img').stat().st_size):.0f} MiB, {_mib((output / 'disk.img').stat().st_blocks * 512):.1f} MiB of it written")
 
 
-def why(manifest, package):
-    """Why a package is in the image."""
-    if package.startswith("linux-image-"):
-        return "kernel and modules"
-    return next((p["why"] for p in manifest["package"] if p["name"] == package), "a library of the others")
+def sums(output):
+    """SHA256SUMS of everything a build made."""
+    lines = []
+    for path in sorted(p for p in output.iterdir() if p.is_file() and p.name != "SHA256SUMS"):
+        with open(path, "rb") as f:
+            lines.append(f"{hashlib.file_digest(f, 'sha256').hexdigest()}  {path.name}\n")
+    (output / "SHA256SUMS").write_text("".join(lines))
 
 
 def _tree(directory):

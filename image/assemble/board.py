@@ -82,12 +82,24 @@ class Board:
         return self.loader == "u-boot"
 
 
+KINDS = {str: "text", int: "a whole number", list: "a list", dict: "a table"}
+
+
+def required_content(key):
+    """Whether an empty value can only be a mistake."""
+    return key not in ("notes", "root", "initrd")
+
+
 def _check(table, schema, where, faults):
     for key, value in table.items():
         if key not in schema:
             faults.append(f"{where}{key}: unknown key; known here: {', '.join(schema)}")
         elif not isinstance(value, schema[key][0]) or isinstance(value, bool):
-            faults.append(f"{where}{key}: must be {schema[key][0].__name__}: {schema[key][2]}")
+            faults.append(f"{where}{key}: must be {KINDS[schema[key][0]]}: {schema[key][2]}")
+        elif isinstance(value, list) and not all(isinstance(v, dict if key == "blob" else str) for v in value):
+            faults.append(f"{where}{key}: must be a list of {'tables' if key == 'blob' else 'texts'}: {schema[key][2]}")
+        elif value in ("", []) and required_content(key):
+            faults.append(f"{where}{key}: is empty: {schema[key][2]}")
     for key, (_, required, meaning) in schema.items():
         if required and key not in table:
             faults.append(f"{where}{key}: is missing: {meaning}")
@@ -105,7 +117,9 @@ def read(directory: pathlib.Path) -> Board:
     for name, schema in SCHEMA.items():
         if name and isinstance(data.get(name), dict):
             _check(data[name], schema, name + ".", faults)
-    for i, blob in enumerate(data.get("u-boot", {}).get("blob", [])):
+    loader = data.get("u-boot")
+    blobs = loader.get("blob") if isinstance(loader, dict) else None
+    for i, blob in enumerate(b for b in (blobs if isinstance(blobs, list) else []) if isinstance(b, dict)):
         _check(blob, BLOB, f"u-boot.blob[{i}].", faults)
     if not faults:
         _cross_check(data, faults)

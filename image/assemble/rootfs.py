@@ -32,6 +32,8 @@ class Root:
         self.directory, self.pool, self.files = directory, pool, files
         self.owners = {}
         self.used = set()
+        # Package: those whose programs are linked to it.
+        self.linked = {}
 
     def skeleton(self):
         for link in ("bin", "sbin", "lib", "lib64"):
@@ -81,6 +83,7 @@ class Root:
             if not _is_elf(path):
                 continue
             names, loader = _needed(path)
+            needer = self.owners.get(str(path.relative_to(self.directory)), "")
             if loader:
                 self.take(re.sub(r"^(lib|lib64)/", r"usr/\1/", loader))
             for name in names:
@@ -88,6 +91,7 @@ class Root:
                     continue
                 if name not in places:
                     raise SystemExit(f"{path.relative_to(self.directory)} needs {name}, which no package brings")
+                self.linked.setdefault(self.owners.get(places[name], ""), set()).add(needer)
                 if not (self.directory / places[name]).exists():
                     self.take(places[name])
                     pending.append((self.directory / places[name]).resolve())
@@ -151,7 +155,7 @@ def unpacked(cache, fetched):
 
 
 def build(board, manifest_file, files, packages, cache, root_dir, version, spoke, update_root):
-    """Builds the root directory; returns kernel directory, kernel release, the manifest and [(package, version)] of what is in it."""
+    """Builds the root directory; returns kernel directory, kernel release, the manifest and what is in it and why."""
     manifest = tomllib.loads(manifest_file.read_text())
     names = [p["name"] for p in manifest["package"]]
     fetched = packages.fetch([*names, board.kernel_package])
@@ -171,7 +175,8 @@ def build(board, manifest_file, files, packages, cache, root_dir, version, spoke
         if notice.is_file():
             root.take(str(notice.relative_to(pool_dir)))
     shutil.copy2(spoke, root_dir / "usr/bin/spoke")
-    shutil.copy2(manifest_file.parent.parent / "systemd/spoke.service", root_dir / "usr/lib/systemd/system/spoke.service")
+    for unit in ("spoke.service", "spoke-clock.service"):
+        shutil.copy2(manifest_file.parent.parent / "systemd" / unit, root_dir / "usr/lib/systemd/system" / unit)
     (root_dir / "usr/lib/spoke").mkdir(parents=True, exist_ok=True)
     shutil.copy2(update_root, root_dir / "usr/lib/spoke/update-root.pub")
     (root_dir / "usr/lib/os-release").write_text(
@@ -183,7 +188,26 @@ def build(board, manifest_file, files, packages, cache, root_dir, version, spoke
         f"[Match]\nName={wan}\n\n[Network]\nDHCP=yes\nIPv6AcceptRA=yes\nLLDP=no\n\n"
         "[DHCPv4]\nClientIdentifier=mac\nRouteMetric=100\nUseHostname=no\n\n[DHCPv6]\nUseHostname=no\n")
     release = next((kernel_dir / "usr/lib/modules").iterdir()).name
-    wanted = [m for group in manifest["modules"].values() for m in group] + board.modules["root"] + board.modules["initrd"]
-    modules.install(kernel_dir, release, wanted, root_dir)
+    asked = {m: f"{group} (every board)" for group, names in manifest["modules"].items() for m in names}
+    asked.update({m: f"{'start from' if use == 'initrd' else 'hardware of'} {board.name}" for use in ("root", "initrd") for m in board.modules[use]})
+    modules.install(kernel_dir, release, asked, root_dir)
     root.prune_wants()
-    return kernel_dir, release, manifest, sorted((p, fetched[p][0]) for p in root.used | {k for k in fetched if k.startswith("linux-image-")} if p in fetched)
+    return kernel_dir, release, manifest, _contents(root, manifest, fetched, asked)
+
+
+def _contents(root, manifest, fetched, asked):
+    """What is in the root and why: packages, the kernel modules that were asked for (theirs follow), and our own."""
+    why = {p["name"]: p["why"] for p in manifest["package"]}
+    size = {}
+    for path, package in root.owners.items():
+        taken = root.directory / path
+        if taken.is_file() and not taken.is_symlink():
+            size[package] = size.get(package, 0) + taken.stat().st_size
+    packages = []
+    for package, (version, _) in sorted(fetched.items()):
+        if package.startswith("linux-image-"):
+            packages.append({"name": package, "version": version, "why": "the kernel, and of its modules those listed below"})
+        elif package in root.used:
+            needers = ", ".join(sorted(n for n in root.linked.get(package, ()) if n not in ("", package)))
+            packages.append({"name": package, "version": version, "bytes": size.get(package, 0), "why": why.get(package) or f"a library of {needers}"})
+    return {"packages": packages, "modules": [{"name": m, "why": w} for m, w in sorted(asked.items())]}

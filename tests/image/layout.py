@@ -29,6 +29,11 @@ def sections(efi):
     return cpu, found
 
 
+def inside(root, path):
+    """A file of the root image."""
+    return subprocess.run(["unsquashfs", "-cat", str(root), path], capture_output=True, check=True, text=True).stdout
+
+
 def main():
     board = boards.read(TOP / "board" / sys.argv[1])
     built = pathlib.Path(sys.argv[2])
@@ -45,6 +50,8 @@ def main():
     cpu, parts = sections(kernel)
     assert cpu == MACHINES[board.architecture], f"the kernel is for CPU {cpu:#x}"
     assert contents["root_hash"].encode() in parts[".cmdline"], "the kernel does not name the root it belongs to"
+    inner, _ = sections(parts[".linux"])
+    assert inner == MACHINES[board.architecture], f"the kernel's own header is for CPU {inner:#x}"
     assert len(parts[".linux"]) > 1 << 20 and len(parts[".initrd"]) > 1 << 19
 
     start, _ = partition(image, "root_a")
@@ -57,18 +64,31 @@ def main():
         capture_output=True, text=True, check=False)
     assert checked.returncode == 0, f"the hash tree does not match: {checked.stderr}"
     assert len(root) <= 48 * disk.MIB, f"the root has {len(root) >> 20} MiB"
+    # Logs stay in memory, and there is an end to them.
+    journal = inside(built / "root.img", "etc/systemd/journald.conf.d/spoke.conf")
+    assert "Storage=volatile" in journal and "RuntimeMaxUse=8M" in journal, journal
+    assert all(p["why"] for p in contents["packages"]) and all(m["why"] for m in contents["modules"])
+    # Nobody can log in with a password, and SSH starts only with a key that was provisioned.
+    assert all(line.split(":")[1] in ("*", "!") for line in inside(built / "root.img", "etc/shadow").splitlines())
+    assert "ConditionPathExists=/state/ssh/authorized_keys" in inside(built / "root.img", "usr/lib/systemd/system/spoke-ssh.service")
 
     if board.uses_u_boot:
         tree = parts[".dtb"]
         assert tree[:4] == b"\xd0\x0d\xfe\xed", "no device tree beside the kernel"
-        said = subprocess.run(["fdtget", "-t", "s", "-", "/", "compatible"], input=tree, capture_output=True, check=True).stdout
-        assert len(said.split()) >= 1
+        model = subprocess.run(["fdtget", "-t", "s", "-", "/", "model"], input=tree, capture_output=True, check=True).stdout.decode().strip()
+        assert model, "the device tree does not name its board"
+        print(f"{board.name}: device tree of {model}")
         assert boot_file(image, "boot.scr")[:4] == b"\x27\x05\x19\x56", "the boot script is no U-Boot script"
+        loader = b""
         with open(image, "rb") as f:
             for blob in board.data["u-boot"]["blob"]:
                 expected = (built / pathlib.PurePosixPath(blob["file"]).name).read_bytes()
                 f.seek(blob["offset"])
                 assert f.read(len(expected)) == expected, f"{blob['file']} is not at {blob['offset']}"
+                loader += expected
+        # What image/u-boot/boot.cmd is made of.
+        for word in (b"boot.scr", b"bootefi", b"setexpr", b"env import", b"env export"):
+            assert word in loader, f"the boot loader does not know {word.decode()}"
         flags = subprocess.run(["sfdisk", "--part-attrs", str(image), "1"], capture_output=True, text=True, check=True).stdout
         assert "LegacyBIOSBootable" in flags, "U-Boot would not look at the boot partition"
     else:

@@ -27,6 +27,20 @@ def main():
     assert "partition table" in refused(good.replace("table_entries = 48", "")), "a loader inside the table is refused"
     assert "first partition" in refused(good.replace("offset = 8192", "offset = 9000000"))
     assert "u-boot" in refused(good.replace('loader = "u-boot"', 'loader = "systemd-boot"'))
+    for wrong, words in ((('console = ["ttyS0,115200"]', "console = [9600]"), "list of texts"), (('console = ["ttyS0,115200"]', "console = []"), "is empty"),
+                         (("boot_mib = 80", 'boot_mib = "80"'), "a whole number"), (("blob = [{", "blob = [1, {"), "list of tables"),
+                         (('verified = "assembled"', 'verified = "yes"'), "booted or assembled")):
+        assert good.replace(*wrong) != good, wrong
+        assert words in refused(good.replace(*wrong)), (wrong, refused(good.replace(*wrong)))
+    # Nobody calls a board booted that no story starts.
+    stories = (TOP / "tests/image/stories.py").read_text()
+    for board in all_boards:
+        assert board.verified != "booted" or f'"{board.name}"' in stories, f"{board.name} says booted, and tests/image/stories.py never starts it"
+    # Every key is explained.
+    said = (TOP / "board/README.md").read_text()
+    for table, schema in boards.SCHEMA.items():
+        for key in schema if not table else [table]:
+            assert f"`{key}`" in said or f"[{key}]" in said, f"board/README.md does not say what {key} is"
     print(f"{len(all_boards)} boards: " + ", ".join(f"{b.name} ({b.verified})" for b in all_boards))
 
 

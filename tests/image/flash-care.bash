@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# What a device writes to its flash: a device with its state on the image's own state partition, mounted as the image does,
+# lives through idle hours and events, in skipped time; what reached the block device is counted.
+#   flash-care.bash DISK-IMAGE SPOKE STATE.MOUNT
+set -euo pipefail
+image=$1 spoke=$2 unit=$3
+cd "$TMPDIR"
+passed=0 failed=0
+verdict() { # WHAT COMMAND…
+  if "${@:2}"; then passed=$((passed + 1)) && echo "ok - $1"; else failed=$((failed + 1)) && echo "not ok - $1"; fi
+}
+on() { ip netns exec "$@"; }
+option() { sed -n "s/^$1=//p" "$unit"; }
+
+read -r start size <<<"$(sfdisk -J "$image" | tr -d '\n' | sed -E 's/.*"start": *([0-9]+), *"size": *([0-9]+),[^}]*"name": *"state".*/\1 \2/')"
+dd if="$image" of=state.img bs=512 skip="$start" count="$size" status=none
+disk=$(losetup --find --show state.img)
+mkdir state
+mount -t "$(option Type)" -o "$(option Options | sed 's/noexec,//')" "$disk" state
+mkdir -m 700 state/spoke
+
+ip netns add hub
+ip netns add device
+ip link add eth0 netns hub type veth peer name eth0 netns device
+for n in hub device; do ip -n $n link set lo up && ip -n $n link set eth0 up; done
+ip -n hub addr add 192.0.2.1/24 dev eth0
+ip -n device addr add 192.0.2.2/24 dev eth0
+umask 077
+wg genkey >hub.key
+wg genkey >state/spoke/wg0.key
+ip -n hub link add wg0 type wireguard
+on hub wg set wg0 listen-port 51820 private-key hub.key peer "$(wg pubkey <state/spoke/wg0.key)" allowed-ips 10.8.0.2/32
+ip -n hub addr add 10.8.0.1/24 dev wg0
+ip -n hub link set wg0 up
+cat >spoke.toml <<TOML
+[node]
+state_dir = "$PWD/state/spoke"
+runtime_dir = "$PWD/run"
+[[interface]]
+name = "wg0"
+addresses = ["10.8.0.2/24"]
+[uplink]
+interface = "wg0"
+[[uplink.hub]]
+public_key = "$(wg pubkey <hub.key)"
+endpoint = "192.0.2.1:51820"
+address = "10.8.0.1"
+allowed_ips = ["10.8.0.0/24"]
+TOML
+ip netns exec device "$spoke" --config spoke.toml run 2>log &
+device=$!
+is_ready() { on device "$spoke" --config spoke.toml status --ready >/dev/null 2>&1; }
+await_ready() { for ((i = 0; i < 600; i++)); do is_ready && return 0; sleep 1; done; tail -20 log; return 1; }
+
+written() { # bytes that reached the disk
+  local f
+  read -ra f <"/sys/block/${disk##*/}/stat"
+  echo $((f[6] * 512))
+}
+# spent SECONDS: bytes written while that time passes, with whatever the file system still held back.
+spent() {
+  local before
+  before=$(written)
+  sleep "$1"
+  # The file system's own commit interval is 30 s.
+  sleep 60
+  sync
+  echo $(($(written) - before))
+}
+row() { printf '%-58s %10s B\n' "$1" "$2"; }
+
+await_ready
+first=$(spent 600)
+idle=$(spent 3600)
+on device ip link del wg0
+await_ready
+drift=$(spent 60)
+on hub ip link set wg0 down
+sleep 900
+on hub ip link set wg0 up
+await_ready
+outage=$(spent 60)
+# One stamp of the clock is written every six hours.
+stamp=$(spent 22800)
+echo "bytes written to the state partition ($(option Options))"
+row "until settled, once" "$first"
+row "an idle hour" "$idle"
+row "an interface deleted by somebody, repaired" "$drift"
+row "a quarter of an hour without the hub" "$outage"
+row "six hours and 20 minutes with a stamp of the clock" "$stamp"
+row "a day, that is four of these" "$((4 * stamp))"
+verdict "an idle hour writes nothing" test "$idle" = 0
+verdict "a day writes at most 256 KiB" test "$((4 * stamp))" -le 262144
+verdict "a stamp is written" test "$stamp" -gt 0
+verdict "a repair writes at most 128 KiB" test "$drift" -le 131072
+verdict "an outage writes at most 128 KiB" test "$outage" -le 131072
+verdict "it is still ready" is_ready
+kill "$device"
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ]
