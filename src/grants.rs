@@ -2,7 +2,7 @@
 //!
 //! - [`abi`], [`jsonrpc`]: the wire; [`policy`]: the decision.
 //! - [`quorum`]: whom to ask and when to believe; [`follow`]: how far the events were read.
-//! - [`cache`], [`ladder`]: what is kept, and for how long without an answer.
+//! - [`cache`], [`ladder`]: what is kept, and for how long without an answer; [`ledger`]: where.
 pub mod abi;
 pub mod book;
 pub mod cache;
@@ -10,6 +10,7 @@ pub mod chain;
 pub mod follow;
 pub mod jsonrpc;
 pub mod ladder;
+pub mod ledger;
 pub mod policy;
 pub mod quorum;
 pub mod report;

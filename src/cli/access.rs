@@ -3,6 +3,7 @@ use crate::config::Config;
 use crate::config::interface::Access as Kind;
 use crate::grants::chain::Pair;
 use crate::grants::ladder::Phase;
+use crate::grants::ledger::task::Directories;
 use crate::grants::report::Report;
 use crate::grants::task::{Board, run};
 use crate::health::summary::{Access, Part, Vitals};
@@ -25,8 +26,6 @@ pub(super) struct Running {
     pub(super) admitted: Fact<crate::net::derive::Admitted>,
     report: watch::Receiver<Option<Arc<Report>>>,
     refresh: Arc<Notify>,
-    /// Who wants to be a peer. Kept here, so that the task is never without.
-    _candidates: Arc<watch::Sender<Arc<BTreeSet<Pair>>>>,
 }
 
 impl Running {
@@ -36,23 +35,29 @@ impl Running {
     }
 }
 
-/// Starts it. `None`: no interface asks for grants.
+/// Starts it. `None`: no interface asks for grants. `control` is the configuration as the control plane completes it.
 pub(super) fn start(
     tasks: &mut Supervisor,
-    config: &Config,
+    config: &Arc<Config>,
+    control: Option<Fact<Config>>,
     vitals: &watch::Sender<Vitals>,
     clock: SystemClock,
 ) -> Option<Running> {
     let wanted = config.interfaces.iter().any(|i| i.access == Kind::Nft);
     let grants = Arc::new(config.grants.clone().filter(|_| wanted)?);
     let (candidates, wanting) = watch::channel(Arc::new(candidates(config)));
+    let (base, candidates) = (config.clone(), Arc::new(candidates));
+    tasks.restarting("candidates", seed, move || follow(base.clone(), control.clone(), candidates.clone()));
     let (admitted, admissions) = watch::channel(None);
     let (report, reports) = watch::channel(None);
     let refresh = Arc::new(Notify::new());
     let board = Board {
         clock,
         config: grants.clone(),
-        state_dir: Some(config.node.state_dir.clone()),
+        directories: Directories {
+            state: Some(config.node.state_dir.clone()),
+            runtime: Some(config.node.runtime_dir.clone()),
+        },
         candidates: wanting,
         admitted: Arc::new(admitted),
         report: Arc::new(report),
@@ -64,10 +69,38 @@ pub(super) fn start(
     });
     let (view, vitals) = (reports.clone(), vitals.clone());
     tasks.restarting("access", seed, move || tell(view.clone(), vitals.clone(), clock));
-    Some(Running { admitted: admissions, report: reports, refresh, _candidates: Arc::new(candidates) })
+    Some(Running { admitted: admissions, report: reports, refresh })
 }
 
-/// The configured peers that need a grant.
+/// Tells the grants task who wants to be a peer, and again whenever the control plane names others. `derive` filters the
+/// same configuration.
+async fn follow(
+    base: Arc<Config>,
+    mut control: Option<Fact<Config>>,
+    told: Arc<watch::Sender<Arc<BTreeSet<Pair>>>>,
+) -> Result<(), Infallible> {
+    loop {
+        let completed = control.as_mut().and_then(|c| c.borrow_and_update().clone());
+        let wanted = Arc::new(candidates(completed.as_deref().unwrap_or(&base)));
+        told.send_if_modified(|before| {
+            let new = *before != wanted;
+            if new {
+                *before = wanted;
+            }
+            new
+        });
+        let another = match &mut control {
+            Some(c) => c.changed().await.is_ok(),
+            None => false,
+        };
+        if !another {
+            // The last word stays, and the sender with it, so that the grants task is never without.
+            std::future::pending().await
+        }
+    }
+}
+
+/// The peers that need a grant.
 fn candidates(config: &Config) -> BTreeSet<Pair> {
     let nft = config.interfaces.iter().filter(|i| i.access == Kind::Nft);
     nft.flat_map(|i| &i.peers).filter_map(|p| Some((p.node_id.clone()?, p.public_key))).collect()
@@ -109,7 +142,7 @@ fn summary(r: &Report) -> Access {
         cache_hits: c.cache_hits,
         cache_misses: c.cache_misses,
         last_sync: r.heard_wall,
-        syncing: false,
+        syncing: r.looking,
         sync_errors: c.failed_looks,
         last_error: r.away.as_ref().map(|a| a.why.clone()),
     }
@@ -137,5 +170,40 @@ fn own(r: &Report, started: Boot) -> Part {
     match &r.trouble {
         None => Part { healthy: true, since: started, detail: None },
         Some(t) => Part { healthy: false, since: t.since, detail: Some(t.detail.clone()) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(peers: &[(&str, u8)]) -> Config {
+        let mut text = "[grants]\ncontract = \"0x37d2106bADB01dd5bE1926e45D172Cb4203C4186\"\nchain_id = 1\nendpoints = [\"http://x\"]\n[[interface]]\nname = \"wg0\"\naccess = \"nft\"\n".to_owned();
+        for (node, n) in peers {
+            let key = crate::net::key::PublicKey([*n; 32]);
+            text += &format!(
+                "[[interface.peer]]\nnode_id = \"{node}\"\npublic_key = \"{key}\"\nallowed_ips = [\"10.0.0.{n}/32\"]\n"
+            );
+        }
+        text += "[[interface]]\nname = \"wg1\"\n[[interface.peer]]\npublic_key = \"b3BlbiBhY2Nlc3MgbmVlZHMgbm8gdG9rZW4gYXQgYWw=\"\nallowed_ips = [\"10.1.0.1/32\"]\n";
+        Config::from_text(Some(("x", &text)), []).unwrap()
+    }
+
+    #[tokio::test]
+    async fn whom_the_control_plane_names_is_a_candidate_too() {
+        let base = Arc::new(config(&[("here", 1)]));
+        let (candidates_out, mut told) = watch::channel(Arc::new(BTreeSet::new()));
+        let (control, completed) = watch::channel(None);
+        let names = |c: &BTreeSet<Pair>| c.iter().map(|(node, _)| node.to_string()).collect::<Vec<_>>();
+        let following = tokio::spawn(follow(base, Some(completed), Arc::new(candidates_out)));
+        assert_eq!(names(&told.wait_for(|c| !c.is_empty()).await.unwrap()), ["here"], "nobody of an open interface");
+        control.send_replace(Some(Arc::new(config(&[("here", 1), ("there", 2)]))));
+        assert_eq!(names(&told.wait_for(|c| c.len() == 2).await.unwrap()), ["here", "there"]);
+        control.send_replace(Some(Arc::new(config(&[("there", 2)]))));
+        assert_eq!(names(&told.wait_for(|c| c.len() == 1).await.unwrap()), ["there"]);
+        drop(control);
+        tokio::task::yield_now().await;
+        assert!(told.has_changed().is_ok(), "the last word of a control plane that is gone stays");
+        following.abort();
     }
 }

@@ -153,7 +153,7 @@ fn list(r: &Report, now: Boot) -> String {
             let _ = write!(note, "  waits for block {height} to be final");
         }
         if let Some(since) = row.doubt {
-            let _ = write!(note, "  changed, not verified for {}", self::age(now.since(since).as_secs()));
+            let _ = write!(note, "  changed, not verified for {}", self::age(since.as_secs()));
         }
         let _ = writeln!(
             out,
@@ -163,6 +163,18 @@ fn list(r: &Report, now: Boot) -> String {
             row.code,
             row.block
         );
+    }
+    let _ = writeln!(out, "\n{:<48} {:>10} {:>10}  state", "endpoint", "block", "latency");
+    for e in &r.endpoints {
+        let height = e.height.map_or("-".to_owned(), |h| h.to_string());
+        let latency = e.latency_ms.map_or("-".to_owned(), |ms| format!("{ms:.0} ms"));
+        let state = match (e.other_chain, e.failures, e.answers) {
+            (Some(chain), _, _) => format!("on chain {chain}"),
+            (None, 0, 0) => "not asked".to_owned(),
+            (None, 0, _) => "answers".to_owned(),
+            (None, failures, _) => format!("failed {failures} times in a row"),
+        };
+        let _ = writeln!(out, "{:<48} {height:>10} {latency:>10}  {state}", e.name);
     }
     out
 }
@@ -211,11 +223,7 @@ fn show(rows: &[&Row], r: &Report, now: Boot) -> String {
             let _ = writeln!(out, "waits    until block {height} is final");
         }
         if let Some(since) = row.doubt {
-            let _ = writeln!(
-                out,
-                "doubt    a change was seen {} ago and could not be verified",
-                age(now.since(since).as_secs())
-            );
+            let _ = writeln!(out, "doubt    a change was seen {} ago and could not be verified", age(since.as_secs()));
         }
     }
     out

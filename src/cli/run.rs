@@ -93,7 +93,7 @@ async fn supervise(config: Arc<Config>, keys: crate::net::derive::Keys) -> Outco
     let control = control::start(&mut tasks, &config, &keys, net.clone(), uplink_seen)?;
     let (choice, status_of_uplink) =
         start_uplink(&mut tasks, &config, control.clone(), uplink_status, wake, &vitals_out);
-    let grants = access::start(&mut tasks, &config, &vitals_out, clock);
+    let grants = access::start(&mut tasks, &config, control.clone(), &vitals_out, clock);
     let admitted = grants.as_ref().map(|g| g.admitted.clone());
     let sources = Sources {
         keys,

@@ -131,6 +131,9 @@ impl FromStr for Finality {
     }
 }
 
+/// The id that local chains for tests and development have.
+const LOCAL_CHAIN: u64 = 31_337;
+
 /// `[grants]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Grants {
@@ -148,6 +151,9 @@ pub struct Grants {
     /// How often the chain is looked at.
     #[serde(serialize_with = "duration_text")]
     pub poll: Duration,
+    /// An endpoint whose newest block has been the same for this long is not believed; zero: it is.
+    #[serde(serialize_with = "duration_text")]
+    pub stall: Duration,
     /// How long one endpoint may take to answer.
     #[serde(serialize_with = "duration_text")]
     pub timeout: Duration,
@@ -222,6 +228,16 @@ impl Grants {
         // A device may be on a metered line: a day of polls stays under 1 MB. A hub is not.
         let default_poll = if node.role == Role::Hub { s(5) } else { s(120) };
         let poll = t.duration("poll", Duration::from_millis(200)..=s(3600)).unwrap_or(default_poll);
+        // A local chain makes blocks only when there is something to put in.
+        let default_stall = if chain_id == Some(LOCAL_CHAIN) { s(0) } else { s(600).max(poll.saturating_mul(3)) };
+        let stall = t.duration("stall", s(0)..=day).unwrap_or(default_stall);
+        if !stall.is_zero() && stall < poll.saturating_mul(2) {
+            t.fault(
+                "stall",
+                "is shorter than two polls: every endpoint would seem stuck",
+                "raise it, lower poll, or set \"0s\"",
+            );
+        }
         let timeout = t.duration("timeout", Duration::from_millis(200)..=s(120)).unwrap_or(s(10));
         let batch = t.number("batch", 1..=1000).and_then(|b| usize::try_from(b).ok()).unwrap_or(20);
         let positive_ttl = t.duration("positive_ttl", s(10)..=30 * day).unwrap_or(day);
@@ -243,6 +259,7 @@ impl Grants {
             quorum,
             finality,
             poll,
+            stall,
             timeout,
             batch,
             positive_ttl,
@@ -276,14 +293,23 @@ mod tests {
         );
         let grants = config.grants.unwrap();
         assert_eq!((grants.quorum, grants.finality, grants.poll), (1, Finality::Safe, Duration::from_secs(120)));
+        assert_eq!(grants.stall, Duration::from_secs(600));
+        let local = load(&GOOD.replace("8453\n", "31337\n")).unwrap().grants.unwrap();
+        assert!(local.stall.is_zero(), "a local chain rests for as long as it likes");
     }
 
     #[test]
     fn every_fault_names_its_key() {
-        let bad = "[grants]\ncontract = \"0x12\"\nchain_id = 0\nendpoints = [\"ftp://x\", \"https://u:p@h/\"]\nquorum = 3\npoll = \"10m\"\n";
+        let bad = "[grants]\ncontract = \"0x12\"\nchain_id = 0\nendpoints = [\"ftp://x\", \"https://u:p@h/\"]\nquorum = 3\npoll = \"10m\"\nstall = \"15m\"\n";
         let faults = load(bad).unwrap_err();
-        for key in ["grants.contract", "grants.chain_id", "grants.endpoints[0]", "grants.endpoints[1]", "grants.fresh"]
-        {
+        for key in [
+            "grants.contract",
+            "grants.chain_id",
+            "grants.endpoints[0]",
+            "grants.endpoints[1]",
+            "grants.fresh",
+            "grants.stall",
+        ] {
             assert!(faults.0.iter().any(|f| f.key == key), "{key} in {faults}");
         }
         let missing = load("[grants]\n").unwrap_err();

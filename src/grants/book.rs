@@ -2,15 +2,16 @@
 use super::cache::{Cache, Entry, Settled};
 use super::chain::Pair;
 use super::jsonrpc::{Change, Whose};
-use super::ladder::{Ladder, Phase, Reserve};
+use super::ladder::{Doubt, Ladder, Phase, Reserve};
 use super::policy::{Decision, Reason, VERIFICATION_ERROR};
 use crate::config::grants::{Finality, Grants};
 use crate::net::derive::Admitted;
 use crate::net::key::PublicKey;
 use crate::node::NodeId;
 use crate::time::Boot;
+use alloy_primitives::{Address, U256};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::BuildHasher;
 use std::time::Duration;
 
@@ -57,6 +58,9 @@ pub struct Kept {
     pub block: u64,
     /// Whether it was a peer.
     pub peer: bool,
+    /// For how long it had been in doubt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub doubt: Option<Duration>,
 }
 
 /// Something worth a line in the log: a decision that is new.
@@ -88,6 +92,10 @@ pub struct Book<S> {
     pub edition: u64,
     /// Candidates there was no room for.
     pub overflow: usize,
+    /// Whether anybody was in doubt when the grants were last published.
+    doubtful: bool,
+    /// When the age of doubts was last written down.
+    doubts_kept: Option<Boot>,
 }
 
 impl<S: BuildHasher> Book<S> {
@@ -102,6 +110,8 @@ impl<S: BuildHasher> Book<S> {
             negative_ttl: config.negative_ttl,
             edition: 0,
             overflow: 0,
+            doubtful: false,
+            doubts_kept: None,
         }
     }
 
@@ -110,16 +120,19 @@ impl<S: BuildHasher> Book<S> {
         if let Some(reserve) = reserve {
             self.ladder = Ladder::resume(*self.ladder.rungs(), reserve, boot_id, now);
         }
+        let since_written = reserve.map_or(now.since_boot(), |r| r.elapsed(boot_id, now));
         // The least recently used was written last.
         for k in kept.into_iter().rev() {
-            let Kept { node, key, decision, block, peer } = k;
+            let Kept { node, key, decision, block, peer, doubt } = k;
             let grants = decision.reason.grants();
+            // What changed while nobody looked is not known; a doubt that was there goes on where it was.
+            let used = doubt.map_or(Duration::ZERO, |d| d.saturating_add(since_written));
             let entry = Entry {
                 decision: Some(decision),
                 block,
                 at: now,
                 held_until: (!grants).then_some(0),
-                doubt: grants.then_some(now),
+                doubt: grants.then(|| Doubt::resume(used, now)),
                 peer: peer && grants,
                 ..Entry::default()
             };
@@ -128,12 +141,25 @@ impl<S: BuildHasher> Book<S> {
     }
 
     /// What the disk should keep: every decision, the most recently used first.
-    pub fn kept(&self) -> Vec<Kept> {
+    pub fn kept(&self, now: Boot) -> Vec<Kept> {
         let keep = |(node, key, e): (&NodeId, &PublicKey, &Entry)| {
-            let decision = e.decision?;
-            Some(Kept { node: node.clone(), key: *key, decision, block: e.block, peer: e.peer })
+            let doubt = e.doubt.map(|d| d.age(now));
+            Some(Kept { node: node.clone(), key: *key, decision: e.decision?, block: e.block, peer: e.peer, doubt })
         };
         self.cache.iter().filter_map(keep).collect()
+    }
+
+    /// Whether the disk must be told how old the doubts are, or that there are none left: a reboot would make them younger.
+    pub fn must_keep_doubts(&self, now: Boot) -> bool {
+        match self.doubts_kept {
+            None => self.doubtful,
+            Some(at) => !self.doubtful || now.since(at) >= self.ladder.rungs().step() / 2,
+        }
+    }
+
+    /// The disk holds what [`Book::kept`] gave.
+    pub const fn doubts_kept(&mut self, now: Boot) {
+        self.doubts_kept = if self.doubtful { Some(now) } else { None };
     }
 
     /// The cache, to be looked at.
@@ -163,47 +189,34 @@ impl<S: BuildHasher> Book<S> {
         self.edition += u64::from(!gone.is_empty());
     }
 
-    /// Somebody says that something has changed: whoever it touches is looked at again.
-    pub fn note(&mut self, changes: &[Change], now: Boot) {
-        let finality = self.finality;
-        for change in changes {
-            let touched: Vec<Pair> = self
-                .candidates
-                .iter()
-                .filter(|(node, key)| {
-                    self.cache.peek(node, key).is_some_and(|e| {
-                        e.block < change.block.number
-                            && match &change.whose {
-                                Whose::Node { node: n, token_id } => {
-                                    n == node || holds(e, |d| d.token_id == Some(*token_id))
-                                }
-                                Whose::Token(id) => holds(e, |d| d.token_id == Some(*id)),
-                                Whose::Owner(owner) => holds(e, |d| d.owner == Some(*owner)),
-                                Whose::Anyone => true,
-                            }
-                    })
-                })
-                .cloned()
-                .collect();
-            for (node, key) in &touched {
-                self.cache.change(node, key, |e| {
-                    if e.grants() {
-                        e.doubt = e.doubt.or(Some(now));
-                    } else {
-                        let wait = if finality == Finality::Latest { 0 } else { change.block.number };
-                        e.held_until = Some(e.held_until.map_or(wait, |a| a.max(wait)));
-                    }
-                });
-            }
+    /// Somebody says that something has changed: whoever it touches is looked at again. At `common` every endpoint that was
+    /// asked has a block: a single one cannot make us wait for a block that the others do not have.
+    pub fn note(&mut self, changes: &[Change], common: u64, now: Boot) {
+        let touched = Touched::by(changes, common);
+        let latest = self.finality == Finality::Latest;
+        for (node, key) in &self.candidates {
+            self.cache.change(node, key, |e| {
+                let Some(height) = touched.newest(node, e.decision.as_ref()).filter(|h| *h > e.block) else { return };
+                e.changed(height);
+                if e.grants() {
+                    e.doubt = e.doubt.or(Some(Doubt::new(now)));
+                } else {
+                    let wait = if latest { 0 } else { height };
+                    e.held_until = Some(e.held_until.map_or(wait, |a| a.max(wait)));
+                }
+            });
         }
     }
 
     /// The chain is another one above `height`: what was decided there is looked at again.
     pub fn reorganised(&mut self, height: u64, now: Boot) {
         self.look_again(now, |e| e.block > height);
-        // The new blocks count as news for whoever was decided in the old ones.
+        // The new blocks count as news for whoever was decided in the old ones, and what was heard of those is void.
         for (node, key) in &self.candidates {
-            self.cache.change(node, key, |e| e.block = e.block.min(height));
+            self.cache.change(node, key, |e| {
+                e.block = e.block.min(height);
+                e.news = e.news.min(height);
+            });
         }
     }
 
@@ -216,8 +229,9 @@ impl<S: BuildHasher> Book<S> {
         for (node, key) in &self.candidates {
             self.cache.change(node, key, |e| {
                 if which(e) {
+                    e.changed(0);
                     if e.grants() {
-                        e.doubt = e.doubt.or(Some(now));
+                        e.doubt = e.doubt.or(Some(Doubt::new(now)));
                     } else {
                         e.held_until = Some(e.held_until.unwrap_or(0));
                     }
@@ -251,9 +265,8 @@ impl<S: BuildHasher> Book<S> {
     }
 
     fn pick(&self, which: impl Fn(&Entry) -> bool) -> Vec<Pair> {
-        let mut pairs: Vec<Pair> = self.candidates.iter().cloned().collect();
-        pairs.retain(|(node, key)| self.cache.peek(node, key).is_some_and(&which));
-        pairs
+        let picked = self.candidates.iter().filter(|(node, key)| self.cache.peek(node, key).is_some_and(&which));
+        picked.cloned().collect()
     }
 
     /// Begins to verify: gives those no verification is under way of.
@@ -279,7 +292,7 @@ impl<S: BuildHasher> Book<S> {
         let ((node, key), ticket) = begun;
         let Some(decision) = decision else {
             self.cache.abandon(&node, &key, ticket);
-            self.cache.change(&node, &key, |e| e.doubt = e.doubt.or(Some(now)));
+            self.cache.change(&node, &key, |e| e.doubt = e.doubt.or(Some(Doubt::new(now))));
             return None;
         };
         self.settle((node, key), ticket, decision, block, now, None)
@@ -331,7 +344,12 @@ impl<S: BuildHasher> Book<S> {
         if settled == Settled::Outdated {
             return None;
         }
-        self.cache.change(&node, &key, |e| e.held_until = held_until);
+        let latest = self.finality == Finality::Latest;
+        self.cache.change(&node, &key, |e| {
+            // A change after that block is still to be looked at.
+            let pending = (e.news > block && !e.grants()).then_some(if latest { 0 } else { e.news });
+            e.held_until = pending.max(held_until);
+        });
         if before == Some(decision) {
             return None;
         }
@@ -349,7 +367,7 @@ impl<S: BuildHasher> Book<S> {
         let phase = self.ladder.phase(now);
         let rungs = *self.ladder.rungs();
         match self.cache.get(node, key) {
-            Some(entry) => admission(entry, phase, |since| rungs.phase(now.since(since))),
+            Some(entry) => admission(entry, phase, |doubt| rungs.phase(doubt.age(now))),
             None => Admission::Unverified(phase),
         }
     }
@@ -358,12 +376,14 @@ impl<S: BuildHasher> Book<S> {
     pub fn admitted(&mut self, now: Boot) -> Admitted {
         let mut out = BTreeSet::new();
         let candidates = std::mem::take(&mut self.candidates);
+        self.doubtful = false;
         for (node, key) in &candidates {
             let granted = self.admission(node, key, now).granted();
             let mut changed = false;
             self.cache.change(node, key, |e| {
                 changed = e.peer != granted;
                 e.peer = granted;
+                self.doubtful |= e.doubt.is_some();
             });
             self.edition += u64::from(changed);
             if granted {
@@ -374,23 +394,57 @@ impl<S: BuildHasher> Book<S> {
         Admitted(out)
     }
 
-    /// The next moment something changes without anybody's doing.
+    /// The next moment something changes without anybody's doing: a phase ends, or the disk must be told more.
     pub fn deadline(&self, now: Boot) -> Option<Boot> {
-        self.ladder.deadline(now)
+        let rewrite = self.doubts_kept.map(|at| at + self.ladder.rungs().step() / 2).filter(|at| *at > now);
+        self.ladder.deadline(now).into_iter().chain(rewrite).min()
     }
 }
 
-fn holds(entry: &Entry, which: impl Fn(&Decision) -> bool) -> bool {
-    entry.decision.as_ref().is_some_and(which)
+/// Whom changes touch, and the height of the newest that does.
+#[derive(Debug, Default)]
+struct Touched<'a> {
+    nodes: BTreeMap<&'a NodeId, u64>,
+    tokens: BTreeMap<U256, u64>,
+    owners: BTreeMap<Address, u64>,
+    anyone: Option<u64>,
 }
 
-/// What an entry is worth in a phase; `doubt` is the phase of a doubt by its beginning.
-pub fn admission(entry: &Entry, phase: Phase, doubt: impl Fn(Boot) -> Phase) -> Admission {
+impl<'a> Touched<'a> {
+    fn by(changes: &'a [Change], common: u64) -> Self {
+        fn at_least(height: &mut u64, other: u64) {
+            *height = (*height).max(other);
+        }
+        let mut t = Self::default();
+        for change in changes {
+            let height = change.block.number.min(common);
+            match &change.whose {
+                Whose::Node { node, token_id } => {
+                    at_least(t.nodes.entry(node).or_default(), height);
+                    at_least(t.tokens.entry(*token_id).or_default(), height);
+                }
+                Whose::Token(id) => at_least(t.tokens.entry(*id).or_default(), height),
+                Whose::Owner(owner) => at_least(t.owners.entry(*owner).or_default(), height),
+                Whose::Anyone => t.anyone = t.anyone.max(Some(height)),
+            }
+        }
+        t
+    }
+
+    fn newest(&self, node: &NodeId, decision: Option<&Decision>) -> Option<u64> {
+        let token = decision.and_then(|d| d.token_id).and_then(|id| self.tokens.get(&id));
+        let owner = decision.and_then(|d| d.owner).and_then(|o| self.owners.get(&o));
+        [self.nodes.get(node), token, owner].into_iter().flatten().copied().chain(self.anyone).max()
+    }
+}
+
+/// What an entry is worth in a phase; `doubted` is the phase of a doubt by its age.
+pub fn admission(entry: &Entry, phase: Phase, doubted: impl Fn(Doubt) -> Phase) -> Admission {
     let Some(decision) = entry.decision else { return Admission::Unverified(phase) };
     if !decision.reason.grants() {
         return Admission::Denied(decision.reason);
     }
-    let phase = entry.doubt.map_or(phase, |since| phase.max(doubt(since)));
+    let phase = entry.doubt.map_or(phase, |d| phase.max(doubted(d)));
     match phase {
         Phase::Fresh | Phase::Stale => Admission::Granted(phase),
         Phase::Grace if entry.peer => Admission::Granted(phase),

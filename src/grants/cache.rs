@@ -2,8 +2,9 @@
 //! allocating.
 //!
 //! A revocation that was seen outlives a positive that was already under way: every verification carries the generation it
-//! began in, and the generation grows with each revocation of its key.
-use super::policy::{Decision, Reason};
+//! began in, and the generation grows with each change of its key that becomes known.
+use super::ladder::Doubt;
+use super::policy::Decision;
 use crate::net::key::PublicKey;
 use crate::node::NodeId;
 use crate::time::Boot;
@@ -30,11 +31,13 @@ pub struct Entry {
     pub at: Boot,
     /// Granted at the newest block, but not before this height counts as final.
     pub held_until: Option<u64>,
-    /// A change was seen that could not be verified since then.
-    pub doubt: Option<Boot>,
+    /// A change was seen that has not been verified yet.
+    pub doubt: Option<Doubt>,
+    /// Height of the newest change seen; a decision for an earlier block is not the last word.
+    pub news: u64,
     /// Whether it was a peer when the grants were last published.
     pub peer: bool,
-    /// Grows with every revocation.
+    /// Grows with every change that becomes known.
     pub(super) generation: u32,
     /// A verification is under way, begun in this generation.
     pub(super) flight: Option<u32>,
@@ -44,6 +47,12 @@ impl Entry {
     /// Whether it grants, by the last decision.
     pub fn grants(&self) -> bool {
         self.decision.is_some_and(|d| d.reason.grants())
+    }
+
+    /// A change at `height` has become known: whatever is being verified may not know it.
+    pub(super) fn changed(&mut self, height: u64) {
+        self.news = self.news.max(height);
+        self.generation = self.generation.wrapping_add(1);
     }
 
     /// Whether it is old enough to be verified again although nothing happened.
@@ -69,7 +78,7 @@ pub enum Settled {
     Revoked,
     /// As before.
     Unchanged,
-    /// A revocation was seen meanwhile, or a later block: nothing is changed.
+    /// A change was seen meanwhile, or a later block: nothing is changed.
     Outdated,
 }
 
@@ -203,7 +212,8 @@ impl<S: BuildHasher> Cache<S> {
         self.change(node, key, |e| {
             e.flight = None;
             let newer = block >= e.block || e.decision.is_none();
-            let overtaken = decision.reason.grants() && e.generation != ticket.generation;
+            let overtaken =
+                decision.reason.grants() && (e.generation != ticket.generation || !e.grants() && e.news > block);
             if !newer || overtaken {
                 return;
             }
@@ -213,23 +223,11 @@ impl<S: BuildHasher> Cache<S> {
                 (true, false) => Settled::Revoked,
                 (true, true) | (false, false) => Settled::Unchanged,
             };
-            if settled == Settled::Revoked {
-                e.generation = e.generation.wrapping_add(1);
-            }
-            *e = Entry { decision: Some(decision), block, at: now, doubt: None, flight: None, ..e.clone() };
+            // A grant of a block before the newest change stays in doubt, and the doubt as old as it is.
+            let doubt = e.doubt.filter(|_| decision.reason.grants() && e.news > block);
+            *e = Entry { decision: Some(decision), block, at: now, doubt, flight: None, ..e.clone() };
         });
         settled
-    }
-
-    /// Takes a grant away at once, whatever is under way.
-    pub fn revoke(&mut self, node: &NodeId, key: &PublicKey, reason: Reason, block: u64, now: Boot) {
-        self.change(node, key, |e| {
-            e.generation = e.generation.wrapping_add(1);
-            let (token_id, owner) = e.decision.map_or((None, None), |d| (d.token_id, d.owner));
-            e.decision = Some(Decision { reason, token_id, owner });
-            e.block = e.block.max(block);
-            e.at = now;
-        });
     }
 
     /// Puts back what the disk kept.
@@ -350,6 +348,7 @@ impl<S: BuildHasher> Cache<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::grants::policy::Reason;
     use proptest::prelude::*;
     use std::hash::RandomState;
 
@@ -376,12 +375,36 @@ mod tests {
         assert_eq!(verify(&mut c, 1, Reason::AccessGranted, 10), Settled::Granted);
         let under_way = c.begin(&node(1), &key(1)).unwrap();
         assert!(c.begin(&node(1), &key(1)).is_none(), "one flight a key");
-        c.revoke(&node(1), &key(1), Reason::NodeInactive, 11, Boot::default());
+        let doubt = Doubt::new(Boot::default());
+        c.change(&node(1), &key(1), |e| {
+            e.changed(11);
+            e.doubt = Some(doubt);
+        });
         let settled = c.settle(&node(1), &key(1), under_way, says(Reason::AccessGranted), 12, Boot::default());
         assert_eq!(settled, Settled::Outdated);
-        assert!(!c.peek(&node(1), &key(1)).unwrap().grants());
-        // A verification begun afterwards may.
-        assert_eq!(verify(&mut c, 1, Reason::AccessGranted, 12), Settled::Granted);
+        assert_eq!(c.peek(&node(1), &key(1)).unwrap().doubt, Some(doubt), "whatever block it was of");
+        // A revocation under way may: nobody is let in by it.
+        let under_way = c.begin(&node(1), &key(1)).unwrap();
+        c.change(&node(1), &key(1), |e| e.changed(13));
+        let settled = c.settle(&node(1), &key(1), under_way, says(Reason::NodeInactive), 12, Boot::default());
+        assert_eq!(settled, Settled::Revoked);
+        // And a positive that was begun after the change.
+        assert_eq!(verify(&mut c, 1, Reason::AccessGranted, 13), Settled::Granted);
+    }
+
+    #[test]
+    fn a_grant_of_a_block_before_the_change_stays_in_doubt() {
+        let mut c = Cache::new(RandomState::new());
+        verify(&mut c, 1, Reason::AccessGranted, 10);
+        let doubt = Doubt::new(Boot::from_secs(3));
+        c.change(&node(1), &key(1), |e| {
+            e.changed(20);
+            e.doubt = Some(doubt);
+        });
+        assert_eq!(verify(&mut c, 1, Reason::AccessGranted, 19), Settled::Unchanged);
+        assert_eq!(c.peek(&node(1), &key(1)).unwrap().doubt, Some(doubt));
+        assert_eq!(verify(&mut c, 1, Reason::AccessGranted, 20), Settled::Unchanged);
+        assert_eq!(c.peek(&node(1), &key(1)).unwrap().doubt, None);
     }
 
     #[test]

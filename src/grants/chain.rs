@@ -8,6 +8,7 @@ use super::policy::{Decision, decide};
 use crate::net::key::PublicKey;
 use crate::node::NodeId;
 use alloy_primitives::Address;
+use std::time::Duration;
 
 /// A node and the key it comes with.
 pub type Pair = (NodeId, PublicKey);
@@ -30,6 +31,14 @@ pub enum Fault {
     /// It is behind what is known already.
     #[error("it is behind: at height {0}")]
     Behind(u64),
+    /// Its chain does not go on.
+    #[error("it is stuck: its newest block is {height} for {} s", .since.as_secs())]
+    Stuck {
+        /// Its newest height.
+        height: u64,
+        /// For how long.
+        since: Duration,
+    },
     /// It is on another chain.
     #[error("it is on chain {told}, not on {wanted}: correct grants.endpoints or grants.chain_id")]
     OtherChain {
@@ -38,6 +47,31 @@ pub enum Fault {
         /// What is configured.
         wanted: u64,
     },
+}
+
+impl Fault {
+    /// Whether it speaks against the endpoint and has not been booked: what did not come in at all was, and not to know a
+    /// block that another one told of is no fault.
+    pub(super) fn counts(&self) -> bool {
+        match self {
+            Self::NoAnswer(_) | Self::OtherChain { .. } => false,
+            Self::Refused(refusal) => !refusal.unknown_block(),
+            Self::Partial | Self::Malformed(_) | Self::Behind(_) | Self::Stuck { .. } => true,
+        }
+    }
+
+    /// Whether it says that too much was asked for at once.
+    pub(super) fn too_much(&self) -> bool {
+        match self {
+            Self::Refused(refusal) => refusal.too_much(),
+            Self::NoAnswer(_)
+            | Self::OtherChain { .. }
+            | Self::Partial
+            | Self::Malformed(_)
+            | Self::Behind(_)
+            | Self::Stuck { .. } => false,
+        }
+    }
 }
 
 /// What one endpoint sees when the chain is looked at.

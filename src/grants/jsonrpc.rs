@@ -93,17 +93,24 @@ pub struct Refusal {
 impl Refusal {
     /// Whether it says that too much was asked for at once.
     pub fn too_much(&self) -> bool {
-        let text = self.message.to_ascii_lowercase();
-        self.code == -32005
-            || ["range", "too many", "limit", "exceed", "more than", "max "].iter().any(|w| text.contains(w))
-                && !self.rate()
+        !self.rate()
+            && (self.code == -32005
+                || self.says(&["range", "too many", "limit", "exceed", "more than", "max ", "too large"]))
+    }
+
+    /// Whether it says that it has no such block, or that it is no part of its chain: nothing is wrong with the endpoint.
+    pub fn unknown_block(&self) -> bool {
+        self.code == -32001 || self.says(&["not found", "canonical", "unknown block"])
     }
 
     /// Whether it says that too much was asked for in too short a time.
     pub fn rate(&self) -> bool {
+        self.code == 429 || self.says(&["rate limit", "too many requests", "per second", "capacity", "quota", "daily"])
+    }
+
+    fn says(&self, any: &[&str]) -> bool {
         let text = self.message.to_ascii_lowercase();
-        self.code == 429
-            || ["rate limit", "too many requests", "per second", "capacity"].iter().any(|w| text.contains(w))
+        any.iter().any(|w| text.contains(w))
     }
 }
 

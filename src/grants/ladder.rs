@@ -65,7 +65,7 @@ impl Rungs {
     }
 
     /// What one reboot may cost.
-    fn step(&self) -> Duration {
+    pub fn step(&self) -> Duration {
         self.fresh.max(Duration::from_secs(60))
     }
 }
@@ -81,6 +81,42 @@ pub struct Reserve {
     pub at: Boot,
     /// In which boot.
     pub boot_id: Option<String>,
+}
+
+impl Reserve {
+    /// Time with power since it was written, at most: whoever writes it writes it again before the step it reserves is over.
+    pub fn elapsed(&self, boot_id: Option<&str>, now: Boot) -> Duration {
+        let same_boot = self.boot_id.is_some() && self.boot_id.as_deref() == boot_id && now >= self.at;
+        if same_boot {
+            now.since(self.at)
+        } else {
+            self.reserved.saturating_sub(self.used).saturating_add(now.since_boot())
+        }
+    }
+}
+
+/// For how long a change has been known that could not be verified: a ladder of its own for one grant, counted as the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Doubt {
+    used: Duration,
+    mark: Boot,
+}
+
+impl Doubt {
+    /// A doubt that begins now.
+    pub const fn new(now: Boot) -> Self {
+        Self { used: Duration::ZERO, mark: now }
+    }
+
+    /// A doubt that is `used` old already.
+    pub const fn resume(used: Duration, now: Boot) -> Self {
+        Self { used, mark: now }
+    }
+
+    /// How old it is.
+    pub fn age(&self, now: Boot) -> Duration {
+        self.used.saturating_add(now.since(self.mark))
+    }
 }
 
 /// Where on the ladder we are.

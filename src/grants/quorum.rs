@@ -73,8 +73,10 @@ pub struct Standing {
     pub latency: Option<Duration>,
     /// Failures in a row.
     pub failures: u32,
-    /// Not before this.
+    /// Not before this, by our own choice.
     pub not_before: Boot,
+    /// Not before this, because it asked for it: no hurry of ours overrules that.
+    pub asked_to_wait: Boot,
     /// Its chain.
     pub chain: OnChain,
     /// Answers that the others contradicted.
@@ -85,6 +87,15 @@ pub struct Standing {
     pub errors: u64,
     /// Newest height it told.
     pub height: u64,
+    /// Since when it tells it.
+    pub height_since: Boot,
+}
+
+impl Standing {
+    /// When it may be asked again.
+    fn due(&self) -> Boot {
+        self.not_before.max(self.asked_to_wait)
+    }
 }
 
 /// The endpoints of one chain.
@@ -111,7 +122,7 @@ impl Endpoints {
     /// that noise does not change the order, then as configured.
     pub fn order(&self, now: Boot) -> heapless::Vec<usize, MAX_ENDPOINTS> {
         let mut order: heapless::Vec<usize, MAX_ENDPOINTS> =
-            (0..self.0.len()).filter(|i| self.0.get(*i).is_some_and(|s| s.not_before <= now)).collect();
+            (0..self.0.len()).filter(|i| self.0.get(*i).is_some_and(|s| s.due() <= now)).collect();
         order.sort_by_key(|i| {
             self.0.get(*i).map(|s| (s.failures.min(8), s.latency.unwrap_or_default().as_millis() / 20, *i))
         });
@@ -120,7 +131,7 @@ impl Endpoints {
 
     /// When the next endpoint may be asked again, if none may now.
     pub fn next(&self) -> Option<Boot> {
-        self.0.iter().map(|s| s.not_before).min()
+        self.0.iter().map(Standing::due).min()
     }
 
     /// It answered.
@@ -141,7 +152,10 @@ impl Endpoints {
         // Between half and one and a half.
         let half = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
         let own = wait / 2 + Duration::from_millis(random % half);
-        s.not_before = now + retry_after.map_or(own, |r| r.min(RETRY_AFTER_MAX).max(own));
+        s.not_before = now + own;
+        if let Some(asked) = retry_after {
+            s.asked_to_wait = now + asked.min(RETRY_AFTER_MAX);
+        }
     }
 
     /// The others said something else.
@@ -164,14 +178,31 @@ impl Endpoints {
         told == wanted
     }
 
-    /// It told a height.
-    pub fn at_height(&mut self, i: usize, height: u64) {
-        if let Some(s) = self.0.get_mut(i) {
-            s.height = height;
+    /// It told its newest height.
+    pub fn at_height(&mut self, i: usize, height: u64, now: Boot) {
+        if let Some(s) = self.0.get_mut(i)
+            && height > s.height
+        {
+            (s.height, s.height_since) = (height, now);
         }
     }
 
-    /// Somebody asks for an answer now: whoever is waited for may be asked at once.
+    /// For how long it has told nothing newer than `height`.
+    pub fn stuck_for(&self, i: usize, height: u64, now: Boot) -> Duration {
+        self.0
+            .get(i)
+            .filter(|s| s.height > 0 && height <= s.height)
+            .map_or(Duration::ZERO, |s| now.since(s.height_since))
+    }
+
+    /// What failed was the question, not the endpoints: whoever waits by our own choice may be asked at once.
+    pub fn pardon(&mut self) {
+        for s in self.0.iter_mut().filter(|s| !matches!(s.chain, OnChain::Other(_))) {
+            s.not_before = Boot::default();
+        }
+    }
+
+    /// A person asks for an answer now: also those on another chain get another chance, for someone may have mended it.
     pub fn hurry(&mut self) {
         for s in &mut self.0 {
             s.not_before = Boot::default();
@@ -216,9 +247,30 @@ mod tests {
         assert_eq!(e.order(now + Duration::from_secs(31)).as_slice(), [2, 0, 1]);
         e.failed(0, now, Some(Duration::MAX), 0);
         assert!(e.order(now + RETRY_AFTER_MAX).contains(&0), "but not for ever");
+        e.pardon();
+        e.hurry();
+        assert_eq!(e.order(now).as_slice(), [2], "and no hurry of ours overrules it");
         assert!(!e.on_chain(2, 1, 8453, now));
         assert_eq!(e.get(2).unwrap().chain, OnChain::Other(1));
         assert!(e.order(now).is_empty());
+        e.pardon();
+        assert!(e.order(now).is_empty(), "a wrong chain is not pardoned with the rest");
+        e.hurry();
+        assert_eq!(e.order(now).as_slice(), [2], "but a person may have mended it");
+    }
+
+    #[test]
+    fn an_endpoint_that_tells_no_new_height_is_stuck() {
+        let mut e = Endpoints::new(1);
+        let at = Boot::from_secs;
+        assert_eq!(e.stuck_for(0, 7, at(10)), Duration::ZERO, "nothing is known of it");
+        e.at_height(0, 7, at(10));
+        e.at_height(0, 7, at(20));
+        e.at_height(0, 6, at(30));
+        assert_eq!(e.stuck_for(0, 7, at(40)), Duration::from_secs(30));
+        assert_eq!(e.stuck_for(0, 8, at(40)), Duration::ZERO);
+        e.at_height(0, 8, at(40));
+        assert_eq!(e.stuck_for(0, 8, at(45)), Duration::from_secs(5));
     }
 
     proptest! {

@@ -1,11 +1,15 @@
 //! What the grants task tells the rest: rows for people, counters for monitors, troubles for health.
+use super::book::{Admission, Book, admission};
 use super::cache::Settled;
+use super::chain::Pair;
 use super::ladder::Phase;
 use super::policy::Reason;
 use crate::net::key::PublicKey;
 use crate::node::NodeId;
 use crate::time::{Boot, Wall};
 use serde::{Deserialize, Serialize};
+use std::hash::BuildHasher;
+use std::time::Duration;
 
 /// Everything at one moment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -123,6 +127,8 @@ pub struct EndpointRow {
     pub name: String,
     /// Milliseconds to an answer, smoothed.
     pub latency_ms: Option<f64>,
+    /// Newest height it told.
+    pub height: Option<u64>,
     /// Failures in a row.
     pub failures: u32,
     /// It is on this chain instead.
@@ -156,6 +162,30 @@ pub struct Row {
     pub decided: Option<Boot>,
     /// Granted at the newest block, but not until this height counts as final.
     pub held_until: Option<u64>,
-    /// A change was seen that could not be verified since then.
-    pub doubt: Option<Boot>,
+    /// For how long a change has been known that could not be verified.
+    pub doubt: Option<Duration>,
+}
+
+/// The candidates at one moment, by name.
+pub fn rows<S: BuildHasher>(book: &Book<S>, phase: Phase, now: Boot) -> Vec<Row> {
+    let rungs = *book.ladder.rungs();
+    let row = |(node, key): &Pair| {
+        let entry = book.cache().peek(node, key);
+        let admission =
+            entry.map_or(Admission::Unverified(phase), |e| admission(e, phase, |doubt| rungs.phase(doubt.age(now))));
+        let decision = entry.and_then(|e| e.decision);
+        Row {
+            node: node.clone(),
+            key: *key,
+            admitted: admission.granted(),
+            code: admission.code().to_owned(),
+            token_id: decision.and_then(|d| d.token_id).map(|id| id.to_string()),
+            owner: decision.and_then(|d| d.owner).map(|o| o.to_string()),
+            block: entry.map_or(0, |e| e.block),
+            decided: decision.and(entry).map(|e| e.at),
+            held_until: entry.and_then(|e| e.held_until).filter(|a| *a > 0),
+            doubt: entry.and_then(|e| e.doubt).map(|d| d.age(now)),
+        }
+    };
+    book.candidates().iter().map(row).collect()
 }

@@ -1,51 +1,36 @@
 //! Keeps the book in step with the chain and publishes who is admitted. Whoever has candidates may run it: the device for
 //! its peers, the control plane for its nodes.
-use super::book::{Admission, Book, Kept, News};
+use super::abi::NODES_PER_CALL;
+use super::book::{Book, News};
 use super::cache::{Cache, Settled};
 use super::chain::Pair;
 use super::chain::task::{Chain, NoQuorum, Seen};
 use super::follow::{Continuity, Follow};
-use super::jsonrpc::{At, BlockRef};
-use super::ladder::{Phase, Reserve};
+use super::jsonrpc::{At, BlockRef, Change};
+use super::ladder::Phase;
+use super::ledger::task::{Directories, Ledger};
+use super::ledger::{Origin, Saved};
 use super::policy::Short;
 use super::quorum::OnChain;
-use super::report::{Away, Counts, EndpointRow, Report, Row, Trouble};
+use super::report::{Away, Counts, EndpointRow, Report, Trouble, rows};
 use crate::config::grants::{Finality, Grants};
 use crate::net::derive::Admitted;
 use crate::sys::clock::{Clock, boot_id};
-use crate::sys::disk::Document;
 use crate::sys::random::seed;
 use crate::sys::rpc::Rpc;
 use crate::time::{Boot, Wall};
-use alloy_primitives::Address;
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::hash::RandomState;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
-/// File name of the document in the state directory.
-pub const DOCUMENT: &str = "grants.json";
-/// Its version.
-const VERSION: u32 = 1;
 /// With more unread blocks than this, everything is verified anew instead of reading their events.
 const JUMP: u64 = 20_000;
 /// First wait after a look that came to nothing.
 const RETRY: Duration = Duration::from_secs(1);
 /// Looks in a row that come to nothing before health speaks of it: a single lost answer is none of its business.
 const LOOKS: u32 = 2;
-
-/// What is kept on disk.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Saved {
-    contract: Address,
-    chain_id: u64,
-    follow: Follow,
-    reserve: Option<Reserve>,
-    grants: Vec<Kept>,
-}
 
 /// What the task needs.
 #[derive(Clone, Debug)]
@@ -54,8 +39,8 @@ pub struct Board<C> {
     pub clock: C,
     /// `[grants]`.
     pub config: Arc<Grants>,
-    /// Directory the decisions are kept in; `None`: nowhere.
-    pub state_dir: Option<PathBuf>,
+    /// Where the decisions are kept, and how far the chain was followed.
+    pub directories: Directories,
     /// Who wants to be a peer.
     pub candidates: watch::Receiver<Arc<BTreeSet<Pair>>>,
     /// Who is admitted.
@@ -88,7 +73,7 @@ struct Task<C> {
     board: Board<C>,
     book: Book<RandomState>,
     follow: Follow,
-    document: Option<Arc<Mutex<Document<Saved>>>>,
+    ledger: Ledger,
     saved_edition: u64,
     boot: Option<String>,
     counts: Counts,
@@ -96,55 +81,52 @@ struct Task<C> {
     heard: Option<(Boot, Wall)>,
     away: Option<Away>,
     trouble: Option<Trouble>,
+    looking: bool,
     next: Boot,
+    /// When something changes by itself that was not published yet.
+    due: Option<Boot>,
+    /// The last of those waiting that was asked about, where not everybody was.
+    asked: Option<Pair>,
 }
 
 impl<C: Clock> Task<C> {
     fn start(board: Board<C>) -> Self {
-        let now = board.clock.now();
+        let (now, boot) = (board.clock.now(), boot_id());
+        let origin = Origin { contract: board.config.contract, chain_id: board.config.chain_id };
+        let (ledger, follow, saved) = Ledger::open(&board.directories, origin);
+        let mut book = Book::new(&board.config, Cache::new(RandomState::new()), now);
+        if let Some(saved) = saved {
+            tracing::info!(grants = saved.grants.len(), "grants of the last run are taken up");
+            book.restore(saved.grants, saved.reserve.as_ref(), boot.as_deref(), now);
+        }
         let mut task = Self {
-            book: Book::new(&board.config, Cache::new(RandomState::new()), now),
-            follow: Follow::default(),
-            document: None,
+            book,
+            follow,
+            ledger,
             saved_edition: 0,
-            boot: boot_id(),
+            boot,
             counts: Counts::default(),
             head: None,
             heard: None,
             away: None,
             trouble: None,
+            looking: false,
             next: now,
+            due: None,
+            asked: None,
             board,
         };
-        task.restore(now);
         let candidates = task.board.candidates.borrow_and_update().clone();
         task.book.set_candidates(&candidates);
         task
     }
 
-    fn restore(&mut self, now: Boot) {
-        let Some(dir) = &self.board.state_dir else { return };
-        let path: &Path = dir;
-        let mut document = Document::<Saved>::new(path.join(DOCUMENT), VERSION);
-        match document.load() {
-            Ok(Some(saved))
-                if (saved.contract, saved.chain_id) == (self.board.config.contract, self.board.config.chain_id) =>
-            {
-                tracing::info!(grants = saved.grants.len(), "grants of the last run are taken up");
-                self.follow = saved.follow;
-                self.book.restore(saved.grants, saved.reserve.as_ref(), self.boot.as_deref(), now);
-            }
-            Ok(Some(_)) => tracing::info!("the contract is another one: the grants of the last run are dropped"),
-            Ok(None) => {}
-            // Without it we start as if the chain had never been heard: nobody is admitted before it is.
-            Err(e) => tracing::error!(error = %e, "grants of the last run cannot be read"),
-        }
-        self.document = Some(Arc::new(Mutex::new(document)));
-    }
-
     async fn look<R: Rpc>(&mut self, chain: &mut Chain<R, C>) {
         self.counts.looks += 1;
+        self.looking = true;
+        self.publish_with(chain);
         let outcome = self.round(chain).await;
+        self.looking = false;
         let now = self.board.clock.now();
         let poll = self.board.config.poll;
         match outcome {
@@ -155,7 +137,9 @@ impl<C: Clock> Task<C> {
                 self.heard = Some((now, self.board.clock.wall()));
                 // A tenth to and fro, so that a fleet does not ask in step.
                 let tenth = u64::try_from(poll.as_millis() / 10).unwrap_or(u64::MAX).max(1);
-                self.next = now + poll.mul_f64(0.95) + Duration::from_millis(seed() % tenth);
+                let pause = poll.mul_f64(0.95) + Duration::from_millis(seed() % tenth);
+                // Whoever was not asked about yet is next, but the news come first.
+                self.next = if self.asked.is_some() { now } else { now + pause };
             }
             Err(e) => {
                 self.counts.failed_looks += 1;
@@ -212,37 +196,45 @@ impl<C: Clock> Task<C> {
             // The first block of all has none below it.
             seen.pins.extend(chain.block(At::Latest).await?);
         }
-        let mut read_to = seen.head;
-        let gap = self.follow.gap(seen.head);
-        if gap > JUMP {
+        self.follow_to(chain, &seen).await?;
+        self.verify_doubted(chain, &seen).await?;
+        // Everything that was granted is as the chain says; those who wait change nothing about that.
+        self.book.confirm(self.board.clock.now());
+        self.verify_waiting(chain, &seen).await
+    }
+
+    /// Reads every event up to the head. Whoever one of them touches is in doubt from then on, so that they are read once.
+    async fn follow_to<R: Rpc>(&mut self, chain: &mut Chain<R, C>, seen: &Seen) -> Result<(), NoQuorum> {
+        let start = seen.anchor.or_else(|| seen.pins.last().copied());
+        if let (true, Some(start)) = (self.follow.gap(seen.head) > JUMP, start) {
             // A new follower, or one that was away for long: whoever matters is verified anew, and events are read from here.
             self.book.refresh(self.board.clock.now());
-            read_to = seen.pins.last().map_or(seen.head, |b| b.number);
-        } else if !seen.complete {
-            self.catch_up(chain, seen.head).await?;
+            self.follow = Follow::start(start);
+            return Ok(());
         }
-        let now = self.board.clock.now();
-        self.book.note(&seen.changes, now);
-        let newest_change = seen.changes.iter().map(|c| c.block.number).filter(|n| *n <= seen.head).max().unwrap_or(0);
-
-        let pin = self.verify_doubted(chain, &seen, newest_change).await?;
-        self.verify_waiting(chain, &seen).await?;
-
-        match seen.anchor.or_else(|| seen.pins.last().copied()) {
-            Some(start) if gap > JUMP => self.follow = Follow::start(start),
-            Some(anchor) => {
-                if seen.anchor.is_some() {
-                    self.follow.anchor(anchor);
-                }
-                self.follow.read_to(read_to);
+        self.note(&seen.changes, seen);
+        while !seen.complete && self.follow.gap(seen.head) > 0 {
+            let Some((changes, to)) = chain.scan(&mut self.follow, seen.head).await? else { continue };
+            self.note(&changes, seen);
+            self.follow.read_to(to);
+            // Many chunks take long: nobody who has to go waits for the last of them, and no phase goes unnoticed.
+            if to < seen.head && !changes.is_empty() {
+                self.verify_doubted(chain, seen).await?;
             }
-            None => {}
+            if self.due.is_some_and(|due| self.board.clock.now() >= due) {
+                self.publish_with(chain);
+                self.save().await;
+            }
         }
-        if let Some(pin) = pin {
-            self.follow.anchor(pin);
+        self.follow.read_to(seen.head);
+        if let Some(anchor) = seen.anchor {
+            self.follow.anchor(anchor);
         }
-        self.book.confirm(self.board.clock.now());
         Ok(())
+    }
+
+    fn note(&mut self, changes: &[Change], seen: &Seen) {
+        self.book.note(changes, seen.common, self.board.clock.now());
     }
 
     async fn walk_back<R: Rpc>(&mut self, chain: &mut Chain<R, C>) -> Result<(), NoQuorum> {
@@ -265,28 +257,13 @@ impl<C: Clock> Task<C> {
         Ok(())
     }
 
-    async fn catch_up<R: Rpc>(&mut self, chain: &mut Chain<R, C>, head: u64) -> Result<(), NoQuorum> {
-        while self.follow.gap(head) > 0 {
-            if let Some((changes, to)) = chain.scan(&mut self.follow, head).await? {
-                self.book.note(&changes, self.board.clock.now());
-                self.follow.read_to(to);
-            }
-        }
-        Ok(())
-    }
-
-    /// Whoever is granted and may have to go is verified at the newest block; a revocation is published before anything else
-    /// is asked.
-    async fn verify_doubted<R: Rpc>(
-        &mut self,
-        chain: &mut Chain<R, C>,
-        seen: &Seen,
-        newest_change: u64,
-    ) -> Result<Option<BlockRef>, NoQuorum> {
+    /// Whoever is granted and may have to go is verified at the newest block; a revocation is published and written down
+    /// before anything else is asked.
+    async fn verify_doubted<R: Rpc>(&mut self, chain: &mut Chain<R, C>, seen: &Seen) -> Result<(), NoQuorum> {
         let doubted = self.book.doubted(self.board.clock.now());
         let begun = self.book.begin(doubted);
         if begun.is_empty() {
-            return Ok(None);
+            return Ok(());
         }
         let pairs: Vec<Pair> = begun.iter().map(|(p, _)| p.clone()).collect();
         let (pin, mut decided) = match chain.verify_at_best(&seen.pins, &[], &pairs).await {
@@ -305,28 +282,34 @@ impl<C: Clock> Task<C> {
             revoked |= news.as_ref().is_some_and(|n| n.settled == Settled::Revoked);
             self.tell(news);
         }
+        if pin.number <= self.follow.scanned().unwrap_or(0) {
+            self.follow.anchor(pin);
+        }
         if revoked {
             self.publish_with(chain);
+            self.save().await;
         }
-        if pin.number < newest_change {
-            // Whoever changed after that block is still in doubt.
-            self.book.note(&seen.changes, now);
-        }
-        Ok(Some(pin))
+        Ok(())
     }
 
-    /// Whoever may have to come in is verified at the newest block and at the one that counts as final.
+    /// Whoever may have to come in is verified at the newest block and at the one that counts as final. Not more of them at
+    /// once than fit into one request: whoever has to go is not kept waiting for a thousand who want to come.
     async fn verify_waiting<R: Rpc>(&mut self, chain: &mut Chain<R, C>, seen: &Seen) -> Result<(), NoQuorum> {
         let latest = self.board.config.finality == Finality::Latest;
+        let most = self.board.config.batch.saturating_mul(NODES_PER_CALL);
+        let asked = self.asked.take();
         let mut outcome = Ok(());
         let finals: Vec<Option<BlockRef>> =
             if latest || seen.finals.is_empty() { vec![None] } else { seen.finals.iter().copied().map(Some).collect() };
         for last_final in finals {
-            let waiting = self.book.waiting(self.board.clock.now(), last_final.map(|b| b.number));
+            let mut waiting = self.book.waiting(self.board.clock.now(), last_final.map(|b| b.number));
+            // On from where the last round ended, so that one whose answer cannot be read is in nobody's way.
+            waiting.retain(|pair| asked.as_ref().is_none_or(|last| pair > last));
+            let rest = waiting.len() > most;
+            waiting.truncate(most);
             let begun = self.book.begin(waiting);
-            if begun.is_empty() {
-                return Ok(());
-            }
+            let Some((last, _)) = begun.last() else { return Ok(()) };
+            self.asked = rest.then(|| last.clone());
             let pairs: Vec<Pair> = begun.iter().map(|(p, _)| p.clone()).collect();
             let also = last_final.map_or_else(Vec::new, |b| vec![b]);
             match chain.verify_at_best(&seen.pins, &also, &pairs).await {
@@ -350,6 +333,7 @@ impl<C: Clock> Task<C> {
                 }
             }
         }
+        self.asked = None;
         outcome
     }
 
@@ -393,30 +377,24 @@ impl<C: Clock> Task<C> {
     }
 
     async fn save(&mut self) {
+        if let Err(e) = self.ledger.reached(&self.follow).await {
+            tracing::debug!(error = %e, "how far the chain was followed is not kept");
+        }
         let now = self.board.clock.now();
         let reserve = self.book.ladder.to_reserve(now, self.boot.as_deref());
-        if reserve.is_none() && self.saved_edition == self.book.edition {
+        let same = reserve.is_none() && self.saved_edition == self.book.edition && !self.book.must_keep_doubts(now);
+        if same || !self.ledger.keeps_decisions() {
             return;
         }
-        let Some(document) = self.document.clone() else { return };
         let reserve = reserve.or_else(|| self.book.ladder.record(now, self.boot.as_deref()));
-        let saved = Saved {
-            contract: self.board.config.contract,
-            chain_id: self.board.config.chain_id,
-            follow: self.follow.clone(),
-            reserve: reserve.clone(),
-            grants: self.book.kept(),
-        };
-        // A card may take a second to sync: not on the thread everything else runs on.
-        let stored = tokio::task::spawn_blocking(move || {
-            document.lock().unwrap_or_else(PoisonError::into_inner).store(&saved).map_err(|e| e.to_string())
-        })
-        .await
-        .unwrap_or_else(|e| Err(e.to_string()));
-        match stored {
+        let (origin, edition) = (self.ledger.origin(), self.book.edition);
+        let saved =
+            Saved { origin, follow: self.follow.clone(), reserve: reserve.clone(), grants: self.book.kept(now) };
+        match self.ledger.store(saved).await {
             Ok(written) => {
                 self.counts.writes += u64::from(written);
-                self.saved_edition = self.book.edition;
+                self.saved_edition = edition;
+                self.book.doubts_kept(now);
                 if let Some(reserve) = &reserve {
                     self.book.ladder.reserved(reserve);
                 }
@@ -445,6 +423,7 @@ impl<C: Clock> Task<C> {
                     OnChain::Other(told) => Some(told),
                     OnChain::Unknown | OnChain::Yes => None,
                 },
+                height: (s.height > 0).then_some(s.height),
                 answers: s.answers,
                 errors: s.errors,
                 dissents: s.dissents,
@@ -455,7 +434,9 @@ impl<C: Clock> Task<C> {
     }
 
     fn send(&mut self, report: Report) {
-        let admitted = Arc::new(self.book.admitted(self.board.clock.now()));
+        let now = self.board.clock.now();
+        let admitted = Arc::new(self.book.admitted(now));
+        self.due = self.book.deadline(now);
         // First what explains it.
         self.board.report.send_replace(Some(Arc::new(report)));
         self.board.admitted.send_if_modified(|before| {
@@ -479,31 +460,7 @@ impl<C: Clock> Task<C> {
             ..self.counts
         };
         self.counts = counts;
-        let rungs = *self.book.ladder.rungs();
-        let rows: Vec<Row> = self
-            .book
-            .candidates()
-            .iter()
-            .map(|(node, key)| {
-                let entry = self.book.cache().peek(node, key);
-                let admission = entry.map_or(Admission::Unverified(phase), |e| {
-                    super::book::admission(e, phase, |since| rungs.phase(now.since(since)))
-                });
-                let decision = entry.and_then(|e| e.decision);
-                Row {
-                    node: node.clone(),
-                    key: *key,
-                    admitted: admission.granted(),
-                    code: admission.code().to_owned(),
-                    token_id: decision.and_then(|d| d.token_id).map(|id| id.to_string()),
-                    owner: decision.and_then(|d| d.owner).map(|o| o.to_string()),
-                    block: entry.map_or(0, |e| e.block),
-                    decided: decision.and(entry).map(|e| e.at),
-                    held_until: entry.and_then(|e| e.held_until).filter(|a| *a > 0),
-                    doubt: entry.and_then(|e| e.doubt),
-                }
-            })
-            .collect();
+        let rows = rows(&self.book, phase, now);
         Report {
             at: now,
             phase,
@@ -512,7 +469,7 @@ impl<C: Clock> Task<C> {
             height: self.follow.scanned(),
             head: self.head,
             admitted: rows.iter().filter(|r| r.admitted).count(),
-            looking: false,
+            looking: self.looking,
             away: self.away.clone().filter(|a| a.looks >= LOOKS || phase != Phase::Fresh),
             trouble: self.trouble.clone(),
             counts,

@@ -5,11 +5,13 @@
 use super::fold::{Moment, Verdict, fold};
 use super::summary::Snapshot;
 use crate::grants::ladder::Phase;
+use crate::grants::report::EndpointRow;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, MetricEncoder};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeMetric as _, MetricEncoder};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// `Content-Type` of the text.
@@ -44,11 +46,11 @@ impl Out<'_> {
     }
 
     /// One metric with a sample for each of `samples`, told apart by `label`.
-    fn family<'s>(
+    fn family<'s, N: EncodeGaugeValue>(
         &mut self,
         (name, help, kind): (&str, &str, MetricType),
         label: &str,
-        samples: impl IntoIterator<Item = (&'s str, u64)>,
+        samples: impl IntoIterator<Item = (&'s str, N)>,
     ) -> fmt::Result {
         let mut metric: MetricEncoder<'_> = self.0.encode_descriptor(name, help, None, kind)?;
         for (of, value) in samples {
@@ -65,13 +67,13 @@ impl Collector for Scrape {
         let (s, at) = (&self.snapshot, &self.at);
         let mut out = Out(encoder);
         let health = fold(s, at);
-        out.family(("spoke_build_info", "The running build", MetricType::Gauge), "version", [(crate::VERSION, 1)])?;
+        out.family(("spoke_build_info", "The running build", MetricType::Gauge), "version", [(crate::VERSION, 1u64)])?;
         out.family(
             ("spoke_health", "1 for the verdict that holds, 0 for the others", MetricType::Gauge),
             "status",
             Verdict::ALL.map(|v| (v.as_str(), u64::from(v == health.status))),
         )?;
-        let reasons = health.reasons.iter().map(|r| (r.code, 1)).collect::<std::collections::BTreeMap<_, _>>();
+        let reasons = health.reasons.iter().map(|r| (r.code, 1u64)).collect::<BTreeMap<_, _>>();
         out.family(
             ("spoke_health_reason", "1 for each reason the node is not healthy", MetricType::Gauge),
             "code",
@@ -152,7 +154,31 @@ impl Scrape {
         ] {
             out.counter(name, help, value)?;
         }
-        Ok(())
+        // Several of one host would be one series twice: the best of them stands for all.
+        let mut endpoints: BTreeMap<&str, &EndpointRow> = BTreeMap::new();
+        for row in &r.endpoints {
+            let best = endpoints.entry(&row.name).or_insert(row);
+            if row.failures < best.failures {
+                *best = row;
+            }
+        }
+        let each = || endpoints.iter().map(|(name, row)| (*name, *row));
+        let up = |e: &EndpointRow| u64::from(e.failures == 0 && e.answers > 0 && e.other_chain.is_none());
+        out.family(
+            ("spoke_grants_endpoint_up", "1 if the endpoint's last answer was one", MetricType::Gauge),
+            "endpoint",
+            each().map(|(name, e)| (name, up(e))),
+        )?;
+        out.family(
+            ("spoke_grants_endpoint_block", "Newest height the endpoint told", MetricType::Gauge),
+            "endpoint",
+            each().filter_map(|(name, e)| Some((name, e.height?))),
+        )?;
+        out.family(
+            ("spoke_grants_endpoint_latency_seconds", "Smoothed time to an answer", MetricType::Gauge),
+            "endpoint",
+            each().filter_map(|(name, e)| Some((name, e.latency_ms? / 1000.0))),
+        )
     }
 
     fn uplink(&self, out: &mut Out<'_>) -> fmt::Result {

@@ -1,12 +1,16 @@
 //! JSON-RPC over HTTPS: one request, one answer, read as a stream and never larger than allowed.
 use crate::config::grants::{Endpoint, Url};
-use crate::grants::jsonrpc::{Answer, Ask, BadAnswer, decode, encode};
+use crate::grants::jsonrpc::{Answer, Ask, BadAnswer, Refusal, decode, encode};
 use crate::sys::clock::{Clock as _, SystemClock};
 use crate::sys::keys::{self, KeyError};
+use crate::time::Wall;
 use std::future::Future;
 use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Most bytes read of an answer that is none.
+const REFUSAL_CAP: u64 = 16 * 1024;
 
 /// Why an endpoint gave no answer. Never holds the URL: there may be a key in it.
 #[derive(Debug, thiserror::Error)]
@@ -135,12 +139,15 @@ impl Http {
             return Err(RpcError::Redirect);
         }
         if status != 200 {
-            let retry_after = response
-                .headers()
-                .get("retry-after")
-                .and_then(|v| v.to_str().ok())
-                .and_then(|v| v.trim().parse().ok())
-                .map(Duration::from_secs);
+            let header = |name| response.headers().get(name).and_then(|v| v.to_str().ok());
+            let retry_after = header("retry-after").and_then(|v| wait_asked_for(v, header("date")));
+            // Some providers say in words what was wrong with the question, and give it the status of a bad request.
+            if retry_after.is_none() && status != 429 {
+                let said = decode(response.into_body().into_reader().take(REFUSAL_CAP), asks);
+                if let Some(refusal) = refusal(said) {
+                    return Err(RpcError::Bad(BadAnswer::Refused(refusal)));
+                }
+            }
             return Err(RpcError::Status { status, retry_after });
         }
         // Counted after unpacking: a small packed body may be a large one.
@@ -175,6 +182,28 @@ impl Rpc for Http {
             .await
             .unwrap_or(Err(RpcError::Cancelled))
     }
+}
+
+/// The refusal in an answer that should hold nothing else.
+fn refusal(answer: Result<Vec<Option<Answer>>, BadAnswer>) -> Option<Refusal> {
+    match answer {
+        Err(BadAnswer::Refused(refusal)) => Some(refusal),
+        Ok(answers) => answers.into_iter().flatten().find_map(|a| match a {
+            Answer::Refused(refusal) => Some(refusal),
+            _ => None,
+        }),
+        Err(_) => None,
+    }
+}
+
+/// What a `Retry-After` asks for: seconds, or a date, which counts from the endpoint's own `Date`, for ours may be wrong.
+fn wait_asked_for(text: &str, its_date: Option<&str>) -> Option<Duration> {
+    let text = text.trim();
+    if let Ok(secs) = text.parse() {
+        return Some(Duration::from_secs(secs));
+    }
+    let (until, now) = (Wall::parse_http_date(text)?, Wall::parse_http_date(its_date?.trim())?);
+    Some(Duration::from_secs(until.secs().saturating_sub(now.secs())))
 }
 
 /// Only the kind of failure: the library's texts may hold the URL.
@@ -230,6 +259,17 @@ impl<R: Read> Read for Capped<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wait_is_asked_for_in_seconds_or_until_a_date() {
+        let date = Some("Sun, 06 Nov 1994 08:49:37 GMT");
+        assert_eq!(wait_asked_for(" 120 ", None), Some(Duration::from_secs(120)));
+        assert_eq!(wait_asked_for("Sun, 06 Nov 1994 08:50:07 GMT", date), Some(Duration::from_secs(30)));
+        assert_eq!(wait_asked_for("Sun, 06 Nov 1994 08:00:00 GMT", date), Some(Duration::ZERO), "it has passed");
+        for (text, date) in [("Sun, 06 Nov 1994 08:50:07 GMT", None), ("-1", date), ("soon", date), ("", date)] {
+            assert_eq!(wait_asked_for(text, date), None, "{text}");
+        }
+    }
 
     #[test]
     fn a_capped_reader_tells_full_from_too_large() {

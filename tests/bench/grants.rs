@@ -6,65 +6,34 @@
     reason = "a figure that cannot be taken ends the run"
 )]
 #![allow(clippy::disallowed_methods, clippy::cast_precision_loss, reason = "real time is what is measured")]
-#![allow(unsafe_code, reason = "an allocator that counts has to be one")]
 
+#[path = "allocations.rs"]
+mod allocations;
 #[path = "../chain/anvil.rs"]
 mod anvil;
+#[path = "load.rs"]
+mod load;
 #[path = "../chain/node.rs"]
 mod node;
 #[path = "../chain/proxy.rs"]
 mod proxy;
 
+use allocations::{bytes, count};
 use anvil::{Anvil, Contract};
+use load::full_book;
 use node::{Node, config, pair};
 use proxy::Proxy;
 use spoke::config::grants::Grants;
-use spoke::grants::book::Book;
-use spoke::grants::cache::{CAPACITY, Cache};
+use spoke::grants::cache::CAPACITY;
 use spoke::grants::chain::Pair;
 use spoke::grants::chain::task::Chain;
 use spoke::grants::follow::Follow;
-use spoke::grants::jsonrpc::{Answer, Ask, decode};
-use spoke::grants::policy::{Decision, Reason};
+use spoke::grants::jsonrpc::{Answer, decode};
 use spoke::sys::clock::SystemClock;
 use spoke::sys::rpc::Http;
 use spoke::time::Boot;
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::collections::BTreeSet;
-use std::hash::RandomState;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
-
-/// Counts what is allocated, and how much of it at most at once.
-struct Counting;
-
-static COUNT: AtomicU64 = AtomicU64::new(0);
-static HELD: AtomicI64 = AtomicI64::new(0);
-static PEAK: AtomicI64 = AtomicI64::new(0);
-
-fn note(bytes: i64) {
-    let held = HELD.fetch_add(bytes, Relaxed) + bytes;
-    PEAK.fetch_max(held, Relaxed);
-}
-
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        COUNT.fetch_add(1, Relaxed);
-        note(i64::try_from(layout.size()).unwrap_or(0));
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        note(-i64::try_from(layout.size()).unwrap_or(0));
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 fn row(what: &str, figure: &str, aim: &str) {
     println!("{what:<58} {figure:>30}   {aim}");
@@ -74,81 +43,44 @@ fn ms(d: Duration) -> f64 {
     d.as_secs_f64() * 1000.0
 }
 
-/// Extra memory that `work` held at most, in bytes.
-fn peak<T>(work: impl FnOnce() -> T) -> (T, i64) {
-    let before = HELD.load(Relaxed);
-    PEAK.store(before, Relaxed);
-    let out = work();
-    (out, PEAK.load(Relaxed) - before)
-}
-
-fn granted() -> Decision {
-    Decision { reason: Reason::AccessGranted, token_id: None, owner: None }
-}
-
-fn full_book(settings: &Grants, n: usize) -> (Book<RandomState>, Vec<Pair>) {
-    let pairs: Vec<Pair> = (0..n).map(|i| pair(u16::try_from(i).expect("a few"))).collect();
-    let now = Boot::from_secs(1);
-    let mut book = Book::new(settings, Cache::new(RandomState::new()), now);
-    book.set_candidates(&pairs.iter().cloned().collect::<BTreeSet<_>>());
-    for begun in book.begin(pairs.clone()) {
-        book.settle_final(begun, Some(granted()), Some(granted()), 1, now);
-    }
-    book.confirm(now);
-    (book, pairs)
-}
-
 fn cached(settings: &Grants) {
     let (mut book, pairs) = full_book(settings, 10_000);
     let now = Boot::from_secs(2);
     let rounds = 100;
-    let mut yes = 0u64;
-    let (allocations, started) = (COUNT.load(Relaxed), Instant::now());
-    for round in 0..rounds {
-        // In another order than they came in.
-        for i in 0..pairs.len() {
-            let (node, key) = &pairs[(i * 7919 + round) % pairs.len()];
-            yes += u64::from(book.admission(node, key, now).granted());
+    let started = Instant::now();
+    let (yes, allocations) = count(|| {
+        let mut yes = 0u64;
+        for round in 0..rounds {
+            // In another order than they came in.
+            for i in 0..pairs.len() {
+                let (node, key) = &pairs[(i * 7919 + round) % pairs.len()];
+                yes += u64::from(book.admission(node, key, now).granted());
+            }
         }
-    }
+        yes
+    });
     let n = (rounds * pairs.len()) as u64;
     let took = started.elapsed().as_nanos() as f64 / n as f64;
     assert_eq!(yes, n, "every one is granted");
     row("cached decision, 10,000 cached", &format!("{took:.0} ns"), "< 1,000 ns");
-    row("allocations in 1,000,000 of them", &(COUNT.load(Relaxed) - allocations).to_string(), "0");
+    row("allocations in 1,000,000 of them", &allocations.to_string(), "0");
 }
 
 fn memory(settings: &Grants) {
-    let ((book, _pairs), _) = peak(|| full_book(settings, 1));
-    drop(book);
-    let before = HELD.load(Relaxed);
-    let (book, pairs) = full_book(settings, CAPACITY);
-    drop(pairs);
-    let held = HELD.load(Relaxed) - before;
+    let (book, _, held) = bytes(|| full_book(settings, CAPACITY).0);
+    let figure = format!("{:.2} MB", held as f64 / 1e6);
     row(
-        &format!("memory with a full cache ({CAPACITY} decisions)"),
-        &format!("{:.2} MB", held as f64 / 1e6),
-        "bounded",
+        &format!("memory with a full cache ({CAPACITY} decisions and candidates)"),
+        &figure,
+        "< 16 MiB, tests/footprint",
     );
     drop(book);
 }
 
 fn events() {
-    let word = |n: u64| format!("0x{n:064x}");
-    let mut text = String::from("[{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":[");
-    let address = "0x37d2106badb01dd5be1926e45d172cb4203c4186";
-    for n in 0..10_000u64 {
-        let comma = if n == 0 { "" } else { "," };
-        let data = format!("{:064x}{:064x}{:064x}{:064x}{:064x}{:0<128}", 64, 128, 6, 44, 0, "00");
-        text.push_str(&format!(
-            "{comma}{{\"address\":\"{address}\",\"topics\":[\"0x9a71852b5ff3e6dcfff28eaeb177387d7be860dcf63f02bc0c74d796d373a22c\",\"{}\",\"{}\"],\"data\":\"0x{data}\",\"blockHash\":\"{}\",\"blockNumber\":\"{n:#x}\",\"transactionHash\":\"{}\",\"transactionIndex\":\"0x0\",\"logIndex\":\"0x0\",\"removed\":false}}",
-            word(n), word(1), word(n), word(n)
-        ));
-    }
-    text.push_str("]}]");
-    let asks = [Ask::Logs { contract: address.parse().expect("an address"), from: 0, to: None }];
+    let (ask, text) = load::events();
     let started = Instant::now();
-    let (answers, extra) = peak(|| decode(text.as_bytes(), &asks).expect("events"));
+    let (answers, extra, _) = bytes(|| decode(text.as_bytes(), &[ask]).expect("events"));
     let took = started.elapsed();
     let Some(Some(Answer::Changes(changes))) = answers.first() else { panic!("no events") };
     assert_eq!(changes.len(), 10_000);

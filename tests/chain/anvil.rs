@@ -34,6 +34,13 @@ impl Anvil {
         Self { child, port, arguments }
     }
 
+    /// Starts a new chain at a port that another one has left.
+    pub(crate) fn at(port: u16) -> Self {
+        let arguments = vec!["--slots-in-an-epoch".to_owned(), "1".to_owned()];
+        let (child, port) = spawn(port, &arguments);
+        Self { child, port, arguments }
+    }
+
     /// Its URL.
     pub(crate) fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
@@ -147,6 +154,14 @@ fn spawn(port: u16, arguments: &[String]) -> (Child, u16) {
     // It goes on talking; somebody has to listen.
     std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
     (child, port)
+}
+
+/// The newest height of the chain at a port.
+pub(crate) fn height(port: u16) -> u64 {
+    let text = post(port, r#"{"jsonrpc":"2.0","id":1,"method":"eth_blockNumber","params":[]}"#).unwrap_or_default();
+    let answer: Value = serde_json::from_str(&text).unwrap_or_default();
+    let digits = answer["result"].as_str().unwrap_or_default().trim_start_matches("0x").to_owned();
+    u64::from_str_radix(&digits, 16).unwrap_or(0)
 }
 
 /// One request over a connection of its own.

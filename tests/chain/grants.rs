@@ -200,7 +200,7 @@ fn a_restart_serves_the_known_before_the_chain_answers() {
     node.until_admits(0, true);
     drop(node);
     // Cut in half by a power cut: the previous good copy, or nobody; never a panic, never somebody else.
-    let file = dir.path().join("grants.json");
+    let file = dir.path().join("state/grants.json");
     let bytes = std::fs::read(&file).unwrap();
     std::fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
     let mut node = Node::start(settings, Some(dir.path()), 1);

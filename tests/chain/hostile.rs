@@ -93,6 +93,7 @@ const RULES: &[(&str, Rule)] = &[
         })
     }),
     ("too late", |_| Deed::Late(Duration::from_millis(1500))),
+    ("a byte at a time", |_| Deed::Trickle),
     ("a closed connection", |_| Deed::Hang),
 ];
 
@@ -128,6 +129,49 @@ fn no_answer_is_neither_grant_nor_revocation() {
         assert_eq!(after.counts.decisions, before.counts.decisions, "{name}");
         assert_eq!(after.rows[1].code, "NODE_NOT_FOUND", "{name}: a denial stays what it was");
     }
+}
+
+#[test]
+fn nobody_is_asked_because_an_endpoint_says_so() {
+    let chain = Anvil::start();
+    let contract = Contract::deploy(&chain, false, false);
+    contract.mint(chain.account(1), "node-0", &pair(0).1.to_string());
+    chain.mine(3);
+    let (proxy, elsewhere) = (Proxy::new(chain.port()), Proxy::new(chain.port()));
+    let url = elsewhere.url();
+    proxy.rule(move |_| Deed::Say(308, format!("location: {url}\r\n"), Vec::new()));
+    let mut node = Node::start(config(contract.address, &[proxy.url()], "finality = \"latest\""), None, 1);
+    let report = node.until("it says so", |r| r.away.is_some());
+    assert!(report.away.as_ref().unwrap().why.contains("configure the final URL"), "{report:?}");
+    assert!(!node.admits(0) && elsewhere.connections() == 0, "it did not go there");
+}
+
+#[test]
+fn a_chain_that_was_wiped_takes_nobody_away() {
+    let chain = Anvil::start();
+    let contract = Contract::deploy(&chain, false, false);
+    contract.mint(chain.account(1), "node-0", &pair(0).1.to_string());
+    chain.mine(3);
+    let proxy = Proxy::new(chain.port());
+    let settings = config(contract.address, &[proxy.url()], "finality = \"latest\"\nstale = \"1h\"\ntimeout = \"1s\"");
+    let mut node = Node::start(settings, None, 1);
+    node.until_admits(0, true);
+    // The process is gone for good: nobody listens.
+    let port = chain.port();
+    drop(chain);
+    let report = node.until("nobody listens", |r| r.away.is_some());
+    assert!(report.away.as_ref().unwrap().why.contains("cannot be reached"), "{report:?}");
+    // Another one at its place, with nothing on it, and soon with more blocks than there were.
+    let empty = Anvil::at(port);
+    for blocks in [0, 50, 1000] {
+        if blocks > 0 {
+            empty.mine(blocks);
+        }
+        node.refresh();
+        node.looks(2);
+        assert!(node.admits(0) && node.code(0) == "ACCESS_GRANTED", "{blocks}: {:#?}", node.report());
+    }
+    assert!(node.report().counts.revoked == 0);
 }
 
 #[test]

@@ -3,6 +3,8 @@
 #![allow(clippy::disallowed_methods, reason = "real parts run on real time")]
 
 mod anvil;
+mod commands;
+mod endpoints;
 mod grants;
 mod hostile;
 mod node;

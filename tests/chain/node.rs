@@ -4,6 +4,7 @@
 use spoke::config::Config;
 use spoke::config::grants::Grants;
 use spoke::grants::chain::Pair;
+use spoke::grants::ledger::task::Directories;
 use spoke::grants::report::Report;
 use spoke::grants::task::{Board, run};
 use spoke::net::derive::Admitted;
@@ -13,8 +14,12 @@ use spoke::sys::rpc::Http;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot, watch};
+
+/// Longest wait for anything: many times what it takes on a machine with nothing else to do.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A `[grants]` section.
 pub(crate) fn config(contract: alloy_primitives::Address, endpoints: &[String], more: &str) -> Arc<Grants> {
@@ -40,6 +45,16 @@ pub(crate) fn pair(n: u16) -> Pair {
     (format!("node-{n}").parse().expect("a node id"), PublicKey(key))
 }
 
+/// Whether a pair has ever been admitted.
+pub(crate) struct Watch(Arc<AtomicBool>);
+
+impl Watch {
+    /// Whether it has.
+    pub(crate) fn seen(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// A running grants task.
 pub(crate) struct Node {
     /// Who wants to be a peer.
@@ -53,8 +68,11 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Starts one that keeps its grants in `dir`, with the first `n` pairs as candidates.
+    /// Starts one that keeps its grants in `dir`'s `state` and `run`, with the first `n` pairs as candidates.
     pub(crate) fn start(config: Arc<Grants>, dir: Option<&Path>, n: u16) -> Self {
+        for name in ["state", "run"] {
+            dir.map(|d| std::fs::create_dir_all(d.join(name)).expect("a directory"));
+        }
         let (candidates, wanted) = watch::channel(Arc::new((0..n).map(pair).collect()));
         let (admitted, admitted_seen) = watch::channel(None);
         let (report, report_seen) = watch::channel(None);
@@ -63,7 +81,7 @@ impl Node {
         let board = Board {
             clock: SystemClock,
             config: config.clone(),
-            state_dir: dir.map(Path::to_owned),
+            directories: Directories { state: dir.map(|d| d.join("state")), runtime: dir.map(|d| d.join("run")) },
             candidates: wanted,
             admitted: Arc::new(admitted),
             report: Arc::new(report),
@@ -98,6 +116,26 @@ impl Node {
         self.admitted.borrow().as_ref().is_some_and(|a| a.0.contains(&pair(n)))
     }
 
+    /// Notes from now on whether pair `n` is ever admitted, however shortly.
+    pub(crate) fn watch_for(&self, n: u16) -> Watch {
+        let (mut admitted, seen) = (self.admitted.clone(), Arc::new(AtomicBool::new(false)));
+        let note = seen.clone();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+            runtime.block_on(async {
+                loop {
+                    if admitted.borrow_and_update().as_ref().is_some_and(|a| a.0.contains(&pair(n))) {
+                        note.store(true, Ordering::Relaxed);
+                    }
+                    if admitted.changed().await.is_err() {
+                        return;
+                    }
+                }
+            });
+        });
+        Watch(seen)
+    }
+
     /// What it says now.
     pub(crate) fn report(&self) -> Arc<Report> {
         self.report.borrow().clone().expect("a report")
@@ -118,7 +156,7 @@ impl Node {
     pub(crate) fn until_admits(&mut self, n: u16, yes: bool) -> Duration {
         let started = Instant::now();
         let wait = self.admitted.wait_for(|a| a.as_ref().is_some_and(|a| a.0.contains(&pair(n))) == yes);
-        let found = self.waiter.block_on(async { tokio::time::timeout(Duration::from_secs(20), wait).await.is_ok() });
+        let found = self.waiter.block_on(async { tokio::time::timeout(LIMIT, wait).await.is_ok() });
         assert!(found, "pair {n} should {}be admitted; {:#?}", if yes { "" } else { "not " }, self.report());
         started.elapsed()
     }
@@ -127,7 +165,7 @@ impl Node {
     pub(crate) fn until(&mut self, what: &str, says: impl Fn(&Report) -> bool) -> Arc<Report> {
         let wait = self.report.wait_for(|r| r.as_ref().is_some_and(|r| says(r)));
         let found = self.waiter.block_on(async {
-            match tokio::time::timeout(Duration::from_secs(20), wait).await {
+            match tokio::time::timeout(LIMIT, wait).await {
                 Ok(Ok(r)) => r.clone(),
                 Ok(Err(_)) | Err(_) => None,
             }

@@ -18,6 +18,8 @@ pub(crate) enum Deed {
     Edit(Box<dyn Fn(&mut Value) + Send>),
     /// The proxy answers itself: status, further header lines, body.
     Say(u16, String, Vec<u8>),
+    /// The chain's answer comes a byte at a time, for ever slower than anybody waits.
+    Trickle,
     /// The connection is closed.
     Hang,
 }
@@ -106,7 +108,7 @@ fn serve(
             Deed::Say(status, headers, body) => {
                 (format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n{headers}\r\n", body.len()).into_bytes(), body)
             }
-            Deed::Pass | Deed::Late(_) | Deed::Edit(_) => {
+            Deed::Pass | Deed::Late(_) | Deed::Edit(_) | Deed::Trickle => {
                 if let Deed::Late(by) = deed {
                     std::thread::sleep(by);
                 }
@@ -127,6 +129,13 @@ fn serve(
                         edit(&mut answer);
                         let body = answer.to_string().into_bytes();
                         (format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len()).into_bytes(), body)
+                    }
+                    Deed::Trickle => {
+                        for byte in [head, body].concat() {
+                            stream.write_all(&[byte])?;
+                            std::thread::sleep(Duration::from_millis(100));
+                        }
+                        return Ok(());
                     }
                     Deed::Pass | Deed::Late(_) | Deed::Say(..) | Deed::Hang => (head, body),
                 }

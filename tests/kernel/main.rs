@@ -9,6 +9,7 @@ mod anvil;
 mod conformance;
 #[expect(dead_code, reason = "shared with the clock's test, which uses more of it")]
 mod device;
+mod gate;
 mod grants;
 mod netlink;
 mod netns;

@@ -113,6 +113,8 @@ proptest! {
             }
             prop_assert!(link.routes.iter().all(|r| seen.contains(&r.to)), "a route to nobody");
         }
+        // The way to the hub never depends on the chain.
+        prop_assert!(desired.links[&name("wg0")].peers.contains_key(&config.uplink.as_ref().unwrap().hubs[1].public_key));
         // Nobody is a peer without a grant where grants decide; hubs are not granted.
         let wg0 = &desired.links[&name("wg0")];
         if nft {

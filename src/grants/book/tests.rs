@@ -65,7 +65,7 @@ fn a_grant_counts_when_it_is_final_and_a_revocation_at_once() {
     let t = one(&mut b, 1);
     b.settle_final(t, Some(new), Some(new), 55, at(2));
     assert_eq!(b.admitted(at(2)).0.len(), 1);
-    b.note(&[change(56, Whose::Token(U256::from(1)))], at(3));
+    b.note(&[change(56, Whose::Token(U256::from(1)))], u64::MAX, at(3));
     assert_eq!(b.doubted(at(3)), [pair(1)]);
     let t = one(&mut b, 1);
     let news = b.settle_newest(t, Some(says(Reason::NodeInactive, 1)), 56, at(3)).unwrap();
@@ -86,9 +86,9 @@ fn events_touch_whom_they_name() {
         let mut b = book(&[1, 2]);
         grant(&mut b, 1, 10, at(1));
         grant(&mut b, 2, 10, at(1));
-        b.note(&[change(10, whose.clone())], at(2));
+        b.note(&[change(10, whose.clone())], u64::MAX, at(2));
         assert!(b.doubted(at(2)).is_empty(), "what was verified at that block needs no second look");
-        b.note(&[change(11, whose)], at(2));
+        b.note(&[change(11, whose)], u64::MAX, at(2));
         assert_eq!(b.doubted(at(2)), who.into_iter().map(pair).collect::<Vec<_>>());
     }
 }
@@ -99,7 +99,7 @@ fn a_doubt_nobody_can_clear_expires_alone() {
     grant(&mut b, 1, 10, at(1));
     grant(&mut b, 2, 10, at(1));
     assert_eq!(b.admitted(at(1)).0.len(), 2);
-    b.note(&[change(11, Whose::Token(U256::from(1)))], at(2));
+    b.note(&[change(11, Whose::Token(U256::from(1)))], u64::MAX, at(2));
     for s in (2..1700).step_by(10) {
         let t = one(&mut b, 1);
         assert!(b.settle_newest(t, None, 20, at(s)).is_none());
@@ -138,7 +138,7 @@ fn a_restart_keeps_what_was_known_and_asks_again() {
     let mut b = book(&[1, 2]);
     grant(&mut b, 1, 10, at(1));
     b.admitted(at(1));
-    let (kept, reserve) = (b.kept(), b.ladder.record(at(1), Some("boot")));
+    let (kept, reserve) = (b.kept(at(1)), b.ladder.record(at(1), Some("boot")));
     assert_eq!(kept.len(), 1, "what was never decided is not kept");
     let mut after = book(&[]);
     after.restore(kept, reserve.as_ref(), Some("other boot"), at(3));
@@ -157,6 +157,107 @@ fn a_reorganisation_has_the_grants_of_the_lost_blocks_verified_again() {
     // The same height in the new chain counts as news.
     let t = one(&mut b, 2);
     assert!(b.settle_newest(t, Some(says(Reason::NodeInactive, 2)), 18, at(2)).is_some());
+}
+
+#[test]
+fn a_change_nobody_else_has_a_block_for_makes_nobody_wait() {
+    let mut b = book(&[1, 2]);
+    grant(&mut b, 1, 10, at(1));
+    // One of three tells of a revocation, and of a new grant, in a block that only it has.
+    let whose = |n: u8| Whose::Node { node: pair(n).0, token_id: U256::from(n) };
+    b.note(&[change(u64::MAX, whose(1)), change(u64::MAX, whose(2))], 11, at(2));
+    assert_eq!(b.doubted(at(2)), [pair(1)]);
+    // What enough of them say of a block they all have is the last word.
+    let t = one(&mut b, 1);
+    b.settle_newest(t, Some(says(Reason::AccessGranted, 1)), 11, at(3));
+    assert!(b.doubted(at(3)).is_empty());
+    assert_eq!(b.waiting(at(3), Some(11)), [pair(2)]);
+}
+
+#[test]
+fn a_grant_of_an_earlier_block_than_the_change_lets_nobody_in() {
+    let mut b = book(&[1]);
+    b.note(&[change(12, Whose::Anyone)], 12, at(1));
+    let (t, d) = (one(&mut b, 1), Some(says(Reason::AccessGranted, 1)));
+    assert!(b.settle_final(t, d, d, 11, at(1)).is_none());
+    b.confirm(at(1));
+    assert!(b.admitted(at(1)).0.is_empty());
+    let t = one(&mut b, 1);
+    b.settle_final(t, d, d, 12, at(1));
+    assert_eq!(b.admitted(at(1)).0.len(), 1);
+}
+
+#[test]
+fn a_denial_of_an_earlier_block_than_the_change_is_not_the_last_word() {
+    let mut b = book(&[1]);
+    grant(&mut b, 1, 10, at(1));
+    b.note(&[change(20, Whose::Token(U256::from(1)))], 20, at(2));
+    let t = one(&mut b, 1);
+    b.settle_newest(t, Some(says(Reason::NodeInactive, 1)), 15, at(2));
+    assert!(b.waiting(at(2), Some(19)).is_empty(), "the change was at 20");
+    assert_eq!(b.waiting(at(2), Some(20)), [pair(1)]);
+}
+
+#[test]
+fn a_thousand_changes_touch_a_thousand_candidates_in_one_go() {
+    let pairs: BTreeSet<Pair> = (0..1000u16).map(|n| (format!("n{n}").parse().unwrap(), PublicKey([1; 32]))).collect();
+    let mut b = Book::new(&config(), Cache::bounded(RandomState::new(), 2000), Boot::default());
+    b.set_candidates(&pairs);
+    let d = |n: usize| Decision { token_id: Some(U256::from(n)), ..says(Reason::AccessGranted, 0) };
+    for (n, begun) in b.begin(pairs.iter().cloned().collect()).into_iter().enumerate() {
+        b.settle_final(begun, Some(d(n)), Some(d(n)), 1, at(1));
+    }
+    let changes: Vec<_> = (0..10_000).map(|n| change(2 + n % 7, Whose::Token(U256::from(2 * n)))).collect();
+    b.note(&changes, 8, at(2));
+    assert_eq!(b.doubted(at(2)).len(), 500, "every second one");
+}
+
+/// The disk of a board: what was written last, and in which boot.
+fn written(b: &mut Book<RandomState>, boot: &str, now: Boot) -> (Vec<Kept>, Option<Reserve>) {
+    let reserve = b.ladder.record(now, Some(boot));
+    b.ladder.reserved(reserve.as_ref().unwrap());
+    b.doubts_kept(now);
+    (b.kept(now), reserve)
+}
+
+proptest! {
+    /// A change that cannot be verified ends a grant after the ladder's length of powered time, however often the board is
+    /// restarted or rebooted meanwhile, and although the chain is heard all the time.
+    #[test]
+    fn nothing_stretches_a_doubt(runs in proptest::collection::vec((1u64..400, any::<bool>()), 1..30)) {
+        let total = config().rungs().total();
+        let (mut boot, mut now) = (0, at(50));
+        let mut b = book(&[1]);
+        grant(&mut b, 1, 10, now);
+        b.note(&[change(11, Whose::Anyone)], 11, now);
+        let mut truly = Duration::ZERO;
+        b.admitted(now);
+        let mut disk = written(&mut b, "0", now);
+        for (secs, reboot) in runs {
+            for _ in 0..secs.div_ceil(5) {
+                now += Duration::from_secs(5);
+                truly += Duration::from_secs(5);
+                let t = one(&mut b, 1);
+                prop_assert!(b.settle_newest(t, None, 20, now).is_none());
+                b.confirm(now);
+                let admitted = b.admitted(now).0;
+                prop_assert!(admitted.is_empty() || truly < total, "after {truly:?}");
+                if b.must_keep_doubts(now) || b.ladder.to_reserve(now, Some(&boot.to_string())).is_some() {
+                    disk = written(&mut b, &boot.to_string(), now);
+                }
+            }
+            if reboot {
+                boot += 1;
+                now = at(3);
+                truly += Duration::from_secs(3);
+            }
+            b = book(&[]);
+            b.restore(disk.0.clone(), disk.1.as_ref(), Some(&boot.to_string()), now);
+            b.set_candidates(&[pair(1)].into());
+            b.admitted(now);
+            disk = written(&mut b, &boot.to_string(), now);
+        }
+    }
 }
 
 /// What can happen to a book.
@@ -194,7 +295,7 @@ proptest! {
             let before = b.admitted(now).0;
             let decided = |grants: bool, n| says(if grants { Reason::AccessGranted } else { Reason::NodeInactive }, n);
             match op {
-                Op::Event(n) => b.note(&[change(block, Whose::Token(U256::from(n)))], now),
+                Op::Event(n) => b.note(&[change(block, Whose::Token(U256::from(n)))], u64::MAX, now),
                 Op::Newest(n, d) => {
                     let granted = b.cache().peek(&pair(n).0, &pair(n).1).is_some_and(Entry::grants);
                     let t = one(&mut b, n);

@@ -3,7 +3,7 @@ use super::{Fault, Pair, Verification, View, look, read_decisions, read_look};
 use crate::config::grants::{Finality, Grants};
 use crate::grants::abi::NODES_PER_CALL;
 use crate::grants::follow::{Continuity, Follow};
-use crate::grants::jsonrpc::{Answer, Ask, At, BlockRef, Change};
+use crate::grants::jsonrpc::{Answer, Ask, At, BadAnswer, BlockRef, Change};
 use crate::grants::policy::Decision;
 use crate::grants::quorum::{Endpoints, MAX_ENDPOINTS, Tally};
 use crate::sys::clock::Clock;
@@ -43,11 +43,13 @@ pub struct Seen {
     pub continuity: Continuity,
     /// The lowest of the heads.
     pub head: u64,
+    /// The block below it has this height: everybody who was asked has one there.
+    pub common: u64,
     /// A block that enough of them have below their head.
     pub anchor: Option<BlockRef>,
     /// Blocks to verify at, best first.
     pub pins: Vec<BlockRef>,
-    /// Blocks that count as final, best first; empty unless asked for.
+    /// Blocks that enough endpoints count as final, the newest first; empty unless asked for.
     pub finals: Vec<BlockRef>,
     /// What any of them says has changed: only ever a reason to verify.
     pub changes: Vec<Change>,
@@ -82,6 +84,8 @@ pub struct Chain<R, C> {
     per_call: usize,
     /// The last look reached the head: the next one can take the events along.
     near: bool,
+    /// Somebody gives fewer blocks of events at once than pass between two looks: they are always read in chunks.
+    apart: bool,
 }
 
 impl<R: Rpc, C: Clock> Chain<R, C> {
@@ -97,6 +101,7 @@ impl<R: Rpc, C: Clock> Chain<R, C> {
             traffic: Traffic::default(),
             per_call: NODES_PER_CALL,
             near: false,
+            apart: false,
         }
     }
 
@@ -108,58 +113,67 @@ impl<R: Rpc, C: Clock> Chain<R, C> {
     /// Looks at the chain: its head, whether it still is the chain that was known, and what happened since. `finals`
     /// asks for blocks that count as final.
     pub async fn look(&mut self, follow: &Follow, finals: bool) -> Result<Seen, NoQuorum> {
-        let contract = self.config.contract;
+        let events = self.near && !self.apart;
+        match self.look_once(follow, finals, events).await {
+            Err(e) if events && (e.says(Fault::too_much) || e.says(|f| *f == too_large())) => {
+                // Nobody's fault: what happened since is read in chunks.
+                self.apart |= e.says(Fault::too_much);
+                self.near = false;
+                self.endpoints.pardon();
+                self.look_once(follow, finals, false).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn look_once(&mut self, follow: &Follow, finals: bool, events: bool) -> Result<Seen, NoQuorum> {
         let final_at = match self.config.finality {
             Finality::Latest => None,
             Finality::Safe => Some(At::Safe),
             Finality::Finalized => Some(At::Finalized),
         }
         .filter(|_| finals);
-        let events = self.near;
-        let asks = look(follow, contract, final_at, events);
-        let mut views: heapless::Vec<View, MAX_ENDPOINTS> = heapless::Vec::new();
-        let agreed = self
-            .agree(&asks, LOOK_CAP, |_, answers| {
+        let asks = look(follow, self.config.contract, final_at, events);
+        let mut views: heapless::Vec<(usize, View), MAX_ENDPOINTS> = heapless::Vec::new();
+        let (standings, now, stall) = (self.endpoints.clone(), self.clock.now(), self.config.stall);
+        let mut continuity = self
+            .agree(&asks, LOOK_CAP, |i, answers| {
                 let view = read_look(answers, follow, final_at.is_some())?;
+                let since = standings.stuck_for(i, view.head, now);
+                if !stall.is_zero() && since >= stall {
+                    return Err(Fault::Stuck { height: view.head, since });
+                }
                 let continuity = view.continuity;
-                let _ = views.push(view);
+                let _ = views.push((i, view));
                 Ok(continuity)
             })
-            .await;
-        let mut continuity = match agreed {
-            Ok(c) => c,
-            Err(e) => {
-                // Too many events at once for somebody: next time they are read in chunks.
-                self.near = false;
-                return Err(e);
-            }
-        };
+            .await?;
+        for (i, view) in &views {
+            self.endpoints.at_height(*i, view.head, now);
+        }
         if let (Continuity::TooOld, Some(known)) = (continuity, follow.newest()) {
             continuity = follow.judge_block(self.block(At::Number(known.number)).await?);
         }
+        let mut views: heapless::Vec<View, MAX_ENDPOINTS> = views.into_iter().map(|(_, view)| view).collect();
         let head = views.iter().map(|v| v.head).min().unwrap_or(0);
         let need = self.config.quorum;
         let common = |b: &BlockRef| views.iter().filter(|v| v.parent == Some(*b)).count() >= need;
         let anchor = views.iter().filter_map(|v| v.parent).find(common);
-        let mut changes: Vec<Change> = Vec::new();
-        for view in &mut views {
-            changes.append(&mut view.changes);
-        }
-        let mut complete = events && follow.scanned().is_some();
-        if continuity == Continuity::Same && !events && follow.scanned().is_some() {
-            complete = follow.gap(head) == 0;
-        }
-        let mut pins: Vec<BlockRef> =
-            changes.iter().map(|c| c.block).chain(views.iter().filter_map(|v| v.parent)).collect();
+        // Of each one the newest block that matters and the one below its head, so that nobody's inventions crowd out the rest.
+        let newest = |v: &View| v.changes.iter().map(|c| c.block).max();
+        let mut pins: Vec<BlockRef> = views.iter().flat_map(|v| [newest(v), v.parent]).flatten().collect();
         pins.sort_unstable_by(|a, b| b.cmp(a));
         pins.dedup();
-        // Enough for one that nobody else knows, and for one that is behind.
-        pins.truncate(4);
+        // Final is what as many count as final as have to agree.
         let mut finals: Vec<BlockRef> = views.iter().filter_map(|v| v.last_final).collect();
-        finals.sort_unstable();
+        finals.sort_unstable_by(|a, b| b.cmp(a));
+        finals.drain(..finals.len().min(need.saturating_sub(1)));
         finals.dedup();
-        self.near = follow.scanned().is_none() || complete;
-        Ok(Seen { continuity, head, anchor, pins, finals, changes, complete })
+        let changes = views.iter_mut().flat_map(|v| std::mem::take(&mut v.changes)).collect();
+        let started = follow.scanned().is_some();
+        let complete = started && (events || continuity == Continuity::Same && follow.gap(head) == 0);
+        self.near = !started || complete;
+        Ok(Seen { continuity, head, common: head.saturating_sub(1), anchor, pins, finals, changes, complete })
     }
 
     /// Reads one chunk of events up to `head`; gives them and the height read to. `None`: the chunk was too large, and
@@ -183,10 +197,10 @@ impl<R: Rpc, C: Clock> Chain<R, C> {
                 self.near = to == head;
                 Ok(Some((changes, to)))
             }
-            Err(e) if e.says(|f| matches!(f, Fault::Refused(r) if r.too_much()) || *f == too_large()) => {
+            Err(e) if e.says(Fault::too_much) || e.says(|f| *f == too_large()) => {
                 if follow.too_much() {
                     // Not the endpoint's fault.
-                    self.endpoints.hurry();
+                    self.endpoints.pardon();
                     Ok(None)
                 } else {
                     Err(e)
@@ -255,7 +269,7 @@ impl<R: Rpc, C: Clock> Chain<R, C> {
             }
             if candidates.len() > 1 {
                 // One that does not know a block may well know the next.
-                self.endpoints.hurry();
+                self.endpoints.pardon();
             }
         }
         Err(last)
@@ -292,8 +306,7 @@ impl<R: Rpc, C: Clock> Chain<R, C> {
                     Ok(answer) => tally.add(i, answer),
                     Err(fault) => {
                         self.traffic.failures += 1;
-                        // Those were booked when they came in.
-                        if !matches!(fault, Fault::NoAnswer(_) | Fault::OtherChain { .. }) {
+                        if fault.counts() {
                             self.endpoints.failed(i, self.clock.now(), None, (self.random)());
                         }
                         tracing::debug!(endpoint = self.rpc.name(i), %fault, "endpoint gave nothing");
@@ -321,6 +334,8 @@ impl<R: Rpc, C: Clock> Chain<R, C> {
         self.traffic.requests += 1;
         let reply = match reply {
             Ok(reply) => reply,
+            // A refusal of everything is judged by its words.
+            Err(RpcError::Bad(BadAnswer::Refused(refusal))) => return Err(Fault::Refused(refusal)),
             Err(e) => {
                 self.endpoints.failed(i, now, e.retry_after(), (self.random)());
                 return Err(match e {

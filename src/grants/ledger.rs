@@ -1,0 +1,68 @@
+//! What is kept of the grants: on disk the decisions, in memory that a reboot clears how far the chain was followed.
+//!
+//! Every decision is written down when it is made, with the height it holds for, so that no older block can undo it. The
+//! height itself grows with every block and would wear the flash; it is kept where it costs nothing, and outlives the
+//! process but not a reboot.
+pub mod task;
+
+use super::book::Kept;
+use super::follow::Follow;
+use super::ladder::Reserve;
+use alloy_primitives::Address;
+use serde::{Deserialize, Serialize};
+
+/// The contract and chain that something was heard of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The contract.
+    pub contract: Address,
+    /// Its chain.
+    pub chain_id: u64,
+}
+
+/// What is kept on disk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Saved {
+    /// What it is about.
+    #[serde(flatten)]
+    pub origin: Origin,
+    /// How far the events had been read.
+    pub follow: Follow,
+    /// How much of the grace ladder may be used up.
+    pub reserve: Option<Reserve>,
+    /// The decisions.
+    pub grants: Vec<Kept>,
+}
+
+/// What is kept until the next reboot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reached {
+    /// What it is about.
+    #[serde(flatten)]
+    pub origin: Origin,
+    /// How far the events have been read.
+    pub follow: Follow,
+}
+
+/// The further of two: the accepted height does not go back.
+pub fn further(disk: Follow, memory: Option<Follow>) -> Follow {
+    match memory {
+        Some(m) if m.scanned() > disk.scanned() => m,
+        Some(_) | None => disk,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::grants::jsonrpc::BlockRef;
+
+    #[test]
+    fn the_further_height_counts() {
+        let at = |number| Follow::start(BlockRef { number, ..BlockRef::default() });
+        assert_eq!(further(at(5), Some(at(9))), at(9));
+        assert_eq!(further(at(9), Some(at(5))), at(9), "the disk was written last");
+        assert_eq!(further(at(9), None), at(9));
+        assert_eq!(further(Follow::default(), Some(at(5))), at(5));
+    }
+}

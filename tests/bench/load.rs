@@ -1,0 +1,59 @@
+//! A full book of grants and an answer with ten thousand events, for figures and for limits.
+#![allow(dead_code, reason = "several programs share it, and none uses all of it")]
+
+use alloy_primitives::Address;
+use spoke::config::grants::Grants;
+use spoke::grants::book::Book;
+use spoke::grants::cache::Cache;
+use spoke::grants::chain::Pair;
+use spoke::grants::jsonrpc::Ask;
+use spoke::grants::policy::{Decision, Reason};
+use spoke::net::key::PublicKey;
+use spoke::time::Boot;
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::hash::RandomState;
+
+/// A pair of node and key by number.
+pub(crate) fn candidate(n: usize) -> Pair {
+    let mut key = [0xa5; 32];
+    key[..8].copy_from_slice(&(n as u64).to_be_bytes());
+    (format!("node-{n}").parse().expect("a node id"), PublicKey(key))
+}
+
+/// A book in which the first `n` pairs are granted, and the chain was heard at 1 s.
+pub(crate) fn full_book(settings: &Grants, n: usize) -> (Book<RandomState>, Vec<Pair>) {
+    let granted = Decision { reason: Reason::AccessGranted, token_id: None, owner: None };
+    let pairs: Vec<Pair> = (0..n).map(candidate).collect();
+    let now = Boot::from_secs(1);
+    let mut book = Book::new(settings, Cache::new(RandomState::new()), now);
+    book.set_candidates(&pairs.iter().cloned().collect::<BTreeSet<_>>());
+    for begun in book.begin(pairs.clone()) {
+        book.settle_final(begun, Some(granted), Some(granted), 1, now);
+    }
+    book.confirm(now);
+    (book, pairs)
+}
+
+/// The question for events, and an answer with ten thousand of them as a provider writes it.
+pub(crate) fn events() -> (Ask, String) {
+    let contract: Address = "0x37d2106badb01dd5be1926e45d172cb4203c4186".parse().expect("an address");
+    let word = |n: u64| format!("0x{n:064x}");
+    let mut text = String::from("[{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":[");
+    for n in 0..10_000u64 {
+        let comma = if n == 0 { "" } else { "," };
+        let name = format!("{:0<64}", alloy_primitives::hex::encode(format!("node-{n}")));
+        let length = format!("node-{n}").len();
+        let data = format!("{:064x}{:064x}{length:064x}{name}{:064x}{:0<128}", 64, 128, 44, "00");
+        let _ = write!(
+            text,
+            "{comma}{{\"address\":\"{contract:#x}\",\"topics\":[\"0x9a71852b5ff3e6dcfff28eaeb177387d7be860dcf63f02bc0c74d796d373a22c\",\"{}\",\"{}\"],\"data\":\"0x{data}\",\"blockHash\":\"{}\",\"blockNumber\":\"{n:#x}\",\"transactionHash\":\"{}\",\"transactionIndex\":\"0x0\",\"logIndex\":\"0x0\",\"removed\":false}}",
+            word(n),
+            word(1),
+            word(n),
+            word(n)
+        );
+    }
+    text.push_str("]}]");
+    (Ask::Logs { contract, from: 0, to: None }, text)
+}

@@ -1,0 +1,55 @@
+//! How long the chain's word takes into the kernel: the real program, a real chain, a real kernel. `scripts/bench-grants`.
+#![allow(clippy::expect_used, clippy::panic, reason = "a figure that cannot be taken ends the run")]
+#![allow(clippy::disallowed_methods, reason = "real time is what is measured")]
+
+#[path = "../chain/anvil.rs"]
+mod anvil;
+#[path = "../kernel/gate.rs"]
+#[expect(dead_code, reason = "shared with the kernel tier, which uses more of it")]
+mod gate;
+#[path = "../kernel/netns.rs"]
+#[expect(dead_code, reason = "shared with the kernel tier, which uses more of it")]
+mod netns;
+
+use anvil::{Anvil, Contract};
+use gate::{Gate, OPEN_PEER};
+use netns::{Namespace, wait_until};
+use std::time::{Duration, Instant};
+
+const ROUNDS: usize = 10;
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn main() {
+    let hub = Namespace::new("gate");
+    let chain = hub.enter(|| Anvil::with(&["--slots-in-an-epoch", "1"]));
+    let contract = hub.enter(|| Contract::deploy(&chain, false, false));
+    let keys: Vec<String> = (0..ROUNDS)
+        .map(|n| spoke::net::key::PublicKey([0x40 + u8::try_from(n).expect("a few"); 32]).to_string())
+        .collect();
+    let nodes: Vec<(String, String)> =
+        (0..ROUNDS).map(|n| (format!("node-{n}"), format!("10.9.0.{}/32", n + 2))).collect();
+    let peers: Vec<(&str, &str, &str)> =
+        nodes.iter().zip(&keys).map(|((node, net), key)| (node.as_str(), key.as_str(), net.as_str())).collect();
+    let dir = tempfile::tempdir().expect("a directory");
+    let gate = Gate::start(&hub, dir.path().to_owned(), &contract, &peers);
+    wait_until(LIMIT, "the gate", || gate.has("wg1", OPEN_PEER));
+    let (mut came, mut went) = (Vec::new(), Vec::new());
+    for (node, key, _) in &peers {
+        let token = hub.enter(|| contract.mint(chain.account(1), node, key));
+        let started = Instant::now();
+        wait_until(LIMIT, "the granted peer", || gate.has("wg0", key));
+        came.push(started.elapsed());
+        hub.enter(|| contract.revoke(token));
+        let started = Instant::now();
+        wait_until(LIMIT, "the revoked peer to go", || !gate.has("wg0", key));
+        went.push(started.elapsed());
+    }
+    for (what, mut took, aim) in [
+        ("block with the grant → peer in the kernel, poll 1 s", came, ""),
+        ("block with the revocation → peer gone from the kernel", went, "< 2,000 ms"),
+    ] {
+        took.sort();
+        let figure = format!("p50 {} ms, max {} ms", took[ROUNDS / 2].as_millis(), took[ROUNDS - 1].as_millis());
+        println!("{what:<58} {figure:>30}   {aim}");
+    }
+}

@@ -1,0 +1,139 @@
+//! `spoke grants verify` and `spoke doctor` as a person meets them, on a real chain.
+use crate::anvil::{Anvil, CHAIN_ID, Contract};
+use crate::node::pair;
+use crate::proxy::{Deed, Proxy};
+use serde_json::{Value, json};
+use std::process::{Command, Output};
+
+/// Runs `spoke` with a `[grants]` section for these endpoints.
+fn spoke(contract: &str, urls: &[String], more: &str, args: &[&str]) -> Output {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, file) = (dir.path().display(), dir.path().join("spoke.toml"));
+    let text = format!(
+        "[node]\nstate_dir = \"{path}/state\"\nruntime_dir = \"{path}/run\"\n[grants]\ncontract = \"{contract}\"\nchain_id = {CHAIN_ID}\nendpoints = {urls:?}\n{more}\n[[interface]]\nname = \"wg0\"\n"
+    );
+    std::fs::write(&file, text).unwrap();
+    Command::new(env!("CARGO_BIN_EXE_spoke")).arg("--config").arg(&file).args(args).output().unwrap()
+}
+
+fn said(o: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&o.stdout), String::from_utf8_lossy(&o.stderr))
+}
+
+#[test]
+fn verify_asks_the_chain_now_or_at_a_block() {
+    let chain = Anvil::with(&["--slots-in-an-epoch", "2"]);
+    let contract = Contract::deploy(&chain, false, false);
+    let before = chain.height();
+    let (node, key) = (pair(0).0.to_string(), pair(0).1.to_string());
+    let token = contract.mint(chain.account(1), &node, &key);
+    let (address, urls) = (contract.address.to_string(), [chain.url()]);
+    let verify = |more: &[&str]| spoke(&address, &urls, "", &[&["grants", "verify", &node, &key], more].concat());
+    let o = verify(&[]);
+    // Granted in the newest block and not yet in the final one: that is no grant.
+    assert_eq!(o.status.code(), Some(1), "{}", said(&o));
+    assert!(said(&o).contains("ACCESS_GRANTED") && said(&o).contains("NODE_NOT_FOUND"), "{}", said(&o));
+    chain.mine(5);
+    let o = verify(&[]);
+    assert_eq!(o.status.code(), Some(0), "{}", said(&o));
+    let text = said(&o);
+    assert!(text.lines().count() == 2 && text.contains("newest") && text.contains("final"), "{text}");
+    assert!(text.contains("token 1") && text.contains(&chain.account(1).to_string()), "{text}");
+    contract.revoke(token);
+    let o = verify(&[]);
+    assert!(o.status.code() == Some(1) && said(&o).contains("NODE_INACTIVE"), "{}", said(&o));
+    // As it was.
+    let o = verify(&["--block", &before.to_string()]);
+    assert!(o.status.code() == Some(1) && said(&o).contains("NODE_NOT_FOUND"), "{}", said(&o));
+    let o = verify(&["--block", &(before + 1).to_string()]);
+    assert!(o.status.code() == Some(0) && said(&o).contains("ACCESS_GRANTED"), "{}", said(&o));
+    let o = verify(&["--block", "1000000"]);
+    assert!(o.status.code() == Some(1) && said(&o).contains("no endpoint has block 1000000"), "{}", said(&o));
+    // Another key, and nobody to ask.
+    let other = pair(1).1.to_string();
+    let o = spoke(&address, &urls, "", &["grants", "verify", &node, &other, "--block", &(before + 1).to_string()]);
+    assert!(o.status.code() == Some(1) && said(&o).contains("PUBLIC_KEY_MISMATCH"), "{}", said(&o));
+    drop(chain);
+    let o = spoke("0x37d2106bADB01dd5bE1926e45D172Cb4203C4186", &urls, "", &["grants", "verify", &node, &key]);
+    assert!(o.status.code() == Some(1) && said(&o).contains("VERIFICATION_ERROR"), "{}", said(&o));
+}
+
+/// What the doctor says of the endpoints: level and text.
+fn examined(urls: &[String], more: &str) -> Vec<(String, String)> {
+    let o = spoke("0x37d2106bADB01dd5bE1926e45D172Cb4203C4186", urls, more, &["doctor", "--json"]);
+    let all: Vec<Value> = serde_json::from_slice(&o.stdout).unwrap_or_else(|e| panic!("{e}: {}", said(&o)));
+    let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+    let about = |f: &&Value| urls.iter().any(|u| f["what"] == **u) || f["what"] == "grants quorum";
+    all.iter().filter(about).map(|f| (text(&f["level"]), text(&f["detail"]))).collect()
+}
+
+#[test]
+fn the_doctor_looks_at_each_endpoint() {
+    let chain = Anvil::with(&["--slots-in-an-epoch", "2"]);
+    chain.mine(30);
+    let height = chain.height();
+    let found = examined(&[chain.url()], "");
+    assert_eq!(found.len(), 1, "{found:?}");
+    let (level, detail) = &found[0];
+    assert_eq!(level, "ok", "{detail}");
+    for part in [format!("chain {CHAIN_ID}, block {height}"), "safe 2 behind".into(), " ms".into(), "anvil/".into()] {
+        assert!(detail.contains(&part), "{part}: {detail}");
+    }
+
+    let wrong = Anvil::with(&["--chain-id", "8453"]);
+    let found = examined(&[chain.url(), wrong.url()], "quorum = 2");
+    assert!(found.iter().any(|(l, d)| l == "fail" && d.contains("is on chain 8453, not on 31337")), "{found:?}");
+    assert!(found.iter().any(|(l, d)| l == "fail" && d.contains("1 of the 2 endpoints")), "{found:?}");
+
+    // One that is behind.
+    let behind = Proxy::new(chain.port());
+    behind.rule(|_| {
+        Deed::Edit(Box::new(|answer| {
+            for reply in answer.as_array_mut().into_iter().flatten() {
+                if let Some(text) = reply["result"].as_str().filter(|t| t.len() == 194) {
+                    reply["result"] = format!("0x{:064x}{}", 12, &text[66..]).into();
+                }
+            }
+        }))
+    });
+    let found = examined(&[chain.url(), behind.url()], "");
+    assert!(
+        found.iter().any(|(l, d)| l == "warn" && d == &format!("{} blocks behind the others", height - 12)),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn the_doctor_names_each_method_that_is_missing() {
+    let chain = Anvil::start();
+    chain.mine(10);
+    let without = |method: &'static str, param: &'static str| {
+        let proxy = Proxy::new(chain.port());
+        proxy.rule(move |asked| {
+            let refused: Vec<Value> = asked
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter(|q| q["method"] == method && q["params"].to_string().contains(param))
+                .map(|q| q["id"].clone())
+                .collect();
+            Deed::Edit(Box::new(move |answer| {
+                for reply in answer.as_array_mut().into_iter().flatten().filter(|r| refused.contains(&r["id"])) {
+                    *reply = json!({"id": reply["id"], "error": {"code": -32601, "message": "method not found"}});
+                }
+            }))
+        });
+        examined(&[proxy.url()], "finality = \"finalized\"")
+    };
+    for (method, param, level, words) in [
+        ("eth_chainId", "", "fail", "does not tell its chain"),
+        ("eth_call", "latest", "fail", "does not run code"),
+        ("eth_call", "finalized", "warn", "does not know the tag \"finalized\""),
+        ("eth_call", "blockHash", "fail", "EIP-1898"),
+        ("eth_getLogs", "", "warn", "does not give 2,000 blocks"),
+        ("eth_getBlockByNumber", "", "fail", "blocks by number"),
+    ] {
+        let found = without(method, param);
+        assert!(found.iter().any(|(l, d)| l == level && d.contains(words)), "{method} {param}: {found:?}");
+    }
+}

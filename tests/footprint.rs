@@ -1,0 +1,61 @@
+//! Limits that can be counted instead of timed: what a look-up allocates, what events and a full cache hold.
+#![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+#[path = "bench/allocations.rs"]
+mod allocations;
+#[path = "bench/load.rs"]
+mod load;
+
+use allocations::{bytes, count};
+use load::{candidate, events, full_book};
+use spoke::config::Config;
+use spoke::config::grants::Grants;
+use spoke::grants::cache::CAPACITY;
+use spoke::grants::jsonrpc::{Answer, Whose, decode};
+use spoke::time::Boot;
+
+const MIB: i64 = 1 << 20;
+
+fn settings() -> Grants {
+    let text = "[grants]\ncontract = \"0x37d2106bADB01dd5bE1926e45D172Cb4203C4186\"\nchain_id = 1\nendpoints = [\"http://x\"]\n";
+    Config::from_text(Some(("defaults", text)), []).expect("a configuration").grants.expect("a section")
+}
+
+#[test]
+fn a_look_up_of_what_is_cached_allocates_nothing() {
+    let (mut book, pairs) = full_book(&settings(), 1000);
+    let (unknown, now) = (candidate(1001), Boot::from_secs(2));
+    let (granted, allocations) = count(|| {
+        let mut granted = 0;
+        for (node, key) in pairs.iter().rev().chain([&unknown]) {
+            granted += u32::from(book.admission(node, key, now).granted());
+        }
+        granted
+    });
+    assert_eq!((granted, allocations), (1000, 0));
+}
+
+#[test]
+fn ten_thousand_events_are_read_in_eight_mebibytes() {
+    let (ask, text) = events();
+    let (answers, peak, _) = bytes(|| decode(text.as_bytes(), &[ask]).expect("events"));
+    let Some(Some(Answer::Changes(changes))) = answers.first() else { panic!("no events") };
+    assert_eq!(changes.len(), 10_000);
+    assert!(matches!(&changes[9999].whose, Whose::Node { node, .. } if node.as_str() == "node-9999"));
+    assert!(peak <= 8 * MIB, "{peak} bytes for {} of JSON", text.len());
+}
+
+#[test]
+fn a_full_cache_holds_what_it_says_and_not_more() {
+    let settings = settings();
+    let ((mut book, pairs), _, held) = bytes(|| full_book(&settings, CAPACITY));
+    drop(pairs);
+    assert_eq!(book.cache().len(), CAPACITY);
+    // The cache itself and the set of candidates, with the list of pairs that was just given back.
+    assert!(held < 16 * MIB, "{held} bytes");
+    // More candidates than there is room for are named and cost nothing.
+    let more = (0..CAPACITY + 10).map(candidate).collect();
+    let ((), _, grown) = bytes(|| book.set_candidates(&more));
+    assert_eq!((book.cache().len(), book.overflow), (CAPACITY, 10));
+    assert!(grown < MIB, "{grown} bytes more");
+}

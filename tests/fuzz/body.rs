@@ -1,0 +1,88 @@
+//! What noise is fed to: everything that reads what a chain's endpoint sends. It is read or refused, never a panic, and never
+//! a grant that the bytes do not spell out.
+
+use spoke::grants::abi::{decode_head, decode_reads, event_text, no_such_token};
+use spoke::grants::chain::{look, read_decisions, read_look};
+use spoke::grants::follow::Follow;
+use spoke::grants::jsonrpc::{Answer, Ask, At, BlockRef, decode};
+use spoke::grants::policy::decide;
+use spoke::net::key::PublicKey;
+
+const NODE: &str = "edge-1";
+const KEY: PublicKey = PublicKey([7; 32]);
+
+/// The first byte chooses the reader, the rest is what it reads.
+pub(crate) fn eat(data: &[u8]) {
+    let Some((kind, rest)) = data.split_first() else { return };
+    match kind % 6 {
+        0 => batch(rest),
+        1 => {
+            for reads in decode_reads(rest, 1).into_iter().flatten() {
+                if decide(&reads, NODE, &KEY).is_ok_and(|d| d.reason.grants()) {
+                    spelt_out(rest);
+                }
+            }
+        }
+        2 => drop(decode_head(rest)),
+        3 => {
+            let _ = (no_such_token(rest), event_text(rest, 0), event_text(rest, 3));
+        }
+        4 => verification(rest),
+        _ => looked_at(rest),
+    }
+}
+
+/// A grant stands in its answer: the node's name and its key.
+fn spelt_out(bytes: &[u8]) {
+    let spelt = |word: &[u8]| bytes.windows(word.len()).any(|w| w == word);
+    assert!(spelt(KEY.to_string().as_bytes()) && spelt(NODE.as_bytes()), "a grant out of nothing");
+}
+
+fn batch(bytes: &[u8]) {
+    let asks = [
+        Ask::ChainId,
+        Ask::ClientVersion,
+        Ask::Run { code: Vec::new(), at: At::Latest },
+        Ask::Logs { contract: Default::default(), from: 0, to: None },
+        Ask::Header(At::Latest),
+    ];
+    if let Ok(answers) = decode(bytes, &asks) {
+        assert_eq!(answers.len(), asks.len());
+        for (ask, answer) in asks.iter().zip(answers) {
+            let fits = matches!(
+                (ask, answer),
+                (_, None | Some(Answer::Refused(_)))
+                    | (Ask::ChainId, Some(Answer::Number(_)))
+                    | (Ask::ClientVersion, Some(Answer::Name(_)))
+                    | (Ask::Run { .. }, Some(Answer::Bytes(_)))
+                    | (Ask::Logs { .. }, Some(Answer::Changes(_)))
+                    | (Ask::Header(_), Some(Answer::Block(_) | Answer::Nothing))
+            );
+            assert!(fits, "an answer to another question");
+        }
+    }
+}
+
+/// A whole answer about one node, from JSON to the decision.
+fn verification(bytes: &[u8]) {
+    let Ok(answers) = decode(bytes, &[Ask::Run { code: Vec::new(), at: At::Latest }]) else { return };
+    let Some(Some(Answer::Bytes(inner))) = answers.first().cloned() else { return };
+    let pairs = [(NODE.parse().unwrap_or_else(|_| unreachable!("a node id")), KEY)];
+    if let Ok(decisions) = read_decisions(answers, &[(0, &pairs)]) {
+        assert_eq!(decisions.len(), 1);
+        if decisions[0].is_ok_and(|d| d.reason.grants()) {
+            spelt_out(&inner);
+        }
+    }
+}
+
+/// A whole answer to a look: what is believed of it is no older than what was known.
+fn looked_at(bytes: &[u8]) {
+    let follow = Follow::start(BlockRef { number: 3, ..BlockRef::default() });
+    let asks = look(&follow, Default::default(), None, true);
+    if let Ok(answers) = decode(bytes, &asks)
+        && let Ok(view) = read_look(answers, &follow, false)
+    {
+        assert!(view.head >= 3, "the accepted height went back");
+    }
+}
