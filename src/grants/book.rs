@@ -192,16 +192,16 @@ impl<S: BuildHasher> Book<S> {
     /// Somebody says that something has changed: whoever it touches is looked at again. At `common` every endpoint that was
     /// asked has a block: a single one cannot make us wait for a block that the others do not have.
     pub fn note(&mut self, changes: &[Change], common: u64, now: Boot) {
-        let touched = Touched::by(changes, common);
+        let touched = Touched::by(changes);
         let latest = self.finality == Finality::Latest;
         for (node, key) in &self.candidates {
             self.cache.change(node, key, |e| {
                 let Some(height) = touched.newest(node, e.decision.as_ref()).filter(|h| *h > e.block) else { return };
-                e.changed(height);
+                e.changed(height.min(common));
                 if e.grants() {
                     e.doubt = e.doubt.or(Some(Doubt::new(now)));
                 } else {
-                    let wait = if latest { 0 } else { height };
+                    let wait = if latest { 0 } else { height.min(common.saturating_add(1)) };
                     e.held_until = Some(e.held_until.map_or(wait, |a| a.max(wait)));
                 }
             });
@@ -411,13 +411,13 @@ struct Touched<'a> {
 }
 
 impl<'a> Touched<'a> {
-    fn by(changes: &'a [Change], common: u64) -> Self {
+    fn by(changes: &'a [Change]) -> Self {
         fn at_least(height: &mut u64, other: u64) {
             *height = (*height).max(other);
         }
         let mut t = Self::default();
         for change in changes {
-            let height = change.block.number.min(common);
+            let height = change.block.number;
             match &change.whose {
                 Whose::Node { node, token_id } => {
                     at_least(t.nodes.entry(node).or_default(), height);

@@ -24,6 +24,7 @@ fn said(o: &Output) -> String {
 fn verify_asks_the_chain_now_or_at_a_block() {
     let chain = Anvil::with(&["--slots-in-an-epoch", "2"]);
     let contract = Contract::deploy(&chain, false, false);
+    chain.mine(5);
     let before = chain.height();
     let (node, key) = (pair(0).0.to_string(), pair(0).1.to_string());
     let token = contract.mint(chain.account(1), &node, &key);

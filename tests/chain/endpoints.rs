@@ -299,8 +299,9 @@ fn no_event_brings_back_who_was_revoked() {
         node.until_admits(n, false);
     }
     // Nor does a reorganisation that leaves the revocation alone, or a restart.
-    chain.mine(2);
-    chain.reorganise(1);
+    chain.mine(5);
+    node.looks(2);
+    chain.reorganise(3);
     chain.mine(1);
     node.until("the other chain", |r| r.counts.reorganisations > 0);
     node.looks(2);

@@ -171,7 +171,7 @@ fn a_change_nobody_else_has_a_block_for_makes_nobody_wait() {
     let t = one(&mut b, 1);
     b.settle_newest(t, Some(says(Reason::AccessGranted, 1)), 11, at(3));
     assert!(b.doubted(at(3)).is_empty());
-    assert_eq!(b.waiting(at(3), Some(11)), [pair(2)]);
+    assert_eq!(b.waiting(at(3), Some(12)), [pair(2)]);
 }
 
 #[test]
