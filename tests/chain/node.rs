@@ -71,7 +71,9 @@ impl Node {
     /// Starts one that keeps its grants in `dir`'s `state` and `run`, with the first `n` pairs as candidates.
     pub(crate) fn start(config: Arc<Grants>, dir: Option<&Path>, n: u16) -> Self {
         for name in ["state", "run"] {
-            dir.map(|d| std::fs::create_dir_all(d.join(name)).expect("a directory"));
+            if let Some(dir) = dir {
+                std::fs::create_dir_all(dir.join(name)).expect("a directory");
+            }
         }
         let (candidates, wanted) = watch::channel(Arc::new((0..n).map(pair).collect()));
         let (admitted, admitted_seen) = watch::channel(None);

@@ -89,9 +89,10 @@ access = "nft"
         self.namespace.run(&format!("{program} --config {} {arguments}", self.directory.join("spoke.toml").display()))
     }
 
-    /// One of its local endpoints.
+    /// What one of its local endpoints answers; nothing while it does not.
     pub(crate) fn get(&self, path: &str) -> String {
-        self.namespace.run(&format!("curl -s http://127.0.0.1:8080{path}"))
+        let output = self.namespace.command(&format!("curl -s http://127.0.0.1:8080{path}")).output().expect("curl");
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// Where it keeps things.
