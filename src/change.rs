@@ -2,6 +2,8 @@
 //!
 //! An edit becomes a fact, `derive` merges it, the reconcile task applies it; only what the kernel then has is written
 //! down. So the history holds good states only, and "previous" is always the good state before the present one.
+pub mod ask;
+pub mod conflict;
 pub mod edit;
 pub mod history;
 pub mod record;

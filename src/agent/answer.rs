@@ -1,8 +1,8 @@
 //! The bodies of answers, in the shapes existing clients read. Keys that are secret are null unless revealed on purpose.
 use super::body::{BadBody, Fault};
 use super::routes::NoCall;
-use crate::change::edit::Conflict;
-use crate::change::task::Refused;
+use crate::change::ask::Refused;
+use crate::change::conflict::Conflict;
 use crate::health::summary::Link;
 use crate::http::Response;
 use crate::net::ages::Handshakes;
@@ -179,7 +179,7 @@ pub fn config(
         }
     };
     let address = want.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let dns = device.map(|d| d.dns.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "));
+    let dns = want.dns.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let table = match device.map(|d| d.table) {
         None | Some(Table::Auto) => None,
         Some(Table::Off) => Some("off".to_owned()),
@@ -197,7 +197,7 @@ pub fn config(
     line("ListenPort", port_text.as_deref());
     line("Address", Some(&address));
     line("MTU", Some(&mtu));
-    line("DNS", dns.as_deref());
+    line("DNS", Some(&dns));
     line("Table", table.as_deref());
     for (key, peer) in &want.peers {
         let _ = write!(raw, "\n[Peer]\nPublicKey = {key}\n");
@@ -219,7 +219,7 @@ pub fn config(
         "interface": name,
         "config": {
             "private_key": secret, "listen_port": port, "address": address, "post_up": null, "pre_down": null,
-            "mtu": want.mtu, "dns": dns.filter(|d| !d.is_empty()), "table": table, "raw_config": raw,
+            "mtu": want.mtu, "dns": Some(dns).filter(|d| !d.is_empty()), "table": table, "raw_config": raw,
         },
     }))
 }

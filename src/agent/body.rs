@@ -1,8 +1,8 @@
 //! What bodies must look like. Faults are told in the shape clients of the first agent know: 422 with `detail`.
 use super::json;
 use super::wgconf::{self, WgConf};
+use crate::change::ask::Reconcile;
 use crate::change::edit::PeerValues;
-use crate::change::task::Reconcile;
 use crate::config::types::{Cidr, IfAddress};
 use crate::net::imperative::{Device, Table};
 use crate::net::key::{PresharedKey, PublicKey, SecretKey};

@@ -7,8 +7,9 @@ use super::replay::{self, CAPACITY, Replays};
 use super::routes::{Call, resolve};
 use super::wgconf::WgConf;
 use crate::audit::record::Actor;
+use crate::change::ask::task::Changes;
+use crate::change::ask::{Done, Refused};
 use crate::change::edit::{Edit, OwnValues};
-use crate::change::task::{Changes, Done, Refused};
 use crate::config::Config;
 use crate::config::types::HostPort;
 use crate::health::summary::Link;
@@ -39,10 +40,6 @@ use tokio::sync::watch;
 
 /// File name of the memory of accepted requests, in the state directory.
 pub const REPLAYS: &str = "agent.replays";
-/// A look at the kernel that is younger is good enough to be shown.
-const FRESH: Duration = Duration::from_secs(1);
-/// How long a look at the kernel may take before the one before is shown.
-const LOOK: Duration = Duration::from_secs(2);
 /// Bodies longer than this, in bytes, are read on the blocking pool: nothing else shall wait for them.
 const LARGE_BODY: usize = 64 * 1024;
 /// Answers with more peers than this are written on the blocking pool.
@@ -269,7 +266,7 @@ impl<C: Clock> Agent<C> {
             }
             Call::Confirm => {
                 let generation = body::generation(&request.body).map_err(|e| answer::bad_body(&e))?;
-                let done = self.board.changes.confirm(generation, actor).await;
+                let done = self.board.changes.confirm(Some(generation), actor).await;
                 done.map(|d| told(&d, "Change confirmed", json!({}))).map_err(|e| answer::refused(&e))
             }
             Call::Rollback => {
@@ -397,30 +394,19 @@ impl<C: Clock> Agent<C> {
         self.look().await;
         let status = self.board.net.borrow().clone();
         let node = self.board.config.node.id.as_ref().map(ToString::to_string);
-        let (names, wall) = (names(&self.board.config), self.board.clock.wall());
+        let (names, clock) = (names(&self.board.config), &self.board.clock);
+        let seen = clock.wall().before(clock.now().since(status.observed.at));
         let peers: usize = status.desired.links.values().map(|l| l.peers.len()).sum();
         let write = move || {
-            let report = report(&status.desired, &status.observed, &names, node, wall);
-            let mut value = serde_json::to_value(report).unwrap_or_default();
-            value["history"] = serde_json::to_value(&status.drifts).unwrap_or_default();
-            Response::json(200, &value)
+            let mut report = report(&status.desired, &status.observed, &names, node, seen);
+            report.history = status.drifts.into();
+            Response::json(200, &report)
         };
         large(peers > MANY_PEERS, write).await
     }
 
-    /// Has the kernel looked at again unless that was done just now; many who ask at once share one look.
     async fn look(&self) {
-        let mut net = self.board.net.clone();
-        let (passes, at) = {
-            let status = net.borrow_and_update();
-            (status.passes, status.observed.at)
-        };
-        if passes > 0 && self.board.clock.now().since(at) < FRESH {
-            return;
-        }
-        self.board.changes.look();
-        let newer = async { while net.borrow_and_update().passes == passes && net.changed().await.is_ok() {} };
-        let _ = tokio::time::timeout(LOOK, newer).await;
+        self.board.changes.look(&self.board.net, &self.board.clock).await;
     }
 
     fn uptime(&self) -> u64 {

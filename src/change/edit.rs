@@ -1,10 +1,10 @@
 //! What can be asked for, and whether it may be: an edit either gives the next imperative state or says who stands in
 //! its way. Nothing that the configuration, the uplink or the grants own can be changed from here.
+use super::conflict::Conflict;
 use crate::config::Config;
 use crate::config::interface::Access;
 use crate::net::imperative::{Device, Imperative, ImperativeLink, ImperativePeer};
 use crate::net::key::{PresharedKey, PublicKey};
-use crate::net::plan::Unknown;
 use crate::net::state::{Desired, DriftPolicy, IfName, MAX_ALLOWED_IPS, MAX_PEERS, Observed};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,91 +55,6 @@ pub struct OwnValues {
     pub fwmark: Option<u32>,
 }
 
-/// Why an edit may not be.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Conflict {
-    /// There is no such interface.
-    #[error("Interface {0} not found")]
-    NoLink(IfName),
-    /// There is no such peer.
-    #[error("Peer {1} not found on {0}")]
-    NoPeer(IfName, PublicKey),
-    /// Another peer has the network.
-    #[error("Allowed IP {net} is held by peer {holder}: remove it there first")]
-    Held {
-        /// The network.
-        net: IpNet,
-        /// Who has it.
-        holder: PublicKey,
-    },
-    /// Two peers of one file want the same network.
-    #[error("Allowed IP {net} is given to peer {first} and to peer {second}")]
-    Twice {
-        /// The network.
-        net: IpNet,
-        /// The one.
-        first: PublicKey,
-        /// The other.
-        second: PublicKey,
-    },
-    /// Somebody else declares the peer.
-    #[error("Peer {peer} is declared by {by}: change it there")]
-    PeerDeclared {
-        /// The peer.
-        peer: PublicKey,
-        /// Who.
-        by: &'static str,
-    },
-    /// Somebody else declares the interface.
-    #[error("Interface {link} is declared by {by}: change it there")]
-    LinkDeclared {
-        /// The interface.
-        link: IfName,
-        /// Who.
-        by: &'static str,
-    },
-    /// The interface carries the way to the hub.
-    #[error("Interface {0} carries the uplink: without it the node would be cut off")]
-    CarriesUplink(IfName),
-    /// Grants decide who is a peer there.
-    #[error("Peers of {0} are admitted by their grants: see access in the configuration")]
-    Granted(IfName),
-    /// Policy says not to write.
-    #[error("Interface {0} is only observed: set drift = \"enforce\" in the configuration to change it")]
-    ObservedOnly(IfName),
-    /// An interface of that name is there and not ours.
-    #[error("Interface {0} exists and was made by somebody else: choose another name")]
-    Foreign(IfName),
-    /// The interface's own key.
-    #[error("Peer {0} has the interface's own public key")]
-    OwnKey(PublicKey),
-    /// The port is another interface's.
-    #[error("Port {port} is that of interface {holder}")]
-    PortTaken {
-        /// The port.
-        port: u16,
-        /// Who has it.
-        holder: IfName,
-    },
-    /// More than the bounds allow.
-    #[error("{count} {what} are more than the {max} allowed")]
-    TooMany {
-        /// Peers or allowed-ips.
-        what: &'static str,
-        /// How many.
-        count: usize,
-        /// How many there may be.
-        max: usize,
-    },
-}
-
-impl Conflict {
-    /// Whether what was asked about is simply not there.
-    pub const fn is_missing(&self) -> bool {
-        matches!(self, Self::NoLink(_) | Self::NoPeer(..))
-    }
-}
-
 /// What an edit leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Edited {
@@ -147,8 +62,6 @@ pub struct Edited {
     pub state: Imperative,
     /// The interface it is about.
     pub link: IfName,
-    /// Peers nobody declared that shall go as well.
-    pub unknown: Unknown,
     /// How it was before, for the answers that say so: the interface was up.
     pub was_up: bool,
 }
@@ -156,8 +69,10 @@ pub struct Edited {
 /// What edits are judged by.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a> {
-    /// Configuration.
+    /// The configuration in force, as the control plane completes it.
     pub config: &'a Config,
+    /// The node's own configuration.
+    pub own: &'a Config,
     /// What was set before.
     pub state: &'a Imperative,
     /// What is wanted, from all sources.
@@ -198,14 +113,13 @@ impl Edit {
     pub fn carry_out(&self, on: &Context<'_>) -> Result<Edited, Conflict> {
         let link = self.link();
         let was_up = on.observed.links.get(link).is_some_and(|l| l.up);
-        let mut out = Edited { state: on.state.clone(), link: link.clone(), unknown: Unknown::Keep, was_up };
+        let mut out = Edited { state: on.state.clone(), link: link.clone(), was_up };
         match self {
             Self::SetPeer { peer, values, .. } => set_peer(on, &mut out, *peer, values, false)?,
             Self::ChangePeer { peer, values, .. } => set_peer(on, &mut out, *peer, values, true)?,
             Self::RemovePeer { peer, .. } => {
                 on.writable(link)?;
                 on.not_declared(link, *peer)?;
-                out.unknown = Unknown::Only([*peer].into());
                 if let Some(l) = out.state.links.get_mut(link) {
                     l.peers.remove(peer);
                 }
@@ -221,9 +135,7 @@ impl Edit {
                 out.state.links.entry(link.clone()).or_default().down = *down;
             }
             Self::DeleteLink { .. } => {
-                if on.is_configured(link) {
-                    return Err(Conflict::LinkDeclared { link: link.clone(), by: "the configuration" });
-                }
+                on.not_configured(link)?;
                 out.state.links.remove(link);
             }
         }
@@ -237,6 +149,15 @@ impl Edit {
 impl Context<'_> {
     fn is_configured(&self, link: &IfName) -> bool {
         self.config.interfaces.iter().any(|i| i.name == *link)
+    }
+
+    fn not_configured(&self, link: &IfName) -> Result<(), Conflict> {
+        let controlled = self.config.control.as_ref().is_some_and(|c| c.interface == *link);
+        let by = if controlled { "the control plane" } else { "the configuration" };
+        match self.is_configured(link) {
+            true => Err(Conflict::LinkDeclared { link: link.clone(), by }),
+            false => Ok(()),
+        }
     }
 
     fn exists(&self, link: &IfName) -> Result<(), Conflict> {
@@ -266,9 +187,13 @@ impl Context<'_> {
         if self.config.uplink.iter().any(|u| u.interface == *link && u.hubs.iter().any(|h| h.public_key == peer)) {
             return Some("the uplink");
         }
-        let configured = self.config.interfaces.iter().find(|i| i.name == *link);
-        if configured.is_some_and(|i| i.peers.iter().any(|p| p.public_key == peer)) {
-            return Some("the configuration");
+        let declared = |config: &'_ Config| {
+            let link = config.interfaces.iter().find(|i| i.name == *link);
+            link.and_then(|i| i.peers.iter().find(|p| p.public_key == peer)).cloned()
+        };
+        if let Some(there) = declared(self.config) {
+            let own = declared(self.own).is_some_and(|p| p == there);
+            return Some(if own { "the configuration" } else { "the control plane" });
         }
         let ours = self.state.links.get(link).is_some_and(|l| l.peers.contains_key(&peer));
         let wanted = self.desired.links.get(link).is_some_and(|l| l.peers.contains_key(&peer));
@@ -280,6 +205,37 @@ impl Context<'_> {
             Some(by) => Err(Conflict::PeerDeclared { peer, by }),
             None => Ok(()),
         }
+    }
+
+    /// Peers the edit would touch that policy leaves alone because nobody declared them; `kept` are all such peers of the
+    /// interface.
+    pub fn strangers(&self, edit: &Edit, kept: &BTreeSet<PublicKey>) -> BTreeSet<PublicKey> {
+        let touched = |key: &PublicKey| match edit {
+            Edit::SetPeer { peer, .. } | Edit::ChangePeer { peer, .. } | Edit::RemovePeer { peer, .. } => peer == key,
+            Edit::SetPeers { .. } => true,
+            Edit::SetDevice { .. } | Edit::SetDown { .. } | Edit::DeleteLink { .. } => false,
+        };
+        kept.iter().filter(|key| touched(key)).copied().collect()
+    }
+
+    /// The state with these peers in it as the kernel has them: what the way back leads to. A network that is wanted for
+    /// another peer stays there.
+    pub fn take_over(&self, link: &IfName, peers: &BTreeSet<PublicKey>) -> Imperative {
+        let mut state = self.state.clone();
+        let Some(seen) = self.observed.links.get(link) else { return state };
+        let wanted = self.desired.links.get(link).into_iter().flat_map(|l| l.peers.values());
+        let held: BTreeSet<IpNet> = wanted.flat_map(|p| &p.allowed_ips).copied().collect();
+        let entry = state.links.entry(link.clone()).or_default();
+        for (key, peer) in peers.iter().filter_map(|key| Some((*key, seen.peers.get(key)?))) {
+            let taken = ImperativePeer {
+                preshared_key: peer.preshared_key.clone(),
+                allowed_ips: peer.allowed_ips.difference(&held).copied().collect(),
+                keepalive: peer.keepalive,
+                endpoint: peer.endpoint,
+            };
+            entry.peers.insert(key, Arc::new(taken));
+        }
+        state
     }
 
     /// Whether a declared peer is exactly what is asked for.
@@ -407,7 +363,6 @@ fn set_peers(
         return Err(Conflict::OwnKey(key));
     }
     out.state.links.entry(link).or_default().peers = next;
-    out.unknown = Unknown::All;
     Ok(())
 }
 
@@ -431,14 +386,12 @@ fn set_own(on: &Context<'_>, out: &mut Edited, own: &OwnValues) -> Result<(), Co
     let differs = own.private_key.as_ref().is_some_and(|k| k.public() != want.private_key.public())
         || own.listen_port.is_some_and(|p| Some(p) != port)
         || own.fwmark.is_some_and(|m| m != want.fwmark);
-    if differs { Err(Conflict::LinkDeclared { link, by: "the configuration" }) } else { Ok(()) }
+    if differs { on.not_configured(&link) } else { Ok(()) }
 }
 
 fn set_device(on: &Context<'_>, out: &mut Edited, device: &Device) -> Result<(), Conflict> {
     let link = out.link.clone();
-    if on.is_configured(&link) {
-        return Err(Conflict::LinkDeclared { link, by: "the configuration" });
-    }
+    on.not_configured(&link)?;
     let made = on.state.links.get(&link).is_some_and(|l| l.device.is_some());
     if !made && on.observed.links.get(&link).is_some_and(|l| !l.ours) {
         return Err(Conflict::Foreign(link));

@@ -8,8 +8,7 @@ use crate::time::Boot;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Generations kept beside the present one's base, unless said otherwise.
-pub const KEEP: usize = 10;
+pub mod task;
 
 /// What was set and how it came about.
 #[derive(Clone, Debug)]
@@ -167,15 +166,22 @@ impl History {
         self.records.len() >= self.keep + more
     }
 
-    /// Forgets the oldest generations beyond those to be kept; never the present or the previous one, nor the one that
-    /// an outstanding confirmation goes back to.
+    /// Forgets the oldest generations beyond those to be kept.
     pub fn shorten(&mut self) {
-        while self.records.len() > self.keep {
-            if let Some(record) = self.records.pop_front() {
-                record.change.apply(Arc::make_mut(&mut self.base));
-                self.base_generation = record.generation;
-            }
+        while self.records.len() > self.keep && self.drop_oldest() {}
+    }
+
+    /// Forgets the oldest generation; never the present or the previous one, which is also the one that an outstanding
+    /// confirmation goes back to. Whether there was one to forget.
+    pub fn drop_oldest(&mut self) -> bool {
+        if self.records.len() <= 1 {
+            return false;
         }
+        if let Some(record) = self.records.pop_front() {
+            record.change.apply(Arc::make_mut(&mut self.base));
+            self.base_generation = record.generation;
+        }
+        true
     }
 
     /// The lines that [`History::load`] reads back.

@@ -1,6 +1,6 @@
 //! `spoke config`: generations of what was changed through the agent API, their differences, and the way back.
 use super::{Outcome, load, print};
-use crate::change::task::{Generation, Rolled};
+use crate::change::ask::{Generation, Rolled};
 use crate::socket::wire::{Request, SOCKET};
 use crate::sys::socket::call;
 use std::fmt::Write as _;
@@ -9,7 +9,7 @@ use std::path::Path;
 /// `spoke config`.
 #[derive(Clone, Copy, Debug, clap::Subcommand)]
 pub enum Command {
-    /// List the generations kept, newest first
+    /// List the generations kept, newest first: `*` is in force, `<` is where a rollback goes to
     History {
         /// Print JSON
         #[arg(long)]
@@ -21,6 +21,11 @@ pub enum Command {
         a: u64,
         /// To this one
         b: u64,
+    },
+    /// Keep a change that would revert by itself
+    Confirm {
+        /// The generation; the one that waits, if none is named
+        generation: Option<u64>,
     },
     /// Go back to a generation, or to the previous one; it becomes a new generation with the old content
     Rollback {
@@ -41,6 +46,10 @@ pub fn run(config: &Path, command: Command) -> Outcome {
             let lines: Vec<String> = call(&socket, &Request::Diff { a, b })?;
             print(&if lines.is_empty() { "no difference\n".to_owned() } else { lines.join("\n") + "\n" });
         }
+        Command::Confirm { generation } => {
+            let done: Rolled = call(&socket, &Request::Confirm { generation })?;
+            print(&format!("generation {} stays in force\n", done.generation));
+        }
         Command::Rollback { generation } => {
             let done: Rolled = call(&socket, &Request::Rollback { to: generation })?;
             let mut text = format!("generation {} is in force\n", done.generation);
@@ -59,7 +68,11 @@ fn table(list: &[Generation]) -> String {
     }
     let mut out = String::new();
     for g in list {
-        let mark = if g.current { '*' } else { ' ' };
+        let mark = match (g.current, g.previous) {
+            (true, _) => '*',
+            (false, true) => '<',
+            (false, false) => ' ',
+        };
         let clock = if g.trusted { "" } else { "?" };
         let wait = g.confirm_within.map(|s| format!("  (reverts in {s} s unless confirmed)")).unwrap_or_default();
         let _ = writeln!(out, "{mark} {:>5}  {}{clock}  {:<20}  {}{wait}", g.generation, g.time, g.actor, g.what);

@@ -1,8 +1,9 @@
 //! `spoke run`: the composition root. Configuration → identity → kernel → uplink → local endpoints.
 use super::{Outcome, access, clock, control, load, runtime, vitals};
 use crate::agent::task as agent;
-use crate::audit::task::Trail;
-use crate::change::task::{self as change, Changes};
+use crate::audit::task::{Audit, Trail};
+use crate::change::ask::task::Changes;
+use crate::change::task as change;
 use crate::clock::Anchor;
 use crate::clock::task::Keeper;
 use crate::config::Config;
@@ -102,7 +103,6 @@ async fn supervise(config: Arc<Config>, keys: crate::net::derive::Keys) -> Outco
         admitted,
         control,
         imperative: Some(changes.facts.0),
-        overrides: None,
         repair: Some(changes.facts.1),
     };
 
@@ -116,6 +116,7 @@ async fn supervise(config: Arc<Config>, keys: crate::net::derive::Keys) -> Outco
         uplink: Arc::new(uplink),
         grants: grants.as_ref().map(access::Running::view),
         changes: changes.handle,
+        audit: changes.audit,
     };
     tasks.restarting("socket", seed, move || {
         let (path, answers) = (path.clone(), answers.clone());
@@ -153,6 +154,7 @@ fn start_names(
 struct Changing {
     handle: Changes,
     facts: change::Facts,
+    audit: Audit,
 }
 
 /// Starts the ledger of changes and the audit trail.
@@ -169,8 +171,8 @@ fn start_changes(
         change::Ledger::open(dir, config.clone(), SystemClock, net.clone(), trusted, audit.clone())?;
     tasks.vital("changes", ledger.run());
     let net = net.clone();
-    tasks.vital("repairs", crate::audit::task::repairs(net, audit, SystemClock));
-    Ok(Changing { handle, facts })
+    tasks.vital("repairs", crate::audit::task::repairs(net, audit.clone(), SystemClock));
+    Ok(Changing { handle, facts, audit })
 }
 
 /// Starts the hub session where an uplink is configured or may come from the control plane; gives the channels of its

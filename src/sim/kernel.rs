@@ -460,6 +460,12 @@ impl Handle {
         FakeKernel { state: Arc::clone(&self.state), changes, writer: self.clone(), privileged: false, since: None }
     }
 
+    /// The kernel as a process that is started anew finds it.
+    #[must_use]
+    pub fn kernel(&self) -> FakeKernel {
+        FakeKernel { privileged: true, ..self.unprivileged() }
+    }
+
     /// From now on each step is shown to `refuse` before it is done, and fails with the error it returns.
     pub fn refuse(&self, refuse: impl FnMut(&Step) -> Option<Errno> + Send + 'static) {
         lock(&self.state).refusal = Some(Box::new(refuse));

@@ -1,7 +1,8 @@
 //! A file of checked lines that only grows, until it is replaced as a whole: one line a change, whatever the size of all.
 //!
 //! A line is `<16 hex digits of SHA-256> <payload>\n`. What follows the first line that does not check out (a write cut
-//! short by a power cut) is dropped at the next opening. The file is readable by its owner only.
+//! short by a power cut) is dropped at the next opening; if good lines follow it, that was no power cut, and a copy of the
+//! file is kept aside. The file is readable by its owner only.
 use crate::sys::disk::{DiskError, write_atomic};
 use rustix::fs::{Mode, OFlags};
 use std::fs::File;
@@ -24,27 +25,28 @@ pub struct Found {
     pub lines: Vec<Vec<u8>>,
     /// Bytes that were dropped because they did not check out.
     pub dropped: u64,
+    /// Where the damaged file is kept, if it was damaged elsewhere than at its end.
+    pub aside: Option<PathBuf>,
 }
 
 impl Journal {
     /// Opens or creates it. Blocks.
     pub fn open(path: PathBuf) -> Result<(Self, Found), DiskError> {
-        let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(source) => return Err(DiskError::Read { path, source }),
-        };
+        let bytes = read_or_nothing(&path)?;
         let (mut lines, mut good) = parse(&bytes);
         let mut whole = bytes.len();
-        if good == 0 && whole > 0 {
-            // Damaged from its beginning: it is kept for a person to look at, and what it replaced takes its place.
-            let aside = beside(&path, "damaged");
-            std::fs::rename(&path, &aside).map_err(|e| DiskError::write(&aside, e))?;
-            tracing::error!(path = %path.display(), aside = %aside.display(), "file damaged and moved aside");
-            if let Ok(bytes) = std::fs::read(beside(&path, "prev")) {
-                (lines, good) = parse(&bytes);
-                whole = bytes.len();
-                write_atomic(&path, &bytes[..good], true)?;
+        let mut aside = None;
+        if good < whole && (good == 0 || !salvage(&bytes[good..]).0.is_empty()) {
+            // Kept for a person to look at; what a file damaged from its beginning had replaced takes its place.
+            let copy = beside(&path, "damaged");
+            write_atomic(&copy, &bytes, true)?;
+            tracing::error!(path = %path.display(), copy = %copy.display(), "file damaged: a copy is kept aside");
+            aside = Some(copy);
+            if good == 0 {
+                let previous = std::fs::read(beside(&path, "prev")).unwrap_or_default();
+                (lines, good) = parse(&previous);
+                whole = previous.len();
+                write_atomic(&path, &previous[..good], true)?;
             }
         }
         let file = open_append(&path)?;
@@ -52,7 +54,22 @@ impl Journal {
         if dropped > 0 {
             file.set_len(good as u64).map_err(|e| DiskError::write(&path, e))?;
         }
-        Ok((Self { path, file: Arc::new(file), len: good as u64 }, Found { lines, dropped }))
+        Ok((Self { path, file: Arc::new(file), len: good as u64 }, Found { lines, dropped, aside }))
+    }
+
+    /// As [`Journal::open`] for a file whose every line is evidence: damaged elsewhere than at its end it is not touched
+    /// but gets `.1` appended to its name, in place of an earlier one, and a new file is begun.
+    pub fn open_or_rotate(path: PathBuf) -> Result<(Self, Found), DiskError> {
+        let bytes = read_or_nothing(&path)?;
+        let (_, good) = parse(&bytes);
+        let (lines, _) = salvage(&bytes[good..]);
+        if lines.is_empty() {
+            return Self::open(path);
+        }
+        let old = beside(&path, "1");
+        std::fs::rename(&path, &old).map_err(|e| DiskError::write(&path, e))?;
+        let (journal, _) = Self::open(path)?;
+        Ok((journal, Found { aside: Some(old.clone()), ..read(&old)? }))
     }
 
     /// Bytes in the file.
@@ -77,7 +94,10 @@ impl Journal {
         let mut line = Vec::with_capacity(payload.len() + 18);
         write_line(&mut line, payload);
         self.len += blocking(move || {
-            let done = (&*file).write_all(&line).and_then(|()| if sync { file.sync_data() } else { Ok(()) });
+            // What an earlier failure left behind and could not take back.
+            let clean = || if file.metadata()?.len() == at { Ok(()) } else { file.set_len(at) };
+            let write = || (&*file).write_all(&line);
+            let done = clean().and_then(|()| write()).and_then(|()| if sync { file.sync_data() } else { Ok(()) });
             match done {
                 Ok(()) => Ok(line.len() as u64),
                 Err(e) => {
@@ -113,9 +133,7 @@ impl Journal {
     pub async fn rotate(&mut self) -> Result<(), DiskError> {
         let path = self.path.clone();
         let file = blocking(move || {
-            let mut old = path.clone().into_os_string();
-            old.push(".1");
-            std::fs::rename(&path, &old).map_err(|e| DiskError::write(&path, e))?;
+            std::fs::rename(&path, beside(&path, "1")).map_err(|e| DiskError::write(&path, e))?;
             open_append(&path)
         })
         .await?;
@@ -131,11 +149,31 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// The lines of a journal that is not ours to change, such as one the command line looks at. Blocks.
+fn read_or_nothing(path: &Path) -> Result<Vec<u8>, DiskError> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(bytes),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(source) => Err(DiskError::Read { path: path.to_owned(), source }),
+    }
+}
+
+/// Every good line of a journal, also beyond a damaged one; the file is left as it is. Nothing where there is none. Blocks.
 pub fn read(path: &Path) -> Result<Found, DiskError> {
-    let bytes = std::fs::read(path).map_err(|source| DiskError::Read { path: path.to_owned(), source })?;
+    let (lines, dropped) = salvage(&read_or_nothing(path)?);
+    Ok(Found { lines, dropped, aside: None })
+}
+
+/// What [`Journal::open`] would find; the file is left as it is. `Ok(None)`: there is none. Blocks.
+pub fn peek(path: &Path) -> Result<Option<Found>, DiskError> {
+    let mut bytes = read_or_nothing(path)?;
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    if parse(&bytes).1 == 0 {
+        bytes = read_or_nothing(&beside(path, "prev"))?;
+    }
     let (lines, good) = parse(&bytes);
-    Ok(Found { lines, dropped: (bytes.len() - good) as u64 })
+    Ok(Some(Found { lines, dropped: (bytes.len() - good) as u64, aside: None }))
 }
 
 async fn blocking<T: Send + 'static>(
@@ -175,15 +213,28 @@ fn sum(payload: &[u8]) -> [u8; 16] {
 fn parse(bytes: &[u8]) -> (Vec<Vec<u8>>, usize) {
     let (mut lines, mut good) = (Vec::new(), 0);
     while let Some(end) = bytes[good..].iter().position(|b| *b == b'\n') {
-        let line = &bytes[good..good + end];
-        let Some((check, payload)) = line.split_at_checked(17) else { break };
-        if check[..16] != sum(payload) || check[16] != b' ' {
-            break;
-        }
+        let Some(payload) = check(&bytes[good..good + end]) else { break };
         lines.push(payload.to_vec());
         good += end + 1;
     }
     (lines, good)
+}
+
+/// The good lines wherever they are, and how many bytes are in none of them.
+fn salvage(bytes: &[u8]) -> (Vec<Vec<u8>>, u64) {
+    let lines: Vec<Vec<u8>> = bytes.split_inclusive(|b| *b == b'\n').filter_map(whole_line).collect();
+    let good: usize = lines.iter().map(|l| l.len() + 18).sum();
+    (lines, (bytes.len() - good) as u64)
+}
+
+fn whole_line(line: &[u8]) -> Option<Vec<u8>> {
+    check(line.strip_suffix(b"\n")?).map(<[u8]>::to_vec)
+}
+
+/// The payload of a line without its end, if it checks out.
+fn check(line: &[u8]) -> Option<&[u8]> {
+    let (head, payload) = line.split_at_checked(17)?;
+    (head[..16] == sum(payload) && head[16] == b' ').then_some(payload)
 }
 
 #[cfg(test)]
@@ -221,6 +272,39 @@ mod tests {
         assert_eq!(read(journal.path()).unwrap().lines, [b"a", b"b", b"c"]);
         assert_eq!(std::fs::metadata(journal.path()).unwrap().mode() & 0o777, 0o600);
         assert_eq!(std::fs::metadata(journal.path()).unwrap().len(), journal.len());
+    }
+
+    #[tokio::test]
+    async fn damage_in_the_middle_is_never_taken_for_a_power_cut() {
+        use std::os::unix::fs::MetadataExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("j");
+        let (mut journal, _) = Journal::open(path.clone()).unwrap();
+        for line in ["one", "two", "three"] {
+            journal.append(line.as_bytes(), true).await.unwrap();
+        }
+        let mut bytes = std::fs::read(&path).unwrap();
+        let at = bytes.windows(3).position(|w| w == b"two").unwrap();
+        bytes[at] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        assert_eq!(read(&path).unwrap().lines, [&b"one"[..], b"three"], "what is good is shown");
+        assert_eq!(peek(&path).unwrap().unwrap().lines, [b"one"], "what follows from nothing is not followed");
+
+        let evidence = dir.path().join("e");
+        std::fs::copy(&path, &evidence).unwrap();
+        let (mut journal, found) = Journal::open_or_rotate(evidence.clone()).unwrap();
+        assert_eq!((found.lines.len(), found.dropped, journal.is_empty()), (2, 21, true));
+        assert_eq!(std::fs::read(found.aside.unwrap()).unwrap(), bytes, "not a byte of it is touched");
+        journal.append(b"four", false).await.unwrap();
+        assert_eq!(read(&evidence).unwrap().lines, [b"four"]);
+
+        let (journal, found) = Journal::open(path.clone()).unwrap();
+        assert_eq!((found.lines, journal.len()), (vec![b"one".to_vec()], 21));
+        let aside = found.aside.unwrap();
+        assert_eq!(std::fs::metadata(&aside).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read(aside).unwrap(), bytes);
+        let (_, found) = Journal::open(path).unwrap();
+        assert!(found.aside.is_none() && found.dropped == 0, "told once");
     }
 
     proptest! {

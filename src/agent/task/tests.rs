@@ -64,7 +64,6 @@ impl Node {
             admitted: None,
             control: None,
             imperative: Some(imperative),
-            overrides: None,
             repair: Some(repair),
         };
         let (events, _) = watch::channel(0);
@@ -254,6 +253,8 @@ async fn what_the_kernel_refuses_leaves_everything_as_it_was() {
     node.kernel.refuse_nothing();
     let (_, history) = node.ask("GET", "/v1/history", Value::Null).await;
     assert_eq!(history["generations"].as_array().unwrap().len(), 1, "a failure is no generation");
+    // The trail is written beside: time goes on only when it is.
+    tokio::time::sleep(Duration::from_secs(1)).await;
     node.kill().await;
     let node = Node::start(dir.path(), FakeKernel::new(), clock()).await;
     assert_eq!(node.peers().len(), 3, "a restart brings back what was in force");

@@ -26,6 +26,7 @@ listen_port = 51822
 
 struct World {
     config: Config,
+    own: Config,
     state: Imperative,
     desired: Desired,
     observed: Observed,
@@ -35,8 +36,13 @@ impl World {
     fn new() -> Self {
         let mut config = Config::from_text(Some(("test", CONFIG)), []).unwrap();
         config.interfaces[2].access = Access::Nft;
-        let mut world =
-            Self { config, state: Imperative::default(), desired: Desired::default(), observed: Observed::default() };
+        let mut world = Self {
+            own: config.clone(),
+            config,
+            state: Imperative::default(),
+            desired: Desired::default(),
+            observed: Observed::default(),
+        };
         world.derive();
         world
     }
@@ -53,7 +59,13 @@ impl World {
     }
 
     fn ask(&mut self, edit: &Edit) -> Result<(), Conflict> {
-        let on = Context { config: &self.config, state: &self.state, desired: &self.desired, observed: &self.observed };
+        let on = Context {
+            config: &self.config,
+            own: &self.own,
+            state: &self.state,
+            desired: &self.desired,
+            observed: &self.observed,
+        };
         self.state = edit.carry_out(&on)?.state;
         self.derive();
         Ok(())
@@ -124,7 +136,10 @@ fn an_interface_of_the_api_lives_and_dies_by_it() {
     world.ask(&set("wg9", 1, &["10.9.0.2/32", "0.0.0.0/0"])).unwrap();
     let wanted = &world.desired.links[&link("wg9")];
     assert!(wanted.routes.is_empty(), "the address reaches one, the default route stays out: {:?}", wanted.routes);
-    assert_eq!((wanted.mtu, wanted.up, wanted.remove_unknown), (crate::config::interface::DEFAULT_MTU, true, true));
+    assert_eq!(
+        (wanted.mtu, wanted.up, wanted.remove_unknown),
+        (crate::config::interface::DEFAULT_MTU, true, Some(true))
+    );
     let own = device.private_key.public();
     let edit = Edit::SetPeer { link: link("wg9"), peer: own, values: PeerValues::default() };
     assert_eq!(world.ask(&edit), Err(Conflict::OwnKey(own)));

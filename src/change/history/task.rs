@@ -1,0 +1,140 @@
+//! Keeps the history on disk: a line a change, on the medium before anybody hears of it, in one bounded file of mode 0600.
+use super::{BadHistory, History};
+use crate::change::record::{Line, Record};
+use crate::net::imperative::Imperative;
+use crate::sys::disk::DiskError;
+use crate::sys::journal::{self, Journal};
+use crate::time::Boot;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// File name in the state directory.
+pub const FILE: &str = "changes.journal";
+/// Size in bytes at which generations are given up for room, even if fewer than asked for remain.
+const MAX_BYTES: u64 = 8 << 20;
+/// Generations more than shall be kept before the file is written anew: that costs more than a line.
+const SLACK: usize = 4;
+
+/// Why the store cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The file.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// A line that checks out and cannot be understood: written by another version.
+    #[error(
+        "the store of changes cannot be understood; was it written by a newer version? Move {path} aside to go on without it"
+    )]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// Its lines do not follow from each other.
+    #[error("the store of changes is out of order; move {path} aside to go on without it")]
+    Order {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: BadHistory,
+    },
+}
+
+/// The history and its file.
+#[derive(Debug)]
+pub struct Store {
+    journal: Journal,
+    history: History,
+    max_bytes: u64,
+    /// Size when it was last written anew.
+    compact: u64,
+}
+
+impl Store {
+    /// Opens the store in the state directory. Blocks. A confirmation outstanding from another boot is due at once.
+    pub fn open(dir: &Path, keep: usize, boot_id: &str, now: Boot) -> Result<Self, OpenError> {
+        let path = dir.join(FILE);
+        let (journal, found) = Journal::open(path.clone())?;
+        if found.dropped > 0 && found.aside.is_none() {
+            tracing::warn!(bytes = found.dropped, "the last change was cut off by a power cut and is not in force");
+        }
+        let history = follow(&path, &found.lines, keep, boot_id, now)?;
+        Ok(Self { journal, history, max_bytes: MAX_BYTES, compact: 0 })
+    }
+
+    /// What is in it.
+    pub const fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// Writes the next generation down and takes it over. An error leaves everything as it was.
+    pub async fn commit(&mut self, record: Record, state: Arc<Imperative>, due: Option<Boot>) -> Result<(), DiskError> {
+        if self.journal.is_empty() {
+            self.journal.replace(self.lines()?).await?;
+        }
+        let line = self.text(&Line::Change(record.clone()))?;
+        self.journal.append(&line, true).await?;
+        self.history.commit(record, state, due);
+        self.bound().await;
+        Ok(())
+    }
+
+    /// Takes note of a confirmation.
+    pub async fn confirm(&mut self, generation: u64) -> Result<(), DiskError> {
+        let line = self.text(&Line::Confirmed { generation })?;
+        self.journal.append(&line, true).await?;
+        self.history.confirm(generation);
+        Ok(())
+    }
+
+    /// Gives up the oldest generations where there are too many of them, or they are too long.
+    async fn bound(&mut self) {
+        // A state that is long by itself is not written anew with every change.
+        let long = self.journal.len() > self.max_bytes.max(2 * self.compact);
+        if !long && !self.history.is_long_by(SLACK) {
+            return;
+        }
+        self.history.shorten();
+        let written = async {
+            let mut lines = self.lines()?;
+            let mut len: u64 = lines.iter().map(|l| l.len() as u64).sum();
+            while len > self.max_bytes / 2 && self.history.drop_oldest() {
+                lines = self.lines()?;
+                len = lines.iter().map(|l| l.len() as u64).sum();
+            }
+            self.journal.replace(lines).await?;
+            self.compact = self.journal.len();
+            Ok::<(), DiskError>(())
+        };
+        if let Err(error) = written.await {
+            tracing::warn!(%error, "old generations could not be dropped; trying again later");
+        }
+    }
+
+    fn lines(&self) -> Result<Vec<Vec<u8>>, DiskError> {
+        self.history.lines().iter().map(|line| self.text(line)).collect()
+    }
+
+    fn text(&self, line: &Line) -> Result<Vec<u8>, DiskError> {
+        serde_json::to_vec(line).map_err(|e| DiskError::Read { path: self.journal.path().to_owned(), source: e.into() })
+    }
+}
+
+/// What is set according to the store in the state directory, which is left as it is. Blocks.
+pub fn peek(dir: &Path) -> Result<Arc<Imperative>, OpenError> {
+    let path = dir.join(FILE);
+    let Some(found) = journal::peek(&path)? else { return Ok(Arc::default()) };
+    Ok(follow(&path, &found.lines, 1, "", Boot::default())?.state().clone())
+}
+
+fn follow(path: &Path, lines: &[Vec<u8>], keep: usize, boot_id: &str, now: Boot) -> Result<History, OpenError> {
+    let lines: Result<Vec<Line>, _> = lines.iter().map(|l| serde_json::from_slice(l)).collect();
+    let lines = lines.map_err(|source| OpenError::Foreign { path: path.to_owned(), source })?;
+    History::load(lines, keep, boot_id, now).map_err(|source| OpenError::Order { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests;

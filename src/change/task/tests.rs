@@ -1,0 +1,323 @@
+//! The ledger whole, with the reconcile task and a kernel in memory, on a state directory that outlives it.
+use super::*;
+use crate::audit::task::{Trail, entries};
+use crate::change::conflict::Conflict;
+use crate::change::edit::{OwnValues, PeerValues};
+use crate::net::derive::Keys;
+use crate::net::key::{PresharedKey, SecretKey};
+use crate::net::state::ObservedPeer;
+use crate::net::task::{Reconciler, Sources};
+use crate::sim::clock::SimClock;
+use crate::sim::kernel::{FakeKernel, Handle};
+use crate::sys::notify::Notify;
+use crate::time::Wall;
+use proptest::prelude::*;
+use rustix::io::Errno;
+use std::collections::BTreeMap;
+use tokio::task::JoinSet;
+
+#[derive(Debug)]
+struct Silent;
+
+impl Notify for Silent {
+    fn ready(&mut self) {}
+    fn alive(&mut self) {}
+    fn status(&mut self, _: &str) {}
+    fn stopping(&mut self) {}
+    fn watchdog(&self) -> Option<Duration> {
+        None
+    }
+}
+
+struct Node {
+    changes: Changes,
+    kernel: Handle,
+    net: watch::Receiver<Status>,
+    tasks: JoinSet<()>,
+}
+
+impl Node {
+    async fn start(dir: &Path, kernel: FakeKernel, clock: SimClock) -> Self {
+        let text = format!(
+            "[node]\nrole = \"hub\"\nstate_dir = \"{}\"\n[agent]\nkeep_generations = 4\n[[interface]]\nname = \"wg0\"\nlisten_port = 51820\nremove_unknown = false\n",
+            dir.display()
+        );
+        let config = Arc::new(Config::from_text(Some(("test", &text)), []).unwrap());
+        let handle = kernel.handle();
+        let private = [("wg0".parse().unwrap(), SecretKey::clamped([9; 32]))].into();
+        let (keep, keys) = watch::channel(Some(Arc::new(Keys { private, ..Keys::default() })));
+        let (status, net) = watch::channel(Status::default());
+        let mut tasks = JoinSet::new();
+        let (trail, audit) = Trail::open(dir, clock.clone(), watch::channel(None).1).unwrap();
+        tasks.spawn(async move { drop(trail.run().await) });
+        let (ledger, changes, (imperative, repair)) =
+            Ledger::open(dir, config.clone(), clock.clone(), net.clone(), watch::channel(None).1, audit).unwrap();
+        tasks.spawn(async move { drop(ledger.run().await) });
+        let sources = Sources {
+            keys,
+            uplink: None,
+            names: None,
+            admitted: None,
+            control: None,
+            imperative: Some(imperative),
+            repair: Some(repair),
+        };
+        let (events, _) = watch::channel(0);
+        let reconciler = Reconciler { kernel, clock, notify: Silent, config, sources, status, events };
+        tasks.spawn(async move {
+            let _keep = keep;
+            drop(reconciler.run().await);
+        });
+        let mut ready = net.clone();
+        ready.wait_for(|s| s.passes > 0).await.unwrap();
+        Self { changes, kernel: handle, net, tasks }
+    }
+
+    /// Ends everything as a crash would; the kernel stays.
+    async fn restart(mut self, dir: &Path, clock: &SimClock) -> Self {
+        self.tasks.shutdown().await;
+        Self::start(dir, self.kernel.kernel(), clock.clone()).await
+    }
+
+    async fn edit(&self, edit: Edit, confirm: Option<u64>) -> Result<Done, Refused> {
+        self.changes.edit(edit, Actor::User(0), confirm.map(Duration::from_secs)).await
+    }
+
+    /// Keepalives by the first byte of the key.
+    fn peers(&self) -> BTreeMap<u8, u16> {
+        self.kernel.peers("wg0").iter().map(|(k, p)| (k.0[0], p.keepalive)).collect()
+    }
+}
+
+fn set(peer: u8, keepalive: u16) -> Edit {
+    let values = PeerValues { keepalive: Some(keepalive), ..PeerValues::default() };
+    Edit::SetPeer { link: "wg0".parse().unwrap(), peer: PublicKey([peer; 32]), values }
+}
+
+fn none() -> Edit {
+    Edit::SetPeers { link: "wg0".parse().unwrap(), peers: BTreeMap::new(), own: OwnValues::default() }
+}
+
+fn stranger(n: u8) -> (PublicKey, ObservedPeer) {
+    let peer = ObservedPeer {
+        preshared_key: Some(PresharedKey::from_bytes([n; 32])),
+        allowed_ips: [format!("10.0.{n}.0/24").parse().unwrap()].into(),
+        keepalive: u16::from(n),
+        endpoint: Some("192.0.2.7:51820".parse().unwrap()),
+        ..ObservedPeer::default()
+    };
+    (PublicKey([n; 32]), peer)
+}
+
+/// Sets peers behind the node's back and waits until it has seen them.
+async fn appear(node: &Node, strangers: &[u8]) {
+    for (key, peer) in strangers.iter().map(|n| stranger(*n)) {
+        node.kernel.set_peer("wg0", key, peer);
+    }
+    tokio::time::sleep(Duration::from_secs(31)).await;
+}
+
+fn refuse_removing(node: &Node, peer: u8) {
+    node.kernel.refuse(move |step| match step {
+        Step::RemovePeer { peer: p, .. } if p.0 == [peer; 32] => Some(Errno::NOMEM),
+        _ => None,
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_there_before_is_there_again_after_a_refusal_and_after_a_rollback() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), SimClock::new(Wall(1_800_000_000)));
+    let node = Node::start(dir.path(), FakeKernel::new(), clock.clone()).await;
+    appear(&node, &[1, 2, 3]).await;
+    let before = node.kernel.peers("wg0");
+    // Two of three go before the kernel refuses the third.
+    refuse_removing(&node, 2);
+    let refused = node.edit(none(), None).await;
+    assert!(matches!(refused, Err(Refused::Kernel(_))), "{refused:?}");
+    node.kernel.refuse_nothing();
+    let there = |node: &Node| node.kernel.peers("wg0");
+    assert_eq!(there(&node).len(), 3, "nobody is lost");
+    for (key, peer) in &before {
+        let now = &there(&node)[key];
+        assert_eq!((&now.preshared_key, &now.allowed_ips), (&peer.preshared_key, &peer.allowed_ips));
+        assert_eq!((now.keepalive, now.endpoint), (peer.keepalive, peer.endpoint));
+    }
+    node.edit(none(), None).await.unwrap();
+    assert!(node.peers().is_empty());
+    let node = node.restart(dir.path(), &clock).await;
+    node.changes.rollback(None, Actor::User(0)).await.unwrap();
+    assert_eq!(there(&node), before);
+
+    // One that is changed first comes back as it was, and is not deleted.
+    appear(&node, &[5]).await;
+    node.edit(set(5, 99), None).await.unwrap();
+    assert_eq!(node.peers()[&5], 99);
+    node.changes.rollback(None, Actor::User(0)).await.unwrap();
+    assert_eq!(node.peers()[&5], 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_way_back_that_the_kernel_refuses_is_tried_for_ever_and_told_once() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), SimClock::new(Wall(1_800_000_000)));
+    let node = Node::start(dir.path(), FakeKernel::new(), clock.clone()).await;
+    node.edit(set(1, 1), None).await.unwrap();
+    node.edit(set(2, 2), Some(10)).await.unwrap();
+    refuse_removing(&node, 2);
+    tokio::time::sleep(Duration::from_secs(1800)).await;
+    let told = |entries: &[crate::audit::record::Entry]| {
+        entries.iter().filter(|e| e.what.contains("was not confirmed")).map(|e| e.result.clone()).collect::<Vec<_>>()
+    };
+    let trail = told(&entries(dir.path()).unwrap().0);
+    assert!(trail.len() == 1 && trail[0].contains("refused"), "{trail:?}");
+    let busy = node.edit(set(3, 3), None).await;
+    assert_eq!(busy, Err(Refused::Unconfirmed(2)), "nothing is built upon it");
+    node.kernel.refuse_nothing();
+    let mut net = node.net.clone();
+    net.wait_for(|s| s.observed.links.values().all(|l| l.peers.len() == 1)).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert_eq!(node.changes.history().await.unwrap()[0].generation, 3);
+    assert_eq!(told(&entries(dir.path()).unwrap().0).last().unwrap(), "done");
+    assert_eq!(node.peers(), [(1, 1)].into());
+}
+
+#[tokio::test(start_paused = true)]
+async fn repairs_name_each_peer_that_could_not_be_repaired() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), SimClock::new(Wall(1_800_000_000)));
+    let node = Node::start(dir.path(), FakeKernel::new(), clock).await;
+    appear(&node, &[1, 2]).await;
+    refuse_removing(&node, 2);
+    let what = Reconcile { remove_unknown: true, ..Reconcile::default() };
+    let done = node.changes.reconcile(what, Actor::User(0)).await.unwrap();
+    assert_eq!(done.removed, [PublicKey([1; 32]).to_string()]);
+    let [error] = &done.errors[..] else { panic!("{done:?}") };
+    assert_eq!((error.peer.clone(), error.action.as_str()), (PublicKey([2; 32]).to_string(), "remove"));
+    assert!(error.error.to_lowercase().contains("memory"), "{error:?}");
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Apply {
+        peer: u8,
+        keepalive: u16,
+        confirm: bool,
+    },
+    /// The kernel refuses it.
+    Fail {
+        peer: u8,
+        keepalive: u16,
+    },
+    /// Somebody else stands in the way.
+    Conflict,
+    Confirm,
+    TimeOut,
+    Rollback {
+        back: Option<u8>,
+    },
+    Restart,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        4 => (1u8..6, 1u16..4, any::<bool>()).prop_map(|(peer, keepalive, c)| Op::Apply { peer, keepalive, confirm: c }),
+        2 => (1u8..6, 4u16..6).prop_map(|(peer, keepalive)| Op::Fail { peer, keepalive }),
+        1 => Just(Op::Conflict),
+        1 => Just(Op::Confirm),
+        1 => Just(Op::TimeOut),
+        2 => proptest::option::of(1u8..4).prop_map(|back| Op::Rollback { back }),
+        2 => Just(Op::Restart),
+    ]
+}
+
+type Peers = BTreeMap<u8, u16>;
+
+async fn follow(ops: Vec<Op>) -> Result<(), TestCaseError> {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), SimClock::new(Wall(1_800_000_000)));
+    let mut node = Node::start(dir.path(), FakeKernel::new(), clock.clone()).await;
+    // Every good state there ever was; and what an outstanding confirmation goes back to.
+    let mut good: Vec<Peers> = vec![Peers::new()];
+    let mut outstanding: Option<usize> = None;
+    for op in ops {
+        let last = good.last().cloned().unwrap_or_default();
+        match op {
+            Op::Apply { peer, keepalive, confirm } => {
+                let done = node.edit(set(peer, keepalive), confirm.then_some(30)).await;
+                if outstanding.is_some() {
+                    prop_assert!(matches!(done, Err(Refused::Unconfirmed(_))));
+                } else if last.get(&peer) == Some(&keepalive) {
+                    prop_assert!(!done.unwrap().changed);
+                } else {
+                    prop_assert!(done.unwrap().changed);
+                    outstanding = confirm.then_some(good.len() - 1);
+                    good.push(last.into_iter().chain([(peer, keepalive)]).collect());
+                }
+            }
+            Op::Fail { peer, keepalive } => {
+                node.kernel.refuse(move |step| match step {
+                    Step::SetPeer { peer: p, .. } if p.0 == [peer; 32] => Some(Errno::NOBUFS),
+                    _ => None,
+                });
+                prop_assert!(node.edit(set(peer, keepalive), None).await.is_err());
+                node.kernel.refuse_nothing();
+            }
+            Op::Conflict => {
+                let link: IfName = "wg7".parse().unwrap();
+                let edit = Edit::RemovePeer { link: link.clone(), peer: PublicKey([1; 32]) };
+                let refused = node.edit(edit, None).await.unwrap_err();
+                prop_assert!(refused == Refused::Conflict(Conflict::NoLink(link)) || outstanding.is_some());
+            }
+            Op::Confirm => {
+                let done = node.changes.confirm(None, Actor::User(0)).await;
+                prop_assert_eq!(done.is_ok(), outstanding.take().is_some());
+            }
+            Op::TimeOut => {
+                tokio::time::sleep(Duration::from_secs(40)).await;
+                if let Some(back) = outstanding.take() {
+                    good.push(good[back].clone());
+                }
+            }
+            Op::Rollback { back } => {
+                let to = back.map(|b| (good.len() as u64 - 1).saturating_sub(u64::from(b)));
+                let target = to.unwrap_or((good.len() as u64).saturating_sub(2));
+                match node.changes.rollback(to, Actor::User(0)).await {
+                    Ok(done) => {
+                        let wanted = good[usize::try_from(target).unwrap()].clone();
+                        prop_assert_eq!(done.changed, wanted != last);
+                        if done.changed {
+                            outstanding = None;
+                            good.push(wanted);
+                        }
+                    }
+                    Err(e) => {
+                        let gone = matches!(e, Refused::NoGeneration { .. });
+                        prop_assert!(gone && good.len() > 4, "{}", e);
+                    }
+                }
+            }
+            Op::Restart => {
+                // A confirmation that is outstanding goes on waiting.
+                node = node.restart(dir.path(), &clock).await;
+            }
+        }
+        let mut net = node.net.clone();
+        net.wait_for(|s| s.clean).await.unwrap();
+        prop_assert_eq!(&node.peers(), good.last().unwrap());
+        let history = node.changes.history().await.unwrap();
+        prop_assert_eq!(history.first().map_or(0, |g| g.generation), good.len() as u64 - 1);
+        let previous = history.iter().find(|g| g.previous).map(|g| g.generation);
+        // The oldest is known by its content alone.
+        prop_assert!(previous.is_none() || previous == Some(good.len() as u64 - 2));
+        prop_assert!(history.len() < 4 + 5, "bounded");
+        prop_assert_eq!(history.iter().any(|g| g.confirm_within.is_some()), outstanding.is_some());
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn the_kernel_and_the_history_say_the_same_whatever_happens(ops in proptest::collection::vec(op(), 1..24)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(follow(ops))?;
+    }
+}
