@@ -15,6 +15,7 @@ pub mod types;
 pub mod update;
 pub mod uplink;
 
+use crate::net::overrides::Overrides;
 use reader::Table;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -78,6 +79,9 @@ pub struct Config {
     pub update: update::Update,
     /// `[agent]`: the signed node agent API.
     pub agent: agent::Agent,
+    /// What the control plane sets for this node alone; nothing of the file.
+    #[serde(skip_serializing_if = "Overrides::is_empty")]
+    pub overrides: Overrides,
     /// `[[interface]]`: WireGuard interfaces.
     #[serde(rename = "interface")]
     pub interfaces: Vec<interface::Interface>,
@@ -136,7 +140,8 @@ impl Config {
         if let Some(control) = control.as_ref().filter(|c| !interfaces.iter().any(|i| i.name == c.interface)) {
             interfaces.push(interface::Interface::bare(control.interface.clone(), &node));
         }
-        let config = Self { node, uplink, clock, health, control, update, grants, agent, interfaces };
+        let overrides = Overrides::default();
+        let config = Self { node, uplink, clock, health, control, update, grants, agent, overrides, interfaces };
         config.cross_check(name, &mut faults);
         if faults.is_empty() { Ok(config) } else { Err(Faults(faults)) }
     }

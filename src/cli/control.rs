@@ -140,6 +140,7 @@ async fn changed(control: &mut Option<Fact<Config>>) {
 
 fn session_of(config: &Config) -> Option<session::Config> {
     let uplink = config.uplink.clone()?;
-    let fixed_port = config.interfaces.iter().any(|i| i.name == uplink.interface && i.listen_port.is_some());
+    let own = config.interfaces.iter().find(|i| i.name == uplink.interface).and_then(|i| i.listen_port);
+    let fixed_port = config.overrides.listen_port.map_or(own.is_some(), |p| p != 0);
     Some(session::Config { uplink: Arc::new(uplink), fixed_port })
 }

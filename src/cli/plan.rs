@@ -33,7 +33,6 @@ pub fn run(config: &Path, args: &Args) -> Outcome {
         names: Arc::default(),
         admitted: Arc::new(Admitted::default()),
         imperative: Arc::default(),
-        overrides: Arc::default(),
         control: None,
     };
     let desired = derive(&config, &facts, &Desired::default())?;

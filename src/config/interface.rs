@@ -7,6 +7,7 @@ use crate::net::state::{DriftPolicy, IfName, TABLE_MAIN};
 use crate::node::NodeId;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
 use std::str::FromStr;
 
 /// The tunnel MTU that fits through every path seen in the field (IPv6's minimum), less nothing: it is the inner size.
@@ -93,8 +94,12 @@ pub struct Interface {
     pub access: Access,
     /// Repair drift or only report it.
     pub drift: DriftPolicy,
-    /// Whether peers nobody configured are removed.
-    pub remove_unknown: bool,
+    /// Whether peers nobody configured are removed; `None`: only if the interface is of our making.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remove_unknown: Option<bool>,
+    /// Resolvers inside the tunnel, told to whoever asks; the system's own are not touched.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub dns: Vec<IpAddr>,
     /// Whether one peer's network may lie inside another's; the narrower one wins, as in the kernel.
     pub nested_allowed_ips: bool,
     /// Peers.
@@ -116,7 +121,8 @@ impl Interface {
             routes: true,
             access: Access::Open,
             drift: DriftPolicy::Enforce,
-            remove_unknown: true,
+            remove_unknown: None,
+            dns: Vec::new(),
             nested_allowed_ips: false,
             peers: Vec::new(),
         }
@@ -144,6 +150,7 @@ impl Interface {
                 "leave out remove_unknown = false and drift = \"observe\", or set access = \"open\"",
             );
         }
+        let dns = t.list("dns", "IP addresses such as 10.8.0.1").unwrap_or_default();
         let nested_allowed_ips = t.flag("nested_allowed_ips").unwrap_or(false);
         let table = t.number("table", 1..=u64::from(u32::MAX)).map_or(TABLE_MAIN, saturate);
         let routes = t.flag("routes").unwrap_or(true);
@@ -164,7 +171,8 @@ impl Interface {
             routes,
             access,
             drift,
-            remove_unknown: remove_unknown.unwrap_or(true),
+            remove_unknown: remove_unknown.or((access == Access::Nft).then_some(true)),
+            dns,
             nested_allowed_ips,
             peers,
         })

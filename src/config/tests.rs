@@ -20,7 +20,7 @@ fn the_documented_example_loads_and_shows_every_default() {
     let text = std::fs::read_to_string(path).unwrap();
     let config = read(&text).unwrap();
     // A commented key is the default: uncommenting all but the ones that only make sense elsewhere changes nothing.
-    let example_only = ["node_id", "preshared_key", "endpoint", "listen_port"];
+    let example_only = ["node_id", "preshared_key", "endpoint", "listen_port", "remove_unknown", "dns"];
     let all: String = text
         .lines()
         .map(|l| match l.strip_prefix('#') {

@@ -8,6 +8,7 @@ use super::signature::{SignKey, Signature, VerifyKey};
 use crate::config::node::Role;
 use crate::config::types::HostPort;
 use crate::net::key::PublicKey;
+use crate::net::overrides::Overrides;
 use crate::net::state::{IfName, MAX_ALLOWED_IPS, MAX_PEERS};
 use crate::node::NodeId;
 use ipnet::IpNet;
@@ -75,6 +76,9 @@ pub struct WantedInterface {
     /// Whether packets may go from peer to peer.
     #[serde(default)]
     pub forwarding: bool,
+    /// What is set for this node in place of the above and of its own configuration.
+    #[serde(default, skip_serializing_if = "Overrides::is_empty")]
+    pub overrides: Overrides,
     /// The public key this node has announced and its hub already accepts: the node may change to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_key: Option<PublicKey>,
@@ -207,6 +211,7 @@ impl WantedInterface {
         if self.mtu.is_some_and(|m| !(576..=65_455).contains(&m)) || self.listen_port == Some(0) {
             return Err("mtu or listen port out of range".into());
         }
+        self.overrides.check()?;
         for hub in &self.hubs {
             if !hub.allowed_ips.iter().any(|n| n.contains(&hub.address)) {
                 return Err(format!("hub {} is not within its own allowed-ips", hub.node_id));

@@ -15,6 +15,7 @@ pub fn effective(base: &Config, control: &Control, document: &StateDocument) -> 
     let Some(wanted) = document.interfaces.first() else { return config };
     let Some(interface) = config.interfaces.iter_mut().find(|i| i.name == control.interface) else { return config };
     complete(interface, wanted);
+    config.overrides = wanted.overrides.clone();
     if !wanted.hubs.is_empty() {
         let hubs = wanted.hubs.iter().map(hub).collect();
         config.uplink = Some(match config.uplink.take() {
@@ -29,6 +30,9 @@ fn complete(interface: &mut Interface, wanted: &WantedInterface) {
     interface.addresses = wanted.addresses.iter().map(|a| IfAddress(*a)).collect();
     interface.listen_port = wanted.listen_port.or(interface.listen_port);
     interface.mtu = wanted.mtu.unwrap_or(interface.mtu);
+    if !wanted.dns.is_empty() {
+        interface.dns.clone_from(&wanted.dns);
+    }
     let keys: std::collections::BTreeSet<_> = wanted.peers.iter().map(|p| p.public_key).collect();
     interface.peers.retain(|p| !keys.contains(&p.public_key));
     interface.peers.extend(wanted.peers.iter().map(peer));

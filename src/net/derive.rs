@@ -68,8 +68,6 @@ pub struct Facts {
     pub admitted: Arc<Admitted>,
     /// What was set through the agent API.
     pub imperative: Arc<Imperative>,
-    /// What the operator set for this node.
-    pub overrides: Arc<Overrides>,
     /// The configuration as the control plane completes it, where there is one.
     pub control: Option<Arc<Config>>,
 }
@@ -158,9 +156,8 @@ pub fn derive(config: &Config, facts: &Facts, last: &Desired) -> Result<Desired,
 fn link(config: &Config, interface: &Interface, facts: &Facts) -> Result<Link, DeriveError> {
     let name = &interface.name;
     let none = Overrides::default();
-    // A node is overridden where its uplink is, a hub everywhere.
-    let applies = config.uplink.as_ref().is_none_or(|u| u.interface == *name);
-    let over = if applies { &*facts.overrides } else { &none };
+    // They are set for the interface that the control plane decides about.
+    let over = if config.control.as_ref().is_some_and(|c| c.interface == *name) { &config.overrides } else { &none };
     let private_key = facts.keys.private.get(name).ok_or_else(|| DeriveError::NoKey(name.clone()))?.clone();
     let mut peers = BTreeMap::new();
     for peer in &interface.peers {
@@ -187,7 +184,14 @@ fn link(config: &Config, interface: &Interface, facts: &Facts) -> Result<Link, D
     let mut rebuild = 0;
     if let Some(choice) = facts.uplink.as_ref().filter(|u| u.interface == *name) {
         let configured = || choice.active.hub.allowed_ips.iter().map(|c| c.0).collect();
-        let active: BTreeSet<IpNet> = over.endpoint_allowed_ips.clone().unwrap_or_else(configured);
+        // Whatever else is routed to the hub, its own address is: it has to answer an echo.
+        let reach = |mut nets: BTreeSet<IpNet>| {
+            if !nets.iter().any(|n| n.contains(&choice.active.hub.address)) {
+                nets.insert(choice.active.hub.address.into());
+            }
+            nets
+        };
+        let active: BTreeSet<IpNet> = over.endpoint_allowed_ips.clone().map_or_else(configured, reach);
         if let Some(standby) = &choice.standby {
             let own = IpNet::from(standby.hub.address);
             let nets = if active.contains(&own) || choice.active.hub.address == standby.hub.address {
@@ -224,6 +228,7 @@ fn link(config: &Config, interface: &Interface, facts: &Facts) -> Result<Link, D
         up: !set.is_some_and(|s| s.down),
         policy: interface.drift,
         remove_unknown: interface.remove_unknown,
+        dns: over.dns.clone().unwrap_or_else(|| interface.dns.clone()),
         rebuild,
     })
 }
@@ -269,7 +274,8 @@ fn imperative_link(name: &IfName, device: &Device, set: &ImperativeLink) -> Resu
         peers,
         up: !set.down,
         policy: DriftPolicy::Enforce,
-        remove_unknown: true,
+        remove_unknown: Some(true),
+        dns: device.dns.clone(),
         rebuild: 0,
     })
 }

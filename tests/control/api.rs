@@ -124,7 +124,7 @@ async fn a_change_reaches_a_waiting_node_at_once(kind: Kind) {
     let (status, _) = serving.operator("PUT", "/api/nodes/edge-1", body).await;
     assert_eq!(status, 200);
     let (came, (status, document), mut edge) = polling.await.unwrap();
-    assert_eq!((status, &document["document"]["interfaces"][0]["mtu"]), (200, &1300.into()));
+    assert_eq!((status, &document["document"]["interfaces"][0]["overrides"]["mtu"]), (200, &1300.into()));
     assert!(came - began < Duration::from_secs(1), "{:?}", came - began);
 
     // The command line is another process.
@@ -135,7 +135,7 @@ async fn a_change_reaches_a_waiting_node_at_once(kind: Kind) {
     });
     serving.done(&["node", "override", "edge-1", "--mtu", "1310"]).await;
     let ((status, document), mut edge) = polling.await.unwrap();
-    assert_eq!((status, &document["document"]["interfaces"][0]["mtu"]), (200, &1310.into()));
+    assert_eq!((status, &document["document"]["interfaces"][0]["overrides"]["mtu"]), (200, &1310.into()));
 
     let generation = document["document"]["generation"].as_u64().unwrap();
     let polling =

@@ -258,7 +258,9 @@ async fn documents_say_what_is_stored(kind: Kind) {
             .unwrap();
     operate::set_node(&store, &"edge-1".parse().unwrap(), &change, &operator(), NOW).await.unwrap();
     let own = document(&store, "edge-1").await;
-    assert_eq!((own.interfaces[0].mtu, own.interfaces[0].hubs[0].keepalive), (Some(1300), 0), "0 is a value");
+    let over = &own.interfaces[0].overrides;
+    assert_eq!((over.mtu, over.keepalive, over.listen_port), (Some(1300), Some(0), None), "0 is a value");
+    assert_eq!(own.interfaces[0].mtu, Some(1380), "the node can say what it would do without");
     assert!(document(&store, "hub-1").await.interfaces[0].peers[0].isolated);
     let same = own.generation;
     operate::set_node(&store, &"edge-1".parse().unwrap(), &change, &operator(), NOW).await.unwrap();
@@ -375,7 +377,7 @@ async fn other_processes_are_heard(kind: Kind) {
     };
     operate::set_node(&here, &id, &label, &operator(), NOW).await.unwrap();
     tokio::time::timeout(std::time::Duration::from_secs(5), waiter.changed()).await.expect("the change is heard of");
-    assert_eq!(document(&there, "edge-1").await.interfaces[0].mtu, Some(1300));
+    assert_eq!(document(&there, "edge-1").await.interfaces[0].overrides.mtu, Some(1300));
     drop(waiter);
     assert_eq!(there.waiting(), 0, "nobody is remembered who waits no more");
     listener.abort();

@@ -92,7 +92,6 @@ impl Scene {
                 admitted: None,
                 imperative: None,
                 control: None,
-                overrides: None,
                 repair: None,
             },
             status: net_status,

@@ -9,6 +9,7 @@ use super::sql::{StoreError, Tx};
 use crate::config::node::Role;
 use crate::enroll::document::{StateDocument, VERSION, WantedHub, WantedInterface, WantedPeer};
 use crate::enroll::signature::VerifyKey;
+use crate::net::overrides::Overrides;
 use crate::node::NodeId;
 use ipnet::IpNet;
 
@@ -49,26 +50,26 @@ impl Tx {
 
     async fn interface(&mut self, node: &Node, network: &Network) -> Result<WantedInterface, LeaseError> {
         let (hubs, peers) = match node.role {
-            Role::Node => (self.wanted_hubs(node, network).await?, Vec::new()),
+            Role::Node => (self.wanted_hubs(network).await?, Vec::new()),
             Role::Hub => (Vec::new(), self.wanted_peers(network).await?),
         };
-        let overrides = &node.overrides;
         // A hub listens where its endpoint says, unless something in front of it translates the port.
         let hub_port = node.endpoint.as_ref().filter(|_| node.role == Role::Hub).map(|e| e.port);
         Ok(WantedInterface {
             name: network.interface.clone(),
             addresses: self.addresses(network, &node.id).await?,
-            listen_port: overrides.override_listen_port.or(hub_port).filter(|p| *p != 0),
-            mtu: overrides.override_mtu.or(network.mtu).filter(|m| *m != 0),
-            dns: overrides.override_dns.clone().unwrap_or_else(|| network.dns.clone()),
+            listen_port: hub_port.filter(|p| *p != 0),
+            mtu: network.mtu.filter(|m| *m != 0),
+            dns: network.dns.clone(),
             hubs,
             peers,
             forwarding: network.forwarding,
+            overrides: overrides(&node.overrides),
             next_key: node.next_key,
         })
     }
 
-    async fn wanted_hubs(&mut self, node: &Node, network: &Network) -> Result<Vec<WantedHub>, LeaseError> {
+    async fn wanted_hubs(&mut self, network: &Network) -> Result<Vec<WantedHub>, LeaseError> {
         let mut hubs = Vec::new();
         for hub in self.hubs(&network.name).await? {
             let (Some(public_key), Some(endpoint)) = (hub.wireguard_key, hub.endpoint.clone()) else { continue };
@@ -85,7 +86,7 @@ impl Tx {
                 endpoint,
                 address,
                 allowed_ips,
-                keepalive: node.overrides.override_keepalive.unwrap_or(network.keepalive),
+                keepalive: network.keepalive,
             });
         }
         Ok(hubs)
@@ -140,5 +141,16 @@ impl Tx {
         // Token ids have 256 bits; the low ones choose the host, which keeps ids that follow each other apart.
         let id: alloy_primitives::U256 = row.parsed("token_id")?;
         Ok(Some(id.as_limbs()[0]))
+    }
+}
+
+/// Overrides as they travel: the node itself applies them, so that it can also say what it would do without.
+fn overrides(set: &super::node::Overrides) -> Overrides {
+    Overrides {
+        listen_port: set.override_listen_port,
+        dns: set.override_dns.clone(),
+        mtu: set.override_mtu,
+        keepalive: set.override_keepalive,
+        endpoint_allowed_ips: None,
     }
 }

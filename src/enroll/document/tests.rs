@@ -34,6 +34,7 @@ fn document() -> StateDocument {
             peers: vec![],
             forwarding: false,
             next_key: None,
+            overrides: Default::default(),
         }],
     }
 }
