@@ -65,6 +65,11 @@ impl Wall {
         self.0
     }
 
+    /// So much earlier, not before the epoch.
+    pub const fn before(self, d: Duration) -> Self {
+        Self(self.0.saturating_sub(d.as_secs()))
+    }
+
     /// Reads an RFC 3339 time in UTC (`2026-01-31T00:00:00Z`; a fraction is dropped). `None` if it is anything else.
     pub fn parse_rfc3339(text: &str) -> Option<Self> {
         let b = text.as_bytes();

@@ -1,6 +1,6 @@
 //! `spoke drift`: what the kernel has that nobody wants, lacks, or has otherwise; and its repair on request.
 use super::{Failure, Outcome, load, print};
-use crate::change::task::{Reconcile, Reconciled};
+use crate::change::ask::{Reconcile, Reconciled};
 use crate::net::drift::Report;
 use crate::socket::wire::{Request, SOCKET};
 use crate::sys::socket::call;
@@ -81,7 +81,17 @@ fn table(r: &Report) -> String {
             }
         }
     }
-    if out.is_empty() { format!("no drift as of {}\n", r.detected_at) } else { out }
+    if out.is_empty() {
+        out = format!("no drift as of {}\n", r.detected_at);
+    }
+    for d in &r.history {
+        let done = if d.repaired { "repaired" } else { "left alone" };
+        let _ = writeln!(out, "{}  {}: {done}, {} in all", d.time, d.interface, d.summary.total_issues);
+        for step in &d.steps {
+            let _ = writeln!(out, "    {step}");
+        }
+    }
+    out
 }
 
 fn nets(nets: &[ipnet::IpNet]) -> String {

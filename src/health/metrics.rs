@@ -88,6 +88,14 @@ impl Collector for Scrape {
         out.gauge("spoke_reconcile_age_seconds", "Time since the last pass ended", age.as_secs_f64())?;
         out.counter("spoke_reconcile_changes_total", "Steps applied because the wanted state changed", net.changes)?;
         out.counter("spoke_reconcile_repairs_total", "Steps applied against drift", net.repairs)?;
+        let (found, left) = net.drifts;
+        out.family(
+            ("spoke_drifts_total", "Drifts found, by what policy had done about them", MetricType::Counter),
+            "policy",
+            [("repaired", found.saturating_sub(left)), ("left_alone", left)],
+        )?;
+        #[expect(clippy::cast_precision_loss, reason = "a count of differences stays far below 2^53")]
+        out.gauge("spoke_drift_left_alone", "Differences that policy leaves alone now", net.held as f64)?;
         out.counter("spoke_reconcile_failures_total", "Steps the kernel refused", net.failures)?;
         #[expect(clippy::cast_precision_loss, reason = "a generation stays far below 2^53")]
         out.gauge("spoke_generation", "Generation of the wanted state", net.generation as f64)?;

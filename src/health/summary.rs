@@ -40,6 +40,10 @@ pub struct Net {
     pub repairs: u64,
     /// Steps the kernel refused.
     pub failures: u64,
+    /// Drifts found, and those of them that policy left alone.
+    pub drifts: (u64, u64),
+    /// Differences that policy leaves alone now.
+    pub held: usize,
     /// Why it was not clean.
     pub troubles: Vec<Trouble>,
     /// Interfaces, in the order of their names.

@@ -95,6 +95,8 @@ impl<C: Clock> Endpoints<C> {
             changes: status.changes,
             repairs: status.repairs,
             failures: status.failures,
+            drifts: (status.drift_count, status.drifts_left),
+            held: status.left.held.len(),
             troubles: status.troubles.iter().map(trouble).collect(),
             links: Link::all(&status.desired, &status.observed, &status.handshakes, now),
         };

@@ -3,6 +3,8 @@
 //! Compared are allowed-ips as sets, keepalive, and the preshared key by digest. What the kernel learns (a roamed
 //! endpoint, handshakes, counters) is never drift.
 use super::key::{PresharedKey, PublicKey};
+use super::plan::{Plan, Step};
+use super::render;
 use super::state::{Desired, IfName, Link, ListenPort, Observed, ObservedLink, ObservedPeer, Peer};
 use crate::time::Wall;
 use ipnet::IpNet;
@@ -108,12 +110,64 @@ pub struct Report {
     pub interfaces: BTreeMap<IfName, LinkDrift>,
     /// When the kernel was looked at, RFC 3339.
     pub detected_at: String,
+    /// The last drifts and what was done about them, oldest first.
+    pub history: Vec<Drifted>,
+}
+
+/// A difference that was found although nothing wanted had changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drifted {
+    /// When, RFC 3339, by the clock as it stood.
+    pub time: String,
+    /// The interface.
+    pub interface: IfName,
+    /// Whether it was to be repaired at once; else policy left it alone.
+    pub repaired: bool,
+    /// How much differed.
+    pub summary: Summary,
+    /// The steps that mend it, as text: the first few.
+    pub steps: Vec<String>,
+}
+
+/// Steps told of one drift.
+const TOLD: usize = 8;
+
+/// The drifts that a look has found. `found` is what it would take to mend them, `left` what the look before left alone:
+/// that was told already. `repaired`: nothing wanted has changed since all was well, so every step is against drift.
+pub fn found(
+    desired: &Desired,
+    observed: &Observed,
+    found: &Plan,
+    left: &Plan,
+    repaired: bool,
+    at: Wall,
+) -> Vec<Drifted> {
+    let mut links: BTreeMap<&IfName, bool> = BTreeMap::new();
+    if found.held != left.held {
+        links.extend(found.held.iter().map(|s| (s.link(), false)));
+    }
+    if repaired {
+        links.extend(found.steps.iter().map(|s| (s.link(), true)));
+    }
+    let event = |(name, repaired): (&IfName, bool)| {
+        let want = desired.links.get(name)?;
+        let steps = if repaired { &found.steps } else { &found.held };
+        let of_link = |s: &&Step| s.link() == name;
+        Some(Drifted {
+            time: at.to_string(),
+            interface: name.clone(),
+            repaired,
+            summary: link(want, observed.links.get(name), &Names::new()).summary,
+            steps: steps.iter().filter(of_link).take(TOLD).map(|s| render::step(s, observed)).collect(),
+        })
+    };
+    links.into_iter().filter_map(event).collect()
 }
 
 /// Names of peers, for people.
 pub type Names = BTreeMap<PublicKey, String>;
 
-/// The drift of every wanted interface.
+/// The drift of every wanted interface; the history is the caller's to add.
 pub fn report(desired: &Desired, observed: &Observed, names: &Names, node_id: Option<String>, at: Wall) -> Report {
     let mut out = Report { node_id, detected_at: at.to_string(), ..Report::default() };
     for (name, want) in &desired.links {

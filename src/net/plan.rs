@@ -210,7 +210,8 @@ pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory) -> Plan {
         match want.policy {
             DriftPolicy::Enforce => {
                 out.steps.append(&mut steps);
-                if want.remove_unknown {
+                // What somebody else made and we only look after keeps the peers it has, unless we are told otherwise.
+                if want.remove_unknown.unwrap_or(have.is_none_or(|h| h.ours)) {
                     out.steps.append(&mut unknown);
                 } else {
                     out.held.append(&mut unknown);

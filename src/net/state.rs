@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -161,8 +161,10 @@ pub struct Link {
     pub up: bool,
     /// What may be done about drift.
     pub policy: DriftPolicy,
-    /// Whether peers that we never set are removed.
-    pub remove_unknown: bool,
+    /// Whether peers that we never set are removed; `None`: only from an interface we made, never from one we adopted.
+    pub remove_unknown: Option<bool>,
+    /// Resolvers inside the tunnel, for whoever sets up name resolution: nothing of the kernel.
+    pub dns: Vec<IpAddr>,
     /// Raised to have the interface deleted and made anew: the last rung of the recovery ladder.
     pub rebuild: u32,
 }

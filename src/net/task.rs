@@ -2,9 +2,8 @@
 use super::advance::advance;
 use super::ages::Handshakes;
 use super::derive::{Admitted, Facts, Keys, UplinkChoice, derive};
-use super::drift;
+use super::drift::{self, Drifted};
 use super::imperative::Imperative;
-use super::overrides::Overrides;
 use super::plan::{Plan, Repair, plan};
 use super::render;
 use super::state::{Desired, IfName, Memory, Observed};
@@ -50,8 +49,6 @@ pub struct Sources {
     pub imperative: Option<Fact<Imperative>>,
     /// The configuration as the control plane completes it; absent where there is none.
     pub control: Option<Fact<Config>>,
-    /// The operator's overrides; absent where nobody can set any.
-    pub overrides: Option<Fact<Overrides>>,
     /// Repairs asked for, carried out once each; needs not be published before the first pass.
     pub repair: Option<Fact<Repair>>,
 }
@@ -76,7 +73,6 @@ impl Sources {
             names: latest(&mut self.names, "names")?,
             admitted: latest(&mut self.admitted, "grants")?,
             imperative: latest(&mut self.imperative, "agent")?,
-            overrides: latest(&mut self.overrides, "overrides")?,
         })
     }
 
@@ -87,7 +83,6 @@ impl Sources {
             () = change(self.names.as_mut()) => {}
             () = change(self.admitted.as_mut()) => {}
             () = change(self.imperative.as_mut()) => {}
-            () = change(self.overrides.as_mut()) => {}
             () = change(self.control.as_mut()) => {}
             () = change(self.repair.as_mut()) => {}
         }
@@ -145,21 +140,6 @@ pub struct Trouble {
     pub detail: String,
 }
 
-/// A difference that was found although nothing wanted had changed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Drifted {
-    /// When, on the boot clock.
-    pub at: Boot,
-    /// When, on the wall clock as it stood.
-    pub wall: Wall,
-    /// The interface.
-    pub link: IfName,
-    /// How much differed.
-    pub summary: drift::Summary,
-    /// Whether it was to be repaired at once; else policy left it alone.
-    pub repaired: bool,
-}
-
 /// What the reconcile task publishes after each pass.
 #[derive(Clone, Debug, Default)]
 pub struct Status {
@@ -199,6 +179,8 @@ pub struct Status {
     pub drifts: VecDeque<Drifted>,
     /// Drifts since start.
     pub drift_count: u64,
+    /// Those of them that policy left alone.
+    pub drifts_left: u64,
 }
 
 /// Everything the reconcile task needs.
@@ -327,7 +309,11 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         }
         let mut observed = self.kernel.observe(&wanted).await?;
         let mut left = plan(&desired, &observed, memory);
-        let drifts = self.drifts(&desired, &observed, &left, changed);
+        let drifts = {
+            let status = self.status.borrow();
+            let repaired = status.clean && !changed;
+            drift::found(&desired, &observed, &left, &status.left, repaired, self.clock.wall())
+        };
         if let Some(repair) = repair {
             memory.repaired = repair.seq;
             left.release(&repair);
@@ -352,34 +338,12 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         self.publish(|s| {
             (s.imperative, s.repaired, s.control) = (imperative, repaired, control);
             s.drift_count += drifts.len() as u64;
+            s.drifts_left += drifts.iter().filter(|d| !d.repaired).count() as u64;
             s.drifts.extend(drifts);
             let excess = s.drifts.len().saturating_sub(MAX_HISTORY);
             s.drifts.drain(..excess);
         });
         Ok(if clean { Pass::Clean } else { Pass::Unfinished })
-    }
-
-    /// What differs although nothing wanted changed: repaired at once, or left alone and not yet told of.
-    fn drifts(&self, desired: &Desired, observed: &Observed, found: &Plan, changed: bool) -> Vec<Drifted> {
-        let status = self.status.borrow();
-        let repaired = status.clean && !changed;
-        let held = found.held != status.left.held && !changed;
-        let (at, wall) = (self.clock.now(), self.clock.wall());
-        let touched =
-            |steps: &[super::plan::Step]| -> BTreeSet<IfName> { steps.iter().map(|s| s.link().clone()).collect() };
-        let mut links: BTreeMap<IfName, bool> = BTreeMap::new();
-        if held {
-            links.extend(touched(&found.held).into_iter().map(|l| (l, false)));
-        }
-        if repaired {
-            links.extend(touched(&found.steps).into_iter().map(|l| (l, true)));
-        }
-        let event = |(link, repaired): (IfName, bool)| {
-            let want = desired.links.get(&link)?;
-            let summary = drift::link(want, observed.links.get(&link), &drift::Names::new()).summary;
-            Some(Drifted { at, wall, link, summary, repaired })
-        };
-        links.into_iter().filter_map(event).collect()
     }
 
     async fn apply(

@@ -158,7 +158,8 @@ fn wanted(count: u32, changed: bool) -> Desired {
         routes: BTreeSet::new(),
         up: false,
         policy: DriftPolicy::Enforce,
-        remove_unknown: true,
+        remove_unknown: Some(true),
+        dns: Vec::new(),
         rebuild: 0,
     };
     Desired { generation: 1, links: BTreeMap::from([(name(OURS), link)]) }

@@ -26,7 +26,8 @@ fn link() -> Link {
         routes: [main("10.9.0.0/16"), main("fd00:9::/48")].into(),
         up: true,
         policy: DriftPolicy::Enforce,
-        remove_unknown: true,
+        remove_unknown: Some(true),
+        dns: Vec::new(),
         rebuild: 0,
     }
 }
@@ -132,7 +133,7 @@ fn only_watched() {
 fn unknown_peers_stay() {
     let mut world = reached();
     world.others.set_peer("wg0", peer_key(2), ObservedPeer::default());
-    golden("unknown-peer", &mut world, &wanted(Link { remove_unknown: false, ..link() }));
+    golden("unknown-peer", &mut world, &wanted(Link { remove_unknown: Some(false), ..link() }));
 }
 
 #[test]

@@ -165,7 +165,7 @@ proptest! {
     #[test]
     fn peers_we_never_knew_may_stay(first in any_desired(), mess in messes(), want in any_desired()) {
         let mut want = want;
-        want.links.values_mut().for_each(|l| l.remove_unknown = false);
+        want.links.values_mut().for_each(|l| l.remove_unknown = Some(false));
         let mut world = world(&first, &mess);
         let want = reachable(&want, &mut world);
         let before = world.observe(&want);
@@ -258,7 +258,8 @@ fn one_link() -> Desired {
         routes: [spoke::net::state::Route { to: net("10.1.0.0/16"), table: 254 }].into(),
         up: true,
         policy: DriftPolicy::Enforce,
-        remove_unknown: true,
+        remove_unknown: Some(true),
+        dns: Vec::new(),
         rebuild: 0,
     };
     Desired { generation: 1, links: [(name("wg0"), link)].into() }

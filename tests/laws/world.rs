@@ -102,7 +102,8 @@ fn any_link(n: u8) -> impl Strategy<Value = Link> {
                 routes: routes.into_iter().map(|to| Route { to, table: TABLES[usize::from(n)] }).collect(),
                 up,
                 policy: DriftPolicy::Enforce,
-                remove_unknown: true,
+                remove_unknown: Some(true),
+                dns: Vec::new(),
                 rebuild: 0,
             }
         },

@@ -29,7 +29,8 @@ fn status() -> Status {
         routes: BTreeSet::new(),
         up: true,
         policy: DriftPolicy::Enforce,
-        remove_unknown: false,
+        remove_unknown: Some(false),
+        dns: Vec::new(),
         rebuild: 0,
     };
     let have = ObservedLink {

@@ -33,7 +33,8 @@ fn wanted(peers: &BTreeMap<u8, (u8, Option<u8>, u16)>) -> Desired {
         routes: BTreeSet::new(),
         up: true,
         policy: DriftPolicy::Enforce,
-        remove_unknown: true,
+        remove_unknown: Some(true),
+        dns: Vec::new(),
         rebuild: 0,
     };
     Desired { generation: 1, links: [("wg0".parse().unwrap(), link)].into() }
