@@ -2,9 +2,10 @@
 //!
 //! What the chain cannot show by itself is a trail cut off at its end, or remade as a whole by somebody with root's rights:
 //! compare the head that `spoke audit verify` prints with one noted down elsewhere.
-use crate::time::Wall;
+use crate::time::{Boot, Wall};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::time::Duration;
 
 /// The hash before the first entry.
 pub const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
@@ -22,6 +23,8 @@ pub enum Actor {
     Reconcile,
     /// A change that nobody confirmed in time.
     TimeOut,
+    /// The node about itself.
+    Node,
 }
 
 impl fmt::Display for Actor {
@@ -32,6 +35,7 @@ impl fmt::Display for Actor {
             Self::ControlPlane => f.write_str("control plane"),
             Self::Reconcile => f.write_str("reconcile"),
             Self::TimeOut => f.write_str("confirmation time-out"),
+            Self::Node => f.write_str("node"),
         }
     }
 }
@@ -105,6 +109,32 @@ impl Entry {
     /// Where the chain is after this entry.
     pub fn head(&self) -> Head {
         Head { seq: self.seq, hash: self.hash.clone() }
+    }
+}
+
+/// How many entries of one kind may be written in an hour: nobody shall wear out the flash, or push the rest of the trail
+/// out of its bounds.
+#[derive(Clone, Copy, Debug)]
+pub struct Allowance {
+    per_hour: u32,
+    hour: Boot,
+    left: u32,
+}
+
+impl Allowance {
+    /// So many in each hour from now on.
+    pub const fn new(per_hour: u32, now: Boot) -> Self {
+        Self { per_hour, hour: now, left: per_hour }
+    }
+
+    /// Whether there may be one more.
+    pub fn take(&mut self, now: Boot) -> bool {
+        if now.since(self.hour) >= Duration::from_secs(3600) {
+            (self.hour, self.left) = (now, self.per_hour);
+        }
+        let fine = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        fine
     }
 }
 
@@ -207,6 +237,13 @@ mod tests {
             cut.remove(1 + at % (entries.len() - 2));
             prop_assert!(verify(&cut).is_err());
         }
+    }
+
+    #[test]
+    fn an_hour_has_so_many_entries_and_no_more() {
+        let mut allowed = Allowance::new(2, Boot::from_secs(10));
+        let taken = [10, 11, 12, 3609, 3610, 3611, 3612].map(|s| allowed.take(Boot::from_secs(s)));
+        assert_eq!(taken, [true, true, false, false, true, true, false]);
     }
 
     #[test]

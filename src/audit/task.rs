@@ -1,13 +1,13 @@
 //! Writes the trail: one file that grows to a bound, and the one before it.
-use super::record::{Actor, Entry, Event, Head};
+use super::record::{Actor, Allowance, Entry, Event, Head};
 use crate::clock::Anchor;
+use crate::net::drift::Drifted;
 use crate::net::task::{Cause, Status};
 use crate::sys::clock::Clock;
 use crate::sys::disk::DiskError;
 use crate::sys::journal::{self, Journal};
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 /// File name in the state directory; the one before it has `.1` appended.
@@ -56,18 +56,22 @@ pub struct Trail<C> {
 impl<C: Clock> Trail<C> {
     /// Opens the trail in the state directory. Blocks. `trusted` says whether the wall clock is believed.
     pub fn open(dir: &Path, clock: C, trusted: watch::Receiver<Option<Anchor>>) -> Result<(Self, Audit), DiskError> {
-        let path = dir.join(FILE);
-        let (journal, found) = Journal::open(path)?;
-        if found.dropped > 0 {
-            tracing::warn!(bytes = found.dropped, "the end of the audit trail was damaged and is cut off");
-        }
+        let (journal, found) = Journal::open_or_rotate(dir.join(FILE))?;
         let mut entries = parse(&found.lines);
         if entries.is_empty() {
-            entries = journal::read(&previous(dir)).map(|f| parse(&f.lines)).unwrap_or_default();
+            entries = parse(&journal::read(&previous(dir))?.lines);
         }
         let head = entries.last().map(Entry::head).unwrap_or_default();
         let (tx, events) = mpsc::channel(QUEUE);
-        Ok((Self { clock, trusted, events, journal, head }, Audit(tx)))
+        let audit = Audit(tx);
+        if let Some(kept) = &found.aside {
+            let what = format!("found {} damaged bytes in the audit trail; kept as {}", found.dropped, kept.display());
+            tracing::error!("{what}");
+            audit.record(&Actor::Node, what, Ok(()));
+        } else if found.dropped > 0 {
+            tracing::warn!(bytes = found.dropped, "the last audit record was cut off by a power cut");
+        }
+        Ok((Self { clock, trusted, events, journal, head }, audit))
     }
 
     /// Writes until nobody can hand in an event any more. An event that cannot be written stays in the log alone.
@@ -90,8 +94,8 @@ impl<C: Clock> Trail<C> {
         }
         let line = serde_json::to_vec(entry)
             .map_err(|e| DiskError::Read { path: self.journal.path().to_owned(), source: e.into() })?;
-        // Not synced: the trail of a second before a power cut is not worth a flash write each.
-        self.journal.append(&line, false).await
+        // What somebody asked for is on the medium at once. A repair is not worth a flash write of its own.
+        self.journal.append(&line, entry.actor != Actor::Reconcile.to_string()).await
     }
 }
 
@@ -99,29 +103,40 @@ impl<C: Clock> Trail<C> {
 /// the flash.
 const REPAIRS_PER_HOUR: u32 = 60;
 
-/// Records what the reconcile task repaired, an entry for each pass that repaired anything.
+/// Records what the reconcile task repaired, an entry for each pass that repaired anything, and the drift that policy had
+/// it leave alone.
 pub async fn repairs<C: Clock>(mut net: watch::Receiver<Status>, audit: Audit, clock: C) -> Result<(), Infallible> {
-    let (mut seen, mut hour, mut left) = (net.borrow().repairs, clock.now(), REPAIRS_PER_HOUR);
+    let (mut seen, mut allowed) = (net.borrow().repairs, Allowance::new(REPAIRS_PER_HOUR, clock.now()));
+    let mut drifts = net.borrow().drift_count;
     while net.changed().await.is_ok() {
-        let (count, what) = {
+        let (count, what, held) = {
             let status = net.borrow_and_update();
+            let new = usize::try_from(status.drift_count.saturating_sub(drifts)).unwrap_or(usize::MAX);
+            drifts = status.drift_count;
+            let held: Vec<String> = status.drifts.iter().rev().take(new).filter(|d| !d.repaired).map(alone).collect();
             let fresh = status.repairs.saturating_sub(seen);
             seen = status.repairs;
             let drift = status.history.iter().rev().filter(|d| d.cause == Cause::Drift && d.error.is_none());
             let steps: Vec<&str> =
                 drift.take(usize::try_from(fresh.min(4)).unwrap_or(4)).map(|d| d.what.as_str()).collect();
-            (fresh, steps.join("; "))
+            (fresh, steps.join("; "), held)
         };
-        if clock.now().since(hour) >= Duration::from_secs(3600) {
-            (hour, left) = (clock.now(), REPAIRS_PER_HOUR);
-        }
-        if count > 0 && left > 0 {
-            left -= 1;
+        if count > 0 && allowed.take(clock.now()) {
             let more = if count > 4 { format!(" and {} more", count - 4) } else { String::new() };
             audit.record(&Actor::Reconcile, format!("repaired drift: {what}{more}"), Ok(()));
         }
+        for what in held {
+            if allowed.take(clock.now()) {
+                audit.record(&Actor::Reconcile, what, Ok(()));
+            }
+        }
     }
     Ok(())
+}
+
+fn alone(drift: &Drifted) -> String {
+    let (link, count) = (&drift.interface, drift.summary.total_issues);
+    format!("left drift on {link} alone, {count} in all: {}", drift.steps.join("; "))
 }
 
 fn previous(dir: &Path) -> PathBuf {
@@ -134,13 +149,8 @@ fn parse(lines: &[Vec<u8>]) -> Vec<Entry> {
 
 /// The entries in the state directory, oldest first, and how many bytes of them are damaged. Blocks.
 pub fn entries(dir: &Path) -> Result<(Vec<Entry>, u64), DiskError> {
-    let mut found = journal::read(&previous(dir)).unwrap_or_default();
-    let current = match journal::read(&dir.join(FILE)) {
-        Err(DiskError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-            journal::Found::default()
-        }
-        other => other?,
-    };
+    let mut found = journal::read(&previous(dir))?;
+    let current = journal::read(&dir.join(FILE))?;
     found.lines.extend(current.lines);
     let entries = parse(&found.lines);
     let damaged = found.dropped + current.dropped + (found.lines.len() - entries.len()) as u64;
@@ -176,5 +186,35 @@ mod tests {
         assert!(entries.len() < 2700, "old ones are given up");
         let bytes: u64 = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
         assert!(bytes < 3 * MAX_BYTES, "{bytes}");
+    }
+
+    #[tokio::test]
+    async fn damage_is_told_and_never_tidied_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = async |what: &[&str], anchor: Option<Anchor>| {
+            let (trail, audit) = Trail::open(dir.path(), SystemClock, watch::channel(anchor).1).unwrap();
+            what.iter().for_each(|w| audit.record(&Actor::User(1000), *w, Err("no".into())));
+            drop(audit);
+            trail.run().await.unwrap();
+        };
+        let believed = Anchor { at: crate::time::Boot::default(), wall: crate::time::Wall(0) };
+        write(&["one", "two", "three"], None).await;
+        write(&["four"], Some(believed)).await;
+        let (whole, _) = entries(dir.path()).unwrap();
+        assert_eq!(whole.iter().map(|e| e.trusted).collect::<Vec<_>>(), [false, false, false, true]);
+        assert_eq!((whole[0].actor.as_str(), whole[0].result.as_str()), ("user 1000", "no"));
+
+        let path = dir.path().join(FILE);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let at = bytes.windows(3).position(|w| w == b"two").unwrap();
+        bytes[at] = b'T';
+        std::fs::write(&path, bytes).unwrap();
+        for _ in 0..2 {
+            write(&[], None).await;
+            let (list, damaged) = entries(dir.path()).unwrap();
+            assert!(damaged > 0 && verify(&list).is_err(), "a restart hides nothing");
+            assert_eq!(list.iter().map(|e| e.seq).collect::<Vec<_>>(), [1, 3, 4, 5], "the chain goes on from its end");
+            assert!(list[3].actor == "node" && list[3].what.contains("damaged"), "{:?}", list[3]);
+        }
     }
 }

@@ -1,7 +1,9 @@
 //! Answers the control socket.
 use super::wire::{DeedReport, LinkReport, PeerReport, Request, Response, RouteReport, StatusReport, TroubleReport};
-use crate::audit::record::Actor;
-use crate::change::task::{Changes, Refused, Rolled};
+use crate::audit::record::{Actor, Allowance};
+use crate::audit::task::Audit;
+use crate::change::ask::task::Changes;
+use crate::change::ask::{Refused, Rolled};
 use crate::config::Config;
 use crate::grants::report::Report;
 use crate::net::drift;
@@ -10,15 +12,19 @@ use crate::net::render;
 use crate::net::state::DriftPolicy;
 use crate::net::task::{Cause, Status};
 use crate::sys::clock::Clock;
-use crate::sys::socket::{Caller, Connection, Listener};
+use crate::sys::socket::{Connection, Listener};
 use crate::time::Boot;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 /// Connections served at once; a further one waits.
-const MAX_CONNECTIONS: usize = 8;
+const MAX_CONNECTIONS: usize = 16;
+/// Those of them that who may only look can hold: root is never kept out.
+const MAX_LOOKING: usize = 8;
+/// Refusals recorded in an hour; the log has them all.
+const REFUSALS_PER_HOUR: u32 = 30;
 
 /// A document of the uplink for the report, made by whoever wires the tasks.
 pub type UplinkView = Arc<dyn Fn() -> Option<serde_json::Value> + Send + Sync>;
@@ -40,6 +46,8 @@ pub struct Answers<C> {
     pub grants: Option<GrantsView>,
     /// Where changes are asked for.
     pub changes: Changes,
+    /// Where refusals are recorded.
+    pub audit: Audit,
 }
 
 /// The grants task, seen from outside.
@@ -54,14 +62,22 @@ pub struct GrantsView {
 /// Serves until the listener fails.
 pub async fn run<C: Clock>(listener: Listener, answers: Answers<C>) -> Result<(), std::io::Error> {
     let mut open = JoinSet::new();
+    let looking = Arc::new(());
+    let refusals = Arc::new(Mutex::new(Allowance::new(REFUSALS_PER_HOUR, answers.clock.now())));
     loop {
         if open.len() >= MAX_CONNECTIONS {
             open.join_next().await;
         }
         let connection = listener.accept().await?;
-        let answers = answers.clone();
+        let place = (!connection.caller().is_trusted()).then(|| looking.clone());
+        if Arc::strong_count(&looking) > MAX_LOOKING + 1 {
+            tracing::warn!(uid = connection.caller().uid, "too many connections of users who may only look");
+            continue;
+        }
+        let (answers, refusals) = (answers.clone(), refusals.clone());
         open.spawn(async move {
-            if let Err(e) = serve(connection, &answers).await {
+            let _place = place;
+            if let Err(e) = serve(connection, &answers, &refusals).await {
                 tracing::debug!(error = %e, "control connection ended");
             }
         });
@@ -69,12 +85,23 @@ pub async fn run<C: Clock>(listener: Listener, answers: Answers<C>) -> Result<()
     }
 }
 
-async fn serve<C: Clock>(mut connection: Connection, answers: &Answers<C>) -> Result<(), std::io::Error> {
+async fn serve<C: Clock>(
+    mut connection: Connection,
+    answers: &Answers<C>,
+    refusals: &Mutex<Allowance>,
+) -> Result<(), std::io::Error> {
     let caller = connection.caller();
     while let Some(line) = connection.line().await? {
         let response = match serde_json::from_slice::<Request>(&line) {
             Err(e) => Response::Error(format!("not a question this version knows: {e}")),
-            Ok(request) if request.mutates() && !caller.is_trusted() => refuse(&caller),
+            Ok(request) if request.mutates() && !caller.is_trusted() => {
+                let said = format!("user {} may look but not change anything: run it as root", caller.uid);
+                tracing::warn!(?request, "{said}");
+                if refusals.lock().unwrap_or_else(PoisonError::into_inner).take(answers.clock.now()) {
+                    answers.audit.record(&Actor::User(caller.uid), request.name(), Err(said.clone()));
+                }
+                Response::Error(said)
+            }
             Ok(Request::Grants) => answers.grants()?,
             Ok(Request::GrantsRefresh) => match &answers.grants {
                 Some(view) => {
@@ -83,12 +110,16 @@ async fn serve<C: Clock>(mut connection: Connection, answers: &Answers<C>) -> Re
                 }
                 None => no_grants(),
             },
-            Ok(Request::Drift) => Response::Ok(serde_json::to_value(answers.drift())?),
+            Ok(Request::Drift) => Response::Ok(serde_json::to_value(answers.drift().await)?),
             Ok(Request::DriftRepair { what }) => told(answers.changes.reconcile(what, Actor::User(caller.uid)).await)?,
             Ok(Request::History) => told(answers.changes.history().await)?,
             Ok(Request::Diff { a, b }) => told(answers.changes.diff(a, b).await)?,
             Ok(Request::Rollback { to }) => {
                 let done = answers.changes.rollback(to, Actor::User(caller.uid)).await;
+                told(done.map(|d| Rolled { generation: d.generation, lines: d.lines }))?
+            }
+            Ok(Request::Confirm { generation }) => {
+                let done = answers.changes.confirm(generation, Actor::User(caller.uid)).await;
                 told(done.map(|d| Rolled { generation: d.generation, lines: d.lines }))?
             }
             Ok(Request::Audit { limit }) => answers.audit(limit).await?,
@@ -112,10 +143,6 @@ fn no_grants() -> Response<serde_json::Value> {
     Response::Error("no interface has access = \"nft\", so nobody needs a grant".to_owned())
 }
 
-fn refuse(caller: &Caller) -> Response<serde_json::Value> {
-    Response::Error(format!("user {} may look but not change anything: run it as root", caller.uid))
-}
-
 impl<C: Clock> Answers<C> {
     fn grants(&self) -> Result<Response<serde_json::Value>, serde_json::Error> {
         let report = self.grants.as_ref().and_then(|view| view.report.borrow().clone());
@@ -125,11 +152,16 @@ impl<C: Clock> Answers<C> {
         })
     }
 
-    fn drift(&self) -> drift::Report {
-        let status = self.net.borrow();
+    /// As of now: what another program sets is announced by nobody.
+    async fn drift(&self) -> drift::Report {
+        self.changes.look(&self.net, &self.clock).await;
+        let status = self.net.borrow().clone();
         let node = self.config.node.id.as_ref().map(ToString::to_string);
-        let names = crate::agent::task::names(&self.config);
-        drift::report(&status.desired, &status.observed, &names, node, self.clock.wall())
+        let names = crate::agent::task::names(status.control.as_deref().unwrap_or(&self.config));
+        let seen = self.clock.wall().before(self.clock.now().since(status.observed.at));
+        let mut report = drift::report(&status.desired, &status.observed, &names, node, seen);
+        report.history = status.drifts.into();
+        report
     }
 
     async fn audit(&self, limit: usize) -> Result<Response<serde_json::Value>, serde_json::Error> {

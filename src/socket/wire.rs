@@ -22,10 +22,10 @@ pub enum Request {
     GrantsRefresh,
     /// What differs: a [`crate::net::drift::Report`].
     Drift,
-    /// Repair it once: a [`crate::change::task::Reconciled`].
+    /// Repair it once: a [`crate::change::ask::Reconciled`].
     DriftRepair {
         /// What of it.
-        what: crate::change::task::Reconcile,
+        what: crate::change::ask::Reconcile,
     },
     /// Generations, newest first.
     History,
@@ -36,7 +36,12 @@ pub enum Request {
         /// To.
         b: u64,
     },
-    /// Go back: a [`crate::change::task::Rolled`].
+    /// Keep what awaits its confirmation: a [`crate::change::ask::Rolled`].
+    Confirm {
+        /// This generation; whichever waits, if none is named.
+        generation: Option<u64>,
+    },
+    /// Go back: a [`crate::change::ask::Rolled`].
     Rollback {
         /// To this generation; to the previous one if none is named.
         to: Option<u64>,
@@ -49,11 +54,27 @@ pub enum Request {
 }
 
 impl Request {
+    /// What is asked for, for the log and the audit trail.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Status => "status",
+            Self::Grants => "grants",
+            Self::GrantsRefresh => "verify all grants again",
+            Self::Drift => "drift",
+            Self::DriftRepair { .. } => "repair drift",
+            Self::History => "history",
+            Self::Diff { .. } => "compare generations",
+            Self::Confirm { .. } => "confirm",
+            Self::Rollback { .. } => "roll back",
+            Self::Audit { .. } => "audit",
+        }
+    }
+
     /// Whether it changes anything, so that only root may ask.
     pub const fn mutates(&self) -> bool {
         match self {
             Self::Status | Self::Grants | Self::Drift | Self::History | Self::Diff { .. } | Self::Audit { .. } => false,
-            Self::DriftRepair { .. } | Self::Rollback { .. } => true,
+            Self::DriftRepair { .. } | Self::Rollback { .. } | Self::Confirm { .. } => true,
             // It costs traffic.
             Self::GrantsRefresh => true,
         }
