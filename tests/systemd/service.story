@@ -43,6 +43,11 @@ claim_within 20 "ready once a pass is clean" active
 admit "$(wg show wg0 public-key)" 10.9.0.2
 claim "traffic passes through the tunnel" ping -c 3 -W 5 10.9.0.1
 claim "it runs as its own user" is spoke ps -o user= -p "$(pid)"
+looking() { setpriv --reuid=nobody --regid=spoke --clear-groups spoke "$@"; }
+claim "a member of its group may look" looking status
+claim "and change nothing" fails looking config rollback
+claim "anybody else may not even look" fails setpriv --reuid=nobody --regid=nogroup --clear-groups spoke status
+claim "root may change what there is" spoke config rollback
 claim "its state is its own" is "spoke 700" stat -c '%U %a' /var/lib/spoke
 
 # --- the tunnel outlives the process ---
