@@ -4,6 +4,7 @@ pub mod devices;
 pub mod operators;
 pub mod peers;
 pub mod proof;
+pub mod releases;
 pub mod reports;
 
 use super::limits::Limits;
@@ -105,6 +106,7 @@ pub fn router(app: Arc<App>) -> Router {
         .routes(routes!(peers::one, peers::remove))
         .routes(routes!(peers::stats))
         .merge(operators::router())
+        .merge(releases::router())
         .layer(tower_http::timeout::TimeoutLayer::with_status_code(
             axum::http::StatusCode::SERVICE_UNAVAILABLE,
             REQUEST_TIMEOUT,

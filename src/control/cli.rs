@@ -1,6 +1,7 @@
 //! The command line of `spoke-control`. It works on the store itself, so that it also works while nothing serves.
 pub mod backup;
 pub mod fleet;
+pub mod release;
 pub mod serve;
 pub mod table;
 
@@ -52,6 +53,9 @@ pub enum Command {
     /// Hubs
     #[command(subcommand)]
     Hub(fleet::HubCommand),
+    /// Releases that the images of the fleet shall run
+    #[command(subcommand)]
+    Release(release::ReleaseCommand),
     /// Keys that sign the state of nodes
     #[command(subcommand)]
     SigningKey(fleet::SigningKeyCommand),
@@ -142,6 +146,7 @@ async fn run(cli: Cli) -> Outcome {
         Command::Token(command) => fleet::token(&context, command).await,
         Command::Network(command) => fleet::network(&context, *command).await,
         Command::Hub(command) => fleet::hub(&context, command).await,
+        Command::Release(command) => release::run(&context, command).await,
         Command::SigningKey(command) => fleet::signing_key(&context, command).await,
         Command::Audit(args) => fleet::audit(&context, args).await,
         Command::Backup(args) => backup::backup(&context, &args).await,

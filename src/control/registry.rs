@@ -2,6 +2,7 @@
 pub mod enrol;
 pub mod keys;
 pub mod operate;
+pub mod release;
 
 use super::store::StoreError;
 use super::store::lease::LeaseError;

@@ -13,6 +13,7 @@ pub mod key;
 pub mod lease;
 pub mod network;
 pub mod node;
+pub mod release;
 pub mod report;
 pub mod sql;
 pub mod token;

@@ -3,13 +3,14 @@ use crate::db::{Kind, open};
 use crate::world::{NOW, identity, network, operator, request, token};
 use spoke::control::ipam::Pool;
 use spoke::control::registry::enrol::{Enrolled, enrol};
-use spoke::control::registry::{RegistryError, keys, operate};
+use spoke::control::registry::{RegistryError, keys, operate, release};
 use spoke::control::signing::{MasterKey, SigningKeys};
 use spoke::control::store::audit::Filter;
 use spoke::control::store::fleet::Wanted;
 use spoke::control::store::lease::LeaseError;
 use spoke::control::store::network::Access;
 use spoke::control::store::node::NodeState;
+use spoke::control::store::release::Release;
 use spoke::control::store::report::Received;
 use spoke::control::store::token::NewToken;
 use spoke::control::store::{Store, StoreError};
@@ -37,6 +38,7 @@ crate::on_both![
     a_backup_restores_into_either_database,
     signing_keys_overlap,
     a_pool_cannot_shrink_under_its_leases,
+    a_release_is_wanted_of_one_node_before_all,
 ];
 
 async fn join(store: &Store, id: &str, token: &str) -> Result<ProvisionConfig, RegistryError> {
@@ -425,6 +427,7 @@ async fn a_backup_restores_into_either_database(kind: Kind) {
     hub(&store, "hub-1", Some("10.8.0.1")).await;
     let token = token(&store, 3).await;
     let config = join(&store, "edge-1", &token).await.unwrap();
+    want(&store, None, "1.4.0").await.unwrap();
     let before = document(&store, "edge-1").await;
     let mut backup = Vec::new();
     let rows = store.dump(&mut backup).await.unwrap();
@@ -478,4 +481,47 @@ async fn a_pool_cannot_shrink_under_its_leases(kind: Kind) {
     let grow = |n: &mut spoke::control::store::network::Network| n.pool4 = Some("10.8.0.0/22".parse().unwrap());
     operate::set_network(&store, "field", grow, &operator(), NOW).await.unwrap();
     assert_eq!(document(&store, "hub-1").await.interfaces[0].addresses[0].to_string(), "10.8.1.9/22");
+}
+
+async fn want(store: &Store, node: Option<&str>, version: &str) -> Result<(), RegistryError> {
+    let node = node.map(|n| n.parse().unwrap());
+    let wanted = Release { network: "field".into(), node, version: version.into(), source: None };
+    release::want(store, &wanted, &operator(), NOW).await
+}
+
+async fn a_release_is_wanted_of_one_node_before_all(kind: Kind) {
+    let (store, _db) = open(kind).await;
+    network(&store, "10.8.0.0/24", |_| {}).await;
+    let token = token(&store, 3).await;
+    join(&store, "edge-1", &token).await.unwrap();
+    join(&store, "edge-2", &token).await.unwrap();
+    let version = async |id: &str| {
+        let document = document(&store, id).await;
+        (document.generation, document.release.map(|r| r.version))
+    };
+    let (first, second) = (version("edge-1").await, version("edge-2").await);
+    assert_eq!((&first.1, &second.1), (&None, &None));
+
+    want(&store, Some("edge-1"), "1.4.0").await.unwrap();
+    assert_eq!(version("edge-1").await, (first.0 + 1, Some("1.4.0".into())));
+    assert_eq!(version("edge-2").await, second, "nobody else is disturbed");
+
+    want(&store, None, "1.3.9").await.unwrap();
+    assert_eq!(version("edge-1").await.1.as_deref(), Some("1.4.0"), "its own goes before its network's");
+    assert_eq!(version("edge-2").await, (second.0 + 1, Some("1.3.9".into())));
+
+    let edge_1 = "edge-1".parse().unwrap();
+    release::unwant(&store, "field", Some(&edge_1), &operator(), NOW).await.unwrap();
+    assert_eq!(version("edge-1").await.1.as_deref(), Some("1.3.9"));
+    let gone = release::unwant(&store, "field", Some(&edge_1), &operator(), NOW).await.unwrap_err();
+    assert!(matches!(gone, RegistryError::NotFound(..)), "{gone}");
+
+    assert!(matches!(want(&store, None, "1 2").await, Err(RegistryError::Value(_))));
+    assert!(matches!(want(&store, Some("edge-9"), "1.4.0").await, Err(RegistryError::NotFound(..))));
+
+    let mut told = report(1);
+    told.health = Some(serde_json::json!({"update": {"version": "1.3.9", "last": null}}));
+    say(&store, "edge-1", NOW, told).await;
+    let view = store.read().await.unwrap().node_views(Some(&edge_1), "", 1).await.unwrap().remove(0);
+    assert_eq!(view.update.unwrap()["version"], "1.3.9", "operators see how it went");
 }

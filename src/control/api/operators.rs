@@ -36,7 +36,7 @@ impl<T: serde::de::DeserializeOwned> FromRequest<Arc<App>> for Body<T> {
     }
 }
 
-fn actor() -> Actor {
+pub(super) fn actor() -> Actor {
     Actor::Operator("api".into())
 }
 

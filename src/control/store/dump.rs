@@ -143,6 +143,12 @@ const TABLES: &[Table] = &[
             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
     },
     Table {
+        name: "wanted_release",
+        columns: &[("network", Text), ("node", Text), ("version", Text), ("source", Text)],
+        select: "SELECT * FROM wanted_release ORDER BY network, node",
+        insert: "INSERT INTO wanted_release (network, node, version, source) VALUES ($1, $2, $3, $4)",
+    },
+    Table {
         name: "signing_key",
         columns: &[("public_key", Text), ("sealed_seed", Text), ("state", Text), ("created_ms", Int)],
         select: "SELECT * FROM signing_key ORDER BY created_ms, public_key",

@@ -38,6 +38,7 @@ impl Tx {
         }
         let network = self.network(&node.network).await?.ok_or(StoreError::Unreadable("node.network"))?;
         let interface = self.interface(&node, &network).await?;
+        let release = self.wanted_release(&node).await?;
         Ok(Wanted::Document(Box::new(StateDocument {
             version: VERSION,
             node_id: node.id,
@@ -45,6 +46,7 @@ impl Tx {
             role: node.role,
             signing_keys: keys.to_vec(),
             interfaces: vec![interface],
+            release,
         })))
     }
 

@@ -203,8 +203,16 @@ pub struct NodeView {
     pub last_seen: Option<String>,
     /// Of its software.
     pub version: Option<String>,
+    /// How updates of its image stand, by its last report; null where it has no slots.
+    #[schema(value_type = Option<Object>)]
+    pub update: Option<serde_json::Value>,
     /// RFC 3339.
     pub enrolled_at: Option<String>,
+}
+
+/// The part about updates of the health document in a report.
+fn update_of(health: &str) -> Option<serde_json::Value> {
+    serde_json::from_str::<serde_json::Value>(health).ok()?.get_mut("update").map(serde_json::Value::take)
 }
 
 impl Tx {
@@ -289,7 +297,7 @@ impl Tx {
         limit: i64,
     ) -> Result<Vec<NodeView>, StoreError> {
         let sql = "SELECT n.*, r.generation AS observed, r.outcome, r.reason, r.healthy, r.received_ms,
-                r.version AS reported_version
+                r.version AS reported_version, r.health
             FROM node n LEFT JOIN report r ON r.node = n.id
             WHERE ($1 = '' OR n.id = $1) AND n.id > $2 ORDER BY n.id LIMIT $3";
         let only = only.map_or("", NodeId::as_str);
@@ -315,6 +323,7 @@ impl Tx {
                 healthy: row.opt_int("healthy")?.map(|h| h != 0),
                 last_seen: row.opt_int("received_ms")?.and_then(|n| u64::try_from(n).ok()).map(time),
                 version: row.opt_text("reported_version")?.or(node.version),
+                update: row.opt_text("health")?.and_then(|h| update_of(&h)),
                 enrolled_at: node.enrolled_ms.map(time),
                 id: node.id,
                 label: node.label,
