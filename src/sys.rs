@@ -21,4 +21,5 @@ pub mod rpc;
 pub mod slots;
 pub mod socket;
 pub mod tls;
+pub mod updater;
 pub mod vault;

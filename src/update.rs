@@ -11,11 +11,13 @@
 //! - [`manifest`]: what a bundle says and who may sign it.
 //! - [`machine`]: a trial, from the first boot of a new slot to its commit or its end.
 //! - [`record`]: what a device remembers, and what the slots mean in its light.
+//! - [`notice`]: what is wanted by the control plane, and what is told about it.
 //! - [`crate::sys::bundle`]: a bundle into the other slot.
 //! - [`task`]: watches a trial; the only place that waits.
 //! - [`uboot`]: U-Boot's environment block as a value.
 pub mod machine;
 pub mod manifest;
+pub mod notice;
 pub mod record;
 pub mod slot;
 pub mod task;

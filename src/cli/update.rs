@@ -3,27 +3,31 @@ use super::{Failure, Outcome, load, print};
 use crate::config::Config;
 use crate::enroll::signature::VerifyKey;
 use crate::sys::bundle::{self, InstallError};
-use crate::sys::clock::SystemClock;
-use crate::sys::disk::Document;
+use crate::sys::disk::{DiskError, Document};
+use crate::sys::fetch;
 use crate::sys::slots::{DiskSlots, Slots as _, Standing};
-use crate::sys::vault::Vault;
-use crate::sys::{fetch, outlook};
-use crate::update::machine::{Sight, Stage};
-use crate::update::manifest::{Accepted, Manifest, root_keys};
-use crate::update::record::{Record, Situation, TrialRecord};
-use crate::update::slot::Trust;
-use crate::update::task::{self, Next};
+use crate::sys::updater::Notes;
+use crate::update::machine::Reason;
+use crate::update::manifest::{Accepted, root_keys};
+use crate::update::notice::{Notice, Wish, wish};
+use crate::update::record::{Record, Situation};
+use crate::update::slot::{Slot, Trust};
+use crate::update::task::Book;
 use std::io::Read;
 use std::path::Path;
+
+mod watch;
 
 /// Where the record is kept: apart from the supervisor's state, which is another user's.
 const RECORD: &str = "/state/update/update.json";
 const ROOT_KEYS: &str = "/usr/lib/spoke/update-root.pub";
+/// The image's release file.
+const RELEASE: &str = "/usr/lib/os-release";
 
 /// `spoke update`.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Say whether the configured source has another release
+    /// Say whether the configured source has another release, and what the control plane wants
     Check,
     /// Write a bundle to the slot that is not running, and start it on trial
     Install {
@@ -39,7 +43,7 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Start the other slot again, on trial
+    /// Take the running release back: start the other slot on trial; or end a trial that is going on
     Rollback {
         /// Leave the restart to you
         #[arg(long)]
@@ -61,17 +65,21 @@ pub enum Command {
 pub fn run(config: &Path, command: &Command) -> Outcome {
     match command {
         Command::Check => check(&load(config)?),
-        Command::Install { bundle, no_restart } => installed(&load(config)?, bundle.as_deref(), *no_restart),
-        Command::Status { json } => status(*json),
-        Command::Rollback { no_restart } => rollback(*no_restart),
-        Command::Watch => watch(&load(config)?),
-        Command::GiveUp { reason } => give_up(reason),
+        Command::Install { bundle, no_restart } => {
+            let config = load(config)?;
+            let place = source(&config, bundle.as_deref())?;
+            install(&config, &place, None, *no_restart)
+        }
+        Command::Status { json } => status(&load(config)?, *json),
+        Command::Rollback { no_restart } => rollback(&load(config)?, *no_restart),
+        Command::Watch => watch::run(&load(config)?),
+        Command::GiveUp { reason } => give_up(&load(config)?, reason),
     }
 }
 
 /// A value of the image's release file.
 fn release(key: &str) -> Option<String> {
-    let release = std::fs::read_to_string("/usr/lib/os-release").unwrap_or_default();
+    let release = std::fs::read_to_string(RELEASE).unwrap_or_default();
     release.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix('=').map(|v| v.trim_matches('"').to_owned()))
 }
 
@@ -84,19 +92,45 @@ fn running_version() -> String {
     release("IMAGE_VERSION").unwrap_or_else(|| crate::VERSION.to_owned())
 }
 
-fn open_record() -> Result<(Document<Record>, Record), anyhow::Error> {
-    let mut document = Document::new(RECORD.into(), 1);
-    let record = match document.load() {
-        Ok(record) => record,
-        // It was moved aside; a device must not be kept from updates by a lost note about updates.
-        Err(e @ crate::sys::disk::DiskError::Damaged { .. }) => {
-            tracing::error!(error = %e, "update record lost");
-            None
+/// The record on the state partition, and the note for the supervisor that goes with it.
+struct Ledger {
+    document: Document<Record>,
+    notes: Notes,
+    slot: Slot,
+}
+
+impl Ledger {
+    fn open(config: &Config, slot: Slot) -> Result<(Self, Record), anyhow::Error> {
+        let mut document = Document::new(RECORD.into(), 1);
+        let record = match document.load() {
+            Ok(record) => record,
+            // It was moved aside; a device must not be kept from updates by a lost note about updates.
+            Err(e @ DiskError::Damaged { .. }) => {
+                tracing::error!(error = %e, "update record lost");
+                None
+            }
+            Err(e) => return Err(e.into()),
+        };
+        let mut record = record.unwrap_or(Record::new(board()?));
+        record.slots.insert(slot, running_version());
+        Ok((Self { document, notes: Notes::at(&config.node.runtime_dir), slot }, record))
+    }
+
+    /// Tells the supervisor how things stand. Without it nothing works worse but the telling.
+    fn post(&self, record: &Record, held: Option<String>) {
+        let notice = Notice { held, ..Notice::of(record, self.slot, &running_version()) };
+        if let Err(e) = self.notes.post(&notice) {
+            tracing::warn!(error = %e, "the state of updates is not told");
         }
-        Err(e) => return Err(e.into()),
-    };
-    let board = board()?;
-    Ok((document, record.unwrap_or_else(|| Record::new(board))))
+    }
+}
+
+impl Book for Ledger {
+    fn keep(&mut self, record: &Record) -> Result<(), DiskError> {
+        // Told even if it cannot be kept: a full state partition is when somebody should know.
+        self.post(record, None);
+        self.document.store(record).map(drop)
+    }
 }
 
 fn roots() -> Result<Vec<VerifyKey>, Failure> {
@@ -109,6 +143,7 @@ fn roots() -> Result<Vec<VerifyKey>, Failure> {
     Ok(keys)
 }
 
+/// The place of a bundle: the one given, or this board's at the configured source.
 fn source(config: &Config, given: Option<&str>) -> Result<String, Failure> {
     match (given, &config.update.source) {
         (Some(given), _) => Ok(given.to_owned()),
@@ -129,18 +164,33 @@ fn opened(place: &str, record: &Record) -> Result<(Box<dyn Read + Send>, Accepte
 }
 
 fn check(config: &Config) -> Outcome {
-    let (_, record) = open_record()?;
+    let running = running_version();
+    let slots = DiskSlots::found()?;
+    let (ledger, record) = Ledger::open(config, slots.running())?;
+    let wanted = ledger.notes.wanted();
+    if let Some(wanted) = &wanted {
+        let note = match wish(Some(wanted), &running, &record) {
+            Wish::Nothing => "which runs".to_owned(),
+            Wish::Held(why) => why,
+            Wish::Install(_) => "which is installed by itself".to_owned(),
+        };
+        print(&format!("the control plane wants {}: {note}\n", wanted.version));
+    }
+    if wanted.is_some() && config.update.source.is_none() {
+        return Ok(());
+    }
     let place = source(config, None)?;
     let (_, accepted) = opened(&place, &record)?;
-    let Manifest { version, sequence, .. } = accepted.manifest;
-    let note = if record.was_rejected(sequence) { " (was tried here and given up)" } else { "" };
-    print(&format!("{place}: release {sequence}, version {version}{note}; running {}\n", running_version()));
+    let manifest = accepted.manifest;
+    let note = if record.is_shunned(&manifest.version) { " (was given up here)" } else { "" };
+    print(&format!("{place}: release {}, version {}{note}; running {running}\n", manifest.sequence, manifest.version));
     Ok(())
 }
 
-fn installed(config: &Config, given: Option<&str>, no_restart: bool) -> Outcome {
-    let (mut document, mut record) = open_record()?;
+/// Installs the bundle at `place`, which has to have version `only` where one is named.
+fn install(config: &Config, place: &str, only: Option<&str>, no_restart: bool) -> Outcome {
     let mut slots = DiskSlots::found()?;
+    let (mut ledger, mut record) = Ledger::open(config, slots.running())?;
     if !config.health.enabled {
         return Err(Failure::BadInput(
             "health.enabled is false: a new system is judged by its health endpoint and would never be committed"
@@ -149,35 +199,35 @@ fn installed(config: &Config, given: Option<&str>, no_restart: bool) -> Outcome 
     }
     let standing = slots.standing()?;
     let busy = match record.situation(standing.running, standing.trust, standing.other) {
-        Situation::Settled | Situation::Interrupted | Situation::CameBack | Situation::Pending => None,
+        Situation::Settled
+        | Situation::Interrupted
+        | Situation::CameBack
+        | Situation::FellBack
+        | Situation::Pending => None,
         Situation::Watch => Some("this system is on trial itself: wait until it is committed (spoke update status)"),
         Situation::Look => Some("a trial met an outage and is not over: spoke update rollback ends it"),
     };
     if let Some(why) = busy {
         return Err(anyhow::Error::from(InstallError::Busy(why.into())).into());
     }
-    let place = source(config, given)?;
-    let (mut stream, accepted) = opened(&place, &record)?;
+    let (mut stream, accepted) = opened(place, &record)?;
     let version = accepted.manifest.version.clone();
-    print(&format!("writing {version} to slot {}\n", standing.running.other()));
+    if let Some(only) = only.filter(|only| *only != version) {
+        return Err(Failure::BadInput(format!("{only} is wanted and {place} has {version}")));
+    }
+    let other = standing.running.other();
+    print(&format!("writing {version} to slot {other}\n"));
     record.trial = None;
-    document.store(&record)?;
-    bundle::write(&mut stream, &accepted, &mut slots).map_err(|e| anyhow::Error::from(e).context(place))?;
+    ledger.keep(&record)?;
+    bundle::write(&mut stream, &accepted, &mut slots).map_err(|e| anyhow::Error::from(e).context(place.to_owned()))?;
     // The record before the boot loader: found without it, a trial would be judged but could teach nothing.
-    record.trial = Some(TrialRecord {
-        manifest: accepted.manifest,
-        slot: standing.running.other(),
-        stage: Stage::Trial,
-        armed: false,
-        resumes: 0,
-        learned: accepted.learned,
-    });
-    document.store(&record)?;
+    record.begin(accepted, other);
+    ledger.keep(&record)?;
     slots.try_staged()?;
     if let Some(trial) = &mut record.trial {
         trial.armed = true;
     }
-    document.store(&record)?;
+    ledger.keep(&record)?;
     print(&format!("{version} is installed and starts on trial\n"));
     restart(no_restart)
 }
@@ -200,21 +250,27 @@ fn trust_text(trust: Option<Trust>) -> String {
     }
 }
 
-fn status(json: bool) -> Outcome {
-    let (_, record) = open_record()?;
-    let standing = DiskSlots::found()?.standing()?;
+fn status(config: &Config, json: bool) -> Outcome {
+    let mut slots = DiskSlots::found()?;
+    let (ledger, record) = Ledger::open(config, slots.running())?;
+    let standing = slots.standing()?;
+    let wanted = ledger.notes.wanted();
     if json {
         print(&format!(
             "{:#}\n",
-            serde_json::json!({"slots": standing, "record": record, "version": running_version()})
+            serde_json::json!({"slots": standing, "record": record, "version": running_version(), "wanted": wanted})
         ));
         return Ok(());
     }
     let Standing { running, trust, other } = standing;
-    print(&format!("slot {running}  {}  (running {})\n", trust_text(trust), running_version()));
-    print(&format!("slot {}  {}\n", running.other(), trust_text(other)));
+    let version = |slot: Slot| record.slots.get(&slot).map(|v| format!("  {v}")).unwrap_or_default();
+    print(&format!("slot {running}{}  {}, running\n", version(running), trust_text(trust)));
+    print(&format!("slot {}{}  {}\n", running.other(), version(running.other()), trust_text(other)));
+    if let Some(wanted) = wanted {
+        print(&format!("wanted version {} (by the control plane)\n", wanted.version));
+    }
     if let Some(trial) = &record.trial {
-        print(&format!("trial  version {} in slot {}, {:?}\n", trial.manifest.version, trial.slot, trial.stage));
+        print(&format!("trial  version {} in slot {}, {:?}\n", trial.version, trial.slot, trial.stage));
     }
     if let Some(last) = &record.last {
         print(&format!("last   version {}: {}\n", last.version, last.detail));
@@ -222,96 +278,45 @@ fn status(json: bool) -> Outcome {
     Ok(())
 }
 
-fn rollback(no_restart: bool) -> Outcome {
-    let (mut document, mut record) = open_record()?;
+fn rollback(config: &Config, no_restart: bool) -> Outcome {
     let mut slots = DiskSlots::found()?;
-    let standing = slots.standing()?;
-    if standing.other.is_none() {
-        return Err(Failure::BadInput(format!(
-            "slot {} is empty: there is nothing to go back to",
-            standing.running.other()
-        )));
-    }
-    record.trial = None;
-    document.store(&record)?;
-    slots.try_other()?;
-    print(&format!("slot {} starts on trial\n", standing.running.other()));
-    restart(no_restart)
-}
-
-fn watch(config: &Config) -> Outcome {
-    super::run::log();
-    let (mut document, mut record) = open_record()?;
-    let mut slots = DiskSlots::found()?;
-    let health = config.health.listen.first().copied().filter(|_| config.health.enabled);
-    let mut probes = config.update.probes.clone();
-    probes.extend(config.update.source.as_deref().and_then(host_port));
-    let look = async || {
-        let Some(health) = health else { return Sight::default() };
-        let probes = probes.clone();
-        tokio::task::spawn_blocking(move || outlook::look(health, &probes)).await.unwrap_or_default()
-    };
-    let rules = config.update.rules;
-    let next = super::block_on(task::watch(&SystemClock, &mut slots, &mut document, &mut record, rules, look))??;
-    match next {
-        Next::Restart => restart(false),
-        Next::Settled => super::block_on(idle(config, &record))?,
-    }
-}
-
-/// Nothing to judge: keeps the second copy of the identity, looks at the source now and then where that is wanted.
-async fn idle(config: &Config, record: &Record) -> Outcome {
-    let mut next = tokio::time::Instant::now() + config.update.every;
-    loop {
-        keep_identity();
-        tokio::time::sleep(KEEP).await;
-        if !config.update.automatic || config.update.source.is_none() || tokio::time::Instant::now() < next {
-            continue;
+    let (mut ledger, mut record) = Ledger::open(config, slots.running())?;
+    let Standing { running, trust, other } = slots.standing()?;
+    match record.situation(running, trust, other) {
+        Situation::Watch => {
+            // The record first: cut off between the two, the system is judged once more and nothing is lost.
+            record.end(Some(Reason::ByHand));
+            ledger.keep(&record)?;
+            slots.condemn()?;
+            print(&format!("the trial is over: slot {} starts\n", running.other()));
+            restart(no_restart)
         }
-        next += config.update.every;
-        match source(config, None).and_then(|place| opened(&place, record)) {
-            Ok((_, Accepted { manifest, .. }))
-                if manifest.version == running_version() || record.was_rejected(manifest.sequence) => {}
-            Ok(_) => return installed(config, None, false),
-            Err(Failure::BadInput(text)) => tracing::warn!("{text}"),
-            Err(Failure::Failed(e)) => tracing::warn!("{e:#}"),
-            Err(Failure::Silent) => {}
+        Situation::Look | Situation::Pending => {
+            slots.vacate()?;
+            record.end(Some(Reason::ByHand));
+            ledger.keep(&record)?;
+            print(&format!("the trial is over: slot {running} goes on\n"));
+            Ok(())
+        }
+        Situation::Settled | Situation::Interrupted | Situation::CameBack | Situation::FellBack => {
+            if other.is_none() {
+                let problem = format!("slot {} is empty: there is nothing to go back to", running.other());
+                return Err(Failure::BadInput(problem));
+            }
+            record.take_back(running.other(), &running_version());
+            ledger.keep(&record)?;
+            slots.try_other()?;
+            if let Some(trial) = &mut record.trial {
+                trial.armed = true;
+            }
+            ledger.keep(&record)?;
+            print(&format!("slot {} starts on trial\n", running.other()));
+            restart(no_restart)
         }
     }
 }
 
-/// Time between two looks at whether the identity changed. Looking reads; only a change writes.
-const KEEP: std::time::Duration = std::time::Duration::from_secs(60);
-
-/// Keeps keys, identity and settings in the vault.
-fn keep_identity() {
-    let wanted = |name: &str| {
-        let file = name.rsplit('/').next().unwrap_or(name);
-        // Left-overs of an interrupted write and previous copies are not the identity.
-        !file.starts_with('.')
-            && (name.starts_with("config/")
-                || name.starts_with("ssh/")
-                || file.ends_with(".key")
-                || file.starts_with("identity"))
-    };
-    let vault = Vault::at(Path::new(crate::sys::slots::RUN).join("dev/vault"));
-    match vault.keep(Path::new("/state"), wanted) {
-        Ok(true) => tracing::info!("second copy of the identity written"),
-        Ok(false) => {}
-        Err(e) => tracing::warn!(error = %e, "second copy of the identity not kept"),
-    }
-}
-
-/// `HOST:PORT` of a web address.
-fn host_port(address: &str) -> Option<String> {
-    let (scheme, rest) = address.split_once("://")?;
-    let host = rest.split('/').next()?;
-    let default = if scheme == "https" { 443 } else { 80 };
-    let has_port = host.rsplit_once(':').is_some_and(|(_, p)| p.parse::<u16>().is_ok());
-    Some(if has_port { host.to_owned() } else { format!("{host}:{default}") })
-}
-
-fn give_up(reason: &str) -> Outcome {
+fn give_up(config: &Config, reason: &str) -> Outcome {
     super::run::log();
     let mut slots = DiskSlots::found()?;
     let standing = slots.standing()?;
@@ -320,17 +325,12 @@ fn give_up(reason: &str) -> Outcome {
     if standing.trust == Some(Trust::Good) && standing.other.is_some_and(|t| t != Trust::Trying(0)) {
         slots.condemn()?;
     }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_source_is_a_probe_too() {
-        assert_eq!(host_port("https://up.example.net/spoke").as_deref(), Some("up.example.net:443"));
-        assert_eq!(host_port("http://10.0.2.2:8000/x").as_deref(), Some("10.0.2.2:8000"));
-        assert_eq!(host_port("nonsense"), None);
+    // Kept for whoever runs next; that it cannot be kept is no reason to go on like this.
+    if let Ok((mut ledger, mut record)) = Ledger::open(config, standing.running)
+        && let Some(trial) = record.trial.as_mut().filter(|t| t.slot == standing.running)
+    {
+        trial.note = Some(reason.to_owned());
+        ledger.keep(&record)?;
     }
+    Ok(())
 }

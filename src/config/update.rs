@@ -1,6 +1,7 @@
 //! `[update]`: where updates come from and how a new system is judged; of use on an image with two slots only.
 use super::reader::{Table, show_duration};
 use crate::update::machine::Rules;
+use crate::update::notice::WantedRelease;
 use serde::Serialize;
 use std::time::Duration;
 
@@ -21,6 +22,9 @@ pub struct Update {
     /// How a trial is judged.
     #[serde(skip)]
     pub rules: Rules,
+    /// What the control plane wants to run here; never from a file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wanted: Option<WantedRelease>,
 }
 
 fn seconds<S: serde::Serializer>(d: &Duration, s: S) -> Result<S::Ok, S::Error> {
@@ -63,6 +67,7 @@ impl Update {
                 outage: t.duration("outage", 10 * second..=168 * HOUR).unwrap_or(default.outage),
                 resumes: t.number("resumes", 0..=20).and_then(|n| u8::try_from(n).ok()).unwrap_or(default.resumes),
             },
+            wanted: None,
             source: source.map(|s| s.trim_end_matches('/').to_owned()),
         }
     }

@@ -97,6 +97,10 @@ pub enum Reason {
     TooManyOutages,
     /// It did not come up: the boot loader went back to the old slot.
     DidNotStart,
+    /// It was committed, and later it could not be kept running.
+    KeptFailing,
+    /// A person took it back.
+    ByHand,
 }
 
 impl Reason {
@@ -107,6 +111,10 @@ impl Reason {
             Self::NoWayOut => "it reached nothing outside, and the old system did right after it",
             Self::TooManyOutages => "each of its trials ended in an outage of the network",
             Self::DidNotStart => "it did not stay up: the boot loader went back to the old system",
+            Self::KeptFailing => {
+                "after its commit it could not be kept running any more, and the other system was taken"
+            }
+            Self::ByHand => "it was taken back by hand",
         }
     }
 }

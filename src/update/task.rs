@@ -2,7 +2,7 @@
 use super::machine::{Action, Event, Reason, Rules, Sight, Stage, Trial};
 use super::record::{Record, Situation};
 use crate::sys::clock::Clock;
-use crate::sys::disk::{DiskError, Document};
+use crate::sys::disk::DiskError;
 use crate::sys::slots::{SlotError, Slots, Standing};
 use std::time::Duration;
 
@@ -29,11 +29,17 @@ pub enum Next {
     Restart,
 }
 
+/// Where the record is kept and told.
+pub trait Book {
+    /// Keeps it so that it survives a power cut, and tells whoever wants to know.
+    fn keep(&mut self, record: &Record) -> Result<(), DiskError>;
+}
+
 /// Watches until there is nothing to watch. `look` takes a few seconds at most and is called every five.
 pub async fn watch<C: Clock>(
     clock: &C,
     slots: &mut impl Slots,
-    document: &mut Document<Record>,
+    book: &mut impl Book,
     record: &mut Record,
     rules: Rules,
     mut look: impl AsyncFnMut() -> Sight,
@@ -45,17 +51,23 @@ pub async fn watch<C: Clock>(
         Situation::Settled | Situation::Pending => None,
         Situation::Interrupted => {
             record.trial = None;
-            document.store(record)?;
+            book.keep(record)?;
             None
         }
         Situation::CameBack => {
-            end(document, record, Some(Reason::DidNotStart))?;
+            end(book, record, Some(Reason::DidNotStart))?;
+            None
+        }
+        Situation::FellBack => {
+            record.fell_back();
+            say(record);
+            book.keep(record)?;
             None
         }
         Situation::Watch => {
             if let Some(trial) = &mut record.trial {
                 (trial.stage, trial.armed) = (Stage::Trial, true);
-                document.store(record)?;
+                book.keep(record)?;
             }
             Some(Stage::Trial)
         }
@@ -81,7 +93,7 @@ pub async fn watch<C: Clock>(
             return Ok(Next::Settled);
         };
         if let Some(action) = machine.handle(clock.now(), Event::Seen(sight)).first() {
-            if let Some(next) = act(*action, standing, slots, document, record)? {
+            if let Some(next) = act(*action, standing, slots, book, record)? {
                 return Ok(next);
             }
             trial = None;
@@ -97,7 +109,7 @@ fn act(
     action: Action,
     standing: Standing,
     slots: &mut impl Slots,
-    document: &mut Document<Record>,
+    book: &mut impl Book,
     record: &mut Record,
 ) -> Result<Option<Next>, WatchError> {
     let on_trial = record.trial.as_ref().is_none_or(|t| t.slot == standing.running);
@@ -105,24 +117,24 @@ fn act(
         Action::Commit => {
             // The boot loader first: cut off between the two, the next start is watched once more and ends here again.
             slots.commit()?;
-            end(document, record, None)?;
+            end(book, record, None)?;
             tracing::info!(slot = %standing.running, "update committed");
             Ok(None)
         }
         Action::Reject(reason) if on_trial => {
-            end(document, record, Some(reason))?;
+            end(book, record, Some(reason))?;
             slots.condemn()?;
             Ok(Some(Next::Restart))
         }
         Action::Reject(reason) => {
-            end(document, record, Some(reason))?;
+            end(book, record, Some(reason))?;
             Ok(None)
         }
         Action::Retreat => {
             if let Some(trial) = &mut record.trial {
                 trial.stage = Stage::Retreated;
             }
-            document.store(record)?;
+            book.keep(record)?;
             slots.condemn()?;
             tracing::warn!("nothing outside answers: the old system shall have a look");
             Ok(Some(Next::Restart))
@@ -131,7 +143,7 @@ fn act(
             if let Some(trial) = &mut record.trial {
                 (trial.stage, trial.resumes) = (Stage::Trial, trial.resumes.saturating_add(1));
             }
-            document.store(record)?;
+            book.keep(record)?;
             slots.try_other()?;
             tracing::info!("the outage is over: the update is tried again");
             Ok(Some(Next::Restart))
@@ -139,11 +151,20 @@ fn act(
     }
 }
 
-fn end(document: &mut Document<Record>, record: &mut Record, reason: Option<Reason>) -> Result<(), DiskError> {
-    record.end(reason, reason.map_or("committed", Reason::text));
-    if let (Some(reason), Some(last)) = (reason, &record.last) {
-        tracing::error!(version = last.version, ?reason, "update given up: {}", reason.text());
-    }
-    document.store(record)?;
-    Ok(())
+fn end(book: &mut impl Book, record: &mut Record, reason: Option<Reason>) -> Result<(), DiskError> {
+    record.end(reason);
+    say(record);
+    book.keep(record)
 }
+
+/// On the console, for whoever stands in front of the device.
+fn say(record: &Record) {
+    if let Some(last) = &record.last
+        && let Some(reason) = last.reason
+    {
+        tracing::error!(version = last.version, ?reason, "update given up: {}", last.detail);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,124 @@
+//! The notes between the supervisor and the updater, real: two small files in memory, each written by one and read by the other.
+use crate::update::notice::{Notice, WantedRelease};
+use rustix::fs::{Mode, OFlags, open};
+use serde::{Serialize, de::DeserializeOwned};
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+/// A note longer than this is none, bytes.
+const MAX: u64 = 16 * 1024;
+
+/// Both notes of one device.
+#[derive(Clone, Debug)]
+pub struct Notes {
+    notice: PathBuf,
+    wanted: PathBuf,
+}
+
+impl Notes {
+    /// With the supervisor's runtime directory there.
+    pub fn at(runtime_dir: &Path) -> Self {
+        let notice = Path::new(super::slots::RUN).join("update.json");
+        Self { notice, wanted: runtime_dir.join("wanted-release.json") }
+    }
+
+    /// With both places said: for tests.
+    pub const fn in_places(notice: PathBuf, wanted: PathBuf) -> Self {
+        Self { notice, wanted }
+    }
+
+    /// Written by the updater.
+    pub fn post(&self, notice: &Notice) -> io::Result<()> {
+        replace(&self.notice, notice, 0o644)
+    }
+
+    /// Read by the supervisor; `None` where there are no slots.
+    pub fn notice(&self) -> Option<Notice> {
+        read(&self.notice)
+    }
+
+    /// Written by the supervisor; `None` wants nothing.
+    pub fn want(&self, wanted: Option<&WantedRelease>) -> io::Result<()> {
+        match wanted {
+            Some(wanted) => replace(&self.wanted, wanted, 0o640),
+            None => match fs::remove_file(&self.wanted) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+                other => other,
+            },
+        }
+    }
+
+    /// Read by the updater, which is root and does not trust who wrote it: a bundle has to be signed all the same.
+    pub fn wanted(&self) -> Option<WantedRelease> {
+        read(&self.wanted)
+    }
+}
+
+/// In memory, so nothing is synced; renamed, so that nobody reads half of it.
+fn replace(path: &Path, value: &impl Serialize, mode: u32) -> io::Result<()> {
+    let bytes = serde_json::to_vec(value)?;
+    if fs::read(path).is_ok_and(|old| old == bytes) {
+        return Ok(());
+    }
+    let fresh = path.with_extension("new");
+    let _ = fs::remove_file(&fresh);
+    fs::write(&fresh, bytes)?;
+    fs::set_permissions(&fresh, std::os::unix::fs::PermissionsExt::from_mode(mode))?;
+    fs::rename(&fresh, path)
+}
+
+/// A plain file only: whoever owns the directory must not be able to make the reader wait or read something else.
+fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file: File = open(path, flags, Mode::empty()).ok()?.into();
+    if !file.metadata().ok()?.is_file() {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX).read_to_end(&mut bytes).ok()?;
+    serde_json::from_slice(&bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::update::record::Record;
+    use crate::update::slot::Slot;
+
+    fn notes() -> (tempfile::TempDir, Notes) {
+        let dir = tempfile::tempdir().unwrap();
+        let notes = Notes::in_places(dir.path().join("n"), dir.path().join("w"));
+        (dir, notes)
+    }
+
+    #[test]
+    fn each_reads_what_the_other_wrote() {
+        let (_dir, notes) = notes();
+        assert_eq!((notes.notice(), notes.wanted()), (None, None));
+        let notice = Notice::of(&Record::new("x".into()), Slot::B, "1");
+        notes.post(&notice).unwrap();
+        assert_eq!(notes.notice(), Some(notice));
+        let wanted = WantedRelease { version: "2".into(), source: None };
+        notes.want(Some(&wanted)).unwrap();
+        assert_eq!(notes.wanted(), Some(wanted));
+        notes.want(None).unwrap();
+        notes.want(None).unwrap();
+        assert_eq!(notes.wanted(), None);
+    }
+
+    #[test]
+    fn a_link_a_pipe_and_noise_are_no_notes() {
+        let (dir, notes) = notes();
+        let elsewhere = dir.path().join("elsewhere");
+        fs::write(&elsewhere, br#"{"version":"2"}"#).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, dir.path().join("w")).unwrap();
+        assert_eq!(notes.wanted(), None);
+        fs::remove_file(dir.path().join("w")).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, dir.path().join("w"), rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
+        assert_eq!(notes.wanted(), None);
+        fs::remove_file(dir.path().join("w")).unwrap();
+        fs::write(dir.path().join("w"), vec![b'{'; 100_000]).unwrap();
+        assert_eq!(notes.wanted(), None);
+    }
+}

@@ -1,0 +1,142 @@
+//! What supervisor and updater tell each other: they are different users, so each leaves a note the other reads.
+use super::machine::Stage;
+use super::record::{Ended, Record};
+use super::slot::Slot;
+use serde::{Deserialize, Serialize};
+
+/// The longest version of a release, in bytes.
+const MAX_VERSION: usize = 64;
+/// The longest address of a source, in bytes.
+const MAX_SOURCE: usize = 512;
+
+/// The release a node's image shall run, as the control plane wants it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WantedRelease {
+    /// Version of the release, as its bundle has it.
+    pub version: String,
+    /// Where bundles are (`SOURCE/BOARD.spoke`); `None`: as the device's configuration says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+}
+
+impl WantedRelease {
+    /// What is wrong with it.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let word = |t: &str| !t.is_empty() && t.bytes().all(|b| b.is_ascii_graphic());
+        if !word(&self.version) || self.version.len() > MAX_VERSION {
+            return Err("release must be a version of at most 64 printable characters");
+        }
+        let web =
+            |s: &String| word(s) && s.len() <= MAX_SOURCE && (s.starts_with("https://") || s.starts_with("http://"));
+        if self.source.as_ref().is_some_and(|s| !web(s)) {
+            return Err("release source must be an https:// or http:// address of at most 512 characters");
+        }
+        Ok(())
+    }
+}
+
+/// How updates stand, for `/health` and for the report to the control plane.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notice {
+    /// The slot that runs.
+    pub slot: Slot,
+    /// The version of the image in it.
+    pub version: String,
+    /// The trial that is going on.
+    pub trial: Option<TrialNotice>,
+    /// How the last one ended.
+    pub last: Option<Ended>,
+    /// Why what is wanted is not installed.
+    pub held: Option<String>,
+}
+
+/// A trial that is going on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrialNotice {
+    /// What is tried.
+    pub version: String,
+    /// Where.
+    pub slot: Slot,
+    /// How far it is.
+    pub stage: Stage,
+}
+
+impl Notice {
+    /// Of a record, on a system of `version` in `slot`.
+    pub fn of(record: &Record, slot: Slot, version: &str) -> Self {
+        let trial = record.trial.as_ref();
+        Self {
+            slot,
+            version: version.to_owned(),
+            trial: trial.map(|t| TrialNotice { version: t.version.clone(), slot: t.slot, stage: t.stage }),
+            last: record.last.clone(),
+            held: None,
+        }
+    }
+}
+
+/// What to do about a wanted release.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// Nothing: it runs, or nothing is wanted.
+    Nothing,
+    /// Not done, and why.
+    Held(String),
+    /// Fetch it from there, the board's file below it; `None`: from where the configuration says.
+    Install(Option<String>),
+}
+
+/// Judges what is wanted in the light of what runs and what was given up.
+pub fn wish(wanted: Option<&WantedRelease>, running: &str, record: &Record) -> Wish {
+    let Some(wanted) = wanted else { return Wish::Nothing };
+    if wanted.version == running {
+        return Wish::Nothing;
+    }
+    if let Err(problem) = wanted.check() {
+        return Wish::Held(problem.to_owned());
+    }
+    if record.is_shunned(&wanted.version) {
+        let last = record.last.as_ref().filter(|l| l.version == wanted.version);
+        let why = last.map_or("it was taken back by hand", |l| l.detail.as_str());
+        return Wish::Held(format!("{} was given up here: {why}", wanted.version));
+    }
+    Wish::Install(wanted.source.as_ref().map(|s| s.trim_end_matches('/').to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::machine::Reason;
+    use super::*;
+
+    fn wanted(version: &str, source: Option<&str>) -> WantedRelease {
+        WantedRelease { version: version.into(), source: source.map(Into::into) }
+    }
+
+    #[test]
+    fn a_release_is_wanted_until_it_runs_or_was_given_up() {
+        let mut record = Record::new("x".into());
+        assert_eq!(wish(None, "1", &record), Wish::Nothing);
+        assert_eq!(wish(Some(&wanted("1", None)), "1", &record), Wish::Nothing);
+        let there = wanted("2", Some("https://u.example.net/x/"));
+        assert_eq!(wish(Some(&there), "1", &record), Wish::Install(Some("https://u.example.net/x".into())));
+        record.take_back(Slot::B, "1");
+        record.trial.as_mut().unwrap().version = "2".into();
+        record.end(Some(Reason::NotHealthy));
+        let Wish::Held(why) = wish(Some(&there), "1", &record) else { panic!("tried again") };
+        assert!(why.contains(Reason::NotHealthy.text()), "{why}");
+        assert!(matches!(wish(Some(&wanted("1", None)), "3", &record), Wish::Held(why) if why.contains("by hand")));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for bad in
+            [wanted("", None), wanted("1 2", None), wanted("2", Some("file:///etc/passwd")), wanted("2", Some(""))]
+        {
+            assert!(bad.check().is_err(), "{bad:?}");
+            assert!(matches!(wish(Some(&bad), "1", &Record::new("x".into())), Wish::Held(_)));
+        }
+        assert!(wanted(&"1".repeat(65), None).check().is_err());
+        assert!(wanted("2.0.0-rc1", Some("http://10.0.0.1:80/a")).check().is_ok());
+    }
+}
