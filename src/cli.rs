@@ -14,6 +14,7 @@ pub mod key;
 pub mod plan;
 pub mod provision;
 pub mod run;
+mod slots;
 pub mod status;
 pub mod update;
 mod vitals;

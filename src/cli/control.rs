@@ -1,8 +1,9 @@
 //! Wires the follower of the control plane, and lets the hub session begin anew when the hubs change.
 use super::Failure;
 use crate::config::Config;
-use crate::enroll::task::{Follower, Kept};
+use crate::enroll::task::{Follower, Kept, Reach};
 use crate::enroll::wire::Capabilities;
+use crate::health::summary::Vitals;
 use crate::net::derive::Keys;
 use crate::net::task::{Fact, Status as Net};
 use crate::secret::Secret;
@@ -13,6 +14,7 @@ use crate::sys::echo::IcmpEcho;
 use crate::sys::http::{HttpsClient, Trust};
 use crate::sys::keys;
 use crate::sys::random::seed;
+use crate::update::notice::Notice;
 use crate::uplink::session;
 use crate::uplink::status::Status;
 use std::future::Future;
@@ -29,6 +31,8 @@ pub(super) fn start(
     keys: &Fact<Keys>,
     net: watch::Receiver<Net>,
     uplink: watch::Receiver<Status>,
+    vitals: &watch::Sender<Vitals>,
+    update: watch::Receiver<Option<Notice>>,
 ) -> Result<Option<Fact<Config>>, Failure> {
     let (Some(control), Some(node)) = (config.control.clone(), config.node.id.clone()) else { return Ok(None) };
     let dir = config.node.state_dir.clone();
@@ -51,6 +55,9 @@ pub(super) fn start(
     // Refused before anything starts: a key file of others is a fault to mend now.
     keys::identity(&dir.join("identity.key"))?;
     let (publish, published) = watch::channel(None);
+    let (reach, reached) = watch::channel(Reach::Unknown);
+    let vitals = vitals.clone();
+    tasks.restarting("reach", seed, move || super::vitals::control(reached.clone(), vitals.clone(), SystemClock));
     let base = config.clone();
     tasks.restarting("control", seed, move || {
         let follower = keys::identity(&dir.join("identity.key")).map(|identity| Follower {
@@ -73,6 +80,8 @@ pub(super) fn start(
             publish: publish.clone(),
             net: net.clone(),
             uplink: uplink.clone(),
+            reach: reach.clone(),
+            update: update.clone(),
         });
         async move { follower.map_err(anyhow::Error::new)?.run().await.map_err(anyhow::Error::new) }
     });

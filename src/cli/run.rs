@@ -1,5 +1,5 @@
 //! `spoke run`: the composition root. Configuration → identity → kernel → uplink → local endpoints.
-use super::{Outcome, access, clock, control, load, runtime, vitals};
+use super::{Outcome, access, clock, control, load, runtime, slots, vitals};
 use crate::agent::task as agent;
 use crate::audit::task::{Audit, Trail};
 use crate::change::ask::task::Changes;
@@ -91,7 +91,9 @@ async fn supervise(config: Arc<Config>, keys: crate::net::derive::Keys) -> Outco
 
     let names = start_names(&mut tasks, &config, &wake);
     let (uplink_status, uplink_seen) = watch::channel(Status::default());
-    let control = control::start(&mut tasks, &config, &keys, net.clone(), uplink_seen)?;
+    let (update, update_seen) = watch::channel(None);
+    let control = control::start(&mut tasks, &config, &keys, net.clone(), uplink_seen, &vitals_out, update_seen)?;
+    slots::start(&mut tasks, &config, control.clone(), &vitals_out, update);
     let (choice, status_of_uplink) =
         start_uplink(&mut tasks, &config, control.clone(), uplink_status, wake, &vitals_out);
     let grants = access::start(&mut tasks, &config, control.clone(), &vitals_out, clock);

@@ -1,5 +1,6 @@
 //! Tells the local endpoints what the producers say, in the endpoints' own words.
-use crate::health::summary::{Uplink, Vitals};
+use crate::enroll::task::Reach;
+use crate::health::summary::{Part, Uplink, Vitals};
 use crate::sys::clock::Clock;
 use crate::time::{Boot, Wall};
 use crate::uplink::status::{State, Status};
@@ -24,6 +25,33 @@ pub(super) async fn uplink<C: Clock>(
             return Ok(());
         }
     }
+}
+
+/// Passes on whether the control plane answers, as the part `control`.
+pub(super) async fn control<C: Clock>(
+    mut reach: watch::Receiver<Reach>,
+    vitals: watch::Sender<Vitals>,
+    clock: C,
+) -> Result<(), Infallible> {
+    loop {
+        let part = control_part(&reach.borrow_and_update(), clock.now());
+        vitals.send_modify(|v| {
+            let since = v.parts.get("control").filter(|p| p.healthy == part.healthy).map_or(part.since, |p| p.since);
+            v.parts.insert("control", Part { since, ..part });
+        });
+        if reach.changed().await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+fn control_part(reach: &Reach, now: Boot) -> Part {
+    let detail = match reach {
+        Reach::Reached => None,
+        Reach::Unknown => Some("the control plane was not reached since the start".to_owned()),
+        Reach::Away(why) => Some(format!("the control plane is away, the last good state stays: {why}")),
+    };
+    Part { healthy: detail.is_none(), since: now, detail }
 }
 
 fn summary(status: &Status, now: Boot, wall: Wall) -> Uplink {
@@ -62,4 +90,45 @@ pub(super) fn report(status: &Status, now: Boot) -> serde_json::Value {
             "seconds_ago": now.since(t.at).as_secs(), "from": t.from, "to": t.to, "hub": t.hub, "code": t.code, "rung": t.rung,
         })).collect::<Vec<_>>(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::health::fold::{Moment, fold};
+    use crate::health::summary::Snapshot;
+
+    /// What `/health` says of a control plane, as the one who judges a trial reads it.
+    fn codes(reach: &Reach) -> Vec<&'static str> {
+        let mut snapshot = Snapshot::default();
+        snapshot.vitals.parts.insert("control", control_part(reach, Boot::from_secs(1)));
+        let at = Moment { now: Boot::from_secs(9), wall: Wall(0), trusted: false, started: Boot::from_secs(0) };
+        fold(&snapshot, &at).reasons.iter().map(|r| r.code).filter(|c| c.starts_with("control")).collect()
+    }
+
+    #[test]
+    fn a_control_plane_that_was_not_heard_yet_is_away() {
+        assert_eq!(codes(&Reach::Unknown), ["control_away"]);
+        assert_eq!(codes(&Reach::Away("x".into())), ["control_away"]);
+        assert!(codes(&Reach::Reached).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn since_is_the_moment_it_went_not_the_moment_its_reason_changed() {
+        let (reach, seen) = watch::channel(Reach::Reached);
+        let (vitals, mut told) = watch::channel(Vitals::default());
+        let clock = crate::sim::clock::SimClock::new(Wall(0));
+        let task = tokio::spawn(control(seen, vitals, clock.clone()));
+        told.changed().await.unwrap();
+        reach.send_replace(Reach::Away("a".into()));
+        told.changed().await.unwrap();
+        let went = told.borrow_and_update().parts["control"].since;
+        tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+        reach.send_replace(Reach::Away("b".into()));
+        told.changed().await.unwrap();
+        let part = told.borrow_and_update().parts["control"].clone();
+        assert!(part.since == went && part.detail.unwrap().ends_with(": b"));
+        drop(reach);
+        task.await.unwrap().unwrap();
+    }
 }

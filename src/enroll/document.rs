@@ -11,6 +11,7 @@ use crate::net::key::PublicKey;
 use crate::net::overrides::Overrides;
 use crate::net::state::{IfName, MAX_ALLOWED_IPS, MAX_PEERS};
 use crate::node::NodeId;
+use crate::update::notice::WantedRelease;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -49,6 +50,9 @@ pub struct StateDocument {
     pub signing_keys: Vec<VerifyKey>,
     /// WireGuard interfaces.
     pub interfaces: Vec<WantedInterface>,
+    /// The release its image shall run; `None`: as the node's configuration says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release: Option<WantedRelease>,
 }
 
 /// One interface of a [`StateDocument`].
@@ -191,6 +195,9 @@ impl StateDocument {
         }
         if self.interfaces.len() > MAX_INTERFACES {
             return Err(format!("{} interfaces; at most {MAX_INTERFACES} are accepted", self.interfaces.len()));
+        }
+        if let Some(release) = &self.release {
+            release.check()?;
         }
         let mut names = BTreeSet::new();
         for interface in &self.interfaces {

@@ -12,6 +12,7 @@ use crate::config::uplink::{Hub, Uplink};
 /// come from the document, port and size where it has any. `derive` checks the result once more as a whole.
 pub fn effective(base: &Config, control: &Control, document: &StateDocument) -> Config {
     let mut config = base.clone();
+    config.update.wanted.clone_from(&document.release);
     let Some(wanted) = document.interfaces.first() else { return config };
     let Some(interface) = config.interfaces.iter_mut().find(|i| i.name == control.interface) else { return config };
     complete(interface, wanted);

@@ -19,6 +19,7 @@ use crate::sys::disk::{DiskError, Document};
 use crate::sys::echo::Echo;
 use crate::sys::http::{Answer, Http, HttpError, Request};
 use crate::time::Boot;
+use crate::update::notice::Notice;
 use crate::uplink::backoff::{Backoff, Dice};
 use crate::uplink::status::{State, Status as Uplink};
 use std::future::Future;
@@ -82,6 +83,21 @@ pub struct Follower<H, E, C> {
     pub net: watch::Receiver<Net>,
     /// Whether the hub answers.
     pub uplink: watch::Receiver<Uplink>,
+    /// Told whether the control plane answers.
+    pub reach: watch::Sender<Reach>,
+    /// How updates of the image stand, for the report; closed where there are no slots.
+    pub update: watch::Receiver<Option<Notice>>,
+}
+
+/// Whether the control plane answers and its answers are of use: for health, and for whoever judges a new system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// It was not heard since the start.
+    Unknown,
+    /// The last exchange went well.
+    Reached,
+    /// The last exchange failed.
+    Away(String),
 }
 
 /// Why the task ended; it is started again with backoff.
@@ -136,6 +152,10 @@ impl<H: Http, E: Echo, C: Clock> Follower<H, E, C> {
         self.follow(enrolment, in_force, server, dice).await
     }
 
+    fn reach(&self, now: Reach) {
+        tell(&self.reach, now);
+    }
+
     /// Asks to become a node until the answer is yes.
     async fn enrol(&mut self, server: &mut ServerClock, dice: &mut Dice) -> Result<Enrolment, FollowError> {
         let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
@@ -160,6 +180,7 @@ impl<H: Http, E: Echo, C: Clock> Follower<H, E, C> {
                 Err(problem) => {
                     let wait = backoff.fail(dice);
                     tracing::warn!(%problem, retry_in = ?wait, "not enrolled yet");
+                    self.reach(Reach::Away(format!("not enrolled yet: {problem}")));
                     wait
                 }
             };
@@ -216,7 +237,7 @@ impl<H: Http, E: Echo, C: Clock> Follower<H, E, C> {
         let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
         let mut poll_at = self.clock.now();
         let mut report_at = self.clock.now();
-        let mut reported: Option<(u64, Outcome, Option<String>, bool)> = None;
+        let mut reported = None;
         let mut refused: Option<String> = None;
         let mut drift_seen = self.net.borrow().drift_count;
         let mut registered: Option<Boot> = None;
@@ -247,9 +268,11 @@ impl<H: Http, E: Echo, C: Clock> Follower<H, E, C> {
                     let have = in_force.as_ref().map_or(0, |c| c.document.generation);
                     let tried = on_trial.as_ref().map_or(0, |t| t.trial.generation());
                     let after = have.max(tried).max(rejected.as_ref().map_or(0, |r| r.generation));
-                    let path = format!("{}?after={after}&wait={}", wire::STATE, self.control.poll_wait.as_secs());
-                    let (request, nonce) =
-                        signed!("GET", path, Vec::new(), self.control.poll_wait + TIMEOUT, MAX_BYTES);
+                    // Not heard yet, or lost: an answer is wanted now, not at the end of a long wait.
+                    let heard = *self.reach.borrow() == Reach::Reached;
+                    let hold = if heard { self.control.poll_wait } else { Duration::ZERO };
+                    let path = format!("{}?after={after}&wait={}", wire::STATE, hold.as_secs());
+                    let (request, nonce) = signed!("GET", path, Vec::new(), hold + TIMEOUT, MAX_BYTES);
                     let mut http = http;
                     polling = Some(Box::pin(async move {
                         let answer = http.send(request).await;
@@ -307,7 +330,7 @@ impl<H: Http, E: Echo, C: Clock> Follower<H, E, C> {
             let state = current(&in_force, on_trial.as_ref(), rejected.as_ref(), refused.as_ref());
             let healthy =
                 self.net.borrow().clean && (up || in_force.as_ref().is_none_or(|c| c.config.uplink.is_none()));
-            let say = (state.0, state.1, state.2, healthy);
+            let say = (state.0, state.1, state.2, healthy, self.update.borrow().clone());
             let news = reported.as_ref() != Some(&say) && reported.is_some();
             if in_force.is_some() && (now >= report_at || news) {
                 let drift = self.net.borrow().drift_count;
@@ -318,13 +341,14 @@ impl<H: Http, E: Echo, C: Clock> Follower<H, E, C> {
                     healthy,
                     drift: u32::try_from(drift.saturating_sub(drift_seen)).unwrap_or(u32::MAX),
                     version: crate::VERSION.to_owned(),
-                    health: None,
+                    health: say.4.as_ref().map(|update| serde_json::json!({ "update": update })),
                 };
                 let body = serde_json::to_vec(&report).unwrap_or_default();
                 let (request, _) = signed!("POST", wire::REPORT.to_owned(), body, TIMEOUT, MAX_ANSWER);
                 match self.http.1.send(request).await {
                     Ok(answer) if answer.status == 204 => {
                         drift_seen = drift;
+                        tell(&self.reach, Reach::Reached);
                         report_at = now + dice.jitter(self.control.report_every);
                     }
                     Ok(_) | Err(_) => report_at = now + dice.jitter(REPORT_RETRY),
@@ -354,7 +378,9 @@ impl<H: Http, E: Echo, C: Clock> Follower<H, E, C> {
                     polling = None;
                     idle_http = Some(http);
                     let now = self.clock.now();
-                    match outcome(answer, nonce, &enrolment, &self.node) {
+                    let polled = outcome(answer, nonce, &enrolment, &self.node);
+                    tell(&self.reach, polled.reach());
+                    match polled {
                         Polled::Nothing => {
                             // A server that stops answers early: everybody at once would come back at once.
                             poll_at = now + Duration::from_millis(dice.throw() % 1_000);
@@ -408,6 +434,7 @@ impl<H: Http, E: Echo, C: Clock> Follower<H, E, C> {
                 }
                 changed = self.net.changed() => if changed.is_err() { return Ok(()) },
                 () = change(&mut self.uplink) => {}
+                () = change(&mut self.update) => {}
                 () = tokio::time::sleep(wake_at.since(self.clock.now())) => {}
             }
         }
@@ -454,6 +481,26 @@ enum Polled {
     Time(u64),
     Refused(Refusal),
     Failed(String),
+}
+
+impl Polled {
+    /// An answer that was not understood is as good as none: who cannot read the wanted state cannot be told anything.
+    fn reach(&self) -> Reach {
+        match self {
+            Self::Nothing | Self::State(..) | Self::Time(_) => Reach::Reached,
+            Self::Refused(e) => Reach::Away(e.to_string()),
+            Self::Failed(e) => Reach::Away(e.clone()),
+        }
+    }
+}
+
+/// Only a change is news.
+fn tell(reach: &watch::Sender<Reach>, now: Reach) {
+    reach.send_if_modified(|was| {
+        let changed = *was != now;
+        *was = now;
+        changed
+    });
 }
 
 fn outcome(answer: Result<Answer, HttpError>, nonce: Nonce, enrolment: &Enrolment, node: &NodeId) -> Polled {

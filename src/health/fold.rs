@@ -12,6 +12,7 @@
 use super::summary::{HANDSHAKE_MAX, Part, Snapshot, Trouble};
 use crate::node::NodeId;
 use crate::time::{Boot, Wall};
+use crate::update::notice::Notice;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -75,6 +76,18 @@ impl Moment {
     }
 }
 
+/// How far a device is on its way from the box to the fleet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// It has no settings yet.
+    Preconfigured,
+    /// It has settings and no connection.
+    Provisioned,
+    /// The tunnel is up and the hub answers through it.
+    Connected,
+}
+
 /// Why the verdict is not healthy.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Reason {
@@ -130,6 +143,8 @@ pub struct Component {
 pub struct Health {
     /// Verdict.
     pub status: Verdict,
+    /// How far it is.
+    pub stage: Stage,
     /// The tunnel is up.
     pub connected: bool,
     /// The hub answers through it.
@@ -151,6 +166,9 @@ pub struct Health {
     pub peer_registry: PeerRegistry,
     /// The wall clock is believed.
     pub clock_trusted: bool,
+    /// How updates stand, on an image with two slots.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub update: Option<Notice>,
     /// RFC 3339.
     pub timestamp: String,
 }
@@ -178,14 +196,23 @@ pub fn fold(s: &Snapshot, at: &Moment) -> Health {
             detail: part.detail.clone().unwrap_or_else(|| format!("{name} is away")),
         });
     }
+    if let Some(detail) = &s.vitals.unprovisioned {
+        troubles.insert(0, Trouble { code: "not_provisioned", since: at.started, detail: detail.clone() });
+    }
     let status = match (tunnel.connected, tunnel.answers) {
         (false, _) => Verdict::Disconnected,
         (true, false) => Verdict::Unhealthy,
         (true, true) if troubles.is_empty() => Verdict::Healthy,
         (true, true) => Verdict::Degraded,
     };
+    let stage = match (&s.vitals.unprovisioned, tunnel.connected && tunnel.answers) {
+        (Some(_), _) => Stage::Preconfigured,
+        (None, false) => Stage::Provisioned,
+        (None, true) => Stage::Connected,
+    };
     Health {
         status,
+        stage,
         connected: tunnel.connected,
         can_ping_hub: tunnel.answers,
         handshake_age: tunnel.handshake_age.map(|a| a.as_secs()),
@@ -196,6 +223,7 @@ pub fn fold(s: &Snapshot, at: &Moment) -> Health {
         peer_registry: peers(s),
         reasons: troubles.into_iter().map(|t| reason(t, at)).collect(),
         clock_trusted: at.trusted,
+        update: s.vitals.update.clone(),
         timestamp: at.stamp(),
     }
 }

@@ -4,6 +4,7 @@ use crate::net::key::PublicKey;
 use crate::net::state::{Desired, IfName, Observed, ObservedLink};
 use crate::node::NodeId;
 use crate::time::{Boot, Wall};
+use crate::update::notice::Notice;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -149,6 +150,10 @@ pub struct Vitals {
     pub access: Option<Access>,
     /// What the grants task says in full, where an interface asks for grants.
     pub grants: Option<std::sync::Arc<crate::grants::report::Report>>,
+    /// How updates stand, on an image with two slots.
+    pub update: Option<Notice>,
+    /// What an image without settings waits for.
+    pub unprovisioned: Option<String>,
     /// Parts by name: `contract`, `registry`, `control`, …
     pub parts: BTreeMap<&'static str, Part>,
 }

@@ -36,6 +36,7 @@ fn document() -> StateDocument {
             next_key: None,
             overrides: Default::default(),
         }],
+        release: Some(WantedRelease { version: "1.4.0".into(), source: None }),
     }
 }
 
@@ -67,6 +68,9 @@ fn each_fault_has_its_own_refusal() {
     let mut twice = document();
     twice.interfaces.push(twice.interfaces[0].clone());
     assert!(matches!(open(&bytes(&twice, &[key(1)])), Err(Refusal::Invalid(p)) if p.contains("twice")));
+    let release = Some(WantedRelease { version: "1 4".into(), source: None });
+    let odd = StateDocument { release, ..document() };
+    assert!(matches!(open(&bytes(&odd, &[key(1)])), Err(Refusal::Invalid(why)) if why.contains("release")));
     let keyless = StateDocument { signing_keys: vec![], ..document() };
     assert!(matches!(open(&bytes(&keyless, &[key(1)])), Err(Refusal::Invalid(_))), "it would lock itself out");
 }

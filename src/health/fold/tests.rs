@@ -135,3 +135,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_stage_follows_settings_and_tunnel() {
+    let mut s = well();
+    assert_eq!(fold(&s, &at(1000)).stage, Stage::Connected);
+    uplink(&mut s).hub_answers = false;
+    assert_eq!(fold(&s, &at(1000)).stage, Stage::Provisioned);
+    let s = Snapshot { vitals: Vitals { unprovisioned: Some("a file".into()), ..Vitals::default() }, ..well() };
+    let h = fold(&s, &at(1000));
+    assert_eq!(
+        (h.stage, h.reasons[0].code, h.reasons[0].detail.as_str()),
+        (Stage::Preconfigured, "not_provisioned", "a file")
+    );
+    let text = serde_json::to_string(&h).unwrap();
+    // The image's console reads the first two by their place.
+    let head = format!(r#"{{"status":"{}","stage":"preconfigured","#, h.status.as_str());
+    assert!(text.starts_with(&head), "{text}");
+}
