@@ -142,3 +142,46 @@ fn completions_and_man_page_know_every_command() {
     let man = out(&spoke(dir.path(), &["man"]));
     assert!(man.contains(".TH spoke 1") && man.contains("Exit codes"), "{man}");
 }
+
+/// One answer of a server, by hand; `None` while there is none.
+fn get(port: u16, path: &str) -> Option<String> {
+    use std::io::Read as _;
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(std::time::Duration::from_secs(20))).ok()?;
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a real program is waited for")]
+fn a_device_without_settings_says_so_in_health_until_it_has_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let (boot, state) = (dir.path().join("boot"), dir.path().join("state"));
+    for d in [&boot, &state.join("config")] {
+        std::fs::create_dir_all(d).unwrap();
+    }
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_spoke"))
+        .args(["provision", "--boot", boot.to_str().unwrap(), "--state", state.to_str().unwrap()])
+        .env("SPOKE__HEALTH__LISTEN", format!("127.0.0.1:{port}"))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let says = |words: &str| {
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(120);
+        while !get(port, "/health").is_some_and(|a| a.contains(words)) {
+            assert!(std::time::Instant::now() < until, "never says {words}");
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+    };
+    says(r#""stage":"preconfigured""#);
+    assert!(get(port, "/ready").unwrap().contains(" 503 "));
+    std::fs::write(boot.join("spoke.toml"), "[node]\nid = \"bad id\"\n").unwrap();
+    says("node.id");
+    std::fs::write(boot.join("spoke.toml"), "[node]\nid = \"good\"\n").unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(std::fs::read_to_string(state.join("config/spoke.toml")).unwrap().contains("good"));
+    assert_eq!(get(port, "/health"), None, "the address is free for the supervisor");
+}

@@ -1,18 +1,27 @@
 //! `spoke provision`: takes the settings from the boot partition into the state partition; the image runs it at each start.
 use super::{Failure, Outcome, print};
 use crate::config::{Config, Fault};
+use crate::health::summary::Vitals;
+use crate::health::task as health;
+use crate::sys::clock::{Clock as _, SystemClock};
 use crate::sys::disk::write_atomic;
 use crate::sys::vault::Vault;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
+use std::collections::BTreeMap;
 use std::io::{self, Seek as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
+use zeroize::Zeroizing;
 
 /// Name of the settings on the boot partition.
 const SETTINGS: &str = "spoke.toml";
 /// Told there when they are wrong.
 const FAULTS: &str = "spoke-faults.txt";
+/// Where secrets go, below the state partition; the supervisor sees it as `/var/lib/spoke/secrets`.
+const SECRETS: &str = "spoke/secrets";
 /// Settings longer than this are none.
 const MAX: u64 = 256 * 1024;
 /// Time between two looks at wrong settings.
@@ -37,12 +46,51 @@ pub struct Args {
 struct Settings {
     /// For the supervisor.
     config: String,
+    /// The image's own table.
+    appliance: Appliance,
+}
+
+/// `[appliance]`: what only an image can take.
+#[derive(Debug, Default)]
+struct Appliance {
     /// Keys that may log in.
     ssh_keys: Vec<String>,
+    /// Secrets by the name of their file in [`SECRETS`], so that the settings can name them without holding them.
+    secrets: BTreeMap<String, Zeroizing<String>>,
 }
 
 /// Runs the command.
 pub fn run(args: &Args) -> Outcome {
+    let (vitals, seen) = watch::channel(Vitals::default());
+    super::block_on(async {
+        let (stop, stopped) = watch::channel(false);
+        let waiting = tokio::spawn(serve(seen, stopped));
+        let done = settle(args, &vitals).await;
+        // The supervisor listens at the same address next.
+        let _ = stop.send(true);
+        let _ = waiting.await;
+        done
+    })?
+}
+
+/// `/health` for as long as there is no supervisor: the first stage can be polled like the others.
+async fn serve(vitals: watch::Receiver<Vitals>, stop: watch::Receiver<bool>) {
+    let (clock, mut begun, mut over) = (SystemClock, vitals.clone(), stop.clone());
+    // Where settings are in order nobody waits and nothing is served.
+    tokio::select! {
+        _ = begun.changed() => {}
+        _ = over.changed() => return,
+    }
+    let variables = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
+    let Ok(config) = Config::from_text(None, variables) else { return };
+    let (_status, net) = watch::channel(crate::net::task::Status::default());
+    let board = health::Board { clock, started: clock.now(), config: Arc::new(config), net, vitals, stop };
+    match health::run(board).await {
+        Ok(()) => {}
+    }
+}
+
+async fn settle(args: &Args, vitals: &watch::Sender<Vitals>) -> Outcome {
     let config = args.state.join("config").join(SETTINGS);
     restore(args)?;
     let mut told = String::new();
@@ -65,6 +113,8 @@ pub fn run(args: &Args) -> Outcome {
                     if args.once || config.exists() {
                         return if config.exists() { Ok(()) } else { Err(Failure::BadInput("no settings".into())) };
                     }
+                    let list = faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+                    wait_for(vitals, format!("{SETTINGS} on the boot partition has faults: {list}"));
                 }
             },
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
@@ -74,16 +124,26 @@ pub fn run(args: &Args) -> Outcome {
                 if args.once {
                     return Err(Failure::BadInput(format!("there is no {SETTINGS} on the boot partition")));
                 }
-                if told.is_empty() {
-                    told = format!("spoke: no settings yet: put {SETTINGS} on the boot partition\n");
-                    print(&told);
+                let news = format!("spoke: no settings yet: put {SETTINGS} on the boot partition\n");
+                if told != news {
+                    print(&news);
+                    told = news;
                 }
+                wait_for(vitals, format!("there is no {SETTINGS} on the boot partition: put it there"));
             }
             Err(e) => return Err(anyhow::Error::from(e).context("cannot read the boot partition").into()),
         }
-        super::block_on(tokio::time::sleep(AGAIN))?;
+        tokio::time::sleep(AGAIN).await;
         look_anew(&args.boot);
     }
+}
+
+fn wait_for(vitals: &watch::Sender<Vitals>, what: String) {
+    vitals.send_if_modified(|v| {
+        let news = v.unprovisioned.as_ref() != Some(&what);
+        v.unprovisioned = Some(what);
+        news
+    });
 }
 
 /// Brings the identity back from its second copy where the state partition lost it.
@@ -124,13 +184,13 @@ fn parse(bytes: &[u8]) -> Result<Settings, Vec<Fault>> {
     // Editors of another system end lines their way and begin with a mark.
     let text = text.trim_start_matches('\u{feff}').replace("\r\n", "\n");
     let mut faults = Vec::new();
-    let mut ssh_keys = Vec::new();
+    let mut appliance = Appliance::default();
     let mut config = text.clone();
     if let Ok(mut table) = text.parse::<toml::Table>()
-        && let Some(appliance) = table.remove("appliance")
+        && let Some(own) = table.remove("appliance")
     {
-        match appliance {
-            toml::Value::Table(appliance) => read_appliance(&appliance, &mut ssh_keys, &mut faults),
+        match own {
+            toml::Value::Table(own) => read_appliance(own, &mut appliance, &mut faults),
             _ => faults.extend(fault("appliance", "is not a table".into(), "write [appliance]")),
         }
         config = table.to_string();
@@ -138,10 +198,10 @@ fn parse(bytes: &[u8]) -> Result<Settings, Vec<Fault>> {
     if let Err(more) = Config::from_text(Some((SETTINGS, &config)), std::iter::empty()) {
         faults.extend(more.0);
     }
-    if faults.is_empty() { Ok(Settings { config, ssh_keys }) } else { Err(faults) }
+    if faults.is_empty() { Ok(Settings { config, appliance }) } else { Err(faults) }
 }
 
-fn read_appliance(table: &toml::Table, ssh_keys: &mut Vec<String>, faults: &mut Vec<Fault>) {
+fn read_appliance(table: toml::Table, into: &mut Appliance, faults: &mut Vec<Fault>) {
     let mut fault = |key: String, problem: &str, remedy: &str| {
         faults.push(Fault { file: SETTINGS.into(), key, problem: problem.into(), remedy: remedy.into() });
     };
@@ -150,7 +210,7 @@ fn read_appliance(table: &toml::Table, ssh_keys: &mut Vec<String>, faults: &mut 
             ("ssh_keys", toml::Value::Array(keys)) => {
                 for (i, key) in keys.iter().enumerate() {
                     match key.as_str() {
-                        Some(k) if is_ssh_key(k) => ssh_keys.push(k.trim().to_owned()),
+                        Some(k) if is_ssh_key(k) => into.ssh_keys.push(k.trim().to_owned()),
                         _ => fault(
                             format!("appliance.ssh_keys[{i}]"),
                             "is not a public SSH key",
@@ -160,9 +220,28 @@ fn read_appliance(table: &toml::Table, ssh_keys: &mut Vec<String>, faults: &mut 
                 }
             }
             ("ssh_keys", _) => fault("appliance.ssh_keys".into(), "is not a list", "write [\"ssh-ed25519 …\"]"),
-            (other, _) => fault(format!("appliance.{other}"), "unknown key", "known here: ssh_keys"),
+            ("secrets", toml::Value::Table(secrets)) => {
+                for (name, value) in secrets {
+                    let key = format!("appliance.secrets.{name}");
+                    match value {
+                        toml::Value::String(secret) if is_name(&name) && !secret.is_empty() => {
+                            into.secrets.insert(name, Zeroizing::new(secret));
+                        }
+                        toml::Value::String(_) if is_name(&name) => fault(key, "is empty", "write the secret"),
+                        toml::Value::String(_) => fault(key, "is no name for a file", "use a-z, 0-9 and -"),
+                        _ => fault(key, "is not text", "write \"…\""),
+                    }
+                }
+            }
+            ("secrets", _) => fault("appliance.secrets".into(), "is not a table", "write [appliance.secrets]"),
+            (other, _) => fault(format!("appliance.{other}"), "unknown key", "known here: ssh_keys, secrets"),
         }
     }
+}
+
+/// A file's name that goes nowhere else.
+fn is_name(name: &str) -> bool {
+    (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
 /// One line, a known kind, a key: anything else could smuggle options into `authorized_keys`.
@@ -177,13 +256,24 @@ fn is_ssh_key(line: &str) -> bool {
 
 /// Stores the settings, then wipes them from the boot partition: cut off in between, it is done again at the next start.
 fn take(args: &Args, config: &Path, settings: &Settings) -> Result<(), Failure> {
-    write_atomic(config, settings.config.as_bytes(), true)?;
+    // Before the settings that name them; the supervisor reads both as its own user.
     let directory = config.parent().unwrap_or(config);
     let meta = std::fs::metadata(directory)?;
-    // The supervisor reads it as its own user.
-    std::os::unix::fs::chown(config, Some(meta.uid()), Some(meta.gid()))?;
-    if !settings.ssh_keys.is_empty() {
-        let keys = settings.ssh_keys.join("\n") + "\n";
+    let own = |path: &Path| std::os::unix::fs::chown(path, Some(meta.uid()), Some(meta.gid()));
+    if !settings.appliance.secrets.is_empty() {
+        let secrets = args.state.join(SECRETS);
+        std::fs::create_dir_all(&secrets)?;
+        std::fs::set_permissions(&secrets, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+        own(&secrets)?;
+        for (name, secret) in &settings.appliance.secrets {
+            write_atomic(&secrets.join(name), secret.as_bytes(), true)?;
+            own(&secrets.join(name))?;
+        }
+    }
+    write_atomic(config, settings.config.as_bytes(), true)?;
+    own(config)?;
+    if !settings.appliance.ssh_keys.is_empty() {
+        let keys = settings.appliance.ssh_keys.join("\n") + "\n";
         write_atomic(&args.state.join("ssh/authorized_keys"), keys.as_bytes(), true)?;
     }
     let wipe = || -> io::Result<()> {
@@ -275,6 +365,23 @@ mod tests {
         assert!(config.contains("n1") && !config.contains("appliance"), "{config}");
         assert_eq!(std::fs::read_to_string(args.state.join("ssh/authorized_keys")).unwrap(), format!("{key}\n"));
         run(&args).unwrap();
+    }
+
+    #[test]
+    fn secrets_go_into_files_of_their_own_and_not_into_the_settings() {
+        let (_dir, args) = args();
+        let text = format!("{GOOD}[appliance.secrets]\ntoken = \"spk_abc\"\n");
+        std::fs::write(args.boot.join(SETTINGS), text).unwrap();
+        run(&args).unwrap();
+        let secret = args.state.join("spoke/secrets/token");
+        assert_eq!(std::fs::read_to_string(&secret).unwrap(), "spk_abc");
+        assert_eq!(std::fs::metadata(&secret).unwrap().mode() & 0o7777, 0o600);
+        assert_eq!(std::fs::metadata(secret.parent().unwrap()).unwrap().mode() & 0o7777, 0o700);
+        assert!(!std::fs::read_to_string(args.state.join("config/spoke.toml")).unwrap().contains("spk_abc"));
+        for bad in ["\"../x\" = \"y\"", "token = \"\"", "token = 1"] {
+            let faults = parse(format!("{GOOD}[appliance.secrets]\n{bad}\n").as_bytes()).unwrap_err();
+            assert!(faults[0].key.starts_with("appliance.secrets."), "{faults:?}");
+        }
     }
 
     #[test]
