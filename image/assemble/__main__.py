@@ -36,6 +36,7 @@ def arguments():
     parser.add_argument("--binaries", type=pathlib.Path, required=True, help="directory with spoke and spoke-init")
     parser.add_argument("--cache", type=pathlib.Path, required=True)
     parser.add_argument("--update-root", type=pathlib.Path, required=True, help="public keys that certify update signing keys")
+    parser.add_argument("--draft", action="store_true", help="pack loosely: larger, and made in half the time")
     parser.add_argument("--overlay", type=pathlib.Path, help="more files for the root, e.g. of a test")
     parser.add_argument("--provision", type=pathlib.Path, help="spoke.toml for the boot partition")
     return parser.parse_args()
@@ -57,6 +58,7 @@ def main():
 
 def build(board, options, output, work, step):
     packages = Packages(options.cache, board.architecture)
+    level = 1 if options.draft else 19
     files = HERE / "files"
     if options.overlay:
         merged = work / "files"
@@ -67,7 +69,7 @@ def build(board, options, output, work, step):
         board, HERE / "rootfs.toml", files, packages, options.cache, work / "root", options.version, options.binaries / "spoke",
         options.update_root)
     step(f"root of {len(contents['packages'])} packages, {_mib(_tree(work / 'root')):.1f} MiB unpacked, kernel {release}")
-    root_hash, hash_offset = slot.squash(work / "root", output / "root.img")
+    root_hash, hash_offset = slot.squash(work / "root", output / "root.img", level)
     step(f"root.img {_mib((output / 'root.img').stat().st_size):.1f} MiB, root hash {root_hash}")
 
     extra = packages.fetch(["systemd-boot-efi", "systemd-ukify"] + ([board.data["u-boot"]["package"]] if board.uses_u_boot else []))
@@ -78,13 +80,13 @@ def build(board, options, output, work, step):
         (early / name).mkdir(parents=True)
     shutil.copy2(options.binaries / "spoke-init", early / "init")
     modules.initrd(kernel_dir, release, manifest["initrd-modules"]["root"] + board.modules["initrd"], early)
-    slot.initramfs(early, output / "initrd")
+    slot.initramfs(early, output / "initrd", level)
     kernel = kernel_dir / "boot" / f"vmlinuz-{release}"
     shutil.copyfile(kernel, output / "vmlinuz")
     command = slot.command_line(board, root_hash, hash_offset)
     (output / "cmdline").write_text(command + "\n")
     tree = None
-    if board.uses_u_boot:
+    if board.data.get("u-boot", {}).get("device_tree"):
         tree = next((kernel_dir / "usr/lib").glob("linux-image-*")) / board.data["u-boot"]["device_tree"]
         if not tree.exists():
             sys.exit(f"{board.name}: u-boot.device_tree: the kernel has no {board.data['u-boot']['device_tree']}")

@@ -40,7 +40,7 @@ SCHEMA = {
     },
     "u-boot": {
         "package": (str, True, "Debian package it comes from"),
-        "device_tree": (str, True, "below the kernel package's device trees"),
+        "device_tree": (str, False, "below the kernel package's device trees; left out where the loader has the right one"),
         "blob": (list, True, "files written at offsets: {file, offset}"),
     },
 }

@@ -45,11 +45,12 @@ def fat(tree, size_mib, output):
 
 
 def ext4(size_mib, output):
-    """The empty state partition. The same options make it anew on the device, when it is beyond repair."""
+    """The empty state partition; what is reserved for root lets the updater keep its record when the supervisor has filled the
+    rest. The same options make it anew on the device, when it is beyond repair."""
     output.unlink(missing_ok=True)
     with open(output, "wb") as f:
         f.truncate(size_mib * MIB)
-    _tool("mke2fs", "-q", "-F", "-t", "ext4", "-L", "state", "-m", "0", "-U", DISK_ID.lower()[:-1] + "d",
+    _tool("mke2fs", "-q", "-F", "-t", "ext4", "-L", "state", "-m", "5", "-U", DISK_ID.lower()[:-1] + "d",
           "-E", f"hash_seed={DISK_ID.lower()[:-1]}e,lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0", "-J", "size=4", output)
 
 

@@ -14,14 +14,14 @@ def freeze(directory):
         os.utime(path, (EPOCH, EPOCH), follow_symlinks=False)
 
 
-def squash(root_dir, image):
-    """Makes the squashfs with its hash tree appended; returns (root hash, offset of the tree)."""
+def squash(root_dir, image, level):
+    """Makes the squashfs, packed at a level of zstd, with its hash tree appended; returns (root hash, offset of the tree)."""
     freeze(root_dir)
     image.unlink(missing_ok=True)
     environment = {k: v for k, v in os.environ.items() if k != "SOURCE_DATE_EPOCH"}
     subprocess.run(
         ["mksquashfs", str(root_dir), str(image), "-noappend", "-all-root", "-no-xattrs", "-quiet", "-no-progress", "-comp", "zstd",
-         "-Xcompression-level", "19", "-b", "256K", "-mkfs-time", str(EPOCH), "-all-time", str(EPOCH)],
+         "-Xcompression-level", str(level), "-b", "256K", "-mkfs-time", str(EPOCH), "-all-time", str(EPOCH)],
         check=True, env=environment, stdout=subprocess.DEVNULL)
     size = (image.stat().st_size + 4095) // 4096 * 4096
     with open(image, "r+b") as f:
@@ -36,14 +36,14 @@ def squash(root_dir, image):
     return root_hash, size
 
 
-def initramfs(directory, output):
+def initramfs(directory, output, level):
     """Packs an initramfs directory."""
     freeze(directory)
     names = b"\0".join(sorted(str(p.relative_to(directory)).encode() for p in directory.rglob("*")))
     packed = subprocess.run(
         ["cpio", "--null", "--create", "--format=newc", "--reproducible", "--owner=0:0", "--quiet"],
         input=names, cwd=directory, check=True, stdout=subprocess.PIPE).stdout
-    subprocess.run(["zstd", "-19", "-q", "-f", "-o", str(output)], input=packed, check=True)
+    subprocess.run(["zstd", f"-{level}", "-q", "-f", "-o", str(output)], input=packed, check=True)
 
 
 def command_line(board, root_hash, hash_offset):
