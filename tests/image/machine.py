@@ -1,4 +1,5 @@
 """A board under emulation: its serial console, its disk, its power switch, its network cable."""
+import contextlib
 import json
 import os
 import pathlib
@@ -14,16 +15,24 @@ import time
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>()][0-9A-B]?|\x1b\][^\x07]*\x07")
 
 
+KEY_LINE = r"public key of wg0: \S{44}"
+
+
 class Failed(AssertionError):
     """What was expected did not come; carries the end of the console."""
 
 
 class Machine:
-    """One emulated board. Without KVM: the timeouts of the callers are generous, and every wait ends early on success."""
+    """One emulated board. Without KVM: the timeouts of the callers are generous, and every wait ends early on success.
 
-    def __init__(self, board, image, work, memory=256, image_dir=None, direct=False):
+    Its clock starts in 2001 at every start: like a board without a battery it only knows the time it was told.
+    `journal` is a file that gets every write in order, so that a power cut can lose what was not flushed.
+    """
+
+    def __init__(self, board, image, work, memory=256, image_dir=None, direct=False, journal=None, firmware=None):
         self.board, self.image, self.work = board, pathlib.Path(image), pathlib.Path(work)
         self.memory, self.direct, self.image_dir = memory, direct, image_dir
+        self.journal, self.firmware = journal, firmware
         self.lines, self.partial = [], ""
         self.changed = threading.Condition()
         self.process = None
@@ -39,6 +48,8 @@ class Machine:
         if self.direct:
             command = (self.image_dir / "cmdline").read_text().strip() + " " + append
             boot = ["-kernel", str(self.image_dir / "vmlinuz"), "-initrd", str(self.image_dir / "initrd"), "-append", command]
+        elif self.firmware:
+            boot = ["-bios", self.firmware]
         else:
             own = self.work / "uefi-variables.fd"
             if not own.exists():
@@ -47,9 +58,17 @@ class Machine:
         return base + boot + [
             "-smp", "2", "-m", str(self.memory), "-display", "none", "-monitor", "none", "-nodefaults", "-serial", "stdio",
             "-qmp", f"unix:{self.work}/qmp,server,nowait",
-            "-drive", f"file={self.image},format=raw,if=none,id=disk,cache=writeback", "-device", "virtio-blk-pci,drive=disk",
+            *self.drive(), "-device", "virtio-blk-pci,drive=disk", "-rtc", "base=2001-01-01T00:00:00",
             "-device", "virtio-rng-pci", "-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,id=nic",
         ]
+
+    def drive(self):
+        if not self.journal:
+            return ["-drive", f"file={self.image},format=raw,if=none,id=disk,cache=writeback"]
+        pathlib.Path(self.journal).write_bytes(b"")
+        return ["-blockdev", f"driver=file,node-name=image,filename={self.image}",
+                "-blockdev", f"driver=file,node-name=journal,filename={self.journal}",
+                "-blockdev", "driver=blklogwrites,node-name=disk,file=image,log=journal"]
 
     def start(self, append=""):
         (self.work / "qmp").unlink(missing_ok=True)
@@ -77,10 +96,20 @@ class Machine:
         self.lines.append(text)
         self.log.write(f"{time.monotonic() - self.started:7.1f} {text}\n")
 
+    def kept_waiting(self):
+        """Seconds for which the busiest thread of the emulator wanted a processor and others had it."""
+        waits = [0]
+        for path in pathlib.Path(f"/proc/{self.process.pid}/task").glob("*/schedstat"):
+            with contextlib.suppress(OSError):
+                waits.append(int(path.read_text().split()[1]))
+        return max(waits) / 1e9
+
     def expect(self, pattern, timeout, since=0, never=None):
-        """Waits for a line that matches; returns (index of the line behind it, match)."""
+        """Waits for a line that matches; returns (index of the line behind it, match). Time in which other programs kept
+        the emulator from running does not count."""
         wanted, forbidden = re.compile(pattern), never and re.compile(never)
-        deadline, at = time.monotonic() + timeout, since
+        waited, at = self.kept_waiting(), since
+        began = time.monotonic()
         with self.changed:
             while True:
                 for i in range(at, len(self.lines)):
@@ -93,9 +122,30 @@ class Machine:
                     return at, found
                 if self.process.poll() is not None and at == len(self.lines):
                     raise Failed(f"the machine ended while {pattern!r} was awaited:\n" + "\n".join(self.lines[-20:]))
-                left = deadline - time.monotonic()
-                if left <= 0 or not self.changed.wait(left) and time.monotonic() >= deadline:
+                left = timeout + self.kept_waiting() - waited - (time.monotonic() - began)
+                if left <= 0:
                     raise Failed(f"{pattern!r} did not come in {timeout} s:\n" + "\n".join(self.lines[-30:]))
+                self.changed.wait(left)
+
+    def follow(self, pattern, timeout):
+        """Gives the lines as they come, up to the one that matches."""
+        at = 0
+        while True:
+            at, found = self.expect(rf"{pattern}|{KEY_LINE}", timeout, at)
+            yield found.string
+            if re.search(pattern, found.string):
+                return
+
+    def pause(self, seconds):
+        """Lets the board run for so long; time in which others kept it from running does not count."""
+        began, waited = time.monotonic(), self.kept_waiting()
+        while (left := seconds + self.kept_waiting() - waited - (time.monotonic() - began)) > 0:
+            time.sleep(min(left, 0.5))
+
+    def cpu(self):
+        """Processor time the emulator has used, seconds."""
+        fields = pathlib.Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def send(self, text):
         self.process.stdin.write(text.encode() + b"\n")
@@ -114,7 +164,7 @@ class Machine:
                         raise Failed(answer["error"]["desc"])
 
     def cut_power(self):
-        """What was written and not synced stays in the host's cache: see the long tests for lost writes."""
+        """Ends the emulator at once. What the board wrote and did not flush is still in the image: see power.py."""
         if self.process and self.process.poll() is None:
             self.process.send_signal(signal.SIGKILL)
             self.process.wait()

@@ -1,0 +1,181 @@
+"""Stories of updates: good ones, bad ones, refused ones, wanted ones, taken back ones."""
+import json
+import os
+import pathlib
+import subprocess
+import time
+
+import hub as hubs
+from machine import Failed, boot_files
+from world import BOOT, CONNECTED, KEY, connect, health, settings, silence, until
+
+X86 = "x86-64-uefi"
+
+
+def bundle(world, name, *, board=X86, version="9.9.9", sequence=9, floor=0, root=b"root", keys="keys", files=None):
+    """A small bundle of made-up parts, signed; returns its bytes."""
+    directory = world.work / f"bundle-{name}"
+    directory.mkdir()
+    (directory / "root.img").write_bytes(root)
+    (directory / "boot.efi").write_bytes(b"kernel")
+    (directory / "contents.json").write_text(json.dumps({"board": board, "version": version}))
+    keys = world.images / keys
+    subprocess.run(
+        [os.environ["SPOKE_IMAGE_BIN"], "bundle", "--image", str(directory), "--sequence", str(sequence), "--floor", str(floor),
+         "--certificate", str(keys / "certificate.json"), "--key", str(keys / "signing.key"), "--output", str(directory / "out")],
+        check=True, stdout=subprocess.DEVNULL)
+    return (directory / "out").read_bytes()
+
+
+def refused_bundles(world):
+    """Bundles that are cut short, wrongly signed, for another board or too large are refused in words; nothing starts differently"""
+    good = bundle(world, "good")
+    huge = bundle(world, "huge", root=b"\0" * (65 << 20))
+    signed_by_others = bundle(world, "others", keys="other-keys")
+    at = good.index(b"9.9.9")
+    table = {
+        "short.spoke": (good[:-9], "truncated: fetch it again"),
+        "damaged.spoke": (good[:-1] + b"X", "kernel is damaged: fetch it again"),
+        "changed.spoke": (good[:at] + b"9.9.8" + good[at + 5:], "its signature is wrong"),
+        "others.spoke": (signed_by_others, "not certified by a root key of this device"),
+        "board.spoke": (bundle(world, "board", board="lamobo-r1"), "it is for board lamobo-r1, this is x86-64-uefi"),
+        "huge.spoke": (huge, "this update is for a larger disk layout"),
+        "none.spoke": (b"#!/bin/sh\necho no\n", "this is not an update bundle"),
+    }
+    commands = []
+    for name, (content, _) in table.items():
+        address = world.serve(name, content)
+        commands.append(f"echo == {name}; spoke update install {address} 2>&1 && echo INSTALLED")
+    _, said = world.shell("; ".join(commands), timeout=600)
+    for name, (_, words) in table.items():
+        part = said.partition(f"== {name}\n")[2].partition("\n== ")[0]
+        assert words in part and "INSTALLED" not in part, f"{name}: {part!r}"
+    status = json.loads(world.told("spoke update status --json"))
+    assert status["slots"]["running"] == "a" and status["slots"]["trust"] == "good" and status["record"]["trial"] is None, status
+    assert status["slots"]["other"] is None, f"something may be started from slot b: {status}"
+
+
+def update_wanted_by_the_control_plane(world, machine, at):
+    """A release the control plane wants is installed, tried, committed, reported; older ones than allowed are refused then"""
+    world.offer("b")
+    before = health()["timestamp"]
+    world.control.ask("release", "want", "0.2.0", "--network", "field")
+    at, _ = machine.expect(r"starts on trial", BOOT, at)
+    at, _ = machine.expect(r"slot b verified", BOOT, at)
+    at, _ = connect(world, machine, at, slot="b")
+    machine.expect(r"update committed", BOOT, at)
+    names = until(30, "the commit", lambda: (n := sorted(boot_files(machine.image, "::/EFI/Linux"))) and "+" not in "".join(n) and n)
+    assert names == ["spoke-000001-a.efi", "spoke-000002-b.efi"], names
+
+    def reported():
+        update = world.control.node()["update"]
+        return update and update["last"] and update
+    update = until(120, "the report", reported)
+    assert update["version"] == "0.2.0" and update["last"]["reason"] is None and update["slot"] == "b", update
+    said = health()
+    assert said["update"]["last"]["version"] == "0.2.0", said
+    assert said["timestamp"] > before, "the clock went back with the restart"
+    old = world.serve("old.spoke", bundle(world, "old", sequence=1))
+    status, words = world.shell(f"spoke update install {old}; spoke update status")
+    assert "release 1 is older than allowed here (2 or later)" in words, words
+    assert "slot b  0.2.0  committed, running" in words and "slot a  0.1.0  committed" in words, words
+
+
+def story_update_by_itself(world):
+    """A good update from the configured source is installed by itself, committed, and taken back by hand for good"""
+    world.offer("b")
+    machine = world.machine("update", provision=settings(world.hub, ssh=world.ssh_key(), automatic=True, every="60s", settle="10s")).start()
+    at, _ = connect(world, machine)
+    at, _ = machine.expect(r"starts on trial", BOOT, at)
+    at, _ = machine.expect(r"slot b verified", BOOT, at)
+    at, _ = connect(world, machine, at, slot="b")
+    machine.expect(r"update committed", BOOT, at)
+    at = len(machine.lines)
+    world.shell("spoke update rollback")
+    at, _ = machine.expect(r"slot a verified", BOOT, at)
+    at, _ = connect(world, machine, at)
+    at, _ = machine.expect(r"update committed", BOOT, at)
+    # The source still offers what was taken back.
+    silence(machine, r"starts on trial", 100, at)
+    words = world.told("spoke update status; spoke update check")
+    assert "slot a  0.1.0  committed, running" in words and "version 0.2.0 (was given up here)" in words, words
+
+
+def falls_back(world, build, why, **rules):
+    """Offers a bad build; the old slot must run again, by itself, and say why."""
+    world.offer(build)
+    given = settings(world.hub, automatic=True, every="60s", settle="10s", patience="90s", outage="400s", **rules)
+    machine = world.machine(f"bad-{build}", provision=given).start()
+    at, _ = connect(world, machine)
+    at, _ = machine.expect(r"starts on trial", BOOT, at)
+    at, _ = machine.expect(r"slot b verified", BOOT, at)
+    at, _ = machine.expect(r"slot a verified", 4 * BOOT, at, never="update committed")
+    given_up = at
+    at, _ = connect(world, machine, at)
+    told = until(60, "the reason in /health", lambda: (health()["update"] or {}).get("last"))
+    assert told["version"] == "0.2.1" and told["reason"] == why, told
+    # It is not tried again: the next look at the source finds a release that was given up.
+    silence(machine, r"starts on trial", 90, given_up)
+    machine.cut_power()
+    return machine
+
+
+def story_panicking_update(world):
+    """An update whose kernel panics comes back after its three tries"""
+    machine = falls_back(world, "panics", "did_not_start")
+    tries = sum("slot b verified" in line for line in machine.lines)
+    assert tries == 3, f"{tries} tries"
+
+
+def story_hanging_update(world):
+    """An update whose first process hangs is ended by the hardware watchdog and comes back"""
+    falls_back(world, "hangs", "did_not_start")
+
+
+def story_broken_supervisor(world):
+    """An update whose supervisor does not run comes back"""
+    falls_back(world, "broken", "did_not_start")
+
+
+def story_no_hub_update(world):
+    """An update that cannot reach the hub, while the way out works, is rejected by itself"""
+    falls_back(world, "nohub", "not_healthy")
+
+
+def story_outage_during_trial(world):
+    """An outage during a trial is waited for, not blamed"""
+    world.offer("b")
+    given = settings(world.hub, automatic=True, every="60s", settle="10s", patience="60s", outage="1h")
+    machine = world.machine("outage", provision=given).start()
+    at, _ = connect(world, machine)
+    at, _ = machine.expect(r"starts on trial", BOOT, at)
+    at, _ = machine.expect(r"slot b verified", BOOT, at)
+    machine.cable(False)
+    at, _ = machine.expect(r"slot b: provisioned", BOOT, at)
+    # Twice the patience, without a word from outside.
+    silence(machine, r"slot a verified|update given up", 150, at)
+    machine.cable(True)
+    at, _ = connect(world, machine, at, slot="b")
+    machine.expect(r"update committed", BOOT, at)
+    machine.cut_power()
+
+
+def story_long_outage(world):
+    """An outage longer than a trial may last costs one look of the old system; the update is committed after it"""
+    world.offer("b")
+    given = settings(world.hub, automatic=True, every="60s", settle="10s", patience="20s", outage="40s")
+    machine = world.machine("long-outage", provision=given).start()
+    at, _ = connect(world, machine)
+    at, _ = machine.expect(r"starts on trial", BOOT, at)
+    at, _ = machine.expect(r"slot b verified", BOOT, at)
+    machine.cable(False)
+    at, _ = machine.expect(r"the old system shall have a look", BOOT, at)
+    at, _ = machine.expect(r"slot a verified", BOOT, at)
+    at, _ = machine.expect(r"slot a: provisioned", BOOT, at)
+    silence(machine, r"slot b verified|update given up", 60, at)
+    machine.cable(True)
+    at, _ = machine.expect(r"the outage is over: the update is tried again", BOOT, at)
+    at, _ = machine.expect(r"slot b verified", BOOT, at)
+    at, _ = connect(world, machine, at, slot="b")
+    machine.expect(r"update committed", BOOT, at)
+    machine.cut_power()

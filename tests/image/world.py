@@ -1,0 +1,220 @@
+"""What surrounds the emulated boards: a hub, a server of bundles, a control plane; and the words the boards say."""
+import contextlib
+import functools
+import http.server
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import threading
+import time
+
+import hub as hubs
+from machine import Failed, Machine, put_boot_file
+
+CONNECTED = r"slot (\w): connected \(healthy\), ([\d.]+) s"
+KEY = r"public key of wg0: (\S{44})"
+# Emulated CPUs: a whole boot takes 40 to 120 s. Waits end as soon as what they wait for is there.
+BOOT = 400
+UPDATE_PORT = 8000
+CONTROL_PORT = 8443
+
+
+def settings(hub, *, ssh=None, control=None, interface=True, **update):
+    """The provisioning file."""
+    rules = "".join(f"{k} = {json.dumps(v)}\n" for k, v in update.items())
+    text = f"""\
+[node]
+id = "image-test"
+
+[[interface]]
+name = "wg0"
+{f'addresses = ["{hubs.NODE}/24"]' if interface else ""}
+
+[uplink]
+interface = "wg0"
+
+[[uplink.hub]]
+name = "hub"
+address = "{hubs.ADDRESS}"
+public_key = "{hub.public}"
+endpoint = "10.0.2.2:{hubs.PORT}"
+allowed_ips = ["{hubs.ADDRESS}/32"]
+
+[health]
+listen = ["127.0.0.1:8080"]
+tunnel = true
+
+[update]
+source = "http://10.0.2.2:{UPDATE_PORT}"
+probes = ["10.0.2.2:{UPDATE_PORT}"]
+{rules}"""
+    if control:
+        text += f"""
+[control]
+url = "https://10.0.2.2:{CONTROL_PORT}"
+pin = "{control.pin}"
+token = "file:/var/lib/spoke/secrets/token"
+report_every = "5s"
+"""
+    if ssh or control:
+        text += "\n[appliance]\n"
+    if ssh:
+        text += f"ssh_keys = [{json.dumps(ssh)}]\n"
+    if control:
+        text += f"[appliance.secrets]\ntoken = {json.dumps(control.token)}\n"
+    return text
+
+
+class World:
+    """Hub, update server, image directories, and fresh copies of disks."""
+
+    def __init__(self, images, work):
+        self.images, self.work = images, work
+        self.hub = hubs.Hub(work)
+        self.figures = {}
+        self.served = work / "served"
+        self.served.mkdir()
+        handler = functools.partial(Quiet, directory=str(self.served))
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", UPDATE_PORT), handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.machines, self.control = [], None
+
+    def machine(self, name, build="a", board="x86-64-uefi", provision=None, **more):
+        """A board with a fresh disk."""
+        directory = self.work / name
+        directory.mkdir()
+        image_dir = self.images / build / board
+        disk = directory / "disk.img"
+        copy_disk(image_dir / "disk.img", disk)
+        if provision is not None:
+            put_boot_file(disk, "spoke.toml", provision.encode())
+        machine = Machine(board, disk, directory, image_dir=image_dir, **more)
+        self.machines.append(machine)
+        return machine
+
+    def offer(self, build, board="x86-64-uefi"):
+        """Serves a build's bundle as the update."""
+        shutil.copyfile(self.images / f"{build}-{board}.spoke", self.served / f".{board}")
+        os.replace(self.served / f".{board}", self.served / f"{board}.spoke")
+
+    def serve(self, name, content):
+        """Serves some other file; returns its address as the boards see it."""
+        (self.served / name).write_bytes(content)
+        return f"http://10.0.2.2:{UPDATE_PORT}/{name}"
+
+    def ssh_key(self):
+        """A key that may log in; its public half."""
+        key = self.work / "ssh"
+        if not key.exists():
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+        return key.with_suffix(".pub").read_text().strip()
+
+    def shell(self, command, timeout=240):
+        """Runs a command on the board, over SSH through the tunnel; (exit status, what it said)."""
+        said = subprocess.run(
+            ["ssh", "-i", str(self.work / "ssh"), "-oBatchMode=yes", "-oStrictHostKeyChecking=no", "-oUserKnownHostsFile=/dev/null",
+             "-oLogLevel=ERROR", "-oConnectTimeout=60", "-oConnectionAttempts=5", f"root@{hubs.NODE}", command],
+            capture_output=True, text=True, timeout=timeout, check=False)
+        return said.returncode, said.stdout + said.stderr
+
+    def told(self, command):
+        """What a command on the board printed; it must succeed."""
+        status, said = self.shell(command)
+        if status != 0:
+            raise Failed(f"{command!r} ended with {status}: {said}")
+        return said
+
+    def close(self):
+        for machine in self.machines:
+            machine.cut_power()
+        if self.control:
+            self.control.stop()
+        self.hub.stop()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def copy_disk(source, target):
+    subprocess.run(["cp", "--sparse=always", "--reflink=auto", str(source), str(target)], check=True)
+
+
+class ControlPlane:
+    """`spoke-control` on this machine, with a network whose first free address is the one the hub expects."""
+
+    def __init__(self, program, work):
+        self.program, self.work = program, work
+        (work / "control.toml").write_text(
+            f'[server]\nlisten = ["127.0.0.1:{CONTROL_PORT}"]\npublic = "10.0.2.2:{CONTROL_PORT}"\nstate_dir = "{work}/control"\n')
+        self.log = open(work / "control.log", "w+")
+        self.process = subprocess.Popen([program, "--config", str(work / "control.toml"), "serve"], stdout=self.log, stderr=self.log)
+        deadline = time.monotonic() + 60
+        while not (found := re.search(r"sha256:[0-9a-f]{64}", (work / "control.log").read_text())):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise Failed("the control plane does not start:\n" + (work / "control.log").read_text())
+            time.sleep(0.1)
+        self.pin = found.group(0)
+        self.ask("network", "create", "field", "--pool4", "10.88.0.0/24", "--reserved", hubs.ADDRESS)
+        self.token = self.ask("token", "create", "--network", "field").strip().splitlines()[-1]
+
+    def ask(self, *arguments):
+        return hubs.run(self.program, "--config", str(self.work / "control.toml"), *arguments)
+
+    def node(self):
+        return json.loads(self.ask("node", "show", "image-test"))
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def copyfile(self, source, outputfile):
+        # Whoever only looks at a bundle's header hangs up after it.
+        with contextlib.suppress(ConnectionError):
+            super().copyfile(source, outputfile)
+
+
+def connect(world, machine, since=0, timeout=BOOT, slot="a"):
+    """Waits for the key, lets the hub admit it, waits for the connection; returns (line, seconds after the kernel's start)."""
+    at, key = machine.expect(KEY, timeout, since)
+    world.hub.admit(key.group(1))
+    at, found = machine.expect(CONNECTED, timeout, since)
+    if found.group(1) != slot:
+        raise Failed(f"slot {found.group(1)} is connected, not {slot}")
+    return at, float(found.group(2))
+
+
+def health():
+    """What the board says of itself, asked through the tunnel."""
+    deadline = time.monotonic() + 60
+    while (said := hubs.ask("/health")) is None:
+        if time.monotonic() > deadline:
+            raise Failed("/health does not answer through the tunnel")
+    return json.loads(said)
+
+
+def until(seconds, what, look):
+    """Waits until `look()` is true, for what nobody announces on the console."""
+    deadline = time.monotonic() + seconds
+    while not (seen := look()):
+        if time.monotonic() > deadline:
+            raise Failed(f"{what} did not come in {seconds} s")
+        time.sleep(1)
+    return seen
+
+
+def silence(machine, pattern, seconds, since):
+    """Nothing like `pattern` may be said for so long."""
+    try:
+        machine.expect(pattern, seconds, since)
+    except Failed as e:
+        if "did not come" in str(e):
+            return
+        raise
+    raise Failed(f"{pattern!r} was said")
