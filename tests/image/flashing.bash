@@ -28,6 +28,11 @@ refused() {
 untouched() { [ "$(sha256sum <"$disk")" = "$before" ]; }
 starts_with_image() { cmp -n "$(stat -c %s "$image")" "$image" "$1"; }
 
+# partition NAME: its device.
+partition() {
+  sfdisk -J "$disk" 2>/dev/null | tr -d '\n' | grep -oE "\{[^{}]*\"name\": *\"$1\"[^{}]*\}" | grep -oE '"node": *"[^"]*"' | cut -d'"' -f4
+}
+
 cat >settings.toml <<'TOML'
 [node]
 id = "flashed"
@@ -65,7 +70,7 @@ claim "faulty settings are refused" refused 'node.id' "$tool" provision "$disk" 
 
 losetup --detach "$disk"
 disk=$(losetup --find --show --partscan backing)
-state=$(sfdisk -J "$disk" | grep -oE '"node": *"[^"]*"[^}]*"name": *"state"' | cut -d'"' -f4)
+state=$(partition state)
 mkdir -p place
 mount "$state" place
 echo kept >place/mine
@@ -78,15 +83,14 @@ claim "a file that is attached as a disk is refused" refused "attached as $disk"
 claim "… and nothing of it was changed" untouched
 umount place
 
+mkfifo mounted unmount
 # shellcheck disable=SC2016 # expanded by the shell that is started
-claim "a disk is refused that another mount namespace has mounted" bash -c '
-  unshare --mount --propagation private bash -c "mount $1 place && echo mounted && exec sleep 60" >mounted &
-  until grep -q mounted mounted; do read -rt 0.05 <> <(:) || true; done
-  status=0
-  "$2" flash --yes "$3" "$4" || status=$?
-  kill $!; wait $! 2>/dev/null
-  [ $status = 2 ]' - "$state" "$tool" "$image" "$disk"
-slot=$(sfdisk -J "$disk" | grep -oE '"node": *"[^"]*"[^}]*"name": *"root_b"' | cut -d'"' -f4)
+unshare --mount --propagation private bash -c 'mount "$1" place && echo >mounted && read -r _ <unmount; umount place' - "$state" &
+read -r _ <mounted
+claim "a disk is refused that another mount namespace has mounted" refused 'in use by this machine' "$tool" flash --yes "$image" "$disk"
+echo >unmount
+wait $!
+slot=$(partition root_b)
 mkswap "$slot" >/dev/null
 if swapon "$slot" 2>/dev/null; then
   claim "a disk that is swapped to is refused" refused 'in use (swap)' "$tool" flash --yes "$image" "$disk"
