@@ -132,6 +132,13 @@ fn netlink_http_and_sql_types_stay_in_their_seams() {
 }
 
 #[test]
+fn the_device_builds_for_routers_without_64_bit_atomics() {
+    // 32-bit MIPS has none: a Mutex, or AtomicUsize for a count.
+    let bad = offences(|n| !n.starts_with("control") && !n.starts_with("sim"), &["AtomicU64", "AtomicI64"]);
+    assert!(bad.is_empty(), "no such atomics on 32-bit MIPS:\n{}", bad.join("\n"));
+}
+
+#[test]
 fn effects_and_decisions_do_not_know_the_wiring() {
     let bad = offences(|n| !is_wiring(n) && !n.starts_with("control"), &["crate::cli", "crate::supervise"]);
     assert!(bad.is_empty(), "imports go downward:\n{}", bad.join("\n"));

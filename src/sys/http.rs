@@ -10,8 +10,7 @@ use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper_util::rt::TokioIo;
 use std::future::Future;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
@@ -30,6 +29,9 @@ const CONNECT: Duration = Duration::from_secs(15);
 
 /// A moment that has passed for certain: this was written after it (2026-01-01).
 const WRITTEN: u64 = 1_767_225_600;
+
+/// The latest moment known to have passed, in seconds since 1970. No atomic: a 32-bit MIPS has none of 64 bits.
+type Floor = Arc<Mutex<u64>>;
 
 /// How the server is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,7 +114,7 @@ pub trait Http: Send + 'static {
 pub struct HttpsClient {
     server: HostPort,
     tls: TlsConnector,
-    floor: Arc<AtomicU64>,
+    floor: Floor,
     open: Option<Open>,
 }
 
@@ -136,7 +138,7 @@ impl std::fmt::Debug for HttpsClient {
 impl HttpsClient {
     /// A client of `server`, known by `trust`. Nothing is connected yet.
     pub fn new(server: HostPort, trust: &Trust) -> Result<Self, BadTrust> {
-        let floor = Arc::new(AtomicU64::new(WRITTEN));
+        let floor = Arc::new(Mutex::new(WRITTEN));
         let provider = Arc::new(ring::default_provider());
         let verifier = verifier(trust, &provider, &floor)?;
         let config = ClientConfig::builder_with_provider(provider)
@@ -155,7 +157,8 @@ impl HttpsClient {
 
     /// Says that a moment has passed, in seconds since 1970: certificates are judged at no earlier one.
     pub fn not_before(&self, secs: u64) {
-        self.floor.fetch_max(secs, Ordering::Relaxed);
+        let mut floor = self.floor.lock().unwrap_or_else(PoisonError::into_inner);
+        *floor = secs.max(*floor);
     }
 
     async fn connect(&self) -> Result<Open, HttpError> {
@@ -235,7 +238,7 @@ impl Http for HttpsClient {
 fn verifier(
     trust: &Trust,
     provider: &Arc<CryptoProvider>,
-    floor: &Arc<AtomicU64>,
+    floor: &Floor,
 ) -> Result<Arc<dyn ServerCertVerifier>, BadTrust> {
     let mut roots = RootCertStore::empty();
     match trust {
@@ -258,7 +261,7 @@ fn verifier(
 #[derive(Debug)]
 struct Dated {
     inner: Arc<WebPkiServerVerifier>,
-    floor: Arc<AtomicU64>,
+    floor: Floor,
 }
 
 impl ServerCertVerifier for Dated {
@@ -270,7 +273,7 @@ impl ServerCertVerifier for Dated {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, TlsError> {
-        let at = now.as_secs().max(self.floor.load(Ordering::Relaxed));
+        let at = now.as_secs().max(*self.floor.lock().unwrap_or_else(PoisonError::into_inner));
         let at = UnixTime::since_unix_epoch(Duration::from_secs(at));
         self.inner.verify_server_cert(end, chain, name, ocsp, at)
     }
