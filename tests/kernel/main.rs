@@ -6,6 +6,7 @@
 
 #[path = "../chain/anvil.rs"]
 mod anvil;
+mod change;
 mod conformance;
 #[expect(dead_code, reason = "shared with the clock's test, which uses more of it")]
 mod device;
@@ -13,6 +14,7 @@ mod gate;
 mod grants;
 mod netlink;
 mod netns;
+mod panel;
 mod supervisor;
 mod uplink;
 mod wireguard;
