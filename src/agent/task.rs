@@ -7,7 +7,7 @@ use super::replay::{self, CAPACITY, Replays};
 use super::routes::{Call, resolve};
 use super::wgconf::WgConf;
 use crate::audit::record::Actor;
-use crate::change::ask::task::Changes;
+use crate::change::ask::task::{Changes, FRESH};
 use crate::change::ask::{Done, Refused};
 use crate::change::edit::{Edit, OwnValues};
 use crate::config::Config;
@@ -406,7 +406,7 @@ impl<C: Clock> Agent<C> {
     }
 
     async fn look(&self) {
-        self.board.changes.look(&self.board.net, &self.board.clock).await;
+        self.board.changes.look(&self.board.net, &self.board.clock, FRESH).await;
     }
 
     fn uptime(&self) -> u64 {

@@ -1,6 +1,6 @@
 //! One change at a time: judge it, publish it as a fact, wait until the kernel has it, write it down. What the kernel does
 //! not take is taken back, and nobody finds a trace of it but the audit trail.
-use super::ask::task::{Changes, Command, QUEUE, look};
+use super::ask::task::{Changes, Command, FRESH, QUEUE, look};
 use super::ask::{Done, Generation, Reconcile, Reconciled, Refused};
 use super::edit::{Context, Edit};
 use super::history::deadline;
@@ -187,7 +187,7 @@ impl<C: Clock> Ledger<C> {
         }
         if keeps_strangers(&self.net.borrow(), edit.link()) {
             // Others may have set peers there, which the kernel announces to nobody.
-            look(&self.repair, self.net.clone(), &self.clock).await;
+            look(&self.repair, self.net.clone(), &self.clock, FRESH).await;
         }
         let status = self.net.borrow().clone();
         let (edited, found) = {
@@ -360,7 +360,7 @@ impl<C: Clock> Ledger<C> {
     }
 
     async fn reconcile(&mut self, what: Reconcile) -> Result<Reconciled, Refused> {
-        look(&self.repair, self.net.clone(), &self.clock).await;
+        look(&self.repair, self.net.clone(), &self.clock, Duration::ZERO).await;
         let before = self.drift();
         if what.dry_run {
             return Ok(Reconciled::between(&before, &Report::default(), &what, |_| String::new()));

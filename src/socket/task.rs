@@ -16,6 +16,7 @@ use crate::sys::socket::{Connection, Listener};
 use crate::time::Boot;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
@@ -152,9 +153,9 @@ impl<C: Clock> Answers<C> {
         })
     }
 
-    /// As of now: what another program sets is announced by nobody.
+    /// As of now, by a look of its own: a person asks after having done something.
     async fn drift(&self) -> drift::Report {
-        self.changes.look(&self.net, &self.clock).await;
+        self.changes.look(&self.net, &self.clock, Duration::ZERO).await;
         let status = self.net.borrow().clone();
         let node = self.config.node.id.as_ref().map(ToString::to_string);
         let names = crate::agent::task::names(status.control.as_deref().unwrap_or(&self.config));

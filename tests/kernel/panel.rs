@@ -1,11 +1,12 @@
 //! A node that serves the agent API, and a panel that drives it with signed requests: both real, each in its namespace.
 use crate::netns::{Namespace, wait_until_every};
 use serde_json::Value;
+use spoke::sys::clock::{Clock as _, SystemClock};
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 const SECRET: &str = "k7GqP2vXc9LmR4tZw8BnY1sDf6HjA3eU";
 const SPOKE: &str = env!("CARGO_BIN_EXE_spoke");
@@ -129,7 +130,7 @@ impl Panel<'_> {
         self.count += 1;
         let nonce = format!("n{}-{}", std::process::id(), self.count);
         let body = if body.is_null() { String::new() } else { body.to_string() };
-        let time = SystemTime::UNIX_EPOCH.elapsed().expect("a time").as_secs().to_string();
+        let time = SystemClock.wall().secs().to_string();
         let verifier = spoke::agent::auth::Verifier::unchecked(SECRET.as_bytes());
         let signature = verifier.sign(method, path, body.as_bytes(), &time, Some(&nonce));
         let request = format!(

@@ -11,8 +11,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 /// Changes that may wait for their turn.
 pub const QUEUE: usize = 64;
-/// A look at the kernel that is younger is good enough to be shown.
-const FRESH: Duration = Duration::from_secs(1);
+/// A look at the kernel that is younger is good enough for a panel that polls.
+pub const FRESH: Duration = Duration::from_secs(1);
 /// How long a look at the kernel may take before the one before is shown.
 const LOOK: Duration = Duration::from_secs(2);
 
@@ -50,9 +50,9 @@ impl Changes {
         answer.await.map_err(|_| Refused::Busy)?
     }
 
-    /// Has the kernel looked at again; see [`look`].
-    pub async fn look(&self, net: &watch::Receiver<Status>, clock: &impl Clock) {
-        look(&self.wake, net.clone(), clock).await;
+    /// Has the kernel looked at again unless that was done within `fresh`; see [`look`].
+    pub async fn look(&self, net: &watch::Receiver<Status>, clock: &impl Clock, fresh: Duration) {
+        look(&self.wake, net.clone(), clock, fresh).await;
     }
 
     /// Makes a change; with `confirm` it reverts after that time unless confirmed.
@@ -86,14 +86,19 @@ impl Changes {
     }
 }
 
-/// Has the kernel looked at again unless that was done just now; many who ask at once share one look. What the kernel does
-/// not announce (peers set by another program) is seen by a look alone.
-pub async fn look(wake: &watch::Sender<Option<Arc<Repair>>>, mut net: watch::Receiver<Status>, clock: &impl Clock) {
+/// Has the kernel looked at again unless that was done within `fresh`; many who ask at once share one look. What the kernel
+/// does not announce (peers set by another program) is seen by a look alone.
+pub async fn look(
+    wake: &watch::Sender<Option<Arc<Repair>>>,
+    mut net: watch::Receiver<Status>,
+    clock: &impl Clock,
+    fresh: Duration,
+) {
     let (passes, at) = {
         let status = net.borrow_and_update();
         (status.passes, status.observed.at)
     };
-    if passes > 0 && clock.now().since(at) < FRESH {
+    if passes > 0 && clock.now().since(at) < fresh {
         return;
     }
     wake.send_modify(|_| {});
