@@ -13,6 +13,7 @@ pub mod image;
 pub mod key;
 pub mod plan;
 pub mod provision;
+mod remembered;
 pub mod run;
 mod slots;
 pub mod status;

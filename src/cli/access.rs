@@ -101,7 +101,7 @@ async fn follow(
 }
 
 /// The peers that need a grant.
-fn candidates(config: &Config) -> BTreeSet<Pair> {
+pub(super) fn candidates(config: &Config) -> BTreeSet<Pair> {
     let nft = config.interfaces.iter().filter(|i| i.access == Kind::Nft);
     nft.flat_map(|i| &i.peers).filter_map(|p| Some((p.node_id.clone()?, p.public_key))).collect()
 }

@@ -1,6 +1,9 @@
 //! Wires the follower of the control plane, and lets the hub session begin anew when the hubs change.
 use super::Failure;
 use crate::config::Config;
+use crate::enroll::document::Envelope;
+use crate::enroll::identity::Enrolment;
+use crate::enroll::overlay::effective;
 use crate::enroll::task::{Follower, Kept, Reach};
 use crate::enroll::wire::Capabilities;
 use crate::health::summary::Vitals;
@@ -23,6 +26,10 @@ use tokio::sync::watch;
 
 /// The versions of what is kept on disk.
 const KEPT: u32 = 1;
+/// Who we are, in the state directory.
+const ENROLMENT: &str = "enrolment.json";
+/// The last good state, in the state directory.
+const STATE: &str = "state.json";
 
 /// Starts the follower where `[control]` is configured; gives the channel of the configuration it completes.
 pub(super) fn start(
@@ -73,8 +80,8 @@ pub(super) fn start(
             token: token.clone(),
             capabilities: capabilities(),
             kept: Kept {
-                enrolment: Document::new(dir.join("enrolment.json"), KEPT),
-                state: Document::new(dir.join("state.json"), KEPT),
+                enrolment: Document::new(dir.join(ENROLMENT), KEPT),
+                state: Document::new(dir.join(STATE), KEPT),
                 rejected: Document::new(dir.join("rejected.json"), KEPT),
             },
             publish: publish.clone(),
@@ -86,6 +93,16 @@ pub(super) fn start(
         async move { follower.map_err(anyhow::Error::new)?.run().await.map_err(anyhow::Error::new) }
     });
     Ok(Some(published))
+}
+
+/// The configuration as the kept state completes it, for who only looks; `None`: there is none that we may believe.
+pub(super) fn remembered(config: &Config) -> Option<Config> {
+    let (control, node) = (config.control.as_ref()?, config.node.id.as_ref()?);
+    let dir = &config.node.state_dir;
+    let enrolment = Document::<Enrolment>::new(dir.join(ENROLMENT), KEPT).peek()?;
+    let envelope = Document::<Envelope>::new(dir.join(STATE), KEPT).peek()?;
+    let document = envelope.verify(node, &enrolment.signing_keys).ok()?;
+    Some(effective(config, control, &document))
 }
 
 fn capabilities() -> Capabilities {

@@ -8,7 +8,7 @@ use super::chain::task::{Chain, NoQuorum, Seen};
 use super::follow::{Continuity, Follow};
 use super::jsonrpc::{At, BlockRef, Change};
 use super::ladder::Phase;
-use super::ledger::task::{Directories, Ledger};
+use super::ledger::task::{self as ledger, Directories, Ledger};
 use super::ledger::{Origin, Saved};
 use super::policy::Short;
 use super::quorum::OnChain;
@@ -21,6 +21,7 @@ use crate::sys::rpc::Rpc;
 use crate::time::{Boot, Wall};
 use std::collections::BTreeSet;
 use std::hash::RandomState;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -67,6 +68,17 @@ pub async fn run<C: Clock, R: Rpc, E: std::error::Error + Send + Sync + 'static>
         task.save().await;
         task.wait(&mut chain).await;
     }
+}
+
+/// Who a run would admit at its start, by what the state directory remembers. Asks nobody and changes nothing.
+pub fn remembered(config: &Grants, state_dir: &Path, candidates: &BTreeSet<Pair>, now: Boot) -> Admitted {
+    let origin = Origin { contract: config.contract, chain_id: config.chain_id };
+    let mut book = Book::new(config, Cache::new(RandomState::new()), now);
+    if let Some(saved) = ledger::peek(state_dir, origin) {
+        book.restore(saved.grants, saved.reserve.as_ref(), boot_id().as_deref(), now);
+    }
+    book.set_candidates(candidates);
+    book.admitted(now)
 }
 
 struct Task<C> {

@@ -197,6 +197,12 @@ impl<T: Serialize + DeserializeOwned> Document<T> {
         }
     }
 
+    /// As [`Document::load`] for who only looks: nothing is moved aside, and what cannot be read counts as not there.
+    pub fn peek(&self) -> Option<T> {
+        let read = |path: &Path| self.read(path).ok().flatten().map(|(value, _)| value);
+        read(&self.path).or_else(|| read(&self.previous()))
+    }
+
     /// Writes it if it differs from what was last read or written; returns whether it did.
     pub fn store(&mut self, value: &T) -> Result<bool, DiskError> {
         let body = serde_json::to_vec(value).map_err(|e| DiskError::write(&self.path, std::io::Error::other(e)))?;
@@ -301,17 +307,20 @@ mod tests {
         let whole = std::fs::read(&path).unwrap();
         for cut in 0..whole.len() {
             std::fs::write(&path, &whole[..cut]).unwrap();
+            assert_eq!(Document::<Vec<u32>>::new(path.clone(), 1).peek(), Some(vec![1]), "cut at {cut}");
             assert_eq!(Document::<Vec<u32>>::new(path.clone(), 1).load().unwrap(), Some(vec![1]), "cut at {cut}");
         }
         std::fs::remove_file(dir.path().join("doc.json.prev")).unwrap();
+        assert_eq!(Document::<Vec<u32>>::new(path.clone(), 1).peek(), None);
+        assert!(path.exists(), "who only looks moves nothing");
         let said = Document::<Vec<u32>>::new(path.clone(), 1).load().unwrap_err().to_string();
         assert!(said.contains("damaged") && said.contains("moved aside"), "{said}");
         assert!(Document::<Vec<u32>>::new(path, 1).load().unwrap().is_none(), "the next start is clean");
     }
 
     #[test]
-    fn a_full_disk_leaves_the_old_content_and_says_what_to_do() {
-        // /dev/full stands in for the device; the same path in the code is taken by a full file system.
+    fn a_full_disk_is_said_with_what_to_do() {
+        // That the old content stays on a file system that is really full is shown in the kernel tier.
         let e = DiskError::write(Path::new("/x"), rustix::io::Errno::NOSPC);
         assert!(e.to_string().contains("free some space"), "{e}");
     }

@@ -45,6 +45,8 @@ pub enum KeyError {
 pub enum IfMissing {
     /// Make one.
     Create,
+    /// Make one that is kept nowhere, to see what would happen.
+    Imagine,
     /// Say so.
     Fail,
 }
@@ -72,6 +74,7 @@ pub fn private(source: &KeySource, if_missing: IfMissing) -> Result<SecretKey, K
     }
     let path = match (source, if_missing) {
         (KeySource::File(path), IfMissing::Create) => path,
+        (KeySource::File(_), IfMissing::Imagine) => return Ok(SecretKey::clamped(*key_bytes()?)),
         (KeySource::File(_), IfMissing::Fail) => {
             return Err(KeyError::Missing {
                 origin: source.clone(),

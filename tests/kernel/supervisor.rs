@@ -157,6 +157,32 @@ fn what_is_foreign_is_never_touched_and_the_tunnel_outlives_the_process() {
 }
 
 #[test]
+fn plan_says_what_run_will_do_and_does_nothing() {
+    let (device, hub) = (Namespace::new("device"), Namespace::new("hub"));
+    wire((&device, "wan", "192.0.2.2/24"), (&hub, "wan", "192.0.2.1/24"));
+    let far = PlainWireGuard::new(&hub, "wg0", 51820, "10.8.0.1/24");
+    let mut spoke = Supervisor::new(&device, &one_peer(&far.public_key));
+    let plan = |spoke: &Supervisor<'_>| {
+        let output = spoke.command("plan --exit-code").output().expect("spoke plan");
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    // Before the first start of all, when there is no key yet.
+    let (code, said) = plan(&spoke);
+    assert_eq!(code, Some(1), "there is something to do: {said}");
+    for line in ["wg0: make the key file:", "wg0: create interface", "allowed-ips 10.8.0.1/32,10.99.0.0/16", "bring up"]
+    {
+        assert!(said.contains(line), "{line} in {said}");
+    }
+    assert!(!spoke.path("state").exists() && !device.ip("-br link").contains("wg0"), "nothing was done");
+    spoke.start();
+    assert_eq!(plan(&spoke), (Some(0), "nothing to do\n".to_owned()));
+    spoke.stop();
+    device.ip("addr del 10.8.0.2/24 dev wg0");
+    let (code, said) = plan(&spoke);
+    assert!(code == Some(1) && said.starts_with("wg0: add address 10.8.0.2/24"), "{said}");
+}
+
+#[test]
 fn a_name_that_another_kind_of_interface_has_is_said_and_the_rest_goes_on() {
     let device = Namespace::new("device");
     device.ip("link add wg0 type dummy");

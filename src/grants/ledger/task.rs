@@ -74,6 +74,11 @@ impl Ledger {
     }
 }
 
+/// What the state directory holds of the grants, which is left as it is.
+pub fn peek(state_dir: &Path, origin: Origin) -> Option<Saved> {
+    Document::<Saved>::new(state_dir.join(DECISIONS), VERSION).peek().filter(|s| s.origin == origin)
+}
+
 type Opened<T> = (Option<Arc<Mutex<Document<T>>>>, Option<T>);
 
 fn document<T: serde::Serialize + serde::de::DeserializeOwned>(directory: Option<&Path>, name: &str) -> Opened<T> {
