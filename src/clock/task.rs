@@ -32,6 +32,8 @@ pub struct Keeper<C> {
     document: Document<Stamp>,
     trusted: watch::Sender<Option<Anchor>>,
     confirmed: watch::Receiver<Option<Anchor>>,
+    /// The last stamp could not be written and the log says so: it is tried again at every look, and said once.
+    complained: bool,
 }
 
 impl<C: Clock> Keeper<C> {
@@ -45,7 +47,16 @@ impl<C: Clock> Keeper<C> {
         confirmed: watch::Receiver<Option<Anchor>>,
     ) -> Self {
         let (floor, document) = floor(state_dir);
-        Self { clock, boot: boot_id().unwrap_or_default(), every, floor, document, trusted, confirmed }
+        Self {
+            clock,
+            boot: boot_id().unwrap_or_default(),
+            every,
+            floor,
+            document,
+            trusted,
+            confirmed,
+            complained: false,
+        }
     }
 
     /// Looks once a minute, for ever.
@@ -65,9 +76,14 @@ impl<C: Clock> Keeper<C> {
     }
 
     fn look_and_tell(&mut self, occasion: Occasion) {
-        if let Err(e) = self.look(occasion) {
-            let cause = std::error::Error::source(&e).map(ToString::to_string);
-            tracing::warn!(error = %e, ?cause, "clock stamp not kept");
+        match self.look(occasion) {
+            Ok(()) => self.complained = false,
+            Err(e) if !self.complained => {
+                let cause = std::error::Error::source(&e).map(ToString::to_string);
+                tracing::warn!(error = %e, ?cause, "clock stamp not kept");
+                self.complained = true;
+            }
+            Err(_) => {}
         }
     }
 

@@ -14,7 +14,8 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
-    file: Arc<File>,
+    /// `None`: it could not be opened for writing yet.
+    file: Option<Arc<File>>,
     len: u64,
 }
 
@@ -30,7 +31,8 @@ pub struct Found {
 }
 
 impl Journal {
-    /// Opens or creates it. Blocks.
+    /// Opens or creates it. Blocks. What is in it can be used even if nothing can be added to it (a file system that the kernel
+    /// has made read-only, or that is full): the log says so then, and each line to be appended tries again.
     pub fn open(path: PathBuf) -> Result<(Self, Found), DiskError> {
         let bytes = read_or_nothing(&path)?;
         let (mut lines, mut good) = parse(&bytes);
@@ -49,12 +51,16 @@ impl Journal {
                 write_atomic(&path, &previous[..good], true)?;
             }
         }
-        let file = open_append(&path)?;
-        let dropped = (whole - good) as u64;
-        if dropped > 0 {
-            file.set_len(good as u64).map_err(|e| DiskError::write(&path, e))?;
-        }
-        Ok((Self { path, file: Arc::new(file), len: good as u64 }, Found { lines, dropped, aside }))
+        let len = good as u64;
+        let file = match open_append(&path, len) {
+            Ok(file) => Some(Arc::new(file)),
+            Err(error) => {
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::error!(%error, cause, "nothing can be added to it; what is in it holds");
+                None
+            }
+        };
+        Ok((Self { path, file, len }, Found { lines, dropped: (whole - good) as u64, aside }))
     }
 
     /// As [`Journal::open`] for a file whose every line is evidence: damaged elsewhere than at its end it is not touched
@@ -93,13 +99,17 @@ impl Journal {
         let (file, path, at) = (self.file.clone(), self.path.clone(), self.len);
         let mut line = Vec::with_capacity(payload.len() + 18);
         write_line(&mut line, payload);
-        self.len += blocking(move || {
+        let (file, written) = blocking(move || {
+            let file = match file {
+                Some(file) => file,
+                None => Arc::new(open_append(&path, at)?),
+            };
             // What an earlier failure left behind and could not take back.
             let clean = || if file.metadata()?.len() == at { Ok(()) } else { file.set_len(at) };
             let write = || (&*file).write_all(&line);
             let done = clean().and_then(|()| write()).and_then(|()| if sync { file.sync_data() } else { Ok(()) });
             match done {
-                Ok(()) => Ok(line.len() as u64),
+                Ok(()) => Ok((file, line.len() as u64)),
                 Err(e) => {
                     let _ = file.set_len(at);
                     Err(DiskError::write(&path, e))
@@ -107,6 +117,8 @@ impl Journal {
             }
         })
         .await?;
+        self.file = Some(file);
+        self.len += written;
         Ok(())
     }
 
@@ -122,10 +134,11 @@ impl Journal {
                 tracing::debug!(%error, path = %previous.display(), "previous copy not kept");
             }
             write_atomic(&path, &bytes, true)?;
-            Ok((open_append(&path)?, bytes.len() as u64))
+            let len = bytes.len() as u64;
+            Ok((open_append(&path, len)?, len))
         })
         .await?;
-        (self.file, self.len) = (Arc::new(file), len);
+        (self.file, self.len) = (Some(Arc::new(file)), len);
         Ok(())
     }
 
@@ -134,10 +147,10 @@ impl Journal {
         let path = self.path.clone();
         let file = blocking(move || {
             std::fs::rename(&path, beside(&path, "1")).map_err(|e| DiskError::write(&path, e))?;
-            open_append(&path)
+            open_append(&path, 0)
         })
         .await?;
-        (self.file, self.len) = (Arc::new(file), 0);
+        (self.file, self.len) = (Some(Arc::new(file)), 0);
         Ok(())
     }
 }
@@ -185,10 +198,15 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-fn open_append(path: &Path) -> Result<File, DiskError> {
+/// Opens the file, of which the first `len` bytes are good.
+fn open_append(path: &Path, len: u64) -> Result<File, DiskError> {
     let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR).map_err(|e| DiskError::write(path, e))?;
-    Ok(File::from(file))
+    let file = File::from(file);
+    if file.metadata().map_err(|e| DiskError::write(path, e))?.len() > len {
+        file.set_len(len).map_err(|e| DiskError::write(path, e))?;
+    }
+    Ok(file)
 }
 
 fn write_line(out: &mut Vec<u8>, payload: &[u8]) {

@@ -217,21 +217,37 @@ fn without_the_right_to_change_the_network_it_says_which_right() {
     assert!(said.contains("CAP_NET_ADMIN"), "{said}");
 }
 
+/// A supervisor of one interface with its state on a file system of its own, of as many KiB.
+fn on_its_own_disk(device: &Namespace, kib: u32) -> (Supervisor<'_>, PathBuf) {
+    let text = "[[interface]]\nname = \"wg0\"\naddresses = [\"10.9.0.1/24\"]\n[health]\nenabled = false\n";
+    let spoke = Supervisor::new(device, text);
+    let state = spoke.path("state");
+    std::fs::create_dir(&state).expect("a directory");
+    mount(&["-t", "tmpfs", "-o", &format!("size={kib}k,mode=700"), "tmpfs"], &state);
+    (spoke, state)
+}
+
+fn mount(arguments: &[&str], at: &Path) {
+    let status = Command::new("mount").args(arguments).arg(at).status().expect("mount");
+    assert!(status.success());
+}
+
+fn unmount(at: &Path) {
+    assert!(Command::new("umount").arg(at).status().expect("umount").success());
+}
+
+fn has_address(device: &Namespace) -> bool {
+    device
+        .command("ip addr show dev wg0")
+        .output()
+        .is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains("10.9.0.1/24"))
+}
+
 #[test]
 fn a_full_disk_and_a_key_cut_in_half_are_said_and_the_tunnel_stays() {
     let device = Namespace::new("device");
-    let mut spoke = Supervisor::new(
-        &device,
-        "[[interface]]\nname = \"wg0\"\naddresses = [\"10.9.0.1/24\"]\n[health]\nenabled = false\n",
-    );
-    let state = spoke.path("state");
-    std::fs::create_dir(&state).expect("a directory");
-    let mount = |arguments: &[&str], at: &Path| {
-        let status = Command::new("mount").args(arguments).arg(at).status().expect("mount");
-        assert!(status.success());
-    };
     // Room for no byte: one page for the directory's only file, taken.
-    mount(&["-t", "tmpfs", "-o", "size=4k,mode=700", "tmpfs"], &state);
+    let (mut spoke, state) = on_its_own_disk(&device, 4);
     std::fs::write(state.join("other"), [0; 4096]).expect("the last page");
     let said = refused(&mut spoke.command("run"));
     assert!(said.contains("free some space") && said.contains("wg0.key"), "{said}");
@@ -245,6 +261,60 @@ fn a_full_disk_and_a_key_cut_in_half_are_said_and_the_tunnel_stays() {
     let said = refused(&mut spoke.command("run"));
     assert!(said.contains("wg0.key") && said.contains("44 characters"), "{said}");
     assert_eq!(std::fs::read(&key).expect("the key"), &whole[..20], "what is there is never replaced");
-    assert!(device.run("ip addr show dev wg0").contains("10.9.0.1/24"), "the last good state goes on");
-    let _ = Command::new("umount").arg(&state).status();
+    assert!(has_address(&device), "the last good state goes on");
+    unmount(&state);
+}
+
+/// Once there is a key the tunnel asks nothing more of the disk: not while it runs, and not at the next start.
+#[test]
+fn a_disk_that_takes_nothing_more_keeps_nobody_from_the_tunnel() {
+    let device = Namespace::new("device");
+    let (mut spoke, state) = on_its_own_disk(&device, 64);
+    spoke.start();
+    // Full while it runs: drift is repaired all the same.
+    let full = Command::new("dd").args(["if=/dev/zero", "bs=1k"]).arg(format!("of={}/other", state.display())).output();
+    assert!(!full.expect("dd").status.success(), "the disk is full");
+    device.ip("addr del 10.9.0.1/24 dev wg0");
+    wait_until(REPAIRED, "the address", || has_address(&device));
+    spoke.stop();
+    // The board starts again: no interface, a disk that is full, and then one that the kernel has made read-only.
+    for remount in [None, Some(["-o", "remount,ro"])] {
+        device.ip("link del wg0");
+        if let Some(options) = remount {
+            mount(&options, &state);
+        }
+        spoke.start();
+        assert!(has_address(&device));
+        spoke.stop();
+    }
+    let log = spoke.log();
+    assert!(log.contains("free some space") && log.contains("read-only"), "the log says what to do");
+    unmount(&state);
+}
+
+#[test]
+fn state_files_cut_in_half_are_said_and_hold_nothing_up() {
+    let device = Namespace::new("device");
+    let (mut spoke, state) = on_its_own_disk(&device, 256);
+    spoke.start();
+    device.ip("addr del 10.9.0.1/24 dev wg0");
+    wait_until(REPAIRED, "the address", || has_address(&device));
+    spoke.stop();
+    let mut cut = Vec::new();
+    for entry in std::fs::read_dir(&state).expect("the state") {
+        let path = entry.expect("an entry").path();
+        let bytes = std::fs::read(&path).expect("its bytes");
+        if path.extension().is_none_or(|x| x != "key") && !bytes.is_empty() {
+            std::fs::write(&path, &bytes[..bytes.len() / 2]).expect("cut");
+            cut.push(path);
+        }
+    }
+    assert!(!cut.is_empty(), "there was something to cut");
+    let said = spoke.log().len();
+    spoke.start();
+    assert!(has_address(&device));
+    let log = spoke.log().split_off(said);
+    assert!(log.contains("damaged"), "it is said, of {cut:?}: {log}");
+    spoke.stop();
+    unmount(&state);
 }
