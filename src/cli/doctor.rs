@@ -1,7 +1,7 @@
 //! `spoke doctor`: looks for what could keep the tunnel from coming up, and says what to do about each.
 use super::{Failure, Outcome, load, print};
 use crate::config::Config;
-use crate::sys::probe::{self, Finding};
+use crate::sys::probe::{self, Finding, Level};
 use crate::sys::probe_chain::endpoints as chain;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -23,12 +23,16 @@ pub fn run(config: &Path, args: &Args) -> Outcome {
     } else {
         print(&table(&findings));
     }
-    if findings.iter().any(|f| f.level == probe::Level::Fail) { Err(Failure::Silent) } else { Ok(()) }
+    if findings.iter().any(|f| f.level == Level::Fail) { Err(Failure::Silent) } else { Ok(()) }
 }
 
 fn examine(config: &Config) -> Result<Vec<Finding>, Failure> {
-    let mut findings =
-        vec![probe::wireguard(), probe::privileges(), probe::clock(), probe::state_dir(&config.node.state_dir)];
+    let mut findings = vec![
+        super::block_on(probe::wireguard())?,
+        probe::privileges(),
+        probe::clock(),
+        probe::state_dir(&config.node.state_dir),
+    ];
     findings.extend(probe::keys(config));
     for hub in config.uplink.iter().flat_map(|u| &u.hubs) {
         let (finding, addresses) = probe::dns(&hub.endpoint);
@@ -38,9 +42,12 @@ fn examine(config: &Config) -> Result<Vec<Finding>, Failure> {
             .iter()
             .find(|i| config.uplink.as_ref().is_some_and(|u| u.interface == i.name))
             .map_or(crate::config::interface::DEFAULT_MTU, |i| i.mtu);
-        for address in addresses {
-            findings.extend(probe::udp_path(address, mtu));
+        let mut paths: Vec<Finding> = addresses.iter().flat_map(|a| probe::udp_path(*a, mtu)).collect();
+        // One address that can be reached is enough for a tunnel: the session tries them all.
+        if paths.iter().any(|f| f.level == Level::Ok) {
+            paths.iter_mut().filter(|f| f.level == Level::Fail).for_each(|f| f.level = Level::Warn);
         }
+        findings.append(&mut paths);
     }
     if let Some(grants) = &config.grants {
         findings.extend(super::block_on(chain(grants))?);

@@ -36,6 +36,7 @@ mod route;
 mod wireguard;
 
 pub use netlink::{CounterSocket, Netlink};
+pub use wireguard::has_wireguard;
 
 /// Why the kernel could not be read or changed. `errno` is kept in the source.
 #[derive(Debug, thiserror::Error)]

@@ -1,10 +1,14 @@
 //! Looks at the machine for `spoke doctor`: each probe gives one finding with its remedy and changes nothing.
 use super::clock::{Clock as _, SystemClock};
-use super::keys::{IfMissing, private};
+use super::disk::DiskError;
+use super::kernel;
+use super::keys::{IfMissing, KeyError, preshared, private};
+use crate::clock::BUILD;
 use crate::config::Config;
-use crate::config::types::HostPort;
+use crate::config::types::{HostPort, KeySource};
 use rustix::thread::CapabilitySet;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, ToSocketAddrs as _, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
@@ -51,29 +55,31 @@ pub fn finding(what: impl Into<String>, level: Level, detail: impl Into<String>,
     Finding { what: what.into(), level, detail: detail.into(), remedy }
 }
 
-/// Whether the kernel has WireGuard: loaded, built in, or there to be loaded.
-pub fn wireguard() -> Finding {
+/// Whether the kernel has WireGuard. It is asked the way the supervisor asks, which loads the module if there is one.
+pub async fn wireguard() -> Finding {
+    let what = "WireGuard";
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    if Path::new("/sys/module/wireguard").exists() {
-        return finding("WireGuard", Level::Ok, format!("in the kernel ({release})"), "");
-    }
-    let dir = format!("/lib/modules/{release}");
-    let listed = |list: &str| {
-        std::fs::read_to_string(format!("{dir}/{list}"))
-            .is_ok_and(|t| t.lines().any(|l| l.split(':').next().unwrap_or("").contains("/wireguard.ko")))
-    };
-    if listed("modules.builtin") {
-        finding("WireGuard", Level::Ok, format!("built into the kernel ({release})"), "")
-    } else if listed("modules.dep") {
-        finding("WireGuard", Level::Ok, format!("a module of the kernel ({release}); loaded when first used"), "")
-    } else {
-        finding(
-            "WireGuard",
+    match kernel::has_wireguard().await {
+        Ok(true) => finding(what, Level::Ok, format!("in the kernel ({release})"), ""),
+        Ok(false) if has_module(&release) => finding(
+            what,
             Level::Fail,
-            format!("kernel {release} does not seem to have it"),
-            "modprobe wireguard, or install a kernel of 5.6 or later that has it",
-        )
+            format!("kernel {release} has a module that is not loaded by itself"),
+            "modprobe wireguard; it says why, or read dmesg (a module may be on a deny list in /etc/modprobe.d)",
+        ),
+        Ok(false) => finding(
+            what,
+            Level::Fail,
+            format!("kernel {release} does not have it"),
+            "install a kernel of 5.6 or later that has it (in OpenWrt: kmod-wireguard)",
+        ),
+        Err(e) => finding(what, Level::Warn, format!("cannot be asked for: {e}"), "run it outside of any sandbox"),
     }
+}
+
+fn has_module(release: &str) -> bool {
+    std::fs::read_to_string(format!("/lib/modules/{release}/modules.dep"))
+        .is_ok_and(|t| t.lines().any(|l| l.split(':').next().unwrap_or("").contains("/wireguard.ko")))
 }
 
 /// Whether this process may change the network and send echoes.
@@ -100,12 +106,11 @@ pub fn privileges() -> Finding {
 /// Whether the wall clock can be right.
 pub fn clock() -> Finding {
     let wall = SystemClock.wall();
-    // 2024-01-01: older than any build of this program.
-    if wall.secs() < 1_704_067_200 {
+    if wall < BUILD {
         finding(
             "clock",
             Level::Warn,
-            format!("it is {wall} here, which is the past"),
+            format!("it is {wall} here, which is before this program was built"),
             "harmless to the tunnel; TLS needs it right: enable systemd-timesyncd, and spoke-clock.service to restore it at boot",
         )
     } else {
@@ -147,23 +152,59 @@ pub fn state_dir(dir: &Path) -> Finding {
     }
 }
 
-/// Whether each interface's private key is there and well kept.
+/// Whether each interface's private key and every preshared key is there and well kept.
 pub fn keys(config: &Config) -> Vec<Finding> {
-    config
-        .interfaces
-        .iter()
-        .map(|i| {
-            let what = format!("key of {}", i.name);
-            match private(&i.private_key, IfMissing::Fail) {
-                Ok(key) => finding(what, Level::Ok, format!("public key {}", key.public()), ""),
-                Err(super::keys::KeyError::Missing {
-                    origin: origin @ crate::config::types::KeySource::File(_),
-                    ..
-                }) => finding(what, Level::Ok, format!("{origin} is not there yet; made at first run"), ""),
-                Err(e) => finding(what, Level::Fail, e.to_string(), "see above"),
+    let own = config.interfaces.iter().map(|i| {
+        let what = format!("key of {}", i.name);
+        match private(&i.private_key, IfMissing::Fail) {
+            Ok(key) => foreign_owner(&what, &i.private_key, &config.node.state_dir)
+                .unwrap_or_else(|| finding(what, Level::Ok, format!("public key {}", key.public()), "")),
+            Err(KeyError::Missing { origin: origin @ KeySource::File(_), .. }) => {
+                finding(what, Level::Ok, format!("{origin} is not there yet; made at first run"), "")
             }
-        })
-        .collect()
+            Err(e) => bad_key(what, &e),
+        }
+    });
+    let peers = config.interfaces.iter().flat_map(|i| &i.peers).filter_map(|p| p.preshared_key.as_ref());
+    let hubs = config.uplink.iter().flat_map(|u| &u.hubs).filter_map(|h| h.preshared_key.as_ref());
+    let shared: BTreeSet<&KeySource> = peers.chain(hubs).collect();
+    let shared = shared.into_iter().map(|source| {
+        let what = "preshared key".to_owned();
+        match preshared(source) {
+            Ok(_) => finding(what, Level::Ok, source.to_string(), ""),
+            Err(e) => bad_key(what, &e),
+        }
+    });
+    own.chain(shared).collect()
+}
+
+/// A key file of root's is readable to root who asks here and not to the service's user, whose the state directory is.
+fn foreign_owner(what: &str, source: &KeySource, state_dir: &Path) -> Option<Finding> {
+    let KeySource::File(path) = source else { return None };
+    let owner = |p: &Path| rustix::fs::stat(p).map(|s| s.st_uid).ok();
+    let (key, state) = (owner(path)?, owner(state_dir)?);
+    (key != state).then(|| {
+        let detail = format!("{} belongs to user {key}, the state directory to user {state}", path.display());
+        finding(what, Level::Warn, detail, &format!("chown --reference={} {}", state_dir.display(), path.display()))
+    })
+}
+
+fn bad_key(what: String, e: &KeyError) -> Finding {
+    if let KeyError::Missing { origin: origin @ KeySource::Credential(_), .. } = e
+        && std::env::var_os("CREDENTIALS_DIRECTORY").is_none()
+    {
+        return finding(what, Level::Ok, format!("{origin} is passed to the service alone and not seen from here"), "");
+    }
+    let remedy = match e {
+        KeyError::Disk(DiskError::TooOpen { path, .. }) => format!("chmod 600 {}", path.display()),
+        KeyError::Disk(_) => "let the user that runs spoke read it".to_owned(),
+        KeyError::NotAKey(_) => "put a key there (spoke key generate), or move it away to have one made".to_owned(),
+        KeyError::NotAUrl(_) => "write one line with the URL".to_owned(),
+        KeyError::Missing { remedy, .. } => (*remedy).to_owned(),
+        KeyError::Random(_) => "wait until the kernel has gathered randomness".to_owned(),
+    };
+    let cause = std::error::Error::source(e).map(|s| format!(": {s}")).unwrap_or_default();
+    finding(what, Level::Fail, format!("{e}{cause}"), &remedy)
 }
 
 /// Whether the hub's name has addresses.

@@ -58,6 +58,18 @@ pub(super) enum Depth {
     Counters,
 }
 
+/// Whether the kernel knows the family; it loads the module for the question, if it has one.
+///
+/// # Errors
+/// The process may open no such socket, or the kernel does not answer.
+pub async fn has_wireguard() -> io::Result<bool> {
+    match Devices::open()?.family().await {
+        Ok(_) => Ok(true),
+        Err(error) if errno(&error) == Some(Errno::NOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// The socket that WireGuard is spoken on.
 pub(super) struct Devices {
     kernel: Conversation,
