@@ -66,6 +66,8 @@ async fn supervise(config: Arc<Config>, keys: crate::net::derive::Keys) -> Outco
     let (status, net) = watch::channel(crate::net::task::Status::default());
     let (events, wake) = watch::channel(0);
     let (vitals_out, vitals) = watch::channel(Vitals { node_id: config.node.id.clone(), ..Vitals::default() });
+    let (shown, seen) = (net.clone(), vitals.clone());
+    tasks.restarting("status line", seed, move || vitals::line(shown.clone(), seen.clone(), Systemd));
     let (stopping, stop_health) = watch::channel(false);
     if config.health.enabled {
         let (config, net) = (config.clone(), net.clone());
@@ -81,6 +83,8 @@ async fn supervise(config: Arc<Config>, keys: crate::net::derive::Keys) -> Outco
     let keeper = move || Keeper::new(clock, &state_dir, every, trusted.clone(), confirmed.clone());
     let last_stamp = keeper.clone();
     tasks.restarting("clock", seed, move || keeper().run());
+    let (trust, board) = (believed.clone(), vitals_out.clone());
+    tasks.restarting("trust in the clock", seed, move || vitals::clock(trust.clone(), board.clone()));
 
     let changes = start_changes(&mut tasks, &config, &net, believed)?;
     if config.agent.enabled {

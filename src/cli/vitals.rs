@@ -1,7 +1,10 @@
-//! Tells the local endpoints what the producers say, in the endpoints' own words.
+//! Tells the local endpoints and the service manager what the producers say, in their own words.
+use crate::clock::Anchor;
 use crate::enroll::task::Reach;
 use crate::health::summary::{Part, Uplink, Vitals};
+use crate::net::task::Status as Net;
 use crate::sys::clock::Clock;
+use crate::sys::notify::Notify;
 use crate::time::{Boot, Wall};
 use crate::uplink::status::{State, Status};
 use std::convert::Infallible;
@@ -45,6 +48,20 @@ pub(super) async fn control<C: Clock>(
     }
 }
 
+/// Passes on whether the wall clock is believed.
+pub(super) async fn clock(
+    mut believed: watch::Receiver<Option<Anchor>>,
+    vitals: watch::Sender<Vitals>,
+) -> Result<(), Infallible> {
+    loop {
+        let trusted = believed.borrow_and_update().is_some();
+        vitals.send_if_modified(|v| std::mem::replace(&mut v.clock_trusted, trusted) != trusted);
+        if believed.changed().await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
 fn control_part(reach: &Reach, now: Boot) -> Part {
     let detail = match reach {
         Reach::Reached => None,
@@ -67,6 +84,51 @@ fn summary(status: &Status, now: Boot, wall: Wall) -> Uplink {
         backoff: status.backoff,
         last_error: status.fault.as_ref().or(status.last_fault.as_ref()).map(|f| f.detail.clone()),
     }
+}
+
+/// Keeps the line that `systemctl status` shows; it is sent only when it has changed.
+pub(super) async fn line<N: Notify>(
+    mut net: watch::Receiver<Net>,
+    mut vitals: watch::Receiver<Vitals>,
+    mut notify: N,
+) -> Result<(), Infallible> {
+    let mut shown = String::new();
+    loop {
+        let line = {
+            let (net, vitals) = (net.borrow_and_update(), vitals.borrow_and_update());
+            words(&net, vitals.uplink.as_ref())
+        };
+        if line != shown {
+            notify.status(&line);
+            shown = line;
+        }
+        let changed = tokio::select! {
+            net = net.changed() => net,
+            vitals = vitals.changed() => vitals,
+        };
+        if changed.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+fn words(net: &Net, uplink: Option<&Uplink>) -> String {
+    let tunnel = uplink.map(|u| {
+        let hub = u.hub.as_deref().unwrap_or("the hub");
+        match (u.connected, &u.last_error) {
+            (true, _) => format!("tunnel to {hub} is up; "),
+            (false, Some(why)) => format!("no tunnel: {why}; "),
+            (false, None) => format!("no tunnel to {hub} yet; "),
+        }
+    });
+    let kernel = match net.troubles.first() {
+        _ if net.passes == 0 => "no pass over the network was completed yet".to_owned(),
+        Some(t) => format!("out of sync: {}", t.detail),
+        None if net.clean => format!("kernel in sync, {} interfaces", net.desired.links.len()),
+        None => "out of sync".to_owned(),
+    };
+    // One line is all it may be.
+    (tunnel.unwrap_or_default() + &kernel).replace(['\n', '\r'], " ")
 }
 
 /// The uplink's part of `spoke status`.
@@ -97,6 +159,7 @@ mod tests {
     use super::*;
     use crate::health::fold::{Moment, fold};
     use crate::health::summary::Snapshot;
+    use crate::net::task::Trouble;
 
     /// What `/health` says of a control plane, as the one who judges a trial reads it.
     fn codes(reach: &Reach) -> Vec<&'static str> {
@@ -130,5 +193,17 @@ mod tests {
         assert!(part.since == went && part.detail.unwrap().ends_with(": b"));
         drop(reach);
         task.await.unwrap().unwrap();
+    }
+
+    #[test]
+    fn the_line_says_the_worst_of_tunnel_and_kernel() {
+        let mut net = Net::default();
+        assert_eq!(words(&net, None), "no pass over the network was completed yet");
+        (net.passes, net.clean) = (1, true);
+        let mut uplink = Uplink { hub: Some("hub-a".into()), connected: true, ..Uplink::default() };
+        assert_eq!(words(&net, Some(&uplink)), "tunnel to hub-a is up; kernel in sync, 0 interfaces");
+        (uplink.connected, uplink.last_error) = (false, Some("hub hub-a: no\nhandshake".into()));
+        net.troubles = vec![Trouble { code: "name_taken", detail: "wg0 is taken".into() }];
+        assert_eq!(words(&net, Some(&uplink)), "no tunnel: hub hub-a: no handshake; out of sync: wg0 is taken");
     }
 }

@@ -236,12 +236,8 @@ fn reason(t: Trouble, at: &Moment) -> Reason {
 fn part_code(name: &str) -> &'static str {
     match name {
         "contract" => "contract_away",
-        "registry" => "registry_away",
         "accessControl" => "access_control_degraded",
         "control" => "control_away",
-        "config" => "config_degraded",
-        "agent" => "agent_degraded",
-        "clock" => "clock_untrusted",
         _ => "component_degraded",
     }
 }
@@ -303,6 +299,14 @@ fn components(s: &Snapshot, at: &Moment) -> BTreeMap<&'static str, Component> {
     let mut out: BTreeMap<&'static str, Component> = s.vitals.parts.iter().map(|(n, p)| (*n, show(p))).collect();
     let net = Part { healthy: s.net.clean, since: s.net.at, detail: s.net.troubles.last().map(|t| t.detail.clone()) };
     out.insert("network", show(&net));
+    // The configuration and everything that completes it make one valid state, or the last good one is held.
+    let invalid = s.net.troubles.iter().find(|t| t.code == "desired_invalid");
+    let since = invalid.map_or(at.started, |t| t.since);
+    let config = Part { healthy: invalid.is_none(), since, detail: invalid.map(|t| t.detail.clone()) };
+    out.insert("config", show(&config));
+    let missing: usize = s.net.links.iter().map(|l| l.wanted_peers.saturating_sub(l.peers)).sum();
+    let detail = (missing > 0).then(|| format!("{missing} wanted peers are not in the kernel"));
+    out.insert("registry", show(&Part { healthy: missing == 0, since: s.net.at, detail }));
     if let Some(uplink) = &s.vitals.uplink {
         let healthy = uplink.connected && uplink.hub_answers;
         let detail = uplink.last_error.clone().filter(|_| !healthy);

@@ -7,6 +7,7 @@
 year_is_plausible() { [ "$(date +%Y)" -ge 2025 ]; }
 not_before() { [ "$(date +%s)" -ge "$1" ]; }
 shaken_since() { [ "$(ip netns exec hub wg show wg0 latest-handshakes | cut -f2)" != "$1" ]; }
+health_says() { curl -fsS -m 5 http://127.0.0.1:8080/health | grep -F "$1"; }
 latest() { ip netns exec hub wg show wg0 latest-handshakes | cut -f2; }
 # power_cycle: the interface goes with the kernel's memory, the clock with the power.
 power_cycle() {
@@ -36,6 +37,7 @@ claim "it starts in 1970" systemctl start spoke.service
 claim "the clock is not before the build" year_is_plausible
 claim "it was set by a unit that may do nothing else" is cap_sys_time property CapabilityBoundingSet spoke-clock.service
 admit "$(wg show wg0 public-key)" 10.9.0.2
+claim "health does not believe it" health_says '"clock_trusted":false'
 claim "the tunnel comes up" ping -c 3 -W 5 10.9.0.1
 claim "the service cannot set the clock itself" fails grep -q cap_sys_time <(systemctl show --property CapabilityBoundingSet spoke.service)
 
@@ -44,6 +46,7 @@ date --set '+30 days' >/dev/null
 claim "the tunnel is used a month later" systemctl restart spoke.service
 sleep 200
 claim_within 30 "the hub has a handshake of a month later" ping -c 1 -W 5 10.9.0.1
+claim_within 90 "a clock that somebody has set is believed" health_says '"clock_trusted":true'
 seen=$(date +%s) was=$(latest)
 power_cycle
 claim "the clock is back in 1970" fails not_before "$seen"

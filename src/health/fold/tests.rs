@@ -56,6 +56,22 @@ fn each_verdict_has_its_reason() {
 }
 
 #[test]
+fn the_parts_that_every_node_has_are_told_of() {
+    let mut s = well();
+    s.net.links[0].wanted_peers = 3;
+    s.net.troubles =
+        vec![Trouble { code: "desired_invalid", since: Boot::from_secs(990), detail: "two claim 10.9.0.0/24".into() }];
+    let h = fold(&s, &at(1000));
+    let told = |part: &str| (h.components[part].status, h.components[part].detail.clone().unwrap_or_default());
+    assert_eq!(told("config"), ("degraded", "two claim 10.9.0.0/24".to_owned()));
+    assert_eq!(told("registry"), ("degraded", "2 wanted peers are not in the kernel".to_owned()));
+    let h = fold(&well(), &at(1000));
+    for part in ["network", "uplink", "config", "registry"] {
+        assert_eq!(h.components[part].status, "healthy", "{part}");
+    }
+}
+
+#[test]
 fn the_clock_that_is_not_believed_gives_no_since() {
     let mut s = well();
     uplink(&mut s).connected = false;

@@ -50,6 +50,24 @@ fn status() -> Status {
     }
 }
 
+fn grants() -> crate::grants::report::Report {
+    crate::grants::report::Report {
+        at: SystemClock.now(),
+        phase: crate::grants::ladder::Phase::Grace,
+        heard: Some(SystemClock.now()),
+        heard_wall: None,
+        height: Some(7),
+        head: Some(8),
+        admitted: 1,
+        looking: false,
+        away: None,
+        trouble: None,
+        counts: Default::default(),
+        endpoints: Vec::new(),
+        rows: Vec::new(),
+    }
+}
+
 /// A port nobody has right now; the listener that wants it tries again if somebody was quicker.
 fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
@@ -125,7 +143,21 @@ async fn promtool_accepts_the_metrics() {
         last_handshake: Some(SystemClock.now()),
         ..Default::default()
     };
-    endpoints.take(&status(), &Vitals { uplink: Some(uplink), clock_trusted: true, ..Vitals::default() });
+    // Everything that has metrics of its own, and every kind of trouble at once.
+    let part = super::super::summary::Part { healthy: false, since: SystemClock.now(), detail: None };
+    let parts =
+        ["contract", "registry", "control", "config", "agent", "clock", "accessControl"].map(|p| (p, part.clone()));
+    let vitals = Vitals {
+        uplink: Some(uplink),
+        clock_trusted: true,
+        grants: Some(Arc::new(grants())),
+        parts: parts.into(),
+        ..Vitals::default()
+    };
+    let trouble = |code| crate::net::task::Trouble { code, detail: "\"quoted\"\nand broken".into() };
+    let troubled =
+        Status { troubles: vec![trouble("apply_failed"), trouble("apply_failed")], clean: false, ..status() };
+    endpoints.take(&troubled, &vitals);
     let request = Request {
         method: "GET".into(),
         path: "/metrics".into(),
@@ -138,6 +170,10 @@ async fn promtool_accepts_the_metrics() {
     let response = Shared(Arc::new(endpoints)).call(request).await;
     let text = response.body.bytes().to_vec();
     assert!(text.ends_with(b"# EOF\n"));
+    let lines = String::from_utf8_lossy(&text);
+    for sample in ["spoke_grants_phase{phase=\"grace\"} 1", "spoke_health_reason{code=\"apply_failed\"} 1"] {
+        assert!(lines.contains(sample), "{sample} in\n{lines}");
+    }
     let mut promtool = tokio::process::Command::new("promtool")
         .args(["check", "metrics"])
         .stdin(std::process::Stdio::piped())
