@@ -5,6 +5,7 @@ use crate::socket::wire::{LinkReport, Request, SOCKET, StatusReport};
 use crate::sys::fetch::local;
 use crate::sys::socket::call;
 use std::fmt::Write as _;
+use std::io::IsTerminal as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -22,32 +23,36 @@ pub struct Args {
     pub ready: bool,
 }
 
-/// Prints the status; exit code 1 if the supervisor does not answer.
+/// Prints the status; exit code 1 if the supervisor does not answer. Interrupting a watch is its normal end.
 pub fn run(config: &Path, args: &Args) -> Outcome {
     let config = load(config)?;
     if args.ready {
         return ready(&config.health);
     }
     let socket = config.node.runtime_dir.join(SOCKET);
+    // Clears the screen only where it is one; into a file or a pipe the reports come one below the other.
+    let clear = if args.watch && std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
     loop {
         if args.json {
             let report: serde_json::Value = call(&socket, &Request::Status)?;
-            print(&format!("{report:#}\n"));
+            // One report a line where they keep coming, so that a reader knows where one ends.
+            print(&if args.watch { format!("{report}\n") } else { format!("{report:#}\n") });
         } else {
             let report: StatusReport = call(&socket, &Request::Status)?;
-            // Clears the screen only where it is one.
-            let clear = if args.watch { "\x1b[H\x1b[2J" } else { "" };
             print(&format!("{clear}{}", table(&report)));
         }
         if !args.watch {
             return Ok(());
         }
-        super::block_on(async {
+        let interrupted = super::block_on(async {
             tokio::select! {
-                _ = tokio::signal::ctrl_c() => Err(Failure::Silent),
-                () = tokio::time::sleep(Duration::from_secs(2)) => Ok(()),
+                _ = tokio::signal::ctrl_c() => true,
+                () = tokio::time::sleep(Duration::from_secs(2)) => false,
             }
-        })??;
+        })?;
+        if interrupted {
+            return Ok(());
+        }
     }
 }
 
@@ -80,12 +85,8 @@ pub fn table(r: &StatusReport) -> String {
         r.repairs,
         r.failures
     );
-    if let Some(uplink) = &r.uplink {
-        let text = |k: &str| uplink.get(k).and_then(serde_json::Value::as_str).unwrap_or("-").to_owned();
-        let _ = writeln!(out, "uplink: {} via {}", text("state"), text("hub"));
-        if let Some(error) = uplink.get("last_error").and_then(serde_json::Value::as_str) {
-            let _ = writeln!(out, "        last error: {error}");
-        }
+    if let Some(u) = &r.uplink {
+        uplink(&mut out, u);
     }
     for t in &r.troubles {
         let _ = writeln!(out, "! {}: {}", t.code, t.detail);
@@ -104,6 +105,42 @@ pub fn table(r: &StatusReport) -> String {
         }
     }
     out
+}
+
+/// The way to the hub: where it leads, how good it is, or when it is tried again and what was tried.
+fn uplink(out: &mut String, u: &serde_json::Value) {
+    let text = |k: &str| u.get(k).and_then(serde_json::Value::as_str);
+    let number = |k: &str| u.get(k).and_then(serde_json::Value::as_u64);
+    let _ = write!(out, "uplink: {} via {}", text("state").unwrap_or("-"), text("hub").unwrap_or("-"));
+    if let Some(endpoint) = text("endpoint") {
+        let _ = write!(out, " at {endpoint}");
+    }
+    let seconds =
+        [("connected_seconds", "for"), ("handshake_age", "handshake"), ("next_attempt_seconds", "next attempt in")];
+    for (key, words) in seconds {
+        if let Some(s) = number(key) {
+            let _ = write!(out, ", {words} {}", age(s));
+        }
+    }
+    if let Some(ms) = u.get("rtt_ms").and_then(serde_json::Value::as_f64) {
+        let _ = write!(out, ", echo {ms:.1} ms");
+    }
+    let _ = writeln!(
+        out,
+        "\n        {} attempts, {} sessions",
+        number("attempts").unwrap_or(0),
+        number("sessions").unwrap_or(0)
+    );
+    if let Some(rungs) = u.get("rungs").and_then(serde_json::Value::as_object).filter(|r| !r.is_empty()) {
+        let taken: Vec<String> = rungs.iter().map(|(rung, n)| format!("{rung} {n}×")).collect();
+        let _ = writeln!(out, "        recovery: {}", taken.join(", "));
+    }
+    if let Some(hub) = u.get("standby").and_then(|s| s.get("hub")).and_then(serde_json::Value::as_str) {
+        let _ = writeln!(out, "        watching {hub}, to move back to it");
+    }
+    if let Some(error) = text("last_error") {
+        let _ = writeln!(out, "        last error: {error}");
+    }
 }
 
 fn interface(out: &mut String, link: &LinkReport) {
@@ -188,6 +225,13 @@ mod tests {
         let text = table(&report);
         assert!(text.contains("OUT OF SYNC") && text.contains("! name_taken"), "{text}");
         assert!(text.contains("1m01s ago  drift   wg0: add address"), "{text}");
+        let uplink = serde_json::json!({
+            "state": "waiting", "hub": "hub-a", "endpoint": "192.0.2.1:51820", "next_attempt_seconds": 61,
+            "attempts": 7, "sessions": 1, "rungs": {"port": 2}, "last_error": "hub hub-a: no handshake",
+        });
+        let text = table(&StatusReport { uplink: Some(uplink), ..StatusReport::default() });
+        assert!(text.contains("waiting via hub-a at 192.0.2.1:51820, next attempt in 1m01s"), "{text}");
+        assert!(text.contains("recovery: port 2×") && text.contains("last error: hub hub-a"), "{text}");
         assert_eq!((bytes(1023), bytes(1536), age(90_000)), ("1023 B".into(), "1.5 KiB".into(), "1d01h".into()));
     }
 }
