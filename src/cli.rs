@@ -84,7 +84,7 @@ pub enum Command {
     /// Print shell completions
     Completions(completions::Args),
     /// Print the man page (roff)
-    Man,
+    Man(completions::ManArgs),
 }
 
 /// Why a command failed.
@@ -133,7 +133,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Update(command) => update::run(&cli.config, command),
         Command::Provision(args) => provision::run(args),
         Command::Completions(args) => completions::run(args),
-        Command::Man => completions::man(),
+        Command::Man(args) => completions::man(args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -141,6 +141,9 @@ fn completions_and_man_page_know_every_command() {
     }
     let man = out(&spoke(dir.path(), &["man"]));
     assert!(man.contains(".TH spoke 1") && man.contains("Exit codes"), "{man}");
+    assert_eq!(spoke(dir.path(), &["man", "--into", "man1"]).status.code(), Some(0));
+    let page = std::fs::read_to_string(dir.path().join("man1/spoke-status.1")).unwrap();
+    assert!(page.contains("watch") && page.contains("json"), "{page}");
 }
 
 /// One answer of a server, by hand; `None` while there is none.
