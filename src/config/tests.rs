@@ -14,25 +14,78 @@ fn faults(text: &str) -> Vec<String> {
     read(text).expect_err("faults").0.iter().map(ToString::to_string).collect()
 }
 
-#[test]
-fn the_documented_example_loads_and_shows_every_default() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/spoke.toml");
-    let text = std::fs::read_to_string(path).unwrap();
-    let config = read(&text).unwrap();
-    // A commented key is the default: uncommenting all but the ones that only make sense elsewhere changes nothing.
-    let example_only = ["node_id", "preshared_key", "endpoint", "listen_port", "remove_unknown", "dns"];
-    let all: String = text
-        .lines()
+fn example() -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/spoke.toml")).unwrap()
+}
+
+/// The example with the sections in its last part (what most installations leave out) cut off.
+fn usual(text: &str) -> &str {
+    text.split("\n# ---").next().unwrap()
+}
+
+/// Takes away the `#` in front of keys and sections, but for the keys in `except`.
+fn uncommented(text: &str, except: &[&str]) -> String {
+    text.lines()
         .map(|l| match l.strip_prefix('#') {
-            Some(key) if !key.starts_with(' ') && !example_only.iter().any(|e| key.starts_with(e)) => {
-                format!("{key}\n")
-            }
+            Some(key) if !key.starts_with(' ') && !except.iter().any(|e| key.starts_with(e)) => format!("{key}\n"),
             Some(_) | None => format!("{l}\n"),
         })
-        .collect();
+        .collect()
+}
+
+#[test]
+fn the_documented_example_loads_and_shows_every_default() {
+    let text = example();
+    let config = read(&text).unwrap();
+    // A commented key is the default: uncommenting all but the ones that only make sense elsewhere changes nothing.
+    let elsewhere = ["node_id", "preshared_key", "endpoint", "listen_port", "remove_unknown", "dns"];
+    let all = uncommented(usual(&text), &elsewhere);
     assert_eq!(read(&all).unwrap(), config);
+    // The same for the sections that are left out as a whole, each beside what it cannot be without.
+    let beside = ["pin", "ca", "token", "secret", "tls_", "source"];
+    let full = read(&uncommented(&text, &[&elsewhere[..], &beside].concat())).unwrap();
+    let least = read(&format!("{}[control]\nurl = \"https://control.example.net:8443\"\n", usual(&text))).unwrap();
+    assert_eq!(full, least);
     // What `check` prints can be fed back.
     assert_eq!(read(&config.to_toml()).unwrap(), config);
+    assert_eq!(read(&full.to_toml()).unwrap(), full);
+}
+
+/// A reader that meets a key it does not know says which ones it does: none of them may be missing in the example.
+#[test]
+fn the_documented_example_names_every_key() {
+    let text = example();
+    let mut section = "";
+    let mut named = std::collections::BTreeSet::new();
+    for line in text.lines().map(|l| l.strip_prefix('#').unwrap_or(l).trim_start()) {
+        if line.starts_with('[') {
+            section = line;
+        } else if let Some((key, _)) = line.split_once(" = ").filter(|(k, _)| !k.contains(' ')) {
+            named.insert((section, key));
+        }
+    }
+    let mut known = 0;
+    for (section, below) in [
+        ("[node]", ""),
+        ("[[interface]]", ""),
+        ("[[interface.peer]]", "[[interface]]"),
+        ("[uplink]", ""),
+        ("[[uplink.hub]]", "[uplink]"),
+        ("[grants]", ""),
+        ("[control]", ""),
+        ("[agent]", ""),
+        ("[update]", ""),
+        ("[clock]", ""),
+        ("[health]", ""),
+    ] {
+        let said = faults(&format!("{below}\n{section}\nqqqqqqqqqqqqqqqqqqqqqqqq = 1\n")).join("\n");
+        let list = said.split("known here: ").nth(1).and_then(|l| l.lines().next()).expect("the known keys");
+        for key in list.split(", ").filter(|k| !matches!(*k, "peer" | "hub")) {
+            assert!(named.contains(&(section, key)), "{key} of {section} is not in the example");
+            known += 1;
+        }
+    }
+    assert!(known > 60, "{known}");
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! `[update]`: where updates come from and how a new system is judged; of use on an image with two slots only.
-use super::reader::{Table, show_duration};
+use super::reader::Table;
+use super::types::duration_text;
 use crate::update::machine::Rules;
 use crate::update::notice::WantedRelease;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use std::time::Duration;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -14,21 +15,32 @@ pub struct Update {
     pub source: Option<String>,
     /// Install what `source` offers without being asked.
     pub automatic: bool,
-    /// How often `source` is looked at, seconds.
-    #[serde(serialize_with = "seconds")]
+    /// How often `source` is looked at.
+    #[serde(serialize_with = "duration_text")]
     pub every: Duration,
     /// `HOST:PORT`s outside that answer TCP: they tell an outage from a bad system. The host of `source` is asked too.
     pub probes: Vec<String>,
     /// How a trial is judged.
-    #[serde(skip)]
+    #[serde(flatten, serialize_with = "rules")]
     pub rules: Rules,
     /// What the control plane wants to run here; never from a file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wanted: Option<WantedRelease>,
 }
 
-fn seconds<S: serde::Serializer>(d: &Duration, s: S) -> Result<S::Ok, S::Error> {
-    s.serialize_str(&show_duration(*d))
+fn rules<S: Serializer>(rules: &Rules, s: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Written {
+        #[serde(serialize_with = "duration_text")]
+        settle: Duration,
+        #[serde(serialize_with = "duration_text")]
+        patience: Duration,
+        #[serde(serialize_with = "duration_text")]
+        outage: Duration,
+        resumes: u8,
+    }
+    let Rules { settle, patience, outage, resumes } = *rules;
+    Written { settle, patience, outage, resumes }.serialize(s)
 }
 
 /// A place outside to knock at.
@@ -51,6 +63,13 @@ impl Update {
         let source = t.text("source");
         if source.as_ref().is_some_and(|s| !(s.starts_with("https://") || s.starts_with("http://"))) {
             t.fault("source", "is not a web address", "write https://… (http:// is possible: bundles are signed)");
+        }
+        if source.as_ref().is_some_and(|s| s.contains('@')) {
+            t.fault(
+                "source",
+                "has a name or a password in it, which /config would show",
+                "leave out what is before the @",
+            );
         }
         let default = Rules::default();
         let probes = t.list::<Probe>("probes", "HOST:PORT").map(|p| p.into_iter().map(|p| p.0).collect());

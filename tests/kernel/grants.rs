@@ -30,8 +30,7 @@ fn revoked_on_chain_is_gone_from_the_kernel_and_a_silent_chain_takes_nobody_away
     client.run("ping -c 3 -i 0.2 -W 5 10.9.0.1");
 
     // What a run started now would do knows of the grant, from the disk alone.
-    let plan = || hub.run(&format!("{program} --config {} plan", config.display()));
-    wait_until(LIMIT, "the grant to be on disk", || plan() == "nothing to do\n");
+    wait_until(LIMIT, "the grant to be on disk", || gate.spoke("plan") == "nothing to do\n");
 
     // Silent: the peer stays, traffic flows, health says why.
     chain.halt();
