@@ -9,7 +9,7 @@ runs=7
 on() { ip netns exec "$@"; }
 now() { local up; read -r up _ </proc/uptime; echo "$((10#${up/./} * 10))"; }
 median() { sort -n | sed -n "$(((runs + 1) / 2))p"; }
-row() { printf '%-58s %14s  %s\n' "$1" "$2" "$3"; }
+row() { printf '%-46s %12s  %-11s %s\n' "$1" "$2" "$3" "$4"; }
 
 ip netns add hub
 ip netns add device
@@ -89,12 +89,34 @@ before=$(ticks) files=$(find "$work/state" -printf '%T@ %p\n' | sort)
 on hub ping -q -c "$idle" -i 1 192.0.2.2 >/dev/null
 after=$(ticks)
 
-row "what" "measured" "how"
-row "release binary" "$(($(stat -c %s "$spoke") / 1024)) KiB" "stat, stripped"
-row "process start → handshake, median of $runs" "$ours ms" "wg show latest-handshakes, polled every 10 ms"
-row "… the same by ip and wg" "$theirs ms" "in the same run"
-row "resident memory, idle" "$(field VmRSS) KiB" "VmRSS of /proc/PID/status"
-row "… of it anonymous" "$(field RssAnon) KiB" "RssAnon"
-row "CPU in $idle s idle" "$(((after - before) * 1000 / $(getconf CLK_TCK))) ms" "utime+stime of /proc/PID/stat"
-row "state files changed in $idle s idle" "$([ "$files" = "$(find "$work/state" -printf '%T@ %p\n' | sort)" ] && echo none || echo SOME)" "modification times"
+# fetch PATH: milliseconds of one request on a connection that stays open (fd 5), in thousandths.
+fetch() {
+  local start=${EPOCHREALTIME/./} line length=0
+  printf 'GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n' "$1" >&5
+  while IFS= read -r line <&5 && [ "$line" != $'\r' ]; do
+    [[ ${line,,} == content-length:* ]] && length=${line//[^0-9]/}
+  done
+  read -rN "$length" <&5
+  echo $((${EPOCHREALTIME/./} - start))
+}
+# latencies PATH: of 200 requests, sorted.
+latencies() {
+  export -f fetch
+  # shellcheck disable=SC2016 # expanded in the namespace
+  on device bash -c 'exec 5<>/dev/tcp/127.0.0.1/8080; for ((i = 0; i < 200; i++)); do fetch "$1"; done' _ "$1" \
+    | sort -n
+}
+mapfile -t health < <(latencies /health)
+in_ms() { printf '%d.%03d ms' $(($1 / 1000)) $(($1 % 1000)); }
+
+row "what" "measured" "aim" "how"
+row "release binary" "$(($(stat -c %s "$spoke") / 1024)) KiB" "< 5120 KiB" "stat, stripped"
+row "process start → handshake, median of $runs" "$ours ms" "< 300 ms" "wg show latest-handshakes, polled every 10 ms"
+row "… the same by ip and wg" "$theirs ms" "" "in the same run"
+row "resident memory, idle" "$(field VmRSS) KiB" "≤ 6144 KiB" "VmRSS of /proc/PID/status"
+row "… of it anonymous" "$(field RssAnon) KiB" "" "RssAnon"
+row "CPU in $idle s idle" "$(((after - before) * 1000 / $(getconf CLK_TCK))) ms" "" "utime+stime of /proc/PID/stat"
+row "state files changed in $idle s idle" "$([ "$files" = "$(find "$work/state" -printf '%T@ %p\n' | sort)" ] && echo none || echo SOME)" "none" "modification times; the systemd tier waits an hour"
+row "GET /health, median of 200" "$(in_ms "${health[99]}")" "" "one connection, by bash, whose own time is in it"
+row "GET /health, p99" "$(in_ms "${health[197]}")" "< 5 ms" "the same, natively"
 kill "$device"
