@@ -151,7 +151,14 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 /// Reads the configuration, or gives every fault as bad input.
 pub fn load(file: &std::path::Path) -> Result<Config, Failure> {
-    let variables = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
+    let mut variables = Vec::new();
+    for (name, value) in std::env::vars_os() {
+        let Some(name) = name.to_str().filter(|n| n.starts_with("SPOKE__")) else { continue };
+        let value = value.into_string().map_err(|_| {
+            Failure::BadInput(format!("the environment: {name}: its value is not UTF-8; write it anew"))
+        })?;
+        variables.push((name.to_owned(), value));
+    }
     Config::load(Some(file), variables).map_err(|faults| Failure::BadInput(faults.to_string()))
 }
 

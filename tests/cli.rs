@@ -58,6 +58,75 @@ fn check_prints_every_fault_and_exits_with_2() {
     assert!(out(&o).is_empty());
 }
 
+/// What people get wrong, each by itself: the key it stands at, and a remedy.
+#[test]
+fn every_kind_of_bad_input_is_named_with_its_key_and_remedy() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub =
+        |text: &str| format!("[[interface]]\nname = \"wg0\"\n[uplink]\ninterface = \"wg0\"\n[[uplink.hub]]\n{text}\n");
+    let link = |text: &str| format!("[[interface]]\nname = \"wg0\"\n{text}\n");
+    let peer = |key: &str, nets: &str| format!("[[interface.peer]]\npublic_key = \"{key}\"\nallowed_ips = [{nets}]\n");
+    let (a, b) = ("9s4Zq0QFzPNW7vYkFGcGEJtVXWd3BBJ3zOqDLE3gIyM=", "gL9MIhpbgYcBdJHJ9cdTLoCzRXOg0tDmpmFmKTN6FlA=");
+    let hub_rest = "endpoint = \"192.0.2.1:51820\"\naddress = \"10.8.0.1\"";
+    for (what, text, key, remedy) in [
+        ("an unknown key", link("listen_prot = 1"), "interface[0].listen_prot", "did you mean `listen_port`?"),
+        (
+            "wrong base64",
+            link(&peer("?s4Zq0QFzPNW7vYkFGcGEJtVXWd3BBJ3zOqDLE3gIyM=", "")),
+            "interface[0].peer[0].public_key",
+            "44 characters of base64",
+        ),
+        (
+            "a key too short",
+            link(&peer("9s4Zq0QFzPNW7vYkFGcG", "")),
+            "interface[0].peer[0].public_key",
+            "44 characters of base64",
+        ),
+        (
+            "host bits",
+            link(&peer(a, "\"10.9.0.5/24\"")),
+            "interface[0].peer[0].allowed_ips[0]",
+            "the network is 10.9.0.0/24",
+        ),
+        (
+            "an overlap",
+            link(&(peer(a, "\"10.9.0.0/24\"") + &peer(b, "\"10.9.0.7/32\""))),
+            "interface[0].peer[1].allowed_ips",
+            "give each address to one peer",
+        ),
+        ("a hub without key", hub(hub_rest), "uplink.hub[0].public_key", "add public_key"),
+        ("a port out of range", link("listen_port = 65536"), "interface[0].listen_port", "from 1 to 65535"),
+        (
+            "a port out of range in an endpoint",
+            hub(&format!("public_key = \"{a}\"\nendpoint = \"192.0.2.1:70000\"\naddress = \"10.8.0.1\"")),
+            "uplink.hub[0].endpoint",
+            "HOST:PORT",
+        ),
+        (
+            "a name of 16 characters",
+            "[[interface]]\nname = \"wg-sixteen-chars\"\n".to_owned(),
+            "interface[0].name",
+            "1 to 15 characters",
+        ),
+        (
+            "a name like an option",
+            "[[interface]]\nname = \"-4\"\n".to_owned(),
+            "interface[0].name",
+            "do not begin with -",
+        ),
+    ] {
+        let file = config(dir.path(), &text);
+        let o = spoke(dir.path(), &["check", "--config", &file]);
+        let said = err(&o);
+        assert_eq!(o.status.code(), Some(2), "{what}: {said}");
+        assert!(said.contains(&format!("{file}: {key}: ")) && said.contains(remedy), "{what}: {said}");
+        assert!(said.contains("1 fault"), "{what} and nothing else: {said}");
+        // `run` says the same and goes no further.
+        let run = spoke(dir.path(), &["run", "--config", &file]);
+        assert!(run.status.code() == Some(2) && err(&run).contains(key), "{what}: {}", err(&run));
+    }
+}
+
 #[test]
 fn check_prints_the_effective_configuration() {
     let dir = tempfile::tempdir().unwrap();
