@@ -8,8 +8,10 @@ use ring::hmac;
 pub const WINDOW: u64 = 300;
 /// Shortest accepted shared secret, in bytes.
 pub const MIN_SECRET: usize = 32;
+/// Longest `X-Nonce`, in characters.
+const MAX_NONCE: usize = 64;
 /// Paths that need no signature.
-pub const OPEN: [&str; 3] = ["/health", "/v1/metrics", "/v1/openapi.json"];
+pub const OPEN: [&str; 2] = ["/health", "/v1/metrics"];
 
 /// Why a request is not authentic. The words are those of the first agent: clients show them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -26,9 +28,15 @@ pub enum Denied {
     /// Not signed with our secret.
     #[error("Invalid signature")]
     BadSignature,
+    /// A nonce that could be mistaken for another part of what is signed, or costs more than it should.
+    #[error("Invalid X-Nonce: 1 to 64 characters out of A-Z a-z 0-9 _ -")]
+    BadNonce,
     /// The same request came before.
     #[error("Request was used before; sign a new one, or add an X-Nonce")]
     Replayed,
+    /// It may have come before: what was accepted at its time is not remembered any more.
+    #[error("Request may have been used before a restart of this node: sign a new one in a minute")]
+    Forgotten,
 }
 
 /// Why a shared secret is not accepted.
@@ -95,20 +103,8 @@ impl Verifier {
 
     /// Checks a request in the documented order: headers, time, window, signature. `path` is the decoded path.
     pub fn check(&self, request: &Request, path: &str, now: Wall) -> Result<Proof, Denied> {
-        let once = |name| request.header(name).filter(|_| request.count(name) == 1);
-        let (Some(signature), Some(text)) = (once("x-signature"), once("x-timestamp")) else {
-            return Err(Denied::Missing);
-        };
-        let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-        let timestamp: u64 = text.parse().ok().filter(|_| digits).ok_or(Denied::BadTimestamp)?;
-        if now.secs().abs_diff(timestamp) > WINDOW {
-            return Err(Denied::TooOld);
-        }
-        let nonce = match request.count("x-nonce") {
-            0 => None,
-            1 => Some(request.header("x-nonce").filter(|n| (1..=128).contains(&n.len())).ok_or(Denied::BadSignature)?),
-            _ => return Err(Denied::BadSignature),
-        };
+        let Claim { signature, text, timestamp } = claim(request, now)?;
+        let nonce = nonce(request)?;
         let given = hex32(signature).ok_or(Denied::BadSignature)?;
         // Compares in constant time.
         hmac::verify(&self.0, &signed(&request.method, path, &request.body, text, nonce), &given)
@@ -116,6 +112,42 @@ impl Verifier {
         let mut digest = [0; 16];
         digest.copy_from_slice(&given[..16]);
         Ok(Proof { timestamp, digest })
+    }
+}
+
+/// What a request says of itself, before anything is known about its truth.
+struct Claim<'a> {
+    signature: &'a str,
+    text: &'a str,
+    timestamp: u64,
+}
+
+fn claim(request: &Request, now: Wall) -> Result<Claim<'_>, Denied> {
+    let once = |name| request.header(name).filter(|_| request.count(name) == 1);
+    let (Some(signature), Some(text)) = (once("x-signature"), once("x-timestamp")) else {
+        return Err(Denied::Missing);
+    };
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let timestamp: u64 = text.parse().ok().filter(|_| digits).ok_or(Denied::BadTimestamp)?;
+    if now.secs().abs_diff(timestamp) > WINDOW {
+        return Err(Denied::TooOld);
+    }
+    Ok(Claim { signature, text, timestamp })
+}
+
+/// The checks that need no body: whoever fails them has none read.
+pub fn check_head(request: &Request, now: Wall) -> Result<(), Denied> {
+    claim(request, now).map(drop)
+}
+
+fn nonce(request: &Request) -> Result<Option<&str>, Denied> {
+    let plain = |n: &&str| {
+        (1..=MAX_NONCE).contains(&n.len()) && n.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
+    };
+    match request.count("x-nonce") {
+        0 => Ok(None),
+        1 => request.header("x-nonce").filter(plain).map(Some).ok_or(Denied::BadNonce),
+        _ => Err(Denied::BadNonce),
     }
 }
 

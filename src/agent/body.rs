@@ -115,9 +115,9 @@ impl Fields {
 
     fn number(&mut self, key: &str, max: u64) -> Option<u64> {
         let value = self.take(key)?;
-        let n = value.as_u64().filter(|n| *n <= max);
+        let n = value.as_u64().or_else(|| whole(&value)).filter(|n| *n <= max);
         if n.is_none() {
-            let (kind, msg) = if value.is_i64() || value.is_u64() {
+            let (kind, msg) = if value.as_f64().is_some_and(|f| f.fract() == 0.0) {
                 ("less_than_equal", format!("Input should be from 0 to {max}"))
             } else {
                 ("int_type", "Input should be a valid integer".to_owned())
@@ -180,6 +180,15 @@ impl Fields {
             _ => Err(BadBody::Invalid(self.faults)),
         }
     }
+}
+
+/// 25.0 is 25 to JSON Schema, and to the first agent.
+fn whole(value: &Value) -> Option<u64> {
+    /// Up to here a float counts one by one.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    let f = value.as_f64().filter(|f| f.fract() == 0.0 && (0.0..EXACT).contains(f))?;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole and in range, as just checked")]
+    Some(f as u64)
 }
 
 fn shown(value: Value, secret: bool) -> Value {
@@ -262,11 +271,14 @@ pub fn device(bytes: &[u8]) -> Result<(Device, Option<Duration>), BadBody> {
         }
     }
     let listen_port = f.number("listen_port", 65_535).and_then(|n| u16::try_from(n).ok()).filter(|p| *p != 0);
-    let mtu = f.number("mtu", 65_535).and_then(|n| u32::try_from(n).ok()).filter(|m| *m != 0);
+    let mtu = f.number("mtu", 65_455).and_then(|n| u32::try_from(n).ok()).filter(|m| *m != 0);
     if let Some(small) = mtu.filter(|m| *m < 576) {
         f.fault("greater_than_equal", "mtu", "Input should be 576 or more", small.into());
     }
     let addresses = listed(&mut f, "address", |t| t.parse::<IfAddress>().map(|a| a.0).map_err(|e| e.to_string()));
+    if let Some(small) = mtu.filter(|m| *m < 1280 && addresses.iter().any(|a| a.addr().is_ipv6())) {
+        f.fault("greater_than_equal", "mtu", "Input should be 1280 or more: there is no IPv6 below", small.into());
+    }
     let dns = listed(&mut f, "dns", |t| t.parse::<IpAddr>().map_err(|_| "is not an IP address".to_owned()));
     let table = table(&mut f);
     let confirm = f.confirm();

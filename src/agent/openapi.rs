@@ -20,9 +20,27 @@ mod tests {
                 assert!(resolve(&method.to_uppercase(), &real).is_ok(), "{method} {path}");
                 let open = call["security"].as_array().unwrap().is_empty();
                 assert_eq!(open, OPEN.contains(&path.as_str()), "{path}");
+                let nonce = call["parameters"].to_string().contains("nonce");
+                assert_eq!(
+                    nonce,
+                    method != "get",
+                    "{method} {path}: what changes something may be repeated by a nonce"
+                );
                 calls += 1;
             }
         }
         assert_eq!(calls, 19, "and no call is left out");
+    }
+
+    #[test]
+    fn every_reference_leads_somewhere() {
+        let document: serde_json::Value = serde_json::from_str(DOCUMENT).unwrap();
+        let mut references = 0;
+        for part in DOCUMENT.split("\"$ref\":\"#").skip(1) {
+            let pointer = part.split('"').next().unwrap();
+            assert!(document.pointer(pointer).is_some(), "{pointer}");
+            references += 1;
+        }
+        assert!(references > 50, "{references}");
     }
 }

@@ -1,35 +1,99 @@
 //! A changing request works once: what was accepted is remembered until its time alone refuses it.
 //!
-//! The memory is bounded, and sound whatever the clock does. Whenever an entry is forgotten, for age or for room, the floor
-//! rises to its time, and nothing at or below the floor is accepted any more. So a request that was accepted is either
-//! remembered or below the floor, even where the clock went back after it was forgotten.
+//! The memory is bounded, and sound whatever the clock does. What is forgotten, for age or for room, leaves its time in a
+//! short list of intervals in which nothing is accepted any more. So a request that was accepted is either remembered or
+//! within one of them, even where the clock went back after it was forgotten. They are intervals and not one bound because
+//! a clock that was years ahead for an hour must not lock every panel out for years.
 use super::auth::{Proof, WINDOW};
 use crate::time::Wall;
 use std::collections::{BTreeSet, HashSet};
 
 /// Requests remembered: thirteen a second through the whole window, either side of now.
 pub const CAPACITY: usize = 8192;
+/// Intervals kept; beyond, the two that are closest become one.
+const INTERVALS: usize = 8;
+/// Seconds around a request's time within which further ones may be lost by a power cut; see [`Line::Reserved`].
+const ROOM: u64 = 60;
+
+/// Whether a request may be carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is new, and remembered from now on.
+    New,
+    /// It was used before.
+    Used,
+    /// It may have been used before; nobody knows any more.
+    Forgotten,
+}
+
+/// Closed intervals of time, in seconds, oldest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Intervals(Vec<(u64, u64)>);
+
+impl Intervals {
+    fn contains(&self, time: u64) -> bool {
+        self.0.iter().any(|(from, to)| (*from..=*to).contains(&time))
+    }
+
+    /// Adds one; what is no further apart than the window becomes one interval.
+    fn add(&mut self, from: u64, to: u64) {
+        let at = self.0.partition_point(|(f, _)| *f < from);
+        self.0.insert(at, (from, to));
+        let mut merged: Vec<(u64, u64)> = Vec::with_capacity(self.0.len());
+        for (from, to) in self.0.drain(..) {
+            match merged.last_mut() {
+                Some(last) if from <= last.1.saturating_add(WINDOW) => last.1 = last.1.max(to),
+                _ => merged.push((from, to)),
+            }
+        }
+        while merged.len() > INTERVALS {
+            let gap = |i: &usize| merged[i + 1].0 - merged[*i].1;
+            let Some(closest) = (0..merged.len() - 1).min_by_key(gap) else { break };
+            let (_, to) = merged.remove(closest + 1);
+            merged[closest].1 = to;
+        }
+        self.0 = merged;
+    }
+}
 
 /// What was accepted.
 #[derive(Clone, Debug, Default)]
 pub struct Replays {
     known: HashSet<[u8; 16]>,
     by_time: BTreeSet<(u64, [u8; 16])>,
-    floor: u64,
+    forgotten: Intervals,
+    reserved: Option<(u64, u64)>,
 }
 
 impl Replays {
-    /// Takes up what was written down; everything at or below `floor` is refused.
-    pub fn load(entries: impl IntoIterator<Item = Proof>, floor: u64) -> Self {
-        let mut out = Self { floor, ..Self::default() };
-        entries.into_iter().for_each(|proof| out.insert(proof));
+    /// Takes up what was written down. Unless the file is `whole`, what came after its last synced line may be missing.
+    pub fn load(lines: impl IntoIterator<Item = Line>, whole: bool) -> Self {
+        let mut out = Self::default();
+        for line in lines {
+            match line {
+                Line::Accepted(proof) => out.insert(proof),
+                Line::Forgotten(from, to) => out.forgotten.add(from, to),
+                Line::Reserved(from, to) => out.reserved = Some((from, to)),
+            }
+        }
+        if let Some((from, to)) = out.reserved.take_if(|_| !whole) {
+            out.forgotten.add(from, to);
+        }
         out
     }
 
+    /// Nothing signed in this interval is accepted any more.
+    pub fn distrust(&mut self, from: u64, to: u64) {
+        self.forgotten.add(from, to);
+    }
+
     /// Whether the request is new, and if so remembers it. To be called for authentic requests only.
-    pub fn accept(&mut self, proof: Proof, now: Wall) -> bool {
-        if proof.timestamp <= self.floor || self.known.contains(&proof.digest) {
-            return false;
+    pub fn accept(&mut self, proof: Proof, now: Wall) -> Verdict {
+        if self.known.contains(&proof.digest) {
+            return Verdict::Used;
+        }
+        if self.forgotten.contains(proof.timestamp) {
+            return Verdict::Forgotten;
         }
         self.insert(proof);
         // Of no use any more: its time alone refuses it.
@@ -38,7 +102,17 @@ impl Replays {
         {
             self.forget_oldest();
         }
-        true
+        Verdict::New
+    }
+
+    /// A line that must be on the medium before a request of this time is carried out; `None` if an earlier one still does.
+    pub fn reserve(&mut self, timestamp: u64) -> Option<Line> {
+        if self.reserved.is_some_and(|(from, to)| (from..=to).contains(&timestamp)) {
+            return None;
+        }
+        let (from, to) = (timestamp.saturating_sub(ROOM), timestamp.saturating_add(ROOM));
+        self.reserved = Some((from, to));
+        Some(Line::Reserved(from, to))
     }
 
     fn insert(&mut self, proof: Proof) {
@@ -53,18 +127,16 @@ impl Replays {
     fn forget_oldest(&mut self) {
         if let Some((time, digest)) = self.by_time.pop_first() {
             self.known.remove(&digest);
-            self.floor = self.floor.max(time);
+            self.forgotten.add(time, time);
         }
     }
 
-    /// Nothing at or below this time is accepted.
-    pub const fn floor(&self) -> u64 {
-        self.floor
-    }
-
-    /// What must be written down to be sound after a restart, oldest first.
-    pub fn entries(&self) -> impl Iterator<Item = Proof> {
-        self.by_time.iter().map(|(timestamp, digest)| Proof { timestamp: *timestamp, digest: *digest })
+    /// What must be written down to be sound after a restart.
+    pub fn lines(&self) -> impl Iterator<Item = Line> {
+        let forgotten = self.forgotten.0.iter().map(|(from, to)| Line::Forgotten(*from, *to));
+        let accepted = self.by_time.iter().map(|(timestamp, digest)| Proof { timestamp: *timestamp, digest: *digest });
+        let reserved = self.reserved.map(|(from, to)| Line::Reserved(from, to));
+        forgotten.chain(accepted.map(Line::Accepted)).chain(reserved)
     }
 
     /// How many are remembered.
@@ -78,95 +150,53 @@ impl Replays {
     }
 }
 
-/// One entry in its written form: time, blank, digest in hex. The floor has no digest.
-pub fn line(timestamp: u64, digest: Option<&[u8; 16]>) -> String {
-    use std::fmt::Write as _;
-    let mut text = timestamp.to_string();
-    if let Some(digest) = digest {
-        text.push(' ');
-        for b in digest {
-            let _ = write!(text, "{b:02x}");
-        }
-    }
-    text
+/// A line of the written form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Line {
+    /// Was accepted: `<time> <digest in hex>`.
+    Accepted(Proof),
+    /// Nothing is accepted from the one time to the other: `forgotten <from> <to>`.
+    Forgotten(u64, u64),
+    /// Lines that follow are within these times and need not survive a power cut, because after one nothing of these times
+    /// is accepted: `reserved <from> <to>`. So a board syncs one line a minute of use and not one a request.
+    Reserved(u64, u64),
 }
 
-/// Reads [`line()`]; `None` if it is anything else.
-pub fn parse(line: &[u8]) -> Option<(u64, Option<[u8; 16]>)> {
-    let text = std::str::from_utf8(line).ok()?;
-    let Some((time, hex)) = text.split_once(' ') else { return Some((text.parse().ok()?, None)) };
-    let hex: &[u8; 32] = hex.as_bytes().try_into().ok()?;
-    let mut digest = [0; 16];
-    for (i, pair) in hex.chunks_exact(2).enumerate() {
-        digest[i] = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+impl std::fmt::Display for Line {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Accepted(Proof { timestamp, digest }) => {
+                write!(f, "{timestamp} ")?;
+                digest.iter().try_for_each(|b| write!(f, "{b:02x}"))
+            }
+            Self::Forgotten(from, to) => write!(f, "forgotten {from} {to}"),
+            Self::Reserved(from, to) => write!(f, "reserved {from} {to}"),
+        }
     }
-    Some((time.parse().ok()?, Some(digest)))
+}
+
+impl Line {
+    /// Reads what `Display` writes; `None` if it is anything else.
+    pub fn parse(line: &[u8]) -> Option<Self> {
+        let mut words = std::str::from_utf8(line).ok()?.split(' ');
+        let (first, second, third) = (words.next()?, words.next()?, words.next());
+        let interval = || Some((second.parse().ok()?, third?.parse().ok()?));
+        let line = match first {
+            "forgotten" => interval().map(|(from, to)| Self::Forgotten(from, to)),
+            "reserved" => interval().map(|(from, to)| Self::Reserved(from, to)),
+            time if third.is_none() => {
+                let hex: &[u8; 32] = second.as_bytes().try_into().ok()?;
+                let mut digest = [0; 16];
+                for (i, pair) in hex.chunks_exact(2).enumerate() {
+                    digest[i] = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+                }
+                Some(Self::Accepted(Proof { timestamp: time.parse().ok()?, digest }))
+            }
+            _ => None,
+        };
+        line.filter(|_| words.next().is_none())
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn proof(id: u16, timestamp: u64) -> Proof {
-        let mut digest = [0; 16];
-        digest[..2].copy_from_slice(&id.to_be_bytes());
-        // The time is part of what is signed, so it is part of the digest.
-        digest[2..10].copy_from_slice(&timestamp.to_be_bytes());
-        Proof { timestamp, digest }
-    }
-
-    proptest! {
-        /// The clock jumps both ways, the process restarts, requests come again at any time.
-        #[test]
-        fn nothing_is_accepted_twice(
-            steps in proptest::collection::vec((0u16..6, 0u64..4000, -600i64..600, any::<bool>()), 1..300),
-        ) {
-            let mut replays = Replays::default();
-            let mut accepted = HashSet::new();
-            for (id, wall, skew, restart) in steps {
-                let timestamp = wall.saturating_add_signed(skew) / 50 * 50;
-                let p = proof(id, timestamp);
-                let in_window = wall.abs_diff(timestamp) <= WINDOW;
-                if in_window && replays.accept(p, Wall(wall)) {
-                    prop_assert!(accepted.insert(p.digest), "accepted twice");
-                }
-                if restart {
-                    let lines: Vec<String> = replays.entries().map(|p| line(p.timestamp, Some(&p.digest))).collect();
-                    let entries = lines.iter().map(|l| parse(l.as_bytes()).unwrap());
-                    let entries = entries.map(|(timestamp, d)| Proof { timestamp, digest: d.unwrap() });
-                    replays = Replays::load(entries.collect::<Vec<_>>(), parse(line(replays.floor(), None).as_bytes()).unwrap().0);
-                }
-            }
-        }
-
-        #[test]
-        fn no_line_panics(bytes: Vec<u8>) {
-            let _ = parse(&bytes);
-        }
-    }
-
-    #[test]
-    fn a_steady_clock_never_refuses_a_new_request() {
-        let mut replays = Replays::default();
-        for now in 1000..2000 {
-            for id in 0..5 {
-                assert!(replays.accept(proof(id, now), Wall(now)));
-                assert!(!replays.accept(proof(id, now), Wall(now)), "at once again");
-            }
-        }
-        assert!(replays.len() <= 5 * 302, "{}", replays.len());
-    }
-
-    #[test]
-    fn a_flood_is_bounded_and_forgets_nothing_it_could_accept_again() {
-        let mut replays = Replays::default();
-        let first = proof(0, 1000);
-        assert!(replays.accept(first, Wall(1000)));
-        for id in 0..20_000u16 {
-            replays.accept(proof(id, 1001 + u64::from(id / 1000)), Wall(1001));
-        }
-        assert!(replays.len() <= CAPACITY);
-        assert!(!replays.accept(first, Wall(1000)), "forgotten for room, yet refused");
-    }
-}
+mod tests;

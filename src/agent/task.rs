@@ -1,9 +1,9 @@
 //! Serves the agent API: authenticates, refuses replays, answers from the last look, hands changes to the ledger.
 use super::answer::{self, HostLoad};
-use super::auth::{BadSecret, Denied, OPEN, Proof, Verifier};
+use super::auth::{BadSecret, Denied, OPEN, Proof, Verifier, WINDOW, check_head};
 use super::body;
 use super::openapi;
-use super::replay::{self, CAPACITY, Replays};
+use super::replay::{self, CAPACITY, Replays, Verdict};
 use super::routes::{Call, resolve};
 use super::wgconf::WgConf;
 use crate::audit::record::Actor;
@@ -44,9 +44,9 @@ pub const REPLAYS: &str = "agent.replays";
 const LARGE_BODY: usize = 64 * 1024;
 /// Answers with more peers than this are written on the blocking pool.
 const MANY_PEERS: usize = 500;
-/// Names in one file that are looked up, and for how long.
+/// Names in one file that are looked up, and for how long all of them.
 const MAX_NAMES: usize = 256;
-const LOOK_UP: Duration = Duration::from_secs(5);
+const LOOK_UP: Duration = Duration::from_secs(10);
 
 /// Why the API cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -134,6 +134,7 @@ async fn serve<C: Clock, W: Wrap>(mut board: Board<C>, agent: Agent<C>, wrap: W)
         body: Duration::from_secs(30),
         stall: Duration::from_secs(20),
         body_bytes: settings.max_body as usize,
+        bodies_bytes: 2 * settings.max_body as usize,
         rate: Some(Rate { per_second: settings.rate, burst: settings.rate.saturating_mul(5) }),
     };
     let mut listeners = Listeners::new(Server::new(agent, wrap, limits));
@@ -157,7 +158,7 @@ async fn serve<C: Clock, W: Wrap>(mut board: Board<C>, agent: Agent<C>, wrap: W)
     }
 }
 
-/// The memory of accepted requests and its file.
+/// The memory of accepted requests and its file. Its first line names the boot it was written in.
 struct Memory {
     replays: Replays,
     journal: Journal,
@@ -166,47 +167,54 @@ struct Memory {
 }
 
 impl Memory {
-    /// Blocks. After a reboot the last lines may have been lost, so nothing signed before now is accepted.
+    /// Blocks.
     fn open(dir: &Path, clock: &impl Clock) -> Result<Self, DiskError> {
         let (journal, found) = Journal::open(dir.join(REPLAYS))?;
         let boot = boot_id().unwrap_or_default();
-        let (mut floor, mut entries, mut last_boot) = (0, Vec::new(), None);
-        for line in &found.lines {
-            match replay::parse(line) {
-                Some((timestamp, Some(digest))) => entries.push(Proof { timestamp, digest }),
-                Some((time, None)) => floor = floor.max(time),
-                None => last_boot = String::from_utf8(line.clone()).ok(),
-            }
-        }
-        let whole = last_boot.as_deref() == Some(boot.as_str()) && found.dropped == 0;
-        if !found.lines.is_empty() && !whole {
-            floor = floor.max(clock.wall().secs());
+        let mut lines = found.lines.iter();
+        // Since another boot there may have been a power cut.
+        let whole = lines.next().is_none_or(|first| first == boot.as_bytes()) && found.dropped == 0;
+        let mut replays = Replays::load(lines.filter_map(|l| replay::Line::parse(l)), whole);
+        if found.aside.is_some() {
+            // Nobody knows what was in it.
+            let now = clock.wall().secs();
+            replays.distrust(now.saturating_sub(WINDOW), now.saturating_add(WINDOW));
         }
         // As many as there may be: the next acceptance has the file written anew.
-        Ok(Self { replays: Replays::load(entries, floor), journal, lines: usize::MAX, boot })
+        Ok(Self { replays, journal, lines: usize::MAX, boot })
     }
 
     /// Whether the request is new; remembered, also on disk, before anything is done about it.
-    async fn accept(&mut self, proof: Proof, clock: &impl Clock) -> Result<bool, DiskError> {
-        let floor = self.replays.floor();
-        if !self.replays.accept(proof, clock.wall()) {
-            return Ok(false);
+    async fn accept(&mut self, proof: Proof, clock: &impl Clock) -> Result<Verdict, DiskError> {
+        let verdict = self.replays.accept(proof, clock.wall());
+        if verdict != Verdict::New {
+            return Ok(verdict);
         }
-        if self.lines > 2 * CAPACITY || self.replays.floor() > floor.saturating_add(super::auth::WINDOW) {
-            let floor = replay::line(self.replays.floor(), None);
-            let entries = self.replays.entries().map(|p| replay::line(p.timestamp, Some(&p.digest)));
-            let lines: Vec<String> = [self.boot.clone(), floor].into_iter().chain(entries).collect();
-            self.lines = lines.len();
+        let reserved = self.replays.reserve(proof.timestamp);
+        if self.lines > 2 * CAPACITY {
+            let lines: Vec<String> =
+                [self.boot.clone()].into_iter().chain(self.replays.lines().map(|l| l.to_string())).collect();
+            let written = lines.len();
             self.journal.replace(lines.into_iter().map(String::into_bytes)).await?;
-        } else {
-            self.lines += 1;
-            self.journal.append(replay::line(proof.timestamp, Some(&proof.digest)).as_bytes(), false).await?;
+            self.lines = written;
+            return Ok(verdict);
         }
-        Ok(true)
+        if let Some(line) = reserved {
+            self.lines += 1;
+            self.journal.append(line.to_string().as_bytes(), true).await?;
+        }
+        self.lines += 1;
+        self.journal.append(replay::Line::Accepted(proof).to_string().as_bytes(), false).await?;
+        Ok(verdict)
     }
 }
 
 impl<C: Clock> Service for Agent<C> {
+    fn admit(&self, head: &Request) -> Result<(), Response> {
+        let open = decode_path(&head.path).is_ok_and(|path| OPEN.contains(&&*path));
+        if open { Ok(()) } else { check_head(head, self.board.clock.wall()).map_err(denied) }
+    }
+
     async fn call(&self, request: Request) -> Response {
         self.answer(request).await.unwrap_or_else(|refusal| refusal)
     }
@@ -216,7 +224,6 @@ impl<C: Clock> Agent<C> {
     async fn answer(&self, request: Request) -> Result<Response, Response> {
         let path = decode_path(&request.path).map_err(|e| Response::error(400, &e.to_string()))?.into_owned();
         let open = OPEN.contains(&path.as_str());
-        let denied = |d: Denied| Response::error(401, &d.to_string());
         let proof = match open {
             true => None,
             false => Some(self.verifier.check(&request, &path, self.board.clock.wall()).map_err(denied)?),
@@ -229,8 +236,9 @@ impl<C: Clock> Agent<C> {
             }
             let fresh = self.replays.lock().await.accept(proof, &self.board.clock).await;
             match fresh {
-                Ok(true) => {}
-                Ok(false) => return Err(denied(Denied::Replayed)),
+                Ok(Verdict::New) => {}
+                Ok(Verdict::Used) => return Err(denied(Denied::Replayed)),
+                Ok(Verdict::Forgotten) => return Err(denied(Denied::Forgotten)),
                 // What cannot be remembered could be used again.
                 Err(e) => return Err(Response::error(503, &format!("Nothing can be changed now: {e}"))),
             }
@@ -337,10 +345,11 @@ impl<C: Clock> Agent<C> {
         Ok(told(&done, "Configuration synchronized successfully", json!({})))
     }
 
-    /// The peers of a file, their endpoints looked up once, as `wg syncconf` does.
+    /// The peers of a file, their endpoints looked up once, as `wg syncconf` does, but not for as long.
     async fn peers(&self, conf: WgConf) -> Result<BTreeMap<PublicKey, ImperativePeer>, Response> {
         let mut known: BTreeMap<HostPort, SocketAddr> = BTreeMap::new();
         let mut out = BTreeMap::new();
+        let until = self.board.clock.now() + LOOK_UP;
         for (key, peer) in conf.peers {
             let endpoint = match peer.endpoint {
                 None => None,
@@ -350,7 +359,8 @@ impl<C: Clock> Agent<C> {
                         return Err(Response::error(422, &format!("More than {MAX_NAMES} endpoints are names")));
                     }
                     None => {
-                        let found = self.resolver.resolve(&at, LOOK_UP).await;
+                        let left = until.since(self.board.clock.now());
+                        let found = self.resolver.resolve(&at, left).await;
                         let addr = found.ok().and_then(|list| list.first().copied());
                         let addr =
                             addr.ok_or_else(|| Response::error(422, &format!("Endpoint {at} has no address")))?;
@@ -436,6 +446,11 @@ async fn large<T: Send + 'static>(much: bool, work: impl FnOnce() -> T + Send + 
         return Ok(work());
     }
     tokio::task::spawn_blocking(work).await.map_err(|_| Response::error(503, &Refused::Busy.to_string()))
+}
+
+/// A request that is not authentic.
+fn denied(why: Denied) -> Response {
+    Response::error(401, &why.to_string())
 }
 
 /// A change that was made.

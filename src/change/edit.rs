@@ -136,6 +136,7 @@ impl Edit {
             }
             Self::DeleteLink { .. } => {
                 on.not_configured(link)?;
+                on.not_foreign(link)?;
                 out.state.links.remove(link);
             }
         }
@@ -158,6 +159,13 @@ impl Context<'_> {
             true => Err(Conflict::LinkDeclared { link: link.clone(), by }),
             false => Ok(()),
         }
+    }
+
+    /// The interface is not somebody else's. One the API made is ours even where its mark was taken off.
+    fn not_foreign(&self, link: &IfName) -> Result<(), Conflict> {
+        let made = self.state.links.get(link).is_some_and(|l| l.device.is_some());
+        let foreign = self.observed.foreign.contains(link) || self.observed.links.get(link).is_some_and(|l| !l.ours);
+        if foreign && !made { Err(Conflict::Foreign(link.clone())) } else { Ok(()) }
     }
 
     fn exists(&self, link: &IfName) -> Result<(), Conflict> {
@@ -392,10 +400,7 @@ fn set_own(on: &Context<'_>, out: &mut Edited, own: &OwnValues) -> Result<(), Co
 fn set_device(on: &Context<'_>, out: &mut Edited, device: &Device) -> Result<(), Conflict> {
     let link = out.link.clone();
     on.not_configured(&link)?;
-    let made = on.state.links.get(&link).is_some_and(|l| l.device.is_some());
-    if !made && on.observed.links.get(&link).is_some_and(|l| !l.ours) {
-        return Err(Conflict::Foreign(link));
-    }
+    on.not_foreign(&link)?;
     if let Some(port) = device.listen_port {
         let taken = on.observed.links.iter().find(|(name, l)| **name != link && l.up && l.listen_port == port);
         if let Some((holder, _)) = taken {

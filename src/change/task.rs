@@ -2,6 +2,7 @@
 //! not take is taken back, and nobody finds a trace of it but the audit trail.
 use super::ask::task::{Changes, Command, FRESH, QUEUE, look};
 use super::ask::{Done, Generation, Reconcile, Reconciled, Refused};
+use super::conflict::Conflict;
 use super::edit::{Context, Edit};
 use super::history::deadline;
 use super::history::task::{OpenError, Store};
@@ -13,7 +14,7 @@ use crate::config::Config;
 use crate::net::drift::{Names, Report, report};
 use crate::net::imperative::Imperative;
 use crate::net::key::PublicKey;
-use crate::net::plan::{Repair, Step, Unknown};
+use crate::net::plan::{Blocked, Repair, Step, Unknown};
 use crate::net::render;
 use crate::net::state::IfName;
 use crate::net::task::Status;
@@ -241,7 +242,7 @@ impl<C: Clock> Ledger<C> {
         let state = Arc::new(state);
         if let Err(problem) = self.settle(&state, &links, None).await {
             self.take_back(&before, &links).await;
-            return Err(Refused::Kernel(problem));
+            return Err(problem);
         }
         if let Err(error) = self.store.commit(record, state, due).await {
             self.take_back(&before, &links).await;
@@ -276,7 +277,7 @@ impl<C: Clock> Ledger<C> {
         state: &Arc<Imperative>,
         links: &BTreeSet<IfName>,
         repair: Option<Repair>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Refused> {
         let seq = repair.as_ref().map_or(0, |r| r.seq);
         if let Some(repair) = repair {
             self.repair.send_replace(Some(Arc::new(repair)));
@@ -285,28 +286,37 @@ impl<C: Clock> Ledger<C> {
             self.imperative.send_replace(Some(state.clone()));
         }
         let settled = async {
+            let (mut looked, mut again) = (0, 2);
             loop {
                 {
                     let status = self.net.borrow_and_update();
-                    if Arc::ptr_eq(&status.imperative, state) && status.repaired >= seq {
-                        return failure(&status, links);
+                    let dealt = Arc::ptr_eq(&status.imperative, state) && status.repaired >= seq;
+                    if dealt && status.passes != looked {
+                        looked = status.passes;
+                        let problem = failure(&status, links);
+                        // What is left although nothing was refused came up meanwhile, such as the address that the kernel
+                        // gives itself after a new MTU: the next pass deals with it.
+                        if problem.is_none() || !status.troubles.is_empty() || again == 0 {
+                            return problem;
+                        }
+                        again -= 1;
                     }
                 }
                 if self.net.changed().await.is_err() {
-                    return Some("the reconcile task is gone".to_owned());
+                    return Some(Refused::Kernel("the reconcile task is gone".to_owned()));
                 }
             }
         };
         match tokio::time::timeout(PATIENCE, settled).await {
             Ok(None) => Ok(()),
             Ok(Some(problem)) => Err(problem),
-            Err(_) => Err(format!("no pass over the network within {} s", PATIENCE.as_secs())),
+            Err(_) => Err(Refused::Kernel(format!("no pass over the network within {} s", PATIENCE.as_secs()))),
         }
     }
 
     async fn take_back(&mut self, before: &Arc<Imperative>, links: &BTreeSet<IfName>) {
         if let Err(problem) = self.settle(before, links, None).await {
-            tracing::error!(problem, "the previous state is not back yet; the reconcile task goes on trying");
+            tracing::error!(%problem, "the previous state is not back yet; the reconcile task goes on trying");
         }
     }
 
@@ -335,7 +345,7 @@ impl<C: Clock> Ledger<C> {
         let lines = record.change.lines(self.store.history().state());
         let done = match self.settle(&state, &links, None).await {
             Ok(()) => self.store.commit(record, state, None).await.map_err(|e| Refused::Storage(chain(&e))),
-            Err(problem) => Err(Refused::Kernel(problem)),
+            Err(problem) => Err(problem),
         };
         let done = done.map(|()| self.done(true, lines));
         let Some(problem) = done.as_ref().err().map(ToString::to_string) else {
@@ -376,7 +386,7 @@ impl<C: Clock> Ledger<C> {
         // What the kernel did a moment ago belongs to somebody else.
         let since = self.clock.now();
         let state = self.imperative.borrow().clone().unwrap_or_default();
-        let problem = self.settle(&state, &BTreeSet::new(), Some(repair)).await.err();
+        let problem = self.settle(&state, &BTreeSet::new(), Some(repair)).await.err().map(|p| p.to_string());
         let after = self.drift();
         let status = self.net.borrow();
         let why = |key: PublicKey| {
@@ -444,15 +454,20 @@ fn kept(status: &Status, link: &IfName) -> BTreeSet<PublicKey> {
     held.filter_map(|s| if let Step::RemovePeer { peer, .. } = s { Some(*peer) } else { None }).collect()
 }
 
-/// What is left undone on these interfaces, as one line.
-fn failure(status: &Status, links: &BTreeSet<IfName>) -> Option<String> {
+/// What is left undone on these interfaces.
+fn failure(status: &Status, links: &BTreeSet<IfName>) -> Option<Refused> {
     if let Some(trouble) = status.troubles.iter().find(|t| t.code == "desired_invalid") {
-        return Some(trouble.detail.clone());
+        return Some(Refused::Kernel(trouble.detail.clone()));
+    }
+    let taken = status.left.blocked.iter().map(|Blocked::NameTaken(name)| name);
+    if let Some(name) = taken.into_iter().find(|name| links.contains(*name)) {
+        return Some(Conflict::Foreign(name.clone()).into());
     }
     let step = status.left.steps.iter().find(|s| links.contains(s.link()))?;
-    let text = render::step(step, &status.observed);
-    let error = status.history.iter().rev().find_map(|d| d.error.clone());
-    Some(error.map_or(text.clone(), |e| format!("{text}: {e}")))
+    // What the kernel said is told with the step it said it of.
+    let said = status.troubles.iter().find(|t| t.code == "apply_failed");
+    let text = said.map_or_else(|| render::step(step, &status.observed), |t| t.detail.clone());
+    Some(Refused::Kernel(text))
 }
 
 /// An error with its sources, in one line.

@@ -62,7 +62,7 @@ impl Agent {
             tls_certificate,
             tls_key,
             rate: number(t.number("rate", 1..=100_000), 100),
-            max_body: number(t.number("max_body", 1024..=64 << 20), 8 << 20),
+            max_body: number(t.number("max_body", 1024..=64 << 20), 4 << 20),
             keep_generations: number(t.number("keep_generations", 1..=100), 10),
         }
     }

@@ -23,13 +23,22 @@ pub enum BadCidr {
     /// An IPv4-mapped IPv6 network.
     #[error("is IPv4 written as IPv6; write the IPv4 network")]
     Mapped,
+    /// No address an interface can have.
+    #[error("is no address for an interface: unspecified, multicast, broadcast or ::1")]
+    Nobody,
 }
 
 fn network(text: &str) -> Result<IpNet, BadCidr> {
-    let net = match text.parse::<IpNet>() {
-        Ok(net) => net,
+    // The standard library's addresses: others read 010.0.0.0 as 10.0.0.0, and `wg` as 8.0.0.0.
+    let address = |text: &str| text.parse::<IpAddr>().map_err(|_| BadCidr::Syntax);
+    let net = match text.split_once('/') {
         // A lone address is its own network, as `wg` reads it.
-        Err(_) => IpNet::from(text.parse::<IpAddr>().map_err(|_| BadCidr::Syntax)?),
+        None => IpNet::from(address(text)?),
+        Some((addr, length)) => {
+            let digits = !length.is_empty() && length.bytes().all(|b| b.is_ascii_digit());
+            let length = length.parse().ok().filter(|_| digits).ok_or(BadCidr::Syntax)?;
+            IpNet::new(address(addr)?, length).map_err(|_| BadCidr::Syntax)?
+        }
     };
     match net.addr() {
         IpAddr::V6(a) if is_mapped(a) => Err(BadCidr::Mapped),
@@ -57,7 +66,13 @@ pub struct IfAddress(pub IpNet);
 impl FromStr for IfAddress {
     type Err = BadCidr;
     fn from_str(text: &str) -> Result<Self, BadCidr> {
-        network(text).map(Self)
+        let net = network(text)?;
+        let addr = net.addr();
+        let special = addr == IpAddr::V4(std::net::Ipv4Addr::BROADCAST) || addr == IpAddr::V6(Ipv6Addr::LOCALHOST);
+        if special || addr.is_unspecified() || addr.is_multicast() {
+            return Err(BadCidr::Nobody);
+        }
+        Ok(Self(net))
     }
 }
 
@@ -188,8 +203,26 @@ mod tests {
         assert_eq!("10.0.0.7".parse::<Cidr>().unwrap().0.to_string(), "10.0.0.7/32");
         assert!(matches!("10.0.0.1/24".parse::<Cidr>(), Err(BadCidr::HostBits(n)) if n.to_string() == "10.0.0.0/24"));
         assert_eq!("::ffff:10.0.0.0/120".parse::<Cidr>(), Err(BadCidr::Mapped));
-        for bad in ["", "10.0.0.0/33", "10.0.0/24", "fd00::/129", "x"] {
+        for bad in [
+            "",
+            "10.0.0.0/33",
+            "10.0.0/24",
+            "fd00::/129",
+            "x",
+            "010.0.0.0/8",
+            "10.0.0.0/+8",
+            "10.0.0.0/",
+            "10.0.0.0/8/8",
+        ] {
             assert_eq!(bad.parse::<Cidr>(), Err(BadCidr::Syntax), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_interface_has_an_address_that_somebody_can_have() {
+        assert_eq!("10.0.0.1/24".parse::<IfAddress>().unwrap().0.to_string(), "10.0.0.1/24");
+        for nobody in ["0.0.0.0/32", "224.0.0.1", "255.255.255.255", "::/64", "::1", "ff02::1/64"] {
+            assert_eq!(nobody.parse::<IfAddress>(), Err(BadCidr::Nobody), "{nobody}");
         }
     }
 

@@ -24,6 +24,7 @@ pub const LIMITS: Limits = Limits {
     body: Duration::from_secs(5),
     stall: Duration::from_secs(10),
     body_bytes: 0,
+    bodies_bytes: 0,
     rate: Some(Rate { per_second: 100, burst: 300 }),
 };
 

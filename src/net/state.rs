@@ -238,6 +238,8 @@ pub struct Observed {
     pub at: Boot,
     /// By name. An interface that does not exist is absent.
     pub links: BTreeMap<IfName, ObservedLink>,
+    /// WireGuard interfaces of somebody else: neither wanted nor ours, and nothing to touch.
+    pub foreign: BTreeSet<IfName>,
 }
 
 /// What the reconcile task remembers of its own deeds, because the kernel cannot tell.

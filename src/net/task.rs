@@ -28,6 +28,8 @@ const RETRY: Duration = Duration::from_secs(1);
 const MAX_BLIND: u32 = 10;
 /// From so many peers on, a changed fact is applied against the last look instead of a new one; see [`super::advance`].
 const MANY_PEERS: usize = 256;
+/// And with so many steps at most: each is carried over to the last look by going through its peers.
+const FEW_STEPS: usize = 64;
 /// Repairs kept for `spoke status`.
 const MAX_HISTORY: usize = 64;
 
@@ -296,15 +298,17 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         let repair = repair.filter(|r| memory.repaired < r.seq);
         if let (true, None, Some(mut known)) = (changed, &repair, self.known()) {
             let plan = plan(&desired, &known, memory);
-            let done = self.apply(&plan, &known, &desired, memory, Cause::Change, &mut deeds).await?;
-            done.iter().filter_map(|i| plan.steps.get(*i)).for_each(|step| advance(&mut known, step));
-            let left = self::plan(&desired, &known, memory);
-            if left.steps.is_empty() && troubles.is_empty() {
-                memory.adopt(&desired, &known);
-                self.report(true, troubles, desired, known, left, deeds);
-                let repaired = memory.repaired;
-                self.publish(|s| (s.imperative, s.repaired, s.control) = (imperative, repaired, control));
-                return Ok(Pass::Clean);
+            if plan.steps.len() <= FEW_STEPS {
+                let done = self.apply(&plan, &known, &desired, memory, Cause::Change, &mut deeds).await?;
+                done.iter().filter_map(|i| plan.steps.get(*i)).for_each(|step| advance(&mut known, step));
+                let left = self::plan(&desired, &known, memory);
+                if left.steps.is_empty() && troubles.is_empty() {
+                    memory.adopt(&desired, &known);
+                    self.report(true, troubles, desired, known, left, deeds);
+                    let repaired = memory.repaired;
+                    self.publish(|s| (s.imperative, s.repaired, s.control) = (imperative, repaired, control));
+                    return Ok(Pass::Clean);
+                }
             }
         }
         let mut observed = self.kernel.observe(&wanted).await?;

@@ -136,11 +136,14 @@ impl Kernel for FakeKernel {
             state.blind -= 1;
             return Err(KernelError::Observe { what: "anything".to_owned(), source: Errno::NOBUFS.into() });
         }
-        let mut links = BTreeMap::new();
+        let (mut links, mut foreign) = (BTreeMap::new(), BTreeSet::new());
         for (name, link) in &state.links {
             let Ok(name) = name.parse::<IfName>() else { continue };
             let ours = link.alias == OWNED_ALIAS;
             if !(wanted.contains(&name) || ours && link.wireguard) {
+                if link.wireguard {
+                    foreign.insert(name);
+                }
                 continue;
             }
             if link.wireguard && !self.privileged {
@@ -162,7 +165,7 @@ impl Kernel for FakeKernel {
             };
             links.insert(name, observed);
         }
-        Ok(Observed { at: state.now, links })
+        Ok(Observed { at: state.now, links, foreign })
     }
 
     async fn apply(&mut self, steps: &[Step]) -> Applied {

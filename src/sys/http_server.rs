@@ -2,26 +2,27 @@
 //!
 //! What a stranger can cost us is bounded before anything is decided about him: connections in all and for each source,
 //! seconds for the header and for the body, bytes of both, requests per second.
+mod exchange;
+mod stalling;
+
 use crate::http::limit::{Rate, RateLimit, network};
-use crate::http::{Body, Request, Response};
-use crate::sys::clock::{Clock, SystemClock};
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::{Body as _, Bytes, Incoming};
-use hyper::header::{HOST, HeaderValue};
+use crate::http::{Request, Response};
+use exchange::{Doors, exchange, shares};
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use stalling::Stalling;
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 /// Connections waiting to be accepted.
 const BACKLOG: u32 = 256;
@@ -31,8 +32,6 @@ const RETRY: Duration = Duration::from_secs(2);
 const GRACE: Duration = Duration::from_secs(3);
 /// Longest header section, in bytes.
 const HEADER_BYTES: usize = 16 * 1024;
-/// How much of a body that is too long is read nevertheless, in bytes.
-const DISCARD: usize = 256 * 1024;
 /// Most header lines.
 const HEADERS: usize = 64;
 
@@ -51,12 +50,20 @@ pub struct Limits {
     pub stall: Duration,
     /// Longest body, in bytes.
     pub body_bytes: usize,
+    /// Bytes of all bodies at a time that are longer than 16 KiB; the rest wait within the time of their body.
+    pub bodies_bytes: usize,
     /// Requests per second from one source; sources on this machine are exempt. `None`: not limited.
     pub rate: Option<Rate>,
 }
 
 /// Answers requests.
 pub trait Service: Send + Sync + 'static {
+    /// Refuses by the head alone, before any of the body is read. Must not block.
+    fn admit(&self, head: &Request) -> Result<(), Response> {
+        let _ = head;
+        Ok(())
+    }
+
     /// The answer to one request. Must not block.
     fn call(&self, request: Request) -> impl Future<Output = Response> + Send;
 }
@@ -87,6 +94,7 @@ pub struct Server<S, W> {
     wrap: W,
     limits: Limits,
     gate: Arc<Mutex<Gate>>,
+    bodies: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
@@ -100,7 +108,8 @@ impl<S: Service, W: Wrap> Server<S, W> {
     /// A server that answers by `service`.
     pub fn new(service: S, wrap: W, limits: Limits) -> Self {
         let gate = Gate { open: BTreeMap::new(), total: 0, rate: limits.rate.map(RateLimit::new) };
-        Self { service: Arc::new(service), wrap, limits, gate: Arc::new(Mutex::new(gate)) }
+        let bodies = Arc::new(Semaphore::new(shares(limits.bodies_bytes)));
+        Self { service: Arc::new(service), wrap, limits, gate: Arc::new(Mutex::new(gate)), bodies }
     }
 
     /// Serves at every address until `stop` turns true or its sender is gone, then lets open requests end.
@@ -159,11 +168,14 @@ impl<S: Service, W: Wrap> Server<S, W> {
             };
             let _ = stream.set_nodelay(true);
             let (service, wrap, limits) = (self.service.clone(), self.wrap.clone(), self.limits);
-            let (gate, stop) = (self.gate.clone(), stop.clone());
+            let (gate, bodies, stop) = (self.gate.clone(), self.bodies.clone(), stop.clone());
             open.spawn(async move {
                 let _place = place;
                 match timeout(limits.header, wrap.wrap(stream)).await {
-                    Ok(Ok(stream)) => connection(stream, source, service, limits, gate, stop).await,
+                    Ok(Ok(stream)) => {
+                        let doors = Doors { limits, gate, bodies };
+                        connection(stream, source, service, doors, stop).await;
+                    }
                     Ok(Err(error)) => tracing::debug!(%source, %error, "no handshake"),
                     Err(_) => tracing::debug!(%source, "handshake too slow"),
                 }
@@ -280,13 +292,13 @@ async fn connection<S: Service>(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     source: SocketAddr,
     service: Arc<S>,
-    limits: Limits,
-    gate: Arc<Mutex<Gate>>,
+    doors: Doors,
     mut stop: watch::Receiver<bool>,
 ) {
+    let limits = doors.limits;
     let answer = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
-        let (service, gate) = (service.clone(), gate.clone());
-        async move { Ok::<_, Infallible>(exchange(request, source, &*service, &limits, &gate).await) }
+        let (service, doors) = (service.clone(), doors.clone());
+        async move { Ok::<_, Infallible>(exchange(request, source, &*service, &doors).await) }
     });
     let io = TokioIo::new(Stalling::new(stream, limits.stall));
     let served = hyper::server::conn::http1::Builder::new()
@@ -305,180 +317,6 @@ async fn connection<S: Service>(
     };
     if let Err(error) = ended {
         tracing::debug!(%source, %error, "connection ended");
-    }
-}
-
-async fn exchange<S: Service>(
-    request: hyper::Request<Incoming>,
-    source: SocketAddr,
-    service: &S,
-    limits: &Limits,
-    gate: &Mutex<Gate>,
-) -> hyper::Response<Full<Bytes>> {
-    if !source.ip().is_loopback() {
-        let now = SystemClock.now();
-        let mut g = gate.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Err(wait)) = g.rate.as_mut().map(|r| r.take(now, source.ip())) {
-            let seconds = wait.as_secs() + 1;
-            return write(
-                Response::error(429, "Too many requests").with("retry-after", seconds.to_string()),
-                Close::Yes,
-            );
-        }
-    }
-    match read(request, source, limits).await {
-        Ok(request) => write(service.call(request).await, Close::No),
-        Err(refusal) => write(refusal, Close::Yes),
-    }
-}
-
-async fn read(request: hyper::Request<Incoming>, source: SocketAddr, limits: &Limits) -> Result<Request, Response> {
-    let (head, body) = request.into_parts();
-    let body = match timeout(limits.body, collect(body, limits.body_bytes)).await {
-        Ok(Ok(body)) => body,
-        Ok(Err(TooLong::Yes)) => {
-            return Err(Response::error(413, &format!("The body is longer than {} bytes", limits.body_bytes)));
-        }
-        Ok(Err(TooLong::Broken)) => return Err(Response::error(400, "The body could not be read")),
-        Err(_) => return Err(Response::error(408, "The body took too long")),
-    };
-    let host = head
-        .uri
-        .authority()
-        .map(|a| a.as_str().to_owned())
-        .or_else(|| head.headers.get(HOST).and_then(|h| h.to_str().ok()).map(str::to_owned));
-    Ok(Request {
-        method: head.method.as_str().to_owned(),
-        path: head.uri.path().to_owned(),
-        query: head.uri.query().map(str::to_owned),
-        host,
-        headers: head.headers.iter().map(|(n, v)| (n.as_str().to_owned(), v.as_bytes().to_vec())).collect(),
-        body,
-        source,
-    })
-}
-
-enum TooLong {
-    Yes,
-    Broken,
-}
-
-/// The body, if it has at most `max` bytes. Of a longer one a little more is read and thrown away: a client that is still
-/// sending when the connection closes would lose the answer that tells it why.
-async fn collect(mut body: Incoming, max: usize) -> Result<Vec<u8>, TooLong> {
-    let announced = body.size_hint().lower();
-    if announced > (max + DISCARD) as u64 {
-        return Err(TooLong::Yes);
-    }
-    let mut out = Vec::with_capacity(usize::try_from(announced).unwrap_or(0).min(max));
-    let mut thrown = 0;
-    while let Some(frame) = body.frame().await {
-        let Ok(data) = frame.map_err(|_| TooLong::Broken)?.into_data() else { continue };
-        if thrown > 0 || out.len() + data.len() > max {
-            thrown += data.len();
-            if thrown > DISCARD {
-                break;
-            }
-        } else {
-            out.extend_from_slice(&data);
-        }
-    }
-    if thrown > 0 { Err(TooLong::Yes) } else { Ok(out) }
-}
-
-enum Close {
-    Yes,
-    No,
-}
-
-fn write(response: Response, close: Close) -> hyper::Response<Full<Bytes>> {
-    let body = match response.body {
-        Body::Static(text) => Bytes::from_static(text.as_bytes()),
-        Body::Owned(bytes) => Bytes::from(bytes),
-        Body::Shared(bytes) => Bytes::from_owner(bytes),
-    };
-    let mut out = hyper::Response::new(Full::new(body));
-    *out.status_mut() =
-        hyper::StatusCode::from_u16(response.status).unwrap_or(hyper::StatusCode::INTERNAL_SERVER_ERROR);
-    let headers = out.headers_mut();
-    let mut set = |name: &'static str, value: &str| {
-        if let Ok(value) = HeaderValue::from_str(value) {
-            headers.append(name, value);
-        }
-    };
-    if !response.content_type.is_empty() {
-        set("content-type", response.content_type);
-    }
-    set("cache-control", "no-store");
-    set("x-content-type-options", "nosniff");
-    if matches!(close, Close::Yes) {
-        set("connection", "close");
-    }
-    for (name, value) in &response.headers {
-        set(name, value);
-    }
-    out
-}
-
-/// A stream that fails with `TimedOut` once a write has made no progress for `limit`. Reading has its own limits.
-struct Stalling<T> {
-    inner: T,
-    limit: Duration,
-    waiting: Option<Pin<Box<Sleep>>>,
-}
-
-impl<T> Stalling<T> {
-    const fn new(inner: T, limit: Duration) -> Self {
-        Self { inner, limit, waiting: None }
-    }
-
-    fn watch<R>(&mut self, cx: &mut Context<'_>, done: Poll<std::io::Result<R>>) -> Poll<std::io::Result<R>> {
-        if done.is_ready() {
-            self.waiting = None;
-            return done;
-        }
-        let limit = self.limit;
-        let wait = self.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + limit)));
-        match wait.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(Err(std::io::ErrorKind::TimedOut.into())),
-            Poll::Pending => Poll::Pending,
-        }
-    }
-}
-
-impl<T: AsyncRead + Unpin> AsyncRead for Stalling<T> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.inner).poll_read(cx, buf)
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for Stalling<T> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
-        let done = Pin::new(&mut self.inner).poll_write(cx, buf);
-        self.watch(cx, done)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[std::io::IoSlice<'_>],
-    ) -> Poll<std::io::Result<usize>> {
-        let done = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
-        self.watch(cx, done)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        let done = Pin::new(&mut self.inner).poll_flush(cx);
-        self.watch(cx, done)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        let done = Pin::new(&mut self.inner).poll_shutdown(cx);
-        self.watch(cx, done)
     }
 }
 

@@ -83,6 +83,12 @@ fn a_nonce_is_signed() {
     assert!(verifier.check(&with("one"), path, NOW).is_ok());
     assert_eq!(verifier.check(&with("two"), path, NOW), Err(Denied::BadSignature));
     assert_eq!(verifier.check(&request("POST", path, b"", &base), path, NOW), Err(Denied::BadSignature));
+    // With a | it could pass for another part of what is signed.
+    let twice = request("POST", path, b"", &[base[0], base[1], ("x-nonce", "one"), ("x-nonce", "one")]);
+    for bad in ["", "a|b", "a b", &"n".repeat(65), "\u{e9}"] {
+        assert_eq!(verifier.check(&with(bad), path, NOW), Err(Denied::BadNonce), "{bad:?}");
+    }
+    assert_eq!(verifier.check(&twice, path, NOW), Err(Denied::BadNonce));
 }
 
 #[test]

@@ -29,6 +29,13 @@ fn peers() {
     assert_eq!((values.allowed_ips, values.keepalive), (Some(BTreeSet::new()), None));
     assert_eq!(confirm, Some(Duration::from_secs(30)));
 
+    let (values, _) = peer_values(br#"{"persistent_keepalive": 25.0}"#).unwrap();
+    assert_eq!(values.keepalive, Some(25), "JSON Schema calls that an integer");
+    for bad in ["25.5", "-1.0", "65536.0", "1e30"] {
+        let body = format!("{{\"persistent_keepalive\": {bad}}}");
+        assert!(peer_values(body.as_bytes()).is_err(), "{bad}");
+    }
+
     let one = |kind| vec![("body.public_key".to_owned(), kind)];
     assert_eq!(faults(new_peer(b"{}")), one("missing"));
     for bad in ["AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHg==", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8g", "", "x"]
@@ -70,6 +77,9 @@ fn files_and_interfaces() {
     let text = json!({"private_key": KEY, "listen_port": 51820, "address": "10.0.0.1/24, fd00::1/64", "dns": "1.1.1.1", "table": "off", "post_up": "", "pre_down": null});
     let (device, _) = device(&bytes(&text)).unwrap();
     assert_eq!((device.addresses.len(), device.dns.len(), device.table), (2, 1, Table::Off));
+    let six = |mtu| bytes(&json!({"private_key": KEY, "address": "fd00::1/64", "mtu": mtu}));
+    assert!(super::device(&six(1280)).is_ok());
+    assert_eq!(faults(super::device(&six(1279)))[0].0, "body.mtu", "the kernel has no IPv6 there");
     let bad = json!({"private_key": "x", "post_up": "id", "mtu": 10, "table": "main", "address": ["10.0.0.1/33"], "dns": "one.one"});
     let keys: Vec<String> = faults(super::device(&bytes(&bad))).into_iter().map(|(k, _)| k).collect();
     assert_eq!(keys, ["body.private_key", "body.post_up", "body.mtu", "body.address", "body.dns", "body.table"]);

@@ -223,7 +223,8 @@ async fn a_used_request_is_refused_also_after_a_restart_and_a_jump_of_the_clock(
     let late = node.request("DELETE", &format!("/v1/wg/wg0/peers/{KEY}"), "", None);
     assert_eq!(node.send(late).await.0, 200);
     node.clock.jump_to(Wall(NOW));
-    assert_eq!(node.send(request.clone()).await, used, "forgotten for age, and the clock went back");
+    let forgotten = (401, json!({"error": Denied::Forgotten.to_string()}));
+    assert_eq!(node.send(request.clone()).await, forgotten, "forgotten for age, and the clock went back");
     let clock = node.clock.clone();
     node.kill().await;
     let node = Node::start(dir.path(), FakeKernel::new(), clock).await;
@@ -277,6 +278,30 @@ async fn conflicts_name_the_holder() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn interfaces_of_somebody_else_are_neither_taken_nor_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(dir.path(), FakeKernel::new(), clock()).await;
+    let stranger: PublicKey = OTHER.parse().unwrap();
+    node.kernel.add_link("wg8", true);
+    node.kernel.add_link("eth0", false);
+    node.kernel.set_peer("wg8", stranger, crate::net::state::ObservedPeer::default());
+    // The agent learns of them by the next look.
+    tokio::time::sleep(Duration::from_secs(31)).await;
+    let device = json!({"private_key": OTHER, "listen_port": 6000});
+    for (method, path, body) in [
+        ("PUT", "/v1/wg/wg8/config", device.clone()),
+        ("DELETE", "/v1/wg/wg8", Value::Null),
+        ("PUT", "/v1/wg/eth0/config", device),
+    ] {
+        let (code, said) = node.ask(method, path, body).await;
+        assert!(code == 409 && said["error"].as_str().unwrap().contains("somebody else"), "{method} {path}: {said}");
+    }
+    assert_eq!(node.kernel.peers("wg8").keys().collect::<Vec<_>>(), [&stranger]);
+    assert!(node.kernel.links().contains_key("eth0"));
+    assert_eq!(node.ask("GET", "/v1/wg/wg8/dump", Value::Null).await.0, 404);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_unconfirmed_change_reverts_and_a_confirmed_one_stays() {
     let dir = tempfile::tempdir().unwrap();
     let node = Node::start(dir.path(), FakeKernel::new(), clock()).await;
@@ -327,17 +352,23 @@ async fn drift_is_shown_and_repaired_on_request() {
 async fn nobody_unsigned_learns_or_changes_anything() {
     let dir = tempfile::tempdir().unwrap();
     let node = Node::start(dir.path(), FakeKernel::new(), clock()).await;
-    for (method, path) in
-        [("GET", "/v1/status"), ("GET", "/v1/nothing"), ("POST", "/v1/wg/wg0/peers"), ("GET", "/v1/history")]
-    {
+    for (method, path) in [
+        ("GET", "/v1/status"),
+        ("GET", "/v1/openapi.json"),
+        ("GET", "/v1/nothing"),
+        ("POST", "/v1/wg/wg0/peers"),
+        ("GET", "/v1/history"),
+    ] {
         let mut request = node.request(method, path, "", None);
         request.headers.clear();
+        assert!(node.agent.admit(&request).is_err(), "before its body is read");
         let said = (401, json!({"error": "Missing X-Signature or X-Timestamp header"}));
         assert_eq!(node.send(request).await, said, "{method} {path}");
     }
-    for path in ["/health", "/v1/metrics", "/v1/openapi.json"] {
+    for path in ["/health", "/v1/metrics"] {
         let mut request = node.request("GET", path, "", None);
         request.headers.clear();
+        assert!(node.agent.admit(&request).is_ok());
         assert_eq!(node.send(request).await.0, 200, "{path}");
     }
 }

@@ -12,7 +12,8 @@ impl Kernel for World {
     async fn observe(&mut self, wanted: &BTreeSet<IfName>) -> Result<Observed, KernelError> {
         let state = self.state();
         let seen = state.links.iter().filter(|(name, l)| l.ours || wanted.contains(*name));
-        Ok(Observed { at: state.clock.now(), links: seen.map(|(n, l)| (n.clone(), observed(l))).collect() })
+        let links = seen.map(|(n, l)| (n.clone(), observed(l))).collect();
+        Ok(Observed { at: state.clock.now(), links, ..Observed::default() })
     }
 
     async fn apply(&mut self, steps: &[Step]) -> Applied {

@@ -1,10 +1,15 @@
 //! The server against clients that behave badly, on real sockets.
 use super::*;
+use crate::http::Body;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 struct Echo;
 
 impl Service for Echo {
+    fn admit(&self, head: &Request) -> Result<(), Response> {
+        if head.path == "/closed" { Err(Response::error(401, "no")) } else { Ok(()) }
+    }
+
     async fn call(&self, request: Request) -> Response {
         if request.path == "/never" {
             std::future::pending::<()>().await;
@@ -20,6 +25,7 @@ const LIMITS: Limits = Limits {
     body: Duration::from_millis(300),
     stall: Duration::from_millis(500),
     body_bytes: 1000,
+    bodies_bytes: 2000,
     rate: None,
 };
 
@@ -68,6 +74,43 @@ async fn a_slow_header_an_idle_connection_and_a_slow_body_are_cut_off() {
     assert!(said.starts_with("HTTP/1.1 200"), "answered, then closed for idling: {said}");
     let said = say(addr, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc").await;
     assert!(said.starts_with("HTTP/1.1 408"), "{said}");
+}
+
+#[tokio::test]
+async fn who_is_not_admitted_has_no_body_read() {
+    let (addr, _stop, _task) = start(Limits { body_bytes: 64 << 20, ..LIMITS }).await;
+    let head = b"POST /closed HTTP/1.1\r\nHost: x\r\nContent-Length: 60000000\r\n\r\n";
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    stream.write_all(head).await.unwrap();
+    // Refused at the head; a client that hears nothing before it has sent everything is told all the same.
+    stream.write_all(&vec![0; 60_000_000]).await.unwrap();
+    assert!(heard(&mut stream).await.starts_with("HTTP/1.1 401"));
+    let said = say(addr, b"GET /closed HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert!(said.starts_with("HTTP/1.1 401") && said.contains("HTTP/1.1 200"), "the connection is kept: {said}");
+}
+
+#[tokio::test]
+async fn long_bodies_share_what_they_may_take_and_short_ones_do_not_wait() {
+    const LONG: usize = 100_000;
+    let limits = Limits { body: Duration::from_secs(60), body_bytes: LONG, bodies_bytes: LONG, ..LIMITS };
+    let (addr, _stop, _task) = start(limits).await;
+    let head = format!("POST /long HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {LONG}\r\n\r\n");
+    let mut first = TcpStream::connect(addr).await.unwrap();
+    first.write_all(head.as_bytes()).await.unwrap();
+    first.write_all(&vec![0; LONG - 1]).await.unwrap();
+    // Answered after the first has been seen: requests of one thread are taken in order.
+    let short = b"POST /short HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc";
+    assert!(say(addr, short).await.ends_with("/short 3"));
+    let mut second = TcpStream::connect(addr).await.unwrap();
+    second.write_all(head.as_bytes()).await.unwrap();
+    second.write_all(&vec![0; LONG]).await.unwrap();
+    assert!(say(addr, short).await.ends_with("/short 3"), "short ones go on");
+    let mut byte = [0];
+    let waits = timeout(Duration::from_millis(100), second.peek(&mut byte)).await;
+    assert!(waits.is_err(), "the second waits for the first");
+    first.write_all(&[0]).await.unwrap();
+    assert!(heard(&mut first).await.ends_with(&format!("/long {LONG}")));
+    assert!(heard(&mut second).await.ends_with(&format!("/long {LONG}")));
 }
 
 #[tokio::test]

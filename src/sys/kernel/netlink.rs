@@ -76,13 +76,14 @@ impl Kernel for Netlink {
         let at = SystemClock.now();
         let mut links = BTreeMap::new();
         let found = route::wireguard_links(&mut self.routes).await.map_err(|source| unreadable("the links", source))?;
-        let mut relevant = BTreeMap::new();
+        let (mut relevant, mut foreign) = (BTreeMap::new(), BTreeSet::new());
         for link in found {
             // A name we could not have given is of no interest.
-            if let Ok(name) = link.name.parse::<IfName>()
-                && (link.ours || wanted.contains(&name))
-            {
+            let Ok(name) = link.name.parse::<IfName>() else { continue };
+            if link.ours || wanted.contains(&name) {
                 relevant.insert(name, link);
+            } else {
+                foreign.insert(name);
             }
         }
         for name in wanted.iter().filter(|n| !relevant.contains_key(*n)) {
@@ -114,7 +115,7 @@ impl Kernel for Netlink {
                 links.insert(name, observed);
             }
         }
-        Ok(Observed { at, links })
+        Ok(Observed { at, links, foreign })
     }
 
     async fn apply(&mut self, steps: &[Step]) -> Applied {

@@ -80,7 +80,12 @@ pub(crate) async fn ours_is_seen_though_nobody_wants_it<W: World>(_: &W, kernel:
 pub(crate) async fn what_is_neither_wanted_nor_ours_is_not_seen<W: World>(world: &W, kernel: &mut W::Kernel) {
     world.add_link("wg0", "wireguard");
     world.add_link("dummy0", "dummy");
-    assert!(observe(kernel, &["wg7"]).await.links.is_empty());
+    apply(kernel, &[create("wg1")]).await;
+    let all = observe(kernel, &["wg7"]).await;
+    assert_eq!(all.links.keys().map(IfName::as_str).collect::<Vec<_>>(), ["wg1"]);
+    // But that a name is taken is known.
+    assert_eq!(all.foreign.iter().map(IfName::as_str).collect::<Vec<_>>(), ["wg0"]);
+    assert!(observe(kernel, &["wg0"]).await.foreign.is_empty(), "wanted is not foreign");
 }
 
 pub(crate) async fn up_down_and_mtu<W: World>(_: &W, kernel: &mut W::Kernel) {

@@ -1,0 +1,95 @@
+//! A stream whose reader must keep reading, and that is closed so that its reader hears the end.
+use std::future::Future as _;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
+
+/// How long what a client still sends is read and thrown away after our last word. A socket that is closed with unread
+/// bytes in it is reset, and the client loses the answer that tells it why.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// A stream that fails with `TimedOut` once a write has made no progress for `limit`. Reading has its own limits.
+pub(super) struct Stalling<T> {
+    inner: T,
+    limit: Duration,
+    waiting: Option<Pin<Box<Sleep>>>,
+    lingering: Option<Pin<Box<Sleep>>>,
+}
+
+impl<T> Stalling<T> {
+    pub(super) const fn new(inner: T, limit: Duration) -> Self {
+        Self { inner, limit, waiting: None, lingering: None }
+    }
+
+    fn watch<R>(&mut self, cx: &mut Context<'_>, done: Poll<std::io::Result<R>>) -> Poll<std::io::Result<R>> {
+        if done.is_ready() {
+            self.waiting = None;
+            return done;
+        }
+        let limit = self.limit;
+        let wait = self.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + limit)));
+        match wait.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Err(std::io::ErrorKind::TimedOut.into())),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Stalling<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, buf)
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stalling<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+        let done = Pin::new(&mut self.inner).poll_write(cx, buf);
+        self.watch(cx, done)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        let done = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        self.watch(cx, done)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        let done = Pin::new(&mut self.inner).poll_flush(cx);
+        self.watch(cx, done)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        if self.lingering.is_none() {
+            let done = Pin::new(&mut self.inner).poll_shutdown(cx);
+            if !matches!(self.watch(cx, done)?, Poll::Ready(())) {
+                return Poll::Pending;
+            }
+        }
+        let this = &mut *self;
+        let end = this.lingering.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
+        let mut thrown = [0; 4096];
+        // A few at a time: a client that sends without end holds up nobody else.
+        for _ in 0..16 {
+            let mut buf = ReadBuf::new(&mut thrown);
+            match Pin::new(&mut this.inner).poll_read(cx, &mut buf) {
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() => {}
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+                Poll::Pending => return end.as_mut().poll(cx).map(Ok),
+            }
+        }
+        if end.as_mut().poll(cx).is_pending() {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,58 @@
+//! The agent API over a kernel in memory, to be measured from outside: what our own code costs on this machine, without
+//! the system calls of WireGuard. `scripts/bench-agent` runs it beside the real thing.
+#![allow(clippy::expect_used, reason = "a measurement fails by panicking")]
+
+use spoke::agent::task::{Board, run};
+use spoke::audit::task::Trail;
+use spoke::change::task::Ledger;
+use spoke::config::Config;
+use spoke::net::derive::Keys;
+use spoke::net::key::SecretKey;
+use spoke::net::task::{Reconciler, Sources, Status};
+use spoke::sim::kernel::FakeKernel;
+use spoke::sys::clock::{Clock as _, SystemClock};
+use spoke::sys::notify::Systemd;
+use std::path::Path;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+fn main() {
+    let config = std::env::args().nth(1).expect("the configuration's path");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(serve(Path::new(&config)));
+}
+
+/// As `spoke run` wires it, less the uplink.
+async fn serve(path: &Path) {
+    let clock = SystemClock;
+    let config = Arc::new(Config::load(Some(path), []).expect("a configuration"));
+    let dir = config.node.state_dir.clone();
+    std::fs::create_dir_all(&dir).expect("a directory");
+    let private = config.interfaces.iter().map(|i| (i.name.clone(), SecretKey::clamped([9; 32]))).collect();
+    let (_keys, keys) = watch::channel(Some(Arc::new(Keys { private, ..Keys::default() })));
+    let (status, net) = watch::channel(Status::default());
+    let (_trusted, trusted) = watch::channel(None);
+    let (trail, audit) = Trail::open(&dir, clock, trusted.clone()).expect("the audit trail");
+    let (ledger, changes, (imperative, repair)) =
+        Ledger::open(&dir, config.clone(), clock, net.clone(), trusted, audit).expect("the ledger");
+    let (_stop, stop) = watch::channel(false);
+    let (events, _wake) = watch::channel(0);
+    let sources = Sources {
+        keys,
+        uplink: None,
+        names: None,
+        admitted: None,
+        control: None,
+        imperative: Some(imperative),
+        repair: Some(repair),
+    };
+    let board = Board { clock, started: clock.now(), config: config.clone(), net, changes, stop };
+    let reconciler = Reconciler { kernel: FakeKernel::new(), clock, notify: Systemd, config, sources, status, events };
+    let ended = tokio::select! {
+        ended = trail.run() => ended.map_err(|e| e.to_string()),
+        ended = ledger.run() => ended.map_err(|e| e.to_string()),
+        ended = reconciler.run() => ended.map_err(|e| e.to_string()),
+        ended = run(board) => ended.map_err(|e| e.to_string()),
+    };
+    ended.expect("it goes on until it is killed");
+}
