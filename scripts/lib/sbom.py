@@ -1,0 +1,20 @@
+"""Takes out of a CycloneDX bill what the build does not contain: sbom.py BILL <(cargo tree …).
+
+cargo-cyclonedx reads cargo's metadata, in which features that are only named pull optional packages in; cargo's own tree of
+the same build knows better. A package of the tree that the bill does not have fails."""
+import json
+import sys
+
+path = sys.argv[1]
+bill = json.load(open(path))
+built = {tuple(line.split()[:2]) for line in sys.stdin if line.strip()}
+root = bill["metadata"]["component"]
+kept = [c for c in bill["components"] if (c["name"], "v" + c["version"]) in built]
+listed = {(c["name"], "v" + c["version"]) for c in kept} | {(root["name"], "v" + root["version"])}
+if missing := built - listed:
+    sys.exit(f"{path} does not list {sorted(missing)}")
+refs = {c["bom-ref"] for c in kept} | {root["bom-ref"]}
+bill["components"] = kept
+bill["dependencies"] = [{**d, **({"dependsOn": [r for r in d["dependsOn"] if r in refs]} if "dependsOn" in d else {})}
+                        for d in bill["dependencies"] if d["ref"] in refs]
+json.dump(bill, open(path, "w"), indent=1)
