@@ -1,5 +1,5 @@
 //! A device: the product's own binary, run in a namespace with a configuration of its own.
-use crate::netns::{Namespace, wait_until};
+use crate::netns::{Namespace, spoke, wait_until};
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -55,7 +55,7 @@ impl<'a> Device<'a> {
     }
 
     fn spoke(&self, arguments: &str) -> Command {
-        let (spoke, config) = (env!("CARGO_BIN_EXE_spoke"), self.config());
+        let (spoke, config) = (spoke(), self.config());
         self.namespace.command(&format!("{} {spoke} --config {} {arguments}", self.wrapper, config.display()))
     }
 
@@ -95,7 +95,7 @@ impl<'a> Device<'a> {
 
     /// Runs another subcommand to its end, outside of any wrapper; returns what it printed.
     pub(crate) fn tell(&self, arguments: &str) -> String {
-        self.namespace.run(&format!("{} --config {} {arguments}", env!("CARGO_BIN_EXE_spoke"), self.config().display()))
+        self.namespace.run(&format!("{} --config {} {arguments}", spoke(), self.config().display()))
     }
 
     /// The uplink's part of `spoke status --json`; null before it is there.

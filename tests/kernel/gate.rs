@@ -1,7 +1,7 @@
 //! A gate: a hub with one interface where grants decide and one where nobody asks, run by the real program.
 
 use crate::anvil::{CHAIN_ID, Contract};
-use crate::netns::Namespace;
+use crate::netns::{Namespace, spoke};
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 
@@ -65,7 +65,7 @@ access = "nft"
         }
         std::fs::write(directory.join("spoke.toml"), text).expect("its configuration");
         let log = std::fs::File::options().create(true).append(true).open(directory.join("log")).expect("a log");
-        let program = env!("CARGO_BIN_EXE_spoke");
+        let program = spoke();
         let mut command =
             namespace.command(&format!("{program} --config {} run", directory.join("spoke.toml").display()));
         let child = command.stdout(Stdio::null()).stderr(log).spawn().expect("spoke");
@@ -85,7 +85,7 @@ access = "nft"
 
     /// Another call of the program, with arguments separated by blanks; gives what it says.
     pub(crate) fn spoke(&self, arguments: &str) -> String {
-        let program = env!("CARGO_BIN_EXE_spoke");
+        let program = spoke();
         self.namespace.run(&format!("{program} --config {} {arguments}", self.directory.join("spoke.toml").display()))
     }
 

@@ -9,6 +9,11 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+/// The `spoke` under test: what cargo built with the tests, or a binary as it is shipped, named by SPOKE_TEST_PROGRAM.
+pub(crate) fn spoke() -> String {
+    std::env::var("SPOKE_TEST_PROGRAM").unwrap_or_else(|_| env!("CARGO_BIN_EXE_spoke").to_owned())
+}
+
 /// A network namespace of its own with the loopback up; deleted when dropped.
 #[derive(Debug)]
 pub(crate) struct Namespace {

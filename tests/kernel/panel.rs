@@ -1,5 +1,5 @@
 //! A node that serves the agent API, and a panel that drives it with signed requests: both real, each in its namespace.
-use crate::netns::{Namespace, wait_until_every};
+use crate::netns::{Namespace, spoke, wait_until_every};
 use serde_json::Value;
 use spoke::sys::clock::{Clock as _, SystemClock};
 use std::io::{Read as _, Write as _};
@@ -9,7 +9,6 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 const SECRET: &str = "k7GqP2vXc9LmR4tZw8BnY1sDf6HjA3eU";
-const SPOKE: &str = env!("CARGO_BIN_EXE_spoke");
 
 /// The product's own binary with a configuration of its own; its log is printed if the test fails.
 pub(crate) struct Node<'a> {
@@ -70,7 +69,11 @@ impl<'a> Node<'a> {
 
     /// As another user: `wrapper` stands before the program.
     pub(crate) fn command_as(&self, wrapper: &str, arguments: &str) -> Command {
-        self.namespace.command(&format!("{wrapper} {SPOKE} --config {} {arguments}", self.path("spoke.toml").display()))
+        self.namespace.command(&format!(
+            "{wrapper} {} --config {} {arguments}",
+            spoke(),
+            self.path("spoke.toml").display()
+        ))
     }
 
     /// Runs a subcommand to its end.
@@ -80,7 +83,7 @@ impl<'a> Node<'a> {
 
     /// What a subcommand prints; it must succeed.
     pub(crate) fn tell(&self, arguments: &str) -> String {
-        self.namespace.run(&format!("{SPOKE} --config {} {arguments}", self.path("spoke.toml").display()))
+        self.namespace.run(&format!("{} --config {} {arguments}", spoke(), self.path("spoke.toml").display()))
     }
 
     /// What a subcommand prints, as JSON; null if it fails.

@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::netns::{Namespace, PlainWireGuard, wait_until_every, wire};
+use crate::netns::{Namespace, PlainWireGuard, spoke, wait_until_every, wire};
 
-const SPOKE: &str = env!("CARGO_BIN_EXE_spoke");
 /// An interface is looked at at least every 30 s; an event makes it much sooner.
 const REPAIRED: Duration = Duration::from_secs(45);
 
@@ -38,7 +37,7 @@ impl<'a> Supervisor<'a> {
 
     fn command(&self, arguments: &str) -> Command {
         let file = self.path("spoke.toml");
-        self.namespace.command(&format!("{SPOKE} --config {} {arguments}", file.display()))
+        self.namespace.command(&format!("{} --config {} {arguments}", spoke(), file.display()))
     }
 
     fn start(&mut self) {
@@ -211,7 +210,8 @@ fn without_the_right_to_change_the_network_it_says_which_right() {
     let spoke = Supervisor::new(&device, "[[interface]]\nname = \"wg0\"\n[health]\nenabled = false\n");
     let file = spoke.path("spoke.toml");
     let said = refused(&mut device.command(&format!(
-        "setpriv --bounding-set -net_admin --inh-caps -net_admin {SPOKE} --config {} run",
+        "setpriv --bounding-set -net_admin --inh-caps -net_admin {} --config {} run",
+        crate::netns::spoke(),
         file.display()
     )));
     assert!(said.contains("CAP_NET_ADMIN"), "{said}");
