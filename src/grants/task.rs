@@ -250,21 +250,21 @@ impl<C: Clock> Task<C> {
     }
 
     async fn walk_back<R: Rpc>(&mut self, chain: &mut Chain<R, C>) -> Result<(), NoQuorum> {
-        self.counts.reorganisations += 1;
         let from = self.follow.newest().map(|b| b.number);
+        // On a copy: if nobody answers halfway, nothing of it has happened, and the next look finds the same again.
+        let mut follow = self.follow.clone();
         loop {
-            let more = self.follow.step_back();
-            let Some(known) = self.follow.newest().filter(|_| more) else { break };
+            let more = follow.step_back();
+            let Some(known) = follow.newest().filter(|_| more) else { break };
             if chain.block(At::Number(known.number)).await? == Some(known) {
                 break;
             }
         }
-        let to = self.follow.newest().map_or(0, |b| b.number);
+        let to = follow.newest().map_or(0, |b| b.number);
         tracing::warn!(?from, to, "the chain was reorganised: what was decided since is verified again");
-        if self.follow.newest().is_none() {
-            // Nothing we knew is left: as on the first day.
-            self.follow = Follow::default();
-        }
+        // Nothing we knew is left: as on the first day.
+        self.follow = if follow.newest().is_none() { Follow::default() } else { follow };
+        self.counts.reorganisations += 1;
         self.book.reorganised(to, self.board.clock.now());
         Ok(())
     }
