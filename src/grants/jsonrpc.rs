@@ -100,7 +100,9 @@ impl Refusal {
 
     /// Whether it says that it has no such block, or that it is no part of its chain: nothing is wrong with the endpoint.
     pub fn unknown_block(&self) -> bool {
-        self.code == -32001 || self.says(&["not found", "canonical", "unknown block"])
+        // Not to know a method is another thing, and mostly said in the same words.
+        let method = self.code == -32601 || self.says(&["method"]);
+        !method && (self.code == -32001 || self.says(&["not found", "canonical", "unknown block"]))
     }
 
     /// Whether it says that too much was asked for in too short a time.

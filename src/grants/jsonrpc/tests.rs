@@ -80,8 +80,17 @@ fn a_refusal_is_told_apart() {
         read(r#"[{"id":1,"error":{"code":-32000,"message":"exceed maximum block range: 5000"}}]"#, &[run()]).unwrap();
     let Some(Answer::Refused(refusal)) = &got[0] else { panic!("{got:?}") };
     assert!(refusal.too_much() && !refusal.rate());
-    let rate = Refusal { code: -32005, message: "rate limit reached".into() };
-    assert!(rate.rate());
+    let said = |code, message: &str| Refusal { code, message: message.into() };
+    let rate = said(-32005, "rate limit reached");
+    assert!(rate.rate() && !rate.too_much());
+    assert!(said(-32005, "query returned more than 10000 results").too_much());
+    for (code, words) in [(-32000, "header not found"), (-32001, ""), (-32000, "hash 0x12 is not currently canonical")]
+    {
+        assert!(said(code, words).unknown_block(), "{words}");
+    }
+    for (code, words) in [(-32601, "not found"), (-32600, "method not found"), (-32000, "execution reverted")] {
+        assert!(!said(code, words).unknown_block(), "{words}");
+    }
 }
 
 fn event(topics: &[String], data: &str) -> String {
