@@ -1,9 +1,8 @@
 //! `spoke grants`: who is admitted and why, from the running supervisor; or one question asked of the chain directly.
 use super::{Failure, Outcome, block_on, load, print};
-use crate::config::grants::{Finality, Grants};
+use crate::config::grants::Grants;
 use crate::grants::chain::Pair;
 use crate::grants::chain::task::Chain;
-use crate::grants::follow::Follow;
 use crate::grants::jsonrpc::{At, BlockRef};
 use crate::grants::policy::{Decision, VERIFICATION_ERROR};
 use crate::grants::report::{Report, Row};
@@ -93,7 +92,7 @@ pub fn run(config: &Path, command: &Command) -> Outcome {
 fn verify(grants: Arc<Grants>, pair: Pair, block: Option<u64>) -> Outcome {
     let rpc = Http::new(&grants.endpoints, grants.timeout)?;
     let mut chain = Chain::new(rpc, SystemClock, grants.clone(), seed);
-    let asked = block_on(ask(&mut chain, &grants, &pair, block))?;
+    let asked = block_on(ask(&mut chain, &pair, block))?;
     match asked {
         Ok(decisions) => {
             for (at, block, decision) in &decisions {
@@ -108,29 +107,16 @@ fn verify(grants: Arc<Grants>, pair: Pair, block: Option<u64>) -> Outcome {
 
 type Asked = Vec<(&'static str, BlockRef, Option<Decision>)>;
 
-async fn ask(
-    chain: &mut Chain<Http, SystemClock>,
-    grants: &Grants,
-    pair: &Pair,
-    block: Option<u64>,
-) -> Result<Asked, anyhow::Error> {
+async fn ask(chain: &mut Chain<Http, SystemClock>, pair: &Pair, block: Option<u64>) -> Result<Asked, anyhow::Error> {
     let pairs = std::slice::from_ref(pair);
     if let Some(number) = block {
         let Some(pin) = chain.block(At::Number(number)).await? else { anyhow::bail!("no endpoint has block {number}") };
         let decided = chain.verify(&[pin], pairs).await?;
         return Ok(vec![("asked", pin, decided.into_iter().flatten().next().flatten())]);
     }
-    let seen = chain.look(&Follow::default(), grants.finality != Finality::Latest).await?;
-    let mut pins = seen.pins;
-    // The newest block itself, where its header can be had: nobody waits here for one more.
-    if let Some(newest) = chain.block(At::Latest).await? {
-        pins.insert(0, newest);
-    }
-    let finals: Vec<BlockRef> = seen.finals.into_iter().take(1).collect();
-    let (pin, decided) = chain.verify_at_best(&pins, &finals, pairs).await?;
-    let mut decided = decided.into_iter().map(|d| d.into_iter().next().flatten());
-    let mut out = vec![("newest", pin, decided.next().flatten())];
-    out.extend(finals.into_iter().zip(decided).map(|(pin, d)| ("final", pin, d)));
+    let asked = chain.ask_about(pair).await?;
+    let mut out = vec![("newest", asked.newest.0, asked.newest.1)];
+    out.extend(asked.last_final.map(|(pin, d)| ("final", pin, d)));
     Ok(out)
 }
 

@@ -1,5 +1,4 @@
 //! `[grants]`: the contract that says who may be a peer, the endpoints that are asked, and how long an answer lasts.
-use super::node::{Node, Role};
 use super::reader::Table;
 use super::types::{KeySource, duration_text};
 use crate::grants::ladder::Rungs;
@@ -186,7 +185,8 @@ impl Grants {
         Rungs { fresh: self.fresh, stale: self.stale, grace: self.grace }
     }
 
-    pub(super) fn read(t: &mut Table<'_>, node: &Node) -> Option<Self> {
+    /// Reads the section; `usual_poll` is how often the chain is looked at where nothing else is said.
+    pub(crate) fn read(t: &mut Table<'_>, usual_poll: Duration) -> Option<Self> {
         let s = Duration::from_secs;
         let day = s(86_400);
         for (key, remedy) in [
@@ -225,9 +225,7 @@ impl Grants {
             );
         }
         let finality = t.parsed("finality", "\"latest\", \"safe\" or \"finalized\"").unwrap_or_default();
-        // A device may be on a metered line: a day of polls stays under 1 MB. A hub is not.
-        let default_poll = if node.role == Role::Hub { s(5) } else { s(120) };
-        let poll = t.duration("poll", Duration::from_millis(200)..=s(3600)).unwrap_or(default_poll);
+        let poll = t.duration("poll", Duration::from_millis(200)..=s(3600)).unwrap_or(usual_poll);
         // A local chain makes blocks only when there is something to put in.
         let default_stall = if chain_id == Some(LOCAL_CHAIN) { s(0) } else { s(600).max(poll.saturating_mul(3)) };
         let stall = t.duration("stall", s(0)..=day).unwrap_or(default_stall);

@@ -70,6 +70,15 @@ pub struct Traffic {
     pub verifications: u64,
 }
 
+/// What the chain says of one pair; no decision where the answer could not be read.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    /// At the newest block.
+    pub newest: (BlockRef, Option<Decision>),
+    /// At the last one that counts as final; `None` where every block does, or none does yet.
+    pub last_final: Option<(BlockRef, Option<Decision>)>,
+}
+
 /// The chain behind its endpoints.
 #[derive(Debug)]
 pub struct Chain<R, C> {
@@ -273,6 +282,21 @@ impl<R: Rpc, C: Clock> Chain<R, C> {
             }
         }
         Err(last)
+    }
+
+    /// Asks about one pair without following anything.
+    pub async fn ask_about(&mut self, pair: &Pair) -> Result<Asked, NoQuorum> {
+        let seen = self.look(&Follow::default(), self.config.finality != Finality::Latest).await?;
+        let mut pins = seen.pins;
+        // The newest block itself, where its header can be had: nobody waits here for one more.
+        if let Some(newest) = self.block(At::Latest).await? {
+            pins.insert(0, newest);
+        }
+        let finals: Vec<BlockRef> = seen.finals.into_iter().take(1).collect();
+        let (pin, decided) = self.verify_at_best(&pins, &finals, std::slice::from_ref(pair)).await?;
+        let mut decided = decided.into_iter().map(|d| d.into_iter().next().flatten());
+        let newest = (pin, decided.next().flatten());
+        Ok(Asked { newest, last_final: finals.into_iter().zip(decided).next() })
     }
 
     /// Asks in the order of merit until enough endpoints say the same.
