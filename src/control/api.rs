@@ -7,13 +7,13 @@ pub mod proof;
 pub mod releases;
 pub mod reports;
 
+use super::chain::Asker;
 use super::limits::Limits;
 use super::signing::{MasterKey, SigningKeys};
 use super::store::Store;
 use crate::secret::Secret;
 use axum::Router;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
@@ -21,9 +21,6 @@ use utoipa_axum::routes;
 
 /// The largest body of a request, in bytes.
 pub const MAX_BODY: usize = 64 << 10;
-
-/// How long anything but a long-poll may take.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Documents built at the same time: a change for everybody must not starve enrolments of connections.
 const BUILDERS: usize = 8;
@@ -49,6 +46,8 @@ pub struct App {
     pub stopping: watch::Receiver<bool>,
     /// Limits how many documents are built at once.
     pub builders: Semaphore,
+    /// Asks the chain about devices that enrol; `None`: no contract is configured.
+    pub chain: Option<Asker>,
     /// Where devices reach this control plane, for messages to operators.
     pub url: String,
 }
@@ -64,6 +63,7 @@ impl App {
         operator_token: Option<Secret<String>>,
         reports: reports::Inbox,
         stopping: watch::Receiver<bool>,
+        chain: Option<Asker>,
         url: String,
     ) -> Self {
         Self {
@@ -76,6 +76,7 @@ impl App {
             reports,
             stopping,
             builders: Semaphore::new(BUILDERS),
+            chain,
             url,
         }
     }
@@ -107,10 +108,7 @@ pub fn router(app: Arc<App>) -> Router {
         .routes(routes!(peers::stats))
         .merge(operators::router())
         .merge(releases::router())
-        .layer(tower_http::timeout::TimeoutLayer::with_status_code(
-            axum::http::StatusCode::SERVICE_UNAVAILABLE,
-            REQUEST_TIMEOUT,
-        ));
+        .layer(axum::middleware::from_fn(answer::in_time));
     // A long-poll ends by its own time.
     let slow = OpenApiRouter::new().routes(routes!(devices::state));
     let (routes, description) = quick.merge(slow).split_for_parts();
@@ -126,5 +124,6 @@ pub fn router(app: Arc<App>) -> Router {
         .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY))
         .layer(tower_http::catch_panic::CatchPanicLayer::new())
         .layer(axum::middleware::from_fn_with_state(app.clone(), super::limits::by_address))
+        .layer(axum::middleware::from_fn(answer::in_shape))
         .with_state(app)
 }

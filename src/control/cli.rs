@@ -1,9 +1,13 @@
 //! The command line of `spoke-control`. It works on the store itself, so that it also works while nothing serves.
 pub mod backup;
 pub mod fleet;
+pub mod network;
+pub mod node;
 pub mod release;
 pub mod serve;
+pub mod signing_key;
 pub mod table;
+pub mod token;
 
 use super::config::{Config, FILE, StoreUrl};
 use super::store::Store;
@@ -43,22 +47,22 @@ pub enum Command {
     Status,
     /// Nodes of the fleet
     #[command(subcommand)]
-    Node(fleet::NodeCommand),
+    Node(node::NodeCommand),
     /// Enrolment tokens
     #[command(subcommand)]
-    Token(fleet::TokenCommand),
+    Token(token::TokenCommand),
     /// Networks
     #[command(subcommand)]
-    Network(Box<fleet::NetworkCommand>),
+    Network(Box<network::NetworkCommand>),
     /// Hubs
     #[command(subcommand)]
-    Hub(fleet::HubCommand),
+    Hub(network::HubCommand),
     /// Releases that the images of the fleet shall run
     #[command(subcommand)]
     Release(release::ReleaseCommand),
     /// Keys that sign the state of nodes
     #[command(subcommand)]
-    SigningKey(fleet::SigningKeyCommand),
+    SigningKey(signing_key::SigningKeyCommand),
     /// Show the audit trail, newest first
     Audit(fleet::AuditArgs),
     /// Write the whole store to a file; the signing keys in it stay sealed under the master key
@@ -94,6 +98,8 @@ pub struct Context {
     pub store: Store,
     /// Whether to answer in JSON.
     pub json: bool,
+    /// How this program was called, for instructions to people.
+    pub invocation: String,
     /// Who works here, for the audit trail.
     pub actor: Actor,
 }
@@ -138,16 +144,20 @@ async fn run(cli: Cli) -> Outcome {
     crate::sys::keys::ensure_dir(&config.state_dir)?;
     let store = Store::open(&url(&config)?).await?;
     let user = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_else(|_| "cli".into());
-    let context = Context { config, store, json: cli.json, actor: Actor::Operator(user) };
+    let invocation = match cli.config.to_str() {
+        Some(FILE) => "spoke-control".to_owned(),
+        _ => format!("spoke-control --config {}", cli.config.display()),
+    };
+    let context = Context { config, store, json: cli.json, invocation, actor: Actor::Operator(user) };
     let outcome = match cli.command {
         Command::Serve => serve::run(&context).await,
         Command::Status => fleet::status(&context).await,
-        Command::Node(command) => fleet::node(&context, command).await,
-        Command::Token(command) => fleet::token(&context, command).await,
-        Command::Network(command) => fleet::network(&context, *command).await,
-        Command::Hub(command) => fleet::hub(&context, command).await,
+        Command::Node(command) => node::node(&context, command).await,
+        Command::Token(command) => token::token(&context, command).await,
+        Command::Network(command) => network::network(&context, *command).await,
+        Command::Hub(command) => network::hub(&context, command).await,
         Command::Release(command) => release::run(&context, command).await,
-        Command::SigningKey(command) => fleet::signing_key(&context, command).await,
+        Command::SigningKey(command) => signing_key::signing_key(&context, command).await,
         Command::Audit(args) => fleet::audit(&context, args).await,
         Command::Backup(args) => backup::backup(&context, &args).await,
         Command::Restore(args) => backup::restore(&context, &args).await,

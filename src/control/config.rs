@@ -1,14 +1,19 @@
 //! The control plane's configuration: one file, then variables `SPOKE_CONTROL__SECTION__KEY`; every fault at once.
 use super::limits::Rates;
+use crate::config::grants::Grants;
 use crate::config::reader::Table;
 use crate::config::types::{HostPort, KeySource};
 use crate::config::{Fault, Faults};
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Where the file is unless `--config` says otherwise.
 pub const FILE: &str = "/etc/spoke-control/spoke-control.toml";
+
+/// How often the chain is looked at unless `grants.poll` says otherwise.
+const CHAIN_POLL: Duration = Duration::from_secs(5);
 
 /// All of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,12 +28,16 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// `server.connections`: connections at a time.
     pub connections: usize,
+    /// `server.patience`: how long a client may take for the handshake, for a request's head, and between requests.
+    pub patience: Duration,
     /// `store.url`: the database; a file of [`KeySource`] if it holds a password.
     pub store: StoreUrl,
     /// `api.operator_token`: what operators have to show.
     pub operator_token: Option<KeySource>,
-    /// `[limits]`: requests per second.
+    /// `[limits]`: requests per second, guesses per minute.
     pub rates: Rates,
+    /// `[grants]`: the contract that decides who is a peer in networks with `access = "nft"`.
+    pub grants: Option<Grants>,
 }
 
 /// Where the address of the database stands.
@@ -98,6 +107,7 @@ impl Config {
         }
         let state_dir = path(&mut server, "state_dir").unwrap_or_else(|| "/var/lib/spoke-control".into());
         let connections = server.number("connections", 1..=1_000_000).unwrap_or(20_000);
+        let patience = server.duration("patience", Duration::from_secs(1)..=Duration::from_secs(600));
         server.finish();
         let mut store = root.table("store");
         let (url, url_from) = (store.text("url"), store.parsed("url_from", "file:/absolute/path or credential:NAME"));
@@ -124,8 +134,10 @@ impl Config {
             address: rate("per_address", usual.address),
             enrol: rate("enrolments_per_address", usual.enrol),
             node: rate("per_node", usual.node),
+            guesses: rate("guesses_per_address", usual.guesses),
         };
         limits.finish();
+        let grants = if root.has("grants") { root.section("grants", |t| Grants::read(t, CHAIN_POLL)) } else { None };
         let listen = listen.unwrap_or_else(|| vec![SocketAddr::from(([0, 0, 0, 0], 8443))]);
         let port = listen.first().map_or(8443, SocketAddr::port);
         let store = match (url, url_from) {
@@ -139,9 +151,11 @@ impl Config {
             tls: certificate.zip(key),
             state_dir,
             connections: usize::try_from(connections).unwrap_or(usize::MAX),
+            patience: patience.unwrap_or(Duration::from_secs(30)),
             store,
             operator_token,
             rates,
+            grants,
         })
     }
 }

@@ -77,9 +77,9 @@ impl Pool {
         self.last - self.first + 1
     }
 
-    /// Addresses reserved.
-    pub fn reserved(&self) -> u64 {
-        self.reserved.len() as u64
+    /// The indices reserved.
+    pub const fn reserved(&self) -> &BTreeSet<u64> {
+        &self.reserved
     }
 
     /// The index of a host; `None`: not a host of this pool.
@@ -97,7 +97,12 @@ impl Pool {
 
     /// The host with an index; `None`: there is none, or it is reserved.
     pub fn address(&self, index: u64) -> Option<IpAddr> {
-        if !(self.first..=self.last).contains(&index) || self.reserved.contains(&index) {
+        if self.reserved.contains(&index) { None } else { self.host(index) }
+    }
+
+    /// The host with an index, reserved or not; `None`: there is none.
+    pub fn host(&self, index: u64) -> Option<IpAddr> {
+        if !(self.first..=self.last).contains(&index) {
             return None;
         }
         Some(match self.net.network() {

@@ -36,7 +36,7 @@ pub enum RegistryError {
     #[error("the key belongs to another node: make a new one")]
     KeyTaken,
     /// It was removed.
-    #[error("node {0} was removed from the fleet")]
+    #[error("node {0} was removed from the fleet; a token made for it alone lets it back")]
     Revoked(NodeId),
     /// It is not there.
     #[error("there is no {0} {1}")]

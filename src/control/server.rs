@@ -18,9 +18,6 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
 
-/// How long a client may take for the handshake, for a request's head, and between requests.
-const PATIENCE: Duration = Duration::from_secs(30);
-
 /// How long requests may take to end after a stop.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -28,30 +25,33 @@ const GRACE: Duration = Duration::from_secs(10);
 /// ends asks anew anyway.
 const KEEPALIVE: Duration = Duration::from_secs(120);
 
+/// What a connection is served with.
+#[derive(Clone)]
+struct Service {
+    acceptor: TlsAcceptor,
+    router: Router,
+    /// How long a client may take for the handshake, for a request's head, between requests, and to take an answer.
+    patience: Duration,
+}
+
 /// Serves `router` on every listener until `stopping` turns true, then lets what is open end.
 pub async fn serve(
     listeners: Vec<TcpListener>,
     tls: Arc<tokio_rustls::rustls::ServerConfig>,
     router: Router,
-    connections: usize,
+    (connections, patience): (usize, Duration),
     stopping: watch::Receiver<bool>,
 ) {
     let mut accepting = JoinSet::new();
     let room = Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS)));
+    let service = Service { acceptor: TlsAcceptor::from(tls), router, patience };
     for listener in listeners {
-        let (acceptor, router) = (TlsAcceptor::from(tls.clone()), router.clone());
-        accepting.spawn(accept(listener, acceptor, router, room.clone(), stopping.clone()));
+        accepting.spawn(accept(listener, service.clone(), room.clone(), stopping.clone()));
     }
     while accepting.join_next().await.is_some() {}
 }
 
-async fn accept(
-    listener: TcpListener,
-    acceptor: TlsAcceptor,
-    router: Router,
-    room: Arc<Semaphore>,
-    mut stopping: watch::Receiver<bool>,
-) {
+async fn accept(listener: TcpListener, service: Service, room: Arc<Semaphore>, mut stopping: watch::Receiver<bool>) {
     let mut open = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -72,9 +72,9 @@ async fn accept(
             tracing::warn!(%peer, "too many connections: one is turned away");
             continue;
         };
-        let (acceptor, router, stopping) = (acceptor.clone(), router.clone(), stopping.clone());
+        let (service, stopping) = (service.clone(), stopping.clone());
         open.spawn(async move {
-            connection(stream, peer, acceptor, router, stopping).await;
+            connection(stream, peer, service, stopping).await;
             drop(seat);
         });
     }
@@ -87,14 +87,15 @@ async fn accept(
 async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
-    acceptor: TlsAcceptor,
-    router: Router,
+    Service { acceptor, router, patience }: Service,
     mut stopping: watch::Receiver<bool>,
 ) {
     let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 4);
     let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive);
     let _ = stream.set_nodelay(true);
-    let Ok(Ok(stream)) = tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await else {
+    // Who takes nothing of what was sent is gone, even if the line is not.
+    let _ = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(patience.max(KEEPALIVE / 2)));
+    let Ok(Ok(stream)) = tokio::time::timeout(patience, acceptor.accept(stream)).await else {
         tracing::debug!(%peer, "no TLS handshake");
         return;
     };
@@ -108,7 +109,7 @@ async fn connection(
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(PATIENCE)
+        .header_read_timeout(patience)
         .max_buf_size(16 << 10)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);

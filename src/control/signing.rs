@@ -20,6 +20,11 @@ pub enum SigningError {
     /// The master key's file holds something else.
     #[error("{0} is not a master key (32 bytes): restore it from where you keep its copy")]
     BadMaster(String),
+    /// There is none, and the store was used with one.
+    #[error(
+        "{0} is missing, and this database was used with one: copy it there from another control plane or your backup"
+    )]
+    NoMaster(String),
     /// The stored keys were sealed under another master key.
     #[error("signing key {0} was sealed under another master key: restore the one that belongs to this database")]
     Sealed(VerifyKey),
@@ -51,10 +56,13 @@ pub fn random<const N: usize>() -> Result<Zeroizing<[u8; N]>, SigningError> {
 }
 
 impl MasterKey {
-    /// Reads the key, or makes it at the first run.
-    pub fn load_or_make(path: &Path) -> Result<Self, SigningError> {
+    /// Reads the key, or makes it at the first run: where `store` has keys already, they were sealed under another one.
+    pub async fn load_or_make(path: &Path, store: &Store) -> Result<Self, SigningError> {
         if let Some(bytes) = crate::sys::disk::read_secret(path, 33)? {
             return Self::new(&bytes).ok_or_else(|| SigningError::BadMaster(path.display().to_string()));
+        }
+        if !store.read().await?.signing_keys().await?.is_empty() {
+            return Err(SigningError::NoMaster(path.display().to_string()));
         }
         let bytes = random::<32>()?;
         crate::sys::disk::write_atomic(path, bytes.as_slice(), false)?;

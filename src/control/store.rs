@@ -5,6 +5,7 @@
 //! transaction (SQLite) or the lock of the network concerned (PostgreSQL), so that two enrolments never see the same
 //! address free. A change of what a node shall be raises its generation in the same transaction and wakes its long-poll
 //! after the commit: `wake`.
+pub mod admission;
 pub mod audit;
 pub mod dump;
 pub mod fleet;
@@ -17,6 +18,7 @@ pub mod release;
 pub mod report;
 pub mod sql;
 pub mod token;
+pub mod view;
 pub mod wake;
 
 pub use sql::{Store, StoreError, Tx};

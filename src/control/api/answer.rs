@@ -5,9 +5,14 @@ use crate::control::store::lease::LeaseError;
 use crate::enroll::request::TimeAnswer;
 use crate::enroll::wire::{Problem, ProblemCode, ProblemDetail};
 use axum::Json;
+use axum::extract::Request;
 use axum::http::{StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+
+/// How long anything but a long-poll may take.
+const REQUEST_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// What a device is told instead of what it asked for.
 #[derive(Debug)]
@@ -100,17 +105,65 @@ fn broken(e: &RegistryError) -> Failure {
     Failure::new(ProblemCode::Unavailable, "the control plane cannot at the moment; try again later")
 }
 
+/// The message of a [`Failure`], for whoever gives it another shape.
+#[derive(Clone)]
+struct Told(String);
+
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let status = Self::status_of(self.0.code);
+        let told = Told(self.0.message.clone());
         let body = Json(Problem { detail: *self.0 });
-        match status {
+        let mut response = match status {
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
                 (status, [(header::RETRY_AFTER, "5")], body).into_response()
             }
             _ => (status, body).into_response(),
-        }
+        };
+        response.extensions_mut().insert(told);
+        response
     }
+}
+
+/// The longest text of a framework's own refusal, in bytes.
+const MAX_TEXT: usize = 4096;
+
+/// Gives every refusal the shape of its group, whoever refused: the framework speaks plain text of paths, queries and sizes,
+/// and limits know no groups.
+pub async fn in_shape(request: Request, next: Next) -> Response {
+    let for_devices = request.uri().path().starts_with("/api/v1/");
+    let response = next.run(request).await;
+    let status = response.status();
+    if !status.is_client_error() && !status.is_server_error() {
+        return response;
+    }
+    let is_json = response.headers().get(header::CONTENT_TYPE).is_some_and(|t| t.as_bytes() == b"application/json");
+    let told = response.extensions().get::<Told>().map(|t| t.0.clone());
+    let message = match (is_json, told) {
+        (true, Some(told)) if !for_devices => told,
+        (true, _) => return response,
+        (false, _) => match axum::body::to_bytes(response.into_body(), MAX_TEXT).await {
+            Ok(text) if !text.is_empty() => String::from_utf8_lossy(&text).into_owned(),
+            Ok(_) | Err(_) => status.canonical_reason().unwrap_or("refused").to_owned(),
+        },
+    };
+    if !for_devices {
+        return Refused(status, message).into_response();
+    }
+    let code = match status {
+        StatusCode::NOT_FOUND => ProblemCode::NotFound,
+        StatusCode::PAYLOAD_TOO_LARGE => ProblemCode::TooLarge,
+        StatusCode::TOO_MANY_REQUESTS => ProblemCode::RateLimited,
+        _ if status.is_server_error() => ProblemCode::Unavailable,
+        _ => ProblemCode::BadRequest,
+    };
+    Failure::new(code, message).into_response()
+}
+
+/// Ends a request that takes too long; what it began in the store is undone.
+pub async fn in_time(request: Request, next: Next) -> Result<Response, Failure> {
+    let late = |_| Failure::new(ProblemCode::Unavailable, "this took too long; try again later");
+    tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await.map_err(late)
 }
 
 /// Nothing is here, or not for this method.

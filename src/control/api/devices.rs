@@ -2,9 +2,11 @@
 use super::answer::Failure;
 use super::proof::{Caller, Enrolment, Signed};
 use super::{App, now_ms};
-use crate::control::registry::enrol::{Enrolled, enrol};
-use crate::control::registry::keys;
+use crate::config::node::Role;
+use crate::control::registry::enrol::{Enrolled, enrol, needs_verdict};
+use crate::control::registry::{RegistryError, keys};
 use crate::control::store::fleet::Wanted;
+use crate::control::store::network::Access;
 use crate::control::store::node::NodeState;
 use crate::control::store::report::Received;
 use crate::enroll::request::WINDOW_MS;
@@ -12,6 +14,8 @@ use crate::enroll::wire::{
     KeyAnswer, KeyRequest, MAX_WAIT_SECS, Problem, ProblemCode, ProvisionAnswer, ProvisionRequest, ProvisionStatus,
     RegisterAnswer, RegisterRequest, Report,
 };
+use crate::grants::policy::{Reason, VERIFICATION_ERROR};
+use crate::sys::random::seed;
 use axum::Json;
 use axum::extract::{ConnectInfo, Query, State};
 use axum::http::{StatusCode, header};
@@ -34,10 +38,19 @@ pub async fn provision(
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     asked: Enrolment,
 ) -> Result<Response, Failure> {
-    app.limits.enrol(peer.ip())?;
+    app.limits.enrol(peer.ip(), now_ms())?;
     let signing = app.keys.borrow().public();
-    let enrolled = enrol(&app.store, &signing, &asked.request, &asked.token, now_ms()).await;
+    let verdict = match &app.chain {
+        Some(chain) if needs_verdict(&app.store, &asked.request, &asked.token, now_ms()).await? => {
+            chain.verdict(&(asked.request.node_id.clone(), asked.request.wireguard_public_key)).await
+        }
+        Some(_) | None => None,
+    };
+    let enrolled = enrol(&app.store, &signing, &asked.request, &asked.token, verdict.as_ref(), now_ms()).await;
     let enrolled = enrolled.inspect_err(|e| {
+        if matches!(e, RegistryError::BadToken) {
+            app.limits.guessed(peer.ip(), now_ms());
+        }
         tracing::info!(node = %asked.request.node_id, address = %peer.ip(), error = %e, "enrolment refused");
     })?;
     Ok(match enrolled {
@@ -69,7 +82,19 @@ pub async fn register(
     once(&mut tx, &asked.caller, now).await?;
     let node = asked.caller.node;
     let known = tx.node(&node).await?.filter(|n| n.state == NodeState::Active);
-    let generation = known.ok_or_else(|| Failure::new(ProblemCode::Revoked, "the node was removed"))?.generation;
+    let known = known.ok_or_else(|| Failure::new(ProblemCode::Revoked, "the node was removed"))?;
+    let network = tx.network(&known.network).await?;
+    if network.is_some_and(|n| n.access == Access::Nft) && known.role == Role::Node {
+        let verdict = tx.verdict(&node, asked.body.wireguard_public_key).await?;
+        let code = verdict.map_or(VERIFICATION_ERROR, |v| v.reason.code());
+        if code != Reason::AccessGranted.code() {
+            return Err(Failure::new(
+                ProblemCode::NotGranted,
+                format!("the contract does not admit this node: {code}"),
+            ));
+        }
+    }
+    let generation = known.generation;
     tx.put_registration(&node, &asked.body, now).await?;
     tx.commit().await?;
     Ok(Json(RegisterAnswer { node_id: node, generation }))
@@ -111,14 +136,27 @@ pub async fn state(
     let mut waiter = app.store.waiter(&node);
     let mut stopping = app.stopping.clone();
     let deadline = tokio::time::Instant::now() + Duration::from_secs(query.wait.min(MAX_WAIT_SECS));
+    let mut looked = false;
     loop {
-        if let Some(answer) = look(&app, &node, query.after).await? {
-            return Ok(answer);
-        }
+        let again = match look(&app, &node, query.after).await {
+            Ok(Some(answer)) => return Ok(answer),
+            Ok(None) => None,
+            // A database that restarts wakes everybody: who waits already goes on waiting instead of coming back with all
+            // the others.
+            Err(e) if looked && e.code() == ProblemCode::Unavailable => {
+                Some(Duration::from_millis(1000 + seed() % 4000))
+            }
+            Err(e) => return Err(e),
+        };
+        looked = true;
         tokio::select! {
-            () = waiter.changed() => {}
+            () = waiter.changed(), if again.is_none() => {}
+            () = tokio::time::sleep(again.unwrap_or_default()), if again.is_some() => {}
             () = tokio::time::sleep_until(deadline) => return Ok(StatusCode::NO_CONTENT.into_response()),
-            _ = stopping.wait_for(|s| *s) => return Ok(StatusCode::NO_CONTENT.into_response()),
+            // Not an empty answer: whoever gets that asks again at once, and here are all of them.
+            _ = stopping.wait_for(|s| *s) => {
+                return Err(Failure::new(ProblemCode::Unavailable, "the control plane is stopping: come back later"));
+            }
         }
     }
 }

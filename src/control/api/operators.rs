@@ -5,10 +5,11 @@ use super::proof::Operator;
 use super::{App, now_ms};
 use crate::config::types::HostPort;
 use crate::control::registry::operate::{self, NodeChange};
+use crate::control::store::admission::ChainView;
 use crate::control::store::audit::{Actor, Filter, Record};
 use crate::control::store::network::{Access, Network};
-use crate::control::store::node::NodeView;
 use crate::control::store::token::{NewToken, Token};
+use crate::control::store::view::{NodeDetail, NodeView};
 use crate::node::NodeId;
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
@@ -36,6 +37,9 @@ impl<T: serde::de::DeserializeOwned> FromRequest<Arc<App>> for Body<T> {
     }
 }
 
+/// What is missing for access by NFT.
+pub const NO_CONTRACT: &str = "nft needs a [grants] section in the configuration that names the contract";
+
 pub(super) fn actor() -> Actor {
     Actor::Operator("api".into())
 }
@@ -49,7 +53,8 @@ type Done<T> = Result<Json<Answer<T>>, Refused>;
 /// The routes of operators.
 pub fn router() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
-        .routes(routes!(nodes))
+        .routes(routes!(nodes, add_node))
+        .routes(routes!(toggle_node))
         .routes(routes!(node, set_node, remove_node))
         .routes(routes!(approve_node))
         .routes(routes!(tokens, add_token))
@@ -75,12 +80,43 @@ async fn view(app: &App, id: &NodeId) -> Result<NodeView, Refused> {
 
 /// One node.
 #[utoipa::path(get, path = "/api/nodes/{id}", params(("id" = String, Path)), responses(
+    (status = 200, body = Answer<NodeDetail>), (status = 404)))]
+async fn node(State(app): State<Arc<App>>, _by: Operator, Path(id): Path<NodeId>) -> Done<NodeDetail> {
+    let found = app.store.read().await?.node_detail(&id).await?;
+    Ok(done(found.ok_or_else(|| missing("node", id.as_str()))?))
+}
+
+/// A node to be.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+struct NodeRequest {
+    /// Its name.
+    #[schema(value_type = String)]
+    node_id: NodeId,
+    /// Its network.
+    network: String,
+    /// For people.
+    label: Option<String>,
+}
+
+/// Announces a node; the token enrols it, without approval.
+#[utoipa::path(post, path = "/api/nodes", request_body = NodeRequest, responses(
+    (status = 200, body = Answer<Made>), (status = 400), (status = 404), (status = 409)))]
+async fn add_node(State(app): State<Arc<App>>, _by: Operator, Body(asked): Body<NodeRequest>) -> Done<Made> {
+    let NodeRequest { node_id, network, label } = asked;
+    let token = operate::add_node(&app.store, &node_id, &network, label, &actor(), now_ms()).await?;
+    Ok(done(Made { id: node_id.to_string(), token: token.reveal().clone() }))
+}
+
+/// Switches a node off, or on again: off it stays enrolled and is nobody's peer.
+#[utoipa::path(post, path = "/api/nodes/{id}/toggle", params(("id" = String, Path)), responses(
     (status = 200, body = Answer<NodeView>), (status = 404)))]
-async fn node(State(app): State<Arc<App>>, _by: Operator, Path(id): Path<NodeId>) -> Done<NodeView> {
+async fn toggle_node(State(app): State<Arc<App>>, _by: Operator, Path(id): Path<NodeId>) -> Done<NodeView> {
+    operate::toggle(&app.store, &id, &actor(), now_ms()).await?;
     Ok(done(view(&app, &id).await?))
 }
 
-/// Sets label, isolation and overrides of a node.
+/// Sets label, isolation, overrides of a node, and whether it is switched on.
 #[utoipa::path(put, path = "/api/nodes/{id}", params(("id" = String, Path)), request_body = NodeChange, responses(
     (status = 200, body = Answer<NodeView>), (status = 400), (status = 404)))]
 async fn set_node(
@@ -251,9 +287,18 @@ async fn add_network(State(app): State<Arc<App>>, _by: Operator, Body(asked): Bo
         None => "wg0".parse().map_err(|e| Refused(StatusCode::BAD_REQUEST, format!("interface: {e}")))?,
     };
     let mut network = Network::new(&asked.name, None, None, interface);
+    needs_contract(&app, &asked.values)?;
     asked.values.apply(&mut network);
     operate::add_network(&app.store, &network, &actor(), now_ms()).await?;
     Ok(done(network))
+}
+
+/// Access by NFT without a contract to ask would shut everybody out.
+fn needs_contract(app: &App, change: &NetworkChange) -> Result<(), Refused> {
+    if change.access == Some(Access::Nft) && app.chain.is_none() {
+        return Err(Refused(StatusCode::BAD_REQUEST, format!("access: {NO_CONTRACT}")));
+    }
+    Ok(())
 }
 
 /// Changes a network.
@@ -265,6 +310,7 @@ async fn set_network(
     Path(name): Path<String>,
     Body(change): Body<NetworkChange>,
 ) -> Done<Network> {
+    needs_contract(&app, &change)?;
     let set = operate::set_network(&app.store, &name, |n| change.apply(n), &actor(), now_ms()).await?;
     Ok(done(set))
 }
@@ -335,6 +381,10 @@ pub struct Overview {
     pub connected: usize,
     /// Nodes whose last report is younger than twenty minutes.
     pub reporting: u64,
+    /// Addresses of each network that a node could still get, of its first pool.
+    pub free_addresses: std::collections::BTreeMap<String, u64>,
+    /// How far the access contract is followed; null: no control plane ever did.
+    pub chain: Option<ChainView>,
 }
 
 /// The control plane in figures.

@@ -5,8 +5,10 @@ use super::{App, now_ms};
 use crate::control::registry::operate;
 use crate::control::store::audit::Actor;
 use crate::control::store::lease::PoolStats;
-use crate::control::store::node::{NodeState, NodeView};
+use crate::control::store::node::NodeState;
+use crate::control::store::view::NodeView;
 use crate::enroll::wire::{Problem, ProblemCode};
+use crate::grants::policy::Reason;
 use crate::node::NodeId;
 use axum::Json;
 use axum::extract::{Path, Query, State};
@@ -29,7 +31,8 @@ pub struct PeerView {
 impl PeerView {
     fn of(node: NodeView) -> Option<Self> {
         let host = |a: &String| a.parse::<ipnet::IpNet>().ok().map(|n| ipnet::IpNet::from(n.addr()).to_string());
-        (node.state == NodeState::Active).then_some(())?;
+        let granted = node.access.as_deref().is_none_or(|code| code == Reason::AccessGranted.code());
+        (node.state == NodeState::Active && granted).then_some(())?;
         Some(Self {
             allowed_ips: node.addresses.iter().filter_map(host).collect(),
             public_key: node.wireguard_public_key?.to_string(),

@@ -8,11 +8,12 @@ use crate::enroll::signature::{VerifyKey, sha256_hex};
 use crate::enroll::wire::ProblemCode;
 use crate::node::NodeId;
 use axum::body::Bytes;
-use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use serde::de::DeserializeOwned;
 use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Nonces remembered at most; more than honest nodes ever use within the window.
@@ -167,15 +168,23 @@ impl App {
         Ok(Caller { node: proof.node.clone(), role: member.role, proof })
     }
 
-    /// Whether the bearer of this header is an operator.
-    fn is_operator(&self, headers: &HeaderMap) -> bool {
-        let Some(token) = bearer(headers) else { return false };
-        self.operator_token.as_ref().is_some_and(|t| {
+    /// Whether the bearer of this header is an operator. An address that has guessed too often is not looked at.
+    fn is_operator(&self, parts: &Parts) -> Result<bool, Failure> {
+        let Some(token) = bearer(&parts.headers) else { return Ok(false) };
+        let address = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|c| c.0.ip());
+        if let Some(address) = address {
+            self.limits.may_guess(address, now_ms())?;
+        }
+        let right = self.operator_token.as_ref().is_some_and(|t| {
             // Of equal length whatever was sent, and compared without a short cut.
             let (a, b) = (sha256_hex(token.as_bytes()), sha256_hex(t.reveal().as_bytes()));
             #[expect(deprecated, reason = "the only constant-time comparison of slices in ring")]
             ring::constant_time::verify_slices_are_equal(a.as_bytes(), b.as_bytes()).is_ok()
-        })
+        });
+        if let (false, Some(address)) = (right, address) {
+            self.limits.guessed(address, now_ms());
+        }
+        Ok(right)
     }
 }
 
@@ -240,7 +249,7 @@ pub struct Operator;
 impl FromRequestParts<Arc<App>> for Operator {
     type Rejection = Refused;
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Refused> {
-        if app.is_operator(&parts.headers) {
+        if app.is_operator(parts)? {
             return Ok(Self);
         }
         let said = match app.operator_token {
@@ -259,7 +268,7 @@ impl FromRequest<Arc<App>> for PeerReader {
     type Rejection = Failure;
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Failure> {
         let (parts, bytes) = whole(request).await?;
-        if app.is_operator(&parts.headers) {
+        if app.is_operator(&parts)? {
             return Ok(Self);
         }
         match app.caller(&parts, &bytes).await?.role {

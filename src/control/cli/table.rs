@@ -19,6 +19,12 @@ pub fn render(titles: &[&str], rows: &[Vec<String>]) -> String {
     out
 }
 
+/// One line for each name and value, values below each other.
+pub fn pairs(lines: &[(&str, String)]) -> String {
+    let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    lines.iter().map(|(name, value)| format!("{name:<width$}  {value}\n")).collect()
+}
+
 /// One JSON document.
 pub fn json(value: &impl Serialize) -> String {
     serde_json::to_string_pretty(value).map_or_else(|e| format!("{{\"error\":\"{e}\"}}\n"), |t| t + "\n")

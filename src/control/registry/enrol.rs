@@ -2,8 +2,9 @@
 use super::{RegistryError, again};
 use crate::config::node::Role;
 use crate::control::ipam;
+use crate::control::store::admission::Verdict;
 use crate::control::store::audit::Actor;
-use crate::control::store::network::Network;
+use crate::control::store::network::{Access, Network};
 use crate::control::store::node::{Node, NodeState};
 use crate::control::store::{Store, StoreError, Tx};
 use crate::enroll::signature::VerifyKey;
@@ -21,19 +22,35 @@ pub enum Enrolled {
     Pending,
 }
 
+/// The network a device would join with `token`, if the contract decides there and nobody has asked the chain about the
+/// device's key yet.
+pub async fn needs_verdict(
+    store: &Store,
+    request: &ProvisionRequest,
+    token: &str,
+    now_ms: i64,
+) -> Result<bool, StoreError> {
+    let mut tx = store.read().await?;
+    let Some(valid) = tx.valid_token(token, &request.node_id, now_ms).await? else { return Ok(false) };
+    let nft = tx.network(&valid.network).await?.is_some_and(|n| n.access == Access::Nft);
+    Ok(nft && tx.verdict(&request.node_id, request.wireguard_public_key).await?.is_none())
+}
+
 /// Enrols the device that sent `request`; the caller has verified that it holds the identity key it names.
 ///
 /// The same keys under the same name get the same answer again without using the token once more, so that an answer
-/// lost on the way costs nothing. `signing` are the keys the device shall pin.
+/// lost on the way costs nothing. `signing` are the keys the device shall pin; `verdict` is what the chain said of the
+/// device a moment ago, if it was asked.
 pub async fn enrol(
     store: &Store,
     signing: &[VerifyKey],
     request: &ProvisionRequest,
     token: &str,
+    verdict: Option<&Verdict>,
     now_ms: i64,
 ) -> Result<Enrolled, RegistryError> {
     request.check()?;
-    again!(attempt(store, signing, request, token, now_ms))
+    again!(attempt(store, signing, request, token, verdict, now_ms))
 }
 
 async fn attempt(
@@ -41,6 +58,7 @@ async fn attempt(
     signing: &[VerifyKey],
     request: &ProvisionRequest,
     token: &str,
+    verdict: Option<&Verdict>,
     now_ms: i64,
 ) -> Result<Enrolled, RegistryError> {
     // Guessing must not queue for the write lock: a token is looked at before anything is locked.
@@ -80,7 +98,18 @@ async fn attempt(
         Some(_) | None => {}
     }
     let redeemed = tx.redeem(token, &request.node_id, now_ms).await?.ok_or(RegistryError::BadToken)?;
+    let thrown_out = known
+        .as_ref()
+        .is_some_and(|n| n.state == NodeState::Removed && n.identity_key == Some(request.identity_public_key));
+    if thrown_out && !redeemed.bound {
+        // Its own word does not bring it back, whatever tokens it still holds; an operator's token for it does.
+        return Err(RegistryError::Revoked(request.node_id.clone()));
+    }
     let network = network_of(&mut tx, &redeemed.network).await?;
+    if let Some(verdict) = verdict.filter(|_| network.access == Access::Nft) {
+        let pair = (request.node_id.clone(), request.wireguard_public_key);
+        tx.put_verdict(&pair, verdict, now_ms).await?;
+    }
     let node = join(&mut tx, known, &network, request, now_ms).await?;
     let details = serde_json::json!({
         "network": network.name, "token": redeemed.id, "wireguard_public_key": request.wireguard_public_key,
@@ -116,8 +145,9 @@ async fn join(
         return Err(RegistryError::KeyTaken);
     }
     let expected = |n: &Node| n.state == NodeState::Expected && n.network == network.name;
+    let announced = known.as_ref().is_some_and(expected);
     let mut node = match known {
-        Some(node) if expected(&node) => node,
+        Some(node) if announced => node,
         // A name that was removed begins anew; only its generation goes on, because the device may still know it.
         Some(node) => {
             Node { generation: node.generation, ..Node::expected(node.id, &network.name, Role::Node, now_ms) }
@@ -128,8 +158,8 @@ async fn join(
     node.identity_key = Some(request.identity_public_key);
     node.version = Some(request.version.clone());
     node.enrolled_ms = u64::try_from(now_ms).ok();
-    // An operator named a hub beforehand; that is its approval.
-    let waits = network.approval && node.role == Role::Node;
+    // An operator named this one beforehand; that is its approval.
+    let waits = network.approval && !announced;
     node.state = if waits { NodeState::Pending } else { NodeState::Active };
     tx.put_node(&node).await?;
     tx.put_capabilities(request).await?;
@@ -139,14 +169,22 @@ async fn join(
     Ok(node)
 }
 
-/// Gives an active node its addresses and tells everybody whose document names it.
-pub(super) async fn admit(tx: &mut Tx, node: &Node, network: &Network, now_ms: i64) -> Result<(), RegistryError> {
-    let token_id = match node.wireguard_key {
-        Some(key) => tx.granted_token(&node.id, key).await?,
+/// Gives a node an address of each pool of its network, where it has none.
+pub(super) async fn lease(tx: &mut Tx, node: &Node, network: &Network, now_ms: i64) -> Result<(), RegistryError> {
+    let verdict = match node.wireguard_key.filter(|_| network.access == Access::Nft) {
+        Some(key) => tx.verdict(&node.id, key).await?,
         None => None,
     };
+    // Token ids have 256 bits; the low ones choose the host, which keeps ids that follow each other apart.
+    let token_id = verdict.and_then(|v| v.token_id).map(|id| id.as_limbs()[0]);
     let number = token_id.unwrap_or_else(|| ipam::number_of(&node.id));
     tx.lease(network, &node.id, number, now_ms).await?;
+    Ok(())
+}
+
+/// Gives an active node its addresses and tells everybody whose document names it.
+pub(super) async fn admit(tx: &mut Tx, node: &Node, network: &Network, now_ms: i64) -> Result<(), RegistryError> {
+    lease(tx, node, network, now_ms).await?;
     match node.role {
         Role::Node => {
             tx.touch(&node.id).await?;
@@ -168,8 +206,10 @@ async fn answer(tx: &mut Tx, node: &Node, network: &Network, signing: &[VerifyKe
         Role::Hub => None,
     };
     let allowed_ips = match &hub {
-        Some(_) if network.forwarding => network.pool4.into_iter().chain(network.pool6).collect(),
-        Some(hub) => tx.addresses(network, &hub.id).await?.iter().map(|a| a.addr().into()).collect(),
+        Some(hub) => match node.overrides.override_endpoint_allowed_ip.clone() {
+            Some(nets) => nets,
+            None => tx.behind(hub, network).await?,
+        },
         None => Vec::new(),
     };
     Ok(Enrolled::Active(Box::new(ProvisionConfig {

@@ -1,9 +1,11 @@
 //! A node changes its WireGuard key: announce, wait until its hubs know it, switch.
 use super::{RegistryError, again};
 use crate::control::store::audit::Actor;
-use crate::control::store::node::NodeState;
+use crate::control::store::network::Access;
+use crate::control::store::node::{Node, NodeState};
 use crate::control::store::{Store, StoreError, Tx};
 use crate::enroll::wire::{KeyAnswer, KeyRequest, KeyStep};
+use crate::net::key::PublicKey;
 use crate::node::NodeId;
 
 /// One step of a change of keys, for the node that proved its identity. Each step may be repeated.
@@ -14,17 +16,15 @@ pub async fn change(store: &Store, id: &NodeId, request: &KeyRequest, now_ms: i6
 async fn attempt(store: &Store, id: &NodeId, request: &KeyRequest, now_ms: i64) -> Result<KeyAnswer, RegistryError> {
     let key = request.wireguard_public_key;
     let mut tx = store.write().await?;
-    let mut node = tx.node(id).await?.ok_or_else(|| RegistryError::NotFound("node", id.to_string()))?;
+    let mut node = tx.locked_node(id).await?.ok_or_else(|| RegistryError::NotFound("node", id.to_string()))?;
     if node.state != NodeState::Active {
         return Err(RegistryError::Revoked(id.clone()));
     }
-    tx.lock_network(&node.network).await?;
     let actor = Actor::Node(id.to_string());
     let details = serde_json::json!({"wireguard_public_key": key});
     match request.step {
         KeyStep::Announce if node.next_key == Some(key) => {
-            let ready = hubs_know(&mut tx, &node.next_key_hubs).await?;
-            return Ok(KeyAnswer { ready });
+            return Ok(KeyAnswer { ready: is_ready(&mut tx, &node, key).await? });
         }
         KeyStep::Announce => {
             if tx.node_with_key(key).await?.is_some() {
@@ -52,9 +52,19 @@ async fn attempt(store: &Store, id: &NodeId, request: &KeyRequest, now_ms: i64) 
             tx.audit(now_ms, &actor, "switch_key", ("node", id.as_str()), details).await?;
         }
     }
-    let ready = request.step == KeyStep::Switch || hubs_know(&mut tx, &node.next_key_hubs).await?;
+    let ready = request.step == KeyStep::Switch || is_ready(&mut tx, &node, key).await?;
     tx.commit().await?;
     Ok(KeyAnswer { ready })
+}
+
+/// Whether the node may change to `key`: where the contract decides, it has to grant the key first.
+async fn is_ready(tx: &mut Tx, node: &Node, key: PublicKey) -> Result<bool, RegistryError> {
+    let network = tx.network(&node.network).await?.ok_or(StoreError::Unreadable("node.network"))?;
+    let granted = match network.access {
+        Access::Open => true,
+        Access::Nft => tx.verdict(&node.id, key).await?.is_some_and(|v| v.reason.grants()),
+    };
+    Ok(granted && hubs_know(tx, &node.next_key_hubs).await?)
 }
 
 /// Whether every hub has reported the generation that brought it the new key.

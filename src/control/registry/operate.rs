@@ -1,5 +1,5 @@
 //! What operators do: networks, hubs, tokens, approval, removal, names and overrides. Every change is audited.
-use super::enrol::admit;
+use super::enrol::{admit, lease};
 use super::{RegistryError, again};
 use crate::config::node::Role;
 use crate::config::types::HostPort;
@@ -7,9 +7,10 @@ use crate::control::store::audit::Actor;
 use crate::control::store::network::Network;
 use crate::control::store::node::{Node, NodeState, Overrides};
 use crate::control::store::token::NewToken;
-use crate::control::store::{Store, StoreError};
+use crate::control::store::{Store, StoreError, Tx};
 use crate::node::NodeId;
 use crate::secret::Secret;
+use ipnet::IpNet;
 use serde::Deserialize;
 use std::net::IpAddr;
 
@@ -21,6 +22,8 @@ pub struct NodeChange {
     pub label: Option<String>,
     /// Shut off from other nodes.
     pub isolated: Option<bool>,
+    /// Switched off it stays enrolled and is nobody's peer.
+    pub enabled: Option<bool>,
     /// All of its overrides at once.
     pub overrides: Option<Overrides>,
 }
@@ -42,7 +45,8 @@ pub async fn add_network(store: &Store, network: &Network, actor: &Actor, now_ms
     Ok(tx.commit().await?)
 }
 
-/// Changes a network as `change` does; leases are kept, so a pool may only grow around them.
+/// Changes a network as `change` does. Every node keeps its address, so a pool may only change around its leases; where a
+/// network gets a second pool, its nodes get an address of it.
 pub async fn set_network(
     store: &Store,
     name: &str,
@@ -53,16 +57,24 @@ pub async fn set_network(
     let mut tx = store.write().await?;
     tx.lock_network(name).await?;
     let mut network = tx.network(name).await?.ok_or_else(|| not_found("network", name))?;
+    let before = network.clone();
     change(&mut network);
     network.check()?;
-    let sql = "SELECT l.family, l.host, l.node FROM lease l WHERE l.network = $1 AND l.until_ms IS NULL";
-    for row in tx.rows(sql, &[name.into()]).await? {
-        if network.address_of(row.int("family")?, row.count("host")?)?.is_none() {
-            let node = row.opt_text("node")?.unwrap_or_default();
-            return Err(RegistryError::Conflict(format!("the address of node {node} would be outside of the pool")));
+    if (network.pool4, network.pool6, &network.reserved) != (before.pool4, before.pool6, &before.reserved) {
+        if let Some(node) = tx.move_leases(&before, &network).await? {
+            let said = format!("the address of node {node} would be outside of the pool, or reserved");
+            return Err(RegistryError::Conflict(said));
         }
+        tx.set_network(&network).await?;
+        let more = |was: Option<IpNet>, is: Option<IpNet>| was.is_none() && is.is_some();
+        if more(before.pool4, network.pool4) || more(before.pool6, network.pool6) {
+            for node in tx.leaseholders(name).await? {
+                lease(&mut tx, &node, &network, now_ms).await?;
+            }
+        }
+    } else {
+        tx.set_network(&network).await?;
     }
-    tx.set_network(&network).await?;
     tx.audit(now_ms, actor, "set", ("network", name), serde_json::json!(network)).await?;
     tx.commit().await?;
     Ok(network)
@@ -100,6 +112,50 @@ pub async fn revoke_token(store: &Store, id: &str, actor: &Actor, now_ms: i64) -
     Ok(tx.commit().await?)
 }
 
+/// Announces `node`, as far as it is known, and makes the token that enrols it.
+async fn announce(
+    tx: &mut Tx,
+    node: &mut Node,
+    note: String,
+    now_ms: i64,
+) -> Result<(Network, Secret<String>), RegistryError> {
+    tx.lock_network(&node.network).await?;
+    let network = tx.network(&node.network).await?.ok_or_else(|| not_found("network", &node.network))?;
+    let known = tx.node(&node.id).await?;
+    if known.as_ref().is_some_and(|n| n.state != NodeState::Removed) {
+        return Err(RegistryError::Conflict(format!("node {} is there already", node.id)));
+    }
+    // The device may still know the generation of the name's last holder.
+    node.generation = known.map_or(1, |n| n.generation + 1);
+    tx.put_node(node).await?;
+    let new = NewToken {
+        network: node.network.clone(),
+        node: Some(node.id.clone()),
+        note: Some(note),
+        max_uses: 1,
+        expires_ms: None,
+    };
+    Ok((network, tx.add_token(&new, now_ms).await?.1))
+}
+
+/// Announces a node by name and makes the token that enrols it; it needs no approval after that.
+pub async fn add_node(
+    store: &Store,
+    id: &NodeId,
+    network: &str,
+    label: Option<String>,
+    actor: &Actor,
+    now_ms: i64,
+) -> Result<Secret<String>, RegistryError> {
+    check_label(label.as_deref())?;
+    let mut tx = store.write().await?;
+    let mut node = Node { label, ..Node::expected(id.clone(), network, Role::Node, now_ms) };
+    let (_, token) = announce(&mut tx, &mut node, format!("node {id}"), now_ms).await?;
+    tx.audit(now_ms, actor, "create", ("node", id.as_str()), serde_json::json!({"network": network})).await?;
+    tx.commit().await?;
+    Ok(token)
+}
+
 /// Announces a hub and makes the token that enrols it. Its address is leased and so kept for it.
 pub async fn add_hub(
     store: &Store,
@@ -111,31 +167,16 @@ pub async fn add_hub(
     now_ms: i64,
 ) -> Result<Secret<String>, RegistryError> {
     let mut tx = store.write().await?;
-    tx.lock_network(network).await?;
-    let net = tx.network(network).await?.ok_or_else(|| not_found("network", network))?;
-    let known = tx.node(id).await?;
-    if known.as_ref().is_some_and(|n| n.state != NodeState::Removed) {
-        return Err(RegistryError::Conflict(format!("node {id} is there already")));
-    }
     let mut node = Node::expected(id.clone(), network, Role::Hub, now_ms);
     node.endpoint = Some(endpoint.clone());
-    node.generation = known.map_or(1, |n| n.generation + 1);
-    tx.put_node(&node).await?;
+    let (net, token) = announce(&mut tx, &mut node, format!("hub {id}"), now_ms).await?;
     if let Some(address) = address
         && !tx.lease_address(&net, id, address).await?
     {
-        return Err(RegistryError::Conflict(format!("{address} is taken, reserved, or not of the network")));
+        return Err(RegistryError::Conflict(format!("{address} is taken, or not a host of the network")));
     }
     // Whatever pool no address was named for gives its first free one: hubs belong at the front.
     tx.lease(&net, id, 1, now_ms).await?;
-    let new = NewToken {
-        network: network.to_owned(),
-        node: Some(id.clone()),
-        note: Some(format!("hub {id}")),
-        max_uses: 1,
-        expires_ms: None,
-    };
-    let (_, token) = tx.add_token(&new, now_ms).await?;
     let details = serde_json::json!({"network": network, "endpoint": endpoint});
     tx.audit(now_ms, actor, "create", ("hub", id.as_str()), details).await?;
     tx.commit().await?;
@@ -146,8 +187,7 @@ pub async fn add_hub(
 pub async fn approve(store: &Store, id: &NodeId, actor: &Actor, now_ms: i64) -> Result<(), RegistryError> {
     again!(async {
         let mut tx = store.write().await?;
-        let mut node = tx.node(id).await?.ok_or_else(|| not_found("node", id))?;
-        tx.lock_network(&node.network).await?;
+        let mut node = tx.locked_node(id).await?.ok_or_else(|| not_found("node", id))?;
         if node.state != NodeState::Pending {
             return Err(RegistryError::Conflict(format!("node {id} is {}, not pending", node.state.as_str())));
         }
@@ -164,8 +204,7 @@ pub async fn approve(store: &Store, id: &NodeId, actor: &Actor, now_ms: i64) -> 
 pub async fn remove(store: &Store, id: &NodeId, actor: &Actor, now_ms: i64) -> Result<(), RegistryError> {
     again!(async {
         let mut tx = store.write().await?;
-        let mut node = tx.node(id).await?.ok_or_else(|| not_found("node", id))?;
-        tx.lock_network(&node.network).await?;
+        let mut node = tx.locked_node(id).await?.ok_or_else(|| not_found("node", id))?;
         if node.state == NodeState::Removed {
             return Err(RegistryError::Revoked(id.clone()));
         }
@@ -176,6 +215,8 @@ pub async fn remove(store: &Store, id: &NodeId, actor: &Actor, now_ms: i64) -> R
         node.next_key_hubs = Vec::new();
         tx.put_node(&node).await?;
         tx.end_leases(&network, id, now_ms).await?;
+        // A token made for it is an invitation to come back, and was made before.
+        let tokens = tx.revoke_tokens_of(id, now_ms).await?;
         match node.role {
             Role::Node => {
                 tx.touch(id).await?;
@@ -183,9 +224,17 @@ pub async fn remove(store: &Store, id: &NodeId, actor: &Actor, now_ms: i64) -> R
             }
             Role::Hub => tx.touch_network(&node.network).await?,
         }
-        tx.audit(now_ms, actor, "remove", ("node", id.as_str()), serde_json::Value::Null).await?;
+        let details = serde_json::json!({"tokens_revoked": tokens});
+        tx.audit(now_ms, actor, "remove", ("node", id.as_str()), details).await?;
         Ok(tx.commit().await?)
     })
+}
+
+fn check_label(label: Option<&str>) -> Result<(), RegistryError> {
+    if label.is_some_and(|l| l.len() > 128 || l.chars().any(char::is_control)) {
+        return Err(RegistryError::Value("label must be at most 128 printable characters".into()));
+    }
+    Ok(())
 }
 
 /// Changes what was set for one node alone.
@@ -197,9 +246,7 @@ pub async fn set_node(
     now_ms: i64,
 ) -> Result<(), RegistryError> {
     let bad = |problem: &str| Err(RegistryError::Value(problem.to_owned()));
-    if change.label.as_ref().is_some_and(|l| l.len() > 128 || l.chars().any(char::is_control)) {
-        return bad("label must be at most 128 printable characters");
-    }
+    check_label(change.label.as_deref())?;
     if let Some(overrides) = &change.overrides {
         if overrides.override_mtu.is_some_and(|m| m != 0 && !(576..=65_455).contains(&m)) {
             return bad("override_mtu must be 0 or 576 to 65455");
@@ -207,28 +254,63 @@ pub async fn set_node(
         if overrides.override_dns.as_ref().is_some_and(|d| d.len() > 8) {
             return bad("override_dns must be at most 8 addresses");
         }
+        let nets = overrides.override_endpoint_allowed_ip.as_deref().unwrap_or_default();
+        let distinct: std::collections::BTreeSet<_> = nets.iter().collect();
+        if nets.len() > 64 || distinct.len() < nets.len() || nets.iter().any(|n| n.trunc() != *n) {
+            return bad("override_endpoint_allowed_ip must be at most 64 different networks without host bits");
+        }
     }
     again!(async {
         let mut tx = store.write().await?;
-        let mut node = tx.node(id).await?.ok_or_else(|| not_found("node", id))?;
-        let before = node.clone();
-        if let Some(label) = &change.label {
-            node.label = Some(label.clone()).filter(|l| !l.is_empty());
-        }
-        node.isolated = change.isolated.unwrap_or(node.isolated);
-        node.overrides = change.overrides.clone().unwrap_or(node.overrides);
-        if node == before {
-            return Ok(());
-        }
-        tx.put_node(&node).await?;
-        if node.overrides != before.overrides {
-            tx.touch(id).await?;
-        }
-        if node.isolated != before.isolated {
-            tx.touch_hubs(&node.network).await?;
-        }
-        let details = serde_json::json!({"label": node.label, "isolated": node.isolated, "overrides": node.overrides});
-        tx.audit(now_ms, actor, "set", ("node", id.as_str()), details).await?;
+        let node = tx.locked_node(id).await?.ok_or_else(|| not_found("node", id))?;
+        put_change(&mut tx, node, change, actor, now_ms).await?;
         Ok(tx.commit().await?)
     })
+}
+
+/// Switches a node off if it is on, and on if it is off.
+pub async fn toggle(store: &Store, id: &NodeId, actor: &Actor, now_ms: i64) -> Result<(), RegistryError> {
+    again!(async {
+        let mut tx = store.write().await?;
+        let node = tx.locked_node(id).await?.ok_or_else(|| not_found("node", id))?;
+        let change = NodeChange { enabled: Some(!node.enabled), ..NodeChange::default() };
+        put_change(&mut tx, node, &change, actor, now_ms).await?;
+        Ok(tx.commit().await?)
+    })
+}
+
+async fn put_change(
+    tx: &mut Tx,
+    before: Node,
+    change: &NodeChange,
+    actor: &Actor,
+    now_ms: i64,
+) -> Result<(), RegistryError> {
+    let mut node = before.clone();
+    if let Some(label) = &change.label {
+        node.label = Some(label.clone()).filter(|l| !l.is_empty());
+    }
+    node.isolated = change.isolated.unwrap_or(node.isolated);
+    node.enabled = change.enabled.unwrap_or(node.enabled);
+    node.overrides = change.overrides.clone().unwrap_or(node.overrides);
+    if node == before {
+        return Ok(());
+    }
+    tx.put_node(&node).await?;
+    if node.overrides != before.overrides {
+        tx.touch(&node.id).await?;
+    }
+    if node.isolated != before.isolated {
+        tx.touch_hubs(&node.network).await?;
+    }
+    if node.enabled != before.enabled {
+        match node.role {
+            Role::Node => tx.touch_hubs(&node.network).await?,
+            Role::Hub => tx.touch_network(&node.network).await?,
+        }
+    }
+    let details = serde_json::json!({
+        "label": node.label, "isolated": node.isolated, "enabled": node.enabled, "overrides": node.overrides,
+    });
+    Ok(tx.audit(now_ms, actor, "set", ("node", node.id.as_str()), details).await?)
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
 
 const FORMAT: &str = "spoke-control backup";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 #[derive(Serialize, Deserialize)]
 struct Head {
@@ -111,12 +111,14 @@ const TABLES: &[Table] = &[
             ("generation", Int),
             ("created_ms", Int),
             ("enrolled_ms", Int),
+            ("enabled", Int),
+            ("endpoint_allowed_ip", Text),
         ],
         select: "SELECT * FROM node ORDER BY id",
         insert: "INSERT INTO node (id, network, role, state, label, wireguard_key, next_key, next_key_hubs, identity_key,
             endpoint, listen_port, mtu, keepalive, dns, isolated, version, capabilities, metadata, generation, created_ms,
-            enrolled_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
-            $21)",
+            enrolled_ms, enabled, endpoint_allowed_ip) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,
+            $15, $16, $17, $18, $19, $20, $21, $22, $23)",
     },
     Table {
         name: "lease",
@@ -156,9 +158,17 @@ const TABLES: &[Table] = &[
     },
     Table {
         name: "admission",
-        columns: &[("node", Text), ("wireguard_key", Text), ("token_id", Text)],
+        columns: &[
+            ("node", Text),
+            ("wireguard_key", Text),
+            ("granted", Int),
+            ("code", Text),
+            ("token_id", Text),
+            ("decided_ms", Int),
+        ],
         select: "SELECT * FROM admission ORDER BY node, wireguard_key",
-        insert: "INSERT INTO admission (node, wireguard_key, token_id) VALUES ($1, $2, $3)",
+        insert: "INSERT INTO admission (node, wireguard_key, granted, code, token_id, decided_ms)
+            VALUES ($1, $2, $3, $4, $5, $6)",
     },
     Table {
         name: "audit",

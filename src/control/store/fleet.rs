@@ -76,12 +76,7 @@ impl Tx {
         for hub in self.hubs(&network.name).await? {
             let (Some(public_key), Some(endpoint)) = (hub.wireguard_key, hub.endpoint.clone()) else { continue };
             let Some(address) = self.addresses(network, &hub.id).await?.first().map(IpNet::addr) else { continue };
-            // Behind a hub that forwards are the other nodes; behind one that does not, only itself.
-            let allowed_ips = if network.forwarding {
-                network.pool4.into_iter().chain(network.pool6).collect()
-            } else {
-                self.addresses(network, &hub.id).await?.iter().map(|a| a.addr().into()).collect()
-            };
+            let allowed_ips = self.behind(&hub, network).await?;
             hubs.push(WantedHub {
                 node_id: hub.id,
                 public_key,
@@ -94,13 +89,26 @@ impl Tx {
         Ok(hubs)
     }
 
+    /// Networks behind a hub.
+    pub(in crate::control) async fn behind(&mut self, hub: &Node, network: &Network) -> Result<Vec<IpNet>, LeaseError> {
+        // Behind a hub that forwards are the other nodes; behind one that does not, only itself.
+        if network.forwarding {
+            return Ok(network.pool4.into_iter().chain(network.pool6).collect());
+        }
+        Ok(self.addresses(network, &hub.id).await?.iter().map(|a| a.addr().into()).collect())
+    }
+
     /// The peers of a hub: nodes in the fleet and, where the contract decides, granted.
     async fn wanted_peers(&mut self, network: &Network) -> Result<Vec<WantedPeer>, LeaseError> {
-        let sql = "SELECT n.*, l.family, l.host FROM node n
+        // A key is admitted in an open network, or by a grant of its own; no node is named that has none.
+        let sql = "SELECT n.id, n.isolated, l.family, l.host,
+                CASE WHEN $2 = 'open' OR a.granted = 1 THEN n.wireguard_key END AS wireguard_key,
+                CASE WHEN $2 = 'open' OR b.granted = 1 THEN n.next_key END AS next_key
+            FROM node n
             JOIN lease l ON l.node = n.id AND l.network = n.network AND l.until_ms IS NULL
-            WHERE n.network = $1 AND n.role = 'node' AND n.state = 'active' AND n.wireguard_key IS NOT NULL
-            AND ($2 = 'open' OR EXISTS
-                (SELECT 1 FROM admission a WHERE a.node = n.id AND a.wireguard_key = n.wireguard_key))
+            LEFT JOIN admission a ON a.node = n.id AND a.wireguard_key = n.wireguard_key
+            LEFT JOIN admission b ON b.node = n.id AND b.wireguard_key = n.next_key
+            WHERE n.network = $1 AND n.role = 'node' AND n.state = 'active' AND n.enabled = 1
             ORDER BY n.id, l.family";
         let access: Access = network.access;
         let mut peers: Vec<WantedPeer> = Vec::new();
@@ -113,36 +121,27 @@ impl Tx {
                 last.allowed_ips.push(own);
                 continue;
             }
+            let (first, second) = match (row.opt_parsed("wireguard_key")?, row.opt_parsed("next_key")?) {
+                (Some(key), next) => (key, next),
+                // The contract was changed to the new key already: from then on the old one is nobody's.
+                (None, Some(next)) => (next, None),
+                (None, None) => continue,
+            };
             let peer = WantedPeer {
-                public_key: row.parsed("wireguard_key")?,
+                public_key: first,
                 allowed_ips: vec![own],
                 keepalive: 0,
                 isolated: row.flag("isolated")?,
                 node_id,
             };
             // The hub answers a handshake with the new key before any packet is accepted from it.
-            if let Some(public_key) = row.opt_parsed("next_key")? {
+            if let Some(public_key) = second {
                 announced.push(WantedPeer { public_key, allowed_ips: Vec::new(), ..peer.clone() });
             }
             peers.push(peer);
         }
         peers.append(&mut announced);
         Ok(peers)
-    }
-}
-
-impl Tx {
-    /// The number of the NFT that grants a node and key, if the contract does.
-    pub async fn granted_token(
-        &mut self,
-        node: &NodeId,
-        key: crate::net::key::PublicKey,
-    ) -> Result<Option<u64>, StoreError> {
-        let sql = "SELECT token_id FROM admission WHERE node = $1 AND wireguard_key = $2";
-        let Some(row) = self.row(sql, &[node.as_str().into(), key.to_string().into()]).await? else { return Ok(None) };
-        // Token ids have 256 bits; the low ones choose the host, which keeps ids that follow each other apart.
-        let id: alloy_primitives::U256 = row.parsed("token_id")?;
-        Ok(Some(id.as_limbs()[0]))
     }
 }
 
@@ -153,6 +152,6 @@ fn overrides(set: &super::node::Overrides) -> Overrides {
         dns: set.override_dns.clone(),
         mtu: set.override_mtu,
         keepalive: set.override_keepalive,
-        endpoint_allowed_ips: None,
+        endpoint_allowed_ips: set.override_endpoint_allowed_ip.as_ref().map(|nets| nets.iter().copied().collect()),
     }
 }

@@ -71,7 +71,7 @@ impl Tx {
                 Some(index) => index,
                 None => self.new_lease(network, &pool, node, number).await?,
             };
-            let address = pool.address(index).ok_or(StoreError::Unreadable("lease.host"))?;
+            let address = pool.host(index).ok_or(StoreError::Unreadable("lease.host"))?;
             addresses.push(with_prefix(address, pool.net()));
         }
         Ok(addresses)
@@ -81,13 +81,7 @@ impl Tx {
         let sql = "UPDATE lease SET until_ms = NULL WHERE network = $1 AND family = $2 AND node = $3 RETURNING host";
         let values = [network.name.as_str().into(), family(pool.net()).into(), node.as_str().into()];
         let Some(row) = self.row(sql, &values).await? else { return Ok(None) };
-        let index = row.count("host")?;
-        if pool.address(index).is_some() {
-            return Ok(Some(index));
-        }
-        // The pool has changed under it, or the address was reserved since.
-        self.run("DELETE FROM lease WHERE network = $1 AND family = $2 AND node = $3", &values).await?;
-        Ok(None)
+        row.count("host").map(Some)
     }
 
     async fn new_lease(
@@ -141,7 +135,7 @@ impl Tx {
         }
     }
 
-    /// Leases a certain address, for a hub. `false`: another node has it.
+    /// Leases a certain address, for a hub, which may have a reserved one. `false`: another node has it, or it is of no pool.
     pub async fn lease_address(
         &mut self,
         network: &Network,
@@ -155,6 +149,9 @@ impl Tx {
             if let Some(row) = self.row(sql, &key).await? {
                 return Ok(row.opt_text("node")?.as_deref() == Some(node.as_str()));
             }
+            // What it had before, perhaps as another kind of node, is in quarantine at most.
+            let sql = "DELETE FROM lease WHERE node = $1 AND family = $2";
+            self.run(sql, &[node.as_str().into(), family(pool.net()).into()]).await?;
             let sql = "INSERT INTO lease (network, family, host, node) VALUES ($1, $2, $3, $4)";
             let [network, family, host] = key;
             self.run(sql, &[network, family, host, node.as_str().into()]).await?;
@@ -169,6 +166,46 @@ impl Tx {
         let until = now_ms.saturating_add(quarantine);
         let sql = "UPDATE lease SET until_ms = $2 WHERE node = $1";
         self.run(sql, &[node.as_str().into(), until.into()]).await.map(drop)
+    }
+
+    /// Carries the leases of a network over to pools that have changed, so that every node keeps its address. An address in
+    /// quarantine that is none of a node any more is forgotten.
+    ///
+    /// Gives the node whose address has no place in the new pools, if there is one: then the transaction must not be kept.
+    pub async fn move_leases(&mut self, before: &Network, after: &Network) -> Result<Option<String>, LeaseError> {
+        let (old, new) = (before.pools()?, after.pools()?);
+        let find = |pools: &[Pool], of| pools.iter().find(|p| family(p.net()) == of).cloned();
+        let sql = "SELECT l.family, l.host, l.node, l.until_ms, n.role FROM lease l LEFT JOIN node n ON n.id = l.node
+            WHERE l.network = $1";
+        let name = after.name.as_str();
+        let mut moved = Vec::new();
+        for row in self.rows(sql, &[name.into()]).await? {
+            let (of, host, until) = (row.int("family")?, row.count("host")?, row.opt_int("until_ms")?);
+            let node = row.opt_text("node")?.unwrap_or_default();
+            // Only a hub may have a reserved address.
+            let is_hub = row.opt_text("role")?.as_deref() == Some("hub");
+            let address = find(&old, of).and_then(|p| p.host(host));
+            let place = address.and_then(|a| {
+                let pool = find(&new, of)?;
+                pool.index(a).filter(|i| is_hub || pool.address(*i).is_some())
+            });
+            match (place, until) {
+                (Some(index), _) if index == host => {}
+                (None, None) => return Ok(Some(node)),
+                (_, _) => moved.push((of, host, place, node, until)),
+            }
+        }
+        // All of them leave before the first one arrives, because one may go where another was.
+        for (of, host, ..) in &moved {
+            let sql = "DELETE FROM lease WHERE network = $1 AND family = $2 AND host = $3";
+            self.run(sql, &[name.into(), (*of).into(), as_i64(*host)?.into()]).await?;
+        }
+        for (of, _, place, node, until) in moved {
+            let Some(place) = place else { continue };
+            let sql = "INSERT INTO lease (network, family, host, node, until_ms) VALUES ($1, $2, $3, $4, $5)";
+            self.run(sql, &[name.into(), of.into(), as_i64(place)?.into(), node.into(), until.into()]).await?;
+        }
+        Ok(None)
     }
 
     /// The addresses of a node with its pools' prefix length, IPv4 first.
@@ -189,13 +226,19 @@ impl Tx {
         let pool = pools.first().ok_or(StoreError::Unreadable("network.pool4"))?;
         let sql = "SELECT COUNT(*) AS n FROM lease WHERE network = $1 AND family = $2";
         let row = self.row(sql, &[network.name.as_str().into(), family(pool.net()).into()]).await?;
-        let allocated = row.map_or(Ok(0), |r| r.count("n"))?;
+        let mut allocated = row.map_or(Ok(0), |r| r.count("n"))?;
+        // A hub at a reserved address takes nothing from the nodes.
+        for host in pool.reserved() {
+            let sql = "SELECT 1 AS one FROM lease WHERE network = $1 AND family = $2 AND host = $3";
+            let values = [network.name.as_str().into(), family(pool.net()).into(), as_i64(*host)?.into()];
+            allocated -= u64::from(self.row(sql, &values).await?.is_some());
+        }
         let usable = pool.usable();
         #[expect(clippy::cast_precision_loss, reason = "a percentage for people")]
         let percent = (allocated as f64 / usable as f64 * 10_000.0).round() / 100.0;
         Ok(PoolStats {
             total_addresses: pool.hosts(),
-            reserved_addresses: pool.reserved(),
+            reserved_addresses: pool.reserved().len() as u64,
             allocated_addresses: allocated,
             available_addresses: usable.saturating_sub(allocated),
             utilization_percent: percent,
@@ -208,7 +251,7 @@ impl Network {
     pub(in crate::control) fn address_of(&self, of: i64, host: u64) -> Result<Option<IpNet>, LeaseError> {
         let pools = self.pools()?;
         let pool = pools.iter().find(|p| family(p.net()) == of);
-        Ok(pool.and_then(|p| Some(with_prefix(p.address(host)?, p.net()))))
+        Ok(pool.and_then(|p| Some(with_prefix(p.host(host)?, p.net()))))
     }
 }
 

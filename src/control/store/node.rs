@@ -6,7 +6,7 @@ use crate::enroll::signature::VerifyKey;
 use crate::enroll::wire::ProvisionRequest;
 use crate::net::key::PublicKey;
 use crate::node::NodeId;
-use crate::time::Wall;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
@@ -56,6 +56,9 @@ pub struct Overrides {
     /// Resolvers.
     #[schema(value_type = Option<Vec<String>>)]
     pub override_dns: Option<Vec<IpAddr>>,
+    /// Networks behind its hub; the hub's own addresses are always among them.
+    #[schema(value_type = Option<Vec<String>>)]
+    pub override_endpoint_allowed_ip: Option<Vec<IpNet>>,
 }
 
 /// A node.
@@ -85,6 +88,8 @@ pub struct Node {
     pub overrides: Overrides,
     /// Shut off from other nodes even where its hub forwards.
     pub isolated: bool,
+    /// Switched off it stays enrolled and is nobody's peer.
+    pub enabled: bool,
     /// Version of its software.
     pub version: Option<String>,
     /// Of its wanted state.
@@ -118,6 +123,7 @@ impl Node {
             endpoint: None,
             overrides: Overrides::default(),
             isolated: false,
+            enabled: true,
             version: None,
             generation: 1,
             created_ms: u64::try_from(now_ms).unwrap_or(0),
@@ -131,6 +137,8 @@ impl Node {
         };
         let mtu = row.opt_int("mtu")?.map(|n| u32::try_from(n).map_err(|_| StoreError::Unreadable("mtu")));
         let dns = row.opt_text("dns")?.map(|t| serde_json::from_str(&t).map_err(|_| StoreError::Unreadable("dns")));
+        let nets = row.opt_text("endpoint_allowed_ip")?;
+        let nets = nets.map(|t| serde_json::from_str(&t).map_err(|_| StoreError::Unreadable("endpoint_allowed_ip")));
         let hubs = row.opt_text("next_key_hubs")?;
         Ok(Self {
             id: row.parsed("id")?,
@@ -151,8 +159,10 @@ impl Node {
                 override_mtu: mtu.transpose()?,
                 override_keepalive: narrow16("keepalive")?,
                 override_dns: dns.transpose()?,
+                override_endpoint_allowed_ip: nets.transpose()?,
             },
             isolated: row.flag("isolated")?,
+            enabled: row.flag("enabled")?,
             version: row.opt_text("version")?,
             generation: row.count("generation")?,
             created_ms: row.count("created_ms")?,
@@ -161,64 +171,24 @@ impl Node {
     }
 }
 
-/// A node with what it last said, as operators see it.
-#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
-pub struct NodeView {
-    /// Its name.
-    #[schema(value_type = String)]
-    pub id: NodeId,
-    /// For people.
-    pub label: Option<String>,
-    /// Its network.
-    pub network: String,
-    /// `node` or `hub`.
-    #[schema(value_type = String)]
-    pub role: Role,
-    /// How far it is.
-    pub state: NodeState,
-    /// With their pools' prefix length.
-    pub addresses: Vec<String>,
-    /// Public half of its tunnel's key.
-    #[schema(value_type = Option<String>)]
-    pub wireguard_public_key: Option<PublicKey>,
-    /// Where a hub is reached.
-    #[schema(value_type = Option<String>)]
-    pub endpoint: Option<HostPort>,
-    /// What is set for it alone.
-    #[serde(flatten)]
-    pub overrides: Overrides,
-    /// Shut off from other nodes even where its hub forwards.
-    pub isolated: bool,
-    /// Wanted.
-    pub generation: u64,
-    /// In force on the node, by its last report.
-    pub observed_generation: Option<u64>,
-    /// `applied`, `trial`, `reverted` or `refused`.
-    pub outcome: Option<String>,
-    /// Why it was reverted or refused.
-    pub reason: Option<String>,
-    /// By its last report.
-    pub healthy: Option<bool>,
-    /// RFC 3339, of the last report.
-    pub last_seen: Option<String>,
-    /// Of its software.
-    pub version: Option<String>,
-    /// How updates of its image stand, by its last report; null where it has no slots.
-    #[schema(value_type = Option<Object>)]
-    pub update: Option<serde_json::Value>,
-    /// RFC 3339.
-    pub enrolled_at: Option<String>,
-}
-
-/// The part about updates of the health document in a report.
-fn update_of(health: &str) -> Option<serde_json::Value> {
-    serde_json::from_str::<serde_json::Value>(health).ok()?.get_mut("update").map(serde_json::Value::take)
-}
-
 impl Tx {
     /// A node by its id, in whatever state.
     pub async fn node(&mut self, id: &NodeId) -> Result<Option<Node>, StoreError> {
         self.row("SELECT * FROM node WHERE id = $1", &[id.as_str().into()]).await?.map(|r| Node::read(&r)).transpose()
+    }
+
+    /// A node by its id, with its network locked: nobody else changes it before this transaction ends.
+    pub async fn locked_node(&mut self, id: &NodeId) -> Result<Option<Node>, StoreError> {
+        let mut seen = self.node(id).await?;
+        // It may have been changed, or have joined another network, while the lock was waited for.
+        while let Some(node) = seen.take() {
+            self.lock_network(&node.network).await?;
+            seen = self.node(id).await?;
+            if seen.as_ref().is_none_or(|n| n.network == node.network) {
+                break;
+            }
+        }
+        Ok(seen)
     }
 
     /// The node that has a WireGuard key, in use or announced.
@@ -237,17 +207,20 @@ impl Tx {
     pub async fn put_node(&mut self, node: &Node) -> Result<(), StoreError> {
         let sql =
             "INSERT INTO node (id, network, role, state, label, wireguard_key, next_key, next_key_hubs, identity_key,
-            endpoint, listen_port, mtu, keepalive, dns, isolated, version, generation, created_ms, enrolled_ms)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)
+            endpoint, listen_port, mtu, keepalive, dns, isolated, version, generation, created_ms, enrolled_ms, enabled,
+            endpoint_allowed_ip)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)
             ON CONFLICT (id) DO UPDATE SET network = excluded.network, role = excluded.role, state = excluded.state,
             label = excluded.label, wireguard_key = excluded.wireguard_key, next_key = excluded.next_key,
             next_key_hubs = excluded.next_key_hubs, identity_key = excluded.identity_key, endpoint = excluded.endpoint,
             listen_port = excluded.listen_port, mtu = excluded.mtu, keepalive = excluded.keepalive, dns = excluded.dns,
-            isolated = excluded.isolated, version = excluded.version, enrolled_ms = excluded.enrolled_ms";
+            isolated = excluded.isolated, version = excluded.version, enrolled_ms = excluded.enrolled_ms,
+            enabled = excluded.enabled, endpoint_allowed_ip = excluded.endpoint_allowed_ip";
         let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         let hubs = &node.next_key_hubs;
         let dns = node.overrides.override_dns.as_ref();
-        let values: [Value; 19] = [
+        let nets = node.overrides.override_endpoint_allowed_ip.as_ref();
+        let values: [Value; 21] = [
             node.id.as_str().into(),
             node.network.as_str().into(),
             role_text(node.role).into(),
@@ -267,6 +240,8 @@ impl Tx {
             signed(node.generation).into(),
             signed(node.created_ms).into(),
             node.enrolled_ms.map(signed).into(),
+            node.enabled.into(),
+            nets.map(|n| serde_json::json!(n).to_string()).into(),
         ];
         self.run(sql, &values).await.map(drop)
     }
@@ -283,76 +258,17 @@ impl Tx {
         self.run(sql, &values).await.map(drop)
     }
 
-    /// The hubs of a network that have enrolled, by id.
+    /// The hubs of a network that have enrolled and are not switched off, by id.
     pub async fn hubs(&mut self, network: &str) -> Result<Vec<Node>, StoreError> {
-        let sql = "SELECT * FROM node WHERE network = $1 AND role = 'hub' AND state = 'active' ORDER BY id";
+        let sql =
+            "SELECT * FROM node WHERE network = $1 AND role = 'hub' AND state = 'active' AND enabled = 1 ORDER BY id";
         self.rows(sql, &[network.into()]).await?.iter().map(Node::read).collect()
     }
 
-    /// Nodes for operators, by id. Empty filters take everything; `after` is the last id of the page before.
-    pub async fn node_views(
-        &mut self,
-        only: Option<&NodeId>,
-        after: &str,
-        limit: i64,
-    ) -> Result<Vec<NodeView>, StoreError> {
-        let sql = "SELECT n.*, r.generation AS observed, r.outcome, r.reason, r.healthy, r.received_ms,
-                r.version AS reported_version, r.health
-            FROM node n LEFT JOIN report r ON r.node = n.id
-            WHERE ($1 = '' OR n.id = $1) AND n.id > $2 ORDER BY n.id LIMIT $3";
-        let only = only.map_or("", NodeId::as_str);
-        let rows = self.rows(sql, &[only.into(), after.into(), limit.into()]).await?;
-        let networks = self.networks().await?;
-        let sql = "SELECT node, network, family, host FROM lease WHERE node IS NOT NULL AND until_ms IS NULL
-            AND ($1 = '' OR node = $1) ORDER BY node, family";
-        let mut addresses: std::collections::HashMap<String, Vec<String>> = std::collections::HashMap::new();
-        for row in self.rows(sql, &[only.into()]).await? {
-            let name = row.text("network")?;
-            let network = networks.iter().find(|n| n.name == name);
-            let address = network.and_then(|n| n.address_of(row.int("family").ok()?, row.count("host").ok()?).ok()?);
-            addresses.entry(row.text("node")?).or_default().extend(address.map(|a| a.to_string()));
-        }
-        let time = |ms: u64| Wall(ms / 1000).to_string();
-        let view = |row: &Row| {
-            let node = Node::read(row)?;
-            Ok(NodeView {
-                addresses: addresses.remove(node.id.as_str()).unwrap_or_default(),
-                observed_generation: row.opt_int("observed")?.and_then(|n| u64::try_from(n).ok()),
-                outcome: row.opt_text("outcome")?,
-                reason: row.opt_text("reason")?,
-                healthy: row.opt_int("healthy")?.map(|h| h != 0),
-                last_seen: row.opt_int("received_ms")?.and_then(|n| u64::try_from(n).ok()).map(time),
-                version: row.opt_text("reported_version")?.or(node.version),
-                update: row.opt_text("health")?.and_then(|h| update_of(&h)),
-                enrolled_at: node.enrolled_ms.map(time),
-                id: node.id,
-                label: node.label,
-                network: node.network,
-                role: node.role,
-                state: node.state,
-                wireguard_public_key: node.wireguard_key,
-                endpoint: node.endpoint,
-                overrides: node.overrides,
-                isolated: node.isolated,
-                generation: node.generation,
-            })
-        };
-        rows.iter().map(view).collect()
-    }
-}
-
-impl Tx {
-    /// The fleet in figures; who is connected only a serving process knows.
-    pub async fn overview(&mut self, now_ms: i64) -> Result<crate::control::api::operators::Overview, StoreError> {
-        let mut nodes = std::collections::BTreeMap::new();
-        let sql = "SELECT state, COUNT(*) AS n FROM node GROUP BY state";
-        for row in self.rows(sql, &[]).await? {
-            nodes.insert(row.text("state")?, row.count("n")?);
-        }
-        let sql = "SELECT COUNT(*) AS n FROM report WHERE received_ms > $1";
-        let since = now_ms.saturating_sub(20 * 60 * 1000);
-        let reporting = self.row(sql, &[since.into()]).await?.map_or(Ok(0), |r| r.count("n"))?;
-        let version = env!("CARGO_PKG_VERSION").to_owned();
-        Ok(crate::control::api::operators::Overview { version, nodes, connected: 0, reporting })
+    /// Whoever of a network has an address: its active nodes, and hubs that were announced.
+    pub async fn leaseholders(&mut self, network: &str) -> Result<Vec<Node>, StoreError> {
+        let sql = "SELECT * FROM node WHERE network = $1
+            AND (state = 'active' OR state = 'expected' AND role = 'hub') ORDER BY id";
+        self.rows(sql, &[network.into()]).await?.iter().map(Node::read).collect()
     }
 }

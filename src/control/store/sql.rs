@@ -23,6 +23,11 @@ pub enum StoreError {
     /// The file system or the database's role does not allow writing.
     #[error("the database is read-only: check the file's and its directory's owner, or the role's rights")]
     ReadOnly(#[source] sqlx::Error),
+    /// The file cannot be opened at all.
+    #[error(
+        "the database file cannot be opened: check that its directory is there, has this user as owner, and is not on a read-only file system"
+    )]
+    CannotOpen(#[source] sqlx::Error),
     /// No space is left.
     #[error("the database has no space left: free some, nothing was changed")]
     Full(#[source] sqlx::Error),
@@ -52,6 +57,7 @@ impl StoreError {
         match self {
             Self::Unavailable(_) | Self::Again(_) => true,
             Self::ReadOnly(_)
+            | Self::CannotOpen(_)
             | Self::Full(_)
             | Self::Taken(_)
             | Self::BadUrl(_)
@@ -82,10 +88,13 @@ impl From<sqlx::Error> for StoreError {
         match (code.as_ref(), primary) {
             (_, Some(5 | 6)) => Self::Unavailable(e),
             (_, Some(8)) | ("25006" | "42501", _) => Self::ReadOnly(e),
+            (_, Some(14)) => Self::CannotOpen(e),
             (_, Some(13)) | ("53100", _) => Self::Full(e),
             ("40001" | "40P01", _) => Self::Again(e),
-            // Connection exceptions, operator intervention, out of connections.
-            (c, None) if c.starts_with("08") || c.starts_with("57P") || c == "53300" => Self::Unavailable(e),
+            // Connection exceptions, operator intervention, out of connections, a lock or a statement that took too long.
+            (c, None) if c.starts_with("08") || c.starts_with("57") || matches!(c, "53300" | "55P03" | "25P03") => {
+                Self::Unavailable(e)
+            }
             _ => Self::Database(e),
         }
     }
@@ -267,6 +276,12 @@ impl Store {
         } else if url.starts_with("postgres:") || url.starts_with("postgresql:") {
             // Never shown: the address may hold a password.
             let options = PgConnectOptions::from_str(url).map_err(|_| StoreError::BadUrl("postgres:…".into()))?;
+            // Who does not end must not hold up the others for ever, and says so before the request's own time is over.
+            let options = options.options([
+                ("lock_timeout", "5s"),
+                ("statement_timeout", "20s"),
+                ("idle_in_transaction_session_timeout", "60s"),
+            ]);
             let pool = PgPoolOptions::new().max_connections(16).acquire_timeout(PATIENCE).connect_with(options).await?;
             sqlx::migrate!("src/control/store/migrations/postgres").run(&pool).await.map_err(StoreError::Migrate)?;
             Pools::Postgres(pool)
@@ -279,7 +294,7 @@ impl Store {
     /// Begins a transaction that may write.
     pub async fn write(&self) -> Result<Tx, StoreError> {
         let inner = match &self.pools {
-            Pools::Sqlite { write, .. } => Inner::Sqlite(write.begin_with("BEGIN IMMEDIATE").await?),
+            Pools::Sqlite { write, .. } => Inner::Sqlite(begin_immediate(write).await?),
             Pools::Postgres(pool) => Inner::Postgres(pool.begin().await?),
         };
         Ok(Tx { inner, wakes: Arc::clone(&self.wakes), woken: BTreeSet::new() })
@@ -313,6 +328,18 @@ impl Store {
             }
             Pools::Postgres(pool) => pool.close().await,
         }
+    }
+}
+
+/// Begins to write. A full disk makes SQLite end a transaction by itself, and then the connection still believes in it:
+/// such a one is given up for a new one.
+async fn begin_immediate(write: &SqlitePool) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
+    match write.begin_with("BEGIN IMMEDIATE").await {
+        Err(sqlx::Error::InvalidSavePointStatement) => {
+            write.acquire().await?.close().await?;
+            write.begin_with("BEGIN IMMEDIATE").await
+        }
+        other => other,
     }
 }
 

@@ -54,6 +54,8 @@ pub struct Redeemed {
     pub id: String,
     /// The network to join.
     pub network: String,
+    /// Whether it was made for this node alone.
+    pub bound: bool,
 }
 
 fn moment(row: &Row, column: &'static str) -> Result<Option<String>, StoreError> {
@@ -133,11 +135,11 @@ impl Tx {
         let good = row.opt_int("revoked_ms")?.is_none()
             && row.opt_int("expires_ms")?.is_none_or(|t| now_ms < t)
             && row.int("uses")? < row.int("max_uses")?
-            && bound.is_none_or(|b| b == node.as_str());
+            && bound.as_ref().is_none_or(|b| b == node.as_str());
         if !good {
             return Ok(None);
         }
-        Ok(Some(Redeemed { id: id.to_owned(), network: row.text("network")? }))
+        Ok(Some(Redeemed { id: id.to_owned(), network: row.text("network")?, bound: bound.is_some() }))
     }
 
     /// Every token, newest first.
@@ -149,6 +151,14 @@ impl Tx {
     pub async fn revoke_token(&mut self, id: &str, now_ms: i64) -> Result<bool, StoreError> {
         let sql = "UPDATE token SET revoked_ms = $2 WHERE id = $1 AND revoked_ms IS NULL";
         Ok(self.run(sql, &[id.into(), now_ms.into()]).await? == 1)
+    }
+}
+
+impl Tx {
+    /// Makes every token worthless that was made for `node` alone.
+    pub async fn revoke_tokens_of(&mut self, node: &NodeId, now_ms: i64) -> Result<u64, StoreError> {
+        let sql = "UPDATE token SET revoked_ms = $2 WHERE node = $1 AND revoked_ms IS NULL";
+        self.run(sql, &[node.as_str().into(), now_ms.into()]).await
     }
 }
 

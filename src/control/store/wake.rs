@@ -25,14 +25,14 @@ const KEPT: i64 = 4096;
 #[derive(Debug, Default)]
 pub struct Wakes {
     waiters: Mutex<HashMap<String, watch::Sender<u64>>>,
-    /// Raised with each wake-up of anybody, for caches.
-    any: std::sync::atomic::AtomicU64,
+    /// Raised with each wake-up of anybody, for caches and for tasks that follow the whole fleet.
+    any: watch::Sender<u64>,
 }
 
 impl Wakes {
     /// Wakes the waiters of one node, or of all.
     pub(super) fn wake(&self, node: &str) {
-        self.any.fetch_add(1, std::sync::atomic::Ordering::Release);
+        self.any.send_modify(|n| *n += 1);
         let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
         if node == ALL {
             waiters.retain(|_, w| w.receiver_count() > 0);
@@ -109,7 +109,12 @@ impl Store {
 
     /// A number that grows with every wake-up: what was cached under an older number may be stale.
     pub fn epoch(&self) -> u64 {
-        self.wakes.any.load(std::sync::atomic::Ordering::Acquire)
+        *self.wakes.any.borrow()
+    }
+
+    /// Changes with [`Store::epoch`].
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.wakes.any.subscribe()
     }
 
     /// Hears of what other processes change, until it is cancelled.
