@@ -1,6 +1,7 @@
 //! A fresh database of either kind for each test.
 use spoke::control::store::Store;
 use std::sync::atomic::{AtomicU32, Ordering};
+use tokio::process::Command;
 
 /// The kinds of database the control plane runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,9 +16,24 @@ pub struct Database {
     _dir: Option<tempfile::TempDir>,
 }
 
-/// The server that `scripts/test-control` has started, as `postgres://user@localhost/?host=DIR`.
-fn server() -> String {
-    std::env::var("SPOKE_TEST_POSTGRES").expect("SPOKE_TEST_POSTGRES is not set: run scripts/test-control")
+impl Database {
+    /// One that somebody else looks after.
+    pub fn at(url: String) -> Self {
+        Self { url, _dir: None }
+    }
+}
+
+fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run scripts/test-control"))
+}
+
+/// Runs statements on the server that listens in `dir`.
+async fn sql(dir: &str, database: &str, statements: &[&str]) {
+    let mut psql = Command::new("psql");
+    psql.args(["--quiet", "--no-psqlrc", "--set", "ON_ERROR_STOP=1"]);
+    psql.args(statements.iter().flat_map(|s| ["-c", s]));
+    let made = psql.arg(format!("postgres://spoke@localhost/{database}?host={dir}")).output().await.unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 }
 
 /// Makes an empty database.
@@ -29,21 +45,54 @@ pub async fn fresh(kind: Kind) -> Database {
             Database { url: format!("sqlite:{}", dir.path().join("fleet.db").display()), _dir: Some(dir) }
         }
         Kind::Postgres => {
+            let dir = variable("SPOKE_TEST_POSTGRES");
             let name = format!("t{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-            let made = tokio::process::Command::new("psql")
-                .args([
-                    "--quiet",
-                    "--no-psqlrc",
-                    "-c",
-                    &format!("CREATE DATABASE {name}"),
-                    &server().replace("localhost/?", "localhost/postgres?"),
-                ])
-                .status()
-                .await
-                .unwrap();
-            assert!(made.success());
-            Database { url: server().replace("localhost/?", &format!("localhost/{name}?")), _dir: None }
+            sql(&dir, "postgres", &[&format!("CREATE DATABASE {name}")]).await;
+            Database::at(format!("postgres://spoke@localhost/{name}?host={dir}"))
         }
+    }
+}
+
+/// A PostgreSQL server of a test's own, to be treated badly; ended when dropped.
+pub struct Cluster {
+    dir: tempfile::TempDir,
+}
+
+impl Cluster {
+    /// Makes and starts one.
+    pub async fn start() -> Self {
+        let cluster = Self { dir: tempfile::tempdir_in("/tmp").unwrap() };
+        cluster.ctl("start").await;
+        cluster
+    }
+
+    async fn ctl(&self, what: &str) {
+        let done = Command::new(variable("SPOKE_TEST_POSTGRES_CTL")).arg(what).arg(self.dir.path()).output().await;
+        let done = done.unwrap();
+        assert!(done.status.success(), "{what}: {}", String::from_utf8_lossy(&done.stderr));
+    }
+
+    /// Restarts it as `pg_ctl` does in `mode`; "immediate" is a crash.
+    pub async fn restart(&self, mode: &str) {
+        self.ctl(&format!("restart-{mode}")).await;
+    }
+
+    /// Runs statements on it.
+    pub async fn sql(&self, statements: &[&str]) {
+        sql(&self.dir.path().display().to_string(), "postgres", statements).await;
+    }
+
+    /// A database of it.
+    pub async fn database(&self) -> String {
+        self.sql(&["CREATE DATABASE fleet"]).await;
+        format!("postgres://spoke@localhost/fleet?host={}", self.dir.path().display())
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let ctl = variable("SPOKE_TEST_POSTGRES_CTL");
+        let _ = std::process::Command::new(ctl).arg("stop").arg(self.dir.path()).output();
     }
 }
 

@@ -5,7 +5,7 @@ use spoke::enroll::request::{Asked, Nonce};
 use spoke::enroll::signature::SignKey;
 use spoke::enroll::wire::PROVISION;
 use spoke::node::NodeId;
-use spoke::sys::http::{Answer, Http as _, HttpsClient, Request, Trust};
+use spoke::sys::http::{Answer, Http as _, HttpError, HttpsClient, Request, Trust};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -18,9 +18,35 @@ pub const OPERATOR: &str = "an operator's token of the tests";
 pub struct Serving {
     pub port: u16,
     pub pin: [u8; 32],
-    _database: Database,
+    setup: Setup,
+    _database: Option<Database>,
     pub dir: tempfile::TempDir,
     child: Child,
+}
+
+/// How a control plane of the tests differs from the usual one.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Lines of `[limits]`.
+    pub limits: String,
+    /// Lines of `[server]`.
+    pub server: String,
+    /// Further sections.
+    pub sections: String,
+    /// A command in front of the program's.
+    pub wrap: Vec<String>,
+    /// Another one's state directory to begin with: a replica has the same keys.
+    pub like: Option<PathBuf>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        let node = if std::env::var_os("SPOKE_BENCH_NODES").is_some() { 1_000_000 } else { 20 };
+        let limits = format!(
+            "per_address = 100000\nenrolments_per_address = 100000\nguesses_per_address = 100000\nper_node = {node}\n"
+        );
+        Self { limits, server: String::new(), sections: String::new(), wrap: Vec::new(), like: None }
+    }
 }
 
 /// A port that was free a moment ago.
@@ -28,17 +54,19 @@ pub fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-fn config(dir: &std::path::Path, port: u16, url: &str) -> PathBuf {
+fn config(dir: &std::path::Path, port: u16, url: &str, setup: &Setup) -> PathBuf {
     use std::os::unix::fs::OpenOptionsExt as _;
     let token = dir.join("operator");
     let mut open = std::fs::OpenOptions::new();
     let mut file = open.write(true).create(true).truncate(true).mode(0o600).open(&token).unwrap();
     std::io::Write::write_all(&mut file, OPERATOR.as_bytes()).unwrap();
     let text = format!(
-        "[server]\nlisten = [\"127.0.0.1:{port}\"]\npublic = \"localhost:{port}\"\nstate_dir = \"{}\"\n[store]\nurl = \"{url}\"\n[api]\noperator_token = \"file:{}\"\n[limits]\nper_address = 100000\nenrolments_per_address = 100000\nper_node = {}\n",
+        "[server]\nlisten = [\"127.0.0.1:{port}\"]\npublic = \"localhost:{port}\"\nstate_dir = \"{}\"\n{}\n[store]\nurl = \"{url}\"\n[api]\noperator_token = \"file:{}\"\n[limits]\n{}\n{}\n",
         dir.display(),
+        setup.server,
         token.display(),
-        if std::env::var_os("SPOKE_BENCH_NODES").is_some() { 1_000_000 } else { 20 }
+        setup.limits,
+        setup.sections,
     );
     let path = dir.join("spoke-control.toml");
     std::fs::write(&path, text).unwrap();
@@ -48,25 +76,47 @@ fn config(dir: &std::path::Path, port: u16, url: &str) -> PathBuf {
 impl Serving {
     /// Starts it on `database` and waits until it answers.
     pub async fn start(database: Database) -> Self {
+        Self::start_as(database, Setup::default()).await
+    }
+
+    /// Starts one that is set up otherwise.
+    pub async fn start_as(database: Database, setup: Setup) -> Self {
+        let url = database.url.clone();
+        Self::start_on(&url, Some(database), setup).await
+    }
+
+    /// Starts one on the database at `url`, which another has as well.
+    pub async fn start_on(url: &str, database: Option<Database>, setup: Setup) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        if let Some(like) = &setup.like {
+            for name in ["master.key", "tls.crt", "tls.key"] {
+                std::fs::copy(like.join(name), dir.path().join(name)).unwrap();
+            }
+        }
         let port = free_port();
-        let path = config(dir.path(), port, &database.url);
-        let child = spawn(&path);
-        let mut serving = Self { port, pin: [0; 32], _database: database, dir, child };
+        let path = config(dir.path(), port, url, &setup);
+        let child = spawn(&path, &dir.path().join("log"), &setup.wrap);
+        let mut serving = Self { port, pin: [0; 32], setup, _database: database, dir, child };
         serving.ready().await;
         serving
+    }
+
+    /// What it has written to standard output and to its log.
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap()
     }
 
     async fn ready(&mut self) {
         let began = std::time::Instant::now();
         while tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.is_err() {
             if let Some(status) = self.child.try_wait().unwrap() {
-                panic!("spoke-control ended: {status}");
+                panic!("spoke-control ended: {status}\n{}", self.said());
             }
-            assert!(began.elapsed() < Duration::from_secs(20), "it does not listen");
+            assert!(began.elapsed() < Duration::from_secs(60), "it does not listen: {}", self.said());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let pem = std::fs::read(self.dir.path().join("tls.crt")).unwrap();
+        // Where another certificate is served there is none here.
+        let Ok(pem) = std::fs::read(self.dir.path().join("tls.crt")) else { return };
         let der = rustls_pemfile::certs(&mut pem.as_slice()).next().unwrap().unwrap();
         self.pin = ring::digest::digest(&ring::digest::SHA256, &der).as_ref().try_into().unwrap();
     }
@@ -76,17 +126,33 @@ impl Serving {
         self.child.id().unwrap()
     }
 
+    /// The figures that the process gives of itself and the fleet.
+    pub async fn status(&self) -> serde_json::Value {
+        self.operator("GET", "/api/status", "").await.1["data"].take()
+    }
+
+    /// `path` as the process sees it, which may have mounts of its own.
+    pub fn inside(&self, path: &std::path::Path) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{}", self.pid(), path.display()))
+    }
+
+    /// Ends it in the middle of whatever it does.
+    pub async fn kill(&mut self) {
+        self.child.kill().await.unwrap();
+    }
+
     /// Stops it by SIGTERM and waits for the end, which must be a good one.
     pub async fn stop(&mut self) {
         let pid = rustix::process::Pid::from_raw(self.child.id().unwrap().cast_signed()).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        let status = tokio::time::timeout(Duration::from_secs(15), self.child.wait()).await.unwrap().unwrap();
+        let status = tokio::time::timeout(Duration::from_secs(60), self.child.wait()).await.unwrap().unwrap();
         assert!(status.success(), "{status}");
     }
 
     /// Starts it again after [`Serving::stop`].
     pub async fn start_again(&mut self) {
-        self.child = spawn(&self.dir.path().join("spoke-control.toml"));
+        let dir = self.dir.path();
+        self.child = spawn(&dir.join("spoke-control.toml"), &dir.join("log"), &self.setup.wrap);
         self.ready().await;
     }
 
@@ -101,25 +167,22 @@ impl Serving {
         Device { id: id.parse().unwrap(), key: identity(id), http: self.client(), offset_ms: 0 }
     }
 
-    /// The command line on the same store.
-    pub async fn cli(&self, args: &[&str]) -> (bool, String) {
-        let out = Command::new(env!("CARGO_BIN_EXE_spoke-control"))
-            .arg("--config")
-            .arg(self.dir.path().join("spoke-control.toml"))
-            .args(args)
-            .stdin(Stdio::null())
-            .output()
-            .await
-            .unwrap();
-        let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
-        (out.status.success(), text)
+    /// The command line on the same store: exit code, and what it said.
+    pub async fn cli(&self, args: &[&str]) -> (i32, String) {
+        run(&self.dir.path().join("spoke-control.toml"), args).await
     }
 
     /// The command line, which must succeed.
     pub async fn done(&self, args: &[&str]) -> String {
-        let (fine, text) = self.cli(args).await;
-        assert!(fine, "{args:?}: {text}");
+        let (code, text) = self.cli(args).await;
+        assert_eq!(code, 0, "{args:?}: {text}");
         text.trim().to_owned()
+    }
+
+    /// The answer of the command line in JSON.
+    pub async fn json(&self, args: &[&str]) -> serde_json::Value {
+        let text = self.done(&[args, &["--json"]].concat()).await;
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{args:?}: {e}: {text}"))
     }
 
     /// What an operator asks over HTTP.
@@ -129,16 +192,46 @@ impl Serving {
     }
 }
 
-fn spawn(config: &std::path::Path) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_spoke-control"))
+/// Runs a command of `spoke-control`: exit code, and what it said.
+pub async fn run(config: &std::path::Path, args: &[&str]) -> (i32, String) {
+    let out = Command::new(env!("CARGO_BIN_EXE_spoke-control"))
         .arg("--config")
         .arg(config)
-        .arg("serve")
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .await
+        .unwrap();
+    let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    (out.status.code().unwrap_or(-1), text)
+}
+
+fn spawn(config: &std::path::Path, log: &std::path::Path, wrap: &[String]) -> Child {
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
+    let program = env!("CARGO_BIN_EXE_spoke-control").to_owned();
+    let mut words =
+        wrap.iter().cloned().chain([program, "--config".into(), config.display().to_string(), "serve".into()]);
+    Command::new(words.next().unwrap())
+        .args(words)
         .env("SPOKE_LOG", std::env::var("SPOKE_LOG").unwrap_or_else(|_| "warn".into()))
-        .stdout(Stdio::null())
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
         .kill_on_drop(true)
         .spawn()
         .unwrap()
+}
+
+/// Waits until `look` gives something; a minute at most.
+pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let began = std::time::Instant::now();
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "still waiting: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// A request without a node's proof.
@@ -194,9 +287,14 @@ impl Device {
 
     /// Enrols with `token`.
     pub async fn enrol(&mut self, token: &str) -> (u16, serde_json::Value) {
+        self.try_enrol(token).await.unwrap()
+    }
+
+    /// As [`Device::enrol`], where the control plane may be away.
+    pub async fn try_enrol(&mut self, token: &str) -> Result<(u16, serde_json::Value), HttpError> {
         let mut asked = self.signed("POST", PROVISION, serde_json::to_vec(&request(self.id.as_str())).unwrap());
         asked.headers.push(("authorization", format!("Bearer {token}")));
-        let answer = self.http.send(asked).await.unwrap();
-        (answer.status, serde_json::from_slice(&answer.body).unwrap_or_default())
+        let answer = self.http.send(asked).await?;
+        Ok((answer.status, serde_json::from_slice(&answer.body).unwrap_or_default()))
     }
 }

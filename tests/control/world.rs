@@ -1,12 +1,18 @@
 //! A fleet to test with: devices with keys, a network, a token.
 use ipnet::IpNet;
-use spoke::control::registry::operate;
+use spoke::control::registry::enrol::{Enrolled, enrol};
+use spoke::control::registry::{RegistryError, operate};
 use spoke::control::store::Store;
+use spoke::control::store::admission::Verdict;
 use spoke::control::store::audit::Actor;
+use spoke::control::store::fleet::Wanted;
 use spoke::control::store::network::Network;
+use spoke::control::store::report::Received;
 use spoke::control::store::token::NewToken;
+use spoke::enroll::document::StateDocument;
 use spoke::enroll::signature::SignKey;
-use spoke::enroll::wire::{Capabilities, ProvisionRequest};
+use spoke::enroll::wire::{Capabilities, Outcome, ProvisionConfig, ProvisionRequest, Report};
+use spoke::grants::policy::Reason;
 use spoke::net::key::PublicKey;
 
 /// A moment of the tests: 2026-01-01.
@@ -53,4 +59,56 @@ pub async fn network(store: &Store, pool: &str, with: impl FnOnce(&mut Network))
 pub async fn token(store: &Store, max_uses: u64) -> String {
     let new = NewToken { network: "field".into(), node: None, note: None, max_uses, expires_ms: None };
     operate::add_token(store, &new, &operator(), NOW).await.unwrap().1.reveal().clone()
+}
+
+/// Enrols `id`, which must become a node at once.
+pub async fn join(store: &Store, id: &str, token: &str) -> Result<ProvisionConfig, RegistryError> {
+    match enrol(store, &[], &request(id), token, None, NOW).await? {
+        Enrolled::Active(config) => Ok(*config),
+        Enrolled::Pending => panic!("{id} is pending"),
+    }
+}
+
+/// The state document of `id`.
+pub async fn document(store: &Store, id: &str) -> StateDocument {
+    let mut tx = store.read().await.unwrap();
+    match tx.wanted(&id.parse().unwrap(), 0, &[identity("signer").public()]).await.unwrap() {
+        Wanted::Document(document) => *document,
+        other => panic!("{id}: {other:?}"),
+    }
+}
+
+/// Announces and enrols a hub.
+pub async fn hub(store: &Store, id: &str, address: Option<&str>) {
+    let endpoint = "hub.example.net:51820".parse().unwrap();
+    let address = address.map(|a| a.parse().unwrap());
+    let token =
+        operate::add_hub(store, &id.parse().unwrap(), "field", &endpoint, address, &operator(), NOW).await.unwrap();
+    join(store, id, token.reveal()).await.unwrap();
+}
+
+/// What the chain says.
+pub fn verdict(reason: Reason, token: Option<u64>) -> Verdict {
+    Verdict { reason, token_id: token.map(alloy_primitives::U256::from) }
+}
+
+/// The report of a node that has applied a generation.
+pub fn report(generation: u64) -> Report {
+    Report {
+        generation,
+        outcome: Outcome::Applied,
+        reason: None,
+        healthy: true,
+        drift: 0,
+        version: "0.1.0".into(),
+        health: None,
+    }
+}
+
+/// Takes a report into the store.
+pub async fn say(store: &Store, id: &str, sent_ms: i64, report: Report) {
+    let mut tx = store.write().await.unwrap();
+    let node = id.parse().unwrap();
+    tx.put_report(&Received { node, sent_ms, received_ms: sent_ms, report }).await.unwrap();
+    tx.commit().await.unwrap();
 }
