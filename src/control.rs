@@ -3,6 +3,7 @@
 //! `store` keeps it, `registry` decides who joins and what happens to whom, `api` speaks to devices and operators,
 //! `server` listens, `cli` is the command line. `ipam` is pure.
 pub mod api;
+pub mod chain;
 pub mod cli;
 pub mod config;
 pub mod ipam;
