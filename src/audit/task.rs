@@ -170,7 +170,8 @@ mod tests {
             let (trail, audit) = Trail::open(dir.path(), SystemClock, watch::channel(None).1).unwrap();
             let writer = tokio::spawn(trail.run());
             for i in 0..900 {
-                audit.record(&Actor::User(0), format!("change {round} {i} {}", "x".repeat(200)), Ok(()));
+                // Repairs are not synced one by one, and this is about their number.
+                audit.record(&Actor::Reconcile, format!("change {round} {i} {}", "x".repeat(200)), Ok(()));
                 if i % 100 == 0 {
                     // Let the writer keep up: the queue is bounded.
                     while audit.0.capacity() < QUEUE {

@@ -1,5 +1,6 @@
 //! `spoke plan`: what `run` would change in the kernel now.
 use super::{Failure, Outcome, load, print, remembered};
+use crate::config::interface::Interface;
 use crate::config::types::KeySource;
 use crate::net::derive::derive;
 use crate::net::plan::plan;
@@ -28,6 +29,10 @@ pub fn run(config: &Path, args: &Args) -> Outcome {
         print(&format!(
             "{name}: make the key {source}, whose public half nobody knows yet: the one below is made up\n"
         ));
+    }
+    let controlled = |i: &&Interface| config.control.as_ref().is_some_and(|c| c.interface == i.name);
+    for interface in config.interfaces.iter().filter(controlled) {
+        config.overrides.lines(interface, &config).iter().for_each(|line| print(&format!("{line}\n")));
     }
     let keys = keys::load(&config, IfMissing::Imagine)?;
     let wanted = config.interfaces.iter().map(|i| i.name.clone()).collect();
