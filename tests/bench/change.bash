@@ -46,7 +46,16 @@ syncconf() {
     http://127.0.0.1:8081/v1/wg/wg0/syncconf; do read -rt 0.1 <> <(:) || true; done
 }
 
+# The yardstick: the same program and socket, and nothing to change.
+times=()
+for ((i = 0; i < runs; i++)); do
+  start=${EPOCHREALTIME/./}
+  run config history >/dev/null
+  times+=($((${EPOCHREALTIME/./} - start)))
+done
+mapfile -t times < <(printf '%s\n' "${times[@]}" | sort -n)
 printf '%-44s %10s %10s %12s\n' "rollback of a change of so many peers" "median" "longest" "store"
+printf '%-44s %7d ms %7d ms\n' "(a question that changes nothing)" $((times[runs / 2] / 1000)) $((times[runs - 1] / 1000))
 for peers in "$@"; do
   syncconf 0
   syncconf "$peers"
