@@ -148,6 +148,9 @@ static_build() {
   # Neither where the source lies nor where crates and compiler are kept may show in the result.
   flags="-Clink-self-contained=no ${std_flags[*]} --remap-path-prefix=$PWD=/spoke"
   flags+=" --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
+  # There rustix calls libc by the types of today's musl (64-bit time), and the libc crate still has yesterday's unless told:
+  # every clock and file time would be read as garbage.
+  case $target in mips*) flags+=" --cfg=libc_unstable_musl_v1_2" ;; esac
   if ! has_std "$target"; then
     alone build_std "$target"
     flags+=" --sysroot=$std_sysroot"
