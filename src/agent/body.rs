@@ -315,7 +315,7 @@ fn table(f: &mut Fields) -> Table {
         None => return Table::Auto,
         Some(value) => value,
     };
-    let number = value.as_u64().or_else(|| value.as_str().and_then(|t| t.parse().ok()));
+    let number = value.as_u64().or_else(|| whole(&value)).or_else(|| value.as_str().and_then(|t| t.parse().ok()));
     match (value.as_str(), number.and_then(|n| u32::try_from(n).ok())) {
         (Some("" | "auto"), _) => Table::Auto,
         (Some("off"), _) => Table::Off,

@@ -77,6 +77,8 @@ fn files_and_interfaces() {
     let text = json!({"private_key": KEY, "listen_port": 51820, "address": "10.0.0.1/24, fd00::1/64", "dns": "1.1.1.1", "table": "off", "post_up": "", "pre_down": null});
     let (device, _) = device(&bytes(&text)).unwrap();
     assert_eq!((device.addresses.len(), device.dns.len(), device.table), (2, 1, Table::Off));
+    let numbered = json!({"private_key": KEY, "table": 100.0});
+    assert_eq!(super::device(&bytes(&numbered)).unwrap().0.table, Table::Number(100));
     let six = |mtu| bytes(&json!({"private_key": KEY, "address": "fd00::1/64", "mtu": mtu}));
     assert!(super::device(&six(1280)).is_ok());
     assert_eq!(faults(super::device(&six(1279)))[0].0, "body.mtu", "the kernel has no IPv6 there");
