@@ -15,6 +15,7 @@ pub mod notify;
 pub mod outlook;
 pub mod probe;
 pub mod probe_chain;
+pub mod probe_hub;
 pub mod random;
 pub mod resolve;
 pub mod rpc;

@@ -63,6 +63,10 @@ impl World for Others {
         self.0.set_peer(link, *peer, ObservedPeer { allowed_ips, ..ObservedPeer::default() });
     }
 
+    fn change_forwarding(&self, link: &str) {
+        self.0.change_forwarding(&name(link));
+    }
+
     fn set_private_key(&self, link: &str, key: &SecretKey) {
         self.0.set_device(link, Some(key), None, None);
     }

@@ -3,6 +3,7 @@ use super::{Failure, Outcome, load, print};
 use crate::config::Config;
 use crate::sys::probe::{self, Finding, Level};
 use crate::sys::probe_chain::endpoints as chain;
+use crate::sys::probe_hub;
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -16,7 +17,7 @@ pub struct Args {
 
 /// Prints every finding; exit code 1 if one of them is a failure.
 pub fn run(config: &Path, args: &Args) -> Outcome {
-    let config = load(config)?;
+    let config = super::remembered::config(load(config)?);
     let findings = examine(&config)?;
     if args.json {
         print(&format!("{:#}\n", serde_json::to_value(&findings)?));
@@ -48,6 +49,10 @@ fn examine(config: &Config) -> Result<Vec<Finding>, Failure> {
             paths.iter_mut().filter(|f| f.level == Level::Fail).for_each(|f| f.level = Level::Warn);
         }
         findings.append(&mut paths);
+    }
+    findings.extend(probe_hub::forwarding(config));
+    if let Some(control) = &config.control {
+        findings.push(super::block_on(probe_hub::control(control))?);
     }
     if let Some(grants) = &config.grants {
         findings.extend(super::block_on(chain(grants))?);

@@ -6,7 +6,7 @@ use crate::net::derive::derive;
 use crate::net::plan::plan;
 use crate::net::render;
 use crate::net::state::{Desired, Memory};
-use crate::sys::kernel::{Kernel as _, Netlink};
+use crate::sys::kernel::Kernel as _;
 use crate::sys::keys::{self, IfMissing, KeyError};
 use std::path::Path;
 
@@ -37,7 +37,7 @@ pub fn run(config: &Path, args: &Args) -> Outcome {
     let keys = keys::load(&config, IfMissing::Imagine)?;
     let wanted = config.interfaces.iter().map(|i| i.name.clone()).collect();
     let (observed, facts) = super::block_on(async {
-        let observed = Netlink::open()?.observe(&wanted).await?;
+        let observed = super::run::kernel(&config)?.observe(&wanted).await?;
         let facts = remembered::facts(&config, keys, &observed).await?;
         Ok::<_, Failure>((observed, facts))
     })??;

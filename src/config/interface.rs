@@ -68,6 +68,9 @@ pub struct Peer {
     pub endpoint: Option<HostPort>,
     /// Seconds; 0 is off.
     pub keepalive: u16,
+    /// Shut off from the other peers even where forwarding is on.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub isolated: bool,
 }
 
 /// `[[interface]]`.
@@ -102,6 +105,9 @@ pub struct Interface {
     pub dns: Vec<IpAddr>,
     /// Whether one peer's network may lie inside another's; the narrower one wins, as in the kernel.
     pub nested_allowed_ips: bool,
+    /// Whether packets may go from peer to peer through this machine; only a hub decides on it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub forwarding: bool,
     /// Peers.
     #[serde(rename = "peer")]
     pub peers: Vec<Peer>,
@@ -124,6 +130,7 @@ impl Interface {
             remove_unknown: None,
             dns: Vec::new(),
             nested_allowed_ips: false,
+            forwarding: false,
             peers: Vec::new(),
         }
     }
@@ -152,6 +159,10 @@ impl Interface {
         }
         let dns = t.list("dns", "IP addresses such as 10.8.0.1").unwrap_or_default();
         let nested_allowed_ips = t.flag("nested_allowed_ips").unwrap_or(false);
+        let forwarding = t.flag("forwarding").unwrap_or(false);
+        if forwarding && node.role != Role::Hub {
+            t.fault("forwarding", "only a hub forwards between its peers", "set node.role = \"hub\", or leave it out");
+        }
         let table = t.number("table", 1..=u64::from(u32::MAX)).map_or(TABLE_MAIN, saturate);
         let routes = t.flag("routes").unwrap_or(true);
         let (fwmark, mtu) = (t.number("fwmark", 0..=u64::from(u32::MAX)), t.number("mtu", 576..=65_455));
@@ -174,6 +185,7 @@ impl Interface {
             remove_unknown: remove_unknown.or((access == Access::Nft).then_some(true)),
             dns,
             nested_allowed_ips,
+            forwarding,
             peers,
         })
     }
@@ -210,6 +222,7 @@ fn read_peer(t: &mut Table<'_>, access: Access) -> Option<Peer> {
     if access == Access::Nft && node_id.is_none() && !t.has("node_id") {
         t.required("node_id", "the node id its grant is for (the interface has access = \"nft\")");
     }
+    let isolated = t.flag("isolated").unwrap_or(false);
     let (name, keys) = (t.text("name"), read_peer_keys(t));
     Some(Peer {
         name,
@@ -219,6 +232,7 @@ fn read_peer(t: &mut Table<'_>, access: Access) -> Option<Peer> {
         allowed_ips: keys.allowed_ips,
         endpoint: keys.endpoint,
         keepalive: keys.keepalive.unwrap_or(0),
+        isolated,
     })
 }
 

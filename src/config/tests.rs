@@ -89,6 +89,23 @@ fn the_documented_example_names_every_key() {
 }
 
 #[test]
+fn the_documented_control_plane_shows_its_defaults() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/spoke.toml");
+    let text = std::fs::read_to_string(path).unwrap();
+    let section = text.split_once("# [control]").unwrap().1.split_once("\n\n").unwrap().0;
+    let keys: Vec<&str> = section.lines().filter_map(|l| l.strip_prefix("# ")).filter(|l| l.contains(" = ")).collect();
+    let shown = |with: &dyn Fn(&str) -> bool| {
+        let lines: Vec<&str> = keys.iter().copied().filter(|l| with(l)).collect();
+        read(&format!("[node]\nid = \"edge-1\"\n[control]\n{}\n", lines.join("\n"))).unwrap().control.unwrap()
+    };
+    // `ca` stands for `pin`, and neither has a default.
+    let all = shown(&|l| !l.starts_with("ca "));
+    let least = shown(&|l| ["url ", "pin ", "token "].iter().any(|k| l.starts_with(k)));
+    assert_eq!(all, least);
+    assert!(keys.len() >= 9, "{keys:?}");
+}
+
+#[test]
 fn every_fault_is_reported_at_once_with_key_and_remedy() {
     let found = faults(&format!(
         r#"

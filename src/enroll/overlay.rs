@@ -34,6 +34,7 @@ fn complete(interface: &mut Interface, wanted: &WantedInterface) {
     if !wanted.dns.is_empty() {
         interface.dns.clone_from(&wanted.dns);
     }
+    interface.forwarding = wanted.forwarding;
     let keys: std::collections::BTreeSet<_> = wanted.peers.iter().map(|p| p.public_key).collect();
     interface.peers.retain(|p| !keys.contains(&p.public_key));
     interface.peers.extend(wanted.peers.iter().map(peer));
@@ -60,6 +61,7 @@ fn peer(peer: &WantedPeer) -> Peer {
         allowed_ips: peer.allowed_ips.iter().map(|n| Cidr(*n)).collect(),
         endpoint: None,
         keepalive: peer.keepalive,
+        isolated: peer.isolated,
     }
 }
 

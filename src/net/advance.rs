@@ -29,6 +29,14 @@ pub fn advance(observed: &mut Observed, step: &Step) {
                 l.fwmark = *mark;
             }
         }),
+        Step::SetForwarding { link, forwarding } => match forwarding {
+            Some(new) => {
+                observed.forwarding.insert(link.clone(), Some(new.clone()));
+            }
+            None => {
+                observed.forwarding.remove(link);
+            }
+        },
         Step::RemovePeer { peer, .. } => with(observed, step, |l| {
             l.peers.remove(peer);
         }),

@@ -4,10 +4,12 @@ use super::imperative::{Device, Imperative, ImperativeLink, Table};
 use super::key::{PresharedKey, PublicKey, SecretKey};
 use super::overrides::Overrides;
 use super::state::{
-    Desired, DriftPolicy, Endpoint, IfName, Link, ListenPort, MAX_ALLOWED_IPS, MAX_PEERS, Peer, Route, TABLE_MAIN,
+    Desired, DriftPolicy, Endpoint, Forwarding, IfName, Link, ListenPort, MAX_ALLOWED_IPS, MAX_PEERS, Peer, Route,
+    TABLE_MAIN,
 };
 use crate::config::Config;
 use crate::config::interface::{Access, DEFAULT_MTU, Interface};
+use crate::config::node::Role;
 use crate::config::types::{HostPort, KeySource};
 use crate::config::uplink::Hub;
 use crate::node::NodeId;
@@ -149,8 +151,18 @@ pub fn derive(config: &Config, facts: &Facts, last: &Desired) -> Result<Desired,
             links.insert(name.clone(), imperative_link(name, device, set)?);
         }
     }
-    let generation = if links == last.links { last.generation } else { last.generation + 1 };
-    Ok(Desired { generation, links })
+    let hubs = config.interfaces.iter().filter(|_| config.node.role == Role::Hub);
+    let forwarding = hubs.map(|i| (i.name.clone(), forwarding(i))).collect();
+    let same = links == last.links && forwarding == last.forwarding;
+    let generation = if same { last.generation } else { last.generation + 1 };
+    Ok(Desired { generation, links, forwarding })
+}
+
+/// What may pass between the peers of a hub's interface.
+fn forwarding(interface: &Interface) -> Forwarding {
+    let isolated = interface.peers.iter().filter(|p| interface.forwarding && p.isolated);
+    let nets: Vec<IpNet> = isolated.flat_map(|p| p.allowed_ips.iter().map(|c| c.0)).collect();
+    Forwarding { open: interface.forwarding, isolated: IpNet::aggregate(&nets).into_iter().collect() }
 }
 
 fn link(config: &Config, interface: &Interface, facts: &Facts) -> Result<Link, DeriveError> {

@@ -5,7 +5,8 @@
 //! the moment it stopped being wanted.
 use super::key::{PresharedKey, PublicKey, SecretKey};
 use super::state::{
-    Desired, DriftPolicy, Endpoint, IfName, Link, ListenPort, Memory, Observed, ObservedLink, ObservedPeer, Peer, Route,
+    Desired, DriftPolicy, Endpoint, Forwarding, IfName, Link, ListenPort, Memory, Observed, ObservedLink, ObservedPeer,
+    Peer, Route,
 };
 use ipnet::IpNet;
 use std::collections::BTreeSet;
@@ -46,6 +47,8 @@ pub enum Step {
     CreateLink { link: IfName, mtu: u32 },
     /// Set the interface's own WireGuard values; `None` leaves a value alone, port 0 has the kernel choose anew.
     SetDevice { link: IfName, private_key: Option<SecretKey>, listen_port: Option<u16>, fwmark: Option<u32> },
+    /// Say what may pass between the peers of an interface; `None`: nothing is said any more.
+    SetForwarding { link: IfName, forwarding: Option<Forwarding> },
     /// Take a peer away.
     RemovePeer { link: IfName, peer: PublicKey },
     /// Add or change a peer.
@@ -71,6 +74,7 @@ impl Step {
             Self::DeleteLink { link }
             | Self::CreateLink { link, .. }
             | Self::SetDevice { link, .. }
+            | Self::SetForwarding { link, .. }
             | Self::RemovePeer { link, .. }
             | Self::SetPeer { link, .. }
             | Self::SetMtu { link, .. }
@@ -92,7 +96,8 @@ impl Step {
             Self::DeleteLink { .. } => 0,
             Self::CreateLink { .. } => 1,
             Self::RemovePeer { .. } => 2,
-            Self::SetDevice { .. } => 3,
+            // Before anybody gains anything.
+            Self::SetForwarding { .. } | Self::SetDevice { .. } => 3,
             Self::SetPeer { .. } => 4,
             // Before the addresses: the kernel drops IPv6 ones with it.
             Self::SetUp { up: false, .. } => 5,
@@ -112,6 +117,15 @@ pub enum Blocked {
     /// Another kind of interface has the name.
     #[error("interface {0} exists and is not WireGuard: rename it or choose another name in the configuration")]
     NameTaken(IfName),
+}
+
+impl Blocked {
+    /// The interface.
+    pub const fn link(&self) -> &IfName {
+        match self {
+            Self::NameTaken(link) => link,
+        }
+    }
 }
 
 /// What is to be done.
@@ -223,9 +237,25 @@ pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory) -> Plan {
             }
         }
     }
+    forwarding(desired, observed, &mut out);
     // Stable: within a rank the order stays that of interface and key.
     out.steps.sort_by_key(Step::rank);
     out
+}
+
+fn forwarding(desired: &Desired, observed: &Observed, out: &mut Plan) {
+    let gone = observed.forwarding.keys().filter(|link| !desired.forwarding.contains_key(*link));
+    out.steps.extend(gone.map(|link| Step::SetForwarding { link: link.clone(), forwarding: None }));
+    for (link, want) in &desired.forwarding {
+        if observed.forwarding.get(link).and_then(Option::as_ref) == Some(want) {
+            continue;
+        }
+        let step = Step::SetForwarding { link: link.clone(), forwarding: Some(want.clone()) };
+        match desired.links.get(link).map(|l| l.policy) {
+            Some(DriftPolicy::Observe) => out.held.push(step),
+            Some(DriftPolicy::Enforce) | None => out.steps.push(step),
+        }
+    }
 }
 
 fn link(
@@ -379,6 +409,7 @@ impl Memory {
                 }
             }
             Step::SetDevice { .. }
+            | Step::SetForwarding { .. }
             | Step::SetMtu { .. }
             | Step::RemoveRoute { .. }
             | Step::RemoveAddress { .. }

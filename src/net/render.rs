@@ -1,7 +1,7 @@
 //! Plans as text for people: the same words in `spoke plan`, in the log and in the record of repairs.
 use super::key::PublicKey;
 use super::plan::{AllowedIps, PeerChange, Plan, Step};
-use super::state::{Observed, ObservedPeer};
+use super::state::{Forwarding, Observed, ObservedPeer};
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -48,6 +48,19 @@ pub fn step(step: &Step, observed: &Observed) -> String {
                 parts.push(format!("fwmark {:#x} → {mark:#x}", have.map_or(0, |h| h.fwmark)));
             }
             format!("{link}: set {}", parts.join(", "))
+        }
+        Step::SetForwarding { link, forwarding } => {
+            let show = |f: Option<&Forwarding>| match f {
+                None => "not ours to decide".to_owned(),
+                Some(Forwarding { open: false, .. }) => "off".to_owned(),
+                Some(Forwarding { isolated, .. }) if isolated.is_empty() => "on".to_owned(),
+                Some(Forwarding { isolated, .. }) => format!("on, isolated {}", nets(isolated)),
+            };
+            let old = match observed.forwarding.get(link) {
+                Some(None) => "changed by somebody".to_owned(),
+                seen => show(seen.and_then(Option::as_ref)),
+            };
+            format!("{link}: forwarding between peers {old} → {}", show(forwarding.as_ref()))
         }
         Step::RemovePeer { link, peer } => format!("{link}: remove peer {}", peer.short()),
         Step::SetPeer { link, peer, change } => {

@@ -169,6 +169,18 @@ pub struct Link {
     pub rebuild: u32,
 }
 
+/// What may pass through this machine from one peer of an interface to another.
+///
+/// Kept in an nftables table of our own, `inet spoke-IFACE`; rules of others are neither read nor written, and what they
+/// drop stays dropped. Whether the machine forwards at all is its own setting (`net.ipv4.ip_forward`) and not ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Forwarding {
+    /// Peers may reach each other.
+    pub open: bool,
+    /// Networks, aggregated, whose peers are shut off from the others all the same; empty unless `open`.
+    pub isolated: BTreeSet<IpNet>,
+}
+
 /// Everything we want of the kernel. Built and checked by `derive` alone; never changed afterwards.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
@@ -176,6 +188,8 @@ pub struct Desired {
     pub generation: u64,
     /// Wanted interfaces by name.
     pub links: BTreeMap<IfName, Link>,
+    /// Where forwarding between peers is ours to decide: on the interfaces of a hub.
+    pub forwarding: BTreeMap<IfName, Forwarding>,
 }
 
 /// A peer as the kernel reports it.
@@ -240,6 +254,8 @@ pub struct Observed {
     pub links: BTreeMap<IfName, ObservedLink>,
     /// WireGuard interfaces of somebody else: neither wanted nor ours, and nothing to touch.
     pub foreign: BTreeSet<IfName>,
+    /// Our tables; `None`: there is one, and somebody has changed it.
+    pub forwarding: BTreeMap<IfName, Option<Forwarding>>,
 }
 
 /// What the reconcile task remembers of its own deeds, because the kernel cannot tell.

@@ -5,7 +5,7 @@
 use crate::net::key::{PublicKey, SecretKey};
 use crate::net::plan::{AllowedIps, PeerChange, Step};
 use crate::net::render;
-use crate::net::state::{Counters, IfName, OWNED_ALIAS, Observed, ObservedLink, ObservedPeer, Route};
+use crate::net::state::{Counters, Forwarding, IfName, OWNED_ALIAS, Observed, ObservedLink, ObservedPeer, Route};
 use crate::sys::kernel::{Applied, Kernel, KernelError, LinkCounters, PeerCounters, ReadCounters};
 use crate::time::Boot;
 use ipnet::IpNet;
@@ -53,6 +53,8 @@ struct State {
     links: BTreeMap<String, Link>,
     /// A table has a network once.
     routes: BTreeMap<(u32, IpNet), Holder>,
+    /// Our tables; `None` for one that somebody has changed.
+    forwarding: BTreeMap<IfName, Option<Forwarding>>,
     next_index: u32,
     next_port: u16,
     refusal: Option<Refusal>,
@@ -98,6 +100,7 @@ impl FakeKernel {
         let state = State {
             links: BTreeMap::new(),
             routes: BTreeMap::new(),
+            forwarding: BTreeMap::new(),
             next_index: 1,
             next_port: FIRST_PORT,
             refusal: None,
@@ -165,7 +168,7 @@ impl Kernel for FakeKernel {
             };
             links.insert(name, observed);
         }
-        Ok(Observed { at: state.now, links, foreign })
+        Ok(Observed { at: state.now, links, foreign, forwarding: state.forwarding.clone() })
     }
 
     async fn apply(&mut self, steps: &[Step]) -> Applied {
@@ -250,6 +253,12 @@ impl State {
             Step::CreateLink { mtu, .. } => self.create_link(name, *mtu)?,
             Step::SetDevice { private_key, listen_port, fwmark, .. } => {
                 self.set_device(name, private_key.as_ref(), *listen_port, *fwmark)?;
+            }
+            Step::SetForwarding { link, forwarding } => {
+                match forwarding {
+                    Some(new) => self.forwarding.insert(link.clone(), Some(new.clone())),
+                    None => self.forwarding.remove(link),
+                };
             }
             Step::RemovePeer { peer, .. } => {
                 if let Some(link) = self.links.get_mut(name) {
@@ -454,6 +463,17 @@ impl Handle {
     /// Changes a link's WireGuard side, of which nothing is announced.
     fn tamper_device<T>(&self, name: &str, change: impl FnOnce(&mut Link) -> T) -> Option<T> {
         lock(&self.state).links.get_mut(name).map(change)
+    }
+
+    /// The same kernel for another process.
+    #[must_use]
+    pub fn kernel(&self) -> FakeKernel {
+        FakeKernel { privileged: true, ..self.unprivileged() }
+    }
+
+    /// Somebody changes what may pass between the peers of `link`.
+    pub fn change_forwarding(&self, link: &IfName) {
+        lock(&self.state).forwarding.insert(link.clone(), None);
     }
 
     /// The implementation once more, without the right to change the network.

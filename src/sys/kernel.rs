@@ -12,7 +12,7 @@
 //! - Removing an IPv4 address takes others of its network along, and all IPv4 routes with the last: they are put back.
 //! - "Exists" may mean somebody else's route: it counts as done only if the very same is there.
 //! - A dump may be interrupted by a change: it is taken again. An observation is complete or an error.
-//! - WireGuard announces nothing: drift of peers is found by the periodic look.
+//! - WireGuard announces nothing: drift of peers is found by the periodic look. So is that of our nftables tables.
 //!
 //! # Why not `wireguard-control`
 //! It was the first choice, and was measured with version 2.0.0 in the test kernel (6.12). Four cases of the suite cannot be met
@@ -31,6 +31,7 @@ use std::future::Future;
 
 mod conversation;
 mod events;
+mod filter;
 mod netlink;
 mod route;
 mod wireguard;

@@ -162,7 +162,7 @@ fn wanted(count: u32, changed: bool) -> Desired {
         dns: Vec::new(),
         rebuild: 0,
     };
-    Desired { generation: 1, links: BTreeMap::from([(name(OURS), link)]) }
+    Desired { generation: 1, links: BTreeMap::from([(name(OURS), link)]), ..Desired::default() }
 }
 
 fn write_conf(count: u32, changed: bool) -> String {

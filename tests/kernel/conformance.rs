@@ -8,10 +8,12 @@ use spoke::net::key::{PublicKey, SecretKey};
 use spoke::net::plan::{AllowedIps, PeerChange, Step};
 use spoke::net::state::{Endpoint, IfName, Observed, ObservedLink, ObservedPeer, Route};
 use spoke::sys::kernel::{Applied, Kernel, KernelError, ReadCounters};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 #[path = "conformance/events.rs"]
 pub(crate) mod events;
+#[path = "conformance/forwarding.rs"]
+pub(crate) mod forwarding;
 #[path = "conformance/links.rs"]
 pub(crate) mod links;
 #[path = "conformance/peers.rs"]
@@ -49,6 +51,8 @@ pub(crate) trait World: Sync {
     fn remove_peer(&self, link: &str, peer: &PublicKey);
     /// Adds or changes a peer; its allowed-ips are replaced by `allowed_ips`.
     fn set_peer(&self, link: &str, peer: &PublicKey, allowed_ips: &[&str]);
+    /// Changes what may pass between the peers of a link.
+    fn change_forwarding(&self, link: &str);
     /// Gives a link the private key.
     fn set_private_key(&self, link: &str, key: &SecretKey);
 }
@@ -98,6 +102,9 @@ macro_rules! each_case {
             routes::a_thousand_routes,
             routes::ipv6_addresses_go_with_the_link_being_set_down,
             routes::an_ipv6_address_is_there_once_whatever_its_prefix,
+            forwarding::forwarding_is_as_it_was_set_and_goes,
+            forwarding::forwarding_that_others_changed_is_seen_as_such,
+            forwarding::five_thousand_isolated_peers_of_both_families,
             events::what_others_change_wakes,
             events::nothing_wakes_when_nothing_happens,
             events::what_happened_before_the_wait_is_not_lost,

@@ -104,6 +104,13 @@ impl World for Tools<'_> {
         self.0.run(&format!("wg set {link} peer {peer} allowed-ips {}", allowed_ips.join(",")));
     }
 
+    fn change_forwarding(&self, link: &str) {
+        // The last rule goes, as if by hand.
+        let listing = self.0.run(&format!("nft -a list chain inet spoke-{link} forward"));
+        let handle = listing.lines().filter_map(|l| l.split("# handle ").nth(1)).next_back().expect("a rule");
+        self.0.run(&format!("nft delete rule inet spoke-{link} forward handle {}", handle.trim()));
+    }
+
     fn set_private_key(&self, link: &str, key: &SecretKey) {
         self.0.feed(&format!("wg set {link} private-key /dev/stdin"), &key.reveal_base64());
     }

@@ -33,7 +33,7 @@ fn link() -> Link {
 }
 
 fn wanted(link: Link) -> Desired {
-    Desired { generation: 1, links: [(name("wg0"), link)].into() }
+    Desired { generation: 1, links: [(name("wg0"), link)].into(), ..Desired::default() }
 }
 
 /// A world in which `link` was reached.

@@ -262,7 +262,7 @@ fn one_link() -> Desired {
         dns: Vec::new(),
         rebuild: 0,
     };
-    Desired { generation: 1, links: [(name("wg0"), link)].into() }
+    Desired { generation: 1, links: [(name("wg0"), link)].into(), ..Desired::default() }
 }
 
 #[test]

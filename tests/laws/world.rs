@@ -115,7 +115,7 @@ pub(crate) fn any_desired() -> impl Strategy<Value = Desired> {
     let links = (prop::option::of(any_link(0)), prop::option::of(any_link(1)), prop::option::of(any_link(2)));
     links.prop_map(|(a, b, c)| {
         let links = [a, b, c].into_iter().zip(NAMES).filter_map(|(l, n)| Some((name(n), l?))).collect();
-        Desired { generation: 1, links }
+        Desired { generation: 1, links, ..Desired::default() }
     })
 }
 

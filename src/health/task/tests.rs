@@ -44,7 +44,7 @@ fn status() -> Status {
         clean: true,
         ready: true,
         at: SystemClock.now(),
-        desired: Arc::new(Desired { generation: 1, links: [(name.clone(), want)].into() }),
+        desired: Arc::new(Desired { generation: 1, links: [(name.clone(), want)].into(), ..Desired::default() }),
         observed: Arc::new(Observed { links: [(name, have)].into(), ..Observed::default() }),
         ..Status::default()
     }

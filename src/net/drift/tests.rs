@@ -37,7 +37,7 @@ fn wanted(peers: &BTreeMap<u8, (u8, Option<u8>, u16)>) -> Desired {
         dns: Vec::new(),
         rebuild: 0,
     };
-    Desired { generation: 1, links: [("wg0".parse().unwrap(), link)].into() }
+    Desired { generation: 1, links: [("wg0".parse().unwrap(), link)].into(), ..Desired::default() }
 }
 
 fn seen(peers: &BTreeMap<u8, (u8, Option<u8>, u16)>) -> Observed {

@@ -79,6 +79,8 @@ impl State {
                 self.bell.notify_one();
                 return Ok(());
             }
+            // The simulated device is no hub.
+            Step::SetForwarding { .. } => return Err(io::ErrorKind::Unsupported.into()),
             Step::SetDevice { .. }
             | Step::RemovePeer { .. }
             | Step::SetPeer { .. }
@@ -94,7 +96,7 @@ impl State {
         let link = self.links.get_mut(&name).ok_or_else(gone)?;
         let mut kick = Vec::new();
         match step {
-            Step::CreateLink { .. } | Step::DeleteLink { .. } => {}
+            Step::CreateLink { .. } | Step::DeleteLink { .. } | Step::SetForwarding { .. } => {}
             Step::SetDevice { private_key, listen_port, fwmark, .. } => {
                 if let Some(key) = private_key {
                     link.public_key = Some(key.public());

@@ -46,6 +46,12 @@ impl Request {
         Self { kind, flags: flags | NLM_F_REQUEST, body: bytes }
     }
 
+    /// The same with more flags.
+    pub(super) fn with_flags(mut self, flags: u16) -> Self {
+        self.flags |= flags;
+        self
+    }
+
     /// Bytes on the wire.
     pub(super) fn len(&self) -> usize {
         (HEADER + self.body.len()).next_multiple_of(4)
@@ -136,6 +142,31 @@ impl Conversation {
             }
         }
         Ok(results.into_iter().flatten().collect())
+    }
+
+    /// Sends a transaction of nfnetlink, first and last mark included, in one piece. The last request before the end asks for
+    /// its acknowledgement; whatever is refused is told before that.
+    pub(super) async fn transact(&mut self, requests: &[Request]) -> io::Result<()> {
+        let first = self.send(requests, 0).await?;
+        let last = u32::try_from(requests.len()).unwrap_or(u32::MAX).saturating_sub(2);
+        let mut done = None;
+        while done.is_none() {
+            self.receive(|sequence, _, end| {
+                let index = sequence.wrapping_sub(first);
+                match end {
+                    Some(End::Status(Err(errno))) if index <= last.saturating_add(1) => {
+                        done.get_or_insert(Err(errno.into()));
+                    }
+                    Some(End::Status(Ok(()))) if index == last => {
+                        done.get_or_insert(Ok(()));
+                    }
+                    Some(End::Status(_) | End::Dump) | None => {}
+                }
+                Ok(())
+            })
+            .await?;
+        }
+        done.unwrap_or(Ok(()))
     }
 
     /// Sends one request that is answered by at most one message, and reads that.

@@ -1,6 +1,7 @@
 //! The kernel itself: [`Kernel`] and [`ReadCounters`] over netlink.
 use super::conversation::Conversation;
 use super::events::Events;
+use super::filter::Filter;
 use super::route::{self, Change, errno};
 use super::wireguard::{Depth, Devices};
 use super::{Applied, Kernel, KernelError, LinkCounters, PeerCounters, ReadCounters};
@@ -20,6 +21,8 @@ pub struct Netlink {
     routes: Conversation,
     devices: Devices,
     events: Events,
+    /// On a hub alone: nobody else pays for nftables.
+    filter: Option<Filter>,
 }
 
 impl Netlink {
@@ -34,9 +37,17 @@ impl Netlink {
                 routes: Conversation::open(netlink_sys::protocols::NETLINK_ROUTE)?,
                 devices: Devices::open()?,
                 events: Events::open()?,
+                filter: None,
             })
         };
         open().map_err(|source| unreadable("anything", source))
+    }
+
+    /// Also reads what may pass between peers, from the first look on: on a hub. Elsewhere it is read once it was written.
+    #[must_use]
+    pub fn with_forwarding(mut self) -> Self {
+        self.filter = Some(Filter::default());
+        self
     }
 
     async fn observe_link(
@@ -115,7 +126,11 @@ impl Kernel for Netlink {
                 links.insert(name, observed);
             }
         }
-        Ok(Observed { at, links, foreign })
+        let forwarding = match &mut self.filter {
+            Some(filter) => filter.read().await.map_err(|source| unreadable("what may pass between peers", source))?,
+            None => BTreeMap::new(),
+        };
+        Ok(Observed { at, links, foreign, forwarding })
     }
 
     async fn apply(&mut self, steps: &[Step]) -> Applied {
@@ -126,13 +141,14 @@ impl Kernel for Netlink {
             let kind = Kind::of(first);
             let same = |s: &&Step| Kind::of(s) == kind && (kind != Kind::Device || s.link() == first.link());
             let count = match kind {
-                Kind::Link => 1,
+                Kind::Link | Kind::Filter => 1,
                 Kind::Device | Kind::Route => rest.iter().take_while(same).count(),
             };
             let (group, later) = rest.split_at(count);
             rest = later;
             match kind {
                 Kind::Link => pass.link(first).await,
+                Kind::Filter => pass.filter(first).await,
                 Kind::Device => pass.device(group).await,
                 Kind::Route => pass.route(group).await,
             }
@@ -160,12 +176,15 @@ enum Kind {
     Device,
     /// Links that are there, addresses, routes.
     Route,
+    /// nftables.
+    Filter,
 }
 
 impl Kind {
     const fn of(step: &Step) -> Self {
         match step {
             Step::DeleteLink { .. } | Step::CreateLink { .. } => Self::Link,
+            Step::SetForwarding { .. } => Self::Filter,
             Step::SetDevice { .. } | Step::RemovePeer { .. } | Step::SetPeer { .. } => Self::Device,
             Step::SetMtu { .. }
             | Step::RemoveRoute { .. }
@@ -197,6 +216,16 @@ impl Pass<'_> {
                 result
             }
             other => route::delete_link(&mut self.kernel.routes, other.link()).await,
+        };
+        self.results.push(result);
+    }
+
+    async fn filter(&mut self, step: &Step) {
+        let result = match step {
+            Step::SetForwarding { link, forwarding } => {
+                self.kernel.filter.get_or_insert_default().write(link, forwarding.as_ref()).await
+            }
+            _ => Err(io::ErrorKind::InvalidInput.into()),
         };
         self.results.push(result);
     }
@@ -265,6 +294,7 @@ fn change(step: &Step, index: u32) -> Option<Change<'_>> {
         | Step::CreateLink { .. }
         | Step::SetDevice { .. }
         | Step::RemovePeer { .. }
+        | Step::SetForwarding { .. }
         | Step::SetPeer { .. } => return None,
     })
 }
