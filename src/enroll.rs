@@ -6,9 +6,16 @@
 //! kept only after it was applied and the hub has answered through it, and it is what the device boots from.
 pub mod confirm;
 pub mod document;
+pub mod events;
 pub mod identity;
+pub mod machine;
 pub mod overlay;
 pub mod request;
+pub mod rotation;
 pub mod signature;
+pub mod status;
+mod talk {
+    pub(super) mod task;
+}
 pub mod task;
 pub mod wire;

@@ -1,28 +1,32 @@
 //! Wires the follower of the control plane, and lets the hub session begin anew when the hubs change.
-use super::Failure;
+use super::{Failure, vitals};
 use crate::config::Config;
 use crate::enroll::document::Envelope;
 use crate::enroll::identity::Enrolment;
 use crate::enroll::overlay::effective;
-use crate::enroll::task::{Follower, Kept, Reach};
+use crate::enroll::status as enroll;
+use crate::enroll::task::{Follower, HealthView, Kept};
 use crate::enroll::wire::Capabilities;
 use crate::health::summary::Vitals;
-use crate::net::derive::Keys;
+use crate::net::derive::{Keys, UplinkChoice};
 use crate::net::task::{Fact, Status as Net};
 use crate::secret::Secret;
+use crate::socket::task::ControlView;
 use crate::supervise::Supervisor;
-use crate::sys::clock::SystemClock;
+use crate::sys::clock::{Clock as _, SystemClock};
 use crate::sys::disk::Document;
 use crate::sys::echo::IcmpEcho;
 use crate::sys::http::{HttpsClient, Trust};
 use crate::sys::keys;
+use crate::sys::keys::pending::KeyFiles;
 use crate::sys::random::seed;
+use crate::time::Boot;
 use crate::update::notice::Notice;
 use crate::uplink::session;
 use crate::uplink::status::Status;
 use std::future::Future;
 use std::sync::Arc;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, mpsc, watch};
 
 /// The versions of what is kept on disk.
 const KEPT: u32 = 1;
@@ -31,20 +35,43 @@ const ENROLMENT: &str = "enrolment.json";
 /// The last good state, in the state directory.
 const STATE: &str = "state.json";
 
-/// Starts the follower where `[control]` is configured; gives the channel of the configuration it completes.
+/// What the follower is wired to.
+pub(super) struct Wires<'a> {
+    /// The tunnel's keys, which a change of keys changes.
+    pub(super) keys: watch::Sender<Option<Arc<Keys>>>,
+    /// The reconciler.
+    pub(super) net: watch::Receiver<Net>,
+    /// The hub session.
+    pub(super) uplink: watch::Receiver<Status>,
+    /// Its choice.
+    pub(super) choice: Option<Fact<UplinkChoice>>,
+    /// The board of the local endpoints.
+    pub(super) vitals: &'a watch::Sender<Vitals>,
+    /// When the process started.
+    pub(super) started: Boot,
+    /// How updates of the image stand.
+    pub(super) update: watch::Receiver<Option<Notice>>,
+}
+
+/// The follower, seen from outside.
+#[derive(Clone)]
+pub(super) struct Running {
+    /// The configuration as the control plane completes it.
+    pub(super) config: Fact<Config>,
+    /// For the control socket.
+    pub(super) view: ControlView,
+}
+
+/// Starts the follower where `[control]` is configured.
 pub(super) fn start(
     tasks: &mut Supervisor,
     config: &Arc<Config>,
-    keys: &Fact<Keys>,
-    net: watch::Receiver<Net>,
-    uplink: watch::Receiver<Status>,
-    vitals: &watch::Sender<Vitals>,
-    update: watch::Receiver<Option<Notice>>,
-) -> Result<Option<Fact<Config>>, Failure> {
+    wires: Wires<'_>,
+) -> Result<Option<Running>, Failure> {
     let (Some(control), Some(node)) = (config.control.clone(), config.node.id.clone()) else { return Ok(None) };
     let dir = config.node.state_dir.clone();
-    let own = keys.borrow().as_ref().and_then(|k| k.private.get(&control.interface).map(|k| k.public()));
-    let wireguard = own.ok_or_else(|| Failure::BadInput(format!("interface {} has no key", control.interface)))?;
+    let source = config.interfaces.iter().find(|i| i.name == control.interface).map(|i| i.private_key.clone());
+    let source = source.ok_or_else(|| Failure::BadInput(format!("interface {} has no key", control.interface)))?;
     let trust = match (&control.pin, &control.ca) {
         (Some(pin), _) => Trust::Pin(pin.0),
         (None, Some(path)) => Trust::Own(crate::sys::disk::read_public(path)?),
@@ -62,10 +89,14 @@ pub(super) fn start(
     // Refused before anything starts: a key file of others is a fault to mend now.
     keys::identity(&dir.join("identity.key"))?;
     let (publish, published) = watch::channel(None);
-    let (reach, reached) = watch::channel(Reach::Unknown);
-    let vitals = vitals.clone();
-    tasks.restarting("reach", seed, move || super::vitals::control(reached.clone(), vitals.clone(), SystemClock));
+    let (status, statuses) = watch::channel(enroll::Status::default());
+    let (asking, asked) = mpsc::channel(1);
+    let asked = Arc::new(Mutex::new(asked));
+    let (board, net) = (wires.vitals.subscribe(), wires.net.clone());
+    let (health, shown, started) = (board.clone(), wires.update.clone(), wires.started);
+    let health: HealthView = Arc::new(move || vitals::health(&net, &health, &shown, started));
     let base = config.clone();
+    let Wires { keys: secrets, net, uplink, choice, vitals, update, .. } = wires;
     tasks.restarting("control", seed, move || {
         let follower = keys::identity(&dir.join("identity.key")).map(|identity| Follower {
             http: (http.another(), http.another()),
@@ -76,7 +107,8 @@ pub(super) fn start(
             control: control.clone(),
             node: node.clone(),
             identity,
-            wireguard,
+            keys: KeyFiles::at(source.clone()),
+            secrets: secrets.clone(),
             token: token.clone(),
             capabilities: capabilities(),
             kept: Kept {
@@ -87,12 +119,19 @@ pub(super) fn start(
             publish: publish.clone(),
             net: net.clone(),
             uplink: uplink.clone(),
-            reach: reach.clone(),
+            choice: choice.clone(),
+            vitals: board.clone(),
+            health: health.clone(),
+            rotate: asked.clone(),
+            status: status.clone(),
             update: update.clone(),
         });
         async move { follower.map_err(anyhow::Error::new)?.run().await.map_err(anyhow::Error::new) }
     });
-    Ok(Some(published))
+    let (view, board) = (statuses.clone(), vitals.clone());
+    let report = Arc::new(move || Some(vitals::fleet(&statuses.borrow(), SystemClock.now())));
+    tasks.restarting("fleet", seed, move || vitals::control(view.clone(), board.clone(), SystemClock));
+    Ok(Some(Running { config: published, view: ControlView { report, rotate: asking } }))
 }
 
 /// The configuration as the kept state completes it, for who only looks; `None`: there is none that we may believe.

@@ -1,10 +1,14 @@
-//! `spoke key`: makes a private key, or shows the public half of one.
+//! `spoke key`: makes a private key, shows the public half of one, or changes the one in use.
 use super::{Failure, Outcome, load, print};
 use crate::net::key::SecretKey;
 use crate::net::state::IfName;
+use crate::socket::wire::{Request, SOCKET, StatusReport};
 use crate::sys::keys::{IfMissing, private};
 use crate::sys::random::key_bytes;
+use crate::sys::socket::call;
 use std::io::Read as _;
+use std::path::Path;
+use std::time::Duration;
 use zeroize::Zeroizing;
 
 /// `spoke key …`.
@@ -18,7 +22,12 @@ pub enum Command {
         #[arg(short, long)]
         interface: Option<IfName>,
     },
+    /// Change to a new key without losing the hub: it learns the new one before the old one goes
+    Rotate,
 }
+
+/// How long the command waits for the change; it goes on without it.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Runs it.
 pub fn run(command: &Command, config: &std::path::Path) -> Outcome {
@@ -40,6 +49,33 @@ pub fn run(command: &Command, config: &std::path::Path) -> Outcome {
             };
             line(&private(&interface.private_key, IfMissing::Fail)?.public().to_string());
         }
+        Command::Rotate => return rotate(config),
+    }
+    Ok(())
+}
+
+fn rotate(config: &Path) -> Outcome {
+    let socket = load(config)?.node.runtime_dir.join(SOCKET);
+    let () = call(&socket, &Request::RotateKey)?;
+    let done = super::block_on(tokio::time::timeout(PATIENCE, async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let report: StatusReport = call(&socket, &Request::Status)?;
+            let control = report.control.unwrap_or_default();
+            if control["key_change"].is_null() {
+                let text = |pointer: &str| control.pointer(pointer).and_then(|v| v.as_str()).map(str::to_owned);
+                return Ok::<_, Failure>((text("/key_changed/public_key"), text("/key_changed/error")));
+            }
+        }
+    }))?;
+    match done {
+        Ok(Ok((Some(key), _))) => print(&format!("{key}\n")),
+        Ok(Ok((None, why))) => {
+            let why = why.unwrap_or_else(|| "the supervisor was restarted meanwhile: see `spoke status`".to_owned());
+            return Err(anyhow::anyhow!("the key was not changed: {why}").into());
+        }
+        Ok(Err(e)) => return Err(e),
+        Err(_) => return Err(anyhow::anyhow!("it is not done yet and goes on: see `spoke status`").into()),
     }
     Ok(())
 }

@@ -59,10 +59,10 @@ async fn supervise(config: Arc<Config>, keys: crate::net::derive::Keys) -> Outco
     let clock = SystemClock;
     let started = clock.now();
     let mut stop = Stop::new()?;
-    let kernel = Netlink::open()?;
+    let kernel = kernel(&config)?;
     let mut tasks = Supervisor::default();
 
-    let (_keys, keys) = watch::channel(Some(Arc::new(keys)));
+    let (secrets, keys) = watch::channel(Some(Arc::new(keys)));
     let (status, net) = watch::channel(crate::net::task::Status::default());
     let (events, wake) = watch::channel(0);
     let (vitals_out, vitals) = watch::channel(Vitals { node_id: config.node.id.clone(), ..Vitals::default() });
@@ -96,10 +96,26 @@ async fn supervise(config: Arc<Config>, keys: crate::net::derive::Keys) -> Outco
     let names = start_names(&mut tasks, &config, &wake);
     let (uplink_status, uplink_seen) = watch::channel(Status::default());
     let (update, update_seen) = watch::channel(None);
-    let control = control::start(&mut tasks, &config, &keys, net.clone(), uplink_seen, &vitals_out, update_seen)?;
+    let choices = has_uplink(&config).then(|| watch::channel(None));
+    let wires = control::Wires {
+        keys: secrets,
+        net: net.clone(),
+        uplink: uplink_seen,
+        choice: choices.as_ref().map(|c| c.1.clone()),
+        vitals: &vitals_out,
+        started,
+        update: update_seen,
+    };
+    let fleet = control::start(&mut tasks, &config, wires)?;
+    let control = fleet.as_ref().map(|f| f.config.clone());
     slots::start(&mut tasks, &config, control.clone(), &vitals_out, update);
-    let (choice, status_of_uplink) =
-        start_uplink(&mut tasks, &config, control.clone(), uplink_status, wake, &vitals_out);
+    let (choice, status_of_uplink) = match choices {
+        None => (None, None),
+        Some((choice, choices)) => {
+            let status = start_uplink(&mut tasks, &config, control.clone(), choice, uplink_status, wake, &vitals_out);
+            (Some(choices), Some(status))
+        }
+    };
     let grants = access::start(&mut tasks, &config, control.clone(), &vitals_out, clock);
     let admitted = grants.as_ref().map(|g| g.admitted.clone());
     let sources = Sources {
@@ -123,6 +139,7 @@ async fn supervise(config: Arc<Config>, keys: crate::net::derive::Keys) -> Outco
         grants: grants.as_ref().map(access::Running::view),
         changes: changes.handle,
         audit: changes.audit,
+        control: fleet.map(|f| f.view),
     };
     tasks.restarting("socket", seed, move || {
         let (path, answers) = (path.clone(), answers.clone());
@@ -181,21 +198,27 @@ fn start_changes(
     Ok(Changing { handle, facts, audit })
 }
 
-/// Starts the hub session where an uplink is configured or may come from the control plane; gives the channels of its
-/// choice and of its status.
+/// The kernel, as far as the configuration has to do with it.
+pub(super) fn kernel(config: &Config) -> Result<Netlink, KernelError> {
+    let kernel = Netlink::open()?;
+    Ok(if config.node.role == Role::Hub { kernel.with_forwarding() } else { kernel })
+}
+
+/// Whether an uplink is configured or may come from the control plane.
+fn has_uplink(config: &Config) -> bool {
+    config.uplink.is_some() || (config.control.is_some() && config.node.role == Role::Node)
+}
+
+/// Starts the hub session; gives the channel of its status.
 fn start_uplink(
     tasks: &mut Supervisor,
     config: &Arc<Config>,
     control: Option<Fact<Config>>,
+    choice: watch::Sender<Option<Arc<UplinkChoice>>>,
     status: watch::Sender<Status>,
     wake: watch::Receiver<u64>,
     vitals: &watch::Sender<Vitals>,
-) -> (Option<Fact<UplinkChoice>>, Option<watch::Receiver<Status>>) {
-    let from_control = config.control.is_some() && config.node.role == Role::Node;
-    if config.uplink.is_none() && !from_control {
-        return (None, None);
-    }
-    let (choice, choices) = watch::channel(None);
+) -> watch::Receiver<Status> {
     let statuses = status.subscribe();
     let base = config.clone();
     tasks.restarting("uplink", seed, move || {
@@ -217,7 +240,7 @@ fn start_uplink(
     });
     let (view, vitals) = (statuses.clone(), vitals.clone());
     tasks.restarting("vitals", seed, move || vitals::uplink(view.clone(), vitals.clone(), SystemClock));
-    (Some(choices), Some(statuses))
+    statuses
 }
 
 /// SIGTERM and SIGINT.

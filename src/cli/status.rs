@@ -88,6 +88,9 @@ pub fn table(r: &StatusReport) -> String {
     if let Some(u) = &r.uplink {
         uplink(&mut out, u);
     }
+    if let Some(control) = &r.control {
+        fleet(&mut out, control);
+    }
     for t in &r.troubles {
         let _ = writeln!(out, "! {}: {}", t.code, t.detail);
     }
@@ -140,6 +143,32 @@ fn uplink(out: &mut String, u: &serde_json::Value) {
     }
     if let Some(error) = text("last_error") {
         let _ = writeln!(out, "        last error: {error}");
+    }
+}
+
+/// The line about the control plane.
+fn fleet(out: &mut String, control: &serde_json::Value) {
+    let text = |pointer: &str| control.pointer(pointer).and_then(serde_json::Value::as_str);
+    let number = |pointer: &str| control.pointer(pointer).and_then(serde_json::Value::as_u64);
+    let enrolled = control["enrolled"] == true;
+    let state = match (enrolled, number("/generation")) {
+        (false, _) => "not enrolled".to_owned(),
+        (true, Some(0) | None) => "no state yet".to_owned(),
+        (true, Some(n)) => format!("state {n} {}", text("/outcome").unwrap_or("-")),
+    };
+    let heard = match (text("/away/why"), number("/away/seconds"), number("/heard_seconds_ago")) {
+        (Some(why), Some(s), _) => format!("AWAY for {}: {why}", age(s)),
+        (_, _, Some(s)) => format!("heard {} ago", age(s)),
+        _ => "not heard yet".to_owned(),
+    };
+    let _ = writeln!(out, "control: {state}; {heard}");
+    for what in ["/reason", "/unsaved", "/key_changed/error"] {
+        if let Some(why) = text(what) {
+            let _ = writeln!(out, "         {}: {why}", what.trim_start_matches('/').replace('/', " "));
+        }
+    }
+    if let Some(phase) = text("/key_change") {
+        let _ = writeln!(out, "         a new WireGuard key is being put in use: {phase}");
     }
 }
 

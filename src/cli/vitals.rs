@@ -1,11 +1,15 @@
 //! Tells the local endpoints and the service manager what the producers say, in their own words.
 use crate::clock::Anchor;
-use crate::enroll::task::Reach;
-use crate::health::summary::{Part, Uplink, Vitals};
+use crate::enroll::status as enroll;
+use crate::enroll::wire::Outcome;
+use crate::health::fold::{Moment, Verdict, fold};
+use crate::health::summary::{Part, Snapshot, Uplink, Vitals};
+use crate::health::task::boil_down;
 use crate::net::task::Status as Net;
-use crate::sys::clock::Clock;
+use crate::sys::clock::{Clock, SystemClock};
 use crate::sys::notify::Notify;
 use crate::time::{Boot, Wall};
+use crate::update::notice::Notice;
 use crate::uplink::status::{State, Status};
 use std::convert::Infallible;
 use tokio::sync::watch;
@@ -30,19 +34,27 @@ pub(super) async fn uplink<C: Clock>(
     }
 }
 
-/// Passes on whether the control plane answers, as the part `control`.
+/// Passes on whether the control plane answers, as the part `control`, and what is wrong with its state, as `config`.
 pub(super) async fn control<C: Clock>(
-    mut reach: watch::Receiver<Reach>,
+    mut status: watch::Receiver<enroll::Status>,
     vitals: watch::Sender<Vitals>,
     clock: C,
 ) -> Result<(), Infallible> {
     loop {
-        let part = control_part(&reach.borrow_and_update(), clock.now());
-        vitals.send_modify(|v| {
-            let since = v.parts.get("control").filter(|p| p.healthy == part.healthy).map_or(part.since, |p| p.since);
-            v.parts.insert("control", Part { since, ..part });
+        let parts = {
+            let (status, now) = (status.borrow_and_update(), clock.now());
+            [("control", control_part(&status, now)), ("config", config_part(&status, now))]
+        };
+        vitals.send_if_modified(|v| {
+            let mut changed = false;
+            for (name, part) in parts {
+                let since = v.parts.get(name).filter(|p| p.healthy == part.healthy).map_or(part.since, |p| p.since);
+                let part = Part { since, ..part };
+                changed |= v.parts.insert(name, part.clone()).as_ref() != Some(&part);
+            }
+            changed
         });
-        if reach.changed().await.is_err() {
+        if status.changed().await.is_err() {
             return Ok(());
         }
     }
@@ -62,28 +74,28 @@ pub(super) async fn clock(
     }
 }
 
-fn control_part(reach: &Reach, now: Boot) -> Part {
-    let detail = match reach {
-        Reach::Reached => None,
-        Reach::Unknown => Some("the control plane was not reached since the start".to_owned()),
-        Reach::Away(why) => Some(format!("the control plane is away, the last good state stays: {why}")),
+fn control_part(status: &enroll::Status, now: Boot) -> Part {
+    let detail = match (&status.away, status.heard) {
+        (Some(away), _) if !status.enrolled => Some(format!("not enrolled yet: {}", away.why)),
+        (Some(away), _) => Some(format!("the control plane is away, the last good state stays: {}", away.why)),
+        // An answer that was not understood is as good as none.
+        (None, _) if status.outcome == Some(Outcome::Refused) => {
+            Some(format!("its state was refused, the last good one stays: {}", status.reason.as_deref().unwrap_or("-")))
+        }
+        (None, None) => Some("the control plane was not reached since the start".to_owned()),
+        (None, Some(_)) => None,
     };
     Part { healthy: detail.is_none(), since: now, detail }
 }
 
-fn summary(status: &Status, now: Boot, wall: Wall) -> Uplink {
-    let wall_at = |at: Boot| Wall(wall.secs().saturating_sub(now.since(at).as_secs()));
-    Uplink {
-        hub: status.hub.clone(),
-        connected: status.state == State::Up,
-        hub_answers: status.hub_answers,
-        since: now,
-        last_handshake: status.handshake_at,
-        connected_at: status.connected_since.map(wall_at),
-        attempts: status.attempts,
-        backoff: status.backoff,
-        last_error: status.fault.as_ref().or(status.last_fault.as_ref()).map(|f| f.detail.clone()),
-    }
+fn config_part(status: &enroll::Status, now: Boot) -> Part {
+    let taken_back = status.reason.as_ref().filter(|_| status.outcome == Some(Outcome::Reverted));
+    let detail = match (&status.unsaved, taken_back) {
+        (Some(why), _) => Some(format!("the state in force is not on disk: {why}")),
+        (None, Some(why)) => Some(format!("the control plane's last state was taken back: {why}")),
+        (None, None) => None,
+    };
+    Part { healthy: detail.is_none(), since: now, detail }
 }
 
 /// Keeps the line that `systemctl status` shows; it is sent only when it has changed.
@@ -154,44 +166,99 @@ pub(super) fn report(status: &Status, now: Boot) -> serde_json::Value {
     })
 }
 
+/// The node's health as the control plane is told: whether it is well, apart from the control plane itself, and why not.
+pub(super) fn health(
+    net: &watch::Receiver<Net>,
+    vitals: &watch::Receiver<Vitals>,
+    update: &watch::Receiver<Option<Notice>>,
+    started: Boot,
+) -> (bool, serde_json::Value) {
+    let clock = SystemClock;
+    let mut vitals = vitals.borrow().clone();
+    // What it knows already.
+    vitals.parts.retain(|name, _| !matches!(*name, "control" | "config"));
+    let at = Moment { now: clock.now(), wall: clock.wall(), trusted: vitals.clock_trusted, started };
+    let health = fold(&Snapshot { net: boil_down(&net.borrow(), at.now), vitals }, &at);
+    let reasons: Vec<_> =
+        health.reasons.iter().map(|r| serde_json::json!({"code": r.code, "detail": r.detail})).collect();
+    let said = serde_json::json!({
+        "status": health.status,
+        "handshake_age": health.handshake_age,
+        "uptime_seconds": health.uptime_seconds as u64,
+        "active_peers": health.peer_registry.active_peers,
+        "total_peers": health.peer_registry.total_peers,
+        "reasons": reasons,
+        "update": *update.borrow(),
+    });
+    (health.status == Verdict::Healthy, said)
+}
+
+/// The control plane's part of `spoke status`.
+pub(super) fn fleet(status: &enroll::Status, now: Boot) -> serde_json::Value {
+    serde_json::json!({
+        "enrolled": status.enrolled,
+        "generation": status.generation,
+        "outcome": status.outcome,
+        "reason": status.reason,
+        "heard_seconds_ago": status.heard.map(|at| now.since(at).as_secs()),
+        "away": status.away.as_ref().map(|a| serde_json::json!({"seconds": now.since(a.since).as_secs(), "why": a.why})),
+        "unsaved": status.unsaved,
+        "key_change": status.key_change,
+        "key_changed": match &status.key_changed {
+            None => serde_json::Value::Null,
+            Some(Ok(key)) => serde_json::json!({"public_key": key}),
+            Some(Err(why)) => serde_json::json!({"error": why}),
+        },
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::health::fold::{Moment, fold};
-    use crate::health::summary::Snapshot;
+    use crate::enroll::status::Away;
     use crate::net::task::Trouble;
 
     /// What `/health` says of a control plane, as the one who judges a trial reads it.
-    fn codes(reach: &Reach) -> Vec<&'static str> {
+    fn codes(status: &enroll::Status) -> Vec<&'static str> {
         let mut snapshot = Snapshot::default();
-        snapshot.vitals.parts.insert("control", control_part(reach, Boot::from_secs(1)));
+        snapshot.vitals.parts.insert("control", control_part(status, Boot::from_secs(1)));
+        snapshot.vitals.parts.insert("config", config_part(status, Boot::from_secs(1)));
         let at = Moment { now: Boot::from_secs(9), wall: Wall(0), trusted: false, started: Boot::from_secs(0) };
-        fold(&snapshot, &at).reasons.iter().map(|r| r.code).filter(|c| c.starts_with("control")).collect()
+        fold(&snapshot, &at).reasons.iter().map(|r| r.code).filter(|c| c.starts_with("con")).collect()
+    }
+
+    fn away(why: &str) -> enroll::Status {
+        let away = Some(Away { since: Boot::default(), why: why.into() });
+        enroll::Status { enrolled: true, heard: Some(Boot::default()), away, ..enroll::Status::default() }
     }
 
     #[test]
     fn a_control_plane_that_was_not_heard_yet_is_away() {
-        assert_eq!(codes(&Reach::Unknown), ["control_away"]);
-        assert_eq!(codes(&Reach::Away("x".into())), ["control_away"]);
-        assert!(codes(&Reach::Reached).is_empty());
+        assert_eq!(codes(&enroll::Status::default()), ["control_away"]);
+        assert_eq!(codes(&away("x")), ["control_away"]);
+        let heard = enroll::Status { away: None, ..away("x") };
+        assert!(codes(&heard).is_empty());
+        let bad = |outcome| enroll::Status { outcome: Some(outcome), reason: Some("x".into()), ..heard.clone() };
+        assert_eq!(codes(&bad(Outcome::Refused)), ["control_away"]);
+        assert_eq!(codes(&bad(Outcome::Reverted)), ["config_degraded"]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn since_is_the_moment_it_went_not_the_moment_its_reason_changed() {
-        let (reach, seen) = watch::channel(Reach::Reached);
+        let (status, seen) = watch::channel(enroll::Status { away: None, ..away("") });
         let (vitals, mut told) = watch::channel(Vitals::default());
         let clock = crate::sim::clock::SimClock::new(Wall(0));
         let task = tokio::spawn(control(seen, vitals, clock.clone()));
         told.changed().await.unwrap();
-        reach.send_replace(Reach::Away("a".into()));
+        status.send_replace(away("a"));
         told.changed().await.unwrap();
         let went = told.borrow_and_update().parts["control"].since;
         tokio::time::sleep(std::time::Duration::from_secs(60)).await;
-        reach.send_replace(Reach::Away("b".into()));
+        status.send_replace(away("b"));
         told.changed().await.unwrap();
         let part = told.borrow_and_update().parts["control"].clone();
         assert!(part.since == went && part.detail.unwrap().ends_with(": b"));
-        drop(reach);
+        drop(status);
         task.await.unwrap().unwrap();
     }
 

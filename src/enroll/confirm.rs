@@ -1,21 +1,22 @@
 //! Commit-confirm: a new state is on trial until the hub has answered through it; else the previous one comes back. Pure.
 //!
 //! ```text
-//! Settled ──offer──► Trial ──clean pass and answered──► keep ──► Settled
-//!                     │ └──clean pass, nothing to lose──► keep ──► Settled
+//! Settled ──offer──► Trial ──applied and answered──► keep ──► Settled
+//!                     │ └──applied, nothing to lose──► keep ──► Settled
 //!                     └──deadline, or cannot be applied──► back to the previous one; never tried again
 //! ```
-//! A hub that was lost before the change proves nothing about it: then a clean pass is enough, because going back would
-//! give back nothing. A machine without a hub (a hub itself, or a node whose network has none yet) is in the same place.
+//! A hub that was lost before the change proves nothing about it: then it is enough that the state was applied, because
+//! going back would give back nothing. A machine without a hub (a hub itself, or a node whose network has none yet) is in
+//! the same place. A state that the kernel or `derive` refuses is taken back wherever there is one to go back to.
 use crate::time::Boot;
 use std::time::Duration;
 
 /// What is known of the state that was published last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Evidence {
-    /// A pass that began with it left nothing to do.
-    pub clean: bool,
-    /// The hub has answered an echo since that pass.
+    /// A pass that began with it left nothing of it undone.
+    pub applied: bool,
+    /// The hub has answered an echo that was sent after that pass.
     pub answered: bool,
 }
 
@@ -23,10 +24,11 @@ pub struct Evidence {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trial {
     generation: u64,
-    deadline: Boot,
-    /// The hub answered before, and there is a previous state to go back to.
-    revertible: bool,
+    began: Boot,
     within: Duration,
+    /// The hub answered before.
+    hub_was_up: bool,
+    has_previous: bool,
 }
 
 /// How a trial stands.
@@ -42,8 +44,8 @@ pub enum Verdict {
 
 impl Trial {
     /// A trial that begins now. `hub_was_up` and `has_previous` say whether there is something to lose.
-    pub fn begin(now: Boot, generation: u64, within: Duration, hub_was_up: bool, has_previous: bool) -> Self {
-        Self { generation, deadline: now + within, revertible: hub_was_up && has_previous, within }
+    pub const fn begin(now: Boot, generation: u64, within: Duration, hub_was_up: bool, has_previous: bool) -> Self {
+        Self { generation, began: now, within, hub_was_up, has_previous }
     }
 
     /// Which generation is on trial.
@@ -51,21 +53,32 @@ impl Trial {
         self.generation
     }
 
-    /// When it ends at the latest, if it ends by itself.
-    pub const fn deadline(&self) -> Boot {
-        self.deadline
+    /// When it began.
+    pub const fn began(&self) -> Boot {
+        self.began
     }
 
-    /// How it stands. `expects_hub`: the state has a hub to reach. `trouble`: why the last pass was not clean.
+    /// The hub answered before it, so that it has to answer again.
+    pub const fn hub_was_up(&self) -> bool {
+        self.hub_was_up
+    }
+
+    /// When it ends at the latest, if it can end by itself.
+    pub fn deadline(&self) -> Option<Boot> {
+        self.has_previous.then(|| self.began + self.within)
+    }
+
+    /// How it stands. `expects_hub`: the state has a hub to reach. `trouble`: why it was not applied.
     pub fn judge(&self, now: Boot, evidence: Evidence, expects_hub: bool, trouble: Option<&str>) -> Verdict {
-        if evidence.clean && (evidence.answered || !expects_hub || !self.revertible) {
+        let nothing_to_lose = !expects_hub || !self.hub_was_up || !self.has_previous;
+        if evidence.applied && (evidence.answered || nothing_to_lose) {
             return Verdict::Keep;
         }
-        if now < self.deadline || !self.revertible {
+        if self.deadline().is_none_or(|deadline| now < deadline) {
             return Verdict::Open;
         }
         let within = crate::config::reader::show_duration(self.within);
-        Verdict::Revert(match (evidence.clean, trouble) {
+        Verdict::Revert(match (evidence.applied, trouble) {
             (true, _) => format!("the hub did not answer through generation {} within {within}", self.generation),
             (false, Some(trouble)) => format!("generation {} could not be applied: {trouble}", self.generation),
             (false, None) => format!("generation {} was not applied within {within}", self.generation),
@@ -79,41 +92,49 @@ mod tests {
     use proptest::prelude::*;
 
     const WITHIN: Duration = Duration::from_secs(60);
-    const CLEAN: Evidence = Evidence { clean: true, answered: false };
-    const PROVEN: Evidence = Evidence { clean: true, answered: true };
-    const NOTHING: Evidence = Evidence { clean: false, answered: false };
+    const APPLIED: Evidence = Evidence { applied: true, answered: false };
+    const PROVEN: Evidence = Evidence { applied: true, answered: true };
+    const NOTHING: Evidence = Evidence { applied: false, answered: false };
 
     #[test]
     fn a_change_that_loses_the_hub_is_taken_back_and_says_why() {
         let trial = Trial::begin(Boot::from_secs(100), 7, WITHIN, true, true);
-        assert_eq!(trial.judge(Boot::from_secs(101), CLEAN, true, None), Verdict::Open);
+        assert_eq!(trial.judge(Boot::from_secs(101), APPLIED, true, None), Verdict::Open);
         assert_eq!(trial.judge(Boot::from_secs(101), PROVEN, true, None), Verdict::Keep);
-        let Verdict::Revert(why) = trial.judge(Boot::from_secs(160), CLEAN, true, None) else { panic!() };
+        let Verdict::Revert(why) = trial.judge(Boot::from_secs(160), APPLIED, true, None) else { panic!() };
         assert!(why.contains("generation 7") && why.contains("1m"), "{why}");
         let Verdict::Revert(why) = trial.judge(Boot::from_secs(160), NOTHING, true, Some("overlap")) else { panic!() };
         assert!(why.contains("overlap"), "{why}");
     }
 
     #[test]
-    fn with_nothing_to_lose_a_clean_pass_is_enough() {
+    fn with_nothing_to_lose_it_is_enough_that_it_was_applied() {
         for (was_up, previous) in [(false, true), (true, false), (false, false)] {
             let trial = Trial::begin(Boot::default(), 1, WITHIN, was_up, previous);
-            assert_eq!(trial.judge(Boot::default(), CLEAN, true, None), Verdict::Keep);
-            assert_eq!(trial.judge(Boot::from_secs(10_000), NOTHING, true, None), Verdict::Open, "it goes on trying");
+            assert_eq!(trial.judge(Boot::default(), APPLIED, true, None), Verdict::Keep);
         }
         let hub = Trial::begin(Boot::default(), 1, WITHIN, true, true);
-        assert_eq!(hub.judge(Boot::default(), CLEAN, false, None), Verdict::Keep, "a hub has no hub");
+        assert_eq!(hub.judge(Boot::default(), APPLIED, false, None), Verdict::Keep, "a hub has no hub");
+    }
+
+    #[test]
+    fn what_cannot_be_applied_is_taken_back_wherever_there_is_a_way_back() {
+        let hub = Trial::begin(Boot::default(), 9, WITHIN, false, true);
+        let verdict = hub.judge(Boot::from_secs(60), NOTHING, false, Some("two peers claim one address"));
+        assert!(matches!(verdict, Verdict::Revert(why) if why.contains("two peers")));
+        let first = Trial::begin(Boot::default(), 1, WITHIN, false, false);
+        assert_eq!(first.judge(Boot::from_secs(10_000), NOTHING, true, None), Verdict::Open, "it goes on trying");
     }
 
     proptest! {
         #[test]
-        fn nothing_unclean_is_ever_kept_and_nothing_is_reverted_early(
+        fn nothing_unapplied_is_ever_kept_and_nothing_is_reverted_early(
             at in 0u64..200, answered: bool, hub: bool, was_up: bool, previous: bool,
         ) {
             let trial = Trial::begin(Boot::default(), 1, WITHIN, was_up, previous);
-            let verdict = trial.judge(Boot::from_secs(at), Evidence { clean: false, answered }, hub, None);
+            let verdict = trial.judge(Boot::from_secs(at), Evidence { applied: false, answered }, hub, None);
             prop_assert_ne!(&verdict, &Verdict::Keep);
-            if at < 60 || !was_up || !previous {
+            if at < 60 || !previous {
                 prop_assert_eq!(verdict, Verdict::Open);
             }
         }

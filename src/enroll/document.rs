@@ -166,11 +166,11 @@ pub enum Refusal {
     #[error("the document is for node {0}")]
     WrongNode(NodeId),
     /// Older than the one in force.
-    #[error("generation {got} is older than {have}, which is in force")]
+    #[error("generation {got} is not newer than {have}, which is the newest known here")]
     Older {
         /// Of the document.
         got: u64,
-        /// In force.
+        /// In force, on trial or taken back.
         have: u64,
     },
     /// Signed, and yet not to be applied.
@@ -250,7 +250,7 @@ impl WantedInterface {
 impl Envelope {
     /// Opens an envelope received as `bytes`: what is inside is for `node` and signed by one of `pinned`.
     ///
-    /// The generation is the caller's to compare ([`newer_than`]), because the same document is also read from disk.
+    /// The generation is the caller's to compare, because the same document is also read from disk.
     pub fn open(bytes: &[u8], node: &NodeId, pinned: &[VerifyKey]) -> Result<(Self, StateDocument), Refusal> {
         if bytes.len() > MAX_BYTES {
             return Err(Refusal::Oversize(bytes.len()));
@@ -258,6 +258,15 @@ impl Envelope {
         let envelope: Self = serde_json::from_slice(bytes).map_err(|e| Refusal::Malformed(e.to_string()))?;
         let document = envelope.verify(node, pinned)?;
         Ok((envelope, document))
+    }
+
+    /// The signing keys the document itself names, unverified: for the device's own copy when the record of its pins is lost.
+    pub fn claimed_keys(&self) -> Vec<VerifyKey> {
+        #[derive(Deserialize)]
+        struct Claim {
+            signing_keys: Vec<VerifyKey>,
+        }
+        serde_json::from_str(self.document.get()).map_or_else(|_| Vec::new(), |c: Claim| c.signing_keys)
     }
 
     /// As [`Envelope::open`], for an envelope already read.
@@ -286,14 +295,6 @@ impl Envelope {
         }
         document.check().map_err(Refusal::Invalid)?;
         Ok(document)
-    }
-}
-
-/// Whether `document` may follow the one in force, if there is one.
-pub const fn newer_than(document: &StateDocument, in_force: Option<u64>) -> Result<(), Refusal> {
-    match in_force {
-        Some(have) if document.generation < have => Err(Refusal::Older { got: document.generation, have }),
-        Some(_) | None => Ok(()),
     }
 }
 

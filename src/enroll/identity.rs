@@ -1,5 +1,4 @@
 //! What an enrolled device keeps, and the clock it signs by. Pure.
-use super::document::Envelope;
 use super::signature::VerifyKey;
 use crate::node::NodeId;
 use crate::time::{Boot, Wall};
@@ -24,9 +23,6 @@ pub struct Rejected {
     /// Why.
     pub reason: String,
 }
-
-/// The last good state, as it came.
-pub type LastGood = Envelope;
 
 /// The server's time as far as we know it: our wall clock until the server has told us better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

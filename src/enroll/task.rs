@@ -1,42 +1,44 @@
-//! Enrols, follows the control plane by long-poll, puts new states on trial, and reports what became of them.
-use super::confirm::{Evidence, Trial, Verdict};
-use super::document::{Envelope, MAX_BYTES, Refusal, StateDocument, newer_than};
+//! Enrols the device, then keeps its conversation with the control plane going: sockets, files and clocks around
+//! [`super::machine`].
+use super::document::Envelope;
+use super::events::{Action, Candidate, Event, Times};
 use super::identity::{Enrolment, Rejected, ServerClock};
+use super::machine::Follow;
 use super::overlay::effective;
-use super::request::{Asked, Nonce};
+use super::request::Nonce;
 use super::signature::SignKey;
-use super::wire::{
-    self, Capabilities, Outcome, Problem, ProblemCode, ProvisionAnswer, ProvisionRequest, RegisterRequest, Report,
-};
+use super::status::{Away, Status};
+use super::talk::task::{Talk, World, answer, chain, change, problem, reply, sign};
+use super::wire::{self, Capabilities, ProvisionAnswer, ProvisionRequest};
 use crate::config::Config;
 use crate::config::control::Control;
-use crate::net::key::PublicKey;
-use crate::net::task::Status as Net;
+use crate::health::summary::Vitals;
+use crate::net::derive::{Keys, UplinkChoice};
+use crate::net::task::{Fact, Status as Net};
 use crate::node::NodeId;
 use crate::secret::Secret;
 use crate::sys::clock::Clock;
 use crate::sys::disk::{DiskError, Document};
 use crate::sys::echo::Echo;
-use crate::sys::http::{Answer, Http, HttpError, Request};
-use crate::time::Boot;
+use crate::sys::http::{Http, Request};
+use crate::sys::keys::KeyError;
+use crate::sys::keys::pending::TunnelKeys;
 use crate::update::notice::Notice;
 use crate::uplink::backoff::{Backoff, Dice};
-use crate::uplink::status::{State, Status as Uplink};
-use std::future::Future;
-use std::pin::Pin;
+use crate::uplink::status::Status as Uplink;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
+
+#[cfg(test)]
+mod tests;
 
 /// How long anything but a long-poll may take.
-const TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest ordinary answer, in bytes.
-const MAX_ANSWER: usize = 256 << 10;
-/// Between echoes while a state is on trial.
-const ECHO_EVERY: Duration = Duration::from_millis(500);
-/// About how long a report that was not taken waits before it is tried again.
-const REPORT_RETRY: Duration = Duration::from_secs(15);
-/// First and longest wait after a failure.
+pub(super) const MAX_ANSWER: usize = 256 << 10;
+/// First and longest wait after an enrolment that failed.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(120));
 
 /// Where the device keeps what it must not forget.
@@ -50,9 +52,14 @@ pub struct Kept {
     pub rejected: Document<Rejected>,
 }
 
+/// Whether the node calls itself healthy, and its health document, made by whoever wires the tasks.
+pub type HealthView = Arc<dyn Fn() -> (bool, serde_json::Value) + Send + Sync>;
+
+/// A request for a new key; the answer says whether the change has begun.
+pub type Rotate = oneshot::Sender<Result<(), String>>;
+
 /// Everything the task needs.
-#[derive(Debug)]
-pub struct Follower<H, E, C> {
+pub struct Follower<H, E, C, K> {
     /// For the long-poll, and for everything else.
     pub http: (H, H),
     /// Echo through the tunnel.
@@ -69,8 +76,10 @@ pub struct Follower<H, E, C> {
     pub node: NodeId,
     /// Signs its requests.
     pub identity: SignKey,
-    /// Public half of the tunnel's key.
-    pub wireguard: PublicKey,
+    /// The tunnel's keys.
+    pub keys: K,
+    /// Where the key in use is published.
+    pub secrets: watch::Sender<Option<Arc<Keys>>>,
     /// The enrolment token, read only when it is needed.
     pub token: Option<Secret<String>>,
     /// What it can do.
@@ -83,77 +92,100 @@ pub struct Follower<H, E, C> {
     pub net: watch::Receiver<Net>,
     /// Whether the hub answers.
     pub uplink: watch::Receiver<Uplink>,
-    /// Told whether the control plane answers.
-    pub reach: watch::Sender<Reach>,
-    /// How updates of the image stand, for the report; closed where there are no slots.
+    /// The hub in use; absent on a hub.
+    pub choice: Option<Fact<UplinkChoice>>,
+    /// What else health is made of: a change of it may be news.
+    pub vitals: watch::Receiver<Vitals>,
+    /// Health.
+    pub health: HealthView,
+    /// How updates of the image stand, for the report.
     pub update: watch::Receiver<Option<Notice>>,
-}
-
-/// Whether the control plane answers and its answers are of use: for health, and for whoever judges a new system.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reach {
-    /// It was not heard since the start.
-    Unknown,
-    /// The last exchange went well.
-    Reached,
-    /// The last exchange failed.
-    Away(String),
+    /// Requests for a new key.
+    pub rotate: Arc<Mutex<mpsc::Receiver<Rotate>>>,
+    /// What is said about the control plane.
+    pub status: watch::Sender<Status>,
 }
 
 /// Why the task ended; it is started again with backoff.
 #[derive(Debug, thiserror::Error)]
 pub enum FollowError {
-    /// What is kept cannot be read or written.
+    /// What is kept cannot be read.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// A state is kept, but it is not ours.
-    #[error("the kept state is not acceptable: {0}")]
-    Kept(Refusal),
+    /// The tunnel's key cannot be read.
+    #[error(transparent)]
+    Key(#[from] KeyError),
 }
 
-/// A state in force or on trial.
-#[derive(Clone, Debug)]
-struct Candidate {
-    envelope: Envelope,
-    document: StateDocument,
-    config: Arc<Config>,
-}
-
-struct OnTrial {
-    trial: Trial,
-    candidate: Candidate,
-    answered: bool,
-    seq: u16,
-}
-
-type Polling<H> = Pin<Box<dyn Future<Output = (H, Result<Answer, HttpError>, Nonce)> + Send>>;
-
-impl<H: Http, E: Echo, C: Clock> Follower<H, E, C> {
-    /// Follows the control plane for ever. Publishes first: what was kept, or nothing but the device's own configuration.
+impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> Follower<H, E, C, K> {
+    /// Follows the control plane for ever. Publishes what was kept before anything is asked of the network.
+    ///
+    /// A node that is enrolled and has no state that it may use publishes nothing until one comes: an emptier network
+    /// than the one the kernel still has would be worse than none.
     pub async fn run(mut self) -> Result<(), FollowError> {
         let mut server = ServerClock::new(self.clock.now(), self.clock.wall());
-        let mut enrolment = self.kept.enrolment.load()?;
-        let in_force = match (&enrolment, self.kept.state.load()?) {
-            (Some(enrolment), Some(envelope)) => {
-                let document = envelope.verify(&self.node, &enrolment.signing_keys).map_err(FollowError::Kept)?;
-                let config = Arc::new(effective(&self.base, &self.control, &document));
-                Some(Candidate { envelope, document, config })
-            }
-            (_, _) => None,
-        };
-        let first = in_force.as_ref().map_or_else(|| self.base.clone(), |c| c.config.clone());
+        let mut enrolment = self.kept.enrolment.load()?.filter(|e| e.node_id == self.node);
+        let in_force = self.last_good(&mut enrolment)?;
+        let mut published = None;
+        if let Some(state) = &in_force {
+            let config = Arc::new(effective(&self.base, &self.control, &state.document));
+            self.publish.send_replace(Some(config.clone()));
+            published = Some(config);
+        } else if enrolment.is_none() {
+            self.publish.send_replace(Some(self.base.clone()));
+        }
         tracing::info!(generation = in_force.as_ref().map(|c| c.document.generation), "state read from disk");
-        self.publish.send_replace(Some(first));
         let mut dice = Dice::new((self.random)());
-        let enrolment = match enrolment.take() {
+        let enrolment = match enrolment {
             Some(known) => known,
             None => self.enrol(&mut server, &mut dice).await?,
         };
-        self.follow(enrolment, in_force, server, dice).await
+        if enrolment.server != self.control.url.0.to_string() {
+            tracing::info!(was = enrolment.server, is = %self.control.url.0, "another address of the control plane: its keys must be the same");
+        }
+        let talk = Talk {
+            idle: (None, None),
+            polling: None,
+            sending: None,
+            enrolment,
+            server,
+            skews: 0,
+            published,
+            unsaved: None,
+            events: VecDeque::new(),
+        };
+        self.follow(talk, in_force).await
     }
 
-    fn reach(&self, now: Reach) {
-        tell(&self.reach, now);
+    /// The state to boot from. Without a record of the enrolment the state itself says whose word counts.
+    fn last_good(&mut self, enrolment: &mut Option<Enrolment>) -> Result<Option<Candidate>, FollowError> {
+        let envelope = match self.kept.state.load() {
+            Ok(Some(envelope)) => envelope,
+            Ok(None) => return Ok(None),
+            Err(e @ DiskError::Damaged { .. }) => {
+                tracing::error!(error = %e, "the last good state is lost; the kernel keeps what it has until another comes");
+                return Ok(None);
+            }
+            Err(e) => return Err(e.into()),
+        };
+        let pinned = match enrolment.as_ref() {
+            Some(known) => known.signing_keys.clone(),
+            None => envelope.claimed_keys(),
+        };
+        match envelope.verify(&self.node, &pinned) {
+            Ok(document) => {
+                enrolment.get_or_insert_with(|| Enrolment {
+                    server: self.control.url.0.to_string(),
+                    node_id: self.node.clone(),
+                    signing_keys: document.signing_keys.clone(),
+                });
+                Ok(Some(Candidate { envelope, document }))
+            }
+            Err(refusal) => {
+                tracing::error!(error = %refusal, "the kept state is not acceptable; another one is asked for");
+                Ok(None)
+            }
+        }
     }
 
     /// Asks to become a node until the answer is yes.
@@ -161,13 +193,14 @@ impl<H: Http, E: Echo, C: Clock> Follower<H, E, C> {
         let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
         let asked = ProvisionRequest {
             node_id: self.node.clone(),
-            wireguard_public_key: self.wireguard,
+            wireguard_public_key: self.keys.current()?,
             identity_public_key: self.identity.public(),
             version: crate::VERSION.to_owned(),
             capabilities: self.capabilities.clone(),
             metadata: Default::default(),
         };
         let body = serde_json::to_vec(&asked).unwrap_or_default();
+        let mut since = None;
         loop {
             let wait = match self.ask_to_enrol(server, body.clone()).await {
                 Ok(Some(enrolment)) => {
@@ -177,10 +210,11 @@ impl<H: Http, E: Echo, C: Clock> Follower<H, E, C> {
                 }
                 // The clock was put right: at once, and only then.
                 Ok(None) => Duration::from_millis(200),
-                Err(problem) => {
+                Err(why) => {
                     let wait = backoff.fail(dice);
-                    tracing::warn!(%problem, retry_in = ?wait, "not enrolled yet");
-                    self.reach(Reach::Away(format!("not enrolled yet: {problem}")));
+                    tracing::warn!(problem = why, retry_in = ?wait, "not enrolled yet");
+                    let since = *since.get_or_insert(self.clock.now());
+                    self.status.send_replace(Status { away: Some(Away { since, why }), ..Status::default() });
                     wait
                 }
             };
@@ -224,218 +258,86 @@ impl<H: Http, E: Echo, C: Clock> Follower<H, E, C> {
         }
     }
 
-    async fn follow(
-        mut self,
-        mut enrolment: Enrolment,
-        mut in_force: Option<Candidate>,
-        mut server: ServerClock,
-        mut dice: Dice,
-    ) -> Result<(), FollowError> {
-        let mut rejected = self.kept.rejected.load()?;
-        let mut on_trial: Option<OnTrial> = None;
-        let mut polling: Option<Polling<H>> = None;
-        let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
-        let mut poll_at = self.clock.now();
-        let mut report_at = self.clock.now();
-        let mut reported = None;
-        let mut refused: Option<String> = None;
-        let mut drift_seen = self.net.borrow().drift_count;
-        let mut registered: Option<Boot> = None;
-        let mut idle_http = Some(self.http.0);
-        // The poll takes its client with it; nothing below uses the first one by name.
-        macro_rules! signed {
-            ($method:expr, $path:expr, $body:expr, $timeout:expr, $max:expr) => {
-                sign(
-                    &self.identity,
-                    &self.node,
-                    &self.clock,
-                    self.random,
-                    &server,
-                    $method,
-                    $path,
-                    $body,
-                    $timeout,
-                    $max,
-                )
-            };
+    async fn follow(mut self, mut talk: Talk<H>, in_force: Option<Candidate>) -> Result<(), FollowError> {
+        let rejected = self.kept.rejected.load()?;
+        let times = Times {
+            report_every: self.control.report_every,
+            confirm_within: self.control.confirm_within,
+            spread: self.control.spread,
+        };
+        let (now, seed, key) = (self.clock.now(), (self.random)(), self.keys.current()?);
+        let mut machine = Follow::new(now, seed, times, in_force, rejected, key);
+        let (poller, sender) = self.http;
+        talk.idle = (Some(poller), Some(sender));
+        // Taken apart, so that each part can be waited for by itself.
+        let mut world = World {
+            clock: self.clock,
+            random: self.random,
+            base: self.base,
+            control: self.control,
+            node: self.node,
+            identity: self.identity,
+            keys: self.keys,
+            secrets: self.secrets,
+            kept: self.kept,
+            publish: self.publish,
+            health: self.health,
+            update: self.update.clone(),
+        };
+        if let Some((new, switching)) = world.keys.pending()? {
+            tracing::info!(public_key = %new, switching, "a change of the WireGuard key goes on");
+            if let Some(action) = machine.resume_rotation(now, new, switching) {
+                world.act(&mut talk, &mut self.echo, &mut machine, action).await;
+            }
         }
+        let rotate = self.rotate.clone();
+        let mut rotate = rotate.lock().await;
         loop {
-            let now = self.clock.now();
-            if let Some(http) = idle_http.take() {
-                if now < poll_at {
-                    idle_http = Some(http);
-                } else {
-                    let have = in_force.as_ref().map_or(0, |c| c.document.generation);
-                    let tried = on_trial.as_ref().map_or(0, |t| t.trial.generation());
-                    let after = have.max(tried).max(rejected.as_ref().map_or(0, |r| r.generation));
-                    // Not heard yet, or lost: an answer is wanted now, not at the end of a long wait.
-                    let heard = *self.reach.borrow() == Reach::Reached;
-                    let hold = if heard { self.control.poll_wait } else { Duration::ZERO };
-                    let path = format!("{}?after={after}&wait={}", wire::STATE, hold.as_secs());
-                    let (request, nonce) = signed!("GET", path, Vec::new(), hold + TIMEOUT, MAX_BYTES);
-                    let mut http = http;
-                    polling = Some(Box::pin(async move {
-                        let answer = http.send(request).await;
-                        (http, answer, nonce)
-                    }));
-                }
-            }
-
-            // What is on trial is judged before anything else is waited for.
-            if let Some(t) = &on_trial {
-                let (evidence, trouble) = evidence(&self.net.borrow(), t);
-                let expects_hub = t.candidate.config.uplink.is_some();
-                match t.trial.judge(now, evidence, expects_hub, trouble.as_deref()) {
-                    Verdict::Open => {}
-                    Verdict::Keep => {
-                        if let Some(t) = on_trial.take() {
-                            self.kept.state.store(&t.candidate.envelope)?;
-                            enrolment.signing_keys.clone_from(&t.candidate.document.signing_keys);
-                            self.kept.enrolment.store(&enrolment)?;
-                            tracing::info!(generation = t.trial.generation(), "state kept");
-                            in_force = Some(t.candidate);
-                            report_at = now;
-                        }
+            // The last look of a round is one at what was published last: an older one would prove nothing about it.
+            let mut looked = false;
+            loop {
+                let event = match talk.events.pop_front() {
+                    Some(event) => event,
+                    None if looked => break,
+                    None => {
+                        looked = true;
+                        Event::Seen(world.seen(&talk, &mut self.net, &mut self.uplink, self.choice.as_mut()))
                     }
-                    Verdict::Revert(reason) => {
-                        if let Some(t) = on_trial.take() {
-                            tracing::error!(%reason, "state taken back");
-                            let news = Rejected { generation: t.trial.generation(), reason };
-                            self.kept.rejected.store(&news)?;
-                            rejected = Some(news);
-                            let back = in_force.as_ref().map_or_else(|| self.base.clone(), |c| c.config.clone());
-                            self.publish.send_replace(Some(back));
-                            report_at = now;
-                        }
-                    }
-                }
-            }
-
-            let up = self.uplink.borrow().state == State::Up;
-            let connected = self.uplink.borrow().connected_since;
-            if up
-                && connected.is_some()
-                && connected != registered
-                && let Some(body) =
-                    in_force.as_ref().and_then(|c| registration(c, &self.control, self.wireguard, self.clock.wall()))
-            {
-                let (request, _) = signed!("POST", wire::REGISTER.to_owned(), body, TIMEOUT, MAX_ANSWER);
-                match self.http.1.send(request).await {
-                    Ok(answer) if answer.status == 200 => registered = connected,
-                    // The next report's turn tries again; the tunnel does not depend on it.
-                    Ok(answer) => tracing::debug!(status = answer.status, "not registered"),
-                    Err(e) => tracing::debug!(error = %chain(&e), "not registered"),
-                }
-            }
-            let state = current(&in_force, on_trial.as_ref(), rejected.as_ref(), refused.as_ref());
-            let healthy =
-                self.net.borrow().clean && (up || in_force.as_ref().is_none_or(|c| c.config.uplink.is_none()));
-            let say = (state.0, state.1, state.2, healthy, self.update.borrow().clone());
-            let news = reported.as_ref() != Some(&say) && reported.is_some();
-            if in_force.is_some() && (now >= report_at || news) {
-                let drift = self.net.borrow().drift_count;
-                let report = Report {
-                    generation: say.0,
-                    outcome: say.1,
-                    reason: say.2.clone(),
-                    healthy,
-                    drift: u32::try_from(drift.saturating_sub(drift_seen)).unwrap_or(u32::MAX),
-                    version: crate::VERSION.to_owned(),
-                    health: say.4.as_ref().map(|update| serde_json::json!({ "update": update })),
                 };
-                let body = serde_json::to_vec(&report).unwrap_or_default();
-                let (request, _) = signed!("POST", wire::REPORT.to_owned(), body, TIMEOUT, MAX_ANSWER);
-                match self.http.1.send(request).await {
-                    Ok(answer) if answer.status == 204 => {
-                        drift_seen = drift;
-                        tell(&self.reach, Reach::Reached);
-                        report_at = now + dice.jitter(self.control.report_every);
-                    }
-                    Ok(_) | Err(_) => report_at = now + dice.jitter(REPORT_RETRY),
-                }
-                reported = Some(say);
-            }
-
-            // Without a state there is nothing to report, and a poll that is out wakes by itself.
-            let idle = now + Duration::from_secs(3600);
-            let mut wake_at = if in_force.is_some() { report_at } else { idle };
-            if polling.is_none() {
-                wake_at = wake_at.min(poll_at);
-            }
-            if let Some(t) = &on_trial {
-                wake_at = wake_at.min(now + ECHO_EVERY).min(t.trial.deadline().max(now + ECHO_EVERY));
-                let first = t.candidate.config.uplink.as_ref().and_then(|u| u.hubs.first().map(|h| (h.address, t.seq)));
-                if let Some((to, seq)) = first {
-                    let link = self.control.interface.clone();
-                    let _ = self.echo.send(&link, to, seq).await;
+                for action in machine.handle(world.clock.now(), event) {
+                    looked &= !matches!(action, Action::Publish(_));
+                    world.act(&mut talk, &mut self.echo, &mut machine, action).await;
                 }
             }
-            if let Some(t) = &mut on_trial {
-                t.seq = t.seq.wrapping_add(1);
-            }
+            world.save_again(&mut talk);
+            let unsaved = talk.unsaved.as_ref().map(|(_, _, why)| why.clone());
+            let status = Status { unsaved, ..machine.status() };
+            self.status.send_if_modified(|s| std::mem::replace(s, status.clone()) != status);
+            let now = world.clock.now();
+            let again = talk.unsaved.as_ref().map(|(_, at, _)| *at);
+            let until = [machine.deadline(), again].into_iter().flatten().min();
+            let sleep = until.map_or(Duration::from_secs(3600), |at| at.since(now));
             tokio::select! {
-                (http, answer, nonce) = pending(&mut polling) => {
-                    polling = None;
-                    idle_http = Some(http);
-                    let now = self.clock.now();
-                    let polled = outcome(answer, nonce, &enrolment, &self.node);
-                    tell(&self.reach, polled.reach());
-                    match polled {
-                        Polled::Nothing => {
-                            // A server that stops answers early: everybody at once would come back at once.
-                            poll_at = now + Duration::from_millis(dice.throw() % 1_000);
-                            backoff.reset();
-                        }
-                        Polled::Time(ms) => {
-                            server.set(now, ms);
-                            tracing::info!("the control plane's clock is used for its requests");
-                        }
-                        Polled::State(envelope, document) => {
-                            backoff.reset();
-                            refused = None;
-                            let have = in_force.as_ref().map(|c| c.document.generation);
-                            match newer_than(&document, have.max(rejected.as_ref().map(|r| r.generation))) {
-                                Err(e) => refused = Some(e.to_string()),
-                                Ok(()) => {
-                                    let config = Arc::new(effective(&self.base, &self.control, &document));
-                                    let within = self.control.confirm_within;
-                                    let trial = Trial::begin(now, document.generation, within, up, in_force.is_some());
-                                    tracing::info!(generation = document.generation, "new state");
-                                    self.publish.send_replace(Some(config.clone()));
-                                    let candidate = Candidate { envelope, document, config };
-                                    on_trial = Some(OnTrial { trial, candidate, answered: false, seq: 0 });
-                                }
-                            }
-                        }
-                        Polled::Refused(e) => {
-                            tracing::error!(error = %e, "state refused; the last good one stays");
-                            refused = Some(e.to_string());
-                            poll_at = now + backoff.fail(&mut dice);
-                        }
-                        Polled::Failed(e) => {
-                            // At the first loss anywhere within the spread, then with growing waits.
-                            let spread = u64::try_from(self.control.spread.as_millis()).unwrap_or(u64::MAX).max(1);
-                            let wait = match backoff.base() {
-                                b if b == BACKOFF.0 => Duration::from_millis(dice.throw() % spread) + backoff.fail(&mut dice),
-                                _ => backoff.fail(&mut dice),
-                            };
-                            tracing::warn!(error = %e, retry_in = ?wait, "control plane not followed; the state stays");
-                            poll_at = now + wait;
-                        }
-                    }
+                reply = reply(&mut talk.polling) => {
+                    let event = world.polled(&mut talk, reply);
+                    talk.events.push_back(event);
                 }
-                (from, _) = self.echo.answer() => {
-                    if let Some(t) = &mut on_trial {
-                        let uplink = t.candidate.config.uplink.as_ref();
-                        let of_hub = uplink.is_some_and(|u| u.hubs.iter().any(|h| h.address == from));
-                        // An answer counts once the pass that made this state real is through.
-                        t.answered |= of_hub && evidence(&self.net.borrow(), t).0.clean;
-                    }
+                reply = answer(&mut talk.sending) => {
+                    let event = world.answered(&mut talk, reply);
+                    talk.events.push_back(event);
                 }
+                (from, seq) = self.echo.answer() => talk.events.push_back(Event::Echoed { from, seq }),
+                // The reconciler is gone: so is the process.
                 changed = self.net.changed() => if changed.is_err() { return Ok(()) },
-                () = change(&mut self.uplink) => {}
-                () = change(&mut self.update) => {}
-                () = tokio::time::sleep(wake_at.since(self.clock.now())) => {}
+                () = change(Some(&mut self.uplink)) => {}
+                () = change(self.choice.as_mut()) => {}
+                () = change(Some(&mut self.vitals)) => {}
+                () = change(Some(&mut self.update)) => {}
+                Some(asked) = rotate.recv() => {
+                    let begun = world.begin_rotation(&mut talk, &machine);
+                    let _ = asked.send(begun);
+                }
+                () = tokio::time::sleep(sleep) => talk.events.push_back(Event::Tick),
             }
         }
     }
@@ -449,150 +351,7 @@ impl<H: Http, E: Echo, C: Clock> Follower<H, E, C> {
         timeout: Duration,
         max: usize,
     ) -> (Request, Nonce) {
-        sign(&self.identity, &self.node, &self.clock, self.random, server, method, path, body, timeout, max)
+        let who = (&self.identity, &self.node, self.random);
+        sign(who, server.at(self.clock.now()), method, path, body, timeout, max)
     }
-}
-
-#[expect(clippy::too_many_arguments, reason = "one request, one call; a struct would be built at each of them")]
-fn sign<C: Clock>(
-    key: &SignKey,
-    node: &NodeId,
-    clock: &C,
-    random: fn() -> u64,
-    server: &ServerClock,
-    method: &'static str,
-    path: String,
-    body: Vec<u8>,
-    timeout: Duration,
-    max: usize,
-) -> (Request, Nonce) {
-    let (a, b) = (random().to_le_bytes(), random().to_le_bytes());
-    let nonce = Nonce(std::array::from_fn(|i| if i < 8 { a[i] } else { b[i - 8] }));
-    let asked = Asked { method, path: &path, body: &body };
-    let proof = asked.prove(key, node, server.at(clock.now()), nonce);
-    let headers = proof.headers().into_iter().collect();
-    (Request { method, path, headers, body, max, timeout }, nonce)
-}
-
-/// What a long-poll brought.
-enum Polled {
-    Nothing,
-    State(Envelope, StateDocument),
-    Time(u64),
-    Refused(Refusal),
-    Failed(String),
-}
-
-impl Polled {
-    /// An answer that was not understood is as good as none: who cannot read the wanted state cannot be told anything.
-    fn reach(&self) -> Reach {
-        match self {
-            Self::Nothing | Self::State(..) | Self::Time(_) => Reach::Reached,
-            Self::Refused(e) => Reach::Away(e.to_string()),
-            Self::Failed(e) => Reach::Away(e.clone()),
-        }
-    }
-}
-
-/// Only a change is news.
-fn tell(reach: &watch::Sender<Reach>, now: Reach) {
-    reach.send_if_modified(|was| {
-        let changed = *was != now;
-        *was = now;
-        changed
-    });
-}
-
-fn outcome(answer: Result<Answer, HttpError>, nonce: Nonce, enrolment: &Enrolment, node: &NodeId) -> Polled {
-    let answer = match answer {
-        Ok(answer) => answer,
-        Err(HttpError::TooLarge(_)) => return Polled::Refused(Refusal::Oversize(MAX_BYTES)),
-        Err(e) => return Polled::Failed(chain(&e)),
-    };
-    match answer.status {
-        204 => Polled::Nothing,
-        200 => match Envelope::open(&answer.body, node, &enrolment.signing_keys) {
-            Ok((envelope, document)) => Polled::State(envelope, document),
-            Err(refusal) => Polled::Refused(refusal),
-        },
-        status => match problem(&answer) {
-            Some(p) if p.detail.code == ProblemCode::ClockSkew => {
-                let time = p.detail.time.as_ref().and_then(|t| t.verify(nonce, &enrolment.signing_keys));
-                time.map_or_else(
-                    || Polled::Failed("it tells a time that no pinned key has signed".into()),
-                    Polled::Time,
-                )
-            }
-            Some(p) => Polled::Failed(p.detail.message),
-            None => Polled::Failed(format!("status {status}")),
-        },
-    }
-}
-
-fn problem(answer: &Answer) -> Option<Problem> {
-    serde_json::from_slice(&answer.body).ok()
-}
-
-fn chain(e: &HttpError) -> String {
-    match std::error::Error::source(e) {
-        Some(source) => format!("{e}: {source}"),
-        None => e.to_string(),
-    }
-}
-
-/// What the reconciler says of the state on trial.
-fn evidence(net: &Net, t: &OnTrial) -> (Evidence, Option<String>) {
-    let its = net.control.as_ref().is_some_and(|c| Arc::ptr_eq(c, &t.candidate.config));
-    let trouble = net.troubles.first().filter(|_| its).map(|t| t.detail.clone());
-    (Evidence { clean: its && net.clean, answered: t.answered }, trouble)
-}
-
-/// Generation in force, what became of the last one received, and why.
-fn current(
-    in_force: &Option<Candidate>,
-    on_trial: Option<&OnTrial>,
-    rejected: Option<&Rejected>,
-    refused: Option<&String>,
-) -> (u64, Outcome, Option<String>) {
-    let have = in_force.as_ref().map_or(0, |c| c.document.generation);
-    if let Some(t) = on_trial {
-        return (t.trial.generation(), Outcome::Trial, None);
-    }
-    match (refused, rejected.filter(|r| r.generation > have)) {
-        (Some(reason), _) => (have, Outcome::Refused, Some(clip(reason))),
-        (None, Some(r)) => (have, Outcome::Reverted, Some(clip(&r.reason))),
-        (None, None) => (have, Outcome::Applied, None),
-    }
-}
-
-/// The control plane takes so many printable characters.
-fn clip(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(250).collect()
-}
-
-/// A hub has no uplink: nothing ever comes of it.
-async fn change<T>(from: &mut watch::Receiver<T>) {
-    if from.changed().await.is_err() {
-        std::future::pending().await
-    }
-}
-
-async fn pending<H>(polling: &mut Option<Polling<H>>) -> (H, Result<Answer, HttpError>, Nonce) {
-    match polling {
-        Some(polling) => polling.await,
-        None => std::future::pending().await,
-    }
-}
-
-/// The registration of a connected node; `None` where there is nothing to say.
-fn registration(c: &Candidate, control: &Control, key: PublicKey, wall: crate::time::Wall) -> Option<Vec<u8>> {
-    let interface = c.document.interfaces.first()?;
-    let request = RegisterRequest {
-        wireguard_address: interface.addresses.first()?.addr(),
-        wireguard_public_key: key,
-        interface_name: control.interface.clone(),
-        hub_endpoint: interface.hubs.first()?.endpoint.to_string(),
-        registered_at: wall.to_string(),
-    };
-    serde_json::to_vec(&request).ok()
 }

@@ -63,6 +63,24 @@ struct Endpoints<C> {
     shown: Mutex<Arc<Shown>>,
 }
 
+/// What the reconcile task reports, boiled down. Troubles begin now: see [`Net::carry_since`].
+pub fn boil_down(status: &Status, now: Boot) -> Net {
+    let trouble = |t: &crate::net::task::Trouble| Trouble { code: t.code, since: now, detail: t.detail.clone() };
+    Net {
+        passes: status.passes,
+        at: status.at,
+        clean: status.clean,
+        generation: status.desired.generation,
+        changes: status.changes,
+        repairs: status.repairs,
+        failures: status.failures,
+        drifts: (status.drift_count, status.drifts_left),
+        held: status.left.held.len(),
+        troubles: status.troubles.iter().map(trouble).collect(),
+        links: Link::all(&status.desired, &status.observed, &status.handshakes, now),
+    }
+}
+
 impl<C: Clock> Endpoints<C> {
     fn new(board: &Board<C>) -> Self {
         let config = &board.config;
@@ -87,20 +105,7 @@ impl<C: Clock> Endpoints<C> {
     fn take(&self, status: &Status, vitals: &Vitals) {
         let now = self.clock.now();
         let before = self.shown();
-        let trouble = |t: &crate::net::task::Trouble| Trouble { code: t.code, since: now, detail: t.detail.clone() };
-        let mut net = Net {
-            passes: status.passes,
-            at: status.at,
-            clean: status.clean,
-            generation: status.desired.generation,
-            changes: status.changes,
-            repairs: status.repairs,
-            failures: status.failures,
-            drifts: (status.drift_count, status.drifts_left),
-            held: status.left.held.len(),
-            troubles: status.troubles.iter().map(trouble).collect(),
-            links: Link::all(&status.desired, &status.observed, &status.handshakes, now),
-        };
+        let mut net = boil_down(status, now);
         net.carry_since(&before.snapshot.net.troubles);
         let interfaces = links(&status.desired, &status.observed, &status.handshakes, now);
         let body = json!({ "interfaces": interfaces, "timestamp": self.clock.wall().to_string() });

@@ -2,9 +2,10 @@
 use super::wire::{DeedReport, LinkReport, PeerReport, Request, Response, RouteReport, StatusReport, TroubleReport};
 use crate::audit::record::{Actor, Allowance};
 use crate::audit::task::Audit;
+use crate::change::ask::Rolled;
 use crate::change::ask::task::Changes;
-use crate::change::ask::{Refused, Rolled};
 use crate::config::Config;
+use crate::enroll::task::Rotate;
 use crate::grants::report::Report;
 use crate::net::drift;
 use crate::net::key::PublicKey;
@@ -17,7 +18,7 @@ use crate::time::Boot;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 /// Connections served at once; a further one waits.
@@ -26,6 +27,9 @@ const MAX_CONNECTIONS: usize = 16;
 const MAX_LOOKING: usize = 8;
 /// Refusals recorded in an hour; the log has them all.
 const REFUSALS_PER_HOUR: u32 = 30;
+
+/// How long a request for a new key may wait to be taken.
+const ROTATE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A document of the uplink for the report, made by whoever wires the tasks.
 pub type UplinkView = Arc<dyn Fn() -> Option<serde_json::Value> + Send + Sync>;
@@ -49,6 +53,17 @@ pub struct Answers<C> {
     pub changes: Changes,
     /// Where refusals are recorded.
     pub audit: Audit,
+    /// The control plane, where one is configured.
+    pub control: Option<ControlView>,
+}
+
+/// The follower of the control plane, seen from outside.
+#[derive(Clone)]
+pub struct ControlView {
+    /// What it says, made by whoever wires the tasks.
+    pub report: UplinkView,
+    /// Where a new key is asked for.
+    pub rotate: mpsc::Sender<Rotate>,
 }
 
 /// The grants task, seen from outside.
@@ -112,6 +127,11 @@ async fn serve<C: Clock>(
                 None => no_grants(),
             },
             Ok(Request::Drift) => Response::Ok(serde_json::to_value(answers.drift().await)?),
+            Ok(request @ Request::RotateKey) => {
+                let begun = answers.rotate().await;
+                answers.audit.record(&Actor::User(caller.uid), request.name(), begun.clone());
+                told(begun)?
+            }
             Ok(Request::DriftRepair { what }) => told(answers.changes.reconcile(what, Actor::User(caller.uid)).await)?,
             Ok(Request::History) => told(answers.changes.history().await)?,
             Ok(Request::Diff { a, b }) => told(answers.changes.diff(a, b).await)?,
@@ -133,7 +153,9 @@ async fn serve<C: Clock>(
     Ok(())
 }
 
-fn told<T: serde::Serialize>(done: Result<T, Refused>) -> Result<Response<serde_json::Value>, serde_json::Error> {
+fn told<T: serde::Serialize, E: ToString>(
+    done: Result<T, E>,
+) -> Result<Response<serde_json::Value>, serde_json::Error> {
     Ok(match done {
         Ok(value) => Response::Ok(serde_json::to_value(value)?),
         Err(e) => Response::Error(e.to_string()),
@@ -145,6 +167,22 @@ fn no_grants() -> Response<serde_json::Value> {
 }
 
 impl<C: Clock> Answers<C> {
+    async fn rotate(&self) -> Result<(), String> {
+        let Some(view) = &self.control else {
+            return Err(
+                "there is no [control], so nobody could tell the hub: change the key file and the hub by hand".into()
+            );
+        };
+        let (answer, answered) = oneshot::channel();
+        let sent = view.rotate.try_send(answer).is_ok();
+        // Until the node is enrolled nobody takes requests.
+        match tokio::time::timeout(ROTATE_PATIENCE, answered).await {
+            Ok(Ok(begun)) => begun,
+            Ok(Err(_)) | Err(_) if sent => Err("the node is not enrolled yet".into()),
+            Ok(Err(_)) | Err(_) => Err("a change of keys was asked for already".into()),
+        }
+    }
+
     fn grants(&self) -> Result<Response<serde_json::Value>, serde_json::Error> {
         let report = self.grants.as_ref().and_then(|view| view.report.borrow().clone());
         Ok(match report {
@@ -212,6 +250,7 @@ impl<C: Clock> Answers<C> {
                 .map(|s| render::step(s, &status.observed))
                 .collect(),
             uplink: (self.uplink)(),
+            control: self.control.as_ref().and_then(|view| (view.report)()),
             interfaces: links(&status, now, &names),
             history: status
                 .history

@@ -20,6 +20,8 @@ pub enum Request {
     Grants,
     /// Have everything verified again.
     GrantsRefresh,
+    /// Change to a new WireGuard key, with the hub told first; the status says how far it is.
+    RotateKey,
     /// What differs: a [`crate::net::drift::Report`].
     Drift,
     /// Repair it once: a [`crate::change::ask::Reconciled`].
@@ -60,6 +62,7 @@ impl Request {
             Self::Status => "status",
             Self::Grants => "grants",
             Self::GrantsRefresh => "verify all grants again",
+            Self::RotateKey => "change the WireGuard key",
             Self::Drift => "drift",
             Self::DriftRepair { .. } => "repair drift",
             Self::History => "history",
@@ -74,7 +77,7 @@ impl Request {
     pub const fn mutates(&self) -> bool {
         match self {
             Self::Status | Self::Grants | Self::Drift | Self::History | Self::Diff { .. } | Self::Audit { .. } => false,
-            Self::DriftRepair { .. } | Self::Rollback { .. } | Self::Confirm { .. } => true,
+            Self::DriftRepair { .. } | Self::Rollback { .. } | Self::Confirm { .. } | Self::RotateKey => true,
             // It costs traffic.
             Self::GrantsRefresh => true,
         }
@@ -120,6 +123,9 @@ pub struct StatusReport {
     pub left: Vec<String>,
     /// The way to the hub, where there is one.
     pub uplink: Option<serde_json::Value>,
+    /// The control plane, where there is one.
+    #[serde(default)]
+    pub control: Option<serde_json::Value>,
     /// Interfaces.
     pub interfaces: Vec<LinkReport>,
     /// The last deeds, oldest first.

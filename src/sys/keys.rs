@@ -10,6 +10,8 @@ use crate::secret::Secret;
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
+pub mod pending;
+
 /// Longest key file that is looked at, in bytes.
 const MAX_FILE: u64 = 2304;
 
@@ -35,6 +37,11 @@ pub enum KeyError {
         /// What to do.
         remedy: &'static str,
     },
+    /// Not ours to change.
+    #[error(
+        "{0} is provided from outside and cannot be changed from here: change it there, or set private_key to a file:/path"
+    )]
+    NotOurs(KeySource),
     /// No key could be made.
     #[error(transparent)]
     Random(#[from] NoRandom),

@@ -107,13 +107,6 @@ fn a_signature_over_the_same_bytes_without_the_domain_is_worth_nothing() {
     assert_eq!(envelope.verify(&node(), &[key(1).public()]).unwrap_err(), Refusal::BadSignature);
 }
 
-#[test]
-fn generations_only_grow() {
-    assert_eq!(newer_than(&document(), None), Ok(()));
-    assert_eq!(newer_than(&document(), Some(7)), Ok(()));
-    assert_eq!(newer_than(&document(), Some(8)), Err(Refusal::Older { got: 7, have: 8 }));
-}
-
 proptest! {
     #[test]
     fn no_flipped_bit_passes_as_another_document(at: prop::sample::Index, bit in 0u8..8) {

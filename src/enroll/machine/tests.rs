@@ -1,0 +1,365 @@
+//! The follower's conversation, played through without a network: news, refusals, outages, reverts and changes of keys.
+use super::*;
+use crate::config::node::Role;
+use crate::enroll::document::{StateDocument, VERSION, WantedInterface};
+use crate::enroll::rotation::Which;
+use crate::enroll::signature::SignKey;
+use crate::enroll::wire::KeyStep;
+use proptest::prelude::*;
+
+const KEY: PublicKey = PublicKey([7; 32]);
+const TIMES: Times = Times {
+    report_every: Duration::from_secs(900),
+    confirm_within: Duration::from_secs(60),
+    spread: Duration::from_secs(60),
+};
+
+fn at(secs: u64) -> Boot {
+    Boot::from_secs(secs)
+}
+
+fn hub(n: u8) -> WantedHub {
+    WantedHub {
+        node_id: format!("hub-{n}").parse().unwrap(),
+        public_key: PublicKey([100 + n; 32]),
+        endpoint: format!("192.0.2.{n}:51820").parse().unwrap(),
+        address: [10, 8, 0, n].into(),
+        allowed_ips: vec![IpAddr::from([10, 8, 0, n]).into()],
+        keepalive: 25,
+    }
+}
+
+fn state(generation: u64, hubs: u8) -> Candidate {
+    let key = SignKey::from_seed(&[1; 32]).unwrap();
+    let document = StateDocument {
+        version: VERSION,
+        node_id: "edge-1".parse().unwrap(),
+        generation,
+        role: Role::Node,
+        signing_keys: vec![key.public()],
+        release: None,
+        interfaces: vec![WantedInterface {
+            name: "wg0".parse().unwrap(),
+            addresses: vec!["10.8.0.9/16".parse().unwrap()],
+            listen_port: None,
+            mtu: None,
+            dns: vec![],
+            hubs: (1..=hubs).map(hub).collect(),
+            peers: vec![],
+            forwarding: false,
+            next_key: None,
+        }],
+    };
+    Candidate { envelope: document.sign([&key]).unwrap(), document }
+}
+
+fn machine(have: Option<Candidate>) -> Follow {
+    Follow::new(at(0), 1, TIMES, have, None, KEY)
+}
+
+fn up() -> Seen {
+    Seen {
+        up: true,
+        connected_since: Some(at(1)),
+        hub: Some("hub-1".into()),
+        applied: true,
+        healthy: true,
+        key: Some(KEY),
+        ..Seen::default()
+    }
+}
+
+fn offered(generation: u64) -> Event {
+    Event::Polled(Polled::State(Box::new(state(generation, 1))))
+}
+
+fn polls(actions: &Actions) -> Option<u64> {
+    actions.iter().find_map(|a| if let Action::Poll { after, .. } = a { Some(*after) } else { None })
+}
+
+fn sent(actions: &Actions) -> Option<&Message> {
+    actions.iter().find_map(|a| if let Action::Send(m) = a { Some(m) } else { None })
+}
+
+fn published(actions: &Actions) -> Option<u64> {
+    actions.iter().find_map(|a| if let Action::Publish(c) = a { Some(c.document.generation) } else { None })
+}
+
+fn kept(actions: &Actions) -> Option<u64> {
+    actions.iter().find_map(|a| if let Action::Keep(c) = a { Some(c.document.generation) } else { None })
+}
+
+fn echoes(actions: &Actions) -> Vec<(IpAddr, u16)> {
+    actions.iter().filter_map(|a| if let Action::Echo { to, seq } = a { Some((*to, *seq)) } else { None }).collect()
+}
+
+/// A node that is connected, has said so, and has its long-poll out.
+fn settled(generation: u64) -> Follow {
+    let mut m = machine(Some(state(generation, 1)));
+    m.handle(at(0), Event::Tick);
+    m.handle(at(0), Event::Answered(Answered::Taken));
+    let out = m.handle(at(1), Event::Seen(up()));
+    assert!(matches!(sent(&out), Some(Message::Register { .. })), "{out:?}");
+    let out = m.handle(at(1), Event::Answered(Answered::Taken));
+    assert!(matches!(sent(&out), Some(Message::Report { .. })), "{out:?}");
+    m.handle(at(1), Event::Answered(Answered::Taken));
+    m
+}
+
+#[test]
+fn a_state_is_published_proven_and_only_then_kept() {
+    let mut m = settled(3);
+    let out = m.handle(at(10), offered(4));
+    assert_eq!(
+        (published(&out), kept(&out), polls(&out)),
+        (Some(4), None, Some(4)),
+        "and the next poll is out at once"
+    );
+    let out = m.handle(at(10), Event::Seen(Seen { applied: false, ..up() }));
+    assert_eq!(kept(&out), None);
+    assert!(echoes(&out).is_empty(), "nothing is proven before it is applied");
+    let out = m.handle(at(11), Event::Seen(up()));
+    assert_eq!(kept(&out), None, "applied is not enough where the hub was up");
+    let (to, seq) = echoes(&out)[0];
+    m.handle(at(11), Event::Echoed { from: to, seq: seq.wrapping_sub(1) });
+    let out = m.handle(at(11), Event::Echoed { from: [10, 8, 0, 99].into(), seq });
+    assert_eq!(kept(&out), None, "neither an answer to an older echo nor one of somebody else");
+    let out = m.handle(at(11), Event::Echoed { from: to, seq });
+    assert_eq!(kept(&out), Some(4));
+    let Some(Message::Report { generation: 4, outcome: Outcome::Applied, .. }) = sent(&out) else { panic!("{out:?}") };
+}
+
+#[test]
+fn any_hub_of_several_proves_a_state() {
+    let mut m = settled(3);
+    m.handle(at(10), Event::Polled(Polled::State(Box::new(state(4, 3)))));
+    let out = m.handle(at(11), Event::Seen(up()));
+    let asked = echoes(&out);
+    assert_eq!(asked.len(), 3, "the first may be down");
+    let out = m.handle(at(11), Event::Echoed { from: asked[2].0, seq: asked[2].1 });
+    assert_eq!(kept(&out), Some(4));
+}
+
+#[test]
+fn a_state_that_loses_the_hub_comes_back_is_reported_and_is_not_tried_again() {
+    let mut m = settled(3);
+    m.handle(at(10), offered(4));
+    m.handle(at(11), Event::Seen(up()));
+    let out = m.handle(at(70), Event::Tick);
+    let rejected = out.iter().find_map(|a| if let Action::Reject(r) = a { Some(r.clone()) } else { None }).unwrap();
+    assert_eq!((rejected.generation, published(&out)), (4, Some(3)));
+    let Some(Message::Report { generation: 3, outcome: Outcome::Reverted, reason: Some(why), .. }) = sent(&out) else {
+        panic!("{out:?}")
+    };
+    assert!(why.contains("generation 4") && why.contains("did not answer"), "{why}");
+    // The same one again, whoever sends it, and after a restart too.
+    let out = m.handle(at(71), offered(4));
+    assert_eq!(published(&out), None);
+    let mut m = Follow::new(at(0), 1, TIMES, Some(state(3, 1)), Some(rejected), KEY);
+    assert_eq!(polls(&m.handle(at(0), Event::Tick)), Some(4), "only what comes after the bad one is asked for");
+    assert_eq!(published(&m.handle(at(1), offered(4))), None);
+    assert_eq!(published(&m.handle(at(2), offered(5))), Some(5));
+}
+
+#[test]
+fn a_state_on_trial_that_is_overtaken_leaves_its_question_open() {
+    let mut m = settled(3);
+    m.handle(at(10), offered(4));
+    // The hub session begins anew with the new hubs: it is not up at the moment.
+    m.handle(at(11), Event::Seen(Seen { up: false, ..up() }));
+    m.handle(at(12), offered(5));
+    let out = m.handle(at(13), Event::Seen(Seen { up: false, ..up() }));
+    assert_eq!(kept(&out), None, "the hub was up before all this and has to answer");
+    assert_eq!(published(&m.handle(at(72), Event::Tick)), Some(3));
+}
+
+#[test]
+fn what_is_not_newer_or_refused_changes_nothing_and_is_asked_for_ever_more_rarely() {
+    let mut m = settled(3);
+    let mut now = at(10);
+    let mut waits = Vec::new();
+    for refused in [offered(3), offered(2), Event::Polled(Polled::Refused(Refusal::BadSignature))]
+        .into_iter()
+        .chain((0..10).map(|_| Event::Polled(Polled::Refused(Refusal::BadSignature))))
+    {
+        let out = m.handle(now, refused);
+        assert_eq!((published(&out), kept(&out), polls(&out)), (None, None, None));
+        let Poll::At(next) = m.poll else { panic!() };
+        waits.push(next.since(now));
+        now = next;
+        m.handle(now, Event::Answered(Answered::Taken));
+        assert!(matches!(m.poll, Poll::Out | Poll::At(_)));
+        m.handle(now, Event::Tick);
+    }
+    assert!(waits[0] < Duration::from_secs(10) && waits[12] > Duration::from_secs(400), "{waits:?}");
+    assert_eq!(m.status().outcome, Some(Outcome::Refused));
+    assert_eq!(m.status().generation, 3);
+}
+
+#[test]
+fn while_the_control_plane_is_away_nothing_changes_and_it_is_asked_in_bounded_steps() {
+    let mut m = settled(3);
+    let (mut now, mut asked) = (at(10), 0u32);
+    m.handle(now, Event::Polled(Polled::Failed("gone".into())));
+    // A day of it.
+    while now < at(10 + 86_400) {
+        now = m.deadline().unwrap().max(now + Duration::from_millis(1));
+        let out = m.handle(now, Event::Tick);
+        assert_eq!((published(&out), kept(&out)), (None, None));
+        if polls(&out).is_some() {
+            asked += 1;
+            m.handle(now, Event::Polled(Polled::Failed("gone".into())));
+        }
+        if sent(&out).is_some() {
+            asked += 1;
+            m.handle(now, Event::Answered(Answered::Unsent("gone".into())));
+        }
+    }
+    assert!((500..3_000).contains(&asked), "{asked} questions in a day");
+    assert_eq!(m.status().away.unwrap().since, at(10));
+    // It is back: the first answer to anything has everything else follow.
+    let out = m.handle(now, Event::Polled(Polled::Nothing));
+    assert_eq!(m.status().away, None);
+    drop(out);
+    now += Duration::from_secs(300);
+    let out = m.handle(now, Event::Tick);
+    assert!(matches!(sent(&out), Some(Message::Report { generation: 3, .. })), "reports resume: {out:?}");
+}
+
+#[test]
+fn a_report_that_is_taken_ends_the_wait_of_the_poll() {
+    let mut m = settled(3);
+    m.handle(at(10), Event::Polled(Polled::Failed("gone".into())));
+    let mut now = at(10);
+    let out = loop {
+        now += Duration::from_secs(1);
+        let out = m.handle(now, Event::Seen(Seen { healthy: false, ..up() }));
+        if sent(&out).is_some() {
+            break m.handle(now, Event::Answered(Answered::Taken));
+        }
+    };
+    assert_eq!(polls(&out), Some(3));
+}
+
+#[test]
+fn neither_request_holds_up_the_other() {
+    let mut m = machine(Some(state(3, 1)));
+    let out = m.handle(at(0), Event::Tick);
+    assert!(polls(&out).is_some() && sent(&out).is_some());
+    // The report is out and not answered: a new state is applied, proven and kept all the same.
+    m.handle(at(1), Event::Seen(up()));
+    assert_eq!(published(&m.handle(at(2), offered(4))), Some(4));
+    let out = m.handle(at(2), Event::Seen(up()));
+    let (to, seq) = echoes(&out)[0];
+    assert_eq!(kept(&m.handle(at(2), Event::Echoed { from: to, seq })), Some(4));
+}
+
+#[test]
+fn it_registers_after_each_connect_with_the_hub_it_uses() {
+    let mut m = machine(Some(state(3, 2)));
+    m.handle(at(0), Event::Tick);
+    m.handle(at(0), Event::Answered(Answered::Taken));
+    let out = m.handle(at(2), Event::Seen(Seen { hub: Some("hub-2".into()), ..up() }));
+    assert_eq!(sent(&out), Some(&Message::Register { hub_endpoint: "192.0.2.2:51820".into() }));
+    let out = m.handle(at(2), Event::Answered(Answered::Failed("cut".into())));
+    assert!(!matches!(sent(&out), Some(Message::Register { .. })), "not in a loop");
+    m.handle(at(2), Event::Answered(Answered::Taken));
+    let out = m.handle(at(20), Event::Tick);
+    assert!(matches!(sent(&out), Some(Message::Register { .. })));
+    m.handle(at(20), Event::Answered(Answered::Taken));
+    assert!(!matches!(sent(&m.handle(at(30), Event::Tick)), Some(Message::Register { .. })), "once");
+    let again = Seen { connected_since: Some(at(31)), ..up() };
+    assert!(matches!(sent(&m.handle(at(31), Event::Seen(again))), Some(Message::Register { .. })));
+}
+
+#[test]
+fn a_first_state_is_kept_as_soon_as_it_is_applied() {
+    let mut m = machine(None);
+    let out = m.handle(at(0), Event::Tick);
+    assert_eq!((polls(&out), sent(&out)), (Some(0), None), "there is nothing to report yet");
+    m.handle(at(1), offered(1));
+    assert_eq!(kept(&m.handle(at(1), Event::Seen(Seen { applied: true, ..Seen::default() }))), Some(1));
+}
+
+#[test]
+fn a_key_is_changed_step_by_step_and_registered() {
+    let new = PublicKey([8; 32]);
+    let mut m = settled(3);
+    assert_eq!(m.may_rotate(), Ok(()));
+    let out = m.handle(at(10), Event::Rotate(new));
+    assert_eq!(sent(&out), Some(&Message::Key(KeyStep::Announce, new)));
+    assert!(m.may_rotate().is_err(), "one at a time");
+    let out = m.handle(at(10), Event::Answered(Answered::Ready(true)));
+    assert!(matches!(out[..], [Action::Remember]), "{out:?}");
+    let out = m.handle(at(10), Event::Remembered(Ok(())));
+    assert_eq!(sent(&out), Some(&Message::Key(KeyStep::Switch, new)));
+    let out = m.handle(at(10), Event::Answered(Answered::Ready(true)));
+    assert!(out.iter().any(|a| matches!(a, Action::Use(Which::New))), "{out:?}");
+    let out = m.handle(at(10), Event::Seen(Seen { key: Some(new), ..up() }));
+    let more = if echoes(&out).is_empty() { m.handle(at(11), Event::Tick) } else { out };
+    let (to, seq) = echoes(&more)[0];
+    let out = m.handle(at(11), Event::Echoed { from: to, seq });
+    assert!(out.iter().any(|a| matches!(a, Action::FinishKey)), "{out:?}");
+    assert!(matches!(sent(&out), Some(Message::Register { .. })), "{out:?}");
+    assert_eq!((m.key(), m.status().key_changed), (new, Some(Ok(new))));
+}
+
+#[test]
+fn a_key_is_not_changed_where_that_could_not_be_proven() {
+    let said = |m: &Follow| m.may_rotate().unwrap_err();
+    assert!(said(&machine(None)).contains("no state"));
+    assert!(said(&machine(Some(state(3, 0)))).contains("hub's key"));
+    assert!(said(&machine(Some(state(3, 1)))).contains("does not answer"));
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let seen = (any::<bool>(), any::<bool>(), any::<bool>())
+        .prop_map(|(up, applied, healthy)| Event::Seen(Seen { up, applied, healthy, ..self::up() }));
+    prop_oneof![
+        3 => Just(()).prop_map(|()| Event::Tick),
+        3 => seen,
+        2 => any::<u16>().prop_map(|seq| Event::Echoed { from: [10, 8, 0, 1].into(), seq: seq % 50 }),
+        1 => (0u64..12).prop_map(offered),
+        1 => Just(()).prop_map(|()| Event::Polled(Polled::Nothing)),
+        1 => Just(()).prop_map(|()| Event::Polled(Polled::Failed("x".into()))),
+        1 => Just(()).prop_map(|()| Event::Polled(Polled::Refused(Refusal::BadSignature))),
+        1 => Just(()).prop_map(|()| Event::Answered(Answered::Taken)),
+        1 => Just(()).prop_map(|()| Event::Answered(Answered::Ready(true))),
+        1 => Just(()).prop_map(|()| Event::Answered(Answered::Failed("x".into()))),
+        1 => Just(()).prop_map(|()| Event::Rotate(PublicKey([8; 32]))),
+        1 => Just(()).prop_map(|()| Event::Remembered(Ok(()))),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_generations_grow_and_nothing_unapplied_is_kept(
+        events in prop::collection::vec((0u64..30, event()), 1..120),
+    ) {
+        let mut m = machine(Some(state(3, 1)));
+        let (mut now, mut applied, mut newest) = (at(0), false, 3);
+        let mut last_published = 3;
+        for (wait, event) in events {
+            now += Duration::from_secs(wait);
+            if let Event::Seen(seen) = &event {
+                applied = seen.applied;
+            }
+            let out = m.handle(now, event);
+            for action in &out {
+                match action {
+                    Action::Publish(c) => {
+                        last_published = c.document.generation;
+                        applied = false;
+                    }
+                    Action::Keep(c) => {
+                        prop_assert!(applied && c.document.generation == last_published);
+                        prop_assert!(c.document.generation > newest);
+                        newest = c.document.generation;
+                    }
+                    _ => {}
+                }
+            }
+            prop_assert!(!out.is_full(), "an action may have been lost");
+        }
+    }
+}
