@@ -4,9 +4,9 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/story.bash"
+. "$here/chain.bash"
 work=$(mktemp -d)
 spoke=${SPOKE_BIN:?names the spoke binary}
-anvil=${SPOKE_ANVIL:?names the local chain}
 export HOME=$work
 
 on() { ip netns exec "$@"; }
@@ -24,27 +24,7 @@ ip link add eth0 netns gate type veth peer name eth0 netns client
 for n in gate client; do ip -n $n link set lo up && ip -n $n link set eth0 up; done
 ip -n gate addr add 192.0.2.1/24 dev eth0
 ip -n client addr add 192.0.2.2/24 dev eth0
-ip netns exec gate "$anvil" --silent --accounts 2 --slots-in-an-epoch 1 &
-chain=$!
-
-# ask METHOD PARAMS: one question to the chain, its result.
-ask() {
-  on gate curl -fsS -m 5 -H 'content-type: application/json' http://127.0.0.1:8545 \
-    -d "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"$1\",\"params\":$2}" | sed 's/.*"result"://; s/}$//; s/^"//; s/"$//'
-}
-word() { printf '%064x' "$1"; }
-# text WORDS TEXT: length and bytes, filled up to so many words.
-text() { word "${#2}" && printf '%s' "$2" | od -An -v -tx1 | tr -d ' \n' | awk -v n=$(($1 * 64)) '{ printf "%s%0*d", $0, n - length($0), 0 }'; }
-# transact DATA [TO]: gives the receipt.
-transact() {
-  local hash
-  hash=$(ask eth_sendTransaction "[{\"from\":\"$operator\",\"gas\":\"0x1000000\",\"data\":\"0x$1\"${2:+,\"to\":\"$2\"}}]")
-  until receipt=$(ask eth_getTransactionReceipt "[\"$hash\"]") && [[ $receipt == *'"status":"0x1"'* ]]; do sleep 0.05; done
-  echo "$receipt"
-}
-await 10 "the chain answers" ask eth_chainId '[]'
-operator=$(ask eth_accounts '[]' | grep -o '0x[0-9a-fA-F]\{40\}' | head -1)
-contract=$(transact "$(cat "$here/../chain/contract/NodeAccess.hex")$(word 0)$(word 0)" | grep -o '"contractAddress":"0x[0-9a-f]*' | cut -d'"' -f4)
+start_chain gate 127.0.0.1
 
 say "the client, with nothing but wireguard-tools"
 (umask 077 && wg genkey >"$work/client.key")
@@ -96,8 +76,7 @@ on client wg set wg0 peer "$("$spoke" --config "$work/spoke.toml" key public --i
   allowed-ips 10.9.0.1/32 endpoint 192.0.2.1:51820 persistent-keepalive 5
 
 say "access is minted"
-holder=$(printf '%064s' "${operator#0x}" | tr ' ' 0)
-transact "eb27f948$holder$(word 128)$(word 192)$(word 288)$(text 1 client)$(text 2 "$client_key")$(word 0)" "$contract" >/dev/null
+mint client "$client_key"
 await 20 "the client is a peer in the kernel" is_peer
 await 20 "a ping from the gate reaches the client" ping_client
 
@@ -110,7 +89,7 @@ kill -CONT "$chain"
 await 30 "health is content again" content
 
 say "access is revoked"
-transact "be1ba406$(word 1)" "$contract" >/dev/null
+revoke 1
 await 20 "the client is gone from the kernel" no_peer
 
 say "spoke grants list"

@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# What every demo story needs: steps that are timed, waited for with a bound, and listed in a table at the end.
+# What every story needs: steps that are timed, waited for with a bound, and listed in a table at the end. Each row is also
+# appended to $SPOKE_STORY_ROWS, where that is set, so that several stories can end with one table.
 
 declare -a seen_what=() seen_result=() seen_time=()
 failures=0
@@ -18,6 +19,7 @@ say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 saw() {
   seen_what+=("$1") seen_result+=("$2") seen_time+=("$3")
   [ "$2" = yes ] || failures=$((failures + 1))
+  [ -z "${SPOKE_STORY_ROWS:-}" ] || printf '%s\t%s\t%s\n' "$1" "$2" "$3" >>"$SPOKE_STORY_ROWS"
   printf '   %s: %s (%s ms)\n' "$1" "$2" "$3"
 }
 
@@ -35,6 +37,22 @@ await() {
   done
   saw "$what" yes "$(($(now) - start))"
 }
+
+# check WHAT COMMAND…: a row that says whether COMMAND succeeds now.
+check() {
+  local what=$1 start
+  shift
+  start=$(now)
+  if "$@" >/dev/null 2>&1; then
+    saw "$what" yes "$(($(now) - start))"
+  else
+    saw "$what" NO "$(($(now) - start))"
+    return 1
+  fi
+}
+
+# pause SECONDS: lets time pass where there is nothing to wait for.
+pause() { read -rt "$1" <> <(:) || true; }
 
 # table: prints all rows; status 0 only if every one is a yes.
 table() {

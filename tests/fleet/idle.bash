@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# What a quiet day costs a device in traffic with its control plane, counted by the kernel on the device's own wire.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+. "$here/../demo/story.bash"
+. "$here/lab.bash"
+
+say "a hub and a device, with the times they have unless somebody sets others"
+lay_wire control hub device
+control_plane ""
+control_options=
+one_network open
+start device edge-1 node device
+await 60 "tunnel up" is device healthy
+await 60 "the node list agrees" shows 'edge-1 .*healthy'
+on device nft -f - <<'NFT'
+table inet meter {
+  counter sent { }
+  counter received { }
+  chain out { type filter hook output priority 0; tcp dport 8443 counter name sent; }
+  chain in { type filter hook input priority 0; tcp sport 8443 counter name received; }
+}
+NFT
+bytes() { on device nft list counters table inet meter | awk '/bytes/ { n += $4 } END { print n }'; }
+hours=24
+pause $((hours * 3600))
+day=$(($(bytes) * 24 / hours))
+say "a day of doing nothing: $day bytes with the control plane, IP headers included"
+check "that is something" test "$day" -gt 10000
+check "a quiet day costs less than 500,000 bytes" test "$day" -lt 500000
+check "the node is still healthy" is device healthy
+changed() { stat -c %Y "$work/device/state.json" "$work/device/enrolment.json"; }
+age=$(($(date +%s) - $(changed | sort -n | tail -1)))
+check "nothing was written in all that time" test "$age" -gt $((hours * 3500))
+table

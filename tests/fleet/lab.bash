@@ -1,0 +1,109 @@
+# shellcheck shell=bash
+# What every story about a fleet needs, inside of the test kernel: namespaces on one wire, a control plane, hubs and devices.
+# Sourced after story.bash; expects SPOKE_BIN and SPOKE_CONTROL_BIN.
+# shellcheck disable=SC2154 # from story.bash
+work=$(mktemp -d)
+spoke=${SPOKE_BIN:?names the spoke binary}
+control=${SPOKE_CONTROL_BIN:?names the spoke-control binary}
+export HOME=$work
+# Processes by namespace.
+declare -A running=()
+
+on() { ip netns exec "$@"; }
+health() { on "$1" curl -fsS -m 2 http://127.0.0.1:8080/health; }
+# is NAMESPACE VERDICT: what the node says of itself.
+is() { [[ $(health "$1") == "{\"status\":\"$2\""* ]]; }
+fleet() { on control "$control" --config "$work/control.toml" "$@"; }
+# shows PATTERN: a line of the control plane's node list.
+shows() { fleet node list | grep -E "$1" >/dev/null; }
+address_of() { fleet node show "$1" | grep -oE '10\.80\.[0-9]+\.[0-9]+' | head -1; }
+reaches() { on "$1" ping -c1 -W2 "$2"; }
+reaches_not() { ! on "$1" ping -c1 -W1 "$2"; }
+not() { ! "$@"; }
+tunnel_key() { on "$1" wg show wg0 public-key; }
+# mtu NAMESPACE BYTES: whether the tunnel has it.
+mtu() { ip -n "$1" link show wg0 | grep -q "mtu $2 "; }
+
+# lay_wire NAMESPACE…: each with eth0 192.0.2.N on one bridge, in the order given.
+lay_wire() {
+  local n i=1
+  ip netns add net
+  ip -n net link add br0 type bridge
+  ip -n net link set br0 up
+  for n in "$@"; do
+    ip netns add "$n"
+    ip link add eth0 netns "$n" type veth peer name "to-$n" netns net
+    ip -n net link set "to-$n" master br0 up
+    ip -n "$n" link set lo up
+    ip -n "$n" link set eth0 up
+    ip -n "$n" addr add "192.0.2.$i/24" dev eth0
+    i=$((i + 1))
+  done
+}
+
+# control_plane MORE-CONFIGURATION: configures it at 192.0.2.1 and starts it.
+control_plane() {
+  cat >"$work/control.toml" <<TOML
+[server]
+listen = ["192.0.2.1:8443"]
+public = "192.0.2.1:8443"
+state_dir = "$work/control"
+$1
+TOML
+  serve
+  await 30 "the control plane made its keys and says how to enrol" grep -q pin "$work/serve.out"
+  pin=$(grep -oE 'sha256:[0-9a-f]{64}' "$work/serve.out" | head -1)
+}
+serve() {
+  ip netns exec control "$control" --config "$work/control.toml" serve >"$work/serve.out" 2>>"$work/control.log" &
+  running[control]=$!
+}
+# stop NAMESPACE [SIGNAL]: ends its process and waits for the end.
+stop() {
+  kill "-${2:-TERM}" "${running[$1]}"
+  wait "${running[$1]}" || true
+  unset "running[$1]"
+}
+
+# start NAMESPACE ID ROLE TOKEN: a node with a token and nothing else.
+start() {
+  cat >"$work/$1.toml" <<TOML
+[node]
+id = "$2"
+role = "$3"
+state_dir = "$work/$1"
+runtime_dir = "$work/$1/run"
+[control]
+url = "https://192.0.2.1:8443"
+pin = "$pin"
+token = "file:$work/$4.token"
+${control_options-report_every = \"5s\"
+confirm_within = \"10s\"
+spread = \"2s\"}
+TOML
+  again "$1"
+}
+# again NAMESPACE: starts it as it was configured.
+again() {
+  ip netns exec "$1" "$spoke" --config "$work/$1.toml" run 2>>"$work/$1.log" &
+  running[$1]=$!
+}
+# tell NAMESPACE ARGUMENT…: a command of the node.
+tell() { on "$1" "$spoke" --config "$work/$1.toml" "${@:2}"; }
+
+# one_network ACCESS: the network `field` with a hub in namespace `hub`, and a token for devices.
+one_network() {
+  fleet network create field --pool4 10.80.0.0/16 --access "$1"
+  (umask 077 && fleet hub add hub-1 --network field --endpoint 192.0.2.2:51820 >"$work/hub.token")
+  (umask 077 && fleet token create --network field --uses 9 >"$work/device.token")
+  start hub hub-1 hub hub
+}
+
+finish() {
+  local log pid
+  for pid in "${running[@]}"; do kill "$pid" 2>/dev/null || true; done
+  if [ "$failures" != 0 ]; then
+    for log in "$work"/*.log; do say "$log" && tail -60 "$log"; done
+  fi
+}
+trap finish EXIT

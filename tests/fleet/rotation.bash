@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# Both keys change while packets flow: a device's WireGuard key, and the control plane's signing key.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+. "$here/../demo/story.bash"
+. "$here/lab.bash"
+
+say "a hub and two devices"
+lay_wire control hub device other
+control_plane ""
+one_network open
+start device edge-1 node device
+start other edge-2 node device
+await 60 "device: tunnel up" is device healthy
+await 60 "other: tunnel up" is other healthy
+hub_address=$(address_of hub-1)
+device_address=$(address_of edge-1)
+old=$(tunnel_key device)
+await 20 "the node list agrees" shows 'edge-1 .*healthy'
+
+# count NAMESPACE ADDRESS NAME: pings five times a second until it is told to stop.
+count() {
+  ip netns exec "$1" ping -q -i 0.2 "$2" >"$work/$3.pings" &
+  running[$3]=$!
+}
+# lost NAME: how many pings stayed without an answer; the last one may still be under way.
+lost() {
+  kill -INT "${running[$1]}"
+  wait "${running[$1]}" || true
+  unset "running[$1]"
+  local sent received
+  read -r sent received < <(sed -n 's/^\([0-9]*\) packets transmitted, \([0-9]*\) received.*/\1 \2/p' "$work/$1.pings")
+  echo $((sent - received))
+}
+
+say "a new WireGuard key, while both sides ping five times a second"
+count device "$hub_address" up
+count hub "$device_address" down
+pause 2
+check "spoke key rotate succeeds" tell device key rotate
+pause 2
+up=$(lost up) down=$(lost down)
+say "lost pings: $up from the device, $down from the hub"
+check "no more than one ping from the device is lost" test "$up" -le 1
+check "no more than one ping from the hub is lost" test "$down" -le 1
+new=$(tunnel_key device)
+check "the kernel has another key" test "$old" != "$new"
+hub_has() { on hub wg show wg0 peers | grep -qxF "$1"; }
+await 10 "the hub knows the new key" hub_has "$new"
+await 10 "and the old one no longer" not hub_has "$old"
+check "the new key is on disk, and no other" test "$(cd "$work/device" && echo wg0.key*)" = wg0.key
+fleet_knows() { fleet node show edge-1 | grep -qF "$1"; }
+await 10 "the control plane knows it" fleet_knows "$new"
+stop device
+ip -n device link del wg0
+again device
+await 60 "after a restart from nothing the new key works" is device healthy
+check "it is the new key" test "$(tunnel_key device)" = "$new"
+
+say "a new signing key"
+pinned() { grep -o '"signing_keys":\[[^]]*\]' "$work/$1/enrolment.json" | grep -o '"[^"]\{44\}"' | tr -d '"' | sort; }
+first=$(pinned device)
+fleet key add
+two() { [ "$(pinned "$1" | wc -l)" = 2 ]; }
+await 20 "the device has pinned it beside the old one" two device
+await 20 "so has the hub" two hub
+stop other
+fleet key retire "$first" --yes
+one() { [ "$(pinned "$1" | wc -l)" = 1 ] && [ "$(pinned "$1")" != "$first" ]; }
+await 20 "the old one is dropped by the device" one device
+await 20 "and by the hub" one hub
+fleet node override edge-1 --mtu 1300
+await 20 "a state that only the new key has signed is applied" mtu device 1300
+again other
+await 60 "a device that slept through the change is back" is other healthy
+fleet node override edge-2 --mtu 1310
+await 20 "and follows the new key" mtu other 1310
+table
