@@ -65,7 +65,7 @@ before=$(date +%s)
 serve
 seen_since() { # ID
   local at
-  at=$(fleet node show "$1" --json | grep -oE '"last_seen": "[^"]+"' | cut -d'"' -f4)
+  at=$(fleet --json node show "$1" | grep -oE '"last_seen": ?"[^"]+"' | cut -d'"' -f4)
   [ "$(date -d "$at" +%s)" -gt "$before" ]
 }
 await 60 "reports resume: edge-1" seen_since edge-1

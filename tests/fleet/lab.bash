@@ -16,7 +16,7 @@ is() { [[ $(health "$1") == "{\"status\":\"$2\""* ]]; }
 fleet() { on control "$control" --config "$work/control.toml" "$@"; }
 # shows PATTERN: a line of the control plane's node list.
 shows() { fleet node list | grep -E "$1" >/dev/null; }
-address_of() { fleet node show "$1" | grep -oE '10\.80\.[0-9]+\.[0-9]+' | head -1; }
+address_of() { fleet --json node show "$1" | grep -oE '10\.80\.[0-9]+\.[0-9]+' | head -1; }
 reaches() { on "$1" ping -c1 -W2 "$2"; }
 reaches_not() { ! on "$1" ping -c1 -W1 "$2"; }
 not() { ! "$@"; }

@@ -49,7 +49,7 @@ hub_has() { on hub wg show wg0 peers | grep -qxF "$1"; }
 await 10 "the hub knows the new key" hub_has "$new"
 await 10 "and the old one no longer" not hub_has "$old"
 check "the new key is on disk, and no other" test "$(cd "$work/device" && echo wg0.key*)" = wg0.key
-fleet_knows() { fleet node show edge-1 | grep -qF "$1"; }
+fleet_knows() { fleet --json node show edge-1 | grep -qF "$1"; }
 await 10 "the control plane knows it" fleet_knows "$new"
 stop device
 ip -n device link del wg0
@@ -60,12 +60,12 @@ check "it is the new key" test "$(tunnel_key device)" = "$new"
 say "a new signing key"
 pinned() { grep -o '"signing_keys":\[[^]]*\]' "$work/$1/enrolment.json" | grep -o '"[^"]\{44\}"' | tr -d '"' | sort; }
 first=$(pinned device)
-fleet key add
+fleet signing-key add
 two() { [ "$(pinned "$1" | wc -l)" = 2 ]; }
 await 20 "the device has pinned it beside the old one" two device
 await 20 "so has the hub" two hub
 stop other
-fleet key retire "$first" --yes
+fleet signing-key retire "$first" --yes
 one() { [ "$(pinned "$1" | wc -l)" = 1 ] && [ "$(pinned "$1")" != "$first" ]; }
 await 20 "the old one is dropped by the device" one device
 await 20 "and by the hub" one hub
