@@ -99,7 +99,7 @@ pub enum Event {
     /// The deadline has come.
     Tick,
     /// The device looks different.
-    Seen(Seen),
+    Seen(Box<Seen>),
     /// An echo was answered.
     Echoed {
         /// Its source.

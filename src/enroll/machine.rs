@@ -52,7 +52,7 @@ type Said = (u64, Outcome, Option<String>, bool, Option<Notice>);
 enum Sending {
     Key,
     Register(Option<Boot>),
-    Report(Said, u64),
+    Report(Box<Said>, u64),
 }
 
 #[derive(Debug)]
@@ -174,7 +174,7 @@ impl Follow {
             Event::Tick => {}
             Event::Seen(seen) => {
                 self.rotation.seen(seen.key, self.seq);
-                self.seen = seen;
+                self.seen = *seen;
             }
             Event::Echoed { from, seq } => self.echoed(now, from, seq, &mut out),
             Event::Polled(polled) => self.polled(now, polled, &mut out),
@@ -420,7 +420,7 @@ impl Follow {
             let said = self.said();
             let (generation, outcome, reason, ..) = said.clone();
             let drift = u32::try_from(self.seen.drift.saturating_sub(self.drift_reported)).unwrap_or(u32::MAX);
-            self.sending = Some(Sending::Report(said, self.seen.drift));
+            self.sending = Some(Sending::Report(Box::new(said), self.seen.drift));
             push(out, Action::Send(Message::Report { generation, outcome, reason, drift }));
         }
     }
@@ -467,7 +467,7 @@ impl Follow {
             Some(Sending::Register(at)) if taken => self.registered = at,
             Some(Sending::Register(_)) => self.register_at = later(),
             Some(Sending::Report(said, drift)) if taken => {
-                self.reported = Some(said);
+                self.reported = Some(*said);
                 self.drift_reported = drift;
                 self.report_at = now + self.dice.jitter(self.times.report_every);
                 self.report_floor = now + REPORT_PAUSE;

@@ -301,7 +301,8 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> Follower<H, E, C, K> {
                     None if looked => break,
                     None => {
                         looked = true;
-                        Event::Seen(world.seen(&talk, &mut self.net, &mut self.uplink, self.choice.as_mut()))
+                        let seen = world.seen(&talk, &mut self.net, &mut self.uplink, self.choice.as_mut());
+                        Event::Seen(Box::new(seen))
                     }
                 };
                 for action in machine.handle(world.clock.now(), event) {

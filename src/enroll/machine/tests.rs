@@ -69,6 +69,10 @@ fn up() -> Seen {
     }
 }
 
+fn seen(seen: Seen) -> Event {
+    Event::Seen(Box::new(seen))
+}
+
 fn offered(generation: u64) -> Event {
     Event::Polled(Polled::State(Box::new(state(generation, 1))))
 }
@@ -98,7 +102,7 @@ fn settled(generation: u64) -> Follow {
     let mut m = machine(Some(state(generation, 1)));
     m.handle(at(0), Event::Tick);
     m.handle(at(0), Event::Answered(Answered::Taken));
-    let out = m.handle(at(1), Event::Seen(up()));
+    let out = m.handle(at(1), seen(up()));
     assert!(matches!(sent(&out), Some(Message::Register { .. })), "{out:?}");
     let out = m.handle(at(1), Event::Answered(Answered::Taken));
     assert!(matches!(sent(&out), Some(Message::Report { .. })), "{out:?}");
@@ -115,10 +119,10 @@ fn a_state_is_published_proven_and_only_then_kept() {
         (Some(4), None, Some(4)),
         "and the next poll is out at once"
     );
-    let out = m.handle(at(10), Event::Seen(Seen { applied: false, ..up() }));
+    let out = m.handle(at(10), seen(Seen { applied: false, ..up() }));
     assert_eq!(kept(&out), None);
     assert!(echoes(&out).is_empty(), "nothing is proven before it is applied");
-    let out = m.handle(at(11), Event::Seen(up()));
+    let out = m.handle(at(11), seen(up()));
     assert_eq!(kept(&out), None, "applied is not enough where the hub was up");
     let (to, seq) = echoes(&out)[0];
     m.handle(at(11), Event::Echoed { from: to, seq: seq.wrapping_sub(1) });
@@ -133,7 +137,7 @@ fn a_state_is_published_proven_and_only_then_kept() {
 fn any_hub_of_several_proves_a_state() {
     let mut m = settled(3);
     m.handle(at(10), Event::Polled(Polled::State(Box::new(state(4, 3)))));
-    let out = m.handle(at(11), Event::Seen(up()));
+    let out = m.handle(at(11), seen(up()));
     let asked = echoes(&out);
     assert_eq!(asked.len(), 3, "the first may be down");
     let out = m.handle(at(11), Event::Echoed { from: asked[2].0, seq: asked[2].1 });
@@ -144,7 +148,7 @@ fn any_hub_of_several_proves_a_state() {
 fn a_state_that_loses_the_hub_comes_back_is_reported_and_is_not_tried_again() {
     let mut m = settled(3);
     m.handle(at(10), offered(4));
-    m.handle(at(11), Event::Seen(up()));
+    m.handle(at(11), seen(up()));
     let out = m.handle(at(70), Event::Tick);
     let rejected = out.iter().find_map(|a| if let Action::Reject(r) = a { Some(r.clone()) } else { None }).unwrap();
     assert_eq!((rejected.generation, published(&out)), (4, Some(3)));
@@ -166,9 +170,9 @@ fn a_state_on_trial_that_is_overtaken_leaves_its_question_open() {
     let mut m = settled(3);
     m.handle(at(10), offered(4));
     // The hub session begins anew with the new hubs: it is not up at the moment.
-    m.handle(at(11), Event::Seen(Seen { up: false, ..up() }));
+    m.handle(at(11), seen(Seen { up: false, ..up() }));
     m.handle(at(12), offered(5));
-    let out = m.handle(at(13), Event::Seen(Seen { up: false, ..up() }));
+    let out = m.handle(at(13), seen(Seen { up: false, ..up() }));
     assert_eq!(kept(&out), None, "the hub was up before all this and has to answer");
     assert_eq!(published(&m.handle(at(72), Event::Tick)), Some(3));
 }
@@ -233,7 +237,7 @@ fn a_report_that_is_taken_ends_the_wait_of_the_poll() {
     let mut now = at(10);
     let out = loop {
         now += Duration::from_secs(1);
-        let out = m.handle(now, Event::Seen(Seen { healthy: false, ..up() }));
+        let out = m.handle(now, seen(Seen { healthy: false, ..up() }));
         if sent(&out).is_some() {
             break m.handle(now, Event::Answered(Answered::Taken));
         }
@@ -247,9 +251,9 @@ fn neither_request_holds_up_the_other() {
     let out = m.handle(at(0), Event::Tick);
     assert!(polls(&out).is_some() && sent(&out).is_some());
     // The report is out and not answered: a new state is applied, proven and kept all the same.
-    m.handle(at(1), Event::Seen(up()));
+    m.handle(at(1), seen(up()));
     assert_eq!(published(&m.handle(at(2), offered(4))), Some(4));
-    let out = m.handle(at(2), Event::Seen(up()));
+    let out = m.handle(at(2), seen(up()));
     let (to, seq) = echoes(&out)[0];
     assert_eq!(kept(&m.handle(at(2), Event::Echoed { from: to, seq })), Some(4));
 }
@@ -259,7 +263,7 @@ fn it_registers_after_each_connect_with_the_hub_it_uses() {
     let mut m = machine(Some(state(3, 2)));
     m.handle(at(0), Event::Tick);
     m.handle(at(0), Event::Answered(Answered::Taken));
-    let out = m.handle(at(2), Event::Seen(Seen { hub: Some("hub-2".into()), ..up() }));
+    let out = m.handle(at(2), seen(Seen { hub: Some("hub-2".into()), ..up() }));
     assert_eq!(sent(&out), Some(&Message::Register { hub_endpoint: "192.0.2.2:51820".into() }));
     let out = m.handle(at(2), Event::Answered(Answered::Failed("cut".into())));
     assert!(!matches!(sent(&out), Some(Message::Register { .. })), "not in a loop");
@@ -269,7 +273,7 @@ fn it_registers_after_each_connect_with_the_hub_it_uses() {
     m.handle(at(20), Event::Answered(Answered::Taken));
     assert!(!matches!(sent(&m.handle(at(30), Event::Tick)), Some(Message::Register { .. })), "once");
     let again = Seen { connected_since: Some(at(31)), ..up() };
-    assert!(matches!(sent(&m.handle(at(31), Event::Seen(again))), Some(Message::Register { .. })));
+    assert!(matches!(sent(&m.handle(at(31), seen(again))), Some(Message::Register { .. })));
 }
 
 #[test]
@@ -278,7 +282,7 @@ fn a_first_state_is_kept_as_soon_as_it_is_applied() {
     let out = m.handle(at(0), Event::Tick);
     assert_eq!((polls(&out), sent(&out)), (Some(0), None), "there is nothing to report yet");
     m.handle(at(1), offered(1));
-    assert_eq!(kept(&m.handle(at(1), Event::Seen(Seen { applied: true, ..Seen::default() }))), Some(1));
+    assert_eq!(kept(&m.handle(at(1), seen(Seen { applied: true, ..Seen::default() }))), Some(1));
 }
 
 #[test]
@@ -295,7 +299,7 @@ fn a_key_is_changed_step_by_step_and_registered() {
     assert_eq!(sent(&out), Some(&Message::Key(KeyStep::Switch, new)));
     let out = m.handle(at(10), Event::Answered(Answered::Ready(true)));
     assert!(out.iter().any(|a| matches!(a, Action::Use(Which::New))), "{out:?}");
-    let out = m.handle(at(10), Event::Seen(Seen { key: Some(new), ..up() }));
+    let out = m.handle(at(10), seen(Seen { key: Some(new), ..up() }));
     let more = if echoes(&out).is_empty() { m.handle(at(11), Event::Tick) } else { out };
     let (to, seq) = echoes(&more)[0];
     let out = m.handle(at(11), Event::Echoed { from: to, seq });
@@ -314,10 +318,10 @@ fn a_key_is_not_changed_where_that_could_not_be_proven() {
 
 fn event() -> impl Strategy<Value = Event> {
     let seen = (any::<bool>(), any::<bool>(), any::<bool>())
-        .prop_map(|(up, applied, healthy)| Event::Seen(Seen { up, applied, healthy, ..self::up() }));
+        .prop_map(|(up, applied, healthy)| seen(Seen { up, applied, healthy, ..self::up() }));
     prop_oneof![
         3 => Just(()).prop_map(|()| Event::Tick),
-        3 => seen,
+        3 => look,
         2 => any::<u16>().prop_map(|seq| Event::Echoed { from: [10, 8, 0, 1].into(), seq: seq % 50 }),
         1 => (0u64..12).prop_map(offered),
         1 => Just(()).prop_map(|()| Event::Polled(Polled::Nothing)),

@@ -84,7 +84,7 @@ impl<C: Clock, K: TunnelKeys> World<C, K> {
             }
             Action::Send(message) => {
                 let key = matches!(message, Message::Key(..));
-                let (path, body) = self.message(talk, machine, message);
+                let (path, body) = self.message(machine, message);
                 let (request, nonce) = self.signed(talk, "POST", path.to_owned(), body, TIMEOUT, MAX_ANSWER);
                 talk.sending = talk.idle.1.take().map(|http| (send(http, request, nonce), key));
             }
@@ -173,7 +173,7 @@ impl<C: Clock, K: TunnelKeys> World<C, K> {
         Ok(())
     }
 
-    fn message<H>(&self, _talk: &Talk<H>, machine: &Follow, message: Message) -> (&'static str, Vec<u8>) {
+    fn message(&self, machine: &Follow, message: Message) -> (&'static str, Vec<u8>) {
         let written = |value: Result<Vec<u8>, serde_json::Error>| value.unwrap_or_default();
         match message {
             Message::Key(step, key) => {
