@@ -98,6 +98,21 @@ fn config_part(status: &enroll::Status, now: Boot) -> Part {
     Part { healthy: detail.is_none(), since: now, detail }
 }
 
+fn summary(status: &Status, now: Boot, wall: Wall) -> Uplink {
+    let wall_at = |at: Boot| Wall(wall.secs().saturating_sub(now.since(at).as_secs()));
+    Uplink {
+        hub: status.hub.clone(),
+        connected: status.state == State::Up,
+        hub_answers: status.hub_answers,
+        since: now,
+        last_handshake: status.handshake_at,
+        connected_at: status.connected_since.map(wall_at),
+        attempts: status.attempts,
+        backoff: status.backoff,
+        last_error: status.fault.as_ref().or(status.last_fault.as_ref()).map(|f| f.detail.clone()),
+    }
+}
+
 /// Keeps the line that `systemctl status` shows; it is sent only when it has changed.
 pub(super) async fn line<N: Notify>(
     mut net: watch::Receiver<Net>,

@@ -465,12 +465,6 @@ impl Handle {
         lock(&self.state).links.get_mut(name).map(change)
     }
 
-    /// The same kernel for another process.
-    #[must_use]
-    pub fn kernel(&self) -> FakeKernel {
-        FakeKernel { privileged: true, ..self.unprivileged() }
-    }
-
     /// Somebody changes what may pass between the peers of `link`.
     pub fn change_forwarding(&self, link: &IfName) {
         lock(&self.state).forwarding.insert(link.clone(), None);
