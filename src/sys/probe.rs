@@ -201,6 +201,7 @@ fn bad_key(what: String, e: &KeyError) -> Finding {
         KeyError::NotAKey(_) => "put a key there (spoke key generate), or move it away to have one made".to_owned(),
         KeyError::NotAUrl(_) => "write one line with the URL".to_owned(),
         KeyError::Missing { remedy, .. } => (*remedy).to_owned(),
+        KeyError::NotOurs(_) => "change it where it comes from, or use a file".to_owned(),
         KeyError::Random(_) => "wait until the kernel has gathered randomness".to_owned(),
     };
     let cause = std::error::Error::source(e).map(|s| format!(": {s}")).unwrap_or_default();
