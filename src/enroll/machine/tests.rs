@@ -317,7 +317,7 @@ fn a_key_is_not_changed_where_that_could_not_be_proven() {
 }
 
 fn event() -> impl Strategy<Value = Event> {
-    let seen = (any::<bool>(), any::<bool>(), any::<bool>())
+    let look = (any::<bool>(), any::<bool>(), any::<bool>())
         .prop_map(|(up, applied, healthy)| seen(Seen { up, applied, healthy, ..self::up() }));
     prop_oneof![
         3 => Just(()).prop_map(|()| Event::Tick),
