@@ -48,6 +48,7 @@ fn state(generation: u64, hubs: u8) -> Candidate {
             peers: vec![],
             forwarding: false,
             next_key: None,
+            overrides: Default::default(),
         }],
     };
     Candidate { envelope: document.sign([&key]).unwrap(), document }

@@ -56,6 +56,7 @@ fn document(generation: u64, peers: u8) -> StateDocument {
             peers: (1..=peers).map(peer).collect(),
             forwarding: false,
             next_key: None,
+            overrides: Default::default(),
         }],
     }
 }
@@ -262,7 +263,6 @@ impl Node {
             admitted: None,
             control: Some(control),
             imperative: None,
-            overrides: None,
             repair: None,
         };
         let (events, _) = watch::channel(0);
