@@ -472,7 +472,7 @@ async fn a_hub_takes_thousands_of_peers_and_one_more() {
     let mut node = Node::start(dir.path(), &server, FakeKernel::new(), clock());
     node.peers(5_000).await;
     node.says(|s| s.generation == 3).await;
-    node.kernel.take_steps();
+    let _ = node.kernel.take_steps();
     many.generation = 4;
     many.interfaces[0].peers.push(peer(5_002));
     server.offer(&many, &[signer(1)]);
