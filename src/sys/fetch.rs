@@ -7,18 +7,20 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// No answer within this time is none; a body may take as long as it goes on coming.
+/// No answer within this time is none.
 const ANSWER: Duration = Duration::from_secs(30);
+/// The longest a whole bundle may take: 30 MB at 11 kbit/s. A line that died in the middle must not hold an update for ever.
+const WHOLE: Duration = Duration::from_secs(6 * 3600);
 
 /// Opens `place`: a web address or a path.
 pub fn open(place: &str) -> io::Result<Box<dyn Read + Send>> {
     if place.starts_with("http://") || place.starts_with("https://") {
-        return web(place);
+        return web(place, WHOLE);
     }
     Ok(Box::new(File::open(Path::new(place))?))
 }
 
-fn web(address: &str) -> io::Result<Box<dyn Read + Send>> {
+fn web(address: &str, whole: Duration) -> io::Result<Box<dyn Read + Send>> {
     let tls = ureq::tls::TlsConfig::builder()
         .root_certs(ureq::tls::RootCerts::WebPki)
         .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -26,6 +28,7 @@ fn web(address: &str) -> io::Result<Box<dyn Read + Send>> {
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .timeout_connect(Some(ANSWER))
         .timeout_recv_response(Some(ANSWER))
+        .timeout_recv_body(Some(whole))
         .tls_config(tls)
         .build()
         .into();
@@ -47,4 +50,28 @@ pub fn local(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {
     let mut body = String::new();
     answer.into_body().into_with_config().limit(LOCAL_MAX).reader().read_to_string(&mut body)?;
     Ok((status, body))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+
+    #[test]
+    fn a_line_that_dies_in_the_middle_ends_the_fetch() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}/x.spoke", listener.local_addr().unwrap());
+        let (done, over) = std::sync::mpsc::channel::<()>();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nSPOKEUP1").unwrap();
+            // Open, and silent.
+            let _ = over.recv();
+        });
+        let mut body = web(&address, Duration::from_millis(300)).unwrap();
+        let mut read = Vec::new();
+        assert!(body.read_to_end(&mut read).is_err(), "{} bytes were taken for the whole", read.len());
+        drop(done);
+        server.join().unwrap();
+    }
 }
