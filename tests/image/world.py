@@ -156,7 +156,7 @@ class ControlPlane:
                 raise Failed("the control plane does not start:\n" + (work / "control.log").read_text())
             time.sleep(0.1)
         self.pin = found.group(0)
-        self.ask("network", "create", "field", "--pool4", "10.88.0.0/24", "--reserved", hubs.ADDRESS)
+        self.ask("network", "create", "field", "--pool4", "10.88.0.0/30", "--reserved", hubs.ADDRESS)
         self.token = self.ask("token", "create", "--network", "field").strip().splitlines()[-1]
 
     def ask(self, *arguments):
