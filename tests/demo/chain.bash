@@ -10,7 +10,7 @@ start_chain() {
   ip netns exec "$chain_at" "$anvil" --silent --host "$2" --accounts 2 --slots-in-an-epoch 1 &
   # shellcheck disable=SC2034 # stories stop it
   chain=$!
-  await 20 "the chain answers" ask eth_chainId '[]'
+  await 60 "the chain answers" ask eth_chainId '[]'
   operator=$(ask eth_accounts '[]' | grep -o '0x[0-9a-fA-F]\{40\}' | head -1)
   contract=$(transact "$(cat "$contracts/NodeAccess.hex")$(word 0)$(word 0)" |
     grep -o '"contractAddress":"0x[0-9a-f]*' | cut -d'"' -f4)

@@ -11,6 +11,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 say "a wire with a chain, a control plane, a hub and two devices"
 lay_wire control hub device-1 device-2 chain
 start_chain chain 192.0.2.5
+# shellcheck disable=SC2154 # set by start_chain
+running[chain]=$chain
 control_plane "[grants]
 contract = \"$contract\"
 chain_id = 31337

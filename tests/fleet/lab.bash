@@ -51,7 +51,7 @@ state_dir = "$work/control"
 $1
 TOML
   serve
-  await 30 "the control plane made its keys and says how to enrol" grep -q pin "$work/serve.out"
+  await 60 "the control plane made its keys and says how to enrol" grep -q pin "$work/serve.out"
   pin=$(grep -oE 'sha256:[0-9a-f]{64}' "$work/serve.out" | head -1)
 }
 serve() {
