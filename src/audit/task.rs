@@ -1,6 +1,8 @@
 //! Writes the trail: one file that grows to a bound, and the one before it.
+use super::control::news;
 use super::record::{Actor, Allowance, Entry, Event, Head};
 use crate::clock::Anchor;
+use crate::enroll::status as fleet;
 use crate::net::drift::Drifted;
 use crate::net::task::{Cause, Status};
 use crate::sys::clock::Clock;
@@ -99,7 +101,7 @@ impl<C: Clock> Trail<C> {
     }
 }
 
-/// Most repairs recorded one by one in an hour; beyond that the log alone has them. A flapping kernel must not wear out
+/// Most repairs, or deeds of the control plane, recorded one by one in an hour; beyond that the log alone has them. A flapping kernel must not wear out
 /// the flash.
 const REPAIRS_PER_HOUR: u32 = 60;
 
@@ -130,6 +132,32 @@ pub async fn repairs<C: Clock>(mut net: watch::Receiver<Status>, audit: Audit, c
                 audit.record(&Actor::Reconcile, what, Ok(()));
             }
         }
+    }
+    Ok(())
+}
+
+/// Records every state that the control plane sent, what became of it, and changes of keys.
+pub async fn control<C: Clock>(
+    mut status: watch::Receiver<fleet::Status>,
+    audit: Audit,
+    clock: C,
+) -> Result<(), Infallible> {
+    let mut allowed = Allowance::new(REPAIRS_PER_HOUR, clock.now());
+    let mut before = status.borrow_and_update().clone();
+    while status.changed().await.is_ok() {
+        let now = status.borrow_and_update().clone();
+        for (what, result) in news(&before, &now) {
+            if !allowed.take(clock.now()) {
+                tracing::warn!(
+                    what,
+                    error = result.as_ref().err(),
+                    "not recorded: the control plane has too much to say"
+                );
+                continue;
+            }
+            audit.record(&Actor::ControlPlane, what, result);
+        }
+        before = now;
     }
     Ok(())
 }

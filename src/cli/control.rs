@@ -1,5 +1,6 @@
 //! Wires the follower of the control plane, and lets the hub session begin anew when the hubs change.
 use super::{Failure, vitals};
+use crate::audit::task::Audit;
 use crate::config::Config;
 use crate::enroll::document::Envelope;
 use crate::enroll::identity::Enrolment;
@@ -51,6 +52,8 @@ pub(super) struct Wires<'a> {
     pub(super) started: Boot,
     /// How updates of the image stand.
     pub(super) update: watch::Receiver<Option<Notice>>,
+    /// Where it is recorded what the control plane does.
+    pub(super) audit: Audit,
 }
 
 /// The follower, seen from outside.
@@ -96,7 +99,7 @@ pub(super) fn start(
     let (health, shown, started) = (board.clone(), wires.update.clone(), wires.started);
     let health: HealthView = Arc::new(move || vitals::health(&net, &health, &shown, started));
     let base = config.clone();
-    let Wires { keys: secrets, net, uplink, choice, vitals, update, .. } = wires;
+    let Wires { keys: secrets, net, uplink, choice, vitals, update, audit, .. } = wires;
     tasks.restarting("control", seed, move || {
         let follower = keys::identity(&dir.join("identity.key")).map(|identity| Follower {
             http: (http.another(), http.another()),
@@ -128,6 +131,7 @@ pub(super) fn start(
         });
         async move { follower.map_err(anyhow::Error::new)?.run().await.map_err(anyhow::Error::new) }
     });
+    tasks.vital("fleet-audit", crate::audit::task::control(statuses.clone(), audit, SystemClock));
     let (view, board) = (statuses.clone(), vitals.clone());
     let report = Arc::new(move || Some(vitals::fleet(&statuses.borrow(), SystemClock.now())));
     tasks.restarting("fleet", seed, move || vitals::control(view.clone(), board.clone(), SystemClock));

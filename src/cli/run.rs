@@ -105,6 +105,7 @@ async fn supervise(config: Arc<Config>, keys: crate::net::derive::Keys) -> Outco
         vitals: &vitals_out,
         started,
         update: update_seen,
+        audit: changes.audit.clone(),
     };
     let fleet = control::start(&mut tasks, &config, wires)?;
     let control = fleet.as_ref().map(|f| f.config.clone());
