@@ -69,7 +69,7 @@ def memory(world):
 
 
 def story_boot_time(world):
-    """A connection takes at most three times as long as the same kernel with a bare shell"""
+    """What a start costs, against the same kernel with a bare shell (a figure; the aim is three times)"""
     # Both by the kernel itself, without firmware; measured in processor time of the emulator, which others do not change.
     bare = world.machine("bare", direct=True).start(append="init=/usr/bin/sh")
     bare.expect(r"slot a verified", BOOT)

@@ -112,7 +112,7 @@ def falls_back(world, build, why, **rules):
     at, _ = machine.expect(r"slot a verified", 4 * BOOT, at, never="update committed")
     given_up = at
     at, _ = connect(world, machine, at)
-    told = until(60, "the reason in /health", lambda: (health()["update"] or {}).get("last"))
+    told = until(60, "the reason in /health", lambda: (health().get("update") or {}).get("last"))
     assert told["version"] == "0.2.1" and told["reason"] == why, told
     # It is not tried again: the next look at the source finds a release that was given up.
     silence(machine, r"starts on trial", 90, given_up)
