@@ -239,7 +239,10 @@ mod tests {
         snapshot.vitals.parts.insert("control", control_part(status, Boot::from_secs(1)));
         snapshot.vitals.parts.insert("config", config_part(status, Boot::from_secs(1)));
         let at = Moment { now: Boot::from_secs(9), wall: Wall(0), trusted: false, started: Boot::from_secs(0) };
-        fold(&snapshot, &at).reasons.iter().map(|r| r.code).filter(|c| c.starts_with("con")).collect()
+        let health = fold(&snapshot, &at);
+        let degraded = health.reasons.iter().any(|r| r.code == "config_degraded");
+        assert_eq!(health.components["config"].status == "degraded", degraded, "the part says what the reason says");
+        health.reasons.iter().map(|r| r.code).filter(|c| c.starts_with("con")).collect()
     }
 
     fn away(why: &str) -> enroll::Status {

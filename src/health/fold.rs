@@ -238,6 +238,7 @@ fn part_code(name: &str) -> &'static str {
         "contract" => "contract_away",
         "accessControl" => "access_control_degraded",
         "control" => "control_away",
+        "config" => "config_degraded",
         _ => "component_degraded",
     }
 }
@@ -301,9 +302,15 @@ fn components(s: &Snapshot, at: &Moment) -> BTreeMap<&'static str, Component> {
     out.insert("network", show(&net));
     // The configuration and everything that completes it make one valid state, or the last good one is held.
     let invalid = s.net.troubles.iter().find(|t| t.code == "desired_invalid");
-    let since = invalid.map_or(at.started, |t| t.since);
-    let config = Part { healthy: invalid.is_none(), since, detail: invalid.map(|t| t.detail.clone()) };
-    out.insert("config", show(&config));
+    match invalid {
+        Some(t) => {
+            out.insert("config", show(&Part { healthy: false, since: t.since, detail: Some(t.detail.clone()) }));
+        }
+        // What the control plane completes it with may be degraded by itself.
+        None => {
+            out.entry("config").or_insert_with(|| show(&Part { healthy: true, since: at.started, detail: None }));
+        }
+    }
     let missing: usize = s.net.links.iter().map(|l| l.wanted_peers.saturating_sub(l.peers)).sum();
     let detail = (missing > 0).then(|| format!("{missing} wanted peers are not in the kernel"));
     out.insert("registry", show(&Part { healthy: missing == 0, since: s.net.at, detail }));

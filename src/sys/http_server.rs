@@ -16,6 +16,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -300,7 +301,8 @@ async fn connection<S: Service>(
         let (service, doors) = (service.clone(), doors.clone());
         async move { Ok::<_, Infallible>(exchange(request, source, &*service, &doors).await) }
     });
-    let io = TokioIo::new(Stalling::new(stream, limits.stall));
+    let stopping = Arc::new(AtomicBool::new(false));
+    let io = TokioIo::new(Stalling::new(stream, limits.stall, stopping.clone()));
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header)
@@ -311,6 +313,7 @@ async fn connection<S: Service>(
     let ended = tokio::select! {
         ended = served.as_mut() => ended,
         () = stopped(&mut stop) => {
+            stopping.store(true, Ordering::Relaxed);
             served.as_mut().graceful_shutdown();
             served.await
         }

@@ -1,6 +1,8 @@
 //! A stream whose reader must keep reading, and that is closed so that its reader hears the end.
 use std::future::Future as _;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -16,11 +18,13 @@ pub(super) struct Stalling<T> {
     limit: Duration,
     waiting: Option<Pin<Box<Sleep>>>,
     lingering: Option<Pin<Box<Sleep>>>,
+    stopping: Arc<AtomicBool>,
 }
 
 impl<T> Stalling<T> {
-    pub(super) const fn new(inner: T, limit: Duration) -> Self {
-        Self { inner, limit, waiting: None, lingering: None }
+    /// Once `stopping` is set nothing is waited for after our last word.
+    pub(super) const fn new(inner: T, limit: Duration, stopping: Arc<AtomicBool>) -> Self {
+        Self { inner, limit, waiting: None, lingering: None, stopping }
     }
 
     fn watch<R>(&mut self, cx: &mut Context<'_>, done: Poll<std::io::Result<R>>) -> Poll<std::io::Result<R>> {
@@ -73,6 +77,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stalling<T> {
             if !matches!(self.watch(cx, done)?, Poll::Ready(())) {
                 return Poll::Pending;
             }
+        }
+        if self.stopping.load(Ordering::Relaxed) {
+            return Poll::Ready(Ok(()));
         }
         let this = &mut *self;
         let end = this.lingering.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
