@@ -31,9 +31,9 @@ transact() {
   until receipt=$(ask eth_getTransactionReceipt "[\"$hash\"]") && [[ $receipt == *'"status":"0x1"'* ]]; do sleep 0.05; done
   echo "$receipt"
 }
-# mint NODE KEY: grants access; tokens are numbered from 1.
+# mint NODE KEY [HOLDER]: grants access; tokens are numbered from 1. A holder has one key, so each further node needs its own.
 mint() {
-  transact "eb27f948$holder$(word 128)$(word 192)$(word 288)$(text 1 "$1")$(text 2 "$2")$(word 0)" "$contract" >/dev/null
+  transact "eb27f948${3:-$holder}$(word 128)$(word 192)$(word 288)$(text 1 "$1")$(text 2 "$2")$(word 0)" "$contract" >/dev/null
 }
 # revoke TOKEN
 revoke() { transact "be1ba406$(word "$1")" "$contract" >/dev/null; }

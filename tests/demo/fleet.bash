@@ -36,7 +36,7 @@ hub_address=$(address_of hub-1)
 await 10 "a ping through the tunnel" reaches device-1 "$hub_address"
 is_peer() { on hub wg show wg0 peers | grep -qxF "$(tunnel_key "$1")"; }
 check "device 2 is no peer of the hub without a grant" not is_peer device-2
-mint edge-2 "$(tunnel_key device-2)"
+mint edge-2 "$(tunnel_key device-2)" "$(word 0x5b0ce)"
 await 30 "device 2 is granted: it is a peer" is_peer device-2
 await 60 "device 2: tunnel up" is device-2 healthy
 await 30 "device 1's health and the node list agree" shows 'edge-1 .*healthy'

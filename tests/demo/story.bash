@@ -38,15 +38,16 @@ await() {
   saw "$what" yes "$(($(now) - start))"
 }
 
-# check WHAT COMMAND…: a row that says whether COMMAND succeeds now.
+# check WHAT COMMAND…: a row that says whether COMMAND succeeds now, and what it said if not.
 check() {
-  local what=$1 start
+  local what=$1 start said
   shift
   start=$(now)
-  if "$@" >/dev/null 2>&1; then
+  if said=$("$@" 2>&1); then
     saw "$what" yes "$(($(now) - start))"
   else
     saw "$what" NO "$(($(now) - start))"
+    printf '   %s\n' "$said"
     return 1
   fi
 }

@@ -14,15 +14,16 @@ start device edge-1 node device
 await 60 "tunnel up" is device healthy
 await 60 "the node list agrees" shows 'edge-1 .*healthy'
 on device nft -f - <<'NFT'
-table inet meter {
+table inet traffic {
   counter sent { }
   counter received { }
   chain out { type filter hook output priority 0; tcp dport 8443 counter name sent; }
   chain in { type filter hook input priority 0; tcp sport 8443 counter name received; }
 }
 NFT
-bytes() { on device nft list counters table inet meter | awk '/bytes/ { n += $4 } END { print n }'; }
-hours=24
+bytes() { on device nft list counters table inet traffic | awk '/bytes/ { n += $4 } END { print n }'; }
+# A part of a day stands for all of it: what is done, is done every few minutes.
+hours=4
 pause $((hours * 3600))
 day=$(($(bytes) * 24 / hours))
 say "a day of doing nothing: $day bytes with the control plane, IP headers included"
