@@ -57,7 +57,7 @@ pub fn run(command: &Command, config: &std::path::Path) -> Outcome {
 fn rotate(config: &Path) -> Outcome {
     let socket = load(config)?.node.runtime_dir.join(SOCKET);
     let () = call(&socket, &Request::RotateKey)?;
-    let done = super::block_on(tokio::time::timeout(PATIENCE, async {
+    let ended = async {
         loop {
             tokio::time::sleep(Duration::from_millis(200)).await;
             let report: StatusReport = call(&socket, &Request::Status)?;
@@ -67,7 +67,9 @@ fn rotate(config: &Path) -> Outcome {
                 return Ok::<_, Failure>((text("/key_changed/public_key"), text("/key_changed/error")));
             }
         }
-    }))?;
+    };
+    // A timer is made where a runtime runs.
+    let done = super::block_on(async { tokio::time::timeout(PATIENCE, ended).await })?;
     match done {
         Ok(Ok((Some(key), _))) => print(&format!("{key}\n")),
         Ok(Ok((None, why))) => {
