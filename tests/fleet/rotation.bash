@@ -58,7 +58,7 @@ await 60 "after a restart from nothing the new key works" is device healthy
 check "it is the new key" test "$(tunnel_key device)" = "$new"
 
 say "a new signing key"
-pinned() { grep -o '"signing_keys":\[[^]]*\]' "$work/$1/enrolment.json" | grep -o '"[^"]\{44\}"' | tr -d '"' | sort; }
+pinned() { tr -d ' \n' <"$work/$1/enrolment.json" | grep -oE '"signing_keys":\[[^]]*\]' | grep -oE '"[^"]{40,}"' | tr -d '"' | sort; }
 first=$(pinned device)
 fleet signing-key add
 two() { [ "$(pinned "$1" | wc -l)" = 2 ]; }
