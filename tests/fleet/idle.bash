@@ -23,7 +23,7 @@ table inet traffic {
 NFT
 bytes() { on device nft list counters table inet traffic | awk '/bytes/ { n += $4 } END { print n }'; }
 # A part of a day stands for all of it: what is done, is done every few minutes.
-hours=4
+hours=1
 pause $((hours * 3600))
 day=$(($(bytes) * 24 / hours))
 say "a day of doing nothing: $day bytes with the control plane, IP headers included"

@@ -62,12 +62,13 @@ pinned() { tr -d ' \n' <"$work/$1/enrolment.json" | grep -oE '"signing_keys":\[[
 first=$(pinned device)
 fleet signing-key add
 two() { [ "$(pinned "$1" | wc -l)" = 2 ]; }
-await 20 "the device has pinned it beside the old one" two device
+# A state is kept once the hub has answered through it; an idle tunnel is asked once a minute.
+await 100 "the device has pinned it beside the old one" two device
 await 20 "so has the hub" two hub
 stop other
 fleet signing-key retire "$first" --yes
 one() { [ "$(pinned "$1" | wc -l)" = 1 ] && [ "$(pinned "$1")" != "$first" ]; }
-await 20 "the old one is dropped by the device" one device
+await 100 "the old one is dropped by the device" one device
 await 20 "and by the hub" one hub
 fleet node override edge-1 --mtu 1300
 await 20 "a state that only the new key has signed is applied" mtu device 1300
