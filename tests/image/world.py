@@ -163,7 +163,7 @@ class ControlPlane:
         return hubs.run(self.program, "--config", str(self.work / "control.toml"), *arguments)
 
     def node(self):
-        return json.loads(self.ask("node", "show", "image-test"))
+        return json.loads(self.ask("--json", "node", "show", "image-test"))
 
     def stop(self):
         self.process.terminate()
