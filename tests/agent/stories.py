@@ -494,10 +494,12 @@ def nobody_waits_for_a_large_file(spoke, far):
         asker = threading.Thread(target=ask)
         asker.start()
         took = []
-        for text in (*sets, ""):
+        for text in sets:
             start, before = time.monotonic(), len(waits)
             answered(node.panel.syncconf("wg0", text), 200)
             took.append((time.monotonic() - start, len(waits) - before))
+        # Nothing is counted here: an empty file may be over before a second question is asked.
+        answered(node.panel.syncconf("wg0", ""), 200)
         over.set()
         asker.join()
         assert all(count >= 3 for _, count in took), f"{took}: hardly anything else was answered meanwhile"
