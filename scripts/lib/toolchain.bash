@@ -5,6 +5,7 @@
 # the source must fit its compiler exactly, so it comes from the rust-src component or, with a compiler of its own, from
 # Debian's rustc-web, which is unpacked into the cache and never installed.
 
+toolchain_home=$(realpath "${BASH_SOURCE[0]%/*}")
 spoke_cache=${XDG_CACHE_HOME:-$HOME/.cache}/spoke
 static_cache=$spoke_cache/static
 # Later zig replaces musl's malloc by one that gives no memory back to the kernel (38 MB kept against 56 kB).
@@ -145,9 +146,8 @@ TOML
 static_build() {
   local target=$1 directory=$2 flags environment=()
   shift 2
-  # Neither where the source lies nor where crates and compiler are kept may show in the result.
-  flags="-Clink-self-contained=no ${std_flags[*]} --remap-path-prefix=$PWD=/spoke"
-  flags+=" --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
+  # Neither where crates and compiler are kept may show in the result nor where the source lies: see the wrapper.
+  flags="-Clink-self-contained=no ${std_flags[*]} --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
   # There rustix calls libc by the types of today's musl (64-bit time), and the libc crate still has yesterday's unless told:
   # every clock and file time would be read as garbage.
   case $target in mips*) flags+=" --cfg=libc_unstable_musl_v1_2" ;; esac
@@ -156,7 +156,7 @@ static_build() {
     flags+=" --sysroot=$std_sysroot"
     environment=(RUSTC="$source_rustc")
   fi
-  env "${environment[@]}" RUSTFLAGS="$flags" CARGO_TARGET_DIR="$directory" \
+  env "${environment[@]}" RUSTFLAGS="$flags" CARGO_TARGET_DIR="$directory" RUSTC_WRAPPER="$toolchain_home/rustc-anywhere" SPOKE_SOURCE="$PWD" \
     nice cargo zigbuild --quiet --release --locked --target "$target" "$@" >&2
 }
 
