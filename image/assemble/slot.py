@@ -50,8 +50,9 @@ def command_line(board, root_hash, hash_offset):
     """What the kernel of a slot is told."""
     consoles = " ".join(f"console={c}" for c in board.console)
     # A kernel that dies starts again by itself: that is how a bad update uses up its tries.
+    # Security modules that nothing here has a policy for cost a slow board more than a second of its start, with BPF above all.
     return (f"spoke.roothash={root_hash} spoke.hashoffset={hash_offset} {consoles} ro quiet loglevel=4 panic=5 oops=panic "
-            f"spoke.loader={board.loader} systemd.show_status=yes")
+            f"spoke.loader={board.loader} lsm=landlock,lockdown,yama systemd.show_status=yes")
 
 
 def unified_kernel(board, ukify, stub, kernel, initrd, command, device_tree, output):

@@ -4,12 +4,12 @@
 #   flash-care.bash DISK-IMAGE SPOKE STATE.MOUNT
 set -euo pipefail
 image=$1 spoke=$2 unit=$3
+. "$(dirname "$0")/../bench/pair.bash"
 cd "$TMPDIR"
 passed=0 failed=0
 verdict() { # WHAT COMMAND…
   if "${@:2}"; then passed=$((passed + 1)) && echo "ok - $1"; else failed=$((failed + 1)) && echo "not ok - $1"; fi
 }
-on() { ip netns exec "$@"; }
 option() { sed -n "s/^$1=//p" "$unit"; }
 
 read -r start size <<<"$(sfdisk -J "$image" | tr -d '\n' | sed -E 's/.*"start": *([0-9]+), *"size": *([0-9]+),[^}]*"name": *"state".*/\1 \2/')"
@@ -19,34 +19,7 @@ mkdir state
 mount -t "$(option Type)" -o "$(option Options | sed 's/noexec,//')" "$disk" state
 mkdir -m 700 state/spoke
 
-ip netns add hub
-ip netns add device
-ip link add eth0 netns hub type veth peer name eth0 netns device
-for n in hub device; do ip -n $n link set lo up && ip -n $n link set eth0 up; done
-ip -n hub addr add 192.0.2.1/24 dev eth0
-ip -n device addr add 192.0.2.2/24 dev eth0
-umask 077
-wg genkey >hub.key
-wg genkey >state/spoke/wg0.key
-ip -n hub link add wg0 type wireguard
-on hub wg set wg0 listen-port 51820 private-key hub.key peer "$(wg pubkey <state/spoke/wg0.key)" allowed-ips 10.8.0.2/32
-ip -n hub addr add 10.8.0.1/24 dev wg0
-ip -n hub link set wg0 up
-cat >spoke.toml <<TOML
-[node]
-state_dir = "$PWD/state/spoke"
-runtime_dir = "$PWD/run"
-[[interface]]
-name = "wg0"
-addresses = ["10.8.0.2/24"]
-[uplink]
-interface = "wg0"
-[[uplink.hub]]
-public_key = "$(wg pubkey <hub.key)"
-endpoint = "192.0.2.1:51820"
-address = "10.8.0.1"
-allowed_ips = ["10.8.0.0/24"]
-TOML
+make_pair state/spoke
 ip netns exec device "$spoke" --config spoke.toml run 2>log &
 device=$!
 is_ready() { on device "$spoke" --config spoke.toml status --ready >/dev/null 2>&1; }

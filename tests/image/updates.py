@@ -55,15 +55,27 @@ def refused_bundles(world):
     assert status["slots"]["other"] is None, f"something may be started from slot b: {status}"
 
 
+def on_trial(machine, at):
+    """Waits until an update was written and slot b runs it on trial; returns the line."""
+    at, _ = machine.expect(r"starts on trial", BOOT, at)
+    at, _ = machine.expect(r"slot b verified", BOOT, at)
+    return at
+
+
+def committed(world, machine, at, slot="b"):
+    """Waits until the slot is connected and committed; returns the line."""
+    at, _ = connect(world, machine, at, slot=slot)
+    at, _ = machine.expect(r"update committed", BOOT, at)
+    return at
+
+
 def update_wanted_by_the_control_plane(world, machine, at):
     """A release the control plane wants is installed, tried, committed, reported; older ones than allowed are refused then"""
     world.offer("b")
     before = health()["timestamp"]
     world.control.ask("release", "want", "0.2.0", "--network", "field")
-    at, _ = machine.expect(r"starts on trial", BOOT, at)
-    at, _ = machine.expect(r"slot b verified", BOOT, at)
-    at, _ = connect(world, machine, at, slot="b")
-    machine.expect(r"update committed", BOOT, at)
+    at = on_trial(machine, at)
+    committed(world, machine, at)
     names = until(30, "the commit", lambda: (n := sorted(boot_files(machine.image, "::/EFI/Linux"))) and "+" not in "".join(n) and n)
     assert names == ["spoke-000001-a.efi", "spoke-000002-b.efi"], names
 
@@ -86,29 +98,29 @@ def story_update_by_itself(world):
     world.offer("b")
     machine = world.machine("update", provision=settings(world.hub, ssh=world.ssh_key(), automatic=True, every="60s", settle="10s")).start()
     at, _ = connect(world, machine)
-    at, _ = machine.expect(r"starts on trial", BOOT, at)
-    at, _ = machine.expect(r"slot b verified", BOOT, at)
-    at, _ = connect(world, machine, at, slot="b")
-    machine.expect(r"update committed", BOOT, at)
+    at = on_trial(machine, at)
+    committed(world, machine, at)
     at = len(machine.lines)
     world.shell("spoke update rollback")
     at, _ = machine.expect(r"slot a verified", BOOT, at)
-    at, _ = connect(world, machine, at)
-    at, _ = machine.expect(r"update committed", BOOT, at)
+    at = committed(world, machine, at, slot="a")
     # The source still offers what was taken back.
     silence(machine, r"starts on trial", 100, at)
     words = world.told("spoke update status; spoke update check")
     assert "slot a  0.1.0  committed, running" in words and "version 0.2.0 (was given up here)" in words, words
 
 
-def falls_back(world, build, why, **rules):
-    """Offers a bad build; the old slot must run again, by itself, and say why."""
+def tries(world, name, build, **rules):
+    """A board that found the offered build by itself and runs it on trial; (machine, line)."""
     world.offer(build)
-    given = settings(world.hub, automatic=True, every="60s", settle="10s", patience="90s", outage="400s", **rules)
-    machine = world.machine(f"bad-{build}", provision=given).start()
+    machine = world.machine(name, provision=settings(world.hub, automatic=True, every="60s", settle="10s", **rules)).start()
     at, _ = connect(world, machine)
-    at, _ = machine.expect(r"starts on trial", BOOT, at)
-    at, _ = machine.expect(r"slot b verified", BOOT, at)
+    return machine, on_trial(machine, at)
+
+
+def falls_back(world, build, why):
+    """Offers a bad build; the old slot must run again, by itself, and say why."""
+    machine, at = tries(world, f"bad-{build}", build, patience="90s", outage="400s")
     at, _ = machine.expect(r"slot a verified", 4 * BOOT, at, never="update committed")
     given_up = at
     at, _ = connect(world, machine, at)
@@ -123,8 +135,8 @@ def falls_back(world, build, why, **rules):
 def story_panicking_update(world):
     """An update whose kernel panics comes back after its three tries"""
     machine = falls_back(world, "panics", "did_not_start")
-    tries = sum("slot b verified" in line for line in machine.lines)
-    assert tries == 3, f"{tries} tries"
+    starts = sum("slot b verified" in line for line in machine.lines)
+    assert starts == 3, f"{starts} tries"
 
 
 def story_hanging_update(world):
@@ -144,30 +156,19 @@ def story_no_hub_update(world):
 
 def story_outage_during_trial(world):
     """An outage during a trial is waited for, not blamed"""
-    world.offer("b")
-    given = settings(world.hub, automatic=True, every="60s", settle="10s", patience="60s", outage="1h")
-    machine = world.machine("outage", provision=given).start()
-    at, _ = connect(world, machine)
-    at, _ = machine.expect(r"starts on trial", BOOT, at)
-    at, _ = machine.expect(r"slot b verified", BOOT, at)
+    machine, at = tries(world, "outage", "b", patience="60s", outage="1h")
     machine.cable(False)
     at, _ = machine.expect(r"slot b: provisioned", BOOT, at)
     # Twice the patience, without a word from outside.
     silence(machine, r"slot a verified|update given up", 150, at)
     machine.cable(True)
-    at, _ = connect(world, machine, at, slot="b")
-    machine.expect(r"update committed", BOOT, at)
+    committed(world, machine, at)
     machine.cut_power()
 
 
 def story_long_outage(world):
     """An outage longer than a trial may last costs one look of the old system; the update is committed after it"""
-    world.offer("b")
-    given = settings(world.hub, automatic=True, every="60s", settle="10s", patience="20s", outage="40s")
-    machine = world.machine("long-outage", provision=given).start()
-    at, _ = connect(world, machine)
-    at, _ = machine.expect(r"starts on trial", BOOT, at)
-    at, _ = machine.expect(r"slot b verified", BOOT, at)
+    machine, at = tries(world, "long-outage", "b", patience="20s", outage="40s")
     machine.cable(False)
     at, _ = machine.expect(r"the old system shall have a look", BOOT, at)
     at, _ = machine.expect(r"slot a verified", BOOT, at)
@@ -176,6 +177,5 @@ def story_long_outage(world):
     machine.cable(True)
     at, _ = machine.expect(r"the outage is over: the update is tried again", BOOT, at)
     at, _ = machine.expect(r"slot b verified", BOOT, at)
-    at, _ = connect(world, machine, at, slot="b")
-    machine.expect(r"update committed", BOOT, at)
+    committed(world, machine, at)
     machine.cut_power()
