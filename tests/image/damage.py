@@ -6,7 +6,7 @@ import re
 import struct
 import subprocess
 
-from machine import Failed, boot_file, boot_files, partition
+from machine import Failed, boot_file, boot_files, partition, put_boot_file
 from world import BOOT, CONNECTED, KEY, connect, copy_disk, health, settings
 
 
@@ -52,6 +52,32 @@ def story_full_state(world):
     at, _ = machine.expect(r"slot b verified", BOOT, at)
     at, _ = connect(world, machine, at, slot="b")
     machine.expect(r"update committed", BOOT, at)
+    machine.cut_power()
+
+
+def story_full_boot_partition(world):
+    """On a full boot partition faults are told on the console, and good settings are taken and wiped all the same"""
+    machine = world.machine("full-boot")
+    good = settings(world.hub)
+    # What is mended is not longer, so there is room for it.
+    put_boot_file(machine.image, "spoke.toml", b'[node]\nid = "bad id"\n' + b"#" * len(good))
+    for size in (1 << 20, 1 << 15, 1 << 10, 1):
+        for number in range(1000):
+            try:
+                put_boot_file(machine.image, f"{size}-{number}", b"x" * size)
+            except subprocess.CalledProcessError:
+                break
+    machine.start()
+    at, _ = machine.expect(r"node\.id", BOOT)
+    machine.expect(r"cannot write spoke-faults.txt", BOOT, at)
+    put_boot_file(machine.image, "spoke.toml", good.encode())
+    at, _ = machine.expect(r"settings taken from the boot partition", BOOT, at)
+    connect(world, machine, at)
+    assert "spoke.toml" not in boot_files(machine.image)
+    start, size = partition(machine.image, "boot")
+    with open(machine.image, "rb") as disk:
+        disk.seek(start)
+        assert world.hub.public.encode() not in disk.read(size), "the settings are still readable on the boot partition"
     machine.cut_power()
 
 

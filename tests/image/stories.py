@@ -30,6 +30,7 @@ LONG = [
     updates.story_long_outage,
     damage.story_lost_state,
     damage.story_full_state,
+    damage.story_full_boot_partition,
     damage.story_both_slots_bad,
     uboot.story_u_boot_counts,
     boots.story_arm64_boots,
