@@ -228,6 +228,14 @@ impl<'a> Contract<'a> {
         self.chain.send(from, Some(self.address), &data);
     }
 
+    /// Asks the contract as `from`: its answer in hexadecimal digits, or its refusal.
+    pub(crate) fn read(&self, from: Address, signature: &str, arguments: &[Arg<'_>]) -> Result<String, String> {
+        let data = hex::encode_prefixed(encode(signature, arguments));
+        let call = json!({"from": from.to_string(), "to": self.address.to_string(), "data": data});
+        let answer = self.chain.try_ask("eth_call", json!([call, "latest"]))?;
+        Ok(answer.as_str().unwrap_or_default().trim_start_matches("0x").to_owned())
+    }
+
     fn call(&self, signature: &str, arguments: &[Arg<'_>]) {
         self.chain.send(self.operator, Some(self.address), &encode(signature, arguments));
     }

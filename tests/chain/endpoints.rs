@@ -4,6 +4,7 @@ use crate::node::{Node, config, pair};
 use crate::proxy::{Deed, Proxy};
 use serde_json::{Value, json};
 use spoke::grants::ladder::Phase;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 fn key(n: u16) -> String {
@@ -223,19 +224,22 @@ fn every_read_of_a_decision_is_of_one_block_by_its_hash() {
     contract.mint(chain.account(1), "node-0", &key(0));
     chain.mine(20);
     let proxy = Proxy::new(chain.port());
-    let pins = Arc::new(Mutex::new(Vec::new()));
-    let seen = pins.clone();
+    let (pins, chains) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicU32::new(0)));
+    let (seen, told) = (pins.clone(), chains.clone());
     proxy.rule(move |asked| {
         for q in asked.as_array().into_iter().flatten() {
             // What reads the contract carries its code along; a look is much shorter.
             if q["method"] == "eth_call" && q["params"][0]["data"].as_str().is_some_and(|d| d.len() > 1000) {
                 seen.lock().unwrap().push(q["params"][1].clone());
             }
+            told.fetch_add(u32::from(q["method"] == "eth_chainId"), Ordering::Relaxed);
         }
         Deed::Pass
     });
     let mut node = Node::start(config(contract.address, &[proxy.url()], ""), None, 3);
     node.until_admits(0, true);
+    node.looks(3);
+    assert_eq!(chains.load(Ordering::Relaxed), 1, "its chain is asked for once");
     let pins = pins.lock().unwrap();
     assert_eq!(pins.len(), 2, "the newest and the final one, once each for all three: {pins:?}");
     for pin in pins.iter() {
@@ -310,4 +314,36 @@ fn no_event_brings_back_who_was_revoked() {
     let mut node = Node::start(settings, Some(dir.path()), 4);
     node.looks(2);
     assert!(!node.admits(0) && node.code(0) == "NODE_INACTIVE");
+}
+
+#[test]
+fn a_reorganisation_found_in_a_bad_moment_is_not_forgotten() {
+    let chain = Anvil::start();
+    let contract = Contract::deploy(&chain, false, false);
+    chain.mine(5);
+    let proxy = Proxy::new(chain.port());
+    let settings = config(contract.address, &[proxy.url()], "finality = \"latest\"\nstale = \"1h\"");
+    let mut node = Node::start(settings, None, 1);
+    node.until("a denial", |r| r.rows[0].code == "NODE_NOT_FOUND");
+    contract.mint(chain.account(1), "node-0", &key(0));
+    node.until_admits(0, true);
+    // More blocks, seen one by one, so that there is something to walk back over.
+    for _ in 0..3 {
+        chain.mine(1);
+        let height = chain.height();
+        node.until("it saw the block", |r| r.height.is_some_and(|h| h >= height));
+    }
+    // The connection breaks when the walk back asks for its first blocks.
+    let mut breaks = 2;
+    proxy.rule(move |asked| {
+        let walks = asked.to_string().contains("eth_getBlockByNumber");
+        breaks -= u32::from(walks && breaks > 0);
+        if walks && breaks > 0 { Deed::Hang } else { Deed::Pass }
+    });
+    chain.reorganise(5);
+    chain.mine(1);
+    node.until_admits(0, false);
+    let report = node.report();
+    assert!(report.counts.failed_looks > 0 && report.counts.reorganisations == 1, "{report:#?}");
+    assert_eq!(node.code(0), "NODE_NOT_FOUND");
 }

@@ -1,8 +1,8 @@
 //! Mint, revoke, transfer, reorganise, go silent: what a node makes of it.
-use crate::anvil::{Anvil, Contract};
+use crate::anvil::{Anvil, Arg, Contract};
 use crate::node::{Node, config, pair};
 use crate::proxy::{Deed, Proxy};
-use alloy_primitives::keccak256;
+use alloy_primitives::{hex, keccak256};
 use serde_json::{Value, json};
 use spoke::grants::ladder::Phase;
 use std::sync::{Arc, Mutex};
@@ -33,7 +33,7 @@ fn the_contract_has_the_published_interface() {
         ("a843c51f", "transferContractOwnership", vec![]),
     ] {
         let (hash, entry) = signature(name, "function");
-        assert_eq!(alloy_primitives::hex::encode(&hash[..4]), selector, "{name}");
+        assert_eq!(hex::encode(&hash[..4]), selector, "{name}");
         let got: Vec<_> = entry["outputs"].as_array().unwrap().iter().map(|o| o["type"].as_str().unwrap()).collect();
         assert_eq!(got, outputs, "{name}");
     }
@@ -46,11 +46,46 @@ fn the_contract_has_the_published_interface() {
         ("ddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef", "Transfer", vec![0, 1, 2]),
     ] {
         let (hash, entry) = signature(name, "event");
-        assert_eq!(alloy_primitives::hex::encode(hash), topic, "{name}");
+        assert_eq!(hex::encode(hash), topic, "{name}");
         let inputs = entry["inputs"].as_array().unwrap();
         let got: Vec<_> = (0..inputs.len()).filter(|i| inputs[*i]["indexed"] == true).collect();
         assert_eq!(got, indexed, "{name}");
     }
+}
+
+#[test]
+fn the_contract_behaves_as_published() {
+    let chain = Anvil::start();
+    let contract = Contract::deploy(&chain, false, false);
+    let (alice, bob) = (chain.account(1), chain.account(2));
+    assert_eq!(contract.mint(alice, "node-0", &key(0)), 1, "token ids start at 1");
+    let words = |call: &str, arguments: &[Arg<'_>]| contract.read(alice, call, arguments).unwrap();
+    let one = |n: u64| format!("{n:064x}");
+    let text = |s: &str| format!("{:064x}{:0<width$}", s.len(), hex::encode(s), width = s.len().div_ceil(32) * 64);
+    assert_eq!(words("getTokenIdByNodeId(string)", &[Arg::Text("node-0")]), one(1));
+    assert_eq!(words("getTokenIdByNodeId(string)", &[Arg::Text("node-9")]), one(0));
+    assert_eq!(words("verifyAccess(address,string)", &[Arg::Address(alice), Arg::Text("node-0")]), one(1));
+    assert_eq!(words("hasNodeAccess(address,string)", &[Arg::Address(bob), Arg::Text("node-0")]), one(0));
+    for call in ["getPublicKeyByTokenId(uint256)", "tokenURI(uint256)"] {
+        let kept = if call.starts_with('t') { String::new() } else { key(0) };
+        assert_eq!(words(call, &[Arg::Number(1)]), one(32) + &text(&kept), "{call}");
+    }
+    assert_eq!(words("getPublicKeyByOwner(address)", &[Arg::Address(alice)]), one(32) + &text(&key(0)));
+    // The node, its key, when, and whether it is active: in this order, which is not the one of the storage.
+    let access = words("getNodeAccess(uint256)", &[Arg::Number(1)]);
+    let block = chain.ask("eth_getBlockByNumber", json!(["latest", false]));
+    let born = u64::from_str_radix(&access[128..192], 16).unwrap();
+    let now = u64::from_str_radix(block["timestamp"].as_str().unwrap().trim_start_matches("0x"), 16).unwrap();
+    assert!(born <= now && now - born < 600, "seconds: {born} at {now}");
+    assert_eq!(access[192..256], one(1));
+    assert_eq!(access[256..], text("node-0") + &text(&key(0)));
+    // Who may not is refused, and what is not there too, in the library's words.
+    let refused = |call: &str, arguments: &[Arg<'_>]| contract.read(alice, call, arguments).unwrap_err();
+    let mint = [Arg::Address(alice), Arg::Text("x"), Arg::Text("x"), Arg::Text("")];
+    assert!(refused("mintNodeAccess(address,string,string,string)", &mint).contains("0x118cdaa7"));
+    assert!(refused("revokeNodeAccess(uint256)", &[Arg::Number(1)]).contains("0x118cdaa7"));
+    assert!(refused("ownerOf(uint256)", &[Arg::Number(7)]).contains("0x7e273289"));
+    assert!(refused("getNodeAccess(uint256)", &[Arg::Number(7)]).contains("0x7e273289"));
 }
 
 #[test]
@@ -106,6 +141,12 @@ fn a_transfer_leaves_no_old_key_valid() {
         node.until_admits(0, false);
         assert_eq!(node.code(0), "PUBLIC_KEY_MISMATCH", "clears_key {clears_key}");
         assert!(node.admits(1), "the new holder's own node keeps its access");
+        // A holder without a key of its own takes over what the token says, if it still says anything.
+        let carol = chain.account(3);
+        contract.transfer(bob, carol, token);
+        node.until_admits(0, !clears_key);
+        node.looks(2);
+        assert_eq!(node.admits(0), !clears_key, "{}", node.code(0));
     }
 }
 

@@ -9,3 +9,4 @@ mod grants;
 mod hostile;
 mod node;
 mod proxy;
+mod walk;
