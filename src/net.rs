@@ -5,6 +5,7 @@ pub mod derive;
 pub mod drift;
 pub mod imperative;
 pub mod key;
+pub mod nets;
 pub mod overrides;
 pub mod plan;
 pub mod render;

@@ -6,11 +6,10 @@ use crate::change::edit::PeerValues;
 use crate::config::types::{Cidr, IfAddress};
 use crate::net::imperative::{Device, Table};
 use crate::net::key::{PresharedKey, PublicKey, SecretKey};
+use crate::net::nets::Nets;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use ipnet::IpNet;
 use serde::Serialize;
 use serde_json::{Map, Value};
-use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -127,7 +126,7 @@ impl Fields {
         n
     }
 
-    fn nets(&mut self, key: &str) -> Option<BTreeSet<IpNet>> {
+    fn nets(&mut self, key: &str) -> Option<Nets> {
         let items = match self.take(key)? {
             Value::Array(items) => items,
             other => {
@@ -135,11 +134,11 @@ impl Fields {
                 return None;
             }
         };
-        let mut out = BTreeSet::new();
+        let mut out = Vec::new();
         for (i, item) in items.into_iter().enumerate() {
             match item.as_str().map(|t| t.parse::<Cidr>().map_err(|e| format!("{t:?} {e}"))) {
                 Some(Ok(net)) => {
-                    out.insert(net.0);
+                    out.push(net.0);
                 }
                 bad => {
                     let msg = match bad {
@@ -151,7 +150,7 @@ impl Fields {
                 }
             }
         }
-        Some(out)
+        Some(out.into_iter().collect())
     }
 
     fn confirm(&mut self) -> Option<Duration> {

@@ -2,6 +2,7 @@
 //! shared secret must not get a root shell with it.
 use crate::config::types::{Cidr, HostPort, IfAddress};
 use crate::net::key::{PresharedKey, PublicKey, SecretKey};
+use crate::net::nets::Nets;
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,7 +32,7 @@ pub struct WgPeer {
     /// `PresharedKey`; a key of zeros is none.
     pub preshared_key: Option<PresharedKey>,
     /// `AllowedIPs`.
-    pub allowed_ips: BTreeSet<IpNet>,
+    pub allowed_ips: Nets,
     /// `PersistentKeepalive`; 0 is off.
     pub keepalive: u16,
     /// `Endpoint`; a name is yet to be looked up.
@@ -51,7 +52,8 @@ pub struct BadConf {
 enum Section {
     None,
     Interface,
-    Peer(Option<PublicKey>, WgPeer, usize),
+    /// Its allowed-ips are gathered first and sorted once.
+    Peer(Option<PublicKey>, WgPeer, Vec<IpNet>, usize),
 }
 
 /// Reads a file.
@@ -77,7 +79,7 @@ pub fn parse(text: &str) -> Result<WgConf, BadConf> {
                 }
                 Section::Interface
             } else if content.eq_ignore_ascii_case("[peer]") {
-                Section::Peer(None, WgPeer::default(), line)
+                Section::Peer(None, WgPeer::default(), Vec::new(), line)
             } else {
                 return Err(fail("is not a section of this format: [Interface] or [Peer]".into()));
             };
@@ -90,7 +92,7 @@ pub fn parse(text: &str) -> Result<WgConf, BadConf> {
         match &mut section {
             Section::None => return Err(fail("stands before [Interface] or [Peer]".into())),
             Section::Interface => own(&mut out, &key, value).map_err(fail)?,
-            Section::Peer(public, peer, _) => theirs(public, peer, &key, value).map_err(fail)?,
+            Section::Peer(public, peer, nets, _) => theirs(public, peer, nets, &key, value).map_err(fail)?,
         }
     }
     finish(&mut section, &mut out)?;
@@ -98,7 +100,8 @@ pub fn parse(text: &str) -> Result<WgConf, BadConf> {
 }
 
 fn finish(section: &mut Section, out: &mut WgConf) -> Result<(), BadConf> {
-    let Section::Peer(public, peer, line) = std::mem::replace(section, Section::None) else { return Ok(()) };
+    let Section::Peer(public, mut peer, nets, line) = std::mem::replace(section, Section::None) else { return Ok(()) };
+    peer.allowed_ips = nets.into_iter().collect();
     let Some(public) = public else {
         return Err(BadConf { line, problem: "this [Peer] has no PublicKey".into() });
     };
@@ -132,7 +135,13 @@ fn own(out: &mut WgConf, key: &str, value: &str) -> Result<(), String> {
     }
 }
 
-fn theirs(public: &mut Option<PublicKey>, peer: &mut WgPeer, key: &str, value: &str) -> Result<(), String> {
+fn theirs(
+    public: &mut Option<PublicKey>,
+    peer: &mut WgPeer,
+    nets: &mut Vec<IpNet>,
+    key: &str,
+    value: &str,
+) -> Result<(), String> {
     match key {
         "publickey" => once(public, "PublicKey", value.parse().map_err(|e| format!("PublicKey: {e}"))?),
         "presharedkey" => {
@@ -144,7 +153,7 @@ fn theirs(public: &mut Option<PublicKey>, peer: &mut WgPeer, key: &str, value: &
         "allowedips" => {
             for part in list(value) {
                 let net: Cidr = part.parse().map_err(|e| format!("AllowedIPs {part:?}: {e}"))?;
-                peer.allowed_ips.insert(net.0);
+                nets.push(net.0);
             }
             Ok(())
         }

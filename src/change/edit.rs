@@ -5,6 +5,7 @@ use crate::config::Config;
 use crate::config::interface::Access;
 use crate::net::imperative::{Device, Imperative, ImperativeLink, ImperativePeer};
 use crate::net::key::{PresharedKey, PublicKey};
+use crate::net::nets::{Holders, Nets};
 use crate::net::state::{Desired, DriftPolicy, IfName, MAX_ALLOWED_IPS, MAX_PEERS, Observed};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,7 +38,7 @@ pub struct PeerValues {
     /// Extra symmetric key.
     pub preshared_key: Option<PresharedKey>,
     /// Networks.
-    pub allowed_ips: Option<BTreeSet<IpNet>>,
+    pub allowed_ips: Option<Nets>,
     /// Seconds; 0 is off.
     pub keepalive: Option<u16>,
     /// Where to send.
@@ -237,7 +238,7 @@ impl Context<'_> {
         for (key, peer) in peers.iter().filter_map(|key| Some((*key, seen.peers.get(key)?))) {
             let taken = ImperativePeer {
                 preshared_key: peer.preshared_key.clone(),
-                allowed_ips: peer.allowed_ips.difference(&held).copied().collect(),
+                allowed_ips: peer.allowed_ips.filtered(|n| !held.contains(n)),
                 keepalive: peer.keepalive,
                 endpoint: peer.endpoint,
             };
@@ -338,13 +339,9 @@ fn set_peers(
     if peers.len() > MAX_PEERS {
         return Err(Conflict::TooMany { what: "peers", count: peers.len(), max: MAX_PEERS });
     }
-    let mut holders: BTreeMap<IpNet, PublicKey> = BTreeMap::new();
-    for (key, peer) in peers {
-        for net in &peer.allowed_ips {
-            if let Some(first) = holders.insert(*net, *key) {
-                return Err(Conflict::Twice { net: *net, first, second: *key });
-            }
-        }
+    let holders = Holders::of(peers.iter().map(|(key, peer)| (key, &peer.allowed_ips)));
+    if let Some((net, first, second)) = holders.twice() {
+        return Err(Conflict::Twice { net, first, second });
     }
     let declared = on.desired.links.get(&link).into_iter().flat_map(|l| l.peers.iter());
     for (key, wanted) in declared {
@@ -352,7 +349,7 @@ fn set_peers(
         if !peers.get(key).is_some_and(|asked| on.is_declared_so(&link, *key, asked)) {
             return Err(Conflict::PeerDeclared { peer: *key, by });
         }
-        if let Some((net, holder)) = wanted.allowed_ips.iter().find_map(|n| holders.get(n).map(|h| (*n, *h)))
+        if let Some((net, holder)) = wanted.allowed_ips.iter().find_map(|n| holders.get(n).map(|h| (*n, h)))
             && holder != *key
         {
             return Err(Conflict::Held { net, holder: *key });

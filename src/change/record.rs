@@ -1,6 +1,7 @@
 //! The written form of changes: what a generation changed, by whom and when. The one place where keys are written out.
 use crate::net::imperative::{Device, Imperative, ImperativeLink, ImperativePeer, Table};
 use crate::net::key::{PresharedKey, PublicKey, SecretKey};
+use crate::net::nets::{Nets, side_by_side};
 use crate::net::state::IfName;
 use crate::time::{Boot, Wall};
 use ipnet::IpNet;
@@ -141,8 +142,8 @@ pub struct StoredDevice {
 pub struct StoredPeer {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preshared_key: Option<StoredPresharedKey>,
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub allowed_ips: BTreeSet<IpNet>,
+    #[serde(default, skip_serializing_if = "Nets::is_empty")]
+    pub allowed_ips: Nets,
     #[serde(default, skip_serializing_if = "is_zero")]
     pub keepalive: u16,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -225,15 +226,12 @@ impl Change {
                 down: (a.down != b.down).then_some(b.down),
                 peers: BTreeMap::new(),
             };
-            for key in a.peers.keys().filter(|k| !b.peers.contains_key(*k)) {
-                change.peers.insert(*key, None);
-            }
-            for (key, peer) in &b.peers {
-                let same = a.peers.get(key).is_some_and(|old| Arc::ptr_eq(old, peer) || old == peer);
-                if !same {
-                    change.peers.insert(*key, Some((&**peer).into()));
-                }
-            }
+            let differs =
+                |(key, old, new): (&PublicKey, Option<&Arc<ImperativePeer>>, Option<&Arc<ImperativePeer>>)| {
+                    let same = old.zip(new).is_some_and(|(old, new)| Arc::ptr_eq(old, new) || old == new);
+                    (!same).then(|| (*key, new.map(|peer| (&**peer).into())))
+                };
+            change.peers = side_by_side(&a.peers, &b.peers).filter_map(differs).collect();
             if change != LinkChange::default() {
                 out.insert(name.clone(), change);
             }

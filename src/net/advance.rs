@@ -77,15 +77,15 @@ fn set_peer(link: &mut ObservedLink, key: PublicKey, change: &PeerChange) {
     if let AllowedIps::Add(nets) | AllowedIps::Replace(nets) = &change.allowed_ips {
         // The kernel moves a network to the last peer that claims it.
         for (other, peer) in &mut link.peers {
-            if *other != key {
-                peer.allowed_ips.retain(|n| !nets.contains(n));
+            if *other != key && peer.allowed_ips.iter().any(|n| nets.contains(n)) {
+                peer.allowed_ips = peer.allowed_ips.without(nets);
             }
         }
     }
     let peer = link.peers.entry(key).or_default();
     match &change.allowed_ips {
         AllowedIps::Keep => {}
-        AllowedIps::Add(nets) => peer.allowed_ips.extend(nets),
+        AllowedIps::Add(nets) => peer.allowed_ips = peer.allowed_ips.and(nets),
         AllowedIps::Replace(nets) => peer.allowed_ips.clone_from(nets),
     }
     if let Some(preshared_key) = &change.preshared_key {

@@ -2,6 +2,7 @@
 //! emptier network: the caller keeps the last good state.
 use super::imperative::{Device, Imperative, ImperativeLink, Table};
 use super::key::{PresharedKey, PublicKey, SecretKey};
+use super::nets::{Holders, Nets};
 use super::overrides::Overrides;
 use super::state::{
     Desired, DriftPolicy, Endpoint, Forwarding, IfName, Link, ListenPort, MAX_ALLOWED_IPS, MAX_PEERS, Peer, Route,
@@ -201,13 +202,13 @@ fn link(config: &Config, interface: &Interface, facts: &Facts) -> Result<Link, D
             if !nets.iter().any(|n| n.contains(&choice.active.hub.address)) {
                 nets.insert(choice.active.hub.address.into());
             }
-            nets
+            nets.into()
         };
-        let active: BTreeSet<IpNet> = over.endpoint_allowed_ips.clone().map_or_else(configured, reach);
+        let active: Nets = over.endpoint_allowed_ips.clone().map_or_else(configured, reach);
         if let Some(standby) = &choice.standby {
             let own = IpNet::from(standby.hub.address);
             let nets = if active.contains(&own) || choice.active.hub.address == standby.hub.address {
-                BTreeSet::new()
+                Nets::default()
             } else {
                 [own].into()
             };
@@ -249,14 +250,18 @@ fn link(config: &Config, interface: &Interface, facts: &Facts) -> Result<Link, D
 /// has: a later declaration wins over an earlier call, and never makes the state invalid.
 fn merge(set: &ImperativeLink, peers: &mut BTreeMap<PublicKey, Peer>) {
     let declared: BTreeSet<IpNet> = peers.values().flat_map(|p| &p.allowed_ips).copied().collect();
-    for (key, peer) in &set.peers {
-        peers.entry(*key).or_insert_with(|| Peer {
+    let added = set.peers.iter().filter(|(key, _)| !peers.contains_key(*key)).map(|(key, peer)| {
+        let peer = Peer {
             preshared_key: peer.preshared_key.clone(),
-            allowed_ips: peer.allowed_ips.difference(&declared).copied().collect(),
+            allowed_ips: peer.allowed_ips.filtered(|n| !declared.contains(n)),
             keepalive: peer.keepalive,
             endpoint: peer.endpoint.map(|addr| Endpoint { addr, attempt: 0 }),
-        });
-    }
+        };
+        (*key, peer)
+    });
+    // Two sorted maps are joined in one go; thousands of insertions would search each time.
+    let mut added: BTreeMap<PublicKey, Peer> = added.collect();
+    peers.append(&mut added);
 }
 
 /// An interface that nothing but the API declares.
@@ -305,7 +310,7 @@ fn preshared(
     }
 }
 
-fn hub_peer(facts: &Facts, link: &IfName, peer: &HubPeer, allowed_ips: BTreeSet<IpNet>) -> Result<Peer, DeriveError> {
+fn hub_peer(facts: &Facts, link: &IfName, peer: &HubPeer, allowed_ips: Nets) -> Result<Peer, DeriveError> {
     let preshared_key = preshared(facts, link, peer.hub.public_key, peer.hub.preshared_key.as_ref())?;
     Ok(Peer { preshared_key, allowed_ips, keepalive: peer.hub.keepalive, endpoint: peer.endpoint })
 }
@@ -334,7 +339,6 @@ fn check(link: &IfName, private_key: &SecretKey, peers: &BTreeMap<PublicKey, Pee
     if peers.contains_key(&private_key.public()) {
         return Err(DeriveError::OwnKey(link.clone()));
     }
-    let mut holders: BTreeMap<IpNet, PublicKey> = BTreeMap::new();
     for (key, peer) in peers {
         if peer.allowed_ips.len() > MAX_ALLOWED_IPS {
             return Err(too_many("allowed-ips of one peer", peer.allowed_ips.len(), MAX_ALLOWED_IPS));
@@ -343,10 +347,10 @@ fn check(link: &IfName, private_key: &SecretKey, peers: &BTreeMap<PublicKey, Pee
             if net.trunc() != *net {
                 return Err(DeriveError::NotCanonical { link: link.clone(), peer: *key, net: *net });
             }
-            if let Some(first) = holders.insert(*net, *key) {
-                return Err(DeriveError::Overlap { link: link.clone(), net: *net, first, second: *key });
-            }
         }
     }
-    Ok(())
+    match Holders::of(peers.iter().map(|(key, peer)| (key, &peer.allowed_ips))).twice() {
+        Some((net, first, second)) => Err(DeriveError::Overlap { link: link.clone(), net, first, second }),
+        None => Ok(()),
+    }
 }

@@ -3,6 +3,7 @@
 //! Compared are allowed-ips as sets, keepalive, and the preshared key by digest. What the kernel learns (a roamed
 //! endpoint, handshakes, counters) is never drift.
 use super::key::{PresharedKey, PublicKey};
+use super::nets::Nets;
 use super::plan::{Plan, Step};
 use super::render;
 use super::state::{Desired, IfName, Link, ListenPort, Observed, ObservedLink, ObservedPeer, Peer};
@@ -265,7 +266,7 @@ fn device(want: &Link, have: Option<&ObservedLink>) -> Vec<Mismatch> {
         out.push(mismatch("up", want.up, have.up));
     }
     if want.addresses != have.addresses {
-        out.push(mismatch("addresses", nets(&want.addresses), nets(&have.addresses)));
+        out.push(mismatch("addresses", nets(&want.addresses.clone().into()), nets(&have.addresses.clone().into())));
     }
     if want.up && want.routes != have.routes {
         let shown = |r: &BTreeSet<super::state::Route>| -> Vec<String> {
@@ -280,7 +281,7 @@ fn mismatch(field: &str, expected: impl Into<serde_json::Value>, actual: impl In
     Mismatch { field: field.to_owned(), expected: expected.into(), actual: actual.into() }
 }
 
-fn nets(nets: &BTreeSet<IpNet>) -> Vec<String> {
+fn nets(nets: &Nets) -> Vec<String> {
     nets.iter().map(ToString::to_string).collect()
 }
 

@@ -2,6 +2,7 @@
 //!
 //! The configuration and the control plane own what they declare; what stands here comes on top and never wins over them.
 use super::key::{PresharedKey, PublicKey, SecretKey};
+use super::nets::Nets;
 use super::state::IfName;
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -70,7 +71,7 @@ pub struct ImperativePeer {
     /// Extra symmetric key.
     pub preshared_key: Option<PresharedKey>,
     /// Canonical networks.
-    pub allowed_ips: BTreeSet<IpNet>,
+    pub allowed_ips: Nets,
     /// Seconds; 0 is off.
     pub keepalive: u16,
     /// Where to send; `None` leaves it to the peer to come.

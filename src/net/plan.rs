@@ -4,6 +4,7 @@
 //! The planner walks the union of what is wanted and what is ours, so that what we no longer want goes even if nobody saw
 //! the moment it stopped being wanted.
 use super::key::{PresharedKey, PublicKey, SecretKey};
+use super::nets::{Nets, side_by_side};
 use super::state::{
     Desired, DriftPolicy, Endpoint, Forwarding, IfName, Link, ListenPort, Memory, Observed, ObservedLink, ObservedPeer,
     Peer, Route,
@@ -17,9 +18,9 @@ pub enum AllowedIps {
     /// As they are.
     Keep,
     /// These come on top: no packet of the others is disturbed.
-    Add(BTreeSet<IpNet>),
+    Add(Nets),
     /// These instead of all others.
-    Replace(BTreeSet<IpNet>),
+    Replace(Nets),
 }
 
 /// What a [`Step::SetPeer`] writes; `None` leaves a value alone.
@@ -287,26 +288,27 @@ fn link(
         steps.push(Step::SetDevice { link: name.clone(), private_key, listen_port, fwmark });
     }
 
-    for key in have.peers.keys().filter(|k| !want.peers.contains_key(*k)) {
-        let step = Step::RemovePeer { link: name.clone(), peer: *key };
-        if memory.owned.get(name).is_some_and(|owned| owned.contains(key)) {
-            steps.push(step);
-        } else {
-            unknown.push(step);
-        }
-    }
-    // Who only loses networks comes first: access is taken before it is given.
-    let mut gaining = Vec::new();
-    for (key, peer) in &want.peers {
-        let told = if fresh { None } else { memory.endpoints.get(&(name.clone(), *key)) };
-        let had = have.peers.get(key);
-        if let Some(change) = peer_change(peer, had, told) {
+    // Who goes or only loses networks comes first: access is taken before it is given.
+    let (mut losing, mut gaining) = (Vec::new(), Vec::new());
+    for (key, want, had) in side_by_side(&want.peers, &have.peers) {
+        let Some(want) = want else {
+            let step = Step::RemovePeer { link: name.clone(), peer: *key };
+            if memory.owned.get(name).is_some_and(|owned| owned.contains(key)) {
+                steps.push(step);
+            } else {
+                unknown.push(step);
+            }
+            continue;
+        };
+        let told = want.endpoint.filter(|_| !fresh).and_then(|_| memory.endpoints.get(&(name.clone(), *key)));
+        if let Some(change) = peer_change(want, had, told) {
             let loses =
-                had.is_some_and(|h| peer.allowed_ips != h.allowed_ips && peer.allowed_ips.is_subset(&h.allowed_ips));
+                had.is_some_and(|h| want.allowed_ips != h.allowed_ips && want.allowed_ips.is_subset(&h.allowed_ips));
             let step = Step::SetPeer { link: name.clone(), peer: *key, change };
-            if loses { steps.push(step) } else { gaining.push(step) }
+            if loses { losing.push(step) } else { gaining.push(step) }
         }
     }
+    steps.append(&mut losing);
     steps.append(&mut gaining);
 
     if have.mtu != want.mtu {
@@ -352,7 +354,7 @@ fn peer_change(want: &Peer, have: Option<&ObservedPeer>, told: Option<&Endpoint>
     let allowed_ips = if have.allowed_ips == want.allowed_ips {
         AllowedIps::Keep
     } else if have.allowed_ips.is_subset(&want.allowed_ips) {
-        AllowedIps::Add(want.allowed_ips.difference(&have.allowed_ips).copied().collect())
+        AllowedIps::Add(want.allowed_ips.without(&have.allowed_ips))
     } else {
         AllowedIps::Replace(want.allowed_ips.clone())
     };
@@ -424,15 +426,19 @@ impl Memory {
         for (name, want) in &desired.links {
             let Some(have) = observed.links.get(name) else { continue };
             let owned = self.owned.entry(name.clone()).or_default();
-            for (key, peer) in &want.peers {
-                let Some(seen) = have.peers.get(key) else { continue };
-                if !owned.contains(key) {
-                    owned.insert(*key);
+            let mut new = Vec::new();
+            let mut known = owned.iter().peekable();
+            for (key, want, seen) in side_by_side(&want.peers, &have.peers) {
+                let (Some(peer), Some(seen)) = (want, seen) else { continue };
+                while known.next_if(|k| *k < key).is_some() {}
+                if known.peek() != Some(&key) {
+                    new.push(*key);
                 }
                 if let Some(endpoint) = peer.endpoint.filter(|e| seen.endpoint == Some(e.addr)) {
                     self.endpoints.entry((name.clone(), *key)).or_insert(endpoint);
                 }
             }
+            owned.extend(new);
         }
     }
 

@@ -1,9 +1,8 @@
 //! Plans as text for people: the same words in `spoke plan`, in the log and in the record of repairs.
 use super::key::PublicKey;
+use super::nets::Nets;
 use super::plan::{AllowedIps, PeerChange, Plan, Step};
 use super::state::{Forwarding, Observed, ObservedPeer};
-use ipnet::IpNet;
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 /// One line per step, in the order of the plan; steps that the policy holds back are marked, unreachable interfaces last.
@@ -54,7 +53,9 @@ pub fn step(step: &Step, observed: &Observed) -> String {
                 None => "not ours to decide".to_owned(),
                 Some(Forwarding { open: false, .. }) => "off".to_owned(),
                 Some(Forwarding { isolated, .. }) if isolated.is_empty() => "on".to_owned(),
-                Some(Forwarding { isolated, .. }) => format!("on, isolated {}", nets(isolated)),
+                Some(Forwarding { isolated, .. }) => {
+                    format!("on, isolated {}", nets(&isolated.iter().copied().collect()))
+                }
             };
             let old = match observed.forwarding.get(link) {
                 Some(None) => "changed by somebody".to_owned(),
@@ -103,7 +104,7 @@ fn peer(link: &str, key: PublicKey, change: &PeerChange, have: Option<&ObservedP
 }
 
 /// Networks for a line of text: a few of them and how many more.
-fn nets(nets: &BTreeSet<IpNet>) -> String {
+fn nets(nets: &Nets) -> String {
     if nets.is_empty() {
         return "none".to_owned();
     }

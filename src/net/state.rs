@@ -3,6 +3,7 @@
 //! What the kernel learns by itself (a roamed endpoint, handshakes, counters) exists only on the observed side: it is
 //! status, never drift.
 use super::key::{PresharedKey, PublicKey, SecretKey};
+use super::nets::Nets;
 use crate::time::Boot;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -96,7 +97,7 @@ pub struct Peer {
     /// Extra symmetric key, if both sides have one.
     pub preshared_key: Option<PresharedKey>,
     /// Canonical networks (no host bits) routed to and accepted from this peer.
-    pub allowed_ips: BTreeSet<IpNet>,
+    pub allowed_ips: Nets,
     /// Seconds between keepalives; 0 is off.
     pub keepalive: u16,
     /// Where to send; `None` leaves it to the peer to come to us.
@@ -198,7 +199,7 @@ pub struct ObservedPeer {
     /// Extra symmetric key.
     pub preshared_key: Option<PresharedKey>,
     /// Networks routed to it.
-    pub allowed_ips: BTreeSet<IpNet>,
+    pub allowed_ips: Nets,
     /// Seconds between keepalives; 0 is off.
     pub keepalive: u16,
     /// Where it was last seen, or was told to be.

@@ -3,6 +3,7 @@
 //! Networks move to the last peer that claims them; routes go with the link that is set down, IPv6 addresses too; a removed
 //! peer is not brought back by an update; ports are chosen when a link comes up; what exists cannot be added by another.
 use crate::net::key::{PublicKey, SecretKey};
+use crate::net::nets::Nets;
 use crate::net::plan::{AllowedIps, PeerChange, Step};
 use crate::net::render;
 use crate::net::state::{Counters, Forwarding, IfName, OWNED_ALIAS, Observed, ObservedLink, ObservedPeer, Route};
@@ -424,20 +425,21 @@ impl Link {
     }
 
     /// Gives networks to a peer and takes them from whoever has them.
-    fn claim(&mut self, key: PublicKey, nets: &BTreeSet<IpNet>) {
+    fn claim(&mut self, key: PublicKey, nets: &Nets) {
         for net in nets {
             if let Some(before) = self.owners.insert(*net, key)
                 && let Some(peer) = self.peers.get_mut(&before)
             {
-                peer.allowed_ips.remove(net);
+                peer.allowed_ips = peer.allowed_ips.filtered(|n| n != net);
             }
         }
-        self.peers.entry(key).or_default().allowed_ips.extend(nets);
+        let peer = self.peers.entry(key).or_default();
+        peer.allowed_ips = peer.allowed_ips.and(nets);
     }
 
     fn release(&mut self, key: &PublicKey) {
         let nets = self.peers.get_mut(key).map(|p| std::mem::take(&mut p.allowed_ips));
-        for net in nets.unwrap_or_default() {
+        for net in &nets.unwrap_or_default() {
             self.owners.remove(&net);
         }
     }

@@ -24,9 +24,9 @@ fn peers() {
     let (peer, confirm) = new_peer(&bytes(&json!({"public_key": KEY, "allowed_ips": ["10.0.1.2/32", "10.0.1.3"], "preshared_key": null, "persistent_keepalive": 25}))).unwrap();
     assert_eq!((peer.values.allowed_ips.unwrap().len(), peer.values.keepalive, confirm), (2, Some(25), None));
     let (peer, _) = new_peer(&bytes(&json!({"public_key": KEY}))).unwrap();
-    assert_eq!((peer.values.allowed_ips, peer.values.keepalive), (Some(BTreeSet::new()), Some(0)));
+    assert_eq!((peer.values.allowed_ips, peer.values.keepalive), (Some(Nets::default()), Some(0)));
     let (values, confirm) = peer_values(&bytes(&json!({"allowed_ips": [], "confirm_within": 30}))).unwrap();
-    assert_eq!((values.allowed_ips, values.keepalive), (Some(BTreeSet::new()), None));
+    assert_eq!((values.allowed_ips, values.keepalive), (Some(Nets::default()), None));
     assert_eq!(confirm, Some(Duration::from_secs(30)));
 
     let (values, _) = peer_values(br#"{"persistent_keepalive": 25.0}"#).unwrap();

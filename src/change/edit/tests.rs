@@ -80,7 +80,7 @@ fn key(n: u8) -> PublicKey {
     PublicKey([n; 32])
 }
 
-fn nets(list: &[&str]) -> BTreeSet<IpNet> {
+fn nets(list: &[&str]) -> Nets {
     list.iter().map(|n| n.parse().unwrap()).collect()
 }
 
@@ -127,7 +127,7 @@ fn an_interface_of_the_api_lives_and_dies_by_it() {
         private_key: SecretKey::clamped([50; 32]),
         listen_port: Some(6000),
         fwmark: 0,
-        addresses: nets(&["10.9.0.1/24"]),
+        addresses: ["10.9.0.1/24".parse().unwrap()].into(),
         mtu: None,
         dns: Vec::new(),
         table: Default::default(),
@@ -172,7 +172,7 @@ proptest! {
     ) {
         let mut world = World::new();
         for (kind, peer, list, which) in edits {
-            let list: BTreeSet<IpNet> = list.iter().map(|n| format!("10.0.{n}.0/24").parse().unwrap()).collect();
+            let list: Nets = list.iter().map(|n| format!("10.0.{n}.0/24").parse().unwrap()).collect();
             let name = link(["wg0", "wg8", "wg9"][which]);
             let values = PeerValues { allowed_ips: Some(list.clone()), ..PeerValues::default() };
             let edit = match kind {

@@ -9,7 +9,7 @@ fn peer_strategy() -> impl Strategy<Value = (u8, Option<u8>, u16)> {
     (0u8..4, proptest::option::of(0u8..2), 0u16..3)
 }
 
-fn nets_of(n: u8) -> BTreeSet<IpNet> {
+fn nets_of(n: u8) -> Nets {
     (0..n).map(|i| format!("10.{n}.{i}.0/24").parse().unwrap()).collect()
 }
 

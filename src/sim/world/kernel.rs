@@ -40,7 +40,7 @@ fn observed(l: &Interface) -> ObservedLink {
     let peers = l.peers.iter().map(|(k, p)| {
         let peer = ObservedPeer {
             preshared_key: p.preshared_key.clone(),
-            allowed_ips: p.allowed_ips.clone(),
+            allowed_ips: p.allowed_ips.clone().into(),
             keepalive: p.keepalive,
             endpoint: p.endpoint,
             counters: p.counters,
@@ -133,7 +133,7 @@ impl State {
                 match &change.allowed_ips {
                     AllowedIps::Keep => {}
                     AllowedIps::Add(nets) => peer.allowed_ips.extend(nets),
-                    AllowedIps::Replace(nets) => peer.allowed_ips.clone_from(nets),
+                    AllowedIps::Replace(nets) => peer.allowed_ips = nets.iter().copied().collect(),
                 }
                 if let Some(keepalive) = change.keepalive {
                     if peer.keepalive == 0 && keepalive != 0 {

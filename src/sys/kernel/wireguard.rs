@@ -2,6 +2,7 @@
 use super::conversation::{Conversation, Message, Request, invalid};
 use super::route::errno;
 use crate::net::key::{PresharedKey, PublicKey};
+use crate::net::nets::Nets;
 use crate::net::plan::{AllowedIps, PeerChange, Step};
 use crate::net::state::{IfName, ObservedPeer};
 use ipnet::IpNet;
@@ -362,9 +363,9 @@ fn read_peer(peers: &mut BTreeMap<PublicKey, ObservedPeer>, attributes: &[u8], d
             WireguardPeerAttribute::RxBytes(bytes) => peer.counters.rx = bytes,
             WireguardPeerAttribute::TxBytes(bytes) => peer.counters.tx = bytes,
             WireguardPeerAttribute::AllowedIps(nets) if depth == Depth::Whole => {
-                for net in nets {
-                    peer.allowed_ips.insert(read_allowed_ip(&net)?);
-                }
+                // A peer with many of them comes in several messages.
+                let more: Result<Nets, _> = nets.iter().map(read_allowed_ip).collect();
+                peer.allowed_ips = if peer.allowed_ips.is_empty() { more? } else { peer.allowed_ips.and(&more?) };
             }
             _ => {}
         }
