@@ -105,13 +105,19 @@ impl SigningKeys {
         let mut tx = store.write().await?;
         // Two control planes that start on an empty database must not make one key each.
         tx.claim("first signing key", now_ms, 0).await?;
-        let mut stored = tx.signing_keys().await?;
-        if stored.is_empty() {
+        if tx.signing_keys().await?.is_empty() {
             Self::add(&mut tx, master, now_ms).await?;
-            stored = tx.signing_keys().await?;
         }
+        let keys = Self::read(&mut tx, master).await?;
         tx.commit().await?;
-        let keys = stored
+        Ok(keys)
+    }
+
+    /// Opens the keys that are active as this transaction sees it.
+    pub async fn read(tx: &mut super::store::Tx, master: &MasterKey) -> Result<Self, SigningError> {
+        let keys = tx
+            .signing_keys()
+            .await?
             .iter()
             .filter(|k| k.active)
             .map(|k| master.open(k.public, &k.sealed))
@@ -132,9 +138,9 @@ impl SigningKeys {
         self.0.iter().map(SignKey::public).collect()
     }
 
-    /// The key that signs what only one key signs.
-    pub fn newest(&self) -> Option<&SignKey> {
-        self.0.last()
+    /// The key that signs what only one key signs: a node that slept through the making of a newer one knows this one.
+    pub fn oldest(&self) -> Option<&SignKey> {
+        self.0.first()
     }
 }
 

@@ -70,7 +70,7 @@ async fn an_exhausted_pool_says_so_and_quarantine_holds(kind: Kind) {
     assert!(join(&store, "late", &token).await.is_err(), "the address is in quarantine");
     let later = |id: &'static str, ms| {
         let (store, token) = (store.clone(), token.clone());
-        async move { enrol(&store, &[], &request(id), &token, None, NOW + ms).await }
+        async move { enrol(&store, &request(id), &token, None, NOW + ms).await }
     };
     assert!(later("late", 59_999).await.is_err());
     let Ok(Enrolled::Active(config)) = later("late", 60_000).await else { panic!("the quarantine is over") };

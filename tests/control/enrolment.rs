@@ -38,14 +38,14 @@ async fn a_name_or_key_of_another_is_refused(kind: Kind) {
 
     let mut posing = request("edge-1");
     posing.wireguard_public_key = PublicKey([9; 32]);
-    let refused = enrol(&store, &[], &posing, &token, None, NOW).await.unwrap_err();
+    let refused = enrol(&store, &posing, &token, None, NOW).await.unwrap_err();
     let RegistryError::NodeIdTaken { existing, .. } = refused else { panic!("{refused}") };
     assert_eq!(existing["wireguard_public_key"], request("edge-1").wireguard_public_key.to_string());
     posing = request("edge-1");
     posing.identity_public_key = identity("somebody else").public();
-    assert!(matches!(enrol(&store, &[], &posing, &token, None, NOW).await, Err(RegistryError::NodeIdTaken { .. })));
+    assert!(matches!(enrol(&store, &posing, &token, None, NOW).await, Err(RegistryError::NodeIdTaken { .. })));
     assert!(
-        matches!(enrol(&store, &[], &posing, "spk_no", None, NOW).await, Err(RegistryError::BadToken)),
+        matches!(enrol(&store, &posing, "spk_no", None, NOW).await, Err(RegistryError::BadToken)),
         "without a token nobody learns which names exist"
     );
 
@@ -55,7 +55,7 @@ async fn a_name_or_key_of_another_is_refused(kind: Kind) {
             0 => thief.wireguard_public_key = request("edge-1").wireguard_public_key,
             _ => thief.identity_public_key = request("edge-1").identity_public_key,
         }
-        assert!(matches!(enrol(&store, &[], &thief, &token, None, NOW).await, Err(RegistryError::KeyTaken)));
+        assert!(matches!(enrol(&store, &thief, &token, None, NOW).await, Err(RegistryError::KeyTaken)));
     }
     let tokens = store.read().await.unwrap().tokens().await.unwrap();
     assert_eq!(tokens[0].uses, 1, "what was refused has used nothing");
@@ -98,13 +98,13 @@ async fn approval_comes_before_an_address(kind: Kind) {
     network(&store, "10.8.0.0/24", |n| n.approval = true).await;
     let token = token(&store, 1).await;
     for _ in 0..2 {
-        assert!(matches!(enrol(&store, &[], &request("edge-1"), &token, None, NOW).await.unwrap(), Enrolled::Pending));
+        assert!(matches!(enrol(&store, &request("edge-1"), &token, None, NOW).await.unwrap(), Enrolled::Pending));
     }
     let id = "edge-1".parse().unwrap();
     let mut tx = store.read().await.unwrap();
     let field = tx.network("field").await.unwrap().unwrap();
     assert_eq!(tx.pool_stats(&field).await.unwrap().allocated_addresses, 0);
-    assert!(matches!(tx.wanted(&id, 0, &[]).await.unwrap(), Wanted::NotActive(NodeState::Pending)));
+    assert!(matches!(tx.wanted(&id, 0).await.unwrap(), Wanted::NotActive(NodeState::Pending)));
     drop(tx);
     operate::approve(&store, &id, &operator(), NOW).await.unwrap();
     assert!(matches!(operate::approve(&store, &id, &operator(), NOW).await, Err(RegistryError::Conflict(_))));
@@ -128,7 +128,7 @@ async fn who_was_removed_comes_back_by_invitation_only(kind: Kind) {
     assert!(matches!(join(&store, "edge-1", old.reveal()).await, Err(RegistryError::BadToken)), "made before");
     let mut posing = request("edge-2");
     posing.identity_public_key = request("edge-1").identity_public_key;
-    assert!(matches!(enrol(&store, &[], &posing, &general, None, NOW).await, Err(RegistryError::KeyTaken)));
+    assert!(matches!(enrol(&store, &posing, &general, None, NOW).await, Err(RegistryError::KeyTaken)));
     let (_, new) = operate::add_token(&store, &invitation(), &operator(), NOW).await.unwrap();
     let after = join(&store, "edge-1", new.reveal()).await.unwrap();
     assert_eq!(after.assigned_ip, before.assigned_ip, "a node's own address waits for it");

@@ -22,7 +22,7 @@ async fn only_granted_nodes_are_peers(kind: Kind) {
         let (store, token) = (store.clone(), token.clone());
         async move {
             assert!(needs_verdict(&store, &request(id), &token, NOW).await.unwrap(), "{id} is asked about");
-            match enrol(&store, &[], &request(id), &token, v.as_ref(), NOW).await.unwrap() {
+            match enrol(&store, &request(id), &token, v.as_ref(), NOW).await.unwrap() {
                 Enrolled::Active(config) => config.assigned_ip.to_string(),
                 Enrolled::Pending => panic!("{id} is pending"),
             }

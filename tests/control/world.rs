@@ -63,7 +63,7 @@ pub async fn token(store: &Store, max_uses: u64) -> String {
 
 /// Enrols `id`, which must become a node at once.
 pub async fn join(store: &Store, id: &str, token: &str) -> Result<ProvisionConfig, RegistryError> {
-    match enrol(store, &[], &request(id), token, None, NOW).await? {
+    match enrol(store, &request(id), token, None, NOW).await? {
         Enrolled::Active(config) => Ok(*config),
         Enrolled::Pending => panic!("{id} is pending"),
     }
@@ -72,7 +72,7 @@ pub async fn join(store: &Store, id: &str, token: &str) -> Result<ProvisionConfi
 /// The state document of `id`.
 pub async fn document(store: &Store, id: &str) -> StateDocument {
     let mut tx = store.read().await.unwrap();
-    match tx.wanted(&id.parse().unwrap(), 0, &[identity("signer").public()]).await.unwrap() {
+    match tx.wanted(&id.parse().unwrap(), 0).await.unwrap() {
         Wanted::Document(document) => *document,
         other => panic!("{id}: {other:?}"),
     }

@@ -16,6 +16,12 @@ is() { [[ $(health "$1") == "{\"status\":\"$2\""* ]]; }
 fleet() { on control "$control" --config "$work/control.toml" "$@"; }
 # shows PATTERN: a line of the control plane's node list.
 shows() { fleet node list | grep -E "$1" >/dev/null; }
+# seen_since SECONDS ID: whether the control plane has had a report of the node after that moment (date +%s).
+seen_since() {
+  local at
+  at=$(fleet --json node show "$2" | grep -oE '"last_seen": ?"[^"]+"' | cut -d'"' -f4)
+  [ "$(date -d "$at" +%s)" -gt "$1" ]
+}
 address_of() { fleet --json node show "$1" | grep -oE '10\.80\.[0-9]+\.[0-9]+' | head -1; }
 reaches() { on "$1" ping -c1 -W2 "$2"; }
 reaches_not() { ! on "$1" ping -c1 -W1 "$2"; }
@@ -65,7 +71,7 @@ stop() {
   unset "running[$1]"
 }
 
-# start NAMESPACE ID ROLE TOKEN: a node with a token and nothing else.
+# start NAMESPACE ID ROLE TOKEN: a node with a token and nothing else, but for the lines in $sections.
 start() {
   cat >"$work/$1.toml" <<TOML
 [node]
@@ -80,6 +86,7 @@ token = "file:$work/$4.token"
 ${control_options-report_every = \"5s\"
 confirm_within = \"10s\"
 spread = \"2s\"}
+${sections-}
 TOML
   again "$1"
 }
@@ -97,6 +104,19 @@ one_network() {
   (umask 077 && fleet hub add hub-1 --network field --endpoint 192.0.2.2:51820 >"$work/hub.token")
   (umask 077 && fleet token create --network field --uses 9 >"$work/device.token")
   start hub hub-1 hub hub
+}
+
+# hub_and_two_devices: the fleet of most stories, up and in agreement: edge-1 in namespace `device`, edge-2 in `other`.
+hub_and_two_devices() {
+  say "a hub and two devices"
+  lay_wire control hub device other
+  control_plane ""
+  one_network open
+  start device edge-1 node device
+  start other edge-2 node device
+  await 60 "device: tunnel up" is device healthy
+  await 60 "other: tunnel up" is other healthy
+  await 20 "the node list agrees" shows 'edge-1 .*healthy'
 }
 
 finish() {

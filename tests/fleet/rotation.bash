@@ -5,18 +5,10 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../demo/story.bash"
 . "$here/lab.bash"
 
-say "a hub and two devices"
-lay_wire control hub device other
-control_plane ""
-one_network open
-start device edge-1 node device
-start other edge-2 node device
-await 60 "device: tunnel up" is device healthy
-await 60 "other: tunnel up" is other healthy
+hub_and_two_devices
 hub_address=$(address_of hub-1)
 device_address=$(address_of edge-1)
 old=$(tunnel_key device)
-await 20 "the node list agrees" shows 'edge-1 .*healthy'
 
 # count NAMESPACE ADDRESS NAME: pings five times a second until it is told to stop.
 count() {

@@ -5,15 +5,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../demo/story.bash"
 . "$here/lab.bash"
 
-say "a hub and two devices"
-lay_wire control hub device other
-control_plane ""
-one_network open
-start device edge-1 node device
-start other edge-2 node device
-await 60 "device: tunnel up" is device healthy
-await 60 "other: tunnel up" is other healthy
-await 20 "the node list agrees" shows 'edge-1 .*healthy'
+hub_and_two_devices
 
 say "a new signing key"
 pinned() { tr -d ' \n' <"$work/$1/enrolment.json" | grep -oE '"signing_keys":\[[^]]*\]' | grep -oE '"[^"]{40,}"' | tr -d '"' | sort; }

@@ -5,6 +5,7 @@ use super::{App, now_ms};
 use crate::config::node::Role;
 use crate::control::registry::enrol::{Enrolled, enrol, needs_verdict};
 use crate::control::registry::{RegistryError, keys};
+use crate::control::signing::SigningKeys;
 use crate::control::store::fleet::Wanted;
 use crate::control::store::network::Access;
 use crate::control::store::node::NodeState;
@@ -39,14 +40,13 @@ pub async fn provision(
     asked: Enrolment,
 ) -> Result<Response, Failure> {
     app.limits.enrol(peer.ip(), now_ms())?;
-    let signing = app.keys.borrow().public();
     let verdict = match &app.chain {
         Some(chain) if needs_verdict(&app.store, &asked.request, &asked.token, now_ms()).await? => {
             chain.verdict(&(asked.request.node_id.clone(), asked.request.wireguard_public_key)).await
         }
         Some(_) | None => None,
     };
-    let enrolled = enrol(&app.store, &signing, &asked.request, &asked.token, verdict.as_ref(), now_ms()).await;
+    let enrolled = enrol(&app.store, &asked.request, &asked.token, verdict.as_ref(), now_ms()).await;
     let enrolled = enrolled.inspect_err(|e| {
         if matches!(e, RegistryError::BadToken) {
             app.limits.guessed(peer.ip(), now_ms());
@@ -163,10 +163,21 @@ pub async fn state(
 
 /// The answer if there is something newer than `after`.
 async fn look(app: &App, node: &crate::node::NodeId, after: u64) -> Result<Option<Response>, Failure> {
-    let keys = app.keys.borrow().clone();
-    let wanted = {
+    let (wanted, keys) = {
         let _turn = app.builders.acquire().await;
-        app.store.read().await?.wanted(node, after, &keys.public()).await?
+        let mut tx = app.store.read().await?;
+        let wanted = tx.wanted(node, after).await?;
+        let mut keys = app.keys.borrow().clone();
+        // The keys at hand follow the store within a second; a document of this very change must not be late.
+        if let Wanted::Document(document) = &wanted
+            && document.signing_keys != keys.public()
+        {
+            keys = SigningKeys::read(&mut tx, &app.master).await.map_err(|e| {
+                tracing::error!(error = %e, "signing keys not read");
+                Failure::new(ProblemCode::Unavailable, "the signing keys cannot be read")
+            })?;
+        }
+        (wanted, keys)
     };
     let document = match wanted {
         Wanted::Document(document) => document,

@@ -126,7 +126,7 @@ impl App {
         let now = u64::try_from(now_ms()).unwrap_or(0);
         if proof.timestamp_ms.abs_diff(now) > WINDOW_MS || proof.timestamp_ms < self.proofs.started_ms {
             let keys = self.keys.borrow();
-            return Err(Failure::skew(keys.newest().map(|k| TimeAnswer::sign(k, now, proof.nonce))));
+            return Err(Failure::skew(keys.oldest().map(|k| TimeAnswer::sign(k, now, proof.nonce))));
         }
         if !self.proofs.fresh(proof, now)? {
             return Err(Failure::new(ProblemCode::Replay, "this request was here before"));

@@ -7,7 +7,6 @@ use crate::control::store::audit::Actor;
 use crate::control::store::network::{Access, Network};
 use crate::control::store::node::{Node, NodeState};
 use crate::control::store::{Store, StoreError, Tx};
-use crate::enroll::signature::VerifyKey;
 use crate::enroll::wire::{ProvisionConfig, ProvisionRequest};
 use crate::node::NodeId;
 use crate::time::Wall;
@@ -39,23 +38,20 @@ pub async fn needs_verdict(
 /// Enrols the device that sent `request`; the caller has verified that it holds the identity key it names.
 ///
 /// The same keys under the same name get the same answer again without using the token once more, so that an answer
-/// lost on the way costs nothing. `signing` are the keys the device shall pin; `verdict` is what the chain said of the
-/// device a moment ago, if it was asked.
+/// lost on the way costs nothing. `verdict` is what the chain said of the device a moment ago, if it was asked.
 pub async fn enrol(
     store: &Store,
-    signing: &[VerifyKey],
     request: &ProvisionRequest,
     token: &str,
     verdict: Option<&Verdict>,
     now_ms: i64,
 ) -> Result<Enrolled, RegistryError> {
     request.check()?;
-    again!(attempt(store, signing, request, token, verdict, now_ms))
+    again!(attempt(store, request, token, verdict, now_ms))
 }
 
 async fn attempt(
     store: &Store,
-    signing: &[VerifyKey],
     request: &ProvisionRequest,
     token: &str,
     verdict: Option<&Verdict>,
@@ -80,7 +76,7 @@ async fn attempt(
     };
     if let Some(node) = known.as_ref().filter(|n| is_own(n, request)) {
         let network = network_of(&mut tx, &node.network).await?;
-        return answer(&mut tx, node, &network, signing).await;
+        return answer(&mut tx, node, &network).await;
     }
     match &known {
         Some(node) if matches!(node.state, NodeState::Active | NodeState::Pending) => {
@@ -116,7 +112,7 @@ async fn attempt(
         "state": node.state,
     });
     tx.audit(now_ms, &Actor::Node(node.id.to_string()), "enrol", ("node", node.id.as_str()), details).await?;
-    let enrolled = answer(&mut tx, &node, &network, signing).await?;
+    let enrolled = answer(&mut tx, &node, &network).await?;
     tx.commit().await?;
     Ok(enrolled)
 }
@@ -195,7 +191,7 @@ pub(super) async fn admit(tx: &mut Tx, node: &Node, network: &Network, now_ms: i
     Ok(())
 }
 
-async fn answer(tx: &mut Tx, node: &Node, network: &Network, signing: &[VerifyKey]) -> Result<Enrolled, RegistryError> {
+async fn answer(tx: &mut Tx, node: &Node, network: &Network) -> Result<Enrolled, RegistryError> {
     if node.state == NodeState::Pending {
         return Ok(Enrolled::Pending);
     }
@@ -227,6 +223,6 @@ async fn answer(tx: &mut Tx, node: &Node, network: &Network, signing: &[VerifyKe
         dns_servers: node.overrides.override_dns.clone().unwrap_or_else(|| network.dns.clone()),
         provisioned_at: Wall(node.enrolled_ms.unwrap_or(0) / 1000).to_string(),
         interface: network.interface.clone(),
-        signing_keys: signing.to_vec(),
+        signing_keys: tx.keys_in_service().await?,
     })))
 }

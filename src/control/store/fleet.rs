@@ -8,7 +8,6 @@ use super::node::{Node, NodeState};
 use super::sql::{StoreError, Tx};
 use crate::config::node::Role;
 use crate::enroll::document::{StateDocument, VERSION, WantedHub, WantedInterface, WantedPeer};
-use crate::enroll::signature::VerifyKey;
 use crate::net::overrides::Overrides;
 use crate::node::NodeId;
 use ipnet::IpNet;
@@ -28,7 +27,9 @@ pub enum Wanted {
 
 impl Tx {
     /// The document of `id`, if its generation is beyond `after`.
-    pub async fn wanted(&mut self, id: &NodeId, after: u64, keys: &[VerifyKey]) -> Result<Wanted, LeaseError> {
+    ///
+    /// The signing keys in it are those in service at this generation: a node that keeps it asks for nothing older.
+    pub async fn wanted(&mut self, id: &NodeId, after: u64) -> Result<Wanted, LeaseError> {
         let Some(node) = self.node(id).await? else { return Ok(Wanted::Unknown) };
         if node.state != NodeState::Active {
             return Ok(Wanted::NotActive(node.state));
@@ -44,7 +45,7 @@ impl Tx {
             node_id: node.id,
             generation: node.generation,
             role: node.role,
-            signing_keys: keys.to_vec(),
+            signing_keys: self.keys_in_service().await?,
             interfaces: vec![interface],
             release,
         })))

@@ -30,6 +30,11 @@ impl Tx {
         self.rows(sql, &[]).await?.iter().map(read).collect()
     }
 
+    /// The public halves of the keys in service, oldest first.
+    pub async fn keys_in_service(&mut self) -> Result<Vec<VerifyKey>, StoreError> {
+        Ok(self.signing_keys().await?.into_iter().filter(|k| k.active).map(|k| k.public).collect())
+    }
+
     /// Puts a key into service beside the others; every node hears of it.
     pub async fn add_signing_key(&mut self, public: VerifyKey, sealed: &str, now_ms: i64) -> Result<(), StoreError> {
         let sql = "INSERT INTO signing_key (public_key, sealed_seed, state, created_ms) VALUES ($1, $2, 'active', $3)";
