@@ -2,11 +2,12 @@
 use super::{Failure, vitals};
 use crate::audit::task::Audit;
 use crate::config::Config;
+use crate::config::types::KeySource;
 use crate::enroll::document::Envelope;
 use crate::enroll::identity::Enrolment;
 use crate::enroll::overlay::effective;
 use crate::enroll::status as enroll;
-use crate::enroll::task::{Follower, HealthView, Kept};
+use crate::enroll::task::{Follower, HealthView, Kept, TokenView};
 use crate::enroll::wire::Capabilities;
 use crate::health::summary::Vitals;
 use crate::net::derive::{Keys, UplinkChoice};
@@ -15,11 +16,11 @@ use crate::secret::Secret;
 use crate::socket::task::ControlView;
 use crate::supervise::Supervisor;
 use crate::sys::clock::{Clock as _, SystemClock};
-use crate::sys::disk::Document;
+use crate::sys::disk::{DiskError, Document};
 use crate::sys::echo::IcmpEcho;
 use crate::sys::http::{HttpsClient, Trust};
-use crate::sys::keys;
 use crate::sys::keys::pending::KeyFiles;
+use crate::sys::keys::{self, KeyError};
 use crate::sys::random::seed;
 use crate::time::Boot;
 use crate::update::notice::Notice;
@@ -81,14 +82,9 @@ pub(super) fn start(
         (None, None) => Trust::Public,
     };
     let http = HttpsClient::new(control.url.0.clone(), &trust)?;
-    // Read at every start, even if it is not needed any more: a token that is not there is no fault once enrolled.
-    let token = control.token.as_ref().and_then(|source| match keys::line(source) {
-        Ok(text) => Some(Secret::new(text.as_str().to_owned())),
-        Err(e) => {
-            tracing::debug!(error = %e, "no enrolment token");
-            None
-        }
-    });
+    // Read only while it is needed: a token that is not there is no fault once enrolled.
+    let source_of_token = control.token.clone();
+    let token: TokenView = Arc::new(move || token(source_of_token.as_ref()));
     // Refused before anything starts: a key file of others is a fault to mend now.
     keys::identity(&dir.join("identity.key"))?;
     let (publish, published) = watch::channel(None);
@@ -146,6 +142,30 @@ pub(super) fn remembered(config: &Config) -> Option<Config> {
     let envelope = Document::<Envelope>::new(dir.join(STATE), KEPT).peek()?;
     let document = envelope.verify(node, &enrolment.signing_keys).ok()?;
     Some(effective(config, control, &document))
+}
+
+/// The enrolment token, or why there is none and what to do.
+fn token(source: Option<&KeySource>) -> Result<Secret<String>, String> {
+    let Some(source) = source else {
+        return Err("there is no enrolment token: set control.token".into());
+    };
+    let text = keys::line(source).map_err(|e| {
+        let remedy = match &e {
+            KeyError::Disk(DiskError::Read { .. }) => "; let the user that runs spoke read it, mode 0600",
+            KeyError::NotAKey(_) => {
+                return format!(
+                    "control.token: {source} is not text; put there what `spoke-control token create` printed"
+                );
+            }
+            _ => "",
+        };
+        let cause = std::error::Error::source(&e).map(|s| format!(": {s}")).unwrap_or_default();
+        format!("control.token: {e}{cause}{remedy}")
+    })?;
+    if text.is_empty() {
+        return Err(format!("control.token: {source} is empty; put there what `spoke-control token create` printed"));
+    }
+    Ok(Secret::new(text.as_str().to_owned()))
 }
 
 fn capabilities() -> Capabilities {
@@ -212,4 +232,41 @@ fn session_of(config: &Config) -> Option<session::Config> {
     let own = config.interfaces.iter().find(|i| i.name == uplink.interface).and_then(|i| i.listen_port);
     let fixed_port = config.overrides.listen_port.map_or(own.is_some(), |p| p != 0);
     Some(session::Config { uplink: Arc::new(uplink), fixed_port })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn a_token_that_is_not_to_be_had_is_told_with_its_file_the_error_and_the_remedy() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        let source: KeySource = format!("file:{}", path.display()).parse().unwrap();
+        let said = || token(Some(&source)).unwrap_err();
+        let of = |parts: &[&str]| {
+            let said = said();
+            for part in parts.iter().chain(&["control.token", path.to_str().unwrap()]) {
+                assert!(said.contains(part), "{part}: {said}");
+            }
+        };
+        of(&["is not there", "put the line there"]);
+        std::fs::create_dir(&path).unwrap();
+        of(&["cannot read", "not a file", "mode 0600"]);
+        std::fs::remove_dir(&path).unwrap();
+        let write = |bytes: &[u8], mode| {
+            std::fs::write(&path, bytes).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        write(b"spk_1_2", 0o644);
+        of(&["can be read by others", "chmod 600"]);
+        write(b" \n", 0o600);
+        of(&["is empty", "token create"]);
+        write(&[0xff], 0o600);
+        of(&["not text", "token create"]);
+        write(b"spk_1_2\n", 0o600);
+        assert_eq!(token(Some(&source)).unwrap().reveal(), "spk_1_2");
+        assert!(token(None).unwrap_err().contains("set control.token"));
+    }
 }

@@ -55,6 +55,10 @@ pub struct Kept {
 /// Whether the node calls itself healthy, and its health document, made by whoever wires the tasks.
 pub type HealthView = Arc<dyn Fn() -> (bool, serde_json::Value) + Send + Sync>;
 
+/// Reads the enrolment token whenever it is needed, so that one put right needs no restart; or why there is none, and what
+/// to do.
+pub type TokenView = Arc<dyn Fn() -> Result<Secret<String>, String> + Send + Sync>;
+
 /// A request for a new key; the answer says whether the change has begun.
 pub type Rotate = oneshot::Sender<Result<(), String>>;
 
@@ -80,8 +84,8 @@ pub struct Follower<H, E, C, K> {
     pub keys: K,
     /// Where the key in use is published.
     pub secrets: watch::Sender<Option<Arc<Keys>>>,
-    /// The enrolment token, read only when it is needed.
-    pub token: Option<Secret<String>>,
+    /// The enrolment token.
+    pub token: TokenView,
     /// What it can do.
     pub capabilities: Capabilities,
     /// What it keeps.
@@ -223,9 +227,7 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> Follower<H, E, C, K> {
     }
 
     async fn ask_to_enrol(&mut self, server: &mut ServerClock, body: Vec<u8>) -> Result<Option<Enrolment>, String> {
-        let Some(token) = &self.token else {
-            return Err("there is no enrolment token: set control.token".into());
-        };
+        let token = (self.token)()?;
         let bearer = ("authorization", format!("Bearer {}", token.reveal()));
         let (mut request, _) = self.signed(server, "POST", wire::PROVISION.to_owned(), body, TIMEOUT, MAX_ANSWER);
         request.headers.push(bearer);

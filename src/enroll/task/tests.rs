@@ -72,6 +72,8 @@ struct Plane {
     told: Vec<(String, serde_json::Value)>,
     enrolled: u32,
 }
+    /// The device's token cannot be read.
+    tokenless: bool,
 
 /// The control plane in memory.
 #[derive(Clone, Default)]
@@ -239,7 +241,13 @@ impl Node {
             identity: signer(9),
             keys: OneKey,
             secrets,
-            token: Some(Secret::new("token".to_owned())),
+            token: {
+                let server = server.clone();
+                Arc::new(move || match server.0.0.lock().unwrap().tokenless {
+                    true => Err("control.token: cannot read /etc/spoke/token".to_owned()),
+                    false => Ok(Secret::new("token".to_owned())),
+                })
+            },
             capabilities: Capabilities { cpu_cores: 1, memory_mb: 64, arch: None },
             kept: Kept {
                 enrolment: Document::new(dir.join("enrolment.json"), 1),
@@ -313,6 +321,20 @@ async fn a_board_of_1970_enrols_follows_and_boots_without_any_network() {
 }
 
 #[tokio::test(start_paused = true)]
+#[tokio::test(start_paused = true)]
+async fn a_token_that_cannot_be_read_is_told_and_needs_no_restart_once_it_can() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::default();
+    server.change(|p| p.tokenless = true);
+    server.offer(&document(3, 2), &[signer(1)]);
+    let mut node = Node::start(dir.path(), &server, FakeKernel::new(), clock());
+    let away = node.says(|s| s.away.is_some()).await.away.unwrap();
+    assert_eq!(away.why, "control.token: cannot read /etc/spoke/token");
+    server.change(|p| p.tokenless = false);
+    node.says(|s| s.generation == 3).await;
+    node.stop().await;
+}
+
 async fn what_is_not_acceptable_is_refused_reported_and_never_written() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::default();
