@@ -8,9 +8,13 @@ use std::sync::Arc;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring::default_provider;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::ServerSessionMemoryCache;
 
 /// The longest PEM file read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
+
+/// Connections remembered for devices that come back: two for each of a large fleet, a few hundred bytes each.
+const SESSIONS: usize = 32 << 10;
 
 /// Why TLS cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +68,10 @@ pub fn load(files: Option<&(PathBuf, PathBuf)>, state_dir: &Path, public: &HostP
         .with_no_client_auth()
         .with_single_cert(chain, private)?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // A device that connects again is known by the ticket of its last connection, and no certificate is sent. What the ticket
+    // stands for is kept here: a ticket that holds it itself would cost nearly as many bytes as the certificate.
+    config.session_storage = ServerSessionMemoryCache::new(SESSIONS);
+    config.send_tls13_tickets = 1;
     Ok(Tls { config: Arc::new(config), pin })
 }
 

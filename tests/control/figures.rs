@@ -1,6 +1,7 @@
 //! Figures of a served control plane with simulated nodes: real HTTPS clients over the loopback, bounded in number and time.
 //! Run by `scripts/bench-control`; never part of the tests.
 use crate::db::{Kind, fresh};
+use crate::relay::relay;
 use crate::serving::{Device, OPERATOR, Serving, plain};
 use spoke::sys::http::{Http as _, HttpsClient, Trust};
 use spoke::uplink::backoff::{Backoff, Dice};
@@ -194,22 +195,7 @@ async fn idle_cost() {
     let serving = Serving::start(fresh(Kind::Sqlite).await).await;
     serving.done(&["network", "create", "field", "--pool4", "10.8.0.0/24"]).await;
     let token = serving.done(&["token", "create", "--network", "field"]).await;
-    let relay = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (port, server, count) = (relay.local_addr().unwrap().port(), serving.port, Arc::new(AtomicU64::new(0)));
-    tokio::spawn({
-        let count = count.clone();
-        async move {
-            while let Ok((mut near, _)) = relay.accept().await {
-                let mut far = tokio::net::TcpStream::connect(("127.0.0.1", server)).await.unwrap();
-                let count = count.clone();
-                tokio::spawn(async move {
-                    let (mut near_in, mut near_out) = near.split();
-                    let (mut far_in, mut far_out) = far.split();
-                    tokio::join!(copy(&mut near_in, &mut far_out, &count), copy(&mut far_in, &mut near_out, &count));
-                });
-            }
-        }
-    });
+    let (port, count) = relay(serving.port).await;
     let mut device = serving.device("edge-1");
     device.enrol(&token).await;
     device.http = HttpsClient::new(format!("localhost:{port}").parse().unwrap(), &Trust::Pin(serving.pin)).unwrap();
@@ -224,16 +210,21 @@ async fn idle_cost() {
         assert_eq!(device.ask("GET", &format!("{STATE}?after=999"), "").await.0, 204);
     }
     let poll = since() / 20;
+    let connect = connect - poll;
     for _ in 0..20 {
         assert_eq!(device.ask("POST", REPORT, HEARTBEAT).await.0, 204);
     }
     let report = since() / 20;
+    // Its other connections know the server by a ticket of the one before.
+    device.http = device.http.another();
+    device.ask("GET", &format!("{STATE}?after=999"), "").await;
+    let again = since() - poll;
     // By the device's defaults: a poll of ten minutes, a report of fifteen; each with a connection of its own at worst.
     // Four segments of 52 bytes of headers an exchange, eight a handshake, and a keepalive each way every two minutes.
     let (polls, reports) = (144, 96);
     let kept = polls * (poll + 4 * 52) + reports * (report + 4 * 52) + 2 * 720 * 52 + 2 * connect;
-    let worst = polls * (poll + connect + 12 * 52) + reports * (report + connect + 12 * 52);
-    println!("idle: {connect} bytes to connect, {poll} a poll, {report} a report");
+    let worst = polls * (poll + again + 12 * 52) + reports * (report + again + 12 * 52) + connect;
+    println!("idle: {connect} bytes to connect, {again} to connect again, {poll} a poll, {report} a report");
     println!(
         "idle: {:.2} MB a day on kept connections, {:.2} MB if each exchange needs a new one",
         mb(kept),
@@ -243,22 +234,6 @@ async fn idle_cost() {
 
 fn mb(bytes: u64) -> f64 {
     bytes as f64 / 1e6
-}
-
-async fn copy(
-    from: &mut (impl tokio::io::AsyncRead + Unpin),
-    to: &mut (impl tokio::io::AsyncWrite + Unpin),
-    count: &AtomicU64,
-) {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let mut buffer = vec![0; 16 << 10];
-    while let Ok(n @ 1..) = from.read(&mut buffer).await {
-        count.fetch_add(n as u64, Ordering::Relaxed);
-        if to.write_all(&buffer[..n]).await.is_err() {
-            return;
-        }
-    }
-    let _ = to.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

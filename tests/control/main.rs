@@ -18,6 +18,8 @@ mod enrolment;
 mod figures;
 mod keys;
 mod limits;
+mod policy;
+mod relay;
 mod release;
 mod serving;
 mod store;
