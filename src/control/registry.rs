@@ -3,6 +3,7 @@ pub mod enrol;
 pub mod keys;
 pub mod operate;
 pub mod release;
+pub mod test;
 
 use super::store::StoreError;
 use super::store::lease::LeaseError;

@@ -7,6 +7,7 @@
 //! after the commit: `wake`.
 pub mod admission;
 pub mod audit;
+pub mod call;
 pub mod dump;
 pub mod fleet;
 pub mod job;

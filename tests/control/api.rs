@@ -1,6 +1,6 @@
 //! The served API: enrolment, proofs, long-polls, limits and every kind of bad input, over TLS.
 use crate::db::{Kind, fresh};
-use crate::serving::{Serving, nonce, plain};
+use crate::serving::{Serving, nonce, plain, until};
 use spoke::enroll::document::Envelope;
 use spoke::enroll::request::{Nonce, TimeAnswer};
 use spoke::enroll::signature::VerifyKey;
@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 crate::on_both![
     a_fleet_from_the_first_command_to_the_last,
     a_change_reaches_a_waiting_node_at_once,
+    a_new_signing_key_is_told_in_the_generation_it_makes,
+    a_node_is_tested_by_calling_it,
+    an_exhausted_pool_is_a_503_with_its_reason,
     proofs_are_checked,
     bad_requests_are_told_what_is_wrong,
     a_restart_loses_nothing,
@@ -150,6 +153,112 @@ async fn a_change_reaches_a_waiting_node_at_once(kind: Kind) {
         (503, "unavailable"),
         "a stop ends a long-poll, and not as if nothing were new"
     );
+}
+
+/// A node that waits is woken within milliseconds: what it gets then, it keeps, and asks for nothing older.
+async fn a_new_signing_key_is_told_in_the_generation_it_makes(kind: Kind) {
+    let (serving, token) = fleet(kind).await;
+    let mut edge = serving.device("edge-1");
+    let (_, answer) = edge.enrol(&token).await;
+    let first: Vec<VerifyKey> = serde_json::from_value(answer["config"]["signing_keys"].clone()).unwrap();
+    let (_, mut state) = edge.ask("GET", &format!("{STATE}?after=0"), "").await;
+    let mut keys = vec![first[0].to_string()];
+    // More than once: the server may just have looked.
+    for _ in 0..3 {
+        let generation = state["document"]["generation"].as_u64().unwrap();
+        let polling = tokio::spawn(async move {
+            let got = edge.ask("GET", &format!("{STATE}?after={generation}&wait=60"), "").await;
+            (got, edge)
+        });
+        until("the node waits", async || (serving.status().await["connected"] == 1).then_some(())).await;
+        keys.push(serving.done(&["signing-key", "add"]).await);
+        let got = polling.await.unwrap();
+        state = got.0.1;
+        edge = got.1;
+        let told: Vec<String> = serde_json::from_value(state["document"]["signing_keys"].clone()).unwrap();
+        let signed: Vec<_> = state["signatures"].as_array().unwrap().iter().map(|s| s["key"].clone()).collect();
+        assert_eq!((&told, signed.len()), (&keys, keys.len()), "{signed:?}");
+    }
+
+    // A board in 1970 that slept through all of it still believes the time it is told.
+    edge.offset_ms = -spoke::control::api::now_ms() + 5_000;
+    let request = edge.signed("GET", &format!("{STATE}?after=0"), Vec::new());
+    let sent = Nonce::from_hex(&request.headers.iter().find(|h| h.0 == "spoke-nonce").unwrap().1).unwrap();
+    let answer = edge.http.send(request).await.unwrap();
+    let problem: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+    let time: TimeAnswer = serde_json::from_value(problem["detail"]["time"].clone()).unwrap();
+    assert!(time.verify(sent, &first).is_some(), "{problem}");
+}
+
+async fn a_node_is_tested_by_calling_it(kind: Kind) {
+    let (serving, token) = fleet(kind).await;
+    assert_eq!(serving.operator("POST", "/api/nodes/edge-1/test", "").await.0, 404);
+    assert_eq!(serving.operator("POST", "/api/nodes", r#"{"node_id": "edge-2", "network": "field"}"#).await.0, 200);
+    let (status, answer) = serving.operator("POST", "/api/nodes/edge-2/test", "").await;
+    assert_eq!(
+        (status, &answer["status"], &answer["data"]["reachable"]),
+        (409, &false.into(), &false.into()),
+        "{answer}"
+    );
+
+    let mut edge = serving.device("edge-1");
+    edge.enrol(&token).await;
+    let (_, state) = edge.ask("GET", &format!("{STATE}?after=0"), "").await;
+    let generation = state["document"]["generation"].as_u64().unwrap();
+    let absent = serving.operator("POST", "/api/nodes/edge-1/test", "").await;
+    assert_eq!((absent.0, &absent.1["data"]["reachable"]), (503, &false.into()), "{}", absent.1);
+    assert!(absent.1["message"].as_str().unwrap().contains("did not come back"), "{}", absent.1);
+    assert_eq!(serving.cli(&["node", "test", "edge-1"]).await.0, 1);
+
+    // A device as it is: it polls for ever, and an end without news makes it poll again.
+    let polling = tokio::spawn(async move {
+        loop {
+            let (status, _) = edge.ask("GET", &format!("{STATE}?after={generation}&wait=50"), "").await;
+            assert_eq!(status, 204, "it is told nothing new");
+        }
+    });
+    until("the node waits", async || (serving.status().await["connected"] == 1).then_some(())).await;
+    let (status, answer) = serving.operator("POST", "/api/nodes/edge-1/test", "").await;
+    assert_eq!(
+        (status, &answer["status"], &answer["data"]["reachable"]),
+        (200, &true.into(), &true.into()),
+        "{answer}"
+    );
+    assert!(answer["data"]["took_ms"].as_u64().unwrap() < 5_000, "{answer}");
+    // The command line is another process, which holds nobody's poll.
+    let said = serving.json(&["node", "test", "edge-1"]).await;
+    assert_eq!((&said["reachable"], &said["generation"]), (&true.into(), &generation.into()), "{said}");
+    assert!(!polling.is_finished(), "no call is news");
+    let report = r#"{"generation": 1, "outcome": "applied", "healthy": false, "drift": 0, "version": "0.1.0"}"#;
+    assert_eq!(serving.device("edge-1").ask("POST", "/api/v1/nodes/self/report", report).await.0, 204);
+    until("its report is there", async || {
+        let (status, answer) = serving.operator("POST", "/api/nodes/edge-1/test", "").await;
+        (status == 503 && answer["data"]["reachable"] == true && answer["data"]["healthy"] == false).then_some(())
+    })
+    .await;
+    polling.abort();
+}
+
+async fn an_exhausted_pool_is_a_503_with_its_reason(kind: Kind) {
+    let serving = Serving::start(fresh(kind).await).await;
+    // Two usable hosts, one of them kept back.
+    let create = ["network", "create", "field", "--pool4", "10.8.0.0/30", "--reserved", "10.8.0.1"];
+    serving.done(&create).await;
+    let token = serving.done(&["token", "create", "--network", "field", "--uses", "3"]).await;
+    let (mut first, mut late) = (serving.device("edge-1"), serving.device("edge-2"));
+    assert_eq!(first.enrol(&token).await.1["config"]["assigned_ip"], "10.8.0.2");
+    let (status, answer) = late.enrol(&token).await;
+    assert_eq!((status, code(&answer)), (503, "pool_exhausted"), "{answer}");
+    let reason = answer["detail"]["message"].as_str().unwrap();
+    assert!(reason.contains("10.8.0.0/30"), "{reason}");
+    assert_eq!(serving.operator("GET", "/api/nodes/edge-2", "").await.0, 404, "nothing of it was kept");
+    let pool = serving.operator("GET", "/api/v1/wireguard/pool/stats", "").await.1;
+    assert_eq!(pool["available_addresses"], 0, "{pool}");
+
+    // The token was not used up by the refusal, and a larger pool lets it in.
+    let wider = r#"{"pool4": "10.8.0.0/29"}"#;
+    assert_eq!(serving.operator("PUT", "/api/networks/field", wider).await.0, 200);
+    assert_eq!(late.enrol(&token).await.0, 200);
 }
 
 async fn proofs_are_checked(kind: Kind) {

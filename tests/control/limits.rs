@@ -153,6 +153,7 @@ async fn the_description_is_what_is_served() {
         "POST /api/networks",
         "POST /api/nodes",
         "POST /api/nodes/{id}/approve",
+        "POST /api/nodes/{id}/test",
         "POST /api/nodes/{id}/toggle",
         "POST /api/tokens",
         "POST /api/v1/nodes/register",

@@ -137,9 +137,14 @@ pub async fn state(
     let mut stopping = app.stopping.clone();
     let deadline = tokio::time::Instant::now() + Duration::from_secs(query.wait.min(MAX_WAIT_SECS));
     let mut looked = false;
+    if app.store.is_called(&node) {
+        app.store.is_back(&node).await?;
+    }
     loop {
         let again = match look(&app, &node, query.after).await {
             Ok(Some(answer)) => return Ok(answer),
+            // Somebody wants to know whether it comes back.
+            Ok(None) if looked && app.store.is_called(&node) => return Ok(StatusCode::NO_CONTENT.into_response()),
             Ok(None) => None,
             // A database that restarts wakes everybody: who waits already goes on waiting instead of coming back with all
             // the others.

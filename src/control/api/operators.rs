@@ -6,6 +6,7 @@ use super::{App, now_ms};
 use crate::config::types::HostPort;
 use crate::control::registry::operate::{self, NodeChange};
 use crate::control::store::admission::ChainView;
+use crate::control::registry::test::{self, NodeTest};
 use crate::control::store::audit::{Actor, Filter, Record};
 use crate::control::store::network::{Access, Network};
 use crate::control::store::token::{NewToken, Token};
@@ -56,6 +57,7 @@ pub fn router() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(nodes, add_node))
         .routes(routes!(toggle_node))
         .routes(routes!(node, set_node, remove_node))
+        .routes(routes!(test_node))
         .routes(routes!(approve_node))
         .routes(routes!(tokens, add_token))
         .routes(routes!(revoke_token))
@@ -117,6 +119,25 @@ async fn toggle_node(State(app): State<Arc<App>>, _by: Operator, Path(id): Path<
 }
 
 /// Sets label, isolation, overrides of a node, and whether it is switched on.
+/// Calls a node: whether it can be reached now, and what it last said of itself.
+#[utoipa::path(post, path = "/api/nodes/{id}/test", params(("id" = String, Path)), responses(
+    (status = 200, body = Answer<NodeTest>, description = "it came back, and is healthy"), (status = 404),
+    (status = 409, body = Answer<NodeTest>, description = "it is not enrolled"),
+    (status = 503, body = Answer<NodeTest>, description = "it did not come back, or is not healthy: see message")))]
+async fn test_node(
+    State(app): State<Arc<App>>,
+    _by: Operator,
+    Path(id): Path<NodeId>,
+) -> Result<(StatusCode, Json<Answer<NodeTest>>), Refused> {
+    let test = test::node(&app.store, &id).await?;
+    let status = match (test.is_good(), test.enrolled) {
+        (true, _) => StatusCode::OK,
+        (false, true) => StatusCode::SERVICE_UNAVAILABLE,
+        (false, false) => StatusCode::CONFLICT,
+    };
+    Ok((status, Json(Answer { status: test.is_good(), message: Some(test.message.clone()), data: Some(test) })))
+}
+
 #[utoipa::path(put, path = "/api/nodes/{id}", params(("id" = String, Path)), request_body = NodeChange, responses(
     (status = 200, body = Answer<NodeView>), (status = 400), (status = 404)))]
 async fn set_node(

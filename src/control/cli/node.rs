@@ -4,6 +4,7 @@ use super::table::{json, pairs, render};
 use super::{Context, Failure, Outcome, print};
 use crate::control::api::now_ms;
 use crate::control::registry::operate::{self, NodeChange};
+use crate::control::registry::test;
 use crate::control::store::node::{NodeState, Overrides};
 use crate::control::store::view::{NodeDetail, NodeView};
 use crate::grants::policy::Reason;
@@ -23,6 +24,11 @@ pub enum NodeCommand {
     },
     /// Show one node
     Show {
+        /// Node id
+        id: NodeId,
+    },
+    /// Call a node: whether it can be reached now; status 1 if not, or if it is not healthy
+    Test {
         /// Node id
         id: NodeId,
     },
@@ -214,6 +220,20 @@ async fn show(context: &Context, id: &NodeId) -> Outcome {
     Ok(())
 }
 
+async fn test(context: &Context, id: &NodeId) -> Outcome {
+    // The node is held by a process that serves: its return is heard from there.
+    let seen = tokio::select! {
+        seen = test::node(&context.store, id) => seen?,
+        never = context.store.listen() => match never {},
+    };
+    if context.json {
+        print(&json(&seen));
+    } else if seen.is_good() {
+        print(&format!("{}\n", seen.message));
+    }
+    if seen.is_good() { Ok(()) } else { Err(Failure::Failed(anyhow::anyhow!(seen.message))) }
+}
+
 /// `spoke-control node …`
 pub async fn node(context: &Context, command: NodeCommand) -> Outcome {
     let (store, actor) = (&context.store, &context.actor);
@@ -232,6 +252,7 @@ pub async fn node(context: &Context, command: NodeCommand) -> Outcome {
             return Ok(());
         }
         NodeCommand::Show { id } => return show(context, &id).await,
+        NodeCommand::Test { id } => return test(context, &id).await,
         NodeCommand::Approve { id } => {
             operate::approve(store, &id, actor, now_ms()).await?;
             return changed(context, &id).await;

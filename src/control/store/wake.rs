@@ -27,12 +27,21 @@ pub struct Wakes {
     waiters: Mutex<HashMap<String, watch::Sender<u64>>>,
     /// Raised with each wake-up of anybody, for caches and for tasks that follow the whole fleet.
     any: watch::Sender<u64>,
+    /// Who is called, and who calls.
+    calls: super::call::Calls,
 }
 
 impl Wakes {
     /// Wakes the waiters of one node, or of all.
-    pub(super) fn wake(&self, node: &str) {
-        self.any.send_modify(|n| *n += 1);
+    pub(super) fn wake(&self, said: &str) {
+        let node = match self.calls.hear(said) {
+            Ok(None) => return,
+            Ok(Some(called)) => called,
+            Err(changed) => {
+                self.any.send_modify(|n| *n += 1);
+                changed
+            }
+        };
         let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
         if node == ALL {
             waiters.retain(|_, w| w.receiver_count() > 0);
@@ -100,6 +109,11 @@ impl Store {
     pub fn waiter(&self, node: &NodeId) -> Waiter {
         let receiver = Some(self.wakes.subscribe(node));
         Waiter { node: node.clone(), receiver, wakes: std::sync::Arc::clone(&self.wakes) }
+    }
+
+    /// Calls of nodes.
+    pub(super) fn calls(&self) -> &super::call::Calls {
+        &self.wakes.calls
     }
 
     /// How many nodes are being waited for.
