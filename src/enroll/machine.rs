@@ -156,7 +156,9 @@ impl Follow {
     pub fn may_rotate(&self) -> Result<(), &'static str> {
         let Some(state) = &self.in_force else { return Err("the node has no state of its control plane yet") };
         if state.hubs().is_empty() {
-            return Err("only a node with a hub can change its key: a hub's key is pinned by all of its nodes");
+            return Err(
+                "only a node with a hub can change its key: all of a hub's nodes know it by its key; add another hub, then remove this one",
+            );
         }
         if self.rotation.busy() {
             return Err("a change of keys is under way already: see `spoke status`");
