@@ -23,7 +23,8 @@ saw() {
   printf '   %s: %s (%s ms)\n' "$1" "$2" "$3"
 }
 
-# await SECONDS WHAT COMMAND…: runs COMMAND until it succeeds; a row of the table says how long that took.
+# await SECONDS WHAT COMMAND…: runs COMMAND until it succeeds; a row of the table says how long that took. Between tries it
+# waits $SPOKE_STORY_LOOK seconds: where waiting costs nothing and trying does, more than the usual tenth.
 await() {
   local limit=$(($1 * 1000)) what=$2 start
   shift 2
@@ -33,7 +34,7 @@ await() {
       saw "$what" NO "$(($(now) - start))"
       return 1
     fi
-    read -rt 0.1 <> <(:) || true
+    read -rt "${SPOKE_STORY_LOOK:-0.1}" <> <(:) || true
   done
   saw "$what" yes "$(($(now) - start))"
 }
