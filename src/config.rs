@@ -10,6 +10,7 @@ pub mod grants;
 pub mod health;
 pub mod interface;
 pub mod node;
+pub mod policy;
 pub mod reader;
 pub mod types;
 pub mod update;
@@ -131,8 +132,7 @@ impl Config {
         let clock = root.section("clock", clock::Clock::read);
         let health = root.section("health", health::Health::read);
         let update = root.section("update", update::Update::read);
-        // A device may be on a metered line: a day of polls stays under 1 MB. A hub is not.
-        let poll = std::time::Duration::from_secs(if node.role == node::Role::Hub { 5 } else { 120 });
+        let poll = grants::usual_poll(node.role);
         let grants = if root.has("grants") { root.section("grants", |t| grants::Grants::read(t, poll)) } else { None };
         let agent = root.section("agent", agent::Agent::read);
         let control = if root.has("control") { root.section("control", control::Control::read) } else { None };
@@ -161,11 +161,12 @@ impl Config {
             );
         }
         let nft = self.interfaces.iter().position(|i| i.access == interface::Access::Nft);
-        if let (Some(i), None) = (nft, &self.grants) {
+        // A control plane may name the contract: until it has, nobody is admitted.
+        if let (Some(i), None, None) = (nft, &self.grants, &self.control) {
             fault(
                 format!("interface[{i}].access"),
                 "\"nft\" without a contract to ask".into(),
-                "add [grants] with contract, chain_id and endpoints",
+                "add [grants] with contract, chain_id and endpoints, or [control] with a network that has a grants policy",
             );
         }
         let mut names = BTreeSet::new();

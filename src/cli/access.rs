@@ -1,5 +1,8 @@
-//! Starts the grants task where an interface asks for it, and tells the local endpoints what it says.
+//! Starts the grants task where an interface asks for it, begins it anew when the control plane names another contract, and
+//! tells the local endpoints what it says.
+use super::control;
 use crate::config::Config;
+use crate::config::grants::Grants;
 use crate::config::interface::Access as Kind;
 use crate::grants::chain::Pair;
 use crate::grants::ladder::Phase;
@@ -16,7 +19,7 @@ use crate::sys::rpc::Http;
 use crate::time::Boot;
 use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Notify, watch};
 
 /// The grants task, seen from outside.
@@ -43,33 +46,74 @@ pub(super) fn start(
     vitals: &watch::Sender<Vitals>,
     clock: SystemClock,
 ) -> Option<Running> {
-    let wanted = config.interfaces.iter().any(|i| i.access == Kind::Nft);
-    let grants = Arc::new(config.grants.clone().filter(|_| wanted)?);
+    if !config.interfaces.iter().any(|i| i.access == Kind::Nft) {
+        return None;
+    }
     let (candidates, wanting) = watch::channel(Arc::new(candidates(config)));
-    let (base, candidates) = (config.clone(), Arc::new(candidates));
-    tasks.restarting("candidates", seed, move || follow(base.clone(), control.clone(), candidates.clone()));
+    let (base, completed, candidates) = (config.clone(), control.clone(), Arc::new(candidates));
+    tasks.restarting("candidates", seed, move || follow(base.clone(), completed.clone(), candidates.clone()));
     let (admitted, admissions) = watch::channel(None);
     let (report, reports) = watch::channel(None);
-    let refresh = Arc::new(Notify::new());
-    let board = Board {
+    let (admitted, report, refresh) = (Arc::new(admitted), Arc::new(report), Arc::new(Notify::new()));
+    let (nobody, rung) = (admitted.clone(), refresh.clone());
+    let directories =
+        Directories { state: Some(config.node.state_dir.clone()), runtime: Some(config.node.runtime_dir.clone()) };
+    let board = Arc::new(move |grants: Arc<Grants>, hold| Board {
         clock,
-        config: grants.clone(),
-        directories: Directories {
-            state: Some(config.node.state_dir.clone()),
-            runtime: Some(config.node.runtime_dir.clone()),
-        },
-        candidates: wanting,
-        admitted: Arc::new(admitted),
-        report: Arc::new(report),
-        refresh: refresh.clone(),
-    };
+        config: grants,
+        directories: directories.clone(),
+        candidates: wanting.clone(),
+        admitted: admitted.clone(),
+        report: report.clone(),
+        refresh: rung.clone(),
+        hold,
+    });
+    let (base, before) = (config.clone(), Arc::new(Mutex::new(None)));
     tasks.restarting("grants", seed, move || {
-        let grants = grants.clone();
-        run(board.clone(), move || Http::new(&grants.endpoints, grants.timeout))
+        let (board, before, nobody) = (board.clone(), before.clone(), nobody.clone());
+        control::following(base.clone(), control.clone(), contract_of, "access contract", move |grants| {
+            let hold = grants.as_ref().and_then(|g| hold(&before, g, clock.now()));
+            let (board, nobody) = (grants.map(|grants| board(grants, hold)), nobody.clone());
+            async move {
+                if let Some(board) = board {
+                    let grants = board.config.clone();
+                    return run(board, move || Http::new(&grants.endpoints, grants.timeout)).await;
+                }
+                // Not enrolled yet: nobody has named a contract.
+                nobody.send_if_modified(|known| {
+                    let first = known.is_none();
+                    known.get_or_insert_default();
+                    first
+                });
+                std::future::pending().await
+            }
+        })
     });
     let (view, vitals) = (reports.clone(), vitals.clone());
     tasks.restarting("access", seed, move || tell(view.clone(), vitals.clone(), clock));
     Some(Running { admitted: admissions, report: reports, refresh })
+}
+
+/// Which contract decides; `None` within: none is named yet.
+#[expect(clippy::unnecessary_wraps, clippy::option_option, reason = "there is always something to run")]
+fn contract_of(config: &Config) -> Option<Option<Arc<Grants>>> {
+    Some(config.grants.clone().map(Arc::new))
+}
+
+/// The contract followed last, and until when its word is held.
+type Before = Mutex<Option<(Arc<Grants>, Option<Boot>)>>;
+
+/// Until when whoever is admitted stays so while `next` has not been heard: another contract than the one before would else
+/// begin by shutting everybody out. No longer than the grants of the one before would have lasted without a word.
+fn hold(before: &Before, next: &Arc<Grants>, now: Boot) -> Option<Boot> {
+    let mut before = before.lock().unwrap_or_else(PoisonError::into_inner);
+    let hold = match before.as_ref() {
+        None => None,
+        Some((last, hold)) if (last.contract, last.chain_id) == (next.contract, next.chain_id) => *hold,
+        Some((last, _)) => Some(now + last.fresh + last.stale + last.grace),
+    };
+    *before = Some((next.clone(), hold));
+    hold
 }
 
 /// Tells the grants task who wants to be a peer, and again whenever the control plane names others. `derive` filters the
@@ -187,6 +231,21 @@ mod tests {
         }
         text += "[[interface]]\nname = \"wg1\"\n[[interface.peer]]\npublic_key = \"b3BlbiBhY2Nlc3MgbmVlZHMgbm8gdG9rZW4gYXQgYWw=\"\nallowed_ips = [\"10.1.0.1/32\"]\n";
         Config::from_text(Some(("x", &text)), []).unwrap()
+    }
+
+    #[test]
+    fn another_contract_is_heard_before_it_shuts_anybody_out_and_not_for_ever() {
+        let grants = |chain_id| Arc::new(Grants { chain_id, ..config(&[]).grants.unwrap() });
+        let (before, now) = (Before::default(), Boot::from_secs(1000));
+        let lasts = {
+            let g = grants(1);
+            g.fresh + g.stale + g.grace
+        };
+        assert_eq!(hold(&before, &grants(1), now), None, "at the start there is only what the disk remembers");
+        assert_eq!(hold(&before, &grants(1), now), None, "the task is begun anew");
+        let until = Some(now + lasts);
+        assert_eq!(hold(&before, &grants(2), now), until);
+        assert_eq!(hold(&before, &grants(2), now + lasts), until, "begun anew, it has no more time than before");
     }
 
     #[tokio::test]

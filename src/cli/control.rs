@@ -1,4 +1,4 @@
-//! Wires the follower of the control plane, and lets the hub session begin anew when the hubs change.
+//! Wires the follower of the control plane, and lets what depends on it begin anew when it changes.
 use super::{Failure, vitals};
 use crate::audit::task::Audit;
 use crate::config::Config;
@@ -180,15 +180,18 @@ fn capabilities() -> Capabilities {
     }
 }
 
-/// Runs the hub session of the configuration in force, and another one whenever its hubs change. The tunnel stays as the
-/// old one left it until the new one has decided.
-pub(super) async fn sessions<F, S, E>(
+/// Runs what `start` makes of a part of the configuration in force, and another one whenever that part changes. `part`
+/// gives `None` where there is nothing to run.
+pub(super) async fn following<T, F, S, E>(
     base: Arc<Config>,
     mut control: Option<Fact<Config>>,
+    part: fn(&Config) -> Option<T>,
+    what: &'static str,
     mut start: S,
 ) -> Result<(), E>
 where
-    S: FnMut(session::Config) -> F,
+    T: Clone + PartialEq,
+    S: FnMut(T) -> F,
     F: Future<Output = Result<(), E>>,
 {
     loop {
@@ -196,24 +199,24 @@ where
             Some(control) => control.borrow_and_update().clone(),
             None => Some(base.clone()),
         };
-        let wanted = now.as_deref().and_then(session_of);
+        let wanted = now.as_deref().and_then(part);
         let Some(config) = wanted.clone() else {
             changed(&mut control).await;
             continue;
         };
-        let session = start(config);
+        let running = start(config);
         let other = async {
             loop {
                 changed(&mut control).await;
                 let now = control.as_ref().and_then(|c| c.borrow().clone());
-                if now.as_deref().and_then(session_of) != wanted {
+                if now.as_deref().and_then(part) != wanted {
                     return;
                 }
             }
         };
         tokio::select! {
-            ended = session => return ended,
-            () = other => tracing::info!("the hubs have changed: the hub session begins anew"),
+            ended = running => return ended,
+            () = other => tracing::info!(what, "changed by the control plane: begun anew"),
         }
     }
 }
@@ -227,7 +230,8 @@ async fn changed(control: &mut Option<Fact<Config>>) {
     }
 }
 
-fn session_of(config: &Config) -> Option<session::Config> {
+/// The hub session. The tunnel stays as the old one left it until the new one has decided.
+pub(super) fn session_of(config: &Config) -> Option<session::Config> {
     let uplink = config.uplink.clone()?;
     let own = config.interfaces.iter().find(|i| i.name == uplink.interface).and_then(|i| i.listen_port);
     let fixed_port = config.overrides.listen_port.map_or(own.is_some(), |p| p != 0);

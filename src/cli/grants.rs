@@ -51,7 +51,7 @@ pub enum Command {
 
 /// Runs the command.
 pub fn run(config: &Path, command: &Command) -> Outcome {
-    let config = load(config)?;
+    let config = super::remembered::config(load(config)?);
     let socket = config.node.runtime_dir.join(SOCKET);
     match command {
         Command::List { json } => {
@@ -77,8 +77,11 @@ pub fn run(config: &Path, command: &Command) -> Outcome {
             Ok(())
         }
         Command::Verify { node, key, block } => {
-            let Some(grants) = config.grants else {
-                return Err(Failure::BadInput("there is no [grants] section that says whom to ask".into()));
+            let Some(grants) = config.grants.clone() else {
+                return Err(Failure::BadInput(
+                    "there is no [grants] section that says whom to ask, and the control plane names no contract"
+                        .into(),
+                ));
             };
             verify(Arc::new(grants), (node.clone(), *key), *block)
         }

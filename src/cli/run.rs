@@ -226,7 +226,7 @@ fn start_uplink(
         let (base, control, wake, choice, status) =
             (base.clone(), control.clone(), wake.clone(), choice.clone(), status.clone());
         async move {
-            control::sessions(base, control, |config| {
+            control::following(base, control, control::session_of, "hub session", |config| {
                 let (wake, choice, status) = (wake.clone(), choice.clone(), status.clone());
                 async move {
                     let counters = CounterSocket::open()?;

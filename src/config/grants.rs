@@ -1,4 +1,5 @@
 //! `[grants]`: the contract that says who may be a peer, the endpoints that are asked, and how long an answer lasts.
+use super::node::Role;
 use super::reader::Table;
 use super::types::{KeySource, duration_text};
 use crate::grants::ladder::Rungs;
@@ -132,6 +133,15 @@ impl FromStr for Finality {
 
 /// The id that local chains for tests and development have.
 const LOCAL_CHAIN: u64 = 31_337;
+
+/// How often the chain is looked at where nothing else is said. A device may be on a metered line: a day of polls stays
+/// under 1 MB. A hub is not.
+pub const fn usual_poll(role: Role) -> Duration {
+    Duration::from_secs(match role {
+        Role::Hub => 5,
+        Role::Node => 120,
+    })
+}
 
 /// `[grants]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -321,5 +331,7 @@ mod tests {
         let text = "[[interface]]\nname = \"wg0\"\naccess = \"nft\"\n";
         assert!(load(text).unwrap_err().0.iter().any(|f| f.key == "interface[0].access"));
         assert!(load(&(GOOD.to_owned() + text)).is_ok());
+        let control = "[node]\nid = \"hub-1\"\n[control]\nurl = \"https://c.example.net\"\n";
+        assert!(load(&(control.to_owned() + text)).is_ok(), "a control plane may name it");
     }
 }

@@ -102,6 +102,7 @@ impl Follower {
             admitted: Arc::new(watch::Sender::new(None)),
             report: Arc::new(report),
             refresh: Arc::new(Notify::new()),
+            hold: None,
         };
         let config = self.config.clone();
         let task = tokio::spawn(run(board, move || Http::new(&config.endpoints, config.timeout)));

@@ -6,6 +6,7 @@
 //! slept through a rotation still finds one it knows.
 use super::signature::{SignKey, Signature, VerifyKey};
 use crate::config::node::Role;
+use crate::config::policy::GrantsPolicy;
 use crate::config::types::HostPort;
 use crate::net::key::PublicKey;
 use crate::net::overrides::Overrides;
@@ -53,6 +54,9 @@ pub struct StateDocument {
     /// The release its image shall run; `None`: as the node's configuration says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release: Option<WantedRelease>,
+    /// Which contract says who may be a peer, where an interface of the node asks; `None`: as its configuration says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grants: Option<GrantsPolicy>,
 }
 
 /// One interface of a [`StateDocument`].
@@ -198,6 +202,9 @@ impl StateDocument {
         }
         if let Some(release) = &self.release {
             release.check()?;
+        }
+        if let Some(policy) = &self.grants {
+            policy.read(self.role).map_err(|faults| faults.to_string().replace('\n', "; "))?;
         }
         let mut names = BTreeSet::new();
         for interface in &self.interfaces {

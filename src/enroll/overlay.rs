@@ -2,17 +2,23 @@
 use super::document::{StateDocument, WantedHub, WantedInterface, WantedPeer};
 use crate::config::Config;
 use crate::config::control::Control;
-use crate::config::interface::{Interface, Peer};
+use crate::config::interface::{Access, Interface, Peer};
+use crate::config::node::Role;
 use crate::config::types::{Cidr, IfAddress};
 use crate::config::uplink::{Hub, Uplink};
 
 /// `base` with what `document` says of the interface that the control plane decides about.
 ///
 /// The interface keeps the name, key, table, drift policy and locally configured peers it has; addresses, peers and hubs
-/// come from the document, port and size where it has any. `derive` checks the result once more as a whole.
+/// come from the document, port and size where it has any. A `[grants]` of the device's own counts, as a whole: contract,
+/// chain and endpoints belong together, and are never mixed with those of the control plane. `derive` checks the result once more as a whole.
 pub fn effective(base: &Config, control: &Control, document: &StateDocument) -> Config {
     let mut config = base.clone();
     config.update.wanted.clone_from(&document.release);
+    if config.grants.is_none() {
+        // Checked when the document was opened.
+        config.grants = document.grants.as_ref().and_then(|policy| policy.read(base.node.role).ok());
+    }
     let Some(wanted) = document.interfaces.first() else { return config };
     let Some(interface) = config.interfaces.iter_mut().find(|i| i.name == control.interface) else { return config };
     complete(interface, wanted);
@@ -25,6 +31,26 @@ pub fn effective(base: &Config, control: &Control, document: &StateDocument) -> 
         });
     }
     config
+}
+
+/// Whether a node with this configuration can do what `document` says; else why not, and what to do.
+pub fn suits(base: &Config, document: &StateDocument) -> Result<(), String> {
+    let own = base.node.role;
+    if document.role != own {
+        let name = |r| if r == Role::Hub { "hub" } else { "node" };
+        return Err(format!(
+            "it is for a {}: set node.role = \"{0}\", or enrol under another name",
+            name(document.role)
+        ));
+    }
+    let asks = base.interfaces.iter().find(|i| i.access == Access::Nft);
+    if let (Some(interface), None, None) = (asks, &base.grants, &document.grants) {
+        return Err(format!(
+            "it names no contract, and interface {} has access = \"nft\": give the network a grants policy, or the node a [grants] of its own",
+            interface.name
+        ));
+    }
+    Ok(())
 }
 
 fn complete(interface: &mut Interface, wanted: &WantedInterface) {
@@ -115,5 +141,37 @@ mod tests {
             3,
             "of the base, not of the last"
         );
+    }
+
+    #[test]
+    fn the_contract_is_the_control_planes_unless_the_node_has_its_own() {
+        let section = |n: u8| {
+            format!(
+                "contract = \"0x{}\"\nchain_id = {n}\nendpoints = [\"http://{n}.example.net\"]\n",
+                "0".repeat(39) + &n.to_string()
+            )
+        };
+        let text = |more: &str| {
+            format!(
+                "[node]\nid = \"hub-1\"\nrole = \"hub\"\n[control]\nurl = \"https://c.example.net\"\n[[interface]]\nname = \"wg0\"\naccess = \"nft\"\n{more}"
+            )
+        };
+        let load = |more: &str| Config::from_text(Some(("x", &text(more))), []).unwrap();
+        let (without, with) = (load(""), load(&format!("[grants]\n{}", section(1))));
+        let control = without.control.clone().unwrap();
+        let bare = StateDocument { role: Role::Hub, ..document(0, 3) };
+        let policy = crate::config::policy::GrantsPolicy::from_toml(&section(2)).unwrap();
+        let told = StateDocument { grants: Some(policy), ..bare.clone() };
+        let chain = |base: &Config, document: &StateDocument| {
+            effective(base, &control, document).grants.map(|g| (g.chain_id, g.endpoints.len(), g.poll.as_secs()))
+        };
+        assert_eq!((chain(&without, &told), suits(&without, &told)), (Some((2, 1, 5)), Ok(())));
+        assert_eq!((chain(&with, &told), suits(&with, &told)), (Some((1, 1, 5)), Ok(())), "its own, whole");
+        assert_eq!((chain(&with, &bare), suits(&with, &bare)), (Some((1, 1, 5)), Ok(())));
+        let why = suits(&without, &bare).unwrap_err();
+        assert!(why.contains("wg0") && why.contains("grants policy") && why.contains("[grants]"), "{why}");
+        // Where no interface asks, nothing is missing.
+        let open = StateDocument { role: Role::Node, ..bare };
+        assert_eq!((chain(&base().0, &open), suits(&base().0, &open)), (None, Ok(())));
     }
 }

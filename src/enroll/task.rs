@@ -1,10 +1,10 @@
 //! Enrols the device, then keeps its conversation with the control plane going: sockets, files and clocks around
 //! [`super::machine`].
-use super::document::Envelope;
+use super::document::{Envelope, Refusal, StateDocument};
 use super::events::{Action, Candidate, Event, Times};
 use super::identity::{Enrolment, Rejected, ServerClock};
 use super::machine::Follow;
-use super::overlay::effective;
+use super::overlay::{effective, suits};
 use super::request::Nonce;
 use super::signature::SignKey;
 use super::status::{Away, Status};
@@ -176,7 +176,11 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> Follower<H, E, C, K> {
             Some(known) => known.signing_keys.clone(),
             None => envelope.claimed_keys(),
         };
-        match envelope.verify(&self.node, &pinned) {
+        let suitable = |document: StateDocument| match suits(&self.base, &document) {
+            Ok(()) => Ok(document),
+            Err(why) => Err(Refusal::Invalid(why)),
+        };
+        match envelope.verify(&self.node, &pinned).and_then(suitable) {
             Ok(document) => {
                 enrolment.get_or_insert_with(|| Enrolment {
                     server: self.control.url.0.to_string(),

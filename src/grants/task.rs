@@ -50,6 +50,8 @@ pub struct Board<C> {
     pub report: Arc<watch::Sender<Option<Arc<Report>>>>,
     /// Rung to have everything verified again at once.
     pub refresh: Arc<Notify>,
+    /// Until then whoever is admitted stays, while the chain has not been heard yet.
+    pub hold: Option<Boot>,
 }
 
 /// Runs for ever. `open` makes the connection to the endpoints; what the disk remembers is published before it is called,
@@ -451,6 +453,9 @@ impl<C: Clock> Task<C> {
         self.due = self.book.deadline(now);
         // First what explains it.
         self.board.report.send_replace(Some(Arc::new(report)));
+        if self.heard.is_none() && self.board.hold.is_some_and(|until| now < until) {
+            return;
+        }
         self.board.admitted.send_if_modified(|before| {
             let new = before.as_ref() != Some(&admitted);
             if new {

@@ -88,6 +88,7 @@ impl Node {
             admitted: Arc::new(admitted),
             report: Arc::new(report),
             refresh: refresh.clone(),
+            hold: None,
         };
         let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let thread = std::thread::spawn(move || {

@@ -99,12 +99,19 @@ async fn a_backup_restores_into_either_database(kind: Kind) {
     let (store, _db) = open(kind).await;
     let master = MasterKey::new(&[1; 32]).unwrap();
     let keys = SigningKeys::load(&store, &master, NOW).await.unwrap();
-    network(&store, "10.8.0.0/24", |n| n.dns = vec!["10.8.0.53".parse().unwrap()]).await;
+    network(&store, "10.8.0.0/24", |n| {
+        n.dns = vec!["10.8.0.53".parse().unwrap()];
+        let toml =
+            "contract = \"0x37d2106bADB01dd5bE1926e45D172Cb4203C4186\"\nchain_id = 1\nendpoints = [\"http://h/k\"]";
+        n.grants = Some(spoke::config::policy::GrantsPolicy::from_toml(toml).unwrap());
+    })
+    .await;
     hub(&store, "hub-1", Some("10.8.0.1")).await;
     let token = token(&store, 3).await;
     let config = join(&store, "edge-1", &token).await.unwrap();
     crate::release::want(&store, None, "1.4.0").await.unwrap();
     let before = document(&store, "edge-1").await;
+    assert!(before.grants.is_some() && before.release.is_some());
     let mut backup = Vec::new();
     let rows = store.dump(&mut backup).await.unwrap();
     let text = String::from_utf8(backup.clone()).unwrap();

@@ -3,10 +3,11 @@ use super::answer::{Answer, Refused, done};
 use super::peers::Page;
 use super::proof::Operator;
 use super::{App, now_ms};
+use crate::config::policy::GrantsPolicy;
 use crate::config::types::HostPort;
 use crate::control::registry::operate::{self, NodeChange};
-use crate::control::store::admission::ChainView;
 use crate::control::registry::test::{self, NodeTest};
+use crate::control::store::admission::ChainView;
 use crate::control::store::audit::{Actor, Filter, Record};
 use crate::control::store::network::{Access, Network};
 use crate::control::store::token::{NewToken, Token};
@@ -56,8 +57,8 @@ pub fn router() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(nodes, add_node))
         .routes(routes!(toggle_node))
-        .routes(routes!(node, set_node, remove_node))
         .routes(routes!(test_node))
+        .routes(routes!(node, set_node, remove_node))
         .routes(routes!(approve_node))
         .routes(routes!(tokens, add_token))
         .routes(routes!(revoke_token))
@@ -118,7 +119,6 @@ async fn toggle_node(State(app): State<Arc<App>>, _by: Operator, Path(id): Path<
     Ok(done(view(&app, &id).await?))
 }
 
-/// Sets label, isolation, overrides of a node, and whether it is switched on.
 /// Calls a node: whether it can be reached now, and what it last said of itself.
 #[utoipa::path(post, path = "/api/nodes/{id}/test", params(("id" = String, Path)), responses(
     (status = 200, body = Answer<NodeTest>, description = "it came back, and is healthy"), (status = 404),
@@ -138,6 +138,7 @@ async fn test_node(
     Ok((status, Json(Answer { status: test.is_good(), message: Some(test.message.clone()), data: Some(test) })))
 }
 
+/// Sets label, isolation, overrides of a node, and whether it is switched on.
 #[utoipa::path(put, path = "/api/nodes/{id}", params(("id" = String, Path)), request_body = NodeChange, responses(
     (status = 200, body = Answer<NodeView>), (status = 400), (status = 404)))]
 async fn set_node(
@@ -264,6 +265,9 @@ pub struct NetworkChange {
     pub access: Option<Access>,
     /// How long an address stays unused after its node was removed, in seconds.
     pub quarantine_secs: Option<u64>,
+    /// The `[grants]` its nodes take where they have none of their own, with the same keys; `{}` takes it away.
+    #[schema(value_type = Option<Object>)]
+    pub grants: Option<GrantsPolicy>,
 }
 
 impl NetworkChange {
@@ -282,6 +286,9 @@ impl NetworkChange {
         }
         if let Some(dns) = self.dns {
             network.dns = dns;
+        }
+        if let Some(policy) = self.grants {
+            network.grants = Some(policy).filter(|p| !p.is_empty());
         }
     }
 }

@@ -4,6 +4,7 @@ use super::node::{nodes, views};
 use super::table::{json, render};
 use super::{Context, Failure, Outcome, print};
 use crate::config::node::Role;
+use crate::config::policy::GrantsPolicy;
 use crate::config::types::HostPort;
 use crate::control::api::now_ms;
 use crate::control::api::operators::{NO_CONTRACT, NetworkChange};
@@ -16,6 +17,7 @@ use crate::node::NodeId;
 use clap::{Args, Subcommand};
 use ipnet::IpNet;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 
 /// Values of a network.
 #[derive(Debug, Args)]
@@ -50,11 +52,15 @@ pub struct NetworkValues {
     /// How long an address stays unused after its node was removed, such as 7d
     #[arg(long)]
     quarantine: Option<String>,
+    /// A TOML file with the [grants] its nodes take where they have none of their own; none takes it away
+    #[arg(long, value_name = "FILE")]
+    grants: Option<PathBuf>,
 }
 
 impl NetworkValues {
     fn change(self) -> Result<NetworkChange, Failure> {
         let quarantine_secs = self.quarantine.as_deref().map(seconds).transpose()?;
+        let grants = self.grants.as_deref().map(policy).transpose()?;
         Ok(NetworkChange {
             pool4: self.pool4,
             pool6: self.pool6,
@@ -66,8 +72,22 @@ impl NetworkValues {
             approval: self.approval,
             access: self.access,
             quarantine_secs,
+            grants,
         })
     }
+}
+
+fn policy(path: &Path) -> Result<GrantsPolicy, Failure> {
+    if path.as_os_str() == "none" {
+        return Ok(GrantsPolicy::default());
+    }
+    let bad = |problem: &dyn std::fmt::Display| Failure::BadInput(format!("--grants {}: {problem}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|e| bad(&e))?;
+    let policy = GrantsPolicy::from_toml(&text).map_err(|e| bad(&e))?;
+    if policy.is_empty() {
+        return Err(bad(&"there is nothing in it; `--grants none` takes the policy away"));
+    }
+    Ok(policy)
 }
 
 /// `spoke-control network …`

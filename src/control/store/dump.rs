@@ -82,10 +82,12 @@ const TABLES: &[Table] = &[
             ("access", Text),
             ("quarantine_ms", Int),
             ("created_ms", Int),
+            ("grants", Text),
         ],
         select: "SELECT * FROM network ORDER BY name",
         insert: "INSERT INTO network (name, pool4, pool6, reserved, dns, interface, mtu, keepalive, forwarding, approval,
-            access, quarantine_ms, created_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+            access, quarantine_ms, created_ms, grants)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
     },
     Table {
         name: "node",

@@ -48,6 +48,7 @@ impl Tx {
             signing_keys: self.keys_in_service().await?,
             interfaces: vec![interface],
             release,
+            grants: network.grants.clone(),
         })))
     }
 

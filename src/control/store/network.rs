@@ -1,5 +1,8 @@
 //! Networks: what the nodes of one tunnel network have in common.
 use super::sql::{Row, StoreError, Tx};
+use crate::config::Faults;
+use crate::config::node::Role;
+use crate::config::policy::GrantsPolicy;
 use crate::control::ipam::{BadPool, Pool};
 use crate::net::state::IfName;
 use ipnet::IpNet;
@@ -70,6 +73,15 @@ pub struct Network {
     pub access: Access,
     /// How long an address stays unused after its node was removed, in seconds.
     pub quarantine_secs: u64,
+    /// The `[grants]` its nodes take where they have none of their own; keys in URLs are not shown.
+    #[serde(serialize_with = "shown")]
+    #[schema(value_type = Option<Object>)]
+    pub grants: Option<GrantsPolicy>,
+}
+
+#[expect(clippy::ref_option, reason = "the signature serde's `serialize_with` wants")]
+fn shown<S: serde::Serializer>(policy: &Option<GrantsPolicy>, s: S) -> Result<S::Ok, S::Error> {
+    policy.as_ref().map(GrantsPolicy::shown).serialize(s)
 }
 
 /// What is wrong with a network.
@@ -90,6 +102,9 @@ pub enum BadNetwork {
     /// A reserved address is in neither pool.
     #[error("the reserved address {0} is in neither pool")]
     Reserved(IpAddr),
+    /// What nodes could not follow.
+    #[error("{0}")]
+    Grants(Faults),
     /// Some other value.
     #[error("{0}")]
     Value(&'static str),
@@ -111,6 +126,7 @@ impl Network {
             approval: false,
             access: Access::Open,
             quarantine_secs: 7 * 86_400,
+            grants: None,
         }
     }
 
@@ -137,6 +153,9 @@ impl Network {
         }
         if self.dns.len() > 8 || self.reserved.len() > 256 {
             return Err(BadNetwork::Value("at most 8 resolvers and 256 reserved addresses"));
+        }
+        for role in [Role::Hub, Role::Node] {
+            self.grants.as_ref().map_or(Ok(()), |g| g.read(role).map(drop)).map_err(BadNetwork::Grants)?;
         }
         Ok(())
     }
@@ -165,6 +184,10 @@ impl Network {
             approval: row.flag("approval")?,
             access: row.parsed("access")?,
             quarantine_secs: row.count("quarantine_ms")? / 1000,
+            grants: match row.opt_text("grants")? {
+                Some(text) => Some(serde_json::from_str(&text).map_err(|_| StoreError::Unreadable("network.grants"))?),
+                None => None,
+            },
         })
     }
 
@@ -184,6 +207,7 @@ impl Network {
             self.approval.into(),
             self.access.as_str().into(),
             quarantine_ms.into(),
+            self.grants.as_ref().and_then(|g| serde_json::to_string(g).ok()).into(),
         ]
     }
 }
@@ -193,7 +217,8 @@ impl Tx {
     pub async fn add_network(&mut self, network: &Network, now_ms: i64) -> Result<(), StoreError> {
         let sql =
             "INSERT INTO network (name, pool4, pool6, reserved, dns, interface, mtu, keepalive, forwarding, approval,
-            access, quarantine_ms, created_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
+            access, quarantine_ms, grants, created_ms)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)";
         let mut values = network.values();
         values.push(now_ms.into());
         self.run(sql, &values).await.map(drop)
@@ -202,7 +227,8 @@ impl Tx {
     /// Writes a network that is there, and gives every node of it a new generation.
     pub async fn set_network(&mut self, network: &Network) -> Result<bool, StoreError> {
         let sql = "UPDATE network SET pool4 = $2, pool6 = $3, reserved = $4, dns = $5, interface = $6, mtu = $7,
-            keepalive = $8, forwarding = $9, approval = $10, access = $11, quarantine_ms = $12 WHERE name = $1";
+            keepalive = $8, forwarding = $9, approval = $10, access = $11, quarantine_ms = $12,
+            grants = $13 WHERE name = $1";
         let there = self.run(sql, &network.values()).await? == 1;
         if there {
             self.touch_network(&network.name).await?;

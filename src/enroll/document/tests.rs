@@ -37,7 +37,15 @@ fn document() -> StateDocument {
             overrides: Default::default(),
         }],
         release: Some(WantedRelease { version: "1.4.0".into(), source: None }),
+        grants: Some(policy(r#"["https://rpc.example.net/v2/KEY"]"#)),
     }
+}
+
+fn policy(endpoints: &str) -> GrantsPolicy {
+    let text = format!(
+        r#"{{"contract": "0x37d2106bADB01dd5bE1926e45D172Cb4203C4186", "chain_id": 8453, "endpoints": {endpoints}}}"#
+    );
+    serde_json::from_str(&text).unwrap()
 }
 
 fn bytes(document: &StateDocument, keys: &[SignKey]) -> Vec<u8> {
@@ -71,8 +79,20 @@ fn each_fault_has_its_own_refusal() {
     let release = Some(WantedRelease { version: "1 4".into(), source: None });
     let odd = StateDocument { release, ..document() };
     assert!(matches!(open(&bytes(&odd, &[key(1)])), Err(Refusal::Invalid(why)) if why.contains("release")));
+    let grants = Some(policy("[]"));
+    let mute = StateDocument { grants, ..document() };
+    assert!(matches!(open(&bytes(&mute, &[key(1)])), Err(Refusal::Invalid(why)) if why.contains("grants.endpoints")));
     let keyless = StateDocument { signing_keys: vec![], ..document() };
     assert!(matches!(open(&bytes(&keyless, &[key(1)])), Err(Refusal::Invalid(_))), "it would lock itself out");
+}
+
+#[test]
+fn what_an_older_control_plane_does_not_write_is_not_missed() {
+    let bare = StateDocument { release: None, grants: None, ..document() };
+    let text = String::from_utf8(bytes(&bare, &[key(1)])).unwrap();
+    assert!(!text.contains("grants") && !text.contains("release"), "{text}");
+    let (_, read) = Envelope::open(text.as_bytes(), &node(), &[key(1).public()]).unwrap();
+    assert_eq!(read, bare);
 }
 
 #[test]

@@ -38,6 +38,7 @@ fn state(generation: u64, hubs: u8) -> Candidate {
         role: Role::Node,
         signing_keys: vec![key.public()],
         release: None,
+        grants: None,
         interfaces: vec![WantedInterface {
             name: "wg0".parse().unwrap(),
             addresses: vec!["10.8.0.9/16".parse().unwrap()],

@@ -1,12 +1,11 @@
 //! What the follower's machine asks of the world, done: requests signed and sent, answers read, states and keys kept.
 use crate::config::Config;
 use crate::config::control::Control;
-use crate::config::node::Role;
 use crate::enroll::document::{Envelope, MAX_BYTES, Refusal, StateDocument};
 use crate::enroll::events::{Action, Answered, Candidate, Event, Message, Polled, Seen};
 use crate::enroll::identity::{Enrolment, ServerClock};
 use crate::enroll::machine::Follow;
-use crate::enroll::overlay::effective;
+use crate::enroll::overlay::{effective, suits};
 use crate::enroll::request::{Asked, Nonce};
 use crate::enroll::signature::{SignKey, VerifyKey};
 use crate::enroll::task::{HealthView, Kept, MAX_ANSWER, TIMEOUT};
@@ -231,15 +230,8 @@ impl<C: Clock, K: TunnelKeys> World<C, K> {
 
     fn open(&self, bytes: &[u8], pinned: &[VerifyKey]) -> Result<(Envelope, StateDocument), Refusal> {
         let opened = Envelope::open(bytes, &self.node, pinned)?;
-        let (role, own) = (opened.1.role, self.base.node.role);
-        if role == own {
-            return Ok(opened);
-        }
-        let name = |r| if r == Role::Hub { "hub" } else { "node" };
-        Err(Refusal::Invalid(format!(
-            "it is for a {}: set node.role = \"{0}\", or enrol under another name",
-            name(role)
-        )))
+        suits(&self.base, &opened.1).map_err(Refusal::Invalid)?;
+        Ok(opened)
     }
 
     pub(in crate::enroll) fn polled<H>(&mut self, talk: &mut Talk<H>, (http, answer, nonce): Reply<H>) -> Event {

@@ -46,6 +46,7 @@ fn document(generation: u64, peers: u8) -> StateDocument {
         role: Role::Hub,
         signing_keys: vec![signer(1).public()],
         release: None,
+        grants: None,
         interfaces: vec![WantedInterface {
             name: "wg0".parse().unwrap(),
             addresses: vec!["10.8.0.1/16".parse().unwrap()],
@@ -71,9 +72,9 @@ struct Plane {
     time_key: u8,
     told: Vec<(String, serde_json::Value)>,
     enrolled: u32,
-}
     /// The device's token cannot be read.
     tokenless: bool,
+}
 
 /// The control plane in memory.
 #[derive(Clone, Default)]
@@ -321,7 +322,6 @@ async fn a_board_of_1970_enrols_follows_and_boots_without_any_network() {
 }
 
 #[tokio::test(start_paused = true)]
-#[tokio::test(start_paused = true)]
 async fn a_token_that_cannot_be_read_is_told_and_needs_no_restart_once_it_can() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::default();
@@ -335,6 +335,7 @@ async fn a_token_that_cannot_be_read_is_told_and_needs_no_restart_once_it_can() 
     node.stop().await;
 }
 
+#[tokio::test(start_paused = true)]
 async fn what_is_not_acceptable_is_refused_reported_and_never_written() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::default();

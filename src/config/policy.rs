@@ -1,0 +1,144 @@
+//! A `[grants]` section that a control plane hands out: the same keys and values, in JSON. Pure.
+use super::grants::{Endpoint, Grants, usual_poll};
+use super::node::Role;
+use super::reader::Table;
+use super::{Fault, Faults};
+use config::{Value, ValueKind};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// The longest one, in bytes of JSON.
+const MAX_BYTES: usize = 32 << 10;
+
+/// The section as it was written. What it means for a node, and whether it means anything, [`GrantsPolicy::read`] says.
+///
+/// It is serialised whole, because that is how it travels to devices; whoever shows it uses [`GrantsPolicy::shown`].
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct GrantsPolicy(serde_json::Map<String, serde_json::Value>);
+
+impl fmt::Debug for GrantsPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.shown())
+    }
+}
+
+impl GrantsPolicy {
+    /// Nothing is in it.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The section for a node of this role, read and checked like that of a file: every fault names its key.
+    pub fn read(&self, role: Role) -> Result<Grants, Faults> {
+        let mut faults = Vec::new();
+        let bytes = serde_json::to_string(&self.0).map_or(0, |t| t.len());
+        if bytes > MAX_BYTES {
+            faults.push(Fault {
+                file: String::new(),
+                key: "grants".into(),
+                problem: format!("has {bytes} bytes"),
+                remedy: format!("keep it below {MAX_BYTES}"),
+            });
+            return Err(Faults(faults));
+        }
+        let section = Value::new(None, ValueKind::Table(self.0.iter().map(|(k, v)| (k.clone(), value(v))).collect()));
+        let mut root = Table::root([("grants".to_owned(), section)], "", &mut faults);
+        let grants = root.section("grants", |t| Grants::read(t, usual_poll(role)));
+        match grants {
+            Some(grants) if faults.is_empty() => Ok(grants),
+            Some(_) | None => Err(Faults(faults)),
+        }
+    }
+
+    /// As it may be shown: what follows the host of an endpoint is left out, because it may be a key.
+    pub fn shown(&self) -> serde_json::Value {
+        let mut shown = self.0.clone();
+        if let Some(endpoints) = shown.get_mut("endpoints") {
+            let redacted = |v: &serde_json::Value| {
+                let endpoint = v.as_str().and_then(|text| text.parse::<Endpoint>().ok());
+                endpoint.and_then(|e| serde_json::to_value(e).ok()).unwrap_or_else(|| "[redacted]".into())
+            };
+            *endpoints = match endpoints.as_array() {
+                Some(list) => list.iter().map(redacted).collect(),
+                None => "[redacted]".into(),
+            };
+        }
+        serde_json::Value::Object(shown)
+    }
+
+    /// From TOML: the keys of the section, with or without its header.
+    pub fn from_toml(text: &str) -> Result<Self, String> {
+        let mut table: toml::Table = text.parse().map_err(|e: toml::de::Error| e.message().trim().to_owned())?;
+        if let (1, Some(toml::Value::Table(section))) = (table.len(), table.get("grants")) {
+            table = section.clone();
+        }
+        match serde_json::to_value(table) {
+            Ok(serde_json::Value::Object(keys)) => Ok(Self(keys)),
+            Ok(_) => Err("is not a table".into()),
+            Err(e) => Err(e.to_string()),
+        }
+    }
+}
+
+fn value(json: &serde_json::Value) -> Value {
+    use serde_json::Value as Json;
+    let kind = match json {
+        Json::Null => ValueKind::Nil,
+        Json::Bool(b) => ValueKind::Boolean(*b),
+        Json::Number(n) => match (n.as_u64(), n.as_i64()) {
+            (Some(n), _) => ValueKind::U64(n),
+            (None, Some(n)) => ValueKind::I64(n),
+            (None, None) => ValueKind::Float(n.as_f64().unwrap_or(f64::NAN)),
+        },
+        Json::String(s) => ValueKind::String(s.clone()),
+        Json::Array(items) => ValueKind::Array(items.iter().map(value).collect()),
+        Json::Object(map) => ValueKind::Table(map.iter().map(|(k, v)| (k.clone(), value(v))).collect()),
+    };
+    Value::new(None, kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"{"contract": "0x37d2106bADB01dd5bE1926e45D172Cb4203C4186", "chain_id": 8453,
+        "endpoints": ["https://rpc.example.net/v2/s3cret", "credential:rpc"], "quorum": 2, "finality": "latest", "grace": "1d"}"#;
+
+    fn policy(json: &str) -> GrantsPolicy {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn it_reads_as_the_same_keys_in_a_file_do() {
+        let toml = "[grants]\ncontract = \"0x37d2106bADB01dd5bE1926e45D172Cb4203C4186\"\nchain_id = 8453\nendpoints = [\"https://rpc.example.net/v2/s3cret\", \"credential:rpc\"]\nquorum = 2\nfinality = \"latest\"\ngrace = \"1d\"\n";
+        let own = super::super::Config::from_text(Some(("x", toml)), []).unwrap().grants.unwrap();
+        assert_eq!(policy(GOOD).read(Role::Node).unwrap(), own);
+        assert_ne!(policy(GOOD).read(Role::Hub).unwrap().poll, own.poll, "a hub is not on a metered line");
+        assert_eq!(GrantsPolicy::from_toml(toml).unwrap(), policy(GOOD));
+        assert_eq!(GrantsPolicy::from_toml(toml.trim_start_matches("[grants]")).unwrap(), policy(GOOD));
+        assert!(GrantsPolicy::from_toml("contract = ").is_err());
+    }
+
+    #[test]
+    fn every_fault_names_its_key() {
+        let bad = r#"{"contract": "0x12", "chain_id": 1.5, "endpoints": "https://h/", "quorum": -1, "grase": "1d"}"#;
+        let faults = policy(bad).read(Role::Hub).unwrap_err();
+        for key in ["grants.contract", "grants.chain_id", "grants.endpoints", "grants.quorum", "grants.grase"] {
+            assert!(faults.0.iter().any(|f| f.key == key), "{key} in {faults}");
+        }
+        assert!(policy("{}").read(Role::Node).is_err());
+        let long = format!(r#"{{"contract": "{}"}}"#, "0".repeat(MAX_BYTES));
+        assert!(policy(&long).read(Role::Node).unwrap_err().to_string().contains("bytes"));
+    }
+
+    #[test]
+    fn a_key_in_a_url_travels_and_is_never_shown() {
+        let shown = format!("{:?}", policy(GOOD));
+        assert!(shown.contains("https://rpc.example.net/[redacted]") && !shown.contains("s3cret"), "{shown}");
+        assert!(serde_json::to_string(&policy(GOOD)).unwrap().contains("s3cret"));
+        for odd in [r#"{"endpoints": "https://h/s3cret"}"#, r#"{"endpoints": ["ftp://h/s3cret", 3]}"#] {
+            assert!(!policy(odd).shown().to_string().contains("s3cret"), "{odd}");
+        }
+    }
+}
