@@ -157,7 +157,7 @@ impl Follow {
         let Some(state) = &self.in_force else { return Err("the node has no state of its control plane yet") };
         if state.hubs().is_empty() {
             return Err(
-                "only a node with a hub can change its key: all of a hub's nodes know it by its key; add another hub, then remove this one",
+                "only a node with a hub can change its key: nodes pin a hub's key; add another hub, then remove this one",
             );
         }
         if self.rotation.busy() {

@@ -153,7 +153,7 @@ mod tests {
         };
         let text = |more: &str| {
             format!(
-                "[node]\nid = \"hub-1\"\nrole = \"hub\"\n[control]\nurl = \"https://c.example.net\"\n[[interface]]\nname = \"wg0\"\naccess = \"nft\"\n{more}"
+                "[node]\nid = \"hub-1\"\nrole = \"hub\"\n[control]\nurl = \"https://c.example.net\"\n[[interface]]\nname = \"wg0\"\nlisten_port = 51820\naccess = \"nft\"\n{more}"
             )
         };
         let load = |more: &str| Config::from_text(Some(("x", &text(more))), []).unwrap();

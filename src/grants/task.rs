@@ -50,7 +50,7 @@ pub struct Board<C> {
     pub report: Arc<watch::Sender<Option<Arc<Report>>>>,
     /// Rung to have everything verified again at once.
     pub refresh: Arc<Notify>,
-    /// Until then whoever is admitted stays, while the chain has not been heard yet.
+    /// Until then whoever is admitted stays, as long as the chain has not been asked about everybody.
     pub hold: Option<Boot>,
 }
 
@@ -453,7 +453,10 @@ impl<C: Clock> Task<C> {
         self.due = self.book.deadline(now);
         // First what explains it.
         self.board.report.send_replace(Some(Arc::new(report)));
-        if self.heard.is_none() && self.board.hold.is_some_and(|until| now < until) {
+        if self.heard.is_some() && self.asked.is_none() {
+            self.board.hold = None;
+        }
+        if self.board.hold.is_some_and(|until| now < until) {
             return;
         }
         self.board.admitted.send_if_modified(|before| {
