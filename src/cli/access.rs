@@ -95,7 +95,6 @@ pub(super) fn start(
 }
 
 /// Which contract decides; `None` within: none is named yet.
-#[expect(clippy::unnecessary_wraps, clippy::option_option, reason = "there is always something to run")]
 fn contract_of(config: &Config) -> Option<Option<Arc<Grants>>> {
     Some(config.grants.clone().map(Arc::new))
 }

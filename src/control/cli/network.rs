@@ -52,7 +52,7 @@ pub struct NetworkValues {
     /// How long an address stays unused after its node was removed, such as 7d
     #[arg(long)]
     quarantine: Option<String>,
-    /// A TOML file with the [grants] its nodes take where they have none of their own; none takes it away
+    /// A TOML file with the grants section its nodes take where they have none of their own; none takes it away
     #[arg(long, value_name = "FILE")]
     grants: Option<PathBuf>,
 }

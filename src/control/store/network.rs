@@ -79,7 +79,6 @@ pub struct Network {
     pub grants: Option<GrantsPolicy>,
 }
 
-#[expect(clippy::ref_option, reason = "the signature serde's `serialize_with` wants")]
 fn shown<S: serde::Serializer>(policy: &Option<GrantsPolicy>, s: S) -> Result<S::Ok, S::Error> {
     policy.as_ref().map(GrantsPolicy::shown).serialize(s)
 }
