@@ -6,7 +6,7 @@ import re
 import struct
 import subprocess
 
-from machine import Failed, boot_file, boot_files, partition, put_boot_file
+from machine import Failed, boot_file, boot_files, boot_room, partition, put_boot_file
 from world import BOOT, CONNECTED, KEY, connect, copy_disk, health, settings
 
 
@@ -61,12 +61,7 @@ def story_full_boot_partition(world):
     good = settings(world.hub)
     # What is mended is not longer, so there is room for it.
     put_boot_file(machine.image, "spoke.toml", b'[node]\nid = "bad id"\n' + b"#" * len(good))
-    for size in (1 << 20, 1 << 15, 1 << 10, 1):
-        for number in range(1000):
-            try:
-                put_boot_file(machine.image, f"{size}-{number}", b"x" * size)
-            except subprocess.CalledProcessError:
-                break
+    put_boot_file(machine.image, "fill", b"x" * boot_room(machine.image))
     machine.start()
     at, _ = machine.expect(r"node\.id", BOOT)
     machine.expect(r"cannot write spoke-faults.txt", BOOT, at)

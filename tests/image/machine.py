@@ -197,6 +197,13 @@ def boot_files(image, directory="::"):
     return [line.removeprefix(directory).strip("/") for line in said.stdout.splitlines()]
 
 
+def boot_room(image):
+    """Bytes that are free on the boot partition."""
+    start, _ = partition(image, "boot")
+    said = subprocess.run(["mdir", "-i", f"{image}@@{start}"], capture_output=True, text=True, check=True, env=dict(os.environ, MTOOLS_SKIP_CHECK="1"))
+    return int(re.search(r"([\d ]+) bytes free", said.stdout).group(1).replace(" ", ""))
+
+
 def boot_file(image, name):
     """Content of a file on the boot partition; None if it is not there."""
     start, _ = partition(image, "boot")
