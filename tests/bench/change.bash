@@ -18,6 +18,7 @@ enabled = false
 [agent]
 enabled = true
 secret = "file:$work/secret"
+max_body = 8388608
 [[interface]]
 name = "wg0"
 listen_port = 51820

@@ -95,7 +95,7 @@ fn chain_figures() {
     let all: Vec<Pair> = (0..10_000).map(pair).collect();
     contract.mint_many(chain.account(1), all[..1000].iter().map(|(n, k)| (n.to_string(), k.to_string())));
     chain.mine(3);
-    let settings = config(contract.address, &[chain.url()], "finality = \"latest\"\nbatch = 300\ntimeout = \"30s\"");
+    let settings = config(contract.address, &[chain.url()], "finality = \"latest\"\nbatch = 100\ntimeout = \"30s\"");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let rpc = Http::new(&settings.endpoints, settings.timeout).expect("endpoints");
     let mut asked = Chain::new(rpc, SystemClock, settings, || 0);
