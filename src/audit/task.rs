@@ -66,8 +66,11 @@ impl<C: Clock> Trail<C> {
         let head = entries.last().map(Entry::head).unwrap_or_default();
         let (tx, events) = mpsc::channel(QUEUE);
         let audit = Audit(tx);
-        if let Some(kept) = &found.aside {
-            let what = format!("found {} damaged bytes in the audit trail; kept as {}", found.dropped, kept.display());
+        let torn = journal.is_damaged();
+        if found.aside.is_some() || torn {
+            let kept =
+                found.aside.as_ref().map_or("it could not be moved".into(), |k| format!("kept as {}", k.display()));
+            let what = format!("found {} damaged bytes in the audit trail; {kept}", found.dropped);
             tracing::error!("{what}");
             audit.record(&Actor::Node, what, Ok(()));
         } else if found.dropped > 0 {

@@ -17,6 +17,54 @@ pub struct Journal {
     /// `None`: it could not be opened for writing yet.
     file: Option<Arc<File>>,
     len: u64,
+    /// What has to be done with a damaged file before anything is added to it, where the disk took nothing at opening.
+    mend: Option<Arc<Mend>>,
+}
+
+/// A damaged file, and what takes its place.
+#[derive(Debug)]
+enum Mend {
+    /// All that is in it goes into a copy aside; these bytes stay.
+    Aside { damaged: Vec<u8>, good: Vec<u8> },
+    /// It is renamed as it is, and a new one is begun.
+    Rename,
+}
+
+impl Mend {
+    /// Does it; gives where the damaged file is then.
+    fn carry_out(&self, path: &Path) -> Result<PathBuf, DiskError> {
+        match self {
+            Self::Aside { damaged, good } => {
+                let copy = beside(path, "damaged");
+                write_atomic(&copy, damaged, true)?;
+                write_atomic(path, good, true)?;
+                Ok(copy)
+            }
+            Self::Rename => {
+                let old = beside(path, "1");
+                std::fs::rename(path, &old).map_err(|e| DiskError::write(path, e))?;
+                Ok(old)
+            }
+        }
+    }
+
+    /// Does it if the disk takes it; else it is left for the first line to be added.
+    fn now(self, path: &Path) -> (Option<PathBuf>, Option<Arc<Self>>) {
+        match self.carry_out(path) {
+            Ok(kept) => {
+                tracing::error!(path = %path.display(), copy = %kept.display(), "file damaged: it is kept aside");
+                (Some(kept), None)
+            }
+            Err(error) => {
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::error!(
+                    path = %path.display(), %error, cause,
+                    "file damaged, and it cannot be mended: what is good of it, or of the one before it, holds"
+                );
+                (None, Some(Arc::new(self)))
+            }
+        }
+    }
 }
 
 /// What was found at opening.
@@ -36,31 +84,20 @@ impl Journal {
     pub fn open(path: PathBuf) -> Result<(Self, Found), DiskError> {
         let bytes = read_or_nothing(&path)?;
         let (mut lines, mut good) = parse(&bytes);
-        let mut whole = bytes.len();
-        let mut aside = None;
-        if good < whole && (good == 0 || !salvage(&bytes[good..]).0.is_empty()) {
+        let mut dropped = (bytes.len() - good) as u64;
+        let (mut aside, mut mend) = (None, None);
+        if dropped > 0 && (good == 0 || !salvage(&bytes[good..]).0.is_empty()) {
             // Kept for a person to look at; what a file damaged from its beginning had replaced takes its place.
-            let copy = beside(&path, "damaged");
-            write_atomic(&copy, &bytes, true)?;
-            tracing::error!(path = %path.display(), copy = %copy.display(), "file damaged: a copy is kept aside");
-            aside = Some(copy);
+            let mut whole = bytes[..good].to_vec();
             if good == 0 {
                 let previous = std::fs::read(beside(&path, "prev")).unwrap_or_default();
                 (lines, good) = parse(&previous);
-                whole = previous.len();
-                write_atomic(&path, &previous[..good], true)?;
+                dropped = (previous.len() - good) as u64;
+                whole = previous[..good].to_vec();
             }
+            (aside, mend) = Mend::Aside { damaged: bytes, good: whole }.now(&path);
         }
-        let len = good as u64;
-        let file = match open_append(&path, len) {
-            Ok(file) => Some(Arc::new(file)),
-            Err(error) => {
-                let cause = std::error::Error::source(&error).map(ToString::to_string);
-                tracing::error!(%error, cause, "nothing can be added to it; what is in it holds");
-                None
-            }
-        };
-        Ok((Self { path, file, len }, Found { lines, dropped: (whole - good) as u64, aside }))
+        Ok((Self::with(path, good as u64, mend), Found { lines, dropped, aside }))
     }
 
     /// As [`Journal::open`] for a file whose every line is evidence: damaged elsewhere than at its end it is not touched
@@ -68,14 +105,32 @@ impl Journal {
     pub fn open_or_rotate(path: PathBuf) -> Result<(Self, Found), DiskError> {
         let bytes = read_or_nothing(&path)?;
         let (_, good) = parse(&bytes);
-        let (lines, _) = salvage(&bytes[good..]);
-        if lines.is_empty() {
+        if salvage(&bytes[good..]).0.is_empty() {
             return Self::open(path);
         }
-        let old = beside(&path, "1");
-        std::fs::rename(&path, &old).map_err(|e| DiskError::write(&path, e))?;
-        let (journal, _) = Self::open(path)?;
-        Ok((journal, Found { aside: Some(old.clone()), ..read(&old)? }))
+        let (lines, dropped) = salvage(&bytes);
+        let (aside, mend) = Mend::Rename.now(&path);
+        Ok((Self::with(path, 0, mend), Found { lines, dropped, aside }))
+    }
+
+    /// The journal of which the first `len` bytes are good, once it is mended.
+    fn with(path: PathBuf, len: u64, mend: Option<Arc<Mend>>) -> Self {
+        let mut out = Self { path, file: None, len, mend };
+        if out.mend.is_none() {
+            match open_append(&out.path, len) {
+                Ok(file) => out.file = Some(Arc::new(file)),
+                Err(error) => {
+                    let cause = std::error::Error::source(&error).map(ToString::to_string);
+                    tracing::error!(%error, cause, "nothing can be added to it; what is in it holds");
+                }
+            }
+        }
+        out
+    }
+
+    /// Whether the file was found damaged, and the disk did not let it be mended yet.
+    pub const fn is_damaged(&self) -> bool {
+        self.mend.is_some()
     }
 
     /// Bytes in the file.
@@ -96,6 +151,7 @@ impl Journal {
     /// Appends a line; with `sync` it is on the medium when this returns. A line that could not be written whole is taken
     /// back.
     pub async fn append(&mut self, payload: &[u8], sync: bool) -> Result<(), DiskError> {
+        self.mend().await?;
         let (file, path, at) = (self.file.clone(), self.path.clone(), self.len);
         let mut line = Vec::with_capacity(payload.len() + 18);
         write_line(&mut line, payload);
@@ -126,6 +182,7 @@ impl Journal {
     pub async fn replace(&mut self, payloads: impl IntoIterator<Item = Vec<u8>>) -> Result<(), DiskError> {
         let mut bytes = Vec::new();
         payloads.into_iter().for_each(|p| write_line(&mut bytes, &p));
+        self.mend().await?;
         let path = self.path.clone();
         let (file, len) = blocking(move || {
             let previous = beside(&path, "prev");
@@ -142,8 +199,18 @@ impl Journal {
         Ok(())
     }
 
+    async fn mend(&mut self) -> Result<(), DiskError> {
+        if let Some(mend) = self.mend.clone() {
+            let path = self.path.clone();
+            blocking(move || mend.carry_out(&path)).await?;
+            self.mend = None;
+        }
+        Ok(())
+    }
+
     /// Begins a new file; the present one gets `.1` appended to its name, in place of an earlier one.
     pub async fn rotate(&mut self) -> Result<(), DiskError> {
+        self.mend().await?;
         let path = self.path.clone();
         let file = blocking(move || {
             std::fs::rename(&path, beside(&path, "1")).map_err(|e| DiskError::write(&path, e))?;
@@ -323,6 +390,48 @@ mod tests {
         assert_eq!(std::fs::read(aside).unwrap(), bytes);
         let (_, found) = Journal::open(path).unwrap();
         assert!(found.aside.is_none() && found.dropped == 0, "told once");
+    }
+
+    #[tokio::test]
+    async fn damage_that_the_disk_cannot_mend_yet_hides_nothing_and_loses_nothing() {
+        for (text, left) in [("", &[&b"one"[..], b"two"][..]), ("keeps", &[&b"first"[..]])] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("j");
+            let (mut journal, _) = Journal::open(path.clone()).unwrap();
+            journal.append(b"one", true).await.unwrap();
+            journal.append(b"two", true).await.unwrap();
+            journal.replace([b"first".to_vec(), b"second".to_vec(), b"third".to_vec()]).await.unwrap();
+            let mut bytes = std::fs::read(&path).unwrap();
+            let at = if text.is_empty() { 0 } else { bytes.iter().position(|b| *b == b'\n').unwrap() + 1 };
+            bytes[at] ^= 1;
+            std::fs::write(&path, &bytes).unwrap();
+            // Root is refused nothing, but a directory is in the way of a file.
+            let (in_the_way, rotated) = (dir.path().join("j.damaged"), dir.path().join("j.1"));
+            for d in [&in_the_way, &rotated] {
+                std::fs::create_dir_all(d.join("full")).unwrap();
+            }
+            let (mut journal, found) = Journal::open(path.clone()).unwrap();
+            assert_eq!(found.lines, left, "the last good ones");
+            journal.append(b"new", true).await.unwrap_err();
+            assert_eq!(std::fs::read(&path).unwrap(), bytes, "not a byte of it is touched");
+            std::fs::remove_dir_all(&in_the_way).unwrap();
+            journal.append(b"new", true).await.unwrap();
+            assert_eq!(std::fs::read(&in_the_way).unwrap(), bytes);
+            let all = read(&path).unwrap();
+            assert_eq!(all.lines, [left, &[&b"new"[..]]].concat());
+            assert_eq!(all.dropped, 0);
+
+            // Evidence.
+            std::fs::write(&path, &bytes).unwrap();
+            let (mut journal, found) = Journal::open_or_rotate(path.clone()).unwrap();
+            assert!(found.lines.len() == 2 && found.aside.is_none(), "{found:?}");
+            journal.append(b"new", true).await.unwrap_err();
+            assert_eq!(std::fs::read(&path).unwrap(), bytes);
+            std::fs::remove_dir_all(&rotated).unwrap();
+            journal.append(b"new", true).await.unwrap();
+            assert_eq!(std::fs::read(&rotated).unwrap(), bytes);
+            assert_eq!(read(&path).unwrap().lines, [b"new"]);
+        }
     }
 
     proptest! {
