@@ -1,0 +1,255 @@
+//! One answer of a batch as it is read: what may be asked for is kept, whatever comes first, and everything else is dropped.
+use super::{BlockRef, Change, MAX_CHANGES, Refusal, Whose, clip, quantity};
+use crate::grants::abi::{GRANTED, KEY_UPDATED, REVOKED, TRANSFER, TRANSFERRED};
+use crate::grants::abi::{Malformed, Text, event_text};
+use crate::node::NodeId;
+use alloy_primitives::{Address, B256, U256, hex};
+use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use std::fmt;
+
+#[derive(Default)]
+pub(super) struct Reply {
+    pub(super) id: Option<u64>,
+    pub(super) result: Raw,
+    pub(super) error: Option<Refusal>,
+}
+
+/// A result of any type, of which only what may be asked for is kept: the id may come after it.
+#[derive(Default)]
+pub(super) enum Raw {
+    #[default]
+    Null,
+    Text(String),
+    Items(Vec<(Option<Address>, Change)>),
+    Object(Box<Fields>),
+}
+
+pub(super) struct ReplySeed;
+
+impl<'de> DeserializeSeed<'de> for ReplySeed {
+    type Value = Reply;
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Reply, D::Error> {
+        d.deserialize_map(ReplyVisitor)
+    }
+}
+
+pub(super) struct ReplyVisitor;
+
+impl<'de> Visitor<'de> for ReplyVisitor {
+    type Value = Reply;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an answer object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Reply, A::Error> {
+        let mut reply = Reply::default();
+        let mut results = 0;
+        while let Some(key) = map.next_key::<Key>()? {
+            match key {
+                Key::Id => reply.id = map.next_value()?,
+                Key::Result => {
+                    results += 1;
+                    reply.result = map.next_value_seed(RawSeed)?;
+                }
+                Key::Error => {
+                    reply.error = map.next_value::<Option<ErrorObject>>()?.map(|e| {
+                        results += 1;
+                        Refusal { code: e.code, message: clip(&e.message) }
+                    });
+                }
+                Key::Other => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        // Both, or neither, or twice: whichever we believed might be the wrong one.
+        if results != 1 && !(results == 2 && reply.error.is_some() && matches!(reply.result, Raw::Null)) {
+            return Err(A::Error::custom("not exactly one result"));
+        }
+        Ok(reply)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "lowercase")]
+enum Key {
+    Id,
+    Result,
+    Error,
+    #[serde(other)]
+    Other,
+}
+
+#[derive(Deserialize)]
+struct ErrorObject {
+    code: i64,
+    #[serde(default)]
+    message: String,
+}
+
+struct RawSeed;
+
+impl<'de> DeserializeSeed<'de> for RawSeed {
+    type Value = Raw;
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Raw, D::Error> {
+        d.deserialize_any(RawVisitor)
+    }
+}
+
+struct RawVisitor;
+
+impl<'de> Visitor<'de> for RawVisitor {
+    type Value = Raw;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("text, an object, a list of events, or null")
+    }
+
+    fn visit_unit<E>(self) -> Result<Raw, E> {
+        Ok(Raw::Null)
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Raw, E> {
+        Ok(Raw::Text(text.to_owned()))
+    }
+
+    fn visit_string<E>(self, text: String) -> Result<Raw, E> {
+        Ok(Raw::Text(text))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Raw, A::Error> {
+        Fields::from_map(map).map(|f| Raw::Object(Box::new(f)))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Raw, A::Error> {
+        let mut items = Vec::new();
+        while let Some(fields) = seq.next_element::<Fields>()? {
+            if items.len() == MAX_CHANGES {
+                return Err(A::Error::custom("more events than allowed"));
+            }
+            let address = fields.address;
+            items.push((address, fields.change().ok_or_else(|| A::Error::custom("an event without its block"))?));
+        }
+        Ok(Raw::Items(items))
+    }
+}
+
+/// The fields of an event or a block header that mean something here.
+#[derive(Default)]
+pub(super) struct Fields {
+    address: Option<Address>,
+    topics: heapless::Vec<B256, 4>,
+    data: Option<EventData>,
+    pub(super) number: Option<u64>,
+    pub(super) hash: Option<B256>,
+}
+
+/// The first string of an event's data, if it is a node id; longer data is read and dropped.
+enum EventData {
+    Node(NodeId),
+    Unreadable,
+}
+
+impl Fields {
+    fn from_map<'de, A: MapAccess<'de>>(mut map: A) -> Result<Self, A::Error> {
+        let mut fields = Self::default();
+        while let Some(key) = map.next_key::<FieldKey>()? {
+            match key {
+                FieldKey::Address => fields.address = map.next_value()?,
+                FieldKey::Topics => fields.topics = map.next_value()?,
+                FieldKey::Data => fields.data = map.next_value_seed(EventDataSeed)?,
+                FieldKey::BlockNumber | FieldKey::Number => {
+                    let text: Option<std::borrow::Cow<'de, str>> = map.next_value()?;
+                    fields.number = match text {
+                        None => None,
+                        Some(t) => Some(quantity(&t).ok_or_else(|| A::Error::custom("not a quantity"))?),
+                    };
+                }
+                FieldKey::BlockHash | FieldKey::Hash => fields.hash = map.next_value()?,
+                FieldKey::Other => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(fields)
+    }
+
+    /// `None`: an event of a block that is not made yet, or of none.
+    fn change(self) -> Option<Change> {
+        let block = BlockRef { number: self.number?, hash: self.hash? };
+        let topic = |i: usize| self.topics.get(i).copied();
+        let holder = |i| topic(i).map(Address::from_word);
+        let token = |i| topic(i).map(|t| U256::from_be_bytes(t.0));
+        let whose = match topic(0) {
+            Some(GRANTED | REVOKED) => match (token(1), self.data) {
+                (Some(token_id), Some(EventData::Node(node))) => Some(Whose::Node { node, token_id }),
+                (_, Some(EventData::Unreadable | EventData::Node(_)) | None) => token(1).map(Whose::Token),
+            },
+            Some(TRANSFERRED) => token(1).map(Whose::Token),
+            Some(TRANSFER) => token(3).map(Whose::Token),
+            Some(KEY_UPDATED) => holder(1).map(Whose::Owner),
+            // Approvals, a change of the contract's owner, events of a later version: harmless, or everybody's business.
+            Some(_) | None => None,
+        };
+        Some(Change { block, whose: whose.unwrap_or(Whose::Anyone) })
+    }
+}
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct V;
+        impl<'de> Visitor<'de> for V {
+            type Value = Fields;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an event")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Fields, A::Error> {
+                Fields::from_map(map)
+            }
+        }
+        d.deserialize_map(V)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "camelCase")]
+enum FieldKey {
+    Address,
+    Topics,
+    Data,
+    BlockNumber,
+    Number,
+    BlockHash,
+    Hash,
+    #[serde(other)]
+    Other,
+}
+
+struct EventDataSeed;
+
+impl<'de> DeserializeSeed<'de> for EventDataSeed {
+    type Value = Option<EventData>;
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Self::Value, D::Error> {
+        struct V;
+        impl Visitor<'_> for V {
+            type Value = Option<EventData>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("hexadecimal data")
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Some(node_id(text).map_or(EventData::Unreadable, EventData::Node)))
+            }
+        }
+        d.deserialize_str(V)
+    }
+}
+
+/// The node id in the data of a grant or a revocation: its first string.
+fn node_id(data: &str) -> Option<NodeId> {
+    // Offset, length, 128 characters and a key: more is nothing we can read.
+    let digits = data.strip_prefix("0x").filter(|d| d.len() <= 2 * 1024)?;
+    let bytes = hex::decode(digits).ok()?;
+    match event_text(&bytes, 0) {
+        Ok(Text::Plain(text)) => text.parse().ok(),
+        Ok(Text::Nonsense) | Err(Malformed::Short | Malformed::Range) => None,
+        Err(Malformed::Trailing | Malformed::OtherNode | Malformed::Refused | Malformed::NoContract) => None,
+    }
+}
