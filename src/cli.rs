@@ -153,7 +153,13 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 pub fn load(file: &std::path::Path) -> Result<Config, Failure> {
     let mut variables = Vec::new();
     for (name, value) in std::env::vars_os() {
-        let Some(name) = name.to_str().filter(|n| n.starts_with("SPOKE__")) else { continue };
+        if !name.as_encoded_bytes().starts_with(b"SPOKE__") {
+            continue;
+        }
+        let Some(name) = name.to_str() else {
+            let shown = name.to_string_lossy();
+            return Err(Failure::BadInput(format!("the environment: {shown}: its name is not UTF-8; unset it")));
+        };
         let value = value.into_string().map_err(|_| {
             Failure::BadInput(format!("the environment: {name}: its value is not UTF-8; write it anew"))
         })?;

@@ -103,6 +103,18 @@ fn every_kind_of_bad_input_is_named_with_its_key_and_remedy() {
             "HOST:PORT",
         ),
         (
+            "an MTU below IPv6's",
+            link("mtu = 1279\naddresses = [\"10.8.0.2/24\", \"fd00::2/64\"]"),
+            "interface[0].mtu",
+            "write 1280 or more",
+        ),
+        (
+            "a password where updates come from",
+            "[update]\nsource = \"https://spoke:hunter2@updates.example.net/edge\"\n".to_owned(),
+            "update.source",
+            "leave out what is before the @",
+        ),
+        (
             "a name of 16 characters",
             "[[interface]]\nname = \"wg-sixteen-chars\"\n".to_owned(),
             "interface[0].name",
@@ -121,9 +133,29 @@ fn every_kind_of_bad_input_is_named_with_its_key_and_remedy() {
         assert_eq!(o.status.code(), Some(2), "{what}: {said}");
         assert!(said.contains(&format!("{file}: {key}: ")) && said.contains(remedy), "{what}: {said}");
         assert!(said.contains("1 fault"), "{what} and nothing else: {said}");
+        assert!(!said.contains("hunter2") && out(&o).is_empty(), "no secret is shown: {said}");
         // `run` says the same and goes no further.
         let run = spoke(dir.path(), &["run", "--config", &file]);
         assert!(run.status.code() == Some(2) && err(&run).contains(key), "{what}: {}", err(&run));
+    }
+}
+
+#[test]
+fn a_variable_that_is_no_text_is_named() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let file = config(dir.path(), &base(dir.path()));
+    let broken = std::ffi::OsStr::from_bytes(b"edge-\xff");
+    for (name, value, says) in [
+        (std::ffi::OsStr::new("SPOKE__NODE__ID"), broken, "SPOKE__NODE__ID: its value is not UTF-8"),
+        (std::ffi::OsStr::from_bytes(b"SPOKE__NODE__\xff"), std::ffi::OsStr::new("edge"), "its name is not UTF-8"),
+    ] {
+        for command in ["check", "run"] {
+            let mut spoke = Command::new(env!("CARGO_BIN_EXE_spoke"));
+            let o = spoke.args([command, "--config", &file]).env(name, value).output().unwrap();
+            assert_eq!(o.status.code(), Some(2), "{}", err(&o));
+            assert!(err(&o).contains(says) && out(&o).is_empty(), "{}", err(&o));
+        }
     }
 }
 

@@ -3,6 +3,7 @@ use super::json;
 use super::wgconf::{self, WgConf};
 use crate::change::ask::Reconcile;
 use crate::change::edit::PeerValues;
+use crate::config::interface::MIN_MTU_V6;
 use crate::config::types::{Cidr, IfAddress};
 use crate::net::imperative::{Device, Table};
 use crate::net::key::{PresharedKey, PublicKey, SecretKey};
@@ -275,7 +276,7 @@ pub fn device(bytes: &[u8]) -> Result<(Device, Option<Duration>), BadBody> {
         f.fault("greater_than_equal", "mtu", "Input should be 576 or more", small.into());
     }
     let addresses = listed(&mut f, "address", |t| t.parse::<IfAddress>().map(|a| a.0).map_err(|e| e.to_string()));
-    if let Some(small) = mtu.filter(|m| *m < 1280 && addresses.iter().any(|a| a.addr().is_ipv6())) {
+    if let Some(small) = mtu.filter(|m| *m < MIN_MTU_V6 && addresses.iter().any(|a| a.addr().is_ipv6())) {
         f.fault("greater_than_equal", "mtu", "Input should be 1280 or more: there is no IPv6 below", small.into());
     }
     let dns = listed(&mut f, "dns", |t| t.parse::<IpAddr>().map_err(|_| "is not an IP address".to_owned()));

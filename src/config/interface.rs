@@ -14,6 +14,9 @@ use std::str::FromStr;
 /// A board on Ethernet may raise it to 1420.
 pub const DEFAULT_MTU: u32 = 1280;
 
+/// The least MTU in bytes of an interface with IPv6 addresses (RFC 8200, 5).
+pub const MIN_MTU_V6: u32 = 1280;
+
 /// Who may be a peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -168,6 +171,11 @@ impl Interface {
         let (fwmark, mtu) = (t.number("fwmark", 0..=u64::from(u32::MAX)), t.number("mtu", 576..=65_455));
         let addresses =
             t.list("addresses", "an address with its prefix length such as 10.8.0.2/24").unwrap_or_default();
+        let v6 = addresses.iter().find(|a: &&IfAddress| a.0.addr().is_ipv6());
+        if let (Some(mtu), Some(address)) = (mtu.filter(|m| *m < u64::from(MIN_MTU_V6)), v6) {
+            let problem = format!("{mtu} is too small for the address {}: IPv6 needs {MIN_MTU_V6}", address.0);
+            t.fault("mtu", problem, format_args!("write {MIN_MTU_V6} or more, or leave IPv6 addresses out"));
+        }
         let peers = t.tables("peer", |p| read_peer(p, access));
         check_peers(t, &peers, nested_allowed_ips, routes && table == TABLE_MAIN);
         let name = name?;

@@ -9,7 +9,7 @@ use super::state::{
     TABLE_MAIN,
 };
 use crate::config::Config;
-use crate::config::interface::{Access, DEFAULT_MTU, Interface};
+use crate::config::interface::{Access, DEFAULT_MTU, Interface, MIN_MTU_V6};
 use crate::config::node::Role;
 use crate::config::types::{HostPort, KeySource};
 use crate::config::uplink::Hub;
@@ -112,6 +112,14 @@ pub enum DeriveError {
         peer: PublicKey,
         /// The network.
         net: IpNet,
+    },
+    /// The kernel has no IPv6 on so narrow an interface.
+    #[error("the MTU {mtu} of {link} is too small for its IPv6 addresses: it needs {MIN_MTU_V6} or more")]
+    NarrowForIpv6 {
+        /// Interface.
+        link: IfName,
+        /// Bytes.
+        mtu: u32,
     },
     /// The interface is its own peer.
     #[error("interface {0} has its own public key among its peers")]
@@ -229,12 +237,16 @@ fn link(config: &Config, interface: &Interface, facts: &Facts) -> Result<Link, D
         peers.values_mut().for_each(|p| p.keepalive = keepalive);
     }
     check(name, &private_key, &peers)?;
+    let mtu = over.mtu.map_or(interface.mtu, |mtu| if mtu == 0 { DEFAULT_MTU } else { mtu });
+    if mtu < MIN_MTU_V6 && interface.addresses.iter().any(|a| a.0.addr().is_ipv6()) {
+        return Err(DeriveError::NarrowForIpv6 { link: name.clone(), mtu });
+    }
     let routes = routes(interface, &peers);
     Ok(Link {
         private_key,
         listen_port,
         fwmark: interface.fwmark,
-        mtu: over.mtu.map_or(interface.mtu, |mtu| if mtu == 0 { DEFAULT_MTU } else { mtu }),
+        mtu,
         addresses: interface.addresses.iter().map(|a| a.0).collect(),
         peers,
         routes,

@@ -190,6 +190,20 @@ allowed_ips = ["10.8.0.1/32"]
     }
 
     #[test]
+    fn an_override_too_narrow_for_ipv6_leaves_the_last_good_state() {
+        let text = "[node]\nid = \"edge-1\"\n[control]\nurl = \"https://c.example.net\"\n\
+                    [[interface]]\nname = \"wg0\"\nmtu = 1400\naddresses = [\"10.8.0.2/24\", \"fd00::2/64\"]\n";
+        let mut config = Config::from_text(Some(("test", text)), []).unwrap();
+        let private = [("wg0".parse().unwrap(), SecretKey::clamped([1; 32]))].into();
+        let facts = Facts { keys: Arc::new(Keys { private, ..Keys::default() }), ..Facts::default() };
+        for (mtu, good) in [(Some(1280), true), (Some(0), true), (None, true), (Some(1279), false)] {
+            config.overrides.mtu = mtu;
+            let derived = derive(&config, &facts, &Desired::default());
+            assert_eq!(derived.is_ok(), good, "{mtu:?}: {:?}", derived.err());
+        }
+    }
+
+    #[test]
     fn what_cannot_be_is_refused() {
         assert!(Overrides { mtu: Some(100), ..Overrides::default() }.check().unwrap_err().contains("100"));
         let nets = ["10.0.0.1/8".parse().unwrap()].into();
