@@ -1,8 +1,9 @@
 //! Generations and which of them is which: pure pointer arithmetic over a base and the changes after it.
 //!
 //! Only states the kernel has taken are in here. So the present generation is the last one, the previous one is the one
-//! before it, and both are the same after a restart, because they follow from what is written down.
-use super::record::{Change, Deadline, Line, Record};
+//! before it, and both are the same after a restart, because they follow from what is written down. Beside them stands what is
+//! about to be: peers of a change that the kernel may have in part when the process is killed.
+use super::record::{Change, Deadline, Line, Newcomers, Record};
 use crate::net::imperative::Imperative;
 use crate::time::Boot;
 use std::collections::VecDeque;
@@ -19,6 +20,7 @@ pub struct History {
     records: VecDeque<Record>,
     state: Arc<Imperative>,
     pending: Option<Pending>,
+    unfinished: Newcomers,
 }
 
 /// A generation that reverts by itself unless confirmed in time.
@@ -58,6 +60,7 @@ impl History {
             records: VecDeque::new(),
             state: Arc::default(),
             pending: None,
+            unfinished: Newcomers::new(),
         }
     }
 
@@ -79,12 +82,16 @@ impl History {
                 out.base = Arc::new(state);
                 out.state = out.base.clone();
             }
-            Some(Line::Change(_) | Line::Confirmed { .. }) => return Err(BadHistory::NoBase),
+            Some(Line::Change(_) | Line::Confirmed { .. } | Line::Intent { .. } | Line::Abandoned) => {
+                return Err(BadHistory::NoBase);
+            }
         }
         for line in lines {
             match line {
                 Line::Base { .. } => return Err(BadHistory::NoBase),
                 Line::Confirmed { generation } => out.confirm(generation),
+                Line::Intent { peers } => out.intend(peers),
+                Line::Abandoned => out.abandon(),
                 Line::Change(record) => {
                     let expected = out.current() + 1;
                     if record.generation != expected {
@@ -149,6 +156,24 @@ impl History {
         self.pending = due.map(|deadline| Pending { generation: record.generation, back_to, deadline });
         self.records.push_back(record);
         self.state = state;
+        self.unfinished.clear();
+    }
+
+    /// Takes note of peers that are about to come into the kernel.
+    pub fn intend(&mut self, peers: Newcomers) {
+        for (link, keys) in peers {
+            self.unfinished.entry(link).or_default().extend(keys);
+        }
+    }
+
+    /// Takes note that none of the peers that were about to come is in the kernel.
+    pub fn abandon(&mut self) {
+        self.unfinished.clear();
+    }
+
+    /// Peers that may be in the kernel although no generation has them: of a change that was not finished.
+    pub const fn unfinished(&self) -> &Newcomers {
+        &self.unfinished
     }
 
     /// The generation that waits for a confirmation.
@@ -192,6 +217,9 @@ impl History {
         let outstanding = self.pending.as_ref().map(|p| p.generation);
         if let Some(last) = self.records.back().filter(|r| r.confirm.is_some() && outstanding != Some(r.generation)) {
             out.push(Line::Confirmed { generation: last.generation });
+        }
+        if !self.unfinished.is_empty() {
+            out.push(Line::Intent { peers: self.unfinished.clone() });
         }
         out
     }

@@ -28,7 +28,18 @@ pub enum Line {
         /// The generation.
         generation: u64,
     },
+    /// What the next generation is about to bring into the kernel: written before the kernel is touched. A process that is
+    /// killed before the generation is written down, too, finds here which peers are its own and not a stranger's.
+    Intent {
+        /// Peers that nobody had set before.
+        peers: Newcomers,
+    },
+    /// The intent came to nothing, and the kernel has none of it any more.
+    Abandoned,
 }
+
+/// Peers by interface.
+pub type Newcomers = BTreeMap<IfName, BTreeSet<PublicKey>>;
 
 /// A generation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -237,6 +248,20 @@ impl Change {
             }
         }
         Self(out)
+    }
+
+    /// The peers it adds on interfaces that `keeps` names, without those that are there already.
+    pub fn newcomers(&self, before: &Imperative, keeps: impl Fn(&IfName, &PublicKey) -> bool) -> Newcomers {
+        let mut out = Newcomers::new();
+        for (name, change) in &self.0 {
+            let had = |key: &PublicKey| before.links.get(name).is_some_and(|l| l.peers.contains_key(key));
+            let added = change.peers.iter().filter(|(key, peer)| peer.is_some() && !had(key) && keeps(name, key));
+            let added: BTreeSet<PublicKey> = added.map(|(key, _)| *key).collect();
+            if !added.is_empty() {
+                out.insert(name.clone(), added);
+            }
+        }
+        out
     }
 
     /// Carries the change out on `state`.

@@ -75,7 +75,14 @@ impl<C: Clock> Ledger<C> {
         let boot_id = boot_id().unwrap_or_default();
         let store = Store::open(dir, config.agent.keep_generations as usize, &boot_id, clock.now())?;
         let (imperative, facts) = watch::channel(Some(store.history().state().clone()));
-        let (repair, repairs) = watch::channel(None);
+        // A process before this one was killed in the middle of a change: what it had brought into the kernel by then goes.
+        let unfinished = store.history().unfinished().clone();
+        let first = (!unfinished.is_empty()).then(|| {
+            let peers: usize = unfinished.values().map(BTreeSet::len).sum();
+            tracing::warn!(peers, "a change was not finished before the restart: it is taken back");
+            Arc::new(Repair { seq: 1, unknown: Unknown::Ours(unfinished), ..Repair::default() })
+        });
+        let (seq, (repair, repairs)) = (u64::from(first.is_some()), watch::channel(first));
         let (tx, commands) = mpsc::channel(QUEUE);
         let changes = Changes::new(tx, repair.clone());
         let ledger = Self {
@@ -89,7 +96,7 @@ impl<C: Clock> Ledger<C> {
             commands,
             store,
             boot_id,
-            repairs: 0,
+            repairs: seq,
             reverting: None,
         };
         Ok((ledger, changes, (facts, repairs)))
@@ -98,6 +105,10 @@ impl<C: Clock> Ledger<C> {
     /// Makes changes until nobody can ask for any.
     pub async fn run(mut self) -> Result<(), DiskError> {
         loop {
+            let unfinished = !self.store.history().unfinished().is_empty();
+            if unfinished && self.is_taken_back() {
+                self.abandon().await;
+            }
             let again = self.reverting.as_ref().map(|r| r.again).unwrap_or_default();
             let due = self.store.history().pending().map(|p| p.deadline.max(again));
             let wait = due.map(|due| due.since(self.clock.now()));
@@ -107,6 +118,8 @@ impl<C: Clock> Ledger<C> {
                     None => return Ok(()),
                 },
                 () = sleep(wait) => self.revert().await,
+                // While something of it may be left, every pass is looked at.
+                Ok(()) = self.net.changed(), if unfinished => {}
             }
         }
     }
@@ -239,6 +252,17 @@ impl<C: Clock> Ledger<C> {
         let lines = record.change.lines(&before);
         let due = confirm.map(|t| self.clock.now() + t);
         record.confirm = due.map(|at| deadline(&self.boot_id, at));
+        let intent = {
+            // Where strangers may stay, a peer of ours would be one of them after a restart.
+            let status = self.net.borrow();
+            let there = |link: &IfName, key: &PublicKey| {
+                status.observed.links.get(link).is_some_and(|l| l.peers.contains_key(key))
+            };
+            record.change.newcomers(&before, |link, key| keeps_strangers(&status, link) && !there(link, key))
+        };
+        if !intent.is_empty() {
+            self.store.intend(intent).await.map_err(|e| Refused::Storage(chain(&e)))?;
+        }
         let state = Arc::new(state);
         if let Err(problem) = self.settle(&state, &links, None).await {
             self.take_back(&before, &links).await;
@@ -317,6 +341,24 @@ impl<C: Clock> Ledger<C> {
     async fn take_back(&mut self, before: &Arc<Imperative>, links: &BTreeSet<IfName>) {
         if let Err(problem) = self.settle(before, links, None).await {
             tracing::error!(%problem, "the previous state is not back yet; the reconcile task goes on trying");
+        }
+    }
+
+    /// Whether the kernel was looked at and has no peer of an unfinished change any more, but those that somebody wants.
+    fn is_taken_back(&self) -> bool {
+        let status = self.net.borrow();
+        let gone = |(link, keys): (&IfName, &BTreeSet<PublicKey>)| {
+            let wanted = status.desired.links.get(link);
+            let left = |key: &&PublicKey| !wanted.is_some_and(|w| w.peers.contains_key(*key));
+            let seen = status.observed.links.get(link);
+            !seen.is_some_and(|seen| keys.iter().filter(left).any(|key| seen.peers.contains_key(key)))
+        };
+        status.passes > 0 && self.store.history().unfinished().iter().all(gone)
+    }
+
+    async fn abandon(&mut self) {
+        if let Err(error) = self.store.abandon().await {
+            tracing::warn!(error = %chain(&error), "not noted that an unfinished change is taken back; the next start looks again");
         }
     }
 

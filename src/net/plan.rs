@@ -10,7 +10,7 @@ use super::state::{
     Peer, Route,
 };
 use ipnet::IpNet;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How a peer's allowed-ips change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,8 +161,8 @@ pub enum Unknown {
     /// None.
     #[default]
     Keep,
-    /// These.
-    Only(BTreeSet<PublicKey>),
+    /// These: they were set by us before a restart, and so they go as often as it takes, like all we no longer want.
+    Ours(BTreeMap<IfName, BTreeSet<PublicKey>>),
     /// All.
     All,
 }
@@ -176,7 +176,7 @@ impl Repair {
         match step {
             Step::RemovePeer { peer, .. } => match &self.unknown {
                 Unknown::Keep => false,
-                Unknown::Only(keys) => keys.contains(peer),
+                Unknown::Ours(peers) => peers.get(step.link()).is_some_and(|keys| keys.contains(peer)),
                 Unknown::All => true,
             },
             Step::SetPeer { change, .. } if change.create => self.missing,
@@ -373,6 +373,15 @@ fn peer_change(want: &Peer, have: Option<&ObservedPeer>, told: Option<&Endpoint>
 }
 
 impl Memory {
+    /// Remembers what a repair knows of a time before ours.
+    pub fn recall(&mut self, repair: &Repair) {
+        if let Unknown::Ours(peers) = &repair.unknown {
+            for (link, keys) in peers {
+                self.owned.entry(link.clone()).or_default().extend(keys);
+            }
+        }
+    }
+
     /// Takes note of a step that was applied under `desired`.
     pub fn record(&mut self, step: &Step, desired: &Desired) {
         match step {

@@ -296,6 +296,9 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         let mut deeds = Vec::new();
         let repair = self.sources.repair.as_mut().and_then(|r| r.borrow_and_update().clone());
         let repair = repair.filter(|r| memory.repaired < r.seq);
+        if let Some(repair) = &repair {
+            memory.recall(repair);
+        }
         if let (true, None, Some(mut known)) = (changed, &repair, self.known()) {
             let plan = plan(&desired, &known, memory);
             if plan.steps.len() <= FEW_STEPS {

@@ -399,7 +399,7 @@ def unchanged_peers_lose_nothing_while_a_thousand_others_are_replaced(spoke, far
 
 def a_kill_in_the_middle_of_a_file_leaves_all_or_nothing(spoke, far):
     old, new = {key_of(n) for n in range(300)}, {key_of(n) for n in range(300, 4300)}
-    for remove_unknown in ("true",):
+    for remove_unknown in ("true", "false"):
         with Node(spoke, interface=f"remove_unknown = {remove_unknown}\n") as node:
             answered(node.panel.syncconf("wg0", file_of(range(300))), 200)
             def send():

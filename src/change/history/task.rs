@@ -1,6 +1,6 @@
 //! Keeps the history on disk: a line a change, on the medium before anybody hears of it, in one bounded file of mode 0600.
 use super::{BadHistory, History};
-use crate::change::record::{Line, Record};
+use crate::change::record::{Line, Newcomers, Record};
 use crate::net::imperative::Imperative;
 use crate::sys::disk::DiskError;
 use crate::sys::journal::{self, Journal};
@@ -58,7 +58,7 @@ impl Store {
     pub fn open(dir: &Path, keep: usize, boot_id: &str, now: Boot) -> Result<Self, OpenError> {
         let path = dir.join(FILE);
         let (journal, found) = Journal::open(path.clone())?;
-        if found.dropped > 0 && found.aside.is_none() {
+        if found.dropped > 0 && found.aside.is_none() && !journal.is_damaged() {
             tracing::warn!(bytes = found.dropped, "the last change was cut off by a power cut and is not in force");
         }
         let history = follow(&path, &found.lines, keep, boot_id, now)?;
@@ -78,6 +78,27 @@ impl Store {
         let line = self.text(&Line::Change(record.clone()))?;
         self.journal.append(&line, true).await?;
         self.history.commit(record, state, due);
+        self.bound().await;
+        Ok(())
+    }
+
+    /// Notes what is about to come into the kernel. A process that is killed leaves this line to the next; a machine that
+    /// loses its power loses the kernel's state as well, so nothing waits for the medium.
+    pub async fn intend(&mut self, peers: Newcomers) -> Result<(), DiskError> {
+        if self.journal.is_empty() {
+            self.journal.replace(self.lines()?).await?;
+        }
+        let line = self.text(&Line::Intent { peers: peers.clone() })?;
+        self.journal.append(&line, false).await?;
+        self.history.intend(peers);
+        Ok(())
+    }
+
+    /// Notes that none of it is in the kernel any more.
+    pub async fn abandon(&mut self) -> Result<(), DiskError> {
+        let line = self.text(&Line::Abandoned)?;
+        self.journal.append(&line, false).await?;
+        self.history.abandon();
         self.bound().await;
         Ok(())
     }

@@ -18,6 +18,10 @@ enum Op {
     Fail {
         peer: u8,
     },
+    /// A change in whose middle the process is killed.
+    Cut {
+        peer: u8,
+    },
     Confirm,
     /// The deadline passes.
     TimeOut,
@@ -34,6 +38,7 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         4 => (0u8..6, 1u16..5, any::<bool>()).prop_map(|(peer, keepalive, confirm)| Op::Apply { peer, keepalive, confirm }),
         1 => (0u8..6).prop_map(|peer| Op::Fail { peer }),
+        1 => (0u8..6).prop_map(|peer| Op::Cut { peer }),
         1 => Just(Op::Confirm),
         1 => Just(Op::TimeOut),
         2 => (1u8..4).prop_map(|back| Op::Rollback { back }),
@@ -83,10 +88,19 @@ impl Store {
         }
         self.disk.push(Line::Change(record.clone()));
         self.history.commit(record, Arc::new(to), due);
+        assert!(self.history.unfinished().is_empty(), "a good state has all of it");
         if self.history.is_long_by(1) {
             self.history.shorten();
             self.disk = self.history.lines();
         }
+    }
+
+    fn intend(&mut self, peers: Newcomers) {
+        if self.disk.is_empty() {
+            self.disk = self.history.lines();
+        }
+        self.disk.push(Line::Intent { peers: peers.clone() });
+        self.history.intend(peers);
     }
 
     fn restart(&mut self, reboot: bool) {
@@ -114,7 +128,26 @@ proptest! {
                     good.push(to);
                 }
                 // The fact was published and taken back; nobody wrote anything.
-                Op::Fail { peer } => drop(with(good.last().unwrap(), peer, 9)),
+                Op::Fail { peer } => {
+                    let failed = with(good.last().unwrap(), peer, 9);
+                    let peers = Change::between(good.last().unwrap(), &failed).newcomers(good.last().unwrap(), |_, _| true);
+                    store.intend(peers);
+                    store.disk.push(Line::Abandoned);
+                    store.history.abandon();
+                }
+                // What it was about to add is known to the next process, and to no later one than the next good state.
+                Op::Cut { peer } => {
+                    let cut = with(good.last().unwrap(), peer, 9);
+                    let peers = Change::between(good.last().unwrap(), &cut).newcomers(good.last().unwrap(), |_, _| true);
+                    let known = store.history.unfinished().values().flatten().count();
+                    store.intend(peers.clone());
+                    store.restart(false);
+                    let unfinished = store.history.unfinished();
+                    for (link, keys) in &peers {
+                        prop_assert!(unfinished.get(link).is_some_and(|u| keys.is_subset(u)), "{:?}", unfinished);
+                    }
+                    prop_assert!(unfinished.values().flatten().count() <= known + peers.values().flatten().count());
+                }
                 Op::Confirm => {
                     let generation = store.history.current();
                     if outstanding.take().is_some() {

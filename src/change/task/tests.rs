@@ -4,6 +4,7 @@ use crate::audit::task::{Trail, entries};
 use crate::change::conflict::Conflict;
 use crate::change::edit::{OwnValues, PeerValues};
 use crate::net::derive::Keys;
+use crate::net::imperative::ImperativePeer;
 use crate::net::key::{PresharedKey, SecretKey};
 use crate::net::state::ObservedPeer;
 use crate::net::task::{Reconciler, Sources};
@@ -98,6 +99,12 @@ fn none() -> Edit {
     Edit::SetPeers { link: "wg0".parse().unwrap(), peers: BTreeMap::new(), own: OwnValues::default() }
 }
 
+fn these(peers: &BTreeMap<u8, u16>) -> Edit {
+    let peer = |keepalive| ImperativePeer { keepalive, ..ImperativePeer::default() };
+    let peers = peers.iter().map(|(n, keepalive)| (PublicKey([*n; 32]), peer(*keepalive))).collect();
+    Edit::SetPeers { link: "wg0".parse().unwrap(), peers, own: OwnValues::default() }
+}
+
 fn stranger(n: u8) -> (PublicKey, ObservedPeer) {
     let peer = ObservedPeer {
         preshared_key: Some(PresharedKey::from_bytes([n; 32])),
@@ -181,6 +188,35 @@ async fn a_way_back_that_the_kernel_refuses_is_tried_for_ever_and_told_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_killed_process_brought_in_goes_and_what_it_took_away_is_back() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), SimClock::new(Wall(1_800_000_000)));
+    let node = Node::start(dir.path(), FakeKernel::new(), clock.clone()).await;
+    node.edit(these(&[(1, 1), (2, 2)].into()), None).await.unwrap();
+    appear(&node, &[9]).await;
+    // One of two went, and whoever was there before; one of three came.
+    node.kernel.hang_after(Some(3));
+    let next = [(2, 2), (3, 3), (4, 4), (5, 5)].into();
+    let cut = tokio::time::timeout(Duration::from_secs(5), node.edit(these(&next), None)).await;
+    assert!(cut.is_err() && node.peers() == [(2, 2), (3, 3)].into(), "{cut:?}: {:?}", node.peers());
+    node.kernel.hang_after(None);
+    // Even where the kernel does not take it back at once.
+    refuse_removing(&node, 3);
+    let node = node.restart(dir.path(), &clock).await;
+    assert_eq!(node.peers(), [(1, 1), (2, 2), (3, 3), (9, 9)].into());
+    node.kernel.refuse_nothing();
+    let mut net = node.net.clone();
+    net.wait_for(|s| s.clean).await.unwrap();
+    assert_eq!(node.peers(), [(1, 1), (2, 2), (9, 9)].into());
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    // That is over: who sets one of them now is a stranger as any other.
+    let node = node.restart(dir.path(), &clock).await;
+    appear(&node, &[3]).await;
+    let node = node.restart(dir.path(), &clock).await;
+    appear(&node, &[]).await;
+    assert_eq!(node.peers(), [(1, 1), (2, 2), (3, 3), (9, 9)].into());
+}
+
+#[tokio::test(start_paused = true)]
 async fn repairs_name_each_peer_that_could_not_be_repaired() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), SimClock::new(Wall(1_800_000_000)));
     let node = Node::start(dir.path(), FakeKernel::new(), clock).await;
@@ -206,6 +242,12 @@ enum Op {
         peer: u8,
         keepalive: u16,
     },
+    /// The process is killed when the kernel has done so many steps of it.
+    Killed {
+        peers: [u8; 2],
+        keepalive: u16,
+        after: u32,
+    },
     /// Somebody else stands in the way.
     Conflict,
     Confirm,
@@ -220,6 +262,7 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         4 => (1u8..6, 1u16..4, any::<bool>()).prop_map(|(peer, keepalive, c)| Op::Apply { peer, keepalive, confirm: c }),
         2 => (1u8..6, 4u16..6).prop_map(|(peer, keepalive)| Op::Fail { peer, keepalive }),
+        2 => ([1u8..6, 4u8..9], 1u16..6, 0u32..5).prop_map(|(peers, keepalive, after)| Op::Killed { peers, keepalive, after }),
         1 => Just(Op::Conflict),
         1 => Just(Op::Confirm),
         1 => Just(Op::TimeOut),
@@ -258,6 +301,20 @@ async fn follow(ops: Vec<Op>) -> Result<(), TestCaseError> {
                 });
                 prop_assert!(node.edit(set(peer, keepalive), None).await.is_err());
                 node.kernel.refuse_nothing();
+            }
+            Op::Killed { peers, keepalive, after } => {
+                let wanted: Peers = peers.into_iter().map(|p| (p, keepalive)).collect();
+                node.kernel.hang_after(Some(after));
+                tokio::select! {
+                    done = node.edit(these(&wanted), None) => match done {
+                        Ok(done) if done.changed => good.push(wanted),
+                        Ok(_) => prop_assert_eq!(wanted, last),
+                        Err(_) => prop_assert!(outstanding.is_some()),
+                    },
+                    () = tokio::time::sleep(Duration::from_secs(9)) => {}
+                }
+                node.kernel.hang_after(None);
+                node = node.restart(dir.path(), &clock).await;
             }
             Op::Conflict => {
                 let link: IfName = "wg7".parse().unwrap();
