@@ -4,8 +4,10 @@
 //! down. So the history holds good states only, and "previous" is always the good state before the present one.
 pub mod ask;
 pub mod conflict;
+pub mod declared;
 pub mod edit;
 pub mod history;
 pub mod record;
+pub mod tell;
 
 pub mod task;

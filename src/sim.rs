@@ -4,4 +4,6 @@
 //! milliseconds, and everything in the world sees the same time. Only in tests and with the feature `sim`.
 pub mod clock;
 pub mod kernel;
+#[cfg(test)]
+pub(crate) mod node;
 pub mod world;

@@ -17,6 +17,8 @@ pub enum Actor {
     Panel(std::net::IpAddr),
     /// A user of the command line, by the kernel's word.
     User(u32),
+    /// The configuration, by whoever has changed it before a start.
+    Configuration,
     /// The control plane.
     ControlPlane,
     /// The reconcile task, against drift.
@@ -32,6 +34,7 @@ impl fmt::Display for Actor {
         match self {
             Self::Panel(ip) => write!(f, "panel {}", ip.to_canonical()),
             Self::User(uid) => write!(f, "user {uid}"),
+            Self::Configuration => f.write_str("configuration"),
             Self::ControlPlane => f.write_str("control plane"),
             Self::Reconcile => f.write_str("reconcile"),
             Self::TimeOut => f.write_str("confirmation time-out"),

@@ -3,10 +3,11 @@
 //! Only states the kernel has taken are in here. So the present generation is the last one, the previous one is the one
 //! before it, and both are the same after a restart, because they follow from what is written down. Beside them stands what is
 //! about to be: peers of a change that the kernel may have in part when the process is killed.
+use super::declared::Declared;
 use super::record::{Change, Deadline, Line, Newcomers, Record};
 use crate::net::imperative::Imperative;
 use crate::time::Boot;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 pub mod task;
@@ -21,6 +22,8 @@ pub struct History {
     state: Arc<Imperative>,
     pending: Option<Pending>,
     unfinished: Newcomers,
+    /// What was declared at the base; `None`: nobody had looked yet.
+    declared: Option<Declared>,
 }
 
 /// A generation that reverts by itself unless confirmed in time.
@@ -61,6 +64,7 @@ impl History {
             state: Arc::default(),
             pending: None,
             unfinished: Newcomers::new(),
+            declared: None,
         }
     }
 
@@ -75,7 +79,8 @@ impl History {
         let mut lines = lines.into_iter();
         match lines.next() {
             None => return Ok(out),
-            Some(Line::Base { generation, change }) => {
+            Some(Line::Base { generation, change, declared }) => {
+                out.declared = declared;
                 let mut state = Imperative::default();
                 change.apply(&mut state);
                 out.base_generation = generation;
@@ -97,6 +102,10 @@ impl History {
                     if record.generation != expected {
                         return Err(BadHistory::Order { expected, found: record.generation });
                     }
+                    if !record.revision.is_empty() {
+                        out.declare(record);
+                        continue;
+                    }
                     let due = record.confirm.as_ref().map(|d| if d.boot_id == boot_id { d.at } else { now });
                     let mut state = (*out.state).clone();
                     record.change.apply(&mut state);
@@ -112,9 +121,11 @@ impl History {
         self.base_generation + self.records.len() as u64
     }
 
-    /// The good generation before it; `None` at the very first.
+    /// Where a rollback leads that names no generation: what the API had set before its last change. Generations of others
+    /// in between have the same of it. `None` before the first change, and where it is no longer kept.
     pub fn previous(&self) -> Option<u64> {
-        (!self.records.is_empty()).then(|| self.current() - 1)
+        let last = self.records.iter().rfind(|r| r.revision.is_empty());
+        last.map(|r| r.generation - 1)
     }
 
     /// What is set.
@@ -134,10 +145,7 @@ impl History {
 
     /// The content of a generation.
     pub fn at(&self, generation: u64) -> Option<Imperative> {
-        let steps = usize::try_from(generation.checked_sub(self.base_generation)?).ok()?;
-        if steps > self.records.len() {
-            return None;
-        }
+        let steps = self.steps(generation)?;
         let mut state = (*self.base).clone();
         self.records.iter().take(steps).for_each(|r| r.change.apply(&mut state));
         Some(state)
@@ -157,6 +165,36 @@ impl History {
         self.records.push_back(record);
         self.state = state;
         self.unfinished.clear();
+    }
+
+    /// Takes a generation that somebody declared. What the API has set, what it awaits and what it left unfinished stay.
+    pub fn declare(&mut self, record: Record) {
+        self.records.push_back(record);
+    }
+
+    /// What is declared in a generation; `None`: it is not kept, or nobody had looked yet.
+    pub fn declared_at(&self, generation: u64) -> Option<Declared> {
+        let steps = self.steps(generation)?;
+        let mut declared = self.declared.clone()?;
+        self.records.iter().take(steps).for_each(|r| declared.revise(&r.revision));
+        Some(declared)
+    }
+
+    /// Who has declared something after a generation.
+    pub fn declarers_since(&self, generation: u64) -> BTreeSet<&str> {
+        let later = self.records.iter().filter(|r| r.generation > generation && !r.revision.is_empty());
+        later.map(|r| r.actor.as_str()).collect()
+    }
+
+    /// Takes note of what is declared at the base, when it is looked at for the first time.
+    pub fn begin(&mut self, declared: Declared) {
+        self.declared = Some(declared);
+    }
+
+    /// How many records lead to a generation; `None`: it is not kept.
+    fn steps(&self, generation: u64) -> Option<usize> {
+        let steps = usize::try_from(generation.checked_sub(self.base_generation)?).ok()?;
+        (steps <= self.records.len()).then_some(steps)
     }
 
     /// Takes note of peers that are about to come into the kernel.
@@ -196,14 +234,18 @@ impl History {
         while self.records.len() > self.keep && self.drop_oldest() {}
     }
 
-    /// Forgets the oldest generation; never the present or the previous one, which is also the one that an outstanding
-    /// confirmation goes back to. Whether there was one to forget.
+    /// Forgets the oldest generation; never the present one or the one before it, nor one that an outstanding confirmation
+    /// goes back to. Whether there was one to forget.
     pub fn drop_oldest(&mut self) -> bool {
-        if self.records.len() <= 1 {
+        let needed = self.pending.as_ref().is_some_and(|p| p.back_to == self.base_generation);
+        if self.records.len() <= 1 || needed {
             return false;
         }
         if let Some(record) = self.records.pop_front() {
             record.change.apply(Arc::make_mut(&mut self.base));
+            if let Some(declared) = &mut self.declared {
+                declared.revise(&record.revision);
+            }
             self.base_generation = record.generation;
         }
         true
@@ -212,10 +254,12 @@ impl History {
     /// The lines that [`History::load`] reads back.
     pub fn lines(&self) -> Vec<Line> {
         let base = Change::between(&Imperative::default(), &self.base);
-        let mut out = vec![Line::Base { generation: self.base_generation, change: base }];
+        let mut out =
+            vec![Line::Base { generation: self.base_generation, change: base, declared: self.declared.clone() }];
         out.extend(self.records.iter().cloned().map(Line::Change));
         let outstanding = self.pending.as_ref().map(|p| p.generation);
-        if let Some(last) = self.records.back().filter(|r| r.confirm.is_some() && outstanding != Some(r.generation)) {
+        let last = self.records.iter().rfind(|r| r.revision.is_empty());
+        if let Some(last) = last.filter(|r| r.confirm.is_some() && outstanding != Some(r.generation)) {
             out.push(Line::Confirmed { generation: last.generation });
         }
         if !self.unfinished.is_empty() {

@@ -1,4 +1,5 @@
 //! The written form of changes: what a generation changed, by whom and when. The one place where keys are written out.
+use super::declared::{Declared, Revision};
 use crate::net::imperative::{Device, Imperative, ImperativeLink, ImperativePeer, Table};
 use crate::net::key::{PresharedKey, PublicKey, SecretKey};
 use crate::net::nets::{Nets, side_by_side};
@@ -20,6 +21,9 @@ pub enum Line {
         generation: u64,
         /// The change from nothing to it.
         change: Change,
+        /// What was declared then; absent: nobody had looked yet.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        declared: Option<Declared>,
     },
     /// The next generation.
     Change(Record),
@@ -57,8 +61,11 @@ pub struct Record {
     /// Until when it must be confirmed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirm: Option<Deadline>,
-    /// What it changed.
+    /// What it changed of what the API sets.
     pub change: Change,
+    /// What changed of what is declared: such a generation is the configuration's or the control plane's.
+    #[serde(default, skip_serializing_if = "Revision::is_empty")]
+    pub revision: Revision,
 }
 
 /// A moment that means something in one boot only.

@@ -1,12 +1,14 @@
 //! One change at a time: judge it, publish it as a fact, wait until the kernel has it, write it down. What the kernel does
 //! not take is taken back, and nobody finds a trace of it but the audit trail.
 use super::ask::task::{Changes, Command, FRESH, QUEUE, look};
-use super::ask::{Done, Generation, Reconcile, Reconciled, Refused};
+use super::ask::{Done, Reconcile, Reconciled, Refused};
 use super::conflict::Conflict;
+use super::declared::Revision;
 use super::edit::{Context, Edit};
 use super::history::deadline;
 use super::history::task::{OpenError, Store};
 use super::record::{Change, Record};
+use super::tell;
 use crate::audit::record::Actor;
 use crate::audit::task::Audit;
 use crate::clock::Anchor;
@@ -31,8 +33,6 @@ use tokio::sync::{mpsc, watch};
 const PATIENCE: Duration = Duration::from_secs(30);
 /// First and longest wait before a reversion that failed is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// Lines of a change that go into the audit trail; the generation has them all.
-const TOLD: usize = 8;
 
 /// Facts for the reconcile task.
 pub type Facts = (watch::Receiver<Option<Arc<Imperative>>>, watch::Receiver<Option<Arc<Repair>>>);
@@ -40,18 +40,20 @@ pub type Facts = (watch::Receiver<Option<Arc<Imperative>>>, watch::Receiver<Opti
 /// The one who makes changes.
 #[derive(Debug)]
 pub struct Ledger<C> {
-    clock: C,
-    config: Arc<Config>,
-    net: watch::Receiver<Status>,
+    pub(super) clock: C,
+    pub(super) config: Arc<Config>,
+    pub(super) net: watch::Receiver<Status>,
     trusted: watch::Receiver<Option<Anchor>>,
     audit: Audit,
     imperative: watch::Sender<Option<Arc<Imperative>>>,
     repair: watch::Sender<Option<Arc<Repair>>>,
     commands: mpsc::Receiver<Command>,
-    store: Store,
+    pub(super) store: Store,
     boot_id: String,
     repairs: u64,
     reverting: Option<Reverting>,
+    /// The configuration that was last compared with the history.
+    pub(super) compared: Option<Arc<Config>>,
 }
 
 /// A reversion that did not succeed yet.
@@ -98,6 +100,7 @@ impl<C: Clock> Ledger<C> {
             boot_id,
             repairs: seq,
             reverting: None,
+            compared: None,
         };
         Ok((ledger, changes, (facts, repairs)))
     }
@@ -105,6 +108,7 @@ impl<C: Clock> Ledger<C> {
     /// Makes changes until nobody can ask for any.
     pub async fn run(mut self) -> Result<(), DiskError> {
         loop {
+            self.compare().await;
             let unfinished = !self.store.history().unfinished().is_empty();
             if unfinished && self.is_taken_back() {
                 self.abandon().await;
@@ -118,8 +122,7 @@ impl<C: Clock> Ledger<C> {
                     None => return Ok(()),
                 },
                 () = sleep(wait) => self.revert().await,
-                // While something of it may be left, every pass is looked at.
-                Ok(()) = self.net.changed(), if unfinished => {}
+                Ok(()) = self.net.changed() => {}
             }
         }
     }
@@ -153,44 +156,23 @@ impl<C: Clock> Ledger<C> {
                 }
                 let _ = reply.send(done);
             }
-            Command::History(reply) => drop(reply.send(Ok(self.generations()))),
-            Command::Diff(a, b, reply) => drop(reply.send(self.diff(a, b))),
+            Command::History(reply) => {
+                drop(reply.send(Ok(tell::generations(self.store.history(), self.clock.now()))));
+            }
+            Command::Diff(a, b, reply) => drop(reply.send(tell::differences(self.store.history(), a, b))),
         }
     }
 
-    fn report(&self, actor: &Actor, what: &str, done: &Result<Done, Refused>) {
-        let mut text = what.to_owned();
+    pub(super) fn report(&self, actor: &Actor, what: &str, done: &Result<Done, Refused>) {
         match done {
-            Ok(done) => {
-                tracing::info!(%actor, what, generation = done.generation, "changed");
-                for (i, line) in done.lines.iter().take(TOLD).enumerate() {
-                    text.push_str(if i == 0 { ": " } else { "; " });
-                    text.push_str(line);
-                }
-                match done.lines.len() {
-                    n if n > TOLD => text.push_str(&format!("; and {} more", n - TOLD)),
-                    0 if !done.changed => text.push_str(" (it was so already)"),
-                    _ => {}
-                }
-            }
+            Ok(done) => tracing::info!(%actor, what, generation = done.generation, "changed"),
             Err(error) => tracing::warn!(%actor, what, %error, "change refused"),
         }
-        self.audit.record(actor, text, done.as_ref().map(drop).map_err(ToString::to_string));
+        self.audit.record(actor, tell::change(what, done), done.as_ref().map(drop).map_err(ToString::to_string));
     }
 
     fn report_repair(&self, actor: &Actor, done: &Result<Reconciled, Refused>) {
-        let (what, result) = match done {
-            Err(e) => ("repair drift".to_owned(), Err(e.to_string())),
-            Ok(d) => {
-                let counts = (d.added.len(), d.updated.len(), d.removed.len());
-                let keys = d.added.iter().chain(&d.updated).chain(&d.removed).take(TOLD).map(String::as_str);
-                let keys = keys.collect::<Vec<_>>().join(", ");
-                let what =
-                    format!("repair drift: {} added, {} restored, {} removed: {keys}", counts.0, counts.1, counts.2);
-                let failed = d.errors.first().map(|e| format!("{} not repaired: {}", d.errors.len(), e.error));
-                (what.trim_end_matches(": ").to_owned(), failed.map_or(Ok(()), Err))
-            }
-        };
+        let (what, result) = tell::repair(done);
         tracing::info!(%actor, what, error = result.as_ref().err(), "repaired");
         self.audit.record(actor, what, result);
     }
@@ -276,7 +258,7 @@ impl<C: Clock> Ledger<C> {
         Ok(self.done(true, lines))
     }
 
-    fn record(&self, state: &Imperative, actor: &Actor, what: &str) -> Record {
+    pub(super) fn record(&self, state: &Imperative, actor: &Actor, what: &str) -> Record {
         let blank = Record {
             generation: 0,
             wall: self.clock.wall(),
@@ -285,11 +267,12 @@ impl<C: Clock> Ledger<C> {
             what: what.to_owned(),
             confirm: None,
             change: Change::default(),
+            revision: Revision::default(),
         };
         self.store.history().next(state, blank)
     }
 
-    fn done(&self, changed: bool, lines: Vec<String>) -> Done {
+    pub(super) fn done(&self, changed: bool, lines: Vec<String>) -> Done {
         let (now, history) = (self.clock.now(), self.store.history());
         let confirm_within = history.pending().map(|p| p.deadline.since(now).as_secs());
         Done { generation: history.current(), changed, was_up: false, confirm_within, lines }
@@ -408,7 +391,10 @@ impl<C: Clock> Ledger<C> {
         let (oldest, newest) = (history.oldest(), history.current());
         let state = history.at(wanted).ok_or(Refused::NoGeneration { wanted, oldest, newest })?;
         let links = touched(&Change::between(history.state(), &state));
-        self.change(state, links, actor, what, None).await
+        let stays = tell::stays(history, wanted);
+        let mut done = self.change(state, links, actor, what, None).await?;
+        done.lines.extend(stays);
+        Ok(done)
     }
 
     async fn reconcile(&mut self, what: Reconcile) -> Result<Reconciled, Refused> {
@@ -444,32 +430,6 @@ impl<C: Clock> Ledger<C> {
         let status = self.net.borrow();
         let seen = self.clock.wall().before(self.clock.now().since(status.observed.at));
         report(&status.desired, &status.observed, &Names::new(), None, seen)
-    }
-
-    fn generations(&self) -> Vec<Generation> {
-        let (history, now) = (self.store.history(), self.clock.now());
-        let (current, previous, pending) = (history.current(), history.previous(), history.pending());
-        let show = |r: &Record| Generation {
-            generation: r.generation,
-            time: r.wall.to_string(),
-            trusted: r.trusted,
-            actor: r.actor.clone(),
-            what: r.what.clone(),
-            current: r.generation == current,
-            previous: Some(r.generation) == previous,
-            confirm_within: pending.filter(|p| p.generation == r.generation).map(|p| p.deadline.since(now).as_secs()),
-        };
-        let mut out: Vec<Generation> = history.records().map(show).collect();
-        out.reverse();
-        out
-    }
-
-    fn diff(&self, a: u64, b: u64) -> Result<Vec<String>, Refused> {
-        let history = self.store.history();
-        let (oldest, newest) = (history.oldest(), history.current());
-        let at = |wanted| history.at(wanted).ok_or(Refused::NoGeneration { wanted, oldest, newest });
-        let (a, b) = (at(a)?, at(b)?);
-        Ok(Change::between(&a, &b).lines(&a))
     }
 }
 
@@ -513,7 +473,7 @@ fn failure(status: &Status, links: &BTreeSet<IfName>) -> Option<Refused> {
 }
 
 /// An error with its sources, in one line.
-fn chain(e: &dyn std::error::Error) -> String {
+pub(super) fn chain(e: &dyn std::error::Error) -> String {
     let mut text = e.to_string();
     let mut source = e.source();
     while let Some(s) = source {

@@ -1,4 +1,5 @@
-//! `spoke config`: generations of what was changed through the agent API, their differences, and the way back.
+//! `spoke config`: generations of what the agent API, the configuration and the control plane have changed, their differences,
+//! and the way back.
 use super::{Outcome, load, print};
 use crate::change::ask::{Generation, Rolled};
 use crate::socket::wire::{Request, SOCKET};
@@ -27,7 +28,8 @@ pub enum Command {
         /// The generation; the one that waits, if none is named
         generation: Option<u64>,
     },
-    /// Go back to a generation, or to the previous one; it becomes a new generation with the old content
+    /// Go back to what the API had set in a generation, or before its last change; it becomes a new generation. What the
+    /// configuration and the control plane have set since stays, and is told
     Rollback {
         /// The generation
         generation: Option<u64>,
@@ -64,7 +66,7 @@ pub fn run(config: &Path, command: Command) -> Outcome {
 
 fn table(list: &[Generation]) -> String {
     if list.is_empty() {
-        return "nothing was changed through the agent API yet\n".to_owned();
+        return "nothing was changed yet\n".to_owned();
     }
     let mut out = String::new();
     for g in list {

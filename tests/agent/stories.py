@@ -1,13 +1,16 @@
 """What the agent API must do, told to the running product in a real kernel; run by scripts/test-agent as the kernel's root."""
 import argparse
+import fcntl
 import fnmatch
 import json
 import os
+import pathlib
 import signal
 import socket
 import ssl
 import subprocess
 import sys
+import termios
 import threading
 import time
 import traceback
@@ -505,6 +508,38 @@ def nobody_waits_for_a_large_file(spoke, far):
         assert all(count >= 3 for _, count in took), f"{took}: hardly anything else was answered meanwhile"
         assert max(waits) < max(t for t, _ in took), f"one waited {max(waits):.2f} s; the files took {took}"
         assert node.status()["clean"], "the reconcile loop went on"
+
+
+def the_example_of_the_readme_works_as_it_stands(spoke, far):
+    readme = (pathlib.Path(__file__).resolve().parents[2] / "README.md").read_text()
+    blocks = [block.split("```")[0] for block in readme.split("```sh\n")[1:]]
+    example = next(block for block in blocks if "X-Signature" in block)
+    with Node(spoke) as node:
+        node.write("agent.secret", node.secret + "\n")
+        done = subprocess.run(["bash", "-euc", example], cwd=node.dir, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0 and '"interface":"wg0"' in done.stdout.replace(" ", "") and '"success"' in done.stdout, done
+        is_(list(node.peers().values()), [{"10.8.0.9/32"}], "in the kernel")
+        newest = [g for g in node.panel.ask("GET", "/v1/history").json["generations"] if g["current"]][0]
+        assert 0 < newest["confirm_within"] <= 60, newest
+
+
+def watching_the_status_ends_well_with_control_c(spoke, far):
+    with Node(spoke) as node:
+        master, slave = os.openpty()
+        before = termios.tcgetattr(slave)
+        watch = subprocess.Popen([spoke, "--config", node.config, "status", "--watch"], stdin=slave, stdout=slave, stderr=slave,
+                                 start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
+        said = b""
+        # Twice: it goes on by itself.
+        while said.count(b"kernel: in sync") < 2:
+            said += os.read(master, 65536)
+        os.write(master, b"\x03")
+        is_(watch.wait(30), 0, "the key, as a terminal makes a signal of it")
+        is_(termios.tcgetattr(slave), before, "the terminal is as it was")
+        for mode in (b"\x1b[?1049h", b"\x1b[?25l"):
+            assert mode not in said, "no screen or cursor was taken that would have to be given back"
+        os.close(master)
+        os.close(slave)
 
 
 def the_live_agent_keeps_to_its_openapi_document(spoke, far):

@@ -1,41 +1,23 @@
 //! The agent whole: signed requests in, a reconciled kernel in memory out; restarts, refusals and time-outs in between.
 use super::*;
-use crate::audit::task::Trail;
-use crate::change::task::Ledger;
-use crate::net::derive::Keys;
 use crate::net::key::SecretKey;
-use crate::net::task::{Reconciler, Sources};
 use crate::sim::clock::SimClock;
 use crate::sim::kernel::{FakeKernel, Handle};
-use crate::sys::notify::Notify;
+use crate::sim::node;
 use crate::time::Wall;
 use rustix::io::Errno;
-use tokio::task::JoinSet;
 
 const SECRET: &str = "k7GqP2vXc9LmR4tZw8BnY1sDf6HjA3eU";
 const NOW: u64 = 1_800_000_000;
 const KEY: &str = "+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/s=";
 const OTHER: &str = "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=";
 
-#[derive(Debug)]
-struct Silent;
-
-impl Notify for Silent {
-    fn ready(&mut self) {}
-    fn alive(&mut self) {}
-    fn status(&mut self, _: &str) {}
-    fn stopping(&mut self) {}
-    fn watchdog(&self) -> Option<Duration> {
-        None
-    }
-}
-
 /// A node in memory: reconcile task, ledger, trail and agent, on a state directory that outlives it.
 struct Node {
     agent: Agent<SimClock>,
     clock: SimClock,
     kernel: Handle,
-    tasks: JoinSet<()>,
+    node: node::Node,
 }
 
 impl Node {
@@ -47,41 +29,9 @@ impl Node {
         );
         let config = Arc::new(Config::from_text(Some(("test", &text)), []).unwrap());
         crate::sys::disk::write_atomic(&dir.join("secret"), SECRET.as_bytes(), true).unwrap();
-        let handle = kernel.handle();
-        let private = [("wg0".parse().unwrap(), SecretKey::clamped([9; 32]))].into();
-        let (_keep, keys) = watch::channel(Some(Arc::new(Keys { private, ..Keys::default() })));
-        let (status, net) = watch::channel(Status::default());
-        let mut tasks = JoinSet::new();
-        let (trail, audit) = Trail::open(dir, clock.clone(), watch::channel(None).1).unwrap();
-        tasks.spawn(async move { drop(trail.run().await) });
-        let (ledger, changes, (imperative, repair)) =
-            Ledger::open(dir, config.clone(), clock.clone(), net.clone(), watch::channel(None).1, audit).unwrap();
-        tasks.spawn(async move { drop(ledger.run().await) });
-        let sources = Sources {
-            keys,
-            uplink: None,
-            names: None,
-            admitted: None,
-            control: None,
-            imperative: Some(imperative),
-            repair: Some(repair),
-        };
-        let (events, _) = watch::channel(0);
-        let reconciler = Reconciler {
-            kernel,
-            clock: clock.clone(),
-            notify: Silent,
-            config: config.clone(),
-            sources,
-            status,
-            events,
-        };
-        tasks.spawn(async move {
-            let _keep = _keep;
-            drop(reconciler.run().await);
-        });
-        let mut ready = net.clone();
-        ready.wait_for(|s| s.ready).await.unwrap();
+        let node = node::Node::start(dir, config.clone(), config.clone(), kernel, clock.clone()).await;
+        let (net, changes, kernel) = (node.net.clone(), node.changes.clone(), node.kernel.clone());
+        net.clone().wait_for(|s| s.ready).await.unwrap();
         let memory = Memory::open(dir, &clock).unwrap();
         let board =
             Board { clock: clock.clone(), started: clock.now(), config, net, changes, stop: watch::channel(false).1 };
@@ -92,12 +42,12 @@ impl Node {
             resolver: SystemResolver::default(),
             board,
         };
-        Self { agent, clock, kernel: handle, tasks }
+        Self { agent, clock, kernel, node }
     }
 
     /// Ends everything as a crash would.
     async fn kill(mut self) {
-        self.tasks.shutdown().await;
+        self.node.kill().await;
     }
 
     fn request(&self, method: &str, path: &str, body: &str, nonce: Option<&str>) -> Request {

@@ -121,6 +121,20 @@ fn what_others_own_stays_theirs() {
 }
 
 #[test]
+fn what_the_control_plane_owns_is_said_to_be_its_own() {
+    let mut world = World::new();
+    let control = "[node]\nid = \"edge-1\"\n[control]\nurl = \"https://c.example.net\"\n";
+    world.config.control = Config::from_text(Some(("test", control)), []).unwrap().control;
+    // The node's own configuration does not have the peer.
+    world.own.interfaces[0].peers.clear();
+    world.derive();
+    let by = "the control plane";
+    assert_eq!(world.ask(&set("wg0", 7, &[])), Err(Conflict::PeerDeclared { peer: key(7), by }));
+    let delete = Edit::DeleteLink { link: link("wg0") };
+    assert_eq!(world.ask(&delete), Err(Conflict::LinkDeclared { link: link("wg0"), by }));
+}
+
+#[test]
 fn an_interface_of_the_api_lives_and_dies_by_it() {
     let mut world = World::new();
     let device = Device {

@@ -1,5 +1,6 @@
 //! Keeps the history on disk: a line a change, on the medium before anybody hears of it, in one bounded file of mode 0600.
 use super::{BadHistory, History};
+use crate::change::declared::Declared;
 use crate::change::record::{Line, Newcomers, Record};
 use crate::net::imperative::Imperative;
 use crate::sys::disk::DiskError;
@@ -99,6 +100,24 @@ impl Store {
         let line = self.text(&Line::Abandoned)?;
         self.journal.append(&line, false).await?;
         self.history.abandon();
+        self.bound().await;
+        Ok(())
+    }
+
+    /// Notes what is declared, before the first change of it: later ones are told by it.
+    pub async fn begin(&mut self, declared: Declared) -> Result<(), DiskError> {
+        self.history.begin(declared);
+        self.journal.replace(self.lines()?).await
+    }
+
+    /// Writes a generation down that somebody declared, and takes it over.
+    pub async fn declare(&mut self, record: Record) -> Result<(), DiskError> {
+        if self.journal.is_empty() {
+            self.journal.replace(self.lines()?).await?;
+        }
+        let line = self.text(&Line::Change(record.clone()))?;
+        self.journal.append(&line, true).await?;
+        self.history.declare(record);
         self.bound().await;
         Ok(())
     }

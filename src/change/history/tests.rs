@@ -1,4 +1,5 @@
 //! Arbitrary sequences of apply, fail, confirm, time-out, rollback and restart against a plain list of good states.
+use super::super::declared::Revision;
 use super::super::record::Change;
 use super::*;
 use crate::net::imperative::{ImperativeLink, ImperativePeer};
@@ -22,6 +23,10 @@ enum Op {
     Cut {
         peer: u8,
     },
+    /// Somebody else declares something.
+    Declare {
+        value: u8,
+    },
     Confirm,
     /// The deadline passes.
     TimeOut,
@@ -39,6 +44,7 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (0u8..6, 1u16..5, any::<bool>()).prop_map(|(peer, keepalive, confirm)| Op::Apply { peer, keepalive, confirm }),
         1 => (0u8..6).prop_map(|peer| Op::Fail { peer }),
         1 => (0u8..6).prop_map(|peer| Op::Cut { peer }),
+        2 => (0u8..3).prop_map(|value| Op::Declare { value }),
         1 => Just(Op::Confirm),
         1 => Just(Op::TimeOut),
         2 => (1u8..4).prop_map(|back| Op::Rollback { back }),
@@ -60,6 +66,17 @@ fn with(state: &Imperative, peer: u8, keepalive: u16) -> Imperative {
     new
 }
 
+fn declared(value: u8) -> Declared {
+    serde_json::from_value(serde_json::json!({ "interface.wg0.mtu": value.to_string() })).unwrap()
+}
+
+/// One more generation of the API's: what is declared stays as it is.
+fn more(mut said: Vec<Declared>, mut by_api: Vec<bool>) -> (Vec<Declared>, Vec<bool>) {
+    said.push(said.last().unwrap().clone());
+    by_api.push(true);
+    (said, by_api)
+}
+
 fn record(confirm: Option<Deadline>) -> Record {
     Record {
         generation: 0,
@@ -69,6 +86,7 @@ fn record(confirm: Option<Deadline>) -> Record {
         what: String::new(),
         confirm,
         change: Change::default(),
+        revision: Revision::default(),
     }
 }
 
@@ -95,6 +113,26 @@ impl Store {
         }
     }
 
+    fn declare(&mut self, to: &Declared) -> bool {
+        let before = self.history.declared_at(self.history.current()).unwrap();
+        let revision = before.until(to);
+        if revision.is_empty() {
+            return false;
+        }
+        let state = self.history.state().clone();
+        let record = self.history.next(&state, Record { revision, ..record(None) });
+        if self.disk.is_empty() {
+            self.disk = self.history.lines();
+        }
+        self.disk.push(Line::Change(record.clone()));
+        self.history.declare(record);
+        if self.history.is_long_by(1) {
+            self.history.shorten();
+            self.disk = self.history.lines();
+        }
+        true
+    }
+
     fn intend(&mut self, peers: Newcomers) {
         if self.disk.is_empty() {
             self.disk = self.history.lines();
@@ -115,10 +153,15 @@ proptest! {
     #[test]
     fn the_present_and_the_previous_state_are_what_a_plain_list_says(ops in proptest::collection::vec(op(), 1..40)) {
         let mut store = Store { disk: Vec::new(), history: History::new(3), boot: 0 };
+        store.history.begin(declared(0));
+        store.disk = store.history.lines();
+        // What was declared in each generation, and which of them the API made.
+        let (mut said, mut by_api) = (vec![declared(0)], vec![false]);
         // Every good state there ever was, by generation; and the generation an outstanding confirmation goes back to.
         let mut good = vec![Imperative::default()];
         let mut outstanding: Option<usize> = None;
         for op in ops {
+            let before = store.history.records().count();
             match op {
                 Op::Apply { .. } | Op::Rollback { .. } if outstanding.is_some() => {}
                 Op::Apply { peer, keepalive, confirm } => {
@@ -126,6 +169,7 @@ proptest! {
                     outstanding = confirm.then_some(good.len() - 1);
                     store.apply(to.clone(), confirm);
                     good.push(to);
+                    (said, by_api) = more(said, by_api);
                 }
                 // The fact was published and taken back; nobody wrote anything.
                 Op::Fail { peer } => {
@@ -149,8 +193,8 @@ proptest! {
                     prop_assert!(unfinished.values().flatten().count() <= known + peers.values().flatten().count());
                 }
                 Op::Confirm => {
-                    let generation = store.history.current();
                     if outstanding.take().is_some() {
+                        let generation = store.history.pending().unwrap().generation;
                         store.disk.push(Line::Confirmed { generation });
                         store.history.confirm(generation);
                     }
@@ -163,6 +207,7 @@ proptest! {
                         prop_assert_eq!(&to, &good[back]);
                         store.apply(to.clone(), false);
                         good.push(to);
+                        (said, by_api) = more(said, by_api);
                     }
                 }
                 Op::Rollback { back } => {
@@ -171,8 +216,18 @@ proptest! {
                         prop_assert_eq!(&to, &good[usize::try_from(target).unwrap()]);
                         store.apply(to.clone(), false);
                         good.push(to);
+                        (said, by_api) = more(said, by_api);
                     } else {
                         prop_assert!(target < store.history.oldest());
+                    }
+                }
+                Op::Declare { value } => {
+                    let to = declared(value);
+                    prop_assert_eq!(store.declare(&to), *said.last().unwrap() != to, "only what differs");
+                    if *said.last().unwrap() != to {
+                        good.push(good.last().unwrap().clone());
+                        said.push(to);
+                        by_api.push(false);
                     }
                 }
                 Op::Restart { reboot } => {
@@ -189,14 +244,20 @@ proptest! {
             prop_assert_eq!(history.current() as usize, good.len() - 1);
             prop_assert_eq!(&**history.state(), good.last().unwrap());
             prop_assert_eq!(&history.at(history.current()).unwrap(), good.last().unwrap());
-            if good.len() > 1 {
-                // Never one behind, never one ahead.
-                prop_assert_eq!(history.previous(), Some(good.len() as u64 - 2));
-                prop_assert_eq!(&history.at(good.len() as u64 - 2).unwrap(), &good[good.len() - 2]);
-            } else {
-                prop_assert_eq!(history.previous(), None);
+            // Never one behind, never one ahead: what there was before the API's last change, whoever came in between.
+            let last = by_api.iter().rposition(|by| *by).filter(|i| *i as u64 > history.oldest());
+            prop_assert_eq!(history.previous(), last.map(|i| i as u64 - 1));
+            if let Some(last) = last {
+                prop_assert_eq!(&history.at(last as u64 - 1).unwrap(), &good[last - 1]);
             }
-            prop_assert!(history.records().count() <= 3);
+            for kept in history.oldest()..=history.current() {
+                let i = usize::try_from(kept).unwrap();
+                let (set, told) = (history.at(kept).unwrap(), history.declared_at(kept).unwrap());
+                prop_assert!(set == good[i] && told == said[i], "generation {}", kept);
+            }
+            // What a confirmation held on to goes with the next change.
+            let count = history.records().count();
+            prop_assert!(count <= 3 || outstanding.is_some() || count <= before, "{} after {}", count, before);
             prop_assert_eq!(history.pending().is_some(), outstanding.is_some());
         }
     }
@@ -215,7 +276,7 @@ proptest! {
 
 #[test]
 fn gaps_and_foreign_beginnings_are_refused() {
-    let base = Line::Base { generation: 4, change: Change::default() };
+    let base = Line::Base { generation: 4, change: Change::default(), declared: None };
     let late = Line::Change(Record { generation: 6, ..record(None) });
     assert_eq!(
         History::load([base, late.clone()], 3, "", Boot::from_secs(0)).unwrap_err(),

@@ -1,83 +1,60 @@
 //! The ledger whole, with the reconcile task and a kernel in memory, on a state directory that outlives it.
 use super::*;
-use crate::audit::task::{Trail, entries};
+use crate::audit::task::entries;
+use crate::change::ask::Generation;
 use crate::change::conflict::Conflict;
 use crate::change::edit::{OwnValues, PeerValues};
-use crate::net::derive::Keys;
 use crate::net::imperative::ImperativePeer;
-use crate::net::key::{PresharedKey, SecretKey};
+use crate::net::key::PresharedKey;
 use crate::net::state::ObservedPeer;
-use crate::net::task::{Reconciler, Sources};
 use crate::sim::clock::SimClock;
-use crate::sim::kernel::{FakeKernel, Handle};
-use crate::sys::notify::Notify;
+use crate::sim::kernel::FakeKernel;
+use crate::sim::node;
 use crate::time::Wall;
 use proptest::prelude::*;
 use rustix::io::Errno;
 use std::collections::BTreeMap;
-use tokio::task::JoinSet;
 
-#[derive(Debug)]
-struct Silent;
+struct Node(node::Node);
 
-impl Notify for Silent {
-    fn ready(&mut self) {}
-    fn alive(&mut self) {}
-    fn status(&mut self, _: &str) {}
-    fn stopping(&mut self) {}
-    fn watchdog(&self) -> Option<Duration> {
-        None
+impl std::ops::Deref for Node {
+    type Target = node::Node;
+    fn deref(&self) -> &node::Node {
+        &self.0
     }
 }
 
-struct Node {
-    changes: Changes,
-    kernel: Handle,
-    net: watch::Receiver<Status>,
-    tasks: JoinSet<()>,
+fn config(dir: &Path, mtu: u32) -> Arc<Config> {
+    let text = format!(
+        "[node]\nrole = \"hub\"\nstate_dir = \"{}\"\n[agent]\nkeep_generations = 4\n[[interface]]\nname = \"wg0\"\nlisten_port = 51820\nremove_unknown = false\nmtu = {mtu}\n",
+        dir.display()
+    );
+    Arc::new(Config::from_text(Some(("test", &text)), []).unwrap())
 }
 
 impl Node {
     async fn start(dir: &Path, kernel: FakeKernel, clock: SimClock) -> Self {
-        let text = format!(
-            "[node]\nrole = \"hub\"\nstate_dir = \"{}\"\n[agent]\nkeep_generations = 4\n[[interface]]\nname = \"wg0\"\nlisten_port = 51820\nremove_unknown = false\n",
-            dir.display()
-        );
-        let config = Arc::new(Config::from_text(Some(("test", &text)), []).unwrap());
-        let handle = kernel.handle();
-        let private = [("wg0".parse().unwrap(), SecretKey::clamped([9; 32]))].into();
-        let (keep, keys) = watch::channel(Some(Arc::new(Keys { private, ..Keys::default() })));
-        let (status, net) = watch::channel(Status::default());
-        let mut tasks = JoinSet::new();
-        let (trail, audit) = Trail::open(dir, clock.clone(), watch::channel(None).1).unwrap();
-        tasks.spawn(async move { drop(trail.run().await) });
-        let (ledger, changes, (imperative, repair)) =
-            Ledger::open(dir, config.clone(), clock.clone(), net.clone(), watch::channel(None).1, audit).unwrap();
-        tasks.spawn(async move { drop(ledger.run().await) });
-        let sources = Sources {
-            keys,
-            uplink: None,
-            names: None,
-            admitted: None,
-            control: None,
-            imperative: Some(imperative),
-            repair: Some(repair),
-        };
-        let (events, _) = watch::channel(0);
-        let reconciler = Reconciler { kernel, clock, notify: Silent, config, sources, status, events };
-        tasks.spawn(async move {
-            let _keep = keep;
-            drop(reconciler.run().await);
-        });
-        let mut ready = net.clone();
-        ready.wait_for(|s| s.passes > 0).await.unwrap();
-        Self { changes, kernel: handle, net, tasks }
+        Self::with(dir, kernel, clock, config(dir, 1280)).await
+    }
+
+    async fn with(dir: &Path, kernel: FakeKernel, clock: SimClock, wanted: Arc<Config>) -> Self {
+        Self(node::Node::start(dir, config(dir, 1280), wanted, kernel, clock).await)
     }
 
     /// Ends everything as a crash would; the kernel stays.
     async fn restart(mut self, dir: &Path, clock: &SimClock) -> Self {
-        self.tasks.shutdown().await;
-        Self::start(dir, self.kernel.kernel(), clock.clone()).await
+        self.0.kill().await;
+        let wanted = self.control.borrow().clone().unwrap();
+        Self::with(dir, self.kernel.kernel(), clock.clone(), wanted).await
+    }
+
+    /// The control plane sends another state, and the kernel takes it.
+    async fn declare(&self, wanted: Arc<Config>) {
+        self.control.send_replace(Some(wanted.clone()));
+        let taken = |s: &Status| s.clean && s.control.as_ref().is_some_and(|c| Arc::ptr_eq(c, &wanted));
+        self.net.clone().wait_for(taken).await.unwrap();
+        // Until everybody has heard of it.
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 
     async fn edit(&self, edit: Edit, confirm: Option<u64>) -> Result<Done, Refused> {
@@ -193,11 +170,15 @@ async fn what_a_killed_process_brought_in_goes_and_what_it_took_away_is_back() {
     let node = Node::start(dir.path(), FakeKernel::new(), clock.clone()).await;
     node.edit(these(&[(1, 1), (2, 2)].into()), None).await.unwrap();
     appear(&node, &[9]).await;
-    // One of two went, and whoever was there before; one of three came.
-    node.kernel.hang_after(Some(3));
+    // One of two went, and whoever was there before; of three that come not all are there.
+    node.kernel.hang_after(Some(4));
     let next = [(2, 2), (3, 3), (4, 4), (5, 5)].into();
     let cut = tokio::time::timeout(Duration::from_secs(5), node.edit(these(&next), None)).await;
-    assert!(cut.is_err() && node.peers() == [(2, 2), (3, 3)].into(), "{cut:?}: {:?}", node.peers());
+    let left = node.peers();
+    assert!(
+        cut.is_err() && !left.contains_key(&1) && left.contains_key(&3) && !left.contains_key(&5),
+        "{cut:?}: {left:?}"
+    );
     node.kernel.hang_after(None);
     // Even where the kernel does not take it back at once.
     refuse_removing(&node, 3);
@@ -214,6 +195,47 @@ async fn what_a_killed_process_brought_in_goes_and_what_it_took_away_is_back() {
     let node = node.restart(dir.path(), &clock).await;
     appear(&node, &[]).await;
     assert_eq!(node.peers(), [(1, 1), (2, 2), (3, 3), (9, 9)].into());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_declare_is_a_generation_that_is_told_and_not_taken_back() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), SimClock::new(Wall(1_800_000_000)));
+    let node = Node::start(dir.path(), FakeKernel::new(), clock.clone()).await;
+    let file = || std::fs::read(dir.path().join("changes.journal")).unwrap();
+    node.edit(set(1, 1), None).await.unwrap();
+    node.edit(set(1, 2), None).await.unwrap();
+    let before = file();
+    let node = node.restart(dir.path(), &clock).await;
+    node.declare(config(dir.path(), 1280)).await;
+    assert_eq!(file(), before, "nothing is written where nothing differs");
+
+    node.declare(config(dir.path(), 1400)).await;
+    let history = node.changes.history().await.unwrap();
+    let said: Vec<_> = history.iter().map(|g| (g.generation, g.actor.as_str(), g.what.as_str())).collect();
+    assert_eq!(said[0], (3, "control plane", "the control plane's state: 1 value changed"), "{said:?}");
+    assert!(history[0].current && history.iter().find(|g| g.previous).unwrap().generation == 1);
+    let differ = node.changes.diff(1, 3).await.unwrap();
+    assert_eq!(differ.len(), 2, "what the API and what others have changed: {differ:?}");
+    assert_eq!(differ[1], "~ interface.wg0.mtu = 1400, instead of 1280");
+
+    // The way back leads over it, and says what it does not bring back and who would.
+    let done = node.changes.rollback(None, Actor::User(0)).await.unwrap();
+    assert_eq!((done.generation, node.peers()), (4, [(1, 1)].into()));
+    let stays =
+        "! 1 value not set through the API left as now (spoke config diff 3 1): change that at the control plane";
+    assert_eq!(done.lines.last().unwrap(), stays);
+    assert_eq!(node.net.borrow().observed.links.values().next().unwrap().mtu, 1400);
+
+    // Another configuration at a start is that of whoever has changed the file.
+    node.control.send_replace(Some(config(dir.path(), 1300)));
+    let node = node.restart(dir.path(), &clock).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let newest = node.changes.history().await.unwrap()[0].clone();
+    assert_eq!((newest.generation, newest.actor.as_str()), (5, "configuration"), "{newest:?}");
+    assert!(entries(dir.path()).unwrap().0.iter().any(|e| e.actor == "configuration" && e.what.contains("mtu = 1300")));
+    let done = node.changes.rollback(Some(3), Actor::User(0)).await.unwrap();
+    let told = done.lines.last().unwrap();
+    assert!(told.contains("change that in the configuration file, then restart spoke"), "{told}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -250,6 +272,10 @@ enum Op {
     },
     /// Somebody else stands in the way.
     Conflict,
+    /// The control plane has another idea of the MTU.
+    Declare {
+        mtu: u32,
+    },
     Confirm,
     TimeOut,
     Rollback {
@@ -262,7 +288,8 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         4 => (1u8..6, 1u16..4, any::<bool>()).prop_map(|(peer, keepalive, c)| Op::Apply { peer, keepalive, confirm: c }),
         2 => (1u8..6, 4u16..6).prop_map(|(peer, keepalive)| Op::Fail { peer, keepalive }),
-        2 => ([1u8..6, 4u8..9], 1u16..6, 0u32..5).prop_map(|(peers, keepalive, after)| Op::Killed { peers, keepalive, after }),
+        2 => ([1u8..6, 4u8..9], 1u16..4, 0u32..5).prop_map(|(peers, keepalive, after)| Op::Killed { peers, keepalive, after }),
+        2 => (1280u32..1283).prop_map(|mtu| Op::Declare { mtu }),
         1 => Just(Op::Conflict),
         1 => Just(Op::Confirm),
         1 => Just(Op::TimeOut),
@@ -279,6 +306,8 @@ async fn follow(ops: Vec<Op>) -> Result<(), TestCaseError> {
     // Every good state there ever was; and what an outstanding confirmation goes back to.
     let mut good: Vec<Peers> = vec![Peers::new()];
     let mut outstanding: Option<usize> = None;
+    // The control plane's generations have of the API's what was there before.
+    let (mut theirs, mut mtu) = (BTreeSet::new(), 1280);
     for op in ops {
         let last = good.last().cloned().unwrap_or_default();
         match op {
@@ -316,6 +345,13 @@ async fn follow(ops: Vec<Op>) -> Result<(), TestCaseError> {
                 node.kernel.hang_after(None);
                 node = node.restart(dir.path(), &clock).await;
             }
+            Op::Declare { mtu: new } => {
+                node.declare(config(dir.path(), new)).await;
+                if new != std::mem::replace(&mut mtu, new) {
+                    theirs.insert(good.len());
+                    good.push(last);
+                }
+            }
             Op::Conflict => {
                 let link: IfName = "wg7".parse().unwrap();
                 let edit = Edit::RemovePeer { link: link.clone(), peer: PublicKey([1; 32]) };
@@ -334,7 +370,10 @@ async fn follow(ops: Vec<Op>) -> Result<(), TestCaseError> {
             }
             Op::Rollback { back } => {
                 let to = back.map(|b| (good.len() as u64 - 1).saturating_sub(u64::from(b)));
-                let target = to.unwrap_or((good.len() as u64).saturating_sub(2));
+                let kept = node.changes.history().await.unwrap();
+                let ours = |g: &&Generation| !theirs.contains(&usize::try_from(g.generation).unwrap());
+                let before = kept.iter().find(ours).map_or(good.len() as u64 - 1, |g| g.generation - 1);
+                let target = to.unwrap_or(before);
                 match node.changes.rollback(to, Actor::User(0)).await {
                     Ok(done) => {
                         let wanted = good[usize::try_from(target).unwrap()].clone();
@@ -361,8 +400,13 @@ async fn follow(ops: Vec<Op>) -> Result<(), TestCaseError> {
         let history = node.changes.history().await.unwrap();
         prop_assert_eq!(history.first().map_or(0, |g| g.generation), good.len() as u64 - 1);
         let previous = history.iter().find(|g| g.previous).map(|g| g.generation);
+        let last = (1..good.len()).rfind(|i| !theirs.contains(i));
         // The oldest is known by its content alone.
-        prop_assert!(previous.is_none() || previous == Some(good.len() as u64 - 2));
+        prop_assert!(previous.is_none() || previous == last.map(|i| i as u64 - 1));
+        for g in &history {
+            let by = if theirs.contains(&usize::try_from(g.generation).unwrap()) { "control plane" } else { "user 0" };
+            prop_assert!(g.actor == by || g.actor == "confirmation time-out" && by == "user 0", "{:?}", g);
+        }
         prop_assert!(history.len() < 4 + 5, "bounded");
         prop_assert_eq!(history.iter().any(|g| g.confirm_within.is_some()), outstanding.is_some());
     }

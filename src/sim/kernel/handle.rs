@@ -98,7 +98,7 @@ impl Handle {
         self.tamper(|s| s.delete_link(name));
     }
 
-    /// Somebody marks a link; [`OWNED_ALIAS`] makes it one of ours.
+    /// Somebody marks a link; [`crate::net::state::OWNED_ALIAS`] makes it one of ours.
     pub fn set_alias(&self, name: &str, alias: &str) {
         self.tamper(|s| s.links.get_mut(name).map(|l| alias.clone_into(&mut l.alias)));
     }

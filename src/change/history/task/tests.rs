@@ -1,5 +1,6 @@
 //! What is on disk: bounded in bytes as in number, and private.
 use super::*;
+use crate::change::declared::Revision;
 use crate::change::record::Change;
 use crate::net::imperative::{ImperativeLink, ImperativePeer};
 use crate::net::key::PublicKey;
@@ -24,6 +25,7 @@ async fn commit(store: &mut Store, state: &Imperative) {
         what: "test".into(),
         confirm: None,
         change: Change::default(),
+        revision: Revision::default(),
     };
     let record = store.history().next(state, record);
     store.commit(record, Arc::new(state.clone()), None).await.unwrap();

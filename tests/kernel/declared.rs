@@ -1,0 +1,100 @@
+//! A node that boots from the state its control plane last sent: what it plans, who owns what, and whose doing each
+//! generation is. The control plane itself is away all the time.
+use crate::netns::Namespace;
+use crate::panel::{Node, key};
+use serde_json::{Value, json};
+use spoke::enroll::document::{StateDocument, VERSION};
+use spoke::enroll::identity::Enrolment;
+use spoke::enroll::signature::SignKey;
+use spoke::sys::disk::Document;
+
+const LINKS: &str = "[health]\nenabled = false\n\
+    [control]\nurl = \"https://192.0.2.9:8443\"\n\
+    pin = \"sha256:0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f\"\n\
+    [[interface]]\nname = \"wg0\"\nlisten_port = 51820\n\
+    [[interface.peer]]\npublic_key = \"BAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQ=\"\nallowed_ips = [\"10.9.4.0/24\"]\n";
+
+/// Puts a signed state with one peer and an override where the node keeps the last good one.
+fn remember(node: &Node<'_>) {
+    let signer = SignKey::from_seed(&[1; 32]).expect("a key");
+    let text = json!({
+        "version": VERSION, "node_id": "edge-1", "generation": 1, "role": "hub", "signing_keys": [signer.public()],
+        "interfaces": [{
+            "name": "wg0", "addresses": ["10.8.0.1/24"], "listen_port": 51820,
+            "peers": [{ "node_id": "edge-2", "public_key": key(1), "allowed_ips": ["10.8.0.2/32"] }],
+            "overrides": { "mtu": 1400 },
+        }],
+    });
+    let document: StateDocument = serde_json::from_value(text).expect("a document");
+    let enrolment = Enrolment {
+        server: "192.0.2.9:8443".to_owned(),
+        node_id: document.node_id.clone(),
+        signing_keys: vec![signer.public()],
+    };
+    let state = node.path("state");
+    std::fs::create_dir(&state).expect("a directory");
+    Document::new(state.join("enrolment.json"), 1).store(&enrolment).expect("stored");
+    Document::new(state.join("state.json"), 1).store(&document.sign([&signer]).expect("signed")).expect("stored");
+}
+
+#[test]
+fn what_others_declared_is_planned_is_theirs_and_is_told_as_theirs() {
+    let device = Namespace::new("device");
+    let mut node = Node::new(&device, LINKS);
+    let file = node.path("spoke.toml");
+    let text = std::fs::read_to_string(&file).expect("the configuration");
+    let text = text.replace("[node]\n", "[node]\nid = \"edge-1\"\n");
+    std::fs::write(&file, &text).expect("written");
+    remember(&node);
+    let over = "wg0: mtu 1400 by override, instead of 1280\n";
+    let plan = node.tell("plan");
+    assert!(plan.contains(over) && plan.contains("allowed-ips 10.8.0.2/32"), "{plan}");
+    node.start();
+    assert_eq!(node.peers("wg0"), [key(1), key(4)], "what it remembers is enough");
+
+    let mut panel = node.panel();
+    panel.done("POST", "/v1/wg/wg0/peers", &json!({ "public_key": key(2), "allowed_ips": ["10.8.0.9/32"] }));
+    for (method, path, body, holder) in [
+        ("DELETE", format!("/v1/wg/wg0/peers/{}", key(1)), Value::Null, "the control plane"),
+        ("PUT", format!("/v1/wg/wg0/peers/{}", key(1)), json!({ "allowed_ips": [] }), "the control plane"),
+        ("DELETE", format!("/v1/wg/wg0/peers/{}", key(4)), Value::Null, "the configuration"),
+        ("DELETE", "/v1/wg/wg0".to_owned(), Value::Null, "the control plane"),
+        (
+            "POST",
+            "/v1/wg/wg0/peers".to_owned(),
+            json!({ "public_key": key(3), "allowed_ips": ["10.8.0.2/32"] }),
+            key(1).as_str(),
+        ),
+    ] {
+        let (status, said) = panel.ask(method, &path, &body).expect("an answer");
+        let error = said["error"].as_str().unwrap_or_default();
+        assert!(status == 409 && error.contains(holder), "{method} {path}: {status} {said}");
+    }
+
+    // Nothing is running and nothing is there: the plan has what the API has set, beside what was declared.
+    node.kill();
+    device.ip("link del wg0");
+    let plan = node.tell("plan");
+    for part in [over, "allowed-ips 10.8.0.2/32", "allowed-ips 10.8.0.9/32", "allowed-ips 10.9.4.0/24"] {
+        assert!(plan.contains(part), "{part} in {plan}");
+    }
+
+    // A start with what was there before makes no generation and writes nothing; one with another file does.
+    let file_of_changes = node.path("state/changes.journal");
+    let journal = || std::fs::read(&file_of_changes).expect("the journal");
+    let before = journal();
+    node.start();
+    node.kill();
+    assert!(journal() == before, "nothing changed, nothing is written");
+    std::fs::write(&file, text.replace("listen_port = 51820\n", "listen_port = 51820\nfwmark = 7\n")).expect("written");
+    node.start();
+    let history = node.json("config history --json");
+    assert_eq!((&history[0]["generation"], &history[0]["actor"]), (&2.into(), &"configuration".into()), "{history:#}");
+    assert_eq!(node.tell("config diff 1 2"), "~ interface.wg0.fwmark = 7, instead of 0\n");
+    let said = node.tell("config rollback");
+    assert!(said.contains("generation 3 is in force") && said.contains(&format!("- wg0 peer {}", key(2))), "{said}");
+    assert!(said.contains("! 1 value not set through the API") && said.contains("in the configuration file"), "{said}");
+    assert_eq!(node.peers("wg0"), [key(1), key(4)]);
+    assert_eq!(device.run("wg show wg0 fwmark").trim(), "0x7");
+    assert!(node.tell("audit list").contains("interface.wg0.fwmark = 7"));
+}
