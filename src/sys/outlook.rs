@@ -72,9 +72,15 @@ mod tests {
         std::thread::spawn(move || {
             for stream in listener.incoming().take(2) {
                 let mut stream = stream.unwrap();
-                let mut asked = [0; 512];
-                let n = stream.read(&mut asked).unwrap();
-                let (status, body) = if asked[..n].starts_with(b"GET /health") { (200, health) } else { (ready, "{}") };
+                let mut asked = Vec::new();
+                // However many pieces it comes in.
+                while !asked.ends_with(b"\r\n\r\n") {
+                    let mut piece = [0; 512];
+                    let n = stream.read(&mut piece).unwrap();
+                    assert!(n > 0, "cut off: {asked:?}");
+                    asked.extend_from_slice(&piece[..n]);
+                }
+                let (status, body) = if asked.starts_with(b"GET /health") { (200, health) } else { (ready, "{}") };
                 write!(stream, "HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
             }
         });
