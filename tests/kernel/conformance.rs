@@ -5,6 +5,7 @@
 //! through [`World`], which the real side answers with `ip` and `wg`.
 use ipnet::IpNet;
 use spoke::net::key::{PublicKey, SecretKey};
+use spoke::net::nets::Nets;
 use spoke::net::plan::{AllowedIps, PeerChange, Step};
 use spoke::net::state::{Endpoint, IfName, Observed, ObservedLink, ObservedPeer, Route};
 use spoke::sys::kernel::{Applied, Kernel, KernelError, ReadCounters};
@@ -123,7 +124,7 @@ pub(crate) fn net(text: &str) -> IpNet {
     text.parse().expect("a network")
 }
 
-fn nets(all: &[&str]) -> BTreeSet<IpNet> {
+fn nets<T: FromIterator<IpNet>>(all: &[&str]) -> T {
     all.iter().map(|t| net(t)).collect()
 }
 
@@ -139,7 +140,7 @@ fn peer(n: u32) -> PublicKey {
     PublicKey(key)
 }
 
-fn add_peer(link: &str, peer: PublicKey, allowed_ips: BTreeSet<IpNet>) -> Step {
+fn add_peer(link: &str, peer: PublicKey, allowed_ips: Nets) -> Step {
     let change = PeerChange {
         create: true,
         preshared_key: None,

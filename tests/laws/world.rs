@@ -176,7 +176,7 @@ fn do_mess(handle: &Handle, mess: &Mess) {
         Mess::RemovePeer(l, p) => handle.remove_peer(link(l), &peer_key(*p)),
         Mess::SetPeer(l, p, allowed_ips, preshared_key) => {
             let as_this = ObservedPeer {
-                allowed_ips: allowed_ips.clone(),
+                allowed_ips: allowed_ips.iter().copied().collect(),
                 preshared_key: preshared_key.clone(),
                 ..ObservedPeer::default()
             };

@@ -62,7 +62,7 @@ pub(crate) async fn a_wait_given_up_loses_nothing<W: World>(world: &W, kernel: &
 pub(crate) async fn our_own_changes_settle<W: World>(_: &W, kernel: &mut W::Kernel) {
     let mut steps = running("wg0");
     steps.push(Step::AddRoute { link: name("wg0"), route: route("10.7.0.0/16", 1000) });
-    steps.extend((0..50).map(|i| add_peer("wg0", peer(i), BTreeSet::new())));
+    steps.extend((0..50).map(|i| add_peer("wg0", peer(i), Nets::default())));
     apply(kernel, &steps).await;
     let mut wakes = 0;
     while timeout(Duration::from_millis(700), kernel.changed()).await.is_ok() {

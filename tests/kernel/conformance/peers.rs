@@ -52,7 +52,7 @@ pub(crate) async fn an_update_never_brings_back_a_removed_peer<W: World>(world: 
 }
 
 /// Distinct networks of one address each.
-fn many(count: u32) -> BTreeSet<IpNet> {
+fn many(count: u32) -> Nets {
     let one = |i: u32| IpNet::from(IpAddr::from(Ipv4Addr::from(0x0a00_0000 + i)));
     (0..count).map(one).collect()
 }
@@ -61,7 +61,7 @@ pub(crate) async fn an_update_of_many_allowed_ips_never_brings_back_a_removed_pe
     world: &W,
     kernel: &mut W::Kernel,
 ) {
-    apply(kernel, &[create("wg0"), add_peer("wg0", peer(1), BTreeSet::new())]).await;
+    apply(kernel, &[create("wg0"), add_peer("wg0", peer(1), Nets::default())]).await;
     world.remove_peer("wg0", &peer(1));
     let change = PeerChange { allowed_ips: AllowedIps::Replace(many(2000)), ..update() };
     apply(kernel, &[set_peer("wg0", peer(1), change)]).await;
@@ -70,7 +70,7 @@ pub(crate) async fn an_update_of_many_allowed_ips_never_brings_back_a_removed_pe
 
 pub(crate) async fn removing_a_peer_twice_succeeds<W: World>(_: &W, kernel: &mut W::Kernel) {
     let remove = Step::RemovePeer { link: name("wg0"), peer: peer(1) };
-    apply(kernel, &[create("wg0"), add_peer("wg0", peer(1), BTreeSet::new()), remove.clone(), remove.clone()]).await;
+    apply(kernel, &[create("wg0"), add_peer("wg0", peer(1), Nets::default()), remove.clone(), remove.clone()]).await;
     apply(kernel, &[remove]).await;
     assert_eq!(see(kernel, "wg0").await.peers.len(), 0);
 }
@@ -111,7 +111,7 @@ pub(crate) async fn replacing_allowed_ips_drops_the_others<W: World>(_: &W, kern
 }
 
 pub(crate) async fn a_preshared_key_is_set_and_taken_away<W: World>(_: &W, kernel: &mut W::Kernel) {
-    apply(kernel, &[create("wg0"), add_peer("wg0", peer(1), BTreeSet::new())]).await;
+    apply(kernel, &[create("wg0"), add_peer("wg0", peer(1), Nets::default())]).await;
     assert_eq!(see_peer(kernel, "wg0", peer(1)).await.expect("the peer").preshared_key, None);
     for key in [Some(PresharedKey::from_bytes([1; 32])), Some(PresharedKey::from_bytes([2; 32])), None] {
         let change = PeerChange { preshared_key: Some(key.clone()), ..update() };
@@ -140,7 +140,7 @@ pub(crate) async fn three_thousand_allowed_ips_of_one_peer<W: World>(_: &W, kern
     )
     .await;
     assert_eq!(see_peer(kernel, "wg0", peer(1)).await.expect("the peer").allowed_ips, all);
-    let fewer: BTreeSet<IpNet> = all.into_iter().step_by(2).collect();
+    let fewer: Nets = all.iter().copied().step_by(2).collect();
     let change = PeerChange { allowed_ips: AllowedIps::Replace(fewer.clone()), ..update() };
     apply(kernel, &[set_peer("wg0", peer(1), change)]).await;
     assert_eq!(see_peer(kernel, "wg0", peer(1)).await.expect("the peer").allowed_ips, fewer);
@@ -175,7 +175,7 @@ pub(crate) async fn one_bad_peer_step_does_not_stop_its_batch<W: World>(_: &W, k
     steps.push(Step::SetDevice { link: name("wg1"), private_key: None, listen_port: Some(51820), fwmark: None });
     apply(kernel, &steps).await;
     apply(kernel, &running("wg0")).await;
-    apply(kernel, &[add_peer("wg0", peer(1), BTreeSet::new())]).await;
+    apply(kernel, &[add_peer("wg0", peer(1), Nets::default())]).await;
     let steps = [
         Step::RemovePeer { link: name("wg0"), peer: peer(1) },
         taken,
