@@ -35,11 +35,13 @@ until run status >/dev/null 2>&1; do read -rt 0.05 <> <(:) || true; done
 
 # syncconf PEERS: peers 1 to PEERS and no others.
 syncconf() {
-  local n time body
-  for ((n = 1; n <= $1; n++)); do
-    printf '[Peer]\nPublicKey = %s\nAllowedIPs = 10.%d.%d.0/24\n' \
-      "$(printf '%032d' "$n" | base64)" $((n >> 8)) $((n & 255))
-  done >"$work/conf"
+  local time body
+  # In one process: in this kernel ten thousand take minutes to start.
+  /usr/bin/python3 -c '
+import base64, sys
+for n in range(1, int(sys.argv[1]) + 1):
+    key = base64.b64encode(b"%032d" % n).decode()
+    print(f"[Peer]\nPublicKey = {key}\nAllowedIPs = 10.{n >> 8}.{n & 255}.0/24")' "$1" >"$work/conf"
   time=$(date +%s)
   printf '{"config": "%s"}' "$(base64 -w0 "$work/conf")" >"$work/body"
   body=$({ printf 'POST|/v1/wg/wg0/syncconf|'; cat "$work/body"; printf '|%s' "$time"; } | openssl dgst -sha256 -hmac "$secret" -r)
