@@ -309,7 +309,7 @@ fn set_peer(
             return Err(Conflict::TooMany { what: "peers", count: want.peers.len() + 1, max: MAX_PEERS });
         }
         for (holder, other) in want.peers.iter().filter(|(k, _)| **k != peer) {
-            if let Some(net) = next.allowed_ips.iter().find(|n| other.allowed_ips.contains(*n)) {
+            if let Some(net) = next.allowed_ips.iter().find(|n| other.allowed_ips.contains(n)) {
                 return Err(Conflict::Held { net: *net, holder: *holder });
             }
         }
@@ -319,7 +319,7 @@ fn set_peer(
         let wanted = on.desired.links.get(&link);
         let undeclared = |k: &PublicKey| *k != peer && !wanted.is_some_and(|w| w.peers.contains_key(k));
         for (holder, other) in seen.peers.iter().filter(|(k, _)| undeclared(k)) {
-            if let Some(net) = next.allowed_ips.iter().find(|n| other.allowed_ips.contains(*n)) {
+            if let Some(net) = next.allowed_ips.iter().find(|n| other.allowed_ips.contains(n)) {
                 return Err(Conflict::Held { net: *net, holder: *holder });
             }
         }

@@ -6,7 +6,7 @@ use super::conflict::Conflict;
 use super::declared::Revision;
 use super::edit::{Context, Edit};
 use super::history::deadline;
-use super::history::task::{OpenError, Store};
+use super::history::task::Store;
 use super::record::{Change, Record};
 use super::tell;
 use crate::audit::record::Actor;
@@ -73,7 +73,7 @@ impl<C: Clock> Ledger<C> {
         net: watch::Receiver<Status>,
         trusted: watch::Receiver<Option<Anchor>>,
         audit: Audit,
-    ) -> Result<(Self, Changes, Facts), OpenError> {
+    ) -> Result<(Self, Changes, Facts), DiskError> {
         let boot_id = boot_id().unwrap_or_default();
         let store = Store::open(dir, config.agent.keep_generations as usize, &boot_id, clock.now())?;
         let (imperative, facts) = watch::channel(Some(store.history().state().clone()));

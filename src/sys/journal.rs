@@ -128,6 +128,16 @@ impl Journal {
         out
     }
 
+    /// Goes on with these lines alone, which are its first. The file as it was is kept aside, as a damaged one is. Blocks.
+    pub fn keep_first(&mut self, lines: &[Vec<u8>]) -> Result<(), DiskError> {
+        let mut good = Vec::new();
+        lines.iter().for_each(|l| write_line(&mut good, l));
+        let len = good.len() as u64;
+        let (_, mend) = Mend::Aside { damaged: read_or_nothing(&self.path)?, good }.now(&self.path);
+        *self = Self::with(self.path.clone(), len, mend);
+        Ok(())
+    }
+
     /// Whether the file was found damaged, and the disk did not let it be mended yet.
     pub const fn is_damaged(&self) -> bool {
         self.mend.is_some()

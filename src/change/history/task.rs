@@ -1,12 +1,12 @@
 //! Keeps the history on disk: a line a change, on the medium before anybody hears of it, in one bounded file of mode 0600.
-use super::{BadHistory, History};
+use super::History;
 use crate::change::declared::Declared;
 use crate::change::record::{Line, Newcomers, Record};
 use crate::net::imperative::Imperative;
 use crate::sys::disk::DiskError;
 use crate::sys::journal::{self, Journal};
 use crate::time::Boot;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// File name in the state directory.
@@ -15,34 +15,6 @@ pub const FILE: &str = "changes.journal";
 const MAX_BYTES: u64 = 8 << 20;
 /// Generations more than shall be kept before the file is written anew: that costs more than a line.
 const SLACK: usize = 4;
-
-/// Why the store cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The file.
-    #[error(transparent)]
-    Disk(#[from] DiskError),
-    /// A line that checks out and cannot be understood: written by another version.
-    #[error(
-        "the store of changes cannot be understood; was it written by a newer version? Move {path} aside to go on without it"
-    )]
-    Foreign {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        #[source]
-        source: serde_json::Error,
-    },
-    /// Its lines do not follow from each other.
-    #[error("the store of changes is out of order; move {path} aside to go on without it")]
-    Order {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        #[source]
-        source: BadHistory,
-    },
-}
 
 /// The history and its file.
 #[derive(Debug)]
@@ -56,13 +28,24 @@ pub struct Store {
 
 impl Store {
     /// Opens the store in the state directory. Blocks. A confirmation outstanding from another boot is due at once.
-    pub fn open(dir: &Path, keep: usize, boot_id: &str, now: Boot) -> Result<Self, OpenError> {
+    ///
+    /// From a line on that cannot be understood the file is kept aside, and what stands before it holds: after an update
+    /// that did not last, the older version must start with what the newer one has left behind.
+    pub fn open(dir: &Path, keep: usize, boot_id: &str, now: Boot) -> Result<Self, DiskError> {
         let path = dir.join(FILE);
-        let (journal, found) = Journal::open(path.clone())?;
+        let (mut journal, found) = Journal::open(path.clone())?;
         if found.dropped > 0 && found.aside.is_none() && !journal.is_damaged() {
             tracing::warn!(bytes = found.dropped, "the last change was cut off by a power cut and is not in force");
         }
-        let history = follow(&path, &found.lines, keep, boot_id, now)?;
+        let (history, problem) = follow(&found.lines, keep, boot_id, now);
+        if let Some((understood, problem)) = problem {
+            tracing::error!(
+                path = %path.display(), problem, generation = history.current(),
+                "from its line {} on, the store of changes cannot be understood; was it written by a newer version? \
+                 What stands before it holds", understood + 1
+            );
+            journal.keep_first(found.lines.get(..understood).unwrap_or_default())?;
+        }
         Ok(Self { journal, history, max_bytes: MAX_BYTES, compact: 0 })
     }
 
@@ -164,16 +147,29 @@ impl Store {
 }
 
 /// What is set according to the store in the state directory, which is left as it is. Blocks.
-pub fn peek(dir: &Path) -> Result<Arc<Imperative>, OpenError> {
+pub fn peek(dir: &Path) -> Result<Arc<Imperative>, DiskError> {
     let path = dir.join(FILE);
     let Some(found) = journal::peek(&path)? else { return Ok(Arc::default()) };
-    Ok(follow(&path, &found.lines, 1, "", Boot::default())?.state().clone())
+    Ok(follow(&found.lines, 1, "", Boot::default()).0.state().clone())
 }
 
-fn follow(path: &Path, lines: &[Vec<u8>], keep: usize, boot_id: &str, now: Boot) -> Result<History, OpenError> {
-    let lines: Result<Vec<Line>, _> = lines.iter().map(|l| serde_json::from_slice(l)).collect();
-    let lines = lines.map_err(|source| OpenError::Foreign { path: path.to_owned(), source })?;
-    History::load(lines, keep, boot_id, now).map_err(|source| OpenError::Order { path: path.to_owned(), source })
+/// The history these lines make, and which of them is the first that cannot be understood, with the reason.
+fn follow(lines: &[Vec<u8>], keep: usize, boot_id: &str, now: Boot) -> (History, Option<(usize, String)>) {
+    let mut understood = Vec::new();
+    let mut problem = None;
+    for (i, line) in lines.iter().enumerate() {
+        match serde_json::from_slice::<Line>(line) {
+            Ok(line) => understood.push(line),
+            Err(error) => {
+                problem = Some((i, error.to_string()));
+                break;
+            }
+        }
+    }
+    match History::load(understood, keep, boot_id, now) {
+        Ok(history) => (history, problem),
+        Err(error) => (History::new(keep), Some((0, error.to_string()))),
+    }
 }
 
 #[cfg(test)]

@@ -66,3 +66,33 @@ fn looking_at_a_store_that_is_not_there_makes_none() {
     assert_eq!(*peek(dir.path()).unwrap(), Imperative::default());
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
+
+#[tokio::test]
+async fn what_a_newer_version_wrote_stops_no_older_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(FILE);
+    let open = || Store::open(dir.path(), 10, "boot", Boot::default()).unwrap();
+    let mut store = open();
+    commit(&mut store, &state(3, 1)).await;
+    commit(&mut store, &state(3, 2)).await;
+    store.journal.append(br#"{"line":"something","of":"later"}"#, true).await.unwrap();
+    commit(&mut store, &state(3, 3)).await;
+    let before = std::fs::read(&path).unwrap();
+    assert_eq!(*peek(dir.path()).unwrap(), state(3, 2));
+    let mut older = open();
+    assert_eq!((older.history().current(), (**older.history().state()).clone()), (2, state(3, 2)));
+    commit(&mut older, &state(3, 9)).await;
+    assert_eq!(std::fs::read(dir.path().join("changes.journal.damaged")).unwrap(), before, "nothing is lost");
+    let again = open();
+    assert_eq!((again.history().current(), (**again.history().state()).clone()), (3, state(3, 9)));
+
+    // Not one line of it.
+    let text = std::fs::read(&path).unwrap();
+    let mut journal = Journal::open(path.clone()).unwrap().0;
+    journal.replace([b"{}".to_vec()]).await.unwrap();
+    assert_ne!(std::fs::read(&path).unwrap(), text);
+    let mut older = open();
+    assert_eq!(**older.history().state(), Imperative::default());
+    commit(&mut older, &state(1, 1)).await;
+    assert_eq!(**open().history().state(), state(1, 1));
+}
