@@ -459,7 +459,7 @@ impl Link {
     fn release(&mut self, key: &PublicKey) {
         let nets = self.peers.get_mut(key).map(|p| std::mem::take(&mut p.allowed_ips));
         for net in &nets.unwrap_or_default() {
-            self.owners.remove(&net);
+            self.owners.remove(net);
         }
     }
 
