@@ -346,7 +346,7 @@ impl<C: Clock> Agent<C> {
     }
 
     /// The peers of a file, their endpoints looked up once, as `wg syncconf` does, but not for as long.
-    async fn peers(&self, conf: WgConf) -> Result<BTreeMap<PublicKey, ImperativePeer>, Response> {
+    async fn peers(&self, conf: WgConf) -> Result<BTreeMap<PublicKey, Arc<ImperativePeer>>, Response> {
         let mut known: BTreeMap<HostPort, SocketAddr> = BTreeMap::new();
         let mut out = BTreeMap::new();
         let until = self.board.clock.now() + LOOK_UP;
@@ -370,7 +370,7 @@ impl<C: Clock> Agent<C> {
                 }),
             };
             let (preshared_key, allowed_ips, keepalive) = (peer.preshared_key, peer.allowed_ips, peer.keepalive);
-            out.insert(key, ImperativePeer { preshared_key, allowed_ips, keepalive, endpoint });
+            out.insert(key, Arc::new(ImperativePeer { preshared_key, allowed_ips, keepalive, endpoint }));
         }
         Ok(out)
     }

@@ -23,7 +23,7 @@ pub enum Edit {
     /// Remove a peer; one that is not there is no mistake.
     RemovePeer { link: IfName, peer: PublicKey },
     /// These peers and no others; the interface's own values only where they are given.
-    SetPeers { link: IfName, peers: BTreeMap<PublicKey, ImperativePeer>, own: OwnValues },
+    SetPeers { link: IfName, peers: BTreeMap<PublicKey, Arc<ImperativePeer>>, own: OwnValues },
     /// Make an interface, or set all of one that the API made.
     SetDevice { link: IfName, device: Device },
     /// Bring an interface up or down.
@@ -331,7 +331,7 @@ fn set_peer(
 fn set_peers(
     on: &Context<'_>,
     out: &mut Edited,
-    peers: &BTreeMap<PublicKey, ImperativePeer>,
+    peers: &BTreeMap<PublicKey, Arc<ImperativePeer>>,
     own: &OwnValues,
 ) -> Result<(), Conflict> {
     let link = out.link.clone();
@@ -359,8 +359,8 @@ fn set_peers(
     let old = on.state.links.get(&link);
     let next = peers.iter().filter(|(key, _)| on.declarer(&link, **key).is_none()).map(|(key, peer)| {
         // Peers that stay as they are stay the same in memory: the next comparison is quick.
-        let same = old.and_then(|l| l.peers.get(key)).filter(|o| ***o == *peer);
-        (*key, same.cloned().unwrap_or_else(|| Arc::new(peer.clone())))
+        let same = old.and_then(|l| l.peers.get(key)).filter(|o| *o == peer);
+        (*key, same.unwrap_or(peer).clone())
     });
     let next = next.collect();
     let own_key = on.desired.links.get(&link).map(|l| l.private_key.public());

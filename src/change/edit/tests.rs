@@ -194,7 +194,7 @@ proptest! {
                 1 => Edit::ChangePeer { link: name, peer: key(peer), values },
                 2 => Edit::RemovePeer { link: name, peer: key(peer) },
                 3 => {
-                    let peers = [(key(peer), ImperativePeer { allowed_ips: list, ..Default::default() })].into();
+                    let peers = [(key(peer), Arc::new(ImperativePeer { allowed_ips: list, ..Default::default() }))].into();
                     Edit::SetPeers { link: name, peers, own: OwnValues::default() }
                 }
                 _ => Edit::SetDevice { link: name, device: Device {

@@ -77,7 +77,7 @@ fn none() -> Edit {
 }
 
 fn these(peers: &BTreeMap<u8, u16>) -> Edit {
-    let peer = |keepalive| ImperativePeer { keepalive, ..ImperativePeer::default() };
+    let peer = |keepalive| Arc::new(ImperativePeer { keepalive, ..ImperativePeer::default() });
     let peers = peers.iter().map(|(n, keepalive)| (PublicKey([*n; 32]), peer(*keepalive))).collect();
     Edit::SetPeers { link: "wg0".parse().unwrap(), peers, own: OwnValues::default() }
 }
@@ -232,7 +232,13 @@ async fn what_others_declare_is_a_generation_that_is_told_and_not_taken_back() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     let newest = node.changes.history().await.unwrap()[0].clone();
     assert_eq!((newest.generation, newest.actor.as_str()), (5, "configuration"), "{newest:?}");
-    assert!(entries(dir.path()).unwrap().0.iter().any(|e| e.actor == "configuration" && e.what.contains("mtu = 1300")));
+    // The trail is written by a thread of its own, which no simulated time waits for.
+    let told = || entries(dir.path()).unwrap().0;
+    let until = std::time::Instant::now() + Duration::from_secs(30);
+    while !told().iter().any(|e| e.actor == "configuration" && e.what.contains("mtu = 1300")) {
+        assert!(std::time::Instant::now() < until, "{:?}", told());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     let done = node.changes.rollback(Some(3), Actor::User(0)).await.unwrap();
     let told = done.lines.last().unwrap();
     assert!(told.contains("change that in the configuration file, then restart spoke"), "{told}");

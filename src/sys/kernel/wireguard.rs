@@ -37,6 +37,9 @@ const WGPEER_A_PRESHARED_KEY: u16 = 2;
 /// many hold it up for some 20 ms where all peers are new. Larger requests are not faster.
 const REQUEST_BYTES: usize = 16 * 1024;
 
+/// Steps that are turned into requests at a time: a request takes ten times the memory of what it says.
+const REQUESTED_STEPS: usize = 1024;
+
 /// Allowed-ips of one peer in one request.
 const REQUEST_ALLOWED_IPS: usize = 256;
 
@@ -141,14 +144,16 @@ impl Devices {
     /// that fails is taken apart, so that each failing step is known and the others still happen.
     pub(super) async fn write(&mut self, name: &IfName, steps: &[&Step]) -> Vec<io::Result<()>> {
         let mut results: Vec<io::Result<()>> = steps.iter().map(|_| Ok(())).collect();
-        for batch in batches(steps) {
-            if let Err(error) = self.set(name, batch.attributes).await {
-                if batch.steps.len() == 1 && batch.whole {
-                    results[batch.steps[0]] = Err(error);
-                    continue;
-                }
-                for index in batch.steps {
-                    results[index] = self.write_alone(name, steps[index]).await;
+        for (steps, results) in steps.chunks(REQUESTED_STEPS).zip(results.chunks_mut(REQUESTED_STEPS)) {
+            for batch in batches(steps) {
+                if let Err(error) = self.set(name, batch.attributes).await {
+                    if batch.steps.len() == 1 && batch.whole {
+                        results[batch.steps[0]] = Err(error);
+                        continue;
+                    }
+                    for index in batch.steps {
+                        results[index] = self.write_alone(name, steps[index]).await;
+                    }
                 }
             }
         }
