@@ -26,7 +26,7 @@ for i in $(seq 1 "${SPOKE_BENCH_CHANGES:-40}"); do
   sent=$(on control curl -fsSk -o /dev/null -w '%{time_pretransfer}' -X PUT "https://192.0.2.1:8443/api/nodes/edge-1" \
     -H "authorization: Bearer $(cat "$work/operator")" -H 'content-type: application/json' -d "{\"overrides\": {\"override_mtu\": $mtu}}")
   until grep -q "mtu $mtu " "$work/events"; do pause 0.02; done
-  at=$(grep -m1 -B1 "mtu $mtu " "$work/events" | grep -o '[0-9-]*T[0-9:.]*' | tail -1)
+  at=$(sed -n "/ mtu $mtu /{ s/^\\[\\([^]]*\\)\\].*/\\1/p; q }" "$work/events")
   latencies+=($((($(date -d "$at" +%s%N) - start) / 1000 - $(awk -v s="$sent" 'BEGIN { printf "%d", s * 1000000 }'))))
   pause 0.3
 done
