@@ -85,5 +85,8 @@ impl Node {
     /// Ends everything as a crash would; the kernel stays.
     pub(crate) async fn kill(&mut self) {
         self.tasks.shutdown().await;
+        // A process takes its threads with it; here one may still be writing, and would write into the file of the next.
+        // Simulated time goes on when it is done.
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
