@@ -10,9 +10,9 @@ use crate::net::key::{PublicKey, SecretKey};
 use crate::net::task::{Reconciler, Sources};
 use crate::sim::clock::SimClock;
 use crate::sim::kernel::{FakeKernel, Handle};
+use crate::sim::node::Silent;
 use crate::sys::echo::EchoError;
 use crate::sys::http::{Answer, HttpError};
-use crate::sys::notify::Notify;
 use crate::time::Wall;
 use std::net::IpAddr;
 use std::path::Path;
@@ -187,19 +187,6 @@ impl TunnelKeys for OneKey {
     }
     fn abandon(&mut self) -> Result<(), KeyError> {
         Ok(())
-    }
-}
-
-#[derive(Debug)]
-struct Silent;
-
-impl Notify for Silent {
-    fn ready(&mut self) {}
-    fn alive(&mut self) {}
-    fn status(&mut self, _: &str) {}
-    fn stopping(&mut self) {}
-    fn watchdog(&self) -> Option<Duration> {
-        None
     }
 }
 
