@@ -2,13 +2,18 @@
 //! stop asked for ends them all. The kernel tunnel is no task's to take down.
 use std::fmt::Display;
 use std::future::Future;
+use std::io;
 use std::time::Duration;
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 /// First wait before a failed task is started again.
 const RESTART_MIN: Duration = Duration::from_secs(1);
 /// Longest wait.
 const RESTART_MAX: Duration = Duration::from_secs(60);
+/// Bytes of stack of a thread with a runtime of its own.
+const STACK: usize = 512 * 1024;
 /// A task that ran for this long starts at [`RESTART_MIN`] again.
 const RESTART_RESET: Duration = Duration::from_secs(300);
 
@@ -28,6 +33,15 @@ pub enum Exit {
     Panicked(String),
 }
 
+/// Runs a task whose end is the end of the process.
+async fn vital<E: Display>(task: &'static str, run: impl Future<Output = Result<(), E>>) -> Exit {
+    let reason = match run.await {
+        Ok(()) => "it returned".to_owned(),
+        Err(e) => e.to_string(),
+    };
+    Exit::Vital { task, reason }
+}
+
 /// The running tasks.
 #[derive(Debug, Default)]
 pub struct Supervisor {
@@ -36,18 +50,38 @@ pub struct Supervisor {
 
 impl Supervisor {
     /// Runs `task` for as long as the process lives; its end, with or without an error, ends the process.
-    pub fn vital<E: Display>(
+    pub fn vital<E: Display + 'static>(
         &mut self,
         name: &'static str,
         task: impl Future<Output = Result<(), E>> + Send + 'static,
     ) {
-        self.tasks.spawn(async move {
-            let reason = match task.await {
-                Ok(()) => "it returned".to_owned(),
-                Err(e) => e.to_string(),
+        self.tasks.spawn(vital(name, task));
+    }
+
+    /// As [`Self::vital`], on a thread and a runtime of its own: for work whose every step may take long, so that nobody
+    /// who only wants an answer waits behind it.
+    ///
+    /// # Errors
+    /// The process may start no thread.
+    pub fn vital_apart<E: Display>(
+        &mut self,
+        name: &'static str,
+        runtime: impl FnOnce() -> io::Result<Runtime> + Send + 'static,
+        task: impl Future<Output = Result<(), E>> + Send + 'static,
+    ) -> io::Result<()> {
+        let (end, ended) = oneshot::channel();
+        let thread = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK);
+        thread.spawn(move || {
+            let exit = match runtime() {
+                Ok(runtime) => runtime.block_on(vital(name, task)),
+                Err(e) => Exit::Vital { task: name, reason: e.to_string() },
             };
-            Exit::Vital { task: name, reason }
-        });
+            // Nobody listens any more where the process is already ending.
+            let _ = end.send(exit);
+        })?;
+        let gone = move |_| Exit::Panicked(format!("the thread of {name} is gone"));
+        self.tasks.spawn(async move { ended.await.unwrap_or_else(gone) });
+        Ok(())
     }
 
     /// Runs what `start` makes, again and again: after a failure with backoff between 1 and 60 s, jittered by half.
@@ -127,5 +161,25 @@ mod tests {
         supervisor.vital("net", async { Err::<(), _>("no kernel") });
         let end = supervisor.run(std::future::pending()).await;
         assert_eq!(end.unwrap_err().to_string(), "net ended: no kernel");
+    }
+
+    #[tokio::test]
+    async fn a_task_apart_holds_nobody_up_and_its_end_is_the_end() {
+        let mut supervisor = Supervisor::default();
+        let runtime = || tokio::runtime::Builder::new_current_thread().build();
+        let (answer, asked) = std::sync::mpsc::channel();
+        // It blocks its thread until this one, which would have to run it otherwise, goes on.
+        let work = async move { Err::<(), _>(asked.recv().unwrap()) };
+        supervisor.vital_apart("net", runtime, work).unwrap();
+        answer.send("no kernel").unwrap();
+        let end = supervisor.run(std::future::pending()).await;
+        assert_eq!(end.unwrap_err().to_string(), "net ended: no kernel");
+
+        let mut supervisor = Supervisor::default();
+        let runtime = || tokio::runtime::Builder::new_current_thread().build();
+        let work = async { if true { panic!("on purpose") } else { Ok::<(), String>(()) } };
+        supervisor.vital_apart("net", runtime, work).unwrap();
+        let end = supervisor.run(std::future::pending()).await;
+        assert!(matches!(end, Err(Exit::Panicked(_))), "{end:?}");
     }
 }

@@ -59,7 +59,6 @@ async fn supervise(config: Arc<Config>, keys: crate::net::derive::Keys) -> Outco
     let clock = SystemClock;
     let started = clock.now();
     let mut stop = Stop::new()?;
-    let kernel = kernel(&config)?;
     let mut tasks = Supervisor::default();
 
     let (secrets, keys) = watch::channel(Some(Arc::new(keys)));
@@ -147,8 +146,11 @@ async fn supervise(config: Arc<Config>, keys: crate::net::derive::Keys) -> Outco
         async move { socket::run(Listener::bind(&path)?, answers).await }
     });
 
-    let reconciler = Reconciler { kernel, clock, notify: Systemd, config, sources, status, events };
-    tasks.vital("net", reconciler.run());
+    // Going through thousands of peers takes tens of milliseconds, on a router more: who asks for health shall not wait.
+    tasks.vital_apart("net", super::runtime, async move {
+        let kernel = kernel(&config)?;
+        Reconciler { kernel, clock, notify: Systemd, config, sources, status, events }.run().await
+    })?;
 
     let ended = tasks.run(stop.wait()).await;
     Systemd.stopping();

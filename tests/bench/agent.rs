@@ -10,6 +10,7 @@ use spoke::net::derive::Keys;
 use spoke::net::key::SecretKey;
 use spoke::net::task::{Reconciler, Sources, Status};
 use spoke::sim::kernel::FakeKernel;
+use spoke::supervise::Supervisor;
 use spoke::sys::clock::{Clock as _, SystemClock};
 use spoke::sys::notify::Systemd;
 use std::path::Path;
@@ -48,11 +49,10 @@ async fn serve(path: &Path) {
     };
     let board = Board { clock, started: clock.now(), config: config.clone(), net, changes, stop };
     let reconciler = Reconciler { kernel: FakeKernel::new(), clock, notify: Systemd, config, sources, status, events };
-    let ended = tokio::select! {
-        ended = trail.run() => ended.map_err(|e| e.to_string()),
-        ended = ledger.run() => ended.map_err(|e| e.to_string()),
-        ended = reconciler.run() => ended.map_err(|e| e.to_string()),
-        ended = run(board) => ended.map_err(|e| e.to_string()),
-    };
-    ended.expect("it goes on until it is killed");
+    let mut tasks = Supervisor::default();
+    tasks.vital("audit", trail.run());
+    tasks.vital("changes", ledger.run());
+    tasks.vital("agent", run(board));
+    tasks.vital_apart("net", spoke::cli::runtime, reconciler.run()).expect("a thread");
+    tasks.run(std::future::pending()).await.expect("it goes on until it is killed");
 }
