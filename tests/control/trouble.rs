@@ -312,6 +312,20 @@ async fn replicas_are_one_control_plane() {
     };
     assert_eq!((send(&mut here).await, send(&mut there).await), (200, 401), "a replay at another one");
 
+    // Who is called at one, comes back at another.
+    let mut edge = second.device("edge-2");
+    let (_, state) = edge.ask("GET", &format!("{STATE}?after=0"), "").await;
+    let generation = state["document"]["generation"].as_u64().unwrap();
+    let polling = tokio::spawn(async move {
+        loop {
+            edge.ask("GET", &format!("{STATE}?after={generation}&wait=50"), "").await;
+        }
+    });
+    until("the node waits", async || (second.status().await["connected"] == 1).then_some(())).await;
+    let (_, answer) = third.operator("POST", "/api/nodes/edge-2/test", "").await;
+    assert_eq!(answer["data"]["reachable"], true, "{answer}");
+    polling.abort();
+
     // A signing key made by one is used by all.
     let key = first.done(&["signing-key", "add"]).await;
     let mut edge = third.device("edge-1");
