@@ -33,15 +33,6 @@ pub enum Exit {
     Panicked(String),
 }
 
-/// Runs a task whose end is the end of the process.
-async fn vital<E: Display>(task: &'static str, run: impl Future<Output = Result<(), E>>) -> Exit {
-    let reason = match run.await {
-        Ok(()) => "it returned".to_owned(),
-        Err(e) => e.to_string(),
-    };
-    Exit::Vital { task, reason }
-}
-
 /// The running tasks.
 #[derive(Debug, Default)]
 pub struct Supervisor {
@@ -50,37 +41,52 @@ pub struct Supervisor {
 
 impl Supervisor {
     /// Runs `task` for as long as the process lives; its end, with or without an error, ends the process.
-    pub fn vital<E: Display + 'static>(
+    pub fn vital<E: Display>(
         &mut self,
         name: &'static str,
         task: impl Future<Output = Result<(), E>> + Send + 'static,
     ) {
-        self.tasks.spawn(vital(name, task));
+        self.tasks.spawn(async move {
+            let reason = match task.await {
+                Ok(()) => "it returned".to_owned(),
+                Err(e) => e.to_string(),
+            };
+            Exit::Vital { task: name, reason }
+        });
     }
 
-    /// As [`Self::vital`], on a thread and a runtime of its own: for work whose every step may take long, so that nobody
-    /// who only wants an answer waits behind it.
+    /// Runs the tasks that `start` gives to a supervisor of their own, on a thread and a runtime of their own: for work whose
+    /// every step may take long, so that nobody who only wants an answer waits behind it.
     ///
     /// # Errors
     /// The process may start no thread.
-    pub fn vital_apart<E: Display>(
+    pub fn apart(
         &mut self,
         name: &'static str,
         runtime: impl FnOnce() -> io::Result<Runtime> + Send + 'static,
-        task: impl Future<Output = Result<(), E>> + Send + 'static,
+        start: impl FnOnce(&mut Self) + Send + 'static,
     ) -> io::Result<()> {
         let (end, ended) = oneshot::channel();
         let thread = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK);
         thread.spawn(move || {
             let exit = match runtime() {
-                Ok(runtime) => runtime.block_on(vital(name, task)),
-                Err(e) => Exit::Vital { task: name, reason: e.to_string() },
+                Ok(runtime) => runtime.block_on(async {
+                    let mut tasks = Self::default();
+                    start(&mut tasks);
+                    tasks.run(std::future::pending()).await
+                }),
+                Err(e) => Err(Exit::Vital { task: name, reason: e.to_string() }),
             };
             // Nobody listens any more where the process is already ending.
-            let _ = end.send(exit);
+            let _ = end.send(exit.err());
         })?;
-        let gone = move |_| Exit::Panicked(format!("the thread of {name} is gone"));
-        self.tasks.spawn(async move { ended.await.unwrap_or_else(gone) });
+        self.tasks.spawn(async move {
+            let gone = |what| Exit::Panicked(format!("{what} of the thread {name}"));
+            match ended.await {
+                Ok(exit) => exit.unwrap_or_else(|| gone("all tasks")),
+                Err(_) => gone("the runtime"),
+            }
+        });
         Ok(())
     }
 
@@ -164,22 +170,26 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_task_apart_holds_nobody_up_and_its_end_is_the_end() {
-        let mut supervisor = Supervisor::default();
+    async fn tasks_apart_hold_nobody_up_and_their_end_is_the_end() {
         let runtime = || tokio::runtime::Builder::new_current_thread().build();
         let (answer, asked) = std::sync::mpsc::channel();
+        let mut supervisor = Supervisor::default();
         // It blocks its thread until this one, which would have to run it otherwise, goes on.
         let work = async move { Err::<(), _>(asked.recv().unwrap()) };
-        supervisor.vital_apart("net", runtime, work).unwrap();
+        supervisor.apart("reconciling", runtime, |tasks| tasks.vital("net", work)).unwrap();
         answer.send("no kernel").unwrap();
         let end = supervisor.run(std::future::pending()).await;
         assert_eq!(end.unwrap_err().to_string(), "net ended: no kernel");
 
         let mut supervisor = Supervisor::default();
-        let runtime = || tokio::runtime::Builder::new_current_thread().build();
         let work = async { if true { panic!("on purpose") } else { Ok::<(), String>(()) } };
-        supervisor.vital_apart("net", runtime, work).unwrap();
+        supervisor.apart("reconciling", runtime, |tasks| tasks.vital("net", work)).unwrap();
         let end = supervisor.run(std::future::pending()).await;
         assert!(matches!(end, Err(Exit::Panicked(_))), "{end:?}");
+
+        let mut supervisor = Supervisor::default();
+        supervisor.apart("reconciling", || Err(io::Error::other("no runtime")), |_| ()).unwrap();
+        let end = supervisor.run(std::future::pending()).await;
+        assert_eq!(end.unwrap_err().to_string(), "reconciling ended: no runtime");
     }
 }

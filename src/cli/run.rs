@@ -146,10 +146,14 @@ async fn supervise(config: Arc<Config>, keys: crate::net::derive::Keys) -> Outco
         async move { socket::run(Listener::bind(&path)?, answers).await }
     });
 
-    // Going through thousands of peers takes tens of milliseconds, on a router more: who asks for health shall not wait.
-    tasks.vital_apart("net", super::runtime, async move {
-        let kernel = kernel(&config)?;
-        Reconciler { kernel, clock, notify: Systemd, config, sources, status, events }.run().await
+    // Going through thousands of peers takes tens of milliseconds, on a router more: who asks for health shall not wait. A
+    // change and the pass that carries it out follow each other, so one thread does for both.
+    tasks.apart("reconciling", super::runtime, move |tasks| {
+        tasks.vital("changes", changes.ledger.run());
+        tasks.vital("net", async move {
+            let kernel = kernel(&config)?;
+            Reconciler { kernel, clock, notify: Systemd, config, sources, status, events }.run().await
+        });
     })?;
 
     let ended = tasks.run(stop.wait()).await;
@@ -176,14 +180,15 @@ fn start_names(
     Some(addresses)
 }
 
-/// Where changes are asked for, and the facts they become.
+/// The ledger, where changes are asked for, and the facts they become.
 struct Changing {
+    ledger: change::Ledger<SystemClock>,
     handle: Changes,
     facts: change::Facts,
     audit: Audit,
 }
 
-/// Starts the ledger of changes and the audit trail.
+/// Opens the ledger of changes and starts the audit trail.
 fn start_changes(
     tasks: &mut Supervisor,
     config: &Arc<Config>,
@@ -195,10 +200,9 @@ fn start_changes(
     tasks.vital("audit", trail.run());
     let (ledger, handle, facts) =
         change::Ledger::open(dir, config.clone(), SystemClock, net.clone(), trusted, audit.clone())?;
-    tasks.vital("changes", ledger.run());
     let net = net.clone();
     tasks.vital("repairs", crate::audit::task::repairs(net, audit.clone(), SystemClock));
-    Ok(Changing { handle, facts, audit })
+    Ok(Changing { ledger, handle, facts, audit })
 }
 
 /// The kernel, as far as the configuration has to do with it.

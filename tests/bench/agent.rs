@@ -51,8 +51,11 @@ async fn serve(path: &Path) {
     let reconciler = Reconciler { kernel: FakeKernel::new(), clock, notify: Systemd, config, sources, status, events };
     let mut tasks = Supervisor::default();
     tasks.vital("audit", trail.run());
-    tasks.vital("changes", ledger.run());
     tasks.vital("agent", run(board));
-    tasks.vital_apart("net", spoke::cli::runtime, reconciler.run()).expect("a thread");
+    let apart = |tasks: &mut Supervisor| {
+        tasks.vital("changes", ledger.run());
+        tasks.vital("net", reconciler.run());
+    };
+    tasks.apart("reconciling", spoke::cli::runtime, apart).expect("a thread");
     tasks.run(std::future::pending()).await.expect("it goes on until it is killed");
 }
