@@ -3,7 +3,8 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::str::FromStr;
-use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+use std::sync::Arc;
+use zeroize::Zeroizing;
 
 /// A key that is not 44 characters of standard base64 for 32 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -76,23 +77,26 @@ impl<'de> Deserialize<'de> for PublicKey {
 macro_rules! secret_key {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
-        pub struct $name([u8; 32]);
+        ///
+        /// Copies share the one place it is kept in: a peer without such a key pays for a pointer, and what is wiped in the end
+        /// was the only one.
+        #[derive(Clone, PartialEq, Eq)]
+        pub struct $name(Arc<Zeroizing<[u8; 32]>>);
 
         impl $name {
             /// Takes 32 raw bytes.
-            pub const fn from_bytes(bytes: [u8; 32]) -> Self {
-                Self(bytes)
+            pub fn from_bytes(bytes: [u8; 32]) -> Self {
+                Self(Arc::new(Zeroizing::new(bytes)))
             }
 
             /// The raw bytes, for the kernel and for the file that keeps them.
-            pub const fn reveal(&self) -> &[u8; 32] {
+            pub fn reveal(&self) -> &[u8; 32] {
                 &self.0
             }
 
             /// The text form, wiped when dropped.
             pub fn reveal_base64(&self) -> Zeroizing<String> {
-                Zeroizing::new(STANDARD.encode(self.0))
+                Zeroizing::new(STANDARD.encode(self.reveal()))
             }
         }
 
@@ -105,7 +109,7 @@ macro_rules! secret_key {
         impl FromStr for $name {
             type Err = BadKey;
             fn from_str(text: &str) -> Result<Self, BadKey> {
-                decode(text).map(|k| Self(*k))
+                decode(text).map(|k| Self(Arc::new(k)))
             }
         }
 
@@ -130,15 +134,15 @@ secret_key! {
 impl SecretKey {
     /// The public half (X25519; the kernel clamps a private key the same way).
     pub fn public(&self) -> PublicKey {
-        let secret = x25519_dalek::StaticSecret::from(self.0);
+        let secret = x25519_dalek::StaticSecret::from(*self.reveal());
         PublicKey(x25519_dalek::PublicKey::from(&secret).to_bytes())
     }
 
     /// A key from 32 random bytes, clamped as `wg genkey` does so that its text form equals what the kernel reports.
-    pub const fn clamped(mut bytes: [u8; 32]) -> Self {
+    pub fn clamped(mut bytes: [u8; 32]) -> Self {
         bytes[0] &= 248;
         bytes[31] = (bytes[31] & 127) | 64;
-        Self(bytes)
+        Self::from_bytes(bytes)
     }
 }
 
