@@ -239,17 +239,21 @@ pub fn peer_values(bytes: &[u8]) -> Result<(PeerValues, Option<Duration>), BadBo
 }
 
 /// `POST …/syncconf`: `{"config": base64 of a file}`.
-pub fn syncconf(bytes: &[u8]) -> Result<(WgConf, Option<Duration>), BadBody> {
-    let mut f = Fields::read(bytes)?;
+///
+/// A file of thousands of peers is there in one form at a time: each is given up once the next is made of it.
+pub fn syncconf(bytes: impl AsRef<[u8]>) -> Result<(WgConf, Option<Duration>), BadBody> {
+    let mut f = Fields::read(bytes.as_ref())?;
+    drop(bytes);
     let text = f.required("config", |f, k| f.text(k, true));
     let confirm = f.confirm();
     let mut bad = |msg: String| {
         f.fault("value_error", "config", msg, Value::Null);
         None
     };
-    let conf = text.and_then(|text| {
-        let packed: String = text.split_ascii_whitespace().collect();
-        let Ok(raw) = STANDARD.decode(packed) else { return bad("Input should be base64".into()) };
+    let conf = text.and_then(|mut text| {
+        text.retain(|c| !c.is_ascii_whitespace());
+        let Ok(raw) = STANDARD.decode(&text) else { return bad("Input should be base64".into()) };
+        drop(text);
         let Ok(raw) = String::from_utf8(raw) else { return bad("The file is not UTF-8".into()) };
         match wgconf::parse(&raw) {
             Ok(conf) => Some(conf),

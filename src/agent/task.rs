@@ -5,7 +5,7 @@ use super::body;
 use super::openapi;
 use super::replay::{self, CAPACITY, Replays, Verdict};
 use super::routes::{Call, resolve};
-use super::wgconf::WgConf;
+use super::wgconf::{WgConf, WgPeer};
 use crate::audit::record::Actor;
 use crate::change::ask::task::{Changes, FRESH};
 use crate::change::ask::{Done, Refused};
@@ -24,13 +24,13 @@ use crate::sys::clock::{Clock, boot_id};
 use crate::sys::disk::DiskError;
 use crate::sys::host::Host;
 use crate::sys::http_server::{Limits, Listeners, Plain, Server, Service, Wrap, stopped, with_own_addresses};
-use crate::sys::journal::Journal;
+use crate::sys::journal::{Journal, Lines};
 use crate::sys::keys::{KeyError, shared_secret};
 use crate::sys::resolve::{Resolve as _, SystemResolver};
 use crate::sys::tls::{Tls, TlsError};
 use crate::time::Boot;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -192,10 +192,13 @@ impl Memory {
         }
         let reserved = self.replays.reserve(proof.timestamp);
         if self.lines > 2 * CAPACITY {
-            let lines: Vec<String> =
-                [self.boot.clone()].into_iter().chain(self.replays.lines().map(|l| l.to_string())).collect();
-            let written = lines.len();
-            self.journal.replace(lines.into_iter().map(String::into_bytes)).await?;
+            let mut lines: Lines = [&self.boot].into_iter().collect();
+            let mut written = 1;
+            for line in self.replays.lines() {
+                lines.push(line.to_string().as_bytes());
+                written += 1;
+            }
+            self.journal.replace(lines).await?;
             self.lines = written;
             return Ok(verdict);
         }
@@ -336,43 +339,45 @@ impl<C: Clock> Agent<C> {
     }
 
     async fn syncconf(&self, link: IfName, bytes: Vec<u8>, actor: Actor) -> Result<Response, Response> {
-        let read = large(bytes.len() > LARGE_BODY, move || body::syncconf(&bytes)).await?;
+        let read = large(bytes.len() > LARGE_BODY, move || body::syncconf(bytes)).await?;
         let (conf, confirm) = read.map_err(|e| answer::bad_body(&e))?;
         let own =
             OwnValues { private_key: conf.private_key.clone(), listen_port: conf.listen_port, fwmark: conf.fwmark };
-        let peers = self.peers(conf).await?;
+        let peers = self.peers(&link, conf).await?;
         let done = self.edit(Edit::SetPeers { link, peers, own }, actor, confirm).await?;
         Ok(told(&done, "Configuration synchronized successfully", json!({})))
     }
 
     /// The peers of a file, their endpoints looked up once, as `wg syncconf` does, but not for as long.
-    async fn peers(&self, conf: WgConf) -> Result<BTreeMap<PublicKey, Arc<ImperativePeer>>, Response> {
-        let mut known: BTreeMap<HostPort, SocketAddr> = BTreeMap::new();
-        let mut out = BTreeMap::new();
-        let until = self.board.clock.now() + LOOK_UP;
-        for (key, peer) in conf.peers {
-            let endpoint = match peer.endpoint {
-                None => None,
-                Some(at) => Some(match at.literal().or_else(|| known.get(&at).copied()) {
-                    Some(addr) => addr,
-                    None if known.len() >= MAX_NAMES => {
-                        return Err(Response::error(422, &format!("More than {MAX_NAMES} endpoints are names")));
-                    }
-                    None => {
-                        let left = until.since(self.board.clock.now());
-                        let found = self.resolver.resolve(&at, left).await;
-                        let addr = found.ok().and_then(|list| list.first().copied());
-                        let addr =
-                            addr.ok_or_else(|| Response::error(422, &format!("Endpoint {at} has no address")))?;
-                        known.insert(at, addr);
-                        addr
-                    }
-                }),
-            };
-            let (preshared_key, allowed_ips, keepalive) = (peer.preshared_key, peer.allowed_ips, peer.keepalive);
-            out.insert(key, Arc::new(ImperativePeer { preshared_key, allowed_ips, keepalive, endpoint }));
+    async fn peers(&self, link: &IfName, conf: WgConf) -> Result<BTreeMap<PublicKey, Arc<ImperativePeer>>, Response> {
+        let name = |peer: &WgPeer| peer.endpoint.as_ref().filter(|e| e.literal().is_none()).cloned();
+        let names: BTreeSet<HostPort> = conf.peers.values().filter_map(name).collect();
+        if names.len() > MAX_NAMES {
+            return Err(Response::error(422, &format!("More than {MAX_NAMES} endpoints are names")));
         }
-        Ok(out)
+        let mut known: BTreeMap<HostPort, SocketAddr> = BTreeMap::new();
+        let until = self.board.clock.now() + LOOK_UP;
+        for at in names {
+            let found = self.resolver.resolve(&at, until.since(self.board.clock.now())).await;
+            let addr = found.ok().and_then(|list| list.first().copied());
+            let addr = addr.ok_or_else(|| Response::error(422, &format!("Endpoint {at} has no address")))?;
+            known.insert(at, addr);
+        }
+        let (set, link, many) =
+            (self.board.net.borrow().imperative.clone(), link.clone(), conf.peers.len() > MANY_PEERS);
+        let make = move || {
+            let set = set.links.get(&link).map(|l| &l.peers);
+            let peer = |(key, peer): (PublicKey, WgPeer)| {
+                let endpoint = peer.endpoint.and_then(|e| e.literal().or_else(|| known.get(&e).copied()));
+                let WgPeer { preshared_key, allowed_ips, keepalive, .. } = peer;
+                let peer = ImperativePeer { preshared_key, allowed_ips, keepalive, endpoint };
+                // What is set already needs no second copy.
+                let same = set.and_then(|s| s.get(&key)).filter(|s| ***s == peer).cloned();
+                (key, same.unwrap_or_else(|| Arc::new(peer)))
+            };
+            conf.peers.into_iter().map(peer).collect()
+        };
+        large(many, make).await
     }
 
     async fn dump(&self, link: IfName) -> Result<Response, Response> {

@@ -251,21 +251,21 @@ impl History {
         true
     }
 
-    /// The lines that [`History::load`] reads back.
-    pub fn lines(&self) -> Vec<Line> {
-        let base = Change::between(&Imperative::default(), &self.base);
-        let mut out =
-            vec![Line::Base { generation: self.base_generation, change: base, declared: self.declared.clone() }];
-        out.extend(self.records.iter().cloned().map(Line::Change));
+    /// The lines that [`History::load`] reads back, each made when it is asked for: each may hold thousands of peers.
+    pub fn lines(&self) -> impl Iterator<Item = Line> {
+        let base = || Line::Base {
+            generation: self.base_generation,
+            change: Change::between(&Imperative::default(), &self.base),
+            declared: self.declared.clone(),
+        };
         let outstanding = self.pending.as_ref().map(|p| p.generation);
         let last = self.records.iter().rfind(|r| r.revision.is_empty());
-        if let Some(last) = last.filter(|r| r.confirm.is_some() && outstanding != Some(r.generation)) {
-            out.push(Line::Confirmed { generation: last.generation });
-        }
-        if !self.unfinished.is_empty() {
-            out.push(Line::Intent { peers: self.unfinished.clone() });
-        }
-        out
+        let confirmed = last.filter(|r| r.confirm.is_some() && outstanding != Some(r.generation));
+        let intent = Some(&self.unfinished).filter(|peers| !peers.is_empty());
+        std::iter::once_with(base)
+            .chain(self.records.iter().cloned().map(Line::Change))
+            .chain(confirmed.map(|r| Line::Confirmed { generation: r.generation }))
+            .chain(intent.map(|peers| Line::Intent { peers: peers.clone() }))
     }
 }
 

@@ -131,7 +131,7 @@ impl<C: Clock> Ledger<C> {
         match command {
             Command::Edit(edit, actor, confirm, reply) => {
                 let what = edit.describe();
-                let done = self.edit(&edit, &actor, confirm).await;
+                let done = self.edit(*edit, &actor, confirm).await;
                 self.report(&actor, &what, &done);
                 let _ = reply.send(done);
             }
@@ -177,7 +177,7 @@ impl<C: Clock> Ledger<C> {
         self.audit.record(actor, what, result);
     }
 
-    async fn edit(&mut self, edit: &Edit, actor: &Actor, confirm: Option<Duration>) -> Result<Done, Refused> {
+    async fn edit(&mut self, edit: Edit, actor: &Actor, confirm: Option<Duration>) -> Result<Done, Refused> {
         if let Some(pending) = self.store.history().pending() {
             return Err(Refused::Unconfirmed(pending.generation));
         }
@@ -185,25 +185,25 @@ impl<C: Clock> Ledger<C> {
             // Others may have set peers there, which the kernel announces to nobody.
             look(&self.repair, self.net.clone(), &self.clock, FRESH).await;
         }
-        let status = self.net.borrow().clone();
-        let (edited, found) = {
+        let (mut edited, found) = {
+            let status = self.net.borrow().clone();
             let on = self.context(&status);
-            let found = on.strangers(edit, &kept(&status, edit.link()));
+            let found = on.strangers(&edit, &kept(&status, edit.link()));
             let base = (!found.is_empty()).then(|| (on.take_over(edit.link(), &found), found.len()));
             (edit.carry_out(&on)?, base)
         };
-        let links: BTreeSet<IfName> = [edited.link.clone()].into();
-        let was_up = edited.was_up;
-        let mut next = edited.state;
         if let Some((base, count)) = found {
             // First they become ours as they are: so there is something to go back to.
             let what = format!("take over {count} peers found on {}", edited.link);
-            self.change(base, links.clone(), actor, &what, None).await?;
+            self.change(base, [edited.link.clone()].into(), actor, &what, None).await?;
             let status = self.net.borrow().clone();
-            next = edit.carry_out(&self.context(&status))?.state;
+            edited.state = edit.carry_out(&self.context(&status))?.state;
         }
-        let mut done = self.change(next, links, actor, &edit.describe(), confirm).await?;
-        done.was_up = was_up;
+        let what = edit.describe();
+        // With thousands of peers what was asked for is a third of all memory; nothing of it is needed while it is carried out.
+        drop(edit);
+        let mut done = self.change(edited.state, [edited.link].into(), actor, &what, confirm).await?;
+        done.was_up = edited.was_up;
         Ok(done)
     }
 

@@ -67,6 +67,35 @@ impl Mend {
     }
 }
 
+/// Lines as they stand in the file.
+#[derive(Debug, Default)]
+pub struct Lines(Vec<u8>);
+
+impl Lines {
+    /// Adds one.
+    pub fn push(&mut self, payload: &[u8]) {
+        write_line(&mut self.0, payload);
+    }
+
+    /// Bytes they take in the file.
+    pub const fn len(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    /// There is none.
+    pub const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl<P: AsRef<[u8]>> FromIterator<P> for Lines {
+    fn from_iter<I: IntoIterator<Item = P>>(payloads: I) -> Self {
+        let mut out = Self::default();
+        payloads.into_iter().for_each(|p| out.push(p.as_ref()));
+        out
+    }
+}
+
 /// What was found at opening.
 #[derive(Debug, Default)]
 pub struct Found {
@@ -189,9 +218,8 @@ impl Journal {
     }
 
     /// Puts these lines in the place of all others; after a power cut it is the old ones or these.
-    pub async fn replace(&mut self, payloads: impl IntoIterator<Item = Vec<u8>>) -> Result<(), DiskError> {
-        let mut bytes = Vec::new();
-        payloads.into_iter().for_each(|p| write_line(&mut bytes, &p));
+    pub async fn replace(&mut self, lines: Lines) -> Result<(), DiskError> {
+        let Lines(bytes) = lines;
         self.mend().await?;
         let path = self.path.clone();
         let (file, len) = blocking(move || {
@@ -362,7 +390,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut journal, _) = Journal::open(dir.path().join("j")).unwrap();
         journal.append(b"old", true).await.unwrap();
-        journal.replace([b"a".to_vec(), b"b".to_vec()]).await.unwrap();
+        journal.replace(["a", "b"].into_iter().collect()).await.unwrap();
         journal.append(b"c", true).await.unwrap();
         assert_eq!(read(journal.path()).unwrap().lines, [b"a", b"b", b"c"]);
         assert_eq!(std::fs::metadata(journal.path()).unwrap().mode() & 0o777, 0o600);
@@ -410,7 +438,7 @@ mod tests {
             let (mut journal, _) = Journal::open(path.clone()).unwrap();
             journal.append(b"one", true).await.unwrap();
             journal.append(b"two", true).await.unwrap();
-            journal.replace([b"first".to_vec(), b"second".to_vec(), b"third".to_vec()]).await.unwrap();
+            journal.replace(["first", "second", "third"].into_iter().collect()).await.unwrap();
             let mut bytes = std::fs::read(&path).unwrap();
             let at = if text.is_empty() { 0 } else { bytes.iter().position(|b| *b == b'\n').unwrap() + 1 };
             bytes[at] ^= 1;

@@ -4,7 +4,7 @@ use crate::change::declared::Declared;
 use crate::change::record::{Line, Newcomers, Record};
 use crate::net::imperative::Imperative;
 use crate::sys::disk::DiskError;
-use crate::sys::journal::{self, Journal};
+use crate::sys::journal::{self, Journal, Lines};
 use crate::time::Boot;
 use std::path::Path;
 use std::sync::Arc;
@@ -123,10 +123,9 @@ impl Store {
         self.history.shorten();
         let written = async {
             let mut lines = self.lines()?;
-            let mut len: u64 = lines.iter().map(|l| l.len() as u64).sum();
-            while len > self.max_bytes / 2 && self.history.drop_oldest() {
+            while lines.len() > self.max_bytes / 2 && self.history.drop_oldest() {
+                drop(lines);
                 lines = self.lines()?;
-                len = lines.iter().map(|l| l.len() as u64).sum();
             }
             self.journal.replace(lines).await?;
             self.compact = self.journal.len();
@@ -137,8 +136,12 @@ impl Store {
         }
     }
 
-    fn lines(&self) -> Result<Vec<Vec<u8>>, DiskError> {
-        self.history.lines().iter().map(|line| self.text(line)).collect()
+    fn lines(&self) -> Result<Lines, DiskError> {
+        let mut out = Lines::default();
+        for line in self.history.lines() {
+            out.push(&self.text(&line)?);
+        }
+        Ok(out)
     }
 
     fn text(&self, line: &Line) -> Result<Vec<u8>, DiskError> {

@@ -102,14 +102,14 @@ impl Store {
         let due = confirm.then(|| Boot::from_secs(100));
         let record = self.history.next(&to, record(due.map(|d| deadline(&self.boot.to_string(), d))));
         if self.disk.is_empty() {
-            self.disk = self.history.lines();
+            self.disk = self.history.lines().collect();
         }
         self.disk.push(Line::Change(record.clone()));
         self.history.commit(record, Arc::new(to), due);
         assert!(self.history.unfinished().is_empty(), "a good state has all of it");
         if self.history.is_long_by(1) {
             self.history.shorten();
-            self.disk = self.history.lines();
+            self.disk = self.history.lines().collect();
         }
     }
 
@@ -122,20 +122,20 @@ impl Store {
         let state = self.history.state().clone();
         let record = self.history.next(&state, Record { revision, ..record(None) });
         if self.disk.is_empty() {
-            self.disk = self.history.lines();
+            self.disk = self.history.lines().collect();
         }
         self.disk.push(Line::Change(record.clone()));
         self.history.declare(record);
         if self.history.is_long_by(1) {
             self.history.shorten();
-            self.disk = self.history.lines();
+            self.disk = self.history.lines().collect();
         }
         true
     }
 
     fn intend(&mut self, peers: Newcomers) {
         if self.disk.is_empty() {
-            self.disk = self.history.lines();
+            self.disk = self.history.lines().collect();
         }
         self.disk.push(Line::Intent { peers: peers.clone() });
         self.history.intend(peers);
@@ -154,7 +154,7 @@ proptest! {
     fn the_present_and_the_previous_state_are_what_a_plain_list_says(ops in proptest::collection::vec(op(), 1..40)) {
         let mut store = Store { disk: Vec::new(), history: History::new(3), boot: 0 };
         store.history.begin(declared(0));
-        store.disk = store.history.lines();
+        store.disk = store.history.lines().collect();
         // What was declared in each generation, and which of them the API made.
         let (mut said, mut by_api) = (vec![declared(0)], vec![false]);
         // Every good state there ever was, by generation; and the generation an outstanding confirmation goes back to.

@@ -89,7 +89,7 @@ async fn what_a_newer_version_wrote_stops_no_older_one() {
     // Not one line of it.
     let text = std::fs::read(&path).unwrap();
     let mut journal = Journal::open(path.clone()).unwrap().0;
-    journal.replace([b"{}".to_vec()]).await.unwrap();
+    journal.replace(["{}"].into_iter().collect()).await.unwrap();
     assert_ne!(std::fs::read(&path).unwrap(), text);
     let mut older = open();
     assert_eq!(**older.history().state(), Imperative::default());
