@@ -18,6 +18,8 @@
 //! - No prefix is an allowed-ip of two peers; revocations come before additions; foreign state is never touched.
 //! - What the kernel learns (roamed endpoint, handshake, counters) is status, never drift.
 //! - Durations are measured on [`time::Boot`]; [`time::Wall`] is optional data.
+//! - The reconciler and the ledger of changes run on a thread of their own. A guard of what they publish is held for a moment,
+//!   never across a call that may take another one of it: with a writer in between, both would wait for ever.
 //! - No secret has a `Debug`, `Display` or `Serialize` that shows it.
 //!
 //! # Glossary

@@ -311,6 +311,8 @@ impl<C: Clock, K: TunnelKeys> World<C, K> {
         choice: Option<&mut Fact<UplinkChoice>>,
     ) -> Seen {
         let choice = choice.and_then(|c| c.borrow_and_update().clone());
+        // It looks at the same status: asked for under a guard it would wait for ever where somebody writes in between.
+        let healthy = (self.health)().0;
         let (net, uplink) = (net.borrow_and_update(), uplink.borrow_and_update());
         let name = &self.control.interface;
         let its = matches!((&net.control, &talk.published), (Some(seen), Some(ours)) if Arc::ptr_eq(seen, ours));
@@ -334,7 +336,7 @@ impl<C: Clock, K: TunnelKeys> World<C, K> {
             applied: its && !undone && carried,
             trouble,
             drift: net.drift_count,
-            healthy: (self.health)().0,
+            healthy,
             update: self.update.borrow().clone(),
             key: net.observed.links.get(name).and_then(|l| l.public_key),
         }
