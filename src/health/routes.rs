@@ -2,7 +2,7 @@
 use super::fold::{Moment, fold, ready};
 use super::metrics;
 use super::stats::stats;
-use super::summary::Snapshot;
+use super::summary::{Interfaces, Snapshot};
 use crate::config::health::Health as Settings;
 use crate::http::{Body, Request, Response, host_is_ours};
 use serde_json::json;
@@ -19,8 +19,8 @@ pub struct View<'a> {
     pub at: Moment,
     /// `[health]`.
     pub settings: &'a Settings,
-    /// The body of `/wireguard`, made once per observation.
-    pub wireguard: Arc<[u8]>,
+    /// What `/wireguard` shows.
+    pub interfaces: &'a Interfaces,
     /// The body of `/config`.
     pub config: Arc<[u8]>,
     /// What `/stats` says about the configuration.
@@ -76,7 +76,7 @@ fn answer(view: &View<'_>, path: &str) -> Response {
             }
         },
         "/stats" => Response::json(200, &stats(s, at, view.config_stats)),
-        "/wireguard" => Response::new(200, "application/json", Body::Shared(view.wireguard.clone())),
+        "/wireguard" => Response::new(200, "application/json", Body::Shared(view.interfaces.body())),
         "/config" => Response::new(200, "application/json", Body::Shared(view.config.clone())),
         "/metrics" => match metrics::metrics(s, at) {
             Ok(text) => Response::new(200, metrics::CONTENT_TYPE, Body::Owned(text.into_bytes())),

@@ -1,6 +1,7 @@
 //! The facts that health is judged by, boiled down once per observation so that a request costs no walk over all peers.
 use crate::net::ages::Handshakes;
 use crate::net::key::PublicKey;
+use crate::net::nets::Nets;
 use crate::net::state::{Desired, IfName, Observed, ObservedLink};
 use crate::node::NodeId;
 use crate::time::{Boot, Wall};
@@ -8,6 +9,7 @@ use crate::update::notice::Notice;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Duration;
 
 /// WireGuard refuses a session older than this, so a tunnel in use always has a younger handshake.
@@ -149,7 +151,7 @@ pub struct Vitals {
     /// Grants, where an interface asks for them.
     pub access: Option<Access>,
     /// What the grants task says in full, where an interface asks for grants.
-    pub grants: Option<std::sync::Arc<crate::grants::report::Report>>,
+    pub grants: Option<Arc<crate::grants::report::Report>>,
     /// How updates stand, on an image with two slots.
     pub update: Option<Notice>,
     /// What an image without settings waits for.
@@ -220,14 +222,14 @@ pub struct LinkView<'a> {
     fwmark: u32,
     mtu: u32,
     addresses: BTreeSet<ipnet::IpNet>,
-    peers: Vec<PeerView>,
+    peers: Vec<PeerView<'a>>,
 }
 
 #[derive(Debug, Serialize)]
-struct PeerView {
+struct PeerView<'a> {
     public_key: PublicKey,
     endpoint: Option<SocketAddr>,
-    allowed_ips: Vec<ipnet::IpNet>,
+    allowed_ips: &'a Nets,
     persistent_keepalive: u16,
     preshared_key: bool,
     /// Seconds; null: never.
@@ -237,11 +239,16 @@ struct PeerView {
 }
 
 /// Every wanted interface as the kernel has it.
-pub fn links<'a>(desired: &'a Desired, observed: &Observed, handshakes: &Handshakes, now: Boot) -> Vec<LinkView<'a>> {
+pub fn links<'a>(
+    desired: &'a Desired,
+    observed: &'a Observed,
+    handshakes: &Handshakes,
+    now: Boot,
+) -> Vec<LinkView<'a>> {
+    static BLANK: LazyLock<ObservedLink> = LazyLock::new(ObservedLink::default);
     let view = |name: &'a IfName| {
-        let blank = ObservedLink::default();
         let seen = observed.links.get(name);
-        let link = seen.unwrap_or(&blank);
+        let link = seen.unwrap_or(&BLANK);
         LinkView {
             name: name.as_str(),
             exists: seen.is_some(),
@@ -257,7 +264,7 @@ pub fn links<'a>(desired: &'a Desired, observed: &Observed, handshakes: &Handsha
                 .map(|(key, p)| PeerView {
                     public_key: *key,
                     endpoint: p.endpoint,
-                    allowed_ips: p.allowed_ips.iter().copied().collect(),
+                    allowed_ips: &p.allowed_ips,
                     persistent_keepalive: p.keepalive,
                     preshared_key: p.preshared_key.is_some(),
                     handshake_age: handshakes.at(name, key).map(|at| now.since(at).as_secs()),
@@ -268,4 +275,47 @@ pub fn links<'a>(desired: &'a Desired, observed: &Observed, handshakes: &Handsha
         }
     };
     desired.links.keys().map(view).collect()
+}
+
+/// What the last pass left, for `GET /wireguard`. Of thousands of peers the body takes megabytes: it is made when somebody asks
+/// for it, once.
+#[derive(Clone, Debug, Default)]
+pub struct Interfaces {
+    desired: Arc<Desired>,
+    observed: Arc<Observed>,
+    handshakes: Arc<Handshakes>,
+    at: (Boot, Wall),
+    body: OnceLock<Arc<[u8]>>,
+}
+
+impl Interfaces {
+    /// As of now, by both clocks.
+    pub const fn new(
+        desired: Arc<Desired>,
+        observed: Arc<Observed>,
+        handshakes: Arc<Handshakes>,
+        at: (Boot, Wall),
+    ) -> Self {
+        Self { desired, observed, handshakes, at, body: OnceLock::new() }
+    }
+
+    /// How many peers there are on all of them.
+    pub fn peers(&self) -> usize {
+        self.observed.links.values().map(|l| l.peers.len()).sum()
+    }
+
+    /// The answer's body.
+    pub fn body(&self) -> Arc<[u8]> {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            interfaces: Vec<LinkView<'a>>,
+            timestamp: String,
+        }
+        let (now, wall) = self.at;
+        let make = || {
+            let interfaces = links(&self.desired, &self.observed, &self.handshakes, now);
+            serde_json::to_vec(&Body { interfaces, timestamp: wall.to_string() }).unwrap_or_default().into()
+        };
+        self.body.get_or_init(make).clone()
+    }
 }

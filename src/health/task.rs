@@ -1,7 +1,7 @@
 //! Serves the local endpoints: keeps the last facts at hand, answers from them, listens where the tunnel has addresses.
 use super::fold::Moment;
 use super::routes::{View, page_policy, route};
-use super::summary::{Link, Net, Snapshot, Trouble, Vitals, links};
+use super::summary::{Interfaces, Link, Net, Snapshot, Trouble, Vitals};
 use crate::config::Config;
 use crate::http::limit::Rate;
 use crate::http::{Request, Response};
@@ -28,6 +28,9 @@ pub const LIMITS: Limits = Limits {
     rate: Some(Rate { per_second: 100, burst: 300 }),
 };
 
+/// The list of more peers than this is written on the blocking pool.
+const MANY_PEERS: usize = 500;
+
 /// Everything the endpoints need.
 #[derive(Debug)]
 pub struct Board<C> {
@@ -49,7 +52,7 @@ pub struct Board<C> {
 #[derive(Debug)]
 struct Shown {
     snapshot: Arc<Snapshot>,
-    wireguard: Arc<[u8]>,
+    interfaces: Interfaces,
 }
 
 #[derive(Debug)]
@@ -87,7 +90,9 @@ impl<C: Clock> Endpoints<C> {
         let config_json = serde_json::to_vec(&**config).unwrap_or_else(|e| format!("{{\"error\":\"{e}\"}}").into());
         let peers: usize = config.interfaces.iter().map(|i| i.peers.len()).sum();
         let hubs = config.uplink.as_ref().map_or(0, |u| u.hubs.len());
-        let empty = Shown { snapshot: Arc::default(), wireguard: br#"{"interfaces":[]}"#.as_slice().into() };
+        let at = (board.clock.now(), board.clock.wall());
+        let interfaces = Interfaces::new(Arc::default(), Arc::default(), Arc::default(), at);
+        let empty = Shown { snapshot: Arc::default(), interfaces };
         Self {
             clock: board.clock.clone(),
             started: board.started,
@@ -107,10 +112,9 @@ impl<C: Clock> Endpoints<C> {
         let before = self.shown();
         let mut net = boil_down(status, now);
         net.carry_since(&before.snapshot.net.troubles);
-        let interfaces = links(&status.desired, &status.observed, &status.handshakes, now);
-        let body = json!({ "interfaces": interfaces, "timestamp": self.clock.wall().to_string() });
-        let wireguard = serde_json::to_vec(&body).unwrap_or_default().into();
-        let shown = Shown { snapshot: Arc::new(Snapshot { net, vitals: vitals.clone() }), wireguard };
+        let (desired, observed) = (status.desired.clone(), status.observed.clone());
+        let interfaces = Interfaces::new(desired, observed, status.handshakes.clone(), (now, self.clock.wall()));
+        let shown = Shown { snapshot: Arc::new(Snapshot { net, vitals: vitals.clone() }), interfaces };
         *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(shown);
     }
 
@@ -118,7 +122,7 @@ impl<C: Clock> Endpoints<C> {
     fn freshen(&self, vitals: &Vitals) {
         let before = self.shown();
         let snapshot = Arc::new(Snapshot { net: before.snapshot.net.clone(), vitals: vitals.clone() });
-        let shown = Shown { snapshot, wireguard: before.wireguard.clone() };
+        let shown = Shown { snapshot, interfaces: before.interfaces.clone() };
         *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(shown);
     }
 
@@ -133,6 +137,11 @@ struct Shared<C>(Arc<Endpoints<C>>);
 impl<C: Clock> Service for Shared<C> {
     async fn call(&self, request: Request) -> Response {
         let shown = self.0.shown();
+        if request.path == "/wireguard" && shown.interfaces.peers() > MANY_PEERS {
+            let shown = shown.clone();
+            // Should the pool be gone, it is made here after all.
+            let _ = tokio::task::spawn_blocking(move || shown.interfaces.body()).await;
+        }
         let at = Moment {
             now: self.0.clock.now(),
             wall: self.0.clock.wall(),
@@ -143,7 +152,7 @@ impl<C: Clock> Service for Shared<C> {
             snapshot: &shown.snapshot,
             at,
             settings: &self.0.config.health,
-            wireguard: shown.wireguard.clone(),
+            interfaces: &shown.interfaces,
             config: self.0.config_json.clone(),
             config_stats: &self.0.config_stats,
             page_policy: &self.0.page_policy,
@@ -158,7 +167,7 @@ pub async fn run<C: Clock>(mut board: Board<C>) -> Result<(), Infallible> {
     let mut listeners = Listeners::new(Server::new(Shared(endpoints.clone()), Plain, LIMITS));
     loop {
         let wanted = {
-            let status = board.net.borrow_and_update();
+            let status = board.net.borrow_and_update().clone();
             endpoints.take(&status, &board.vitals.borrow_and_update());
             let own = status.desired.links.values().flat_map(|l| &l.addresses).map(|net| net.addr());
             with_own_addresses(&board.config.health.listen, own.filter(|_| board.config.health.tunnel))

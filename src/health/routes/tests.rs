@@ -28,7 +28,7 @@ fn ask(request: &Request) -> Response {
         snapshot: &snapshot,
         at,
         settings: &settings,
-        wireguard: b"{}".as_slice().into(),
+        interfaces: &Interfaces::default(),
         config: b"{}".as_slice().into(),
         config_stats: &json!({}),
         page_policy: "default-src 'none'",
