@@ -189,7 +189,8 @@ pub fn block_on<F: std::future::Future>(future: F) -> Result<F::Output, std::io:
     Ok(runtime()?.block_on(future))
 }
 
-/// One thread for everything that answers, another one for the reconcile loop; the blocking pool is for DNS, HTTP and files, so it stays small, like its stacks.
+/// One thread for all tasks (the reconcile loop has another one of these to itself); the blocking pool is for DNS, HTTP and
+/// files, so it stays small, like its stacks.
 pub fn runtime() -> Result<tokio::runtime::Runtime, std::io::Error> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -122,7 +122,8 @@ impl Supervisor {
         });
     }
 
-    /// Waits until `stop` resolves (`Ok`) or a vital task ends (`Err`). Every task is dropped on return.
+    /// Waits until `stop` resolves (`Ok`) or a vital task ends (`Err`). Every task is dropped on return;
+    /// those apart end with the process.
     pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), Exit> {
         tokio::select! {
             () = stop => Ok(()),
