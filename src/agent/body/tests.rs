@@ -65,8 +65,8 @@ fn peers() {
 #[test]
 fn files_and_interfaces() {
     let file = |text: &str| bytes(&json!({"config": STANDARD.encode(text)}));
-    assert_eq!(syncconf(&file("")).unwrap().0, WgConf::default());
-    assert_eq!(syncconf(&file(&format!("[Peer]\nPublicKey={KEY}\n"))).unwrap().0.peers.len(), 1);
+    assert_eq!(syncconf(file("")).unwrap().0, WgConf::default());
+    assert_eq!(syncconf(file(&format!("[Peer]\nPublicKey={KEY}\n"))).unwrap().0.peers.len(), 1);
     for bad in [
         file("[Interface]\nPostUp = id\n"),
         bytes(&json!({"config": "%%"})),
@@ -96,7 +96,7 @@ fn faults_never_repeat_a_secret() {
         for said in [
             format!("{:?}", new_peer(&bytes(&body)).err()),
             format!("{:?}", device(&bytes(&body)).err()),
-            format!("{:?}", syncconf(&bytes(&body)).err()),
+            format!("{:?}", syncconf(bytes(&body)).err()),
         ] {
             assert!(!said.contains(secret), "{said}");
         }
