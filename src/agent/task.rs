@@ -31,7 +31,6 @@ use crate::sys::tls::{Tls, TlsError};
 use crate::time::Boot;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};

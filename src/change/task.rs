@@ -200,7 +200,7 @@ impl<C: Clock> Ledger<C> {
             edited.state = edit.carry_out(&self.context(&status))?.state;
         }
         let what = edit.describe();
-        // With thousands of peers what was asked for is a third of all memory; nothing of it is needed while it is carried out.
+        // Of thousands of peers what was asked for takes megabytes; nothing of it is needed while it is carried out.
         drop(edit);
         let mut done = self.change(edited.state, [edited.link].into(), actor, &what, confirm).await?;
         done.was_up = edited.was_up;
