@@ -72,7 +72,7 @@ impl App {
             master,
             limits,
             operator_token,
-            proofs: proof::Proofs::new(now_ms()),
+            proofs: proof::Proofs::new(),
             reports,
             stopping,
             builders: Semaphore::new(BUILDERS),

@@ -91,7 +91,7 @@ impl Limits {
 }
 
 /// A minute, in milliseconds.
-const MINUTE: i64 = 60_000;
+const MINUTE: u64 = 60_000;
 /// Addresses remembered at most; who guesses from more has many machines, and 256 bits to guess.
 const MAX_GUESSERS: usize = 100_000;
 
@@ -108,10 +108,17 @@ struct Guesser {
     untold: u32,
 }
 
+impl Guesser {
+    /// Whether its minute has passed. A clock that was set back ends it too: nobody waits until it has caught up.
+    const fn is_over(&self, now_ms: i64) -> bool {
+        now_ms.abs_diff(self.since_ms) >= MINUTE
+    }
+}
+
 impl Guesses {
     fn allows(&self, address: IpAddr, now_ms: i64) -> bool {
         let of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
-        of.get(&address).is_none_or(|g| g.count < self.allowed || now_ms.saturating_sub(g.since_ms) >= MINUTE)
+        of.get(&address).is_none_or(|g| g.count < self.allowed || g.is_over(now_ms))
     }
 
     fn count(&self, address: IpAddr, now_ms: i64) {
@@ -120,7 +127,7 @@ impl Guesses {
             of.clear();
         }
         let guesser = of.entry(address).or_insert(Guesser { since_ms: now_ms, count: 0, untold: 0 });
-        if now_ms.saturating_sub(guesser.since_ms) >= MINUTE {
+        if guesser.is_over(now_ms) {
             (guesser.since_ms, guesser.count) = (now_ms, 0);
         }
         guesser.count = guesser.count.saturating_add(1);
@@ -131,7 +138,7 @@ impl Guesses {
         let mut of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
         let told =
             of.iter_mut().filter(|(_, g)| g.untold > 0).map(|(a, g)| (*a, std::mem::take(&mut g.untold))).collect();
-        of.retain(|_, g| now_ms.saturating_sub(g.since_ms) < MINUTE);
+        of.retain(|_, g| !g.is_over(now_ms));
         told
     }
 }
@@ -178,6 +185,7 @@ mod tests {
         assert!(limits.guessers(1000).is_empty());
         assert!(limits.may_guess(at("2001:db8::1"), 2000).is_err(), "still, though it was told");
         assert!(limits.may_guess(at("2001:db8::1"), 60_000).is_ok(), "a minute later");
+        assert!(limits.may_guess(at("2001:db8::1"), -60_000).is_ok(), "the clock was set back");
         assert_eq!(client(at("::ffff:192.0.2.1")), at("192.0.2.1"));
     }
 }

@@ -7,6 +7,8 @@ use crate::enroll::request::{Asked, Proof, TimeAnswer, WINDOW_MS};
 use crate::enroll::signature::{VerifyKey, sha256_hex};
 use crate::enroll::wire::ProblemCode;
 use crate::node::NodeId;
+use crate::sys::clock::{Clock as _, SystemClock};
+use crate::time::Boot;
 use axum::body::Bytes;
 use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
@@ -15,12 +17,13 @@ use serde::de::DeserializeOwned;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// Nonces remembered at most; more than honest nodes ever use within the window.
 const MAX_NONCES: usize = 2_000_000;
 
 /// How long a body may take to arrive.
-const BODY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(20);
+const BODY_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Keys of nodes remembered at most.
 const MAX_MEMBERS: usize = 200_000;
@@ -35,9 +38,10 @@ struct Member {
 /// What is remembered of proofs: nonces within the window, and the keys of nodes that asked lately.
 #[derive(Debug)]
 pub struct Proofs {
-    /// Nothing older than this process is accepted: what an earlier one has seen is not remembered. A node whose clock is
-    /// behind gets the server's time and asks again.
-    started_ms: u64,
+    /// When this process began. Nothing older is accepted: what an earlier one has seen is not remembered. A node whose
+    /// clock is behind gets the server's time and asks again. It is counted back from now, not kept as a time of day: a
+    /// server whose clock is set back would refuse the whole fleet until the clock is where it was.
+    began: Boot,
     nonces: Mutex<Nonces>,
     members: Mutex<HashMap<NodeId, Member>>,
 }
@@ -50,17 +54,23 @@ struct Nonces {
 }
 
 impl Proofs {
-    /// An empty memory of a process that starts now.
-    pub fn new(now_ms: i64) -> Self {
-        let started_ms = u64::try_from(now_ms).unwrap_or(0);
-        Self { started_ms, nonces: Mutex::default(), members: Mutex::default() }
+    /// An empty memory of a process that begins now.
+    pub fn new() -> Self {
+        Self { began: SystemClock.now(), nonces: Mutex::default(), members: Mutex::default() }
+    }
+
+    /// Whether a request of `timestamp_ms` may come at `now_ms`, where `up` is how long this process runs.
+    fn in_time(timestamp_ms: u64, now_ms: u64, up: Duration) -> bool {
+        let began_ms = now_ms.saturating_sub(u64::try_from(up.as_millis()).unwrap_or(u64::MAX));
+        timestamp_ms.abs_diff(now_ms) <= WINDOW_MS && timestamp_ms >= began_ms
     }
 
     /// Remembers a nonce. `Ok(false)`: it was there. `Err`: too many.
     fn fresh(&self, proof: &Proof, now_ms: u64) -> Result<bool, Failure> {
         let mut nonces = self.nonces.lock().unwrap_or_else(PoisonError::into_inner);
-        // A request is accepted from a window before to a window after its time: two windows keep every one that counts.
-        if now_ms.saturating_sub(nonces.turned_ms) > 2 * WINDOW_MS {
+        // A request is accepted from a window before to a window after its time: two windows keep every one that counts. A
+        // clock that was set back turns them as well, or they would only gather until it has caught up.
+        if now_ms.abs_diff(nonces.turned_ms) > 2 * WINDOW_MS {
             nonces.old = std::mem::take(&mut nonces.young);
             nonces.turned_ms = now_ms;
         }
@@ -124,7 +134,7 @@ impl App {
             return Err(forged());
         }
         let now = u64::try_from(now_ms()).unwrap_or(0);
-        if proof.timestamp_ms.abs_diff(now) > WINDOW_MS || proof.timestamp_ms < self.proofs.started_ms {
+        if !Proofs::in_time(proof.timestamp_ms, now, SystemClock.now().since(self.proofs.began)) {
             let keys = self.keys.borrow();
             return Err(Failure::skew(keys.oldest().map(|k| TimeAnswer::sign(k, now, proof.nonce))));
         }
@@ -275,5 +285,44 @@ impl FromRequest<Arc<App>> for PeerReader {
             Role::Hub => Ok(Self),
             Role::Node => Err(Failure::new(ProblemCode::BadProof, "only hubs and operators may see the peers")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: u64 = 1_800_000_000_000;
+
+    #[test]
+    fn what_an_earlier_process_may_have_seen_is_refused() {
+        let up = Duration::from_secs(10);
+        assert!(Proofs::in_time(NOW, NOW, up));
+        assert!(Proofs::in_time(NOW - 10_000, NOW, up));
+        assert!(!Proofs::in_time(NOW - 10_001, NOW, up), "sent before this process began");
+        let long = Duration::from_secs(86_400);
+        assert!(Proofs::in_time(NOW - WINDOW_MS, NOW, long) && Proofs::in_time(NOW + WINDOW_MS, NOW, long));
+        assert!(!Proofs::in_time(NOW - WINDOW_MS - 1, NOW, long) && !Proofs::in_time(NOW + WINDOW_MS + 1, NOW, long));
+    }
+
+    #[test]
+    fn a_server_whose_clock_is_set_back_still_accepts_its_own_time() {
+        let (hour, up) = (3_600_000, Duration::from_millis(50));
+        assert!(Proofs::in_time(NOW - hour, NOW - hour, up));
+        assert!(!Proofs::in_time(NOW, NOW - hour, up), "the time before it was set back is not its own");
+
+        let proofs = Proofs::new();
+        let key = crate::enroll::signature::SignKey::from_seed(&[7; 32]).unwrap();
+        let node: NodeId = "edge-1".parse().unwrap();
+        let asked = Asked { method: "GET", path: "/", body: b"" };
+        let at = |ms, n| asked.prove(&key, &node, ms, crate::enroll::request::Nonce([n; 16]));
+        let fresh = |ms, n| proofs.fresh(&at(ms, n), ms).unwrap();
+        assert!(fresh(NOW, 1) && !fresh(NOW, 1));
+        assert!(fresh(NOW - hour, 2) && !fresh(NOW - hour, 2) && !fresh(NOW - hour, 1), "the last ones stay known");
+        for n in 3..6 {
+            assert!(fresh(NOW - hour + 3 * WINDOW_MS * u64::from(n), n));
+        }
+        let young = proofs.nonces.lock().unwrap().young.len();
+        assert_eq!(young, 1, "they do not gather until the clock has caught up");
     }
 }
