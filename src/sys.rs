@@ -13,6 +13,7 @@ pub mod kernel;
 pub mod keys;
 pub mod notify;
 pub mod outlook;
+pub mod priority;
 pub mod probe;
 pub mod probe_chain;
 pub mod probe_hub;

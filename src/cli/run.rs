@@ -20,6 +20,7 @@ use crate::sys::echo::IcmpEcho;
 use crate::sys::kernel::{CounterSocket, KernelError, Netlink};
 use crate::sys::keys::{self, IfMissing};
 use crate::sys::notify::{Notify as _, Systemd};
+use crate::sys::priority::after_the_others;
 use crate::sys::random::seed;
 use crate::sys::resolve::SystemResolver;
 use crate::sys::socket::Listener;
@@ -146,9 +147,11 @@ async fn supervise(config: Arc<Config>, keys: crate::net::derive::Keys) -> Outco
         async move { socket::run(Listener::bind(&path)?, answers).await }
     });
 
-    // Going through thousands of peers takes tens of milliseconds, on a router more: who asks for health shall not wait. A
-    // change and the pass that carries it out follow each other, so one thread does for both.
+    // Going through thousands of peers takes tens of milliseconds, on a router more: who asks for health shall not wait, on a
+    // machine with one processor neither. A change and the pass that carries it out follow each other, so one thread does for
+    // both.
     tasks.apart("reconciling", super::runtime, move |tasks| {
+        after_the_others();
         tasks.vital("changes", changes.ledger.run());
         tasks.vital("net", async move {
             let kernel = kernel(&config)?;

@@ -53,6 +53,7 @@ async fn serve(path: &Path) {
     tasks.vital("audit", trail.run());
     tasks.vital("agent", run(board));
     let apart = |tasks: &mut Supervisor| {
+        spoke::sys::priority::after_the_others();
         tasks.vital("changes", ledger.run());
         tasks.vital("net", reconciler.run());
     };

@@ -61,6 +61,9 @@ claim "a member of its group may look" looking status
 claim "and change nothing" fails looking config rollback
 claim "anybody else may not even look" fails setpriv --reuid=nobody --regid=nogroup --clear-groups spoke status
 claim "root may change what there is" spoke config rollback
+nice_of() { ps -L -o comm=,ni= -p "$(pid)" | awk -v name="$1" '$1 == name { print $2 }'; }
+claim "who answers comes first" is 0 nice_of spoke
+claim "and who reconciles after it" is 5 nice_of reconciling
 claim "its state is its own" is "spoke 700" stat -c '%U %a' /var/lib/spoke
 
 # --- the tunnel outlives the process ---
