@@ -31,6 +31,8 @@
 //! - Configuration sections live in `config/`, one file each.
 //! - `plan` also takes the reconciler's [`net::state::Memory`], because the kernel cannot tell a roamed endpoint from one
 //!   that we set.
+//! - It is one package still, past the size at which its pure half was to become another: `tests/arch.rs` holds the layers
+//!   as the border of a crate would, and what a device links is looked at by `cargo tree`.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
 
 /// The version, as the package has it.

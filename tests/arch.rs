@@ -25,7 +25,7 @@ fn code() -> Vec<(String, Vec<(usize, String)>)> {
         .iter()
         .map(|f| {
             let text = fs::read_to_string(f).unwrap();
-            let product = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+            let product = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
             let lines = product
                 .lines()
                 .enumerate()
@@ -34,7 +34,7 @@ fn code() -> Vec<(String, Vec<(usize, String)>)> {
                 .collect();
             (f.strip_prefix(&src).unwrap().display().to_string(), lines)
         })
-        .filter(|(name, _)| !name.ends_with("tests.rs"))
+        .filter(|(name, _)| !name.ends_with("tests.rs") && !name.contains("/tests/"))
         .collect()
 }
 

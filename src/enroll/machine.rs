@@ -4,8 +4,8 @@
 //! of key change, registration or report, in that order. What the control plane does not answer changes nothing here:
 //! the state in force stays in force, for ever.
 use super::confirm::{Evidence, Trial, Verdict};
-use super::document::{Refusal, WantedHub};
-use super::events::{Action, Answered, Candidate, Event, Message, Polled, Seen, Times};
+use super::document::Refusal;
+use super::events::{Action, Candidate, Event, Polled, Seen, Times};
 use super::identity::Rejected;
 use super::rotation::{Do, Rotation};
 use super::status::{Away, Status};
@@ -17,6 +17,9 @@ use crate::uplink::backoff::{Backoff, Dice};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
+
+mod messages;
+use messages::clip;
 
 #[cfg(test)]
 mod tests;
@@ -399,110 +402,9 @@ impl Follow {
         }
         self.seq = self.seq.wrapping_add(1);
     }
-
-    fn send(&mut self, now: Boot, out: &mut Actions) {
-        if self.sending.is_some() {
-            return;
-        }
-        if let Some((step, key)) = self.rotation.ask(now) {
-            self.sending = Some(Sending::Key);
-            return push(out, Action::Send(Message::Key(step, key)));
-        }
-        if self.in_force.is_none() {
-            return;
-        }
-        if now >= self.register_at
-            && let Some(hub_endpoint) = self.registration()
-        {
-            self.sending = Some(Sending::Register(self.seen.connected_since));
-            return push(out, Action::Send(Message::Register { hub_endpoint }));
-        }
-        let news = self.news().is_some_and(|at| now >= at);
-        if now >= self.report_floor && (now >= self.report_at || news) {
-            let said = self.said();
-            let (generation, outcome, reason, ..) = said.clone();
-            let drift = u32::try_from(self.seen.drift.saturating_sub(self.drift_reported)).unwrap_or(u32::MAX);
-            self.sending = Some(Sending::Report(Box::new(said), self.seen.drift));
-            push(out, Action::Send(Message::Report { generation, outcome, reason, drift }));
-        }
-    }
-
-    /// Where the hub is that has to be told of.
-    fn registration(&self) -> Option<String> {
-        let news = self.seen.up && self.seen.connected_since.is_some() && self.seen.connected_since != self.registered;
-        let state = self.in_force.as_ref().filter(|_| news)?;
-        let used = |h: &&WantedHub| Some(h.node_id.as_str()) == self.seen.hub.as_deref();
-        state.hubs().iter().find(used).map(|h| h.endpoint.to_string())
-    }
-
-    /// When what was last reported is not true any more.
-    fn news(&self) -> Option<Boot> {
-        let said = self.reported.as_ref()?;
-        if *said == self.said() {
-            return None;
-        }
-        // Most trials are over before anybody could look.
-        Some(self.trial.as_ref().map_or(Boot::default(), |t| t.trial.began() + BRIEF))
-    }
-
-    fn answered(&mut self, now: Boot, answer: &Answered, out: &mut Actions) {
-        let taken = match answer {
-            Answered::Taken | Answered::Ready(_) | Answered::Refused(_) => {
-                // It is there again: whoever waits to poll need not wait any longer.
-                if let (Some(_), Poll::At(_)) = (&self.away, self.poll) {
-                    self.poll = Poll::At(now);
-                }
-                self.send_lost.reset();
-                !matches!(answer, Answered::Refused(_))
-            }
-            Answered::Again | Answered::Unsent(_) | Answered::Failed(_) => false,
-        };
-        let mut later = || match answer {
-            Answered::Again => now,
-            _ => now + self.send_lost.fail(&mut self.dice),
-        };
-        match self.sending.take() {
-            Some(Sending::Key) => {
-                let wanted = self.rotation.answered(now, answer);
-                self.rotate(wanted, out);
-            }
-            Some(Sending::Register(at)) if taken => self.registered = at,
-            Some(Sending::Register(_)) => self.register_at = later(),
-            Some(Sending::Report(said, drift)) if taken => {
-                self.reported = Some(*said);
-                self.drift_reported = drift;
-                self.report_at = now + self.dice.jitter(self.times.report_every);
-                self.report_floor = now + REPORT_PAUSE;
-            }
-            Some(Sending::Report(..)) => {
-                self.report_at = later();
-                self.report_floor = self.report_at;
-            }
-            None => {}
-        }
-    }
-
-    fn said(&self) -> Said {
-        let have = self.in_force.as_ref().map_or(0, |c| c.document.generation);
-        let (healthy, update) = (self.seen.healthy, self.seen.update.clone());
-        if let Some(t) = &self.trial {
-            let generation = if self.seen.applied { t.trial.generation() } else { have };
-            return (generation, Outcome::Trial, self.seen.trouble.as_deref().map(clip), healthy, update);
-        }
-        match (&self.refused, self.rejected.as_ref().filter(|r| r.generation > have)) {
-            (Some(reason), _) => (have, Outcome::Refused, Some(clip(reason)), healthy, update),
-            (None, Some(r)) => (have, Outcome::Reverted, Some(clip(&r.reason)), healthy, update),
-            (None, None) => (have, Outcome::Applied, None, healthy, update),
-        }
-    }
 }
 
 /// Cannot overflow: see [`MAX_ACTIONS`].
 fn push(out: &mut Actions, action: Action) {
     let _ = out.push(action);
-}
-
-/// The control plane takes so many printable characters.
-fn clip(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(250).collect()
 }

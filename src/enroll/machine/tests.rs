@@ -1,7 +1,9 @@
 //! The follower's conversation, played through without a network: news, refusals, outages, reverts and changes of keys.
 use super::*;
 use crate::config::node::Role;
+use crate::enroll::document::WantedHub;
 use crate::enroll::document::{StateDocument, VERSION, WantedInterface};
+use crate::enroll::events::{Answered, Message};
 use crate::enroll::rotation::Which;
 use crate::enroll::signature::SignKey;
 use crate::enroll::wire::KeyStep;
