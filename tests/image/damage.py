@@ -96,6 +96,8 @@ def story_both_slots_bad(world):
 FIRST_BOOT = [(r"slot a verified", 20), (r"settings taken|slot a verified", 10), (KEY, 5)]
 STATE = [(KEY, 15), (CONNECTED, 10), (CONNECTED, 30)]
 UPDATE = [(r"writing 0\.2\.0 to slot b", 6), (r"writing 0\.2\.0 to slot b", 12), (r"starts on trial", 3), (r"slot b verified", 25), (r"slot b: connected", 14)]
+# What is said of an update that is over, at its end and at the starts after it.
+COMMITTED, UPDATED = "update committed", "slots slot=b situation=Settled"
 CUTS = [FIRST_BOOT[i % 3] for i in range(6)] + [STATE[i % 3] for i in range(5)] + [UPDATE[i % 5] for i in range(9)]
 
 
@@ -105,7 +107,7 @@ def story_power_cuts(world):
     chance = random.Random(int(os.environ.get("SPOKE_TEST_SEED", "1")))
     world.offer("b")
     given = settings(world.hub, automatic=True, every="60s", settle="10s")
-    disk, identity, lost = None, None, 0
+    disk, identity, lost, outdated = None, None, 0, None
     for number, (pattern, delay) in enumerate(CUTS[:cuts], 1):
         # A first boot is one only on a fresh disk: three of them, cut twice each.
         fresh = number in (1, 3, 5) or disk is None
@@ -114,30 +116,35 @@ def story_power_cuts(world):
             copy_disk(disk, machine.image)
         else:
             identity = None
+        if outdated is None and (pattern, delay) in UPDATE:
+            outdated = machine.work / "outdated.img"
+            copy_disk(disk, outdated)
         machine.journal = machine.work / "journal"
         before = machine.work / "before.img"
         copy_disk(machine.image, before)
         machine.start()
         moment = chance.uniform(0, delay)
-        seen = False
+        seen, over = "nothing of the kind", False
         try:
-            at, _ = machine.expect(r"slot [ab] verified", 2 * BOOT, never="neither system")
-            for line in machine.follow(pattern, BOOT):
+            machine.expect(r"slot [ab] verified", 2 * BOOT, never="neither system")
+            for line in machine.follow(f"{pattern}|{COMMITTED}|{UPDATED}", BOOT):
                 if key := re.search(KEY, line):
                     world.hub.admit(key.group(1))
                     assert identity in (None, key.group(1)), f"the identity changed before cut {number}"
                     identity = key.group(1)
-            seen = True
+            seen, over = line, UPDATED in line
             machine.pause(moment)
         except Failed as e:
-            # What is awaited may have happened in a life before this one (a committed update comes once).
+            # An update whose tries were all cut off does not come again.
             if "did not come" not in str(e):
                 raise
+            over = True
         machine.cut_power()
         lost += replay(before, machine.journal, chance)
         check(before, number)
-        disk = before
-        print(f"    cut {number}: {'%.1f s after ' % moment if seen else 'without '}{pattern!r}", flush=True)
+        # It is not updated twice: the next cut is made on what it was before, unless nothing would start this one again.
+        disk = outdated if over and number < cuts else before
+        print(f"    cut {number}: {moment:.1f} s after {seen!r}", flush=True)
         for old in (machine.image, machine.journal):
             pathlib.Path(old).unlink()
     machine = world.machine("after")
