@@ -41,7 +41,7 @@ SCHEMA = {
     "u-boot": {
         "package": (str, True, "Debian package it comes from"),
         "device_tree": (str, False, "below the kernel package's device trees; left out where the loader has the right one"),
-        "blob": (list, True, "files written at offsets: {file, offset}"),
+        "blob": (list, True, "files written at offsets: {file, offset}; [] where the board has its loader in a memory of its own"),
     },
 }
 BLOB = {"file": (str, True, "path in the package"), "offset": (int, True, "bytes from the start of the disk")}
@@ -87,7 +87,7 @@ KINDS = {str: "text", int: "a whole number", list: "a list", dict: "a table"}
 
 def required_content(key):
     """Whether an empty value can only be a mistake."""
-    return key not in ("notes", "root", "initrd")
+    return key not in ("notes", "root", "initrd", "blob")
 
 
 def _check(table, schema, where, faults):
