@@ -34,7 +34,7 @@ def set_environment(image, **variables):
 def firmware(world):
     """U-Boot for the emulator, of the release the images are made of."""
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "spoke/image"
-    into = world.work / "u-boot"
+    into = world.work / "firmware"
     unpack(Packages(cache, "arm64").fetch(["u-boot-qemu"])["u-boot-qemu"][1], into)
     return str(into / "usr/lib/u-boot/qemu_arm64/u-boot.bin")
 
