@@ -150,7 +150,7 @@ def story_power_cuts(world):
     machine = world.machine("after")
     copy_disk(disk, machine.image)
     machine.start()
-    machine.expect(CONNECTED, 2 * BOOT, never="beyond repair|neither system")
+    machine.expect(CONNECTED, 2 * BOOT, never="partition is beyond repair|neither system")
     _, key = machine.expect(KEY, 10)
     assert identity == key.group(1), "the identity changed"
     machine.cut_power()
