@@ -28,7 +28,7 @@ def story_lost_state(world):
     spoil(machine.image, "state")
     since = len(machine.lines)
     machine.start()
-    at, _ = machine.expect(r"beyond repair", BOOT, since)
+    at, _ = machine.expect(r"state partition is beyond repair", BOOT, since)
     machine.expect(r"brought back from the second copy", BOOT, at)
     _, again = machine.expect(KEY, BOOT, at)
     assert again.group(1) == key.group(1), "the identity changed"
