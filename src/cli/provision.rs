@@ -4,7 +4,7 @@ use crate::config::{Config, Fault};
 use crate::health::summary::Vitals;
 use crate::health::task as health;
 use crate::sys::clock::{Clock as _, SystemClock};
-use crate::sys::disk::write_atomic;
+use crate::sys::disk::{Owner, write_atomic, write_atomic_for};
 use crate::sys::vault::Vault;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use std::collections::BTreeMap;
@@ -118,7 +118,9 @@ async fn settle(args: &Args, vitals: &watch::Sender<Vitals>) -> Outcome {
                 }
             },
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                if config.exists() {
+                if let (Some(directory), true) = (config.parent(), config.exists()) {
+                    // Somebody may have edited them as root.
+                    Owner::of(directory)?.take(&config)?;
                     return Ok(());
                 }
                 if args.once {
@@ -256,22 +258,20 @@ fn is_ssh_key(line: &str) -> bool {
 
 /// Stores the settings, then wipes them from the boot partition: cut off in between, it is done again at the next start.
 fn take(args: &Args, config: &Path, settings: &Settings) -> Result<(), Failure> {
-    // Before the settings that name them; the supervisor reads both as its own user.
-    let directory = config.parent().unwrap_or(config);
-    let meta = std::fs::metadata(directory)?;
-    let own = |path: &Path| std::os::unix::fs::chown(path, Some(meta.uid()), Some(meta.gid()));
+    // The supervisor reads both as its own user, whose the directory is.
+    let reader = Owner::of(config.parent().unwrap_or(config))?;
+    // Before the settings that name them.
     if !settings.appliance.secrets.is_empty() {
         let secrets = args.state.join(SECRETS);
         std::fs::create_dir_all(&secrets)?;
         std::fs::set_permissions(&secrets, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
-        own(&secrets)?;
+        reader.take(&secrets)?;
+        std::fs::File::open(&secrets)?.sync_all()?;
         for (name, secret) in &settings.appliance.secrets {
-            write_atomic(&secrets.join(name), secret.as_bytes(), true)?;
-            own(&secrets.join(name))?;
+            write_atomic_for(reader, &secrets.join(name), secret.as_bytes(), true)?;
         }
     }
-    write_atomic(config, settings.config.as_bytes(), true)?;
-    own(config)?;
+    write_atomic_for(reader, config, settings.config.as_bytes(), true)?;
     if !settings.appliance.ssh_keys.is_empty() {
         let keys = settings.appliance.ssh_keys.join("\n") + "\n";
         write_atomic(&args.state.join("ssh/authorized_keys"), keys.as_bytes(), true)?;
@@ -382,6 +382,25 @@ mod tests {
             let faults = parse(format!("{GOOD}[appliance.secrets]\n{bad}\n").as_bytes()).unwrap_err();
             assert!(faults[0].key.starts_with("appliance.secrets."), "{faults:?}");
         }
+    }
+
+    #[test]
+    fn the_supervisor_may_read_its_settings_whoever_wrote_them() {
+        let (_dir, args) = args();
+        let (directory, owner) = (args.state.join("config"), crate::sys::disk::tests::somebody());
+        owner.take(&directory).unwrap();
+        let text = format!("{GOOD}[appliance.secrets]\ntoken = \"spk_abc\"\n");
+        std::fs::write(args.boot.join(SETTINGS), text).unwrap();
+        run(&args).unwrap();
+        let config = directory.join(SETTINGS);
+        for path in [config.clone(), args.state.join(SECRETS), args.state.join(SECRETS).join("token")] {
+            assert_eq!(Owner::of(&path).unwrap(), owner, "{}", path.display());
+        }
+        // An editor writes a new file, and root's is root's.
+        std::fs::remove_file(&config).unwrap();
+        std::fs::write(&config, GOOD).unwrap();
+        run(&args).unwrap();
+        assert_eq!(Owner::of(&config).unwrap(), owner);
     }
 
     #[test]

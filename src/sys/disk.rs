@@ -73,6 +73,44 @@ impl DiskError {
 ///
 /// `replace = false` fails with `AlreadyExists` rather than touch a file that is there.
 pub fn write_atomic(path: &Path, bytes: &[u8], replace: bool) -> Result<(), DiskError> {
+    write(path, bytes, replace, None)
+}
+
+/// As [`write_atomic`], for somebody else to read: the file is `owner`'s from the moment it is there. An owner set afterwards
+/// is lost in a power cut, and the file with it, for whoever may not read it.
+pub fn write_atomic_for(owner: Owner, path: &Path, bytes: &[u8], replace: bool) -> Result<(), DiskError> {
+    write(path, bytes, replace, Some(owner))
+}
+
+/// Whose a file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+impl Owner {
+    /// Whose `path` is.
+    ///
+    /// # Errors
+    /// It cannot be looked at.
+    pub fn of(path: &Path) -> std::io::Result<Self> {
+        use std::os::unix::fs::MetadataExt as _;
+        std::fs::metadata(path).map(|m| Self { uid: m.uid(), gid: m.gid() })
+    }
+
+    /// Gives it `path`, which is not touched if it has it.
+    ///
+    /// # Errors
+    /// It cannot be looked at, or is not the process's to give.
+    pub fn take(self, path: &Path) -> std::io::Result<()> {
+        if Self::of(path)? == self { Ok(()) } else { std::os::unix::fs::chown(path, Some(self.uid), Some(self.gid)) }
+    }
+}
+
+fn write(path: &Path, bytes: &[u8], replace: bool, owner: Option<Owner>) -> Result<(), DiskError> {
     let fail = |e: rustix::io::Errno| DiskError::write(path, e);
     let (dir, name) =
         split(path).ok_or_else(|| DiskError::write(path, std::io::Error::from(std::io::ErrorKind::InvalidInput)))?;
@@ -87,7 +125,8 @@ pub fn write_atomic(path: &Path, bytes: &[u8], replace: bool) -> Result<(), Disk
     )
     .map_err(fail)?;
     let mut file = File::from(file);
-    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    let given = owner.map_or(Ok(()), |o| std::os::unix::fs::fchown(&file, Some(o.uid), Some(o.gid)));
+    let written = given.and_then(|()| file.write_all(bytes)).and_then(|()| file.sync_all());
     if let Err(e) = written {
         drop(file);
         let _ = unlinkat(&dir, &temporary, rustix::fs::AtFlags::empty());
@@ -266,7 +305,7 @@ fn sum(bytes: &[u8]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::os::unix::fs::PermissionsExt as _;
@@ -282,6 +321,29 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), b"one");
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file stays");
+    }
+
+    /// Another user where the tests may make files of others.
+    pub(crate) fn somebody() -> Owner {
+        let own = rustix::process::geteuid();
+        if own.is_root() {
+            Owner { uid: 4242, gid: 4243 }
+        } else {
+            Owner { uid: own.as_raw(), gid: rustix::process::getegid().as_raw() }
+        }
+    }
+
+    #[test]
+    fn a_file_for_somebody_else_is_theirs() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, owner) = (dir.path().join("spoke.toml"), somebody());
+        write_atomic_for(owner, &path, b"one", false).unwrap();
+        assert_eq!(Owner::of(&path).unwrap(), owner);
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        // What a power cut left behind is ours still.
+        std::fs::write(dir.path().join(".spoke.toml.new"), b"half").unwrap();
+        write_atomic_for(owner, &path, b"two", true).unwrap();
+        assert_eq!((Owner::of(&path).unwrap(), std::fs::read(&path).unwrap()), (owner, b"two".to_vec()));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Two records at fixed places, written in turn, each with a number and a checksum: a power cut in the middle of one
 //! leaves the other. Written only when a file it keeps has changed.
-use super::disk::{DiskError, write_atomic};
+use super::disk::{DiskError, Owner, write_atomic_for};
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -124,23 +124,19 @@ impl Vault {
             if path.exists() || name.split('/').any(|p| p == "..") {
                 continue;
             }
-            if let Some(directory) = path.parent().filter(|d| !d.exists()) {
+            let owner = Owner { uid: kept.uid, gid: kept.gid };
+            // Also one that is there: the power may have gone before it got its owner.
+            if let Some(directory) = path.parent().filter(|d| *d != base) {
                 fs::create_dir_all(directory).map_err(io("make a directory for"))?;
-                own(directory, kept.uid, kept.gid).map_err(io("restore an owner from"))?;
+                owner.take(directory).map_err(io("restore an owner from"))?;
             }
-            write_atomic(&path, &kept.bytes, false)?;
-            own(&path, kept.uid, kept.gid).map_err(io("restore an owner from"))?;
+            write_atomic_for(owner, &path, &kept.bytes, false)?;
             fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(kept.mode))
                 .map_err(io("restore from"))?;
             restored.push(name);
         }
         Ok(restored)
     }
-}
-
-fn own(path: &Path, uid: u32, gid: u32) -> io::Result<()> {
-    let meta = fs::metadata(path)?;
-    if (meta.uid(), meta.gid()) == (uid, gid) { Ok(()) } else { std::os::unix::fs::chown(path, Some(uid), Some(gid)) }
 }
 
 fn collect(base: &Path, directory: &Path, wanted: &impl Fn(&str) -> bool, into: &mut Content) -> io::Result<()> {
@@ -184,6 +180,24 @@ mod tests {
         assert_eq!(fs::read(base.join("spoke/wg0.key")).unwrap(), b"one");
         fs::write(base.join("spoke/wg0.key"), b"newer").unwrap();
         assert!(vault.restore(&base).unwrap().is_empty(), "what is there is never replaced");
+    }
+
+    #[test]
+    fn what_comes_back_is_its_owners_also_after_a_cut_in_between() {
+        let (_dir, vault, base) = vault();
+        let (directory, key, owner) =
+            (base.join("spoke"), base.join("spoke/wg0.key"), crate::sys::disk::tests::somebody());
+        for path in [&directory, &key] {
+            owner.take(path).unwrap();
+        }
+        vault.keep(&base, |_| true).unwrap();
+        fs::remove_dir_all(&directory).unwrap();
+        // The power went when the directory was made and was nobody's yet.
+        fs::create_dir(&directory).unwrap();
+        vault.restore(&base).unwrap();
+        for path in [&directory, &key] {
+            assert_eq!(Owner::of(path).unwrap(), owner, "{}", path.display());
+        }
     }
 
     #[test]

@@ -93,7 +93,7 @@ def story_both_slots_bad(world):
 
 
 # Every cut: what has to be on the console first, and how many seconds more at most.
-FIRST_BOOT = [(r"slot a verified", 20), (r"settings taken|slot a verified", 10), (KEY, 5)]
+FIRST_BOOT = [(r"slot a verified", 20), (rf"settings taken|{KEY}", 1), (KEY, 5)]
 STATE = [(KEY, 15), (CONNECTED, 10), (CONNECTED, 30)]
 UPDATE = [(r"writing 0\.2\.0 to slot b", 6), (r"writing 0\.2\.0 to slot b", 12), (r"starts on trial", 3), (r"slot b verified", 25), (r"slot b: connected", 14)]
 # What is said of an update that is over, at its end and at the starts after it.
