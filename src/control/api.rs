@@ -72,7 +72,7 @@ impl App {
             master,
             limits,
             operator_token,
-            proofs: proof::Proofs::new(),
+            proofs: proof::Proofs::begin(),
             reports,
             stopping,
             builders: Semaphore::new(BUILDERS),

@@ -55,7 +55,7 @@ struct Nonces {
 
 impl Proofs {
     /// An empty memory of a process that begins now.
-    pub fn new() -> Self {
+    pub fn begin() -> Self {
         Self { began: SystemClock.now(), nonces: Mutex::default(), members: Mutex::default() }
     }
 
@@ -311,7 +311,7 @@ mod tests {
         assert!(Proofs::in_time(NOW - hour, NOW - hour, up));
         assert!(!Proofs::in_time(NOW, NOW - hour, up), "the time before it was set back is not its own");
 
-        let proofs = Proofs::new();
+        let proofs = Proofs::begin();
         let key = crate::enroll::signature::SignKey::from_seed(&[7; 32]).unwrap();
         let node: NodeId = "edge-1".parse().unwrap();
         let asked = Asked { method: "GET", path: "/", body: b"" };
