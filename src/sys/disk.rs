@@ -92,21 +92,22 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// Whose `path` is.
+    /// Whose `path` is; of a link, not of what it leads to.
     ///
     /// # Errors
     /// It cannot be looked at.
     pub fn of(path: &Path) -> std::io::Result<Self> {
         use std::os::unix::fs::MetadataExt as _;
-        std::fs::metadata(path).map(|m| Self { uid: m.uid(), gid: m.gid() })
+        std::fs::symlink_metadata(path).map(|m| Self { uid: m.uid(), gid: m.gid() })
     }
 
-    /// Gives it `path`, which is not touched if it has it.
+    /// Gives it `path`, which is not touched if it has it. A link is not followed: where somebody may put one, it would lead to
+    /// what is not theirs.
     ///
     /// # Errors
     /// It cannot be looked at, or is not the process's to give.
     pub fn take(self, path: &Path) -> std::io::Result<()> {
-        if Self::of(path)? == self { Ok(()) } else { std::os::unix::fs::chown(path, Some(self.uid), Some(self.gid)) }
+        if Self::of(path)? == self { Ok(()) } else { std::os::unix::fs::lchown(path, Some(self.uid), Some(self.gid)) }
     }
 }
 
@@ -344,6 +345,17 @@ pub(crate) mod tests {
         std::fs::write(dir.path().join(".spoke.toml.new"), b"half").unwrap();
         write_atomic_for(owner, &path, b"two", true).unwrap();
         assert_eq!((Owner::of(&path).unwrap(), std::fs::read(&path).unwrap()), (owner, b"two".to_vec()));
+    }
+
+    #[test]
+    fn nobody_is_given_what_a_link_leads_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("shadow"), dir.path().join("spoke.toml"));
+        std::fs::write(&file, b"secret").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let before = Owner::of(&file).unwrap();
+        somebody().take(&link).unwrap();
+        assert_eq!((Owner::of(&file).unwrap(), Owner::of(&link).unwrap()), (before, somebody()));
     }
 
     #[test]
