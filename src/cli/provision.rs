@@ -91,8 +91,13 @@ async fn serve(vitals: watch::Receiver<Vitals>, stop: watch::Receiver<bool>) {
 }
 
 async fn settle(args: &Args, vitals: &watch::Sender<Vitals>) -> Outcome {
-    let config = args.state.join("config").join(SETTINGS);
+    let directory = args.state.join("config");
+    let config = directory.join(SETTINGS);
     restore(args)?;
+    if config.exists() {
+        // Whoever edits them on the board does so as root.
+        Owner::of(&directory)?.take(&config)?;
+    }
     let mut told = String::new();
     loop {
         match std::fs::read(args.boot.join(SETTINGS)) {
@@ -118,9 +123,7 @@ async fn settle(args: &Args, vitals: &watch::Sender<Vitals>) -> Outcome {
                 }
             },
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                if let (Some(directory), true) = (config.parent(), config.exists()) {
-                    // Somebody may have edited them as root.
-                    Owner::of(directory)?.take(&config)?;
+                if config.exists() {
                     return Ok(());
                 }
                 if args.once {
