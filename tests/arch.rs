@@ -1,156 +1,165 @@
-//! The architecture as a test: a file's place is its layer, and a layer may only do what is its own.
-#![allow(clippy::unwrap_used)]
-use std::fs;
+//! The architecture as a test over `cargo metadata`: which crate may depend on which, what the pure ones and the device never
+//! link, and that every file says what it is for.
+#![allow(clippy::unwrap_used, clippy::panic)]
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-fn sources(dir: &Path, out: &mut Vec<PathBuf>) {
-    let mut entries: Vec<_> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
-    entries.sort();
-    for path in entries {
-        if path.is_dir() {
-            sources(&path, out);
-        } else if path.extension().is_some_and(|x| x == "rs") {
-            out.push(path);
-        }
+/// What each crate may depend on, of ours. `docs/architecture.md` draws it.
+const EDGES: [(&str, &[&str]); 15] = [
+    ("model", &[]),
+    ("config", &["model"]),
+    ("net", &["model", "config"]),
+    ("update", &["model", "config"]),
+    ("uplink", &["model", "config", "net"]),
+    ("grants", &["model", "config", "net"]),
+    ("enroll", &["model", "config", "net", "update"]),
+    ("change", &["model", "config", "net"]),
+    ("api", &["model", "config", "net", "update", "grants", "change"]),
+    ("sys", &["model", "config", "net", "update", "uplink", "grants", "enroll", "api"]),
+    ("chain", &["model", "config", "net", "grants", "sys"]),
+    ("command", &[]),
+    (
+        "node",
+        &["model", "config", "net", "update", "uplink", "grants", "enroll", "change", "api", "sys", "chain", "command"],
+    ),
+    ("imager", &["model", "config", "update", "sys", "command"]),
+    ("control", &["model", "config", "grants", "enroll", "sys", "chain", "command"]),
+];
+
+/// Crates that decide and do nothing: no clock, no thread, no file, no socket. `config` reads the one file it is given.
+const PURE: [&str; 9] = ["model", "config", "net", "update", "uplink", "grants", "enroll", "change", "api"];
+
+/// What would give a pure crate an effect.
+const EFFECTS: [&str; 16] = [
+    "tokio",
+    "mio",
+    "hyper",
+    "hyper-util",
+    "axum",
+    "tower",
+    "ureq",
+    "rustls",
+    "rustix",
+    "nix",
+    "rtnetlink",
+    "netlink-sys",
+    "netlink-packet-core",
+    "socket2",
+    "sqlx",
+    "sqlx-core",
+];
+
+/// Databases: half a megabyte and a parser of foreign input, which no device carries.
+const SQL: [&str; 7] = ["sqlx", "sqlx-core", "libsqlite3-sys", "rusqlite", "tokio-postgres", "postgres", "diesel"];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The packages of the workspace and all they are built with, from cargo itself.
+struct Graph {
+    /// Package id to name.
+    names: BTreeMap<String, String>,
+    /// Package id to the ids of its dependencies in a build without tests.
+    needs: BTreeMap<String, Vec<String>>,
+}
+
+impl Graph {
+    fn read() -> Self {
+        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+        let out =
+            Command::new(cargo).args(["metadata", "--format-version", "1", "--locked"]).current_dir(root()).output();
+        let out = out.unwrap();
+        assert!(out.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&out.stderr));
+        let data: Value = serde_json::from_slice(&out.stdout).unwrap();
+        let text = |v: &Value| v.as_str().unwrap().to_owned();
+        let names = data["packages"].as_array().unwrap().iter().map(|p| (text(&p["id"]), text(&p["name"]))).collect();
+        let shipped = |dep: &Value| dep["dep_kinds"].as_array().unwrap().iter().any(|k| k["kind"].is_null());
+        let needs = data["resolve"]["nodes"].as_array().unwrap().iter();
+        let needs = needs.map(|n| {
+            let deps = n["deps"].as_array().unwrap().iter().filter(|d| shipped(d)).map(|d| text(&d["pkg"])).collect();
+            (text(&n["id"]), deps)
+        });
+        Self { names, needs: needs.collect() }
     }
-}
 
-/// (path below `src`, code lines outside of comments and of the test module, numbered).
-fn code() -> Vec<(String, Vec<(usize, String)>)> {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut files = Vec::new();
-    sources(&src, &mut files);
-    assert!(files.len() > 10, "the sources are read");
-    files
-        .iter()
-        .map(|f| {
-            let text = fs::read_to_string(f).unwrap();
-            let product = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
-            let lines = product
-                .lines()
-                .enumerate()
-                .filter(|(_, l)| !l.trim_start().starts_with("//"))
-                .map(|(n, l)| (n + 1, l.to_owned()))
-                .collect();
-            (f.strip_prefix(&src).unwrap().display().to_string(), lines)
-        })
-        .filter(|(name, _)| !name.ends_with("tests.rs") && !name.contains("/tests/"))
-        .collect()
-}
+    fn id(&self, name: &str) -> &str {
+        self.names.iter().find(|(_, n)| *n == name).unwrap_or_else(|| panic!("there is no package {name}")).0
+    }
 
-fn is_wiring(name: &str) -> bool {
-    name.starts_with("bin/") || name.starts_with("cli/") || matches!(name, "cli.rs" | "supervise.rs")
-}
+    /// Names of what `name` depends on directly.
+    fn direct(&self, name: &str) -> BTreeSet<&str> {
+        self.needs[self.id(name)].iter().map(|id| self.names[id].as_str()).collect()
+    }
 
-fn is_task(name: &str) -> bool {
-    name.ends_with("task.rs")
-}
-
-fn is_effect(name: &str) -> bool {
-    name.starts_with("sys/")
-        || matches!(name, "sys.rs" | "sim.rs")
-        || name.starts_with("sim/")
-        // The control plane is a server: its own pure files are listed in `control_pure`.
-        || (name.starts_with("control") && !control_pure(name))
-}
-
-/// The decisions of the control plane, as pure as those of the device.
-fn control_pure(name: &str) -> bool {
-    name.starts_with("control/ipam")
-        || (name.starts_with("control/drift") && !is_task(name))
-        || (name.starts_with("control/migrate") && !is_task(name))
-}
-
-fn offences(files: impl Fn(&str) -> bool, words: &[&str]) -> Vec<String> {
-    let mut bad = Vec::new();
-    for (name, lines) in code().iter().filter(|(name, _)| files(name)) {
-        for (n, line) in lines {
-            if let Some(word) = words.iter().find(|w| line.contains(**w)) {
-                bad.push(format!("src/{name}:{n}: `{word}`: {}", line.trim()));
+    /// Names of everything `name` is built with.
+    fn all(&self, name: &str) -> BTreeSet<&str> {
+        let (mut seen, mut next) = (BTreeSet::new(), vec![self.id(name)]);
+        while let Some(id) = next.pop() {
+            if seen.insert(id) {
+                next.extend(self.needs[id].iter().map(String::as_str));
             }
         }
+        seen.iter().map(|id| self.names[*id].as_str()).collect()
     }
-    bad
 }
 
 #[test]
-fn decisions_do_not_touch_the_world() {
-    let words = [
-        "tokio::",
-        "std::fs",
-        "std::env",
-        "std::process",
-        "std::thread",
-        "TcpStream",
-        "UdpSocket",
-        "UnixStream",
-        "TcpListener",
-        "Instant::now",
-        "SystemTime",
-        "clock_gettime",
-        "rtnetlink",
-        "netlink_",
-        "ureq",
-        "rustix::",
-        "sqlx",
-        "hyper",
-        "async fn",
-        ".await",
-        "crate::sys",
-        "getrandom",
-    ];
-    // `config.rs` reads the file it is given: the one pure file that may, since nothing runs before it.
-    let bad = offences(|n| !is_wiring(n) && !is_task(n) && !is_effect(n) && n != "config.rs", &words);
-    assert!(bad.is_empty(), "pure files must stay pure:\n{}", bad.join("\n"));
+fn dependencies_point_downward() {
+    let graph = Graph::read();
+    let ours: BTreeSet<&str> = graph.names.values().filter_map(|n| n.strip_prefix("spoke-")).collect();
+    let listed: BTreeSet<&str> = EDGES.iter().map(|(name, _)| *name).chain(["tests"]).collect();
+    assert_eq!(ours, listed, "every crate of the workspace has a row in the table of edges");
+    for (name, allowed) in EDGES {
+        let direct = graph.direct(&format!("spoke-{name}"));
+        let direct: BTreeSet<&str> = direct.iter().filter_map(|d| d.strip_prefix("spoke-")).collect();
+        let extra: Vec<_> = direct.iter().filter(|d| !allowed.contains(d)).collect();
+        assert!(extra.is_empty(), "src/{name} may not depend on {extra:?}");
+        let unused: Vec<_> = allowed.iter().filter(|d| !direct.contains(*d)).collect();
+        assert!(unused.is_empty(), "src/{name} does not depend on {unused:?}: take it out of the table");
+    }
 }
 
 #[test]
-fn tasks_reach_the_world_only_through_seams() {
-    let words = [
-        "std::fs",
-        "std::process",
-        "TcpStream",
-        "UdpSocket",
-        "Instant::now",
-        "SystemTime",
-        "rtnetlink",
-        "netlink_",
-        "ureq",
-        "sqlx",
-    ];
-    let bad = offences(|n| is_task(n) && !n.starts_with("control/"), &words);
-    assert!(bad.is_empty(), "tasks go through sys:\n{}", bad.join("\n"));
+fn pure_crates_are_built_with_nothing_that_acts() {
+    let graph = Graph::read();
+    for name in PURE {
+        let all = graph.all(&format!("spoke-{name}"));
+        let found: Vec<_> = EFFECTS.iter().filter(|e| all.contains(**e)).collect();
+        assert!(found.is_empty(), "src/{name} is pure and is built with {found:?}");
+    }
+    // The same question finds them where they belong.
+    assert!(graph.all("spoke-sys").contains("tokio"));
 }
 
 #[test]
-fn netlink_http_and_sql_types_stay_in_their_seams() {
-    let netlink = ["rtnetlink", "netlink_packet", "netlink_sys"];
-    let bad = offences(|n| !n.starts_with("sys/"), &netlink);
-    assert!(bad.is_empty(), "netlink types stay in sys:\n{}", bad.join("\n"));
-    let bad = offences(|n| !n.starts_with("sys/") && !n.starts_with("control/"), &["ureq::", "sqlx::", "axum::"]);
-    assert!(bad.is_empty(), "HTTP and SQL types stay in their seams:\n{}", bad.join("\n"));
-}
-
-#[test]
-fn the_device_builds_for_routers_without_64_bit_atomics() {
-    // 32-bit MIPS has none: a Mutex, or AtomicUsize for a count.
-    let bad = offences(|n| !n.starts_with("control") && !n.starts_with("sim"), &["AtomicU64", "AtomicI64"]);
-    assert!(bad.is_empty(), "no such atomics on 32-bit MIPS:\n{}", bad.join("\n"));
-}
-
-#[test]
-fn effects_and_decisions_do_not_know_the_wiring() {
-    let bad = offences(|n| !is_wiring(n) && !n.starts_with("control"), &["crate::cli", "crate::supervise"]);
-    assert!(bad.is_empty(), "imports go downward:\n{}", bad.join("\n"));
-    let bad = offences(|n| !n.starts_with("control") && !n.starts_with("bin/") && n != "lib.rs", &["crate::control"]);
-    assert!(bad.is_empty(), "the device does not know the control plane's code:\n{}", bad.join("\n"));
+fn a_device_links_no_sql() {
+    let graph = Graph::read();
+    for name in ["spoke-node", "spoke-imager"] {
+        let all = graph.all(name);
+        let found: Vec<_> = SQL.iter().filter(|s| all.contains(**s)).collect();
+        assert!(found.is_empty(), "{name} is built with {found:?}");
+    }
+    assert!(graph.all("spoke-control").contains("sqlx"));
 }
 
 #[test]
 fn every_file_says_what_it_is_for() {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    fn sources(dir: &Path, out: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                sources(&path, out);
+            } else if path.extension().is_some_and(|x| x == "rs") {
+                out.push(path);
+            }
+        }
+    }
     let mut files = Vec::new();
-    sources(&src, &mut files);
-    let silent: Vec<_> = files.iter().filter(|f| !fs::read_to_string(f).unwrap().starts_with("//! ")).collect();
-    assert!(silent.is_empty(), "files without an opening sentence: {silent:?}");
+    sources(&root().join("src"), &mut files);
+    assert!(files.len() > 200, "the sources are found");
+    let without: Vec<_> = files.iter().filter(|f| !std::fs::read_to_string(f).unwrap().starts_with("//! ")).collect();
+    assert!(without.is_empty(), "files without an opening sentence: {without:?}");
 }

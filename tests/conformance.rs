@@ -5,9 +5,9 @@
 mod conformance;
 
 use conformance::{World, each_case, name, net};
-use spoke::net::key::{PublicKey, SecretKey};
-use spoke::net::state::{ObservedPeer, Route};
-use spoke::sim::kernel::{FakeKernel, Handle};
+use spoke_model::key::{PublicKey, SecretKey};
+use spoke_net::state::{ObservedPeer, Route};
+use spoke_sys::sim::kernel::{FakeKernel, Handle};
 
 struct Others(Handle);
 

@@ -8,11 +8,11 @@ mod load;
 
 use allocations::{bytes, count};
 use load::{candidate, events, full_book};
-use spoke::config::Config;
-use spoke::config::grants::Grants;
-use spoke::grants::cache::CAPACITY;
-use spoke::grants::jsonrpc::{Answer, Whose, decode};
-use spoke::time::Boot;
+use spoke_config::Config;
+use spoke_config::grants::Grants;
+use spoke_grants::cache::CAPACITY;
+use spoke_grants::jsonrpc::{Answer, Whose, decode};
+use spoke_model::time::Boot;
 
 const MIB: i64 = 1 << 20;
 

@@ -11,7 +11,7 @@ use std::sync::LazyLock;
 
 /// The seeds of the fuzzer: answers of a real chain.
 static SEEDS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/seeds");
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds");
     let mut names: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
     names.sort();
     let seeds: Vec<_> = names.iter().map(|n| std::fs::read(n).unwrap()).collect();
@@ -90,10 +90,10 @@ fn the_seeds_are_what_they_say() {
     for seed in SEEDS.iter() {
         body::eat(seed);
     }
-    let granted = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/seeds/reads-granted")).unwrap();
-    let reads = spoke::grants::abi::decode_reads(&granted[1..], 1).unwrap();
-    let key = spoke::net::key::PublicKey([7; 32]);
-    let decided = spoke::grants::policy::decide(&reads[0], "edge-1", &key).unwrap();
+    let granted = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/reads-granted")).unwrap();
+    let reads = spoke_grants::abi::decode_reads(&granted[1..], 1).unwrap();
+    let key = spoke_model::key::PublicKey([7; 32]);
+    let decided = spoke_grants::policy::decide(&reads[0], "edge-1", &key).unwrap();
     assert!(decided.reason.grants(), "or the target's question about grants would be idle");
 }
 

@@ -1,11 +1,9 @@
 //! What is asked of the ledger of changes, and what it answers. Pure.
 use super::conflict::Conflict;
-use crate::net::drift::Report;
-use crate::net::key::PublicKey;
 use serde::{Deserialize, Serialize};
+use spoke_model::key::PublicKey;
+use spoke_net::drift::Report;
 use std::collections::BTreeSet;
-
-pub mod task;
 
 /// Why a change was not made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

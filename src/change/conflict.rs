@@ -1,7 +1,7 @@
 //! Why an edit may not be, with the name of whoever has what was asked for.
-use crate::net::key::PublicKey;
-use crate::net::state::IfName;
 use ipnet::IpNet;
+use spoke_model::interface_name::IfName;
+use spoke_model::key::PublicKey;
 
 /// Why an edit may not be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,11 +1,9 @@
 //! What the configuration and the control plane declare, value by value, so that it can be compared and kept. Pure, and
 //! without secrets: keys stand in it as the places they are read from.
-use crate::config::Config;
 use serde::{Deserialize, Serialize};
+use spoke_config::Config;
 use std::collections::{BTreeMap, BTreeSet};
 use toml::Value;
-
-pub mod task;
 
 /// Every value by its place, such as `interface.wg0.mtu`; a peer or a hub is one value.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,13 +1,16 @@
 //! What can be asked for, and whether it may be: an edit either gives the next imperative state or says who stands in
 //! its way. Nothing that the configuration, the uplink or the grants own can be changed from here.
 use super::conflict::Conflict;
-use crate::config::Config;
-use crate::config::interface::Access;
-use crate::net::imperative::{Device, Imperative, ImperativeLink, ImperativePeer};
-use crate::net::key::{PresharedKey, PublicKey};
-use crate::net::nets::{Holders, Nets};
-use crate::net::state::{Desired, DriftPolicy, IfName, MAX_ALLOWED_IPS, MAX_PEERS, Observed};
 use ipnet::IpNet;
+use spoke_config::Config;
+use spoke_config::interface::Access;
+use spoke_config::interface::DriftPolicy;
+use spoke_config::overrides::MAX_ALLOWED_IPS;
+use spoke_model::interface_name::IfName;
+use spoke_model::key::{PresharedKey, PublicKey};
+use spoke_model::nets::{Holders, Nets};
+use spoke_net::api_state::{Device, Imperative, ImperativeLink, ImperativePeer};
+use spoke_net::state::{Desired, MAX_PEERS, Observed};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -49,7 +52,7 @@ pub struct PeerValues {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OwnValues {
     /// Its key.
-    pub private_key: Option<crate::net::key::SecretKey>,
+    pub private_key: Option<spoke_model::key::SecretKey>,
     /// UDP port; 0 is a random one.
     pub listen_port: Option<u16>,
     /// Mark; 0 is none.

@@ -5,12 +5,10 @@
 //! about to be: peers of a change that the kernel may have in part when the process is killed.
 use super::declared::Declared;
 use super::record::{Change, Deadline, Line, Newcomers, Record};
-use crate::net::imperative::Imperative;
-use crate::time::Boot;
+use spoke_model::time::Boot;
+use spoke_net::api_state::Imperative;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
-
-pub mod task;
 
 /// What was set and how it came about.
 #[derive(Clone, Debug)]

@@ -1,12 +1,12 @@
 //! The written form of changes: what a generation changed, by whom and when. The one place where keys are written out.
 use super::declared::{Declared, Revision};
-use crate::net::imperative::{Device, Imperative, ImperativeLink, ImperativePeer, Table};
-use crate::net::key::{PresharedKey, PublicKey, SecretKey};
-use crate::net::nets::{Nets, side_by_side};
-use crate::net::state::IfName;
-use crate::time::{Boot, Wall};
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use spoke_model::interface_name::IfName;
+use spoke_model::key::{PresharedKey, PublicKey, SecretKey};
+use spoke_model::nets::{Nets, side_by_side};
+use spoke_model::time::{Boot, Wall};
+use spoke_net::api_state::{Device, Imperative, ImperativeLink, ImperativePeer, Table};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

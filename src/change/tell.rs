@@ -3,7 +3,7 @@
 use super::ask::{Done, Generation, Reconciled, Refused};
 use super::history::History;
 use super::record::{Change, Record};
-use crate::time::Boot;
+use spoke_model::time::Boot;
 
 /// Lines of a change that go into the audit trail; the generation has them all.
 const TOLD: usize = 8;

@@ -1,7 +1,7 @@
 //! `[agent]`: the signed node agent API. Off unless asked for.
 use super::reader::Table;
-use super::types::KeySource;
 use serde::Serialize;
+use spoke_model::key_source::KeySource;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 

@@ -1,7 +1,7 @@
 //! `[clock]`: how far behind the clock may start after a power cut.
 use super::reader::Table;
-use super::types::duration_text;
 use serde::Serialize;
+use spoke_model::duration::duration_text;
 use std::time::Duration;
 
 /// `[clock]`.

@@ -1,11 +1,16 @@
 //! `[control]`: the control plane that this node enrols with and follows.
 use super::reader::Table;
-use super::types::{HostPort, KeySource, duration_text};
-use crate::net::state::IfName;
 use serde::Serialize;
+use spoke_model::address::HostPort;
+use spoke_model::duration::duration_text;
+use spoke_model::interface_name::IfName;
+use spoke_model::key_source::KeySource;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
+
+/// The longest time a long-poll of the control plane is held, in seconds.
+pub const MAX_WAIT_SECS: u64 = 900;
 
 /// `https://HOST[:PORT]`, nothing behind it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,7 +108,7 @@ impl Control {
         }
         let token = t.parsed("token", "\"file:/absolute/path\" or \"credential:NAME\"");
         let interface = t.parsed("interface", "the name of the interface, such as wg0");
-        let poll_wait = t.duration("poll_wait", s(5)..=s(crate::enroll::wire::MAX_WAIT_SECS)).unwrap_or(s(600));
+        let poll_wait = t.duration("poll_wait", s(5)..=s(MAX_WAIT_SECS)).unwrap_or(s(600));
         let report_every = t.duration("report_every", s(5)..=s(86_400)).unwrap_or(s(900));
         let confirm_within = t.duration("confirm_within", s(5)..=s(3600)).unwrap_or(s(60));
         let spread = t.duration("spread", s(0)..=s(3600)).unwrap_or(s(60));

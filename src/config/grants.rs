@@ -1,12 +1,11 @@
 //! `[grants]`: the contract that says who may be a peer, the endpoints that are asked, and how long an answer lasts.
 use super::node::Role;
 use super::reader::Table;
-use super::types::{KeySource, duration_text};
-use crate::grants::ladder::Rungs;
-use crate::grants::quorum::MAX_ENDPOINTS;
-use crate::secret::Secret;
 use alloy_primitives::Address;
 use serde::{Deserialize, Serialize, Serializer};
+use spoke_model::duration::duration_text;
+use spoke_model::key_source::KeySource;
+use spoke_model::secret::Secret;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -106,6 +105,32 @@ impl Serialize for Endpoint {
     }
 }
 
+/// How long grants hold without an answer of the chain: each phase begins when the one before it is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rungs {
+    /// Every grant holds and new peers are admitted.
+    pub fresh: Duration,
+    /// Every grant still holds.
+    pub stale: Duration,
+    /// Peers stay, and no new one is admitted.
+    pub grace: Duration,
+}
+
+impl Rungs {
+    /// Time from the last answer of the chain until everything is denied.
+    pub fn total(&self) -> Duration {
+        self.fresh.saturating_add(self.stale).saturating_add(self.grace)
+    }
+
+    /// What one reboot may cost.
+    pub fn step(&self) -> Duration {
+        self.fresh.max(Duration::from_secs(60))
+    }
+}
+
+/// Most endpoints of one chain.
+pub const MAX_ENDPOINTS: usize = 8;
+
 /// From when on a grant counts. A revocation counts at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -196,7 +221,7 @@ impl Grants {
     }
 
     /// Reads the section; `usual_poll` is how often the chain is looked at where nothing else is said.
-    pub(crate) fn read(t: &mut Table<'_>, usual_poll: Duration) -> Option<Self> {
+    pub fn read(t: &mut Table<'_>, usual_poll: Duration) -> Option<Self> {
         let s = Duration::from_secs;
         let day = s(86_400);
         for (key, remedy) in [
@@ -282,9 +307,9 @@ impl Grants {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
+    use crate::Config;
 
-    fn load(section: &str) -> Result<Config, crate::config::Faults> {
+    fn load(section: &str) -> Result<Config, crate::Faults> {
         Config::from_text(Some(("spoke.toml", section)), [])
     }
 

@@ -1,14 +1,28 @@
 //! `[[interface]]`: one WireGuard interface each, with its statically configured peers.
 use super::node::{Node, Role};
 use super::reader::Table;
-use super::types::{Cidr, HostPort, IfAddress, KeySource};
-use crate::net::key::PublicKey;
-use crate::net::state::{DriftPolicy, IfName, TABLE_MAIN};
-use crate::node::NodeId;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use spoke_model::address::{Cidr, HostPort, IfAddress};
+use spoke_model::interface_name::IfName;
+use spoke_model::key::PublicKey;
+use spoke_model::key_source::KeySource;
+use spoke_model::node_id::NodeId;
 use std::net::IpAddr;
 use std::str::FromStr;
+
+/// The main routing table.
+pub const TABLE_MAIN: u32 = 254;
+
+/// What may be done about a difference between wanted and observed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DriftPolicy {
+    /// Repair it.
+    Enforce,
+    /// Report it and write nothing.
+    Observe,
+}
 
 /// The tunnel MTU that fits through every path seen in the field (IPv6's minimum), less nothing: it is the inner size.
 /// A board on Ethernet may raise it to 1420.

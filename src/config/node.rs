@@ -1,7 +1,7 @@
 //! `[node]`: who this is and where it keeps its state.
 use super::reader::Table;
-use crate::node::NodeId;
 use serde::{Deserialize, Serialize};
+use spoke_model::node_id::NodeId;
 use std::path::PathBuf;
 use std::str::FromStr;
 

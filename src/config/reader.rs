@@ -1,6 +1,7 @@
 //! Reads typed values out of a configuration tree and collects every fault on the way, instead of stopping at the first.
 use super::Fault;
 use config::{Value, ValueKind};
+use spoke_model::duration::{parse_duration, show_duration};
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::str::FromStr;
@@ -294,36 +295,6 @@ fn clipped(text: &str) -> String {
     match text.char_indices().nth(24) {
         Some((at, _)) => format!("{}…", &text[..at]),
         None => text.to_owned(),
-    }
-}
-
-/// Reads `"30s"`; see [`Table::duration`] for the units. `None` if it is anything else or too long to be told.
-pub fn parse_duration(text: &str) -> Option<Duration> {
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let n: u64 = text.get(..digits)?.parse().ok()?;
-    let scale = match text.get(digits..)? {
-        "ms" => return Some(Duration::from_millis(n)),
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86_400,
-        _ => return None,
-    };
-    n.checked_mul(scale).map(Duration::from_secs)
-}
-
-/// The shortest text that [`parse_duration`] reads back.
-pub fn show_duration(d: Duration) -> String {
-    if d.subsec_millis() != 0 {
-        return format!("{}ms", d.as_millis());
-    }
-    let s = d.as_secs();
-    match s {
-        0 => "0s".to_owned(),
-        _ if s.is_multiple_of(86_400) => format!("{}d", s / 86_400),
-        _ if s.is_multiple_of(3600) => format!("{}h", s / 3600),
-        _ if s.is_multiple_of(60) => format!("{}m", s / 60),
-        _ => format!("{s}s"),
     }
 }
 

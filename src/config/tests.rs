@@ -15,7 +15,7 @@ fn faults(text: &str) -> Vec<String> {
 }
 
 fn example() -> String {
-    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/spoke.toml")).unwrap()
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../systemd/spoke.toml")).unwrap()
 }
 
 /// The example with the sections in its last part (what most installations leave out) cut off.
@@ -87,7 +87,7 @@ fn the_documented_example_names_every_key() {
 
 #[test]
 fn the_documented_control_plane_shows_its_defaults() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/spoke.toml");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../systemd/spoke.toml");
     let text = std::fs::read_to_string(path).unwrap();
     let section = text.split_once("# [control]").unwrap().1.split_once("\n\n").unwrap().0;
     let keys: Vec<&str> = section.lines().filter_map(|l| l.strip_prefix("# ")).filter(|l| l.contains(" = ")).collect();

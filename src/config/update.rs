@@ -1,12 +1,35 @@
 //! `[update]`: where updates come from and how a new system is judged; of use on an image with two slots only.
 use super::reader::Table;
-use super::types::duration_text;
-use crate::update::machine::Rules;
-use crate::update::notice::WantedRelease;
 use serde::{Serialize, Serializer};
+use spoke_model::duration::duration_text;
+use spoke_model::release::WantedRelease;
 use std::time::Duration;
 
 const HOUR: Duration = Duration::from_secs(3600);
+
+/// How long to wait for what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Rules {
+    /// Healthy for this long without a gap: commit.
+    pub settle: Duration,
+    /// Time a new system has to become healthy.
+    pub patience: Duration,
+    /// Time it has when nothing outside answers.
+    pub outage: Duration,
+    /// How often a trial that met an outage is tried again.
+    pub resumes: u8,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            settle: Duration::from_secs(120),
+            patience: Duration::from_secs(600),
+            outage: Duration::from_secs(3600),
+            resumes: 3,
+        }
+    }
+}
 
 /// `[update]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -1,10 +1,12 @@
 //! `[uplink]`: the hubs, in order of preference, and how to stay connected to one of them.
 use super::interface::read_peer_keys;
 use super::reader::Table;
-use super::types::{Cidr, HostPort, KeySource, duration_text};
-use crate::net::key::PublicKey;
-use crate::net::state::IfName;
 use serde::Serialize;
+use spoke_model::address::{Cidr, HostPort};
+use spoke_model::duration::duration_text;
+use spoke_model::interface_name::IfName;
+use spoke_model::key::PublicKey;
+use spoke_model::key_source::KeySource;
 use std::net::IpAddr;
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! Who may be a peer by NFT: follows the contract's events for the whole fleet and keeps what it says in the store.
 //!
-//! The following itself is the code of [`crate::grants`], with the fleet's nodes as candidates. One control plane at a time
+//! The following itself is the code of [`spoke_grants`], with the fleet's nodes as candidates. One control plane at a time
 //! does it, whoever holds the job; the others are ready to take over. What is kept changes only where the chain has
 //! decided: an outage, of whatever length, leaves every verdict as it is. A device that keeps its own grants lets them end
 //! with time; the registry does not, because its hubs verify nothing by themselves and a fleet must not vanish with an RPC
@@ -9,16 +9,16 @@ use super::api::now_ms;
 use super::store::admission::{Progress, Verdict};
 use super::store::audit::Actor;
 use super::store::{Store, StoreError, Tx};
-use crate::config::grants::{Finality, Grants};
-use crate::grants::chain::Pair;
-use crate::grants::chain::task::{Asked, Chain};
-use crate::grants::ledger::task::Directories;
-use crate::grants::policy::{Decision, Reason, Short, VERIFICATION_ERROR};
-use crate::grants::report::{Report, Row};
-use crate::grants::task::{Board, run};
-use crate::sys::clock::SystemClock;
-use crate::sys::random::seed;
-use crate::sys::rpc::Http;
+use spoke_chain::conversation::{Asked, Chain};
+use spoke_chain::follower::{Board, run};
+use spoke_chain::ledger::Directories;
+use spoke_config::grants::{Finality, Grants};
+use spoke_grants::chain::Pair;
+use spoke_grants::policy::{Decision, Reason, Short, VERIFICATION_ERROR};
+use spoke_grants::report::{Report, Row};
+use spoke_sys::clock::SystemClock;
+use spoke_sys::random::seed;
+use spoke_sys::rpc::Http;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -192,7 +192,7 @@ impl Follower {
 
     fn progress(&self, report: Option<&Report>, now_ms: i64) -> Progress {
         let ago = |r: &Report| {
-            let since = r.heard.map(|at| crate::sys::clock::Clock::now(&SystemClock).since(at))?;
+            let since = r.heard.map(|at| spoke_sys::clock::Clock::now(&SystemClock).since(at))?;
             Some(now_ms.saturating_sub(i64::try_from(since.as_millis()).unwrap_or(i64::MAX)))
         };
         let trouble = |r: &Report| {
@@ -268,7 +268,7 @@ pub struct Asker {
 
 impl Asker {
     /// An asker of the endpoints in `config`; a URL kept in a file is read now.
-    pub fn new(config: Arc<Grants>) -> Result<Self, crate::sys::keys::KeyError> {
+    pub fn new(config: Arc<Grants>) -> Result<Self, spoke_sys::keys::KeyError> {
         let rpc = Http::new(&config.endpoints, config.timeout)?;
         Ok(Self { rpc, config, room: Semaphore::new(ASKERS), silent_until: Mutex::default() })
     }
@@ -312,9 +312,9 @@ fn settle(finality: Finality, asked: &Asked) -> Option<Verdict> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::grants::jsonrpc::BlockRef;
-    use crate::time::Boot;
     use alloy_primitives::U256;
+    use spoke_grants::jsonrpc::BlockRef;
+    use spoke_model::time::Boot;
     use std::time::Duration;
 
     fn decision(reason: Reason) -> Decision {
@@ -350,7 +350,7 @@ mod tests {
     fn silence_decides_nothing() {
         let row = |admitted, code: &str, decided| Row {
             node: "n".parse().unwrap(),
-            key: crate::net::key::PublicKey([1; 32]),
+            key: spoke_model::key::PublicKey([1; 32]),
             admitted,
             code: code.to_owned(),
             token_id: Some("7".into()),

@@ -12,11 +12,11 @@ pub mod token;
 use super::config::{Config, FILE, StoreUrl};
 use super::store::Store;
 use super::store::audit::Actor;
-use crate::config::types::KeySource;
-use crate::sys::disk::read_secret;
 use clap::{Parser, Subcommand};
+use spoke_command::{Failure, Outcome, exit_code, usage};
+use spoke_model::key_source::KeySource;
+use spoke_sys::disk::read_secret;
 use std::ffi::OsString;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -71,24 +71,6 @@ pub enum Command {
     Restore(backup::RestoreArgs),
 }
 
-/// Why a command failed.
-#[derive(Debug)]
-pub enum Failure {
-    /// The input is wrong: exit code 2.
-    BadInput(String),
-    /// Something else: exit code 1.
-    Failed(anyhow::Error),
-}
-
-impl<E: Into<anyhow::Error>> From<E> for Failure {
-    fn from(e: E) -> Self {
-        Self::Failed(e.into())
-    }
-}
-
-/// What a command gives back.
-pub type Outcome = Result<(), Failure>;
-
 /// What every command has at hand.
 #[derive(Debug)]
 pub struct Context {
@@ -108,40 +90,27 @@ pub struct Context {
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
-        Err(e) => {
-            let _ = e.print();
-            return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
-        }
+        Err(e) => return usage(&e),
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(e) => return complain(&Failure::Failed(e.into())),
+    let outcome = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(run(cli)),
+        Err(e) => Err(e.into()),
     };
-    match runtime.block_on(run(cli)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => complain(&e),
-    }
+    exit_code("spoke-control", outcome.map_err(as_bad_input))
 }
 
-fn complain(failure: &Failure) -> ExitCode {
-    let mut err = std::io::stderr().lock();
+/// What the store refuses because it was asked for the impossible is bad input.
+fn as_bad_input(failure: Failure) -> Failure {
     match failure {
-        Failure::BadInput(text) => {
-            let _ = writeln!(err, "spoke-control: {text}");
-            ExitCode::from(2)
-        }
-        Failure::Failed(e) => {
-            let _ = writeln!(err, "spoke-control: {e:#}");
-            let asked_wrong = e.downcast_ref().is_some_and(fleet::is_bad_input);
-            ExitCode::from(if asked_wrong { 2 } else { 1 })
-        }
+        Failure::Failed(e) if e.downcast_ref().is_some_and(fleet::is_bad_input) => Failure::BadInput(format!("{e:#}")),
+        other => other,
     }
 }
 
 async fn run(cli: Cli) -> Outcome {
     let variables = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
     let config = Config::load(&cli.config, variables).map_err(|faults| Failure::BadInput(faults.to_string()))?;
-    crate::sys::keys::ensure_dir(&config.state_dir)?;
+    spoke_sys::keys::ensure_dir(&config.state_dir)?;
     let store = Store::open(&url(&config)?).await?;
     let user = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_else(|_| "cli".into());
     let invocation = match cli.config.to_str() {
@@ -167,7 +136,7 @@ async fn run(cli: Cli) -> Outcome {
 }
 
 /// The secret at `source`, without the line feed at its end.
-pub fn secret(source: &KeySource) -> Result<crate::secret::Secret<String>, Failure> {
+pub fn secret(source: &KeySource) -> Result<spoke_model::secret::Secret<String>, Failure> {
     let path = match source {
         KeySource::File(path) => path.clone(),
         KeySource::Credential(name) => {
@@ -179,7 +148,7 @@ pub fn secret(source: &KeySource) -> Result<crate::secret::Secret<String>, Failu
     let bytes = read_secret(&path, 4096)?
         .ok_or_else(|| Failure::BadInput(format!("{source} is not there: write the secret into it, mode 0600")))?;
     let text = std::str::from_utf8(&bytes).map_err(|_| Failure::BadInput(format!("{source} is not text")))?;
-    Ok(crate::secret::Secret::new(text.trim_end().to_owned()))
+    Ok(spoke_model::secret::Secret::new(text.trim_end().to_owned()))
 }
 
 fn url(config: &Config) -> Result<String, Failure> {
@@ -187,9 +156,4 @@ fn url(config: &Config) -> Result<String, Failure> {
         StoreUrl::Plain(url) => Ok(url.clone()),
         StoreUrl::Secret(source) => Ok(secret(source)?.reveal().clone()),
     }
-}
-
-/// Writes to standard output; a closed pipe is nobody's fault.
-pub fn print(text: &str) {
-    let _ = std::io::stdout().lock().write_all(text.as_bytes());
 }

@@ -1,9 +1,10 @@
 //! The control plane's configuration: one file, then variables `SPOKE_CONTROL__SECTION__KEY`; every fault at once.
 use super::limits::Rates;
-use crate::config::grants::Grants;
-use crate::config::reader::Table;
-use crate::config::types::{HostPort, KeySource};
-use crate::config::{Fault, Faults};
+use spoke_config::grants::Grants;
+use spoke_config::reader::Table;
+use spoke_config::{Fault, Faults};
+use spoke_model::address::HostPort;
+use spoke_model::key_source::KeySource;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};

@@ -205,7 +205,7 @@ impl FreeSearch {
 
 /// The number that stands in for a token id where a node has none: of the node id, so that it prefers the same address
 /// wherever and whenever it is enrolled.
-pub fn number_of(node: &crate::node::NodeId) -> u64 {
+pub fn number_of(node: &spoke_model::node_id::NodeId) -> u64 {
     let digest = ring::digest::digest(&ring::digest::SHA256, node.as_str().as_bytes());
     digest.as_ref().iter().take(6).fold(0, |n, b| n << 8 | u64::from(*b))
 }

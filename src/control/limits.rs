@@ -1,12 +1,12 @@
 //! How often one address or one node may ask, and how often an address may guess a token.
 use super::api::App;
 use super::api::answer::Failure;
-use crate::enroll::wire::ProblemCode;
-use crate::node::NodeId;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use spoke_enroll::wire::ProblemCode;
+use spoke_model::node_id::NodeId;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;

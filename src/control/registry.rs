@@ -8,14 +8,14 @@ pub mod test;
 use super::store::StoreError;
 use super::store::lease::LeaseError;
 use super::store::network::BadNetwork;
-use crate::node::NodeId;
+use spoke_model::node_id::NodeId;
 
 /// Why a request about the fleet was not granted. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// A field of the request.
     #[error(transparent)]
-    Field(#[from] crate::enroll::wire::BadField),
+    Field(#[from] spoke_enroll::wire::BadField),
     /// A value of an operator.
     #[error("{0}")]
     Value(String),
@@ -77,7 +77,7 @@ macro_rules! again {
         let mut left = 4u8;
         loop {
             match $attempt.await {
-                Err(RegistryError::Store(crate::control::store::StoreError::Again(_))) if left > 0 => left -= 1,
+                Err(RegistryError::Store(crate::store::StoreError::Again(_))) if left > 0 => left -= 1,
                 other => break other,
             }
         }

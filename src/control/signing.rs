@@ -3,10 +3,10 @@
 //! Every active key signs every document, so that a node that was away during a rotation still finds one it knows: a
 //! rotation is *add*, wait until the fleet has reported the new generation, *retire*.
 use super::store::{Store, StoreError};
-use crate::enroll::signature::{SignKey, VerifyKey};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom as _, SystemRandom};
+use spoke_model::signature::{SignKey, VerifyKey};
 use std::path::Path;
 use std::sync::Arc;
 use zeroize::Zeroizing;
@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 pub enum SigningError {
     /// The master key's file.
     #[error("the master key cannot be read or made")]
-    Disk(#[from] crate::sys::disk::DiskError),
+    Disk(#[from] spoke_sys::disk::DiskError),
     /// The master key's file holds something else.
     #[error("{0} is not a master key (32 bytes): restore it from where you keep its copy")]
     BadMaster(String),
@@ -58,14 +58,14 @@ pub fn random<const N: usize>() -> Result<Zeroizing<[u8; N]>, SigningError> {
 impl MasterKey {
     /// Reads the key, or makes it at the first run: where `store` has keys already, they were sealed under another one.
     pub async fn load_or_make(path: &Path, store: &Store) -> Result<Self, SigningError> {
-        if let Some(bytes) = crate::sys::disk::read_secret(path, 33)? {
+        if let Some(bytes) = spoke_sys::disk::read_secret(path, 33)? {
             return Self::new(&bytes).ok_or_else(|| SigningError::BadMaster(path.display().to_string()));
         }
         if !store.read().await?.signing_keys().await?.is_empty() {
             return Err(SigningError::NoMaster(path.display().to_string()));
         }
         let bytes = random::<32>()?;
-        crate::sys::disk::write_atomic(path, bytes.as_slice(), false)?;
+        spoke_sys::disk::write_atomic(path, bytes.as_slice(), false)?;
         Self::new(bytes.as_slice()).ok_or(SigningError::Random)
     }
 

@@ -1,8 +1,8 @@
 //! The certificate: from files, or made once for a lab and pinned by the devices.
-use crate::config::types::HostPort;
-use crate::enroll::signature::sha256_hex;
-use crate::sys::disk::{DiskError, read_secret, write_atomic};
 use rustls_pemfile::Item;
+use spoke_model::address::HostPort;
+use spoke_model::signature::sha256_hex;
+use spoke_sys::disk::{DiskError, read_secret, write_atomic};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio_rustls::rustls::ServerConfig;

@@ -8,7 +8,7 @@
 //! A hub that was lost before the change proves nothing about it: then it is enough that the state was applied, because
 //! going back would give back nothing. A machine without a hub (a hub itself, or a node whose network has none yet) is in
 //! the same place. A state that the kernel or `derive` refuses is taken back wherever there is one to go back to.
-use crate::time::Boot;
+use spoke_model::time::Boot;
 use std::time::Duration;
 
 /// What is known of the state that was published last.
@@ -77,7 +77,7 @@ impl Trial {
         if self.deadline().is_none_or(|deadline| now < deadline) {
             return Verdict::Open;
         }
-        let within = crate::config::reader::show_duration(self.within);
+        let within = spoke_model::duration::show_duration(self.within);
         Verdict::Revert(match (evidence.applied, trouble) {
             (true, _) => format!("the hub did not answer through generation {} within {within}", self.generation),
             (false, Some(trouble)) => format!("generation {} could not be applied: {trouble}", self.generation),

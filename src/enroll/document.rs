@@ -4,18 +4,20 @@
 //! its envelope, so nothing depends on two programs writing JSON the same way. A domain prefix keeps a signature from
 //! meaning anything elsewhere. An envelope carries one signature for each signing key in service, so that a node that
 //! slept through a rotation still finds one it knows.
-use super::signature::{SignKey, Signature, VerifyKey};
-use crate::config::node::Role;
-use crate::config::policy::GrantsPolicy;
-use crate::config::types::HostPort;
-use crate::net::key::PublicKey;
-use crate::net::overrides::Overrides;
-use crate::net::state::{IfName, MAX_ALLOWED_IPS, MAX_PEERS};
-use crate::node::NodeId;
-use crate::update::notice::WantedRelease;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use spoke_config::node::Role;
+use spoke_config::overrides::MAX_ALLOWED_IPS;
+use spoke_config::overrides::Overrides;
+use spoke_config::policy::GrantsPolicy;
+use spoke_model::address::HostPort;
+use spoke_model::interface_name::IfName;
+use spoke_model::key::PublicKey;
+use spoke_model::node_id::NodeId;
+use spoke_model::release::WantedRelease;
+use spoke_model::signature::{SignKey, Signature, VerifyKey};
+use spoke_net::state::MAX_PEERS;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 

@@ -1,8 +1,8 @@
 //! What an enrolled device keeps, and the clock it signs by. Pure.
-use super::signature::VerifyKey;
-use crate::node::NodeId;
-use crate::time::{Boot, Wall};
 use serde::{Deserialize, Serialize};
+use spoke_model::node_id::NodeId;
+use spoke_model::signature::VerifyKey;
+use spoke_model::time::{Boot, Wall};
 
 /// Kept after enrolment: who we are and whose word counts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

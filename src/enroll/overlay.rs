@@ -1,11 +1,11 @@
 //! The configuration as the control plane completes it. Pure.
 use super::document::{StateDocument, WantedHub, WantedInterface, WantedPeer};
-use crate::config::Config;
-use crate::config::control::Control;
-use crate::config::interface::{Access, Interface, Peer};
-use crate::config::node::Role;
-use crate::config::types::{Cidr, IfAddress};
-use crate::config::uplink::{Hub, Uplink};
+use spoke_config::Config;
+use spoke_config::control::Control;
+use spoke_config::interface::{Access, Interface, Peer};
+use spoke_config::node::Role;
+use spoke_config::uplink::{Hub, Uplink};
+use spoke_model::address::{Cidr, IfAddress};
 
 /// `base` with what `document` says of the interface that the control plane decides about.
 ///
@@ -94,7 +94,7 @@ fn peer(peer: &WantedPeer) -> Peer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::key::PublicKey;
+    use spoke_model::key::PublicKey;
 
     fn base() -> (Config, Control) {
         let text = "[node]\nid = \"edge-1\"\n[control]\nurl = \"https://c.example.net:8443\"\n";
@@ -160,7 +160,7 @@ mod tests {
         let (without, with) = (load(""), load(&format!("[grants]\n{}", section(1))));
         let control = without.control.clone().unwrap();
         let bare = StateDocument { role: Role::Hub, ..document(0, 3) };
-        let policy = crate::config::policy::GrantsPolicy::from_toml(&section(2)).unwrap();
+        let policy = spoke_config::policy::GrantsPolicy::from_toml(&section(2)).unwrap();
         let told = StateDocument { grants: Some(policy), ..bare.clone() };
         let chain = |base: &Config, document: &StateDocument| {
             effective(base, &control, document).grants.map(|g| (g.chain_id, g.endpoints.len(), g.poll.as_secs()))

@@ -8,9 +8,9 @@
 //!
 //! The signed text, one item a line: `spoke-request-v1`, the node id, the method, path with query, the SHA-256 of the body
 //! in hex, milliseconds since 1970, the number used once. No item can hold a line feed, so no two requests read the same.
-use super::signature::{SignKey, Signature, VerifyKey, sha256_hex};
-use crate::node::NodeId;
 use serde::{Deserialize, Serialize};
+use spoke_model::node_id::NodeId;
+use spoke_model::signature::{SignKey, Signature, VerifyKey, sha256_hex};
 
 /// Header with the node id.
 pub const NODE: &str = "spoke-node";

@@ -11,8 +11,8 @@
 //! and each is tried in turn until the hub answers through one of them.
 use super::events::Answered;
 use super::wire::KeyStep;
-use crate::net::key::PublicKey;
-use crate::time::Boot;
+use spoke_model::key::PublicKey;
+use spoke_model::time::Boot;
 use std::time::Duration;
 
 /// Between two questions whether the hubs know the key.

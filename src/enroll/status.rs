@@ -1,7 +1,7 @@
 //! What the device says about its control plane, for health and `spoke status`.
 use super::wire::Outcome;
-use crate::net::key::PublicKey;
-use crate::time::Boot;
+use spoke_model::key::PublicKey;
+use spoke_model::time::Boot;
 
 /// As of the last event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -1,10 +1,10 @@
 //! What devices and the control plane say to each other in JSON, and what is wrong with a request that says it badly.
-use super::signature::VerifyKey;
-use crate::net::key::PublicKey;
-use crate::net::state::IfName;
-use crate::node::NodeId;
-use crate::time::Wall;
 use serde::{Deserialize, Serialize};
+use spoke_model::interface_name::IfName;
+use spoke_model::key::PublicKey;
+use spoke_model::node_id::NodeId;
+use spoke_model::signature::VerifyKey;
+use spoke_model::time::Wall;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -19,22 +19,19 @@ pub const REPORT: &str = "/api/v1/nodes/self/report";
 /// `POST` a new WireGuard key: announced first, then put in use.
 pub const KEY: &str = "/api/v1/nodes/self/key";
 
-/// The longest time a long-poll is held, in seconds.
-pub const MAX_WAIT_SECS: u64 = 900;
-
 /// A request for enrolment; the enrolment token travels as `Authorization: Bearer`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "control", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ProvisionRequest {
     /// The wanted name.
-    #[cfg_attr(feature = "control", schema(value_type = String, pattern = "^[A-Za-z0-9_-]{1,128}$"))]
+    #[cfg_attr(feature = "openapi", schema(value_type = String, pattern = "^[A-Za-z0-9_-]{1,128}$"))]
     pub node_id: NodeId,
     /// Public half of the tunnel's key.
-    #[cfg_attr(feature = "control", schema(value_type = String))]
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub wireguard_public_key: PublicKey,
     /// Public half of the key that signs requests; the request itself is signed with it.
-    #[cfg_attr(feature = "control", schema(value_type = String))]
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub identity_public_key: VerifyKey,
     /// Version of the device's software, `x.y.z`.
     pub version: String,
@@ -47,7 +44,7 @@ pub struct ProvisionRequest {
 
 /// What a device can do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "control", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Capabilities {
     /// Processors.
@@ -108,7 +105,7 @@ impl ProvisionRequest {
 
 /// The answer to a [`ProvisionRequest`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "control", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ProvisionAnswer {
     /// `success`, or `pending` until an operator approves.
     pub status: ProvisionStatus,
@@ -121,7 +118,7 @@ pub struct ProvisionAnswer {
 
 /// How a [`ProvisionRequest`] ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "control", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum ProvisionStatus {
     /// The device is a node.
@@ -132,58 +129,58 @@ pub enum ProvisionStatus {
 
 /// What an enrolled device has to know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "control", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ProvisionConfig {
     /// Its name.
-    #[cfg_attr(feature = "control", schema(value_type = String))]
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub node_id: NodeId,
     /// Its IPv4 address; the IPv6 one if the network has no IPv4 pool.
-    #[cfg_attr(feature = "control", schema(value_type = String))]
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub assigned_ip: IpAddr,
     /// Its IPv6 address, where the network has both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "control", schema(value_type = Option<String>))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub assigned_ip6: Option<IpAddr>,
     /// Of the pool `assigned_ip` is from: dotted for IPv4, the prefix length for IPv6.
     pub subnet_mask: String,
     /// The first hub's key; absent for a hub, and while the network has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "control", schema(value_type = Option<String>))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub hub_public_key: Option<PublicKey>,
     /// Where that hub is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hub_endpoint: Option<String>,
     /// Networks behind the hub.
-    #[cfg_attr(feature = "control", schema(value_type = Vec<String>))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
     pub allowed_ips: Vec<ipnet::IpNet>,
     /// Seconds.
     pub persistent_keepalive: u16,
     /// Resolvers inside the tunnel.
-    #[cfg_attr(feature = "control", schema(value_type = Vec<String>))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
     pub dns_servers: Vec<IpAddr>,
     /// RFC 3339.
     pub provisioned_at: String,
     /// Kernel name of the interface in the state document.
-    #[cfg_attr(feature = "control", schema(value_type = String))]
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub interface: IfName,
     /// Keys that sign the state document: pin them.
-    #[cfg_attr(feature = "control", schema(value_type = Vec<String>))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
     pub signing_keys: Vec<VerifyKey>,
 }
 
 /// Told after each connect.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "control", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RegisterRequest {
     /// The address in use inside the tunnel.
-    #[cfg_attr(feature = "control", schema(value_type = String))]
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub wireguard_address: IpAddr,
     /// The key in use.
-    #[cfg_attr(feature = "control", schema(value_type = String))]
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub wireguard_public_key: PublicKey,
     /// The interface in use.
-    #[cfg_attr(feature = "control", schema(value_type = String))]
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub interface_name: IfName,
     /// The hub in use, `HOST:PORT`.
     pub hub_endpoint: String,
@@ -194,7 +191,7 @@ pub struct RegisterRequest {
 impl RegisterRequest {
     /// Checks what the types cannot.
     pub fn check(&self) -> Result<(), BadField> {
-        if self.hub_endpoint.parse::<crate::config::types::HostPort>().is_err() {
+        if self.hub_endpoint.parse::<spoke_model::address::HostPort>().is_err() {
             return Err(BadField { field: "hub_endpoint", problem: "must be HOST:PORT" });
         }
         match Wall::parse_rfc3339(&self.registered_at) {
@@ -209,10 +206,10 @@ impl RegisterRequest {
 
 /// The answer to a [`RegisterRequest`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "control", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RegisterAnswer {
     /// The node.
-    #[cfg_attr(feature = "control", schema(value_type = String))]
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub node_id: NodeId,
     /// The generation wanted of it.
     pub generation: u64,
@@ -220,7 +217,7 @@ pub struct RegisterAnswer {
 
 /// What became of the wanted state on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "control", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
     /// In force and, where it was on trial, confirmed.
@@ -247,7 +244,7 @@ impl Outcome {
 
 /// A node's report on itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "control", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Report {
     /// The generation in force on the node.
@@ -265,7 +262,7 @@ pub struct Report {
     pub version: String,
     /// The local health document, or a part of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "control", schema(value_type = Option<Object>))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
     pub health: Option<serde_json::Value>,
 }
 
@@ -287,11 +284,11 @@ impl Report {
 
 /// A change of the node's WireGuard key, in two steps: the hub learns the new key before the old one goes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "control", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct KeyRequest {
     /// The new public key.
-    #[cfg_attr(feature = "control", schema(value_type = String))]
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub wireguard_public_key: PublicKey,
     /// `announce` or `switch`.
     pub step: KeyStep,
@@ -299,7 +296,7 @@ pub struct KeyRequest {
 
 /// A step of a [`KeyRequest`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "control", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum KeyStep {
     /// Hubs shall accept it beside the old one.
@@ -310,7 +307,7 @@ pub enum KeyStep {
 
 /// The answer to a [`KeyRequest`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "control", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct KeyAnswer {
     /// Whether every hub of the node has reported that it accepts the new key.
     pub ready: bool,
@@ -318,7 +315,7 @@ pub struct KeyAnswer {
 
 /// Any answer of the device group that is not a success.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "control", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Problem {
     /// What is wrong.
     pub detail: ProblemDetail,
@@ -326,7 +323,7 @@ pub struct Problem {
 
 /// The content of a [`Problem`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "control", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ProblemDetail {
     /// For programs: a fixed word.
     pub code: ProblemCode,
@@ -334,17 +331,17 @@ pub struct ProblemDetail {
     pub message: String,
     /// With `node_id_taken`: what the name's holder has, without anything secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "control", schema(value_type = Option<Object>))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
     pub existing_config: Option<serde_json::Value>,
     /// With `clock_skew`: the server's signed time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "control", schema(value_type = Option<Object>))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
     pub time: Option<super::request::TimeAnswer>,
 }
 
 /// Why a device's request failed, for programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "control", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ProblemCode {
     /// The request is not understood.

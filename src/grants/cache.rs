@@ -5,9 +5,9 @@
 //! began in, and the generation grows with each change of its key that becomes known.
 use super::ladder::Doubt;
 use super::policy::Decision;
-use crate::net::key::PublicKey;
-use crate::node::NodeId;
-use crate::time::Boot;
+use spoke_model::key::PublicKey;
+use spoke_model::node_id::NodeId;
+use spoke_model::time::Boot;
 use std::hash::BuildHasher;
 use std::time::Duration;
 
@@ -348,7 +348,7 @@ impl<S: BuildHasher> Cache<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::grants::policy::Reason;
+    use crate::policy::Reason;
     use proptest::prelude::*;
     use std::hash::RandomState;
 

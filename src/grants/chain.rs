@@ -1,13 +1,12 @@
 //! What the chain is asked in one exchange and how the answers are read.
-pub mod task;
 
 use super::abi::{Head, Malformed, NODES_PER_CALL, decode_head, decode_reads, head_call, reads_call};
-use super::follow::{Continuity, Follow};
 use super::jsonrpc::{Answer, Ask, At, BlockRef, Change, Refusal};
 use super::policy::{Decision, decide};
-use crate::net::key::PublicKey;
-use crate::node::NodeId;
+use crate::cursor::{Continuity, Follow};
 use alloy_primitives::Address;
+use spoke_model::key::PublicKey;
+use spoke_model::node_id::NodeId;
 use std::time::Duration;
 
 /// A node and the key it comes with.
@@ -52,7 +51,7 @@ pub enum Fault {
 impl Fault {
     /// Whether it speaks against the endpoint and has not been booked: what did not come in at all was, and not to know a
     /// block that another one told of is no fault.
-    pub(super) fn counts(&self) -> bool {
+    pub fn counts(&self) -> bool {
         match self {
             Self::NoAnswer(_) | Self::OtherChain { .. } => false,
             Self::Refused(refusal) => !refusal.unknown_block(),
@@ -61,7 +60,7 @@ impl Fault {
     }
 
     /// Whether it says that too much was asked for at once.
-    pub(super) fn too_much(&self) -> bool {
+    pub fn too_much(&self) -> bool {
         match self {
             Self::Refused(refusal) => refusal.too_much(),
             Self::NoAnswer(_)

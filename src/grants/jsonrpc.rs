@@ -2,10 +2,10 @@
 //!
 //! An answer is read element by element from a capped reader; of the objects in it only the few fields that mean
 //! something here are kept. Answers may come in any order and in part; what was not answered stays `None`.
-use crate::node::NodeId;
 use alloy_primitives::{Address, B256, U256, hex};
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
+use spoke_model::node_id::NodeId;
 use std::fmt::{self, Write as _};
 use std::io::Read;
 

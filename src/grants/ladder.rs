@@ -4,8 +4,9 @@
 //! before the time used passes what the disk says, the disk is told a later figure, and whoever starts from it starts from
 //! there. A reboot can so only shorten the ladder, by at most one step, and costs no write while the chain answers.
 //! Time without power is not counted: no clock on the board can prove it.
-use crate::time::Boot;
 use serde::{Deserialize, Serialize};
+use spoke_config::grants::Rungs;
+use spoke_model::time::Boot;
 use std::time::Duration;
 
 /// How the grants stand.
@@ -34,39 +35,16 @@ impl Phase {
     }
 }
 
-/// How long each phase lasts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rungs {
-    /// Length of [`Phase::Fresh`].
-    pub fresh: Duration,
-    /// Length of [`Phase::Stale`].
-    pub stale: Duration,
-    /// Length of [`Phase::Grace`].
-    pub grace: Duration,
-}
-
-impl Rungs {
-    /// The phase after `unheard`.
-    pub fn phase(&self, unheard: Duration) -> Phase {
-        if unheard < self.fresh {
-            Phase::Fresh
-        } else if unheard < self.fresh.saturating_add(self.stale) {
-            Phase::Stale
-        } else if unheard < self.total() {
-            Phase::Grace
-        } else {
-            Phase::Expired
-        }
-    }
-
-    /// Time from the last word of the chain until everything is denied.
-    pub fn total(&self) -> Duration {
-        self.fresh.saturating_add(self.stale).saturating_add(self.grace)
-    }
-
-    /// What one reboot may cost.
-    pub fn step(&self) -> Duration {
-        self.fresh.max(Duration::from_secs(60))
+/// The phase after `unheard`, the time since the last answer of the chain.
+pub fn phase_after(rungs: &Rungs, unheard: Duration) -> Phase {
+    if unheard < rungs.fresh {
+        Phase::Fresh
+    } else if unheard < rungs.fresh.saturating_add(rungs.stale) {
+        Phase::Stale
+    } else if unheard < rungs.total() {
+        Phase::Grace
+    } else {
+        Phase::Expired
     }
 }
 
@@ -160,7 +138,7 @@ impl Ladder {
 
     /// The phase now.
     pub fn phase(&self, now: Boot) -> Phase {
-        self.unheard(now).map_or(Phase::Expired, |u| self.rungs.phase(u))
+        self.unheard(now).map_or(Phase::Expired, |u| phase_after(&self.rungs, u))
     }
 
     /// The lengths.

@@ -3,11 +3,10 @@
 //! Every decision is written down when it is made, with the height it holds for, so that no older block can undo it. The
 //! height itself grows with every block and would wear the flash; it is kept where it costs nothing, and outlives the
 //! process but not a reboot.
-pub mod task;
 
-use super::book::Kept;
-use super::follow::Follow;
 use super::ladder::Reserve;
+use crate::admission::Kept;
+use crate::cursor::Follow;
 use alloy_primitives::Address;
 use serde::{Deserialize, Serialize};
 
@@ -55,7 +54,7 @@ pub fn further(disk: Follow, memory: Option<Follow>) -> Follow {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::grants::jsonrpc::BlockRef;
+    use crate::jsonrpc::BlockRef;
 
     #[test]
     fn the_further_height_counts() {

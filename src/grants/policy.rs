@@ -1,8 +1,9 @@
 //! Who may be a peer: the order of the questions and the reason for every answer.
-use super::abi::{self, Malformed, Reads, Text};
-use crate::net::key::PublicKey;
+use super::abi;
+use super::abi::{Malformed, Reads, Text};
 use alloy_primitives::{Address, U256};
 use serde::{Deserialize, Serialize};
+use spoke_model::key::PublicKey;
 use std::fmt;
 
 /// Why access was granted or denied. `VERIFICATION_ERROR` is not among them: it is the absence of a decision.
@@ -118,7 +119,7 @@ impl fmt::Display for Short<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::grants::abi::Read;
+    use crate::abi::Read;
     use proptest::prelude::*;
 
     const NODE: &str = "edge-1";

@@ -1,9 +1,8 @@
 //! Which endpoints are asked, in what order, and when enough of them say the same.
-use crate::time::Boot;
+use spoke_config::grants::MAX_ENDPOINTS;
+use spoke_model::time::Boot;
 use std::time::Duration;
 
-/// Most endpoints of one chain.
-pub const MAX_ENDPOINTS: usize = 8;
 /// First wait after a failure.
 const BACKOFF_MIN: Duration = Duration::from_secs(1);
 /// Longest wait of our own choice.

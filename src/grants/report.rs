@@ -1,13 +1,14 @@
 //! What the grants task tells the rest: rows for people, counters for monitors, troubles for health.
-use super::book::{Admission, Book, admission};
 use super::cache::Settled;
 use super::chain::Pair;
 use super::ladder::Phase;
 use super::policy::Reason;
-use crate::net::key::PublicKey;
-use crate::node::NodeId;
-use crate::time::{Boot, Wall};
+use crate::admission::{Admission, Book, admission};
+use crate::ladder::phase_after;
 use serde::{Deserialize, Serialize};
+use spoke_model::key::PublicKey;
+use spoke_model::node_id::NodeId;
+use spoke_model::time::{Boot, Wall};
 use std::hash::BuildHasher;
 use std::time::Duration;
 
@@ -171,8 +172,8 @@ pub fn rows<S: BuildHasher>(book: &Book<S>, phase: Phase, now: Boot) -> Vec<Row>
     let rungs = *book.ladder.rungs();
     let row = |(node, key): &Pair| {
         let entry = book.cache().peek(node, key);
-        let admission =
-            entry.map_or(Admission::Unverified(phase), |e| admission(e, phase, |doubt| rungs.phase(doubt.age(now))));
+        let admission = entry
+            .map_or(Admission::Unverified(phase), |e| admission(e, phase, |doubt| phase_after(&rungs, doubt.age(now))));
         let decision = entry.and_then(|e| e.decision);
         Row {
             node: node.clone(),

@@ -2,9 +2,9 @@
 //!
 //! With thousands of peers a look at the kernel costs far more than a change. A pass that follows a clean one closely
 //! may therefore plan against the last look, advanced by what was acknowledged since; the next full look checks it.
-use super::key::PublicKey;
 use super::plan::{AllowedIps, PeerChange, Step};
 use super::state::{Observed, ObservedLink};
+use spoke_model::key::PublicKey;
 
 /// Advances `observed` by one acknowledged step. Counters and a new random port show at the next look only.
 pub fn advance(observed: &mut Observed, step: &Step) {

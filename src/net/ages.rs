@@ -2,9 +2,10 @@
 //!
 //! The kernel stamps a handshake with the wall clock of that moment, so once the clock has been set the difference to
 //! "now" means nothing. A stamp that changed between two looks, though, is no older than the earlier look.
-use super::key::PublicKey;
-use super::state::{IfName, Observed};
-use crate::time::{Boot, Wall};
+use super::state::Observed;
+use spoke_model::interface_name::IfName;
+use spoke_model::key::PublicKey;
+use spoke_model::time::{Boot, Wall};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -53,7 +54,7 @@ impl Handshakes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::state::{Counters, ObservedLink, ObservedPeer};
+    use crate::state::{Counters, ObservedLink, ObservedPeer};
     use proptest::prelude::*;
 
     fn seen(stamp: Option<u64>) -> (Observed, IfName, PublicKey) {

@@ -1,20 +1,21 @@
 //! Makes the one validated [`Desired`] from the configuration and the facts. Invalid input gives an error and never an
 //! emptier network: the caller keeps the last good state.
-use super::imperative::{Device, Imperative, ImperativeLink, Table};
-use super::key::{PresharedKey, PublicKey, SecretKey};
-use super::nets::{Holders, Nets};
-use super::overrides::Overrides;
-use super::state::{
-    Desired, DriftPolicy, Endpoint, Forwarding, IfName, Link, ListenPort, MAX_ALLOWED_IPS, MAX_PEERS, Peer, Route,
-    TABLE_MAIN,
-};
-use crate::config::Config;
-use crate::config::interface::{Access, DEFAULT_MTU, Interface, MIN_MTU_V6};
-use crate::config::node::Role;
-use crate::config::types::{HostPort, KeySource};
-use crate::config::uplink::Hub;
-use crate::node::NodeId;
+use super::state::{Desired, Endpoint, Forwarding, Link, ListenPort, MAX_PEERS, Peer, Route};
+use crate::api_state::{Device, Imperative, ImperativeLink, Table};
 use ipnet::IpNet;
+use spoke_config::Config;
+use spoke_config::interface::{Access, DEFAULT_MTU, Interface, MIN_MTU_V6};
+use spoke_config::interface::{DriftPolicy, TABLE_MAIN};
+use spoke_config::node::Role;
+use spoke_config::overrides::MAX_ALLOWED_IPS;
+use spoke_config::overrides::Overrides;
+use spoke_config::uplink::Hub;
+use spoke_model::address::HostPort;
+use spoke_model::interface_name::IfName;
+use spoke_model::key::{PresharedKey, PublicKey, SecretKey};
+use spoke_model::key_source::KeySource;
+use spoke_model::nets::{Holders, Nets};
+use spoke_model::node_id::NodeId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -333,7 +334,8 @@ fn routes(interface: &Interface, peers: &BTreeMap<PublicKey, Peer>) -> BTreeSet<
         return BTreeSet::new();
     }
     let connected = |net: &IpNet| {
-        interface.table == super::state::TABLE_MAIN && interface.addresses.iter().any(|a| a.0.trunc().contains(net))
+        interface.table == spoke_config::interface::TABLE_MAIN
+            && interface.addresses.iter().any(|a| a.0.trunc().contains(net))
     };
     peers
         .values()
@@ -366,3 +368,6 @@ fn check(link: &IfName, private_key: &SecretKey, peers: &BTreeMap<PublicKey, Pee
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod overrides;

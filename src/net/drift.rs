@@ -2,14 +2,15 @@
 //!
 //! Compared are allowed-ips as sets, keepalive, and the preshared key by digest. What the kernel learns (a roamed
 //! endpoint, handshakes, counters) is never drift.
-use super::key::{PresharedKey, PublicKey};
-use super::nets::Nets;
 use super::plan::{Plan, Step};
 use super::render;
-use super::state::{Desired, IfName, Link, ListenPort, Observed, ObservedLink, ObservedPeer, Peer};
-use crate::time::Wall;
+use super::state::{Desired, Link, ListenPort, Observed, ObservedLink, ObservedPeer, Peer};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use spoke_model::interface_name::IfName;
+use spoke_model::key::{PresharedKey, PublicKey};
+use spoke_model::nets::Nets;
+use spoke_model::time::Wall;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A peer nobody asked for.

@@ -3,13 +3,14 @@
 //! Order: remove and create interfaces → take peers away → add and change peers → addresses and routes → bring up.
 //! The planner walks the union of what is wanted and what is ours, so that what we no longer want goes even if nobody saw
 //! the moment it stopped being wanted.
-use super::key::{PresharedKey, PublicKey, SecretKey};
-use super::nets::{Nets, side_by_side};
 use super::state::{
-    Desired, DriftPolicy, Endpoint, Forwarding, IfName, Link, ListenPort, Memory, Observed, ObservedLink, ObservedPeer,
-    Peer, Route,
+    Desired, Endpoint, Forwarding, Link, ListenPort, Memory, Observed, ObservedLink, ObservedPeer, Peer, Route,
 };
 use ipnet::IpNet;
+use spoke_config::interface::DriftPolicy;
+use spoke_model::interface_name::IfName;
+use spoke_model::key::{PresharedKey, PublicKey, SecretKey};
+use spoke_model::nets::{Nets, side_by_side};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How a peer's allowed-ips change.

@@ -1,8 +1,8 @@
 //! Plans as text for people: the same words in `spoke plan`, in the log and in the record of repairs.
-use super::key::PublicKey;
-use super::nets::Nets;
 use super::plan::{AllowedIps, PeerChange, Plan, Step};
 use super::state::{Forwarding, Observed, ObservedPeer};
+use spoke_model::key::PublicKey;
+use spoke_model::nets::Nets;
 use std::fmt::Write as _;
 
 /// One line per step, in the order of the plan; steps that the policy holds back are marked, unreachable interfaces last.

@@ -2,15 +2,15 @@
 //!
 //! What the kernel learns by itself (a roamed endpoint, handshakes, counters) exists only on the observed side: it is
 //! status, never drift.
-use super::key::{PresharedKey, PublicKey, SecretKey};
-use super::nets::Nets;
-use crate::time::Boot;
 use ipnet::IpNet;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::Serialize;
+use spoke_config::interface::DriftPolicy;
+use spoke_model::interface_name::IfName;
+use spoke_model::key::{PresharedKey, PublicKey, SecretKey};
+use spoke_model::nets::Nets;
+use spoke_model::time::Boot;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::str::FromStr;
 use std::time::Duration;
 
 /// The routing protocol number that marks our routes (`ip route show proto 157`); unassigned in iproute2's `rt_protos`.
@@ -19,68 +19,8 @@ pub const ROUTE_PROTOCOL: u8 = 157;
 /// The link alias that marks an interface we created, so that a later run may also delete it.
 pub const OWNED_ALIAS: &str = "managed by spoke";
 
-/// The main routing table.
-pub const TABLE_MAIN: u32 = 254;
-
 /// The longest accepted set of peers of one interface.
 pub const MAX_PEERS: usize = 65_536;
-
-/// The longest accepted set of allowed-ips of one peer.
-pub const MAX_ALLOWED_IPS: usize = 4_096;
-
-/// The name of a network interface: 1 to 15 bytes (the kernel's `IFNAMSIZ` less the terminator).
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct IfName(heapless::String<15>);
-
-/// Text that is not an interface name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not an interface name: expected 1 to 15 characters out of A-Z a-z 0-9 _ . - that do not begin with - or .")]
-pub struct BadIfName;
-
-impl IfName {
-    /// The name as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for IfName {
-    type Err = BadIfName;
-    fn from_str(text: &str) -> Result<Self, BadIfName> {
-        let fine = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
-            && !text.starts_with(['-', '.'])
-            && !text.is_empty();
-        match heapless::String::try_from(text) {
-            Ok(name) if fine => Ok(Self(name)),
-            Ok(_) | Err(_) => Err(BadIfName),
-        }
-    }
-}
-
-impl fmt::Display for IfName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for IfName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl Serialize for IfName {
-    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.serialize_str(&self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for IfName {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<'de, str>::deserialize(d)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
 
 /// Where a peer is to be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,16 +69,6 @@ pub struct Route {
     pub to: IpNet,
     /// Routing table.
     pub table: u32,
-}
-
-/// What may be done about a difference between wanted and observed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DriftPolicy {
-    /// Repair it.
-    Enforce,
-    /// Report it and write nothing.
-    Observe,
 }
 
 /// One WireGuard interface as wanted.
@@ -274,19 +204,4 @@ pub struct Memory {
     pub owned: BTreeMap<IfName, BTreeSet<PublicKey>>,
     /// The last repair asked for and carried out.
     pub repaired: u64,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_the_kernel_or_a_command_line_would_misread_are_refused() {
-        for good in ["wg0", "spoke-hub.1", "a23456789012345"] {
-            assert!(good.parse::<IfName>().is_ok(), "{good}");
-        }
-        for bad in ["", "a234567890123456", "-h", "--help", "wg/0", "..", ".", "wg 0", "wg:0", "wg\u{e4}"] {
-            assert_eq!(bad.parse::<IfName>(), Err(BadIfName), "{bad}");
-        }
-    }
 }

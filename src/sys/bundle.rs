@@ -1,7 +1,7 @@
 //! Installs a bundle: signature first, then the slot that is not running, then its kernel, then the right to be tried.
-use crate::enroll::signature::VerifyKey;
-use crate::sys::slots::{SlotError, Slots};
-use crate::update::manifest::{Accepted, Known, Part, Refused, header_length, judge};
+use crate::slots::{SlotError, Slots};
+use spoke_model::signature::VerifyKey;
+use spoke_update::manifest::{Accepted, Known, Part, Refused, header_length, judge};
 use std::fmt::Write as _;
 use std::io::{self, Read};
 
@@ -97,10 +97,10 @@ impl Read for Summing<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::enroll::signature::{SignKey, sha256_hex};
-    use crate::sys::slots::Standing;
-    use crate::update::manifest::{Certificate, MAGIC, Manifest, certify, sign};
-    use crate::update::slot::{Slot, Trust};
+    use crate::slots::Standing;
+    use spoke_model::signature::{SignKey, sha256_hex};
+    use spoke_update::manifest::{Certificate, MAGIC, Manifest, certify, sign};
+    use spoke_update::slot::{Slot, Trust};
 
     /// Slots in memory that know what the boot loader would see.
     #[derive(Default)]

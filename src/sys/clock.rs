@@ -1,6 +1,6 @@
 //! The clocks of the machine.
-use crate::time::{Boot, Wall};
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
+use spoke_model::time::{Boot, Wall};
 use std::time::Duration;
 
 /// Reads the clocks.

@@ -306,8 +306,9 @@ fn sum(bytes: &[u8]) -> String {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
+    use crate::sim::another_user;
     use proptest::prelude::*;
     use std::os::unix::fs::PermissionsExt as _;
 
@@ -324,20 +325,10 @@ pub(crate) mod tests {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file stays");
     }
 
-    /// Another user where the tests may make files of others.
-    pub(crate) fn somebody() -> Owner {
-        let own = rustix::process::geteuid();
-        if own.is_root() {
-            Owner { uid: 4242, gid: 4243 }
-        } else {
-            Owner { uid: own.as_raw(), gid: rustix::process::getegid().as_raw() }
-        }
-    }
-
     #[test]
     fn a_file_for_somebody_else_is_theirs() {
         let dir = tempfile::tempdir().unwrap();
-        let (path, owner) = (dir.path().join("spoke.toml"), somebody());
+        let (path, owner) = (dir.path().join("spoke.toml"), another_user());
         write_atomic_for(owner, &path, b"one", false).unwrap();
         assert_eq!(Owner::of(&path).unwrap(), owner);
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
@@ -354,8 +345,8 @@ pub(crate) mod tests {
         std::fs::write(&file, b"secret").unwrap();
         std::os::unix::fs::symlink(&file, &link).unwrap();
         let before = Owner::of(&file).unwrap();
-        somebody().take(&link).unwrap();
-        assert_eq!((Owner::of(&file).unwrap(), Owner::of(&link).unwrap()), (before, somebody()));
+        another_user().take(&link).unwrap();
+        assert_eq!((Owner::of(&file).unwrap(), Owner::of(&link).unwrap()), (before, another_user()));
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! ICMP echo through one interface: the proof that the far end of a tunnel is alive.
-use crate::net::state::IfName;
-use crate::uplink::wire::{self, ECHO_LEN, Family};
 use rustix::net::{SendFlags, netdevice};
 use socket2::{Domain, Protocol, Socket, Type};
+use spoke_model::interface_name::IfName;
+use spoke_uplink::wire;
+use spoke_uplink::wire::{ECHO_LEN, Family};
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};

@@ -1,5 +1,5 @@
 //! How busy the machine is, from `/proc` and the root file system.
-use crate::agent::answer::HostLoad;
+use spoke_api::agent::answer::HostLoad;
 
 /// Reads the load; remembers the processors' counters, since a percentage needs two looks.
 #[derive(Debug, Default)]

@@ -3,12 +3,12 @@
 //! Asynchronous, because a long-poll waits for minutes: it must neither hold a thread nor outlive a stop. The server is
 //! known by a pinned certificate, by certificates of our own, or by the public CAs. A board without a clock cannot judge
 //! dates, so certificates are judged at no earlier moment than one that is known to have passed; a pin needs no date.
-use crate::config::types::HostPort;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper_util::rt::TokioIo;
+use spoke_model::address::HostPort;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

@@ -5,11 +5,11 @@
 mod exchange;
 mod stalling;
 
-use crate::http::limit::{Rate, RateLimit, network};
-use crate::http::{Request, Response};
 use exchange::{Doors, exchange, shares};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use spoke_api::http::limit::{Rate, RateLimit, network};
+use spoke_api::http::{Request, Response};
 use stalling::Stalling;
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;

@@ -3,7 +3,7 @@
 //! A line is `<16 hex digits of SHA-256> <payload>\n`. What follows the first line that does not check out (a write cut
 //! short by a power cut) is dropped at the next opening; if good lines follow it, that was no power cut, and a copy of the
 //! file is kept aside. The file is readable by its owner only.
-use crate::sys::disk::{DiskError, write_atomic};
+use crate::disk::{DiskError, write_atomic};
 use rustix::fs::{Mode, OFlags};
 use std::fs::File;
 use std::io::Write as _;

@@ -23,9 +23,10 @@
 //! socket and looks the family up for every message (one change took 3.7 ms among 1,000 peers and 8.0 ms among 10,000), is
 //! LGPL-2.1 in a static binary, and brings the netlink crates a second time (620 KB). `netlink-packet-wireguard` is of
 //! rtnetlink's own family, shares its crates, and leaves the conversation to us.
-use crate::net::key::PublicKey;
-use crate::net::plan::Step;
-use crate::net::state::{Counters, IfName, Observed};
+use spoke_model::interface_name::IfName;
+use spoke_model::key::PublicKey;
+use spoke_net::plan::Step;
+use spoke_net::state::{Counters, Observed};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 

@@ -2,11 +2,11 @@
 //! replaced.
 use super::disk::{DiskError, read_secret, write_atomic};
 use super::random::{NoRandom, key_bytes};
-use crate::config::Config;
-use crate::config::types::KeySource;
-use crate::net::derive::Keys;
-use crate::net::key::{PresharedKey, SecretKey};
-use crate::secret::Secret;
+use spoke_config::Config;
+use spoke_model::key::{PresharedKey, SecretKey};
+use spoke_model::key_source::KeySource;
+use spoke_model::secret::Secret;
+use spoke_net::derive::Keys;
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
@@ -124,13 +124,13 @@ pub fn preshared(source: &KeySource) -> Result<PresharedKey, KeyError> {
 }
 
 /// The key that signs our requests to the control plane: a seed of 32 bytes in base64, made once.
-pub fn identity(path: &Path) -> Result<crate::enroll::signature::SignKey, KeyError> {
+pub fn identity(path: &Path) -> Result<spoke_model::signature::SignKey, KeyError> {
     use base64::{Engine as _, engine::general_purpose::STANDARD};
     let source = KeySource::File(path.to_owned());
     let not_a_key = || KeyError::NotAKey(source.clone());
     if let Some(text) = read(&source)? {
         let seed = Zeroizing::new(STANDARD.decode(text.trim()).map_err(|_| not_a_key())?);
-        return crate::enroll::signature::SignKey::from_seed(&seed).map_err(|_| not_a_key());
+        return spoke_model::signature::SignKey::from_seed(&seed).map_err(|_| not_a_key());
     }
     let mut line = Zeroizing::new(STANDARD.encode(key_bytes()?.as_slice()));
     line.push('\n');

@@ -1,5 +1,5 @@
 //! Names to addresses, by the system's own resolver.
-use crate::config::types::HostPort;
+use spoke_model::address::HostPort;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,9 +1,10 @@
 //! JSON-RPC over HTTPS: one request, one answer, read as a stream and never larger than allowed.
-use crate::config::grants::{Endpoint, Url};
-use crate::grants::jsonrpc::{Answer, Ask, BadAnswer, Refusal, decode, encode};
-use crate::sys::clock::{Clock as _, SystemClock};
-use crate::sys::keys::{self, KeyError};
-use crate::time::Wall;
+use crate::clock::{Clock as _, SystemClock};
+use crate::keys;
+use crate::keys::KeyError;
+use spoke_config::grants::{Endpoint, Url};
+use spoke_grants::jsonrpc::{Answer, Ask, BadAnswer, Refusal, decode, encode};
+use spoke_model::time::Wall;
 use std::future::Future;
 use std::io::Read;
 use std::sync::Arc;

@@ -1,7 +1,9 @@
 //! The boot loader's view of the two slots, real: systemd-boot's entries on the FAT partition, U-Boot's environment block.
-use crate::update::slot::{self, Entry, Slot, Starts, Trust};
-use crate::update::uboot::{self, BootEnv};
 use rustix::fs::fsync;
+use spoke_update::slot;
+use spoke_update::slot::{Entry, Slot, Starts, Trust};
+use spoke_update::uboot;
+use spoke_update::uboot::BootEnv;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write as _};
 use std::os::unix::fs::FileExt as _;

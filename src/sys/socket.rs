@@ -1,6 +1,6 @@
 //! The control socket's two ends: a listener with peer credentials, and a blocking caller for the command line.
-use crate::socket::wire::{MAX_REQUEST, Request, Response};
 use serde::de::DeserializeOwned;
+use spoke_api::socket::{MAX_REQUEST, Request, Response};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,8 @@
 //! The notes between the supervisor and the updater, real: two small files in memory, each written by one and read by the other.
-use crate::update::notice::{Notice, WantedRelease};
 use rustix::fs::{Mode, OFlags, open};
 use serde::{Serialize, de::DeserializeOwned};
+use spoke_model::release::WantedRelease;
+use spoke_update::notice::Notice;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -83,8 +84,8 @@ fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::update::record::Record;
-    use crate::update::slot::Slot;
+    use spoke_update::record::Record;
+    use spoke_update::slot::Slot;
 
     fn notes() -> (tempfile::TempDir, Notes) {
         let dir = tempfile::tempdir().unwrap();

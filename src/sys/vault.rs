@@ -185,8 +185,7 @@ mod tests {
     #[test]
     fn what_comes_back_is_its_owners_also_after_a_cut_in_between() {
         let (_dir, vault, base) = vault();
-        let (directory, key, owner) =
-            (base.join("spoke"), base.join("spoke/wg0.key"), crate::sys::disk::tests::somebody());
+        let (directory, key, owner) = (base.join("spoke"), base.join("spoke/wg0.key"), crate::sim::another_user());
         for path in [&directory, &key] {
             owner.take(path).unwrap();
         }

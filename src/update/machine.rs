@@ -13,34 +13,10 @@
 //!  offline  → an outage: nobody is to blame; when we are online again the trial is Resumed, `resumes` times at most
 //! ```
 //! So a short outage costs nothing, a long one costs one restart, and no outage makes two systems take turns.
-use crate::time::Boot;
 use heapless::Vec;
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
-
-/// How long to wait for what.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Rules {
-    /// Healthy for this long without a gap: commit.
-    pub settle: Duration,
-    /// Time a new system has to become healthy.
-    pub patience: Duration,
-    /// Time it has when nothing outside answers.
-    pub outage: Duration,
-    /// How often a trial that met an outage is tried again.
-    pub resumes: u8,
-}
-
-impl Default for Rules {
-    fn default() -> Self {
-        Self {
-            settle: Duration::from_secs(120),
-            patience: Duration::from_secs(600),
-            outage: Duration::from_secs(3600),
-            resumes: 3,
-        }
-    }
-}
+use spoke_config::update::Rules;
+use spoke_model::time::Boot;
 
 /// What the supervisor and the network look like at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

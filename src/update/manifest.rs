@@ -9,8 +9,8 @@
 //! `SPOKEUP1`, the header's length (4 bytes, little-endian), the header ([`Header`] as JSON), the root image, the kernel.
 //! The header comes first, so that nothing is written before the signature was checked and while the rest is still being
 //! fetched; sizes and digests of what follows are in the signed part.
-use crate::enroll::signature::{SignKey, Signature, VerifyKey};
 use serde::{Deserialize, Serialize};
+use spoke_model::signature::{SignKey, Signature, VerifyKey};
 
 /// First bytes of a bundle.
 pub const MAGIC: &[u8; 8] = b"SPOKEUP1";

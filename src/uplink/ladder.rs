@@ -10,8 +10,8 @@
 //! | [`Rung::Again`] | nothing: from the best hub | the outage is elsewhere; it will end |
 //!
 //! There is no rung beyond: a lost WAN never restarts the machine.
-use crate::time::Boot;
 use serde::Serialize;
+use spoke_model::time::Boot;
 use std::net::SocketAddr;
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! What a peer's counters prove, judged by how they change between two looks and never by the wall-clock times in them.
-use crate::net::state::Counters;
-use crate::time::Boot;
+use spoke_model::time::Boot;
+use spoke_net::state::Counters;
 use std::time::Duration;
 
 /// WireGuard uses no session older than this (`REJECT_AFTER_TIME`): an answer through the tunnel proves a handshake

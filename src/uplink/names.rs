@@ -1,9 +1,8 @@
 //! Addresses of the configured peers that are named instead of numbered: when to look them up, which address to keep.
-pub mod task;
 
-use super::backoff::{Backoff, Dice};
-use crate::config::Config;
-use crate::config::types::HostPort;
+use spoke_config::Config;
+use spoke_model::address::HostPort;
+use spoke_model::backoff::{Backoff, Dice};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -89,7 +88,7 @@ mod tests {
 
     #[test]
     fn only_names_are_wanted() {
-        let key = |n| crate::net::key::SecretKey::from_bytes([n; 32]).public();
+        let key = |n| spoke_model::key::SecretKey::from_bytes([n; 32]).public();
         let text = format!(
             "[[interface]]\nname = \"wg0\"\n[[interface.peer]]\npublic_key = \"{}\"\nendpoint = \"peer.example.net:1\"\n[[interface.peer]]\npublic_key = \"{}\"\nendpoint = \"192.0.2.1:1\"\n",
             key(1),

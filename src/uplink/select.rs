@@ -11,11 +11,11 @@
 //! ```
 //! A try costs a few hundred bytes and failed tries grow rarer, so a hub that is away for days costs little on a metered
 //! link. When the active hub goes down the hysteresis is waived: a standby that is good takes over at once.
-use super::backoff::{Backoff, Dice};
 use super::liveness::{HANDSHAKE_LIFE, Witness};
-use crate::config::uplink::Hub;
-use crate::time::Boot;
 use ipnet::IpNet;
+use spoke_config::uplink::Hub;
+use spoke_model::backoff::{Backoff, Dice};
+use spoke_model::time::Boot;
 use std::net::SocketAddr;
 use std::time::Duration;
 

@@ -1,14 +1,14 @@
 //! The hub session: a machine that decides when to connect where, when the tunnel counts as up, and when it is lost.
 //! It has no clock, no socket and no kernel: events and the time go in, actions come out.
-use super::backoff::{Backoff, Dice};
 use super::ladder::Ladder;
 use super::liveness::Witness;
 use super::select::{Rules, Watch, as_standby};
 use super::status::{Code, State, Status, Transition};
-use crate::config::uplink::{Hub, Uplink};
-use crate::net::derive::{HubPeer, UplinkChoice};
-use crate::net::state::{Counters, Endpoint};
-use crate::time::Boot;
+use spoke_config::uplink::{Hub, Uplink};
+use spoke_model::backoff::{Backoff, Dice};
+use spoke_model::time::Boot;
+use spoke_net::derive::{HubPeer, UplinkChoice};
+use spoke_net::state::{Counters, Endpoint};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! What the uplink says about itself, for health, status and logs.
 use super::ladder::Rung;
-use crate::time::Boot;
 use serde::Serialize;
+use spoke_model::time::Boot;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -2,17 +2,17 @@
 //! the system calls of WireGuard. `scripts/bench-agent` runs it beside the real thing.
 #![allow(clippy::expect_used, reason = "a measurement fails by panicking")]
 
-use spoke::agent::task::{Board, run};
-use spoke::audit::task::Trail;
-use spoke::change::task::Ledger;
-use spoke::config::Config;
-use spoke::net::derive::Keys;
-use spoke::net::key::SecretKey;
-use spoke::net::task::{Reconciler, Sources, Status};
-use spoke::sim::kernel::FakeKernel;
-use spoke::supervise::Supervisor;
-use spoke::sys::clock::{Clock as _, SystemClock};
-use spoke::sys::notify::Systemd;
+use spoke_config::Config;
+use spoke_model::key::SecretKey;
+use spoke_net::derive::Keys;
+use spoke_node::agent::{Board, run};
+use spoke_node::audit::Trail;
+use spoke_node::changes::Ledger;
+use spoke_node::reconciler::{Reconciler, Sources, Status};
+use spoke_node::supervise::Supervisor;
+use spoke_sys::clock::{Clock as _, SystemClock};
+use spoke_sys::notify::Systemd;
+use spoke_sys::sim::kernel::FakeKernel;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -53,10 +53,10 @@ async fn serve(path: &Path) {
     tasks.vital("audit", trail.run());
     tasks.vital("agent", run(board));
     let apart = |tasks: &mut Supervisor| {
-        spoke::sys::priority::after_the_others();
+        spoke_sys::priority::after_the_others();
         tasks.vital("changes", ledger.run());
         tasks.vital("net", reconciler.run());
     };
-    tasks.apart("reconciling", spoke::cli::runtime, apart).expect("a thread");
+    tasks.apart("reconciling", spoke_command::runtime, apart).expect("a thread");
     tasks.run(std::future::pending()).await.expect("it goes on until it is killed");
 }

@@ -23,15 +23,15 @@ use anvil::{Anvil, Contract};
 use load::full_book;
 use node::{Node, config, pair};
 use proxy::Proxy;
-use spoke::config::grants::Grants;
-use spoke::grants::cache::CAPACITY;
-use spoke::grants::chain::Pair;
-use spoke::grants::chain::task::Chain;
-use spoke::grants::follow::Follow;
-use spoke::grants::jsonrpc::{Answer, decode};
-use spoke::sys::clock::SystemClock;
-use spoke::sys::rpc::Http;
-use spoke::time::Boot;
+use spoke_chain::conversation::Chain;
+use spoke_config::grants::Grants;
+use spoke_grants::cache::CAPACITY;
+use spoke_grants::chain::Pair;
+use spoke_grants::cursor::Follow;
+use spoke_grants::jsonrpc::{Answer, decode};
+use spoke_model::time::Boot;
+use spoke_sys::clock::SystemClock;
+use spoke_sys::rpc::Http;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -195,7 +195,7 @@ impl Config {
     /// The default poll of a device, in seconds.
     fn poll() -> f64 {
         let text = "[grants]\ncontract = \"0x37d2106bADB01dd5bE1926e45D172Cb4203C4186\"\nchain_id = 8453\nendpoints = [\"https://x\"]\n";
-        let config = spoke::config::Config::from_text(Some(("defaults", text)), []).expect("defaults");
+        let config = spoke_config::Config::from_text(Some(("defaults", text)), []).expect("defaults");
         config.grants.expect("a section").poll.as_secs_f64()
     }
 }

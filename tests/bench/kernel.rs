@@ -6,11 +6,13 @@
 )]
 
 use ipnet::IpNet;
-use spoke::net::advance::advance;
-use spoke::net::key::{PublicKey, SecretKey};
-use spoke::net::plan::plan;
-use spoke::net::state::{Desired, DriftPolicy, IfName, Link, ListenPort, Memory, Observed, Peer};
-use spoke::sys::kernel::{Kernel, Netlink};
+use spoke_config::interface::DriftPolicy;
+use spoke_model::interface_name::IfName;
+use spoke_model::key::{PublicKey, SecretKey};
+use spoke_net::advance::advance;
+use spoke_net::plan::plan;
+use spoke_net::state::{Desired, Link, ListenPort, Memory, Observed, Peer};
+use spoke_sys::kernel::{Kernel, Netlink};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};

@@ -2,14 +2,14 @@
 #![allow(dead_code, reason = "several programs share it, and none uses all of it")]
 
 use alloy_primitives::Address;
-use spoke::config::grants::Grants;
-use spoke::grants::book::Book;
-use spoke::grants::cache::Cache;
-use spoke::grants::chain::Pair;
-use spoke::grants::jsonrpc::Ask;
-use spoke::grants::policy::{Decision, Reason};
-use spoke::net::key::PublicKey;
-use spoke::time::Boot;
+use spoke_config::grants::Grants;
+use spoke_grants::admission::Book;
+use spoke_grants::cache::Cache;
+use spoke_grants::chain::Pair;
+use spoke_grants::jsonrpc::Ask;
+use spoke_grants::policy::{Decision, Reason};
+use spoke_model::key::PublicKey;
+use spoke_model::time::Boot;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::hash::RandomState;

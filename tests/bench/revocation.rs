@@ -24,7 +24,7 @@ fn main() {
     let chain = hub.enter(|| Anvil::with(&["--slots-in-an-epoch", "1"]));
     let contract = hub.enter(|| Contract::deploy(&chain, false, false));
     let keys: Vec<String> = (0..ROUNDS)
-        .map(|n| spoke::net::key::PublicKey([0x40 + u8::try_from(n).expect("a few"); 32]).to_string())
+        .map(|n| spoke_model::key::PublicKey([0x40 + u8::try_from(n).expect("a few"); 32]).to_string())
         .collect();
     let nodes: Vec<(String, String)> =
         (0..ROUNDS).map(|n| (format!("node-{n}"), format!("10.9.0.{}/32", n + 2))).collect();

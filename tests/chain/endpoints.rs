@@ -3,7 +3,7 @@ use crate::anvil::{Anvil, Contract};
 use crate::node::{Node, config, pair};
 use crate::proxy::{Deed, Proxy};
 use serde_json::{Value, json};
-use spoke::grants::ladder::Phase;
+use spoke_grants::ladder::Phase;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 

@@ -4,7 +4,7 @@ use crate::node::{Node, config, pair};
 use crate::proxy::{Deed, Proxy};
 use alloy_primitives::{hex, keccak256};
 use serde_json::{Value, json};
-use spoke::grants::ladder::Phase;
+use spoke_grants::ladder::Phase;
 use std::sync::{Arc, Mutex};
 
 fn key(n: u16) -> String {

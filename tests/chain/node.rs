@@ -1,16 +1,16 @@
 //! A node as far as its grants go: the task on a thread of its own, its candidates, and what it says.
 #![allow(dead_code, reason = "several test programs share it, and none uses all of it")]
 
-use spoke::config::Config;
-use spoke::config::grants::Grants;
-use spoke::grants::chain::Pair;
-use spoke::grants::ledger::task::Directories;
-use spoke::grants::report::Report;
-use spoke::grants::task::{Board, run};
-use spoke::net::derive::Admitted;
-use spoke::net::key::PublicKey;
-use spoke::sys::clock::SystemClock;
-use spoke::sys::rpc::Http;
+use spoke_chain::follower::{Board, run};
+use spoke_chain::ledger::Directories;
+use spoke_config::Config;
+use spoke_config::grants::Grants;
+use spoke_grants::chain::Pair;
+use spoke_grants::report::Report;
+use spoke_model::key::PublicKey;
+use spoke_net::derive::Admitted;
+use spoke_sys::clock::SystemClock;
+use spoke_sys::rpc::Http;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;

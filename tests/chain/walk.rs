@@ -4,11 +4,11 @@ use crate::anvil::{Anvil, Contract};
 use crate::node::{Node, config, pair};
 use crate::proxy::{Deed, Proxy};
 use serde_json::json;
-use spoke::grants::chain::Pair;
-use spoke::grants::chain::task::Chain;
-use spoke::grants::jsonrpc::At;
-use spoke::sys::clock::SystemClock;
-use spoke::sys::rpc::Http;
+use spoke_chain::conversation::Chain;
+use spoke_grants::chain::Pair;
+use spoke_grants::jsonrpc::At;
+use spoke_sys::clock::SystemClock;
+use spoke_sys::rpc::Http;
 use std::time::Duration;
 
 const STEPS: u32 = 40;

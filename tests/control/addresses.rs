@@ -1,11 +1,11 @@
 //! Addresses on both databases: preferences, leases, quarantine, pools that change.
 use crate::db::{Kind, open};
 use crate::world::{NOW, document, hub, join, network, operator, request, token};
-use spoke::control::ipam::Pool;
-use spoke::control::registry::enrol::{Enrolled, enrol};
-use spoke::control::registry::{RegistryError, operate};
-use spoke::control::store::lease::LeaseError;
-use spoke::control::store::network::{Access, Network};
+use spoke_control::ipam::Pool;
+use spoke_control::registry::enrol::{Enrolled, enrol};
+use spoke_control::registry::{RegistryError, operate};
+use spoke_control::store::lease::LeaseError;
+use spoke_control::store::network::{Access, Network};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 

@@ -1,10 +1,10 @@
 //! The served API: enrolment, proofs, long-polls, limits and every kind of bad input, over TLS.
 use crate::db::{Kind, fresh};
 use crate::serving::{Serving, nonce, plain, until};
-use spoke::enroll::document::Envelope;
-use spoke::enroll::request::{Nonce, TimeAnswer};
-use spoke::enroll::signature::VerifyKey;
-use spoke::sys::http::{Http as _, HttpError, HttpsClient, Trust};
+use spoke_enroll::document::Envelope;
+use spoke_enroll::request::{Nonce, TimeAnswer};
+use spoke_model::signature::VerifyKey;
+use spoke_sys::http::{Http as _, HttpError, HttpsClient, Trust};
 use std::time::{Duration, Instant};
 
 crate::on_both![
@@ -182,7 +182,7 @@ async fn a_new_signing_key_is_told_in_the_generation_it_makes(kind: Kind) {
     }
 
     // A board in 1970 that slept through all of it still believes the time it is told.
-    edge.offset_ms = -spoke::control::api::now_ms() + 5_000;
+    edge.offset_ms = -spoke_control::api::now_ms() + 5_000;
     let request = edge.signed("GET", &format!("{STATE}?after=0"), Vec::new());
     let sent = Nonce::from_hex(&request.headers.iter().find(|h| h.0 == "spoke-nonce").unwrap().1).unwrap();
     let answer = edge.http.send(request).await.unwrap();
@@ -285,7 +285,7 @@ async fn proofs_are_checked(kind: Kind) {
     assert_eq!(bare.status, 401);
 
     // A board in 1970 is told the time; somebody who merely says so is not.
-    edge.offset_ms = -spoke::control::api::now_ms() + 5_000;
+    edge.offset_ms = -spoke_control::api::now_ms() + 5_000;
     let request = edge.signed("GET", &format!("{STATE}?after=0"), Vec::new());
     let sent = Nonce::from_hex(&request.headers.iter().find(|h| h.0 == "spoke-nonce").unwrap().1).unwrap();
     let answer = edge.http.send(request).await.unwrap();
@@ -296,7 +296,7 @@ async fn proofs_are_checked(kind: Kind) {
     assert_eq!(time.verify(nonce(), &pinned), None);
     edge.offset_ms += i64::try_from(server).unwrap() - 5_000;
     assert_eq!(edge.ask("GET", &format!("{STATE}?after=0"), "").await.0, 200);
-    other.offset_ms = -spoke::control::api::now_ms() + 5_000;
+    other.offset_ms = -spoke_control::api::now_ms() + 5_000;
     other.id = "edge-1".parse().unwrap();
     assert_eq!(code(&other.ask("GET", STATE, "").await.1), "bad_proof");
 

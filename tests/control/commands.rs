@@ -1,7 +1,7 @@
 //! The command line: what the first run prints and where following it leads; every command as a table, as JSON, and asked twice.
 use crate::db::{Kind, fresh};
 use crate::serving::{OPERATOR, Serving, Setup, plain, run, until};
-use spoke::sys::http::{Http as _, HttpsClient, Trust};
+use spoke_sys::http::{Http as _, HttpsClient, Trust};
 use std::process::Stdio;
 use tokio::process::Command;
 
@@ -37,7 +37,7 @@ async fn what_the_first_run_prints_enrols_a_device(kind: Kind) {
         "[node]\nid = \"edge-1\"\n{}",
         section.lines().take_while(|l| !l.is_empty()).collect::<Vec<_>>().join("\n")
     );
-    let config = spoke::config::Config::from_text(Some(("spoke.toml", &text)), []).unwrap().control.unwrap();
+    let config = spoke_config::Config::from_text(Some(("spoke.toml", &text)), []).unwrap().control.unwrap();
     assert_eq!(config.url.0.port, serving.port);
     assert_eq!(config.pin.unwrap().0, serving.pin, "the pin is the certificate's");
     assert!(value("token").starts_with("file:/"));

@@ -1,5 +1,5 @@
 //! A fresh database of either kind for each test.
-use spoke::control::store::Store;
+use spoke_control::store::Store;
 use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::process::Command;
 

@@ -1,13 +1,13 @@
 //! Who becomes a node, on both databases: names, keys, tokens, approval, removal, and what each is told.
 use crate::db::{Kind, open};
 use crate::world::{NOW, document, hub, identity, join, network, operator, request, token};
-use spoke::control::registry::enrol::{Enrolled, enrol};
-use spoke::control::registry::{RegistryError, operate};
-use spoke::control::store::audit::Filter;
-use spoke::control::store::fleet::Wanted;
-use spoke::control::store::node::NodeState;
-use spoke::control::store::token::NewToken;
-use spoke::net::key::PublicKey;
+use spoke_control::registry::enrol::{Enrolled, enrol};
+use spoke_control::registry::{RegistryError, operate};
+use spoke_control::store::audit::Filter;
+use spoke_control::store::fleet::Wanted;
+use spoke_control::store::node::NodeState;
+use spoke_control::store::token::NewToken;
+use spoke_model::key::PublicKey;
 
 crate::on_both![
     same_keys_get_the_same_answer,
@@ -115,7 +115,7 @@ async fn who_was_removed_comes_back_by_invitation_only(kind: Kind) {
     let (store, _db) = open(kind).await;
     network(&store, "10.8.0.0/24", |_| {}).await;
     let general = token(&store, 100).await;
-    let id: spoke::node::NodeId = "edge-1".parse().unwrap();
+    let id: spoke_model::node_id::NodeId = "edge-1".parse().unwrap();
     let before = join(&store, "edge-1", &general).await.unwrap();
     let invitation =
         || NewToken { network: "field".into(), node: Some(id.clone()), note: None, max_uses: 5, expires_ms: None };

@@ -3,8 +3,8 @@
 use crate::db::{Kind, fresh};
 use crate::relay::relay;
 use crate::serving::{Device, OPERATOR, Serving, plain};
-use spoke::sys::http::{Http as _, HttpsClient, Trust};
-use spoke::uplink::backoff::{Backoff, Dice};
+use spoke_model::backoff::{Backoff, Dice};
+use spoke_sys::http::{Http as _, HttpsClient, Trust};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};

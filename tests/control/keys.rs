@@ -1,15 +1,15 @@
 //! Keys and grants on both databases: who is admitted, how keys change, which keys sign.
 use crate::db::{Kind, open};
 use crate::world::{NOW, document, hub, join, network, operator, report, request, say, token, verdict};
-use spoke::control::registry::enrol::{Enrolled, enrol, needs_verdict};
-use spoke::control::registry::{RegistryError, keys, operate};
-use spoke::control::signing::{MasterKey, SigningKeys};
-use spoke::control::store::admission::Verdict;
-use spoke::control::store::network::Access;
-use spoke::enroll::document::StateDocument;
-use spoke::enroll::wire::{KeyRequest, KeyStep};
-use spoke::grants::policy::Reason;
-use spoke::net::key::PublicKey;
+use spoke_control::registry::enrol::{Enrolled, enrol, needs_verdict};
+use spoke_control::registry::{RegistryError, keys, operate};
+use spoke_control::signing::{MasterKey, SigningKeys};
+use spoke_control::store::admission::Verdict;
+use spoke_control::store::network::Access;
+use spoke_enroll::document::StateDocument;
+use spoke_enroll::wire::{KeyRequest, KeyStep};
+use spoke_grants::policy::Reason;
+use spoke_model::key::PublicKey;
 
 crate::on_both![only_granted_nodes_are_peers, a_key_changes_in_two_steps, signing_keys_overlap,];
 
@@ -37,7 +37,7 @@ async fn only_granted_nodes_are_peers(kind: Kind) {
     let before = document(&store, "hub-1").await;
     assert_eq!(peers(before.clone()), ["far", "granted"]);
     let mut tx = store.read().await.unwrap();
-    let access = |views: Vec<spoke::control::store::view::NodeView>| {
+    let access = |views: Vec<spoke_control::store::view::NodeView>| {
         views.into_iter().map(|v| (v.id.to_string(), v.access.unwrap_or_default())).collect::<Vec<_>>()
     };
     let all = access(tx.node_views(None, "", 10).await.unwrap());
@@ -60,7 +60,7 @@ async fn only_granted_nodes_are_peers(kind: Kind) {
     tx.commit().await.unwrap();
 
     // The key changes when the contract does: no moment has two keys with one address.
-    let (id, new): (spoke::node::NodeId, _) = ("granted".parse().unwrap(), PublicKey([42; 32]));
+    let (id, new): (spoke_model::node_id::NodeId, _) = ("granted".parse().unwrap(), PublicKey([42; 32]));
     let step = |step| {
         let (store, id) = (store.clone(), &id);
         async move { keys::change(&store, id, &KeyRequest { wireguard_public_key: new, step }, NOW).await.unwrap().ready }

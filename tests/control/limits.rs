@@ -1,7 +1,7 @@
 //! What one client may take from the others: nothing. Guesses, floods, idlers, and a description that says what is served.
 use crate::db::{Kind, fresh};
 use crate::serving::{OPERATOR, Serving, Setup, plain, until};
-use spoke::sys::http::Http as _;
+use spoke_sys::http::Http as _;
 use std::collections::BTreeSet;
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! A relay in front of a server that counts what passes, and what a connection costs by its count.
 use crate::db::{Kind, fresh};
 use crate::serving::{Serving, plain};
-use spoke::sys::http::{Http as _, HttpsClient, Trust};
+use spoke_sys::http::{Http as _, HttpsClient, Trust};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 

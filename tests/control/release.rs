@@ -1,9 +1,9 @@
 //! Wanted releases on both databases: of one node before all.
 use crate::db::{Kind, open};
 use crate::world::{NOW, document, join, network, operator, report, say, token};
-use spoke::control::registry::{RegistryError, release};
-use spoke::control::store::Store;
-use spoke::control::store::release::Release;
+use spoke_control::registry::{RegistryError, release};
+use spoke_control::store::Store;
+use spoke_control::store::release::Release;
 
 crate::on_both![a_release_is_wanted_of_one_node_before_all];
 

@@ -1,11 +1,11 @@
 //! A control plane served by the real program, and clients of it.
 use crate::db::Database;
 use crate::world::{identity, request};
-use spoke::enroll::request::{Asked, Nonce};
-use spoke::enroll::signature::SignKey;
-use spoke::enroll::wire::PROVISION;
-use spoke::node::NodeId;
-use spoke::sys::http::{Answer, Http as _, HttpError, HttpsClient, Request, Trust};
+use spoke_enroll::request::{Asked, Nonce};
+use spoke_enroll::wire::PROVISION;
+use spoke_model::node_id::NodeId;
+use spoke_model::signature::SignKey;
+use spoke_sys::http::{Answer, Http as _, HttpError, HttpsClient, Request, Trust};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -265,7 +265,7 @@ pub struct Device {
 impl Device {
     /// A signed request.
     pub fn signed(&self, method: &'static str, path: &str, body: Vec<u8>) -> Request {
-        let now = spoke::control::api::now_ms() + self.offset_ms;
+        let now = spoke_control::api::now_ms() + self.offset_ms;
         let asked = Asked { method, path, body: &body };
         let proof = asked.prove(&self.key, &self.id, now.unsigned_abs(), nonce());
         Request {

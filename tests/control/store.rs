@@ -1,11 +1,11 @@
 //! The store itself on both databases: all or nothing, wake-ups, background work, backup.
 use crate::db::{Kind, open};
 use crate::world::{NOW, document, hub, join, network, operator, report, say, token};
-use spoke::control::registry::operate;
-use spoke::control::signing::{MasterKey, SigningKeys};
-use spoke::control::store::network::Network;
-use spoke::control::store::{Store, StoreError};
-use spoke::enroll::document::StateDocument;
+use spoke_control::registry::operate;
+use spoke_control::signing::{MasterKey, SigningKeys};
+use spoke_control::store::network::Network;
+use spoke_control::store::{Store, StoreError};
+use spoke_enroll::document::StateDocument;
 
 crate::on_both![
     what_fails_leaves_nothing,
@@ -103,7 +103,7 @@ async fn a_backup_restores_into_either_database(kind: Kind) {
         n.dns = vec!["10.8.0.53".parse().unwrap()];
         let toml =
             "contract = \"0x37d2106bADB01dd5bE1926e45D172Cb4203C4186\"\nchain_id = 1\nendpoints = [\"http://h/k\"]";
-        n.grants = Some(spoke::config::policy::GrantsPolicy::from_toml(toml).unwrap());
+        n.grants = Some(spoke_config::policy::GrantsPolicy::from_toml(toml).unwrap());
     })
     .await;
     hub(&store, "hub-1", Some("10.8.0.1")).await;

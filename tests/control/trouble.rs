@@ -1,7 +1,7 @@
 //! Databases in trouble under a served control plane: locked, full, read-only, cut off in the middle, restarted under load.
 use crate::db::{Cluster, Kind, fresh};
 use crate::serving::{Device, Serving, Setup, run, until};
-use spoke::control::store::Store;
+use spoke_control::store::Store;
 use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -238,7 +238,7 @@ async fn a_restart_of_postgres_under_load_loses_nothing() {
     let mut request = waiting.signed("GET", &path, Vec::new());
     request.timeout = Duration::from_secs(310);
     let polling = tokio::spawn(async move {
-        let answer = spoke::sys::http::Http::send(&mut waiting.http, request).await.unwrap();
+        let answer = spoke_sys::http::Http::send(&mut waiting.http, request).await.unwrap();
         (answer.status, serde_json::from_slice::<serde_json::Value>(&answer.body).unwrap_or_default())
     });
     let mut joining = JoinSet::new();
@@ -307,8 +307,8 @@ async fn replicas_are_one_control_plane() {
     });
     let request = first.device("edge-0").signed("POST", "/api/v1/nodes/register", register.to_string().into_bytes());
     let (mut here, mut there) = (first.client(), third.client());
-    let send = async |http: &mut spoke::sys::http::HttpsClient| {
-        spoke::sys::http::Http::send(http, request.clone()).await.unwrap().status
+    let send = async |http: &mut spoke_sys::http::HttpsClient| {
+        spoke_sys::http::Http::send(http, request.clone()).await.unwrap().status
     };
     assert_eq!((send(&mut here).await, send(&mut there).await), (200, 401), "a replay at another one");
 

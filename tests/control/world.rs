@@ -1,19 +1,19 @@
 //! A fleet to test with: devices with keys, a network, a token.
 use ipnet::IpNet;
-use spoke::control::registry::enrol::{Enrolled, enrol};
-use spoke::control::registry::{RegistryError, operate};
-use spoke::control::store::Store;
-use spoke::control::store::admission::Verdict;
-use spoke::control::store::audit::Actor;
-use spoke::control::store::fleet::Wanted;
-use spoke::control::store::network::Network;
-use spoke::control::store::report::Received;
-use spoke::control::store::token::NewToken;
-use spoke::enroll::document::StateDocument;
-use spoke::enroll::signature::SignKey;
-use spoke::enroll::wire::{Capabilities, Outcome, ProvisionConfig, ProvisionRequest, Report};
-use spoke::grants::policy::Reason;
-use spoke::net::key::PublicKey;
+use spoke_control::registry::enrol::{Enrolled, enrol};
+use spoke_control::registry::{RegistryError, operate};
+use spoke_control::store::Store;
+use spoke_control::store::admission::Verdict;
+use spoke_control::store::audit::Actor;
+use spoke_control::store::fleet::Wanted;
+use spoke_control::store::network::Network;
+use spoke_control::store::report::Received;
+use spoke_control::store::token::NewToken;
+use spoke_enroll::document::StateDocument;
+use spoke_enroll::wire::{Capabilities, Outcome, ProvisionConfig, ProvisionRequest, Report};
+use spoke_grants::policy::Reason;
+use spoke_model::key::PublicKey;
+use spoke_model::signature::SignKey;
 
 /// A moment of the tests: 2026-01-01.
 pub const NOW: i64 = 1_767_225_600_000;

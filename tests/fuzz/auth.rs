@@ -2,10 +2,10 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use spoke::agent::auth::{Proof, Verifier, check_head};
-use spoke::agent::replay::{Line, Replays, Verdict};
-use spoke::http::{Request, decode_path};
-use spoke::time::Wall;
+use spoke_api::agent::auth::{Proof, Verifier, check_head};
+use spoke_api::agent::replay::{Line, Replays, Verdict};
+use spoke_api::http::{Request, decode_path};
+use spoke_model::time::Wall;
 
 const NOW: u64 = 1_700_000_000;
 

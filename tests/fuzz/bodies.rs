@@ -2,8 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use spoke::agent::{body, json};
-use spoke::change::edit::PeerValues;
+use spoke_api::agent::{body, json};
+use spoke_change::edit::PeerValues;
 
 fn within_bounds(values: &PeerValues) {
     for net in values.allowed_ips.iter().flatten() {

@@ -1,12 +1,12 @@
 //! What noise is fed to: everything that reads what a chain's endpoint sends. It is read or refused, never a panic, and never
 //! a grant that the bytes do not spell out.
 
-use spoke::grants::abi::{decode_head, decode_reads, event_text, no_such_token};
-use spoke::grants::chain::{look, read_decisions, read_look};
-use spoke::grants::follow::Follow;
-use spoke::grants::jsonrpc::{Answer, Ask, At, BlockRef, decode};
-use spoke::grants::policy::decide;
-use spoke::net::key::PublicKey;
+use spoke_grants::abi::{decode_head, decode_reads, event_text, no_such_token};
+use spoke_grants::chain::{look, read_decisions, read_look};
+use spoke_grants::cursor::Follow;
+use spoke_grants::jsonrpc::{Answer, Ask, At, BlockRef, decode};
+use spoke_grants::policy::decide;
+use spoke_model::key::PublicKey;
 
 const NODE: &str = "edge-1";
 const KEY: PublicKey = PublicKey([7; 32]);

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use spoke::agent::wgconf::{WgConf, parse};
+use spoke_api::agent::wgconf::{WgConf, parse};
 use std::fmt::Write as _;
 
 fn write(conf: &WgConf) -> String {

@@ -4,11 +4,12 @@
 //! A case sees the implementation through the trait alone. What others do to the kernel, and what they would see of it, goes
 //! through [`World`], which the real side answers with `ip` and `wg`.
 use ipnet::IpNet;
-use spoke::net::key::{PublicKey, SecretKey};
-use spoke::net::nets::Nets;
-use spoke::net::plan::{AllowedIps, PeerChange, Step};
-use spoke::net::state::{Endpoint, IfName, Observed, ObservedLink, ObservedPeer, Route};
-use spoke::sys::kernel::{Applied, Kernel, KernelError, ReadCounters};
+use spoke_model::interface_name::IfName;
+use spoke_model::key::{PublicKey, SecretKey};
+use spoke_model::nets::Nets;
+use spoke_net::plan::{AllowedIps, PeerChange, Step};
+use spoke_net::state::{Endpoint, Observed, ObservedLink, ObservedPeer, Route};
+use spoke_sys::kernel::{Applied, Kernel, KernelError, ReadCounters};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[path = "conformance/events.rs"]

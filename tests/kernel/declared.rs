@@ -3,10 +3,10 @@
 use crate::netns::Namespace;
 use crate::panel::{Node, key};
 use serde_json::{Value, json};
-use spoke::enroll::document::{StateDocument, VERSION};
-use spoke::enroll::identity::Enrolment;
-use spoke::enroll::signature::SignKey;
-use spoke::sys::disk::Document;
+use spoke_enroll::document::{StateDocument, VERSION};
+use spoke_enroll::identity::Enrolment;
+use spoke_model::signature::SignKey;
+use spoke_sys::disk::Document;
 
 const LINKS: &str = "[health]\nenabled = false\n\
     [control]\nurl = \"https://192.0.2.9:8443\"\n\

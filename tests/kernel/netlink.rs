@@ -2,10 +2,11 @@
 use crate::conformance::{World, each_case};
 use crate::netns::Namespace;
 use ipnet::IpNet;
-use spoke::net::key::{PublicKey, SecretKey};
-use spoke::net::plan::Step;
-use spoke::net::state::{IfName, Observed};
-use spoke::sys::kernel::{Applied, CounterSocket, Kernel, KernelError, LinkCounters, Netlink, ReadCounters};
+use spoke_model::interface_name::IfName;
+use spoke_model::key::{PublicKey, SecretKey};
+use spoke_net::plan::Step;
+use spoke_net::state::Observed;
+use spoke_sys::kernel::{Applied, CounterSocket, Kernel, KernelError, LinkCounters, Netlink, ReadCounters};
 use std::collections::BTreeSet;
 
 /// Both sockets as one.

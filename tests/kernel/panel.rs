@@ -1,7 +1,7 @@
 //! A node that serves the agent API, and a panel that drives it with signed requests: both real, each in its namespace.
 use crate::netns::{Namespace, spoke, wait_until_every};
 use serde_json::Value;
-use spoke::sys::clock::{Clock as _, SystemClock};
+use spoke_sys::clock::{Clock as _, SystemClock};
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -134,7 +134,7 @@ impl Panel<'_> {
         let nonce = format!("n{}-{}", std::process::id(), self.count);
         let body = if body.is_null() { String::new() } else { body.to_string() };
         let time = SystemClock.wall().secs().to_string();
-        let verifier = spoke::agent::auth::Verifier::unchecked(SECRET.as_bytes());
+        let verifier = spoke_api::agent::auth::Verifier::unchecked(SECRET.as_bytes());
         let signature = verifier.sign(method, path, body.as_bytes(), &time, Some(&nonce));
         let request = format!(
             "{method} {path} HTTP/1.1\r\nhost: node\r\nconnection: close\r\nx-signature: {signature}\r\n\

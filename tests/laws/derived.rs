@@ -2,10 +2,10 @@
 use crate::world::{name, net, peer_key, secret};
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
-use spoke::config::Config;
-use spoke::net::derive::{Admitted, Facts, HubPeer, Keys, UplinkChoice, derive};
-use spoke::net::imperative::{Device, Imperative, ImperativeLink, ImperativePeer, Table};
-use spoke::net::state::{Desired, Endpoint};
+use spoke_config::Config;
+use spoke_net::api_state::{Device, Imperative, ImperativeLink, ImperativePeer, Table};
+use spoke_net::derive::{Admitted, Facts, HubPeer, Keys, UplinkChoice, derive};
+use spoke_net::state::{Desired, Endpoint};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::Arc;

@@ -1,8 +1,9 @@
 //! Plans as people see them, kept as text in `tests/golden`. `SPOKE_BLESS=1` writes them anew; read the difference.
 use crate::world::{World, name, net, peer_key, secret};
-use spoke::net::key::PresharedKey;
-use spoke::net::render;
-use spoke::net::state::{Desired, DriftPolicy, Endpoint, Link, ListenPort, ObservedPeer, Peer, Route, TABLE_MAIN};
+use spoke_config::interface::{DriftPolicy, TABLE_MAIN};
+use spoke_model::key::PresharedKey;
+use spoke_net::render;
+use spoke_net::state::{Desired, Endpoint, Link, ListenPort, ObservedPeer, Peer, Route};
 use std::path::Path;
 
 fn hub() -> Peer {
@@ -47,7 +48,7 @@ fn reached() -> World {
 fn golden(file: &str, world: &mut World, want: &Desired) {
     let plan = world.plan(want);
     let text = render::plan(&plan, &world.observe(want));
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format!("{file}.txt"));
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(format!("{file}.txt"));
     if std::env::var_os("SPOKE_BLESS").is_some() {
         std::fs::write(&path, &text).expect("the text can be written");
     }

@@ -3,10 +3,11 @@ use crate::world::{FOREIGN, Mess, World, any_desired, any_mess, name, net, orpha
 use proptest::collection::vec;
 use proptest::prelude::*;
 use rustix::io::Errno;
-use spoke::net::advance::advance;
-use spoke::net::plan::{AllowedIps, Step};
-use spoke::net::render;
-use spoke::net::state::{Desired, DriftPolicy, ListenPort, Memory, Observed, ObservedPeer};
+use spoke_config::interface::DriftPolicy;
+use spoke_net::advance::advance;
+use spoke_net::plan::{AllowedIps, Step};
+use spoke_net::render;
+use spoke_net::state::{Desired, ListenPort, Memory, Observed, ObservedPeer};
 use std::collections::BTreeSet;
 
 fn messes() -> impl Strategy<Value = Vec<Mess>> {
@@ -188,7 +189,7 @@ proptest! {
         let mut world = World::new();
         world.pass(&want);
         let moves: Vec<_> = roamed.iter().map(|(l, p, e)| {
-            Mess::Roam(*l, *p, spoke::net::state::Endpoint { addr: ([198, 51, 100, *e], 7).into(), attempt: 0 })
+            Mess::Roam(*l, *p, spoke_net::state::Endpoint { addr: ([198, 51, 100, *e], 7).into(), attempt: 0 })
         }).collect();
         world.mess(&moves);
         prop_assert!(world.plan(&want).is_clean());
@@ -243,19 +244,19 @@ proptest! {
 }
 
 fn one_link() -> Desired {
-    let peer = spoke::net::state::Peer {
+    let peer = spoke_net::state::Peer {
         allowed_ips: [net("10.1.0.0/16")].into(),
-        endpoint: Some(spoke::net::state::Endpoint { addr: ([192, 0, 2, 1], 51820).into(), attempt: 0 }),
-        ..spoke::net::state::Peer::default()
+        endpoint: Some(spoke_net::state::Endpoint { addr: ([192, 0, 2, 1], 51820).into(), attempt: 0 }),
+        ..spoke_net::state::Peer::default()
     };
-    let link = spoke::net::state::Link {
+    let link = spoke_net::state::Link {
         private_key: crate::world::secret(0),
         listen_port: ListenPort::Random { epoch: 0 },
         fwmark: 0,
         mtu: 1420,
         addresses: [net("10.8.0.2/24"), net("fd00:8::2/64")].into(),
         peers: [(peer_key(1), peer)].into(),
-        routes: [spoke::net::state::Route { to: net("10.1.0.0/16"), table: 254 }].into(),
+        routes: [spoke_net::state::Route { to: net("10.1.0.0/16"), table: 254 }].into(),
         up: true,
         policy: DriftPolicy::Enforce,
         remove_unknown: Some(true),

@@ -3,13 +3,13 @@ use futures_util::FutureExt as _;
 use ipnet::IpNet;
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
-use spoke::net::key::{PresharedKey, PublicKey, SecretKey};
-use spoke::net::plan::{Plan, Step, plan};
-use spoke::net::state::{
-    Desired, DriftPolicy, Endpoint, IfName, Link, ListenPort, Memory, OWNED_ALIAS, Observed, ObservedPeer, Peer, Route,
-};
-use spoke::sim::kernel::{FakeKernel, Handle};
-use spoke::sys::kernel::{Applied, Kernel};
+use spoke_config::interface::DriftPolicy;
+use spoke_model::interface_name::IfName;
+use spoke_model::key::{PresharedKey, PublicKey, SecretKey};
+use spoke_net::plan::{Plan, Step, plan};
+use spoke_net::state::{Desired, Endpoint, Link, ListenPort, Memory, OWNED_ALIAS, Observed, ObservedPeer, Peer, Route};
+use spoke_sys::kernel::{Applied, Kernel};
+use spoke_sys::sim::kernel::{FakeKernel, Handle};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Names of interfaces that may be wanted.

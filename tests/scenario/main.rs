@@ -3,10 +3,10 @@
 mod scene;
 
 use scene::{Scene, addr, hub_key};
-use spoke::sim::world::RTT;
-use spoke::time::Wall;
-use spoke::uplink::ladder::Rung;
-use spoke::uplink::status::{Code, State};
+use spoke_model::time::Wall;
+use spoke_sys::sim::world::RTT;
+use spoke_uplink::ladder::Rung;
+use spoke_uplink::status::{Code, State};
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);

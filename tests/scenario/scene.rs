@@ -5,18 +5,18 @@
     clippy::panic,
     reason = "a scene that cannot be set is a failed test"
 )]
-use spoke::config::Config;
-use spoke::net::derive::{Keys, UplinkChoice};
-use spoke::net::key::{PublicKey, SecretKey};
-use spoke::net::state::IfName;
-use spoke::net::task::{Reconciler, Sources};
-use spoke::sim::clock::SimClock;
-use spoke::sim::world::{SimCounters, SimEcho, SimNotify, SimResolver, World};
-use spoke::sys::clock::Clock as _;
-use spoke::time::{Boot, Wall};
-use spoke::uplink::session;
-use spoke::uplink::status::{State, Status};
-use spoke::uplink::task::Uplink;
+use spoke_config::Config;
+use spoke_model::interface_name::IfName;
+use spoke_model::key::{PublicKey, SecretKey};
+use spoke_model::time::{Boot, Wall};
+use spoke_net::derive::{Keys, UplinkChoice};
+use spoke_node::reconciler::{Reconciler, Sources};
+use spoke_node::uplink::Uplink;
+use spoke_sys::clock::Clock as _;
+use spoke_sys::sim::clock::SimClock;
+use spoke_sys::sim::world::{SimCounters, SimEcho, SimNotify, SimResolver, World};
+use spoke_uplink::session;
+use spoke_uplink::status::{State, Status};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,7 +76,7 @@ impl Scene {
         keys.private.insert("wg0".parse().unwrap(), SecretKey::clamped([9; 32]));
         let (_, keys) = watch::channel(Some(Arc::new(keys)));
         let (choice, uplink) = watch::channel::<Option<Arc<UplinkChoice>>>(None);
-        let (net_status, _) = watch::channel(spoke::net::task::Status::default());
+        let (net_status, _) = watch::channel(spoke_node::reconciler::Status::default());
         let (events, wake) = watch::channel(0);
         let (status, seen) = watch::channel(Status::default());
         self.status = seen;
@@ -166,7 +166,7 @@ impl Scene {
         });
     }
 
-    fn link<T>(&self, read: impl FnOnce(&spoke::sim::world::Interface) -> T) -> T {
+    fn link<T>(&self, read: impl FnOnce(&spoke_sys::sim::world::Interface) -> T) -> T {
         let name: IfName = "wg0".parse().unwrap();
         let state = self.world.state();
         read(state.links.get(&name).expect("wg0 is there"))
@@ -180,7 +180,7 @@ impl Scene {
         self.link(|l| l.peers.contains_key(&key))
     }
 
-    pub(crate) fn peer(&self, key: PublicKey) -> spoke::sim::world::Peer {
+    pub(crate) fn peer(&self, key: PublicKey) -> spoke_sys::sim::world::Peer {
         self.link(|l| l.peers[&key].clone())
     }
 }

@@ -1,8 +1,8 @@
 //! Who may change what, and that no sequence of edits ever makes the wanted state invalid.
 use super::*;
-use crate::net::derive::{Facts, Keys, derive};
-use crate::net::key::SecretKey;
 use proptest::prelude::*;
+use spoke_model::key::SecretKey;
+use spoke_net::derive::{Facts, Keys, derive};
 
 const CONFIG: &str = r#"
 [node]
@@ -152,7 +152,7 @@ fn an_interface_of_the_api_lives_and_dies_by_it() {
     assert!(wanted.routes.is_empty(), "the address reaches one, the default route stays out: {:?}", wanted.routes);
     assert_eq!(
         (wanted.mtu, wanted.up, wanted.remove_unknown),
-        (crate::config::interface::DEFAULT_MTU, true, Some(true))
+        (spoke_config::interface::DEFAULT_MTU, true, Some(true))
     );
     let own = device.private_key.public();
     let edit = Edit::SetPeer { link: link("wg9"), peer: own, values: PeerValues::default() };

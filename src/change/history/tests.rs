@@ -2,10 +2,10 @@
 use super::super::declared::Revision;
 use super::super::record::Change;
 use super::*;
-use crate::net::imperative::{ImperativeLink, ImperativePeer};
-use crate::net::key::PublicKey;
-use crate::time::Wall;
 use proptest::prelude::*;
+use spoke_model::key::PublicKey;
+use spoke_model::time::Wall;
+use spoke_net::api_state::{ImperativeLink, ImperativePeer};
 
 #[derive(Clone, Debug)]
 enum Op {

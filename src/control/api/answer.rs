@@ -1,15 +1,15 @@
 //! Answers: problems for devices, envelopes for operators, and which status code each has.
-use crate::control::registry::RegistryError;
-use crate::control::store::StoreError;
-use crate::control::store::lease::LeaseError;
-use crate::enroll::request::TimeAnswer;
-use crate::enroll::wire::{Problem, ProblemCode, ProblemDetail};
+use crate::registry::RegistryError;
+use crate::store::StoreError;
+use crate::store::lease::LeaseError;
 use axum::Json;
 use axum::extract::Request;
 use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use spoke_enroll::request::TimeAnswer;
+use spoke_enroll::wire::{Problem, ProblemCode, ProblemDetail};
 
 /// How long anything but a long-poll may take.
 const REQUEST_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);

@@ -2,26 +2,27 @@
 use super::answer::Failure;
 use super::proof::{Caller, Enrolment, Signed};
 use super::{App, now_ms};
-use crate::config::node::Role;
-use crate::control::registry::enrol::{Enrolled, enrol, needs_verdict};
-use crate::control::registry::{RegistryError, keys};
-use crate::control::signing::SigningKeys;
-use crate::control::store::fleet::Wanted;
-use crate::control::store::network::Access;
-use crate::control::store::node::NodeState;
-use crate::control::store::report::Received;
-use crate::enroll::request::WINDOW_MS;
-use crate::enroll::wire::{
-    KeyAnswer, KeyRequest, MAX_WAIT_SECS, Problem, ProblemCode, ProvisionAnswer, ProvisionRequest, ProvisionStatus,
-    RegisterAnswer, RegisterRequest, Report,
-};
-use crate::grants::policy::{Reason, VERIFICATION_ERROR};
-use crate::sys::random::seed;
+use crate::registry::enrol::{Enrolled, enrol, needs_verdict};
+use crate::registry::{RegistryError, keys};
+use crate::signing::SigningKeys;
+use crate::store::fleet::Wanted;
+use crate::store::network::Access;
+use crate::store::node::NodeState;
+use crate::store::report::Received;
 use axum::Json;
 use axum::extract::{ConnectInfo, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
+use spoke_config::control::MAX_WAIT_SECS;
+use spoke_config::node::Role;
+use spoke_enroll::request::WINDOW_MS;
+use spoke_enroll::wire::{
+    KeyAnswer, KeyRequest, Problem, ProblemCode, ProvisionAnswer, ProvisionRequest, ProvisionStatus, RegisterAnswer,
+    RegisterRequest, Report,
+};
+use spoke_grants::policy::{Reason, VERIFICATION_ERROR};
+use spoke_sys::random::seed;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -101,7 +102,7 @@ pub async fn register(
 }
 
 /// Remembers the proof of a request that changes something where every control plane sees it.
-async fn once(tx: &mut crate::control::store::Tx, caller: &Caller, now_ms: i64) -> Result<(), Failure> {
+async fn once(tx: &mut crate::store::Tx, caller: &Caller, now_ms: i64) -> Result<(), Failure> {
     let until = now_ms.saturating_add(i64::try_from(2 * WINDOW_MS).unwrap_or(i64::MAX));
     match tx.use_nonce(&caller.node, &caller.proof.nonce.to_hex(), until).await? {
         true => Ok(()),
@@ -167,7 +168,7 @@ pub async fn state(
 }
 
 /// The answer if there is something newer than `after`.
-async fn look(app: &App, node: &crate::node::NodeId, after: u64) -> Result<Option<Response>, Failure> {
+async fn look(app: &App, node: &spoke_model::node_id::NodeId, after: u64) -> Result<Option<Response>, Failure> {
     let (wanted, keys) = {
         let _turn = app.builders.acquire().await;
         let mut tx = app.store.read().await?;

@@ -3,22 +3,24 @@ use super::answer::{Answer, Refused, done};
 use super::peers::Page;
 use super::proof::Operator;
 use super::{App, now_ms};
-use crate::config::policy::GrantsPolicy;
-use crate::config::types::HostPort;
-use crate::control::registry::operate::{self, NodeChange};
-use crate::control::registry::test::{self, NodeTest};
-use crate::control::store::admission::ChainView;
-use crate::control::store::audit::{Actor, Filter, Record};
-use crate::control::store::network::{Access, Network};
-use crate::control::store::token::{NewToken, Token};
-use crate::control::store::view::{NodeDetail, NodeView};
-use crate::node::NodeId;
+use crate::registry::operate;
+use crate::registry::operate::NodeChange;
+use crate::registry::test;
+use crate::registry::test::NodeTest;
+use crate::store::admission::ChainView;
+use crate::store::audit::{Actor, Filter, Record};
+use crate::store::network::{Access, Network};
+use crate::store::token::{NewToken, Token};
+use crate::store::view::{NodeDetail, NodeView};
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{FromRequest, Path, Query, State};
 use axum::http::StatusCode;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use spoke_config::policy::GrantsPolicy;
+use spoke_model::address::HostPort;
+use spoke_model::node_id::NodeId;
 use std::net::IpAddr;
 use std::sync::Arc;
 use utoipa_axum::router::OpenApiRouter;
@@ -300,7 +302,7 @@ struct NetworkRequest {
     name: String,
     /// Kernel name of the interface on its nodes; `wg0` if absent.
     #[schema(value_type = Option<String>)]
-    interface: Option<crate::net::state::IfName>,
+    interface: Option<spoke_model::interface_name::IfName>,
     /// Everything else.
     #[serde(flatten)]
     values: NetworkChange,

@@ -2,18 +2,18 @@
 use super::answer::{Failure, Refused};
 use super::proof::{Operator, PeerReader};
 use super::{App, now_ms};
-use crate::control::registry::operate;
-use crate::control::store::audit::Actor;
-use crate::control::store::lease::PoolStats;
-use crate::control::store::node::NodeState;
-use crate::control::store::view::NodeView;
-use crate::enroll::wire::{Problem, ProblemCode};
-use crate::grants::policy::Reason;
-use crate::node::NodeId;
+use crate::registry::operate;
+use crate::store::audit::Actor;
+use crate::store::lease::PoolStats;
+use crate::store::node::NodeState;
+use crate::store::view::NodeView;
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
+use spoke_enroll::wire::{Problem, ProblemCode};
+use spoke_grants::policy::Reason;
+use spoke_model::node_id::NodeId;
 use std::sync::Arc;
 
 /// A peer.

@@ -1,19 +1,19 @@
 //! Who asks: takes a node's proof out of a request, or an operator's token, before a handler sees anything.
 use super::answer::{Failure, Refused};
 use super::{App, MAX_BODY, now_ms};
-use crate::config::node::Role;
-use crate::control::store::node::NodeState;
-use crate::enroll::request::{Asked, Proof, TimeAnswer, WINDOW_MS};
-use crate::enroll::signature::{VerifyKey, sha256_hex};
-use crate::enroll::wire::ProblemCode;
-use crate::node::NodeId;
-use crate::sys::clock::{Clock as _, SystemClock};
-use crate::time::Boot;
+use crate::store::node::NodeState;
 use axum::body::Bytes;
 use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use serde::de::DeserializeOwned;
+use spoke_config::node::Role;
+use spoke_enroll::request::{Asked, Proof, TimeAnswer, WINDOW_MS};
+use spoke_enroll::wire::ProblemCode;
+use spoke_model::node_id::NodeId;
+use spoke_model::signature::{VerifyKey, sha256_hex};
+use spoke_model::time::Boot;
+use spoke_sys::clock::{Clock as _, SystemClock};
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -228,7 +228,7 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Signed<T> {
 #[derive(Debug)]
 pub struct Enrolment {
     /// What it asks.
-    pub request: crate::enroll::wire::ProvisionRequest,
+    pub request: spoke_enroll::wire::ProvisionRequest,
     /// What it was given.
     pub token: String,
 }
@@ -242,7 +242,7 @@ impl FromRequest<Arc<App>> for Enrolment {
                 Failure::new(ProblemCode::BadToken, "an enrolment token is missing: Authorization: Bearer …")
             })?
             .to_owned();
-        let request: crate::enroll::wire::ProvisionRequest = parse(&bytes)?;
+        let request: spoke_enroll::wire::ProvisionRequest = parse(&bytes)?;
         let proof = proof_of(&parts.headers)?;
         if proof.node != request.node_id {
             return Err(forged());
@@ -312,10 +312,10 @@ mod tests {
         assert!(!Proofs::in_time(NOW, NOW - hour, up), "the time before it was set back is not its own");
 
         let proofs = Proofs::begin();
-        let key = crate::enroll::signature::SignKey::from_seed(&[7; 32]).unwrap();
+        let key = spoke_model::signature::SignKey::from_seed(&[7; 32]).unwrap();
         let node: NodeId = "edge-1".parse().unwrap();
         let asked = Asked { method: "GET", path: "/", body: b"" };
-        let at = |ms, n| asked.prove(&key, &node, ms, crate::enroll::request::Nonce([n; 16]));
+        let at = |ms, n| asked.prove(&key, &node, ms, spoke_enroll::request::Nonce([n; 16]));
         let fresh = |ms, n| proofs.fresh(&at(ms, n), ms).unwrap();
         assert!(fresh(NOW, 1) && !fresh(NOW, 1));
         assert!(fresh(NOW - hour, 2) && !fresh(NOW - hour, 2) && !fresh(NOW - hour, 1), "the last ones stay known");

@@ -1,9 +1,9 @@
 //! Reports are collected and written together: ten thousand heartbeats need not be ten thousand transactions.
 use super::answer::Failure;
-use crate::control::store::audit::Actor;
-use crate::control::store::report::Received;
-use crate::control::store::{Store, StoreError};
-use crate::enroll::wire::{Outcome, ProblemCode};
+use crate::store::audit::Actor;
+use crate::store::report::Received;
+use crate::store::{Store, StoreError};
+use spoke_enroll::wire::{Outcome, ProblemCode};
 use std::time::Duration;
 use tokio::sync::mpsc;
 

@@ -1,6 +1,7 @@
 //! `spoke-control backup` and `restore`.
-use super::{Context, Failure, Outcome, print};
+use super::Context;
 use clap::Args;
+use spoke_command::{Failure, Outcome, print};
 use std::io::BufReader;
 use std::path::PathBuf;
 
@@ -22,7 +23,7 @@ pub struct RestoreArgs {
 pub async fn backup(context: &Context, args: &BackupArgs) -> Outcome {
     let mut bytes = Vec::new();
     let rows = context.store.dump(&mut bytes).await?;
-    crate::sys::disk::write_atomic(&args.file, &bytes, false)?;
+    spoke_sys::disk::write_atomic(&args.file, &bytes, false)?;
     let master = super::serve::master_path(&context.config);
     print(&format!(
         "{rows} rows written to {}; it is of use only together with {}: keep a copy of that file elsewhere\n",

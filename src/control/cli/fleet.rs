@@ -1,11 +1,12 @@
 //! The fleet as a whole: figures and the audit trail; and what the subcommands have in common.
+use super::Context;
 use super::table::{json, render};
-use super::{Context, Failure, Outcome, print};
-use crate::config::reader::parse_duration;
-use crate::control::api::now_ms;
-use crate::control::registry::RegistryError;
-use crate::control::store::audit::Filter;
+use crate::api::now_ms;
+use crate::registry::RegistryError;
+use crate::store::audit::Filter;
 use clap::Args;
+use spoke_command::{Failure, Outcome, print};
+use spoke_model::duration::parse_duration;
 use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
 
@@ -64,7 +65,7 @@ pub async fn audit(context: &Context, args: AuditArgs) -> Outcome {
         print(&json(&records));
         return Ok(());
     }
-    let row = |r: &crate::control::store::audit::Record| {
+    let row = |r: &crate::store::audit::Record| {
         vec![
             r.timestamp.clone(),
             r.user.clone(),

@@ -1,21 +1,22 @@
 //! `spoke-control network` and `hub`: what nodes join.
+use super::Context;
 use super::fleet::seconds;
 use super::node::{nodes, views};
 use super::table::{json, render};
-use super::{Context, Failure, Outcome, print};
-use crate::config::node::Role;
-use crate::config::policy::GrantsPolicy;
-use crate::config::types::HostPort;
-use crate::control::api::now_ms;
-use crate::control::api::operators::{NO_CONTRACT, NetworkChange};
-use crate::control::registry::operate;
-use crate::control::store::network::{Access, Network};
-use crate::control::store::node::NodeState;
-use crate::control::tls;
-use crate::net::state::IfName;
-use crate::node::NodeId;
+use crate::api::now_ms;
+use crate::api::operators::{NO_CONTRACT, NetworkChange};
+use crate::registry::operate;
+use crate::store::network::{Access, Network};
+use crate::store::node::NodeState;
+use crate::tls;
 use clap::{Args, Subcommand};
 use ipnet::IpNet;
+use spoke_command::{Failure, Outcome, print};
+use spoke_config::node::Role;
+use spoke_config::policy::GrantsPolicy;
+use spoke_model::address::HostPort;
+use spoke_model::interface_name::IfName;
+use spoke_model::node_id::NodeId;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 

@@ -1,16 +1,18 @@
 //! `spoke-control node`: who is in the fleet.
+use super::Context;
 use super::fleet::confirm;
 use super::table::{json, pairs, render};
-use super::{Context, Failure, Outcome, print};
-use crate::control::api::now_ms;
-use crate::control::registry::operate::{self, NodeChange};
-use crate::control::registry::test;
-use crate::control::store::node::{NodeState, Overrides};
-use crate::control::store::view::{NodeDetail, NodeView};
-use crate::grants::policy::Reason;
-use crate::node::NodeId;
+use crate::api::now_ms;
+use crate::registry::operate;
+use crate::registry::operate::NodeChange;
+use crate::registry::test;
+use crate::store::node::{NodeState, Overrides};
+use crate::store::view::{NodeDetail, NodeView};
 use clap::Subcommand;
 use ipnet::IpNet;
+use spoke_command::{Failure, Outcome, print};
+use spoke_grants::policy::Reason;
+use spoke_model::node_id::NodeId;
 use std::net::IpAddr;
 
 /// `spoke-control node …`

@@ -1,11 +1,12 @@
 //! `spoke-control release …`: which release the images of the fleet shall run.
+use super::Context;
 use super::table::{json, render};
-use super::{Context, Outcome, print};
-use crate::control::api::now_ms;
-use crate::control::registry::release;
-use crate::control::store::release::Release;
-use crate::node::NodeId;
+use crate::api::now_ms;
+use crate::registry::release;
+use crate::store::release::Release;
 use clap::{Args, Subcommand};
+use spoke_command::{Outcome, print};
+use spoke_model::node_id::NodeId;
 
 /// Of which network, or of which node in it.
 #[derive(Clone, Debug, Args)]

@@ -1,16 +1,17 @@
 //! `spoke-control serve`: the composition root of the control plane.
-use super::{Context, Outcome, print, secret};
-use crate::control::api::{App, now_ms, reports, router};
-use crate::control::chain::{Asker, Follower};
-use crate::control::config::Config;
-use crate::control::limits::Limits;
-use crate::control::signing::{MasterKey, SigningKeys};
-use crate::control::store::StoreError;
-use crate::control::store::audit::Actor;
-use crate::control::store::network::Access;
-use crate::control::{server, tls};
-use crate::sys::notify::{Notify as _, Systemd};
+use super::{Context, secret};
+use crate::api::{App, now_ms, reports, router};
+use crate::chain::{Asker, Follower};
+use crate::config::Config;
+use crate::limits::Limits;
+use crate::signing::{MasterKey, SigningKeys};
+use crate::store::StoreError;
+use crate::store::audit::Actor;
+use crate::store::network::Access;
+use crate::{server, tls};
 use anyhow::Context as _;
+use spoke_command::{Outcome, print};
+use spoke_sys::notify::{Notify as _, Systemd};
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;

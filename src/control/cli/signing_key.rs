@@ -1,11 +1,12 @@
 //! `spoke-control signing-key`: the keys that sign what nodes shall do.
 use super::fleet::confirm;
 use super::table::{json, render};
-use super::{Context, Failure, Outcome, print, serve};
-use crate::control::api::now_ms;
-use crate::control::signing::{MasterKey, SigningKeys};
-use crate::enroll::signature::VerifyKey;
+use super::{Context, serve};
+use crate::api::now_ms;
+use crate::signing::{MasterKey, SigningKeys};
 use clap::Subcommand;
+use spoke_command::{Failure, Outcome, print};
+use spoke_model::signature::VerifyKey;
 
 /// `spoke-control signing-key …`
 #[derive(Debug, Subcommand)]
@@ -45,7 +46,7 @@ pub async fn signing_key(context: &Context, command: SigningKeyCommand) -> Outco
             let master = MasterKey::load_or_make(&serve::master_path(&context.config), store).await?;
             let mut tx = store.write().await?;
             let active = tx.signing_keys().await?.iter().filter(|k| k.active).count();
-            if active >= crate::enroll::document::MAX_SIGNING_KEYS {
+            if active >= spoke_enroll::document::MAX_SIGNING_KEYS {
                 return Err(Failure::BadInput(format!("{active} keys are in service already: retire one first")));
             }
             let key = SigningKeys::add(&mut tx, &master, now_ms()).await?;

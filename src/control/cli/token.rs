@@ -1,12 +1,13 @@
 //! `spoke-control token`: what lets a device enrol.
+use super::Context;
 use super::fleet::{confirm, seconds};
 use super::table::{json, render};
-use super::{Context, Failure, Outcome, print};
-use crate::control::api::now_ms;
-use crate::control::registry::operate;
-use crate::control::store::token::{NewToken, Token};
-use crate::node::NodeId;
+use crate::api::now_ms;
+use crate::registry::operate;
+use crate::store::token::{NewToken, Token};
 use clap::Subcommand;
+use spoke_command::{Failure, Outcome, print};
+use spoke_model::node_id::NodeId;
 
 /// `spoke-control token …`
 #[derive(Debug, Subcommand)]

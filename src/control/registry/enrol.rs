@@ -1,16 +1,16 @@
 //! A device with a token becomes a node.
 use super::{RegistryError, again};
-use crate::config::node::Role;
-use crate::control::ipam;
-use crate::control::store::admission::Verdict;
-use crate::control::store::audit::Actor;
-use crate::control::store::network::{Access, Network};
-use crate::control::store::node::{Node, NodeState};
-use crate::control::store::{Store, StoreError, Tx};
-use crate::enroll::wire::{ProvisionConfig, ProvisionRequest};
-use crate::node::NodeId;
-use crate::time::Wall;
+use crate::ipam;
+use crate::store::admission::Verdict;
+use crate::store::audit::Actor;
+use crate::store::network::{Access, Network};
+use crate::store::node::{Node, NodeState};
+use crate::store::{Store, StoreError, Tx};
 use ipnet::IpNet;
+use spoke_config::node::Role;
+use spoke_enroll::wire::{ProvisionConfig, ProvisionRequest};
+use spoke_model::node_id::NodeId;
+use spoke_model::time::Wall;
 
 /// How an enrolment ended.
 #[derive(Debug)]

@@ -1,12 +1,12 @@
 //! A node changes its WireGuard key: announce, wait until its hubs know it, switch.
 use super::{RegistryError, again};
-use crate::control::store::audit::Actor;
-use crate::control::store::network::Access;
-use crate::control::store::node::{Node, NodeState};
-use crate::control::store::{Store, StoreError, Tx};
-use crate::enroll::wire::{KeyAnswer, KeyRequest, KeyStep};
-use crate::net::key::PublicKey;
-use crate::node::NodeId;
+use crate::store::audit::Actor;
+use crate::store::network::Access;
+use crate::store::node::{Node, NodeState};
+use crate::store::{Store, StoreError, Tx};
+use spoke_enroll::wire::{KeyAnswer, KeyRequest, KeyStep};
+use spoke_model::key::PublicKey;
+use spoke_model::node_id::NodeId;
 
 /// One step of a change of keys, for the node that proved its identity. Each step may be repeated.
 pub async fn change(store: &Store, id: &NodeId, request: &KeyRequest, now_ms: i64) -> Result<KeyAnswer, RegistryError> {

@@ -1,17 +1,17 @@
 //! What operators do: networks, hubs, tokens, approval, removal, names and overrides. Every change is audited.
 use super::enrol::{admit, lease};
 use super::{RegistryError, again};
-use crate::config::node::Role;
-use crate::config::types::HostPort;
-use crate::control::store::audit::Actor;
-use crate::control::store::network::Network;
-use crate::control::store::node::{Node, NodeState, Overrides};
-use crate::control::store::token::NewToken;
-use crate::control::store::{Store, StoreError, Tx};
-use crate::node::NodeId;
-use crate::secret::Secret;
+use crate::store::audit::Actor;
+use crate::store::network::Network;
+use crate::store::node::{Node, NodeState, Overrides};
+use crate::store::token::NewToken;
+use crate::store::{Store, StoreError, Tx};
 use ipnet::IpNet;
 use serde::Deserialize;
+use spoke_config::node::Role;
+use spoke_model::address::HostPort;
+use spoke_model::node_id::NodeId;
+use spoke_model::secret::Secret;
 use std::net::IpAddr;
 
 /// What an operator wants changed about a node; absent leaves as it is.

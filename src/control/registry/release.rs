@@ -1,10 +1,10 @@
 //! What operators say about releases: which one a network runs, and which single nodes try it first. Audited.
 use super::{RegistryError, again};
-use crate::control::store::Store;
-use crate::control::store::audit::Actor;
-use crate::control::store::release::Release;
-use crate::node::NodeId;
-use crate::update::notice::WantedRelease;
+use crate::store::Store;
+use crate::store::audit::Actor;
+use crate::store::release::Release;
+use spoke_model::node_id::NodeId;
+use spoke_model::release::WantedRelease;
 
 fn entity<'a>(network: &'a str, node: Option<&'a NodeId>) -> (&'static str, &'a str) {
     match node {

@@ -1,9 +1,9 @@
 //! Tests a node on demand: is it there now, and how is it.
 use super::RegistryError;
-use crate::control::store::Store;
-use crate::control::store::node::NodeState;
-use crate::node::NodeId;
+use crate::store::Store;
+use crate::store::node::NodeState;
 use serde::Serialize;
+use spoke_model::node_id::NodeId;
 use std::time::Duration;
 
 /// How long a node has to come back: it spreads its polls over a second.

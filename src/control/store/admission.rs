@@ -1,12 +1,12 @@
 //! What the contract says of nodes and their keys. It is kept until the chain says something else: silence changes nothing.
 use super::sql::{StoreError, Tx};
-use crate::grants::chain::Pair;
-use crate::grants::policy::Reason;
-use crate::net::key::PublicKey;
-use crate::node::NodeId;
-use crate::time::Wall;
 use alloy_primitives::U256;
 use serde::Serialize;
+use spoke_grants::chain::Pair;
+use spoke_grants::policy::Reason;
+use spoke_model::key::PublicKey;
+use spoke_model::node_id::NodeId;
+use spoke_model::time::Wall;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What the chain says of one node and key.

@@ -98,7 +98,7 @@ impl Tx {
         let record = |row: &super::sql::Row| {
             Ok(Record {
                 id: row.count("id")?,
-                timestamp: crate::time::Wall(row.count("at_ms")? / 1000).to_string(),
+                timestamp: spoke_model::time::Wall(row.count("at_ms")? / 1000).to_string(),
                 action: row.text("action")?,
                 entity_type: row.text("entity_type")?,
                 entity_id: row.text("entity_id")?,

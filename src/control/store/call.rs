@@ -3,7 +3,7 @@
 //! That it comes back proves both directions as they are now, which nothing that is stored can. Whichever control plane
 //! holds the poll hears of the call as of any change (`wake`), and tells of the node's return in the same way.
 use super::sql::{Store, StoreError, Tx};
-use crate::node::NodeId;
+use spoke_model::node_id::NodeId;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

@@ -6,11 +6,11 @@ use super::lease::LeaseError;
 use super::network::{Access, Network};
 use super::node::{Node, NodeState};
 use super::sql::{StoreError, Tx};
-use crate::config::node::Role;
-use crate::enroll::document::{StateDocument, VERSION, WantedHub, WantedInterface, WantedPeer};
-use crate::net::overrides::Overrides;
-use crate::node::NodeId;
 use ipnet::IpNet;
+use spoke_config::node::Role;
+use spoke_config::overrides::Overrides;
+use spoke_enroll::document::{StateDocument, VERSION, WantedHub, WantedInterface, WantedPeer};
+use spoke_model::node_id::NodeId;
 
 /// What a node may be told.
 #[derive(Debug)]
@@ -92,7 +92,7 @@ impl Tx {
     }
 
     /// Networks behind a hub.
-    pub(in crate::control) async fn behind(&mut self, hub: &Node, network: &Network) -> Result<Vec<IpNet>, LeaseError> {
+    pub(crate) async fn behind(&mut self, hub: &Node, network: &Network) -> Result<Vec<IpNet>, LeaseError> {
         // Behind a hub that forwards are the other nodes; behind one that does not, only itself.
         if network.forwarding {
             return Ok(network.pool4.into_iter().chain(network.pool6).collect());

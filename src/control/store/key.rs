@@ -1,6 +1,6 @@
 //! Signing keys, kept sealed: without the master key file the database signs nothing.
 use super::sql::{StoreError, Tx};
-use crate::enroll::signature::VerifyKey;
+use spoke_model::signature::VerifyKey;
 
 /// A signing key as stored.
 #[derive(Clone, Debug)]

@@ -1,10 +1,10 @@
 //! Leases: which node has which address, for its life and a quarantine after it.
 use super::network::Network;
 use super::sql::{StoreError, Tx};
-use crate::control::ipam::{Pool, Search};
-use crate::node::NodeId;
+use crate::ipam::{Pool, Search};
 use ipnet::IpNet;
 use serde::Serialize;
+use spoke_model::node_id::NodeId;
 use std::net::IpAddr;
 
 /// Why a node got no address.
@@ -20,7 +20,7 @@ pub enum LeaseError {
     },
     /// The network as stored cannot be used.
     #[error(transparent)]
-    Pool(#[from] crate::control::ipam::BadPool),
+    Pool(#[from] crate::ipam::BadPool),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -248,7 +248,7 @@ impl Tx {
 
 impl Network {
     /// The host of a stored lease; `None` if the pool is gone or has changed.
-    pub(in crate::control) fn address_of(&self, of: i64, host: u64) -> Result<Option<IpNet>, LeaseError> {
+    pub(crate) fn address_of(&self, of: i64, host: u64) -> Result<Option<IpNet>, LeaseError> {
         let pools = self.pools()?;
         let pool = pools.iter().find(|p| family(p.net()) == of);
         Ok(pool.and_then(|p| Some(with_prefix(p.host(host)?, p.net()))))

@@ -1,12 +1,12 @@
 //! Networks: what the nodes of one tunnel network have in common.
 use super::sql::{Row, StoreError, Tx};
-use crate::config::Faults;
-use crate::config::node::Role;
-use crate::config::policy::GrantsPolicy;
-use crate::control::ipam::{BadPool, Pool};
-use crate::net::state::IfName;
+use crate::ipam::{BadPool, Pool};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use spoke_config::Faults;
+use spoke_config::node::Role;
+use spoke_config::policy::GrantsPolicy;
+use spoke_model::interface_name::IfName;
 use std::net::IpAddr;
 
 /// Who may be a peer of the hubs of a network.

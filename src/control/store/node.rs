@@ -1,13 +1,13 @@
 //! Nodes: who is in the fleet, in which state, and what was set for one of them alone.
 use super::sql::{Row, StoreError, Tx, Value};
-use crate::config::node::Role;
-use crate::config::types::HostPort;
-use crate::enroll::signature::VerifyKey;
-use crate::enroll::wire::ProvisionRequest;
-use crate::net::key::PublicKey;
-use crate::node::NodeId;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use spoke_config::node::Role;
+use spoke_enroll::wire::ProvisionRequest;
+use spoke_model::address::HostPort;
+use spoke_model::key::PublicKey;
+use spoke_model::node_id::NodeId;
+use spoke_model::signature::VerifyKey;
 use std::net::IpAddr;
 
 /// How far a node is.

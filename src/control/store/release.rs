@@ -1,9 +1,9 @@
 //! Releases: which one the images of a network shall run, and which one a single node of it, tried there first.
 use super::node::Node;
 use super::sql::{Row, StoreError, Tx};
-use crate::node::NodeId;
-use crate::update::notice::WantedRelease;
 use serde::Serialize;
+use spoke_model::node_id::NodeId;
+use spoke_model::release::WantedRelease;
 
 /// A release wanted of a network or of one node in it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]

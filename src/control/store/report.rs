@@ -1,7 +1,7 @@
 //! What nodes say of themselves: the last report and the last registration of each.
 use super::sql::{StoreError, Tx};
-use crate::enroll::wire::{RegisterRequest, Report};
-use crate::node::NodeId;
+use spoke_enroll::wire::{RegisterRequest, Report};
+use spoke_model::node_id::NodeId;
 
 /// A report on its way into the store.
 #[derive(Clone, Debug)]

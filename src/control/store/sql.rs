@@ -283,7 +283,7 @@ impl Store {
                 ("idle_in_transaction_session_timeout", "60s"),
             ]);
             let pool = PgPoolOptions::new().max_connections(16).acquire_timeout(PATIENCE).connect_with(options).await?;
-            sqlx::migrate!("src/control/store/migrations/postgres").run(&pool).await.map_err(StoreError::Migrate)?;
+            sqlx::migrate!("store/migrations/postgres").run(&pool).await.map_err(StoreError::Migrate)?;
             Pools::Postgres(pool)
         } else {
             return Err(StoreError::BadUrl(url.split(':').next().unwrap_or_default().to_owned()));
@@ -354,7 +354,7 @@ async fn sqlite(path: &str) -> Result<Pools, StoreError> {
         .busy_timeout(PATIENCE);
     let pool = |max| SqlitePoolOptions::new().max_connections(max).acquire_timeout(PATIENCE);
     let write = pool(1).connect_with(options.clone()).await?;
-    sqlx::migrate!("src/control/store/migrations/sqlite").run(&write).await.map_err(StoreError::Migrate)?;
+    sqlx::migrate!("store/migrations/sqlite").run(&write).await.map_err(StoreError::Migrate)?;
     {
         use std::os::unix::fs::PermissionsExt as _;
         // Hashes of tokens and sealed keys are no secrets in clear, and still nobody else's business.

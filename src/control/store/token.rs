@@ -1,12 +1,12 @@
 //! Enrolment tokens: single or counted use, expiry, kept only as a hash.
 use super::sql::{Row, StoreError, Tx};
-use crate::enroll::signature::sha256_hex;
-use crate::node::NodeId;
-use crate::secret::Secret;
-use crate::time::Wall;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use ring::rand::SecureRandom as _;
 use serde::Serialize;
+use spoke_model::node_id::NodeId;
+use spoke_model::secret::Secret;
+use spoke_model::signature::sha256_hex;
+use spoke_model::time::Wall;
 
 /// A token as operators see it: everything but the token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]

@@ -2,15 +2,15 @@
 use super::network::Access;
 use super::node::{Node, NodeState, Overrides};
 use super::sql::{Row, StoreError, Tx};
-use crate::config::node::Role;
-use crate::config::types::HostPort;
-use crate::control::api::operators::Overview;
-use crate::enroll::wire::Capabilities;
-use crate::grants::policy::VERIFICATION_ERROR;
-use crate::net::key::PublicKey;
-use crate::node::NodeId;
-use crate::time::Wall;
+use crate::api::operators::Overview;
 use serde::Serialize;
+use spoke_config::node::Role;
+use spoke_enroll::wire::Capabilities;
+use spoke_grants::policy::VERIFICATION_ERROR;
+use spoke_model::address::HostPort;
+use spoke_model::key::PublicKey;
+use spoke_model::node_id::NodeId;
+use spoke_model::time::Wall;
 use std::collections::BTreeMap;
 
 /// A node with what it last said, as operators see it.

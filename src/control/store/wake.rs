@@ -4,7 +4,7 @@
 //! `wake` table, whose last row is looked at all the time (SQLite). A wake-up carries no
 //! content: whoever is woken reads the database. What might have been missed wakes everybody.
 use super::sql::{Store, StoreError, Tx};
-use crate::node::NodeId;
+use spoke_model::node_id::NodeId;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;

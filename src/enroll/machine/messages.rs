@@ -1,9 +1,9 @@
 //! What the node tells its control plane of itself, one message at a time, and what comes of the answers.
 use super::{Actions, BRIEF, Follow, Poll, REPORT_PAUSE, Said, Sending, push};
-use crate::enroll::document::WantedHub;
-use crate::enroll::events::{Action, Answered, Message};
-use crate::enroll::wire::Outcome;
-use crate::time::Boot;
+use crate::document::WantedHub;
+use crate::events::{Action, Answered, Message};
+use crate::wire::Outcome;
+use spoke_model::time::Boot;
 
 impl Follow {
     pub(super) fn send(&mut self, now: Boot, out: &mut Actions) {

@@ -1,13 +1,13 @@
 //! The follower's conversation, played through without a network: news, refusals, outages, reverts and changes of keys.
 use super::*;
-use crate::config::node::Role;
-use crate::enroll::document::WantedHub;
-use crate::enroll::document::{StateDocument, VERSION, WantedInterface};
-use crate::enroll::events::{Answered, Message};
-use crate::enroll::rotation::Which;
-use crate::enroll::signature::SignKey;
-use crate::enroll::wire::KeyStep;
+use crate::document::WantedHub;
+use crate::document::{StateDocument, VERSION, WantedInterface};
+use crate::events::{Answered, Message};
+use crate::rotation::Which;
+use crate::wire::KeyStep;
 use proptest::prelude::*;
+use spoke_config::node::Role;
+use spoke_model::signature::SignKey;
 
 const KEY: PublicKey = PublicKey([7; 32]);
 const TIMES: Times = Times {

@@ -1,11 +1,11 @@
 //! One answer of a batch as it is read: what may be asked for is kept, whatever comes first, and everything else is dropped.
 use super::{BlockRef, Change, MAX_CHANGES, Refusal, Whose, clip, quantity};
-use crate::grants::abi::{GRANTED, KEY_UPDATED, REVOKED, TRANSFER, TRANSFERRED};
-use crate::grants::abi::{Malformed, Text, event_text};
-use crate::node::NodeId;
+use crate::abi::{GRANTED, KEY_UPDATED, REVOKED, TRANSFER, TRANSFERRED};
+use crate::abi::{Malformed, Text, event_text};
 use alloy_primitives::{Address, B256, U256, hex};
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use spoke_model::node_id::NodeId;
 use std::fmt;
 
 #[derive(Default)]

@@ -1,6 +1,6 @@
 //! Tests of the batches: every way an endpoint can answer something else than what was asked.
 use super::*;
-use crate::grants::abi::{GRANTED, KEY_UPDATED, REVOKED, TRANSFER};
+use crate::abi::{GRANTED, KEY_UPDATED, REVOKED, TRANSFER};
 use proptest::prelude::*;
 
 fn read(text: &str, asks: &[Ask]) -> Result<Vec<Option<Answer>>, BadAnswer> {

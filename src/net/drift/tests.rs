@@ -1,9 +1,10 @@
 //! Drift agrees with the plan: where one sees a difference the other has a step, and the shapes are the documented ones.
-use super::super::key::SecretKey;
 use super::super::plan::plan;
-use super::super::state::{DriftPolicy, Memory};
+use super::super::state::Memory;
 use super::*;
 use proptest::prelude::*;
+use spoke_config::interface::DriftPolicy;
+use spoke_model::key::SecretKey;
 
 fn peer_strategy() -> impl Strategy<Value = (u8, Option<u8>, u16)> {
     (0u8..4, proptest::option::of(0u8..2), 0u16..3)

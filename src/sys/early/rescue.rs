@@ -1,5 +1,5 @@
 //! The console of last resort: neither slot can be started, a person reads what to do.
-use crate::update::slot::Slot;
+use spoke_update::slot::Slot;
 use std::io::{BufRead, Read as _, Write};
 
 /// What the person asked for.

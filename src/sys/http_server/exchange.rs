@@ -1,10 +1,10 @@
 //! One request and its answer: the gates it passes, its body within bounds, what goes out.
 use super::{Gate, Limits, Service};
-use crate::http::{Body, Request, Response};
-use crate::sys::clock::{Clock as _, SystemClock};
+use crate::clock::{Clock as _, SystemClock};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::header::{HOST, HeaderValue};
+use spoke_api::http::{Body, Request, Response};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};

@@ -1,6 +1,6 @@
 //! The server against clients that behave badly, on real sockets.
 use super::*;
-use crate::http::Body;
+use spoke_api::http::Body;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 struct Echo;

@@ -1,9 +1,9 @@
 //! Changes of links, addresses and routes, as a mere "look again".
-use crate::net::state::ROUTE_PROTOCOL;
 use netlink_packet_core::NetlinkBuffer;
 use netlink_sys::{AsyncSocket, SocketAddr, TokioSocket};
 use rtnetlink::MulticastGroup;
 use rustix::io::Errno;
+use spoke_net::state::ROUTE_PROTOCOL;
 use std::future::poll_fn;
 use std::io;
 use std::time::Duration;

@@ -14,10 +14,11 @@
 //! closed first and opened last, so that nobody is let through meanwhile who should not be.
 use super::conversation::{Conversation, Message, Request, invalid};
 use super::route::errno;
-use crate::net::state::{Forwarding, IfName};
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 use netlink_packet_core::{Emitable, NLA_TYPE_MASK, NlasIterator};
 use rustix::io::Errno;
+use spoke_model::interface_name::IfName;
+use spoke_net::state::Forwarding;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -2,15 +2,17 @@
 use super::conversation::Conversation;
 use super::events::Events;
 use super::filter::Filter;
-use super::route::{self, Change, errno};
+use super::route;
+use super::route::{Change, errno};
 use super::wireguard::{Depth, Devices};
 use super::{Applied, Kernel, KernelError, LinkCounters, PeerCounters, ReadCounters};
-use crate::net::plan::Step;
-use crate::net::render;
-use crate::net::state::{IfName, Observed, ObservedLink, ObservedPeer, Route};
-use crate::sys::clock::{Clock, SystemClock};
+use crate::clock::{Clock, SystemClock};
 use ipnet::IpNet;
 use rustix::io::Errno;
+use spoke_model::interface_name::IfName;
+use spoke_net::plan::Step;
+use spoke_net::render;
+use spoke_net::state::{Observed, ObservedLink, ObservedPeer, Route};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 

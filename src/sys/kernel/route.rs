@@ -4,7 +4,6 @@
 //! the mark of an interrupted dump, so that an observation might be partial without anybody knowing, and it queues events
 //! without bound while nobody reads them.
 use super::conversation::{Conversation, Message, Request, invalid};
-use crate::net::state::{IfName, OWNED_ALIAS, ROUTE_PROTOCOL, Route};
 use ipnet::IpNet;
 use netlink_packet_core::{NLA_TYPE_MASK, NLM_F_CREATE, NLM_F_EXCL, NlasIterator, Parseable};
 use netlink_packet_route::AddressFamily;
@@ -13,6 +12,8 @@ use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkExtentMask, LinkIn
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkWireguard, RouteMessageBuilder};
 use rustix::io::Errno;
+use spoke_model::interface_name::IfName;
+use spoke_net::state::{OWNED_ALIAS, ROUTE_PROTOCOL, Route};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -1,10 +1,6 @@
 //! WireGuard devices over their generic netlink family, on one socket with the family's number looked up once.
 use super::conversation::{Conversation, Message, Request, invalid};
 use super::route::errno;
-use crate::net::key::{PresharedKey, PublicKey};
-use crate::net::nets::Nets;
-use crate::net::plan::{AllowedIps, PeerChange, Step};
-use crate::net::state::{IfName, ObservedPeer};
 use ipnet::IpNet;
 use netlink_packet_core::{NLA_TYPE_MASK, Nla, NlaBuffer, NlasIterator, Parseable};
 use netlink_packet_generic::GenlMessage;
@@ -15,6 +11,11 @@ use netlink_packet_wireguard::{
     WireguardMessage, WireguardPeer, WireguardPeerAttribute, WireguardPeerFlags,
 };
 use rustix::io::Errno;
+use spoke_model::interface_name::IfName;
+use spoke_model::key::{PresharedKey, PublicKey};
+use spoke_model::nets::Nets;
+use spoke_net::plan::{AllowedIps, PeerChange, Step};
+use spoke_net::state::ObservedPeer;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;

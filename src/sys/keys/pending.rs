@@ -3,11 +3,11 @@
 //! Two files beside the key's own: `KEY.next` is a key that was announced, `KEY.switching` one that the hub may already
 //! hold. Each step is one rename, so a power cut leaves one of the two or neither, and never loses a key that counts.
 use super::{IfMissing, KeyError, ensure_dir, private, read};
-use crate::config::types::KeySource;
-use crate::enroll::rotation::Which;
-use crate::net::key::{PublicKey, SecretKey};
-use crate::sys::disk::{DiskError, write_atomic};
-use crate::sys::random::key_bytes;
+use crate::disk::{DiskError, write_atomic};
+use crate::random::key_bytes;
+use spoke_enroll::rotation::Which;
+use spoke_model::key::{PublicKey, SecretKey};
+use spoke_model::key_source::KeySource;
 use std::path::{Path, PathBuf};
 
 /// The keys of a change under way.

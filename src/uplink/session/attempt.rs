@@ -3,8 +3,8 @@ use super::super::ladder::{Next, Rung};
 use super::super::liveness::HANDSHAKE_LIFE;
 use super::super::status::Code;
 use super::{Action, Actions, Attempt, Credit, Phase, RESOLVE_TIMEOUT, SAMPLE_WAITING, Sample, Session, act};
-use crate::net::state::Endpoint;
-use crate::time::Boot;
+use spoke_model::time::Boot;
+use spoke_net::state::Endpoint;
 use std::net::SocketAddr;
 use std::time::Duration;
 

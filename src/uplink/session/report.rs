@@ -3,7 +3,7 @@ use super::super::ladder::Rung;
 use super::super::liveness::Witness;
 use super::super::status::{Code, Fault, MAX_HISTORY, Standby, State, Status, Transition};
 use super::{Action, Actions, Phase, Session, act};
-use crate::time::Boot;
+use spoke_model::time::Boot;
 
 impl Session {
     /// The status as of the last event.

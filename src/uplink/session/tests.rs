@@ -2,13 +2,13 @@
 use super::super::ladder::Rung;
 use super::super::liveness::HANDSHAKE_LIFE;
 use super::*;
-use crate::config::Config as Whole;
+use spoke_config::Config as Whole;
 use std::collections::BTreeMap;
 
 fn config(hubs: usize, extra: &str) -> Config {
     let mut text = format!("[uplink]\ninterface = \"wg0\"\n{extra}\n");
     for h in 0..hubs {
-        let key = crate::net::key::SecretKey::from_bytes([u8::try_from(h).unwrap() + 1; 32]).public();
+        let key = spoke_model::key::SecretKey::from_bytes([u8::try_from(h).unwrap() + 1; 32]).public();
         text += &format!(
             "[[uplink.hub]]\nname = \"hub{h}\"\npublic_key = \"{key}\"\nendpoint = \"hub{h}.example.net:51820\"\naddress = \"10.8.0.{}\"\n",
             h + 1

@@ -3,8 +3,8 @@ use super::super::liveness::{HANDSHAKE_LIFE, Moved, Witness};
 use super::super::select::{Watch, Wish};
 use super::super::status::{Code, Fault};
 use super::{Action, Actions, Attempt, EchoSent, Phase, Sample, Session, act};
-use crate::net::state::Endpoint;
-use crate::time::Boot;
+use spoke_model::time::Boot;
+use spoke_net::state::Endpoint;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 

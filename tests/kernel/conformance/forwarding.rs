@@ -1,6 +1,6 @@
 //! What may pass between the peers of an interface.
 use super::*;
-use spoke::net::state::Forwarding;
+use spoke_net::state::Forwarding;
 
 fn set(link: &str, forwarding: Option<&Forwarding>) -> Step {
     Step::SetForwarding { link: name(link), forwarding: forwarding.cloned() }

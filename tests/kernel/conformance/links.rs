@@ -7,7 +7,7 @@ pub(crate) async fn what_is_created_is_there_and_marked_as_ours<W: World>(world:
     assert!(link.wireguard && link.ours && !link.up);
     assert_eq!((link.mtu, link.public_key, link.listen_port, link.fwmark), (1420, None, 0, 0));
     assert!(link.index > 0 && link.peers.is_empty() && link.routes.is_empty() && link.addresses.is_empty());
-    assert_eq!(world.alias("wg0"), spoke::net::state::OWNED_ALIAS);
+    assert_eq!(world.alias("wg0"), spoke_net::state::OWNED_ALIAS);
 }
 
 pub(crate) async fn creating_what_is_there_succeeds_and_leaves_it_alone<W: World>(world: &W, kernel: &mut W::Kernel) {

@@ -1,6 +1,6 @@
 //! Peers: what is set is there, what is not said is kept, what was taken away stays away.
 use super::*;
-use spoke::net::key::PresharedKey;
+use spoke_model::key::PresharedKey;
 use std::net::{IpAddr, Ipv4Addr};
 
 pub(crate) async fn a_peer_is_what_was_set<W: World>(_: &W, kernel: &mut W::Kernel) {

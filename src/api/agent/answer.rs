@@ -1,0 +1,265 @@
+//! The bodies of answers, in the shapes existing clients read. Keys that are secret are null unless revealed on purpose.
+use super::body::{BadBody, Fault};
+use super::routes::NoCall;
+use crate::health::summary::Link;
+use crate::http::Response;
+use serde::Serialize;
+use serde_json::{Value, json};
+use spoke_change::ask::Refused;
+use spoke_change::conflict::Conflict;
+use spoke_model::interface_name::IfName;
+use spoke_model::time::Boot;
+use spoke_net::ages::Handshakes;
+use spoke_net::api_state::{ImperativeLink, Table};
+use spoke_net::state::{Desired, Observed, ObservedLink};
+use std::fmt::Write as _;
+
+/// What the machine is busy with.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct HostLoad {
+    /// Percent of all processors, since the last time it was asked.
+    pub cpu_percent: f64,
+    /// Bytes.
+    pub memory_total: u64,
+    /// Bytes.
+    pub memory_available: u64,
+    /// Bytes, of the root file system.
+    pub disk_total: u64,
+    /// Bytes.
+    pub disk_used: u64,
+    /// Bytes free to unprivileged users.
+    pub disk_free: u64,
+    /// Over all interfaces but the loopback.
+    pub bytes_sent: u64,
+    /// Bytes.
+    pub bytes_recv: u64,
+    /// Packets.
+    pub packets_sent: u64,
+    /// Packets.
+    pub packets_recv: u64,
+}
+
+impl HostLoad {
+    fn memory_used(&self) -> u64 {
+        self.memory_total.saturating_sub(self.memory_available)
+    }
+
+    fn memory_percent(&self) -> f64 {
+        percent(self.memory_used(), self.memory_total)
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a percentage for people")]
+fn percent(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { (part as f64 / whole as f64 * 1000.0).round() / 10.0 }
+}
+
+/// `GET /health`.
+pub fn health(timestamp: u64, uptime: u64) -> Value {
+    json!({ "status": "ok", "timestamp": timestamp, "uptime": uptime, "version": spoke_model::VERSION })
+}
+
+/// `GET /v1/status`.
+pub fn status(timestamp: u64, uptime: u64, load: &HostLoad, links: &[Link]) -> Value {
+    let mut body = health(timestamp, uptime);
+    body["system"] = json!({
+        "cpu_percent": load.cpu_percent,
+        "memory": {
+            "total": load.memory_total, "available": load.memory_available, "percent": load.memory_percent(),
+            "used": load.memory_used(),
+        },
+        "disk": {
+            "total": load.disk_total, "used": load.disk_used, "free": load.disk_free,
+            "percent": percent(load.disk_used, load.disk_total),
+        },
+        "network": {
+            "bytes_sent": load.bytes_sent, "bytes_recv": load.bytes_recv, "packets_sent": load.packets_sent,
+            "packets_recv": load.packets_recv,
+        },
+    });
+    let interfaces: serde_json::Map<String, Value> = links
+        .iter()
+        .map(|l| {
+            let value = json!({
+                "status": if l.up { "up" } else { "error" }, "peer_count": l.peers, "active_peers": l.active_peers,
+                "total_rx_bytes": l.rx, "total_tx_bytes": l.tx,
+            });
+            (l.name.clone(), value)
+        })
+        .collect();
+    body["wireguard"] = json!({ "interface_count": interfaces.len(), "interfaces": interfaces });
+    body
+}
+
+/// `GET /v1/metrics`, in the names existing dashboards scrape.
+pub fn metrics(load: &HostLoad, links: &[Link]) -> String {
+    let mut out = String::with_capacity(2048);
+    let mut one = |name: &str, help: &str, kind: &str, samples: &[(Option<&str>, String)]| {
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for (interface, value) in samples {
+            let _ = match interface {
+                Some(i) => writeln!(out, "{name}{{interface=\"{i}\"}} {value}"),
+                None => writeln!(out, "{name} {value}"),
+            };
+        }
+    };
+    let single = |value: String| [(None, value)];
+    let gauge = "gauge";
+    one("wgdashboard_agent_cpu_percent", "CPU usage in percent", gauge, &single(load.cpu_percent.to_string()));
+    one("wgdashboard_agent_memory_used_bytes", "Memory in use", gauge, &single(load.memory_used().to_string()));
+    one(
+        "wgdashboard_agent_memory_percent",
+        "Memory in use in percent",
+        gauge,
+        &single(load.memory_percent().to_string()),
+    );
+    one("wgdashboard_agent_disk_used_bytes", "Root file system in use", gauge, &single(load.disk_used.to_string()));
+    one("wireguard_interface_count", "WireGuard interfaces", gauge, &single(links.len().to_string()));
+    type Value = fn(&Link) -> u64;
+    let families: [(&str, &str, &str, Value); 4] = [
+        ("wireguard_peers_total", "Peers of the interface", gauge, |l| l.peers as u64),
+        ("wireguard_peers_active", "Peers with a handshake in the last 180 s", gauge, |l| l.active_peers as u64),
+        ("wireguard_interface_receive_bytes_total", "Bytes received from the present peers", "counter", |l| l.rx),
+        ("wireguard_interface_transmit_bytes_total", "Bytes sent to the present peers", "counter", |l| l.tx),
+    ];
+    for (name, help, kind, value) in families {
+        let samples: Vec<_> = links.iter().map(|l| (Some(l.name.as_str()), value(l).to_string())).collect();
+        one(name, help, kind, &samples);
+    }
+    out
+}
+
+#[derive(Serialize)]
+struct Dump<'a> {
+    interface: &'a str,
+    peers: Vec<DumpPeer>,
+}
+
+#[derive(Serialize)]
+struct DumpPeer {
+    public_key: String,
+    preshared_key: Option<String>,
+    endpoint: Option<String>,
+    allowed_ips: Vec<String>,
+    latest_handshake: Option<u64>,
+    transfer_rx: u64,
+    transfer_tx: u64,
+    persistent_keepalive: u16,
+}
+
+/// `GET /v1/wg/{if}/dump`.
+pub fn dump(name: &IfName, link: &ObservedLink, reveal: bool) -> Response {
+    let peer = |(key, p): (&spoke_model::key::PublicKey, &spoke_net::state::ObservedPeer)| DumpPeer {
+        public_key: key.to_string(),
+        preshared_key: p.preshared_key.as_ref().filter(|_| reveal).map(|k| k.reveal_base64().to_string()),
+        endpoint: p.endpoint.map(|e| e.to_string()),
+        allowed_ips: p.allowed_ips.iter().map(ToString::to_string).collect(),
+        latest_handshake: p.counters.last_handshake.map(|h| h.as_secs()),
+        transfer_rx: p.counters.rx,
+        transfer_tx: p.counters.tx,
+        persistent_keepalive: p.keepalive,
+    };
+    Response::json(200, &Dump { interface: name.as_str(), peers: link.peers.iter().map(peer).collect() })
+}
+
+/// `GET /v1/wg/{if}/config`: what is wanted of the interface, as a `wg-quick` file would say it.
+pub fn config(
+    name: &IfName,
+    desired: &Desired,
+    observed: &Observed,
+    set: Option<&ImperativeLink>,
+    reveal: bool,
+) -> Option<Value> {
+    let want = desired.links.get(name)?;
+    let device = set.and_then(|s| s.device.as_deref());
+    let secret = reveal.then(|| want.private_key.reveal_base64().to_string());
+    let port = match want.listen_port {
+        spoke_net::state::ListenPort::Fixed(port) => Some(port),
+        spoke_net::state::ListenPort::Random { .. } => {
+            observed.links.get(name).map(|l| l.listen_port).filter(|p| *p != 0)
+        }
+    };
+    let address = want.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let dns = want.dns.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let table = match device.map(|d| d.table) {
+        None | Some(Table::Auto) => None,
+        Some(Table::Off) => Some("off".to_owned()),
+        Some(Table::Number(n)) => Some(n.to_string()),
+    };
+    let mut raw = String::from("[Interface]\n");
+    let mut line = |key: &str, value: Option<&str>| {
+        if let Some(value) = value.filter(|v| !v.is_empty()) {
+            let _ = writeln!(raw, "{key} = {value}");
+        }
+    };
+    let port_text = port.map(|p| p.to_string());
+    let mtu = want.mtu.to_string();
+    line("PrivateKey", secret.as_deref());
+    line("ListenPort", port_text.as_deref());
+    line("Address", Some(&address));
+    line("MTU", Some(&mtu));
+    line("DNS", Some(&dns));
+    line("Table", table.as_deref());
+    for (key, peer) in &want.peers {
+        let _ = write!(raw, "\n[Peer]\nPublicKey = {key}\n");
+        if let Some(psk) = peer.preshared_key.as_ref().filter(|_| reveal) {
+            let _ = writeln!(raw, "PresharedKey = {}", psk.reveal_base64().as_str());
+        }
+        if !peer.allowed_ips.is_empty() {
+            let nets: Vec<String> = peer.allowed_ips.iter().map(ToString::to_string).collect();
+            let _ = writeln!(raw, "AllowedIPs = {}", nets.join(", "));
+        }
+        if let Some(endpoint) = peer.endpoint {
+            let _ = writeln!(raw, "Endpoint = {}", endpoint.addr);
+        }
+        if peer.keepalive != 0 {
+            let _ = writeln!(raw, "PersistentKeepalive = {}", peer.keepalive);
+        }
+    }
+    Some(json!({
+        "interface": name,
+        "config": {
+            "private_key": secret, "listen_port": port, "address": address, "post_up": null, "pre_down": null,
+            "mtu": want.mtu, "dns": Some(dns).filter(|d| !d.is_empty()), "table": table, "raw_config": raw,
+        },
+    }))
+}
+
+/// The interfaces as they are, for status and metrics.
+pub fn links(desired: &Desired, observed: &Observed, handshakes: &Handshakes, now: Boot) -> Vec<Link> {
+    Link::all(desired, observed, handshakes, now)
+}
+
+/// A body that is not accepted.
+pub fn bad_body(bad: &BadBody) -> Response {
+    match bad {
+        BadBody::Malformed(said) => Response::error(400, said),
+        BadBody::Invalid(faults) => invalid(faults),
+    }
+}
+
+fn invalid(faults: &[Fault]) -> Response {
+    Response::json(422, &json!({ "detail": faults }))
+}
+
+/// A request that means no call.
+pub fn no_call(no: NoCall) -> Response {
+    match no {
+        NoCall::Unknown => Response::error(404, &no.to_string()),
+        NoCall::Method(allowed) => Response::error(405, &no.to_string()).with("allow", allowed),
+        NoCall::BadLink | NoCall::BadKey => Response::error(400, &no.to_string()),
+    }
+}
+
+/// A change that was not made.
+pub fn refused(why: &Refused) -> Response {
+    let status = match why {
+        Refused::Conflict(c) if c.is_missing() => 404,
+        Refused::Conflict(Conflict::TooMany { .. }) => 422,
+        Refused::Conflict(_) | Refused::Unconfirmed(_) | Refused::NothingToConfirm(_) => 409,
+        Refused::NoGeneration { .. } => 404,
+        Refused::Kernel(_) | Refused::Storage(_) => 503,
+        Refused::Busy => return Response::error(503, &why.to_string()).with("retry-after", "1"),
+    };
+    Response::error(status, &why.to_string())
+}

@@ -1,0 +1,183 @@
+//! Who may ask: HMAC-SHA256 over method, decoded path, body bytes and time, in the order and words existing clients know.
+use crate::http::Request;
+use ring::hmac;
+use spoke_model::secret::Secret;
+use spoke_model::time::Wall;
+
+/// Seconds a request's time may be off, either way.
+pub const WINDOW: u64 = 300;
+/// Shortest accepted shared secret, in bytes.
+pub const MIN_SECRET: usize = 32;
+/// Longest `X-Nonce`, in characters.
+const MAX_NONCE: usize = 64;
+/// Paths that need no signature.
+pub const OPEN: [&str; 2] = ["/health", "/v1/metrics"];
+
+/// Why a request is not authentic. The words are those of the first agent: clients show them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    /// A header is not there, or is there twice.
+    #[error("Missing X-Signature or X-Timestamp header")]
+    Missing,
+    /// The time is not a number.
+    #[error("Invalid timestamp")]
+    BadTimestamp,
+    /// The time is more than [`WINDOW`] off.
+    #[error("Request timestamp too old")]
+    TooOld,
+    /// Not signed with our secret.
+    #[error("Invalid signature")]
+    BadSignature,
+    /// A nonce that could be mistaken for another part of what is signed, or costs more than it should.
+    #[error("Invalid X-Nonce: 1 to 64 characters out of A-Z a-z 0-9 _ -")]
+    BadNonce,
+    /// The same request came before.
+    #[error("Request was used before; sign a new one, or add an X-Nonce")]
+    Replayed,
+    /// It may have come before: what was accepted at its time is not remembered any more.
+    #[error("Request may have been used before a restart of this node: sign a new one in a minute")]
+    Forgotten,
+}
+
+/// Why a shared secret is not accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadSecret {
+    /// Too short.
+    #[error("the agent's secret has fewer than 32 bytes: make one with `head -c 32 /dev/urandom | base64`")]
+    Short,
+    /// Too regular, or from a manual.
+    #[error("the agent's secret is a default or can be guessed: make one with `head -c 32 /dev/urandom | base64`")]
+    Guessable,
+}
+
+/// The shared secret, ready for use.
+pub struct Verifier(hmac::Key);
+
+impl std::fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+/// An authentic request's proof: what a replay would show again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proof {
+    /// The time it carries.
+    pub timestamp: u64,
+    /// The first half of its signature.
+    pub digest: [u8; 16],
+}
+
+impl Verifier {
+    /// Takes a shared secret, without the line end its file may have. Refuses one that is short or can be guessed.
+    pub fn new(secret: &Secret<Vec<u8>>) -> Result<Self, BadSecret> {
+        let bytes = secret.reveal().trim_ascii_end();
+        if bytes.len() < MIN_SECRET {
+            return Err(BadSecret::Short);
+        }
+        let mut seen = [false; 256];
+        bytes.iter().for_each(|b| seen[usize::from(*b)] = true);
+        let lower = bytes.to_ascii_lowercase();
+        let known = ["change", "default", "password", "example", "your-", "your_", "shared-secret", "shared_secret"];
+        let guessable = known.iter().any(|w| lower.windows(w.len()).any(|part| part == w.as_bytes()));
+        if guessable || seen.iter().filter(|s| **s).count() < 10 {
+            return Err(BadSecret::Guessable);
+        }
+        Ok(Self::unchecked(bytes))
+    }
+
+    /// Takes any secret: for the published test vectors.
+    pub fn unchecked(secret: &[u8]) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA256, secret))
+    }
+
+    /// The signature of a request in lower-case hex. `path` is percent-decoded and has no query.
+    pub fn sign(&self, method: &str, path: &str, body: &[u8], timestamp: &str, nonce: Option<&str>) -> String {
+        use std::fmt::Write as _;
+        let tag = hmac::sign(&self.0, &signed(method, path, body, timestamp, nonce));
+        tag.as_ref().iter().fold(String::with_capacity(64), |mut s, b| {
+            let _ = write!(s, "{b:02x}");
+            s
+        })
+    }
+
+    /// Checks a request in the documented order: headers, time, window, signature. `path` is the decoded path.
+    pub fn check(&self, request: &Request, path: &str, now: Wall) -> Result<Proof, Denied> {
+        let Claim { signature, text, timestamp } = claim(request, now)?;
+        let nonce = nonce(request)?;
+        let given = hex32(signature).ok_or(Denied::BadSignature)?;
+        // Compares in constant time.
+        hmac::verify(&self.0, &signed(&request.method, path, &request.body, text, nonce), &given)
+            .map_err(|_| Denied::BadSignature)?;
+        let mut digest = [0; 16];
+        digest.copy_from_slice(&given[..16]);
+        Ok(Proof { timestamp, digest })
+    }
+}
+
+/// What a request says of itself, before anything is known about its truth.
+struct Claim<'a> {
+    signature: &'a str,
+    text: &'a str,
+    timestamp: u64,
+}
+
+fn claim(request: &Request, now: Wall) -> Result<Claim<'_>, Denied> {
+    let once = |name| request.header(name).filter(|_| request.count(name) == 1);
+    let (Some(signature), Some(text)) = (once("x-signature"), once("x-timestamp")) else {
+        return Err(Denied::Missing);
+    };
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let timestamp: u64 = text.parse().ok().filter(|_| digits).ok_or(Denied::BadTimestamp)?;
+    if now.secs().abs_diff(timestamp) > WINDOW {
+        return Err(Denied::TooOld);
+    }
+    Ok(Claim { signature, text, timestamp })
+}
+
+/// The checks that need no body: whoever fails them has none read.
+pub fn check_head(request: &Request, now: Wall) -> Result<(), Denied> {
+    claim(request, now).map(drop)
+}
+
+fn nonce(request: &Request) -> Result<Option<&str>, Denied> {
+    let plain = |n: &&str| {
+        (1..=MAX_NONCE).contains(&n.len()) && n.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
+    };
+    match request.count("x-nonce") {
+        0 => Ok(None),
+        1 => request.header("x-nonce").filter(plain).map(Some).ok_or(Denied::BadNonce),
+        _ => Err(Denied::BadNonce),
+    }
+}
+
+/// The signed string. A nonce is part of it: else anybody who saw a request could repeat it with another one.
+fn signed(method: &str, path: &str, body: &[u8], timestamp: &str, nonce: Option<&str>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(body.len() + path.len() + 64);
+    for part in [method.as_bytes(), b"|", path.as_bytes(), b"|", body, b"|", timestamp.as_bytes()] {
+        out.extend_from_slice(part);
+    }
+    if let Some(nonce) = nonce {
+        out.push(b'|');
+        out.extend_from_slice(nonce.as_bytes());
+    }
+    out
+}
+
+/// 64 lower-case hex digits.
+fn hex32(text: &str) -> Option<[u8; 32]> {
+    let digit = |b: u8| match b {
+        b'0'..=b'9' => Some(b - b'0'),
+        b'a'..=b'f' => Some(b - b'a' + 10),
+        _ => None,
+    };
+    let bytes: &[u8; 64] = text.as_bytes().try_into().ok()?;
+    let mut out = [0; 32];
+    for (i, pair) in bytes.chunks_exact(2).enumerate() {
+        out[i] = digit(pair[0])? << 4 | digit(pair[1])?;
+    }
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,370 @@
+//! What bodies must look like. Faults are told in the shape clients of the first agent know: 422 with `detail`.
+use super::json;
+use super::wgconf;
+use super::wgconf::WgConf;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use spoke_change::ask::Reconcile;
+use spoke_change::edit::PeerValues;
+use spoke_config::interface::MIN_MTU_V6;
+use spoke_model::address::{Cidr, IfAddress};
+use spoke_model::key::{PresharedKey, PublicKey, SecretKey};
+use spoke_model::nets::Nets;
+use spoke_net::api_state::{Device, Table};
+use std::fmt::Display;
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// Longest time to confirm, in seconds.
+const MAX_CONFIRM: u64 = 3600;
+
+/// One fault.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Fault {
+    /// Kind, such as `missing` or `value_error`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// Where: `["body", "public_key"]`.
+    pub loc: Vec<Value>,
+    /// For people.
+    pub msg: String,
+    /// What was given; null for secrets.
+    pub input: Value,
+}
+
+/// Why a body is not accepted.
+#[derive(Clone, Debug, PartialEq)]
+pub enum BadBody {
+    /// Not JSON: 400.
+    Malformed(String),
+    /// Not what it should be: 422.
+    Invalid(Vec<Fault>),
+}
+
+/// `POST …/peers`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewPeer {
+    /// Identity.
+    pub public_key: PublicKey,
+    /// The rest.
+    pub values: PeerValues,
+}
+
+/// A body, its fields taken out one by one; every fault is kept.
+struct Fields {
+    values: Map<String, Value>,
+    faults: Vec<Fault>,
+}
+
+impl Fields {
+    fn read(bytes: &[u8]) -> Result<Self, BadBody> {
+        match json::parse(bytes).map_err(|e| BadBody::Malformed(format!("The body is not valid JSON: {e}")))? {
+            Value::Object(values) => Ok(Self { values, faults: Vec::new() }),
+            other => Err(BadBody::Invalid(vec![Fault {
+                kind: "model_type",
+                loc: vec!["body".into()],
+                msg: "Input should be an object".into(),
+                input: other,
+            }])),
+        }
+    }
+
+    /// A body that may be left out.
+    fn read_optional(bytes: &[u8]) -> Result<Self, BadBody> {
+        if bytes.is_empty() { Ok(Self { values: Map::new(), faults: Vec::new() }) } else { Self::read(bytes) }
+    }
+
+    fn fault(&mut self, kind: &'static str, key: &str, msg: impl Display, input: Value) {
+        self.faults.push(Fault { kind, loc: vec!["body".into(), key.into()], msg: msg.to_string(), input });
+    }
+
+    /// The value, unless it is absent or null.
+    fn take(&mut self, key: &str) -> Option<Value> {
+        self.values.remove(key).filter(|v| !v.is_null())
+    }
+
+    fn text(&mut self, key: &str, secret: bool) -> Option<String> {
+        match self.take(key)? {
+            Value::String(text) => Some(text),
+            other => {
+                self.fault("string_type", key, "Input should be a valid string", shown(other, secret));
+                None
+            }
+        }
+    }
+
+    fn parsed<T: std::str::FromStr<Err: Display>>(&mut self, key: &str, secret: bool) -> Option<T> {
+        let text = self.text(key, secret)?;
+        match text.parse() {
+            Ok(value) => Some(value),
+            Err(e) => {
+                self.fault("value_error", key, e, shown(text.into(), secret));
+                None
+            }
+        }
+    }
+
+    fn required<T>(&mut self, key: &str, read: impl FnOnce(&mut Self, &str) -> Option<T>) -> Option<T> {
+        let (there, before) = (self.values.get(key).is_some_and(|v| !v.is_null()), self.faults.len());
+        let value = read(self, key);
+        if value.is_none() && !there && self.faults.len() == before {
+            self.fault("missing", key, "Field required", Value::Null);
+        }
+        value
+    }
+
+    fn number(&mut self, key: &str, max: u64) -> Option<u64> {
+        let value = self.take(key)?;
+        let n = value.as_u64().or_else(|| whole(&value)).filter(|n| *n <= max);
+        if n.is_none() {
+            let (kind, msg) = if value.as_f64().is_some_and(|f| f.fract() == 0.0) {
+                ("less_than_equal", format!("Input should be from 0 to {max}"))
+            } else {
+                ("int_type", "Input should be a valid integer".to_owned())
+            };
+            self.fault(kind, key, msg, value);
+        }
+        n
+    }
+
+    fn nets(&mut self, key: &str) -> Option<Nets> {
+        let items = match self.take(key)? {
+            Value::Array(items) => items,
+            other => {
+                self.fault("list_type", key, "Input should be a valid list", other);
+                return None;
+            }
+        };
+        let mut out = Vec::new();
+        for (i, item) in items.into_iter().enumerate() {
+            match item.as_str().map(|t| t.parse::<Cidr>().map_err(|e| format!("{t:?} {e}"))) {
+                Some(Ok(net)) => {
+                    out.push(net.0);
+                }
+                bad => {
+                    let msg = match bad {
+                        Some(Err(e)) => e,
+                        Some(Ok(_)) | None => "Input should be a valid string".to_owned(),
+                    };
+                    let loc = vec!["body".into(), key.into(), i.into()];
+                    self.faults.push(Fault { kind: "value_error", loc, msg, input: item });
+                }
+            }
+        }
+        Some(out.into_iter().collect())
+    }
+
+    fn confirm(&mut self) -> Option<Duration> {
+        let seconds = self.number("confirm_within", MAX_CONFIRM)?;
+        if seconds == 0 {
+            self.fault("greater_than_equal", "confirm_within", "Input should be at least 1", 0.into());
+        }
+        Some(Duration::from_secs(seconds))
+    }
+
+    fn flag(&mut self, key: &str, default: bool) -> bool {
+        match self.take(key) {
+            None => default,
+            Some(Value::Bool(b)) => b,
+            Some(other) => {
+                self.fault("bool_type", key, "Input should be a valid boolean", other);
+                default
+            }
+        }
+    }
+
+    /// What was read, if nothing was wrong.
+    fn finish<T>(self, value: Option<T>) -> Result<T, BadBody> {
+        match value {
+            Some(value) if self.faults.is_empty() => Ok(value),
+            _ => Err(BadBody::Invalid(self.faults)),
+        }
+    }
+}
+
+/// 25.0 is 25 to JSON Schema, and to the first agent.
+fn whole(value: &Value) -> Option<u64> {
+    /// Up to here a float counts one by one.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    let f = value.as_f64().filter(|f| f.fract() == 0.0 && (0.0..EXACT).contains(f))?;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole and in range, as just checked")]
+    Some(f as u64)
+}
+
+fn shown(value: Value, secret: bool) -> Value {
+    if secret { Value::Null } else { value }
+}
+
+fn keepalive(f: &mut Fields) -> Option<u16> {
+    f.number("persistent_keepalive", 65_535).and_then(|n| u16::try_from(n).ok())
+}
+
+/// `POST …/peers`: `{public_key!, allowed_ips=[], preshared_key?, persistent_keepalive=0}`. A preshared key that is not
+/// given stays as it is.
+pub fn new_peer(bytes: &[u8]) -> Result<(NewPeer, Option<Duration>), BadBody> {
+    let mut f = Fields::read(bytes)?;
+    let public_key = f.required("public_key", |f, k| f.parsed::<PublicKey>(k, false));
+    let null_nets = f.values.get("allowed_ips").is_some_and(Value::is_null);
+    if null_nets {
+        f.fault("list_type", "allowed_ips", "Input should be a valid list", Value::Null);
+    }
+    let values = PeerValues {
+        preshared_key: preshared(&mut f),
+        allowed_ips: Some(f.nets("allowed_ips").unwrap_or_default()),
+        keepalive: Some(keepalive(&mut f).unwrap_or(0)),
+        endpoint: None,
+    };
+    let confirm = f.confirm();
+    f.finish(public_key.map(|public_key| (NewPeer { public_key, values }, confirm)))
+}
+
+fn preshared(f: &mut Fields) -> Option<PresharedKey> {
+    if f.values.get("preshared_key").is_some_and(|v| v == "") {
+        f.values.remove("preshared_key");
+    }
+    f.parsed("preshared_key", true)
+}
+
+/// `PUT …/peers/{key}`: `{allowed_ips?, persistent_keepalive?}`.
+pub fn peer_values(bytes: &[u8]) -> Result<(PeerValues, Option<Duration>), BadBody> {
+    let mut f = Fields::read(bytes)?;
+    let values = PeerValues {
+        preshared_key: preshared(&mut f),
+        allowed_ips: f.nets("allowed_ips"),
+        keepalive: keepalive(&mut f),
+        endpoint: None,
+    };
+    let confirm = f.confirm();
+    f.finish(Some((values, confirm)))
+}
+
+/// `POST …/syncconf`: `{"config": base64 of a file}`.
+///
+/// A file of thousands of peers is there in one form at a time: each is given up once the next is made of it.
+pub fn syncconf(bytes: impl AsRef<[u8]>) -> Result<(WgConf, Option<Duration>), BadBody> {
+    let mut f = Fields::read(bytes.as_ref())?;
+    drop(bytes);
+    let text = f.required("config", |f, k| f.text(k, true));
+    let confirm = f.confirm();
+    let mut bad = |msg: String| {
+        f.fault("value_error", "config", msg, Value::Null);
+        None
+    };
+    let conf = text.and_then(|mut text| {
+        text.retain(|c| !c.is_ascii_whitespace());
+        let Ok(raw) = STANDARD.decode(&text) else { return bad("Input should be base64".into()) };
+        drop(text);
+        let Ok(raw) = String::from_utf8(raw) else { return bad("The file is not UTF-8".into()) };
+        match wgconf::parse(&raw) {
+            Ok(conf) => Some(conf),
+            Err(e) => bad(format!("The file cannot be used: {e}")),
+        }
+    });
+    f.finish(conf.map(|c| (c, confirm)))
+}
+
+/// `PUT …/config`: `{private_key!, listen_port?, address?, post_up?, pre_down?, mtu?, dns?, table?}`.
+pub fn device(bytes: &[u8]) -> Result<(Device, Option<Duration>), BadBody> {
+    let mut f = Fields::read(bytes)?;
+    let private_key = f.required("private_key", |f, k| f.parsed::<SecretKey>(k, true));
+    for hook in ["post_up", "pre_down", "pre_up", "post_down"] {
+        if f.take(hook).is_some_and(|v| v != "") {
+            let msg =
+                "Hooks would run as root for whoever holds the shared secret: they are not accepted; leave it out";
+            f.fault("value_error", hook, msg, Value::Null);
+        }
+    }
+    let listen_port = f.number("listen_port", 65_535).and_then(|n| u16::try_from(n).ok()).filter(|p| *p != 0);
+    let mtu = f.number("mtu", 65_455).and_then(|n| u32::try_from(n).ok()).filter(|m| *m != 0);
+    if let Some(small) = mtu.filter(|m| *m < 576) {
+        f.fault("greater_than_equal", "mtu", "Input should be 576 or more", small.into());
+    }
+    let addresses = listed(&mut f, "address", |t| t.parse::<IfAddress>().map(|a| a.0).map_err(|e| e.to_string()));
+    if let Some(small) = mtu.filter(|m| *m < MIN_MTU_V6 && addresses.iter().any(|a| a.addr().is_ipv6())) {
+        f.fault("greater_than_equal", "mtu", "Input should be 1280 or more: there is no IPv6 below", small.into());
+    }
+    let dns = listed(&mut f, "dns", |t| t.parse::<IpAddr>().map_err(|_| "is not an IP address".to_owned()));
+    let table = table(&mut f);
+    let confirm = f.confirm();
+    f.finish(private_key.map(|private_key| {
+        let addresses = addresses.into_iter().collect();
+        (Device { private_key, listen_port, fwmark: 0, addresses, mtu, dns, table }, confirm)
+    }))
+}
+
+/// A list in JSON, or in one text with commas.
+fn listed<T>(f: &mut Fields, key: &str, read: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
+    let items: Vec<Value> = match f.take(key) {
+        None => return Vec::new(),
+        Some(Value::String(text)) => text.split(',').map(str::trim).filter(|t| !t.is_empty()).map(Into::into).collect(),
+        Some(Value::Array(items)) => items,
+        Some(other) => {
+            f.fault("string_type", key, "Input should be a valid string", other);
+            return Vec::new();
+        }
+    };
+    let mut out = Vec::new();
+    for item in items {
+        match item.as_str().map(&read) {
+            Some(Ok(value)) => out.push(value),
+            Some(Err(e)) => f.fault("value_error", key, format!("{item} {e}"), item.clone()),
+            None => f.fault("string_type", key, "Input should be a valid string", item),
+        }
+    }
+    out
+}
+
+fn table(f: &mut Fields) -> Table {
+    let value = match f.take("table") {
+        None => return Table::Auto,
+        Some(value) => value,
+    };
+    let number = value.as_u64().or_else(|| whole(&value)).or_else(|| value.as_str().and_then(|t| t.parse().ok()));
+    match (value.as_str(), number.and_then(|n| u32::try_from(n).ok())) {
+        (Some("" | "auto"), _) => Table::Auto,
+        (Some("off"), _) => Table::Off,
+        (_, Some(n)) if n != 0 => Table::Number(n),
+        _ => {
+            f.fault("value_error", "table", "Input should be \"auto\", \"off\" or a table's number", value);
+            Table::Auto
+        }
+    }
+}
+
+/// A call without a body of its own: `{}`, nothing, or `{"confirm_within": seconds}`.
+pub fn bare(bytes: &[u8]) -> Result<Option<Duration>, BadBody> {
+    let mut f = Fields::read_optional(bytes)?;
+    let confirm = f.confirm();
+    f.finish(Some(confirm))
+}
+
+/// `POST /v1/confirm`: `{"generation": n}`.
+pub fn generation(bytes: &[u8]) -> Result<u64, BadBody> {
+    let mut f = Fields::read(bytes)?;
+    let generation = f.required("generation", |f, k| f.number(k, u64::MAX));
+    f.finish(generation)
+}
+
+/// `POST /v1/rollback`: `{"generation"?: n}`.
+pub fn rollback(bytes: &[u8]) -> Result<Option<u64>, BadBody> {
+    let mut f = Fields::read_optional(bytes)?;
+    let generation = f.number("generation", u64::MAX);
+    f.finish(Some(generation))
+}
+
+/// `POST /v1/drift/reconcile`.
+pub fn reconcile(bytes: &[u8]) -> Result<Reconcile, BadBody> {
+    let mut f = Fields::read_optional(bytes)?;
+    let default = Reconcile::default();
+    let what = Reconcile {
+        reconcile_missing: f.flag("reconcile_missing", default.reconcile_missing),
+        reconcile_mismatched: f.flag("reconcile_mismatched", default.reconcile_mismatched),
+        remove_unknown: f.flag("remove_unknown", default.remove_unknown),
+        dry_run: f.flag("dry_run", default.dry_run),
+    };
+    f.finish(Some(what))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,202 @@
+//! A changing request works once: what was accepted is remembered until its time alone refuses it.
+//!
+//! The memory is bounded, and sound whatever the clock does. What is forgotten, for age or for room, leaves its time in a
+//! short list of intervals in which nothing is accepted any more. So a request that was accepted is either remembered or
+//! within one of them, even where the clock went back after it was forgotten. They are intervals and not one bound because
+//! a clock that was years ahead for an hour must not lock every panel out for years.
+use super::auth::{Proof, WINDOW};
+use spoke_model::time::Wall;
+use std::collections::{BTreeSet, HashSet};
+
+/// Requests remembered: thirteen a second through the whole window, either side of now.
+pub const CAPACITY: usize = 8192;
+/// Intervals kept; beyond, the two that are closest become one.
+const INTERVALS: usize = 8;
+/// Seconds around a request's time within which further ones may be lost by a power cut; see [`Line::Reserved`].
+const ROOM: u64 = 60;
+
+/// Whether a request may be carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is new, and remembered from now on.
+    New,
+    /// It was used before.
+    Used,
+    /// It may have been used before; nobody knows any more.
+    Forgotten,
+}
+
+/// Closed intervals of time, in seconds, oldest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Intervals(Vec<(u64, u64)>);
+
+impl Intervals {
+    fn contains(&self, time: u64) -> bool {
+        self.0.iter().any(|(from, to)| (*from..=*to).contains(&time))
+    }
+
+    /// Adds one; what is no further apart than the window becomes one interval.
+    fn add(&mut self, from: u64, to: u64) {
+        let at = self.0.partition_point(|(f, _)| *f < from);
+        self.0.insert(at, (from, to));
+        let mut merged: Vec<(u64, u64)> = Vec::with_capacity(self.0.len());
+        for (from, to) in self.0.drain(..) {
+            match merged.last_mut() {
+                Some(last) if from <= last.1.saturating_add(WINDOW) => last.1 = last.1.max(to),
+                _ => merged.push((from, to)),
+            }
+        }
+        while merged.len() > INTERVALS {
+            let gap = |i: &usize| merged[i + 1].0 - merged[*i].1;
+            let Some(closest) = (0..merged.len() - 1).min_by_key(gap) else { break };
+            let (_, to) = merged.remove(closest + 1);
+            merged[closest].1 = to;
+        }
+        self.0 = merged;
+    }
+}
+
+/// What was accepted.
+#[derive(Clone, Debug, Default)]
+pub struct Replays {
+    known: HashSet<[u8; 16]>,
+    by_time: BTreeSet<(u64, [u8; 16])>,
+    forgotten: Intervals,
+    reserved: Option<(u64, u64)>,
+}
+
+impl Replays {
+    /// Takes up what was written down. Unless the file is `whole`, what came after its last synced line may be missing.
+    pub fn load(lines: impl IntoIterator<Item = Line>, whole: bool) -> Self {
+        let mut out = Self::default();
+        for line in lines {
+            match line {
+                Line::Accepted(proof) => out.insert(proof),
+                Line::Forgotten(from, to) => out.forgotten.add(from, to),
+                Line::Reserved(from, to) => out.reserved = Some((from, to)),
+            }
+        }
+        if let Some((from, to)) = out.reserved.take_if(|_| !whole) {
+            out.forgotten.add(from, to);
+        }
+        out
+    }
+
+    /// Nothing signed in this interval is accepted any more.
+    pub fn distrust(&mut self, from: u64, to: u64) {
+        self.forgotten.add(from, to);
+    }
+
+    /// Whether the request is new, and if so remembers it. To be called for authentic requests only.
+    pub fn accept(&mut self, proof: Proof, now: Wall) -> Verdict {
+        if self.known.contains(&proof.digest) {
+            return Verdict::Used;
+        }
+        if self.forgotten.contains(proof.timestamp) {
+            return Verdict::Forgotten;
+        }
+        self.insert(proof);
+        // Of no use any more: its time alone refuses it.
+        while let Some((time, _)) = self.by_time.first().copied()
+            && time.saturating_add(WINDOW) < now.secs()
+        {
+            self.forget_oldest();
+        }
+        Verdict::New
+    }
+
+    /// A line that must be on the medium before a request of this time is carried out; `None` if an earlier one still does.
+    pub fn reserve(&mut self, timestamp: u64) -> Option<Line> {
+        if self.reserved.is_some_and(|(from, to)| (from..=to).contains(&timestamp)) {
+            return None;
+        }
+        let (from, to) = (timestamp.saturating_sub(ROOM), timestamp.saturating_add(ROOM));
+        self.reserved = Some((from, to));
+        Some(Line::Reserved(from, to))
+    }
+
+    fn insert(&mut self, proof: Proof) {
+        if self.known.insert(proof.digest) {
+            self.by_time.insert((proof.timestamp, proof.digest));
+        }
+        while self.by_time.len() > CAPACITY {
+            self.forget_oldest();
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((time, digest)) = self.by_time.pop_first() {
+            self.known.remove(&digest);
+            self.forgotten.add(time, time);
+        }
+    }
+
+    /// What must be written down to be sound after a restart.
+    pub fn lines(&self) -> impl Iterator<Item = Line> {
+        let forgotten = self.forgotten.0.iter().map(|(from, to)| Line::Forgotten(*from, *to));
+        let accepted = self.by_time.iter().map(|(timestamp, digest)| Proof { timestamp: *timestamp, digest: *digest });
+        let reserved = self.reserved.map(|(from, to)| Line::Reserved(from, to));
+        forgotten.chain(accepted.map(Line::Accepted)).chain(reserved)
+    }
+
+    /// How many are remembered.
+    pub fn len(&self) -> usize {
+        self.by_time.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.by_time.is_empty()
+    }
+}
+
+/// A line of the written form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Line {
+    /// Was accepted: `<time> <digest in hex>`.
+    Accepted(Proof),
+    /// Nothing is accepted from the one time to the other: `forgotten <from> <to>`.
+    Forgotten(u64, u64),
+    /// Lines that follow are within these times and need not survive a power cut, because after one nothing of these times
+    /// is accepted: `reserved <from> <to>`. So a board syncs one line a minute of use and not one a request.
+    Reserved(u64, u64),
+}
+
+impl std::fmt::Display for Line {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Accepted(Proof { timestamp, digest }) => {
+                write!(f, "{timestamp} ")?;
+                digest.iter().try_for_each(|b| write!(f, "{b:02x}"))
+            }
+            Self::Forgotten(from, to) => write!(f, "forgotten {from} {to}"),
+            Self::Reserved(from, to) => write!(f, "reserved {from} {to}"),
+        }
+    }
+}
+
+impl Line {
+    /// Reads what `Display` writes; `None` if it is anything else.
+    pub fn parse(line: &[u8]) -> Option<Self> {
+        let mut words = std::str::from_utf8(line).ok()?.split(' ');
+        let (first, second, third) = (words.next()?, words.next()?, words.next());
+        let interval = || Some((second.parse().ok()?, third?.parse().ok()?));
+        let line = match first {
+            "forgotten" => interval().map(|(from, to)| Self::Forgotten(from, to)),
+            "reserved" => interval().map(|(from, to)| Self::Reserved(from, to)),
+            time if third.is_none() => {
+                let hex: &[u8; 32] = second.as_bytes().try_into().ok()?;
+                let mut digest = [0; 16];
+                for (i, pair) in hex.chunks_exact(2).enumerate() {
+                    digest[i] = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+                }
+                Some(Self::Accepted(Proof { timestamp: time.parse().ok()?, digest }))
+            }
+            _ => None,
+        };
+        line.filter(|_| words.next().is_none())
+    }
+}
+
+#[cfg(test)]
+mod tests;

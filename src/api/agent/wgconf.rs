@@ -1,0 +1,200 @@
+//! The `wg` configuration format, and the keys `wg-quick` adds to it. Hook lines are refused by name: whoever holds the
+//! shared secret must not get a root shell with it.
+use ipnet::IpNet;
+use spoke_model::address::{Cidr, HostPort, IfAddress};
+use spoke_model::key::{PresharedKey, PublicKey, SecretKey};
+use spoke_model::nets::Nets;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Longest line, in bytes; a peer may have many allowed-ips in one.
+const MAX_LINE: usize = 256 * 1024;
+
+/// A file, read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WgConf {
+    /// `PrivateKey`.
+    pub private_key: Option<SecretKey>,
+    /// `ListenPort`; 0 is a random one.
+    pub listen_port: Option<u16>,
+    /// `FwMark`; 0 is none.
+    pub fwmark: Option<u32>,
+    /// `Address`, of `wg-quick`.
+    pub addresses: BTreeSet<IpNet>,
+    /// `MTU`, of `wg-quick`.
+    pub mtu: Option<u32>,
+    /// Peers.
+    pub peers: BTreeMap<PublicKey, WgPeer>,
+}
+
+/// A `[Peer]` section.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WgPeer {
+    /// `PresharedKey`; a key of zeros is none.
+    pub preshared_key: Option<PresharedKey>,
+    /// `AllowedIPs`.
+    pub allowed_ips: Nets,
+    /// `PersistentKeepalive`; 0 is off.
+    pub keepalive: u16,
+    /// `Endpoint`; a name is yet to be looked up.
+    pub endpoint: Option<HostPort>,
+}
+
+/// What is wrong, and where.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {problem}")]
+pub struct BadConf {
+    /// Counted from 1.
+    pub line: usize,
+    /// What is wrong; never a secret.
+    pub problem: String,
+}
+
+enum Section {
+    None,
+    Interface,
+    /// Its allowed-ips are gathered first and sorted once.
+    Peer(Option<PublicKey>, WgPeer, Vec<IpNet>, usize),
+}
+
+/// Reads a file.
+pub fn parse(text: &str) -> Result<WgConf, BadConf> {
+    let mut out = WgConf::default();
+    let mut section = Section::None;
+    let mut interfaces = 0;
+    for (line, raw) in (1..).zip(text.split('\n')) {
+        let fail = |problem: String| BadConf { line, problem };
+        if raw.len() > MAX_LINE {
+            return Err(fail(format!("is longer than {MAX_LINE} bytes")));
+        }
+        let content = raw.split('#').next().unwrap_or_default().trim();
+        if content.is_empty() {
+            continue;
+        }
+        if content.starts_with('[') {
+            finish(&mut section, &mut out)?;
+            section = if content.eq_ignore_ascii_case("[interface]") {
+                interfaces += 1;
+                if interfaces > 1 {
+                    return Err(fail("there is a second [Interface]".into()));
+                }
+                Section::Interface
+            } else if content.eq_ignore_ascii_case("[peer]") {
+                Section::Peer(None, WgPeer::default(), Vec::new(), line)
+            } else {
+                return Err(fail("is not a section of this format: [Interface] or [Peer]".into()));
+            };
+            continue;
+        }
+        let Some((key, value)) = content.split_once('=') else {
+            return Err(fail("is not KEY = VALUE".into()));
+        };
+        let (key, value) = (key.trim().to_ascii_lowercase(), value.trim());
+        match &mut section {
+            Section::None => return Err(fail("stands before [Interface] or [Peer]".into())),
+            Section::Interface => own(&mut out, &key, value).map_err(fail)?,
+            Section::Peer(public, peer, nets, _) => theirs(public, peer, nets, &key, value).map_err(fail)?,
+        }
+    }
+    finish(&mut section, &mut out)?;
+    Ok(out)
+}
+
+fn finish(section: &mut Section, out: &mut WgConf) -> Result<(), BadConf> {
+    let Section::Peer(public, mut peer, nets, line) = std::mem::replace(section, Section::None) else { return Ok(()) };
+    peer.allowed_ips = nets.into_iter().collect();
+    let Some(public) = public else {
+        return Err(BadConf { line, problem: "this [Peer] has no PublicKey".into() });
+    };
+    if out.peers.insert(public, peer).is_some() {
+        return Err(BadConf { line, problem: format!("peer {public} is there twice") });
+    }
+    Ok(())
+}
+
+fn own(out: &mut WgConf, key: &str, value: &str) -> Result<(), String> {
+    match key {
+        "privatekey" => {
+            once(&mut out.private_key, "PrivateKey", value.parse().map_err(|e| format!("PrivateKey: {e}"))?)
+        }
+        "listenport" => once(&mut out.listen_port, "ListenPort", number(value, "ListenPort", 65_535)?),
+        "fwmark" => once(&mut out.fwmark, "FwMark", mark(value)?),
+        "mtu" => once(&mut out.mtu, "MTU", number(value, "MTU", 65_535)?),
+        "address" => {
+            for part in list(value) {
+                let net: IfAddress = part.parse().map_err(|e| format!("Address {part:?}: {e}"))?;
+                out.addresses.insert(net.0);
+            }
+            Ok(())
+        }
+        // Theirs to `wg-quick`, nothing to a set of peers.
+        "dns" | "table" | "saveconfig" => Ok(()),
+        "preup" | "postup" | "predown" | "postdown" => {
+            Err(format!("{key} would run a command as root: remove the line, hooks are not accepted"))
+        }
+        _ => Err(format!("{key:?} is not a key of [Interface]")),
+    }
+}
+
+fn theirs(
+    public: &mut Option<PublicKey>,
+    peer: &mut WgPeer,
+    nets: &mut Vec<IpNet>,
+    key: &str,
+    value: &str,
+) -> Result<(), String> {
+    match key {
+        "publickey" => once(public, "PublicKey", value.parse().map_err(|e| format!("PublicKey: {e}"))?),
+        "presharedkey" => {
+            let psk: PresharedKey = value.parse().map_err(|e| format!("PresharedKey: {e}"))?;
+            peer.preshared_key = Some(psk).filter(|k| k.reveal() != &[0; 32]);
+            Ok(())
+        }
+        // Several lines add up, as in `wg`.
+        "allowedips" => {
+            for part in list(value) {
+                let net: Cidr = part.parse().map_err(|e| format!("AllowedIPs {part:?}: {e}"))?;
+                nets.push(net.0);
+            }
+            Ok(())
+        }
+        "endpoint" => {
+            let at: HostPort = value.parse().map_err(|e| format!("Endpoint {value:?}: {e}"))?;
+            once(&mut peer.endpoint, "Endpoint", at)
+        }
+        "persistentkeepalive" => {
+            peer.keepalive =
+                if value.eq_ignore_ascii_case("off") { 0 } else { number(value, "PersistentKeepalive", 65_535)? };
+            Ok(())
+        }
+        _ => Err(format!("{key:?} is not a key of [Peer]")),
+    }
+}
+
+fn once<T>(slot: &mut Option<T>, name: &str, value: T) -> Result<(), String> {
+    if slot.replace(value).is_some() { Err(format!("{name} is there twice")) } else { Ok(()) }
+}
+
+fn list(value: &str) -> impl Iterator<Item = &str> {
+    value.split(',').map(str::trim).filter(|p| !p.is_empty())
+}
+
+fn number<T: TryFrom<u32>>(value: &str, name: &str, max: u32) -> Result<T, String> {
+    let digits = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
+    let n = value.parse::<u32>().ok().filter(|n| digits && *n <= max);
+    n.and_then(|n| T::try_from(n).ok()).ok_or_else(|| format!("{name} {value:?} is not a number from 0 to {max}"))
+}
+
+fn mark(value: &str) -> Result<u32, String> {
+    if value.eq_ignore_ascii_case("off") {
+        return Ok(0);
+    }
+    let parsed = match value.strip_prefix("0x") {
+        Some(hex) if hex.bytes().all(|b| b.is_ascii_hexdigit()) => u32::from_str_radix(hex, 16).ok(),
+        Some(_) => None,
+        None => value.parse().ok().filter(|_| value.bytes().all(|b| b.is_ascii_digit())),
+    };
+    parsed.ok_or_else(|| format!("FwMark {value:?} is neither \"off\" nor a number such as 0x1234"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,344 @@
+//! Folds the facts into one verdict: healthy, degraded, unhealthy or disconnected, each departure with its reason.
+//!
+//! | tunnel | hub answers | handshake | other parts | verdict |
+//! |---|---|---|---|---|
+//! | down | – | – | – | disconnected |
+//! | up | no | – | – | unhealthy |
+//! | up | yes | older than 180 s | – | degraded |
+//! | up | yes | fresh | one away, or the last pass unclean | degraded |
+//! | up | yes | fresh | all well | healthy |
+//!
+//! A machine without an uplink (a hub) is its own hub: its tunnel is up while every wanted interface is.
+use super::summary::{HANDSHAKE_MAX, Part, Snapshot, Trouble};
+use serde::Serialize;
+use spoke_model::node_id::NodeId;
+use spoke_model::time::{Boot, Wall};
+use spoke_update::notice::Notice;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// The verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// Tunnel up, handshake fresh, hub answers, nothing away.
+    Healthy,
+    /// The tunnel carries traffic, but something is not as it should be.
+    Degraded,
+    /// The tunnel is there and the hub does not answer through it.
+    Unhealthy,
+    /// No tunnel.
+    Disconnected,
+}
+
+impl Verdict {
+    /// As written in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Healthy => "healthy",
+            Self::Degraded => "degraded",
+            Self::Unhealthy => "unhealthy",
+            Self::Disconnected => "disconnected",
+        }
+    }
+
+    /// Every verdict, best first.
+    pub const ALL: [Self; 4] = [Self::Healthy, Self::Degraded, Self::Unhealthy, Self::Disconnected];
+}
+
+/// The moment a question is asked, on both clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// Boot clock.
+    pub now: Boot,
+    /// Wall clock as it stands.
+    pub wall: Wall,
+    /// Whether the wall clock is believed.
+    pub trusted: bool,
+    /// When the process started.
+    pub started: Boot,
+}
+
+impl Moment {
+    /// The wall time of a moment on the boot clock; `None` while the wall clock is not believed.
+    pub fn wall_at(&self, at: Boot) -> Option<String> {
+        self.trusted.then(|| Wall(self.wall.secs().saturating_sub(self.now.since(at).as_secs())).to_string())
+    }
+
+    /// The time of the answer; always given, since clients expect it.
+    pub fn stamp(&self) -> String {
+        self.wall.to_string()
+    }
+
+    /// Time since the process started.
+    pub fn uptime(&self) -> Duration {
+        self.now.since(self.started)
+    }
+}
+
+/// How far a device is on its way from the box to the fleet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// It has no settings yet.
+    Preconfigured,
+    /// It has settings and no connection.
+    Provisioned,
+    /// The tunnel is up and the hub answers through it.
+    Connected,
+}
+
+/// Why the verdict is not healthy.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Reason {
+    /// Stable and machine-readable.
+    pub code: &'static str,
+    /// RFC 3339; null while the clock is not believed.
+    pub since: Option<String>,
+    /// Seconds it has lasted, true whatever the clock says.
+    pub seconds: u64,
+    /// For people.
+    pub detail: String,
+}
+
+/// The supervisor, under the name monitors know it by.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Bridge {
+    /// `running` while the reconcile loop completes passes, `starting` before the first.
+    pub status: &'static str,
+    /// RFC 3339; null while the clock is not believed.
+    pub start_time: Option<String>,
+    /// Milliseconds.
+    pub uptime: u64,
+    /// Steps the kernel refused.
+    pub errors: u64,
+    /// The latest trouble.
+    pub last_error: Option<String>,
+}
+
+/// Peers over all interfaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerRegistry {
+    /// With a handshake in the last 180 s.
+    pub active_peers: usize,
+    /// Present in the kernel.
+    pub total_peers: usize,
+}
+
+/// A part of the node.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Component {
+    /// `healthy` or `degraded`.
+    pub status: &'static str,
+    /// RFC 3339; null while the clock is not believed.
+    pub since: Option<String>,
+    /// What is wrong.
+    pub detail: Option<String>,
+}
+
+/// The body of `GET /health`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Health {
+    /// Verdict.
+    pub status: Verdict,
+    /// How far it is.
+    pub stage: Stage,
+    /// The tunnel is up.
+    pub connected: bool,
+    /// The hub answers through it.
+    pub can_ping_hub: bool,
+    /// Seconds since the newest handshake with the hub; null: none.
+    pub handshake_age: Option<u64>,
+    /// Seconds.
+    pub uptime_seconds: f64,
+    /// Name of the node.
+    pub node_id: Option<NodeId>,
+    /// Why it is not healthy; empty if it is.
+    pub reasons: Vec<Reason>,
+    /// The supervisor.
+    pub bridge: Bridge,
+    /// Parts by name.
+    pub components: BTreeMap<&'static str, Component>,
+    /// Peers.
+    #[serde(rename = "peerRegistry")]
+    pub peer_registry: PeerRegistry,
+    /// The wall clock is believed.
+    pub clock_trusted: bool,
+    /// How updates stand, on an image with two slots.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub update: Option<Notice>,
+    /// RFC 3339.
+    pub timestamp: String,
+}
+
+struct Tunnel {
+    connected: bool,
+    answers: bool,
+    handshake_age: Option<Duration>,
+    troubles: Vec<Trouble>,
+}
+
+/// The verdict with its reasons, worst first.
+pub fn fold(s: &Snapshot, at: &Moment) -> Health {
+    let tunnel = tunnel(s, at);
+    let mut troubles = tunnel.troubles;
+    troubles.extend(s.net.troubles.iter().cloned());
+    if s.net.passes == 0 {
+        let detail = "no pass over the network was completed since start".to_owned();
+        troubles.push(Trouble { code: "starting", since: at.started, detail });
+    }
+    for (name, part) in s.vitals.parts.iter().filter(|(_, p)| !p.healthy) {
+        troubles.push(Trouble {
+            code: part_code(name),
+            since: part.since,
+            detail: part.detail.clone().unwrap_or_else(|| format!("{name} is away")),
+        });
+    }
+    if let Some(detail) = &s.vitals.unprovisioned {
+        troubles.insert(0, Trouble { code: "not_provisioned", since: at.started, detail: detail.clone() });
+    }
+    let status = match (tunnel.connected, tunnel.answers) {
+        (false, _) => Verdict::Disconnected,
+        (true, false) => Verdict::Unhealthy,
+        (true, true) if troubles.is_empty() => Verdict::Healthy,
+        (true, true) => Verdict::Degraded,
+    };
+    let stage = match (&s.vitals.unprovisioned, tunnel.connected && tunnel.answers) {
+        (Some(_), _) => Stage::Preconfigured,
+        (None, false) => Stage::Provisioned,
+        (None, true) => Stage::Connected,
+    };
+    Health {
+        status,
+        stage,
+        connected: tunnel.connected,
+        can_ping_hub: tunnel.answers,
+        handshake_age: tunnel.handshake_age.map(|a| a.as_secs()),
+        uptime_seconds: at.uptime().as_secs_f64(),
+        node_id: s.vitals.node_id.clone(),
+        bridge: bridge(s, at),
+        components: components(s, at),
+        peer_registry: peers(s),
+        reasons: troubles.into_iter().map(|t| reason(t, at)).collect(),
+        clock_trusted: at.trusted,
+        update: s.vitals.update.clone(),
+        timestamp: at.stamp(),
+    }
+}
+
+fn reason(t: Trouble, at: &Moment) -> Reason {
+    Reason { code: t.code, since: at.wall_at(t.since), seconds: at.now.since(t.since).as_secs(), detail: t.detail }
+}
+
+/// Parts have fixed codes, so that an alert rule can name them.
+fn part_code(name: &str) -> &'static str {
+    match name {
+        "contract" => "contract_away",
+        "accessControl" => "access_control_degraded",
+        "control" => "control_away",
+        "config" => "config_degraded",
+        _ => "component_degraded",
+    }
+}
+
+fn tunnel(s: &Snapshot, at: &Moment) -> Tunnel {
+    let mut troubles = Vec::new();
+    let down: Vec<&str> = s.net.links.iter().filter(|l| !l.up).map(|l| l.name.as_str()).collect();
+    let Some(uplink) = &s.vitals.uplink else {
+        let connected = s.net.passes > 0 && down.is_empty();
+        if !connected && s.net.passes > 0 {
+            let detail = format!("interface {} is not up", down.join(", "));
+            troubles.push(Trouble { code: "interface_down", since: s.net.at, detail });
+        }
+        let newest = s.net.links.iter().filter_map(|l| l.last_handshake).max();
+        let handshake_age = newest.map(|h| at.now.since(h));
+        return Tunnel { connected, answers: connected, handshake_age, troubles };
+    };
+    let handshake_age = uplink.last_handshake.map(|h| at.now.since(h));
+    let hub = uplink.hub.as_deref().unwrap_or("the hub");
+    let why = uplink.last_error.as_deref().map(|e| format!(": {e}")).unwrap_or_default();
+    if !uplink.connected {
+        let detail = format!("no tunnel to {hub}{why}");
+        troubles.push(Trouble { code: "no_tunnel", since: uplink.since, detail });
+    } else if !uplink.hub_answers {
+        let detail = format!("{hub} does not answer through the tunnel{why}");
+        troubles.push(Trouble { code: "hub_silent", since: uplink.since, detail });
+    } else if let Some(handshake) = uplink.last_handshake
+        && at.now.since(handshake) > HANDSHAKE_MAX
+    {
+        let detail = format!("the last handshake with {hub} is older than 180 s although it still answers");
+        troubles.push(Trouble { code: "handshake_stale", since: handshake + HANDSHAKE_MAX, detail });
+    }
+    Tunnel { connected: uplink.connected, answers: uplink.connected && uplink.hub_answers, handshake_age, troubles }
+}
+
+/// The supervisor's own state.
+pub fn bridge(s: &Snapshot, at: &Moment) -> Bridge {
+    Bridge {
+        status: if s.net.passes == 0 { "starting" } else { "running" },
+        start_time: at.wall_at(at.started),
+        uptime: u64::try_from(at.uptime().as_millis()).unwrap_or(u64::MAX),
+        errors: s.net.failures,
+        last_error: s.net.troubles.last().map(|t| t.detail.clone()),
+    }
+}
+
+/// Peers over all interfaces.
+pub fn peers(s: &Snapshot) -> PeerRegistry {
+    let sum = |f: fn(&super::summary::Link) -> usize| s.net.links.iter().map(f).sum();
+    PeerRegistry { active_peers: sum(|l| l.active_peers), total_peers: sum(|l| l.peers) }
+}
+
+fn components(s: &Snapshot, at: &Moment) -> BTreeMap<&'static str, Component> {
+    let show = |p: &Part| Component {
+        status: if p.healthy { "healthy" } else { "degraded" },
+        since: at.wall_at(p.since),
+        detail: p.detail.clone(),
+    };
+    let mut out: BTreeMap<&'static str, Component> = s.vitals.parts.iter().map(|(n, p)| (*n, show(p))).collect();
+    let net = Part { healthy: s.net.clean, since: s.net.at, detail: s.net.troubles.last().map(|t| t.detail.clone()) };
+    out.insert("network", show(&net));
+    // The configuration and everything that completes it make one valid state, or the last good one is held.
+    let invalid = s.net.troubles.iter().find(|t| t.code == "desired_invalid");
+    match invalid {
+        Some(t) => {
+            out.insert("config", show(&Part { healthy: false, since: t.since, detail: Some(t.detail.clone()) }));
+        }
+        // What the control plane completes it with may be degraded by itself.
+        None => {
+            out.entry("config").or_insert_with(|| show(&Part { healthy: true, since: at.started, detail: None }));
+        }
+    }
+    let missing: usize = s.net.links.iter().map(|l| l.wanted_peers.saturating_sub(l.peers)).sum();
+    let detail = (missing > 0).then(|| format!("{missing} wanted peers are not in the kernel"));
+    out.insert("registry", show(&Part { healthy: missing == 0, since: s.net.at, detail }));
+    if let Some(uplink) = &s.vitals.uplink {
+        let healthy = uplink.connected && uplink.hub_answers;
+        let detail = uplink.last_error.clone().filter(|_| !healthy);
+        out.insert("uplink", show(&Part { healthy, since: uplink.since, detail }));
+    }
+    out
+}
+
+/// Whether the node does its work: the last pass was clean and the tunnel is up. `Err` says what is missing.
+pub fn ready(s: &Snapshot, at: &Moment) -> Result<(), String> {
+    if s.net.passes == 0 {
+        return Err("no pass over the network was completed yet".into());
+    }
+    if !s.net.clean {
+        return Err(match s.net.troubles.first() {
+            Some(t) => format!("{}: {}", t.code, t.detail),
+            None => "the last pass left something undone".into(),
+        });
+    }
+    let tunnel = tunnel(s, at);
+    if tunnel.connected {
+        return Ok(());
+    }
+    Err(tunnel.troubles.first().map_or_else(|| "no tunnel".into(), |t| format!("{}: {}", t.code, t.detail)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,104 @@
+//! Which path gives which answer. Every answer is made from what is already known; none asks the kernel.
+use super::fold::{Moment, fold, ready};
+use super::metrics;
+use super::stats::stats;
+use super::summary::{Interfaces, Snapshot};
+use crate::http::{Body, Request, Response, host_is_ours};
+use serde_json::json;
+use spoke_config::health::Health as Settings;
+use std::sync::Arc;
+
+const PAGE: &str = include_str!("page.html");
+
+/// What an answer can be made of.
+#[derive(Debug)]
+pub struct View<'a> {
+    /// The facts.
+    pub snapshot: &'a Snapshot,
+    /// Now.
+    pub at: Moment,
+    /// `[health]`.
+    pub settings: &'a Settings,
+    /// What `/wireguard` shows.
+    pub interfaces: &'a Interfaces,
+    /// The body of `/config`.
+    pub config: Arc<[u8]>,
+    /// What `/stats` says about the configuration.
+    pub config_stats: &'a serde_json::Value,
+    /// The page's `Content-Security-Policy`.
+    pub page_policy: &'a str,
+}
+
+/// Answers one request.
+pub fn route(view: &View<'_>, request: &Request) -> Response {
+    // HTTP/1.0 clients may name no host; a browser always does.
+    if let Some(host) = &request.host
+        && !host_is_ours(host, &view.settings.allowed_hosts)
+    {
+        return Response::error(421, "This host name is not ours: add it to health.allowed_hosts");
+    }
+    let origin = request.header("origin").filter(|o| view.settings.allowed_origins.iter().any(|a| a == o));
+    let response = match request.method.as_str() {
+        "GET" | "HEAD" => answer(view, &request.path),
+        "OPTIONS" if origin.is_some() => preflight(request),
+        _ => Response::error(405, "Only GET is served here").with("allow", "GET, HEAD"),
+    };
+    match origin {
+        Some(origin) => response.with("access-control-allow-origin", origin).with("vary", "Origin"),
+        None if view.settings.allowed_origins.is_empty() => response,
+        None => response.with("vary", "Origin"),
+    }
+}
+
+fn preflight(request: &Request) -> Response {
+    let response = Response::new(204, "", Body::Static(""))
+        .with("access-control-allow-methods", "GET, HEAD")
+        .with("access-control-max-age", "600");
+    // Chromium asks this before a public page may reach a private address.
+    if request.header("access-control-request-private-network") == Some("true") {
+        response.with("access-control-allow-private-network", "true")
+    } else {
+        response
+    }
+}
+
+fn answer(view: &View<'_>, path: &str) -> Response {
+    let (s, at) = (view.snapshot, &view.at);
+    match path {
+        "/" => Response::new(200, "text/html; charset=utf-8", Body::Static(PAGE))
+            .with("content-security-policy", view.page_policy)
+            .with("referrer-policy", "no-referrer"),
+        "/health" => Response::json(200, &fold(s, at)),
+        "/ready" => match ready(s, at) {
+            Ok(()) => Response::json(200, &json!({ "status": "ready", "timestamp": at.stamp() })),
+            Err(error) => {
+                Response::json(503, &json!({ "status": "not ready", "error": error, "timestamp": at.stamp() }))
+            }
+        },
+        "/stats" => Response::json(200, &stats(s, at, view.config_stats)),
+        "/wireguard" => Response::new(200, "application/json", Body::Shared(view.interfaces.body())),
+        "/config" => Response::new(200, "application/json", Body::Shared(view.config.clone())),
+        "/metrics" => match metrics::metrics(s, at) {
+            Ok(text) => Response::new(200, metrics::CONTENT_TYPE, Body::Owned(text.into_bytes())),
+            Err(_) => Response::error(500, "The metrics cannot be written"),
+        },
+        _ => Response::error(404, "There is nothing here; see /health, /ready, /stats, /wireguard, /config, /metrics"),
+    }
+}
+
+/// What the page may do: run its own script and style, ask this server, nothing else. `hash` gives the base64 SHA-256.
+pub fn page_policy(hash: impl Fn(&[u8]) -> String) -> String {
+    let part = |tag: &str| {
+        let (open, close) = (format!("<{tag}>"), format!("</{tag}>"));
+        PAGE.split_once(&open).and_then(|(_, rest)| rest.split_once(&close)).map_or("", |(inner, _)| inner)
+    };
+    format!(
+        "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; connect-src 'self'; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        hash(part("script").as_bytes()),
+        hash(part("style").as_bytes()),
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,90 @@
+//! Paths, hosts and origins.
+use super::*;
+use spoke_model::time::{Boot, Wall};
+
+fn request(method: &str, path: &str, host: Option<&str>, headers: &[(&str, &str)]) -> Request {
+    Request {
+        method: method.into(),
+        path: path.into(),
+        query: None,
+        host: host.map(Into::into),
+        headers: headers.iter().map(|(n, v)| ((*n).to_owned(), v.as_bytes().to_vec())).collect(),
+        body: Vec::new(),
+        source: "127.0.0.1:1".parse().unwrap(),
+    }
+}
+
+fn ask(request: &Request) -> Response {
+    let settings = Settings {
+        enabled: true,
+        listen: Vec::new(),
+        tunnel: true,
+        allowed_origins: vec!["https://monitor.example".into()],
+        allowed_hosts: vec!["router.lan".into()],
+    };
+    let snapshot = Snapshot::default();
+    let at = Moment { now: Boot::from_secs(9), wall: Wall(9), trusted: false, started: Boot::from_secs(1) };
+    let view = View {
+        snapshot: &snapshot,
+        at,
+        settings: &settings,
+        interfaces: &Interfaces::default(),
+        config: b"{}".as_slice().into(),
+        config_stats: &json!({}),
+        page_policy: "default-src 'none'",
+    };
+    route(&view, request)
+}
+
+fn header<'r>(r: &'r Response, name: &str) -> Option<&'r str> {
+    r.headers.iter().find(|(n, _)| *n == name).map(|(_, v)| v.as_str())
+}
+
+#[test]
+fn every_documented_path_answers() {
+    for (path, status) in [
+        ("/", 200),
+        ("/health", 200),
+        ("/ready", 503),
+        ("/stats", 200),
+        ("/wireguard", 200),
+        ("/config", 200),
+        ("/metrics", 200),
+        ("/health/", 404),
+        ("/x", 404),
+    ] {
+        assert_eq!(ask(&request("GET", path, Some("localhost:8080"), &[])).status, status, "{path}");
+    }
+    assert_eq!(ask(&request("POST", "/health", Some("localhost"), &[])).status, 405);
+}
+
+#[test]
+fn foreign_hosts_are_refused_whatever_they_ask() {
+    for path in ["/", "/health", "/config"] {
+        assert_eq!(ask(&request("GET", path, Some("evil.example:8080"), &[])).status, 421);
+    }
+    assert_eq!(ask(&request("GET", "/health", Some("router.lan"), &[])).status, 200);
+    assert_eq!(ask(&request("GET", "/health", None, &[])).status, 200, "HTTP/1.0");
+}
+
+#[test]
+fn only_allowed_origins_may_read() {
+    let allowed = ask(&request("GET", "/health", Some("localhost"), &[("origin", "https://monitor.example")]));
+    assert_eq!(header(&allowed, "access-control-allow-origin"), Some("https://monitor.example"));
+    let denied = ask(&request("GET", "/health", Some("localhost"), &[("origin", "https://evil.example")]));
+    assert_eq!(header(&denied, "access-control-allow-origin"), None);
+    assert_eq!(header(&denied, "vary"), Some("Origin"));
+    let asked = [("origin", "https://monitor.example"), ("access-control-request-private-network", "true")];
+    let preflight = ask(&request("OPTIONS", "/health", Some("localhost"), &asked));
+    assert_eq!((preflight.status, header(&preflight, "access-control-allow-private-network")), (204, Some("true")));
+    assert_eq!(ask(&request("OPTIONS", "/health", Some("localhost"), &[])).status, 405);
+}
+
+#[test]
+fn the_page_fetches_nothing_from_elsewhere() {
+    for outside in ["http://", "https://", "//cdn", "@import", "url("] {
+        assert!(!PAGE.contains(outside), "{outside}");
+    }
+    let policy = page_policy(|bytes| bytes.len().to_string());
+    assert!(!policy.contains("sha256-0'"), "script and style were found: {policy}");
+}

@@ -1,0 +1,140 @@
+//! A bounded table of token buckets, one for each source of requests.
+use spoke_model::time::Boot;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
+
+/// How many sources are told apart. Whoever has been silent longest is forgotten first.
+const MAX_SOURCES: usize = 1024;
+
+/// Requests allowed to one source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// Requests per second in the long run; at least 1.
+    pub per_second: u32,
+    /// Requests at once after a silence; at least 1.
+    pub burst: u32,
+}
+
+/// Buckets by source. An IPv6 source is its /64, since a host has all of it.
+#[derive(Debug)]
+pub struct RateLimit {
+    rate: Rate,
+    buckets: BTreeMap<IpAddr, Bucket>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    /// When the bucket would be full if nothing more came: one moment says how empty it is.
+    full_at: Boot,
+}
+
+impl RateLimit {
+    /// Empty table.
+    pub const fn new(rate: Rate) -> Self {
+        Self { rate, buckets: BTreeMap::new() }
+    }
+
+    /// Takes one request's worth of the source's allowance. `Err` holds how long until there is some.
+    pub fn take(&mut self, now: Boot, source: IpAddr) -> Result<(), Duration> {
+        let one = Duration::from_secs(1) / self.rate.per_second.max(1);
+        let whole = one * self.rate.burst.max(1);
+        let source = network(source);
+        let full_at = self.buckets.get(&source).map_or(now, |b| b.full_at.max(now)) + one;
+        let missing = full_at.since(now);
+        if missing > whole {
+            return Err(missing - whole);
+        }
+        if self.buckets.len() >= MAX_SOURCES && !self.buckets.contains_key(&source) {
+            self.forget(now);
+        }
+        self.buckets.insert(source, Bucket { full_at });
+        Ok(())
+    }
+
+    /// Drops every full bucket, which is as good as none, and the fullest one if there was none.
+    fn forget(&mut self, now: Boot) {
+        self.buckets.retain(|_, b| b.full_at > now);
+        if self.buckets.len() >= MAX_SOURCES
+            && let Some(source) = self.buckets.iter().min_by_key(|(_, b)| b.full_at).map(|(s, _)| *s)
+        {
+            self.buckets.remove(&source);
+        }
+    }
+
+    /// How many sources are remembered.
+    pub fn sources(&self) -> usize {
+        self.buckets.len()
+    }
+}
+
+/// The network that one subscriber has: an IPv4 address or an IPv6 /64.
+pub fn network(source: IpAddr) -> IpAddr {
+    match source.to_canonical() {
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+        }
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn what_it_says_about_waiting_is_true(
+            gaps in proptest::collection::vec(0u64..400, 1..200), per_second in 1u32..50, burst in 1u32..20,
+        ) {
+            let mut limit = RateLimit::new(Rate { per_second, burst });
+            let source = IpAddr::from([192, 0, 2, 1]);
+            let mut now = Boot::from_secs(100);
+            for gap in gaps {
+                now += Duration::from_millis(gap);
+                if let Err(wait) = limit.take(now, source) {
+                    let sooner = wait.saturating_sub(Duration::from_nanos(1));
+                    prop_assert!(limit.take(now + sooner, source).is_err());
+                    now += wait;
+                    prop_assert!(limit.take(now, source).is_ok());
+                }
+            }
+        }
+
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(8))]
+
+        #[test]
+        fn a_flood_of_sources_stays_bounded(sources in proptest::collection::vec(any::<u64>(), 1500..3000)) {
+            let mut limit = RateLimit::new(Rate { per_second: 1, burst: 2 });
+            for s in sources {
+                let v6 = Ipv6Addr::from(u128::from(s) << 64 | 1);
+                let _ = limit.take(Boot::from_secs(1), v6.into());
+            }
+            prop_assert!(limit.sources() <= MAX_SOURCES);
+        }
+    }
+
+    #[test]
+    fn the_allowance_is_what_the_rate_says() {
+        let mut limit = RateLimit::new(Rate { per_second: 10, burst: 5 });
+        let source = IpAddr::from([192, 0, 2, 1]);
+        let mut passed = 0;
+        for ms in 0..10_000 {
+            passed += u32::from(limit.take(Boot::from_duration(Duration::from_millis(ms)), source).is_ok());
+        }
+        assert!((104..=105).contains(&passed), "{passed} requests in 10 s at 10 a second and a burst of 5");
+    }
+
+    #[test]
+    fn one_host_cannot_use_its_many_addresses() {
+        let mut limit = RateLimit::new(Rate { per_second: 1, burst: 1 });
+        assert!(limit.take(Boot::from_secs(1), "2001:db8::1".parse().unwrap()).is_ok());
+        assert!(limit.take(Boot::from_secs(1), "2001:db8::2".parse().unwrap()).is_err());
+        assert!(limit.take(Boot::from_secs(1), "2001:db8:0:1::1".parse().unwrap()).is_ok());
+    }
+}

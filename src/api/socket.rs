@@ -1,0 +1,218 @@
+//! Questions and answers of the control socket.
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use spoke_config::interface::DriftPolicy;
+use spoke_model::interface_name::IfName;
+use spoke_model::key::PublicKey;
+use spoke_net::state::Route;
+use std::net::SocketAddr;
+
+/// Longest question, in bytes.
+pub const MAX_REQUEST: usize = 1 << 20;
+/// File name of the socket in the runtime directory.
+pub const SOCKET: &str = "spoke.sock";
+
+/// A question.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// What the supervisor sees and does: a [`StatusReport`].
+    Status,
+    /// Who is admitted by NFT, and why: a [`spoke_grants::report::Report`].
+    Grants,
+    /// Have everything verified again.
+    GrantsRefresh,
+    /// Change to a new WireGuard key, with the hub told first; the status says how far it is.
+    RotateKey,
+    /// What differs: a [`spoke_net::drift::Report`].
+    Drift,
+    /// Repair it once: a [`spoke_change::ask::Reconciled`].
+    DriftRepair {
+        /// What of it.
+        what: spoke_change::ask::Reconcile,
+    },
+    /// Generations, newest first.
+    History,
+    /// What differs between two of them, as lines.
+    Diff {
+        /// From.
+        a: u64,
+        /// To.
+        b: u64,
+    },
+    /// Keep what awaits its confirmation: a [`spoke_change::ask::Rolled`].
+    Confirm {
+        /// This generation; whichever waits, if none is named.
+        generation: Option<u64>,
+    },
+    /// Go back: a [`spoke_change::ask::Rolled`].
+    Rollback {
+        /// To this generation; to the previous one if none is named.
+        to: Option<u64>,
+    },
+    /// The audit trail, newest first.
+    Audit {
+        /// Most entries.
+        limit: usize,
+    },
+}
+
+impl Request {
+    /// What is asked for, for the log and the audit trail.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Status => "status",
+            Self::Grants => "grants",
+            Self::GrantsRefresh => "verify all grants again",
+            Self::RotateKey => "change the WireGuard key",
+            Self::Drift => "drift",
+            Self::DriftRepair { .. } => "repair drift",
+            Self::History => "history",
+            Self::Diff { .. } => "compare generations",
+            Self::Confirm { .. } => "confirm",
+            Self::Rollback { .. } => "roll back",
+            Self::Audit { .. } => "audit",
+        }
+    }
+
+    /// Whether it changes anything, so that only root may ask.
+    pub const fn mutates(&self) -> bool {
+        match self {
+            Self::Status | Self::Grants | Self::Drift | Self::History | Self::Diff { .. } | Self::Audit { .. } => false,
+            Self::DriftRepair { .. } | Self::Rollback { .. } | Self::Confirm { .. } | Self::RotateKey => true,
+            // It costs traffic.
+            Self::GrantsRefresh => true,
+        }
+    }
+}
+
+/// An answer: `{"ok": …}` or `{"error": "…"}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response<T> {
+    /// The answer.
+    Ok(T),
+    /// Why there is none.
+    Error(String),
+}
+
+/// Everything `spoke status` shows.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// Version of the running supervisor.
+    pub version: String,
+    /// Seconds since it started.
+    pub uptime_seconds: f64,
+    /// Name on the network.
+    pub node_id: Option<String>,
+    /// Completed passes.
+    pub passes: u64,
+    /// Seconds since the last one.
+    pub last_pass_seconds: f64,
+    /// Whether the kernel is as wanted.
+    pub clean: bool,
+    /// Generation of the wanted state.
+    pub generation: u64,
+    /// Steps taken because the wanted state changed.
+    pub changes: u64,
+    /// Steps taken against drift.
+    pub repairs: u64,
+    /// Steps the kernel refused.
+    pub failures: u64,
+    /// What is wrong.
+    pub troubles: Vec<TroubleReport>,
+    /// Differences that are left, as text.
+    pub left: Vec<String>,
+    /// The way to the hub, where there is one.
+    pub uplink: Option<serde_json::Value>,
+    /// The control plane, where there is one.
+    #[serde(default)]
+    pub control: Option<serde_json::Value>,
+    /// Interfaces.
+    pub interfaces: Vec<LinkReport>,
+    /// The last deeds, oldest first.
+    pub history: Vec<DeedReport>,
+}
+
+/// Something that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TroubleReport {
+    /// Stable and machine-readable.
+    pub code: String,
+    /// For people.
+    pub detail: String,
+}
+
+/// One interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkReport {
+    /// Kernel name.
+    pub name: IfName,
+    /// Its public key.
+    pub public_key: Option<PublicKey>,
+    /// UDP port.
+    pub listen_port: u16,
+    /// Bytes.
+    pub mtu: u32,
+    /// Administratively up.
+    pub up: bool,
+    /// Addresses.
+    pub addresses: Vec<IpNet>,
+    /// Routes of ours.
+    pub routes: Vec<RouteReport>,
+    /// What may be done about drift.
+    pub policy: DriftPolicy,
+    /// Peers.
+    pub peers: Vec<PeerReport>,
+}
+
+/// One route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteReport {
+    /// Destination.
+    pub to: IpNet,
+    /// Table.
+    pub table: u32,
+}
+
+impl From<&Route> for RouteReport {
+    fn from(r: &Route) -> Self {
+        Self { to: r.to, table: r.table }
+    }
+}
+
+/// One peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerReport {
+    /// Identity.
+    pub public_key: PublicKey,
+    /// Name from the configuration.
+    pub name: Option<String>,
+    /// Where it is.
+    pub endpoint: Option<SocketAddr>,
+    /// Networks.
+    pub allowed_ips: Vec<IpNet>,
+    /// Seconds; `None`: never, or nobody can tell.
+    pub handshake_age: Option<u64>,
+    /// Bytes received.
+    pub rx: u64,
+    /// Bytes sent.
+    pub tx: u64,
+    /// Seconds; 0 is off.
+    pub keepalive: u16,
+}
+
+/// One applied or refused step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeedReport {
+    /// Seconds ago.
+    pub seconds_ago: u64,
+    /// Wall-clock time as the machine had it, RFC 3339.
+    pub time: String,
+    /// `change` or `drift`.
+    pub cause: String,
+    /// The step.
+    pub what: String,
+    /// What the kernel said, if it refused.
+    pub error: Option<String>,
+}

@@ -1,4 +1,0 @@
-//! The person's side of the image: write it to a disk, look into it, put settings in, sign updates.
-fn main() -> std::process::ExitCode {
-    spoke::cli::image::main(std::env::args_os())
-}

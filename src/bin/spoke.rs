@@ -1,4 +1,0 @@
-//! The device's binary: `spoke`.
-fn main() -> std::process::ExitCode {
-    spoke::cli::main(std::env::args_os())
-}

@@ -1,0 +1,84 @@
+//! What the command lines of all programs share: outcomes and exit codes, output, the runtime, protection of secrets.
+//!
+//! Exit codes: 0 fine, 1 failed, 2 bad input.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+/// Why a command failed.
+#[derive(Debug)]
+pub enum Failure {
+    /// The input is wrong: exit code 2.
+    BadInput(String),
+    /// Something else went wrong: exit code 1.
+    Failed(anyhow::Error),
+    /// The reason was printed already: exit code 1.
+    Silent,
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(e: E) -> Self {
+        Self::Failed(e.into())
+    }
+}
+
+/// What a command returns.
+pub type Outcome = Result<(), Failure>;
+
+/// Reports a failure on standard error, each line under the name of the program, and gives the exit code.
+pub fn exit_code(program: &str, outcome: Outcome) -> ExitCode {
+    let (text, code) = match outcome {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Failure::BadInput(text)) => (text, 2),
+        Err(Failure::Failed(e)) => (format!("{e:#}"), 1),
+        Err(Failure::Silent) => return ExitCode::from(1),
+    };
+    complain(program, &text);
+    ExitCode::from(code)
+}
+
+/// Writes to standard error, under the name of the program.
+pub fn complain(program: &str, text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{program}: {text}");
+}
+
+/// Prints what the parser of arguments answers and gives the exit code: help and the version were asked for, all else is bad
+/// input.
+pub fn usage(answer: &clap::Error) -> ExitCode {
+    let _ = answer.print();
+    ExitCode::from(if answer.use_stderr() { 2 } else { 0 })
+}
+
+/// Writes to standard output. A reader that closed the pipe has what it wanted: no error.
+pub fn print(text: &str) {
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+}
+
+/// Keeps the memory of this process, which holds keys, out of core dumps and away from debuggers of the same user.
+pub fn harden() {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+}
+
+/// Runs a future to its end on a runtime of this thread.
+///
+/// # Errors
+/// No runtime can be made: see [`runtime`].
+pub fn block_on<F: std::future::Future>(future: F) -> Result<F::Output, std::io::Error> {
+    Ok(runtime()?.block_on(future))
+}
+
+/// A runtime of one thread. Its blocking pool is for DNS, HTTP and files, so it stays small, like its stacks.
+///
+/// # Errors
+/// The process may open no more files or start no thread.
+pub fn runtime() -> Result<tokio::runtime::Runtime, std::io::Error> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(8)
+        .thread_stack_size(512 * 1024)
+        .thread_keep_alive(std::time::Duration::from_secs(5))
+        .build()
+}

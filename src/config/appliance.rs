@@ -1,0 +1,144 @@
+//! The settings file of an image: the configuration, and a table `[appliance]` that only an image can take.
+use crate::{Config, Fault};
+use std::collections::BTreeMap;
+use zeroize::Zeroizing;
+
+/// Its name on the boot partition.
+pub const SETTINGS: &str = "spoke.toml";
+/// The longest file that is read.
+pub const MAX_BYTES: u64 = 256 * 1024;
+
+/// What the file on the boot partition holds.
+#[derive(Debug)]
+pub struct Settings {
+    /// For the supervisor.
+    pub config: String,
+    /// The image's own table.
+    pub appliance: Appliance,
+}
+
+/// `[appliance]`: what only an image can take.
+#[derive(Debug, Default)]
+pub struct Appliance {
+    /// Keys that may log in.
+    pub ssh_keys: Vec<String>,
+    /// Secrets by the name of their file, so that the settings can name them without holding them.
+    pub secrets: BTreeMap<String, Zeroizing<String>>,
+}
+
+/// Splits the file: what is for the supervisor, and the image's own table.
+pub fn parse(bytes: &[u8]) -> Result<Settings, Vec<Fault>> {
+    let fault = |key: &str, problem: String, remedy: &str| {
+        vec![Fault { file: SETTINGS.into(), key: key.into(), problem, remedy: remedy.into() }]
+    };
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(fault("(file)", format!("has {} bytes", bytes.len()), "is this the right file?"));
+    }
+    let text = std::str::from_utf8(bytes)
+        .map_err(|_| fault("(file)", "is not text (UTF-8)".into(), "save it as plain text"))?;
+    // Editors of another system end lines their way and begin with a mark.
+    let text = text.trim_start_matches('\u{feff}').replace("\r\n", "\n");
+    let mut faults = Vec::new();
+    let mut appliance = Appliance::default();
+    let mut config = text.clone();
+    if let Ok(mut table) = text.parse::<toml::Table>()
+        && let Some(own) = table.remove("appliance")
+    {
+        match own {
+            toml::Value::Table(own) => read_appliance(own, &mut appliance, &mut faults),
+            _ => faults.extend(fault("appliance", "is not a table".into(), "write [appliance]")),
+        }
+        config = table.to_string();
+    }
+    if let Err(more) = Config::from_text(Some((SETTINGS, &config)), std::iter::empty()) {
+        faults.extend(more.0);
+    }
+    if faults.is_empty() { Ok(Settings { config, appliance }) } else { Err(faults) }
+}
+
+fn read_appliance(table: toml::Table, into: &mut Appliance, faults: &mut Vec<Fault>) {
+    let mut fault = |key: String, problem: &str, remedy: &str| {
+        faults.push(Fault { file: SETTINGS.into(), key, problem: problem.into(), remedy: remedy.into() });
+    };
+    for (key, value) in table {
+        match (key.as_str(), value) {
+            ("ssh_keys", toml::Value::Array(keys)) => {
+                for (i, key) in keys.iter().enumerate() {
+                    match key.as_str() {
+                        Some(k) if is_ssh_key(k) => into.ssh_keys.push(k.trim().to_owned()),
+                        _ => fault(
+                            format!("appliance.ssh_keys[{i}]"),
+                            "is not a public SSH key",
+                            "copy the line of your .pub file",
+                        ),
+                    }
+                }
+            }
+            ("ssh_keys", _) => fault("appliance.ssh_keys".into(), "is not a list", "write [\"ssh-ed25519 …\"]"),
+            ("secrets", toml::Value::Table(secrets)) => {
+                for (name, value) in secrets {
+                    let key = format!("appliance.secrets.{name}");
+                    match value {
+                        toml::Value::String(secret) if is_name(&name) && !secret.is_empty() => {
+                            into.secrets.insert(name, Zeroizing::new(secret));
+                        }
+                        toml::Value::String(_) if is_name(&name) => fault(key, "is empty", "write the secret"),
+                        toml::Value::String(_) => fault(key, "is no name for a file", "use a-z, 0-9 and -"),
+                        _ => fault(key, "is not text", "write \"…\""),
+                    }
+                }
+            }
+            ("secrets", _) => fault("appliance.secrets".into(), "is not a table", "write [appliance.secrets]"),
+            (other, _) => fault(format!("appliance.{other}"), "unknown key", "known here: ssh_keys, secrets"),
+        }
+    }
+}
+
+/// A file's name that goes nowhere else.
+fn is_name(name: &str) -> bool {
+    (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+}
+
+/// One line, a known kind, a key: anything else could smuggle options into `authorized_keys`.
+fn is_ssh_key(line: &str) -> bool {
+    let mut words = line.trim().split(' ');
+    let kind = words.next().is_some_and(|k| ["ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256"].contains(&k));
+    let body = words
+        .next()
+        .is_some_and(|b| b.len() > 40 && b.bytes().all(|c| c.is_ascii_alphanumeric() || b"+/=".contains(&c)));
+    kind && body && !line.contains(['\n', '\r'])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "[node]\nid = \"n1\"\n";
+
+    #[test]
+    fn a_secret_has_a_file_name_and_a_text() {
+        for bad in ["\"../x\" = \"y\"", "token = \"\"", "token = 1"] {
+            let faults = parse(format!("{GOOD}[appliance.secrets]\n{bad}\n").as_bytes()).unwrap_err();
+            assert!(faults[0].key.starts_with("appliance.secrets."), "{faults:?}");
+        }
+    }
+
+    #[test]
+    fn a_windows_editor_does_no_harm() {
+        assert!(parse(format!("\u{feff}{}", GOOD.replace('\n', "\r\n")).as_bytes()).is_ok());
+        assert!(parse(b"\xff\xfe[\0n\0").unwrap_err()[0].problem.contains("UTF-8"));
+    }
+
+    #[test]
+    fn an_ssh_key_carries_no_options() {
+        let body = "A".repeat(68);
+        assert!(is_ssh_key(&format!("ssh-ed25519 {body} me@here")));
+        for bad in [
+            format!("command=\"x\" ssh-ed25519 {body}"),
+            format!("ssh-ed25519 {body}\nssh-rsa {body}"),
+            "ssh-rsa x".into(),
+        ] {
+            assert!(!is_ssh_key(&bad), "{bad}");
+        }
+    }
+}

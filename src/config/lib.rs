@@ -1,0 +1,265 @@
+//! The configuration: layered, typed, validated as a whole, immutable afterwards.
+//!
+//! Layers, later ones win: built-in defaults < the file (`/etc/spoke/spoke.toml`) < environment variables
+//! `SPOKE__SECTION__KEY`. Every fault of every layer is reported at once, with file, key and remedy. One section per
+//! task; each section lives in its own file here.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
+
+pub mod agent;
+pub mod appliance;
+pub mod clock;
+pub mod control;
+pub mod grants;
+pub mod health;
+pub mod interface;
+pub mod node;
+pub mod overrides;
+pub mod policy;
+pub mod reader;
+pub mod update;
+pub mod uplink;
+
+use crate::overrides::Overrides;
+use reader::Table;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::Path;
+
+/// One mistake in the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Fault {
+    /// The file, or `the environment`; empty where the key is in none.
+    pub file: String,
+    /// The full path of the key.
+    pub key: String,
+    /// What is wrong.
+    pub problem: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.file.is_empty() {
+            write!(f, "{}: ", self.file)?;
+        }
+        write!(f, "{}: {}; {}", self.key, self.problem, self.remedy)
+    }
+}
+
+/// Every fault found, in the order of the sections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Faults(pub Vec<Fault>);
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for fault in &self.0 {
+            writeln!(f, "{fault}")?;
+        }
+        let n = self.0.len();
+        write!(f, "{n} fault{}", if n == 1 { "" } else { "s" })
+    }
+}
+
+impl std::error::Error for Faults {}
+
+/// The whole configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Config {
+    /// `[node]`: who this is and where it keeps its state.
+    pub node: node::Node,
+    /// `[uplink]`: the hubs and how to stay connected to one of them.
+    pub uplink: Option<uplink::Uplink>,
+    /// `[clock]`: the stamp that the clock never goes below.
+    pub clock: clock::Clock,
+    /// `[health]`: the local endpoints.
+    pub health: health::Health,
+    /// `[control]`: the control plane to follow.
+    pub control: Option<control::Control>,
+    /// `[grants]`: who may be a peer, by NFT.
+    pub grants: Option<grants::Grants>,
+    /// `[update]`: updates of an image with two slots.
+    pub update: update::Update,
+    /// `[agent]`: the signed node agent API.
+    pub agent: agent::Agent,
+    /// What the control plane sets for this node alone; nothing of the file.
+    #[serde(skip_serializing_if = "Overrides::is_empty")]
+    pub overrides: Overrides,
+    /// `[[interface]]`: WireGuard interfaces.
+    #[serde(rename = "interface")]
+    pub interfaces: Vec<interface::Interface>,
+}
+
+impl Config {
+    /// Reads the file, if one is given, and `variables` (name and value, names other than `SPOKE__…` are ignored).
+    pub fn load(file: Option<&Path>, variables: impl IntoIterator<Item = (String, String)>) -> Result<Self, Faults> {
+        let text = match file {
+            None => None,
+            Some(path) => {
+                Some((path.display().to_string(), std::fs::read_to_string(path).map_err(|e| unreadable(path, &e))?))
+            }
+        };
+        Self::from_text(text.as_ref().map(|(name, text)| (name.as_str(), text.as_str())), variables)
+    }
+
+    /// As [`Config::load`], from text that `name` names in faults.
+    pub fn from_text(
+        file: Option<(&str, &str)>,
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, Faults> {
+        let variables = variables.into_iter().filter(|(k, _)| k.starts_with("SPOKE__")).collect();
+        let environment =
+            config::Environment::with_prefix("SPOKE").prefix_separator("__").separator("__").source(Some(variables));
+        let mut builder = config::Config::builder();
+        if let Some((name, text)) = file {
+            // Parsed on its own first: the library's message has the line, and the layers below still get read.
+            if let Err(e) = text.parse::<toml::Table>() {
+                return Err(Faults(vec![syntax(name, text, &e)]));
+            }
+            builder = builder.add_source(config::File::from_str(text, config::FileFormat::Toml));
+        }
+        let name = file.map_or("", |(name, _)| name);
+        let tree = builder.add_source(environment).build().and_then(|c| config::Source::collect(&c)).map_err(|e| {
+            Faults(vec![Fault {
+                file: name.into(),
+                key: String::new(),
+                problem: e.to_string(),
+                remedy: "mend it".into(),
+            }])
+        })?;
+        let mut faults = Vec::new();
+        let mut root = Table::root(tree, name, &mut faults);
+        let node = root.section("node", node::Node::read);
+        let uplink = if root.has("uplink") { root.section("uplink", uplink::Uplink::read) } else { None };
+        let clock = root.section("clock", clock::Clock::read);
+        let health = root.section("health", health::Health::read);
+        let update = root.section("update", update::Update::read);
+        let poll = grants::usual_poll(node.role);
+        let grants = if root.has("grants") { root.section("grants", |t| grants::Grants::read(t, poll)) } else { None };
+        let agent = root.section("agent", agent::Agent::read);
+        let control = if root.has("control") { root.section("control", control::Control::read) } else { None };
+        let mut interfaces = root.tables("interface", |t| interface::Interface::read(t, &node));
+        root.finish();
+        // Its key exists before the node is enrolled, because the key is what is enrolled.
+        if let Some(control) = control.as_ref().filter(|c| !interfaces.iter().any(|i| i.name == c.interface)) {
+            interfaces.push(interface::Interface::bare(control.interface.clone(), &node));
+        }
+        let overrides = Overrides::default();
+        let config = Self { node, uplink, clock, health, control, update, grants, agent, overrides, interfaces };
+        config.cross_check(name, &mut faults);
+        if faults.is_empty() { Ok(config) } else { Err(Faults(faults)) }
+    }
+
+    /// What no section can see alone.
+    fn cross_check(&self, file: &str, faults: &mut Vec<Fault>) {
+        let mut fault = |key: String, problem: String, remedy: &str| {
+            faults.push(Fault { file: file.into(), key, problem, remedy: remedy.into() });
+        };
+        if self.control.is_some() && self.node.id.is_none() {
+            fault(
+                "node.id".into(),
+                "is missing, and the control plane knows nodes by it".into(),
+                "add id = \"…\" to [node]",
+            );
+        }
+        let nft = self.interfaces.iter().position(|i| i.access == interface::Access::Nft);
+        // A control plane may name the contract: until it has, nobody is admitted.
+        if let (Some(i), None, None) = (nft, &self.grants, &self.control) {
+            fault(
+                format!("interface[{i}].access"),
+                "\"nft\" without a contract to ask".into(),
+                "add [grants] with contract, chain_id and endpoints, or [control] with a network that has a grants policy",
+            );
+        }
+        let mut names = BTreeSet::new();
+        let mut ports = BTreeMap::new();
+        for (i, link) in self.interfaces.iter().enumerate() {
+            if !names.insert(&link.name) {
+                fault(
+                    format!("interface[{i}].name"),
+                    format!("{} is there twice", link.name),
+                    "give every interface a name of its own",
+                );
+            }
+            if let Some(port) = link.listen_port
+                && let Some(other) = ports.insert(port, &link.name)
+            {
+                fault(
+                    format!("interface[{i}].listen_port"),
+                    format!("{port} is also the port of {other}"),
+                    "give each interface its own port, or leave it out for a random one",
+                );
+            }
+        }
+        let Some(uplink) = &self.uplink else { return };
+        let Some((i, link)) = self.interfaces.iter().enumerate().find(|(_, l)| l.name == uplink.interface) else {
+            fault(
+                "uplink.interface".into(),
+                format!("there is no [[interface]] named {}", uplink.interface),
+                "add it, or name one that is there",
+            );
+            return;
+        };
+        for (h, hub) in uplink.hubs.iter().enumerate() {
+            for (p, peer) in link.peers.iter().enumerate() {
+                if peer.public_key == hub.public_key {
+                    fault(
+                        format!("interface[{i}].peer[{p}].public_key"),
+                        format!("is also uplink.hub[{h}]"),
+                        "keep it in one of the two places",
+                    );
+                }
+                for (a, b) in interface::overlaps(&peer.allowed_ips, &hub.allowed_ips, link.nested_allowed_ips) {
+                    fault(
+                        format!("interface[{i}].peer[{p}].allowed_ips"),
+                        format!("{a} overlaps {b} of uplink.hub[{h}]"),
+                        "give each address to one peer, or set nested_allowed_ips = true on the interface if the narrower one shall win",
+                    );
+                }
+            }
+            if link.routes
+                && hub.allowed_ips.iter().any(|c| c.0.prefix_len() == 0)
+                && link.table == crate::interface::TABLE_MAIN
+            {
+                fault(
+                    format!("uplink.hub[{h}].allowed_ips"),
+                    "a default route in the main table would also catch the tunnel's own packets".into(),
+                    "set interface.table to a table of its own with an `ip rule`, or interface.routes = false",
+                );
+            }
+        }
+    }
+
+    /// The configuration as TOML with every default filled in and no secret in it.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).unwrap_or_else(|e| format!("# cannot be shown: {e}\n"))
+    }
+}
+
+fn unreadable(path: &Path, e: &std::io::Error) -> Faults {
+    let remedy = match e.kind() {
+        std::io::ErrorKind::NotFound => "create it (README: Configuring) or name another with --config",
+        std::io::ErrorKind::PermissionDenied => "let the user that runs spoke read it",
+        _ => "check the file system",
+    };
+    Faults(vec![Fault {
+        file: path.display().to_string(),
+        key: "(file)".into(),
+        problem: format!("cannot be read: {e}"),
+        remedy: remedy.into(),
+    }])
+}
+
+fn syntax(name: &str, text: &str, e: &toml::de::Error) -> Fault {
+    let line = e.span().map_or(0, |s| text.get(..s.start).map_or(0, |t| t.matches('\n').count() + 1));
+    Fault {
+        file: name.into(),
+        key: format!("line {line}"),
+        problem: e.message().trim().to_owned(),
+        remedy: "mend the TOML".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,457 @@
+//! Who is a candidate, what is known of each, what must be verified next, and who is admitted now.
+use super::cache::{Cache, Entry, Settled};
+use super::chain::Pair;
+use super::jsonrpc::{Change, Whose};
+use super::ladder::{Doubt, Ladder, Phase, Reserve};
+use super::policy::{Decision, Reason, VERIFICATION_ERROR};
+use crate::ladder::phase_after;
+use alloy_primitives::{Address, U256};
+use serde::{Deserialize, Serialize};
+use spoke_config::grants::{Finality, Grants};
+use spoke_model::key::PublicKey;
+use spoke_model::node_id::NodeId;
+use spoke_model::time::Boot;
+use spoke_net::derive::Admitted;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::BuildHasher;
+use std::time::Duration;
+
+/// The answer to "may this key act as this node, now?".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// Yes.
+    Granted(Phase),
+    /// No: the chain says so.
+    Denied(Reason),
+    /// No: the chain has not been heard about it, and what was heard is too old for it.
+    Unverified(Phase),
+}
+
+impl Admission {
+    /// Whether it is a yes.
+    pub const fn granted(self) -> bool {
+        match self {
+            Self::Granted(_) => true,
+            Self::Denied(_) | Self::Unverified(_) => false,
+        }
+    }
+
+    /// The reason code.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Granted(_) => Reason::AccessGranted.code(),
+            Self::Denied(reason) => reason.code(),
+            Self::Unverified(_) => VERIFICATION_ERROR,
+        }
+    }
+}
+
+/// One decision as the disk keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// The node.
+    pub node: NodeId,
+    /// Its key.
+    pub key: PublicKey,
+    /// The last decision.
+    pub decision: Decision,
+    /// Height it holds for.
+    pub block: u64,
+    /// Whether it was a peer.
+    pub peer: bool,
+    /// For how long it had been in doubt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub doubt: Option<Duration>,
+}
+
+/// Something worth a line in the log: a decision that is new.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct News {
+    /// The node.
+    pub node: NodeId,
+    /// Its key.
+    pub key: PublicKey,
+    /// The decision.
+    pub decision: Decision,
+    /// What it does.
+    pub settled: Settled,
+    /// Height it holds for.
+    pub block: u64,
+}
+
+/// Everything that is known.
+#[derive(Debug)]
+pub struct Book<S> {
+    cache: Cache<S>,
+    /// Where on the ladder we are.
+    pub ladder: Ladder,
+    candidates: BTreeSet<Pair>,
+    finality: Finality,
+    positive_ttl: Duration,
+    negative_ttl: Duration,
+    /// Changes whenever something is to be written down.
+    pub edition: u64,
+    /// Candidates there was no room for.
+    pub overflow: usize,
+    /// Whether anybody was in doubt when the grants were last published.
+    doubtful: bool,
+    /// When the age of doubts was last written down.
+    doubts_kept: Option<Boot>,
+}
+
+impl<S: BuildHasher> Book<S> {
+    /// An empty book.
+    pub fn new(config: &Grants, cache: Cache<S>, now: Boot) -> Self {
+        Self {
+            cache,
+            ladder: Ladder::new(config.rungs(), now),
+            candidates: BTreeSet::new(),
+            finality: config.finality,
+            positive_ttl: config.positive_ttl,
+            negative_ttl: config.negative_ttl,
+            edition: 0,
+            overflow: 0,
+            doubtful: false,
+            doubts_kept: None,
+        }
+    }
+
+    /// Puts back what the disk kept. Everything of it is verified again as soon as the chain answers.
+    pub fn restore(&mut self, kept: Vec<Kept>, reserve: Option<&Reserve>, boot_id: Option<&str>, now: Boot) {
+        if let Some(reserve) = reserve {
+            self.ladder = Ladder::resume(*self.ladder.rungs(), reserve, boot_id, now);
+        }
+        let since_written = reserve.map_or(now.since_boot(), |r| r.elapsed(boot_id, now));
+        // The least recently used was written last.
+        for k in kept.into_iter().rev() {
+            let Kept { node, key, decision, block, peer, doubt } = k;
+            let grants = decision.reason.grants();
+            // What changed while nobody looked is not known; a doubt that was there goes on where it was.
+            let used = doubt.map_or(Duration::ZERO, |d| d.saturating_add(since_written));
+            let entry = Entry {
+                decision: Some(decision),
+                block,
+                at: now,
+                held_until: (!grants).then_some(0),
+                doubt: grants.then(|| Doubt::resume(used, now)),
+                peer: peer && grants,
+                ..Entry::default()
+            };
+            self.cache.restore(&node, &key, entry);
+        }
+    }
+
+    /// What the disk should keep: every decision, the most recently used first.
+    pub fn kept(&self, now: Boot) -> Vec<Kept> {
+        let keep = |(node, key, e): (&NodeId, &PublicKey, &Entry)| {
+            let doubt = e.doubt.map(|d| d.age(now));
+            Some(Kept { node: node.clone(), key: *key, decision: e.decision?, block: e.block, peer: e.peer, doubt })
+        };
+        self.cache.iter().filter_map(keep).collect()
+    }
+
+    /// Whether the disk must be told how old the doubts are, or that there are none left: a reboot would make them younger.
+    pub fn must_keep_doubts(&self, now: Boot) -> bool {
+        match self.doubts_kept {
+            None => self.doubtful,
+            Some(at) => !self.doubtful || now.since(at) >= self.ladder.rungs().step() / 2,
+        }
+    }
+
+    /// The disk holds what [`Book::kept`] gave.
+    pub const fn doubts_kept(&mut self, now: Boot) {
+        self.doubts_kept = if self.doubtful { Some(now) } else { None };
+    }
+
+    /// The cache, to be looked at.
+    pub const fn cache(&self) -> &Cache<S> {
+        &self.cache
+    }
+
+    /// The candidates.
+    pub const fn candidates(&self) -> &BTreeSet<Pair> {
+        &self.candidates
+    }
+
+    /// Sets who wants to be a peer. Who is not among them any more counts as new when it comes back.
+    pub fn set_candidates(&mut self, candidates: &BTreeSet<Pair>) {
+        let gone: Vec<Pair> = self.candidates.difference(candidates).cloned().collect();
+        for (node, key) in &gone {
+            self.cache.change(node, key, |e| e.peer = false);
+        }
+        self.overflow = candidates.len().saturating_sub(self.cache.max());
+        self.candidates = candidates.iter().take(self.cache.max()).cloned().collect();
+        for (node, key) in &self.candidates {
+            if self.cache.get(node, key).is_none() {
+                self.cache.restore(node, key, Entry { held_until: Some(0), ..Entry::default() });
+            }
+        }
+        // What was kept of others on the last run is theirs no longer.
+        self.edition += u64::from(!gone.is_empty());
+    }
+
+    /// Somebody says that something has changed: whoever it touches is looked at again. At `common` every endpoint that was
+    /// asked has a block: a single one cannot make us wait for a block that the others do not have.
+    pub fn note(&mut self, changes: &[Change], common: u64, now: Boot) {
+        let touched = Touched::by(changes);
+        let latest = self.finality == Finality::Latest;
+        for (node, key) in &self.candidates {
+            self.cache.change(node, key, |e| {
+                let Some(height) = touched.newest(node, e.decision.as_ref()).filter(|h| *h > e.block) else { return };
+                e.changed(height.min(common));
+                if e.grants() {
+                    e.doubt = e.doubt.or(Some(Doubt::new(now)));
+                } else {
+                    let wait = if latest { 0 } else { height.min(common.saturating_add(1)) };
+                    e.held_until = Some(e.held_until.map_or(wait, |a| a.max(wait)));
+                }
+            });
+        }
+    }
+
+    /// The chain is another one above `height`: what was decided there is looked at again.
+    pub fn reorganised(&mut self, height: u64, now: Boot) {
+        self.look_again(now, |e| e.block > height);
+        // The new blocks count as news for whoever was decided in the old ones, and what was heard of those is void.
+        for (node, key) in &self.candidates {
+            self.cache.change(node, key, |e| {
+                e.block = e.block.min(height);
+                e.news = e.news.min(height);
+            });
+        }
+    }
+
+    /// Everything is looked at again.
+    pub fn refresh(&mut self, now: Boot) {
+        self.look_again(now, |_| true);
+    }
+
+    fn look_again(&mut self, now: Boot, which: impl Fn(&Entry) -> bool) {
+        for (node, key) in &self.candidates {
+            self.cache.change(node, key, |e| {
+                if which(e) {
+                    e.changed(0);
+                    if e.grants() {
+                        e.doubt = e.doubt.or(Some(Doubt::new(now)));
+                    } else {
+                        e.held_until = Some(e.held_until.unwrap_or(0));
+                    }
+                }
+            });
+        }
+    }
+
+    /// Grants to be verified at the newest block: they may have to go.
+    pub fn doubted(&self, now: Boot) -> Vec<Pair> {
+        self.pick(|e| e.grants() && (e.doubt.is_some() || e.due(now, self.positive_ttl, self.negative_ttl)))
+    }
+
+    /// Those that may have to come in, once the block they wait for is final.
+    pub fn waiting(&self, now: Boot, final_height: Option<u64>) -> Vec<Pair> {
+        self.pick(|e| {
+            let due = e.due(now, self.positive_ttl, self.negative_ttl);
+            let ready = e.held_until.is_some_and(|h| h == 0 || final_height.is_some_and(|f| h <= f));
+            !e.grants() && (ready || due && e.held_until.is_none())
+        })
+    }
+
+    /// Whether the height that counts as final matters now.
+    pub fn needs_final(&self, now: Boot) -> bool {
+        self.finality != Finality::Latest
+            && self.candidates.iter().any(|(node, key)| {
+                self.cache.peek(node, key).is_some_and(|e| {
+                    !e.grants() && (e.held_until.is_some() || e.due(now, self.positive_ttl, self.negative_ttl))
+                })
+            })
+    }
+
+    fn pick(&self, which: impl Fn(&Entry) -> bool) -> Vec<Pair> {
+        let picked = self.candidates.iter().filter(|(node, key)| self.cache.peek(node, key).is_some_and(&which));
+        picked.cloned().collect()
+    }
+
+    /// Begins to verify: gives those no verification is under way of.
+    pub fn begin(&mut self, pairs: Vec<Pair>) -> Vec<(Pair, super::cache::Ticket)> {
+        pairs.into_iter().filter_map(|p| self.cache.begin(&p.0, &p.1).map(|t| (p, t))).collect()
+    }
+
+    /// Verification gave no answer.
+    pub fn abandon(&mut self, begun: Vec<(Pair, super::cache::Ticket)>) {
+        for ((node, key), ticket) in begun {
+            self.cache.abandon(&node, &key, ticket);
+        }
+    }
+
+    /// What the newest block says of somebody who is granted. `None`: the answer could not be read, the doubt stays.
+    pub fn settle_newest(
+        &mut self,
+        begun: (Pair, super::cache::Ticket),
+        decision: Option<Decision>,
+        block: u64,
+        now: Boot,
+    ) -> Option<News> {
+        let ((node, key), ticket) = begun;
+        let Some(decision) = decision else {
+            self.cache.abandon(&node, &key, ticket);
+            self.cache.change(&node, &key, |e| e.doubt = e.doubt.or(Some(Doubt::new(now))));
+            return None;
+        };
+        self.settle((node, key), ticket, decision, block, now, None)
+    }
+
+    /// What the newest and the final block say of somebody who is not granted yet. Granted only if both do.
+    pub fn settle_final(
+        &mut self,
+        begun: (Pair, super::cache::Ticket),
+        newest: Option<Decision>,
+        last_final: Option<Decision>,
+        block: u64,
+        now: Boot,
+    ) -> Option<News> {
+        let ((node, key), ticket) = begun;
+        match (newest, last_final) {
+            (Some(newest), _) if !newest.reason.grants() => self.settle((node, key), ticket, newest, block, now, None),
+            (Some(newest), Some(last)) if last.reason.grants() && last == newest => {
+                self.settle((node, key), ticket, newest, block, now, None)
+            }
+            // Granted, but not for long enough: what the final block says counts, and that may be that there is no such node.
+            (Some(newest), Some(last)) => {
+                let reason = if last.reason.grants() { Reason::AccessDenied } else { last.reason };
+                self.settle((node, key), ticket, Decision { reason, ..newest }, block, now, Some(block))
+            }
+            (Some(_), None) => {
+                self.cache.abandon(&node, &key, ticket);
+                self.cache.change(&node, &key, |e| e.held_until = Some(block.max(1)));
+                None
+            }
+            (None, _) => {
+                self.cache.abandon(&node, &key, ticket);
+                None
+            }
+        }
+    }
+
+    fn settle(
+        &mut self,
+        (node, key): Pair,
+        ticket: super::cache::Ticket,
+        decision: Decision,
+        block: u64,
+        now: Boot,
+        held_until: Option<u64>,
+    ) -> Option<News> {
+        let before = self.cache.peek(&node, &key).and_then(|e| e.decision);
+        let settled = self.cache.settle(&node, &key, ticket, decision, block, now);
+        if settled == Settled::Outdated {
+            return None;
+        }
+        let latest = self.finality == Finality::Latest;
+        self.cache.change(&node, &key, |e| {
+            // A change after that block is still to be looked at.
+            let pending = (e.news > block && !e.grants()).then_some(if latest { 0 } else { e.news });
+            e.held_until = pending.max(held_until);
+        });
+        if before == Some(decision) {
+            return None;
+        }
+        self.edition += 1;
+        Some(News { node, key, decision, settled, block })
+    }
+
+    /// The chain was heard and holds nothing against what is written here.
+    pub const fn confirm(&mut self, now: Boot) {
+        self.ladder.confirm(now);
+    }
+
+    /// May `key` act as `node`? Allocates nothing.
+    pub fn admission(&mut self, node: &NodeId, key: &PublicKey, now: Boot) -> Admission {
+        let phase = self.ladder.phase(now);
+        let rungs = *self.ladder.rungs();
+        match self.cache.get(node, key) {
+            Some(entry) => admission(entry, phase, |doubt| phase_after(&rungs, doubt.age(now))),
+            None => Admission::Unverified(phase),
+        }
+    }
+
+    /// Who is admitted now; remembers them as peers.
+    pub fn admitted(&mut self, now: Boot) -> Admitted {
+        let mut out = BTreeSet::new();
+        let candidates = std::mem::take(&mut self.candidates);
+        self.doubtful = false;
+        for (node, key) in &candidates {
+            let granted = self.admission(node, key, now).granted();
+            let mut changed = false;
+            self.cache.change(node, key, |e| {
+                changed = e.peer != granted;
+                e.peer = granted;
+                self.doubtful |= e.doubt.is_some();
+            });
+            self.edition += u64::from(changed);
+            if granted {
+                out.insert((node.clone(), *key));
+            }
+        }
+        self.candidates = candidates;
+        Admitted(out)
+    }
+
+    /// The next moment something changes without anybody's doing: a phase ends, or the disk must be told more.
+    pub fn deadline(&self, now: Boot) -> Option<Boot> {
+        let rewrite = self.doubts_kept.map(|at| at + self.ladder.rungs().step() / 2).filter(|at| *at > now);
+        self.ladder.deadline(now).into_iter().chain(rewrite).min()
+    }
+}
+
+/// Whom changes touch, and the height of the newest that does.
+#[derive(Debug, Default)]
+struct Touched<'a> {
+    nodes: BTreeMap<&'a NodeId, u64>,
+    tokens: BTreeMap<U256, u64>,
+    owners: BTreeMap<Address, u64>,
+    anyone: Option<u64>,
+}
+
+impl<'a> Touched<'a> {
+    fn by(changes: &'a [Change]) -> Self {
+        fn at_least(height: &mut u64, other: u64) {
+            *height = (*height).max(other);
+        }
+        let mut t = Self::default();
+        for change in changes {
+            let height = change.block.number;
+            match &change.whose {
+                Whose::Node { node, token_id } => {
+                    at_least(t.nodes.entry(node).or_default(), height);
+                    at_least(t.tokens.entry(*token_id).or_default(), height);
+                }
+                Whose::Token(id) => at_least(t.tokens.entry(*id).or_default(), height),
+                Whose::Owner(owner) => at_least(t.owners.entry(*owner).or_default(), height),
+                Whose::Anyone => t.anyone = t.anyone.max(Some(height)),
+            }
+        }
+        t
+    }
+
+    fn newest(&self, node: &NodeId, decision: Option<&Decision>) -> Option<u64> {
+        let token = decision.and_then(|d| d.token_id).and_then(|id| self.tokens.get(&id));
+        let owner = decision.and_then(|d| d.owner).and_then(|o| self.owners.get(&o));
+        [self.nodes.get(node), token, owner].into_iter().flatten().copied().chain(self.anyone).max()
+    }
+}
+
+/// What an entry is worth in a phase; `doubted` is the phase of a doubt by its age.
+pub fn admission(entry: &Entry, phase: Phase, doubted: impl Fn(Doubt) -> Phase) -> Admission {
+    let Some(decision) = entry.decision else { return Admission::Unverified(phase) };
+    if !decision.reason.grants() {
+        return Admission::Denied(decision.reason);
+    }
+    let phase = entry.doubt.map_or(phase, |d| phase.max(doubted(d)));
+    match phase {
+        Phase::Fresh | Phase::Stale => Admission::Granted(phase),
+        Phase::Grace if entry.peer => Admission::Granted(phase),
+        Phase::Grace | Phase::Expired => Admission::Unverified(phase),
+    }
+}
+
+#[cfg(test)]
+mod tests;

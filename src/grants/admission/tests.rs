@@ -1,0 +1,327 @@
+//! Tests of what a board believes when the chain changes its mind, or is silent.
+use super::*;
+use crate::jsonrpc::BlockRef;
+use alloy_primitives::{Address, B256, U256};
+use proptest::prelude::*;
+use std::hash::RandomState;
+
+fn config() -> Grants {
+    let text = "[grants]\ncontract = \"0x37d2106bADB01dd5bE1926e45D172Cb4203C4186\"\nchain_id = 1\nendpoints = [\"http://x\"]\npoll = \"10s\"\nfresh = \"100s\"\nstale = \"500s\"\ngrace = \"900s\"\n";
+    spoke_config::Config::from_text(Some(("t", text)), []).unwrap().grants.unwrap()
+}
+
+fn pair(n: u8) -> Pair {
+    (format!("n{n}").parse().unwrap(), PublicKey([n; 32]))
+}
+
+fn book(pairs: &[u8]) -> Book<RandomState> {
+    let mut b = Book::new(&config(), Cache::bounded(RandomState::new(), 64), Boot::default());
+    b.set_candidates(&pairs.iter().map(|n| pair(*n)).collect());
+    b
+}
+
+fn says(reason: Reason, n: u8) -> Decision {
+    Decision { reason, token_id: Some(U256::from(n)), owner: Some(Address::repeat_byte(n)) }
+}
+
+fn one(b: &mut Book<RandomState>, n: u8) -> (Pair, super::super::cache::Ticket) {
+    b.begin(vec![pair(n)]).pop().unwrap()
+}
+
+fn grant(b: &mut Book<RandomState>, n: u8, block: u64, now: Boot) {
+    let t = one(b, n);
+    let d = says(Reason::AccessGranted, n);
+    b.settle_final(t, Some(d), Some(d), block, now).unwrap();
+    b.confirm(now);
+}
+
+fn change(number: u64, whose: Whose) -> Change {
+    Change { block: BlockRef { number, hash: B256::repeat_byte(1) }, whose }
+}
+
+fn at(secs: u64) -> Boot {
+    Boot::from_secs(secs)
+}
+
+#[test]
+fn nobody_is_admitted_before_the_chain_was_heard() {
+    let mut b = book(&[1]);
+    assert!(b.admitted(at(0)).0.is_empty());
+    assert_eq!(b.admission(&pair(1).0, &pair(1).1, at(0)).code(), VERIFICATION_ERROR);
+    assert_eq!(b.waiting(at(0), None), [pair(1)]);
+}
+
+#[test]
+fn a_grant_counts_when_it_is_final_and_a_revocation_at_once() {
+    let mut b = book(&[1]);
+    let (new, old) = (says(Reason::AccessGranted, 1), says(Reason::NodeNotFound, 1));
+    let t = one(&mut b, 1);
+    b.settle_final(t, Some(new), Some(old), 50, at(1));
+    b.confirm(at(1));
+    assert!(b.admitted(at(1)).0.is_empty());
+    assert_eq!(b.admission(&pair(1).0, &pair(1).1, at(1)).code(), "NODE_NOT_FOUND");
+    assert!(b.needs_final(at(1)) && b.waiting(at(1), Some(49)).is_empty());
+    assert_eq!(b.waiting(at(2), Some(50)), [pair(1)]);
+    let t = one(&mut b, 1);
+    b.settle_final(t, Some(new), Some(new), 55, at(2));
+    assert_eq!(b.admitted(at(2)).0.len(), 1);
+    b.note(&[change(56, Whose::Token(U256::from(1)))], u64::MAX, at(3));
+    assert_eq!(b.doubted(at(3)), [pair(1)]);
+    let t = one(&mut b, 1);
+    let news = b.settle_newest(t, Some(says(Reason::NodeInactive, 1)), 56, at(3)).unwrap();
+    assert_eq!(news.settled, Settled::Revoked);
+    assert!(b.admitted(at(3)).0.is_empty());
+}
+
+#[test]
+fn events_touch_whom_they_name() {
+    let names = |n: u8| Whose::Node { node: pair(n).0, token_id: U256::from(n) };
+    for (whose, who) in [
+        (names(1), vec![1]),
+        (Whose::Token(U256::from(2)), vec![2]),
+        (Whose::Owner(Address::repeat_byte(2)), vec![2]),
+        (Whose::Owner(Address::repeat_byte(9)), vec![]),
+        (Whose::Anyone, vec![1, 2]),
+    ] {
+        let mut b = book(&[1, 2]);
+        grant(&mut b, 1, 10, at(1));
+        grant(&mut b, 2, 10, at(1));
+        b.note(&[change(10, whose.clone())], u64::MAX, at(2));
+        assert!(b.doubted(at(2)).is_empty(), "what was verified at that block needs no second look");
+        b.note(&[change(11, whose)], u64::MAX, at(2));
+        assert_eq!(b.doubted(at(2)), who.into_iter().map(pair).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_doubt_nobody_can_clear_expires_alone() {
+    let mut b = book(&[1, 2]);
+    grant(&mut b, 1, 10, at(1));
+    grant(&mut b, 2, 10, at(1));
+    assert_eq!(b.admitted(at(1)).0.len(), 2);
+    b.note(&[change(11, Whose::Token(U256::from(1)))], u64::MAX, at(2));
+    for s in (2..1700).step_by(10) {
+        let t = one(&mut b, 1);
+        assert!(b.settle_newest(t, None, 20, at(s)).is_none());
+        b.confirm(at(s));
+    }
+    let left: Vec<_> = b.admitted(at(1700)).0.into_iter().collect();
+    assert_eq!(left, [pair(2)]);
+    assert_eq!(b.admission(&pair(1).0, &pair(1).1, at(1700)).code(), VERIFICATION_ERROR);
+}
+
+#[test]
+fn in_grace_peers_stay_and_nobody_comes_in() {
+    let mut b = book(&[1]);
+    grant(&mut b, 1, 10, at(0));
+    grant_unpublished(&mut b);
+    assert_eq!(b.admitted(at(0)).0.len(), 1);
+    // A candidate whose grant is known but who was no peer when the silence began.
+    b.set_candidates(&[pair(1), pair(2)].into());
+    let only_first: BTreeSet<Pair> = [pair(1)].into();
+    assert_eq!(b.admitted(at(700)).0, only_first);
+    assert_eq!(b.admission(&pair(2).0, &pair(2).1, at(700)), Admission::Unverified(Phase::Grace));
+    assert!(b.admitted(at(1600)).0.is_empty());
+    // The chain is back and says nothing new.
+    b.confirm(at(1700));
+    assert_eq!(b.admitted(at(1700)).0.len(), 2);
+}
+
+fn grant_unpublished(b: &mut Book<RandomState>) {
+    b.set_candidates(&[pair(1), pair(2)].into());
+    grant(b, 2, 10, at(0));
+    b.set_candidates(&[pair(1)].into());
+}
+
+#[test]
+fn a_restart_keeps_what_was_known_and_asks_again() {
+    let mut b = book(&[1, 2]);
+    grant(&mut b, 1, 10, at(1));
+    b.admitted(at(1));
+    let (kept, reserve) = (b.kept(at(1)), b.ladder.record(at(1), Some("boot")));
+    assert_eq!(kept.len(), 1, "what was never decided is not kept");
+    let mut after = book(&[]);
+    after.restore(kept, reserve.as_ref(), Some("other boot"), at(3));
+    after.set_candidates(&[pair(1), pair(2)].into());
+    assert_eq!(after.admitted(at(3)).0, [pair(1)].into());
+    assert_eq!((after.doubted(at(3)), after.waiting(at(3), None)), (vec![pair(1)], vec![pair(2)]));
+}
+
+#[test]
+fn a_reorganisation_has_the_grants_of_the_lost_blocks_verified_again() {
+    let mut b = book(&[1, 2]);
+    grant(&mut b, 1, 10, at(1));
+    grant(&mut b, 2, 20, at(1));
+    b.reorganised(15, at(2));
+    assert_eq!(b.doubted(at(2)), [pair(2)]);
+    // The same height in the new chain counts as news.
+    let t = one(&mut b, 2);
+    assert!(b.settle_newest(t, Some(says(Reason::NodeInactive, 2)), 18, at(2)).is_some());
+}
+
+#[test]
+fn a_change_nobody_else_has_a_block_for_makes_nobody_wait() {
+    let mut b = book(&[1, 2]);
+    grant(&mut b, 1, 10, at(1));
+    // One of three tells of a revocation, and of a new grant, in a block that only it has.
+    let whose = |n: u8| Whose::Node { node: pair(n).0, token_id: U256::from(n) };
+    b.note(&[change(u64::MAX, whose(1)), change(u64::MAX, whose(2))], 11, at(2));
+    assert_eq!(b.doubted(at(2)), [pair(1)]);
+    // What enough of them say of a block they all have is the last word.
+    let t = one(&mut b, 1);
+    b.settle_newest(t, Some(says(Reason::AccessGranted, 1)), 11, at(3));
+    assert!(b.doubted(at(3)).is_empty());
+    assert_eq!(b.waiting(at(3), Some(12)), [pair(2)]);
+}
+
+#[test]
+fn a_grant_of_an_earlier_block_than_the_change_lets_nobody_in() {
+    let mut b = book(&[1]);
+    b.note(&[change(12, Whose::Anyone)], 12, at(1));
+    let (t, d) = (one(&mut b, 1), Some(says(Reason::AccessGranted, 1)));
+    assert!(b.settle_final(t, d, d, 11, at(1)).is_none());
+    b.confirm(at(1));
+    assert!(b.admitted(at(1)).0.is_empty());
+    let t = one(&mut b, 1);
+    b.settle_final(t, d, d, 12, at(1));
+    assert_eq!(b.admitted(at(1)).0.len(), 1);
+}
+
+#[test]
+fn a_denial_of_an_earlier_block_than_the_change_is_not_the_last_word() {
+    let mut b = book(&[1]);
+    grant(&mut b, 1, 10, at(1));
+    b.note(&[change(20, Whose::Token(U256::from(1)))], 20, at(2));
+    let t = one(&mut b, 1);
+    b.settle_newest(t, Some(says(Reason::NodeInactive, 1)), 15, at(2));
+    assert!(b.waiting(at(2), Some(19)).is_empty(), "the change was at 20");
+    assert_eq!(b.waiting(at(2), Some(20)), [pair(1)]);
+}
+
+#[test]
+fn a_thousand_changes_touch_a_thousand_candidates_in_one_go() {
+    let pairs: BTreeSet<Pair> = (0..1000u16).map(|n| (format!("n{n}").parse().unwrap(), PublicKey([1; 32]))).collect();
+    let mut b = Book::new(&config(), Cache::bounded(RandomState::new(), 2000), Boot::default());
+    b.set_candidates(&pairs);
+    let d = |n: usize| Decision { token_id: Some(U256::from(n)), ..says(Reason::AccessGranted, 0) };
+    for (n, begun) in b.begin(pairs.iter().cloned().collect()).into_iter().enumerate() {
+        b.settle_final(begun, Some(d(n)), Some(d(n)), 1, at(1));
+    }
+    let changes: Vec<_> = (0..10_000).map(|n| change(2 + n % 7, Whose::Token(U256::from(2 * n)))).collect();
+    b.note(&changes, 8, at(2));
+    assert_eq!(b.doubted(at(2)).len(), 500, "every second one");
+}
+
+/// The disk of a board: what was written last, and in which boot.
+fn written(b: &mut Book<RandomState>, boot: &str, now: Boot) -> (Vec<Kept>, Option<Reserve>) {
+    let reserve = b.ladder.record(now, Some(boot));
+    b.ladder.reserved(reserve.as_ref().unwrap());
+    b.doubts_kept(now);
+    (b.kept(now), reserve)
+}
+
+proptest! {
+    /// A change that cannot be verified ends a grant after the ladder's length of powered time, however often the board is
+    /// restarted or rebooted meanwhile, and although the chain is heard all the time.
+    #[test]
+    fn nothing_stretches_a_doubt(runs in proptest::collection::vec((1u64..400, any::<bool>()), 1..30)) {
+        let total = config().rungs().total();
+        let (mut boot, mut now) = (0, at(50));
+        let mut b = book(&[1]);
+        grant(&mut b, 1, 10, now);
+        b.note(&[change(11, Whose::Anyone)], 11, now);
+        let mut truly = Duration::ZERO;
+        b.admitted(now);
+        let mut disk = written(&mut b, "0", now);
+        for (secs, reboot) in runs {
+            for _ in 0..secs.div_ceil(5) {
+                now += Duration::from_secs(5);
+                truly += Duration::from_secs(5);
+                let t = one(&mut b, 1);
+                prop_assert!(b.settle_newest(t, None, 20, now).is_none());
+                b.confirm(now);
+                let admitted = b.admitted(now).0;
+                prop_assert!(admitted.is_empty() || truly < total, "after {truly:?}");
+                if b.must_keep_doubts(now) || b.ladder.to_reserve(now, Some(&boot.to_string())).is_some() {
+                    disk = written(&mut b, &boot.to_string(), now);
+                }
+            }
+            if reboot {
+                boot += 1;
+                now = at(3);
+                truly += Duration::from_secs(3);
+            }
+            b = book(&[]);
+            b.restore(disk.0.clone(), disk.1.as_ref(), Some(&boot.to_string()), now);
+            b.set_candidates(&[pair(1)].into());
+            b.admitted(now);
+            disk = written(&mut b, &boot.to_string(), now);
+        }
+    }
+}
+
+/// What can happen to a book.
+#[derive(Clone, Debug)]
+enum Op {
+    Event(u8),
+    Newest(u8, Option<bool>),
+    Final(u8, Option<bool>, Option<bool>),
+    Silence(u16),
+    Heard,
+    Reorg(u8),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let maybe = || proptest::option::of(any::<bool>());
+    prop_oneof![
+        (1u8..4).prop_map(Op::Event),
+        (1u8..4, maybe()).prop_map(|(n, d)| Op::Newest(n, d)),
+        (1u8..4, maybe(), maybe()).prop_map(|(n, a, b)| Op::Final(n, a, b)),
+        (1u16..2000).prop_map(Op::Silence),
+        Just(Op::Heard),
+        (0u8..100).prop_map(Op::Reorg),
+    ]
+}
+
+proptest! {
+    /// Whatever happens: nobody is admitted whose last decision is not a grant, no silence revokes or grants, and beyond the
+    /// ladder nobody is admitted at all.
+    #[test]
+    fn silence_is_neither_grant_nor_revocation(ops in proptest::collection::vec(op(), 1..60)) {
+        let mut b = book(&[1, 2, 3]);
+        let (mut now, mut block, mut heard) = (at(1), 1u64, None::<Boot>);
+        for op in ops {
+            block += 1;
+            let before = b.admitted(now).0;
+            let decided = |grants: bool, n| says(if grants { Reason::AccessGranted } else { Reason::NodeInactive }, n);
+            match op {
+                Op::Event(n) => b.note(&[change(block, Whose::Token(U256::from(n)))], u64::MAX, now),
+                Op::Newest(n, d) => {
+                    let granted = b.cache().peek(&pair(n).0, &pair(n).1).is_some_and(Entry::grants);
+                    let t = one(&mut b, n);
+                    if granted {
+                        b.settle_newest(t, d.map(|g| decided(g, n)), block, now);
+                        prop_assert!(d != Some(false) || !b.admitted(now).0.contains(&pair(n)), "a revocation counts at once");
+                    } else {
+                        b.abandon(vec![t]);
+                    }
+                }
+                Op::Final(n, newest, last) => {
+                    let t = one(&mut b, n);
+                    b.settle_final(t, newest.map(|g| decided(g, n)), last.map(|g| decided(g, n)), block, now);
+                    let came_in = !before.contains(&pair(n)) && b.admitted(now).0.contains(&pair(n));
+                    prop_assert!(!came_in || (newest, last) == (Some(true), Some(true)));
+                }
+                Op::Silence(s) => now += Duration::from_secs(u64::from(s)),
+                Op::Heard => { b.confirm(now); heard = Some(now); }
+                Op::Reorg(h) => b.reorganised(u64::from(h), now),
+            }
+            let admitted = b.admitted(now).0;
+            for p in &admitted {
+                prop_assert!(b.cache().peek(&p.0, &p.1).is_some_and(Entry::grants));
+            }
+            let silent = heard.is_none_or(|h| now.since(h) >= config().rungs().total());
+            prop_assert!(!silent || admitted.is_empty());
+        }
+    }
+}

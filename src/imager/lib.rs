@@ -1,0 +1,136 @@
+//! `spoke-image`: writes images to disks, looks into them, puts settings in, makes and signs update bundles.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
+
+pub mod bundle;
+pub mod flash;
+pub mod gpt;
+
+use clap::{Parser, Subcommand};
+use spoke_command::{Failure, Outcome, exit_code, print, usage};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command as Process, ExitCode};
+
+/// Works on images and update bundles.
+#[derive(Debug, Parser)]
+#[command(name = "spoke-image", version = spoke_model::VERSION, max_term_width = 100)]
+#[command(after_help = "Exit codes: 0 fine, 1 failed, 2 bad input.")]
+pub struct Cli {
+    /// What to do
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Write an image to a disk or file, then read it back and compare
+    Flash(flash::Args),
+    /// Show what is on a disk, an image or in an update bundle
+    Inspect {
+        /// Disk, image or bundle
+        path: PathBuf,
+    },
+    /// Check a settings file and put it on the boot partition of a disk or image (needs mtools)
+    Provision {
+        /// Disk or image
+        image: PathBuf,
+        /// The settings, see spoke.toml.example
+        settings: PathBuf,
+    },
+    /// Make a new signing key
+    NewKey {
+        /// Where the private half goes (mode 0600); the public half is printed
+        file: PathBuf,
+    },
+    /// On the offline machine: certify signing keys with the root key
+    Certify(bundle::CertifyArgs),
+    /// Make a signed update bundle out of what scripts/build-image made
+    Bundle(bundle::BundleArgs),
+}
+
+/// Parses the arguments and runs the command.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(e) => return usage(&e),
+    };
+    let outcome = match &cli.command {
+        Command::Flash(args) => flash::run(args),
+        Command::Inspect { path } => inspect(path),
+        Command::Provision { image, settings } => provision(image, settings),
+        Command::NewKey { file } => bundle::new_key(file),
+        Command::Certify(args) => bundle::certify(args),
+        Command::Bundle(args) => bundle::bundle(args),
+    };
+    exit_code("spoke-image", outcome)
+}
+
+fn partitions(path: &Path) -> Result<Vec<gpt::Partition>, Failure> {
+    let file = std::fs::File::open(path).map_err(|e| anyhow::Error::from(e).context(path.display().to_string()))?;
+    gpt::read(&file).map_err(|e| Failure::BadInput(format!("{}: {e}", path.display())))
+}
+
+/// The place of the boot partition as mtools names it.
+fn boot_place(path: &Path, parts: &[gpt::Partition]) -> Result<String, Failure> {
+    let boot = parts.iter().find(|p| p.name == "boot");
+    let boot = boot.ok_or_else(|| {
+        Failure::BadInput(format!("{}: has no partition named boot: not an image of Spoke", path.display()))
+    })?;
+    Ok(format!("{}@@{}", path.display(), boot.start))
+}
+
+fn mtools(program: &str, arguments: &[&str]) -> Result<String, Failure> {
+    let done = Process::new(program).args(arguments).env("MTOOLS_SKIP_CHECK", "1").output();
+    let done = done.map_err(|e| anyhow::anyhow!("cannot run {program} (install mtools): {e}"))?;
+    if done.status.success() {
+        return Ok(String::from_utf8_lossy(&done.stdout).into_owned());
+    }
+    Err(anyhow::anyhow!("{program}: {}", String::from_utf8_lossy(&done.stderr).trim()).into())
+}
+
+fn inspect(path: &Path) -> Outcome {
+    if let Some(text) = bundle::describe(path)? {
+        print(&text);
+        return Ok(());
+    }
+    let parts = partitions(path)?;
+    print("partition   start        size\n");
+    for p in &parts {
+        print(&format!("{:<10} {:>6} MiB {:>7} MiB\n", p.name, p.start >> 20, p.size >> 20));
+    }
+    let boot = boot_place(path, &parts)?;
+    print("\nboot partition:\n");
+    for directory in ["::", "::/EFI/Linux"] {
+        print(&mtools("mdir", &["-b", "-i", &boot, directory])?);
+    }
+    Ok(())
+}
+
+/// Settings that the device will accept.
+struct Judged<'a>(&'a Path);
+
+/// Reads settings; the judge is the device's own: better told here than by a board without a screen.
+fn judged(settings: &Path) -> Result<Judged<'_>, Failure> {
+    let bytes = std::fs::read(settings).map_err(|e| anyhow::Error::from(e).context(settings.display().to_string()))?;
+    if let Err(faults) = spoke_config::appliance::parse(&bytes) {
+        let text = faults.iter().map(|f| format!("{f}\n")).collect::<String>();
+        return Err(Failure::BadInput(format!("{}:\n{text}", settings.display())));
+    }
+    Ok(Judged(settings))
+}
+
+fn put(image: &Path, settings: Judged<'_>) -> Outcome {
+    let boot = boot_place(image, &partitions(image)?)?;
+    let from = settings.0.to_str().ok_or_else(|| Failure::BadInput("the settings' path is not UTF-8".into()))?;
+    mtools("mcopy", &["-o", "-i", &boot, from, "::spoke.toml"])?;
+    // A disk may be pulled as soon as we say it is ready.
+    std::fs::File::open(image).and_then(|f| f.sync_all()).map_err(|e| anyhow::Error::from(e).context("cannot sync"))?;
+    print("settings are on the boot partition; the device takes them at its next start\n");
+    Ok(())
+}
+
+fn provision(image: &Path, settings: &Path) -> Outcome {
+    flash::refuse_in_use(image)?;
+    put(image, judged(settings)?)
+}

@@ -1,0 +1,193 @@
+//! Networks, addresses of interfaces, and hosts with a port, as people write them.
+use ipnet::IpNet;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::str::FromStr;
+
+/// A network in canonical form: no host bits, no IPv4 inside IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct Cidr(pub IpNet);
+
+/// Text that is not a canonical network.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadCidr {
+    /// Not an address with a prefix length.
+    #[error("not a network such as 10.0.0.0/24 or fd00::/64")]
+    Syntax,
+    /// The address has bits beyond the prefix.
+    #[error("has host bits set; the network is {0}")]
+    HostBits(IpNet),
+    /// An IPv4-mapped IPv6 network.
+    #[error("is IPv4 written as IPv6; write the IPv4 network")]
+    Mapped,
+    /// No address an interface can have.
+    #[error("is no address for an interface: unspecified, multicast, broadcast or ::1")]
+    Nobody,
+}
+
+fn network(text: &str) -> Result<IpNet, BadCidr> {
+    // The standard library's addresses: others read 010.0.0.0 as 10.0.0.0, and `wg` as 8.0.0.0.
+    let address = |text: &str| text.parse::<IpAddr>().map_err(|_| BadCidr::Syntax);
+    let net = match text.split_once('/') {
+        // A lone address is its own network, as `wg` reads it.
+        None => IpNet::from(address(text)?),
+        Some((addr, length)) => {
+            let digits = !length.is_empty() && length.bytes().all(|b| b.is_ascii_digit());
+            let length = length.parse().ok().filter(|_| digits).ok_or(BadCidr::Syntax)?;
+            IpNet::new(address(addr)?, length).map_err(|_| BadCidr::Syntax)?
+        }
+    };
+    match net.addr() {
+        IpAddr::V6(a) if is_mapped(a) => Err(BadCidr::Mapped),
+        IpAddr::V4(_) | IpAddr::V6(_) => Ok(net),
+    }
+}
+
+fn is_mapped(a: Ipv6Addr) -> bool {
+    a.to_ipv4_mapped().is_some()
+}
+
+impl FromStr for Cidr {
+    type Err = BadCidr;
+    fn from_str(text: &str) -> Result<Self, BadCidr> {
+        let net = network(text)?;
+        if net.trunc() == net { Ok(Self(net)) } else { Err(BadCidr::HostBits(net.trunc())) }
+    }
+}
+
+/// An address of an interface, with the prefix length of its network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct IfAddress(pub IpNet);
+
+impl FromStr for IfAddress {
+    type Err = BadCidr;
+    fn from_str(text: &str) -> Result<Self, BadCidr> {
+        let net = network(text)?;
+        let addr = net.addr();
+        let special = addr == IpAddr::V4(std::net::Ipv4Addr::BROADCAST) || addr == IpAddr::V6(Ipv6Addr::LOCALHOST);
+        if special || addr.is_unspecified() || addr.is_multicast() {
+            return Err(BadCidr::Nobody);
+        }
+        Ok(Self(net))
+    }
+}
+
+/// A host by name or address, with a port: `hub.example.net:51820`, `192.0.2.1:51820`, `[2001:db8::1]:51820`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostPort {
+    /// Name or address, without brackets.
+    pub host: String,
+    /// UDP or TCP port, never 0.
+    pub port: u16,
+}
+
+/// Text that is not a host with a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not HOST:PORT such as hub.example.net:51820 or [2001:db8::1]:51820 (port 1 to 65535)")]
+pub struct BadHostPort;
+
+impl HostPort {
+    /// The address, if the host is one and needs no look-up.
+    pub fn literal(&self) -> Option<SocketAddr> {
+        self.host.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, self.port))
+    }
+}
+
+impl FromStr for HostPort {
+    type Err = BadHostPort;
+    fn from_str(text: &str) -> Result<Self, BadHostPort> {
+        let (host, port) = text.rsplit_once(':').ok_or(BadHostPort)?;
+        let port = port.parse().ok().filter(|p| *p != 0).ok_or(BadHostPort)?;
+        let host = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
+            Some(v6) => v6.parse::<Ipv6Addr>().map_err(|_| BadHostPort)?.to_string(),
+            None => {
+                let name = (1..=253).contains(&host.len())
+                    && host.split('.').all(|l| (1..=63).contains(&l.len()) && !l.starts_with('-') && !l.ends_with('-'))
+                    && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
+                if !name {
+                    return Err(BadHostPort);
+                }
+                host.to_owned()
+            }
+        };
+        Ok(Self { host, port })
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+impl Serialize for HostPort {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for HostPort {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(d)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn networks_are_canonical() {
+        assert_eq!("10.0.0.0/24".parse::<Cidr>().unwrap().0.to_string(), "10.0.0.0/24");
+        assert_eq!("10.0.0.7".parse::<Cidr>().unwrap().0.to_string(), "10.0.0.7/32");
+        assert!(matches!("10.0.0.1/24".parse::<Cidr>(), Err(BadCidr::HostBits(n)) if n.to_string() == "10.0.0.0/24"));
+        assert_eq!("::ffff:10.0.0.0/120".parse::<Cidr>(), Err(BadCidr::Mapped));
+        for bad in [
+            "",
+            "10.0.0.0/33",
+            "10.0.0/24",
+            "fd00::/129",
+            "x",
+            "010.0.0.0/8",
+            "10.0.0.0/+8",
+            "10.0.0.0/",
+            "10.0.0.0/8/8",
+        ] {
+            assert_eq!(bad.parse::<Cidr>(), Err(BadCidr::Syntax), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_interface_has_an_address_that_somebody_can_have() {
+        assert_eq!("10.0.0.1/24".parse::<IfAddress>().unwrap().0.to_string(), "10.0.0.1/24");
+        for nobody in ["0.0.0.0/32", "224.0.0.1", "255.255.255.255", "::/64", "::1", "ff02::1/64"] {
+            assert_eq!(nobody.parse::<IfAddress>(), Err(BadCidr::Nobody), "{nobody}");
+        }
+    }
+
+    #[test]
+    fn hosts_and_ports() {
+        for good in ["hub.example.net:51820", "192.0.2.1:1", "[2001:db8::1]:51820", "h_u-b:65535"] {
+            assert_eq!(good.parse::<HostPort>().unwrap().to_string(), good);
+        }
+        for bad in ["hub", "hub:0", "hub:65536", ":1", "[fe80::1%eth0]:1", "a b:1", "2001:db8::1:1", "-a:1", "a..b:1"] {
+            assert_eq!(bad.parse::<HostPort>(), Err(BadHostPort), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in "\\PC{0,60}") {
+            let _ = (text.parse::<Cidr>(), text.parse::<HostPort>());
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! The vocabulary every other crate of Spoke shares: ids, keys, networks, times, secrets, signatures. It decides nothing about
+//! the product and depends on nothing of ours.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
+
+pub mod address;
+pub mod backoff;
+pub mod clock;
+pub mod duration;
+pub mod interface_name;
+pub mod key;
+pub mod key_source;
+pub mod nets;
+pub mod node_id;
+pub mod release;
+pub mod secret;
+pub mod signature;
+pub mod time;
+
+/// The version of this build; every crate of the workspace has the same.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

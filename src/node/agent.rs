@@ -1,0 +1,476 @@
+//! Serves the agent API: authenticates, refuses replays, answers from the last look, hands changes to the ledger.
+use crate::changes::requests::{Changes, FRESH};
+use crate::reconciler::Status;
+use serde_json::{Value, json};
+use spoke_api::agent::answer;
+use spoke_api::agent::answer::HostLoad;
+use spoke_api::agent::auth::{BadSecret, Denied, OPEN, Proof, Verifier, WINDOW, check_head};
+use spoke_api::agent::body;
+use spoke_api::agent::openapi;
+use spoke_api::agent::replay;
+use spoke_api::agent::replay::{CAPACITY, Replays, Verdict};
+use spoke_api::agent::routes::{Call, resolve};
+use spoke_api::agent::wgconf::{WgConf, WgPeer};
+use spoke_api::health::summary::Link;
+use spoke_api::http::limit::Rate;
+use spoke_api::http::{Body, Request, Response, decode_path};
+use spoke_change::ask::{Done, Refused};
+use spoke_change::audit::Actor;
+use spoke_change::edit::{Edit, OwnValues};
+use spoke_config::Config;
+use spoke_model::address::HostPort;
+use spoke_model::interface_name::IfName;
+use spoke_model::key::PublicKey;
+use spoke_model::time::Boot;
+use spoke_net::api_state::ImperativePeer;
+use spoke_net::drift::{Names, report};
+use spoke_sys::clock::{Clock, boot_id};
+use spoke_sys::disk::DiskError;
+use spoke_sys::host::Host;
+use spoke_sys::http_server::{Limits, Listeners, Plain, Server, Service, Wrap, stopped, with_own_addresses};
+use spoke_sys::journal::{Journal, Lines};
+use spoke_sys::keys::{KeyError, shared_secret};
+use spoke_sys::resolve::{Resolve as _, SystemResolver};
+use spoke_sys::tls::{Tls, TlsError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// File name of the memory of accepted requests, in the state directory.
+pub const REPLAYS: &str = "agent.replays";
+/// Bodies longer than this, in bytes, are read on the blocking pool: nothing else shall wait for them.
+const LARGE_BODY: usize = 64 * 1024;
+/// Answers with more peers than this are written on the blocking pool.
+const MANY_PEERS: usize = 500;
+/// Names in one file that are looked up, and for how long all of them.
+const MAX_NAMES: usize = 256;
+const LOOK_UP: Duration = Duration::from_secs(10);
+
+/// Why the API cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The shared secret cannot be read.
+    #[error(transparent)]
+    Secret(#[from] KeyError),
+    /// The shared secret is weak.
+    #[error(transparent)]
+    Weak(#[from] BadSecret),
+    /// The configuration names none.
+    #[error("agent.secret is missing")]
+    NoSecret,
+    /// The memory of accepted requests cannot be read.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// TLS cannot be offered.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// Everything the API needs.
+#[derive(Clone, Debug)]
+pub struct Board<C> {
+    /// Clocks.
+    pub clock: C,
+    /// When the process started.
+    pub started: Boot,
+    /// Configuration.
+    pub config: Arc<Config>,
+    /// The reconcile task.
+    pub net: watch::Receiver<Status>,
+    /// Where changes are asked for.
+    pub changes: Changes,
+    /// Turns true when the process stops.
+    pub stop: watch::Receiver<bool>,
+}
+
+struct Agent<C> {
+    board: Board<C>,
+    verifier: Verifier,
+    replays: tokio::sync::Mutex<Memory>,
+    host: Mutex<Host>,
+    resolver: SystemResolver,
+}
+
+/// Whether the API could be served with this configuration: its secret is there and strong, its certificate fits. Blocks.
+pub fn check(config: &Config) -> Result<(), AgentError> {
+    let settings = &config.agent;
+    if let (true, Some(source)) = (settings.enabled, &settings.secret) {
+        Verifier::new(&shared_secret(source)?)?;
+        if let (Some(certificate), Some(key)) = (&settings.tls_certificate, &settings.tls_key) {
+            Tls::open(certificate, key)?;
+        }
+    }
+    Ok(())
+}
+
+/// Serves until the process stops. A secret that is weak or not there is an error: the API is never served without.
+pub async fn run<C: Clock>(board: Board<C>) -> Result<(), AgentError> {
+    let settings = &board.config.agent;
+    let secret = shared_secret(settings.secret.as_ref().ok_or(AgentError::NoSecret)?)?;
+    let agent = Agent {
+        verifier: Verifier::new(&secret)?,
+        replays: tokio::sync::Mutex::new(Memory::open(&board.config.node.state_dir, &board.clock)?),
+        host: Mutex::default(),
+        resolver: SystemResolver::default(),
+        board: board.clone(),
+    };
+    match (&settings.tls_certificate, &settings.tls_key) {
+        (Some(certificate), Some(key)) => {
+            let tls = Tls::open(certificate, key)?;
+            serve(board, agent, tls).await
+        }
+        _ => serve(board, agent, Plain).await,
+    }
+}
+
+async fn serve<C: Clock, W: Wrap>(mut board: Board<C>, agent: Agent<C>, wrap: W) -> Result<(), AgentError> {
+    let settings = board.config.agent.clone();
+    let limits = Limits {
+        connections: 128,
+        per_source: 16,
+        header: Duration::from_secs(10),
+        body: Duration::from_secs(30),
+        stall: Duration::from_secs(20),
+        body_bytes: settings.max_body as usize,
+        bodies_bytes: 2 * settings.max_body as usize,
+        rate: Some(Rate { per_second: settings.rate, burst: settings.rate.saturating_mul(5) }),
+    };
+    let mut listeners = Listeners::new(Server::new(agent, wrap, limits));
+    loop {
+        let wanted = {
+            let status = board.net.borrow_and_update();
+            let own = status.desired.links.values().flat_map(|l| &l.addresses).map(|net| net.addr());
+            with_own_addresses(&settings.listen, own.filter(|_| settings.tunnel))
+        };
+        listeners.set(&wanted);
+        tokio::select! {
+            changed = board.net.changed() => if changed.is_err() {
+                // The reconcile task is gone and the process with it, in a moment.
+                std::future::pending::<()>().await;
+            },
+            () = stopped(&mut board.stop) => {
+                listeners.close().await;
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// The memory of accepted requests and its file. Its first line names the boot it was written in.
+struct Memory {
+    replays: Replays,
+    journal: Journal,
+    lines: usize,
+    boot: String,
+}
+
+impl Memory {
+    /// Blocks.
+    fn open(dir: &Path, clock: &impl Clock) -> Result<Self, DiskError> {
+        let (journal, found) = Journal::open(dir.join(REPLAYS))?;
+        let boot = boot_id().unwrap_or_default();
+        let mut lines = found.lines.iter();
+        // Since another boot there may have been a power cut.
+        let whole = lines.next().is_none_or(|first| first == boot.as_bytes()) && found.dropped == 0;
+        let mut replays = Replays::load(lines.filter_map(|l| replay::Line::parse(l)), whole);
+        if found.aside.is_some() {
+            // Nobody knows what was in it.
+            let now = clock.wall().secs();
+            replays.distrust(now.saturating_sub(WINDOW), now.saturating_add(WINDOW));
+        }
+        // As many as there may be: the next acceptance has the file written anew.
+        Ok(Self { replays, journal, lines: usize::MAX, boot })
+    }
+
+    /// Whether the request is new; remembered, also on disk, before anything is done about it.
+    async fn accept(&mut self, proof: Proof, clock: &impl Clock) -> Result<Verdict, DiskError> {
+        let verdict = self.replays.accept(proof, clock.wall());
+        if verdict != Verdict::New {
+            return Ok(verdict);
+        }
+        let reserved = self.replays.reserve(proof.timestamp);
+        if self.lines > 2 * CAPACITY {
+            let mut lines: Lines = [&self.boot].into_iter().collect();
+            let mut written = 1;
+            for line in self.replays.lines() {
+                lines.push(line.to_string().as_bytes());
+                written += 1;
+            }
+            self.journal.replace(lines).await?;
+            self.lines = written;
+            return Ok(verdict);
+        }
+        if let Some(line) = reserved {
+            self.lines += 1;
+            self.journal.append(line.to_string().as_bytes(), true).await?;
+        }
+        self.lines += 1;
+        self.journal.append(replay::Line::Accepted(proof).to_string().as_bytes(), false).await?;
+        Ok(verdict)
+    }
+}
+
+impl<C: Clock> Service for Agent<C> {
+    fn admit(&self, head: &Request) -> Result<(), Response> {
+        let open = decode_path(&head.path).is_ok_and(|path| OPEN.contains(&&*path));
+        if open { Ok(()) } else { check_head(head, self.board.clock.wall()).map_err(denied) }
+    }
+
+    async fn call(&self, request: Request) -> Response {
+        self.answer(request).await.unwrap_or_else(|refusal| refusal)
+    }
+}
+
+impl<C: Clock> Agent<C> {
+    async fn answer(&self, request: Request) -> Result<Response, Response> {
+        let path = decode_path(&request.path).map_err(|e| Response::error(400, &e.to_string()))?.into_owned();
+        let open = OPEN.contains(&path.as_str());
+        let proof = match open {
+            true => None,
+            false => Some(self.verifier.check(&request, &path, self.board.clock.wall()).map_err(denied)?),
+        };
+        let call = resolve(&request.method, &path).map_err(answer::no_call)?;
+        if let Some(proof) = proof.filter(|_| !request.is_safe()) {
+            if request.query.is_some() {
+                // It is not signed: somebody may have put it there.
+                return Err(Response::error(400, "A changing call must not have a query: it is not signed"));
+            }
+            let fresh = self.replays.lock().await.accept(proof, &self.board.clock).await;
+            match fresh {
+                Ok(Verdict::New) => {}
+                Ok(Verdict::Used) => return Err(denied(Denied::Replayed)),
+                Ok(Verdict::Forgotten) => return Err(denied(Denied::Forgotten)),
+                // What cannot be remembered could be used again.
+                Err(e) => return Err(Response::error(503, &format!("Nothing can be changed now: {e}"))),
+            }
+        }
+        self.carry_out(call, request).await
+    }
+
+    async fn carry_out(&self, call: Call, request: Request) -> Result<Response, Response> {
+        let actor = Actor::Panel(request.source.ip());
+        let (now, uptime) = (self.board.clock.wall().secs(), self.uptime());
+        let bare = |bytes: &[u8]| body::bare(bytes).map_err(|e| answer::bad_body(&e));
+        match call {
+            Call::Health => Ok(Response::json(200, &answer::health(now, uptime))),
+            Call::OpenApi => Ok(Response::new(200, "application/json", Body::Static(openapi::DOCUMENT))),
+            Call::Metrics => {
+                let text = answer::metrics(&self.load(), &self.links());
+                Ok(Response::new(200, "text/plain; version=0.0.4; charset=utf-8", Body::Owned(text.into_bytes())))
+            }
+            Call::Status => {
+                self.look().await;
+                Ok(Response::json(200, &answer::status(now, uptime, &self.load(), &self.links())))
+            }
+            Call::Drift => self.drift().await,
+            Call::Reconcile => {
+                let what = body::reconcile(&request.body).map_err(|e| answer::bad_body(&e))?;
+                self.look().await;
+                let done = self.board.changes.reconcile(what, actor).await;
+                done.map(|d| Response::json(200, &d)).map_err(|e| answer::refused(&e))
+            }
+            Call::History => {
+                let list = self.board.changes.history().await.map_err(|e| answer::refused(&e))?;
+                Ok(Response::json(200, &json!({ "generations": list })))
+            }
+            Call::Confirm => {
+                let generation = body::generation(&request.body).map_err(|e| answer::bad_body(&e))?;
+                let done = self.board.changes.confirm(Some(generation), actor).await;
+                done.map(|d| told(&d, "Change confirmed", json!({}))).map_err(|e| answer::refused(&e))
+            }
+            Call::Rollback => {
+                let to = body::rollback(&request.body).map_err(|e| answer::bad_body(&e))?;
+                let done = self.board.changes.rollback(to, actor).await.map_err(|e| answer::refused(&e))?;
+                let text = format!("Rolled back; generation {} is in force", done.generation);
+                Ok(told(&done, &text, json!({ "generation": done.generation })))
+            }
+            Call::Dump(link) => self.dump(link).await,
+            Call::GetConfig(link) => self.config(link).await,
+            Call::AddPeer(link) => {
+                let (peer, confirm) = body::new_peer(&request.body).map_err(|e| answer::bad_body(&e))?;
+                let nets: Vec<String> = peer.values.allowed_ips.iter().flatten().map(ToString::to_string).collect();
+                let key = peer.public_key;
+                let done = self.edit(Edit::SetPeer { link, peer: key, values: peer.values }, actor, confirm).await?;
+                let more = json!({ "peer": { "public_key": key, "allowed_ips": nets } });
+                Ok(told(&done, "Peer added successfully", more))
+            }
+            Call::ChangePeer(link, peer) => {
+                let (values, confirm) = body::peer_values(&request.body).map_err(|e| answer::bad_body(&e))?;
+                let done = self.edit(Edit::ChangePeer { link, peer, values }, actor, confirm).await?;
+                Ok(told(&done, "Peer updated successfully", json!({})))
+            }
+            Call::RemovePeer(link, peer) => {
+                let confirm = bare(&request.body)?;
+                let done = self.edit(Edit::RemovePeer { link, peer }, actor, confirm).await?;
+                Ok(told(&done, "Peer removed successfully", json!({})))
+            }
+            Call::SyncConf(link) => self.syncconf(link, request.body, actor).await,
+            Call::PutConfig(link) => {
+                let (device, confirm) = body::device(&request.body).map_err(|e| answer::bad_body(&e))?;
+                let done = self.edit(Edit::SetDevice { link, device }, actor, confirm).await?;
+                let text = "Interface configuration updated successfully";
+                Ok(told(&done, text, json!({ "reloaded": done.changed })))
+            }
+            Call::Enable(link) => {
+                let confirm = bare(&request.body)?;
+                let text = format!("Interface {link} enabled successfully");
+                let done = self.edit(Edit::SetDown { link, down: false }, actor, confirm).await?;
+                Ok(told(&done, &text, json!({ "was_down": !done.was_up })))
+            }
+            Call::Disable(link) => {
+                let confirm = bare(&request.body)?;
+                let text = format!("Interface {link} disabled successfully");
+                let done = self.edit(Edit::SetDown { link, down: true }, actor, confirm).await?;
+                Ok(told(&done, &text, json!({ "was_up": done.was_up })))
+            }
+            Call::Delete(link) => {
+                let confirm = bare(&request.body)?;
+                let text = format!("Interface {link} deleted successfully");
+                let done = self.edit(Edit::DeleteLink { link }, actor, confirm).await?;
+                Ok(told(&done, &text, json!({})))
+            }
+        }
+    }
+
+    async fn edit(&self, edit: Edit, actor: Actor, confirm: Option<Duration>) -> Result<Done, Response> {
+        self.board.changes.edit(edit, actor, confirm).await.map_err(|e| answer::refused(&e))
+    }
+
+    async fn syncconf(&self, link: IfName, bytes: Vec<u8>, actor: Actor) -> Result<Response, Response> {
+        let read = large(bytes.len() > LARGE_BODY, move || body::syncconf(bytes)).await?;
+        let (conf, confirm) = read.map_err(|e| answer::bad_body(&e))?;
+        let own =
+            OwnValues { private_key: conf.private_key.clone(), listen_port: conf.listen_port, fwmark: conf.fwmark };
+        let peers = self.peers(&link, conf).await?;
+        let done = self.edit(Edit::SetPeers { link, peers, own }, actor, confirm).await?;
+        Ok(told(&done, "Configuration synchronized successfully", json!({})))
+    }
+
+    /// The peers of a file, their endpoints looked up once, as `wg syncconf` does, but not for as long.
+    async fn peers(&self, link: &IfName, conf: WgConf) -> Result<BTreeMap<PublicKey, Arc<ImperativePeer>>, Response> {
+        let name = |peer: &WgPeer| peer.endpoint.as_ref().filter(|e| e.literal().is_none()).cloned();
+        let names: BTreeSet<HostPort> = conf.peers.values().filter_map(name).collect();
+        if names.len() > MAX_NAMES {
+            return Err(Response::error(422, &format!("More than {MAX_NAMES} endpoints are names")));
+        }
+        let mut known: BTreeMap<HostPort, SocketAddr> = BTreeMap::new();
+        let until = self.board.clock.now() + LOOK_UP;
+        for at in names {
+            let found = self.resolver.resolve(&at, until.since(self.board.clock.now())).await;
+            let addr = found.ok().and_then(|list| list.first().copied());
+            let addr = addr.ok_or_else(|| Response::error(422, &format!("Endpoint {at} has no address")))?;
+            known.insert(at, addr);
+        }
+        let (set, link, many) =
+            (self.board.net.borrow().imperative.clone(), link.clone(), conf.peers.len() > MANY_PEERS);
+        let make = move || {
+            let set = set.links.get(&link).map(|l| &l.peers);
+            let peer = |(key, peer): (PublicKey, WgPeer)| {
+                let endpoint = peer.endpoint.and_then(|e| e.literal().or_else(|| known.get(&e).copied()));
+                let WgPeer { preshared_key, allowed_ips, keepalive, .. } = peer;
+                let peer = ImperativePeer { preshared_key, allowed_ips, keepalive, endpoint };
+                // What is set already needs no second copy.
+                let same = set.and_then(|s| s.get(&key)).filter(|s| ***s == peer).cloned();
+                (key, same.unwrap_or_else(|| Arc::new(peer)))
+            };
+            conf.peers.into_iter().map(peer).collect()
+        };
+        large(many, make).await
+    }
+
+    async fn dump(&self, link: IfName) -> Result<Response, Response> {
+        self.look().await;
+        let (observed, wanted) = {
+            let status = self.board.net.borrow();
+            (status.observed.clone(), status.desired.links.contains_key(&link))
+        };
+        let reveal = self.board.config.agent.reveal_keys;
+        let none = || Response::error(404, &format!("Interface {link} not found"));
+        let peers = observed.links.get(&link).filter(|l| l.wireguard && wanted).ok_or_else(none)?.peers.len();
+        let write = move || observed.links.get(&link).map(|l| answer::dump(&link, l, reveal));
+        large(peers > MANY_PEERS, write).await?.ok_or_else(|| Response::error(404, "Interface not found"))
+    }
+
+    async fn config(&self, link: IfName) -> Result<Response, Response> {
+        let status = self.board.net.borrow().clone();
+        let reveal = self.board.config.agent.reveal_keys;
+        let text = format!("Interface {link} not found");
+        let peers = status.desired.links.get(&link).map_or(0, |l| l.peers.len());
+        let write = move || {
+            let set = status.imperative.links.get(&link);
+            answer::config(&link, &status.desired, &status.observed, set, reveal).map(|v| Response::json(200, &v))
+        };
+        large(peers > MANY_PEERS, write).await?.ok_or_else(|| Response::error(404, &text))
+    }
+
+    async fn drift(&self) -> Result<Response, Response> {
+        self.look().await;
+        let status = self.board.net.borrow().clone();
+        let node = self.board.config.node.id.as_ref().map(ToString::to_string);
+        let (names, clock) = (names(&self.board.config), &self.board.clock);
+        let seen = clock.wall().before(clock.now().since(status.observed.at));
+        let peers: usize = status.desired.links.values().map(|l| l.peers.len()).sum();
+        let write = move || {
+            let mut report = report(&status.desired, &status.observed, &names, node, seen);
+            report.history = status.drifts.into();
+            Response::json(200, &report)
+        };
+        large(peers > MANY_PEERS, write).await
+    }
+
+    async fn look(&self) {
+        self.board.changes.look(&self.board.net, &self.board.clock, FRESH).await;
+    }
+
+    fn uptime(&self) -> u64 {
+        self.board.clock.now().since(self.board.started).as_secs()
+    }
+
+    fn load(&self) -> HostLoad {
+        self.host.lock().unwrap_or_else(PoisonError::into_inner).load()
+    }
+
+    fn links(&self) -> Vec<Link> {
+        let status = self.board.net.borrow();
+        answer::links(&status.desired, &status.observed, &status.handshakes, self.board.clock.now())
+    }
+}
+
+/// Names of configured peers and hubs.
+pub fn names(config: &Config) -> Names {
+    let peers = config.interfaces.iter().flat_map(|i| &i.peers).filter_map(|p| Some((p.public_key, p.name.clone()?)));
+    let hubs = config.uplink.iter().flat_map(|u| &u.hubs).map(|h| (h.public_key, h.name.clone()));
+    peers.chain(hubs).collect()
+}
+
+/// Does work here, or on the blocking pool if there is much of it.
+async fn large<T: Send + 'static>(much: bool, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Response> {
+    if !much {
+        return Ok(work());
+    }
+    tokio::task::spawn_blocking(work).await.map_err(|_| Response::error(503, &Refused::Busy.to_string()))
+}
+
+/// A request that is not authentic.
+fn denied(why: Denied) -> Response {
+    Response::error(401, &why.to_string())
+}
+
+/// A change that was made.
+fn told(done: &Done, message: &str, more: Value) -> Response {
+    let mut body = json!({ "status": "success", "message": message });
+    if let (Some(body), Value::Object(more)) = (body.as_object_mut(), more) {
+        body.extend(more);
+        if let Some(seconds) = done.confirm_within {
+            body.insert("generation".into(), done.generation.into());
+            body.insert("confirm_within".into(), seconds.into());
+        }
+    }
+    Response::json(200, &body)
+}
+
+#[cfg(test)]
+mod tests;

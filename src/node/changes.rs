@@ -1,0 +1,491 @@
+//! One change at a time: judge it, publish it as a fact, wait until the kernel has it, write it down. What the kernel does
+//! not take is taken back, and nobody finds a trace of it but the audit trail.
+pub mod declared;
+pub mod history;
+pub mod requests;
+use crate::audit::Audit;
+use crate::changes::history::Store;
+use crate::changes::requests::{Changes, Command, FRESH, QUEUE, look};
+use crate::reconciler::Status;
+use spoke_change::ask::{Done, Reconcile, Reconciled, Refused};
+use spoke_change::audit::Actor;
+use spoke_change::conflict::Conflict;
+use spoke_change::declared::Revision;
+use spoke_change::edit::{Context, Edit};
+use spoke_change::history::deadline;
+use spoke_change::record::{Change, Record};
+use spoke_change::tell;
+use spoke_config::Config;
+use spoke_model::clock::Anchor;
+use spoke_model::interface_name::IfName;
+use spoke_model::key::PublicKey;
+use spoke_model::time::Boot;
+use spoke_net::api_state::Imperative;
+use spoke_net::drift::{Names, Report, report};
+use spoke_net::plan::{Blocked, Repair, Step, Unknown};
+use spoke_net::render;
+use spoke_sys::clock::{Clock, boot_id};
+use spoke_sys::disk::DiskError;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+
+/// How long a change may take to get into the kernel.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// First and longest wait before a reversion that failed is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// Facts for the reconcile task.
+pub type Facts = (watch::Receiver<Option<Arc<Imperative>>>, watch::Receiver<Option<Arc<Repair>>>);
+
+/// The one who makes changes.
+#[derive(Debug)]
+pub struct Ledger<C> {
+    pub(super) clock: C,
+    pub(super) config: Arc<Config>,
+    pub(super) net: watch::Receiver<Status>,
+    trusted: watch::Receiver<Option<Anchor>>,
+    audit: Audit,
+    imperative: watch::Sender<Option<Arc<Imperative>>>,
+    repair: watch::Sender<Option<Arc<Repair>>>,
+    commands: mpsc::Receiver<Command>,
+    pub(super) store: Store,
+    boot_id: String,
+    repairs: u64,
+    reverting: Option<Reverting>,
+    /// The configuration that was last compared with the history.
+    pub(super) compared: Option<Arc<Config>>,
+}
+
+/// A reversion that did not succeed yet.
+#[derive(Debug)]
+struct Reverting {
+    again: Boot,
+    wait: Duration,
+    problem: String,
+}
+
+impl<C: Clock> Ledger<C> {
+    /// Opens the store in the state directory and publishes what is set. Blocks.
+    pub fn open(
+        dir: &Path,
+        config: Arc<Config>,
+        clock: C,
+        net: watch::Receiver<Status>,
+        trusted: watch::Receiver<Option<Anchor>>,
+        audit: Audit,
+    ) -> Result<(Self, Changes, Facts), DiskError> {
+        let boot_id = boot_id().unwrap_or_default();
+        let store = Store::open(dir, config.agent.keep_generations as usize, &boot_id, clock.now())?;
+        let (imperative, facts) = watch::channel(Some(store.history().state().clone()));
+        // A process before this one was killed in the middle of a change: what it had brought into the kernel by then goes.
+        let unfinished = store.history().unfinished().clone();
+        let first = (!unfinished.is_empty()).then(|| {
+            let peers: usize = unfinished.values().map(BTreeSet::len).sum();
+            tracing::warn!(peers, "a change was not finished before the restart: it is taken back");
+            Arc::new(Repair { seq: 1, unknown: Unknown::Ours(unfinished), ..Repair::default() })
+        });
+        let (seq, (repair, repairs)) = (u64::from(first.is_some()), watch::channel(first));
+        let (tx, commands) = mpsc::channel(QUEUE);
+        let changes = Changes::new(tx, repair.clone());
+        let ledger = Self {
+            clock,
+            config,
+            net,
+            trusted,
+            audit,
+            imperative,
+            repair,
+            commands,
+            store,
+            boot_id,
+            repairs: seq,
+            reverting: None,
+            compared: None,
+        };
+        Ok((ledger, changes, (facts, repairs)))
+    }
+
+    /// Makes changes until nobody can ask for any.
+    pub async fn run(mut self) -> Result<(), DiskError> {
+        loop {
+            self.compare().await;
+            let unfinished = !self.store.history().unfinished().is_empty();
+            if unfinished && self.is_taken_back() {
+                self.abandon().await;
+            }
+            let again = self.reverting.as_ref().map(|r| r.again).unwrap_or_default();
+            let due = self.store.history().pending().map(|p| p.deadline.max(again));
+            let wait = due.map(|due| due.since(self.clock.now()));
+            tokio::select! {
+                command = self.commands.recv() => match command {
+                    Some(command) => self.serve(command).await,
+                    None => return Ok(()),
+                },
+                () = sleep(wait) => self.revert().await,
+                Ok(()) = self.net.changed() => {}
+            }
+        }
+    }
+
+    async fn serve(&mut self, command: Command) {
+        match command {
+            Command::Edit(edit, actor, confirm, reply) => {
+                let what = edit.describe();
+                let done = self.edit(*edit, &actor, confirm).await;
+                self.report(&actor, &what, &done);
+                let _ = reply.send(done);
+            }
+            Command::Confirm(generation, actor, reply) => {
+                let done = self.confirm(generation).await;
+                let which = generation.or(done.as_ref().ok().map(|d| d.generation));
+                let what = which.map_or_else(|| "confirm".to_owned(), |n| format!("confirm generation {n}"));
+                self.report(&actor, &what, &done);
+                let _ = reply.send(done);
+            }
+            Command::Rollback(to, actor, reply) => {
+                let wanted = to.or(self.store.history().previous()).unwrap_or(self.store.history().current());
+                let what = format!("roll back to generation {wanted}");
+                let done = self.rollback(wanted, &actor, &what).await;
+                self.report(&actor, &what, &done);
+                let _ = reply.send(done);
+            }
+            Command::Reconcile(what, actor, reply) => {
+                let done = self.reconcile(what).await;
+                if !what.dry_run {
+                    self.report_repair(&actor, &done);
+                }
+                let _ = reply.send(done);
+            }
+            Command::History(reply) => {
+                drop(reply.send(Ok(tell::generations(self.store.history(), self.clock.now()))));
+            }
+            Command::Diff(a, b, reply) => drop(reply.send(tell::differences(self.store.history(), a, b))),
+        }
+    }
+
+    pub(super) fn report(&self, actor: &Actor, what: &str, done: &Result<Done, Refused>) {
+        match done {
+            Ok(done) => tracing::info!(%actor, what, generation = done.generation, "changed"),
+            Err(error) => tracing::warn!(%actor, what, %error, "change refused"),
+        }
+        self.audit.record(actor, tell::change(what, done), done.as_ref().map(drop).map_err(ToString::to_string));
+    }
+
+    fn report_repair(&self, actor: &Actor, done: &Result<Reconciled, Refused>) {
+        let (what, result) = tell::repair(done);
+        tracing::info!(%actor, what, error = result.as_ref().err(), "repaired");
+        self.audit.record(actor, what, result);
+    }
+
+    async fn edit(&mut self, edit: Edit, actor: &Actor, confirm: Option<Duration>) -> Result<Done, Refused> {
+        if let Some(pending) = self.store.history().pending() {
+            return Err(Refused::Unconfirmed(pending.generation));
+        }
+        if keeps_strangers(&self.net.borrow(), edit.link()) {
+            // Others may have set peers there, which the kernel announces to nobody.
+            look(&self.repair, self.net.clone(), &self.clock, FRESH).await;
+        }
+        let (mut edited, found) = {
+            let status = self.net.borrow().clone();
+            let on = self.context(&status);
+            let found = on.strangers(&edit, &kept(&status, edit.link()));
+            let base = (!found.is_empty()).then(|| (on.take_over(edit.link(), &found), found.len()));
+            (edit.carry_out(&on)?, base)
+        };
+        if let Some((base, count)) = found {
+            // First they become ours as they are: so there is something to go back to.
+            let what = format!("take over {count} peers found on {}", edited.link);
+            self.change(base, [edited.link.clone()].into(), actor, &what, None).await?;
+            let status = self.net.borrow().clone();
+            edited.state = edit.carry_out(&self.context(&status))?.state;
+        }
+        let what = edit.describe();
+        // Of thousands of peers what was asked for takes megabytes; nothing of it is needed while it is carried out.
+        drop(edit);
+        let mut done = self.change(edited.state, [edited.link].into(), actor, &what, confirm).await?;
+        done.was_up = edited.was_up;
+        Ok(done)
+    }
+
+    fn context<'a>(&'a self, status: &'a Status) -> Context<'a> {
+        Context {
+            config: status.control.as_deref().unwrap_or(&self.config),
+            own: &self.config,
+            state: self.store.history().state(),
+            desired: &status.desired,
+            observed: &status.observed,
+        }
+    }
+
+    /// Publishes a state, waits for the kernel, writes it down. Everything or nothing.
+    async fn change(
+        &mut self,
+        state: Imperative,
+        links: BTreeSet<IfName>,
+        actor: &Actor,
+        what: &str,
+        confirm: Option<Duration>,
+    ) -> Result<Done, Refused> {
+        let before = self.store.history().state().clone();
+        let mut record = self.record(&state, actor, what);
+        if record.change == Change::default() {
+            return Ok(self.done(false, Vec::new()));
+        }
+        let lines = record.change.lines(&before);
+        let due = confirm.map(|t| self.clock.now() + t);
+        record.confirm = due.map(|at| deadline(&self.boot_id, at));
+        let intent = {
+            // Where strangers may stay, a peer of ours would be one of them after a restart.
+            let status = self.net.borrow();
+            let there = |link: &IfName, key: &PublicKey| {
+                status.observed.links.get(link).is_some_and(|l| l.peers.contains_key(key))
+            };
+            record.change.newcomers(&before, |link, key| keeps_strangers(&status, link) && !there(link, key))
+        };
+        if !intent.is_empty() {
+            self.store.intend(intent).await.map_err(|e| Refused::Storage(chain(&e)))?;
+        }
+        let state = Arc::new(state);
+        if let Err(problem) = self.settle(&state, &links, None).await {
+            self.take_back(&before, &links).await;
+            return Err(problem);
+        }
+        if let Err(error) = self.store.commit(record, state, due).await {
+            self.take_back(&before, &links).await;
+            return Err(Refused::Storage(chain(&error)));
+        }
+        self.reverting = None;
+        Ok(self.done(true, lines))
+    }
+
+    pub(super) fn record(&self, state: &Imperative, actor: &Actor, what: &str) -> Record {
+        let blank = Record {
+            generation: 0,
+            wall: self.clock.wall(),
+            trusted: self.trusted.borrow().is_some(),
+            actor: actor.to_string(),
+            what: what.to_owned(),
+            confirm: None,
+            change: Change::default(),
+            revision: Revision::default(),
+        };
+        self.store.history().next(state, blank)
+    }
+
+    pub(super) fn done(&self, changed: bool, lines: Vec<String>) -> Done {
+        let (now, history) = (self.clock.now(), self.store.history());
+        let confirm_within = history.pending().map(|p| p.deadline.since(now).as_secs());
+        Done { generation: history.current(), changed, was_up: false, confirm_within, lines }
+    }
+
+    /// Publishes the facts and waits for the pass that has dealt with them. `Err` says what the kernel did not take.
+    async fn settle(
+        &mut self,
+        state: &Arc<Imperative>,
+        links: &BTreeSet<IfName>,
+        repair: Option<Repair>,
+    ) -> Result<(), Refused> {
+        let seq = repair.as_ref().map_or(0, |r| r.seq);
+        if let Some(repair) = repair {
+            self.repair.send_replace(Some(Arc::new(repair)));
+        }
+        if !self.imperative.borrow().as_ref().is_some_and(|now| Arc::ptr_eq(now, state)) {
+            self.imperative.send_replace(Some(state.clone()));
+        }
+        let settled = async {
+            let (mut looked, mut again) = (0, 2);
+            loop {
+                {
+                    let status = self.net.borrow_and_update();
+                    let dealt = Arc::ptr_eq(&status.imperative, state) && status.repaired >= seq;
+                    if dealt && status.passes != looked {
+                        looked = status.passes;
+                        let problem = failure(&status, links);
+                        // What is left although nothing was refused came up meanwhile, such as the address that the kernel
+                        // gives itself after a new MTU: the next pass deals with it.
+                        if problem.is_none() || !status.troubles.is_empty() || again == 0 {
+                            return problem;
+                        }
+                        again -= 1;
+                    }
+                }
+                if self.net.changed().await.is_err() {
+                    return Some(Refused::Kernel("the reconcile task is gone".to_owned()));
+                }
+            }
+        };
+        match tokio::time::timeout(PATIENCE, settled).await {
+            Ok(None) => Ok(()),
+            Ok(Some(problem)) => Err(problem),
+            Err(_) => Err(Refused::Kernel(format!("no pass over the network within {} s", PATIENCE.as_secs()))),
+        }
+    }
+
+    async fn take_back(&mut self, before: &Arc<Imperative>, links: &BTreeSet<IfName>) {
+        if let Err(problem) = self.settle(before, links, None).await {
+            tracing::error!(%problem, "the previous state is not back yet; the reconcile task goes on trying");
+        }
+    }
+
+    /// Whether the kernel was looked at and has no peer of an unfinished change any more, but those that somebody wants.
+    fn is_taken_back(&self) -> bool {
+        let status = self.net.borrow();
+        let gone = |(link, keys): (&IfName, &BTreeSet<PublicKey>)| {
+            let wanted = status.desired.links.get(link);
+            let left = |key: &&PublicKey| !wanted.is_some_and(|w| w.peers.contains_key(*key));
+            let seen = status.observed.links.get(link);
+            !seen.is_some_and(|seen| keys.iter().filter(left).any(|key| seen.peers.contains_key(key)))
+        };
+        status.passes > 0 && self.store.history().unfinished().iter().all(gone)
+    }
+
+    async fn abandon(&mut self) {
+        if let Err(error) = self.store.abandon().await {
+            tracing::warn!(error = %chain(&error), "not noted that an unfinished change is taken back; the next start looks again");
+        }
+    }
+
+    async fn confirm(&mut self, generation: Option<u64>) -> Result<Done, Refused> {
+        let waiting = self.store.history().pending().map(|p| p.generation);
+        let wanted = generation.or(waiting).unwrap_or(self.store.history().current());
+        if waiting != Some(wanted) {
+            return Err(Refused::NothingToConfirm(wanted));
+        }
+        self.store.confirm(wanted).await.map_err(|e| Refused::Storage(chain(&e)))?;
+        if self.reverting.take().is_some() {
+            // It came in time after all: a reversion that the kernel did not take is over.
+            self.imperative.send_replace(Some(self.store.history().state().clone()));
+        }
+        Ok(self.done(true, Vec::new()))
+    }
+
+    /// Goes back because nobody confirmed. What the kernel does not take is not taken back, as with any other change: the
+    /// unconfirmed state is the one that may have cut everybody off. It is tried again for ever.
+    async fn revert(&mut self) {
+        let Some(pending) = self.store.history().pending().cloned() else { return };
+        let what = format!("generation {} was not confirmed: back to {}", pending.generation, pending.back_to);
+        let Some(state) = self.store.history().at(pending.back_to).map(Arc::new) else { return };
+        let record = self.record(&state, &Actor::TimeOut, &what);
+        let links = touched(&record.change);
+        let lines = record.change.lines(self.store.history().state());
+        let done = match self.settle(&state, &links, None).await {
+            Ok(()) => self.store.commit(record, state, None).await.map_err(|e| Refused::Storage(chain(&e))),
+            Err(problem) => Err(problem),
+        };
+        let done = done.map(|()| self.done(true, lines));
+        let Some(problem) = done.as_ref().err().map(ToString::to_string) else {
+            self.reverting = None;
+            return self.report(&Actor::TimeOut, &what, &done);
+        };
+        let last = self.reverting.take();
+        // Said once, not with every attempt: the trail is bounded, and so is the life of the flash it is on.
+        if last.as_ref().is_none_or(|l| l.problem != problem) {
+            self.report(&Actor::TimeOut, &what, &done);
+        }
+        let wait = last.map_or(RETRY.0, |l| (l.wait * 2).min(RETRY.1));
+        self.reverting = Some(Reverting { again: self.clock.now() + wait, wait, problem });
+    }
+
+    async fn rollback(&mut self, wanted: u64, actor: &Actor, what: &str) -> Result<Done, Refused> {
+        let history = self.store.history();
+        let (oldest, newest) = (history.oldest(), history.current());
+        let state = history.at(wanted).ok_or(Refused::NoGeneration { wanted, oldest, newest })?;
+        let links = touched(&Change::between(history.state(), &state));
+        let stays = tell::stays(history, wanted);
+        let mut done = self.change(state, links, actor, what, None).await?;
+        done.lines.extend(stays);
+        Ok(done)
+    }
+
+    async fn reconcile(&mut self, what: Reconcile) -> Result<Reconciled, Refused> {
+        look(&self.repair, self.net.clone(), &self.clock, Duration::ZERO).await;
+        let before = self.drift();
+        if what.dry_run {
+            return Ok(Reconciled::between(&before, &Report::default(), &what, |_| String::new()));
+        }
+        self.repairs += 1;
+        let repair = Repair {
+            seq: self.repairs,
+            links: BTreeSet::new(),
+            missing: what.reconcile_missing,
+            mismatched: what.reconcile_mismatched,
+            unknown: if what.remove_unknown { Unknown::All } else { Unknown::Keep },
+        };
+        // What the kernel did a moment ago belongs to somebody else.
+        let since = self.clock.now();
+        let state = self.imperative.borrow().clone().unwrap_or_default();
+        let problem = self.settle(&state, &BTreeSet::new(), Some(repair)).await.err().map(|p| p.to_string());
+        let after = self.drift();
+        let status = self.net.borrow();
+        let why = |key: PublicKey| {
+            let name = key.short().to_string();
+            let refused = status.history.iter().rev().take_while(|d| d.at >= since);
+            let said = refused.filter(|d| d.what.contains(&name)).find_map(|d| d.error.clone());
+            said.or_else(|| problem.clone()).unwrap_or_else(|| "the difference is still there".to_owned())
+        };
+        Ok(Reconciled::between(&before, &after, &what, why))
+    }
+
+    fn drift(&self) -> Report {
+        let status = self.net.borrow();
+        let seen = self.clock.wall().before(self.clock.now().since(status.observed.at));
+        report(&status.desired, &status.observed, &Names::new(), None, seen)
+    }
+}
+
+async fn sleep(wait: Option<Duration>) {
+    match wait {
+        Some(wait) => tokio::time::sleep(wait).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn touched(change: &Change) -> BTreeSet<IfName> {
+    change.0.keys().cloned().collect()
+}
+
+/// Whether policy leaves peers alone that nobody declared there.
+fn keeps_strangers(status: &Status, link: &IfName) -> bool {
+    let ours = status.observed.links.get(link).is_none_or(|l| l.ours);
+    status.desired.links.get(link).is_some_and(|l| !l.remove_unknown.unwrap_or(ours))
+}
+
+/// Peers of the interface that nobody declared and that policy leaves alone.
+fn kept(status: &Status, link: &IfName) -> BTreeSet<PublicKey> {
+    let held = status.left.held.iter().filter(|s| s.link() == link);
+    held.filter_map(|s| if let Step::RemovePeer { peer, .. } = s { Some(*peer) } else { None }).collect()
+}
+
+/// What is left undone on these interfaces.
+fn failure(status: &Status, links: &BTreeSet<IfName>) -> Option<Refused> {
+    if let Some(trouble) = status.troubles.iter().find(|t| t.code == "desired_invalid") {
+        return Some(Refused::Kernel(trouble.detail.clone()));
+    }
+    let taken = status.left.blocked.iter().map(|Blocked::NameTaken(name)| name);
+    if let Some(name) = taken.into_iter().find(|name| links.contains(*name)) {
+        return Some(Conflict::Foreign(name.clone()).into());
+    }
+    let step = status.left.steps.iter().find(|s| links.contains(s.link()))?;
+    // What the kernel said is told with the step it said it of.
+    let said = status.troubles.iter().find(|t| t.code == "apply_failed");
+    let text = said.map_or_else(|| render::step(step, &status.observed), |t| t.detail.clone());
+    Some(Refused::Kernel(text))
+}
+
+/// An error with its sources, in one line.
+pub(super) fn chain(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut source = e.source();
+    while let Some(s) = source {
+        text.push_str(": ");
+        text.push_str(&s.to_string());
+        source = s.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

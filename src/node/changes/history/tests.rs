@@ -1,0 +1,98 @@
+//! What is on disk: bounded in bytes as in number, and private.
+use super::*;
+use spoke_change::declared::Revision;
+use spoke_change::record::Change;
+use spoke_model::key::PublicKey;
+use spoke_model::time::Wall;
+use spoke_net::api_state::{ImperativeLink, ImperativePeer};
+
+/// So many peers, each with a keepalive.
+fn state(peers: u8, keepalive: u16) -> Imperative {
+    let peers = (0..peers).map(|n| {
+        let peer = ImperativePeer { keepalive, ..ImperativePeer::default() };
+        (PublicKey([n; 32]), Arc::new(peer))
+    });
+    let link = ImperativeLink { peers: peers.collect(), ..ImperativeLink::default() };
+    Imperative { links: [("wg0".parse().unwrap(), link)].into() }
+}
+
+async fn commit(store: &mut Store, state: &Imperative) {
+    let record = Record {
+        generation: 0,
+        wall: Wall(0),
+        trusted: true,
+        actor: "user 0".into(),
+        what: "test".into(),
+        confirm: None,
+        change: Change::default(),
+        revision: Revision::default(),
+    };
+    let record = store.history().next(state, record);
+    store.commit(record, Arc::new(state.clone()), None).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_store_stays_within_its_bytes_and_keeps_the_previous_state() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Store::open(dir.path(), 10, "boot", Boot::default()).unwrap();
+    store.max_bytes = 60_000;
+    // Each generation replaces all peers: some 20 kB a line.
+    for keepalive in 1..=40 {
+        commit(&mut store, &state(200, keepalive)).await;
+        let len = std::fs::metadata(dir.path().join(FILE)).unwrap().len();
+        assert!(len <= 90_000, "{len} after {keepalive}");
+        assert_eq!(store.history().current(), u64::from(keepalive));
+        let previous = store.history().previous().unwrap();
+        let before = if keepalive == 1 { Imperative::default() } else { state(200, keepalive - 1) };
+        assert_eq!(store.history().at(previous).unwrap(), before);
+    }
+    let again = Store::open(dir.path(), 10, "boot", Boot::default()).unwrap();
+    assert_eq!(**again.history().state(), state(200, 40));
+    assert_eq!(again.history().at(39).unwrap(), state(200, 39));
+    assert_eq!(*peek(dir.path()).unwrap(), state(200, 40));
+    // A state that is too long by itself is kept all the same, and not written anew each time.
+    let mut store = again;
+    store.max_bytes = 10;
+    for keepalive in 41..=44 {
+        commit(&mut store, &state(200, keepalive)).await;
+    }
+    assert_eq!((**store.history().state()).clone(), state(200, 44));
+    assert_eq!(store.history().at(43).unwrap(), state(200, 43));
+}
+
+#[test]
+fn looking_at_a_store_that_is_not_there_makes_none() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(*peek(dir.path()).unwrap(), Imperative::default());
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn what_a_newer_version_wrote_stops_no_older_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(FILE);
+    let open = || Store::open(dir.path(), 10, "boot", Boot::default()).unwrap();
+    let mut store = open();
+    commit(&mut store, &state(3, 1)).await;
+    commit(&mut store, &state(3, 2)).await;
+    store.journal.append(br#"{"line":"something","of":"later"}"#, true).await.unwrap();
+    commit(&mut store, &state(3, 3)).await;
+    let before = std::fs::read(&path).unwrap();
+    assert_eq!(*peek(dir.path()).unwrap(), state(3, 2));
+    let mut older = open();
+    assert_eq!((older.history().current(), (**older.history().state()).clone()), (2, state(3, 2)));
+    commit(&mut older, &state(3, 9)).await;
+    assert_eq!(std::fs::read(dir.path().join("changes.journal.damaged")).unwrap(), before, "nothing is lost");
+    let again = open();
+    assert_eq!((again.history().current(), (**again.history().state()).clone()), (3, state(3, 9)));
+
+    // Not one line of it.
+    let text = std::fs::read(&path).unwrap();
+    let mut journal = Journal::open(path.clone()).unwrap().0;
+    journal.replace(["{}"].into_iter().collect()).await.unwrap();
+    assert_ne!(std::fs::read(&path).unwrap(), text);
+    let mut older = open();
+    assert_eq!(**older.history().state(), Imperative::default());
+    commit(&mut older, &state(1, 1)).await;
+    assert_eq!(**open().history().state(), state(1, 1));
+}

@@ -1,0 +1,434 @@
+//! The ledger whole, with the reconcile task and a kernel in memory, on a state directory that outlives it.
+use super::*;
+use crate::audit::entries;
+use crate::sim as node;
+use proptest::prelude::*;
+use rustix::io::Errno;
+use spoke_change::ask::Generation;
+use spoke_change::conflict::Conflict;
+use spoke_change::edit::{OwnValues, PeerValues};
+use spoke_model::key::PresharedKey;
+use spoke_model::time::Wall;
+use spoke_net::api_state::ImperativePeer;
+use spoke_net::state::ObservedPeer;
+use spoke_sys::sim::clock::SimClock;
+use spoke_sys::sim::kernel::FakeKernel;
+use std::collections::BTreeMap;
+
+struct Node(node::Node);
+
+impl std::ops::Deref for Node {
+    type Target = node::Node;
+    fn deref(&self) -> &node::Node {
+        &self.0
+    }
+}
+
+fn config(dir: &Path, mtu: u32) -> Arc<Config> {
+    let text = format!(
+        "[node]\nrole = \"hub\"\nstate_dir = \"{}\"\n[agent]\nkeep_generations = 4\n[[interface]]\nname = \"wg0\"\nlisten_port = 51820\nremove_unknown = false\nmtu = {mtu}\n",
+        dir.display()
+    );
+    Arc::new(Config::from_text(Some(("test", &text)), []).unwrap())
+}
+
+impl Node {
+    async fn start(dir: &Path, kernel: FakeKernel, clock: SimClock) -> Self {
+        Self::with(dir, kernel, clock, config(dir, 1280)).await
+    }
+
+    async fn with(dir: &Path, kernel: FakeKernel, clock: SimClock, wanted: Arc<Config>) -> Self {
+        let node = node::Node::start(dir, config(dir, 1280), wanted, kernel, clock).await;
+        // Until what is declared at the start is on the disk: a process that is killed before has noted nothing yet, and the
+        // next one begins with what it finds. Simulated time goes on when no thread is writing.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        Self(node)
+    }
+
+    /// Ends everything as a crash would; the kernel stays.
+    async fn restart(mut self, dir: &Path, clock: &SimClock) -> Self {
+        self.0.kill().await;
+        let wanted = self.control.borrow().clone().unwrap();
+        Self::with(dir, self.kernel.kernel(), clock.clone(), wanted).await
+    }
+
+    /// The control plane sends another state, and the kernel takes it.
+    async fn declare(&self, wanted: Arc<Config>) {
+        self.control.send_replace(Some(wanted.clone()));
+        let taken = |s: &Status| s.clean && s.control.as_ref().is_some_and(|c| Arc::ptr_eq(c, &wanted));
+        self.net.clone().wait_for(taken).await.unwrap();
+        // Until everybody has heard of it.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+
+    async fn edit(&self, edit: Edit, confirm: Option<u64>) -> Result<Done, Refused> {
+        self.changes.edit(edit, Actor::User(0), confirm.map(Duration::from_secs)).await
+    }
+
+    /// Keepalives by the first byte of the key.
+    fn peers(&self) -> BTreeMap<u8, u16> {
+        self.kernel.peers("wg0").iter().map(|(k, p)| (k.0[0], p.keepalive)).collect()
+    }
+}
+
+fn set(peer: u8, keepalive: u16) -> Edit {
+    let values = PeerValues { keepalive: Some(keepalive), ..PeerValues::default() };
+    Edit::SetPeer { link: "wg0".parse().unwrap(), peer: PublicKey([peer; 32]), values }
+}
+
+fn none() -> Edit {
+    Edit::SetPeers { link: "wg0".parse().unwrap(), peers: BTreeMap::new(), own: OwnValues::default() }
+}
+
+fn these(peers: &BTreeMap<u8, u16>) -> Edit {
+    let peer = |keepalive| Arc::new(ImperativePeer { keepalive, ..ImperativePeer::default() });
+    let peers = peers.iter().map(|(n, keepalive)| (PublicKey([*n; 32]), peer(*keepalive))).collect();
+    Edit::SetPeers { link: "wg0".parse().unwrap(), peers, own: OwnValues::default() }
+}
+
+fn stranger(n: u8) -> (PublicKey, ObservedPeer) {
+    let peer = ObservedPeer {
+        preshared_key: Some(PresharedKey::from_bytes([n; 32])),
+        allowed_ips: [format!("10.0.{n}.0/24").parse().unwrap()].into(),
+        keepalive: u16::from(n),
+        endpoint: Some("192.0.2.7:51820".parse().unwrap()),
+        ..ObservedPeer::default()
+    };
+    (PublicKey([n; 32]), peer)
+}
+
+/// Sets peers behind the node's back and waits until it has seen them.
+async fn appear(node: &Node, strangers: &[u8]) {
+    for (key, peer) in strangers.iter().map(|n| stranger(*n)) {
+        node.kernel.set_peer("wg0", key, peer);
+    }
+    tokio::time::sleep(Duration::from_secs(31)).await;
+}
+
+fn refuse_removing(node: &Node, peer: u8) {
+    node.kernel.refuse(move |step| match step {
+        Step::RemovePeer { peer: p, .. } if p.0 == [peer; 32] => Some(Errno::NOMEM),
+        _ => None,
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_there_before_is_there_again_after_a_refusal_and_after_a_rollback() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), SimClock::new(Wall(1_800_000_000)));
+    let node = Node::start(dir.path(), FakeKernel::new(), clock.clone()).await;
+    appear(&node, &[1, 2, 3]).await;
+    let before = node.kernel.peers("wg0");
+    // Two of three go before the kernel refuses the third.
+    refuse_removing(&node, 2);
+    let refused = node.edit(none(), None).await;
+    assert!(matches!(refused, Err(Refused::Kernel(_))), "{refused:?}");
+    node.kernel.refuse_nothing();
+    let there = |node: &Node| node.kernel.peers("wg0");
+    assert_eq!(there(&node).len(), 3, "nobody is lost");
+    for (key, peer) in &before {
+        let now = &there(&node)[key];
+        assert_eq!((&now.preshared_key, &now.allowed_ips), (&peer.preshared_key, &peer.allowed_ips));
+        assert_eq!((now.keepalive, now.endpoint), (peer.keepalive, peer.endpoint));
+    }
+    node.edit(none(), None).await.unwrap();
+    assert!(node.peers().is_empty());
+    let node = node.restart(dir.path(), &clock).await;
+    node.changes.rollback(None, Actor::User(0)).await.unwrap();
+    assert_eq!(there(&node), before);
+
+    // One that is changed first comes back as it was, and is not deleted.
+    appear(&node, &[5]).await;
+    node.edit(set(5, 99), None).await.unwrap();
+    assert_eq!(node.peers()[&5], 99);
+    node.changes.rollback(None, Actor::User(0)).await.unwrap();
+    assert_eq!(node.peers()[&5], 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_way_back_that_the_kernel_refuses_is_tried_for_ever_and_told_once() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), SimClock::new(Wall(1_800_000_000)));
+    let node = Node::start(dir.path(), FakeKernel::new(), clock.clone()).await;
+    node.edit(set(1, 1), None).await.unwrap();
+    node.edit(set(2, 2), Some(10)).await.unwrap();
+    refuse_removing(&node, 2);
+    tokio::time::sleep(Duration::from_secs(1800)).await;
+    let told = |entries: &[spoke_change::audit::Entry]| {
+        entries.iter().filter(|e| e.what.contains("was not confirmed")).map(|e| e.result.clone()).collect::<Vec<_>>()
+    };
+    let trail = told(&entries(dir.path()).unwrap().0);
+    assert!(trail.len() == 1 && trail[0].contains("refused"), "{trail:?}");
+    let busy = node.edit(set(3, 3), None).await;
+    assert_eq!(busy, Err(Refused::Unconfirmed(2)), "nothing is built upon it");
+    node.kernel.refuse_nothing();
+    let mut net = node.net.clone();
+    net.wait_for(|s| s.observed.links.values().all(|l| l.peers.len() == 1)).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert_eq!(node.changes.history().await.unwrap()[0].generation, 3);
+    assert_eq!(told(&entries(dir.path()).unwrap().0).last().unwrap(), "done");
+    assert_eq!(node.peers(), [(1, 1)].into());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_killed_process_brought_in_goes_and_what_it_took_away_is_back() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), SimClock::new(Wall(1_800_000_000)));
+    let node = Node::start(dir.path(), FakeKernel::new(), clock.clone()).await;
+    node.edit(these(&[(1, 1), (2, 2)].into()), None).await.unwrap();
+    appear(&node, &[9]).await;
+    // One of two went, and whoever was there before; of three that come not all are there.
+    node.kernel.hang_after(Some(4));
+    let next = [(2, 2), (3, 3), (4, 4), (5, 5)].into();
+    let cut = tokio::time::timeout(Duration::from_secs(5), node.edit(these(&next), None)).await;
+    let left = node.peers();
+    assert!(
+        cut.is_err() && !left.contains_key(&1) && left.contains_key(&3) && !left.contains_key(&5),
+        "{cut:?}: {left:?}"
+    );
+    node.kernel.hang_after(None);
+    // Even where the kernel does not take it back at once.
+    refuse_removing(&node, 3);
+    let node = node.restart(dir.path(), &clock).await;
+    assert_eq!(node.peers(), [(1, 1), (2, 2), (3, 3), (9, 9)].into());
+    node.kernel.refuse_nothing();
+    let mut net = node.net.clone();
+    net.wait_for(|s| s.clean).await.unwrap();
+    assert_eq!(node.peers(), [(1, 1), (2, 2), (9, 9)].into());
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    // That is over: who sets one of them now is a stranger as any other.
+    let node = node.restart(dir.path(), &clock).await;
+    appear(&node, &[3]).await;
+    let node = node.restart(dir.path(), &clock).await;
+    appear(&node, &[]).await;
+    assert_eq!(node.peers(), [(1, 1), (2, 2), (3, 3), (9, 9)].into());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_declare_is_a_generation_that_is_told_and_not_taken_back() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), SimClock::new(Wall(1_800_000_000)));
+    let node = Node::start(dir.path(), FakeKernel::new(), clock.clone()).await;
+    let file = || std::fs::read(dir.path().join("changes.journal")).unwrap();
+    node.edit(set(1, 1), None).await.unwrap();
+    node.edit(set(1, 2), None).await.unwrap();
+    let before = file();
+    let node = node.restart(dir.path(), &clock).await;
+    node.declare(config(dir.path(), 1280)).await;
+    assert_eq!(file(), before, "nothing is written where nothing differs");
+
+    node.declare(config(dir.path(), 1400)).await;
+    let history = node.changes.history().await.unwrap();
+    let said: Vec<_> = history.iter().map(|g| (g.generation, g.actor.as_str(), g.what.as_str())).collect();
+    assert_eq!(said[0], (3, "control plane", "the control plane's state: 1 value changed"), "{said:?}");
+    assert!(history[0].current && history.iter().find(|g| g.previous).unwrap().generation == 1);
+    let differ = node.changes.diff(1, 3).await.unwrap();
+    assert_eq!(differ.len(), 2, "what the API and what others have changed: {differ:?}");
+    assert_eq!(differ[1], "~ interface.wg0.mtu = 1400, instead of 1280");
+
+    // The way back leads over it, and says what it does not bring back and who would.
+    let done = node.changes.rollback(None, Actor::User(0)).await.unwrap();
+    assert_eq!((done.generation, node.peers()), (4, [(1, 1)].into()));
+    let stays =
+        "! 1 value not set through the API left as now (spoke config diff 3 1): change that at the control plane";
+    assert_eq!(done.lines.last().unwrap(), stays);
+    assert_eq!(node.net.borrow().observed.links.values().next().unwrap().mtu, 1400);
+
+    // Another configuration at a start is that of whoever has changed the file.
+    node.control.send_replace(Some(config(dir.path(), 1300)));
+    let node = node.restart(dir.path(), &clock).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let newest = node.changes.history().await.unwrap()[0].clone();
+    assert_eq!((newest.generation, newest.actor.as_str()), (5, "configuration"), "{newest:?}");
+    // The trail is written by a thread of its own, which no simulated time waits for.
+    let told = || entries(dir.path()).unwrap().0;
+    let until = std::time::Instant::now() + Duration::from_secs(30);
+    while !told().iter().any(|e| e.actor == "configuration" && e.what.contains("mtu = 1300")) {
+        assert!(std::time::Instant::now() < until, "{:?}", told());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let done = node.changes.rollback(Some(3), Actor::User(0)).await.unwrap();
+    let told = done.lines.last().unwrap();
+    assert!(told.contains("change that in the configuration file, then restart spoke"), "{told}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn repairs_name_each_peer_that_could_not_be_repaired() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), SimClock::new(Wall(1_800_000_000)));
+    let node = Node::start(dir.path(), FakeKernel::new(), clock).await;
+    appear(&node, &[1, 2]).await;
+    refuse_removing(&node, 2);
+    let what = Reconcile { remove_unknown: true, ..Reconcile::default() };
+    let done = node.changes.reconcile(what, Actor::User(0)).await.unwrap();
+    assert_eq!(done.removed, [PublicKey([1; 32]).to_string()]);
+    let [error] = &done.errors[..] else { panic!("{done:?}") };
+    assert_eq!((error.peer.clone(), error.action.as_str()), (PublicKey([2; 32]).to_string(), "remove"));
+    assert!(error.error.to_lowercase().contains("memory"), "{error:?}");
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Apply {
+        peer: u8,
+        keepalive: u16,
+        confirm: bool,
+    },
+    /// The kernel refuses it.
+    Fail {
+        peer: u8,
+        keepalive: u16,
+    },
+    /// The process is killed when the kernel has done so many steps of it.
+    Killed {
+        peers: [u8; 2],
+        keepalive: u16,
+        after: u32,
+    },
+    /// Somebody else stands in the way.
+    Conflict,
+    /// The control plane has another idea of the MTU.
+    Declare {
+        mtu: u32,
+    },
+    Confirm,
+    TimeOut,
+    Rollback {
+        back: Option<u8>,
+    },
+    Restart,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        4 => (1u8..6, 1u16..4, any::<bool>()).prop_map(|(peer, keepalive, c)| Op::Apply { peer, keepalive, confirm: c }),
+        2 => (1u8..6, 4u16..6).prop_map(|(peer, keepalive)| Op::Fail { peer, keepalive }),
+        2 => ([1u8..6, 4u8..9], 1u16..4, 0u32..5).prop_map(|(peers, keepalive, after)| Op::Killed { peers, keepalive, after }),
+        2 => (1280u32..1283).prop_map(|mtu| Op::Declare { mtu }),
+        1 => Just(Op::Conflict),
+        1 => Just(Op::Confirm),
+        1 => Just(Op::TimeOut),
+        2 => proptest::option::of(1u8..4).prop_map(|back| Op::Rollback { back }),
+        2 => Just(Op::Restart),
+    ]
+}
+
+type Peers = BTreeMap<u8, u16>;
+
+async fn follow(ops: Vec<Op>) -> Result<(), TestCaseError> {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), SimClock::new(Wall(1_800_000_000)));
+    let mut node = Node::start(dir.path(), FakeKernel::new(), clock.clone()).await;
+    // Every good state there ever was; and what an outstanding confirmation goes back to.
+    let mut good: Vec<Peers> = vec![Peers::new()];
+    let mut outstanding: Option<usize> = None;
+    // The control plane's generations have of the API's what was there before.
+    let (mut theirs, mut mtu) = (BTreeSet::new(), 1280);
+    for op in ops {
+        let last = good.last().cloned().unwrap_or_default();
+        match op {
+            Op::Apply { peer, keepalive, confirm } => {
+                let done = node.edit(set(peer, keepalive), confirm.then_some(30)).await;
+                if outstanding.is_some() {
+                    prop_assert!(matches!(done, Err(Refused::Unconfirmed(_))));
+                } else if last.get(&peer) == Some(&keepalive) {
+                    prop_assert!(!done.unwrap().changed);
+                } else {
+                    prop_assert!(done.unwrap().changed);
+                    outstanding = confirm.then_some(good.len() - 1);
+                    good.push(last.into_iter().chain([(peer, keepalive)]).collect());
+                }
+            }
+            Op::Fail { peer, keepalive } => {
+                node.kernel.refuse(move |step| match step {
+                    Step::SetPeer { peer: p, .. } if p.0 == [peer; 32] => Some(Errno::NOBUFS),
+                    _ => None,
+                });
+                prop_assert!(node.edit(set(peer, keepalive), None).await.is_err());
+                node.kernel.refuse_nothing();
+            }
+            Op::Killed { peers, keepalive, after } => {
+                let wanted: Peers = peers.into_iter().map(|p| (p, keepalive)).collect();
+                node.kernel.hang_after(Some(after));
+                tokio::select! {
+                    done = node.edit(these(&wanted), None) => match done {
+                        Ok(done) if done.changed => good.push(wanted),
+                        Ok(_) => prop_assert_eq!(wanted, last),
+                        Err(_) => prop_assert!(outstanding.is_some()),
+                    },
+                    () = tokio::time::sleep(Duration::from_secs(9)) => {}
+                }
+                node.kernel.hang_after(None);
+                node = node.restart(dir.path(), &clock).await;
+            }
+            Op::Declare { mtu: new } => {
+                node.declare(config(dir.path(), new)).await;
+                if new != std::mem::replace(&mut mtu, new) {
+                    theirs.insert(good.len());
+                    good.push(last);
+                }
+            }
+            Op::Conflict => {
+                let link: IfName = "wg7".parse().unwrap();
+                let edit = Edit::RemovePeer { link: link.clone(), peer: PublicKey([1; 32]) };
+                let refused = node.edit(edit, None).await.unwrap_err();
+                prop_assert!(refused == Refused::Conflict(Conflict::NoLink(link)) || outstanding.is_some());
+            }
+            Op::Confirm => {
+                let done = node.changes.confirm(None, Actor::User(0)).await;
+                prop_assert_eq!(done.is_ok(), outstanding.take().is_some());
+            }
+            Op::TimeOut => {
+                tokio::time::sleep(Duration::from_secs(40)).await;
+                if let Some(back) = outstanding.take() {
+                    good.push(good[back].clone());
+                }
+            }
+            Op::Rollback { back } => {
+                let to = back.map(|b| (good.len() as u64 - 1).saturating_sub(u64::from(b)));
+                let kept = node.changes.history().await.unwrap();
+                let ours = |g: &&Generation| !theirs.contains(&usize::try_from(g.generation).unwrap());
+                let before = kept.iter().find(ours).map_or(good.len() as u64 - 1, |g| g.generation - 1);
+                let target = to.unwrap_or(before);
+                match node.changes.rollback(to, Actor::User(0)).await {
+                    Ok(done) => {
+                        let wanted = good[usize::try_from(target).unwrap()].clone();
+                        prop_assert_eq!(done.changed, wanted != last);
+                        if done.changed {
+                            outstanding = None;
+                            good.push(wanted);
+                        }
+                    }
+                    Err(e) => {
+                        let gone = matches!(e, Refused::NoGeneration { .. });
+                        prop_assert!(gone && good.len() > 4, "{}", e);
+                    }
+                }
+            }
+            Op::Restart => {
+                // A confirmation that is outstanding goes on waiting.
+                node = node.restart(dir.path(), &clock).await;
+            }
+        }
+        let mut net = node.net.clone();
+        net.wait_for(|s| s.clean).await.unwrap();
+        prop_assert_eq!(&node.peers(), good.last().unwrap());
+        let history = node.changes.history().await.unwrap();
+        prop_assert_eq!(history.first().map_or(0, |g| g.generation), good.len() as u64 - 1);
+        let previous = history.iter().find(|g| g.previous).map(|g| g.generation);
+        let last = (1..good.len()).rfind(|i| !theirs.contains(i));
+        // The oldest is known by its content alone.
+        prop_assert!(previous.is_none() || previous == last.map(|i| i as u64 - 1));
+        for g in &history {
+            let by = if theirs.contains(&usize::try_from(g.generation).unwrap()) { "control plane" } else { "user 0" };
+            prop_assert!(g.actor == by || g.actor == "confirmation time-out" && by == "user 0", "{:?}", g);
+        }
+        prop_assert!(history.len() < 4 + 5, "bounded");
+        prop_assert_eq!(history.iter().any(|g| g.confirm_within.is_some()), outstanding.is_some());
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn the_kernel_and_the_history_say_the_same_whatever_happens(ops in proptest::collection::vec(op(), 1..24)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(follow(ops))?;
+    }
+}

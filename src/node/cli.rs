@@ -1,0 +1,129 @@
+//! The command line: one file a subcommand. Exit codes: 0 fine, 1 failed, 2 bad input.
+pub mod audit;
+pub mod check;
+pub mod clock;
+pub mod completions;
+pub mod config;
+pub mod doctor;
+pub mod drift;
+pub mod grants;
+pub mod key;
+pub mod plan;
+pub mod provision;
+mod remembered;
+pub mod status;
+pub mod update;
+
+use crate::run;
+use clap::{Parser, Subcommand};
+use spoke_command::{Failure, exit_code, harden, usage};
+use spoke_config::Config;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Where the configuration is unless `--config` says otherwise.
+pub const CONFIG: &str = "/etc/spoke/spoke.toml";
+
+/// Brings up WireGuard to a hub and keeps it up.
+#[derive(Debug, Parser)]
+#[command(name = "spoke", version = spoke_model::VERSION, max_term_width = 100)]
+#[command(
+    after_help = "Exit codes: 0 fine, 1 failed, 2 bad input.\nThe configuration is read from --config, then from variables SPOKE__SECTION__KEY."
+)]
+pub struct Cli {
+    /// Configuration file
+    #[arg(short, long, global = true, value_name = "FILE", default_value = CONFIG)]
+    pub config: PathBuf,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the supervisor in the foreground
+    Run,
+    /// Check the configuration: print every fault, or the effective configuration
+    Check,
+    /// Show what the running supervisor sees and does
+    Status(status::Args),
+    /// Show what `run` would change in the kernel now
+    Plan(plan::Args),
+    /// Make a WireGuard key, or show a public one
+    #[command(subcommand)]
+    Key(key::Command),
+    /// Restore the clock of a board that has none, or show it
+    #[command(subcommand)]
+    Clock(clock::Command),
+    /// Show who is admitted by NFT and why, or ask the chain
+    #[command(subcommand)]
+    Grants(grants::Command),
+    /// Show what the kernel has otherwise than wanted, or repair it
+    Drift(drift::Args),
+    /// Show, compare and take back what was changed through the agent API
+    #[command(subcommand)]
+    Config(config::Command),
+    /// Show who changed what, or check that record
+    #[command(subcommand)]
+    Audit(audit::Command),
+    /// Look for what could keep the tunnel from coming up, with a remedy for each
+    Doctor(doctor::Args),
+    /// Install, show and take back updates of an image with two slots
+    #[command(subcommand)]
+    Update(update::Command),
+    /// Take the settings from an image's boot partition (run by the image's own unit)
+    #[command(hide = true)]
+    Provision(provision::Args),
+    /// Print shell completions
+    Completions(completions::Args),
+    /// Print the man page (roff)
+    Man(completions::ManArgs),
+}
+
+/// Parses the arguments and runs the command.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    harden();
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(e) => return usage(&e),
+    };
+    let outcome = match &cli.command {
+        Command::Run => run::run(&cli.config),
+        Command::Check => check::run(&cli.config),
+        Command::Status(args) => status::run(&cli.config, args),
+        Command::Plan(args) => plan::run(&cli.config, args),
+        Command::Key(command) => key::run(command, &cli.config),
+        Command::Clock(command) => clock::run(*command, &cli.config),
+        Command::Grants(command) => grants::run(&cli.config, command),
+        Command::Drift(args) => drift::run(&cli.config, args),
+        Command::Config(command) => config::run(&cli.config, *command),
+        Command::Audit(command) => audit::run(&cli.config, *command),
+        Command::Doctor(args) => doctor::run(&cli.config, args),
+        Command::Update(command) => update::run(&cli.config, command),
+        Command::Provision(args) => provision::run(args),
+        Command::Completions(args) => completions::run(args),
+        Command::Man(args) => completions::man(args),
+    };
+    exit_code("spoke", outcome)
+}
+
+/// Reads the configuration, or gives every fault as bad input.
+pub fn load(file: &std::path::Path) -> Result<Config, Failure> {
+    let mut variables = Vec::new();
+    for (name, value) in std::env::vars_os() {
+        if !name.as_encoded_bytes().starts_with(b"SPOKE__") {
+            continue;
+        }
+        let Some(name) = name.to_str() else {
+            let shown = name.to_string_lossy();
+            return Err(Failure::BadInput(format!("the environment: {shown}: its name is not UTF-8; unset it")));
+        };
+        let value = value.into_string().map_err(|_| {
+            Failure::BadInput(format!("the environment: {name}: its value is not UTF-8; write it anew"))
+        })?;
+        variables.push((name.to_owned(), value));
+    }
+    Config::load(Some(file), variables).map_err(|faults| Failure::BadInput(faults.to_string()))
+}

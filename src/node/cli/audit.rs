@@ -1,0 +1,57 @@
+//! `spoke audit`: who changed what on this node, and whether the record was tampered with.
+use super::load;
+use crate::audit::entries;
+use spoke_api::socket::{Request, SOCKET};
+use spoke_change::audit::{Entry, verify};
+use spoke_command::{Failure, Outcome, print};
+use spoke_sys::socket::call;
+use std::fmt::Write as _;
+use std::path::Path;
+
+/// `spoke audit`.
+#[derive(Clone, Copy, Debug, clap::Subcommand)]
+pub enum Command {
+    /// List entries, newest first
+    List {
+        /// Most entries
+        #[arg(long, default_value_t = 100)]
+        limit: usize,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check the chain; prints its head, to be compared with one noted elsewhere
+    Verify,
+}
+
+/// Carries the command out. `verify` reads the files itself: it must not depend on the program that wrote them.
+pub fn run(config: &Path, command: Command) -> Outcome {
+    let config = load(config)?;
+    match command {
+        Command::List { limit, json } => {
+            let socket = config.node.runtime_dir.join(SOCKET);
+            let list: Vec<Entry> = call(&socket, &Request::Audit { limit })?;
+            print(&if json { format!("{}\n", serde_json::to_string_pretty(&list)?) } else { table(&list) });
+        }
+        Command::Verify => {
+            let (list, damaged) = entries(&config.node.state_dir)?;
+            if damaged > 0 {
+                return Err(Failure::Failed(anyhow::anyhow!("{damaged} bytes or entries of the trail are damaged")));
+            }
+            match verify(&list)? {
+                Some(head) => print(&format!("{} entries hold; head {} {}\n", list.len(), head.seq, head.hash)),
+                None => print("the trail is empty\n"),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn table(list: &[Entry]) -> String {
+    let mut out = String::new();
+    for e in list {
+        let clock = if e.trusted { "" } else { "?" };
+        let _ = writeln!(out, "{:>6}  {}{clock}  {:<20}  {}: {}", e.seq, e.time, e.actor, e.what, e.result);
+    }
+    if out.is_empty() { "the trail is empty\n".to_owned() } else { out }
+}

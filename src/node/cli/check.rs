@@ -1,0 +1,11 @@
+//! `spoke check`: every fault at once, or the effective configuration.
+use super::load;
+use spoke_command::{Outcome, print};
+use std::path::Path;
+
+/// Prints the effective configuration as TOML, secrets redacted.
+pub fn run(config: &Path) -> Outcome {
+    let config = load(config)?;
+    print(&config.to_toml());
+    Ok(())
+}

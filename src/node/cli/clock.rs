@@ -1,0 +1,62 @@
+//! `spoke clock`: sets a clock that is behind to what it cannot be before, or shows what is known of it.
+use super::load;
+use crate::clock::floor;
+use anyhow::Context as _;
+use spoke_command::{Outcome, print};
+use spoke_model::clock::{Reading, judge};
+use spoke_sys::clock::{Clock as _, SystemClock, boot_id, set_wall, synchronised};
+use std::path::{Path, PathBuf};
+
+/// `spoke clock …`.
+#[derive(Clone, Copy, Debug, clap::Subcommand)]
+pub enum Command {
+    /// Set a clock that is behind the last stamp or this build to the later of the two (needs CAP_SYS_TIME)
+    Restore,
+    /// Show the clock, below what it never goes, and whether it is believed
+    Show,
+}
+
+/// Runs it.
+pub fn run(command: Command, config: &Path) -> Outcome {
+    let state_dir = state_dir(config);
+    match command {
+        Command::Restore => {
+            let done = restore(&state_dir)
+                .context("cannot set the clock: run as root, or by spoke-clock.service, which has CAP_SYS_TIME")?;
+            print(&format!("{done}\n"));
+        }
+        Command::Show => show(&state_dir),
+    }
+    Ok(())
+}
+
+/// A configuration with a fault must not leave the clock in the past: then it is the default directory.
+fn state_dir(config: &Path) -> PathBuf {
+    load(config).map_or_else(|_| PathBuf::from("/var/lib/spoke"), |c| c.node.state_dir)
+}
+
+/// Sets the clock if it is behind; says what was done.
+pub fn restore(state_dir: &Path) -> Result<String, std::io::Error> {
+    let (floor, _) = floor(state_dir);
+    let wall = SystemClock.wall();
+    Ok(match floor.restore(wall) {
+        Some(least) => {
+            set_wall(least)?;
+            format!("the clock said {wall}; it was set to {least}")
+        }
+        None => format!("the clock says {wall}, which is not before {}", floor.least()),
+    })
+}
+
+fn show(state_dir: &Path) {
+    let (floor, _) = floor(state_dir);
+    let boot = boot_id().unwrap_or_default();
+    let (now, wall) = (SystemClock.now(), SystemClock.wall());
+    let reading = Reading { now, wall, boot: &boot, synchronised: synchronised(), confirmed: None };
+    let verdict = match judge(reading, &floor) {
+        Ok((_, source)) => format!("yes ({source:?})").to_lowercase(),
+        Err(doubt) => format!("no ({doubt:?})").to_lowercase(),
+    };
+    let stamp = floor.stamp.as_ref().map_or_else(|| "none".to_owned(), |s| s.wall.to_string());
+    print(&format!("clock    {wall}\nbuild    {}\nstamp    {stamp}\nbelieved {verdict}\n", floor.build));
+}

@@ -1,0 +1,84 @@
+//! `spoke config`: generations of what the agent API, the configuration and the control plane have changed, their differences,
+//! and the way back.
+use super::load;
+use spoke_api::socket::{Request, SOCKET};
+use spoke_change::ask::{Generation, Rolled};
+use spoke_command::{Outcome, print};
+use spoke_sys::socket::call;
+use std::fmt::Write as _;
+use std::path::Path;
+
+/// `spoke config`.
+#[derive(Clone, Copy, Debug, clap::Subcommand)]
+pub enum Command {
+    /// List the generations kept, newest first: `*` is in force, `<` is where a rollback goes to
+    History {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what differs between two generations
+    Diff {
+        /// From this generation
+        a: u64,
+        /// To this one
+        b: u64,
+    },
+    /// Keep a change that would revert by itself
+    Confirm {
+        /// The generation; the one that waits, if none is named
+        generation: Option<u64>,
+    },
+    /// Go back to what the API had set in a generation, or before its last change; it becomes a new generation. What the
+    /// configuration and the control plane have set since stays, and is told
+    Rollback {
+        /// The generation
+        generation: Option<u64>,
+    },
+}
+
+/// Carries the command out.
+pub fn run(config: &Path, command: Command) -> Outcome {
+    let socket = load(config)?.node.runtime_dir.join(SOCKET);
+    match command {
+        Command::History { json } => {
+            let list: Vec<Generation> = call(&socket, &Request::History)?;
+            print(&if json { format!("{}\n", serde_json::to_string_pretty(&list)?) } else { table(&list) });
+        }
+        Command::Diff { a, b } => {
+            let lines: Vec<String> = call(&socket, &Request::Diff { a, b })?;
+            print(&if lines.is_empty() { "no difference\n".to_owned() } else { lines.join("\n") + "\n" });
+        }
+        Command::Confirm { generation } => {
+            let done: Rolled = call(&socket, &Request::Confirm { generation })?;
+            print(&format!("generation {} stays in force\n", done.generation));
+        }
+        Command::Rollback { generation } => {
+            let done: Rolled = call(&socket, &Request::Rollback { to: generation })?;
+            let mut text = format!("generation {} is in force\n", done.generation);
+            for line in &done.lines {
+                let _ = writeln!(text, "  {line}");
+            }
+            print(&text);
+        }
+    }
+    Ok(())
+}
+
+fn table(list: &[Generation]) -> String {
+    if list.is_empty() {
+        return "nothing was changed yet\n".to_owned();
+    }
+    let mut out = String::new();
+    for g in list {
+        let mark = match (g.current, g.previous) {
+            (true, _) => '*',
+            (false, true) => '<',
+            (false, false) => ' ',
+        };
+        let clock = if g.trusted { "" } else { "?" };
+        let wait = g.confirm_within.map(|s| format!("  (reverts in {s} s unless confirmed)")).unwrap_or_default();
+        let _ = writeln!(out, "{mark} {:>5}  {}{clock}  {:<20}  {}{wait}", g.generation, g.time, g.actor, g.what);
+    }
+    out
+}

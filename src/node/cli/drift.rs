@@ -1,0 +1,100 @@
+//! `spoke drift`: what the kernel has that nobody wants, lacks, or has otherwise; and its repair on request.
+use super::load;
+use spoke_api::socket::{Request, SOCKET};
+use spoke_change::ask::{Reconcile, Reconciled};
+use spoke_command::{Failure, Outcome, print};
+use spoke_net::drift::Report;
+use spoke_sys::socket::call;
+use std::fmt::Write as _;
+use std::path::Path;
+
+/// `spoke drift`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Exit with 1 if anything differs
+    #[arg(long)]
+    pub exit_code: bool,
+    /// Add what is missing and restore what differs, whatever the interface's policy
+    #[arg(long)]
+    pub repair: bool,
+    /// With --repair: also remove peers nobody asked for
+    #[arg(long, requires = "repair")]
+    pub remove_unknown: bool,
+    /// With --repair: only say what would be done
+    #[arg(long, requires = "repair")]
+    pub dry_run: bool,
+}
+
+/// Prints the drift, or repairs it.
+pub fn run(config: &Path, args: &Args) -> Outcome {
+    let socket = load(config)?.node.runtime_dir.join(SOCKET);
+    if args.repair {
+        let (remove_unknown, dry_run) = (args.remove_unknown, args.dry_run);
+        let what = Reconcile { remove_unknown, dry_run, ..Reconcile::default() };
+        let done: Reconciled = call(&socket, &Request::DriftRepair { what })?;
+        print(&if args.json {
+            format!("{}\n", serde_json::to_string_pretty(&done)?)
+        } else {
+            repaired(&done, dry_run)
+        });
+        return if done.errors.is_empty() { Ok(()) } else { Err(Failure::Silent) };
+    }
+    let report: Report = call(&socket, &Request::Drift)?;
+    print(&if args.json { format!("{}\n", serde_json::to_string_pretty(&report)?) } else { table(&report) });
+    if args.exit_code && report.has_drift { Err(Failure::Silent) } else { Ok(()) }
+}
+
+fn repaired(done: &Reconciled, dry_run: bool) -> String {
+    let mut out = String::new();
+    let would = if dry_run { "would be " } else { "" };
+    for (what, keys) in [("added", &done.added), ("restored", &done.updated), ("removed", &done.removed)] {
+        for key in keys {
+            let _ = writeln!(out, "{would}{what}: {key}");
+        }
+    }
+    for e in &done.errors {
+        let _ = writeln!(out, "FAILED to {} {}: {}", e.action, e.peer, e.error);
+    }
+    if out.is_empty() { "nothing to do\n".to_owned() } else { out }
+}
+
+/// The drift for people.
+fn table(r: &Report) -> String {
+    let mut out = String::new();
+    for (name, link) in r.interfaces.iter().filter(|(_, l)| l.has_drift) {
+        for m in &link.interface_mismatches {
+            let _ = writeln!(out, "{name}: {} is {}, wanted {}", m.field, m.actual, m.expected);
+        }
+        for p in &link.unknown_peers {
+            let _ = writeln!(out, "{name}: unknown peer {} ({})", p.public_key, nets(&p.allowed_ips));
+        }
+        for p in &link.missing_peers {
+            let who = p.name.as_deref().map(|n| format!(" {n}")).unwrap_or_default();
+            let _ = writeln!(out, "{name}: missing peer {}{who} ({})", p.public_key, nets(&p.allowed_ips));
+        }
+        for p in &link.mismatched_peers {
+            for m in &p.mismatches {
+                let _ =
+                    writeln!(out, "{name}: peer {}: {} is {}, wanted {}", p.public_key, m.field, m.actual, m.expected);
+            }
+        }
+    }
+    if out.is_empty() {
+        out = format!("no drift as of {}\n", r.detected_at);
+    }
+    for d in &r.history {
+        let done = if d.repaired { "repaired" } else { "left alone" };
+        let _ = writeln!(out, "{}  {}: {done}, {} in all", d.time, d.interface, d.summary.total_issues);
+        for step in &d.steps {
+            let _ = writeln!(out, "    {step}");
+        }
+    }
+    out
+}
+
+fn nets(nets: &[ipnet::IpNet]) -> String {
+    nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}

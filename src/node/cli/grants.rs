@@ -1,0 +1,245 @@
+//! `spoke grants`: who is admitted and why, from the running supervisor; or one question asked of the chain directly.
+use super::load;
+use spoke_api::socket::{Request, SOCKET};
+use spoke_chain::conversation::Chain;
+use spoke_command::{Failure, Outcome, block_on, print};
+use spoke_config::grants::Grants;
+use spoke_grants::chain::Pair;
+use spoke_grants::jsonrpc::{At, BlockRef};
+use spoke_grants::policy::{Decision, VERIFICATION_ERROR};
+use spoke_grants::report::{Report, Row};
+use spoke_model::key::PublicKey;
+use spoke_model::node_id::NodeId;
+use spoke_model::time::Boot;
+use spoke_sys::clock::{Clock as _, SystemClock};
+use spoke_sys::random::seed;
+use spoke_sys::rpc::Http;
+use spoke_sys::socket::call;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+
+/// `spoke grants`.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Show every candidate: admitted or not, why, and how old the decision is
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show everything about one node
+    Show {
+        /// The node's id
+        node: NodeId,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Ask the chain now, with the configured quorum, whether KEY may act as NODE; exit code 1 if not
+    Verify {
+        /// The node's id
+        node: NodeId,
+        /// Its WireGuard public key
+        key: PublicKey,
+        /// At this height instead of the newest and the final one
+        #[arg(long)]
+        block: Option<u64>,
+    },
+    /// Have the running supervisor verify everything again
+    Refresh,
+}
+
+/// Runs the command.
+pub fn run(config: &Path, command: &Command) -> Outcome {
+    let config = super::remembered::config(load(config)?);
+    let socket = config.node.runtime_dir.join(SOCKET);
+    match command {
+        Command::List { json } => {
+            let report: Report = call(&socket, &Request::Grants)?;
+            print(&if *json {
+                format!("{:#}\n", serde_json::to_value(&report)?)
+            } else {
+                list(&report, SystemClock.now())
+            });
+            Ok(())
+        }
+        Command::Show { node, json } => {
+            let report: Report = call(&socket, &Request::Grants)?;
+            let rows: Vec<&Row> = report.rows.iter().filter(|r| r.node == *node).collect();
+            if rows.is_empty() {
+                return Err(Failure::Failed(anyhow::anyhow!("no interface has a candidate named {node}")));
+            }
+            print(&if *json {
+                format!("{:#}\n", serde_json::to_value(&rows)?)
+            } else {
+                show(&rows, &report, SystemClock.now())
+            });
+            Ok(())
+        }
+        Command::Verify { node, key, block } => {
+            let Some(grants) = config.grants.clone() else {
+                return Err(Failure::BadInput(
+                    "there is no [grants] section that says whom to ask, and the control plane names no contract"
+                        .into(),
+                ));
+            };
+            verify(Arc::new(grants), (node.clone(), *key), *block)
+        }
+        Command::Refresh => {
+            let _: serde_json::Value = call(&socket, &Request::GrantsRefresh)?;
+            Ok(())
+        }
+    }
+}
+
+fn verify(grants: Arc<Grants>, pair: Pair, block: Option<u64>) -> Outcome {
+    let rpc = Http::new(&grants.endpoints, grants.timeout)?;
+    let mut chain = Chain::new(rpc, SystemClock, grants.clone(), seed);
+    let asked = block_on(ask(&mut chain, &pair, block))?;
+    match asked {
+        Ok(decisions) => {
+            for (at, block, decision) in &decisions {
+                print(&line(at, *block, decision.as_ref()));
+            }
+            let granted = decisions.iter().all(|(_, _, d)| d.is_some_and(|d| d.reason.grants()));
+            if granted { Ok(()) } else { Err(Failure::Silent) }
+        }
+        Err(e) => Err(Failure::Failed(anyhow::anyhow!("{VERIFICATION_ERROR}: {e}"))),
+    }
+}
+
+type Asked = Vec<(&'static str, BlockRef, Option<Decision>)>;
+
+async fn ask(chain: &mut Chain<Http, SystemClock>, pair: &Pair, block: Option<u64>) -> Result<Asked, anyhow::Error> {
+    let pairs = std::slice::from_ref(pair);
+    if let Some(number) = block {
+        let Some(pin) = chain.block(At::Number(number)).await? else { anyhow::bail!("no endpoint has block {number}") };
+        let decided = chain.verify(&[pin], pairs).await?;
+        return Ok(vec![("asked", pin, decided.into_iter().flatten().next().flatten())]);
+    }
+    let asked = chain.ask_about(pair).await?;
+    let mut out = vec![("newest", asked.newest.0, asked.newest.1)];
+    out.extend(asked.last_final.map(|(pin, d)| ("final", pin, d)));
+    Ok(out)
+}
+
+fn line(at: &str, block: BlockRef, decision: Option<&Decision>) -> String {
+    let Some(d) = decision else { return format!("{at:<7} block {:<10} {VERIFICATION_ERROR}\n", block.number) };
+    let token = d.token_id.map(|id| format!("  token {id}")).unwrap_or_default();
+    let owner = d.owner.map(|o| format!("  owner {o}")).unwrap_or_default();
+    format!("{at:<7} block {:<10} {}{token}{owner}\n", block.number, d.reason)
+}
+
+/// The candidates for people.
+fn list(r: &Report, now: Boot) -> String {
+    let mut out = head(r, now);
+    let _ = writeln!(out, "\n{:<28} {:<12} {:<20} {:>10}  {:>8}", "node", "key", "reason", "block", "age");
+    for row in &r.rows {
+        let key = row.key.to_string();
+        let age = row.decided.map_or("-".to_owned(), |at| age(now.since(at).as_secs()));
+        let mut note = String::new();
+        if let Some(height) = row.held_until {
+            let _ = write!(note, "  waits for block {height} to be final");
+        }
+        if let Some(since) = row.doubt {
+            let _ = write!(note, "  changed, not verified for {}", self::age(since.as_secs()));
+        }
+        let _ = writeln!(
+            out,
+            "{:<28} {:<12} {:<20} {:>10}  {age:>8}{note}",
+            row.node.as_str(),
+            format!("{}…", key.get(..10).unwrap_or_default()),
+            row.code,
+            row.block
+        );
+    }
+    let _ = writeln!(out, "\n{:<48} {:>10} {:>10}  state", "endpoint", "block", "latency");
+    for e in &r.endpoints {
+        let height = e.height.map_or("-".to_owned(), |h| h.to_string());
+        let latency = e.latency_ms.map_or("-".to_owned(), |ms| format!("{ms:.0} ms"));
+        let state = match (e.other_chain, e.failures, e.answers) {
+            (Some(chain), _, _) => format!("on chain {chain}"),
+            (None, 0, 0) => "not asked".to_owned(),
+            (None, 0, _) => "answers".to_owned(),
+            (None, failures, _) => format!("failed {failures} times in a row"),
+        };
+        let _ = writeln!(out, "{:<48} {height:>10} {latency:>10}  {state}", e.name);
+    }
+    out
+}
+
+fn head(r: &Report, now: Boot) -> String {
+    let mut out = String::new();
+    let heard = r.heard.map_or("never in this run".to_owned(), |at| format!("{} ago", age(now.since(at).as_secs())));
+    let height = r.height.map_or("-".to_owned(), |h| h.to_string());
+    let _ = writeln!(
+        out,
+        "{}: {} of {} admitted; chain heard {heard}, known up to block {height}",
+        r.phase.name(),
+        r.admitted,
+        r.rows.len()
+    );
+    if let Some(away) = &r.away {
+        let _ = writeln!(out, "! the chain is not heard for {}: {}", age(now.since(away.since).as_secs()), away.why);
+    }
+    if let Some(t) = &r.trouble {
+        let _ = writeln!(out, "! {}", t.detail);
+    }
+    out
+}
+
+fn show(rows: &[&Row], r: &Report, now: Boot) -> String {
+    let mut out = head(r, now);
+    for row in rows {
+        let _ = writeln!(
+            out,
+            "\nnode     {}\nkey      {}\nadmitted {}\nreason   {}",
+            row.node,
+            row.key,
+            if row.admitted { "yes" } else { "no" },
+            row.code
+        );
+        if let Some(token) = &row.token_id {
+            let _ = writeln!(out, "token    {token}");
+        }
+        if let Some(owner) = &row.owner {
+            let _ = writeln!(out, "owner    {owner}");
+        }
+        if let Some(at) = row.decided {
+            let _ = writeln!(out, "decided  {} ago, holds for block {}", age(now.since(at).as_secs()), row.block);
+        }
+        if let Some(height) = row.held_until {
+            let _ = writeln!(out, "waits    until block {height} is final");
+        }
+        if let Some(since) = row.doubt {
+            let _ = writeln!(out, "doubt    a change was seen {} ago and could not be verified", age(since.as_secs()));
+        }
+    }
+    out
+}
+
+fn age(secs: u64) -> String {
+    match secs {
+        0..=119 => format!("{secs}s"),
+        120..=7199 => format!("{}m", secs / 60),
+        7200..=172_799 => format!("{}h", secs / 3600),
+        _ => format!("{}d", secs / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloy_primitives::{Address, U256};
+    use spoke_grants::policy::Reason;
+
+    #[test]
+    fn a_line_says_block_reason_token_and_owner() {
+        let block = BlockRef { number: 7, ..BlockRef::default() };
+        let d = Decision { reason: Reason::NodeInactive, token_id: Some(U256::from(3)), owner: Some(Address::ZERO) };
+        let text = line("newest", block, Some(&d));
+        assert!(text.contains("NODE_INACTIVE") && text.contains("token 3") && text.contains("block 7"), "{text}");
+        assert!(line("newest", block, None).contains(VERIFICATION_ERROR));
+    }
+}

@@ -1,0 +1,84 @@
+//! `spoke key`: makes a private key, shows the public half of one, or changes the one in use.
+use super::load;
+use spoke_api::socket::{Request, SOCKET, StatusReport};
+use spoke_command::{Failure, Outcome, print};
+use spoke_model::interface_name::IfName;
+use spoke_model::key::SecretKey;
+use spoke_sys::keys::{IfMissing, private};
+use spoke_sys::random::key_bytes;
+use spoke_sys::socket::call;
+use std::io::Read as _;
+use std::path::Path;
+use std::time::Duration;
+use zeroize::Zeroizing;
+
+/// `spoke key …`.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Print a new private key (redirect it into a file of mode 0600)
+    Generate,
+    /// Print the public half of a private key read from standard input, or of an interface's key
+    Public {
+        /// The interface, from the configuration; without it the key is read from standard input
+        #[arg(short, long)]
+        interface: Option<IfName>,
+    },
+    /// Change to a new key without losing the hub: it learns the new one before the old one goes
+    Rotate,
+}
+
+/// How long the command waits for the change; it goes on without it.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Runs it.
+pub fn run(command: &Command, config: &std::path::Path) -> Outcome {
+    let line = |text: &str| print(&format!("{text}\n"));
+    match command {
+        Command::Generate => line(&SecretKey::clamped(*key_bytes()?).reveal_base64()),
+        Command::Public { interface: None } => {
+            let mut text = Zeroizing::new(String::with_capacity(128));
+            std::io::stdin().lock().take(128).read_to_string(&mut text)?;
+            let key: SecretKey = text.trim().parse().map_err(|e| Failure::BadInput(format!("standard input: {e}")))?;
+            line(&key.public().to_string());
+        }
+        Command::Public { interface: Some(name) } => {
+            let config = load(config)?;
+            let Some(interface) = config.interfaces.iter().find(|i| i.name == *name) else {
+                return Err(Failure::BadInput(format!(
+                    "--interface: the configuration has no [[interface]] named {name}"
+                )));
+            };
+            line(&private(&interface.private_key, IfMissing::Fail)?.public().to_string());
+        }
+        Command::Rotate => return rotate(config),
+    }
+    Ok(())
+}
+
+fn rotate(config: &Path) -> Outcome {
+    let socket = load(config)?.node.runtime_dir.join(SOCKET);
+    let () = call(&socket, &Request::RotateKey)?;
+    let ended = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let report: StatusReport = call(&socket, &Request::Status)?;
+            let control = report.control.unwrap_or_default();
+            if control["key_change"].is_null() {
+                let text = |pointer: &str| control.pointer(pointer).and_then(|v| v.as_str()).map(str::to_owned);
+                return Ok::<_, Failure>((text("/key_changed/public_key"), text("/key_changed/error")));
+            }
+        }
+    };
+    // A timer is made where a runtime runs.
+    let done = spoke_command::block_on(async { tokio::time::timeout(PATIENCE, ended).await })?;
+    match done {
+        Ok(Ok((Some(key), _))) => print(&format!("{key}\n")),
+        Ok(Ok((None, why))) => {
+            let why = why.unwrap_or_else(|| "the supervisor was restarted meanwhile: see `spoke status`".to_owned());
+            return Err(anyhow::anyhow!("the key was not changed: {why}").into());
+        }
+        Ok(Err(e)) => return Err(e),
+        Err(_) => return Err(anyhow::anyhow!("it is not done yet and goes on: see `spoke status`").into()),
+    }
+    Ok(())
+}

@@ -1,0 +1,50 @@
+//! `spoke plan`: what `run` would change in the kernel now.
+use super::{load, remembered};
+use spoke_command::{Failure, Outcome, print};
+use spoke_config::interface::Interface;
+use spoke_model::key_source::KeySource;
+use spoke_net::derive::derive;
+use spoke_net::plan::plan;
+use spoke_net::render;
+use spoke_net::state::{Desired, Memory};
+use spoke_sys::kernel::Kernel as _;
+use spoke_sys::keys;
+use spoke_sys::keys::{IfMissing, KeyError};
+use std::path::Path;
+
+/// `spoke plan`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Exit with 1 if there is anything to do
+    #[arg(long)]
+    pub exit_code: bool,
+}
+
+/// Prints the plan; reads the kernel, the state directory and name servers, and changes nothing.
+pub fn run(config: &Path, args: &Args) -> Outcome {
+    let config = remembered::config(load(config)?);
+    let missing = |source: &KeySource| {
+        matches!(keys::private(source, IfMissing::Fail), Err(KeyError::Missing { origin: KeySource::File(_), .. }))
+    };
+    for interface in config.interfaces.iter().filter(|i| missing(&i.private_key)) {
+        let (name, source) = (&interface.name, &interface.private_key);
+        print(&format!(
+            "{name}: make the key {source}, whose public half nobody knows yet: the one below is made up\n"
+        ));
+    }
+    let controlled = |i: &&Interface| config.control.as_ref().is_some_and(|c| c.interface == i.name);
+    for interface in config.interfaces.iter().filter(controlled) {
+        config.overrides.lines(interface, &config).iter().for_each(|line| print(&format!("{line}\n")));
+    }
+    let keys = keys::load(&config, IfMissing::Imagine)?;
+    let wanted = config.interfaces.iter().map(|i| i.name.clone()).collect();
+    let (observed, facts) = spoke_command::block_on(async {
+        let observed = crate::run::kernel(&config)?.observe(&wanted).await?;
+        let facts = remembered::facts(&config, keys, &observed).await?;
+        Ok::<_, Failure>((observed, facts))
+    })??;
+    let desired = derive(&config, &facts, &Desired::default())?;
+    let plan = plan(&desired, &observed, &Memory::default());
+    print(&render::plan(&plan, &observed));
+    if args.exit_code && !plan.is_clean() { Err(Failure::Silent) } else { Ok(()) }
+}

@@ -1,0 +1,313 @@
+//! `spoke provision`: takes the settings from the boot partition into the state partition; the image runs it at each start.
+use crate::health;
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
+use spoke_api::health::summary::Vitals;
+use spoke_command::{Failure, Outcome, print};
+use spoke_config::Config;
+use spoke_config::appliance::{SETTINGS, Settings, parse};
+use spoke_sys::clock::{Clock as _, SystemClock};
+use spoke_sys::disk::{Owner, write_atomic, write_atomic_for};
+use spoke_sys::vault::Vault;
+use std::io::{self, Seek as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Told there when they are wrong.
+const FAULTS: &str = "spoke-faults.txt";
+/// Where secrets go, below the state partition; the supervisor sees it as `/var/lib/spoke/secrets`.
+const SECRETS: &str = "spoke/secrets";
+/// Time between two looks at wrong settings.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// `spoke provision`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The boot partition's mount point
+    #[arg(long, default_value = "/boot")]
+    boot: PathBuf,
+    /// The state partition's mount point
+    #[arg(long, default_value = "/state")]
+    state: PathBuf,
+    /// Look once instead of waiting until the settings are right; exit code 2 if they are not
+    #[arg(long)]
+    once: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Outcome {
+    let (vitals, seen) = watch::channel(Vitals::default());
+    spoke_command::block_on(async {
+        let (stop, stopped) = watch::channel(false);
+        let waiting = tokio::spawn(serve(seen, stopped));
+        let done = settle(args, &vitals).await;
+        // The supervisor listens at the same address next.
+        let _ = stop.send(true);
+        let _ = waiting.await;
+        done
+    })?
+}
+
+/// `/health` for as long as there is no supervisor: the first stage can be polled like the others.
+async fn serve(vitals: watch::Receiver<Vitals>, stop: watch::Receiver<bool>) {
+    let (clock, mut begun, mut over) = (SystemClock, vitals.clone(), stop.clone());
+    // Where settings are in order nobody waits and nothing is served.
+    tokio::select! {
+        _ = begun.changed() => {}
+        _ = over.changed() => return,
+    }
+    let variables = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
+    let Ok(config) = Config::from_text(None, variables) else { return };
+    let (_status, net) = watch::channel(crate::reconciler::Status::default());
+    let board = health::Board { clock, started: clock.now(), config: Arc::new(config), net, vitals, stop };
+    match health::run(board).await {
+        Ok(()) => {}
+    }
+}
+
+async fn settle(args: &Args, vitals: &watch::Sender<Vitals>) -> Outcome {
+    let directory = args.state.join("config");
+    let config = directory.join(SETTINGS);
+    restore(args)?;
+    if config.exists() {
+        // Whoever edits them on the board does so as root.
+        Owner::of(&directory)?.take(&config)?;
+    }
+    let mut told = String::new();
+    loop {
+        match std::fs::read(args.boot.join(SETTINGS)) {
+            Ok(bytes) => match parse(&bytes) {
+                Ok(settings) => {
+                    take(args, &config, &settings)?;
+                    print("spoke: settings taken from the boot partition\n");
+                    return Ok(());
+                }
+                Err(faults) => {
+                    let text = faults.iter().map(|f| format!("{f}\n")).collect::<String>();
+                    if text != told {
+                        print(&format!("spoke: {SETTINGS} on the boot partition has faults; mend it there:\n{text}"));
+                        tell(args, &text)?;
+                        told = text;
+                    }
+                    // Good settings from before go on working while new ones are wrong.
+                    if args.once || config.exists() {
+                        return if config.exists() { Ok(()) } else { Err(Failure::BadInput("no settings".into())) };
+                    }
+                    let list = faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+                    wait_for(vitals, format!("{SETTINGS} on the boot partition has faults: {list}"));
+                }
+            },
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                if config.exists() {
+                    return Ok(());
+                }
+                if args.once {
+                    return Err(Failure::BadInput(format!("there is no {SETTINGS} on the boot partition")));
+                }
+                let news = format!("spoke: no settings yet: put {SETTINGS} on the boot partition\n");
+                if told != news {
+                    print(&news);
+                    told = news;
+                }
+                wait_for(vitals, format!("there is no {SETTINGS} on the boot partition: put it there"));
+            }
+            Err(e) => return Err(anyhow::Error::from(e).context("cannot read the boot partition").into()),
+        }
+        tokio::time::sleep(AGAIN).await;
+        look_anew(&args.boot);
+    }
+}
+
+fn wait_for(vitals: &watch::Sender<Vitals>, what: String) {
+    vitals.send_if_modified(|v| {
+        let news = v.unprovisioned.as_ref() != Some(&what);
+        v.unprovisioned = Some(what);
+        news
+    });
+}
+
+/// Brings the identity back from its second copy where the state partition lost it.
+fn restore(args: &Args) -> Result<(), Failure> {
+    let vault = Path::new(spoke_sys::slots::RUN).join("dev/vault");
+    if !vault.exists() {
+        return Ok(());
+    }
+    match Vault::at(vault).restore(&args.state) {
+        Ok(names) if names.is_empty() => Ok(()),
+        Ok(names) => {
+            print(&format!("spoke: brought back from the second copy: {}\n", names.join(", ")));
+            Ok(())
+        }
+        // Without it the device is a new one, which is better than none.
+        Err(e) => {
+            print(&format!("spoke: {e}\n"));
+            Ok(())
+        }
+    }
+}
+
+/// Stores the settings, then wipes them from the boot partition: cut off in between, it is done again at the next start.
+fn take(args: &Args, config: &Path, settings: &Settings) -> Result<(), Failure> {
+    // The supervisor reads both as its own user, whose the directory is.
+    let reader = Owner::of(config.parent().unwrap_or(config))?;
+    // Before the settings that name them.
+    if !settings.appliance.secrets.is_empty() {
+        let secrets = args.state.join(SECRETS);
+        std::fs::create_dir_all(&secrets)?;
+        std::fs::set_permissions(&secrets, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+        reader.take(&secrets)?;
+        std::fs::File::open(&secrets)?.sync_all()?;
+        for (name, secret) in &settings.appliance.secrets {
+            write_atomic_for(reader, &secrets.join(name), secret.as_bytes(), true)?;
+        }
+    }
+    write_atomic_for(reader, config, settings.config.as_bytes(), true)?;
+    if !settings.appliance.ssh_keys.is_empty() {
+        let keys = settings.appliance.ssh_keys.join("\n") + "\n";
+        write_atomic(&args.state.join("ssh/authorized_keys"), keys.as_bytes(), true)?;
+    }
+    let wipe = || -> io::Result<()> {
+        let path = args.boot.join(SETTINGS);
+        let mut file = std::fs::OpenOptions::new().write(true).open(&path)?;
+        let length = file.metadata()?.len();
+        file.rewind()?;
+        // In place, so that the text is not left in blocks that the file gave back. A card may keep what it likes.
+        io::copy(&mut io::Read::take(io::repeat(b'#'), length), &mut file)?;
+        file.sync_all()?;
+        drop(file);
+        std::fs::remove_file(&path)?;
+        let _ = std::fs::remove_file(args.boot.join(FAULTS));
+        Ok(())
+    };
+    writing(&args.boot, wipe)
+        .map_err(|e| anyhow::Error::from(e).context("cannot wipe the settings from the boot partition"))?;
+    Ok(())
+}
+
+fn tell(args: &Args, faults: &str) -> Result<(), Failure> {
+    let text = format!(
+        "The device found these faults in {SETTINGS} and waits for a file without them:\r\n{}",
+        faults.replace('\n', "\r\n")
+    );
+    let write = || {
+        let mut file = std::fs::File::create(args.boot.join(FAULTS))?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    };
+    // It was said on the console already.
+    if let Err(e) = writing(&args.boot, write) {
+        print(&format!("spoke: cannot write {FAULTS}: {e}\n"));
+    }
+    Ok(())
+}
+
+fn is_mount(path: &Path) -> bool {
+    let device = |p: &Path| std::fs::metadata(p).map(|m| m.dev()).ok();
+    device(path) != path.parent().and_then(device)
+}
+
+const BOOT_FLAGS: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
+
+fn writing(boot: &Path, change: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    let mounted = is_mount(boot);
+    if mounted {
+        mount_remount(boot, BOOT_FLAGS, c"")?;
+    }
+    let done = change();
+    if mounted {
+        rustix::fs::sync();
+        let _ = mount_remount(boot, BOOT_FLAGS | MountFlags::RDONLY, c"");
+    }
+    done
+}
+
+/// Unmounts and mounts, so that a file put there from outside (a card reader, a gadget port) is seen.
+fn look_anew(boot: &Path) {
+    let device = Path::new(spoke_sys::slots::RUN).join("dev/boot");
+    if is_mount(boot) && device.exists() && unmount(boot, UnmountFlags::empty()).is_ok() {
+        let _ = mount(&device, boot, "vfat", BOOT_FLAGS | MountFlags::RDONLY, c"umask=0077");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "[node]\nid = \"n1\"\n";
+
+    fn args() -> (tempfile::TempDir, Args) {
+        let dir = tempfile::tempdir().unwrap();
+        let (boot, state) = (dir.path().join("boot"), dir.path().join("state"));
+        for d in [&boot, &state.join("config"), &state.join("ssh")] {
+            std::fs::create_dir_all(d).unwrap();
+        }
+        (dir, Args { boot, state, once: true })
+    }
+
+    #[test]
+    fn settings_are_taken_once_and_wiped() {
+        let (_dir, args) = args();
+        let key = format!("ssh-ed25519 {} me", "A".repeat(68));
+        std::fs::write(args.boot.join(SETTINGS), format!("{GOOD}[appliance]\nssh_keys = [\"{key}\"]\n")).unwrap();
+        run(&args).unwrap();
+        assert!(!args.boot.join(SETTINGS).exists());
+        let config = std::fs::read_to_string(args.state.join("config/spoke.toml")).unwrap();
+        assert!(config.contains("n1") && !config.contains("appliance"), "{config}");
+        assert_eq!(std::fs::read_to_string(args.state.join("ssh/authorized_keys")).unwrap(), format!("{key}\n"));
+        run(&args).unwrap();
+    }
+
+    #[test]
+    fn secrets_go_into_files_of_their_own_and_not_into_the_settings() {
+        let (_dir, args) = args();
+        let text = format!("{GOOD}[appliance.secrets]\ntoken = \"spk_abc\"\n");
+        std::fs::write(args.boot.join(SETTINGS), text).unwrap();
+        run(&args).unwrap();
+        let secret = args.state.join("spoke/secrets/token");
+        assert_eq!(std::fs::read_to_string(&secret).unwrap(), "spk_abc");
+        assert_eq!(std::fs::metadata(&secret).unwrap().mode() & 0o7777, 0o600);
+        assert_eq!(std::fs::metadata(secret.parent().unwrap()).unwrap().mode() & 0o7777, 0o700);
+        assert!(!std::fs::read_to_string(args.state.join("config/spoke.toml")).unwrap().contains("spk_abc"));
+    }
+
+    #[test]
+    fn the_supervisor_may_read_its_settings_whoever_wrote_them() {
+        let (_dir, args) = args();
+        let (directory, owner) = (args.state.join("config"), spoke_sys::sim::another_user());
+        owner.take(&directory).unwrap();
+        let text = format!("{GOOD}[appliance.secrets]\ntoken = \"spk_abc\"\n");
+        std::fs::write(args.boot.join(SETTINGS), text).unwrap();
+        run(&args).unwrap();
+        let config = directory.join(SETTINGS);
+        for path in [config.clone(), args.state.join(SECRETS), args.state.join(SECRETS).join("token")] {
+            assert_eq!(Owner::of(&path).unwrap(), owner, "{}", path.display());
+        }
+        // An editor writes a new file, and root's is root's.
+        std::fs::remove_file(&config).unwrap();
+        std::fs::write(&config, GOOD).unwrap();
+        run(&args).unwrap();
+        assert_eq!(Owner::of(&config).unwrap(), owner);
+    }
+
+    #[test]
+    fn every_fault_is_told_on_the_partition_too() {
+        let (_dir, args) = args();
+        std::fs::write(
+            args.boot.join(SETTINGS),
+            "[node]\nid = \"bad id\"\nstate_dri = \"/x\"\n[appliance]\npassword = \"x\"\n",
+        )
+        .unwrap();
+        assert!(matches!(run(&args), Err(Failure::BadInput(_))));
+        let told = std::fs::read_to_string(args.boot.join(FAULTS)).unwrap();
+        for key in ["node.id", "state_dri", "appliance.password"] {
+            assert!(told.contains(key), "{key}: {told}");
+        }
+        assert!(args.boot.join(SETTINGS).exists(), "a file with faults stays");
+        // New settings with faults do not end what works.
+        std::fs::write(args.state.join("config/spoke.toml"), GOOD).unwrap();
+        run(&args).unwrap();
+        assert_eq!(std::fs::read_to_string(args.state.join("config/spoke.toml")).unwrap(), GOOD);
+    }
+}

@@ -1,0 +1,63 @@
+//! What a `spoke run` started now would begin with: the facts that disk, kernel and name servers give without being changed.
+use crate::changes::history as changes;
+use crate::run::{access, control};
+use spoke_chain::follower as grants;
+use spoke_command::Failure;
+use spoke_config::Config;
+use spoke_model::address::HostPort;
+use spoke_net::derive::{Admitted, Facts, HubPeer, Keys, UplinkChoice};
+use spoke_net::state::{Endpoint, Observed};
+use spoke_sys::clock::{Clock as _, SystemClock};
+use spoke_sys::resolve::{Resolve as _, SystemResolver};
+use spoke_uplink::names;
+use spoke_uplink::session::RESOLVE_TIMEOUT;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// The configuration as the control plane last completed it, where there is one that did.
+pub(super) fn config(own: Config) -> Arc<Config> {
+    Arc::new(control::remembered(&own).unwrap_or(own))
+}
+
+/// The facts. `config` is the completed one, `observed` what the kernel has.
+pub(super) async fn facts(config: &Config, keys: Keys, observed: &Observed) -> Result<Facts, Failure> {
+    let dir = &config.node.state_dir;
+    let admitted = match &config.grants {
+        Some(g) => grants::remembered(g, dir, &access::candidates(config), SystemClock.now()),
+        None => Admitted::default(),
+    };
+    let known = look_up(config).await;
+    Ok(Facts {
+        keys: Arc::new(keys),
+        uplink: uplink(config, observed, &known).map(Arc::new),
+        admitted: Arc::new(admitted),
+        imperative: changes::peek(dir)?,
+        names: Arc::new(known),
+        control: None,
+    })
+}
+
+/// First addresses of all names; one that cannot be looked up in time is left out.
+async fn look_up(config: &Config) -> BTreeMap<HostPort, SocketAddr> {
+    let hubs = config.uplink.iter().flat_map(|u| &u.hubs).map(|h| h.endpoint.clone());
+    let wanted: BTreeSet<HostPort> = names::wanted(config).into_iter().chain(hubs).collect();
+    let resolver = &SystemResolver::default();
+    let found = wanted.into_iter().map(|name| async move {
+        let addresses = resolver.resolve(&name, RESOLVE_TIMEOUT).await.ok()?;
+        Some((name, *addresses.first()?))
+    });
+    futures_util::future::join_all(found).await.into_iter().flatten().collect()
+}
+
+/// The hub that the kernel already has, where it has it; else the best one at the first address of its name.
+fn uplink(config: &Config, observed: &Observed, known: &BTreeMap<HostPort, SocketAddr>) -> Option<UplinkChoice> {
+    let uplink = config.uplink.as_ref()?;
+    let link = observed.links.get(&uplink.interface);
+    let present = uplink.hubs.iter().find(|h| link.is_some_and(|l| l.peers.contains_key(&h.public_key)));
+    let hub = present.or_else(|| uplink.hubs.first())?;
+    let in_use = link.and_then(|l| l.peers.get(&hub.public_key)).and_then(|p| p.endpoint);
+    let endpoint = in_use.or_else(|| known.get(&hub.endpoint).copied()).map(|addr| Endpoint { addr, attempt: 0 });
+    let active = HubPeer { hub: Arc::new(hub.clone()), endpoint };
+    Some(UplinkChoice { interface: uplink.interface.clone(), active, standby: None, port_epoch: 0, rebuild: 0 })
+}

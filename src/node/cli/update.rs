@@ -1,0 +1,338 @@
+//! `spoke update`: looks for, installs, shows and takes back updates of an image with two slots.
+use super::load;
+use crate::update::Book;
+use spoke_command::{Failure, Outcome, print};
+use spoke_config::Config;
+use spoke_model::signature::VerifyKey;
+use spoke_sys::bundle;
+use spoke_sys::bundle::InstallError;
+use spoke_sys::disk::{DiskError, Document};
+use spoke_sys::fetch;
+use spoke_sys::slots::{DiskSlots, Slots as _, Standing};
+use spoke_sys::updater::Notes;
+use spoke_update::machine::Reason;
+use spoke_update::manifest::{Accepted, root_keys};
+use spoke_update::notice::{Notice, Wish, wish};
+use spoke_update::record::{Record, Situation};
+use spoke_update::slot::{Slot, Trust};
+use std::io::Read;
+use std::path::Path;
+
+mod watch;
+
+/// Where the record is kept: apart from the supervisor's state, which is another user's.
+const RECORD: &str = "/state/update/update.json";
+const ROOT_KEYS: &str = "/usr/lib/spoke/update-root.pub";
+/// The image's release file.
+const RELEASE: &str = "/usr/lib/os-release";
+
+/// `spoke update`.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Say whether the configured source has another release, and what the control plane wants
+    Check,
+    /// Write a bundle to the slot that is not running, and start it on trial
+    Install {
+        /// File or web address; without it the configured source
+        bundle: Option<String>,
+        /// Install, but leave the restart to you
+        #[arg(long)]
+        no_restart: bool,
+    },
+    /// Show the slots, the trial going on and how the last one ended
+    Status {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take the running release back: start the other slot on trial; or end a trial that is going on
+    Rollback {
+        /// Leave the restart to you
+        #[arg(long)]
+        no_restart: bool,
+    },
+    /// Judge a trial and commit it (run by the image's own unit)
+    #[command(hide = true)]
+    Watch,
+    /// Give the running slot up if the other one can start (run when the supervisor cannot be kept running)
+    #[command(hide = true)]
+    GiveUp {
+        /// Kept and reported
+        #[arg(long)]
+        reason: String,
+    },
+}
+
+/// Runs the command.
+pub fn run(config: &Path, command: &Command) -> Outcome {
+    match command {
+        Command::Check => check(&load(config)?),
+        Command::Install { bundle, no_restart } => {
+            let config = load(config)?;
+            let place = source(&config, bundle.as_deref())?;
+            install(&config, &place, None, *no_restart)
+        }
+        Command::Status { json } => status(&load(config)?, *json),
+        Command::Rollback { no_restart } => rollback(&load(config)?, *no_restart),
+        Command::Watch => watch::run(&load(config)?),
+        Command::GiveUp { reason } => give_up(&load(config)?, reason),
+    }
+}
+
+/// A value of the image's release file.
+fn release(key: &str) -> Option<String> {
+    let release = std::fs::read_to_string(RELEASE).unwrap_or_default();
+    release.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix('=').map(|v| v.trim_matches('"').to_owned()))
+}
+
+fn board() -> Result<String, anyhow::Error> {
+    Ok(release("VARIANT_ID").ok_or(spoke_sys::slots::SlotError::NoSlots)?)
+}
+
+/// The version of the running image.
+fn running_version() -> String {
+    release("IMAGE_VERSION").unwrap_or_else(|| spoke_model::VERSION.to_owned())
+}
+
+/// The record on the state partition, and the note for the supervisor that goes with it.
+struct Ledger {
+    document: Document<Record>,
+    notes: Notes,
+    slot: Slot,
+}
+
+impl Ledger {
+    fn open(config: &Config, slot: Slot) -> Result<(Self, Record), anyhow::Error> {
+        let mut document = Document::new(RECORD.into(), 1);
+        let record = match document.load() {
+            Ok(record) => record,
+            // It was moved aside; a device must not be kept from updates by a lost note about updates.
+            Err(e @ DiskError::Damaged { .. }) => {
+                tracing::error!(error = %e, "update record lost");
+                None
+            }
+            Err(e) => return Err(e.into()),
+        };
+        let mut record = record.unwrap_or(Record::new(board()?));
+        record.slots.insert(slot, running_version());
+        Ok((Self { document, notes: Notes::at(&config.node.runtime_dir), slot }, record))
+    }
+
+    /// Tells the supervisor how things stand. Without it nothing works worse but the telling.
+    fn post(&self, record: &Record, held: Option<String>) {
+        let notice = Notice { held, ..Notice::of(record, self.slot, &running_version()) };
+        if let Err(e) = self.notes.post(&notice) {
+            tracing::warn!(error = %e, "the state of updates is not told");
+        }
+    }
+}
+
+impl Book for Ledger {
+    fn keep(&mut self, record: &Record) -> Result<(), DiskError> {
+        // Told even if it cannot be kept: a full state partition is when somebody should know.
+        self.post(record, None);
+        self.document.store(record).map(drop)
+    }
+}
+
+fn roots() -> Result<Vec<VerifyKey>, Failure> {
+    let keys = root_keys(&std::fs::read_to_string(ROOT_KEYS).unwrap_or_default());
+    if keys.is_empty() {
+        return Err(Failure::BadInput(format!(
+            "{ROOT_KEYS} has no key: this image was built without one and takes no updates"
+        )));
+    }
+    Ok(keys)
+}
+
+/// The place of a bundle: the one given, or this board's at the configured source.
+fn source(config: &Config, given: Option<&str>) -> Result<String, Failure> {
+    match (given, &config.update.source) {
+        (Some(given), _) => Ok(given.to_owned()),
+        (None, Some(source)) => Ok(format!("{source}/{}.spoke", board()?)),
+        (None, None) => {
+            Err(Failure::BadInput("no update.source is configured: name a bundle, or set it in spoke.toml".into()))
+        }
+    }
+}
+
+fn opened(place: &str, record: &Record) -> Result<(Box<dyn Read + Send>, Accepted), Failure> {
+    let mut stream = fetch::open(place).map_err(|e| anyhow::anyhow!("cannot open {place}: {e}"))?;
+    match bundle::open(&mut stream, &roots()?, &record.known) {
+        Ok(accepted) => Ok((stream, accepted)),
+        Err(e @ InstallError::Refused(_)) => Err(Failure::BadInput(format!("{place}: {e}"))),
+        Err(e) => Err(anyhow::Error::from(e).context(place.to_owned()).into()),
+    }
+}
+
+fn check(config: &Config) -> Outcome {
+    let running = running_version();
+    let slots = DiskSlots::found()?;
+    let (ledger, record) = Ledger::open(config, slots.running())?;
+    let wanted = ledger.notes.wanted();
+    if let Some(wanted) = &wanted {
+        let note = match wish(Some(wanted), &running, &record) {
+            Wish::Nothing => "which runs".to_owned(),
+            Wish::Held(why) => why,
+            Wish::Install(_) => "which is installed by itself".to_owned(),
+        };
+        print(&format!("the control plane wants {}: {note}\n", wanted.version));
+    }
+    if wanted.is_some() && config.update.source.is_none() {
+        return Ok(());
+    }
+    let place = source(config, None)?;
+    let (_, accepted) = opened(&place, &record)?;
+    let manifest = accepted.manifest;
+    let note = if record.is_shunned(&manifest.version) { " (was given up here)" } else { "" };
+    print(&format!("{place}: release {}, version {}{note}; running {running}\n", manifest.sequence, manifest.version));
+    Ok(())
+}
+
+/// Installs the bundle at `place`, which has to have version `only` where one is named.
+fn install(config: &Config, place: &str, only: Option<&str>, no_restart: bool) -> Outcome {
+    let mut slots = DiskSlots::found()?;
+    let (mut ledger, mut record) = Ledger::open(config, slots.running())?;
+    if !config.health.enabled {
+        return Err(Failure::BadInput(
+            "health.enabled is false: a new system is judged by its health endpoint and would never be committed"
+                .into(),
+        ));
+    }
+    let standing = slots.standing()?;
+    let busy = match record.situation(standing.running, standing.trust, standing.other) {
+        Situation::Settled
+        | Situation::Interrupted
+        | Situation::CameBack
+        | Situation::FellBack
+        | Situation::Pending => None,
+        Situation::Watch => Some("this system is on trial itself: wait until it is committed (spoke update status)"),
+        Situation::Look => Some("a trial met an outage and is not over: spoke update rollback ends it"),
+    };
+    if let Some(why) = busy {
+        return Err(anyhow::Error::from(InstallError::Busy(why.into())).into());
+    }
+    let (mut stream, accepted) = opened(place, &record)?;
+    let version = accepted.manifest.version.clone();
+    if let Some(only) = only.filter(|only| *only != version) {
+        return Err(Failure::BadInput(format!("{only} is wanted and {place} has {version}")));
+    }
+    let other = standing.running.other();
+    print(&format!("writing {version} to slot {other}\n"));
+    record.trial = None;
+    ledger.keep(&record)?;
+    bundle::write(&mut stream, &accepted, &mut slots).map_err(|e| anyhow::Error::from(e).context(place.to_owned()))?;
+    // The record before the boot loader: found without it, a trial would be judged but could teach nothing.
+    record.begin(accepted, other);
+    ledger.keep(&record)?;
+    slots.try_staged()?;
+    if let Some(trial) = &mut record.trial {
+        trial.armed = true;
+    }
+    ledger.keep(&record)?;
+    print(&format!("{version} is installed and starts on trial\n"));
+    restart(no_restart)
+}
+
+fn restart(no: bool) -> Outcome {
+    if no {
+        return Ok(());
+    }
+    // Through the service manager, so that everything is stopped and unmounted in order.
+    let status = std::process::Command::new("systemctl").arg("reboot").status()?;
+    if status.success() { Ok(()) } else { Err(anyhow::anyhow!("systemctl reboot: {status}").into()) }
+}
+
+fn trust_text(trust: Option<Trust>) -> String {
+    match trust {
+        Some(Trust::Good) => "committed".into(),
+        Some(Trust::Trying(0)) => "given up or empty".into(),
+        Some(Trust::Trying(n)) => format!("on trial, {n} starts left"),
+        None => "empty".into(),
+    }
+}
+
+fn status(config: &Config, json: bool) -> Outcome {
+    let mut slots = DiskSlots::found()?;
+    let (ledger, record) = Ledger::open(config, slots.running())?;
+    let standing = slots.standing()?;
+    let wanted = ledger.notes.wanted();
+    if json {
+        print(&format!(
+            "{:#}\n",
+            serde_json::json!({"slots": standing, "record": record, "version": running_version(), "wanted": wanted})
+        ));
+        return Ok(());
+    }
+    let Standing { running, trust, other } = standing;
+    let version = |slot: Slot| record.slots.get(&slot).map(|v| format!("  {v}")).unwrap_or_default();
+    print(&format!("slot {running}{}  {}, running\n", version(running), trust_text(trust)));
+    print(&format!("slot {}{}  {}\n", running.other(), version(running.other()), trust_text(other)));
+    if let Some(wanted) = wanted {
+        print(&format!("wanted version {} (by the control plane)\n", wanted.version));
+    }
+    if let Some(trial) = &record.trial {
+        print(&format!("trial  version {} in slot {}, {:?}\n", trial.version, trial.slot, trial.stage));
+    }
+    if let Some(last) = &record.last {
+        print(&format!("last   version {}: {}\n", last.version, last.detail));
+    }
+    Ok(())
+}
+
+fn rollback(config: &Config, no_restart: bool) -> Outcome {
+    let mut slots = DiskSlots::found()?;
+    let (mut ledger, mut record) = Ledger::open(config, slots.running())?;
+    let Standing { running, trust, other } = slots.standing()?;
+    match record.situation(running, trust, other) {
+        Situation::Watch => {
+            // The record first: cut off between the two, the system is judged once more and nothing is lost.
+            record.end(Some(Reason::ByHand));
+            ledger.keep(&record)?;
+            slots.condemn()?;
+            print(&format!("the trial is over: slot {} starts\n", running.other()));
+            restart(no_restart)
+        }
+        Situation::Look | Situation::Pending => {
+            slots.vacate()?;
+            record.end(Some(Reason::ByHand));
+            ledger.keep(&record)?;
+            print(&format!("the trial is over: slot {running} goes on\n"));
+            Ok(())
+        }
+        Situation::Settled | Situation::Interrupted | Situation::CameBack | Situation::FellBack => {
+            if other.is_none() {
+                let problem = format!("slot {} is empty: there is nothing to go back to", running.other());
+                return Err(Failure::BadInput(problem));
+            }
+            record.take_back(running.other(), &running_version());
+            ledger.keep(&record)?;
+            slots.try_other()?;
+            if let Some(trial) = &mut record.trial {
+                trial.armed = true;
+            }
+            ledger.keep(&record)?;
+            print(&format!("slot {} starts on trial\n", running.other()));
+            restart(no_restart)
+        }
+    }
+}
+
+fn give_up(config: &Config, reason: &str) -> Outcome {
+    crate::run::log();
+    let mut slots = DiskSlots::found()?;
+    let standing = slots.standing()?;
+    tracing::error!(slot = %standing.running, reason, "last rung");
+    // A trial uses up its tries by itself; a slot committed long ago is only given up for one that can start.
+    if standing.trust == Some(Trust::Good) && standing.other.is_some_and(|t| t != Trust::Trying(0)) {
+        slots.condemn()?;
+    }
+    // Kept for whoever runs next; that it cannot be kept is no reason to go on like this.
+    if let Ok((mut ledger, mut record)) = Ledger::open(config, standing.running)
+        && let Some(trial) = record.trial.as_mut().filter(|t| t.slot == standing.running)
+    {
+        trial.note = Some(reason.to_owned());
+        ledger.keep(&record)?;
+    }
+    Ok(())
+}

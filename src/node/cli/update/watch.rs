@@ -1,0 +1,164 @@
+//! `spoke update watch`: judges a trial; afterwards keeps the second copy of the identity and does what is wanted.
+use super::{Ledger, install, opened, restart, running_version, source};
+use crate::outlook;
+use crate::update as task;
+use crate::update::Next;
+use spoke_command::{Failure, Outcome};
+use spoke_config::Config;
+use spoke_model::release::WantedRelease;
+use spoke_sys::clock::SystemClock;
+use spoke_sys::slots::{DiskSlots, RUN};
+use spoke_sys::vault::Vault;
+use spoke_update::machine::Sight;
+use spoke_update::manifest::Accepted;
+use spoke_update::notice::{Wish, wish};
+use spoke_update::record::Record;
+use std::path::Path;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Time between two looks at what is wanted.
+const LOOK: Duration = Duration::from_secs(5);
+/// Time between two looks at whether the identity changed. Looking reads; only a change writes.
+const KEEP: Duration = Duration::from_secs(60);
+/// First and longest wait before a wanted release that could not be fetched is asked for again.
+const AGAIN: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
+
+pub(super) fn run(config: &Config) -> Outcome {
+    crate::run::log();
+    let mut slots = DiskSlots::found()?;
+    let (mut ledger, mut record) = Ledger::open(config, slots.running())?;
+    ledger.post(&record, None);
+    let health = config.health.listen.first().copied().filter(|_| config.health.enabled);
+    let mut probes = config.update.probes.clone();
+    probes.extend(config.update.source.as_deref().and_then(host_port));
+    let look = async || {
+        let Some(health) = health else { return Sight::default() };
+        let probes = probes.clone();
+        tokio::task::spawn_blocking(move || outlook::look(health, &probes)).await.unwrap_or_default()
+    };
+    let rules = config.update.rules;
+    let next = spoke_command::block_on(task::watch(&SystemClock, &mut slots, &mut ledger, &mut record, rules, look))??;
+    match next {
+        Next::Restart => restart(false),
+        Next::Settled => spoke_command::block_on(idle(config, &ledger, &record))?,
+    }
+}
+
+/// Nothing to judge: does what the control plane wants, or looks at the source now and then where that is configured.
+async fn idle(config: &Config, ledger: &Ledger, record: &Record) -> Outcome {
+    let mut offered_at = Instant::now() + config.update.every;
+    let (mut wanted_at, mut wait) = (Instant::now(), AGAIN.0);
+    let mut kept_at = Instant::now();
+    let mut before: Option<WantedRelease> = None;
+    loop {
+        if Instant::now() >= kept_at {
+            keep_identity();
+            kept_at = Instant::now() + KEEP;
+        }
+        tokio::time::sleep(LOOK).await;
+        let wanted = ledger.notes.wanted();
+        if wanted != before {
+            (wanted_at, wait) = (Instant::now(), AGAIN.0);
+            ledger.post(record, None);
+            before.clone_from(&wanted);
+        }
+        if Instant::now() >= wanted_at {
+            match fulfil(config, wanted.as_ref(), record) {
+                Ok(Done::Installed) => return Ok(()),
+                Ok(Done::Nothing) => {}
+                Ok(Done::Held(why)) => {
+                    ledger.post(record, Some(why));
+                    (wanted_at, wait) = (Instant::now() + wait, (wait * 2).min(AGAIN.1));
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        // Who has a control plane that names a release follows it, and nothing else.
+        let by_itself = config.update.automatic && config.update.source.is_some() && wanted.is_none();
+        if by_itself && Instant::now() >= offered_at {
+            offered_at += config.update.every;
+            match source(config, None).and_then(|place| opened(&place, record)) {
+                Ok((_, Accepted { manifest, .. }))
+                    if manifest.version == running_version() || record.is_shunned(&manifest.version) => {}
+                Ok(_) => return install(config, &source(config, None)?, None, false),
+                Err(e) => tracing::warn!("{}", text(&e)),
+            }
+        }
+    }
+}
+
+/// What became of a wanted release.
+enum Done {
+    Nothing,
+    Installed,
+    Held(String),
+}
+
+fn fulfil(config: &Config, wanted: Option<&WantedRelease>, record: &Record) -> Result<Done, Failure> {
+    let version = wanted.map_or("", |w| w.version.as_str());
+    let place = match wish(wanted, &running_version(), record) {
+        Wish::Nothing => return Ok(Done::Nothing),
+        Wish::Held(why) => return Ok(Done::Held(why)),
+        Wish::Install(Some(named)) => Ok(format!("{named}/{}.spoke", super::board()?)),
+        Wish::Install(None) => source(config, None),
+    };
+    match place.and_then(|place| install(config, &place, Some(version), false)) {
+        Ok(()) => Ok(Done::Installed),
+        Err(e) => {
+            let why = text(&e);
+            tracing::warn!("{version} is wanted and was not installed: {why}");
+            Ok(Done::Held(why))
+        }
+    }
+}
+
+fn text(failure: &Failure) -> String {
+    match failure {
+        Failure::BadInput(text) => text.clone(),
+        Failure::Failed(e) => format!("{e:#}"),
+        Failure::Silent => String::new(),
+    }
+}
+
+/// Keeps keys, identity and settings in the vault.
+fn keep_identity() {
+    let wanted = |name: &str| {
+        let file = name.rsplit('/').next().unwrap_or(name);
+        // Left-overs of an interrupted write and previous copies are not the identity.
+        !file.starts_with('.')
+            && (name.starts_with("config/")
+                || name.starts_with("ssh/")
+                || name.starts_with("spoke/secrets/")
+                || file.ends_with(".key")
+                || file.starts_with("identity")
+                || file.starts_with("enrolment"))
+    };
+    let vault = Vault::at(Path::new(RUN).join("dev/vault"));
+    match vault.keep(Path::new("/state"), wanted) {
+        Ok(true) => tracing::info!("second copy of the identity written"),
+        Ok(false) => {}
+        Err(e) => tracing::warn!(error = %e, "second copy of the identity not kept"),
+    }
+}
+
+/// `HOST:PORT` of a web address.
+fn host_port(address: &str) -> Option<String> {
+    let (scheme, rest) = address.split_once("://")?;
+    let host = rest.split('/').next()?;
+    let default = if scheme == "https" { 443 } else { 80 };
+    let has_port = host.rsplit_once(':').is_some_and(|(_, p)| p.parse::<u16>().is_ok());
+    Some(if has_port { host.to_owned() } else { format!("{host}:{default}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_source_is_a_probe_too() {
+        assert_eq!(host_port("https://up.example.net/spoke").as_deref(), Some("up.example.net:443"));
+        assert_eq!(host_port("http://10.0.2.2:8000/x").as_deref(), Some("10.0.2.2:8000"));
+        assert_eq!(host_port("nonsense"), None);
+    }
+}

@@ -1,0 +1,295 @@
+//! A control plane in memory, and a follower and a reconciler on a kernel in memory: what the tests are told in.
+use super::super::*;
+use crate::reconciler::{Reconciler, Sources};
+use crate::sim::Silent;
+use spoke_config::node::Role;
+use spoke_enroll::document::{StateDocument, VERSION, WantedInterface, WantedPeer};
+use spoke_enroll::request::{Asked, Proof, TimeAnswer};
+use spoke_enroll::rotation::Which;
+use spoke_enroll::wire::{Problem, ProblemCode, ProblemDetail, Report};
+use spoke_model::key::{PublicKey, SecretKey};
+use spoke_model::time::Wall;
+use spoke_sys::echo::EchoError;
+use spoke_sys::http::{Answer, HttpError};
+use spoke_sys::sim::clock::SimClock;
+use spoke_sys::sim::kernel::{FakeKernel, Handle};
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Mutex as Lock;
+use tokio::sync::Notify as Bell;
+use tokio::task::JoinSet;
+
+/// By the control plane's clock; the device's own says 1970 in most tests.
+pub(super) const SERVER_MS: u64 = 1_800_000_000_000;
+
+pub(super) fn signer(n: u8) -> SignKey {
+    SignKey::from_seed(&[n; 32]).unwrap()
+}
+
+pub(super) fn peer(n: u8) -> WantedPeer {
+    WantedPeer {
+        node_id: format!("edge-{n}").parse().unwrap(),
+        public_key: PublicKey([n; 32]),
+        allowed_ips: vec![IpAddr::from([10, 8, 1, n]).into()],
+        keepalive: 0,
+        isolated: false,
+    }
+}
+
+/// A hub's state with so many peers.
+pub(super) fn document(generation: u64, peers: u8) -> StateDocument {
+    StateDocument {
+        version: VERSION,
+        node_id: "hub-1".parse().unwrap(),
+        generation,
+        role: Role::Hub,
+        signing_keys: vec![signer(1).public()],
+        release: None,
+        grants: None,
+        interfaces: vec![WantedInterface {
+            name: "wg0".parse().unwrap(),
+            addresses: vec!["10.8.0.1/16".parse().unwrap()],
+            listen_port: Some(51820),
+            mtu: None,
+            dns: vec![],
+            hubs: vec![],
+            peers: (1..=peers).map(peer).collect(),
+            forwarding: false,
+            next_key: None,
+            overrides: Default::default(),
+        }],
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Plane {
+    pub(super) state: Option<(u64, Vec<u8>)>,
+    pub(super) down: bool,
+    /// Milliseconds its clock is ahead of the requests it takes; it then tells its time.
+    pub(super) strict_clock: bool,
+    /// Signs the time it tells.
+    pub(super) time_key: u8,
+    pub(super) told: Vec<(String, serde_json::Value)>,
+    pub(super) enrolled: u32,
+    /// The device's token cannot be read.
+    pub(super) tokenless: bool,
+}
+
+/// The control plane in memory.
+#[derive(Clone, Default)]
+pub(super) struct Server(pub(super) Arc<(Lock<Plane>, Bell)>);
+
+impl Server {
+    pub(super) fn change(&self, change: impl FnOnce(&mut Plane)) {
+        change(&mut self.0.0.lock().unwrap());
+        self.0.1.notify_waiters();
+    }
+
+    pub(super) fn offer(&self, document: &StateDocument, keys: &[SignKey]) {
+        let body = serde_json::to_vec(&document.sign(keys).unwrap()).unwrap();
+        self.change(|p| p.state = Some((document.generation, body)));
+    }
+
+    /// The last report.
+    pub(super) fn report(&self) -> Option<Report> {
+        let plane = self.0.0.lock().unwrap();
+        plane
+            .told
+            .iter()
+            .rev()
+            .find(|(p, _)| p == wire::REPORT)
+            .map(|(_, b)| serde_json::from_value(b.clone()).unwrap())
+    }
+}
+
+impl Http for Server {
+    async fn send(&mut self, request: Request) -> Result<Answer, HttpError> {
+        let proof = Proof::from_headers(|n| request.headers.iter().find(|(h, _)| *h == n).map(|(_, v)| v.as_str()));
+        let proof = proof.unwrap();
+        let asked = Asked { method: request.method, path: &request.path, body: &request.body };
+        assert!(proof.verify(&asked, &signer(9).public()), "every request carries its proof");
+        loop {
+            let bell = self.0.1.notified();
+            {
+                let mut plane = self.0.0.lock().unwrap();
+                if plane.down {
+                    return Err(HttpError::Unreachable(std::io::ErrorKind::ConnectionRefused.into()));
+                }
+                let off = proof.timestamp_ms.abs_diff(SERVER_MS) > 600_000_000;
+                if plane.strict_clock && off {
+                    let time = Some(TimeAnswer::sign(&signer(plane.time_key), SERVER_MS, proof.nonce));
+                    let message = "your clock is off".into();
+                    let detail = ProblemDetail { code: ProblemCode::ClockSkew, message, existing_config: None, time };
+                    return Ok(Answer { status: 401, body: serde_json::to_vec(&Problem { detail }).unwrap() });
+                }
+                if request.method == "POST" {
+                    let body = serde_json::from_slice(&request.body).unwrap();
+                    plane.told.push((request.path.clone(), body));
+                    if request.path != wire::PROVISION {
+                        return Ok(Answer { status: 204, body: vec![] });
+                    }
+                    plane.enrolled += 1;
+                    let config = serde_json::json!({"node_id": "hub-1", "assigned_ip": "10.8.0.1", "subnet_mask": "255.255.0.0",
+                        "allowed_ips": [], "persistent_keepalive": 25, "dns_servers": [], "provisioned_at": "2027-01-15T08:00:00Z",
+                        "interface": "wg0", "signing_keys": [signer(1).public()]});
+                    let body = serde_json::json!({"status": "success", "config": config, "message": ""});
+                    return Ok(Answer { status: 200, body: serde_json::to_vec(&body).unwrap() });
+                }
+                let after =
+                    request.path.split_once("after=").and_then(|(_, t)| t.split('&').next()?.parse::<u64>().ok());
+                if let Some((generation, body)) = &plane.state
+                    && *generation > after.unwrap()
+                {
+                    return match body.len() > request.max {
+                        true => Err(HttpError::TooLarge(request.max)),
+                        false => Ok(Answer { status: 200, body: body.clone() }),
+                    };
+                }
+            }
+            bell.await;
+        }
+    }
+}
+
+pub(super) struct NoEcho;
+
+impl Echo for NoEcho {
+    async fn send(&mut self, _: &spoke_model::interface_name::IfName, _: IpAddr, _: u16) -> Result<(), EchoError> {
+        Ok(())
+    }
+
+    async fn answer(&mut self) -> (IpAddr, u16) {
+        std::future::pending().await
+    }
+}
+
+pub(super) struct OneKey;
+
+impl TunnelKeys for OneKey {
+    fn current(&mut self) -> Result<PublicKey, KeyError> {
+        Ok(SecretKey::clamped([9; 32]).public())
+    }
+    fn pending(&mut self) -> Result<Option<(PublicKey, bool)>, KeyError> {
+        Ok(None)
+    }
+    fn make(&mut self) -> Result<PublicKey, KeyError> {
+        self.current()
+    }
+    fn remember(&mut self) -> Result<(), KeyError> {
+        Ok(())
+    }
+    fn secret(&mut self, _: Which) -> Result<SecretKey, KeyError> {
+        Ok(SecretKey::clamped([9; 32]))
+    }
+    fn finish(&mut self) -> Result<(), KeyError> {
+        Ok(())
+    }
+    fn abandon(&mut self) -> Result<(), KeyError> {
+        Ok(())
+    }
+}
+
+pub(super) fn random() -> u64 {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Follower and reconciler on a state directory that outlives them.
+pub(super) struct Node {
+    pub(super) kernel: Handle,
+    pub(super) net: watch::Receiver<Net>,
+    pub(super) status: watch::Receiver<Status>,
+    pub(super) tasks: JoinSet<()>,
+}
+
+impl Node {
+    pub(super) fn start(dir: &Path, server: &Server, kernel: FakeKernel, clock: SimClock) -> Self {
+        let text = format!(
+            "[node]\nid = \"hub-1\"\nrole = \"hub\"\nstate_dir = \"{}\"\n[control]\nurl = \"https://c.example.net\"\n[[interface]]\nname = \"wg0\"\nlisten_port = 51820\n",
+            dir.display()
+        );
+        let base = Arc::new(Config::from_text(Some(("test", &text)), []).unwrap());
+        let handle = kernel.handle();
+        let private = [("wg0".parse().unwrap(), SecretKey::clamped([9; 32]))].into();
+        let (secrets, keys) = watch::channel(Some(Arc::new(Keys { private, ..Keys::default() })));
+        let (net_out, net) = watch::channel(Net::default());
+        let (publish, control) = watch::channel(None);
+        let (status_out, status) = watch::channel(Status::default());
+        let (_, rotate) = mpsc::channel(1);
+        let follower = Follower {
+            http: (server.clone(), server.clone()),
+            echo: NoEcho,
+            clock: clock.clone(),
+            random,
+            base: base.clone(),
+            control: base.control.clone().unwrap(),
+            node: "hub-1".parse().unwrap(),
+            identity: signer(9),
+            keys: OneKey,
+            secrets,
+            token: {
+                let server = server.clone();
+                Arc::new(move || match server.0.0.lock().unwrap().tokenless {
+                    true => Err("control.token: cannot read /etc/spoke/token".to_owned()),
+                    false => Ok(Secret::new("token".to_owned())),
+                })
+            },
+            capabilities: Capabilities { cpu_cores: 1, memory_mb: 64, arch: None },
+            kept: Kept {
+                enrolment: Document::new(dir.join("enrolment.json"), 1),
+                state: Document::new(dir.join("state.json"), 1),
+                rejected: Document::new(dir.join("rejected.json"), 1),
+            },
+            publish,
+            net: net.clone(),
+            uplink: watch::channel(Uplink::default()).1,
+            choice: None,
+            vitals: watch::channel(Vitals::default()).1,
+            health: {
+                // Whoever asks under a guard of the status waits for ever.
+                let writer = net_out.clone();
+                Arc::new(move || {
+                    writer.send_if_modified(|_| false);
+                    (true, serde_json::json!({"status": "healthy"}))
+                })
+            },
+            update: watch::channel(None).1,
+            rotate: Arc::new(Mutex::new(rotate)),
+            status: status_out,
+        };
+        let sources = Sources {
+            keys,
+            uplink: None,
+            names: None,
+            admitted: None,
+            control: Some(control),
+            imperative: None,
+            repair: None,
+        };
+        let (events, _) = watch::channel(0);
+        let reconciler = Reconciler { kernel, clock, notify: Silent, config: base, sources, status: net_out, events };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { drop(reconciler.run().await) });
+        tasks.spawn(async move { follower.run().await.unwrap() });
+        Self { kernel: handle, net, status, tasks }
+    }
+
+    pub(super) async fn peers(&mut self, count: usize) {
+        let wanted = |n: &Net| n.clean && n.observed.links.values().map(|l| l.peers.len()).sum::<usize>() == count;
+        self.net.wait_for(wanted).await.unwrap();
+    }
+
+    pub(super) async fn says(&mut self, what: impl FnMut(&Status) -> bool) -> Status {
+        self.status.wait_for(what).await.unwrap().clone()
+    }
+
+    /// The end of the process; the kernel stays.
+    pub(super) async fn stop(mut self) {
+        self.tasks.shutdown().await;
+    }
+}
+
+pub(super) fn clock() -> SimClock {
+    SimClock::new(Wall(0))
+}

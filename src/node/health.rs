@@ -1,0 +1,197 @@
+//! Serves the local endpoints: keeps the last facts at hand, answers from them, listens where the tunnel has addresses.
+use crate::reconciler::Status;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde_json::{Value, json};
+use spoke_api::health::fold::Moment;
+use spoke_api::health::routes::{View, page_policy, route};
+use spoke_api::health::summary::{Interfaces, Link, Net, Snapshot, Trouble, Vitals};
+use spoke_api::http::limit::Rate;
+use spoke_api::http::{Request, Response};
+use spoke_config::Config;
+use spoke_model::time::Boot;
+use spoke_sys::clock::Clock;
+use spoke_sys::http_server::{Limits, Listeners, Plain, Server, Service, stopped, with_own_addresses};
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// What strangers may cost the local endpoints. Requests have no body.
+pub const LIMITS: Limits = Limits {
+    connections: 256,
+    per_source: 32,
+    header: Duration::from_secs(10),
+    body: Duration::from_secs(5),
+    stall: Duration::from_secs(10),
+    body_bytes: 0,
+    bodies_bytes: 0,
+    rate: Some(Rate { per_second: 100, burst: 300 }),
+};
+
+/// The list of more peers than this is written on the blocking pool.
+const MANY_PEERS: usize = 500;
+
+/// Everything the endpoints need.
+#[derive(Debug)]
+pub struct Board<C> {
+    /// Clocks.
+    pub clock: C,
+    /// When the process started.
+    pub started: Boot,
+    /// Configuration.
+    pub config: Arc<Config>,
+    /// The reconcile task.
+    pub net: watch::Receiver<Status>,
+    /// What the other producers say: the one who wires them sends it, a field each (`send_modify`).
+    pub vitals: watch::Receiver<Vitals>,
+    /// Turns true when the process stops.
+    pub stop: watch::Receiver<bool>,
+}
+
+/// What was made of the last pass.
+#[derive(Debug)]
+struct Shown {
+    snapshot: Arc<Snapshot>,
+    interfaces: Interfaces,
+}
+
+#[derive(Debug)]
+struct Endpoints<C> {
+    clock: C,
+    started: Boot,
+    config: Arc<Config>,
+    config_json: Arc<[u8]>,
+    config_stats: Value,
+    page_policy: String,
+    shown: Mutex<Arc<Shown>>,
+}
+
+/// What the reconcile task reports, boiled down. Troubles begin now: see [`Net::carry_since`].
+pub fn boil_down(status: &Status, now: Boot) -> Net {
+    let trouble = |t: &crate::reconciler::Trouble| Trouble { code: t.code, since: now, detail: t.detail.clone() };
+    Net {
+        passes: status.passes,
+        at: status.at,
+        clean: status.clean,
+        generation: status.desired.generation,
+        changes: status.changes,
+        repairs: status.repairs,
+        failures: status.failures,
+        drifts: (status.drift_count, status.drifts_left),
+        held: status.left.held.len(),
+        troubles: status.troubles.iter().map(trouble).collect(),
+        links: Link::all(&status.desired, &status.observed, &status.handshakes, now),
+    }
+}
+
+impl<C: Clock> Endpoints<C> {
+    fn new(board: &Board<C>) -> Self {
+        let config = &board.config;
+        let config_json = serde_json::to_vec(&**config).unwrap_or_else(|e| format!("{{\"error\":\"{e}\"}}").into());
+        let peers: usize = config.interfaces.iter().map(|i| i.peers.len()).sum();
+        let hubs = config.uplink.as_ref().map_or(0, |u| u.hubs.len());
+        let at = (board.clock.now(), board.clock.wall());
+        let interfaces = Interfaces::new(Arc::default(), Arc::default(), Arc::default(), at);
+        let empty = Shown { snapshot: Arc::default(), interfaces };
+        Self {
+            clock: board.clock.clone(),
+            started: board.started,
+            config: config.clone(),
+            config_json: config_json.into(),
+            config_stats: json!({
+                "role": config.node.role, "interfaces": config.interfaces.len(), "configuredPeers": peers, "hubs": hubs,
+            }),
+            page_policy: page_policy(|b| STANDARD.encode(ring::digest::digest(&ring::digest::SHA256, b))),
+            shown: Mutex::new(Arc::new(empty)),
+        }
+    }
+
+    /// Boils the last pass down; once a pass, whatever the number of requests.
+    fn take(&self, status: &Status, vitals: &Vitals) {
+        let now = self.clock.now();
+        let before = self.shown();
+        let mut net = boil_down(status, now);
+        net.carry_since(&before.snapshot.net.troubles);
+        let (desired, observed) = (status.desired.clone(), status.observed.clone());
+        let interfaces = Interfaces::new(desired, observed, status.handshakes.clone(), (now, self.clock.wall()));
+        let shown = Shown { snapshot: Arc::new(Snapshot { net, vitals: vitals.clone() }), interfaces };
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(shown);
+    }
+
+    /// Only the vitals changed.
+    fn freshen(&self, vitals: &Vitals) {
+        let before = self.shown();
+        let snapshot = Arc::new(Snapshot { net: before.snapshot.net.clone(), vitals: vitals.clone() });
+        let shown = Shown { snapshot, interfaces: before.interfaces.clone() };
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(shown);
+    }
+
+    fn shown(&self) -> Arc<Shown> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// The endpoints as a service; shared by all listeners.
+struct Shared<C>(Arc<Endpoints<C>>);
+
+impl<C: Clock> Service for Shared<C> {
+    async fn call(&self, request: Request) -> Response {
+        let shown = self.0.shown();
+        if request.path == "/wireguard" && shown.interfaces.peers() > MANY_PEERS {
+            let shown = shown.clone();
+            // Should the pool be gone, it is made here after all.
+            let _ = tokio::task::spawn_blocking(move || shown.interfaces.body()).await;
+        }
+        let at = Moment {
+            now: self.0.clock.now(),
+            wall: self.0.clock.wall(),
+            trusted: shown.snapshot.vitals.clock_trusted,
+            started: self.0.started,
+        };
+        let view = View {
+            snapshot: &shown.snapshot,
+            at,
+            settings: &self.0.config.health,
+            interfaces: &shown.interfaces,
+            config: self.0.config_json.clone(),
+            config_stats: &self.0.config_stats,
+            page_policy: &self.0.page_policy,
+        };
+        route(&view, &request)
+    }
+}
+
+/// Serves until the process stops.
+pub async fn run<C: Clock>(mut board: Board<C>) -> Result<(), Infallible> {
+    let endpoints = Arc::new(Endpoints::new(&board));
+    let mut listeners = Listeners::new(Server::new(Shared(endpoints.clone()), Plain, LIMITS));
+    loop {
+        let wanted = {
+            let status = board.net.borrow_and_update().clone();
+            endpoints.take(&status, &board.vitals.borrow_and_update());
+            let own = status.desired.links.values().flat_map(|l| &l.addresses).map(|net| net.addr());
+            with_own_addresses(&board.config.health.listen, own.filter(|_| board.config.health.tunnel))
+        };
+        listeners.set(&wanted);
+        loop {
+            tokio::select! {
+                net = board.net.changed() => match net {
+                    Ok(()) => break,
+                    // The reconcile task is gone and the process with it, in a moment.
+                    Err(_) => std::future::pending::<()>().await,
+                },
+                vitals = board.vitals.changed() => match vitals {
+                    Ok(()) => endpoints.freshen(&board.vitals.borrow_and_update()),
+                    Err(_) => break,
+                },
+                () = stopped(&mut board.stop) => {
+                    listeners.close().await;
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,188 @@
+//! The endpoints on real sockets, from a reconcile task's status to the client.
+use super::*;
+use spoke_config::interface::DriftPolicy;
+use spoke_model::interface_name::IfName;
+use spoke_model::key::{PublicKey, SecretKey};
+use spoke_net::state::{Desired, Link as Wanted, ListenPort, Observed, ObservedLink, ObservedPeer, Peer};
+use spoke_sys::clock::SystemClock;
+use std::collections::BTreeSet;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+fn config(port: u16) -> Arc<Config> {
+    let text = format!(
+        "[node]\nid = \"edge-1\"\n[health]\nlisten = [\"127.0.0.1:{port}\"]\n[[interface]]\nname = \"wg0\"\naddresses = [\"127.9.9.9/8\"]\n"
+    );
+    Arc::new(Config::from_text(Some(("test", &text)), []).unwrap())
+}
+
+fn status() -> Status {
+    let name: IfName = "wg0".parse().unwrap();
+    let key = PublicKey([7; 32]);
+    let want = Wanted {
+        private_key: SecretKey::clamped([1; 32]),
+        listen_port: ListenPort::Fixed(51820),
+        fwmark: 0,
+        mtu: 1280,
+        addresses: ["127.9.9.9/8".parse().unwrap()].into(),
+        peers: [(key, Peer::default())].into(),
+        routes: BTreeSet::new(),
+        up: true,
+        policy: DriftPolicy::Enforce,
+        remove_unknown: Some(false),
+        dns: Vec::new(),
+        rebuild: 0,
+    };
+    let have = ObservedLink {
+        wireguard: true,
+        up: true,
+        peers: [(key, ObservedPeer::default())].into(),
+        ..Default::default()
+    };
+    Status {
+        passes: 1,
+        clean: true,
+        ready: true,
+        at: SystemClock.now(),
+        desired: Arc::new(Desired { generation: 1, links: [(name.clone(), want)].into(), ..Desired::default() }),
+        observed: Arc::new(Observed { links: [(name, have)].into(), ..Observed::default() }),
+        ..Status::default()
+    }
+}
+
+fn grants() -> spoke_grants::report::Report {
+    spoke_grants::report::Report {
+        at: SystemClock.now(),
+        phase: spoke_grants::ladder::Phase::Grace,
+        heard: Some(SystemClock.now()),
+        heard_wall: None,
+        height: Some(7),
+        head: Some(8),
+        admitted: 1,
+        looking: false,
+        away: None,
+        trouble: None,
+        counts: Default::default(),
+        endpoints: Vec::new(),
+        rows: Vec::new(),
+    }
+}
+
+/// A port nobody has right now; the listener that wants it tries again if somebody was quicker.
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+async fn get(addr: &str, path: &str) -> (u16, String) {
+    let mut stream = loop {
+        match TcpStream::connect(addr).await {
+            Ok(stream) => break stream,
+            Err(_) => tokio::task::yield_now().await,
+        }
+    };
+    let ask = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(ask.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    (head[9..12].parse().unwrap(), body.to_owned())
+}
+
+#[tokio::test]
+async fn a_pass_shows_at_every_address_and_a_stop_ends_it() {
+    let port = free_port();
+    let (net, net_rx) = watch::channel(Status::default());
+    let (vitals, vitals_rx) = watch::channel(Vitals::default());
+    let (stop, stop_rx) = watch::channel(false);
+    let board = Board {
+        clock: SystemClock,
+        started: SystemClock.now(),
+        config: config(port),
+        net: net_rx,
+        vitals: vitals_rx,
+        stop: stop_rx,
+    };
+    let task = tokio::spawn(run(board));
+    let local = format!("127.0.0.1:{port}");
+    assert_eq!(get(&local, "/ready").await.0, 503);
+    net.send(status()).unwrap();
+    // The interface's address is served as soon as the state that has it is known.
+    let (code, body) = get(&format!("127.9.9.9:{port}"), "/ready").await;
+    assert_eq!(code, 200, "{body}");
+    let health: Value = serde_json::from_str(&get(&local, "/health").await.1).unwrap();
+    assert_eq!((&health["status"], &health["peerRegistry"]["totalPeers"]), (&json!("healthy"), &json!(1)));
+    let wg: Value = serde_json::from_str(&get(&local, "/wireguard").await.1).unwrap();
+    assert_eq!(wg["interfaces"][0]["peers"][0]["public_key"], PublicKey([7; 32]).to_string());
+    let shown = get(&local, "/config").await.1;
+    assert!(shown.contains("edge-1"), "{shown}");
+    vitals.send_modify(|v| v.node_id = Some("edge-1".parse().unwrap()));
+    loop {
+        let health: Value = serde_json::from_str(&get(&local, "/health").await.1).unwrap();
+        if health["node_id"] == "edge-1" {
+            break;
+        }
+    }
+    stop.send(true).unwrap();
+    tokio::time::timeout(Duration::from_secs(5), task).await.expect("it stops").unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn promtool_accepts_the_metrics() {
+    let board = Board {
+        clock: SystemClock,
+        started: SystemClock.now(),
+        config: config(1),
+        net: watch::channel(Status::default()).1,
+        vitals: watch::channel(Vitals::default()).1,
+        stop: watch::channel(false).1,
+    };
+    let endpoints = Endpoints::new(&board);
+    let uplink = spoke_api::health::summary::Uplink {
+        connected: true,
+        hub_answers: true,
+        last_handshake: Some(SystemClock.now()),
+        ..Default::default()
+    };
+    // Everything that has metrics of its own, and every kind of trouble at once.
+    let part = spoke_api::health::summary::Part { healthy: false, since: SystemClock.now(), detail: None };
+    let parts =
+        ["contract", "registry", "control", "config", "agent", "clock", "accessControl"].map(|p| (p, part.clone()));
+    let vitals = Vitals {
+        uplink: Some(uplink),
+        clock_trusted: true,
+        grants: Some(Arc::new(grants())),
+        parts: parts.into(),
+        ..Vitals::default()
+    };
+    let trouble = |code| crate::reconciler::Trouble { code, detail: "\"quoted\"\nand broken".into() };
+    let troubled =
+        Status { troubles: vec![trouble("apply_failed"), trouble("apply_failed")], clean: false, ..status() };
+    endpoints.take(&troubled, &vitals);
+    let request = Request {
+        method: "GET".into(),
+        path: "/metrics".into(),
+        query: None,
+        host: None,
+        headers: Vec::new(),
+        body: Vec::new(),
+        source: "127.0.0.1:1".parse().unwrap(),
+    };
+    let response = Shared(Arc::new(endpoints)).call(request).await;
+    let text = response.body.bytes().to_vec();
+    assert!(text.ends_with(b"# EOF\n"));
+    let lines = String::from_utf8_lossy(&text);
+    for sample in ["spoke_grants_phase{phase=\"grace\"} 1", "spoke_health_reason{code=\"apply_failed\"} 1"] {
+        assert!(lines.contains(sample), "{sample} in\n{lines}");
+    }
+    let mut promtool = tokio::process::Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("promtool is needed: apt-get install prometheus");
+    promtool.stdin.take().unwrap().write_all(&text).await.unwrap();
+    let said = promtool.wait_with_output().await.unwrap();
+    let words = format!("{}{}", String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
+    assert!(said.status.success() && words.is_empty(), "{words}\n{}", String::from_utf8_lossy(&text));
+}

@@ -1,0 +1,472 @@
+//! The one writer of kernel network state: wait, derive, observe, plan, apply, look again.
+use serde::Serialize;
+use spoke_config::Config;
+use spoke_model::address::HostPort;
+use spoke_model::interface_name::IfName;
+use spoke_model::time::{Boot, Wall};
+use spoke_net::advance::advance;
+use spoke_net::ages::Handshakes;
+use spoke_net::api_state::Imperative;
+use spoke_net::derive::{Admitted, Facts, Keys, UplinkChoice, derive};
+use spoke_net::drift;
+use spoke_net::drift::Drifted;
+use spoke_net::plan::{Plan, Repair, plan};
+use spoke_net::render;
+use spoke_net::state::{Desired, Memory, Observed};
+use spoke_sys::clock::Clock;
+use spoke_sys::kernel::{Kernel, KernelError, Retry};
+use spoke_sys::notify::Notify;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How long drift that no event tells of can last.
+pub const RESYNC: Duration = Duration::from_secs(30);
+/// First wait before a pass that left something undone is repeated; doubles up to [`RESYNC`].
+const RETRY: Duration = Duration::from_secs(1);
+/// After so many passes in a row that could not even read the kernel, the process gives up and is started afresh.
+const MAX_BLIND: u32 = 10;
+/// From so many peers on, a changed fact is applied against the last look instead of a new one; see [`spoke_net::advance`].
+const MANY_PEERS: usize = 256;
+/// And with so many steps at most: each is carried over to the last look by going through its peers.
+const FEW_STEPS: usize = 64;
+/// Repairs kept for `spoke status`.
+const MAX_HISTORY: usize = 64;
+
+/// A fact that a producer publishes; `None` until it has something to say.
+pub type Fact<T> = watch::Receiver<Option<Arc<T>>>;
+
+/// The channels facts come from. The first pass waits until every channel that is there has published once.
+#[derive(Debug)]
+pub struct Sources {
+    /// Keys.
+    pub keys: Fact<Keys>,
+    /// The uplink's choice; absent on a machine without an uplink.
+    pub uplink: Option<Fact<UplinkChoice>>,
+    /// Addresses of peers' host names; absent where no peer has a name.
+    pub names: Option<Fact<BTreeMap<HostPort, SocketAddr>>>,
+    /// Who is granted access; absent where no interface asks for it.
+    pub admitted: Option<Fact<Admitted>>,
+    /// What was set through the agent API; absent where that is off.
+    pub imperative: Option<Fact<Imperative>>,
+    /// The configuration as the control plane completes it; absent where there is none.
+    pub control: Option<Fact<Config>>,
+    /// Repairs asked for, carried out once each; needs not be published before the first pass.
+    pub repair: Option<Fact<Repair>>,
+}
+
+impl Sources {
+    /// All facts at once, or the name of one that is still missing.
+    fn snapshot(&mut self) -> Result<Facts, &'static str> {
+        let control = match &mut self.control {
+            Some(r) => Some(r.borrow_and_update().clone().ok_or("control")?),
+            None => None,
+        };
+        // A node that is not enrolled yet, or has no hub yet, has nothing to wait for.
+        let no_uplink = control.as_ref().is_some_and(|c| c.uplink.is_none());
+        Ok(Facts {
+            control,
+            keys: self.keys.borrow_and_update().clone().ok_or("keys")?,
+            uplink: match &mut self.uplink {
+                Some(_) if no_uplink => None,
+                Some(r) => Some(r.borrow_and_update().clone().ok_or("uplink")?),
+                None => None,
+            },
+            names: latest(&mut self.names, "names")?,
+            admitted: latest(&mut self.admitted, "grants")?,
+            imperative: latest(&mut self.imperative, "agent")?,
+        })
+    }
+
+    async fn changed(&mut self) {
+        tokio::select! {
+            () = change(Some(&mut self.keys)) => {}
+            () = change(self.uplink.as_mut()) => {}
+            () = change(self.names.as_mut()) => {}
+            () = change(self.admitted.as_mut()) => {}
+            () = change(self.imperative.as_mut()) => {}
+            () = change(self.control.as_mut()) => {}
+            () = change(self.repair.as_mut()) => {}
+        }
+    }
+}
+
+fn latest<T: Default>(fact: &mut Option<Fact<T>>, name: &'static str) -> Result<Arc<T>, &'static str> {
+    match fact {
+        Some(r) => r.borrow_and_update().clone().ok_or(name),
+        None => Ok(Arc::default()),
+    }
+}
+
+/// A producer that is gone never wakes anybody: its last fact stays.
+async fn change<T>(fact: Option<&mut Fact<T>>) {
+    if let Some(r) = fact
+        && r.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
+}
+
+/// Why a step was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cause {
+    /// The wanted state had changed.
+    Change,
+    /// The kernel differed from a state that had been reached before.
+    Drift,
+}
+
+/// One applied (or refused) step, for people and for the audit trail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Deed {
+    /// When, on the boot clock.
+    pub at: Boot,
+    /// When, on the wall clock as it stood.
+    pub wall: Wall,
+    /// Why.
+    pub cause: Cause,
+    /// The step as text, with the value it replaced.
+    pub what: String,
+    /// What the kernel said, if it refused.
+    pub error: Option<String>,
+}
+
+/// Why the state is not what it should be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Trouble {
+    /// Stable and machine-readable.
+    pub code: &'static str,
+    /// For people, with the remedy.
+    pub detail: String,
+}
+
+/// What the reconcile task publishes after each pass.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    /// Completed passes since start.
+    pub passes: u64,
+    /// When the last pass ended.
+    pub at: Boot,
+    /// The last pass left nothing different, apart from what policy leaves alone.
+    pub clean: bool,
+    /// Clean at least once since start.
+    pub ready: bool,
+    /// The state wanted.
+    pub desired: Arc<Desired>,
+    /// The state seen at the end of the last pass.
+    pub observed: Arc<Observed>,
+    /// When handshakes happened.
+    pub handshakes: Arc<Handshakes>,
+    /// Differences that are left: refused, held back by policy, or out of reach.
+    pub left: Arc<Plan>,
+    /// Why it is not clean.
+    pub troubles: Vec<Trouble>,
+    /// The last deeds, oldest first.
+    pub history: VecDeque<Deed>,
+    /// Steps taken because the wanted state changed.
+    pub changes: u64,
+    /// Steps taken against drift.
+    pub repairs: u64,
+    /// Steps the kernel refused.
+    pub failures: u64,
+    /// What the API had set when the last pass began; the pass dealt with it, one way or the other.
+    pub imperative: Arc<Imperative>,
+    /// The last repair asked for that was carried out.
+    pub repaired: u64,
+    /// What control wanted when the last pass began.
+    pub control: Option<Arc<Config>>,
+    /// The last drifts, oldest first.
+    pub drifts: VecDeque<Drifted>,
+    /// Drifts since start.
+    pub drift_count: u64,
+    /// Those of them that policy left alone.
+    pub drifts_left: u64,
+}
+
+/// Everything the reconcile task needs.
+#[derive(Debug)]
+pub struct Reconciler<K, C, N> {
+    /// The kernel, ours alone to write.
+    pub kernel: K,
+    /// Clocks.
+    pub clock: C,
+    /// The service manager.
+    pub notify: N,
+    /// Configuration.
+    pub config: Arc<Config>,
+    /// Facts.
+    pub sources: Sources,
+    /// Where each pass is reported.
+    pub status: watch::Sender<Status>,
+    /// Raised on every kernel event, for producers that wait for links and addresses.
+    pub events: watch::Sender<u64>,
+}
+
+impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
+    /// Reconciles for ever. Every wake-up, whatever its cause, does the same: look at everything, mend the difference.
+    ///
+    /// Ends only with an error that no further pass can mend, or after ten passes in a row that could not read the kernel.
+    pub async fn run(mut self) -> Result<(), KernelError> {
+        let mut memory = Memory::default();
+        let mut desired: Option<Arc<Desired>> = None;
+        let mut blind = 0;
+        let mut wait = RETRY;
+        let resync = self.notify.watchdog().map_or(RESYNC, |w| RESYNC.min(w / 3));
+        loop {
+            match self.pass(&mut desired, &mut memory).await {
+                Ok(Pass::Clean) => {
+                    (blind, wait) = (0, RETRY);
+                    self.sleep(resync).await;
+                }
+                Ok(Pass::Unfinished) => {
+                    blind = 0;
+                    self.sleep(wait).await;
+                    wait = (wait * 2).min(resync);
+                }
+                Ok(Pass::Waiting) => {
+                    // Waiting for a fact is no hanging.
+                    self.notify.alive();
+                    self.sleep(resync).await;
+                }
+                Err(e) => {
+                    blind += 1;
+                    tracing::error!(error = %chain(&e), "pass failed");
+                    if e.retry() == Retry::Never || blind >= MAX_BLIND {
+                        return Err(e);
+                    }
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(resync);
+                }
+            }
+        }
+    }
+
+    async fn sleep(&mut self, longest: Duration) {
+        tokio::select! {
+            () = self.sources.changed() => {}
+            () = self.kernel.changed() => {
+                tracing::debug!("links, addresses or routes have changed");
+                self.events.send_modify(|n| *n += 1);
+            }
+            () = tokio::time::sleep(longest) => {}
+        }
+    }
+
+    async fn pass(&mut self, desired: &mut Option<Arc<Desired>>, memory: &mut Memory) -> Result<Pass, KernelError> {
+        let mut troubles = Vec::new();
+        let mut changed = false;
+        let (mut imperative, mut control) = {
+            let status = self.status.borrow();
+            (status.imperative.clone(), status.control.clone())
+        };
+        match self.sources.snapshot() {
+            Err(missing) => {
+                tracing::debug!(missing, "waiting for a fact");
+                if desired.is_none() {
+                    return Ok(Pass::Waiting);
+                }
+            }
+            Ok(facts) => {
+                imperative = facts.imperative.clone();
+                control = facts.control.clone();
+                match derive(&self.config, &facts, desired.as_deref().unwrap_or(&Desired::default())) {
+                    Ok(new) => {
+                        changed = desired.as_ref().is_none_or(|d| d.generation != new.generation);
+                        if changed {
+                            *desired = Some(Arc::new(new));
+                        }
+                    }
+                    Err(e) => {
+                        tracing::error!(error = %e, "the wanted state is invalid; the last good one stays");
+                        troubles.push(Trouble {
+                            code: "desired_invalid",
+                            detail: format!("{e}; the last good state stays"),
+                        });
+                    }
+                }
+            }
+        }
+        let Some(desired) = desired.clone() else {
+            self.publish(|s| (s.troubles, s.imperative, s.control) = (troubles, imperative, control));
+            return Ok(Pass::Unfinished);
+        };
+        let wanted: BTreeSet<IfName> = desired.links.keys().cloned().collect();
+        let mut deeds = Vec::new();
+        let repair = self.sources.repair.as_mut().and_then(|r| r.borrow_and_update().clone());
+        let repair = repair.filter(|r| memory.repaired < r.seq);
+        if let Some(repair) = &repair {
+            memory.recall(repair);
+        }
+        if let (true, None, Some(mut known)) = (changed, &repair, self.known()) {
+            let plan = plan(&desired, &known, memory);
+            if plan.steps.len() <= FEW_STEPS {
+                let done = self.apply(&plan, &known, &desired, memory, Cause::Change, &mut deeds).await?;
+                done.iter().filter_map(|i| plan.steps.get(*i)).for_each(|step| advance(&mut known, step));
+                let left = self::plan(&desired, &known, memory);
+                if left.steps.is_empty() && troubles.is_empty() {
+                    memory.adopt(&desired, &known);
+                    self.report(true, troubles, desired, known, left, deeds);
+                    let repaired = memory.repaired;
+                    self.publish(|s| (s.imperative, s.repaired, s.control) = (imperative, repaired, control));
+                    return Ok(Pass::Clean);
+                }
+            }
+        }
+        let mut observed = self.kernel.observe(&wanted).await?;
+        let mut left = plan(&desired, &observed, memory);
+        let drifts = {
+            let status = self.status.borrow();
+            let repaired = status.clean && !changed;
+            drift::found(&desired, &observed, &left, &status.left, repaired, self.clock.wall())
+        };
+        if let Some(repair) = repair {
+            memory.repaired = repair.seq;
+            left.release(&repair);
+        }
+        if !left.steps.is_empty() {
+            let was_clean = self.status.borrow().clean;
+            let cause = if was_clean && !changed { Cause::Drift } else { Cause::Change };
+            self.apply(&left, &observed, &desired, memory, cause, &mut deeds).await?;
+            observed = self.kernel.observe(&wanted).await?;
+            left = plan(&desired, &observed, memory);
+        }
+        memory.adopt(&desired, &observed);
+        observed.at = self.clock.now();
+        troubles.extend(deeds.iter().filter_map(|d: &Deed| {
+            let error = d.error.as_ref()?;
+            Some(Trouble { code: "apply_failed", detail: format!("{}: {error}", d.what) })
+        }));
+        troubles.extend(left.blocked.iter().map(|b| Trouble { code: "name_taken", detail: b.to_string() }));
+        let clean = troubles.is_empty() && left.steps.is_empty();
+        self.report(clean, troubles, desired, observed, left, deeds);
+        let repaired = memory.repaired;
+        self.publish(|s| {
+            (s.imperative, s.repaired, s.control) = (imperative, repaired, control);
+            s.drift_count += drifts.len() as u64;
+            s.drifts_left += drifts.iter().filter(|d| !d.repaired).count() as u64;
+            s.drifts.extend(drifts);
+            let excess = s.drifts.len().saturating_sub(MAX_HISTORY);
+            s.drifts.drain(..excess);
+        });
+        Ok(if clean { Pass::Clean } else { Pass::Unfinished })
+    }
+
+    async fn apply(
+        &mut self,
+        plan: &Plan,
+        observed: &Observed,
+        desired: &Desired,
+        memory: &mut Memory,
+        cause: Cause,
+        deeds: &mut Vec<Deed>,
+    ) -> Result<Vec<usize>, KernelError> {
+        let applied = self.kernel.apply(&plan.steps).await;
+        let (at, wall) = (self.clock.now(), self.clock.wall());
+        let mut errors: BTreeMap<usize, String> = applied.failed.iter().map(|(i, e)| (*i, chain(e))).collect();
+        for i in &applied.done {
+            if let Some(step) = plan.steps.get(*i) {
+                memory.record(step, desired);
+            }
+        }
+        let many = plan.steps.len() > MAX_HISTORY;
+        if many {
+            tracing::info!(?cause, steps = plan.steps.len(), failed = errors.len(), "applied a large plan");
+        }
+        for (i, step) in plan.steps.iter().enumerate() {
+            let error = errors.remove(&i);
+            if many && error.is_none() && i + MAX_HISTORY < plan.steps.len() {
+                // Of thousands of steps only the last could be kept anyway.
+                tracing::debug!(?cause, step = %render::step(step, observed), "applied");
+                continue;
+            }
+            let deed = Deed { at, wall, cause, what: render::step(step, observed), error };
+            match &deed.error {
+                Some(error) => tracing::error!(?cause, step = %deed.what, error, "refused by the kernel"),
+                None if many => tracing::debug!(?cause, step = %deed.what, "applied"),
+                None => tracing::info!(?cause, step = %deed.what, "applied"),
+            }
+            deeds.push(deed);
+        }
+        self.status.send_modify(|s| {
+            let done = applied.done.len() as u64;
+            match cause {
+                Cause::Change => s.changes += done,
+                Cause::Drift => s.repairs += done,
+            }
+            s.failures += applied.failed.len() as u64;
+        });
+        // Without the privilege or the module no further pass fares better: the process ends and says what is missing.
+        match applied.failed.into_iter().find(|(_, e)| e.retry() == Retry::Never) {
+            Some((_, error)) => Err(error),
+            None => Ok(applied.done),
+        }
+    }
+
+    /// The last look, if it is recent, found nothing amiss, and a new one would be dear.
+    fn known(&self) -> Option<Observed> {
+        let last = self.status.borrow();
+        let peers: usize = last.observed.links.values().map(|l| l.peers.len()).sum();
+        let fresh = self.clock.now().since(last.observed.at) < RESYNC;
+        (last.clean && fresh && peers >= MANY_PEERS).then(|| Observed::clone(&last.observed))
+    }
+
+    fn report(
+        &mut self,
+        clean: bool,
+        troubles: Vec<Trouble>,
+        desired: Arc<Desired>,
+        observed: Observed,
+        left: Plan,
+        deeds: Vec<Deed>,
+    ) {
+        let (now, wall) = (self.clock.now(), self.clock.wall());
+        let first = clean && !self.status.borrow().ready;
+        self.publish(|s| {
+            s.passes += 1;
+            s.at = now;
+            s.clean = clean;
+            s.ready |= clean;
+            s.desired = desired;
+            Arc::make_mut(&mut s.handshakes).look(&observed, now, wall);
+            s.observed = Arc::new(observed);
+            s.left = Arc::new(left);
+            s.troubles = troubles;
+            for deed in deeds {
+                if s.history.len() >= MAX_HISTORY {
+                    s.history.pop_front();
+                }
+                s.history.push_back(deed);
+            }
+        });
+        if first {
+            self.notify.ready();
+        }
+        self.notify.alive();
+    }
+
+    fn publish(&self, change: impl FnOnce(&mut Status)) {
+        self.status.send_modify(change);
+    }
+}
+
+enum Pass {
+    Clean,
+    Unfinished,
+    Waiting,
+}
+
+/// An error with its sources, in one line.
+fn chain(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut source = e.source();
+    while let Some(s) = source {
+        text.push_str(": ");
+        text.push_str(&s.to_string());
+        source = s.source();
+    }
+    text
+}

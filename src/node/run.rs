@@ -1,0 +1,298 @@
+//! `spoke run`: the composition root. Configuration → identity → kernel → uplink → local endpoints.
+pub mod access;
+pub mod control;
+pub mod slots;
+pub mod vitals;
+use crate::agent;
+use crate::audit::{Audit, Trail};
+use crate::changes as change;
+use crate::changes::requests::Changes;
+use crate::cli::{clock, load};
+use crate::clock::Keeper;
+use crate::health;
+use crate::reconciler::{Fact, Reconciler, Sources};
+use crate::socket;
+use crate::supervise::Supervisor;
+use crate::uplink::Uplink;
+use spoke_api::health::summary::Vitals;
+use spoke_api::socket::SOCKET;
+use spoke_command::{Outcome, runtime};
+use spoke_config::Config;
+use spoke_config::node::Role;
+use spoke_model::address::HostPort;
+use spoke_model::clock::Anchor;
+use spoke_net::derive::UplinkChoice;
+use spoke_sys::clock::{Clock as _, SystemClock};
+use spoke_sys::echo::IcmpEcho;
+use spoke_sys::kernel::{CounterSocket, KernelError, Netlink};
+use spoke_sys::keys;
+use spoke_sys::keys::IfMissing;
+use spoke_sys::notify::{Notify as _, Systemd};
+use spoke_sys::priority::after_the_others;
+use spoke_sys::random::seed;
+use spoke_sys::resolve::SystemResolver;
+use spoke_sys::socket::Listener;
+use spoke_uplink::names;
+use spoke_uplink::status::Status;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+/// Runs until a signal or the end of a vital task. The kernel tunnel stays as it is either way.
+pub fn run(config: &Path) -> Outcome {
+    log();
+    let config = Arc::new(load(config)?);
+    keys::ensure_dir(&config.node.state_dir)?;
+    // Keys come first: without them nothing can be brought up, and the error says what to do.
+    let keys = keys::load(&config, IfMissing::Create)?;
+    // Usually done by spoke-clock.service; here for a supervisor that was started by hand, with the right to do it.
+    match clock::restore(&config.node.state_dir) {
+        Ok(done) => tracing::debug!(done, "clock"),
+        Err(e) => {
+            tracing::warn!(error = %e, "the clock is behind and may not be set from here: enable spoke-clock.service")
+        }
+    }
+    agent::check(&config)?;
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(supervise(config, keys));
+    // A blocked look-up must not hold up the exit.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys) -> Outcome {
+    let clock = SystemClock;
+    let started = clock.now();
+    let mut stop = Stop::new()?;
+    let mut tasks = Supervisor::default();
+
+    let (secrets, keys) = watch::channel(Some(Arc::new(keys)));
+    let (status, net) = watch::channel(crate::reconciler::Status::default());
+    let (events, wake) = watch::channel(0);
+    let (vitals_out, vitals) = watch::channel(Vitals { node_id: config.node.id.clone(), ..Vitals::default() });
+    let (shown, seen) = (net.clone(), vitals.clone());
+    tasks.restarting("status line", seed, move || vitals::line(shown.clone(), seen.clone(), Systemd));
+    let (stopping, stop_health) = watch::channel(false);
+    if config.health.enabled {
+        let (config, net) = (config.clone(), net.clone());
+        tasks.restarting("health", seed, move || {
+            let (config, net, vitals, stop) = (config.clone(), net.clone(), vitals.clone(), stop_health.clone());
+            health::run(health::Board { clock, started, config, net, vitals, stop })
+        });
+    }
+
+    let (_confirmed, confirmed) = watch::channel(None);
+    let (trusted, believed) = watch::channel(None);
+    let (state_dir, every) = (config.node.state_dir.clone(), config.clock.stamp_every);
+    let keeper = move || Keeper::new(clock, &state_dir, every, trusted.clone(), confirmed.clone());
+    let last_stamp = keeper.clone();
+    tasks.restarting("clock", seed, move || keeper().run());
+    let (trust, board) = (believed.clone(), vitals_out.clone());
+    tasks.restarting("trust in the clock", seed, move || vitals::clock(trust.clone(), board.clone()));
+
+    let changes = start_changes(&mut tasks, &config, &net, believed)?;
+    if config.agent.enabled {
+        let (config, net, changes, stop) = (config.clone(), net.clone(), changes.handle.clone(), stopping.subscribe());
+        let board = agent::Board { clock, started, config, net, changes, stop };
+        tasks.restarting("agent", seed, move || agent::run(board.clone()));
+    }
+
+    let names = start_names(&mut tasks, &config, &wake);
+    let (uplink_status, uplink_seen) = watch::channel(Status::default());
+    let (update, update_seen) = watch::channel(None);
+    let choices = has_uplink(&config).then(|| watch::channel(None));
+    let wires = control::Wires {
+        keys: secrets,
+        net: net.clone(),
+        uplink: uplink_seen,
+        choice: choices.as_ref().map(|c| c.1.clone()),
+        vitals: &vitals_out,
+        started,
+        update: update_seen,
+        audit: changes.audit.clone(),
+    };
+    let fleet = control::start(&mut tasks, &config, wires)?;
+    let control = fleet.as_ref().map(|f| f.config.clone());
+    slots::start(&mut tasks, &config, control.clone(), &vitals_out, update);
+    let (choice, status_of_uplink) = match choices {
+        None => (None, None),
+        Some((choice, choices)) => {
+            let status = start_uplink(&mut tasks, &config, control.clone(), choice, uplink_status, wake, &vitals_out);
+            (Some(choices), Some(status))
+        }
+    };
+    let grants = access::start(&mut tasks, &config, control.clone(), &vitals_out, clock);
+    let admitted = grants.as_ref().map(|g| g.admitted.clone());
+    let sources = Sources {
+        keys,
+        uplink: choice,
+        names,
+        admitted,
+        control,
+        imperative: Some(changes.facts.0),
+        repair: Some(changes.facts.1),
+    };
+
+    let path = config.node.runtime_dir.join(SOCKET);
+    let uplink = move || status_of_uplink.as_ref().map(|s| vitals::report(&s.borrow(), clock.now()));
+    let answers = socket::Answers {
+        clock,
+        started,
+        config: config.clone(),
+        net,
+        uplink: Arc::new(uplink),
+        grants: grants.as_ref().map(access::Running::view),
+        changes: changes.handle,
+        audit: changes.audit,
+        control: fleet.map(|f| f.view),
+    };
+    tasks.restarting("socket", seed, move || {
+        let (path, answers) = (path.clone(), answers.clone());
+        async move { socket::run(Listener::bind(&path)?, answers).await }
+    });
+
+    // Going through thousands of peers takes tens of milliseconds, on a router more: who asks for health shall not wait, on a
+    // machine with one processor neither. A change and the pass that carries it out follow each other, so one thread does for
+    // both.
+    tasks.apart("reconciling", spoke_command::runtime, move |tasks| {
+        after_the_others();
+        tasks.vital("changes", changes.ledger.run());
+        tasks.vital("net", async move {
+            let kernel = kernel(&config)?;
+            Reconciler { kernel, clock, notify: Systemd, config, sources, status, events }.run().await
+        });
+    })?;
+
+    let ended = tasks.run(stop.wait()).await;
+    Systemd.stopping();
+    let _ = stopping.send(true);
+    last_stamp().stop();
+    ended.map_err(Into::into)
+}
+
+/// Starts the look-up of named peers where there are any; gives the channel of their addresses.
+fn start_names(
+    tasks: &mut Supervisor,
+    config: &Arc<Config>,
+    wake: &watch::Receiver<u64>,
+) -> Option<Fact<BTreeMap<HostPort, SocketAddr>>> {
+    if names::wanted(config).is_empty() {
+        return None;
+    }
+    let (known, addresses) = watch::channel(None);
+    let (config, wake, resolver) = (config.clone(), wake.clone(), SystemResolver::default());
+    tasks.restarting("names", seed, move || {
+        crate::names::run(config.clone(), resolver.clone(), seed(), known.clone(), wake.clone())
+    });
+    Some(addresses)
+}
+
+/// The ledger, where changes are asked for, and the facts they become.
+struct Changing {
+    ledger: change::Ledger<SystemClock>,
+    handle: Changes,
+    facts: change::Facts,
+    audit: Audit,
+}
+
+/// Opens the ledger of changes and starts the audit trail.
+fn start_changes(
+    tasks: &mut Supervisor,
+    config: &Arc<Config>,
+    net: &watch::Receiver<crate::reconciler::Status>,
+    trusted: watch::Receiver<Option<Anchor>>,
+) -> Result<Changing, spoke_command::Failure> {
+    let dir = &config.node.state_dir;
+    let (trail, audit) = Trail::open(dir, SystemClock, trusted.clone())?;
+    tasks.vital("audit", trail.run());
+    let (ledger, handle, facts) =
+        change::Ledger::open(dir, config.clone(), SystemClock, net.clone(), trusted, audit.clone())?;
+    let net = net.clone();
+    tasks.vital("repairs", crate::audit::repairs(net, audit.clone(), SystemClock));
+    Ok(Changing { ledger, handle, facts, audit })
+}
+
+/// The kernel, as far as the configuration has to do with it.
+pub(super) fn kernel(config: &Config) -> Result<Netlink, KernelError> {
+    let kernel = Netlink::open()?;
+    Ok(if config.node.role == Role::Hub { kernel.with_forwarding() } else { kernel })
+}
+
+/// Whether an uplink is configured or may come from the control plane.
+fn has_uplink(config: &Config) -> bool {
+    config.uplink.is_some() || (config.control.is_some() && config.node.role == Role::Node)
+}
+
+/// Starts the hub session; gives the channel of its status.
+fn start_uplink(
+    tasks: &mut Supervisor,
+    config: &Arc<Config>,
+    control: Option<Fact<Config>>,
+    choice: watch::Sender<Option<Arc<UplinkChoice>>>,
+    status: watch::Sender<Status>,
+    wake: watch::Receiver<u64>,
+    vitals: &watch::Sender<Vitals>,
+) -> watch::Receiver<Status> {
+    let statuses = status.subscribe();
+    let base = config.clone();
+    tasks.restarting("uplink", seed, move || {
+        let (base, control, wake, choice, status) =
+            (base.clone(), control.clone(), wake.clone(), choice.clone(), status.clone());
+        async move {
+            control::following(base, control, control::session_of, "hub session", |config| {
+                let (wake, choice, status) = (wake.clone(), choice.clone(), status.clone());
+                async move {
+                    let counters = CounterSocket::open()?;
+                    let (seed, echo, resolver) = (seed(), IcmpEcho::new(seed()), SystemResolver::default());
+                    let clock = SystemClock;
+                    let session = Uplink { config, seed, counters, echo, resolver, clock, choice, status, wake };
+                    session.run().await.map_err(|never| -> KernelError { match never {} })
+                }
+            })
+            .await
+        }
+    });
+    let (view, vitals) = (statuses.clone(), vitals.clone());
+    tasks.restarting("vitals", seed, move || vitals::uplink(view.clone(), vitals.clone(), SystemClock));
+    statuses
+}
+
+/// SIGTERM and SIGINT.
+struct Stop {
+    term: tokio::signal::unix::Signal,
+    int: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    fn new() -> Result<Self, std::io::Error> {
+        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => tracing::info!("stopping on SIGTERM; the tunnel stays"),
+            _ = self.int.recv() => tracing::info!("stopping on SIGINT; the tunnel stays"),
+        }
+    }
+}
+
+/// Logs to standard error, where the journal picks them up; `SPOKE_LOG` takes the filters of `tracing`.
+pub(super) fn log() {
+    use std::io::IsTerminal as _;
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SPOKE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let journal = std::env::var_os("JOURNAL_STREAM").is_some();
+    let base = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let done = if journal {
+        // The journal has its own time stamps.
+        base.without_time().with_ansi(false).try_init()
+    } else {
+        base.with_ansi(std::io::stderr().is_terminal()).try_init()
+    };
+    if let Err(e) = done {
+        spoke_command::complain("spoke", &format!("logging: {e}"));
+    }
+}

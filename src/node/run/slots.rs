@@ -1,0 +1,92 @@
+//! On an image with two slots: passes on to the updater which release is wanted, and tells how updates stand.
+use crate::reconciler::Fact;
+use crate::supervise::Supervisor;
+use spoke_api::health::summary::Vitals;
+use spoke_config::Config;
+use spoke_sys::random::seed;
+use spoke_sys::updater::Notes;
+use spoke_update::notice::Notice;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Time between two looks at the updater's note; it is a small file in memory.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Starts both directions where the updater has left a note; elsewhere there is nobody to talk to.
+pub(super) fn start(
+    tasks: &mut Supervisor,
+    config: &Arc<Config>,
+    control: Option<Fact<Config>>,
+    vitals: &watch::Sender<Vitals>,
+    update: watch::Sender<Option<Notice>>,
+) {
+    if !std::path::Path::new(spoke_sys::slots::RUN).exists() {
+        return;
+    }
+    let notes = Notes::at(&config.node.runtime_dir);
+    if let Some(control) = control {
+        let notes = notes.clone();
+        tasks.restarting("release", seed, move || want(notes.clone(), control.clone()));
+    }
+    let vitals = vitals.clone();
+    tasks.restarting("slots", seed, move || tell(notes.clone(), vitals.clone(), update.clone()));
+}
+
+async fn want(notes: Notes, mut control: Fact<Config>) -> Result<(), std::io::Error> {
+    loop {
+        let wanted = control.borrow_and_update().as_ref().and_then(|c| c.update.wanted.clone());
+        notes.want(wanted.as_ref())?;
+        if control.changed().await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+async fn tell(
+    notes: Notes,
+    vitals: watch::Sender<Vitals>,
+    update: watch::Sender<Option<Notice>>,
+) -> Result<(), Infallible> {
+    loop {
+        let now = notes.notice();
+        if *update.borrow() != now {
+            update.send_replace(now.clone());
+            vitals.send_modify(|v| v.update = now);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use spoke_model::release::WantedRelease;
+    use spoke_update::record::Record;
+    use spoke_update::slot::Slot;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_wanted_goes_out_and_how_it_stands_comes_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let notes = Notes::in_places(dir.path().join("n"), dir.path().join("w"));
+        let mut config = Config::from_text(None, std::iter::empty()).unwrap();
+        let (out, control) = watch::channel(Some(Arc::new(config.clone())));
+        let wants = tokio::spawn(want(notes.clone(), control));
+        tokio::task::yield_now().await;
+        assert_eq!(notes.wanted(), None);
+        config.update.wanted = Some(WantedRelease { version: "2".into(), source: None });
+        out.send_replace(Some(Arc::new(config)));
+        drop(out);
+        wants.await.unwrap().unwrap();
+        assert_eq!(notes.wanted().unwrap().version, "2");
+
+        let (vitals, seen) = watch::channel(Vitals::default());
+        let (update, mut told) = watch::channel(None);
+        let telling = tokio::spawn(tell(notes.clone(), vitals, update));
+        notes.post(&Notice::of(&Record::new("x".into()), Slot::B, "1")).unwrap();
+        told.changed().await.unwrap();
+        assert_eq!(seen.borrow().update.as_ref().unwrap().slot, Slot::B);
+        telling.abort();
+    }
+}

@@ -1,0 +1,92 @@
+//! A node in memory for the tests of what stands on it: reconcile task, ledger of changes and audit trail over a kernel in
+//! memory, on a state directory that outlives it.
+use crate::audit::Trail;
+use crate::changes::Ledger;
+use crate::changes::requests::Changes;
+use crate::reconciler::{Reconciler, Sources, Status};
+use spoke_config::Config;
+use spoke_model::key::SecretKey;
+use spoke_net::derive::Keys;
+use spoke_sys::notify::Notify;
+use spoke_sys::sim::clock::SimClock;
+use spoke_sys::sim::kernel::{FakeKernel, Handle};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// A service manager that hears nothing.
+#[derive(Debug)]
+pub(crate) struct Silent;
+
+impl Notify for Silent {
+    fn ready(&mut self) {}
+    fn alive(&mut self) {}
+    fn status(&mut self, _: &str) {}
+    fn stopping(&mut self) {}
+    fn watchdog(&self) -> Option<Duration> {
+        None
+    }
+}
+
+/// The node.
+pub(crate) struct Node {
+    /// Where changes are asked for.
+    pub(crate) changes: Changes,
+    /// What everybody else does to the kernel.
+    pub(crate) kernel: Handle,
+    /// What the reconcile task says.
+    pub(crate) net: watch::Receiver<Status>,
+    /// What the control plane makes of the configuration.
+    pub(crate) control: watch::Sender<Option<Arc<Config>>>,
+    tasks: JoinSet<()>,
+}
+
+impl Node {
+    /// Starts it and waits for its first pass. `wanted` is the configuration as the control plane completes it.
+    pub(crate) async fn start(
+        dir: &Path,
+        config: Arc<Config>,
+        wanted: Arc<Config>,
+        kernel: FakeKernel,
+        clock: SimClock,
+    ) -> Self {
+        let handle = kernel.handle();
+        let private = [("wg0".parse().unwrap(), SecretKey::clamped([9; 32]))].into();
+        let (keep, keys) = watch::channel(Some(Arc::new(Keys { private, ..Keys::default() })));
+        let (status, net) = watch::channel(Status::default());
+        let (control, completed) = watch::channel(Some(wanted));
+        let mut tasks = JoinSet::new();
+        let (trail, audit) = Trail::open(dir, clock.clone(), watch::channel(None).1).unwrap();
+        tasks.spawn(async move { drop(trail.run().await) });
+        let (ledger, changes, (imperative, repair)) =
+            Ledger::open(dir, config.clone(), clock.clone(), net.clone(), watch::channel(None).1, audit).unwrap();
+        tasks.spawn(async move { drop(ledger.run().await) });
+        let sources = Sources {
+            keys,
+            uplink: None,
+            names: None,
+            admitted: None,
+            control: Some(completed),
+            imperative: Some(imperative),
+            repair: Some(repair),
+        };
+        let (events, _) = watch::channel(0);
+        let reconciler = Reconciler { kernel, clock, notify: Silent, config, sources, status, events };
+        tasks.spawn(async move {
+            let _keep = keep;
+            drop(reconciler.run().await);
+        });
+        net.clone().wait_for(|s| s.passes > 0).await.unwrap();
+        Self { changes, kernel: handle, net, control, tasks }
+    }
+
+    /// Ends everything as a crash would; the kernel stays.
+    pub(crate) async fn kill(&mut self) {
+        self.tasks.shutdown().await;
+        // A process takes its threads with it; here one may still be writing, and would write into the file of the next.
+        // Simulated time goes on when it is done.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}

@@ -1,0 +1,303 @@
+//! Answers the control socket.
+use crate::audit::Audit;
+use crate::changes::requests::Changes;
+use crate::enrolment::Rotate;
+use crate::reconciler::{Cause, Status};
+use spoke_api::socket::{
+    DeedReport, LinkReport, PeerReport, Request, Response, RouteReport, StatusReport, TroubleReport,
+};
+use spoke_change::ask::Rolled;
+use spoke_change::audit::{Actor, Allowance};
+use spoke_config::Config;
+use spoke_config::interface::DriftPolicy;
+use spoke_grants::report::Report;
+use spoke_model::key::PublicKey;
+use spoke_model::time::Boot;
+use spoke_net::drift;
+use spoke_net::render;
+use spoke_sys::clock::Clock;
+use spoke_sys::socket::{Connection, Listener};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+/// Connections served at once; a further one waits.
+const MAX_CONNECTIONS: usize = 16;
+/// Those of them that who may only look can hold: root is never kept out.
+const MAX_LOOKING: usize = 8;
+/// Refusals recorded in an hour; the log has them all.
+const REFUSALS_PER_HOUR: u32 = 30;
+
+/// How long a request for a new key may wait to be taken.
+const ROTATE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A document of the uplink for the report, made by whoever wires the tasks.
+pub type UplinkView = Arc<dyn Fn() -> Option<serde_json::Value> + Send + Sync>;
+
+/// What the answers are made of.
+#[derive(Clone)]
+pub struct Answers<C> {
+    /// Clocks.
+    pub clock: C,
+    /// When the supervisor started.
+    pub started: Boot,
+    /// Configuration.
+    pub config: Arc<Config>,
+    /// The reconcile task.
+    pub net: watch::Receiver<Status>,
+    /// The uplink.
+    pub uplink: UplinkView,
+    /// The grants, where an interface asks for them.
+    pub grants: Option<GrantsView>,
+    /// Where changes are asked for.
+    pub changes: Changes,
+    /// Where refusals are recorded.
+    pub audit: Audit,
+    /// The control plane, where one is configured.
+    pub control: Option<ControlView>,
+}
+
+/// The follower of the control plane, seen from outside.
+#[derive(Clone)]
+pub struct ControlView {
+    /// What it says, made by whoever wires the tasks.
+    pub report: UplinkView,
+    /// Where a new key is asked for.
+    pub rotate: mpsc::Sender<Rotate>,
+}
+
+/// The grants task, seen from outside.
+#[derive(Clone, Debug)]
+pub struct GrantsView {
+    /// What it says.
+    pub report: watch::Receiver<Option<Arc<Report>>>,
+    /// Rung to have everything verified again.
+    pub refresh: Arc<Notify>,
+}
+
+/// Serves until the listener fails.
+pub async fn run<C: Clock>(listener: Listener, answers: Answers<C>) -> Result<(), std::io::Error> {
+    let mut open = JoinSet::new();
+    let looking = Arc::new(());
+    let refusals = Arc::new(Mutex::new(Allowance::new(REFUSALS_PER_HOUR, answers.clock.now())));
+    loop {
+        if open.len() >= MAX_CONNECTIONS {
+            open.join_next().await;
+        }
+        let connection = listener.accept().await?;
+        let place = (!connection.caller().is_trusted()).then(|| looking.clone());
+        if Arc::strong_count(&looking) > MAX_LOOKING + 1 {
+            tracing::warn!(uid = connection.caller().uid, "too many connections of users who may only look");
+            continue;
+        }
+        let (answers, refusals) = (answers.clone(), refusals.clone());
+        open.spawn(async move {
+            let _place = place;
+            if let Err(e) = serve(connection, &answers, &refusals).await {
+                tracing::debug!(error = %e, "control connection ended");
+            }
+        });
+        while open.try_join_next().is_some() {}
+    }
+}
+
+async fn serve<C: Clock>(
+    mut connection: Connection,
+    answers: &Answers<C>,
+    refusals: &Mutex<Allowance>,
+) -> Result<(), std::io::Error> {
+    let caller = connection.caller();
+    while let Some(line) = connection.line().await? {
+        let response = match serde_json::from_slice::<Request>(&line) {
+            Err(e) => Response::Error(format!("not a question this version knows: {e}")),
+            Ok(request) if request.mutates() && !caller.is_trusted() => {
+                let said = format!("user {} may look but not change anything: run it as root", caller.uid);
+                tracing::warn!(?request, "{said}");
+                if refusals.lock().unwrap_or_else(PoisonError::into_inner).take(answers.clock.now()) {
+                    answers.audit.record(&Actor::User(caller.uid), request.name(), Err(said.clone()));
+                }
+                Response::Error(said)
+            }
+            Ok(Request::Grants) => answers.grants()?,
+            Ok(Request::GrantsRefresh) => match &answers.grants {
+                Some(view) => {
+                    view.refresh.notify_one();
+                    Response::Ok(serde_json::Value::Null)
+                }
+                None => no_grants(),
+            },
+            Ok(Request::Drift) => Response::Ok(serde_json::to_value(answers.drift().await)?),
+            Ok(request @ Request::RotateKey) => {
+                let begun = answers.rotate().await;
+                answers.audit.record(&Actor::User(caller.uid), request.name(), begun.clone());
+                told(begun)?
+            }
+            Ok(Request::DriftRepair { what }) => told(answers.changes.reconcile(what, Actor::User(caller.uid)).await)?,
+            Ok(Request::History) => told(answers.changes.history().await)?,
+            Ok(Request::Diff { a, b }) => told(answers.changes.diff(a, b).await)?,
+            Ok(Request::Rollback { to }) => {
+                let done = answers.changes.rollback(to, Actor::User(caller.uid)).await;
+                told(done.map(|d| Rolled { generation: d.generation, lines: d.lines }))?
+            }
+            Ok(Request::Confirm { generation }) => {
+                let done = answers.changes.confirm(generation, Actor::User(caller.uid)).await;
+                told(done.map(|d| Rolled { generation: d.generation, lines: d.lines }))?
+            }
+            Ok(Request::Audit { limit }) => answers.audit(limit).await?,
+            Ok(Request::Status) => Response::Ok(serde_json::to_value(answers.status())?),
+        };
+        let mut text = serde_json::to_vec(&response)?;
+        text.push(b'\n');
+        connection.send(&text).await?;
+    }
+    Ok(())
+}
+
+fn told<T: serde::Serialize, E: ToString>(
+    done: Result<T, E>,
+) -> Result<Response<serde_json::Value>, serde_json::Error> {
+    Ok(match done {
+        Ok(value) => Response::Ok(serde_json::to_value(value)?),
+        Err(e) => Response::Error(e.to_string()),
+    })
+}
+
+fn no_grants() -> Response<serde_json::Value> {
+    Response::Error("no interface has access = \"nft\", so nobody needs a grant".to_owned())
+}
+
+impl<C: Clock> Answers<C> {
+    async fn rotate(&self) -> Result<(), String> {
+        let Some(view) = &self.control else {
+            return Err(
+                "there is no [control], so nobody could tell the hub: change the key file and the hub by hand".into()
+            );
+        };
+        let (answer, answered) = oneshot::channel();
+        let sent = view.rotate.try_send(answer).is_ok();
+        // Until the node is enrolled nobody takes requests.
+        match tokio::time::timeout(ROTATE_PATIENCE, answered).await {
+            Ok(Ok(begun)) => begun,
+            Ok(Err(_)) | Err(_) if sent => Err("the node is not enrolled yet".into()),
+            Ok(Err(_)) | Err(_) => Err("a change of keys was asked for already".into()),
+        }
+    }
+
+    fn grants(&self) -> Result<Response<serde_json::Value>, serde_json::Error> {
+        let report = self.grants.as_ref().and_then(|view| view.report.borrow().clone());
+        Ok(match report {
+            Some(report) => Response::Ok(serde_json::to_value(&*report)?),
+            None => no_grants(),
+        })
+    }
+
+    /// As of now, by a look of its own: a person asks after having done something.
+    async fn drift(&self) -> drift::Report {
+        self.changes.look(&self.net, &self.clock, Duration::ZERO).await;
+        let status = self.net.borrow().clone();
+        let node = self.config.node.id.as_ref().map(ToString::to_string);
+        let names = crate::agent::names(status.control.as_deref().unwrap_or(&self.config));
+        let seen = self.clock.wall().before(self.clock.now().since(status.observed.at));
+        let mut report = drift::report(&status.desired, &status.observed, &names, node, seen);
+        report.history = status.drifts.into();
+        report
+    }
+
+    async fn audit(&self, limit: usize) -> Result<Response<serde_json::Value>, serde_json::Error> {
+        let dir = self.config.node.state_dir.clone();
+        let read = tokio::task::spawn_blocking(move || crate::audit::entries(&dir)).await;
+        Ok(match read {
+            Ok(Ok((mut list, _))) => {
+                list.reverse();
+                list.truncate(limit);
+                Response::Ok(serde_json::to_value(list)?)
+            }
+            Ok(Err(e)) => Response::Error(e.to_string()),
+            Err(e) => Response::Error(e.to_string()),
+        })
+    }
+
+    fn status(&self) -> StatusReport {
+        let (now, status) = (self.clock.now(), self.net.borrow().clone());
+        let names: BTreeMap<PublicKey, &str> = self
+            .config
+            .interfaces
+            .iter()
+            .flat_map(|i| i.peers.iter().filter_map(|p| Some((p.public_key, p.name.as_deref()?))))
+            .chain(self.config.uplink.iter().flat_map(|u| u.hubs.iter().map(|h| (h.public_key, h.name.as_str()))))
+            .collect();
+        StatusReport {
+            version: spoke_model::VERSION.to_owned(),
+            uptime_seconds: now.since(self.started).as_secs_f64(),
+            node_id: self.config.node.id.as_ref().map(ToString::to_string),
+            passes: status.passes,
+            last_pass_seconds: now.since(status.at).as_secs_f64(),
+            clean: status.clean,
+            generation: status.desired.generation,
+            changes: status.changes,
+            repairs: status.repairs,
+            failures: status.failures,
+            troubles: status
+                .troubles
+                .iter()
+                .map(|t| TroubleReport { code: t.code.to_owned(), detail: t.detail.clone() })
+                .collect(),
+            left: status
+                .left
+                .steps
+                .iter()
+                .chain(&status.left.held)
+                .map(|s| render::step(s, &status.observed))
+                .collect(),
+            uplink: (self.uplink)(),
+            control: self.control.as_ref().and_then(|view| (view.report)()),
+            interfaces: links(&status, now, &names),
+            history: status
+                .history
+                .iter()
+                .map(|d| DeedReport {
+                    seconds_ago: now.since(d.at).as_secs(),
+                    time: d.wall.to_string(),
+                    cause: match d.cause {
+                        Cause::Change => "change".to_owned(),
+                        Cause::Drift => "drift".to_owned(),
+                    },
+                    what: d.what.clone(),
+                    error: d.error.clone(),
+                })
+                .collect(),
+        }
+    }
+}
+
+fn links(status: &Status, now: Boot, names: &BTreeMap<PublicKey, &str>) -> Vec<LinkReport> {
+    let wanted = status.observed.links.iter().filter(|(_, l)| l.wireguard);
+    wanted
+        .map(|(name, link)| LinkReport {
+            name: name.clone(),
+            public_key: link.public_key,
+            listen_port: link.listen_port,
+            mtu: link.mtu,
+            up: link.up,
+            addresses: link.addresses.iter().copied().collect(),
+            routes: link.routes.iter().map(RouteReport::from).collect(),
+            policy: status.desired.links.get(name).map_or(DriftPolicy::Observe, |l| l.policy),
+            peers: link
+                .peers
+                .iter()
+                .map(|(key, p)| PeerReport {
+                    public_key: *key,
+                    name: names.get(key).map(|n| (*n).to_owned()),
+                    endpoint: p.endpoint,
+                    allowed_ips: p.allowed_ips.iter().copied().collect(),
+                    handshake_age: status.handshakes.at(name, key).map(|at| now.since(at).as_secs()),
+                    rx: p.counters.rx,
+                    tx: p.counters.tx,
+                    keepalive: p.keepalive,
+                })
+                .collect(),
+        })
+        .collect()
+}

@@ -1,0 +1,226 @@
+//! Whole lives of a device on simulated time: starts, trials, outages, cuts; the boot loader is a fake that counts.
+use super::*;
+use spoke_model::time::Wall;
+use spoke_sys::sim::clock::SimClock;
+use spoke_update::manifest::{Accepted, Known, Manifest, Part};
+use spoke_update::slot::{Slot, TRIES, Trust};
+use std::io::Read;
+
+/// Both slots as a boot loader has them.
+struct Board {
+    running: Slot,
+    first: Slot,
+    trust: [Trust; 2],
+    starts: u8,
+    /// The next change of this kind fails, as a cut just before it would look.
+    cut: Option<&'static str>,
+}
+
+const fn at(slot: Slot) -> usize {
+    match slot {
+        Slot::A => 0,
+        Slot::B => 1,
+    }
+}
+
+impl Board {
+    fn new() -> Self {
+        let trust = [Trust::Good, Trust::Trying(0)];
+        Self { running: Slot::A, first: Slot::A, trust, starts: 0, cut: None }
+    }
+
+    /// Power on: the boot loader chooses and counts.
+    fn start(&mut self) -> Slot {
+        let usable = |s: &Slot| self.trust[at(*s)] != Trust::Trying(0);
+        self.running = [self.first, self.first.other()].into_iter().find(usable).unwrap_or(Slot::A);
+        if let Trust::Trying(n) = self.trust[at(self.running)] {
+            self.trust[at(self.running)] = Trust::Trying(n - 1);
+        }
+        self.starts += 1;
+        self.running
+    }
+
+    fn change(&mut self, what: &'static str) -> Result<(), SlotError> {
+        if self.cut == Some(what) {
+            self.cut = None;
+            return Err(SlotError::NoSlots);
+        }
+        Ok(())
+    }
+}
+
+impl Slots for Board {
+    fn standing(&mut self) -> Result<Standing, SlotError> {
+        let trust = |s: Slot| Some(self.trust[at(s)]);
+        Ok(Standing { running: self.running, trust: trust(self.running), other: trust(self.running.other()) })
+    }
+    fn vacate(&mut self) -> Result<(), SlotError> {
+        self.trust[at(self.running.other())] = Trust::Trying(0);
+        Ok(())
+    }
+    fn write_root(&mut self, _: &mut dyn Read, _: u64) -> Result<(), SlotError> {
+        Ok(())
+    }
+    fn stage_kernel(&mut self, _: &mut dyn Read, _: u64) -> Result<(), SlotError> {
+        Ok(())
+    }
+    fn try_staged(&mut self) -> Result<(), SlotError> {
+        self.try_other()
+    }
+    fn commit(&mut self) -> Result<(), SlotError> {
+        self.change("commit")?;
+        (self.trust[at(self.running)], self.first) = (Trust::Good, self.running);
+        Ok(())
+    }
+    fn condemn(&mut self) -> Result<(), SlotError> {
+        self.change("condemn")?;
+        self.trust[at(self.running)] = Trust::Trying(0);
+        Ok(())
+    }
+    fn try_other(&mut self) -> Result<(), SlotError> {
+        self.change("try_other")?;
+        let other = self.running.other();
+        (self.trust[at(other)], self.first) = (Trust::Trying(TRIES), other);
+        Ok(())
+    }
+    fn clear_starts(&mut self) -> Result<(), SlotError> {
+        self.starts = 0;
+        Ok(())
+    }
+}
+
+/// What is on the state partition, and how often it was written.
+#[derive(Default)]
+struct Kept {
+    record: Option<Record>,
+    writes: usize,
+    full: bool,
+}
+
+impl Book for Kept {
+    fn keep(&mut self, record: &Record) -> Result<(), DiskError> {
+        if self.full {
+            let source = std::io::ErrorKind::StorageFull.into();
+            return Err(DiskError::Write { path: "/state".into(), remedy: "free some space", source });
+        }
+        self.record = Some(record.clone());
+        self.writes += 1;
+        Ok(())
+    }
+}
+
+const HEALTHY: Sight = Sight { connected: true, clean: true, outside: true };
+/// The hub cannot be reached, the way out works.
+const OUTSIDE: Sight = Sight { connected: false, clean: true, outside: true };
+const NOTHING: Sight = Sight { connected: false, clean: true, outside: false };
+
+/// A device on which version 2 was just installed into slot b.
+fn installed() -> (Board, Kept) {
+    let part = Part { size: 1, sha256: String::new() };
+    let manifest =
+        Manifest { board: "x".into(), version: "2".into(), sequence: 2, floor: 0, root: part.clone(), kernel: part };
+    let learned = Known { board: "x".into(), serial: 1, floor: 0 };
+    let mut record = Record::new("x".into());
+    record.begin(Accepted { manifest, learned }, Slot::B);
+    record.trial.as_mut().unwrap().armed = true;
+    let mut board = Board::new();
+    board.try_other().unwrap();
+    (board, Kept { record: Some(record), ..Kept::default() })
+}
+
+/// One life of the machine: started, watched; `sees` is asked with the slot and the seconds since its start.
+async fn live(board: &mut Board, kept: &mut Kept, sees: impl Fn(Slot, u64) -> Sight) -> Result<Next, WatchError> {
+    let slot = board.start();
+    let clock = SimClock::new(Wall(0));
+    let began = clock.elapsed();
+    let mut record = kept.record.clone().unwrap_or_else(|| Record::new("x".into()));
+    let look = async || sees(slot, (clock.elapsed() - began).as_secs());
+    watch(&clock, board, kept, &mut record, Rules::default(), look).await
+}
+
+fn last(kept: &Kept) -> (String, Option<Reason>) {
+    let last = kept.record.as_ref().unwrap().last.clone().unwrap();
+    (last.version, last.reason)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_good_update_is_committed_and_started_from_then_on() {
+    let (mut board, mut kept) = installed();
+    assert_eq!(live(&mut board, &mut kept, |_, _| HEALTHY).await.unwrap(), Next::Settled);
+    assert_eq!((board.running, board.trust[1], last(&kept)), (Slot::B, Trust::Good, ("2".into(), None)));
+    assert_eq!(board.starts, 0, "the starts were cleared by us");
+    let writes = kept.writes;
+    assert_eq!(live(&mut board, &mut kept, |_, _| HEALTHY).await.unwrap(), Next::Settled);
+    assert_eq!((board.running, kept.writes), (Slot::B, writes), "a settled start writes nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bad_update_ends_on_the_old_slot_with_its_reason() {
+    let (mut board, mut kept) = installed();
+    let sees = |slot, _| if slot == Slot::B { OUTSIDE } else { HEALTHY };
+    assert_eq!(live(&mut board, &mut kept, sees).await.unwrap(), Next::Restart);
+    assert_eq!(live(&mut board, &mut kept, sees).await.unwrap(), Next::Settled);
+    assert_eq!((board.running, last(&kept)), (Slot::A, ("2".into(), Some(Reason::NotHealthy))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_never_gets_to_watching_comes_back_by_itself() {
+    let (mut board, mut kept) = installed();
+    for _ in 0..TRIES {
+        assert_eq!(board.start(), Slot::B);
+    }
+    assert_eq!(live(&mut board, &mut kept, |_, _| HEALTHY).await.unwrap(), Next::Settled);
+    assert_eq!((board.running, last(&kept)), (Slot::A, ("2".into(), Some(Reason::DidNotStart))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_of_days_takes_no_turns_and_blames_nobody() {
+    let (mut board, mut kept) = installed();
+    assert_eq!(live(&mut board, &mut kept, |_, _| NOTHING).await.unwrap(), Next::Restart);
+    let sees = |_, at| if at < 3 * 86_400 { NOTHING } else { HEALTHY };
+    assert_eq!(live(&mut board, &mut kept, sees).await.unwrap(), Next::Restart);
+    assert_eq!(live(&mut board, &mut kept, |_, _| HEALTHY).await.unwrap(), Next::Settled);
+    assert_eq!((board.running, board.trust[1], last(&kept)), (Slot::B, Trust::Good, ("2".into(), None)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_system_without_a_way_out_is_told_from_an_outage() {
+    let (mut board, mut kept) = installed();
+    let sees = |slot, _| if slot == Slot::B { NOTHING } else { HEALTHY };
+    assert_eq!(live(&mut board, &mut kept, sees).await.unwrap(), Next::Restart);
+    assert_eq!(live(&mut board, &mut kept, sees).await.unwrap(), Next::Settled);
+    assert_eq!((board.running, last(&kept)), (Slot::A, ("2".into(), Some(Reason::NoWayOut))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cut_between_commit_and_record_commits_again() {
+    let (mut board, mut kept) = installed();
+    kept.full = true;
+    live(&mut board, &mut kept, |_, _| HEALTHY).await.unwrap_err();
+    kept.full = false;
+    assert_eq!(live(&mut board, &mut kept, |_, _| HEALTHY).await.unwrap(), Next::Settled);
+    assert_eq!((board.running, board.trust[1], last(&kept)), (Slot::B, Trust::Good, ("2".into(), None)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cut_between_reason_and_boot_loader_still_ends_on_the_old_slot() {
+    let (mut board, mut kept) = installed();
+    board.cut = Some("condemn");
+    let sees = |slot, _| if slot == Slot::B { OUTSIDE } else { HEALTHY };
+    live(&mut board, &mut kept, sees).await.unwrap_err();
+    // Watched once more without a record, given up once more.
+    assert_eq!(live(&mut board, &mut kept, sees).await.unwrap(), Next::Restart);
+    assert_eq!(live(&mut board, &mut kept, sees).await.unwrap(), Next::Settled);
+    assert_eq!((board.running, last(&kept)), (Slot::A, ("2".into(), Some(Reason::NotHealthy))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_committed_system_that_rots_is_told_of_after_the_other_was_taken() {
+    let (mut board, mut kept) = installed();
+    live(&mut board, &mut kept, |_, _| HEALTHY).await.unwrap();
+    // What the first process of the slot does after too many starts without a clean pass.
+    board.start();
+    board.condemn().unwrap();
+    assert_eq!(live(&mut board, &mut kept, |_, _| HEALTHY).await.unwrap(), Next::Settled);
+    assert_eq!((board.running, last(&kept)), (Slot::A, ("2".into(), Some(Reason::KeptFailing))));
+}

@@ -1,0 +1,163 @@
+//! Drives the hub session: its actions become system calls, their answers its events.
+use spoke_net::derive::UplinkChoice;
+use spoke_sys::clock::Clock;
+use spoke_sys::echo::Echo;
+use spoke_sys::kernel::ReadCounters;
+use spoke_sys::resolve::Resolve;
+use spoke_uplink::session::{Action, Config, Event, RESOLVE_TIMEOUT, Sample, Seen, Session};
+use spoke_uplink::status::{Status, Transition};
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How long the kernel may take to be read.
+const READ_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Everything the uplink needs.
+#[derive(Debug)]
+pub struct Uplink<R, E, D, C> {
+    /// What to connect to and how.
+    pub config: Config,
+    /// Decides the jitter.
+    pub seed: u64,
+    /// The interface's counters.
+    pub counters: R,
+    /// Echo through the tunnel.
+    pub echo: E,
+    /// Name look-up.
+    pub resolver: D,
+    /// Clocks.
+    pub clock: C,
+    /// Where the decision is published, the first one before any look-up.
+    pub choice: watch::Sender<Option<Arc<UplinkChoice>>>,
+    /// Where the status is published.
+    pub status: watch::Sender<Status>,
+    /// Raised on every event of the network.
+    pub wake: watch::Receiver<u64>,
+}
+
+type LookUp = Pin<Box<dyn Future<Output = (usize, Vec<SocketAddr>)> + Send>>;
+
+impl<R: ReadCounters, E: Echo, D: Resolve, C: Clock> Uplink<R, E, D, C> {
+    /// Stays connected for ever.
+    pub async fn run(mut self) -> Result<(), Infallible> {
+        let mut session = Session::new(self.clock.now(), self.seed, self.config.clone());
+        let mut look_up: Option<LookUp> = None;
+        let mut events = VecDeque::from([Event::Tick]);
+        let mut awake = true;
+        loop {
+            while let Some(event) = events.pop_front() {
+                for action in session.handle(self.clock.now(), event) {
+                    match action {
+                        Action::Resolve(hub) => look_up = self.look_up(hub),
+                        Action::Publish => self.publish(&session),
+                        Action::Sample => events.push_back(self.sample().await),
+                        Action::Echo { to, seq } => {
+                            tracing::debug!(%to, seq, "echo");
+                            if let Err(e) = self.echo.send(&self.config.uplink.interface, to, seq).await {
+                                tracing::debug!(error = %e, cause = ?std::error::Error::source(&e).map(ToString::to_string), "echo not sent");
+                                events.push_back(Event::Unsent { seq });
+                            }
+                        }
+                        Action::Report(transition) => report(&transition),
+                    }
+                }
+            }
+            self.status.send_if_modified(|s| {
+                let changed = s != session.status();
+                if changed {
+                    s.clone_from(session.status());
+                }
+                changed
+            });
+            let wait = session.deadline().map_or(READ_TIMEOUT, |at| at.since(self.clock.now()));
+            let event = tokio::select! {
+                (from, seq) = self.echo.answer() => Event::Answered { from, seq },
+                (hub, addresses) = pending(&mut look_up) => {
+                    look_up = None;
+                    Event::Resolved { hub, addresses }
+                }
+                changed = self.wake.changed(), if awake => {
+                    // Without anybody to wake it, the session goes by its own deadlines.
+                    awake = changed.is_ok();
+                    Event::Woken
+                }
+                () = tokio::time::sleep(wait) => Event::Tick,
+            };
+            events.push_back(event);
+        }
+    }
+
+    fn publish(&self, session: &Session) {
+        let choice = session.choice();
+        self.choice.send_if_modified(|published| {
+            let changed = published.as_deref() != choice.as_ref();
+            if changed {
+                *published = choice.map(Arc::new);
+            }
+            changed
+        });
+    }
+
+    fn look_up(&self, hub: usize) -> Option<LookUp> {
+        let asked = self.config.uplink.hubs.get(hub)?;
+        let found = self.resolver.resolve(&asked.endpoint, RESOLVE_TIMEOUT);
+        let name = asked.name.clone();
+        Some(Box::pin(async move {
+            let addresses = found.await.unwrap_or_else(|e| {
+                tracing::warn!(hub = %name, error = %e, cause = ?std::error::Error::source(&e).map(ToString::to_string), "hub not looked up; its last good addresses are used");
+                Vec::new()
+            });
+            (hub, addresses)
+        }))
+    }
+
+    async fn sample(&mut self) -> Event {
+        let read = tokio::time::timeout(READ_TIMEOUT, self.counters.counters(&self.config.uplink.interface)).await;
+        let link = match read {
+            Ok(Ok(link)) => link,
+            Ok(Err(e)) => {
+                tracing::warn!(error = %e, "counters not read");
+                return Event::Unsampled;
+            }
+            Err(_) => {
+                tracing::warn!(within = ?READ_TIMEOUT, "counters not read in time");
+                return Event::Unsampled;
+            }
+        };
+        let peers = link.as_ref().map(|l| &l.peers);
+        let seen = |key| peers?.get(key).map(|p| Seen { counters: p.counters, endpoint: p.endpoint });
+        let index = link.as_ref().map(|l| l.index);
+        Event::Sampled(Sample {
+            link: index,
+            hubs: self.config.uplink.hubs.iter().map(|h| seen(&h.public_key)).collect(),
+        })
+    }
+}
+
+async fn pending(look_up: &mut Option<LookUp>) -> (usize, Vec<SocketAddr>) {
+    match look_up {
+        Some(look_up) => look_up.await,
+        None => std::future::pending().await,
+    }
+}
+
+fn report(t: &Transition) {
+    use spoke_uplink::status::State;
+    let (hub, code, reason) = (&t.hub, t.code, t.code.detail());
+    if let Some(rung) = t.rung {
+        tracing::info!(%hub, ?rung, reason = rung.reason(), "recovery");
+    }
+    match t.to {
+        State::Up => tracing::info!(%hub, ?code, reason, "tunnel is up"),
+        State::Waiting => tracing::warn!(%hub, ?code, reason, "tunnel is not up"),
+        State::Starting | State::Resolving | State::Connecting => {
+            tracing::debug!(%hub, ?code, reason, to = ?t.to, "uplink")
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! The clocks of the simulated world: boot time follows the runtime's time, wall time goes wherever a test sends it.
+use crate::clock::Clock;
+use spoke_model::time::{Boot, Wall};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// A clock that a test can jump.
+#[derive(Clone, Debug)]
+pub struct SimClock {
+    start: Instant,
+    /// Wall time at `start`, in seconds since the epoch; may be negative to show how far back a board can boot.
+    wall: Arc<AtomicI64>,
+}
+
+impl SimClock {
+    /// Boot was a minute ago; the wall clock shows `wall`.
+    pub fn new(wall: Wall) -> Self {
+        let clock = Self { start: Instant::now(), wall: Arc::default() };
+        clock.jump_to(wall);
+        clock
+    }
+
+    /// Time since the world began.
+    pub fn elapsed(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// Sets the wall clock; boot time goes on as if nothing had happened.
+    pub fn jump_to(&self, wall: Wall) {
+        let elapsed = i64::try_from(self.elapsed().as_secs()).unwrap_or(i64::MAX);
+        self.wall.store(i64::try_from(wall.0).unwrap_or(i64::MAX).saturating_sub(elapsed), Ordering::Relaxed);
+    }
+
+    /// Wall time to the nanosecond, as the kernel stamps handshakes with it.
+    pub fn wall_exact(&self) -> Duration {
+        let elapsed = self.elapsed();
+        let secs =
+            self.wall.load(Ordering::Relaxed).saturating_add(i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX));
+        Duration::new(u64::try_from(secs).unwrap_or(0), elapsed.subsec_nanos())
+    }
+}
+
+impl Clock for SimClock {
+    fn now(&self) -> Boot {
+        Boot::from_secs(60) + self.elapsed()
+    }
+
+    fn wall(&self) -> Wall {
+        Wall(self.wall_exact().as_secs())
+    }
+}

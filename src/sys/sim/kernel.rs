@@ -1,0 +1,471 @@
+//! A kernel in memory, with the real one's rules: it passes the same conformance suite.
+//!
+//! Networks move to the last peer that claims them; routes go with the link that is set down, IPv6 addresses too; a removed
+//! peer is not brought back by an update; ports are chosen when a link comes up; what exists cannot be added by another.
+use crate::kernel::{Applied, Kernel, KernelError, LinkCounters, PeerCounters, ReadCounters};
+use ipnet::IpNet;
+use rustix::io::Errno;
+use spoke_model::interface_name::IfName;
+use spoke_model::key::{PublicKey, SecretKey};
+use spoke_model::nets::Nets;
+use spoke_model::time::Boot;
+use spoke_net::plan::{AllowedIps, PeerChange, Step};
+use spoke_net::render;
+use spoke_net::state::{Forwarding, OWNED_ALIAS, Observed, ObservedLink, ObservedPeer, Route};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+
+mod handle;
+
+/// A burst is over when nothing has happened for this long.
+const QUIET: Duration = Duration::from_millis(50);
+/// A burst that does not end is reported all the same.
+const LONGEST: Duration = Duration::from_millis(500);
+/// The first port that is handed out.
+const FIRST_PORT: u16 = 32_768;
+
+#[derive(Clone, Debug, Default)]
+struct Link {
+    index: u32,
+    wireguard: bool,
+    alias: String,
+    up: bool,
+    mtu: u32,
+    private_key: Option<SecretKey>,
+    listen_port: u16,
+    fwmark: u32,
+    addresses: BTreeSet<IpNet>,
+    peers: BTreeMap<PublicKey, ObservedPeer>,
+    /// Which peer has a network.
+    owners: BTreeMap<IpNet, PublicKey>,
+}
+
+/// Who answers for a route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Holder {
+    link: String,
+    ours: bool,
+}
+
+type Refusal = Box<dyn FnMut(&Step) -> Option<Errno> + Send>;
+
+struct State {
+    links: BTreeMap<String, Link>,
+    /// A table has a network once.
+    routes: BTreeMap<(u32, IpNet), Holder>,
+    /// Our tables; `None` for one that somebody has changed.
+    forwarding: BTreeMap<IfName, Option<Forwarding>>,
+    next_index: u32,
+    next_port: u16,
+    refusal: Option<Refusal>,
+    /// Observations that fail from now on.
+    blind: u32,
+    /// Steps that are done before the kernel answers nobody any more.
+    left: Option<u32>,
+    /// Whether the kernel has WireGuard.
+    wireguard: bool,
+    now: Boot,
+    /// Changes that rtnetlink tells of: not those that WireGuard keeps to itself.
+    announced: u64,
+    /// Steps that were asked for.
+    asked: Vec<Step>,
+    /// Observations that were asked for.
+    looks: u64,
+}
+
+/// A kernel in memory.
+pub struct FakeKernel {
+    state: Arc<Mutex<State>>,
+    changes: watch::Receiver<u64>,
+    writer: Handle,
+    privileged: bool,
+    since: Option<Instant>,
+}
+
+/// What everybody else does to the same kernel, and what a test may know of it.
+#[derive(Clone)]
+pub struct Handle {
+    state: Arc<Mutex<State>>,
+    changed: Arc<watch::Sender<u64>>,
+}
+
+impl Default for FakeKernel {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl FakeKernel {
+    /// A kernel without links.
+    #[must_use]
+    pub fn new() -> Self {
+        let state = State {
+            links: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            forwarding: BTreeMap::new(),
+            next_index: 1,
+            next_port: FIRST_PORT,
+            refusal: None,
+            blind: 0,
+            left: None,
+            wireguard: true,
+            now: Boot::default(),
+            announced: 0,
+            asked: Vec::new(),
+            looks: 0,
+        };
+        let (changed, changes) = watch::channel(0);
+        let writer = Handle { state: Arc::new(Mutex::new(state)), changed: Arc::new(changed) };
+        Self { state: Arc::clone(&writer.state), changes, writer, privileged: true, since: None }
+    }
+
+    /// The way to it for everybody else.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.writer.clone()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Kernel for FakeKernel {
+    async fn observe(&mut self, wanted: &BTreeSet<IfName>) -> Result<Observed, KernelError> {
+        let mut state = self.state();
+        state.looks += 1;
+        if state.blind > 0 {
+            state.blind -= 1;
+            return Err(KernelError::Observe { what: "anything".to_owned(), source: Errno::NOBUFS.into() });
+        }
+        let (mut links, mut foreign) = (BTreeMap::new(), BTreeSet::new());
+        for (name, link) in &state.links {
+            let Ok(name) = name.parse::<IfName>() else { continue };
+            let ours = link.alias == OWNED_ALIAS;
+            if !(wanted.contains(&name) || ours && link.wireguard) {
+                if link.wireguard {
+                    foreign.insert(name);
+                }
+                continue;
+            }
+            if link.wireguard && !self.privileged {
+                return Err(KernelError::NoPrivilege);
+            }
+            let routes = state.routes.iter().filter(|(_, h)| h.ours && h.link == name.as_str());
+            let observed = ObservedLink {
+                index: link.index,
+                wireguard: link.wireguard,
+                ours,
+                up: link.up,
+                mtu: link.mtu,
+                public_key: link.private_key.as_ref().map(SecretKey::public),
+                listen_port: link.listen_port,
+                fwmark: link.fwmark,
+                addresses: if link.wireguard { link.addresses.clone() } else { BTreeSet::new() },
+                peers: link.peers.clone(),
+                routes: routes.map(|((table, to), _)| Route { to: *to, table: *table }).collect(),
+            };
+            links.insert(name, observed);
+        }
+        Ok(Observed { at: state.now, links, foreign, forwarding: state.forwarding.clone() })
+    }
+
+    async fn apply(&mut self, steps: &[Step]) -> Applied {
+        let mut applied = Applied::default();
+        let mut lost: BTreeMap<IfName, Errno> = BTreeMap::new();
+        let before = self.state().announced;
+        for (index, step) in steps.iter().enumerate() {
+            if self.state().is_over() {
+                std::future::pending::<()>().await;
+            }
+            let mut state = self.state();
+            state.asked.push(step.clone());
+            let refused = state.refusal.as_mut().and_then(|r| r(step));
+            let result = match lost.get(step.link()).copied().or(refused) {
+                _ if !self.privileged => Err(Errno::PERM),
+                Some(errno) => Err(errno),
+                None => state.apply(step),
+            };
+            match result {
+                Ok(()) => applied.done.push(index),
+                Err(errno) => {
+                    if let Step::CreateLink { link, .. } = step {
+                        lost.insert(link.clone(), errno);
+                    }
+                    applied.failed.push((index, error(step, errno)));
+                }
+            }
+        }
+        if self.state().announced != before {
+            self.writer.announce();
+        }
+        applied
+    }
+
+    async fn changed(&mut self) {
+        loop {
+            let Some(since) = self.since else {
+                if self.changes.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+                self.since = Some(Instant::now());
+                continue;
+            };
+            let end = (Instant::now() + QUIET).min(since + LONGEST);
+            if timeout_at(end, self.changes.changed()).await.is_err() || Instant::now() >= since + LONGEST {
+                self.since = None;
+                return;
+            }
+        }
+    }
+}
+
+fn error(step: &Step, errno: Errno) -> KernelError {
+    match errno {
+        Errno::PERM => KernelError::NoPrivilege,
+        Errno::OPNOTSUPP => KernelError::NoWireGuard,
+        errno => KernelError::Refused { step: render::step(step, &Observed::default()), source: errno.into() },
+    }
+}
+
+impl ReadCounters for FakeKernel {
+    async fn counters(&mut self, link: &IfName) -> Result<Option<LinkCounters>, KernelError> {
+        let state = self.state();
+        let Some(link) = state.links.get(link.as_str()).filter(|l| l.wireguard) else { return Ok(None) };
+        if !self.privileged {
+            return Err(KernelError::NoPrivilege);
+        }
+        let one = |(key, peer): (&PublicKey, &ObservedPeer)| {
+            (*key, PeerCounters { counters: peer.counters, endpoint: peer.endpoint })
+        };
+        Ok(Some(LinkCounters { index: link.index, peers: link.peers.iter().map(one).collect() }))
+    }
+}
+
+impl State {
+    /// Whether no step is done any more.
+    const fn is_over(&mut self) -> bool {
+        match &mut self.left {
+            Some(0) => true,
+            Some(left) => {
+                *left -= 1;
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// Does a step.
+    fn apply(&mut self, step: &Step) -> Result<(), Errno> {
+        let name = step.link().as_str();
+        match step {
+            Step::DeleteLink { .. } => {
+                if self.links.get(name).is_some_and(|l| l.wireguard && l.alias == OWNED_ALIAS) {
+                    self.delete_link(name);
+                }
+            }
+            Step::CreateLink { mtu, .. } => self.create_link(name, *mtu)?,
+            Step::SetDevice { private_key, listen_port, fwmark, .. } => {
+                self.set_device(name, private_key.as_ref(), *listen_port, *fwmark)?;
+            }
+            Step::SetForwarding { link, forwarding } => {
+                match forwarding {
+                    Some(new) => self.forwarding.insert(link.clone(), Some(new.clone())),
+                    None => self.forwarding.remove(link),
+                };
+            }
+            Step::RemovePeer { peer, .. } => {
+                if let Some(link) = self.links.get_mut(name) {
+                    link.remove_peer(peer);
+                }
+            }
+            Step::SetPeer { peer, change, .. } => {
+                let link = self.links.get_mut(name).ok_or(Errno::NODEV)?;
+                if !link.wireguard {
+                    return Err(Errno::OPNOTSUPP);
+                }
+                link.set_peer(*peer, change);
+            }
+            Step::SetMtu { mtu, .. } => {
+                let link = self.links.get_mut(name).ok_or(Errno::NODEV)?;
+                self.announced += u64::from(link.mtu != *mtu);
+                link.mtu = *mtu;
+            }
+            Step::RemoveRoute { route, .. } => self.remove_route(name, *route, true),
+            Step::RemoveAddress { address, .. } => {
+                let gone = self.links.get_mut(name).is_some_and(|l| l.addresses.remove(address));
+                self.announced += u64::from(gone);
+            }
+            Step::AddAddress { address, .. } => {
+                let link = self.links.get_mut(name).ok_or(Errno::NODEV)?;
+                let same = |a: &IpNet| a.addr() == address.addr() && a.addr().is_ipv6() && a != address;
+                // The kernel has an IPv6 address once a link, whatever its prefix length.
+                if link.addresses.iter().any(same) {
+                    return Err(Errno::EXIST);
+                }
+                self.announced += u64::from(link.addresses.insert(*address));
+            }
+            Step::SetUp { up, .. } => self.set_up(name, *up)?,
+            Step::AddRoute { route, .. } => self.add_route(name, *route, true)?,
+        }
+        Ok(())
+    }
+
+    fn create_link(&mut self, name: &str, mtu: u32) -> Result<(), Errno> {
+        match self.links.get(name) {
+            Some(link) if link.wireguard => Ok(()),
+            Some(_) => Err(Errno::EXIST),
+            None if !self.wireguard => Err(Errno::OPNOTSUPP),
+            None => {
+                self.new_link(name, Link { wireguard: true, alias: OWNED_ALIAS.to_owned(), mtu, ..Link::default() });
+                Ok(())
+            }
+        }
+    }
+
+    fn new_link(&mut self, name: &str, link: Link) {
+        let index = self.next_index;
+        self.next_index += 1;
+        self.announced += 1;
+        self.links.insert(name.to_owned(), Link { index, ..link });
+    }
+
+    fn delete_link(&mut self, name: &str) {
+        self.announced += 1;
+        self.links.remove(name);
+        self.routes.retain(|_, h| h.link != name);
+    }
+
+    fn set_device(
+        &mut self,
+        name: &str,
+        private_key: Option<&SecretKey>,
+        listen_port: Option<u16>,
+        fwmark: Option<u32>,
+    ) -> Result<(), Errno> {
+        let link = self.links.get(name).ok_or(Errno::NODEV)?;
+        if !link.wireguard {
+            return Err(Errno::OPNOTSUPP);
+        }
+        let up = link.up;
+        let taken = |port: u16| self.links.iter().any(|(n, l)| n != name && l.up && l.listen_port == port);
+        if let Some(port) = listen_port.filter(|p| *p != 0)
+            && up
+            && taken(port)
+        {
+            return Err(Errno::ADDRINUSE);
+        }
+        let port = match listen_port {
+            Some(0) if up => Some(self.free_port()),
+            other => other,
+        };
+        let link = self.links.get_mut(name).ok_or(Errno::NODEV)?;
+        link.listen_port = port.unwrap_or(link.listen_port);
+        link.fwmark = fwmark.unwrap_or(link.fwmark);
+        if let Some(key) = private_key {
+            link.remove_peer(&key.public());
+            link.private_key = Some(key.clone());
+        }
+        Ok(())
+    }
+
+    fn free_port(&mut self) -> u16 {
+        let port = self.next_port;
+        self.next_port = self.next_port.checked_add(1).unwrap_or(FIRST_PORT);
+        port
+    }
+
+    fn set_up(&mut self, name: &str, up: bool) -> Result<(), Errno> {
+        let link = self.links.get(name).ok_or(Errno::NODEV)?;
+        let port = if up && link.wireguard && link.listen_port == 0 { self.free_port() } else { link.listen_port };
+        let link = self.links.get_mut(name).ok_or(Errno::NODEV)?;
+        link.listen_port = port;
+        if link.up && !up {
+            link.addresses.retain(|a| a.addr().is_ipv4());
+            self.routes.retain(|_, h| h.link != name);
+        }
+        self.announced += u64::from(link.up != up);
+        link.up = up;
+        Ok(())
+    }
+
+    fn add_route(&mut self, name: &str, route: Route, ours: bool) -> Result<(), Errno> {
+        if !self.links.get(name).ok_or(Errno::NODEV)?.up {
+            return Err(Errno::NETDOWN);
+        }
+        let holder = Holder { link: name.to_owned(), ours };
+        match self.routes.get(&(route.table, route.to)) {
+            Some(there) if *there == holder => Ok(()),
+            Some(_) => Err(Errno::EXIST),
+            None => {
+                self.announced += 1;
+                self.routes.insert((route.table, route.to), holder);
+                Ok(())
+            }
+        }
+    }
+
+    fn remove_route(&mut self, name: &str, route: Route, ours_only: bool) {
+        let key = (route.table, route.to);
+        if self.routes.get(&key).is_some_and(|h| h.link == name && (h.ours || !ours_only)) {
+            self.announced += 1;
+            self.routes.remove(&key);
+        }
+    }
+}
+
+impl Link {
+    fn set_peer(&mut self, key: PublicKey, change: &PeerChange) {
+        let own = self.private_key.as_ref().map(SecretKey::public) == Some(key);
+        if own || (!change.create && !self.peers.contains_key(&key)) {
+            return;
+        }
+        self.peers.entry(key).or_default();
+        match &change.allowed_ips {
+            AllowedIps::Keep => {}
+            AllowedIps::Add(nets) => self.claim(key, nets),
+            AllowedIps::Replace(nets) => {
+                self.release(&key);
+                self.claim(key, nets);
+            }
+        }
+        let peer = self.peers.entry(key).or_default();
+        if let Some(key) = &change.preshared_key {
+            peer.preshared_key.clone_from(key);
+        }
+        peer.keepalive = change.keepalive.unwrap_or(peer.keepalive);
+        peer.endpoint = change.endpoint.map_or(peer.endpoint, |e| Some(e.addr));
+    }
+
+    /// Gives networks to a peer and takes them from whoever has them.
+    fn claim(&mut self, key: PublicKey, nets: &Nets) {
+        for net in nets {
+            if let Some(before) = self.owners.insert(*net, key)
+                && let Some(peer) = self.peers.get_mut(&before)
+            {
+                peer.allowed_ips = peer.allowed_ips.filtered(|n| n != net);
+            }
+        }
+        let peer = self.peers.entry(key).or_default();
+        peer.allowed_ips = peer.allowed_ips.and(nets);
+    }
+
+    fn release(&mut self, key: &PublicKey) {
+        let nets = self.peers.get_mut(key).map(|p| std::mem::take(&mut p.allowed_ips));
+        for net in &nets.unwrap_or_default() {
+            self.owners.remove(net);
+        }
+    }
+
+    fn remove_peer(&mut self, key: &PublicKey) {
+        self.release(key);
+        self.peers.remove(key);
+    }
+}

@@ -1,0 +1,309 @@
+//! A device, its hubs and the network between them: WireGuard's timers, NAT, DNS and broken address families.
+//!
+//! The device's side is a [`Kernel`](crate::kernel::Kernel) like the real one, so that the reconciler and the uplink run in it unchanged.
+mod kernel;
+mod wireguard;
+
+use super::clock::SimClock;
+use crate::clock::Clock as _;
+use crate::echo::{Echo, EchoError};
+use crate::kernel::{KernelError, LinkCounters, PeerCounters, ReadCounters};
+use crate::notify::Notify;
+use crate::resolve::{Resolve, ResolveError};
+use spoke_model::address::HostPort;
+use spoke_model::interface_name::IfName;
+use spoke_model::key::PublicKey;
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::sync::{Notify as Bell, mpsc};
+pub use wireguard::{Interface, Peer};
+
+/// Round trip to every hub.
+pub const RTT: Duration = Duration::from_millis(40);
+/// WireGuard's timers run when they are due, but not more often than this.
+const STEP: Duration = Duration::from_millis(20);
+
+/// A hub: a machine of its own, which forgets its sessions when it reboots.
+#[derive(Clone, Debug)]
+pub struct Hub {
+    /// Identity.
+    pub key: PublicKey,
+    /// Where it listens.
+    pub addresses: BTreeSet<SocketAddr>,
+    /// Its address in the tunnel.
+    pub tunnel: IpAddr,
+    /// Running.
+    pub alive: bool,
+    /// Answers ICMP.
+    pub answers_echo: bool,
+    /// The session it has with the device; gone with a reboot.
+    session: Option<u64>,
+    /// The latest time stamp seen in a handshake; older ones are replays. Gone with a reboot.
+    latest: Option<Duration>,
+}
+
+/// Everything that happens outside of the process under test.
+#[derive(Debug)]
+pub struct State {
+    /// The one clock.
+    pub clock: SimClock,
+    /// The device's WireGuard interfaces.
+    pub links: BTreeMap<IfName, Interface>,
+    /// Hubs.
+    pub hubs: Vec<Hub>,
+    /// The device's uplink has a carrier.
+    pub carrier: bool,
+    /// IPv4 gets through.
+    pub v4: bool,
+    /// IPv6 gets through.
+    pub v6: bool,
+    /// Local ports whose NAT binding is stuck: nothing comes back to them.
+    pub stuck: BTreeSet<u16>,
+    /// DNS answers.
+    pub dns: bool,
+    /// What DNS says.
+    pub names: BTreeMap<String, Vec<IpAddr>>,
+    /// Bytes on the wire with IP and UDP headers, both ways.
+    pub bytes: u64,
+    /// Names looked up.
+    pub look_ups: u64,
+    next: u64,
+    answers: mpsc::UnboundedSender<(IpAddr, u16)>,
+    bell: Arc<Bell>,
+    poked: Arc<Bell>,
+}
+
+/// The world, shared by everything that acts in it.
+#[derive(Clone, Debug)]
+pub struct World(Arc<Mutex<State>>);
+
+impl World {
+    /// A world in which everything works and nothing is configured. The receiver goes to [`SimEcho`].
+    pub fn new(clock: SimClock) -> (Self, SimEcho) {
+        let (answers, heard) = mpsc::unbounded_channel();
+        let state = State {
+            clock,
+            links: BTreeMap::new(),
+            hubs: Vec::new(),
+            carrier: true,
+            v4: true,
+            v6: true,
+            stuck: BTreeSet::new(),
+            dns: true,
+            names: BTreeMap::new(),
+            bytes: 0,
+            look_ups: 0,
+            next: 0,
+            answers,
+            bell: Arc::default(),
+            poked: Arc::default(),
+        };
+        let world = Self(Arc::new(Mutex::new(state)));
+        (world.clone(), SimEcho { world, heard })
+    }
+
+    /// The state, to look at or to change. Whoever changes links or addresses rings with [`World::event`].
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Adds a hub that listens at `addresses`.
+    pub fn add_hub(&self, key: PublicKey, tunnel: IpAddr, addresses: impl IntoIterator<Item = SocketAddr>) {
+        let addresses = addresses.into_iter().collect();
+        self.state().hubs.push(Hub {
+            key,
+            addresses,
+            tunnel,
+            alive: true,
+            answers_echo: true,
+            session: None,
+            latest: None,
+        });
+    }
+
+    /// Turns a hub off or on; on again it has forgotten everything.
+    pub fn power(&self, hub: usize, on: bool) {
+        let mut state = self.state();
+        if let Some(hub) = state.hubs.get_mut(hub) {
+            hub.alive = on;
+            (hub.session, hub.latest) = (None, None);
+        }
+    }
+
+    /// Takes the carrier away or gives it back, with the event the kernel sends.
+    pub fn carrier(&self, on: bool) {
+        self.state().carrier = on;
+        self.event();
+    }
+
+    /// The kernel's event that a link, an address or a route has changed.
+    pub fn event(&self) {
+        self.state().bell.notify_one();
+    }
+
+    /// Somebody deletes an interface behind our back.
+    pub fn delete_link(&self, name: &IfName) {
+        self.state().links.remove(name);
+        self.event();
+    }
+
+    /// Somebody else on the device sends a packet through the tunnel.
+    pub fn say(&self, link: &IfName, to: IpAddr) {
+        // A number that no echo of the uplink has in these worlds: the answer is nobody's.
+        let _ = self.state().send_echo(link, to, u16::MAX);
+    }
+
+    /// Lets WireGuard's timers run for ever.
+    pub async fn run(self) {
+        let poked = self.state().poked.clone();
+        loop {
+            let (now, due) = {
+                let state = self.state();
+                (state.clock.now(), state.due())
+            };
+            let wait = due.map_or(Duration::from_secs(60), |at| at.since(now)).max(STEP);
+            tokio::select! {
+                () = tokio::time::sleep(wait) => self.state().tick(),
+                // Something was sent or changed: other timers may be the next ones.
+                () = poked.notified() => {}
+            }
+        }
+    }
+}
+
+impl State {
+    /// The hub that a packet from local `port` to `to` reaches and that can answer.
+    fn reach(&self, port: u16, to: SocketAddr) -> Option<usize> {
+        let family = if to.is_ipv4() { self.v4 } else { self.v6 };
+        let fine = self.carrier && family && !self.stuck.contains(&port);
+        self.hubs.iter().position(|h| fine && h.alive && h.addresses.contains(&to))
+    }
+
+    fn wire(&mut self, to: SocketAddr, udp_payload: u64) {
+        self.bytes += udp_payload + if to.is_ipv4() { 28 } else { 48 };
+    }
+}
+
+/// Reads the counters of the world's kernel.
+#[derive(Clone, Debug)]
+pub struct SimCounters(pub World);
+
+impl ReadCounters for SimCounters {
+    async fn counters(&mut self, link: &IfName) -> Result<Option<LinkCounters>, KernelError> {
+        let state = self.0.state();
+        Ok(state.links.get(link).map(|l| {
+            let one = |(k, p): (&PublicKey, &Peer)| (*k, PeerCounters { counters: p.counters, endpoint: p.endpoint });
+            LinkCounters { index: l.index, peers: l.peers.iter().map(one).collect() }
+        }))
+    }
+}
+
+/// Echo through the world's tunnel.
+#[derive(Debug)]
+pub struct SimEcho {
+    world: World,
+    heard: mpsc::UnboundedReceiver<(IpAddr, u16)>,
+}
+
+impl SimEcho {
+    /// For a process started anew in the same world: echoes to the one before are lost.
+    pub fn reopen(world: &World) -> Self {
+        let (answers, heard) = mpsc::unbounded_channel();
+        world.state().answers = answers;
+        Self { world: world.clone(), heard }
+    }
+}
+
+impl Echo for SimEcho {
+    async fn send(&mut self, link: &IfName, to: IpAddr, seq: u16) -> Result<(), EchoError> {
+        let mut state = self.world.state();
+        match state.send_echo(link, to, seq) {
+            None => Err(EchoError::NoInterface(link.clone())),
+            Some(Err(source)) => Err(EchoError::Send { link: link.clone(), to, source }),
+            Some(Ok(())) => Ok(()),
+        }
+    }
+
+    async fn answer(&mut self) -> (IpAddr, u16) {
+        match self.heard.recv().await {
+            Some(answer) => answer,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// DNS of the world.
+#[derive(Clone, Debug)]
+pub struct SimResolver(pub World);
+
+impl Resolve for SimResolver {
+    fn resolve(
+        &self,
+        name: &HostPort,
+        within: Duration,
+    ) -> impl Future<Output = Result<Vec<SocketAddr>, ResolveError>> + Send + 'static {
+        let (world, name) = (self.0.clone(), name.clone());
+        async move {
+            tokio::time::sleep(RTT).await;
+            let (works, found) = {
+                let mut state = world.state();
+                state.look_ups += 1;
+                (state.dns && state.carrier, state.names.get(&name.host).cloned().unwrap_or_default())
+            };
+            if !works {
+                // A server that is away is not known to be away.
+                tokio::time::sleep(within.saturating_sub(RTT)).await;
+                return Err(ResolveError::TimedOut { name, within });
+            }
+            if found.is_empty() {
+                return Err(ResolveError::Empty(name));
+            }
+            Ok(found.into_iter().map(|ip| SocketAddr::new(ip, name.port)).collect())
+        }
+    }
+}
+
+/// A service manager that listens.
+#[derive(Clone, Debug, Default)]
+pub struct SimNotify(pub Arc<Mutex<Heard>>);
+
+/// What the service manager was told.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Heard {
+    /// Ready.
+    pub ready: bool,
+    /// Completed passes.
+    pub alive: u64,
+    /// Stopping.
+    pub stopping: bool,
+}
+
+impl SimNotify {
+    /// What was said so far.
+    pub fn heard(&self) -> Heard {
+        *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn hear(&self, say: impl FnOnce(&mut Heard)) {
+        say(&mut self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+    }
+}
+
+impl Notify for SimNotify {
+    fn ready(&mut self) {
+        self.hear(|h| h.ready = true);
+    }
+    fn alive(&mut self) {
+        self.hear(|h| h.alive += 1);
+    }
+    fn status(&mut self, _line: &str) {}
+    fn stopping(&mut self) {
+        self.hear(|h| h.stopping = true);
+    }
+    fn watchdog(&self) -> Option<Duration> {
+        None
+    }
+}
