@@ -24,7 +24,7 @@ pub enum Request {
     GrantsRefresh,
     /// Change to a new WireGuard key, with the hub told first; the status says how far it is.
     RotateKey,
-    /// What differs: a [`spoke_net::drift::Report`].
+    /// What differs: a [`spoke_net::drift::DriftReport`].
     Drift,
     /// Repair it once: a [`spoke_change::ask::Reconciled`].
     DriftRepair {

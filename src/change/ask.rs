@@ -2,7 +2,7 @@
 use super::conflict::Conflict;
 use serde::{Deserialize, Serialize};
 use spoke_model::key::PublicKey;
-use spoke_net::drift::Report;
+use spoke_net::drift::DriftReport;
 use std::collections::BTreeSet;
 
 /// Why a change was not made.
@@ -129,7 +129,12 @@ pub struct Generation {
 
 impl Reconciled {
     /// What was found before and is gone after was done; the rest failed, and `why` says why.
-    pub fn between(before: &Report, after: &Report, what: &Reconcile, why: impl Fn(PublicKey) -> String) -> Self {
+    pub fn between(
+        before: &DriftReport,
+        after: &DriftReport,
+        what: &Reconcile,
+        why: impl Fn(PublicKey) -> String,
+    ) -> Self {
         let mut errors = Vec::new();
         let mut sort = |asked: bool, keys: Vec<PublicKey>, left: BTreeSet<PublicKey>, action: &str| {
             let mut done = Vec::new();
@@ -143,9 +148,9 @@ impl Reconciled {
             }
             done
         };
-        let missing = |r: &Report| r.missing_peers.iter().map(|p| p.public_key).collect::<Vec<_>>();
-        let mismatched = |r: &Report| r.mismatched_peers.iter().map(|p| p.public_key).collect::<Vec<_>>();
-        let unknown = |r: &Report| r.unknown_peers.iter().map(|p| p.public_key).collect::<Vec<_>>();
+        let missing = |r: &DriftReport| r.missing_peers.iter().map(|p| p.public_key).collect::<Vec<_>>();
+        let mismatched = |r: &DriftReport| r.mismatched_peers.iter().map(|p| p.public_key).collect::<Vec<_>>();
+        let unknown = |r: &DriftReport| r.unknown_peers.iter().map(|p| p.public_key).collect::<Vec<_>>();
         let set = BTreeSet::from_iter;
         let added = sort(what.reconcile_missing, missing(before), set(missing(after)), "add");
         let updated = sort(what.reconcile_mismatched, mismatched(before), set(mismatched(after)), "update");

@@ -1,4 +1,4 @@
-//! What can be asked for, and whether it may be: an edit either gives the next imperative state or says who stands in
+//! What can be asked for, and whether it may be: an edit either gives the next API state or says who stands in
 //! its way. Nothing that the configuration, the uplink or the grants own can be changed from here.
 use super::conflict::Conflict;
 use ipnet::IpNet;
@@ -9,7 +9,7 @@ use spoke_config::overrides::MAX_ALLOWED_IPS;
 use spoke_model::interface_name::IfName;
 use spoke_model::key::{PresharedKey, PublicKey};
 use spoke_model::nets::{Holders, Nets};
-use spoke_net::api_state::{Device, Imperative, ImperativeLink, ImperativePeer};
+use spoke_net::api_state::{ApiState, ApiStateLink, ApiStatePeer, Device};
 use spoke_net::state::{Desired, MAX_PEERS, Observed};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -26,7 +26,7 @@ pub enum Edit {
     /// Remove a peer; one that is not there is no mistake.
     RemovePeer { link: IfName, peer: PublicKey },
     /// These peers and no others; the interface's own values only where they are given.
-    SetPeers { link: IfName, peers: BTreeMap<PublicKey, Arc<ImperativePeer>>, own: OwnValues },
+    SetPeers { link: IfName, peers: BTreeMap<PublicKey, Arc<ApiStatePeer>>, own: OwnValues },
     /// Make an interface, or set all of one that the API made.
     SetDevice { link: IfName, device: Device },
     /// Bring an interface up or down.
@@ -63,7 +63,7 @@ pub struct OwnValues {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Edited {
     /// The next state.
-    pub state: Imperative,
+    pub state: ApiState,
     /// The interface it is about.
     pub link: IfName,
     /// How it was before, for the answers that say so: the interface was up.
@@ -78,7 +78,7 @@ pub struct Context<'a> {
     /// The node's own configuration.
     pub own: &'a Config,
     /// What was set before.
-    pub state: &'a Imperative,
+    pub state: &'a ApiState,
     /// What is wanted, from all sources.
     pub desired: &'a Desired,
     /// What the kernel has.
@@ -144,7 +144,7 @@ impl Edit {
                 out.state.links.remove(link);
             }
         }
-        if out.state.links.get(link).is_some_and(ImperativeLink::is_empty) {
+        if out.state.links.get(link).is_some_and(ApiStateLink::is_empty) {
             out.state.links.remove(link);
         }
         Ok(out)
@@ -232,14 +232,14 @@ impl Context<'_> {
 
     /// The state with these peers in it as the kernel has them: what the way back leads to. A network that is wanted for
     /// another peer stays there.
-    pub fn take_over(&self, link: &IfName, peers: &BTreeSet<PublicKey>) -> Imperative {
+    pub fn take_over(&self, link: &IfName, peers: &BTreeSet<PublicKey>) -> ApiState {
         let mut state = self.state.clone();
         let Some(seen) = self.observed.links.get(link) else { return state };
         let wanted = self.desired.links.get(link).into_iter().flat_map(|l| l.peers.values());
         let held: BTreeSet<IpNet> = wanted.flat_map(|p| &p.allowed_ips).copied().collect();
         let entry = state.links.entry(link.clone()).or_default();
         for (key, peer) in peers.iter().filter_map(|key| Some((*key, seen.peers.get(key)?))) {
-            let taken = ImperativePeer {
+            let taken = ApiStatePeer {
                 preshared_key: peer.preshared_key.clone(),
                 allowed_ips: peer.allowed_ips.filtered(|n| !held.contains(n)),
                 keepalive: peer.keepalive,
@@ -251,7 +251,7 @@ impl Context<'_> {
     }
 
     /// Whether a declared peer is exactly what is asked for.
-    fn is_declared_so(&self, link: &IfName, peer: PublicKey, asked: &ImperativePeer) -> bool {
+    fn is_declared_so(&self, link: &IfName, peer: PublicKey, asked: &ApiStatePeer) -> bool {
         self.desired.links.get(link).and_then(|l| l.peers.get(&peer)).is_some_and(|p| {
             p.allowed_ips == asked.allowed_ips
                 && p.keepalive == asked.keepalive
@@ -273,7 +273,7 @@ fn set_peer(
     let mut next = match (ours, on.observed.links.get(&link).and_then(|l| l.peers.get(&peer))) {
         (Some(ours), _) => (**ours).clone(),
         // A peer that was there before us becomes ours with what it has.
-        (None, Some(there)) => ImperativePeer {
+        (None, Some(there)) => ApiStatePeer {
             preshared_key: there.preshared_key.clone(),
             allowed_ips: there.allowed_ips.clone(),
             keepalive: there.keepalive,
@@ -282,7 +282,7 @@ fn set_peer(
         (None, None) if must_exist && on.declarer(&link, peer).is_none() => {
             return Err(Conflict::NoPeer(link, peer));
         }
-        (None, None) => ImperativePeer::default(),
+        (None, None) => ApiStatePeer::default(),
     };
     if let Some(key) = &values.preshared_key {
         next.preshared_key = Some(key.clone());
@@ -334,7 +334,7 @@ fn set_peer(
 fn set_peers(
     on: &Context<'_>,
     out: &mut Edited,
-    peers: &BTreeMap<PublicKey, Arc<ImperativePeer>>,
+    peers: &BTreeMap<PublicKey, Arc<ApiStatePeer>>,
     own: &OwnValues,
 ) -> Result<(), Conflict> {
     let link = out.link.clone();
@@ -343,7 +343,7 @@ fn set_peers(
         return Err(Conflict::TooMany { what: "peers", count: peers.len(), max: MAX_PEERS });
     }
     let holders = Holders::of(peers.iter().map(|(key, peer)| (key, &peer.allowed_ips)));
-    if let Some((net, first, second)) = holders.twice() {
+    if let Some((net, first, second)) = holders.conflict() {
         return Err(Conflict::Twice { net, first, second });
     }
     let declared = on.desired.links.get(&link).into_iter().flat_map(|l| l.peers.iter());

@@ -6,7 +6,7 @@
 use super::declared::Declared;
 use super::record::{Change, Deadline, Line, Newcomers, Record};
 use spoke_model::time::Boot;
-use spoke_net::api_state::Imperative;
+use spoke_net::api_state::ApiState;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -14,10 +14,10 @@ use std::sync::Arc;
 #[derive(Clone, Debug)]
 pub struct History {
     keep: usize,
-    base: Arc<Imperative>,
+    base: Arc<ApiState>,
     base_generation: u64,
     records: VecDeque<Record>,
-    state: Arc<Imperative>,
+    state: Arc<ApiState>,
     pending: Option<Pending>,
     unfinished: Newcomers,
     /// What was declared at the base; `None`: nobody had looked yet.
@@ -79,7 +79,7 @@ impl History {
             None => return Ok(out),
             Some(Line::Base { generation, change, declared }) => {
                 out.declared = declared;
-                let mut state = Imperative::default();
+                let mut state = ApiState::default();
                 change.apply(&mut state);
                 out.base_generation = generation;
                 out.base = Arc::new(state);
@@ -127,7 +127,7 @@ impl History {
     }
 
     /// What is set.
-    pub const fn state(&self) -> &Arc<Imperative> {
+    pub const fn state(&self) -> &Arc<ApiState> {
         &self.state
     }
 
@@ -142,7 +142,7 @@ impl History {
     }
 
     /// The content of a generation.
-    pub fn at(&self, generation: u64) -> Option<Imperative> {
+    pub fn at(&self, generation: u64) -> Option<ApiState> {
         let steps = self.steps(generation)?;
         let mut state = (*self.base).clone();
         self.records.iter().take(steps).for_each(|r| r.change.apply(&mut state));
@@ -150,14 +150,14 @@ impl History {
     }
 
     /// The record that would make `to` the next generation.
-    pub fn next(&self, to: &Imperative, mut record: Record) -> Record {
+    pub fn next(&self, to: &ApiState, mut record: Record) -> Record {
         record.generation = self.current() + 1;
         record.change = Change::between(&self.state, to);
         record
     }
 
     /// Takes the next generation, once the kernel has it and it is written down. `due` is when it reverts unconfirmed.
-    pub fn commit(&mut self, record: Record, state: Arc<Imperative>, due: Option<Boot>) {
+    pub fn commit(&mut self, record: Record, state: Arc<ApiState>, due: Option<Boot>) {
         let back_to = self.current();
         self.pending = due.map(|deadline| Pending { generation: record.generation, back_to, deadline });
         self.records.push_back(record);
@@ -253,7 +253,7 @@ impl History {
     pub fn lines(&self) -> impl Iterator<Item = Line> {
         let base = || Line::Base {
             generation: self.base_generation,
-            change: Change::between(&Imperative::default(), &self.base),
+            change: Change::between(&ApiState::default(), &self.base),
             declared: self.declared.clone(),
         };
         let outstanding = self.pending.as_ref().map(|p| p.generation);

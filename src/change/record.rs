@@ -6,7 +6,7 @@ use spoke_model::interface_name::IfName;
 use spoke_model::key::{PresharedKey, PublicKey, SecretKey};
 use spoke_model::nets::{Nets, side_by_side};
 use spoke_model::time::{Boot, Wall};
-use spoke_net::api_state::{Device, Imperative, ImperativeLink, ImperativePeer, Table};
+use spoke_net::api_state::{ApiState, ApiStateLink, ApiStatePeer, Device, Table};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -154,9 +154,9 @@ pub struct StoredDevice {
     pub table: Option<u32>,
 }
 
-/// An [`ImperativePeer`], written out.
+/// An [`ApiStatePeer`], written out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "as in ImperativePeer")]
+#[expect(missing_docs, reason = "as in ApiStatePeer")]
 pub struct StoredPeer {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preshared_key: Option<StoredPresharedKey>,
@@ -209,8 +209,8 @@ impl From<&StoredDevice> for Device {
     }
 }
 
-impl From<&ImperativePeer> for StoredPeer {
-    fn from(p: &ImperativePeer) -> Self {
+impl From<&ApiStatePeer> for StoredPeer {
+    fn from(p: &ApiStatePeer) -> Self {
         Self {
             preshared_key: p.preshared_key.clone().map(StoredPresharedKey),
             allowed_ips: p.allowed_ips.clone(),
@@ -220,7 +220,7 @@ impl From<&ImperativePeer> for StoredPeer {
     }
 }
 
-impl From<&StoredPeer> for ImperativePeer {
+impl From<&StoredPeer> for ApiStatePeer {
     fn from(p: &StoredPeer) -> Self {
         Self {
             preshared_key: p.preshared_key.as_ref().map(|k| k.0.clone()),
@@ -233,8 +233,8 @@ impl From<&StoredPeer> for ImperativePeer {
 
 impl Change {
     /// What turns `from` into `to`.
-    pub fn between(from: &Imperative, to: &Imperative) -> Self {
-        let blank = ImperativeLink::default();
+    pub fn between(from: &ApiState, to: &ApiState) -> Self {
+        let blank = ApiStateLink::default();
         let names: BTreeSet<&IfName> = from.links.keys().chain(to.links.keys()).collect();
         let mut out = BTreeMap::new();
         for name in names {
@@ -244,11 +244,10 @@ impl Change {
                 down: (a.down != b.down).then_some(b.down),
                 peers: BTreeMap::new(),
             };
-            let differs =
-                |(key, old, new): (&PublicKey, Option<&Arc<ImperativePeer>>, Option<&Arc<ImperativePeer>>)| {
-                    let same = old.zip(new).is_some_and(|(old, new)| Arc::ptr_eq(old, new) || old == new);
-                    (!same).then(|| (*key, new.map(|peer| (&**peer).into())))
-                };
+            let differs = |(key, old, new): (&PublicKey, Option<&Arc<ApiStatePeer>>, Option<&Arc<ApiStatePeer>>)| {
+                let same = old.zip(new).is_some_and(|(old, new)| Arc::ptr_eq(old, new) || old == new);
+                (!same).then(|| (*key, new.map(|peer| (&**peer).into())))
+            };
             change.peers = side_by_side(&a.peers, &b.peers).filter_map(differs).collect();
             if change != LinkChange::default() {
                 out.insert(name.clone(), change);
@@ -258,7 +257,7 @@ impl Change {
     }
 
     /// The peers it adds on interfaces that `keeps` names, without those that are there already.
-    pub fn newcomers(&self, before: &Imperative, keeps: impl Fn(&IfName, &PublicKey) -> bool) -> Newcomers {
+    pub fn newcomers(&self, before: &ApiState, keeps: impl Fn(&IfName, &PublicKey) -> bool) -> Newcomers {
         let mut out = Newcomers::new();
         for (name, change) in &self.0 {
             let had = |key: &PublicKey| before.links.get(name).is_some_and(|l| l.peers.contains_key(key));
@@ -272,7 +271,7 @@ impl Change {
     }
 
     /// Carries the change out on `state`.
-    pub fn apply(&self, state: &mut Imperative) {
+    pub fn apply(&self, state: &mut ApiState) {
         for (name, change) in &self.0 {
             let link = state.links.entry(name.clone()).or_default();
             if let Some(device) = &change.device {
@@ -294,7 +293,7 @@ impl Change {
     }
 
     /// The change as lines for people: no key but public ones.
-    pub fn lines(&self, before: &Imperative) -> Vec<String> {
+    pub fn lines(&self, before: &ApiState) -> Vec<String> {
         let mut out = Vec::new();
         for (name, change) in &self.0 {
             let old = before.links.get(name);

@@ -10,7 +10,7 @@ use super::identity::Rejected;
 use super::rotation::{Do, Rotation};
 use super::status::{Away, Status};
 use super::wire::Outcome;
-use spoke_model::backoff::{Backoff, Dice};
+use spoke_model::backoff::{Backoff, JitterRng};
 use spoke_model::key::PublicKey;
 use spoke_model::time::Boot;
 use spoke_update::notice::Notice;
@@ -71,7 +71,7 @@ struct OnTrial {
 #[derive(Debug)]
 pub struct Follow {
     times: Times,
-    dice: Dice,
+    rng: JitterRng,
     in_force: Option<Arc<Candidate>>,
     rejected: Option<Rejected>,
     refused: Option<String>,
@@ -109,7 +109,7 @@ impl Follow {
     ) -> Self {
         Self {
             times,
-            dice: Dice::new(seed),
+            rng: JitterRng::new(seed),
             in_force: in_force.map(Arc::new),
             rejected,
             refused: None,
@@ -248,7 +248,7 @@ impl Follow {
     }
 
     fn polled(&mut self, now: Boot, polled: Polled, out: &mut Actions) {
-        let scatter = Duration::from_millis(self.dice.throw() % SCATTER_MS);
+        let scatter = Duration::from_millis(self.rng.next_u64() % SCATTER_MS);
         match polled {
             Polled::Nothing => {
                 self.listened(now);
@@ -266,10 +266,10 @@ impl Follow {
             }
             Polled::Failed(why) => {
                 // At the first loss anywhere within the spread, then with growing waits.
-                let mut wait = self.lost.fail(&mut self.dice);
+                let mut wait = self.lost.fail(&mut self.rng);
                 if self.lost.failures() == 1 {
                     let spread = u64::try_from(self.times.spread.as_millis()).unwrap_or(u64::MAX).max(1);
-                    wait += Duration::from_millis(self.dice.throw() % spread);
+                    wait += Duration::from_millis(self.rng.next_u64() % spread);
                 }
                 self.lose(now, &why);
                 self.poll = Poll::At(now + wait);
@@ -298,7 +298,7 @@ impl Follow {
 
     fn refuse(&mut self, now: Boot, refusal: &Refusal) {
         self.refused = Some(refusal.to_string());
-        self.poll = Poll::At(now + self.bad.fail(&mut self.dice));
+        self.poll = Poll::At(now + self.bad.fail(&mut self.rng));
     }
 
     fn listened(&mut self, now: Boot) {

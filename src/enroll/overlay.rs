@@ -34,7 +34,7 @@ pub fn effective(base: &Config, control: &Control, document: &StateDocument) -> 
 }
 
 /// Whether a node with this configuration can do what `document` says; else why not, and what to do.
-pub fn suits(base: &Config, document: &StateDocument) -> Result<(), String> {
+pub fn check_compatible(base: &Config, document: &StateDocument) -> Result<(), String> {
     let own = base.node.role;
     if document.role != own {
         let name = |r| if r == Role::Hub { "hub" } else { "node" };
@@ -165,13 +165,13 @@ mod tests {
         let chain = |base: &Config, document: &StateDocument| {
             effective(base, &control, document).grants.map(|g| (g.chain_id, g.endpoints.len(), g.poll.as_secs()))
         };
-        assert_eq!((chain(&without, &told), suits(&without, &told)), (Some((2, 1, 5)), Ok(())));
-        assert_eq!((chain(&with, &told), suits(&with, &told)), (Some((1, 1, 5)), Ok(())), "its own, whole");
-        assert_eq!((chain(&with, &bare), suits(&with, &bare)), (Some((1, 1, 5)), Ok(())));
-        let why = suits(&without, &bare).unwrap_err();
+        assert_eq!((chain(&without, &told), check_compatible(&without, &told)), (Some((2, 1, 5)), Ok(())));
+        assert_eq!((chain(&with, &told), check_compatible(&with, &told)), (Some((1, 1, 5)), Ok(())), "its own, whole");
+        assert_eq!((chain(&with, &bare), check_compatible(&with, &bare)), (Some((1, 1, 5)), Ok(())));
+        let why = check_compatible(&without, &bare).unwrap_err();
         assert!(why.contains("wg0") && why.contains("grants policy") && why.contains("[grants]"), "{why}");
         // Where no interface asks, nothing is missing.
         let open = StateDocument { role: Role::Node, ..bare };
-        assert_eq!((chain(&base().0, &open), suits(&base().0, &open)), (None, Ok(())));
+        assert_eq!((chain(&base().0, &open), check_compatible(&base().0, &open)), (None, Ok(())));
     }
 }

@@ -24,7 +24,7 @@ pub enum BadCidr {
     Mapped,
     /// No address an interface can have.
     #[error("is no address for an interface: unspecified, multicast, broadcast or ::1")]
-    Nobody,
+    NotAssignable,
 }
 
 fn network(text: &str) -> Result<IpNet, BadCidr> {
@@ -69,7 +69,7 @@ impl FromStr for IfAddress {
         let addr = net.addr();
         let special = addr == IpAddr::V4(std::net::Ipv4Addr::BROADCAST) || addr == IpAddr::V6(Ipv6Addr::LOCALHOST);
         if special || addr.is_unspecified() || addr.is_multicast() {
-            return Err(BadCidr::Nobody);
+            return Err(BadCidr::NotAssignable);
         }
         Ok(Self(net))
     }
@@ -170,7 +170,7 @@ mod tests {
     fn an_interface_has_an_address_that_somebody_can_have() {
         assert_eq!("10.0.0.1/24".parse::<IfAddress>().unwrap().0.to_string(), "10.0.0.1/24");
         for nobody in ["0.0.0.0/32", "224.0.0.1", "255.255.255.255", "::/64", "::1", "ff02::1/64"] {
-            assert_eq!(nobody.parse::<IfAddress>(), Err(BadCidr::Nobody), "{nobody}");
+            assert_eq!(nobody.parse::<IfAddress>(), Err(BadCidr::NotAssignable), "{nobody}");
         }
     }
 

@@ -3,16 +3,16 @@ use std::time::Duration;
 
 /// A small generator for jitter (splitmix64). Never for a secret.
 #[derive(Clone, Debug)]
-pub struct Dice(u64);
+pub struct JitterRng(u64);
 
-impl Dice {
+impl JitterRng {
     /// The same seed gives the same throws.
     pub const fn new(seed: u64) -> Self {
         Self(seed)
     }
 
     /// The next 64 bits.
-    pub const fn throw(&mut self) -> u64 {
+    pub const fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -24,7 +24,7 @@ impl Dice {
     pub fn jitter(&mut self, base: Duration) -> Duration {
         let half = base / 2;
         let width = u64::try_from(base.as_nanos()).unwrap_or(u64::MAX);
-        let offset = if width == 0 { 0 } else { self.throw() % width.saturating_add(1).max(1) };
+        let offset = if width == 0 { 0 } else { self.next_u64() % width.saturating_add(1).max(1) };
         half.saturating_add(Duration::from_nanos(offset))
     }
 }
@@ -51,8 +51,8 @@ impl Backoff {
     }
 
     /// Counts one more failure and gives the wait it earns.
-    pub fn fail(&mut self, dice: &mut Dice) -> Duration {
-        let wait = dice.jitter(self.base());
+    pub fn fail(&mut self, rng: &mut JitterRng) -> Duration {
+        let wait = rng.jitter(self.base());
         self.failures = self.failures.saturating_add(1);
         wait
     }
@@ -79,11 +79,11 @@ mod tests {
             initial in 1u64..10_000_000, span in 0u64..10_000_000, seed in any::<u64>(), rounds in 1usize..200,
         ) {
             let (initial, max) = (Duration::from_micros(initial), Duration::from_micros(initial + span));
-            let (mut backoff, mut dice) = (Backoff::new(initial, max), Dice::new(seed));
+            let (mut backoff, mut rng) = (Backoff::new(initial, max), JitterRng::new(seed));
             for k in 0..rounds {
                 let base = backoff.base();
                 prop_assert_eq!(base, initial.saturating_mul(1 << k.min(31)).min(max));
-                let wait = backoff.fail(&mut dice);
+                let wait = backoff.fail(&mut rng);
                 prop_assert!(wait >= base / 2 && wait <= base * 3 / 2, "{wait:?} of {base:?}");
             }
             backoff.reset();
@@ -93,9 +93,9 @@ mod tests {
 
     #[test]
     fn jitter_fills_the_whole_range() {
-        let mut dice = Dice::new(1);
+        let mut rng = JitterRng::new(1);
         let base = Duration::from_secs(10);
-        let waits: Vec<_> = (0..10_000).map(|_| dice.jitter(base).as_secs_f64()).collect();
+        let waits: Vec<_> = (0..10_000).map(|_| rng.jitter(base).as_secs_f64()).collect();
         assert!(waits.iter().any(|w| *w < 5.1) && waits.iter().any(|w| *w > 14.9));
         let mean = waits.iter().sum::<f64>() / 10_000.0;
         assert!((9.8..10.2).contains(&mean), "{mean}");
@@ -104,10 +104,10 @@ mod tests {
     #[test]
     fn extremes_do_not_overflow() {
         let mut backoff = Backoff::new(Duration::MAX, Duration::MAX);
-        let mut dice = Dice::new(3);
+        let mut rng = JitterRng::new(3);
         for _ in 0..100 {
-            backoff.fail(&mut dice);
+            backoff.fail(&mut rng);
         }
-        assert_eq!(Dice::new(0).jitter(Duration::ZERO), Duration::ZERO);
+        assert_eq!(JitterRng::new(0).jitter(Duration::ZERO), Duration::ZERO);
     }
 }

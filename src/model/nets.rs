@@ -129,7 +129,7 @@ impl Holders {
     }
 
     /// A network that two peers have, and those two.
-    pub fn twice(&self) -> Option<(IpNet, PublicKey, PublicKey)> {
+    pub fn conflict(&self) -> Option<(IpNet, PublicKey, PublicKey)> {
         self.0.windows(2).find_map(|pair| match pair {
             [(net, first), (again, second)] if net == again => Some((*net, *first, *second)),
             _ => None,
@@ -198,7 +198,7 @@ mod tests {
             prop_assert!(all.iter().all(|net| holders.get(net) == have(net).first().copied()));
             prop_assert_eq!(holders.get(&"192.0.2.0/24".parse().unwrap()), None);
             let twice = all.iter().find(|net| have(net).len() > 1).map(|net| (*net, have(net)[0], have(net)[1]));
-            prop_assert_eq!(holders.twice(), twice);
+            prop_assert_eq!(holders.conflict(), twice);
         }
 
         #[test]

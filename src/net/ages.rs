@@ -18,7 +18,7 @@ pub struct Handshakes {
 
 impl Handshakes {
     /// Takes note of an observation made at `now`, when the wall clock said `wall`.
-    pub fn look(&mut self, observed: &Observed, now: Boot, wall: Wall) {
+    pub fn record(&mut self, observed: &Observed, now: Boot, wall: Wall) {
         let mut seen = BTreeMap::new();
         for (link, have) in &observed.links {
             for (key, peer) in &have.peers {
@@ -69,11 +69,11 @@ mod tests {
     fn a_clock_set_forward_does_not_age_a_handshake() {
         let mut ages = Handshakes::default();
         let (none, name, key) = seen(None);
-        ages.look(&none, Boot::from_secs(10), Wall(100));
+        ages.record(&none, Boot::from_secs(10), Wall(100));
         let (shaken, ..) = seen(Some(105));
-        ages.look(&shaken, Boot::from_secs(15), Wall(105));
+        ages.record(&shaken, Boot::from_secs(15), Wall(105));
         assert_eq!(ages.at(&name, &key), Some(Boot::from_secs(15)));
-        ages.look(&shaken, Boot::from_secs(20), Wall(1_700_000_000));
+        ages.record(&shaken, Boot::from_secs(20), Wall(1_700_000_000));
         assert_eq!(ages.at(&name, &key), Some(Boot::from_secs(15)));
     }
 
@@ -82,10 +82,10 @@ mod tests {
         fn a_new_stamp_is_never_older_than_the_last_look(stamp in 1u64..1 << 40, wall in 0u64..1 << 40, gap in 0u64..1000) {
             let mut ages = Handshakes::default();
             let (none, name, key) = seen(None);
-            ages.look(&none, Boot::from_secs(5000), Wall(wall));
+            ages.record(&none, Boot::from_secs(5000), Wall(wall));
             let (shaken, ..) = seen(Some(stamp));
             let now = Boot::from_secs(5000 + gap);
-            ages.look(&shaken, now, Wall(wall));
+            ages.record(&shaken, now, Wall(wall));
             let at = ages.at(&name, &key).unwrap();
             prop_assert!(at <= now && now.since(at) <= Duration::from_secs(gap));
         }

@@ -11,23 +11,23 @@ use std::sync::Arc;
 
 /// Everything set through the API, by interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Imperative {
+pub struct ApiState {
     /// Interfaces that something was set on.
-    pub links: BTreeMap<IfName, ImperativeLink>,
+    pub links: BTreeMap<IfName, ApiStateLink>,
 }
 
 /// What was set on one interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ImperativeLink {
+pub struct ApiStateLink {
     /// The interface itself, where it exists only by the API.
     pub device: Option<Arc<Device>>,
     /// Brought down through the API.
     pub down: bool,
     /// Peers by key; shared, so that a copy of ten thousand with one difference is cheap.
-    pub peers: BTreeMap<PublicKey, Arc<ImperativePeer>>,
+    pub peers: BTreeMap<PublicKey, Arc<ApiStatePeer>>,
 }
 
-impl ImperativeLink {
+impl ApiStateLink {
     /// Nothing is set: as good as absent.
     pub fn is_empty(&self) -> bool {
         self.device.is_none() && !self.down && self.peers.is_empty()
@@ -67,7 +67,7 @@ pub enum Table {
 
 /// A peer set through the API.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ImperativePeer {
+pub struct ApiStatePeer {
     /// Extra symmetric key.
     pub preshared_key: Option<PresharedKey>,
     /// Canonical networks.

@@ -1,7 +1,7 @@
 //! Makes the one validated [`Desired`] from the configuration and the facts. Invalid input gives an error and never an
 //! emptier network: the caller keeps the last good state.
 use super::state::{Desired, Endpoint, Forwarding, Link, ListenPort, MAX_PEERS, Peer, Route};
-use crate::api_state::{Device, Imperative, ImperativeLink, Table};
+use crate::api_state::{ApiState, ApiStateLink, Device, Table};
 use ipnet::IpNet;
 use spoke_config::Config;
 use spoke_config::interface::{Access, DEFAULT_MTU, Interface, MIN_MTU_V6};
@@ -71,7 +71,7 @@ pub struct Facts {
     /// Who is granted access.
     pub admitted: Arc<Admitted>,
     /// What was set through the agent API.
-    pub imperative: Arc<Imperative>,
+    pub api_state: Arc<ApiState>,
     /// The configuration as the control plane completes it, where there is one.
     pub control: Option<Arc<Config>>,
 }
@@ -156,9 +156,9 @@ pub fn derive(config: &Config, facts: &Facts, last: &Desired) -> Result<Desired,
     for interface in &config.interfaces {
         links.insert(interface.name.clone(), link(config, interface, facts)?);
     }
-    for (name, set) in &facts.imperative.links {
+    for (name, set) in &facts.api_state.links {
         if let (Some(device), false) = (&set.device, links.contains_key(name)) {
-            links.insert(name.clone(), imperative_link(name, device, set)?);
+            links.insert(name.clone(), api_link(name, device, set)?);
         }
     }
     let hubs = config.interfaces.iter().filter(|_| config.node.role == Role::Hub);
@@ -229,7 +229,7 @@ fn link(config: &Config, interface: &Interface, facts: &Facts) -> Result<Link, D
         }
         rebuild = choice.rebuild;
     }
-    let set = facts.imperative.links.get(name);
+    let set = facts.api_state.links.get(name);
     // Where grants decide, nobody else adds a peer.
     if let (Some(set), Access::Open) = (set, interface.access) {
         merge(set, &mut peers);
@@ -261,7 +261,7 @@ fn link(config: &Config, interface: &Interface, facts: &Facts) -> Result<Link, D
 
 /// Adds what the API set. A peer that is declared elsewhere stays as declared, and so does every network that such a peer
 /// has: a later declaration wins over an earlier call, and never makes the state invalid.
-fn merge(set: &ImperativeLink, peers: &mut BTreeMap<PublicKey, Peer>) {
+fn merge(set: &ApiStateLink, peers: &mut BTreeMap<PublicKey, Peer>) {
     let declared: BTreeSet<IpNet> = peers.values().flat_map(|p| &p.allowed_ips).copied().collect();
     let added = set.peers.iter().filter(|(key, _)| !peers.contains_key(*key)).map(|(key, peer)| {
         let peer = Peer {
@@ -278,7 +278,7 @@ fn merge(set: &ImperativeLink, peers: &mut BTreeMap<PublicKey, Peer>) {
 }
 
 /// An interface that nothing but the API declares.
-fn imperative_link(name: &IfName, device: &Device, set: &ImperativeLink) -> Result<Link, DeriveError> {
+fn api_link(name: &IfName, device: &Device, set: &ApiStateLink) -> Result<Link, DeriveError> {
     let mut peers = BTreeMap::new();
     merge(set, &mut peers);
     check(name, &device.private_key, &peers)?;
@@ -363,7 +363,7 @@ fn check(link: &IfName, private_key: &SecretKey, peers: &BTreeMap<PublicKey, Pee
             }
         }
     }
-    match Holders::of(peers.iter().map(|(key, peer)| (key, &peer.allowed_ips))).twice() {
+    match Holders::of(peers.iter().map(|(key, peer)| (key, &peer.allowed_ips))).conflict() {
         Some((net, first, second)) => Err(DeriveError::Overlap { link: link.clone(), net, first, second }),
         None => Ok(()),
     }

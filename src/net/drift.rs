@@ -95,7 +95,7 @@ pub struct LinkDrift {
 
 /// The drift of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Report {
+pub struct DriftReport {
     /// Name of the node.
     pub node_id: Option<String>,
     /// Whether anything differs anywhere.
@@ -170,8 +170,8 @@ pub fn found(
 pub type Names = BTreeMap<PublicKey, String>;
 
 /// The drift of every wanted interface; the history is the caller's to add.
-pub fn report(desired: &Desired, observed: &Observed, names: &Names, node_id: Option<String>, at: Wall) -> Report {
-    let mut out = Report { node_id, detected_at: at.to_string(), ..Report::default() };
+pub fn report(desired: &Desired, observed: &Observed, names: &Names, node_id: Option<String>, at: Wall) -> DriftReport {
+    let mut out = DriftReport { node_id, detected_at: at.to_string(), ..DriftReport::default() };
     for (name, want) in &desired.links {
         let drift = link(want, observed.links.get(name), names);
         out.has_drift |= drift.has_drift;

@@ -1,6 +1,6 @@
 //! Serves the agent API: authenticates, refuses replays, answers from the last look, hands changes to the ledger.
 use crate::changes::requests::{Changes, FRESH};
-use crate::reconciler::Status;
+use crate::reconciler::NetStatus;
 use serde_json::{Value, json};
 use spoke_api::agent::answer;
 use spoke_api::agent::answer::HostLoad;
@@ -22,7 +22,7 @@ use spoke_model::address::HostPort;
 use spoke_model::interface_name::IfName;
 use spoke_model::key::PublicKey;
 use spoke_model::time::Boot;
-use spoke_net::api_state::ImperativePeer;
+use spoke_net::api_state::ApiStatePeer;
 use spoke_net::drift::{Names, report};
 use spoke_sys::clock::{Clock, boot_id};
 use spoke_sys::disk::DiskError;
@@ -79,7 +79,7 @@ pub struct Board<C> {
     /// Configuration.
     pub config: Arc<Config>,
     /// The reconcile task.
-    pub net: watch::Receiver<Status>,
+    pub net: watch::Receiver<NetStatus>,
     /// Where changes are asked for.
     pub changes: Changes,
     /// Turns true when the process stops.
@@ -350,7 +350,7 @@ impl<C: Clock> Agent<C> {
     }
 
     /// The peers of a file, their endpoints looked up once, as `wg syncconf` does, but not for as long.
-    async fn peers(&self, link: &IfName, conf: WgConf) -> Result<BTreeMap<PublicKey, Arc<ImperativePeer>>, Response> {
+    async fn peers(&self, link: &IfName, conf: WgConf) -> Result<BTreeMap<PublicKey, Arc<ApiStatePeer>>, Response> {
         let name = |peer: &WgPeer| peer.endpoint.as_ref().filter(|e| e.literal().is_none()).cloned();
         let names: BTreeSet<HostPort> = conf.peers.values().filter_map(name).collect();
         if names.len() > MAX_NAMES {
@@ -365,13 +365,13 @@ impl<C: Clock> Agent<C> {
             known.insert(at, addr);
         }
         let (set, link, many) =
-            (self.board.net.borrow().imperative.clone(), link.clone(), conf.peers.len() > MANY_PEERS);
+            (self.board.net.borrow().api_state.clone(), link.clone(), conf.peers.len() > MANY_PEERS);
         let make = move || {
             let set = set.links.get(&link).map(|l| &l.peers);
             let peer = |(key, peer): (PublicKey, WgPeer)| {
                 let endpoint = peer.endpoint.and_then(|e| e.literal().or_else(|| known.get(&e).copied()));
                 let WgPeer { preshared_key, allowed_ips, keepalive, .. } = peer;
-                let peer = ImperativePeer { preshared_key, allowed_ips, keepalive, endpoint };
+                let peer = ApiStatePeer { preshared_key, allowed_ips, keepalive, endpoint };
                 // What is set already needs no second copy.
                 let same = set.and_then(|s| s.get(&key)).filter(|s| ***s == peer).cloned();
                 (key, same.unwrap_or_else(|| Arc::new(peer)))
@@ -400,7 +400,7 @@ impl<C: Clock> Agent<C> {
         let text = format!("Interface {link} not found");
         let peers = status.desired.links.get(&link).map_or(0, |l| l.peers.len());
         let write = move || {
-            let set = status.imperative.links.get(&link);
+            let set = status.api_state.links.get(&link);
             answer::config(&link, &status.desired, &status.observed, set, reveal).map(|v| Response::json(200, &v))
         };
         large(peers > MANY_PEERS, write).await?.ok_or_else(|| Response::error(404, &text))

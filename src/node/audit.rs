@@ -1,5 +1,5 @@
 //! Writes the trail: one file that grows to a bound, and the one before it.
-use crate::reconciler::{Cause, Status};
+use crate::reconciler::{Cause, NetStatus};
 use spoke_change::audit::{Actor, Allowance, Entry, Event, Head};
 use spoke_enroll::audit::news;
 use spoke_enroll::status as fleet;
@@ -111,7 +111,7 @@ const REPAIRS_PER_HOUR: u32 = 60;
 
 /// Records what the reconcile task repaired, an entry for each pass that repaired anything, and the drift that policy had
 /// it leave alone.
-pub async fn repairs<C: Clock>(mut net: watch::Receiver<Status>, audit: Audit, clock: C) -> Result<(), Infallible> {
+pub async fn repairs<C: Clock>(mut net: watch::Receiver<NetStatus>, audit: Audit, clock: C) -> Result<(), Infallible> {
     let (mut seen, mut allowed) = (net.borrow().repairs, Allowance::new(REPAIRS_PER_HOUR, clock.now()));
     let mut drifts = net.borrow().drift_count;
     while net.changed().await.is_ok() {

@@ -6,7 +6,7 @@ pub mod requests;
 use crate::audit::Audit;
 use crate::changes::history::Store;
 use crate::changes::requests::{Changes, Command, FRESH, QUEUE, look};
-use crate::reconciler::Status;
+use crate::reconciler::NetStatus;
 use spoke_change::ask::{Done, Reconcile, Reconciled, Refused};
 use spoke_change::audit::Actor;
 use spoke_change::conflict::Conflict;
@@ -20,8 +20,8 @@ use spoke_model::clock::Anchor;
 use spoke_model::interface_name::IfName;
 use spoke_model::key::PublicKey;
 use spoke_model::time::Boot;
-use spoke_net::api_state::Imperative;
-use spoke_net::drift::{Names, Report, report};
+use spoke_net::api_state::ApiState;
+use spoke_net::drift::{DriftReport, Names, report};
 use spoke_net::plan::{Blocked, Repair, Step, Unknown};
 use spoke_net::render;
 use spoke_sys::clock::{Clock, boot_id};
@@ -38,17 +38,17 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// Facts for the reconcile task.
-pub type Facts = (watch::Receiver<Option<Arc<Imperative>>>, watch::Receiver<Option<Arc<Repair>>>);
+pub type Facts = (watch::Receiver<Option<Arc<ApiState>>>, watch::Receiver<Option<Arc<Repair>>>);
 
 /// The one who makes changes.
 #[derive(Debug)]
 pub struct Ledger<C> {
     pub(super) clock: C,
     pub(super) config: Arc<Config>,
-    pub(super) net: watch::Receiver<Status>,
+    pub(super) net: watch::Receiver<NetStatus>,
     trusted: watch::Receiver<Option<Anchor>>,
     audit: Audit,
-    imperative: watch::Sender<Option<Arc<Imperative>>>,
+    api_state: watch::Sender<Option<Arc<ApiState>>>,
     repair: watch::Sender<Option<Arc<Repair>>>,
     commands: mpsc::Receiver<Command>,
     pub(super) store: Store,
@@ -73,13 +73,13 @@ impl<C: Clock> Ledger<C> {
         dir: &Path,
         config: Arc<Config>,
         clock: C,
-        net: watch::Receiver<Status>,
+        net: watch::Receiver<NetStatus>,
         trusted: watch::Receiver<Option<Anchor>>,
         audit: Audit,
     ) -> Result<(Self, Changes, Facts), DiskError> {
         let boot_id = boot_id().unwrap_or_default();
         let store = Store::open(dir, config.agent.keep_generations as usize, &boot_id, clock.now())?;
-        let (imperative, facts) = watch::channel(Some(store.history().state().clone()));
+        let (api_state, facts) = watch::channel(Some(store.history().state().clone()));
         // A process before this one was killed in the middle of a change: what it had brought into the kernel by then goes.
         let unfinished = store.history().unfinished().clone();
         let first = (!unfinished.is_empty()).then(|| {
@@ -96,7 +96,7 @@ impl<C: Clock> Ledger<C> {
             net,
             trusted,
             audit,
-            imperative,
+            api_state,
             repair,
             commands,
             store,
@@ -210,7 +210,7 @@ impl<C: Clock> Ledger<C> {
         Ok(done)
     }
 
-    fn context<'a>(&'a self, status: &'a Status) -> Context<'a> {
+    fn context<'a>(&'a self, status: &'a NetStatus) -> Context<'a> {
         Context {
             config: status.control.as_deref().unwrap_or(&self.config),
             own: &self.config,
@@ -223,7 +223,7 @@ impl<C: Clock> Ledger<C> {
     /// Publishes a state, waits for the kernel, writes it down. Everything or nothing.
     async fn change(
         &mut self,
-        state: Imperative,
+        state: ApiState,
         links: BTreeSet<IfName>,
         actor: &Actor,
         what: &str,
@@ -261,7 +261,7 @@ impl<C: Clock> Ledger<C> {
         Ok(self.done(true, lines))
     }
 
-    pub(super) fn record(&self, state: &Imperative, actor: &Actor, what: &str) -> Record {
+    pub(super) fn record(&self, state: &ApiState, actor: &Actor, what: &str) -> Record {
         let blank = Record {
             generation: 0,
             wall: self.clock.wall(),
@@ -284,7 +284,7 @@ impl<C: Clock> Ledger<C> {
     /// Publishes the facts and waits for the pass that has dealt with them. `Err` says what the kernel did not take.
     async fn settle(
         &mut self,
-        state: &Arc<Imperative>,
+        state: &Arc<ApiState>,
         links: &BTreeSet<IfName>,
         repair: Option<Repair>,
     ) -> Result<(), Refused> {
@@ -292,15 +292,15 @@ impl<C: Clock> Ledger<C> {
         if let Some(repair) = repair {
             self.repair.send_replace(Some(Arc::new(repair)));
         }
-        if !self.imperative.borrow().as_ref().is_some_and(|now| Arc::ptr_eq(now, state)) {
-            self.imperative.send_replace(Some(state.clone()));
+        if !self.api_state.borrow().as_ref().is_some_and(|now| Arc::ptr_eq(now, state)) {
+            self.api_state.send_replace(Some(state.clone()));
         }
         let settled = async {
             let (mut looked, mut again) = (0, 2);
             loop {
                 {
                     let status = self.net.borrow_and_update();
-                    let dealt = Arc::ptr_eq(&status.imperative, state) && status.repaired >= seq;
+                    let dealt = Arc::ptr_eq(&status.api_state, state) && status.repaired >= seq;
                     if dealt && status.passes != looked {
                         looked = status.passes;
                         let problem = failure(&status, links);
@@ -324,7 +324,7 @@ impl<C: Clock> Ledger<C> {
         }
     }
 
-    async fn take_back(&mut self, before: &Arc<Imperative>, links: &BTreeSet<IfName>) {
+    async fn take_back(&mut self, before: &Arc<ApiState>, links: &BTreeSet<IfName>) {
         if let Err(problem) = self.settle(before, links, None).await {
             tracing::error!(%problem, "the previous state is not back yet; the reconcile task goes on trying");
         }
@@ -357,7 +357,7 @@ impl<C: Clock> Ledger<C> {
         self.store.confirm(wanted).await.map_err(|e| Refused::Storage(chain(&e)))?;
         if self.reverting.take().is_some() {
             // It came in time after all: a reversion that the kernel did not take is over.
-            self.imperative.send_replace(Some(self.store.history().state().clone()));
+            self.api_state.send_replace(Some(self.store.history().state().clone()));
         }
         Ok(self.done(true, Vec::new()))
     }
@@ -404,7 +404,7 @@ impl<C: Clock> Ledger<C> {
         look(&self.repair, self.net.clone(), &self.clock, Duration::ZERO).await;
         let before = self.drift();
         if what.dry_run {
-            return Ok(Reconciled::between(&before, &Report::default(), &what, |_| String::new()));
+            return Ok(Reconciled::between(&before, &DriftReport::default(), &what, |_| String::new()));
         }
         self.repairs += 1;
         let repair = Repair {
@@ -416,7 +416,7 @@ impl<C: Clock> Ledger<C> {
         };
         // What the kernel did a moment ago belongs to somebody else.
         let since = self.clock.now();
-        let state = self.imperative.borrow().clone().unwrap_or_default();
+        let state = self.api_state.borrow().clone().unwrap_or_default();
         let problem = self.settle(&state, &BTreeSet::new(), Some(repair)).await.err().map(|p| p.to_string());
         let after = self.drift();
         let status = self.net.borrow();
@@ -429,7 +429,7 @@ impl<C: Clock> Ledger<C> {
         Ok(Reconciled::between(&before, &after, &what, why))
     }
 
-    fn drift(&self) -> Report {
+    fn drift(&self) -> DriftReport {
         let status = self.net.borrow();
         let seen = self.clock.wall().before(self.clock.now().since(status.observed.at));
         report(&status.desired, &status.observed, &Names::new(), None, seen)
@@ -448,19 +448,19 @@ fn touched(change: &Change) -> BTreeSet<IfName> {
 }
 
 /// Whether policy leaves peers alone that nobody declared there.
-fn keeps_strangers(status: &Status, link: &IfName) -> bool {
+fn keeps_strangers(status: &NetStatus, link: &IfName) -> bool {
     let ours = status.observed.links.get(link).is_none_or(|l| l.ours);
     status.desired.links.get(link).is_some_and(|l| !l.remove_unknown.unwrap_or(ours))
 }
 
 /// Peers of the interface that nobody declared and that policy leaves alone.
-fn kept(status: &Status, link: &IfName) -> BTreeSet<PublicKey> {
+fn kept(status: &NetStatus, link: &IfName) -> BTreeSet<PublicKey> {
     let held = status.left.held.iter().filter(|s| s.link() == link);
     held.filter_map(|s| if let Step::RemovePeer { peer, .. } = s { Some(*peer) } else { None }).collect()
 }
 
 /// What is left undone on these interfaces.
-fn failure(status: &Status, links: &BTreeSet<IfName>) -> Option<Refused> {
+fn failure(status: &NetStatus, links: &BTreeSet<IfName>) -> Option<Refused> {
     if let Some(trouble) = status.troubles.iter().find(|t| t.code == "desired_invalid") {
         return Some(Refused::Kernel(trouble.detail.clone()));
     }

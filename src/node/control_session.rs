@@ -1,13 +1,13 @@
 //! What the follower's machine asks of the world, done: requests signed and sent, answers read, states and keys kept.
 use crate::enrolment::{HealthView, Kept, MAX_ANSWER, TIMEOUT};
-use crate::reconciler::{Fact, Status as Net};
+use crate::reconciler::{Fact, NetStatus};
 use spoke_config::Config;
 use spoke_config::control::Control;
 use spoke_enroll::document::{Envelope, MAX_BYTES, Refusal, StateDocument};
 use spoke_enroll::events::{Action, Answered, Candidate, Event, Message, Polled, Seen};
 use spoke_enroll::identity::{Enrolment, ServerClock};
 use spoke_enroll::machine::Follow;
-use spoke_enroll::overlay::{effective, suits};
+use spoke_enroll::overlay::{check_compatible, effective};
 use spoke_enroll::request::{Asked, Nonce};
 use spoke_enroll::wire;
 use spoke_enroll::wire::{KeyAnswer, KeyRequest, Problem, ProblemCode, RegisterRequest, Report};
@@ -20,7 +20,7 @@ use spoke_sys::echo::Echo;
 use spoke_sys::http::{Answer, Http, HttpError, Request};
 use spoke_sys::keys::pending::TunnelKeys;
 use spoke_update::notice::Notice;
-use spoke_uplink::status::{State, Status as Uplink};
+use spoke_uplink::status::{State, UplinkStatus};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
@@ -231,7 +231,7 @@ impl<C: Clock, K: TunnelKeys> World<C, K> {
 
     fn open(&self, bytes: &[u8], pinned: &[VerifyKey]) -> Result<(Envelope, StateDocument), Refusal> {
         let opened = Envelope::open(bytes, &self.node, pinned)?;
-        suits(&self.base, &opened.1).map_err(Refusal::Invalid)?;
+        check_compatible(&self.base, &opened.1).map_err(Refusal::Invalid)?;
         Ok(opened)
     }
 
@@ -303,8 +303,8 @@ impl<C: Clock, K: TunnelKeys> World<C, K> {
     pub(crate) fn seen<H>(
         &self,
         talk: &Talk<H>,
-        net: &mut watch::Receiver<Net>,
-        uplink: &mut watch::Receiver<Uplink>,
+        net: &mut watch::Receiver<NetStatus>,
+        uplink: &mut watch::Receiver<UplinkStatus>,
         choice: Option<&mut Fact<UplinkChoice>>,
     ) -> Seen {
         let choice = choice.and_then(|c| c.borrow_and_update().clone());

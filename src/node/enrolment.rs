@@ -1,7 +1,7 @@
 //! Enrols the device, then keeps its conversation with the control plane going: sockets, files and clocks around
 //! [`spoke_enroll::machine`].
 use crate::control_session::{Talk, World, answer, chain, change, problem, reply, sign};
-use crate::reconciler::{Fact, Status as Net};
+use crate::reconciler::{Fact, NetStatus};
 use spoke_api::health::summary::Vitals;
 use spoke_config::Config;
 use spoke_config::control::Control;
@@ -9,12 +9,12 @@ use spoke_enroll::document::{Envelope, Refusal, StateDocument};
 use spoke_enroll::events::{Action, Candidate, Event, Times};
 use spoke_enroll::identity::{Enrolment, Rejected, ServerClock};
 use spoke_enroll::machine::Follow;
-use spoke_enroll::overlay::{effective, suits};
+use spoke_enroll::overlay::{check_compatible, effective};
 use spoke_enroll::request::Nonce;
 use spoke_enroll::status::{Away, Status};
 use spoke_enroll::wire;
 use spoke_enroll::wire::{Capabilities, ProvisionAnswer, ProvisionRequest};
-use spoke_model::backoff::{Backoff, Dice};
+use spoke_model::backoff::{Backoff, JitterRng};
 use spoke_model::node_id::NodeId;
 use spoke_model::secret::Secret;
 use spoke_model::signature::SignKey;
@@ -26,7 +26,7 @@ use spoke_sys::http::{Http, Request};
 use spoke_sys::keys::KeyError;
 use spoke_sys::keys::pending::TunnelKeys;
 use spoke_update::notice::Notice;
-use spoke_uplink::status::Status as Uplink;
+use spoke_uplink::status::UplinkStatus;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -94,9 +94,9 @@ pub struct Follower<H, E, C, K> {
     /// Where the completed configuration is published.
     pub publish: watch::Sender<Option<Arc<Config>>>,
     /// What became of it.
-    pub net: watch::Receiver<Net>,
+    pub net: watch::Receiver<NetStatus>,
     /// Whether the hub answers.
-    pub uplink: watch::Receiver<Uplink>,
+    pub uplink: watch::Receiver<UplinkStatus>,
     /// The hub in use; absent on a hub.
     pub choice: Option<Fact<UplinkChoice>>,
     /// What else health is made of: a change of it may be news.
@@ -140,10 +140,10 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> Follower<H, E, C, K> {
             self.publish.send_replace(Some(self.base.clone()));
         }
         tracing::info!(generation = in_force.as_ref().map(|c| c.document.generation), "state read from disk");
-        let mut dice = Dice::new((self.random)());
+        let mut rng = JitterRng::new((self.random)());
         let enrolment = match enrolment {
             Some(known) => known,
-            None => self.enrol(&mut server, &mut dice).await?,
+            None => self.enrol(&mut server, &mut rng).await?,
         };
         if enrolment.server != self.control.url.0.to_string() {
             tracing::info!(was = enrolment.server, is = %self.control.url.0, "another address of the control plane: its keys must be the same");
@@ -177,7 +177,7 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> Follower<H, E, C, K> {
             Some(known) => known.signing_keys.clone(),
             None => envelope.claimed_keys(),
         };
-        let suitable = |document: StateDocument| match suits(&self.base, &document) {
+        let suitable = |document: StateDocument| match check_compatible(&self.base, &document) {
             Ok(()) => Ok(document),
             Err(why) => Err(Refusal::Invalid(why)),
         };
@@ -198,7 +198,7 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> Follower<H, E, C, K> {
     }
 
     /// Asks to become a node until the answer is yes.
-    async fn enrol(&mut self, server: &mut ServerClock, dice: &mut Dice) -> Result<Enrolment, FollowError> {
+    async fn enrol(&mut self, server: &mut ServerClock, rng: &mut JitterRng) -> Result<Enrolment, FollowError> {
         let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
         let asked = ProvisionRequest {
             node_id: self.node.clone(),
@@ -220,7 +220,7 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> Follower<H, E, C, K> {
                 // The clock was put right: at once, and only then.
                 Ok(None) => Duration::from_millis(200),
                 Err(why) => {
-                    let wait = backoff.fail(dice);
+                    let wait = backoff.fail(rng);
                     tracing::warn!(problem = why, retry_in = ?wait, "not enrolled yet");
                     let since = *since.get_or_insert(self.clock.now());
                     self.status.send_replace(Status { away: Some(Away { since, why }), ..Status::default() });

@@ -1,5 +1,5 @@
 //! Serves the local endpoints: keeps the last facts at hand, answers from them, listens where the tunnel has addresses.
-use crate::reconciler::Status;
+use crate::reconciler::NetStatus;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 use spoke_api::health::fold::Moment;
@@ -41,7 +41,7 @@ pub struct Board<C> {
     /// Configuration.
     pub config: Arc<Config>,
     /// The reconcile task.
-    pub net: watch::Receiver<Status>,
+    pub net: watch::Receiver<NetStatus>,
     /// What the other producers say: the one who wires them sends it, a field each (`send_modify`).
     pub vitals: watch::Receiver<Vitals>,
     /// Turns true when the process stops.
@@ -67,7 +67,7 @@ struct Endpoints<C> {
 }
 
 /// What the reconcile task reports, boiled down. Troubles begin now: see [`Net::carry_since`].
-pub fn boil_down(status: &Status, now: Boot) -> Net {
+pub fn summarize(status: &NetStatus, now: Boot) -> Net {
     let trouble = |t: &crate::reconciler::Trouble| Trouble { code: t.code, since: now, detail: t.detail.clone() };
     Net {
         passes: status.passes,
@@ -107,10 +107,10 @@ impl<C: Clock> Endpoints<C> {
     }
 
     /// Boils the last pass down; once a pass, whatever the number of requests.
-    fn take(&self, status: &Status, vitals: &Vitals) {
+    fn take(&self, status: &NetStatus, vitals: &Vitals) {
         let now = self.clock.now();
         let before = self.shown();
-        let mut net = boil_down(status, now);
+        let mut net = summarize(status, now);
         net.carry_since(&before.snapshot.net.troubles);
         let (desired, observed) = (status.desired.clone(), status.observed.clone());
         let interfaces = Interfaces::new(desired, observed, status.handshakes.clone(), (now, self.clock.wall()));

@@ -1,5 +1,5 @@
 //! Looks at the supervisor and at the world, for the one that judges a trial.
-use spoke_update::machine::Sight;
+use spoke_update::machine::ProbeResult;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
 use std::time::Duration;
@@ -26,7 +26,7 @@ struct Reason {
 }
 
 /// Looks once. `health` is where the local endpoints listen; `probes` are `HOST:PORT`s outside.
-pub fn look(health: SocketAddr, probes: &[String]) -> Sight {
+pub fn probe(health: SocketAddr, probes: &[String]) -> ProbeResult {
     let vital: Option<Health> = get(health, "/health").and_then(|(_, body)| serde_json::from_slice(&body).ok());
     let connected = vital.is_some_and(|h| {
         // A system that cannot speak with the control plane could never be told to be anything else.
@@ -35,7 +35,7 @@ pub fn look(health: SocketAddr, probes: &[String]) -> Sight {
     let clean = get(health, "/ready").is_some_and(|(status, _)| status == 200);
     // Nobody outside is bothered while all is well.
     let outside = connected || probes.iter().any(|p| answers(p));
-    Sight { connected, clean, outside }
+    ProbeResult { connected, clean, outside }
 }
 
 /// Whether anything listens there, or at least refuses us: both come from outside.
@@ -90,18 +90,18 @@ mod tests {
     #[test]
     fn connected_needs_hub_and_control() {
         let at = serve(r#"{"connected":true,"can_ping_hub":true,"reasons":[{"code":"chain_away"}]}"#, 200);
-        assert_eq!(look(at, &[]), Sight { connected: true, clean: true, outside: true });
+        assert_eq!(probe(at, &[]), ProbeResult { connected: true, clean: true, outside: true });
         let at = serve(r#"{"connected":true,"can_ping_hub":true,"reasons":[{"code":"control_away"}]}"#, 200);
-        assert!(!look(at, &[]).connected);
+        assert!(!probe(at, &[]).connected);
         let at = serve(r#"{"connected":true,"can_ping_hub":false}"#, 503);
-        assert_eq!(look(at, &[]), Sight::default());
+        assert_eq!(probe(at, &[]), ProbeResult::default());
     }
 
     #[test]
     fn nothing_there_is_nothing_seen() {
         let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        assert!(!look(free, &[]).connected);
-        assert!(look(free, &[free.to_string()]).outside, "a refusal is an answer");
-        assert!(!look(free, &["no such host.invalid:1".into()]).outside);
+        assert!(!probe(free, &[]).connected);
+        assert!(probe(free, &[free.to_string()]).outside, "a refusal is an answer");
+        assert!(!probe(free, &["no such host.invalid:1".into()]).outside);
     }
 }

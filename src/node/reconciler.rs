@@ -6,7 +6,7 @@ use spoke_model::interface_name::IfName;
 use spoke_model::time::{Boot, Wall};
 use spoke_net::advance::advance;
 use spoke_net::ages::Handshakes;
-use spoke_net::api_state::Imperative;
+use spoke_net::api_state::ApiState;
 use spoke_net::derive::{Admitted, Facts, Keys, UplinkChoice, derive};
 use spoke_net::drift;
 use spoke_net::drift::Drifted;
@@ -50,7 +50,7 @@ pub struct Sources {
     /// Who is granted access; absent where no interface asks for it.
     pub admitted: Option<Fact<Admitted>>,
     /// What was set through the agent API; absent where that is off.
-    pub imperative: Option<Fact<Imperative>>,
+    pub api_state: Option<Fact<ApiState>>,
     /// The configuration as the control plane completes it; absent where there is none.
     pub control: Option<Fact<Config>>,
     /// Repairs asked for, carried out once each; needs not be published before the first pass.
@@ -76,7 +76,7 @@ impl Sources {
             },
             names: latest(&mut self.names, "names")?,
             admitted: latest(&mut self.admitted, "grants")?,
-            imperative: latest(&mut self.imperative, "agent")?,
+            api_state: latest(&mut self.api_state, "agent")?,
         })
     }
 
@@ -86,7 +86,7 @@ impl Sources {
             () = change(self.uplink.as_mut()) => {}
             () = change(self.names.as_mut()) => {}
             () = change(self.admitted.as_mut()) => {}
-            () = change(self.imperative.as_mut()) => {}
+            () = change(self.api_state.as_mut()) => {}
             () = change(self.control.as_mut()) => {}
             () = change(self.repair.as_mut()) => {}
         }
@@ -122,7 +122,7 @@ pub enum Cause {
 
 /// One applied (or refused) step, for people and for the audit trail.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Deed {
+pub struct AppliedStep {
     /// When, on the boot clock.
     pub at: Boot,
     /// When, on the wall clock as it stood.
@@ -146,7 +146,7 @@ pub struct Trouble {
 
 /// What the reconcile task publishes after each pass.
 #[derive(Clone, Debug, Default)]
-pub struct Status {
+pub struct NetStatus {
     /// Completed passes since start.
     pub passes: u64,
     /// When the last pass ended.
@@ -166,7 +166,7 @@ pub struct Status {
     /// Why it is not clean.
     pub troubles: Vec<Trouble>,
     /// The last deeds, oldest first.
-    pub history: VecDeque<Deed>,
+    pub history: VecDeque<AppliedStep>,
     /// Steps taken because the wanted state changed.
     pub changes: u64,
     /// Steps taken against drift.
@@ -174,7 +174,7 @@ pub struct Status {
     /// Steps the kernel refused.
     pub failures: u64,
     /// What the API had set when the last pass began; the pass dealt with it, one way or the other.
-    pub imperative: Arc<Imperative>,
+    pub api_state: Arc<ApiState>,
     /// The last repair asked for that was carried out.
     pub repaired: u64,
     /// What control wanted when the last pass began.
@@ -201,7 +201,7 @@ pub struct Reconciler<K, C, N> {
     /// Facts.
     pub sources: Sources,
     /// Where each pass is reported.
-    pub status: watch::Sender<Status>,
+    pub status: watch::Sender<NetStatus>,
     /// Raised on every kernel event, for producers that wait for links and addresses.
     pub events: watch::Sender<u64>,
 }
@@ -259,9 +259,9 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
     async fn pass(&mut self, desired: &mut Option<Arc<Desired>>, memory: &mut Memory) -> Result<Pass, KernelError> {
         let mut troubles = Vec::new();
         let mut changed = false;
-        let (mut imperative, mut control) = {
+        let (mut api_state, mut control) = {
             let status = self.status.borrow();
-            (status.imperative.clone(), status.control.clone())
+            (status.api_state.clone(), status.control.clone())
         };
         match self.sources.snapshot() {
             Err(missing) => {
@@ -271,7 +271,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
                 }
             }
             Ok(facts) => {
-                imperative = facts.imperative.clone();
+                api_state = facts.api_state.clone();
                 control = facts.control.clone();
                 match derive(&self.config, &facts, desired.as_deref().unwrap_or(&Desired::default())) {
                     Ok(new) => {
@@ -291,7 +291,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
             }
         }
         let Some(desired) = desired.clone() else {
-            self.publish(|s| (s.troubles, s.imperative, s.control) = (troubles, imperative, control));
+            self.publish(|s| (s.troubles, s.api_state, s.control) = (troubles, api_state, control));
             return Ok(Pass::Unfinished);
         };
         let wanted: BTreeSet<IfName> = desired.links.keys().cloned().collect();
@@ -311,7 +311,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
                     memory.adopt(&desired, &known);
                     self.report(true, troubles, desired, known, left, deeds);
                     let repaired = memory.repaired;
-                    self.publish(|s| (s.imperative, s.repaired, s.control) = (imperative, repaired, control));
+                    self.publish(|s| (s.api_state, s.repaired, s.control) = (api_state, repaired, control));
                     return Ok(Pass::Clean);
                 }
             }
@@ -336,7 +336,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         }
         memory.adopt(&desired, &observed);
         observed.at = self.clock.now();
-        troubles.extend(deeds.iter().filter_map(|d: &Deed| {
+        troubles.extend(deeds.iter().filter_map(|d: &AppliedStep| {
             let error = d.error.as_ref()?;
             Some(Trouble { code: "apply_failed", detail: format!("{}: {error}", d.what) })
         }));
@@ -345,7 +345,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         self.report(clean, troubles, desired, observed, left, deeds);
         let repaired = memory.repaired;
         self.publish(|s| {
-            (s.imperative, s.repaired, s.control) = (imperative, repaired, control);
+            (s.api_state, s.repaired, s.control) = (api_state, repaired, control);
             s.drift_count += drifts.len() as u64;
             s.drifts_left += drifts.iter().filter(|d| !d.repaired).count() as u64;
             s.drifts.extend(drifts);
@@ -362,7 +362,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         desired: &Desired,
         memory: &mut Memory,
         cause: Cause,
-        deeds: &mut Vec<Deed>,
+        deeds: &mut Vec<AppliedStep>,
     ) -> Result<Vec<usize>, KernelError> {
         let applied = self.kernel.apply(&plan.steps).await;
         let (at, wall) = (self.clock.now(), self.clock.wall());
@@ -383,7 +383,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
                 tracing::debug!(?cause, step = %render::step(step, observed), "applied");
                 continue;
             }
-            let deed = Deed { at, wall, cause, what: render::step(step, observed), error };
+            let deed = AppliedStep { at, wall, cause, what: render::step(step, observed), error };
             match &deed.error {
                 Some(error) => tracing::error!(?cause, step = %deed.what, error, "refused by the kernel"),
                 None if many => tracing::debug!(?cause, step = %deed.what, "applied"),
@@ -421,7 +421,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         desired: Arc<Desired>,
         observed: Observed,
         left: Plan,
-        deeds: Vec<Deed>,
+        deeds: Vec<AppliedStep>,
     ) {
         let (now, wall) = (self.clock.now(), self.clock.wall());
         let first = clean && !self.status.borrow().ready;
@@ -431,7 +431,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
             s.clean = clean;
             s.ready |= clean;
             s.desired = desired;
-            Arc::make_mut(&mut s.handshakes).look(&observed, now, wall);
+            Arc::make_mut(&mut s.handshakes).record(&observed, now, wall);
             s.observed = Arc::new(observed);
             s.left = Arc::new(left);
             s.troubles = troubles;
@@ -448,7 +448,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         self.notify.alive();
     }
 
-    fn publish(&self, change: impl FnOnce(&mut Status)) {
+    fn publish(&self, change: impl FnOnce(&mut NetStatus)) {
         self.status.send_modify(change);
     }
 }

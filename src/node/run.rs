@@ -33,7 +33,7 @@ use spoke_sys::random::seed;
 use spoke_sys::resolve::SystemResolver;
 use spoke_sys::socket::Listener;
 use spoke_uplink::names;
-use spoke_uplink::status::Status;
+use spoke_uplink::status::UplinkStatus;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -70,7 +70,7 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys) -> Outcom
     let mut tasks = Supervisor::default();
 
     let (secrets, keys) = watch::channel(Some(Arc::new(keys)));
-    let (status, net) = watch::channel(crate::reconciler::Status::default());
+    let (status, net) = watch::channel(crate::reconciler::NetStatus::default());
     let (events, wake) = watch::channel(0);
     let (vitals_out, vitals) = watch::channel(Vitals { node_id: config.node.id.clone(), ..Vitals::default() });
     let (shown, seen) = (net.clone(), vitals.clone());
@@ -101,7 +101,7 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys) -> Outcom
     }
 
     let names = start_names(&mut tasks, &config, &wake);
-    let (uplink_status, uplink_seen) = watch::channel(Status::default());
+    let (uplink_status, uplink_seen) = watch::channel(UplinkStatus::default());
     let (update, update_seen) = watch::channel(None);
     let choices = has_uplink(&config).then(|| watch::channel(None));
     let wires = control::Wires {
@@ -132,7 +132,7 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys) -> Outcom
         names,
         admitted,
         control,
-        imperative: Some(changes.facts.0),
+        api_state: Some(changes.facts.0),
         repair: Some(changes.facts.1),
     };
 
@@ -157,7 +157,7 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys) -> Outcom
     // Going through thousands of peers takes tens of milliseconds, on a router more: who asks for health shall not wait, on a
     // machine with one processor neither. A change and the pass that carries it out follow each other, so one thread does for
     // both.
-    tasks.apart("reconciling", spoke_command::runtime, move |tasks| {
+    tasks.spawn_thread("reconciling", spoke_command::runtime, move |tasks| {
         after_the_others();
         tasks.vital("changes", changes.ledger.run());
         tasks.vital("net", async move {
@@ -202,7 +202,7 @@ struct Changing {
 fn start_changes(
     tasks: &mut Supervisor,
     config: &Arc<Config>,
-    net: &watch::Receiver<crate::reconciler::Status>,
+    net: &watch::Receiver<crate::reconciler::NetStatus>,
     trusted: watch::Receiver<Option<Anchor>>,
 ) -> Result<Changing, spoke_command::Failure> {
     let dir = &config.node.state_dir;
@@ -232,10 +232,10 @@ fn start_uplink(
     config: &Arc<Config>,
     control: Option<Fact<Config>>,
     choice: watch::Sender<Option<Arc<UplinkChoice>>>,
-    status: watch::Sender<Status>,
+    status: watch::Sender<UplinkStatus>,
     wake: watch::Receiver<u64>,
     vitals: &watch::Sender<Vitals>,
-) -> watch::Receiver<Status> {
+) -> watch::Receiver<UplinkStatus> {
     let statuses = status.subscribe();
     let base = config.clone();
     tasks.restarting("uplink", seed, move || {

@@ -3,7 +3,7 @@
 use crate::audit::Trail;
 use crate::changes::Ledger;
 use crate::changes::requests::Changes;
-use crate::reconciler::{Reconciler, Sources, Status};
+use crate::reconciler::{NetStatus, Reconciler, Sources};
 use spoke_config::Config;
 use spoke_model::key::SecretKey;
 use spoke_net::derive::Keys;
@@ -37,7 +37,7 @@ pub(crate) struct Node {
     /// What everybody else does to the kernel.
     pub(crate) kernel: Handle,
     /// What the reconcile task says.
-    pub(crate) net: watch::Receiver<Status>,
+    pub(crate) net: watch::Receiver<NetStatus>,
     /// What the control plane makes of the configuration.
     pub(crate) control: watch::Sender<Option<Arc<Config>>>,
     tasks: JoinSet<()>,
@@ -55,12 +55,12 @@ impl Node {
         let handle = kernel.handle();
         let private = [("wg0".parse().unwrap(), SecretKey::clamped([9; 32]))].into();
         let (keep, keys) = watch::channel(Some(Arc::new(Keys { private, ..Keys::default() })));
-        let (status, net) = watch::channel(Status::default());
+        let (status, net) = watch::channel(NetStatus::default());
         let (control, completed) = watch::channel(Some(wanted));
         let mut tasks = JoinSet::new();
         let (trail, audit) = Trail::open(dir, clock.clone(), watch::channel(None).1).unwrap();
         tasks.spawn(async move { drop(trail.run().await) });
-        let (ledger, changes, (imperative, repair)) =
+        let (ledger, changes, (api_state, repair)) =
             Ledger::open(dir, config.clone(), clock.clone(), net.clone(), watch::channel(None).1, audit).unwrap();
         tasks.spawn(async move { drop(ledger.run().await) });
         let sources = Sources {
@@ -69,7 +69,7 @@ impl Node {
             names: None,
             admitted: None,
             control: Some(completed),
-            imperative: Some(imperative),
+            api_state: Some(api_state),
             repair: Some(repair),
         };
         let (events, _) = watch::channel(0);

@@ -2,7 +2,7 @@
 use crate::audit::Audit;
 use crate::changes::requests::Changes;
 use crate::enrolment::Rotate;
-use crate::reconciler::{Cause, Status};
+use crate::reconciler::{Cause, NetStatus};
 use spoke_api::socket::{
     DeedReport, LinkReport, PeerReport, Request, Response, RouteReport, StatusReport, TroubleReport,
 };
@@ -46,7 +46,7 @@ pub struct Answers<C> {
     /// Configuration.
     pub config: Arc<Config>,
     /// The reconcile task.
-    pub net: watch::Receiver<Status>,
+    pub net: watch::Receiver<NetStatus>,
     /// The uplink.
     pub uplink: UplinkView,
     /// The grants, where an interface asks for them.
@@ -194,7 +194,7 @@ impl<C: Clock> Answers<C> {
     }
 
     /// As of now, by a look of its own: a person asks after having done something.
-    async fn drift(&self) -> drift::Report {
+    async fn drift(&self) -> drift::DriftReport {
         self.changes.look(&self.net, &self.clock, Duration::ZERO).await;
         let status = self.net.borrow().clone();
         let node = self.config.node.id.as_ref().map(ToString::to_string);
@@ -272,7 +272,7 @@ impl<C: Clock> Answers<C> {
     }
 }
 
-fn links(status: &Status, now: Boot, names: &BTreeMap<PublicKey, &str>) -> Vec<LinkReport> {
+fn links(status: &NetStatus, now: Boot, names: &BTreeMap<PublicKey, &str>) -> Vec<LinkReport> {
     let wanted = status.observed.links.iter().filter(|(_, l)| l.wireguard);
     wanted
         .map(|(name, link)| LinkReport {

@@ -60,7 +60,7 @@ impl Supervisor {
     ///
     /// # Errors
     /// The process may start no thread.
-    pub fn apart(
+    pub fn spawn_thread(
         &mut self,
         name: &'static str,
         runtime: impl FnOnce() -> io::Result<Runtime> + Send + 'static,
@@ -177,19 +177,19 @@ mod tests {
         let mut supervisor = Supervisor::default();
         // It blocks its thread until this one, which would have to run it otherwise, goes on.
         let work = async move { Err::<(), _>(asked.recv().unwrap()) };
-        supervisor.apart("reconciling", runtime, |tasks| tasks.vital("net", work)).unwrap();
+        supervisor.spawn_thread("reconciling", runtime, |tasks| tasks.vital("net", work)).unwrap();
         answer.send("no kernel").unwrap();
         let end = supervisor.run(std::future::pending()).await;
         assert_eq!(end.unwrap_err().to_string(), "net ended: no kernel");
 
         let mut supervisor = Supervisor::default();
         let work = async { if true { panic!("on purpose") } else { Ok::<(), String>(()) } };
-        supervisor.apart("reconciling", runtime, |tasks| tasks.vital("net", work)).unwrap();
+        supervisor.spawn_thread("reconciling", runtime, |tasks| tasks.vital("net", work)).unwrap();
         let end = supervisor.run(std::future::pending()).await;
         assert!(matches!(end, Err(Exit::Panicked(_))), "{end:?}");
 
         let mut supervisor = Supervisor::default();
-        supervisor.apart("reconciling", || Err(io::Error::other("no runtime")), |_| ()).unwrap();
+        supervisor.spawn_thread("reconciling", || Err(io::Error::other("no runtime")), |_| ()).unwrap();
         let end = supervisor.run(std::future::pending()).await;
         assert_eq!(end.unwrap_err().to_string(), "reconciling ended: no runtime");
     }

@@ -3,8 +3,8 @@ use spoke_config::update::Rules;
 use spoke_sys::clock::Clock;
 use spoke_sys::disk::DiskError;
 use spoke_sys::slots::{SlotError, Slots, Standing};
-use spoke_update::machine::{Action, Event, Reason, Sight, Stage, Trial};
-use spoke_update::record::{Record, Situation};
+use spoke_update::machine::{ProbeResult, RejectReason, Stage, Trial, TrialAction, TrialEvent};
+use spoke_update::record::{Situation, UpdateRecord};
 use std::time::Duration;
 
 /// Time between two looks.
@@ -33,7 +33,7 @@ pub enum Next {
 /// Where the record is kept and told.
 pub trait Book {
     /// Keeps it so that it survives a power cut, and tells whoever wants to know.
-    fn keep(&mut self, record: &Record) -> Result<(), DiskError>;
+    fn keep(&mut self, record: &UpdateRecord) -> Result<(), DiskError>;
 }
 
 /// Watches until there is nothing to watch. `look` takes a few seconds at most and is called every five.
@@ -41,9 +41,9 @@ pub async fn watch<C: Clock>(
     clock: &C,
     slots: &mut impl Slots,
     book: &mut impl Book,
-    record: &mut Record,
+    record: &mut UpdateRecord,
     rules: Rules,
-    mut look: impl AsyncFnMut() -> Sight,
+    mut look: impl AsyncFnMut() -> ProbeResult,
 ) -> Result<Next, WatchError> {
     let standing = slots.standing()?;
     let situation = record.situation(standing.running, standing.trust, standing.other);
@@ -56,7 +56,7 @@ pub async fn watch<C: Clock>(
             None
         }
         Situation::CameBack => {
-            end(book, record, Some(Reason::DidNotStart))?;
+            end(book, record, Some(RejectReason::DidNotStart))?;
             None
         }
         Situation::FellBack => {
@@ -93,7 +93,7 @@ pub async fn watch<C: Clock>(
             }
             return Ok(Next::Settled);
         };
-        if let Some(action) = machine.handle(clock.now(), Event::Seen(sight)).first() {
+        if let Some(action) = machine.handle(clock.now(), TrialEvent::Seen(sight)).first() {
             if let Some(next) = act(*action, standing, slots, book, record)? {
                 return Ok(next);
             }
@@ -107,31 +107,31 @@ pub async fn watch<C: Clock>(
 }
 
 fn act(
-    action: Action,
+    action: TrialAction,
     standing: Standing,
     slots: &mut impl Slots,
     book: &mut impl Book,
-    record: &mut Record,
+    record: &mut UpdateRecord,
 ) -> Result<Option<Next>, WatchError> {
     let on_trial = record.trial.as_ref().is_none_or(|t| t.slot == standing.running);
     match action {
-        Action::Commit => {
+        TrialAction::Commit => {
             // The boot loader first: cut off between the two, the next start is watched once more and ends here again.
             slots.commit()?;
             end(book, record, None)?;
             tracing::info!(slot = %standing.running, "update committed");
             Ok(None)
         }
-        Action::Reject(reason) if on_trial => {
+        TrialAction::Reject(reason) if on_trial => {
             end(book, record, Some(reason))?;
             slots.condemn()?;
             Ok(Some(Next::Restart))
         }
-        Action::Reject(reason) => {
+        TrialAction::Reject(reason) => {
             end(book, record, Some(reason))?;
             Ok(None)
         }
-        Action::Retreat => {
+        TrialAction::Retreat => {
             if let Some(trial) = &mut record.trial {
                 trial.stage = Stage::Retreated;
             }
@@ -140,7 +140,7 @@ fn act(
             tracing::warn!("nothing outside answers: the old system shall have a look");
             Ok(Some(Next::Restart))
         }
-        Action::Resume => {
+        TrialAction::Resume => {
             if let Some(trial) = &mut record.trial {
                 (trial.stage, trial.resumes) = (Stage::Trial, trial.resumes.saturating_add(1));
             }
@@ -152,14 +152,14 @@ fn act(
     }
 }
 
-fn end(book: &mut impl Book, record: &mut Record, reason: Option<Reason>) -> Result<(), DiskError> {
+fn end(book: &mut impl Book, record: &mut UpdateRecord, reason: Option<RejectReason>) -> Result<(), DiskError> {
     record.end(reason);
     say(record);
     book.keep(record)
 }
 
 /// On the console, for whoever stands in front of the device.
-fn say(record: &Record) {
+fn say(record: &UpdateRecord) {
     if let Some(last) = &record.last
         && let Some(reason) = last.reason
     {

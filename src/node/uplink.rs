@@ -4,8 +4,8 @@ use spoke_sys::clock::Clock;
 use spoke_sys::echo::Echo;
 use spoke_sys::kernel::ReadCounters;
 use spoke_sys::resolve::Resolve;
-use spoke_uplink::session::{Action, Config, Event, RESOLVE_TIMEOUT, Sample, Seen, Session};
-use spoke_uplink::status::{Status, Transition};
+use spoke_uplink::session::{Config, RESOLVE_TIMEOUT, Sample, Seen, Session, SessionAction, SessionEvent};
+use spoke_uplink::status::{Transition, UplinkStatus};
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::Future;
@@ -36,7 +36,7 @@ pub struct Uplink<R, E, D, C> {
     /// Where the decision is published, the first one before any look-up.
     pub choice: watch::Sender<Option<Arc<UplinkChoice>>>,
     /// Where the status is published.
-    pub status: watch::Sender<Status>,
+    pub status: watch::Sender<UplinkStatus>,
     /// Raised on every event of the network.
     pub wake: watch::Receiver<u64>,
 }
@@ -48,23 +48,23 @@ impl<R: ReadCounters, E: Echo, D: Resolve, C: Clock> Uplink<R, E, D, C> {
     pub async fn run(mut self) -> Result<(), Infallible> {
         let mut session = Session::new(self.clock.now(), self.seed, self.config.clone());
         let mut look_up: Option<LookUp> = None;
-        let mut events = VecDeque::from([Event::Tick]);
+        let mut events = VecDeque::from([SessionEvent::Tick]);
         let mut awake = true;
         loop {
             while let Some(event) = events.pop_front() {
                 for action in session.handle(self.clock.now(), event) {
                     match action {
-                        Action::Resolve(hub) => look_up = self.look_up(hub),
-                        Action::Publish => self.publish(&session),
-                        Action::Sample => events.push_back(self.sample().await),
-                        Action::Echo { to, seq } => {
+                        SessionAction::Resolve(hub) => look_up = self.look_up(hub),
+                        SessionAction::Publish => self.publish(&session),
+                        SessionAction::Sample => events.push_back(self.sample().await),
+                        SessionAction::Echo { to, seq } => {
                             tracing::debug!(%to, seq, "echo");
                             if let Err(e) = self.echo.send(&self.config.uplink.interface, to, seq).await {
                                 tracing::debug!(error = %e, cause = ?std::error::Error::source(&e).map(ToString::to_string), "echo not sent");
-                                events.push_back(Event::Unsent { seq });
+                                events.push_back(SessionEvent::Unsent { seq });
                             }
                         }
-                        Action::Report(transition) => report(&transition),
+                        SessionAction::Report(transition) => report(&transition),
                     }
                 }
             }
@@ -77,17 +77,17 @@ impl<R: ReadCounters, E: Echo, D: Resolve, C: Clock> Uplink<R, E, D, C> {
             });
             let wait = session.deadline().map_or(READ_TIMEOUT, |at| at.since(self.clock.now()));
             let event = tokio::select! {
-                (from, seq) = self.echo.answer() => Event::Answered { from, seq },
+                (from, seq) = self.echo.answer() => SessionEvent::Answered { from, seq },
                 (hub, addresses) = pending(&mut look_up) => {
                     look_up = None;
-                    Event::Resolved { hub, addresses }
+                    SessionEvent::Resolved { hub, addresses }
                 }
                 changed = self.wake.changed(), if awake => {
                     // Without anybody to wake it, the session goes by its own deadlines.
                     awake = changed.is_ok();
-                    Event::Woken
+                    SessionEvent::Woken
                 }
-                () = tokio::time::sleep(wait) => Event::Tick,
+                () = tokio::time::sleep(wait) => SessionEvent::Tick,
             };
             events.push_back(event);
         }
@@ -117,23 +117,23 @@ impl<R: ReadCounters, E: Echo, D: Resolve, C: Clock> Uplink<R, E, D, C> {
         }))
     }
 
-    async fn sample(&mut self) -> Event {
+    async fn sample(&mut self) -> SessionEvent {
         let read = tokio::time::timeout(READ_TIMEOUT, self.counters.counters(&self.config.uplink.interface)).await;
         let link = match read {
             Ok(Ok(link)) => link,
             Ok(Err(e)) => {
                 tracing::warn!(error = %e, "counters not read");
-                return Event::Unsampled;
+                return SessionEvent::Unsampled;
             }
             Err(_) => {
                 tracing::warn!(within = ?READ_TIMEOUT, "counters not read in time");
-                return Event::Unsampled;
+                return SessionEvent::Unsampled;
             }
         };
         let peers = link.as_ref().map(|l| &l.peers);
         let seen = |key| peers?.get(key).map(|p| Seen { counters: p.counters, endpoint: p.endpoint });
         let index = link.as_ref().map(|l| l.index);
-        Event::Sampled(Sample {
+        SessionEvent::Sampled(Sample {
             link: index,
             hubs: self.config.uplink.hubs.iter().map(|h| seen(&h.public_key)).collect(),
         })

@@ -1,7 +1,7 @@
 //! Installs a bundle: signature first, then the slot that is not running, then its kernel, then the right to be tried.
 use crate::slots::{SlotError, Slots};
 use spoke_model::signature::VerifyKey;
-use spoke_update::manifest::{Accepted, Known, Part, Refused, header_length, judge};
+use spoke_update::manifest::{Accepted, Known, ManifestError, Part, header_length, judge};
 use std::fmt::Write as _;
 use std::io::{self, Read};
 
@@ -14,7 +14,7 @@ pub enum InstallError {
     Read(#[source] io::Error),
     /// It must not be installed here.
     #[error("the bundle is refused: {0}")]
-    Refused(#[from] Refused),
+    Refused(#[from] ManifestError),
     /// It ended early.
     #[error("the bundle is truncated: fetch it again")]
     Truncated,

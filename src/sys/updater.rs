@@ -84,7 +84,7 @@ fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use spoke_update::record::Record;
+    use spoke_update::record::UpdateRecord;
     use spoke_update::slot::Slot;
 
     fn notes() -> (tempfile::TempDir, Notes) {
@@ -97,7 +97,7 @@ mod tests {
     fn each_reads_what_the_other_wrote() {
         let (_dir, notes) = notes();
         assert_eq!((notes.notice(), notes.wanted()), (None, None));
-        let notice = Notice::of(&Record::new("x".into()), Slot::B, "1");
+        let notice = Notice::of(&UpdateRecord::new("x".into()), Slot::B, "1");
         notes.post(&notice).unwrap();
         assert_eq!(notes.notice(), Some(notice));
         let wanted = WantedRelease { version: "2".into(), source: None };

@@ -20,7 +20,7 @@ use spoke_model::time::Boot;
 
 /// What the supervisor and the network look like at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Sight {
+pub struct ProbeResult {
     /// The hub answers through the tunnel, and the control plane was reached where there is one.
     pub connected: bool,
     /// The last pass over the kernel was clean.
@@ -41,20 +41,20 @@ pub enum Stage {
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
+pub enum TrialEvent {
     /// A look at supervisor and network.
-    Seen(Sight),
+    Seen(ProbeResult),
     /// The deadline passed.
     Timeout,
 }
 
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
+pub enum TrialAction {
     /// The new system is good: commit its slot.
     Commit,
     /// The new system is bad: give up its slot, keep the reason, start the old one if it does not run already.
-    Reject(Reason),
+    Reject(RejectReason),
     /// Start the old system to see whether it does better; nothing is decided.
     Retreat,
     /// An outage is over: put the new slot on trial again.
@@ -64,7 +64,7 @@ pub enum Action {
 /// Why a new system was given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Reason {
+pub enum RejectReason {
     /// It does not become healthy though the way out works.
     NotHealthy,
     /// It had no way out where the old system has one.
@@ -79,7 +79,7 @@ pub enum Reason {
     ByHand,
 }
 
-impl Reason {
+impl RejectReason {
     /// For people.
     pub const fn text(self) -> &'static str {
         match self {
@@ -114,7 +114,7 @@ impl Trial {
         Self { rules, stage, resumes, began: now, healthy_since: None, outside: false, done: false }
     }
 
-    /// When [`Event::Timeout`] is due.
+    /// When [`TrialEvent::Timeout`] is due.
     pub fn deadline(&self) -> Option<Boot> {
         if self.done {
             return None;
@@ -129,12 +129,12 @@ impl Trial {
     }
 
     /// Takes an event in.
-    pub fn handle(&mut self, now: Boot, event: Event) -> Vec<Action, 2> {
+    pub fn handle(&mut self, now: Boot, event: TrialEvent) -> Vec<TrialAction, 2> {
         let mut actions = Vec::new();
         if !self.done {
             match event {
-                Event::Seen(sight) => self.see(now, sight),
-                Event::Timeout => {}
+                TrialEvent::Seen(sight) => self.see(now, sight),
+                TrialEvent::Timeout => {}
             }
             if let Some(action) = self.decide(now, event) {
                 self.done = true;
@@ -144,7 +144,7 @@ impl Trial {
         actions
     }
 
-    fn see(&mut self, now: Boot, sight: Sight) {
+    fn see(&mut self, now: Boot, sight: ProbeResult) {
         // Once outside answered, its silence later is not this system's excuse: patience counts.
         self.outside |= sight.outside || sight.connected;
         self.healthy_since = match (sight.connected && sight.clean, self.healthy_since) {
@@ -154,30 +154,32 @@ impl Trial {
         };
     }
 
-    fn decide(&self, now: Boot, event: Event) -> Option<Action> {
+    fn decide(&self, now: Boot, event: TrialEvent) -> Option<TrialAction> {
         match self.stage {
             Stage::Trial => {
                 let ran = now.since(self.began);
                 match self.healthy_since {
-                    Some(since) if now.since(since) >= self.rules.settle => Some(Action::Commit),
+                    Some(since) if now.since(since) >= self.rules.settle => Some(TrialAction::Commit),
                     Some(_) => None,
-                    None if self.outside && ran >= self.rules.patience => Some(Action::Reject(Reason::NotHealthy)),
-                    None if !self.outside && ran >= self.rules.outage => Some(Action::Retreat),
+                    None if self.outside && ran >= self.rules.patience => {
+                        Some(TrialAction::Reject(RejectReason::NotHealthy))
+                    }
+                    None if !self.outside && ran >= self.rules.outage => Some(TrialAction::Retreat),
                     None => None,
                 }
             }
             Stage::Retreated => match event {
-                Event::Seen(sight) if sight.connected || sight.outside => {
+                TrialEvent::Seen(sight) if sight.connected || sight.outside => {
                     // How soon tells outage from bad image: an outage does not end in the moments of a restart.
                     if now.since(self.began) < self.rules.patience {
-                        Some(Action::Reject(Reason::NoWayOut))
+                        Some(TrialAction::Reject(RejectReason::NoWayOut))
                     } else if self.resumes >= self.rules.resumes {
-                        Some(Action::Reject(Reason::TooManyOutages))
+                        Some(TrialAction::Reject(RejectReason::TooManyOutages))
                     } else {
-                        Some(Action::Resume)
+                        Some(TrialAction::Resume)
                     }
                 }
-                Event::Seen(_) | Event::Timeout => None,
+                TrialEvent::Seen(_) | TrialEvent::Timeout => None,
             },
         }
     }

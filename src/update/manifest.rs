@@ -82,7 +82,7 @@ pub struct Known {
 
 /// Why a bundle is refused; the device stays as it is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
+pub enum ManifestError {
     /// Not a bundle.
     #[error("this is not an update bundle: {0}")]
     NotABundle(&'static str),
@@ -130,14 +130,14 @@ pub struct Accepted {
 }
 
 /// The header's length, from the first 12 bytes.
-pub fn header_length(first: &[u8; 12]) -> Result<usize, Refused> {
+pub fn header_length(first: &[u8; 12]) -> Result<usize, ManifestError> {
     let [magic @ .., a, b, c, d] = first;
     if magic != MAGIC {
-        return Err(Refused::NotABundle("it does not begin like one"));
+        return Err(ManifestError::NotABundle("it does not begin like one"));
     }
     match usize::try_from(u32::from_le_bytes([*a, *b, *c, *d])) {
         Ok(n) if (1..=MAX_HEADER).contains(&n) => Ok(n),
-        _ => Err(Refused::NotABundle("its header is too long")),
+        _ => Err(ManifestError::NotABundle("its header is too long")),
     }
 }
 
@@ -147,29 +147,29 @@ pub fn root_keys(text: &str) -> Vec<VerifyKey> {
 }
 
 /// Judges a header.
-pub fn judge(header: &[u8], roots: &[VerifyKey], known: &Known) -> Result<Accepted, Refused> {
+pub fn judge(header: &[u8], roots: &[VerifyKey], known: &Known) -> Result<Accepted, ManifestError> {
     let header: Header =
-        serde_json::from_slice(header).map_err(|_| Refused::NotABundle("its header cannot be read"))?;
+        serde_json::from_slice(header).map_err(|_| ManifestError::NotABundle("its header cannot be read"))?;
     let signed = signed(CERTIFICATE_CONTEXT, &header.certificate);
     if !roots.iter().any(|k| k.verify(&signed, &header.certificate_signature)) {
-        return Err(Refused::Uncertified);
+        return Err(ManifestError::Uncertified);
     }
-    let certificate: Certificate =
-        serde_json::from_str(&header.certificate).map_err(|_| Refused::NotABundle("its certificate cannot be read"))?;
+    let certificate: Certificate = serde_json::from_str(&header.certificate)
+        .map_err(|_| ManifestError::NotABundle("its certificate cannot be read"))?;
     if certificate.serial < known.serial {
-        return Err(Refused::OldCertificate { got: certificate.serial, seen: known.serial });
+        return Err(ManifestError::OldCertificate { got: certificate.serial, seen: known.serial });
     }
     let signed = self::signed(MANIFEST_CONTEXT, &header.manifest);
     if !certificate.keys.iter().any(|k| k.verify(&signed, &header.manifest_signature)) {
-        return Err(Refused::BadSignature);
+        return Err(ManifestError::BadSignature);
     }
     let manifest: Manifest =
-        serde_json::from_str(&header.manifest).map_err(|_| Refused::NotABundle("its manifest cannot be read"))?;
+        serde_json::from_str(&header.manifest).map_err(|_| ManifestError::NotABundle("its manifest cannot be read"))?;
     if manifest.board != known.board {
-        return Err(Refused::OtherBoard { got: manifest.board, board: known.board.clone() });
+        return Err(ManifestError::OtherBoard { got: manifest.board, board: known.board.clone() });
     }
     if manifest.sequence < known.floor {
-        return Err(Refused::TooOld { got: manifest.sequence, floor: known.floor });
+        return Err(ManifestError::TooOld { got: manifest.sequence, floor: known.floor });
     }
     let learned = Known {
         board: known.board.clone(),
@@ -239,14 +239,17 @@ mod tests {
     fn everything_else_is_refused_by_name() {
         let roots = [key(1).public()];
         let judge = |b: &[u8]| judge(b, &roots, &known()).unwrap_err();
-        assert_eq!(judge(&bundle(3, 3, 2, 2, &manifest())), Refused::Uncertified);
-        assert_eq!(judge(&bundle(1, 1, 2, 2, &manifest())), Refused::OldCertificate { got: 1, seen: 2 });
-        assert_eq!(judge(&bundle(1, 2, 2, 4, &manifest())), Refused::BadSignature);
+        assert_eq!(judge(&bundle(3, 3, 2, 2, &manifest())), ManifestError::Uncertified);
+        assert_eq!(judge(&bundle(1, 1, 2, 2, &manifest())), ManifestError::OldCertificate { got: 1, seen: 2 });
+        assert_eq!(judge(&bundle(1, 2, 2, 4, &manifest())), ManifestError::BadSignature);
         let other = Manifest { board: "y".into(), ..manifest() };
-        assert_eq!(judge(&bundle(1, 2, 2, 2, &other)), Refused::OtherBoard { got: "y".into(), board: "x".into() });
+        assert_eq!(
+            judge(&bundle(1, 2, 2, 2, &other)),
+            ManifestError::OtherBoard { got: "y".into(), board: "x".into() }
+        );
         let old = Manifest { sequence: 3, ..manifest() };
-        assert_eq!(judge(&bundle(1, 2, 2, 2, &old)), Refused::TooOld { got: 3, floor: 4 });
-        assert!(matches!(judge(b"{}"), Refused::NotABundle(_)));
+        assert_eq!(judge(&bundle(1, 2, 2, 2, &old)), ManifestError::TooOld { got: 3, floor: 4 });
+        assert!(matches!(judge(b"{}"), ManifestError::NotABundle(_)));
     }
 
     #[test]
@@ -256,7 +259,7 @@ mod tests {
         let signature = key(1).sign(&signed(MANIFEST_CONTEXT, &text));
         let header = sign(&text, signature, &manifest(), &key(2)).unwrap();
         let bytes = serde_json::to_vec(&header).unwrap();
-        assert_eq!(judge(&bytes, &[key(1).public()], &known()).unwrap_err(), Refused::Uncertified);
+        assert_eq!(judge(&bytes, &[key(1).public()], &known()).unwrap_err(), ManifestError::Uncertified);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What supervisor and updater tell each other: they are different users, so each leaves a note the other reads.
 use super::machine::Stage;
-use super::record::{Ended, Record};
+use super::record::{Ended, UpdateRecord};
 use super::slot::Slot;
 use serde::{Deserialize, Serialize};
 use spoke_model::release::WantedRelease;
@@ -33,7 +33,7 @@ pub struct TrialNotice {
 
 impl Notice {
     /// Of a record, on a system of `version` in `slot`.
-    pub fn of(record: &Record, slot: Slot, version: &str) -> Self {
+    pub fn of(record: &UpdateRecord, slot: Slot, version: &str) -> Self {
         let trial = record.trial.as_ref();
         Self {
             slot,
@@ -57,7 +57,7 @@ pub enum Wish {
 }
 
 /// Judges what is wanted in the light of what runs and what was given up.
-pub fn wish(wanted: Option<&WantedRelease>, running: &str, record: &Record) -> Wish {
+pub fn wish(wanted: Option<&WantedRelease>, running: &str, record: &UpdateRecord) -> Wish {
     let Some(wanted) = wanted else { return Wish::Nothing };
     if wanted.version == running {
         return Wish::Nothing;
@@ -75,7 +75,7 @@ pub fn wish(wanted: Option<&WantedRelease>, running: &str, record: &Record) -> W
 
 #[cfg(test)]
 mod tests {
-    use super::super::machine::Reason;
+    use super::super::machine::RejectReason;
     use super::*;
 
     fn wanted(version: &str, source: Option<&str>) -> WantedRelease {
@@ -84,16 +84,16 @@ mod tests {
 
     #[test]
     fn a_release_is_wanted_until_it_runs_or_was_given_up() {
-        let mut record = Record::new("x".into());
+        let mut record = UpdateRecord::new("x".into());
         assert_eq!(wish(None, "1", &record), Wish::Nothing);
         assert_eq!(wish(Some(&wanted("1", None)), "1", &record), Wish::Nothing);
         let there = wanted("2", Some("https://u.example.net/x/"));
         assert_eq!(wish(Some(&there), "1", &record), Wish::Install(Some("https://u.example.net/x".into())));
         record.take_back(Slot::B, "1");
         record.trial.as_mut().unwrap().version = "2".into();
-        record.end(Some(Reason::NotHealthy));
+        record.end(Some(RejectReason::NotHealthy));
         let Wish::Held(why) = wish(Some(&there), "1", &record) else { panic!("tried again") };
-        assert!(why.contains(Reason::NotHealthy.text()), "{why}");
+        assert!(why.contains(RejectReason::NotHealthy.text()), "{why}");
         assert!(matches!(wish(Some(&wanted("1", None)), "3", &record), Wish::Held(why) if why.contains("by hand")));
     }
 
@@ -103,7 +103,7 @@ mod tests {
             [wanted("", None), wanted("1 2", None), wanted("2", Some("file:///etc/passwd")), wanted("2", Some(""))]
         {
             assert!(bad.check().is_err(), "{bad:?}");
-            assert!(matches!(wish(Some(&bad), "1", &Record::new("x".into())), Wish::Held(_)));
+            assert!(matches!(wish(Some(&bad), "1", &UpdateRecord::new("x".into())), Wish::Held(_)));
         }
         assert!(wanted(&"1".repeat(65), None).check().is_err());
         assert!(wanted("2.0.0-rc1", Some("http://10.0.0.1:80/a")).check().is_ok());

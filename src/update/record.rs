@@ -1,5 +1,5 @@
 //! What a device remembers about updates, and what the state of the slots means in its light.
-use super::machine::{Reason, Stage};
+use super::machine::{RejectReason, Stage};
 use super::manifest::{Accepted, Known};
 use super::slot::{Slot, Trust};
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ const SHUNNED_MAX: usize = 8;
 
 /// Kept on the state partition, written only when something happens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
+pub struct UpdateRecord {
     /// What bundles are judged by.
     pub known: Known,
     /// The trial that is going on.
@@ -57,7 +57,7 @@ pub struct Ended {
     /// Where.
     pub slot: Slot,
     /// `None`: committed.
-    pub reason: Option<Reason>,
+    pub reason: Option<RejectReason>,
     /// For people.
     pub detail: String,
 }
@@ -81,7 +81,7 @@ pub enum Situation {
     Look,
 }
 
-impl Record {
+impl UpdateRecord {
     /// Of a device that never updated.
     pub const fn new(board: String) -> Self {
         let known = Known { board, serial: 0, floor: 0 };
@@ -143,9 +143,9 @@ impl Record {
     }
 
     /// Ends the trial; `reason` is `None` when it was committed.
-    pub fn end(&mut self, reason: Option<Reason>) {
+    pub fn end(&mut self, reason: Option<RejectReason>) {
         let Some(trial) = self.trial.take() else { return };
-        let mut detail = reason.map_or("committed", Reason::text).to_owned();
+        let mut detail = reason.map_or("committed", RejectReason::text).to_owned();
         match (reason, trial.note) {
             (None, _) => self.known = trial.learned,
             (Some(_), note) => {
@@ -161,8 +161,8 @@ impl Record {
     /// The system committed last could not be kept running and the other slot was taken.
     pub fn fell_back(&mut self) {
         let Some(last) = &mut self.last else { return };
-        last.reason = Some(Reason::KeptFailing);
-        Reason::KeptFailing.text().clone_into(&mut last.detail);
+        last.reason = Some(RejectReason::KeptFailing);
+        RejectReason::KeptFailing.text().clone_into(&mut last.detail);
         let version = last.version.clone();
         self.shun(&version);
     }
@@ -199,15 +199,15 @@ mod tests {
         Accepted { manifest, learned: Known { board: "x".into(), serial: 5, floor: 1 } }
     }
 
-    fn record(stage: Stage, armed: bool) -> Record {
-        let mut record = Record::new("x".into());
+    fn record(stage: Stage, armed: bool) -> UpdateRecord {
+        let mut record = UpdateRecord::new("x".into());
         record.begin(accepted(), Slot::B);
         let trial = record.trial.as_mut().unwrap();
         (trial.stage, trial.armed) = (stage, armed);
         record
     }
 
-    fn ended(reason: Option<Reason>) -> Record {
+    fn ended(reason: Option<RejectReason>) -> UpdateRecord {
         let mut r = record(Stage::Trial, true);
         r.end(reason);
         r
@@ -217,7 +217,7 @@ mod tests {
     fn every_place_a_power_cut_can_leave_us_at() {
         let good = Some(Trust::Good);
         let gone = Some(Trust::Trying(0));
-        let new = || Record::new("x".into());
+        let new = || UpdateRecord::new("x".into());
         let table = [
             (record(Stage::Trial, false), Slot::A, good, None, Situation::Interrupted),
             (record(Stage::Trial, false), Slot::B, Some(Trust::Trying(2)), good, Situation::Watch),
@@ -231,7 +231,7 @@ mod tests {
             (ended(None), Slot::B, good, good, Situation::Settled),
             (ended(None), Slot::A, good, good, Situation::Settled),
             (ended(None), Slot::A, good, gone, Situation::FellBack),
-            (ended(Some(Reason::NotHealthy)), Slot::A, good, gone, Situation::Settled),
+            (ended(Some(RejectReason::NotHealthy)), Slot::A, good, gone, Situation::Settled),
         ];
         for (record, running, trust, other, expected) in table {
             assert_eq!(record.situation(running, trust, other), expected, "{record:?} on {running}");
@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn only_a_committed_system_teaches() {
-        let r = ended(Some(Reason::NotHealthy));
+        let r = ended(Some(RejectReason::NotHealthy));
         assert_eq!(r.known.serial, 0);
         assert!(r.is_shunned("2"));
         let r = ended(None);
@@ -252,7 +252,7 @@ mod tests {
     fn what_fell_back_is_told_once_and_shunned() {
         let mut r = ended(None);
         r.fell_back();
-        assert_eq!(r.last.as_ref().unwrap().reason, Some(Reason::KeptFailing));
+        assert_eq!(r.last.as_ref().unwrap().reason, Some(RejectReason::KeptFailing));
         assert!(r.is_shunned("2"));
         assert_eq!(r.situation(Slot::A, Some(Trust::Good), Some(Trust::Trying(0))), Situation::Settled);
     }
@@ -261,7 +261,7 @@ mod tests {
     fn the_last_word_of_a_system_that_did_not_come_back_is_kept() {
         let mut r = record(Stage::Trial, true);
         r.trial.as_mut().unwrap().note = Some("no supervisor".into());
-        r.end(Some(Reason::DidNotStart));
+        r.end(Some(RejectReason::DidNotStart));
         assert!(r.last.unwrap().detail.ends_with("its last word: no supervisor"));
     }
 

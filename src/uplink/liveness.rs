@@ -69,7 +69,7 @@ impl Witness {
             self.received_at = Some(now);
             self.unanswered_since = None;
         } else if sent != 0 && sent != KEEPALIVE_BYTES {
-            self.owe(now);
+            self.expect_reply(now);
         }
         moved
     }
@@ -83,7 +83,7 @@ impl Witness {
     }
 
     /// Something was sent that wants an answer, whatever the counters say: without a route they do not move.
-    pub fn owe(&mut self, now: Boot) {
+    pub fn expect_reply(&mut self, now: Boot) {
         self.unanswered_since.get_or_insert(now);
     }
 

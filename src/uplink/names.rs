@@ -2,7 +2,7 @@
 
 use spoke_config::Config;
 use spoke_model::address::HostPort;
-use spoke_model::backoff::{Backoff, Dice};
+use spoke_model::backoff::{Backoff, JitterRng};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -25,13 +25,13 @@ pub fn wanted(config: &Config) -> BTreeSet<HostPort> {
 pub struct Names {
     known: BTreeMap<HostPort, SocketAddr>,
     backoff: Backoff,
-    dice: Dice,
+    rng: JitterRng,
 }
 
 impl Names {
     /// Nothing yet.
     pub const fn new(seed: u64) -> Self {
-        Self { known: BTreeMap::new(), backoff: Backoff::new(RETRY_MIN, RETRY_MAX), dice: Dice::new(seed) }
+        Self { known: BTreeMap::new(), backoff: Backoff::new(RETRY_MIN, RETRY_MAX), rng: JitterRng::new(seed) }
     }
 
     /// Takes the answers of one round in and says how long to wait before the next. `None`: that look-up failed, and the
@@ -52,11 +52,11 @@ impl Names {
             }
         }
         if failed {
-            return self.backoff.fail(&mut self.dice);
+            return self.backoff.fail(&mut self.rng);
         }
         self.backoff.reset();
         // Spread, so that a fleet that was powered on together does not ask together.
-        self.dice.jitter(REFRESH)
+        self.rng.jitter(REFRESH)
     }
 
     /// Last good addresses.

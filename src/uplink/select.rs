@@ -14,7 +14,7 @@
 use super::liveness::{HANDSHAKE_LIFE, Witness};
 use ipnet::IpNet;
 use spoke_config::uplink::Hub;
-use spoke_model::backoff::{Backoff, Dice};
+use spoke_model::backoff::{Backoff, JitterRng};
 use spoke_model::time::Boot;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -90,9 +90,9 @@ pub fn as_standby(hub: &Hub) -> Hub {
 
 impl Watch {
     /// Begins with a rest: the better hub has just been found wanting.
-    pub fn new(now: Boot, dice: &mut Dice) -> Self {
+    pub fn new(now: Boot, rng: &mut JitterRng) -> Self {
         let mut rest = Backoff::new(REST_MIN, REST_MAX);
-        let until = now + rest.fail(dice);
+        let until = now + rest.fail(rng);
         Self { phase: Phase::Rest { until }, rest, turn: 0, echoed_at: None }
     }
 
@@ -134,7 +134,7 @@ impl Watch {
         hubs: &[impl AsRef<Hub>],
         seen: &[Witness],
         rules: Rules,
-        dice: &mut Dice,
+        rng: &mut JitterRng,
     ) -> Wish {
         let echoes = |hub: usize| match (hubs.get(active), hubs.get(hub)) {
             (Some(a), Some(s)) => can_echo(a.as_ref(), s.as_ref()),
@@ -148,7 +148,7 @@ impl Watch {
                 Wish::Resolve(hub)
             }
             Phase::Rest { .. } => Wish::Nothing,
-            Phase::Resolving { deadline, .. } if now >= deadline => self.give_up(now, dice),
+            Phase::Resolving { deadline, .. } if now >= deadline => self.give_up(now, rng),
             Phase::Resolving { .. } => Wish::Nothing,
             Phase::Trying { hub, address, since, answered } => {
                 let shaken = seen.get(hub).and_then(Witness::handshake_at).is_some_and(|at| at >= since);
@@ -158,7 +158,7 @@ impl Watch {
                     return Wish::Nothing;
                 }
                 if now >= since + TRY {
-                    return self.give_up(now, dice);
+                    return self.give_up(now, rng);
                 }
                 self.echo(now, hub, Duration::from_secs(1), since, echoes(hub))
             }
@@ -167,7 +167,7 @@ impl Watch {
                 let lapsed = shaken_at.is_none_or(|at| now.since(at) > HANDSHAKE_LIFE + GRACE);
                 let silent = echoes(hub) && now.since(answered_at) > rules.idle_probe.saturating_mul(2);
                 if lapsed || silent {
-                    return self.give_up(now, dice);
+                    return self.give_up(now, rng);
                 }
                 if now >= since + rules.failback_after {
                     return Wish::Move(hub, address);
@@ -186,7 +186,7 @@ impl Watch {
     }
 
     /// The look-up of `hub` has ended.
-    pub fn resolved(&mut self, now: Boot, hub: usize, addresses: &[SocketAddr], dice: &mut Dice) -> Wish {
+    pub fn resolved(&mut self, now: Boot, hub: usize, addresses: &[SocketAddr], rng: &mut JitterRng) -> Wish {
         match self.phase {
             Phase::Resolving { hub: asked, .. } if asked == hub => {
                 // Another address each time, so that one dead address does not hide a live one.
@@ -197,7 +197,7 @@ impl Watch {
                         self.echoed_at = None;
                         Wish::Changed
                     }
-                    None => self.give_up(now, dice),
+                    None => self.give_up(now, rng),
                 }
             }
             Phase::Rest { .. } | Phase::Resolving { .. } | Phase::Trying { .. } | Phase::Good { .. } => Wish::Nothing,
@@ -213,9 +213,9 @@ impl Watch {
         }
     }
 
-    fn give_up(&mut self, now: Boot, dice: &mut Dice) -> Wish {
+    fn give_up(&mut self, now: Boot, rng: &mut JitterRng) -> Wish {
         let had = self.standby().is_some();
-        self.phase = Phase::Rest { until: now + self.rest.fail(dice) };
+        self.phase = Phase::Rest { until: now + self.rest.fail(rng) };
         if had { Wish::Changed } else { Wish::Nothing }
     }
 }

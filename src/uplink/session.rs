@@ -3,9 +3,9 @@
 use super::ladder::Ladder;
 use super::liveness::Witness;
 use super::select::{Rules, Watch, as_standby};
-use super::status::{Code, State, Status, Transition};
+use super::status::{Code, State, Transition, UplinkStatus};
 use spoke_config::uplink::{Hub, Uplink};
-use spoke_model::backoff::{Backoff, Dice};
+use spoke_model::backoff::{Backoff, JitterRng};
 use spoke_model::time::Boot;
 use spoke_net::derive::{HubPeer, UplinkChoice};
 use spoke_net::state::{Counters, Endpoint};
@@ -32,14 +32,14 @@ const MAX_ECHOES: usize = 32;
 
 /// What the machine is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
+pub enum SessionEvent {
     /// The deadline has come. Too early or too late does no harm.
     Tick,
-    /// Answer to [`Action::Sample`].
+    /// Answer to [`SessionAction::Sample`].
     Sampled(Sample),
-    /// Answer to [`Action::Sample`]: the kernel could not be read.
+    /// Answer to [`SessionAction::Sample`]: the kernel could not be read.
     Unsampled,
-    /// Answer to [`Action::Resolve`]; empty if the look-up failed.
+    /// Answer to [`SessionAction::Resolve`]; empty if the look-up failed.
     Resolved {
         /// The hub asked about.
         hub: usize,
@@ -53,7 +53,7 @@ pub enum Event {
         /// The sequence number of the echo.
         seq: u16,
     },
-    /// Answer to [`Action::Echo`]: it could not be sent.
+    /// Answer to [`SessionAction::Echo`]: it could not be sent.
     Unsent {
         /// The sequence number of the echo.
         seq: u16,
@@ -82,14 +82,14 @@ pub struct Seen {
 
 /// What the machine wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
+pub enum SessionAction {
     /// Publish [`Session::choice`].
     Publish,
-    /// Look up this hub's name; answer with [`Event::Resolved`]. A look-up under way is given up for it.
+    /// Look up this hub's name; answer with [`SessionEvent::Resolved`]. A look-up under way is given up for it.
     Resolve(usize),
-    /// Read the counters; answer with [`Event::Sampled`] or [`Event::Unsampled`].
+    /// Read the counters; answer with [`SessionEvent::Sampled`] or [`SessionEvent::Unsampled`].
     Sample,
-    /// Send an echo to `to` through the tunnel; answer with [`Event::Unsent`] if that fails.
+    /// Send an echo to `to` through the tunnel; answer with [`SessionEvent::Unsent`] if that fails.
     Echo {
         /// The hub's tunnel address.
         to: IpAddr,
@@ -104,7 +104,7 @@ pub enum Action {
 pub const MAX_ACTIONS: usize = 16;
 
 /// The answer to one event.
-pub type Actions = heapless::Vec<Action, MAX_ACTIONS>;
+pub type Actions = heapless::Vec<SessionAction, MAX_ACTIONS>;
 
 /// What the machine goes by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -210,7 +210,7 @@ pub struct Session {
     config: Config,
     hubs: Vec<Arc<Hub>>,
     phase: Phase,
-    dice: Dice,
+    rng: JitterRng,
     backoff: Backoff,
     ladder: Ladder,
     /// The interface of the last sample.
@@ -238,7 +238,7 @@ pub struct Session {
     woken: bool,
     /// The hub last proven up, as long as its session in the kernel may live.
     held: Option<usize>,
-    status: Status,
+    status: UplinkStatus,
 }
 
 impl Session {
@@ -248,7 +248,7 @@ impl Session {
         let hubs: Vec<_> = u.hubs.iter().cloned().map(Arc::new).collect();
         Self {
             phase: Phase::Starting,
-            dice: Dice::new(seed),
+            rng: JitterRng::new(seed),
             backoff: Backoff::new(u.backoff_initial, u.backoff_max),
             ladder: Ladder::new(hubs.len(), config.fixed_port),
             link: None,
@@ -272,13 +272,13 @@ impl Session {
             wake_earned_at: now,
             woken: false,
             held: None,
-            status: Status::default(),
+            status: UplinkStatus::default(),
             hubs,
             config,
         }
     }
 
-    /// When [`Event::Tick`] is due.
+    /// When [`SessionEvent::Tick`] is due.
     pub fn deadline(&self) -> Option<Boot> {
         Some(match self.phase {
             Phase::Starting => self.sample_at,
@@ -312,25 +312,28 @@ impl Session {
 
     /// Takes note of an event.
     #[must_use]
-    pub fn handle(&mut self, now: Boot, event: Event) -> Actions {
+    pub fn handle(&mut self, now: Boot, event: SessionEvent) -> Actions {
         let mut out = Actions::new();
-        let replaced = if let Event::Sampled(sample) = &event { self.take_in(sample) } else { false };
+        let replaced = if let SessionEvent::Sampled(sample) = &event { self.take_in(sample) } else { false };
         match (self.phase, event) {
-            (Phase::Starting, Event::Tick) => {
+            (Phase::Starting, SessionEvent::Tick) => {
                 self.sample_at = now + SAMPLE_WAITING;
-                act(&mut out, Action::Sample);
+                act(&mut out, SessionAction::Sample);
             }
-            (Phase::Starting, Event::Sampled(sample)) => {
-                self.look(now, &sample);
+            (Phase::Starting, SessionEvent::Sampled(sample)) => {
+                self.record_counters(now, &sample);
                 self.start(now, &sample, &mut out);
             }
-            (Phase::Starting, Event::Unsampled) => self.start(now, &Sample::default(), &mut out),
+            (Phase::Starting, SessionEvent::Unsampled) => self.start(now, &Sample::default(), &mut out),
             (
                 Phase::Starting,
-                Event::Resolved { .. } | Event::Answered { .. } | Event::Unsent { .. } | Event::Woken,
+                SessionEvent::Resolved { .. }
+                | SessionEvent::Answered { .. }
+                | SessionEvent::Unsent { .. }
+                | SessionEvent::Woken,
             ) => {}
 
-            (Phase::Waiting { since, until, due }, Event::Tick) => {
+            (Phase::Waiting { since, until, due }, SessionEvent::Tick) => {
                 if due && now >= self.sample_at {
                     self.attempt(now, Code::Attempt, &mut out);
                 } else if now >= until && !due {
@@ -341,52 +344,55 @@ impl Session {
                     self.sample(now, SAMPLE_WAITING, &mut out);
                 }
             }
-            (Phase::Waiting { since, due, .. }, Event::Sampled(sample)) => {
-                let moved = self.look(now, &sample);
+            (Phase::Waiting { since, due, .. }, SessionEvent::Sampled(sample)) => {
+                let moved = self.record_counters(now, &sample);
                 if (moved.received || moved.handshake) && self.wake(now).is_some() {
                     self.heard(now, since, &mut out);
                 } else if due {
                     self.attempt(now, Code::Attempt, &mut out);
                 }
             }
-            (Phase::Waiting { due, .. }, Event::Unsampled) => {
+            (Phase::Waiting { due, .. }, SessionEvent::Unsampled) => {
                 if due {
                     self.attempt(now, Code::Attempt, &mut out);
                 }
             }
-            (Phase::Waiting { .. }, Event::Resolved { hub, addresses }) => self.learn(hub, addresses),
-            (Phase::Waiting { .. }, Event::Woken) => {
+            (Phase::Waiting { .. }, SessionEvent::Resolved { hub, addresses }) => self.learn(hub, addresses),
+            (Phase::Waiting { .. }, SessionEvent::Woken) => {
                 if let Some(wake) = self.wake(now) {
-                    self.greet(wake);
+                    self.reset_on_network_change(wake);
                     self.attempt(now, Code::NetworkChanged, &mut out);
                 }
             }
-            (Phase::Waiting { .. }, Event::Answered { .. } | Event::Unsent { .. }) => {}
+            (Phase::Waiting { .. }, SessionEvent::Answered { .. } | SessionEvent::Unsent { .. }) => {}
 
-            (Phase::Resolving { deadline }, Event::Tick) => {
+            (Phase::Resolving { deadline }, SessionEvent::Tick) => {
                 if now >= deadline {
-                    self.climb(now, &mut out);
+                    self.next_rung(now, &mut out);
                 }
             }
-            (Phase::Resolving { .. }, Event::Resolved { hub, addresses }) => {
+            (Phase::Resolving { .. }, SessionEvent::Resolved { hub, addresses }) => {
                 let ours = hub == self.ladder.hub();
                 self.learn(hub, addresses);
                 if ours {
-                    self.climb(now, &mut out);
+                    self.next_rung(now, &mut out);
                 }
             }
-            (Phase::Resolving { .. }, Event::Sampled(sample)) => {
-                self.look(now, &sample);
+            (Phase::Resolving { .. }, SessionEvent::Sampled(sample)) => {
+                self.record_counters(now, &sample);
             }
-            (Phase::Resolving { .. }, Event::Woken) => self.woken |= now.since(self.published_at) >= OWN_EFFECT,
-            (Phase::Resolving { .. }, Event::Unsampled | Event::Answered { .. } | Event::Unsent { .. }) => {}
+            (Phase::Resolving { .. }, SessionEvent::Woken) => self.woken |= now.since(self.published_at) >= OWN_EFFECT,
+            (
+                Phase::Resolving { .. },
+                SessionEvent::Unsampled | SessionEvent::Answered { .. } | SessionEvent::Unsent { .. },
+            ) => {}
 
-            (Phase::Connecting(a), Event::Tick) => self.pursue(now, a, &mut out),
-            (Phase::Connecting(a), Event::Sampled(sample)) => {
-                self.look(now, &sample);
+            (Phase::Connecting(a), SessionEvent::Tick) => self.continue_attempt(now, a, &mut out),
+            (Phase::Connecting(a), SessionEvent::Sampled(sample)) => {
+                self.record_counters(now, &sample);
                 self.judge(now, a, &mut out);
             }
-            (Phase::Connecting(a), Event::Answered { from, seq }) => {
+            (Phase::Connecting(a), SessionEvent::Answered { from, seq }) => {
                 if self.answered(now, from, seq) == Some(self.active) {
                     let a = Attempt { answered: true, ..a };
                     self.phase = Phase::Connecting(a);
@@ -396,34 +402,38 @@ impl Session {
                     }
                 }
             }
-            (Phase::Connecting(_), Event::Unsent { seq }) => {
+            (Phase::Connecting(_), SessionEvent::Unsent { seq }) => {
                 self.forget_echo(seq);
                 self.unsent = true;
             }
-            (Phase::Connecting(_), Event::Woken) => {
+            (Phase::Connecting(_), SessionEvent::Woken) => {
                 if now.since(self.published_at) >= OWN_EFFECT {
                     self.woken = true;
                     self.echo_at = self.echo_at.min(now + Duration::from_millis(100));
                 }
             }
-            (Phase::Connecting(_), Event::Resolved { hub, addresses }) => self.learn(hub, addresses),
-            (Phase::Connecting(_), Event::Unsampled) => {}
+            (Phase::Connecting(_), SessionEvent::Resolved { hub, addresses }) => self.learn(hub, addresses),
+            (Phase::Connecting(_), SessionEvent::Unsampled) => {}
 
-            (Phase::Up { since }, Event::Tick) => self.tend(now, since, &mut out),
-            (Phase::Up { since }, Event::Sampled(sample)) => self.up_sampled(now, since, &sample, replaced, &mut out),
-            (Phase::Up { .. }, Event::Resolved { hub, addresses }) => self.up_resolved(now, hub, addresses, &mut out),
-            (Phase::Up { .. }, Event::Answered { from, seq }) => {
+            (Phase::Up { since }, SessionEvent::Tick) => self.tend(now, since, &mut out),
+            (Phase::Up { since }, SessionEvent::Sampled(sample)) => {
+                self.up_sampled(now, since, &sample, replaced, &mut out)
+            }
+            (Phase::Up { .. }, SessionEvent::Resolved { hub, addresses }) => {
+                self.up_resolved(now, hub, addresses, &mut out)
+            }
+            (Phase::Up { .. }, SessionEvent::Answered { from, seq }) => {
                 self.answered(now, from, seq);
             }
-            (Phase::Up { since }, Event::Unsent { seq }) => self.up_unsent(now, since, seq),
-            (Phase::Up { since }, Event::Woken) => {
+            (Phase::Up { since }, SessionEvent::Unsent { seq }) => self.up_unsent(now, since, seq),
+            (Phase::Up { since }, SessionEvent::Woken) => {
                 // A link that went down shows in no counter: only an echo tells. If one was just sent, the next is due later.
                 if now.since(self.published_at) >= OWN_EFFECT {
                     self.woken = true;
                     self.tend(now, since, &mut out);
                 }
             }
-            (Phase::Up { .. }, Event::Unsampled) => {}
+            (Phase::Up { .. }, SessionEvent::Unsampled) => {}
         }
         self.refresh();
         out
@@ -450,7 +460,7 @@ impl Session {
 
     /// The network changed: what failed on the old one may work here, so the best hub is tried first. Events that keep
     /// coming must not hold the ladder at its bottom, so only the first of a series does this.
-    fn greet(&mut self, wake: Wake) {
+    fn reset_on_network_change(&mut self, wake: Wake) {
         match wake {
             Wake::First => self.ladder.restart(0),
             Wake::Further => {}
@@ -490,7 +500,7 @@ impl Session {
 }
 
 /// Adds an action; [`MAX_ACTIONS`] is more than any event can ask for, which the tests hold against a million events.
-fn act(out: &mut Actions, action: Action) {
+fn act(out: &mut Actions, action: SessionAction) {
     let fits = out.push(action).is_ok();
     debug_assert!(fits, "more than {MAX_ACTIONS} actions for one event");
 }

@@ -86,7 +86,7 @@ pub struct Transition {
 
 /// A fault that is still there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Fault {
+pub struct UplinkFault {
     /// Since when.
     pub since: Boot,
     /// Which.
@@ -106,7 +106,7 @@ pub struct Standby {
 
 /// The uplink as of its last event.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Status {
+pub struct UplinkStatus {
     /// What it is doing.
     pub state: State,
     /// The active hub's name.
@@ -136,9 +136,9 @@ pub struct Status {
     /// When the next attempt begins.
     pub next_attempt: Option<Boot>,
     /// Why it is not up, or is up with a doubt.
-    pub fault: Option<Fault>,
+    pub fault: Option<UplinkFault>,
     /// The last fault, kept after it has passed.
-    pub last_fault: Option<Fault>,
+    pub last_fault: Option<UplinkFault>,
     /// How often each rung was taken.
     pub rungs: BTreeMap<Rung, u64>,
     /// Times the tunnel was proven up.
@@ -149,7 +149,7 @@ pub struct Status {
     pub history: VecDeque<Transition>,
 }
 
-impl Status {
+impl UplinkStatus {
     /// Age of the handshake at `now`.
     pub fn handshake_age(&self, now: Boot) -> Option<Duration> {
         self.handshake_at.map(|at| now.since(at))

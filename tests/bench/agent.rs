@@ -8,7 +8,7 @@ use spoke_net::derive::Keys;
 use spoke_node::agent::{Board, run};
 use spoke_node::audit::Trail;
 use spoke_node::changes::Ledger;
-use spoke_node::reconciler::{Reconciler, Sources, Status};
+use spoke_node::reconciler::{NetStatus, Reconciler, Sources};
 use spoke_node::supervise::Supervisor;
 use spoke_sys::clock::{Clock as _, SystemClock};
 use spoke_sys::notify::Systemd;
@@ -31,10 +31,10 @@ async fn serve(path: &Path) {
     std::fs::create_dir_all(&dir).expect("a directory");
     let private = config.interfaces.iter().map(|i| (i.name.clone(), SecretKey::clamped([9; 32]))).collect();
     let (_keys, keys) = watch::channel(Some(Arc::new(Keys { private, ..Keys::default() })));
-    let (status, net) = watch::channel(Status::default());
+    let (status, net) = watch::channel(NetStatus::default());
     let (_trusted, trusted) = watch::channel(None);
     let (trail, audit) = Trail::open(&dir, clock, trusted.clone()).expect("the audit trail");
-    let (ledger, changes, (imperative, repair)) =
+    let (ledger, changes, (api_state, repair)) =
         Ledger::open(&dir, config.clone(), clock, net.clone(), trusted, audit).expect("the ledger");
     let (_stop, stop) = watch::channel(false);
     let (events, _wake) = watch::channel(0);
@@ -44,7 +44,7 @@ async fn serve(path: &Path) {
         names: None,
         admitted: None,
         control: None,
-        imperative: Some(imperative),
+        api_state: Some(api_state),
         repair: Some(repair),
     };
     let board = Board { clock, started: clock.now(), config: config.clone(), net, changes, stop };
@@ -57,6 +57,6 @@ async fn serve(path: &Path) {
         tasks.vital("changes", ledger.run());
         tasks.vital("net", reconciler.run());
     };
-    tasks.apart("reconciling", spoke_command::runtime, apart).expect("a thread");
+    tasks.spawn_thread("reconciling", spoke_command::runtime, apart).expect("a thread");
     tasks.run(std::future::pending()).await.expect("it goes on until it is killed");
 }

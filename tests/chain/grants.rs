@@ -1,7 +1,7 @@
 //! Mint, revoke, transfer, reorganise, go silent: what a node makes of it.
 use crate::anvil::{Anvil, Arg, Contract};
 use crate::node::{Node, config, pair};
-use crate::proxy::{Deed, Proxy};
+use crate::proxy::{AppliedStep, Proxy};
 use alloy_primitives::{hex, keccak256};
 use serde_json::{Value, json};
 use spoke_grants::ladder::Phase;
@@ -261,7 +261,7 @@ fn two_of_three_endpoints_outvote_one_that_lies() {
     let story = Arc::new(Mutex::new(None::<String>));
     liar.rule(move |_| {
         let story = story.clone();
-        Deed::Edit(Box::new(move |answer| {
+        AppliedStep::Edit(Box::new(move |answer| {
             for reply in answer.as_array_mut().into_iter().flatten() {
                 if reply["result"].is_array() {
                     reply["result"] = json!([]);
@@ -281,7 +281,7 @@ fn two_of_three_endpoints_outvote_one_that_lies() {
     let mut node = Node::start(config(contract.address, &urls, "finality = \"latest\"\nquorum = 2"), None, 1);
     node.until_admits(0, true);
     // One against one: neither is believed.
-    b.rule(|_| Deed::Hang);
+    b.rule(|_| AppliedStep::Hang);
     contract.revoke(token);
     node.until("no quorum", |r| r.away.is_some());
     assert!(node.admits(0));
@@ -298,7 +298,7 @@ fn a_failing_endpoint_is_left_for_the_next() {
     contract.mint(chain.account(1), "node-0", &key(0));
     chain.mine(3);
     let (first, second) = (Proxy::new(chain.port()), Proxy::new(chain.port()));
-    first.rule(|_| Deed::Say(429, "retry-after: 3600\r\n".into(), b"slow down".to_vec()));
+    first.rule(|_| AppliedStep::Say(429, "retry-after: 3600\r\n".into(), b"slow down".to_vec()));
     let urls = [first.url(), second.url()];
     let mut node = Node::start(config(contract.address, &urls, "finality = \"latest\""), None, 1);
     node.until_admits(0, true);
@@ -335,7 +335,7 @@ fn events_are_read_in_chunks_the_endpoint_accepts() {
         1,
     );
     node.until_admits(0, true);
-    proxy.rule(|_| Deed::Hang);
+    proxy.rule(|_| AppliedStep::Hang);
     node.until("away", |r| r.away.is_some());
     contract.revoke(token);
     chain.mine(3000);
@@ -347,7 +347,7 @@ fn events_are_read_in_chunks_the_endpoint_accepts() {
                 && number(&q["params"][0]["toBlock"]).unwrap_or(u64::MAX) - number(&q["params"][0]["fromBlock"]).unwrap_or(0) >= 500
         });
         if !wide {
-            return Deed::Pass;
+            return AppliedStep::Pass;
         }
         let refusals: Vec<Value> = asked
             .as_array()
@@ -355,7 +355,7 @@ fn events_are_read_in_chunks_the_endpoint_accepts() {
             .flatten()
             .map(|q| json!({"jsonrpc": "2.0", "id": q["id"], "error": {"code": -32000, "message": "block range exceeds 500"}}))
             .collect();
-        Deed::Say(200, String::new(), Value::from(refusals).to_string().into_bytes())
+        AppliedStep::Say(200, String::new(), Value::from(refusals).to_string().into_bytes())
     });
     node.until_admits(0, false);
     assert_eq!(node.code(0), "NODE_INACTIVE");

@@ -169,20 +169,20 @@ async fn leases_keep_to_the_rules_whatever_happens(kind: Kind) {
     .await;
     let mut held: std::collections::BTreeMap<usize, Vec<IpAddr>> = Default::default();
     let mut resting: std::collections::BTreeMap<usize, (Vec<IpAddr>, i64)> = Default::default();
-    let mut dice: u64 = 0x5eed;
+    let mut rng: u64 = 0x5eed;
     let mut exhausted = 0;
     let mut tx = store.write().await.unwrap();
     for step in 0..2500i64 {
-        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let (now, who) = (NOW + step * 1000, (dice >> 33) as usize % 180);
+        rng = rng.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let (now, who) = (NOW + step * 1000, (rng >> 33) as usize % 180);
         resting.retain(|_, (_, until)| *until > now);
         let id = format!("n{who}").parse().unwrap();
-        if held.contains_key(&who) && (dice >> 20).is_multiple_of(3) {
+        if held.contains_key(&who) && (rng >> 20).is_multiple_of(3) {
             tx.end_leases(&field, &id, now).await.unwrap();
             resting.insert(who, (held.remove(&who).unwrap(), now + 50_000));
             continue;
         }
-        match tx.lease(&field, &id, dice >> 40, now).await {
+        match tx.lease(&field, &id, rng >> 40, now).await {
             Ok(got) => {
                 let got: Vec<IpAddr> = got.iter().map(ipnet::IpNet::addr).collect();
                 assert_eq!(got.len(), 2);

@@ -3,7 +3,7 @@
 use crate::db::{Kind, fresh};
 use crate::relay::relay;
 use crate::serving::{Device, OPERATOR, Serving, plain};
-use spoke_model::backoff::{Backoff, Dice};
+use spoke_model::backoff::{Backoff, JitterRng};
 use spoke_sys::http::{Http as _, HttpsClient, Trust};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -83,9 +83,9 @@ fn ms(d: Duration) -> f64 {
 async fn come_back(mut device: Device, began: Instant, tries: Arc<Vec<AtomicU64>>) -> Duration {
     const SPREAD_MS: u64 = 60_000;
     let nonce = crate::serving::nonce().0;
-    let mut dice = Dice::new(u64::from_le_bytes(nonce[..8].try_into().unwrap()));
+    let mut rng = JitterRng::new(u64::from_le_bytes(nonce[..8].try_into().unwrap()));
     let mut backoff = Backoff::new(Duration::from_secs(5), Duration::from_secs(120));
-    let mut wait = Duration::from_millis(dice.throw() % SPREAD_MS) + backoff.fail(&mut dice);
+    let mut wait = Duration::from_millis(rng.next_u64() % SPREAD_MS) + backoff.fail(&mut rng);
     loop {
         tokio::time::sleep(wait).await;
         if let Some(second) = tries.get(usize::try_from(began.elapsed().as_secs()).unwrap()) {
@@ -95,7 +95,7 @@ async fn come_back(mut device: Device, began: Instant, tries: Arc<Vec<AtomicU64>
         if device.http.send(request).await.is_ok_and(|a| a.status == 200) {
             return began.elapsed();
         }
-        wait = backoff.fail(&mut dice);
+        wait = backoff.fail(&mut rng);
     }
 }
 

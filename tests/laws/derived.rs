@@ -3,7 +3,7 @@ use crate::world::{name, net, peer_key, secret};
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
 use spoke_config::Config;
-use spoke_net::api_state::{Device, Imperative, ImperativeLink, ImperativePeer, Table};
+use spoke_net::api_state::{ApiState, ApiStateLink, ApiStatePeer, Device, Table};
 use spoke_net::derive::{Admitted, Facts, HubPeer, Keys, UplinkChoice, derive};
 use spoke_net::state::{Desired, Endpoint};
 use std::collections::BTreeSet;
@@ -48,7 +48,7 @@ fn text(peers: &[(u8, BTreeSet<&'static str>)], nft: bool, hubs: &[BTreeSet<&'st
 /// An interface set over the API: whether its device is set too, and its peers with their networks.
 type Set = (bool, Vec<(u8, BTreeSet<&'static str>)>);
 
-fn imperative(links: &[Set]) -> Imperative {
+fn api_state(links: &[Set]) -> ApiState {
     let one = |(i, (device, peers)): (usize, &Set)| {
         let device = device.then(|| {
             Arc::new(Device {
@@ -63,11 +63,11 @@ fn imperative(links: &[Set]) -> Imperative {
         });
         let peers = peers.iter().map(|(key, nets)| {
             let allowed_ips = nets.iter().map(|n| net(n)).collect();
-            (peer_key(*key), Arc::new(ImperativePeer { allowed_ips, ..ImperativePeer::default() }))
+            (peer_key(*key), Arc::new(ApiStatePeer { allowed_ips, ..ApiStatePeer::default() }))
         });
-        (name(&format!("wg{i}")), ImperativeLink { device, down: false, peers: peers.collect() })
+        (name(&format!("wg{i}")), ApiStateLink { device, down: false, peers: peers.collect() })
     };
-    Imperative { links: links.iter().enumerate().map(one).collect() }
+    ApiState { links: links.iter().enumerate().map(one).collect() }
 }
 
 proptest! {
@@ -97,7 +97,7 @@ proptest! {
             keys: Arc::new(Keys { private: [(name("wg0"), secret(9))].into(), ..Keys::default() }),
             uplink: Some(Arc::new(choice)),
             admitted: Arc::new(Admitted(granted)),
-            imperative: Arc::new(imperative(&set)),
+            api_state: Arc::new(api_state(&set)),
             ..Facts::default()
         };
         let last = Desired::default();

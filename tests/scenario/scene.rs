@@ -16,7 +16,7 @@ use spoke_sys::clock::Clock as _;
 use spoke_sys::sim::clock::SimClock;
 use spoke_sys::sim::world::{SimCounters, SimEcho, SimNotify, SimResolver, World};
 use spoke_uplink::session;
-use spoke_uplink::status::{State, Status};
+use spoke_uplink::status::{State, UplinkStatus};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,7 +35,7 @@ pub(crate) struct Scene {
     pub(crate) world: World,
     pub(crate) clock: SimClock,
     config: Arc<Config>,
-    status: watch::Receiver<Status>,
+    status: watch::Receiver<UplinkStatus>,
     process: JoinSet<()>,
     others: JoinSet<()>,
     seed: u64,
@@ -62,7 +62,7 @@ impl Scene {
         text += "[[interface]]\nname = \"wg0\"\naddresses = [\"10.8.200.2/24\"]\n";
         let config = Arc::new(Config::from_text(Some(("scene", &text)), []).unwrap());
         prepare(&world);
-        let (_, status) = watch::channel(Status::default());
+        let (_, status) = watch::channel(UplinkStatus::default());
         let mut others = JoinSet::new();
         others.spawn(world.clone().run());
         let mut scene = Self { world, clock, config, status, process: JoinSet::new(), others, seed: 7 };
@@ -76,9 +76,9 @@ impl Scene {
         keys.private.insert("wg0".parse().unwrap(), SecretKey::clamped([9; 32]));
         let (_, keys) = watch::channel(Some(Arc::new(keys)));
         let (choice, uplink) = watch::channel::<Option<Arc<UplinkChoice>>>(None);
-        let (net_status, _) = watch::channel(spoke_node::reconciler::Status::default());
+        let (net_status, _) = watch::channel(spoke_node::reconciler::NetStatus::default());
         let (events, wake) = watch::channel(0);
-        let (status, seen) = watch::channel(Status::default());
+        let (status, seen) = watch::channel(UplinkStatus::default());
         self.status = seen;
         let reconciler = Reconciler {
             kernel: self.world.clone(),
@@ -90,7 +90,7 @@ impl Scene {
                 uplink: Some(uplink),
                 names: None,
                 admitted: None,
-                imperative: None,
+                api_state: None,
                 control: None,
                 repair: None,
             },
@@ -127,7 +127,7 @@ impl Scene {
         tokio::task::yield_now().await;
     }
 
-    pub(crate) fn status(&self) -> Status {
+    pub(crate) fn status(&self) -> UplinkStatus {
         self.status.borrow().clone()
     }
 
@@ -143,7 +143,7 @@ impl Scene {
     }
 
     /// Waits until the status is as wanted, and says how long it took.
-    pub(crate) async fn until(&mut self, longest: Duration, wanted: impl FnMut(&Status) -> bool) -> Duration {
+    pub(crate) async fn until(&mut self, longest: Duration, wanted: impl FnMut(&UplinkStatus) -> bool) -> Duration {
         let start = self.now();
         let found = tokio::time::timeout(longest, self.status.wait_for(wanted)).await.is_ok_and(|r| r.is_ok());
         assert!(found, "not within {longest:?}: {:#?}", self.status());

@@ -10,7 +10,7 @@ use spoke_change::conflict::Conflict;
 use spoke_model::interface_name::IfName;
 use spoke_model::time::Boot;
 use spoke_net::ages::Handshakes;
-use spoke_net::api_state::{ImperativeLink, Table};
+use spoke_net::api_state::{ApiStateLink, Table};
 use spoke_net::state::{Desired, Observed, ObservedLink};
 use std::fmt::Write as _;
 
@@ -167,7 +167,7 @@ pub fn config(
     name: &IfName,
     desired: &Desired,
     observed: &Observed,
-    set: Option<&ImperativeLink>,
+    set: Option<&ApiStateLink>,
     reveal: bool,
 ) -> Option<Value> {
     let want = desired.links.get(name)?;

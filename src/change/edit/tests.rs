@@ -27,7 +27,7 @@ listen_port = 51822
 struct World {
     config: Config,
     own: Config,
-    state: Imperative,
+    state: ApiState,
     desired: Desired,
     observed: Observed,
 }
@@ -39,7 +39,7 @@ impl World {
         let mut world = Self {
             own: config.clone(),
             config,
-            state: Imperative::default(),
+            state: ApiState::default(),
             desired: Desired::default(),
             observed: Observed::default(),
         };
@@ -54,7 +54,7 @@ impl World {
             .map(|(n, b)| (n.parse().unwrap(), SecretKey::clamped([b; 32])))
             .collect();
         let keys = Keys { private, ..Keys::default() };
-        let facts = Facts { keys: Arc::new(keys), imperative: Arc::new(self.state.clone()), ..Facts::default() };
+        let facts = Facts { keys: Arc::new(keys), api_state: Arc::new(self.state.clone()), ..Facts::default() };
         self.desired = derive(&self.config, &facts, &self.desired).expect("no edit makes the state invalid");
     }
 
@@ -109,7 +109,7 @@ fn what_others_own_stays_theirs() {
     let remove = Edit::RemovePeer { link: link("wg0"), peer: key(7) };
     assert_eq!(world.ask(&remove), Err(Conflict::PeerDeclared { peer: key(7), by }));
     world.ask(&set("wg0", 7, &["10.0.7.0/24"])).expect("what is so already may be asked for");
-    assert_eq!(world.state, Imperative::default());
+    assert_eq!(world.state, ApiState::default());
     assert_eq!(world.ask(&set("wg1", 1, &[])), Err(Conflict::ObservedOnly(link("wg1"))));
     assert_eq!(world.ask(&set("wg2", 1, &[])), Err(Conflict::Granted(link("wg2"))));
     assert_eq!(world.ask(&set("wg9", 1, &[])), Err(Conflict::NoLink(link("wg9"))));
@@ -160,7 +160,7 @@ fn an_interface_of_the_api_lives_and_dies_by_it() {
     world.ask(&Edit::SetDown { link: link("wg9"), down: true }).unwrap();
     assert!(!world.desired.links[&link("wg9")].up);
     world.ask(&Edit::DeleteLink { link: link("wg9") }).unwrap();
-    assert!(!world.desired.links.contains_key(&link("wg9")) && world.state == Imperative::default());
+    assert!(!world.desired.links.contains_key(&link("wg9")) && world.state == ApiState::default());
 }
 
 #[test]
@@ -194,7 +194,7 @@ proptest! {
                 1 => Edit::ChangePeer { link: name, peer: key(peer), values },
                 2 => Edit::RemovePeer { link: name, peer: key(peer) },
                 3 => {
-                    let peers = [(key(peer), Arc::new(ImperativePeer { allowed_ips: list, ..Default::default() }))].into();
+                    let peers = [(key(peer), Arc::new(ApiStatePeer { allowed_ips: list, ..Default::default() }))].into();
                     Edit::SetPeers { link: name, peers, own: OwnValues::default() }
                 }
                 _ => Edit::SetDevice { link: name, device: Device {

@@ -5,7 +5,7 @@ use super::*;
 use proptest::prelude::*;
 use spoke_model::key::PublicKey;
 use spoke_model::time::Wall;
-use spoke_net::api_state::{ImperativeLink, ImperativePeer};
+use spoke_net::api_state::{ApiStateLink, ApiStatePeer};
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -52,12 +52,12 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-fn with(state: &Imperative, peer: u8, keepalive: u16) -> Imperative {
+fn with(state: &ApiState, peer: u8, keepalive: u16) -> ApiState {
     let mut new = state.clone();
-    let link: &mut ImperativeLink = new.links.entry("wg0".parse().unwrap()).or_default();
+    let link: &mut ApiStateLink = new.links.entry("wg0".parse().unwrap()).or_default();
     // A peer that is there already goes, so that every kind of difference comes up.
     if link.peers.remove(&PublicKey([peer; 32])).is_none() {
-        let fresh = ImperativePeer { keepalive, ..ImperativePeer::default() };
+        let fresh = ApiStatePeer { keepalive, ..ApiStatePeer::default() };
         link.peers.insert(PublicKey([peer; 32]), Arc::new(fresh));
     }
     if link.is_empty() {
@@ -98,7 +98,7 @@ struct Store {
 }
 
 impl Store {
-    fn apply(&mut self, to: Imperative, confirm: bool) {
+    fn apply(&mut self, to: ApiState, confirm: bool) {
         let due = confirm.then(|| Boot::from_secs(100));
         let record = self.history.next(&to, record(due.map(|d| deadline(&self.boot.to_string(), d))));
         if self.disk.is_empty() {
@@ -158,7 +158,7 @@ proptest! {
         // What was declared in each generation, and which of them the API made.
         let (mut said, mut by_api) = (vec![declared(0)], vec![false]);
         // Every good state there ever was, by generation; and the generation an outstanding confirmation goes back to.
-        let mut good = vec![Imperative::default()];
+        let mut good = vec![ApiState::default()];
         let mut outstanding: Option<usize> = None;
         for op in ops {
             let before = store.history.records().count();
@@ -264,7 +264,7 @@ proptest! {
 
     #[test]
     fn a_change_leads_from_one_state_to_the_other(a in proptest::collection::vec(0u8..6, 0..8), b in proptest::collection::vec(0u8..6, 0..8)) {
-        let build = |peers: &[u8]| peers.iter().fold(Imperative::default(), |s, p| with(&s, *p, u16::from(*p) + 1));
+        let build = |peers: &[u8]| peers.iter().fold(ApiState::default(), |s, p| with(&s, *p, u16::from(*p) + 1));
         let (from, to) = (build(&a), build(&b));
         let change = Change::between(&from, &to);
         let mut state = from.clone();

@@ -65,7 +65,7 @@ impl Follow {
         };
         let mut later = || match answer {
             Answered::Again => now,
-            _ => now + self.send_lost.fail(&mut self.dice),
+            _ => now + self.send_lost.fail(&mut self.rng),
         };
         match self.sending.take() {
             Some(Sending::Key) => {
@@ -77,7 +77,7 @@ impl Follow {
             Some(Sending::Report(said, drift)) if taken => {
                 self.reported = Some(*said);
                 self.drift_reported = drift;
-                self.report_at = now + self.dice.jitter(self.times.report_every);
+                self.report_at = now + self.rng.jitter(self.times.report_every);
                 self.report_floor = now + REPORT_PAUSE;
             }
             Some(Sending::Report(..)) => {

@@ -60,7 +60,7 @@ fn start() -> Result<std::convert::Infallible, String> {
     let root = &found.node;
     mount(root, "/root", "squashfs", MountFlags::RDONLY, c"")
         .map_err(|e| format!("cannot mount slot {}: {e}", found.slot))?;
-    leave_word(&line, &found).map_err(|e| format!("cannot write {RUN}: {e}"))?;
+    write_boot_info(&line, &found).map_err(|e| format!("cannot write {RUN}: {e}"))?;
     count(&line, &found);
     say(&format!("slot {} verified", found.slot));
     hand_over(&line)
@@ -100,7 +100,7 @@ fn find(line: &str) -> Result<Found, String> {
 }
 
 /// Leaves what was found where systemd's units and the supervisor look for it.
-fn leave_word(line: &str, found: &Found) -> io::Result<()> {
+fn write_boot_info(line: &str, found: &Found) -> io::Result<()> {
     let run = Path::new(RUN);
     parts::link(&found.parts, &run.join("dev"))?;
     std::fs::write(run.join("name"), found.slot.to_string())?;

@@ -3,7 +3,7 @@ use spoke_change::declared::Declared;
 use spoke_change::history::History;
 use spoke_change::record::{Line, Newcomers, Record};
 use spoke_model::time::Boot;
-use spoke_net::api_state::Imperative;
+use spoke_net::api_state::ApiState;
 use spoke_sys::disk::DiskError;
 use spoke_sys::journal;
 use spoke_sys::journal::{Journal, Lines};
@@ -56,7 +56,7 @@ impl Store {
     }
 
     /// Writes the next generation down and takes it over. An error leaves everything as it was.
-    pub async fn commit(&mut self, record: Record, state: Arc<Imperative>, due: Option<Boot>) -> Result<(), DiskError> {
+    pub async fn commit(&mut self, record: Record, state: Arc<ApiState>, due: Option<Boot>) -> Result<(), DiskError> {
         if self.journal.is_empty() {
             self.journal.replace(self.lines()?).await?;
         }
@@ -151,7 +151,7 @@ impl Store {
 }
 
 /// What is set according to the store in the state directory, which is left as it is. Blocks.
-pub fn peek(dir: &Path) -> Result<Arc<Imperative>, DiskError> {
+pub fn peek(dir: &Path) -> Result<Arc<ApiState>, DiskError> {
     let path = dir.join(FILE);
     let Some(found) = journal::peek(&path)? else { return Ok(Arc::default()) };
     Ok(follow(&found.lines, 1, "", Boot::default()).0.state().clone())

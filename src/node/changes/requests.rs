@@ -1,5 +1,5 @@
 //! The handle that changes are asked for with, and the questions it carries to the ledger.
-use crate::reconciler::Status;
+use crate::reconciler::NetStatus;
 use spoke_change::ask::{Done, Generation, Reconcile, Reconciled, Refused};
 use spoke_change::audit::Actor;
 use spoke_change::edit::Edit;
@@ -51,7 +51,7 @@ impl Changes {
     }
 
     /// Has the kernel looked at again unless that was done within `fresh`; see [`look`].
-    pub async fn look(&self, net: &watch::Receiver<Status>, clock: &impl Clock, fresh: Duration) {
+    pub async fn look(&self, net: &watch::Receiver<NetStatus>, clock: &impl Clock, fresh: Duration) {
         look(&self.wake, net.clone(), clock, fresh).await;
     }
 
@@ -90,7 +90,7 @@ impl Changes {
 /// does not announce (peers set by another program) is seen by a look alone.
 pub async fn look(
     wake: &watch::Sender<Option<Arc<Repair>>>,
-    mut net: watch::Receiver<Status>,
+    mut net: watch::Receiver<NetStatus>,
     clock: &impl Clock,
     fresh: Duration,
 ) {

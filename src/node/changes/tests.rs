@@ -9,7 +9,7 @@ use spoke_change::conflict::Conflict;
 use spoke_change::edit::{OwnValues, PeerValues};
 use spoke_model::key::PresharedKey;
 use spoke_model::time::Wall;
-use spoke_net::api_state::ImperativePeer;
+use spoke_net::api_state::ApiStatePeer;
 use spoke_net::state::ObservedPeer;
 use spoke_sys::sim::clock::SimClock;
 use spoke_sys::sim::kernel::FakeKernel;
@@ -55,7 +55,7 @@ impl Node {
     /// The control plane sends another state, and the kernel takes it.
     async fn declare(&self, wanted: Arc<Config>) {
         self.control.send_replace(Some(wanted.clone()));
-        let taken = |s: &Status| s.clean && s.control.as_ref().is_some_and(|c| Arc::ptr_eq(c, &wanted));
+        let taken = |s: &NetStatus| s.clean && s.control.as_ref().is_some_and(|c| Arc::ptr_eq(c, &wanted));
         self.net.clone().wait_for(taken).await.unwrap();
         // Until everybody has heard of it.
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -81,7 +81,7 @@ fn none() -> Edit {
 }
 
 fn these(peers: &BTreeMap<u8, u16>) -> Edit {
-    let peer = |keepalive| Arc::new(ImperativePeer { keepalive, ..ImperativePeer::default() });
+    let peer = |keepalive| Arc::new(ApiStatePeer { keepalive, ..ApiStatePeer::default() });
     let peers = peers.iter().map(|(n, keepalive)| (PublicKey([*n; 32]), peer(*keepalive))).collect();
     Edit::SetPeers { link: "wg0".parse().unwrap(), peers, own: OwnValues::default() }
 }

@@ -3,7 +3,7 @@ use super::load;
 use spoke_api::socket::{Request, SOCKET};
 use spoke_change::ask::{Reconcile, Reconciled};
 use spoke_command::{Failure, Outcome, print};
-use spoke_net::drift::Report;
+use spoke_net::drift::DriftReport;
 use spoke_sys::socket::call;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -42,7 +42,7 @@ pub fn run(config: &Path, args: &Args) -> Outcome {
         });
         return if done.errors.is_empty() { Ok(()) } else { Err(Failure::Silent) };
     }
-    let report: Report = call(&socket, &Request::Drift)?;
+    let report: DriftReport = call(&socket, &Request::Drift)?;
     print(&if args.json { format!("{}\n", serde_json::to_string_pretty(&report)?) } else { table(&report) });
     if args.exit_code && report.has_drift { Err(Failure::Silent) } else { Ok(()) }
 }
@@ -62,7 +62,7 @@ fn repaired(done: &Reconciled, dry_run: bool) -> String {
 }
 
 /// The drift for people.
-fn table(r: &Report) -> String {
+fn table(r: &DriftReport) -> String {
     let mut out = String::new();
     for (name, link) in r.interfaces.iter().filter(|(_, l)| l.has_drift) {
         for m in &link.interface_mismatches {

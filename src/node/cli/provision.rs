@@ -60,7 +60,7 @@ async fn serve(vitals: watch::Receiver<Vitals>, stop: watch::Receiver<bool>) {
     }
     let variables = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
     let Ok(config) = Config::from_text(None, variables) else { return };
-    let (_status, net) = watch::channel(crate::reconciler::Status::default());
+    let (_status, net) = watch::channel(crate::reconciler::NetStatus::default());
     let board = health::Board { clock, started: clock.now(), config: Arc::new(config), net, vitals, stop };
     match health::run(board).await {
         Ok(()) => {}

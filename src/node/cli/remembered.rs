@@ -32,7 +32,7 @@ pub(super) async fn facts(config: &Config, keys: Keys, observed: &Observed) -> R
         keys: Arc::new(keys),
         uplink: uplink(config, observed, &known).map(Arc::new),
         admitted: Arc::new(admitted),
-        imperative: changes::peek(dir)?,
+        api_state: changes::peek(dir)?,
         names: Arc::new(known),
         control: None,
     })

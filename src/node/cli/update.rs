@@ -10,10 +10,10 @@ use spoke_sys::disk::{DiskError, Document};
 use spoke_sys::fetch;
 use spoke_sys::slots::{DiskSlots, Slots as _, Standing};
 use spoke_sys::updater::Notes;
-use spoke_update::machine::Reason;
+use spoke_update::machine::RejectReason;
 use spoke_update::manifest::{Accepted, root_keys};
 use spoke_update::notice::{Notice, Wish, wish};
-use spoke_update::record::{Record, Situation};
+use spoke_update::record::{Situation, UpdateRecord};
 use spoke_update::slot::{Slot, Trust};
 use std::io::Read;
 use std::path::Path;
@@ -96,13 +96,13 @@ fn running_version() -> String {
 
 /// The record on the state partition, and the note for the supervisor that goes with it.
 struct Ledger {
-    document: Document<Record>,
+    document: Document<UpdateRecord>,
     notes: Notes,
     slot: Slot,
 }
 
 impl Ledger {
-    fn open(config: &Config, slot: Slot) -> Result<(Self, Record), anyhow::Error> {
+    fn open(config: &Config, slot: Slot) -> Result<(Self, UpdateRecord), anyhow::Error> {
         let mut document = Document::new(RECORD.into(), 1);
         let record = match document.load() {
             Ok(record) => record,
@@ -113,13 +113,13 @@ impl Ledger {
             }
             Err(e) => return Err(e.into()),
         };
-        let mut record = record.unwrap_or(Record::new(board()?));
+        let mut record = record.unwrap_or(UpdateRecord::new(board()?));
         record.slots.insert(slot, running_version());
         Ok((Self { document, notes: Notes::at(&config.node.runtime_dir), slot }, record))
     }
 
     /// Tells the supervisor how things stand. Without it nothing works worse but the telling.
-    fn post(&self, record: &Record, held: Option<String>) {
+    fn post(&self, record: &UpdateRecord, held: Option<String>) {
         let notice = Notice { held, ..Notice::of(record, self.slot, &running_version()) };
         if let Err(e) = self.notes.post(&notice) {
             tracing::warn!(error = %e, "the state of updates is not told");
@@ -128,7 +128,7 @@ impl Ledger {
 }
 
 impl Book for Ledger {
-    fn keep(&mut self, record: &Record) -> Result<(), DiskError> {
+    fn keep(&mut self, record: &UpdateRecord) -> Result<(), DiskError> {
         // Told even if it cannot be kept: a full state partition is when somebody should know.
         self.post(record, None);
         self.document.store(record).map(drop)
@@ -156,7 +156,7 @@ fn source(config: &Config, given: Option<&str>) -> Result<String, Failure> {
     }
 }
 
-fn opened(place: &str, record: &Record) -> Result<(Box<dyn Read + Send>, Accepted), Failure> {
+fn opened(place: &str, record: &UpdateRecord) -> Result<(Box<dyn Read + Send>, Accepted), Failure> {
     let mut stream = fetch::open(place).map_err(|e| anyhow::anyhow!("cannot open {place}: {e}"))?;
     match bundle::open(&mut stream, &roots()?, &record.known) {
         Ok(accepted) => Ok((stream, accepted)),
@@ -287,7 +287,7 @@ fn rollback(config: &Config, no_restart: bool) -> Outcome {
     match record.situation(running, trust, other) {
         Situation::Watch => {
             // The record first: cut off between the two, the system is judged once more and nothing is lost.
-            record.end(Some(Reason::ByHand));
+            record.end(Some(RejectReason::ByHand));
             ledger.keep(&record)?;
             slots.condemn()?;
             print(&format!("the trial is over: slot {} starts\n", running.other()));
@@ -295,7 +295,7 @@ fn rollback(config: &Config, no_restart: bool) -> Outcome {
         }
         Situation::Look | Situation::Pending => {
             slots.vacate()?;
-            record.end(Some(Reason::ByHand));
+            record.end(Some(RejectReason::ByHand));
             ledger.keep(&record)?;
             print(&format!("the trial is over: slot {running} goes on\n"));
             Ok(())

@@ -16,7 +16,7 @@ fn config(port: u16) -> Arc<Config> {
     Arc::new(Config::from_text(Some(("test", &text)), []).unwrap())
 }
 
-fn status() -> Status {
+fn status() -> NetStatus {
     let name: IfName = "wg0".parse().unwrap();
     let key = PublicKey([7; 32]);
     let want = Wanted {
@@ -39,14 +39,14 @@ fn status() -> Status {
         peers: [(key, ObservedPeer::default())].into(),
         ..Default::default()
     };
-    Status {
+    NetStatus {
         passes: 1,
         clean: true,
         ready: true,
         at: SystemClock.now(),
         desired: Arc::new(Desired { generation: 1, links: [(name.clone(), want)].into(), ..Desired::default() }),
         observed: Arc::new(Observed { links: [(name, have)].into(), ..Observed::default() }),
-        ..Status::default()
+        ..NetStatus::default()
     }
 }
 
@@ -91,7 +91,7 @@ async fn get(addr: &str, path: &str) -> (u16, String) {
 #[tokio::test]
 async fn a_pass_shows_at_every_address_and_a_stop_ends_it() {
     let port = free_port();
-    let (net, net_rx) = watch::channel(Status::default());
+    let (net, net_rx) = watch::channel(NetStatus::default());
     let (vitals, vitals_rx) = watch::channel(Vitals::default());
     let (stop, stop_rx) = watch::channel(false);
     let board = Board {
@@ -132,7 +132,7 @@ async fn promtool_accepts_the_metrics() {
         clock: SystemClock,
         started: SystemClock.now(),
         config: config(1),
-        net: watch::channel(Status::default()).1,
+        net: watch::channel(NetStatus::default()).1,
         vitals: watch::channel(Vitals::default()).1,
         stop: watch::channel(false).1,
     };
@@ -156,7 +156,7 @@ async fn promtool_accepts_the_metrics() {
     };
     let trouble = |code| crate::reconciler::Trouble { code, detail: "\"quoted\"\nand broken".into() };
     let troubled =
-        Status { troubles: vec![trouble("apply_failed"), trouble("apply_failed")], clean: false, ..status() };
+        NetStatus { troubles: vec![trouble("apply_failed"), trouble("apply_failed")], clean: false, ..status() };
     endpoints.take(&troubled, &vitals);
     let request = Request {
         method: "GET".into(),

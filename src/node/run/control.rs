@@ -2,7 +2,7 @@
 use super::vitals;
 use crate::audit::Audit;
 use crate::enrolment::{Follower, HealthView, Kept, TokenView};
-use crate::reconciler::{Fact, Status as Net};
+use crate::reconciler::{Fact, NetStatus};
 use crate::socket::ControlView;
 use crate::supervise::Supervisor;
 use spoke_api::health::summary::Vitals;
@@ -27,7 +27,7 @@ use spoke_sys::keys::pending::KeyFiles;
 use spoke_sys::random::seed;
 use spoke_update::notice::Notice;
 use spoke_uplink::session;
-use spoke_uplink::status::Status;
+use spoke_uplink::status::UplinkStatus;
 use std::future::Future;
 use std::sync::Arc;
 use tokio::sync::{Mutex, mpsc, watch};
@@ -44,9 +44,9 @@ pub(super) struct Wires<'a> {
     /// The tunnel's keys, which a change of keys changes.
     pub(super) keys: watch::Sender<Option<Arc<Keys>>>,
     /// The reconciler.
-    pub(super) net: watch::Receiver<Net>,
+    pub(super) net: watch::Receiver<NetStatus>,
     /// The hub session.
-    pub(super) uplink: watch::Receiver<Status>,
+    pub(super) uplink: watch::Receiver<UplinkStatus>,
     /// Its choice.
     pub(super) choice: Option<Fact<UplinkChoice>>,
     /// The board of the local endpoints.

@@ -63,7 +63,7 @@ async fn tell(
 mod tests {
     use super::*;
     use spoke_model::release::WantedRelease;
-    use spoke_update::record::Record;
+    use spoke_update::record::UpdateRecord;
     use spoke_update::slot::Slot;
 
     #[tokio::test(start_paused = true)]
@@ -84,7 +84,7 @@ mod tests {
         let (vitals, seen) = watch::channel(Vitals::default());
         let (update, mut told) = watch::channel(None);
         let telling = tokio::spawn(tell(notes.clone(), vitals, update));
-        notes.post(&Notice::of(&Record::new("x".into()), Slot::B, "1")).unwrap();
+        notes.post(&Notice::of(&UpdateRecord::new("x".into()), Slot::B, "1")).unwrap();
         told.changed().await.unwrap();
         assert_eq!(seen.borrow().update.as_ref().unwrap().slot, Slot::B);
         telling.abort();

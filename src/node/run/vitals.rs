@@ -1,6 +1,6 @@
 //! Tells the local endpoints and the service manager what the producers say, in their own words.
-use crate::health::boil_down;
-use crate::reconciler::Status as Net;
+use crate::health::summarize;
+use crate::reconciler::NetStatus;
 use spoke_api::health::fold::{Moment, Verdict, fold};
 use spoke_api::health::summary::{Part, Snapshot, Uplink, Vitals};
 use spoke_enroll::status as enroll;
@@ -10,13 +10,13 @@ use spoke_model::time::{Boot, Wall};
 use spoke_sys::clock::{Clock, SystemClock};
 use spoke_sys::notify::Notify;
 use spoke_update::notice::Notice;
-use spoke_uplink::status::{State, Status};
+use spoke_uplink::status::{State, UplinkStatus};
 use std::convert::Infallible;
 use tokio::sync::watch;
 
 /// Passes the uplink's status on to the board for as long as the uplink lives.
 pub(super) async fn uplink<C: Clock>(
-    mut status: watch::Receiver<Status>,
+    mut status: watch::Receiver<UplinkStatus>,
     vitals: watch::Sender<Vitals>,
     clock: C,
 ) -> Result<(), Infallible> {
@@ -98,7 +98,7 @@ fn config_part(status: &enroll::Status, now: Boot) -> Part {
     Part { healthy: detail.is_none(), since: now, detail }
 }
 
-fn summary(status: &Status, now: Boot, wall: Wall) -> Uplink {
+fn summary(status: &UplinkStatus, now: Boot, wall: Wall) -> Uplink {
     let wall_at = |at: Boot| Wall(wall.secs().saturating_sub(now.since(at).as_secs()));
     Uplink {
         hub: status.hub.clone(),
@@ -115,7 +115,7 @@ fn summary(status: &Status, now: Boot, wall: Wall) -> Uplink {
 
 /// Keeps the line that `systemctl status` shows; it is sent only when it has changed.
 pub(super) async fn line<N: Notify>(
-    mut net: watch::Receiver<Net>,
+    mut net: watch::Receiver<NetStatus>,
     mut vitals: watch::Receiver<Vitals>,
     mut notify: N,
 ) -> Result<(), Infallible> {
@@ -139,7 +139,7 @@ pub(super) async fn line<N: Notify>(
     }
 }
 
-fn words(net: &Net, uplink: Option<&Uplink>) -> String {
+fn words(net: &NetStatus, uplink: Option<&Uplink>) -> String {
     let tunnel = uplink.map(|u| {
         let hub = u.hub.as_deref().unwrap_or("the hub");
         match (u.connected, &u.last_error) {
@@ -159,7 +159,7 @@ fn words(net: &Net, uplink: Option<&Uplink>) -> String {
 }
 
 /// The uplink's part of `spoke status`.
-pub(super) fn report(status: &Status, now: Boot) -> serde_json::Value {
+pub(super) fn report(status: &UplinkStatus, now: Boot) -> serde_json::Value {
     let seconds = |at: Option<Boot>| at.map(|at| now.since(at).as_secs());
     serde_json::json!({
         "state": status.state,
@@ -183,7 +183,7 @@ pub(super) fn report(status: &Status, now: Boot) -> serde_json::Value {
 
 /// The node's health as the control plane is told: whether it is well, apart from the control plane itself, and why not.
 pub(super) fn health(
-    net: &watch::Receiver<Net>,
+    net: &watch::Receiver<NetStatus>,
     vitals: &watch::Receiver<Vitals>,
     update: &watch::Receiver<Option<Notice>>,
     started: Boot,
@@ -193,7 +193,7 @@ pub(super) fn health(
     // What it knows already.
     vitals.parts.retain(|name, _| !matches!(*name, "control" | "config"));
     let at = Moment { now: clock.now(), wall: clock.wall(), trusted: vitals.clock_trusted, started };
-    let health = fold(&Snapshot { net: boil_down(&net.borrow(), at.now), vitals }, &at);
+    let health = fold(&Snapshot { net: summarize(&net.borrow(), at.now), vitals }, &at);
     let reasons: Vec<_> =
         health.reasons.iter().map(|r| serde_json::json!({"code": r.code, "detail": r.detail})).collect();
     let said = serde_json::json!({
@@ -282,7 +282,7 @@ mod tests {
 
     #[test]
     fn the_line_says_the_worst_of_tunnel_and_kernel() {
-        let mut net = Net::default();
+        let mut net = NetStatus::default();
         assert_eq!(words(&net, None), "no pass over the network was completed yet");
         (net.passes, net.clean) = (1, true);
         let mut uplink = Uplink { hub: Some("hub-a".into()), connected: true, ..Uplink::default() };

@@ -92,13 +92,13 @@ impl Slots for Board {
 /// What is on the state partition, and how often it was written.
 #[derive(Default)]
 struct Kept {
-    record: Option<Record>,
+    record: Option<UpdateRecord>,
     writes: usize,
     full: bool,
 }
 
 impl Book for Kept {
-    fn keep(&mut self, record: &Record) -> Result<(), DiskError> {
+    fn keep(&mut self, record: &UpdateRecord) -> Result<(), DiskError> {
         if self.full {
             let source = std::io::ErrorKind::StorageFull.into();
             return Err(DiskError::Write { path: "/state".into(), remedy: "free some space", source });
@@ -109,10 +109,10 @@ impl Book for Kept {
     }
 }
 
-const HEALTHY: Sight = Sight { connected: true, clean: true, outside: true };
+const HEALTHY: ProbeResult = ProbeResult { connected: true, clean: true, outside: true };
 /// The hub cannot be reached, the way out works.
-const OUTSIDE: Sight = Sight { connected: false, clean: true, outside: true };
-const NOTHING: Sight = Sight { connected: false, clean: true, outside: false };
+const OUTSIDE: ProbeResult = ProbeResult { connected: false, clean: true, outside: true };
+const NOTHING: ProbeResult = ProbeResult { connected: false, clean: true, outside: false };
 
 /// A device on which version 2 was just installed into slot b.
 fn installed() -> (Board, Kept) {
@@ -120,7 +120,7 @@ fn installed() -> (Board, Kept) {
     let manifest =
         Manifest { board: "x".into(), version: "2".into(), sequence: 2, floor: 0, root: part.clone(), kernel: part };
     let learned = Known { board: "x".into(), serial: 1, floor: 0 };
-    let mut record = Record::new("x".into());
+    let mut record = UpdateRecord::new("x".into());
     record.begin(Accepted { manifest, learned }, Slot::B);
     record.trial.as_mut().unwrap().armed = true;
     let mut board = Board::new();
@@ -129,16 +129,16 @@ fn installed() -> (Board, Kept) {
 }
 
 /// One life of the machine: started, watched; `sees` is asked with the slot and the seconds since its start.
-async fn live(board: &mut Board, kept: &mut Kept, sees: impl Fn(Slot, u64) -> Sight) -> Result<Next, WatchError> {
+async fn live(board: &mut Board, kept: &mut Kept, sees: impl Fn(Slot, u64) -> ProbeResult) -> Result<Next, WatchError> {
     let slot = board.start();
     let clock = SimClock::new(Wall(0));
     let began = clock.elapsed();
-    let mut record = kept.record.clone().unwrap_or_else(|| Record::new("x".into()));
+    let mut record = kept.record.clone().unwrap_or_else(|| UpdateRecord::new("x".into()));
     let look = async || sees(slot, (clock.elapsed() - began).as_secs());
     watch(&clock, board, kept, &mut record, Rules::default(), look).await
 }
 
-fn last(kept: &Kept) -> (String, Option<Reason>) {
+fn last(kept: &Kept) -> (String, Option<RejectReason>) {
     let last = kept.record.as_ref().unwrap().last.clone().unwrap();
     (last.version, last.reason)
 }
@@ -160,7 +160,7 @@ async fn a_bad_update_ends_on_the_old_slot_with_its_reason() {
     let sees = |slot, _| if slot == Slot::B { OUTSIDE } else { HEALTHY };
     assert_eq!(live(&mut board, &mut kept, sees).await.unwrap(), Next::Restart);
     assert_eq!(live(&mut board, &mut kept, sees).await.unwrap(), Next::Settled);
-    assert_eq!((board.running, last(&kept)), (Slot::A, ("2".into(), Some(Reason::NotHealthy))));
+    assert_eq!((board.running, last(&kept)), (Slot::A, ("2".into(), Some(RejectReason::NotHealthy))));
 }
 
 #[tokio::test(start_paused = true)]
@@ -170,7 +170,7 @@ async fn one_that_never_gets_to_watching_comes_back_by_itself() {
         assert_eq!(board.start(), Slot::B);
     }
     assert_eq!(live(&mut board, &mut kept, |_, _| HEALTHY).await.unwrap(), Next::Settled);
-    assert_eq!((board.running, last(&kept)), (Slot::A, ("2".into(), Some(Reason::DidNotStart))));
+    assert_eq!((board.running, last(&kept)), (Slot::A, ("2".into(), Some(RejectReason::DidNotStart))));
 }
 
 #[tokio::test(start_paused = true)]
@@ -189,7 +189,7 @@ async fn a_system_without_a_way_out_is_told_from_an_outage() {
     let sees = |slot, _| if slot == Slot::B { NOTHING } else { HEALTHY };
     assert_eq!(live(&mut board, &mut kept, sees).await.unwrap(), Next::Restart);
     assert_eq!(live(&mut board, &mut kept, sees).await.unwrap(), Next::Settled);
-    assert_eq!((board.running, last(&kept)), (Slot::A, ("2".into(), Some(Reason::NoWayOut))));
+    assert_eq!((board.running, last(&kept)), (Slot::A, ("2".into(), Some(RejectReason::NoWayOut))));
 }
 
 #[tokio::test(start_paused = true)]
@@ -211,7 +211,7 @@ async fn a_cut_between_reason_and_boot_loader_still_ends_on_the_old_slot() {
     // Watched once more without a record, given up once more.
     assert_eq!(live(&mut board, &mut kept, sees).await.unwrap(), Next::Restart);
     assert_eq!(live(&mut board, &mut kept, sees).await.unwrap(), Next::Settled);
-    assert_eq!((board.running, last(&kept)), (Slot::A, ("2".into(), Some(Reason::NotHealthy))));
+    assert_eq!((board.running, last(&kept)), (Slot::A, ("2".into(), Some(RejectReason::NotHealthy))));
 }
 
 #[tokio::test(start_paused = true)]
@@ -222,5 +222,5 @@ async fn a_committed_system_that_rots_is_told_of_after_the_other_was_taken() {
     board.start();
     board.condemn().unwrap();
     assert_eq!(live(&mut board, &mut kept, |_, _| HEALTHY).await.unwrap(), Next::Settled);
-    assert_eq!((board.running, last(&kept)), (Slot::A, ("2".into(), Some(Reason::KeptFailing))));
+    assert_eq!((board.running, last(&kept)), (Slot::A, ("2".into(), Some(RejectReason::KeptFailing))));
 }

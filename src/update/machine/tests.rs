@@ -2,16 +2,16 @@
 use super::*;
 use proptest::prelude::*;
 
-const HEALTHY: Sight = Sight { connected: true, clean: true, outside: true };
-const OUTSIDE: Sight = Sight { connected: false, clean: true, outside: true };
-const NOTHING: Sight = Sight { connected: false, clean: true, outside: false };
+const HEALTHY: ProbeResult = ProbeResult { connected: true, clean: true, outside: true };
+const OUTSIDE: ProbeResult = ProbeResult { connected: false, clean: true, outside: true };
+const NOTHING: ProbeResult = ProbeResult { connected: false, clean: true, outside: false };
 
 /// Runs a trial that sees `sight(second)` every 5 s; the first action and when it came.
-fn run(stage: Stage, resumes: u8, sight: impl Fn(u64) -> Sight) -> Option<(u64, Action)> {
+fn run(stage: Stage, resumes: u8, sight: impl Fn(u64) -> ProbeResult) -> Option<(u64, TrialAction)> {
     let mut trial = Trial::new(Boot::from_secs(10), 0, Rules::default(), stage, resumes);
     for second in (0..20_000).step_by(5) {
         let now = Boot::from_secs(10 + second);
-        if let Some(action) = trial.handle(now, Event::Seen(sight(second))).first() {
+        if let Some(action) = trial.handle(now, TrialEvent::Seen(sight(second))).first() {
             assert_eq!(trial.deadline(), None);
             return Some((second, *action));
         }
@@ -24,31 +24,34 @@ fn run(stage: Stage, resumes: u8, sight: impl Fn(u64) -> Sight) -> Option<(u64, 
 
 #[test]
 fn a_good_system_is_committed_after_it_settled() {
-    assert_eq!(run(Stage::Trial, 0, |_| HEALTHY), Some((120, Action::Commit)));
+    assert_eq!(run(Stage::Trial, 0, |_| HEALTHY), Some((120, TrialAction::Commit)));
     // A gap begins the time anew.
-    assert_eq!(run(Stage::Trial, 0, |s| if s == 60 { OUTSIDE } else { HEALTHY }), Some((185, Action::Commit)));
+    assert_eq!(run(Stage::Trial, 0, |s| if s == 60 { OUTSIDE } else { HEALTHY }), Some((185, TrialAction::Commit)));
 }
 
 #[test]
 fn a_system_that_reaches_no_hub_though_outside_answers_is_rejected() {
-    assert_eq!(run(Stage::Trial, 0, |_| OUTSIDE), Some((600, Action::Reject(Reason::NotHealthy))));
-    let dirty = Sight { clean: false, ..HEALTHY };
-    assert_eq!(run(Stage::Trial, 0, |_| dirty), Some((600, Action::Reject(Reason::NotHealthy))));
+    assert_eq!(run(Stage::Trial, 0, |_| OUTSIDE), Some((600, TrialAction::Reject(RejectReason::NotHealthy))));
+    let dirty = ProbeResult { clean: false, ..HEALTHY };
+    assert_eq!(run(Stage::Trial, 0, |_| dirty), Some((600, TrialAction::Reject(RejectReason::NotHealthy))));
 }
 
 #[test]
 fn an_outage_shorter_than_an_hour_changes_nothing() {
-    assert_eq!(run(Stage::Trial, 0, |s| if s < 3000 { NOTHING } else { HEALTHY }), Some((3120, Action::Commit)));
+    assert_eq!(run(Stage::Trial, 0, |s| if s < 3000 { NOTHING } else { HEALTHY }), Some((3120, TrialAction::Commit)));
 }
 
 #[test]
 fn a_long_outage_costs_one_restart_and_no_blame() {
-    assert_eq!(run(Stage::Trial, 0, |_| NOTHING), Some((3600, Action::Retreat)));
+    assert_eq!(run(Stage::Trial, 0, |_| NOTHING), Some((3600, TrialAction::Retreat)));
     assert_eq!(run(Stage::Retreated, 0, |_| NOTHING), None, "the old system waits as long as it takes");
-    assert_eq!(run(Stage::Retreated, 0, |s| if s < 7200 { NOTHING } else { HEALTHY }), Some((7200, Action::Resume)));
+    assert_eq!(
+        run(Stage::Retreated, 0, |s| if s < 7200 { NOTHING } else { HEALTHY }),
+        Some((7200, TrialAction::Resume))
+    );
     assert_eq!(
         run(Stage::Retreated, 3, |s| if s < 7200 { NOTHING } else { HEALTHY }),
-        Some((7200, Action::Reject(Reason::TooManyOutages)))
+        Some((7200, TrialAction::Reject(RejectReason::TooManyOutages)))
     );
 }
 
@@ -56,7 +59,7 @@ fn a_long_outage_costs_one_restart_and_no_blame() {
 fn a_system_without_a_way_out_is_found_out_by_the_old_one() {
     assert_eq!(
         run(Stage::Retreated, 0, |s| if s < 30 { NOTHING } else { HEALTHY }),
-        Some((30, Action::Reject(Reason::NoWayOut)))
+        Some((30, TrialAction::Reject(RejectReason::NoWayOut)))
     );
 }
 
@@ -66,13 +69,13 @@ proptest! {
         let mut trial = Trial::new(Boot::from_secs(0), 0, Rules::default(), Stage::Trial, 0);
         let (mut now, mut healthy_since) = (0, None);
         for (bits, step) in sights {
-            let sight = Sight { connected: bits & 1 != 0, clean: bits & 2 != 0, outside: bits & 4 != 0 };
+            let sight = ProbeResult { connected: bits & 1 != 0, clean: bits & 2 != 0, outside: bits & 4 != 0 };
             healthy_since = if sight.connected && sight.clean { healthy_since.or(Some(now)) } else { None };
-            for action in trial.handle(Boot::from_secs(now), Event::Seen(sight)) {
-                if action == Action::Commit {
+            for action in trial.handle(Boot::from_secs(now), TrialEvent::Seen(sight)) {
+                if action == TrialAction::Commit {
                     prop_assert!(now - healthy_since.unwrap() >= 120);
                 }
-                prop_assert!(action != Action::Resume, "that is for the old system");
+                prop_assert!(action != TrialAction::Resume, "that is for the old system");
             }
             now += step;
         }
@@ -83,8 +86,8 @@ proptest! {
         let stage = if retreated { Stage::Retreated } else { Stage::Trial };
         let mut trial = Trial::new(Boot::from_secs(0), 0, Rules::default(), stage, 0);
         let actions: usize = sights.iter().enumerate().map(|(i, bits)| {
-            let sight = Sight { connected: bits & 1 != 0, clean: bits & 2 != 0, outside: bits & 4 != 0 };
-            trial.handle(Boot::from_secs(i as u64 * 5), Event::Seen(sight)).len()
+            let sight = ProbeResult { connected: bits & 1 != 0, clean: bits & 2 != 0, outside: bits & 4 != 0 };
+            trial.handle(Boot::from_secs(i as u64 * 5), TrialEvent::Seen(sight)).len()
         }).sum();
         prop_assert!(actions <= 1);
     }

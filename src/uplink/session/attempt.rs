@@ -2,7 +2,7 @@
 use super::super::ladder::{Next, Rung};
 use super::super::liveness::HANDSHAKE_LIFE;
 use super::super::status::Code;
-use super::{Action, Actions, Attempt, Credit, Phase, RESOLVE_TIMEOUT, SAMPLE_WAITING, Sample, Session, act};
+use super::{Actions, Attempt, Credit, Phase, RESOLVE_TIMEOUT, SAMPLE_WAITING, Sample, Session, SessionAction, act};
 use spoke_model::time::Boot;
 use spoke_net::state::Endpoint;
 use std::net::SocketAddr;
@@ -52,15 +52,15 @@ impl Session {
         let hub = self.ladder.hub();
         if let Some(address) = self.literal(hub) {
             self.learn(hub, vec![address]);
-            self.climb(now, out);
+            self.next_rung(now, out);
         } else {
             self.phase = Phase::Resolving { deadline: now + RESOLVE_TIMEOUT };
-            act(out, Action::Resolve(hub));
+            act(out, SessionAction::Resolve(hub));
         }
     }
 
     /// The look-up is over: take the next step of the ladder with the addresses that are known.
-    pub(super) fn climb(&mut self, now: Boot, out: &mut Actions) {
+    pub(super) fn next_rung(&mut self, now: Boot, out: &mut Actions) {
         let hub = self.ladder.hub();
         let Some(known) = self.known.get(hub).filter(|k| !k.addresses.is_empty()) else {
             let rung = self.ladder.advance(now);
@@ -85,14 +85,14 @@ impl Session {
         }
         let credit = self.credit(hub).filter(|_| hub == self.active);
         self.active = hub;
-        self.point(hub, address);
+        self.set_endpoint(hub, address);
         let deadline = now + self.config.uplink.attempt_timeout;
         let attempt = Attempt { since: now, deadline, answered: false, credit, fallback: None };
         self.connect(now, attempt, Code::Attempt, rung, out);
     }
 
     /// Has the kernel send to `address`, once more if it was told so before and has roamed away since.
-    pub(super) fn point(&mut self, hub: usize, address: SocketAddr) {
+    pub(super) fn set_endpoint(&mut self, hub: usize, address: SocketAddr) {
         let in_use = self.known.get(hub).and_then(|k| k.in_use);
         let before = self.endpoint.filter(|e| e.addr == address);
         let again = before.is_some() && in_use.is_some_and(|u| u != address);
@@ -138,7 +138,7 @@ impl Session {
         self.connect(now, Attempt { since, deadline, answered: false, credit, fallback: None }, Code::Heard, None, out);
     }
 
-    pub(super) fn pursue(&mut self, now: Boot, a: Attempt, out: &mut Actions) {
+    pub(super) fn continue_attempt(&mut self, now: Boot, a: Attempt, out: &mut Actions) {
         if now >= a.deadline {
             return self.attempt_failed(now, a, out);
         }
@@ -194,11 +194,11 @@ impl Session {
     /// Waits, and longer each time; not at all if the network changed meanwhile.
     pub(super) fn fail(&mut self, now: Boot, hub: usize, code: Code, rung: Option<Rung>, out: &mut Actions) {
         self.blame(now, hub, code);
-        let mut wait = self.backoff.fail(&mut self.dice);
+        let mut wait = self.backoff.fail(&mut self.rng);
         if std::mem::take(&mut self.woken)
             && let Some(wake) = self.wake(now)
         {
-            self.greet(wake);
+            self.reset_on_network_change(wake);
             wait = Duration::ZERO;
         }
         self.status.backoff = Some(wait);

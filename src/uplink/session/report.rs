@@ -1,13 +1,13 @@
 //! What the session says about itself: transitions as they happen and the status after each event.
 use super::super::ladder::Rung;
 use super::super::liveness::Witness;
-use super::super::status::{Code, Fault, MAX_HISTORY, Standby, State, Status, Transition};
-use super::{Action, Actions, Phase, Session, act};
+use super::super::status::{Code, MAX_HISTORY, Standby, State, Transition, UplinkFault, UplinkStatus};
+use super::{Actions, Phase, Session, SessionAction, act};
 use spoke_model::time::Boot;
 
 impl Session {
     /// The status as of the last event.
-    pub const fn status(&self) -> &Status {
+    pub const fn status(&self) -> &UplinkStatus {
         &self.status
     }
 
@@ -32,14 +32,14 @@ impl Session {
             }
             self.status.history.push_back(transition.clone());
         }
-        act(out, Action::Report(transition));
+        act(out, SessionAction::Report(transition));
     }
 
     /// Keeps the fault; one of the same kind keeps its beginning.
     pub(super) fn blame(&mut self, now: Boot, hub: usize, code: Code) {
         let name = self.hubs.get(hub).map_or("", |h| h.name.as_str());
         let since = self.status.fault.as_ref().filter(|f| f.code == code).map_or(now, |f| f.since);
-        let fault = Fault { since, code, detail: format!("hub {name}: {}", code.detail()) };
+        let fault = UplinkFault { since, code, detail: format!("hub {name}: {}", code.detail()) };
         self.status.last_fault = Some(fault.clone());
         self.status.fault = Some(fault);
     }

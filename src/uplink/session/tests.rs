@@ -19,11 +19,11 @@ fn config(hubs: usize, extra: &str) -> Config {
     Config { uplink: Arc::new(whole.uplink.unwrap()), fixed_port: false }
 }
 
-/// A world that answers as the dice say; what it remembers is what the laws are about.
+/// A world that answers as the rng say; what it remembers is what the laws are about.
 struct World {
     session: Session,
     config: Config,
-    dice: Dice,
+    rng: JitterRng,
     now: Boot,
     link: u32,
     kernel: Vec<Option<Seen>>,
@@ -52,7 +52,7 @@ impl World {
         Self {
             session: Session::new(now, seed, config.clone()),
             config,
-            dice: Dice::new(seed ^ 0xABCD),
+            rng: JitterRng::new(seed ^ 0xABCD),
             now,
             link: 1,
             kernel: vec![None; hubs],
@@ -73,19 +73,19 @@ impl World {
     }
 
     fn lucky(&mut self) -> bool {
-        self.dice.throw() % 256 < self.luck
+        self.rng.next_u64() % 256 < self.luck
     }
 
-    fn handle(&mut self, event: Event) {
+    fn handle(&mut self, event: SessionEvent) {
         let mut events = vec![event];
         while let Some(event) = events.pop() {
             let before = self.session.state();
-            if let Event::Answered { from, seq } = &event
+            if let SessionEvent::Answered { from, seq } = &event
                 && self.asked.get(seq) == Some(from)
             {
                 self.answered = true;
             }
-            if let Event::Sampled(sample) = &event {
+            if let SessionEvent::Sampled(sample) = &event {
                 for (hub, seen) in sample.hubs.iter().enumerate() {
                     let value = seen.and_then(|s| s.counters.last_handshake);
                     let same = sample.link == self.session.link;
@@ -133,9 +133,9 @@ impl World {
         }
     }
 
-    fn act(&mut self, action: Action, events: &mut Vec<Event>) {
+    fn act(&mut self, action: SessionAction, events: &mut Vec<SessionEvent>) {
         match action {
-            Action::Publish => {
+            SessionAction::Publish => {
                 let choice = self.session.choice().unwrap();
                 assert_eq!(choice.interface.as_str(), "wg0");
                 if let Some(old) = &self.published {
@@ -143,38 +143,38 @@ impl World {
                 }
                 self.published = Some(choice);
             }
-            Action::Resolve(hub) => {
-                let n = self.dice.throw() % 5;
+            SessionAction::Resolve(hub) => {
+                let n = self.rng.next_u64() % 5;
                 let addresses = (0..n)
-                    .map(|i| match self.dice.throw() % 2 {
+                    .map(|i| match self.rng.next_u64() % 2 {
                         0 => SocketAddr::from(([192, 0, 2, u8::try_from(i).unwrap()], 51820)),
                         _ => SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::try_from(i).unwrap()], 51820)),
                     })
                     .collect();
                 if self.lucky() {
-                    events.push(Event::Resolved { hub, addresses });
+                    events.push(SessionEvent::Resolved { hub, addresses });
                 }
             }
-            Action::Sample => {
-                if self.dice.throw().is_multiple_of(16) {
-                    events.push(Event::Unsampled);
+            SessionAction::Sample => {
+                if self.rng.next_u64().is_multiple_of(16) {
+                    events.push(SessionEvent::Unsampled);
                 } else {
-                    events.push(Event::Sampled(Sample { link: Some(self.link), hubs: self.kernel.clone() }));
+                    events.push(SessionEvent::Sampled(Sample { link: Some(self.link), hubs: self.kernel.clone() }));
                 }
             }
-            Action::Echo { to, seq } => {
+            SessionAction::Echo { to, seq } => {
                 self.asked.insert(seq, to);
-                if self.dice.throw().is_multiple_of(16) {
-                    events.push(Event::Unsent { seq });
+                if self.rng.next_u64().is_multiple_of(16) {
+                    events.push(SessionEvent::Unsent { seq });
                 } else if self.lucky() {
-                    events.push(Event::Answered { from: to, seq });
-                } else if self.dice.throw().is_multiple_of(8) {
+                    events.push(SessionEvent::Answered { from: to, seq });
+                } else if self.rng.next_u64().is_multiple_of(8) {
                     // Somebody else's address, and a number never sent.
-                    events.push(Event::Answered { from: IpAddr::from([8, 8, 8, 8]), seq });
-                    events.push(Event::Answered { from: to, seq: seq.wrapping_add(999) });
+                    events.push(SessionEvent::Answered { from: IpAddr::from([8, 8, 8, 8]), seq });
+                    events.push(SessionEvent::Answered { from: to, seq: seq.wrapping_add(999) });
                 }
             }
-            Action::Report(t) => {
+            SessionAction::Report(t) => {
                 if let Some(rung) = t.rung {
                     self.rungs.push(rung);
                 }
@@ -201,40 +201,40 @@ impl World {
 
     /// Lets the kernel and the network do as they please for a while, and time pass to the next deadline.
     fn tick(&mut self) {
-        if self.dice.throw().is_multiple_of(512) {
+        if self.rng.next_u64().is_multiple_of(512) {
             // Made anew between two looks.
             self.link += 1;
             self.kernel.iter_mut().flatten().for_each(|seen| seen.counters = Counters::default());
         }
         for hub in 0..self.kernel.len() {
-            if self.dice.throw().is_multiple_of(64) {
+            if self.rng.next_u64().is_multiple_of(64) {
                 self.kernel[hub] = None;
-            } else if self.dice.throw().is_multiple_of(8) {
+            } else if self.rng.next_u64().is_multiple_of(8) {
                 let works = self.lucky();
-                let jump = self.dice.throw().is_multiple_of(8);
+                let jump = self.rng.next_u64().is_multiple_of(8);
                 let peer = self.kernel[hub].get_or_insert_default();
                 peer.counters.tx += 64;
                 peer.endpoint = Some(SocketAddr::from(([192, 0, 2, 9], 51820)));
                 if works {
                     peer.counters.rx += 64;
                     // The wall clock goes where it likes, fifty years either way.
-                    self.wall = if jump { self.dice.throw() % 3_300_000_000 } else { self.wall + 1 };
+                    self.wall = if jump { self.rng.next_u64() % 3_300_000_000 } else { self.wall + 1 };
                     peer.counters.last_handshake = Some(Duration::from_secs(self.wall));
                 }
             }
         }
-        if self.dice.throw().is_multiple_of(4096) {
-            self.luck = [0, 0, 8, 128, 255, 255][usize::try_from(self.dice.throw() % 6).unwrap()];
+        if self.rng.next_u64().is_multiple_of(4096) {
+            self.luck = [0, 0, 8, 128, 255, 255][usize::try_from(self.rng.next_u64() % 6).unwrap()];
         }
-        if self.dice.throw().is_multiple_of(64) {
-            self.handle(Event::Woken);
+        if self.rng.next_u64().is_multiple_of(64) {
+            self.handle(SessionEvent::Woken);
         }
         let deadline = self.session.deadline().unwrap();
         self.now = self.now.max(deadline);
-        if self.dice.throw().is_multiple_of(256) {
-            self.now += Duration::from_secs(self.dice.throw() % 4000);
+        if self.rng.next_u64().is_multiple_of(256) {
+            self.now += Duration::from_secs(self.rng.next_u64() % 4000);
         }
-        self.handle(Event::Tick);
+        self.handle(SessionEvent::Tick);
     }
 }
 
@@ -268,10 +268,10 @@ fn deadlines_move_on() {
         world.luck = luck;
         let start = world.now;
         for _ in 0..5_000 {
-            world.handle(Event::Tick);
+            world.handle(SessionEvent::Tick);
             let deadline = world.session.deadline().unwrap();
             if deadline <= world.now {
-                world.handle(Event::Tick);
+                world.handle(SessionEvent::Tick);
                 let again = world.session.deadline().unwrap();
                 assert!(again > world.now, "stuck in {:?} at {deadline:?}", world.session.phase);
             }
@@ -287,13 +287,13 @@ fn rungs_in_order_when_nothing_answers() {
     let mut session = Session::new(Boot::default(), 1, config(2, ""));
     let mut now = Boot::default();
     let mut rungs = Vec::new();
-    let mut event = Some(Event::Tick);
+    let mut event = Some(SessionEvent::Tick);
     while now < Boot::from_secs(2 * 3600) {
-        let mut queue: Vec<Event> = event.take().into_iter().collect();
+        let mut queue: Vec<SessionEvent> = event.take().into_iter().collect();
         while let Some(e) = queue.pop() {
             for action in session.handle(now, e) {
                 match action {
-                    Action::Resolve(hub) => queue.push(Event::Resolved {
+                    SessionAction::Resolve(hub) => queue.push(SessionEvent::Resolved {
                         hub,
                         addresses: vec![
                             "[2001:db8::1]:1".parse().unwrap(),
@@ -301,16 +301,15 @@ fn rungs_in_order_when_nothing_answers() {
                             "192.0.2.2:1".parse().unwrap(),
                         ],
                     }),
-                    Action::Sample => {
-                        queue.push(Event::Sampled(Sample { link: Some(1), hubs: vec![Some(Seen::default()); 2] }))
-                    }
-                    Action::Report(t) => rungs.extend(t.rung),
-                    Action::Publish | Action::Echo { .. } => {}
+                    SessionAction::Sample => queue
+                        .push(SessionEvent::Sampled(Sample { link: Some(1), hubs: vec![Some(Seen::default()); 2] })),
+                    SessionAction::Report(t) => rungs.extend(t.rung),
+                    SessionAction::Publish | SessionAction::Echo { .. } => {}
                 }
             }
         }
         now = session.deadline().unwrap();
-        event = Some(Event::Tick);
+        event = Some(SessionEvent::Tick);
     }
     use Rung::{Address, Again, Family, Hub, Port, Rebuild};
     let hub = [Family, Address, Port, Family];
@@ -334,22 +333,22 @@ fn rungs_in_order_when_nothing_answers() {
 #[test]
 fn an_interface_made_anew_between_two_looks_is_proven_anew() {
     let mut session = Session::new(Boot::default(), 1, config(1, ""));
-    let look = |link: u32, handshake: u64, session: &mut Session, now: Boot, event: Event| {
+    let look = |link: u32, handshake: u64, session: &mut Session, now: Boot, event: SessionEvent| {
         let mut queue = vec![event];
         while let Some(e) = queue.pop() {
             for action in session.handle(now, e) {
                 match action {
-                    Action::Resolve(hub) => {
-                        queue.push(Event::Resolved { hub, addresses: vec!["192.0.2.1:1".parse().unwrap()] });
+                    SessionAction::Resolve(hub) => {
+                        queue.push(SessionEvent::Resolved { hub, addresses: vec!["192.0.2.1:1".parse().unwrap()] });
                     }
-                    Action::Sample => {
+                    SessionAction::Sample => {
                         let counters =
                             Counters { last_handshake: Some(Duration::from_secs(handshake)), rx: 92, tx: 148 };
                         let seen = Seen { counters, endpoint: Some("192.0.2.1:1".parse().unwrap()) };
-                        queue.push(Event::Sampled(Sample { link: Some(link), hubs: vec![Some(seen)] }));
+                        queue.push(SessionEvent::Sampled(Sample { link: Some(link), hubs: vec![Some(seen)] }));
                     }
-                    Action::Echo { to, seq } => queue.push(Event::Answered { from: to, seq }),
-                    Action::Publish | Action::Report(_) => {}
+                    SessionAction::Echo { to, seq } => queue.push(SessionEvent::Answered { from: to, seq }),
+                    SessionAction::Publish | SessionAction::Report(_) => {}
                 }
             }
         }
@@ -357,7 +356,7 @@ fn an_interface_made_anew_between_two_looks_is_proven_anew() {
     let mut now = Boot::default();
     for (link, handshake) in [(1, 7), (2, 8)] {
         for _ in 0..20 {
-            look(link, handshake, &mut session, now, Event::Tick);
+            look(link, handshake, &mut session, now, SessionEvent::Tick);
             now = session.deadline().unwrap();
         }
         assert_eq!(session.status.sessions, u64::from(link), "{:?}", session.status.history);

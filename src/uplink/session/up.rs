@@ -1,8 +1,8 @@
 //! The proven tunnel: watching that it stays alive, and better hubs that may take it back.
 use super::super::liveness::{HANDSHAKE_LIFE, Moved, Witness};
 use super::super::select::{Watch, Wish};
-use super::super::status::{Code, Fault};
-use super::{Action, Actions, Attempt, EchoSent, Phase, Sample, Session, act};
+use super::super::status::{Code, UplinkFault};
+use super::{Actions, Attempt, EchoSent, Phase, Sample, Session, SessionAction, act};
 use spoke_model::time::Boot;
 use spoke_net::state::Endpoint;
 use std::net::{IpAddr, SocketAddr};
@@ -28,7 +28,7 @@ impl Session {
         if let Some(w) = self.seen.get_mut(self.active) {
             w.settle(now);
         }
-        self.watch = (self.active > 0).then(|| Watch::new(now, &mut self.dice));
+        self.watch = (self.active > 0).then(|| Watch::new(now, &mut self.rng));
         self.enter(now, Phase::Up { since: now }, self.active, code, None, out);
         self.sample_at = now + self.sample_every();
     }
@@ -87,7 +87,7 @@ impl Session {
     fn tend_watch(&mut self, now: Boot, out: &mut Actions) {
         let rules = self.rules();
         let Some(watch) = &mut self.watch else { return };
-        let wish = watch.tick(now, self.active, &self.hubs, &self.seen, rules, &mut self.dice);
+        let wish = watch.tick(now, self.active, &self.hubs, &self.seen, rules, &mut self.rng);
         self.grant(now, wish, out);
     }
 
@@ -96,7 +96,7 @@ impl Session {
             Wish::Nothing => {}
             Wish::Resolve(hub) => match self.literal(hub) {
                 Some(address) => self.up_resolved(now, hub, vec![address], out),
-                None => act(out, Action::Resolve(hub)),
+                None => act(out, SessionAction::Resolve(hub)),
             },
             Wish::Changed => self.publish(now, out),
             Wish::Echo(hub) => self.echo(now, hub, out),
@@ -110,12 +110,12 @@ impl Session {
     pub(super) fn up_resolved(&mut self, now: Boot, hub: usize, addresses: Vec<SocketAddr>, out: &mut Actions) {
         self.learn(hub, addresses);
         let Some((watch, known)) = self.watch.as_mut().zip(self.known.get(hub)) else { return };
-        let wish = watch.resolved(now, hub, &known.addresses, &mut self.dice);
+        let wish = watch.resolved(now, hub, &known.addresses, &mut self.rng);
         self.grant(now, wish, out);
     }
 
     pub(super) fn up_sampled(&mut self, now: Boot, since: Boot, sample: &Sample, replaced: bool, out: &mut Actions) {
-        self.look(now, sample);
+        self.record_counters(now, sample);
         let there = sample.hubs.get(self.active).is_some_and(Option::is_some);
         if there && !replaced {
             return self.tend(now, since, out);
@@ -134,7 +134,7 @@ impl Session {
     pub(super) fn up_unsent(&mut self, now: Boot, since: Boot, seq: u16) {
         self.forget_echo(seq);
         let fault =
-            Fault { since: now.max(since), code: Code::EchoUnsent, detail: Code::EchoUnsent.detail().to_owned() };
+            UplinkFault { since: now.max(since), code: Code::EchoUnsent, detail: Code::EchoUnsent.detail().to_owned() };
         self.status.fault.get_or_insert(fault);
     }
 
@@ -177,7 +177,7 @@ impl Session {
     }
 
     /// Takes note of every hub's counters; what moved at the active one.
-    pub(super) fn look(&mut self, now: Boot, sample: &Sample) -> Moved {
+    pub(super) fn record_counters(&mut self, now: Boot, sample: &Sample) -> Moved {
         let mut active = Moved::default();
         for (hub, w) in self.seen.iter_mut().enumerate() {
             match sample.hubs.get(hub).copied().flatten() {
@@ -197,7 +197,7 @@ impl Session {
 
     pub(super) fn sample(&mut self, now: Boot, again: Duration, out: &mut Actions) {
         self.sample_at = now + again;
-        act(out, Action::Sample);
+        act(out, SessionAction::Sample);
     }
 
     pub(super) fn echo(&mut self, now: Boot, hub: usize, out: &mut Actions) {
@@ -213,10 +213,10 @@ impl Session {
             // Taken back if the last one could not be sent either.
             self.unsent = false;
             if let Some(w) = self.seen.get_mut(hub) {
-                w.owe(now);
+                w.expect_reply(now);
             }
         }
-        act(out, Action::Echo { to, seq: self.seq });
+        act(out, SessionAction::Echo { to, seq: self.seq });
     }
 
     pub(super) fn forget_echo(&mut self, seq: u16) {
@@ -249,7 +249,7 @@ impl Session {
 
     pub(super) fn publish(&mut self, now: Boot, out: &mut Actions) {
         self.published_at = now;
-        act(out, Action::Publish);
+        act(out, SessionAction::Publish);
     }
 
     /// The endpoint as published.

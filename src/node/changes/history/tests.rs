@@ -4,19 +4,19 @@ use spoke_change::declared::Revision;
 use spoke_change::record::Change;
 use spoke_model::key::PublicKey;
 use spoke_model::time::Wall;
-use spoke_net::api_state::{ImperativeLink, ImperativePeer};
+use spoke_net::api_state::{ApiStateLink, ApiStatePeer};
 
 /// So many peers, each with a keepalive.
-fn state(peers: u8, keepalive: u16) -> Imperative {
+fn state(peers: u8, keepalive: u16) -> ApiState {
     let peers = (0..peers).map(|n| {
-        let peer = ImperativePeer { keepalive, ..ImperativePeer::default() };
+        let peer = ApiStatePeer { keepalive, ..ApiStatePeer::default() };
         (PublicKey([n; 32]), Arc::new(peer))
     });
-    let link = ImperativeLink { peers: peers.collect(), ..ImperativeLink::default() };
-    Imperative { links: [("wg0".parse().unwrap(), link)].into() }
+    let link = ApiStateLink { peers: peers.collect(), ..ApiStateLink::default() };
+    ApiState { links: [("wg0".parse().unwrap(), link)].into() }
 }
 
-async fn commit(store: &mut Store, state: &Imperative) {
+async fn commit(store: &mut Store, state: &ApiState) {
     let record = Record {
         generation: 0,
         wall: Wall(0),
@@ -43,7 +43,7 @@ async fn the_store_stays_within_its_bytes_and_keeps_the_previous_state() {
         assert!(len <= 90_000, "{len} after {keepalive}");
         assert_eq!(store.history().current(), u64::from(keepalive));
         let previous = store.history().previous().unwrap();
-        let before = if keepalive == 1 { Imperative::default() } else { state(200, keepalive - 1) };
+        let before = if keepalive == 1 { ApiState::default() } else { state(200, keepalive - 1) };
         assert_eq!(store.history().at(previous).unwrap(), before);
     }
     let again = Store::open(dir.path(), 10, "boot", Boot::default()).unwrap();
@@ -63,7 +63,7 @@ async fn the_store_stays_within_its_bytes_and_keeps_the_previous_state() {
 #[test]
 fn looking_at_a_store_that_is_not_there_makes_none() {
     let dir = tempfile::tempdir().unwrap();
-    assert_eq!(*peek(dir.path()).unwrap(), Imperative::default());
+    assert_eq!(*peek(dir.path()).unwrap(), ApiState::default());
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
@@ -92,7 +92,7 @@ async fn what_a_newer_version_wrote_stops_no_older_one() {
     journal.replace(["{}"].into_iter().collect()).await.unwrap();
     assert_ne!(std::fs::read(&path).unwrap(), text);
     let mut older = open();
-    assert_eq!(**older.history().state(), Imperative::default());
+    assert_eq!(**older.history().state(), ApiState::default());
     commit(&mut older, &state(1, 1)).await;
     assert_eq!(**open().history().state(), state(1, 1));
 }

@@ -9,10 +9,10 @@ use spoke_model::release::WantedRelease;
 use spoke_sys::clock::SystemClock;
 use spoke_sys::slots::{DiskSlots, RUN};
 use spoke_sys::vault::Vault;
-use spoke_update::machine::Sight;
+use spoke_update::machine::ProbeResult;
 use spoke_update::manifest::Accepted;
 use spoke_update::notice::{Wish, wish};
-use spoke_update::record::Record;
+use spoke_update::record::UpdateRecord;
 use std::path::Path;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -33,9 +33,9 @@ pub(super) fn run(config: &Config) -> Outcome {
     let mut probes = config.update.probes.clone();
     probes.extend(config.update.source.as_deref().and_then(host_port));
     let look = async || {
-        let Some(health) = health else { return Sight::default() };
+        let Some(health) = health else { return ProbeResult::default() };
         let probes = probes.clone();
-        tokio::task::spawn_blocking(move || outlook::look(health, &probes)).await.unwrap_or_default()
+        tokio::task::spawn_blocking(move || outlook::probe(health, &probes)).await.unwrap_or_default()
     };
     let rules = config.update.rules;
     let next = spoke_command::block_on(task::watch(&SystemClock, &mut slots, &mut ledger, &mut record, rules, look))??;
@@ -46,7 +46,7 @@ pub(super) fn run(config: &Config) -> Outcome {
 }
 
 /// Nothing to judge: does what the control plane wants, or looks at the source now and then where that is configured.
-async fn idle(config: &Config, ledger: &Ledger, record: &Record) -> Outcome {
+async fn idle(config: &Config, ledger: &Ledger, record: &UpdateRecord) -> Outcome {
     let mut offered_at = Instant::now() + config.update.every;
     let (mut wanted_at, mut wait) = (Instant::now(), AGAIN.0);
     let mut kept_at = Instant::now();
@@ -95,7 +95,7 @@ enum Done {
     Held(String),
 }
 
-fn fulfil(config: &Config, wanted: Option<&WantedRelease>, record: &Record) -> Result<Done, Failure> {
+fn fulfil(config: &Config, wanted: Option<&WantedRelease>, record: &UpdateRecord) -> Result<Done, Failure> {
     let version = wanted.map_or("", |w| w.version.as_str());
     let place = match wish(wanted, &running_version(), record) {
         Wish::Nothing => return Ok(Done::Nothing),

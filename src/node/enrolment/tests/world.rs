@@ -198,7 +198,7 @@ pub(super) fn random() -> u64 {
 /// Follower and reconciler on a state directory that outlives them.
 pub(super) struct Node {
     pub(super) kernel: Handle,
-    pub(super) net: watch::Receiver<Net>,
+    pub(super) net: watch::Receiver<NetStatus>,
     pub(super) status: watch::Receiver<Status>,
     pub(super) tasks: JoinSet<()>,
 }
@@ -213,7 +213,7 @@ impl Node {
         let handle = kernel.handle();
         let private = [("wg0".parse().unwrap(), SecretKey::clamped([9; 32]))].into();
         let (secrets, keys) = watch::channel(Some(Arc::new(Keys { private, ..Keys::default() })));
-        let (net_out, net) = watch::channel(Net::default());
+        let (net_out, net) = watch::channel(NetStatus::default());
         let (publish, control) = watch::channel(None);
         let (status_out, status) = watch::channel(Status::default());
         let (_, rotate) = mpsc::channel(1);
@@ -243,7 +243,7 @@ impl Node {
             },
             publish,
             net: net.clone(),
-            uplink: watch::channel(Uplink::default()).1,
+            uplink: watch::channel(UplinkStatus::default()).1,
             choice: None,
             vitals: watch::channel(Vitals::default()).1,
             health: {
@@ -264,7 +264,7 @@ impl Node {
             names: None,
             admitted: None,
             control: Some(control),
-            imperative: None,
+            api_state: None,
             repair: None,
         };
         let (events, _) = watch::channel(0);
@@ -276,7 +276,8 @@ impl Node {
     }
 
     pub(super) async fn peers(&mut self, count: usize) {
-        let wanted = |n: &Net| n.clean && n.observed.links.values().map(|l| l.peers.len()).sum::<usize>() == count;
+        let wanted =
+            |n: &NetStatus| n.clean && n.observed.links.values().map(|l| l.peers.len()).sum::<usize>() == count;
         self.net.wait_for(wanted).await.unwrap();
     }
 
