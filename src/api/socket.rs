@@ -15,7 +15,7 @@ pub const SOCKET: &str = "spoke.sock";
 /// A question.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Request {
+pub enum SocketRequest {
     /// What the supervisor sees and does: a [`StatusReport`].
     Status,
     /// Who is admitted by NFT, and why: a [`spoke_grants::report::Report`].
@@ -26,10 +26,10 @@ pub enum Request {
     RotateKey,
     /// What differs: a [`spoke_net::drift::DriftReport`].
     Drift,
-    /// Repair it once: a [`spoke_change::ask::Reconciled`].
+    /// Repair it once: a [`spoke_change::request::RepairResult`].
     DriftRepair {
         /// What of it.
-        what: spoke_change::ask::Reconcile,
+        what: spoke_change::request::RepairRequest,
     },
     /// Generations, newest first.
     History,
@@ -40,12 +40,12 @@ pub enum Request {
         /// To.
         b: u64,
     },
-    /// Keep what awaits its confirmation: a [`spoke_change::ask::Rolled`].
+    /// Keep what awaits its confirmation: a [`spoke_change::request::RollbackResult`].
     Confirm {
         /// This generation; whichever waits, if none is named.
         generation: Option<u64>,
     },
-    /// Go back: a [`spoke_change::ask::Rolled`].
+    /// Go back: a [`spoke_change::request::RollbackResult`].
     Rollback {
         /// To this generation; to the previous one if none is named.
         to: Option<u64>,
@@ -57,7 +57,7 @@ pub enum Request {
     },
 }
 
-impl Request {
+impl SocketRequest {
     /// What is asked for, for the log and the audit trail.
     pub const fn name(&self) -> &'static str {
         match self {
@@ -89,7 +89,7 @@ impl Request {
 /// An answer: `{"ok": …}` or `{"error": "…"}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Response<T> {
+pub enum SocketResponse<T> {
     /// The answer.
     Ok(T),
     /// Why there is none.
@@ -130,8 +130,8 @@ pub struct StatusReport {
     pub control: Option<serde_json::Value>,
     /// Interfaces.
     pub interfaces: Vec<LinkReport>,
-    /// The last deeds, oldest first.
-    pub history: Vec<DeedReport>,
+    /// The last applied_steps, oldest first.
+    pub history: Vec<AppliedStepReport>,
 }
 
 /// Something that is wrong.
@@ -204,7 +204,7 @@ pub struct PeerReport {
 
 /// One applied or refused step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeedReport {
+pub struct AppliedStepReport {
     /// Seconds ago.
     pub seconds_ago: u64,
     /// Wall-clock time as the machine had it, RFC 3339.

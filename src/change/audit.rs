@@ -45,7 +45,7 @@ impl fmt::Display for Actor {
 
 /// What is to be recorded.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Event {
+pub struct AuditEvent {
     /// Who.
     pub actor: String,
     /// What, without secrets.
@@ -57,7 +57,7 @@ pub struct Event {
 /// One entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Entry {
+pub struct AuditEntry {
     /// Counts from 1 without a gap.
     pub seq: u64,
     /// When, by the wall clock as it stood.
@@ -76,10 +76,10 @@ pub struct Entry {
     pub hash: String,
 }
 
-impl Entry {
+impl AuditEntry {
     /// The entry that follows `(seq, hash)`.
-    pub fn after(head: &Head, time: Wall, trusted: bool, event: Event) -> Self {
-        let Event { actor, what, result } = event;
+    pub fn after(head: &ChainHead, time: Wall, trusted: bool, event: AuditEvent) -> Self {
+        let AuditEvent { actor, what, result } = event;
         let mut entry = Self {
             seq: head.seq + 1,
             time,
@@ -110,8 +110,8 @@ impl Entry {
     }
 
     /// Where the chain is after this entry.
-    pub fn head(&self) -> Head {
-        Head { seq: self.seq, hash: self.hash.clone() }
+    pub fn head(&self) -> ChainHead {
+        ChainHead { seq: self.seq, hash: self.hash.clone() }
     }
 }
 
@@ -143,14 +143,14 @@ impl Allowance {
 
 /// Where a chain has got to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Head {
+pub struct ChainHead {
     /// Number of the last entry; 0 for none.
     pub seq: u64,
     /// Its hash.
     pub hash: String,
 }
 
-impl Default for Head {
+impl Default for ChainHead {
     fn default() -> Self {
         Self { seq: 0, hash: GENESIS.to_owned() }
     }
@@ -158,7 +158,7 @@ impl Default for Head {
 
 /// An entry that does not follow.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Broken {
+pub enum BrokenChain {
     /// Entries are missing.
     #[error("entry {found} follows where {expected} should: entries are missing")]
     Gap {
@@ -176,19 +176,19 @@ pub enum Broken {
 }
 
 /// Checks entries, oldest first. The first may stand at any number: older ones are given up for room.
-pub fn verify<'e>(entries: impl IntoIterator<Item = &'e Entry>) -> Result<Option<Head>, Broken> {
-    let mut head: Option<Head> = None;
+pub fn verify<'e>(entries: impl IntoIterator<Item = &'e AuditEntry>) -> Result<Option<ChainHead>, BrokenChain> {
+    let mut head: Option<ChainHead> = None;
     for entry in entries {
         if let Some(head) = &head {
             if entry.seq != head.seq + 1 {
-                return Err(Broken::Gap { expected: head.seq + 1, found: entry.seq });
+                return Err(BrokenChain::Gap { expected: head.seq + 1, found: entry.seq });
             }
             if entry.prev != head.hash {
-                return Err(Broken::Link(entry.seq));
+                return Err(BrokenChain::Link(entry.seq));
             }
         }
         if entry.digest() != entry.hash || (entry.seq == 1 && entry.prev != GENESIS) {
-            return Err(Broken::Content(entry.seq));
+            return Err(BrokenChain::Content(entry.seq));
         }
         head = Some(entry.head());
     }
@@ -200,12 +200,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn chain(n: u64) -> Vec<Entry> {
-        let mut head = Head::default();
+    fn chain(n: u64) -> Vec<AuditEntry> {
+        let mut head = ChainHead::default();
         (0..n)
             .map(|i| {
-                let event = Event { actor: format!("user {i}"), what: "x".repeat(i as usize), result: "done".into() };
-                let entry = Entry::after(&head, Wall(i), i % 2 == 0, event);
+                let event =
+                    AuditEvent { actor: format!("user {i}"), what: "x".repeat(i as usize), result: "done".into() };
+                let entry = AuditEntry::after(&head, Wall(i), i % 2 == 0, event);
                 head = entry.head();
                 entry
             })
@@ -251,9 +252,9 @@ mod tests {
 
     #[test]
     fn fields_do_not_run_into_each_other() {
-        let event = |a: &str, b: &str| Event { actor: a.into(), what: b.into(), result: String::new() };
-        let one = Entry::after(&Head::default(), Wall(0), true, event("ab", "c"));
-        let two = Entry::after(&Head::default(), Wall(0), true, event("a", "bc"));
+        let event = |a: &str, b: &str| AuditEvent { actor: a.into(), what: b.into(), result: String::new() };
+        let one = AuditEntry::after(&ChainHead::default(), Wall(0), true, event("ab", "c"));
+        let two = AuditEntry::after(&ChainHead::default(), Wall(0), true, event("a", "bc"));
         assert_ne!(one.hash, two.hash);
     }
 }

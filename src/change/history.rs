@@ -4,7 +4,7 @@
 //! before it, and both are the same after a restart, because they follow from what is written down. Beside them stands what is
 //! about to be: peers of a change that the kernel may have in part when the process is killed.
 use super::declared::Declared;
-use super::record::{Change, Deadline, Line, Newcomers, Record};
+use super::record::{Deadline, GenerationRecord, HistoryLine, NewPeers, StateChange};
 use spoke_model::time::Boot;
 use spoke_net::api_state::ApiState;
 use std::collections::{BTreeSet, VecDeque};
@@ -16,10 +16,10 @@ pub struct History {
     keep: usize,
     base: Arc<ApiState>,
     base_generation: u64,
-    records: VecDeque<Record>,
+    records: VecDeque<GenerationRecord>,
     state: Arc<ApiState>,
     pending: Option<Pending>,
-    unfinished: Newcomers,
+    unfinished: NewPeers,
     /// What was declared at the base; `None`: nobody had looked yet.
     declared: Option<Declared>,
 }
@@ -61,14 +61,14 @@ impl History {
             records: VecDeque::new(),
             state: Arc::default(),
             pending: None,
-            unfinished: Newcomers::new(),
+            unfinished: NewPeers::new(),
             declared: None,
         }
     }
 
     /// Follows the lines of a store. A confirmation that is outstanding from another boot is due at once.
     pub fn load(
-        lines: impl IntoIterator<Item = Line>,
+        lines: impl IntoIterator<Item = HistoryLine>,
         keep: usize,
         boot_id: &str,
         now: Boot,
@@ -77,7 +77,7 @@ impl History {
         let mut lines = lines.into_iter();
         match lines.next() {
             None => return Ok(out),
-            Some(Line::Base { generation, change, declared }) => {
+            Some(HistoryLine::Base { generation, change, declared }) => {
                 out.declared = declared;
                 let mut state = ApiState::default();
                 change.apply(&mut state);
@@ -85,17 +85,22 @@ impl History {
                 out.base = Arc::new(state);
                 out.state = out.base.clone();
             }
-            Some(Line::Change(_) | Line::Confirmed { .. } | Line::Intent { .. } | Line::Abandoned) => {
+            Some(
+                HistoryLine::Change(_)
+                | HistoryLine::Confirmed { .. }
+                | HistoryLine::Intent { .. }
+                | HistoryLine::Abandoned,
+            ) => {
                 return Err(BadHistory::NoBase);
             }
         }
         for line in lines {
             match line {
-                Line::Base { .. } => return Err(BadHistory::NoBase),
-                Line::Confirmed { generation } => out.confirm(generation),
-                Line::Intent { peers } => out.intend(peers),
-                Line::Abandoned => out.abandon(),
-                Line::Change(record) => {
+                HistoryLine::Base { .. } => return Err(BadHistory::NoBase),
+                HistoryLine::Confirmed { generation } => out.confirm(generation),
+                HistoryLine::Intent { peers } => out.intend(peers),
+                HistoryLine::Abandoned => out.abandon(),
+                HistoryLine::Change(record) => {
                     let expected = out.current() + 1;
                     if record.generation != expected {
                         return Err(BadHistory::Order { expected, found: record.generation });
@@ -132,7 +137,7 @@ impl History {
     }
 
     /// Generations whose content is known, oldest first, and how they came about; the oldest has no record of its own.
-    pub fn records(&self) -> impl Iterator<Item = &Record> {
+    pub fn records(&self) -> impl Iterator<Item = &GenerationRecord> {
         self.records.iter()
     }
 
@@ -150,14 +155,14 @@ impl History {
     }
 
     /// The record that would make `to` the next generation.
-    pub fn next(&self, to: &ApiState, mut record: Record) -> Record {
+    pub fn next(&self, to: &ApiState, mut record: GenerationRecord) -> GenerationRecord {
         record.generation = self.current() + 1;
-        record.change = Change::between(&self.state, to);
+        record.change = StateChange::between(&self.state, to);
         record
     }
 
     /// Takes the next generation, once the kernel has it and it is written down. `due` is when it reverts unconfirmed.
-    pub fn commit(&mut self, record: Record, state: Arc<ApiState>, due: Option<Boot>) {
+    pub fn commit(&mut self, record: GenerationRecord, state: Arc<ApiState>, due: Option<Boot>) {
         let back_to = self.current();
         self.pending = due.map(|deadline| Pending { generation: record.generation, back_to, deadline });
         self.records.push_back(record);
@@ -166,7 +171,7 @@ impl History {
     }
 
     /// Takes a generation that somebody declared. What the API has set, what it awaits and what it left unfinished stay.
-    pub fn declare(&mut self, record: Record) {
+    pub fn declare(&mut self, record: GenerationRecord) {
         self.records.push_back(record);
     }
 
@@ -196,7 +201,7 @@ impl History {
     }
 
     /// Takes note of peers that are about to come into the kernel.
-    pub fn intend(&mut self, peers: Newcomers) {
+    pub fn intend(&mut self, peers: NewPeers) {
         for (link, keys) in peers {
             self.unfinished.entry(link).or_default().extend(keys);
         }
@@ -208,7 +213,7 @@ impl History {
     }
 
     /// Peers that may be in the kernel although no generation has them: of a change that was not finished.
-    pub const fn unfinished(&self) -> &Newcomers {
+    pub const fn unfinished(&self) -> &NewPeers {
         &self.unfinished
     }
 
@@ -250,10 +255,10 @@ impl History {
     }
 
     /// The lines that [`History::load`] reads back, each made when it is asked for: each may hold thousands of peers.
-    pub fn lines(&self) -> impl Iterator<Item = Line> {
-        let base = || Line::Base {
+    pub fn lines(&self) -> impl Iterator<Item = HistoryLine> {
+        let base = || HistoryLine::Base {
             generation: self.base_generation,
-            change: Change::between(&ApiState::default(), &self.base),
+            change: StateChange::between(&ApiState::default(), &self.base),
             declared: self.declared.clone(),
         };
         let outstanding = self.pending.as_ref().map(|p| p.generation);
@@ -261,9 +266,9 @@ impl History {
         let confirmed = last.filter(|r| r.confirm.is_some() && outstanding != Some(r.generation));
         let intent = Some(&self.unfinished).filter(|peers| !peers.is_empty());
         std::iter::once_with(base)
-            .chain(self.records.iter().cloned().map(Line::Change))
-            .chain(confirmed.map(|r| Line::Confirmed { generation: r.generation }))
-            .chain(intent.map(|peers| Line::Intent { peers: peers.clone() }))
+            .chain(self.records.iter().cloned().map(HistoryLine::Change))
+            .chain(confirmed.map(|r| HistoryLine::Confirmed { generation: r.generation }))
+            .chain(intent.map(|peers| HistoryLine::Intent { peers: peers.clone() }))
     }
 }
 

@@ -4,11 +4,11 @@
 //! down. So the history holds good states only, and "previous" is always the good state before the present one.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
 
-pub mod ask;
 pub mod audit;
 pub mod conflict;
 pub mod declared;
 pub mod edit;
 pub mod history;
+pub mod messages;
 pub mod record;
-pub mod tell;
+pub mod request;

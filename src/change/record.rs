@@ -14,19 +14,19 @@ use std::sync::Arc;
 /// One line of the store.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "line", rename_all = "lowercase", deny_unknown_fields)]
-pub enum Line {
+pub enum HistoryLine {
     /// Everything as of a generation; the first line.
     Base {
         /// The generation.
         generation: u64,
         /// The change from nothing to it.
-        change: Change,
+        change: StateChange,
         /// What was declared then; absent: nobody had looked yet.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         declared: Option<Declared>,
     },
     /// The next generation.
-    Change(Record),
+    Change(GenerationRecord),
     /// A generation that was to be confirmed was.
     Confirmed {
         /// The generation.
@@ -36,18 +36,18 @@ pub enum Line {
     /// killed before the generation is written down, too, finds here which peers are its own and not a stranger's.
     Intent {
         /// Peers that nobody had set before.
-        peers: Newcomers,
+        peers: NewPeers,
     },
     /// The intent came to nothing, and the kernel has none of it any more.
     Abandoned,
 }
 
 /// Peers by interface.
-pub type Newcomers = BTreeMap<IfName, BTreeSet<PublicKey>>;
+pub type NewPeers = BTreeMap<IfName, BTreeSet<PublicKey>>;
 
 /// A generation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Record {
+pub struct GenerationRecord {
     /// Its number.
     pub generation: u64,
     /// When, by the wall clock.
@@ -62,7 +62,7 @@ pub struct Record {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirm: Option<Deadline>,
     /// What it changed of what the API sets.
-    pub change: Change,
+    pub change: StateChange,
     /// What changed of what is declared: such a generation is the configuration's or the control plane's.
     #[serde(default, skip_serializing_if = "Revision::is_empty")]
     pub revision: Revision,
@@ -80,7 +80,7 @@ pub struct Deadline {
 /// Differences by interface.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Change(pub BTreeMap<IfName, LinkChange>);
+pub struct StateChange(pub BTreeMap<IfName, LinkChange>);
 
 /// Differences of one interface; absent is unchanged.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -231,7 +231,7 @@ impl From<&StoredPeer> for ApiStatePeer {
     }
 }
 
-impl Change {
+impl StateChange {
     /// What turns `from` into `to`.
     pub fn between(from: &ApiState, to: &ApiState) -> Self {
         let blank = ApiStateLink::default();
@@ -257,8 +257,8 @@ impl Change {
     }
 
     /// The peers it adds on interfaces that `keeps` names, without those that are there already.
-    pub fn newcomers(&self, before: &ApiState, keeps: impl Fn(&IfName, &PublicKey) -> bool) -> Newcomers {
-        let mut out = Newcomers::new();
+    pub fn new_peers(&self, before: &ApiState, keeps: impl Fn(&IfName, &PublicKey) -> bool) -> NewPeers {
+        let mut out = NewPeers::new();
         for (name, change) in &self.0 {
             let had = |key: &PublicKey| before.links.get(name).is_some_and(|l| l.peers.contains_key(key));
             let added = change.peers.iter().filter(|(key, peer)| peer.is_some() && !had(key) && keeps(name, key));

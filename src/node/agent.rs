@@ -8,15 +8,15 @@ use spoke_api::agent::auth::{BadSecret, Denied, OPEN, Proof, Verifier, WINDOW, c
 use spoke_api::agent::body;
 use spoke_api::agent::openapi;
 use spoke_api::agent::replay;
-use spoke_api::agent::replay::{CAPACITY, Replays, Verdict};
+use spoke_api::agent::replay::{CAPACITY, ReplayVerdict, Replays};
 use spoke_api::agent::routes::{Call, resolve};
 use spoke_api::agent::wgconf::{WgConf, WgPeer};
 use spoke_api::health::summary::Link;
 use spoke_api::http::limit::Rate;
 use spoke_api::http::{Body, Request, Response, decode_path};
-use spoke_change::ask::{Done, Refused};
 use spoke_change::audit::Actor;
 use spoke_change::edit::{Edit, OwnValues};
+use spoke_change::request::{AppliedChange, ChangeRefused};
 use spoke_config::Config;
 use spoke_model::address::HostPort;
 use spoke_model::interface_name::IfName;
@@ -71,7 +71,7 @@ pub enum AgentError {
 
 /// Everything the API needs.
 #[derive(Clone, Debug)]
-pub struct Board<C> {
+pub struct Deps<C> {
     /// Clocks.
     pub clock: C,
     /// When the process started.
@@ -87,7 +87,7 @@ pub struct Board<C> {
 }
 
 struct Agent<C> {
-    board: Board<C>,
+    deps: Deps<C>,
     verifier: Verifier,
     replays: tokio::sync::Mutex<Memory>,
     host: Mutex<Host>,
@@ -107,27 +107,27 @@ pub fn check(config: &Config) -> Result<(), AgentError> {
 }
 
 /// Serves until the process stops. A secret that is weak or not there is an error: the API is never served without.
-pub async fn run<C: Clock>(board: Board<C>) -> Result<(), AgentError> {
-    let settings = &board.config.agent;
+pub async fn run<C: Clock>(deps: Deps<C>) -> Result<(), AgentError> {
+    let settings = &deps.config.agent;
     let secret = shared_secret(settings.secret.as_ref().ok_or(AgentError::NoSecret)?)?;
     let agent = Agent {
         verifier: Verifier::new(&secret)?,
-        replays: tokio::sync::Mutex::new(Memory::open(&board.config.node.state_dir, &board.clock)?),
+        replays: tokio::sync::Mutex::new(Memory::open(&deps.config.node.state_dir, &deps.clock)?),
         host: Mutex::default(),
         resolver: SystemResolver::default(),
-        board: board.clone(),
+        deps: deps.clone(),
     };
     match (&settings.tls_certificate, &settings.tls_key) {
         (Some(certificate), Some(key)) => {
             let tls = Tls::open(certificate, key)?;
-            serve(board, agent, tls).await
+            serve(deps, agent, tls).await
         }
-        _ => serve(board, agent, Plain).await,
+        _ => serve(deps, agent, Plain).await,
     }
 }
 
-async fn serve<C: Clock, W: Wrap>(mut board: Board<C>, agent: Agent<C>, wrap: W) -> Result<(), AgentError> {
-    let settings = board.config.agent.clone();
+async fn serve<C: Clock, W: Wrap>(mut deps: Deps<C>, agent: Agent<C>, wrap: W) -> Result<(), AgentError> {
+    let settings = deps.config.agent.clone();
     let limits = Limits {
         connections: 128,
         per_source: 16,
@@ -141,17 +141,17 @@ async fn serve<C: Clock, W: Wrap>(mut board: Board<C>, agent: Agent<C>, wrap: W)
     let mut listeners = Listeners::new(Server::new(agent, wrap, limits));
     loop {
         let wanted = {
-            let status = board.net.borrow_and_update();
+            let status = deps.net.borrow_and_update();
             let own = status.desired.links.values().flat_map(|l| &l.addresses).map(|net| net.addr());
             with_own_addresses(&settings.listen, own.filter(|_| settings.tunnel))
         };
         listeners.set(&wanted);
         tokio::select! {
-            changed = board.net.changed() => if changed.is_err() {
+            changed = deps.net.changed() => if changed.is_err() {
                 // The reconcile task is gone and the process with it, in a moment.
                 std::future::pending::<()>().await;
             },
-            () = stopped(&mut board.stop) => {
+            () = stopped(&mut deps.stop) => {
                 listeners.close().await;
                 return Ok(());
             }
@@ -186,9 +186,9 @@ impl Memory {
     }
 
     /// Whether the request is new; remembered, also on disk, before anything is done about it.
-    async fn accept(&mut self, proof: Proof, clock: &impl Clock) -> Result<Verdict, DiskError> {
+    async fn accept(&mut self, proof: Proof, clock: &impl Clock) -> Result<ReplayVerdict, DiskError> {
         let verdict = self.replays.accept(proof, clock.wall());
-        if verdict != Verdict::New {
+        if verdict != ReplayVerdict::New {
             return Ok(verdict);
         }
         let reserved = self.replays.reserve(proof.timestamp);
@@ -216,7 +216,7 @@ impl Memory {
 impl<C: Clock> Service for Agent<C> {
     fn admit(&self, head: &Request) -> Result<(), Response> {
         let open = decode_path(&head.path).is_ok_and(|path| OPEN.contains(&&*path));
-        if open { Ok(()) } else { check_head(head, self.board.clock.wall()).map_err(denied) }
+        if open { Ok(()) } else { check_head(head, self.deps.clock.wall()).map_err(denied) }
     }
 
     async fn call(&self, request: Request) -> Response {
@@ -230,7 +230,7 @@ impl<C: Clock> Agent<C> {
         let open = OPEN.contains(&path.as_str());
         let proof = match open {
             true => None,
-            false => Some(self.verifier.check(&request, &path, self.board.clock.wall()).map_err(denied)?),
+            false => Some(self.verifier.check(&request, &path, self.deps.clock.wall()).map_err(denied)?),
         };
         let call = resolve(&request.method, &path).map_err(answer::no_call)?;
         if let Some(proof) = proof.filter(|_| !request.is_safe()) {
@@ -238,11 +238,11 @@ impl<C: Clock> Agent<C> {
                 // It is not signed: somebody may have put it there.
                 return Err(Response::error(400, "A changing call must not have a query: it is not signed"));
             }
-            let fresh = self.replays.lock().await.accept(proof, &self.board.clock).await;
+            let fresh = self.replays.lock().await.accept(proof, &self.deps.clock).await;
             match fresh {
-                Ok(Verdict::New) => {}
-                Ok(Verdict::Used) => return Err(denied(Denied::Replayed)),
-                Ok(Verdict::Forgotten) => return Err(denied(Denied::Forgotten)),
+                Ok(ReplayVerdict::New) => {}
+                Ok(ReplayVerdict::Used) => return Err(denied(Denied::Replayed)),
+                Ok(ReplayVerdict::Forgotten) => return Err(denied(Denied::Forgotten)),
                 // What cannot be remembered could be used again.
                 Err(e) => return Err(Response::error(503, &format!("Nothing can be changed now: {e}"))),
             }
@@ -252,7 +252,7 @@ impl<C: Clock> Agent<C> {
 
     async fn carry_out(&self, call: Call, request: Request) -> Result<Response, Response> {
         let actor = Actor::Panel(request.source.ip());
-        let (now, uptime) = (self.board.clock.wall().secs(), self.uptime());
+        let (now, uptime) = (self.deps.clock.wall().secs(), self.uptime());
         let bare = |bytes: &[u8]| body::bare(bytes).map_err(|e| answer::bad_body(&e));
         match call {
             Call::Health => Ok(Response::json(200, &answer::health(now, uptime))),
@@ -269,21 +269,21 @@ impl<C: Clock> Agent<C> {
             Call::Reconcile => {
                 let what = body::reconcile(&request.body).map_err(|e| answer::bad_body(&e))?;
                 self.look().await;
-                let done = self.board.changes.reconcile(what, actor).await;
+                let done = self.deps.changes.reconcile(what, actor).await;
                 done.map(|d| Response::json(200, &d)).map_err(|e| answer::refused(&e))
             }
             Call::History => {
-                let list = self.board.changes.history().await.map_err(|e| answer::refused(&e))?;
+                let list = self.deps.changes.history().await.map_err(|e| answer::refused(&e))?;
                 Ok(Response::json(200, &json!({ "generations": list })))
             }
             Call::Confirm => {
                 let generation = body::generation(&request.body).map_err(|e| answer::bad_body(&e))?;
-                let done = self.board.changes.confirm(Some(generation), actor).await;
+                let done = self.deps.changes.confirm(Some(generation), actor).await;
                 done.map(|d| told(&d, "Change confirmed", json!({}))).map_err(|e| answer::refused(&e))
             }
             Call::Rollback => {
                 let to = body::rollback(&request.body).map_err(|e| answer::bad_body(&e))?;
-                let done = self.board.changes.rollback(to, actor).await.map_err(|e| answer::refused(&e))?;
+                let done = self.deps.changes.rollback(to, actor).await.map_err(|e| answer::refused(&e))?;
                 let text = format!("Rolled back; generation {} is in force", done.generation);
                 Ok(told(&done, &text, json!({ "generation": done.generation })))
             }
@@ -335,8 +335,8 @@ impl<C: Clock> Agent<C> {
         }
     }
 
-    async fn edit(&self, edit: Edit, actor: Actor, confirm: Option<Duration>) -> Result<Done, Response> {
-        self.board.changes.edit(edit, actor, confirm).await.map_err(|e| answer::refused(&e))
+    async fn edit(&self, edit: Edit, actor: Actor, confirm: Option<Duration>) -> Result<AppliedChange, Response> {
+        self.deps.changes.edit(edit, actor, confirm).await.map_err(|e| answer::refused(&e))
     }
 
     async fn syncconf(&self, link: IfName, bytes: Vec<u8>, actor: Actor) -> Result<Response, Response> {
@@ -357,15 +357,14 @@ impl<C: Clock> Agent<C> {
             return Err(Response::error(422, &format!("More than {MAX_NAMES} endpoints are names")));
         }
         let mut known: BTreeMap<HostPort, SocketAddr> = BTreeMap::new();
-        let until = self.board.clock.now() + LOOK_UP;
+        let until = self.deps.clock.now() + LOOK_UP;
         for at in names {
-            let found = self.resolver.resolve(&at, until.since(self.board.clock.now())).await;
+            let found = self.resolver.resolve(&at, until.since(self.deps.clock.now())).await;
             let addr = found.ok().and_then(|list| list.first().copied());
             let addr = addr.ok_or_else(|| Response::error(422, &format!("Endpoint {at} has no address")))?;
             known.insert(at, addr);
         }
-        let (set, link, many) =
-            (self.board.net.borrow().api_state.clone(), link.clone(), conf.peers.len() > MANY_PEERS);
+        let (set, link, many) = (self.deps.net.borrow().api_state.clone(), link.clone(), conf.peers.len() > MANY_PEERS);
         let make = move || {
             let set = set.links.get(&link).map(|l| &l.peers);
             let peer = |(key, peer): (PublicKey, WgPeer)| {
@@ -384,10 +383,10 @@ impl<C: Clock> Agent<C> {
     async fn dump(&self, link: IfName) -> Result<Response, Response> {
         self.look().await;
         let (observed, wanted) = {
-            let status = self.board.net.borrow();
+            let status = self.deps.net.borrow();
             (status.observed.clone(), status.desired.links.contains_key(&link))
         };
-        let reveal = self.board.config.agent.reveal_keys;
+        let reveal = self.deps.config.agent.reveal_keys;
         let none = || Response::error(404, &format!("Interface {link} not found"));
         let peers = observed.links.get(&link).filter(|l| l.wireguard && wanted).ok_or_else(none)?.peers.len();
         let write = move || observed.links.get(&link).map(|l| answer::dump(&link, l, reveal));
@@ -395,8 +394,8 @@ impl<C: Clock> Agent<C> {
     }
 
     async fn config(&self, link: IfName) -> Result<Response, Response> {
-        let status = self.board.net.borrow().clone();
-        let reveal = self.board.config.agent.reveal_keys;
+        let status = self.deps.net.borrow().clone();
+        let reveal = self.deps.config.agent.reveal_keys;
         let text = format!("Interface {link} not found");
         let peers = status.desired.links.get(&link).map_or(0, |l| l.peers.len());
         let write = move || {
@@ -408,9 +407,9 @@ impl<C: Clock> Agent<C> {
 
     async fn drift(&self) -> Result<Response, Response> {
         self.look().await;
-        let status = self.board.net.borrow().clone();
-        let node = self.board.config.node.id.as_ref().map(ToString::to_string);
-        let (names, clock) = (names(&self.board.config), &self.board.clock);
+        let status = self.deps.net.borrow().clone();
+        let node = self.deps.config.node.id.as_ref().map(ToString::to_string);
+        let (names, clock) = (names(&self.deps.config), &self.deps.clock);
         let seen = clock.wall().before(clock.now().since(status.observed.at));
         let peers: usize = status.desired.links.values().map(|l| l.peers.len()).sum();
         let write = move || {
@@ -422,11 +421,11 @@ impl<C: Clock> Agent<C> {
     }
 
     async fn look(&self) {
-        self.board.changes.look(&self.board.net, &self.board.clock, FRESH).await;
+        self.deps.changes.look(&self.deps.net, &self.deps.clock, FRESH).await;
     }
 
     fn uptime(&self) -> u64 {
-        self.board.clock.now().since(self.board.started).as_secs()
+        self.deps.clock.now().since(self.deps.started).as_secs()
     }
 
     fn load(&self) -> HostLoad {
@@ -434,8 +433,8 @@ impl<C: Clock> Agent<C> {
     }
 
     fn links(&self) -> Vec<Link> {
-        let status = self.board.net.borrow();
-        answer::links(&status.desired, &status.observed, &status.handshakes, self.board.clock.now())
+        let status = self.deps.net.borrow();
+        answer::links(&status.desired, &status.observed, &status.handshakes, self.deps.clock.now())
     }
 }
 
@@ -451,7 +450,7 @@ async fn large<T: Send + 'static>(much: bool, work: impl FnOnce() -> T + Send + 
     if !much {
         return Ok(work());
     }
-    tokio::task::spawn_blocking(work).await.map_err(|_| Response::error(503, &Refused::Busy.to_string()))
+    tokio::task::spawn_blocking(work).await.map_err(|_| Response::error(503, &ChangeRefused::Busy.to_string()))
 }
 
 /// A request that is not authentic.
@@ -460,7 +459,7 @@ fn denied(why: Denied) -> Response {
 }
 
 /// A change that was made.
-fn told(done: &Done, message: &str, more: Value) -> Response {
+fn told(done: &AppliedChange, message: &str, more: Value) -> Response {
     let mut body = json!({ "status": "success", "message": message });
     if let (Some(body), Value::Object(more)) = (body.as_object_mut(), more) {
         body.extend(more);

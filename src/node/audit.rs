@@ -1,6 +1,6 @@
 //! Writes the trail: one file that grows to a bound, and the one before it.
 use crate::reconciler::{Cause, NetStatus};
-use spoke_change::audit::{Actor, Allowance, Entry, Event, Head};
+use spoke_change::audit::{Actor, Allowance, AuditEntry, AuditEvent, ChainHead};
 use spoke_enroll::audit::news;
 use spoke_enroll::status as fleet;
 use spoke_model::clock::Anchor;
@@ -24,13 +24,13 @@ const MAX_TEXT: usize = 1024;
 
 /// Where events are handed in. Never waits: an event that finds no room is lost and the log says so.
 #[derive(Clone, Debug)]
-pub struct Audit(mpsc::Sender<Event>);
+pub struct Audit(mpsc::Sender<AuditEvent>);
 
 impl Audit {
     /// Hands in an event.
     pub fn record(&self, actor: &impl ToString, what: impl Into<String>, result: Result<(), String>) {
         let result = result.err().unwrap_or_else(|| "done".to_owned());
-        let event = Event { actor: clip(actor.to_string()), what: clip(what.into()), result: clip(result) };
+        let event = AuditEvent { actor: clip(actor.to_string()), what: clip(what.into()), result: clip(result) };
         if let Err(e) = self.0.try_send(event) {
             tracing::error!(error = %e, "an audit record was lost");
         }
@@ -51,9 +51,9 @@ fn clip(mut text: String) -> String {
 pub struct Trail<C> {
     clock: C,
     trusted: watch::Receiver<Option<Anchor>>,
-    events: mpsc::Receiver<Event>,
+    events: mpsc::Receiver<AuditEvent>,
     journal: Journal,
-    head: Head,
+    head: ChainHead,
 }
 
 impl<C: Clock> Trail<C> {
@@ -64,7 +64,7 @@ impl<C: Clock> Trail<C> {
         if entries.is_empty() {
             entries = parse(&journal::read(&previous(dir))?.lines);
         }
-        let head = entries.last().map(Entry::head).unwrap_or_default();
+        let head = entries.last().map(AuditEntry::head).unwrap_or_default();
         let (tx, events) = mpsc::channel(QUEUE);
         let audit = Audit(tx);
         let torn = journal.is_damaged();
@@ -84,7 +84,7 @@ impl<C: Clock> Trail<C> {
     pub async fn run(mut self) -> Result<(), DiskError> {
         while let Some(event) = self.events.recv().await {
             let trusted = self.trusted.borrow().is_some();
-            let entry = Entry::after(&self.head, self.clock.wall(), trusted, event);
+            let entry = AuditEntry::after(&self.head, self.clock.wall(), trusted, event);
             if let Err(error) = self.write(&entry).await {
                 tracing::error!(%error, actor = %entry.actor, what = %entry.what, result = %entry.result, "audit record not written");
                 continue;
@@ -94,7 +94,7 @@ impl<C: Clock> Trail<C> {
         Ok(())
     }
 
-    async fn write(&mut self, entry: &Entry) -> Result<(), DiskError> {
+    async fn write(&mut self, entry: &AuditEntry) -> Result<(), DiskError> {
         if self.journal.len() > MAX_BYTES {
             self.journal.rotate().await?;
         }
@@ -105,7 +105,7 @@ impl<C: Clock> Trail<C> {
     }
 }
 
-/// Most repairs, or deeds of the control plane, recorded one by one in an hour; beyond that the log alone has them. A flapping kernel must not wear out
+/// Most repairs, or applied_steps of the control plane, recorded one by one in an hour; beyond that the log alone has them. A flapping kernel must not wear out
 /// the flash.
 const REPAIRS_PER_HOUR: u32 = 60;
 
@@ -175,12 +175,12 @@ fn previous(dir: &Path) -> PathBuf {
     dir.join(format!("{FILE}.1"))
 }
 
-fn parse(lines: &[Vec<u8>]) -> Vec<Entry> {
+fn parse(lines: &[Vec<u8>]) -> Vec<AuditEntry> {
     lines.iter().filter_map(|l| serde_json::from_slice(l).ok()).collect()
 }
 
 /// The entries in the state directory, oldest first, and how many bytes of them are damaged. Blocks.
-pub fn entries(dir: &Path) -> Result<(Vec<Entry>, u64), DiskError> {
+pub fn entries(dir: &Path) -> Result<(Vec<AuditEntry>, u64), DiskError> {
     let mut found = journal::read(&previous(dir))?;
     let current = journal::read(&dir.join(FILE))?;
     found.lines.extend(current.lines);

@@ -7,14 +7,14 @@ use crate::audit::Audit;
 use crate::changes::history::Store;
 use crate::changes::requests::{Changes, Command, FRESH, QUEUE, look};
 use crate::reconciler::NetStatus;
-use spoke_change::ask::{Done, Reconcile, Reconciled, Refused};
 use spoke_change::audit::Actor;
 use spoke_change::conflict::Conflict;
 use spoke_change::declared::Revision;
 use spoke_change::edit::{Context, Edit};
 use spoke_change::history::deadline;
-use spoke_change::record::{Change, Record};
-use spoke_change::tell;
+use spoke_change::messages;
+use spoke_change::record::{GenerationRecord, StateChange};
+use spoke_change::request::{AppliedChange, ChangeRefused, RepairRequest, RepairResult};
 use spoke_config::Config;
 use spoke_model::clock::Anchor;
 use spoke_model::interface_name::IfName;
@@ -160,29 +160,34 @@ impl<C: Clock> Ledger<C> {
                 let _ = reply.send(done);
             }
             Command::History(reply) => {
-                drop(reply.send(Ok(tell::generations(self.store.history(), self.clock.now()))));
+                drop(reply.send(Ok(messages::generations(self.store.history(), self.clock.now()))));
             }
-            Command::Diff(a, b, reply) => drop(reply.send(tell::differences(self.store.history(), a, b))),
+            Command::Diff(a, b, reply) => drop(reply.send(messages::differences(self.store.history(), a, b))),
         }
     }
 
-    pub(super) fn report(&self, actor: &Actor, what: &str, done: &Result<Done, Refused>) {
+    pub(super) fn report(&self, actor: &Actor, what: &str, done: &Result<AppliedChange, ChangeRefused>) {
         match done {
             Ok(done) => tracing::info!(%actor, what, generation = done.generation, "changed"),
             Err(error) => tracing::warn!(%actor, what, %error, "change refused"),
         }
-        self.audit.record(actor, tell::change(what, done), done.as_ref().map(drop).map_err(ToString::to_string));
+        self.audit.record(actor, messages::change(what, done), done.as_ref().map(drop).map_err(ToString::to_string));
     }
 
-    fn report_repair(&self, actor: &Actor, done: &Result<Reconciled, Refused>) {
-        let (what, result) = tell::repair(done);
+    fn report_repair(&self, actor: &Actor, done: &Result<RepairResult, ChangeRefused>) {
+        let (what, result) = messages::repair(done);
         tracing::info!(%actor, what, error = result.as_ref().err(), "repaired");
         self.audit.record(actor, what, result);
     }
 
-    async fn edit(&mut self, edit: Edit, actor: &Actor, confirm: Option<Duration>) -> Result<Done, Refused> {
+    async fn edit(
+        &mut self,
+        edit: Edit,
+        actor: &Actor,
+        confirm: Option<Duration>,
+    ) -> Result<AppliedChange, ChangeRefused> {
         if let Some(pending) = self.store.history().pending() {
-            return Err(Refused::Unconfirmed(pending.generation));
+            return Err(ChangeRefused::Unconfirmed(pending.generation));
         }
         if keeps_strangers(&self.net.borrow(), edit.link()) {
             // Others may have set peers there, which the kernel announces to nobody.
@@ -228,10 +233,10 @@ impl<C: Clock> Ledger<C> {
         actor: &Actor,
         what: &str,
         confirm: Option<Duration>,
-    ) -> Result<Done, Refused> {
+    ) -> Result<AppliedChange, ChangeRefused> {
         let before = self.store.history().state().clone();
         let mut record = self.record(&state, actor, what);
-        if record.change == Change::default() {
+        if record.change == StateChange::default() {
             return Ok(self.done(false, Vec::new()));
         }
         let lines = record.change.lines(&before);
@@ -243,10 +248,10 @@ impl<C: Clock> Ledger<C> {
             let there = |link: &IfName, key: &PublicKey| {
                 status.observed.links.get(link).is_some_and(|l| l.peers.contains_key(key))
             };
-            record.change.newcomers(&before, |link, key| keeps_strangers(&status, link) && !there(link, key))
+            record.change.new_peers(&before, |link, key| keeps_strangers(&status, link) && !there(link, key))
         };
         if !intent.is_empty() {
-            self.store.intend(intent).await.map_err(|e| Refused::Storage(chain(&e)))?;
+            self.store.intend(intent).await.map_err(|e| ChangeRefused::Storage(chain(&e)))?;
         }
         let state = Arc::new(state);
         if let Err(problem) = self.settle(&state, &links, None).await {
@@ -255,30 +260,30 @@ impl<C: Clock> Ledger<C> {
         }
         if let Err(error) = self.store.commit(record, state, due).await {
             self.take_back(&before, &links).await;
-            return Err(Refused::Storage(chain(&error)));
+            return Err(ChangeRefused::Storage(chain(&error)));
         }
         self.reverting = None;
         Ok(self.done(true, lines))
     }
 
-    pub(super) fn record(&self, state: &ApiState, actor: &Actor, what: &str) -> Record {
-        let blank = Record {
+    pub(super) fn record(&self, state: &ApiState, actor: &Actor, what: &str) -> GenerationRecord {
+        let blank = GenerationRecord {
             generation: 0,
             wall: self.clock.wall(),
             trusted: self.trusted.borrow().is_some(),
             actor: actor.to_string(),
             what: what.to_owned(),
             confirm: None,
-            change: Change::default(),
+            change: StateChange::default(),
             revision: Revision::default(),
         };
         self.store.history().next(state, blank)
     }
 
-    pub(super) fn done(&self, changed: bool, lines: Vec<String>) -> Done {
+    pub(super) fn done(&self, changed: bool, lines: Vec<String>) -> AppliedChange {
         let (now, history) = (self.clock.now(), self.store.history());
         let confirm_within = history.pending().map(|p| p.deadline.since(now).as_secs());
-        Done { generation: history.current(), changed, was_up: false, confirm_within, lines }
+        AppliedChange { generation: history.current(), changed, was_up: false, confirm_within, lines }
     }
 
     /// Publishes the facts and waits for the pass that has dealt with them. `Err` says what the kernel did not take.
@@ -287,7 +292,7 @@ impl<C: Clock> Ledger<C> {
         state: &Arc<ApiState>,
         links: &BTreeSet<IfName>,
         repair: Option<Repair>,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), ChangeRefused> {
         let seq = repair.as_ref().map_or(0, |r| r.seq);
         if let Some(repair) = repair {
             self.repair.send_replace(Some(Arc::new(repair)));
@@ -313,14 +318,14 @@ impl<C: Clock> Ledger<C> {
                     }
                 }
                 if self.net.changed().await.is_err() {
-                    return Some(Refused::Kernel("the reconcile task is gone".to_owned()));
+                    return Some(ChangeRefused::Kernel("the reconcile task is gone".to_owned()));
                 }
             }
         };
         match tokio::time::timeout(PATIENCE, settled).await {
             Ok(None) => Ok(()),
             Ok(Some(problem)) => Err(problem),
-            Err(_) => Err(Refused::Kernel(format!("no pass over the network within {} s", PATIENCE.as_secs()))),
+            Err(_) => Err(ChangeRefused::Kernel(format!("no pass over the network within {} s", PATIENCE.as_secs()))),
         }
     }
 
@@ -348,13 +353,13 @@ impl<C: Clock> Ledger<C> {
         }
     }
 
-    async fn confirm(&mut self, generation: Option<u64>) -> Result<Done, Refused> {
+    async fn confirm(&mut self, generation: Option<u64>) -> Result<AppliedChange, ChangeRefused> {
         let waiting = self.store.history().pending().map(|p| p.generation);
         let wanted = generation.or(waiting).unwrap_or(self.store.history().current());
         if waiting != Some(wanted) {
-            return Err(Refused::NothingToConfirm(wanted));
+            return Err(ChangeRefused::NothingToConfirm(wanted));
         }
-        self.store.confirm(wanted).await.map_err(|e| Refused::Storage(chain(&e)))?;
+        self.store.confirm(wanted).await.map_err(|e| ChangeRefused::Storage(chain(&e)))?;
         if self.reverting.take().is_some() {
             // It came in time after all: a reversion that the kernel did not take is over.
             self.api_state.send_replace(Some(self.store.history().state().clone()));
@@ -372,7 +377,7 @@ impl<C: Clock> Ledger<C> {
         let links = touched(&record.change);
         let lines = record.change.lines(self.store.history().state());
         let done = match self.settle(&state, &links, None).await {
-            Ok(()) => self.store.commit(record, state, None).await.map_err(|e| Refused::Storage(chain(&e))),
+            Ok(()) => self.store.commit(record, state, None).await.map_err(|e| ChangeRefused::Storage(chain(&e))),
             Err(problem) => Err(problem),
         };
         let done = done.map(|()| self.done(true, lines));
@@ -389,22 +394,22 @@ impl<C: Clock> Ledger<C> {
         self.reverting = Some(Reverting { again: self.clock.now() + wait, wait, problem });
     }
 
-    async fn rollback(&mut self, wanted: u64, actor: &Actor, what: &str) -> Result<Done, Refused> {
+    async fn rollback(&mut self, wanted: u64, actor: &Actor, what: &str) -> Result<AppliedChange, ChangeRefused> {
         let history = self.store.history();
         let (oldest, newest) = (history.oldest(), history.current());
-        let state = history.at(wanted).ok_or(Refused::NoGeneration { wanted, oldest, newest })?;
-        let links = touched(&Change::between(history.state(), &state));
-        let stays = tell::stays(history, wanted);
+        let state = history.at(wanted).ok_or(ChangeRefused::NoGeneration { wanted, oldest, newest })?;
+        let links = touched(&StateChange::between(history.state(), &state));
+        let stays = messages::stays(history, wanted);
         let mut done = self.change(state, links, actor, what, None).await?;
         done.lines.extend(stays);
         Ok(done)
     }
 
-    async fn reconcile(&mut self, what: Reconcile) -> Result<Reconciled, Refused> {
+    async fn reconcile(&mut self, what: RepairRequest) -> Result<RepairResult, ChangeRefused> {
         look(&self.repair, self.net.clone(), &self.clock, Duration::ZERO).await;
         let before = self.drift();
         if what.dry_run {
-            return Ok(Reconciled::between(&before, &DriftReport::default(), &what, |_| String::new()));
+            return Ok(RepairResult::between(&before, &DriftReport::default(), &what, |_| String::new()));
         }
         self.repairs += 1;
         let repair = Repair {
@@ -426,7 +431,7 @@ impl<C: Clock> Ledger<C> {
             let said = refused.filter(|d| d.what.contains(&name)).find_map(|d| d.error.clone());
             said.or_else(|| problem.clone()).unwrap_or_else(|| "the difference is still there".to_owned())
         };
-        Ok(Reconciled::between(&before, &after, &what, why))
+        Ok(RepairResult::between(&before, &after, &what, why))
     }
 
     fn drift(&self) -> DriftReport {
@@ -443,7 +448,7 @@ async fn sleep(wait: Option<Duration>) {
     }
 }
 
-fn touched(change: &Change) -> BTreeSet<IfName> {
+fn touched(change: &StateChange) -> BTreeSet<IfName> {
     change.0.keys().cloned().collect()
 }
 
@@ -460,9 +465,9 @@ fn kept(status: &NetStatus, link: &IfName) -> BTreeSet<PublicKey> {
 }
 
 /// What is left undone on these interfaces.
-fn failure(status: &NetStatus, links: &BTreeSet<IfName>) -> Option<Refused> {
+fn failure(status: &NetStatus, links: &BTreeSet<IfName>) -> Option<ChangeRefused> {
     if let Some(trouble) = status.troubles.iter().find(|t| t.code == "desired_invalid") {
-        return Some(Refused::Kernel(trouble.detail.clone()));
+        return Some(ChangeRefused::Kernel(trouble.detail.clone()));
     }
     let taken = status.left.blocked.iter().map(|Blocked::NameTaken(name)| name);
     if let Some(name) = taken.into_iter().find(|name| links.contains(*name)) {
@@ -472,7 +477,7 @@ fn failure(status: &NetStatus, links: &BTreeSet<IfName>) -> Option<Refused> {
     // What the kernel said is told with the step it said it of.
     let said = status.troubles.iter().find(|t| t.code == "apply_failed");
     let text = said.map_or_else(|| render::step(step, &status.observed), |t| t.detail.clone());
-    Some(Refused::Kernel(text))
+    Some(ChangeRefused::Kernel(text))
 }
 
 /// An error with its sources, in one line.

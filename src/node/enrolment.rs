@@ -2,7 +2,7 @@
 //! [`spoke_enroll::machine`].
 use crate::control_session::{Talk, World, answer, chain, change, problem, reply, sign};
 use crate::reconciler::{Fact, NetStatus};
-use spoke_api::health::summary::Vitals;
+use spoke_api::health::summary::Components;
 use spoke_config::Config;
 use spoke_config::control::Control;
 use spoke_enroll::document::{Envelope, Refusal, StateDocument};
@@ -100,7 +100,7 @@ pub struct Follower<H, E, C, K> {
     /// The hub in use; absent on a hub.
     pub choice: Option<Fact<UplinkChoice>>,
     /// What else health is made of: a change of it may be news.
-    pub vitals: watch::Receiver<Vitals>,
+    pub components: watch::Receiver<Components>,
     /// Health.
     pub health: HealthView,
     /// How updates of the image stand, for the report.
@@ -339,7 +339,7 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> Follower<H, E, C, K> {
                 changed = self.net.changed() => if changed.is_err() { return Ok(()) },
                 () = change(Some(&mut self.uplink)) => {}
                 () = change(self.choice.as_mut()) => {}
-                () = change(Some(&mut self.vitals)) => {}
+                () = change(Some(&mut self.components)) => {}
                 () = change(Some(&mut self.update)) => {}
                 Some(asked) = rotate.recv() => {
                     let begun = world.begin_rotation(&mut talk, &machine);

@@ -4,7 +4,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 use spoke_api::health::fold::Moment;
 use spoke_api::health::routes::{View, page_policy, route};
-use spoke_api::health::summary::{Interfaces, Link, Net, Snapshot, Trouble, Vitals};
+use spoke_api::health::summary::{Components, Interfaces, Link, Net, Snapshot, Trouble};
 use spoke_api::http::limit::Rate;
 use spoke_api::http::{Request, Response};
 use spoke_config::Config;
@@ -33,7 +33,7 @@ const MANY_PEERS: usize = 500;
 
 /// Everything the endpoints need.
 #[derive(Debug)]
-pub struct Board<C> {
+pub struct Deps<C> {
     /// Clocks.
     pub clock: C,
     /// When the process started.
@@ -43,7 +43,7 @@ pub struct Board<C> {
     /// The reconcile task.
     pub net: watch::Receiver<NetStatus>,
     /// What the other producers say: the one who wires them sends it, a field each (`send_modify`).
-    pub vitals: watch::Receiver<Vitals>,
+    pub components: watch::Receiver<Components>,
     /// Turns true when the process stops.
     pub stop: watch::Receiver<bool>,
 }
@@ -85,17 +85,17 @@ pub fn summarize(status: &NetStatus, now: Boot) -> Net {
 }
 
 impl<C: Clock> Endpoints<C> {
-    fn new(board: &Board<C>) -> Self {
-        let config = &board.config;
+    fn new(deps: &Deps<C>) -> Self {
+        let config = &deps.config;
         let config_json = serde_json::to_vec(&**config).unwrap_or_else(|e| format!("{{\"error\":\"{e}\"}}").into());
         let peers: usize = config.interfaces.iter().map(|i| i.peers.len()).sum();
         let hubs = config.uplink.as_ref().map_or(0, |u| u.hubs.len());
-        let at = (board.clock.now(), board.clock.wall());
+        let at = (deps.clock.now(), deps.clock.wall());
         let interfaces = Interfaces::new(Arc::default(), Arc::default(), Arc::default(), at);
         let empty = Shown { snapshot: Arc::default(), interfaces };
         Self {
-            clock: board.clock.clone(),
-            started: board.started,
+            clock: deps.clock.clone(),
+            started: deps.started,
             config: config.clone(),
             config_json: config_json.into(),
             config_stats: json!({
@@ -107,21 +107,21 @@ impl<C: Clock> Endpoints<C> {
     }
 
     /// Boils the last pass down; once a pass, whatever the number of requests.
-    fn take(&self, status: &NetStatus, vitals: &Vitals) {
+    fn take(&self, status: &NetStatus, components: &Components) {
         let now = self.clock.now();
         let before = self.shown();
         let mut net = summarize(status, now);
         net.carry_since(&before.snapshot.net.troubles);
         let (desired, observed) = (status.desired.clone(), status.observed.clone());
         let interfaces = Interfaces::new(desired, observed, status.handshakes.clone(), (now, self.clock.wall()));
-        let shown = Shown { snapshot: Arc::new(Snapshot { net, vitals: vitals.clone() }), interfaces };
+        let shown = Shown { snapshot: Arc::new(Snapshot { net, components: components.clone() }), interfaces };
         *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(shown);
     }
 
-    /// Only the vitals changed.
-    fn freshen(&self, vitals: &Vitals) {
+    /// Only the components changed.
+    fn freshen(&self, components: &Components) {
         let before = self.shown();
-        let snapshot = Arc::new(Snapshot { net: before.snapshot.net.clone(), vitals: vitals.clone() });
+        let snapshot = Arc::new(Snapshot { net: before.snapshot.net.clone(), components: components.clone() });
         let shown = Shown { snapshot, interfaces: before.interfaces.clone() };
         *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(shown);
     }
@@ -145,7 +145,7 @@ impl<C: Clock> Service for Shared<C> {
         let at = Moment {
             now: self.0.clock.now(),
             wall: self.0.clock.wall(),
-            trusted: shown.snapshot.vitals.clock_trusted,
+            trusted: shown.snapshot.components.clock_trusted,
             started: self.0.started,
         };
         let view = View {
@@ -162,29 +162,29 @@ impl<C: Clock> Service for Shared<C> {
 }
 
 /// Serves until the process stops.
-pub async fn run<C: Clock>(mut board: Board<C>) -> Result<(), Infallible> {
-    let endpoints = Arc::new(Endpoints::new(&board));
+pub async fn run<C: Clock>(mut deps: Deps<C>) -> Result<(), Infallible> {
+    let endpoints = Arc::new(Endpoints::new(&deps));
     let mut listeners = Listeners::new(Server::new(Shared(endpoints.clone()), Plain, LIMITS));
     loop {
         let wanted = {
-            let status = board.net.borrow_and_update().clone();
-            endpoints.take(&status, &board.vitals.borrow_and_update());
+            let status = deps.net.borrow_and_update().clone();
+            endpoints.take(&status, &deps.components.borrow_and_update());
             let own = status.desired.links.values().flat_map(|l| &l.addresses).map(|net| net.addr());
-            with_own_addresses(&board.config.health.listen, own.filter(|_| board.config.health.tunnel))
+            with_own_addresses(&deps.config.health.listen, own.filter(|_| deps.config.health.tunnel))
         };
         listeners.set(&wanted);
         loop {
             tokio::select! {
-                net = board.net.changed() => match net {
+                net = deps.net.changed() => match net {
                     Ok(()) => break,
                     // The reconcile task is gone and the process with it, in a moment.
                     Err(_) => std::future::pending::<()>().await,
                 },
-                vitals = board.vitals.changed() => match vitals {
-                    Ok(()) => endpoints.freshen(&board.vitals.borrow_and_update()),
+                components = deps.components.changed() => match components {
+                    Ok(()) => endpoints.freshen(&deps.components.borrow_and_update()),
                     Err(_) => break,
                 },
-                () = stopped(&mut board.stop) => {
+                () = stopped(&mut deps.stop) => {
                     listeners.close().await;
                     return Ok(());
                 }

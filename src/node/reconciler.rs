@@ -165,7 +165,7 @@ pub struct NetStatus {
     pub left: Arc<Plan>,
     /// Why it is not clean.
     pub troubles: Vec<Trouble>,
-    /// The last deeds, oldest first.
+    /// The last applied_steps, oldest first.
     pub history: VecDeque<AppliedStep>,
     /// Steps taken because the wanted state changed.
     pub changes: u64,
@@ -295,7 +295,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
             return Ok(Pass::Unfinished);
         };
         let wanted: BTreeSet<IfName> = desired.links.keys().cloned().collect();
-        let mut deeds = Vec::new();
+        let mut applied_steps = Vec::new();
         let repair = self.sources.repair.as_mut().and_then(|r| r.borrow_and_update().clone());
         let repair = repair.filter(|r| memory.repaired < r.seq);
         if let Some(repair) = &repair {
@@ -304,12 +304,12 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         if let (true, None, Some(mut known)) = (changed, &repair, self.known()) {
             let plan = plan(&desired, &known, memory);
             if plan.steps.len() <= FEW_STEPS {
-                let done = self.apply(&plan, &known, &desired, memory, Cause::Change, &mut deeds).await?;
+                let done = self.apply(&plan, &known, &desired, memory, Cause::Change, &mut applied_steps).await?;
                 done.iter().filter_map(|i| plan.steps.get(*i)).for_each(|step| advance(&mut known, step));
                 let left = self::plan(&desired, &known, memory);
                 if left.steps.is_empty() && troubles.is_empty() {
                     memory.adopt(&desired, &known);
-                    self.report(true, troubles, desired, known, left, deeds);
+                    self.report(true, troubles, desired, known, left, applied_steps);
                     let repaired = memory.repaired;
                     self.publish(|s| (s.api_state, s.repaired, s.control) = (api_state, repaired, control));
                     return Ok(Pass::Clean);
@@ -330,19 +330,19 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         if !left.steps.is_empty() {
             let was_clean = self.status.borrow().clean;
             let cause = if was_clean && !changed { Cause::Drift } else { Cause::Change };
-            self.apply(&left, &observed, &desired, memory, cause, &mut deeds).await?;
+            self.apply(&left, &observed, &desired, memory, cause, &mut applied_steps).await?;
             observed = self.kernel.observe(&wanted).await?;
             left = plan(&desired, &observed, memory);
         }
         memory.adopt(&desired, &observed);
         observed.at = self.clock.now();
-        troubles.extend(deeds.iter().filter_map(|d: &AppliedStep| {
+        troubles.extend(applied_steps.iter().filter_map(|d: &AppliedStep| {
             let error = d.error.as_ref()?;
             Some(Trouble { code: "apply_failed", detail: format!("{}: {error}", d.what) })
         }));
         troubles.extend(left.blocked.iter().map(|b| Trouble { code: "name_taken", detail: b.to_string() }));
         let clean = troubles.is_empty() && left.steps.is_empty();
-        self.report(clean, troubles, desired, observed, left, deeds);
+        self.report(clean, troubles, desired, observed, left, applied_steps);
         let repaired = memory.repaired;
         self.publish(|s| {
             (s.api_state, s.repaired, s.control) = (api_state, repaired, control);
@@ -362,7 +362,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         desired: &Desired,
         memory: &mut Memory,
         cause: Cause,
-        deeds: &mut Vec<AppliedStep>,
+        applied_steps: &mut Vec<AppliedStep>,
     ) -> Result<Vec<usize>, KernelError> {
         let applied = self.kernel.apply(&plan.steps).await;
         let (at, wall) = (self.clock.now(), self.clock.wall());
@@ -383,13 +383,13 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
                 tracing::debug!(?cause, step = %render::step(step, observed), "applied");
                 continue;
             }
-            let deed = AppliedStep { at, wall, cause, what: render::step(step, observed), error };
-            match &deed.error {
-                Some(error) => tracing::error!(?cause, step = %deed.what, error, "refused by the kernel"),
-                None if many => tracing::debug!(?cause, step = %deed.what, "applied"),
-                None => tracing::info!(?cause, step = %deed.what, "applied"),
+            let applied_step = AppliedStep { at, wall, cause, what: render::step(step, observed), error };
+            match &applied_step.error {
+                Some(error) => tracing::error!(?cause, step = %applied_step.what, error, "refused by the kernel"),
+                None if many => tracing::debug!(?cause, step = %applied_step.what, "applied"),
+                None => tracing::info!(?cause, step = %applied_step.what, "applied"),
             }
-            deeds.push(deed);
+            applied_steps.push(applied_step);
         }
         self.status.send_modify(|s| {
             let done = applied.done.len() as u64;
@@ -421,7 +421,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         desired: Arc<Desired>,
         observed: Observed,
         left: Plan,
-        deeds: Vec<AppliedStep>,
+        applied_steps: Vec<AppliedStep>,
     ) {
         let (now, wall) = (self.clock.now(), self.clock.wall());
         let first = clean && !self.status.borrow().ready;
@@ -435,11 +435,11 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
             s.observed = Arc::new(observed);
             s.left = Arc::new(left);
             s.troubles = troubles;
-            for deed in deeds {
+            for applied_step in applied_steps {
                 if s.history.len() >= MAX_HISTORY {
                     s.history.pop_front();
                 }
-                s.history.push_back(deed);
+                s.history.push_back(applied_step);
             }
         });
         if first {

@@ -1,8 +1,8 @@
 //! `spoke run`: the composition root. Configuration → identity → kernel → uplink → local endpoints.
 pub mod access;
+pub mod component_status;
 pub mod control;
 pub mod slots;
-pub mod vitals;
 use crate::agent;
 use crate::audit::{Audit, Trail};
 use crate::changes as change;
@@ -14,7 +14,7 @@ use crate::reconciler::{Fact, Reconciler, Sources};
 use crate::socket;
 use crate::supervise::Supervisor;
 use crate::uplink::Uplink;
-use spoke_api::health::summary::Vitals;
+use spoke_api::health::summary::Components;
 use spoke_api::socket::SOCKET;
 use spoke_command::{Outcome, runtime};
 use spoke_config::Config;
@@ -72,15 +72,17 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys) -> Outcom
     let (secrets, keys) = watch::channel(Some(Arc::new(keys)));
     let (status, net) = watch::channel(crate::reconciler::NetStatus::default());
     let (events, wake) = watch::channel(0);
-    let (vitals_out, vitals) = watch::channel(Vitals { node_id: config.node.id.clone(), ..Vitals::default() });
-    let (shown, seen) = (net.clone(), vitals.clone());
-    tasks.restarting("status line", seed, move || vitals::line(shown.clone(), seen.clone(), Systemd));
+    let (components_out, components) =
+        watch::channel(Components { node_id: config.node.id.clone(), ..Components::default() });
+    let (shown, seen) = (net.clone(), components.clone());
+    tasks.restarting("status line", seed, move || component_status::line(shown.clone(), seen.clone(), Systemd));
     let (stopping, stop_health) = watch::channel(false);
     if config.health.enabled {
         let (config, net) = (config.clone(), net.clone());
         tasks.restarting("health", seed, move || {
-            let (config, net, vitals, stop) = (config.clone(), net.clone(), vitals.clone(), stop_health.clone());
-            health::run(health::Board { clock, started, config, net, vitals, stop })
+            let (config, net, components, stop) =
+                (config.clone(), net.clone(), components.clone(), stop_health.clone());
+            health::run(health::Deps { clock, started, config, net, components, stop })
         });
     }
 
@@ -90,13 +92,13 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys) -> Outcom
     let keeper = move || Keeper::new(clock, &state_dir, every, trusted.clone(), confirmed.clone());
     let last_stamp = keeper.clone();
     tasks.restarting("clock", seed, move || keeper().run());
-    let (trust, board) = (believed.clone(), vitals_out.clone());
-    tasks.restarting("trust in the clock", seed, move || vitals::clock(trust.clone(), board.clone()));
+    let (trust, board) = (believed.clone(), components_out.clone());
+    tasks.restarting("trust in the clock", seed, move || component_status::clock(trust.clone(), board.clone()));
 
     let changes = start_changes(&mut tasks, &config, &net, believed)?;
     if config.agent.enabled {
         let (config, net, changes, stop) = (config.clone(), net.clone(), changes.handle.clone(), stopping.subscribe());
-        let board = agent::Board { clock, started, config, net, changes, stop };
+        let board = agent::Deps { clock, started, config, net, changes, stop };
         tasks.restarting("agent", seed, move || agent::run(board.clone()));
     }
 
@@ -109,22 +111,23 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys) -> Outcom
         net: net.clone(),
         uplink: uplink_seen,
         choice: choices.as_ref().map(|c| c.1.clone()),
-        vitals: &vitals_out,
+        components: &components_out,
         started,
         update: update_seen,
         audit: changes.audit.clone(),
     };
     let fleet = control::start(&mut tasks, &config, wires)?;
     let control = fleet.as_ref().map(|f| f.config.clone());
-    slots::start(&mut tasks, &config, control.clone(), &vitals_out, update);
+    slots::start(&mut tasks, &config, control.clone(), &components_out, update);
     let (choice, status_of_uplink) = match choices {
         None => (None, None),
         Some((choice, choices)) => {
-            let status = start_uplink(&mut tasks, &config, control.clone(), choice, uplink_status, wake, &vitals_out);
+            let status =
+                start_uplink(&mut tasks, &config, control.clone(), choice, uplink_status, wake, &components_out);
             (Some(choices), Some(status))
         }
     };
-    let grants = access::start(&mut tasks, &config, control.clone(), &vitals_out, clock);
+    let grants = access::start(&mut tasks, &config, control.clone(), &components_out, clock);
     let admitted = grants.as_ref().map(|g| g.admitted.clone());
     let sources = Sources {
         keys,
@@ -137,7 +140,7 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys) -> Outcom
     };
 
     let path = config.node.runtime_dir.join(SOCKET);
-    let uplink = move || status_of_uplink.as_ref().map(|s| vitals::report(&s.borrow(), clock.now()));
+    let uplink = move || status_of_uplink.as_ref().map(|s| component_status::report(&s.borrow(), clock.now()));
     let answers = socket::Answers {
         clock,
         started,
@@ -234,7 +237,7 @@ fn start_uplink(
     choice: watch::Sender<Option<Arc<UplinkChoice>>>,
     status: watch::Sender<UplinkStatus>,
     wake: watch::Receiver<u64>,
-    vitals: &watch::Sender<Vitals>,
+    components: &watch::Sender<Components>,
 ) -> watch::Receiver<UplinkStatus> {
     let statuses = status.subscribe();
     let base = config.clone();
@@ -255,8 +258,10 @@ fn start_uplink(
             .await
         }
     });
-    let (view, vitals) = (statuses.clone(), vitals.clone());
-    tasks.restarting("vitals", seed, move || vitals::uplink(view.clone(), vitals.clone(), SystemClock));
+    let (view, components) = (statuses.clone(), components.clone());
+    tasks.restarting("components", seed, move || {
+        component_status::uplink(view.clone(), components.clone(), SystemClock)
+    });
     statuses
 }
 

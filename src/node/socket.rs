@@ -4,10 +4,10 @@ use crate::changes::requests::Changes;
 use crate::enrolment::Rotate;
 use crate::reconciler::{Cause, NetStatus};
 use spoke_api::socket::{
-    DeedReport, LinkReport, PeerReport, Request, Response, RouteReport, StatusReport, TroubleReport,
+    AppliedStepReport, LinkReport, PeerReport, RouteReport, SocketRequest, SocketResponse, StatusReport, TroubleReport,
 };
-use spoke_change::ask::Rolled;
 use spoke_change::audit::{Actor, Allowance};
+use spoke_change::request::RollbackResult;
 use spoke_config::Config;
 use spoke_config::interface::DriftPolicy;
 use spoke_grants::report::Report;
@@ -110,43 +110,45 @@ async fn serve<C: Clock>(
 ) -> Result<(), std::io::Error> {
     let caller = connection.caller();
     while let Some(line) = connection.line().await? {
-        let response = match serde_json::from_slice::<Request>(&line) {
-            Err(e) => Response::Error(format!("not a question this version knows: {e}")),
+        let response = match serde_json::from_slice::<SocketRequest>(&line) {
+            Err(e) => SocketResponse::Error(format!("not a question this version knows: {e}")),
             Ok(request) if request.mutates() && !caller.is_trusted() => {
                 let said = format!("user {} may look but not change anything: run it as root", caller.uid);
                 tracing::warn!(?request, "{said}");
                 if refusals.lock().unwrap_or_else(PoisonError::into_inner).take(answers.clock.now()) {
                     answers.audit.record(&Actor::User(caller.uid), request.name(), Err(said.clone()));
                 }
-                Response::Error(said)
+                SocketResponse::Error(said)
             }
-            Ok(Request::Grants) => answers.grants()?,
-            Ok(Request::GrantsRefresh) => match &answers.grants {
+            Ok(SocketRequest::Grants) => answers.grants()?,
+            Ok(SocketRequest::GrantsRefresh) => match &answers.grants {
                 Some(view) => {
                     view.refresh.notify_one();
-                    Response::Ok(serde_json::Value::Null)
+                    SocketResponse::Ok(serde_json::Value::Null)
                 }
                 None => no_grants(),
             },
-            Ok(Request::Drift) => Response::Ok(serde_json::to_value(answers.drift().await)?),
-            Ok(request @ Request::RotateKey) => {
+            Ok(SocketRequest::Drift) => SocketResponse::Ok(serde_json::to_value(answers.drift().await)?),
+            Ok(request @ SocketRequest::RotateKey) => {
                 let begun = answers.rotate().await;
                 answers.audit.record(&Actor::User(caller.uid), request.name(), begun.clone());
                 told(begun)?
             }
-            Ok(Request::DriftRepair { what }) => told(answers.changes.reconcile(what, Actor::User(caller.uid)).await)?,
-            Ok(Request::History) => told(answers.changes.history().await)?,
-            Ok(Request::Diff { a, b }) => told(answers.changes.diff(a, b).await)?,
-            Ok(Request::Rollback { to }) => {
+            Ok(SocketRequest::DriftRepair { what }) => {
+                told(answers.changes.reconcile(what, Actor::User(caller.uid)).await)?
+            }
+            Ok(SocketRequest::History) => told(answers.changes.history().await)?,
+            Ok(SocketRequest::Diff { a, b }) => told(answers.changes.diff(a, b).await)?,
+            Ok(SocketRequest::Rollback { to }) => {
                 let done = answers.changes.rollback(to, Actor::User(caller.uid)).await;
-                told(done.map(|d| Rolled { generation: d.generation, lines: d.lines }))?
+                told(done.map(|d| RollbackResult { generation: d.generation, lines: d.lines }))?
             }
-            Ok(Request::Confirm { generation }) => {
+            Ok(SocketRequest::Confirm { generation }) => {
                 let done = answers.changes.confirm(generation, Actor::User(caller.uid)).await;
-                told(done.map(|d| Rolled { generation: d.generation, lines: d.lines }))?
+                told(done.map(|d| RollbackResult { generation: d.generation, lines: d.lines }))?
             }
-            Ok(Request::Audit { limit }) => answers.audit(limit).await?,
-            Ok(Request::Status) => Response::Ok(serde_json::to_value(answers.status())?),
+            Ok(SocketRequest::Audit { limit }) => answers.audit(limit).await?,
+            Ok(SocketRequest::Status) => SocketResponse::Ok(serde_json::to_value(answers.status())?),
         };
         let mut text = serde_json::to_vec(&response)?;
         text.push(b'\n');
@@ -157,15 +159,15 @@ async fn serve<C: Clock>(
 
 fn told<T: serde::Serialize, E: ToString>(
     done: Result<T, E>,
-) -> Result<Response<serde_json::Value>, serde_json::Error> {
+) -> Result<SocketResponse<serde_json::Value>, serde_json::Error> {
     Ok(match done {
-        Ok(value) => Response::Ok(serde_json::to_value(value)?),
-        Err(e) => Response::Error(e.to_string()),
+        Ok(value) => SocketResponse::Ok(serde_json::to_value(value)?),
+        Err(e) => SocketResponse::Error(e.to_string()),
     })
 }
 
-fn no_grants() -> Response<serde_json::Value> {
-    Response::Error("no interface has access = \"nft\", so nobody needs a grant".to_owned())
+fn no_grants() -> SocketResponse<serde_json::Value> {
+    SocketResponse::Error("no interface has access = \"nft\", so nobody needs a grant".to_owned())
 }
 
 impl<C: Clock> Answers<C> {
@@ -185,10 +187,10 @@ impl<C: Clock> Answers<C> {
         }
     }
 
-    fn grants(&self) -> Result<Response<serde_json::Value>, serde_json::Error> {
+    fn grants(&self) -> Result<SocketResponse<serde_json::Value>, serde_json::Error> {
         let report = self.grants.as_ref().and_then(|view| view.report.borrow().clone());
         Ok(match report {
-            Some(report) => Response::Ok(serde_json::to_value(&*report)?),
+            Some(report) => SocketResponse::Ok(serde_json::to_value(&*report)?),
             None => no_grants(),
         })
     }
@@ -205,17 +207,17 @@ impl<C: Clock> Answers<C> {
         report
     }
 
-    async fn audit(&self, limit: usize) -> Result<Response<serde_json::Value>, serde_json::Error> {
+    async fn audit(&self, limit: usize) -> Result<SocketResponse<serde_json::Value>, serde_json::Error> {
         let dir = self.config.node.state_dir.clone();
         let read = tokio::task::spawn_blocking(move || crate::audit::entries(&dir)).await;
         Ok(match read {
             Ok(Ok((mut list, _))) => {
                 list.reverse();
                 list.truncate(limit);
-                Response::Ok(serde_json::to_value(list)?)
+                SocketResponse::Ok(serde_json::to_value(list)?)
             }
-            Ok(Err(e)) => Response::Error(e.to_string()),
-            Err(e) => Response::Error(e.to_string()),
+            Ok(Err(e)) => SocketResponse::Error(e.to_string()),
+            Err(e) => SocketResponse::Error(e.to_string()),
         })
     }
 
@@ -257,7 +259,7 @@ impl<C: Clock> Answers<C> {
             history: status
                 .history
                 .iter()
-                .map(|d| DeedReport {
+                .map(|d| AppliedStepReport {
                     seconds_ago: now.since(d.at).as_secs(),
                     time: d.wall.to_string(),
                     cause: match d.cause {

@@ -1,6 +1,6 @@
 //! The control socket's two ends: a listener with peer credentials, and a blocking caller for the command line.
 use serde::de::DeserializeOwned;
-use spoke_api::socket::{MAX_REQUEST, Request, Response};
+use spoke_api::socket::{MAX_REQUEST, SocketRequest, SocketResponse};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -41,7 +41,7 @@ pub enum CallError {
 }
 
 /// Asks the supervisor; blocks.
-pub fn call<T: DeserializeOwned>(path: &Path, request: &Request) -> Result<T, CallError> {
+pub fn call<T: DeserializeOwned>(path: &Path, request: &SocketRequest) -> Result<T, CallError> {
     let stream = std::os::unix::net::UnixStream::connect(path).map_err(|source| match source.kind() {
         std::io::ErrorKind::PermissionDenied => CallError::NotAllowed { path: path.to_owned() },
         _ => CallError::NotRunning { path: path.to_owned(), source },
@@ -57,8 +57,8 @@ pub fn call<T: DeserializeOwned>(path: &Path, request: &Request) -> Result<T, Ca
     };
     let answer = ask().map_err(CallError::Broken)?;
     match serde_json::from_slice(&answer).map_err(CallError::Garbled)? {
-        Response::Ok(value) => Ok(value),
-        Response::Error(said) => Err(CallError::Refused(said)),
+        SocketResponse::Ok(value) => Ok(value),
+        SocketResponse::Error(said) => Err(CallError::Refused(said)),
     }
 }
 

@@ -5,7 +5,7 @@
 use spoke_config::Config;
 use spoke_model::key::SecretKey;
 use spoke_net::derive::Keys;
-use spoke_node::agent::{Board, run};
+use spoke_node::agent::{Deps, run};
 use spoke_node::audit::Trail;
 use spoke_node::changes::Ledger;
 use spoke_node::reconciler::{NetStatus, Reconciler, Sources};
@@ -47,11 +47,11 @@ async fn serve(path: &Path) {
         api_state: Some(api_state),
         repair: Some(repair),
     };
-    let board = Board { clock, started: clock.now(), config: config.clone(), net, changes, stop };
+    let deps = Deps { clock, started: clock.now(), config: config.clone(), net, changes, stop };
     let reconciler = Reconciler { kernel: FakeKernel::new(), clock, notify: Systemd, config, sources, status, events };
     let mut tasks = Supervisor::default();
     tasks.vital("audit", trail.run());
-    tasks.vital("agent", run(board));
+    tasks.vital("agent", run(deps));
     let apart = |tasks: &mut Supervisor| {
         spoke_sys::priority::after_the_others();
         tasks.vital("changes", ledger.run());

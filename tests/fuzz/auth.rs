@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use spoke_api::agent::auth::{Proof, Verifier, check_head};
-use spoke_api::agent::replay::{Line, Replays, Verdict};
+use spoke_api::agent::replay::{Line, Replays, ReplayVerdict};
 use spoke_api::http::{Request, decode_path};
 use spoke_model::time::Wall;
 
@@ -30,7 +30,7 @@ fuzz_target!(|data: &[u8]| {
             let (wall, time) = (u64::from(step[0]) * 40, u64::from(step[1]) * 40);
             let digest = [step[2] % 4, step[1], 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
             let proof = Proof { timestamp: time, digest };
-            if wall.abs_diff(time) <= 300 && replays.accept(proof, Wall(wall)) == Verdict::New {
+            if wall.abs_diff(time) <= 300 && replays.accept(proof, Wall(wall)) == ReplayVerdict::New {
                 assert!(accepted.insert(digest), "accepted twice");
             }
             if step[3] % 8 == 0 {

@@ -1,12 +1,12 @@
 //! The bodies of answers, in the shapes existing clients read. Keys that are secret are null unless revealed on purpose.
-use super::body::{BadBody, Fault};
+use super::body::{BadBody, FieldFault};
 use super::routes::NoCall;
 use crate::health::summary::Link;
 use crate::http::Response;
 use serde::Serialize;
 use serde_json::{Value, json};
-use spoke_change::ask::Refused;
 use spoke_change::conflict::Conflict;
+use spoke_change::request::ChangeRefused;
 use spoke_model::interface_name::IfName;
 use spoke_model::time::Boot;
 use spoke_net::ages::Handshakes;
@@ -238,7 +238,7 @@ pub fn bad_body(bad: &BadBody) -> Response {
     }
 }
 
-fn invalid(faults: &[Fault]) -> Response {
+fn invalid(faults: &[FieldFault]) -> Response {
     Response::json(422, &json!({ "detail": faults }))
 }
 
@@ -252,14 +252,14 @@ pub fn no_call(no: NoCall) -> Response {
 }
 
 /// A change that was not made.
-pub fn refused(why: &Refused) -> Response {
+pub fn refused(why: &ChangeRefused) -> Response {
     let status = match why {
-        Refused::Conflict(c) if c.is_missing() => 404,
-        Refused::Conflict(Conflict::TooMany { .. }) => 422,
-        Refused::Conflict(_) | Refused::Unconfirmed(_) | Refused::NothingToConfirm(_) => 409,
-        Refused::NoGeneration { .. } => 404,
-        Refused::Kernel(_) | Refused::Storage(_) => 503,
-        Refused::Busy => return Response::error(503, &why.to_string()).with("retry-after", "1"),
+        ChangeRefused::Conflict(c) if c.is_missing() => 404,
+        ChangeRefused::Conflict(Conflict::TooMany { .. }) => 422,
+        ChangeRefused::Conflict(_) | ChangeRefused::Unconfirmed(_) | ChangeRefused::NothingToConfirm(_) => 409,
+        ChangeRefused::NoGeneration { .. } => 404,
+        ChangeRefused::Kernel(_) | ChangeRefused::Storage(_) => 503,
+        ChangeRefused::Busy => return Response::error(503, &why.to_string()).with("retry-after", "1"),
     };
     Response::error(status, &why.to_string())
 }

@@ -5,8 +5,8 @@ use super::wgconf::WgConf;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Serialize;
 use serde_json::{Map, Value};
-use spoke_change::ask::Reconcile;
 use spoke_change::edit::PeerValues;
+use spoke_change::request::RepairRequest;
 use spoke_config::interface::MIN_MTU_V6;
 use spoke_model::address::{Cidr, IfAddress};
 use spoke_model::key::{PresharedKey, PublicKey, SecretKey};
@@ -21,7 +21,7 @@ const MAX_CONFIRM: u64 = 3600;
 
 /// One fault.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Fault {
+pub struct FieldFault {
     /// Kind, such as `missing` or `value_error`.
     #[serde(rename = "type")]
     pub kind: &'static str,
@@ -39,7 +39,7 @@ pub enum BadBody {
     /// Not JSON: 400.
     Malformed(String),
     /// Not what it should be: 422.
-    Invalid(Vec<Fault>),
+    Invalid(Vec<FieldFault>),
 }
 
 /// `POST …/peers`.
@@ -54,14 +54,14 @@ pub struct NewPeer {
 /// A body, its fields taken out one by one; every fault is kept.
 struct Fields {
     values: Map<String, Value>,
-    faults: Vec<Fault>,
+    faults: Vec<FieldFault>,
 }
 
 impl Fields {
     fn read(bytes: &[u8]) -> Result<Self, BadBody> {
         match json::parse(bytes).map_err(|e| BadBody::Malformed(format!("The body is not valid JSON: {e}")))? {
             Value::Object(values) => Ok(Self { values, faults: Vec::new() }),
-            other => Err(BadBody::Invalid(vec![Fault {
+            other => Err(BadBody::Invalid(vec![FieldFault {
                 kind: "model_type",
                 loc: vec!["body".into()],
                 msg: "Input should be an object".into(),
@@ -76,7 +76,7 @@ impl Fields {
     }
 
     fn fault(&mut self, kind: &'static str, key: &str, msg: impl Display, input: Value) {
-        self.faults.push(Fault { kind, loc: vec!["body".into(), key.into()], msg: msg.to_string(), input });
+        self.faults.push(FieldFault { kind, loc: vec!["body".into(), key.into()], msg: msg.to_string(), input });
     }
 
     /// The value, unless it is absent or null.
@@ -148,7 +148,7 @@ impl Fields {
                         Some(Ok(_)) | None => "Input should be a valid string".to_owned(),
                     };
                     let loc = vec!["body".into(), key.into(), i.into()];
-                    self.faults.push(Fault { kind: "value_error", loc, msg, input: item });
+                    self.faults.push(FieldFault { kind: "value_error", loc, msg, input: item });
                 }
             }
         }
@@ -354,10 +354,10 @@ pub fn rollback(bytes: &[u8]) -> Result<Option<u64>, BadBody> {
 }
 
 /// `POST /v1/drift/reconcile`.
-pub fn reconcile(bytes: &[u8]) -> Result<Reconcile, BadBody> {
+pub fn reconcile(bytes: &[u8]) -> Result<RepairRequest, BadBody> {
     let mut f = Fields::read_optional(bytes)?;
-    let default = Reconcile::default();
-    let what = Reconcile {
+    let default = RepairRequest::default();
+    let what = RepairRequest {
         reconcile_missing: f.flag("reconcile_missing", default.reconcile_missing),
         reconcile_mismatched: f.flag("reconcile_mismatched", default.reconcile_mismatched),
         remove_unknown: f.flag("remove_unknown", default.remove_unknown),

@@ -17,7 +17,7 @@ const ROOM: u64 = 60;
 
 /// Whether a request may be carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum ReplayVerdict {
     /// It is new, and remembered from now on.
     New,
     /// It was used before.
@@ -88,12 +88,12 @@ impl Replays {
     }
 
     /// Whether the request is new, and if so remembers it. To be called for authentic requests only.
-    pub fn accept(&mut self, proof: Proof, now: Wall) -> Verdict {
+    pub fn accept(&mut self, proof: Proof, now: Wall) -> ReplayVerdict {
         if self.known.contains(&proof.digest) {
-            return Verdict::Used;
+            return ReplayVerdict::Used;
         }
         if self.forgotten.contains(proof.timestamp) {
-            return Verdict::Forgotten;
+            return ReplayVerdict::Forgotten;
         }
         self.insert(proof);
         // Of no use any more: its time alone refuses it.
@@ -102,7 +102,7 @@ impl Replays {
         {
             self.forget_oldest();
         }
-        Verdict::New
+        ReplayVerdict::New
     }
 
     /// A line that must be on the medium before a request of this time is carried out; `None` if an earlier one still does.

@@ -20,7 +20,7 @@ use std::time::Duration;
 /// The verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
+pub enum HealthVerdict {
     /// Tunnel up, handshake fresh, hub answers, nothing away.
     Healthy,
     /// The tunnel carries traffic, but something is not as it should be.
@@ -31,7 +31,7 @@ pub enum Verdict {
     Disconnected,
 }
 
-impl Verdict {
+impl HealthVerdict {
     /// As written in JSON.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -142,7 +142,7 @@ pub struct Component {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Health {
     /// Verdict.
-    pub status: Verdict,
+    pub status: HealthVerdict,
     /// How far it is.
     pub stage: Stage,
     /// The tunnel is up.
@@ -189,23 +189,23 @@ pub fn fold(s: &Snapshot, at: &Moment) -> Health {
         let detail = "no pass over the network was completed since start".to_owned();
         troubles.push(Trouble { code: "starting", since: at.started, detail });
     }
-    for (name, part) in s.vitals.parts.iter().filter(|(_, p)| !p.healthy) {
+    for (name, part) in s.components.parts.iter().filter(|(_, p)| !p.healthy) {
         troubles.push(Trouble {
             code: part_code(name),
             since: part.since,
             detail: part.detail.clone().unwrap_or_else(|| format!("{name} is away")),
         });
     }
-    if let Some(detail) = &s.vitals.unprovisioned {
+    if let Some(detail) = &s.components.unprovisioned {
         troubles.insert(0, Trouble { code: "not_provisioned", since: at.started, detail: detail.clone() });
     }
     let status = match (tunnel.connected, tunnel.answers) {
-        (false, _) => Verdict::Disconnected,
-        (true, false) => Verdict::Unhealthy,
-        (true, true) if troubles.is_empty() => Verdict::Healthy,
-        (true, true) => Verdict::Degraded,
+        (false, _) => HealthVerdict::Disconnected,
+        (true, false) => HealthVerdict::Unhealthy,
+        (true, true) if troubles.is_empty() => HealthVerdict::Healthy,
+        (true, true) => HealthVerdict::Degraded,
     };
-    let stage = match (&s.vitals.unprovisioned, tunnel.connected && tunnel.answers) {
+    let stage = match (&s.components.unprovisioned, tunnel.connected && tunnel.answers) {
         (Some(_), _) => Stage::Preconfigured,
         (None, false) => Stage::Provisioned,
         (None, true) => Stage::Connected,
@@ -217,13 +217,13 @@ pub fn fold(s: &Snapshot, at: &Moment) -> Health {
         can_ping_hub: tunnel.answers,
         handshake_age: tunnel.handshake_age.map(|a| a.as_secs()),
         uptime_seconds: at.uptime().as_secs_f64(),
-        node_id: s.vitals.node_id.clone(),
+        node_id: s.components.node_id.clone(),
         bridge: bridge(s, at),
         components: components(s, at),
         peer_registry: peers(s),
         reasons: troubles.into_iter().map(|t| reason(t, at)).collect(),
         clock_trusted: at.trusted,
-        update: s.vitals.update.clone(),
+        update: s.components.update.clone(),
         timestamp: at.stamp(),
     }
 }
@@ -246,7 +246,7 @@ fn part_code(name: &str) -> &'static str {
 fn tunnel(s: &Snapshot, at: &Moment) -> Tunnel {
     let mut troubles = Vec::new();
     let down: Vec<&str> = s.net.links.iter().filter(|l| !l.up).map(|l| l.name.as_str()).collect();
-    let Some(uplink) = &s.vitals.uplink else {
+    let Some(uplink) = &s.components.uplink else {
         let connected = s.net.passes > 0 && down.is_empty();
         if !connected && s.net.passes > 0 {
             let detail = format!("interface {} is not up", down.join(", "));
@@ -297,7 +297,7 @@ fn components(s: &Snapshot, at: &Moment) -> BTreeMap<&'static str, Component> {
         since: at.wall_at(p.since),
         detail: p.detail.clone(),
     };
-    let mut out: BTreeMap<&'static str, Component> = s.vitals.parts.iter().map(|(n, p)| (*n, show(p))).collect();
+    let mut out: BTreeMap<&'static str, Component> = s.components.parts.iter().map(|(n, p)| (*n, show(p))).collect();
     let net = Part { healthy: s.net.clean, since: s.net.at, detail: s.net.troubles.last().map(|t| t.detail.clone()) };
     out.insert("network", show(&net));
     // The configuration and everything that completes it make one valid state, or the last good one is held.
@@ -314,7 +314,7 @@ fn components(s: &Snapshot, at: &Moment) -> BTreeMap<&'static str, Component> {
     let missing: usize = s.net.links.iter().map(|l| l.wanted_peers.saturating_sub(l.peers)).sum();
     let detail = (missing > 0).then(|| format!("{missing} wanted peers are not in the kernel"));
     out.insert("registry", show(&Part { healthy: missing == 0, since: s.net.at, detail }));
-    if let Some(uplink) = &s.vitals.uplink {
+    if let Some(uplink) = &s.components.uplink {
         let healthy = uplink.connected && uplink.hub_answers;
         let detail = uplink.last_error.clone().filter(|_| !healthy);
         out.insert("uplink", show(&Part { healthy, since: uplink.since, detail }));

@@ -2,7 +2,7 @@
 //!
 //! The encoder writes OpenMetrics, where a counter's name and its samples' differ by `_total`; `promtool` and everything
 //! that reads the older format wants one name. So a counter is described by its whole name and its sample written plain.
-use super::fold::{Moment, Verdict, fold};
+use super::fold::{HealthVerdict, Moment, fold};
 use super::summary::Snapshot;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeMetric as _, MetricEncoder};
@@ -75,7 +75,7 @@ impl Collector for Scrape {
         out.family(
             ("spoke_health", "1 for the verdict that holds, 0 for the others", MetricType::Gauge),
             "status",
-            Verdict::ALL.map(|v| (v.as_str(), u64::from(v == health.status))),
+            HealthVerdict::ALL.map(|v| (v.as_str(), u64::from(v == health.status))),
         )?;
         let reasons = health.reasons.iter().map(|r| (r.code, 1u64)).collect::<BTreeMap<_, _>>();
         out.family(
@@ -131,7 +131,7 @@ impl Scrape {
 
     /// "Revoked on chain" and "the chain is not heard" are different families: nobody can take one for the other.
     fn grants(&self, out: &mut Out<'_>) -> fmt::Result {
-        let Some(r) = &self.snapshot.vitals.grants else { return Ok(()) };
+        let Some(r) = &self.snapshot.components.grants else { return Ok(()) };
         let c = &r.counts;
         let phases = [Phase::Fresh, Phase::Stale, Phase::Grace, Phase::Expired];
         out.family(
@@ -194,7 +194,7 @@ impl Scrape {
     }
 
     fn uplink(&self, out: &mut Out<'_>) -> fmt::Result {
-        let Some(u) = &self.snapshot.vitals.uplink else { return Ok(()) };
+        let Some(u) = &self.snapshot.components.uplink else { return Ok(()) };
         let flag = |b: bool| f64::from(u8::from(b));
         out.gauge("spoke_uplink_connected", "1 if a tunnel to a hub is up", flag(u.connected))?;
         out.gauge("spoke_uplink_hub_answers", "1 if the hub answers through the tunnel", flag(u.hub_answers))?;

@@ -21,7 +21,7 @@ pub fn stats(s: &Snapshot, at: &Moment, config: &Value) -> Value {
     registry.insert("totalPeers".into(), p.total_peers.into());
     registry.insert("activePeers".into(), p.active_peers.into());
     registry.insert("inactivePeers".into(), p.total_peers.saturating_sub(p.active_peers).into());
-    if let Some(a) = &s.vitals.access {
+    if let Some(a) = &s.components.access {
         out.insert("accessControl".into(), access(a, at));
         registry.insert(
             "syncState".into(),
@@ -33,7 +33,7 @@ pub fn stats(s: &Snapshot, at: &Moment, config: &Value) -> Value {
     }
     out.insert("registry".into(), registry.into());
     out.insert("config".into(), config.clone());
-    if let Some(u) = &s.vitals.uplink {
+    if let Some(u) = &s.components.uplink {
         out.insert(
             "uplink".into(),
             json!({

@@ -142,7 +142,7 @@ pub struct Access {
 /// What the producers beside the reconcile task say. Whoever wires them fills a field each; what is not built or not
 /// configured is absent.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Vitals {
+pub struct Components {
     /// The node's name, once it has one.
     pub node_id: Option<NodeId>,
     /// Whether the wall clock is believed.
@@ -167,7 +167,7 @@ pub struct Snapshot {
     /// Reconcile task.
     pub net: Net,
     /// The others.
-    pub vitals: Vitals,
+    pub components: Components,
 }
 
 impl Net {

@@ -1,6 +1,6 @@
 //! Arbitrary sequences of apply, fail, confirm, time-out, rollback and restart against a plain list of good states.
 use super::super::declared::Revision;
-use super::super::record::Change;
+use super::super::record::StateChange;
 use super::*;
 use proptest::prelude::*;
 use spoke_model::key::PublicKey;
@@ -77,22 +77,22 @@ fn more(mut said: Vec<Declared>, mut by_api: Vec<bool>) -> (Vec<Declared>, Vec<b
     (said, by_api)
 }
 
-fn record(confirm: Option<Deadline>) -> Record {
-    Record {
+fn record(confirm: Option<Deadline>) -> GenerationRecord {
+    GenerationRecord {
         generation: 0,
         wall: Wall(0),
         trusted: true,
         actor: "test".into(),
         what: String::new(),
         confirm,
-        change: Change::default(),
+        change: StateChange::default(),
         revision: Revision::default(),
     }
 }
 
 /// The store as the task keeps it: lines on disk and the history in memory.
 struct Store {
-    disk: Vec<Line>,
+    disk: Vec<HistoryLine>,
     history: History,
     boot: u32,
 }
@@ -104,7 +104,7 @@ impl Store {
         if self.disk.is_empty() {
             self.disk = self.history.lines().collect();
         }
-        self.disk.push(Line::Change(record.clone()));
+        self.disk.push(HistoryLine::Change(record.clone()));
         self.history.commit(record, Arc::new(to), due);
         assert!(self.history.unfinished().is_empty(), "a good state has all of it");
         if self.history.is_long_by(1) {
@@ -120,11 +120,11 @@ impl Store {
             return false;
         }
         let state = self.history.state().clone();
-        let record = self.history.next(&state, Record { revision, ..record(None) });
+        let record = self.history.next(&state, GenerationRecord { revision, ..record(None) });
         if self.disk.is_empty() {
             self.disk = self.history.lines().collect();
         }
-        self.disk.push(Line::Change(record.clone()));
+        self.disk.push(HistoryLine::Change(record.clone()));
         self.history.declare(record);
         if self.history.is_long_by(1) {
             self.history.shorten();
@@ -133,11 +133,11 @@ impl Store {
         true
     }
 
-    fn intend(&mut self, peers: Newcomers) {
+    fn intend(&mut self, peers: NewPeers) {
         if self.disk.is_empty() {
             self.disk = self.history.lines().collect();
         }
-        self.disk.push(Line::Intent { peers: peers.clone() });
+        self.disk.push(HistoryLine::Intent { peers: peers.clone() });
         self.history.intend(peers);
     }
 
@@ -174,15 +174,15 @@ proptest! {
                 // The fact was published and taken back; nobody wrote anything.
                 Op::Fail { peer } => {
                     let failed = with(good.last().unwrap(), peer, 9);
-                    let peers = Change::between(good.last().unwrap(), &failed).newcomers(good.last().unwrap(), |_, _| true);
+                    let peers = StateChange::between(good.last().unwrap(), &failed).new_peers(good.last().unwrap(), |_, _| true);
                     store.intend(peers);
-                    store.disk.push(Line::Abandoned);
+                    store.disk.push(HistoryLine::Abandoned);
                     store.history.abandon();
                 }
                 // What it was about to add is known to the next process, and to no later one than the next good state.
                 Op::Cut { peer } => {
                     let cut = with(good.last().unwrap(), peer, 9);
-                    let peers = Change::between(good.last().unwrap(), &cut).newcomers(good.last().unwrap(), |_, _| true);
+                    let peers = StateChange::between(good.last().unwrap(), &cut).new_peers(good.last().unwrap(), |_, _| true);
                     let known = store.history.unfinished().values().flatten().count();
                     store.intend(peers.clone());
                     store.restart(false);
@@ -195,7 +195,7 @@ proptest! {
                 Op::Confirm => {
                     if outstanding.take().is_some() {
                         let generation = store.history.pending().unwrap().generation;
-                        store.disk.push(Line::Confirmed { generation });
+                        store.disk.push(HistoryLine::Confirmed { generation });
                         store.history.confirm(generation);
                     }
                 }
@@ -266,18 +266,18 @@ proptest! {
     fn a_change_leads_from_one_state_to_the_other(a in proptest::collection::vec(0u8..6, 0..8), b in proptest::collection::vec(0u8..6, 0..8)) {
         let build = |peers: &[u8]| peers.iter().fold(ApiState::default(), |s, p| with(&s, *p, u16::from(*p) + 1));
         let (from, to) = (build(&a), build(&b));
-        let change = Change::between(&from, &to);
+        let change = StateChange::between(&from, &to);
         let mut state = from.clone();
         change.apply(&mut state);
         prop_assert_eq!(&state, &to);
-        prop_assert_eq!(change == Change::default(), from == to);
+        prop_assert_eq!(change == StateChange::default(), from == to);
     }
 }
 
 #[test]
 fn gaps_and_foreign_beginnings_are_refused() {
-    let base = Line::Base { generation: 4, change: Change::default(), declared: None };
-    let late = Line::Change(Record { generation: 6, ..record(None) });
+    let base = HistoryLine::Base { generation: 4, change: StateChange::default(), declared: None };
+    let late = HistoryLine::Change(GenerationRecord { generation: 6, ..record(None) });
     assert_eq!(
         History::load([base, late.clone()], 3, "", Boot::from_secs(0)).unwrap_err(),
         BadHistory::Order { expected: 5, found: 6 }

@@ -33,14 +33,14 @@ impl Node {
         let (net, changes, kernel) = (node.net.clone(), node.changes.clone(), node.kernel.clone());
         net.clone().wait_for(|s| s.ready).await.unwrap();
         let memory = Memory::open(dir, &clock).unwrap();
-        let board =
-            Board { clock: clock.clone(), started: clock.now(), config, net, changes, stop: watch::channel(false).1 };
+        let deps =
+            Deps { clock: clock.clone(), started: clock.now(), config, net, changes, stop: watch::channel(false).1 };
         let agent = Agent {
             verifier: Verifier::unchecked(SECRET.as_bytes()),
             replays: tokio::sync::Mutex::new(memory),
             host: Mutex::default(),
             resolver: SystemResolver::default(),
-            board,
+            deps,
         };
         Self { agent, clock, kernel, node }
     }
@@ -261,7 +261,7 @@ async fn an_unconfirmed_change_reverts_and_a_confirmed_one_stays() {
     assert_eq!(node.ask("POST", "/v1/wg/wg0/peers", peer(OTHER)).await.0, 409, "one at a time");
     assert_eq!(node.peers(), [KEY]);
     tokio::time::sleep(Duration::from_secs(31)).await;
-    let mut net = node.agent.board.net.clone();
+    let mut net = node.agent.deps.net.clone();
     net.wait_for(|s| s.observed.links.values().all(|l| l.peers.is_empty())).await.unwrap();
     assert!(node.peers().is_empty(), "reverted by itself");
     let (_, said) = node.ask("POST", "/v1/wg/wg0/peers", peer(OTHER)).await;

@@ -1,9 +1,9 @@
 //! Notes what is declared otherwise than before: a generation of its own, once the kernel has it.
 use crate::changes::{Ledger, chain};
-use spoke_change::ask::Refused;
 use spoke_change::audit::Actor;
 use spoke_change::declared::Declared;
-use spoke_change::tell;
+use spoke_change::messages;
+use spoke_change::request::ChangeRefused;
 use spoke_sys::clock::Clock;
 use std::sync::Arc;
 
@@ -38,13 +38,13 @@ impl<C: Clock> Ledger<C> {
             false => (Actor::ControlPlane, "the control plane's state"),
         };
         let lines = revision.lines(&before);
-        let what = format!("{owner}: {} changed", tell::values(revision.len()));
+        let what = format!("{owner}: {} changed", messages::values(revision.len()));
         let state = history.state().clone();
         let mut record = self.record(&state, &actor, &what);
         record.revision = revision;
         let done = match self.store.declare(record).await {
             Ok(()) => Ok(self.done(true, lines)),
-            Err(error) => Err(Refused::Storage(chain(&error))),
+            Err(error) => Err(ChangeRefused::Storage(chain(&error))),
         };
         // What the control plane does is in the audit trail already, with what became of it.
         match first {

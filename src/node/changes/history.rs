@@ -1,7 +1,7 @@
 //! Keeps the history on disk: a line a change, on the medium before anybody hears of it, in one bounded file of mode 0600.
 use spoke_change::declared::Declared;
 use spoke_change::history::History;
-use spoke_change::record::{Line, Newcomers, Record};
+use spoke_change::record::{GenerationRecord, HistoryLine, NewPeers};
 use spoke_model::time::Boot;
 use spoke_net::api_state::ApiState;
 use spoke_sys::disk::DiskError;
@@ -56,11 +56,16 @@ impl Store {
     }
 
     /// Writes the next generation down and takes it over. An error leaves everything as it was.
-    pub async fn commit(&mut self, record: Record, state: Arc<ApiState>, due: Option<Boot>) -> Result<(), DiskError> {
+    pub async fn commit(
+        &mut self,
+        record: GenerationRecord,
+        state: Arc<ApiState>,
+        due: Option<Boot>,
+    ) -> Result<(), DiskError> {
         if self.journal.is_empty() {
             self.journal.replace(self.lines()?).await?;
         }
-        let line = self.text(&Line::Change(record.clone()))?;
+        let line = self.text(&HistoryLine::Change(record.clone()))?;
         self.journal.append(&line, true).await?;
         self.history.commit(record, state, due);
         self.bound().await;
@@ -69,11 +74,11 @@ impl Store {
 
     /// Notes what is about to come into the kernel. A process that is killed leaves this line to the next; a machine that
     /// loses its power loses the kernel's state as well, so nothing waits for the medium.
-    pub async fn intend(&mut self, peers: Newcomers) -> Result<(), DiskError> {
+    pub async fn intend(&mut self, peers: NewPeers) -> Result<(), DiskError> {
         if self.journal.is_empty() {
             self.journal.replace(self.lines()?).await?;
         }
-        let line = self.text(&Line::Intent { peers: peers.clone() })?;
+        let line = self.text(&HistoryLine::Intent { peers: peers.clone() })?;
         self.journal.append(&line, false).await?;
         self.history.intend(peers);
         Ok(())
@@ -81,7 +86,7 @@ impl Store {
 
     /// Notes that none of it is in the kernel any more.
     pub async fn abandon(&mut self) -> Result<(), DiskError> {
-        let line = self.text(&Line::Abandoned)?;
+        let line = self.text(&HistoryLine::Abandoned)?;
         self.journal.append(&line, false).await?;
         self.history.abandon();
         self.bound().await;
@@ -95,11 +100,11 @@ impl Store {
     }
 
     /// Writes a generation down that somebody declared, and takes it over.
-    pub async fn declare(&mut self, record: Record) -> Result<(), DiskError> {
+    pub async fn declare(&mut self, record: GenerationRecord) -> Result<(), DiskError> {
         if self.journal.is_empty() {
             self.journal.replace(self.lines()?).await?;
         }
-        let line = self.text(&Line::Change(record.clone()))?;
+        let line = self.text(&HistoryLine::Change(record.clone()))?;
         self.journal.append(&line, true).await?;
         self.history.declare(record);
         self.bound().await;
@@ -108,7 +113,7 @@ impl Store {
 
     /// Takes note of a confirmation.
     pub async fn confirm(&mut self, generation: u64) -> Result<(), DiskError> {
-        let line = self.text(&Line::Confirmed { generation })?;
+        let line = self.text(&HistoryLine::Confirmed { generation })?;
         self.journal.append(&line, true).await?;
         self.history.confirm(generation);
         Ok(())
@@ -145,7 +150,7 @@ impl Store {
         Ok(out)
     }
 
-    fn text(&self, line: &Line) -> Result<Vec<u8>, DiskError> {
+    fn text(&self, line: &HistoryLine) -> Result<Vec<u8>, DiskError> {
         serde_json::to_vec(line).map_err(|e| DiskError::Read { path: self.journal.path().to_owned(), source: e.into() })
     }
 }
@@ -162,7 +167,7 @@ fn follow(lines: &[Vec<u8>], keep: usize, boot_id: &str, now: Boot) -> (History,
     let mut understood = Vec::new();
     let mut problem = None;
     for (i, line) in lines.iter().enumerate() {
-        match serde_json::from_slice::<Line>(line) {
+        match serde_json::from_slice::<HistoryLine>(line) {
             Ok(line) => understood.push(line),
             Err(error) => {
                 problem = Some((i, error.to_string()));

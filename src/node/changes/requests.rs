@@ -1,8 +1,8 @@
 //! The handle that changes are asked for with, and the questions it carries to the ledger.
 use crate::reconciler::NetStatus;
-use spoke_change::ask::{Done, Generation, Reconcile, Reconciled, Refused};
 use spoke_change::audit::Actor;
 use spoke_change::edit::Edit;
+use spoke_change::request::{AppliedChange, ChangeRefused, Generation, RepairRequest, RepairResult};
 use spoke_net::plan::Repair;
 use spoke_sys::clock::Clock;
 use std::sync::Arc;
@@ -17,16 +17,16 @@ pub const FRESH: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_secs(2);
 
 /// Where an answer goes.
-pub type Reply<T> = oneshot::Sender<Result<T, Refused>>;
+pub type Reply<T> = oneshot::Sender<Result<T, ChangeRefused>>;
 
 /// A question to the ledger.
 #[derive(Debug)]
 #[expect(missing_docs, reason = "as the methods of `Changes` say")]
 pub enum Command {
-    Edit(Box<Edit>, Actor, Option<Duration>, Reply<Done>),
-    Confirm(Option<u64>, Actor, Reply<Done>),
-    Rollback(Option<u64>, Actor, Reply<Done>),
-    Reconcile(Reconcile, Actor, Reply<Reconciled>),
+    Edit(Box<Edit>, Actor, Option<Duration>, Reply<AppliedChange>),
+    Confirm(Option<u64>, Actor, Reply<AppliedChange>),
+    Rollback(Option<u64>, Actor, Reply<AppliedChange>),
+    Reconcile(RepairRequest, Actor, Reply<RepairResult>),
     History(Reply<Vec<Generation>>),
     Diff(u64, u64, Reply<Vec<String>>),
 }
@@ -44,10 +44,10 @@ impl Changes {
         Self { commands, wake }
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Refused> {
+    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, ChangeRefused> {
         let (reply, answer) = oneshot::channel();
-        self.commands.try_send(command(reply)).map_err(|_| Refused::Busy)?;
-        answer.await.map_err(|_| Refused::Busy)?
+        self.commands.try_send(command(reply)).map_err(|_| ChangeRefused::Busy)?;
+        answer.await.map_err(|_| ChangeRefused::Busy)?
     }
 
     /// Has the kernel looked at again unless that was done within `fresh`; see [`look`].
@@ -56,32 +56,37 @@ impl Changes {
     }
 
     /// Makes a change; with `confirm` it reverts after that time unless confirmed.
-    pub async fn edit(&self, edit: Edit, actor: Actor, confirm: Option<Duration>) -> Result<Done, Refused> {
+    pub async fn edit(
+        &self,
+        edit: Edit,
+        actor: Actor,
+        confirm: Option<Duration>,
+    ) -> Result<AppliedChange, ChangeRefused> {
         self.ask(|reply| Command::Edit(Box::new(edit), actor, confirm, reply)).await
     }
 
     /// Confirms a generation, or the one that waits for it.
-    pub async fn confirm(&self, generation: Option<u64>, actor: Actor) -> Result<Done, Refused> {
+    pub async fn confirm(&self, generation: Option<u64>, actor: Actor) -> Result<AppliedChange, ChangeRefused> {
         self.ask(|reply| Command::Confirm(generation, actor, reply)).await
     }
 
     /// Goes back to a generation, or to the previous one. It becomes a new generation with the old content.
-    pub async fn rollback(&self, to: Option<u64>, actor: Actor) -> Result<Done, Refused> {
+    pub async fn rollback(&self, to: Option<u64>, actor: Actor) -> Result<AppliedChange, ChangeRefused> {
         self.ask(|reply| Command::Rollback(to, actor, reply)).await
     }
 
     /// Repairs drift once.
-    pub async fn reconcile(&self, what: Reconcile, actor: Actor) -> Result<Reconciled, Refused> {
+    pub async fn reconcile(&self, what: RepairRequest, actor: Actor) -> Result<RepairResult, ChangeRefused> {
         self.ask(|reply| Command::Reconcile(what, actor, reply)).await
     }
 
     /// The generations kept, newest first.
-    pub async fn history(&self) -> Result<Vec<Generation>, Refused> {
+    pub async fn history(&self) -> Result<Vec<Generation>, ChangeRefused> {
         self.ask(Command::History).await
     }
 
     /// What differs between two generations, as lines for people.
-    pub async fn diff(&self, a: u64, b: u64) -> Result<Vec<String>, Refused> {
+    pub async fn diff(&self, a: u64, b: u64) -> Result<Vec<String>, ChangeRefused> {
         self.ask(|reply| Command::Diff(a, b, reply)).await
     }
 }

@@ -4,9 +4,9 @@ use crate::audit::entries;
 use crate::sim as node;
 use proptest::prelude::*;
 use rustix::io::Errno;
-use spoke_change::ask::Generation;
 use spoke_change::conflict::Conflict;
 use spoke_change::edit::{OwnValues, PeerValues};
+use spoke_change::request::Generation;
 use spoke_model::key::PresharedKey;
 use spoke_model::time::Wall;
 use spoke_net::api_state::ApiStatePeer;
@@ -61,7 +61,7 @@ impl Node {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 
-    async fn edit(&self, edit: Edit, confirm: Option<u64>) -> Result<Done, Refused> {
+    async fn edit(&self, edit: Edit, confirm: Option<u64>) -> Result<AppliedChange, ChangeRefused> {
         self.changes.edit(edit, Actor::User(0), confirm.map(Duration::from_secs)).await
     }
 
@@ -121,7 +121,7 @@ async fn what_was_there_before_is_there_again_after_a_refusal_and_after_a_rollba
     // Two of three go before the kernel refuses the third.
     refuse_removing(&node, 2);
     let refused = node.edit(none(), None).await;
-    assert!(matches!(refused, Err(Refused::Kernel(_))), "{refused:?}");
+    assert!(matches!(refused, Err(ChangeRefused::Kernel(_))), "{refused:?}");
     node.kernel.refuse_nothing();
     let there = |node: &Node| node.kernel.peers("wg0");
     assert_eq!(there(&node).len(), 3, "nobody is lost");
@@ -152,13 +152,13 @@ async fn a_way_back_that_the_kernel_refuses_is_tried_for_ever_and_told_once() {
     node.edit(set(2, 2), Some(10)).await.unwrap();
     refuse_removing(&node, 2);
     tokio::time::sleep(Duration::from_secs(1800)).await;
-    let told = |entries: &[spoke_change::audit::Entry]| {
+    let told = |entries: &[spoke_change::audit::AuditEntry]| {
         entries.iter().filter(|e| e.what.contains("was not confirmed")).map(|e| e.result.clone()).collect::<Vec<_>>()
     };
     let trail = told(&entries(dir.path()).unwrap().0);
     assert!(trail.len() == 1 && trail[0].contains("refused"), "{trail:?}");
     let busy = node.edit(set(3, 3), None).await;
-    assert_eq!(busy, Err(Refused::Unconfirmed(2)), "nothing is built upon it");
+    assert_eq!(busy, Err(ChangeRefused::Unconfirmed(2)), "nothing is built upon it");
     node.kernel.refuse_nothing();
     let mut net = node.net.clone();
     net.wait_for(|s| s.observed.links.values().all(|l| l.peers.len() == 1)).await.unwrap();
@@ -254,7 +254,7 @@ async fn repairs_name_each_peer_that_could_not_be_repaired() {
     let node = Node::start(dir.path(), FakeKernel::new(), clock).await;
     appear(&node, &[1, 2]).await;
     refuse_removing(&node, 2);
-    let what = Reconcile { remove_unknown: true, ..Reconcile::default() };
+    let what = RepairRequest { remove_unknown: true, ..RepairRequest::default() };
     let done = node.changes.reconcile(what, Actor::User(0)).await.unwrap();
     assert_eq!(done.removed, [PublicKey([1; 32]).to_string()]);
     let [error] = &done.errors[..] else { panic!("{done:?}") };
@@ -324,7 +324,7 @@ async fn follow(ops: Vec<Op>) -> Result<(), TestCaseError> {
             Op::Apply { peer, keepalive, confirm } => {
                 let done = node.edit(set(peer, keepalive), confirm.then_some(30)).await;
                 if outstanding.is_some() {
-                    prop_assert!(matches!(done, Err(Refused::Unconfirmed(_))));
+                    prop_assert!(matches!(done, Err(ChangeRefused::Unconfirmed(_))));
                 } else if last.get(&peer) == Some(&keepalive) {
                     prop_assert!(!done.unwrap().changed);
                 } else {
@@ -366,7 +366,7 @@ async fn follow(ops: Vec<Op>) -> Result<(), TestCaseError> {
                 let link: IfName = "wg7".parse().unwrap();
                 let edit = Edit::RemovePeer { link: link.clone(), peer: PublicKey([1; 32]) };
                 let refused = node.edit(edit, None).await.unwrap_err();
-                prop_assert!(refused == Refused::Conflict(Conflict::NoLink(link)) || outstanding.is_some());
+                prop_assert!(refused == ChangeRefused::Conflict(Conflict::NoLink(link)) || outstanding.is_some());
             }
             Op::Confirm => {
                 let done = node.changes.confirm(None, Actor::User(0)).await;
@@ -394,7 +394,7 @@ async fn follow(ops: Vec<Op>) -> Result<(), TestCaseError> {
                         }
                     }
                     Err(e) => {
-                        let gone = matches!(e, Refused::NoGeneration { .. });
+                        let gone = matches!(e, ChangeRefused::NoGeneration { .. });
                         prop_assert!(gone && good.len() > 4, "{}", e);
                     }
                 }

@@ -1,8 +1,8 @@
 //! `spoke audit`: who changed what on this node, and whether the record was tampered with.
 use super::load;
 use crate::audit::entries;
-use spoke_api::socket::{Request, SOCKET};
-use spoke_change::audit::{Entry, verify};
+use spoke_api::socket::{SOCKET, SocketRequest};
+use spoke_change::audit::{AuditEntry, verify};
 use spoke_command::{Failure, Outcome, print};
 use spoke_sys::socket::call;
 use std::fmt::Write as _;
@@ -30,7 +30,7 @@ pub fn run(config: &Path, command: Command) -> Outcome {
     match command {
         Command::List { limit, json } => {
             let socket = config.node.runtime_dir.join(SOCKET);
-            let list: Vec<Entry> = call(&socket, &Request::Audit { limit })?;
+            let list: Vec<AuditEntry> = call(&socket, &SocketRequest::Audit { limit })?;
             print(&if json { format!("{}\n", serde_json::to_string_pretty(&list)?) } else { table(&list) });
         }
         Command::Verify => {
@@ -47,7 +47,7 @@ pub fn run(config: &Path, command: Command) -> Outcome {
     Ok(())
 }
 
-fn table(list: &[Entry]) -> String {
+fn table(list: &[AuditEntry]) -> String {
     let mut out = String::new();
     for e in list {
         let clock = if e.trusted { "" } else { "?" };

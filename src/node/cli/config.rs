@@ -1,8 +1,8 @@
 //! `spoke config`: generations of what the agent API, the configuration and the control plane have changed, their differences,
 //! and the way back.
 use super::load;
-use spoke_api::socket::{Request, SOCKET};
-use spoke_change::ask::{Generation, Rolled};
+use spoke_api::socket::{SOCKET, SocketRequest};
+use spoke_change::request::{Generation, RollbackResult};
 use spoke_command::{Outcome, print};
 use spoke_sys::socket::call;
 use std::fmt::Write as _;
@@ -42,19 +42,19 @@ pub fn run(config: &Path, command: Command) -> Outcome {
     let socket = load(config)?.node.runtime_dir.join(SOCKET);
     match command {
         Command::History { json } => {
-            let list: Vec<Generation> = call(&socket, &Request::History)?;
+            let list: Vec<Generation> = call(&socket, &SocketRequest::History)?;
             print(&if json { format!("{}\n", serde_json::to_string_pretty(&list)?) } else { table(&list) });
         }
         Command::Diff { a, b } => {
-            let lines: Vec<String> = call(&socket, &Request::Diff { a, b })?;
+            let lines: Vec<String> = call(&socket, &SocketRequest::Diff { a, b })?;
             print(&if lines.is_empty() { "no difference\n".to_owned() } else { lines.join("\n") + "\n" });
         }
         Command::Confirm { generation } => {
-            let done: Rolled = call(&socket, &Request::Confirm { generation })?;
+            let done: RollbackResult = call(&socket, &SocketRequest::Confirm { generation })?;
             print(&format!("generation {} stays in force\n", done.generation));
         }
         Command::Rollback { generation } => {
-            let done: Rolled = call(&socket, &Request::Rollback { to: generation })?;
+            let done: RollbackResult = call(&socket, &SocketRequest::Rollback { to: generation })?;
             let mut text = format!("generation {} is in force\n", done.generation);
             for line in &done.lines {
                 let _ = writeln!(text, "  {line}");

@@ -1,7 +1,7 @@
 //! `spoke drift`: what the kernel has that nobody wants, lacks, or has otherwise; and its repair on request.
 use super::load;
-use spoke_api::socket::{Request, SOCKET};
-use spoke_change::ask::{Reconcile, Reconciled};
+use spoke_api::socket::{SOCKET, SocketRequest};
+use spoke_change::request::{RepairRequest, RepairResult};
 use spoke_command::{Failure, Outcome, print};
 use spoke_net::drift::DriftReport;
 use spoke_sys::socket::call;
@@ -33,8 +33,8 @@ pub fn run(config: &Path, args: &Args) -> Outcome {
     let socket = load(config)?.node.runtime_dir.join(SOCKET);
     if args.repair {
         let (remove_unknown, dry_run) = (args.remove_unknown, args.dry_run);
-        let what = Reconcile { remove_unknown, dry_run, ..Reconcile::default() };
-        let done: Reconciled = call(&socket, &Request::DriftRepair { what })?;
+        let what = RepairRequest { remove_unknown, dry_run, ..RepairRequest::default() };
+        let done: RepairResult = call(&socket, &SocketRequest::DriftRepair { what })?;
         print(&if args.json {
             format!("{}\n", serde_json::to_string_pretty(&done)?)
         } else {
@@ -42,12 +42,12 @@ pub fn run(config: &Path, args: &Args) -> Outcome {
         });
         return if done.errors.is_empty() { Ok(()) } else { Err(Failure::Silent) };
     }
-    let report: DriftReport = call(&socket, &Request::Drift)?;
+    let report: DriftReport = call(&socket, &SocketRequest::Drift)?;
     print(&if args.json { format!("{}\n", serde_json::to_string_pretty(&report)?) } else { table(&report) });
     if args.exit_code && report.has_drift { Err(Failure::Silent) } else { Ok(()) }
 }
 
-fn repaired(done: &Reconciled, dry_run: bool) -> String {
+fn repaired(done: &RepairResult, dry_run: bool) -> String {
     let mut out = String::new();
     let would = if dry_run { "would be " } else { "" };
     for (what, keys) in [("added", &done.added), ("restored", &done.updated), ("removed", &done.removed)] {

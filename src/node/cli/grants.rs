@@ -1,6 +1,6 @@
 //! `spoke grants`: who is admitted and why, from the running supervisor; or one question asked of the chain directly.
 use super::load;
-use spoke_api::socket::{Request, SOCKET};
+use spoke_api::socket::{SOCKET, SocketRequest};
 use spoke_chain::conversation::Chain;
 use spoke_command::{Failure, Outcome, block_on, print};
 use spoke_config::grants::Grants;
@@ -56,7 +56,7 @@ pub fn run(config: &Path, command: &Command) -> Outcome {
     let socket = config.node.runtime_dir.join(SOCKET);
     match command {
         Command::List { json } => {
-            let report: Report = call(&socket, &Request::Grants)?;
+            let report: Report = call(&socket, &SocketRequest::Grants)?;
             print(&if *json {
                 format!("{:#}\n", serde_json::to_value(&report)?)
             } else {
@@ -65,7 +65,7 @@ pub fn run(config: &Path, command: &Command) -> Outcome {
             Ok(())
         }
         Command::Show { node, json } => {
-            let report: Report = call(&socket, &Request::Grants)?;
+            let report: Report = call(&socket, &SocketRequest::Grants)?;
             let rows: Vec<&Row> = report.rows.iter().filter(|r| r.node == *node).collect();
             if rows.is_empty() {
                 return Err(Failure::Failed(anyhow::anyhow!("no interface has a candidate named {node}")));
@@ -87,7 +87,7 @@ pub fn run(config: &Path, command: &Command) -> Outcome {
             verify(Arc::new(grants), (node.clone(), *key), *block)
         }
         Command::Refresh => {
-            let _: serde_json::Value = call(&socket, &Request::GrantsRefresh)?;
+            let _: serde_json::Value = call(&socket, &SocketRequest::GrantsRefresh)?;
             Ok(())
         }
     }

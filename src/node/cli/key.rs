@@ -1,6 +1,6 @@
 //! `spoke key`: makes a private key, shows the public half of one, or changes the one in use.
 use super::load;
-use spoke_api::socket::{Request, SOCKET, StatusReport};
+use spoke_api::socket::{SOCKET, SocketRequest, StatusReport};
 use spoke_command::{Failure, Outcome, print};
 use spoke_model::interface_name::IfName;
 use spoke_model::key::SecretKey;
@@ -57,11 +57,11 @@ pub fn run(command: &Command, config: &std::path::Path) -> Outcome {
 
 fn rotate(config: &Path) -> Outcome {
     let socket = load(config)?.node.runtime_dir.join(SOCKET);
-    let () = call(&socket, &Request::RotateKey)?;
+    let () = call(&socket, &SocketRequest::RotateKey)?;
     let ended = async {
         loop {
             tokio::time::sleep(Duration::from_millis(200)).await;
-            let report: StatusReport = call(&socket, &Request::Status)?;
+            let report: StatusReport = call(&socket, &SocketRequest::Status)?;
             let control = report.control.unwrap_or_default();
             if control["key_change"].is_null() {
                 let text = |pointer: &str| control.pointer(pointer).and_then(|v| v.as_str()).map(str::to_owned);

@@ -1,7 +1,7 @@
 //! `spoke provision`: takes the settings from the boot partition into the state partition; the image runs it at each start.
 use crate::health;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
-use spoke_api::health::summary::Vitals;
+use spoke_api::health::summary::Components;
 use spoke_command::{Failure, Outcome, print};
 use spoke_config::Config;
 use spoke_config::appliance::{SETTINGS, Settings, parse};
@@ -38,11 +38,11 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Outcome {
-    let (vitals, seen) = watch::channel(Vitals::default());
+    let (components, seen) = watch::channel(Components::default());
     spoke_command::block_on(async {
         let (stop, stopped) = watch::channel(false);
         let waiting = tokio::spawn(serve(seen, stopped));
-        let done = settle(args, &vitals).await;
+        let done = settle(args, &components).await;
         // The supervisor listens at the same address next.
         let _ = stop.send(true);
         let _ = waiting.await;
@@ -51,8 +51,8 @@ pub fn run(args: &Args) -> Outcome {
 }
 
 /// `/health` for as long as there is no supervisor: the first stage can be polled like the others.
-async fn serve(vitals: watch::Receiver<Vitals>, stop: watch::Receiver<bool>) {
-    let (clock, mut begun, mut over) = (SystemClock, vitals.clone(), stop.clone());
+async fn serve(components: watch::Receiver<Components>, stop: watch::Receiver<bool>) {
+    let (clock, mut begun, mut over) = (SystemClock, components.clone(), stop.clone());
     // Where settings are in order nobody waits and nothing is served.
     tokio::select! {
         _ = begun.changed() => {}
@@ -61,13 +61,13 @@ async fn serve(vitals: watch::Receiver<Vitals>, stop: watch::Receiver<bool>) {
     let variables = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
     let Ok(config) = Config::from_text(None, variables) else { return };
     let (_status, net) = watch::channel(crate::reconciler::NetStatus::default());
-    let board = health::Board { clock, started: clock.now(), config: Arc::new(config), net, vitals, stop };
+    let board = health::Deps { clock, started: clock.now(), config: Arc::new(config), net, components, stop };
     match health::run(board).await {
         Ok(()) => {}
     }
 }
 
-async fn settle(args: &Args, vitals: &watch::Sender<Vitals>) -> Outcome {
+async fn settle(args: &Args, components: &watch::Sender<Components>) -> Outcome {
     let directory = args.state.join("config");
     let config = directory.join(SETTINGS);
     restore(args)?;
@@ -96,7 +96,7 @@ async fn settle(args: &Args, vitals: &watch::Sender<Vitals>) -> Outcome {
                         return if config.exists() { Ok(()) } else { Err(Failure::BadInput("no settings".into())) };
                     }
                     let list = faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-                    wait_for(vitals, format!("{SETTINGS} on the boot partition has faults: {list}"));
+                    wait_for(components, format!("{SETTINGS} on the boot partition has faults: {list}"));
                 }
             },
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
@@ -111,7 +111,7 @@ async fn settle(args: &Args, vitals: &watch::Sender<Vitals>) -> Outcome {
                     print(&news);
                     told = news;
                 }
-                wait_for(vitals, format!("there is no {SETTINGS} on the boot partition: put it there"));
+                wait_for(components, format!("there is no {SETTINGS} on the boot partition: put it there"));
             }
             Err(e) => return Err(anyhow::Error::from(e).context("cannot read the boot partition").into()),
         }
@@ -120,8 +120,8 @@ async fn settle(args: &Args, vitals: &watch::Sender<Vitals>) -> Outcome {
     }
 }
 
-fn wait_for(vitals: &watch::Sender<Vitals>, what: String) {
-    vitals.send_if_modified(|v| {
+fn wait_for(components: &watch::Sender<Components>, what: String) {
+    components.send_if_modified(|v| {
         let news = v.unprovisioned.as_ref() != Some(&what);
         v.unprovisioned = Some(what);
         news

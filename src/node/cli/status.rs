@@ -1,6 +1,6 @@
 //! `spoke status`: what the running supervisor sees and does, as a table for people or as JSON.
 use super::load;
-use spoke_api::socket::{LinkReport, Request, SOCKET, StatusReport};
+use spoke_api::socket::{LinkReport, SOCKET, SocketRequest, StatusReport};
 use spoke_command::{Failure, Outcome, print};
 use spoke_config::health::Health;
 use spoke_sys::fetch::local;
@@ -35,11 +35,11 @@ pub fn run(config: &Path, args: &Args) -> Outcome {
     let clear = if args.watch && std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
     loop {
         if args.json {
-            let report: serde_json::Value = call(&socket, &Request::Status)?;
+            let report: serde_json::Value = call(&socket, &SocketRequest::Status)?;
             // One report a line where they keep coming, so that a reader knows where one ends.
             print(&if args.watch { format!("{report}\n") } else { format!("{report:#}\n") });
         } else {
-            let report: StatusReport = call(&socket, &Request::Status)?;
+            let report: StatusReport = call(&socket, &SocketRequest::Status)?;
             print(&format!("{clear}{}", table(&report)));
         }
         if !args.watch {
@@ -243,7 +243,7 @@ mod tests {
         let report = StatusReport {
             version: "1".into(),
             troubles: vec![spoke_api::socket::TroubleReport { code: "name_taken".into(), detail: "wg0 …".into() }],
-            history: vec![spoke_api::socket::DeedReport {
+            history: vec![spoke_api::socket::AppliedStepReport {
                 seconds_ago: 61,
                 time: "1970-01-01T00:00:00Z".into(),
                 cause: "drift".into(),

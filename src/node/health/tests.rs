@@ -92,17 +92,17 @@ async fn get(addr: &str, path: &str) -> (u16, String) {
 async fn a_pass_shows_at_every_address_and_a_stop_ends_it() {
     let port = free_port();
     let (net, net_rx) = watch::channel(NetStatus::default());
-    let (vitals, vitals_rx) = watch::channel(Vitals::default());
+    let (components, vitals_rx) = watch::channel(Components::default());
     let (stop, stop_rx) = watch::channel(false);
-    let board = Board {
+    let deps = Deps {
         clock: SystemClock,
         started: SystemClock.now(),
         config: config(port),
         net: net_rx,
-        vitals: vitals_rx,
+        components: vitals_rx,
         stop: stop_rx,
     };
-    let task = tokio::spawn(run(board));
+    let task = tokio::spawn(run(deps));
     let local = format!("127.0.0.1:{port}");
     assert_eq!(get(&local, "/ready").await.0, 503);
     net.send(status()).unwrap();
@@ -115,7 +115,7 @@ async fn a_pass_shows_at_every_address_and_a_stop_ends_it() {
     assert_eq!(wg["interfaces"][0]["peers"][0]["public_key"], PublicKey([7; 32]).to_string());
     let shown = get(&local, "/config").await.1;
     assert!(shown.contains("edge-1"), "{shown}");
-    vitals.send_modify(|v| v.node_id = Some("edge-1".parse().unwrap()));
+    components.send_modify(|v| v.node_id = Some("edge-1".parse().unwrap()));
     loop {
         let health: Value = serde_json::from_str(&get(&local, "/health").await.1).unwrap();
         if health["node_id"] == "edge-1" {
@@ -128,15 +128,15 @@ async fn a_pass_shows_at_every_address_and_a_stop_ends_it() {
 
 #[tokio::test]
 async fn promtool_accepts_the_metrics() {
-    let board = Board {
+    let deps = Deps {
         clock: SystemClock,
         started: SystemClock.now(),
         config: config(1),
         net: watch::channel(NetStatus::default()).1,
-        vitals: watch::channel(Vitals::default()).1,
+        components: watch::channel(Components::default()).1,
         stop: watch::channel(false).1,
     };
-    let endpoints = Endpoints::new(&board);
+    let endpoints = Endpoints::new(&deps);
     let uplink = spoke_api::health::summary::Uplink {
         connected: true,
         hub_answers: true,
@@ -147,17 +147,17 @@ async fn promtool_accepts_the_metrics() {
     let part = spoke_api::health::summary::Part { healthy: false, since: SystemClock.now(), detail: None };
     let parts =
         ["contract", "registry", "control", "config", "agent", "clock", "accessControl"].map(|p| (p, part.clone()));
-    let vitals = Vitals {
+    let components = Components {
         uplink: Some(uplink),
         clock_trusted: true,
         grants: Some(Arc::new(grants())),
         parts: parts.into(),
-        ..Vitals::default()
+        ..Components::default()
     };
     let trouble = |code| crate::reconciler::Trouble { code, detail: "\"quoted\"\nand broken".into() };
     let troubled =
         NetStatus { troubles: vec![trouble("apply_failed"), trouble("apply_failed")], clean: false, ..status() };
-    endpoints.take(&troubled, &vitals);
+    endpoints.take(&troubled, &components);
     let request = Request {
         method: "GET".into(),
         path: "/metrics".into(),

@@ -4,7 +4,7 @@ use super::control;
 use crate::reconciler::Fact;
 use crate::socket::GrantsView;
 use crate::supervise::Supervisor;
-use spoke_api::health::summary::{Access, Part, Vitals};
+use spoke_api::health::summary::{Access, Components, Part};
 use spoke_chain::follower::{Board, run};
 use spoke_chain::ledger::Directories;
 use spoke_config::Config;
@@ -43,7 +43,7 @@ pub(super) fn start(
     tasks: &mut Supervisor,
     config: &Arc<Config>,
     control: Option<Fact<Config>>,
-    vitals: &watch::Sender<Vitals>,
+    components: &watch::Sender<Components>,
     clock: SystemClock,
 ) -> Option<Running> {
     if !config.interfaces.iter().any(|i| i.access == Kind::Nft) {
@@ -89,8 +89,8 @@ pub(super) fn start(
             }
         })
     });
-    let (view, vitals) = (reports.clone(), vitals.clone());
-    tasks.restarting("access", seed, move || tell(view.clone(), vitals.clone(), clock));
+    let (view, components) = (reports.clone(), components.clone());
+    tasks.restarting("access", seed, move || tell(view.clone(), components.clone(), clock));
     Some(Running { admitted: admissions, report: reports, refresh })
 }
 
@@ -151,14 +151,14 @@ pub(crate) fn candidates(config: &Config) -> BTreeSet<Pair> {
 
 async fn tell(
     mut report: watch::Receiver<Option<Arc<Report>>>,
-    vitals: watch::Sender<Vitals>,
+    components: watch::Sender<Components>,
     clock: SystemClock,
 ) -> Result<(), Infallible> {
     let started = clock.now();
     loop {
         let seen = report.borrow_and_update().clone();
         if let Some(r) = seen {
-            vitals.send_modify(|v| {
+            components.send_modify(|v| {
                 v.access = Some(summary(&r));
                 v.parts.insert("contract", contract(&r, started));
                 v.parts.insert("accessControl", own(&r, started));

@@ -1,11 +1,11 @@
 //! Wires the follower of the control plane, and lets what depends on it begin anew when it changes.
-use super::vitals;
+use super::component_status;
 use crate::audit::Audit;
 use crate::enrolment::{Follower, HealthView, Kept, TokenView};
 use crate::reconciler::{Fact, NetStatus};
 use crate::socket::ControlView;
 use crate::supervise::Supervisor;
-use spoke_api::health::summary::Vitals;
+use spoke_api::health::summary::Components;
 use spoke_command::Failure;
 use spoke_config::Config;
 use spoke_enroll::document::Envelope;
@@ -50,7 +50,7 @@ pub(super) struct Wires<'a> {
     /// Its choice.
     pub(super) choice: Option<Fact<UplinkChoice>>,
     /// The board of the local endpoints.
-    pub(super) vitals: &'a watch::Sender<Vitals>,
+    pub(super) components: &'a watch::Sender<Components>,
     /// When the process started.
     pub(super) started: Boot,
     /// How updates of the image stand.
@@ -93,11 +93,11 @@ pub(super) fn start(
     let (status, statuses) = watch::channel(enroll::Status::default());
     let (asking, asked) = mpsc::channel(1);
     let asked = Arc::new(Mutex::new(asked));
-    let (board, net) = (wires.vitals.subscribe(), wires.net.clone());
+    let (board, net) = (wires.components.subscribe(), wires.net.clone());
     let (health, shown, started) = (board.clone(), wires.update.clone(), wires.started);
-    let health: HealthView = Arc::new(move || vitals::health(&net, &health, &shown, started));
+    let health: HealthView = Arc::new(move || component_status::health(&net, &health, &shown, started));
     let base = config.clone();
-    let Wires { keys: secrets, net, uplink, choice, vitals, update, audit, .. } = wires;
+    let Wires { keys: secrets, net, uplink, choice, components, update, audit, .. } = wires;
     tasks.restarting("control", seed, move || {
         let follower = keys::identity(&dir.join("identity.key")).map(|identity| Follower {
             http: (http.another(), http.another()),
@@ -121,7 +121,7 @@ pub(super) fn start(
             net: net.clone(),
             uplink: uplink.clone(),
             choice: choice.clone(),
-            vitals: board.clone(),
+            components: board.clone(),
             health: health.clone(),
             rotate: asked.clone(),
             status: status.clone(),
@@ -130,9 +130,9 @@ pub(super) fn start(
         async move { follower.map_err(anyhow::Error::new)?.run().await.map_err(anyhow::Error::new) }
     });
     tasks.vital("fleet-audit", crate::audit::control(statuses.clone(), audit, SystemClock));
-    let (view, board) = (statuses.clone(), vitals.clone());
-    let report = Arc::new(move || Some(vitals::fleet(&statuses.borrow(), SystemClock.now())));
-    tasks.restarting("fleet", seed, move || vitals::control(view.clone(), board.clone(), SystemClock));
+    let (view, board) = (statuses.clone(), components.clone());
+    let report = Arc::new(move || Some(component_status::fleet(&statuses.borrow(), SystemClock.now())));
+    tasks.restarting("fleet", seed, move || component_status::control(view.clone(), board.clone(), SystemClock));
     Ok(Some(Running { config: published, view: ControlView { report, rotate: asking } }))
 }
 

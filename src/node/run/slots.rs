@@ -1,7 +1,7 @@
 //! On an image with two slots: passes on to the updater which release is wanted, and tells how updates stand.
 use crate::reconciler::Fact;
 use crate::supervise::Supervisor;
-use spoke_api::health::summary::Vitals;
+use spoke_api::health::summary::Components;
 use spoke_config::Config;
 use spoke_sys::random::seed;
 use spoke_sys::updater::Notes;
@@ -19,7 +19,7 @@ pub(super) fn start(
     tasks: &mut Supervisor,
     config: &Arc<Config>,
     control: Option<Fact<Config>>,
-    vitals: &watch::Sender<Vitals>,
+    components: &watch::Sender<Components>,
     update: watch::Sender<Option<Notice>>,
 ) {
     if !std::path::Path::new(spoke_sys::slots::RUN).exists() {
@@ -30,8 +30,8 @@ pub(super) fn start(
         let notes = notes.clone();
         tasks.restarting("release", seed, move || want(notes.clone(), control.clone()));
     }
-    let vitals = vitals.clone();
-    tasks.restarting("slots", seed, move || tell(notes.clone(), vitals.clone(), update.clone()));
+    let components = components.clone();
+    tasks.restarting("slots", seed, move || tell(notes.clone(), components.clone(), update.clone()));
 }
 
 async fn want(notes: Notes, mut control: Fact<Config>) -> Result<(), std::io::Error> {
@@ -46,14 +46,14 @@ async fn want(notes: Notes, mut control: Fact<Config>) -> Result<(), std::io::Er
 
 async fn tell(
     notes: Notes,
-    vitals: watch::Sender<Vitals>,
+    components: watch::Sender<Components>,
     update: watch::Sender<Option<Notice>>,
 ) -> Result<(), Infallible> {
     loop {
         let now = notes.notice();
         if *update.borrow() != now {
             update.send_replace(now.clone());
-            vitals.send_modify(|v| v.update = now);
+            components.send_modify(|v| v.update = now);
         }
         tokio::time::sleep(LOOK).await;
     }
@@ -81,9 +81,9 @@ mod tests {
         wants.await.unwrap().unwrap();
         assert_eq!(notes.wanted().unwrap().version, "2");
 
-        let (vitals, seen) = watch::channel(Vitals::default());
+        let (components, seen) = watch::channel(Components::default());
         let (update, mut told) = watch::channel(None);
-        let telling = tokio::spawn(tell(notes.clone(), vitals, update));
+        let telling = tokio::spawn(tell(notes.clone(), components, update));
         notes.post(&Notice::of(&UpdateRecord::new("x".into()), Slot::B, "1")).unwrap();
         told.changed().await.unwrap();
         assert_eq!(seen.borrow().update.as_ref().unwrap().slot, Slot::B);

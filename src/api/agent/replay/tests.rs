@@ -19,9 +19,9 @@ struct Disk {
 }
 
 impl Disk {
-    fn accept(&mut self, proof: Proof, now: Wall) -> Verdict {
+    fn accept(&mut self, proof: Proof, now: Wall) -> ReplayVerdict {
         let verdict = self.replays.accept(proof, now);
-        if verdict == Verdict::New {
+        if verdict == ReplayVerdict::New {
             if let Some(line) = self.replays.reserve(proof.timestamp) {
                 self.lines.push(line);
                 self.synced = self.lines.len();
@@ -58,7 +58,7 @@ proptest! {
         for (id, wall, skew, event, rewrite) in steps {
             let timestamp = wall.saturating_add_signed(skew) / 50 * 50;
             let p = proof(id, timestamp);
-            if wall.abs_diff(timestamp) <= WINDOW && disk.accept(p, Wall(wall)) == Verdict::New {
+            if wall.abs_diff(timestamp) <= WINDOW && disk.accept(p, Wall(wall)) == ReplayVerdict::New {
                 prop_assert!(accepted.insert(p.digest), "accepted twice");
             }
             match event {
@@ -94,8 +94,8 @@ fn a_steady_clock_never_refuses_a_new_request() {
     let mut replays = Replays::default();
     for now in 1000..2000 {
         for id in 0..5 {
-            assert_eq!(replays.accept(proof(id, now), Wall(now)), Verdict::New);
-            assert_eq!(replays.accept(proof(id, now), Wall(now)), Verdict::Used, "at once again");
+            assert_eq!(replays.accept(proof(id, now), Wall(now)), ReplayVerdict::New);
+            assert_eq!(replays.accept(proof(id, now), Wall(now)), ReplayVerdict::Used, "at once again");
         }
     }
     assert!(replays.len() <= 5 * 302, "{}", replays.len());
@@ -105,31 +105,31 @@ fn a_steady_clock_never_refuses_a_new_request() {
 fn a_flood_is_bounded_and_forgets_nothing_it_could_accept_again() {
     let mut replays = Replays::default();
     let first = proof(0, 1000);
-    assert_eq!(replays.accept(first, Wall(1000)), Verdict::New);
+    assert_eq!(replays.accept(first, Wall(1000)), ReplayVerdict::New);
     for id in 0..20_000u16 {
         replays.accept(proof(id, 1001 + u64::from(id / 1000)), Wall(1001));
     }
     assert!(replays.len() <= CAPACITY);
-    assert_eq!(replays.accept(first, Wall(1000)), Verdict::Forgotten, "forgotten for room, yet refused");
+    assert_eq!(replays.accept(first, Wall(1000)), ReplayVerdict::Forgotten, "forgotten for room, yet refused");
 }
 
 #[test]
 fn a_clock_that_was_years_ahead_locks_nobody_out() {
     let (now, later) = (1_800_000_000, 2_100_000_000);
     let mut disk = Disk::default();
-    assert_eq!(disk.accept(proof(0, now), Wall(now)), Verdict::New);
+    assert_eq!(disk.accept(proof(0, now), Wall(now)), ReplayVerdict::New);
     // An hour of use with a wrong clock, panel and node alike, then more than fits.
     for t in 0..3600 {
-        assert_eq!(disk.accept(proof(1, later + t), Wall(later + t)), Verdict::New);
+        assert_eq!(disk.accept(proof(1, later + t), Wall(later + t)), ReplayVerdict::New);
     }
     for id in 0..10_000 {
         disk.accept(proof(id, later + 3600), Wall(later + 3600));
     }
-    assert_eq!(disk.accept(proof(1, now + 1), Wall(now + 1)), Verdict::New, "the clock is right again");
-    assert_eq!(disk.accept(proof(0, now), Wall(now + 1)), Verdict::Forgotten);
+    assert_eq!(disk.accept(proof(1, now + 1), Wall(now + 1)), ReplayVerdict::New, "the clock is right again");
+    assert_eq!(disk.accept(proof(0, now), Wall(now + 1)), ReplayVerdict::Forgotten);
     disk.restart(Some(0));
-    assert_eq!(disk.accept(proof(2, now + 2), Wall(now + 2)), Verdict::Forgotten, "a minute after a power cut");
-    assert_eq!(disk.accept(proof(2, now + 2 + ROOM), Wall(now + 2 + ROOM)), Verdict::New);
+    assert_eq!(disk.accept(proof(2, now + 2), Wall(now + 2)), ReplayVerdict::Forgotten, "a minute after a power cut");
+    assert_eq!(disk.accept(proof(2, now + 2 + ROOM), Wall(now + 2 + ROOM)), ReplayVerdict::New);
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! Verdicts for every kind of trouble.
-use super::super::summary::{Link, Net, Uplink, Vitals};
+use super::super::summary::{Components, Link, Net, Uplink};
 use super::*;
 use proptest::prelude::*;
 
@@ -18,40 +18,40 @@ fn well() -> Snapshot {
         last_handshake: Some(Boot::from_secs(900)),
         ..Uplink::default()
     };
-    Snapshot { net, vitals: Vitals { uplink: Some(uplink), clock_trusted: true, ..Vitals::default() } }
+    Snapshot { net, components: Components { uplink: Some(uplink), clock_trusted: true, ..Components::default() } }
 }
 
 fn uplink(s: &mut Snapshot) -> &mut Uplink {
-    s.vitals.uplink.as_mut().unwrap()
+    s.components.uplink.as_mut().unwrap()
 }
 
 #[test]
 fn each_verdict_has_its_reason() {
     let s = well();
     let h = fold(&s, &at(1000));
-    assert_eq!((h.status, h.reasons.len(), h.handshake_age), (Verdict::Healthy, 0, Some(100)));
+    assert_eq!((h.status, h.reasons.len(), h.handshake_age), (HealthVerdict::Healthy, 0, Some(100)));
 
     let mut s = well();
     uplink(&mut s).last_handshake = Some(Boot::from_secs(800));
     let h = fold(&s, &at(1000));
-    assert_eq!((h.status, h.reasons[0].code, h.reasons[0].seconds), (Verdict::Degraded, "handshake_stale", 20));
+    assert_eq!((h.status, h.reasons[0].code, h.reasons[0].seconds), (HealthVerdict::Degraded, "handshake_stale", 20));
     assert_eq!(h.reasons[0].since.as_deref(), Some(Wall(1_700_000_980).to_string().as_str()));
 
     let mut s = well();
     uplink(&mut s).hub_answers = false;
     let h = fold(&s, &at(1000));
-    assert_eq!((h.status, h.reasons[0].code), (Verdict::Unhealthy, "hub_silent"));
+    assert_eq!((h.status, h.reasons[0].code), (HealthVerdict::Unhealthy, "hub_silent"));
 
     let mut s = well();
     uplink(&mut s).connected = false;
     let h = fold(&s, &at(1000));
-    assert_eq!((h.status, h.reasons[0].code, h.can_ping_hub), (Verdict::Disconnected, "no_tunnel", false));
+    assert_eq!((h.status, h.reasons[0].code, h.can_ping_hub), (HealthVerdict::Disconnected, "no_tunnel", false));
 
     let mut s = well();
     let part = Part { healthy: false, since: Boot::from_secs(500), detail: Some("no endpoint answers".into()) };
-    s.vitals.parts.insert("contract", part);
+    s.components.parts.insert("contract", part);
     let h = fold(&s, &at(1000));
-    assert_eq!((h.status, h.reasons[0].code, h.reasons[0].seconds), (Verdict::Degraded, "contract_away", 500));
+    assert_eq!((h.status, h.reasons[0].code, h.reasons[0].seconds), (HealthVerdict::Degraded, "contract_away", 500));
     assert_eq!(h.components["contract"].status, "degraded");
 }
 
@@ -116,7 +116,7 @@ fn ready_needs_a_clean_pass_and_a_tunnel() {
     assert!(ready(&s, &at(1000)).unwrap_err().starts_with("no_tunnel"));
     // A hub has no uplink: its interfaces are its tunnel.
     let mut s = well();
-    s.vitals.uplink = None;
+    s.components.uplink = None;
     assert_eq!(ready(&s, &at(1000)), Ok(()));
     s.net.links[0].up = false;
     assert!(ready(&s, &at(1000)).unwrap_err().contains("wg0"));
@@ -136,14 +136,14 @@ proptest! {
         let u = uplink(&mut s);
         (u.connected, u.hub_answers, u.last_handshake) = (connected, answers, handshake.map(Boot::from_secs));
         if !has_uplink {
-            s.vitals.uplink = None;
+            s.components.uplink = None;
         }
         if let Some(healthy) = part {
-            s.vitals.parts.insert("control", Part { healthy, since: Boot::from_secs(2), detail: None });
+            s.components.parts.insert("control", Part { healthy, since: Boot::from_secs(2), detail: None });
         }
         let h = fold(&s, &at(now));
-        prop_assert_eq!(h.status == Verdict::Healthy, h.reasons.is_empty());
-        prop_assert_eq!(h.status == Verdict::Disconnected, !h.connected);
+        prop_assert_eq!(h.status == HealthVerdict::Healthy, h.reasons.is_empty());
+        prop_assert_eq!(h.status == HealthVerdict::Disconnected, !h.connected);
         prop_assert!(!h.can_ping_hub || h.connected);
         // Ready says no more than healthy or degraded ever would.
         if ready(&s, &at(now)).is_ok() {
@@ -158,7 +158,8 @@ fn the_stage_follows_settings_and_tunnel() {
     assert_eq!(fold(&s, &at(1000)).stage, Stage::Connected);
     uplink(&mut s).hub_answers = false;
     assert_eq!(fold(&s, &at(1000)).stage, Stage::Provisioned);
-    let s = Snapshot { vitals: Vitals { unprovisioned: Some("a file".into()), ..Vitals::default() }, ..well() };
+    let s =
+        Snapshot { components: Components { unprovisioned: Some("a file".into()), ..Components::default() }, ..well() };
     let h = fold(&s, &at(1000));
     assert_eq!(
         (h.stage, h.reasons[0].code, h.reasons[0].detail.as_str()),

@@ -1,7 +1,7 @@
 //! What is on disk: bounded in bytes as in number, and private.
 use super::*;
 use spoke_change::declared::Revision;
-use spoke_change::record::Change;
+use spoke_change::record::StateChange;
 use spoke_model::key::PublicKey;
 use spoke_model::time::Wall;
 use spoke_net::api_state::{ApiStateLink, ApiStatePeer};
@@ -17,14 +17,14 @@ fn state(peers: u8, keepalive: u16) -> ApiState {
 }
 
 async fn commit(store: &mut Store, state: &ApiState) {
-    let record = Record {
+    let record = GenerationRecord {
         generation: 0,
         wall: Wall(0),
         trusted: true,
         actor: "user 0".into(),
         what: "test".into(),
         confirm: None,
-        change: Change::default(),
+        change: StateChange::default(),
         revision: Revision::default(),
     };
     let record = store.history().next(state, record);

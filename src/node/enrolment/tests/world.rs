@@ -245,7 +245,7 @@ impl Node {
             net: net.clone(),
             uplink: watch::channel(UplinkStatus::default()).1,
             choice: None,
-            vitals: watch::channel(Vitals::default()).1,
+            components: watch::channel(Components::default()).1,
             health: {
                 // Whoever asks under a guard of the status waits for ever.
                 let writer = net_out.clone();

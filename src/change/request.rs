@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 /// Why a change was not made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
+pub enum ChangeRefused {
     /// Somebody else has it, or it is not there.
     #[error(transparent)]
     Conflict(#[from] Conflict),
@@ -40,7 +40,7 @@ pub enum Refused {
 
 /// A change that was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Done {
+pub struct AppliedChange {
     /// The generation in force.
     pub generation: u64,
     /// Whether anything had to be changed.
@@ -55,7 +55,7 @@ pub struct Done {
 
 /// What a rollback or a confirmation led to, as the command line shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rolled {
+pub struct RollbackResult {
     /// The generation in force.
     pub generation: u64,
     /// What changed.
@@ -65,7 +65,7 @@ pub struct Rolled {
 /// What to repair once, whatever the policies say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Reconcile {
+pub struct RepairRequest {
     /// Add missing peers.
     pub reconcile_missing: bool,
     /// Restore what differs.
@@ -76,7 +76,7 @@ pub struct Reconcile {
     pub dry_run: bool,
 }
 
-impl Default for Reconcile {
+impl Default for RepairRequest {
     fn default() -> Self {
         Self { reconcile_missing: true, reconcile_mismatched: true, remove_unknown: false, dry_run: false }
     }
@@ -84,7 +84,7 @@ impl Default for Reconcile {
 
 /// What a repair did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reconciled {
+pub struct RepairResult {
     /// Keys of peers added.
     pub added: Vec<String>,
     /// Keys of peers restored.
@@ -92,12 +92,12 @@ pub struct Reconciled {
     /// Keys of peers removed.
     pub removed: Vec<String>,
     /// What could not be done.
-    pub errors: Vec<ReconcileError>,
+    pub errors: Vec<RepairError>,
 }
 
 /// A peer that could not be repaired.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReconcileError {
+pub struct RepairError {
     /// Its key.
     pub peer: String,
     /// `add`, `update` or `remove`.
@@ -127,12 +127,12 @@ pub struct Generation {
     pub confirm_within: Option<u64>,
 }
 
-impl Reconciled {
+impl RepairResult {
     /// What was found before and is gone after was done; the rest failed, and `why` says why.
     pub fn between(
         before: &DriftReport,
         after: &DriftReport,
-        what: &Reconcile,
+        what: &RepairRequest,
         why: impl Fn(PublicKey) -> String,
     ) -> Self {
         let mut errors = Vec::new();
@@ -140,9 +140,7 @@ impl Reconciled {
             let mut done = Vec::new();
             for key in keys.into_iter().filter(|_| asked) {
                 match left.contains(&key) {
-                    true => {
-                        errors.push(ReconcileError { peer: key.to_string(), action: action.into(), error: why(key) })
-                    }
+                    true => errors.push(RepairError { peer: key.to_string(), action: action.into(), error: why(key) }),
                     false => done.push(key.to_string()),
                 }
             }

@@ -1,8 +1,8 @@
 //! What is told of changes: the generations, what differs between two, what a rollback does not bring back, and the words of
 //! the audit trail. Pure.
-use super::ask::{Done, Generation, Reconciled, Refused};
 use super::history::History;
-use super::record::{Change, Record};
+use super::record::{GenerationRecord, StateChange};
+use super::request::{AppliedChange, ChangeRefused, Generation, RepairResult};
 use spoke_model::time::Boot;
 
 /// Lines of a change that go into the audit trail; the generation has them all.
@@ -11,7 +11,7 @@ const TOLD: usize = 8;
 /// The generations kept, newest first.
 pub fn generations(history: &History, now: Boot) -> Vec<Generation> {
     let (current, previous, pending) = (history.current(), history.previous(), history.pending());
-    let show = |r: &Record| Generation {
+    let show = |r: &GenerationRecord| Generation {
         generation: r.generation,
         time: r.wall.to_string(),
         trusted: r.trusted,
@@ -27,11 +27,11 @@ pub fn generations(history: &History, now: Boot) -> Vec<Generation> {
 }
 
 /// What differs between two generations, first of what the API has set, then of what is declared.
-pub fn differences(history: &History, a: u64, b: u64) -> Result<Vec<String>, Refused> {
+pub fn differences(history: &History, a: u64, b: u64) -> Result<Vec<String>, ChangeRefused> {
     let (oldest, newest) = (history.oldest(), history.current());
-    let at = |wanted| history.at(wanted).ok_or(Refused::NoGeneration { wanted, oldest, newest });
+    let at = |wanted| history.at(wanted).ok_or(ChangeRefused::NoGeneration { wanted, oldest, newest });
     let (from, to) = (at(a)?, at(b)?);
-    let mut lines = Change::between(&from, &to).lines(&from);
+    let mut lines = StateChange::between(&from, &to).lines(&from);
     if let Some((from, to)) = history.declared_at(a).zip(history.declared_at(b)) {
         lines.extend(from.until(&to).lines(&from));
     }
@@ -64,7 +64,7 @@ pub fn values(count: usize) -> String {
 }
 
 /// A change, for the audit trail.
-pub fn change(what: &str, done: &Result<Done, Refused>) -> String {
+pub fn change(what: &str, done: &Result<AppliedChange, ChangeRefused>) -> String {
     let mut text = what.to_owned();
     let Ok(done) = done else { return text };
     for (i, line) in done.lines.iter().take(TOLD).enumerate() {
@@ -80,7 +80,7 @@ pub fn change(what: &str, done: &Result<Done, Refused>) -> String {
 }
 
 /// A repair and what came of it, for the audit trail.
-pub fn repair(done: &Result<Reconciled, Refused>) -> (String, Result<(), String>) {
+pub fn repair(done: &Result<RepairResult, ChangeRefused>) -> (String, Result<(), String>) {
     match done {
         Err(e) => ("repair drift".to_owned(), Err(e.to_string())),
         Ok(d) => {

@@ -1,8 +1,8 @@
 //! Tells the local endpoints and the service manager what the producers say, in their own words.
 use crate::health::summarize;
 use crate::reconciler::NetStatus;
-use spoke_api::health::fold::{Moment, Verdict, fold};
-use spoke_api::health::summary::{Part, Snapshot, Uplink, Vitals};
+use spoke_api::health::fold::{HealthVerdict, Moment, fold};
+use spoke_api::health::summary::{Components, Part, Snapshot, Uplink};
 use spoke_enroll::status as enroll;
 use spoke_enroll::wire::Outcome;
 use spoke_model::clock::Anchor;
@@ -17,12 +17,12 @@ use tokio::sync::watch;
 /// Passes the uplink's status on to the board for as long as the uplink lives.
 pub(super) async fn uplink<C: Clock>(
     mut status: watch::Receiver<UplinkStatus>,
-    vitals: watch::Sender<Vitals>,
+    components: watch::Sender<Components>,
     clock: C,
 ) -> Result<(), Infallible> {
     loop {
         let seen = summary(&status.borrow_and_update(), clock.now(), clock.wall());
-        vitals.send_modify(|v| {
+        components.send_modify(|v| {
             let unchanged =
                 v.uplink.as_ref().filter(|u| (u.connected, u.hub_answers) == (seen.connected, seen.hub_answers));
             let since = unchanged.map_or(seen.since, |u| u.since);
@@ -37,7 +37,7 @@ pub(super) async fn uplink<C: Clock>(
 /// Passes on whether the control plane answers, as the part `control`, and what is wrong with its state, as `config`.
 pub(super) async fn control<C: Clock>(
     mut status: watch::Receiver<enroll::Status>,
-    vitals: watch::Sender<Vitals>,
+    components: watch::Sender<Components>,
     clock: C,
 ) -> Result<(), Infallible> {
     loop {
@@ -45,7 +45,7 @@ pub(super) async fn control<C: Clock>(
             let (status, now) = (status.borrow_and_update(), clock.now());
             [("control", control_part(&status, now)), ("config", config_part(&status, now))]
         };
-        vitals.send_if_modified(|v| {
+        components.send_if_modified(|v| {
             let mut changed = false;
             for (name, part) in parts {
                 let since = v.parts.get(name).filter(|p| p.healthy == part.healthy).map_or(part.since, |p| p.since);
@@ -63,11 +63,11 @@ pub(super) async fn control<C: Clock>(
 /// Passes on whether the wall clock is believed.
 pub(super) async fn clock(
     mut believed: watch::Receiver<Option<Anchor>>,
-    vitals: watch::Sender<Vitals>,
+    components: watch::Sender<Components>,
 ) -> Result<(), Infallible> {
     loop {
         let trusted = believed.borrow_and_update().is_some();
-        vitals.send_if_modified(|v| std::mem::replace(&mut v.clock_trusted, trusted) != trusted);
+        components.send_if_modified(|v| std::mem::replace(&mut v.clock_trusted, trusted) != trusted);
         if believed.changed().await.is_err() {
             return Ok(());
         }
@@ -116,14 +116,14 @@ fn summary(status: &UplinkStatus, now: Boot, wall: Wall) -> Uplink {
 /// Keeps the line that `systemctl status` shows; it is sent only when it has changed.
 pub(super) async fn line<N: Notify>(
     mut net: watch::Receiver<NetStatus>,
-    mut vitals: watch::Receiver<Vitals>,
+    mut components: watch::Receiver<Components>,
     mut notify: N,
 ) -> Result<(), Infallible> {
     let mut shown = String::new();
     loop {
         let line = {
-            let (net, vitals) = (net.borrow_and_update(), vitals.borrow_and_update());
-            words(&net, vitals.uplink.as_ref())
+            let (net, components) = (net.borrow_and_update(), components.borrow_and_update());
+            words(&net, components.uplink.as_ref())
         };
         if line != shown {
             notify.status(&line);
@@ -131,7 +131,7 @@ pub(super) async fn line<N: Notify>(
         }
         let changed = tokio::select! {
             net = net.changed() => net,
-            vitals = vitals.changed() => vitals,
+            components = components.changed() => components,
         };
         if changed.is_err() {
             return Ok(());
@@ -184,16 +184,16 @@ pub(super) fn report(status: &UplinkStatus, now: Boot) -> serde_json::Value {
 /// The node's health as the control plane is told: whether it is well, apart from the control plane itself, and why not.
 pub(super) fn health(
     net: &watch::Receiver<NetStatus>,
-    vitals: &watch::Receiver<Vitals>,
+    components: &watch::Receiver<Components>,
     update: &watch::Receiver<Option<Notice>>,
     started: Boot,
 ) -> (bool, serde_json::Value) {
     let clock = SystemClock;
-    let mut vitals = vitals.borrow().clone();
+    let mut components = components.borrow().clone();
     // What it knows already.
-    vitals.parts.retain(|name, _| !matches!(*name, "control" | "config"));
-    let at = Moment { now: clock.now(), wall: clock.wall(), trusted: vitals.clock_trusted, started };
-    let health = fold(&Snapshot { net: summarize(&net.borrow(), at.now), vitals }, &at);
+    components.parts.retain(|name, _| !matches!(*name, "control" | "config"));
+    let at = Moment { now: clock.now(), wall: clock.wall(), trusted: components.clock_trusted, started };
+    let health = fold(&Snapshot { net: summarize(&net.borrow(), at.now), components }, &at);
     let reasons: Vec<_> =
         health.reasons.iter().map(|r| serde_json::json!({"code": r.code, "detail": r.detail})).collect();
     let said = serde_json::json!({
@@ -205,7 +205,7 @@ pub(super) fn health(
         "reasons": reasons,
         "update": *update.borrow(),
     });
-    (health.status == Verdict::Healthy, said)
+    (health.status == HealthVerdict::Healthy, said)
 }
 
 /// The control plane's part of `spoke status`.
@@ -236,8 +236,8 @@ mod tests {
     /// What `/health` says of a control plane, as the one who judges a trial reads it.
     fn codes(status: &enroll::Status) -> Vec<&'static str> {
         let mut snapshot = Snapshot::default();
-        snapshot.vitals.parts.insert("control", control_part(status, Boot::from_secs(1)));
-        snapshot.vitals.parts.insert("config", config_part(status, Boot::from_secs(1)));
+        snapshot.components.parts.insert("control", control_part(status, Boot::from_secs(1)));
+        snapshot.components.parts.insert("config", config_part(status, Boot::from_secs(1)));
         let at = Moment { now: Boot::from_secs(9), wall: Wall(0), trusted: false, started: Boot::from_secs(0) };
         let health = fold(&snapshot, &at);
         let degraded = health.reasons.iter().any(|r| r.code == "config_degraded");
@@ -264,9 +264,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn since_is_the_moment_it_went_not_the_moment_its_reason_changed() {
         let (status, seen) = watch::channel(enroll::Status { away: None, ..away("") });
-        let (vitals, mut told) = watch::channel(Vitals::default());
+        let (components, mut told) = watch::channel(Components::default());
         let clock = spoke_sys::sim::clock::SimClock::new(Wall(0));
-        let task = tokio::spawn(control(seen, vitals, clock.clone()));
+        let task = tokio::spawn(control(seen, components, clock.clone()));
         told.changed().await.unwrap();
         status.send_replace(away("a"));
         told.changed().await.unwrap();
