@@ -1,9 +1,9 @@
 //! What the audit trail says of the control plane: each state it sent and what became of it, each change of keys. Pure.
-use crate::status::Status;
+use crate::status::ControlStatus;
 use crate::wire::Outcome;
 
 /// What is new in `now`: what was done, or why it was not. The first word after a start is no news.
-pub fn news(before: &Status, now: &Status) -> Vec<(String, Result<(), String>)> {
+pub fn news(before: &ControlStatus, now: &ControlStatus) -> Vec<(String, Result<(), String>)> {
     let mut out = Vec::new();
     let n = now.generation;
     let why = || Err(now.reason.clone().unwrap_or_else(|| "no reason given".to_owned()));
@@ -33,20 +33,20 @@ pub fn news(before: &Status, now: &Status) -> Vec<(String, Result<(), String>)> 
 mod tests {
     use super::*;
 
-    fn status(generation: u64, outcome: Outcome, reason: Option<&str>) -> Status {
-        Status {
+    fn status(generation: u64, outcome: Outcome, reason: Option<&str>) -> ControlStatus {
+        ControlStatus {
             enrolled: true,
             generation,
             outcome: Some(outcome),
             reason: reason.map(str::to_owned),
-            ..Status::default()
+            ..ControlStatus::default()
         }
     }
 
     #[test]
     fn every_state_and_what_became_of_it_is_told_once() {
         let story = [
-            Status::default(),
+            ControlStatus::default(),
             status(0, Outcome::Applied, None),
             status(0, Outcome::Trial, None),
             status(1, Outcome::Trial, None),
@@ -76,9 +76,9 @@ mod tests {
 
     #[test]
     fn a_restart_is_no_news() {
-        assert!(news(&Status::default(), &status(7, Outcome::Applied, None)).is_empty());
+        assert!(news(&ControlStatus::default(), &status(7, Outcome::Applied, None)).is_empty());
         let key = spoke_model::key::PublicKey([7; 32]);
-        let changed = Status { key_changed: Some(Ok(key)), ..status(7, Outcome::Applied, None) };
+        let changed = ControlStatus { key_changed: Some(Ok(key)), ..status(7, Outcome::Applied, None) };
         assert_eq!(news(&status(7, Outcome::Applied, None), &changed).len(), 1);
     }
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 /// What is known of the state that was published last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Evidence {
+pub struct TrialEvidence {
     /// A pass that began with it left nothing of it undone.
     pub applied: bool,
     /// The hub has answered an echo that was sent after that pass.
@@ -33,7 +33,7 @@ pub struct Trial {
 
 /// How a trial stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum TrialVerdict {
     /// Not decided.
     Open,
     /// Persist it.
@@ -69,16 +69,16 @@ impl Trial {
     }
 
     /// How it stands. `expects_hub`: the state has a hub to reach. `trouble`: why it was not applied.
-    pub fn judge(&self, now: Boot, evidence: Evidence, expects_hub: bool, trouble: Option<&str>) -> Verdict {
+    pub fn judge(&self, now: Boot, evidence: TrialEvidence, expects_hub: bool, trouble: Option<&str>) -> TrialVerdict {
         let nothing_to_lose = !expects_hub || !self.hub_was_up || !self.has_previous;
         if evidence.applied && (evidence.answered || nothing_to_lose) {
-            return Verdict::Keep;
+            return TrialVerdict::Keep;
         }
         if self.deadline().is_none_or(|deadline| now < deadline) {
-            return Verdict::Open;
+            return TrialVerdict::Open;
         }
         let within = spoke_model::duration::show_duration(self.within);
-        Verdict::Revert(match (evidence.applied, trouble) {
+        TrialVerdict::Revert(match (evidence.applied, trouble) {
             (true, _) => format!("the hub did not answer through generation {} within {within}", self.generation),
             (false, Some(trouble)) => format!("generation {} could not be applied: {trouble}", self.generation),
             (false, None) => format!("generation {} was not applied within {within}", self.generation),
@@ -92,18 +92,20 @@ mod tests {
     use proptest::prelude::*;
 
     const WITHIN: Duration = Duration::from_secs(60);
-    const APPLIED: Evidence = Evidence { applied: true, answered: false };
-    const PROVEN: Evidence = Evidence { applied: true, answered: true };
-    const NOTHING: Evidence = Evidence { applied: false, answered: false };
+    const APPLIED: TrialEvidence = TrialEvidence { applied: true, answered: false };
+    const PROVEN: TrialEvidence = TrialEvidence { applied: true, answered: true };
+    const NOTHING: TrialEvidence = TrialEvidence { applied: false, answered: false };
 
     #[test]
     fn a_change_that_loses_the_hub_is_taken_back_and_says_why() {
         let trial = Trial::begin(Boot::from_secs(100), 7, WITHIN, true, true);
-        assert_eq!(trial.judge(Boot::from_secs(101), APPLIED, true, None), Verdict::Open);
-        assert_eq!(trial.judge(Boot::from_secs(101), PROVEN, true, None), Verdict::Keep);
-        let Verdict::Revert(why) = trial.judge(Boot::from_secs(160), APPLIED, true, None) else { panic!() };
+        assert_eq!(trial.judge(Boot::from_secs(101), APPLIED, true, None), TrialVerdict::Open);
+        assert_eq!(trial.judge(Boot::from_secs(101), PROVEN, true, None), TrialVerdict::Keep);
+        let TrialVerdict::Revert(why) = trial.judge(Boot::from_secs(160), APPLIED, true, None) else { panic!() };
         assert!(why.contains("generation 7") && why.contains("1m"), "{why}");
-        let Verdict::Revert(why) = trial.judge(Boot::from_secs(160), NOTHING, true, Some("overlap")) else { panic!() };
+        let TrialVerdict::Revert(why) = trial.judge(Boot::from_secs(160), NOTHING, true, Some("overlap")) else {
+            panic!()
+        };
         assert!(why.contains("overlap"), "{why}");
     }
 
@@ -111,19 +113,19 @@ mod tests {
     fn with_nothing_to_lose_it_is_enough_that_it_was_applied() {
         for (was_up, previous) in [(false, true), (true, false), (false, false)] {
             let trial = Trial::begin(Boot::default(), 1, WITHIN, was_up, previous);
-            assert_eq!(trial.judge(Boot::default(), APPLIED, true, None), Verdict::Keep);
+            assert_eq!(trial.judge(Boot::default(), APPLIED, true, None), TrialVerdict::Keep);
         }
         let hub = Trial::begin(Boot::default(), 1, WITHIN, true, true);
-        assert_eq!(hub.judge(Boot::default(), APPLIED, false, None), Verdict::Keep, "a hub has no hub");
+        assert_eq!(hub.judge(Boot::default(), APPLIED, false, None), TrialVerdict::Keep, "a hub has no hub");
     }
 
     #[test]
     fn what_cannot_be_applied_is_taken_back_wherever_there_is_a_way_back() {
         let hub = Trial::begin(Boot::default(), 9, WITHIN, false, true);
         let verdict = hub.judge(Boot::from_secs(60), NOTHING, false, Some("two peers claim one address"));
-        assert!(matches!(verdict, Verdict::Revert(why) if why.contains("two peers")));
+        assert!(matches!(verdict, TrialVerdict::Revert(why) if why.contains("two peers")));
         let first = Trial::begin(Boot::default(), 1, WITHIN, false, false);
-        assert_eq!(first.judge(Boot::from_secs(10_000), NOTHING, true, None), Verdict::Open, "it goes on trying");
+        assert_eq!(first.judge(Boot::from_secs(10_000), NOTHING, true, None), TrialVerdict::Open, "it goes on trying");
     }
 
     proptest! {
@@ -132,10 +134,10 @@ mod tests {
             at in 0u64..200, answered: bool, hub: bool, was_up: bool, previous: bool,
         ) {
             let trial = Trial::begin(Boot::default(), 1, WITHIN, was_up, previous);
-            let verdict = trial.judge(Boot::from_secs(at), Evidence { applied: false, answered }, hub, None);
-            prop_assert_ne!(&verdict, &Verdict::Keep);
+            let verdict = trial.judge(Boot::from_secs(at), TrialEvidence { applied: false, answered }, hub, None);
+            prop_assert_ne!(&verdict, &TrialVerdict::Keep);
             if at < 60 || !previous {
-                prop_assert_eq!(verdict, Verdict::Open);
+                prop_assert_eq!(verdict, TrialVerdict::Open);
             }
         }
     }

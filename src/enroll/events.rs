@@ -1,7 +1,7 @@
 //! What happens to the follower's machine, and what it wants done: the vocabulary of [`super::machine`].
 use super::document::{Envelope, Refusal, StateDocument, WantedHub};
-use super::identity::Rejected;
-use super::rotation::Which;
+use super::identity::RejectedState;
+use super::rotation::KeySlot;
 use super::wire::{KeyStep, Outcome};
 use spoke_model::key::PublicKey;
 use spoke_model::time::Boot;
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 /// The times of `[control]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Times {
+pub struct ControlTimes {
     /// Between reports without a reason.
     pub report_every: Duration,
     /// How long a new state has to reach the hub.
@@ -23,14 +23,14 @@ pub struct Times {
 
 /// A state as it came, and what it says.
 #[derive(Clone, Debug)]
-pub struct Candidate {
+pub struct SignedState {
     /// As it came.
     pub envelope: Envelope,
     /// What it says.
     pub document: StateDocument,
 }
 
-impl Candidate {
+impl SignedState {
     /// Its hubs, best first.
     pub fn hubs(&self) -> &[WantedHub] {
         self.document.interfaces.first().map_or(&[], |i| &i.hubs)
@@ -39,7 +39,7 @@ impl Candidate {
 
 /// What the device sees of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
+pub struct NodeObservation {
     /// The uplink has proven its hub.
     pub up: bool,
     /// Since when.
@@ -63,11 +63,11 @@ pub struct Seen {
 
 /// What a long-poll brought.
 #[derive(Debug)]
-pub enum Polled {
+pub enum PollResult {
     /// Nothing new.
     Nothing,
     /// A document that is ours, signed and valid.
-    State(Box<Candidate>),
+    State(Box<SignedState>),
     /// The clock was put right: ask again.
     Again,
     /// A document that is not to be accepted.
@@ -78,7 +78,7 @@ pub enum Polled {
 
 /// What became of a [`Message`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answered {
+pub enum SendResult {
     /// Taken.
     Taken,
     /// Of a key: whether every hub knows it.
@@ -99,7 +99,7 @@ pub enum Event {
     /// The deadline has come.
     Tick,
     /// The device looks different.
-    Seen(Box<Seen>),
+    Observed(Box<NodeObservation>),
     /// An echo was answered.
     Echoed {
         /// Its source.
@@ -108,9 +108,9 @@ pub enum Event {
         seq: u16,
     },
     /// The long-poll has ended.
-    Polled(Polled),
+    PollEnded(PollResult),
     /// The other request has ended.
-    Answered(Answered),
+    SendEnded(SendResult),
     /// The operator wants a new key, which is made and kept beside the old one.
     Rotate(PublicKey),
     /// [`Action::Remember`] is done, or could not be.
@@ -153,11 +153,11 @@ pub enum Action {
     /// Tell the control plane; one at a time.
     Send(Message),
     /// Have the state applied.
-    Publish(Arc<Candidate>),
+    Publish(Arc<SignedState>),
     /// Keep it on disk, and the keys it names.
-    Keep(Arc<Candidate>),
+    Keep(Arc<SignedState>),
     /// Keep on disk that it is not to be tried again.
-    Reject(Rejected),
+    Reject(RejectedState),
     /// Send an echo through the tunnel.
     Echo {
         /// A hub.
@@ -168,7 +168,7 @@ pub enum Action {
     /// Keep on disk that the hub may hold either key from now on, and say when that is done.
     Remember,
     /// Put a key into the kernel.
-    Use(Which),
+    Use(KeySlot),
     /// The new key replaces the old one on disk.
     FinishKey,
     /// The new key is forgotten.

@@ -17,7 +17,7 @@ pub struct Enrolment {
 
 /// Kept so that a state that was taken back is not tried again after a restart.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rejected {
+pub struct RejectedState {
     /// Which one.
     pub generation: u64,
     /// Why.

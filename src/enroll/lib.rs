@@ -9,10 +9,10 @@
 pub mod audit;
 pub mod confirm;
 pub mod document;
+pub mod effective;
 pub mod events;
 pub mod identity;
 pub mod machine;
-pub mod overlay;
 pub mod request;
 pub mod rotation;
 pub mod status;

@@ -3,12 +3,12 @@
 //! Two requests may be out at a time, and neither holds up anything else: the long-poll for the state document, and one
 //! of key change, registration or report, in that order. What the control plane does not answer changes nothing here:
 //! the state in force stays in force, for ever.
-use super::confirm::{Evidence, Trial, Verdict};
+use super::confirm::{Trial, TrialEvidence, TrialVerdict};
 use super::document::Refusal;
-use super::events::{Action, Candidate, Event, Polled, Seen, Times};
-use super::identity::Rejected;
-use super::rotation::{Do, Rotation};
-use super::status::{Away, Status};
+use super::events::{Action, ControlTimes, Event, NodeObservation, PollResult, SignedState};
+use super::identity::RejectedState;
+use super::rotation::{Rotation, RotationAction};
+use super::status::{ControlOutage, ControlStatus};
 use super::wire::Outcome;
 use spoke_model::backoff::{Backoff, JitterRng};
 use spoke_model::key::PublicKey;
@@ -49,19 +49,19 @@ enum Poll {
 }
 
 /// Generation in force, what became of the last one received and why; health and updates.
-type Said = (u64, Outcome, Option<String>, bool, Option<Notice>);
+type ReportContent = (u64, Outcome, Option<String>, bool, Option<Notice>);
 
 #[derive(Debug)]
 enum Sending {
     Key,
     Register(Option<Boot>),
-    Report(Box<Said>, u64),
+    Report(Box<ReportContent>, u64),
 }
 
 #[derive(Debug)]
 struct OnTrial {
     trial: Trial,
-    candidate: Arc<Candidate>,
+    candidate: Arc<SignedState>,
     /// Echoes from here on were sent after it was applied.
     proof_from: Option<u16>,
     answered: bool,
@@ -69,16 +69,16 @@ struct OnTrial {
 
 /// The machine.
 #[derive(Debug)]
-pub struct Follow {
-    times: Times,
+pub struct ControlClient {
+    times: ControlTimes,
     rng: JitterRng,
-    in_force: Option<Arc<Candidate>>,
-    rejected: Option<Rejected>,
+    in_force: Option<Arc<SignedState>>,
+    rejected: Option<RejectedState>,
     refused: Option<String>,
     trial: Option<OnTrial>,
     rotation: Rotation,
     rotated: Option<Result<PublicKey, String>>,
-    seen: Seen,
+    seen: NodeObservation,
     poll: Poll,
     lost: Backoff,
     bad: Backoff,
@@ -89,22 +89,22 @@ pub struct Follow {
     report_at: Boot,
     /// No report before this, whatever the reason.
     report_floor: Boot,
-    reported: Option<Said>,
+    reported: Option<ReportContent>,
     drift_reported: u64,
     seq: u16,
     echo_at: Boot,
-    heard: Option<Boot>,
-    away: Option<Away>,
+    last_answer: Option<Boot>,
+    outage: Option<ControlOutage>,
 }
 
-impl Follow {
+impl ControlClient {
     /// A machine with what was kept: the state in force, the one taken back, and the key.
     pub fn new(
         now: Boot,
         seed: u64,
-        times: Times,
-        in_force: Option<Candidate>,
-        rejected: Option<Rejected>,
+        times: ControlTimes,
+        in_force: Option<SignedState>,
+        rejected: Option<RejectedState>,
         key: PublicKey,
     ) -> Self {
         Self {
@@ -116,7 +116,7 @@ impl Follow {
             trial: None,
             rotation: Rotation::idle(key),
             rotated: None,
-            seen: Seen::default(),
+            seen: NodeObservation::default(),
             poll: Poll::At(now),
             lost: Backoff::new(LOST.0, LOST.1),
             bad: Backoff::new(REFUSED.0, REFUSED.1),
@@ -130,8 +130,8 @@ impl Follow {
             drift_reported: 0,
             seq: 0,
             echo_at: now,
-            heard: None,
-            away: None,
+            last_answer: None,
+            outage: None,
         }
     }
 
@@ -146,7 +146,7 @@ impl Follow {
     }
 
     /// The state in force.
-    pub const fn in_force(&self) -> Option<&Arc<Candidate>> {
+    pub const fn in_force(&self) -> Option<&Arc<SignedState>> {
         self.in_force.as_ref()
     }
 
@@ -177,13 +177,13 @@ impl Follow {
         let mut out = Actions::new();
         match event {
             Event::Tick => {}
-            Event::Seen(seen) => {
+            Event::Observed(seen) => {
                 self.rotation.seen(seen.key, self.seq);
                 self.seen = *seen;
             }
             Event::Echoed { from, seq } => self.echoed(now, from, seq, &mut out),
-            Event::Polled(polled) => self.polled(now, polled, &mut out),
-            Event::Answered(answer) => self.answered(now, &answer, &mut out),
+            Event::PollEnded(polled) => self.polled(now, polled, &mut out),
+            Event::SendEnded(answer) => self.answered(now, &answer, &mut out),
             Event::Rotate(new) => {
                 self.rotated = None;
                 self.rotation.begin(now, new);
@@ -200,7 +200,7 @@ impl Follow {
             && now >= at
         {
             self.poll = Poll::Out;
-            let hold = self.heard.is_some() && self.away.is_none();
+            let hold = self.last_answer.is_some() && self.outage.is_none();
             push(&mut out, Action::Poll { after: self.newest(), hold });
         }
         self.send(now, &mut out);
@@ -226,18 +226,18 @@ impl Follow {
     }
 
     /// For health and `spoke status`.
-    pub fn status(&self) -> Status {
+    pub fn status(&self) -> ControlStatus {
         let (generation, outcome, reason, ..) = self.said();
-        Status {
+        ControlStatus {
             enrolled: true,
             generation,
             outcome: Some(outcome),
             reason,
-            heard: self.heard,
-            away: self.away.clone(),
+            last_answer: self.last_answer,
+            outage: self.outage.clone(),
             key_change: self.rotation.phase(),
             key_changed: self.rotated.clone(),
-            ..Status::default()
+            ..ControlStatus::default()
         }
     }
 
@@ -247,24 +247,24 @@ impl Follow {
         have.max(tried).max(self.rejected.as_ref().map_or(0, |r| r.generation))
     }
 
-    fn polled(&mut self, now: Boot, polled: Polled, out: &mut Actions) {
+    fn polled(&mut self, now: Boot, polled: PollResult, out: &mut Actions) {
         let scatter = Duration::from_millis(self.rng.next_u64() % SCATTER_MS);
         match polled {
-            Polled::Nothing => {
+            PollResult::Nothing => {
                 self.listened(now);
                 self.bad.reset();
                 self.poll = Poll::At(now + scatter);
             }
-            Polled::Again => self.poll = Poll::At(now),
-            Polled::State(candidate) => {
+            PollResult::Again => self.poll = Poll::At(now),
+            PollResult::State(candidate) => {
                 self.listened(now);
                 self.offer(now, *candidate, out);
             }
-            Polled::Refused(refusal) => {
+            PollResult::Refused(refusal) => {
                 self.listened(now);
                 self.refuse(now, &refusal);
             }
-            Polled::Failed(why) => {
+            PollResult::Failed(why) => {
                 // At the first loss anywhere within the spread, then with growing waits.
                 let mut wait = self.lost.fail(&mut self.rng);
                 if self.lost.failures() == 1 {
@@ -277,7 +277,7 @@ impl Follow {
         }
     }
 
-    fn offer(&mut self, now: Boot, candidate: Candidate, out: &mut Actions) {
+    fn offer(&mut self, now: Boot, candidate: SignedState, out: &mut Actions) {
         let (got, have) = (candidate.document.generation, self.newest());
         if got <= have {
             return self.refuse(now, &Refusal::Older { got, have });
@@ -303,13 +303,13 @@ impl Follow {
 
     fn listened(&mut self, now: Boot) {
         self.lost.reset();
-        self.heard = Some(now);
-        self.away = None;
+        self.last_answer = Some(now);
+        self.outage = None;
     }
 
     fn lose(&mut self, now: Boot, why: &str) {
-        let since = self.away.as_ref().map_or(now, |a| a.since);
-        self.away = Some(Away { since, why: clip(why) });
+        let since = self.outage.as_ref().map_or(now, |a| a.since);
+        self.outage = Some(ControlOutage { since, reason: clip(why) });
     }
 
     /// What is on trial is decided.
@@ -321,19 +321,19 @@ impl Follow {
             t.proof_from = Some(self.seq);
             self.echo_at = now;
         }
-        let evidence = Evidence { applied: self.seen.applied, answered: t.answered };
+        let evidence = TrialEvidence { applied: self.seen.applied, answered: t.answered };
         let expects_hub = !t.candidate.hubs().is_empty();
         match t.trial.judge(now, evidence, expects_hub, self.seen.trouble.as_deref()) {
-            Verdict::Open => {}
-            Verdict::Keep => {
+            TrialVerdict::Open => {}
+            TrialVerdict::Keep => {
                 push(out, Action::Keep(t.candidate.clone()));
                 self.in_force = Some(t.candidate.clone());
                 self.trial = None;
                 // What a later one overtakes needs no memory.
                 self.report_at = now;
             }
-            Verdict::Revert(reason) => {
-                let rejected = Rejected { generation: t.trial.generation(), reason };
+            TrialVerdict::Revert(reason) => {
+                let rejected = RejectedState { generation: t.trial.generation(), reason };
                 push(out, Action::Reject(rejected.clone()));
                 if let Some(back) = &self.in_force {
                     push(out, Action::Publish(back.clone()));
@@ -347,7 +347,7 @@ impl Follow {
     }
 
     fn echoed(&mut self, now: Boot, from: IpAddr, seq: u16, out: &mut Actions) {
-        let of = |c: &Candidate| c.hubs().iter().any(|h| h.address == from);
+        let of = |c: &SignedState| c.hubs().iter().any(|h| h.address == from);
         if let Some(t) = &mut self.trial
             && t.proof_from.is_some_and(|first| seq.wrapping_sub(first) < 0x8000)
             && of(&t.candidate)
@@ -360,27 +360,27 @@ impl Follow {
         }
     }
 
-    fn rotate(&mut self, wanted: Option<Do>, out: &mut Actions) {
+    fn rotate(&mut self, wanted: Option<RotationAction>, out: &mut Actions) {
         if let Some(wanted) = wanted {
             let action = self.rotation_action(wanted);
             push(out, action);
         }
     }
 
-    fn rotation_action(&mut self, wanted: Do) -> Action {
+    fn rotation_action(&mut self, wanted: RotationAction) -> Action {
         match wanted {
-            Do::Remember => Action::Remember,
-            Do::Use(which) => {
+            RotationAction::Remember => Action::Remember,
+            RotationAction::Use(which) => {
                 self.echo_at = Boot::default();
                 Action::Use(which)
             }
-            Do::Finish => {
+            RotationAction::Finish => {
                 self.rotated = Some(Ok(self.rotation.key()));
                 // The control plane is to hear that the node is connected with its new key.
                 self.registered = None;
                 Action::FinishKey
             }
-            Do::Abandon(why) => {
+            RotationAction::Abandon(why) => {
                 self.rotated = Some(Err(why.clone()));
                 Action::AbandonKey(why)
             }

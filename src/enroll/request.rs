@@ -26,7 +26,7 @@ pub const WINDOW_MS: u64 = 120_000;
 
 /// The proof that travels in the headers of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Proof {
+pub struct RequestProof {
     /// Who asks.
     pub node: NodeId,
     /// When, in milliseconds since 1970, by the node's idea of the server's clock.
@@ -66,7 +66,7 @@ impl Nonce {
 
 /// What is asked.
 #[derive(Clone, Copy, Debug)]
-pub struct Asked<'a> {
+pub struct RequestParts<'a> {
     /// `GET`, `POST`, …
     pub method: &'a str,
     /// Path with the query, as on the request line.
@@ -75,20 +75,20 @@ pub struct Asked<'a> {
     pub body: &'a [u8],
 }
 
-impl Asked<'_> {
+impl RequestParts<'_> {
     fn text(&self, node: &NodeId, timestamp_ms: u64, nonce: Nonce) -> String {
         let (method, path, body) = (self.method, self.path, sha256_hex(self.body));
         format!("spoke-request-v1\n{node}\n{method}\n{path}\n{body}\n{timestamp_ms}\n{}", nonce.to_hex())
     }
 
     /// Signs for `node`.
-    pub fn prove(&self, key: &SignKey, node: &NodeId, timestamp_ms: u64, nonce: Nonce) -> Proof {
+    pub fn prove(&self, key: &SignKey, node: &NodeId, timestamp_ms: u64, nonce: Nonce) -> RequestProof {
         let signature = key.sign(self.text(node, timestamp_ms, nonce).as_bytes());
-        Proof { node: node.clone(), timestamp_ms, nonce, signature }
+        RequestProof { node: node.clone(), timestamp_ms, nonce, signature }
     }
 }
 
-impl Proof {
+impl RequestProof {
     /// Reads the four headers through `header`; `None` if one is missing or malformed.
     pub fn from_headers<'a>(header: impl Fn(&str) -> Option<&'a str>) -> Option<Self> {
         Some(Self {
@@ -110,7 +110,7 @@ impl Proof {
     }
 
     /// Whether the holder of `key` asked exactly this.
-    pub fn verify(&self, asked: &Asked<'_>, key: &VerifyKey) -> bool {
+    pub fn verify(&self, asked: &RequestParts<'_>, key: &VerifyKey) -> bool {
         key.verify(asked.text(&self.node, self.timestamp_ms, self.nonce).as_bytes(), &self.signature)
     }
 }
@@ -166,17 +166,17 @@ mod tests {
 
     #[test]
     fn headers_carry_the_whole_proof() {
-        let asked = Asked { method: "POST", path: "/api/v1/nodes/register", body: b"{}" };
+        let asked = RequestParts { method: "POST", path: "/api/v1/nodes/register", body: b"{}" };
         let proof = asked.prove(&key(1), &node(), 1_700_000_000_000, Nonce([9; 16]));
         let headers = proof.headers();
-        let read = Proof::from_headers(|name| headers.iter().find(|(n, _)| *n == name).map(|(_, v)| v.as_str()));
+        let read = RequestProof::from_headers(|name| headers.iter().find(|(n, _)| *n == name).map(|(_, v)| v.as_str()));
         assert_eq!(read.as_ref(), Some(&proof));
         assert!(read.unwrap().verify(&asked, &key(1).public()));
         assert!(!proof.verify(&asked, &key(2).public()), "another node's key");
-        assert!(!proof.verify(&Asked { body: b"[]", ..asked }, &key(1).public()));
-        assert!(!proof.verify(&Asked { method: "PUT", ..asked }, &key(1).public()));
-        assert!(!proof.verify(&Asked { path: "/api/v1/nodes/register?x", ..asked }, &key(1).public()));
-        let posing = Proof { node: "edge-2".parse().unwrap(), ..proof };
+        assert!(!proof.verify(&RequestParts { body: b"[]", ..asked }, &key(1).public()));
+        assert!(!proof.verify(&RequestParts { method: "PUT", ..asked }, &key(1).public()));
+        assert!(!proof.verify(&RequestParts { path: "/api/v1/nodes/register?x", ..asked }, &key(1).public()));
+        let posing = RequestProof { node: "edge-2".parse().unwrap(), ..proof };
         assert!(!posing.verify(&asked, &key(1).public()), "the node id is signed as well");
     }
 
@@ -199,15 +199,15 @@ mod tests {
         #[test]
         fn headers_of_any_text_never_panic(text in "\\PC{0,90}") {
             let _ = Nonce::from_hex(&text);
-            prop_assert!(Proof::from_headers(|_| Some(text.as_str())).is_none());
+            prop_assert!(RequestProof::from_headers(|_| Some(text.as_str())).is_none());
         }
 
         #[test]
         fn any_change_of_time_breaks_the_proof(t: u32, other: u32) {
             prop_assume!(t != other);
-            let asked = Asked { method: "GET", path: "/", body: b"" };
+            let asked = RequestParts { method: "GET", path: "/", body: b"" };
             let proof = asked.prove(&key(1), &node(), u64::from(t), Nonce([0; 16]));
-            let moved = Proof { timestamp_ms: u64::from(other), ..proof };
+            let moved = RequestProof { timestamp_ms: u64::from(other), ..proof };
             prop_assert!(!moved.verify(&asked, &key(1).public()));
         }
     }

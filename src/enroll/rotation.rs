@@ -9,7 +9,7 @@
 //! From the moment the switch is asked for until a hub has answered, nobody can say from here which of the two keys the
 //! hub holds: the answer may have been lost, or the power. So that moment is remembered on disk first, both keys are kept,
 //! and each is tried in turn until the hub answers through one of them.
-use super::events::Answered;
+use super::events::SendResult;
 use super::wire::KeyStep;
 use spoke_model::key::PublicKey;
 use spoke_model::time::Boot;
@@ -26,7 +26,7 @@ const PROVE_WITHIN: Duration = Duration::from_secs(15);
 
 /// Which of the two keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Which {
+pub enum KeySlot {
     /// The one that is to go.
     Old,
     /// The one that is to come.
@@ -35,11 +35,11 @@ pub enum Which {
 
 /// What the rotation wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Do {
+pub enum RotationAction {
     /// Keep on disk that the switch is about to be asked for; [`Rotation::remembered`] says when that is done.
     Remember,
     /// Put this key into the kernel.
-    Use(Which),
+    Use(KeySlot),
     /// The new key is the key from now on.
     Finish,
     /// The new key is forgotten; the reason is for people.
@@ -52,7 +52,7 @@ enum Phase {
     Announcing { ask_at: Boot, asked: u32, until: Boot },
     Remembering,
     Switching { ask_at: Boot },
-    Proving { with: Which, until: Boot, from_seq: Option<u16> },
+    Proving { with: KeySlot, until: Boot, from_seq: Option<u16> },
 }
 
 /// Where a change of keys stands.
@@ -86,9 +86,9 @@ impl Rotation {
     }
 
     /// Goes on with a change that a restart has interrupted after it was remembered: the hub may hold either key.
-    pub fn resume(&mut self, now: Boot, new: PublicKey) -> Do {
+    pub fn resume(&mut self, now: Boot, new: PublicKey) -> RotationAction {
         self.new = new;
-        self.prove(now, Which::New)
+        self.prove(now, KeySlot::New)
     }
 
     /// The question that is due, if one is.
@@ -102,38 +102,38 @@ impl Rotation {
     }
 
     /// The answer to the last question.
-    pub fn answered(&mut self, now: Boot, answer: &Answered) -> Option<Do> {
+    pub fn answered(&mut self, now: Boot, answer: &SendResult) -> Option<RotationAction> {
         match (self.phase, answer) {
-            (Phase::Announcing { .. }, Answered::Ready(true)) => {
+            (Phase::Announcing { .. }, SendResult::Ready(true)) => {
                 self.phase = Phase::Remembering;
-                Some(Do::Remember)
+                Some(RotationAction::Remember)
             }
-            (Phase::Announcing { .. } | Phase::Switching { .. }, Answered::Refused(why)) => Some(self.abandon(why)),
+            (Phase::Announcing { .. } | Phase::Switching { .. }, SendResult::Refused(why)) => Some(self.abandon(why)),
             (Phase::Announcing { asked, until, .. }, _) => {
                 let wait = match answer {
-                    Answered::Again => Duration::ZERO,
+                    SendResult::Again => Duration::ZERO,
                     _ if asked < 20 => ASK_AGAIN,
                     _ => ASK_LATER,
                 };
                 self.phase = Phase::Announcing { ask_at: now + wait, asked: asked.saturating_add(1), until };
                 None
             }
-            (Phase::Switching { .. }, Answered::Unsent(_) | Answered::Again) => {
+            (Phase::Switching { .. }, SendResult::Unsent(_) | SendResult::Again) => {
                 // Nothing can have come of it: the old key goes on.
-                let wait = if *answer == Answered::Again { Duration::ZERO } else { ASK_LATER };
+                let wait = if *answer == SendResult::Again { Duration::ZERO } else { ASK_LATER };
                 self.phase = Phase::Switching { ask_at: now + wait };
                 None
             }
             // Done, or nobody knows.
-            (Phase::Switching { .. }, Answered::Taken | Answered::Ready(_) | Answered::Failed(_)) => {
-                Some(self.prove(now, Which::New))
+            (Phase::Switching { .. }, SendResult::Taken | SendResult::Ready(_) | SendResult::Failed(_)) => {
+                Some(self.prove(now, KeySlot::New))
             }
             (Phase::Idle | Phase::Remembering | Phase::Proving { .. }, _) => None,
         }
     }
 
-    /// [`Do::Remember`] is done, or could not be.
-    pub fn remembered(&mut self, now: Boot, done: Result<(), String>) -> Option<Do> {
+    /// [`RotationAction::Remember`] is done, or could not be.
+    pub fn remembered(&mut self, now: Boot, done: Result<(), String>) -> Option<RotationAction> {
         if self.phase != Phase::Remembering {
             return None;
         }
@@ -150,8 +150,8 @@ impl Rotation {
     pub fn seen(&mut self, key: Option<PublicKey>, next_seq: u16) {
         if let Phase::Proving { with, from_seq, .. } = &mut self.phase {
             let wanted = match with {
-                Which::Old => self.old,
-                Which::New => self.new,
+                KeySlot::Old => self.old,
+                KeySlot::New => self.new,
             };
             match key {
                 Some(key) if key == wanted => *from_seq = from_seq.or(Some(next_seq)),
@@ -161,19 +161,19 @@ impl Rotation {
     }
 
     /// A hub has answered the echo `seq`.
-    pub fn echoed(&mut self, now: Boot, seq: u16) -> Option<Do> {
+    pub fn echoed(&mut self, now: Boot, seq: u16) -> Option<RotationAction> {
         let Phase::Proving { with, from_seq: Some(from), .. } = self.phase else { return None };
         // Serial numbers: half of the circle is later.
         if seq.wrapping_sub(from) >= 0x8000 {
             return None;
         }
         match with {
-            Which::New => {
+            KeySlot::New => {
                 self.old = self.new;
                 self.phase = Phase::Idle;
-                Some(Do::Finish)
+                Some(RotationAction::Finish)
             }
-            Which::Old => {
+            KeySlot::Old => {
                 self.phase = Phase::Switching { ask_at: now };
                 None
             }
@@ -181,7 +181,7 @@ impl Rotation {
     }
 
     /// The time has come.
-    pub fn tick(&mut self, now: Boot) -> Option<Do> {
+    pub fn tick(&mut self, now: Boot) -> Option<RotationAction> {
         match self.phase {
             Phase::Announcing { until, .. } if now >= until => {
                 Some(self.abandon("the hubs have not learned the new key within a minute"))
@@ -189,8 +189,8 @@ impl Rotation {
             Phase::Proving { with, until, .. } if now >= until => Some(self.prove(
                 now,
                 match with {
-                    Which::Old => Which::New,
-                    Which::New => Which::Old,
+                    KeySlot::Old => KeySlot::New,
+                    KeySlot::New => KeySlot::Old,
                 },
             )),
             Phase::Announcing { .. } | Phase::Proving { .. } => None,
@@ -223,14 +223,14 @@ impl Rotation {
         }
     }
 
-    fn prove(&mut self, now: Boot, with: Which) -> Do {
+    fn prove(&mut self, now: Boot, with: KeySlot) -> RotationAction {
         self.phase = Phase::Proving { with, until: now + PROVE_WITHIN, from_seq: None };
-        Do::Use(with)
+        RotationAction::Use(with)
     }
 
-    fn abandon(&mut self, why: &str) -> Do {
+    fn abandon(&mut self, why: &str) -> RotationAction {
         self.phase = Phase::Idle;
-        Do::Abandon(why.to_owned())
+        RotationAction::Abandon(why.to_owned())
     }
 }
 
@@ -250,10 +250,10 @@ mod tests {
         let mut r = Rotation::idle(OLD);
         r.begin(at(0), NEW);
         assert_eq!(r.ask(at(0)), Some((KeyStep::Announce, NEW)));
-        assert_eq!(r.answered(at(0), &Answered::Ready(false)), None);
+        assert_eq!(r.answered(at(0), &SendResult::Ready(false)), None);
         assert_eq!(r.ask(at(0)), None, "not at once again");
         assert_eq!(r.ask(at(1)), Some((KeyStep::Announce, NEW)));
-        assert_eq!(r.answered(at(1), &Answered::Ready(true)), Some(Do::Remember));
+        assert_eq!(r.answered(at(1), &SendResult::Ready(true)), Some(RotationAction::Remember));
         assert_eq!(r.ask(at(1)), None, "nothing is asked for before it is on disk");
         assert_eq!(r.remembered(at(1), Ok(())), None);
         assert_eq!(r.ask(at(1)), Some((KeyStep::Switch, NEW)));
@@ -263,38 +263,38 @@ mod tests {
     #[test]
     fn the_new_key_is_used_only_once_every_hub_knows_it_and_kept_only_once_one_answers() {
         let mut r = switching();
-        assert_eq!(r.answered(at(1), &Answered::Ready(true)), Some(Do::Use(Which::New)));
+        assert_eq!(r.answered(at(1), &SendResult::Ready(true)), Some(RotationAction::Use(KeySlot::New)));
         assert_eq!(r.echoed(at(1), 5), None, "an answer to an echo of before proves nothing");
         r.seen(Some(OLD), 6);
         assert_eq!(r.echoed(at(1), 6), None, "the kernel still has the old one");
         r.seen(Some(NEW), 7);
         assert_eq!(r.echoed(at(1), 6), None, "sent with the old one");
-        assert_eq!(r.echoed(at(1), 7), Some(Do::Finish));
+        assert_eq!(r.echoed(at(1), 7), Some(RotationAction::Finish));
         assert_eq!((r.key(), r.busy()), (NEW, false));
     }
 
     #[test]
     fn a_lost_answer_is_resolved_by_trying_both_keys() {
         let mut r = switching();
-        assert_eq!(r.answered(at(1), &Answered::Failed("cut".into())), Some(Do::Use(Which::New)));
+        assert_eq!(r.answered(at(1), &SendResult::Failed("cut".into())), Some(RotationAction::Use(KeySlot::New)));
         r.seen(Some(NEW), 0);
         assert_eq!(r.tick(at(2)), None);
-        assert_eq!(r.tick(at(16)), Some(Do::Use(Which::Old)), "the switch never arrived");
+        assert_eq!(r.tick(at(16)), Some(RotationAction::Use(KeySlot::Old)), "the switch never arrived");
         r.seen(Some(OLD), 9);
         assert_eq!(r.echoed(at(17), 9), None);
         assert_eq!(r.ask(at(17)), Some((KeyStep::Switch, NEW)), "it is asked for again");
-        assert_eq!(r.answered(at(17), &Answered::Taken), Some(Do::Use(Which::New)));
+        assert_eq!(r.answered(at(17), &SendResult::Taken), Some(RotationAction::Use(KeySlot::New)));
         r.seen(Some(NEW), 40_000);
-        assert_eq!(r.echoed(at(18), 40_001), Some(Do::Finish));
+        assert_eq!(r.echoed(at(18), 40_001), Some(RotationAction::Finish));
     }
 
     #[test]
     fn without_the_control_plane_the_old_key_goes_on() {
         let mut r = switching();
-        assert_eq!(r.answered(at(1), &Answered::Unsent("away".into())), None);
+        assert_eq!(r.answered(at(1), &SendResult::Unsent("away".into())), None);
         assert_eq!(r.ask(at(1)), None);
         assert_eq!(r.ask(at(4)), Some((KeyStep::Switch, NEW)));
-        assert_eq!(r.answered(at(4), &Answered::Refused("no".into())), Some(Do::Abandon("no".into())));
+        assert_eq!(r.answered(at(4), &SendResult::Refused("no".into())), Some(RotationAction::Abandon("no".into())));
         assert_eq!((r.key(), r.busy()), (OLD, false));
     }
 
@@ -303,20 +303,20 @@ mod tests {
         let mut r = Rotation::idle(OLD);
         r.begin(at(0), NEW);
         assert_eq!(r.tick(at(59)), None);
-        assert!(matches!(r.tick(at(60)), Some(Do::Abandon(_))));
+        assert!(matches!(r.tick(at(60)), Some(RotationAction::Abandon(_))));
         let mut r = Rotation::idle(OLD);
         r.begin(at(0), NEW);
-        r.answered(at(0), &Answered::Ready(true));
-        assert_eq!(r.remembered(at(0), Err("disk full".into())), Some(Do::Abandon("disk full".into())));
+        r.answered(at(0), &SendResult::Ready(true));
+        assert_eq!(r.remembered(at(0), Err("disk full".into())), Some(RotationAction::Abandon("disk full".into())));
         assert_eq!(r.key(), OLD);
     }
 
     #[test]
     fn a_power_cut_in_the_switch_is_resumed_with_the_new_key_first() {
         let mut r = Rotation::idle(OLD);
-        assert_eq!(r.resume(at(3), NEW), Do::Use(Which::New));
+        assert_eq!(r.resume(at(3), NEW), RotationAction::Use(KeySlot::New));
         r.seen(Some(NEW), 0);
-        assert_eq!(r.tick(at(18)), Some(Do::Use(Which::Old)));
-        assert_eq!(r.tick(at(33)), Some(Do::Use(Which::New)), "in turn, for as long as it takes");
+        assert_eq!(r.tick(at(18)), Some(RotationAction::Use(KeySlot::Old)));
+        assert_eq!(r.tick(at(33)), Some(RotationAction::Use(KeySlot::New)), "in turn, for as long as it takes");
     }
 }

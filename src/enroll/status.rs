@@ -5,7 +5,7 @@ use spoke_model::time::Boot;
 
 /// As of the last event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Status {
+pub struct ControlStatus {
     /// The node has a place in the fleet.
     pub enrolled: bool,
     /// The generation in force; 0: none.
@@ -15,9 +15,9 @@ pub struct Status {
     /// Why it was not kept.
     pub reason: Option<String>,
     /// When the control plane last answered.
-    pub heard: Option<Boot>,
+    pub last_answer: Option<Boot>,
     /// It does not answer, or says no.
-    pub away: Option<Away>,
+    pub outage: Option<ControlOutage>,
     /// Something could not be kept on disk.
     pub unsaved: Option<String>,
     /// A change of keys is under way, and how far it is.
@@ -28,9 +28,9 @@ pub struct Status {
 
 /// The control plane does not answer, or says no.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Away {
+pub struct ControlOutage {
     /// Since when.
     pub since: Boot,
     /// What happened last.
-    pub why: String,
+    pub reason: String,
 }

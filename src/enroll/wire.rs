@@ -246,7 +246,8 @@ impl Outcome {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
-pub struct Report {
+#[cfg_attr(feature = "openapi", schema(as = Report))]
+pub struct NodeReport {
     /// The generation in force on the node.
     pub generation: u64,
     /// What became of the last one received.
@@ -266,7 +267,7 @@ pub struct Report {
     pub health: Option<serde_json::Value>,
 }
 
-impl Report {
+impl NodeReport {
     /// Checks what the types cannot.
     pub fn check(&self) -> Result<(), BadField> {
         if !is_version(&self.version) {

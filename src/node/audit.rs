@@ -2,7 +2,7 @@
 use crate::reconciler::{Cause, NetStatus};
 use spoke_change::audit::{Actor, Allowance, AuditEntry, AuditEvent, ChainHead};
 use spoke_enroll::audit::news;
-use spoke_enroll::status as fleet;
+use spoke_enroll::status::ControlStatus;
 use spoke_model::clock::Anchor;
 use spoke_net::drift::Drifted;
 use spoke_sys::clock::Clock;
@@ -142,7 +142,7 @@ pub async fn repairs<C: Clock>(mut net: watch::Receiver<NetStatus>, audit: Audit
 
 /// Records every state that the control plane sent, what became of it, and changes of keys.
 pub async fn control<C: Clock>(
-    mut status: watch::Receiver<fleet::Status>,
+    mut status: watch::Receiver<ControlStatus>,
     audit: Audit,
     clock: C,
 ) -> Result<(), Infallible> {

@@ -1,16 +1,16 @@
 //! What the follower's machine asks of the world, done: requests signed and sent, answers read, states and keys kept.
-use crate::enrolment::{HealthView, Kept, MAX_ANSWER, TIMEOUT};
+use crate::enrolment::{HealthView, MAX_ANSWER, StateFiles, TIMEOUT};
 use crate::reconciler::{Fact, NetStatus};
 use spoke_config::Config;
 use spoke_config::control::Control;
 use spoke_enroll::document::{Envelope, MAX_BYTES, Refusal, StateDocument};
-use spoke_enroll::events::{Action, Answered, Candidate, Event, Message, Polled, Seen};
+use spoke_enroll::effective::{check_compatible, effective};
+use spoke_enroll::events::{Action, Event, Message, NodeObservation, PollResult, SendResult, SignedState};
 use spoke_enroll::identity::{Enrolment, ServerClock};
-use spoke_enroll::machine::Follow;
-use spoke_enroll::overlay::{check_compatible, effective};
-use spoke_enroll::request::{Asked, Nonce};
+use spoke_enroll::machine::ControlClient;
+use spoke_enroll::request::{Nonce, RequestParts};
 use spoke_enroll::wire;
-use spoke_enroll::wire::{KeyAnswer, KeyRequest, Problem, ProblemCode, RegisterRequest, Report};
+use spoke_enroll::wire::{KeyAnswer, KeyRequest, NodeReport, Problem, ProblemCode, RegisterRequest};
 use spoke_model::node_id::NodeId;
 use spoke_model::signature::{SignKey, VerifyKey};
 use spoke_model::time::Boot;
@@ -37,7 +37,7 @@ pub(crate) type Reply<H> = (H, Result<Answer, HttpError>, Nonce);
 pub(crate) type Waiting<H> = Pin<Box<dyn Future<Output = Reply<H>> + Send>>;
 
 /// What a conversation needs beside the machine.
-pub(crate) struct Talk<H> {
+pub(crate) struct ControlSession<H> {
     pub(crate) idle: (Option<H>, Option<H>),
     pub(crate) polling: Option<Waiting<H>>,
     pub(crate) sending: Option<(Waiting<H>, bool)>,
@@ -46,12 +46,12 @@ pub(crate) struct Talk<H> {
     pub(crate) skews: u32,
     pub(crate) published: Option<Arc<Config>>,
     /// A state that could not be written yet, and when to try again.
-    pub(crate) unsaved: Option<(Arc<Candidate>, Boot, String)>,
+    pub(crate) unsaved: Option<(Arc<SignedState>, Boot, String)>,
     pub(crate) events: VecDeque<Event>,
 }
 
 /// The parts of the world that are not waited for.
-pub(crate) struct World<C, K> {
+pub(crate) struct SessionIo<C, K> {
     pub(crate) clock: C,
     pub(crate) random: fn() -> u64,
     pub(crate) base: Arc<Config>,
@@ -60,18 +60,18 @@ pub(crate) struct World<C, K> {
     pub(crate) identity: SignKey,
     pub(crate) keys: K,
     pub(crate) secrets: watch::Sender<Option<Arc<Keys>>>,
-    pub(crate) kept: Kept,
+    pub(crate) kept: StateFiles,
     pub(crate) publish: watch::Sender<Option<Arc<Config>>>,
     pub(crate) health: HealthView,
     pub(crate) update: watch::Receiver<Option<Notice>>,
 }
 
-impl<C: Clock, K: TunnelKeys> World<C, K> {
+impl<C: Clock, K: TunnelKeys> SessionIo<C, K> {
     pub(crate) async fn act<H: Http, E: Echo>(
         &mut self,
-        talk: &mut Talk<H>,
+        session: &mut ControlSession<H>,
         echo: &mut E,
-        machine: &mut Follow,
+        machine: &mut ControlClient,
         action: Action,
     ) {
         match action {
@@ -79,22 +79,22 @@ impl<C: Clock, K: TunnelKeys> World<C, K> {
                 let wait = if hold { self.control.poll_wait } else { Duration::ZERO };
                 let path = format!("{}?after={after}&wait={}", wire::STATE, wait.as_secs());
                 let timeout = wait + TIMEOUT;
-                let (request, nonce) = self.signed(talk, "GET", path, Vec::new(), timeout, MAX_BYTES);
-                talk.polling = talk.idle.0.take().map(|http| send(http, request, nonce));
+                let (request, nonce) = self.signed(session, "GET", path, Vec::new(), timeout, MAX_BYTES);
+                session.polling = session.idle.0.take().map(|http| send(http, request, nonce));
             }
             Action::Send(message) => {
                 let key = matches!(message, Message::Key(..));
                 let (path, body) = self.message(machine, message);
-                let (request, nonce) = self.signed(talk, "POST", path.to_owned(), body, TIMEOUT, MAX_ANSWER);
-                talk.sending = talk.idle.1.take().map(|http| (send(http, request, nonce), key));
+                let (request, nonce) = self.signed(session, "POST", path.to_owned(), body, TIMEOUT, MAX_ANSWER);
+                session.sending = session.idle.1.take().map(|http| (send(http, request, nonce), key));
             }
             Action::Publish(state) => {
                 tracing::info!(generation = state.document.generation, "state published");
                 let config = Arc::new(effective(&self.base, &self.control, &state.document));
-                talk.published = Some(config.clone());
+                session.published = Some(config.clone());
                 self.publish.send_replace(Some(config));
             }
-            Action::Keep(state) => self.keep(talk, state),
+            Action::Keep(state) => self.keep(session, state),
             Action::Reject(rejected) => {
                 tracing::error!(generation = rejected.generation, reason = rejected.reason, "state taken back");
                 if let Err(e) = self.kept.rejected.store(&rejected) {
@@ -108,7 +108,7 @@ impl<C: Clock, K: TunnelKeys> World<C, K> {
             }
             Action::Remember => {
                 let done = self.keys.remember().map_err(|e| e.to_string());
-                talk.events.push_back(Event::Remembered(done));
+                session.events.push_back(Event::Remembered(done));
             }
             Action::Use(which) => match self.keys.secret(which) {
                 Ok(key) => {
@@ -137,43 +137,47 @@ impl<C: Clock, K: TunnelKeys> World<C, K> {
         }
     }
 
-    fn keep<H>(&mut self, talk: &mut Talk<H>, state: Arc<Candidate>) {
-        let mut enrolment = talk.enrolment.clone();
+    fn keep<H>(&mut self, session: &mut ControlSession<H>, state: Arc<SignedState>) {
+        let mut enrolment = session.enrolment.clone();
         enrolment.signing_keys.clone_from(&state.document.signing_keys);
         enrolment.server = self.control.url.0.to_string();
         // The state first: it is signed by a key that was pinned before.
         let stored = self.kept.state.store(&state.envelope).and_then(|_| self.kept.enrolment.store(&enrolment));
         // Whatever the disk says, from now on the new keys count.
-        talk.enrolment = enrolment;
+        session.enrolment = enrolment;
         match stored {
             Ok(_) => {
                 tracing::info!(generation = state.document.generation, "state kept");
-                talk.unsaved = None;
+                session.unsaved = None;
             }
             Err(e) => {
                 tracing::error!(error = %e, "the state is in force but could not be kept");
-                talk.unsaved = Some((state, self.clock.now() + SAVE_AGAIN, e.to_string()));
+                session.unsaved = Some((state, self.clock.now() + SAVE_AGAIN, e.to_string()));
             }
         }
     }
 
-    pub(crate) fn save_again<H>(&mut self, talk: &mut Talk<H>) {
-        if talk.unsaved.as_ref().is_some_and(|(_, at, _)| self.clock.now() >= *at)
-            && let Some((state, _, _)) = talk.unsaved.take()
+    pub(crate) fn save_again<H>(&mut self, session: &mut ControlSession<H>) {
+        if session.unsaved.as_ref().is_some_and(|(_, at, _)| self.clock.now() >= *at)
+            && let Some((state, _, _)) = session.unsaved.take()
         {
-            self.keep(talk, state);
+            self.keep(session, state);
         }
     }
 
-    pub(crate) fn begin_rotation<H>(&mut self, talk: &mut Talk<H>, machine: &Follow) -> Result<(), String> {
+    pub(crate) fn begin_rotation<H>(
+        &mut self,
+        session: &mut ControlSession<H>,
+        machine: &ControlClient,
+    ) -> Result<(), String> {
         machine.may_rotate()?;
         let new = self.keys.make().map_err(|e| e.to_string())?;
         tracing::info!(public_key = %new, "a new WireGuard key was made and is being announced");
-        talk.events.push_back(Event::Rotate(new));
+        session.events.push_back(Event::Rotate(new));
         Ok(())
     }
 
-    fn message(&self, machine: &Follow, message: Message) -> (&'static str, Vec<u8>) {
+    fn message(&self, machine: &ControlClient, message: Message) -> (&'static str, Vec<u8>) {
         let written = |value: Result<Vec<u8>, serde_json::Error>| value.unwrap_or_default();
         match message {
             Message::Key(step, key) => {
@@ -194,7 +198,7 @@ impl<C: Clock, K: TunnelKeys> World<C, K> {
             Message::Report { generation, outcome, reason, drift } => {
                 let (healthy, health) = (self.health)();
                 let version = spoke_model::VERSION.to_owned();
-                let report = Report { generation, outcome, reason, healthy, drift, version, health: Some(health) };
+                let report = NodeReport { generation, outcome, reason, healthy, drift, version, health: Some(health) };
                 (wire::REPORT, written(serde_json::to_vec(&report)))
             }
         }
@@ -202,7 +206,7 @@ impl<C: Clock, K: TunnelKeys> World<C, K> {
 
     fn signed<H>(
         &self,
-        talk: &Talk<H>,
+        session: &ControlSession<H>,
         method: &'static str,
         path: String,
         body: Vec<u8>,
@@ -210,19 +214,19 @@ impl<C: Clock, K: TunnelKeys> World<C, K> {
         max: usize,
     ) -> (Request, Nonce) {
         let who = (&self.identity, &self.node, self.random);
-        sign(who, talk.server.at(self.clock.now()), method, path, body, timeout, max)
+        sign(who, session.server.at(self.clock.now()), method, path, body, timeout, max)
     }
 
     /// Whether an answer says that our clock is off, and now is not: `None` if it is about something else.
-    fn skewed<H>(&self, talk: &mut Talk<H>, answer: &Answer, nonce: Nonce) -> Option<Result<(), String>> {
+    fn skewed<H>(&self, session: &mut ControlSession<H>, answer: &Answer, nonce: Nonce) -> Option<Result<(), String>> {
         let problem = problem(answer).filter(|p| p.detail.code == ProblemCode::ClockSkew)?;
-        talk.skews += 1;
-        let time = problem.detail.time.as_ref().and_then(|t| t.verify(nonce, &talk.enrolment.signing_keys));
+        session.skews += 1;
+        let time = problem.detail.time.as_ref().and_then(|t| t.verify(nonce, &session.enrolment.signing_keys));
         Some(match time {
             None => Err("it tells a time that no pinned key has signed".into()),
-            Some(_) if talk.skews > MAX_SKEWS => Err("it finds our time wrong even where it is its own".into()),
+            Some(_) if session.skews > MAX_SKEWS => Err("it finds our time wrong even where it is its own".into()),
             Some(ms) => {
-                talk.server.set(self.clock.now(), ms);
+                session.server.set(self.clock.now(), ms);
                 tracing::info!("the control plane's clock is used for its requests");
                 Ok(())
             }
@@ -235,29 +239,29 @@ impl<C: Clock, K: TunnelKeys> World<C, K> {
         Ok(opened)
     }
 
-    pub(crate) fn polled<H>(&mut self, talk: &mut Talk<H>, (http, answer, nonce): Reply<H>) -> Event {
-        talk.polling = None;
-        talk.idle.0 = Some(http);
-        Event::Polled(match answer {
-            Err(HttpError::TooLarge(_)) => Polled::Refused(Refusal::Oversize(MAX_BYTES)),
+    pub(crate) fn polled<H>(&mut self, session: &mut ControlSession<H>, (http, answer, nonce): Reply<H>) -> Event {
+        session.polling = None;
+        session.idle.0 = Some(http);
+        Event::PollEnded(match answer {
+            Err(HttpError::TooLarge(_)) => PollResult::Refused(Refusal::Oversize(MAX_BYTES)),
             Err(e) => failed(chain(&e)),
             Ok(answer) => match answer.status {
                 204 => {
-                    talk.skews = 0;
-                    Polled::Nothing
+                    session.skews = 0;
+                    PollResult::Nothing
                 }
-                200 => match self.open(&answer.body, &talk.enrolment.signing_keys) {
+                200 => match self.open(&answer.body, &session.enrolment.signing_keys) {
                     Ok((envelope, document)) => {
-                        talk.skews = 0;
-                        Polled::State(Box::new(Candidate { envelope, document }))
+                        session.skews = 0;
+                        PollResult::State(Box::new(SignedState { envelope, document }))
                     }
                     Err(refusal) => {
                         tracing::error!(error = %refusal, "state refused; the last good one stays");
-                        Polled::Refused(refusal)
+                        PollResult::Refused(refusal)
                     }
                 },
-                status => match self.skewed(talk, &answer, nonce) {
-                    Some(Ok(())) => Polled::Again,
+                status => match self.skewed(session, &answer, nonce) {
+                    Some(Ok(())) => PollResult::Again,
                     Some(Err(why)) => failed(why),
                     None => failed(problem(&answer).map_or_else(|| format!("status {status}"), |p| p.detail.message)),
                 },
@@ -265,60 +269,64 @@ impl<C: Clock, K: TunnelKeys> World<C, K> {
         })
     }
 
-    pub(crate) fn answered<H>(&mut self, talk: &mut Talk<H>, ((http, answer, nonce), key): (Reply<H>, bool)) -> Event {
-        talk.sending = None;
-        talk.idle.1 = Some(http);
+    pub(crate) fn answered<H>(
+        &mut self,
+        session: &mut ControlSession<H>,
+        ((http, answer, nonce), key): (Reply<H>, bool),
+    ) -> Event {
+        session.sending = None;
+        session.idle.1 = Some(http);
         let answered = match answer {
             Err(e @ (HttpError::Unreachable(_) | HttpError::Untrusted(_) | HttpError::Malformed(_))) => {
-                Answered::Unsent(chain(&e))
+                SendResult::Unsent(chain(&e))
             }
-            Err(e) => Answered::Failed(chain(&e)),
-            Ok(answer) => match (answer.status, self.skewed(talk, &answer, nonce)) {
-                (_, Some(Ok(()))) => Answered::Again,
-                (_, Some(Err(why))) => Answered::Unsent(why),
+            Err(e) => SendResult::Failed(chain(&e)),
+            Ok(answer) => match (answer.status, self.skewed(session, &answer, nonce)) {
+                (_, Some(Ok(()))) => SendResult::Again,
+                (_, Some(Err(why))) => SendResult::Unsent(why),
                 (200..300, None) if key => match serde_json::from_slice::<KeyAnswer>(&answer.body) {
-                    Ok(answer) => Answered::Ready(answer.ready),
-                    Err(e) => Answered::Failed(e.to_string()),
+                    Ok(answer) => SendResult::Ready(answer.ready),
+                    Err(e) => SendResult::Failed(e.to_string()),
                 },
-                (200..300, None) => Answered::Taken,
+                (200..300, None) => SendResult::Taken,
                 (status, None) => {
                     let why = problem(&answer).map_or_else(|| format!("status {status}"), |p| p.detail.message);
                     match status {
-                        429 => Answered::Unsent(why),
-                        400..500 => Answered::Refused(why),
-                        _ => Answered::Failed(why),
+                        429 => SendResult::Unsent(why),
+                        400..500 => SendResult::Refused(why),
+                        _ => SendResult::Failed(why),
                     }
                 }
             },
         };
-        if matches!(answered, Answered::Taken | Answered::Ready(_)) {
-            talk.skews = 0;
+        if matches!(answered, SendResult::Taken | SendResult::Ready(_)) {
+            session.skews = 0;
         } else {
             tracing::debug!(?answered, "not taken");
         }
-        Event::Answered(answered)
+        Event::SendEnded(answered)
     }
 
     /// What the device sees of itself, as far as it concerns the state published last.
     pub(crate) fn seen<H>(
         &self,
-        talk: &Talk<H>,
+        session: &ControlSession<H>,
         net: &mut watch::Receiver<NetStatus>,
         uplink: &mut watch::Receiver<UplinkStatus>,
         choice: Option<&mut Fact<UplinkChoice>>,
-    ) -> Seen {
+    ) -> NodeObservation {
         let choice = choice.and_then(|c| c.borrow_and_update().clone());
         // It looks at the same status: asked for under a guard it would wait for ever where somebody writes in between.
         let healthy = (self.health)().0;
         let (net, uplink) = (net.borrow_and_update(), uplink.borrow_and_update());
         let name = &self.control.interface;
-        let its = matches!((&net.control, &talk.published), (Some(seen), Some(ours)) if Arc::ptr_eq(seen, ours));
+        let its = matches!((&net.control, &session.published), (Some(seen), Some(ours)) if Arc::ptr_eq(seen, ours));
         let undone = net.left.steps.iter().any(|s| s.link() == name)
             || net.left.blocked.iter().any(|b| b.link() == name)
             || net.troubles.iter().any(|t| t.code == "desired_invalid");
         let trouble = net.troubles.first().filter(|_| its && undone).map(|t| t.detail.clone());
         // The hub session lags behind a new state by a moment, and an answer of the old hub proves nothing.
-        let carried = match talk.published.as_ref().and_then(|c| c.uplink.as_ref()) {
+        let carried = match session.published.as_ref().and_then(|c| c.uplink.as_ref()) {
             None => true,
             Some(wanted) => choice.is_some_and(|choice| {
                 let peer = net.desired.links.get(name).and_then(|l| l.peers.get(&choice.active.hub.public_key));
@@ -326,7 +334,7 @@ impl<C: Clock, K: TunnelKeys> World<C, K> {
                 wanted.hubs.contains(&choice.active.hub) && choice.active.endpoint.is_none_or(sent_to)
             }),
         };
-        Seen {
+        NodeObservation {
             up: uplink.state == State::Up,
             connected_since: uplink.connected_since,
             hub: uplink.hub.clone(),
@@ -340,9 +348,9 @@ impl<C: Clock, K: TunnelKeys> World<C, K> {
     }
 }
 
-fn failed(why: String) -> Polled {
+fn failed(why: String) -> PollResult {
     tracing::warn!(why, "control plane not followed; the state stays");
-    Polled::Failed(why)
+    PollResult::Failed(why)
 }
 
 fn send<H: Http>(mut http: H, request: Request, nonce: Nonce) -> Waiting<H> {
@@ -377,7 +385,7 @@ pub(crate) fn sign(
 ) -> (Request, Nonce) {
     let (a, b) = (random().to_le_bytes(), random().to_le_bytes());
     let nonce = Nonce(std::array::from_fn(|i| if i < 8 { a[i] } else { b[i - 8] }));
-    let asked = Asked { method, path: &path, body: &body };
+    let asked = RequestParts { method, path: &path, body: &body };
     let proof = asked.prove(key, node, at_ms, nonce);
     let headers = proof.headers().into_iter().collect();
     (Request { method, path, headers, body, max, timeout }, nonce)

@@ -1,17 +1,17 @@
 //! Enrols the device, then keeps its conversation with the control plane going: sockets, files and clocks around
 //! [`spoke_enroll::machine`].
-use crate::control_session::{Talk, World, answer, chain, change, problem, reply, sign};
+use crate::control_session::{ControlSession, SessionIo, answer, chain, change, problem, reply, sign};
 use crate::reconciler::{Fact, NetStatus};
 use spoke_api::health::summary::Components;
 use spoke_config::Config;
 use spoke_config::control::Control;
 use spoke_enroll::document::{Envelope, Refusal, StateDocument};
-use spoke_enroll::events::{Action, Candidate, Event, Times};
-use spoke_enroll::identity::{Enrolment, Rejected, ServerClock};
-use spoke_enroll::machine::Follow;
-use spoke_enroll::overlay::{check_compatible, effective};
+use spoke_enroll::effective::{check_compatible, effective};
+use spoke_enroll::events::{Action, ControlTimes, Event, SignedState};
+use spoke_enroll::identity::{Enrolment, RejectedState, ServerClock};
+use spoke_enroll::machine::ControlClient;
 use spoke_enroll::request::Nonce;
-use spoke_enroll::status::{Away, Status};
+use spoke_enroll::status::{ControlOutage, ControlStatus};
 use spoke_enroll::wire;
 use spoke_enroll::wire::{Capabilities, ProvisionAnswer, ProvisionRequest};
 use spoke_model::backoff::{Backoff, JitterRng};
@@ -44,13 +44,13 @@ const BACKOFF: (Duration, Duration) = (Duration::from_secs(5), Duration::from_se
 
 /// Where the device keeps what it must not forget.
 #[derive(Debug)]
-pub struct Kept {
+pub struct StateFiles {
     /// Who we are.
     pub enrolment: Document<Enrolment>,
     /// The last good state.
     pub state: Document<Envelope>,
     /// The state that was taken back.
-    pub rejected: Document<Rejected>,
+    pub rejected: Document<RejectedState>,
 }
 
 /// Whether the node calls itself healthy, and its health document, made by whoever wires the tasks.
@@ -58,13 +58,13 @@ pub type HealthView = Arc<dyn Fn() -> (bool, serde_json::Value) + Send + Sync>;
 
 /// Reads the enrolment token whenever it is needed, so that one put right needs no restart; or why there is none, and what
 /// to do.
-pub type TokenView = Arc<dyn Fn() -> Result<Secret<String>, String> + Send + Sync>;
+pub type TokenSource = Arc<dyn Fn() -> Result<Secret<String>, String> + Send + Sync>;
 
 /// A request for a new key; the answer says whether the change has begun.
-pub type Rotate = oneshot::Sender<Result<(), String>>;
+pub type RotationRequest = oneshot::Sender<Result<(), String>>;
 
 /// Everything the task needs.
-pub struct Follower<H, E, C, K> {
+pub struct ControlTask<H, E, C, K> {
     /// For the long-poll, and for everything else.
     pub http: (H, H),
     /// Echo through the tunnel.
@@ -86,11 +86,11 @@ pub struct Follower<H, E, C, K> {
     /// Where the key in use is published.
     pub secrets: watch::Sender<Option<Arc<Keys>>>,
     /// The enrolment token.
-    pub token: TokenView,
+    pub token: TokenSource,
     /// What it can do.
     pub capabilities: Capabilities,
     /// What it keeps.
-    pub kept: Kept,
+    pub kept: StateFiles,
     /// Where the completed configuration is published.
     pub publish: watch::Sender<Option<Arc<Config>>>,
     /// What became of it.
@@ -106,14 +106,14 @@ pub struct Follower<H, E, C, K> {
     /// How updates of the image stand, for the report.
     pub update: watch::Receiver<Option<Notice>>,
     /// Requests for a new key.
-    pub rotate: Arc<Mutex<mpsc::Receiver<Rotate>>>,
+    pub rotate: Arc<Mutex<mpsc::Receiver<RotationRequest>>>,
     /// What is said about the control plane.
-    pub status: watch::Sender<Status>,
+    pub status: watch::Sender<ControlStatus>,
 }
 
 /// Why the task ended; it is started again with backoff.
 #[derive(Debug, thiserror::Error)]
-pub enum FollowError {
+pub enum ControlTaskError {
     /// What is kept cannot be read.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -122,12 +122,12 @@ pub enum FollowError {
     Key(#[from] KeyError),
 }
 
-impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> Follower<H, E, C, K> {
+impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
     /// Follows the control plane for ever. Publishes what was kept before anything is asked of the network.
     ///
     /// A node that is enrolled and has no state that it may use publishes nothing until one comes: an emptier network
     /// than the one the kernel still has would be worse than none.
-    pub async fn run(mut self) -> Result<(), FollowError> {
+    pub async fn run(mut self) -> Result<(), ControlTaskError> {
         let mut server = ServerClock::new(self.clock.now(), self.clock.wall());
         let mut enrolment = self.kept.enrolment.load()?.filter(|e| e.node_id == self.node);
         let in_force = self.last_good(&mut enrolment)?;
@@ -148,7 +148,7 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> Follower<H, E, C, K> {
         if enrolment.server != self.control.url.0.to_string() {
             tracing::info!(was = enrolment.server, is = %self.control.url.0, "another address of the control plane: its keys must be the same");
         }
-        let talk = Talk {
+        let session = ControlSession {
             idle: (None, None),
             polling: None,
             sending: None,
@@ -159,11 +159,11 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> Follower<H, E, C, K> {
             unsaved: None,
             events: VecDeque::new(),
         };
-        self.follow(talk, in_force).await
+        self.follow(session, in_force).await
     }
 
     /// The state to boot from. Without a record of the enrolment the state itself says whose word counts.
-    fn last_good(&mut self, enrolment: &mut Option<Enrolment>) -> Result<Option<Candidate>, FollowError> {
+    fn last_good(&mut self, enrolment: &mut Option<Enrolment>) -> Result<Option<SignedState>, ControlTaskError> {
         let envelope = match self.kept.state.load() {
             Ok(Some(envelope)) => envelope,
             Ok(None) => return Ok(None),
@@ -188,7 +188,7 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> Follower<H, E, C, K> {
                     node_id: self.node.clone(),
                     signing_keys: document.signing_keys.clone(),
                 });
-                Ok(Some(Candidate { envelope, document }))
+                Ok(Some(SignedState { envelope, document }))
             }
             Err(refusal) => {
                 tracing::error!(error = %refusal, "the kept state is not acceptable; another one is asked for");
@@ -198,7 +198,7 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> Follower<H, E, C, K> {
     }
 
     /// Asks to become a node until the answer is yes.
-    async fn enrol(&mut self, server: &mut ServerClock, rng: &mut JitterRng) -> Result<Enrolment, FollowError> {
+    async fn enrol(&mut self, server: &mut ServerClock, rng: &mut JitterRng) -> Result<Enrolment, ControlTaskError> {
         let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
         let asked = ProvisionRequest {
             node_id: self.node.clone(),
@@ -223,7 +223,10 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> Follower<H, E, C, K> {
                     let wait = backoff.fail(rng);
                     tracing::warn!(problem = why, retry_in = ?wait, "not enrolled yet");
                     let since = *since.get_or_insert(self.clock.now());
-                    self.status.send_replace(Status { away: Some(Away { since, why }), ..Status::default() });
+                    self.status.send_replace(ControlStatus {
+                        outage: Some(ControlOutage { since, reason: why }),
+                        ..ControlStatus::default()
+                    });
                     wait
                 }
             };
@@ -265,19 +268,23 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> Follower<H, E, C, K> {
         }
     }
 
-    async fn follow(mut self, mut talk: Talk<H>, in_force: Option<Candidate>) -> Result<(), FollowError> {
+    async fn follow(
+        mut self,
+        mut session: ControlSession<H>,
+        in_force: Option<SignedState>,
+    ) -> Result<(), ControlTaskError> {
         let rejected = self.kept.rejected.load()?;
-        let times = Times {
+        let times = ControlTimes {
             report_every: self.control.report_every,
             confirm_within: self.control.confirm_within,
             spread: self.control.spread,
         };
         let (now, seed, key) = (self.clock.now(), (self.random)(), self.keys.current()?);
-        let mut machine = Follow::new(now, seed, times, in_force, rejected, key);
+        let mut machine = ControlClient::new(now, seed, times, in_force, rejected, key);
         let (poller, sender) = self.http;
-        talk.idle = (Some(poller), Some(sender));
+        session.idle = (Some(poller), Some(sender));
         // Taken apart, so that each part can be waited for by itself.
-        let mut world = World {
+        let mut io = SessionIo {
             clock: self.clock,
             random: self.random,
             base: self.base,
@@ -291,10 +298,10 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> Follower<H, E, C, K> {
             health: self.health,
             update: self.update.clone(),
         };
-        if let Some((new, switching)) = world.keys.pending()? {
+        if let Some((new, switching)) = io.keys.pending()? {
             tracing::info!(public_key = %new, switching, "a change of the WireGuard key goes on");
             if let Some(action) = machine.resume_rotation(now, new, switching) {
-                world.act(&mut talk, &mut self.echo, &mut machine, action).await;
+                io.act(&mut session, &mut self.echo, &mut machine, action).await;
             }
         }
         let rotate = self.rotate.clone();
@@ -303,38 +310,38 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> Follower<H, E, C, K> {
             // The last look of a round is one at what was published last: an older one would prove nothing about it.
             let mut looked = false;
             loop {
-                let event = match talk.events.pop_front() {
+                let event = match session.events.pop_front() {
                     Some(event) => event,
                     None if looked => break,
                     None => {
                         looked = true;
-                        let seen = world.seen(&talk, &mut self.net, &mut self.uplink, self.choice.as_mut());
-                        Event::Seen(Box::new(seen))
+                        let seen = io.seen(&session, &mut self.net, &mut self.uplink, self.choice.as_mut());
+                        Event::Observed(Box::new(seen))
                     }
                 };
-                for action in machine.handle(world.clock.now(), event) {
+                for action in machine.handle(io.clock.now(), event) {
                     looked &= !matches!(action, Action::Publish(_));
-                    world.act(&mut talk, &mut self.echo, &mut machine, action).await;
+                    io.act(&mut session, &mut self.echo, &mut machine, action).await;
                 }
             }
-            world.save_again(&mut talk);
-            let unsaved = talk.unsaved.as_ref().map(|(_, _, why)| why.clone());
-            let status = Status { unsaved, ..machine.status() };
+            io.save_again(&mut session);
+            let unsaved = session.unsaved.as_ref().map(|(_, _, why)| why.clone());
+            let status = ControlStatus { unsaved, ..machine.status() };
             self.status.send_if_modified(|s| std::mem::replace(s, status.clone()) != status);
-            let now = world.clock.now();
-            let again = talk.unsaved.as_ref().map(|(_, at, _)| *at);
+            let now = io.clock.now();
+            let again = session.unsaved.as_ref().map(|(_, at, _)| *at);
             let until = [machine.deadline(), again].into_iter().flatten().min();
             let sleep = until.map_or(Duration::from_secs(3600), |at| at.since(now));
             tokio::select! {
-                reply = reply(&mut talk.polling) => {
-                    let event = world.polled(&mut talk, reply);
-                    talk.events.push_back(event);
+                reply = reply(&mut session.polling) => {
+                    let event = io.polled(&mut session, reply);
+                    session.events.push_back(event);
                 }
-                reply = answer(&mut talk.sending) => {
-                    let event = world.answered(&mut talk, reply);
-                    talk.events.push_back(event);
+                reply = answer(&mut session.sending) => {
+                    let event = io.answered(&mut session, reply);
+                    session.events.push_back(event);
                 }
-                (from, seq) = self.echo.answer() => talk.events.push_back(Event::Echoed { from, seq }),
+                (from, seq) = self.echo.answer() => session.events.push_back(Event::Echoed { from, seq }),
                 // The reconciler is gone: so is the process.
                 changed = self.net.changed() => if changed.is_err() { return Ok(()) },
                 () = change(Some(&mut self.uplink)) => {}
@@ -342,10 +349,10 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> Follower<H, E, C, K> {
                 () = change(Some(&mut self.components)) => {}
                 () = change(Some(&mut self.update)) => {}
                 Some(asked) = rotate.recv() => {
-                    let begun = world.begin_rotation(&mut talk, &machine);
+                    let begun = io.begin_rotation(&mut session, &machine);
                     let _ = asked.send(begun);
                 }
-                () = tokio::time::sleep(sleep) => talk.events.push_back(Event::Tick),
+                () = tokio::time::sleep(sleep) => session.events.push_back(Event::Tick),
             }
         }
     }

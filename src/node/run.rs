@@ -106,7 +106,7 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys) -> Outcom
     let (uplink_status, uplink_seen) = watch::channel(UplinkStatus::default());
     let (update, update_seen) = watch::channel(None);
     let choices = has_uplink(&config).then(|| watch::channel(None));
-    let wires = control::Wires {
+    let wires = control::ControlInputs {
         keys: secrets,
         net: net.clone(),
         uplink: uplink_seen,

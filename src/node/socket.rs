@@ -1,7 +1,7 @@
 //! Answers the control socket.
 use crate::audit::Audit;
 use crate::changes::requests::Changes;
-use crate::enrolment::Rotate;
+use crate::enrolment::RotationRequest;
 use crate::reconciler::{Cause, NetStatus};
 use spoke_api::socket::{
     AppliedStepReport, LinkReport, PeerReport, RouteReport, SocketRequest, SocketResponse, StatusReport, TroubleReport,
@@ -65,7 +65,7 @@ pub struct ControlView {
     /// What it says, made by whoever wires the tasks.
     pub report: UplinkView,
     /// Where a new key is asked for.
-    pub rotate: mpsc::Sender<Rotate>,
+    pub rotate: mpsc::Sender<RotationRequest>,
 }
 
 /// The grants task, seen from outside.

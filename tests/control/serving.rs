@@ -1,7 +1,7 @@
 //! A control plane served by the real program, and clients of it.
 use crate::db::Database;
 use crate::world::{identity, request};
-use spoke_enroll::request::{Asked, Nonce};
+use spoke_enroll::request::{Nonce, RequestParts};
 use spoke_enroll::wire::PROVISION;
 use spoke_model::node_id::NodeId;
 use spoke_model::signature::SignKey;
@@ -266,7 +266,7 @@ impl Device {
     /// A signed request.
     pub fn signed(&self, method: &'static str, path: &str, body: Vec<u8>) -> Request {
         let now = spoke_control::api::now_ms() + self.offset_ms;
-        let asked = Asked { method, path, body: &body };
+        let asked = RequestParts { method, path, body: &body };
         let proof = asked.prove(&self.key, &self.id, now.unsigned_abs(), nonce());
         Request {
             method,

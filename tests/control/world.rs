@@ -10,7 +10,7 @@ use spoke_control::store::network::Network;
 use spoke_control::store::report::Received;
 use spoke_control::store::token::NewToken;
 use spoke_enroll::document::StateDocument;
-use spoke_enroll::wire::{Capabilities, Outcome, ProvisionConfig, ProvisionRequest, Report};
+use spoke_enroll::wire::{Capabilities, NodeReport, Outcome, ProvisionConfig, ProvisionRequest};
 use spoke_grants::policy::Reason;
 use spoke_model::key::PublicKey;
 use spoke_model::signature::SignKey;
@@ -93,8 +93,8 @@ pub fn verdict(reason: Reason, token: Option<u64>) -> Verdict {
 }
 
 /// The report of a node that has applied a generation.
-pub fn report(generation: u64) -> Report {
-    Report {
+pub fn report(generation: u64) -> NodeReport {
+    NodeReport {
         generation,
         outcome: Outcome::Applied,
         reason: None,
@@ -106,7 +106,7 @@ pub fn report(generation: u64) -> Report {
 }
 
 /// Takes a report into the store.
-pub async fn say(store: &Store, id: &str, sent_ms: i64, report: Report) {
+pub async fn say(store: &Store, id: &str, sent_ms: i64, report: NodeReport) {
     let mut tx = store.write().await.unwrap();
     let node = id.parse().unwrap();
     tx.put_report(&Received { node, sent_ms, received_ms: sent_ms, report }).await.unwrap();

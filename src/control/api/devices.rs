@@ -18,8 +18,8 @@ use spoke_config::control::MAX_WAIT_SECS;
 use spoke_config::node::Role;
 use spoke_enroll::request::WINDOW_MS;
 use spoke_enroll::wire::{
-    KeyAnswer, KeyRequest, Problem, ProblemCode, ProvisionAnswer, ProvisionRequest, ProvisionStatus, RegisterAnswer,
-    RegisterRequest, Report,
+    KeyAnswer, KeyRequest, NodeReport, Problem, ProblemCode, ProvisionAnswer, ProvisionRequest, ProvisionStatus,
+    RegisterAnswer, RegisterRequest,
 };
 use spoke_grants::policy::{Reason, VERIFICATION_ERROR};
 use spoke_sys::random::seed;
@@ -205,9 +205,9 @@ async fn look(app: &App, node: &spoke_model::node_id::NodeId, after: u64) -> Res
 }
 
 /// A node's report on itself.
-#[utoipa::path(post, path = "/api/v1/nodes/self/report", request_body = Report, responses(
+#[utoipa::path(post, path = "/api/v1/nodes/self/report", request_body = NodeReport, responses(
     (status = 204), (status = 401, body = Problem), (status = 403, body = Problem), (status = 422, body = Problem)))]
-pub async fn report(State(app): State<Arc<App>>, asked: Signed<Report>) -> Result<StatusCode, Failure> {
+pub async fn report(State(app): State<Arc<App>>, asked: Signed<NodeReport>) -> Result<StatusCode, Failure> {
     asked.body.check().map_err(|e| Failure::new(ProblemCode::BadRequest, e))?;
     let received = Received {
         node: asked.caller.node,

@@ -8,7 +8,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use serde::de::DeserializeOwned;
 use spoke_config::node::Role;
-use spoke_enroll::request::{Asked, Proof, TimeAnswer, WINDOW_MS};
+use spoke_enroll::request::{RequestParts, RequestProof, TimeAnswer, WINDOW_MS};
 use spoke_enroll::wire::ProblemCode;
 use spoke_model::node_id::NodeId;
 use spoke_model::signature::{VerifyKey, sha256_hex};
@@ -66,7 +66,7 @@ impl Proofs {
     }
 
     /// Remembers a nonce. `Ok(false)`: it was there. `Err`: too many.
-    fn fresh(&self, proof: &Proof, now_ms: u64) -> Result<bool, Failure> {
+    fn fresh(&self, proof: &RequestProof, now_ms: u64) -> Result<bool, Failure> {
         let mut nonces = self.nonces.lock().unwrap_or_else(PoisonError::into_inner);
         // A request is accepted from a window before to a window after its time: two windows keep every one that counts. A
         // clock that was set back turns them as well, or they would only gather until it has caught up.
@@ -93,7 +93,7 @@ pub struct Caller {
     /// Node or hub.
     pub role: Role,
     /// The proof, for those who remember it longer.
-    pub proof: Proof,
+    pub proof: RequestProof,
 }
 
 /// A proved request with a JSON body.
@@ -115,8 +115,8 @@ async fn whole(request: Request) -> Result<(Parts, Bytes), Failure> {
 }
 
 /// Reads the proof of a request and checks it with `key_of` its node.
-fn proof_of(headers: &HeaderMap) -> Result<Proof, Failure> {
-    Proof::from_headers(|name| headers.get(name)?.to_str().ok())
+fn proof_of(headers: &HeaderMap) -> Result<RequestProof, Failure> {
+    RequestProof::from_headers(|name| headers.get(name)?.to_str().ok())
         .ok_or_else(|| Failure::new(ProblemCode::BadProof, "the request is not signed: see the spoke-* headers"))
 }
 
@@ -126,10 +126,10 @@ fn forged() -> Failure {
 
 impl App {
     /// Checks signature, time and nonce, in this order: only the node itself learns the server's time.
-    fn check_proof(&self, parts: &Parts, body: &[u8], proof: &Proof, key: &VerifyKey) -> Result<(), Failure> {
+    fn check_proof(&self, parts: &Parts, body: &[u8], proof: &RequestProof, key: &VerifyKey) -> Result<(), Failure> {
         let uri = parts.extensions.get::<axum::extract::OriginalUri>().map_or(&parts.uri, |o| &o.0);
         let path = uri.path_and_query().map_or("/", |p| p.as_str());
-        let asked = Asked { method: parts.method.as_str(), path, body };
+        let asked = RequestParts { method: parts.method.as_str(), path, body };
         if !proof.verify(&asked, key) {
             return Err(forged());
         }
@@ -314,7 +314,7 @@ mod tests {
         let proofs = Proofs::begin();
         let key = spoke_model::signature::SignKey::from_seed(&[7; 32]).unwrap();
         let node: NodeId = "edge-1".parse().unwrap();
-        let asked = Asked { method: "GET", path: "/", body: b"" };
+        let asked = RequestParts { method: "GET", path: "/", body: b"" };
         let at = |ms, n| asked.prove(&key, &node, ms, spoke_enroll::request::Nonce([n; 16]));
         let fresh = |ms, n| proofs.fresh(&at(ms, n), ms).unwrap();
         assert!(fresh(NOW, 1) && !fresh(NOW, 1));

@@ -1,6 +1,6 @@
 //! What nodes say of themselves: the last report and the last registration of each.
 use super::sql::{StoreError, Tx};
-use spoke_enroll::wire::{RegisterRequest, Report};
+use spoke_enroll::wire::{NodeReport, RegisterRequest};
 use spoke_model::node_id::NodeId;
 
 /// A report on its way into the store.
@@ -13,7 +13,7 @@ pub struct Received {
     /// When it came.
     pub received_ms: i64,
     /// The report.
-    pub report: Report,
+    pub report: NodeReport,
 }
 
 impl Tx {

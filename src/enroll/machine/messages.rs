@@ -1,11 +1,11 @@
 //! What the node tells its control plane of itself, one message at a time, and what comes of the answers.
-use super::{Actions, BRIEF, Follow, Poll, REPORT_PAUSE, Said, Sending, push};
+use super::{Actions, BRIEF, ControlClient, Poll, REPORT_PAUSE, ReportContent, Sending, push};
 use crate::document::WantedHub;
-use crate::events::{Action, Answered, Message};
+use crate::events::{Action, Message, SendResult};
 use crate::wire::Outcome;
 use spoke_model::time::Boot;
 
-impl Follow {
+impl ControlClient {
     pub(super) fn send(&mut self, now: Boot, out: &mut Actions) {
         if self.sending.is_some() {
             return;
@@ -51,20 +51,20 @@ impl Follow {
         Some(self.trial.as_ref().map_or(Boot::default(), |t| t.trial.began() + BRIEF))
     }
 
-    pub(super) fn answered(&mut self, now: Boot, answer: &Answered, out: &mut Actions) {
+    pub(super) fn answered(&mut self, now: Boot, answer: &SendResult, out: &mut Actions) {
         let taken = match answer {
-            Answered::Taken | Answered::Ready(_) | Answered::Refused(_) => {
+            SendResult::Taken | SendResult::Ready(_) | SendResult::Refused(_) => {
                 // It is there again: whoever waits to poll need not wait any longer.
-                if let (Some(_), Poll::At(_)) = (&self.away, self.poll) {
+                if let (Some(_), Poll::At(_)) = (&self.outage, self.poll) {
                     self.poll = Poll::At(now);
                 }
                 self.send_lost.reset();
-                !matches!(answer, Answered::Refused(_))
+                !matches!(answer, SendResult::Refused(_))
             }
-            Answered::Again | Answered::Unsent(_) | Answered::Failed(_) => false,
+            SendResult::Again | SendResult::Unsent(_) | SendResult::Failed(_) => false,
         };
         let mut later = || match answer {
-            Answered::Again => now,
+            SendResult::Again => now,
             _ => now + self.send_lost.fail(&mut self.rng),
         };
         match self.sending.take() {
@@ -88,7 +88,7 @@ impl Follow {
         }
     }
 
-    pub(super) fn said(&self) -> Said {
+    pub(super) fn said(&self) -> ReportContent {
         let have = self.in_force.as_ref().map_or(0, |c| c.document.generation);
         let (healthy, update) = (self.seen.healthy, self.seen.update.clone());
         if let Some(t) = &self.trial {

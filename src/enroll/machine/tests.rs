@@ -2,15 +2,15 @@
 use super::*;
 use crate::document::WantedHub;
 use crate::document::{StateDocument, VERSION, WantedInterface};
-use crate::events::{Answered, Message};
-use crate::rotation::Which;
+use crate::events::{Message, SendResult};
+use crate::rotation::KeySlot;
 use crate::wire::KeyStep;
 use proptest::prelude::*;
 use spoke_config::node::Role;
 use spoke_model::signature::SignKey;
 
 const KEY: PublicKey = PublicKey([7; 32]);
-const TIMES: Times = Times {
+const TIMES: ControlTimes = ControlTimes {
     report_every: Duration::from_secs(900),
     confirm_within: Duration::from_secs(60),
     spread: Duration::from_secs(60),
@@ -31,7 +31,7 @@ fn hub(n: u8) -> WantedHub {
     }
 }
 
-fn state(generation: u64, hubs: u8) -> Candidate {
+fn state(generation: u64, hubs: u8) -> SignedState {
     let key = SignKey::from_seed(&[1; 32]).unwrap();
     let document = StateDocument {
         version: VERSION,
@@ -54,31 +54,31 @@ fn state(generation: u64, hubs: u8) -> Candidate {
             overrides: Default::default(),
         }],
     };
-    Candidate { envelope: document.sign([&key]).unwrap(), document }
+    SignedState { envelope: document.sign([&key]).unwrap(), document }
 }
 
-fn machine(have: Option<Candidate>) -> Follow {
-    Follow::new(at(0), 1, TIMES, have, None, KEY)
+fn machine(have: Option<SignedState>) -> ControlClient {
+    ControlClient::new(at(0), 1, TIMES, have, None, KEY)
 }
 
-fn up() -> Seen {
-    Seen {
+fn up() -> NodeObservation {
+    NodeObservation {
         up: true,
         connected_since: Some(at(1)),
         hub: Some("hub-1".into()),
         applied: true,
         healthy: true,
         key: Some(KEY),
-        ..Seen::default()
+        ..NodeObservation::default()
     }
 }
 
-fn seen(seen: Seen) -> Event {
-    Event::Seen(Box::new(seen))
+fn seen(seen: NodeObservation) -> Event {
+    Event::Observed(Box::new(seen))
 }
 
 fn offered(generation: u64) -> Event {
-    Event::Polled(Polled::State(Box::new(state(generation, 1))))
+    Event::PollEnded(PollResult::State(Box::new(state(generation, 1))))
 }
 
 fn polls(actions: &Actions) -> Option<u64> {
@@ -102,15 +102,15 @@ fn echoes(actions: &Actions) -> Vec<(IpAddr, u16)> {
 }
 
 /// A node that is connected, has said so, and has its long-poll out.
-fn settled(generation: u64) -> Follow {
+fn settled(generation: u64) -> ControlClient {
     let mut m = machine(Some(state(generation, 1)));
     m.handle(at(0), Event::Tick);
-    m.handle(at(0), Event::Answered(Answered::Taken));
+    m.handle(at(0), Event::SendEnded(SendResult::Taken));
     let out = m.handle(at(1), seen(up()));
     assert!(matches!(sent(&out), Some(Message::Register { .. })), "{out:?}");
-    let out = m.handle(at(1), Event::Answered(Answered::Taken));
+    let out = m.handle(at(1), Event::SendEnded(SendResult::Taken));
     assert!(matches!(sent(&out), Some(Message::Report { .. })), "{out:?}");
-    m.handle(at(1), Event::Answered(Answered::Taken));
+    m.handle(at(1), Event::SendEnded(SendResult::Taken));
     m
 }
 
@@ -123,7 +123,7 @@ fn a_state_is_published_proven_and_only_then_kept() {
         (Some(4), None, Some(4)),
         "and the next poll is out at once"
     );
-    let out = m.handle(at(10), seen(Seen { applied: false, ..up() }));
+    let out = m.handle(at(10), seen(NodeObservation { applied: false, ..up() }));
     assert_eq!(kept(&out), None);
     assert!(echoes(&out).is_empty(), "nothing is proven before it is applied");
     let out = m.handle(at(11), seen(up()));
@@ -140,7 +140,7 @@ fn a_state_is_published_proven_and_only_then_kept() {
 #[test]
 fn any_hub_of_several_proves_a_state() {
     let mut m = settled(3);
-    m.handle(at(10), Event::Polled(Polled::State(Box::new(state(4, 3)))));
+    m.handle(at(10), Event::PollEnded(PollResult::State(Box::new(state(4, 3)))));
     let out = m.handle(at(11), seen(up()));
     let asked = echoes(&out);
     assert_eq!(asked.len(), 3, "the first may be down");
@@ -163,7 +163,7 @@ fn a_state_that_loses_the_hub_comes_back_is_reported_and_is_not_tried_again() {
     // The same one again, whoever sends it, and after a restart too.
     let out = m.handle(at(71), offered(4));
     assert_eq!(published(&out), None);
-    let mut m = Follow::new(at(0), 1, TIMES, Some(state(3, 1)), Some(rejected), KEY);
+    let mut m = ControlClient::new(at(0), 1, TIMES, Some(state(3, 1)), Some(rejected), KEY);
     assert_eq!(polls(&m.handle(at(0), Event::Tick)), Some(4), "only what comes after the bad one is asked for");
     assert_eq!(published(&m.handle(at(1), offered(4))), None);
     assert_eq!(published(&m.handle(at(2), offered(5))), Some(5));
@@ -174,9 +174,9 @@ fn a_state_on_trial_that_is_overtaken_leaves_its_question_open() {
     let mut m = settled(3);
     m.handle(at(10), offered(4));
     // The hub session begins anew with the new hubs: it is not up at the moment.
-    m.handle(at(11), seen(Seen { up: false, ..up() }));
+    m.handle(at(11), seen(NodeObservation { up: false, ..up() }));
     m.handle(at(12), offered(5));
-    let out = m.handle(at(13), seen(Seen { up: false, ..up() }));
+    let out = m.handle(at(13), seen(NodeObservation { up: false, ..up() }));
     assert_eq!(kept(&out), None, "the hub was up before all this and has to answer");
     assert_eq!(published(&m.handle(at(72), Event::Tick)), Some(3));
 }
@@ -186,16 +186,16 @@ fn what_is_not_newer_or_refused_changes_nothing_and_is_asked_for_ever_more_rarel
     let mut m = settled(3);
     let mut now = at(10);
     let mut waits = Vec::new();
-    for refused in [offered(3), offered(2), Event::Polled(Polled::Refused(Refusal::BadSignature))]
+    for refused in [offered(3), offered(2), Event::PollEnded(PollResult::Refused(Refusal::BadSignature))]
         .into_iter()
-        .chain((0..10).map(|_| Event::Polled(Polled::Refused(Refusal::BadSignature))))
+        .chain((0..10).map(|_| Event::PollEnded(PollResult::Refused(Refusal::BadSignature))))
     {
         let out = m.handle(now, refused);
         assert_eq!((published(&out), kept(&out), polls(&out)), (None, None, None));
         let Poll::At(next) = m.poll else { panic!() };
         waits.push(next.since(now));
         now = next;
-        m.handle(now, Event::Answered(Answered::Taken));
+        m.handle(now, Event::SendEnded(SendResult::Taken));
         assert!(matches!(m.poll, Poll::Out | Poll::At(_)));
         m.handle(now, Event::Tick);
     }
@@ -208,7 +208,7 @@ fn what_is_not_newer_or_refused_changes_nothing_and_is_asked_for_ever_more_rarel
 fn while_the_control_plane_is_away_nothing_changes_and_it_is_asked_in_bounded_steps() {
     let mut m = settled(3);
     let (mut now, mut asked) = (at(10), 0u32);
-    m.handle(now, Event::Polled(Polled::Failed("gone".into())));
+    m.handle(now, Event::PollEnded(PollResult::Failed("gone".into())));
     // A day of it.
     while now < at(10 + 86_400) {
         now = m.deadline().unwrap().max(now + Duration::from_millis(1));
@@ -216,18 +216,18 @@ fn while_the_control_plane_is_away_nothing_changes_and_it_is_asked_in_bounded_st
         assert_eq!((published(&out), kept(&out)), (None, None));
         if polls(&out).is_some() {
             asked += 1;
-            m.handle(now, Event::Polled(Polled::Failed("gone".into())));
+            m.handle(now, Event::PollEnded(PollResult::Failed("gone".into())));
         }
         if sent(&out).is_some() {
             asked += 1;
-            m.handle(now, Event::Answered(Answered::Unsent("gone".into())));
+            m.handle(now, Event::SendEnded(SendResult::Unsent("gone".into())));
         }
     }
     assert!((500..3_000).contains(&asked), "{asked} questions in a day");
-    assert_eq!(m.status().away.unwrap().since, at(10));
+    assert_eq!(m.status().outage.unwrap().since, at(10));
     // It is back: the first answer to anything has everything else follow.
-    let out = m.handle(now, Event::Polled(Polled::Nothing));
-    assert_eq!(m.status().away, None);
+    let out = m.handle(now, Event::PollEnded(PollResult::Nothing));
+    assert_eq!(m.status().outage, None);
     drop(out);
     now += Duration::from_secs(300);
     let out = m.handle(now, Event::Tick);
@@ -237,13 +237,13 @@ fn while_the_control_plane_is_away_nothing_changes_and_it_is_asked_in_bounded_st
 #[test]
 fn a_report_that_is_taken_ends_the_wait_of_the_poll() {
     let mut m = settled(3);
-    m.handle(at(10), Event::Polled(Polled::Failed("gone".into())));
+    m.handle(at(10), Event::PollEnded(PollResult::Failed("gone".into())));
     let mut now = at(10);
     let out = loop {
         now += Duration::from_secs(1);
-        let out = m.handle(now, seen(Seen { healthy: false, ..up() }));
+        let out = m.handle(now, seen(NodeObservation { healthy: false, ..up() }));
         if sent(&out).is_some() {
-            break m.handle(now, Event::Answered(Answered::Taken));
+            break m.handle(now, Event::SendEnded(SendResult::Taken));
         }
     };
     assert_eq!(polls(&out), Some(3));
@@ -266,17 +266,17 @@ fn neither_request_holds_up_the_other() {
 fn it_registers_after_each_connect_with_the_hub_it_uses() {
     let mut m = machine(Some(state(3, 2)));
     m.handle(at(0), Event::Tick);
-    m.handle(at(0), Event::Answered(Answered::Taken));
-    let out = m.handle(at(2), seen(Seen { hub: Some("hub-2".into()), ..up() }));
+    m.handle(at(0), Event::SendEnded(SendResult::Taken));
+    let out = m.handle(at(2), seen(NodeObservation { hub: Some("hub-2".into()), ..up() }));
     assert_eq!(sent(&out), Some(&Message::Register { hub_endpoint: "192.0.2.2:51820".into() }));
-    let out = m.handle(at(2), Event::Answered(Answered::Failed("cut".into())));
+    let out = m.handle(at(2), Event::SendEnded(SendResult::Failed("cut".into())));
     assert!(!matches!(sent(&out), Some(Message::Register { .. })), "not in a loop");
-    m.handle(at(2), Event::Answered(Answered::Taken));
+    m.handle(at(2), Event::SendEnded(SendResult::Taken));
     let out = m.handle(at(20), Event::Tick);
     assert!(matches!(sent(&out), Some(Message::Register { .. })));
-    m.handle(at(20), Event::Answered(Answered::Taken));
+    m.handle(at(20), Event::SendEnded(SendResult::Taken));
     assert!(!matches!(sent(&m.handle(at(30), Event::Tick)), Some(Message::Register { .. })), "once");
-    let again = Seen { connected_since: Some(at(31)), ..up() };
+    let again = NodeObservation { connected_since: Some(at(31)), ..up() };
     assert!(matches!(sent(&m.handle(at(31), seen(again))), Some(Message::Register { .. })));
 }
 
@@ -286,7 +286,7 @@ fn a_first_state_is_kept_as_soon_as_it_is_applied() {
     let out = m.handle(at(0), Event::Tick);
     assert_eq!((polls(&out), sent(&out)), (Some(0), None), "there is nothing to report yet");
     m.handle(at(1), offered(1));
-    assert_eq!(kept(&m.handle(at(1), seen(Seen { applied: true, ..Seen::default() }))), Some(1));
+    assert_eq!(kept(&m.handle(at(1), seen(NodeObservation { applied: true, ..NodeObservation::default() }))), Some(1));
 }
 
 #[test]
@@ -297,13 +297,13 @@ fn a_key_is_changed_step_by_step_and_registered() {
     let out = m.handle(at(10), Event::Rotate(new));
     assert_eq!(sent(&out), Some(&Message::Key(KeyStep::Announce, new)));
     assert!(m.may_rotate().is_err(), "one at a time");
-    let out = m.handle(at(10), Event::Answered(Answered::Ready(true)));
+    let out = m.handle(at(10), Event::SendEnded(SendResult::Ready(true)));
     assert!(matches!(out[..], [Action::Remember]), "{out:?}");
     let out = m.handle(at(10), Event::Remembered(Ok(())));
     assert_eq!(sent(&out), Some(&Message::Key(KeyStep::Switch, new)));
-    let out = m.handle(at(10), Event::Answered(Answered::Ready(true)));
-    assert!(out.iter().any(|a| matches!(a, Action::Use(Which::New))), "{out:?}");
-    let out = m.handle(at(10), seen(Seen { key: Some(new), ..up() }));
+    let out = m.handle(at(10), Event::SendEnded(SendResult::Ready(true)));
+    assert!(out.iter().any(|a| matches!(a, Action::Use(KeySlot::New))), "{out:?}");
+    let out = m.handle(at(10), seen(NodeObservation { key: Some(new), ..up() }));
     let more = if echoes(&out).is_empty() { m.handle(at(11), Event::Tick) } else { out };
     let (to, seq) = echoes(&more)[0];
     let out = m.handle(at(11), Event::Echoed { from: to, seq });
@@ -314,7 +314,7 @@ fn a_key_is_changed_step_by_step_and_registered() {
 
 #[test]
 fn a_key_is_not_changed_where_that_could_not_be_proven() {
-    let said = |m: &Follow| m.may_rotate().unwrap_err();
+    let said = |m: &ControlClient| m.may_rotate().unwrap_err();
     assert!(said(&machine(None)).contains("no state"));
     assert!(said(&machine(Some(state(3, 0)))).contains("hub's key"));
     assert!(said(&machine(Some(state(3, 1)))).contains("does not answer"));
@@ -322,18 +322,18 @@ fn a_key_is_not_changed_where_that_could_not_be_proven() {
 
 fn event() -> impl Strategy<Value = Event> {
     let look = (any::<bool>(), any::<bool>(), any::<bool>())
-        .prop_map(|(up, applied, healthy)| seen(Seen { up, applied, healthy, ..self::up() }));
+        .prop_map(|(up, applied, healthy)| seen(NodeObservation { up, applied, healthy, ..self::up() }));
     prop_oneof![
         3 => Just(()).prop_map(|()| Event::Tick),
         3 => look,
         2 => any::<u16>().prop_map(|seq| Event::Echoed { from: [10, 8, 0, 1].into(), seq: seq % 50 }),
         1 => (0u64..12).prop_map(offered),
-        1 => Just(()).prop_map(|()| Event::Polled(Polled::Nothing)),
-        1 => Just(()).prop_map(|()| Event::Polled(Polled::Failed("x".into()))),
-        1 => Just(()).prop_map(|()| Event::Polled(Polled::Refused(Refusal::BadSignature))),
-        1 => Just(()).prop_map(|()| Event::Answered(Answered::Taken)),
-        1 => Just(()).prop_map(|()| Event::Answered(Answered::Ready(true))),
-        1 => Just(()).prop_map(|()| Event::Answered(Answered::Failed("x".into()))),
+        1 => Just(()).prop_map(|()| Event::PollEnded(PollResult::Nothing)),
+        1 => Just(()).prop_map(|()| Event::PollEnded(PollResult::Failed("x".into()))),
+        1 => Just(()).prop_map(|()| Event::PollEnded(PollResult::Refused(Refusal::BadSignature))),
+        1 => Just(()).prop_map(|()| Event::SendEnded(SendResult::Taken)),
+        1 => Just(()).prop_map(|()| Event::SendEnded(SendResult::Ready(true))),
+        1 => Just(()).prop_map(|()| Event::SendEnded(SendResult::Failed("x".into()))),
         1 => Just(()).prop_map(|()| Event::Rotate(PublicKey([8; 32]))),
         1 => Just(()).prop_map(|()| Event::Remembered(Ok(()))),
     ]
@@ -349,7 +349,7 @@ proptest! {
         let mut last_published = 3;
         for (wait, event) in events {
             now += Duration::from_secs(wait);
-            if let Event::Seen(seen) = &event {
+            if let Event::Observed(seen) = &event {
                 applied = seen.applied;
             }
             let out = m.handle(now, event);

@@ -25,7 +25,7 @@ async fn a_board_of_1970_enrols_follows_and_boots_without_any_network() {
     server.change(|p| p.down = true);
     let mut node = Node::start(dir.path(), &server, FakeKernel::new(), clock());
     node.peers(2).await;
-    let status = node.says(|s| s.away.is_some()).await;
+    let status = node.says(|s| s.outage.is_some()).await;
     assert_eq!((status.enrolled, status.generation), (true, 3));
     assert_eq!(server.0.0.lock().unwrap().enrolled, 1, "it is not enrolled anew");
     node.stop().await;
@@ -38,8 +38,8 @@ async fn a_token_that_cannot_be_read_is_told_and_needs_no_restart_once_it_can() 
     server.change(|p| p.tokenless = true);
     server.offer(&document(3, 2), &[signer(1)]);
     let mut node = Node::start(dir.path(), &server, FakeKernel::new(), clock());
-    let away = node.says(|s| s.away.is_some()).await.away.unwrap();
-    assert_eq!(away.why, "control.token: cannot read /etc/spoke/token");
+    let away = node.says(|s| s.outage.is_some()).await.outage.unwrap();
+    assert_eq!(away.reason, "control.token: cannot read /etc/spoke/token");
     server.change(|p| p.tokenless = false);
     node.says(|s| s.generation == 3).await;
     node.stop().await;
@@ -147,8 +147,8 @@ async fn a_time_that_no_pinned_key_has_signed_is_not_believed() {
     server.offer(&document(4, 2), &[signer(1)]);
     node.stop().await;
     let mut node = Node::start(dir.path(), &server, FakeKernel::new(), clock());
-    let said = node.says(|s| s.away.is_some()).await;
-    assert!(said.away.unwrap().why.contains("no pinned key"), "forgery is told from a wrong clock");
+    let said = node.says(|s| s.outage.is_some()).await;
+    assert!(said.outage.unwrap().reason.contains("no pinned key"), "forgery is told from a wrong clock");
     assert_eq!(said.generation, 3);
     server.change(|p| p.time_key = 1);
     node.says(|s| s.generation == 4).await;

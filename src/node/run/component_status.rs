@@ -3,7 +3,7 @@ use crate::health::summarize;
 use crate::reconciler::NetStatus;
 use spoke_api::health::fold::{HealthVerdict, Moment, fold};
 use spoke_api::health::summary::{Components, Part, Snapshot, Uplink};
-use spoke_enroll::status as enroll;
+use spoke_enroll::status::ControlStatus;
 use spoke_enroll::wire::Outcome;
 use spoke_model::clock::Anchor;
 use spoke_model::time::{Boot, Wall};
@@ -36,7 +36,7 @@ pub(super) async fn uplink<C: Clock>(
 
 /// Passes on whether the control plane answers, as the part `control`, and what is wrong with its state, as `config`.
 pub(super) async fn control<C: Clock>(
-    mut status: watch::Receiver<enroll::Status>,
+    mut status: watch::Receiver<ControlStatus>,
     components: watch::Sender<Components>,
     clock: C,
 ) -> Result<(), Infallible> {
@@ -74,10 +74,10 @@ pub(super) async fn clock(
     }
 }
 
-fn control_part(status: &enroll::Status, now: Boot) -> Part {
-    let detail = match (&status.away, status.heard) {
-        (Some(away), _) if !status.enrolled => Some(format!("not enrolled yet: {}", away.why)),
-        (Some(away), _) => Some(format!("the control plane is away, the last good state stays: {}", away.why)),
+fn control_part(status: &ControlStatus, now: Boot) -> Part {
+    let detail = match (&status.outage, status.last_answer) {
+        (Some(away), _) if !status.enrolled => Some(format!("not enrolled yet: {}", away.reason)),
+        (Some(away), _) => Some(format!("the control plane is away, the last good state stays: {}", away.reason)),
         // An answer that was not understood is as good as none.
         (None, _) if status.outcome == Some(Outcome::Refused) => {
             Some(format!("its state was refused, the last good one stays: {}", status.reason.as_deref().unwrap_or("-")))
@@ -88,7 +88,7 @@ fn control_part(status: &enroll::Status, now: Boot) -> Part {
     Part { healthy: detail.is_none(), since: now, detail }
 }
 
-fn config_part(status: &enroll::Status, now: Boot) -> Part {
+fn config_part(status: &ControlStatus, now: Boot) -> Part {
     let taken_back = status.reason.as_ref().filter(|_| status.outcome == Some(Outcome::Reverted));
     let detail = match (&status.unsaved, taken_back) {
         (Some(why), _) => Some(format!("the state in force is not on disk: {why}")),
@@ -209,14 +209,14 @@ pub(super) fn health(
 }
 
 /// The control plane's part of `spoke status`.
-pub(super) fn fleet(status: &enroll::Status, now: Boot) -> serde_json::Value {
+pub(super) fn fleet(status: &ControlStatus, now: Boot) -> serde_json::Value {
     serde_json::json!({
         "enrolled": status.enrolled,
         "generation": status.generation,
         "outcome": status.outcome,
         "reason": status.reason,
-        "heard_seconds_ago": status.heard.map(|at| now.since(at).as_secs()),
-        "away": status.away.as_ref().map(|a| serde_json::json!({"seconds": now.since(a.since).as_secs(), "why": a.why})),
+        "heard_seconds_ago": status.last_answer.map(|at| now.since(at).as_secs()),
+        "away": status.outage.as_ref().map(|a| serde_json::json!({"seconds": now.since(a.since).as_secs(), "why": a.reason})),
         "unsaved": status.unsaved,
         "key_change": status.key_change,
         "key_changed": match &status.key_changed {
@@ -231,10 +231,10 @@ pub(super) fn fleet(status: &enroll::Status, now: Boot) -> serde_json::Value {
 mod tests {
     use super::*;
     use crate::reconciler::Trouble;
-    use spoke_enroll::status::Away;
+    use spoke_enroll::status::ControlOutage;
 
     /// What `/health` says of a control plane, as the one who judges a trial reads it.
-    fn codes(status: &enroll::Status) -> Vec<&'static str> {
+    fn codes(status: &ControlStatus) -> Vec<&'static str> {
         let mut snapshot = Snapshot::default();
         snapshot.components.parts.insert("control", control_part(status, Boot::from_secs(1)));
         snapshot.components.parts.insert("config", config_part(status, Boot::from_secs(1)));
@@ -245,25 +245,25 @@ mod tests {
         health.reasons.iter().map(|r| r.code).filter(|c| c.starts_with("con")).collect()
     }
 
-    fn away(why: &str) -> enroll::Status {
-        let away = Some(Away { since: Boot::default(), why: why.into() });
-        enroll::Status { enrolled: true, heard: Some(Boot::default()), away, ..enroll::Status::default() }
+    fn away(why: &str) -> ControlStatus {
+        let outage = Some(ControlOutage { since: Boot::default(), reason: why.into() });
+        ControlStatus { enrolled: true, last_answer: Some(Boot::default()), outage, ..ControlStatus::default() }
     }
 
     #[test]
     fn a_control_plane_that_was_not_heard_yet_is_away() {
-        assert_eq!(codes(&enroll::Status::default()), ["control_away"]);
+        assert_eq!(codes(&ControlStatus::default()), ["control_away"]);
         assert_eq!(codes(&away("x")), ["control_away"]);
-        let heard = enroll::Status { away: None, ..away("x") };
+        let heard = ControlStatus { outage: None, ..away("x") };
         assert!(codes(&heard).is_empty());
-        let bad = |outcome| enroll::Status { outcome: Some(outcome), reason: Some("x".into()), ..heard.clone() };
+        let bad = |outcome| ControlStatus { outcome: Some(outcome), reason: Some("x".into()), ..heard.clone() };
         assert_eq!(codes(&bad(Outcome::Refused)), ["control_away"]);
         assert_eq!(codes(&bad(Outcome::Reverted)), ["config_degraded"]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn since_is_the_moment_it_went_not_the_moment_its_reason_changed() {
-        let (status, seen) = watch::channel(enroll::Status { away: None, ..away("") });
+        let (status, seen) = watch::channel(ControlStatus { outage: None, ..away("") });
         let (components, mut told) = watch::channel(Components::default());
         let clock = spoke_sys::sim::clock::SimClock::new(Wall(0));
         let task = tokio::spawn(control(seen, components, clock.clone()));

@@ -1,7 +1,7 @@
-//! Wires the follower of the control plane, and lets what depends on it begin anew when it changes.
+//! Starts the session with the control plane, and lets what depends on it begin anew when it changes.
 use super::component_status;
 use crate::audit::Audit;
-use crate::enrolment::{Follower, HealthView, Kept, TokenView};
+use crate::enrolment::{ControlTask, HealthView, StateFiles, TokenSource};
 use crate::reconciler::{Fact, NetStatus};
 use crate::socket::ControlView;
 use crate::supervise::Supervisor;
@@ -9,9 +9,9 @@ use spoke_api::health::summary::Components;
 use spoke_command::Failure;
 use spoke_config::Config;
 use spoke_enroll::document::Envelope;
+use spoke_enroll::effective::effective;
 use spoke_enroll::identity::Enrolment;
-use spoke_enroll::overlay::effective;
-use spoke_enroll::status as enroll;
+use spoke_enroll::status::ControlStatus;
 use spoke_enroll::wire::Capabilities;
 use spoke_model::key_source::KeySource;
 use spoke_model::secret::Secret;
@@ -40,7 +40,7 @@ const ENROLMENT: &str = "enrolment.json";
 const STATE: &str = "state.json";
 
 /// What the follower is wired to.
-pub(super) struct Wires<'a> {
+pub(super) struct ControlInputs<'a> {
     /// The tunnel's keys, which a change of keys changes.
     pub(super) keys: watch::Sender<Option<Arc<Keys>>>,
     /// The reconciler.
@@ -61,7 +61,7 @@ pub(super) struct Wires<'a> {
 
 /// The follower, seen from outside.
 #[derive(Clone)]
-pub(super) struct Running {
+pub(super) struct ControlHandles {
     /// The configuration as the control plane completes it.
     pub(super) config: Fact<Config>,
     /// For the control socket.
@@ -72,8 +72,8 @@ pub(super) struct Running {
 pub(super) fn start(
     tasks: &mut Supervisor,
     config: &Arc<Config>,
-    wires: Wires<'_>,
-) -> Result<Option<Running>, Failure> {
+    wires: ControlInputs<'_>,
+) -> Result<Option<ControlHandles>, Failure> {
     let (Some(control), Some(node)) = (config.control.clone(), config.node.id.clone()) else { return Ok(None) };
     let dir = config.node.state_dir.clone();
     let source = config.interfaces.iter().find(|i| i.name == control.interface).map(|i| i.private_key.clone());
@@ -86,20 +86,20 @@ pub(super) fn start(
     let http = HttpsClient::new(control.url.0.clone(), &trust)?;
     // Read only while it is needed: a token that is not there is no fault once enrolled.
     let source_of_token = control.token.clone();
-    let token: TokenView = Arc::new(move || token(source_of_token.as_ref()));
+    let token: TokenSource = Arc::new(move || token(source_of_token.as_ref()));
     // Refused before anything starts: a key file of others is a fault to mend now.
     keys::identity(&dir.join("identity.key"))?;
     let (publish, published) = watch::channel(None);
-    let (status, statuses) = watch::channel(enroll::Status::default());
+    let (status, statuses) = watch::channel(ControlStatus::default());
     let (asking, asked) = mpsc::channel(1);
     let asked = Arc::new(Mutex::new(asked));
     let (board, net) = (wires.components.subscribe(), wires.net.clone());
     let (health, shown, started) = (board.clone(), wires.update.clone(), wires.started);
     let health: HealthView = Arc::new(move || component_status::health(&net, &health, &shown, started));
     let base = config.clone();
-    let Wires { keys: secrets, net, uplink, choice, components, update, audit, .. } = wires;
+    let ControlInputs { keys: secrets, net, uplink, choice, components, update, audit, .. } = wires;
     tasks.restarting("control", seed, move || {
-        let follower = keys::identity(&dir.join("identity.key")).map(|identity| Follower {
+        let follower = keys::identity(&dir.join("identity.key")).map(|identity| ControlTask {
             http: (http.another(), http.another()),
             echo: IcmpEcho::new(seed()),
             clock: SystemClock,
@@ -112,7 +112,7 @@ pub(super) fn start(
             secrets: secrets.clone(),
             token: token.clone(),
             capabilities: capabilities(),
-            kept: Kept {
+            kept: StateFiles {
                 enrolment: Document::new(dir.join(ENROLMENT), KEPT),
                 state: Document::new(dir.join(STATE), KEPT),
                 rejected: Document::new(dir.join("rejected.json"), KEPT),
@@ -133,7 +133,7 @@ pub(super) fn start(
     let (view, board) = (statuses.clone(), components.clone());
     let report = Arc::new(move || Some(component_status::fleet(&statuses.borrow(), SystemClock.now())));
     tasks.restarting("fleet", seed, move || component_status::control(view.clone(), board.clone(), SystemClock));
-    Ok(Some(Running { config: published, view: ControlView { report, rotate: asking } }))
+    Ok(Some(ControlHandles { config: published, view: ControlView { report, rotate: asking } }))
 }
 
 /// The configuration as the kept state completes it, for who only looks; `None`: there is none that we may believe.

@@ -5,7 +5,7 @@
 use super::{IfMissing, KeyError, ensure_dir, private, read};
 use crate::disk::{DiskError, write_atomic};
 use crate::random::key_bytes;
-use spoke_enroll::rotation::Which;
+use spoke_enroll::rotation::KeySlot;
 use spoke_model::key::{PublicKey, SecretKey};
 use spoke_model::key_source::KeySource;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ pub trait TunnelKeys: Send + 'static {
     /// Keeps that the hub may hold the new key from now on.
     fn remember(&mut self) -> Result<(), KeyError>;
     /// The private half, for the kernel.
-    fn secret(&mut self, which: Which) -> Result<SecretKey, KeyError>;
+    fn secret(&mut self, which: KeySlot) -> Result<SecretKey, KeyError>;
     /// The new key replaces the old one.
     fn finish(&mut self) -> Result<(), KeyError>;
     /// The new key goes.
@@ -94,10 +94,10 @@ impl TunnelKeys for KeyFiles {
         Self::rename(&self.beside(".next")?, &self.beside(".switching")?)
     }
 
-    fn secret(&mut self, which: Which) -> Result<SecretKey, KeyError> {
+    fn secret(&mut self, which: KeySlot) -> Result<SecretKey, KeyError> {
         match which {
-            Which::Old => private(&self.0, IfMissing::Fail),
-            Which::New => private(&KeySource::File(self.beside(".switching")?), IfMissing::Fail),
+            KeySlot::Old => private(&self.0, IfMissing::Fail),
+            KeySlot::New => private(&KeySource::File(self.beside(".switching")?), IfMissing::Fail),
         }
     }
 
@@ -133,8 +133,8 @@ mod tests {
         assert_eq!((again().current().unwrap(), again().pending().unwrap()), (old, Some((new, false))));
         again().remember().unwrap();
         assert_eq!((again().current().unwrap(), again().pending().unwrap()), (old, Some((new, true))));
-        assert_eq!(again().secret(Which::Old).unwrap().public(), old);
-        assert_eq!(again().secret(Which::New).unwrap().public(), new);
+        assert_eq!(again().secret(KeySlot::Old).unwrap().public(), old);
+        assert_eq!(again().secret(KeySlot::New).unwrap().public(), new);
         again().finish().unwrap();
         assert_eq!((again().current().unwrap(), again().pending().unwrap()), (new, None));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no old key is left lying about");

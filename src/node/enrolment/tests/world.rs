@@ -4,9 +4,9 @@ use crate::reconciler::{Reconciler, Sources};
 use crate::sim::Silent;
 use spoke_config::node::Role;
 use spoke_enroll::document::{StateDocument, VERSION, WantedInterface, WantedPeer};
-use spoke_enroll::request::{Asked, Proof, TimeAnswer};
-use spoke_enroll::rotation::Which;
-use spoke_enroll::wire::{Problem, ProblemCode, ProblemDetail, Report};
+use spoke_enroll::request::{RequestParts, RequestProof, TimeAnswer};
+use spoke_enroll::rotation::KeySlot;
+use spoke_enroll::wire::{NodeReport, Problem, ProblemCode, ProblemDetail};
 use spoke_model::key::{PublicKey, SecretKey};
 use spoke_model::time::Wall;
 use spoke_sys::echo::EchoError;
@@ -91,7 +91,7 @@ impl Server {
     }
 
     /// The last report.
-    pub(super) fn report(&self) -> Option<Report> {
+    pub(super) fn report(&self) -> Option<NodeReport> {
         let plane = self.0.0.lock().unwrap();
         plane
             .told
@@ -104,9 +104,10 @@ impl Server {
 
 impl Http for Server {
     async fn send(&mut self, request: Request) -> Result<Answer, HttpError> {
-        let proof = Proof::from_headers(|n| request.headers.iter().find(|(h, _)| *h == n).map(|(_, v)| v.as_str()));
+        let proof =
+            RequestProof::from_headers(|n| request.headers.iter().find(|(h, _)| *h == n).map(|(_, v)| v.as_str()));
         let proof = proof.unwrap();
-        let asked = Asked { method: request.method, path: &request.path, body: &request.body };
+        let asked = RequestParts { method: request.method, path: &request.path, body: &request.body };
         assert!(proof.verify(&asked, &signer(9).public()), "every request carries its proof");
         loop {
             let bell = self.0.1.notified();
@@ -178,7 +179,7 @@ impl TunnelKeys for OneKey {
     fn remember(&mut self) -> Result<(), KeyError> {
         Ok(())
     }
-    fn secret(&mut self, _: Which) -> Result<SecretKey, KeyError> {
+    fn secret(&mut self, _: KeySlot) -> Result<SecretKey, KeyError> {
         Ok(SecretKey::clamped([9; 32]))
     }
     fn finish(&mut self) -> Result<(), KeyError> {
@@ -199,7 +200,7 @@ pub(super) fn random() -> u64 {
 pub(super) struct Node {
     pub(super) kernel: Handle,
     pub(super) net: watch::Receiver<NetStatus>,
-    pub(super) status: watch::Receiver<Status>,
+    pub(super) status: watch::Receiver<ControlStatus>,
     pub(super) tasks: JoinSet<()>,
 }
 
@@ -215,9 +216,9 @@ impl Node {
         let (secrets, keys) = watch::channel(Some(Arc::new(Keys { private, ..Keys::default() })));
         let (net_out, net) = watch::channel(NetStatus::default());
         let (publish, control) = watch::channel(None);
-        let (status_out, status) = watch::channel(Status::default());
+        let (status_out, status) = watch::channel(ControlStatus::default());
         let (_, rotate) = mpsc::channel(1);
-        let follower = Follower {
+        let follower = ControlTask {
             http: (server.clone(), server.clone()),
             echo: NoEcho,
             clock: clock.clone(),
@@ -236,7 +237,7 @@ impl Node {
                 })
             },
             capabilities: Capabilities { cpu_cores: 1, memory_mb: 64, arch: None },
-            kept: Kept {
+            kept: StateFiles {
                 enrolment: Document::new(dir.join("enrolment.json"), 1),
                 state: Document::new(dir.join("state.json"), 1),
                 rejected: Document::new(dir.join("rejected.json"), 1),
@@ -281,7 +282,7 @@ impl Node {
         self.net.wait_for(wanted).await.unwrap();
     }
 
-    pub(super) async fn says(&mut self, what: impl FnMut(&Status) -> bool) -> Status {
+    pub(super) async fn says(&mut self, what: impl FnMut(&ControlStatus) -> bool) -> ControlStatus {
         self.status.wait_for(what).await.unwrap().clone()
     }
 
