@@ -7,11 +7,11 @@ mod allocations;
 mod load;
 
 use allocations::{bytes, count};
-use load::{candidate, events, full_book};
+use load::{candidate, events, full_table};
 use spoke_config::Config;
 use spoke_config::grants::Grants;
 use spoke_grants::cache::CAPACITY;
-use spoke_grants::jsonrpc::{Answer, Whose, decode};
+use spoke_grants::jsonrpc::{Answer, Subject, decode};
 use spoke_model::time::Boot;
 
 const MIB: i64 = 1 << 20;
@@ -23,7 +23,7 @@ fn settings() -> Grants {
 
 #[test]
 fn a_look_up_of_what_is_cached_allocates_nothing() {
-    let (mut book, pairs) = full_book(&settings(), 1000);
+    let (mut book, pairs) = full_table(&settings(), 1000);
     let (unknown, now) = (candidate(1001), Boot::from_secs(2));
     let (granted, allocations) = count(|| {
         let mut granted = 0;
@@ -39,16 +39,16 @@ fn a_look_up_of_what_is_cached_allocates_nothing() {
 fn ten_thousand_events_are_read_in_eight_mebibytes() {
     let (ask, text) = events();
     let (answers, peak, _) = bytes(|| decode(text.as_bytes(), &[ask]).expect("events"));
-    let Some(Some(Answer::Changes(changes))) = answers.first() else { panic!("no events") };
+    let Some(Some(Answer::Events(changes))) = answers.first() else { panic!("no events") };
     assert_eq!(changes.len(), 10_000);
-    assert!(matches!(&changes[9999].whose, Whose::Node { node, .. } if node.as_str() == "node-9999"));
+    assert!(matches!(&changes[9999].subject, Subject::Node { node, .. } if node.as_str() == "node-9999"));
     assert!(peak <= 8 * MIB, "{peak} bytes for {} of JSON", text.len());
 }
 
 #[test]
 fn a_full_cache_holds_what_it_says_and_not_more() {
     let settings = settings();
-    let ((mut book, pairs), _, held) = bytes(|| full_book(&settings, CAPACITY));
+    let ((mut book, pairs), _, held) = bytes(|| full_table(&settings, CAPACITY));
     drop(pairs);
     assert_eq!(book.cache().len(), CAPACITY);
     // The cache itself and the set of candidates, with the list of pairs that was just given back.

@@ -3,9 +3,9 @@ use futures_util::future::join_all;
 use spoke_config::grants::MAX_ENDPOINTS;
 use spoke_config::grants::{Finality, Grants};
 use spoke_grants::abi::NODES_PER_CALL;
-use spoke_grants::chain::{Fault, Pair, Verification, View, look, read_decisions, read_look};
-use spoke_grants::cursor::{Continuity, Follow};
-use spoke_grants::jsonrpc::{Answer, Ask, At, BadAnswer, BlockRef, Change};
+use spoke_grants::chain::{EndpointFault, Pair, Verification, View, look, read_decisions, read_look};
+use spoke_grants::cursor::{ChainCursor, Continuity};
+use spoke_grants::jsonrpc::{Answer, At, BadAnswer, BlockRef, Call, GrantEvent};
 use spoke_grants::policy::Decision;
 use spoke_grants::quorum::{Endpoints, Tally};
 use spoke_sys::clock::Clock;
@@ -28,11 +28,11 @@ pub struct NoQuorum {
     /// How many it takes.
     pub needed: usize,
     /// What was wrong with the others.
-    pub faults: Vec<(String, Fault)>,
+    pub faults: Vec<(String, EndpointFault)>,
 }
 
 impl NoQuorum {
-    fn says(&self, what: impl Fn(&Fault) -> bool) -> bool {
+    fn says(&self, what: impl Fn(&EndpointFault) -> bool) -> bool {
         self.faults.iter().any(|(_, f)| what(f))
     }
 }
@@ -53,7 +53,7 @@ pub struct Seen {
     /// Blocks that enough endpoints count as final, the newest first; empty unless asked for.
     pub finals: Vec<BlockRef>,
     /// What any of them says has changed: only ever a reason to verify.
-    pub changes: Vec<Change>,
+    pub changes: Vec<GrantEvent>,
     /// Whether `changes` hold everything up to `head`.
     pub complete: bool,
 }
@@ -122,12 +122,12 @@ impl<R: Rpc, C: Clock> Chain<R, C> {
 
     /// Looks at the chain: its head, whether it still is the chain that was known, and what happened since. `finals`
     /// asks for blocks that count as final.
-    pub async fn look(&mut self, follow: &Follow, finals: bool) -> Result<Seen, NoQuorum> {
+    pub async fn look(&mut self, follow: &ChainCursor, finals: bool) -> Result<Seen, NoQuorum> {
         let events = self.near && !self.apart;
         match self.look_once(follow, finals, events).await {
-            Err(e) if events && (e.says(Fault::too_much) || e.says(|f| *f == too_large())) => {
+            Err(e) if events && (e.says(EndpointFault::too_much) || e.says(|f| *f == too_large())) => {
                 // Nobody's fault: what happened since is read in chunks.
-                self.apart |= e.says(Fault::too_much);
+                self.apart |= e.says(EndpointFault::too_much);
                 self.near = false;
                 self.endpoints.pardon();
                 self.look_once(follow, finals, false).await
@@ -136,7 +136,7 @@ impl<R: Rpc, C: Clock> Chain<R, C> {
         }
     }
 
-    async fn look_once(&mut self, follow: &Follow, finals: bool, events: bool) -> Result<Seen, NoQuorum> {
+    async fn look_once(&mut self, follow: &ChainCursor, finals: bool, events: bool) -> Result<Seen, NoQuorum> {
         let final_at = match self.config.finality {
             Finality::Latest => None,
             Finality::Safe => Some(At::Safe),
@@ -151,7 +151,7 @@ impl<R: Rpc, C: Clock> Chain<R, C> {
                 let view = read_look(answers, follow, final_at.is_some())?;
                 let since = standings.stuck_for(i, view.head, now);
                 if !stall.is_zero() && since >= stall {
-                    return Err(Fault::Stuck { height: view.head, since });
+                    return Err(EndpointFault::Stuck { height: view.head, since });
                 }
                 let continuity = view.continuity;
                 let _ = views.push((i, view));
@@ -188,18 +188,22 @@ impl<R: Rpc, C: Clock> Chain<R, C> {
 
     /// Reads one chunk of events up to `head`; gives them and the height read to. `None`: the chunk was too large, and
     /// `follow` knows.
-    pub async fn scan(&mut self, follow: &mut Follow, head: u64) -> Result<Option<(Vec<Change>, u64)>, NoQuorum> {
+    pub async fn scan(
+        &mut self,
+        follow: &mut ChainCursor,
+        head: u64,
+    ) -> Result<Option<(Vec<GrantEvent>, u64)>, NoQuorum> {
         let Some((from, to)) = follow.next(head) else { return Ok(None) };
-        let asks = [Ask::Logs { contract: self.config.contract, from, to: Some(to) }];
+        let asks = [Call::Logs { contract: self.config.contract, from, to: Some(to) }];
         let mut changes = Vec::new();
         let agreed = self
             .agree(&asks, SCAN_CAP, |_, answers| match answers.into_iter().next().flatten() {
-                Some(Answer::Changes(mut more)) => {
+                Some(Answer::Events(mut more)) => {
                     changes.append(&mut more);
                     Ok(())
                 }
-                Some(Answer::Refused(refusal)) => Err(Fault::Refused(refusal)),
-                Some(_) | None => Err(Fault::Partial),
+                Some(Answer::Refused(refusal)) => Err(EndpointFault::Refused(refusal)),
+                Some(_) | None => Err(EndpointFault::Partial),
             })
             .await;
         match agreed {
@@ -207,7 +211,7 @@ impl<R: Rpc, C: Clock> Chain<R, C> {
                 self.near = to == head;
                 Ok(Some((changes, to)))
             }
-            Err(e) if e.says(Fault::too_much) || e.says(|f| *f == too_large()) => {
+            Err(e) if e.says(EndpointFault::too_much) || e.says(|f| *f == too_large()) => {
                 if follow.too_much() {
                     // Not the endpoint's fault.
                     self.endpoints.pardon();
@@ -222,11 +226,11 @@ impl<R: Rpc, C: Clock> Chain<R, C> {
 
     /// A block by height or name, as enough endpoints see it.
     pub async fn block(&mut self, at: At) -> Result<Option<BlockRef>, NoQuorum> {
-        self.agree(&[Ask::Header(at)], LOOK_CAP, |_, answers| match answers.into_iter().next().flatten() {
+        self.agree(&[Call::Header(at)], LOOK_CAP, |_, answers| match answers.into_iter().next().flatten() {
             Some(Answer::Block(block)) => Ok(Some(block)),
             Some(Answer::Nothing) => Ok(None),
-            Some(Answer::Refused(refusal)) => Err(Fault::Refused(refusal)),
-            Some(_) | None => Err(Fault::Partial),
+            Some(Answer::Refused(refusal)) => Err(EndpointFault::Refused(refusal)),
+            Some(_) | None => Err(EndpointFault::Partial),
         })
         .await
     }
@@ -247,7 +251,7 @@ impl<R: Rpc, C: Clock> Chain<R, C> {
                 Ok(decided) => decided,
                 Err(e) => {
                     let costs = |m: &str| m.contains("gas") || m.contains("size") || m.contains("timeout");
-                    if e.says(|f| matches!(f, Fault::Refused(r) if costs(&r.message.to_ascii_lowercase()))) {
+                    if e.says(|f| matches!(f, EndpointFault::Refused(r) if costs(&r.message.to_ascii_lowercase()))) {
                         self.per_call = (self.per_call / 2).max(1);
                     }
                     return Err(e);
@@ -287,7 +291,7 @@ impl<R: Rpc, C: Clock> Chain<R, C> {
 
     /// Asks about one pair without following anything.
     pub async fn ask_about(&mut self, pair: &Pair) -> Result<Asked, NoQuorum> {
-        let seen = self.look(&Follow::default(), self.config.finality != Finality::Latest).await?;
+        let seen = self.look(&ChainCursor::default(), self.config.finality != Finality::Latest).await?;
         let mut pins = seen.pins;
         // The newest block itself, where its header can be had: nobody waits here for one more.
         if let Some(newest) = self.block(At::Latest).await? {
@@ -303,9 +307,9 @@ impl<R: Rpc, C: Clock> Chain<R, C> {
     /// Asks in the order of merit until enough endpoints say the same.
     async fn agree<T: PartialEq + Clone>(
         &mut self,
-        asks: &[Ask],
+        asks: &[Call],
         cap: u64,
-        mut read: impl FnMut(usize, Vec<Option<Answer>>) -> Result<T, Fault>,
+        mut read: impl FnMut(usize, Vec<Option<Answer>>) -> Result<T, EndpointFault>,
     ) -> Result<T, NoQuorum> {
         let order = self.endpoints.order(self.clock.now());
         let mut rest = order.as_slice();
@@ -320,7 +324,7 @@ impl<R: Rpc, C: Clock> Chain<R, C> {
             }
             let replies = join_all(now.iter().map(|i| {
                 let mut all = Vec::with_capacity(asks.len() + 1);
-                all.extend(self.endpoints.must_tell_chain(*i).then_some(Ask::ChainId));
+                all.extend(self.endpoints.must_tell_chain(*i).then_some(Call::ChainId));
                 all.extend_from_slice(asks);
                 self.rpc.ask(*i, all, cap)
             }))
@@ -350,18 +354,22 @@ impl<R: Rpc, C: Clock> Chain<R, C> {
     }
 
     /// Books an endpoint's reply and takes the answer about its chain off it.
-    fn take(&mut self, i: usize, reply: Result<spoke_sys::rpc::Reply, RpcError>) -> Result<Vec<Option<Answer>>, Fault> {
+    fn take(
+        &mut self,
+        i: usize,
+        reply: Result<spoke_sys::rpc::Reply, RpcError>,
+    ) -> Result<Vec<Option<Answer>>, EndpointFault> {
         let now = self.clock.now();
         self.traffic.requests += 1;
         let reply = match reply {
             Ok(reply) => reply,
             // A refusal of everything is judged by its words.
-            Err(RpcError::Bad(BadAnswer::Refused(refusal))) => return Err(Fault::Refused(refusal)),
+            Err(RpcError::Bad(BadAnswer::Refused(refusal))) => return Err(EndpointFault::Refused(refusal)),
             Err(e) => {
                 self.endpoints.failed(i, now, e.retry_after(), (self.random)());
                 return Err(match e {
                     RpcError::TooLarge(_) => too_large(),
-                    other => Fault::NoAnswer(other.to_string()),
+                    other => EndpointFault::NoAnswer(other.to_string()),
                 });
             }
         };
@@ -372,22 +380,22 @@ impl<R: Rpc, C: Clock> Chain<R, C> {
                 Some(Answer::Number(told)) => {
                     let wanted = self.config.chain_id;
                     if !self.endpoints.on_chain(i, told, wanted, now) {
-                        return Err(Fault::OtherChain { told, wanted });
+                        return Err(EndpointFault::OtherChain { told, wanted });
                     }
                 }
-                Some(_) | None => return Err(Fault::Partial),
+                Some(_) | None => return Err(EndpointFault::Partial),
             }
         }
         // Whether rate limits come as errors inside the answer is the provider's taste.
         if let Some(Answer::Refused(r)) = answers.iter().flatten().find(|a| matches!(a, Answer::Refused(r) if r.rate()))
         {
-            return Err(Fault::Refused(r.clone()));
+            return Err(EndpointFault::Refused(r.clone()));
         }
         self.endpoints.answered(i, reply.took);
         Ok(answers)
     }
 }
 
-fn too_large() -> Fault {
-    Fault::NoAnswer("its answer is too large".to_owned())
+fn too_large() -> EndpointFault {
+    EndpointFault::NoAnswer("its answer is too large".to_owned())
 }

@@ -5,16 +5,16 @@ use crate::ledger;
 use crate::ledger::{Directories, Ledger};
 use spoke_config::grants::{Finality, Grants};
 use spoke_grants::abi::NODES_PER_CALL;
-use spoke_grants::admission::{Book, News};
+use spoke_grants::admission::{AdmissionTable, DecisionChange};
 use spoke_grants::cache::{Cache, Settled};
 use spoke_grants::chain::Pair;
-use spoke_grants::cursor::{Continuity, Follow};
-use spoke_grants::jsonrpc::{At, BlockRef, Change};
+use spoke_grants::cursor::{ChainCursor, Continuity};
+use spoke_grants::jsonrpc::{At, BlockRef, GrantEvent};
 use spoke_grants::ladder::Phase;
-use spoke_grants::ledger::{Origin, Saved};
+use spoke_grants::ledger::{Origin, StoredGrants};
 use spoke_grants::policy::Short;
 use spoke_grants::quorum::OnChain;
-use spoke_grants::report::{Away, Counts, EndpointRow, Report, Trouble, rows};
+use spoke_grants::report::{AccessFault, Counts, EndpointRow, Report, Unreachable, rows};
 use spoke_model::time::{Boot, Wall};
 use spoke_net::derive::Admitted;
 use spoke_sys::clock::{Clock, boot_id};
@@ -76,7 +76,7 @@ pub async fn run<C: Clock, R: Rpc, E: std::error::Error + Send + Sync + 'static>
 /// Who a run would admit at its start, by what the state directory remembers. Asks nobody and changes nothing.
 pub fn remembered(config: &Grants, state_dir: &Path, candidates: &BTreeSet<Pair>, now: Boot) -> Admitted {
     let origin = Origin { contract: config.contract, chain_id: config.chain_id };
-    let mut book = Book::new(config, Cache::new(RandomState::new()), now);
+    let mut book = AdmissionTable::new(config, Cache::new(RandomState::new()), now);
     if let Some(saved) = ledger::peek(state_dir, origin) {
         book.restore(saved.grants, saved.reserve.as_ref(), boot_id().as_deref(), now);
     }
@@ -86,16 +86,16 @@ pub fn remembered(config: &Grants, state_dir: &Path, candidates: &BTreeSet<Pair>
 
 struct Task<C> {
     board: Board<C>,
-    book: Book<RandomState>,
-    follow: Follow,
+    book: AdmissionTable<RandomState>,
+    follow: ChainCursor,
     ledger: Ledger,
     saved_edition: u64,
     boot: Option<String>,
     counts: Counts,
     head: Option<u64>,
     heard: Option<(Boot, Wall)>,
-    away: Option<Away>,
-    trouble: Option<Trouble>,
+    away: Option<Unreachable>,
+    trouble: Option<AccessFault>,
     looking: bool,
     next: Boot,
     /// When something changes by itself that was not published yet.
@@ -109,7 +109,7 @@ impl<C: Clock> Task<C> {
         let (now, boot) = (board.clock.now(), boot_id());
         let origin = Origin { contract: board.config.contract, chain_id: board.config.chain_id };
         let (ledger, follow, saved) = Ledger::open(&board.directories, origin);
-        let mut book = Book::new(&board.config, Cache::new(RandomState::new()), now);
+        let mut book = AdmissionTable::new(&board.config, Cache::new(RandomState::new()), now);
         if let Some(saved) = saved {
             tracing::info!(grants = saved.grants.len(), "grants of the last run are taken up");
             book.restore(saved.grants, saved.reserve.as_ref(), boot.as_deref(), now);
@@ -137,7 +137,7 @@ impl<C: Clock> Task<C> {
     }
 
     async fn look<R: Rpc>(&mut self, chain: &mut Chain<R, C>) {
-        self.counts.looks += 1;
+        self.counts.polls += 1;
         self.looking = true;
         self.publish_with(chain);
         let outcome = self.round(chain).await;
@@ -157,14 +157,14 @@ impl<C: Clock> Task<C> {
                 self.next = if self.asked.is_some() { now } else { now + pause };
             }
             Err(e) => {
-                self.counts.failed_looks += 1;
-                let away = self.away.get_or_insert(Away { since: now, why: String::new(), looks: 0 });
-                away.looks += 1;
-                away.why = e.to_string();
-                if away.looks == LOOKS {
+                self.counts.failed_polls += 1;
+                let away = self.away.get_or_insert(Unreachable { since: now, reason: String::new(), failed_polls: 0 });
+                away.failed_polls += 1;
+                away.reason = e.to_string();
+                if away.failed_polls == LOOKS {
                     tracing::warn!(phase = self.book.ladder.phase(now).name(), reason = %e, "the chain is not heard; grants stay as they are");
                 }
-                let retry = RETRY.saturating_mul(away.looks).min(poll.max(RETRY));
+                let retry = RETRY.saturating_mul(away.failed_polls).min(poll.max(RETRY));
                 self.next = (now + retry).max(chain.endpoints.next().unwrap_or(now));
             }
         }
@@ -173,7 +173,7 @@ impl<C: Clock> Task<C> {
         self.trouble = self.own_trouble(chain, now);
     }
 
-    fn own_trouble<R: Rpc>(&self, chain: &Chain<R, C>, now: Boot) -> Option<Trouble> {
+    fn own_trouble<R: Rpc>(&self, chain: &Chain<R, C>, now: Boot) -> Option<AccessFault> {
         let wrong: Vec<String> = chain
             .endpoints
             .iter()
@@ -195,7 +195,7 @@ impl<C: Clock> Task<C> {
             return None;
         };
         let since = self.trouble.as_ref().filter(|t| t.detail == detail).map_or(now, |t| t.since);
-        Some(Trouble { since, detail })
+        Some(AccessFault { since, detail })
     }
 
     /// One look at the chain and everything that follows from it. An error leaves what is known as it is.
@@ -224,7 +224,7 @@ impl<C: Clock> Task<C> {
         if let (true, Some(start)) = (self.follow.gap(seen.head) > JUMP, start) {
             // A new follower, or one that was away for long: whoever matters is verified anew, and events are read from here.
             self.book.refresh(self.board.clock.now());
-            self.follow = Follow::start(start);
+            self.follow = ChainCursor::start(start);
             return Ok(());
         }
         self.note(&seen.changes, seen);
@@ -248,7 +248,7 @@ impl<C: Clock> Task<C> {
         Ok(())
     }
 
-    fn note(&mut self, changes: &[Change], seen: &Seen) {
+    fn note(&mut self, changes: &[GrantEvent], seen: &Seen) {
         self.book.note(changes, seen.common, self.board.clock.now());
     }
 
@@ -266,7 +266,7 @@ impl<C: Clock> Task<C> {
         let to = follow.newest().map_or(0, |b| b.number);
         tracing::warn!(?from, to, "the chain was reorganised: what was decided since is verified again");
         // Nothing we knew is left: as on the first day.
-        self.follow = if follow.newest().is_none() { Follow::default() } else { follow };
+        self.follow = if follow.newest().is_none() { ChainCursor::default() } else { follow };
         self.counts.reorganisations += 1;
         self.book.reorganised(to, self.board.clock.now());
         Ok(())
@@ -352,7 +352,7 @@ impl<C: Clock> Task<C> {
         outcome
     }
 
-    fn tell(&mut self, news: Option<News>) {
+    fn tell(&mut self, news: Option<DecisionChange>) {
         let Some(n) = news else { return };
         self.counts.decided(n.decision.reason, n.settled);
         let (node, key, reason, block) = (&n.node, Short(&n.key), n.decision.reason.code(), n.block);
@@ -404,7 +404,7 @@ impl<C: Clock> Task<C> {
         let reserve = reserve.or_else(|| self.book.ladder.record(now, self.boot.as_deref()));
         let (origin, edition) = (self.ledger.origin(), self.book.edition);
         let saved =
-            Saved { origin, follow: self.follow.clone(), reserve: reserve.clone(), grants: self.book.kept(now) };
+            StoredGrants { origin, follow: self.follow.clone(), reserve: reserve.clone(), grants: self.book.kept(now) };
         match self.ledger.store(saved).await {
             Ok(written) => {
                 self.counts.writes += u64::from(written);
@@ -485,14 +485,14 @@ impl<C: Clock> Task<C> {
         Report {
             at: now,
             phase,
-            heard: self.heard.map(|(at, _)| at),
-            heard_wall: self.heard.map(|(_, wall)| wall),
+            last_quorum: self.heard.map(|(at, _)| at),
+            last_quorum_wall: self.heard.map(|(_, wall)| wall),
             height: self.follow.scanned(),
             head: self.head,
             admitted: rows.iter().filter(|r| r.admitted).count(),
-            looking: self.looking,
-            away: self.away.clone().filter(|a| a.looks >= LOOKS || phase != Phase::Fresh),
-            trouble: self.trouble.clone(),
+            polling: self.looking,
+            unreachable: self.away.clone().filter(|a| a.failed_polls >= LOOKS || phase != Phase::Fresh),
+            fault: self.trouble.clone(),
             counts,
             endpoints,
             rows,

@@ -1,6 +1,6 @@
 //! Reads and writes what is kept of the grants, off the thread that everything else runs on.
-use spoke_grants::cursor::Follow;
-use spoke_grants::ledger::{Origin, Reached, Saved, further};
+use spoke_grants::cursor::ChainCursor;
+use spoke_grants::ledger::{Origin, StoredCursor, StoredGrants, further};
 use spoke_sys::disk::Document;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,16 +25,16 @@ pub struct Directories {
 #[derive(Debug)]
 pub struct Ledger {
     origin: Origin,
-    decisions: Option<Arc<Mutex<Document<Saved>>>>,
-    reached: Option<Arc<Mutex<Document<Reached>>>>,
+    decisions: Option<Arc<Mutex<Document<StoredGrants>>>>,
+    reached: Option<Arc<Mutex<Document<StoredCursor>>>>,
 }
 
 impl Ledger {
     /// Opens both and reads them: how far the chain was followed, and what the disk holds. What cannot be read is as if it
     /// had never been there; what is about another contract is dropped.
-    pub fn open(directories: &Directories, origin: Origin) -> (Self, Follow, Option<Saved>) {
-        let (decisions, saved) = document::<Saved>(directories.state.as_deref(), DECISIONS);
-        let (reached, memory) = document::<Reached>(directories.runtime.as_deref(), REACHED);
+    pub fn open(directories: &Directories, origin: Origin) -> (Self, ChainCursor, Option<StoredGrants>) {
+        let (decisions, saved) = document::<StoredGrants>(directories.state.as_deref(), DECISIONS);
+        let (reached, memory) = document::<StoredCursor>(directories.runtime.as_deref(), REACHED);
         let saved = saved.filter(|s| {
             let same = s.origin == origin;
             if !same {
@@ -58,7 +58,7 @@ impl Ledger {
     }
 
     /// Writes the decisions if they differ from what the disk holds; gives whether they did.
-    pub async fn store(&self, saved: Saved) -> Result<bool, String> {
+    pub async fn store(&self, saved: StoredGrants) -> Result<bool, String> {
         match &self.decisions {
             Some(document) => write(document.clone(), saved).await,
             None => Ok(false),
@@ -66,17 +66,19 @@ impl Ledger {
     }
 
     /// Writes how far the chain was followed.
-    pub async fn reached(&self, follow: &Follow) -> Result<bool, String> {
+    pub async fn reached(&self, follow: &ChainCursor) -> Result<bool, String> {
         match &self.reached {
-            Some(document) => write(document.clone(), Reached { origin: self.origin, follow: follow.clone() }).await,
+            Some(document) => {
+                write(document.clone(), StoredCursor { origin: self.origin, follow: follow.clone() }).await
+            }
             None => Ok(false),
         }
     }
 }
 
 /// What the state directory holds of the grants, which is left as it is.
-pub fn peek(state_dir: &Path, origin: Origin) -> Option<Saved> {
-    Document::<Saved>::new(state_dir.join(DECISIONS), VERSION).peek().filter(|s| s.origin == origin)
+pub fn peek(state_dir: &Path, origin: Origin) -> Option<StoredGrants> {
+    Document::<StoredGrants>::new(state_dir.join(DECISIONS), VERSION).peek().filter(|s| s.origin == origin)
 }
 
 type Opened<T> = (Option<Arc<Mutex<Document<T>>>>, Option<T>);

@@ -192,11 +192,11 @@ impl Follower {
 
     fn progress(&self, report: Option<&Report>, now_ms: i64) -> Progress {
         let ago = |r: &Report| {
-            let since = r.heard.map(|at| spoke_sys::clock::Clock::now(&SystemClock).since(at))?;
+            let since = r.last_quorum.map(|at| spoke_sys::clock::Clock::now(&SystemClock).since(at))?;
             Some(now_ms.saturating_sub(i64::try_from(since.as_millis()).unwrap_or(i64::MAX)))
         };
         let trouble = |r: &Report| {
-            r.away.as_ref().map(|a| a.why.clone()).or_else(|| r.trouble.as_ref().map(|t| t.detail.clone()))
+            r.unreachable.as_ref().map(|a| a.reason.clone()).or_else(|| r.fault.as_ref().map(|t| t.detail.clone()))
         };
         Progress {
             contract: self.config.contract.to_string(),

@@ -1,7 +1,7 @@
 //! Who is a candidate, what is known of each, what must be verified next, and who is admitted now.
 use super::cache::{Cache, Entry, Settled};
 use super::chain::Pair;
-use super::jsonrpc::{Change, Whose};
+use super::jsonrpc::{GrantEvent, Subject};
 use super::ladder::{Doubt, Ladder, Phase, Reserve};
 use super::policy::{Decision, Reason, VERIFICATION_ERROR};
 use crate::ladder::phase_after;
@@ -48,7 +48,7 @@ impl Admission {
 
 /// One decision as the disk keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Kept {
+pub struct StoredDecision {
     /// The node.
     pub node: NodeId,
     /// Its key.
@@ -66,7 +66,7 @@ pub struct Kept {
 
 /// Something worth a line in the log: a decision that is new.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct News {
+pub struct DecisionChange {
     /// The node.
     pub node: NodeId,
     /// Its key.
@@ -81,7 +81,7 @@ pub struct News {
 
 /// Everything that is known.
 #[derive(Debug)]
-pub struct Book<S> {
+pub struct AdmissionTable<S> {
     cache: Cache<S>,
     /// Where on the ladder we are.
     pub ladder: Ladder,
@@ -99,7 +99,7 @@ pub struct Book<S> {
     doubts_kept: Option<Boot>,
 }
 
-impl<S: BuildHasher> Book<S> {
+impl<S: BuildHasher> AdmissionTable<S> {
     /// An empty book.
     pub fn new(config: &Grants, cache: Cache<S>, now: Boot) -> Self {
         Self {
@@ -117,14 +117,14 @@ impl<S: BuildHasher> Book<S> {
     }
 
     /// Puts back what the disk kept. Everything of it is verified again as soon as the chain answers.
-    pub fn restore(&mut self, kept: Vec<Kept>, reserve: Option<&Reserve>, boot_id: Option<&str>, now: Boot) {
+    pub fn restore(&mut self, kept: Vec<StoredDecision>, reserve: Option<&Reserve>, boot_id: Option<&str>, now: Boot) {
         if let Some(reserve) = reserve {
             self.ladder = Ladder::resume(*self.ladder.rungs(), reserve, boot_id, now);
         }
         let since_written = reserve.map_or(now.since_boot(), |r| r.elapsed(boot_id, now));
         // The least recently used was written last.
         for k in kept.into_iter().rev() {
-            let Kept { node, key, decision, block, peer, doubt } = k;
+            let StoredDecision { node, key, decision, block, peer, doubt } = k;
             let grants = decision.reason.grants();
             // What changed while nobody looked is not known; a doubt that was there goes on where it was.
             let used = doubt.map_or(Duration::ZERO, |d| d.saturating_add(since_written));
@@ -142,10 +142,17 @@ impl<S: BuildHasher> Book<S> {
     }
 
     /// What the disk should keep: every decision, the most recently used first.
-    pub fn kept(&self, now: Boot) -> Vec<Kept> {
+    pub fn kept(&self, now: Boot) -> Vec<StoredDecision> {
         let keep = |(node, key, e): (&NodeId, &PublicKey, &Entry)| {
             let doubt = e.doubt.map(|d| d.age(now));
-            Some(Kept { node: node.clone(), key: *key, decision: e.decision?, block: e.block, peer: e.peer, doubt })
+            Some(StoredDecision {
+                node: node.clone(),
+                key: *key,
+                decision: e.decision?,
+                block: e.block,
+                peer: e.peer,
+                doubt,
+            })
         };
         self.cache.iter().filter_map(keep).collect()
     }
@@ -158,7 +165,7 @@ impl<S: BuildHasher> Book<S> {
         }
     }
 
-    /// The disk holds what [`Book::kept`] gave.
+    /// The disk holds what [`AdmissionTable::kept`] gave.
     pub const fn doubts_kept(&mut self, now: Boot) {
         self.doubts_kept = if self.doubtful { Some(now) } else { None };
     }
@@ -192,7 +199,7 @@ impl<S: BuildHasher> Book<S> {
 
     /// Somebody says that something has changed: whoever it touches is looked at again. At `common` every endpoint that was
     /// asked has a block: a single one cannot make us wait for a block that the others do not have.
-    pub fn note(&mut self, changes: &[Change], common: u64, now: Boot) {
+    pub fn note(&mut self, changes: &[GrantEvent], common: u64, now: Boot) {
         let touched = Touched::by(changes);
         let latest = self.finality == Finality::Latest;
         for (node, key) in &self.candidates {
@@ -289,7 +296,7 @@ impl<S: BuildHasher> Book<S> {
         decision: Option<Decision>,
         block: u64,
         now: Boot,
-    ) -> Option<News> {
+    ) -> Option<DecisionChange> {
         let ((node, key), ticket) = begun;
         let Some(decision) = decision else {
             self.cache.abandon(&node, &key, ticket);
@@ -307,7 +314,7 @@ impl<S: BuildHasher> Book<S> {
         last_final: Option<Decision>,
         block: u64,
         now: Boot,
-    ) -> Option<News> {
+    ) -> Option<DecisionChange> {
         let ((node, key), ticket) = begun;
         match (newest, last_final) {
             (Some(newest), _) if !newest.reason.grants() => self.settle((node, key), ticket, newest, block, now, None),
@@ -339,7 +346,7 @@ impl<S: BuildHasher> Book<S> {
         block: u64,
         now: Boot,
         held_until: Option<u64>,
-    ) -> Option<News> {
+    ) -> Option<DecisionChange> {
         let before = self.cache.peek(&node, &key).and_then(|e| e.decision);
         let settled = self.cache.settle(&node, &key, ticket, decision, block, now);
         if settled == Settled::Outdated {
@@ -355,7 +362,7 @@ impl<S: BuildHasher> Book<S> {
             return None;
         }
         self.edition += 1;
-        Some(News { node, key, decision, settled, block })
+        Some(DecisionChange { node, key, decision, settled, block })
     }
 
     /// The chain was heard and holds nothing against what is written here.
@@ -412,21 +419,21 @@ struct Touched<'a> {
 }
 
 impl<'a> Touched<'a> {
-    fn by(changes: &'a [Change]) -> Self {
+    fn by(changes: &'a [GrantEvent]) -> Self {
         fn at_least(height: &mut u64, other: u64) {
             *height = (*height).max(other);
         }
         let mut t = Self::default();
         for change in changes {
             let height = change.block.number;
-            match &change.whose {
-                Whose::Node { node, token_id } => {
+            match &change.subject {
+                Subject::Node { node, token_id } => {
                     at_least(t.nodes.entry(node).or_default(), height);
                     at_least(t.tokens.entry(*token_id).or_default(), height);
                 }
-                Whose::Token(id) => at_least(t.tokens.entry(*id).or_default(), height),
-                Whose::Owner(owner) => at_least(t.owners.entry(*owner).or_default(), height),
-                Whose::Anyone => t.anyone = t.anyone.max(Some(height)),
+                Subject::Token(id) => at_least(t.tokens.entry(*id).or_default(), height),
+                Subject::Owner(owner) => at_least(t.owners.entry(*owner).or_default(), height),
+                Subject::Anyone => t.anyone = t.anyone.max(Some(height)),
             }
         }
         t

@@ -1,9 +1,9 @@
 //! What the chain is asked in one exchange and how the answers are read.
 
 use super::abi::{Head, Malformed, NODES_PER_CALL, decode_head, decode_reads, head_call, reads_call};
-use super::jsonrpc::{Answer, Ask, At, BlockRef, Change, Refusal};
+use super::jsonrpc::{Answer, At, BlockRef, Call, GrantEvent, Refusal};
 use super::policy::{Decision, decide};
-use crate::cursor::{Continuity, Follow};
+use crate::cursor::{ChainCursor, Continuity};
 use alloy_primitives::Address;
 use spoke_model::key::PublicKey;
 use spoke_model::node_id::NodeId;
@@ -14,7 +14,7 @@ pub type Pair = (NodeId, PublicKey);
 
 /// Why an endpoint's answer does not count.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
+pub enum EndpointFault {
     /// It was not reached, or what it sent was no answer.
     #[error("{0}")]
     NoAnswer(String),
@@ -48,7 +48,7 @@ pub enum Fault {
     },
 }
 
-impl Fault {
+impl EndpointFault {
     /// Whether it speaks against the endpoint and has not been booked: what did not come in at all was, and not to know a
     /// block that another one told of is no fault.
     pub fn counts(&self) -> bool {
@@ -85,47 +85,47 @@ pub struct View {
     /// The block below the newest final one, if asked for.
     pub last_final: Option<BlockRef>,
     /// Events, if asked for.
-    pub changes: Vec<Change>,
+    pub changes: Vec<GrantEvent>,
 }
 
 /// The questions of a look at the chain.
-pub fn look(follow: &Follow, contract: Address, final_at: Option<At>, events: bool) -> Vec<Ask> {
+pub fn look(follow: &ChainCursor, contract: Address, final_at: Option<At>, events: bool) -> Vec<Call> {
     let known = follow.newest().map_or(0, |b| b.number);
-    let mut asks = vec![Ask::Run { code: head_call(known).to_vec(), at: At::Latest }];
-    asks.extend(final_at.map(|at| Ask::Run { code: head_call(0).to_vec(), at }));
+    let mut asks = vec![Call::Run { code: head_call(known).to_vec(), at: At::Latest }];
+    asks.extend(final_at.map(|at| Call::Run { code: head_call(0).to_vec(), at }));
     if let Some((from, _)) = follow.next(u64::MAX).filter(|_| events) {
-        asks.push(Ask::Logs { contract, from, to: None });
+        asks.push(Call::Logs { contract, from, to: None });
     }
     asks
 }
 
 /// The answers to [`look`].
-pub fn read_look(answers: Vec<Option<Answer>>, follow: &Follow, asked_final: bool) -> Result<View, Fault> {
+pub fn read_look(answers: Vec<Option<Answer>>, follow: &ChainCursor, asked_final: bool) -> Result<View, EndpointFault> {
     let mut answers = answers.into_iter();
     let mut next = || match answers.next() {
-        Some(Some(Answer::Refused(refusal))) => Err(Fault::Refused(refusal)),
+        Some(Some(Answer::Refused(refusal))) => Err(EndpointFault::Refused(refusal)),
         Some(Some(answer)) => Ok(Some(answer)),
-        Some(None) => Err(Fault::Partial),
+        Some(None) => Err(EndpointFault::Partial),
         None => Ok(None),
     };
     let head = head(next()?)?;
     let last_final = if asked_final { below(&self::head(next()?)?) } else { None };
     let changes = match next()? {
-        Some(Answer::Changes(changes)) => changes,
+        Some(Answer::Events(changes)) => changes,
         None => Vec::new(),
-        Some(_) => return Err(Fault::Partial),
+        Some(_) => return Err(EndpointFault::Partial),
     };
     let continuity = follow.judge(&head);
     if continuity == Continuity::Behind {
-        return Err(Fault::Behind(head.number));
+        return Err(EndpointFault::Behind(head.number));
     }
     Ok(View { continuity, head: head.number, parent: below(&head), last_final, changes })
 }
 
-fn head(answer: Option<Answer>) -> Result<Head, Fault> {
+fn head(answer: Option<Answer>) -> Result<Head, EndpointFault> {
     match answer {
         Some(Answer::Bytes(bytes)) => Ok(decode_head(&bytes)?),
-        Some(_) | None => Err(Fault::Partial),
+        Some(_) | None => Err(EndpointFault::Partial),
     }
 }
 
@@ -150,12 +150,12 @@ impl<'a> Verification<'a> {
     }
 
     /// The questions of some of the calls.
-    pub fn asks(&self, calls: &[(usize, &[Pair])], contract: Address) -> Vec<Ask> {
+    pub fn asks(&self, calls: &[(usize, &[Pair])], contract: Address) -> Vec<Call> {
         calls
             .iter()
             .filter_map(|(pin, pairs)| {
                 let code = reads_call(contract, pairs.iter().map(|(node, _)| node.as_str()));
-                self.pins.get(*pin).map(|b| Ask::Run { code, at: At::Hash(b.hash) })
+                self.pins.get(*pin).map(|b| Call::Run { code, at: At::Hash(b.hash) })
             })
             .collect()
     }
@@ -165,16 +165,16 @@ impl<'a> Verification<'a> {
 pub fn read_decisions(
     answers: Vec<Option<Answer>>,
     calls: &[(usize, &[Pair])],
-) -> Result<Vec<Result<Decision, Malformed>>, Fault> {
+) -> Result<Vec<Result<Decision, Malformed>>, EndpointFault> {
     let mut out = Vec::new();
     if answers.len() != calls.len() {
-        return Err(Fault::Partial);
+        return Err(EndpointFault::Partial);
     }
     for (answer, (_, pairs)) in answers.into_iter().zip(calls) {
         let bytes = match answer {
             Some(Answer::Bytes(bytes)) => bytes,
-            Some(Answer::Refused(refusal)) => return Err(Fault::Refused(refusal)),
-            Some(_) | None => return Err(Fault::Partial),
+            Some(Answer::Refused(refusal)) => return Err(EndpointFault::Refused(refusal)),
+            Some(_) | None => return Err(EndpointFault::Partial),
         };
         let reads = decode_reads(&bytes, pairs.len())?;
         out.extend(reads.iter().zip(*pairs).map(|(r, (node, key))| decide(r, node.as_str(), key)));

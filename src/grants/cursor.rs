@@ -31,7 +31,7 @@ pub enum Continuity {
 
 /// How far the events have been read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Follow {
+pub struct ChainCursor {
     /// Blocks known to be part of the chain, ascending.
     anchors: heapless::Vec<BlockRef, ANCHORS>,
     /// Every event up to here has been seen.
@@ -44,7 +44,7 @@ pub struct Follow {
     ceiling: Option<u64>,
 }
 
-impl Follow {
+impl ChainCursor {
     /// Starts at `block`: what happened up to it is known in another way.
     pub fn start(block: BlockRef) -> Self {
         let mut anchors = heapless::Vec::new();
@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn a_head_is_judged_by_what_is_known() {
-        let f = Follow::start(block(100, 1));
+        let f = ChainCursor::start(block(100, 1));
         assert_eq!(f.judge(&head(101, Some(block(100, 1)))), Continuity::Same);
         assert_eq!(f.judge(&head(101, Some(block(100, 2)))), Continuity::Reorganised);
         assert_eq!(f.judge(&head(99, None)), Continuity::Behind);
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_reorganisation_is_walked_back() {
-        let mut f = Follow::start(block(100, 1));
+        let mut f = ChainCursor::start(block(100, 1));
         f.read_to(105);
         f.anchor(block(104, 1));
         assert!(f.step_back());
@@ -205,7 +205,7 @@ mod tests {
             start in 0u64..1000,
             (head, limit) in prop_oneof![(1000u64..3000, 1u64..40), (1000u64..60_000, 40u64..12_000)],
         ) {
-            let mut f = Follow::from_height(start);
+            let mut f = ChainCursor::from_height(start);
             let mut seen = start.saturating_sub(1);
             for _ in 0..10_000 {
                 if f.gap(head) == 0 { break; }
@@ -221,7 +221,7 @@ mod tests {
 
         #[test]
         fn anchors_ascend_and_reach_back(steps in proptest::collection::vec(1u64..50, 1..300)) {
-            let mut f = Follow::start(block(1, 1));
+            let mut f = ChainCursor::start(block(1, 1));
             let mut n = 1;
             for s in steps {
                 n += s;

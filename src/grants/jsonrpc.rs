@@ -38,7 +38,7 @@ pub enum At {
 
 /// One question of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ask {
+pub enum Call {
     /// Which chain this is.
     ChainId,
     /// What the endpoint runs.
@@ -66,15 +66,15 @@ pub enum Ask {
 /// The answer to one question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// To [`Ask::ChainId`].
+    /// To [`Call::ChainId`].
     Number(u64),
-    /// To [`Ask::ClientVersion`].
+    /// To [`Call::ClientVersion`].
     Name(String),
-    /// To [`Ask::Run`].
+    /// To [`Call::Run`].
     Bytes(Vec<u8>),
-    /// To [`Ask::Logs`].
-    Changes(Vec<Change>),
-    /// To [`Ask::Header`].
+    /// To [`Call::Logs`].
+    Events(Vec<GrantEvent>),
+    /// To [`Call::Header`].
     Block(BlockRef),
     /// The endpoint has no such block.
     Nothing,
@@ -119,16 +119,16 @@ impl Refusal {
 
 /// An event of the contract, reduced to what it may have changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
+pub struct GrantEvent {
     /// Where it is recorded.
     pub block: BlockRef,
     /// Whose grant it touches.
-    pub whose: Whose,
+    pub subject: Subject,
 }
 
 /// Whose grant an event touches. Only ever a hint to look again: an event decides nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Whose {
+pub enum Subject {
     /// The node's, by its name.
     Node {
         /// The node.
@@ -145,12 +145,12 @@ pub enum Whose {
 }
 
 /// Most events of one answer.
-pub const MAX_CHANGES: usize = 20_000;
+pub const MAX_EVENTS: usize = 20_000;
 /// Longest text kept of a refusal or a client's name.
 const MAX_MESSAGE: usize = 200;
 
 /// Writes a batch; the questions' ids are their positions, from 1.
-pub fn encode(asks: &[Ask]) -> Vec<u8> {
+pub fn encode(asks: &[Call]) -> Vec<u8> {
     let mut out = String::with_capacity(asks.len() * 160);
     out.push('[');
     for (i, ask) in asks.iter().enumerate() {
@@ -164,27 +164,27 @@ pub fn encode(asks: &[Ask]) -> Vec<u8> {
     out.into_bytes()
 }
 
-fn one(out: &mut String, id: usize, ask: &Ask) -> fmt::Result {
+fn one(out: &mut String, id: usize, ask: &Call) -> fmt::Result {
     write!(out, r#"{{"jsonrpc":"2.0","id":{id},"method":"#)?;
     match ask {
-        Ask::ChainId => out.write_str(r#""eth_chainId","params":[]}"#),
-        Ask::ClientVersion => out.write_str(r#""web3_clientVersion","params":[]}"#),
-        Ask::Run { code, at } => {
+        Call::ChainId => out.write_str(r#""eth_chainId","params":[]}"#),
+        Call::ClientVersion => out.write_str(r#""web3_clientVersion","params":[]}"#),
+        Call::Run { code, at } => {
             write!(out, r#""eth_call","params":[{{"data":"{}"}},"#, hex::encode_prefixed(code))?;
             tag(out, *at)?;
             out.write_str("]}")
         }
-        Ask::Logs { contract, from, to } => {
+        Call::Logs { contract, from, to } => {
             write!(out, r#""eth_getLogs","params":[{{"address":"{contract:#x}","fromBlock":"{from:#x}""#)?;
             if let Some(to) = to {
                 write!(out, r#","toBlock":"{to:#x}""#)?;
             }
             out.write_str("}]}")
         }
-        Ask::Header(At::Hash(hash)) => {
+        Call::Header(At::Hash(hash)) => {
             write!(out, r#""eth_getBlockByHash","params":["{hash:#x}",false]}}"#)
         }
-        Ask::Header(at) => {
+        Call::Header(at) => {
             out.write_str(r#""eth_getBlockByNumber","params":["#)?;
             tag(out, *at)?;
             out.write_str(",false]}")
@@ -223,7 +223,7 @@ pub enum BadAnswer {
 }
 
 /// Reads the answers to `asks`, in their order whatever the order they come in; `None`: not answered.
-pub fn decode(reader: impl Read, asks: &[Ask]) -> Result<Vec<Option<Answer>>, BadAnswer> {
+pub fn decode(reader: impl Read, asks: &[Call]) -> Result<Vec<Option<Answer>>, BadAnswer> {
     let mut de = serde_json::Deserializer::from_reader(std::io::BufReader::with_capacity(16 * 1024, reader));
     let mut out = vec![None; asks.len()];
     let mut outcome = Ok(());
@@ -233,7 +233,7 @@ pub fn decode(reader: impl Read, asks: &[Ask]) -> Result<Vec<Option<Answer>>, Ba
 }
 
 struct Batch<'a> {
-    asks: &'a [Ask],
+    asks: &'a [Call],
     out: &'a mut [Option<Answer>],
     outcome: &'a mut Result<(), BadAnswer>,
 }
@@ -277,7 +277,7 @@ impl<'de> Visitor<'de> for Batch<'_> {
     }
 }
 
-fn place(reply: Reply, asks: &[Ask], out: &mut [Option<Answer>]) -> Result<(), BadAnswer> {
+fn place(reply: Reply, asks: &[Call], out: &mut [Option<Answer>]) -> Result<(), BadAnswer> {
     let id = reply.id.and_then(|id| usize::try_from(id).ok()).ok_or(BadAnswer::Id)?;
     let at = id.checked_sub(1).ok_or(BadAnswer::Id)?;
     let (ask, slot) = asks.get(at).zip(out.get_mut(at)).ok_or(BadAnswer::Id)?;
@@ -287,23 +287,23 @@ fn place(reply: Reply, asks: &[Ask], out: &mut [Option<Answer>]) -> Result<(), B
     let wrong = BadAnswer::Type { id };
     let answer = match (reply.error, ask, reply.result) {
         (Some(refusal), _, _) => Answer::Refused(refusal),
-        (None, Ask::ChainId, Raw::Text(t)) => Answer::Number(quantity(&t).ok_or(wrong)?),
-        (None, Ask::ClientVersion, Raw::Text(t)) => Answer::Name(clip(&t)),
-        (None, Ask::Run { .. }, Raw::Text(t)) => {
+        (None, Call::ChainId, Raw::Text(t)) => Answer::Number(quantity(&t).ok_or(wrong)?),
+        (None, Call::ClientVersion, Raw::Text(t)) => Answer::Name(clip(&t)),
+        (None, Call::Run { .. }, Raw::Text(t)) => {
             Answer::Bytes(t.strip_prefix("0x").and_then(|h| hex::decode(h).ok()).ok_or(wrong)?)
         }
-        (None, Ask::Logs { contract, .. }, Raw::Items(items)) => {
+        (None, Call::Logs { contract, .. }, Raw::Items(items)) => {
             // An event of another contract is noise, not an answer.
             if items.iter().any(|(address, _)| *address != Some(*contract)) {
                 return Err(wrong);
             }
-            Answer::Changes(items.into_iter().map(|(_, change)| change).collect())
+            Answer::Events(items.into_iter().map(|(_, change)| change).collect())
         }
-        (None, Ask::Header(_), Raw::Object(fields)) => match (fields.number, fields.hash) {
+        (None, Call::Header(_), Raw::Object(fields)) => match (fields.number, fields.hash) {
             (Some(number), Some(hash)) => Answer::Block(BlockRef { number, hash }),
             (_, None) | (None, _) => return Err(wrong),
         },
-        (None, Ask::Header(_), Raw::Null) => Answer::Nothing,
+        (None, Call::Header(_), Raw::Null) => Answer::Nothing,
         (None, _, Raw::Null | Raw::Text(_) | Raw::Items(_) | Raw::Object(_)) => return Err(wrong),
     };
     *slot = Some(answer);

@@ -5,8 +5,8 @@
 //! process but not a reboot.
 
 use super::ladder::Reserve;
-use crate::admission::Kept;
-use crate::cursor::Follow;
+use crate::admission::StoredDecision;
+use crate::cursor::ChainCursor;
 use alloy_primitives::Address;
 use serde::{Deserialize, Serialize};
 
@@ -21,30 +21,30 @@ pub struct Origin {
 
 /// What is kept on disk.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Saved {
+pub struct StoredGrants {
     /// What it is about.
     #[serde(flatten)]
     pub origin: Origin,
     /// How far the events had been read.
-    pub follow: Follow,
+    pub follow: ChainCursor,
     /// How much of the grace ladder may be used up.
     pub reserve: Option<Reserve>,
     /// The decisions.
-    pub grants: Vec<Kept>,
+    pub grants: Vec<StoredDecision>,
 }
 
 /// What is kept until the next reboot.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Reached {
+pub struct StoredCursor {
     /// What it is about.
     #[serde(flatten)]
     pub origin: Origin,
     /// How far the events have been read.
-    pub follow: Follow,
+    pub follow: ChainCursor,
 }
 
 /// The further of two: the accepted height does not go back.
-pub fn further(disk: Follow, memory: Option<Follow>) -> Follow {
+pub fn further(disk: ChainCursor, memory: Option<ChainCursor>) -> ChainCursor {
     match memory {
         Some(m) if m.scanned() > disk.scanned() => m,
         Some(_) | None => disk,
@@ -58,10 +58,10 @@ mod tests {
 
     #[test]
     fn the_further_height_counts() {
-        let at = |number| Follow::start(BlockRef { number, ..BlockRef::default() });
+        let at = |number| ChainCursor::start(BlockRef { number, ..BlockRef::default() });
         assert_eq!(further(at(5), Some(at(9))), at(9));
         assert_eq!(further(at(9), Some(at(5))), at(9), "the disk was written last");
         assert_eq!(further(at(9), None), at(9));
-        assert_eq!(further(Follow::default(), Some(at(5))), at(5));
+        assert_eq!(further(ChainCursor::default(), Some(at(5))), at(5));
     }
 }

@@ -67,7 +67,7 @@ pub enum OnChain {
 
 /// What is known of one endpoint.
 #[derive(Clone, Debug, Default)]
-pub struct Standing {
+pub struct EndpointState {
     /// Smoothed time to an answer; `None`: never answered.
     pub latency: Option<Duration>,
     /// Failures in a row.
@@ -90,7 +90,7 @@ pub struct Standing {
     pub height_since: Boot,
 }
 
-impl Standing {
+impl EndpointState {
     /// When it may be asked again.
     fn due(&self) -> Boot {
         self.not_before.max(self.asked_to_wait)
@@ -99,21 +99,21 @@ impl Standing {
 
 /// The endpoints of one chain.
 #[derive(Clone, Debug, Default)]
-pub struct Endpoints(heapless::Vec<Standing, MAX_ENDPOINTS>);
+pub struct Endpoints(heapless::Vec<EndpointState, MAX_ENDPOINTS>);
 
 impl Endpoints {
     /// `n` endpoints nothing is known of, at most [`MAX_ENDPOINTS`].
     pub fn new(n: usize) -> Self {
-        Self((0..n.min(MAX_ENDPOINTS)).map(|_| Standing::default()).collect())
+        Self((0..n.min(MAX_ENDPOINTS)).map(|_| EndpointState::default()).collect())
     }
 
     /// One endpoint's standing.
-    pub fn get(&self, i: usize) -> Option<&Standing> {
+    pub fn get(&self, i: usize) -> Option<&EndpointState> {
         self.0.get(i)
     }
 
     /// Every endpoint's standing.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Standing> {
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &EndpointState> {
         self.0.iter()
     }
 
@@ -130,7 +130,7 @@ impl Endpoints {
 
     /// When the next endpoint may be asked again, if none may now.
     pub fn next(&self) -> Option<Boot> {
-        self.0.iter().map(Standing::due).min()
+        self.0.iter().map(EndpointState::due).min()
     }
 
     /// It answered.

@@ -3,7 +3,7 @@ use super::cache::Settled;
 use super::chain::Pair;
 use super::ladder::Phase;
 use super::policy::Reason;
-use crate::admission::{Admission, Book, admission};
+use crate::admission::{Admission, AdmissionTable, admission};
 use crate::ladder::phase_after;
 use serde::{Deserialize, Serialize};
 use spoke_model::key::PublicKey;
@@ -19,22 +19,27 @@ pub struct Report {
     pub at: Boot,
     /// Where on the grace ladder.
     pub phase: Phase,
-    /// When the chain was last heard; `None`: not since a long time before this boot, or never.
-    pub heard: Option<Boot>,
+    /// When enough endpoints last agreed; `None`: not in this run.
+    #[serde(rename = "heard")]
+    pub last_quorum: Option<Boot>,
     /// The same by the wall clock as it stood.
-    pub heard_wall: Option<Wall>,
+    #[serde(rename = "heard_wall")]
+    pub last_quorum_wall: Option<Wall>,
     /// Height up to which everything is known.
     pub height: Option<u64>,
     /// Newest height that was told.
     pub head: Option<u64>,
     /// Candidates that are admitted.
     pub admitted: usize,
-    /// Whether the chain is being looked at right now.
-    pub looking: bool,
-    /// Why the chain is not heard: `None` while it is.
-    pub away: Option<Away>,
-    /// What else is wrong.
-    pub trouble: Option<Trouble>,
+    /// Whether a poll is under way.
+    #[serde(rename = "looking")]
+    pub polling: bool,
+    /// Why too few endpoints agree; `None` while enough do.
+    #[serde(rename = "away")]
+    pub unreachable: Option<Unreachable>,
+    /// A fault of the configuration.
+    #[serde(rename = "trouble")]
+    pub fault: Option<AccessFault>,
     /// Counters.
     pub counts: Counts,
     /// Endpoints, as configured.
@@ -43,20 +48,22 @@ pub struct Report {
     pub rows: Vec<Row>,
 }
 
-/// The chain is not heard.
+/// Too few endpoints agree on the state of the chain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Away {
+pub struct Unreachable {
     /// Since when.
     pub since: Boot,
-    /// What the endpoints said or did not say.
-    pub why: String,
-    /// Looks in a row that came to nothing.
-    pub looks: u32,
+    /// What each endpoint answered.
+    #[serde(rename = "why")]
+    pub reason: String,
+    /// Failed polls in a row.
+    #[serde(rename = "looks")]
+    pub failed_polls: u32,
 }
 
-/// Something that is wrong on this side.
+/// Something that an operator must correct on this side.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Trouble {
+pub struct AccessFault {
     /// Since when.
     pub since: Boot,
     /// What, with the remedy.
@@ -66,10 +73,12 @@ pub struct Trouble {
 /// Counters since the process started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
-    /// Looks at the chain.
-    pub looks: u64,
-    /// Looks that came to nothing.
-    pub failed_looks: u64,
+    /// Polls of the chain.
+    #[serde(rename = "looks")]
+    pub polls: u64,
+    /// Polls without a quorum.
+    #[serde(rename = "failed_looks")]
+    pub failed_polls: u64,
     /// Decisions by reason, in the order of [`Reason::ALL`].
     pub decisions: [u64; 5],
     /// Verifications that gave no decision.
@@ -168,7 +177,7 @@ pub struct Row {
 }
 
 /// The candidates at one moment, by name.
-pub fn rows<S: BuildHasher>(book: &Book<S>, phase: Phase, now: Boot) -> Vec<Row> {
+pub fn rows<S: BuildHasher>(book: &AdmissionTable<S>, phase: Phase, now: Boot) -> Vec<Row> {
     let rungs = *book.ladder.rungs();
     let row = |(node, key): &Pair| {
         let entry = book.cache().peek(node, key);

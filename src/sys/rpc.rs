@@ -3,7 +3,7 @@ use crate::clock::{Clock as _, SystemClock};
 use crate::keys;
 use crate::keys::KeyError;
 use spoke_config::grants::{Endpoint, Url};
-use spoke_grants::jsonrpc::{Answer, Ask, BadAnswer, Refusal, decode, encode};
+use spoke_grants::jsonrpc::{Answer, BadAnswer, Call, Refusal, decode, encode};
 use spoke_model::time::Wall;
 use std::future::Future;
 use std::io::Read;
@@ -81,7 +81,7 @@ pub trait Rpc: Clone + Send + Sync + 'static {
     /// One's name for people: scheme and host.
     fn name(&self, endpoint: usize) -> &str;
     /// Asks one of them; reads at most `cap` bytes of its answer.
-    fn ask(&self, endpoint: usize, asks: Vec<Ask>, cap: u64) -> impl Future<Output = Result<Reply, RpcError>> + Send;
+    fn ask(&self, endpoint: usize, asks: Vec<Call>, cap: u64) -> impl Future<Output = Result<Reply, RpcError>> + Send;
 }
 
 /// The real thing: one connection pool, TLS against Mozilla's CA set, no redirects, no proxy from the environment.
@@ -124,7 +124,7 @@ impl Http {
         Ok(Self { agent, urls: urls.into() })
     }
 
-    fn blocking(&self, endpoint: usize, asks: &[Ask], cap: u64) -> Result<Reply, RpcError> {
+    fn blocking(&self, endpoint: usize, asks: &[Call], cap: u64) -> Result<Reply, RpcError> {
         let url = self.urls.get(endpoint).ok_or(RpcError::NoSuch)?;
         let body = encode(asks);
         let sent = body.len() as u64;
@@ -177,7 +177,7 @@ impl Rpc for Http {
         self.urls.get(endpoint).map_or("?", Url::shown)
     }
 
-    async fn ask(&self, endpoint: usize, asks: Vec<Ask>, cap: u64) -> Result<Reply, RpcError> {
+    async fn ask(&self, endpoint: usize, asks: Vec<Call>, cap: u64) -> Result<Reply, RpcError> {
         let this = self.clone();
         tokio::task::spawn_blocking(move || this.blocking(endpoint, &asks, cap))
             .await

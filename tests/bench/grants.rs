@@ -20,14 +20,14 @@ mod proxy;
 
 use allocations::{bytes, count};
 use anvil::{Anvil, Contract};
-use load::full_book;
+use load::full_table;
 use node::{Node, config, pair};
 use proxy::Proxy;
 use spoke_chain::conversation::Chain;
 use spoke_config::grants::Grants;
 use spoke_grants::cache::CAPACITY;
 use spoke_grants::chain::Pair;
-use spoke_grants::cursor::Follow;
+use spoke_grants::cursor::ChainCursor;
 use spoke_grants::jsonrpc::{Answer, decode};
 use spoke_model::time::Boot;
 use spoke_sys::clock::SystemClock;
@@ -44,7 +44,7 @@ fn ms(d: Duration) -> f64 {
 }
 
 fn cached(settings: &Grants) {
-    let (mut book, pairs) = full_book(settings, 10_000);
+    let (mut book, pairs) = full_table(settings, 10_000);
     let now = Boot::from_secs(2);
     let rounds = 100;
     let started = Instant::now();
@@ -67,7 +67,7 @@ fn cached(settings: &Grants) {
 }
 
 fn memory(settings: &Grants) {
-    let (book, _, held) = bytes(|| full_book(settings, CAPACITY).0);
+    let (book, _, held) = bytes(|| full_table(settings, CAPACITY).0);
     let figure = format!("{:.2} MB", held as f64 / 1e6);
     row(
         &format!("memory with a full cache ({CAPACITY} decisions and candidates)"),
@@ -82,7 +82,7 @@ fn events() {
     let started = Instant::now();
     let (answers, extra, _) = bytes(|| decode(text.as_bytes(), &[ask]).expect("events"));
     let took = started.elapsed();
-    let Some(Some(Answer::Changes(changes))) = answers.first() else { panic!("no events") };
+    let Some(Some(Answer::Events(changes))) = answers.first() else { panic!("no events") };
     assert_eq!(changes.len(), 10_000);
     let figure =
         format!("{:.1} MB JSON, {:.2} MiB, {:.0} ms", text.len() as f64 / 1e6, extra as f64 / 1048576.0, ms(took));
@@ -99,7 +99,7 @@ fn chain_figures() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let rpc = Http::new(&settings.endpoints, settings.timeout).expect("endpoints");
     let mut asked = Chain::new(rpc, SystemClock, settings, || 0);
-    let pin = runtime.block_on(asked.look(&Follow::default(), false)).expect("a chain").pins[0];
+    let pin = runtime.block_on(asked.look(&ChainCursor::default(), false)).expect("a chain").pins[0];
     let mut took: Vec<Duration> = (0..300)
         .map(|i| {
             let started = Instant::now();
@@ -159,13 +159,13 @@ fn traffic() {
     node.until_admits(0, true);
     node.until("all decided", |r| r.rows.iter().all(|r| r.code != "VERIFICATION_ERROR"));
     node.looks(3);
-    let (bytes, requests, looks) = (proxy.bytes(), proxy.requests(), node.report().counts.looks);
+    let (bytes, requests, looks) = (proxy.bytes(), proxy.requests(), node.report().counts.polls);
     // A chain that goes on, with nothing in it that matters.
     for _ in 0..10 {
         chain.mine(5);
         node.looks(2);
     }
-    let looks = node.report().counts.looks - looks;
+    let looks = node.report().counts.polls - looks;
     let (bytes, requests) = (proxy.bytes() - bytes, proxy.requests() - requests);
     let each = bytes as f64 / looks as f64;
     let day = 86_400.0 / Config::poll();

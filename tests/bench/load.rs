@@ -3,10 +3,10 @@
 
 use alloy_primitives::Address;
 use spoke_config::grants::Grants;
-use spoke_grants::admission::Book;
+use spoke_grants::admission::AdmissionTable;
 use spoke_grants::cache::Cache;
 use spoke_grants::chain::Pair;
-use spoke_grants::jsonrpc::Ask;
+use spoke_grants::jsonrpc::Call;
 use spoke_grants::policy::{Decision, Reason};
 use spoke_model::key::PublicKey;
 use spoke_model::time::Boot;
@@ -22,11 +22,11 @@ pub(crate) fn candidate(n: usize) -> Pair {
 }
 
 /// A book in which the first `n` pairs are granted, and the chain was heard at 1 s.
-pub(crate) fn full_book(settings: &Grants, n: usize) -> (Book<RandomState>, Vec<Pair>) {
+pub(crate) fn full_table(settings: &Grants, n: usize) -> (AdmissionTable<RandomState>, Vec<Pair>) {
     let granted = Decision { reason: Reason::AccessGranted, token_id: None, owner: None };
     let pairs: Vec<Pair> = (0..n).map(candidate).collect();
     let now = Boot::from_secs(1);
-    let mut book = Book::new(settings, Cache::new(RandomState::new()), now);
+    let mut book = AdmissionTable::new(settings, Cache::new(RandomState::new()), now);
     book.set_candidates(&pairs.iter().cloned().collect::<BTreeSet<_>>());
     for begun in book.begin(pairs.clone()) {
         book.settle_final(begun, Some(granted), Some(granted), 1, now);
@@ -36,7 +36,7 @@ pub(crate) fn full_book(settings: &Grants, n: usize) -> (Book<RandomState>, Vec<
 }
 
 /// The question for events, and an answer with ten thousand of them as a provider writes it.
-pub(crate) fn events() -> (Ask, String) {
+pub(crate) fn events() -> (Call, String) {
     let contract: Address = "0x37d2106badb01dd5be1926e45d172cb4203c4186".parse().expect("an address");
     let word = |n: u64| format!("0x{n:064x}");
     let mut text = String::from("[{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":[");
@@ -55,5 +55,5 @@ pub(crate) fn events() -> (Ask, String) {
         );
     }
     text.push_str("]}]");
-    (Ask::Logs { contract, from: 0, to: None }, text)
+    (Call::Logs { contract, from: 0, to: None }, text)
 }

@@ -1,7 +1,7 @@
 //! `spoke grants verify` and `spoke doctor` as a person meets them, on a real chain.
 use crate::anvil::{Anvil, CHAIN_ID, Contract};
 use crate::node::pair;
-use crate::proxy::{AppliedStep, Proxy};
+use crate::proxy::{Proxy, ProxyAction};
 use serde_json::{Value, json};
 use std::process::{Command, Output};
 
@@ -89,7 +89,7 @@ fn the_doctor_looks_at_each_endpoint() {
     // One that is behind.
     let behind = Proxy::new(chain.port());
     behind.rule(|_| {
-        AppliedStep::Edit(Box::new(|answer| {
+        ProxyAction::Edit(Box::new(|answer| {
             for reply in answer.as_array_mut().into_iter().flatten() {
                 if let Some(text) = reply["result"].as_str().filter(|t| t.len() == 194) {
                     reply["result"] = format!("0x{:064x}{}", 12, &text[66..]).into();
@@ -118,7 +118,7 @@ fn the_doctor_names_each_method_that_is_missing() {
                 .filter(|q| q["method"] == method && q["params"].to_string().contains(param))
                 .map(|q| q["id"].clone())
                 .collect();
-            AppliedStep::Edit(Box::new(move |answer| {
+            ProxyAction::Edit(Box::new(move |answer| {
                 for reply in answer.as_array_mut().into_iter().flatten().filter(|r| refused.contains(&r["id"])) {
                     *reply = json!({"id": reply["id"], "error": {"code": -32601, "message": "method not found"}});
                 }

@@ -1,7 +1,7 @@
 //! Endpoints that are slow, stuck, stingy or alone with their story, beside honest ones.
 use crate::anvil::{Anvil, Contract};
 use crate::node::{Node, config, pair};
-use crate::proxy::{AppliedStep, Proxy};
+use crate::proxy::{Proxy, ProxyAction};
 use serde_json::{Value, json};
 use spoke_grants::ladder::Phase;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -36,11 +36,11 @@ fn stingy(proxy: &Proxy, chain: &Anvil, most: u64) {
                     > number(&range["fromBlock"]).unwrap_or(0) + most
         });
         match wide {
-            None => AppliedStep::Pass,
+            None => ProxyAction::Pass,
             Some(q) => {
                 let words = format!("you can make eth_getLogs requests with up to a {most} block range");
                 let body = json!({"jsonrpc": "2.0", "id": q["id"], "error": {"code": -32600, "message": words}});
-                AppliedStep::Say(400, "content-type: application/json\r\n".into(), body.to_string().into_bytes())
+                ProxyAction::Say(400, "content-type: application/json\r\n".into(), body.to_string().into_bytes())
             }
         }
     });
@@ -63,7 +63,7 @@ fn five_blocks_of_events_at_once_are_enough() {
     assert_eq!(node.code(0), "NODE_INACTIVE");
     let height = chain.height();
     let report = node.until("it caught up", |r| r.height.is_some_and(|h| h >= height));
-    assert_eq!(report.counts.failed_looks, 0, "a limit is no failure: {report:#?}");
+    assert_eq!(report.counts.failed_polls, 0, "a limit is no failure: {report:#?}");
     // And goes on without a refusal.
     chain.mine(20);
     let refused = node.looks(1).counts.failed_requests;
@@ -79,7 +79,7 @@ fn a_wait_that_is_asked_for_is_kept_whatever_hurries() {
     chain.mine(3);
     let (busy, other) = (Proxy::new(chain.port()), Proxy::new(chain.port()));
     let date = "date: Sun, 06 Nov 1994 08:49:37 GMT\r\nretry-after: Sun, 06 Nov 1994 09:49:37 GMT\r\n";
-    busy.rule(move |_| AppliedStep::Say(503, date.into(), Vec::new()));
+    busy.rule(move |_| ProxyAction::Say(503, date.into(), Vec::new()));
     let urls = [busy.url(), other.url()];
     let mut node = Node::start(config(contract.address, &urls, "finality = \"latest\""), None, 1);
     node.until_admits(0, true);
@@ -95,7 +95,7 @@ fn stuck(proxy: &Proxy) {
     let first = Arc::new(Mutex::new(None::<Value>));
     proxy.rule(move |_| {
         let first = first.clone();
-        AppliedStep::Edit(Box::new(move |answer| {
+        ProxyAction::Edit(Box::new(move |answer| {
             for reply in replies(answer) {
                 if is_head(reply) {
                     let mut told = first.lock().unwrap();
@@ -138,8 +138,8 @@ fn an_endpoint_that_is_stuck_and_alone_does_not_count_as_the_chain() {
     let mut node = Node::start(settings, None, 1);
     node.until_admits(0, true);
     stuck(&proxy);
-    let report = node.until("it is no word of the chain", |r| r.away.is_some() && r.phase == Phase::Stale);
-    assert!(report.away.as_ref().unwrap().why.contains("it is stuck"), "{report:#?}");
+    let report = node.until("it is no word of the chain", |r| r.unreachable.is_some() && r.phase == Phase::Stale);
+    assert!(report.unreachable.as_ref().unwrap().reason.contains("it is stuck"), "{report:#?}");
     assert!(node.admits(0), "and takes nobody away");
 }
 
@@ -155,7 +155,7 @@ fn one_of_three_with_a_story_of_its_own_changes_nothing() {
     let heights = Arc::new(Mutex::new(1u64 << 40));
     liar.rule(move |_| {
         let heights = heights.clone();
-        AppliedStep::Edit(Box::new(move |answer| {
+        ProxyAction::Edit(Box::new(move |answer| {
             for reply in replies(answer).filter(|r| r["result"].is_array()) {
                 let invented = (0..20).map(|n| {
                     let height = { let mut h = heights.lock().unwrap(); *h += 1; *h };
@@ -178,7 +178,7 @@ fn one_of_three_with_a_story_of_its_own_changes_nothing() {
     contract.revoke(token);
     chain.mine(2);
     node.until_admits(1, false);
-    assert!(node.admits(0) && node.report().away.is_none(), "{:#?}", node.report());
+    assert!(node.admits(0) && node.report().unreachable.is_none(), "{:#?}", node.report());
 }
 
 #[test]
@@ -189,7 +189,7 @@ fn one_of_three_cannot_call_a_block_final() {
     // Whatever it has is final, it says, and it has the newest.
     let hasty = Proxy::new(chain.port());
     hasty.rule(|_| {
-        AppliedStep::Edit(Box::new(|answer| {
+        ProxyAction::Edit(Box::new(|answer| {
             let newest = replies(answer).find(|r| is_head(r)).map(|r| r["result"].clone());
             for reply in replies(answer).filter(|r| is_head(r)) {
                 reply["result"] = newest.clone().unwrap_or_default();
@@ -201,7 +201,7 @@ fn one_of_three_cannot_call_a_block_final() {
     let mut turn = 0;
     a.rule(move |asked| {
         turn += 1;
-        if asked.to_string().len() > 3000 && turn % 2 == 0 { AppliedStep::Hang } else { AppliedStep::Pass }
+        if asked.to_string().len() > 3000 && turn % 2 == 0 { ProxyAction::Hang } else { ProxyAction::Pass }
     });
     let urls = [hasty.url(), a.url(), b.url()];
     let mut node = Node::start(config(contract.address, &urls, "quorum = 2"), None, 1);
@@ -234,7 +234,7 @@ fn every_read_of_a_decision_is_of_one_block_by_its_hash() {
             }
             told.fetch_add(u32::from(q["method"] == "eth_chainId"), Ordering::Relaxed);
         }
-        AppliedStep::Pass
+        ProxyAction::Pass
     });
     let mut node = Node::start(config(contract.address, &[proxy.url()], ""), None, 3);
     node.until_admits(0, true);
@@ -268,7 +268,7 @@ fn a_restart_does_not_believe_an_older_height() {
     drop(node);
     // The endpoint is now one that has only half of that.
     proxy.rule(move |_| {
-        AppliedStep::Edit(Box::new(move |answer| {
+        ProxyAction::Edit(Box::new(move |answer| {
             for reply in replies(answer).filter(|r| is_head(r)) {
                 let text = reply["result"].as_str().unwrap_or_default().to_owned();
                 reply["result"] = format!("0x{:064x}{}", height - 20, &text[66..]).into();
@@ -276,11 +276,11 @@ fn a_restart_does_not_believe_an_older_height() {
         }))
     });
     let mut node = Node::start(settings, Some(dir.path()), 1);
-    let report = node.until("it is behind", |r| r.away.is_some());
-    assert!(report.away.as_ref().unwrap().why.contains("it is behind"), "{report:#?}");
+    let report = node.until("it is behind", |r| r.unreachable.is_some());
+    assert!(report.unreachable.as_ref().unwrap().reason.contains("it is behind"), "{report:#?}");
     assert!(report.height.is_some_and(|h| h >= height) && node.admits(0), "{report:#?}");
     proxy.honest();
-    node.until("heard", |r| r.away.is_none());
+    node.until("heard", |r| r.unreachable.is_none());
 }
 
 #[test]
@@ -338,12 +338,12 @@ fn a_reorganisation_found_in_a_bad_moment_is_not_forgotten() {
     proxy.rule(move |asked| {
         let walks = asked.to_string().contains("eth_getBlockByNumber");
         breaks -= u32::from(walks && breaks > 0);
-        if walks && breaks > 0 { AppliedStep::Hang } else { AppliedStep::Pass }
+        if walks && breaks > 0 { ProxyAction::Hang } else { ProxyAction::Pass }
     });
     chain.reorganise(5);
     chain.mine(1);
     node.until_admits(0, false);
     let report = node.report();
-    assert!(report.counts.failed_looks > 0 && report.counts.reorganisations == 1, "{report:#?}");
+    assert!(report.counts.failed_polls > 0 && report.counts.reorganisations == 1, "{report:#?}");
     assert_eq!(node.code(0), "NODE_NOT_FOUND");
 }

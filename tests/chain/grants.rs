@@ -1,7 +1,7 @@
 //! Mint, revoke, transfer, reorganise, go silent: what a node makes of it.
 use crate::anvil::{Anvil, Arg, Contract};
 use crate::node::{Node, config, pair};
-use crate::proxy::{AppliedStep, Proxy};
+use crate::proxy::{Proxy, ProxyAction};
 use alloy_primitives::{hex, keccak256};
 use serde_json::{Value, json};
 use spoke_grants::ladder::Phase;
@@ -206,7 +206,7 @@ fn silence_is_endured_step_by_step_and_a_restart_does_not_stretch_it() {
     let mut node = Node::start(settings.clone(), Some(dir.path()), 1);
     node.until_admits(0, true);
     chain.halt();
-    node.until("it says so", |r| r.away.is_some());
+    node.until("it says so", |r| r.unreachable.is_some());
     assert!(node.admits(0));
     node.until("stale", |r| r.phase == Phase::Stale);
     assert!(node.admits(0));
@@ -261,7 +261,7 @@ fn two_of_three_endpoints_outvote_one_that_lies() {
     let story = Arc::new(Mutex::new(None::<String>));
     liar.rule(move |_| {
         let story = story.clone();
-        AppliedStep::Edit(Box::new(move |answer| {
+        ProxyAction::Edit(Box::new(move |answer| {
             for reply in answer.as_array_mut().into_iter().flatten() {
                 if reply["result"].is_array() {
                     reply["result"] = json!([]);
@@ -281,9 +281,9 @@ fn two_of_three_endpoints_outvote_one_that_lies() {
     let mut node = Node::start(config(contract.address, &urls, "finality = \"latest\"\nquorum = 2"), None, 1);
     node.until_admits(0, true);
     // One against one: neither is believed.
-    b.rule(|_| AppliedStep::Hang);
+    b.rule(|_| ProxyAction::Hang);
     contract.revoke(token);
-    node.until("no quorum", |r| r.away.is_some());
+    node.until("no quorum", |r| r.unreachable.is_some());
     assert!(node.admits(0));
     b.honest();
     node.until_admits(0, false);
@@ -298,13 +298,13 @@ fn a_failing_endpoint_is_left_for_the_next() {
     contract.mint(chain.account(1), "node-0", &key(0));
     chain.mine(3);
     let (first, second) = (Proxy::new(chain.port()), Proxy::new(chain.port()));
-    first.rule(|_| AppliedStep::Say(429, "retry-after: 3600\r\n".into(), b"slow down".to_vec()));
+    first.rule(|_| ProxyAction::Say(429, "retry-after: 3600\r\n".into(), b"slow down".to_vec()));
     let urls = [first.url(), second.url()];
     let mut node = Node::start(config(contract.address, &urls, "finality = \"latest\""), None, 1);
     node.until_admits(0, true);
     node.looks(5);
     assert_eq!(first.requests(), 1, "Retry-After is kept");
-    assert!(node.report().away.is_none());
+    assert!(node.report().unreachable.is_none());
     assert!(second.connections() <= 2, "connections are reused: {}", second.connections());
 }
 
@@ -317,8 +317,8 @@ fn an_endpoint_on_another_chain_is_never_believed() {
     elsewhere.mint(wrong.account(1), "node-0", &key(0));
     wrong.mine(3);
     let mut node = Node::start(config(contract.address, &[wrong.url()], "finality = \"latest\""), None, 1);
-    let report = node.until("trouble", |r| r.trouble.is_some() && r.away.is_some());
-    assert!(report.trouble.as_ref().unwrap().detail.contains("on chain 8453"), "{report:?}");
+    let report = node.until("trouble", |r| r.fault.is_some() && r.unreachable.is_some());
+    assert!(report.fault.as_ref().unwrap().detail.contains("on chain 8453"), "{report:?}");
     assert!(!node.admits(0));
 }
 
@@ -335,8 +335,8 @@ fn events_are_read_in_chunks_the_endpoint_accepts() {
         1,
     );
     node.until_admits(0, true);
-    proxy.rule(|_| AppliedStep::Hang);
-    node.until("away", |r| r.away.is_some());
+    proxy.rule(|_| ProxyAction::Hang);
+    node.until("away", |r| r.unreachable.is_some());
     contract.revoke(token);
     chain.mine(3000);
     // Back again, with a limit of 500 blocks.
@@ -347,7 +347,7 @@ fn events_are_read_in_chunks_the_endpoint_accepts() {
                 && number(&q["params"][0]["toBlock"]).unwrap_or(u64::MAX) - number(&q["params"][0]["fromBlock"]).unwrap_or(0) >= 500
         });
         if !wide {
-            return AppliedStep::Pass;
+            return ProxyAction::Pass;
         }
         let refusals: Vec<Value> = asked
             .as_array()
@@ -355,7 +355,7 @@ fn events_are_read_in_chunks_the_endpoint_accepts() {
             .flatten()
             .map(|q| json!({"jsonrpc": "2.0", "id": q["id"], "error": {"code": -32000, "message": "block range exceeds 500"}}))
             .collect();
-        AppliedStep::Say(200, String::new(), Value::from(refusals).to_string().into_bytes())
+        ProxyAction::Say(200, String::new(), Value::from(refusals).to_string().into_bytes())
     });
     node.until_admits(0, false);
     assert_eq!(node.code(0), "NODE_INACTIVE");

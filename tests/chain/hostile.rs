@@ -1,18 +1,18 @@
 //! Endpoints that answer what no endpoint should: each ends as no answer, never as a grant, a revocation, or a panic.
 use crate::anvil::{Anvil, Contract};
 use crate::node::{Node, config, pair};
-use crate::proxy::{AppliedStep, Proxy};
+use crate::proxy::{Proxy, ProxyAction};
 use serde_json::{Value, json};
 use std::time::Duration;
 
-type Rule = fn(&Value) -> AppliedStep;
+type Rule = fn(&Value) -> ProxyAction;
 
-fn say(body: &[u8]) -> AppliedStep {
-    AppliedStep::Say(200, "content-type: application/json\r\n".into(), body.to_vec())
+fn say(body: &[u8]) -> ProxyAction {
+    ProxyAction::Say(200, "content-type: application/json\r\n".into(), body.to_vec())
 }
 
-fn edit(change: fn(&mut Value)) -> AppliedStep {
-    AppliedStep::Edit(Box::new(change))
+fn edit(change: fn(&mut Value)) -> ProxyAction {
+    ProxyAction::Edit(Box::new(change))
 }
 
 /// 10 MB of zeros in 10 kB, as a stored gzip stream made here: no tool of the host is needed.
@@ -56,13 +56,13 @@ const RULES: &[(&str, Rule)] = &[
         })
     }),
     ("a huge text", |_| say(format!("[{{\"id\":1,\"result\":\"0x{}\"}}]", "0".repeat(4 << 20)).as_bytes())),
-    ("a header bomb", |_| AppliedStep::Say(200, format!("x: {}\r\n", "y".repeat(1 << 20)), b"[]".to_vec())),
+    ("a header bomb", |_| ProxyAction::Say(200, format!("x: {}\r\n", "y".repeat(1 << 20)), b"[]".to_vec())),
     ("nested without end", |_| say("[".repeat(1 << 20).as_bytes())),
-    ("a redirect to elsewhere", |_| AppliedStep::Say(307, "location: http://127.0.0.1:1/\r\n".into(), Vec::new())),
-    ("500", |_| AppliedStep::Say(500, String::new(), b"[]".to_vec())),
-    ("401", |_| AppliedStep::Say(401, String::new(), Vec::new())),
-    ("a gzip bomb", |_| AppliedStep::Say(200, "content-encoding: gzip\r\n".into(), bomb())),
-    ("gzip that is none", |_| AppliedStep::Say(200, "content-encoding: gzip\r\n".into(), b"[]".to_vec())),
+    ("a redirect to elsewhere", |_| ProxyAction::Say(307, "location: http://127.0.0.1:1/\r\n".into(), Vec::new())),
+    ("500", |_| ProxyAction::Say(500, String::new(), b"[]".to_vec())),
+    ("401", |_| ProxyAction::Say(401, String::new(), Vec::new())),
+    ("a gzip bomb", |_| ProxyAction::Say(200, "content-encoding: gzip\r\n".into(), bomb())),
+    ("gzip that is none", |_| ProxyAction::Say(200, "content-encoding: gzip\r\n".into(), b"[]".to_vec())),
     ("a refusal of everything", |_| {
         edit(|a| {
             a.as_array_mut().unwrap().iter_mut().for_each(|r| {
@@ -92,9 +92,9 @@ const RULES: &[(&str, Rule)] = &[
             }
         })
     }),
-    ("too late", |_| AppliedStep::Late(Duration::from_millis(1500))),
-    ("a byte at a time", |_| AppliedStep::Trickle),
-    ("a closed connection", |_| AppliedStep::Hang),
+    ("too late", |_| ProxyAction::Late(Duration::from_millis(1500))),
+    ("a byte at a time", |_| ProxyAction::Trickle),
+    ("a closed connection", |_| ProxyAction::Hang),
 ];
 
 #[test]
@@ -139,7 +139,7 @@ fn nobody_is_asked_because_an_endpoint_says_so() {
     chain.mine(3);
     let (proxy, elsewhere) = (Proxy::new(chain.port()), Proxy::new(chain.port()));
     let url = elsewhere.url();
-    proxy.rule(move |_| AppliedStep::Say(308, format!("location: {url}\r\n"), Vec::new()));
+    proxy.rule(move |_| ProxyAction::Say(308, format!("location: {url}\r\n"), Vec::new()));
     let mut node = Node::start(config(contract.address, &[proxy.url()], "finality = \"latest\""), None, 1);
     let report = node.until("it says so", |r| r.away.is_some());
     assert!(report.away.as_ref().unwrap().why.contains("configure the final URL"), "{report:?}");

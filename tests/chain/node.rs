@@ -178,8 +178,8 @@ impl Node {
 
     /// Waits until the chain was looked at `more` times.
     pub(crate) fn looks(&mut self, more: u64) -> Arc<Report> {
-        let now = self.report().counts.looks;
-        self.until("another look", |r| r.counts.looks >= now + more)
+        let now = self.report().counts.polls;
+        self.until("another look", |r| r.counts.polls >= now + more)
     }
 }
 

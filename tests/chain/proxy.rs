@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// What becomes of a request.
-pub(crate) enum AppliedStep {
+pub(crate) enum ProxyAction {
     /// It goes to the chain, the answer comes back.
     Pass,
     /// The same, later.
@@ -24,7 +24,7 @@ pub(crate) enum AppliedStep {
     Hang,
 }
 
-type Rule = Box<dyn FnMut(&Value) -> AppliedStep + Send>;
+type Rule = Box<dyn FnMut(&Value) -> ProxyAction + Send>;
 
 /// A running proxy.
 pub(crate) struct Proxy {
@@ -41,7 +41,7 @@ impl Proxy {
     pub(crate) fn new(upstream: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("an address").port();
-        let rule: Arc<Mutex<Rule>> = Arc::new(Mutex::new(Box::new(|_: &Value| AppliedStep::Pass)));
+        let rule: Arc<Mutex<Rule>> = Arc::new(Mutex::new(Box::new(|_: &Value| ProxyAction::Pass)));
         let proxy = Self { port, rule, bytes: Arc::default(), requests: Arc::default(), connections: Arc::default() };
         let (rule, bytes, requests, connections) =
             (proxy.rule.clone(), proxy.bytes.clone(), proxy.requests.clone(), proxy.connections.clone());
@@ -62,13 +62,13 @@ impl Proxy {
     }
 
     /// What becomes of requests from now on.
-    pub(crate) fn rule(&self, rule: impl FnMut(&Value) -> AppliedStep + Send + 'static) {
+    pub(crate) fn rule(&self, rule: impl FnMut(&Value) -> ProxyAction + Send + 'static) {
         *self.rule.lock().expect("not poisoned") = Box::new(rule);
     }
 
     /// Passes everything again.
     pub(crate) fn honest(&self) {
-        self.rule(|_| AppliedStep::Pass);
+        self.rule(|_| ProxyAction::Pass);
     }
 
     /// Bytes on the wire so far.
@@ -102,14 +102,14 @@ fn serve(
         requests.fetch_add(1, Ordering::Relaxed);
         bytes.fetch_add((head.len() + body.len()) as u64, Ordering::Relaxed);
         let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
-        let deed = rule.lock().map(|mut r| r(&asked)).unwrap_or(AppliedStep::Hang);
+        let deed = rule.lock().map(|mut r| r(&asked)).unwrap_or(ProxyAction::Hang);
         let (head, body) = match deed {
-            AppliedStep::Hang => return Ok(()),
-            AppliedStep::Say(status, headers, body) => {
+            ProxyAction::Hang => return Ok(()),
+            ProxyAction::Say(status, headers, body) => {
                 (format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n{headers}\r\n", body.len()).into_bytes(), body)
             }
-            AppliedStep::Pass | AppliedStep::Late(_) | AppliedStep::Edit(_) | AppliedStep::Trickle => {
-                if let AppliedStep::Late(by) = deed {
+            ProxyAction::Pass | ProxyAction::Late(_) | ProxyAction::Edit(_) | ProxyAction::Trickle => {
+                if let ProxyAction::Late(by) = deed {
                     std::thread::sleep(by);
                 }
                 let server = match &mut behind {
@@ -124,20 +124,20 @@ fn serve(
                 out.write_all(&[head.as_bytes(), &body].concat())?;
                 let (head, body) = message(server)?;
                 match deed {
-                    AppliedStep::Edit(edit) => {
+                    ProxyAction::Edit(edit) => {
                         let mut answer: Value = serde_json::from_slice(&body).unwrap_or_default();
                         edit(&mut answer);
                         let body = answer.to_string().into_bytes();
                         (format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len()).into_bytes(), body)
                     }
-                    AppliedStep::Trickle => {
+                    ProxyAction::Trickle => {
                         for byte in [head, body].concat() {
                             stream.write_all(&[byte])?;
                             std::thread::sleep(Duration::from_millis(100));
                         }
                         return Ok(());
                     }
-                    AppliedStep::Pass | AppliedStep::Late(_) | AppliedStep::Say(..) | AppliedStep::Hang => (head, body),
+                    ProxyAction::Pass | ProxyAction::Late(_) | ProxyAction::Say(..) | ProxyAction::Hang => (head, body),
                 }
             }
         };

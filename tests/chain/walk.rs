@@ -2,7 +2,7 @@
 //! contract says, and at no moment lets in somebody who was revoked.
 use crate::anvil::{Anvil, Contract};
 use crate::node::{Node, config, pair};
-use crate::proxy::{AppliedStep, Proxy};
+use crate::proxy::{Proxy, ProxyAction};
 use serde_json::json;
 use spoke_chain::conversation::Chain;
 use spoke_grants::chain::Pair;
@@ -29,20 +29,20 @@ impl Random {
 fn spoil(proxy: &Proxy, how: u64) -> &'static str {
     match how {
         0 => {
-            proxy.rule(|_| AppliedStep::Hang);
+            proxy.rule(|_| ProxyAction::Hang);
             "closes"
         }
         1 => {
-            proxy.rule(|_| AppliedStep::Say(500, String::new(), Vec::new()));
+            proxy.rule(|_| ProxyAction::Say(500, String::new(), Vec::new()));
             "fails"
         }
         2 => {
-            proxy.rule(|_| AppliedStep::Late(Duration::from_millis(400)));
+            proxy.rule(|_| ProxyAction::Late(Duration::from_millis(400)));
             "is slow"
         }
         3 => {
             proxy.rule(|_| {
-                AppliedStep::Edit(Box::new(|answer| {
+                ProxyAction::Edit(Box::new(|answer| {
                     for reply in answer.as_array_mut().into_iter().flatten().filter(|r| r["result"].is_array()) {
                         reply["result"] = json!([]);
                     }
@@ -53,7 +53,7 @@ fn spoil(proxy: &Proxy, how: u64) -> &'static str {
         _ => {
             // Every bit of what the contract says is the opposite: the last of each read is whether it grants.
             proxy.rule(|_| {
-                AppliedStep::Edit(Box::new(|answer| {
+                ProxyAction::Edit(Box::new(|answer| {
                     for reply in answer.as_array_mut().into_iter().flatten() {
                         if let Some(text) = reply["result"].as_str().filter(|t| t.len() > 400) {
                             let turned = if text.ends_with('1') { '0' } else { '1' };

@@ -3,8 +3,8 @@
 
 use spoke_grants::abi::{decode_head, decode_reads, event_text, no_such_token};
 use spoke_grants::chain::{look, read_decisions, read_look};
-use spoke_grants::cursor::Follow;
-use spoke_grants::jsonrpc::{Answer, Ask, At, BlockRef, decode};
+use spoke_grants::cursor::ChainCursor;
+use spoke_grants::jsonrpc::{Answer, At, BlockRef, Call, decode};
 use spoke_grants::policy::decide;
 use spoke_model::key::PublicKey;
 
@@ -40,11 +40,11 @@ fn spelt_out(bytes: &[u8]) {
 
 fn batch(bytes: &[u8]) {
     let asks = [
-        Ask::ChainId,
-        Ask::ClientVersion,
-        Ask::Run { code: Vec::new(), at: At::Latest },
-        Ask::Logs { contract: Default::default(), from: 0, to: None },
-        Ask::Header(At::Latest),
+        Call::ChainId,
+        Call::ClientVersion,
+        Call::Run { code: Vec::new(), at: At::Latest },
+        Call::Logs { contract: Default::default(), from: 0, to: None },
+        Call::Header(At::Latest),
     ];
     if let Ok(answers) = decode(bytes, &asks) {
         assert_eq!(answers.len(), asks.len());
@@ -52,11 +52,11 @@ fn batch(bytes: &[u8]) {
             let fits = matches!(
                 (ask, answer),
                 (_, None | Some(Answer::Refused(_)))
-                    | (Ask::ChainId, Some(Answer::Number(_)))
-                    | (Ask::ClientVersion, Some(Answer::Name(_)))
-                    | (Ask::Run { .. }, Some(Answer::Bytes(_)))
-                    | (Ask::Logs { .. }, Some(Answer::Changes(_)))
-                    | (Ask::Header(_), Some(Answer::Block(_) | Answer::Nothing))
+                    | (Call::ChainId, Some(Answer::Number(_)))
+                    | (Call::ClientVersion, Some(Answer::Name(_)))
+                    | (Call::Run { .. }, Some(Answer::Bytes(_)))
+                    | (Call::Logs { .. }, Some(Answer::Events(_)))
+                    | (Call::Header(_), Some(Answer::Block(_) | Answer::Nothing))
             );
             assert!(fits, "an answer to another question");
         }
@@ -65,7 +65,7 @@ fn batch(bytes: &[u8]) {
 
 /// A whole answer about one node, from JSON to the decision.
 fn verification(bytes: &[u8]) {
-    let Ok(answers) = decode(bytes, &[Ask::Run { code: Vec::new(), at: At::Latest }]) else { return };
+    let Ok(answers) = decode(bytes, &[Call::Run { code: Vec::new(), at: At::Latest }]) else { return };
     let Some(Some(Answer::Bytes(inner))) = answers.first().cloned() else { return };
     let pairs = [(NODE.parse().unwrap_or_else(|_| unreachable!("a node id")), KEY)];
     if let Ok(decisions) = read_decisions(answers, &[(0, &pairs)]) {
@@ -78,7 +78,7 @@ fn verification(bytes: &[u8]) {
 
 /// A whole answer to a look: what is believed of it is no older than what was known.
 fn looked_at(bytes: &[u8]) {
-    let follow = Follow::start(BlockRef { number: 3, ..BlockRef::default() });
+    let follow = ChainCursor::start(BlockRef { number: 3, ..BlockRef::default() });
     let asks = look(&follow, Default::default(), None, true);
     if let Ok(answers) = decode(bytes, &asks)
         && let Ok(view) = read_look(answers, &follow, false)

@@ -149,15 +149,15 @@ impl Scrape {
         if let Some(height) = r.height {
             out.gauge("spoke_grants_block", "Height up to which everything is known", height as f64)?;
         }
-        if let Some(heard) = r.heard {
+        if let Some(heard) = r.last_quorum {
             let age = self.at.now.since(heard).as_secs_f64();
             out.gauge("spoke_grants_unheard_seconds", "Time since the chain was heard", age)?;
         }
         for (name, help, value) in [
             ("spoke_grants_revocations_total", "Peers the chain took away", c.revoked),
             ("spoke_grants_verification_errors_total", "Verifications that gave no decision", c.verification_errors),
-            ("spoke_grants_looks_total", "Looks at the chain", c.looks),
-            ("spoke_grants_failed_looks_total", "Looks at the chain that came to nothing", c.failed_looks),
+            ("spoke_grants_looks_total", "Looks at the chain", c.polls),
+            ("spoke_grants_failed_looks_total", "Looks at the chain that came to nothing", c.failed_polls),
             ("spoke_grants_reorganisations_total", "Times the chain took blocks back", c.reorganisations),
             ("spoke_grants_rpc_requests_total", "Requests to endpoints", c.requests),
             ("spoke_grants_rpc_failures_total", "Requests to endpoints that gave nothing", c.failed_requests),

@@ -14,8 +14,8 @@ fn pair(n: u8) -> Pair {
     (format!("n{n}").parse().unwrap(), PublicKey([n; 32]))
 }
 
-fn book(pairs: &[u8]) -> Book<RandomState> {
-    let mut b = Book::new(&config(), Cache::bounded(RandomState::new(), 64), Boot::default());
+fn book(pairs: &[u8]) -> AdmissionTable<RandomState> {
+    let mut b = AdmissionTable::new(&config(), Cache::bounded(RandomState::new(), 64), Boot::default());
     b.set_candidates(&pairs.iter().map(|n| pair(*n)).collect());
     b
 }
@@ -24,19 +24,19 @@ fn says(reason: Reason, n: u8) -> Decision {
     Decision { reason, token_id: Some(U256::from(n)), owner: Some(Address::repeat_byte(n)) }
 }
 
-fn one(b: &mut Book<RandomState>, n: u8) -> (Pair, super::super::cache::Ticket) {
+fn one(b: &mut AdmissionTable<RandomState>, n: u8) -> (Pair, super::super::cache::Ticket) {
     b.begin(vec![pair(n)]).pop().unwrap()
 }
 
-fn grant(b: &mut Book<RandomState>, n: u8, block: u64, now: Boot) {
+fn grant(b: &mut AdmissionTable<RandomState>, n: u8, block: u64, now: Boot) {
     let t = one(b, n);
     let d = says(Reason::AccessGranted, n);
     b.settle_final(t, Some(d), Some(d), block, now).unwrap();
     b.confirm(now);
 }
 
-fn change(number: u64, whose: Whose) -> Change {
-    Change { block: BlockRef { number, hash: B256::repeat_byte(1) }, whose }
+fn change(number: u64, subject: Subject) -> GrantEvent {
+    GrantEvent { block: BlockRef { number, hash: B256::repeat_byte(1) }, subject }
 }
 
 fn at(secs: u64) -> Boot {
@@ -65,7 +65,7 @@ fn a_grant_counts_when_it_is_final_and_a_revocation_at_once() {
     let t = one(&mut b, 1);
     b.settle_final(t, Some(new), Some(new), 55, at(2));
     assert_eq!(b.admitted(at(2)).0.len(), 1);
-    b.note(&[change(56, Whose::Token(U256::from(1)))], u64::MAX, at(3));
+    b.note(&[change(56, Subject::Token(U256::from(1)))], u64::MAX, at(3));
     assert_eq!(b.doubted(at(3)), [pair(1)]);
     let t = one(&mut b, 1);
     let news = b.settle_newest(t, Some(says(Reason::NodeInactive, 1)), 56, at(3)).unwrap();
@@ -75,20 +75,20 @@ fn a_grant_counts_when_it_is_final_and_a_revocation_at_once() {
 
 #[test]
 fn events_touch_whom_they_name() {
-    let names = |n: u8| Whose::Node { node: pair(n).0, token_id: U256::from(n) };
-    for (whose, who) in [
+    let names = |n: u8| Subject::Node { node: pair(n).0, token_id: U256::from(n) };
+    for (subject, who) in [
         (names(1), vec![1]),
-        (Whose::Token(U256::from(2)), vec![2]),
-        (Whose::Owner(Address::repeat_byte(2)), vec![2]),
-        (Whose::Owner(Address::repeat_byte(9)), vec![]),
-        (Whose::Anyone, vec![1, 2]),
+        (Subject::Token(U256::from(2)), vec![2]),
+        (Subject::Owner(Address::repeat_byte(2)), vec![2]),
+        (Subject::Owner(Address::repeat_byte(9)), vec![]),
+        (Subject::Anyone, vec![1, 2]),
     ] {
         let mut b = book(&[1, 2]);
         grant(&mut b, 1, 10, at(1));
         grant(&mut b, 2, 10, at(1));
-        b.note(&[change(10, whose.clone())], u64::MAX, at(2));
+        b.note(&[change(10, subject.clone())], u64::MAX, at(2));
         assert!(b.doubted(at(2)).is_empty(), "what was verified at that block needs no second look");
-        b.note(&[change(11, whose)], u64::MAX, at(2));
+        b.note(&[change(11, subject)], u64::MAX, at(2));
         assert_eq!(b.doubted(at(2)), who.into_iter().map(pair).collect::<Vec<_>>());
     }
 }
@@ -99,7 +99,7 @@ fn a_doubt_nobody_can_clear_expires_alone() {
     grant(&mut b, 1, 10, at(1));
     grant(&mut b, 2, 10, at(1));
     assert_eq!(b.admitted(at(1)).0.len(), 2);
-    b.note(&[change(11, Whose::Token(U256::from(1)))], u64::MAX, at(2));
+    b.note(&[change(11, Subject::Token(U256::from(1)))], u64::MAX, at(2));
     for s in (2..1700).step_by(10) {
         let t = one(&mut b, 1);
         assert!(b.settle_newest(t, None, 20, at(s)).is_none());
@@ -116,7 +116,7 @@ fn in_grace_peers_stay_and_nobody_comes_in() {
     grant(&mut b, 1, 10, at(0));
     grant_unpublished(&mut b);
     assert_eq!(b.admitted(at(0)).0.len(), 1);
-    // A candidate whose grant is known but who was no peer when the silence began.
+    // A candidate subject grant is known but who was no peer when the silence began.
     b.set_candidates(&[pair(1), pair(2)].into());
     let only_first: BTreeSet<Pair> = [pair(1)].into();
     assert_eq!(b.admitted(at(700)).0, only_first);
@@ -127,7 +127,7 @@ fn in_grace_peers_stay_and_nobody_comes_in() {
     assert_eq!(b.admitted(at(1700)).0.len(), 2);
 }
 
-fn grant_unpublished(b: &mut Book<RandomState>) {
+fn grant_unpublished(b: &mut AdmissionTable<RandomState>) {
     b.set_candidates(&[pair(1), pair(2)].into());
     grant(b, 2, 10, at(0));
     b.set_candidates(&[pair(1)].into());
@@ -164,8 +164,8 @@ fn a_change_nobody_else_has_a_block_for_makes_nobody_wait() {
     let mut b = book(&[1, 2]);
     grant(&mut b, 1, 10, at(1));
     // One of three tells of a revocation, and of a new grant, in a block that only it has.
-    let whose = |n: u8| Whose::Node { node: pair(n).0, token_id: U256::from(n) };
-    b.note(&[change(u64::MAX, whose(1)), change(u64::MAX, whose(2))], 11, at(2));
+    let subject = |n: u8| Subject::Node { node: pair(n).0, token_id: U256::from(n) };
+    b.note(&[change(u64::MAX, subject(1)), change(u64::MAX, subject(2))], 11, at(2));
     assert_eq!(b.doubted(at(2)), [pair(1)]);
     // What enough of them say of a block they all have is the last word.
     let t = one(&mut b, 1);
@@ -177,7 +177,7 @@ fn a_change_nobody_else_has_a_block_for_makes_nobody_wait() {
 #[test]
 fn a_grant_of_an_earlier_block_than_the_change_lets_nobody_in() {
     let mut b = book(&[1]);
-    b.note(&[change(12, Whose::Anyone)], 12, at(1));
+    b.note(&[change(12, Subject::Anyone)], 12, at(1));
     let (t, d) = (one(&mut b, 1), Some(says(Reason::AccessGranted, 1)));
     assert!(b.settle_final(t, d, d, 11, at(1)).is_none());
     b.confirm(at(1));
@@ -191,7 +191,7 @@ fn a_grant_of_an_earlier_block_than_the_change_lets_nobody_in() {
 fn a_denial_of_an_earlier_block_than_the_change_is_not_the_last_word() {
     let mut b = book(&[1]);
     grant(&mut b, 1, 10, at(1));
-    b.note(&[change(20, Whose::Token(U256::from(1)))], 20, at(2));
+    b.note(&[change(20, Subject::Token(U256::from(1)))], 20, at(2));
     let t = one(&mut b, 1);
     b.settle_newest(t, Some(says(Reason::NodeInactive, 1)), 15, at(2));
     assert!(b.waiting(at(2), Some(19)).is_empty(), "the change was at 20");
@@ -201,19 +201,19 @@ fn a_denial_of_an_earlier_block_than_the_change_is_not_the_last_word() {
 #[test]
 fn a_thousand_changes_touch_a_thousand_candidates_in_one_go() {
     let pairs: BTreeSet<Pair> = (0..1000u16).map(|n| (format!("n{n}").parse().unwrap(), PublicKey([1; 32]))).collect();
-    let mut b = Book::new(&config(), Cache::bounded(RandomState::new(), 2000), Boot::default());
+    let mut b = AdmissionTable::new(&config(), Cache::bounded(RandomState::new(), 2000), Boot::default());
     b.set_candidates(&pairs);
     let d = |n: usize| Decision { token_id: Some(U256::from(n)), ..says(Reason::AccessGranted, 0) };
     for (n, begun) in b.begin(pairs.iter().cloned().collect()).into_iter().enumerate() {
         b.settle_final(begun, Some(d(n)), Some(d(n)), 1, at(1));
     }
-    let changes: Vec<_> = (0..10_000).map(|n| change(2 + n % 7, Whose::Token(U256::from(2 * n)))).collect();
+    let changes: Vec<_> = (0..10_000).map(|n| change(2 + n % 7, Subject::Token(U256::from(2 * n)))).collect();
     b.note(&changes, 8, at(2));
     assert_eq!(b.doubted(at(2)).len(), 500, "every second one");
 }
 
 /// The disk of a board: what was written last, and in which boot.
-fn written(b: &mut Book<RandomState>, boot: &str, now: Boot) -> (Vec<Kept>, Option<Reserve>) {
+fn written(b: &mut AdmissionTable<RandomState>, boot: &str, now: Boot) -> (Vec<StoredDecision>, Option<Reserve>) {
     let reserve = b.ladder.record(now, Some(boot));
     b.ladder.reserved(reserve.as_ref().unwrap());
     b.doubts_kept(now);
@@ -229,7 +229,7 @@ proptest! {
         let (mut boot, mut now) = (0, at(50));
         let mut b = book(&[1]);
         grant(&mut b, 1, 10, now);
-        b.note(&[change(11, Whose::Anyone)], 11, now);
+        b.note(&[change(11, Subject::Anyone)], 11, now);
         let mut truly = Duration::ZERO;
         b.admitted(now);
         let mut disk = written(&mut b, "0", now);
@@ -284,7 +284,7 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 proptest! {
-    /// Whatever happens: nobody is admitted whose last decision is not a grant, no silence revokes or grants, and beyond the
+    /// Whatever happens: nobody is admitted subject last decision is not a grant, no silence revokes or grants, and beyond the
     /// ladder nobody is admitted at all.
     #[test]
     fn silence_is_neither_grant_nor_revocation(ops in proptest::collection::vec(op(), 1..60)) {
@@ -295,7 +295,7 @@ proptest! {
             let before = b.admitted(now).0;
             let decided = |grants: bool, n| says(if grants { Reason::AccessGranted } else { Reason::NodeInactive }, n);
             match op {
-                Op::Event(n) => b.note(&[change(block, Whose::Token(U256::from(n)))], u64::MAX, now),
+                Op::Event(n) => b.note(&[change(block, Subject::Token(U256::from(n)))], u64::MAX, now),
                 Op::Newest(n, d) => {
                     let granted = b.cache().peek(&pair(n).0, &pair(n).1).is_some_and(Entry::grants);
                     let t = one(&mut b, n);

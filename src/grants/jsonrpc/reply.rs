@@ -1,5 +1,5 @@
 //! One answer of a batch as it is read: what may be asked for is kept, whatever comes first, and everything else is dropped.
-use super::{BlockRef, Change, MAX_CHANGES, Refusal, Whose, clip, quantity};
+use super::{BlockRef, GrantEvent, MAX_EVENTS, Refusal, Subject, clip, quantity};
 use crate::abi::{GRANTED, KEY_UPDATED, REVOKED, TRANSFER, TRANSFERRED};
 use crate::abi::{Malformed, Text, event_text};
 use alloy_primitives::{Address, B256, U256, hex};
@@ -21,7 +21,7 @@ pub(super) enum Raw {
     #[default]
     Null,
     Text(String),
-    Items(Vec<(Option<Address>, Change)>),
+    Items(Vec<(Option<Address>, GrantEvent)>),
     Object(Box<Fields>),
 }
 
@@ -124,7 +124,7 @@ impl<'de> Visitor<'de> for RawVisitor {
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Raw, A::Error> {
         let mut items = Vec::new();
         while let Some(fields) = seq.next_element::<Fields>()? {
-            if items.len() == MAX_CHANGES {
+            if items.len() == MAX_EVENTS {
                 return Err(A::Error::custom("more events than allowed"));
             }
             let address = fields.address;
@@ -173,23 +173,23 @@ impl Fields {
     }
 
     /// `None`: an event of a block that is not made yet, or of none.
-    fn change(self) -> Option<Change> {
+    fn change(self) -> Option<GrantEvent> {
         let block = BlockRef { number: self.number?, hash: self.hash? };
         let topic = |i: usize| self.topics.get(i).copied();
         let holder = |i| topic(i).map(Address::from_word);
         let token = |i| topic(i).map(|t| U256::from_be_bytes(t.0));
-        let whose = match topic(0) {
+        let subject = match topic(0) {
             Some(GRANTED | REVOKED) => match (token(1), self.data) {
-                (Some(token_id), Some(EventData::Node(node))) => Some(Whose::Node { node, token_id }),
-                (_, Some(EventData::Unreadable | EventData::Node(_)) | None) => token(1).map(Whose::Token),
+                (Some(token_id), Some(EventData::Node(node))) => Some(Subject::Node { node, token_id }),
+                (_, Some(EventData::Unreadable | EventData::Node(_)) | None) => token(1).map(Subject::Token),
             },
-            Some(TRANSFERRED) => token(1).map(Whose::Token),
-            Some(TRANSFER) => token(3).map(Whose::Token),
-            Some(KEY_UPDATED) => holder(1).map(Whose::Owner),
+            Some(TRANSFERRED) => token(1).map(Subject::Token),
+            Some(TRANSFER) => token(3).map(Subject::Token),
+            Some(KEY_UPDATED) => holder(1).map(Subject::Owner),
             // Approvals, a change of the contract's owner, events of a later version: harmless, or everybody's business.
             Some(_) | None => None,
         };
-        Some(Change { block, whose: whose.unwrap_or(Whose::Anyone) })
+        Some(GrantEvent { block, subject: subject.unwrap_or(Subject::Anyone) })
     }
 }
 

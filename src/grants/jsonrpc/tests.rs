@@ -3,24 +3,24 @@ use super::*;
 use crate::abi::{GRANTED, KEY_UPDATED, REVOKED, TRANSFER};
 use proptest::prelude::*;
 
-fn read(text: &str, asks: &[Ask]) -> Result<Vec<Option<Answer>>, BadAnswer> {
+fn read(text: &str, asks: &[Call]) -> Result<Vec<Option<Answer>>, BadAnswer> {
     decode(text.as_bytes(), asks)
 }
 
-fn run() -> Ask {
-    Ask::Run { code: vec![0], at: At::Latest }
+fn run() -> Call {
+    Call::Run { code: vec![0], at: At::Latest }
 }
 
 #[test]
 fn a_batch_is_json_and_small() {
     let asks = [
-        Ask::Run { code: vec![0; 30], at: At::Latest },
-        Ask::Logs { contract: Address::ZERO, from: 30_000_000, to: None },
-        Ask::Header(At::Hash(B256::ZERO)),
-        Ask::Run { code: vec![], at: At::Hash(B256::ZERO) },
-        Ask::ChainId,
-        Ask::ClientVersion,
-        Ask::Header(At::Number(7)),
+        Call::Run { code: vec![0; 30], at: At::Latest },
+        Call::Logs { contract: Address::ZERO, from: 30_000_000, to: None },
+        Call::Header(At::Hash(B256::ZERO)),
+        Call::Run { code: vec![], at: At::Hash(B256::ZERO) },
+        Call::ChainId,
+        Call::ClientVersion,
+        Call::Header(At::Number(7)),
     ];
     let whole: serde_json::Value = serde_json::from_slice(&encode(&asks)).unwrap();
     assert_eq!(whole.as_array().unwrap().len(), asks.len());
@@ -30,7 +30,7 @@ fn a_batch_is_json_and_small() {
 
 #[test]
 fn answers_come_in_any_order_and_in_part() {
-    let asks = [Ask::ChainId, run(), Ask::ChainId];
+    let asks = [Call::ChainId, run(), Call::ChainId];
     let got = read(r#"[{"id":3,"result":"0x7a69"},{"result":"0x00ff","jsonrpc":"2.0","id":2}]"#, &asks).unwrap();
     assert_eq!(got, [None, Some(Answer::Bytes(vec![0, 255])), Some(Answer::Number(31337))]);
     assert_eq!(read("[]", &asks).unwrap(), [None, None, None]);
@@ -38,7 +38,7 @@ fn answers_come_in_any_order_and_in_part() {
 
 #[test]
 fn what_was_not_asked_is_no_answer() {
-    let asks = [Ask::ChainId];
+    let asks = [Call::ChainId];
     for bad in [
         r#"[{"id":2,"result":"0x1"}]"#,
         r#"[{"id":0,"result":"0x1"}]"#,
@@ -103,12 +103,12 @@ fn event(topics: &[String], data: &str) -> String {
     )
 }
 
-fn whose(topics: &[String], data: &str) -> Result<Whose, BadAnswer> {
-    let asks = [Ask::Logs { contract: Address::repeat_byte(1), from: 1, to: None }];
+fn whose(topics: &[String], data: &str) -> Result<Subject, BadAnswer> {
+    let asks = [Call::Logs { contract: Address::repeat_byte(1), from: 1, to: None }];
     let got = read(&event(topics, data), &asks)?;
-    let Some(Some(Answer::Changes(c))) = got.into_iter().next() else { panic!("no changes") };
+    let Some(Some(Answer::Events(c))) = got.into_iter().next() else { panic!("no changes") };
     assert_eq!(c[0].block, BlockRef { number: 16, hash: B256::repeat_byte(2) });
-    Ok(c[0].whose.clone())
+    Ok(c[0].subject.clone())
 }
 
 #[test]
@@ -118,35 +118,35 @@ fn events_say_whose_grant_to_look_at() {
     let name = format!("0x{:064x}{:064x}{:0<64}", 32, 6, hex::encode("edge-1"));
     assert_eq!(
         whose(&[topic(REVOKED), seven.clone()], &name).unwrap(),
-        Whose::Node { node: "edge-1".parse().unwrap(), token_id: U256::from(7) }
+        Subject::Node { node: "edge-1".parse().unwrap(), token_id: U256::from(7) }
     );
     // A name that cannot be read leaves the token.
-    assert_eq!(whose(&[topic(REVOKED), seven.clone()], "0x").unwrap(), Whose::Token(U256::from(7)));
-    assert_eq!(whose(&[topic(REVOKED), seven.clone()], &"0x".repeat(5000)).unwrap(), Whose::Token(U256::from(7)));
+    assert_eq!(whose(&[topic(REVOKED), seven.clone()], "0x").unwrap(), Subject::Token(U256::from(7)));
+    assert_eq!(whose(&[topic(REVOKED), seven.clone()], &"0x".repeat(5000)).unwrap(), Subject::Token(U256::from(7)));
     assert_eq!(
         whose(&[topic(TRANSFER), seven.clone(), seven.clone(), seven.clone()], "0x").unwrap(),
-        Whose::Token(U256::from(7))
+        Subject::Token(U256::from(7))
     );
     assert_eq!(
         whose(&[topic(KEY_UPDATED), seven.clone()], "0x").unwrap(),
-        Whose::Owner(Address::left_padding_from(&[7]))
+        Subject::Owner(Address::left_padding_from(&[7]))
     );
-    assert_eq!(whose(&[topic(REVOKED)], "0x").unwrap(), Whose::Anyone);
-    assert_eq!(whose(&[], "0x").unwrap(), Whose::Anyone);
+    assert_eq!(whose(&[topic(REVOKED)], "0x").unwrap(), Subject::Anyone);
+    assert_eq!(whose(&[], "0x").unwrap(), Subject::Anyone);
     assert!(whose(&["0x12".into()], "0x").is_err(), "a topic that is none");
     assert!(whose(&vec![seven; 5], "0x").is_err(), "more topics than there can be");
 }
 
 #[test]
 fn another_contracts_events_are_no_answer() {
-    let asks = [Ask::Logs { contract: Address::repeat_byte(9), from: 1, to: None }];
+    let asks = [Call::Logs { contract: Address::repeat_byte(9), from: 1, to: None }];
     assert!(read(&event(&[], "0x"), &asks).is_err());
 }
 
 proptest! {
     #[test]
     fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-        let _ = decode(bytes.as_slice(), &[Ask::ChainId, run()]);
+        let _ = decode(bytes.as_slice(), &[Call::ChainId, run()]);
     }
 
     /// Valid answers with one character changed are read or refused, and never gain an answer.
@@ -154,7 +154,7 @@ proptest! {
     fn a_changed_byte_never_panics(at in 0usize..400, to in any::<u8>()) {
         let mut bytes = event(&[format!("{GRANTED:#x}")], "0x00").into_bytes();
         if let Some(b) = bytes.get_mut(at) { *b = to; }
-        let asks = [Ask::Logs { contract: Address::repeat_byte(1), from: 1, to: None }];
+        let asks = [Call::Logs { contract: Address::repeat_byte(1), from: 1, to: None }];
         if let Ok(got) = decode(bytes.as_slice(), &asks) {
             prop_assert_eq!(got.len(), 1);
         }

@@ -171,7 +171,8 @@ fn list(r: &Report, now: Boot) -> String {
 
 fn head(r: &Report, now: Boot) -> String {
     let mut out = String::new();
-    let heard = r.heard.map_or("never in this run".to_owned(), |at| format!("{} ago", age(now.since(at).as_secs())));
+    let heard =
+        r.last_quorum.map_or("never in this run".to_owned(), |at| format!("{} ago", age(now.since(at).as_secs())));
     let height = r.height.map_or("-".to_owned(), |h| h.to_string());
     let _ = writeln!(
         out,
@@ -180,10 +181,10 @@ fn head(r: &Report, now: Boot) -> String {
         r.admitted,
         r.rows.len()
     );
-    if let Some(away) = &r.away {
-        let _ = writeln!(out, "! the chain is not heard for {}: {}", age(now.since(away.since).as_secs()), away.why);
+    if let Some(away) = &r.unreachable {
+        let _ = writeln!(out, "! the chain is not heard for {}: {}", age(now.since(away.since).as_secs()), away.reason);
     }
-    if let Some(t) = &r.trouble {
+    if let Some(t) = &r.fault {
         let _ = writeln!(out, "! {}", t.detail);
     }
     out

@@ -4,7 +4,7 @@ use alloy_primitives::U256;
 use futures_util::future::join_all;
 use spoke_config::grants::{Finality, Grants};
 use spoke_grants::abi::{Head, decode_head, head_call};
-use spoke_grants::jsonrpc::{Answer, Ask, At};
+use spoke_grants::jsonrpc::{Answer, At, Call};
 use spoke_sys::clock::{Clock as _, SystemClock};
 use spoke_sys::rpc::{Http, Rpc as _};
 
@@ -63,11 +63,11 @@ fn name(rpc: &Http, i: usize) -> String {
 }
 
 async fn endpoint(rpc: &Http, i: usize, config: &Grants) -> (Vec<Finding>, Option<u64>) {
-    let run = |code: &[u8], at| Ask::Run { code: code.to_vec(), at };
+    let run = |code: &[u8], at| Call::Run { code: code.to_vec(), at };
     let says = |level, detail: String, remedy: &'static str| finding(name(rpc, i), level, detail, remedy);
     let fail = |detail: &str, remedy| (vec![says(Level::Fail, detail.to_owned(), remedy)], None);
     let latest = run(&head_call(0), At::Latest);
-    let mut first = vec![Ask::ChainId, Ask::ClientVersion, latest, run(&TIME_CALL, At::Latest)];
+    let mut first = vec![Call::ChainId, Call::ClientVersion, latest, run(&TIME_CALL, At::Latest)];
     let (tag, final_at) = match config.finality {
         Finality::Latest => ("", None),
         Finality::Safe => ("safe", Some(At::Safe)),
@@ -102,12 +102,12 @@ async fn endpoint(rpc: &Http, i: usize, config: &Grants) -> (Vec<Finding>, Optio
     // What depends on the height: state by block hash, events, and blocks by number.
     let from = latest.number.saturating_sub(2000);
     let mut second = vec![
-        Ask::Logs { contract: config.contract, from, to: Some(latest.number) },
-        Ask::Header(At::Number(latest.number.saturating_sub(1))),
+        Call::Logs { contract: config.contract, from, to: Some(latest.number) },
+        Call::Header(At::Number(latest.number.saturating_sub(1))),
     ];
     second.extend(latest.parent.map(|hash| run(&head_call(0), At::Hash(hash))));
     let answers = rpc.ask(i, second, 10 << 20).await.map(|r| r.answers).unwrap_or_default();
-    if !matches!(answers.first(), Some(Some(Answer::Changes(_)))) {
+    if !matches!(answers.first(), Some(Some(Answer::Events(_)))) {
         let detail = "does not give 2,000 blocks of events at once (eth_getLogs)";
         out.push(says(Level::Warn, detail.to_owned(), "nothing: smaller chunks are asked for by themselves"));
     }

@@ -184,16 +184,16 @@ fn summary(r: &Report) -> Access {
         cache_max: c.cache_max,
         cache_hits: c.cache_hits,
         cache_misses: c.cache_misses,
-        last_sync: r.heard_wall,
-        syncing: r.looking,
-        sync_errors: c.failed_looks,
-        last_error: r.away.as_ref().map(|a| a.why.clone()),
+        last_sync: r.last_quorum_wall,
+        syncing: r.polling,
+        sync_errors: c.failed_polls,
+        last_error: r.unreachable.as_ref().map(|a| a.reason.clone()),
     }
 }
 
 fn contract(r: &Report, started: Boot) -> Part {
-    match &r.away {
-        None => Part { healthy: true, since: r.heard.unwrap_or(started), detail: None },
+    match &r.unreachable {
+        None => Part { healthy: true, since: r.last_quorum.unwrap_or(started), detail: None },
         Some(away) => {
             let means = match r.phase {
                 Phase::Fresh | Phase::Stale => "every grant still holds",
@@ -202,7 +202,7 @@ fn contract(r: &Report, started: Boot) -> Part {
             };
             let detail = format!(
                 "VERIFICATION_ERROR: the chain is not heard ({}); {means}: see `spoke doctor` and [grants] endpoints",
-                away.why
+                away.reason
             );
             Part { healthy: false, since: away.since, detail: Some(detail) }
         }
@@ -210,7 +210,7 @@ fn contract(r: &Report, started: Boot) -> Part {
 }
 
 fn own(r: &Report, started: Boot) -> Part {
-    match &r.trouble {
+    match &r.fault {
         None => Part { healthy: true, since: started, detail: None },
         Some(t) => Part { healthy: false, since: t.since, detail: Some(t.detail.clone()) },
     }
