@@ -3,7 +3,7 @@
 # request for it is sent to the moment the device's kernel announces it.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-. "$here/../demo/story.bash"
+. "$here/../demo/steps.bash"
 . "$here/../fleet/lab.bash"
 
 lay_wire control hub device

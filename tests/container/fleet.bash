@@ -2,7 +2,7 @@
 # The fleet of image/container in containers: started by the very script people use, told inside of the test kernel.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-. "$here/../demo/story.bash"
+. "$here/../demo/steps.bash"
 # The script keeps its secrets beside itself, so it gets a place that can be written.
 cp -r "$here/../../image/container" "$TMPDIR/container"
 mkdir -p "$TMPDIR/state/bundles"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The access story, told inside of the test kernel: a real local chain, a gate that lets in whom an NFT grants, a client that is
+# The access scenario, told inside of the test kernel: a real local chain, a gate that lets in whom an NFT grants, a client that is
 # let in, endures a silent chain, and is gone from the kernel once its access is revoked.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-. "$here/story.bash"
+. "$here/steps.bash"
 . "$here/chain.bash"
 work=$(mktemp -d)
 spoke=${SPOKE_BIN:?names the spoke binary}

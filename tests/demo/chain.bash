@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# A real local chain with the access contract, and what is asked of it; sourced inside of the test kernel after story.bash.
+# A real local chain with the access contract, and what is asked of it; sourced inside of the test kernel after steps.bash.
 # The chain lives in the namespace $chain_at, and its HTTP endpoint is $chain_url.
 anvil=${SPOKE_ANVIL:?names the local chain}
 contracts=$(cd "$(dirname "${BASH_SOURCE[0]}")/../chain/contract" && pwd)
@@ -8,7 +8,7 @@ contracts=$(cd "$(dirname "${BASH_SOURCE[0]}")/../chain/contract" && pwd)
 start_chain() {
   chain_at=$1 chain_url=http://$2:8545
   ip netns exec "$chain_at" "$anvil" --silent --host "$2" --accounts 2 --slots-in-an-epoch 1 &
-  # shellcheck disable=SC2034 # stories stop it
+  # shellcheck disable=SC2034 # scenarios stop it
   chain=$!
   await 60 "the chain answers" ask eth_chainId '[]'
   operator=$(ask eth_accounts '[]' | grep -o '0x[0-9a-fA-F]\{40\}' | head -1)

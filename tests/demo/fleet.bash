@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The fleet's story, told inside of the test kernel: a chain, a control plane, a hub and two devices, each in a namespace of
+# The fleet's scenario, told inside of the test kernel: a chain, a control plane, a hub and two devices, each in a namespace of
 # its own. Devices enrol, get addresses, and are let in once the chain grants them; the control plane goes away and comes
 # back; a state that loses the hub is taken back; access is revoked.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-. "$here/story.bash"
+. "$here/steps.bash"
 . "$here/chain.bash"
 . "$here/../fleet/lab.bash"
 
@@ -69,9 +69,9 @@ await 60 "reports resume: edge-1" seen_since "$before" edge-1
 await 60 "reports resume: edge-2" seen_since "$before" edge-2
 
 say "a state that loses the hub"
-on hub nft add table inet story
-on hub nft add chain inet story in '{ type filter hook input priority 0; }'
-on hub nft add rule inet story in udp sport 40404 drop
+on hub nft add table inet scenario
+on hub nft add chain inet scenario in '{ type filter hook input priority 0; }'
+on hub nft add rule inet scenario in udp sport 40404 drop
 fleet node override edge-1 --mtu 1290 --listen-port 40404
 await 10 "is tried" mtu device-1 1290
 await 40 "and taken back by itself" mtu device-1 1300

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The tunnel story, told inside of the test kernel: a hub by wireguard-tools, a device by spoke, three outages.
+# The tunnel scenario, told inside of the test kernel: a hub by wireguard-tools, a device by spoke, three outages.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-. "$here/story.bash"
+. "$here/steps.bash"
 work=$(mktemp -d)
 spoke=${SPOKE_BIN:?names the spoke binary}
 

@@ -2,7 +2,7 @@
 # The hub: who may reach whom through it, by nftables rules of its own table alone, and how it is.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-. "$here/../demo/story.bash"
+. "$here/../demo/steps.bash"
 . "$here/lab.bash"
 
 say "a hub that forwards as a machine, and three devices"

@@ -2,7 +2,7 @@
 # What a quiet day costs a device in traffic with its control plane, counted by the kernel on the device's own wire.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-. "$here/../demo/story.bash"
+. "$here/../demo/steps.bash"
 . "$here/lab.bash"
 
 say "a hub and a device, with the times they have unless somebody sets others"

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# What every story about a fleet needs, inside of the test kernel: namespaces on one wire, a control plane, hubs and devices.
-# Sourced after story.bash; expects SPOKE_BIN and SPOKE_CONTROL_BIN.
-# shellcheck disable=SC2154 # from story.bash
+# What every scenario about a fleet needs, inside of the test kernel: namespaces on one wire, a control plane, hubs and devices.
+# Sourced after steps.bash; expects SPOKE_BIN and SPOKE_CONTROL_BIN.
+# shellcheck disable=SC2154 # from steps.bash
 work=$(mktemp -d)
 spoke=${SPOKE_BIN:?names the spoke binary}
 control=${SPOKE_CONTROL_BIN:?names the spoke-control binary}
@@ -106,7 +106,7 @@ one_network() {
   start hub hub-1 hub hub
 }
 
-# hub_and_two_devices: the fleet of most stories, up and in agreement: edge-1 in namespace `device`, edge-2 in `other`.
+# hub_and_two_devices: the fleet of most scenarios, up and in agreement: edge-1 in namespace `device`, edge-2 in `other`.
 hub_and_two_devices() {
   say "a hub and two devices"
   lay_wire control hub device other

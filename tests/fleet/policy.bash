@@ -3,7 +3,7 @@
 # and the contract does not, is not let in.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-. "$here/../demo/story.bash"
+. "$here/../demo/steps.bash"
 . "$here/../demo/chain.bash"
 . "$here/lab.bash"
 

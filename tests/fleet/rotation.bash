@@ -2,7 +2,7 @@
 # A device's WireGuard key changes while packets flow, and nobody but the hub notices.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-. "$here/../demo/story.bash"
+. "$here/../demo/steps.bash"
 . "$here/lab.bash"
 
 hub_and_two_devices

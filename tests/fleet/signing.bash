@@ -2,7 +2,7 @@
 # A signing key of the control plane is changed: the new one is pinned beside the old, then the old one is dropped.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-. "$here/../demo/story.bash"
+. "$here/../demo/steps.bash"
 . "$here/lab.bash"
 
 hub_and_two_devices

@@ -1,4 +1,4 @@
-"""Stories of the way from the box to the fleet: stages, settings, clock, what a start costs."""
+"""Scenarios of the way from the box to the fleet: stages, settings, clock, what a start costs."""
 import json
 import os
 import re
@@ -50,7 +50,7 @@ def from_the_box(world):
     return machine, at
 
 
-def story_from_the_box(world):
+def scenario_from_the_box(world):
     """From the box to a committed update"""
     machine, at = from_the_box(world)
     world.passed(from_the_box.__doc__)
@@ -68,7 +68,7 @@ def memory(world):
     return round((kib["MemTotal"] - kib["MemFree"] - kib["Buffers"] - kib["Cached"] - kib["SReclaimable"] + kib["Shmem"]) / 1024, 1)
 
 
-def story_boot_time(world):
+def scenario_boot_time(world):
     """What a start costs: userspace start to tunnel up against the whole start to a bare shell (a figure; the aim is three times)"""
     # Both by the kernel itself, without firmware; measured in processor time of the emulator, which others change little.
     bare = world.machine("bare", direct=True).start(append="init=/usr/bin/sh")
@@ -98,7 +98,7 @@ def story_boot_time(world):
     world.figures["userspace start to tunnel up : power-on to bare shell"] = round((cpu - began_cpu) / bare_cpu, 2)
 
 
-def story_idle_hour(world):
+def scenario_idle_hour(world):
     """An idle hour writes nothing to the state partition"""
     machine = world.machine("idle", provision=settings(world.hub, ssh=world.ssh_key())).start()
     connect(world, machine)
@@ -118,7 +118,7 @@ def story_idle_hour(world):
     assert written == 0, f"{written} bytes were written"
 
 
-def story_arm64_boots(world):
+def scenario_arm64_boots(world):
     """The arm64 image boots by its UEFI path and connects"""
     machine = world.machine("arm64", board="arm64-uefi", provision=settings(world.hub), memory=512).start()
     machine.expect(r"slot a verified", 2 * BOOT)

@@ -1,4 +1,4 @@
-"""Stories of disks that are worn out, full or cut off: the identity stays, something always starts or says what to do."""
+"""Scenarios of disks that are worn out, full or cut off: the identity stays, something always starts or says what to do."""
 import os
 import pathlib
 import random
@@ -18,7 +18,7 @@ def spoil(image, name, count=None):
         disk.write(random.Random(1).randbytes(count or size))
 
 
-def story_lost_state(world):
+def scenario_lost_state(world):
     """A state partition beyond repair is made anew; the identity comes from its second copy"""
     machine = world.machine("lost", provision=settings(world.hub)).start()
     at, _ = connect(world, machine)
@@ -36,7 +36,7 @@ def story_lost_state(world):
     machine.cut_power()
 
 
-def story_full_state(world):
+def scenario_full_state(world):
     """A full state partition keeps neither the tunnel nor an update from working"""
     world.offer("b")
     given = settings(world.hub, ssh=world.ssh_key(), settle="10s")
@@ -56,7 +56,7 @@ def story_full_state(world):
     machine.cut_power()
 
 
-def story_full_boot_partition(world):
+def scenario_full_boot_partition(world):
     """On a full boot partition faults are told on the console, and good settings are taken and wiped all the same"""
     machine = world.machine("full-boot")
     good = settings(world.hub)
@@ -77,7 +77,7 @@ def story_full_boot_partition(world):
     machine.cut_power()
 
 
-def story_both_slots_bad(world):
+def scenario_both_slots_bad(world):
     """With both roots damaged the machine stops at the rescue console and says what to do"""
     machine = world.machine("rescue", provision=settings(world.hub))
     for slot in ("root_a", "root_b"):
@@ -101,7 +101,7 @@ COMMITTED, UPDATED = "update committed", "slots slot=b situation=Settled"
 CUTS = [FIRST_BOOT[i % 3] for i in range(6)] + [STATE[i % 3] for i in range(5)] + [UPDATE[i % 5] for i in range(9)]
 
 
-def story_power_cuts(world):
+def scenario_power_cuts(world):
     """Power cut 20 times, unflushed writes lost or torn: always boots again as the same node, no half slot, clean file systems"""
     cuts = int(os.environ.get("SPOKE_TEST_CUTS", len(CUTS)))
     chance = random.Random(int(os.environ.get("SPOKE_TEST_SEED", "1")))

@@ -36,10 +36,10 @@ def main():
     own = boards.read(TOP / "tests/image/boards/arm64-u-boot")
     assert own.uses_u_boot and own.data["u-boot"]["blob"] == []
     assert "blob: is missing" in refused("\n".join(line for line in good.split("\n") if not line.startswith("blob =")))
-    # Nobody calls a board booted that no story starts.
-    stories = "".join(p.read_text() for p in (TOP / "tests/image").glob("*.py") if p.name != pathlib.Path(__file__).name)
+    # Nobody calls a board booted that no scenario starts.
+    scenarios = "".join(p.read_text() for p in (TOP / "tests/image").glob("*.py") if p.name != pathlib.Path(__file__).name)
     for board in all_boards:
-        assert board.verified != "booted" or f'"{board.name}"' in stories, f"{board.name} says booted, and nothing in tests/image starts it"
+        assert board.verified != "booted" or f'"{board.name}"' in scenarios, f"{board.name} says booted, and nothing in tests/image starts it"
     # Every key is explained.
     said = (TOP / "board/README.md").read_text()
     for table, schema in boards.SCHEMA.items():

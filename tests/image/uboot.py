@@ -1,4 +1,4 @@
-"""The story of a U-Boot board: the boot script counts the tries in the checksummed environment and falls back."""
+"""The scenario of a U-Boot board: the boot script counts the tries in the checksummed environment and falls back."""
 import json
 import os
 import pathlib
@@ -39,7 +39,7 @@ def firmware(world):
     return str(into / "usr/lib/u-boot/qemu_arm64/u-boot.bin")
 
 
-def story_u_boot_counts(world):
+def scenario_u_boot_counts(world):
     """Under U-Boot a slot that does not start uses up its tries; a good update is tried, committed and kept"""
     given = settings(world.hub, ssh=world.ssh_key(), settle="10s")
     machine = world.machine("u-boot", board=BOARD, provision=given, memory=512, firmware=firmware(world))

@@ -1,4 +1,4 @@
-"""Stories of updates: good ones, bad ones, refused ones, wanted ones, taken back ones."""
+"""Scenarios of updates: good ones, bad ones, refused ones, wanted ones, taken back ones."""
 import json
 import os
 import pathlib
@@ -93,7 +93,7 @@ def update_wanted_by_the_control_plane(world, machine, at):
     assert "slot b  0.2.0  committed, running" in words and "slot a  0.1.0  committed" in words, words
 
 
-def story_update_by_itself(world):
+def scenario_update_by_itself(world):
     """A good update from the configured source is installed by itself, committed, and taken back by hand for good"""
     world.offer("b")
     machine = world.machine("update", provision=settings(world.hub, ssh=world.ssh_key(), automatic=True, every="60s", settle="10s")).start()
@@ -132,29 +132,29 @@ def falls_back(world, build, why):
     return machine
 
 
-def story_panicking_update(world):
+def scenario_panicking_update(world):
     """An update whose kernel panics comes back after its three tries"""
     machine = falls_back(world, "panics", "did_not_start")
     starts = sum("slot b verified" in line for line in machine.lines)
     assert starts == 3, f"{starts} tries"
 
 
-def story_hanging_update(world):
+def scenario_hanging_update(world):
     """An update whose first process hangs is ended by the hardware watchdog and comes back"""
     falls_back(world, "hangs", "did_not_start")
 
 
-def story_broken_supervisor(world):
+def scenario_broken_supervisor(world):
     """An update whose supervisor does not run comes back"""
     falls_back(world, "broken", "did_not_start")
 
 
-def story_no_hub_update(world):
+def scenario_no_hub_update(world):
     """An update that cannot reach the hub, while the way out works, is rejected by itself"""
     falls_back(world, "nohub", "not_healthy")
 
 
-def story_outage_during_trial(world):
+def scenario_outage_during_trial(world):
     """An outage during a trial is waited for, not blamed"""
     machine, at = tries(world, "outage", "b", patience="60s", outage="1h")
     machine.cable(False)
@@ -166,7 +166,7 @@ def story_outage_during_trial(world):
     machine.cut_power()
 
 
-def story_long_outage(world):
+def scenario_long_outage(world):
     """An outage longer than a trial may last costs one look of the old system; the update is committed after it"""
     machine, at = tries(world, "long-outage", "b", patience="20s", outage="40s")
     machine.cable(False)

@@ -91,7 +91,7 @@ fn what_is_changed_behind_its_back_is_repaired_and_told() {
     let key = far.public_key.as_str();
     let shown = |what: &str| device.run(what);
 
-    let story: [(&str, String, &dyn Fn() -> bool); 6] = [
+    let scenario: [(&str, String, &dyn Fn() -> bool); 6] = [
         ("interface", "ip link del wg0".into(), &|| shown("wg show interfaces").contains("wg0")),
         ("peer", format!("wg set wg0 peer {key} remove"), &|| shown("wg show wg0 peers").contains(key)),
         ("address", "ip addr del 10.8.0.2/24 dev wg0".into(), &|| {
@@ -103,7 +103,7 @@ fn what_is_changed_behind_its_back_is_repaired_and_told() {
         }),
         ("down", "ip link set wg0 down".into(), &|| shown("ip link show wg0").contains(",UP")),
     ];
-    for (what, damage, repaired) in story {
+    for (what, damage, repaired) in scenario {
         let before = spoke.status()["repairs"].as_u64().expect("a count");
         device.run(&damage);
         wait_until(REPAIRED, what, || {

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What every story needs: steps that are timed, waited for with a bound, and listed in a table at the end. Each row is also
-# appended to $SPOKE_STORY_ROWS, where that is set, so that several stories can end with one table.
+# What every scenario needs: steps that are timed, waited for with a bound, and listed in a table at the end. Each row is also
+# appended to $SPOKE_TEST_STEPS, where that is set, so that several scenarios can end with one table.
 
 declare -a seen_what=() seen_result=() seen_time=()
 failures=0
@@ -19,12 +19,12 @@ say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 saw() {
   seen_what+=("$1") seen_result+=("$2") seen_time+=("$3")
   [ "$2" = yes ] || failures=$((failures + 1))
-  [ -z "${SPOKE_STORY_ROWS:-}" ] || printf '%s\t%s\t%s\n' "$1" "$2" "$3" >>"$SPOKE_STORY_ROWS"
+  [ -z "${SPOKE_TEST_STEPS:-}" ] || printf '%s\t%s\t%s\n' "$1" "$2" "$3" >>"$SPOKE_TEST_STEPS"
   printf '   %s: %s (%s ms)\n' "$1" "$2" "$3"
 }
 
 # await SECONDS WHAT COMMAND…: runs COMMAND until it succeeds; a row of the table says how long that took. Between tries it
-# waits $SPOKE_STORY_LOOK seconds: where waiting costs nothing and trying does, more than the usual tenth.
+# waits $SPOKE_TEST_POLL seconds: where waiting costs nothing and trying does, more than the usual tenth.
 await() {
   local limit=$(($1 * 1000)) what=$2 start
   shift 2
@@ -34,7 +34,7 @@ await() {
       saw "$what" NO "$(($(now) - start))"
       return 1
     fi
-    read -rt "${SPOKE_STORY_LOOK:-0.1}" <> <(:) || true
+    read -rt "${SPOKE_TEST_POLL:-0.1}" <> <(:) || true
   done
   saw "$what" yes "$(($(now) - start))"
 }

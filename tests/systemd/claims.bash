@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What the stories under systemd are told with; each story sources it as /usr/lib/story.bash in the guest.
-# A claim that does not hold is said at once and the story goes on; `end_story` gives its status.
+# What the scenarios under systemd are told with; each scenario sources it as /usr/lib/claims.bash in the guest.
+# A claim that does not hold is said at once and the scenario goes on; `end_claims` gives its status.
 
 claims=0 broken=0
 
@@ -82,7 +82,7 @@ make_hub() {
 # admit PUBLIC-KEY ADDRESS: lets a device be the hub's peer.
 admit() { ip netns exec hub wg set wg0 peer "$1" allowed-ips "$2/32"; }
 
-end_story() {
-  [ "$claims" -gt 0 ] || { echo "not ok - the story claimed nothing"; exit 1; }
+end_claims() {
+  [ "$claims" -gt 0 ] || { echo "not ok - the scenario claimed nothing"; exit 1; }
   exit $((broken > 0))
 }

@@ -4,7 +4,7 @@
 # again, and one changed peer dropped every session.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-. "$here/../demo/story.bash"
+. "$here/../demo/steps.bash"
 . "$here/lab.bash"
 
 say "a hub and two devices"

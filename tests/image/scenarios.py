@@ -1,4 +1,4 @@
-"""Runs the stories of an image; called by scripts/test-image in a network namespace of its own."""
+"""Runs the scenarios of an image; called by scripts/test-image in a network namespace of its own."""
 import argparse
 import json
 import os
@@ -18,43 +18,43 @@ import uboot
 from machine import Failed, emulated_cpu_seconds
 from world import World
 
-QUICK = [boots.story_from_the_box]
+QUICK = [boots.scenario_from_the_box]
 LONG = [
-    boots.story_from_the_box,
-    updates.story_update_by_itself,
-    updates.story_no_hub_update,
-    updates.story_broken_supervisor,
-    updates.story_panicking_update,
-    updates.story_hanging_update,
-    updates.story_outage_during_trial,
-    updates.story_long_outage,
-    damage.story_lost_state,
-    damage.story_full_state,
-    damage.story_full_boot_partition,
-    damage.story_both_slots_bad,
-    uboot.story_u_boot_counts,
-    boots.story_arm64_boots,
-    boots.story_boot_time,
-    boots.story_idle_hour,
-    damage.story_power_cuts,
+    boots.scenario_from_the_box,
+    updates.scenario_update_by_itself,
+    updates.scenario_no_hub_update,
+    updates.scenario_broken_supervisor,
+    updates.scenario_panicking_update,
+    updates.scenario_hanging_update,
+    updates.scenario_outage_during_trial,
+    updates.scenario_long_outage,
+    damage.scenario_lost_state,
+    damage.scenario_full_state,
+    damage.scenario_full_boot_partition,
+    damage.scenario_both_slots_bad,
+    uboot.scenario_u_boot_counts,
+    boots.scenario_arm64_boots,
+    boots.scenario_boot_time,
+    boots.scenario_idle_hour,
+    damage.scenario_power_cuts,
 ]
 
 
-def run(story, images, title):
-    """One story in a world of its own; (outcome, seconds, figures)."""
+def run(scenario, images, title):
+    """One scenario in a world of its own; (outcome, seconds, figures)."""
     with tempfile.TemporaryDirectory(prefix="spoke-machine.", dir=os.environ.get("TMPDIR", "/var/tmp")) as work:
         began = time.monotonic()
         world = World(images, pathlib.Path(work))
         world.passed = lambda what: print(f"ok - {what.strip()} ({time.monotonic() - began:.0f} s)", flush=True)
         try:
             world.hub.start()
-            story(world)
+            scenario(world)
             outcome = "ok"
         except (Failed, AssertionError, subprocess.SubprocessError) as e:
             outcome = "FAILED"
             print(e, file=sys.stderr)
             for log in sorted(pathlib.Path(work).glob("*/console.log")):
-                keep = images / f"failed-{story.__name__}-{log.parent.name}.log"
+                keep = images / f"failed-{scenario.__name__}-{log.parent.name}.log"
                 shutil.copyfile(log, keep)
                 print(f"console: {keep}", file=sys.stderr)
         finally:
@@ -65,9 +65,9 @@ def run(story, images, title):
 
 
 def record(path, commit, title, outcome, seconds, figures):
-    """Keeps the last result of each story with the commit it was run on, so that a long run can be made in pieces."""
-    kept = json.loads(path.read_text()) if path.exists() else {"stories": {}, "figures": {}}
-    kept["stories"][title] = {"outcome": outcome, "seconds": seconds, "commit": commit, "date": time.strftime("%Y-%m-%d", time.gmtime())}
+    """Keeps the last result of each scenario with the commit it was run on, so that a long run can be made in pieces."""
+    kept = json.loads(path.read_text()) if path.exists() else {"scenarios": {}, "figures": {}}
+    kept["scenarios"][title] = {"outcome": outcome, "seconds": seconds, "commit": commit, "date": time.strftime("%Y-%m-%d", time.gmtime())}
     for name, value in figures.items():
         kept["figures"][name] = {"value": value, "commit": commit}
     path.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
@@ -90,11 +90,11 @@ def main():
         print("\n".join(s.__name__ for s in chosen))
         return
     if not chosen:
-        sys.exit(f"no story is called like {options.only!r}")
+        sys.exit(f"no scenario is called like {options.only!r}")
     failed, all_figures = 0, {}
-    for story in chosen:
-        title = story.__doc__.strip()
-        outcome, seconds, figures = run(story, options.images, title)
+    for scenario in chosen:
+        title = scenario.__doc__.strip()
+        outcome, seconds, figures = run(scenario, options.images, title)
         failed += outcome != "ok"
         all_figures |= figures
         if options.record:

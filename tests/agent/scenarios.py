@@ -547,27 +547,27 @@ def the_live_agent_keeps_to_its_openapi_document(spoke, far):
         contract.hold(node, os.environ["SPOKE_TEST_SCHEMATHESIS"])
 
 
-STORIES = [value for value in list(globals().values()) if callable(value) and getattr(value, "__module__", "") == __name__
+SCENARIOS = [value for value in list(globals().values()) if callable(value) and getattr(value, "__module__", "") == __name__
            and value.__code__.co_varnames[:2] == ("spoke", "far")]
 
 
 def main():
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--spoke", required=True, help="the binary")
-    options.add_argument("--only", default="*", help="stories whose name fits")
+    options.add_argument("--only", default="*", help="scenarios whose name fits")
     options = options.parse_args()
     failed = 0
     with Far() as far:
-        for story in STORIES:
-            if not fnmatch.fnmatch(story.__name__, options.only):
+        for scenario in SCENARIOS:
+            if not fnmatch.fnmatch(scenario.__name__, options.only):
                 continue
             start = time.monotonic()
             try:
-                story(options.spoke, far)
-                print(f"ok - {story.__name__} ({time.monotonic() - start:.0f} s)", flush=True)
+                scenario(options.spoke, far)
+                print(f"ok - {scenario.__name__} ({time.monotonic() - start:.0f} s)", flush=True)
             except Exception:
                 traceback.print_exc()
-                print(f"not ok - {story.__name__}", flush=True)
+                print(f"not ok - {scenario.__name__}", flush=True)
                 failed += 1
     sys.exit(failed != 0)
 

@@ -1,0 +1,87 @@
+//! What other programs of the field make of our output: `promtool` and wireguard-tools. Run by scripts/test-host, which
+//! installs them.
+#![allow(clippy::unwrap_used)]
+use spoke_api::health::fold::Moment;
+use spoke_api::health::metrics::metrics;
+use spoke_api::health::summary::{Link, Net, Part, Snapshot, Trouble, Uplink, Vitals};
+use spoke_grants::ladder::Phase;
+use spoke_grants::report::Report;
+use spoke_model::time::{Boot, Wall};
+use std::io::Write as _;
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+
+fn run(program: &str, args: &[&str], stdin: &str) -> Output {
+    let mut child = Command::new(program)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|e| panic!("{program} is missing ({e}): run scripts/test-host, which installs it"));
+    child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+/// A snapshot that has every metric family: an interface, an uplink, grants, parts, and a code that occurs twice.
+fn every_metric() -> Snapshot {
+    let at = Boot::from_secs(100);
+    let grants = Report {
+        at,
+        phase: Phase::Grace,
+        heard: Some(at),
+        heard_wall: None,
+        height: Some(7),
+        head: Some(8),
+        admitted: 1,
+        looking: false,
+        away: None,
+        trouble: None,
+        counts: Default::default(),
+        endpoints: Vec::new(),
+        rows: Vec::new(),
+    };
+    let refused = || Trouble { code: "apply_failed", since: at, detail: "\"quoted\"\nand broken".into() };
+    let part = Part { healthy: false, since: at, detail: None };
+    let parts = ["contract", "registry", "control", "config", "agent", "clock", "accessControl"];
+    Snapshot {
+        net: Net {
+            passes: 1,
+            at,
+            troubles: vec![refused(), refused()],
+            links: vec![Link { name: "wg0".into(), wanted_peers: 1, peers: 1, up: true, ..Link::default() }],
+            ..Net::default()
+        },
+        vitals: Vitals {
+            uplink: Some(Uplink { connected: true, hub_answers: true, last_handshake: Some(at), ..Uplink::default() }),
+            clock_trusted: true,
+            grants: Some(Arc::new(grants)),
+            parts: parts.map(|name| (name, part.clone())).into(),
+            ..Vitals::default()
+        },
+    }
+}
+
+#[test]
+fn promtool_accepts_the_metrics() {
+    let at =
+        Moment { now: Boot::from_secs(101), wall: Wall(1_700_000_000), trusted: true, started: Boot::from_secs(1) };
+    let sent = metrics(&every_metric(), &at).unwrap();
+    let checked = run("promtool", &["check", "metrics"], &sent);
+    let printed = format!("{}{}", text(&checked.stdout), text(&checked.stderr));
+    assert!(checked.status.success() && printed.is_empty(), "{printed}\n{sent}");
+}
+
+#[test]
+fn public_keys_are_those_of_wireguard_tools() {
+    let spoke = env!("CARGO_BIN_EXE_spoke");
+    let private = run(spoke, &["key", "generate"], "");
+    let ours = run(spoke, &["key", "public"], text(&private.stdout));
+    let theirs = run("wg", &["pubkey"], text(&private.stdout));
+    assert!(ours.status.success() && theirs.status.success(), "{ours:?} {theirs:?}");
+    assert_eq!(text(&ours.stdout), text(&theirs.stdout));
+}
