@@ -6,8 +6,8 @@ work=$(mktemp -d)
 spoke=${SPOKE_BIN:?names the spoke binary}
 control=${SPOKE_CONTROL_BIN:?names the spoke-control binary}
 export HOME=$work
-# Processes by namespace.
-declare -A running=()
+# By namespace: its process, and its program where that is not $spoke.
+declare -A running=() program=()
 
 on() { ip netns exec "$@"; }
 health() { on "$1" curl -fsS -m 2 http://127.0.0.1:8080/health; }
@@ -92,11 +92,11 @@ TOML
 }
 # again NAMESPACE: starts it as it was configured.
 again() {
-  ip netns exec "$1" "$spoke" --config "$work/$1.toml" run 2>>"$work/$1.log" &
+  ip netns exec "$1" "${program[$1]:-$spoke}" --config "$work/$1.toml" run 2>>"$work/$1.log" &
   running[$1]=$!
 }
 # tell NAMESPACE ARGUMENT…: a command of the node.
-tell() { on "$1" "$spoke" --config "$work/$1.toml" "${@:2}"; }
+tell() { on "$1" "${program[$1]:-$spoke}" --config "$work/$1.toml" "${@:2}"; }
 
 # one_network ACCESS: the network `field` with a hub in namespace `hub`, and a token for devices.
 one_network() {
