@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# Where the local EVM chain of the tests comes from; sourced by the scripts that need one.
+# Installs the local EVM chain of the tests; sourced by the scripts that need one.
 . "$(dirname "${BASH_SOURCE[0]}")/npm.bash"
 
-# Exports SPOKE_ANVIL, the chain's program; installs it when it is missing. A SPOKE_ANVIL that is set is left alone.
+# Exports SPOKE_ANVIL, the chain's program, and installs it unless SPOKE_ANVIL is set.
 need_anvil() {
   [ -z "${SPOKE_ANVIL:-}" ] || return 0
   local cpu

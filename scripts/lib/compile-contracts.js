@@ -8,7 +8,7 @@ const solc = require(path.join(modules, 'solc'));
 
 const targets = [
   { evmVersion: 'cancun', file: 'tests/chain/contract/NodeAccess.sol', contract: 'NodeAccess', abi: 'tests/chain/contract/NodeAccess.abi.json', code: 'tests/chain/contract/NodeAccess.hex' },
-  // The oldest instruction set in question: the same bytes run on every chain.
+  // The oldest instruction set in use: the same bytes run on every chain.
   { evmVersion: 'paris', file: 'src/grants/GrantReads.sol', contract: 'GrantReads', code: 'src/grants/GrantReads.hex' },
 ];
 const compile = ({ file, evmVersion }) => {

@@ -1,14 +1,14 @@
 # shellcheck shell=bash
-# Installs what a script needs from Debian when it is missing; sourced by the other scripts.
+# Installs missing Debian packages; sourced by the other scripts.
 
-# as_root COMMAND…: as root, through sudo when we are not root.
+# as_root COMMAND…: runs it as root, with sudo where needed.
 as_root() {
   if [ "$(id -u)" = 0 ]; then
     "$@"
   elif command -v sudo >/dev/null; then
     sudo -- "$@"
   else
-    echo "this needs root, and there is no sudo: $*" >&2
+    echo "needs root or sudo: $*" >&2
     return 1
   fi
 }
@@ -21,12 +21,12 @@ need_packages() {
   done
   [ ${#missing[@]} -gt 0 ] || return 0
   if ! command -v apt-get >/dev/null; then
-    echo "missing, and no apt-get to install them with: ${missing[*]}" >&2
+    echo "missing packages, and no apt-get to install them: ${missing[*]}" >&2
     return 1
   fi
   echo "installing ${missing[*]}" >&2
   local install=(env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends "${missing[@]}")
-  # The package lists of this machine may do; when they do not, they are fetched and it is tried once more.
+  # First with the package lists of this machine, then with fresh ones.
   as_root "${install[@]}" >/dev/null 2>&1 </dev/null && return 0
   as_root apt-get update -qq >&2 </dev/null
   as_root "${install[@]}" >&2 </dev/null

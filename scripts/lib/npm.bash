@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# Installs the pinned npm packages that tests and the contract's build need, into the cache; sourced by the scripts.
+# Installs the pinned npm packages of tests and contract build into the cache; sourced by the scripts.
 . "$(dirname "${BASH_SOURCE[0]}")/debian.bash"
 
 spoke_npm=${XDG_CACHE_HOME:-$HOME/.cache}/spoke/npm
 
-# need_npm NAME@VERSION…: has them under $spoke_npm/node_modules.
+# need_npm NAME@VERSION…: installs them below $spoke_npm/node_modules.
 need_npm() {
   local missing=() spec name version
   for spec in "$@"; do
@@ -14,7 +14,7 @@ need_npm() {
   [ ${#missing[@]} -gt 0 ] || return 0
   need_command npm npm
   mkdir -p "$spoke_npm"
-  # One at a time: two tiers started together would unpack over each other.
+  # Locked: two tiers may run at the same time.
   (
     flock 9
     [ -e "$spoke_npm/package.json" ] || echo '{"private":true}' >"$spoke_npm/package.json"

@@ -1,7 +1,7 @@
-# Builds the programs that tests start; sourced. They come with the tests of the packages that make them, so that every tier has
-# one set of features and nothing is compiled twice.
+# Builds the programs that tests start; sourced. They are built with the tests of their packages, so that every tier uses one set
+# of features and compiles nothing twice.
 
-# need_programs: sets programs to the directory that has spoke, spoke-init, spoke-control and spoke-image.
+# need_programs: sets $programs, the directory of spoke, spoke-init, spoke-control and spoke-image.
 need_programs() {
   cargo test --quiet --workspace --no-run --test cli --test control --test imager
   # shellcheck disable=SC2034 # for the caller

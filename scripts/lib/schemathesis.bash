@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# Brings schemathesis, which makes requests up from an OpenAPI document; sourced by the scripts that need it.
+# Installs schemathesis, which generates requests from an OpenAPI document; sourced by the scripts that need it.
 . "$(dirname "${BASH_SOURCE[0]}")/debian.bash"
 
-# Exports SPOKE_TEST_SCHEMATHESIS, its program, in an environment of its own in the cache.
+# Exports SPOKE_TEST_SCHEMATHESIS, its program, in a virtual environment in the cache.
 need_schemathesis() {
   local version=4.32.5 home
   home=${XDG_CACHE_HOME:-$HOME/.cache}/spoke/schemathesis-$version

@@ -1,23 +1,23 @@
 # shellcheck shell=bash
-# Finds the user-mode-linux test kernel and boots it; sourced by the scripts that run something inside.
+# Finds and boots the user-mode-linux test kernel; sourced by the scripts that run programs in it.
 
 spoke_cache=${XDG_CACHE_HOME:-$HOME/.cache}/spoke
 uml_source=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../tests/kernel/uml" && pwd)
 # The kernel series whose source Debian has and the patch is made for.
 uml_series=6.12
 
-# Where scripts/build-test-kernel puts its result: another configuration or patch is another kernel.
+# Where scripts/build-test-kernel puts its result; the name depends on configuration and patches.
 uml_cached() {
   local digest
   digest=$(cat "$uml_source"/*.patch "$uml_source"/kernel.config | sha256sum)
   echo "$spoke_cache/test-kernel/linux-$uml_series-${digest:0:12}"
 }
 
-# Fresh namespaces for a program on the host's own kernel; a user namespace too when we are not root: root inside of them.
+# Namespaces for a program on the host's own kernel; without root a user namespace too, in which it is root.
 native_namespaces=(unshare --net --mount --propagation private)
 [ "$(id -u)" = 0 ] || native_namespaces+=(--map-root-user)
 
-# Where SPOKE_TEST_ON (native, uml, or auto: the first of the two that works) says a program is to run.
+# Prints native or uml, as SPOKE_TEST_ON asks; auto is native where that works.
 choose_test_kernel() {
   case ${SPOKE_TEST_ON:-auto} in
     native | uml) echo "$SPOKE_TEST_ON" ;;
@@ -35,14 +35,14 @@ choose_test_kernel() {
   esac
 }
 
-# Builds the user-mode-linux kernel if it will be needed and nobody named one; for the scripts that run a whole tier.
+# Builds the user-mode-linux kernel where it is needed and SPOKE_TEST_KERNEL does not name one.
 prepare_test_kernel() {
   if [ -z "${SPOKE_TEST_KERNEL:-}" ] && [ "$(choose_test_kernel)" = uml ]; then
     "$(dirname "${BASH_SOURCE[0]}")/../build-test-kernel" >/dev/null
   fi
 }
 
-# Prints the path of the kernel to boot; 125 and the remedy when there is none.
+# Prints the path of the kernel to boot; returns 125 and prints the remedy if it is missing.
 find_test_kernel() {
   local kernel=${SPOKE_TEST_KERNEL:-$(uml_cached)}
   if [ ! -x "$kernel" ]; then
@@ -53,7 +53,7 @@ find_test_kernel() {
   realpath "$kernel"
 }
 
-# Directory the kernel maps its memory in: must be a tmpfs that may hold executable mappings.
+# Directory of the kernel's memory file: a tmpfs mounted without noexec.
 uml_memory_directory() {
   local directory=${SPOKE_TEST_MEMORY_DIR:-/dev/shm}
   if [ "$(stat -f -c %T "$directory" 2>/dev/null)" != tmpfs ] \
@@ -64,7 +64,7 @@ uml_memory_directory() {
   echo "$directory"
 }
 
-# end_guest JOB PID: kills what is left of a guest, its kernel (a session of its own) and the timeout above it.
+# end_guest JOB PID: kills a guest's kernel (a session of its own) and the timeout process above it.
 end_guest() {
   local session
   session=$(cat "$1/guest/pid" 2>/dev/null) && kill -KILL -- "-$session" 2>/dev/null
@@ -72,9 +72,9 @@ end_guest() {
   return 0
 }
 
-# boot_test_kernel JOB [KERNEL-OPTION…]: boots with the host's / as read-only root and JOB/init as PID 1. What is written to the guest's
-# /dev/tty1 and /dev/tty2 becomes stdout and stderr; the kernel's own messages and /dev/console go to JOB/console.
-# Returns the number found in JOB/status, 124 after SPOKE_TEST_TIMEOUT seconds, 125 when the guest died without a status.
+# boot_test_kernel JOB [KERNEL-OPTION…]: boots with the host's / as read-only root and JOB/init as PID 1. The guest's /dev/tty1
+# and /dev/tty2 are stdout and stderr; kernel messages and /dev/console go to JOB/console.
+# Returns the number in JOB/status, 124 after SPOKE_TEST_TIMEOUT seconds, 125 if the guest died without a status.
 boot_test_kernel() {
   local job=$1 kernel memory guest watchdog=0 timeout=${SPOKE_TEST_TIMEOUT:-600}
   kernel=$(find_test_kernel) || return
@@ -90,7 +90,7 @@ boot_test_kernel() {
   guest=$!
   # shellcheck disable=SC2064 # this guest, not a later one
   trap "end_guest '$job' $guest; exit 130" INT TERM HUP
-  # (The shell would announce a killed guest; what happened to it is said below.)
+  # stderr: the shell would report the killed job.
   { wait "$guest" || watchdog=$?; } 2>/dev/null
   trap - INT TERM HUP
   end_guest "$job" "$guest"
