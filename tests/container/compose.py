@@ -1,9 +1,9 @@
-"""Runs image/container/compose.yaml as `docker compose` would, with Debian's crun, inside of the test kernel.
+"""Runs image/container/compose.yaml as `docker compose` would, with Debian's crun, in the test kernel.
 
 compose.py -f FILE up -d [SERVICE…] | exec -T SERVICE COMMAND… | logs SERVICE | health SERVICE | stop SERVICE | state SERVICE
 
-It knows the keys that file uses and refuses every other, so nothing in the file is passed over. The root file systems and
-the defaults of the images come from $SPOKE_BUNDLES/IMAGE, unpacked by umoci."""
+It supports the keys that file uses and refuses all others. Root file systems and defaults of the images come from
+$SPOKE_BUNDLES/IMAGE, unpacked by umoci."""
 import ipaddress
 import json
 import os
@@ -30,11 +30,11 @@ KNOWN = {
 def check(table, kind, where):
     unknown = set(table) - KNOWN[kind]
     if unknown:
-        sys.exit(f"{where}: this runner does not know {', '.join(sorted(unknown))}")
+        sys.exit(f"{where}: compose.py does not support {', '.join(sorted(unknown))}")
 
 
 def read(path):
-    """The file with its variables filled in, from the environment and .env beside it."""
+    """The file with variables substituted from the environment and from .env beside it."""
     variables = dict(os.environ)
     beside = path.parent / ".env"
     if beside.exists():
@@ -65,7 +65,7 @@ def crun(*arguments, **more):
 
 
 def namespace(compose, name, service):
-    """A network namespace on the bridge of the service's network, with the address the file gives; returns its path."""
+    """Makes a network namespace on the bridge of the service's network, with its address; returns its path."""
     (network, wanted), = service["networks"].items()
     subnet = ipaddress.ip_network(compose["networks"][network]["ipam"]["config"][0]["subnet"])
     path = pathlib.Path("/run/netns") / name
@@ -83,9 +83,9 @@ def namespace(compose, name, service):
 
 
 def bundle(compose, directory, name, service):
-    """Makes the runtime's configuration out of the image's, as umoci translated it, and the service's."""
+    """Writes the runtime's configuration from the image's, as umoci translated it, and the service's."""
     image = BUNDLES / service["image"].split(":")[0]
-    # A layer of its own, as a runtime gives it: mount points are made in it before it becomes read-only.
+    # A copy, as a runtime's upper layer: mount points are created in it before it becomes read-only.
     root = WORK / "roots" / name
     if not root.exists():
         root.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def bundle(compose, directory, name, service):
     process["noNewPrivileges"] = "no-new-privileges:true" in service.get("security_opt", [])
     assert service["cap_drop"] == ["ALL"], name
     rights = [f"CAP_{c}" for c in service.get("cap_add", [])]
-    # As docker does it: root gets them, another user only the bound.
+    # As docker: root gets them as effective, other users only in the bounding set.
     of_root = rights if process["user"]["uid"] == 0 else []
     process["capabilities"] = {"bounding": rights, "effective": of_root, "permitted": of_root}
     config["root"] = {"path": str(root), "readonly": service["read_only"]}
@@ -112,7 +112,7 @@ def bundle(compose, directory, name, service):
             sys.exit(f"{name}: no volume {source}")
         held = WORK / "volumes" / source
         if not held.exists():
-            # A new volume begins as what the image has there, owner and mode included.
+            # A new volume starts with the image's content, owner and mode included.
             held.parent.mkdir(parents=True, exist_ok=True)
             run("cp", "-a", str(image / "rootfs") + place, held)
         mounts.append({"destination": place, "type": "bind", "source": str(held), "options": ["bind", "rw"]})
@@ -133,8 +133,8 @@ def bundle(compose, directory, name, service):
 
 
 def state(name):
-    said = crun("state", name, capture_output=True, text=True)
-    return json.loads(said.stdout) if said.returncode == 0 else {"status": "absent"}
+    done = crun("state", name, capture_output=True, text=True)
+    return json.loads(done.stdout) if done.returncode == 0 else {"status": "absent"}
 
 
 def up(compose, directory, names):
@@ -150,9 +150,9 @@ def up(compose, directory, names):
 
 
 def execute(name, command):
-    # As whoever the container runs as; crun alone would take root.
+    # As the container's user: crun's default is root.
     user = json.loads((WORK / "bundles" / name / "config.json").read_text())["process"]["user"]
-    # Through a pipe: crun gives the container's user whatever its output goes to, and that may be somebody's file.
+    # Through a pipe: crun changes the owner of its output to the container's user.
     done = crun("exec", f"--user={user['uid']}:{user['gid']}", name, *command, stdout=subprocess.PIPE)
     sys.stdout.buffer.write(done.stdout)
     return done.returncode
@@ -162,7 +162,7 @@ def stop(name):
     process = os.pidfd_open(state(name)["pid"])
     crun("kill", name, "SIGTERM")
     if not select.select([process], [], [], 15)[0]:
-        sys.exit(f"{name} does not stop when asked to")
+        sys.exit(f"{name} does not stop within 15 s of SIGTERM")
     crun("delete", "--force", name)
 
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The fleet of image/container in containers: started by the very script people use, told inside of the test kernel.
+# The compose example of image/container in the test kernel, started by its own script.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../demo/steps.bash"
-# The script keeps its secrets beside itself, so it gets a place that can be written.
+# The script writes its secrets beside itself: it needs a writable copy.
 cp -r "$here/../../image/container" "$TMPDIR/container"
 mkdir -p "$TMPDIR/state/bundles"
 cp "$here/../../Cargo.toml" "$TMPDIR/"
@@ -28,19 +28,19 @@ await 60 "node 2's container is healthy" healthy node-2
 await 60 "the control plane lists node 1 as healthy" lists 'node-1 .*healthy'
 await 60 "the control plane lists node 2 as healthy" lists 'node-2 .*healthy'
 
-say "what they may do"
+say "privileges"
 await 1 "the control plane is not root" test "$(status_of control Uid | cut -f1)" = 900
-await 1 "the control plane has no right at all" test "$(status_of control CapBnd)" = 0000000000000000
-await 1 "a node has CAP_NET_ADMIN and no other right" test "$(status_of node-1 CapBnd)" = 0000000000001000
-await 1 "a node gains none" test "$(status_of node-1 NoNewPrivs)" = 1
+await 1 "the control plane has no capability" test "$(status_of control CapBnd)" = 0000000000000000
+await 1 "a node has CAP_NET_ADMIN and no other capability" test "$(status_of node-1 CapBnd)" = 0000000000001000
+await 1 "a node cannot gain privileges" test "$(status_of node-1 NoNewPrivs)" = 1
 
-say "started again"
+say "restart"
 key=$("${compose[@]}" exec -T node-1 /usr/bin/spoke key public --interface wg0)
 "${compose[@]}" stop node-1
-await 5 "a node that is gone is not healthy" bash -c "! ${compose[*]} health node-1"
+await 5 "a stopped node is not healthy" bash -c "! ${compose[*]} health node-1"
 "$TMPDIR/container/start"
-await 60 "comes back healthy" healthy node-1
-await 1 "as the same node" test "$("${compose[@]}" exec -T node-1 /usr/bin/spoke key public --interface wg0)" = "$key"
+await 60 "it is healthy again" healthy node-1
+await 1 "with the same key" test "$("${compose[@]}" exec -T node-1 /usr/bin/spoke key public --interface wg0)" = "$key"
 
 say "the control plane stops"
 "${compose[@]}" stop control

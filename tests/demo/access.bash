@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The access scenario, told inside of the test kernel: a real local chain, a gate that lets in whom an NFT grants, a client that is
-# let in, endures a silent chain, and is gone from the kernel once its access is revoked.
+# Access by NFT, in the test kernel: a local chain, a gate that admits granted peers, and a client that is admitted, stays during
+# a chain outage and is removed from the kernel when its access is revoked.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/steps.bash"
@@ -11,8 +11,8 @@ export HOME=$work
 
 on() { ip netns exec "$@"; }
 health() { on gate curl -fsS -m 2 http://127.0.0.1:8080/health; }
-says() { [[ $(health) == *"$1"* ]]; }
-content() { ! says contract_away; }
+health_has() { [[ $(health) == *"$1"* ]]; }
+health_lacks() { ! health_has "$1"; }
 is_peer() { on gate wg show wg0 peers | grep -qxF "$client_key"; }
 no_peer() { ! is_peer; }
 ping_client() { on gate ping -c1 -W2 10.9.0.2; }
@@ -26,7 +26,7 @@ ip -n gate addr add 192.0.2.1/24 dev eth0
 ip -n client addr add 192.0.2.2/24 dev eth0
 start_chain gate 127.0.0.1
 
-say "the client, with nothing but wireguard-tools"
+say "the client, made with wireguard-tools"
 (umask 077 && wg genkey >"$work/client.key")
 client_key=$(wg pubkey <"$work/client.key")
 ip -n client link add wg0 type wireguard
@@ -34,7 +34,7 @@ on client wg set wg0 listen-port 51821 private-key "$work/client.key"
 ip -n client addr add 10.9.0.2/24 dev wg0
 ip -n client link set wg0 up
 
-say "the gate, with nothing but its configuration"
+say "the gate, from its configuration alone"
 cat >"$work/spoke.toml" <<TOML
 [node]
 id = "gate"
@@ -80,17 +80,17 @@ mint client "$client_key"
 await 20 "the client is a peer in the kernel" is_peer
 await 20 "a ping from the gate reaches the client" ping_client
 
-say "the chain is stopped"
+say "chain outage"
 kill -STOP "$chain"
-await 20 "health says degraded, and why" says contract_away
+await 20 "health is degraded with code contract_away" health_has contract_away
 await 5 "the client is still a peer" is_peer
 await 5 "a ping still reaches it" ping_client
 kill -CONT "$chain"
-await 30 "health is content again" content
+await 30 "the condition clears" health_lacks contract_away
 
 say "access is revoked"
 revoke 1
-await 20 "the client is gone from the kernel" no_peer
+await 20 "the client is removed from the kernel" no_peer
 
 say "spoke grants list"
 "$spoke" --config "$work/spoke.toml" grants list

@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# A real local chain with the access contract, and what is asked of it; sourced inside of the test kernel after steps.bash.
-# The chain lives in the namespace $chain_at, and its HTTP endpoint is $chain_url.
+# A local EVM chain with the access contract; sourced in the test kernel after steps.bash.
+# The chain runs in the namespace $chain_at; its HTTP endpoint is $chain_url.
 anvil=${SPOKE_ANVIL:?names the local chain}
 contracts=$(cd "$(dirname "${BASH_SOURCE[0]}")/../chain/contract" && pwd)
 
-# start_chain NAMESPACE ADDRESS: starts it; sets $chain, its process, $operator and $contract.
+# start_chain NAMESPACE ADDRESS: starts it; sets $chain (its process), $operator and $contract.
 start_chain() {
   chain_at=$1 chain_url=http://$2:8545
   ip netns exec "$chain_at" "$anvil" --silent --host "$2" --accounts 2 --slots-in-an-epoch 1 &
@@ -16,22 +16,22 @@ start_chain() {
     grep -o '"contractAddress":"0x[0-9a-f]*' | cut -d'"' -f4)
   holder=$(printf '%064s' "${operator#0x}" | tr ' ' 0)
 }
-# ask METHOD PARAMS: one question to the chain, its result.
+# ask METHOD PARAMS: one JSON-RPC call; prints its result.
 ask() {
   ip netns exec "$chain_at" curl -fsS -m 5 -H 'content-type: application/json' "$chain_url" \
     -d "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"$1\",\"params\":$2}" | sed 's/.*"result"://; s/}$//; s/^"//; s/"$//'
 }
 word() { printf '%064x' "$1"; }
-# text WORDS TEXT: length and bytes, filled up to so many words.
+# text WORDS TEXT: ABI string: length, then bytes padded to so many words.
 text() { word "${#2}" && printf '%s' "$2" | od -An -v -tx1 | tr -d ' \n' | awk -v n=$(($1 * 64)) '{ printf "%s%0*d", $0, n - length($0), 0 }'; }
-# transact DATA [TO]: gives the receipt.
+# transact DATA [TO]: prints the receipt.
 transact() {
   local hash receipt
   hash=$(ask eth_sendTransaction "[{\"from\":\"$operator\",\"gas\":\"0x1000000\",\"data\":\"0x$1\"${2:+,\"to\":\"$2\"}}]")
   until receipt=$(ask eth_getTransactionReceipt "[\"$hash\"]") && [[ $receipt == *'"status":"0x1"'* ]]; do sleep 0.05; done
   echo "$receipt"
 }
-# mint NODE KEY [HOLDER]: grants access; tokens are numbered from 1. A holder has one key, so each further node needs its own.
+# mint NODE KEY [HOLDER]: grants access; token ids start at 1. A holder has one key: each further node needs its own holder.
 mint() {
   transact "eb27f948${3:-$holder}$(word 128)$(word 192)$(word 288)$(text 1 "$1")$(text 2 "$2")$(word 0)" "$contract" >/dev/null
 }

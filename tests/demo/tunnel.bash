@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tunnel scenario, told inside of the test kernel: a hub by wireguard-tools, a device by spoke, three outages.
+# The tunnel, in the test kernel: a hub made with wireguard-tools, a device run by spoke, three outages.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/steps.bash"
@@ -19,7 +19,7 @@ for n in hub device; do ip -n $n link set lo up && ip -n $n link set eth0 up; do
 ip -n hub addr add 192.0.2.1/24 dev eth0
 ip -n device addr add 192.0.2.2/24 dev eth0
 
-say "a hub, with nothing but wireguard-tools"
+say "a hub, made with wireguard-tools"
 (umask 077 && wg genkey >"$work/hub.key")
 hub_up() {
   ip -n hub link add wg0 type wireguard
@@ -30,7 +30,7 @@ hub_up() {
 }
 hub_up
 
-say "a device, with nothing but its configuration"
+say "a device, from its configuration alone"
 cat >"$work/spoke.toml" <<TOML
 [node]
 id = "demo-1"
@@ -63,34 +63,34 @@ device_key=$("$spoke" --config "$work/spoke.toml" key public --interface wg0)
 on hub wg set wg0 peer "$device_key" allowed-ips 10.8.0.2/32
 
 await 30 "tunnel up: handshake, and the hub answers through it" is healthy
-await 5 "the health endpoint says ready" on device curl -fsS -m 2 http://127.0.0.1:8080/ready
+await 5 "the health endpoint reports ready" on device curl -fsS -m 2 http://127.0.0.1:8080/ready
 await 5 "a ping from the hub reaches the device" on hub ping -c1 -W2 10.8.0.2
 
-say "the hub is taken away"
+say "the hub's interface is deleted"
 ip -n hub link del wg0
-await 60 "the device noticed" not_healthy
+await 60 "the device reports it" not_healthy
 hub_up
-await 120 "the tunnel came back by itself" is healthy
+await 120 "the tunnel is up again" is healthy
 
-say "the link is taken away"
+say "the link is down"
 ip -n device link set eth0 down
-await 60 "the device noticed" not_healthy
+await 60 "the device reports it" not_healthy
 ip -n device link set eth0 up
-await 120 "the tunnel came back by itself" is healthy
+await 120 "the tunnel is up again" is healthy
 
-say "the interface is taken away"
+say "the device's interface is deleted"
 ip -n device link del wg0
-await 60 "the interface is there again" ip -n device link show wg0
-await 120 "the tunnel came back by itself" is healthy
+await 60 "the interface is recreated" ip -n device link show wg0
+await 120 "the tunnel is up again" is healthy
 await 5 "a ping from the hub reaches the device" on hub ping -c1 -W2 10.8.0.2
 
-say "the supervisor is stopped: the tunnel must stay"
+say "the supervisor is stopped: the tunnel stays"
 kill "$device"
 wait "$device" || true
-await 5 "a ping still goes through, with no supervisor running" on hub ping -c1 -W2 10.8.0.2
+await 5 "a ping passes without a running supervisor" on hub ping -c1 -W2 10.8.0.2
 ip netns exec device "$spoke" --config "$work/spoke.toml" run 2>>"$work/log" &
 device=$!
-await 30 "started again: healthy on the same tunnel" is healthy
+await 30 "healthy on the same tunnel after a restart" is healthy
 
 say "spoke status"
 "$spoke" --config "$work/spoke.toml" status

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The hub: who may reach whom through it, by nftables rules of its own table alone, and how it is.
+# The hub: forwarding between its peers, by nftables rules in a table of its own, and its health.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../demo/steps.bash"
 . "$here/lab.bash"
 
-say "a hub that forwards as a machine, and three devices"
+say "a hub with ip_forward on, and three devices"
 lay_wire control hub device-1 device-2 device-3
-# The machine's own setting: whether peers reach each other is then the hub's rules alone.
+# With the machine forwarding, only the hub's rules decide which peers reach each other.
 on hub sh -c 'echo 1 >/proc/sys/net/ipv4/ip_forward'
 on hub nft -f - <<'NFT'
 table inet mine {
@@ -20,13 +20,13 @@ for n in 1 2 3; do start "device-$n" "edge-$n" node device; done
 for n in 1 2 3; do await 60 "device $n: tunnel up" is "device-$n" healthy; done
 declare -A address=()
 for n in 1 2 3; do address[$n]=$(address_of "edge-$n"); done
-await 20 "the hub says of itself that it is healthy" is hub healthy
+await 20 "the hub reports healthy" is hub healthy
 check "and ready" on hub curl -fsS -m 2 http://127.0.0.1:8080/ready
 peers_of_hub() { [ "$(on hub wg show wg0 peers | wc -l)" = 3 ]; }
 await 20 "it has three peers" peers_of_hub
 
 say "forwarding is off unless asked for"
-# The devices themselves would send: they are told that the whole network is behind the hub.
+# Routes on the devices, so that only the hub can stop the packets.
 for n in 1 2 3; do on "device-$n" ip route replace 10.80.0.0/16 dev wg0; done
 table_of_hub() { on hub nft list table inet spoke-wg0; }
 await 10 "the hub has a table of its own" table_of_hub
@@ -44,13 +44,13 @@ await 30 "it does not reach device 3" reaches_not device-2 "${address[3]}"
 check "device 1 reaches device 3 as before" reaches device-1 "${address[3]}"
 check "device 2 reaches the hub as before" reaches device-2 "$(address_of hub-1)"
 
-say "somebody flushes the rules"
+say "another process flushes the rules"
 on hub nft flush chain inet spoke-wg0 forward
-await 60 "they are back by themselves" reaches_not device-1 "${address[2]}"
-told() { tell hub status | grep -q 'forwarding between peers changed by somebody'; }
-await 10 "and that is told" told
+await 60 "they are repaired" reaches_not device-1 "${address[2]}"
+drift_reported() { command_of hub status | grep -q 'forwarding between peers changed by'; }
+await 10 "and the drift is reported" drift_reported
 
-say "everything is closed again"
+say "forwarding is off again"
 fleet node isolate edge-2 --off
 await 30 "device 1 reaches device 2 again" reaches device-1 "${address[2]}"
 fleet network set field --forwarding false
@@ -64,8 +64,8 @@ stamps() { on hub wg show wg0 latest-handshakes | grep -v "$(tunnel_key device-3
 kept=$(stamps)
 fleet node remove edge-3 --yes
 two_peers() { [ "$(on hub wg show wg0 peers | wc -l)" = 2 ]; }
-await 20 "a removed device is gone from the hub" two_peers
+await 20 "the hub removes a removed device" two_peers
 check "the hub's interface is the same" test "$(index)" = "$before"
 check "no other session was dropped" test "$(on hub wg show wg0 latest-handshakes | sort)" = "$kept"
-say "spoke status" && tell hub status
+say "spoke status" && command_of hub status
 table

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# What a quiet day costs a device in traffic with its control plane, counted by the kernel on the device's own wire.
+# Traffic of an idle day between a device and its control plane, counted by the kernel on the device's wire.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../demo/steps.bash"
 . "$here/lab.bash"
 
-say "a hub and a device, with the times they have unless somebody sets others"
+say "a hub and a device with default intervals"
 lay_wire control hub device
 control_plane ""
 control_options=
@@ -22,14 +22,14 @@ table inet traffic {
 }
 NFT
 bytes() { on device nft list counters table inet traffic | awk '/bytes/ { n += $4 } END { print n }'; }
-# Half an hour stands for a day: three polls and two reports, and then the same again.
+# Half an hour has three polls and two reports, and repeats.
 pause 1800
 day=$(($(bytes) * 48))
-say "a day of doing nothing: $day bytes with the control plane, IP headers included"
-check "that is something" test "$day" -gt 10000
-check "a quiet day costs less than 500,000 bytes" test "$day" -lt 500000
+say "an idle day: $day bytes with the control plane, IP headers included"
+check "traffic was counted" test "$day" -gt 10000
+check "an idle day takes less than 500,000 bytes" test "$day" -lt 500000
 check "the node is still healthy" is device healthy
 changed() { stat -c %Y "$work/device/state.json" "$work/device/enrolment.json"; }
 age=$(($(date +%s) - $(changed | sort -n | tail -1)))
-check "nothing was written in all that time" test "$age" -gt 1700
+check "no state file was written meanwhile" test "$age" -gt 1700
 table

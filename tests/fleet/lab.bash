@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What every scenario about a fleet needs, inside of the test kernel: namespaces on one wire, a control plane, hubs and devices.
-# Sourced after steps.bash; expects SPOKE_BIN and SPOKE_CONTROL_BIN.
+# Parts of fleet scenarios in the test kernel: namespaces on one wire, a control plane, hubs and devices.
+# Sourced after steps.bash; needs SPOKE_BIN and SPOKE_CONTROL_BIN.
 # shellcheck disable=SC2154 # from steps.bash
 work=$(mktemp -d)
 spoke=${SPOKE_BIN:?names the spoke binary}
@@ -11,12 +11,12 @@ declare -A running=() program=()
 
 on() { ip netns exec "$@"; }
 health() { on "$1" curl -fsS -m 2 http://127.0.0.1:8080/health; }
-# is NAMESPACE VERDICT: what the node says of itself.
+# is NAMESPACE VERDICT: whether the node's health has this status.
 is() { [[ $(health "$1") == "{\"status\":\"$2\""* ]]; }
 fleet() { on control "$control" --config "$work/control.toml" "$@"; }
-# shows PATTERN: a line of the control plane's node list.
+# shows PATTERN: whether a line of the control plane's node list matches.
 shows() { fleet node list | grep -E "$1" >/dev/null; }
-# seen_since SECONDS ID: whether the control plane has had a report of the node after that moment (date +%s).
+# seen_since SECONDS ID: whether the control plane received a report of the node after that time (date +%s).
 seen_since() {
   local at
   at=$(fleet --json node show "$2" | grep -oE '"last_seen": ?"[^"]+"' | cut -d'"' -f4)
@@ -27,7 +27,7 @@ reaches() { on "$1" ping -c1 -W2 "$2"; }
 reaches_not() { ! on "$1" ping -c1 -W1 "$2"; }
 not() { ! "$@"; }
 tunnel_key() { on "$1" wg show wg0 public-key; }
-# mtu NAMESPACE BYTES: whether the tunnel has it.
+# mtu NAMESPACE BYTES: whether the tunnel has this MTU.
 mtu() { ip -n "$1" link show wg0 | grep -q "mtu $2 "; }
 
 # lay_wire NAMESPACE…: each with eth0 192.0.2.N on one bridge, in the order given.
@@ -47,7 +47,7 @@ lay_wire() {
   done
 }
 
-# control_plane MORE-CONFIGURATION: configures it at 192.0.2.1 and starts it.
+# control_plane CONFIGURATION: writes its configuration, with these lines added, and starts it at 192.0.2.1.
 control_plane() {
   cat >"$work/control.toml" <<TOML
 [server]
@@ -57,21 +57,21 @@ state_dir = "$work/control"
 $1
 TOML
   serve
-  await 60 "the control plane made its keys and says how to enrol" grep -q pin "$work/serve.out"
+  await 60 "the control plane made its keys and prints its pin" grep -q pin "$work/serve.out"
   pin=$(grep -oE 'sha256:[0-9a-f]{64}' "$work/serve.out" | head -1)
 }
 serve() {
   ip netns exec control "$control" --config "$work/control.toml" serve >"$work/serve.out" 2>>"$work/control.log" &
   running[control]=$!
 }
-# stop NAMESPACE [SIGNAL]: ends its process and waits for the end.
+# stop NAMESPACE [SIGNAL]: ends its process and waits for its exit.
 stop() {
   kill "-${2:-TERM}" "${running[$1]}"
   wait "${running[$1]}" || true
   unset "running[$1]"
 }
 
-# start NAMESPACE ID ROLE TOKEN: a node with a token and nothing else, but for the lines in $sections.
+# start NAMESPACE ID ROLE TOKEN: a node with a token alone, and the configuration lines in $sections.
 start() {
   cat >"$work/$1.toml" <<TOML
 [node]
@@ -88,17 +88,17 @@ confirm_within = \"10s\"
 spread = \"2s\"}
 ${sections-}
 TOML
-  again "$1"
+  resume "$1"
 }
-# again NAMESPACE: starts it as it was configured.
-again() {
+# resume NAMESPACE: starts it with the configuration it has.
+resume() {
   ip netns exec "$1" "${program[$1]:-$spoke}" --config "$work/$1.toml" run 2>>"$work/$1.log" &
   running[$1]=$!
 }
-# tell NAMESPACE ARGUMENT…: a command of the node.
-tell() { on "$1" "${program[$1]:-$spoke}" --config "$work/$1.toml" "${@:2}"; }
+# command_of NAMESPACE ARGUMENT…: runs a command of the node's program.
+command_of() { on "$1" "${program[$1]:-$spoke}" --config "$work/$1.toml" "${@:2}"; }
 
-# one_network ACCESS: the network `field` with a hub in namespace `hub`, and a token for devices.
+# one_network ACCESS: creates the network `field`, a hub in namespace `hub`, and a token for devices.
 one_network() {
   fleet network create field --pool4 10.80.0.0/16 --access "$1"
   (umask 077 && fleet hub add hub-1 --network field --endpoint 192.0.2.2:51820 >"$work/hub.token")
@@ -106,7 +106,7 @@ one_network() {
   start hub hub-1 hub hub
 }
 
-# hub_and_two_devices: the fleet of most scenarios, up and in agreement: edge-1 in namespace `device`, edge-2 in `other`.
+# hub_and_two_devices: a fleet that is up and in agreement: edge-1 in namespace `device`, edge-2 in `other`.
 hub_and_two_devices() {
   say "a hub and two devices"
   lay_wire control hub device other

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The control plane says which contract decides, and the hub asks that contract itself: what the control plane would let in,
-# and the contract does not, is not let in.
+# The control plane names the contract and the hub verifies grants itself: a peer that the control plane lists and the contract
+# does not grant is not admitted.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../demo/steps.bash"
@@ -19,10 +19,10 @@ listen_port = 51820
 access = "nft"'
 one_network open
 unset sections
-no_contract() { tell hub status | grep -F "it names no contract"; }
-await 30 "the hub refuses a state that names none, and says why" no_contract
-nobody() { [ -z "$(on hub wg show wg0 peers)" ]; }
-check "its interface has nobody in it" nobody
+no_contract() { command_of hub status | grep -F "it names no contract"; }
+await 30 "the hub refuses a state without a contract" no_contract
+no_peers() { [ -z "$(on hub wg show wg0 peers)" ]; }
+check "its interface has no peers" no_peers
 
 say "the network gets a policy"
 policy() { # CHAIN-ID
@@ -38,7 +38,7 @@ TOML
 }
 policy 31337
 sed 's/^chain_id = .*/chain_id = 0/' "$work/policy.toml" >"$work/bad.toml"
-check "one that makes no sense is not taken" not fleet network set field --grants "$work/bad.toml"
+check "an invalid policy is refused" not fleet network set field --grants "$work/bad.toml"
 fleet network set field --grants "$work/policy.toml"
 await 20 "the hub is up with it" is hub healthy
 start device-1 edge-1 node device
@@ -50,21 +50,21 @@ is_peer() { on hub wg show wg0 peers | grep -qxF "$1"; }
 one=$(tunnel_key device-1) two=$(tunnel_key device-2)
 await 30 "device 1 is granted: it is a peer" is_peer "$one"
 await 60 "device 1: tunnel up" is device-1 healthy
-check "device 2 is none: the hub does not take the control plane's word for it" not is_peer "$two"
+check "device 2, without a grant, is no peer" not is_peer "$two"
 mint edge-2 "$two" "$(word 0x5b0ce)"
 await 30 "device 2 is granted: it is a peer" is_peer "$two"
 
-say "a policy that names a chain nobody speaks for"
+say "a policy whose chain id no endpoint has"
 policy 8453
 fleet network set field --grants "$work/policy.toml"
-off() { [[ $(health hub) == *"grants.chain_id (8453)"* ]]; }
-await 30 "the hub follows it and says what is wrong" off
-check "whoever was a peer still is" is_peer "$one"
-check "both of them" is_peer "$two"
+wrong_chain() { [[ $(health hub) == *"grants.chain_id (8453)"* ]]; }
+await 30 "the hub applies it and reports the mismatch" wrong_chain
+check "device 1 is still a peer" is_peer "$one"
+check "device 2 is still a peer" is_peer "$two"
 policy 31337
 fleet network set field --grants "$work/policy.toml"
-await 30 "the right one again: the hub is content" is hub healthy
+await 30 "with the right chain id the hub is healthy" is hub healthy
 revoke 2
-await 30 "access is revoked: device 2 is no peer any more" not is_peer "$two"
+await 30 "a revoked device 2 is removed" not is_peer "$two"
 check "device 1 still is" is_peer "$one"
 table

@@ -8,7 +8,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 previous=${SPOKE_PREVIOUS:?names the directory of the earlier programs}
 new_control=$control
 
-upgrade() { stop "$1"; program[$1]=$spoke; again "$1"; }
+upgrade() { stop "$1"; program[$1]=$spoke; resume "$1"; }
 index() { on "$1" cat /sys/class/net/wg0/ifindex; }
 # api METHOD PATH BODY: a signed request to the agent API of device 1.
 secret=k7GqP2vXc9LmR4tZw8BnY1sDf6HjA3eU
@@ -51,7 +51,7 @@ await 60 "it enrols and its tunnel is up" is device-3 healthy
 await 20 "the old control plane reads its reports" shows 'edge-3 .*healthy'
 fleet node override edge-3 --mtu 1290
 await 60 "it applies a state of the old control plane" mtu device-3 1290
-check "spoke key rotate succeeds" tell device-3 key rotate
+check "spoke key rotate succeeds" command_of device-3 key rotate
 rotated() { fleet --json node show edge-3 | grep -qF "$(tunnel_key device-3)"; }
 await 20 "the old control plane has the new key" rotated
 
@@ -64,15 +64,15 @@ check "the interface is the same" test "$(index device-1)" = "$link"
 check "with the same key" test "$(tunnel_key device-1)" = "$key"
 check "and the MTU of the control plane" mtu device-1 1300
 check "the peer of the agent API is there" api_peer
-history_has() { tell device-1 config history | grep -q "$1"; }
+history_has() { command_of device-1 config history | grep -q "$1"; }
 check "the old history is read" history_has panel
-check "the old audit trail is read" tell device-1 audit list
-check "and continued: a rollback to the state before" tell device-1 config rollback
+check "the old audit trail is read" command_of device-1 audit list
+check "and continued: a rollback to the state before" command_of device-1 config rollback
 await 10 "the peer of the agent API is gone" not api_peer
 stop device-1
 ip -n device-1 link del wg0
 ip -n device-1 link del wg1
-again device-1
+resume device-1
 await 60 "it comes back from its state directory alone" is device-1 healthy
 check "with the same key" test "$(tunnel_key device-1)" = "$key"
 
@@ -96,7 +96,7 @@ await 30 "the old device is healthy with it" is device-2 healthy
 start device-4 edge-4 node device
 await 60 "another old device enrols and its tunnel is up" is device-4 healthy
 check "the old hub has it as a peer" reaches device-4 "$hub_address"
-check "spoke key rotate succeeds on the old device" tell device-2 key rotate
+check "spoke key rotate succeeds on the old device" command_of device-2 key rotate
 await 60 "the old device reaches the hub with its new key" reaches device-2 "$hub_address"
 
 say "the hub is upgraded in place"

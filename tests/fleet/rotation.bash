@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A device's WireGuard key changes while packets flow, and nobody but the hub notices.
+# A device's WireGuard key is rotated while packets flow.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../demo/steps.bash"
@@ -10,12 +10,12 @@ hub_address=$(address_of hub-1)
 device_address=$(address_of edge-1)
 old=$(tunnel_key device)
 
-# count NAMESPACE ADDRESS NAME: pings five times a second until it is told to stop.
+# count NAMESPACE ADDRESS NAME: pings five times a second until `lost NAME`.
 count() {
   ip netns exec "$1" ping -q -i 0.2 "$2" >"$work/$3.pings" &
   running[$3]=$!
 }
-# lost NAME: how many pings stayed without an answer; the last one may still be under way.
+# lost NAME: the number of pings without a reply; the last one may still be in flight.
 lost() {
   kill -INT "${running[$1]}"
   wait "${running[$1]}" || true
@@ -29,24 +29,24 @@ say "a new WireGuard key, while both sides ping five times a second"
 count device "$hub_address" up
 count hub "$device_address" down
 pause 2
-check "spoke key rotate succeeds" tell device key rotate
+check "spoke key rotate succeeds" command_of device key rotate
 pause 2
 up=$(lost up) down=$(lost down)
 say "lost pings: $up from the device, $down from the hub"
-check "no more than one ping from the device is lost" test "$up" -le 1
-check "no more than one ping from the hub is lost" test "$down" -le 1
+check "at most one ping from the device is lost" test "$up" -le 1
+check "at most one ping from the hub is lost" test "$down" -le 1
 new=$(tunnel_key device)
 check "the kernel has another key" test "$old" != "$new"
 hub_has() { on hub wg show wg0 peers | grep -qxF "$1"; }
-await 10 "the hub knows the new key" hub_has "$new"
-await 10 "and the old one no longer" not hub_has "$old"
-check "the new key is on disk, and no other" test "$(cd "$work/device" && echo wg0.key*)" = wg0.key
+await 10 "the hub has the new key" hub_has "$new"
+await 10 "the hub has removed the old key" not hub_has "$old"
+check "only the new key is on disk" test "$(cd "$work/device" && echo wg0.key*)" = wg0.key
 fleet_knows() { fleet --json node show edge-1 | grep -qF "$1"; }
-await 10 "the control plane knows it" fleet_knows "$new"
+await 10 "the control plane has it" fleet_knows "$new"
 stop device
 ip -n device link del wg0
-again device
-await 60 "after a restart from nothing the new key works" is device healthy
+resume device
+await 60 "after a restart without interface the new key works" is device healthy
 check "it is the new key" test "$(tunnel_key device)" = "$new"
 
 table

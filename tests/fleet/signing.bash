@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A signing key of the control plane is changed: the new one is pinned beside the old, then the old one is dropped.
+# Rotation of the control plane's signing key: the new key is pinned beside the old one, then the old one is retired.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../demo/steps.bash"
@@ -12,18 +12,18 @@ pinned() { tr -d ' \n' <"$work/$1/enrolment.json" | grep -oE '"signing_keys":\[[
 first=$(pinned device)
 fleet signing-key add
 two() { [ "$(pinned "$1" | wc -l)" = 2 ]; }
-# A state is kept once the hub has answered through it; an idle tunnel is asked once a minute.
+# A state is confirmed by an echo from the hub, which an idle tunnel sends once a minute.
 await 100 "the device has pinned it beside the old one" two device
-await 20 "so has the hub" two hub
+await 20 "the hub has pinned it too" two hub
 stop other
 fleet signing-key retire "$first" --yes
 one() { [ "$(pinned "$1" | wc -l)" = 1 ] && [ "$(pinned "$1")" != "$first" ]; }
-await 100 "the old one is dropped by the device" one device
-await 20 "and by the hub" one hub
+await 100 "the device drops the old one" one device
+await 20 "the hub drops the old one" one hub
 fleet node override edge-1 --mtu 1300
-await 20 "a state that only the new key has signed is applied" mtu device 1300
-again other
-await 60 "a device that slept through the change is back" is other healthy
+await 20 "a state signed by the new key alone is applied" mtu device 1300
+resume other
+await 60 "a device that was off during the rotation reconnects" is other healthy
 fleet node override edge-2 --mtu 1310
-await 20 "and follows the new key" mtu other 1310
+await 20 "and applies a state of the new key" mtu other 1310
 table

@@ -1,54 +1,54 @@
 # shellcheck shell=bash
-# What the scenarios under systemd are told with; each scenario sources it as /usr/lib/claims.bash in the guest.
-# A claim that does not hold is said at once and the scenario goes on; `end_claims` gives its status.
+# Assertions of the systemd scenarios, which source it as /usr/lib/claims.bash in the guest.
+# A failed claim is reported at once and the scenario goes on; `end_claims` exits with its status.
 
 claims=0 broken=0
 
-# claim WORDS COMMAND…: WORDS hold if COMMAND succeeds; its output is shown when it does not.
+# claim WHAT COMMAND…: holds if COMMAND succeeds; prints its output if not.
 claim() {
-  local words=$1 said
+  local what=$1 output
   shift
   claims=$((claims + 1))
-  if said=$("$@" 2>&1); then
-    echo "ok - $words"
+  if output=$("$@" 2>&1); then
+    echo "ok - $what"
   else
     broken=$((broken + 1))
-    echo "not ok - $words"
-    printf '    %s\n' "$*" "$said"
+    echo "not ok - $what"
+    printf '    %s\n' "$*" "$output"
   fi
 }
 
-# claim_within SECONDS WORDS COMMAND…: COMMAND succeeds once within SECONDS. For what nothing announces; a unit's start,
-# which systemctl waits for, needs no such patience.
+# claim_within SECONDS WHAT COMMAND…: polls until COMMAND succeeds. For changes without an event to wait for; systemctl waits for
+# the start of a unit.
 claim_within() {
-  local until=$((SECONDS + $1)) words=$2
+  local until=$((SECONDS + $1)) what=$2
   shift 2
   until "$@" >/dev/null 2>&1 || [ "$SECONDS" -ge "$until" ]; do sleep 0.1; done
-  claim "$words" "$@"
+  claim "$what" "$@"
 }
 
 # is VALUE COMMAND…: COMMAND prints VALUE.
 is() {
-  local value=$1 said
+  local value=$1 output
   shift
-  said=$("$@") || return
-  if [ "$said" != "$value" ]; then
-    echo "expected '$value', got '$said'"
+  output=$("$@") || return
+  if [ "$output" != "$value" ]; then
+    echo "expected '$value', got '$output'"
     return 1
   fi
 }
 
-# quietly COMMAND…: COMMAND succeeds without a word.
+# quietly COMMAND…: COMMAND succeeds and prints nothing.
 quietly() {
-  local said
-  said=$("$@" 2>&1) || { echo "$said"; return 1; }
-  is '' echo "$said"
+  local output
+  output=$("$@" 2>&1) || { echo "$output"; return 1; }
+  is '' echo "$output"
 }
 
 # fails COMMAND…: COMMAND exits with a status other than 0.
 fails() { ! "$@"; }
 
-# property NAME [UNIT]: one property of a unit, without its name.
+# property NAME [UNIT]: the value of a unit's property.
 property() { systemctl show --value --property "$1" "${2:-spoke.service}"; }
 
 # drop_in NAME LINE…: overrides settings of spoke.service.
@@ -79,10 +79,10 @@ make_hub() {
   wg pubkey <<<"$key"
 }
 
-# admit PUBLIC-KEY ADDRESS: lets a device be the hub's peer.
+# admit PUBLIC-KEY ADDRESS: adds a device to the hub's peers.
 admit() { ip netns exec hub wg set wg0 peer "$1" allowed-ips "$2/32"; }
 
 end_claims() {
-  [ "$claims" -gt 0 ] || { echo "not ok - the scenario claimed nothing"; exit 1; }
+  [ "$claims" -gt 0 ] || { echo "not ok - the scenario has no claims"; exit 1; }
   exit $((broken > 0))
 }
