@@ -59,7 +59,7 @@ stop control
 await 5 "the tunnel stays" reaches device-1 "$hub_address"
 stop device-2
 ip -n device-2 link del wg0
-again device-2
+resume device-2
 await 60 "a device that restarts reconnects without it" reaches device-2 "$hub_address"
 
 say "the control plane is back"
