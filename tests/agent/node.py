@@ -1,4 +1,4 @@
-"""A node: the product's own binary with a kernel of its own, and a far end made with wireguard-tools alone."""
+"""A node run by the product's binary, and a far end made with wireguard-tools."""
 import json
 import os
 import pathlib
@@ -15,7 +15,7 @@ NEAR, FAR = "192.0.2.1", "192.0.2.2"
 
 
 def run(*command, text=None, check=True):
-    """Runs a program to its end; its stdout."""
+    """Runs a program to its end; returns its stdout."""
     done = subprocess.run([str(c) for c in command], input=text, capture_output=True, text=True)
     if check and done.returncode != 0:
         raise AssertionError(f"{command}: {done.returncode}\n{done.stderr}{done.stdout}")
@@ -23,17 +23,17 @@ def run(*command, text=None, check=True):
 
 
 def wait_for(what, reached, limit=60):
-    """Waits for what nobody announces."""
+    """Polls for a state that has no event."""
     end = time.monotonic() + limit
     while not (value := reached()):
         if time.monotonic() > end:
-            raise AssertionError(f"waited {limit} s in vain for {what}")
+            raise AssertionError(f"timeout after {limit} s: {what}")
         time.sleep(0.05)
     return value
 
 
 class Node:
-    """`spoke run` with the agent API on; a context that ends it and cleans up."""
+    """`spoke run` with the agent API enabled; a context manager that stops it and cleans up."""
 
     def __init__(self, spoke, agent="", interface="", key=True, more=""):
         self.spoke, self.process = spoke, None
@@ -64,7 +64,7 @@ class Node:
 
     def alive(self):
         if self.process.poll() is not None:
-            raise AssertionError(f"spoke ended with {self.process.returncode}")
+            raise AssertionError(f"spoke exited with {self.process.returncode}")
         return True
 
     def status(self):
@@ -101,7 +101,7 @@ class Node:
         raise AssertionError(f"no {field}")
 
     def peers(self, link="wg0"):
-        """What the kernel says: allowed-ips by key."""
+        """The kernel's allowed-ips by public key."""
         out = {}
         for line in run("wg", "show", link, "allowed-ips").splitlines():
             key, nets = line.split("\t")
@@ -109,7 +109,7 @@ class Node:
         return out
 
     def generation(self):
-        """The number of the generation in force; 0 before the first change."""
+        """The number of the current generation; 0 before the first change."""
         list_ = self.panel.ask("GET", "/v1/history").json["generations"]
         return max((g["generation"] for g in list_), default=0)
 
@@ -128,7 +128,7 @@ class Node:
 
 
 class Far:
-    """The far end of a wire, in a namespace of its own, with a WireGuard interface by `wg` and `ip`."""
+    """The far end of a wire, in a namespace of its own, with a WireGuard interface made by `wg` and `ip`."""
 
     name = "far"
 
@@ -145,7 +145,7 @@ class Far:
         return self
 
     def join(self, node):
-        """Makes the node its peer."""
+        """Adds the node as its peer."""
         public = run("wg", "show", "wg0", "public-key").strip()
         # A program of another namespace is given the key on its stdin.
         run("ip", "netns", "exec", self.name, "wg", "set", "wg0", "private-key", "/dev/stdin", "peer", public,
@@ -162,7 +162,7 @@ class Far:
 
 
 def key_of(number):
-    """A public key that nobody has the private half of."""
+    """A public key by number; its private key is unknown."""
     import base64
     import hashlib
 

@@ -1,4 +1,4 @@
-"""Asks a node as an existing multi-node panel does: signed requests over plain sockets, nothing of Spoke's own code."""
+"""A client of the agent API as existing multi-node panels implement it: signed requests, independent of Spoke's code."""
 import base64
 import ctypes
 import hashlib
@@ -19,7 +19,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def sign(secret, method, path, body, timestamp, nonce=None):
-    """The signature, by the words of the interface: METHOD|PATH|BODY|TIMESTAMP, and |NONCE where there is one."""
+    """The signature: HMAC-SHA256 of METHOD|PATH|BODY|TIMESTAMP, with |NONCE appended if given."""
     text = f"{method}|{urllib.parse.unquote(path.split('?')[0])}|".encode() + body + f"|{timestamp}".encode()
     if nonce is not None:
         text += f"|{nonce}".encode()
@@ -27,7 +27,7 @@ def sign(secret, method, path, body, timestamp, nonce=None):
 
 
 class Answer:
-    """What came back."""
+    """An HTTP response."""
 
     def __init__(self, status, headers, body):
         self.status, self.headers, self.body = status, headers, body
@@ -41,7 +41,7 @@ class Answer:
 
 
 class Panel:
-    """One panel, in the network namespace `within` or in ours."""
+    """One panel, in the network namespace `within` or in the current one."""
 
     def __init__(self, secret, host="127.0.0.1", within=None, tls=None):
         self.secret, self.host, self.within, self.tls = secret, host, within, tls
@@ -61,7 +61,7 @@ class Panel:
         return out
 
     def send(self, method, path, body=b"", headers=None, sock=None):
-        """Sends one request as it stands and reads the answer."""
+        """Sends one request unchanged and reads the response."""
         connection = http.client.HTTPConnection(self.host, PORT)
         connection.sock = sock or self.connect()
         try:
@@ -79,7 +79,7 @@ class Panel:
                 connection.close()
 
     def ask(self, method, path, value=None, sock=None, timestamp=None):
-        """Signs and sends; every changing request has a nonce of its own, so that it may be repeated at will."""
+        """Signs and sends; every changing request gets a new nonce."""
         body = value if isinstance(value, bytes) else b"" if value is None else json.dumps(value).encode()
         nonce = None if method == "GET" else f"n{os.getpid()}-{next(NONCES)}"
         return self.send(method, path, body, self.headers(method, path, body, nonce, timestamp), sock)
@@ -89,12 +89,12 @@ class Panel:
 
 
 def trusting(certificate):
-    """TLS that trusts this certificate alone."""
+    """A TLS context that trusts this certificate alone."""
     return ssl.create_default_context(cafile=certificate)
 
 
 def exchange(sock, data, half_close=True):
-    """Writes bytes, reads until the other side closes; what a broken connection had given until then."""
+    """Writes bytes and reads until the other side closes; returns what was read until then."""
     out = b""
     try:
         sock.sendall(data)
@@ -110,13 +110,13 @@ def exchange(sock, data, half_close=True):
 
 
 def status_of(raw):
-    """The status of the first answer in these bytes; 0 where there is none."""
+    """The status of the first response in these bytes; 0 if there is none."""
     parts = raw.split(b" ", 2)
     return int(parts[1]) if len(parts) > 2 and parts[0].startswith(b"HTTP/1.") else 0
 
 
 class inside:
-    """Enters a network namespace for what is opened meanwhile; this thread only."""
+    """Enters a network namespace for the sockets opened meanwhile; this thread only."""
 
     def __init__(self, name):
         self.name = name

@@ -1,4 +1,4 @@
-"""Requests that nobody should send: each is refused with the right code, and nothing has changed afterwards."""
+"""Malformed and unauthentic requests: each is refused with its status and changes nothing."""
 import base64
 import json
 import os
@@ -70,12 +70,12 @@ def bodies():
         "a key before any section": f"PublicKey={KEY}\n",
         "an unknown section": "[Include]\n",
         "an unknown key": f"[Peer]\nPublicKey={KEY}\nRun=id\n",
-        "a line that says nothing": f"[Peer]\nPublicKey={KEY}\nnonsense\n",
+        "a line without a key": f"[Peer]\nPublicKey={KEY}\nnonsense\n",
         "an endpoint without a port": f"[Peer]\nPublicKey={KEY}\nEndpoint=192.0.2.1\n",
         "an endpoint with port 0": f"[Peer]\nPublicKey={KEY}\nEndpoint=192.0.2.1:0\n",
         "an endpoint with port 65536": f"[Peer]\nPublicKey={KEY}\nEndpoint=192.0.2.1:65536\n",
         "an endpoint that is a command": f"[Peer]\nPublicKey={KEY}\nEndpoint=$(id):1\n",
-        "an endpoint nobody knows": f"[Peer]\nPublicKey={KEY}\nEndpoint=nowhere.invalid:1\n",
+        "an unresolvable endpoint": f"[Peer]\nPublicKey={KEY}\nEndpoint=nowhere.invalid:1\n",
         "a zero byte": f"[Peer]\nPublicKey={KEY}\n\0\n",
         "a mark": "[Interface]\nFwMark = 0x1ffffffff\n",
         "a port": "[Interface]\nListenPort = 65536\n",
@@ -101,7 +101,7 @@ def bodies():
 
 
 def paths():
-    """(path, status): interface names that are something else, for every call that takes one."""
+    """(method, path): invalid interface names for every call that takes one, and paths outside of the API."""
     bad = ["..", ".", "-h", "--help", "wg 0", "wg%200", "a" * 16, "wg0%00", "wg0%0a", "%ff", "$(id)", "wg0;id", "%2e%2e", "w%2Fg", "", "é", "wg*", "all%"]
     for name in bad:
         for method, tail in (("GET", "/dump"), ("POST", "/peers"), ("POST", "/syncconf"), ("GET", "/config"), ("PUT", "/config"),
@@ -126,7 +126,7 @@ def all_of_them(node):
         count += 1
     for method, path in paths():
         if " " in path or "é" in path:
-            # No request line: it cannot be sent by a client, only by somebody who writes bytes.
+            # No valid request line: written as bytes.
             raw = exchange(node.panel.connect(), f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode(), half_close=False)
             status = status_of(raw)
         else:
@@ -166,7 +166,7 @@ def all_of_them(node):
         if (answer.status, answer.json) != (401, {"error": error}):
             raise AssertionError(f"{changed}: {answer}")
         count += 1
-    # Signed for one thing, sent as another.
+    # The signature belongs to another method, path or body.
     for method, path, sent in (("PUT", PEERS, body), ("POST", "/v1/wg/wg1/peers", body), ("POST", PEERS, body + b" ")):
         answer = node.panel.send(method, path, sent, good)
         if answer.status != 401:
@@ -176,14 +176,14 @@ def all_of_them(node):
     if answer.status != 400:
         raise AssertionError(f"a query: {answer}")
     if state() != before:
-        raise AssertionError(f"something had an effect: {before} → {state()}")
+        raise AssertionError(f"a refused request had an effect: {before} → {state()}")
     if os.path.exists("/run/owned"):
         raise AssertionError("a hook was run")
     print(f"  ({count} requests refused)")
 
 
 def flipped_bits(node):
-    """One bit of each byte of each header, over the wire: refused, or what was meant was still plain, and then it was done."""
+    """Flips one bit of each byte of each header: the request is refused, or, if the flip does not change its meaning, applied."""
     done, refused = set(), 0
     number = 100
     sample, parts = request(node, number, "s")
@@ -207,7 +207,7 @@ def flipped_bits(node):
                 line = raw[start:end].lower()
                 name_end = start + raw[start:end].find(b":")
                 signed = line.startswith((b"x-signature:", b"x-timestamp:", b"x-nonce:", b"post "))
-                # A header's name has no case; the version of HTTP and what is not signed do not matter.
+                # Header names are case-insensitive; the HTTP version and unsigned headers may change.
                 if signed and at > name_end + 1 and not line.startswith(b"post "):
                     raise AssertionError(f"accepted: {bytes(changed)!r}")
                 if line.startswith(b"post ") and at < start + len(b"POST " + PEERS.encode()):
@@ -215,14 +215,14 @@ def flipped_bits(node):
             else:
                 refused += 1
     if set(node.peers()) != done:
-        raise AssertionError("what was refused had an effect, or what was accepted had none")
+        raise AssertionError("a refused request had an effect, or an accepted one had none")
     if refused < 150 or not done:
         raise AssertionError(f"{refused} refused, {len(done)} accepted")
-    print(f"  ({refused} refused, {len(done)} as good as unchanged)")
+    print(f"  ({refused} refused, {len(done)} accepted with unchanged meaning)")
 
 
 def request(node, number, nonce):
-    """A request as bytes, and its header lines."""
+    """A request as bytes, and its head lines."""
     body = json.dumps({"public_key": key_of(number)}).encode()
     now = str(int(time.time()))
     lines = [f"POST {PEERS} HTTP/1.1", "Host: 127.0.0.1:8081", "User-Agent: panel/1.0", "Accept: */*", "Connection: close",

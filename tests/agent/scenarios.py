@@ -1,4 +1,4 @@
-"""What the agent API must do, told to the running product in a real kernel; run by scripts/test-agent as the kernel's root."""
+"""The agent API of the running product in a real kernel; run by scripts/test-agent as root of that kernel."""
 import argparse
 import fcntl
 import fnmatch
@@ -36,7 +36,7 @@ def answered(answer, status, body=None):
 
 
 def refused(address):
-    """Whether nobody listens there."""
+    """Whether the connection is refused."""
     try:
         socket.create_connection((address, PORT), timeout=5).close()
         return False
@@ -44,7 +44,7 @@ def refused(address):
         return True
 
 
-def it_is_off_unless_asked_for_and_then_at_loopback_and_tunnel_only(spoke, far):
+def api_is_off_by_default_and_never_on_outer_addresses(spoke, far):
     with_defaults = Node(spoke, agent='tunnel = true\n# no listen')
     text = with_defaults.config.read_text()
     off = Node(spoke)
@@ -54,11 +54,11 @@ def it_is_off_unless_asked_for_and_then_at_loopback_and_tunnel_only(spoke, far):
     off.__exit__(None)
     assert "listen =" not in text.replace("listen_port", ""), text
     with with_defaults:
-        wait_for("the tunnel address to be served", lambda: not refused("10.8.0.1"))
+        wait_for("the tunnel address is served", lambda: not refused("10.8.0.1"))
         is_(refused(NEAR), True, "the address of the outer network")
 
 
-def every_call_as_a_panel_makes_it(spoke, far):
+def every_call_of_a_panel_works(spoke, far):
     with Node(spoke) as node:
         ask, key = node.panel.ask, key_of(1)
         health = answered(node.panel.send("GET", "/health"), 200).json
@@ -101,8 +101,8 @@ def every_call_as_a_panel_makes_it(spoke, far):
         assert "ListenPort = 6000" in raw and "PrivateKey" not in raw, raw
         for call, key_, up in (("disable", "was_up", False), ("disable", "was_up", False), ("enable", "was_down", True), ("enable", "was_down", True)):
             before = ",UP" in run("ip", "link", "show", "wg7")
-            said = answered(ask("POST", f"/v1/wg/wg7/{call}"), 200).json
-            is_((said["status"], said[key_]), ("success", before if call == "disable" else not before), call)
+            answer = answered(ask("POST", f"/v1/wg/wg7/{call}"), 200).json
+            is_((answer["status"], answer[key_]), ("success", before if call == "disable" else not before), call)
             is_(",UP" in run("ip", "link", "show", "wg7"), up, call)
         status = answered(ask("GET", "/v1/status"), 200).json
         is_(sorted(status["wireguard"]["interfaces"]), ["wg0", "wg7"])
@@ -121,7 +121,7 @@ def every_call_as_a_panel_makes_it(spoke, far):
             assert f"\n{name} " in "\n" + metrics.body.decode(), name
 
 
-def keys_with_a_slash_by_curl_raw_and_encoded(spoke, far):
+def keys_with_a_slash_work_raw_and_encoded(spoke, far):
     with Node(spoke) as node:
         def curl(method, path, body=""):
             now, nonce = str(int(time.time())), os.urandom(6).hex()
@@ -140,7 +140,7 @@ def keys_with_a_slash_by_curl_raw_and_encoded(spoke, far):
             is_(node.peers(), {}, form)
 
 
-def a_used_request_is_refused_after_restarts_and_jumps_of_the_clock(spoke, far):
+def replays_are_refused_after_restarts_and_clock_jumps(spoke, far):
     with Node(spoke) as node:
         ask, send = node.panel.ask, node.panel.send
         path, body = "/v1/wg/wg0/peers", json.dumps({"public_key": key_of(1)}).encode()
@@ -156,7 +156,7 @@ def a_used_request_is_refused_after_restarts_and_jumps_of_the_clock(spoke, far):
         answered(send("POST", path, body, {**nonced, "X-Nonce": "abd"}), 401, {"error": "Invalid signature"})
         answered(ask("DELETE", f"{path}/{key_of(1)}"), 200)
         reading = node.panel.headers("GET", "/v1/wg/wg0/dump", b"")
-        is_([send("GET", "/v1/wg/wg0/dump", b"", reading).status for _ in range(3)], [200] * 3, "reads may come again")
+        is_([send("GET", "/v1/wg/wg0/dump", b"", reading).status for _ in range(3)], [200] * 3, "reads may be repeated")
         for how in (signal.SIGTERM, signal.SIGKILL):
             node.stop(how)
             node.start().listening()
@@ -165,7 +165,7 @@ def a_used_request_is_refused_after_restarts_and_jumps_of_the_clock(spoke, far):
         for jump in (3600, -3600, 10 * 365 * 86400):
             time.clock_settime(time.CLOCK_REALTIME, true + jump)
             answered(again(), 401, {"error": "Request timestamp too old"})
-            # A panel whose clock has jumped as well is served: what it signs now pushes old requests out of the memory.
+            # A panel whose clock jumped as well is served; its requests displace old ones in the replay cache.
             answered(ask("DELETE", f"{path}/{key_of(1)}"), 200)
             time.clock_settime(time.CLOCK_REALTIME, true + 1)
             assert "used before" in answered(again(), 401).json["error"]
@@ -174,7 +174,7 @@ def a_used_request_is_refused_after_restarts_and_jumps_of_the_clock(spoke, far):
         node.start().listening()
         time.clock_settime(time.CLOCK_REALTIME, true + 2)
         assert "used before" in answered(again(), 401).json["error"]
-        is_(node.peers(), {}, "and none of it had an effect")
+        is_(node.peers(), {}, "no replay had an effect")
         answered(ask("POST", path, {"public_key": key_of(3)}), 200)
 
 
@@ -184,13 +184,13 @@ def weak_secrets_and_hooks_are_refused_at_start(spoke, far):
         node.write("secret", secret)
         done = subprocess.run([spoke, "--config", node.config, "run"], capture_output=True, text=True, timeout=30)
         assert done.returncode == 1 and words in done.stderr, f"{secret!r}: {done}"
-        assert not secret or secret not in done.stderr, "the secret is not told"
+        assert not secret or secret not in done.stderr, "the secret is not printed"
     node.write("secret", node.secret, mode=0o644)
     done = subprocess.run([spoke, "--config", node.config, "run"], capture_output=True, text=True, timeout=30)
     assert done.returncode == 1 and "chmod 600" in done.stderr, done
 
 
-def what_is_malformed_is_refused_with_its_code_and_has_no_effect(spoke, far):
+def malformed_requests_are_refused_without_effect(spoke, far):
     with Node(spoke) as node:
         refusals.all_of_them(node)
 
@@ -223,13 +223,13 @@ def conflicts_name_the_holder(spoke, far):
         is_(node.peers(), before)
 
 
-def interfaces_of_somebody_else_are_left_alone(spoke, far):
+def foreign_interfaces_are_left_alone(spoke, far):
     with Node(spoke) as node:
         for words in ("link add wg8 type wireguard", "link add dummy8 type dummy", "link set wg8 up"):
             run("ip", *words.split())
         run("wg", "set", "wg8", "private-key", "/dev/stdin", "peer", key_of(8), "allowed-ips", "10.88.0.0/16", text=far.private)
         before = run("wg", "show", "wg8", "dump")
-        wait_for("the interface to be noticed", lambda: node.panel.ask("DELETE", "/v1/wg/wg8").status == 409)
+        wait_for("the interface is observed", lambda: node.panel.ask("DELETE", "/v1/wg/wg8").status == 409)
         for method, path, body in (("PUT", "/v1/wg/wg8/config", {"private_key": far.private}), ("DELETE", "/v1/wg/wg8", None),
                                    ("PUT", "/v1/wg/dummy8/config", {"private_key": far.private})):
             assert "somebody else" in answered(node.panel.ask(method, path, body), 409).json["error"]
@@ -238,11 +238,11 @@ def interfaces_of_somebody_else_are_left_alone(spoke, far):
         run("ip", "link", "del", "dummy8")
 
 
-def big_bodies_and_slow_clients_cost_little_and_hold_up_nobody(spoke, far):
+def large_bodies_and_slow_clients_are_bounded(spoke, far):
     with Node(spoke) as node:
         panel = node.panel
         before = node.memory("RssAnon")
-        # 100 MB by a client that hears nothing before it has sent everything: the answer reaches it all the same.
+        # 100 MB from a client that reads nothing before it has sent everything: it still receives the response.
         claims = f"X-Signature: {'0' * 64}\r\nX-Timestamp: {int(time.time())}\r\n"
         block = b"x" * 65536
         for within, claim, length, wanted in (
@@ -256,12 +256,12 @@ def big_bodies_and_slow_clients_cost_little_and_hold_up_nobody(spoke, far):
             sock.sendall(f"POST /v1/wg/wg0/peers HTTP/1.1\r\nHost: x\r\n{claim}{length}\r\n\r\n".encode())
             for _ in range(1526 if wanted != 400 else 0):
                 sock.sendall(block if "Length" in length else b"10000\r\n" + block + b"\r\n")
-            said = exchange(sock, b"")
-            assert status_of(said) == wanted and b'"error"' in said or wanted == 400, f"{length}: {said}"
+            got = exchange(sock, b"")
+            assert status_of(got) == wanted and b'"error"' in got or wanted == 400, f"{length}: {got}"
         # 0 and 1 MB.
         answered(panel.ask("POST", "/v1/wg/wg0/peers", b""), 400)
         answered(panel.ask("POST", "/v1/wg/wg0/peers", b"x" * (1 << 20)), 400)
-        # Bodies that nobody authentic sends, as many as connections: together they are bounded too.
+        # Unauthenticated bodies on as many connections as possible: their sum is bounded too.
         socks = []
         for _ in range(60):
             sock = panel.connect()
@@ -284,10 +284,10 @@ def big_bodies_and_slow_clients_cost_little_and_hold_up_nobody(spoke, far):
         is_(node.peers(), {})
 
 
-def slow_loris_is_cut_off_while_others_are_served(spoke, far):
+def slow_headers_are_cut_off_while_others_are_served(spoke, far):
     with Node(spoke) as node:
         panel = node.panel
-        # One byte of a header a second from each of as many connections as there may be in all.
+        # One byte of a header a second on each of the 128 connections allowed.
         held = [panel.connect() for _ in range(128)]
         start, gone = time.monotonic(), 0
         head = f"GET /health HTTP/1.1\r\nHost: x\r\nX-Slow: {'x' * 200}".encode()
@@ -307,15 +307,15 @@ def slow_loris_is_cut_off_while_others_are_served(spoke, far):
         waited = time.monotonic() - start
         assert served and waited < HEADER_LIMIT + 5, f"served: {served} after {waited:.1f} s"
         gone = sum(exchange(s, b"", half_close=False) == b"" for s in held)
-        is_(gone, len(held), "every slow one was cut off without an answer")
-        # From one source of the network only a few at a time, and then others are still served.
+        is_(gone, len(held), "every slow connection was closed without a response")
+        # One source on the network has at most 16 connections; others are still served.
         distant = Panel(node.secret, NEAR, far.name)
         few = [distant.connect() for _ in range(16)]
         is_(exchange(distant.connect(), b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"), b"", "the 17th")
         answered(panel.send("GET", "/health"), 200)
         few.pop().close()
-        wait_for("a place to be given back", lambda: exchange(distant.connect(), b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
-        # A client that asks and does not read, and one that stops in the middle of its body.
+        wait_for("a connection is accepted again", lambda: exchange(distant.connect(), b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
+        # A client that sends requests and does not read, and one that stops in the middle of its body.
         node.panel.syncconf("wg0", file_of(range(2000)))
         lazy = panel.connect()
         path = "/v1/wg/wg0/dump"
@@ -329,7 +329,7 @@ def slow_loris_is_cut_off_while_others_are_served(spoke, far):
         lazy.close()
 
 
-def one_source_cannot_ask_without_end(spoke, far):
+def requests_of_one_source_are_rate_limited(spoke, far):
     with Node(spoke, agent="rate = 10") as node:
         distant = Panel(node.secret, NEAR, far.name)
         answers = [distant.send("GET", "/health") for _ in range(120)]
@@ -342,7 +342,7 @@ def one_source_cannot_ask_without_end(spoke, far):
         answered(distant.send("GET", "/health"), 200)
 
 
-def syncconf_knows_the_whole_format(spoke, far):
+def syncconf_accepts_the_whole_file_format(spoke, far):
     with Node(spoke) as node:
         psk = run("wg", "genpsk").strip()
         text = (f"# a comment\r\n[Interface]\r\nListenPort = 51820 # as it is\r\nFwMark = off\r\n\r\n[Peer]\r\nPublicKey={key_of(1)}\r\n"
@@ -354,22 +354,22 @@ def syncconf_knows_the_whole_format(spoke, far):
         ends = dict(line.split("\t") for line in run("wg", "show", "wg0", "endpoints").splitlines())
         assert ends[key_of(1)] == "[2001:db8::1]:1234" and ends[key_of(2)] in ("127.0.0.1:7", "[::1]:7"), ends
         assert psk not in node.panel.ask("GET", "/v1/wg/wg0/dump").body.decode() + node.panel.ask("GET", "/v1/wg/wg0/config").body.decode()
-        # What `wg showconf` writes is read back as it is, keys of the interface included.
+        # The output of `wg showconf` is accepted, keys of the interface included.
         answered(node.panel.syncconf("wg0", run("wg", "showconf", "wg0")), 200)
         before = run("wg", "show", "wg0", "dump")
         generation = node.generation()
-        # A file for wg-quick: its own keys are read over, its hooks are refused by name.
+        # In a file for wg-quick its keys are ignored and its hooks are refused by name.
         quick = "[Interface]\nAddress = 10.8.0.1/24\nDNS = 1.1.1.1, corp.example\nMTU = 1420\nTable = auto\nSaveConfig = false\n"
         answered(node.panel.syncconf("wg0", quick + text.split("[Interface]")[1]), 200)
         for hook in ("PostUp", "PreUp", "PostDown", "predown"):
             answer = answered(node.panel.syncconf("wg0", quick + f"{hook} = touch /run/owned\n" + file_of([7])), 422)
-            said = answer.json["detail"][0]["msg"]
-            assert hook.lower() in said.lower() and "line 7" in said, said
+            message = answer.json["detail"][0]["msg"]
+            assert hook.lower() in message.lower() and "line 7" in message, message
         is_((run("wg", "show", "wg0", "dump"), node.generation()), (before, generation), "nothing changed")
         assert not os.path.exists("/run/owned")
 
 
-def unchanged_peers_lose_nothing_while_a_thousand_others_are_replaced(spoke, far):
+def replacing_peers_loses_no_packet_of_the_others(spoke, far):
     with Node(spoke) as node:
         stays = f"[Peer]\nPublicKey = {far.public}\nAllowedIPs = 10.8.0.2/32\n\n"
         sets = [stays + file_of(range(0, 1000)), stays + file_of(range(1000, 2000))]
@@ -385,22 +385,22 @@ def unchanged_peers_lose_nothing_while_a_thousand_others_are_replaced(spoke, far
 
         flooding = threading.Thread(target=flood)
         flooding.start()
-        wait_for("the flood", lambda: floods)
+        wait_for("the first flood ended", lambda: floods)
         for text in (*sets, *sets):
             answered(node.panel.syncconf("wg0", text), 200)
             is_(len(node.peers()), 1001)
         over.set()
         flooding.join()
-        for said in floods:
-            assert f"{count} packets transmitted, {count} received, 0% packet loss" in said, said
+        for printed in floods:
+            assert f"{count} packets transmitted, {count} received, 0% packet loss" in printed, printed
         print(f"  (4 times 1,000 peers replaced during {count * len(floods)} echoes, none lost)")
-        is_(shaken(), first, "one and the same session all the time")
-        # The same flood does lose packets where its peer goes: the test can tell.
+        is_(shaken(), first, "the session is the same")
+        # Control: without its peer the flood does lose packets.
         answered(node.panel.syncconf("wg0", sets[0].removeprefix(stays)), 200)
         assert "100% packet loss" in run(*far.command("ping", "-f", "-q", "-c", 20, "-w", 3, "10.8.0.1"), check=False)
 
 
-def a_kill_in_the_middle_of_a_file_leaves_all_or_nothing(spoke, far):
+def a_kill_during_syncconf_leaves_all_or_nothing(spoke, far):
     old, new = {key_of(n) for n in range(300)}, {key_of(n) for n in range(300, 4300)}
     for remove_unknown in ("true", "false"):
         with Node(spoke, interface=f"remove_unknown = {remove_unknown}\n") as node:
@@ -412,18 +412,18 @@ def a_kill_in_the_middle_of_a_file_leaves_all_or_nothing(spoke, far):
                     pass
             sender = threading.Thread(target=send)
             sender.start()
-            wait_for("the kernel to have some of it", lambda: set(node.peers()) != old, 120)
+            wait_for("the kernel has a part of the file", lambda: set(node.peers()) != old, 120)
             node.stop(signal.SIGKILL)
             sender.join()
             mixed = set(node.peers())
             node.start().listening()
-            found = wait_for("one whole set", lambda: (s := set(node.peers())) in (old, new) and s)
+            found = wait_for("the kernel has one whole set", lambda: (s := set(node.peers())) in (old, new) and s)
             newest = [g for g in node.panel.ask("GET", "/v1/history").json["generations"] if g["current"]][0]
             is_("4000 peers" in newest["what"], found == new, "the history agrees with the kernel")
             print(f"  (killed with {len(mixed & old)} old and {len(mixed & new)} new peers in the kernel; back to {len(found)})")
 
 
-def tls_with_a_certificate_that_is_replaced_while_running(spoke, far):
+def tls_certificate_is_reloaded_while_running(spoke, far):
     def certificate(directory, serial, name="node.example"):
         run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "3650",
             "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}", "-set_serial", serial,
@@ -446,7 +446,7 @@ def tls_with_a_certificate_that_is_replaced_while_running(spoke, far):
         url = f"https://node.example:{PORT}/health"
         is_(json.loads(run("curl", "-sS", "--cacert", node.dir / "tls.crt", "--resolve", f"node.example:{PORT}:127.0.0.1", url))["status"], "ok")
         plain = Panel(node.secret)
-        is_(status_of(exchange(plain.connect(), b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n", half_close=False)), 0, "no plain HTTP there")
+        is_(status_of(exchange(plain.connect(), b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n", half_close=False)), 0, "no plain HTTP")
         silent = plain.connect()
         old = run("openssl", "s_client", "-connect", f"127.0.0.1:{PORT}", "-tls1_1", "-cipher", "ALL@SECLEVEL=0", check=False)
         assert "Cipher is (NONE)" in old, old
@@ -458,15 +458,15 @@ def tls_with_a_certificate_that_is_replaced_while_running(spoke, far):
                 return serial(node.panel) == 2
             except ssl.SSLError:
                 return False
-        wait_for("the new certificate", reloaded, 30)
+        wait_for("the new certificate is served", reloaded, 30)
         answered(node.panel.ask("GET", "/v1/status", sock=kept), 200)
-        # A key that does not fit: the certificate in force stays.
+        # With an invalid key file the current certificate stays.
         (node.dir / "tls.key").write_text("nonsense")
-        wait_for("a word about it", lambda: (serial(node.panel), "the old one stays" in node.log()) == (2, True), 30)
+        wait_for("the log names the fault", lambda: (serial(node.panel), "the old one stays" in node.log()) == (2, True), 30)
         certificate(node.dir, 3)
         node.panel.tls = trusting(node.dir / "tls.crt")
-        wait_for("the next certificate", reloaded_to(serial, node, 3), 30)
-        is_(exchange(silent, b"", half_close=False), b"", "who never speaks is cut off")
+        wait_for("the third certificate is served", reloaded_to(serial, node, 3), 30)
+        is_(exchange(silent, b"", half_close=False), b"", "a connection without a handshake is closed")
     bad = Node(spoke)
     bad.config.write_text(bad.config.read_text().replace("[agent]\n", f'[agent]\ntls_certificate = "{bad.dir}/none.crt"\ntls_key = "{bad.dir}/none.key"\n'))
     done = subprocess.run([spoke, "--config", bad.config, "run"], capture_output=True, text=True, timeout=30)
@@ -483,7 +483,7 @@ def reloaded_to(serial, node, wanted):
     return reached
 
 
-def nobody_waits_for_a_large_file(spoke, far):
+def requests_are_served_during_a_large_syncconf(spoke, far):
     with Node(spoke) as node:
         sets = [file_of(range(0, 3000)), file_of(range(1500, 4500))]
         over, waits = threading.Event(), []
@@ -501,18 +501,19 @@ def nobody_waits_for_a_large_file(spoke, far):
             start, before = time.monotonic(), len(waits)
             answered(node.panel.syncconf("wg0", text), 200)
             took.append((time.monotonic() - start, len(waits) - before))
-        # Nothing is counted here: an empty file may be over before a second question is asked.
+        # Not counted: an empty file may be applied before a second request is sent.
         answered(node.panel.syncconf("wg0", ""), 200)
         over.set()
         asker.join()
-        assert all(count >= 3 for _, count in took), f"{took}: hardly anything else was answered meanwhile"
+        assert all(count >= 3 for _, count in took), f"{took}: fewer than 3 requests were served meanwhile"
         assert max(waits) < max(t for t, _ in took), f"one waited {max(waits):.2f} s; the files took {took}"
-        assert node.status()["clean"], "the reconcile loop went on"
+        assert node.status()["clean"], "the reconcile loop is not clean"
 
 
-def the_example_of_the_readme_works_as_it_stands(spoke, far):
-    readme = (pathlib.Path(__file__).resolve().parents[2] / "README.md").read_text()
-    blocks = [block.split("```")[0] for block in readme.split("```sh\n")[1:]]
+def the_documented_example_works(spoke, far):
+    top = pathlib.Path(__file__).resolve().parents[2]
+    pages = "\n".join(page.read_text() for page in (top / "README.md", *sorted((top / "docs").glob("*.md"))))
+    blocks = [block.split("```")[0] for block in pages.split("```sh\n")[1:]]
     example = next(block for block in blocks if "X-Signature" in block)
     with Node(spoke) as node:
         node.write("agent.secret", node.secret + "\n")
@@ -523,28 +524,28 @@ def the_example_of_the_readme_works_as_it_stands(spoke, far):
         assert 0 < newest["confirm_within"] <= 60, newest
 
 
-def watching_the_status_ends_well_with_control_c(spoke, far):
+def status_watch_ends_with_control_c(spoke, far):
     with Node(spoke) as node:
         master, slave = os.openpty()
         before = termios.tcgetattr(slave)
         watch = subprocess.Popen([spoke, "--config", node.config, "status", "--watch"], stdin=slave, stdout=slave, stderr=slave,
                                  start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
-        said = b""
-        # Twice: it goes on by itself.
-        while said.count(b"kernel: in sync") < 2:
-            said += os.read(master, 65536)
+        shown = b""
+        # Twice: it refreshes.
+        while shown.count(b"kernel: in sync") < 2:
+            shown += os.read(master, 65536)
         os.write(master, b"\x03")
-        is_(watch.wait(30), 0, "the key, as a terminal makes a signal of it")
-        is_(termios.tcgetattr(slave), before, "the terminal is as it was")
+        is_(watch.wait(30), 0, "exit status after Ctrl-C")
+        is_(termios.tcgetattr(slave), before, "terminal settings")
         for mode in (b"\x1b[?1049h", b"\x1b[?25l"):
-            assert mode not in said, "no screen or cursor was taken that would have to be given back"
+            assert mode not in shown, "the alternate screen or a hidden cursor would have to be restored"
         os.close(master)
         os.close(slave)
 
 
-def the_live_agent_keeps_to_its_openapi_document(spoke, far):
+def the_agent_conforms_to_its_openapi_document(spoke, far):
     with Node(spoke) as node:
-        contract.hold(node, os.environ["SPOKE_TEST_SCHEMATHESIS"])
+        contract.check(node, os.environ["SPOKE_TEST_SCHEMATHESIS"])
 
 
 SCENARIOS = [value for value in list(globals().values()) if callable(value) and getattr(value, "__module__", "") == __name__
@@ -554,7 +555,7 @@ SCENARIOS = [value for value in list(globals().values()) if callable(value) and 
 def main():
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--spoke", required=True, help="the binary")
-    options.add_argument("--only", default="*", help="scenarios whose name fits")
+    options.add_argument("--only", default="*", help="shell pattern of scenario names")
     options = options.parse_args()
     failed = 0
     with Far() as far:

@@ -1,4 +1,4 @@
-"""Signs what schemathesis sends, and has it talk of an interface that is there more often than chance would."""
+"""Hooks of schemathesis: sign requests, and use existing interface names more often than chance would."""
 import base64
 import itertools
 import os
@@ -19,7 +19,7 @@ LINK = re.compile("[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
 
 
 class Signature(requests.auth.AuthBase):
-    """Signs the request as it will be sent."""
+    """Signs the prepared request."""
 
     def __call__(self, request):
         body = request.body or b""
@@ -28,7 +28,7 @@ class Signature(requests.auth.AuthBase):
         nonce = request.headers.get("X-Nonce")
         nonce = nonce.decode("latin-1") if isinstance(nonce, bytes) else nonce
         if request.method not in ("GET", "HEAD") and (nonce is None or NONCE.fullmatch(nonce)):
-            # A good one is as good as any other, and must not come twice.
+            # A valid nonce is replaced: it must not be used twice.
             nonce = request.headers["X-Nonce"] = f"s{next(NONCES)}"
         request.headers["X-Timestamp"] = now
         request.headers["X-Signature"] = sign(SECRET, request.method, request.path_url, body, now, nonce)
@@ -40,7 +40,7 @@ def peers(keys):
     return base64.b64encode("".join(f"[Peer]\nPublicKey = {k}\nPersistentKeepalive = {len(k) % 30}\n" for k in keys).encode()).decode()
 
 
-# Addresses that an interface can have; of IPv4, because IPv6 asks for an MTU that the document cannot demand in words of its own.
+# Interface addresses, IPv4 only: IPv6 needs an MTU of 1280, which the schema cannot express.
 own = strategies.ip_addresses(v=4).filter(lambda a: not (a.is_unspecified or a.is_multicast or str(a) == "255.255.255.255")).map(lambda a: f"{a}/32")
 v4 = strategies.ip_addresses(v=4).map(lambda a: f"{a}/32")
 v6 = strategies.ip_addresses(v=6).filter(lambda a: a.ipv4_mapped is None).map(lambda a: f"{a}/128")
@@ -61,7 +61,7 @@ schemathesis.auth.set_from_requests(Signature())
 @schemathesis.hook
 def map_path_parameters(context, path_parameters):
     name = (path_parameters or {}).get("if")
-    # A bad name stays as bad as it is.
+    # Invalid names are kept.
     if isinstance(name, str) and LINK.fullmatch(name) and len(name) % 3:
         path_parameters["if"] = ("wg0", "wg5")[len(name) % 2]
     return path_parameters
