@@ -119,8 +119,9 @@ pub struct StatusReport {
     pub repairs: u64,
     /// Steps the kernel refused.
     pub failures: u64,
-    /// What is wrong.
-    pub troubles: Vec<TroubleReport>,
+    /// Conditions that hold.
+    #[serde(rename = "troubles")]
+    pub conditions: Vec<ConditionReport>,
     /// Differences that are left, as text.
     pub left: Vec<String>,
     /// The way to the hub, where there is one.
@@ -134,10 +135,10 @@ pub struct StatusReport {
     pub history: Vec<AppliedStepReport>,
 }
 
-/// Something that is wrong.
+/// A condition, as one version of the supervisor reports it to a command line of perhaps another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TroubleReport {
-    /// Stable and machine-readable.
+pub struct ConditionReport {
+    /// A [`spoke_model::condition::Code`] as text.
     pub code: String,
     /// For people.
     pub detail: String,

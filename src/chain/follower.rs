@@ -14,7 +14,8 @@ use spoke_grants::ladder::Phase;
 use spoke_grants::ledger::{Origin, StoredGrants};
 use spoke_grants::policy::Short;
 use spoke_grants::quorum::OnChain;
-use spoke_grants::report::{AccessFault, Counts, EndpointRow, Report, Unreachable, rows};
+use spoke_grants::report::{Counts, EndpointRow, Report, Unreachable, rows};
+use spoke_model::condition::{Code, Condition};
 use spoke_model::time::{Boot, Wall};
 use spoke_net::derive::Admitted;
 use spoke_sys::clock::{Clock, boot_id};
@@ -95,7 +96,7 @@ struct Task<C> {
     head: Option<u64>,
     heard: Option<(Boot, Wall)>,
     away: Option<Unreachable>,
-    trouble: Option<AccessFault>,
+    condition: Option<Condition>,
     looking: bool,
     next: Boot,
     /// When something changes by itself that was not published yet.
@@ -124,7 +125,7 @@ impl<C: Clock> Task<C> {
             head: None,
             heard: None,
             away: None,
-            trouble: None,
+            condition: None,
             looking: false,
             next: now,
             due: None,
@@ -170,10 +171,10 @@ impl<C: Clock> Task<C> {
         }
         let (t, c) = (chain.traffic, &mut self.counts);
         (c.requests, c.failed_requests, c.bytes, c.verifications) = (t.requests, t.failures, t.bytes, t.verifications);
-        self.trouble = self.own_trouble(chain, now);
+        self.condition = self.own_condition(chain, now);
     }
 
-    fn own_trouble<R: Rpc>(&self, chain: &Chain<R, C>, now: Boot) -> Option<AccessFault> {
+    fn own_condition<R: Rpc>(&self, chain: &Chain<R, C>, now: Boot) -> Option<Condition> {
         let wrong: Vec<String> = chain
             .endpoints
             .iter()
@@ -194,8 +195,8 @@ impl<C: Clock> Task<C> {
         } else {
             return None;
         };
-        let since = self.trouble.as_ref().filter(|t| t.detail == detail).map_or(now, |t| t.since);
-        Some(AccessFault { since, detail })
+        let since = self.condition.as_ref().filter(|t| t.detail == detail).map_or(now, |t| t.since);
+        Some(Condition::new(Code::AccessControlDegraded, since, detail))
     }
 
     /// One look at the chain and everything that follows from it. An error leaves what is known as it is.
@@ -492,7 +493,7 @@ impl<C: Clock> Task<C> {
             admitted: rows.iter().filter(|r| r.admitted).count(),
             polling: self.looking,
             unreachable: self.away.clone().filter(|a| a.failed_polls >= LOOKS || phase != Phase::Fresh),
-            fault: self.trouble.clone(),
+            condition: self.condition.clone(),
             counts,
             endpoints,
             rows,

@@ -196,7 +196,7 @@ impl Follower {
             Some(now_ms.saturating_sub(i64::try_from(since.as_millis()).unwrap_or(i64::MAX)))
         };
         let trouble = |r: &Report| {
-            r.unreachable.as_ref().map(|a| a.reason.clone()).or_else(|| r.fault.as_ref().map(|t| t.detail.clone()))
+            r.unreachable.as_ref().map(|a| a.reason.clone()).or_else(|| r.condition.as_ref().map(|t| t.detail.clone()))
         };
         Progress {
             contract: self.config.contract.to_string(),

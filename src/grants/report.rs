@@ -6,6 +6,7 @@ use super::policy::Reason;
 use crate::admission::{Admission, AdmissionTable, admission};
 use crate::ladder::phase_after;
 use serde::{Deserialize, Serialize};
+use spoke_model::condition::{Code, Condition};
 use spoke_model::key::PublicKey;
 use spoke_model::node_id::NodeId;
 use spoke_model::time::{Boot, Wall};
@@ -37,9 +38,9 @@ pub struct Report {
     /// Why too few endpoints agree; `None` while enough do.
     #[serde(rename = "away")]
     pub unreachable: Option<Unreachable>,
-    /// A fault of the configuration.
-    #[serde(rename = "trouble")]
-    pub fault: Option<AccessFault>,
+    /// What restricts verification on this side. Its code is always the same and not part of the JSON form.
+    #[serde(rename = "trouble", default, with = "without_code")]
+    pub condition: Option<Condition>,
     /// Counters.
     pub counts: Counts,
     /// Endpoints, as configured.
@@ -61,13 +62,26 @@ pub struct Unreachable {
     pub failed_polls: u32,
 }
 
-/// Something that an operator must correct on this side.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AccessFault {
-    /// Since when.
-    pub since: Boot,
-    /// What, with the remedy.
-    pub detail: String,
+/// The JSON form of [`Report::condition`]: `{"since", "detail"}`; the code is always the same.
+mod without_code {
+    use super::{Boot, Code, Condition};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    struct Json {
+        since: Boot,
+        detail: String,
+    }
+
+    #[expect(clippy::ref_option, reason = "the signature serde's `with` wants")]
+    pub(super) fn serialize<S: Serializer>(c: &Option<Condition>, s: S) -> Result<S::Ok, S::Error> {
+        c.as_ref().map(|c| Json { since: c.since, detail: c.detail.clone() }).serialize(s)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Condition>, D::Error> {
+        let json = Option::<Json>::deserialize(d)?;
+        Ok(json.map(|j| Condition::new(Code::AccessControlDegraded, j.since, j.detail)))
+    }
 }
 
 /// Counters since the process started.

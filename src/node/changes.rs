@@ -17,6 +17,7 @@ use spoke_change::record::{GenerationRecord, StateChange};
 use spoke_change::request::{AppliedChange, ChangeRefused, RepairRequest, RepairResult};
 use spoke_config::Config;
 use spoke_model::clock::Anchor;
+use spoke_model::condition::Code;
 use spoke_model::interface_name::IfName;
 use spoke_model::key::PublicKey;
 use spoke_model::time::Boot;
@@ -311,7 +312,7 @@ impl<C: Clock> Ledger<C> {
                         let problem = failure(&status, links);
                         // What is left although nothing was refused came up meanwhile, such as the address that the kernel
                         // gives itself after a new MTU: the next pass deals with it.
-                        if problem.is_none() || !status.troubles.is_empty() || again == 0 {
+                        if problem.is_none() || !status.conditions.is_empty() || again == 0 {
                             return problem;
                         }
                         again -= 1;
@@ -466,8 +467,8 @@ fn kept(status: &NetStatus, link: &IfName) -> BTreeSet<PublicKey> {
 
 /// What is left undone on these interfaces.
 fn failure(status: &NetStatus, links: &BTreeSet<IfName>) -> Option<ChangeRefused> {
-    if let Some(trouble) = status.troubles.iter().find(|t| t.code == "desired_invalid") {
-        return Some(ChangeRefused::Kernel(trouble.detail.clone()));
+    if let Some(invalid) = status.conditions.iter().find(|c| c.code == Code::DesiredInvalid) {
+        return Some(ChangeRefused::Kernel(invalid.detail.clone()));
     }
     let taken = status.left.blocked.iter().map(|Blocked::NameTaken(name)| name);
     if let Some(name) = taken.into_iter().find(|name| links.contains(*name)) {
@@ -475,8 +476,8 @@ fn failure(status: &NetStatus, links: &BTreeSet<IfName>) -> Option<ChangeRefused
     }
     let step = status.left.steps.iter().find(|s| links.contains(s.link()))?;
     // What the kernel said is told with the step it said it of.
-    let said = status.troubles.iter().find(|t| t.code == "apply_failed");
-    let text = said.map_or_else(|| render::step(step, &status.observed), |t| t.detail.clone());
+    let refused = status.conditions.iter().find(|c| c.code == Code::ApplyFailed);
+    let text = refused.map_or_else(|| render::step(step, &status.observed), |c| c.detail.clone());
     Some(ChangeRefused::Kernel(text))
 }
 

@@ -11,6 +11,7 @@ use spoke_enroll::machine::ControlClient;
 use spoke_enroll::request::{Nonce, RequestParts};
 use spoke_enroll::wire;
 use spoke_enroll::wire::{KeyAnswer, KeyRequest, NodeReport, Problem, ProblemCode, RegisterRequest};
+use spoke_model::condition::Code;
 use spoke_model::node_id::NodeId;
 use spoke_model::signature::{SignKey, VerifyKey};
 use spoke_model::time::Boot;
@@ -323,8 +324,8 @@ impl<C: Clock, K: TunnelKeys> SessionIo<C, K> {
         let its = matches!((&net.control, &session.published), (Some(seen), Some(ours)) if Arc::ptr_eq(seen, ours));
         let undone = net.left.steps.iter().any(|s| s.link() == name)
             || net.left.blocked.iter().any(|b| b.link() == name)
-            || net.troubles.iter().any(|t| t.code == "desired_invalid");
-        let trouble = net.troubles.first().filter(|_| its && undone).map(|t| t.detail.clone());
+            || net.conditions.iter().any(|c| c.code == Code::DesiredInvalid);
+        let trouble = net.conditions.first().filter(|_| its && undone).map(|c| c.detail.clone());
         // The hub session lags behind a new state by a moment, and an answer of the old hub proves nothing.
         let carried = match session.published.as_ref().and_then(|c| c.uplink.as_ref()) {
             None => true,

@@ -4,7 +4,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 use spoke_api::health::fold::Moment;
 use spoke_api::health::routes::{View, page_policy, route};
-use spoke_api::health::summary::{Components, Interfaces, Link, Net, Snapshot, Trouble};
+use spoke_api::health::summary::{Components, Interfaces, Link, Net, Snapshot};
 use spoke_api::http::limit::Rate;
 use spoke_api::http::{Request, Response};
 use spoke_config::Config;
@@ -66,9 +66,8 @@ struct Endpoints<C> {
     shown: Mutex<Arc<Shown>>,
 }
 
-/// What the reconcile task reports, boiled down. Troubles begin now: see [`Net::carry_since`].
+/// What the reconcile task reports, with its peers counted.
 pub fn summarize(status: &NetStatus, now: Boot) -> Net {
-    let trouble = |t: &crate::reconciler::Trouble| Trouble { code: t.code, since: now, detail: t.detail.clone() };
     Net {
         passes: status.passes,
         at: status.at,
@@ -79,7 +78,7 @@ pub fn summarize(status: &NetStatus, now: Boot) -> Net {
         failures: status.failures,
         drifts: (status.drift_count, status.drifts_left),
         held: status.left.held.len(),
-        troubles: status.troubles.iter().map(trouble).collect(),
+        conditions: status.conditions.clone(),
         links: Link::all(&status.desired, &status.observed, &status.handshakes, now),
     }
 }
@@ -109,9 +108,7 @@ impl<C: Clock> Endpoints<C> {
     /// Boils the last pass down; once a pass, whatever the number of requests.
     fn take(&self, status: &NetStatus, components: &Components) {
         let now = self.clock.now();
-        let before = self.shown();
-        let mut net = summarize(status, now);
-        net.carry_since(&before.snapshot.net.troubles);
+        let net = summarize(status, now);
         let (desired, observed) = (status.desired.clone(), status.observed.clone());
         let interfaces = Interfaces::new(desired, observed, status.handshakes.clone(), (now, self.clock.wall()));
         let shown = Shown { snapshot: Arc::new(Snapshot { net, components: components.clone() }), interfaces };

@@ -2,6 +2,7 @@
 use serde::Serialize;
 use spoke_config::Config;
 use spoke_model::address::HostPort;
+use spoke_model::condition::{Code, Condition};
 use spoke_model::interface_name::IfName;
 use spoke_model::time::{Boot, Wall};
 use spoke_net::advance::advance;
@@ -135,15 +136,6 @@ pub struct AppliedStep {
     pub error: Option<String>,
 }
 
-/// Why the state is not what it should be.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Trouble {
-    /// Stable and machine-readable.
-    pub code: &'static str,
-    /// For people, with the remedy.
-    pub detail: String,
-}
-
 /// What the reconcile task publishes after each pass.
 #[derive(Clone, Debug, Default)]
 pub struct NetStatus {
@@ -164,7 +156,7 @@ pub struct NetStatus {
     /// Differences that are left: refused, held back by policy, or out of reach.
     pub left: Arc<Plan>,
     /// Why it is not clean.
-    pub troubles: Vec<Trouble>,
+    pub conditions: Vec<Condition>,
     /// The last applied_steps, oldest first.
     pub history: VecDeque<AppliedStep>,
     /// Steps taken because the wanted state changed.
@@ -257,7 +249,8 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
     }
 
     async fn pass(&mut self, desired: &mut Option<Arc<Desired>>, memory: &mut Memory) -> Result<Pass, KernelError> {
-        let mut troubles = Vec::new();
+        let began = self.clock.now();
+        let mut conditions = Vec::new();
         let mut changed = false;
         let (mut api_state, mut control) = {
             let status = self.status.borrow();
@@ -282,16 +275,14 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
                     }
                     Err(e) => {
                         tracing::error!(error = %e, "the wanted state is invalid; the last good one stays");
-                        troubles.push(Trouble {
-                            code: "desired_invalid",
-                            detail: format!("{e}; the last good state stays"),
-                        });
+                        let detail = format!("{e}; the last good state stays");
+                        conditions.push(Condition::new(Code::DesiredInvalid, began, detail));
                     }
                 }
             }
         }
         let Some(desired) = desired.clone() else {
-            self.publish(|s| (s.troubles, s.api_state, s.control) = (troubles, api_state, control));
+            self.publish(|s| (s.conditions, s.api_state, s.control) = (conditions, api_state, control));
             return Ok(Pass::Unfinished);
         };
         let wanted: BTreeSet<IfName> = desired.links.keys().cloned().collect();
@@ -307,9 +298,9 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
                 let done = self.apply(&plan, &known, &desired, memory, Cause::Change, &mut applied_steps).await?;
                 done.iter().filter_map(|i| plan.steps.get(*i)).for_each(|step| advance(&mut known, step));
                 let left = self::plan(&desired, &known, memory);
-                if left.steps.is_empty() && troubles.is_empty() {
+                if left.steps.is_empty() && conditions.is_empty() {
                     memory.adopt(&desired, &known);
-                    self.report(true, troubles, desired, known, left, applied_steps);
+                    self.report(true, conditions, desired, known, left, applied_steps);
                     let repaired = memory.repaired;
                     self.publish(|s| (s.api_state, s.repaired, s.control) = (api_state, repaired, control));
                     return Ok(Pass::Clean);
@@ -336,13 +327,14 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         }
         memory.adopt(&desired, &observed);
         observed.at = self.clock.now();
-        troubles.extend(applied_steps.iter().filter_map(|d: &AppliedStep| {
+        conditions.extend(applied_steps.iter().filter_map(|d: &AppliedStep| {
             let error = d.error.as_ref()?;
-            Some(Trouble { code: "apply_failed", detail: format!("{}: {error}", d.what) })
+            Some(Condition::new(Code::ApplyFailed, d.at, format!("{}: {error}", d.what)))
         }));
-        troubles.extend(left.blocked.iter().map(|b| Trouble { code: "name_taken", detail: b.to_string() }));
-        let clean = troubles.is_empty() && left.steps.is_empty();
-        self.report(clean, troubles, desired, observed, left, applied_steps);
+        let taken = left.blocked.iter().map(|b| Condition::new(Code::NameTaken, began, b.to_string()));
+        conditions.extend(taken);
+        let clean = conditions.is_empty() && left.steps.is_empty();
+        self.report(clean, conditions, desired, observed, left, applied_steps);
         let repaired = memory.repaired;
         self.publish(|s| {
             (s.api_state, s.repaired, s.control) = (api_state, repaired, control);
@@ -417,7 +409,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
     fn report(
         &mut self,
         clean: bool,
-        troubles: Vec<Trouble>,
+        mut conditions: Vec<Condition>,
         desired: Arc<Desired>,
         observed: Observed,
         left: Plan,
@@ -434,7 +426,8 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
             Arc::make_mut(&mut s.handshakes).record(&observed, now, wall);
             s.observed = Arc::new(observed);
             s.left = Arc::new(left);
-            s.troubles = troubles;
+            Condition::carry_since(&mut conditions, &s.conditions);
+            s.conditions = conditions;
             for applied_step in applied_steps {
                 if s.history.len() >= MAX_HISTORY {
                     s.history.pop_front();

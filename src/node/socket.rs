@@ -4,7 +4,8 @@ use crate::changes::requests::Changes;
 use crate::enrolment::RotationRequest;
 use crate::reconciler::{Cause, NetStatus};
 use spoke_api::socket::{
-    AppliedStepReport, LinkReport, PeerReport, RouteReport, SocketRequest, SocketResponse, StatusReport, TroubleReport,
+    AppliedStepReport, ConditionReport, LinkReport, PeerReport, RouteReport, SocketRequest, SocketResponse,
+    StatusReport,
 };
 use spoke_change::audit::{Actor, Allowance};
 use spoke_change::request::RollbackResult;
@@ -241,10 +242,10 @@ impl<C: Clock> Answers<C> {
             changes: status.changes,
             repairs: status.repairs,
             failures: status.failures,
-            troubles: status
-                .troubles
+            conditions: status
+                .conditions
                 .iter()
-                .map(|t| TroubleReport { code: t.code.to_owned(), detail: t.detail.clone() })
+                .map(|t| ConditionReport { code: t.code.to_string(), detail: t.detail.clone() })
                 .collect(),
             left: status
                 .left

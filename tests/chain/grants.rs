@@ -317,8 +317,8 @@ fn an_endpoint_on_another_chain_is_never_believed() {
     elsewhere.mint(wrong.account(1), "node-0", &key(0));
     wrong.mine(3);
     let mut node = Node::start(config(contract.address, &[wrong.url()], "finality = \"latest\""), None, 1);
-    let report = node.until("trouble", |r| r.fault.is_some() && r.unreachable.is_some());
-    assert!(report.fault.as_ref().unwrap().detail.contains("on chain 8453"), "{report:?}");
+    let report = node.until("trouble", |r| r.condition.is_some() && r.unreachable.is_some());
+    assert!(report.condition.as_ref().unwrap().detail.contains("on chain 8453"), "{report:?}");
     assert!(!node.admits(0));
 }
 

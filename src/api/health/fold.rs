@@ -9,8 +9,9 @@
 //! | up | yes | fresh | all well | healthy |
 //!
 //! A machine without an uplink (a hub) is its own hub: its tunnel is up while every wanted interface is.
-use super::summary::{HANDSHAKE_MAX, Part, Snapshot, Trouble};
+use super::summary::{ComponentStatus, HANDSHAKE_MAX, Snapshot};
 use serde::Serialize;
+use spoke_model::condition::{Code, Condition};
 use spoke_model::node_id::NodeId;
 use spoke_model::time::{Boot, Wall};
 use spoke_update::notice::Notice;
@@ -91,8 +92,8 @@ pub enum Stage {
 /// Why the verdict is not healthy.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Reason {
-    /// Stable and machine-readable.
-    pub code: &'static str,
+    /// Stable text.
+    pub code: Code,
     /// RFC 3339; null while the clock is not believed.
     pub since: Option<String>,
     /// Seconds it has lasted, true whatever the clock says.
@@ -127,9 +128,9 @@ pub struct PeerRegistry {
     pub total_peers: usize,
 }
 
-/// A part of the node.
+/// A component, as JSON.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Component {
+pub struct ComponentView {
     /// `healthy` or `degraded`.
     pub status: &'static str,
     /// RFC 3339; null while the clock is not believed.
@@ -160,7 +161,7 @@ pub struct Health {
     /// The supervisor.
     pub bridge: Bridge,
     /// Parts by name.
-    pub components: BTreeMap<&'static str, Component>,
+    pub components: BTreeMap<&'static str, ComponentView>,
     /// Peers.
     #[serde(rename = "peerRegistry")]
     pub peer_registry: PeerRegistry,
@@ -177,32 +178,29 @@ struct Tunnel {
     connected: bool,
     answers: bool,
     handshake_age: Option<Duration>,
-    troubles: Vec<Trouble>,
+    conditions: Vec<Condition>,
 }
 
 /// The verdict with its reasons, worst first.
 pub fn fold(s: &Snapshot, at: &Moment) -> Health {
     let tunnel = tunnel(s, at);
-    let mut troubles = tunnel.troubles;
-    troubles.extend(s.net.troubles.iter().cloned());
+    let mut conditions = tunnel.conditions;
+    conditions.extend(s.net.conditions.iter().cloned());
     if s.net.passes == 0 {
         let detail = "no pass over the network was completed since start".to_owned();
-        troubles.push(Trouble { code: "starting", since: at.started, detail });
+        conditions.push(Condition::new(Code::Starting, at.started, detail));
     }
-    for (name, part) in s.components.parts.iter().filter(|(_, p)| !p.healthy) {
-        troubles.push(Trouble {
-            code: part_code(name),
-            since: part.since,
-            detail: part.detail.clone().unwrap_or_else(|| format!("{name} is away")),
-        });
+    for (component, status) in s.components.status.iter().filter(|(_, c)| !c.healthy) {
+        let detail = status.detail.clone().unwrap_or_else(|| format!("{} is degraded", component.as_str()));
+        conditions.push(Condition::new(component.code(), status.since, detail));
     }
     if let Some(detail) = &s.components.unprovisioned {
-        troubles.insert(0, Trouble { code: "not_provisioned", since: at.started, detail: detail.clone() });
+        conditions.insert(0, Condition::new(Code::NotProvisioned, at.started, detail.clone()));
     }
     let status = match (tunnel.connected, tunnel.answers) {
         (false, _) => HealthVerdict::Disconnected,
         (true, false) => HealthVerdict::Unhealthy,
-        (true, true) if troubles.is_empty() => HealthVerdict::Healthy,
+        (true, true) if conditions.is_empty() => HealthVerdict::Healthy,
         (true, true) => HealthVerdict::Degraded,
     };
     let stage = match (&s.components.unprovisioned, tunnel.connected && tunnel.answers) {
@@ -221,57 +219,46 @@ pub fn fold(s: &Snapshot, at: &Moment) -> Health {
         bridge: bridge(s, at),
         components: components(s, at),
         peer_registry: peers(s),
-        reasons: troubles.into_iter().map(|t| reason(t, at)).collect(),
+        reasons: conditions.into_iter().map(|t| reason(t, at)).collect(),
         clock_trusted: at.trusted,
         update: s.components.update.clone(),
         timestamp: at.stamp(),
     }
 }
 
-fn reason(t: Trouble, at: &Moment) -> Reason {
-    Reason { code: t.code, since: at.wall_at(t.since), seconds: at.now.since(t.since).as_secs(), detail: t.detail }
-}
-
-/// Parts have fixed codes, so that an alert rule can name them.
-fn part_code(name: &str) -> &'static str {
-    match name {
-        "contract" => "contract_away",
-        "accessControl" => "access_control_degraded",
-        "control" => "control_away",
-        "config" => "config_degraded",
-        _ => "component_degraded",
-    }
+fn reason(c: Condition, at: &Moment) -> Reason {
+    Reason { code: c.code, since: at.wall_at(c.since), seconds: at.now.since(c.since).as_secs(), detail: c.detail }
 }
 
 fn tunnel(s: &Snapshot, at: &Moment) -> Tunnel {
-    let mut troubles = Vec::new();
+    let mut conditions = Vec::new();
     let down: Vec<&str> = s.net.links.iter().filter(|l| !l.up).map(|l| l.name.as_str()).collect();
     let Some(uplink) = &s.components.uplink else {
         let connected = s.net.passes > 0 && down.is_empty();
         if !connected && s.net.passes > 0 {
             let detail = format!("interface {} is not up", down.join(", "));
-            troubles.push(Trouble { code: "interface_down", since: s.net.at, detail });
+            conditions.push(Condition::new(Code::InterfaceDown, s.net.at, detail));
         }
         let newest = s.net.links.iter().filter_map(|l| l.last_handshake).max();
         let handshake_age = newest.map(|h| at.now.since(h));
-        return Tunnel { connected, answers: connected, handshake_age, troubles };
+        return Tunnel { connected, answers: connected, handshake_age, conditions };
     };
     let handshake_age = uplink.last_handshake.map(|h| at.now.since(h));
     let hub = uplink.hub.as_deref().unwrap_or("the hub");
     let why = uplink.last_error.as_deref().map(|e| format!(": {e}")).unwrap_or_default();
     if !uplink.connected {
         let detail = format!("no tunnel to {hub}{why}");
-        troubles.push(Trouble { code: "no_tunnel", since: uplink.since, detail });
+        conditions.push(Condition::new(Code::NoTunnel, uplink.since, detail));
     } else if !uplink.hub_answers {
         let detail = format!("{hub} does not answer through the tunnel{why}");
-        troubles.push(Trouble { code: "hub_silent", since: uplink.since, detail });
+        conditions.push(Condition::new(Code::HubSilent, uplink.since, detail));
     } else if let Some(handshake) = uplink.last_handshake
         && at.now.since(handshake) > HANDSHAKE_MAX
     {
         let detail = format!("the last handshake with {hub} is older than 180 s although it still answers");
-        troubles.push(Trouble { code: "handshake_stale", since: handshake + HANDSHAKE_MAX, detail });
+        conditions.push(Condition::new(Code::HandshakeStale, handshake + HANDSHAKE_MAX, detail));
     }
-    Tunnel { connected: uplink.connected, answers: uplink.connected && uplink.hub_answers, handshake_age, troubles }
+    Tunnel { connected: uplink.connected, answers: uplink.connected && uplink.hub_answers, handshake_age, conditions }
 }
 
 /// The supervisor's own state.
@@ -281,7 +268,7 @@ pub fn bridge(s: &Snapshot, at: &Moment) -> Bridge {
         start_time: at.wall_at(at.started),
         uptime: u64::try_from(at.uptime().as_millis()).unwrap_or(u64::MAX),
         errors: s.net.failures,
-        last_error: s.net.troubles.last().map(|t| t.detail.clone()),
+        last_error: s.net.conditions.last().map(|t| t.detail.clone()),
     }
 }
 
@@ -291,33 +278,42 @@ pub fn peers(s: &Snapshot) -> PeerRegistry {
     PeerRegistry { active_peers: sum(|l| l.active_peers), total_peers: sum(|l| l.peers) }
 }
 
-fn components(s: &Snapshot, at: &Moment) -> BTreeMap<&'static str, Component> {
-    let show = |p: &Part| Component {
+fn components(s: &Snapshot, at: &Moment) -> BTreeMap<&'static str, ComponentView> {
+    let show = |p: &ComponentStatus| ComponentView {
         status: if p.healthy { "healthy" } else { "degraded" },
         since: at.wall_at(p.since),
         detail: p.detail.clone(),
     };
-    let mut out: BTreeMap<&'static str, Component> = s.components.parts.iter().map(|(n, p)| (*n, show(p))).collect();
-    let net = Part { healthy: s.net.clean, since: s.net.at, detail: s.net.troubles.last().map(|t| t.detail.clone()) };
+    let mut out: BTreeMap<&'static str, ComponentView> =
+        s.components.status.iter().map(|(c, status)| (c.as_str(), show(status))).collect();
+    let net = ComponentStatus {
+        healthy: s.net.clean,
+        since: s.net.at,
+        detail: s.net.conditions.last().map(|t| t.detail.clone()),
+    };
     out.insert("network", show(&net));
     // The configuration and everything that completes it make one valid state, or the last good one is held.
-    let invalid = s.net.troubles.iter().find(|t| t.code == "desired_invalid");
+    let invalid = s.net.conditions.iter().find(|t| t.code == Code::DesiredInvalid);
     match invalid {
         Some(t) => {
-            out.insert("config", show(&Part { healthy: false, since: t.since, detail: Some(t.detail.clone()) }));
+            out.insert(
+                "config",
+                show(&ComponentStatus { healthy: false, since: t.since, detail: Some(t.detail.clone()) }),
+            );
         }
         // What the control plane completes it with may be degraded by itself.
         None => {
-            out.entry("config").or_insert_with(|| show(&Part { healthy: true, since: at.started, detail: None }));
+            out.entry("config")
+                .or_insert_with(|| show(&ComponentStatus { healthy: true, since: at.started, detail: None }));
         }
     }
     let missing: usize = s.net.links.iter().map(|l| l.wanted_peers.saturating_sub(l.peers)).sum();
     let detail = (missing > 0).then(|| format!("{missing} wanted peers are not in the kernel"));
-    out.insert("registry", show(&Part { healthy: missing == 0, since: s.net.at, detail }));
+    out.insert("registry", show(&ComponentStatus { healthy: missing == 0, since: s.net.at, detail }));
     if let Some(uplink) = &s.components.uplink {
         let healthy = uplink.connected && uplink.hub_answers;
         let detail = uplink.last_error.clone().filter(|_| !healthy);
-        out.insert("uplink", show(&Part { healthy, since: uplink.since, detail }));
+        out.insert("uplink", show(&ComponentStatus { healthy, since: uplink.since, detail }));
     }
     out
 }
@@ -328,7 +324,7 @@ pub fn ready(s: &Snapshot, at: &Moment) -> Result<(), String> {
         return Err("no pass over the network was completed yet".into());
     }
     if !s.net.clean {
-        return Err(match s.net.troubles.first() {
+        return Err(match s.net.conditions.first() {
             Some(t) => format!("{}: {}", t.code, t.detail),
             None => "the last pass left something undone".into(),
         });
@@ -337,7 +333,7 @@ pub fn ready(s: &Snapshot, at: &Moment) -> Result<(), String> {
     if tunnel.connected {
         return Ok(());
     }
-    Err(tunnel.troubles.first().map_or_else(|| "no tunnel".into(), |t| format!("{}: {}", t.code, t.detail)))
+    Err(tunnel.conditions.first().map_or_else(|| "no tunnel".into(), |t| format!("{}: {}", t.code, t.detail)))
 }
 
 #[cfg(test)]

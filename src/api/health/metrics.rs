@@ -77,7 +77,7 @@ impl Collector for Scrape {
             "status",
             HealthVerdict::ALL.map(|v| (v.as_str(), u64::from(v == health.status))),
         )?;
-        let reasons = health.reasons.iter().map(|r| (r.code, 1u64)).collect::<BTreeMap<_, _>>();
+        let reasons = health.reasons.iter().map(|r| (r.code.as_str(), 1u64)).collect::<BTreeMap<_, _>>();
         out.family(
             ("spoke_health_reason", "1 for each reason the node is not healthy", MetricType::Gauge),
             "code",

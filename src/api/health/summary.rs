@@ -1,5 +1,6 @@
 //! The facts that health is judged by, boiled down once per observation so that a request costs no walk over all peers.
 use serde::Serialize;
+use spoke_model::condition::{Code, Condition};
 use spoke_model::interface_name::IfName;
 use spoke_model::key::PublicKey;
 use spoke_model::nets::Nets;
@@ -15,17 +16,6 @@ use std::time::Duration;
 
 /// WireGuard refuses a session older than this, so a tunnel in use always has a younger handshake.
 pub const HANDSHAKE_MAX: Duration = Duration::from_secs(180);
-
-/// A condition that makes the node less than healthy.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trouble {
-    /// Stable and machine-readable.
-    pub code: &'static str,
-    /// Since when.
-    pub since: Boot,
-    /// For people, with the remedy.
-    pub detail: String,
-}
 
 /// What the reconcile task reports.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,7 +39,7 @@ pub struct Net {
     /// Differences that policy leaves alone now.
     pub held: usize,
     /// Why it was not clean.
-    pub troubles: Vec<Trouble>,
+    pub conditions: Vec<Condition>,
     /// Interfaces, in the order of their names.
     pub links: Vec<Link>,
 }
@@ -99,9 +89,44 @@ pub struct Uplink {
     pub last_error: Option<String>,
 }
 
-/// A part of the node whose absence does not take the tunnel down: chain, control plane, registry.
+/// A component of the node that the tunnel does not depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Component {
+    /// Verification of grants by this node's settings.
+    AccessControl,
+    /// The control plane's state: in force and on disk.
+    Config,
+    /// The chain endpoints.
+    Contract,
+    /// The control plane.
+    Control,
+}
+
+impl Component {
+    /// The name in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::AccessControl => "accessControl",
+            Self::Config => "config",
+            Self::Contract => "contract",
+            Self::Control => "control",
+        }
+    }
+
+    /// The condition of a node on which this component is degraded.
+    pub const fn code(self) -> Code {
+        match self {
+            Self::AccessControl => Code::AccessControlDegraded,
+            Self::Config => Code::ConfigDegraded,
+            Self::Contract => Code::ContractAway,
+            Self::Control => Code::ControlAway,
+        }
+    }
+}
+
+/// Status of one component.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Part {
+pub struct ComponentStatus {
     /// It works.
     pub healthy: bool,
     /// Since when it has been so.
@@ -157,8 +182,8 @@ pub struct Components {
     pub update: Option<Notice>,
     /// What an image without settings waits for.
     pub unprovisioned: Option<String>,
-    /// Parts by name: `contract`, `registry`, `control`, …
-    pub parts: BTreeMap<&'static str, Part>,
+    /// The components that are configured.
+    pub status: BTreeMap<Component, ComponentStatus>,
 }
 
 /// Everything the endpoints speak about.
@@ -168,16 +193,6 @@ pub struct Snapshot {
     pub net: Net,
     /// The others.
     pub components: Components,
-}
-
-impl Net {
-    /// Gives each trouble the moment it first appeared: that of `before` if it was there already, else `self.at`.
-    pub fn carry_since(&mut self, before: &[Trouble]) {
-        for trouble in &mut self.troubles {
-            let known = before.iter().find(|b| b.code == trouble.code).map(|b| b.since);
-            trouble.since = known.unwrap_or(self.at);
-        }
-    }
 }
 
 impl Link {

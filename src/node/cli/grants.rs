@@ -184,7 +184,7 @@ fn head(r: &Report, now: Boot) -> String {
     if let Some(away) = &r.unreachable {
         let _ = writeln!(out, "! the chain is not heard for {}: {}", age(now.since(away.since).as_secs()), away.reason);
     }
-    if let Some(t) = &r.fault {
+    if let Some(t) = &r.condition {
         let _ = writeln!(out, "! {}", t.detail);
     }
     out

@@ -92,7 +92,7 @@ pub fn table(r: &StatusReport) -> String {
     if let Some(control) = &r.control {
         fleet(&mut out, control);
     }
-    for t in &r.troubles {
+    for t in &r.conditions {
         let _ = writeln!(out, "! {}: {}", t.code, t.detail);
     }
     for left in &r.left {
@@ -242,7 +242,9 @@ mod tests {
     fn trouble_and_repairs_are_seen_at_a_glance() {
         let report = StatusReport {
             version: "1".into(),
-            troubles: vec![spoke_api::socket::TroubleReport { code: "name_taken".into(), detail: "wg0 …".into() }],
+            conditions: vec![spoke_api::socket::ConditionReport {
+                code: "name_taken".into(), detail: "wg0 …".into()
+            }],
             history: vec![spoke_api::socket::AppliedStepReport {
                 seconds_ago: 61,
                 time: "1970-01-01T00:00:00Z".into(),

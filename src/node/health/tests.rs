@@ -1,6 +1,8 @@
 //! The endpoints on real sockets, from a reconcile task's status to the client.
 use super::*;
+use spoke_api::health::summary::Component;
 use spoke_config::interface::DriftPolicy;
+use spoke_model::condition::{Code, Condition};
 use spoke_model::interface_name::IfName;
 use spoke_model::key::{PublicKey, SecretKey};
 use spoke_net::state::{Desired, Link as Wanted, ListenPort, Observed, ObservedLink, ObservedPeer, Peer};
@@ -61,7 +63,7 @@ fn grants() -> spoke_grants::report::Report {
         admitted: 1,
         polling: false,
         unreachable: None,
-        fault: None,
+        condition: None,
         counts: Default::default(),
         endpoints: Vec::new(),
         rows: Vec::new(),
@@ -144,19 +146,19 @@ async fn metrics_have_the_phase_and_each_code_once() {
         ..Default::default()
     };
     // Everything that has metrics of its own, and every kind of trouble at once.
-    let part = spoke_api::health::summary::Part { healthy: false, since: SystemClock.now(), detail: None };
-    let parts =
-        ["contract", "registry", "control", "config", "agent", "clock", "accessControl"].map(|p| (p, part.clone()));
+    let degraded =
+        spoke_api::health::summary::ComponentStatus { healthy: false, since: SystemClock.now(), detail: None };
+    let components = [Component::Contract, Component::Control, Component::Config, Component::AccessControl]
+        .map(|c| (c, degraded.clone()));
     let components = Components {
         uplink: Some(uplink),
         clock_trusted: true,
         grants: Some(Arc::new(grants())),
-        parts: parts.into(),
+        status: components.into(),
         ..Components::default()
     };
-    let trouble = |code| crate::reconciler::Trouble { code, detail: "\"quoted\"\nand broken".into() };
-    let troubled =
-        NetStatus { troubles: vec![trouble("apply_failed"), trouble("apply_failed")], clean: false, ..status() };
+    let refused = Condition::new(Code::ApplyFailed, SystemClock.now(), "\"quoted\"\nand broken");
+    let troubled = NetStatus { conditions: vec![refused.clone(), refused], clean: false, ..status() };
     endpoints.take(&troubled, &components);
     let request = Request {
         method: "GET".into(),

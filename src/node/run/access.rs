@@ -4,7 +4,7 @@ use super::control;
 use crate::reconciler::Fact;
 use crate::socket::GrantsView;
 use crate::supervise::Supervisor;
-use spoke_api::health::summary::{Access, Components, Part};
+use spoke_api::health::summary::{Access, Component, ComponentStatus, Components};
 use spoke_chain::follower::{Board, run};
 use spoke_chain::ledger::Directories;
 use spoke_config::Config;
@@ -160,8 +160,8 @@ async fn tell(
         if let Some(r) = seen {
             components.send_modify(|v| {
                 v.access = Some(summary(&r));
-                v.parts.insert("contract", contract(&r, started));
-                v.parts.insert("accessControl", own(&r, started));
+                v.status.insert(Component::Contract, contract(&r, started));
+                v.status.insert(Component::AccessControl, own(&r, started));
                 v.grants = Some(r);
             });
         }
@@ -191,9 +191,9 @@ fn summary(r: &Report) -> Access {
     }
 }
 
-fn contract(r: &Report, started: Boot) -> Part {
+fn contract(r: &Report, started: Boot) -> ComponentStatus {
     match &r.unreachable {
-        None => Part { healthy: true, since: r.last_quorum.unwrap_or(started), detail: None },
+        None => ComponentStatus { healthy: true, since: r.last_quorum.unwrap_or(started), detail: None },
         Some(away) => {
             let means = match r.phase {
                 Phase::Fresh | Phase::Stale => "every grant still holds",
@@ -204,15 +204,15 @@ fn contract(r: &Report, started: Boot) -> Part {
                 "VERIFICATION_ERROR: the chain is not heard ({}); {means}: see `spoke doctor` and [grants] endpoints",
                 away.reason
             );
-            Part { healthy: false, since: away.since, detail: Some(detail) }
+            ComponentStatus { healthy: false, since: away.since, detail: Some(detail) }
         }
     }
 }
 
-fn own(r: &Report, started: Boot) -> Part {
-    match &r.fault {
-        None => Part { healthy: true, since: started, detail: None },
-        Some(t) => Part { healthy: false, since: t.since, detail: Some(t.detail.clone()) },
+fn own(r: &Report, started: Boot) -> ComponentStatus {
+    match &r.condition {
+        None => ComponentStatus { healthy: true, since: started, detail: None },
+        Some(t) => ComponentStatus { healthy: false, since: t.since, detail: Some(t.detail.clone()) },
     }
 }
 

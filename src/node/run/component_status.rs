@@ -2,7 +2,7 @@
 use crate::health::summarize;
 use crate::reconciler::NetStatus;
 use spoke_api::health::fold::{HealthVerdict, Moment, fold};
-use spoke_api::health::summary::{Components, Part, Snapshot, Uplink};
+use spoke_api::health::summary::{Component, ComponentStatus, Components, Snapshot, Uplink};
 use spoke_enroll::status::ControlStatus;
 use spoke_enroll::wire::Outcome;
 use spoke_model::clock::Anchor;
@@ -43,14 +43,14 @@ pub(super) async fn control<C: Clock>(
     loop {
         let parts = {
             let (status, now) = (status.borrow_and_update(), clock.now());
-            [("control", control_part(&status, now)), ("config", config_part(&status, now))]
+            [(Component::Control, control_part(&status, now)), (Component::Config, config_part(&status, now))]
         };
         components.send_if_modified(|v| {
             let mut changed = false;
             for (name, part) in parts {
-                let since = v.parts.get(name).filter(|p| p.healthy == part.healthy).map_or(part.since, |p| p.since);
-                let part = Part { since, ..part };
-                changed |= v.parts.insert(name, part.clone()).as_ref() != Some(&part);
+                let since = v.status.get(&name).filter(|p| p.healthy == part.healthy).map_or(part.since, |p| p.since);
+                let part = ComponentStatus { since, ..part };
+                changed |= v.status.insert(name, part.clone()).as_ref() != Some(&part);
             }
             changed
         });
@@ -74,7 +74,7 @@ pub(super) async fn clock(
     }
 }
 
-fn control_part(status: &ControlStatus, now: Boot) -> Part {
+fn control_part(status: &ControlStatus, now: Boot) -> ComponentStatus {
     let detail = match (&status.outage, status.last_answer) {
         (Some(away), _) if !status.enrolled => Some(format!("not enrolled yet: {}", away.reason)),
         (Some(away), _) => Some(format!("the control plane is away, the last good state stays: {}", away.reason)),
@@ -85,17 +85,17 @@ fn control_part(status: &ControlStatus, now: Boot) -> Part {
         (None, None) => Some("the control plane was not reached since the start".to_owned()),
         (None, Some(_)) => None,
     };
-    Part { healthy: detail.is_none(), since: now, detail }
+    ComponentStatus { healthy: detail.is_none(), since: now, detail }
 }
 
-fn config_part(status: &ControlStatus, now: Boot) -> Part {
+fn config_part(status: &ControlStatus, now: Boot) -> ComponentStatus {
     let taken_back = status.reason.as_ref().filter(|_| status.outcome == Some(Outcome::Reverted));
     let detail = match (&status.unsaved, taken_back) {
         (Some(why), _) => Some(format!("the state in force is not on disk: {why}")),
         (None, Some(why)) => Some(format!("the control plane's last state was taken back: {why}")),
         (None, None) => None,
     };
-    Part { healthy: detail.is_none(), since: now, detail }
+    ComponentStatus { healthy: detail.is_none(), since: now, detail }
 }
 
 fn summary(status: &UplinkStatus, now: Boot, wall: Wall) -> Uplink {
@@ -148,7 +148,7 @@ fn words(net: &NetStatus, uplink: Option<&Uplink>) -> String {
             (false, None) => format!("no tunnel to {hub} yet; "),
         }
     });
-    let kernel = match net.troubles.first() {
+    let kernel = match net.conditions.first() {
         _ if net.passes == 0 => "no pass over the network was completed yet".to_owned(),
         Some(t) => format!("out of sync: {}", t.detail),
         None if net.clean => format!("kernel in sync, {} interfaces", net.desired.links.len()),
@@ -191,7 +191,7 @@ pub(super) fn health(
     let clock = SystemClock;
     let mut components = components.borrow().clone();
     // What it knows already.
-    components.parts.retain(|name, _| !matches!(*name, "control" | "config"));
+    components.status.retain(|c, _| !matches!(c, Component::Control | Component::Config));
     let at = Moment { now: clock.now(), wall: clock.wall(), trusted: components.clock_trusted, started };
     let health = fold(&Snapshot { net: summarize(&net.borrow(), at.now), components }, &at);
     let reasons: Vec<_> =
@@ -230,19 +230,24 @@ pub(super) fn fleet(status: &ControlStatus, now: Boot) -> serde_json::Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reconciler::Trouble;
     use spoke_enroll::status::ControlOutage;
+    use spoke_model::condition::{Code, Condition};
 
     /// What `/health` says of a control plane, as the one who judges a trial reads it.
-    fn codes(status: &ControlStatus) -> Vec<&'static str> {
+    fn codes(status: &ControlStatus) -> Vec<Code> {
         let mut snapshot = Snapshot::default();
-        snapshot.components.parts.insert("control", control_part(status, Boot::from_secs(1)));
-        snapshot.components.parts.insert("config", config_part(status, Boot::from_secs(1)));
+        snapshot.components.status.insert(Component::Control, control_part(status, Boot::from_secs(1)));
+        snapshot.components.status.insert(Component::Config, config_part(status, Boot::from_secs(1)));
         let at = Moment { now: Boot::from_secs(9), wall: Wall(0), trusted: false, started: Boot::from_secs(0) };
         let health = fold(&snapshot, &at);
-        let degraded = health.reasons.iter().any(|r| r.code == "config_degraded");
+        let degraded = health.reasons.iter().any(|r| r.code == Code::ConfigDegraded);
         assert_eq!(health.components["config"].status == "degraded", degraded, "the part says what the reason says");
-        health.reasons.iter().map(|r| r.code).filter(|c| c.starts_with("con")).collect()
+        health
+            .reasons
+            .iter()
+            .map(|r| r.code)
+            .filter(|c| matches!(c, Code::ControlAway | Code::ConfigDegraded))
+            .collect()
     }
 
     fn away(why: &str) -> ControlStatus {
@@ -252,13 +257,13 @@ mod tests {
 
     #[test]
     fn a_control_plane_that_was_not_heard_yet_is_away() {
-        assert_eq!(codes(&ControlStatus::default()), ["control_away"]);
-        assert_eq!(codes(&away("x")), ["control_away"]);
+        assert_eq!(codes(&ControlStatus::default()), [Code::ControlAway]);
+        assert_eq!(codes(&away("x")), [Code::ControlAway]);
         let heard = ControlStatus { outage: None, ..away("x") };
         assert!(codes(&heard).is_empty());
         let bad = |outcome| ControlStatus { outcome: Some(outcome), reason: Some("x".into()), ..heard.clone() };
-        assert_eq!(codes(&bad(Outcome::Refused)), ["control_away"]);
-        assert_eq!(codes(&bad(Outcome::Reverted)), ["config_degraded"]);
+        assert_eq!(codes(&bad(Outcome::Refused)), [Code::ControlAway]);
+        assert_eq!(codes(&bad(Outcome::Reverted)), [Code::ConfigDegraded]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -270,11 +275,11 @@ mod tests {
         told.changed().await.unwrap();
         status.send_replace(away("a"));
         told.changed().await.unwrap();
-        let went = told.borrow_and_update().parts["control"].since;
+        let went = told.borrow_and_update().status[&Component::Control].since;
         tokio::time::sleep(std::time::Duration::from_secs(60)).await;
         status.send_replace(away("b"));
         told.changed().await.unwrap();
-        let part = told.borrow_and_update().parts["control"].clone();
+        let part = told.borrow_and_update().status[&Component::Control].clone();
         assert!(part.since == went && part.detail.unwrap().ends_with(": b"));
         drop(status);
         task.await.unwrap().unwrap();
@@ -288,7 +293,7 @@ mod tests {
         let mut uplink = Uplink { hub: Some("hub-a".into()), connected: true, ..Uplink::default() };
         assert_eq!(words(&net, Some(&uplink)), "tunnel to hub-a is up; kernel in sync, 0 interfaces");
         (uplink.connected, uplink.last_error) = (false, Some("hub hub-a: no\nhandshake".into()));
-        net.troubles = vec![Trouble { code: "name_taken", detail: "wg0 is taken".into() }];
+        net.conditions = vec![Condition::new(Code::NameTaken, Boot::default(), "wg0 is taken")];
         assert_eq!(words(&net, Some(&uplink)), "no tunnel: hub hub-a: no handshake; out of sync: wg0 is taken");
     }
 }

@@ -1,5 +1,5 @@
 //! Verdicts for every kind of trouble.
-use super::super::summary::{Components, Link, Net, Uplink};
+use super::super::summary::{Component, Components, Link, Net, Uplink};
 use super::*;
 use proptest::prelude::*;
 
@@ -34,24 +34,28 @@ fn each_verdict_has_its_reason() {
     let mut s = well();
     uplink(&mut s).last_handshake = Some(Boot::from_secs(800));
     let h = fold(&s, &at(1000));
-    assert_eq!((h.status, h.reasons[0].code, h.reasons[0].seconds), (HealthVerdict::Degraded, "handshake_stale", 20));
+    assert_eq!(
+        (h.status, h.reasons[0].code, h.reasons[0].seconds),
+        (HealthVerdict::Degraded, Code::HandshakeStale, 20)
+    );
     assert_eq!(h.reasons[0].since.as_deref(), Some(Wall(1_700_000_980).to_string().as_str()));
 
     let mut s = well();
     uplink(&mut s).hub_answers = false;
     let h = fold(&s, &at(1000));
-    assert_eq!((h.status, h.reasons[0].code), (HealthVerdict::Unhealthy, "hub_silent"));
+    assert_eq!((h.status, h.reasons[0].code), (HealthVerdict::Unhealthy, Code::HubSilent));
 
     let mut s = well();
     uplink(&mut s).connected = false;
     let h = fold(&s, &at(1000));
-    assert_eq!((h.status, h.reasons[0].code, h.can_ping_hub), (HealthVerdict::Disconnected, "no_tunnel", false));
+    assert_eq!((h.status, h.reasons[0].code, h.can_ping_hub), (HealthVerdict::Disconnected, Code::NoTunnel, false));
 
     let mut s = well();
-    let part = Part { healthy: false, since: Boot::from_secs(500), detail: Some("no endpoint answers".into()) };
-    s.components.parts.insert("contract", part);
+    let part =
+        ComponentStatus { healthy: false, since: Boot::from_secs(500), detail: Some("no endpoint answers".into()) };
+    s.components.status.insert(Component::Contract, part);
     let h = fold(&s, &at(1000));
-    assert_eq!((h.status, h.reasons[0].code, h.reasons[0].seconds), (HealthVerdict::Degraded, "contract_away", 500));
+    assert_eq!((h.status, h.reasons[0].code, h.reasons[0].seconds), (HealthVerdict::Degraded, Code::ContractAway, 500));
     assert_eq!(h.components["contract"].status, "degraded");
 }
 
@@ -59,8 +63,7 @@ fn each_verdict_has_its_reason() {
 fn the_parts_that_every_node_has_are_told_of() {
     let mut s = well();
     s.net.links[0].wanted_peers = 3;
-    s.net.troubles =
-        vec![Trouble { code: "desired_invalid", since: Boot::from_secs(990), detail: "two claim 10.9.0.0/24".into() }];
+    s.net.conditions = vec![Condition::new(Code::DesiredInvalid, Boot::from_secs(990), "two claim 10.9.0.0/24")];
     let h = fold(&s, &at(1000));
     let told = |part: &str| (h.components[part].status, h.components[part].detail.clone().unwrap_or_default());
     assert_eq!(told("config"), ("degraded", "two claim 10.9.0.0/24".to_owned()));
@@ -131,7 +134,7 @@ proptest! {
         let mut s = well();
         (s.net.passes, s.net.clean, s.net.links[0].up) = (passes, clean, up);
         if !clean {
-            s.net.troubles.push(Trouble { code: "apply_failed", since: Boot::from_secs(1), detail: "x".into() });
+            s.net.conditions.push(Condition::new(Code::ApplyFailed, Boot::from_secs(1), "x"));
         }
         let u = uplink(&mut s);
         (u.connected, u.hub_answers, u.last_handshake) = (connected, answers, handshake.map(Boot::from_secs));
@@ -139,7 +142,7 @@ proptest! {
             s.components.uplink = None;
         }
         if let Some(healthy) = part {
-            s.components.parts.insert("control", Part { healthy, since: Boot::from_secs(2), detail: None });
+            s.components.status.insert(Component::Control, ComponentStatus { healthy, since: Boot::from_secs(2), detail: None });
         }
         let h = fold(&s, &at(now));
         prop_assert_eq!(h.status == HealthVerdict::Healthy, h.reasons.is_empty());
@@ -163,7 +166,7 @@ fn the_stage_follows_settings_and_tunnel() {
     let h = fold(&s, &at(1000));
     assert_eq!(
         (h.stage, h.reasons[0].code, h.reasons[0].detail.as_str()),
-        (Stage::Preconfigured, "not_provisioned", "a file")
+        (Stage::Preconfigured, Code::NotProvisioned, "a file")
     );
     let text = serde_json::to_string(&h).unwrap();
     // The image's console reads the first two by their place.

@@ -1,0 +1,212 @@
+//! Conditions: what keeps a node from being healthy, as a stable code, the moment it began and a text for people.
+use crate::time::Boot;
+use serde::Serialize;
+use std::fmt;
+
+/// A condition that holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Condition {
+    /// Its reason.
+    pub code: Code,
+    /// When it began, on the boot clock.
+    pub since: Boot,
+    /// For people: what differs or failed, and with which error.
+    pub detail: String,
+}
+
+impl Condition {
+    /// A condition that begins at `since`.
+    pub fn new(code: Code, since: Boot, detail: impl Into<String>) -> Self {
+        Self { code, since, detail: detail.into() }
+    }
+
+    /// Keeps the beginning of conditions that held before: the detail of a lasting condition may change, its age does not.
+    pub fn carry_since(conditions: &mut [Self], before: &[Self]) {
+        for condition in conditions {
+            if let Some(known) = before.iter().find(|b| b.code == condition.code) {
+                condition.since = known.since;
+            }
+        }
+    }
+}
+
+/// The reason of a condition. Monitors and alert rules match its text, so that text never changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Code {
+    /// No settings were found on the boot partition.
+    NotProvisioned,
+    /// No session with a hub.
+    NoTunnel,
+    /// The hub does not answer echo requests through the tunnel.
+    HubSilent,
+    /// The newest handshake is older than WireGuard lets a session live.
+    HandshakeStale,
+    /// A wanted interface is not up on a node without an uplink.
+    InterfaceDown,
+    /// No reconcile pass was completed since the process started.
+    Starting,
+    /// Configuration and facts do not make a valid desired state; the last valid one stays in force.
+    DesiredInvalid,
+    /// The kernel refused a step.
+    ApplyFailed,
+    /// An interface that is not WireGuard has a wanted name.
+    NameTaken,
+    /// The control plane's state was reverted, or cannot be kept on disk.
+    ConfigDegraded,
+    /// The control plane does not answer, or its state is not accepted.
+    ControlAway,
+    /// No chain endpoint gives a verified answer.
+    ContractAway,
+    /// Grants are checked with restrictions: an endpoint of another chain, or more candidates than fit.
+    AccessControlDegraded,
+}
+
+/// How urgent a condition is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// It ends by itself, or the node works around it.
+    Warning,
+    /// Part of the configuration is not in force: somebody must act.
+    Error,
+    /// The node carries no traffic.
+    Critical,
+}
+
+impl Code {
+    /// Every code, in the order of the documentation.
+    pub const ALL: [Self; 13] = [
+        Self::NotProvisioned,
+        Self::NoTunnel,
+        Self::HubSilent,
+        Self::HandshakeStale,
+        Self::InterfaceDown,
+        Self::Starting,
+        Self::DesiredInvalid,
+        Self::ApplyFailed,
+        Self::NameTaken,
+        Self::ConfigDegraded,
+        Self::ControlAway,
+        Self::ContractAway,
+        Self::AccessControlDegraded,
+    ];
+
+    /// The text in JSON, metrics and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotProvisioned => "not_provisioned",
+            Self::NoTunnel => "no_tunnel",
+            Self::HubSilent => "hub_silent",
+            Self::HandshakeStale => "handshake_stale",
+            Self::InterfaceDown => "interface_down",
+            Self::Starting => "starting",
+            Self::DesiredInvalid => "desired_invalid",
+            Self::ApplyFailed => "apply_failed",
+            Self::NameTaken => "name_taken",
+            Self::ConfigDegraded => "config_degraded",
+            Self::ControlAway => "control_away",
+            Self::ContractAway => "contract_away",
+            Self::AccessControlDegraded => "access_control_degraded",
+        }
+    }
+
+    /// How urgent it is.
+    pub const fn severity(self) -> Severity {
+        match self {
+            Self::NotProvisioned | Self::NoTunnel | Self::HubSilent | Self::InterfaceDown => Severity::Critical,
+            Self::DesiredInvalid
+            | Self::ApplyFailed
+            | Self::NameTaken
+            | Self::ConfigDegraded
+            | Self::AccessControlDegraded => Severity::Error,
+            Self::Starting | Self::HandshakeStale | Self::ControlAway | Self::ContractAway => Severity::Warning,
+        }
+    }
+
+    /// What to do about it.
+    pub const fn remedy(self) -> &'static str {
+        match self {
+            Self::NotProvisioned => "put spoke.toml on the boot partition and restart the device",
+            Self::NoTunnel => "run `spoke doctor`: it checks the WAN, the hub's endpoint, the port and the keys",
+            Self::HubSilent => {
+                "check that the hub answers ICMP echo at its tunnel address and that its allowed-ips for this node are right"
+            }
+            Self::HandshakeStale => "wait for the next handshake; if it stays, check the keys and the clock of the hub",
+            Self::InterfaceDown => "run `spoke plan` and `spoke drift` to see what keeps the interface down",
+            Self::Starting => {
+                "wait a few seconds; if it stays, see the log for the fact that is missing (journalctl -u spoke)"
+            }
+            Self::DesiredInvalid => "correct the setting the detail names, in the file or at the control plane",
+            Self::ApplyFailed => "act on the kernel's error in the detail; the step is tried again with every pass",
+            Self::NameTaken => "rename the other interface, or choose another name in the configuration",
+            Self::ConfigDegraded => {
+                "see the reason in the detail: correct the node's state at the control plane, or free disk space"
+            }
+            Self::ControlAway => {
+                "nothing for the tunnel: the last good state stays in force; check control.url, DNS and the control plane"
+            }
+            Self::ContractAway => "check grants.endpoints with `spoke doctor`; add endpoints of another operator",
+            Self::AccessControlDegraded => {
+                "correct grants.endpoints or grants.chain_id, or reduce the number of candidates"
+            }
+        }
+    }
+
+    /// Whether the control plane cannot be used. An update is not committed under such a condition: a system that cannot
+    /// reach its control plane could not be updated again.
+    pub const fn concerns_control_plane(self) -> bool {
+        match self {
+            Self::ControlAway => true,
+            Self::NotProvisioned
+            | Self::NoTunnel
+            | Self::HubSilent
+            | Self::HandshakeStale
+            | Self::InterfaceDown
+            | Self::Starting
+            | Self::DesiredInvalid
+            | Self::ApplyFailed
+            | Self::NameTaken
+            | Self::ConfigDegraded
+            | Self::ContractAway
+            | Self::AccessControlDegraded => false,
+        }
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_is_serialised_as_its_text() {
+        for code in Code::ALL {
+            assert_eq!(serde_json::to_value(code).unwrap(), code.as_str());
+            assert_eq!(code.to_string(), code.as_str());
+        }
+    }
+
+    #[test]
+    fn all_codes_are_listed_once_with_a_remedy() {
+        let texts: std::collections::BTreeSet<_> = Code::ALL.iter().map(|c| c.as_str()).collect();
+        assert_eq!(texts.len(), Code::ALL.len());
+        assert!(Code::ALL.iter().all(|c| !c.remedy().is_empty()));
+    }
+
+    #[test]
+    fn lasting_condition_keeps_its_beginning() {
+        let before = [Condition::new(Code::ApplyFailed, Boot::from_secs(5), "a")];
+        let mut after = [
+            Condition::new(Code::ApplyFailed, Boot::from_secs(9), "b"),
+            Condition::new(Code::NameTaken, Boot::from_secs(9), "c"),
+        ];
+        Condition::carry_since(&mut after, &before);
+        assert_eq!(after.map(|c| c.since), [Boot::from_secs(5), Boot::from_secs(9)]);
+    }
+}
