@@ -8,6 +8,7 @@ use spoke_model::interface_name::IfName;
 use spoke_model::key::PublicKey;
 use spoke_model::key_source::KeySource;
 use spoke_model::node_id::NodeId;
+use spoke_model::wireguard::MTU_RANGE;
 use std::net::IpAddr;
 use std::str::FromStr;
 
@@ -182,7 +183,10 @@ impl Interface {
         }
         let table = t.number("table", 1..=u64::from(u32::MAX)).map_or(TABLE_MAIN, saturate);
         let routes = t.flag("routes").unwrap_or(true);
-        let (fwmark, mtu) = (t.number("fwmark", 0..=u64::from(u32::MAX)), t.number("mtu", 576..=65_455));
+        let (fwmark, mtu) = (
+            t.number("fwmark", 0..=u64::from(u32::MAX)),
+            t.number("mtu", u64::from(*MTU_RANGE.start())..=u64::from(*MTU_RANGE.end())),
+        );
         let addresses =
             t.list("addresses", "an address with its prefix length such as 10.8.0.2/24").unwrap_or_default();
         let v6 = addresses.iter().find(|a: &&IfAddress| a.0.addr().is_ipv6());

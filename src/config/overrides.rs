@@ -6,6 +6,7 @@ use crate::Config;
 use crate::interface::{DEFAULT_MTU, Interface};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use spoke_model::wireguard::MTU_RANGE;
 use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::net::IpAddr;
@@ -45,7 +46,7 @@ impl Overrides {
 
     /// Why they cannot be applied.
     pub fn check(&self) -> Result<(), String> {
-        if let Some(mtu) = self.mtu.filter(|m| *m != 0 && !(576..=65_455).contains(m)) {
+        if let Some(mtu) = self.mtu.filter(|m| *m != 0 && !MTU_RANGE.contains(m)) {
             return Err(format!("the overriding MTU {mtu} is not 0 or 576 to 65455"));
         }
         if self.dns.as_ref().is_some_and(|d| d.len() > MAX_DNS) {

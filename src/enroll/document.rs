@@ -17,6 +17,7 @@ use spoke_model::key::PublicKey;
 use spoke_model::node_id::NodeId;
 use spoke_model::release::WantedRelease;
 use spoke_model::signature::{SignKey, Signature, VerifyKey};
+use spoke_model::wireguard::MTU_RANGE;
 use spoke_net::state::MAX_PEERS;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -224,7 +225,7 @@ impl WantedInterface {
         if self.hubs.len() > MAX_HUBS || self.peers.len() > MAX_PEERS {
             return Err(format!("{} hubs and {} peers are too many", self.hubs.len(), self.peers.len()));
         }
-        if self.mtu.is_some_and(|m| !(576..=65_455).contains(&m)) || self.listen_port == Some(0) {
+        if self.mtu.is_some_and(|m| !MTU_RANGE.contains(&m)) || self.listen_port == Some(0) {
             return Err("mtu or listen port out of range".into());
         }
         self.overrides.check()?;

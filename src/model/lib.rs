@@ -1,5 +1,4 @@
-//! The vocabulary every other crate of Spoke shares: ids, keys, networks, times, secrets, signatures. It decides nothing about
-//! the product and depends on nothing of ours.
+//! The vocabulary of all crates: ids, keys, networks, times, secrets, signatures. Depends on no other crate of the workspace.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
 
 pub mod address;
@@ -7,6 +6,7 @@ pub mod backoff;
 pub mod clock;
 pub mod condition;
 pub mod duration;
+pub mod error_chain;
 pub mod interface_name;
 pub mod key;
 pub mod key_source;
@@ -16,6 +16,7 @@ pub mod release;
 pub mod secret;
 pub mod signature;
 pub mod time;
+pub mod wireguard;
 
 /// The version of this build; every crate of the workspace has the same.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -139,16 +139,6 @@ pub enum DeriveError {
     },
 }
 
-/// The source of a missing key, shown in errors.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Missing(pub KeySource);
-
-impl std::fmt::Display for Missing {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
 /// Derives the state wanted of the kernel. `last` is the state wanted so far: the generation grows only with a change.
 pub fn derive(config: &Config, facts: &Facts, last: &Desired) -> Result<Desired, DeriveError> {
     let config = facts.control.as_deref().unwrap_or(config);

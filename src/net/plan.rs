@@ -88,11 +88,6 @@ impl Step {
         }
     }
 
-    /// Whether the step takes access away; such a step is never held up by another.
-    pub const fn revokes(&self) -> bool {
-        matches!(self, Self::RemovePeer { .. })
-    }
-
     const fn rank(&self) -> u8 {
         match self {
             Self::DeleteLink { .. } => 0,

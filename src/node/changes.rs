@@ -18,6 +18,7 @@ use spoke_change::request::{AppliedChange, ChangeRefused, RepairRequest, RepairR
 use spoke_config::Config;
 use spoke_model::clock::Anchor;
 use spoke_model::condition::Code;
+use spoke_model::error_chain::ErrorChain;
 use spoke_model::interface_name::IfName;
 use spoke_model::key::PublicKey;
 use spoke_model::time::Boot;
@@ -252,7 +253,7 @@ impl<C: Clock> Ledger<C> {
             record.change.new_peers(&before, |link, key| keeps_strangers(&status, link) && !there(link, key))
         };
         if !intent.is_empty() {
-            self.store.intend(intent).await.map_err(|e| ChangeRefused::Storage(chain(&e)))?;
+            self.store.intend(intent).await.map_err(|e| ChangeRefused::Storage(ErrorChain(&e).to_string()))?;
         }
         let state = Arc::new(state);
         if let Err(problem) = self.settle(&state, &links, None).await {
@@ -261,7 +262,7 @@ impl<C: Clock> Ledger<C> {
         }
         if let Err(error) = self.store.commit(record, state, due).await {
             self.take_back(&before, &links).await;
-            return Err(ChangeRefused::Storage(chain(&error)));
+            return Err(ChangeRefused::Storage(ErrorChain(&error).to_string()));
         }
         self.reverting = None;
         Ok(self.done(true, lines))
@@ -350,7 +351,7 @@ impl<C: Clock> Ledger<C> {
 
     async fn abandon(&mut self) {
         if let Err(error) = self.store.abandon().await {
-            tracing::warn!(error = %chain(&error), "not noted that an unfinished change is taken back; the next start looks again");
+            tracing::warn!(error = %ErrorChain(&error), "not noted that an unfinished change is taken back; the next start looks again");
         }
     }
 
@@ -360,7 +361,7 @@ impl<C: Clock> Ledger<C> {
         if waiting != Some(wanted) {
             return Err(ChangeRefused::NothingToConfirm(wanted));
         }
-        self.store.confirm(wanted).await.map_err(|e| ChangeRefused::Storage(chain(&e)))?;
+        self.store.confirm(wanted).await.map_err(|e| ChangeRefused::Storage(ErrorChain(&e).to_string()))?;
         if self.reverting.take().is_some() {
             // It came in time after all: a reversion that the kernel did not take is over.
             self.api_state.send_replace(Some(self.store.history().state().clone()));
@@ -378,7 +379,11 @@ impl<C: Clock> Ledger<C> {
         let links = touched(&record.change);
         let lines = record.change.lines(self.store.history().state());
         let done = match self.settle(&state, &links, None).await {
-            Ok(()) => self.store.commit(record, state, None).await.map_err(|e| ChangeRefused::Storage(chain(&e))),
+            Ok(()) => self
+                .store
+                .commit(record, state, None)
+                .await
+                .map_err(|e| ChangeRefused::Storage(ErrorChain(&e).to_string())),
             Err(problem) => Err(problem),
         };
         let done = done.map(|()| self.done(true, lines));
@@ -479,18 +484,6 @@ fn failure(status: &NetStatus, links: &BTreeSet<IfName>) -> Option<ChangeRefused
     let refused = status.conditions.iter().find(|c| c.code == Code::ApplyFailed);
     let text = refused.map_or_else(|| render::step(step, &status.observed), |c| c.detail.clone());
     Some(ChangeRefused::Kernel(text))
-}
-
-/// An error with its sources, in one line.
-pub(super) fn chain(e: &dyn std::error::Error) -> String {
-    let mut text = e.to_string();
-    let mut source = e.source();
-    while let Some(s) = source {
-        text.push_str(": ");
-        text.push_str(&s.to_string());
-        source = s.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use spoke_enroll::request::{Nonce, RequestParts};
 use spoke_enroll::wire;
 use spoke_enroll::wire::{KeyAnswer, KeyRequest, NodeReport, Problem, ProblemCode, RegisterRequest};
 use spoke_model::condition::Code;
+use spoke_model::error_chain::ErrorChain;
 use spoke_model::node_id::NodeId;
 use spoke_model::signature::{SignKey, VerifyKey};
 use spoke_model::time::Boot;
@@ -245,7 +246,7 @@ impl<C: Clock, K: TunnelKeys> SessionIo<C, K> {
         session.idle.0 = Some(http);
         Event::PollEnded(match answer {
             Err(HttpError::TooLarge(_)) => PollResult::Refused(Refusal::Oversize(MAX_BYTES)),
-            Err(e) => failed(chain(&e)),
+            Err(e) => failed(ErrorChain(&e).to_string()),
             Ok(answer) => match answer.status {
                 204 => {
                     session.skews = 0;
@@ -279,9 +280,9 @@ impl<C: Clock, K: TunnelKeys> SessionIo<C, K> {
         session.idle.1 = Some(http);
         let answered = match answer {
             Err(e @ (HttpError::Unreachable(_) | HttpError::Untrusted(_) | HttpError::Malformed(_))) => {
-                SendResult::Unsent(chain(&e))
+                SendResult::Unsent(ErrorChain(&e).to_string())
             }
-            Err(e) => SendResult::Failed(chain(&e)),
+            Err(e) => SendResult::Failed(ErrorChain(&e).to_string()),
             Ok(answer) => match (answer.status, self.skewed(session, &answer, nonce)) {
                 (_, Some(Ok(()))) => SendResult::Again,
                 (_, Some(Err(why))) => SendResult::Unsent(why),
@@ -394,13 +395,6 @@ pub(crate) fn sign(
 
 pub(crate) fn problem(answer: &Answer) -> Option<Problem> {
     serde_json::from_slice(&answer.body).ok()
-}
-
-pub(crate) fn chain(e: &HttpError) -> String {
-    match std::error::Error::source(e) {
-        Some(source) => format!("{e}: {source}"),
-        None => e.to_string(),
-    }
 }
 
 /// What never comes (a hub has no uplink) never wakes.

@@ -1,6 +1,6 @@
 //! Enrols the device, then keeps its conversation with the control plane going: sockets, files and clocks around
 //! [`spoke_enroll::machine`].
-use crate::control_session::{ControlSession, SessionIo, answer, chain, change, problem, reply, sign};
+use crate::control_session::{ControlSession, SessionIo, answer, change, problem, reply, sign};
 use crate::reconciler::{Fact, NetStatus};
 use spoke_api::health::summary::Components;
 use spoke_config::Config;
@@ -15,6 +15,7 @@ use spoke_enroll::status::{ControlOutage, ControlStatus};
 use spoke_enroll::wire;
 use spoke_enroll::wire::{Capabilities, ProvisionAnswer, ProvisionRequest};
 use spoke_model::backoff::{Backoff, JitterRng};
+use spoke_model::error_chain::ErrorChain;
 use spoke_model::node_id::NodeId;
 use spoke_model::secret::Secret;
 use spoke_model::signature::SignKey;
@@ -239,7 +240,7 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
         let bearer = ("authorization", format!("Bearer {}", token.reveal()));
         let (mut request, _) = self.signed(server, "POST", wire::PROVISION.to_owned(), body, TIMEOUT, MAX_ANSWER);
         request.headers.push(bearer);
-        let answer = self.http.1.send(request).await.map_err(|e| chain(&e))?;
+        let answer = self.http.1.send(request).await.map_err(|e| ErrorChain(&e).to_string())?;
         match answer.status {
             200 => {
                 let answer: ProvisionAnswer = serde_json::from_slice(&answer.body).map_err(|e| e.to_string())?;

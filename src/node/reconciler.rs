@@ -3,6 +3,7 @@ use serde::Serialize;
 use spoke_config::Config;
 use spoke_model::address::HostPort;
 use spoke_model::condition::{Code, Condition};
+use spoke_model::error_chain::ErrorChain;
 use spoke_model::interface_name::IfName;
 use spoke_model::time::{Boot, Wall};
 use spoke_net::advance::advance;
@@ -226,7 +227,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
                 }
                 Err(e) => {
                     blind += 1;
-                    tracing::error!(error = %chain(&e), "pass failed");
+                    tracing::error!(error = %ErrorChain(&e), "pass failed");
                     if e.retry() == Retry::Never || blind >= MAX_BLIND {
                         return Err(e);
                     }
@@ -358,7 +359,8 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
     ) -> Result<Vec<usize>, KernelError> {
         let applied = self.kernel.apply(&plan.steps).await;
         let (at, wall) = (self.clock.now(), self.clock.wall());
-        let mut errors: BTreeMap<usize, String> = applied.failed.iter().map(|(i, e)| (*i, chain(e))).collect();
+        let mut errors: BTreeMap<usize, String> =
+            applied.failed.iter().map(|(i, e)| (*i, ErrorChain(e).to_string())).collect();
         for i in &applied.done {
             if let Some(step) = plan.steps.get(*i) {
                 memory.record(step, desired);
@@ -450,16 +452,4 @@ enum Pass {
     Clean,
     Unfinished,
     Waiting,
-}
-
-/// An error with its sources, in one line.
-fn chain(e: &dyn std::error::Error) -> String {
-    let mut text = e.to_string();
-    let mut source = e.source();
-    while let Some(s) = source {
-        text.push_str(": ");
-        text.push_str(&s.to_string());
-        source = s.source();
-    }
-    text
 }

@@ -1,14 +1,15 @@
-//! Keeps tasks running: a task that fails is started again with backoff, a vital one takes the process with it, and a
-//! stop asked for ends them all. The kernel tunnel is no task's to take down.
+//! Supervision of the tasks: restart with backoff, or end the process where a vital task ends. No task takes the kernel
+//! tunnel down.
 use std::fmt::Display;
 use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-/// First wait before a failed task is started again.
+/// First wait before a restart.
 const RESTART_MIN: Duration = Duration::from_secs(1);
 /// Longest wait.
 const RESTART_MAX: Duration = Duration::from_secs(60);
@@ -25,7 +26,7 @@ pub enum Exit {
     Vital {
         /// The task.
         task: &'static str,
-        /// What it said.
+        /// Its error.
         reason: String,
     },
     /// A task panicked (only where panics unwind: the release build aborts at once).
@@ -55,11 +56,10 @@ impl Supervisor {
         });
     }
 
-    /// Runs the tasks that `start` gives to a supervisor of their own, on a thread and a runtime of their own: for work whose
-    /// every step may take long, so that nobody who only wants an answer waits behind it.
+    /// Runs the tasks that `start` adds on a thread and a runtime of their own, so that their long steps delay no other task.
     ///
     /// # Errors
-    /// The process may start no thread.
+    /// The thread cannot be started.
     pub fn spawn_thread(
         &mut self,
         name: &'static str,
@@ -77,7 +77,7 @@ impl Supervisor {
                 }),
                 Err(e) => Err(Exit::Vital { task: name, reason: e.to_string() }),
             };
-            // Nobody listens any more where the process is already ending.
+            // Without a receiver the process is ending already.
             let _ = end.send(exit.err());
         })?;
         self.tasks.spawn(async move {
@@ -90,40 +90,23 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Runs what `start` makes, again and again: after a failure with backoff between 1 and 60 s, jittered by half.
-    pub fn restarting<T, E, F, S>(
-        &mut self,
-        name: &'static str,
-        mut random: impl FnMut() -> u64 + Send + 'static,
-        mut start: S,
-    ) where
+    /// Runs the future that `start` returns, and again whenever it ends: with a backoff of 1 to 60 s, jittered by half.
+    pub fn restarting<T, E, F, S>(&mut self, name: &'static str, random: fn() -> u64, mut start: S)
+    where
         T: Send + 'static,
         E: Display,
         F: Future<Output = Result<T, E>> + Send + 'static,
         S: FnMut() -> F + Send + 'static,
     {
-        self.tasks.spawn(async move {
-            let mut wait = RESTART_MIN;
-            loop {
-                let started = tokio::time::Instant::now();
-                match start().await {
-                    Ok(_) => tracing::warn!(task = name, "task returned; starting it again"),
-                    Err(e) => {
-                        tracing::error!(task = name, error = %e, retry_in = ?wait, "task failed; starting it again")
-                    }
-                }
-                if started.elapsed() >= RESTART_RESET {
-                    wait = RESTART_MIN;
-                }
-                let half = u64::try_from(wait.as_millis() / 2).unwrap_or(u64::MAX).max(1);
-                tokio::time::sleep(wait / 2 + Duration::from_millis(random() % half)).await;
-                wait = (wait * 2).min(RESTART_MAX);
-            }
-        });
+        let start = move || -> Attempt {
+            let work = start();
+            Box::pin(async move { work.await.map(drop).map_err(|e| e.to_string()) })
+        };
+        self.tasks.spawn(restart(name, random, Box::new(start)));
     }
 
-    /// Waits until `stop` resolves (`Ok`) or a vital task ends (`Err`). Every task is dropped on return;
-    /// those apart end with the process.
+    /// Waits until `stop` resolves (`Ok`) or a vital task ends (`Err`). Drops every task on return; threads end with the
+    /// process.
     pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), Exit> {
         tokio::select! {
             () = stop => Ok(()),
@@ -136,6 +119,26 @@ impl Supervisor {
     }
 }
 
+type Attempt = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
+
+/// Not generic: compiled once per task it was 54 KB of the release binary.
+async fn restart(name: &'static str, random: fn() -> u64, mut start: Box<dyn FnMut() -> Attempt + Send>) -> Exit {
+    let mut wait = RESTART_MIN;
+    loop {
+        let started = tokio::time::Instant::now();
+        match start().await {
+            Ok(()) => tracing::warn!(task = name, retry_in = ?wait, "task returned; restarting it"),
+            Err(error) => tracing::error!(task = name, error, retry_in = ?wait, "task failed; restarting it"),
+        }
+        if started.elapsed() >= RESTART_RESET {
+            wait = RESTART_MIN;
+        }
+        let half = u64::try_from(wait.as_millis() / 2).unwrap_or(u64::MAX).max(1);
+        tokio::time::sleep(wait / 2 + Duration::from_millis(random() % half)).await;
+        wait = (wait * 2).min(RESTART_MAX);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,7 +146,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     #[tokio::test(start_paused = true)]
-    async fn a_failing_task_is_started_again_ever_more_slowly() {
+    async fn restarts_of_a_failing_task_back_off() {
         let starts = Arc::new(AtomicU32::new(0));
         let mut supervisor = Supervisor::default();
         let count = starts.clone();
@@ -152,7 +155,7 @@ mod tests {
             || 0,
             move || {
                 count.fetch_add(1, Ordering::Relaxed);
-                async { Err::<(), _>("no luck") }
+                async { Err::<(), _>("failed") }
             },
         );
         let end = supervisor.run(tokio::time::sleep(Duration::from_secs(3600))).await;
@@ -163,7 +166,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_end_of_a_vital_task_is_the_end() {
+    async fn end_of_a_vital_task_ends_the_process() {
         let mut supervisor = Supervisor::default();
         supervisor.vital("net", async { Err::<(), _>("no kernel") });
         let end = supervisor.run(std::future::pending()).await;
@@ -171,11 +174,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tasks_apart_hold_nobody_up_and_their_end_is_the_end() {
+    async fn thread_blocks_no_other_task_and_its_end_ends_the_process() {
         let runtime = || tokio::runtime::Builder::new_current_thread().build();
         let (answer, asked) = std::sync::mpsc::channel();
         let mut supervisor = Supervisor::default();
-        // It blocks its thread until this one, which would have to run it otherwise, goes on.
+        // Blocks its thread until this one continues; on one runtime that would deadlock.
         let work = async move { Err::<(), _>(asked.recv().unwrap()) };
         supervisor.spawn_thread("reconciling", runtime, |tasks| tasks.vital("net", work)).unwrap();
         answer.send("no kernel").unwrap();

@@ -76,7 +76,7 @@ pub async fn watch<C: Clock>(
     }
     .map(|stage| {
         let resumes = record.trial.as_ref().map_or(0, |t| t.resumes);
-        Trial::new(clock.now(), 0, rules, stage, resumes)
+        Trial::new(clock.now(), rules, stage, resumes)
     });
     let mut counted = true;
     loop {

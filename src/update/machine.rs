@@ -108,9 +108,8 @@ pub struct Trial {
 }
 
 impl Trial {
-    /// A trial found in `stage` at this start; `resumes` is how often it was resumed before. `_seed` is for the shape all
-    /// machines have; nothing here is random.
-    pub const fn new(now: Boot, _seed: u64, rules: Rules, stage: Stage, resumes: u8) -> Self {
+    /// A trial found in `stage` at this start; `resumes` is how often it was resumed before.
+    pub const fn new(now: Boot, rules: Rules, stage: Stage, resumes: u8) -> Self {
         Self { rules, stage, resumes, began: now, healthy_since: None, outside: false, done: false }
     }
 

@@ -1,11 +1,6 @@
 //! What a peer's counters prove, judged by how they change between two looks and never by the wall-clock times in them.
 use spoke_model::time::Boot;
 use spoke_net::state::Counters;
-use std::time::Duration;
-
-/// WireGuard uses no session older than this (`REJECT_AFTER_TIME`): an answer through the tunnel proves a handshake
-/// younger than this, and a threshold below it would fire falsely.
-pub const HANDSHAKE_LIFE: Duration = Duration::from_secs(180);
 
 /// Bytes that one keepalive adds to the sent counter: an empty message, to which no answer is due.
 ///
@@ -93,11 +88,6 @@ impl Witness {
         self.unanswered_since = None;
     }
 
-    /// Starts the account of answers anew, keeping what was seen.
-    pub const fn forgive(&mut self) {
-        self.unanswered_since = None;
-    }
-
     /// When the kernel's handshake time was last seen to change. The handshake itself was up to one look earlier.
     pub const fn handshake_at(&self) -> Option<Boot> {
         self.handshake_at
@@ -126,6 +116,7 @@ impl Witness {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::time::Duration;
 
     fn c(handshake: Option<u64>, rx: u64, tx: u64) -> Counters {
         Counters { last_handshake: handshake.map(Duration::from_secs), rx, tx }

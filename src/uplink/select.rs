@@ -11,11 +11,12 @@
 //! ```
 //! A try costs a few hundred bytes and failed tries grow rarer, so a hub that is away for days costs little on a metered
 //! link. When the active hub goes down the hysteresis is waived: a standby that is good takes over at once.
-use super::liveness::{HANDSHAKE_LIFE, Witness};
+use super::liveness::Witness;
 use ipnet::IpNet;
 use spoke_config::uplink::Hub;
 use spoke_model::backoff::{Backoff, JitterRng};
 use spoke_model::time::Boot;
+use spoke_model::wireguard::REJECT_AFTER_TIME;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -164,7 +165,7 @@ impl Watch {
             }
             Phase::Good { hub, address, since, answered_at } => {
                 let shaken_at = seen.get(hub).and_then(Witness::handshake_at);
-                let lapsed = shaken_at.is_none_or(|at| now.since(at) > HANDSHAKE_LIFE + GRACE);
+                let lapsed = shaken_at.is_none_or(|at| now.since(at) > REJECT_AFTER_TIME + GRACE);
                 let silent = echoes(hub) && now.since(answered_at) > rules.idle_probe.saturating_mul(2);
                 if lapsed || silent {
                     return self.give_up(now, rng);

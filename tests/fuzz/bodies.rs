@@ -1,6 +1,7 @@
 //! Noise for what reads the bodies of the agent API: what it accepts is within its bounds, and is JSON to others too.
 #![no_main]
 
+use spoke_model::wireguard::MTU_RANGE;
 use libfuzzer_sys::fuzz_target;
 use spoke_api::agent::{body, json};
 use spoke_change::edit::PeerValues;
@@ -24,7 +25,7 @@ fuzz_target!(|data: &[u8]| {
         0 => body::new_peer(text).map(|(peer, _)| within_bounds(&peer.values)).is_ok(),
         1 => body::peer_values(text).map(|(values, _)| within_bounds(&values)).is_ok(),
         2 => body::syncconf(text).is_ok(),
-        3 => body::device(text).map(|(d, _)| assert!(d.mtu.is_none_or(|m| (576..=65_455).contains(&m)))).is_ok(),
+        3 => body::device(text).map(|(d, _)| assert!(d.mtu.is_none_or(|m| MTU_RANGE.contains(&m)))).is_ok(),
         4 => body::bare(text).is_ok() && !text.is_empty(),
         5 => body::generation(text).is_ok(),
         6 => body::rollback(text).is_ok() && !text.is_empty(),

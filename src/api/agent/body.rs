@@ -11,6 +11,7 @@ use spoke_config::interface::MIN_MTU_V6;
 use spoke_model::address::{Cidr, IfAddress};
 use spoke_model::key::{PresharedKey, PublicKey, SecretKey};
 use spoke_model::nets::Nets;
+use spoke_model::wireguard::MTU_RANGE;
 use spoke_net::api_state::{Device, Table};
 use std::fmt::Display;
 use std::net::IpAddr;
@@ -276,9 +277,9 @@ pub fn device(bytes: &[u8]) -> Result<(Device, Option<Duration>), BadBody> {
         }
     }
     let listen_port = f.number("listen_port", 65_535).and_then(|n| u16::try_from(n).ok()).filter(|p| *p != 0);
-    let mtu = f.number("mtu", 65_455).and_then(|n| u32::try_from(n).ok()).filter(|m| *m != 0);
-    if let Some(small) = mtu.filter(|m| *m < 576) {
-        f.fault("greater_than_equal", "mtu", "Input should be 576 or more", small.into());
+    let mtu = f.number("mtu", (*MTU_RANGE.end()).into()).and_then(|n| u32::try_from(n).ok()).filter(|m| *m != 0);
+    if let Some(small) = mtu.filter(|m| m < MTU_RANGE.start()) {
+        f.fault("greater_than_equal", "mtu", format!("Input should be {} or more", MTU_RANGE.start()), small.into());
     }
     let addresses = listed(&mut f, "address", |t| t.parse::<IfAddress>().map(|a| a.0).map_err(|e| e.to_string()));
     if let Some(small) = mtu.filter(|m| *m < MIN_MTU_V6 && addresses.iter().any(|a| a.addr().is_ipv6())) {

@@ -9,11 +9,12 @@
 //! | up | yes | fresh | all well | healthy |
 //!
 //! A machine without an uplink (a hub) is its own hub: its tunnel is up while every wanted interface is.
-use super::summary::{ComponentStatus, HANDSHAKE_MAX, Snapshot};
+use super::summary::{ComponentStatus, Snapshot};
 use serde::Serialize;
 use spoke_model::condition::{Code, Condition};
 use spoke_model::node_id::NodeId;
 use spoke_model::time::{Boot, Wall};
+use spoke_model::wireguard::REJECT_AFTER_TIME;
 use spoke_update::notice::Notice;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -253,10 +254,10 @@ fn tunnel(s: &Snapshot, at: &Moment) -> Tunnel {
         let detail = format!("{hub} does not answer through the tunnel{why}");
         conditions.push(Condition::new(Code::HubSilent, uplink.since, detail));
     } else if let Some(handshake) = uplink.last_handshake
-        && at.now.since(handshake) > HANDSHAKE_MAX
+        && at.now.since(handshake) > REJECT_AFTER_TIME
     {
         let detail = format!("the last handshake with {hub} is older than 180 s although it still answers");
-        conditions.push(Condition::new(Code::HandshakeStale, handshake + HANDSHAKE_MAX, detail));
+        conditions.push(Condition::new(Code::HandshakeStale, handshake + REJECT_AFTER_TIME, detail));
     }
     Tunnel { connected: uplink.connected, answers: uplink.connected && uplink.hub_answers, handshake_age, conditions }
 }

@@ -6,6 +6,7 @@ use spoke_model::key::PublicKey;
 use spoke_model::nets::Nets;
 use spoke_model::node_id::NodeId;
 use spoke_model::time::{Boot, Wall};
+use spoke_model::wireguard::REJECT_AFTER_TIME;
 use spoke_net::ages::Handshakes;
 use spoke_net::state::{Desired, Observed, ObservedLink};
 use spoke_update::notice::Notice;
@@ -13,9 +14,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Duration;
-
-/// WireGuard refuses a session older than this, so a tunnel in use always has a younger handshake.
-pub const HANDSHAKE_MAX: Duration = Duration::from_secs(180);
 
 /// What the reconcile task reports.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -213,7 +211,7 @@ impl Link {
             link.tx = link.tx.saturating_add(peer.counters.tx);
             let Some(at) = handshakes.at(name, key) else { continue };
             link.last_handshake = link.last_handshake.max(Some(at));
-            link.active_peers += usize::from(now.since(at) < HANDSHAKE_MAX);
+            link.active_peers += usize::from(now.since(at) < REJECT_AFTER_TIME);
         }
         link
     }

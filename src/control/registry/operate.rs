@@ -12,6 +12,7 @@ use spoke_config::node::Role;
 use spoke_model::address::HostPort;
 use spoke_model::node_id::NodeId;
 use spoke_model::secret::Secret;
+use spoke_model::wireguard::MTU_RANGE;
 use std::net::IpAddr;
 
 /// What an operator wants changed about a node; absent leaves as it is.
@@ -248,7 +249,7 @@ pub async fn set_node(
     let bad = |problem: &str| Err(RegistryError::Value(problem.to_owned()));
     check_label(change.label.as_deref())?;
     if let Some(overrides) = &change.overrides {
-        if overrides.override_mtu.is_some_and(|m| m != 0 && !(576..=65_455).contains(&m)) {
+        if overrides.override_mtu.is_some_and(|m| m != 0 && !MTU_RANGE.contains(&m)) {
             return bad("override_mtu must be 0 or 576 to 65455");
         }
         if overrides.override_dns.as_ref().is_some_and(|d| d.len() > 8) {

@@ -7,6 +7,7 @@ use spoke_config::Faults;
 use spoke_config::node::Role;
 use spoke_config::policy::GrantsPolicy;
 use spoke_model::interface_name::IfName;
+use spoke_model::wireguard::MTU_RANGE;
 use std::net::IpAddr;
 
 /// Who may be a peer of the hubs of a network.
@@ -144,7 +145,7 @@ impl Network {
         if let Some(astray) = self.reserved.iter().find(|a| !pools.iter().any(|p| p.net().contains(*a))) {
             return Err(BadNetwork::Reserved(*astray));
         }
-        if self.mtu.is_some_and(|m| !(576..=65_455).contains(&m)) {
+        if self.mtu.is_some_and(|m| !MTU_RANGE.contains(&m)) {
             return Err(BadNetwork::Value("mtu must be 576 to 65455"));
         }
         if self.quarantine_secs > 10 * 366 * 86_400 {

@@ -1,9 +1,10 @@
 //! Notes what is declared otherwise than before: a generation of its own, once the kernel has it.
-use crate::changes::{Ledger, chain};
+use crate::changes::Ledger;
 use spoke_change::audit::Actor;
 use spoke_change::declared::Declared;
 use spoke_change::messages;
 use spoke_change::request::ChangeRefused;
+use spoke_model::error_chain::ErrorChain;
 use spoke_sys::clock::Clock;
 use std::sync::Arc;
 
@@ -25,7 +26,7 @@ impl<C: Clock> Ledger<C> {
         let history = self.store.history();
         let Some(before) = history.declared_at(history.current()) else {
             if let Err(error) = self.store.begin(now).await {
-                tracing::warn!(error = %chain(&error), "what is declared is not noted: its next change is not told");
+                tracing::warn!(error = %ErrorChain(&error), "what is declared is not noted: its next change is not told");
             }
             return;
         };
@@ -44,7 +45,7 @@ impl<C: Clock> Ledger<C> {
         record.revision = revision;
         let done = match self.store.declare(record).await {
             Ok(()) => Ok(self.done(true, lines)),
-            Err(error) => Err(ChangeRefused::Storage(chain(&error))),
+            Err(error) => Err(ChangeRefused::Storage(ErrorChain(&error).to_string())),
         };
         // What the control plane does is in the audit trail already, with what became of it.
         match first {

@@ -8,7 +8,7 @@ const NOTHING: ProbeResult = ProbeResult { connected: false, clean: true, outsid
 
 /// Runs a trial that sees `sight(second)` every 5 s; the first action and when it came.
 fn run(stage: Stage, resumes: u8, sight: impl Fn(u64) -> ProbeResult) -> Option<(u64, TrialAction)> {
-    let mut trial = Trial::new(Boot::from_secs(10), 0, Rules::default(), stage, resumes);
+    let mut trial = Trial::new(Boot::from_secs(10), Rules::default(), stage, resumes);
     for second in (0..20_000).step_by(5) {
         let now = Boot::from_secs(10 + second);
         if let Some(action) = trial.handle(now, TrialEvent::Seen(sight(second))).first() {
@@ -66,7 +66,7 @@ fn a_system_without_a_way_out_is_found_out_by_the_old_one() {
 proptest! {
     #[test]
     fn only_a_settled_system_is_committed(sights in proptest::collection::vec((0u8..8, 1u64..100), 1..200)) {
-        let mut trial = Trial::new(Boot::from_secs(0), 0, Rules::default(), Stage::Trial, 0);
+        let mut trial = Trial::new(Boot::from_secs(0), Rules::default(), Stage::Trial, 0);
         let (mut now, mut healthy_since) = (0, None);
         for (bits, step) in sights {
             let sight = ProbeResult { connected: bits & 1 != 0, clean: bits & 2 != 0, outside: bits & 4 != 0 };
@@ -84,7 +84,7 @@ proptest! {
     #[test]
     fn it_acts_once(sights in proptest::collection::vec(0u8..8, 1..2000), retreated in any::<bool>()) {
         let stage = if retreated { Stage::Retreated } else { Stage::Trial };
-        let mut trial = Trial::new(Boot::from_secs(0), 0, Rules::default(), stage, 0);
+        let mut trial = Trial::new(Boot::from_secs(0), Rules::default(), stage, 0);
         let actions: usize = sights.iter().enumerate().map(|(i, bits)| {
             let sight = ProbeResult { connected: bits & 1 != 0, clean: bits & 2 != 0, outside: bits & 4 != 0 };
             trial.handle(Boot::from_secs(i as u64 * 5), TrialEvent::Seen(sight)).len()

@@ -1,9 +1,9 @@
 //! Attempts: the look-up, the step of the ladder, and the gathering of the proof.
 use super::super::ladder::{Next, Rung};
-use super::super::liveness::HANDSHAKE_LIFE;
 use super::super::status::Code;
 use super::{Actions, Attempt, Credit, Phase, RESOLVE_TIMEOUT, SAMPLE_WAITING, Sample, Session, SessionAction, act};
 use spoke_model::time::Boot;
+use spoke_model::wireguard::REJECT_AFTER_TIME;
 use spoke_net::state::Endpoint;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -155,7 +155,7 @@ impl Session {
     /// Up, if both proofs are there.
     pub(super) fn judge(&mut self, now: Boot, a: Attempt, out: &mut Actions) -> bool {
         let fresh = self.handshake_of(self.active).is_some_and(|at| at >= a.since);
-        let credit = a.credit.filter(|c| now.since(c.at) < HANDSHAKE_LIFE);
+        let credit = a.credit.filter(|c| now.since(c.at) < REJECT_AFTER_TIME);
         let code = match (fresh, credit) {
             (true, _) => Code::Established,
             (false, Some(c)) => c.code,
@@ -174,7 +174,7 @@ impl Session {
         let lacked_echo = self.status.fault.as_ref().is_some_and(|f| f.code == Code::NoEcho);
         let shaken = self
             .handshake_of(self.active)
-            .is_some_and(|at| at >= a.since || (lacked_echo && now.since(at) < HANDSHAKE_LIFE));
+            .is_some_and(|at| at >= a.since || (lacked_echo && now.since(at) < REJECT_AFTER_TIME));
         let code = match (there, self.unsent, shaken) {
             (false, _, _) => Code::InterfaceGone,
             (true, true, _) => Code::EchoUnsent,

@@ -1,8 +1,8 @@
 //! Laws of the session, held against arbitrary outages for more than a million ticks.
 use super::super::ladder::Rung;
-use super::super::liveness::HANDSHAKE_LIFE;
 use super::*;
 use spoke_config::Config as Whole;
+use spoke_model::wireguard::REJECT_AFTER_TIME;
 use std::collections::BTreeMap;
 
 fn config(hubs: usize, extra: &str) -> Config {
@@ -115,7 +115,7 @@ impl World {
     fn check_up(&mut self) {
         self.ups += 1;
         assert!(self.answered, "up without an answered echo");
-        let recent = self.shaken[self.session.active].is_some_and(|at| self.now.since(at) < HANDSHAKE_LIFE);
+        let recent = self.shaken[self.session.active].is_some_and(|at| self.now.since(at) < REJECT_AFTER_TIME);
         // Only the very first attempt may take over what it found.
         let adopted = self.session.status.history.back().unwrap().code == Code::Adopted;
         assert!(

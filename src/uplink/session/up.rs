@@ -1,9 +1,10 @@
 //! The proven tunnel: watching that it stays alive, and better hubs that may take it back.
-use super::super::liveness::{HANDSHAKE_LIFE, Moved, Witness};
+use super::super::liveness::{Moved, Witness};
 use super::super::select::{Watch, Wish};
 use super::super::status::{Code, UplinkFault};
 use super::{Actions, Attempt, EchoSent, Phase, Sample, Session, SessionAction, act};
 use spoke_model::time::Boot;
+use spoke_model::wireguard::REJECT_AFTER_TIME;
 use spoke_net::state::Endpoint;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -52,7 +53,7 @@ impl Session {
 
     /// When the handshake is too old to be true, if it is not renewed.
     fn stale_at(&self, since: Boot) -> Boot {
-        self.handshake_of(self.active).unwrap_or(since) + HANDSHAKE_LIFE
+        self.handshake_of(self.active).unwrap_or(since) + REJECT_AFTER_TIME
     }
 
     /// Time passes: look, probe, or give the session up.

@@ -4,6 +4,7 @@ use ipnet::IpNet;
 use spoke_model::interface_name::IfName;
 use spoke_model::key::{PresharedKey, PublicKey};
 use spoke_model::time::Boot;
+use spoke_model::wireguard::REJECT_AFTER_TIME;
 use spoke_net::state::{Counters, Route};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -11,7 +12,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 const REKEY_AFTER: Duration = Duration::from_secs(120);
-const REJECT_AFTER: Duration = Duration::from_secs(180);
 const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
 const REKEY_ATTEMPTS: Duration = Duration::from_secs(90);
 /// Data without an answer for so long: new handshake (`KEEPALIVE_TIMEOUT` + `REKEY_TIMEOUT`).
@@ -95,7 +95,7 @@ impl Peer {
     }
 
     fn live(&self, now: Boot) -> Option<Session> {
-        self.session.filter(|s| now.since(s.born) < REJECT_AFTER)
+        self.session.filter(|s| now.since(s.born) < REJECT_AFTER_TIME)
     }
 }
 
