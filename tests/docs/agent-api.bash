@@ -1,0 +1,3 @@
+# shellcheck shell=bash
+# The machine of docs/agent-api.md: a connected device.
+device
