@@ -1,5 +1,5 @@
-# U-Boot's half of the A/B scheme (the other half is src/update/uboot.rs): count a try, start the slot's kernel.
-# The counters are in the first 4 KiB of the partition "bootenv", with a checksum; damaged, they read as "a is good".
+# U-Boot's half of the A/B scheme (the other half is src/update/uboot.rs): counts a try and starts the slot's kernel.
+# Counters: the first 4 KiB of the partition "bootenv", with a checksum. If that is wrong, slot a counts as good.
 setenv spoke_order "a b"
 setenv spoke_a ok
 setenv spoke_b 0
@@ -22,11 +22,11 @@ for s in ${spoke_order}; do
     fi
   fi
 done
-# Nothing is left to try: a, whose first process has the rescue console.
+# No slot has tries left: slot a, whose init has the rescue console.
 if test -z "${spoke_slot}"; then setenv spoke_slot a; fi
 echo "spoke: slot ${spoke_slot} (a ${spoke_a}, b ${spoke_b}, order ${spoke_order})"
 if load ${devtype} ${devnum}:${distro_bootpart} ${kernel_addr_r} EFI/Linux/spoke-${spoke_slot}.efi; then
   bootefi ${kernel_addr_r} ${fdtcontroladdr}
 fi
-# A kernel that cannot be read uses up its tries like any other.
+# A kernel that cannot be loaded uses up its tries too.
 reset
