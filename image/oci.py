@@ -1,4 +1,4 @@
-"""Makes an OCI image out of files: no daemon, no root, the same bytes each time. See scripts/build-oci."""
+"""Builds an OCI image reproducibly, without a daemon or root. Called by scripts/build-oci."""
 import argparse
 import gzip
 import hashlib
@@ -10,9 +10,8 @@ import tarfile
 ARCHITECTURES = {
     "x86_64": ("amd64", None), "aarch64": ("arm64", "v8"), "armv7": ("arm", "v7"), "riscv64gc": ("riscv64", None), "mipsel": ("mipsle", None),
 }
-# What each program is started with, as whom, and the directory it keeps its state in. A node changes the network of its
-# container, which a container runtime lets only root do, so it is root with that one right (see container/compose.yaml);
-# the control plane needs no right at all.
+# Uid, command, state directory, configuration directory and ports of each program. A node configures the network of its container:
+# root with CAP_NET_ADMIN alone (see container/compose.yaml). The control plane needs no capability.
 PROGRAMS = {
     "spoke": {"user": 0, "command": ["run"], "state": "var/lib/spoke", "config": "etc/spoke", "ports": ["8080/tcp", "51820/udp"]},
     "spoke-control": {"user": 900, "command": ["serve"], "state": "var/lib/spoke-control", "config": "etc/spoke-control", "ports": ["8443/tcp"]},
@@ -21,7 +20,7 @@ PASSWD = "root:x:0:0:root:/:/sbin/nologin\nspoke:x:900:900:spoke:/:/sbin/nologin
 
 
 def layer(program, about):
-    """The one layer: the program, the directory it writes to, and an empty configuration, for variables to fill."""
+    """The only layer: the program, its state directory, and an empty configuration file, to be overridden by variables."""
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         made = set()
@@ -84,7 +83,7 @@ def main():
     manifest = put(json.dumps({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "config": config, "layers": [packed]}, sort_keys=True).encode(),
                    "application/vnd.oci.image.manifest.v1+json")
     manifest["platform"] = platform
-    # docker load takes the name from here.
+    # docker load reads the name from here.
     manifest["annotations"] = {"org.opencontainers.image.ref.name": options.version, "io.containerd.image.name": f"docker.io/library/{name}:{options.version}"}
     (options.output / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}\n')
     (options.output / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [manifest]}, indent=1) + "\n")

@@ -1,1 +1,1 @@
-"""Assembles a board's disk image and update bundle from Debian packages and Spoke's own binaries, without root."""
+"""Assembles a board's disk image and the parts of its update bundle from Debian packages and Spoke's binaries, without root."""

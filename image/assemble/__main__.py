@@ -1,4 +1,4 @@
-"""python3 -m assemble BOARD …: see scripts/build-image, which is what people call."""
+"""python3 -m assemble BOARD …: called by scripts/build-image."""
 import argparse
 import hashlib
 import json
@@ -19,7 +19,7 @@ TOP = HERE.parent
 
 
 class Steps:
-    """Says how long each step took."""
+    """Prints each step with the time since the start."""
 
     def __init__(self):
         self.start = time.monotonic()
@@ -29,15 +29,15 @@ class Steps:
 
 
 def arguments():
-    parser = argparse.ArgumentParser(prog="scripts/build-image", description="Makes a board's disk image and update files.")
+    parser = argparse.ArgumentParser(prog="scripts/build-image", description="Builds a board's disk image and update files.")
     parser.add_argument("board", help="a directory of board/")
     parser.add_argument("--version", required=True)
     parser.add_argument("--output", type=pathlib.Path, required=True)
     parser.add_argument("--binaries", type=pathlib.Path, required=True, help="directory with spoke and spoke-init")
     parser.add_argument("--cache", type=pathlib.Path, required=True)
     parser.add_argument("--update-root", type=pathlib.Path, required=True, help="public keys that certify update signing keys")
-    parser.add_argument("--draft", action="store_true", help="pack loosely: larger, and made in half the time")
-    parser.add_argument("--overlay", type=pathlib.Path, help="more files for the root, e.g. of a test")
+    parser.add_argument("--draft", action="store_true", help="weaker compression: half the time")
+    parser.add_argument("--overlay", type=pathlib.Path, help="files copied over the root's, e.g. of a test")
     parser.add_argument("--provision", type=pathlib.Path, help="spoke.toml for the boot partition")
     return parser.parse_args()
 
@@ -128,7 +128,7 @@ def build(board, options, output, work, step):
 
 
 def sums(output):
-    """SHA256SUMS of everything a build made."""
+    """Writes SHA256SUMS of the output directory."""
     lines = []
     for path in sorted(p for p in output.iterdir() if p.is_file() and p.name != "SHA256SUMS"):
         with open(path, "rb") as f:

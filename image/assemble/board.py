@@ -1,4 +1,4 @@
-"""Reads and checks board/NAME/board.toml: a board is data, and every mistake in it is told at once."""
+"""Reads and checks board/NAME/board.toml; reports all faults at once."""
 import pathlib
 import tomllib
 from dataclasses import dataclass
@@ -10,29 +10,29 @@ ARCHITECTURES = {
     "armhf": ("linux-image-armmp", "armv7-unknown-linux-musleabihf", "arm", "BOOTARM.EFI"),
 }
 
-# key: (type, required, what it means) for the top level and each table.
+# key: (type, required, meaning) for the top level and each table.
 SCHEMA = {
     "": {
-        "title": (str, True, "the name a person knows it by"),
+        "title": (str, True, "name shown to users"),
         "architecture": (str, True, "one of " + ", ".join(ARCHITECTURES)),
         "loader": (str, True, "systemd-boot or u-boot"),
         "console": (list, True, "kernel consoles, the last one gets the login, e.g. [\"ttyS0,115200\"]"),
         "verified": (str, True, "booted (by tests/image, under emulation) or assembled (layout checked only)"),
-        "notes": (str, False, "what a person flashing it should know"),
+        "notes": (str, False, "hints for whoever flashes it"),
         "disk": (dict, True, "sizes"),
-        "network": (dict, True, "the roles of its links"),
+        "network": (dict, True, "roles of its links"),
         "modules": (dict, True, "kernel modules"),
         "u-boot": (dict, False, "its boot loader; required with loader = \"u-boot\""),
     },
     "disk": {
-        "first_mib": (int, True, "where the first partition begins; what lies before belongs to the boot loader"),
+        "first_mib": (int, True, "start of the first partition; the space before belongs to the boot loader"),
         "boot_mib": (int, True, "FAT partition: two kernels and the provisioning file"),
         "slot_mib": (int, True, "each root"),
         "state_mib": (int, True, "the writable partition"),
-        "table_entries": (int, False, "size of the partition table, where the boot loader sits right behind it"),
+        "table_entries": (int, False, "size of the partition table, where the boot loader follows directly"),
     },
     "network": {
-        "wan": (list, True, "link names (globs) that ask DHCP for an address"),
+        "wan": (list, True, "link names (globs) that use DHCP"),
     },
     "modules": {
         "initrd": (list, True, "to reach the disk"),
@@ -40,20 +40,20 @@ SCHEMA = {
     },
     "u-boot": {
         "package": (str, True, "Debian package it comes from"),
-        "device_tree": (str, False, "below the kernel package's device trees; left out where the loader has the right one"),
-        "blob": (list, True, "files written at offsets: {file, offset}; [] where the board has its loader in a memory of its own"),
+        "device_tree": (str, False, "path below the kernel package's device trees; omitted where the loader has the right one"),
+        "blob": (list, True, "files written at offsets: {file, offset}; [] where the loader is in the board's own flash"),
     },
 }
 BLOB = {"file": (str, True, "path in the package"), "offset": (int, True, "bytes from the start of the disk")}
 
 
 class BoardError(Exception):
-    """A board that cannot be built: every fault in it, one a line."""
+    """All faults of a board, one per line."""
 
 
 @dataclass(frozen=True)
 class Board:
-    """One supported board."""
+    """A supported board."""
 
     name: str
     data: dict
@@ -86,7 +86,7 @@ KINDS = {str: "text", int: "a whole number", list: "a list", dict: "a table"}
 
 
 def required_content(key):
-    """Whether an empty value can only be a mistake."""
+    """Whether an empty value is a fault."""
     return key not in ("notes", "root", "initrd", "blob")
 
 
@@ -106,7 +106,7 @@ def _check(table, schema, where, faults):
 
 
 def read(directory: pathlib.Path) -> Board:
-    """The board in `directory`, or BoardError with every fault."""
+    """The board in `directory`; raises BoardError with all faults."""
     path = directory / "board.toml"
     faults = []
     try:
@@ -140,7 +140,7 @@ def _cross_check(data, faults):
     for key, value in data["disk"].items():
         if value < 1:
             faults.append(f"disk.{key}: must be at least 1")
-    # The table: one block of protective MBR, one of header, 128 bytes an entry.
+    # GPT: one block of protective MBR, one of header, 128 bytes per entry.
     table_end = 1024 + 128 * data["disk"].get("table_entries", 128)
     for i, blob in enumerate(data.get("u-boot", {}).get("blob", [])):
         if blob["offset"] < table_end:
@@ -150,7 +150,7 @@ def _cross_check(data, faults):
 
 
 def all_boards(directory: pathlib.Path):
-    """Every board below `directory`, or BoardError with the faults of all of them."""
+    """All boards below `directory`; raises BoardError with the faults of all of them."""
     boards, faults = [], []
     for path in sorted(p for p in directory.iterdir() if p.is_dir()):
         try:

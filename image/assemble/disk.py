@@ -1,4 +1,4 @@
-"""Lays out the disk: partition table, boot partition, two roots, state, vault and boot environment; no mount, no loop device."""
+"""Writes the disk: partition table, boot partition, two roots, state, vault and boot environment; no mount, no loop device."""
 import os
 import pathlib
 import subprocess
@@ -8,7 +8,7 @@ from .slot import EPOCH
 MIB = 1 << 20
 LINUX = "0FC63DAF-8483-4772-8E79-3D69D8477DE4"
 ESP = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
-# Fixed ids: two builds of one commit are one image. Partitions are found by name, never by id.
+# Fixed ids for reproducible images. Partitions are found by name.
 DISK_ID = "5B0CE000-0000-4000-8000-000000000000"
 
 
@@ -29,7 +29,7 @@ def _tool(*arguments, **more):
 
 
 def fat(tree, size_mib, output):
-    """A FAT file system with the files of a directory."""
+    """Makes a FAT file system with the files of a directory."""
     output.unlink(missing_ok=True)
     with open(output, "wb") as f:
         f.truncate(size_mib * MIB)
@@ -45,8 +45,8 @@ def fat(tree, size_mib, output):
 
 
 def ext4(size_mib, output):
-    """The empty state partition; what is reserved for root lets the updater keep its record when the supervisor has filled the
-    rest. The same options make it anew on the device, when it is beyond repair."""
+    """Makes the empty state partition. Blocks reserved for root let the updater write its record when the supervisor has filled the
+    rest. The device formats it with the same options (image/files/usr/lib/spoke/check-state)."""
     output.unlink(missing_ok=True)
     with open(output, "wb") as f:
         f.truncate(size_mib * MIB)
@@ -55,7 +55,7 @@ def ext4(size_mib, output):
 
 
 def assemble(board, boot_image, root_image, state_image, blobs, output):
-    """Writes everything where it belongs."""
+    """Writes the partition table, the partitions and the boot loader."""
     parts = layout(board)
     total = parts[-1][2] + parts[-1][3] + 1
     output.unlink(missing_ok=True)
@@ -66,7 +66,7 @@ def assemble(board, boot_image, root_image, state_image, blobs, output):
         table.append(f"table-length: {board.disk['table_entries']}")
     table.append("")
     for i, (name, kind, start, size) in enumerate(parts, 1):
-        # U-Boot looks for its script on the partition that is marked as bootable.
+        # U-Boot searches for its script on the partition marked as bootable.
         marked = ", attrs=LegacyBIOSBootable" if board.uses_u_boot and name == "boot" else ""
         table.append(f"start={start}MiB, size={size}MiB, type={kind}, name={name}, uuid={DISK_ID[:-2]}{i:02X}{marked}")
     _tool("sfdisk", "-q", output, input="\n".join(table).encode() + b"\n")

@@ -1,4 +1,4 @@
-"""Picks kernel modules by name with everything they depend on, and unpacks them: decompressing belongs to the build."""
+"""Selects kernel modules by name with their dependencies, and decompresses them at build time."""
 import lzma
 import pathlib
 import shutil
@@ -26,7 +26,7 @@ class Modules:
                 self.before[_flat(words[1])] = [_flat(w) for w in after[:after.index("post:") if "post:" in after else None]]
 
     def closure(self, names):
-        """Paths in loading order. A name that is neither a module nor built in is a mistake in a board or the manifest."""
+        """Paths in loading order. A name that is neither a module nor built in is a fault of a board or the manifest."""
         order, unknown = [], []
 
         def add(path):
@@ -70,7 +70,7 @@ def _plain(path):
 
 
 def install(kernel_dir, release, names, root_dir):
-    """Puts the modules into a root and indexes them."""
+    """Copies the modules into a root and runs depmod."""
     modules = Modules(kernel_dir, release)
     target = root_dir / "usr/lib/modules" / release
     for path in modules.closure(names):
@@ -82,7 +82,7 @@ def install(kernel_dir, release, names, root_dir):
 
 
 def initrd(kernel_dir, release, names, directory):
-    """Puts the modules into an initramfs directory, with the list of them in loading order."""
+    """Copies the modules into an initramfs directory, with a list in loading order."""
     modules = Modules(kernel_dir, release)
     (directory / "modules").mkdir()
     listed = []

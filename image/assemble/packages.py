@@ -1,4 +1,4 @@
-"""Fetches Debian packages of any architecture with what they depend on, into a private apt root, and unpacks them."""
+"""Fetches Debian packages of any architecture with their dependencies into a private apt root, and unpacks them."""
 import os
 import pathlib
 import re
@@ -11,12 +11,12 @@ SOURCES = f"""\
 deb [signed-by={KEYRING}] http://deb.debian.org/debian {RELEASE} main
 deb [signed-by={KEYRING}] http://deb.debian.org/debian-security {RELEASE}-security main
 """
-# The lists are this old at most when a build asks for something new.
+# Maximum age of the package lists.
 LISTS_AGE_SECONDS = 7 * 86400
 
 
 class Packages:
-    """A private apt root for one architecture: no package of the host counts, nothing of the host is changed."""
+    """A private apt root for one architecture, independent of the host's packages."""
 
     def __init__(self, cache: pathlib.Path, architecture: str):
         self.root = cache / "apt" / architecture
@@ -50,8 +50,8 @@ Debug::NoLocking "1";
         return subprocess.run(["apt-get", "-qq", "-y", *arguments], env=environment, check=check, capture_output=True, text=True)
 
     def update(self):
-        """Fetches the package lists when they are missing or old. A mirror in the middle of its own update is no error here:
-        what cannot be resolved from the lists there are fails later, by name."""
+        """Fetches the package lists if they are missing or old. A failure is not an error here: packages that the present lists cannot
+        resolve fail later, by name."""
         lists = [p for p in (self.root / "lists").glob("*_Packages*")]
         newest = max((p.stat().st_mtime for p in lists), default=0)
         stamp = self.root / "updated"
@@ -61,7 +61,7 @@ Debug::NoLocking "1";
             stamp.touch()
 
     def fetch(self, names):
-        """Downloads `names` and what they depend on; returns {package: (version, path of the .deb)}."""
+        """Downloads `names` and their dependencies; returns {package: (version, path of the .deb)}."""
         self.update()
         plan = self._apt("install", "-s", *names, check=False)
         if plan.returncode:
@@ -85,7 +85,7 @@ Debug::NoLocking "1";
 
 
 def unpack(deb: pathlib.Path, into: pathlib.Path):
-    """Unpacks one package, following links of the directory skeleton already there; returns the paths in it."""
+    """Unpacks one package, following links of the existing directory skeleton; returns its paths."""
     into.mkdir(parents=True, exist_ok=True)
     archive = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE)
     tar = subprocess.run(
@@ -94,5 +94,5 @@ def unpack(deb: pathlib.Path, into: pathlib.Path):
     if tar.returncode or archive.wait():
         raise SystemExit(f"{deb.name} cannot be unpacked: {tar.stderr}")
     paths = [line.removeprefix("./") for line in tar.stdout.splitlines()]
-    # Some packages still bring files through the old names of directories.
+    # Some packages have files below the pre-usrmerge directories.
     return [re.sub(r"^(bin|sbin|lib|lib64)/", r"usr/\1/", path) for path in paths]

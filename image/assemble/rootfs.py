@@ -1,4 +1,4 @@
-"""Makes the root directory: the files image/rootfs.toml names, the libraries they need, our own files, the modules."""
+"""Builds the root directory: the files named in image/rootfs.toml, their libraries, our own files, the kernel modules."""
 import hashlib
 import json
 import os
@@ -14,10 +14,10 @@ from .packages import unpack
 
 
 def _needed(path):
-    """What an ELF file needs: names of libraries, path of the loader or None."""
-    said = subprocess.run(["readelf", "--wide", "-l", "-d", str(path)], capture_output=True, text=True, check=False).stdout
-    loader = re.search(r"\[Requesting program interpreter: /(.+)\]", said)
-    return re.findall(r"\(NEEDED\).*\[(.+)\]", said), loader and loader.group(1)
+    """(names of the libraries, path of the loader or None) of an ELF file."""
+    header = subprocess.run(["readelf", "--wide", "-l", "-d", str(path)], capture_output=True, text=True, check=False).stdout
+    loader = re.search(r"\[Requesting program interpreter: /(.+)\]", header)
+    return re.findall(r"\(NEEDED\).*\[(.+)\]", header), loader and loader.group(1)
 
 
 def _is_elf(path):
@@ -32,7 +32,7 @@ class Root:
         self.directory, self.pool, self.files = directory, pool, files
         self.owners = {}
         self.used = set()
-        # Package: those whose programs are linked to it.
+        # Package: packages whose programs are linked to it.
         self.linked = {}
 
     def skeleton(self):
@@ -45,7 +45,7 @@ class Root:
             (self.directory / name).mkdir(exist_ok=True)
 
     def take(self, relative):
-        """Copies one path of the pool, with the directories above it and, for a link, what it points to."""
+        """Copies one path of the pool, its parent directories and, for a link, its target."""
         source, target = self.pool / relative, self.directory / relative
         if target.exists() or target.is_symlink():
             return
@@ -54,7 +54,7 @@ class Root:
         if source.is_symlink():
             to = os.readlink(source)
             target.symlink_to(to)
-            # Through the root's own links: /lib/x is usr/lib/x.
+            # Through the root's usrmerge links: /lib/x is usr/lib/x.
             pointed = pathlib.PurePosixPath(to) if to.startswith("/") else pathlib.PurePosixPath("/", relative).parent / to
             pointed = os.path.normpath(str(pointed)).lstrip("/")
             if (self.pool / pointed).exists() and not (self.pool / pointed).is_dir():
@@ -72,7 +72,7 @@ class Root:
                 self.take(relative)
 
     def libraries(self):
-        """Takes every library that something taken is linked to, until nothing is missing."""
+        """Copies the libraries of all ELF files in the root, transitively."""
         places = {}
         for directory in sorted((self.pool / "usr/lib").glob("*-linux-gnu*")):
             for path in sorted([*directory.glob("*.so*"), *directory.glob("systemd/*.so*")]):
@@ -117,15 +117,15 @@ class Root:
                     path.symlink_to(target)
 
     def prune_wants(self):
-        """Every unit that is started is named in the overlay; a link to a unit that is not here is a mistake."""
+        """Fails if a unit that the overlay enables is not in the image."""
         for link in self.directory.glob("etc/systemd/system/*.wants/*"):
             if not os.path.lexists(self.directory / os.readlink(link).lstrip("/")):
                 raise SystemExit(f"{link.relative_to(self.directory)} points to a unit that is not in the image")
 
 
 def unpacked(cache, fetched):
-    """The pool: every package of a set unpacked into one directory, and the kernel's beside it. Kept per set of versions, because
-    unpacking takes longer than all the rest. Returns (pool, kernel directory, {path: package})."""
+    """Unpacks a set of packages into one directory, the kernel's beside it. Cached per set of versions, because unpacking dominates
+    the build time. Returns (pool, kernel directory, {path: package})."""
     names = "\n".join(sorted(deb.name for _, deb in fetched.values()))
     place = cache / "unpacked" / hashlib.sha256(names.encode()).hexdigest()[:16]
     if not (place / "owners.json").exists():
@@ -149,13 +149,13 @@ def unpacked(cache, fetched):
         try:
             fresh.rename(place)
         except OSError:
-            # Another build was faster.
+            # A concurrent build finished first.
             shutil.rmtree(fresh)
     return place / "pool", place / "kernel", json.loads((place / "owners.json").read_text())
 
 
 def build(board, manifest_file, files, packages, cache, root_dir, version, spoke, update_root):
-    """Builds the root directory; returns kernel directory, kernel release, the manifest and what is in it and why."""
+    """Builds the root directory; returns (kernel directory, kernel release, manifest, contents with reasons)."""
     manifest = tomllib.loads(manifest_file.read_text())
     names = [p["name"] for p in manifest["package"]]
     fetched = packages.fetch([*names, board.kernel_package])
@@ -184,7 +184,7 @@ def build(board, manifest_file, files, packages, cache, root_dir, version, spoke
         f"IMAGE_ID=spoke-{board.name}\nIMAGE_VERSION={version}\nVARIANT_ID={board.name}\n")
     wan = " ".join(board.network["wan"])
     (root_dir / "usr/lib/systemd/network/20-wan.network").write_text(
-        "# The links board.toml calls wan ask DHCP for an address. The route's metric leaves room for a better one.\n"
+        "# The wan links of board.toml use DHCP. The route's metric leaves room for a preferred one.\n"
         f"[Match]\nName={wan}\n\n[Network]\nDHCP=yes\nIPv6AcceptRA=yes\nLLDP=no\n\n"
         "[DHCPv4]\nClientIdentifier=mac\nRouteMetric=100\nUseHostname=no\n\n[DHCPv6]\nUseHostname=no\n")
     release = next((kernel_dir / "usr/lib/modules").iterdir()).name
@@ -196,7 +196,7 @@ def build(board, manifest_file, files, packages, cache, root_dir, version, spoke
 
 
 def _contents(root, manifest, fetched, asked):
-    """What is in the root and why: packages, the kernel modules that were asked for (theirs follow), and our own."""
+    """Contents of the root with reasons: packages, and the requested kernel modules without their dependencies."""
     why = {p["name"]: p["why"] for p in manifest["package"]}
     size = {}
     for path, package in root.owners.items():
@@ -206,7 +206,7 @@ def _contents(root, manifest, fetched, asked):
     packages = []
     for package, (version, _) in sorted(fetched.items()):
         if package.startswith("linux-image-"):
-            packages.append({"name": package, "version": version, "why": "the kernel, and of its modules those listed below"})
+            packages.append({"name": package, "version": version, "why": "the kernel, with the modules listed below"})
         elif package in root.used:
             needers = ", ".join(sorted(n for n in root.linked.get(package, ()) if n not in ("", package)))
             packages.append({"name": package, "version": version, "bytes": size.get(package, 0), "why": why.get(package) or f"a library of {needers}"})

@@ -1,4 +1,4 @@
-"""Keeps the last result of each piece of a full build with the commit it was made of: record.py FILE PIECE OUTCOME FIGURES [KEY=VALUE…]."""
+"""Records the last result of each part of a full build with its commit: record.py FILE PIECE OUTCOME FIGURES [KEY=VALUE…]."""
 import json
 import pathlib
 import sys

@@ -1,4 +1,4 @@
-"""Scenarios of the way from the box to the fleet: stages, settings, clock, what a start costs."""
+"""Scenarios from the first boot to the fleet: stages, settings, clock, boot time."""
 import json
 import os
 import re
@@ -14,33 +14,33 @@ IDLE = 3600
 
 
 def from_the_box(world):
-    """From the box: waits, tells faults, takes mended settings without a restart, connects with the right time"""
+    """First boot: waits, reports faults, accepts corrected settings without a restart, connects with the right time"""
     world.control = ControlPlane(os.environ["SPOKE_CONTROL_BIN"], world.work)
     machine = world.machine("box").start()
     at, _ = machine.expect(r"slot a verified", BOOT)
-    # The console says what /health says, so this is the stage in both.
+    # The console prints the stage of /health.
     machine.expect(r"preconfigured, waiting for spoke.toml", BOOT, at)
     put_boot_file(machine.image, "spoke.toml", FAULTY.encode())
     machine.expect(r"node\.id", BOOT, at)
     machine.expect(r"state_dri.*unknown key", BOOT, at)
-    told = until(60, "spoke-faults.txt", lambda: boot_file(machine.image, "spoke-faults.txt")).decode()
-    assert "node.id" in told and "state_dri" in told, told
+    faults = until(60, "spoke-faults.txt", lambda: boot_file(machine.image, "spoke-faults.txt")).decode()
+    assert "node.id" in faults and "state_dri" in faults, faults
     given = settings(world.hub, ssh=world.ssh_key(), control=world.control, interface=False, settle="10s")
     put_boot_file(machine.image, "spoke.toml", given.encode())
     machine.expect(r"settings taken from the boot partition", BOOT, at)
     machine.expect(r"slot a: provisioned", BOOT, at)
     at, _ = connect(world, machine, at)
-    assert sum("slot a verified" in line for line in machine.lines) == 1, "it was started again"
-    said = health()
-    assert said["status"] == "healthy" and said["stage"] == "connected" and said["node_id"] == "image-test", said
-    assert said["update"]["slot"] == "a" and said["update"]["trial"] is None, said
+    assert sum("slot a verified" in line for line in machine.lines) == 1, "the machine rebooted"
+    report = health()
+    assert report["status"] == "healthy" and report["stage"] == "connected" and report["node_id"] == "image-test", report
+    assert report["update"]["slot"] == "a" and report["update"]["trial"] is None, report
     assert hubs.ask("/ready"), "/ready answers 200"
-    # The board came up in 2001 and has heard no time server: what it knows is the time of its own build.
-    built = world.told("spoke clock show | sed -n 's/^build *//p'").strip()
-    assert said["timestamp"] >= built > "2025", (said["timestamp"], built)
-    names = until(60, "the end of spoke.toml", lambda: (n := boot_files(machine.image)) and "spoke.toml" not in n and n)
+    # The board booted in 2001 without a time server: its earliest possible time is that of its build.
+    built = world.output_of("spoke clock show | sed -n 's/^build *//p'").strip()
+    assert report["timestamp"] >= built > "2025", (report["timestamp"], built)
+    names = until(60, "removal of spoke.toml", lambda: (n := boot_files(machine.image)) and "spoke.toml" not in n and n)
     assert "spoke-faults.txt" not in names, names
-    secret = world.told("stat -c '%a %U' /state/spoke/secrets/token; cat /state/spoke/secrets/token")
+    secret = world.output_of("stat -c '%a %U' /state/spoke/secrets/token; cat /state/spoke/secrets/token")
     assert secret.split() == ["600", "spoke", world.control.token], secret
     start, size = partition(machine.image, "boot")
     with open(machine.image, "rb") as disk:
@@ -51,7 +51,7 @@ def from_the_box(world):
 
 
 def scenario_from_the_box(world):
-    """From the box to a committed update"""
+    """First boot to a committed update"""
     machine, at = from_the_box(world)
     world.passed(from_the_box.__doc__)
     world.figures["RAM in use with the tunnel up, page cache aside, MiB"] = memory(world)
@@ -62,31 +62,31 @@ def scenario_from_the_box(world):
 
 
 def memory(world):
-    """What neither is free nor could be at once, MiB."""
-    read = dict(re.findall(r"(\w+): +(\d+) kB", world.told("cat /proc/meminfo")))
+    """RAM in use without page cache, in MiB."""
+    read = dict(re.findall(r"(\w+): +(\d+) kB", world.output_of("cat /proc/meminfo")))
     kib = {k: int(v) for k, v in read.items()}
     return round((kib["MemTotal"] - kib["MemFree"] - kib["Buffers"] - kib["Cached"] - kib["SReclaimable"] + kib["Shmem"]) / 1024, 1)
 
 
 def scenario_boot_time(world):
-    """What a start costs: userspace start to tunnel up against the whole start to a bare shell (a figure; the aim is three times)"""
-    # Both by the kernel itself, without firmware; measured in processor time of the emulator, which others change little.
+    """Boot time: userspace start to tunnel up, relative to power-on to a bare shell (aim: at most three times)"""
+    # Both without firmware, in CPU time of the emulator, which depends little on the host's load.
     bare = world.machine("bare", direct=True).start(append="init=/usr/bin/sh")
     bare.expect(r"slot a verified", BOOT)
-    # The whole prompt of a shell without a profile.
+    # The prompt of a shell without a profile.
     bare.expect(r"# $", BOOT)
     bare_cpu, bare_wall = bare.cpu(), bare.seconds()
     bare.cut_power()
     machine = world.machine("whole", direct=True, provision=settings(world.hub, ssh=world.ssh_key())).start()
     connect(world, machine)
-    # Keys are made and settings taken at a first start only: the second is the usual one. It follows on a clean end, which keeps
-    # the time: after a power cut the hub drops the first handshakes of a clock that was set back.
+    # The second start is measured: the first creates keys and provisions. After a clean poweroff, which stamps the clock: after a power
+    # cut the hub would drop the first handshakes.
     until(120, "the second copy", lambda: any("second copy of the identity written" in line for line in machine.lines))
     world.shell("systemctl poweroff")
     machine.process.wait(BOOT)
     since = len(machine.lines)
     machine.start()
-    # What starts the first program of the root says so right before.
+    # Printed just before the root's init is started.
     at, _ = machine.expect(r"slot a verified", BOOT, since)
     began_cpu, began_wall = machine.cpu(), machine.seconds()
     machine.expect(r"tunnel is up", BOOT, at)
@@ -102,16 +102,16 @@ def scenario_idle_hour(world):
     """An idle hour writes nothing to the state partition"""
     machine = world.machine("idle", provision=settings(world.hub, ssh=world.ssh_key())).start()
     connect(world, machine)
-    # Before or after the line that says it is connected.
+    # Before or after the line of the connection.
     machine.expect(r"second copy of the identity written", BOOT)
-    device = world.told("basename $(readlink -f /run/slot/dev/state)").strip()
-    # Sectors written since the start: the seventh figure behind the name.
-    look = f"sync; awk '$3 == \"{device}\" {{ print $10 }}' /proc/diskstats 2>/dev/null || grep ' {device} ' /proc/diskstats | tr -s ' ' | cut -d' ' -f11"
+    device = world.output_of("basename $(readlink -f /run/slot/dev/state)").strip()
+    # Sectors written: field 10 of /proc/diskstats.
+    read = f"sync; awk '$3 == \"{device}\" {{ print $10 }}' /proc/diskstats 2>/dev/null || grep ' {device} ' /proc/diskstats | tr -s ' ' | cut -d' ' -f11"
     time.sleep(30)
-    before = int(world.told(look).split()[0])
+    before = int(world.output_of(read).split()[0])
     idle = float(os.environ.get("SPOKE_TEST_IDLE", IDLE))
     time.sleep(idle)
-    written = (int(world.told(look).split()[0]) - before) * 512
+    written = (int(world.output_of(read).split()[0]) - before) * 512
     world.figures[f"bytes written to the state partition in {idle / 60:.0f} idle minutes"] = written
     world.figures["RAM in use after it, page cache aside, MiB"] = memory(world)
     machine.cut_power()

@@ -1,4 +1,4 @@
-"""Scenarios of disks that are worn out, full or cut off: the identity stays, something always starts or says what to do."""
+"""Scenarios of damaged disks, full disks and power cuts: the identity stays, and the board boots or prints the remedy."""
 import os
 import pathlib
 import random
@@ -11,7 +11,7 @@ from world import BOOT, CONNECTED, KEY, connect, copy_disk, health, settings
 
 
 def spoil(image, name, count=None):
-    """Overwrites a partition, or its first bytes, with noise."""
+    """Overwrites a partition, or its first bytes, with random bytes."""
     start, size = partition(image, name)
     with open(image, "r+b") as disk:
         disk.seek(start)
@@ -19,7 +19,7 @@ def spoil(image, name, count=None):
 
 
 def scenario_lost_state(world):
-    """A state partition beyond repair is made anew; the identity comes from its second copy"""
+    """A state partition beyond repair is formatted; the identity is restored from its second copy"""
     machine = world.machine("lost", provision=settings(world.hub)).start()
     at, _ = connect(world, machine)
     _, key = machine.expect(KEY, 1)
@@ -37,16 +37,16 @@ def scenario_lost_state(world):
 
 
 def scenario_full_state(world):
-    """A full state partition keeps neither the tunnel nor an update from working"""
+    """The tunnel and updates work with a full state partition"""
     world.offer("b")
     given = settings(world.hub, ssh=world.ssh_key(), settle="10s")
     machine = world.machine("full", provision=given).start()
     connect(world, machine)
-    # Before or after the line that says it is connected.
+    # Before or after the line of the connection.
     machine.expect(r"second copy of the identity written", BOOT)
-    # As the supervisor's own user would fill it: what is reserved for root is not its.
+    # Without the blocks reserved for root, as the supervisor's user would fill it.
     world.shell("dd if=/dev/zero of=/state/spoke/fill bs=64k 2>/dev/null; sync")
-    left = world.told("df -k /state | tail -1 | tr -s ' ' | cut -d' ' -f4").strip()
+    left = world.output_of("df -k /state | tail -1 | tr -s ' ' | cut -d' ' -f4").strip()
     assert left == "0", f"{left} KiB are left"
     at = len(machine.lines)
     world.shell("spoke update install")
@@ -57,10 +57,10 @@ def scenario_full_state(world):
 
 
 def scenario_full_boot_partition(world):
-    """On a full boot partition faults are told on the console, and good settings are taken and wiped all the same"""
+    """With a full boot partition faults are printed on the console, and valid settings are accepted and wiped"""
     machine = world.machine("full-boot")
     good = settings(world.hub)
-    # What is mended is not longer, so there is room for it.
+    # The corrected file is not longer, so it fits.
     put_boot_file(machine.image, "spoke.toml", b'[node]\nid = "bad id"\n' + b"#" * len(good))
     put_boot_file(machine.image, "fill", b"x" * boot_room(machine.image))
     machine.start()
@@ -78,7 +78,7 @@ def scenario_full_boot_partition(world):
 
 
 def scenario_both_slots_bad(world):
-    """With both roots damaged the machine stops at the rescue console and says what to do"""
+    """With both roots damaged the machine stops at the rescue console and prints the remedy"""
     machine = world.machine("rescue", provision=settings(world.hub))
     for slot in ("root_a", "root_b"):
         spoil(machine.image, slot, 65536)
@@ -92,24 +92,24 @@ def scenario_both_slots_bad(world):
     machine.cut_power()
 
 
-# Every cut: what has to be on the console first, and how many seconds more at most.
+# Per cut: the console line to wait for, and the largest delay after it in seconds.
 FIRST_BOOT = [(r"slot a verified", 20), (rf"settings taken|{KEY}", 1), (KEY, 5)]
 STATE = [(KEY, 15), (CONNECTED, 10), (CONNECTED, 30)]
 UPDATE = [(r"writing 0\.2\.0 to slot b", 6), (r"writing 0\.2\.0 to slot b", 12), (r"starts on trial", 3), (r"slot b verified", 25), (r"slot b: connected", 14)]
-# What is said of an update that is over, at its end and at the starts after it.
+# Console lines of a finished update: at its end, and at later boots.
 COMMITTED, UPDATED = "update committed", "slots slot=b situation=Settled"
 CUTS = [FIRST_BOOT[i % 3] for i in range(6)] + [STATE[i % 3] for i in range(5)] + [UPDATE[i % 5] for i in range(9)]
 
 
 def scenario_power_cuts(world):
-    """Power cut 20 times, unflushed writes lost or torn: always boots again as the same node, no half slot, clean file systems"""
+    """20 power cuts with unflushed writes lost or torn: boots as the same node, no partial slot, clean file systems"""
     cuts = int(os.environ.get("SPOKE_TEST_CUTS", len(CUTS)))
     chance = random.Random(int(os.environ.get("SPOKE_TEST_SEED", "1")))
     world.offer("b")
     given = settings(world.hub, automatic=True, every="60s", settle="10s")
     disk, identity, lost, outdated = None, None, 0, None
     for number, (pattern, delay) in enumerate(CUTS[:cuts], 1):
-        # A first boot is one only on a fresh disk: three of them, cut twice each.
+        # First boots need a fresh disk: three of them, cut twice each.
         fresh = number in (1, 3, 5) or disk is None
         machine = world.machine(f"cut-{number}", provision=given if fresh else None)
         if not fresh:
@@ -124,7 +124,7 @@ def scenario_power_cuts(world):
         copy_disk(machine.image, before)
         machine.start()
         moment = chance.uniform(0, delay)
-        seen, over = "nothing of the kind", False
+        seen, over = "no such line", False
         try:
             machine.expect(r"slot [ab] verified", 2 * BOOT, never="neither system")
             for line in machine.follow(f"{pattern}|{COMMITTED}|{UPDATED}", BOOT):
@@ -135,9 +135,9 @@ def scenario_power_cuts(world):
             seen, over = line, UPDATED in line
             machine.pause(moment)
         except Failed as e:
-            # An update whose tries were all cut off does not come again; the board itself has to.
+            # An update whose tries were all cut is not installed again; the board itself must run.
             runs = any(re.search(CONNECTED, line) for line in machine.lines)
-            if "did not come" not in str(e) or (pattern, delay) not in UPDATE or not runs:
+            if "not found within" not in str(e) or (pattern, delay) not in UPDATE or not runs:
                 raise
             over = True
         machine.cut_power()
@@ -146,7 +146,7 @@ def scenario_power_cuts(world):
         print(f"    cut {number}: {moment:.1f} s after {seen!r}", flush=True)
         disk = before
         if over and number < cuts:
-            # It is not updated twice: the next cut is made on what it was before.
+            # The next cut starts from the disk before the update.
             starts_again(world, disk, f"after-{number}", identity)
             disk = outdated
         for old in (machine.image, machine.journal):
@@ -156,7 +156,7 @@ def scenario_power_cuts(world):
 
 
 def starts_again(world, disk, name, identity):
-    """A board with what the cuts left on the disk connects as the same node."""
+    """A board with the disk left by the cuts connects as the same node."""
     machine = world.machine(name)
     copy_disk(disk, machine.image)
     machine.start()
@@ -170,13 +170,13 @@ FLUSH, FUA, DISCARD, MARK = 1, 2, 4, 8
 
 
 def entries(journal):
-    """The writes of a journal in order: (offset, data or None, flags)."""
+    """Yields the writes of a journal in order: (offset, data or None, flags)."""
     with open(journal, "rb") as f:
         head = f.read(28)
         if len(head) < 28:
             return
         magic, _, _, sector = struct.unpack("<QQQI", head)
-        assert magic == 0x6A736677736872, "not a journal of writes"
+        assert magic == 0x6A736677736872, "not a blklogwrites journal"
         at = sector
         while True:
             f.seek(at)
@@ -197,8 +197,8 @@ def entries(journal):
 
 
 def replay(image, journal, chance):
-    """Makes `image` what a disk may hold after a power cut: every flushed write, and of those after the last flush any, in
-    any order, each perhaps only in part. Returns how many were lost or torn."""
+    """Applies a journal to `image` as a power cut may leave it: every flushed write, and a random subset of the later ones, in
+    random order, some of them partial. Returns the number of lost or torn writes."""
     lost, pending = 0, []
     with open(image, "r+b") as disk:
         def write(offset, data):
@@ -228,9 +228,9 @@ def replay(image, journal, chance):
 
 
 def check(image, number):
-    """File systems can be mended without loss, and whatever may be started is whole."""
+    """Checks that file systems can be repaired and that every bootable slot is complete."""
     work = image.parent
-    for name, mend, judge in (
+    for name, repair, verify in (
             ("state", ["e2fsck", "-p"], ["e2fsck", "-f", "-n"]),
             ("boot", ["fsck.fat", "-a"], ["fsck.fat", "-n"])):
         part = work / f"{name}.img"
@@ -238,9 +238,9 @@ def check(image, number):
         with open(image, "rb") as disk, open(part, "wb") as out:
             disk.seek(start)
             out.write(disk.read(size))
-        done = subprocess.run([*mend, str(part)], capture_output=True, text=True, check=False)
+        done = subprocess.run([*repair, str(part)], capture_output=True, text=True, check=False)
         assert done.returncode < 4, f"cut {number}: {name}: {done.stdout}{done.stderr}"
-        done = subprocess.run([*judge, str(part)], capture_output=True, text=True, check=False)
+        done = subprocess.run([*verify, str(part)], capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"cut {number}: {name} has faults: {done.stdout}{done.stderr}"
         part.unlink()
     whole = {}
@@ -250,9 +250,9 @@ def check(image, number):
             continue
         kernel = boot_file(image, f"EFI/Linux/{name}")
         command = re.search(rb"spoke\.roothash=([0-9a-f]{64}) spoke\.hashoffset=(\d+)", kernel)
-        assert command, f"cut {number}: {name} is half a kernel"
+        assert command, f"cut {number}: {name} is a partial kernel"
         whole[name] = verified(image, f"root_{found.group(1)}", command.group(1).decode(), int(command.group(2)), work)
-    assert whole and all(whole.values()), f"cut {number}: what may be started is not whole: {whole}"
+    assert whole and all(whole.values()), f"cut {number}: incomplete bootable slots: {whole}"
 
 
 def verified(image, name, root_hash, offset, work):

@@ -1,4 +1,4 @@
-"""The hub of the image tests: userspace WireGuard of the field on a TUN device, configured with wireguard-tools only."""
+"""The hub of the image tests: wireguard-go on a TUN device, configured with wireguard-tools."""
 import os
 import pathlib
 import subprocess
@@ -17,11 +17,11 @@ def run(*command, **more):
 
 
 class Hub:
-    """Lives in the network namespace the tests run in; the emulated boards reach it at 10.0.2.2."""
+    """Runs in the network namespace of the tests; the emulated boards reach it at 10.0.2.2."""
 
     def __init__(self, work: pathlib.Path):
         self.work = work
-        # Its control socket is not in the network namespace: two runs at once must not meet.
+        # Its control socket is outside of the network namespace: concurrent runs need different names.
         self.name = f"hub{os.getpid()}"
         private = run("wg", "genkey")
         self.public = run("wg", "pubkey", input=private).strip()
@@ -38,7 +38,7 @@ class Hub:
                 break
             except subprocess.CalledProcessError:
                 if time.monotonic() > deadline:
-                    raise Failed("wireguard-go does not come up: is there /dev/net/tun?") from None
+                    raise Failed("wireguard-go does not start: check that /dev/net/tun exists") from None
                 time.sleep(0.1)
         run("ip", "address", "replace", f"{ADDRESS}/24", "dev", self.name)
         run("ip", "link", "set", self.name, "up")
@@ -57,7 +57,7 @@ class Hub:
 
 
 def ask(path, timeout=5):
-    """GET from the node, through the tunnel; None while it does not answer."""
+    """GET from the node through the tunnel; None if it does not answer."""
     try:
         with urllib.request.urlopen(f"http://{NODE}:8080{path}", timeout=timeout) as answer:
             return answer.read().decode()

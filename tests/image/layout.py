@@ -1,4 +1,4 @@
-"""Checks an assembled image without starting it: partition table, boot loader in its place, kernel and device tree."""
+"""Checks an assembled image without starting it: partition table, boot loader, kernel and device tree."""
 import json
 import pathlib
 import struct
@@ -16,9 +16,9 @@ MACHINES = {"amd64": 0x8664, "arm64": 0xAA64, "armhf": 0x01C2}
 
 
 def sections(efi):
-    """Names of the sections of an EFI program, and the CPU it is for."""
+    """(machine type, sections by name) of an EFI program."""
     header = struct.unpack_from("<I", efi, 0x3C)[0]
-    assert efi[header:header + 4] == b"PE\0\0", "the kernel is no EFI program"
+    assert efi[header:header + 4] == b"PE\0\0", "the kernel is not an EFI program"
     cpu, count = struct.unpack_from("<HH", efi, header + 4)
     table = header + 24 + struct.unpack_from("<H", efi, header + 20)[0]
     found = {}
@@ -30,7 +30,7 @@ def sections(efi):
 
 
 def inside(root, path):
-    """A file of the root image."""
+    """Content of a file of the root image."""
     return subprocess.run(["unsquashfs", "-cat", str(root), path], capture_output=True, check=True, text=True).stdout
 
 
@@ -46,10 +46,10 @@ def main():
 
     entry = "EFI/Linux/spoke-a.efi" if board.uses_u_boot else "EFI/Linux/spoke-000001-a.efi"
     kernel = boot_file(image, entry)
-    assert kernel == (built / "boot.efi").read_bytes(), "the kernel on the boot partition is not the one that was built"
+    assert kernel == (built / "boot.efi").read_bytes(), "the kernel on the boot partition differs from boot.efi"
     cpu, parts = sections(kernel)
     assert cpu == MACHINES[board.architecture], f"the kernel is for CPU {cpu:#x}"
-    assert contents["root_hash"].encode() in parts[".cmdline"], "the kernel does not name the root it belongs to"
+    assert contents["root_hash"].encode() in parts[".cmdline"], "the kernel's command line has another root hash"
     inner, _ = sections(parts[".linux"])
     assert inner == MACHINES[board.architecture], f"the kernel's own header is for CPU {inner:#x}"
     assert len(parts[".linux"]) > 1 << 20 and len(parts[".initrd"]) > 1 << 19
@@ -64,11 +64,11 @@ def main():
         capture_output=True, text=True, check=False)
     assert checked.returncode == 0, f"the hash tree does not match: {checked.stderr}"
     assert len(root) <= 48 * disk.MIB, f"the root has {len(root) >> 20} MiB"
-    # Logs stay in memory, and there is an end to them.
+    # Logs are in memory and bounded.
     journal = inside(built / "root.img", "etc/systemd/journald.conf.d/spoke.conf")
     assert "Storage=volatile" in journal and "RuntimeMaxUse=8M" in journal, journal
     assert all(p["why"] for p in contents["packages"]) and all(m["why"] for m in contents["modules"])
-    # Nobody can log in with a password, and SSH starts only with a key that was provisioned.
+    # No password login; SSH starts only with a provisioned key.
     assert all(line.split(":")[1] in ("*", "!") for line in inside(built / "root.img", "etc/shadow").splitlines())
     assert "ConditionPathExists=/state/ssh/authorized_keys" in inside(built / "root.img", "usr/lib/systemd/system/spoke-ssh.service")
 
@@ -86,14 +86,14 @@ def main():
                 f.seek(blob["offset"])
                 assert f.read(len(expected)) == expected, f"{blob['file']} is not at {blob['offset']}"
                 loader += expected
-        # What image/u-boot/boot.cmd is made of.
+        # Commands that image/u-boot/boot.cmd uses.
         for word in (b"boot.scr", b"bootefi", b"setexpr", b"env import", b"env export"):
-            assert word in loader, f"the boot loader does not know {word.decode()}"
+            assert word in loader, f"the boot loader has no {word.decode()}"
         flags = subprocess.run(["sfdisk", "--part-attrs", str(image), "1"], capture_output=True, text=True, check=True).stdout
-        assert "LegacyBIOSBootable" in flags, "U-Boot would not look at the boot partition"
+        assert "LegacyBIOSBootable" in flags, "U-Boot would not search the boot partition"
     else:
         assert board.default_loader in boot_files(image, "::/EFI/BOOT")
-    print(f"{board.name}: layout as it should be, root {len(root) / disk.MIB:.1f} MiB, kernel {len(kernel) / disk.MIB:.1f} MiB")
+    print(f"{board.name}: layout is correct, root {len(root) / disk.MIB:.1f} MiB, kernel {len(kernel) / disk.MIB:.1f} MiB")
 
 
 main()

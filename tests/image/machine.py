@@ -1,4 +1,4 @@
-"""A board under emulation: its serial console, its disk, its power switch, its network cable."""
+"""An emulated board: serial console, disk, power switch, network cable."""
 import contextlib
 import json
 import os
@@ -19,14 +19,14 @@ KEY_LINE = r"public key of wg0: \S{44}"
 
 
 class Failed(AssertionError):
-    """What was expected did not come; carries the end of the console."""
+    """An expectation failed; has the end of the console output."""
 
 
 class Machine:
-    """One emulated board. Without KVM: the timeouts of the callers are generous, and every wait ends early on success.
+    """One emulated board, without KVM: timeouts are generous, and every wait ends early on success.
 
-    Its clock starts in 2001 at every start: like a board without a battery it only knows the time it was told.
-    `journal` is a file that gets every write in order, so that a power cut can lose what was not flushed.
+    Its clock starts in 2001 at every start, as on a board without an RTC.
+    `journal` is a file that logs every write in order, so that a power cut can lose unflushed writes.
     """
 
     def __init__(self, board, image, work, memory=256, image_dir=None, direct=False, journal=None, firmware=None):
@@ -41,7 +41,7 @@ class Machine:
     def command(self, append=""):
         if self.board.startswith("x86"):
             base = ["qemu-system-x86_64", "-machine", "q35,accel=tcg", "-cpu", "max", "-device", "i6300esb", "-action", "watchdog=reset",
-                    # The kernel counts ticks of the timer for a moment and dies of too few: here they only tell of a busy host.
+                    # The kernel's timer check panics on missed ticks, which a busy host causes.
                     "-smbios", "type=11,value=io.systemd.stub.kernel-cmdline-extra=no_timer_check"]
             firmware, variables = "/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"
         else:
@@ -66,7 +66,7 @@ class Machine:
 
     def drive(self):
         if not self.journal:
-            # What ends here is the emulator and not the host, so nothing has to reach the host's own disk.
+            # The host itself does not lose power: its disk needs no flushes.
             return ["-drive", f"file={self.image},format=raw,if=none,id=disk,cache=unsafe"]
         pathlib.Path(self.journal).write_bytes(b"")
         return ["-blockdev", f"driver=file,node-name=image,filename={self.image},cache.no-flush=on",
@@ -100,7 +100,7 @@ class Machine:
         self.log.write(f"{time.monotonic() - self.started:7.1f} {text}\n")
 
     def kept_waiting(self):
-        """Seconds for which the busiest thread of the emulator wanted a processor and others had it."""
+        """Seconds in which the busiest thread of the emulator was runnable and did not run."""
         waits = [0]
         for path in pathlib.Path(f"/proc/{self.process.pid}/task").glob("*/schedstat"):
             with contextlib.suppress(OSError):
@@ -108,8 +108,8 @@ class Machine:
         return max(waits) / 1e9
 
     def expect(self, pattern, timeout, since=0, never=None):
-        """Waits for a line that matches; returns (index of the line behind it, match). Time in which other programs kept
-        the emulator from running does not count."""
+        """Waits for a line that matches; returns (index of the next line, match). Time in which the emulator was runnable and did not
+        run is not counted."""
         wanted, forbidden = re.compile(pattern), never and re.compile(never)
         waited, at = self.kept_waiting(), since
         began = time.monotonic()
@@ -119,19 +119,19 @@ class Machine:
                     if found := wanted.search(self.lines[i]):
                         return i + 1, found
                     if forbidden and forbidden.search(self.lines[i]):
-                        raise Failed(f"{self.lines[i]!r} came instead of {pattern!r}")
+                        raise Failed(f"found {self.lines[i]!r} instead of {pattern!r}")
                 at = len(self.lines)
                 if found := wanted.search(self.partial):
                     return at, found
                 if self.process.poll() is not None and at == len(self.lines):
-                    raise Failed(f"the machine ended while {pattern!r} was awaited:\n" + "\n".join(self.lines[-20:]))
+                    raise Failed(f"the machine ended before {pattern!r}:\n" + "\n".join(self.lines[-20:]))
                 left = timeout + self.kept_waiting() - waited - (time.monotonic() - began)
                 if left <= 0:
-                    raise Failed(f"{pattern!r} did not come in {timeout} s:\n" + "\n".join(self.lines[-30:]))
+                    raise Failed(f"{pattern!r} not found within {timeout} s:\n" + "\n".join(self.lines[-30:]))
                 self.changed.wait(left)
 
     def follow(self, pattern, timeout):
-        """Gives the lines as they come, up to the one that matches."""
+        """Yields key lines as they are printed, and finally the line that matches."""
         at = 0
         while True:
             at, found = self.expect(rf"{pattern}|{KEY_LINE}", timeout, at)
@@ -140,13 +140,13 @@ class Machine:
                 return
 
     def pause(self, seconds):
-        """Lets the board run for so long; time in which others kept it from running does not count."""
+        """Lets the board run for this long, not counting time in which it was runnable and did not run."""
         began, waited = time.monotonic(), self.kept_waiting()
         while (left := seconds + self.kept_waiting() - waited - (time.monotonic() - began)) > 0:
             time.sleep(min(left, 0.5))
 
     def cpu(self):
-        """Processor time the emulator has used, seconds."""
+        """CPU time of the emulator, in seconds."""
         fields = pathlib.Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -167,7 +167,7 @@ class Machine:
                         raise Failed(answer["error"]["desc"])
 
     def cut_power(self):
-        """Ends the emulator at once. What the board wrote and did not flush is still in the image: see power.py."""
+        """Kills the emulator. Unflushed writes are in the image all the same: see `replay` in damage.py."""
         if self.process and self.process.poll() is None:
             self.process.send_signal(signal.SIGKILL)
             self.process.wait()
@@ -191,24 +191,24 @@ def partition(image, name):
 
 
 def boot_files(image, directory="::"):
-    """Names on the boot partition."""
+    """File names on the boot partition."""
     start, _ = partition(image, "boot")
-    said = subprocess.run(["mdir", "-b", "-i", f"{image}@@{start}", directory], capture_output=True, text=True, check=False, env=dict(os.environ, MTOOLS_SKIP_CHECK="1"))
-    return [line.removeprefix(directory).strip("/") for line in said.stdout.splitlines()]
+    done = subprocess.run(["mdir", "-b", "-i", f"{image}@@{start}", directory], capture_output=True, text=True, check=False, env=dict(os.environ, MTOOLS_SKIP_CHECK="1"))
+    return [line.removeprefix(directory).strip("/") for line in done.stdout.splitlines()]
 
 
 def boot_room(image):
-    """Bytes that are free on the boot partition."""
+    """Free bytes on the boot partition."""
     start, _ = partition(image, "boot")
-    said = subprocess.run(["mdir", "-i", f"{image}@@{start}"], capture_output=True, text=True, check=True, env=dict(os.environ, MTOOLS_SKIP_CHECK="1"))
-    return int(re.search(r"([\d ]+) bytes free", said.stdout).group(1).replace(" ", ""))
+    done = subprocess.run(["mdir", "-i", f"{image}@@{start}"], capture_output=True, text=True, check=True, env=dict(os.environ, MTOOLS_SKIP_CHECK="1"))
+    return int(re.search(r"([\d ]+) bytes free", done.stdout).group(1).replace(" ", ""))
 
 
 def boot_file(image, name):
     """Content of a file on the boot partition; None if it is not there."""
     start, _ = partition(image, "boot")
-    said = subprocess.run(["mcopy", "-i", f"{image}@@{start}", f"::{name}", "-"], capture_output=True, check=False, env=dict(os.environ, MTOOLS_SKIP_CHECK="1"))
-    return said.stdout if said.returncode == 0 else None
+    done = subprocess.run(["mcopy", "-i", f"{image}@@{start}", f"::{name}", "-"], capture_output=True, check=False, env=dict(os.environ, MTOOLS_SKIP_CHECK="1"))
+    return done.stdout if done.returncode == 0 else None
 
 
 def put_boot_file(image, name, content):

@@ -41,7 +41,7 @@ LONG = [
 
 
 def run(scenario, images, title):
-    """One scenario in a world of its own; (outcome, seconds, figures)."""
+    """Runs one scenario in an environment of its own; returns (outcome, seconds, figures)."""
     with tempfile.TemporaryDirectory(prefix="spoke-machine.", dir=os.environ.get("TMPDIR", "/var/tmp")) as work:
         began = time.monotonic()
         world = World(images, pathlib.Path(work))
@@ -65,7 +65,7 @@ def run(scenario, images, title):
 
 
 def record(path, commit, title, outcome, seconds, figures):
-    """Keeps the last result of each scenario with the commit it was run on, so that a long run can be made in pieces."""
+    """Records the last result of each scenario with its commit, so that a long run can be made in parts."""
     kept = json.loads(path.read_text()) if path.exists() else {"scenarios": {}, "figures": {}}
     kept["scenarios"][title] = {"outcome": outcome, "seconds": seconds, "commit": commit, "date": time.strftime("%Y-%m-%d", time.gmtime())}
     for name, value in figures.items():
@@ -77,12 +77,12 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("images", type=pathlib.Path)
     parser.add_argument("--long", action="store_true")
-    parser.add_argument("--only", help="a pattern of names")
-    parser.add_argument("--record", type=pathlib.Path, help="file of last results")
-    parser.add_argument("--commit", help="what was built")
+    parser.add_argument("--only", help="regular expression of scenario names")
+    parser.add_argument("--record", type=pathlib.Path, help="file of the last results")
+    parser.add_argument("--commit", help="the commit that was built")
     parser.add_argument("--list", action="store_true")
     options = parser.parse_args()
-    # Ended from outside, what was started still ends with us.
+    # On SIGTERM the finally clauses still stop the processes.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     chosen = LONG if options.long or options.only else QUICK
     chosen = [s for s in chosen if re.search(options.only or "", s.__name__)]
@@ -90,7 +90,7 @@ def main():
         print("\n".join(s.__name__ for s in chosen))
         return
     if not chosen:
-        sys.exit(f"no scenario is called like {options.only!r}")
+        sys.exit(f"no scenario matches {options.only!r}")
     failed, all_figures = 0, {}
     for scenario in chosen:
         title = scenario.__doc__.strip()

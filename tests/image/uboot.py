@@ -1,4 +1,4 @@
-"""The scenario of a U-Boot board: the boot script counts the tries in the checksummed environment and falls back."""
+"""A U-Boot board: the boot script counts tries in the checksummed environment and falls back."""
 import json
 import os
 import pathlib
@@ -13,7 +13,7 @@ SIZE = 0x1000
 
 
 def environment(image):
-    """The variables of the environment block; None if its checksum is wrong."""
+    """Variables of the environment block; None if its checksum is wrong."""
     start, _ = partition(image, "bootenv")
     with open(image, "rb") as disk:
         disk.seek(start)
@@ -32,7 +32,7 @@ def set_environment(image, **variables):
 
 
 def firmware(world):
-    """U-Boot for the emulator, of the release the images are made of."""
+    """U-Boot for the emulator, from the Debian release of the images."""
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "spoke/image"
     into = world.work / "firmware"
     unpack(Packages(cache, "arm64").fetch(["u-boot-qemu"])["u-boot-qemu"][1], into)
@@ -43,7 +43,7 @@ def scenario_u_boot_counts(world):
     """Under U-Boot a slot that does not start uses up its tries; a good update is tried, committed and kept"""
     given = settings(world.hub, ssh=world.ssh_key(), settle="10s")
     machine = world.machine("u-boot", board=BOARD, provision=given, memory=512, firmware=firmware(world))
-    # As an installed update leaves it, with a kernel that is none.
+    # As after an installed update, with an invalid kernel.
     put_boot_file(machine.image, "EFI/Linux/spoke-b.efi", b"no kernel" * 1000)
     set_environment(machine.image, spoke_a="ok", spoke_b=3, spoke_order="b a")
     machine.start()
@@ -62,9 +62,9 @@ def scenario_u_boot_counts(world):
     machine.expect(r"update committed", BOOT, at)
     committed = until(60, "the commit", lambda: (e := environment(machine.image)) and e["spoke_b"] == "ok" and e)
     assert committed == {"spoke_a": "ok", "spoke_b": "ok", "spoke_order": "b a"}, committed
-    status = json.loads(world.told("spoke update status --json"))
+    status = json.loads(world.output_of("spoke update status --json"))
     assert status["slots"] == {"running": "b", "trust": "good", "other": "good"}, status
-    # A block that is damaged reads as: a is good.
+    # With a damaged block slot a counts as good.
     machine.cut_power()
     start, _ = partition(machine.image, "bootenv")
     with open(machine.image, "r+b") as disk:

@@ -1,4 +1,4 @@
-"""Scenarios of updates: good ones, bad ones, refused ones, wanted ones, taken back ones."""
+"""Scenarios of updates: good, bad, refused, requested by the control plane, rolled back."""
 import json
 import os
 import pathlib
@@ -13,7 +13,7 @@ X86 = "x86-64-uefi"
 
 
 def bundle(world, name, *, board=X86, version="9.9.9", sequence=9, floor=0, root=b"root", keys="keys", files=None):
-    """A small bundle of made-up parts, signed; returns its bytes."""
+    """Builds a small signed bundle of placeholder parts; returns its bytes."""
     directory = world.work / f"bundle-{name}"
     directory.mkdir()
     (directory / "root.img").write_bytes(root)
@@ -28,7 +28,7 @@ def bundle(world, name, *, board=X86, version="9.9.9", sequence=9, floor=0, root
 
 
 def refused_bundles(world):
-    """Bundles that are cut short, wrongly signed, for another board or too large are refused in words; nothing starts differently"""
+    """Truncated, wrongly signed, oversized bundles and those of another board are refused with the reason; slots are unchanged"""
     good = bundle(world, "good")
     huge = bundle(world, "huge", root=b"\0" * (65 << 20))
     signed_by_others = bundle(world, "others", keys="other-keys")
@@ -46,31 +46,31 @@ def refused_bundles(world):
     for name, (content, _) in table.items():
         address = world.serve(name, content)
         commands.append(f"echo == {name}; spoke update install {address} 2>&1 && echo INSTALLED")
-    _, said = world.shell("; ".join(commands), timeout=600)
+    _, printed = world.shell("; ".join(commands), timeout=600)
     for name, (_, words) in table.items():
-        part = said.partition(f"== {name}\n")[2].partition("\n== ")[0]
+        part = printed.partition(f"== {name}\n")[2].partition("\n== ")[0]
         assert words in part and "INSTALLED" not in part, f"{name}: {part!r}"
-    status = json.loads(world.told("spoke update status --json"))
+    status = json.loads(world.output_of("spoke update status --json"))
     assert status["slots"]["running"] == "a" and status["slots"]["trust"] == "good" and status["record"]["trial"] is None, status
-    assert status["slots"]["other"] is None, f"something may be started from slot b: {status}"
+    assert status["slots"]["other"] is None, f"slot b has a bootable entry: {status}"
 
 
 def on_trial(machine, at):
-    """Waits until an update was written and slot b runs it on trial; returns the line."""
+    """Waits until an update is written and slot b runs it on trial; returns the line's index."""
     at, _ = machine.expect(r"starts on trial", BOOT, at)
     at, _ = machine.expect(r"slot b verified", BOOT, at)
     return at
 
 
 def committed(world, machine, at, slot="b"):
-    """Waits until the slot is connected and committed; returns the line."""
+    """Waits until the slot is connected and committed; returns the line's index."""
     at, _ = connect(world, machine, at, slot=slot)
     at, _ = machine.expect(r"update committed", BOOT, at)
     return at
 
 
 def update_wanted_by_the_control_plane(world, machine, at):
-    """A release the control plane wants is installed, tried, committed, reported; older ones than allowed are refused then"""
+    """A release requested by the control plane is installed, tried, committed and reported; older ones are refused afterwards"""
     world.offer("b")
     before = health()["timestamp"]
     world.control.ask("release", "want", "0.2.0", "--network", "field")
@@ -84,9 +84,9 @@ def update_wanted_by_the_control_plane(world, machine, at):
         return update and update["last"] and update
     update = until(120, "the report", reported)
     assert update["version"] == "0.2.0" and update["last"]["reason"] is None and update["slot"] == "b", update
-    said = health()
-    assert said["update"]["last"]["version"] == "0.2.0", said
-    assert said["timestamp"] > before, "the clock went back with the restart"
+    report = health()
+    assert report["update"]["last"]["version"] == "0.2.0", report
+    assert report["timestamp"] > before, "the clock went back with the restart"
     old = world.serve("old.spoke", bundle(world, "old", sequence=1))
     status, words = world.shell(f"spoke update install {old}; spoke update status")
     assert "release 1 is older than allowed here (2 or later)" in words, words
@@ -104,14 +104,14 @@ def scenario_update_by_itself(world):
     world.shell("spoke update rollback")
     at, _ = machine.expect(r"slot a verified", BOOT, at)
     at = committed(world, machine, at, slot="a")
-    # The source still offers what was taken back.
+    # The source still offers the version that was rolled back.
     silence(machine, r"starts on trial", 100, at)
-    words = world.told("spoke update status; spoke update check")
+    words = world.output_of("spoke update status; spoke update check")
     assert "slot a  0.1.0  committed, running" in words and "version 0.2.0 (was given up here)" in words, words
 
 
 def tries(world, name, build, **rules):
-    """A board that found the offered build by itself and runs it on trial; (machine, line)."""
+    """Starts a board that finds the offered build and runs it on trial; returns (machine, line's index)."""
     world.offer(build)
     machine = world.machine(name, provision=settings(world.hub, automatic=True, every="60s", settle="10s", **rules)).start()
     at, _ = connect(world, machine)
@@ -119,47 +119,47 @@ def tries(world, name, build, **rules):
 
 
 def falls_back(world, build, why):
-    """Offers a bad build; the old slot must run again, by itself, and say why."""
+    """Offers a bad build; the old slot must run again and report the reason."""
     machine, at = tries(world, f"bad-{build}", build, patience="90s", outage="400s")
     at, _ = machine.expect(r"slot a verified", 4 * BOOT, at, never="update committed")
     given_up = at
     at, _ = connect(world, machine, at)
-    told = until(60, "the reason in /health", lambda: (health().get("update") or {}).get("last"))
-    assert told["version"] == "0.2.1" and told["reason"] == why, told
-    # It is not tried again: the next look at the source finds a release that was given up.
+    last = until(60, "the reason in /health", lambda: (health().get("update") or {}).get("last"))
+    assert last["version"] == "0.2.1" and last["reason"] == why, last
+    # It is not tried again: the next check finds a release that was given up.
     silence(machine, r"starts on trial", 90, given_up)
     machine.cut_power()
     return machine
 
 
 def scenario_panicking_update(world):
-    """An update whose kernel panics comes back after its three tries"""
+    """An update whose kernel panics falls back after its three tries"""
     machine = falls_back(world, "panics", "did_not_start")
     starts = sum("slot b verified" in line for line in machine.lines)
     assert starts == 3, f"{starts} tries"
 
 
 def scenario_hanging_update(world):
-    """An update whose first process hangs is ended by the hardware watchdog and comes back"""
+    """An update whose PID 1 hangs is reset by the hardware watchdog and falls back"""
     falls_back(world, "hangs", "did_not_start")
 
 
 def scenario_broken_supervisor(world):
-    """An update whose supervisor does not run comes back"""
+    """An update whose supervisor does not run falls back"""
     falls_back(world, "broken", "did_not_start")
 
 
 def scenario_no_hub_update(world):
-    """An update that cannot reach the hub, while the way out works, is rejected by itself"""
+    """An update that cannot reach the hub while the WAN works is rejected"""
     falls_back(world, "nohub", "not_healthy")
 
 
 def scenario_outage_during_trial(world):
-    """An outage during a trial is waited for, not blamed"""
+    """An outage during a trial does not reject the update"""
     machine, at = tries(world, "outage", "b", patience="60s", outage="1h")
     machine.cable(False)
     at, _ = machine.expect(r"slot b: provisioned", BOOT, at)
-    # Twice the patience, without a word from outside.
+    # More than twice the patience.
     silence(machine, r"slot a verified|update given up", 150, at)
     machine.cable(True)
     committed(world, machine, at)
@@ -167,7 +167,7 @@ def scenario_outage_during_trial(world):
 
 
 def scenario_long_outage(world):
-    """An outage longer than a trial may last costs one look of the old system; the update is committed after it"""
+    """An outage longer than a trial boots the old system once; the update is committed afterwards"""
     machine, at = tries(world, "long-outage", "b", patience="20s", outage="40s")
     machine.cable(False)
     at, _ = machine.expect(r"the old system shall have a look", BOOT, at)

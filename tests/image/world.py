@@ -1,4 +1,4 @@
-"""What surrounds the emulated boards: a hub, a server of bundles, a control plane; and the words the boards say."""
+"""The environment of the emulated boards: a hub, a bundle server, a control plane; and patterns of console lines."""
 import contextlib
 import functools
 import http.server
@@ -16,7 +16,7 @@ from machine import Failed, Machine, put_boot_file
 
 CONNECTED = r"slot (\w): connected \(healthy\), ([\d.]+) s"
 KEY = r"public key of wg0: (\S{44})"
-# Emulated CPUs: a whole boot takes 40 to 120 s. Waits end as soon as what they wait for is there.
+# Seconds. A boot on an emulated CPU takes 40 to 120 s; waits end early on success.
 BOOT = 400
 UPDATE_PORT = 8000
 CONTROL_PORT = 8443
@@ -69,7 +69,7 @@ report_every = "5s"
 
 
 class World:
-    """Hub, update server, image directories, and fresh copies of disks."""
+    """Hub, update server, image directories, and copies of disks."""
 
     def __init__(self, images, work):
         self.images, self.work = images, work
@@ -83,7 +83,7 @@ class World:
         self.machines, self.control = [], None
 
     def machine(self, name, build="a", board="x86-64-uefi", provision=None, **more):
-        """A board with a fresh disk."""
+        """A board with a copy of an image as its disk."""
         directory = self.work / name
         directory.mkdir()
         image_dir = self.images / build / board
@@ -113,19 +113,19 @@ class World:
         return key.with_suffix(".pub").read_text().strip()
 
     def shell(self, command, timeout=240):
-        """Runs a command on the board, over SSH through the tunnel; (exit status, what it said)."""
-        said = subprocess.run(
+        """Runs a command on the board, over SSH through the tunnel; returns (exit status, output)."""
+        done = subprocess.run(
             ["ssh", "-i", str(self.work / "ssh"), "-oBatchMode=yes", "-oStrictHostKeyChecking=no", "-oUserKnownHostsFile=/dev/null",
              "-oLogLevel=ERROR", "-oConnectTimeout=60", "-oConnectionAttempts=5", f"root@{hubs.NODE}", command],
             capture_output=True, text=True, timeout=timeout, check=False)
-        return said.returncode, said.stdout + said.stderr
+        return done.returncode, done.stdout + done.stderr
 
-    def told(self, command):
-        """What a command on the board printed; it must succeed."""
-        status, said = self.shell(command)
+    def output_of(self, command):
+        """The output of a command on the board, which must succeed."""
+        status, output = self.shell(command)
         if status != 0:
-            raise Failed(f"{command!r} ended with {status}: {said}")
-        return said
+            raise Failed(f"{command!r} exited with {status}: {output}")
+        return output
 
     def close(self):
         for machine in self.machines:
@@ -142,7 +142,7 @@ def copy_disk(source, target):
 
 
 class ControlPlane:
-    """`spoke-control` on this machine, with a network whose first free address is the one the hub expects."""
+    """`spoke-control` on this machine, with a network whose first free address is the one the hub admits."""
 
     def __init__(self, program, work):
         self.program, self.work = program, work
@@ -175,13 +175,13 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
     def copyfile(self, source, outputfile):
-        # Whoever only looks at a bundle's header hangs up after it.
+        # A client that reads only a bundle's header closes the connection after it.
         with contextlib.suppress(ConnectionError):
             super().copyfile(source, outputfile)
 
 
 def connect(world, machine, since=0, timeout=BOOT, slot="a"):
-    """Waits for the key, lets the hub admit it, waits for the connection; returns (line, seconds after the kernel's start)."""
+    """Waits for the key, admits it at the hub, waits for the connection; returns (line's index, seconds since kernel start)."""
     at, key = machine.expect(KEY, timeout, since)
     world.hub.admit(key.group(1))
     at, found = machine.expect(CONNECTED, timeout, since)
@@ -191,30 +191,30 @@ def connect(world, machine, since=0, timeout=BOOT, slot="a"):
 
 
 def health():
-    """What the board says of itself, asked through the tunnel."""
+    """/health of the board, through the tunnel."""
     deadline = time.monotonic() + 60
-    while (said := hubs.ask("/health")) is None:
+    while (text := hubs.ask("/health")) is None:
         if time.monotonic() > deadline:
             raise Failed("/health does not answer through the tunnel")
-    return json.loads(said)
+    return json.loads(text)
 
 
-def until(seconds, what, look):
-    """Waits until `look()` is true, for what nobody announces on the console."""
+def until(seconds, what, read):
+    """Polls until `read()` is true, for states without a console line."""
     deadline = time.monotonic() + seconds
-    while not (seen := look()):
+    while not (value := read()):
         if time.monotonic() > deadline:
-            raise Failed(f"{what} did not come in {seconds} s")
+            raise Failed(f"timeout after {seconds} s: {what}")
         time.sleep(1)
-    return seen
+    return value
 
 
 def silence(machine, pattern, seconds, since):
-    """Nothing like `pattern` may be said for so long."""
+    """Fails if a line matches `pattern` within these seconds."""
     try:
         machine.expect(pattern, seconds, since)
     except Failed as e:
-        if "did not come" in str(e):
+        if "not found within" in str(e):
             return
         raise
-    raise Failed(f"{pattern!r} was said")
+    raise Failed(f"unexpected line: {pattern!r}")
