@@ -1,4 +1,4 @@
-//! A kernel without WireGuard: what is said where the tunnel cannot come up at all. `scripts/test-kernel` boots one for it.
+//! Errors and their remedies on a kernel without WireGuard, which `scripts/test-kernel` boots.
 #![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 use std::process::{Command, Output};
 
@@ -17,26 +17,23 @@ fn spoke(dir: &std::path::Path, arguments: &str) -> (Option<i32>, String) {
 }
 
 #[test]
-fn without_wireguard_it_says_what_to_load() {
+fn missing_wireguard_is_named_with_its_remedy() {
     assert!(std::env::var_os("SPOKE_TEST_KERNEL_KIND").is_some(), "not in a test kernel: run scripts/test-kernel");
     let plain = Command::new("ip").args(["link", "add", "wg7", "type", "wireguard"]).output().expect("ip");
-    assert!(
-        !plain.status.success(),
-        "this kernel has WireGuard: run scripts/test-kernel, which boots one that has not"
-    );
+    assert!(!plain.status.success(), "this kernel has WireGuard: run scripts/test-kernel, which boots one without");
     let dir = tempfile::tempdir().expect("a directory");
-    let (code, said) = spoke(dir.path(), "run");
-    assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("this kernel has no WireGuard") && said.contains("modprobe wireguard"), "{said}");
+    let (code, printed) = spoke(dir.path(), "run");
+    assert_eq!(code, Some(1), "{printed}");
+    assert!(printed.contains("this kernel has no WireGuard") && printed.contains("modprobe wireguard"), "{printed}");
 
-    let (code, said) = spoke(dir.path(), "doctor --json");
-    assert_eq!(code, Some(1), "{said}");
-    let findings: Vec<serde_json::Value> = serde_json::from_str(&said).expect("JSON");
-    let found = findings.iter().find(|f| f["what"] == "WireGuard").expect("it is looked at");
+    let (code, printed) = spoke(dir.path(), "doctor --json");
+    assert_eq!(code, Some(1), "{printed}");
+    let findings: Vec<serde_json::Value> = serde_json::from_str(&printed).expect("JSON");
+    let found = findings.iter().find(|f| f["what"] == "WireGuard").expect("a finding");
     assert_eq!(found["level"], "fail", "{found}");
     assert!(found["remedy"].as_str().is_some_and(|r| r.contains("kernel")), "{found}");
 
-    // What can be said without it is said.
-    let (code, said) = spoke(dir.path(), "plan");
-    assert!(code == Some(0) && said.contains("wg0: create interface"), "{said}");
+    // Planning does not need it.
+    let (code, printed) = spoke(dir.path(), "plan");
+    assert!(code == Some(0) && printed.contains("wg0: create interface"), "{printed}");
 }

@@ -1,5 +1,5 @@
-//! Changes through the agent API on a real kernel: a path cut by mistake comes back, what was changed can be taken back after
-//! any restart, drift is repaired or only told of, and no cut of the power loses what was answered.
+//! Changes through the agent API on a real kernel: unconfirmed changes are reverted, changes can be rolled back after any restart,
+//! drift is repaired or only reported, and a power cut loses no acknowledged change.
 use crate::netns::{Namespace, PlainWireGuard, wait_until, wait_until_every, wire};
 use crate::panel::{Node, Panel, key};
 use serde_json::{Value, json};
@@ -20,7 +20,7 @@ fn ping(from: &Namespace, to: &str) -> bool {
 }
 
 #[test]
-fn a_panel_that_cuts_its_own_path_gets_it_back() {
+fn unconfirmed_change_that_cuts_the_panel_is_reverted() {
     let (hub, office) = (Namespace::new("hub"), Namespace::new("office"));
     wire((&hub, "wan", "192.0.2.1/24"), (&office, "wan", "192.0.2.2/24"));
     let mut node = Node::new(&hub, HUB);
@@ -31,57 +31,59 @@ fn a_panel_that_cuts_its_own_path_gets_it_back() {
     let key = hub.run("wg show wg0 public-key").trim().to_owned();
     far.peer(&key, "allowed-ips 10.8.0.1/32 endpoint 192.0.2.1:51820");
     office.run("ping -c 1 -W 5 10.8.0.1");
-    // From here on the panel has no other way than through the tunnel.
+    // This panel has no path but the tunnel.
     let mut panel = Panel { namespace: &office, to: "10.8.0.1:8081".parse().expect("an address"), count: 0 };
     let path = format!("/v1/wg/wg0/peers/{}", far.public_key);
 
-    let said = panel.done("PUT", &path, &json!({ "persistent_keepalive": 7, "confirm_within": 60 }));
-    panel.done("POST", "/v1/confirm", &json!({ "generation": said["generation"] }));
+    let changed = panel.done("PUT", &path, &json!({ "persistent_keepalive": 7, "confirm_within": 60 }));
+    panel.done("POST", "/v1/confirm", &json!({ "generation": changed["generation"] }));
 
     let cut = panel.ask("PUT", &path, &json!({ "allowed_ips": [], "confirm_within": 5 }));
-    assert!(cut.is_none(), "the answer cannot come through: {cut:?}");
+    assert!(cut.is_none(), "the response cannot arrive: {cut:?}");
     assert!(!ping(&office, "10.8.0.1"), "the path is cut");
-    wait_until_every(Duration::from_millis(500), Duration::from_secs(30), "the path", || ping(&office, "10.8.0.1"));
+    wait_until_every(Duration::from_millis(500), Duration::from_secs(30), "the path to work again", || {
+        ping(&office, "10.8.0.1")
+    });
     assert!(hub.run("wg show wg0 allowed-ips").contains("10.8.0.2/32"));
-    assert!(hub.run("wg show wg0 persistent-keepalive").contains('7'), "what was confirmed stays");
+    assert!(hub.run("wg show wg0 persistent-keepalive").contains('7'), "the confirmed change stays");
     let history = node.json("config history --json");
     let of = |i: usize| (history[i]["generation"].clone(), history[i]["actor"].as_str().unwrap_or_default().to_owned());
     assert_eq!(of(0), (4.into(), "confirmation time-out".into()), "{history:#}");
     assert_eq!(of(1), (3.into(), "panel 10.8.0.2".into()), "{history:#}");
     let trail = node.tell("audit list");
     assert!(trail.contains("generation 3 was not confirmed: back to 2"), "{trail}");
-    assert_eq!(panel.done("GET", "/v1/history", &Value::Null)["generations"], history, "the panel sees the same");
+    assert_eq!(panel.done("GET", "/v1/history", &Value::Null)["generations"], history, "history over the API");
 }
 
 #[test]
-fn a_change_that_nobody_confirmed_does_not_outlive_a_restart() {
+fn unconfirmed_change_is_reverted_after_a_restart() {
     let hub = Namespace::new("hub");
     let mut node = Node::new(&hub, HUB);
     node.start();
     node.panel().done("POST", "/v1/wg/wg0/peers", &peer(1));
-    let mut hasty = peer(2);
-    hasty["confirm_within"] = 20.into();
-    node.panel().done("POST", "/v1/wg/wg0/peers", &hasty);
+    let mut unconfirmed = peer(2);
+    unconfirmed["confirm_within"] = 20.into();
+    node.panel().done("POST", "/v1/wg/wg0/peers", &unconfirmed);
     assert_eq!(node.peers("wg0"), [key(1), key(2)]);
     node.crash();
-    let (status, said) = node.panel().ask("POST", "/v1/wg/wg0/peers", &peer(3)).expect("an answer");
-    assert!(status == 409 && said["error"].as_str().unwrap_or_default().contains("Generation 2"), "{status} {said}");
-    wait_until_every(Duration::from_millis(500), Duration::from_secs(60), "the way back", || {
+    let (status, body) = node.panel().ask("POST", "/v1/wg/wg0/peers", &peer(3)).expect("a response");
+    assert!(status == 409 && body["error"].as_str().unwrap_or_default().contains("Generation 2"), "{status} {body}");
+    wait_until_every(Duration::from_millis(500), Duration::from_secs(60), "the revert", || {
         node.peers("wg0") == [key(1)]
     });
     let mut kept = peer(2);
     kept["confirm_within"] = 20.into();
-    wait_until(Duration::from_secs(20), "it to be written down", || {
+    wait_until(Duration::from_secs(20), "the revert to be stored", || {
         node.panel().ask("POST", "/v1/wg/wg0/peers", &kept).is_some_and(|(status, _)| status == 200)
     });
     assert_eq!(node.tell("config confirm"), "generation 4 stays in force\n");
     node.crash();
-    assert_eq!(node.peers("wg0"), [key(1), key(2)], "a confirmation is not forgotten");
+    assert_eq!(node.peers("wg0"), [key(1), key(2)], "the confirmation is kept");
     assert!(node.json("config history --json")[0]["confirm_within"].is_null());
 }
 
 #[test]
-fn rollback_goes_to_the_state_before_this_one_whatever_came_in_between() {
+fn rollback_restores_the_previous_state_after_any_restart() {
     let hub = Namespace::new("hub");
     let mut node = Node::new(&hub, HUB);
     node.start();
@@ -90,28 +92,28 @@ fn rollback_goes_to_the_state_before_this_one_whatever_came_in_between() {
     node.panel().done("POST", "/v1/wg/wg0/peers", &first);
     node.panel().done("POST", "/v1/wg/wg0/peers", &peer(2));
     let thief = json!({ "public_key": key(3), "allowed_ips": ["10.8.0.2/32"] });
-    let (status, said) = node.panel().ask("POST", "/v1/wg/wg0/peers", &thief).expect("an answer");
-    assert!(status == 409 && said["error"].as_str().unwrap_or_default().contains(&key(2)), "{status} {said}");
+    let (status, body) = node.panel().ask("POST", "/v1/wg/wg0/peers", &thief).expect("a response");
+    assert!(status == 409 && body["error"].as_str().unwrap_or_default().contains(&key(2)), "{status} {body}");
     node.crash();
 
     assert!(node.tell("config rollback").starts_with("generation 3 is in force\n"));
-    assert_eq!(node.peers("wg0"), [key(1)], "not one behind: the refused one counts for nothing");
+    assert_eq!(node.peers("wg0"), [key(1)], "the refused change is no generation");
     node.crash();
     node.tell("config rollback");
-    assert_eq!(node.peers("wg0"), [key(1), key(2)], "and forth again");
+    assert_eq!(node.peers("wg0"), [key(1), key(2)], "a rollback of the rollback");
     node.tell("config rollback 0");
     assert!(node.peers("wg0").is_empty());
     node.crash();
     node.tell("config rollback 1");
     assert_eq!(node.peers("wg0"), [key(1)]);
     let psk = hub.run("wg show wg0 preshared-keys");
-    assert!(psk.contains(&key(200)), "with all that belongs to it");
+    assert!(psk.contains(&key(200)), "with its preshared key");
     assert!(node.tell("config diff 1 2").contains(&format!("+ wg0 peer {}", key(2))));
     let list = node.tell("config history");
     assert_eq!(list.lines().map(|l| &l[..1]).collect::<String>(), "*<    ", "{list}");
-    let said = node.output("config rollback 99");
-    assert_eq!(said.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&said.stderr).contains("Generation 99 is not kept: there are 0 to 6"));
+    let refused = node.output("config rollback 99");
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("Generation 99 is not kept: there are 0 to 6"));
     assert!(!node.tell("audit list --json").contains(&key(200)) && !list.contains(&key(200)));
 
     for entry in std::fs::read_dir(node.path("state")).expect("a directory") {
@@ -119,12 +121,12 @@ fn rollback_goes_to_the_state_before_this_one_whatever_came_in_between() {
         let secret = std::fs::read_to_string(&path).unwrap_or_default().contains(&key(200));
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         assert!(!secret || name.starts_with("changes.journal"), "{name} holds a secret");
-        assert_eq!(std::fs::metadata(&path).expect("a file").mode() & 0o077, 0, "{name} is open to others");
+        assert_eq!(std::fs::metadata(&path).expect("a file").mode() & 0o077, 0, "{name} is readable by others");
     }
 }
 
 #[test]
-fn drift_is_repaired_where_policy_enforces_and_only_told_where_it_observes() {
+fn drift_is_repaired_or_reported_as_policy_says() {
     let hub = Namespace::new("hub");
     let (adopted, watched) = (
         PlainWireGuard::new(&hub, "wg1", 51821, "10.9.1.1/24"),
@@ -146,13 +148,13 @@ fn drift_is_repaired_where_policy_enforces_and_only_told_where_it_observes() {
     );
     hub.feed(&format!("wg set wg1 peer {} preshared-key /dev/stdin allowed-ips 10.9.1.7/32", key(7)), &key(77));
     node.start();
-    assert_eq!(node.peers("wg1"), [key(7)], "an adopted interface keeps the peers it has");
+    assert_eq!(node.peers("wg1"), [key(7)], "an adopted interface keeps its peers");
     assert!(node.peers("wg2").is_empty(), "nothing is written where policy observes");
     let drift = node.json("drift --json");
     assert_eq!(drift["interfaces"]["wg1"]["summary"]["unknown_count"], 1, "{drift:#}");
     assert_eq!(drift["interfaces"]["wg2"]["summary"]["missing_count"], 1, "{drift:#}");
 
-    // Enforced, and made by us: everything is put right, and a stranger goes.
+    // Policy `enforce` on our own interface: mismatches are repaired, unknown peers are removed.
     hub.run(&format!("wg set wg0 peer {} persistent-keepalive 9", key(1)));
     hub.run(&format!("wg set wg0 peer {} allowed-ips 10.8.0.9/32", key(9)));
     let drift = node.json("drift --json");
@@ -162,7 +164,7 @@ fn drift_is_repaired_where_policy_enforces_and_only_told_where_it_observes() {
     assert_eq!((&last["interface"], &last["repaired"]), (&json!("wg0"), &json!(true)), "{drift:#}");
     assert_eq!(last["summary"]["total_issues"], 2, "{drift:#}");
 
-    // Observed: told, field by field, and left as it is until somebody asks.
+    // Policy `observe`: reported field by field, and repaired only on request.
     hub.feed(&format!("wg set wg2 peer {} preshared-key /dev/stdin allowed-ips 10.9.2.66/32", key(1)), &key(88));
     hub.run(&format!("wg set wg2 peer {}", key(8)));
     let seen = node.output("drift --json --exit-code");
@@ -184,17 +186,21 @@ fn drift_is_repaired_where_policy_enforces_and_only_told_where_it_observes() {
     );
     let mut panel = node.panel();
     let served = panel.done("GET", "/v1/drift", &Value::Null);
-    assert_eq!(served["interfaces"], drift["interfaces"], "the API says the same");
-    assert_eq!(panel.ask("POST", "/v1/wg/wg2/peers", &peer(5)).map(|a| a.0), Some(409), "nor does the API write there");
+    assert_eq!(served["interfaces"], drift["interfaces"], "drift over the API");
+    assert_eq!(
+        panel.ask("POST", "/v1/wg/wg2/peers", &peer(5)).map(|a| a.0),
+        Some(409),
+        "the API does not write there either"
+    );
 
     let all = |dry: bool| json!({ "remove_unknown": true, "dry_run": dry });
     let would = panel.done("POST", "/v1/drift/reconcile", &all(true));
     assert_eq!((&would["updated"], would["removed"].as_array().map(Vec::len)), (&json!([key(1)]), Some(2)), "{would}");
-    assert_eq!(node.peers("wg2").len(), 2, "a dry run does nothing");
+    assert_eq!(node.peers("wg2").len(), 2, "a dry run changes nothing");
     node.tell("drift --repair");
     assert!(hub.run("wg show wg2 allowed-ips").contains("10.9.2.2/32"), "restored on request");
     assert!(hub.run("wg show wg2 preshared-keys").contains("(none)"));
-    assert_eq!((node.peers("wg1"), node.peers("wg2").len()), (vec![key(7)], 2), "unknown peers are another matter");
+    assert_eq!((node.peers("wg1"), node.peers("wg2").len()), (vec![key(7)], 2), "unknown peers are kept");
     node.tell("drift --repair --remove-unknown");
     assert_eq!((node.peers("wg1").len(), node.peers("wg2")), (0, vec![key(1)]));
     assert!(node.tell("drift").starts_with("no drift as of "));
@@ -204,19 +210,19 @@ fn drift_is_repaired_where_policy_enforces_and_only_told_where_it_observes() {
     assert!(!metrics.contains("spoke_drifts_total{policy=\"left_alone\"} 0\n"), "{metrics}");
     assert!(metrics.contains("spoke_drift_left_alone 0"), "{metrics}");
     let trail = node.tell("audit list");
-    for told in [
+    for text in [
         "reconcile",
         "repaired drift: wg0",
         "left drift on wg2 alone",
         "user 0",
         "repair drift: 0 added, 0 restored, 2 removed",
     ] {
-        assert!(trail.contains(told), "{told}: {trail}");
+        assert!(trail.contains(text), "{text}: {trail}");
     }
     drop((adopted, watched));
 }
 
-/// The private key of an interface that is there already, as a file of the node.
+/// Writes the private key of an existing interface to a file of the node.
 fn take_key(namespace: &Namespace, link: &str) -> std::path::PathBuf {
     static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let n = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -227,7 +233,7 @@ fn take_key(namespace: &Namespace, link: &str) -> std::path::PathBuf {
 }
 
 #[test]
-fn peers_that_were_there_before_come_back_with_a_rollback() {
+fn rollback_restores_peers_from_before_the_adoption() {
     let hub = Namespace::new("hub");
     let _there = PlainWireGuard::new(&hub, "wg0", 51820, "10.8.0.1/24");
     hub.feed(&format!("wg set wg0 peer {} preshared-key /dev/stdin allowed-ips 10.8.0.7/32", key(7)), &key(77));
@@ -239,7 +245,7 @@ fn peers_that_were_there_before_come_back_with_a_rollback() {
     let file = format!("[Peer]\nPublicKey = {}\nAllowedIPs = 10.8.0.7/32\n", key(5));
     let file = base64::engine::general_purpose::STANDARD.encode(file);
     node.panel().done("POST", "/v1/wg/wg0/syncconf", &json!({ "config": file }));
-    assert_eq!(node.peers("wg0"), [key(5)], "a file replaces all there are");
+    assert_eq!(node.peers("wg0"), [key(5)], "syncconf replaces all peers");
     node.crash();
     node.tell("config rollback");
     let sorted = |conf: &str| {
@@ -247,18 +253,18 @@ fn peers_that_were_there_before_come_back_with_a_rollback() {
         parts.sort();
         parts
     };
-    assert_eq!(sorted(&hub.run("wg showconf wg0")), sorted(&before), "all as it was, endpoint and preshared key too");
+    assert_eq!(sorted(&hub.run("wg showconf wg0")), sorted(&before), "endpoints and preshared keys included");
 }
 
 #[test]
-fn the_socket_answers_by_who_asks() {
+fn the_socket_authorizes_by_peer_credentials() {
     let hub = Namespace::new("hub");
     let mut node = Node::new(&hub, HUB);
     node.start();
     node.panel().done("POST", "/v1/wg/wg0/peers", &peer(1));
     let (run, socket) = (node.path("run"), node.path("run/spoke.sock"));
     assert_eq!(std::fs::metadata(&socket).expect("a socket").mode() & 0o777, 0o660);
-    // As the unit has it: the directory and the socket belong to a group.
+    // As in the unit: directory and socket belong to a group.
     for path in [&run, &socket] {
         std::os::unix::fs::chown(path, None, Some(4242)).expect("given to the group");
     }
@@ -268,16 +274,16 @@ fn the_socket_answers_by_who_asks() {
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
     let member = "setpriv --reuid 1234 --regid 4242 --clear-groups";
-    for look in ["status", "drift", "config history", "config diff 0 1", "audit list"] {
-        assert_eq!(ask(member, look), (Some(0), String::new()), "{look}");
+    for read in ["status", "drift", "config history", "config diff 0 1", "audit list"] {
+        assert_eq!(ask(member, read), (Some(0), String::new()), "{read}");
     }
     for change in ["config rollback", "config confirm", "drift --repair"] {
-        let (code, said) = ask(member, change);
-        assert!(code == Some(1) && said.contains("user 1234 may look but not change anything"), "{change}: {said}");
+        let (code, error) = ask(member, change);
+        assert!(code == Some(1) && error.contains("user 1234 may look but not change anything"), "{change}: {error}");
     }
     assert_eq!(node.peers("wg0"), [key(1)]);
-    let (code, said) = ask("setpriv --reuid 1234 --regid 1234 --clear-groups", "status");
-    assert!(code == Some(1) && said.contains("not allowed to open"), "{said}");
+    let (code, error) = ask("setpriv --reuid 1234 --regid 1234 --clear-groups", "status");
+    assert!(code == Some(1) && error.contains("not allowed to open"), "{error}");
     assert_eq!(ask("", "config rollback").0, Some(0), "root may");
     assert!(node.peers("wg0").is_empty());
     let trail = node.tell("audit list");
@@ -286,7 +292,7 @@ fn the_socket_answers_by_who_asks() {
     assert!(node.tell("audit verify").contains("entries hold; head"));
 }
 
-/// A file system of its own on a loop device, for a cut of its power.
+/// A file system on a loop device, for power cuts.
 struct Flash<'a> {
     at: &'a Path,
     image: tempfile::NamedTempFile,
@@ -308,8 +314,7 @@ impl<'a> Flash<'a> {
         std::fs::set_permissions(self.at, std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("changed");
     }
 
-    /// Stops every write where it is and forgets what is not on the medium, as a power cut does (EXT4_IOC_SHUTDOWN without
-    /// flushing the journal).
+    /// Loses what is not on the medium, as a power cut does (EXT4_IOC_SHUTDOWN without flushing the journal).
     fn cut(&self) {
         let ioctl = "use Fcntl; sysopen F, $ARGV[0], O_RDONLY or die $!; my $how = pack('L', 2); \
                      ioctl F, 0x8004587d, $how or die $!";
@@ -317,8 +322,8 @@ impl<'a> Flash<'a> {
         assert!(status.success());
     }
 
-    /// What is on the medium, mounted as after a boot. A copy: other tests' processes may keep the dead file system alive
-    /// in mount namespaces of theirs.
+    /// Mounts the medium as after a boot. A copy: processes of other tests may keep the dead file system alive in their mount
+    /// namespaces.
     fn remount(&mut self) {
         sh(&format!("umount -l {}", self.at.display()));
         let image = tempfile::NamedTempFile::new().expect("an image");
@@ -340,7 +345,7 @@ fn sh(command: &str) {
 }
 
 #[test]
-fn no_cut_of_the_power_loses_what_was_answered_or_tears_the_store() {
+fn power_cuts_lose_no_acknowledged_change() {
     let hub = Namespace::new("hub");
     let mut node = Node::new(&hub, HUB);
     let state = node.path("state");
@@ -348,12 +353,12 @@ fn no_cut_of_the_power_loses_what_was_answered_or_tears_the_store() {
     node.start();
     let mut answered: u8 = 0;
     for round in 0..6u64 {
-        // The cut comes at a moment of its own, while a panel adds one peer after the other.
+        // The cut happens while a panel adds peers.
         let cut = std::thread::scope(|scope| {
             let flash = &flash;
             let cut = scope.spawn(move || {
                 let moment = Duration::from_millis(150 + 97 * round);
-                #[expect(clippy::disallowed_methods, reason = "the moment of a power cut is nobody's event")]
+                #[expect(clippy::disallowed_methods, reason = "a power cut at an arbitrary time")]
                 std::thread::sleep(moment);
                 flash.cut();
             });
@@ -368,20 +373,20 @@ fn no_cut_of_the_power_loses_what_was_answered_or_tears_the_store() {
         });
         cut.expect("the cut");
         node.kill();
-        // A board that has lost its power has lost its interfaces too.
+        // A power cut also loses the interfaces.
         hub.ip("link del wg0");
         flash.remount();
         node.start();
         let have = node.peers("wg0").len();
         assert!(have == usize::from(answered) || have == usize::from(answered) + 1, "{have} of {answered} answered");
         let current = node.json("config history --json")[0]["generation"].as_u64().unwrap_or_default();
-        assert_eq!(current, have as u64, "each peer was a generation");
+        assert_eq!(current, have as u64, "one generation per peer");
         assert!(node.tell("audit verify").contains("entries hold"));
         answered = u8::try_from(have).expect("a few");
     }
-    assert!(answered > 5, "the panel got somewhere: {answered}");
+    assert!(answered > 5, "few changes were acknowledged: {answered}");
     let previous = usize::from(answered) - 1;
     node.tell("config rollback");
-    assert_eq!(node.peers("wg0").len(), previous, "the previous one is never one behind");
+    assert_eq!(node.peers("wg0").len(), previous, "a rollback goes back one generation");
     node.kill();
 }

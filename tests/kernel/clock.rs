@@ -1,5 +1,4 @@
-//! A board without a clock, on a real kernel of its own: setting the clock is nothing to do to a kernel that others use, so
-//! `scripts/test-kernel` boots one for this file alone.
+//! A board without an RTC. It sets the clock of the kernel, so `scripts/test-kernel` boots one for this file alone.
 #![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 #[expect(dead_code, reason = "shared with the other tests of the kernel tier, which use more of it")]
 mod device;
@@ -13,7 +12,7 @@ use std::time::Duration;
 const HUB: &str = "10.9.0.1";
 
 #[test]
-fn a_board_that_boots_in_1970_gets_its_tunnel() {
+fn a_board_that_boots_in_1970_connects() {
     assert_eq!(
         std::env::var("SPOKE_TEST_KERNEL_KIND").as_deref(),
         Ok("uml"),
@@ -31,22 +30,22 @@ fn a_board_that_boots_in_1970_gets_its_tunnel() {
     let seen = hub.latest_handshake(&device.public_key).expect("the hub has seen a handshake of today");
     device.stop();
 
-    // The board reboots: no interface, and a clock at the beginning of time. The hub has forgotten nothing.
+    // The board reboots: no interface, the clock in 1970. The hub remembers the last handshake.
     node.ip("link del wg0");
     node.run("date -u -s 1970-01-01T00:01:00");
     device.start();
     netns::wait_until(Duration::from_secs(30), "a third attempt", || device.uplink()["attempts"].as_u64() >= Some(3));
-    assert!(!device.is_up(), "the hub takes handshakes of 1970 for replays: without this the test proves nothing");
+    assert!(!device.is_up(), "the hub must drop handshakes of 1970 as replays, or the test proves nothing");
     assert!(device.logged().contains("spoke-clock.service"), "the log names the remedy");
     device.stop();
 
-    // What spoke-clock.service does before the supervisor starts.
+    // As spoke-clock.service does before the supervisor starts.
     node.ip("link del wg0");
-    let said = device.tell("clock restore");
-    assert!(said.contains("the clock said 1970-01-01") && said.contains("it was set to 20"), "{said}");
+    let printed = device.tell("clock restore");
+    assert!(printed.contains("the clock said 1970-01-01") && printed.contains("it was set to 20"), "{printed}");
     device.start();
     device.wait_up(20, HUB);
     let again = hub.latest_handshake(&device.public_key).expect("a handshake");
-    assert!(again >= seen, "never below the last stamp: {seen} then {again}");
-    assert!(device.tell("clock show").contains("believed no"), "restored is not known");
+    assert!(again >= seen, "earlier than the last stamp: {seen} then {again}");
+    assert!(device.tell("clock show").contains("believed no"), "a restored clock is not trusted");
 }

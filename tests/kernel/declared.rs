@@ -1,5 +1,5 @@
-//! A node that boots from the state its control plane last sent: what it plans, who owns what, and whose doing each
-//! generation is. The control plane itself is away all the time.
+//! A node that boots from the last state of its control plane, which is unreachable: plan, ownership, and the actor of each
+//! generation.
 use crate::netns::Namespace;
 use crate::panel::{Node, key};
 use serde_json::{Value, json};
@@ -14,8 +14,8 @@ const LINKS: &str = "[health]\nenabled = false\n\
     [[interface]]\nname = \"wg0\"\nlisten_port = 51820\n\
     [[interface.peer]]\npublic_key = \"BAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQ=\"\nallowed_ips = [\"10.9.4.0/24\"]\n";
 
-/// Puts a signed state with one peer and an override where the node keeps the last good one.
-fn remember(node: &Node<'_>) {
+/// Writes a signed state with one peer and an override as the node's last good one.
+fn store_state(node: &Node<'_>) {
     let signer = SignKey::from_seed(&[1; 32]).expect("a key");
     let text = json!({
         "version": VERSION, "node_id": "edge-1", "generation": 1, "role": "hub", "signing_keys": [signer.public()],
@@ -38,19 +38,19 @@ fn remember(node: &Node<'_>) {
 }
 
 #[test]
-fn what_others_declared_is_planned_is_theirs_and_is_told_as_theirs() {
+fn declared_state_keeps_its_owner_in_plan_and_history() {
     let device = Namespace::new("device");
     let mut node = Node::new(&device, LINKS);
     let file = node.path("spoke.toml");
     let text = std::fs::read_to_string(&file).expect("the configuration");
     let text = text.replace("[node]\n", "[node]\nid = \"edge-1\"\n");
     std::fs::write(&file, &text).expect("written");
-    remember(&node);
+    store_state(&node);
     let over = "wg0: mtu 1400 by override, instead of 1280\n";
     let plan = node.tell("plan");
     assert!(plan.contains(over) && plan.contains("allowed-ips 10.8.0.2/32"), "{plan}");
     node.start();
-    assert_eq!(node.peers("wg0"), [key(1), key(4)], "what it remembers is enough");
+    assert_eq!(node.peers("wg0"), [key(1), key(4)], "the stored state is enough");
 
     let mut panel = node.panel();
     panel.done("POST", "/v1/wg/wg0/peers", &json!({ "public_key": key(2), "allowed_ips": ["10.8.0.9/32"] }));
@@ -66,12 +66,12 @@ fn what_others_declared_is_planned_is_theirs_and_is_told_as_theirs() {
             key(1).as_str(),
         ),
     ] {
-        let (status, said) = panel.ask(method, &path, &body).expect("an answer");
-        let error = said["error"].as_str().unwrap_or_default();
-        assert!(status == 409 && error.contains(holder), "{method} {path}: {status} {said}");
+        let (status, reply) = panel.ask(method, &path, &body).expect("a response");
+        let error = reply["error"].as_str().unwrap_or_default();
+        assert!(status == 409 && error.contains(holder), "{method} {path}: {status} {reply}");
     }
 
-    // Nothing is running and nothing is there: the plan has what the API has set, beside what was declared.
+    // Without a running supervisor and without the interface: the plan has API state and declared state.
     node.kill();
     device.ip("link del wg0");
     let plan = node.tell("plan");
@@ -79,21 +79,27 @@ fn what_others_declared_is_planned_is_theirs_and_is_told_as_theirs() {
         assert!(plan.contains(part), "{part} in {plan}");
     }
 
-    // A start with what was there before makes no generation and writes nothing; one with another file does.
+    // A start with an unchanged configuration makes no generation and writes nothing; one with a changed file does.
     let file_of_changes = node.path("state/changes.journal");
     let journal = || std::fs::read(&file_of_changes).expect("the journal");
     let before = journal();
     node.start();
     node.kill();
-    assert!(journal() == before, "nothing changed, nothing is written");
+    assert!(journal() == before, "an unchanged start must not write");
     std::fs::write(&file, text.replace("listen_port = 51820\n", "listen_port = 51820\nfwmark = 7\n")).expect("written");
     node.start();
     let history = node.json("config history --json");
     assert_eq!((&history[0]["generation"], &history[0]["actor"]), (&2.into(), &"configuration".into()), "{history:#}");
     assert_eq!(node.tell("config diff 1 2"), "~ interface.wg0.fwmark = 7, instead of 0\n");
-    let said = node.tell("config rollback");
-    assert!(said.contains("generation 3 is in force") && said.contains(&format!("- wg0 peer {}", key(2))), "{said}");
-    assert!(said.contains("! 1 value not set through the API") && said.contains("in the configuration file"), "{said}");
+    let printed = node.tell("config rollback");
+    assert!(
+        printed.contains("generation 3 is in force") && printed.contains(&format!("- wg0 peer {}", key(2))),
+        "{printed}"
+    );
+    assert!(
+        printed.contains("! 1 value not set through the API") && printed.contains("in the configuration file"),
+        "{printed}"
+    );
     assert_eq!(node.peers("wg0"), [key(1), key(4)]);
     assert_eq!(device.run("wg show wg0 fwmark").trim(), "0x7");
     assert!(node.tell("audit list").contains("interface.wg0.fwmark = 7"));

@@ -1,4 +1,4 @@
-//! A device: the product's own binary, run in a namespace with a configuration of its own.
+//! A device: the product's binary in a namespace with its own configuration.
 use crate::netns::{Namespace, spoke, wait_until};
 use serde_json::Value;
 use std::fmt::Write as _;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// A hub as the device knows it.
+/// A hub as configured on the device.
 pub(crate) struct Hub<'a> {
     pub(crate) name: &'a str,
     pub(crate) public_key: &'a str,
@@ -21,13 +21,13 @@ pub(crate) struct Device<'a> {
     /// Its public key.
     pub(crate) public_key: String,
     process: Option<Child>,
-    /// What stands before the binary on its command line.
+    /// Prefix of its command line.
     wrapper: &'static str,
 }
 
 impl<'a> Device<'a> {
-    /// Configures a device with the tunnel address `address`; it does not run yet. Times are short, because some of the
-    /// kernels that this runs on wait in real time.
+    /// Configures a device with the tunnel address `address`, not started. Intervals are short, because native kernels wait in real
+    /// time.
     pub(crate) fn new(namespace: &'a Namespace, address: &str, hubs: &[Hub<'_>]) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let private_key = namespace.run("wg genkey");
@@ -63,7 +63,7 @@ impl<'a> Device<'a> {
         self.dir.path().join("spoke.toml")
     }
 
-    /// Runs every later command without the right to set the clock, as the unit does.
+    /// Runs every later command without CAP_SYS_TIME, as the unit does.
     pub(crate) fn without_clock_rights(&mut self) {
         self.wrapper = "setpriv --bounding-set=-sys_time --inh-caps=-sys_time";
     }
@@ -79,46 +79,46 @@ impl<'a> Device<'a> {
     pub(crate) fn stop(&mut self) {
         let Some(mut child) = self.process.take() else { return };
         let pid = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw).expect("a process id");
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it is there");
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a running process");
         let status = child.wait().expect("it ends");
-        assert!(status.success(), "spoke run ended with {status}");
+        assert!(status.success(), "spoke run exited with {status}");
     }
 
     fn log(&self) -> PathBuf {
         self.dir.path().join("log")
     }
 
-    /// What it has logged so far.
+    /// Its log.
     pub(crate) fn logged(&self) -> String {
         std::fs::read_to_string(self.log()).unwrap_or_default()
     }
 
-    /// Runs another subcommand to its end, outside of any wrapper; returns what it printed.
+    /// Runs a subcommand to its end, without the wrapper; returns its stdout.
     pub(crate) fn tell(&self, arguments: &str) -> String {
         self.namespace.run(&format!("{} --config {} {arguments}", spoke(), self.config().display()))
     }
 
-    /// The uplink's part of `spoke status --json`; null before it is there.
+    /// `uplink` of `spoke status --json`; null before it is published.
     pub(crate) fn uplink(&self) -> Value {
         let output = self.spoke("status --json").output().expect("spoke runs");
         let mut report: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         report.get_mut("uplink").map(Value::take).unwrap_or_default()
     }
 
-    /// Whether the tunnel is up, by its own account.
+    /// Whether it reports the tunnel as up.
     pub(crate) fn is_up(&self) -> bool {
         self.uplink()["state"] == "up"
     }
 
-    /// Waits until it says that the tunnel is up, and sees for itself.
+    /// Waits until it reports the tunnel as up, and pings the hub.
     pub(crate) fn wait_up(&self, limit: u64, hub: &str) {
         wait_until(Duration::from_secs(limit), "the tunnel to be up", || self.is_up());
         self.namespace.run(&format!("ping -c 1 -W 5 {hub}"));
     }
 
-    /// Waits until it says that the tunnel is not up.
+    /// Waits until it reports the tunnel as down.
     pub(crate) fn wait_down(&self, limit: u64) {
-        wait_until(Duration::from_secs(limit), "the outage to be noticed", || !self.is_up());
+        wait_until(Duration::from_secs(limit), "the outage to be reported", || !self.is_up());
     }
 }
 

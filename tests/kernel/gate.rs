@@ -1,4 +1,4 @@
-//! A gate: a hub with one interface where grants decide and one where nobody asks, run by the real program.
+//! A gate: a hub run by the real program with one interface that needs grants and one that is open.
 
 use crate::anvil::{CHAIN_ID, Contract};
 use crate::netns::{Namespace, spoke};
@@ -16,7 +16,7 @@ pub(crate) struct Gate<'a> {
 }
 
 impl<'a> Gate<'a> {
-    /// Starts one that lets in `peers` (node, key, network) by the contract's word.
+    /// Starts a gate with `peers` (node, key, network) that need a grant of the contract.
     pub(crate) fn start(
         namespace: &'a Namespace,
         directory: PathBuf,
@@ -72,7 +72,7 @@ access = "nft"
         Self { namespace, directory, child }
     }
 
-    /// What it logged so far.
+    /// Its log.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }
@@ -83,19 +83,19 @@ access = "nft"
         String::from_utf8_lossy(&output.stdout).contains(key)
     }
 
-    /// Another call of the program, with arguments separated by blanks; gives what it says.
+    /// Runs a subcommand, with arguments separated by blanks; returns its stdout.
     pub(crate) fn spoke(&self, arguments: &str) -> String {
         let program = spoke();
         self.namespace.run(&format!("{program} --config {} {arguments}", self.directory.join("spoke.toml").display()))
     }
 
-    /// What one of its local endpoints answers; nothing while it does not.
+    /// Response body of a local endpoint; empty without a response.
     pub(crate) fn get(&self, path: &str) -> String {
         let output = self.namespace.command(&format!("curl -s http://127.0.0.1:8080{path}")).output().expect("curl");
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Where it keeps things.
+    /// A path in its directory.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }

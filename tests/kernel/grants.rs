@@ -1,4 +1,4 @@
-//! Access by NFT with nothing simulated: a real chain, the real program, the real kernel, in one boot.
+//! Access by NFT with a real chain, the real program and a real kernel.
 
 use crate::anvil::{Anvil, Contract};
 use crate::gate::{Gate, OPEN_PEER};
@@ -8,11 +8,11 @@ use std::time::Duration;
 const LIMIT: Duration = Duration::from_secs(60);
 
 #[test]
-fn revoked_on_chain_is_gone_from_the_kernel_and_a_silent_chain_takes_nobody_away() {
+fn revocation_removes_the_peer_and_an_outage_does_not() {
     let (hub, client) = (Namespace::new("gate"), Namespace::new("client"));
     wire((&hub, "wan", "192.0.2.1/24"), (&client, "wan", "192.0.2.2/24"));
     let peer = PlainWireGuard::new(&client, "wg0", 51821, "10.9.0.2/24");
-    // The chain runs beside the hub and answers on its loopback.
+    // The chain runs in the hub's namespace, on its loopback.
     let chain = hub.enter(|| Anvil::with(&["--slots-in-an-epoch", "1"]));
     let contract = hub.enter(|| Contract::deploy(&chain, false, false));
     let dir = tempfile::tempdir().expect("a directory");
@@ -21,7 +21,7 @@ fn revoked_on_chain_is_gone_from_the_kernel_and_a_silent_chain_takes_nobody_away
     let gate = start();
     let admitted = || gate.has("wg0", &peer.public_key);
     wait_until(LIMIT, "the open interface and its peer", || gate.has("wg1", OPEN_PEER));
-    assert!(!admitted(), "nobody is a peer without a grant\n{}", gate.log());
+    assert!(!admitted(), "no peer without a grant\n{}", gate.log());
 
     let token = hub.enter(|| contract.mint(chain.account(1), "client", &peer.public_key));
     wait_until(LIMIT, "the granted peer", admitted);
@@ -29,18 +29,18 @@ fn revoked_on_chain_is_gone_from_the_kernel_and_a_silent_chain_takes_nobody_away
     peer.peer(&key, "allowed-ips 10.9.0.1/32 endpoint 192.0.2.1:51820 persistent-keepalive 5");
     client.run("ping -c 3 -i 0.2 -W 5 10.9.0.1");
 
-    // What a run started now would do knows of the grant, from the disk alone.
-    wait_until(LIMIT, "the grant to be on disk", || gate.spoke("plan") == "nothing to do\n");
+    // A new process knows the grant from the disk alone.
+    wait_until(LIMIT, "the grant to be stored", || gate.spoke("plan") == "nothing to do\n");
 
-    // Silent: the peer stays, traffic flows, health says why.
+    // Outage: the peer stays, traffic flows, health has the reason.
     chain.halt();
-    wait_until(LIMIT, "health to speak of the chain", || gate.get("/health").contains("contract_away"));
-    let said = gate.get("/health");
-    assert!(said.contains("\"degraded\"") && said.contains("VERIFICATION_ERROR"), "{said}");
+    wait_until(LIMIT, "health to report contract_away", || gate.get("/health").contains("contract_away"));
+    let health = gate.get("/health");
+    assert!(health.contains("\"degraded\"") && health.contains("VERIFICATION_ERROR"), "{health}");
     client.run("ping -c 2 -i 0.2 -W 5 10.9.0.1");
     assert!(admitted());
     chain.go_on();
-    wait_until(LIMIT, "health to be content again", || !gate.get("/health").contains("contract_away"));
+    wait_until(LIMIT, "the condition to clear", || !gate.get("/health").contains("contract_away"));
 
     let shown = gate.spoke("grants show client");
     assert!(shown.contains("admitted yes") && shown.contains("token    1"), "{shown}");
@@ -49,7 +49,7 @@ fn revoked_on_chain_is_gone_from_the_kernel_and_a_silent_chain_takes_nobody_away
     wait_until(LIMIT, "the revoked peer to go", || !admitted());
     let listed = gate.spoke("grants list");
     assert!(listed.contains("NODE_INACTIVE") && listed.contains(&chain.url()), "{listed}\n{}", gate.log());
-    assert!(gate.has("wg1", OPEN_PEER), "open interfaces do not care");
+    assert!(gate.has("wg1", OPEN_PEER), "the open interface is unchanged");
     let stats = gate.get("/stats");
     assert!(stats.contains("\"accessControl\"") && stats.contains("\"hitRate\""), "{stats}");
     let metrics = gate.get("/metrics");
@@ -68,11 +68,11 @@ fn revoked_on_chain_is_gone_from_the_kernel_and_a_silent_chain_takes_nobody_away
     }
     assert!(gate.file("run/grants-height.json").exists() && gate.file("state/grants.json").exists());
 
-    // Killed and started again while the chain is silent: who was revoked stays out, although nobody can be asked.
+    // A restart during an outage: the revoked peer stays out.
     drop(gate);
     chain.halt();
     let gate = start();
-    wait_until(LIMIT, "health to speak of the chain again", || gate.get("/health").contains("contract_away"));
+    wait_until(LIMIT, "health to report contract_away again", || gate.get("/health").contains("contract_away"));
     assert!(gate.has("wg1", OPEN_PEER) && !gate.has("wg0", &peer.public_key), "{}", gate.log());
     chain.go_on();
 }

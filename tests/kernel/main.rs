@@ -1,7 +1,7 @@
-//! The kernel tier: what only a real Linux kernel with WireGuard can prove. `scripts/test-kernel` runs it.
+//! The kernel tier: tests that need a real Linux kernel with WireGuard, run by `scripts/test-kernel`.
 //!
-//! Started in any other way each test fails and names that script: creating interfaces is nothing to do to the host by accident,
-//! and a tier that skips itself proves nothing.
+//! Outside of that script each test fails and names it: interfaces of the host must not be changed by accident, and a tier that
+//! skips itself proves nothing.
 #![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 #[path = "../chain/anvil.rs"]

@@ -50,7 +50,7 @@ impl World for Tools<'_> {
 
     fn unprivileged(&self) -> Both {
         use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
-        // A socket has the rights of whoever opened it, at most.
+        // A socket has at most the capabilities of its opener.
         let all = capabilities(None).expect("our capabilities");
         set_capabilities(None, CapabilitySets { effective: CapabilitySet::empty(), ..all }).expect("giving them up");
         let bare = Both::open();
@@ -106,7 +106,7 @@ impl World for Tools<'_> {
     }
 
     fn change_forwarding(&self, link: &str) {
-        // The last rule goes, as if by hand.
+        // Deletes the last rule, as another process would.
         let listing = self.0.run(&format!("nft -a list chain inet spoke-{link} forward"));
         let handle = listing.lines().filter_map(|l| l.split("# handle ").nth(1)).next_back().expect("a rule");
         self.0.run(&format!("nft delete rule inet spoke-{link} forward handle {}", handle.trim()));

@@ -1,7 +1,7 @@
-//! Network namespaces, the wires between them, and hubs made with nothing but wireguard-tools.
+//! Network namespaces, wires between them, and hubs made with wireguard-tools.
 //!
-//! Every command that fails ends the test with its command line and stderr; a test that fails for another reason prints
-//! the links, addresses, routes and WireGuard state of each of its namespaces as it leaves them.
+//! A failed command ends the test with its command line and stderr. A failed test prints links, addresses, routes and WireGuard
+//! state of its namespaces.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -9,12 +9,12 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// The `spoke` under test: what cargo built with the tests, or a binary as it is shipped, named by SPOKE_TEST_PROGRAM.
+/// The `spoke` under test: the one cargo built, or the one named by SPOKE_TEST_PROGRAM.
 pub(crate) fn spoke() -> String {
     std::env::var("SPOKE_TEST_PROGRAM").unwrap_or_else(|_| env!("CARGO_BIN_EXE_spoke").to_owned())
 }
 
-/// A network namespace of its own with the loopback up; deleted when dropped.
+/// A network namespace with the loopback up; deleted when dropped.
 #[derive(Debug)]
 pub(crate) struct Namespace {
     name: String,
@@ -51,15 +51,15 @@ impl Namespace {
         execute(&mut self.command(command_line), stdin)
     }
 
-    /// A program to be started in this namespace, with arguments separated by blanks.
+    /// A command in this namespace, with arguments separated by blanks.
     pub(crate) fn command(&self, command_line: &str) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name]).args(command_line.split_ascii_whitespace());
         command
     }
 
-    /// Runs `body` on a thread that lives in this namespace. Sockets it opens and threads it starts, a runtime's blocking
-    /// pool among them, are in the namespace too; the rest of the process is not.
+    /// Runs `body` on a thread in this namespace. Sockets it opens and threads it starts, a runtime's blocking pool included, are in
+    /// the namespace too; the rest of the process is not.
     pub(crate) fn enter<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
         let path = format!("/run/netns/{}", self.name);
         let inside = || {
@@ -87,13 +87,13 @@ impl Namespace {
 impl Drop for Namespace {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("--- namespace {} as the failed test left it", self.name);
-            for look in
+            eprintln!("--- namespace {} after the failed test", self.name);
+            for query in
                 ["ip -d addr", "ip route show table all", "ip -6 route show table all", "ip rule", "wg show all"]
             {
-                // Never a second panic while unwinding: what cannot be looked at is left out.
-                if let Ok(output) = self.command(look).output() {
-                    eprintln!("# {look}\n{}", String::from_utf8_lossy(&output.stdout).trim_end());
+                // No second panic while unwinding.
+                if let Ok(output) = self.command(query).output() {
+                    eprintln!("# {query}\n{}", String::from_utf8_lossy(&output.stdout).trim_end());
                 }
             }
         }
@@ -116,7 +116,7 @@ pub(crate) fn wire(left: (&Namespace, &str, &str), right: (&Namespace, &str, &st
     }
 }
 
-/// One end of a tunnel made with wireguard-tools and `ip` alone: what our own code is tested against.
+/// One end of a tunnel made with wireguard-tools and `ip`, independent of our code.
 #[derive(Debug)]
 pub(crate) struct PlainWireGuard<'a> {
     namespace: &'a Namespace,
@@ -150,20 +150,17 @@ impl<'a> PlainWireGuard<'a> {
     }
 }
 
-/// Waits for something the kernel does not announce (a handshake, a counter); ends the test when it has not come within `limit`.
+/// Polls for a state without an event (a handshake, a counter); fails the test after `limit`.
 pub(crate) fn wait_until(limit: Duration, what: &str, reached: impl FnMut() -> bool) {
     wait_until_every(Duration::from_millis(20), limit, what, reached);
 }
 
-/// As [`wait_until`], looking once in `pause`: for what is dear to look at.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "real time passes in a real kernel, and nothing announces what is waited for here"
-)]
+/// As [`wait_until`], polling every `pause`, for expensive queries.
+#[expect(clippy::disallowed_methods, reason = "real time passes in a real kernel, and the state has no event")]
 pub(crate) fn wait_until_every(pause: Duration, limit: Duration, what: &str, mut reached: impl FnMut() -> bool) {
     let start = Instant::now();
     while !reached() {
-        assert!(start.elapsed() < limit, "waited {limit:?} in vain for {what}");
+        assert!(start.elapsed() < limit, "timeout after {limit:?}: {what}");
         std::thread::sleep(pause);
     }
 }
@@ -177,7 +174,7 @@ fn execute(command: &mut Command, stdin: &str) -> String {
         .spawn()
         .unwrap_or_else(|error| panic!("{command:?}: {error}"));
     if let Some(mut pipe) = child.stdin.take() {
-        // A program that does not read its stdin may be gone already; its status tells.
+        // A program that does not read its stdin may have exited.
         let _ = pipe.write_all(stdin.as_bytes());
     }
     let output = child.wait_with_output().unwrap_or_else(|error| panic!("{command:?}: {error}"));

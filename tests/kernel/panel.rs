@@ -1,4 +1,4 @@
-//! A node that serves the agent API, and a panel that drives it with signed requests: both real, each in its namespace.
+//! A node that serves the agent API, and a panel with signed requests, each in a namespace.
 use crate::netns::{Namespace, spoke, wait_until_every};
 use serde_json::Value;
 use spoke_sys::clock::{Clock as _, SystemClock};
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 const SECRET: &str = "k7GqP2vXc9LmR4tZw8BnY1sDf6HjA3eU";
 
-/// The product's own binary with a configuration of its own; its log is printed if the test fails.
+/// The product's binary with its own configuration; its log is printed if the test fails.
 pub(crate) struct Node<'a> {
     pub(crate) namespace: &'a Namespace,
     dir: tempfile::TempDir,
@@ -18,7 +18,7 @@ pub(crate) struct Node<'a> {
 }
 
 impl<'a> Node<'a> {
-    /// Configures a node that serves the agent API on 127.0.0.1:8081 and its tunnel addresses; it does not run yet.
+    /// Configures a node that serves the agent API on 127.0.0.1:8081 and its tunnel addresses, not started.
     pub(crate) fn new(namespace: &'a Namespace, interfaces: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let d = dir.path().display();
@@ -29,7 +29,7 @@ impl<'a> Node<'a> {
         std::fs::write(dir.path().join("spoke.toml"), text).expect("the configuration");
         std::fs::write(dir.path().join("secret"), SECRET).expect("the secret");
         private(&dir.path().join("secret"));
-        // Anybody may come as far as the socket's own directory.
+        // The socket's directory must be reachable for all users.
         std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("open");
         Self { namespace, dir, process: None }
     }
@@ -38,17 +38,17 @@ impl<'a> Node<'a> {
         self.dir.path().join(name)
     }
 
-    /// Starts it and waits for its first clean pass and its API.
+    /// Starts it and waits for a clean pass and the API.
     pub(crate) fn start(&mut self) {
         let log = std::fs::File::options().create(true).append(true).open(self.path("log")).expect("a log");
         self.process = Some(self.command("run").stdout(Stdio::null()).stderr(log).spawn().expect("spoke run"));
         let mut panel = Panel { namespace: self.namespace, to: ([127, 0, 0, 1], 8081).into(), count: 0 };
-        wait_until_every(Duration::from_millis(200), Duration::from_secs(30), "the node", || {
+        wait_until_every(Duration::from_millis(200), Duration::from_secs(30), "a clean pass and the API", || {
             self.json("status --json")["clean"] == true && panel.ask("GET", "/health", &Value::Null).is_some()
         });
     }
 
-    /// Ends it with no chance to tidy up.
+    /// Kills it (SIGKILL).
     pub(crate) fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             let _ = process.kill();
@@ -56,18 +56,18 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// Ends it and starts it again.
+    /// Kills and restarts it.
     pub(crate) fn crash(&mut self) {
         self.kill();
         self.start();
     }
 
-    /// A subcommand that is not started yet.
+    /// A subcommand, not started.
     pub(crate) fn command(&self, arguments: &str) -> Command {
         self.command_as("", arguments)
     }
 
-    /// As another user: `wrapper` stands before the program.
+    /// A subcommand with a prefix such as `setpriv`.
     pub(crate) fn command_as(&self, wrapper: &str, arguments: &str) -> Command {
         self.namespace.command(&format!(
             "{wrapper} {} --config {} {arguments}",
@@ -81,12 +81,12 @@ impl<'a> Node<'a> {
         self.command(arguments).output().expect("spoke runs")
     }
 
-    /// What a subcommand prints; it must succeed.
+    /// Stdout of a subcommand, which must succeed.
     pub(crate) fn tell(&self, arguments: &str) -> String {
         self.namespace.run(&format!("{} --config {} {arguments}", spoke(), self.path("spoke.toml").display()))
     }
 
-    /// What a subcommand prints, as JSON; null if it fails.
+    /// Stdout of a subcommand as JSON; null if it fails.
     pub(crate) fn json(&self, arguments: &str) -> Value {
         serde_json::from_slice(&self.output(arguments).stdout).unwrap_or_default()
     }
@@ -96,7 +96,7 @@ impl<'a> Node<'a> {
         Panel { namespace: self.namespace, to: ([127, 0, 0, 1], 8081).into(), count: 0 }
     }
 
-    /// Public keys of the interface's peers, by the kernel's word.
+    /// Public keys of the interface's peers in the kernel.
     pub(crate) fn peers(&self, link: &str) -> Vec<String> {
         let mut keys: Vec<String> =
             self.namespace.run(&format!("wg show {link} peers")).lines().map(str::to_owned).collect();
@@ -115,7 +115,7 @@ impl Drop for Node<'_> {
     }
 }
 
-/// Takes a file away from everybody but its owner.
+/// Makes a file readable by its owner alone.
 pub(crate) fn private(path: &Path) {
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("changed");
 }
@@ -128,7 +128,7 @@ pub(crate) struct Panel<'a> {
 }
 
 impl Panel<'_> {
-    /// Signs and sends; `None`: no answer came.
+    /// Signs and sends; `None` without a response.
     pub(crate) fn ask(&mut self, method: &str, path: &str, body: &Value) -> Option<(u16, Value)> {
         self.count += 1;
         let nonce = format!("n{}-{}", std::process::id(), self.count);
@@ -155,15 +155,15 @@ impl Panel<'_> {
         Some((status, serde_json::from_str(text).unwrap_or_default()))
     }
 
-    /// As [`Panel::ask`], for what must succeed.
+    /// As [`Panel::ask`]; the request must succeed.
     pub(crate) fn done(&mut self, method: &str, path: &str, body: &Value) -> Value {
-        let (status, said) = self.ask(method, path, body).unwrap_or_else(|| panic!("{method} {path}: no answer"));
-        assert_eq!(status, 200, "{method} {path}: {said}");
-        said
+        let (status, reply) = self.ask(method, path, body).unwrap_or_else(|| panic!("{method} {path}: no response"));
+        assert_eq!(status, 200, "{method} {path}: {reply}");
+        reply
     }
 }
 
-/// A public key made of a number.
+/// A public key by number.
 pub(crate) fn key(n: u8) -> String {
     use base64::Engine as _;
     base64::engine::general_purpose::STANDARD.encode([n; 32])

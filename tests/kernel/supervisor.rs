@@ -1,5 +1,5 @@
-//! `spoke run` on a real kernel: what is changed behind its back comes back and is told of, what is foreign is left alone,
-//! and what cannot work is said with its remedy.
+//! `spoke run` on a real kernel: drift is repaired and reported, foreign objects are left alone, and faults are printed with
+//! their remedy.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use crate::netns::{Namespace, PlainWireGuard, spoke, wait_until_every, wire};
 
-/// An interface is looked at at least every 30 s; an event makes it much sooner.
+/// The kernel is observed every 30 s, and earlier after an event.
 const REPAIRED: Duration = Duration::from_secs(45);
 
-/// Waits for what a few programs have to be run to see, so not too often.
+/// Polls rarely: a check runs several programs.
 fn wait_until(limit: Duration, what: &str, reached: impl FnMut() -> bool) {
     wait_until_every(Duration::from_millis(400), limit, what, reached);
 }
@@ -46,7 +46,7 @@ impl<'a> Supervisor<'a> {
         wait_until(Duration::from_secs(20), "a clean pass", || self.status()["clean"] == true);
     }
 
-    /// What `spoke status --json` prints; null while nobody answers.
+    /// `spoke status --json`; null without a running supervisor.
     fn status(&self) -> serde_json::Value {
         let output = self.command("status --json").output().expect("spoke status");
         serde_json::from_slice(&output.stdout).unwrap_or_default()
@@ -82,7 +82,7 @@ fn one_peer(key: &str) -> String {
 }
 
 #[test]
-fn what_is_changed_behind_its_back_is_repaired_and_told() {
+fn drift_of_every_kind_is_repaired_and_reported() {
     let (device, hub) = (Namespace::new("device"), Namespace::new("hub"));
     wire((&device, "wan", "192.0.2.2/24"), (&hub, "wan", "192.0.2.1/24"));
     let far = PlainWireGuard::new(&hub, "wg0", 51820, "10.8.0.1/24");
@@ -111,18 +111,18 @@ fn what_is_changed_behind_its_back_is_repaired_and_told() {
             repaired() && status["repairs"].as_u64() > Some(before) && status["clean"] == true
         });
         let status = spoke.status();
-        let last = status["history"].as_array().and_then(|h| h.last()).expect("a deed").clone();
+        let last = status["history"].as_array().and_then(|h| h.last()).expect("a step").clone();
         assert_eq!(last["cause"], "drift", "{what}: {last}");
     }
-    assert!(spoke.log().contains("allowed-ips 10.66.0.0/16 → 10.8.0.1/32,10.99.0.0/16"), "the log says what differed");
+    assert!(spoke.log().contains("allowed-ips 10.66.0.0/16 → 10.8.0.1/32,10.99.0.0/16"), "the log has the difference");
 }
 
 #[test]
-fn what_is_foreign_is_never_touched_and_the_tunnel_outlives_the_process() {
+fn foreign_objects_are_kept_and_the_tunnel_outlives_the_process() {
     let (device, hub) = (Namespace::new("device"), Namespace::new("hub"));
     wire((&device, "wan", "192.0.2.2/24"), (&hub, "wan", "192.0.2.1/24"));
     let far = PlainWireGuard::new(&hub, "wg0", 51820, "10.8.0.1/24");
-    // Of somebody else: a WireGuard interface with a peer, an address, routes of other protocols, a rule.
+    // Foreign: a WireGuard interface with a peer, an address, routes of other protocols, a rule.
     let other = PlainWireGuard::new(&device, "wg9", 50000, "10.77.0.1/24");
     other.peer(&far.public_key, "allowed-ips 10.77.0.2/32");
     device.ip("route add 10.78.0.0/16 dev wg9");
@@ -137,8 +137,8 @@ fn what_is_foreign_is_never_touched_and_the_tunnel_outlives_the_process() {
             "ip rule",
             "ip addr show dev wan",
         ]
-        // The kernel itself takes the mark from an IPv6 address that it has made sure of.
-        .map(|look| device.run(look).replace(" tentative", ""))
+        // The kernel clears `tentative` after duplicate address detection.
+        .map(|query| device.run(query).replace(" tentative", ""))
     };
     let before = foreign();
     let mut spoke = Supervisor::new(&device, &one_peer(&far.public_key));
@@ -151,13 +151,13 @@ fn what_is_foreign_is_never_touched_and_the_tunnel_outlives_the_process() {
     device.run("ping -c 1 -W 5 10.8.0.1");
     let stamp = device.run("wg show wg0 latest-handshakes");
     spoke.start();
-    assert_eq!(device.run("wg show wg0 latest-handshakes"), stamp, "a restart does not disturb the session");
-    assert_eq!(spoke.status()["changes"], 0, "there was nothing to do");
+    assert_eq!(device.run("wg show wg0 latest-handshakes"), stamp, "the session after a restart");
+    assert_eq!(spoke.status()["changes"], 0, "a restart changes nothing");
     assert_eq!(foreign(), before);
 }
 
 #[test]
-fn plan_says_what_run_will_do_and_does_nothing() {
+fn plan_prints_what_run_would_change() {
     let (device, hub) = (Namespace::new("device"), Namespace::new("hub"));
     wire((&device, "wan", "192.0.2.2/24"), (&hub, "wan", "192.0.2.1/24"));
     let far = PlainWireGuard::new(&hub, "wg0", 51820, "10.8.0.1/24");
@@ -166,24 +166,24 @@ fn plan_says_what_run_will_do_and_does_nothing() {
         let output = spoke.command("plan --exit-code").output().expect("spoke plan");
         (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
     };
-    // Before the first start of all, when there is no key yet.
-    let (code, said) = plan(&spoke);
-    assert_eq!(code, Some(1), "there is something to do: {said}");
+    // Before the first start, without a key.
+    let (code, printed) = plan(&spoke);
+    assert_eq!(code, Some(1), "a plan with steps: {printed}");
     for line in ["wg0: make the key file:", "wg0: create interface", "allowed-ips 10.8.0.1/32,10.99.0.0/16", "bring up"]
     {
-        assert!(said.contains(line), "{line} in {said}");
+        assert!(printed.contains(line), "{line} in {printed}");
     }
-    assert!(!spoke.path("state").exists() && !device.ip("-br link").contains("wg0"), "nothing was done");
+    assert!(!spoke.path("state").exists() && !device.ip("-br link").contains("wg0"), "plan changed something");
     spoke.start();
     assert_eq!(plan(&spoke), (Some(0), "nothing to do\n".to_owned()));
     spoke.stop();
     device.ip("addr del 10.8.0.2/24 dev wg0");
-    let (code, said) = plan(&spoke);
-    assert!(code == Some(1) && said.starts_with("wg0: add address 10.8.0.2/24"), "{said}");
+    let (code, printed) = plan(&spoke);
+    assert!(code == Some(1) && printed.starts_with("wg0: add address 10.8.0.2/24"), "{printed}");
 }
 
 #[test]
-fn a_name_that_another_kind_of_interface_has_is_said_and_the_rest_goes_on() {
+fn taken_name_is_reported_and_other_interfaces_work() {
     let device = Namespace::new("device");
     device.ip("link add wg0 type dummy");
     let two = "[[interface]]\nname = \"wg0\"\n[[interface]]\nname = \"wg1\"\naddresses = [\"10.9.0.1/24\"]\n[health]\nenabled = false\n";
@@ -198,7 +198,7 @@ fn a_name_that_another_kind_of_interface_has_is_said_and_the_rest_goes_on() {
     assert!(device.run("ip -d link show wg0").contains("dummy"));
 }
 
-/// Runs `spoke run` until it ends by itself; its stderr.
+/// Runs `spoke run`, which must exit with 1; returns its stderr.
 fn refused(command: &mut Command) -> String {
     let output = command.stdin(Stdio::null()).output().expect("it runs");
     assert_eq!(output.status.code(), Some(1), "{output:?}");
@@ -206,19 +206,19 @@ fn refused(command: &mut Command) -> String {
 }
 
 #[test]
-fn without_the_right_to_change_the_network_it_says_which_right() {
+fn missing_capability_is_named() {
     let device = Namespace::new("device");
     let spoke = Supervisor::new(&device, "[[interface]]\nname = \"wg0\"\n[health]\nenabled = false\n");
     let file = spoke.path("spoke.toml");
-    let said = refused(&mut device.command(&format!(
+    let error = refused(&mut device.command(&format!(
         "setpriv --bounding-set -net_admin --inh-caps -net_admin {} --config {} run",
         crate::netns::spoke(),
         file.display()
     )));
-    assert!(said.contains("CAP_NET_ADMIN"), "{said}");
+    assert!(error.contains("CAP_NET_ADMIN"), "{error}");
 }
 
-/// A supervisor of one interface with its state on a file system of its own, of as many KiB.
+/// A supervisor of one interface with its state on a tmpfs of `kib` KiB.
 fn on_its_own_disk(device: &Namespace, kib: u32) -> (Supervisor<'_>, PathBuf) {
     let text = "[[interface]]\nname = \"wg0\"\naddresses = [\"10.9.0.1/24\"]\n[health]\nenabled = false\n";
     let spoke = Supervisor::new(device, text);
@@ -245,13 +245,13 @@ fn has_address(device: &Namespace) -> bool {
 }
 
 #[test]
-fn a_full_disk_and_a_key_cut_in_half_are_said_and_the_tunnel_stays() {
+fn full_disk_and_truncated_key_are_named_and_the_tunnel_stays() {
     let device = Namespace::new("device");
-    // Room for no byte: one page for the directory's only file, taken.
+    // One page in all, used by another file.
     let (mut spoke, state) = on_its_own_disk(&device, 4);
     std::fs::write(state.join("other"), [0; 4096]).expect("the last page");
-    let said = refused(&mut spoke.command("run"));
-    assert!(said.contains("free some space") && said.contains("wg0.key"), "{said}");
+    let error = refused(&mut spoke.command("run"));
+    assert!(error.contains("free some space") && error.contains("wg0.key"), "{error}");
     std::fs::remove_file(state.join("other")).expect("space again");
     spoke.start();
     spoke.stop();
@@ -259,26 +259,26 @@ fn a_full_disk_and_a_key_cut_in_half_are_said_and_the_tunnel_stays() {
     let key = state.join("wg0.key");
     let whole = std::fs::read(&key).expect("the key");
     std::fs::write(&key, &whole[..20]).expect("cut");
-    let said = refused(&mut spoke.command("run"));
-    assert!(said.contains("wg0.key") && said.contains("44 characters"), "{said}");
-    assert_eq!(std::fs::read(&key).expect("the key"), &whole[..20], "what is there is never replaced");
-    assert!(has_address(&device), "the last good state goes on");
+    let error = refused(&mut spoke.command("run"));
+    assert!(error.contains("wg0.key") && error.contains("44 characters"), "{error}");
+    assert_eq!(std::fs::read(&key).expect("the key"), &whole[..20], "a damaged key is not replaced");
+    assert!(has_address(&device), "the last good state stays");
     unmount(&state);
 }
 
-/// Once there is a key the tunnel asks nothing more of the disk: not while it runs, and not at the next start.
+/// With a key on disk the tunnel needs no further write, neither while it runs nor at the next start.
 #[test]
-fn a_disk_that_takes_nothing_more_keeps_nobody_from_the_tunnel() {
+fn tunnel_works_with_a_full_or_read_only_disk() {
     let device = Namespace::new("device");
     let (mut spoke, state) = on_its_own_disk(&device, 64);
     spoke.start();
-    // Full while it runs: drift is repaired all the same.
+    // The disk fills up while it runs: drift is still repaired.
     let full = Command::new("dd").args(["if=/dev/zero", "bs=1k"]).arg(format!("of={}/other", state.display())).output();
     assert!(!full.expect("dd").status.success(), "the disk is full");
     device.ip("addr del 10.9.0.1/24 dev wg0");
     wait_until(REPAIRED, "the address", || has_address(&device));
     spoke.stop();
-    // The board starts again: no interface, a disk that is full, and then one that the kernel has made read-only.
+    // The board reboots: no interface, a full disk, then one that the kernel remounted read-only.
     for remount in [None, Some(["-o", "remount,ro"])] {
         device.ip("link del wg0");
         if let Some(options) = remount {
@@ -289,8 +289,8 @@ fn a_disk_that_takes_nothing_more_keeps_nobody_from_the_tunnel() {
         spoke.stop();
     }
     let log = spoke.log();
-    assert!(log.contains("free some space") && log.contains("read-only"), "the log says what to do");
-    // Both journals rot from their first byte on, on a disk that cannot be written: the tunnel comes up from what is left.
+    assert!(log.contains("free some space") && log.contains("read-only"), "the log has the remedy");
+    // Both journals are damaged from the first byte on, on a read-only disk: the tunnel still comes up.
     mount(&["-o", "remount,rw"], &state);
     std::fs::remove_file(state.join("other")).expect("space again");
     for name in ["changes.journal", "audit.log"] {
@@ -298,11 +298,11 @@ fn a_disk_that_takes_nothing_more_keeps_nobody_from_the_tunnel() {
     }
     mount(&["-o", "remount,ro"], &state);
     device.ip("link del wg0");
-    let said = spoke.log().len();
+    let logged = spoke.log().len();
     spoke.start();
     assert!(has_address(&device));
     spoke.stop();
-    let log = spoke.log().split_off(said);
+    let log = spoke.log().split_off(logged);
     for name in ["changes.journal", "audit.log"] {
         let line = log.lines().find(|l| l.contains(name) && l.contains("file damaged")).unwrap_or_default();
         assert!(line.contains("read-only") && line.contains("remount"), "{name}: {log}");
@@ -311,7 +311,7 @@ fn a_disk_that_takes_nothing_more_keeps_nobody_from_the_tunnel() {
 }
 
 #[test]
-fn state_files_cut_in_half_are_said_and_hold_nothing_up() {
+fn truncated_state_files_are_reported_and_block_nothing() {
     let device = Namespace::new("device");
     let (mut spoke, state) = on_its_own_disk(&device, 256);
     spoke.start();
@@ -327,12 +327,12 @@ fn state_files_cut_in_half_are_said_and_hold_nothing_up() {
             cut.push(path);
         }
     }
-    assert!(!cut.is_empty(), "there was something to cut");
-    let said = spoke.log().len();
+    assert!(!cut.is_empty(), "no state file to truncate");
+    let logged = spoke.log().len();
     spoke.start();
     assert!(has_address(&device));
-    let log = spoke.log().split_off(said);
-    assert!(log.contains("damaged"), "it is said, of {cut:?}: {log}");
+    let log = spoke.log().split_off(logged);
+    assert!(log.contains("damaged"), "{cut:?} in {log}");
     spoke.stop();
     unmount(&state);
 }

@@ -1,4 +1,4 @@
-//! The tunnel comes back: the product against a hub made with nothing but wireguard-tools, on a real kernel.
+//! Recovery of the tunnel: the product against a hub made with wireguard-tools, on a real kernel.
 use crate::device::{Device, Hub};
 use crate::netns::{Namespace, PlainWireGuard, wait_until, wire};
 use std::time::Duration;
@@ -27,18 +27,18 @@ fn port(node: &Namespace) -> String {
 }
 
 #[test]
-fn the_hub_goes_away_and_comes_back() {
+fn tunnel_recovers_after_a_hub_outage() {
     stage!(_node, far, hub, device);
     far.ip("link set wg0 down");
     device.wait_down(30);
-    assert!(device.uplink()["last_error"].as_str().is_some_and(|e| !e.is_empty()), "it says why");
+    assert!(device.uplink()["last_error"].as_str().is_some_and(|e| !e.is_empty()), "no last_error");
     far.ip("link set wg0 up");
     device.wait_up(60, HUB);
     assert!(hub.latest_handshake(&device.public_key).is_some());
 }
 
 #[test]
-fn the_link_goes_down_and_up() {
+fn tunnel_recovers_after_a_link_outage() {
     stage!(node, _far, _hub, device);
     node.ip("link set wan down");
     device.wait_down(30);
@@ -47,23 +47,21 @@ fn the_link_goes_down_and_up() {
 }
 
 #[test]
-fn the_interface_is_deleted() {
+fn deleted_interface_is_recreated_with_its_tunnel() {
     stage!(node, _far, _hub, device);
     let before = port(&node);
     node.ip("link del wg0");
-    wait_until(Duration::from_secs(10), "the interface to be back", || {
+    wait_until(Duration::from_secs(10), "the interface to be recreated", || {
         node.command("ip link show wg0").output().is_ok_and(|o| o.status.success())
     });
-    // It says so a moment after the interface is back: it looks once a second or so.
-    wait_until(Duration::from_secs(30), "its tunnel to be proven anew", || {
-        device.uplink()["sessions"].as_u64() >= Some(2)
-    });
+    // Reported later than the interface: the session is probed about once a second.
+    wait_until(Duration::from_secs(30), "a second session", || device.uplink()["sessions"].as_u64() >= Some(2));
     device.wait_up(30, HUB);
-    assert_ne!(port(&node), before, "it is another one");
+    assert_ne!(port(&node), before, "the port of the new interface");
 }
 
 #[test]
-fn a_stuck_nat_binding_is_left_behind() {
+fn stuck_nat_binding_is_replaced_by_a_new_port() {
     stage!(node, far, _hub, device);
     let before = port(&node);
     far.run("nft add table inet nat_box");
@@ -71,12 +69,12 @@ fn a_stuck_nat_binding_is_left_behind() {
     far.run(&format!("nft add rule inet nat_box in udp sport {before} drop"));
     device.wait_down(30);
     device.wait_up(90, HUB);
-    assert_ne!(port(&node), before, "with a new local port");
+    assert_ne!(port(&node), before, "the local port");
     assert!(device.uplink()["rungs"]["port"].as_u64() >= Some(1), "{:#}", device.uplink());
 }
 
 #[test]
-fn a_restart_takes_the_tunnel_over() {
+fn a_restart_adopts_the_tunnel() {
     stage!(node, _far, hub, device);
     let (endpoint, handshake) = (port(&node), hub.latest_handshake(&device.public_key));
     device.stop();
@@ -84,11 +82,11 @@ fn a_restart_takes_the_tunnel_over() {
     device.start();
     device.wait_up(20, HUB);
     assert_eq!(device.uplink()["history"][0]["code"], "adopted", "{:#}", device.uplink());
-    assert_eq!((port(&node), hub.latest_handshake(&device.public_key)), (endpoint, handshake), "nothing was disturbed");
+    assert_eq!((port(&node), hub.latest_handshake(&device.public_key)), (endpoint, handshake), "port and handshake");
 }
 
 #[test]
-fn the_second_hub_takes_over_and_gives_back() {
+fn fails_over_to_the_second_hub_and_back() {
     let (node, far, other) = (Namespace::new("device"), Namespace::new("hub"), Namespace::new("hub2"));
     wire((&node, "wan", "192.0.2.2/24"), (&far, "wan", "192.0.2.1/24"));
     wire((&node, "lte", "198.51.100.2/24"), (&other, "wan", "198.51.100.1/24"));
@@ -108,7 +106,7 @@ fn the_second_hub_takes_over_and_gives_back() {
     device.wait_up(120, "10.9.0.3");
     assert_eq!(device.uplink()["hub"], "second");
     far.ip("link set wg0 up");
-    wait_until(Duration::from_secs(180), "the better hub to carry the tunnel again", || {
+    wait_until(Duration::from_secs(180), "failback to the preferred hub", || {
         let uplink = device.uplink();
         uplink["hub"] == "hub" && uplink["state"] == "up"
     });
@@ -116,9 +114,9 @@ fn the_second_hub_takes_over_and_gives_back() {
     assert_eq!(device.uplink()["history"][0]["code"], "failback", "{:#}", device.uplink());
 }
 
-/// IPv6 inside and outside, once by raw sockets and once by ping sockets, which the group of the process must be allowed.
+/// IPv6 inside and outside; once with raw sockets, once with ping sockets, which ping_group_range allows.
 #[test]
-fn over_ipv6_by_either_kind_of_socket() {
+fn probes_over_ipv6_by_raw_and_ping_sockets() {
     let (node, far) = (Namespace::new("device"), Namespace::new("hub"));
     wire((&node, "wan", "2001:db8::2/64"), (&far, "wan", "2001:db8::1/64"));
     let hub = PlainWireGuard::new(&far, "wg0", 51820, "fd09::1/64");
@@ -134,7 +132,7 @@ fn over_ipv6_by_either_kind_of_socket() {
 }
 
 #[test]
-fn by_ping_sockets_over_ipv4() {
+fn probes_over_ipv4_by_ping_sockets() {
     let (node, far) = (Namespace::new("device"), Namespace::new("hub"));
     wire((&node, "wan", "192.0.2.2/24"), (&far, "wan", "192.0.2.1/24"));
     node.feed("tee /proc/sys/net/ipv4/ping_group_range", "0 2147483647");

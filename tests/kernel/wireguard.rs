@@ -1,4 +1,4 @@
-//! The kernel this tier runs on does what the other tests take for granted.
+//! Assumptions of the other tests about the kernel.
 
 use std::net::UdpSocket;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::netns::{Namespace, PlainWireGuard, wait_until, wire};
 
 #[test]
-fn two_plain_ends_shake_hands_and_carry_traffic() {
+fn plain_wireguard_carries_traffic() {
     let (device, hub) = (Namespace::new("device"), Namespace::new("hub"));
     wire((&device, "wan", "192.0.2.2/24"), (&hub, "wan", "192.0.2.1/24"));
     let near = PlainWireGuard::new(&device, "wg0", 51821, "10.9.0.2/24");
@@ -20,7 +20,7 @@ fn two_plain_ends_shake_hands_and_carry_traffic() {
 }
 
 #[test]
-fn a_thread_inside_a_namespace_sees_only_that_namespace() {
+fn a_thread_in_a_namespace_uses_only_that_namespace() {
     let (left, right) = (Namespace::new("left"), Namespace::new("right"));
     wire((&left, "eth0", "192.0.2.2/24"), (&right, "eth0", "192.0.2.1/24"));
     left.enter(|| UdpSocket::bind("192.0.2.2:0")).expect("its own address can be bound");
