@@ -1,4 +1,4 @@
-"""Asks an agent with many peers what a panel asks, and prints what it costs; run by scripts/bench-agent."""
+"""Measures the calls of a panel on an agent with many peers; run by scripts/bench-agent."""
 import argparse
 import os
 import pathlib
@@ -23,11 +23,11 @@ def ms(seconds):
 
 
 def row(what, times, aim="", than=None):
-    """A line of the table: median, 99th percentile, and how many times what `wg` needs."""
+    """Prints a line of the table: median, 99th percentile (empty for one sample), and the ratio to `wg`."""
     times = sorted(times)
-    p99 = times[min(len(times) - 1, int(len(times) * 0.99))]
+    p99 = ms(times[min(len(times) - 1, int(len(times) * 0.99))]) if len(times) > 1 else ""
     ratio = f"{times[len(times) // 2] / than:.2f}" if than else ""
-    print(f"| {what} | {ms(times[len(times) // 2])} | {ms(p99)} | {len(times)} | {ms(than) if than else ''} | {ratio} | {aim} |", flush=True)
+    print(f"| {what} | {ms(times[len(times) // 2])} | {p99} | {len(times)} | {ms(than) if than else ''} | {ratio} | {aim} |", flush=True)
 
 
 def timed(work):
@@ -43,27 +43,26 @@ def ask(panel, sock, method, path, value=None):
 
 
 def load(seconds, pace=None):
-    """Requests/s of /health by 100 clients, and the 99th percentile in ms.
+    """Requests/s of /health by 100 clients, the 99th percentile in ms, and errors.
 
-    Each client asks again as soon as it is answered, which is all that the machine can do, or, with `pace`, so many ms after it
-    on average, which is a load that the server has to bear.
+    Each client sends its next request at once, or, with `pace`, after this many ms on average.
     """
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         if pace:
             script.write(f"function delay() return math.random(0, {2 * pace}) end")
             script.flush()
         paced = ["-s", script.name] if pace else []
-        said = run("wrk", "-t2", "-c100", f"-d{seconds}s", "--latency", *paced, "http://127.0.0.1:8081/health")
+        printed = run("wrk", "-t2", "-c100", f"-d{seconds}s", "--latency", *paced, "http://127.0.0.1:8081/health")
     unit = {"us": 0.001, "ms": 1, "s": 1000}
-    number, of = re.search(r"99%\s+([\d.]+)(us|ms|s)", said).groups()
-    errors = re.search(r"Non-2xx.*|Socket errors.*", said)
-    rate = float(re.search(r"Requests/sec:\s+([\d.]+)", said).group(1))
+    number, of = re.search(r"99%\s+([\d.]+)(us|ms|s)", printed).groups()
+    errors = re.search(r"Non-2xx.*|Socket errors.*", printed)
+    rate = float(re.search(r"Requests/sec:\s+([\d.]+)", printed).group(1))
     return rate, float(number) * unit[of], errors.group(0) if errors else ""
 
 
 def main():
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--real", help="the spoke binary, on a real kernel and against wireguard-tools")
+    options.add_argument("--real", help="a spoke binary, on a real kernel and relative to wireguard-tools")
     options.add_argument("--memory", help="the server over a kernel in memory")
     options.add_argument("--rounds", type=int, default=20)
     options.add_argument("--seconds", type=int, default=10, help="of load")
@@ -116,14 +115,14 @@ def measure(server, options):
 
     row("syncconf of the whole file, from nothing", [timed(lambda: whole(plain))], than=wg.get("whole"))
     sock = panel.connect()
-    anew, again = [], []
+    observed, cached = [], []
     for _ in range(options.rounds):
-        # A look at the kernel is good for a second.
+        # An observation is reused for a second.
         time.sleep(1.1)
-        anew.append(timed(lambda: ask(panel, sock, "GET", "/v1/wg/wg0/dump")))
-        again.append(timed(lambda: ask(panel, sock, "GET", "/v1/wg/wg0/dump")))
-    row("dump, the kernel looked at anew", anew, "< 50", than=wg.get("dump"))
-    row("dump within a second of it", again, "< 50", than=wg.get("dump"))
+        observed.append(timed(lambda: ask(panel, sock, "GET", "/v1/wg/wg0/dump")))
+        cached.append(timed(lambda: ask(panel, sock, "GET", "/v1/wg/wg0/dump")))
+    row("dump with a new observation", observed, "< 50", than=wg.get("dump"))
+    row("dump within a second of it", cached, "< 50", than=wg.get("dump"))
     count = 10 * options.rounds
     change = lambda i: ask(panel, sock, "PUT", f"{peers}/{key_of(i)}", {"persistent_keepalive": 20 + i % 2})
     row("one peer changed", [timed(lambda: change(i)) for i in range(count)], "< 10", than=wg.get("peer"))
@@ -137,15 +136,15 @@ def measure(server, options):
     print(f"\n/health by 100 clients: {rate:.0f} requests/s, p99 {p99:.1f} ms {errors}")
     over, files = threading.Event(), 0
 
-    def files_without_end():
+    def sync_until_over():
         nonlocal files
         while not over.is_set():
             whole((other, plain)[files % 2])
             files += 1
 
-    busy = threading.Thread(target=files_without_end)
+    busy = threading.Thread(target=sync_until_over)
     busy.start()
-    for how, pace in (("as many as can be", None), ("each every 4 ms", 4)):
+    for how, pace in (("without pause", None), ("each every 4 ms", 4)):
         files = 0
         rate, p99, errors = load(options.seconds, pace)
         print(f"… while whole files are synchronised ({files} of them), {how}: {rate:.0f} requests/s, p99 {p99:.1f} ms {errors} (aim: ≥ 20000, < 5 ms)")

@@ -1,5 +1,5 @@
-//! The agent API over a kernel in memory, to be measured from outside: what our own code costs on this machine, without
-//! the system calls of WireGuard. `scripts/bench-agent` runs it beside the real thing.
+//! The agent API over a kernel in memory: the cost of our own code without the system calls of WireGuard. Run by
+//! `scripts/bench-agent`.
 #![allow(clippy::expect_used, reason = "a measurement fails by panicking")]
 
 use spoke_config::Config;

@@ -1,6 +1,6 @@
-//! An allocator that counts what the thread that asks allocated, and how much of it was held at once.
-#![allow(unsafe_code, reason = "an allocator that counts has to be one")]
-#![allow(dead_code, reason = "several programs share it, and none uses all of it")]
+//! An allocator that counts allocations and held bytes of the calling thread.
+#![allow(unsafe_code, reason = "GlobalAlloc is an unsafe trait")]
+#![allow(dead_code, reason = "shared by several programs, of which none uses all of it")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -23,17 +23,17 @@ fn size(layout: Layout) -> i64 {
     i64::try_from(layout.size()).unwrap_or(0)
 }
 
-// SAFETY: every call goes to the system's allocator unchanged.
+// SAFETY: every call is forwarded to the system allocator unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         COUNT.set(COUNT.get() + 1);
         note(size(layout));
-        // SAFETY: the caller's promise is passed on.
+        // SAFETY: the caller's contract is passed on.
         unsafe { System.alloc(layout) }
     }
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
         note(-size(layout));
-        // SAFETY: the caller's promise is passed on.
+        // SAFETY: the caller's contract is passed on.
         unsafe { System.dealloc(at, layout) }
     }
 }
@@ -41,14 +41,14 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// How often `work` allocates.
+/// The result of `work` and its number of allocations.
 pub(crate) fn count<T>(work: impl FnOnce() -> T) -> (T, u64) {
     let before = COUNT.get();
     let out = work();
     (out, COUNT.get() - before)
 }
 
-/// Bytes that `work` held at most, and still holds in what it gives.
+/// The result of `work`, its peak of held bytes, and the bytes held by the result.
 pub(crate) fn bytes<T>(work: impl FnOnce() -> T) -> (T, i64, i64) {
     let before = HELD.get();
     PEAK.set(before);

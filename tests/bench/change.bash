@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Measures the way back and prints a table; told inside of the test kernel. change.bash [PEERS…]
-#   how long `spoke config rollback` takes from start to end, when a change had replaced so many peers, and what is on disk
+# Measures `spoke config rollback` of changes of so many peers, and the size of the store; run in the test kernel.
+#   change.bash [PEERS…]
 set -euo pipefail
 spoke=${SPOKE_BIN:?names the spoke binary}
 work=$(mktemp -d)
@@ -36,7 +36,7 @@ until run status >/dev/null 2>&1; do read -rt 0.05 <> <(:) || true; done
 # syncconf PEERS: peers 1 to PEERS and no others.
 syncconf() {
   local time body
-  # In one process: in this kernel ten thousand take minutes to start.
+  # One process: starting ten thousand takes minutes in this kernel.
   /usr/bin/python3 -c '
 import base64, sys
 for n in range(1, int(sys.argv[1]) + 1):
@@ -49,7 +49,7 @@ for n in range(1, int(sys.argv[1]) + 1):
     http://127.0.0.1:8081/v1/wg/wg0/syncconf; do read -rt 0.1 <> <(:) || true; done
 }
 
-# The yardstick: the same program and socket, and nothing to change.
+# Reference: the same program and socket without a change.
 times=()
 for ((i = 0; i < runs; i++)); do
   start=${EPOCHREALTIME/./}
@@ -57,8 +57,8 @@ for ((i = 0; i < runs; i++)); do
   times+=($((${EPOCHREALTIME/./} - start)))
 done
 mapfile -t times < <(printf '%s\n' "${times[@]}" | sort -n)
-printf '%-44s %10s %10s %12s\n' "rollback of a change of so many peers" "median" "longest" "store"
-printf '%-44s %7d ms %7d ms\n' "(a question that changes nothing)" $((times[runs / 2] / 1000)) $((times[runs - 1] / 1000))
+printf '%-44s %10s %10s %12s\n' "peers changed and rolled back" "median" "longest" "store"
+printf '%-44s %7d ms %7d ms\n' "(config history, which changes nothing)" $((times[runs / 2] / 1000)) $((times[runs - 1] / 1000))
 for peers in "$@"; do
   syncconf 0
   syncconf "$peers"

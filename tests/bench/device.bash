@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures a device and prints a table; told inside of the test kernel. device.bash IDLE-SECONDS
+# Measures a device and prints a table; run in the test kernel. device.bash IDLE-SECONDS
 set -euo pipefail
 idle=$1
 . "$(dirname "$0")/pair.bash"
@@ -17,7 +17,7 @@ make_pair state
 
 shaken() { [[ $(on device wg show wg0 latest-handshakes 2>/dev/null) == *[1-9]* ]]; }
 await_handshake() { until shaken; do read -rt 0.01 <> <(:) || true; done; }
-# The hub forgets the session and the time stamp it saw, so that each run is a first one.
+# Removes the hub's session and time stamp of the device, so that each run is a first handshake.
 forget() {
   ip -n device link del wg0 2>/dev/null || true
   on hub wg set wg0 peer "$device_key" remove
@@ -53,7 +53,7 @@ forget
 ip netns exec device "$spoke" --config spoke.toml run 2>/dev/null &
 device=$!
 await_handshake
-# Past start-up, where there is most to do.
+# After start-up.
 on hub ping -q -c 5 -i 1 10.8.0.2 >/dev/null
 field() { sed -n "s/^$1:[[:space:]]*\([0-9]*\).*/\1/p" "/proc/$device/status"; }
 ticks() { local s; s=$(<"/proc/$device/stat"); s=${s##*) }; read -ra f <<<"$s"; echo $((f[11] + f[12])); }
@@ -61,7 +61,7 @@ before=$(ticks) files=$(find state -printf '%T@ %p\n' | sort)
 on hub ping -q -c "$idle" -i 1 192.0.2.2 >/dev/null
 after=$(ticks)
 
-# fetch PATH: milliseconds of one request on a connection that stays open (fd 5), in thousandths.
+# fetch PATH: microseconds of one request on an open connection (fd 5).
 fetch() {
   local start=${EPOCHREALTIME/./} line length=0
   printf 'GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n' "$1" >&5
@@ -71,7 +71,7 @@ fetch() {
   read -rN "$length" <&5
   echo $((${EPOCHREALTIME/./} - start))
 }
-# latencies PATH: of 200 requests, sorted.
+# latencies PATH: of 200 requests, sorted, in microseconds.
 latencies() {
   export -f fetch
   # shellcheck disable=SC2016 # expanded in the namespace
@@ -88,7 +88,7 @@ row "… the same by ip and wg" "$theirs ms" "" "in the same run"
 row "resident memory, idle" "$(field VmRSS) KiB" "≤ 6144 KiB" "VmRSS of /proc/PID/status"
 row "… of it anonymous" "$(field RssAnon) KiB" "" "RssAnon"
 row "CPU in $idle s idle" "$(((after - before) * 1000 / $(getconf CLK_TCK))) ms" "" "utime+stime of /proc/PID/stat"
-row "state files changed in $idle s idle" "$([ "$files" = "$(find state -printf '%T@ %p\n' | sort)" ] && echo none || echo SOME)" "none" "modification times; the systemd tier waits an hour"
-row "GET /health, median of 200" "$(in_ms "${health[99]}")" "" "one connection, by bash, whose own time is in it"
+row "state files changed in $idle s idle" "$([ "$files" = "$(find state -printf '%T@ %p\n' | sort)" ] && echo none || echo SOME)" "none" "modification times; an idle hour in the systemd tier"
+row "GET /health, median of 200" "$(in_ms "${health[99]}")" "" "one connection, by bash, including bash's own time"
 row "GET /health, p99" "$(in_ms "${health[197]}")" "< 5 ms" "the same, natively"
 kill "$device"

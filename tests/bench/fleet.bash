@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Figures of a device and its control plane, taken inside of the test kernel: how long a change takes from the moment the
-# request for it is sent to the moment the device's kernel announces it.
+# Latency of a change, from the request at the control plane to the event of the device's kernel; run in the test kernel.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../demo/steps.bash"

@@ -1,4 +1,4 @@
-//! Figures of grants, as a table: decisions, batches against a real local chain, memory, traffic. `scripts/bench-grants`.
+//! Figures of grants: decisions, batches against a local chain, memory, traffic. Run by `scripts/bench-grants`.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -51,7 +51,7 @@ fn cached(settings: &Grants) {
     let (yes, allocations) = count(|| {
         let mut yes = 0u64;
         for round in 0..rounds {
-            // In another order than they came in.
+            // In another order than that of insertion.
             for i in 0..pairs.len() {
                 let (node, key) = &pairs[(i * 7919 + round) % pairs.len()];
                 yes += u64::from(book.admission(node, key, now).granted());
@@ -61,7 +61,7 @@ fn cached(settings: &Grants) {
     });
     let n = (rounds * pairs.len()) as u64;
     let took = started.elapsed().as_nanos() as f64 / n as f64;
-    assert_eq!(yes, n, "every one is granted");
+    assert_eq!(yes, n, "all are granted");
     row("cached decision, 10,000 cached", &format!("{took:.0} ns"), "< 1,000 ns");
     row("allocations in 1,000,000 of them", &allocations.to_string(), "0");
 }
@@ -160,7 +160,7 @@ fn traffic() {
     node.until("all decided", |r| r.rows.iter().all(|r| r.code != "VERIFICATION_ERROR"));
     node.looks(3);
     let (bytes, requests, looks) = (proxy.bytes(), proxy.requests(), node.report().counts.polls);
-    // A chain that goes on, with nothing in it that matters.
+    // New blocks without events.
     for _ in 0..10 {
         chain.mine(5);
         node.looks(2);
@@ -179,7 +179,7 @@ fn traffic() {
         &format!("{:.0} kB", each * day / 1000.0),
         "< 1,000 kB",
     );
-    // Per look: 4 segments and acknowledgements of 52 B, 2 TLS records of 22 B; a provider's headers instead of the local chain's.
+    // Per poll: 4 segments and acknowledgements of 52 B, 2 TLS records of 22 B.
     let wire = each + 4.0 * 52.0 + 2.0 * 22.0;
     row("the same with TCP/IP and TLS records (computed)", &format!("{:.0} kB", wire * day / 1000.0), "< 1,000 kB");
     row(

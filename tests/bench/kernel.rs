@@ -1,4 +1,4 @@
-//! What WireGuard costs through our netlink against wireguard-tools, in one kernel: `scripts/bench-kernel`.
+//! Cost of WireGuard configuration through our netlink code relative to wireguard-tools, in one kernel: `scripts/bench-kernel`.
 #![allow(
     clippy::expect_used,
     clippy::disallowed_methods,
@@ -21,9 +21,9 @@ use std::time::{Duration, Instant};
 
 const ROUNDS: usize = 3;
 
-/// The interface that spoke writes.
+/// Configured by our code.
 const OURS: &str = "spoke0";
-/// The interface that `wg` writes.
+/// Configured by `wg`.
 const THEIRS: &str = "wg0";
 
 fn main() {
@@ -68,7 +68,7 @@ async fn compare(count: u32) {
     }
     row(&format!("{count} peers from nothing, whole pass | `wg setconf`"), &ours, &theirs, "≤ 1.2");
 
-    // Both hold the same from here on; `flip` goes to and fro between the two states.
+    // Both interfaces have the same peers from here on.
     let mut memory = Memory::default();
     pass(&mut kernel, &names, &want, &mut memory).await;
     let (mut theirs, mut whole, mut against_known, mut alone) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -82,7 +82,7 @@ async fn compare(count: u32) {
         show.push(time(|| run("wg", &["show", THEIRS, "dump"])));
         run("wg", &["syncconf", THEIRS, &plain]);
 
-        // As the reconcile task does it: against the last look, advanced by what was acknowledged.
+        // As the reconciler does: against the last observation, advanced by the acknowledged steps.
         let mut known = look(&mut kernel, &names).await;
         let start = Instant::now();
         let steps = plan(&other, &known, &memory).steps;
@@ -95,7 +95,7 @@ async fn compare(count: u32) {
         assert!(plan(&other, &known, &memory).is_clean());
         against_known.push(start.elapsed());
 
-        // With a look before.
+        // With a new observation.
         let start = Instant::now();
         pass(&mut kernel, &names, &want, &mut memory).await;
         whole.push(start.elapsed());
@@ -120,7 +120,7 @@ async fn compare(count: u32) {
     delete(THEIRS);
 }
 
-/// Looks, plans, applies and takes note.
+/// Observes, plans, applies and records.
 async fn pass(kernel: &mut Netlink, names: &BTreeSet<IfName>, want: &Desired, memory: &mut Memory) {
     let seen = look(kernel, names).await;
     let steps = plan(want, &seen, memory).steps;
@@ -188,7 +188,7 @@ fn fresh(link: &str) {
 }
 
 fn delete(link: &str) {
-    // It may not be there.
+    // It may not exist.
     let _ = Command::new("ip").args(["link", "del", link]).output();
 }
 
@@ -203,7 +203,7 @@ fn time(work: impl FnOnce()) -> Duration {
     start.elapsed()
 }
 
-/// What starting a process costs by itself.
+/// Duration of starting a process.
 fn idle_process() -> Duration {
     median(&(0..ROUNDS).map(|_| time(|| run("wg", &["--version"]))).collect::<Vec<_>>())
 }
@@ -218,7 +218,7 @@ fn ms(d: Duration) -> f64 {
     d.as_secs_f64() * 1000.0
 }
 
-/// `what` holds both names, parted by a bar.
+/// `what` is our name and the tool's, separated by a bar.
 fn row(what: &str, ours: &[Duration], theirs: &[Duration], aim: &str) {
     let (ours, theirs) = (ms(median(ours)), ms(median(theirs)));
     let (what, tool) = what.split_once(" | ").unwrap_or((what, ""));

@@ -1,5 +1,5 @@
-//! A full book of grants and an answer with ten thousand events, for figures and for limits.
-#![allow(dead_code, reason = "several programs share it, and none uses all of it")]
+//! A full admission table and a response with ten thousand events, for figures and limits.
+#![allow(dead_code, reason = "shared by several programs, of which none uses all of it")]
 
 use alloy_primitives::Address;
 use spoke_config::grants::Grants;

@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# A hub and a device on one cable, each in a network namespace, inside of the test kernel; sourced.
+# A hub and a device on one cable, each in a network namespace of the test kernel; sourced.
 on() { ip netns exec "$@"; }
 
-# make_pair STATE: the hub has its end of the tunnel, the device its key in STATE; writes ./spoke.toml, sets hub_key and
-# device_key (public).
+# make_pair STATE: configures the hub's end of the tunnel, writes the device's key to STATE and ./spoke.toml; sets the public keys
+# hub_key and device_key.
 make_pair() {
   local n state
   state=$(realpath "$1")

@@ -1,4 +1,4 @@
-//! How long the chain's word takes into the kernel: the real program, a real chain, a real kernel. `scripts/bench-grants`.
+//! Latency from a block with a grant or revocation to the kernel's peers. Run by `scripts/bench-grants`.
 #![allow(clippy::expect_used, clippy::panic, reason = "a figure that cannot be taken ends the run")]
 #![allow(clippy::disallowed_methods, reason = "real time is what is measured")]
 
