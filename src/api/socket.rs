@@ -50,6 +50,8 @@ pub enum SocketRequest {
         /// To this generation; to the previous one if none is named.
         to: Option<u64>,
     },
+    /// Whether a new system may be committed: a [`Readiness`].
+    Readiness,
     /// The audit trail, newest first.
     Audit {
         /// Most entries.
@@ -71,6 +73,7 @@ impl SocketRequest {
             Self::Diff { .. } => "compare generations",
             Self::Confirm { .. } => "confirm",
             Self::Rollback { .. } => "roll back",
+            Self::Readiness => "readiness",
             Self::Audit { .. } => "audit",
         }
     }
@@ -78,7 +81,13 @@ impl SocketRequest {
     /// Whether it changes anything, so that only root may ask.
     pub const fn mutates(&self) -> bool {
         match self {
-            Self::Status | Self::Grants | Self::Drift | Self::History | Self::Diff { .. } | Self::Audit { .. } => false,
+            Self::Status
+            | Self::Grants
+            | Self::Drift
+            | Self::History
+            | Self::Diff { .. }
+            | Self::Readiness
+            | Self::Audit { .. } => false,
             Self::DriftRepair { .. } | Self::Rollback { .. } | Self::Confirm { .. } | Self::RotateKey => true,
             // It costs traffic.
             Self::GrantsRefresh => true,
@@ -94,6 +103,15 @@ pub enum SocketResponse<T> {
     Ok(T),
     /// Why there is none.
     Error(String),
+}
+
+/// What the commit of an update depends on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Readiness {
+    /// The hub answers through the tunnel, and the control plane is reachable where one is configured.
+    pub connected: bool,
+    /// The last reconcile pass was clean and the tunnel is up, as `GET /ready` reports it.
+    pub ready: bool,
 }
 
 /// Everything `spoke status` shows.

@@ -88,6 +88,23 @@ impl Step {
         }
     }
 
+    /// The peer the step is about.
+    pub const fn peer(&self) -> Option<&PublicKey> {
+        match self {
+            Self::RemovePeer { peer, .. } | Self::SetPeer { peer, .. } => Some(peer),
+            Self::DeleteLink { .. }
+            | Self::CreateLink { .. }
+            | Self::SetDevice { .. }
+            | Self::SetForwarding { .. }
+            | Self::SetMtu { .. }
+            | Self::RemoveRoute { .. }
+            | Self::RemoveAddress { .. }
+            | Self::AddAddress { .. }
+            | Self::SetUp { .. }
+            | Self::AddRoute { .. } => None,
+        }
+    }
+
     const fn rank(&self) -> u8 {
         match self {
             Self::DeleteLink { .. } => 0,

@@ -432,10 +432,9 @@ impl<C: Clock> Ledger<C> {
         let after = self.drift();
         let status = self.net.borrow();
         let why = |key: PublicKey| {
-            let name = key.short().to_string();
-            let refused = status.history.iter().rev().take_while(|d| d.at >= since);
-            let said = refused.filter(|d| d.what.contains(&name)).find_map(|d| d.error.clone());
-            said.or_else(|| problem.clone()).unwrap_or_else(|| "the difference is still there".to_owned())
+            let mut steps = status.history.iter().rev().take_while(|s| s.at >= since);
+            let error = steps.find_map(|s| s.error.clone().filter(|_| s.peer == Some(key)));
+            error.or_else(|| problem.clone()).unwrap_or_else(|| "the difference is still there".to_owned())
         };
         Ok(RepairResult::between(&before, &after, &what, why))
     }

@@ -5,6 +5,7 @@ use spoke_model::address::HostPort;
 use spoke_model::condition::{Code, Condition};
 use spoke_model::error_chain::ErrorChain;
 use spoke_model::interface_name::IfName;
+use spoke_model::key::PublicKey;
 use spoke_model::time::{Boot, Wall};
 use spoke_net::advance::advance;
 use spoke_net::ages::Handshakes;
@@ -131,6 +132,8 @@ pub struct AppliedStep {
     pub wall: Wall,
     /// Why.
     pub cause: Cause,
+    /// The peer it is about.
+    pub peer: Option<PublicKey>,
     /// The step as text, with the value it replaced.
     pub what: String,
     /// What the kernel said, if it refused.
@@ -377,7 +380,8 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
                 tracing::debug!(?cause, step = %render::step(step, observed), "applied");
                 continue;
             }
-            let applied_step = AppliedStep { at, wall, cause, what: render::step(step, observed), error };
+            let applied_step =
+                AppliedStep { at, wall, cause, peer: step.peer().copied(), what: render::step(step, observed), error };
             match &applied_step.error {
                 Some(error) => tracing::error!(?cause, step = %applied_step.what, error, "refused by the kernel"),
                 None if many => tracing::debug!(?cause, step = %applied_step.what, "applied"),

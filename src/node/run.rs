@@ -78,7 +78,7 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys) -> Outcom
     tasks.restarting("status line", seed, move || component_status::line(shown.clone(), seen.clone(), Systemd));
     let (stopping, stop_health) = watch::channel(false);
     if config.health.enabled {
-        let (config, net) = (config.clone(), net.clone());
+        let (config, net, components) = (config.clone(), net.clone(), components.clone());
         tasks.restarting("health", seed, move || {
             let (config, net, components, stop) =
                 (config.clone(), net.clone(), components.clone(), stop_health.clone());
@@ -146,6 +146,7 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys) -> Outcom
         started,
         config: config.clone(),
         net,
+        components,
         uplink: Arc::new(uplink),
         grants: grants.as_ref().map(access::Running::view),
         changes: changes.handle,

@@ -2,9 +2,12 @@
 use crate::audit::Audit;
 use crate::changes::requests::Changes;
 use crate::enrolment::RotationRequest;
+use crate::health::summarize;
 use crate::reconciler::{Cause, NetStatus};
+use spoke_api::health::fold::{Moment, readiness};
+use spoke_api::health::summary::{Components, Snapshot};
 use spoke_api::socket::{
-    AppliedStepReport, ConditionReport, LinkReport, PeerReport, RouteReport, SocketRequest, SocketResponse,
+    AppliedStepReport, ConditionReport, LinkReport, PeerReport, Readiness, RouteReport, SocketRequest, SocketResponse,
     StatusReport,
 };
 use spoke_change::audit::{Actor, Allowance};
@@ -48,6 +51,8 @@ pub struct Answers<C> {
     pub config: Arc<Config>,
     /// The reconcile task.
     pub net: watch::Receiver<NetStatus>,
+    /// The other tasks.
+    pub components: watch::Receiver<Components>,
     /// The uplink.
     pub uplink: UplinkView,
     /// The grants, where an interface asks for them.
@@ -149,6 +154,7 @@ async fn serve<C: Clock>(
                 told(done.map(|d| RollbackResult { generation: d.generation, lines: d.lines }))?
             }
             Ok(SocketRequest::Audit { limit }) => answers.audit(limit).await?,
+            Ok(SocketRequest::Readiness) => SocketResponse::Ok(serde_json::to_value(answers.readiness())?),
             Ok(SocketRequest::Status) => SocketResponse::Ok(serde_json::to_value(answers.status())?),
         };
         let mut text = serde_json::to_vec(&response)?;
@@ -220,6 +226,12 @@ impl<C: Clock> Answers<C> {
             Ok(Err(e)) => SocketResponse::Error(e.to_string()),
             Err(e) => SocketResponse::Error(e.to_string()),
         })
+    }
+
+    fn readiness(&self) -> Readiness {
+        let (now, components) = (self.clock.now(), self.components.borrow().clone());
+        let at = Moment { now, wall: self.clock.wall(), trusted: components.clock_trusted, started: self.started };
+        readiness(&Snapshot { net: summarize(&self.net.borrow(), now), components }, &at)
     }
 
     fn status(&self) -> StatusReport {

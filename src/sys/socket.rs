@@ -40,14 +40,24 @@ pub enum CallError {
     Refused(String),
 }
 
-/// Asks the supervisor; blocks.
+/// Sends a request to the supervisor and waits for its response; blocks.
 pub fn call<T: DeserializeOwned>(path: &Path, request: &SocketRequest) -> Result<T, CallError> {
+    call_within(path, request, PATIENCE)
+}
+
+/// The same with a timeout of its own for the response.
+pub fn call_within<T: DeserializeOwned>(
+    path: &Path,
+    request: &SocketRequest,
+    timeout: Duration,
+) -> Result<T, CallError> {
     let stream = std::os::unix::net::UnixStream::connect(path).map_err(|source| match source.kind() {
         std::io::ErrorKind::PermissionDenied => CallError::NotAllowed { path: path.to_owned() },
         _ => CallError::NotRunning { path: path.to_owned(), source },
     })?;
     let ask = || -> Result<Vec<u8>, std::io::Error> {
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(timeout))?;
+        stream.set_write_timeout(Some(timeout))?;
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
         (&stream).write_all(&line)?;

@@ -10,6 +10,7 @@
 //!
 //! A machine without an uplink (a hub) is its own hub: its tunnel is up while every wanted interface is.
 use super::summary::{ComponentStatus, Snapshot};
+use crate::socket::Readiness;
 use serde::Serialize;
 use spoke_model::condition::{Code, Condition};
 use spoke_model::node_id::NodeId;
@@ -335,6 +336,14 @@ pub fn ready(s: &Snapshot, at: &Moment) -> Result<(), String> {
         return Ok(());
     }
     Err(tunnel.conditions.first().map_or_else(|| "no tunnel".into(), |t| format!("{}: {}", t.code, t.detail)))
+}
+
+/// What the commit of an update depends on. A system that cannot reach its control plane could not be updated again, so it
+/// does not count as connected.
+pub fn readiness(s: &Snapshot, at: &Moment) -> Readiness {
+    let health = fold(s, at);
+    let controlled = !health.reasons.iter().any(|r| r.code.concerns_control_plane());
+    Readiness { connected: health.connected && health.can_ping_hub && controlled, ready: ready(s, at).is_ok() }
 }
 
 #[cfg(test)]

@@ -1,10 +1,20 @@
 //! Whole lives of a device on simulated time: starts, trials, outages, cuts; the boot loader is a fake that counts.
 use super::*;
+use crate::audit::Trail;
+use crate::outlook;
+use crate::sim::Node;
+use crate::socket::Answers;
+use spoke_api::health::summary::Components;
+use spoke_api::socket::SOCKET;
+use spoke_config::Config;
 use spoke_model::time::Wall;
 use spoke_sys::sim::clock::SimClock;
+use spoke_sys::sim::kernel::FakeKernel;
+use spoke_sys::socket::Listener;
 use spoke_update::manifest::{Accepted, Known, Manifest, Part};
 use spoke_update::slot::{Slot, TRIES, Trust};
 use std::io::Read;
+use std::sync::Arc;
 
 /// Both slots as a boot loader has them.
 struct Board {
@@ -223,4 +233,43 @@ async fn a_committed_system_that_rots_is_told_of_after_the_other_was_taken() {
     board.condemn().unwrap();
     assert_eq!(live(&mut board, &mut kept, |_, _| HEALTHY).await.unwrap(), Next::Settled);
     assert_eq!((board.running, last(&kept)), (Slot::A, ("2".into(), Some(RejectReason::KeptFailing))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn update_commits_with_health_endpoint_disabled() {
+    let (mut board, mut kept) = installed();
+    let dir = tempfile::tempdir().unwrap();
+    let text = format!(
+        "[node]\nruntime_dir = \"{0}\"\nstate_dir = \"{0}\"\n[health]\nenabled = false\n[[interface]]\nname = \"wg0\"\n",
+        dir.path().display()
+    );
+    let config = Arc::new(Config::from_text(Some(("test", &text)), []).unwrap());
+    let clock = SimClock::new(Wall(0));
+    let node = Node::start(dir.path(), config.clone(), config.clone(), FakeKernel::default(), clock.clone()).await;
+    let socket = dir.path().join(SOCKET);
+    let (_trail, audit) = Trail::open(dir.path(), clock.clone(), tokio::sync::watch::channel(None).1).unwrap();
+    let answers = Answers {
+        clock: clock.clone(),
+        started: clock.now(),
+        config,
+        net: node.net.clone(),
+        components: tokio::sync::watch::channel(Components::default()).1,
+        uplink: Arc::new(|| None),
+        grants: None,
+        changes: node.changes.clone(),
+        audit,
+        control: None,
+    };
+    let serving = tokio::spawn(crate::socket::run(Listener::bind(&socket).unwrap(), answers));
+
+    assert_eq!(board.start(), Slot::B);
+    let mut record = kept.record.clone().unwrap();
+    let probe = async || {
+        let socket = socket.clone();
+        tokio::task::spawn_blocking(move || outlook::probe(&socket, &[])).await.unwrap()
+    };
+    let next = watch(&clock, &mut board, &mut kept, &mut record, Rules::default(), probe).await;
+
+    assert_eq!((next.unwrap(), board.trust[1], last(&kept)), (Next::Settled, Trust::Good, ("2".into(), None)));
+    serving.abort();
 }

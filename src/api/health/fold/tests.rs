@@ -173,3 +173,25 @@ fn the_stage_follows_settings_and_tunnel() {
     let head = format!(r#"{{"status":"{}","stage":"preconfigured","#, h.status.as_str());
     assert!(text.starts_with(&head), "{text}");
 }
+
+#[test]
+fn readiness_needs_hub_and_control_plane() {
+    let at = at(1000);
+    assert_eq!(readiness(&well(), &at), Readiness { connected: true, ready: true });
+    let degraded = |component| {
+        let mut s = well();
+        let status = ComponentStatus { healthy: false, since: Boot::from_secs(2), detail: None };
+        s.components.status.insert(component, status);
+        readiness(&s, &at)
+    };
+    for other in [Component::Contract, Component::AccessControl, Component::Config] {
+        assert_eq!(degraded(other), Readiness { connected: true, ready: true }, "{other:?}");
+    }
+    assert_eq!(degraded(Component::Control), Readiness { connected: false, ready: true });
+    let mut s = well();
+    uplink(&mut s).hub_answers = false;
+    assert_eq!(readiness(&s, &at), Readiness { connected: false, ready: true });
+    let mut s = well();
+    s.net.clean = false;
+    assert_eq!(readiness(&s, &at), Readiness { connected: true, ready: false });
+}

@@ -3,13 +3,13 @@ use super::{Ledger, install, opened, restart, running_version, source};
 use crate::outlook;
 use crate::update as task;
 use crate::update::Next;
+use spoke_api::socket::SOCKET;
 use spoke_command::{Failure, Outcome};
 use spoke_config::Config;
 use spoke_model::release::WantedRelease;
 use spoke_sys::clock::SystemClock;
 use spoke_sys::slots::{DiskSlots, RUN};
 use spoke_sys::vault::Vault;
-use spoke_update::machine::ProbeResult;
 use spoke_update::manifest::Accepted;
 use spoke_update::notice::{Wish, wish};
 use spoke_update::record::UpdateRecord;
@@ -29,13 +29,12 @@ pub(super) fn run(config: &Config) -> Outcome {
     let mut slots = DiskSlots::found()?;
     let (mut ledger, mut record) = Ledger::open(config, slots.running())?;
     ledger.post(&record, None);
-    let health = config.health.listen.first().copied().filter(|_| config.health.enabled);
+    let socket = config.node.runtime_dir.join(SOCKET);
     let mut probes = config.update.probes.clone();
     probes.extend(config.update.source.as_deref().and_then(host_port));
     let look = async || {
-        let Some(health) = health else { return ProbeResult::default() };
-        let probes = probes.clone();
-        tokio::task::spawn_blocking(move || outlook::probe(health, &probes)).await.unwrap_or_default()
+        let (socket, probes) = (socket.clone(), probes.clone());
+        tokio::task::spawn_blocking(move || outlook::probe(&socket, &probes)).await.unwrap_or_default()
     };
     let rules = config.update.rules;
     let next = spoke_command::block_on(task::watch(&SystemClock, &mut slots, &mut ledger, &mut record, rules, look))??;
