@@ -5,6 +5,7 @@ pub mod address;
 pub mod backoff;
 pub mod clock;
 pub mod condition;
+pub mod deadline;
 pub mod duration;
 pub mod error_chain;
 pub mod interface_name;

@@ -38,7 +38,7 @@ pub async fn run<D: Resolve>(
         });
         let round = futures_util::future::join_all(round).await;
         let failed = round.iter().any(|(_, addresses)| addresses.is_none());
-        let wait = names.learn(round);
+        let wait = names.record(round);
         publish(&known, &names);
         // What happened during the look-up did not help it.
         wake.mark_unchanged();

@@ -1,4 +1,6 @@
-//! Drives the hub session: its actions become system calls, their answers its events.
+//! Task that drives the hub session ([`spoke_uplink::session`]). Waits for: an echo reply, the end of a look-up, a network
+//! change, the session's deadline.
+use spoke_model::error_chain::ErrorChain;
 use spoke_net::derive::UplinkChoice;
 use spoke_sys::clock::Clock;
 use spoke_sys::echo::Echo;
@@ -15,15 +17,15 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// How long the kernel may take to be read.
+/// Time limit of reading the counters from the kernel.
 const READ_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Everything the uplink needs.
+/// Inputs and outputs of the task.
 #[derive(Debug)]
 pub struct Uplink<R, E, D, C> {
-    /// What to connect to and how.
+    /// Configuration of the session.
     pub config: Config,
-    /// Decides the jitter.
+    /// Seed of the jitter.
     pub seed: u64,
     /// The interface's counters.
     pub counters: R,
@@ -33,23 +35,23 @@ pub struct Uplink<R, E, D, C> {
     pub resolver: D,
     /// Clocks.
     pub clock: C,
-    /// Where the decision is published, the first one before any look-up.
+    /// The published choice; the first one precedes any look-up.
     pub choice: watch::Sender<Option<Arc<UplinkChoice>>>,
-    /// Where the status is published.
+    /// The published status.
     pub status: watch::Sender<UplinkStatus>,
-    /// Raised on every event of the network.
+    /// Changes with every kernel event about links, addresses and routes.
     pub wake: watch::Receiver<u64>,
 }
 
 type LookUp = Pin<Box<dyn Future<Output = (usize, Vec<SocketAddr>)> + Send>>;
 
 impl<R: ReadCounters, E: Echo, D: Resolve, C: Clock> Uplink<R, E, D, C> {
-    /// Stays connected for ever.
+    /// Runs until dropped.
     pub async fn run(mut self) -> Result<(), Infallible> {
         let mut session = Session::new(self.clock.now(), self.seed, self.config.clone());
         let mut look_up: Option<LookUp> = None;
         let mut events = VecDeque::from([SessionEvent::Tick]);
-        let mut awake = true;
+        let mut network_events = true;
         loop {
             while let Some(event) = events.pop_front() {
                 for action in session.handle(self.clock.now(), event) {
@@ -60,7 +62,7 @@ impl<R: ReadCounters, E: Echo, D: Resolve, C: Clock> Uplink<R, E, D, C> {
                         SessionAction::Echo { to, seq } => {
                             tracing::debug!(%to, seq, "echo");
                             if let Err(e) = self.echo.send(&self.config.uplink.interface, to, seq).await {
-                                tracing::debug!(error = %e, cause = ?std::error::Error::source(&e).map(ToString::to_string), "echo not sent");
+                                tracing::debug!(%to, error = %ErrorChain(&e), "cannot send echo");
                                 events.push_back(SessionEvent::Unsent { seq });
                             }
                         }
@@ -75,17 +77,19 @@ impl<R: ReadCounters, E: Echo, D: Resolve, C: Clock> Uplink<R, E, D, C> {
                 }
                 changed
             });
-            let wait = session.deadline().map_or(READ_TIMEOUT, |at| at.since(self.clock.now()));
+            let deadline = session.deadline();
+            let wait = deadline.map_or(READ_TIMEOUT, |d| d.at.since(self.clock.now()));
+            tracing::debug!(?wait, reason = ?deadline.map(|d| d.reason), "uplink waiting");
             let event = tokio::select! {
                 (from, seq) = self.echo.answer() => SessionEvent::Answered { from, seq },
                 (hub, addresses) = pending(&mut look_up) => {
                     look_up = None;
                     SessionEvent::Resolved { hub, addresses }
                 }
-                changed = self.wake.changed(), if awake => {
-                    // Without anybody to wake it, the session goes by its own deadlines.
-                    awake = changed.is_ok();
-                    SessionEvent::Woken
+                changed = self.wake.changed(), if network_events => {
+                    // Without a sender the session runs by its deadlines alone.
+                    network_events = changed.is_ok();
+                    SessionEvent::NetworkChanged
                 }
                 () = tokio::time::sleep(wait) => SessionEvent::Tick,
             };
@@ -110,7 +114,7 @@ impl<R: ReadCounters, E: Echo, D: Resolve, C: Clock> Uplink<R, E, D, C> {
         let name = asked.name.clone();
         Some(Box::pin(async move {
             let addresses = found.await.unwrap_or_else(|e| {
-                tracing::warn!(hub = %name, error = %e, cause = ?std::error::Error::source(&e).map(ToString::to_string), "hub not looked up; its last good addresses are used");
+                tracing::warn!(hub = %name, error = %ErrorChain(&e), "cannot resolve hub; using its last good addresses");
                 Vec::new()
             });
             (hub, addresses)
@@ -122,11 +126,11 @@ impl<R: ReadCounters, E: Echo, D: Resolve, C: Clock> Uplink<R, E, D, C> {
         let link = match read {
             Ok(Ok(link)) => link,
             Ok(Err(e)) => {
-                tracing::warn!(error = %e, "counters not read");
+                tracing::warn!(error = %ErrorChain(&e), "cannot read counters");
                 return SessionEvent::Unsampled;
             }
             Err(_) => {
-                tracing::warn!(within = ?READ_TIMEOUT, "counters not read in time");
+                tracing::warn!(timeout = ?READ_TIMEOUT, "reading counters timed out");
                 return SessionEvent::Unsampled;
             }
         };
@@ -151,13 +155,13 @@ fn report(t: &Transition) {
     use spoke_uplink::status::State;
     let (hub, code, reason) = (&t.hub, t.code, t.code.detail());
     if let Some(rung) = t.rung {
-        tracing::info!(%hub, ?rung, reason = rung.reason(), "recovery");
+        tracing::info!(%hub, ?rung, reason = rung.reason(), "uplink recovery step");
     }
     match t.to {
         State::Up => tracing::info!(%hub, ?code, reason, "tunnel is up"),
-        State::Waiting => tracing::warn!(%hub, ?code, reason, "tunnel is not up"),
+        State::Waiting => tracing::warn!(%hub, ?code, reason, "tunnel is down"),
         State::Starting | State::Resolving | State::Connecting => {
-            tracing::debug!(%hub, ?code, reason, to = ?t.to, "uplink")
+            tracing::debug!(%hub, ?code, reason, to = ?t.to, "uplink state changed")
         }
     }
 }

@@ -1,25 +1,24 @@
-//! The recovery ladder: what to change after an attempt has failed. Rungs, lowest first:
+//! The recovery ladder: what to change after a failed attempt. Rungs, lowest first:
 //!
-//! | rung | what changes | what it cures |
+//! | rung | change | remedy for |
 //! |---|---|---|
 //! | [`Rung::Address`] | another address of the name, same family | one address of several is dead |
 //! | [`Rung::Family`] | an address of the other family | IPv6 (or IPv4) is broken on this network |
-//! | [`Rung::Port`] | new random local UDP port, then each family once more | a NAT binding that is stuck |
-//! | [`Rung::Hub`] | the best hub not yet tried | the hub is gone |
-//! | [`Rung::Rebuild`] | the interface, if we made it | a broken interface |
-//! | [`Rung::Again`] | nothing: from the best hub | the outage is elsewhere; it will end |
+//! | [`Rung::Port`] | new random local UDP port, then each family once more | a stuck NAT binding |
+//! | [`Rung::Hub`] | the best untried hub | the hub is down |
+//! | [`Rung::Rebuild`] | the interface, if we created it | a broken interface |
+//! | [`Rung::Again`] | nothing: restart at the best hub | an outage elsewhere |
 //!
-//! There is no rung beyond: a lost WAN never restarts the machine.
+//! No further rung: a lost WAN never reboots the machine.
 use serde::Serialize;
 use spoke_model::time::Boot;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// At most so many addresses of each family are tried of one name.
+/// Most addresses of one family that are tried of one name.
 pub const MAX_ADDRESSES_PER_FAMILY: usize = 4;
 
-/// Rebuilding disturbs whatever is bound to the interface and cures only one rare illness, so in an outage it is done
-/// after the first round and then at most this often.
+/// Shortest interval of rebuilds. Recreating the interface disturbs what is bound to it and repairs only a rare fault.
 pub const REBUILD_EVERY: Duration = Duration::from_secs(3600);
 
 /// A step of the ladder.
@@ -34,9 +33,9 @@ pub enum Rung {
     Port,
     /// The next hub.
     Hub,
-    /// The interface made anew.
+    /// Recreated interface.
     Rebuild,
-    /// From the beginning.
+    /// Restart at the best hub.
     Again,
 }
 
@@ -44,15 +43,15 @@ impl Rung {
     /// Every rung, lowest first.
     pub const ALL: [Self; 6] = [Self::Address, Self::Family, Self::Port, Self::Hub, Self::Rebuild, Self::Again];
 
-    /// Why it is taken, for the log.
+    /// The reason, for logs.
     pub const fn reason(self) -> &'static str {
         match self {
-            Self::Address => "no answer: trying another address of the hub's name",
-            Self::Family => "no answer at any address of this family: trying the other one",
-            Self::Port => "no answer at any address: trying a new local port, should a NAT binding be stuck",
-            Self::Hub => "no answer from this hub: trying the next one",
-            Self::Rebuild => "no answer from any hub: making the interface anew",
-            Self::Again => "no answer from any hub: beginning again with the best one",
+            Self::Address => "no reply: trying another address of the hub's name",
+            Self::Family => "no reply at any address of this family: trying the other family",
+            Self::Port => "no reply at any address: trying a new local port, in case a NAT binding is stuck",
+            Self::Hub => "no reply from this hub: trying the next one",
+            Self::Rebuild => "no reply from any hub: recreating the interface",
+            Self::Again => "no reply from any hub: restarting at the best one",
         }
     }
 }
@@ -60,31 +59,30 @@ impl Rung {
 /// What to try next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// This address of the current hub; the rung that led to it, if any.
+    /// Try this address of the current hub; reached by this rung, if any.
     Try(SocketAddr, Option<Rung>),
-    /// Nothing is left at this hub: go on with [`Ladder::advance`].
+    /// No address left at this hub: call [`Ladder::advance`].
     Exhausted,
 }
 
-/// Where on the ladder we are.
+/// Position on the ladder.
 #[derive(Clone, Debug)]
 pub struct Ladder {
     hub: usize,
-    /// A fixed port cannot be renewed.
     fixed_port: bool,
-    /// Hubs done with in this round.
+    /// Hubs exhausted in this round.
     done: Vec<bool>,
-    /// Addresses tried since the hub or the port changed, in order.
+    /// Addresses tried since hub or port changed, in order.
     tried: Vec<SocketAddr>,
     /// The port was renewed for this hub.
     ported: bool,
-    /// An address was tried in this round, so the interface had its chance.
+    /// An address was tried in this round; without one a rebuild is pointless.
     attempted: bool,
     rebuilt_at: Option<Boot>,
 }
 
 impl Ladder {
-    /// The bottom, at the best of `hubs` hubs.
+    /// At the bottom, at the best of `hubs` hubs.
     pub fn new(hubs: usize, fixed_port: bool) -> Self {
         Self {
             hub: 0,
@@ -97,12 +95,12 @@ impl Ladder {
         }
     }
 
-    /// The hub whose turn it is.
+    /// The current hub.
     pub const fn hub(&self) -> usize {
         self.hub
     }
 
-    /// Back to the bottom, at `hub`: a session has held, or the network has changed.
+    /// Returns to the bottom at `hub`: a session was stable, or the network has changed.
     pub fn restart(&mut self, hub: usize) {
         self.hub = hub;
         self.done.fill(false);
@@ -115,45 +113,45 @@ impl Ladder {
         self.ported = false;
     }
 
-    /// An address in use counts as tried: the kernel had it already when the process started.
-    pub fn note(&mut self, address: SocketAddr) {
+    /// Counts `address` as tried.
+    pub fn record_tried(&mut self, address: SocketAddr) {
         self.tried.push(address);
         self.attempted = true;
     }
 
-    /// The next address to try out of what the name has now, `favourite` (the last that worked) first if it is still there.
+    /// The next untried one of the name's current addresses; `favourite` (the last that worked) first if it is among them.
     pub fn next(&mut self, addresses: &[SocketAddr], favourite: Option<SocketAddr>) -> Next {
-        let order = arrange(addresses, favourite);
+        let order = order_addresses(addresses, favourite);
         if let Some(address) = self.untried(&order) {
             let rung = self
                 .tried
                 .first()
                 .map(|first| if first.is_ipv4() == address.is_ipv4() { Rung::Address } else { Rung::Family });
-            self.note(address);
+            self.record_tried(address);
             return Next::Try(address, rung);
         }
         let Some(first) = order.first().filter(|_| !self.ported && !self.fixed_port) else { return Next::Exhausted };
         self.ported = true;
         self.tried.clear();
-        self.note(*first);
+        self.record_tried(*first);
         Next::Try(*first, Some(Rung::Port))
     }
 
     fn untried(&self, order: &[SocketAddr]) -> Option<SocketAddr> {
-        // The family of the first attempt is used up before the other one is begun.
+        // All addresses of the first family before the other family.
         let family = self.tried.first().or(order.first())?.is_ipv4();
         let same = order.iter().filter(|a| a.is_ipv4() == family);
         let other = order.iter().filter(|a| a.is_ipv4() != family);
         let fresh = |a: &&SocketAddr| !self.tried.contains(a);
         if self.ported {
-            // With the new port one address of each family has to do.
+            // With a new port, one address of each family.
             let tried_other = self.tried.iter().any(|t| t.is_ipv4() != family);
             return other.copied().find(|_| !tried_other);
         }
         same.clone().find(fresh).or_else(|| other.clone().find(fresh)).copied()
     }
 
-    /// Leaves the current hub: the best one not yet done, else the top of the ladder and the best one again.
+    /// Leaves the current hub for the best one not exhausted, else takes the top rung and restarts at the best one.
     pub fn advance(&mut self, now: Boot) -> Rung {
         if let Some(done) = self.done.get_mut(self.hub) {
             *done = true;
@@ -174,8 +172,8 @@ impl Ladder {
     }
 }
 
-/// The favourite first, then as the resolver ordered them, without repetitions and bounded.
-fn arrange(
+/// The favourite first, then in the resolver's order; without duplicates, bounded per family.
+fn order_addresses(
     addresses: &[SocketAddr],
     favourite: Option<SocketAddr>,
 ) -> heapless::Vec<SocketAddr, { 2 * MAX_ADDRESSES_PER_FAMILY }> {
@@ -204,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn rungs_come_in_their_order() {
+    fn rungs_are_taken_in_order() {
         let mut l = Ladder::new(2, false);
         let names = [v6(1), v4(1), v6(2), v4(2)];
         let mut seen = Vec::new();
@@ -234,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn the_interface_is_rebuilt_rarely_and_only_after_a_try() {
+    fn rebuild_needs_a_try_and_is_rate_limited() {
         let mut l = Ladder::new(1, true);
         let t = Boot::from_secs;
         assert_eq!(l.advance(t(0)), Rung::Again, "nothing was tried");
@@ -250,17 +248,17 @@ mod tests {
     }
 
     #[test]
-    fn the_address_that_worked_comes_first() {
+    fn address_that_worked_is_tried_first() {
         let mut l = Ladder::new(1, false);
         assert_eq!(l.next(&[v6(1), v4(1)], Some(v4(1))), Next::Try(v4(1), None));
         l.restart(0);
-        assert_eq!(l.next(&[v6(1), v4(2)], Some(v4(1))), Next::Try(v6(1), None), "the name has it no more");
+        assert_eq!(l.next(&[v6(1), v4(2)], Some(v4(1))), Next::Try(v6(1), None), "no longer an address of the name");
     }
 
     proptest! {
-        /// Whatever the name resolves to from one attempt to the next, every hub is left in the end and comes again.
+        /// For any results of the look-ups, every hub is left after a bounded number of tries and visited equally often.
         #[test]
-        fn always_goes_on(hubs in 1usize..5, fixed: bool, answers in proptest::collection::vec((0u8..4, 0u16..4), 200)) {
+        fn hubs_are_visited_in_turn(hubs in 1usize..5, fixed: bool, answers in proptest::collection::vec((0u8..4, 0u16..4), 200)) {
             let mut l = Ladder::new(hubs, fixed);
             let mut visits = vec![0u32; hubs];
             let mut at_hub = 0;

@@ -1,4 +1,4 @@
-//! The tunnel to the hub: choosing a hub, proving the tunnel, keeping it, and getting it back.
+//! The tunnel to the hub: selection of a hub, proof, liveness, recovery and failback, as machines without I/O.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
 
 pub mod ladder;

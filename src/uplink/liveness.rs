@@ -1,112 +1,111 @@
-//! What a peer's counters prove, judged by how they change between two looks and never by the wall-clock times in them.
+//! Liveness of a peer from changes of its counters between two samples; wall-clock values are only compared for equality.
 use spoke_model::time::Boot;
 use spoke_net::state::Counters;
 
-/// Bytes that one keepalive adds to the sent counter: an empty message, to which no answer is due.
-///
-/// The smallest message with an IP packet in it adds 64, a handshake 148 or 92.
+/// Bytes that one keepalive adds to the sent counter; no reply is due to it. The smallest message with an IP packet adds 64,
+/// a handshake 148 or 92.
 const KEEPALIVE_BYTES: u64 = 32;
 
-/// The last look at a peer.
+/// The last sample of a peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Last {
-    /// Never looked: a handshake time seen now may be of any age.
+    /// No sample yet: a handshake time may be of any age.
     #[default]
     Never,
-    /// It was not there: whatever it has now is new.
+    /// The peer did not exist: any handshake is new.
     Absent,
-    /// It had these.
-    Had(Counters),
+    /// Its counters.
+    Counters(Counters),
 }
 
-/// What changed since the look before.
+/// What changed since the previous sample.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Moved {
+pub struct CounterChange {
     /// A handshake was completed.
     pub handshake: bool,
-    /// Something authentic was received.
+    /// An authenticated packet was received.
     pub received: bool,
 }
 
-/// What is known of one peer, on the boot clock.
+/// Activity of one peer, on the boot clock.
 #[derive(Clone, Debug, Default)]
-pub struct Witness {
+pub struct PeerActivity {
     last: Last,
     handshake_at: Option<Boot>,
     received_at: Option<Boot>,
     unanswered_since: Option<Boot>,
 }
 
-impl Witness {
-    /// Takes note of a look. Counters that went down belong to a peer made anew: they count from zero.
-    pub fn see(&mut self, now: Boot, counters: Counters) -> Moved {
+impl PeerActivity {
+    /// Records a sample. Counters that decreased belong to a recreated peer and count from zero.
+    pub fn record(&mut self, now: Boot, counters: Counters) -> CounterChange {
         let before = match self.last {
             Last::Never => {
-                self.last = Last::Had(counters);
-                return Moved::default();
+                self.last = Last::Counters(counters);
+                return CounterChange::default();
             }
             Last::Absent => Counters::default(),
-            Last::Had(c) if counters.rx < c.rx || counters.tx < c.tx => {
+            Last::Counters(c) if counters.rx < c.rx || counters.tx < c.tx => {
                 Counters { last_handshake: c.last_handshake, rx: 0, tx: 0 }
             }
-            Last::Had(c) => c,
+            Last::Counters(c) => c,
         };
-        self.last = Last::Had(counters);
-        let moved = Moved {
+        self.last = Last::Counters(counters);
+        let change = CounterChange {
             handshake: counters.last_handshake.is_some() && counters.last_handshake != before.last_handshake,
             received: counters.rx > before.rx,
         };
-        if moved.handshake {
+        if change.handshake {
             self.handshake_at = Some(now);
         }
         let sent = counters.tx - before.tx;
-        if moved.received {
+        if change.received {
             self.received_at = Some(now);
             self.unanswered_since = None;
         } else if sent != 0 && sent != KEEPALIVE_BYTES {
             self.expect_reply(now);
         }
-        moved
+        change
     }
 
-    /// Takes note that the peer, or its interface, is not there. Returns whether it was there before.
-    pub fn see_absent(&mut self) -> bool {
-        let was = matches!(self.last, Last::Had(_));
+    /// Records that the peer or its interface does not exist. Returns whether it did before.
+    pub fn record_absent(&mut self) -> bool {
+        let was = matches!(self.last, Last::Counters(_));
         self.last = Last::Absent;
         self.handshake_at = None;
         was
     }
 
-    /// Something was sent that wants an answer, whatever the counters say: without a route they do not move.
+    /// Records that a reply is expected, independent of the counters, which do not change without a route.
     pub fn expect_reply(&mut self, now: Boot) {
         self.unanswered_since.get_or_insert(now);
     }
 
-    /// An answer came.
-    pub const fn settle(&mut self, now: Boot) {
+    /// Records a reply.
+    pub const fn record_reply(&mut self, now: Boot) {
         self.received_at = Some(now);
         self.unanswered_since = None;
     }
 
-    /// When the kernel's handshake time was last seen to change. The handshake itself was up to one look earlier.
+    /// When the kernel's handshake time was last seen to change; the handshake was up to one sample period earlier.
     pub const fn handshake_at(&self) -> Option<Boot> {
         self.handshake_at
     }
 
-    /// When something was last seen to have been received.
+    /// When a packet was last seen to have been received.
     pub const fn received_at(&self) -> Option<Boot> {
         self.received_at
     }
 
-    /// Since when something sent has gone without any answer.
+    /// Since when a reply is overdue.
     pub const fn unanswered_since(&self) -> Option<Boot> {
         self.unanswered_since
     }
 
-    /// The counters at the last look.
+    /// The counters of the last sample.
     pub const fn counters(&self) -> Option<Counters> {
         match self.last {
-            Last::Had(c) => Some(c),
+            Last::Counters(c) => Some(c),
             Last::Never | Last::Absent => None,
         }
     }
@@ -123,46 +122,46 @@ mod tests {
     }
 
     #[test]
-    fn a_handshake_is_a_change_of_the_value_and_nothing_else() {
-        let mut w = Witness::default();
+    fn handshake_is_any_change_of_the_time() {
+        let mut w = PeerActivity::default();
         let t = Boot::from_secs;
-        assert!(!w.see(t(1), c(Some(1_700_000_000), 500, 500)).handshake, "of unknown age");
-        assert!(!w.see(t(2), c(Some(1_700_000_000), 600, 500)).handshake);
-        assert!(w.see(t(3), c(Some(20), 700, 700)).handshake, "the wall clock was set back fifty years");
+        assert!(!w.record(t(1), c(Some(1_700_000_000), 500, 500)).handshake, "of unknown age");
+        assert!(!w.record(t(2), c(Some(1_700_000_000), 600, 500)).handshake);
+        assert!(w.record(t(3), c(Some(20), 700, 700)).handshake, "the wall clock was set back fifty years");
         assert_eq!(w.handshake_at(), Some(t(3)));
-        w.see_absent();
-        assert_eq!(w.handshake_at(), None, "a peer made anew has no session");
-        assert!(!w.see(t(4), c(None, 0, 148)).handshake);
-        assert!(w.see(t(5), c(Some(21), 92, 148)).handshake);
+        w.record_absent();
+        assert_eq!(w.handshake_at(), None, "a recreated peer has no session");
+        assert!(!w.record(t(4), c(None, 0, 148)).handshake);
+        assert!(w.record(t(5), c(Some(21), 92, 148)).handshake);
     }
 
     #[test]
-    fn a_keepalive_wants_no_answer_and_data_does() {
-        let mut w = Witness::default();
+    fn data_expects_a_reply_and_keepalives_do_not() {
+        let mut w = PeerActivity::default();
         let t = Boot::from_secs;
-        w.see(t(0), c(Some(1), 0, 0));
-        w.see(t(1), c(Some(1), 0, 32));
+        w.record(t(0), c(Some(1), 0, 0));
+        w.record(t(1), c(Some(1), 0, 32));
         assert_eq!(w.unanswered_since(), None);
-        w.see(t(2), c(Some(1), 0, 96));
-        w.see(t(3), c(Some(1), 0, 160));
+        w.record(t(2), c(Some(1), 0, 96));
+        w.record(t(3), c(Some(1), 0, 160));
         assert_eq!(w.unanswered_since(), Some(t(2)), "counted from the first");
-        w.see(t(4), c(Some(1), 32, 224));
+        w.record(t(4), c(Some(1), 32, 224));
         assert_eq!(w.unanswered_since(), None);
         assert_eq!(w.received_at(), Some(t(4)));
     }
 
     proptest! {
         #[test]
-        fn any_counters_are_read(looks in proptest::collection::vec(
+        fn any_counters_are_accepted(samples in proptest::collection::vec(
             (any::<u64>(), any::<u64>(), proptest::option::of(any::<u32>()), any::<bool>()), 0..50,
         )) {
-            let mut w = Witness::default();
-            for (i, (rx, tx, handshake, there)) in looks.into_iter().enumerate() {
+            let mut w = PeerActivity::default();
+            for (i, (rx, tx, handshake, exists)) in samples.into_iter().enumerate() {
                 let now = Boot::from_secs(i as u64);
-                if there {
-                    w.see(now, c(handshake.map(u64::from), rx, tx));
+                if exists {
+                    w.record(now, c(handshake.map(u64::from), rx, tx));
                 } else {
-                    w.see_absent();
+                    w.record_absent();
                 }
                 prop_assert!(w.unanswered_since().is_none_or(|t| t <= now));
             }

@@ -1,17 +1,20 @@
-//! Failing back: a better hub is watched beside the active one until it has been good for long enough.
+//! Failback: a better hub is watched beside the active one until it has been good for long enough.
 //!
-//! While a worse hub carries the tunnel, the better ones are tried in turn as a *standby* peer. A standby gets its own
-//! tunnel address and nothing else (nothing at all if the active hub has the same one), so watching it moves no traffic.
+//! While a worse hub carries the tunnel, the better ones are tried in turn as a *standby* peer. A standby's allowed-ips are its
+//! own tunnel address (nothing if the active hub has the same one), so watching it moves no traffic.
 //! ```text
-//!        ┌────────────── no sign of life within the try ─────────────┐
+//!        ┌──────────── no handshake within `TRY_TIMEOUT` ────────────┐
 //!        ▼                                                           │
-//!   Rest ──due──► Resolving ──address──► Trying ──handshake (+echo)──┴─► Good ──failback_after──► ripe: the tunnel moves
+//!   Rest ──due──► Resolving ──address──► Trying ──handshake (+echo)──┴─► Good ──failback_after──► Move
 //!     ▲               │ none                                              │
 //!     └───────────────┴──────────────── handshake or echoes missing ──────┘
 //! ```
-//! A try costs a few hundred bytes and failed tries grow rarer, so a hub that is away for days costs little on a metered
-//! link. When the active hub goes down the hysteresis is waived: a standby that is good takes over at once.
-use super::liveness::Witness;
+//! A try costs a few hundred bytes and failed tries back off, so a hub that is unreachable for days costs little on a metered
+//! link. When the active hub is lost, a good standby takes over at once.
+//!
+//! Driven by the session alone: `tick` when the deadline has passed and after each sample, `resolved` and `answered` as they
+//! happen; each returns one [`StandbyAction`] to perform.
+use super::liveness::PeerActivity;
 use ipnet::IpNet;
 use spoke_config::uplink::Hub;
 use spoke_model::backoff::{Backoff, JitterRng};
@@ -20,18 +23,17 @@ use spoke_model::wireguard::REJECT_AFTER_TIME;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// How long a try lasts: three of WireGuard's handshake initiations, which come five seconds apart.
-pub const TRY: Duration = Duration::from_secs(15);
-/// Rest after the first failed try; doubles.
+/// Duration of a try: three of WireGuard's handshake initiations, which are five seconds apart.
+pub const TRY_TIMEOUT: Duration = Duration::from_secs(15);
+/// Wait after the first failed try; doubles.
 pub const REST_MIN: Duration = Duration::from_secs(30);
-/// Longest rest between two tries.
+/// Longest wait between two tries.
 pub const REST_MAX: Duration = Duration::from_secs(600);
-/// A handshake is renewed this much later than its life at the latest while keepalives flow.
+/// While keepalives flow, a handshake is renewed at most this long after `REJECT_AFTER_TIME`.
 const GRACE: Duration = Duration::from_secs(15);
-/// Keepalive of a watched hub that has none of its own: something must make it shake hands.
+/// Keepalive of a standby without one, in seconds: it triggers the handshake.
 const WATCH_KEEPALIVE: u16 = 25;
 
-/// Where the watch stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Rest { until: Boot },
@@ -40,14 +42,14 @@ enum Phase {
     Good { hub: usize, address: SocketAddr, since: Boot, answered_at: Boot },
 }
 
-/// What the watch wants done.
+/// Output of the watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wish {
+pub enum StandbyAction {
     /// Nothing.
-    Nothing,
+    None,
     /// Look up this hub.
     Resolve(usize),
-    /// The standby is another one now, or none.
+    /// Publish: the standby has changed.
     Changed,
     /// Send an echo to this hub.
     Echo(usize),
@@ -55,49 +57,48 @@ pub enum Wish {
     Move(usize, SocketAddr),
 }
 
-/// What the watch goes by.
+/// Timing of the watch.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
-    /// How long good before the tunnel moves.
+    /// How long a standby is good before the tunnel moves to it.
     pub failback_after: Duration,
-    /// How often a good standby is asked for an echo.
+    /// Interval of echoes to a good standby.
     pub idle_probe: Duration,
-    /// How long a look-up may take.
+    /// Time limit of a look-up.
     pub resolve_timeout: Duration,
 }
 
 /// The watch over better hubs.
 #[derive(Clone, Debug)]
-pub struct Watch {
+pub struct StandbyWatch {
     phase: Phase,
     rest: Backoff,
-    /// Whose turn the next try is, counted on for ever.
+    /// Counts tries; modulo the number of better hubs it selects the next.
     turn: usize,
     echoed_at: Option<Boot>,
 }
 
-/// Whether a standby can be asked for an echo: its address must be routed to it and not to the active hub.
-///
-/// The same rule by which `derive` gives a standby its own address.
+/// Whether the standby can be sent an echo: its address must be routed to it and not to the active hub, by the same rule by
+/// which `derive` sets its allowed-ips.
 pub fn can_echo(active: &Hub, standby: &Hub) -> bool {
     let own = IpNet::from(standby.address);
     active.address != standby.address && !active.allowed_ips.iter().any(|c| c.0 == own)
 }
 
-/// The standby as a peer: a keepalive makes it shake hands without any traffic.
+/// The standby as a peer, with a keepalive that triggers the handshake.
 pub fn as_standby(hub: &Hub) -> Hub {
     Hub { keepalive: if hub.keepalive == 0 { WATCH_KEEPALIVE } else { hub.keepalive }, ..hub.clone() }
 }
 
-impl Watch {
-    /// Begins with a rest: the better hub has just been found wanting.
+impl StandbyWatch {
+    /// Begins with a wait, since the better hub has just failed.
     pub fn new(now: Boot, rng: &mut JitterRng) -> Self {
         let mut rest = Backoff::new(REST_MIN, REST_MAX);
         let until = now + rest.fail(rng);
         Self { phase: Phase::Rest { until }, rest, turn: 0, echoed_at: None }
     }
 
-    /// The hub and address to have as a standby peer.
+    /// Hub and endpoint of the standby peer.
     pub const fn standby(&self) -> Option<(usize, SocketAddr)> {
         match self.phase {
             Phase::Rest { .. } | Phase::Resolving { .. } => None,
@@ -105,7 +106,7 @@ impl Watch {
         }
     }
 
-    /// The standby that is good right now, and since when.
+    /// Hub and endpoint of a good standby, and since when.
     pub const fn good(&self) -> Option<(usize, SocketAddr, Boot)> {
         match self.phase {
             Phase::Rest { .. } | Phase::Resolving { .. } | Phase::Trying { .. } => None,
@@ -113,12 +114,12 @@ impl Watch {
         }
     }
 
-    /// When [`Watch::tick`] has something to do at the latest.
+    /// When [`StandbyWatch::tick`] is due at the latest.
     pub fn deadline(&self, rules: Rules) -> Boot {
         match self.phase {
             Phase::Rest { until } => until,
             Phase::Resolving { deadline, .. } => deadline,
-            Phase::Trying { since, .. } => self.echo_due(Duration::from_secs(1), since).min(since + TRY),
+            Phase::Trying { since, .. } => self.echo_due(Duration::from_secs(1), since).min(since + TRY_TIMEOUT),
             Phase::Good { since, .. } => self.echo_due(rules.idle_probe, since).min(since + rules.failback_after),
         }
     }
@@ -127,16 +128,16 @@ impl Watch {
         self.echoed_at.map_or(since, |at| at + every)
     }
 
-    /// Lets time pass. `active` is the index of the active hub; better ones have lower indices.
+    /// Processes the passage of time. `active` is the index of the active hub; better hubs have lower indices.
     pub fn tick(
         &mut self,
         now: Boot,
         active: usize,
         hubs: &[impl AsRef<Hub>],
-        seen: &[Witness],
+        seen: &[PeerActivity],
         rules: Rules,
         rng: &mut JitterRng,
-    ) -> Wish {
+    ) -> StandbyAction {
         let echoes = |hub: usize| match (hubs.get(active), hubs.get(hub)) {
             (Some(a), Some(s)) => can_echo(a.as_ref(), s.as_ref()),
             (None, _) | (_, None) => false,
@@ -146,66 +147,68 @@ impl Watch {
                 let hub = self.turn % active;
                 self.turn = self.turn.wrapping_add(1);
                 self.phase = Phase::Resolving { hub, deadline: now + rules.resolve_timeout };
-                Wish::Resolve(hub)
+                StandbyAction::Resolve(hub)
             }
-            Phase::Rest { .. } => Wish::Nothing,
+            Phase::Rest { .. } => StandbyAction::None,
             Phase::Resolving { deadline, .. } if now >= deadline => self.give_up(now, rng),
-            Phase::Resolving { .. } => Wish::Nothing,
+            Phase::Resolving { .. } => StandbyAction::None,
             Phase::Trying { hub, address, since, answered } => {
-                let shaken = seen.get(hub).and_then(Witness::handshake_at).is_some_and(|at| at >= since);
-                if shaken && (answered || !echoes(hub)) {
+                let handshaken = seen.get(hub).and_then(PeerActivity::handshake_at).is_some_and(|at| at >= since);
+                if handshaken && (answered || !echoes(hub)) {
                     self.phase = Phase::Good { hub, address, since: now, answered_at: now };
                     self.rest.reset();
-                    return Wish::Nothing;
+                    return StandbyAction::None;
                 }
-                if now >= since + TRY {
+                if now >= since + TRY_TIMEOUT {
                     return self.give_up(now, rng);
                 }
                 self.echo(now, hub, Duration::from_secs(1), since, echoes(hub))
             }
             Phase::Good { hub, address, since, answered_at } => {
-                let shaken_at = seen.get(hub).and_then(Witness::handshake_at);
-                let lapsed = shaken_at.is_none_or(|at| now.since(at) > REJECT_AFTER_TIME + GRACE);
-                let silent = echoes(hub) && now.since(answered_at) > rules.idle_probe.saturating_mul(2);
-                if lapsed || silent {
+                let handshake_at = seen.get(hub).and_then(PeerActivity::handshake_at);
+                let expired = handshake_at.is_none_or(|at| now.since(at) > REJECT_AFTER_TIME + GRACE);
+                let unanswered = echoes(hub) && now.since(answered_at) > rules.idle_probe.saturating_mul(2);
+                if expired || unanswered {
                     return self.give_up(now, rng);
                 }
                 if now >= since + rules.failback_after {
-                    return Wish::Move(hub, address);
+                    return StandbyAction::Move(hub, address);
                 }
                 self.echo(now, hub, rules.idle_probe, since, echoes(hub))
             }
         }
     }
 
-    fn echo(&mut self, now: Boot, hub: usize, every: Duration, since: Boot, possible: bool) -> Wish {
+    fn echo(&mut self, now: Boot, hub: usize, every: Duration, since: Boot, possible: bool) -> StandbyAction {
         if now < self.echo_due(every, since) {
-            return Wish::Nothing;
+            return StandbyAction::None;
         }
         self.echoed_at = Some(now);
-        if possible { Wish::Echo(hub) } else { Wish::Nothing }
+        if possible { StandbyAction::Echo(hub) } else { StandbyAction::None }
     }
 
-    /// The look-up of `hub` has ended.
-    pub fn resolved(&mut self, now: Boot, hub: usize, addresses: &[SocketAddr], rng: &mut JitterRng) -> Wish {
+    /// Processes the end of a look-up.
+    pub fn resolved(&mut self, now: Boot, hub: usize, addresses: &[SocketAddr], rng: &mut JitterRng) -> StandbyAction {
         match self.phase {
             Phase::Resolving { hub: asked, .. } if asked == hub => {
-                // Another address each time, so that one dead address does not hide a live one.
+                // The next address on each try, so that one dead address does not hide a live one.
                 let n = self.rest.failures() as usize;
                 match addresses.get(n % addresses.len().max(1)) {
                     Some(address) => {
                         self.phase = Phase::Trying { hub, address: *address, since: now, answered: false };
                         self.echoed_at = None;
-                        Wish::Changed
+                        StandbyAction::Changed
                     }
                     None => self.give_up(now, rng),
                 }
             }
-            Phase::Rest { .. } | Phase::Resolving { .. } | Phase::Trying { .. } | Phase::Good { .. } => Wish::Nothing,
+            Phase::Rest { .. } | Phase::Resolving { .. } | Phase::Trying { .. } | Phase::Good { .. } => {
+                StandbyAction::None
+            }
         }
     }
 
-    /// `hub` has answered an echo.
+    /// Processes an echo reply of `hub`.
     pub fn answered(&mut self, now: Boot, hub: usize) {
         match &mut self.phase {
             Phase::Trying { hub: h, answered, .. } if *h == hub => *answered = true,
@@ -214,9 +217,9 @@ impl Watch {
         }
     }
 
-    fn give_up(&mut self, now: Boot, rng: &mut JitterRng) -> Wish {
+    fn give_up(&mut self, now: Boot, rng: &mut JitterRng) -> StandbyAction {
         let had = self.standby().is_some();
         self.phase = Phase::Rest { until: now + self.rest.fail(rng) };
-        if had { Wish::Changed } else { Wish::Nothing }
+        if had { StandbyAction::Changed } else { StandbyAction::None }
     }
 }

@@ -1,11 +1,45 @@
-//! The hub session: a machine that decides when to connect where, when the tunnel counts as up, and when it is lost.
-//! It has no clock, no socket and no kernel: events and the time go in, actions come out.
+//! The hub session: decides when to connect to which hub, when the tunnel is up and when it is lost. No clock, no I/O.
+//!
+//! ```text
+//!            kernel has a hub peer: published unchanged ("adopted")
+//!  Starting ──────────────────────────────────────────────┐
+//!     │ no hub peer: best hub published                    │
+//!     ▼                                                    ▼
+//!  Resolving ──address (last good if the look-up failed)─► Connecting ──handshake and echo──► Up ─┐
+//!     ▲  │ no address known                                │   ▲  ▲                             │  │ a better hub good for
+//!     │  ▼                                     attempt_timeout │  │ interface gone, or a good    │  │ failback_after
+//!     └─ Waiting ◄─────────────────────────────────────────┘   │  └─standby takes over───────────┤  │
+//!        │   ▲                                                 │                                 │  │
+//!        │   └──────── no reply, handshake too old ────────────┼─────────────────────────────────┘  │
+//!        └──────────── packet or handshake received ───────────┴────────────────────────────────────┘
+//! ```
+//!
+//! # Driver contract
+//! [`Session::new`], then [`SessionEvent::Tick`] at once. After every event perform all actions in order; the answers to
+//! `Resolve`, `Sample` and `Echo` are events, in any order and at any later time, and may be missing. Publish
+//! [`Session::status`] after each event. Then sleep until [`Session::deadline`] and send `Tick`; an early or late `Tick` is
+//! harmless. There is always a deadline: the session never stops trying.
+//!
+//! # Proof
+//! *Up* requires that, after the attempt began, the hub's tunnel address answered an echo **and** the kernel's handshake time
+//! changed. The kernel starts no handshake while its keys are fresh, so a handshake seen by this process less than
+//! `REJECT_AFTER_TIME` ago counts as well (an earlier attempt, the session just lost, a watched standby), and so does a tunnel
+//! found at process start. Then the echo is the proof: WireGuard accepts no packet under older keys, whatever the wall clock.
+//!
+//! *Waiting* ends with the backoff, or at once on a network change (at most four in a row, then one each `backoff_max`) or
+//! when a packet arrives from the hub.
+//!
+//! # Traffic
+//! Idle tunnel at the defaults, IPv4 outside and inside, headers included: echo and reply each 60 s (2 × 92 B), two keepalives
+//! between them (2 × 60 B), a handshake each 120 s or more (176 + 120 + 60 B): 438 kB + 256 kB, below 0.7 MB a day; IPv6
+//! outside adds 0.16 MB.
 use super::ladder::Ladder;
-use super::liveness::Witness;
-use super::select::{Rules, Watch, as_standby};
+use super::liveness::PeerActivity;
+use super::select::{Rules, StandbyWatch, as_standby};
 use super::status::{Code, State, Transition, UplinkStatus};
 use spoke_config::uplink::{Hub, Uplink};
 use spoke_model::backoff::{Backoff, JitterRng};
+use spoke_model::deadline::Deadline;
 use spoke_model::time::Boot;
 use spoke_net::derive::{HubPeer, UplinkChoice};
 use spoke_net::state::{Counters, Endpoint};
@@ -19,21 +53,21 @@ mod report;
 mod tests;
 mod up;
 
-/// How long a look-up of a name may take before the last good addresses are used.
+/// Time limit of a name look-up; after it the last good addresses are used.
 pub const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often the counters are looked at while waiting, to notice a hub that is back by itself.
+/// Period of counter samples while waiting, to notice packets from the hub.
 const SAMPLE_WAITING: Duration = Duration::from_secs(5);
-/// Events of the network that may each waive a backoff in a row; one is earned back each `backoff_max`.
+/// Network changes in a row that may each end a backoff early; one is regained each `backoff_max`.
 const MAX_WAKES: u32 = 4;
-/// Events of the network this soon after a publication are its own effect.
+/// Network changes this soon after a publication are caused by it.
 const OWN_EFFECT: Duration = Duration::from_secs(1);
-/// Echoes that may be under way at once.
+/// Echoes awaiting a reply.
 const MAX_ECHOES: usize = 32;
 
-/// What the machine is told.
+/// Input of the session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SessionEvent {
-    /// The deadline has come. Too early or too late does no harm.
+    /// The deadline has passed. Early or late is harmless.
     Tick,
     /// Answer to [`SessionAction::Sample`].
     Sampled(Sample),
@@ -41,7 +75,7 @@ pub enum SessionEvent {
     Unsampled,
     /// Answer to [`SessionAction::Resolve`]; empty if the look-up failed.
     Resolved {
-        /// The hub asked about.
+        /// Index of the hub.
         hub: usize,
         /// Every address of its name.
         addresses: Vec<SocketAddr>,
@@ -59,15 +93,15 @@ pub enum SessionEvent {
         seq: u16,
     },
     /// A link, an address or a route may have changed.
-    Woken,
+    NetworkChanged,
 }
 
-/// A look at the interface.
+/// The interface's counters at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sample {
-    /// The kernel's index of the interface: another one is another interface, with none of the sessions of the one before.
+    /// The kernel's interface index; a different one means a recreated interface without sessions.
     pub link: Option<u32>,
-    /// The hubs' peers on it, in the order of the configuration; `None` where there is no such peer (or no interface).
+    /// The hubs' peers in the order of the configuration; `None`: no such peer or no interface.
     pub hubs: Vec<Option<Seen>>,
 }
 
@@ -80,12 +114,12 @@ pub struct Seen {
     pub endpoint: Option<SocketAddr>,
 }
 
-/// What the machine wants done.
+/// Output of the session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SessionAction {
     /// Publish [`Session::choice`].
     Publish,
-    /// Look up this hub's name; answer with [`SessionEvent::Resolved`]. A look-up under way is given up for it.
+    /// Resolve this hub's name; answer with [`SessionEvent::Resolved`]. Replaces a look-up in progress.
     Resolve(usize),
     /// Read the counters; answer with [`SessionEvent::Sampled`] or [`SessionEvent::Unsampled`].
     Sample,
@@ -100,25 +134,44 @@ pub enum SessionAction {
     Report(Transition),
 }
 
-/// At most so many actions answer one event.
+/// Most actions of one event.
 pub const MAX_ACTIONS: usize = 16;
 
-/// The answer to one event.
+/// Actions of one event, in the order to perform them.
 pub type Actions = heapless::Vec<SessionAction, MAX_ACTIONS>;
 
-/// What the machine goes by.
+/// What a deadline of the session is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionDeadline {
+    /// Read the counters.
+    Sample,
+    /// The backoff ends: begin an attempt.
+    Backoff,
+    /// The look-up has taken too long.
+    Resolve,
+    /// The attempt has failed.
+    Attempt,
+    /// Send an echo.
+    Echo,
+    /// The hub has not replied for `dead_after`: the tunnel is lost.
+    Dead,
+    /// The watch over better hubs has something to do.
+    Standby,
+}
+
+/// Configuration of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// `[uplink]`.
     pub uplink: Arc<Uplink>,
-    /// The interface has a fixed port, which cannot be renewed.
+    /// The interface has a fixed port: the port rung is skipped.
     pub fixed_port: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Starting,
-    /// `due`: the wait is over, and a last look before the attempt is under way.
+    /// `due`: the backoff is over; the attempt follows the sample that was requested.
     Waiting {
         since: Boot,
         until: Boot,
@@ -133,25 +186,25 @@ enum Phase {
     },
 }
 
-/// An attempt under way.
+/// A connection attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Attempt {
-    /// A handshake seen from here on is fresh.
+    /// A handshake seen after this is new.
     since: Boot,
     deadline: Boot,
-    /// An echo sent in this attempt was answered.
+    /// An echo of this attempt was answered.
     answered: bool,
-    /// Why it will be up, if not by a new handshake.
-    credit: Option<Credit>,
-    /// The good hub to go back to if this one fails.
+    /// Counts in place of a new handshake.
+    prior: Option<PriorHandshake>,
+    /// The hub to return to if this one fails.
     fallback: Option<(usize, SocketAddr)>,
 }
 
-/// A session of the kernel that need not shake hands anew, as long as it answers.
+/// A handshake from before the attempt: valid for `REJECT_AFTER_TIME`, provided that an echo is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Credit {
-    /// Its last handshake, on the boot clock.
+struct PriorHandshake {
     at: Boot,
+    /// Reported when the tunnel comes up by it.
     code: Code,
 }
 
@@ -162,12 +215,12 @@ enum Wake {
 }
 
 #[derive(Clone, Debug, Default)]
-struct Known {
-    /// Last good look-up.
+struct HubAddresses {
+    /// Result of the last successful look-up.
     addresses: Vec<SocketAddr>,
-    /// The address that worked last.
+    /// The address that last carried the tunnel.
     favourite: Option<SocketAddr>,
-    /// What the kernel uses.
+    /// The endpoint in the kernel.
     in_use: Option<SocketAddr>,
 }
 
@@ -178,33 +231,7 @@ struct EchoSent {
     at: Boot,
 }
 
-/// The machine.
-///
-/// ```text
-///            kernel has a hub already: published unchanged ("adopted")
-///  Starting ──────────────────────────────────────────────┐
-///     │ nothing there: best hub published                  │
-///     ▼                                                    ▼
-///  Resolving ──address (last good if the look-up failed)─► Connecting ──handshake and echo──► Up ─┐
-///     ▲  │ no address at all                               │   ▲  ▲                             │  │ a better hub good for
-///     │  ▼                                        no proof │   │  │ interface gone, a good       │  │ failback_after
-///     └─ Waiting ◄─────────────────────────────────────────┘   │  └─standby takes over───────────┤  │
-///        │   ▲                                                 │                                 │  │
-///        │   └───────────────── silent, handshake too old ─────┼─────────────────────────────────┘  │
-///        └───────────── heard from by itself ──────────────────┴────────────────────────────────────┘
-/// ```
-/// *Up* is claimed only when, after the attempt began, the hub's tunnel address has answered an echo, **and** there is a
-/// handshake: the kernel's handshake time was seen to change since then. The kernel cannot be made to shake hands while it
-/// has keys that it thinks good, so a change seen less than 180 s ago by this process counts too (an attempt before this one,
-/// the session just lost, a standby that was watched), and so does a tunnel found at process start. In these cases the echo
-/// is the proof: WireGuard accepts no packet under keys older than 180 s, whoever set which clock.
-///
-/// Waiting ends with the backoff, or at once with an event of the network (at most four in a row, then one each
-/// `backoff_max`) or when the hub is heard from. There is no state without a deadline: it always tries again.
-///
-/// Traffic of an idle tunnel at the defaults, IPv4 outside and inside, headers included: echo and answer each 60 s
-/// (2 × 92 B), two keepalives between them (2 × 60 B), a handshake each 120 s or a little more (176 + 120 + 60 B):
-/// 438 kB + 256 kB, less than 0.7 MB a day; IPv6 outside adds 0.16 MB.
+/// The hub session; see the module for its states and how to drive it.
 #[derive(Clone, Debug)]
 pub struct Session {
     config: Config,
@@ -215,15 +242,15 @@ pub struct Session {
     ladder: Ladder,
     /// The interface of the last sample.
     link: Option<u32>,
-    seen: Vec<Witness>,
-    known: Vec<Known>,
+    seen: Vec<PeerActivity>,
+    known: Vec<HubAddresses>,
     /// The published hub.
     active: usize,
     endpoint: Option<Endpoint>,
     port_epoch: u32,
     rebuild: u32,
-    watch: Option<Watch>,
-    /// Moves back that failed in a row: each doubles the hysteresis.
+    watch: Option<StandbyWatch>,
+    /// Consecutive failed failbacks; each doubles `failback_after`.
     failed_moves: u32,
     echoes: heapless::Deque<EchoSent, MAX_ECHOES>,
     seq: u16,
@@ -235,14 +262,14 @@ pub struct Session {
     published_at: Boot,
     wakes: u32,
     wake_earned_at: Boot,
-    woken: bool,
-    /// The hub last proven up, as long as its session in the kernel may live.
+    network_changed: bool,
+    /// The hub last proven up, while its session in the kernel may be alive.
     held: Option<usize>,
     status: UplinkStatus,
 }
 
 impl Session {
-    /// A session that has not looked at anything yet. `seed` decides the jitter.
+    /// A new session; send [`SessionEvent::Tick`] next. `seed` determines the jitter.
     pub fn new(now: Boot, seed: u64, config: Config) -> Self {
         let u = &config.uplink;
         let hubs: Vec<_> = u.hubs.iter().cloned().map(Arc::new).collect();
@@ -252,8 +279,8 @@ impl Session {
             backoff: Backoff::new(u.backoff_initial, u.backoff_max),
             ladder: Ladder::new(hubs.len(), config.fixed_port),
             link: None,
-            seen: vec![Witness::default(); hubs.len()],
-            known: vec![Known::default(); hubs.len()],
+            seen: vec![PeerActivity::default(); hubs.len()],
+            known: vec![HubAddresses::default(); hubs.len()],
             active: 0,
             endpoint: None,
             port_epoch: 0,
@@ -270,7 +297,7 @@ impl Session {
             published_at: now,
             wakes: MAX_WAKES,
             wake_earned_at: now,
-            woken: false,
+            network_changed: false,
             held: None,
             status: UplinkStatus::default(),
             hubs,
@@ -278,26 +305,23 @@ impl Session {
         }
     }
 
-    /// When [`SessionEvent::Tick`] is due.
-    pub fn deadline(&self) -> Option<Boot> {
+    /// When [`SessionEvent::Tick`] is due; never `None`.
+    pub fn deadline(&self) -> Option<Deadline<SessionDeadline>> {
+        let sample = Deadline::new(self.sample_at, SessionDeadline::Sample);
         Some(match self.phase {
-            Phase::Starting => self.sample_at,
-            Phase::Waiting { until, due, .. } => {
-                if due {
-                    self.sample_at
-                } else {
-                    until.min(self.sample_at)
-                }
-            }
-            Phase::Resolving { deadline } => deadline,
-            Phase::Connecting(a) => a.deadline.min(self.echo_at).min(self.sample_at),
-            Phase::Up { .. } => self.up_deadline(),
+            Phase::Starting | Phase::Waiting { due: true, .. } => sample,
+            Phase::Waiting { until, due: false, .. } => Deadline::new(until, SessionDeadline::Backoff).min(sample),
+            Phase::Resolving { deadline } => Deadline::new(deadline, SessionDeadline::Resolve),
+            Phase::Connecting(a) => Deadline::new(a.deadline, SessionDeadline::Attempt)
+                .min(Deadline::new(self.echo_at, SessionDeadline::Echo))
+                .min(sample),
+            Phase::Up { .. } => self.up_deadline(sample),
         })
     }
 
-    /// The decision to publish; `None` before there is one.
+    /// The choice to publish.
     pub fn choice(&self) -> Option<UplinkChoice> {
-        let standby = self.watch.as_ref().and_then(Watch::standby).and_then(|(hub, addr)| {
+        let standby = self.watch.as_ref().and_then(StandbyWatch::standby).and_then(|(hub, addr)| {
             let hub = Arc::new(as_standby(self.hubs.get(hub)?));
             Some(HubPeer { hub, endpoint: Some(Endpoint { addr, attempt: 0 }) })
         });
@@ -310,11 +334,11 @@ impl Session {
         })
     }
 
-    /// Takes note of an event.
+    /// Processes one event; perform the returned actions in order.
     #[must_use]
     pub fn handle(&mut self, now: Boot, event: SessionEvent) -> Actions {
         let mut out = Actions::new();
-        let replaced = if let SessionEvent::Sampled(sample) = &event { self.take_in(sample) } else { false };
+        let replaced = if let SessionEvent::Sampled(sample) = &event { self.record_interface(sample) } else { false };
         match (self.phase, event) {
             (Phase::Starting, SessionEvent::Tick) => {
                 self.sample_at = now + SAMPLE_WAITING;
@@ -330,14 +354,14 @@ impl Session {
                 SessionEvent::Resolved { .. }
                 | SessionEvent::Answered { .. }
                 | SessionEvent::Unsent { .. }
-                | SessionEvent::Woken,
+                | SessionEvent::NetworkChanged,
             ) => {}
 
             (Phase::Waiting { since, until, due }, SessionEvent::Tick) => {
                 if due && now >= self.sample_at {
                     self.attempt(now, Code::Attempt, &mut out);
                 } else if now >= until && !due {
-                    // One more look, so that only what comes after the attempt's start counts as fresh.
+                    // A sample first, so that only later changes count as new in this attempt.
                     self.phase = Phase::Waiting { since, until, due: true };
                     self.sample(now, Duration::from_secs(1), &mut out);
                 } else if now >= self.sample_at {
@@ -345,9 +369,9 @@ impl Session {
                 }
             }
             (Phase::Waiting { since, due, .. }, SessionEvent::Sampled(sample)) => {
-                let moved = self.record_counters(now, &sample);
-                if (moved.received || moved.handshake) && self.wake(now).is_some() {
-                    self.heard(now, since, &mut out);
+                let change = self.record_counters(now, &sample);
+                if (change.received || change.handshake) && self.use_wake(now).is_some() {
+                    self.connect_after_packet(now, since, &mut out);
                 } else if due {
                     self.attempt(now, Code::Attempt, &mut out);
                 }
@@ -357,9 +381,9 @@ impl Session {
                     self.attempt(now, Code::Attempt, &mut out);
                 }
             }
-            (Phase::Waiting { .. }, SessionEvent::Resolved { hub, addresses }) => self.learn(hub, addresses),
-            (Phase::Waiting { .. }, SessionEvent::Woken) => {
-                if let Some(wake) = self.wake(now) {
+            (Phase::Waiting { .. }, SessionEvent::Resolved { hub, addresses }) => self.store_addresses(hub, addresses),
+            (Phase::Waiting { .. }, SessionEvent::NetworkChanged) => {
+                if let Some(wake) = self.use_wake(now) {
                     self.reset_on_network_change(wake);
                     self.attempt(now, Code::NetworkChanged, &mut out);
                 }
@@ -373,7 +397,7 @@ impl Session {
             }
             (Phase::Resolving { .. }, SessionEvent::Resolved { hub, addresses }) => {
                 let ours = hub == self.ladder.hub();
-                self.learn(hub, addresses);
+                self.store_addresses(hub, addresses);
                 if ours {
                     self.next_rung(now, &mut out);
                 }
@@ -381,7 +405,9 @@ impl Session {
             (Phase::Resolving { .. }, SessionEvent::Sampled(sample)) => {
                 self.record_counters(now, &sample);
             }
-            (Phase::Resolving { .. }, SessionEvent::Woken) => self.woken |= now.since(self.published_at) >= OWN_EFFECT,
+            (Phase::Resolving { .. }, SessionEvent::NetworkChanged) => {
+                self.network_changed |= now.since(self.published_at) >= OWN_EFFECT
+            }
             (
                 Phase::Resolving { .. },
                 SessionEvent::Unsampled | SessionEvent::Answered { .. } | SessionEvent::Unsent { .. },
@@ -390,14 +416,14 @@ impl Session {
             (Phase::Connecting(a), SessionEvent::Tick) => self.continue_attempt(now, a, &mut out),
             (Phase::Connecting(a), SessionEvent::Sampled(sample)) => {
                 self.record_counters(now, &sample);
-                self.judge(now, a, &mut out);
+                self.check_proof(now, a, &mut out);
             }
             (Phase::Connecting(a), SessionEvent::Answered { from, seq }) => {
                 if self.answered(now, from, seq) == Some(self.active) {
                     let a = Attempt { answered: true, ..a };
                     self.phase = Phase::Connecting(a);
-                    if !self.judge(now, a, &mut out) {
-                        // The handshake is there, only not yet looked at.
+                    if !self.check_proof(now, a, &mut out) {
+                        // The handshake may be complete but not sampled yet.
                         self.sample(now, Duration::from_millis(100), &mut out);
                     }
                 }
@@ -406,16 +432,16 @@ impl Session {
                 self.forget_echo(seq);
                 self.unsent = true;
             }
-            (Phase::Connecting(_), SessionEvent::Woken) => {
+            (Phase::Connecting(_), SessionEvent::NetworkChanged) => {
                 if now.since(self.published_at) >= OWN_EFFECT {
-                    self.woken = true;
+                    self.network_changed = true;
                     self.echo_at = self.echo_at.min(now + Duration::from_millis(100));
                 }
             }
-            (Phase::Connecting(_), SessionEvent::Resolved { hub, addresses }) => self.learn(hub, addresses),
+            (Phase::Connecting(_), SessionEvent::Resolved { hub, addresses }) => self.store_addresses(hub, addresses),
             (Phase::Connecting(_), SessionEvent::Unsampled) => {}
 
-            (Phase::Up { since }, SessionEvent::Tick) => self.tend(now, since, &mut out),
+            (Phase::Up { since }, SessionEvent::Tick) => self.up_tick(now, since, &mut out),
             (Phase::Up { since }, SessionEvent::Sampled(sample)) => {
                 self.up_sampled(now, since, &sample, replaced, &mut out)
             }
@@ -426,11 +452,11 @@ impl Session {
                 self.answered(now, from, seq);
             }
             (Phase::Up { since }, SessionEvent::Unsent { seq }) => self.up_unsent(now, since, seq),
-            (Phase::Up { since }, SessionEvent::Woken) => {
-                // A link that went down shows in no counter: only an echo tells. If one was just sent, the next is due later.
+            (Phase::Up { since }, SessionEvent::NetworkChanged) => {
+                // No counter shows a link that went down, so an echo is needed; `up_tick` limits their rate.
                 if now.since(self.published_at) >= OWN_EFFECT {
-                    self.woken = true;
-                    self.tend(now, since, &mut out);
+                    self.network_changed = true;
+                    self.up_tick(now, since, &mut out);
                 }
             }
             (Phase::Up { .. }, SessionEvent::Unsampled) => {}
@@ -439,8 +465,8 @@ impl Session {
         out
     }
 
-    /// Whether an event may waive a wait now; the answer says whether it is the first in a while.
-    fn wake(&mut self, now: Boot) -> Option<Wake> {
+    /// Spends one of the wake-ups that may end a backoff; `None` if none is left.
+    fn use_wake(&mut self, now: Boot) -> Option<Wake> {
         let every = self.config.uplink.backoff_max;
         while self.wakes < MAX_WAKES && now.since(self.wake_earned_at) >= every {
             self.wakes += 1;
@@ -458,8 +484,8 @@ impl Session {
         Some(wake)
     }
 
-    /// The network changed: what failed on the old one may work here, so the best hub is tried first. Events that keep
-    /// coming must not hold the ladder at its bottom, so only the first of a series does this.
+    /// Restarts the ladder at the best hub, on the first network change of a series only: a stream of events must not hold
+    /// the ladder at its bottom.
     fn reset_on_network_change(&mut self, wake: Wake) {
         match wake {
             Wake::First => self.ladder.restart(0),
@@ -467,8 +493,7 @@ impl Session {
         }
     }
 
-    fn learn(&mut self, hub: usize, addresses: Vec<SocketAddr>) {
-        // A failed look-up keeps the last good one.
+    fn store_addresses(&mut self, hub: usize, addresses: Vec<SocketAddr>) {
         if let Some(known) = self.known.get_mut(hub).filter(|_| !addresses.is_empty()) {
             known.addresses = addresses;
         }
@@ -499,7 +524,7 @@ impl Session {
     }
 }
 
-/// Adds an action; [`MAX_ACTIONS`] is more than any event can ask for, which the tests hold against a million events.
+/// Adds an action. No event causes more than [`MAX_ACTIONS`]; tested with a million events.
 fn act(out: &mut Actions, action: SessionAction) {
     let fits = out.push(action).is_ok();
     debug_assert!(fits, "more than {MAX_ACTIONS} actions for one event");

@@ -1,4 +1,4 @@
-//! What the uplink says about itself, for health, status and logs.
+//! Status of the uplink, for health, `spoke status` and logs.
 use super::ladder::Rung;
 use serde::Serialize;
 use spoke_model::time::Boot;
@@ -9,11 +9,11 @@ use std::time::Duration;
 /// Transitions kept.
 pub const MAX_HISTORY: usize = 32;
 
-/// What the uplink is doing.
+/// State of the session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// Asking the kernel what it has.
+    /// Reading the kernel's state.
     #[default]
     Starting,
     /// Waiting before the next attempt.
@@ -26,43 +26,43 @@ pub enum State {
     Up,
 }
 
-/// Why something happened. Codes are stable; details are for people.
+/// Reason of a transition or fault. The serialised names are stable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Code {
     /// The process has just started.
     Started,
-    /// The kernel already had a configured hub: its tunnel is taken over as it is.
+    /// The kernel already had a peer of a configured hub: adopted unchanged.
     Adopted,
     /// An attempt begins.
     Attempt,
-    /// Handshake and echo are there.
+    /// Handshake and echo are proven.
     Established,
-    /// The session that was thought lost answers with its own keys.
+    /// A session considered lost answers with the same keys.
     Resumed,
-    /// The name has no address and never had one.
+    /// No address of the hub's name is known.
     Unresolved,
-    /// No handshake within the attempt's time.
+    /// No handshake within `attempt_timeout`.
     NoHandshake,
-    /// A handshake, but no echo answered through the tunnel.
+    /// A handshake, but no echo reply through the tunnel.
     NoEcho,
-    /// The echo could not even be sent.
+    /// The echo could not be sent.
     EchoUnsent,
-    /// The interface or the hub's peer is not there.
+    /// The interface or the hub's peer does not exist.
     InterfaceGone,
-    /// Sent, probed, and nothing came back.
+    /// No reply to data and probes.
     Silent,
-    /// The handshake is older than WireGuard allows and no echo is answered.
+    /// The handshake is older than `REJECT_AFTER_TIME` and no echo is answered.
     HandshakeOld,
-    /// A link or an address has changed.
+    /// A link, address or route has changed.
     NetworkChanged,
-    /// The kernel received something from the hub by itself.
+    /// A packet from the hub arrived while waiting.
     Heard,
     /// A better hub has been good for long enough.
     Failback,
     /// The active hub is lost and a better one was already good.
     Failover,
-    /// The better hub did not hold: back to the one before.
+    /// The better hub failed: back to the previous one.
     Returned,
 }
 
@@ -71,27 +71,27 @@ pub enum Code {
 pub struct Transition {
     /// When.
     pub at: Boot,
-    /// From this state.
+    /// Previous state.
     pub from: State,
-    /// To this state.
+    /// New state.
     pub to: State,
     /// The hub concerned.
     pub hub: String,
-    /// Why.
+    /// Reason.
     pub code: Code,
-    /// The rung of the recovery ladder that was taken, if any.
+    /// The rung that was taken, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rung: Option<Rung>,
 }
 
-/// A fault that is still there.
+/// A present or past fault.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct UplinkFault {
     /// Since when.
     pub since: Boot,
-    /// Which.
+    /// Reason.
     pub code: Code,
-    /// For people, with the remedy where there is one.
+    /// For people, with the remedy.
     pub detail: String,
 }
 
@@ -100,50 +100,50 @@ pub struct UplinkFault {
 pub struct Standby {
     /// Its name.
     pub hub: String,
-    /// Good since then; `None`: being tried.
+    /// Since when it is good; `None`: being tried.
     pub good_since: Option<Boot>,
 }
 
-/// The uplink as of its last event.
+/// Status of the uplink after its last event.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct UplinkStatus {
-    /// What it is doing.
+    /// State.
     pub state: State,
     /// The active hub's name.
     pub hub: Option<String>,
-    /// Where it is reached, as published.
+    /// Its published endpoint.
     pub endpoint: Option<SocketAddr>,
-    /// When the tunnel was last proven up, while it is.
+    /// Since when the tunnel is up; `None` while it is not.
     pub connected_since: Option<Boot>,
-    /// The hub answers echoes through the tunnel, as far as the last probe told.
+    /// The hub answers echoes through the tunnel, by the last probe.
     pub hub_answers: bool,
     /// When the kernel's handshake time was last seen to change, on the boot clock.
     ///
-    /// After adoption it is the moment of adoption until the next renewal: then the true age may be up to 180 s more.
+    /// After adoption the moment of adoption, until the next renewal: the true age may be up to 180 s more.
     pub handshake_at: Option<Boot>,
     /// Round trip of the last answered echo.
     pub rtt: Option<Duration>,
-    /// Bytes received from the active hub, as the kernel counts.
+    /// Bytes received from the active hub, by the kernel's counter.
     pub rx: u64,
     /// Bytes sent to it.
     pub tx: u64,
     /// Attempts begun since the process started.
     pub attempts: u64,
-    /// Failures in a row: the exponent of the backoff.
+    /// Consecutive failures: the exponent of the backoff.
     pub failures: u32,
     /// The current wait.
     pub backoff: Option<Duration>,
     /// When the next attempt begins.
     pub next_attempt: Option<Boot>,
-    /// Why it is not up, or is up with a doubt.
+    /// Why it is not up, or what is wrong although it is.
     pub fault: Option<UplinkFault>,
-    /// The last fault, kept after it has passed.
+    /// The last fault, kept after it ended.
     pub last_fault: Option<UplinkFault>,
     /// How often each rung was taken.
     pub rungs: BTreeMap<Rung, u64>,
     /// Times the tunnel was proven up.
     pub sessions: u64,
-    /// The better hub that is being watched.
+    /// The better hub being watched.
     pub standby: Option<Standby>,
     /// The last transitions, oldest first.
     pub history: VecDeque<Transition>,
@@ -157,14 +157,14 @@ impl UplinkStatus {
 }
 
 impl Code {
-    /// What it means and what to do about it.
+    /// Meaning and remedy.
     pub const fn detail(self) -> &'static str {
         match self {
             Self::Started => "the process has just started",
-            Self::Adopted => "the kernel already had a tunnel to this hub: it is taken over as it is",
+            Self::Adopted => "the kernel already had a tunnel to this hub: adopted unchanged",
             Self::Attempt => "trying to connect",
             Self::Established => "a new handshake, and the hub answers through the tunnel",
-            Self::Resumed => "the session was not lost: the hub answers with the same keys",
+            Self::Resumed => "the hub answers with the keys of the previous session",
             Self::Unresolved => "the hub's name cannot be looked up: check uplink.hub.endpoint and the DNS servers",
             Self::NoHandshake => {
                 "the hub does not complete a handshake: check its endpoint and public key, that UDP reaches it, and that it knows this node's key"
@@ -175,14 +175,14 @@ impl Code {
             Self::EchoUnsent => {
                 "no echo can be sent through the tunnel: give the process CAP_NET_RAW, and an address and a route for the hub's tunnel address"
             }
-            Self::InterfaceGone => "the interface or the hub's peer on it is not there; the reconciler makes it anew",
-            Self::Silent => "packets are sent and probed, and nothing comes back",
+            Self::InterfaceGone => "the interface or the hub's peer does not exist; the reconciler recreates it",
+            Self::Silent => "the hub does not reply to packets or probes",
             Self::HandshakeOld => "the last handshake is older than 180 s and the hub does not answer",
-            Self::NetworkChanged => "a link or an address has changed",
-            Self::Heard => "the hub was heard from",
+            Self::NetworkChanged => "a link, address or route has changed",
+            Self::Heard => "a packet arrived from the hub",
             Self::Failback => "a better hub has been good for long enough",
             Self::Failover => "a better hub was already good when the active one was lost",
-            Self::Returned => "the better hub did not carry the tunnel: back to the one before",
+            Self::Returned => "the better hub failed: back to the previous one",
         }
     }
 }

@@ -1,16 +1,14 @@
-//! ICMP echo messages of both families: encoding and decoding, nothing else (RFC 792, RFC 4443).
+//! Encoding and decoding of ICMP echo messages (RFC 792, RFC 4443).
 
-/// Length of an echo request: header and four bytes that mark it as ours.
-///
-/// 20 + 12 bytes of IPv4 packet fill exactly two of WireGuard's 16-byte blocks; every longer one costs a third block.
+/// Bytes of an echo request: header and a four-byte mark. With the IPv4 header it fills two of WireGuard's 16-byte blocks.
 pub const ECHO_LEN: usize = 12;
 
-/// Address family of an echo, which decides on message types and checksum.
+/// Address family of an echo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// ICMP.
     V4,
-    /// ICMPv6, whose checksum covers addresses only the kernel knows: it is left to the kernel.
+    /// ICMPv6. The kernel fills in the checksum, which covers the source address.
     V6,
 }
 
@@ -30,18 +28,18 @@ impl Family {
     }
 }
 
-/// What tells one echo from another.
+/// Identity of an echo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Echo {
-    /// Identifier; a ping socket writes its own into it, so it is not looked at in replies.
+    /// Identifier; not compared in replies, since a ping socket overwrites it.
     pub id: u16,
     /// Sequence number.
     pub seq: u16,
-    /// Random per process, so that a reply to somebody else's ping is never taken for ours.
+    /// Random per process; distinguishes replies to other processes.
     pub mark: u32,
 }
 
-/// The echo request as it goes to the socket.
+/// The echo request for the socket.
 pub fn encode(family: Family, echo: Echo) -> [u8; ECHO_LEN] {
     let mut m = [0; ECHO_LEN];
     m[0] = family.request();
@@ -55,9 +53,8 @@ pub fn encode(family: Family, echo: Echo) -> [u8; ECHO_LEN] {
     m
 }
 
-/// The echo that `message` answers; `None` if it is anything but a whole echo reply.
-///
-/// `message` begins with the ICMP header, as ping sockets and raw IPv6 sockets give it; for a raw IPv4 socket see [`strip_ipv4`].
+/// The echo that `message` answers; `None` if it is no complete echo reply. `message` begins with the ICMP header, as ping
+/// sockets and raw IPv6 sockets return it; for raw IPv4 sockets see [`strip_ipv4`].
 pub fn decode(family: Family, message: &[u8]) -> Option<Echo> {
     let m: &[u8; ECHO_LEN] = message.get(..ECHO_LEN)?.try_into().ok()?;
     if m[0] != family.reply() || m[1] != 0 || message.len() != ECHO_LEN {
@@ -73,7 +70,7 @@ pub fn decode(family: Family, message: &[u8]) -> Option<Echo> {
     })
 }
 
-/// What follows the IPv4 header in a packet of a raw socket; `None` if there is no whole header.
+/// The payload of an IPv4 packet of a raw socket; `None` if the header is incomplete.
 pub fn strip_ipv4(packet: &[u8]) -> Option<&[u8]> {
     let first = *packet.first()?;
     let header = usize::from(first & 0x0f) * 4;
@@ -83,7 +80,7 @@ pub fn strip_ipv4(packet: &[u8]) -> Option<&[u8]> {
     packet.get(header..)
 }
 
-/// The internet checksum (RFC 1071); 0 over a message that carries its own.
+/// The internet checksum (RFC 1071); 0 over a message that contains its checksum.
 fn checksum(bytes: &[u8]) -> u16 {
     let mut sum: u32 = bytes
         .chunks(2)
@@ -101,7 +98,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_known_request() {
+    fn request_has_the_known_bytes() {
         // Type 8, id 0x1234, sequence 1, mark 0xdeadbeef; sum 0x0800+0x1234+0x0001+0xdead+0xbeef = 1b7d1 -> b7d2 -> 482d.
         let m = encode(Family::V4, Echo { id: 0x1234, seq: 1, mark: 0xdead_beef });
         assert_eq!(m, [8, 0, 0x48, 0x2d, 0x12, 0x34, 0, 1, 0xde, 0xad, 0xbe, 0xef]);
@@ -121,21 +118,21 @@ mod tests {
 
     proptest! {
         #[test]
-        fn there_and_back(id: u16, seq: u16, mark: u32, v6: bool) {
+        fn reply_decodes_to_its_request(id: u16, seq: u16, mark: u32, v6: bool) {
             let family = if v6 { Family::V6 } else { Family::V4 };
             let echo = Echo { id, seq, mark };
             prop_assert_eq!(decode(family, &answer(family, echo)), Some(echo));
         }
 
         #[test]
-        fn a_flipped_bit_is_noticed(id: u16, seq: u16, mark: u32, at in 0usize..ECHO_LEN * 8) {
+        fn flipped_bit_is_rejected(id: u16, seq: u16, mark: u32, at in 0usize..ECHO_LEN * 8) {
             let mut m = answer(Family::V4, Echo { id, seq, mark });
             m[at / 8] ^= 1 << (at % 8);
             prop_assert_eq!(decode(Family::V4, &m), None);
         }
 
         #[test]
-        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
+        fn any_bytes_are_decoded_or_rejected(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
             let _ = (decode(Family::V4, &bytes), decode(Family::V6, &bytes));
             if let Some(rest) = strip_ipv4(&bytes) {
                 prop_assert!(rest.len() <= bytes.len() - 20);

@@ -1,7 +1,9 @@
-//! Attempts: the look-up, the step of the ladder, and the gathering of the proof.
+//! Connection attempts: look-up, recovery ladder, proof.
 use super::super::ladder::{Next, Rung};
 use super::super::status::Code;
-use super::{Actions, Attempt, Credit, Phase, RESOLVE_TIMEOUT, SAMPLE_WAITING, Sample, Session, SessionAction, act};
+use super::{
+    Actions, Attempt, Phase, PriorHandshake, RESOLVE_TIMEOUT, SAMPLE_WAITING, Sample, Session, SessionAction, act,
+};
 use spoke_model::time::Boot;
 use spoke_model::wireguard::REJECT_AFTER_TIME;
 use spoke_net::state::Endpoint;
@@ -9,9 +11,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 impl Session {
-    /// First look done: adopt what is there, or begin with the best hub.
+    /// First sample: adopt a hub peer of the kernel, or begin with the best hub.
     pub(super) fn start(&mut self, now: Boot, sample: &Sample, out: &mut Actions) {
-        // Two hubs in the kernel: the active one and a standby, which has carried next to nothing.
+        // The kernel may hold the active hub and a standby, which has carried almost no traffic.
         let found = sample
             .hubs
             .iter()
@@ -23,12 +25,11 @@ impl Session {
                 self.active = hub;
                 self.endpoint = Some(Endpoint { addr: address, attempt: 0 });
                 self.ladder.restart(hub);
-                self.ladder.note(address);
-                // Without a handshake there is no session to adopt: it has to be made.
-                let credit = counters.last_handshake.map(|_| Credit { at: now, code: Code::Adopted });
+                self.ladder.record_tried(address);
+                let prior = counters.last_handshake.map(|_| PriorHandshake { at: now, code: Code::Adopted });
                 self.status.attempts += 1;
                 let deadline = now + self.config.uplink.attempt_timeout;
-                let attempt = Attempt { since: now, deadline, answered: false, credit, fallback: None };
+                let attempt = Attempt { since: now, deadline, answered: false, prior, fallback: None };
                 self.connect(now, attempt, Code::Adopted, None, out);
             }
             None => {
@@ -39,19 +40,19 @@ impl Session {
         }
     }
 
-    /// Begins an attempt with the look-up of the hub whose turn it is.
+    /// Begins an attempt at the ladder's current hub.
     pub(super) fn attempt(&mut self, now: Boot, code: Code, out: &mut Actions) {
-        self.woken = false;
+        self.network_changed = false;
         self.status.attempts += 1;
         let hub = self.ladder.hub();
         self.enter(now, Phase::Resolving { deadline: now + RESOLVE_TIMEOUT }, hub, code, None, out);
-        self.look_up(now, out);
+        self.resolve(now, out);
     }
 
-    pub(super) fn look_up(&mut self, now: Boot, out: &mut Actions) {
+    pub(super) fn resolve(&mut self, now: Boot, out: &mut Actions) {
         let hub = self.ladder.hub();
         if let Some(address) = self.literal(hub) {
-            self.learn(hub, vec![address]);
+            self.store_addresses(hub, vec![address]);
             self.next_rung(now, out);
         } else {
             self.phase = Phase::Resolving { deadline: now + RESOLVE_TIMEOUT };
@@ -59,12 +60,12 @@ impl Session {
         }
     }
 
-    /// The look-up is over: take the next step of the ladder with the addresses that are known.
+    /// After the look-up: takes the next rung with the known addresses.
     pub(super) fn next_rung(&mut self, now: Boot, out: &mut Actions) {
         let hub = self.ladder.hub();
         let Some(known) = self.known.get(hub).filter(|k| !k.addresses.is_empty()) else {
             let rung = self.ladder.advance(now);
-            self.take(rung);
+            self.record_rung(rung);
             return self.fail(now, hub, Code::Unresolved, Some(rung), out);
         };
         let favourite = known.favourite;
@@ -73,25 +74,25 @@ impl Session {
             Next::Try(address, rung) => (address, rung),
             Next::Exhausted => {
                 let rung = self.ladder.advance(now);
-                self.take(rung);
+                self.record_rung(rung);
                 let state = self.phase;
                 self.enter(now, state, self.ladder.hub(), Code::Attempt, Some(rung), out);
-                // A hub that was just come to has something to try or nothing known, so this ends.
-                return self.look_up(now, out);
+                // Ends: a hub just selected has an untried address or none.
+                return self.resolve(now, out);
             }
         };
         if let Some(rung) = rung {
-            self.take(rung);
+            self.record_rung(rung);
         }
-        let credit = self.credit(hub).filter(|_| hub == self.active);
+        let prior = self.prior(hub).filter(|_| hub == self.active);
         self.active = hub;
         self.set_endpoint(hub, address);
         let deadline = now + self.config.uplink.attempt_timeout;
-        let attempt = Attempt { since: now, deadline, answered: false, credit, fallback: None };
+        let attempt = Attempt { since: now, deadline, answered: false, prior, fallback: None };
         self.connect(now, attempt, Code::Attempt, rung, out);
     }
 
-    /// Has the kernel send to `address`, once more if it was told so before and has roamed away since.
+    /// Sets the endpoint; again if the kernel has roamed away from the same address.
     pub(super) fn set_endpoint(&mut self, hub: usize, address: SocketAddr) {
         let in_use = self.known.get(hub).and_then(|k| k.in_use);
         let before = self.endpoint.filter(|e| e.addr == address);
@@ -100,7 +101,7 @@ impl Session {
         self.endpoint = Some(Endpoint { addr: address, attempt });
     }
 
-    pub(super) fn take(&mut self, rung: Rung) {
+    pub(super) fn record_rung(&mut self, rung: Rung) {
         *self.status.rungs.entry(rung).or_default() += 1;
         match rung {
             Rung::Port => self.port_epoch = self.port_epoch.saturating_add(1),
@@ -112,7 +113,7 @@ impl Session {
         }
     }
 
-    /// Publishes and starts to gather the proof.
+    /// Publishes the choice and starts collecting proof.
     pub(super) fn connect(&mut self, now: Boot, attempt: Attempt, code: Code, rung: Option<Rung>, out: &mut Actions) {
         self.watch = None;
         self.echoes.clear();
@@ -124,18 +125,17 @@ impl Session {
         self.sample(now, Duration::from_millis(100), out);
     }
 
-    /// The session that the kernel has with the hub, if its handshake was seen on the boot clock.
-    fn credit(&self, hub: usize) -> Option<Credit> {
+    fn prior(&self, hub: usize) -> Option<PriorHandshake> {
         let code = if self.held == Some(hub) { Code::Resumed } else { Code::Established };
-        self.handshake_of(hub).map(|at| Credit { at, code })
+        self.handshake_of(hub).map(|at| PriorHandshake { at, code })
     }
 
-    /// The hub was heard from while waiting: prove it, without disturbing what evidently works.
-    pub(super) fn heard(&mut self, now: Boot, since: Boot, out: &mut Actions) {
+    /// A packet arrived while waiting: collect proof without changing the endpoint.
+    pub(super) fn connect_after_packet(&mut self, now: Boot, since: Boot, out: &mut Actions) {
         self.status.attempts += 1;
-        let credit = self.credit(self.active);
+        let prior = self.prior(self.active);
         let deadline = now + self.config.uplink.attempt_timeout;
-        self.connect(now, Attempt { since, deadline, answered: false, credit, fallback: None }, Code::Heard, None, out);
+        self.connect(now, Attempt { since, deadline, answered: false, prior, fallback: None }, Code::Heard, None, out);
     }
 
     pub(super) fn continue_attempt(&mut self, now: Boot, a: Attempt, out: &mut Actions) {
@@ -152,11 +152,11 @@ impl Session {
         }
     }
 
-    /// Up, if both proofs are there.
-    pub(super) fn judge(&mut self, now: Boot, a: Attempt, out: &mut Actions) -> bool {
+    /// Enters `Up` if handshake and echo are both proven.
+    pub(super) fn check_proof(&mut self, now: Boot, a: Attempt, out: &mut Actions) -> bool {
         let fresh = self.handshake_of(self.active).is_some_and(|at| at >= a.since);
-        let credit = a.credit.filter(|c| now.since(c.at) < REJECT_AFTER_TIME);
-        let code = match (fresh, credit) {
+        let prior = a.prior.filter(|c| now.since(c.at) < REJECT_AFTER_TIME);
+        let code = match (fresh, prior) {
             (true, _) => Code::Established,
             (false, Some(c)) => c.code,
             (false, None) => return false,
@@ -170,12 +170,12 @@ impl Session {
 
     pub(super) fn attempt_failed(&mut self, now: Boot, a: Attempt, out: &mut Actions) {
         let there = self.seen.get(self.active).is_some_and(|w| w.counters().is_some());
-        // With keys from an attempt before that only lacked the echo there is no new handshake, and none is missing.
+        // After an attempt that lacked only the echo the keys are fresh, so no new handshake is to be expected.
         let lacked_echo = self.status.fault.as_ref().is_some_and(|f| f.code == Code::NoEcho);
-        let shaken = self
+        let handshaken = self
             .handshake_of(self.active)
             .is_some_and(|at| at >= a.since || (lacked_echo && now.since(at) < REJECT_AFTER_TIME));
-        let code = match (there, self.unsent, shaken) {
+        let code = match (there, self.unsent, handshaken) {
             (false, _, _) => Code::InterfaceGone,
             (true, true, _) => Code::EchoUnsent,
             (true, false, true) => Code::NoEcho,
@@ -184,19 +184,19 @@ impl Session {
         match a.fallback {
             Some((hub, address)) => {
                 self.failed_moves = self.failed_moves.saturating_add(1);
-                self.blame(now, self.active, code);
+                self.set_fault(now, self.active, code);
                 self.move_to(now, hub, address, Code::Returned, None, out);
             }
             None => self.fail(now, self.active, code, None, out),
         }
     }
 
-    /// Waits, and longer each time; not at all if the network changed meanwhile.
+    /// Enters `Waiting` with the next backoff; with none if the network changed during the attempt.
     pub(super) fn fail(&mut self, now: Boot, hub: usize, code: Code, rung: Option<Rung>, out: &mut Actions) {
-        self.blame(now, hub, code);
+        self.set_fault(now, hub, code);
         let mut wait = self.backoff.fail(&mut self.rng);
-        if std::mem::take(&mut self.woken)
-            && let Some(wake) = self.wake(now)
+        if std::mem::take(&mut self.network_changed)
+            && let Some(wake) = self.use_wake(now)
         {
             self.reset_on_network_change(wake);
             wait = Duration::ZERO;
@@ -206,7 +206,7 @@ impl Session {
         self.enter(now, Phase::Waiting { since: now, until: now + wait, due: false }, hub, code, rung, out);
     }
 
-    /// Moves the tunnel to a hub whose handshake was seen while it was watched (or while it was active before).
+    /// Moves the tunnel to a hub whose handshake was seen as standby or as the previous active hub.
     pub(super) fn move_to(
         &mut self,
         now: Boot,
@@ -217,16 +217,16 @@ impl Session {
         out: &mut Actions,
     ) {
         self.status.attempts += 1;
-        let credit = self.handshake_of(hub).map(|at| Credit { at, code });
+        let prior = self.handshake_of(hub).map(|at| PriorHandshake { at, code });
         let timeout =
             if fallback.is_some() { self.config.uplink.probe_after } else { self.config.uplink.attempt_timeout };
         self.active = hub;
         self.endpoint = Some(Endpoint { addr: address, attempt: 0 });
         self.ladder.restart(hub);
-        self.ladder.note(address);
+        self.ladder.record_tried(address);
         self.connect(
             now,
-            Attempt { since: now, deadline: now + timeout, answered: false, credit, fallback },
+            Attempt { since: now, deadline: now + timeout, answered: false, prior, fallback },
             code,
             None,
             out,

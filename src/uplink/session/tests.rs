@@ -1,4 +1,4 @@
-//! Laws of the session, held against arbitrary outages for more than a million ticks.
+//! Invariants of the session under arbitrary outages, over a million ticks.
 use super::super::ladder::Rung;
 use super::*;
 use spoke_config::Config as Whole;
@@ -19,7 +19,7 @@ fn config(hubs: usize, extra: &str) -> Config {
     Config { uplink: Arc::new(whole.uplink.unwrap()), fixed_port: false }
 }
 
-/// A world that answers as the rng say; what it remembers is what the laws are about.
+/// A random network and kernel, with the state the invariants refer to.
 struct World {
     session: Session,
     config: Config,
@@ -28,12 +28,12 @@ struct World {
     link: u32,
     kernel: Vec<Option<Seen>>,
     wall: u64,
-    /// Chance in 256 that things work.
-    luck: u64,
+    /// Probability of success, in 256ths.
+    success: u64,
     published: Option<UplinkChoice>,
     /// When each hub's handshake value last changed.
-    shaken: Vec<Option<Boot>>,
-    /// Echoes sent in this attempt, and those answered.
+    handshaken: Vec<Option<Boot>>,
+    /// Echoes sent in this attempt.
     asked: BTreeMap<u16, IpAddr>,
     answered: bool,
     handshake_in_attempt: bool,
@@ -57,9 +57,9 @@ impl World {
             link: 1,
             kernel: vec![None; hubs],
             wall: 1_700_000_000,
-            luck: 128,
+            success: 128,
             published: None,
-            shaken: vec![None; hubs],
+            handshaken: vec![None; hubs],
             asked: BTreeMap::new(),
             answered: false,
             handshake_in_attempt: false,
@@ -72,8 +72,8 @@ impl World {
         }
     }
 
-    fn lucky(&mut self) -> bool {
-        self.rng.next_u64() % 256 < self.luck
+    fn succeeds(&mut self) -> bool {
+        self.rng.next_u64() % 256 < self.success
     }
 
     fn handle(&mut self, event: SessionEvent) {
@@ -91,7 +91,7 @@ impl World {
                     let same = sample.link == self.session.link;
                     let known = self.session.seen[hub].counters().filter(|_| same).map(|c| c.last_handshake);
                     if value.is_some() && known.is_none_or(|k| k != value) {
-                        self.shaken[hub] = Some(self.now);
+                        self.handshaken[hub] = Some(self.now);
                         self.handshake_in_attempt |= hub == self.session.active;
                     }
                 }
@@ -107,16 +107,16 @@ impl World {
             for action in actions {
                 self.act(action, &mut events);
             }
-            let deadline = self.session.deadline().expect("there is no state without a deadline");
-            assert!(deadline <= self.now + Duration::from_secs(600), "it never waits longer than this: {deadline:?}");
+            let deadline = self.session.deadline().expect("every state has a deadline").at;
+            assert!(deadline <= self.now + Duration::from_secs(600), "waits longer than ten minutes: {deadline:?}");
         }
     }
 
     fn check_up(&mut self) {
         self.ups += 1;
         assert!(self.answered, "up without an answered echo");
-        let recent = self.shaken[self.session.active].is_some_and(|at| self.now.since(at) < REJECT_AFTER_TIME);
-        // Only the very first attempt may take over what it found.
+        let recent = self.handshaken[self.session.active].is_some_and(|at| self.now.since(at) < REJECT_AFTER_TIME);
+        // Only the first attempt may adopt.
         let adopted = self.session.status.history.back().unwrap().code == Code::Adopted;
         assert!(
             self.handshake_in_attempt || recent || (adopted && self.session.status.attempts == 1),
@@ -139,7 +139,7 @@ impl World {
                 let choice = self.session.choice().unwrap();
                 assert_eq!(choice.interface.as_str(), "wg0");
                 if let Some(old) = &self.published {
-                    assert!(choice.port_epoch >= old.port_epoch && choice.rebuild >= old.rebuild, "never goes back");
+                    assert!(choice.port_epoch >= old.port_epoch && choice.rebuild >= old.rebuild, "epochs decrease");
                 }
                 self.published = Some(choice);
             }
@@ -151,7 +151,7 @@ impl World {
                         _ => SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::try_from(i).unwrap()], 51820)),
                     })
                     .collect();
-                if self.lucky() {
+                if self.succeeds() {
                     events.push(SessionEvent::Resolved { hub, addresses });
                 }
             }
@@ -166,10 +166,10 @@ impl World {
                 self.asked.insert(seq, to);
                 if self.rng.next_u64().is_multiple_of(16) {
                     events.push(SessionEvent::Unsent { seq });
-                } else if self.lucky() {
+                } else if self.succeeds() {
                     events.push(SessionEvent::Answered { from: to, seq });
                 } else if self.rng.next_u64().is_multiple_of(8) {
-                    // Somebody else's address, and a number never sent.
+                    // A foreign address, and a sequence number that was not sent.
                     events.push(SessionEvent::Answered { from: IpAddr::from([8, 8, 8, 8]), seq });
                     events.push(SessionEvent::Answered { from: to, seq: seq.wrapping_add(999) });
                 }
@@ -199,10 +199,10 @@ impl World {
         }
     }
 
-    /// Lets the kernel and the network do as they please for a while, and time pass to the next deadline.
+    /// Random changes of kernel and network, then time advances to the next deadline.
     fn tick(&mut self) {
         if self.rng.next_u64().is_multiple_of(512) {
-            // Made anew between two looks.
+            // Recreated between two samples.
             self.link += 1;
             self.kernel.iter_mut().flatten().for_each(|seen| seen.counters = Counters::default());
         }
@@ -210,26 +210,26 @@ impl World {
             if self.rng.next_u64().is_multiple_of(64) {
                 self.kernel[hub] = None;
             } else if self.rng.next_u64().is_multiple_of(8) {
-                let works = self.lucky();
+                let works = self.succeeds();
                 let jump = self.rng.next_u64().is_multiple_of(8);
                 let peer = self.kernel[hub].get_or_insert_default();
                 peer.counters.tx += 64;
                 peer.endpoint = Some(SocketAddr::from(([192, 0, 2, 9], 51820)));
                 if works {
                     peer.counters.rx += 64;
-                    // The wall clock goes where it likes, fifty years either way.
+                    // The wall clock may jump by fifty years either way.
                     self.wall = if jump { self.rng.next_u64() % 3_300_000_000 } else { self.wall + 1 };
                     peer.counters.last_handshake = Some(Duration::from_secs(self.wall));
                 }
             }
         }
         if self.rng.next_u64().is_multiple_of(4096) {
-            self.luck = [0, 0, 8, 128, 255, 255][usize::try_from(self.rng.next_u64() % 6).unwrap()];
+            self.success = [0, 0, 8, 128, 255, 255][usize::try_from(self.rng.next_u64() % 6).unwrap()];
         }
         if self.rng.next_u64().is_multiple_of(64) {
-            self.handle(SessionEvent::Woken);
+            self.handle(SessionEvent::NetworkChanged);
         }
-        let deadline = self.session.deadline().unwrap();
+        let deadline = self.session.deadline().unwrap().at;
         self.now = self.now.max(deadline);
         if self.rng.next_u64().is_multiple_of(256) {
             self.now += Duration::from_secs(self.rng.next_u64() % 4000);
@@ -239,7 +239,7 @@ impl World {
 }
 
 #[test]
-fn a_million_ticks_of_arbitrary_outages() {
+fn proof_precedes_up_over_a_million_ticks() {
     let (mut ups, mut waits, mut rungs) = (0, 0, BTreeMap::new());
     for seed in 0..20 {
         let extra = if seed % 2 == 0 { "" } else { "stable_after = \"10s\"\nfailback_after = \"20s\"" };
@@ -249,41 +249,39 @@ fn a_million_ticks_of_arbitrary_outages() {
             world.tick();
             assert!(world.now >= before);
         }
-        assert!(world.session.status.attempts > 100, "it always tries again");
+        assert!(world.session.status.attempts > 100, "attempts continue");
         ups += world.ups;
         waits += world.waits;
         for rung in world.rungs {
             *rungs.entry(rung).or_insert(0) += 1;
         }
     }
-    assert!(ups > 1000 && waits > 1000, "the world was neither too kind nor too cruel: {ups} ups, {waits} waits");
+    assert!(ups > 1000 && waits > 1000, "success and failure both occur: {ups} ups, {waits} waits");
     assert!(Rung::ALL.iter().all(|r| rungs.contains_key(r)), "every rung was taken: {rungs:?}");
 }
 
-/// A machine that asks to be called at once again and again would take the whole processor.
 #[test]
-fn deadlines_move_on() {
-    for luck in [0, 255] {
+fn deadlines_advance() {
+    for success in [0, 255] {
         let mut world = World::new(2, 5, "");
-        world.luck = luck;
+        world.success = success;
         let start = world.now;
         for _ in 0..5_000 {
             world.handle(SessionEvent::Tick);
-            let deadline = world.session.deadline().unwrap();
+            let deadline = world.session.deadline().unwrap().at;
             if deadline <= world.now {
                 world.handle(SessionEvent::Tick);
-                let again = world.session.deadline().unwrap();
+                let again = world.session.deadline().unwrap().at;
                 assert!(again > world.now, "stuck in {:?} at {deadline:?}", world.session.phase);
             }
-            world.now = world.now.max(world.session.deadline().unwrap());
+            world.now = world.now.max(world.session.deadline().unwrap().at);
         }
         assert!(world.now.since(start) > Duration::from_secs(1000), "{:?}", world.now.since(start));
     }
 }
 
-/// With no answer from anywhere the rungs come in the documented order, and the interface is made anew once an hour at most.
 #[test]
-fn rungs_in_order_when_nothing_answers() {
+fn rungs_follow_the_documented_order_without_replies() {
     let mut session = Session::new(Boot::default(), 1, config(2, ""));
     let mut now = Boot::default();
     let mut rungs = Vec::new();
@@ -308,7 +306,7 @@ fn rungs_in_order_when_nothing_answers() {
                 }
             }
         }
-        now = session.deadline().unwrap();
+        now = session.deadline().unwrap().at;
         event = Some(SessionEvent::Tick);
     }
     use Rung::{Address, Again, Family, Hub, Port, Rebuild};
@@ -329,11 +327,11 @@ fn rungs_in_order_when_nothing_answers() {
     assert!(!rungs.contains(&Address), "one address of the first family");
 }
 
-/// Deleted and made anew between two looks, with a handshake already: no counter tells, only the interface's index does.
+/// The counters of the recreated interface already show a handshake: only its index differs.
 #[test]
-fn an_interface_made_anew_between_two_looks_is_proven_anew() {
+fn recreated_interface_needs_new_proof() {
     let mut session = Session::new(Boot::default(), 1, config(1, ""));
-    let look = |link: u32, handshake: u64, session: &mut Session, now: Boot, event: SessionEvent| {
+    let step = |link: u32, handshake: u64, session: &mut Session, now: Boot, event: SessionEvent| {
         let mut queue = vec![event];
         while let Some(e) = queue.pop() {
             for action in session.handle(now, e) {
@@ -356,8 +354,8 @@ fn an_interface_made_anew_between_two_looks_is_proven_anew() {
     let mut now = Boot::default();
     for (link, handshake) in [(1, 7), (2, 8)] {
         for _ in 0..20 {
-            look(link, handshake, &mut session, now, SessionEvent::Tick);
-            now = session.deadline().unwrap();
+            step(link, handshake, &mut session, now, SessionEvent::Tick);
+            now = session.deadline().unwrap().at;
         }
         assert_eq!(session.status.sessions, u64::from(link), "{:?}", session.status.history);
     }

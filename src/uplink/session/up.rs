@@ -1,23 +1,24 @@
-//! The proven tunnel: watching that it stays alive, and better hubs that may take it back.
-use super::super::liveness::{Moved, Witness};
-use super::super::select::{Watch, Wish};
+//! State `Up`: liveness of the tunnel, and failback to better hubs.
+use super::super::liveness::{CounterChange, PeerActivity};
+use super::super::select::{StandbyAction, StandbyWatch};
 use super::super::status::{Code, UplinkFault};
-use super::{Actions, Attempt, EchoSent, Phase, Sample, Session, SessionAction, act};
+use super::{Actions, Attempt, EchoSent, Phase, Sample, Session, SessionAction, SessionDeadline, act};
+use spoke_model::deadline::Deadline;
 use spoke_model::time::Boot;
 use spoke_model::wireguard::REJECT_AFTER_TIME;
 use spoke_net::state::Endpoint;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-/// Between two probes of a tunnel in doubt.
+/// Interval of echoes while a reply is overdue.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
 
-/// A proven tunnel is probed at most this often because the network around it changed: a flapping link must not cost much.
-const WOKEN_EVERY: Duration = Duration::from_secs(5);
+/// Shortest interval of echoes caused by network changes, which bounds the traffic under a flapping link.
+const NETWORK_PROBE_EVERY: Duration = Duration::from_secs(5);
 
 impl Session {
     pub(super) fn become_up(&mut self, now: Boot, code: Code, out: &mut Actions) {
-        self.woken = false;
+        self.network_changed = false;
         self.failed_moves = if code == Code::Failback { 0 } else { self.failed_moves };
         self.status.sessions += 1;
         self.held = Some(self.active);
@@ -27,9 +28,9 @@ impl Session {
             known.favourite = self.endpoint.map(|e| e.addr);
         }
         if let Some(w) = self.seen.get_mut(self.active) {
-            w.settle(now);
+            w.record_reply(now);
         }
-        self.watch = (self.active > 0).then(|| Watch::new(now, &mut self.rng));
+        self.watch = (self.active > 0).then(|| StandbyWatch::new(now, &mut self.rng));
         self.enter(now, Phase::Up { since: now }, self.active, code, None, out);
         self.sample_at = now + self.sample_every();
     }
@@ -38,33 +39,32 @@ impl Session {
         (self.config.uplink.probe_after / 2).clamp(Duration::from_secs(1), Duration::from_secs(5))
     }
 
-    pub(super) fn up_deadline(&self) -> Boot {
-        let u = &self.config.uplink;
-        // Everything else is decided at the pace of the samples.
-        let mut at = self.sample_at;
-        if let Some(owed) = self.seen.get(self.active).and_then(Witness::unanswered_since) {
-            at = at.min(owed + u.dead_after);
+    /// Everything that is not listed here is decided at the next sample.
+    pub(super) fn up_deadline(&self, sample: Deadline<SessionDeadline>) -> Deadline<SessionDeadline> {
+        let mut next = sample;
+        if let Some(since) = self.seen.get(self.active).and_then(PeerActivity::unanswered_since) {
+            next = next.min(Deadline::new(since + self.config.uplink.dead_after, SessionDeadline::Dead));
         }
         if let Some(watch) = &self.watch {
-            at = at.min(watch.deadline(self.rules()));
+            next = next.min(Deadline::new(watch.deadline(self.rules()), SessionDeadline::Standby));
         }
-        at
+        next
     }
 
-    /// When the handshake is too old to be true, if it is not renewed.
+    /// When the session's keys expire unless they are renewed.
     fn stale_at(&self, since: Boot) -> Boot {
         self.handshake_of(self.active).unwrap_or(since) + REJECT_AFTER_TIME
     }
 
-    /// Time passes: look, probe, or give the session up.
-    pub(super) fn tend(&mut self, now: Boot, since: Boot, out: &mut Actions) {
+    /// Samples, sends echoes, or declares the tunnel lost, as due.
+    pub(super) fn up_tick(&mut self, now: Boot, since: Boot, out: &mut Actions) {
         let u = self.config.uplink.clone();
         let Some(w) = self.seen.get(self.active) else { return };
         let quiet = w.unanswered_since().map(|at| now.since(at));
         let received_at = w.received_at().unwrap_or(since);
         let stale_at = self.stale_at(since);
         let stale = now >= stale_at;
-        // Asked after the handshake had grown too old, and not answered since: rx alone would not have told.
+        // Counters alone do not show expired keys: an echo sent after expiry must have gone unanswered.
         let unproven = stale && self.answered_at.is_none_or(|at| at < stale_at) && now >= stale_at + u.dead_after;
         if quiet.is_some_and(|q| q >= u.dead_after) || unproven {
             return self.lost(now, since, if stale { Code::HandshakeOld } else { Code::Silent }, out);
@@ -77,31 +77,31 @@ impl Session {
         let old =
             stale && (self.echoed_at.is_none_or(|at| at < stale_at) || (quiet.is_some() && asked_ago >= PROBE_EVERY));
         let idle = now.since(received_at) >= u.idle_probe && asked_ago >= u.idle_probe;
-        let woken = self.woken && asked_ago >= WOKEN_EVERY;
-        if doubt || old || idle || woken {
-            self.woken &= !woken;
+        let network_changed = self.network_changed && asked_ago >= NETWORK_PROBE_EVERY;
+        if doubt || old || idle || network_changed {
+            self.network_changed &= !network_changed;
             self.echo(now, self.active, out);
         }
-        self.tend_watch(now, out);
+        self.standby_tick(now, out);
     }
 
-    fn tend_watch(&mut self, now: Boot, out: &mut Actions) {
+    fn standby_tick(&mut self, now: Boot, out: &mut Actions) {
         let rules = self.rules();
         let Some(watch) = &mut self.watch else { return };
-        let wish = watch.tick(now, self.active, &self.hubs, &self.seen, rules, &mut self.rng);
-        self.grant(now, wish, out);
+        let action = watch.tick(now, self.active, &self.hubs, &self.seen, rules, &mut self.rng);
+        self.perform(now, action, out);
     }
 
-    fn grant(&mut self, now: Boot, wish: Wish, out: &mut Actions) {
-        match wish {
-            Wish::Nothing => {}
-            Wish::Resolve(hub) => match self.literal(hub) {
+    fn perform(&mut self, now: Boot, action: StandbyAction, out: &mut Actions) {
+        match action {
+            StandbyAction::None => {}
+            StandbyAction::Resolve(hub) => match self.literal(hub) {
                 Some(address) => self.up_resolved(now, hub, vec![address], out),
                 None => act(out, SessionAction::Resolve(hub)),
             },
-            Wish::Changed => self.publish(now, out),
-            Wish::Echo(hub) => self.echo(now, hub, out),
-            Wish::Move(hub, address) => {
+            StandbyAction::Changed => self.publish(now, out),
+            StandbyAction::Echo(hub) => self.echo(now, hub, out),
+            StandbyAction::Move(hub, address) => {
                 let fallback = self.endpoint.map(|e| (self.active, e.addr));
                 self.move_to(now, hub, address, Code::Failback, fallback, out);
             }
@@ -109,26 +109,25 @@ impl Session {
     }
 
     pub(super) fn up_resolved(&mut self, now: Boot, hub: usize, addresses: Vec<SocketAddr>, out: &mut Actions) {
-        self.learn(hub, addresses);
+        self.store_addresses(hub, addresses);
         let Some((watch, known)) = self.watch.as_mut().zip(self.known.get(hub)) else { return };
-        let wish = watch.resolved(now, hub, &known.addresses, &mut self.rng);
-        self.grant(now, wish, out);
+        let action = watch.resolved(now, hub, &known.addresses, &mut self.rng);
+        self.perform(now, action, out);
     }
 
     pub(super) fn up_sampled(&mut self, now: Boot, since: Boot, sample: &Sample, replaced: bool, out: &mut Actions) {
         self.record_counters(now, sample);
         let there = sample.hubs.get(self.active).is_some_and(Option::is_some);
         if there && !replaced {
-            return self.tend(now, since, out);
+            return self.up_tick(now, since, out);
         }
-        // Somebody took it away. The reconciler makes it anew, or has done so already between two looks, and a new peer
-        // shakes hands anew.
-        self.settle_account(now, since);
-        self.blame(now, self.active, Code::InterfaceGone);
+        // Removed, or already recreated by the reconciler between two samples: a new peer needs a new handshake.
+        self.reset_backoff_if_stable(now, since);
+        self.set_fault(now, self.active, Code::InterfaceGone);
         self.status.attempts += 1;
         self.held = None;
         let deadline = now + self.config.uplink.attempt_timeout;
-        let attempt = Attempt { since: now, deadline, answered: false, credit: None, fallback: None };
+        let attempt = Attempt { since: now, deadline, answered: false, prior: None, fallback: None };
         self.connect(now, attempt, Code::InterfaceGone, None, out);
     }
 
@@ -139,8 +138,8 @@ impl Session {
         self.status.fault.get_or_insert(fault);
     }
 
-    /// A session that has held clears the account of failures; one that has not is itself a failure.
-    fn settle_account(&mut self, now: Boot, since: Boot) {
+    /// Resets backoff and ladder if the session lasted `stable_after`.
+    fn reset_backoff_if_stable(&mut self, now: Boot, since: Boot) {
         if now.since(since) >= self.config.uplink.stable_after {
             self.backoff.reset();
             self.ladder.restart(self.active);
@@ -148,10 +147,10 @@ impl Session {
     }
 
     fn lost(&mut self, now: Boot, since: Boot, code: Code, out: &mut Actions) {
-        self.settle_account(now, since);
-        // Down waives the hysteresis.
-        if let Some((hub, address, _)) = self.watch.as_ref().and_then(Watch::good) {
-            self.blame(now, self.active, code);
+        self.reset_backoff_if_stable(now, since);
+        // A good standby takes over without waiting for `failback_after`.
+        if let Some((hub, address, _)) = self.watch.as_ref().and_then(StandbyWatch::good) {
+            self.set_fault(now, self.active, code);
             return self.move_to(now, hub, address, Code::Failover, None, out);
         }
         let had_standby = self.watch.take().is_some_and(|w| w.standby().is_some());
@@ -161,14 +160,13 @@ impl Session {
         }
     }
 
-    /// Remembers where the kernel sends to. Returns whether the interface is another one than at the last look: whatever its
-    /// peers have is new then.
-    pub(super) fn take_in(&mut self, sample: &Sample) -> bool {
+    /// Records interface index and endpoints. Returns whether the interface was recreated since the last sample.
+    pub(super) fn record_interface(&mut self, sample: &Sample) -> bool {
         let replaced = self.link.zip(sample.link).is_some_and(|(before, now)| before != now);
         self.link = sample.link.or(self.link);
         if replaced {
-            for witness in &mut self.seen {
-                witness.see_absent();
+            for activity in &mut self.seen {
+                activity.record_absent();
             }
         }
         for (known, seen) in self.known.iter_mut().zip(&sample.hubs) {
@@ -177,19 +175,19 @@ impl Session {
         replaced
     }
 
-    /// Takes note of every hub's counters; what moved at the active one.
-    pub(super) fn record_counters(&mut self, now: Boot, sample: &Sample) -> Moved {
-        let mut active = Moved::default();
+    /// Records the counters of every hub; returns the change at the active one.
+    pub(super) fn record_counters(&mut self, now: Boot, sample: &Sample) -> CounterChange {
+        let mut active = CounterChange::default();
         for (hub, w) in self.seen.iter_mut().enumerate() {
             match sample.hubs.get(hub).copied().flatten() {
                 Some(seen) => {
-                    let moved = w.see(now, seen.counters);
+                    let change = w.record(now, seen.counters);
                     if hub == self.active {
-                        active = moved;
+                        active = change;
                     }
                 }
                 None => {
-                    w.see_absent();
+                    w.record_absent();
                 }
             }
         }
@@ -211,7 +209,6 @@ impl Session {
         debug_assert!(kept, "room was made");
         if hub == self.active {
             self.echoed_at = Some(now);
-            // Taken back if the last one could not be sent either.
             self.unsent = false;
             if let Some(w) = self.seen.get_mut(hub) {
                 w.expect_reply(now);
@@ -224,7 +221,7 @@ impl Session {
         self.echoes.retain(|e| e.seq != seq);
     }
 
-    /// The hub that answered one of our echoes; anything else is nobody's.
+    /// The hub that answered one of our echoes; `None` for any other reply.
     pub(super) fn answered(&mut self, now: Boot, from: IpAddr, seq: u16) -> Option<usize> {
         let echo = *self.echoes.iter().find(|e| e.seq == seq)?;
         let hub = self.hubs.get(echo.hub)?;
@@ -240,7 +237,7 @@ impl Session {
             }
         }
         if let Some(w) = self.seen.get_mut(echo.hub) {
-            w.settle(now);
+            w.record_reply(now);
         }
         if let Some(watch) = &mut self.watch {
             watch.answered(now, echo.hub);
@@ -253,7 +250,7 @@ impl Session {
         act(out, SessionAction::Publish);
     }
 
-    /// The endpoint as published.
+    /// The published endpoint.
     pub fn endpoint(&self) -> Option<Endpoint> {
         self.endpoint
     }
