@@ -1,7 +1,7 @@
 //! What the configuration and the control plane declare, value by value, so that it can be compared and kept. Pure, and
 //! without secrets: keys stand in it as the places they are read from.
 use serde::{Deserialize, Serialize};
-use spoke_config::Config;
+use spoke_config::effective::Effective;
 use std::collections::{BTreeMap, BTreeSet};
 use toml::Value;
 
@@ -17,7 +17,7 @@ pub struct Revision(BTreeMap<String, Option<String>>);
 
 impl Declared {
     /// What a configuration says, defaults included.
-    pub fn of(config: &Config) -> Self {
+    pub fn of(config: &Effective) -> Self {
         let mut out = BTreeMap::new();
         if let Ok(Value::Table(root)) = Value::try_from(config) {
             for (key, value) in &root {
@@ -110,7 +110,8 @@ mod tests {
     const B: &str = "gL9MIhpbgYcBdJHJ9cdTLoCzRXOg0tDmpmFmKTN6FlA=";
 
     fn of(text: &str) -> Declared {
-        Declared::of(&Config::from_text(Some(("test", text)), []).unwrap())
+        let own = spoke_config::Config::from_text(Some(("test", text)), []).unwrap();
+        Declared::of(&Effective::of(std::sync::Arc::new(own)))
     }
 
     fn peer(key: &str, net: u8) -> String {

@@ -2,7 +2,7 @@
 //! its way. Nothing that the configuration, the uplink or the grants own can be changed from here.
 use super::conflict::Conflict;
 use ipnet::IpNet;
-use spoke_config::Config;
+use spoke_config::effective::Effective;
 use spoke_config::interface::Access;
 use spoke_config::interface::DriftPolicy;
 use spoke_config::overrides::MAX_ALLOWED_IPS;
@@ -73,10 +73,8 @@ pub struct Edited {
 /// What edits are judged by.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a> {
-    /// The configuration in force, as the control plane completes it.
-    pub config: &'a Config,
-    /// The node's own configuration.
-    pub own: &'a Config,
+    /// The configuration in force.
+    pub config: &'a Effective,
     /// What was set before.
     pub state: &'a ApiState,
     /// What is wanted, from all sources.
@@ -132,7 +130,7 @@ impl Edit {
             Self::SetDevice { device, .. } => set_device(on, &mut out, device)?,
             Self::SetDown { down, .. } => {
                 on.exists(link)?;
-                if *down && on.config.uplink.as_ref().is_some_and(|u| u.interface == *link) {
+                if *down && on.config.uplink_interface() == Some(link) {
                     return Err(Conflict::CarriesUplink(link.clone()));
                 }
                 on.enforced(link)?;
@@ -153,11 +151,11 @@ impl Edit {
 
 impl Context<'_> {
     fn is_configured(&self, link: &IfName) -> bool {
-        self.config.interfaces.iter().any(|i| i.name == *link)
+        self.config.interface(link).is_some()
     }
 
     fn not_configured(&self, link: &IfName) -> Result<(), Conflict> {
-        let controlled = self.config.control.as_ref().is_some_and(|c| c.interface == *link);
+        let controlled = self.config.own().control.as_ref().is_some_and(|c| c.interface == *link);
         let by = if controlled { "the control plane" } else { "the configuration" };
         match self.is_configured(link) {
             true => Err(Conflict::LinkDeclared { link: link.clone(), by }),
@@ -178,8 +176,8 @@ impl Context<'_> {
     }
 
     fn enforced(&self, link: &IfName) -> Result<(), Conflict> {
-        match self.config.interfaces.iter().find(|i| i.name == *link) {
-            Some(i) if i.drift == DriftPolicy::Observe => Err(Conflict::ObservedOnly(link.clone())),
+        match self.config.interface(link) {
+            Some(i) if i.own().drift == DriftPolicy::Observe => Err(Conflict::ObservedOnly(link.clone())),
             Some(_) | None => Ok(()),
         }
     }
@@ -188,23 +186,21 @@ impl Context<'_> {
     fn writable(&self, link: &IfName) -> Result<(), Conflict> {
         self.exists(link)?;
         self.enforced(link)?;
-        match self.config.interfaces.iter().find(|i| i.name == *link) {
-            Some(i) if i.access == Access::Nft => Err(Conflict::Granted(link.clone())),
+        match self.config.interface(link) {
+            Some(i) if i.own().access == Access::Nft => Err(Conflict::Granted(link.clone())),
             Some(_) | None => Ok(()),
         }
     }
 
     /// Who declares a peer that the API did not set.
     fn declarer(&self, link: &IfName, peer: PublicKey) -> Option<&'static str> {
-        if self.config.uplink.iter().any(|u| u.interface == *link && u.hubs.iter().any(|h| h.public_key == peer)) {
+        if self.config.uplink_interface() == Some(link) && self.config.hubs().iter().any(|h| h.public_key == peer) {
             return Some("the uplink");
         }
-        let declared = |config: &'_ Config| {
-            let link = config.interfaces.iter().find(|i| i.name == *link);
-            link.and_then(|i| i.peers.iter().find(|p| p.public_key == peer)).cloned()
-        };
-        if let Some(there) = declared(self.config) {
-            let own = declared(self.own).is_some_and(|p| p == there);
+        if let Some(interface) = self.config.interface(link)
+            && let Some(declared) = interface.peer(&peer)
+        {
+            let own = interface.own().peers.contains(declared);
             return Some(if own { "the configuration" } else { "the control plane" });
         }
         let ours = self.state.links.get(link).is_some_and(|l| l.peers.contains_key(&peer));

@@ -9,6 +9,7 @@ pub mod agent;
 pub mod appliance;
 pub mod clock;
 pub mod control;
+pub mod effective;
 pub mod grants;
 pub mod health;
 pub mod interface;
@@ -19,7 +20,6 @@ pub mod reader;
 pub mod update;
 pub mod uplink;
 
-use crate::overrides::Overrides;
 use reader::Table;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -83,9 +83,6 @@ pub struct Config {
     pub update: update::Update,
     /// `[agent]`: the signed node agent API.
     pub agent: agent::Agent,
-    /// What the control plane sets for this node alone; nothing of the file.
-    #[serde(skip_serializing_if = "Overrides::is_empty")]
-    pub overrides: Overrides,
     /// `[[interface]]`: WireGuard interfaces.
     #[serde(rename = "interface")]
     pub interfaces: Vec<interface::Interface>,
@@ -145,8 +142,7 @@ impl Config {
         if let Some(control) = control.as_ref().filter(|c| !interfaces.iter().any(|i| i.name == c.interface)) {
             interfaces.push(interface::Interface::bare(control.interface.clone(), &node));
         }
-        let overrides = Overrides::default();
-        let config = Self { node, uplink, clock, health, control, update, grants, agent, overrides, interfaces };
+        let config = Self { node, uplink, clock, health, control, update, grants, agent, interfaces };
         config.cross_check(name, &mut faults);
         if faults.is_empty() { Ok(config) } else { Err(Faults(faults)) }
     }

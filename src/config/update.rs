@@ -2,7 +2,6 @@
 use super::reader::Table;
 use serde::{Serialize, Serializer};
 use spoke_model::duration::duration_text;
-use spoke_model::release::WantedRelease;
 use std::time::Duration;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -46,9 +45,6 @@ pub struct Update {
     /// How a trial is judged.
     #[serde(flatten, serialize_with = "rules")]
     pub rules: Rules,
-    /// What the control plane wants to run here; never from a file.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub wanted: Option<WantedRelease>,
 }
 
 fn rules<S: Serializer>(rules: &Rules, s: S) -> Result<S::Ok, S::Error> {
@@ -109,7 +105,6 @@ impl Update {
                 outage: t.duration("outage", 10 * second..=168 * HOUR).unwrap_or(default.outage),
                 resumes: t.number("resumes", 0..=20).and_then(|n| u8::try_from(n).ok()).unwrap_or(default.resumes),
             },
-            wanted: None,
             source: source.map(|s| s.trim_end_matches('/').to_owned()),
         }
     }

@@ -9,11 +9,11 @@
 pub mod audit;
 pub mod confirm;
 pub mod document;
-pub mod effective;
 pub mod events;
 pub mod identity;
 pub mod machine;
 pub mod request;
 pub mod rotation;
+pub mod settings;
 pub mod status;
 pub mod wire;

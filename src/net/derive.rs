@@ -3,12 +3,11 @@
 use super::state::{Desired, Endpoint, Forwarding, Link, ListenPort, MAX_PEERS, Peer, Route};
 use crate::api_state::{ApiState, ApiStateLink, Device, Table};
 use ipnet::IpNet;
-use spoke_config::Config;
-use spoke_config::interface::{Access, DEFAULT_MTU, Interface, MIN_MTU_V6};
+use spoke_config::effective::{Effective, InterfaceView};
+use spoke_config::interface::{Access, DEFAULT_MTU, MIN_MTU_V6};
 use spoke_config::interface::{DriftPolicy, TABLE_MAIN};
 use spoke_config::node::Role;
 use spoke_config::overrides::MAX_ALLOWED_IPS;
-use spoke_config::overrides::Overrides;
 use spoke_config::uplink::Hub;
 use spoke_model::address::HostPort;
 use spoke_model::interface_name::IfName;
@@ -72,8 +71,6 @@ pub struct Facts {
     pub admitted: Arc<Admitted>,
     /// What was set through the agent API.
     pub api_state: Arc<ApiState>,
-    /// The configuration as the control plane completes it, where there is one.
-    pub control: Option<Arc<Config>>,
 }
 
 /// Why no state could be derived.
@@ -140,40 +137,38 @@ pub enum DeriveError {
 }
 
 /// Derives the state wanted of the kernel. `last` is the state wanted so far: the generation grows only with a change.
-pub fn derive(config: &Config, facts: &Facts, last: &Desired) -> Result<Desired, DeriveError> {
-    let config = facts.control.as_deref().unwrap_or(config);
+pub fn derive(config: &Effective, facts: &Facts, last: &Desired) -> Result<Desired, DeriveError> {
     let mut links = BTreeMap::new();
-    for interface in &config.interfaces {
-        links.insert(interface.name.clone(), link(config, interface, facts)?);
+    for interface in config.interfaces() {
+        links.insert(interface.own().name.clone(), link(interface, facts)?);
     }
     for (name, set) in &facts.api_state.links {
         if let (Some(device), false) = (&set.device, links.contains_key(name)) {
             links.insert(name.clone(), api_link(name, device, set)?);
         }
     }
-    let hubs = config.interfaces.iter().filter(|_| config.node.role == Role::Hub);
-    let forwarding = hubs.map(|i| (i.name.clone(), forwarding(i))).collect();
+    let hubs = config.interfaces().filter(|_| config.own().node.role == Role::Hub);
+    let forwarding = hubs.map(|i| (i.own().name.clone(), forwarding(i))).collect();
     let same = links == last.links && forwarding == last.forwarding;
     let generation = if same { last.generation } else { last.generation + 1 };
     Ok(Desired { generation, links, forwarding })
 }
 
 /// What may pass between the peers of a hub's interface.
-fn forwarding(interface: &Interface) -> Forwarding {
-    let isolated = interface.peers.iter().filter(|p| interface.forwarding && p.isolated);
+fn forwarding(interface: InterfaceView<'_>) -> Forwarding {
+    let open = interface.forwarding();
+    let isolated = interface.peers().filter(|p| open && p.isolated);
     let nets: Vec<IpNet> = isolated.flat_map(|p| p.allowed_ips.iter().map(|c| c.0)).collect();
-    Forwarding { open: interface.forwarding, isolated: IpNet::aggregate(&nets).into_iter().collect() }
+    Forwarding { open, isolated: IpNet::aggregate(&nets).into_iter().collect() }
 }
 
-fn link(config: &Config, interface: &Interface, facts: &Facts) -> Result<Link, DeriveError> {
-    let name = &interface.name;
-    let none = Overrides::default();
-    // They are set for the interface that the control plane decides about.
-    let over = if config.control.as_ref().is_some_and(|c| c.interface == *name) { &config.overrides } else { &none };
+fn link(interface: InterfaceView<'_>, facts: &Facts) -> Result<Link, DeriveError> {
+    let (own, over) = (interface.own(), interface.overrides());
+    let name = &own.name;
     let private_key = facts.keys.private.get(name).ok_or_else(|| DeriveError::NoKey(name.clone()))?.clone();
     let mut peers = BTreeMap::new();
-    for peer in &interface.peers {
-        if interface.access == Access::Nft {
+    for peer in interface.peers() {
+        if own.access == Access::Nft {
             let admitted =
                 peer.node_id.as_ref().is_some_and(|id| facts.admitted.0.contains(&(id.clone(), peer.public_key)));
             if !admitted {
@@ -191,7 +186,7 @@ fn link(config: &Config, interface: &Interface, facts: &Facts) -> Result<Link, D
             },
         );
     }
-    let port = over.listen_port.map_or(interface.listen_port, |p| (p != 0).then_some(p));
+    let port = over.listen_port.map_or(interface.listen_port(), |p| (p != 0).then_some(p));
     let mut listen_port = port.map_or(ListenPort::Random { epoch: 0 }, ListenPort::Fixed);
     let mut rebuild = 0;
     if let Some(choice) = facts.uplink.as_ref().filter(|u| u.interface == *name) {
@@ -221,30 +216,30 @@ fn link(config: &Config, interface: &Interface, facts: &Facts) -> Result<Link, D
     }
     let set = facts.api_state.links.get(name);
     // Where grants decide, nobody else adds a peer.
-    if let (Some(set), Access::Open) = (set, interface.access) {
+    if let (Some(set), Access::Open) = (set, own.access) {
         merge(set, &mut peers);
     }
     if let Some(keepalive) = over.keepalive {
         peers.values_mut().for_each(|p| p.keepalive = keepalive);
     }
     check(name, &private_key, &peers)?;
-    let mtu = over.mtu.map_or(interface.mtu, |mtu| if mtu == 0 { DEFAULT_MTU } else { mtu });
-    if mtu < MIN_MTU_V6 && interface.addresses.iter().any(|a| a.0.addr().is_ipv6()) {
+    let mtu = over.mtu.map_or(interface.mtu(), |mtu| if mtu == 0 { DEFAULT_MTU } else { mtu });
+    if mtu < MIN_MTU_V6 && interface.addresses().iter().any(|a| a.0.addr().is_ipv6()) {
         return Err(DeriveError::NarrowForIpv6 { link: name.clone(), mtu });
     }
     let routes = routes(interface, &peers);
     Ok(Link {
         private_key,
         listen_port,
-        fwmark: interface.fwmark,
+        fwmark: own.fwmark,
         mtu,
-        addresses: interface.addresses.iter().map(|a| a.0).collect(),
+        addresses: interface.addresses().iter().map(|a| a.0).collect(),
         peers,
         routes,
         up: !set.is_some_and(|s| s.down),
-        policy: interface.drift,
-        remove_unknown: interface.remove_unknown,
-        dns: over.dns.clone().unwrap_or_else(|| interface.dns.clone()),
+        policy: own.drift,
+        remove_unknown: own.remove_unknown,
+        dns: over.dns.clone().unwrap_or_else(|| interface.dns().to_vec()),
         rebuild,
     })
 }
@@ -319,19 +314,20 @@ fn hub_peer(facts: &Facts, link: &IfName, peer: &HubPeer, allowed_ips: Nets) -> 
 }
 
 /// Networks that an address of the interface already reaches need no route of ours: the kernel made that one.
-fn routes(interface: &Interface, peers: &BTreeMap<PublicKey, Peer>) -> BTreeSet<Route> {
-    if !interface.routes {
+fn routes(interface: InterfaceView<'_>, peers: &BTreeMap<PublicKey, Peer>) -> BTreeSet<Route> {
+    let own = interface.own();
+    if !own.routes {
         return BTreeSet::new();
     }
     let connected = |net: &IpNet| {
-        interface.table == spoke_config::interface::TABLE_MAIN
-            && interface.addresses.iter().any(|a| a.0.trunc().contains(net))
+        own.table == spoke_config::interface::TABLE_MAIN
+            && interface.addresses().iter().any(|a| a.0.trunc().contains(net))
     };
     peers
         .values()
         .flat_map(|p| &p.allowed_ips)
         .filter(|net| !connected(net))
-        .map(|net| Route { to: *net, table: interface.table })
+        .map(|net| Route { to: *net, table: own.table })
         .collect()
 }
 

@@ -18,6 +18,7 @@ use spoke_change::audit::Actor;
 use spoke_change::edit::{Edit, OwnValues};
 use spoke_change::request::{AppliedChange, ChangeRefused};
 use spoke_config::Config;
+use spoke_config::effective::Effective;
 use spoke_model::address::HostPort;
 use spoke_model::interface_name::IfName;
 use spoke_model::key::PublicKey;
@@ -409,7 +410,7 @@ impl<C: Clock> Agent<C> {
         self.look().await;
         let status = self.deps.net.borrow().clone();
         let node = self.deps.config.node.id.as_ref().map(ToString::to_string);
-        let (names, clock) = (names(&self.deps.config), &self.deps.clock);
+        let (names, clock) = (names(&Effective::of(self.deps.config.clone())), &self.deps.clock);
         let seen = clock.wall().before(clock.now().since(status.observed.at));
         let peers: usize = status.desired.links.values().map(|l| l.peers.len()).sum();
         let write = move || {
@@ -439,9 +440,9 @@ impl<C: Clock> Agent<C> {
 }
 
 /// Names of configured peers and hubs.
-pub fn names(config: &Config) -> Names {
-    let peers = config.interfaces.iter().flat_map(|i| &i.peers).filter_map(|p| Some((p.public_key, p.name.clone()?)));
-    let hubs = config.uplink.iter().flat_map(|u| &u.hubs).map(|h| (h.public_key, h.name.clone()));
+pub fn names(config: &Effective) -> Names {
+    let peers = config.interfaces().flat_map(|i| i.peers()).filter_map(|p| Some((p.public_key, p.name.clone()?)));
+    let hubs = config.hubs().iter().map(|h| (h.public_key, h.name.clone()));
     peers.chain(hubs).collect()
 }
 

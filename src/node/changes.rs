@@ -16,6 +16,7 @@ use spoke_change::messages;
 use spoke_change::record::{GenerationRecord, StateChange};
 use spoke_change::request::{AppliedChange, ChangeRefused, RepairRequest, RepairResult};
 use spoke_config::Config;
+use spoke_config::effective::Effective;
 use spoke_model::clock::Anchor;
 use spoke_model::condition::Code;
 use spoke_model::error_chain::ErrorChain;
@@ -46,7 +47,7 @@ pub type Facts = (watch::Receiver<Option<Arc<ApiState>>>, watch::Receiver<Option
 #[derive(Debug)]
 pub struct Ledger<C> {
     pub(super) clock: C,
-    pub(super) config: Arc<Config>,
+    pub(super) own: Arc<Effective>,
     pub(super) net: watch::Receiver<NetStatus>,
     trusted: watch::Receiver<Option<Anchor>>,
     audit: Audit,
@@ -57,8 +58,8 @@ pub struct Ledger<C> {
     boot_id: String,
     repairs: u64,
     reverting: Option<Reverting>,
-    /// The configuration that was last compared with the history.
-    pub(super) compared: Option<Arc<Config>>,
+    /// The sequence number of the configuration that was last compared with the history.
+    pub(super) compared: Option<u64>,
 }
 
 /// A reversion that did not succeed yet.
@@ -94,7 +95,7 @@ impl<C: Clock> Ledger<C> {
         let changes = Changes::new(tx, repair.clone());
         let ledger = Self {
             clock,
-            config,
+            own: Arc::new(Effective::of(config)),
             net,
             trusted,
             audit,
@@ -219,8 +220,7 @@ impl<C: Clock> Ledger<C> {
 
     fn context<'a>(&'a self, status: &'a NetStatus) -> Context<'a> {
         Context {
-            config: status.control.as_deref().unwrap_or(&self.config),
-            own: &self.config,
+            config: status.effective.as_ref().unwrap_or(&self.own),
             state: self.store.history().state(),
             desired: &status.desired,
             observed: &status.observed,

@@ -3,15 +3,15 @@ use crate::enrolment::{HealthView, MAX_ANSWER, StateFiles, TIMEOUT};
 use crate::reconciler::{Fact, NetStatus};
 use spoke_config::Config;
 use spoke_config::control::Control;
+use spoke_config::effective::Effective;
 use spoke_enroll::document::{Envelope, MAX_BYTES, Refusal, StateDocument};
-use spoke_enroll::effective::{check_compatible, effective};
 use spoke_enroll::events::{Action, Event, Message, NodeObservation, PollResult, SendResult, SignedState};
 use spoke_enroll::identity::{Enrolment, ServerClock};
 use spoke_enroll::machine::ControlClient;
 use spoke_enroll::request::{Nonce, RequestParts};
+use spoke_enroll::settings::{check_compatible, settings};
 use spoke_enroll::wire;
 use spoke_enroll::wire::{KeyAnswer, KeyRequest, NodeReport, Problem, ProblemCode, RegisterRequest};
-use spoke_model::condition::Code;
 use spoke_model::error_chain::ErrorChain;
 use spoke_model::node_id::NodeId;
 use spoke_model::signature::{SignKey, VerifyKey};
@@ -46,7 +46,7 @@ pub(crate) struct ControlSession<H> {
     pub(crate) enrolment: Enrolment,
     pub(crate) server: ServerClock,
     pub(crate) skews: u32,
-    pub(crate) published: Option<Arc<Config>>,
+    pub(crate) published: Option<Arc<Effective>>,
     /// A state that could not be written yet, and when to try again.
     pub(crate) unsaved: Option<(Arc<SignedState>, Boot, String)>,
     pub(crate) events: VecDeque<Event>,
@@ -63,7 +63,7 @@ pub(crate) struct SessionIo<C, K> {
     pub(crate) keys: K,
     pub(crate) secrets: watch::Sender<Option<Arc<Keys>>>,
     pub(crate) kept: StateFiles,
-    pub(crate) publish: watch::Sender<Option<Arc<Config>>>,
+    pub(crate) publish: watch::Sender<Option<Arc<Effective>>>,
     pub(crate) health: HealthView,
     pub(crate) update: watch::Receiver<Option<Notice>>,
 }
@@ -92,9 +92,7 @@ impl<C: Clock, K: TunnelKeys> SessionIo<C, K> {
             }
             Action::Publish(state) => {
                 tracing::info!(generation = state.document.generation, "state published");
-                let config = Arc::new(effective(&self.base, &self.control, &state.document));
-                session.published = Some(config.clone());
-                self.publish.send_replace(Some(config));
+                session.published = Some(publish(&self.publish, &self.base, Some(&state.document)));
             }
             Action::Keep(state) => self.keep(session, state),
             Action::Reject(rejected) => {
@@ -237,7 +235,7 @@ impl<C: Clock, K: TunnelKeys> SessionIo<C, K> {
 
     fn open(&self, bytes: &[u8], pinned: &[VerifyKey]) -> Result<(Envelope, StateDocument), Refusal> {
         let opened = Envelope::open(bytes, &self.node, pinned)?;
-        check_compatible(&self.base, &opened.1).map_err(Refusal::Invalid)?;
+        check_compatible(&self.base, &opened.1).map_err(|e| Refusal::Invalid(e.to_string()))?;
         Ok(opened)
     }
 
@@ -322,25 +320,24 @@ impl<C: Clock, K: TunnelKeys> SessionIo<C, K> {
         let healthy = (self.health)().0;
         let (net, uplink) = (net.borrow_and_update(), uplink.borrow_and_update());
         let name = &self.control.interface;
-        let its = matches!((&net.control, &session.published), (Some(seen), Some(ours)) if Arc::ptr_eq(seen, ours));
-        let undone = net.left.steps.iter().any(|s| s.link() == name)
-            || net.left.blocked.iter().any(|b| b.link() == name)
-            || net.conditions.iter().any(|c| c.code == Code::DesiredInvalid);
-        let trouble = net.conditions.first().filter(|_| its && undone).map(|c| c.detail.clone());
+        let ours = session.published.as_ref().map(|p| p.sequence());
+        let applied = ours.is_some() && net.applied(name) == ours;
+        let refused = ours.is_some() && net.sequence() == ours && !applied;
+        let trouble = net.conditions.first().filter(|_| refused).map(|c| c.detail.clone());
         // The hub session lags behind a new state by a moment, and an answer of the old hub proves nothing.
-        let carried = match session.published.as_ref().and_then(|c| c.uplink.as_ref()) {
-            None => true,
-            Some(wanted) => choice.is_some_and(|choice| {
+        let carried = match session.published.as_ref().map(|p| p.hubs()) {
+            None | Some([]) => true,
+            Some(hubs) => choice.is_some_and(|choice| {
                 let peer = net.desired.links.get(name).and_then(|l| l.peers.get(&choice.active.hub.public_key));
                 let sent_to = |e| peer.is_some_and(|p| p.endpoint == Some(e));
-                wanted.hubs.contains(&choice.active.hub) && choice.active.endpoint.is_none_or(sent_to)
+                hubs.contains(&choice.active.hub) && choice.active.endpoint.is_none_or(sent_to)
             }),
         };
         NodeObservation {
             up: uplink.state == State::Up,
             connected_since: uplink.connected_since,
             hub: uplink.hub.clone(),
-            applied: its && !undone && carried,
+            applied: applied && carried,
             trouble,
             drift: net.drift_count,
             healthy,
@@ -348,6 +345,19 @@ impl<C: Clock, K: TunnelKeys> SessionIo<C, K> {
             key: net.observed.links.get(name).and_then(|l| l.public_key),
         }
     }
+}
+
+/// Publishes what `document` makes of the configuration, under the next sequence number.
+pub(crate) fn publish(
+    to: &watch::Sender<Option<Arc<Effective>>>,
+    own: &Arc<Config>,
+    document: Option<&StateDocument>,
+) -> Arc<Effective> {
+    let last = to.borrow().as_deref().cloned();
+    let last = last.unwrap_or_else(|| Effective::of(own.clone()));
+    let next = Arc::new(last.with_document(document.map(|d| settings(own, d))));
+    to.send_replace(Some(next.clone()));
+    next
 }
 
 fn failed(why: String) -> PollResult {

@@ -1,16 +1,17 @@
 //! Enrols the device, then keeps its conversation with the control plane going: sockets, files and clocks around
 //! [`spoke_enroll::machine`].
-use crate::control_session::{ControlSession, SessionIo, answer, change, problem, reply, sign};
+use crate::control_session::{ControlSession, SessionIo, answer, change, problem, publish, reply, sign};
 use crate::reconciler::{Fact, NetStatus};
 use spoke_api::health::summary::Components;
 use spoke_config::Config;
 use spoke_config::control::Control;
+use spoke_config::effective::Effective;
 use spoke_enroll::document::{Envelope, Refusal, StateDocument};
-use spoke_enroll::effective::{check_compatible, effective};
 use spoke_enroll::events::{Action, ControlTimes, Event, SignedState};
 use spoke_enroll::identity::{Enrolment, RejectedState, ServerClock};
 use spoke_enroll::machine::ControlClient;
 use spoke_enroll::request::Nonce;
+use spoke_enroll::settings::check_compatible;
 use spoke_enroll::status::{ControlOutage, ControlStatus};
 use spoke_enroll::wire;
 use spoke_enroll::wire::{Capabilities, ProvisionAnswer, ProvisionRequest};
@@ -92,8 +93,8 @@ pub struct ControlTask<H, E, C, K> {
     pub capabilities: Capabilities,
     /// What it keeps.
     pub kept: StateFiles,
-    /// Where the completed configuration is published.
-    pub publish: watch::Sender<Option<Arc<Config>>>,
+    /// Where the configuration in force is published.
+    pub publish: watch::Sender<Option<Arc<Effective>>>,
     /// What became of it.
     pub net: watch::Receiver<NetStatus>,
     /// Whether the hub answers.
@@ -134,11 +135,9 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
         let in_force = self.last_good(&mut enrolment)?;
         let mut published = None;
         if let Some(state) = &in_force {
-            let config = Arc::new(effective(&self.base, &self.control, &state.document));
-            self.publish.send_replace(Some(config.clone()));
-            published = Some(config);
+            published = Some(publish(&self.publish, &self.base, Some(&state.document)));
         } else if enrolment.is_none() {
-            self.publish.send_replace(Some(self.base.clone()));
+            publish(&self.publish, &self.base, None);
         }
         tracing::info!(generation = in_force.as_ref().map(|c| c.document.generation), "state read from disk");
         let mut rng = JitterRng::new((self.random)());
@@ -180,7 +179,7 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
         };
         let suitable = |document: StateDocument| match check_compatible(&self.base, &document) {
             Ok(()) => Ok(document),
-            Err(why) => Err(Refusal::Invalid(why)),
+            Err(why) => Err(Refusal::Invalid(why.to_string())),
         };
         match envelope.verify(&self.node, &pinned).and_then(suitable) {
             Ok(document) => {

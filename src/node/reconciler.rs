@@ -1,6 +1,6 @@
 //! The one writer of kernel network state: wait, derive, observe, plan, apply, look again.
 use serde::Serialize;
-use spoke_config::Config;
+use spoke_config::effective::Effective;
 use spoke_model::address::HostPort;
 use spoke_model::condition::{Code, Condition};
 use spoke_model::error_chain::ErrorChain;
@@ -54,23 +54,19 @@ pub struct Sources {
     pub admitted: Option<Fact<Admitted>>,
     /// What was set through the agent API; absent where that is off.
     pub api_state: Option<Fact<ApiState>>,
-    /// The configuration as the control plane completes it; absent where there is none.
-    pub control: Option<Fact<Config>>,
+    /// The configuration in force.
+    pub effective: Fact<Effective>,
     /// Repairs asked for, carried out once each; needs not be published before the first pass.
     pub repair: Option<Fact<Repair>>,
 }
 
 impl Sources {
     /// All facts at once, or the name of one that is still missing.
-    fn snapshot(&mut self) -> Result<Facts, &'static str> {
-        let control = match &mut self.control {
-            Some(r) => Some(r.borrow_and_update().clone().ok_or("control")?),
-            None => None,
-        };
+    fn snapshot(&mut self) -> Result<(Arc<Effective>, Facts), &'static str> {
+        let effective = self.effective.borrow_and_update().clone().ok_or("control")?;
         // A node that is not enrolled yet, or has no hub yet, has nothing to wait for.
-        let no_uplink = control.as_ref().is_some_and(|c| c.uplink.is_none());
-        Ok(Facts {
-            control,
+        let no_uplink = effective.uplink_interface().is_none();
+        let facts = Facts {
             keys: self.keys.borrow_and_update().clone().ok_or("keys")?,
             uplink: match &mut self.uplink {
                 Some(_) if no_uplink => None,
@@ -80,7 +76,8 @@ impl Sources {
             names: latest(&mut self.names, "names")?,
             admitted: latest(&mut self.admitted, "grants")?,
             api_state: latest(&mut self.api_state, "agent")?,
-        })
+        };
+        Ok((effective, facts))
     }
 
     async fn changed(&mut self) {
@@ -90,7 +87,7 @@ impl Sources {
             () = change(self.names.as_mut()) => {}
             () = change(self.admitted.as_mut()) => {}
             () = change(self.api_state.as_mut()) => {}
-            () = change(self.control.as_mut()) => {}
+            () = change(Some(&mut self.effective)) => {}
             () = change(self.repair.as_mut()) => {}
         }
     }
@@ -173,14 +170,29 @@ pub struct NetStatus {
     pub api_state: Arc<ApiState>,
     /// The last repair asked for that was carried out.
     pub repaired: u64,
-    /// What control wanted when the last pass began.
-    pub control: Option<Arc<Config>>,
+    /// The configuration in force when the last pass began.
+    pub effective: Option<Arc<Effective>>,
     /// The last drifts, oldest first.
     pub drifts: VecDeque<Drifted>,
     /// Drifts since start.
     pub drift_count: u64,
     /// Those of them that policy left alone.
     pub drifts_left: u64,
+}
+
+impl NetStatus {
+    /// The sequence number of the configuration that the last pass began with.
+    pub fn sequence(&self) -> Option<u64> {
+        self.effective.as_ref().map(|e| e.sequence())
+    }
+
+    /// As [`NetStatus::sequence`], if that pass left nothing of `interface` undone.
+    pub fn applied(&self, interface: &IfName) -> Option<u64> {
+        let undone = self.left.steps.iter().any(|s| s.link() == interface)
+            || self.left.blocked.iter().any(|b| b.link() == interface)
+            || self.conditions.iter().any(|c| c.code == Code::DesiredInvalid);
+        self.sequence().filter(|_| !undone)
+    }
 }
 
 /// Everything the reconcile task needs.
@@ -192,8 +204,6 @@ pub struct Reconciler<K, C, N> {
     pub clock: C,
     /// The service manager.
     pub notify: N,
-    /// Configuration.
-    pub config: Arc<Config>,
     /// Facts.
     pub sources: Sources,
     /// Where each pass is reported.
@@ -256,9 +266,9 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         let began = self.clock.now();
         let mut conditions = Vec::new();
         let mut changed = false;
-        let (mut api_state, mut control) = {
+        let (mut api_state, mut effective) = {
             let status = self.status.borrow();
-            (status.api_state.clone(), status.control.clone())
+            (status.api_state.clone(), status.effective.clone())
         };
         match self.sources.snapshot() {
             Err(missing) => {
@@ -267,10 +277,11 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
                     return Ok(Pass::Waiting);
                 }
             }
-            Ok(facts) => {
+            Ok((config, facts)) => {
                 api_state = facts.api_state.clone();
-                control = facts.control.clone();
-                match derive(&self.config, &facts, desired.as_deref().unwrap_or(&Desired::default())) {
+                let derived = derive(&config, &facts, desired.as_deref().unwrap_or(&Desired::default()));
+                effective = Some(config);
+                match derived {
                     Ok(new) => {
                         changed = desired.as_ref().is_none_or(|d| d.generation != new.generation);
                         if changed {
@@ -286,7 +297,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
             }
         }
         let Some(desired) = desired.clone() else {
-            self.publish(|s| (s.conditions, s.api_state, s.control) = (conditions, api_state, control));
+            self.publish(|s| (s.conditions, s.api_state, s.effective) = (conditions, api_state, effective));
             return Ok(Pass::Unfinished);
         };
         let wanted: BTreeSet<IfName> = desired.links.keys().cloned().collect();
@@ -306,7 +317,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
                     memory.adopt(&desired, &known);
                     self.report(true, conditions, desired, known, left, applied_steps);
                     let repaired = memory.repaired;
-                    self.publish(|s| (s.api_state, s.repaired, s.control) = (api_state, repaired, control));
+                    self.publish(|s| (s.api_state, s.repaired, s.effective) = (api_state, repaired, effective));
                     return Ok(Pass::Clean);
                 }
             }
@@ -341,7 +352,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         self.report(clean, conditions, desired, observed, left, applied_steps);
         let repaired = memory.repaired;
         self.publish(|s| {
-            (s.api_state, s.repaired, s.control) = (api_state, repaired, control);
+            (s.api_state, s.repaired, s.effective) = (api_state, repaired, effective);
             s.drift_count += drifts.len() as u64;
             s.drifts_left += drifts.iter().filter(|d| !d.repaired).count() as u64;
             s.drifts.extend(drifts);

@@ -18,6 +18,7 @@ use spoke_api::health::summary::Components;
 use spoke_api::socket::SOCKET;
 use spoke_command::{Outcome, runtime};
 use spoke_config::Config;
+use spoke_config::effective::Effective;
 use spoke_config::node::Role;
 use spoke_model::address::HostPort;
 use spoke_model::clock::Anchor;
@@ -116,25 +117,25 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys) -> Outcom
         update: update_seen,
         audit: changes.audit.clone(),
     };
-    let fleet = control::start(&mut tasks, &config, wires)?;
-    let control = fleet.as_ref().map(|f| f.config.clone());
-    slots::start(&mut tasks, &config, control.clone(), &components_out, update);
+    let own = config.control.is_none().then(|| Arc::new(Effective::of(config.clone())));
+    let (publish, effective) = watch::channel(own);
+    let fleet = control::start(&mut tasks, &config, publish, wires)?;
+    slots::start(&mut tasks, &config, effective.clone(), &components_out, update);
     let (choice, status_of_uplink) = match choices {
         None => (None, None),
         Some((choice, choices)) => {
-            let status =
-                start_uplink(&mut tasks, &config, control.clone(), choice, uplink_status, wake, &components_out);
+            let status = start_uplink(&mut tasks, effective.clone(), choice, uplink_status, wake, &components_out);
             (Some(choices), Some(status))
         }
     };
-    let grants = access::start(&mut tasks, &config, control.clone(), &components_out, clock);
+    let grants = access::start(&mut tasks, &config, &effective, &components_out, clock);
     let admitted = grants.as_ref().map(|g| g.admitted.clone());
     let sources = Sources {
         keys,
         uplink: choice,
         names,
         admitted,
-        control,
+        effective,
         api_state: Some(changes.facts.0),
         repair: Some(changes.facts.1),
     };
@@ -166,7 +167,7 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys) -> Outcom
         tasks.vital("changes", changes.ledger.run());
         tasks.vital("net", async move {
             let kernel = kernel(&config)?;
-            Reconciler { kernel, clock, notify: Systemd, config, sources, status, events }.run().await
+            Reconciler { kernel, clock, notify: Systemd, sources, status, events }.run().await
         });
     })?;
 
@@ -233,20 +234,17 @@ fn has_uplink(config: &Config) -> bool {
 /// Starts the hub session; gives the channel of its status.
 fn start_uplink(
     tasks: &mut Supervisor,
-    config: &Arc<Config>,
-    control: Option<Fact<Config>>,
+    effective: Fact<Effective>,
     choice: watch::Sender<Option<Arc<UplinkChoice>>>,
     status: watch::Sender<UplinkStatus>,
     wake: watch::Receiver<u64>,
     components: &watch::Sender<Components>,
 ) -> watch::Receiver<UplinkStatus> {
     let statuses = status.subscribe();
-    let base = config.clone();
     tasks.restarting("uplink", seed, move || {
-        let (base, control, wake, choice, status) =
-            (base.clone(), control.clone(), wake.clone(), choice.clone(), status.clone());
+        let (effective, wake, choice, status) = (effective.clone(), wake.clone(), choice.clone(), status.clone());
         async move {
-            control::following(base, control, control::session_of, "hub session", |config| {
+            control::following(effective, control::session_of, "hub session", |config| {
                 let (wake, choice, status) = (wake.clone(), choice.clone(), status.clone());
                 async move {
                     let counters = CounterSocket::open()?;

@@ -5,6 +5,7 @@ use crate::changes::Ledger;
 use crate::changes::requests::Changes;
 use crate::reconciler::{NetStatus, Reconciler, Sources};
 use spoke_config::Config;
+use spoke_config::effective::Effective;
 use spoke_model::key::SecretKey;
 use spoke_net::derive::Keys;
 use spoke_sys::notify::Notify;
@@ -38,17 +39,17 @@ pub(crate) struct Node {
     pub(crate) kernel: Handle,
     /// What the reconcile task says.
     pub(crate) net: watch::Receiver<NetStatus>,
-    /// What the control plane makes of the configuration.
-    pub(crate) control: watch::Sender<Option<Arc<Config>>>,
+    /// The configuration in force.
+    pub(crate) effective: watch::Sender<Option<Arc<Effective>>>,
     tasks: JoinSet<()>,
 }
 
 impl Node {
-    /// Starts it and waits for its first pass. `wanted` is the configuration as the control plane completes it.
+    /// Starts it and waits for its first pass. `wanted` is the configuration in force.
     pub(crate) async fn start(
         dir: &Path,
         config: Arc<Config>,
-        wanted: Arc<Config>,
+        wanted: Arc<Effective>,
         kernel: FakeKernel,
         clock: SimClock,
     ) -> Self {
@@ -56,30 +57,30 @@ impl Node {
         let private = [("wg0".parse().unwrap(), SecretKey::clamped([9; 32]))].into();
         let (keep, keys) = watch::channel(Some(Arc::new(Keys { private, ..Keys::default() })));
         let (status, net) = watch::channel(NetStatus::default());
-        let (control, completed) = watch::channel(Some(wanted));
+        let (effective, in_force) = watch::channel(Some(wanted));
         let mut tasks = JoinSet::new();
         let (trail, audit) = Trail::open(dir, clock.clone(), watch::channel(None).1).unwrap();
         tasks.spawn(async move { drop(trail.run().await) });
         let (ledger, changes, (api_state, repair)) =
-            Ledger::open(dir, config.clone(), clock.clone(), net.clone(), watch::channel(None).1, audit).unwrap();
+            Ledger::open(dir, config, clock.clone(), net.clone(), watch::channel(None).1, audit).unwrap();
         tasks.spawn(async move { drop(ledger.run().await) });
         let sources = Sources {
             keys,
             uplink: None,
             names: None,
             admitted: None,
-            control: Some(completed),
+            effective: in_force,
             api_state: Some(api_state),
             repair: Some(repair),
         };
         let (events, _) = watch::channel(0);
-        let reconciler = Reconciler { kernel, clock, notify: Silent, config, sources, status, events };
+        let reconciler = Reconciler { kernel, clock, notify: Silent, sources, status, events };
         tasks.spawn(async move {
             let _keep = keep;
             drop(reconciler.run().await);
         });
         net.clone().wait_for(|s| s.passes > 0).await.unwrap();
-        Self { changes, kernel: handle, net, control, tasks }
+        Self { changes, kernel: handle, net, effective, tasks }
     }
 
     /// Ends everything as a crash would; the kernel stays.

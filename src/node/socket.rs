@@ -13,6 +13,7 @@ use spoke_api::socket::{
 use spoke_change::audit::{Actor, Allowance};
 use spoke_change::request::RollbackResult;
 use spoke_config::Config;
+use spoke_config::effective::Effective;
 use spoke_config::interface::DriftPolicy;
 use spoke_grants::report::Report;
 use spoke_model::key::PublicKey;
@@ -207,7 +208,8 @@ impl<C: Clock> Answers<C> {
         self.changes.look(&self.net, &self.clock, Duration::ZERO).await;
         let status = self.net.borrow().clone();
         let node = self.config.node.id.as_ref().map(ToString::to_string);
-        let names = crate::agent::names(status.control.as_deref().unwrap_or(&self.config));
+        let own = Effective::of(self.config.clone());
+        let names = crate::agent::names(status.effective.as_deref().unwrap_or(&own));
         let seen = self.clock.wall().before(self.clock.now().since(status.observed.at));
         let mut report = drift::report(&status.desired, &status.observed, &names, node, seen);
         report.history = status.drifts.into();

@@ -3,6 +3,7 @@
 #![allow(clippy::expect_used, reason = "a measurement fails by panicking")]
 
 use spoke_config::Config;
+use spoke_config::effective::Effective;
 use spoke_model::key::SecretKey;
 use spoke_net::derive::Keys;
 use spoke_node::agent::{Deps, run};
@@ -43,12 +44,12 @@ async fn serve(path: &Path) {
         uplink: None,
         names: None,
         admitted: None,
-        control: None,
+        effective: watch::channel(Some(Arc::new(Effective::of(config.clone())))).1,
         api_state: Some(api_state),
         repair: Some(repair),
     };
     let deps = Deps { clock, started: clock.now(), config: config.clone(), net, changes, stop };
-    let reconciler = Reconciler { kernel: FakeKernel::new(), clock, notify: Systemd, config, sources, status, events };
+    let reconciler = Reconciler { kernel: FakeKernel::new(), clock, notify: Systemd, sources, status, events };
     let mut tasks = Supervisor::default();
     tasks.vital("audit", trail.run());
     tasks.vital("agent", run(deps));

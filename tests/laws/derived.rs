@@ -3,6 +3,7 @@ use crate::world::{name, net, peer_key, secret};
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
 use spoke_config::Config;
+use spoke_config::effective::Effective;
 use spoke_net::api_state::{ApiState, ApiStateLink, ApiStatePeer, Device, Table};
 use spoke_net::derive::{Admitted, Facts, HubPeer, Keys, UplinkChoice, derive};
 use spoke_net::state::{Desired, Endpoint};
@@ -84,7 +85,8 @@ proptest! {
         let text = text(&peers, nft, &hubs);
         // What the configuration refuses never gets here.
         let Ok(config) = Config::from_text(Some(("spoke.toml", &text)), []) else { return Ok(()) };
-        let uplink = config.uplink.clone().unwrap();
+        let config = Effective::of(Arc::new(config));
+        let uplink = config.uplink().unwrap();
         let hub = |i: usize| HubPeer {
             hub: Arc::new(uplink.hubs[i].clone()),
             endpoint: Some(Endpoint { addr: ([192, 0, 2, 1], 51820).into(), attempt: 0 }),
@@ -114,7 +116,7 @@ proptest! {
             prop_assert!(link.routes.iter().all(|r| seen.contains(&r.to)), "a route to nobody");
         }
         // The way to the hub never depends on the chain.
-        prop_assert!(desired.links[&name("wg0")].peers.contains_key(&config.uplink.as_ref().unwrap().hubs[1].public_key));
+        prop_assert!(desired.links[&name("wg0")].peers.contains_key(&config.hubs()[1].public_key));
         // Nobody is a peer without a grant where grants decide; hubs are not granted.
         let wg0 = &desired.links[&name("wg0")];
         if nft {

@@ -6,6 +6,7 @@
     reason = "a scene that cannot be set is a failed test"
 )]
 use spoke_config::Config;
+use spoke_config::effective::Effective;
 use spoke_model::interface_name::IfName;
 use spoke_model::key::{PublicKey, SecretKey};
 use spoke_model::time::{Boot, Wall};
@@ -84,14 +85,13 @@ impl Scene {
             kernel: self.world.clone(),
             clock: self.clock.clone(),
             notify: SimNotify::default(),
-            config: self.config.clone(),
             sources: Sources {
                 keys,
                 uplink: Some(uplink),
                 names: None,
                 admitted: None,
                 api_state: None,
-                control: None,
+                effective: watch::channel(Some(Arc::new(Effective::of(self.config.clone())))).1,
                 repair: None,
             },
             status: net_status,

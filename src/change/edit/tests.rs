@@ -1,6 +1,8 @@
 //! Who may change what, and that no sequence of edits ever makes the wanted state invalid.
 use super::*;
 use proptest::prelude::*;
+use spoke_config::Config;
+use spoke_config::effective::{DocumentSettings, InterfaceSettings};
 use spoke_model::key::SecretKey;
 use spoke_net::derive::{Facts, Keys, derive};
 
@@ -25,8 +27,7 @@ listen_port = 51822
 "#;
 
 struct World {
-    config: Config,
-    own: Config,
+    config: Effective,
     state: ApiState,
     desired: Desired,
     observed: Observed,
@@ -36,13 +37,12 @@ impl World {
     fn new() -> Self {
         let mut config = Config::from_text(Some(("test", CONFIG)), []).unwrap();
         config.interfaces[2].access = Access::Nft;
-        let mut world = Self {
-            own: config.clone(),
-            config,
-            state: ApiState::default(),
-            desired: Desired::default(),
-            observed: Observed::default(),
-        };
+        Self::with(Effective::of(Arc::new(config)))
+    }
+
+    fn with(config: Effective) -> Self {
+        let mut world =
+            Self { config, state: ApiState::default(), desired: Desired::default(), observed: Observed::default() };
         world.derive();
         world
     }
@@ -59,13 +59,7 @@ impl World {
     }
 
     fn ask(&mut self, edit: &Edit) -> Result<(), Conflict> {
-        let on = Context {
-            config: &self.config,
-            own: &self.own,
-            state: &self.state,
-            desired: &self.desired,
-            observed: &self.observed,
-        };
+        let on = Context { config: &self.config, state: &self.state, desired: &self.desired, observed: &self.observed };
         self.state = edit.carry_out(&on)?.state;
         self.derive();
         Ok(())
@@ -122,12 +116,17 @@ fn what_others_own_stays_theirs() {
 
 #[test]
 fn what_the_control_plane_owns_is_said_to_be_its_own() {
-    let mut world = World::new();
     let control = "[node]\nid = \"edge-1\"\n[control]\nurl = \"https://c.example.net\"\n";
-    world.config.control = Config::from_text(Some(("test", control)), []).unwrap().control;
-    // The node's own configuration does not have the peer.
-    world.own.interfaces[0].peers.clear();
-    world.derive();
+    let mut own = (**World::new().config.own()).clone();
+    own.control = Config::from_text(Some(("test", control)), []).unwrap().control;
+    let peer = own.interfaces[0].peers.remove(0);
+    let interface = InterfaceSettings {
+        addresses: own.interfaces[0].addresses.clone(),
+        peers: [(peer.public_key, peer)].into(),
+        ..InterfaceSettings::inherited(own.interfaces[0].name.clone())
+    };
+    let document = DocumentSettings { interface: Some(interface), ..DocumentSettings::default() };
+    let mut world = World::with(Effective::of(Arc::new(own)).with_document(Some(document)));
     let by = "the control plane";
     assert_eq!(world.ask(&set("wg0", 7, &[])), Err(Conflict::PeerDeclared { peer: key(7), by }));
     let delete = Edit::DeleteLink { link: link("wg0") };

@@ -2,6 +2,7 @@
 use crate::derive::{Facts, HubPeer, Keys, UplinkChoice, derive};
 use crate::state::{Desired, Link, ListenPort};
 use spoke_config::Config;
+use spoke_config::effective::{DocumentSettings, Effective, InterfaceSettings};
 use spoke_config::interface::DEFAULT_MTU;
 use spoke_config::overrides::Overrides;
 use spoke_model::key::{PublicKey, SecretKey};
@@ -33,9 +34,18 @@ address = "10.8.0.1"
 allowed_ips = ["10.8.0.1/32"]
 "#;
 
+/// `config` with a document that sets nothing but `overrides` on `wg0`.
+fn overridden(config: Config, overrides: Overrides) -> Effective {
+    let name = "wg0".parse().unwrap();
+    let own = config.interfaces.iter().find(|i| i.name == name).unwrap();
+    let addresses = own.addresses.clone();
+    let interface = InterfaceSettings { addresses, overrides, ..InterfaceSettings::inherited(name) };
+    let document = DocumentSettings { interface: Some(interface), ..DocumentSettings::default() };
+    Effective::of(Arc::new(config)).with_document(Some(document))
+}
+
 fn derived(overrides: Overrides) -> (Link, Link, Vec<String>) {
-    let mut config = Config::from_text(Some(("test", CONFIG)), []).unwrap();
-    config.overrides = overrides;
+    let config = Config::from_text(Some(("test", CONFIG)), []).unwrap();
     let names = ["wg0", "wg1"].map(|n| n.parse().unwrap());
     let private = names.iter().cloned().zip((1..).map(|b| SecretKey::clamped([b; 32]))).collect();
     let uplink = config.uplink.as_ref().unwrap();
@@ -48,8 +58,9 @@ fn derived(overrides: Overrides) -> (Link, Link, Vec<String>) {
     };
     let keys = Arc::new(Keys { private, ..Keys::default() });
     let facts = Facts { keys, uplink: Some(Arc::new(choice)), ..Facts::default() };
-    let desired = derive(&config, &facts, &Desired::default()).unwrap();
-    let lines = config.overrides.lines(&config.interfaces[0], &config);
+    let effective = overridden(config, overrides);
+    let desired = derive(&effective, &facts, &Desired::default()).unwrap();
+    let lines = effective.override_lines();
     (desired.links[&names[0]].clone(), desired.links[&names[1]].clone(), lines)
 }
 
@@ -99,11 +110,11 @@ fn null_inherits_and_zero_is_a_value() {
 fn an_override_too_narrow_for_ipv6_leaves_the_last_good_state() {
     let text = "[node]\nid = \"edge-1\"\n[control]\nurl = \"https://c.example.net\"\n\
                     [[interface]]\nname = \"wg0\"\nmtu = 1400\naddresses = [\"10.8.0.2/24\", \"fd00::2/64\"]\n";
-    let mut config = Config::from_text(Some(("test", text)), []).unwrap();
+    let config = Config::from_text(Some(("test", text)), []).unwrap();
     let private = [("wg0".parse().unwrap(), SecretKey::clamped([1; 32]))].into();
     let facts = Facts { keys: Arc::new(Keys { private, ..Keys::default() }), ..Facts::default() };
     for (mtu, good) in [(Some(1280), true), (Some(0), true), (None, true), (Some(1279), false)] {
-        config.overrides.mtu = mtu;
+        let config = overridden(config.clone(), Overrides { mtu, ..Overrides::default() });
         let derived = derive(&config, &facts, &Desired::default());
         assert_eq!(derived.is_ok(), good, "{mtu:?}: {:?}", derived.err());
     }

@@ -2,6 +2,7 @@
 use super::*;
 use crate::sim as node;
 use rustix::io::Errno;
+use spoke_config::effective::Effective;
 use spoke_model::key::SecretKey;
 use spoke_model::time::Wall;
 use spoke_sys::sim::clock::SimClock;
@@ -29,7 +30,9 @@ impl Node {
         );
         let config = Arc::new(Config::from_text(Some(("test", &text)), []).unwrap());
         spoke_sys::disk::write_atomic(&dir.join("secret"), SECRET.as_bytes(), true).unwrap();
-        let node = node::Node::start(dir, config.clone(), config.clone(), kernel, clock.clone()).await;
+        let node =
+            node::Node::start(dir, config.clone(), Arc::new(Effective::of(config.clone())), kernel, clock.clone())
+                .await;
         let (net, changes, kernel) = (node.net.clone(), node.changes.clone(), node.kernel.clone());
         net.clone().wait_for(|s| s.ready).await.unwrap();
         let memory = Memory::open(dir, &clock).unwrap();

@@ -6,7 +6,6 @@ use spoke_change::messages;
 use spoke_change::request::ChangeRefused;
 use spoke_model::error_chain::ErrorChain;
 use spoke_sys::clock::Clock;
-use std::sync::Arc;
 
 impl<C: Clock> Ledger<C> {
     /// Makes a generation of what the configuration or the control plane declares otherwise than before, once the kernel has
@@ -14,15 +13,14 @@ impl<C: Clock> Ledger<C> {
     pub(crate) async fn compare(&mut self) {
         let (config, first) = {
             let status = self.net.borrow();
-            let config = status.control.as_ref().unwrap_or(&self.config);
-            let same = self.compared.as_ref().is_some_and(|c| Arc::ptr_eq(c, config));
-            if same || !status.clean {
+            let config = status.effective.as_ref().unwrap_or(&self.own);
+            if self.compared == Some(config.sequence()) || !status.clean {
                 return;
             }
             (config.clone(), self.compared.is_none())
         };
         let now = Declared::of(&config);
-        self.compared = Some(config);
+        self.compared = Some(config.sequence());
         let history = self.store.history();
         let Some(before) = history.declared_at(history.current()) else {
             if let Err(error) = self.store.begin(now).await {

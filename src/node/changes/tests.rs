@@ -7,6 +7,7 @@ use rustix::io::Errno;
 use spoke_change::conflict::Conflict;
 use spoke_change::edit::{OwnValues, PeerValues};
 use spoke_change::request::Generation;
+use spoke_config::effective::{DocumentSettings, InterfaceSettings};
 use spoke_model::key::PresharedKey;
 use spoke_model::time::Wall;
 use spoke_net::api_state::ApiStatePeer;
@@ -24,9 +25,9 @@ impl std::ops::Deref for Node {
     }
 }
 
-fn config(dir: &Path, mtu: u32) -> Arc<Config> {
+fn config(dir: &Path) -> Arc<Config> {
     let text = format!(
-        "[node]\nrole = \"hub\"\nstate_dir = \"{}\"\n[agent]\nkeep_generations = 4\n[[interface]]\nname = \"wg0\"\nlisten_port = 51820\nremove_unknown = false\nmtu = {mtu}\n",
+        "[node]\nrole = \"hub\"\nstate_dir = \"{}\"\n[agent]\nkeep_generations = 4\n[[interface]]\nname = \"wg0\"\nlisten_port = 51820\nremove_unknown = false\n",
         dir.display()
     );
     Arc::new(Config::from_text(Some(("test", &text)), []).unwrap())
@@ -34,11 +35,11 @@ fn config(dir: &Path, mtu: u32) -> Arc<Config> {
 
 impl Node {
     async fn start(dir: &Path, kernel: FakeKernel, clock: SimClock) -> Self {
-        Self::with(dir, kernel, clock, config(dir, 1280)).await
+        Self::with(dir, kernel, clock, Arc::new(Effective::of(config(dir)))).await
     }
 
-    async fn with(dir: &Path, kernel: FakeKernel, clock: SimClock, wanted: Arc<Config>) -> Self {
-        let node = node::Node::start(dir, config(dir, 1280), wanted, kernel, clock).await;
+    async fn with(dir: &Path, kernel: FakeKernel, clock: SimClock, wanted: Arc<Effective>) -> Self {
+        let node = node::Node::start(dir, config(dir), wanted, kernel, clock).await;
         // Until what is declared at the start is on the disk: a process that is killed before has noted nothing yet, and the
         // next one begins with what it finds. Simulated time goes on when no thread is writing.
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -48,17 +49,26 @@ impl Node {
     /// Ends everything as a crash would; the kernel stays.
     async fn restart(mut self, dir: &Path, clock: &SimClock) -> Self {
         self.0.kill().await;
-        let wanted = self.control.borrow().clone().unwrap();
+        let wanted = self.effective.borrow().clone().unwrap();
         Self::with(dir, self.kernel.kernel(), clock.clone(), wanted).await
     }
 
     /// The control plane sends another state, and the kernel takes it.
-    async fn declare(&self, wanted: Arc<Config>) {
-        self.control.send_replace(Some(wanted.clone()));
-        let taken = |s: &NetStatus| s.clean && s.control.as_ref().is_some_and(|c| Arc::ptr_eq(c, &wanted));
+    async fn declare(&self, mtu: u32) {
+        let sequence = self.set_mtu(mtu);
+        let taken = |s: &NetStatus| s.clean && s.sequence() == Some(sequence);
         self.net.clone().wait_for(taken).await.unwrap();
         // Until everybody has heard of it.
         tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+
+    fn set_mtu(&self, mtu: u32) -> u64 {
+        let interface = InterfaceSettings { mtu: Some(mtu), ..InterfaceSettings::inherited("wg0".parse().unwrap()) };
+        let document = DocumentSettings { interface: Some(interface), ..DocumentSettings::default() };
+        let wanted = self.effective.borrow().as_ref().unwrap().with_document(Some(document));
+        let sequence = wanted.sequence();
+        self.effective.send_replace(Some(Arc::new(wanted)));
+        sequence
     }
 
     async fn edit(&self, edit: Edit, confirm: Option<u64>) -> Result<AppliedChange, ChangeRefused> {
@@ -210,10 +220,10 @@ async fn what_others_declare_is_a_generation_that_is_told_and_not_taken_back() {
     node.edit(set(1, 2), None).await.unwrap();
     let before = file();
     let node = node.restart(dir.path(), &clock).await;
-    node.declare(config(dir.path(), 1280)).await;
+    node.declare(1280).await;
     assert_eq!(file(), before, "nothing is written where nothing differs");
 
-    node.declare(config(dir.path(), 1400)).await;
+    node.declare(1400).await;
     let history = node.changes.history().await.unwrap();
     let said: Vec<_> = history.iter().map(|g| (g.generation, g.actor.as_str(), g.what.as_str())).collect();
     assert_eq!(said[0], (3, "control plane", "the control plane's state: 1 value changed"), "{said:?}");
@@ -231,7 +241,7 @@ async fn what_others_declare_is_a_generation_that_is_told_and_not_taken_back() {
     assert_eq!(node.net.borrow().observed.links.values().next().unwrap().mtu, 1400);
 
     // Another configuration at a start is that of whoever has changed the file.
-    node.control.send_replace(Some(config(dir.path(), 1300)));
+    node.set_mtu(1300);
     let node = node.restart(dir.path(), &clock).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let newest = node.changes.history().await.unwrap()[0].clone();
@@ -356,7 +366,7 @@ async fn follow(ops: Vec<Op>) -> Result<(), TestCaseError> {
                 node = node.restart(dir.path(), &clock).await;
             }
             Op::Declare { mtu: new } => {
-                node.declare(config(dir.path(), new)).await;
+                node.declare(new).await;
                 if new != std::mem::replace(&mut mtu, new) {
                     theirs.insert(good.len());
                     good.push(last);

@@ -5,7 +5,7 @@ use crate::doctor::hub as probe_hub;
 use crate::doctor::probe;
 use crate::doctor::probe::{Finding, Level};
 use spoke_command::{Failure, Outcome, print};
-use spoke_config::Config;
+use spoke_config::effective::Effective;
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -19,7 +19,7 @@ pub struct Args {
 
 /// Prints every finding; exit code 1 if one of them is a failure.
 pub fn run(config: &Path, args: &Args) -> Outcome {
-    let config = super::remembered::config(load(config)?);
+    let config = super::remembered::effective(load(config)?);
     let findings = examine(&config)?;
     if args.json {
         print(&format!("{:#}\n", serde_json::to_value(&findings)?));
@@ -29,22 +29,20 @@ pub fn run(config: &Path, args: &Args) -> Outcome {
     if findings.iter().any(|f| f.level == Level::Fail) { Err(Failure::Silent) } else { Ok(()) }
 }
 
-fn examine(config: &Config) -> Result<Vec<Finding>, Failure> {
+fn examine(config: &Effective) -> Result<Vec<Finding>, Failure> {
+    let own = config.own();
     let mut findings = vec![
         spoke_command::block_on(probe::wireguard())?,
         probe::privileges(),
         probe::clock(),
-        probe::state_dir(&config.node.state_dir),
+        probe::state_dir(&own.node.state_dir),
     ];
-    findings.extend(probe::keys(config));
-    for hub in config.uplink.iter().flat_map(|u| &u.hubs) {
+    findings.extend(probe::keys(own));
+    for hub in config.hubs() {
         let (finding, addresses) = probe::dns(&hub.endpoint);
         findings.push(finding);
-        let mtu = config
-            .interfaces
-            .iter()
-            .find(|i| config.uplink.as_ref().is_some_and(|u| u.interface == i.name))
-            .map_or(spoke_config::interface::DEFAULT_MTU, |i| i.mtu);
+        let interface = config.uplink_interface().and_then(|name| config.interface(name));
+        let mtu = interface.map_or(spoke_config::interface::DEFAULT_MTU, |i| i.mtu());
         let mut paths: Vec<Finding> = addresses.iter().flat_map(|a| probe::udp_path(*a, mtu)).collect();
         // One address that can be reached is enough for a tunnel: the session tries them all.
         if paths.iter().any(|f| f.level == Level::Ok) {
@@ -53,10 +51,10 @@ fn examine(config: &Config) -> Result<Vec<Finding>, Failure> {
         findings.append(&mut paths);
     }
     findings.extend(probe_hub::forwarding(config));
-    if let Some(control) = &config.control {
+    if let Some(control) = &own.control {
         findings.push(spoke_command::block_on(probe_hub::control(control))?);
     }
-    if let Some(grants) = &config.grants {
+    if let Some(grants) = config.grants() {
         findings.extend(spoke_command::block_on(chain(grants))?);
     }
     Ok(findings)

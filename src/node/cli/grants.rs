@@ -52,8 +52,8 @@ pub enum Command {
 
 /// Runs the command.
 pub fn run(config: &Path, command: &Command) -> Outcome {
-    let config = super::remembered::config(load(config)?);
-    let socket = config.node.runtime_dir.join(SOCKET);
+    let config = super::remembered::effective(load(config)?);
+    let socket = config.own().node.runtime_dir.join(SOCKET);
     match command {
         Command::List { json } => {
             let report: Report = call(&socket, &SocketRequest::Grants)?;
@@ -78,7 +78,7 @@ pub fn run(config: &Path, command: &Command) -> Outcome {
             Ok(())
         }
         Command::Verify { node, key, block } => {
-            let Some(grants) = config.grants.clone() else {
+            let Some(grants) = config.grants().cloned() else {
                 return Err(Failure::BadInput(
                     "there is no [grants] section that says whom to ask, and the control plane names no contract"
                         .into(),

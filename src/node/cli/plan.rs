@@ -1,7 +1,6 @@
 //! `spoke plan`: what `run` would change in the kernel now.
 use super::{load, remembered};
 use spoke_command::{Failure, Outcome, print};
-use spoke_config::interface::Interface;
 use spoke_model::key_source::KeySource;
 use spoke_net::derive::derive;
 use spoke_net::plan::plan;
@@ -22,7 +21,8 @@ pub struct Args {
 
 /// Prints the plan; reads the kernel, the state directory and name servers, and changes nothing.
 pub fn run(config: &Path, args: &Args) -> Outcome {
-    let config = remembered::config(load(config)?);
+    let effective = remembered::effective(load(config)?);
+    let config = effective.own();
     let missing = |source: &KeySource| {
         matches!(keys::private(source, IfMissing::Fail), Err(KeyError::Missing { origin: KeySource::File(_), .. }))
     };
@@ -32,18 +32,15 @@ pub fn run(config: &Path, args: &Args) -> Outcome {
             "{name}: make the key {source}, whose public half nobody knows yet: the one below is made up\n"
         ));
     }
-    let controlled = |i: &&Interface| config.control.as_ref().is_some_and(|c| c.interface == i.name);
-    for interface in config.interfaces.iter().filter(controlled) {
-        config.overrides.lines(interface, &config).iter().for_each(|line| print(&format!("{line}\n")));
-    }
-    let keys = keys::load(&config, IfMissing::Imagine)?;
+    effective.override_lines().iter().for_each(|line| print(&format!("{line}\n")));
+    let keys = keys::load(config, IfMissing::Imagine)?;
     let wanted = config.interfaces.iter().map(|i| i.name.clone()).collect();
     let (observed, facts) = spoke_command::block_on(async {
-        let observed = crate::run::kernel(&config)?.observe(&wanted).await?;
-        let facts = remembered::facts(&config, keys, &observed).await?;
+        let observed = crate::run::kernel(config)?.observe(&wanted).await?;
+        let facts = remembered::facts(&effective, keys, &observed).await?;
         Ok::<_, Failure>((observed, facts))
     })??;
-    let desired = derive(&config, &facts, &Desired::default())?;
+    let desired = derive(&effective, &facts, &Desired::default())?;
     let plan = plan(&desired, &observed, &Memory::default());
     print(&render::plan(&plan, &observed));
     if args.exit_code && !plan.is_clean() { Err(Failure::Silent) } else { Ok(()) }

@@ -4,6 +4,7 @@ use crate::run::{access, control};
 use spoke_chain::follower as grants;
 use spoke_command::Failure;
 use spoke_config::Config;
+use spoke_config::effective::Effective;
 use spoke_model::address::HostPort;
 use spoke_net::derive::{Admitted, Facts, HubPeer, Keys, UplinkChoice};
 use spoke_net::state::{Endpoint, Observed};
@@ -15,15 +16,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-/// The configuration as the control plane last completed it, where there is one that did.
-pub(super) fn config(own: Config) -> Arc<Config> {
-    Arc::new(control::remembered(&own).unwrap_or(own))
+/// The configuration that would be in force: with the last good document of the control plane, if one is kept.
+pub(super) fn effective(own: Config) -> Effective {
+    let own = Arc::new(own);
+    control::remembered(&own).unwrap_or_else(|| Effective::of(own))
 }
 
-/// The facts. `config` is the completed one, `observed` what the kernel has.
-pub(super) async fn facts(config: &Config, keys: Keys, observed: &Observed) -> Result<Facts, Failure> {
-    let dir = &config.node.state_dir;
-    let admitted = match &config.grants {
+/// The facts. `observed` is what the kernel has.
+pub(super) async fn facts(config: &Effective, keys: Keys, observed: &Observed) -> Result<Facts, Failure> {
+    let dir = &config.own().node.state_dir;
+    let admitted = match config.grants() {
         Some(g) => grants::remembered(g, dir, &access::candidates(config), SystemClock.now()),
         None => Admitted::default(),
     };
@@ -34,14 +36,13 @@ pub(super) async fn facts(config: &Config, keys: Keys, observed: &Observed) -> R
         admitted: Arc::new(admitted),
         api_state: changes::peek(dir)?,
         names: Arc::new(known),
-        control: None,
     })
 }
 
 /// First addresses of all names; one that cannot be looked up in time is left out.
-async fn look_up(config: &Config) -> BTreeMap<HostPort, SocketAddr> {
-    let hubs = config.uplink.iter().flat_map(|u| &u.hubs).map(|h| h.endpoint.clone());
-    let wanted: BTreeSet<HostPort> = names::wanted(config).into_iter().chain(hubs).collect();
+async fn look_up(config: &Effective) -> BTreeMap<HostPort, SocketAddr> {
+    let hubs = config.hubs().iter().map(|h| h.endpoint.clone());
+    let wanted: BTreeSet<HostPort> = names::wanted(config.own()).into_iter().chain(hubs).collect();
     let resolver = &SystemResolver::default();
     let found = wanted.into_iter().map(|name| async move {
         let addresses = resolver.resolve(&name, RESOLVE_TIMEOUT).await.ok()?;
@@ -51,13 +52,13 @@ async fn look_up(config: &Config) -> BTreeMap<HostPort, SocketAddr> {
 }
 
 /// The hub that the kernel already has, where it has it; else the best one at the first address of its name.
-fn uplink(config: &Config, observed: &Observed, known: &BTreeMap<HostPort, SocketAddr>) -> Option<UplinkChoice> {
-    let uplink = config.uplink.as_ref()?;
-    let link = observed.links.get(&uplink.interface);
-    let present = uplink.hubs.iter().find(|h| link.is_some_and(|l| l.peers.contains_key(&h.public_key)));
-    let hub = present.or_else(|| uplink.hubs.first())?;
+fn uplink(config: &Effective, observed: &Observed, known: &BTreeMap<HostPort, SocketAddr>) -> Option<UplinkChoice> {
+    let (interface, hubs) = (config.uplink_interface()?, config.hubs());
+    let link = observed.links.get(interface);
+    let present = hubs.iter().find(|h| link.is_some_and(|l| l.peers.contains_key(&h.public_key)));
+    let hub = present.or_else(|| hubs.first())?;
     let in_use = link.and_then(|l| l.peers.get(&hub.public_key)).and_then(|p| p.endpoint);
     let endpoint = in_use.or_else(|| known.get(&hub.endpoint).copied()).map(|addr| Endpoint { addr, attempt: 0 });
     let active = HubPeer { hub: Arc::new(hub.clone()), endpoint };
-    Some(UplinkChoice { interface: uplink.interface.clone(), active, standby: None, port_epoch: 0, rebuild: 0 })
+    Some(UplinkChoice { interface: interface.clone(), active, standby: None, port_epoch: 0, rebuild: 0 })
 }

@@ -1,20 +1,20 @@
 //! What `spoke doctor` looks at on a hub and about the control plane.
 use super::probe::{Finding, Level, finding};
-use spoke_config::Config;
 use spoke_config::control::Control;
+use spoke_config::effective::Effective;
 use spoke_sys::http::{Http as _, HttpError, HttpsClient, Request, Trust};
 use std::time::Duration;
 
 /// Whether the machine forwards where its peers are to reach each other; nothing where nobody asks for it.
-pub fn forwarding(config: &Config) -> Vec<Finding> {
-    let asked = config.interfaces.iter().filter(|i| i.forwarding);
+pub fn forwarding(config: &Effective) -> Vec<Finding> {
+    let asked = config.interfaces().filter(|i| i.forwarding());
     let mut out = Vec::new();
     for interface in asked {
-        let six = interface.addresses.iter().any(|a| a.0.addr().is_ipv6());
+        let six = interface.addresses().iter().any(|a| a.0.addr().is_ipv6());
         let settings = [("net.ipv4.ip_forward", true), ("net.ipv6.conf.all.forwarding", six)];
         for (setting, _) in settings.into_iter().filter(|(_, needed)| *needed) {
             let path = format!("/proc/sys/{}", setting.replace('.', "/"));
-            let what = format!("forwarding on {}", interface.name);
+            let what = format!("forwarding on {}", interface.own().name);
             out.push(match std::fs::read_to_string(&path).as_deref().map(str::trim) {
                 Ok("0") => {
                     let remedy = format!("sysctl -w {setting}=1, and a line of it in /etc/sysctl.d");

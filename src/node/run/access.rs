@@ -8,6 +8,7 @@ use spoke_api::health::summary::{Access, Component, ComponentStatus, Components}
 use spoke_chain::follower::{Board, run};
 use spoke_chain::ledger::Directories;
 use spoke_config::Config;
+use spoke_config::effective::Effective;
 use spoke_config::grants::Grants;
 use spoke_config::interface::Access as Kind;
 use spoke_grants::chain::Pair;
@@ -38,20 +39,20 @@ impl Running {
     }
 }
 
-/// Starts it. `None`: no interface asks for grants. `control` is the configuration as the control plane completes it.
+/// Starts it. `None`: no interface asks for grants.
 pub(super) fn start(
     tasks: &mut Supervisor,
     config: &Arc<Config>,
-    control: Option<Fact<Config>>,
+    effective: &Fact<Effective>,
     components: &watch::Sender<Components>,
     clock: SystemClock,
 ) -> Option<Running> {
     if !config.interfaces.iter().any(|i| i.access == Kind::Nft) {
         return None;
     }
-    let (candidates, wanting) = watch::channel(Arc::new(candidates(config)));
-    let (base, completed, candidates) = (config.clone(), control.clone(), Arc::new(candidates));
-    tasks.restarting("candidates", seed, move || follow(base.clone(), completed.clone(), candidates.clone()));
+    let (candidates, wanting) = watch::channel(Arc::new(candidates(&Effective::of(config.clone()))));
+    let (own, in_force, candidates) = (config.clone(), effective.clone(), Arc::new(candidates));
+    tasks.restarting("candidates", seed, move || follow(own.clone(), in_force.clone(), candidates.clone()));
     let (admitted, admissions) = watch::channel(None);
     let (report, reports) = watch::channel(None);
     let (admitted, report, refresh) = (Arc::new(admitted), Arc::new(report), Arc::new(Notify::new()));
@@ -68,10 +69,10 @@ pub(super) fn start(
         refresh: rung.clone(),
         hold,
     });
-    let (base, before) = (config.clone(), Arc::new(Mutex::new(None)));
+    let (effective, before) = (effective.clone(), Arc::new(Mutex::new(None)));
     tasks.restarting("grants", seed, move || {
         let (board, before, nobody) = (board.clone(), before.clone(), nobody.clone());
-        control::following(base.clone(), control.clone(), contract_of, "access contract", move |grants| {
+        control::following(effective.clone(), contract_of, "access contract", move |grants| {
             let hold = grants.as_ref().and_then(|g| hold(&before, g, clock.now()));
             let (board, nobody) = (grants.map(|grants| board(grants, hold)), nobody.clone());
             async move {
@@ -95,8 +96,8 @@ pub(super) fn start(
 }
 
 /// Which contract decides; `None` within: none is named yet.
-fn contract_of(config: &Config) -> Option<Option<Arc<Grants>>> {
-    Some(config.grants.clone().map(Arc::new))
+fn contract_of(config: &Effective) -> Option<Option<Arc<Grants>>> {
+    Some(config.grants().cloned().map(Arc::new))
 }
 
 /// The contract followed last, and until when its word is held.
@@ -118,13 +119,13 @@ fn hold(before: &Before, next: &Arc<Grants>, now: Boot) -> Option<Boot> {
 /// Tells the grants task who wants to be a peer, and again whenever the control plane names others. `derive` filters the
 /// same configuration.
 async fn follow(
-    base: Arc<Config>,
-    mut control: Option<Fact<Config>>,
+    own: Arc<Config>,
+    mut effective: Fact<Effective>,
     told: Arc<watch::Sender<Arc<BTreeSet<Pair>>>>,
 ) -> Result<(), Infallible> {
     loop {
-        let completed = control.as_mut().and_then(|c| c.borrow_and_update().clone());
-        let wanted = Arc::new(candidates(completed.as_deref().unwrap_or(&base)));
+        let in_force = effective.borrow_and_update().clone();
+        let wanted = Arc::new(candidates(&in_force.unwrap_or_else(|| Arc::new(Effective::of(own.clone())))));
         told.send_if_modified(|before| {
             let new = *before != wanted;
             if new {
@@ -132,11 +133,7 @@ async fn follow(
             }
             new
         });
-        let another = match &mut control {
-            Some(c) => c.changed().await.is_ok(),
-            None => false,
-        };
-        if !another {
+        if effective.changed().await.is_err() {
             // The last word stays, and the sender with it, so that the grants task is never without.
             std::future::pending().await
         }
@@ -144,9 +141,9 @@ async fn follow(
 }
 
 /// The peers that need a grant.
-pub(crate) fn candidates(config: &Config) -> BTreeSet<Pair> {
-    let nft = config.interfaces.iter().filter(|i| i.access == Kind::Nft);
-    nft.flat_map(|i| &i.peers).filter_map(|p| Some((p.node_id.clone()?, p.public_key))).collect()
+pub(crate) fn candidates(config: &Effective) -> BTreeSet<Pair> {
+    let nft = config.interfaces().filter(|i| i.own().access == Kind::Nft);
+    nft.flat_map(|i| i.peers()).filter_map(|p| Some((p.node_id.clone()?, p.public_key))).collect()
 }
 
 async fn tell(
@@ -252,12 +249,13 @@ mod tests {
         let base = Arc::new(config(&[("here", 1)]));
         let (candidates_out, mut told) = watch::channel(Arc::new(BTreeSet::new()));
         let (control, completed) = watch::channel(None);
+        let next = |peers: &[_]| Some(Arc::new(Effective::of(Arc::new(config(peers)))));
         let names = |c: &BTreeSet<Pair>| c.iter().map(|(node, _)| node.to_string()).collect::<Vec<_>>();
-        let following = tokio::spawn(follow(base, Some(completed), Arc::new(candidates_out)));
+        let following = tokio::spawn(follow(base, completed, Arc::new(candidates_out)));
         assert_eq!(names(&told.wait_for(|c| !c.is_empty()).await.unwrap()), ["here"], "nobody of an open interface");
-        control.send_replace(Some(Arc::new(config(&[("here", 1), ("there", 2)]))));
+        control.send_replace(next(&[("here", 1), ("there", 2)]));
         assert_eq!(names(&told.wait_for(|c| c.len() == 2).await.unwrap()), ["here", "there"]);
-        control.send_replace(Some(Arc::new(config(&[("there", 2)]))));
+        control.send_replace(next(&[("there", 2)]));
         assert_eq!(names(&told.wait_for(|c| c.len() == 1).await.unwrap()), ["there"]);
         drop(control);
         tokio::task::yield_now().await;

@@ -8,9 +8,10 @@ use crate::supervise::Supervisor;
 use spoke_api::health::summary::Components;
 use spoke_command::Failure;
 use spoke_config::Config;
+use spoke_config::effective::Effective;
 use spoke_enroll::document::Envelope;
-use spoke_enroll::effective::effective;
 use spoke_enroll::identity::Enrolment;
+use spoke_enroll::settings::settings;
 use spoke_enroll::status::ControlStatus;
 use spoke_enroll::wire::Capabilities;
 use spoke_model::key_source::KeySource;
@@ -62,8 +63,6 @@ pub(super) struct ControlInputs<'a> {
 /// The follower, seen from outside.
 #[derive(Clone)]
 pub(super) struct ControlHandles {
-    /// The configuration as the control plane completes it.
-    pub(super) config: Fact<Config>,
     /// For the control socket.
     pub(super) view: ControlView,
 }
@@ -72,6 +71,7 @@ pub(super) struct ControlHandles {
 pub(super) fn start(
     tasks: &mut Supervisor,
     config: &Arc<Config>,
+    publish: watch::Sender<Option<Arc<Effective>>>,
     wires: ControlInputs<'_>,
 ) -> Result<Option<ControlHandles>, Failure> {
     let (Some(control), Some(node)) = (config.control.clone(), config.node.id.clone()) else { return Ok(None) };
@@ -89,7 +89,6 @@ pub(super) fn start(
     let token: TokenSource = Arc::new(move || token(source_of_token.as_ref()));
     // Refused before anything starts: a key file of others is a fault to mend now.
     keys::identity(&dir.join("identity.key"))?;
-    let (publish, published) = watch::channel(None);
     let (status, statuses) = watch::channel(ControlStatus::default());
     let (asking, asked) = mpsc::channel(1);
     let asked = Arc::new(Mutex::new(asked));
@@ -133,17 +132,17 @@ pub(super) fn start(
     let (view, board) = (statuses.clone(), components.clone());
     let report = Arc::new(move || Some(component_status::fleet(&statuses.borrow(), SystemClock.now())));
     tasks.restarting("fleet", seed, move || component_status::control(view.clone(), board.clone(), SystemClock));
-    Ok(Some(ControlHandles { config: published, view: ControlView { report, rotate: asking } }))
+    Ok(Some(ControlHandles { view: ControlView { report, rotate: asking } }))
 }
 
 /// The configuration as the kept state completes it, for who only looks; `None`: there is none that we may believe.
-pub(crate) fn remembered(config: &Config) -> Option<Config> {
-    let (control, node) = (config.control.as_ref()?, config.node.id.as_ref()?);
+pub(crate) fn remembered(config: &Arc<Config>) -> Option<Effective> {
+    let (_, node) = (config.control.as_ref()?, config.node.id.as_ref()?);
     let dir = &config.node.state_dir;
     let enrolment = Document::<Enrolment>::new(dir.join(ENROLMENT), KEPT).peek()?;
     let envelope = Document::<Envelope>::new(dir.join(STATE), KEPT).peek()?;
     let document = envelope.verify(node, &enrolment.signing_keys).ok()?;
-    Some(effective(config, control, &document))
+    Some(Effective::of(config.clone()).with_document(Some(settings(config, &document))))
 }
 
 /// The enrolment token, or why there is none and what to do.
@@ -185,9 +184,8 @@ fn capabilities() -> Capabilities {
 /// Runs what `start` makes of a part of the configuration in force, and another one whenever that part changes. `part`
 /// gives `None` where there is nothing to run.
 pub(super) async fn following<T, F, S, E>(
-    base: Arc<Config>,
-    mut control: Option<Fact<Config>>,
-    part: fn(&Config) -> Option<T>,
+    mut effective: Fact<Effective>,
+    part: fn(&Effective) -> Option<T>,
     what: &'static str,
     mut start: S,
 ) -> Result<(), E>
@@ -197,20 +195,17 @@ where
     F: Future<Output = Result<(), E>>,
 {
     loop {
-        let now = match &mut control {
-            Some(control) => control.borrow_and_update().clone(),
-            None => Some(base.clone()),
-        };
+        let now = effective.borrow_and_update().clone();
         let wanted = now.as_deref().and_then(part);
         let Some(config) = wanted.clone() else {
-            changed(&mut control).await;
+            changed(&mut effective).await;
             continue;
         };
         let running = start(config);
         let other = async {
             loop {
-                changed(&mut control).await;
-                let now = control.as_ref().and_then(|c| c.borrow().clone());
+                changed(&mut effective).await;
+                let now = effective.borrow().clone();
                 if now.as_deref().and_then(part) != wanted {
                     return;
                 }
@@ -223,20 +218,18 @@ where
     }
 }
 
-async fn changed(control: &mut Option<Fact<Config>>) {
-    match control {
-        Some(control) if control.has_changed().is_ok() => {
-            let _ = control.changed().await;
-        }
-        Some(_) | None => std::future::pending().await,
+/// Never returns where no control plane publishes.
+async fn changed(effective: &mut Fact<Effective>) {
+    if effective.changed().await.is_err() {
+        std::future::pending().await
     }
 }
 
 /// The hub session. The tunnel stays as the old one left it until the new one has decided.
-pub(super) fn session_of(config: &Config) -> Option<session::Config> {
-    let uplink = config.uplink.clone()?;
-    let own = config.interfaces.iter().find(|i| i.name == uplink.interface).and_then(|i| i.listen_port);
-    let fixed_port = config.overrides.listen_port.map_or(own.is_some(), |p| p != 0);
+pub(super) fn session_of(config: &Effective) -> Option<session::Config> {
+    let uplink = config.uplink()?;
+    let interface = config.interface(&uplink.interface)?;
+    let fixed_port = interface.overrides().listen_port.map_or(interface.listen_port().is_some(), |p| p != 0);
     Some(session::Config { uplink: Arc::new(uplink), fixed_port })
 }
 

@@ -3,6 +3,7 @@ use crate::reconciler::Fact;
 use crate::supervise::Supervisor;
 use spoke_api::health::summary::Components;
 use spoke_config::Config;
+use spoke_config::effective::Effective;
 use spoke_sys::random::seed;
 use spoke_sys::updater::Notes;
 use spoke_update::notice::Notice;
@@ -18,7 +19,7 @@ const LOOK: Duration = Duration::from_secs(5);
 pub(super) fn start(
     tasks: &mut Supervisor,
     config: &Arc<Config>,
-    control: Option<Fact<Config>>,
+    effective: Fact<Effective>,
     components: &watch::Sender<Components>,
     update: watch::Sender<Option<Notice>>,
 ) {
@@ -26,19 +27,19 @@ pub(super) fn start(
         return;
     }
     let notes = Notes::at(&config.node.runtime_dir);
-    if let Some(control) = control {
+    if config.control.is_some() {
         let notes = notes.clone();
-        tasks.restarting("release", seed, move || want(notes.clone(), control.clone()));
+        tasks.restarting("release", seed, move || want(notes.clone(), effective.clone()));
     }
     let components = components.clone();
     tasks.restarting("slots", seed, move || tell(notes.clone(), components.clone(), update.clone()));
 }
 
-async fn want(notes: Notes, mut control: Fact<Config>) -> Result<(), std::io::Error> {
+async fn want(notes: Notes, mut effective: Fact<Effective>) -> Result<(), std::io::Error> {
     loop {
-        let wanted = control.borrow_and_update().as_ref().and_then(|c| c.update.wanted.clone());
+        let wanted = effective.borrow_and_update().as_ref().and_then(|e| e.wanted_release().cloned());
         notes.want(wanted.as_ref())?;
-        if control.changed().await.is_err() {
+        if effective.changed().await.is_err() {
             return Ok(());
         }
     }
@@ -62,6 +63,7 @@ async fn tell(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use spoke_config::effective::DocumentSettings;
     use spoke_model::release::WantedRelease;
     use spoke_update::record::UpdateRecord;
     use spoke_update::slot::Slot;
@@ -70,13 +72,14 @@ mod tests {
     async fn what_is_wanted_goes_out_and_how_it_stands_comes_in() {
         let dir = tempfile::tempdir().unwrap();
         let notes = Notes::in_places(dir.path().join("n"), dir.path().join("w"));
-        let mut config = Config::from_text(None, std::iter::empty()).unwrap();
-        let (out, control) = watch::channel(Some(Arc::new(config.clone())));
+        let own = Effective::of(Arc::new(Config::from_text(None, std::iter::empty()).unwrap()));
+        let (out, control) = watch::channel(Some(Arc::new(own.clone())));
         let wants = tokio::spawn(want(notes.clone(), control));
         tokio::task::yield_now().await;
         assert_eq!(notes.wanted(), None);
-        config.update.wanted = Some(WantedRelease { version: "2".into(), source: None });
-        out.send_replace(Some(Arc::new(config)));
+        let release = Some(WantedRelease { version: "2".into(), source: None });
+        let document = DocumentSettings { release, ..DocumentSettings::default() };
+        out.send_replace(Some(Arc::new(own.with_document(Some(document)))));
         drop(out);
         wants.await.unwrap().unwrap();
         assert_eq!(notes.wanted().unwrap().version, "2");

@@ -7,6 +7,7 @@ use crate::socket::Answers;
 use spoke_api::health::summary::Components;
 use spoke_api::socket::SOCKET;
 use spoke_config::Config;
+use spoke_config::effective::Effective;
 use spoke_model::time::Wall;
 use spoke_sys::sim::clock::SimClock;
 use spoke_sys::sim::kernel::FakeKernel;
@@ -245,7 +246,14 @@ async fn update_commits_with_health_endpoint_disabled() {
     );
     let config = Arc::new(Config::from_text(Some(("test", &text)), []).unwrap());
     let clock = SimClock::new(Wall(0));
-    let node = Node::start(dir.path(), config.clone(), config.clone(), FakeKernel::default(), clock.clone()).await;
+    let node = Node::start(
+        dir.path(),
+        config.clone(),
+        Arc::new(Effective::of(config.clone())),
+        FakeKernel::default(),
+        clock.clone(),
+    )
+    .await;
     let socket = dir.path().join(SOCKET);
     let (_trail, audit) = Trail::open(dir.path(), clock.clone(), tokio::sync::watch::channel(None).1).unwrap();
     let answers = Answers {

@@ -215,7 +215,7 @@ impl Node {
         let private = [("wg0".parse().unwrap(), SecretKey::clamped([9; 32]))].into();
         let (secrets, keys) = watch::channel(Some(Arc::new(Keys { private, ..Keys::default() })));
         let (net_out, net) = watch::channel(NetStatus::default());
-        let (publish, control) = watch::channel(None);
+        let (publish, in_force) = watch::channel(None);
         let (status_out, status) = watch::channel(ControlStatus::default());
         let (_, rotate) = mpsc::channel(1);
         let follower = ControlTask {
@@ -223,8 +223,8 @@ impl Node {
             echo: NoEcho,
             clock: clock.clone(),
             random,
-            base: base.clone(),
             control: base.control.clone().unwrap(),
+            base,
             node: "hub-1".parse().unwrap(),
             identity: signer(9),
             keys: OneKey,
@@ -264,12 +264,12 @@ impl Node {
             uplink: None,
             names: None,
             admitted: None,
-            control: Some(control),
+            effective: in_force,
             api_state: None,
             repair: None,
         };
         let (events, _) = watch::channel(0);
-        let reconciler = Reconciler { kernel, clock, notify: Silent, config: base, sources, status: net_out, events };
+        let reconciler = Reconciler { kernel, clock, notify: Silent, sources, status: net_out, events };
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { drop(reconciler.run().await) });
         tasks.spawn(async move { follower.run().await.unwrap() });

@@ -1,0 +1,176 @@
+//! What a state document sets on this device, and whether the device can follow it. Pure.
+use super::document::{StateDocument, WantedHub, WantedInterface, WantedPeer};
+use spoke_config::Config;
+use spoke_config::effective::{DocumentSettings, InterfaceSettings};
+use spoke_config::interface::{Access, Peer};
+use spoke_config::node::Role;
+use spoke_config::uplink::Hub;
+use spoke_model::address::{Cidr, IfAddress};
+use spoke_model::interface_name::IfName;
+
+/// Why a device cannot follow a document that is valid by itself.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Incompatible {
+    /// The device is configured as the other role.
+    #[error("it is for a {role}: set node.role = \"{role}\", or enrol under another name", role = role_name(*.0))]
+    Role(Role),
+    /// An interface admits peers by NFT, and neither side names a contract.
+    #[error(
+        "it names no contract, and interface {0} has access = \"nft\": give the network a grants policy, or the node a [grants] of its own"
+    )]
+    NoContract(IfName),
+}
+
+const fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Hub => "hub",
+        Role::Node => "node",
+    }
+}
+
+/// What `document` sets; its first interface is the device's `control.interface`, whatever name the document gives it.
+pub fn settings(own: &Config, document: &StateDocument) -> DocumentSettings {
+    let name = own.control.as_ref().map(|c| &c.interface);
+    DocumentSettings {
+        interface: name.zip(document.interfaces.first()).map(|(name, wanted)| interface(name.clone(), wanted)),
+        // Checked when the document was opened.
+        grants: document.grants.as_ref().and_then(|policy| policy.read(own.node.role).ok()),
+        release: document.release.clone(),
+    }
+}
+
+/// Whether a device with the configuration `own` can follow `document`.
+pub fn check_compatible(own: &Config, document: &StateDocument) -> Result<(), Incompatible> {
+    if document.role != own.node.role {
+        return Err(Incompatible::Role(document.role));
+    }
+    let nft = own.interfaces.iter().find(|i| i.access == Access::Nft);
+    match (nft, &own.grants, &document.grants) {
+        (Some(interface), None, None) => Err(Incompatible::NoContract(interface.name.clone())),
+        _ => Ok(()),
+    }
+}
+
+fn interface(name: IfName, wanted: &WantedInterface) -> InterfaceSettings {
+    InterfaceSettings {
+        name,
+        addresses: wanted.addresses.iter().map(|a| IfAddress(*a)).collect(),
+        listen_port: wanted.listen_port,
+        mtu: wanted.mtu,
+        dns: wanted.dns.clone(),
+        forwarding: wanted.forwarding,
+        hubs: wanted.hubs.iter().map(hub).collect(),
+        peers: wanted.peers.iter().map(|p| (p.public_key, peer(p))).collect(),
+        overrides: wanted.overrides.clone(),
+    }
+}
+
+fn hub(hub: &WantedHub) -> Hub {
+    Hub {
+        name: hub.node_id.to_string(),
+        public_key: hub.public_key,
+        preshared_key: None,
+        endpoint: hub.endpoint.clone(),
+        address: hub.address,
+        allowed_ips: hub.allowed_ips.iter().map(|n| Cidr(*n)).collect(),
+        keepalive: hub.keepalive,
+    }
+}
+
+fn peer(peer: &WantedPeer) -> Peer {
+    Peer {
+        name: None,
+        node_id: Some(peer.node_id.clone()),
+        public_key: peer.public_key,
+        preshared_key: None,
+        allowed_ips: peer.allowed_ips.iter().map(|n| Cidr(*n)).collect(),
+        endpoint: None,
+        keepalive: peer.keepalive,
+        isolated: peer.isolated,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use spoke_config::effective::Effective;
+    use spoke_model::key::PublicKey;
+    use std::sync::Arc;
+
+    fn own() -> Arc<Config> {
+        let text = "[node]\nid = \"edge-1\"\n[control]\nurl = \"https://c.example.net:8443\"\n";
+        Arc::new(Config::from_text(Some(("x", text)), []).unwrap())
+    }
+
+    fn document(hubs: usize, peers: u8) -> StateDocument {
+        let hub = |n: usize| {
+            serde_json::json!({"node_id": format!("hub-{n}"), "public_key": PublicKey([100 + n as u8; 32]),
+            "endpoint": "192.0.2.1:51820", "address": "10.8.0.1", "allowed_ips": ["10.8.0.1/32"], "keepalive": 25})
+        };
+        let peer = |n: u8| {
+            serde_json::json!({"node_id": format!("n-{n}"), "public_key": PublicKey([n; 32]),
+            "allowed_ips": [format!("10.8.1.{n}/32")]})
+        };
+        serde_json::from_value(serde_json::json!({"version": 1, "node_id": "edge-1", "generation": 3, "role": "node",
+            "signing_keys": [], "interfaces": [{"name": "wg7", "addresses": ["10.8.0.5/16"], "mtu": 1380,
+            "hubs": (0..hubs).map(hub).collect::<Vec<_>>(), "peers": (1..=peers).map(peer).collect::<Vec<_>>()}]}))
+        .unwrap()
+    }
+
+    fn effective(own: &Arc<Config>, document: &StateDocument) -> Effective {
+        Effective::of(own.clone()).with_document(Some(settings(own, document)))
+    }
+
+    #[test]
+    fn control_interface_needs_no_configuration() {
+        let own = own();
+        assert_eq!(
+            own.interfaces.len(),
+            1,
+            "it exists before the node is enrolled, because its key is what is enrolled"
+        );
+        let effective = effective(&own, &document(1, 0));
+        let link = effective.interfaces().next().unwrap();
+        assert_eq!((link.own().name.as_str(), link.mtu()), ("wg0", 1380), "the node names its interface");
+        assert_eq!(link.addresses()[0].0.to_string(), "10.8.0.5/16");
+        let uplink = effective.uplink().unwrap();
+        assert_eq!((uplink.interface.as_str(), uplink.hubs[0].name.as_str()), ("wg0", "hub-0"));
+    }
+
+    #[test]
+    fn hub_gets_peers_and_no_uplink() {
+        let effective = effective(&own(), &document(0, 3));
+        assert_eq!((effective.uplink(), effective.uplink_interface()), (None, None));
+        assert_eq!(effective.interfaces().next().unwrap().peers().count(), 3);
+    }
+
+    #[test]
+    fn own_grants_win_as_a_whole() {
+        let section = |n: u8| {
+            let contract = "0".repeat(39) + &n.to_string();
+            format!("contract = \"0x{contract}\"\nchain_id = {n}\nendpoints = [\"http://{n}.example.net\"]\n")
+        };
+        let load = |more: &str| {
+            let text = format!(
+                "[node]\nid = \"hub-1\"\nrole = \"hub\"\n[control]\nurl = \"https://c.example.net\"\n[[interface]]\nname = \"wg0\"\nlisten_port = 51820\naccess = \"nft\"\n{more}"
+            );
+            Arc::new(Config::from_text(Some(("x", &text)), []).unwrap())
+        };
+        let (without, with) = (load(""), load(&format!("[grants]\n{}", section(1))));
+        let bare = StateDocument { role: Role::Hub, ..document(0, 3) };
+        let policy = spoke_config::policy::GrantsPolicy::from_toml(&section(2)).unwrap();
+        let naming = StateDocument { grants: Some(policy), ..bare.clone() };
+        let chain = |own: &Arc<Config>, document: &StateDocument| {
+            assert_eq!(check_compatible(own, document), Ok(()));
+            effective(own, document).grants().map(|g| (g.chain_id, g.endpoints.len(), g.poll.as_secs()))
+        };
+        assert_eq!(chain(&without, &naming), Some((2, 1, 5)));
+        assert_eq!(chain(&with, &naming), Some((1, 1, 5)));
+        assert_eq!(chain(&with, &bare), Some((1, 1, 5)));
+        assert_eq!(chain(&own(), &document(0, 3)), None, "no interface asks for grants");
+        let why = check_compatible(&without, &bare).unwrap_err().to_string();
+        assert!(why.contains("wg0") && why.contains("grants policy") && why.contains("[grants]"), "{why}");
+        let why = check_compatible(&own(), &bare).unwrap_err().to_string();
+        assert_eq!(why, "it is for a hub: set node.role = \"hub\", or enrol under another name");
+    }
+}
