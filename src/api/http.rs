@@ -1,6 +1,7 @@
 //! HTTP as the local endpoints and the agent API see it: plain values, no library's types.
 pub mod limit;
 
+use percent_encoding::percent_decode_str;
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -111,25 +112,13 @@ pub struct BadPath;
 
 /// Percent-decodes a path. `+` stays `+`: only queries write a space that way.
 pub fn decode_path(raw: &str) -> Result<Cow<'_, str>, BadPath> {
-    if !raw.contains(['%', '\0']) {
-        return Ok(Cow::Borrowed(raw));
+    // The decoder leaves a broken escape as it stands.
+    let is_escape = |rest: &str| rest.as_bytes().get(..2).is_some_and(|d| d.iter().all(u8::is_ascii_hexdigit));
+    if !raw.split('%').skip(1).all(is_escape) {
+        return Err(BadPath);
     }
-    let digit = |b: Option<u8>| b.and_then(|b| char::from(b).to_digit(16)).and_then(|d| u8::try_from(d).ok());
-    let mut out = Vec::with_capacity(raw.len());
-    let mut bytes = raw.bytes();
-    while let Some(b) = bytes.next() {
-        let b = if b == b'%' {
-            let (high, low) = (digit(bytes.next()).ok_or(BadPath)?, digit(bytes.next()).ok_or(BadPath)?);
-            high << 4 | low
-        } else {
-            b
-        };
-        if b == 0 {
-            return Err(BadPath);
-        }
-        out.push(b);
-    }
-    String::from_utf8(out).map(Cow::Owned).map_err(|_| BadPath)
+    let path = percent_decode_str(raw).decode_utf8().map_err(|_| BadPath)?;
+    if path.contains('\0') { Err(BadPath) } else { Ok(path) }
 }
 
 /// Whether a `Host` value names this machine: an IP address, `localhost`, or one of `names`; the port does not matter.

@@ -1,15 +1,15 @@
-//! Why an edit may not be, with the name of whoever has what was asked for.
+//! Conflicts of an edit with other owners, each with the owner's name.
 use ipnet::IpNet;
 use spoke_model::interface_name::IfName;
 use spoke_model::key::PublicKey;
 
-/// Why an edit may not be.
+/// Why an edit is not allowed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Conflict {
-    /// There is no such interface.
+    /// The interface does not exist.
     #[error("Interface {0} not found")]
     NoLink(IfName),
-    /// There is no such peer.
+    /// The peer does not exist.
     #[error("Peer {1} not found on {0}")]
     NoPeer(IfName, PublicKey),
     /// Another peer has the network.
@@ -17,72 +17,74 @@ pub enum Conflict {
     Held {
         /// The network.
         net: IpNet,
-        /// Who has it.
+        /// The peer that holds it.
         holder: PublicKey,
     },
-    /// Two peers of one file want the same network.
+    /// Two peers of one file claim the same network.
     #[error("Allowed IP {net} is given to peer {first} and to peer {second}")]
     Twice {
         /// The network.
         net: IpNet,
-        /// The one.
+        /// One peer.
         first: PublicKey,
-        /// The other.
+        /// The other peer.
         second: PublicKey,
     },
-    /// Somebody else declares the peer.
+    /// The peer is declared by another source.
     #[error("Peer {peer} is declared by {by}: change it there")]
     PeerDeclared {
         /// The peer.
         peer: PublicKey,
-        /// Who.
+        /// The source.
         by: &'static str,
     },
-    /// Somebody else declares the interface.
+    /// The interface is declared by another source.
     #[error("Interface {link} is declared by {by}: change it there")]
     LinkDeclared {
         /// The interface.
         link: IfName,
-        /// Who.
+        /// The source.
         by: &'static str,
     },
-    /// The interface carries the way to the hub.
-    #[error("Interface {0} carries the uplink: without it the node would be cut off")]
+    /// The interface carries the uplink.
+    #[error("Interface {0} carries the uplink: bringing it down would disconnect the node")]
     CarriesUplink(IfName),
-    /// Grants decide who is a peer there.
-    #[error("Peers of {0} are admitted by their grants: see access in the configuration")]
+    /// Peers of the interface are admitted by grants.
+    #[error("Peers of {0} are admitted by their grants: see `access` in the configuration")]
     Granted(IfName),
-    /// Policy says not to write.
-    #[error("Interface {0} is only observed: set drift = \"enforce\" in the configuration to change it")]
+    /// The interface's drift policy is `observe`.
+    #[error(
+        "Interface {0} is only observed (drift = \"observe\"): set drift = \"enforce\" in the configuration to change it"
+    )]
     ObservedOnly(IfName),
-    /// An interface of that name is there and not ours.
-    #[error("Interface {0} exists and was made by somebody else: choose another name")]
+    /// Another program created an interface of that name.
+    #[error("Interface {0} exists and was created by another program: choose another name")]
     Foreign(IfName),
-    /// The interface's own key.
+    /// The peer has the interface's own key.
     #[error("Peer {0} has the interface's own public key")]
     OwnKey(PublicKey),
-    /// The port is another interface's.
-    #[error("Port {port} is that of interface {holder}")]
+    /// Another interface uses the port.
+    #[error("Port {port} is used by interface {holder}: choose another port")]
     PortTaken {
         /// The port.
         port: u16,
-        /// Who has it.
+        /// The interface that uses it.
         holder: IfName,
     },
-    /// More than the bounds allow.
+    /// Above a limit.
     #[error("{count} {what} are more than the {max} allowed")]
     TooMany {
-        /// Peers or allowed-ips.
+        /// What is counted.
         what: &'static str,
-        /// How many.
+        /// Count asked for.
         count: usize,
-        /// How many there may be.
+        /// The limit.
         max: usize,
     },
 }
 
 impl Conflict {
-    /// Whether what was asked about is simply not there.
+    /// Whether the interface or peer does not exist.
     pub const fn is_missing(&self) -> bool {
         matches!(self, Self::NoLink(_) | Self::NoPeer(..))
     }

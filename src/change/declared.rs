@@ -1,22 +1,22 @@
-//! What the configuration and the control plane declare, value by value, so that it can be compared and kept. Pure, and
-//! without secrets: keys stand in it as the places they are read from.
+//! The values that the configuration and the control plane declare, in a form that can be compared and stored. No secrets:
+//! a private key is represented by its source.
 use serde::{Deserialize, Serialize};
 use spoke_config::effective::Effective;
 use std::collections::{BTreeMap, BTreeSet};
 use toml::Value;
 
-/// Every value by its place, such as `interface.wg0.mtu`; a peer or a hub is one value.
+/// Values by path, such as `interface.wg0.mtu`; a peer or a hub is one value.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Declared(BTreeMap<String, String>);
 
-/// What turns one into another; null: no longer there.
+/// The difference between two [`Declared`]; null: removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Revision(BTreeMap<String, Option<String>>);
 
 impl Declared {
-    /// What a configuration says, defaults included.
+    /// The values of a configuration, defaults included.
     pub fn of(config: &Effective) -> Self {
         let mut out = BTreeMap::new();
         if let Ok(Value::Table(root)) = Value::try_from(config) {
@@ -27,14 +27,14 @@ impl Declared {
         Self(out)
     }
 
-    /// What turns this into `to`.
+    /// The revision that leads from this to `to`.
     pub fn until(&self, to: &Self) -> Revision {
         let keys: BTreeSet<&String> = self.0.keys().chain(to.0.keys()).collect();
         let differing = keys.into_iter().filter(|k| self.0.get(*k) != to.0.get(*k));
         Revision(differing.map(|k| (k.clone(), to.0.get(k).cloned())).collect())
     }
 
-    /// Carries a revision out.
+    /// Applies a revision.
     pub fn revise(&mut self, revision: &Revision) {
         for (key, value) in &revision.0 {
             match value {
@@ -46,17 +46,17 @@ impl Declared {
 }
 
 impl Revision {
-    /// Nothing differs.
+    /// Whether nothing differs.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// How many values differ.
+    /// Number of values that differ.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// The differences as lines for people, over what was there before.
+    /// The differences as text, one line a value.
     pub fn lines(&self, before: &Declared) -> Vec<String> {
         let line = |(key, value): (&String, &Option<String>)| match (before.0.get(key), value) {
             (None, Some(new)) => format!("+ {key} = {new}"),
@@ -68,8 +68,8 @@ impl Revision {
     }
 }
 
-/// Tables are entered; of lists, only those of interfaces (at the top) are. A list's items go by their name or key, because
-/// their number would change with every item before them.
+/// Descends into tables, and into lists at the top level only. List items are keyed by name or public key, since an index
+/// changes with every insertion.
 fn flatten(path: &str, value: &Value, top: bool, out: &mut BTreeMap<String, String>) {
     match value {
         Value::Table(table) => {
@@ -97,7 +97,7 @@ fn flatten(path: &str, value: &Value, top: bool, out: &mut BTreeMap<String, Stri
     }
 }
 
-/// What an item of a list goes by.
+/// The key of a list item.
 fn name(item: &Value) -> Option<&str> {
     ["public_key", "name"].iter().find_map(|key| item.get(key)?.as_str())
 }
@@ -119,13 +119,13 @@ mod tests {
     }
 
     #[test]
-    fn differences_are_named_by_their_place_and_no_secret_is_among_them() {
+    fn differences_are_named_by_their_path() {
         let base = "[[interface]]\nname = \"wg0\"\naddresses = [\"10.8.0.2/24\"]\n";
         let before = of(&format!("{base}{}", peer(A, 1)));
         let after = of(&format!("{base}mtu = 1400\n{}{}", peer(B, 2), peer(A, 1)));
         let revision = before.until(&after);
         let lines = revision.lines(&before);
-        assert_eq!(lines.len(), 2, "a peer that only moved is no difference: {lines:?}");
+        assert_eq!(lines.len(), 2, "a peer that only moved does not differ: {lines:?}");
         assert_eq!(lines[0], "~ interface.wg0.mtu = 1400, instead of 1280");
         assert!(lines[1].starts_with(&format!("+ interface.wg0.peer.{B} = ")), "{lines:?}");
         assert!(lines[1].contains("10.9.2.0/24"), "{lines:?}");
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_stand_as_the_places_they_are_read_from() {
+    fn secrets_are_represented_by_their_source() {
         let text = "[[interface]]\nname = \"wg0\"\nprivate_key = \"file:/etc/spoke/wg0.key\"\n\
                     [agent]\nenabled = true\nsecret = \"file:/etc/spoke/agent.secret\"\n";
         let all = serde_json::to_string(&of(text)).unwrap();

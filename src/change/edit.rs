@@ -1,5 +1,5 @@
-//! What can be asked for, and whether it may be: an edit either gives the next API state or says who stands in
-//! its way. Nothing that the configuration, the uplink or the grants own can be changed from here.
+//! Edits of the API state, and their validation: an edit yields the next API state or the conflict that prevents it. What
+//! the configuration, the uplink or the grants own is not editable here.
 use super::conflict::Conflict;
 use ipnet::IpNet;
 use spoke_config::effective::Effective;
@@ -15,19 +15,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-/// A change asked for.
+/// A requested edit.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "`link` and `peer` say what they say in every variant")]
+#[expect(missing_docs, reason = "`link` and `peer` mean the same in every variant")]
 pub enum Edit {
-    /// Add a peer or set all of it but what is `None`.
+    /// Add a peer or set its values; `None` values stay.
     SetPeer { link: IfName, peer: PublicKey, values: PeerValues },
-    /// Change a peer that is there.
+    /// Change an existing peer.
     ChangePeer { link: IfName, peer: PublicKey, values: PeerValues },
-    /// Remove a peer; one that is not there is no mistake.
+    /// Remove a peer; removing a missing one succeeds.
     RemovePeer { link: IfName, peer: PublicKey },
-    /// These peers and no others; the interface's own values only where they are given.
+    /// Exactly these peers; the interface's own values only where given.
     SetPeers { link: IfName, peers: BTreeMap<PublicKey, Arc<ApiStatePeer>>, own: OwnValues },
-    /// Make an interface, or set all of one that the API made.
+    /// Create an interface, or replace the values of one created through the API.
     SetDevice { link: IfName, device: Device },
     /// Bring an interface up or down.
     SetDown { link: IfName, down: bool },
@@ -35,51 +35,51 @@ pub enum Edit {
     DeleteLink { link: IfName },
 }
 
-/// Values of a peer; `None` leaves one as it is.
+/// Values of a peer; `None` leaves a value unchanged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerValues {
-    /// Extra symmetric key.
+    /// Preshared key.
     pub preshared_key: Option<PresharedKey>,
-    /// Networks.
+    /// Allowed-ips.
     pub allowed_ips: Option<Nets>,
-    /// Seconds; 0 is off.
+    /// Persistent keepalive in seconds; 0 is off.
     pub keepalive: Option<u16>,
-    /// Where to send.
+    /// Endpoint.
     pub endpoint: Option<SocketAddr>,
 }
 
 /// Values of the interface in a `wg` file; `None`: not given.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OwnValues {
-    /// Its key.
+    /// Private key.
     pub private_key: Option<spoke_model::key::SecretKey>,
     /// UDP port; 0 is a random one.
     pub listen_port: Option<u16>,
-    /// Mark; 0 is none.
+    /// Firewall mark; 0 is none.
     pub fwmark: Option<u32>,
 }
 
-/// What an edit leads to.
+/// The result of an edit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Edited {
-    /// The next state.
+    /// The next API state.
     pub state: ApiState,
     /// The interface it is about.
     pub link: IfName,
-    /// How it was before, for the answers that say so: the interface was up.
+    /// Whether the interface was up before; part of some responses.
     pub was_up: bool,
 }
 
-/// What edits are judged by.
+/// The state that edits are validated against.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a> {
     /// The configuration in force.
     pub config: &'a Effective,
-    /// What was set before.
+    /// The API state before the edit.
     pub state: &'a ApiState,
-    /// What is wanted, from all sources.
+    /// The desired state from all sources.
     pub desired: &'a Desired,
-    /// What the kernel has.
+    /// The observed state of the kernel.
     pub observed: &'a Observed,
 }
 
@@ -97,7 +97,7 @@ impl Edit {
         }
     }
 
-    /// For the history and the audit trail; no secret.
+    /// A description for the history and the audit trail, without secrets.
     pub fn describe(&self) -> String {
         match self {
             Self::SetPeer { link, peer, .. } => format!("set peer {peer} on {link}"),
@@ -111,7 +111,7 @@ impl Edit {
         }
     }
 
-    /// The state this edit leads to, or who stands in its way.
+    /// The state this edit leads to, or the conflict that prevents it.
     pub fn carry_out(&self, on: &Context<'_>) -> Result<Edited, Conflict> {
         let link = self.link();
         let was_up = on.observed.links.get(link).is_some_and(|l| l.up);
@@ -163,7 +163,7 @@ impl Context<'_> {
         }
     }
 
-    /// The interface is not somebody else's. One the API made is ours even where its mark was taken off.
+    /// An interface created through the API stays ours even if its ownership mark was removed.
     fn not_foreign(&self, link: &IfName) -> Result<(), Conflict> {
         let made = self.state.links.get(link).is_some_and(|l| l.device.is_some());
         let foreign = self.observed.foreign.contains(link) || self.observed.links.get(link).is_some_and(|l| !l.ours);
@@ -182,7 +182,6 @@ impl Context<'_> {
         }
     }
 
-    /// Peers of the interface may be changed through the API.
     fn writable(&self, link: &IfName) -> Result<(), Conflict> {
         self.exists(link)?;
         self.enforced(link)?;
@@ -192,7 +191,7 @@ impl Context<'_> {
         }
     }
 
-    /// Who declares a peer that the API did not set.
+    /// The source that declares a peer, if it is not the API.
     fn declarer(&self, link: &IfName, peer: PublicKey) -> Option<&'static str> {
         if self.config.uplink_interface() == Some(link) && self.config.hubs().iter().any(|h| h.public_key == peer) {
             return Some("the uplink");
@@ -215,9 +214,8 @@ impl Context<'_> {
         }
     }
 
-    /// Peers the edit would touch that policy leaves alone because nobody declared them; `kept` are all such peers of the
-    /// interface.
-    pub fn strangers(&self, edit: &Edit, kept: &BTreeSet<PublicKey>) -> BTreeSet<PublicKey> {
+    /// The undeclared peers that the edit affects; `kept` are all undeclared peers that policy leaves on the interface.
+    pub fn undeclared_peers(&self, edit: &Edit, kept: &BTreeSet<PublicKey>) -> BTreeSet<PublicKey> {
         let touched = |key: &PublicKey| match edit {
             Edit::SetPeer { peer, .. } | Edit::ChangePeer { peer, .. } | Edit::RemovePeer { peer, .. } => peer == key,
             Edit::SetPeers { .. } => true,
@@ -226,9 +224,9 @@ impl Context<'_> {
         kept.iter().filter(|key| touched(key)).copied().collect()
     }
 
-    /// The state with these peers in it as the kernel has them: what the way back leads to. A network that is wanted for
-    /// another peer stays there.
-    pub fn take_over(&self, link: &IfName, peers: &BTreeSet<PublicKey>) -> ApiState {
+    /// The API state with these peers added as the kernel has them, so that a rollback restores them. Networks that are
+    /// desired for another peer are left out.
+    pub fn adopt(&self, link: &IfName, peers: &BTreeSet<PublicKey>) -> ApiState {
         let mut state = self.state.clone();
         let Some(seen) = self.observed.links.get(link) else { return state };
         let wanted = self.desired.links.get(link).into_iter().flat_map(|l| l.peers.values());
@@ -246,8 +244,8 @@ impl Context<'_> {
         state
     }
 
-    /// Whether a declared peer is exactly what is asked for.
-    fn is_declared_so(&self, link: &IfName, peer: PublicKey, asked: &ApiStatePeer) -> bool {
+    /// Whether the declared peer already has the requested values.
+    fn matches_declared(&self, link: &IfName, peer: PublicKey, asked: &ApiStatePeer) -> bool {
         self.desired.links.get(link).and_then(|l| l.peers.get(&peer)).is_some_and(|p| {
             p.allowed_ips == asked.allowed_ips
                 && p.keepalive == asked.keepalive
@@ -268,7 +266,7 @@ fn set_peer(
     let ours = on.state.links.get(&link).and_then(|l| l.peers.get(&peer));
     let mut next = match (ours, on.observed.links.get(&link).and_then(|l| l.peers.get(&peer))) {
         (Some(ours), _) => (**ours).clone(),
-        // A peer that was there before us becomes ours with what it has.
+        // An undeclared peer is adopted with the values the kernel has.
         (None, Some(there)) => ApiStatePeer {
             preshared_key: there.preshared_key.clone(),
             allowed_ips: there.allowed_ips.clone(),
@@ -292,7 +290,7 @@ fn set_peer(
     if values.endpoint.is_some() {
         next.endpoint = values.endpoint;
     }
-    if on.declarer(&link, peer).is_some() && on.is_declared_so(&link, peer, &next) {
+    if on.declarer(&link, peer).is_some() && on.matches_declared(&link, peer, &next) {
         return Ok(());
     }
     on.not_declared(&link, peer)?;
@@ -313,7 +311,7 @@ fn set_peer(
             }
         }
     }
-    // Nor may it take a network from a peer that is there although nobody declared it.
+    // The kernel would move the network away from an undeclared peer.
     if let Some(seen) = on.observed.links.get(&link) {
         let wanted = on.desired.links.get(&link);
         let undeclared = |k: &PublicKey| *k != peer && !wanted.is_some_and(|w| w.peers.contains_key(k));
@@ -345,7 +343,7 @@ fn set_peers(
     let declared = on.desired.links.get(&link).into_iter().flat_map(|l| l.peers.iter());
     for (key, wanted) in declared {
         let Some(by) = on.declarer(&link, *key) else { continue };
-        if !peers.get(key).is_some_and(|asked| on.is_declared_so(&link, *key, asked)) {
+        if !peers.get(key).is_some_and(|asked| on.matches_declared(&link, *key, asked)) {
             return Err(Conflict::PeerDeclared { peer: *key, by });
         }
         if let Some((net, holder)) = wanted.allowed_ips.iter().find_map(|n| holders.get(n).map(|h| (*n, h)))
@@ -357,7 +355,7 @@ fn set_peers(
     set_own(on, out, own)?;
     let old = on.state.links.get(&link);
     let next = peers.iter().filter(|(key, _)| on.declarer(&link, **key).is_none()).map(|(key, peer)| {
-        // Peers that stay as they are stay the same in memory: the next comparison is quick.
+        // An unchanged peer keeps its Arc, so that the next comparison is by pointer.
         let same = old.and_then(|l| l.peers.get(key)).filter(|o| *o == peer);
         (*key, same.unwrap_or(peer).clone())
     });
@@ -370,7 +368,7 @@ fn set_peers(
     Ok(())
 }
 
-/// The `[Interface]` section of a `wg` file: set on an interface of the API, only compared on a declared one.
+/// The `[Interface]` section of a `wg` file: set on an interface created through the API, compared on a declared one.
 fn set_own(on: &Context<'_>, out: &mut Edited, own: &OwnValues) -> Result<(), Conflict> {
     let link = out.link.clone();
     if let Some(device) = on.state.links.get(&link).and_then(|l| l.device.as_ref()) {

@@ -1,8 +1,9 @@
-//! Generations and which of them is which: pure pointer arithmetic over a base and the changes after it.
+//! Generations: a base state and the changes after it.
 //!
-//! Only states the kernel has taken are in here. So the present generation is the last one, the previous one is the one
-//! before it, and both are the same after a restart, because they follow from what is written down. Beside them stands what is
-//! about to be: peers of a change that the kernel may have in part when the process is killed.
+//! Only states that the kernel accepted are recorded. Current and previous generation follow from the stored lines alone, so
+//! they are the same after a restart. Beside them stands the intent: peers of an unfinished change that the kernel may have in
+//! part when the process is killed.
+use super::audit::Actor;
 use super::declared::Declared;
 use super::record::{Deadline, GenerationRecord, HistoryLine, NewPeers, StateChange};
 use spoke_model::time::Boot;
@@ -10,7 +11,7 @@ use spoke_net::api_state::ApiState;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-/// What was set and how it came about.
+/// The API state and the generations that led to it.
 #[derive(Clone, Debug)]
 pub struct History {
     keep: usize,
@@ -20,22 +21,22 @@ pub struct History {
     state: Arc<ApiState>,
     pending: Option<Pending>,
     unfinished: NewPeers,
-    /// What was declared at the base; `None`: nobody had looked yet.
+    /// Declared values at the base; `None`: not recorded yet.
     declared: Option<Declared>,
 }
 
-/// A generation that reverts by itself unless confirmed in time.
+/// A generation that reverts unless confirmed before its deadline.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pending {
     /// The generation.
     pub generation: u64,
-    /// What it goes back to.
+    /// The generation it reverts to.
     pub back_to: u64,
-    /// When.
+    /// Deadline on the boot clock.
     pub deadline: Boot,
 }
 
-/// A line that does not follow from those before it.
+/// Lines that are not a history.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadHistory {
     /// The first line is not a base.
@@ -44,15 +45,15 @@ pub enum BadHistory {
     /// A generation out of order.
     #[error("generation {found} follows {expected}")]
     Order {
-        /// What should come.
+        /// Generation expected.
         expected: u64,
-        /// What came.
+        /// Generation found.
         found: u64,
     },
 }
 
 impl History {
-    /// No change was made yet.
+    /// An empty history that keeps `keep` generations.
     pub fn new(keep: usize) -> Self {
         Self {
             keep: keep.max(1),
@@ -66,7 +67,7 @@ impl History {
         }
     }
 
-    /// Follows the lines of a store. A confirmation that is outstanding from another boot is due at once.
+    /// Replays the lines of a store. A pending confirmation of another boot is due at once.
     pub fn load(
         lines: impl IntoIterator<Item = HistoryLine>,
         keep: usize,
@@ -119,34 +120,34 @@ impl History {
         Ok(out)
     }
 
-    /// The generation in force.
+    /// The current generation.
     pub fn current(&self) -> u64 {
         self.base_generation + self.records.len() as u64
     }
 
-    /// Where a rollback leads that names no generation: what the API had set before its last change. Generations of others
-    /// in between have the same of it. `None` before the first change, and where it is no longer kept.
+    /// The target of a rollback without a number: the API state before the API's last change. Generations of other sources
+    /// in between do not count. `None` before the first change, or if it is not kept.
     pub fn previous(&self) -> Option<u64> {
         let last = self.records.iter().rfind(|r| r.revision.is_empty());
         last.map(|r| r.generation - 1)
     }
 
-    /// What is set.
+    /// The current API state.
     pub const fn state(&self) -> &Arc<ApiState> {
         &self.state
     }
 
-    /// Generations whose content is known, oldest first, and how they came about; the oldest has no record of its own.
+    /// Records, oldest first. The oldest generation, the base, has none.
     pub fn records(&self) -> impl Iterator<Item = &GenerationRecord> {
         self.records.iter()
     }
 
-    /// The oldest generation that can be gone back to.
+    /// The oldest generation that a rollback can restore.
     pub const fn oldest(&self) -> u64 {
         self.base_generation
     }
 
-    /// The content of a generation.
+    /// The API state of a generation.
     pub fn at(&self, generation: u64) -> Option<ApiState> {
         let steps = self.steps(generation)?;
         let mut state = (*self.base).clone();
@@ -161,7 +162,7 @@ impl History {
         record
     }
 
-    /// Takes the next generation, once the kernel has it and it is written down. `due` is when it reverts unconfirmed.
+    /// Adds the next generation, after the kernel accepted it and it was stored. `due`: deadline of its confirmation.
     pub fn commit(&mut self, record: GenerationRecord, state: Arc<ApiState>, due: Option<Boot>) {
         let back_to = self.current();
         self.pending = due.map(|deadline| Pending { generation: record.generation, back_to, deadline });
@@ -170,12 +171,12 @@ impl History {
         self.unfinished.clear();
     }
 
-    /// Takes a generation that somebody declared. What the API has set, what it awaits and what it left unfinished stay.
+    /// Adds a generation of another source. API state, pending confirmation and intent stay.
     pub fn declare(&mut self, record: GenerationRecord) {
         self.records.push_back(record);
     }
 
-    /// What is declared in a generation; `None`: it is not kept, or nobody had looked yet.
+    /// Declared values of a generation; `None`: not kept, or not recorded.
     pub fn declared_at(&self, generation: u64) -> Option<Declared> {
         let steps = self.steps(generation)?;
         let mut declared = self.declared.clone()?;
@@ -183,62 +184,62 @@ impl History {
         Some(declared)
     }
 
-    /// Who has declared something after a generation.
-    pub fn declarers_since(&self, generation: u64) -> BTreeSet<&str> {
+    /// The actors whose declarations changed after a generation.
+    pub fn declarers_since(&self, generation: u64) -> BTreeSet<&Actor> {
         let later = self.records.iter().filter(|r| r.generation > generation && !r.revision.is_empty());
-        later.map(|r| r.actor.as_str()).collect()
+        later.map(|r| &r.actor).collect()
     }
 
-    /// Takes note of what is declared at the base, when it is looked at for the first time.
+    /// Records the declared values of the base.
     pub fn begin(&mut self, declared: Declared) {
         self.declared = Some(declared);
     }
 
-    /// How many records lead to a generation; `None`: it is not kept.
+    /// Number of records that lead to a generation; `None`: not kept.
     fn steps(&self, generation: u64) -> Option<usize> {
         let steps = usize::try_from(generation.checked_sub(self.base_generation)?).ok()?;
         (steps <= self.records.len()).then_some(steps)
     }
 
-    /// Takes note of peers that are about to come into the kernel.
+    /// Records peers that a change is about to add to the kernel.
     pub fn intend(&mut self, peers: NewPeers) {
         for (link, keys) in peers {
             self.unfinished.entry(link).or_default().extend(keys);
         }
     }
 
-    /// Takes note that none of the peers that were about to come is in the kernel.
+    /// Clears the intent: none of its peers is in the kernel.
     pub fn abandon(&mut self) {
         self.unfinished.clear();
     }
 
-    /// Peers that may be in the kernel although no generation has them: of a change that was not finished.
+    /// Peers of an unfinished change, which may be in the kernel although no generation has them.
     pub const fn unfinished(&self) -> &NewPeers {
         &self.unfinished
     }
 
-    /// The generation that waits for a confirmation.
+    /// The generation that awaits its confirmation.
     pub const fn pending(&self) -> Option<&Pending> {
         self.pending.as_ref()
     }
 
-    /// Takes note of a confirmation.
+    /// Confirms a generation.
     pub fn confirm(&mut self, generation: u64) {
         self.pending = self.pending.take().filter(|p| p.generation != generation);
     }
 
-    /// Whether there are at least so many generations more than shall be kept.
+    /// Whether at least `more` generations more than the limit are recorded.
     pub fn is_long_by(&self, more: usize) -> bool {
         self.records.len() >= self.keep + more
     }
 
-    /// Forgets the oldest generations beyond those to be kept.
+    /// Drops the oldest generations above the limit.
     pub fn shorten(&mut self) {
         while self.records.len() > self.keep && self.drop_oldest() {}
     }
 
-    /// Forgets the oldest generation; never the present one or the one before it, nor one that an outstanding confirmation
-    /// goes back to. Whether there was one to forget.
+    /// Drops the oldest generation, unless it is the current or the previous one or the target of a pending reversion.
+    /// Returns whether one was dropped.
     pub fn drop_oldest(&mut self) -> bool {
         let needed = self.pending.as_ref().is_some_and(|p| p.back_to == self.base_generation);
         if self.records.len() <= 1 || needed {
@@ -254,7 +255,7 @@ impl History {
         true
     }
 
-    /// The lines that [`History::load`] reads back, each made when it is asked for: each may hold thousands of peers.
+    /// The lines that [`History::load`] reads. Lazy: each may hold thousands of peers.
     pub fn lines(&self) -> impl Iterator<Item = HistoryLine> {
         let base = || HistoryLine::Base {
             generation: self.base_generation,
@@ -272,7 +273,7 @@ impl History {
     }
 }
 
-/// The written deadline of a moment of this boot.
+/// The stored form of a deadline on the boot clock.
 pub fn deadline(boot_id: &str, at: Boot) -> Deadline {
     Deadline { boot_id: boot_id.to_owned(), at }
 }

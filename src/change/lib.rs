@@ -1,7 +1,7 @@
-//! Changes that a person or a panel makes to this node: edits, their history, confirmation, rollback.
+//! Changes through the agent API or the command line: edits, generations, confirmation, rollback, and the audit record.
 //!
-//! An edit becomes a fact, `derive` merges it, the reconcile task applies it; only what the kernel then has is written
-//! down. So the history holds good states only, and "previous" is always the good state before the present one.
+//! An edit becomes a fact, `derive` merges it, the reconciler applies it; a generation is stored only after the kernel has
+//! accepted it. The history therefore holds applied states only, and the previous generation is the one before the current.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
 
 pub mod audit;

@@ -1,4 +1,5 @@
-//! The written form of changes: what a generation changed, by whom and when. The one place where keys are written out.
+//! The stored form of generations. This is the only place where keys are serialised.
+use super::audit::Actor;
 use super::declared::{Declared, Revision};
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -15,30 +16,30 @@ use std::sync::Arc;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "line", rename_all = "lowercase", deny_unknown_fields)]
 pub enum HistoryLine {
-    /// Everything as of a generation; the first line.
+    /// The state at a generation; the first line.
     Base {
         /// The generation.
         generation: u64,
-        /// The change from nothing to it.
+        /// The change from an empty state to it.
         change: StateChange,
-        /// What was declared then; absent: nobody had looked yet.
+        /// Declared values; absent: not recorded.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         declared: Option<Declared>,
     },
     /// The next generation.
     Change(GenerationRecord),
-    /// A generation that was to be confirmed was.
+    /// A generation was confirmed.
     Confirmed {
         /// The generation.
         generation: u64,
     },
-    /// What the next generation is about to bring into the kernel: written before the kernel is touched. A process that is
-    /// killed before the generation is written down, too, finds here which peers are its own and not a stranger's.
+    /// Peers that the next generation is about to add, stored before the kernel is touched. After a crash in between they
+    /// tell our own peers from undeclared ones.
     Intent {
-        /// Peers that nobody had set before.
+        /// Peers that no generation has yet.
         peers: NewPeers,
     },
-    /// The intent came to nothing, and the kernel has none of it any more.
+    /// The kernel has none of the intent's peers.
     Abandoned,
 }
 
@@ -50,28 +51,28 @@ pub type NewPeers = BTreeMap<IfName, BTreeSet<PublicKey>>;
 pub struct GenerationRecord {
     /// Its number.
     pub generation: u64,
-    /// When, by the wall clock.
+    /// Wall clock, trusted or not.
     pub wall: Wall,
-    /// Whether that clock was believed.
+    /// Whether the wall clock was trusted.
     pub trusted: bool,
-    /// Who.
-    pub actor: String,
-    /// What, for people.
+    /// Its origin.
+    pub actor: Actor,
+    /// Description.
     pub what: String,
-    /// Until when it must be confirmed.
+    /// Deadline of its confirmation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirm: Option<Deadline>,
-    /// What it changed of what the API sets.
+    /// Changes of the API state.
     pub change: StateChange,
-    /// What changed of what is declared: such a generation is the configuration's or the control plane's.
+    /// Changes of declared values; not empty in a generation of the configuration or the control plane.
     #[serde(default, skip_serializing_if = "Revision::is_empty")]
     pub revision: Revision,
 }
 
-/// A moment that means something in one boot only.
+/// A moment on the boot clock of one boot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deadline {
-    /// The boot.
+    /// Identity of the boot.
     pub boot_id: String,
     /// The moment.
     pub at: Boot,
@@ -86,10 +87,10 @@ pub struct StateChange(pub BTreeMap<IfName, LinkChange>);
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LinkChange {
-    /// The interface itself; null: it exists no longer by the API.
+    /// The interface itself; null: deleted.
     #[serde(skip_serializing_if = "Option::is_none", with = "some")]
     pub device: Option<Option<StoredDevice>>,
-    /// Down.
+    /// Administratively down.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub down: Option<bool>,
     /// Peers; null: removed.
@@ -97,7 +98,7 @@ pub struct LinkChange {
     pub peers: BTreeMap<PublicKey, Option<StoredPeer>>,
 }
 
-/// Tells an absent field from a null one.
+/// Distinguishes an absent field from a null one.
 mod some {
     use super::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -116,7 +117,7 @@ mod some {
 
 macro_rules! stored_key {
     ($name:ident, $key:ty) => {
-        /// A key, written out.
+        /// A key in its stored form.
         #[derive(Clone, Debug, PartialEq, Eq)]
         pub struct $name(pub $key);
 
@@ -138,7 +139,7 @@ macro_rules! stored_key {
 stored_key!(StoredSecretKey, SecretKey);
 stored_key!(StoredPresharedKey, PresharedKey);
 
-/// A [`Device`], written out.
+/// A [`Device`] in its stored form.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "as in Device")]
 pub struct StoredDevice {
@@ -154,7 +155,7 @@ pub struct StoredDevice {
     pub table: Option<u32>,
 }
 
-/// An [`ApiStatePeer`], written out.
+/// An [`ApiStatePeer`] in its stored form.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "as in ApiStatePeer")]
 pub struct StoredPeer {
@@ -232,7 +233,7 @@ impl From<&StoredPeer> for ApiStatePeer {
 }
 
 impl StateChange {
-    /// What turns `from` into `to`.
+    /// The change that leads from `from` to `to`.
     pub fn between(from: &ApiState, to: &ApiState) -> Self {
         let blank = ApiStateLink::default();
         let names: BTreeSet<&IfName> = from.links.keys().chain(to.links.keys()).collect();
@@ -256,7 +257,7 @@ impl StateChange {
         Self(out)
     }
 
-    /// The peers it adds on interfaces that `keeps` names, without those that are there already.
+    /// The peers it adds, as far as `keeps` selects them.
     pub fn new_peers(&self, before: &ApiState, keeps: impl Fn(&IfName, &PublicKey) -> bool) -> NewPeers {
         let mut out = NewPeers::new();
         for (name, change) in &self.0 {
@@ -270,7 +271,7 @@ impl StateChange {
         out
     }
 
-    /// Carries the change out on `state`.
+    /// Applies the change to `state`.
     pub fn apply(&self, state: &mut ApiState) {
         for (name, change) in &self.0 {
             let link = state.links.entry(name.clone()).or_default();
@@ -292,7 +293,7 @@ impl StateChange {
         }
     }
 
-    /// The change as lines for people: no key but public ones.
+    /// The change as text, one line a difference, without secrets.
     pub fn lines(&self, before: &ApiState) -> Vec<String> {
         let mut out = Vec::new();
         for (name, change) in &self.0 {

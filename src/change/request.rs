@@ -1,68 +1,68 @@
-//! What is asked of the ledger of changes, and what it answers. Pure.
+//! Requests to the ledger of changes and their results.
 use super::conflict::Conflict;
 use serde::{Deserialize, Serialize};
 use spoke_model::key::PublicKey;
 use spoke_net::drift::DriftReport;
 use std::collections::BTreeSet;
 
-/// Why a change was not made.
+/// Why a change was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChangeRefused {
-    /// Somebody else has it, or it is not there.
+    /// Another owner, or nothing to change.
     #[error(transparent)]
     Conflict(#[from] Conflict),
-    /// The kernel did not take it; all is as it was.
-    #[error("The kernel refused it, and the previous state is back: {0}")]
+    /// The kernel refused it; the previous state was restored.
+    #[error("The kernel refused the change, and the previous state is restored: {0}")]
     Kernel(String),
-    /// It could not be written down; all is as it was.
-    #[error("It could not be written down, and the previous state is back: {0}")]
+    /// It could not be stored; the previous state was restored.
+    #[error("The change could not be stored, and the previous state is restored: {0}")]
     Storage(String),
-    /// An earlier change waits for its confirmation.
+    /// An earlier change awaits its confirmation.
     #[error("Generation {0} awaits its confirmation: confirm it, or wait until it reverts")]
     Unconfirmed(u64),
-    /// There is nothing to confirm.
+    /// Nothing awaits a confirmation.
     #[error("Generation {0} awaits no confirmation")]
     NothingToConfirm(u64),
     /// That generation is not kept.
     #[error("Generation {wanted} is not kept: there are {oldest} to {newest}")]
     NoGeneration {
-        /// The one asked for.
+        /// The generation asked for.
         wanted: u64,
         /// The oldest kept.
         oldest: u64,
-        /// The present one.
+        /// The current one.
         newest: u64,
     },
-    /// Too many changes wait, or the task is not running.
+    /// The queue is full, or the task has ended.
     #[error("The node is busy: try again")]
     Busy,
 }
 
-/// A change that was made.
+/// A change in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AppliedChange {
-    /// The generation in force.
+    /// The current generation.
     pub generation: u64,
-    /// Whether anything had to be changed.
+    /// Whether anything differed.
     pub changed: bool,
     /// Whether the interface was up before.
     pub was_up: bool,
-    /// Seconds left to confirm it.
+    /// Seconds until it reverts unless confirmed.
     pub confirm_within: Option<u64>,
-    /// What changed, for people.
+    /// The differences, one line each.
     pub lines: Vec<String>,
 }
 
-/// What a rollback or a confirmation led to, as the command line shows it.
+/// The result of a rollback or a confirmation, for the command line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RollbackResult {
-    /// The generation in force.
+    /// The current generation.
     pub generation: u64,
-    /// What changed.
+    /// The differences, one line each.
     pub lines: Vec<String>,
 }
 
-/// What to repair once, whatever the policies say.
+/// Drift to repair once, whatever the policies are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RepairRequest {
@@ -72,7 +72,7 @@ pub struct RepairRequest {
     pub reconcile_mismatched: bool,
     /// Remove unknown peers.
     pub remove_unknown: bool,
-    /// Only say what would be done.
+    /// Report only.
     pub dry_run: bool,
 }
 
@@ -82,7 +82,7 @@ impl Default for RepairRequest {
     }
 }
 
-/// What a repair did.
+/// The result of a repair.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RepairResult {
     /// Keys of peers added.
@@ -91,7 +91,7 @@ pub struct RepairResult {
     pub updated: Vec<String>,
     /// Keys of peers removed.
     pub removed: Vec<String>,
-    /// What could not be done.
+    /// Peers not repaired.
     pub errors: Vec<RepairError>,
 }
 
@@ -102,33 +102,33 @@ pub struct RepairError {
     pub peer: String,
     /// `add`, `update` or `remove`.
     pub action: String,
-    /// Why.
+    /// The error.
     pub error: String,
 }
 
-/// A generation as `spoke config history` shows it.
+/// A generation, for `spoke config history`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Generation {
     /// Its number.
     pub generation: u64,
-    /// RFC 3339, as the clock stood.
+    /// RFC 3339, trusted or not.
     pub time: String,
-    /// Whether that clock was believed.
+    /// Whether the wall clock was trusted.
     pub trusted: bool,
-    /// Who.
+    /// An [`Actor`](super::audit::Actor) as text.
     pub actor: String,
-    /// What.
+    /// Description.
     pub what: String,
-    /// In force.
+    /// It is the current one.
     pub current: bool,
-    /// The one a rollback without a number goes to.
+    /// A rollback without a number leads to it.
     pub previous: bool,
     /// Seconds until it reverts unless confirmed.
     pub confirm_within: Option<u64>,
 }
 
 impl RepairResult {
-    /// What was found before and is gone after was done; the rest failed, and `why` says why.
+    /// Compares drift before and after a repair: what is gone was repaired, the rest failed for the reason `why` gives.
     pub fn between(
         before: &DriftReport,
         after: &DriftReport,

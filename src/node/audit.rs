@@ -1,4 +1,4 @@
-//! Writes the trail: one file that grows to a bound, and the one before it.
+//! Writes the audit trail: one file of bounded size, and the one before it. Waits for events.
 use crate::reconciler::{Cause, NetStatus};
 use spoke_change::audit::{Actor, Allowance, AuditEntry, AuditEvent, ChainHead};
 use spoke_enroll::audit::news;
@@ -10,6 +10,7 @@ use spoke_sys::disk::DiskError;
 use spoke_sys::journal;
 use spoke_sys::journal::Journal;
 use std::convert::Infallible;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use tokio::sync::{mpsc, watch};
 
@@ -17,22 +18,22 @@ use tokio::sync::{mpsc, watch};
 pub const FILE: &str = "audit.log";
 /// Size at which a new file is begun, in bytes; two of them are kept.
 const MAX_BYTES: u64 = 256 * 1024;
-/// Events that may wait to be written.
+/// Events that may wait for the writer.
 const QUEUE: usize = 256;
 /// Longest text of one field, in bytes.
 const MAX_TEXT: usize = 1024;
 
-/// Where events are handed in. Never waits: an event that finds no room is lost and the log says so.
+/// Where events are recorded. Never blocks: an event that finds the queue full is logged as lost.
 #[derive(Clone, Debug)]
 pub struct Audit(mpsc::Sender<AuditEvent>);
 
 impl Audit {
-    /// Hands in an event.
-    pub fn record(&self, actor: &impl ToString, what: impl Into<String>, result: Result<(), String>) {
-        let result = result.err().unwrap_or_else(|| "done".to_owned());
-        let event = AuditEvent { actor: clip(actor.to_string()), what: clip(what.into()), result: clip(result) };
+    /// Records an event; `Ok` is stored as `done`.
+    pub fn record(&self, actor: &Actor, what: impl Into<String>, result: Result<(), &dyn Display>) {
+        let result = result.map_or_else(|e| clip(e.to_string()), |()| "done".to_owned());
+        let event = AuditEvent { actor: actor.clone(), what: clip(what.into()), result };
         if let Err(e) = self.0.try_send(event) {
-            tracing::error!(error = %e, "an audit record was lost");
+            tracing::error!(error = %e, "audit event lost");
         }
     }
 }
@@ -46,7 +47,7 @@ fn clip(mut text: String) -> String {
     text
 }
 
-/// The writing end.
+/// The writer.
 #[derive(Debug)]
 pub struct Trail<C> {
     clock: C,
@@ -57,7 +58,7 @@ pub struct Trail<C> {
 }
 
 impl<C: Clock> Trail<C> {
-    /// Opens the trail in the state directory. Blocks. `trusted` says whether the wall clock is believed.
+    /// Opens the trail in the state directory; blocks. `trusted`: whether the wall clock is trusted.
     pub fn open(dir: &Path, clock: C, trusted: watch::Receiver<Option<Anchor>>) -> Result<(Self, Audit), DiskError> {
         let (journal, found) = Journal::open_or_rotate(dir.join(FILE))?;
         let mut entries = parse(&found.lines);
@@ -71,22 +72,24 @@ impl<C: Clock> Trail<C> {
         if found.aside.is_some() || torn {
             let kept =
                 found.aside.as_ref().map_or("it could not be moved".into(), |k| format!("kept as {}", k.display()));
+            tracing::error!(bytes = found.dropped, kept, "audit trail damaged");
             let what = format!("found {} damaged bytes in the audit trail; {kept}", found.dropped);
-            tracing::error!("{what}");
             audit.record(&Actor::Node, what, Ok(()));
         } else if found.dropped > 0 {
-            tracing::warn!(bytes = found.dropped, "the last audit record was cut off by a power cut");
+            tracing::warn!(bytes = found.dropped, "last audit record cut off by a power loss");
         }
         Ok((Self { clock, trusted, events, journal, head }, audit))
     }
 
-    /// Writes until nobody can hand in an event any more. An event that cannot be written stays in the log alone.
+    /// Writes until every [`Audit`] is dropped. An event that cannot be written remains in the log.
     pub async fn run(mut self) -> Result<(), DiskError> {
         while let Some(event) = self.events.recv().await {
             let trusted = self.trusted.borrow().is_some();
+            // A requested change is synced at once; a repair is not worth a flash write of its own.
+            let sync = event.actor != Actor::Reconcile;
             let entry = AuditEntry::after(&self.head, self.clock.wall(), trusted, event);
-            if let Err(error) = self.write(&entry).await {
-                tracing::error!(%error, actor = %entry.actor, what = %entry.what, result = %entry.result, "audit record not written");
+            if let Err(error) = self.write(&entry, sync).await {
+                tracing::error!(%error, actor = %entry.actor, what = %entry.what, result = %entry.result, "audit event not written");
                 continue;
             }
             self.head = entry.head();
@@ -94,23 +97,21 @@ impl<C: Clock> Trail<C> {
         Ok(())
     }
 
-    async fn write(&mut self, entry: &AuditEntry) -> Result<(), DiskError> {
+    async fn write(&mut self, entry: &AuditEntry, sync: bool) -> Result<(), DiskError> {
         if self.journal.len() > MAX_BYTES {
             self.journal.rotate().await?;
         }
         let line = serde_json::to_vec(entry)
             .map_err(|e| DiskError::Read { path: self.journal.path().to_owned(), source: e.into() })?;
-        // What somebody asked for is on the medium at once. A repair is not worth a flash write of its own.
-        self.journal.append(&line, entry.actor != Actor::Reconcile.to_string()).await
+        self.journal.append(&line, sync).await
     }
 }
 
-/// Most repairs, or applied_steps of the control plane, recorded one by one in an hour; beyond that the log alone has them. A flapping kernel must not wear out
-/// the flash.
+/// Repairs, or actions of the control plane, recorded in an hour; further ones are in the log only. Drift that keeps
+/// coming back must not wear out the flash.
 const REPAIRS_PER_HOUR: u32 = 60;
 
-/// Records what the reconcile task repaired, an entry for each pass that repaired anything, and the drift that policy had
-/// it leave alone.
+/// Records repaired drift, one entry for each pass, and drift that policy left alone. Waits for the reconciler's status.
 pub async fn repairs<C: Clock>(mut net: watch::Receiver<NetStatus>, audit: Audit, clock: C) -> Result<(), Infallible> {
     let (mut seen, mut allowed) = (net.borrow().repairs, Allowance::new(REPAIRS_PER_HOUR, clock.now()));
     let mut drifts = net.borrow().drift_count;
@@ -119,7 +120,8 @@ pub async fn repairs<C: Clock>(mut net: watch::Receiver<NetStatus>, audit: Audit
             let status = net.borrow_and_update();
             let new = usize::try_from(status.drift_count.saturating_sub(drifts)).unwrap_or(usize::MAX);
             drifts = status.drift_count;
-            let held: Vec<String> = status.drifts.iter().rev().take(new).filter(|d| !d.repaired).map(alone).collect();
+            let held: Vec<String> =
+                status.drifts.iter().rev().take(new).filter(|d| !d.repaired).map(left_alone).collect();
             let fresh = status.repairs.saturating_sub(seen);
             seen = status.repairs;
             let drift = status.history.iter().rev().filter(|d| d.cause == Cause::Drift && d.error.is_none());
@@ -140,7 +142,7 @@ pub async fn repairs<C: Clock>(mut net: watch::Receiver<NetStatus>, audit: Audit
     Ok(())
 }
 
-/// Records every state that the control plane sent, what became of it, and changes of keys.
+/// Records each state that the control plane sent with its outcome, and key changes. Waits for the control session's status.
 pub async fn control<C: Clock>(
     mut status: watch::Receiver<ControlStatus>,
     audit: Audit,
@@ -155,18 +157,18 @@ pub async fn control<C: Clock>(
                 tracing::warn!(
                     what,
                     error = result.as_ref().err(),
-                    "not recorded: the control plane has too much to say"
+                    "audit event of the control plane over the hourly limit"
                 );
                 continue;
             }
-            audit.record(&Actor::ControlPlane, what, result);
+            audit.record(&Actor::ControlPlane, what, result.as_ref().map(drop).map_err(|e| e as &dyn Display));
         }
         before = now;
     }
     Ok(())
 }
 
-fn alone(drift: &Drifted) -> String {
+fn left_alone(drift: &Drifted) -> String {
     let (link, count) = (&drift.interface, drift.summary.total_issues);
     format!("left drift on {link} alone, {count} in all: {}", drift.steps.join("; "))
 }
@@ -179,7 +181,7 @@ fn parse(lines: &[Vec<u8>]) -> Vec<AuditEntry> {
     lines.iter().filter_map(|l| serde_json::from_slice(l).ok()).collect()
 }
 
-/// The entries in the state directory, oldest first, and how many bytes of them are damaged. Blocks.
+/// The entries in the state directory, oldest first, and how many bytes are damaged; blocks.
 pub fn entries(dir: &Path) -> Result<(Vec<AuditEntry>, u64), DiskError> {
     let mut found = journal::read(&previous(dir))?;
     let current = journal::read(&dir.join(FILE))?;
@@ -196,16 +198,16 @@ mod tests {
     use spoke_sys::clock::SystemClock;
 
     #[tokio::test]
-    async fn the_chain_goes_on_over_restarts_and_files_and_stays_bounded() {
+    async fn chain_continues_over_restarts_and_rotation() {
         let dir = tempfile::tempdir().unwrap();
         for round in 0..3 {
             let (trail, audit) = Trail::open(dir.path(), SystemClock, watch::channel(None).1).unwrap();
             let writer = tokio::spawn(trail.run());
             for i in 0..900 {
-                // Repairs are not synced one by one, and this is about their number.
+                // Events of this actor are not synced, so many of them are fast.
                 audit.record(&Actor::Reconcile, format!("change {round} {i} {}", "x".repeat(200)), Ok(()));
                 if i % 100 == 0 {
-                    // Let the writer keep up: the queue is bounded.
+                    // The queue is bounded: let the writer catch up.
                     while audit.0.capacity() < QUEUE {
                         tokio::task::yield_now().await;
                     }
@@ -216,17 +218,17 @@ mod tests {
         }
         let (entries, damaged) = entries(dir.path()).unwrap();
         assert_eq!((verify(&entries).unwrap().unwrap().seq, damaged), (2700, 0));
-        assert!(entries.len() < 2700, "old ones are given up");
+        assert!(entries.len() < 2700, "old entries are dropped");
         let bytes: u64 = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
         assert!(bytes < 3 * MAX_BYTES, "{bytes}");
     }
 
     #[tokio::test]
-    async fn damage_is_told_and_never_tidied_away() {
+    async fn damage_is_recorded_and_stays_detectable() {
         let dir = tempfile::tempdir().unwrap();
         let write = async |what: &[&str], anchor: Option<Anchor>| {
             let (trail, audit) = Trail::open(dir.path(), SystemClock, watch::channel(anchor).1).unwrap();
-            what.iter().for_each(|w| audit.record(&Actor::User(1000), *w, Err("no".into())));
+            what.iter().for_each(|w| audit.record(&Actor::User(1000), *w, Err(&"no")));
             drop(audit);
             trail.run().await.unwrap();
         };
@@ -245,8 +247,12 @@ mod tests {
         for _ in 0..2 {
             write(&[], None).await;
             let (list, damaged) = entries(dir.path()).unwrap();
-            assert!(damaged > 0 && verify(&list).is_err(), "a restart hides nothing");
-            assert_eq!(list.iter().map(|e| e.seq).collect::<Vec<_>>(), [1, 3, 4, 5], "the chain goes on from its end");
+            assert!(damaged > 0 && verify(&list).is_err(), "damage stays visible after a restart");
+            assert_eq!(
+                list.iter().map(|e| e.seq).collect::<Vec<_>>(),
+                [1, 3, 4, 5],
+                "the chain continues from its end"
+            );
             assert!(list[3].actor == "node" && list[3].what.contains("damaged"), "{:?}", list[3]);
         }
     }

@@ -30,6 +30,7 @@ use spoke_net::render;
 use spoke_sys::clock::{Clock, boot_id};
 use spoke_sys::disk::DiskError;
 use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -174,13 +175,16 @@ impl<C: Clock> Ledger<C> {
             Ok(done) => tracing::info!(%actor, what, generation = done.generation, "changed"),
             Err(error) => tracing::warn!(%actor, what, %error, "change refused"),
         }
-        self.audit.record(actor, messages::change(what, done), done.as_ref().map(drop).map_err(ToString::to_string));
+        self.audit.record(actor, messages::change(what, done), done.as_ref().map(drop).map_err(|e| e as &dyn Display));
     }
 
     fn report_repair(&self, actor: &Actor, done: &Result<RepairResult, ChangeRefused>) {
         let (what, result) = messages::repair(done);
-        tracing::info!(%actor, what, error = result.as_ref().err(), "repaired");
-        self.audit.record(actor, what, result);
+        match &result {
+            Ok(()) => tracing::info!(%actor, what, "drift repaired"),
+            Err(error) => tracing::warn!(%actor, what, %error, "drift not repaired"),
+        }
+        self.audit.record(actor, what, result.as_ref().map(drop).map_err(|e| e as &dyn Display));
     }
 
     async fn edit(
@@ -192,15 +196,15 @@ impl<C: Clock> Ledger<C> {
         if let Some(pending) = self.store.history().pending() {
             return Err(ChangeRefused::Unconfirmed(pending.generation));
         }
-        if keeps_strangers(&self.net.borrow(), edit.link()) {
+        if keeps_undeclared(&self.net.borrow(), edit.link()) {
             // Others may have set peers there, which the kernel announces to nobody.
             look(&self.repair, self.net.clone(), &self.clock, FRESH).await;
         }
         let (mut edited, found) = {
             let status = self.net.borrow().clone();
             let on = self.context(&status);
-            let found = on.strangers(&edit, &kept(&status, edit.link()));
-            let base = (!found.is_empty()).then(|| (on.take_over(edit.link(), &found), found.len()));
+            let found = on.undeclared_peers(&edit, &kept(&status, edit.link()));
+            let base = (!found.is_empty()).then(|| (on.adopt(edit.link(), &found), found.len()));
             (edit.carry_out(&on)?, base)
         };
         if let Some((base, count)) = found {
@@ -250,7 +254,7 @@ impl<C: Clock> Ledger<C> {
             let there = |link: &IfName, key: &PublicKey| {
                 status.observed.links.get(link).is_some_and(|l| l.peers.contains_key(key))
             };
-            record.change.new_peers(&before, |link, key| keeps_strangers(&status, link) && !there(link, key))
+            record.change.new_peers(&before, |link, key| keeps_undeclared(&status, link) && !there(link, key))
         };
         if !intent.is_empty() {
             self.store.intend(intent).await.map_err(|e| ChangeRefused::Storage(ErrorChain(&e).to_string()))?;
@@ -273,7 +277,7 @@ impl<C: Clock> Ledger<C> {
             generation: 0,
             wall: self.clock.wall(),
             trusted: self.trusted.borrow().is_some(),
-            actor: actor.to_string(),
+            actor: actor.clone(),
             what: what.to_owned(),
             confirm: None,
             change: StateChange::default(),
@@ -405,7 +409,7 @@ impl<C: Clock> Ledger<C> {
         let (oldest, newest) = (history.oldest(), history.current());
         let state = history.at(wanted).ok_or(ChangeRefused::NoGeneration { wanted, oldest, newest })?;
         let links = touched(&StateChange::between(history.state(), &state));
-        let stays = messages::stays(history, wanted);
+        let stays = messages::not_restored(history, wanted);
         let mut done = self.change(state, links, actor, what, None).await?;
         done.lines.extend(stays);
         Ok(done)
@@ -458,7 +462,7 @@ fn touched(change: &StateChange) -> BTreeSet<IfName> {
 }
 
 /// Whether policy leaves peers alone that nobody declared there.
-fn keeps_strangers(status: &NetStatus, link: &IfName) -> bool {
+fn keeps_undeclared(status: &NetStatus, link: &IfName) -> bool {
     let ours = status.observed.links.get(link).is_none_or(|l| l.ours);
     status.desired.links.get(link).is_some_and(|l| !l.remove_unknown.unwrap_or(ours))
 }

@@ -23,6 +23,7 @@ use spoke_net::render;
 use spoke_sys::clock::Clock;
 use spoke_sys::socket::{Connection, Listener};
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -35,8 +36,8 @@ const MAX_LOOKING: usize = 8;
 /// Refusals recorded in an hour; the log has them all.
 const REFUSALS_PER_HOUR: u32 = 30;
 
-/// How long a request for a new key may wait to be taken.
-const ROTATE_PATIENCE: Duration = Duration::from_secs(5);
+/// Timeout until the control session takes a request for a new key.
+const ROTATE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A document of the uplink for the report, made by whoever wires the tasks.
 pub type UplinkView = Arc<dyn Fn() -> Option<serde_json::Value> + Send + Sync>;
@@ -84,6 +85,23 @@ pub struct GrantsView {
     pub refresh: Arc<Notify>,
 }
 
+/// Why a new WireGuard key was not begun.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+enum RotateRefused {
+    /// Only the control plane could announce the key to the hub.
+    #[error("no [control] is configured to announce the new key to the hub: change the key file and the hub by hand")]
+    NoControlPlane,
+    /// There is no control session yet.
+    #[error("the node is not enrolled yet: wait for the enrolment (spoke status)")]
+    NotEnrolled,
+    /// Another request came first.
+    #[error("a key change was requested already: see spoke status")]
+    UnderWay,
+    /// The control session refused it.
+    #[error("{0}")]
+    Session(String),
+}
+
 /// Serves until the listener fails.
 pub async fn run<C: Clock>(listener: Listener, answers: Answers<C>) -> Result<(), std::io::Error> {
     let mut open = JoinSet::new();
@@ -123,7 +141,7 @@ async fn serve<C: Clock>(
                 let said = format!("user {} may look but not change anything: run it as root", caller.uid);
                 tracing::warn!(?request, "{said}");
                 if refusals.lock().unwrap_or_else(PoisonError::into_inner).take(answers.clock.now()) {
-                    answers.audit.record(&Actor::User(caller.uid), request.name(), Err(said.clone()));
+                    answers.audit.record(&Actor::User(caller.uid), request.name(), Err(&said));
                 }
                 SocketResponse::Error(said)
             }
@@ -138,7 +156,8 @@ async fn serve<C: Clock>(
             Ok(SocketRequest::Drift) => SocketResponse::Ok(serde_json::to_value(answers.drift().await)?),
             Ok(request @ SocketRequest::RotateKey) => {
                 let begun = answers.rotate().await;
-                answers.audit.record(&Actor::User(caller.uid), request.name(), begun.clone());
+                let result = begun.as_ref().map(drop).map_err(|e| e as &dyn Display);
+                answers.audit.record(&Actor::User(caller.uid), request.name(), result);
                 told(begun)?
             }
             Ok(SocketRequest::DriftRepair { what }) => {
@@ -179,19 +198,15 @@ fn no_grants() -> SocketResponse<serde_json::Value> {
 }
 
 impl<C: Clock> Answers<C> {
-    async fn rotate(&self) -> Result<(), String> {
-        let Some(view) = &self.control else {
-            return Err(
-                "there is no [control], so nobody could tell the hub: change the key file and the hub by hand".into()
-            );
-        };
+    async fn rotate(&self) -> Result<(), RotateRefused> {
+        let Some(view) = &self.control else { return Err(RotateRefused::NoControlPlane) };
         let (answer, answered) = oneshot::channel();
         let sent = view.rotate.try_send(answer).is_ok();
-        // Until the node is enrolled nobody takes requests.
-        match tokio::time::timeout(ROTATE_PATIENCE, answered).await {
-            Ok(Ok(begun)) => begun,
-            Ok(Err(_)) | Err(_) if sent => Err("the node is not enrolled yet".into()),
-            Ok(Err(_)) | Err(_) => Err("a change of keys was asked for already".into()),
+        // The control session takes requests only after the enrolment.
+        match tokio::time::timeout(ROTATE_TIMEOUT, answered).await {
+            Ok(Ok(begun)) => begun.map_err(RotateRefused::Session),
+            Ok(Err(_)) | Err(_) if sent => Err(RotateRefused::NotEnrolled),
+            Ok(Err(_)) | Err(_) => Err(RotateRefused::UnderWay),
         }
     }
 

@@ -93,19 +93,14 @@ impl Verifier {
 
     /// The signature of a request in lower-case hex. `path` is percent-decoded and has no query.
     pub fn sign(&self, method: &str, path: &str, body: &[u8], timestamp: &str, nonce: Option<&str>) -> String {
-        use std::fmt::Write as _;
-        let tag = hmac::sign(&self.0, &signed(method, path, body, timestamp, nonce));
-        tag.as_ref().iter().fold(String::with_capacity(64), |mut s, b| {
-            let _ = write!(s, "{b:02x}");
-            s
-        })
+        const_hex::encode(hmac::sign(&self.0, &signed(method, path, body, timestamp, nonce)))
     }
 
     /// Checks a request in the documented order: headers, time, window, signature. `path` is the decoded path.
     pub fn check(&self, request: &Request, path: &str, now: Wall) -> Result<Proof, Denied> {
         let Claim { signature, text, timestamp } = claim(request, now)?;
         let nonce = nonce(request)?;
-        let given = hex32(signature).ok_or(Denied::BadSignature)?;
+        let given = signature_bytes(signature).ok_or(Denied::BadSignature)?;
         // Compares in constant time.
         hmac::verify(&self.0, &signed(&request.method, path, &request.body, text, nonce), &given)
             .map_err(|_| Denied::BadSignature)?;
@@ -164,19 +159,10 @@ fn signed(method: &str, path: &str, body: &[u8], timestamp: &str, nonce: Option<
     out
 }
 
-/// 64 lower-case hex digits.
-fn hex32(text: &str) -> Option<[u8; 32]> {
-    let digit = |b: u8| match b {
-        b'0'..=b'9' => Some(b - b'0'),
-        b'a'..=b'f' => Some(b - b'a' + 10),
-        _ => None,
-    };
-    let bytes: &[u8; 64] = text.as_bytes().try_into().ok()?;
-    let mut out = [0; 32];
-    for (i, pair) in bytes.chunks_exact(2).enumerate() {
-        out[i] = digit(pair[0])? << 4 | digit(pair[1])?;
-    }
-    Some(out)
+/// Exactly 64 lower-case hex digits: the decoder would accept upper case and a prefix `0x` too.
+fn signature_bytes(text: &str) -> Option<[u8; 32]> {
+    let canonical = text.len() == 64 && !text.bytes().any(|b| b.is_ascii_uppercase());
+    const_hex::decode_to_array(text).ok().filter(|_| canonical)
 }
 
 #[cfg(test)]

@@ -166,8 +166,7 @@ impl std::fmt::Display for Line {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Accepted(Proof { timestamp, digest }) => {
-                write!(f, "{timestamp} ")?;
-                digest.iter().try_for_each(|b| write!(f, "{b:02x}"))
+                write!(f, "{timestamp} {}", const_hex::encode(digest))
             }
             Self::Forgotten(from, to) => write!(f, "forgotten {from} {to}"),
             Self::Reserved(from, to) => write!(f, "reserved {from} {to}"),
@@ -185,11 +184,7 @@ impl Line {
             "forgotten" => interval().map(|(from, to)| Self::Forgotten(from, to)),
             "reserved" => interval().map(|(from, to)| Self::Reserved(from, to)),
             time if third.is_none() => {
-                let hex: &[u8; 32] = second.as_bytes().try_into().ok()?;
-                let mut digest = [0; 16];
-                for (i, pair) in hex.chunks_exact(2).enumerate() {
-                    digest[i] = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-                }
+                let digest = const_hex::decode_to_array(second).ok().filter(|_| second.len() == 32)?;
                 Some(Self::Accepted(Proof { timestamp: time.parse().ok()?, digest }))
             }
             _ => None,

@@ -320,22 +320,36 @@ fn components(s: &Snapshot, at: &Moment) -> BTreeMap<&'static str, ComponentView
     out
 }
 
-/// Whether the node does its work: the last pass was clean and the tunnel is up. `Err` says what is missing.
-pub fn ready(s: &Snapshot, at: &Moment) -> Result<(), String> {
+/// Why a node is not ready.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotReady {
+    /// The reconciler has just started.
+    #[error("no reconcile pass was completed yet")]
+    Starting,
+    /// The last pass was not clean; or the tunnel is down.
+    #[error("{}: {}", .0.code, .0.detail)]
+    Condition(Condition),
+    /// The last pass left steps undone, none of which the kernel refused.
+    #[error("the last reconcile pass left steps undone")]
+    StepsLeft,
+    /// The tunnel is down without a known reason.
+    #[error("no tunnel")]
+    NoTunnel,
+}
+
+/// Whether the last reconcile pass was clean and the tunnel is up.
+pub fn ready(s: &Snapshot, at: &Moment) -> Result<(), NotReady> {
     if s.net.passes == 0 {
-        return Err("no pass over the network was completed yet".into());
+        return Err(NotReady::Starting);
     }
     if !s.net.clean {
-        return Err(match s.net.conditions.first() {
-            Some(t) => format!("{}: {}", t.code, t.detail),
-            None => "the last pass left something undone".into(),
-        });
+        return Err(s.net.conditions.first().cloned().map_or(NotReady::StepsLeft, NotReady::Condition));
     }
     let tunnel = tunnel(s, at);
     if tunnel.connected {
         return Ok(());
     }
-    Err(tunnel.conditions.first().map_or_else(|| "no tunnel".into(), |t| format!("{}: {}", t.code, t.detail)))
+    Err(tunnel.conditions.into_iter().next().map_or(NotReady::NoTunnel, NotReady::Condition))
 }
 
 /// What the commit of an update depends on. A system that cannot reach its control plane could not be updated again, so it

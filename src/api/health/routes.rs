@@ -71,9 +71,10 @@ fn answer(view: &View<'_>, path: &str) -> Response {
         "/health" => Response::json(200, &fold(s, at)),
         "/ready" => match ready(s, at) {
             Ok(()) => Response::json(200, &json!({ "status": "ready", "timestamp": at.stamp() })),
-            Err(error) => {
-                Response::json(503, &json!({ "status": "not ready", "error": error, "timestamp": at.stamp() }))
-            }
+            Err(error) => Response::json(
+                503,
+                &json!({ "status": "not ready", "error": error.to_string(), "timestamp": at.stamp() }),
+            ),
         },
         "/stats" => Response::json(200, &stats(s, at, view.config_stats)),
         "/wireguard" => Response::new(200, "application/json", Body::Shared(view.interfaces.body())),

@@ -1,4 +1,4 @@
-//! Who may change what, and that no sequence of edits ever makes the wanted state invalid.
+//! Conflicts with other owners; no sequence of edits makes the desired state invalid.
 use super::*;
 use proptest::prelude::*;
 use spoke_config::Config;
@@ -26,14 +26,14 @@ name = "wg2"
 listen_port = 51822
 "#;
 
-struct World {
+struct Fixture {
     config: Effective,
     state: ApiState,
     desired: Desired,
     observed: Observed,
 }
 
-impl World {
+impl Fixture {
     fn new() -> Self {
         let mut config = Config::from_text(Some(("test", CONFIG)), []).unwrap();
         config.interfaces[2].access = Access::Nft;
@@ -84,8 +84,8 @@ fn set(name: &str, peer: u8, list: &[&str]) -> Edit {
 }
 
 #[test]
-fn a_network_is_never_taken_from_its_holder() {
-    let mut world = World::new();
+fn network_is_not_taken_from_its_holder() {
+    let mut world = Fixture::new();
     world.ask(&set("wg0", 1, &["10.0.1.0/24"])).unwrap();
     let net = "10.0.1.0/24".parse().unwrap();
     assert_eq!(world.ask(&set("wg0", 2, &["10.0.1.0/24"])), Err(Conflict::Held { net, holder: key(1) }));
@@ -96,13 +96,13 @@ fn a_network_is_never_taken_from_its_holder() {
 }
 
 #[test]
-fn what_others_own_stays_theirs() {
-    let mut world = World::new();
+fn edit_cannot_change_what_another_source_declares() {
+    let mut world = Fixture::new();
     let by = "the configuration";
     assert_eq!(world.ask(&set("wg0", 7, &[])), Err(Conflict::PeerDeclared { peer: key(7), by }));
     let remove = Edit::RemovePeer { link: link("wg0"), peer: key(7) };
     assert_eq!(world.ask(&remove), Err(Conflict::PeerDeclared { peer: key(7), by }));
-    world.ask(&set("wg0", 7, &["10.0.7.0/24"])).expect("what is so already may be asked for");
+    world.ask(&set("wg0", 7, &["10.0.7.0/24"])).expect("an edit that changes nothing is accepted");
     assert_eq!(world.state, ApiState::default());
     assert_eq!(world.ask(&set("wg1", 1, &[])), Err(Conflict::ObservedOnly(link("wg1"))));
     assert_eq!(world.ask(&set("wg2", 1, &[])), Err(Conflict::Granted(link("wg2"))));
@@ -115,9 +115,9 @@ fn what_others_own_stays_theirs() {
 }
 
 #[test]
-fn what_the_control_plane_owns_is_said_to_be_its_own() {
+fn conflict_names_the_control_plane() {
     let control = "[node]\nid = \"edge-1\"\n[control]\nurl = \"https://c.example.net\"\n";
-    let mut own = (**World::new().config.own()).clone();
+    let mut own = (**Fixture::new().config.own()).clone();
     own.control = Config::from_text(Some(("test", control)), []).unwrap().control;
     let peer = own.interfaces[0].peers.remove(0);
     let interface = InterfaceSettings {
@@ -126,7 +126,7 @@ fn what_the_control_plane_owns_is_said_to_be_its_own() {
         ..InterfaceSettings::inherited(own.interfaces[0].name.clone())
     };
     let document = DocumentSettings { interface: Some(interface), ..DocumentSettings::default() };
-    let mut world = World::with(Effective::of(Arc::new(own)).with_document(Some(document)));
+    let mut world = Fixture::with(Effective::of(Arc::new(own)).with_document(Some(document)));
     let by = "the control plane";
     assert_eq!(world.ask(&set("wg0", 7, &[])), Err(Conflict::PeerDeclared { peer: key(7), by }));
     let delete = Edit::DeleteLink { link: link("wg0") };
@@ -134,8 +134,8 @@ fn what_the_control_plane_owns_is_said_to_be_its_own() {
 }
 
 #[test]
-fn an_interface_of_the_api_lives_and_dies_by_it() {
-    let mut world = World::new();
+fn interface_of_the_api_is_created_and_deleted() {
+    let mut world = Fixture::new();
     let device = Device {
         private_key: SecretKey::clamped([50; 32]),
         listen_port: Some(6000),
@@ -148,7 +148,11 @@ fn an_interface_of_the_api_lives_and_dies_by_it() {
     world.ask(&Edit::SetDevice { link: link("wg9"), device: device.clone() }).unwrap();
     world.ask(&set("wg9", 1, &["10.9.0.2/32", "0.0.0.0/0"])).unwrap();
     let wanted = &world.desired.links[&link("wg9")];
-    assert!(wanted.routes.is_empty(), "the address reaches one, the default route stays out: {:?}", wanted.routes);
+    assert!(
+        wanted.routes.is_empty(),
+        "no route for a peer that the address covers, none for the default route: {:?}",
+        wanted.routes
+    );
     assert_eq!(
         (wanted.mtu, wanted.up, wanted.remove_unknown),
         (spoke_config::interface::DEFAULT_MTU, true, Some(true))
@@ -163,8 +167,8 @@ fn an_interface_of_the_api_lives_and_dies_by_it() {
 }
 
 #[test]
-fn values_not_given_stay() {
-    let mut world = World::new();
+fn omitted_values_stay() {
+    let mut world = Fixture::new();
     let psk = PresharedKey::from_bytes([3; 32]);
     let values = PeerValues { preshared_key: Some(psk.clone()), keepalive: Some(25), ..PeerValues::default() };
     world.ask(&Edit::SetPeer { link: link("wg0"), peer: key(1), values }).unwrap();
@@ -180,10 +184,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn no_sequence_of_edits_makes_the_state_invalid(
+    fn edits_never_make_the_state_invalid(
         edits in proptest::collection::vec((0u8..5, 0u8..8, proptest::collection::vec(0u8..8, 0..3), 0usize..3), 1..25),
     ) {
-        let mut world = World::new();
+        let mut world = Fixture::new();
         for (kind, peer, list, which) in edits {
             let list: Nets = list.iter().map(|n| format!("10.0.{n}.0/24").parse().unwrap()).collect();
             let name = link(["wg0", "wg8", "wg9"][which]);
@@ -201,7 +205,7 @@ proptest! {
                     addresses: BTreeSet::new(), mtu: None, dns: Vec::new(), table: Default::default(),
                 } },
             };
-            // `World::ask` derives, and fails the test where that fails.
+            // `Fixture::ask` derives, and panics if that fails.
             let _ = world.ask(&edit);
         }
     }

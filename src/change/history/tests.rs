@@ -1,4 +1,4 @@
-//! Arbitrary sequences of apply, fail, confirm, time-out, rollback and restart against a plain list of good states.
+//! Arbitrary sequences of operations against a plain list of applied states.
 use super::super::declared::Revision;
 use super::super::record::StateChange;
 use super::*;
@@ -9,21 +9,21 @@ use spoke_net::api_state::{ApiStateLink, ApiStatePeer};
 
 #[derive(Clone, Debug)]
 enum Op {
-    /// A change the kernel takes; perhaps to be confirmed.
+    /// A change the kernel accepts, with or without a confirmation.
     Apply {
         peer: u8,
         keepalive: u16,
         confirm: bool,
     },
-    /// A change the kernel refuses: nothing is written down.
+    /// A change the kernel refuses: nothing is stored.
     Fail {
         peer: u8,
     },
-    /// A change in whose middle the process is killed.
+    /// The process is killed during a change.
     Cut {
         peer: u8,
     },
-    /// Somebody else declares something.
+    /// Another source declares a value.
     Declare {
         value: u8,
     },
@@ -33,7 +33,7 @@ enum Op {
     Rollback {
         back: u8,
     },
-    /// In the same boot, or another.
+    /// With or without a reboot.
     Restart {
         reboot: bool,
     },
@@ -55,7 +55,7 @@ fn op() -> impl Strategy<Value = Op> {
 fn with(state: &ApiState, peer: u8, keepalive: u16) -> ApiState {
     let mut new = state.clone();
     let link: &mut ApiStateLink = new.links.entry("wg0".parse().unwrap()).or_default();
-    // A peer that is there already goes, so that every kind of difference comes up.
+    // A peer that exists is removed, so that every kind of difference occurs.
     if link.peers.remove(&PublicKey([peer; 32])).is_none() {
         let fresh = ApiStatePeer { keepalive, ..ApiStatePeer::default() };
         link.peers.insert(PublicKey([peer; 32]), Arc::new(fresh));
@@ -70,7 +70,7 @@ fn declared(value: u8) -> Declared {
     serde_json::from_value(serde_json::json!({ "interface.wg0.mtu": value.to_string() })).unwrap()
 }
 
-/// One more generation of the API's: what is declared stays as it is.
+/// One more generation of the API: declared values stay.
 fn more(mut said: Vec<Declared>, mut by_api: Vec<bool>) -> (Vec<Declared>, Vec<bool>) {
     said.push(said.last().unwrap().clone());
     by_api.push(true);
@@ -82,7 +82,7 @@ fn record(confirm: Option<Deadline>) -> GenerationRecord {
         generation: 0,
         wall: Wall(0),
         trusted: true,
-        actor: "test".into(),
+        actor: Actor::Node,
         what: String::new(),
         confirm,
         change: StateChange::default(),
@@ -106,7 +106,7 @@ impl Store {
         }
         self.disk.push(HistoryLine::Change(record.clone()));
         self.history.commit(record, Arc::new(to), due);
-        assert!(self.history.unfinished().is_empty(), "a good state has all of it");
+        assert!(self.history.unfinished().is_empty(), "an applied state has all of it");
         if self.history.is_long_by(1) {
             self.history.shorten();
             self.disk = self.history.lines().collect();
@@ -151,13 +151,13 @@ impl Store {
 
 proptest! {
     #[test]
-    fn the_present_and_the_previous_state_are_what_a_plain_list_says(ops in proptest::collection::vec(op(), 1..40)) {
+    fn history_matches_a_list_of_applied_states(ops in proptest::collection::vec(op(), 1..40)) {
         let mut store = Store { disk: Vec::new(), history: History::new(3), boot: 0 };
         store.history.begin(declared(0));
         store.disk = store.history.lines().collect();
-        // What was declared in each generation, and which of them the API made.
+        // Declared values of each generation, and whether the API made it.
         let (mut said, mut by_api) = (vec![declared(0)], vec![false]);
-        // Every good state there ever was, by generation; and the generation an outstanding confirmation goes back to.
+        // Applied states by generation; and the generation a pending confirmation reverts to.
         let mut good = vec![ApiState::default()];
         let mut outstanding: Option<usize> = None;
         for op in ops {
@@ -171,7 +171,7 @@ proptest! {
                     good.push(to);
                     (said, by_api) = more(said, by_api);
                 }
-                // The fact was published and taken back; nobody wrote anything.
+                // The fact was published and withdrawn; no generation was stored.
                 Op::Fail { peer } => {
                     let failed = with(good.last().unwrap(), peer, 9);
                     let peers = StateChange::between(good.last().unwrap(), &failed).new_peers(good.last().unwrap(), |_, _| true);
@@ -179,7 +179,7 @@ proptest! {
                     store.disk.push(HistoryLine::Abandoned);
                     store.history.abandon();
                 }
-                // What it was about to add is known to the next process, and to no later one than the next good state.
+                // The intent is known after a restart, until the next applied state.
                 Op::Cut { peer } => {
                     let cut = with(good.last().unwrap(), peer, 9);
                     let peers = StateChange::between(good.last().unwrap(), &cut).new_peers(good.last().unwrap(), |_, _| true);
@@ -234,7 +234,7 @@ proptest! {
                     store.restart(reboot);
                     let due = store.history.pending().map(|p| p.deadline);
                     prop_assert_eq!(due.is_some(), outstanding.is_some());
-                    // A reboot makes it due at once, and it stays so: its deadline belongs to a boot that is over.
+                    // Due at once: the deadline belongs to another boot.
                     if reboot && due.is_some() {
                         prop_assert_eq!(due, Some(Boot::from_secs(7)));
                     }
@@ -244,7 +244,7 @@ proptest! {
             prop_assert_eq!(history.current() as usize, good.len() - 1);
             prop_assert_eq!(&**history.state(), good.last().unwrap());
             prop_assert_eq!(&history.at(history.current()).unwrap(), good.last().unwrap());
-            // Never one behind, never one ahead: what there was before the API's last change, whoever came in between.
+            // The state before the API's last change, whatever other sources declared in between.
             let last = by_api.iter().rposition(|by| *by).filter(|i| *i as u64 > history.oldest());
             prop_assert_eq!(history.previous(), last.map(|i| i as u64 - 1));
             if let Some(last) = last {
@@ -255,7 +255,7 @@ proptest! {
                 let (set, told) = (history.at(kept).unwrap(), history.declared_at(kept).unwrap());
                 prop_assert!(set == good[i] && told == said[i], "generation {}", kept);
             }
-            // What a confirmation held on to goes with the next change.
+            // Generations kept for a pending confirmation are dropped with the next change.
             let count = history.records().count();
             prop_assert!(count <= 3 || outstanding.is_some() || count <= before, "{} after {}", count, before);
             prop_assert_eq!(history.pending().is_some(), outstanding.is_some());
@@ -263,7 +263,7 @@ proptest! {
     }
 
     #[test]
-    fn a_change_leads_from_one_state_to_the_other(a in proptest::collection::vec(0u8..6, 0..8), b in proptest::collection::vec(0u8..6, 0..8)) {
+    fn change_leads_from_one_state_to_the_other(a in proptest::collection::vec(0u8..6, 0..8), b in proptest::collection::vec(0u8..6, 0..8)) {
         let build = |peers: &[u8]| peers.iter().fold(ApiState::default(), |s, p| with(&s, *p, u16::from(*p) + 1));
         let (from, to) = (build(&a), build(&b));
         let change = StateChange::between(&from, &to);
@@ -275,7 +275,7 @@ proptest! {
 }
 
 #[test]
-fn gaps_and_foreign_beginnings_are_refused() {
+fn history_with_a_gap_or_without_base_is_refused() {
     let base = HistoryLine::Base { generation: 4, change: StateChange::default(), declared: None };
     let late = HistoryLine::Change(GenerationRecord { generation: 6, ..record(None) });
     assert_eq!(

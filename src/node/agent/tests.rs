@@ -202,7 +202,7 @@ async fn what_the_kernel_refuses_leaves_everything_as_it_was() {
     });
     let (code, said) = node.ask("POST", "/v1/wg/wg0/syncconf", file((70..90).map(|i| (i, "")))).await;
     assert_eq!(code, 503, "{said}");
-    assert!(said["error"].as_str().unwrap().contains("previous state is back"), "{said}");
+    assert!(said["error"].as_str().unwrap().contains("previous state is restored"), "{said}");
     assert_eq!(node.kernel.peers("wg0").keys().collect::<Vec<_>>(), before.keys().collect::<Vec<_>>());
     node.kernel.refuse_nothing();
     let (_, history) = node.ask("GET", "/v1/history", Value::Null).await;

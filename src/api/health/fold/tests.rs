@@ -116,13 +116,13 @@ fn ready_needs_a_clean_pass_and_a_tunnel() {
     assert!(ready(&s, &at(1000)).is_err());
     let mut s = well();
     uplink(&mut s).connected = false;
-    assert!(ready(&s, &at(1000)).unwrap_err().starts_with("no_tunnel"));
+    assert!(ready(&s, &at(1000)).unwrap_err().to_string().starts_with("no_tunnel"));
     // A hub has no uplink: its interfaces are its tunnel.
     let mut s = well();
     s.components.uplink = None;
     assert_eq!(ready(&s, &at(1000)), Ok(()));
     s.net.links[0].up = false;
-    assert!(ready(&s, &at(1000)).unwrap_err().contains("wg0"));
+    assert!(ready(&s, &at(1000)).unwrap_err().to_string().contains("wg0"));
 }
 
 proptest! {

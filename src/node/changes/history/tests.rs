@@ -1,5 +1,6 @@
 //! What is on disk: bounded in bytes as in number, and private.
 use super::*;
+use spoke_change::audit::Actor;
 use spoke_change::declared::Revision;
 use spoke_change::record::StateChange;
 use spoke_model::key::PublicKey;
@@ -21,7 +22,7 @@ async fn commit(store: &mut Store, state: &ApiState) {
         generation: 0,
         wall: Wall(0),
         trusted: true,
-        actor: "user 0".into(),
+        actor: Actor::User(0),
         what: "test".into(),
         confirm: None,
         change: StateChange::default(),
