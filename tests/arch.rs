@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What each crate may depend on, of ours. `docs/architecture.md` draws it.
-const EDGES: [(&str, &[&str]); 15] = [
+const EDGES: [(&str, &[&str]); 16] = [
     ("model", &[]),
     ("config", &["model"]),
     ("net", &["model", "config"]),
@@ -26,6 +26,7 @@ const EDGES: [(&str, &[&str]); 15] = [
     ),
     ("imager", &["model", "config", "update", "sys", "command"]),
     ("control", &["model", "config", "grants", "enroll", "sys", "chain", "command"]),
+    ("manuals", &["node", "imager", "control", "command"]),
 ];
 
 /// Crates that decide and do nothing: no clock, no thread, no file, no socket. `config` reads the one file it is given.

@@ -230,20 +230,6 @@ fn doctor_names_a_remedy_for_what_is_wrong() {
     assert_eq!(o.status.code(), Some(1));
 }
 
-#[test]
-fn completions_and_man_page_know_every_command() {
-    let dir = tempfile::tempdir().unwrap();
-    for shell in ["bash", "zsh", "fish"] {
-        let script = out(&spoke(dir.path(), &["completions", shell]));
-        assert!(script.contains("doctor") && script.contains("status"), "{shell}");
-    }
-    let man = out(&spoke(dir.path(), &["man"]));
-    assert!(man.contains(".TH spoke 1") && man.contains("Exit codes"), "{man}");
-    assert_eq!(spoke(dir.path(), &["man", "--into", "man1"]).status.code(), Some(0));
-    let page = std::fs::read_to_string(dir.path().join("man1/spoke-status.1")).unwrap();
-    assert!(page.contains("watch") && page.contains("json"), "{page}");
-}
-
 /// One answer of a server, by hand; `None` while there is none.
 fn get(port: u16, path: &str) -> Option<String> {
     use std::io::Read as _;

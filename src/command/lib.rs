@@ -3,6 +3,10 @@
 //! Exit codes: 0 fine, 1 failed, 2 bad input.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
 
+mod logging;
+
+pub use logging::start_log;
+
 use std::io::Write as _;
 use std::process::ExitCode;
 

@@ -2,7 +2,6 @@
 pub mod audit;
 pub mod check;
 pub mod clock;
-pub mod completions;
 pub mod config;
 pub mod doctor;
 pub mod drift;
@@ -76,10 +75,6 @@ pub enum Command {
     /// Take the settings from an image's boot partition (run by the image's own unit)
     #[command(hide = true)]
     Provision(provision::Args),
-    /// Print shell completions
-    Completions(completions::Args),
-    /// Print the man page (roff)
-    Man(completions::ManArgs),
 }
 
 /// Parses the arguments and runs the command.
@@ -103,8 +98,6 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Doctor(args) => doctor::run(&cli.config, args),
         Command::Update(command) => update::run(&cli.config, command),
         Command::Provision(args) => provision::run(args),
-        Command::Completions(args) => completions::run(args),
-        Command::Man(args) => completions::man(args),
     };
     exit_code("spoke", outcome)
 }

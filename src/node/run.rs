@@ -44,7 +44,7 @@ use tokio::sync::watch;
 
 /// Runs until a signal or the end of a vital task. The kernel tunnel stays as it is either way.
 pub fn run(config: &Path) -> Outcome {
-    log();
+    spoke_command::start_log("spoke");
     let config = Arc::new(load(config)?);
     keys::ensure_dir(&config.node.state_dir)?;
     // Keys come first: without them nothing can be brought up, and the error says what to do.
@@ -280,23 +280,5 @@ impl Stop {
             _ = self.term.recv() => tracing::info!("stopping on SIGTERM; the tunnel stays"),
             _ = self.int.recv() => tracing::info!("stopping on SIGINT; the tunnel stays"),
         }
-    }
-}
-
-/// Logs to standard error, where the journal picks them up; `SPOKE_LOG` takes the filters of `tracing`.
-pub(super) fn log() {
-    use std::io::IsTerminal as _;
-    let filter = tracing_subscriber::EnvFilter::try_from_env("SPOKE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let journal = std::env::var_os("JOURNAL_STREAM").is_some();
-    let base = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    let done = if journal {
-        // The journal has its own time stamps.
-        base.without_time().with_ansi(false).try_init()
-    } else {
-        base.with_ansi(std::io::stderr().is_terminal()).try_init()
-    };
-    if let Err(e) = done {
-        spoke_command::complain("spoke", &format!("logging: {e}"));
     }
 }

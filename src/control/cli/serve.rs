@@ -33,7 +33,7 @@ pub fn master_path(config: &Config) -> PathBuf {
 
 /// Serves until a signal.
 pub async fn run(context: &Context) -> Outcome {
-    log();
+    spoke_command::start_log("spoke-control");
     let config = &context.config;
     let master = MasterKey::load_or_make(&master_path(config), &context.store).await?;
     let signing = SigningKeys::load(&context.store, &master, now_ms()).await?;
@@ -186,17 +186,4 @@ async fn hello(context: &Context, url: &str, pin: &str) -> Outcome {
     }
     tracing::info!(url, pin, store = ?context.store, "serving");
     Ok(())
-}
-
-fn log() {
-    use std::io::IsTerminal as _;
-    let filter = tracing_subscriber::EnvFilter::try_from_env("SPOKE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let journal = std::env::var_os("JOURNAL_STREAM").is_some();
-    let base = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    let _ = if journal {
-        base.without_time().with_ansi(false).try_init()
-    } else {
-        base.with_ansi(std::io::stderr().is_terminal()).try_init()
-    };
 }

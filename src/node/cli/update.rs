@@ -313,7 +313,7 @@ fn rollback(config: &Config, no_restart: bool) -> Outcome {
 }
 
 fn give_up(config: &Config, reason: &str) -> Outcome {
-    crate::run::log();
+    spoke_command::start_log("spoke");
     let mut slots = DiskSlots::found()?;
     let standing = slots.standing()?;
     tracing::error!(slot = %standing.running, reason, "last rung");

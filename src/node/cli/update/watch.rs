@@ -25,7 +25,7 @@ const KEEP: Duration = Duration::from_secs(60);
 const AGAIN: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
 
 pub(super) fn run(config: &Config) -> Outcome {
-    crate::run::log();
+    spoke_command::start_log("spoke");
     let mut slots = DiskSlots::found()?;
     let (mut ledger, mut record) = Ledger::open(config, slots.running())?;
     ledger.post(&record, None);

@@ -1,0 +1,98 @@
+//! The log: standard error, where the journal reads it. `SPOKE_LOG` chooses what is written.
+use crate::complain;
+use std::io::IsTerminal as _;
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
+use tracing_subscriber::fmt::{FmtContext, Layer};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+/// A level, or `target=level` and more of them separated by commas.
+const VARIABLE: &str = "SPOKE_LOG";
+
+/// One event as one line: time, level, text, fields. No spans: the product opens none.
+struct Line {
+    /// The journal has time stamps of its own.
+    time: bool,
+}
+
+impl<S, N> FormatEvent<S, N> for Line
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> std::fmt::Result {
+        let (dim, colour, end) = match (out.has_ansi_escapes(), *event.metadata().level()) {
+            (false, _) => ("", "", ""),
+            (true, Level::ERROR) => ("\x1b[2m", "\x1b[31m", "\x1b[0m"),
+            (true, Level::WARN) => ("\x1b[2m", "\x1b[33m", "\x1b[0m"),
+            (true, Level::INFO) => ("\x1b[2m", "\x1b[32m", "\x1b[0m"),
+            (true, Level::DEBUG) => ("\x1b[2m", "\x1b[34m", "\x1b[0m"),
+            (true, Level::TRACE) => ("\x1b[2m", "\x1b[35m", "\x1b[0m"),
+        };
+        if self.time {
+            out.write_str(dim)?;
+            SystemTime.format_time(&mut out)?;
+            write!(out, "{end} ")?;
+        }
+        write!(out, "{colour}{:>5}{end} ", event.metadata().level().as_str())?;
+        context.format_fields(out.by_ref(), event)?;
+        writeln!(out)
+    }
+}
+
+/// Starts the log of `program`. A filter that cannot be read is reported and replaced by `info`.
+pub fn start_log(program: &str) {
+    let journal = std::env::var_os("JOURNAL_STREAM").is_some();
+    let wanted = std::env::var(VARIABLE).ok();
+    let (filter, fault) = filter(wanted.as_deref());
+    let lines = Layer::new()
+        .with_ansi(!journal && std::io::stderr().is_terminal())
+        .event_format(Line { time: !journal })
+        .with_writer(std::io::stderr);
+    if let Err(e) = tracing_subscriber::registry().with(lines).with(filter).try_init() {
+        complain(program, &format!("logging: {e}"));
+    }
+    if let Some(error) = fault {
+        tracing::warn!(variable = VARIABLE, error, "log filter not understood, info is used");
+    }
+}
+
+/// The filter, and the fault of the text if it has one. An empty text counts as none.
+fn filter(text: Option<&str>) -> (Targets, Option<String>) {
+    let info = Targets::new().with_default(LevelFilter::INFO);
+    match text.map(str::trim).filter(|t| !t.is_empty()).map(str::parse) {
+        None => (info, None),
+        Some(Ok(filter)) => (filter, None),
+        Some(Err(e)) => (info, Some(e.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_and_targets_are_filters() {
+        let level = |text| filter(Some(text)).0.default_level();
+        assert_eq!(level("debug"), Some(LevelFilter::DEBUG));
+        assert_eq!(level(" "), Some(LevelFilter::INFO));
+        assert_eq!(filter(None).0.default_level(), Some(LevelFilter::INFO));
+        let (both, refused) = filter(Some("warn,spoke_sys=trace"));
+        assert_eq!(refused, None);
+        assert!(both.would_enable("spoke_sys::kernel", &tracing::Level::TRACE));
+        assert!(!both.would_enable("spoke_node", &tracing::Level::INFO));
+    }
+
+    #[test]
+    fn span_filters_are_reported_and_replaced_by_info() {
+        for text in ["spoke[request{id=1}]=debug", "spoke=loud"] {
+            let (used, refused) = filter(Some(text));
+            assert!(refused.is_some(), "{text}");
+            assert_eq!(used.default_level(), Some(LevelFilter::INFO), "{text}");
+        }
+    }
+}
