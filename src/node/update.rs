@@ -93,7 +93,7 @@ pub async fn watch<C: Clock>(
             }
             return Ok(Next::Settled);
         };
-        if let Some(action) = machine.handle(clock.now(), TrialEvent::Seen(sight)).first() {
+        if let Some(action) = machine.handle(clock.now(), TrialEvent::Probed(sight)).first() {
             if let Some(next) = act(*action, standing, slots, book, record)? {
                 return Ok(next);
             }
@@ -101,7 +101,7 @@ pub async fn watch<C: Clock>(
             continue;
         }
         let now = clock.now();
-        let wait = machine.deadline().map_or(LOOK, |d| d.since(now).min(LOOK));
+        let wait = machine.deadline().map_or(LOOK, |d| d.at.since(now).min(LOOK));
         tokio::time::sleep(wait).await;
     }
 }

@@ -1,7 +1,7 @@
 //! Installs a bundle: signature first, then the slot that is not running, then its kernel, then the right to be tried.
 use crate::slots::{SlotError, Slots};
 use spoke_model::signature::VerifyKey;
-use spoke_update::manifest::{Accepted, Known, ManifestError, Part, header_length, judge};
+use spoke_update::manifest::{Accepted, Known, ManifestError, Part, header_length, verify_header};
 use std::fmt::Write as _;
 use std::io::{self, Read};
 
@@ -35,7 +35,7 @@ pub fn open(bundle: &mut dyn Read, roots: &[VerifyKey], known: &Known) -> Result
     bundle.read_exact(&mut first).map_err(cut)?;
     let mut header = vec![0; header_length(&first)?];
     bundle.read_exact(&mut header).map_err(cut)?;
-    Ok(judge(&header, roots, known)?)
+    Ok(verify_header(&header, roots, known)?)
 }
 
 fn cut(e: io::Error) -> InstallError {

@@ -1,63 +1,70 @@
-//! A trial: from the first start of a new slot to its commit, or to the old slot with a reason.
+//! A trial: from the first start of a new slot to its commit, or back to the old slot with a reason.
 //!
 //! ```text
+//! in the new slot (Stage::Trial):
 //!                 healthy for `settle`
 //!  Watching ───────────────────────────────► Commit
-//!     │ not healthy when `patience` is over
-//!     ├─ the way out works without the tunnel ──► Reject: this system is bad
-//!     ├─ nothing answers at all, before `outage` ─► wait: it may be the network's fault
-//!     └─ … still, after `outage` ───────────────► Retreat: ask the old system, once
+//!     │ not healthy
+//!     ├─ a host outside answered, after `patience` ──► Reject: the new system is bad
+//!     └─ no host outside answered, after `outage` ───► Retreat: start the old system, once
 //!
-//!  on the old slot after a retreat:
-//!  online   → the old system reaches the hub and the new one did not: Reject
-//!  offline  → an outage: nobody is to blame; when we are online again the trial is Resumed, `resumes` times at most
+//! in the old slot after a retreat (Stage::Retreated):
+//!  online within `patience` ───► Reject: the old system reaches what the new one did not
+//!  online later ───────────────► Resume the trial, at most `resumes` times; then Reject
+//!  offline ────────────────────► wait without limit
 //! ```
-//! So a short outage costs nothing, a long one costs one restart, and no outage makes two systems take turns.
+//! A short outage costs nothing, a long one a single reboot, and no outage makes the two systems alternate.
+//!
+//! # Driver contract
+//! [`Trial::new`], then [`TrialEvent::Probed`] every few seconds with the time of the probe, and [`TrialEvent::Tick`] when
+//! [`Trial::deadline`] has passed. At most one action is ever returned; with it the trial is over and the deadline `None`.
+//! Nothing is random, so there is no seed.
 use heapless::Vec;
 use serde::{Deserialize, Serialize};
 use spoke_config::update::Rules;
+use spoke_model::deadline::Deadline;
 use spoke_model::time::Boot;
 
-/// What the supervisor and the network look like at one moment.
+/// State of supervisor and network at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProbeResult {
-    /// The hub answers through the tunnel, and the control plane was reached where there is one.
+    /// The hub answers through the tunnel, and the control plane, if configured, was reached.
     pub connected: bool,
-    /// The last pass over the kernel was clean.
+    /// The last reconcile pass was clean.
     pub clean: bool,
-    /// Something beyond our own network answered without the tunnel: the way out works.
+    /// A host outside answered without the tunnel.
     pub outside: bool,
 }
 
-/// Where a trial stands; kept on the state partition.
+/// Stage of a trial; stored on the state partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
-    /// The new system runs and is watched.
+    /// The new system runs.
     Trial,
-    /// The old system runs: the new one met an outage, and we look whether we meet it too.
+    /// The old system runs, to find out whether it meets the same outage.
     Retreated,
 }
 
-/// What happened.
+/// Input of a trial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TrialEvent {
-    /// A look at supervisor and network.
-    Seen(ProbeResult),
-    /// The deadline passed.
-    Timeout,
+    /// The result of a probe.
+    Probed(ProbeResult),
+    /// The deadline has passed.
+    Tick,
 }
 
-/// What to do.
+/// Output of a trial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TrialAction {
-    /// The new system is good: commit its slot.
+    /// Commit the new slot.
     Commit,
-    /// The new system is bad: give up its slot, keep the reason, start the old one if it does not run already.
+    /// Give up the new slot and store the reason; start the old system unless it runs.
     Reject(RejectReason),
-    /// Start the old system to see whether it does better; nothing is decided.
+    /// Start the old system; the trial remains open.
     Retreat,
-    /// An outage is over: put the new slot on trial again.
+    /// The outage is over: start the new slot on trial again.
     Resume,
 }
 
@@ -65,37 +72,46 @@ pub enum TrialAction {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RejectReason {
-    /// It does not become healthy though the way out works.
+    /// It did not become healthy although a host outside answered.
     NotHealthy,
-    /// It had no way out where the old system has one.
+    /// It reached no host outside, and the old system did.
     NoWayOut,
-    /// Outages ended every one of its trials.
+    /// Each of its trials ended in an outage.
     TooManyOutages,
-    /// It did not come up: the boot loader went back to the old slot.
+    /// The boot loader returned to the old slot.
     DidNotStart,
-    /// It was committed, and later it could not be kept running.
+    /// It was committed and later could not be kept running.
     KeptFailing,
-    /// A person took it back.
+    /// The operator rolled it back.
     ByHand,
 }
 
 impl RejectReason {
-    /// For people.
+    /// Description for people.
     pub const fn text(self) -> &'static str {
         match self {
             Self::NotHealthy => "it did not become healthy although the network outside answered",
             Self::NoWayOut => "it reached nothing outside, and the old system did right after it",
             Self::TooManyOutages => "each of its trials ended in an outage of the network",
-            Self::DidNotStart => "it did not stay up: the boot loader went back to the old system",
-            Self::KeptFailing => {
-                "after its commit it could not be kept running any more, and the other system was taken"
-            }
-            Self::ByHand => "it was taken back by hand",
+            Self::DidNotStart => "it did not stay up: the boot loader returned to the old system",
+            Self::KeptFailing => "it could not be kept running after its commit, and the other system was started",
+            Self::ByHand => "it was rolled back by the operator",
         }
     }
 }
 
-/// Watches one trial.
+/// What a deadline of a trial is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TrialDeadline {
+    /// Healthy for `settle`: commit.
+    Settle,
+    /// Not healthy although a host outside answered: reject.
+    Patience,
+    /// No host outside answered: retreat.
+    Outage,
+}
+
+/// One trial.
 #[derive(Debug)]
 pub struct Trial {
     rules: Rules,
@@ -108,32 +124,30 @@ pub struct Trial {
 }
 
 impl Trial {
-    /// A trial found in `stage` at this start; `resumes` is how often it was resumed before.
+    /// A trial in `stage` at this boot, resumed `resumes` times before.
     pub const fn new(now: Boot, rules: Rules, stage: Stage, resumes: u8) -> Self {
         Self { rules, stage, resumes, began: now, healthy_since: None, outside: false, done: false }
     }
 
-    /// When [`TrialEvent::Timeout`] is due.
-    pub fn deadline(&self) -> Option<Boot> {
-        if self.done {
-            return None;
-        }
+    /// When [`TrialEvent::Tick`] is due; `None` after the action, and in the old slot, where only a probe decides.
+    pub fn deadline(&self) -> Option<Deadline<TrialDeadline>> {
         match self.stage {
-            Stage::Trial => {
-                let end = self.began + if self.outside { self.rules.patience } else { self.rules.outage };
-                Some(self.healthy_since.map_or(end, |since| since + self.rules.settle))
-            }
-            Stage::Retreated => None,
+            Stage::Trial if !self.done => Some(match self.healthy_since {
+                Some(since) => Deadline::new(since + self.rules.settle, TrialDeadline::Settle),
+                None if self.outside => Deadline::new(self.began + self.rules.patience, TrialDeadline::Patience),
+                None => Deadline::new(self.began + self.rules.outage, TrialDeadline::Outage),
+            }),
+            Stage::Trial | Stage::Retreated => None,
         }
     }
 
-    /// Takes an event in.
-    pub fn handle(&mut self, now: Boot, event: TrialEvent) -> Vec<TrialAction, 2> {
+    /// Processes one event.
+    pub fn handle(&mut self, now: Boot, event: TrialEvent) -> Vec<TrialAction, 1> {
         let mut actions = Vec::new();
         if !self.done {
             match event {
-                TrialEvent::Seen(sight) => self.see(now, sight),
-                TrialEvent::Timeout => {}
+                TrialEvent::Probed(probe) => self.record(now, probe),
+                TrialEvent::Tick => {}
             }
             if let Some(action) = self.decide(now, event) {
                 self.done = true;
@@ -143,10 +157,10 @@ impl Trial {
         actions
     }
 
-    fn see(&mut self, now: Boot, sight: ProbeResult) {
-        // Once outside answered, its silence later is not this system's excuse: patience counts.
-        self.outside |= sight.outside || sight.connected;
-        self.healthy_since = match (sight.connected && sight.clean, self.healthy_since) {
+    fn record(&mut self, now: Boot, probe: ProbeResult) {
+        // Once a host outside answered, a later outage does not extend the time.
+        self.outside |= probe.outside || probe.connected;
+        self.healthy_since = match (probe.connected && probe.clean, self.healthy_since) {
             (true, Some(since)) => Some(since),
             (true, None) => Some(now),
             (false, Some(_) | None) => None,
@@ -168,8 +182,8 @@ impl Trial {
                 }
             }
             Stage::Retreated => match event {
-                TrialEvent::Seen(sight) if sight.connected || sight.outside => {
-                    // How soon tells outage from bad image: an outage does not end in the moments of a restart.
+                TrialEvent::Probed(probe) if probe.connected || probe.outside => {
+                    // An outage rarely ends just during the reboot: online at once means that the image is bad.
                     if now.since(self.began) < self.rules.patience {
                         Some(TrialAction::Reject(RejectReason::NoWayOut))
                     } else if self.resumes >= self.rules.resumes {
@@ -178,7 +192,7 @@ impl Trial {
                         Some(TrialAction::Resume)
                     }
                 }
-                TrialEvent::Seen(_) | TrialEvent::Timeout => None,
+                TrialEvent::Probed(_) | TrialEvent::Tick => None,
             },
         }
     }

@@ -1,14 +1,13 @@
-//! What a bundle says about itself, who may sign it, and whether this device may install it.
+//! Manifest of an update bundle, its signatures, and whether this device may install it.
 //!
 //! # Keys
-//! An offline root key never signs updates; it signs the *certificate*: the list of signing keys with a serial number. The
-//! image carries the root's public half (several are allowed, so that a root can be replaced as well). A signing key is
-//! rotated by a certificate with a higher serial; once a device has seen that, certificates with a lower one are refused.
+//! The offline root key signs only the *certificate*: the list of signing keys with a serial number. The image contains the
+//! root's public key (several are allowed, so that a root can be replaced). A signing key is rotated by a certificate with a
+//! higher serial; a device that has committed it refuses certificates with a lower one.
 //!
-//! # The file
+//! # File format
 //! `SPOKEUP1`, the header's length (4 bytes, little-endian), the header ([`Header`] as JSON), the root image, the kernel.
-//! The header comes first, so that nothing is written before the signature was checked and while the rest is still being
-//! fetched; sizes and digests of what follows are in the signed part.
+//! The header is first, so that the signature is checked before anything is written; it contains sizes and digests of the rest.
 use serde::{Deserialize, Serialize};
 use spoke_model::signature::{SignKey, Signature, VerifyKey};
 
@@ -16,7 +15,7 @@ use spoke_model::signature::{SignKey, Signature, VerifyKey};
 pub const MAGIC: &[u8; 8] = b"SPOKEUP1";
 /// Longest header, in bytes.
 pub const MAX_HEADER: usize = 64 * 1024;
-/// What a signature is made over begins with this, so that none is good for anything else.
+/// Prefixes of the signed messages: no signature is valid in another context.
 const CERTIFICATE_CONTEXT: &[u8] = b"spoke update certificate 1\n";
 const MANIFEST_CONTEXT: &[u8] = b"spoke update manifest 1\n";
 
@@ -30,16 +29,16 @@ pub struct Part {
     pub sha256: String,
 }
 
-/// What a bundle says.
+/// Content of a bundle.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// The board it is for.
     pub board: String,
-    /// For people.
+    /// Shown to people; not compared.
     pub version: String,
-    /// Rises with every release; what is compared.
+    /// Increases with every release; compared.
     pub sequence: u64,
-    /// The lowest sequence a device that ran this one may still install: raised when older ones are no longer safe.
+    /// The lowest sequence that may be installed after this one; raised when older releases are unsafe.
     pub floor: u64,
     /// The root image.
     pub root: Part,
@@ -50,26 +49,26 @@ pub struct Manifest {
 /// The signing keys, certified by the root.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Certificate {
-    /// Rises with every change.
+    /// Increases with every change.
     pub serial: u64,
     /// Keys that may sign manifests.
     pub keys: Vec<VerifyKey>,
 }
 
-/// The first part of a bundle: both documents as the exact text that was signed.
+/// Header of a bundle: both documents as the exact text that was signed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Header {
     /// JSON of [`Certificate`].
     pub certificate: String,
-    /// By a root key, over it.
+    /// Signature over it by a root key.
     pub certificate_signature: Signature,
     /// JSON of [`Manifest`].
     pub manifest: String,
-    /// By a certified key, over it.
+    /// Signature over it by a certified key.
     pub manifest_signature: Signature,
 }
 
-/// What this device knows when it judges a bundle.
+/// What this device checks a bundle against.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Known {
     /// Its board.
@@ -80,16 +79,16 @@ pub struct Known {
     pub floor: u64,
 }
 
-/// Why a bundle is refused; the device stays as it is.
+/// Why a bundle is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
     /// Not a bundle.
     #[error("this is not an update bundle: {0}")]
     NotABundle(&'static str),
-    /// The certificate is not by a root key.
+    /// The certificate is not signed by a root key.
     #[error("its signing keys are not certified by a root key of this device")]
     Uncertified,
-    /// The certificate is older than one seen before.
+    /// The certificate is older than one committed before.
     #[error(
         "its signing keys were replaced: it has certificate {got}, this device has seen {seen}; sign it with the new key"
     )]
@@ -99,7 +98,7 @@ pub enum ManifestError {
         /// Highest serial seen.
         seen: u64,
     },
-    /// The manifest is not by a certified key.
+    /// The manifest is not signed by a certified key.
     #[error("its signature is wrong")]
     BadSignature,
     /// For another board.
@@ -120,24 +119,24 @@ pub enum ManifestError {
     },
 }
 
-/// A bundle whose signatures were checked and that may be installed here.
+/// A verified bundle that may be installed on this device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Accepted {
-    /// What it says.
+    /// Its content.
     pub manifest: Manifest,
-    /// What the device knows from now on, once it is committed.
+    /// Replaces [`Known`] once the bundle is committed.
     pub learned: Known,
 }
 
-/// The header's length, from the first 12 bytes.
+/// The header's length in bytes, from the first 12 bytes of a bundle.
 pub fn header_length(first: &[u8; 12]) -> Result<usize, ManifestError> {
     let [magic @ .., a, b, c, d] = first;
     if magic != MAGIC {
-        return Err(ManifestError::NotABundle("it does not begin like one"));
+        return Err(ManifestError::NotABundle("the magic number is missing"));
     }
     match usize::try_from(u32::from_le_bytes([*a, *b, *c, *d])) {
         Ok(n) if (1..=MAX_HEADER).contains(&n) => Ok(n),
-        _ => Err(ManifestError::NotABundle("its header is too long")),
+        _ => Err(ManifestError::NotABundle("the header's length is out of range")),
     }
 }
 
@@ -146,16 +145,16 @@ pub fn root_keys(text: &str) -> Vec<VerifyKey> {
     text.lines().map(|l| l.split('#').next().unwrap_or("").trim()).filter_map(|l| l.parse().ok()).collect()
 }
 
-/// Judges a header.
-pub fn judge(header: &[u8], roots: &[VerifyKey], known: &Known) -> Result<Accepted, ManifestError> {
+/// Verifies a header's signatures and checks it against what this device knows.
+pub fn verify_header(header: &[u8], roots: &[VerifyKey], known: &Known) -> Result<Accepted, ManifestError> {
     let header: Header =
-        serde_json::from_slice(header).map_err(|_| ManifestError::NotABundle("its header cannot be read"))?;
+        serde_json::from_slice(header).map_err(|_| ManifestError::NotABundle("the header is malformed"))?;
     let signed = signed(CERTIFICATE_CONTEXT, &header.certificate);
     if !roots.iter().any(|k| k.verify(&signed, &header.certificate_signature)) {
         return Err(ManifestError::Uncertified);
     }
     let certificate: Certificate = serde_json::from_str(&header.certificate)
-        .map_err(|_| ManifestError::NotABundle("its certificate cannot be read"))?;
+        .map_err(|_| ManifestError::NotABundle("the certificate is malformed"))?;
     if certificate.serial < known.serial {
         return Err(ManifestError::OldCertificate { got: certificate.serial, seen: known.serial });
     }
@@ -164,7 +163,7 @@ pub fn judge(header: &[u8], roots: &[VerifyKey], known: &Known) -> Result<Accept
         return Err(ManifestError::BadSignature);
     }
     let manifest: Manifest =
-        serde_json::from_str(&header.manifest).map_err(|_| ManifestError::NotABundle("its manifest cannot be read"))?;
+        serde_json::from_str(&header.manifest).map_err(|_| ManifestError::NotABundle("the manifest is malformed"))?;
     if manifest.board != known.board {
         return Err(ManifestError::OtherBoard { got: manifest.board, board: known.board.clone() });
     }
@@ -192,7 +191,7 @@ pub fn sign(
     Ok(Header { certificate: certificate.to_owned(), certificate_signature, manifest, manifest_signature })
 }
 
-/// Certifies signing keys with the root key; for the offline machine, never for a device.
+/// Certifies signing keys with the root key; used on an offline machine.
 pub fn certify(certificate: &Certificate, root: &SignKey) -> Result<(String, Signature), serde_json::Error> {
     let text = serde_json::to_string(certificate)?;
     let signature = root.sign(&signed(CERTIFICATE_CONTEXT, &text));
@@ -228,62 +227,62 @@ mod tests {
     }
 
     #[test]
-    fn a_good_bundle_teaches_serial_and_floor() {
+    fn accepted_bundle_raises_serial_and_floor() {
         let roots = [key(9).public(), key(1).public()];
-        let accepted = judge(&bundle(1, 3, 2, 2, &manifest()), &roots, &known()).unwrap();
+        let accepted = verify_header(&bundle(1, 3, 2, 2, &manifest()), &roots, &known()).unwrap();
         assert_eq!(accepted.learned, Known { board: "x".into(), serial: 3, floor: 5 });
         assert_eq!(accepted.manifest, manifest());
     }
 
     #[test]
-    fn everything_else_is_refused_by_name() {
+    fn each_fault_has_its_error() {
         let roots = [key(1).public()];
-        let judge = |b: &[u8]| judge(b, &roots, &known()).unwrap_err();
-        assert_eq!(judge(&bundle(3, 3, 2, 2, &manifest())), ManifestError::Uncertified);
-        assert_eq!(judge(&bundle(1, 1, 2, 2, &manifest())), ManifestError::OldCertificate { got: 1, seen: 2 });
-        assert_eq!(judge(&bundle(1, 2, 2, 4, &manifest())), ManifestError::BadSignature);
+        let refusal = |b: &[u8]| verify_header(b, &roots, &known()).unwrap_err();
+        assert_eq!(refusal(&bundle(3, 3, 2, 2, &manifest())), ManifestError::Uncertified);
+        assert_eq!(refusal(&bundle(1, 1, 2, 2, &manifest())), ManifestError::OldCertificate { got: 1, seen: 2 });
+        assert_eq!(refusal(&bundle(1, 2, 2, 4, &manifest())), ManifestError::BadSignature);
         let other = Manifest { board: "y".into(), ..manifest() };
         assert_eq!(
-            judge(&bundle(1, 2, 2, 2, &other)),
+            refusal(&bundle(1, 2, 2, 2, &other)),
             ManifestError::OtherBoard { got: "y".into(), board: "x".into() }
         );
         let old = Manifest { sequence: 3, ..manifest() };
-        assert_eq!(judge(&bundle(1, 2, 2, 2, &old)), ManifestError::TooOld { got: 3, floor: 4 });
-        assert!(matches!(judge(b"{}"), ManifestError::NotABundle(_)));
+        assert_eq!(refusal(&bundle(1, 2, 2, 2, &old)), ManifestError::TooOld { got: 3, floor: 4 });
+        assert!(matches!(refusal(b"{}"), ManifestError::NotABundle(_)));
     }
 
     #[test]
-    fn a_manifest_signature_certifies_nothing() {
-        // A signing key that leaked must not be able to certify itself: same text, same key, other context.
+    fn manifest_signature_is_no_certificate() {
+        // Same text and key, other context: a leaked signing key cannot certify itself.
         let text = serde_json::to_string(&Certificate { serial: 9, keys: vec![key(2).public()] }).unwrap();
         let signature = key(1).sign(&signed(MANIFEST_CONTEXT, &text));
         let header = sign(&text, signature, &manifest(), &key(2)).unwrap();
         let bytes = serde_json::to_vec(&header).unwrap();
-        assert_eq!(judge(&bytes, &[key(1).public()], &known()).unwrap_err(), ManifestError::Uncertified);
+        assert_eq!(verify_header(&bytes, &[key(1).public()], &known()).unwrap_err(), ManifestError::Uncertified);
     }
 
     #[test]
-    fn root_keys_are_one_a_line() {
+    fn root_keys_are_one_per_line() {
         let text = format!("# roots\n{}  # ours\nnonsense\n", key(1).public());
         assert_eq!(root_keys(&text), [key(1).public()]);
     }
 
     proptest! {
         #[test]
-        fn no_flipped_bit_passes(at in any::<prop::sample::Index>(), bit in 0u8..8) {
+        fn flipped_bit_is_rejected(at in any::<prop::sample::Index>(), bit in 0u8..8) {
             let good = bundle(1, 2, 2, 2, &manifest());
             let mut bad = good.clone();
             let at = at.index(bad.len());
             bad[at] ^= 1 << bit;
-            let verdict = judge(&bad, &[key(1).public()], &known());
-            // A flip may also change a letter of a name that JSON ignores; what is accepted must be what was signed.
-            prop_assert!(verdict.is_err() || verdict.unwrap().manifest == manifest());
+            let result = verify_header(&bad, &[key(1).public()], &known());
+            // A flip in the name of an ignored JSON field is harmless; what is accepted must be what was signed.
+            prop_assert!(result.is_err() || result.unwrap().manifest == manifest());
         }
 
         #[test]
-        fn any_bytes_are_judged(bytes in proptest::collection::vec(any::<u8>(), 0..200), first in any::<[u8; 12]>()) {
+        fn any_bytes_are_rejected(bytes in proptest::collection::vec(any::<u8>(), 0..200), first in any::<[u8; 12]>()) {
             let _ = header_length(&first);
-            prop_assert!(judge(&bytes, &[key(1).public()], &known()).is_err());
+            prop_assert!(verify_header(&bytes, &[key(1).public()], &known()).is_err());
         }
     }
 }

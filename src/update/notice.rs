@@ -1,38 +1,38 @@
-//! What supervisor and updater tell each other: they are different users, so each leaves a note the other reads.
+//! Messages between supervisor and updater, which run as different users and exchange files.
 use super::machine::Stage;
 use super::record::{Ended, UpdateRecord};
 use super::slot::Slot;
 use serde::{Deserialize, Serialize};
 use spoke_model::release::WantedRelease;
 
-/// How updates stand, for `/health` and for the report to the control plane.
+/// State of updates, for `/health` and the report to the control plane.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Notice {
-    /// The slot that runs.
+    /// The running slot.
     pub slot: Slot,
-    /// The version of the image in it.
+    /// The running version.
     pub version: String,
-    /// The trial that is going on.
+    /// The current trial.
     pub trial: Option<TrialNotice>,
-    /// How the last one ended.
+    /// Result of the last trial.
     pub last: Option<Ended>,
-    /// Why what is wanted is not installed.
+    /// Why the wanted release is not installed.
     pub held: Option<String>,
 }
 
-/// A trial that is going on.
+/// The current trial.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrialNotice {
-    /// What is tried.
+    /// Version on trial.
     pub version: String,
-    /// Where.
+    /// Its slot.
     pub slot: Slot,
-    /// How far it is.
+    /// Its stage.
     pub stage: Stage,
 }
 
 impl Notice {
-    /// Of a record, on a system of `version` in `slot`.
+    /// The notice of a system of `version` that runs in `slot`.
     pub fn of(record: &UpdateRecord, slot: Slot, version: &str) -> Self {
         let trial = record.trial.as_ref();
         Self {
@@ -45,32 +45,32 @@ impl Notice {
     }
 }
 
-/// What to do about a wanted release.
+/// What to do about the wanted release.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Wish {
-    /// Nothing: it runs, or nothing is wanted.
+pub enum ReleaseDecision {
+    /// Nothing: it runs, or no release is wanted.
     Nothing,
-    /// Not done, and why.
+    /// It is not installed, for this reason.
     Held(String),
-    /// Fetch it from there, the board's file below it; `None`: from where the configuration says.
+    /// Install from this base URL; `None`: from the configured source.
     Install(Option<String>),
 }
 
-/// Judges what is wanted in the light of what runs and what was given up.
-pub fn wish(wanted: Option<&WantedRelease>, running: &str, record: &UpdateRecord) -> Wish {
-    let Some(wanted) = wanted else { return Wish::Nothing };
+/// Decides on the wanted release by the running version and the rejected ones.
+pub fn decide_release(wanted: Option<&WantedRelease>, running: &str, record: &UpdateRecord) -> ReleaseDecision {
+    let Some(wanted) = wanted else { return ReleaseDecision::Nothing };
     if wanted.version == running {
-        return Wish::Nothing;
+        return ReleaseDecision::Nothing;
     }
     if let Err(problem) = wanted.check() {
-        return Wish::Held(problem.to_owned());
+        return ReleaseDecision::Held(problem.to_owned());
     }
-    if record.is_shunned(&wanted.version) {
+    if record.is_rejected(&wanted.version) {
         let last = record.last.as_ref().filter(|l| l.version == wanted.version);
-        let why = last.map_or("it was taken back by hand", |l| l.detail.as_str());
-        return Wish::Held(format!("{} was given up here: {why}", wanted.version));
+        let why = last.map_or("it was rolled back by the operator", |l| l.detail.as_str());
+        return ReleaseDecision::Held(format!("{} was given up here: {why}", wanted.version));
     }
-    Wish::Install(wanted.source.as_ref().map(|s| s.trim_end_matches('/').to_owned()))
+    ReleaseDecision::Install(wanted.source.as_ref().map(|s| s.trim_end_matches('/').to_owned()))
 }
 
 #[cfg(test)]
@@ -83,27 +83,35 @@ mod tests {
     }
 
     #[test]
-    fn a_release_is_wanted_until_it_runs_or_was_given_up() {
+    fn release_is_installed_unless_running_or_rejected() {
         let mut record = UpdateRecord::new("x".into());
-        assert_eq!(wish(None, "1", &record), Wish::Nothing);
-        assert_eq!(wish(Some(&wanted("1", None)), "1", &record), Wish::Nothing);
-        let there = wanted("2", Some("https://u.example.net/x/"));
-        assert_eq!(wish(Some(&there), "1", &record), Wish::Install(Some("https://u.example.net/x".into())));
-        record.take_back(Slot::B, "1");
+        assert_eq!(decide_release(None, "1", &record), ReleaseDecision::Nothing);
+        assert_eq!(decide_release(Some(&wanted("1", None)), "1", &record), ReleaseDecision::Nothing);
+        let release = wanted("2", Some("https://u.example.net/x/"));
+        assert_eq!(
+            decide_release(Some(&release), "1", &record),
+            ReleaseDecision::Install(Some("https://u.example.net/x".into()))
+        );
+        record.roll_back(Slot::B, "1");
         record.trial.as_mut().unwrap().version = "2".into();
         record.end(Some(RejectReason::NotHealthy));
-        let Wish::Held(why) = wish(Some(&there), "1", &record) else { panic!("tried again") };
+        let ReleaseDecision::Held(why) = decide_release(Some(&release), "1", &record) else { panic!("tried again") };
         assert!(why.contains(RejectReason::NotHealthy.text()), "{why}");
-        assert!(matches!(wish(Some(&wanted("1", None)), "3", &record), Wish::Held(why) if why.contains("by hand")));
+        assert!(
+            matches!(decide_release(Some(&wanted("1", None)), "3", &record), ReleaseDecision::Held(why) if why.contains("rolled back by the operator"))
+        );
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused() {
+    fn malformed_release_is_held() {
         for bad in
             [wanted("", None), wanted("1 2", None), wanted("2", Some("file:///etc/passwd")), wanted("2", Some(""))]
         {
             assert!(bad.check().is_err(), "{bad:?}");
-            assert!(matches!(wish(Some(&bad), "1", &UpdateRecord::new("x".into())), Wish::Held(_)));
+            assert!(matches!(
+                decide_release(Some(&bad), "1", &UpdateRecord::new("x".into())),
+                ReleaseDecision::Held(_)
+            ));
         }
         assert!(wanted(&"1".repeat(65), None).check().is_err());
         assert!(wanted("2.0.0-rc1", Some("http://10.0.0.1:80/a")).check().is_ok());

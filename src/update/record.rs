@@ -1,97 +1,97 @@
-//! What a device remembers about updates, and what the state of the slots means in its light.
+//! The device's record of updates, and what the state of the slots means by it.
 use super::machine::{RejectReason, Stage};
 use super::manifest::{Accepted, Known};
 use super::slot::{Slot, Trust};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Releases remembered as given up; older ones are forgotten.
-const SHUNNED_MAX: usize = 8;
+/// Rejected versions kept; older ones are forgotten.
+const MAX_REJECTED: usize = 8;
 
-/// Kept on the state partition, written only when something happens.
+/// Stored on the state partition, written only on change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpdateRecord {
-    /// What bundles are judged by.
+    /// What bundles are checked against.
     pub known: Known,
-    /// The trial that is going on.
+    /// The current trial.
     pub trial: Option<TrialRecord>,
-    /// How the last one ended.
+    /// Result of the last trial.
     pub last: Option<Ended>,
-    /// The version in each slot, as far as it was seen.
+    /// The version in each slot, if known.
     #[serde(default)]
     pub slots: BTreeMap<Slot, String>,
-    /// Versions that were given up here or taken back by hand: not installed again unless a person asks for it.
+    /// Versions rejected on this device or rolled back: installed again only by the operator.
     #[serde(default)]
     pub shunned: Vec<String>,
 }
 
-/// A trial that is going on.
+/// The current trial.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrialRecord {
-    /// What is tried.
+    /// Version on trial.
     pub version: String,
-    /// Its sequence; 0 where it is not known (an older system taken back).
+    /// Its sequence; 0 for a rollback.
     pub sequence: u64,
-    /// Where.
+    /// Its slot.
     pub slot: Slot,
-    /// How far it is.
+    /// Its stage.
     pub stage: Stage,
-    /// The boot loader was told: from here on, finding ourselves on the other slot means that it came back.
+    /// The boot loader is set up to start it: running from the other slot means that the boot loader returned.
     pub armed: bool,
-    /// How often it was resumed after an outage.
+    /// Times it was resumed after an outage.
     pub resumes: u8,
-    /// What it said last, should it not come back.
+    /// Its last message, reported if it does not start again.
     #[serde(default)]
     pub note: Option<String>,
-    /// Known once it is committed.
+    /// Replaces `known` once it is committed.
     pub learned: Known,
 }
 
-/// How a trial ended.
+/// Result of a trial.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ended {
-    /// What was tried.
+    /// Version.
     pub version: String,
-    /// Its sequence.
+    /// Sequence.
     pub sequence: u64,
-    /// Where.
+    /// Slot.
     pub slot: Slot,
     /// `None`: committed.
     pub reason: Option<RejectReason>,
-    /// For people.
+    /// Description for people.
     pub detail: String,
 }
 
-/// What a start finds.
+/// The state of updates found at a boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Situation {
-    /// Nothing is going on.
+    /// No trial.
     Settled,
     /// The new system runs: watch it.
     Watch,
-    /// The new system is installed and was not started yet.
+    /// The new system is installed and has not been started.
     Pending,
-    /// The installation was cut off before the boot loader was told: forget it.
+    /// The installation was interrupted before the boot loader was set up: discard it.
     Interrupted,
-    /// The boot loader went back to the old system.
+    /// The boot loader returned to the old system.
     CameBack,
-    /// A system that was committed could not be kept running later: the other one was taken.
+    /// A committed system could not be kept running: the other one was started.
     FellBack,
-    /// The old system runs because the new one met an outage: look whether we are online.
+    /// The old system runs because the new one met an outage: probe whether it is online.
     Look,
 }
 
 impl UpdateRecord {
-    /// Of a device that never updated.
+    /// The record of a device that was never updated.
     pub const fn new(board: String) -> Self {
         let known = Known { board, serial: 0, floor: 0 };
         Self { known, trial: None, last: None, slots: BTreeMap::new(), shunned: Vec::new() }
     }
 
-    /// What it means to run from `running` while the boot loader trusts it and the other slot so.
+    /// The situation of a boot from `running`, by the boot loader's trust in it and in the other slot.
     pub fn situation(&self, running: Slot, trust: Option<Trust>, other: Option<Trust>) -> Situation {
         match &self.trial {
-            // Tries without a record: the state partition was lost during the trial. It is watched all the same.
+            // Tries without a record: the state partition was lost during the trial.
             None if matches!(trust, Some(Trust::Trying(_))) => Situation::Watch,
             None => match &self.last {
                 Some(Ended { reason: None, slot, .. }) if *slot != running && other == Some(Trust::Trying(0)) => {
@@ -109,10 +109,10 @@ impl UpdateRecord {
         }
     }
 
-    /// Begins the trial of a bundle that was written to `slot`; the boot loader was not told yet.
+    /// Begins the trial of a bundle written to `slot`, before the boot loader is set up.
     pub fn begin(&mut self, accepted: Accepted, slot: Slot) {
         let Accepted { manifest, learned } = accepted;
-        // Whoever installs it wants it.
+        // An explicit installation lifts a rejection.
         self.shunned.retain(|v| *v != manifest.version);
         self.slots.insert(slot, manifest.version.clone());
         self.trial = Some(TrialRecord {
@@ -127,11 +127,11 @@ impl UpdateRecord {
         });
     }
 
-    /// Begins the trial of the system that lies in `slot` already, because a person takes `running` back.
-    pub fn take_back(&mut self, slot: Slot, running: &str) {
-        self.shun(running);
+    /// Begins the trial of the system that is already in `slot`: the operator rolls `running` back.
+    pub fn roll_back(&mut self, slot: Slot, running: &str) {
+        self.reject(running);
         self.trial = Some(TrialRecord {
-            version: self.slots.get(&slot).cloned().unwrap_or_else(|| "of before".to_owned()),
+            version: self.slots.get(&slot).cloned().unwrap_or_else(|| "previous".to_owned()),
             sequence: 0,
             slot,
             stage: Stage::Trial,
@@ -142,40 +142,40 @@ impl UpdateRecord {
         });
     }
 
-    /// Ends the trial; `reason` is `None` when it was committed.
+    /// Ends the trial; `reason` is `None` if it was committed.
     pub fn end(&mut self, reason: Option<RejectReason>) {
         let Some(trial) = self.trial.take() else { return };
         let mut detail = reason.map_or("committed", RejectReason::text).to_owned();
         match (reason, trial.note) {
             (None, _) => self.known = trial.learned,
             (Some(_), note) => {
-                self.shun(&trial.version);
+                self.reject(&trial.version);
                 if let Some(note) = note {
-                    detail = format!("{detail}; its last word: {note}");
+                    detail = format!("{detail}; its last message: {note}");
                 }
             }
         }
         self.last = Some(Ended { version: trial.version, sequence: trial.sequence, slot: trial.slot, reason, detail });
     }
 
-    /// The system committed last could not be kept running and the other slot was taken.
+    /// Records that the last committed system could not be kept running and the other slot was started.
     pub fn fell_back(&mut self) {
         let Some(last) = &mut self.last else { return };
         last.reason = Some(RejectReason::KeptFailing);
         RejectReason::KeptFailing.text().clone_into(&mut last.detail);
         let version = last.version.clone();
-        self.shun(&version);
+        self.reject(&version);
     }
 
-    /// Whether this version was given up or taken back: it is not installed again unasked.
-    pub fn is_shunned(&self, version: &str) -> bool {
+    /// Whether this version was rejected or rolled back.
+    pub fn is_rejected(&self, version: &str) -> bool {
         self.shunned.iter().any(|v| v == version)
     }
 
-    fn shun(&mut self, version: &str) {
+    fn reject(&mut self, version: &str) {
         self.shunned.retain(|v| v != version);
         self.shunned.push(version.to_owned());
-        if self.shunned.len() > SHUNNED_MAX {
+        if self.shunned.len() > MAX_REJECTED {
             self.shunned.remove(0);
         }
     }
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn every_place_a_power_cut_can_leave_us_at() {
+    fn situation_after_every_power_cut() {
         let good = Some(Trust::Good);
         let gone = Some(Trust::Trying(0));
         let new = || UpdateRecord::new("x".into());
@@ -239,49 +239,49 @@ mod tests {
     }
 
     #[test]
-    fn only_a_committed_system_teaches() {
+    fn only_a_commit_raises_known() {
         let r = ended(Some(RejectReason::NotHealthy));
         assert_eq!(r.known.serial, 0);
-        assert!(r.is_shunned("2"));
+        assert!(r.is_rejected("2"));
         let r = ended(None);
         assert_eq!(r.known.serial, 5);
-        assert!(!r.is_shunned("2"));
+        assert!(!r.is_rejected("2"));
     }
 
     #[test]
-    fn what_fell_back_is_told_once_and_shunned() {
+    fn fallback_is_reported_once_and_rejected() {
         let mut r = ended(None);
         r.fell_back();
         assert_eq!(r.last.as_ref().unwrap().reason, Some(RejectReason::KeptFailing));
-        assert!(r.is_shunned("2"));
+        assert!(r.is_rejected("2"));
         assert_eq!(r.situation(Slot::A, Some(Trust::Good), Some(Trust::Trying(0))), Situation::Settled);
     }
 
     #[test]
-    fn the_last_word_of_a_system_that_did_not_come_back_is_kept() {
+    fn last_message_of_a_lost_system_is_kept() {
         let mut r = record(Stage::Trial, true);
         r.trial.as_mut().unwrap().note = Some("no supervisor".into());
         r.end(Some(RejectReason::DidNotStart));
-        assert!(r.last.unwrap().detail.ends_with("its last word: no supervisor"));
+        assert!(r.last.unwrap().detail.ends_with("its last message: no supervisor"));
     }
 
     #[test]
-    fn what_a_person_took_back_stays_away_until_a_person_wants_it() {
+    fn rolled_back_version_needs_the_operator() {
         let mut r = ended(None);
         r.slots.insert(Slot::A, "1".into());
-        r.take_back(Slot::A, "2");
-        assert!(r.is_shunned("2"));
+        r.roll_back(Slot::A, "2");
+        assert!(r.is_rejected("2"));
         assert_eq!(r.trial.as_ref().unwrap().version, "1");
         r.end(None);
         assert_eq!(r.last.as_ref().unwrap().version, "1");
-        assert_eq!(r.known.serial, 5, "going back teaches nothing and forgets nothing");
+        assert_eq!(r.known.serial, 5, "a rollback changes no serial");
         r.begin(accepted(), Slot::B);
-        assert!(!r.is_shunned("2"));
+        assert!(!r.is_rejected("2"));
         r.shunned.clear();
         for n in 0..20 {
-            r.shun(&n.to_string());
+            r.reject(&n.to_string());
         }
-        assert_eq!(r.shunned.len(), SHUNNED_MAX);
-        assert!(r.is_shunned("19") && !r.is_shunned("2"));
+        assert_eq!(r.shunned.len(), MAX_REJECTED);
+        assert!(r.is_rejected("19") && !r.is_rejected("2"));
     }
 }

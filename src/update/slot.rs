@@ -1,9 +1,9 @@
-//! The two slots and their boot entries as values: what is there, what the boot loader will start, what a change does.
+//! The two slots and their boot entries as values.
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// How often a new slot may start before the boot loader takes the other one again.
+/// Starts of a new slot before the boot loader returns to the other one.
 pub const TRIES: u8 = 3;
 
 /// One of the two root partitions.
@@ -17,7 +17,7 @@ pub enum Slot {
 }
 
 impl Slot {
-    /// The one that is not this one.
+    /// The other slot.
     pub const fn other(self) -> Self {
         match self {
             Self::A => Self::B,
@@ -59,35 +59,34 @@ impl FromStr for Slot {
     }
 }
 
-/// Whether the boot loader may start an entry.
+/// How far the boot loader trusts an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Trust {
     /// Committed: started without counting.
     Good,
-    /// On trial: so many starts are left; at 0 the boot loader prefers any other entry.
+    /// On trial, with this many starts left; at 0 the boot loader prefers any other entry.
     Trying(u8),
 }
 
-/// A boot entry of systemd-boot: one unified kernel whose file name carries order, slot and tries.
+/// A systemd-boot entry: a unified kernel whose file name contains order, slot and tries.
 ///
-/// `spoke-000012-b+2-1.efi`: order 12, slot b, 2 tries left, 1 used. systemd-boot itself renames it at each start; without
-/// `+…` it is committed. The order decides which of two good entries is started: the higher one, so that going back to
-/// an older version is a rename and no special case.
+/// `spoke-000012-b+2-1.efi`: order 12, slot b, 2 tries left, 1 used. systemd-boot renames it at each start; without `+…` it is
+/// committed. Of two good entries the one with the higher order is started, so a rollback is a rename.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// Higher is preferred.
     pub order: u32,
-    /// The root it starts.
+    /// The slot it starts.
     pub slot: Slot,
-    /// Whether it counts.
+    /// Its trust.
     pub trust: Trust,
     /// Starts used while trying.
     pub used: u8,
 }
 
 impl Entry {
-    /// Reads a file name; `None` for files that are no entry of ours.
+    /// Parses a file name; `None` for other files.
     pub fn parse(name: &str) -> Option<Self> {
         let rest = name.strip_prefix("spoke-")?.strip_suffix(".efi")?;
         let (id, counter) = match rest.split_once('+') {
@@ -126,34 +125,33 @@ pub fn next(entries: &[Entry]) -> Option<&Entry> {
     entries.iter().max_by_key(|e| (e.trust != Trust::Trying(0), e.order))
 }
 
-/// Order number for an entry that shall be preferred over all of these. A million updates are never reached.
+/// The order of an entry that is preferred over all of these.
 pub fn next_order(entries: &[Entry]) -> u32 {
     entries.iter().map(|e| e.order).max().unwrap_or(0).saturating_add(1).min(999_999)
 }
 
-/// What the boot loader's entry for `slot` becomes when the slot is committed.
+/// The entry after its slot is committed.
 pub fn committed(entry: &Entry) -> Entry {
     Entry { trust: Trust::Good, used: 0, ..entry.clone() }
 }
 
-/// What it becomes when the slot turned out bad: still there for rescue, never preferred.
+/// The entry after its slot is rejected: kept for rescue, never preferred.
 pub fn condemned(entry: &Entry) -> Entry {
     Entry { trust: Trust::Trying(0), ..entry.clone() }
 }
 
-/// How often this system was started without one clean pass of the supervisor, kept in a raw partition.
-///
-/// The boot loader counts the tries of a new slot; this counts for a slot committed long ago that rots.
+/// Consecutive starts without a clean reconcile pass, stored in a raw partition. The boot loader counts the tries of a new
+/// slot; this counts those of a committed one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Starts(pub u8);
 
-/// Starts without a clean pass after which the other slot gets its chance.
+/// Starts without a clean pass after which the other slot is tried.
 pub const STARTS_MAX: u8 = 6;
 
 const STARTS_MAGIC: &[u8; 8] = b"SPKSTRT1";
 
 impl Starts {
-    /// Reads the record; anything damaged counts as none, because it must never keep a board from starting.
+    /// Parses the record; a damaged one counts as 0, so that it never prevents a start.
     pub fn parse(bytes: &[u8]) -> Self {
         match bytes {
             [magic @ .., n, inverse] if bytes.len() == 10 && magic == STARTS_MAGIC && *inverse == !*n => Self(*n),
@@ -161,7 +159,7 @@ impl Starts {
         }
     }
 
-    /// The record's bytes; it fits into one sector, which is written whole or not at all.
+    /// The record's bytes; they fit into one sector, which is written atomically.
     pub fn bytes(self) -> [u8; 10] {
         let mut out = [0; 10];
         out[..8].copy_from_slice(STARTS_MAGIC);
@@ -186,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn names_carry_order_slot_and_tries() {
+    fn names_contain_order_slot_and_tries() {
         for name in ["spoke-000001-a.efi", "spoke-000012-b+3.efi", "spoke-000012-b+2-1.efi", "spoke-000003-a+0-3.efi"] {
             assert_eq!(entry(name).to_string(), name);
         }
@@ -203,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_slot_goes_first_until_its_tries_are_used() {
+    fn new_slot_is_preferred_until_its_tries_are_used() {
         let good = entry("spoke-000001-a.efi");
         assert_eq!(next(&[good.clone(), entry("spoke-000002-b+3.efi")]).unwrap().slot, Slot::B);
         assert_eq!(next(&[good.clone(), entry("spoke-000002-b+1-2.efi")]).unwrap().slot, Slot::B);
@@ -211,13 +209,13 @@ mod tests {
         assert_eq!(
             next(&[condemned(&good), entry("spoke-000002-b+0-3.efi")]).unwrap().slot,
             Slot::B,
-            "something always starts"
+            "no entry is ever excluded"
         );
         assert_eq!(next(&[]), None);
     }
 
     #[test]
-    fn a_damaged_count_never_keeps_a_board_from_starting() {
+    fn damaged_start_count_is_zero() {
         assert_eq!(Starts::parse(&[]), Starts(0));
         assert_eq!(Starts::parse(&[0xff; 10]), Starts(0));
         assert_eq!(Starts::parse(&Starts(3).bytes()), Starts(3));
@@ -225,12 +223,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_name_is_read_or_refused(name in "\\PC{0,40}") {
+        fn any_name_is_parsed_or_rejected(name in "\\PC{0,40}") {
             let _ = Entry::parse(&name);
         }
 
         #[test]
-        fn entries_read_back(order in 0u32..1_000_000, a in any::<bool>(), left in proptest::option::of(any::<u8>()), used in any::<u8>()) {
+        fn entry_name_round_trips(order in 0u32..1_000_000, a in any::<bool>(), left in proptest::option::of(any::<u8>()), used in any::<u8>()) {
             let e = Entry {
                 order,
                 slot: if a { Slot::A } else { Slot::B },
@@ -241,7 +239,7 @@ mod tests {
         }
 
         #[test]
-        fn committing_what_was_tried_keeps_it_first(order in 1u32..999_999) {
+        fn committed_entry_stays_preferred(order in 1u32..999_999) {
             let old = Entry { order: order - 1, slot: Slot::A, trust: Trust::Good, used: 0 };
             let tried = Entry { order, slot: Slot::B, trust: Trust::Trying(1), used: 2 };
             let after = [old.clone(), committed(&tried)];

@@ -1,14 +1,13 @@
-//! U-Boot's environment block as a value: a CRC32, then `name=value` strings, for boards whose boot script counts the tries.
+//! U-Boot's environment block as a value: a CRC32, then `name=value` strings.
 //!
-//! systemd-boot cannot rename its entry under U-Boot, so there the counters are variables in a raw partition: one block,
-//! checksummed, written as a whole.
+//! Boards with U-Boot count the tries in these variables, in a raw partition, instead of in the name of a boot entry.
 use super::slot::{Slot, TRIES, Trust};
 use std::collections::BTreeMap;
 
-/// Size of the block, as `env import -c` in the boot script has it.
+/// Bytes of the block, as in `env import -c` of the boot script.
 pub const SIZE: usize = 0x1000;
 
-/// What the boot script goes by.
+/// The variables of the boot script.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BootEnv {
     /// The slot tried first.
@@ -20,14 +19,14 @@ pub struct BootEnv {
 }
 
 impl Default for BootEnv {
-    /// What a fresh disk has and the script assumes when the block is damaged: a is committed, b is empty.
+    /// A new disk, and what the script assumes for a damaged block: a is committed, b is empty.
     fn default() -> Self {
         Self { first: Slot::A, a: Trust::Good, b: Trust::Trying(0) }
     }
 }
 
 impl BootEnv {
-    /// Reads a block; the default if its checksum is wrong or a variable makes no sense.
+    /// Parses a block; the default if the checksum is wrong or a variable is malformed.
     pub fn parse(block: &[u8]) -> Self {
         Self::read(block).unwrap_or_default()
     }
@@ -68,7 +67,7 @@ impl BootEnv {
         block
     }
 
-    /// How far a slot is trusted.
+    /// The trust in a slot.
     pub const fn trust(&self, slot: Slot) -> Trust {
         match slot {
             Slot::A => self.a,
@@ -76,7 +75,7 @@ impl BootEnv {
         }
     }
 
-    /// The same with another trust in `slot`.
+    /// With this trust in `slot`.
     pub const fn with(mut self, slot: Slot, trust: Trust) -> Self {
         match slot {
             Slot::A => self.a = trust,
@@ -85,7 +84,7 @@ impl BootEnv {
         self
     }
 
-    /// The same with `slot` on trial, before the other one.
+    /// With `slot` on trial, preferred.
     pub const fn trying(self, slot: Slot) -> Self {
         let mut env = self.with(slot, Trust::Trying(TRIES));
         env.first = slot;
@@ -98,7 +97,7 @@ impl BootEnv {
     }
 }
 
-/// CRC-32 (IEEE 802.3), as U-Boot computes it; a table would be larger than the loop is slow.
+/// CRC-32 (IEEE 802.3), as in U-Boot.
 fn crc32(data: &[u8]) -> u32 {
     !data.iter().fold(u32::MAX, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg()))
@@ -115,12 +114,12 @@ mod tests {
     }
 
     #[test]
-    fn the_checksum_is_the_one_everybody_uses() {
+    fn crc32_has_the_check_value() {
         assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
     }
 
     #[test]
-    fn a_trial_ends_on_the_old_slot() {
+    fn exhausted_trial_returns_to_the_old_slot() {
         let mut env = BootEnv::default().trying(Slot::B);
         for left in (0..TRIES).rev() {
             assert_eq!(env.next(), Slot::B);
@@ -131,20 +130,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reads_back(first in any::<bool>(), a in trust(), b in trust()) {
+        fn block_round_trips(first in any::<bool>(), a in trust(), b in trust()) {
             let env = BootEnv { first: if first { Slot::A } else { Slot::B }, a, b };
             prop_assert_eq!(BootEnv::parse(&env.bytes()), env);
         }
 
         #[test]
-        fn damage_gives_the_default(at in 0usize..64, bit in 0u8..8, a in trust()) {
+        fn damaged_block_is_the_default(at in 0usize..64, bit in 0u8..8, a in trust()) {
             let mut block = BootEnv { first: Slot::B, a, b: Trust::Good }.bytes();
             block[at] ^= 1 << bit;
             prop_assert_eq!(BootEnv::parse(&block), BootEnv::default());
         }
 
         #[test]
-        fn any_bytes_are_read(bytes in proptest::collection::vec(any::<u8>(), 0..SIZE + 10)) {
+        fn any_bytes_are_parsed(bytes in proptest::collection::vec(any::<u8>(), 0..SIZE + 10)) {
             let _ = BootEnv::parse(&bytes);
         }
     }

@@ -12,7 +12,7 @@ use spoke_sys::slots::{DiskSlots, Slots as _, Standing};
 use spoke_sys::updater::Notes;
 use spoke_update::machine::RejectReason;
 use spoke_update::manifest::{Accepted, root_keys};
-use spoke_update::notice::{Notice, Wish, wish};
+use spoke_update::notice::{Notice, ReleaseDecision, decide_release};
 use spoke_update::record::{Situation, UpdateRecord};
 use spoke_update::slot::{Slot, Trust};
 use std::io::Read;
@@ -171,10 +171,10 @@ fn check(config: &Config) -> Outcome {
     let (ledger, record) = Ledger::open(config, slots.running())?;
     let wanted = ledger.notes.wanted();
     if let Some(wanted) = &wanted {
-        let note = match wish(Some(wanted), &running, &record) {
-            Wish::Nothing => "which runs".to_owned(),
-            Wish::Held(why) => why,
-            Wish::Install(_) => "which is installed by itself".to_owned(),
+        let note = match decide_release(Some(wanted), &running, &record) {
+            ReleaseDecision::Nothing => "which runs".to_owned(),
+            ReleaseDecision::Held(why) => why,
+            ReleaseDecision::Install(_) => "which is installed by itself".to_owned(),
         };
         print(&format!("the control plane wants {}: {note}\n", wanted.version));
     }
@@ -184,7 +184,7 @@ fn check(config: &Config) -> Outcome {
     let place = source(config, None)?;
     let (_, accepted) = opened(&place, &record)?;
     let manifest = accepted.manifest;
-    let note = if record.is_shunned(&manifest.version) { " (was given up here)" } else { "" };
+    let note = if record.is_rejected(&manifest.version) { " (was given up here)" } else { "" };
     print(&format!("{place}: release {}, version {}{note}; running {running}\n", manifest.sequence, manifest.version));
     Ok(())
 }
@@ -299,7 +299,7 @@ fn rollback(config: &Config, no_restart: bool) -> Outcome {
                 let problem = format!("slot {} is empty: there is nothing to go back to", running.other());
                 return Err(Failure::BadInput(problem));
             }
-            record.take_back(running.other(), &running_version());
+            record.roll_back(running.other(), &running_version());
             ledger.keep(&record)?;
             slots.try_other()?;
             if let Some(trial) = &mut record.trial {

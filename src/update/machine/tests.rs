@@ -1,4 +1,4 @@
-//! Trials on simulated time.
+//! Trials in simulated time.
 use super::*;
 use proptest::prelude::*;
 
@@ -6,45 +6,45 @@ const HEALTHY: ProbeResult = ProbeResult { connected: true, clean: true, outside
 const OUTSIDE: ProbeResult = ProbeResult { connected: false, clean: true, outside: true };
 const NOTHING: ProbeResult = ProbeResult { connected: false, clean: true, outside: false };
 
-/// Runs a trial that sees `sight(second)` every 5 s; the first action and when it came.
-fn run(stage: Stage, resumes: u8, sight: impl Fn(u64) -> ProbeResult) -> Option<(u64, TrialAction)> {
+/// Runs a trial that is given `probe(second)` every 5 s; the first action and its second.
+fn run(stage: Stage, resumes: u8, probe: impl Fn(u64) -> ProbeResult) -> Option<(u64, TrialAction)> {
     let mut trial = Trial::new(Boot::from_secs(10), Rules::default(), stage, resumes);
     for second in (0..20_000).step_by(5) {
         let now = Boot::from_secs(10 + second);
-        if let Some(action) = trial.handle(now, TrialEvent::Seen(sight(second))).first() {
+        if let Some(action) = trial.handle(now, TrialEvent::Probed(probe(second))).first() {
             assert_eq!(trial.deadline(), None);
             return Some((second, *action));
         }
         if let Some(deadline) = trial.deadline() {
-            assert!(deadline > now, "a deadline that passed asks for nothing");
+            assert!(deadline.at > now, "{deadline:?} has passed without an action");
         }
     }
     None
 }
 
 #[test]
-fn a_good_system_is_committed_after_it_settled() {
+fn healthy_system_is_committed_after_settle() {
     assert_eq!(run(Stage::Trial, 0, |_| HEALTHY), Some((120, TrialAction::Commit)));
-    // A gap begins the time anew.
+    // A gap restarts the time.
     assert_eq!(run(Stage::Trial, 0, |s| if s == 60 { OUTSIDE } else { HEALTHY }), Some((185, TrialAction::Commit)));
 }
 
 #[test]
-fn a_system_that_reaches_no_hub_though_outside_answers_is_rejected() {
+fn unhealthy_system_is_rejected_while_online() {
     assert_eq!(run(Stage::Trial, 0, |_| OUTSIDE), Some((600, TrialAction::Reject(RejectReason::NotHealthy))));
     let dirty = ProbeResult { clean: false, ..HEALTHY };
     assert_eq!(run(Stage::Trial, 0, |_| dirty), Some((600, TrialAction::Reject(RejectReason::NotHealthy))));
 }
 
 #[test]
-fn an_outage_shorter_than_an_hour_changes_nothing() {
+fn outage_shorter_than_an_hour_changes_nothing() {
     assert_eq!(run(Stage::Trial, 0, |s| if s < 3000 { NOTHING } else { HEALTHY }), Some((3120, TrialAction::Commit)));
 }
 
 #[test]
-fn a_long_outage_costs_one_restart_and_no_blame() {
+fn long_outage_costs_one_reboot_and_no_rejection() {
     assert_eq!(run(Stage::Trial, 0, |_| NOTHING), Some((3600, TrialAction::Retreat)));
-    assert_eq!(run(Stage::Retreated, 0, |_| NOTHING), None, "the old system waits as long as it takes");
+    assert_eq!(run(Stage::Retreated, 0, |_| NOTHING), None, "the old system waits without limit");
     assert_eq!(
         run(Stage::Retreated, 0, |s| if s < 7200 { NOTHING } else { HEALTHY }),
         Some((7200, TrialAction::Resume))
@@ -56,7 +56,7 @@ fn a_long_outage_costs_one_restart_and_no_blame() {
 }
 
 #[test]
-fn a_system_without_a_way_out_is_found_out_by_the_old_one() {
+fn old_system_online_at_once_rejects_the_new_one() {
     assert_eq!(
         run(Stage::Retreated, 0, |s| if s < 30 { NOTHING } else { HEALTHY }),
         Some((30, TrialAction::Reject(RejectReason::NoWayOut)))
@@ -65,29 +65,29 @@ fn a_system_without_a_way_out_is_found_out_by_the_old_one() {
 
 proptest! {
     #[test]
-    fn only_a_settled_system_is_committed(sights in proptest::collection::vec((0u8..8, 1u64..100), 1..200)) {
+    fn commit_needs_settle_time(probes in proptest::collection::vec((0u8..8, 1u64..100), 1..200)) {
         let mut trial = Trial::new(Boot::from_secs(0), Rules::default(), Stage::Trial, 0);
         let (mut now, mut healthy_since) = (0, None);
-        for (bits, step) in sights {
-            let sight = ProbeResult { connected: bits & 1 != 0, clean: bits & 2 != 0, outside: bits & 4 != 0 };
-            healthy_since = if sight.connected && sight.clean { healthy_since.or(Some(now)) } else { None };
-            for action in trial.handle(Boot::from_secs(now), TrialEvent::Seen(sight)) {
+        for (bits, step) in probes {
+            let probe = ProbeResult { connected: bits & 1 != 0, clean: bits & 2 != 0, outside: bits & 4 != 0 };
+            healthy_since = if probe.connected && probe.clean { healthy_since.or(Some(now)) } else { None };
+            for action in trial.handle(Boot::from_secs(now), TrialEvent::Probed(probe)) {
                 if action == TrialAction::Commit {
                     prop_assert!(now - healthy_since.unwrap() >= 120);
                 }
-                prop_assert!(action != TrialAction::Resume, "that is for the old system");
+                prop_assert!(action != TrialAction::Resume, "resumed by the new system");
             }
             now += step;
         }
     }
 
     #[test]
-    fn it_acts_once(sights in proptest::collection::vec(0u8..8, 1..2000), retreated in any::<bool>()) {
+    fn trial_acts_once(probes in proptest::collection::vec(0u8..8, 1..2000), retreated in any::<bool>()) {
         let stage = if retreated { Stage::Retreated } else { Stage::Trial };
         let mut trial = Trial::new(Boot::from_secs(0), Rules::default(), stage, 0);
-        let actions: usize = sights.iter().enumerate().map(|(i, bits)| {
-            let sight = ProbeResult { connected: bits & 1 != 0, clean: bits & 2 != 0, outside: bits & 4 != 0 };
-            trial.handle(Boot::from_secs(i as u64 * 5), TrialEvent::Seen(sight)).len()
+        let actions: usize = probes.iter().enumerate().map(|(i, bits)| {
+            let probe = ProbeResult { connected: bits & 1 != 0, clean: bits & 2 != 0, outside: bits & 4 != 0 };
+            trial.handle(Boot::from_secs(i as u64 * 5), TrialEvent::Probed(probe)).len()
         }).sum();
         prop_assert!(actions <= 1);
     }

@@ -11,7 +11,7 @@ use spoke_sys::clock::SystemClock;
 use spoke_sys::slots::{DiskSlots, RUN};
 use spoke_sys::vault::Vault;
 use spoke_update::manifest::Accepted;
-use spoke_update::notice::{Wish, wish};
+use spoke_update::notice::{ReleaseDecision, decide_release};
 use spoke_update::record::UpdateRecord;
 use std::path::Path;
 use std::time::Duration;
@@ -79,7 +79,7 @@ async fn idle(config: &Config, ledger: &Ledger, record: &UpdateRecord) -> Outcom
             offered_at += config.update.every;
             match source(config, None).and_then(|place| opened(&place, record)) {
                 Ok((_, Accepted { manifest, .. }))
-                    if manifest.version == running_version() || record.is_shunned(&manifest.version) => {}
+                    if manifest.version == running_version() || record.is_rejected(&manifest.version) => {}
                 Ok(_) => return install(config, &source(config, None)?, None, false),
                 Err(e) => tracing::warn!("{}", text(&e)),
             }
@@ -96,11 +96,11 @@ enum Done {
 
 fn fulfil(config: &Config, wanted: Option<&WantedRelease>, record: &UpdateRecord) -> Result<Done, Failure> {
     let version = wanted.map_or("", |w| w.version.as_str());
-    let place = match wish(wanted, &running_version(), record) {
-        Wish::Nothing => return Ok(Done::Nothing),
-        Wish::Held(why) => return Ok(Done::Held(why)),
-        Wish::Install(Some(named)) => Ok(format!("{named}/{}.spoke", super::board()?)),
-        Wish::Install(None) => source(config, None),
+    let place = match decide_release(wanted, &running_version(), record) {
+        ReleaseDecision::Nothing => return Ok(Done::Nothing),
+        ReleaseDecision::Held(why) => return Ok(Done::Held(why)),
+        ReleaseDecision::Install(Some(named)) => Ok(format!("{named}/{}.spoke", super::board()?)),
+        ReleaseDecision::Install(None) => source(config, None),
     };
     match place.and_then(|place| install(config, &place, Some(version), false)) {
         Ok(()) => Ok(Done::Installed),
