@@ -235,7 +235,7 @@ impl Config {
 
 fn unreadable(path: &Path, e: &std::io::Error) -> Faults {
     let remedy = match e.kind() {
-        std::io::ErrorKind::NotFound => "create it (README: Configuring) or name another with --config",
+        std::io::ErrorKind::NotFound => "create it (docs/configure.md) or name another with --config",
         std::io::ErrorKind::PermissionDenied => "let the user that runs spoke read it",
         _ => "check the file system",
     };

@@ -209,4 +209,20 @@ mod tests {
         Condition::carry_since(&mut after, &before);
         assert_eq!(after.map(|c| c.since), [Boot::from_secs(5), Boot::from_secs(9)]);
     }
+
+    #[test]
+    fn docs_list_every_code_with_its_remedy() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/operate-and-troubleshoot.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        let table = page.split("## ").find(|s| s.starts_with("Conditions\n")).unwrap();
+        let rows: Vec<&str> = table.lines().filter(|l| l.starts_with("| `")).collect();
+        for (i, code) in Code::ALL.into_iter().enumerate() {
+            let severity = serde_json::to_value(code.severity()).unwrap();
+            let (start, end) =
+                (format!("| `{code}` | {} | ", severity.as_str().unwrap()), format!(" | {} |", code.remedy()));
+            let row = rows.get(i).copied().unwrap_or_default();
+            assert!(row.starts_with(&start) && row.ends_with(&end), "row {i} is {row:?}, not \"{start}…{end}\"");
+        }
+        assert_eq!(rows.len(), Code::ALL.len());
+    }
 }

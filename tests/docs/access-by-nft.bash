@@ -1,4 +1,5 @@
 # shellcheck shell=bash
+# shellcheck disable=SC2154 # from world.bash and chain.bash
 # The machine of docs/access-by-nft.md: a hub whose peers a contract on a local chain grants, and one client with a grant.
 await() { within "$1" "${@:3}"; }
 # The chain's calls run in a namespace; here it is this machine's own.
@@ -7,6 +8,7 @@ export SPOKE_ANVIL=$docs/anvil
 mkdir -p /usr/lib/tests/chain
 cp -r "$docs/chain/contract" /usr/lib/tests/chain/
 mkdir -p /usr/lib/tests/demo && cp "$docs/demo/chain.bash" /usr/lib/tests/demo/
+# shellcheck source=tests/demo/chain.bash
 . /usr/lib/tests/demo/chain.bash
 start_chain this 127.0.0.1
 wg genkey | tee client-1.key | wg pubkey >client-1.pub

@@ -1,8 +1,8 @@
-"""Reads the pages for scripts/test-docs: what they name has to exist, and their shell blocks become stories.
+"""Reads the pages for scripts/test-docs: what they name has to exist, and their shell blocks become scenarios.
 
   pages.py check        one line a page: every path and link in it leads somewhere
   pages.py list         the pages that have something to run
-  pages.py story PAGE   the script that runs the page's blocks in the guest
+  pages.py scenario PAGE   the script that runs the page's blocks in the guest
   pages.py host PAGE    the script that runs those of its blocks that belong to the checkout; empty if there are none
 """
 import re
@@ -67,7 +67,7 @@ def assembled(head, steps, shown=()):
     out += [f"to_run {shlex.quote(what)}" for what, _, counted in steps if counted]
     for what, script, counted in steps:
         out.append(f"begin {shlex.quote(what)}\n{{\n{script}\n}} >\"$said\" 2>&1\n{'passed' if counted else 'prepared'}")
-    return "\n".join([*out, "finished=yes"]) + "\n"
+    return "\n".join([*out, "finished=yes" if steps else ""]) + "\n"
 
 
 def in_checkout(part):
@@ -80,7 +80,7 @@ def host(page):
     return assembled([". tests/docs/blocks.bash"], steps) if steps else ""
 
 
-def story(page):
+def scenario(page):
     name = page.relative_to(ROOT)
     setup = ROOT / f"tests/docs/{page.stem}.bash"
     steps, shown = [], []
@@ -99,7 +99,8 @@ def story(page):
             shown.append(f"NOT CHECKED - {name}:{part.line}: {part.comments['not run']}")
         elif part.language in SHELL:
             steps.append((f"{name}:{part.line}", part.script(), True))
-    return assembled([". /usr/lib/docs/blocks.bash", ". /usr/lib/docs/world.bash"], steps, shown)
+    head = [". /usr/lib/docs/blocks.bash", ". /usr/lib/docs/world.bash"] if steps else []
+    return assembled(head, steps, shown)
 
 
 def anchors(page):
@@ -147,8 +148,8 @@ def main():
         for page in all_pages():
             if any(isinstance(p, Block) and p.language in SHELL for p in parts(page)):
                 print(page.relative_to(ROOT))
-    if sys.argv[1] in ("story", "host"):
-        make = {"story": story, "host": host}[sys.argv[1]]
+    if sys.argv[1] in ("scenario", "host"):
+        make = {"scenario": scenario, "host": host}[sys.argv[1]]
         print(make((ROOT / sys.argv[2]).resolve()), end="")
 
 

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# The machine that a page's blocks run on, and the machines around it; sourced by every story that pages.py makes.
+# The machine that a page's blocks run on, and the machines around it; sourced by every scenario that pages.py makes.
 export HOME=/root LC_ALL=C
 docs=/usr/lib/docs
-cd /root/spoke
+cd /root/spoke || exit
 
 # within SECONDS COMMAND…: until it succeeds.
 within() {
