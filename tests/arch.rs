@@ -1,12 +1,12 @@
-//! The architecture as a test over `cargo metadata`: which crate may depend on which, what the pure ones and the device never
-//! link, and that every file says what it is for.
+//! The architecture, by `cargo metadata`: allowed dependencies between crates, dependencies that pure crates and the device must not
+//! have, and a doc comment at the head of every file.
 #![allow(clippy::unwrap_used, clippy::panic)]
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What each crate may depend on, of ours. `docs/architecture.md` draws it.
+/// Allowed dependencies between our crates; see `docs/architecture.md`.
 const EDGES: [(&str, &[&str]); 16] = [
     ("model", &[]),
     ("config", &["model"]),
@@ -29,10 +29,10 @@ const EDGES: [(&str, &[&str]); 16] = [
     ("manuals", &["node", "imager", "control", "command"]),
 ];
 
-/// Crates that decide and do nothing: no clock, no thread, no file, no socket. `config` reads the one file it is given.
+/// Crates without effects: no clock, thread, file or socket. `config` reads the file it is given.
 const PURE: [&str; 9] = ["model", "config", "net", "update", "uplink", "grants", "enroll", "change", "api"];
 
-/// What would give a pure crate an effect.
+/// Crates with effects.
 const EFFECTS: [&str; 16] = [
     "tokio",
     "mio",
@@ -52,14 +52,14 @@ const EFFECTS: [&str; 16] = [
     "sqlx-core",
 ];
 
-/// Databases: half a megabyte and a parser of foreign input, which no device carries.
+/// Databases: half a megabyte, and a parser of foreign input on the device.
 const SQL: [&str; 7] = ["sqlx", "sqlx-core", "libsqlite3-sys", "rusqlite", "tokio-postgres", "postgres", "diesel"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// The packages of the workspace and all they are built with, from cargo itself.
+/// The dependency graph of the workspace.
 struct Graph {
     /// Package id to name.
     names: BTreeMap<String, String>,
@@ -87,15 +87,15 @@ impl Graph {
     }
 
     fn id(&self, name: &str) -> &str {
-        self.names.iter().find(|(_, n)| *n == name).unwrap_or_else(|| panic!("there is no package {name}")).0
+        self.names.iter().find(|(_, n)| *n == name).unwrap_or_else(|| panic!("no package {name}")).0
     }
 
-    /// Names of what `name` depends on directly.
+    /// Names of the direct dependencies of `name`.
     fn direct(&self, name: &str) -> BTreeSet<&str> {
         self.needs[self.id(name)].iter().map(|id| self.names[id].as_str()).collect()
     }
 
-    /// Names of everything `name` is built with.
+    /// Names of all dependencies of `name`, itself included.
     fn all(&self, name: &str) -> BTreeSet<&str> {
         let (mut seen, mut next) = (BTreeSet::new(), vec![self.id(name)]);
         while let Some(id) = next.pop() {
@@ -112,7 +112,7 @@ fn dependencies_point_downward() {
     let graph = Graph::read();
     let ours: BTreeSet<&str> = graph.names.values().filter_map(|n| n.strip_prefix("spoke-")).collect();
     let listed: BTreeSet<&str> = EDGES.iter().map(|(name, _)| *name).chain(["tests"]).collect();
-    assert_eq!(ours, listed, "every crate of the workspace has a row in the table of edges");
+    assert_eq!(ours, listed, "crates of the workspace and rows of EDGES");
     for (name, allowed) in EDGES {
         let direct = graph.direct(&format!("spoke-{name}"));
         let direct: BTreeSet<&str> = direct.iter().filter_map(|d| d.strip_prefix("spoke-")).collect();
@@ -124,14 +124,14 @@ fn dependencies_point_downward() {
 }
 
 #[test]
-fn pure_crates_are_built_with_nothing_that_acts() {
+fn pure_crates_have_no_effects() {
     let graph = Graph::read();
     for name in PURE {
         let all = graph.all(&format!("spoke-{name}"));
         let found: Vec<_> = EFFECTS.iter().filter(|e| all.contains(**e)).collect();
-        assert!(found.is_empty(), "src/{name} is pure and is built with {found:?}");
+        assert!(found.is_empty(), "src/{name} is pure and depends on {found:?}");
     }
-    // The same question finds them where they belong.
+    // Control: the query finds them in a crate that has them.
     assert!(graph.all("spoke-sys").contains("tokio"));
 }
 
@@ -141,13 +141,13 @@ fn a_device_links_no_sql() {
     for name in ["spoke-node", "spoke-imager"] {
         let all = graph.all(name);
         let found: Vec<_> = SQL.iter().filter(|s| all.contains(**s)).collect();
-        assert!(found.is_empty(), "{name} is built with {found:?}");
+        assert!(found.is_empty(), "{name} depends on {found:?}");
     }
     assert!(graph.all("spoke-control").contains("sqlx"));
 }
 
 #[test]
-fn every_file_says_what_it_is_for() {
+fn every_file_has_a_doc_comment() {
     fn sources(dir: &Path, out: &mut Vec<PathBuf>) {
         for entry in std::fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
@@ -160,7 +160,7 @@ fn every_file_says_what_it_is_for() {
     }
     let mut files = Vec::new();
     sources(&root().join("src"), &mut files);
-    assert!(files.len() > 200, "the sources are found");
+    assert!(files.len() > 200, "sources not found");
     let without: Vec<_> = files.iter().filter(|f| !std::fs::read_to_string(f).unwrap().starts_with("//! ")).collect();
-    assert!(without.is_empty(), "files without an opening sentence: {without:?}");
+    assert!(without.is_empty(), "files without a doc comment: {without:?}");
 }

@@ -1,4 +1,4 @@
-//! The command line as a person or a script meets it: what is printed where, and with which exit code.
+//! The command line: output on stdout and stderr, and exit codes.
 #![allow(clippy::unwrap_used)]
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -19,7 +19,7 @@ fn spoke_with(dir: &Path, args: &[&str], stdin: &str) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // A program that does not read its input may be gone already.
+    // A program that does not read its stdin may have exited.
     let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
     child.wait_with_output().unwrap()
 }
@@ -46,21 +46,21 @@ fn base(dir: &Path) -> String {
 }
 
 #[test]
-fn check_prints_every_fault_and_exits_with_2() {
+fn check_prints_all_faults_and_exits_with_2() {
     let dir = tempfile::tempdir().unwrap();
     let file = config(dir.path(), "[[interface]]\nname = \"a-name-of-17-chars\"\nmtu = 1\n[nodes]\n");
     let o = spoke(dir.path(), &["check", "--config", &file]);
     assert_eq!(o.status.code(), Some(2));
-    let said = err(&o);
+    let printed = err(&o);
     for key in ["interface[0].name", "interface[0].mtu", "nodes: unknown key; did you mean `node`?", "3 faults"] {
-        assert!(said.contains(key), "{key}: {said}");
+        assert!(printed.contains(key), "{key}: {printed}");
     }
     assert!(out(&o).is_empty());
 }
 
-/// What people get wrong, each by itself: the key it stands at, and a remedy.
+/// Common mistakes, one at a time.
 #[test]
-fn every_kind_of_bad_input_is_named_with_its_key_and_remedy() {
+fn bad_input_is_named_with_its_key_and_remedy() {
     let dir = tempfile::tempdir().unwrap();
     let hub =
         |text: &str| format!("[[interface]]\nname = \"wg0\"\n[uplink]\ninterface = \"wg0\"\n[[uplink.hub]]\n{text}\n");
@@ -129,19 +129,19 @@ fn every_kind_of_bad_input_is_named_with_its_key_and_remedy() {
     ] {
         let file = config(dir.path(), &text);
         let o = spoke(dir.path(), &["check", "--config", &file]);
-        let said = err(&o);
-        assert_eq!(o.status.code(), Some(2), "{what}: {said}");
-        assert!(said.contains(&format!("{file}: {key}: ")) && said.contains(remedy), "{what}: {said}");
-        assert!(said.contains("1 fault"), "{what} and nothing else: {said}");
-        assert!(!said.contains("hunter2") && out(&o).is_empty(), "no secret is shown: {said}");
-        // `run` says the same and goes no further.
+        let printed = err(&o);
+        assert_eq!(o.status.code(), Some(2), "{what}: {printed}");
+        assert!(printed.contains(&format!("{file}: {key}: ")) && printed.contains(remedy), "{what}: {printed}");
+        assert!(printed.contains("1 fault"), "{what}: one fault only: {printed}");
+        assert!(!printed.contains("hunter2") && out(&o).is_empty(), "no secret is printed: {printed}");
+        // `run` prints the same and exits.
         let run = spoke(dir.path(), &["run", "--config", &file]);
         assert!(run.status.code() == Some(2) && err(&run).contains(key), "{what}: {}", err(&run));
     }
 }
 
 #[test]
-fn a_variable_that_is_no_text_is_named() {
+fn a_variable_that_is_not_utf8_is_named() {
     use std::os::unix::ffi::OsStrExt as _;
     let dir = tempfile::tempdir().unwrap();
     let file = config(dir.path(), &base(dir.path()));
@@ -169,7 +169,7 @@ fn check_prints_the_effective_configuration() {
 }
 
 #[test]
-fn what_is_no_command_is_bad_input() {
+fn unknown_commands_exit_with_2() {
     let dir = tempfile::tempdir().unwrap();
     for args in [&["frobnicate"][..], &["status", "--no-such"], &[], &["check", "--config", "/nonexistent"]] {
         assert_eq!(spoke(dir.path(), args).status.code(), Some(2), "{args:?}");
@@ -192,7 +192,7 @@ fn a_generated_key_has_a_public_key() {
 }
 
 #[test]
-fn a_key_file_that_others_may_read_stops_run_with_the_remedy() {
+fn run_refuses_a_key_file_readable_by_others() {
     let dir = tempfile::tempdir().unwrap();
     let file = config(dir.path(), &base(dir.path()));
     std::fs::create_dir(dir.path().join("state")).unwrap();
@@ -204,11 +204,11 @@ fn a_key_file_that_others_may_read_stops_run_with_the_remedy() {
     assert_eq!(o.status.code(), Some(1));
     assert!(err(&o).contains("chmod 600") && err(&o).contains("wg0.key"), "{}", err(&o));
     assert_eq!(std::fs::read(&key).unwrap(), before);
-    assert!(!err(&o).contains(std::str::from_utf8(&before).unwrap().trim()), "the key is not shown");
+    assert!(!err(&o).contains(std::str::from_utf8(&before).unwrap().trim()), "the key is not printed");
 }
 
 #[test]
-fn status_without_a_supervisor_says_so() {
+fn status_without_a_supervisor_names_the_cause() {
     let dir = tempfile::tempdir().unwrap();
     let file = config(dir.path(), &base(dir.path()));
     let o = spoke(dir.path(), &["status", "--config", &file]);
@@ -217,20 +217,20 @@ fn status_without_a_supervisor_says_so() {
 }
 
 #[test]
-fn doctor_names_a_remedy_for_what_is_wrong() {
+fn doctor_names_a_remedy_for_each_fault() {
     let dir = tempfile::tempdir().unwrap();
     let hub = "[uplink]\ninterface = \"wg0\"\n[[uplink.hub]]\npublic_key = \"9s4Zq0QFzPNW7vYkFGcGEJtVXWd3BBJ3zOqDLE3gIyM=\"\nendpoint = \"hub.invalid:51820\"\naddress = \"10.8.0.1\"\n";
     let file = config(dir.path(), &(base(dir.path()) + hub));
     let o = spoke(dir.path(), &["doctor", "--json", "--config", &file]);
     let findings: Vec<serde_json::Value> = serde_json::from_slice(&o.stdout).expect("JSON");
-    let dns = findings.iter().find(|f| f["what"] == "DNS hub.invalid").expect("the name was looked up");
+    let dns = findings.iter().find(|f| f["what"] == "DNS hub.invalid").expect("a finding for the name");
     assert_eq!(dns["level"], "fail");
     assert!(dns["remedy"].as_str().unwrap().contains("resolv.conf"), "{dns}");
     assert!(findings.iter().all(|f| f["level"] == "ok" || f["remedy"].is_string()), "{findings:?}");
     assert_eq!(o.status.code(), Some(1));
 }
 
-/// One answer of a server, by hand; `None` while there is none.
+/// A response of a server; `None` without one.
 fn get(port: u16, path: &str) -> Option<String> {
     use std::io::Read as _;
     let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).ok()?;
@@ -242,8 +242,8 @@ fn get(port: u16, path: &str) -> Option<String> {
 }
 
 #[test]
-#[expect(clippy::disallowed_methods, reason = "a real program is waited for")]
-fn a_device_without_settings_says_so_in_health_until_it_has_them() {
+#[expect(clippy::disallowed_methods, reason = "waits for a real program")]
+fn an_unprovisioned_device_reports_its_stage_and_faults() {
     let dir = tempfile::tempdir().unwrap();
     let (boot, state) = (dir.path().join("boot"), dir.path().join("state"));
     for d in [&boot, &state.join("config")] {
@@ -256,17 +256,17 @@ fn a_device_without_settings_says_so_in_health_until_it_has_them() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    let says = |words: &str| {
+    let await_health = |text: &str| {
         let until = std::time::Instant::now() + std::time::Duration::from_secs(120);
-        while !get(port, "/health").is_some_and(|a| a.contains(words)) {
-            assert!(std::time::Instant::now() < until, "never says {words}");
+        while !get(port, "/health").is_some_and(|a| a.contains(text)) {
+            assert!(std::time::Instant::now() < until, "timeout: {text}");
             std::thread::sleep(std::time::Duration::from_millis(100));
         }
     };
-    says(r#""stage":"preconfigured""#);
+    await_health(r#""stage":"preconfigured""#);
     assert!(get(port, "/ready").unwrap().contains(" 503 "));
     std::fs::write(boot.join("spoke.toml"), "[node]\nid = \"bad id\"\n").unwrap();
-    says("node.id");
+    await_health("node.id");
     std::fs::write(boot.join("spoke.toml"), "[node]\nid = \"good\"\n").unwrap();
     assert!(child.wait().unwrap().success());
     assert!(std::fs::read_to_string(state.join("config/spoke.toml")).unwrap().contains("good"));

@@ -1,4 +1,4 @@
-//! Limits that can be counted instead of timed: what a look-up allocates, what events and a full cache hold.
+//! Memory limits by counting allocations: cache look-ups, events, a full cache.
 #![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 #[path = "bench/allocations.rs"]
@@ -22,7 +22,7 @@ fn settings() -> Grants {
 }
 
 #[test]
-fn a_look_up_of_what_is_cached_allocates_nothing() {
+fn cached_decisions_allocate_nothing() {
     let (mut book, pairs) = full_table(&settings(), 1000);
     let (unknown, now) = (candidate(1001), Boot::from_secs(2));
     let (granted, allocations) = count(|| {
@@ -36,7 +36,7 @@ fn a_look_up_of_what_is_cached_allocates_nothing() {
 }
 
 #[test]
-fn ten_thousand_events_are_read_in_eight_mebibytes() {
+fn ten_thousand_events_decode_in_8_mib() {
     let (ask, text) = events();
     let (answers, peak, _) = bytes(|| decode(text.as_bytes(), &[ask]).expect("events"));
     let Some(Some(Answer::Events(changes))) = answers.first() else { panic!("no events") };
@@ -46,14 +46,14 @@ fn ten_thousand_events_are_read_in_eight_mebibytes() {
 }
 
 #[test]
-fn a_full_cache_holds_what_it_says_and_not_more() {
+fn a_full_cache_is_bounded() {
     let settings = settings();
     let ((mut book, pairs), _, held) = bytes(|| full_table(&settings, CAPACITY));
     drop(pairs);
     assert_eq!(book.cache().len(), CAPACITY);
-    // The cache itself and the set of candidates, with the list of pairs that was just given back.
+    // The cache and the set of candidates.
     assert!(held < 16 * MIB, "{held} bytes");
-    // More candidates than there is room for are named and cost nothing.
+    // Candidates beyond the capacity are counted and use no memory.
     let more = (0..CAPACITY + 10).map(candidate).collect();
     let ((), _, grown) = bytes(|| book.set_candidates(&more));
     assert_eq!((book.cache().len(), book.overflow), (CAPACITY, 10));

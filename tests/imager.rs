@@ -1,4 +1,4 @@
-//! `spoke-image` as a person calls it: exit codes and messages for input that is none.
+//! The command line of `spoke-image`: exit codes and messages for bad input.
 #![allow(clippy::unwrap_used)]
 use std::process::{Command, Output};
 
@@ -7,7 +7,7 @@ fn spoke_image(args: &[&str]) -> Output {
 }
 
 #[test]
-fn bad_input_is_exit_code_2_and_named() {
+fn bad_input_exits_with_2_and_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let empty = dir.path().join("disk.img");
     std::fs::write(&empty, [0; 4096]).unwrap();

@@ -1,5 +1,4 @@
-//! What the fuzz target eats, without a fuzzer: real answers, each of them damaged in thousands of ways. `scripts/fuzz` runs
-//! the same under coverage.
+//! The fuzz target on thousands of mutations of recorded responses, without a fuzzer. `scripts/fuzz` runs it under coverage.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 #[path = "fuzz/body.rs"]
@@ -9,28 +8,28 @@ use proptest::prelude::*;
 use std::path::Path;
 use std::sync::LazyLock;
 
-/// The seeds of the fuzzer: answers of a real chain.
+/// The seeds of the fuzzer: responses of a real chain.
 static SEEDS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds");
     let mut names: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
     names.sort();
     let seeds: Vec<_> = names.iter().map(|n| std::fs::read(n).unwrap()).collect();
-    assert!(seeds.len() >= 10, "they are there");
+    assert!(seeds.len() >= 10, "seeds are missing");
     seeds
 });
 
-/// One damage.
+/// A mutation.
 #[derive(Clone, Debug)]
 enum Damage {
-    /// A byte becomes another.
+    /// Replaces a byte.
     Set(usize, u8),
-    /// The rest is cut off.
+    /// Truncates.
     Cut(usize),
-    /// A part is there twice.
+    /// Duplicates a range.
     Again(usize, usize),
-    /// A part is missing.
+    /// Removes a range.
     Gone(usize, usize),
-    /// Something that endpoints really send stands there instead.
+    /// Overwrites with a token that endpoints send.
     Word(usize, usize),
 }
 
@@ -86,26 +85,26 @@ fn damaged(mut bytes: Vec<u8>, by: &[Damage]) -> Vec<u8> {
 }
 
 #[test]
-fn the_seeds_are_what_they_say() {
+fn the_seeds_decode() {
     for seed in SEEDS.iter() {
-        body::eat(seed);
+        body::consume(seed);
     }
     let granted = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/reads-granted")).unwrap();
     let reads = spoke_grants::abi::decode_reads(&granted[1..], 1).unwrap();
     let key = spoke_model::key::PublicKey([7; 32]);
     let decided = spoke_grants::policy::decide(&reads[0], "edge-1", &key).unwrap();
-    assert!(decided.reason.grants(), "or the target's question about grants would be idle");
+    assert!(decided.reason.grants(), "a seed that grants, or the target would not test grants");
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
     #[test]
-    fn damaged_answers_are_read_or_refused(which in 0usize..10, by in proptest::collection::vec(damage(), 1..6)) {
-        body::eat(&damaged(SEEDS[which % SEEDS.len()].clone(), &by));
+    fn mutated_responses_are_decoded_or_refused(which in 0usize..10, by in proptest::collection::vec(damage(), 1..6)) {
+        body::consume(&damaged(SEEDS[which % SEEDS.len()].clone(), &by));
     }
 
     #[test]
-    fn noise_is_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
-        body::eat(&bytes);
+    fn random_bytes_are_decoded_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+        body::consume(&bytes);
     }
 }

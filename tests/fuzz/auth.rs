@@ -1,4 +1,4 @@
-//! Noise for what decides who may ask: only what was signed passes, and what was accepted once is never accepted again.
+//! Fuzz target: authentication of the agent API. Only signed requests pass, and none is accepted twice.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -19,10 +19,10 @@ fn part<'a>(rest: &mut &'a [u8]) -> &'a [u8] {
 
 fuzz_target!(|data: &[u8]| {
     let Some((kind, mut rest)) = data.split_first() else { return };
-    let verifier = Verifier::unchecked(b"a secret that the noise does not know");
+    let verifier = Verifier::unchecked(b"a secret that the fuzzer cannot know");
     if kind % 4 == 3 {
         if let Some(line) = Line::parse(rest) {
-            assert_eq!(Line::parse(line.to_string().as_bytes()), Some(line), "written as it was read");
+            assert_eq!(Line::parse(line.to_string().as_bytes()), Some(line), "round trip of a line");
         }
         let mut replays = Replays::default();
         let mut accepted = std::collections::HashSet::new();
@@ -48,7 +48,7 @@ fuzz_target!(|data: &[u8]| {
     let mut signature = verifier.sign(&method, &path, rest, &text, signed_nonce).into_bytes();
     let genuine = kind % 4 == 0;
     if !genuine {
-        // A signature by nobody, or one for this request with some of its digits changed.
+        // A foreign signature, or one of this request with changed digits.
         match kind % 4 {
             1 => signature = forged.to_vec(),
             _ => signature.iter_mut().zip(forged).for_each(|(s, f)| *s ^= f),
@@ -63,8 +63,8 @@ fuzz_target!(|data: &[u8]| {
     let request = Request { method, path: raw.clone(), query: None, host: None, headers, body: rest.to_vec(), source };
     let checked = verifier.check(&request, &path, Wall(NOW));
     if let Ok(proof) = checked {
-        assert!(unchanged, "a signature out of nothing");
+        assert!(unchanged, "a forged signature was accepted");
         assert!(proof.timestamp.abs_diff(NOW) <= 300);
-        assert!(check_head(&request, Wall(NOW)).is_ok(), "what the whole passes, its head passes");
+        assert!(check_head(&request, Wall(NOW)).is_ok(), "check_head refuses an authentic request");
     }
 });

@@ -1,4 +1,4 @@
-//! Noise for what reads the bodies of the agent API: what it accepts is within its bounds, and is JSON to others too.
+//! Fuzz target: bodies of the agent API. Accepted values are within bounds, and accepted text is JSON to serde as well.
 #![no_main]
 
 use spoke_model::wireguard::MTU_RANGE;
@@ -31,5 +31,5 @@ fuzz_target!(|data: &[u8]| {
         6 => body::rollback(text).is_ok() && !text.is_empty(),
         _ => body::reconcile(text).is_ok() && !text.is_empty(),
     };
-    assert!(!accepted || whole.is_ok_and(|v| v.is_object()), "no object, yet accepted");
+    assert!(!accepted || whole.is_ok_and(|v| v.is_object()), "accepted without an object");
 });

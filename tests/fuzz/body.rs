@@ -1,5 +1,4 @@
-//! What noise is fed to: everything that reads what a chain's endpoint sends. It is read or refused, never a panic, and never
-//! a grant that the bytes do not spell out.
+//! The decoders of chain responses. Input is decoded or refused without a panic, and a grant requires node and key in the input.
 
 use spoke_grants::abi::{decode_head, decode_reads, event_text, no_such_token};
 use spoke_grants::chain::{look, read_decisions, read_look};
@@ -11,15 +10,15 @@ use spoke_model::key::PublicKey;
 const NODE: &str = "edge-1";
 const KEY: PublicKey = PublicKey([7; 32]);
 
-/// The first byte chooses the reader, the rest is what it reads.
-pub(crate) fn eat(data: &[u8]) {
+/// The first byte selects the decoder, the rest is its input.
+pub(crate) fn consume(data: &[u8]) {
     let Some((kind, rest)) = data.split_first() else { return };
     match kind % 6 {
         0 => batch(rest),
         1 => {
             for reads in decode_reads(rest, 1).into_iter().flatten() {
                 if decide(&reads, NODE, &KEY).is_ok_and(|d| d.reason.grants()) {
-                    spelt_out(rest);
+                    assert_contained(rest);
                 }
             }
         }
@@ -32,10 +31,10 @@ pub(crate) fn eat(data: &[u8]) {
     }
 }
 
-/// A grant stands in its answer: the node's name and its key.
-fn spelt_out(bytes: &[u8]) {
-    let spelt = |word: &[u8]| bytes.windows(word.len()).any(|w| w == word);
-    assert!(spelt(KEY.to_string().as_bytes()) && spelt(NODE.as_bytes()), "a grant out of nothing");
+/// A granting response contains the node's name and its key.
+fn assert_contained(bytes: &[u8]) {
+    let contains = |word: &[u8]| bytes.windows(word.len()).any(|w| w == word);
+    assert!(contains(KEY.to_string().as_bytes()) && contains(NODE.as_bytes()), "a grant without node and key");
 }
 
 fn batch(bytes: &[u8]) {
@@ -58,12 +57,12 @@ fn batch(bytes: &[u8]) {
                     | (Call::Logs { .. }, Some(Answer::Events(_)))
                     | (Call::Header(_), Some(Answer::Block(_) | Answer::Nothing))
             );
-            assert!(fits, "an answer to another question");
+            assert!(fits, "an answer of another kind");
         }
     }
 }
 
-/// A whole answer about one node, from JSON to the decision.
+/// A whole response about one node, from JSON to the decision.
 fn verification(bytes: &[u8]) {
     let Ok(answers) = decode(bytes, &[Call::Run { code: Vec::new(), at: At::Latest }]) else { return };
     let Some(Some(Answer::Bytes(inner))) = answers.first().cloned() else { return };
@@ -71,18 +70,18 @@ fn verification(bytes: &[u8]) {
     if let Ok(decisions) = read_decisions(answers, &[(0, &pairs)]) {
         assert_eq!(decisions.len(), 1);
         if decisions[0].is_ok_and(|d| d.reason.grants()) {
-            spelt_out(&inner);
+            assert_contained(&inner);
         }
     }
 }
 
-/// A whole answer to a look: what is believed of it is no older than what was known.
+/// A whole response to a poll: the accepted head is not older than the known one.
 fn looked_at(bytes: &[u8]) {
     let follow = ChainCursor::start(BlockRef { number: 3, ..BlockRef::default() });
     let asks = look(&follow, Default::default(), None, true);
     if let Ok(answers) = decode(bytes, &asks)
         && let Ok(view) = read_look(answers, &follow, false)
     {
-        assert!(view.head >= 3, "the accepted height went back");
+        assert!(view.head >= 3, "the accepted head went back");
     }
 }

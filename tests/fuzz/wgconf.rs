@@ -1,4 +1,4 @@
-//! Noise for the reader of `wg` files: it is refused with its line, or means the same when it is written out and read again.
+//! Fuzz target: `wg` files. Input is refused with its line, or unchanged by a round trip.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
