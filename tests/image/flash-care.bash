@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What a device writes to its flash: a device with its state on the image's own state partition, mounted as the image does,
-# lives through idle hours and events, in skipped time; what reached the block device is counted.
+# Flash writes of a device: its state is on the image's state partition with the image's mount options, through idle hours and
+# events in skipped time; bytes that reach the block device are counted.
 #   flash-care.bash DISK-IMAGE SPOKE STATE.MOUNT
 set -euo pipefail
 image=$1 spoke=$2 unit=$3
@@ -25,12 +25,12 @@ device=$!
 is_ready() { on device "$spoke" --config spoke.toml status --ready >/dev/null 2>&1; }
 await_ready() { for ((i = 0; i < 600; i++)); do is_ready && return 0; sleep 1; done; tail -20 log; return 1; }
 
-written() { # bytes that reached the disk
+written() { # bytes written to the disk
   local f
   read -ra f <"/sys/block/${disk##*/}/stat"
   echo $((f[6] * 512))
 }
-# spent SECONDS: bytes written while that time passes, with whatever the file system still held back.
+# spent SECONDS: bytes written in that time, delayed writes of the file system included.
 spent() {
   local before
   before=$(written)
@@ -56,12 +56,12 @@ outage=$(spent 60)
 # One stamp of the clock is written every six hours.
 stamp=$(spent 22800)
 echo "bytes written to the state partition ($(option Options))"
-row "until settled, once" "$first"
+row "the first start" "$first"
 row "an idle hour" "$idle"
-row "an interface deleted by somebody, repaired" "$drift"
+row "a deleted interface, repaired" "$drift"
 row "a quarter of an hour without the hub" "$outage"
 row "six hours and 20 minutes with a stamp of the clock" "$stamp"
-row "a day, that is four of these" "$((4 * stamp))"
+row "a day (four times that)" "$((4 * stamp))"
 verdict "an idle hour writes nothing" test "$idle" = 0
 verdict "a day writes at most 256 KiB" test "$((4 * stamp))" -le 262144
 verdict "a stamp is written" test "$stamp" -gt 0

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Flashing as people do it, on real block devices of the test kernel: what is in use is refused and stays as it is, what is
-# written is compared, settings arrive.  flashing.bash IMAGE SPOKE-IMAGE
+# Flashing on block devices of the test kernel: disks in use are refused and unchanged, written data is verified, settings are
+# stored.  flashing.bash IMAGE SPOKE-IMAGE
 set -euo pipefail
 image=$1 tool=$2
 cd "$TMPDIR"
@@ -8,16 +8,16 @@ passed=0 failed=0
 claim() { # WHAT COMMAND…
   local what=$1
   shift
-  if "$@" >said 2>&1; then
+  if "$@" >output 2>&1; then
     passed=$((passed + 1))
     echo "ok - $what"
   else
     failed=$((failed + 1))
     echo "not ok - $what"
-    sed 's/^/    /' said
+    sed 's/^/    /' output
   fi
 }
-# refused WORDS COMMAND…: ends with status 2 and says so.
+# refused TEXT COMMAND…: COMMAND exits with 2 and prints TEXT on stderr.
 refused() {
   local words=$1 status=0
   shift
@@ -45,27 +45,27 @@ sed 's/id = "flashed"/id = "no good id"/' settings.toml >faulty.toml
 claim "a new file gets the image" "$tool" flash "$image" copy.img
 claim "… byte by byte" cmp "$image" copy.img
 rm copy.img
-claim "settings with a fault are told before anything is written" refused 'node.id' "$tool" flash "$image" copy.img --provision faulty.toml
-claim "… and nothing was" test ! -e copy.img
+claim "faulty settings are refused before anything is written" refused 'node.id' "$tool" flash "$image" copy.img --provision faulty.toml
+claim "… nothing was written" test ! -e copy.img
 head -c 100000000 "$image" >cut.img
-claim "half a download is refused" refused 'cut off' "$tool" flash cut.img copy.img
-claim "… and nothing was written" test ! -e copy.img
+claim "a truncated download is refused" refused 'cut off' "$tool" flash cut.img copy.img
+claim "… nothing was written" test ! -e copy.img
 rm cut.img
-claim "what is no image is refused" refused 'partition table' "$tool" flash settings.toml copy.img
+claim "a file that is no image is refused" refused 'partition table' "$tool" flash settings.toml copy.img
 ln "$image" same.img 2>/dev/null || ln -s "$image" same.img
 claim "an image is not written onto itself" refused 'the image itself' "$tool" flash "$image" same.img
 mkfifo pipe
-claim "neither disk nor file is refused" refused 'neither' "$tool" flash "$image" pipe
+claim "a target that is neither disk nor file is refused" refused 'neither' "$tool" flash "$image" pipe
 
 truncate -s 300M backing
 disk=$(losetup --find --show --partscan backing)
-claim "a disk is not overwritten without asking" refused '--yes' "$tool" flash "$image" "$disk"
+claim "a disk is not overwritten without confirmation" refused '--yes' "$tool" flash "$image" "$disk"
 claim "a disk gets the image" "$tool" flash --yes "$image" "$disk"
-grep -q 'writing .* %' said && grep -q 'comparing .* %' said && passed=$((passed + 1)) && echo "ok - progress is shown"
+grep -q 'writing .* %' output && grep -q 'comparing .* %' output && passed=$((passed + 1)) && echo "ok - progress is shown"
 claim "… byte by byte" starts_with_image "$disk"
 claim "inspect names its partitions" bash -c "'$tool' inspect '$disk' | grep -q '^root_b '"
-claim "settings are put on it" "$tool" provision "$disk" settings.toml
-claim "… and are there" bash -c "mcopy -n -i '$disk@@1M' ::spoke.toml - | cmp - settings.toml"
+claim "settings are written to it" "$tool" provision "$disk" settings.toml
+claim "… and can be read back" bash -c "mcopy -n -i '$disk@@1M' ::spoke.toml - | cmp - settings.toml"
 claim "faulty settings are refused" refused 'node.id' "$tool" provision "$disk" faulty.toml
 
 losetup --detach "$disk"
@@ -78,38 +78,38 @@ sync
 before=$(sha256sum <"$disk")
 claim "a disk with a mounted partition is refused" refused "in use ($TMPDIR/place)" "$tool" flash --yes "$image" "$disk"
 claim "… its mounted partition too" refused 'whole disk' "$tool" flash --yes "$image" "$state"
-claim "… and putting settings on it" refused 'in use' "$tool" provision "$disk" settings.toml
+claim "… and writing settings to it" refused 'in use' "$tool" provision "$disk" settings.toml
 claim "a file that is attached as a disk is refused" refused "attached as $disk" "$tool" flash "$image" backing
-claim "… and nothing of it was changed" untouched
+claim "… nothing was changed" untouched
 umount place
 
 mkfifo mounted unmount
 # shellcheck disable=SC2016 # expanded by the shell that is started
 unshare --mount --propagation private bash -c 'mount "$1" place && echo >mounted && read -r _ <unmount; umount place' - "$state" &
 read -r _ <mounted
-claim "a disk is refused that another mount namespace has mounted" refused 'in use by this machine' "$tool" flash --yes "$image" "$disk"
+claim "a disk mounted in another mount namespace is refused" refused 'in use by this machine' "$tool" flash --yes "$image" "$disk"
 echo >unmount
 wait $!
 slot=$(partition root_b)
 mkswap "$slot" >/dev/null
 if swapon "$slot" 2>/dev/null; then
-  claim "a disk that is swapped to is refused" refused 'in use (swap)' "$tool" flash --yes "$image" "$disk"
+  claim "a disk in use as swap is refused" refused 'in use (swap)' "$tool" flash --yes "$image" "$disk"
   swapoff "$slot"
 fi
 
-claim "a disk is flashed again with its state kept" "$tool" flash --yes --keep-state --provision settings.toml "$image" "$disk"
+claim "a disk is flashed with --keep-state" "$tool" flash --yes --keep-state --provision settings.toml "$image" "$disk"
 mount "$state" place
-claim "… and it is there" grep -q kept place/mine
+claim "… its state is kept" grep -q kept place/mine
 umount place
-claim "… and the settings too" bash -c "mcopy -n -i '$disk@@1M' ::spoke.toml - | cmp - settings.toml"
-claim "without that nothing is kept" "$tool" flash --yes "$image" "$disk"
+claim "… and settings are written" bash -c "mcopy -n -i '$disk@@1M' ::spoke.toml - | cmp - settings.toml"
+claim "a disk is flashed without --keep-state" "$tool" flash --yes "$image" "$disk"
 mount "$state" place
-claim "… and it is gone" test ! -e place/mine
+claim "… its state is gone" test ! -e place/mine
 umount place
 losetup --detach "$disk"
 truncate -s 40M small
 disk=$(losetup --find --show small)
 claim "a disk that is too small is refused" refused 'take a larger one' "$tool" flash --yes "$image" "$disk"
-claim "its layout cannot be kept" refused 'partition table\|another layout' "$tool" flash --yes --keep-state "$image" "$disk"
+claim "another layout cannot keep its state" refused 'partition table\|another layout' "$tool" flash --yes --keep-state "$image" "$disk"
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ]
