@@ -3,9 +3,10 @@
 #![allow(clippy::unwrap_used)]
 use spoke_api::health::fold::Moment;
 use spoke_api::health::metrics::metrics;
-use spoke_api::health::summary::{Link, Net, Part, Snapshot, Trouble, Uplink, Vitals};
+use spoke_api::health::summary::{Component, ComponentStatus, Components, Link, Net, Snapshot, Uplink};
 use spoke_grants::ladder::Phase;
 use spoke_grants::report::Report;
+use spoke_model::condition::{Code, Condition};
 use spoke_model::time::{Boot, Wall};
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
@@ -27,41 +28,41 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
 }
 
-/// A snapshot that has every metric family: an interface, an uplink, grants, parts, and a code that occurs twice.
+/// A snapshot with every metric family: an interface, an uplink, grants, components, and a code that occurs twice.
 fn every_metric() -> Snapshot {
     let at = Boot::from_secs(100);
     let grants = Report {
         at,
         phase: Phase::Grace,
-        heard: Some(at),
-        heard_wall: None,
+        last_quorum: Some(at),
+        last_quorum_wall: None,
         height: Some(7),
         head: Some(8),
         admitted: 1,
-        looking: false,
-        away: None,
-        trouble: None,
+        polling: false,
+        unreachable: None,
+        condition: None,
         counts: Default::default(),
         endpoints: Vec::new(),
         rows: Vec::new(),
     };
-    let refused = || Trouble { code: "apply_failed", since: at, detail: "\"quoted\"\nand broken".into() };
-    let part = Part { healthy: false, since: at, detail: None };
-    let parts = ["contract", "registry", "control", "config", "agent", "clock", "accessControl"];
+    let refused = Condition::new(Code::ApplyFailed, at, "\"quoted\"\nand broken");
+    let degraded = ComponentStatus { healthy: false, since: at, detail: None };
+    let components = [Component::Contract, Component::Control, Component::Config, Component::AccessControl];
     Snapshot {
         net: Net {
             passes: 1,
             at,
-            troubles: vec![refused(), refused()],
+            conditions: vec![refused.clone(), refused],
             links: vec![Link { name: "wg0".into(), wanted_peers: 1, peers: 1, up: true, ..Link::default() }],
             ..Net::default()
         },
-        vitals: Vitals {
+        components: Components {
             uplink: Some(Uplink { connected: true, hub_answers: true, last_handshake: Some(at), ..Uplink::default() }),
             clock_trusted: true,
             grants: Some(Arc::new(grants)),
-            parts: parts.map(|name| (name, part.clone())).into(),
-            ..Vitals::default()
+            status: components.map(|component| (component, degraded.clone())).into(),
+            ..Components::default()
         },
     }
 }
