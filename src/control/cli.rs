@@ -1,17 +1,20 @@
-//! The command line of `spoke-control`. It works on the store itself, so that it also works while nothing serves.
+//! The command line of `spoke-control`. It works on the database, also while no control plane is running.
+pub mod audit;
 pub mod backup;
-pub mod fleet;
 pub mod network;
 pub mod node;
+pub mod prompt;
 pub mod release;
 pub mod serve;
 pub mod signing_key;
+pub mod status;
 pub mod table;
 pub mod token;
 
-use super::config::{Config, FILE, StoreUrl};
-use super::store::Store;
-use super::store::audit::Actor;
+use crate::config::{Config, FILE, StoreUrl};
+use crate::registry::RegistryError;
+use crate::store::Store;
+use crate::store::audit::Actor;
 use clap::{Parser, Subcommand};
 use spoke_command::{Failure, Outcome, exit_code, usage};
 use spoke_model::key_source::KeySource;
@@ -24,7 +27,7 @@ use std::process::ExitCode;
 #[derive(Debug, Parser)]
 #[command(name = "spoke-control", version = env!("CARGO_PKG_VERSION"), max_term_width = 100)]
 #[command(
-    after_help = "Exit codes: 0 fine, 1 failed, 2 bad input.\nThe configuration is read from --config, then from variables SPOKE_CONTROL__SECTION__KEY."
+    after_help = "Exit codes: 0 success, 1 failure, 2 bad input.\nThe configuration is read from --config, then from variables SPOKE_CONTROL__SECTION__KEY."
 )]
 pub struct Cli {
     /// Configuration file
@@ -33,7 +36,7 @@ pub struct Cli {
     /// Answer in JSON
     #[arg(long, global = true)]
     pub json: bool,
-    /// What to do
+    /// The subcommand
     #[command(subcommand)]
     pub command: Command,
 }
@@ -45,33 +48,33 @@ pub enum Command {
     Serve,
     /// Show the fleet in figures
     Status,
-    /// Nodes of the fleet
+    /// Manage nodes
     #[command(subcommand)]
     Node(node::NodeCommand),
-    /// Enrolment tokens
+    /// Manage enrolment tokens
     #[command(subcommand)]
     Token(token::TokenCommand),
-    /// Networks
+    /// Manage networks
     #[command(subcommand)]
     Network(Box<network::NetworkCommand>),
-    /// Hubs
+    /// Manage hubs
     #[command(subcommand)]
     Hub(network::HubCommand),
-    /// Releases that the images of the fleet shall run
+    /// Manage the desired releases of the fleet's images
     #[command(subcommand)]
     Release(release::ReleaseCommand),
-    /// Keys that sign the state of nodes
+    /// Manage the keys that sign state documents
     #[command(subcommand)]
     SigningKey(signing_key::SigningKeyCommand),
     /// Show the audit trail, newest first
-    Audit(fleet::AuditArgs),
-    /// Write the whole store to a file; the signing keys in it stay sealed under the master key
+    Audit(audit::AuditArgs),
+    /// Write the whole database to a file; the signing keys in it stay sealed under the master key
     Backup(backup::BackupArgs),
-    /// Read a backup into an empty store
+    /// Restore a backup into an empty database
     Restore(backup::RestoreArgs),
 }
 
-/// What every command has at hand.
+/// The context of a command.
 #[derive(Debug)]
 pub struct Context {
     /// The configuration.
@@ -80,9 +83,9 @@ pub struct Context {
     pub store: Store,
     /// Whether to answer in JSON.
     pub json: bool,
-    /// How this program was called, for instructions to people.
+    /// The command line of this program, for instructions to operators.
     pub invocation: String,
-    /// Who works here, for the audit trail.
+    /// The operator, for the audit trail.
     pub actor: Actor,
 }
 
@@ -96,13 +99,15 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(runtime) => runtime.block_on(run(cli)),
         Err(e) => Err(e.into()),
     };
-    exit_code("spoke-control", outcome.map_err(as_bad_input))
+    exit_code("spoke-control", outcome.map_err(classify))
 }
 
-/// What the store refuses because it was asked for the impossible is bad input.
-fn as_bad_input(failure: Failure) -> Failure {
+/// A request that the registry refuses is bad input.
+fn classify(failure: Failure) -> Failure {
     match failure {
-        Failure::Failed(e) if e.downcast_ref().is_some_and(fleet::is_bad_input) => Failure::BadInput(format!("{e:#}")),
+        Failure::Failed(e) if e.downcast_ref().is_some_and(RegistryError::is_bad_input) => {
+            Failure::BadInput(format!("{e:#}"))
+        }
         other => other,
     }
 }
@@ -120,14 +125,14 @@ async fn run(cli: Cli) -> Outcome {
     let context = Context { config, store, json: cli.json, invocation, actor: Actor::Operator(user) };
     let outcome = match cli.command {
         Command::Serve => serve::run(&context).await,
-        Command::Status => fleet::status(&context).await,
+        Command::Status => status::status(&context).await,
         Command::Node(command) => node::node(&context, command).await,
         Command::Token(command) => token::token(&context, command).await,
         Command::Network(command) => network::network(&context, *command).await,
         Command::Hub(command) => network::hub(&context, command).await,
         Command::Release(command) => release::run(&context, command).await,
         Command::SigningKey(command) => signing_key::signing_key(&context, command).await,
-        Command::Audit(args) => fleet::audit(&context, args).await,
+        Command::Audit(args) => audit::audit(&context, args).await,
         Command::Backup(args) => backup::backup(&context, &args).await,
         Command::Restore(args) => backup::restore(&context, &args).await,
     };
@@ -135,7 +140,7 @@ async fn run(cli: Cli) -> Outcome {
     outcome
 }
 
-/// The secret at `source`, without the line feed at its end.
+/// The secret at `source`, without trailing white space.
 pub fn secret(source: &KeySource) -> Result<spoke_model::secret::Secret<String>, Failure> {
     let path = match source {
         KeySource::File(path) => path.clone(),
@@ -146,7 +151,7 @@ pub fn secret(source: &KeySource) -> Result<spoke_model::secret::Secret<String>,
         }
     };
     let bytes = read_secret(&path, 4096)?
-        .ok_or_else(|| Failure::BadInput(format!("{source} is not there: write the secret into it, mode 0600")))?;
+        .ok_or_else(|| Failure::BadInput(format!("{source} does not exist: write the secret into it, mode 0600")))?;
     let text = std::str::from_utf8(&bytes).map_err(|_| Failure::BadInput(format!("{source} is not text")))?;
     Ok(spoke_model::secret::Secret::new(text.trim_end().to_owned()))
 }

@@ -1,5 +1,6 @@
-//! The control plane's configuration: one file, then variables `SPOKE_CONTROL__SECTION__KEY`; every fault at once.
-use super::limits::Rates;
+//! The control plane's configuration: a file, overridden by variables `SPOKE_CONTROL__SECTION__KEY`. Reports all faults at
+//! once.
+use crate::limits::Rates;
 use spoke_config::grants::Grants;
 use spoke_config::reader::Table;
 use spoke_config::{Fault, Faults};
@@ -10,48 +11,48 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Where the file is unless `--config` says otherwise.
+/// The default of `--config`.
 pub const FILE: &str = "/etc/spoke-control/spoke-control.toml";
 
-/// How often the chain is looked at unless `grants.poll` says otherwise.
+/// The default of `grants.poll`.
 const CHAIN_POLL: Duration = Duration::from_secs(5);
 
-/// All of it.
+/// The whole configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// `server.listen`: where to listen.
+    /// `server.listen`.
     pub listen: Vec<SocketAddr>,
     /// `server.public`: host and port under which devices reach it.
     pub public: HostPort,
-    /// `server.tls_certificate` and `server.tls_key`: PEM files; without them a certificate is made.
+    /// `server.tls_certificate` and `server.tls_key`, PEM files; `None`: a self-signed certificate.
     pub tls: Option<(PathBuf, PathBuf)>,
-    /// `server.state_dir`: the master key, and the embedded database and certificate where there are no others.
+    /// `server.state_dir`: the master key, and the default places of database and certificate.
     pub state_dir: PathBuf,
     /// `server.connections`: connections at a time.
     pub connections: usize,
     /// `server.patience`: how long a client may take for the handshake, for a request's head, and between requests.
-    pub patience: Duration,
-    /// `store.url`: the database; a file of [`KeySource`] if it holds a password.
+    pub client_timeout: Duration,
+    /// `store.url` or `store.url_from`.
     pub store: StoreUrl,
-    /// `api.operator_token`: what operators have to show.
+    /// `api.operator_token`.
     pub operator_token: Option<KeySource>,
-    /// `[limits]`: requests per second, guesses per minute.
+    /// `[limits]`.
     pub rates: Rates,
     /// `[grants]`: the contract that decides who is a peer in networks with `access = "nft"`.
     pub grants: Option<Grants>,
 }
 
-/// Where the address of the database stands.
+/// The URL of the database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreUrl {
-    /// Here.
+    /// The URL itself.
     Plain(String),
-    /// In a file, because it holds a password.
+    /// A secret that holds the URL, because of a password in it.
     Secret(KeySource),
 }
 
 impl Config {
-    /// Reads the file, which may be absent where every default will do, and `variables`.
+    /// Reads the file and `variables`; a missing default file means defaults.
     pub fn load(file: &Path, variables: impl IntoIterator<Item = (String, String)>) -> Result<Self, Faults> {
         let name = file.display().to_string();
         let text = match std::fs::read_to_string(file) {
@@ -64,7 +65,7 @@ impl Config {
         Self::from_text(&name, &text, variables)
     }
 
-    /// As [`Config::load`], from text that `name` names in faults.
+    /// As [`Config::load`], from text; `name` is the file's name in faults.
     pub fn from_text(
         name: &str,
         text: &str,
@@ -80,7 +81,7 @@ impl Config {
             .add_source(environment)
             .build()
             .and_then(|c| config::Source::collect(&c))
-            .map_err(|e| fault(name, e.to_string(), "mend the TOML"))?;
+            .map_err(|e| fault(name, e.to_string(), "fix the TOML"))?;
         let mut faults = Vec::new();
         let mut root = Table::root(tree, name, &mut faults);
         let config = Self::read(&mut root);
@@ -108,7 +109,7 @@ impl Config {
         }
         let state_dir = path(&mut server, "state_dir").unwrap_or_else(|| "/var/lib/spoke-control".into());
         let connections = server.number("connections", 1..=1_000_000).unwrap_or(20_000);
-        let patience = server.duration("patience", Duration::from_secs(1)..=Duration::from_secs(600));
+        let client_timeout = server.duration("patience", Duration::from_secs(1)..=Duration::from_secs(600));
         server.finish();
         let mut store = root.table("store");
         let (url, url_from) = (store.text("url"), store.parsed("url_from", "file:/absolute/path or credential:NAME"));
@@ -127,15 +128,15 @@ impl Config {
         let operator_token = api.parsed("operator_token", "file:/absolute/path or credential:NAME");
         api.finish();
         let mut limits = root.table("limits");
-        let usual = Rates::default();
-        let mut rate = |key, usual: NonZeroU32| {
-            limits.number(key, 1..=1_000_000).and_then(|n| NonZeroU32::new(u32::try_from(n).ok()?)).unwrap_or(usual)
+        let default = Rates::default();
+        let mut rate = |key, default: NonZeroU32| {
+            limits.number(key, 1..=1_000_000).and_then(|n| NonZeroU32::new(u32::try_from(n).ok()?)).unwrap_or(default)
         };
         let rates = Rates {
-            address: rate("per_address", usual.address),
-            enrol: rate("enrolments_per_address", usual.enrol),
-            node: rate("per_node", usual.node),
-            guesses: rate("guesses_per_address", usual.guesses),
+            address: rate("per_address", default.address),
+            enrol: rate("enrolments_per_address", default.enrol),
+            node: rate("per_node", default.node),
+            invalid_tokens: rate("guesses_per_address", default.invalid_tokens),
         };
         limits.finish();
         let grants = if root.has("grants") { root.section("grants", |t| Grants::read(t, CHAIN_POLL)) } else { None };
@@ -152,7 +153,7 @@ impl Config {
             tls: certificate.zip(key),
             state_dir,
             connections: usize::try_from(connections).unwrap_or(usize::MAX),
-            patience: patience.unwrap_or(Duration::from_secs(30)),
+            client_timeout: client_timeout.unwrap_or(Duration::from_secs(30)),
             store,
             operator_token,
             rates,
@@ -170,16 +171,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn defaults_suffice_and_faults_are_told_together() {
+    fn all_faults_are_reported_at_once() {
         let config = Config::from_text("x.toml", "", []).unwrap();
         assert_eq!(config.store, StoreUrl::Plain("sqlite:/var/lib/spoke-control/fleet.db".into()));
         let text =
             "[server]\nlisten = [\"nowhere\"]\ntls_key = \"/k\"\n[store]\nurl = \"postgres://a:secret@h/d\"\n[apo]\n";
-        let said = Config::from_text("x.toml", text, []).unwrap_err().to_string();
+        let faults = Config::from_text("x.toml", text, []).unwrap_err().to_string();
         for part in ["server.listen[0]", "server.tls_key", "store.url", "url_from", "did you mean `api`?"] {
-            assert!(said.contains(part), "{part} in {said}");
+            assert!(faults.contains(part), "{part} in {faults}");
         }
-        assert!(!said.contains("secret"), "{said}");
+        assert!(!faults.contains("secret"), "{faults}");
         let set = [("SPOKE_CONTROL__LIMITS__PER_NODE".to_owned(), "9".to_owned())];
         assert_eq!(Config::from_text("x.toml", "", set).unwrap().rates.node.get(), 9);
     }

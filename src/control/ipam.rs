@@ -1,13 +1,13 @@
-//! Which address a node gets: a pool's arithmetic and the order in which its hosts are preferred. Pure.
+//! Address allocation: the arithmetic of a pool, and the preferred host of a node. Pure.
 //!
-//! A node with token id t prefers the t-th usable host, wrapping at the end, so the same token always asks for the same
-//! address; a taken preference falls to the next free host. Usable is what is neither the network's nor the broadcast
-//! address nor reserved (hub, resolver). An address is its *index*: its distance from the network's address.
+//! A node with token id t prefers the t-th usable host, wrapping at the end, so that a token always leads to the same
+//! address; if it is taken, the next free host. Usable hosts are neither the network nor the broadcast address nor reserved
+//! (hub, resolver). An *index* is an address's distance from the network address.
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// The most hosts of a pool that are ever given out; an IPv6 pool has more, and a database wants 63 bits.
+/// The most hosts of a pool that are used: an IPv6 pool has more than an integer column holds.
 const MAX_HOSTS: u64 = 1 << 48;
 
 /// A network's addresses of one family.
@@ -17,17 +17,17 @@ pub struct Pool {
     /// First and last index of a host.
     first: u64,
     last: u64,
-    /// Indices never given out, all within `first..=last`.
+    /// Indices never leased, all within `first..=last`.
     reserved: BTreeSet<u64>,
 }
 
-/// A network that cannot be a pool.
+/// Why a network is not a valid pool.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadPool {
     /// Host bits are set.
     #[error("{0} has host bits set")]
     HostBits(IpNet),
-    /// A reserved address is somewhere else.
+    /// A reserved address is not a host of it.
     #[error("{address} is not a host of {net}")]
     NotAHost {
         /// The address.
@@ -35,7 +35,7 @@ pub enum BadPool {
         /// The pool.
         net: IpNet,
     },
-    /// Nobody would get an address.
+    /// Every host is reserved.
     #[error("{0} has no address left for a node")]
     Empty(IpNet),
 }
@@ -62,22 +62,22 @@ impl Pool {
         if pool.usable() == 0 { Err(BadPool::Empty(net)) } else { Ok(pool) }
     }
 
-    /// The network.
+    /// Its network.
     pub const fn net(&self) -> IpNet {
         self.net
     }
 
-    /// How many hosts may be given out.
+    /// How many hosts can be leased.
     pub fn usable(&self) -> u64 {
         self.hosts() - self.reserved.len() as u64
     }
 
-    /// How many hosts there are, reserved ones included.
+    /// How many hosts it has, reserved ones included.
     pub const fn hosts(&self) -> u64 {
         self.last - self.first + 1
     }
 
-    /// The indices reserved.
+    /// The reserved indices.
     pub const fn reserved(&self) -> &BTreeSet<u64> {
         &self.reserved
     }
@@ -95,7 +95,7 @@ impl Pool {
         (self.first..=self.last).contains(&index).then_some(index)
     }
 
-    /// The host with an index; `None`: there is none, or it is reserved.
+    /// The host with an index; `None`: no such host, or it is reserved.
     pub fn address(&self, index: u64) -> Option<IpAddr> {
         if self.reserved.contains(&index) { None } else { self.host(index) }
     }
@@ -114,7 +114,7 @@ impl Pool {
     /// The index that token id `t` prefers: injective over any [`Pool::usable`] consecutive ids.
     pub fn preference(&self, t: u64) -> u64 {
         let usable = self.usable();
-        // The first usable host belongs to token 1, as people count; token 0 gets the last one.
+        // Token 1 prefers the first usable host, token 0 the last one.
         let mut index = self.first + (t % usable + usable - 1) % usable;
         for reserved in &self.reserved {
             if *reserved <= index {
@@ -126,8 +126,8 @@ impl Pool {
 
     /// The first index at or after `preference`, wrapping, that is neither reserved nor taken. `None`: exhausted.
     ///
-    /// `taken_from(i)` gives the end of the run of taken indices that begins at `i`: the first index at or after `i` that
-    /// is not taken. A database answers that from its index without reading the whole pool.
+    /// `taken_from(i)` returns the first index at or after `i` that is not taken, which a database answers from its index
+    /// without reading the whole pool.
     pub fn free<E>(
         &self,
         preference: u64,
@@ -143,7 +143,7 @@ impl Pool {
         })
     }
 
-    /// Begins a search at `preference` for callers that have to wait for each answer.
+    /// Begins a search at `preference`, for callers that wait for each answer.
     pub fn search(&self, preference: u64) -> FreeSearch {
         let start = preference.clamp(self.first, self.last);
         let mut search = FreeSearch { start, wrapped: false, next: Search::Exhausted };
@@ -152,10 +152,10 @@ impl Pool {
     }
 }
 
-/// What a search wants next.
+/// The next step of a search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Search {
-    /// The first index at or after this one that is not taken.
+    /// To be answered: the first index at or after this one that is not taken.
     Probe(u64),
     /// This index is free.
     Found(u64),
@@ -168,12 +168,12 @@ pub enum Search {
 pub struct FreeSearch {
     start: u64,
     wrapped: bool,
-    /// What it wants next.
+    /// The next step.
     pub next: Search,
 }
 
 impl FreeSearch {
-    /// Takes the answer to [`Search::Probe`].
+    /// Answers [`Search::Probe`].
     pub fn answer(&mut self, pool: &Pool, not_taken: u64) {
         let Search::Probe(asked) = self.next else { return };
         if not_taken <= asked {
@@ -183,7 +183,7 @@ impl FreeSearch {
         }
     }
 
-    /// Moves on to the first index at or after `index` that is not reserved, wrapping once.
+    /// Continues at the first index at or after `index` that is not reserved, wrapping once.
     fn go_to(&mut self, pool: &Pool, mut index: u64) {
         loop {
             while pool.reserved.contains(&index) {
@@ -203,8 +203,7 @@ impl FreeSearch {
     }
 }
 
-/// The number that stands in for a token id where a node has none: of the node id, so that it prefers the same address
-/// wherever and whenever it is enrolled.
+/// The number of a node without a token id, from its node id: a node prefers the same address at every enrolment.
 pub fn number_of(node: &spoke_model::node_id::NodeId) -> u64 {
     let digest = ring::digest::digest(&ring::digest::SHA256, node.as_str().as_bytes());
     digest.as_ref().iter().take(6).fold(0, |n, b| n << 8 | u64::from(*b))
@@ -225,12 +224,12 @@ mod tests {
         let end = |from: u64| Ok::<_, Infallible>((from..).find(|i| !taken.contains(i)).unwrap());
         let Ok(found) = pool.free(pool.preference(t), end);
         let index = found?;
-        assert!(taken.insert(index), "{index} was given twice");
+        assert!(taken.insert(index), "{index} leased twice");
         Some(pool.address(index).expect("a free index is a host"))
     }
 
     #[test]
-    fn token_t_gets_the_t_th_usable_host_past_254() {
+    fn token_prefers_its_usable_host_past_254() {
         let p = pool("10.8.0.0/16", &["10.8.0.1", "10.8.0.53"]);
         let at = |t| p.address(p.preference(t)).unwrap().to_string();
         assert_eq!(at(1), "10.8.0.2", "the hub's address is skipped");
@@ -240,12 +239,12 @@ mod tests {
         assert_eq!(at(254), "10.8.1.0");
         assert_eq!(at(1000), "10.8.3.234");
         assert_eq!(at(65_532), "10.8.255.254");
-        assert_eq!(at(65_533), at(1), "past the end it begins anew");
+        assert_eq!(at(65_533), at(1), "wraps past the end");
         assert_eq!(at(0), at(65_532));
     }
 
     #[test]
-    fn small_and_large_pools() {
+    fn small_and_large_pools_have_valid_hosts() {
         assert_eq!(pool("10.0.0.0/30", &[]).usable(), 2);
         assert_eq!(pool("10.0.0.0/31", &[]).usable(), 2);
         assert_eq!(pool("10.0.0.5/32", &[]).address(0), Some("10.0.0.5".parse().unwrap()));
@@ -277,7 +276,7 @@ mod tests {
             }
         }
 
-        /// Whatever the tokens, no address is given twice and each one is given before the pool is called exhausted.
+        /// For any tokens, no address is leased twice, and every address is leased before the pool is exhausted.
         #[test]
         fn every_host_is_leased_exactly_once(tokens in prop::collection::vec(any::<u64>(), 30), cidr in 27u8..=28, hub in any::<bool>()) {
             let p = pool(&format!("10.8.0.0/{cidr}"), if hub { &["10.8.0.1"] } else { &[] });

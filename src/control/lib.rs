@@ -1,16 +1,20 @@
-//! The control plane: makes a fleet out of devices. Feature `control`; the device build carries none of it.
+//! The control plane: enrols nodes, hands out signed desired state, runs the fleet.
 //!
-//! `store` keeps it, `registry` decides who joins and what happens to whom, `api` speaks to devices and operators,
-//! `server` listens, `cli` is the command line. `ipam` is pure.
+//! `store` ← `registry` ← `api` ← `server`, `cli`: the database, the decisions and transactions of the fleet, the HTTP API,
+//! the listener and the command line. `ipam` and `limits` are pure. `layers.rs` holds the direction.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
 
 pub mod api;
 pub mod chain;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod ipam;
+#[cfg(test)]
+mod layers;
 pub mod limits;
 pub mod registry;
+pub mod report_queue;
 pub mod server;
 pub mod signing;
 pub mod store;

@@ -1,36 +1,35 @@
-//! How often one address or one node may ask, and how often an address may guess a token.
-use super::api::App;
-use super::api::answer::Failure;
-use axum::extract::{ConnectInfo, Request, State};
-use axum::middleware::Next;
-use axum::response::Response;
+//! Rate limits by address and by node, and a limit of invalid tokens by address. Pure but for governor's clock.
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
-use spoke_enroll::wire::ProblemCode;
 use spoke_model::node_id::NodeId;
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Requests per second, each with a burst of four seconds' worth; and guesses.
+/// The configured limits: requests per second, each with a burst of four seconds' worth, and invalid tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rates {
-    /// Of any kind from one address. Many nodes may share one behind a NAT.
+    /// Requests of any kind from one address, which many nodes behind a NAT may share.
     pub address: NonZeroU32,
     /// Enrolments from one address.
     pub enrol: NonZeroU32,
-    /// From one node that has proved who it is.
+    /// Requests of one node, after its proof was verified.
     pub node: NonZeroU32,
-    /// Tokens of any kind that were not valid, from one address in a minute; after so many, none is looked at.
-    pub guesses: NonZeroU32,
+    /// Invalid tokens of any kind from one address in a minute; beyond that, tokens from there are refused unread.
+    pub invalid_tokens: NonZeroU32,
 }
 
 impl Default for Rates {
     fn default() -> Self {
         let n = |n| NonZeroU32::new(n).unwrap_or(NonZeroU32::MIN);
-        Self { address: n(200), enrol: n(5), node: n(5), guesses: n(20) }
+        Self { address: n(200), enrol: n(5), node: n(5), invalid_tokens: n(20) }
     }
 }
+
+/// A limit is exceeded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("too many requests: wait a minute")]
+pub struct LimitExceeded;
 
 /// The limiters.
 #[derive(Debug)]
@@ -38,7 +37,7 @@ pub struct Limits {
     address: DefaultKeyedRateLimiter<IpAddr>,
     enrol: DefaultKeyedRateLimiter<IpAddr>,
     node: DefaultKeyedRateLimiter<NodeId>,
-    guesses: Guesses,
+    invalid_tokens: InvalidTokens,
 }
 
 fn quota(rate: NonZeroU32) -> Quota {
@@ -52,38 +51,43 @@ impl Limits {
             address: RateLimiter::keyed(quota(rates.address)),
             enrol: RateLimiter::keyed(quota(rates.enrol)),
             node: RateLimiter::keyed(quota(rates.node)),
-            guesses: Guesses { allowed: rates.guesses.get(), of: Mutex::default() },
+            invalid_tokens: InvalidTokens { allowed: rates.invalid_tokens.get(), clients: Mutex::default() },
         }
     }
 
-    /// An enrolment from `address`.
-    pub fn enrol(&self, address: IpAddr, now_ms: i64) -> Result<(), Failure> {
-        self.may_guess(address, now_ms)?;
-        self.enrol.check_key(&client(address)).map_err(|_| limited())
+    /// Counts a request from `address`.
+    pub fn check_address(&self, address: IpAddr) -> Result<(), LimitExceeded> {
+        self.address.check_key(&client(address)).map_err(|_| LimitExceeded)
     }
 
-    /// Whether a token from `address` is looked at.
-    pub fn may_guess(&self, address: IpAddr, now_ms: i64) -> Result<(), Failure> {
-        if self.guesses.allows(client(address), now_ms) { Ok(()) } else { Err(limited()) }
+    /// Counts an enrolment from `address`.
+    pub fn check_enrolment(&self, address: IpAddr, now_ms: i64) -> Result<(), LimitExceeded> {
+        self.check_tokens(address, now_ms)?;
+        self.enrol.check_key(&client(address)).map_err(|_| LimitExceeded)
     }
 
-    /// A token from `address` was not valid.
-    pub fn guessed(&self, address: IpAddr, now_ms: i64) {
-        self.guesses.count(client(address), now_ms);
+    /// Counts a request of `node`.
+    pub fn check_node(&self, node: &NodeId) -> Result<(), LimitExceeded> {
+        self.node.check_key(node).map_err(|_| LimitExceeded)
     }
 
-    /// Addresses that have guessed since the last call, with how often.
-    pub fn guessers(&self, now_ms: i64) -> Vec<(IpAddr, u32)> {
-        self.guesses.take(now_ms)
+    /// Whether a token from `address` may be checked at all.
+    pub fn check_tokens(&self, address: IpAddr, now_ms: i64) -> Result<(), LimitExceeded> {
+        if self.invalid_tokens.allows(client(address), now_ms) { Ok(()) } else { Err(LimitExceeded) }
     }
 
-    /// A request of `node`.
-    pub fn node(&self, node: &NodeId) -> Result<(), Failure> {
-        self.node.check_key(node).map_err(|_| limited())
+    /// Counts an invalid token from `address`.
+    pub fn count_invalid_token(&self, address: IpAddr, now_ms: i64) {
+        self.invalid_tokens.count(client(address), now_ms);
     }
 
-    /// Forgets whoever has not asked for a while.
-    pub fn forget(&self) {
+    /// Addresses that sent invalid tokens since the last call, with how many.
+    pub fn take_invalid_tokens(&self, now_ms: i64) -> Vec<(IpAddr, u32)> {
+        self.invalid_tokens.take(now_ms)
+    }
+
+    /// Drops the state of idle clients.
+    pub fn prune(&self) {
         self.address.retain_recent();
         self.enrol.retain_recent();
         self.node.retain_recent();
@@ -91,79 +95,70 @@ impl Limits {
 }
 
 /// A minute, in milliseconds.
-const MINUTE: u64 = 60_000;
-/// Addresses remembered at most; who guesses from more has many machines, and 256 bits to guess.
-const MAX_GUESSERS: usize = 100_000;
+const MINUTE_MS: u64 = 60_000;
+/// Clients remembered at most. A guesser with more addresses still faces tokens of 256 bits.
+const MAX_CLIENTS: usize = 100_000;
 
 #[derive(Debug)]
-struct Guesses {
+struct InvalidTokens {
     allowed: u32,
-    of: Mutex<HashMap<IpAddr, Guesser>>,
+    clients: Mutex<HashMap<IpAddr, Count>>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Guesser {
+struct Count {
     since_ms: i64,
     count: u32,
-    untold: u32,
+    unreported: u32,
 }
 
-impl Guesser {
-    /// Whether its minute has passed. A clock that was set back ends it too: nobody waits until it has caught up.
-    const fn is_over(&self, now_ms: i64) -> bool {
-        now_ms.abs_diff(self.since_ms) >= MINUTE
+impl Count {
+    /// Whether its minute has passed, or the clock was set back: a client must not wait until the clock has caught up.
+    const fn has_expired(&self, now_ms: i64) -> bool {
+        now_ms.abs_diff(self.since_ms) >= MINUTE_MS
     }
 }
 
-impl Guesses {
+impl InvalidTokens {
+    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, Count>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn allows(&self, address: IpAddr, now_ms: i64) -> bool {
-        let of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
-        of.get(&address).is_none_or(|g| g.count < self.allowed || g.is_over(now_ms))
+        self.lock().get(&address).is_none_or(|c| c.count < self.allowed || c.has_expired(now_ms))
     }
 
     fn count(&self, address: IpAddr, now_ms: i64) {
-        let mut of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
-        if of.len() >= MAX_GUESSERS {
-            of.clear();
+        let mut clients = self.lock();
+        if clients.len() >= MAX_CLIENTS {
+            clients.clear();
         }
-        let guesser = of.entry(address).or_insert(Guesser { since_ms: now_ms, count: 0, untold: 0 });
-        if guesser.is_over(now_ms) {
-            (guesser.since_ms, guesser.count) = (now_ms, 0);
+        let entry = clients.entry(address).or_insert(Count { since_ms: now_ms, count: 0, unreported: 0 });
+        if entry.has_expired(now_ms) {
+            (entry.since_ms, entry.count) = (now_ms, 0);
         }
-        guesser.count = guesser.count.saturating_add(1);
-        guesser.untold = guesser.untold.saturating_add(1);
+        entry.count = entry.count.saturating_add(1);
+        entry.unreported = entry.unreported.saturating_add(1);
     }
 
     fn take(&self, now_ms: i64) -> Vec<(IpAddr, u32)> {
-        let mut of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
-        let told =
-            of.iter_mut().filter(|(_, g)| g.untold > 0).map(|(a, g)| (*a, std::mem::take(&mut g.untold))).collect();
-        of.retain(|_, g| !g.is_over(now_ms));
-        told
+        let mut clients = self.lock();
+        let counts = clients
+            .iter_mut()
+            .filter(|(_, c)| c.unreported > 0)
+            .map(|(address, c)| (*address, std::mem::take(&mut c.unreported)))
+            .collect();
+        clients.retain(|_, c| !c.has_expired(now_ms));
+        counts
     }
 }
 
-fn limited() -> Failure {
-    Failure::new(ProblemCode::RateLimited, "too many requests: wait a minute")
-}
-
-/// One customer's IPv6 network counts as one client.
+/// The key of a client: an IPv4 address, or an IPv6 /64, which one customer controls.
 fn client(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(a) => a.into(),
-        IpAddr::V6(a) => std::net::Ipv6Addr::from_bits(a.to_bits() >> 64 << 64).into(),
+        IpAddr::V6(a) => Ipv6Addr::from_bits(a.to_bits() >> 64 << 64).into(),
     }
-}
-
-/// Refuses an address that asks too often, before anything else is done for it.
-pub async fn by_address(
-    State(app): State<Arc<App>>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    request: Request,
-    next: Next,
-) -> Result<Response, Failure> {
-    app.limits.address.check_key(&client(peer.ip())).map_err(|_| limited())?;
-    Ok(next.run(request).await)
 }
 
 #[cfg(test)]
@@ -171,21 +166,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_guesses_has_to_wait_and_is_told_of_once() {
+    fn invalid_tokens_block_a_client_for_a_minute() {
         let n = |n| NonZeroU32::new(n).unwrap();
-        let limits = Limits::new(Rates { guesses: n(3), ..Rates::default() });
+        let limits = Limits::new(Rates { invalid_tokens: n(3), ..Rates::default() });
         let at = |a: &str| a.parse::<IpAddr>().unwrap();
         for i in 0..3 {
-            assert!(limits.may_guess(at("2001:db8::1"), i).is_ok());
-            limits.guessed(at("2001:db8::1"), i);
+            assert!(limits.check_tokens(at("2001:db8::1"), i).is_ok());
+            limits.count_invalid_token(at("2001:db8::1"), i);
         }
-        assert!(limits.may_guess(at("2001:db8::ffff:2"), 59_999).is_err(), "the same customer's network");
-        assert!(limits.may_guess(at("192.0.2.1"), 3).is_ok(), "somebody else");
-        assert_eq!(limits.guessers(1000), [(at("2001:db8::"), 3)]);
-        assert!(limits.guessers(1000).is_empty());
-        assert!(limits.may_guess(at("2001:db8::1"), 2000).is_err(), "still, though it was told");
-        assert!(limits.may_guess(at("2001:db8::1"), 60_000).is_ok(), "a minute later");
-        assert!(limits.may_guess(at("2001:db8::1"), -60_000).is_ok(), "the clock was set back");
+        assert!(limits.check_tokens(at("2001:db8::ffff:2"), 59_999).is_err(), "the same /64");
+        assert!(limits.check_tokens(at("192.0.2.1"), 3).is_ok(), "another client");
+        assert_eq!(limits.take_invalid_tokens(1000), [(at("2001:db8::"), 3)]);
+        assert!(limits.take_invalid_tokens(1000).is_empty(), "reported once");
+        assert!(limits.check_tokens(at("2001:db8::1"), 2000).is_err(), "a report does not reset the count");
+        assert!(limits.check_tokens(at("2001:db8::1"), 60_000).is_ok(), "a minute later");
+        assert!(limits.check_tokens(at("2001:db8::1"), -60_000).is_ok(), "the clock was set back");
         assert_eq!(client(at("::ffff:192.0.2.1")), at("192.0.2.1"));
     }
 }

@@ -1,51 +1,112 @@
-//! Who is in the fleet: enrolment, approval, removal, keys, and what operators set. Each is one transaction.
+//! Membership of the fleet: enrolment, approval, removal, key rotation, and the operators' settings.
+//!
+//! Each function is one transaction. `decide`, `node_change` and `network_change` are pure.
+pub mod decide;
 pub mod enrol;
-pub mod keys;
-pub mod operate;
-pub mod release;
-pub mod test;
+pub mod key_rotation;
+pub mod network_change;
+pub mod networks;
+pub mod node_change;
+pub mod node_test;
+pub mod nodes;
+pub mod releases;
+pub mod tokens;
 
-use super::store::StoreError;
-use super::store::lease::LeaseError;
-use super::store::network::BadNetwork;
+use crate::store::StoreError;
+use crate::store::lease::LeaseError;
+use crate::store::network::BadNetwork;
+use crate::store::node::NodeState;
 use spoke_model::node_id::NodeId;
+use std::net::IpAddr;
 
-/// Why a request about the fleet was not granted. Nothing was changed.
+/// A kind of thing that a request names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entity {
+    /// A network.
+    Network,
+    /// A node or hub.
+    Node,
+    /// A node of the network named in the same request.
+    NodeInNetwork,
+    /// A token that is not revoked.
+    Token,
+    /// The desired release of a network or node.
+    Release,
+}
+
+impl std::fmt::Display for Entity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Network => "network",
+            Self::Node => "node",
+            Self::NodeInNetwork => "node in this network with id",
+            Self::Token => "token in force with id",
+            Self::Release => "desired release of",
+        })
+    }
+}
+
+/// Why a request about the fleet was refused. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
-    /// A field of the request.
+    /// A field of an enrolment.
     #[error(transparent)]
     Field(#[from] spoke_enroll::wire::BadField),
-    /// A value of an operator.
+    /// A value of an operator's request.
+    #[error("{field} must be {expected}")]
+    Value {
+        /// The field.
+        field: &'static str,
+        /// What it accepts.
+        expected: &'static str,
+    },
+    /// A release that no device could install.
     #[error("{0}")]
-    Value(String),
-    /// A network that cannot work.
+    Release(String),
+    /// Settings of a network.
     #[error(transparent)]
     Network(#[from] BadNetwork),
-    /// The enrolment token; which fault it has is not told.
+    /// The enrolment token; its fault is not disclosed.
     #[error("the enrolment token is not valid for this node")]
     BadToken,
-    /// The name belongs to another device.
+    /// Another device holds the node id.
     #[error("node id {node} is taken by a device with another key")]
     NodeIdTaken {
-        /// The name.
+        /// The node id.
         node: NodeId,
-        /// What may be told of its holder.
+        /// What the refused device may learn of the holder.
         existing: serde_json::Value,
     },
-    /// The key belongs to another node.
-    #[error("the key belongs to another node: make a new one")]
+    /// Another node holds the key.
+    #[error("the key belongs to another node: generate a new one")]
     KeyTaken,
-    /// It was removed.
-    #[error("node {0} was removed from the fleet; a token made for it alone lets it back")]
-    Revoked(NodeId),
-    /// It is not there.
+    /// The node was removed from the fleet.
+    #[error("node {0} was removed from the fleet; only a token bound to it enrols it again")]
+    Removed(NodeId),
+    /// No such entity.
     #[error("there is no {0} {1}")]
-    NotFound(&'static str, String),
-    /// It is there already, or in a state that does not allow this.
-    #[error("{0}")]
-    Conflict(String),
-    /// An address could not be leased, or the store failed.
+    NotFound(Entity, String),
+    /// The name is in use.
+    #[error("{0} {1} exists already")]
+    Exists(Entity, String),
+    /// Only a pending node can be approved.
+    #[error("node {node} is {}, not pending", state.as_str())]
+    NotPending {
+        /// The node.
+        node: NodeId,
+        /// Its state.
+        state: NodeState,
+    },
+    /// A switch to a key that was not announced.
+    #[error("announce the key before switching to it")]
+    KeyNotAnnounced,
+    /// The address asked for a hub.
+    #[error("{0} is leased to another node, or not a host of the network")]
+    AddressTaken(IpAddr),
+    /// A change of the pool that a lease would not survive.
+    #[error("the address of node {0} would be outside of the pool, or reserved")]
+    LeaseOutsidePool(String),
+    /// An address could not be leased.
     #[error(transparent)]
     Lease(LeaseError),
     /// The store.
@@ -53,10 +114,37 @@ pub enum RegistryError {
     Store(StoreError),
 }
 
+impl RegistryError {
+    /// Whether the request was at fault, and not the store.
+    pub const fn is_bad_input(&self) -> bool {
+        match self {
+            Self::Field(_)
+            | Self::Value { .. }
+            | Self::Release(_)
+            | Self::Network(_)
+            | Self::BadToken
+            | Self::NodeIdTaken { .. }
+            | Self::KeyTaken
+            | Self::Removed(_)
+            | Self::NotFound(..)
+            | Self::Exists(..)
+            | Self::NotPending { .. }
+            | Self::KeyNotAnnounced
+            | Self::AddressTaken(_)
+            | Self::LeaseOutsidePool(_) => true,
+            Self::Lease(_) | Self::Store(_) => false,
+        }
+    }
+
+    fn node_not_found(id: &NodeId) -> Self {
+        Self::NotFound(Entity::Node, id.to_string())
+    }
+}
+
 impl From<StoreError> for RegistryError {
     fn from(e: StoreError) -> Self {
         match e {
-            StoreError::Taken(_) => Self::KeyTaken,
+            StoreError::UniqueViolation(_) => Self::KeyTaken,
             other => Self::Store(other),
         }
     }
@@ -71,16 +159,16 @@ impl From<LeaseError> for RegistryError {
     }
 }
 
-/// Runs a transaction again, a few times, while the database says that it only got in another's way.
-macro_rules! again {
+/// Repeats a transaction that conflicted with another one, four times at most.
+macro_rules! retry_conflicts {
     ($attempt:expr) => {{
         let mut left = 4u8;
         loop {
             match $attempt.await {
-                Err(RegistryError::Store(crate::store::StoreError::Again(_))) if left > 0 => left -= 1,
+                Err(RegistryError::Store(crate::store::StoreError::TransactionConflict(_))) if left > 0 => left -= 1,
                 other => break other,
             }
         }
     }};
 }
-pub(crate) use again;
+pub(crate) use retry_conflicts;

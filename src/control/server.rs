@@ -1,6 +1,8 @@
-//! Listens: TLS, one HTTP/1.1 connection per client, bounded in number and patience, ended gracefully.
+//! The listener: TLS with HTTP/1.1, a bounded number of connections with timeouts, graceful shutdown.
 //!
-//! HTTP/1.1 only: a device holds one long-poll open and sends little else, and one protocol is one to get right.
+//! HTTP/1.1 only: a device holds one long-poll open and sends little else.
+//!
+//! Waits for: new connections, their requests, the stop signal.
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
@@ -18,40 +20,45 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
 
-/// How long requests may take to end after a stop.
-const GRACE: Duration = Duration::from_secs(10);
+/// How long open connections may take to end after a stop.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A connection without a sign of life is given up after about this long; longer than NAT bindings live, since a poll that
-/// ends asks anew anyway.
+/// TCP keepalive: a dead connection is closed after about this time. Longer than NAT bindings live, because a device repeats
+/// a poll that ended.
 const KEEPALIVE: Duration = Duration::from_secs(120);
 
-/// What a connection is served with.
+/// What serves a connection.
 #[derive(Clone)]
-struct Service {
+struct ConnectionService {
     acceptor: TlsAcceptor,
     router: Router,
-    /// How long a client may take for the handshake, for a request's head, between requests, and to take an answer.
-    patience: Duration,
+    /// How long a client may take for the handshake, for a request's head, between requests, and to accept a response.
+    client_timeout: Duration,
 }
 
-/// Serves `router` on every listener until `stopping` turns true, then lets what is open end.
+/// Serves `router` on every listener until `stopping` turns true, then waits for open connections to end.
 pub async fn serve(
     listeners: Vec<TcpListener>,
     tls: Arc<tokio_rustls::rustls::ServerConfig>,
     router: Router,
-    (connections, patience): (usize, Duration),
+    (connections, client_timeout): (usize, Duration),
     stopping: watch::Receiver<bool>,
 ) {
     let mut accepting = JoinSet::new();
-    let room = Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS)));
-    let service = Service { acceptor: TlsAcceptor::from(tls), router, patience };
+    let permits = Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS)));
+    let service = ConnectionService { acceptor: TlsAcceptor::from(tls), router, client_timeout };
     for listener in listeners {
-        accepting.spawn(accept(listener, service.clone(), room.clone(), stopping.clone()));
+        accepting.spawn(accept(listener, service.clone(), permits.clone(), stopping.clone()));
     }
     while accepting.join_next().await.is_some() {}
 }
 
-async fn accept(listener: TcpListener, service: Service, room: Arc<Semaphore>, mut stopping: watch::Receiver<bool>) {
+async fn accept(
+    listener: TcpListener,
+    service: ConnectionService,
+    permits: Arc<Semaphore>,
+    mut stopping: watch::Receiver<bool>,
+) {
     let mut open = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -62,41 +69,41 @@ async fn accept(listener: TcpListener, service: Service, room: Arc<Semaphore>, m
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(e) => {
-                // Out of file descriptors, most likely: the next try at once would fail as well.
-                tracing::warn!(error = %e, "cannot accept");
+                // Most likely out of file descriptors: an immediate retry would fail as well.
+                tracing::warn!(error = %e, retry_in = "100ms", "connection not accepted");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
-        let Ok(seat) = room.clone().try_acquire_owned() else {
-            tracing::warn!(%peer, "too many connections: one is turned away");
+        let Ok(permit) = permits.clone().try_acquire_owned() else {
+            tracing::warn!(%peer, "connection refused: limit reached");
             continue;
         };
         let (service, stopping) = (service.clone(), stopping.clone());
         open.spawn(async move {
             connection(stream, peer, service, stopping).await;
-            drop(seat);
+            drop(permit);
         });
     }
     drop(listener);
-    if tokio::time::timeout(GRACE, async { while open.join_next().await.is_some() {} }).await.is_err() {
-        tracing::warn!(open = open.len(), "connections cut that did not end in time");
+    if tokio::time::timeout(SHUTDOWN_TIMEOUT, async { while open.join_next().await.is_some() {} }).await.is_err() {
+        tracing::warn!(open = open.len(), "connections cut at shutdown");
     }
 }
 
 async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
-    Service { acceptor, router, patience }: Service,
+    ConnectionService { acceptor, router, client_timeout }: ConnectionService,
     mut stopping: watch::Receiver<bool>,
 ) {
     let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 4);
     let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive);
     let _ = stream.set_nodelay(true);
-    // Who takes nothing of what was sent is gone, even if the line is not.
-    let _ = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(patience.max(KEEPALIVE / 2)));
-    let Ok(Ok(stream)) = tokio::time::timeout(patience, acceptor.accept(stream)).await else {
-        tracing::debug!(%peer, "no TLS handshake");
+    // A client that acknowledges nothing is closed, even on a working line.
+    let _ = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(client_timeout.max(KEEPALIVE / 2)));
+    let Ok(Ok(stream)) = tokio::time::timeout(client_timeout, acceptor.accept(stream)).await else {
+        tracing::debug!(%peer, "TLS handshake failed");
         return;
     };
     let service = service_fn(move |request: Request<Incoming>| {
@@ -109,7 +116,7 @@ async fn connection(
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(patience)
+        .header_read_timeout(client_timeout)
         .max_buf_size(16 << 10)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);

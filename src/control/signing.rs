@@ -1,8 +1,8 @@
-//! The control plane's own keys: signing keys sealed under a master key that never enters the database.
+//! The signing keys of state documents, sealed under a master key that never enters the database.
 //!
-//! Every active key signs every document, so that a node that was away during a rotation still finds one it knows: a
-//! rotation is *add*, wait until the fleet has reported the new generation, *retire*.
-use super::store::{Store, StoreError};
+//! Every active key signs every document, so that a node that was offline during a rotation still knows one of them. A
+//! rotation is: add a key, wait until the fleet has reported the new generation, retire the old key.
+use crate::store::{Store, StoreError, Tx};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -11,18 +11,18 @@ use std::path::Path;
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
-/// Why the keys cannot be used.
+/// Why keys cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SigningError {
     /// The master key's file.
-    #[error("the master key cannot be read or made")]
+    #[error("the master key cannot be read or created")]
     Disk(#[from] spoke_sys::disk::DiskError),
-    /// The master key's file holds something else.
-    #[error("{0} is not a master key (32 bytes): restore it from where you keep its copy")]
+    /// The master key's file has another content.
+    #[error("{0} is not a master key (32 bytes): restore it from its backup")]
     BadMaster(String),
-    /// There is none, and the store was used with one.
+    /// The file is missing, and the store has keys sealed under it.
     #[error(
-        "{0} is missing, and this database was used with one: copy it there from another control plane or your backup"
+        "{0} is missing, and the keys in this database are sealed under it: copy it from another control plane or its backup"
     )]
     NoMaster(String),
     /// The stored keys were sealed under another master key.
@@ -34,12 +34,12 @@ pub enum SigningError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// No random numbers.
-    #[error("the system gives no random numbers")]
+    /// The system's random number generator failed.
+    #[error("no random numbers from the system")]
     Random,
 }
 
-/// The key that seals the signing keys; from a file of mode 0600 beside the database, never inside it.
+/// The key that seals the signing keys; a file of mode 0600 outside of the database.
 pub struct MasterKey(LessSafeKey);
 
 impl std::fmt::Debug for MasterKey {
@@ -48,7 +48,7 @@ impl std::fmt::Debug for MasterKey {
     }
 }
 
-/// Fills a new array with random bytes.
+/// Random bytes.
 pub fn random<const N: usize>() -> Result<Zeroizing<[u8; N]>, SigningError> {
     let mut bytes = Zeroizing::new([0; N]);
     SystemRandom::new().fill(bytes.as_mut_slice()).map_err(|_| SigningError::Random)?;
@@ -56,8 +56,8 @@ pub fn random<const N: usize>() -> Result<Zeroizing<[u8; N]>, SigningError> {
 }
 
 impl MasterKey {
-    /// Reads the key, or makes it at the first run: where `store` has keys already, they were sealed under another one.
-    pub async fn load_or_make(path: &Path, store: &Store) -> Result<Self, SigningError> {
+    /// Reads the key, or creates it for a store without signing keys.
+    pub async fn load_or_create(path: &Path, store: &Store) -> Result<Self, SigningError> {
         if let Some(bytes) = spoke_sys::disk::read_secret(path, 33)? {
             return Self::new(&bytes).ok_or_else(|| SigningError::BadMaster(path.display().to_string()));
         }
@@ -85,26 +85,28 @@ impl MasterKey {
     }
 
     fn open(&self, public: VerifyKey, sealed: &str) -> Result<SignKey, SigningError> {
-        let wrong = SigningError::Sealed(public);
-        let Ok(bytes) = STANDARD.decode(sealed) else { return Err(wrong) };
-        let Some((nonce, rest)) = bytes.split_first_chunk::<NONCE_LEN>() else { return Err(wrong) };
+        let sealed_otherwise = SigningError::Sealed(public);
+        let Ok(bytes) = STANDARD.decode(sealed) else { return Err(sealed_otherwise) };
+        let Some((nonce, rest)) = bytes.split_first_chunk::<NONCE_LEN>() else { return Err(sealed_otherwise) };
         let mut rest = Zeroizing::new(rest.to_vec());
         let nonce = Nonce::assume_unique_for_key(*nonce);
-        let Ok(seed) = self.0.open_in_place(nonce, Aad::from(public.0), &mut rest) else { return Err(wrong) };
-        SignKey::from_seed(seed).ok().filter(|k| k.public() == public).ok_or(wrong)
+        let Ok(seed) = self.0.open_in_place(nonce, Aad::from(public.0), &mut rest) else {
+            return Err(sealed_otherwise);
+        };
+        SignKey::from_seed(seed).ok().filter(|k| k.public() == public).ok_or(sealed_otherwise)
     }
 }
 
-/// The keys in service, oldest first.
+/// The active signing keys, oldest first.
 #[derive(Clone, Debug)]
 pub struct SigningKeys(pub Arc<Vec<SignKey>>);
 
 impl SigningKeys {
-    /// Opens the active keys; makes the first one if there never was any.
+    /// Opens the active keys; creates the first key of an empty store.
     pub async fn load(store: &Store, master: &MasterKey, now_ms: i64) -> Result<Self, SigningError> {
         let mut tx = store.write().await?;
-        // Two control planes that start on an empty database must not make one key each.
-        tx.claim("first signing key", now_ms, 0).await?;
+        // Serialises control planes that start on an empty database: one of them creates the key.
+        tx.claim_job("first signing key", now_ms, 0).await?;
         if tx.signing_keys().await?.is_empty() {
             Self::add(&mut tx, master, now_ms).await?;
         }
@@ -113,8 +115,8 @@ impl SigningKeys {
         Ok(keys)
     }
 
-    /// Opens the keys that are active as this transaction sees it.
-    pub async fn read(tx: &mut super::store::Tx, master: &MasterKey) -> Result<Self, SigningError> {
+    /// Opens the active keys within a transaction.
+    pub async fn read(tx: &mut Tx, master: &MasterKey) -> Result<Self, SigningError> {
         let keys = tx
             .signing_keys()
             .await?
@@ -125,8 +127,8 @@ impl SigningKeys {
         if keys.is_empty() { Err(SigningError::None) } else { Ok(Self(Arc::new(keys))) }
     }
 
-    /// Makes a key and puts it into service beside the others.
-    pub async fn add(tx: &mut super::store::Tx, master: &MasterKey, now_ms: i64) -> Result<VerifyKey, SigningError> {
+    /// Creates an active key beside the others.
+    pub async fn add(tx: &mut Tx, master: &MasterKey, now_ms: i64) -> Result<VerifyKey, SigningError> {
         let seed = random::<32>()?;
         let key = SignKey::from_seed(seed.as_slice()).map_err(|_| SigningError::Random)?;
         tx.add_signing_key(key.public(), &master.seal(&key)?, now_ms).await?;
@@ -138,7 +140,7 @@ impl SigningKeys {
         self.0.iter().map(SignKey::public).collect()
     }
 
-    /// The key that signs what only one key signs: a node that slept through the making of a newer one knows this one.
+    /// The oldest key, for messages with one signature: a node may not know a newer one yet.
     pub fn oldest(&self) -> Option<&SignKey> {
         self.0.first()
     }
@@ -149,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_seed_opens_only_under_its_master_key_and_name() {
+    fn seed_opens_only_under_its_master_and_public_key() {
         let (master, other) = (MasterKey::new(&[1; 32]).unwrap(), MasterKey::new(&[2; 32]).unwrap());
         let (key, another) = (SignKey::from_seed(&[3; 32]).unwrap(), SignKey::from_seed(&[4; 32]).unwrap());
         let sealed = master.seal(&key).unwrap();

@@ -1,4 +1,4 @@
-//! The certificate: from files, or made once for a lab and pinned by the devices.
+//! The TLS certificate: from files, or self-signed and pinned by the devices.
 use rustls_pemfile::Item;
 use spoke_model::address::HostPort;
 use spoke_model::signature::sha256_hex;
@@ -13,7 +13,7 @@ use tokio_rustls::rustls::server::ServerSessionMemoryCache;
 /// The longest PEM file read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
 
-/// Connections remembered for devices that come back: two for each of a large fleet, a few hundred bytes each.
+/// TLS sessions cached for resumption, a few hundred bytes each: two for each node of a large fleet.
 const SESSIONS: usize = 32 << 10;
 
 /// Why TLS cannot be served.
@@ -22,34 +22,34 @@ pub enum TlsError {
     /// A file.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// A file that is not there.
-    #[error("{0} is not there")]
+    /// A file is missing.
+    #[error("{0} does not exist")]
     Missing(PathBuf),
-    /// A file without what it should hold.
+    /// A file without the expected PEM item.
     #[error("{0} holds no {1} in PEM")]
     NotPem(PathBuf, &'static str),
-    /// A certificate could not be made.
-    #[error("a certificate for {0} cannot be made")]
-    Make(String, #[source] rcgen::Error),
-    /// Certificate and key do not fit.
+    /// A self-signed certificate could not be created.
+    #[error("cannot create a certificate for {0}")]
+    Create(String, #[source] rcgen::Error),
+    /// Certificate and key do not match.
     #[error("the certificate and its key cannot be used")]
     Use(#[from] tokio_rustls::rustls::Error),
 }
 
-/// What is served.
+/// The server's TLS configuration.
 #[derive(Clone, Debug)]
 pub struct Tls {
     /// For each connection.
     pub config: Arc<ServerConfig>,
-    /// `sha256:` and the digest of the first certificate: devices may pin it, so that no date in it matters.
+    /// `sha256:` and the digest of the certificate; a device that pins it ignores the dates in it.
     pub pin: String,
 }
 
-/// Loads the certificate from `files`, or makes one for `public` in `state_dir`.
+/// Loads the certificate from `files`, or the self-signed one for `public` from `state_dir`.
 pub fn load(files: Option<&(PathBuf, PathBuf)>, state_dir: &Path, public: &HostPort) -> Result<Tls, TlsError> {
     let (certificate, key) = match files {
         Some((certificate, key)) => (certificate.clone(), key.clone()),
-        None => made(state_dir, public)?,
+        None => self_signed(state_dir, public)?,
     };
     let chain = std::fs::read(&certificate).map_err(|_| TlsError::Missing(certificate.clone()))?;
     let chain: Vec<CertificateDer<'static>> = rustls_pemfile::certs(&mut chain.as_slice()).flatten().collect();
@@ -68,24 +68,24 @@ pub fn load(files: Option<&(PathBuf, PathBuf)>, state_dir: &Path, public: &HostP
         .with_no_client_auth()
         .with_single_cert(chain, private)?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    // A device that connects again is known by the ticket of its last connection, and no certificate is sent. What the ticket
-    // stands for is kept here: a ticket that holds it itself would cost nearly as many bytes as the certificate.
+    // Resumption saves a reconnecting device the certificate's bytes. Stateful tickets: stateless ones would be nearly as large
+    // as the certificate.
     config.session_storage = ServerSessionMemoryCache::new(SESSIONS);
     config.send_tls13_tickets = 1;
     Ok(Tls { config: Arc::new(config), pin })
 }
 
-/// The paths of the certificate made at the first run.
-fn made(state_dir: &Path, public: &HostPort) -> Result<(PathBuf, PathBuf), TlsError> {
+/// The paths of the self-signed certificate and its key, created when missing.
+fn self_signed(state_dir: &Path, public: &HostPort) -> Result<(PathBuf, PathBuf), TlsError> {
     let paths = (state_dir.join("tls.crt"), state_dir.join("tls.key"));
     if paths.0.exists() {
         return Ok(paths);
     }
     let names = [public.host.clone(), "localhost".to_owned()];
-    let made = rcgen::generate_simple_self_signed(names).map_err(|e| TlsError::Make(public.host.clone(), e))?;
-    // The key first: a certificate without one would be taken for finished.
-    write_atomic(&paths.1, made.signing_key.serialize_pem().as_bytes(), true)?;
-    write_atomic(&paths.0, made.cert.pem().as_bytes(), true)?;
-    tracing::warn!(path = %paths.0.display(), "made a certificate of our own: devices have to pin it");
+    let created = rcgen::generate_simple_self_signed(names).map_err(|e| TlsError::Create(public.host.clone(), e))?;
+    // The key first: the certificate's existence marks both as complete.
+    write_atomic(&paths.1, created.signing_key.serialize_pem().as_bytes(), true)?;
+    write_atomic(&paths.0, created.cert.pem().as_bytes(), true)?;
+    tracing::warn!(path = %paths.0.display(), "self-signed certificate created: devices must pin it");
     Ok(paths)
 }

@@ -1,82 +1,92 @@
-//! Keys and grants on both databases: who is admitted, how keys change, which keys sign.
-use crate::db::{Kind, open};
-use crate::world::{NOW, document, hub, join, network, operator, report, request, say, token, verdict};
-use spoke_control::registry::enrol::{Enrolled, enrol, needs_verdict};
-use spoke_control::registry::{RegistryError, keys, operate};
+//! Keys on both databases: admission by the contract, rotation, signing keys.
+use crate::database::{Kind, open};
+use crate::fixture::{
+    NOW, admission, document, hub, join, open_with_network, operator, report, request, store_report, token,
+};
+use spoke_control::api::view::NodeView;
+use spoke_control::registry::enrol::{Enrolled, enrol, needs_admission};
+use spoke_control::registry::{RegistryError, key_rotation, nodes};
 use spoke_control::signing::{MasterKey, SigningKeys};
-use spoke_control::store::admission::Verdict;
+use spoke_control::store::admission::Admission;
 use spoke_control::store::network::Access;
 use spoke_enroll::document::StateDocument;
 use spoke_enroll::wire::{KeyRequest, KeyStep};
 use spoke_grants::policy::Reason;
 use spoke_model::key::PublicKey;
 
-crate::on_both![only_granted_nodes_are_peers, a_key_changes_in_two_steps, signing_keys_overlap,];
+crate::on_both_databases![only_granted_nodes_are_peers, key_rotation_takes_two_steps, signing_keys_overlap,];
 
 async fn only_granted_nodes_are_peers(kind: Kind) {
-    let (store, _db) = open(kind).await;
-    network(&store, "10.8.0.0/22", |n| n.access = Access::Nft).await;
+    let (store, _db) = open_with_network(kind, "10.8.0.0/22", |n| n.access = Access::Nft).await;
     hub(&store, "hub-1", Some("10.8.3.254")).await;
     let token = token(&store, 10).await;
-    let enter = |id: &'static str, v: Option<Verdict>| {
+    let enter = |id: &'static str, v: Option<Admission>| {
         let (store, token) = (store.clone(), token.clone());
         async move {
-            assert!(needs_verdict(&store, &request(id), &token, NOW).await.unwrap(), "{id} is asked about");
+            assert!(
+                needs_admission(&store, &request(id), &token, NOW).await.unwrap(),
+                "the contract is asked about {id}"
+            );
             match enrol(&store, &request(id), &token, v.as_ref(), NOW).await.unwrap() {
                 Enrolled::Active(config) => config.assigned_ip.to_string(),
                 Enrolled::Pending => panic!("{id} is pending"),
             }
         }
     };
-    let granted = verdict(Reason::AccessGranted, Some(7));
+    let granted = admission(Reason::AccessGranted, Some(7));
     assert_eq!(enter("granted", Some(granted.clone())).await, "10.8.0.7", "token 7 prefers the seventh host");
-    assert_eq!(enter("far", Some(verdict(Reason::AccessGranted, Some(700)))).await, "10.8.2.188", "and 700 the 700th");
-    assert_eq!(enter("wrong-key", Some(verdict(Reason::PublicKeyMismatch, Some(9)))).await, "10.8.0.9");
-    enter("unheard", None).await;
+    assert_eq!(
+        enter("far", Some(admission(Reason::AccessGranted, Some(700)))).await,
+        "10.8.2.188",
+        "and 700 the 700th"
+    );
+    assert_eq!(enter("wrong-key", Some(admission(Reason::PublicKeyMismatch, Some(9)))).await, "10.8.0.9");
+    enter("undecided", None).await;
     let peers = |d: StateDocument| d.interfaces[0].peers.iter().map(|p| p.node_id.to_string()).collect::<Vec<_>>();
     let before = document(&store, "hub-1").await;
     assert_eq!(peers(before.clone()), ["far", "granted"]);
     let mut tx = store.read().await.unwrap();
-    let access = |views: Vec<spoke_control::store::view::NodeView>| {
-        views.into_iter().map(|v| (v.id.to_string(), v.access.unwrap_or_default())).collect::<Vec<_>>()
-    };
-    let all = access(tx.node_views(None, "", 10).await.unwrap());
-    let said = [
+    let statuses = tx.node_statuses(None, "", 10).await.unwrap();
+    let access = |view: NodeView| (view.id.to_string(), view.access.unwrap_or_default());
+    let all: Vec<_> = statuses.into_iter().map(|s| access(s.into())).collect();
+    let expected = [
         ("far", "ACCESS_GRANTED"),
         ("granted", "ACCESS_GRANTED"),
         ("hub-1", ""),
-        ("unheard", "VERIFICATION_ERROR"),
+        ("undecided", "VERIFICATION_ERROR"),
         ("wrong-key", "PUBLIC_KEY_MISMATCH"),
     ];
-    assert_eq!(all, said.map(|(a, b)| (a.to_owned(), b.to_owned())));
+    assert_eq!(all, expected.map(|(a, b)| (a.to_owned(), b.to_owned())));
     let candidates = tx.candidates().await.unwrap();
-    assert_eq!(candidates.len(), 4, "every node and no hub");
+    assert_eq!(candidates.len(), 4, "every node, no hub");
     drop(tx);
 
-    // A node that leaves takes its verdict along.
-    operate::remove(&store, &"far".parse().unwrap(), &operator(), NOW).await.unwrap();
+    // The decision on a removed node is deleted.
+    nodes::remove(&store, &"far".parse().unwrap(), &operator(), NOW).await.unwrap();
     let mut tx = store.write().await.unwrap();
-    assert_eq!(tx.forget_verdicts().await.unwrap(), 1);
+    assert_eq!(tx.prune_admissions().await.unwrap(), 1);
     tx.commit().await.unwrap();
 
-    // The key changes when the contract does: no moment has two keys with one address.
+    // The key changes when the contract does: at no time do two keys have the address.
     let (id, new): (spoke_model::node_id::NodeId, _) = ("granted".parse().unwrap(), PublicKey([42; 32]));
     let step = |step| {
         let (store, id) = (store.clone(), &id);
-        async move { keys::change(&store, id, &KeyRequest { wireguard_public_key: new, step }, NOW).await.unwrap().ready }
+        async move {
+            key_rotation::rotate(&store, id, &KeyRequest { wireguard_public_key: new, step }, NOW).await.unwrap().ready
+        }
     };
     assert!(!step(KeyStep::Announce).await);
     let generation = document(&store, "hub-1").await.generation;
-    say(&store, "hub-1", NOW, report(generation)).await;
-    assert!(!step(KeyStep::Announce).await, "the hub knows, the contract does not");
+    store_report(&store, "hub-1", NOW, report(generation)).await;
+    assert!(!step(KeyStep::Announce).await, "the hub has the key, the contract does not");
     assert_eq!(
         document(&store, "hub-1").await.interfaces[0].peers[0].public_key,
         request("granted").wireguard_public_key
     );
     let mut tx = store.write().await.unwrap();
     let old = (id.clone(), request("granted").wireguard_public_key);
-    tx.put_verdict(&old, &verdict(Reason::PublicKeyMismatch, Some(7)), NOW).await.unwrap();
-    tx.put_verdict(&(id.clone(), new), &granted, NOW).await.unwrap();
+    tx.put_admission(&old, &admission(Reason::PublicKeyMismatch, Some(7)), NOW).await.unwrap();
+    tx.put_admission(&(id.clone(), new), &granted, NOW).await.unwrap();
     tx.commit().await.unwrap();
     let peers = document(&store, "hub-1").await.interfaces[0].peers.clone();
     assert_eq!((peers.len(), peers[0].public_key, peers[0].allowed_ips[0].to_string()), (1, new, "10.8.0.7/32".into()));
@@ -84,42 +94,41 @@ async fn only_granted_nodes_are_peers(kind: Kind) {
     assert!(step(KeyStep::Switch).await);
 }
 
-async fn a_key_changes_in_two_steps(kind: Kind) {
-    let (store, _db) = open(kind).await;
-    network(&store, "10.8.0.0/24", |_| {}).await;
+async fn key_rotation_takes_two_steps(kind: Kind) {
+    let (store, _db) = open_with_network(kind, "10.8.0.0/24", |_| {}).await;
     hub(&store, "hub-1", Some("10.8.0.1")).await;
     join(&store, "edge-1", &token(&store, 1).await).await.unwrap();
     let id = "edge-1".parse().unwrap();
     let new = PublicKey([42; 32]);
     let step = |step| {
         let (store, id) = (store.clone(), &id);
-        async move { keys::change(&store, id, &KeyRequest { wireguard_public_key: new, step }, NOW).await }
+        async move { key_rotation::rotate(&store, id, &KeyRequest { wireguard_public_key: new, step }, NOW).await }
     };
-    assert!(matches!(step(KeyStep::Switch).await, Err(RegistryError::Conflict(_))), "not before it is announced");
+    assert!(matches!(step(KeyStep::Switch).await, Err(RegistryError::KeyNotAnnounced)), "before the announcement");
     assert!(!step(KeyStep::Announce).await.unwrap().ready, "the hub has not reported yet");
     let hub_1 = document(&store, "hub-1").await;
     let peers = &hub_1.interfaces[0].peers;
     assert_eq!(peers.len(), 2);
     assert!(peers[1].public_key == new && peers[1].allowed_ips.is_empty(), "the old key still has the address");
     assert_eq!(document(&store, "edge-1").await.interfaces[0].next_key, Some(new));
-    say(&store, "hub-1", NOW, report(hub_1.generation)).await;
+    store_report(&store, "hub-1", NOW, report(hub_1.generation)).await;
     assert!(step(KeyStep::Announce).await.unwrap().ready);
     assert!(step(KeyStep::Switch).await.unwrap().ready);
-    assert!(step(KeyStep::Switch).await.unwrap().ready, "the answer was lost: the same again");
+    assert!(step(KeyStep::Switch).await.unwrap().ready, "repeatable after a lost answer");
     let peers = document(&store, "hub-1").await.interfaces[0].peers.clone();
     assert_eq!((peers.len(), peers[0].public_key, peers[0].allowed_ips.len()), (1, new, 1));
     let taken = KeyRequest { wireguard_public_key: request("hub-1").wireguard_public_key, step: KeyStep::Announce };
-    assert!(matches!(keys::change(&store, &id, &taken, NOW).await, Err(RegistryError::KeyTaken)));
+    assert!(matches!(key_rotation::rotate(&store, &id, &taken, NOW).await, Err(RegistryError::KeyTaken)));
 }
 
 async fn signing_keys_overlap(kind: Kind) {
     let (store, _db) = open(kind).await;
     let master = MasterKey::new(&[1; 32]).unwrap();
     let first = SigningKeys::load(&store, &master, NOW).await.unwrap().public();
-    assert_eq!(SigningKeys::load(&store, &master, NOW).await.unwrap().public(), first, "made once");
+    assert_eq!(SigningKeys::load(&store, &master, NOW).await.unwrap().public(), first, "created once");
     assert!(SigningKeys::load(&store, &MasterKey::new(&[2; 32]).unwrap(), NOW).await.is_err());
     let mut tx = store.write().await.unwrap();
-    assert!(!tx.retire_signing_key(first[0]).await.unwrap(), "the last key stays");
+    assert!(!tx.retire_signing_key(first[0]).await.unwrap(), "the last active key stays");
     let second = SigningKeys::add(&mut tx, &master, NOW + 1).await.unwrap();
     tx.commit().await.unwrap();
     assert_eq!(SigningKeys::load(&store, &master, NOW).await.unwrap().public(), [first[0], second]);

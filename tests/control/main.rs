@@ -1,27 +1,28 @@
-//! The control plane against real databases, a real chain and real connections; run by `scripts/test-control`, which starts
+//! The control plane against real databases, a real chain and real connections. Run by `scripts/test-control`, which starts
 //! what it needs.
 #![allow(unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![allow(
     clippy::disallowed_methods,
     clippy::zombie_processes,
-    reason = "real parts run on real time; what is spawned is killed with its value"
+    reason = "real processes run in real time; children are killed when dropped"
 )]
 
 mod addresses;
 #[path = "../chain/anvil.rs"]
 mod anvil;
 mod api;
+mod bench;
 mod chain;
 mod commands;
-mod db;
+mod database;
+mod database_faults;
 mod enrolment;
-mod figures;
+mod fixture;
+mod grants_policy;
 mod keys;
 mod limits;
-mod policy;
 mod relay;
 mod release;
-mod serving;
+mod server;
 mod store;
-mod trouble;
-mod world;
+mod tls;

@@ -1,11 +1,8 @@
-//! A relay in front of a server that counts what passes, and what a connection costs by its count.
-use crate::db::{Kind, fresh};
-use crate::serving::{Serving, plain};
-use spoke_sys::http::{Http as _, HttpsClient, Trust};
+//! A TCP relay that counts the bytes it passes.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Passes every connection on to `server` of this machine: its own port, and the bytes of both directions so far.
+/// Relays connections to the local port `server`; returns its own port and the bytes passed in both directions.
 pub async fn relay(server: u16) -> (u16, Arc<AtomicU64>) {
     let relay = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (port, count) = (relay.local_addr().unwrap().port(), Arc::new(AtomicU64::new(0)));
@@ -40,29 +37,4 @@ async fn copy(
         }
     }
     let _ = to.shutdown().await;
-}
-
-/// A device on a metered line connects a few hundred times a day.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_connects_again_is_known_by_a_ticket_however_many_came_in_between() {
-    let serving = Serving::start(fresh(Kind::Sqlite).await).await;
-    let (port, count) = relay(serving.port).await;
-    let client = || HttpsClient::new(format!("localhost:{port}").parse().unwrap(), &Trust::Pin(serving.pin)).unwrap();
-    let cost = async |client: &mut HttpsClient| {
-        let before = count.load(Ordering::Relaxed);
-        assert_eq!(client.send(plain("GET", "/nowhere", "", None)).await.unwrap().status, 404);
-        count.load(Ordering::Relaxed) - before
-    };
-    let mut first = client();
-    let whole = cost(&mut first).await;
-    // More than the library's own cache has places for.
-    for _ in 0..300 {
-        serving.client().send(plain("GET", "/nowhere", "", None)).await.unwrap();
-    }
-    for _ in 0..3 {
-        // Each is made known by what the one before was given; a certificate costs more than all of the difference.
-        first = first.another();
-        let again = cost(&mut first).await;
-        assert!(again + 200 < whole, "{again} bytes again, {whole} the first time");
-    }
 }

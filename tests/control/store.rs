@@ -1,43 +1,39 @@
-//! The store itself on both databases: all or nothing, wake-ups, background work, backup.
-use crate::db::{Kind, open};
-use crate::world::{NOW, document, hub, join, network, operator, report, say, token};
-use spoke_control::registry::operate;
+//! The store on both databases: transactions, wake-ups, jobs, reports, backup, migrations.
+use crate::database::{Kind, open};
+use crate::fixture::{NOW, document, hub, join, network, open_with_network, operator, report, store_report, token};
+use spoke_control::api::view::NodeView;
+use spoke_control::registry::node_change::NodeChange;
+use spoke_control::registry::nodes;
 use spoke_control::signing::{MasterKey, SigningKeys};
-use spoke_control::store::network::Network;
 use spoke_control::store::{Store, StoreError};
 use spoke_enroll::document::StateDocument;
 
-crate::on_both![
-    what_fails_leaves_nothing,
-    other_processes_are_heard,
-    a_job_is_done_once,
-    older_reports_never_win,
-    a_backup_restores_into_either_database,
-    work_is_held_by_one_until_its_time_is_over,
-    a_newer_schema_is_left_alone,
+crate::on_both_databases![
+    dropped_transaction_leaves_nothing,
+    changes_wake_other_processes,
+    due_job_runs_once,
+    older_report_is_ignored,
+    backup_restores_into_either_database,
+    job_has_one_holder_until_its_term_ends,
+    newer_schema_is_refused,
 ];
 
-async fn what_fails_leaves_nothing(kind: Kind) {
-    let (store, _db) = open(kind).await;
-    network(&store, "10.8.0.0/24", |_| {}).await;
+async fn dropped_transaction_leaves_nothing(kind: Kind) {
+    let (store, _db) = open_with_network(kind, "10.8.0.0/24", |_| {}).await;
     let once = token(&store, 1).await;
     let mut tx = store.write().await.unwrap();
-    tx.redeem(&once, &"edge-1".parse().unwrap(), NOW).await.unwrap().unwrap();
-    tx.touch_network("field").await.unwrap();
+    tx.redeem_token(&once, &"edge-1".parse().unwrap(), NOW).await.unwrap().unwrap();
+    tx.raise_network_generations("field").await.unwrap();
     drop(tx);
-    join(&store, "edge-1", &once).await.expect("the token was not used by the transaction that was dropped");
+    join(&store, "edge-1", &once).await.expect("the dropped transaction did not use the token");
     let mut tx = store.write().await.unwrap();
-    let again = tx.add_network(&tx_network(&store).await, NOW).await;
-    assert!(matches!(again, Err(StoreError::Taken(_))), "{again:?}");
+    let field = store.read().await.unwrap().network("field").await.unwrap().unwrap();
+    let again = tx.add_network(&field, NOW).await;
+    assert!(matches!(again, Err(StoreError::UniqueViolation(_))), "{again:?}");
 }
 
-async fn tx_network(store: &Store) -> Network {
-    store.read().await.unwrap().network("field").await.unwrap().unwrap()
-}
-
-async fn other_processes_are_heard(kind: Kind) {
-    let (here, db) = open(kind).await;
-    network(&here, "10.8.0.0/24", |_| {}).await;
+async fn changes_wake_other_processes(kind: Kind) {
+    let (here, db) = open_with_network(kind, "10.8.0.0/24", |_| {}).await;
     let token = token(&here, 10).await;
     join(&here, "edge-1", &token).await.unwrap();
     let there = Store::open(&db.url).await.unwrap();
@@ -47,28 +43,28 @@ async fn other_processes_are_heard(kind: Kind) {
         let there = there.clone();
         async move { there.listen().await }
     });
-    // The first thing a listener does is to wake everybody, since it may have missed something.
+    // A new listener wakes every waiter, because it may have missed changes.
     waiter.changed().await;
-    let label = operate::NodeChange {
+    let change = NodeChange {
         overrides: Some(serde_json::from_str(r#"{"override_mtu": 1300}"#).unwrap()),
         ..Default::default()
     };
-    operate::set_node(&here, &id, &label, &operator(), NOW).await.unwrap();
-    tokio::time::timeout(std::time::Duration::from_secs(5), waiter.changed()).await.expect("the change is heard of");
+    nodes::change(&here, &id, &change, &operator(), NOW).await.unwrap();
+    tokio::time::timeout(std::time::Duration::from_secs(60), waiter.changed()).await.expect("the change wakes it");
     assert_eq!(document(&there, "edge-1").await.interfaces[0].overrides.mtu, Some(1300));
     drop(waiter);
-    assert_eq!(there.waiting(), 0, "nobody is remembered who waits no more");
+    assert_eq!(there.waiter_count(), 0, "dropped waiters are forgotten");
     listener.abort();
 }
 
-async fn a_job_is_done_once(kind: Kind) {
+async fn due_job_runs_once(kind: Kind) {
     let (store, _db) = open(kind).await;
     let mut claims = tokio::task::JoinSet::new();
     for _ in 0..8 {
         let store = store.clone();
         claims.spawn(async move {
             let mut tx = store.write().await.unwrap();
-            let mine = tx.claim("sweep", NOW, 1000).await.unwrap();
+            let mine = tx.claim_job("sweep", NOW, 1000).await.unwrap();
             tx.commit().await.unwrap();
             mine
         });
@@ -78,16 +74,16 @@ async fn a_job_is_done_once(kind: Kind) {
     assert!(!store.prune(NOW + 59_999).await.unwrap());
 }
 
-async fn older_reports_never_win(kind: Kind) {
-    let (store, _db) = open(kind).await;
-    network(&store, "10.8.0.0/24", |_| {}).await;
+async fn older_report_is_ignored(kind: Kind) {
+    let (store, _db) = open_with_network(kind, "10.8.0.0/24", |_| {}).await;
     join(&store, "edge-1", &token(&store, 1).await).await.unwrap();
-    say(&store, "edge-1", NOW, report(5)).await;
-    say(&store, "edge-1", NOW - 1, report(9)).await;
-    say(&store, "edge-1", NOW, report(9)).await;
-    say(&store, "nobody", NOW, report(9)).await;
+    store_report(&store, "edge-1", NOW, report(5)).await;
+    store_report(&store, "edge-1", NOW - 1, report(9)).await;
+    store_report(&store, "edge-1", NOW, report(9)).await;
+    store_report(&store, "unknown", NOW, report(9)).await;
     let id = "edge-1".parse().unwrap();
-    let view = store.read().await.unwrap().node_views(Some(&id), "", 10).await.unwrap().remove(0);
+    let status = store.read().await.unwrap().node_status(&id).await.unwrap().unwrap();
+    let view: NodeView = status.into();
     assert_eq!(view.observed_generation, Some(5), "a replayed or late report changes nothing");
     assert_eq!(view.last_seen.as_deref(), Some("2026-01-01T00:00:00Z"));
     let mut tx = store.write().await.unwrap();
@@ -95,7 +91,7 @@ async fn older_reports_never_win(kind: Kind) {
     assert!(!tx.use_nonce(&id, "aa", NOW).await.unwrap(), "a nonce is used once");
 }
 
-async fn a_backup_restores_into_either_database(kind: Kind) {
+async fn backup_restores_into_either_database(kind: Kind) {
     let (store, _db) = open(kind).await;
     let master = MasterKey::new(&[1; 32]).unwrap();
     let keys = SigningKeys::load(&store, &master, NOW).await.unwrap();
@@ -109,55 +105,55 @@ async fn a_backup_restores_into_either_database(kind: Kind) {
     hub(&store, "hub-1", Some("10.8.0.1")).await;
     let token = token(&store, 3).await;
     let config = join(&store, "edge-1", &token).await.unwrap();
-    crate::release::want(&store, None, "1.4.0").await.unwrap();
+    crate::release::set_release(&store, None, "1.4.0").await.unwrap();
     let before = document(&store, "edge-1").await;
     assert!(before.grants.is_some() && before.release.is_some());
     let mut backup = Vec::new();
-    let rows = store.dump(&mut backup).await.unwrap();
+    let rows = store.backup(&mut backup).await.unwrap();
     let text = String::from_utf8(backup.clone()).unwrap();
-    assert!(!text.contains(token.splitn(3, '_').nth(2).unwrap()), "no token is in it");
+    assert!(!text.contains(token.splitn(3, '_').nth(2).unwrap()), "no token's secret is in it");
 
     for other in [Kind::Sqlite, Kind::Postgres] {
         let (restored, _db) = open(other).await;
         let end = text.rfind("{\"rows\"").unwrap();
         assert!(restored.restore(&backup[..end]).await.unwrap_err().to_string().contains("cut short"));
         assert!(restored.restore(&backup[..end - 20]).await.is_err(), "cut within a line");
-        assert_eq!(restored.restore(backup.as_slice()).await.unwrap(), rows, "a failed restore has left nothing");
+        assert_eq!(restored.restore(backup.as_slice()).await.unwrap(), rows, "a failed restore left nothing");
         assert!(restored.restore(backup.as_slice()).await.unwrap_err().to_string().contains("not empty"));
         let again = join(&restored, "edge-1", &token).await.unwrap();
         assert_eq!(again, config);
         let after = document(&restored, "edge-1").await;
-        assert!(after.generation > before.generation, "devices take it as newer than anything lost since");
+        assert!(after.generation > before.generation, "later than any generation lost since the backup");
         assert_eq!(StateDocument { generation: before.generation, ..after }, before);
         let theirs = SigningKeys::load(&restored, &master, NOW).await.unwrap();
         assert_eq!(theirs.public(), keys.public());
-        join(&restored, "edge-2", &token).await.expect("it goes on where it was");
+        join(&restored, "edge-2", &token).await.expect("the restored fleet accepts enrolments");
     }
     let (restored, _db) = open(kind).await;
     assert!(restored.restore(&b"{}\n"[..]).await.is_err());
 }
 
-async fn work_is_held_by_one_until_its_time_is_over(kind: Kind) {
+async fn job_has_one_holder_until_its_term_ends(kind: Kind) {
     let (store, _db) = open(kind).await;
     let hold = |who: &'static str, at| {
         let store = store.clone();
         async move {
             let mut tx = store.write().await.unwrap();
-            let mine = tx.hold("chain", who, at, 1000).await.unwrap();
+            let mine = tx.hold_job("chain", who, at, 1000).await.unwrap();
             tx.commit().await.unwrap();
             mine
         }
     };
     assert!(hold("a", NOW).await);
     assert!(!hold("b", NOW + 999).await);
-    assert!(hold("a", NOW + 999).await, "it goes on");
+    assert!(hold("a", NOW + 999).await, "its holder renews it");
     assert!(!hold("b", NOW + 1998).await);
-    assert!(hold("b", NOW + 1999).await, "a was not seen for its time");
+    assert!(hold("b", NOW + 1999).await, "the term of a has ended");
     assert!(!hold("a", NOW + 2000).await);
     let mut tx = store.write().await.unwrap();
-    tx.let_go("chain", "b").await.unwrap();
+    tx.release_job("chain", "b").await.unwrap();
     tx.commit().await.unwrap();
-    assert!(hold("a", NOW + 2000).await, "nobody waits for one that left");
+    assert!(hold("a", NOW + 2000).await, "a released job is free at once");
     let mut many = tokio::task::JoinSet::new();
     for who in ["c", "d", "e", "f"] {
         many.spawn(hold(who, NOW + 10_000));
@@ -165,11 +161,11 @@ async fn work_is_held_by_one_until_its_time_is_over(kind: Kind) {
     assert_eq!(many.join_all().await.into_iter().filter(|m| *m).count(), 1);
 }
 
-async fn a_newer_schema_is_left_alone(kind: Kind) {
+async fn newer_schema_is_refused(kind: Kind) {
     let (store, db) = open(kind).await;
     let mut tx = store.write().await.unwrap();
     let sql = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
-        SELECT 9999, 'of tomorrow', success, checksum, execution_time FROM _sqlx_migrations WHERE version = 1";
+        SELECT 9999, 'newer', success, checksum, execution_time FROM _sqlx_migrations WHERE version = 1";
     assert_eq!(tx.run(sql, &[]).await.unwrap(), 1);
     tx.commit().await.unwrap();
     store.close().await;

@@ -1,11 +1,12 @@
-//! Which release the images of the fleet shall run, for operators and their scripts.
-use super::answer::{Answer, Refused, done};
-use super::operators::{Body, actor};
-use super::proof::Operator;
-use super::{App, now_ms};
-use crate::registry::release;
+//! The operators' API for desired releases.
+use super::auth::Operator;
+use super::extract::Body;
+use super::response::{Answer, OperatorResult, success};
+use super::state::ApiState;
+use crate::clock::now_ms;
+use crate::registry::releases;
+use crate::store::audit::Actor;
 use crate::store::release::Release;
-use axum::Json;
 use axum::extract::{Query, State};
 use serde::Deserialize;
 use spoke_model::node_id::NodeId;
@@ -13,14 +14,12 @@ use std::sync::Arc;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-type Done<T> = Result<Json<Answer<T>>, Refused>;
-
-/// The routes about releases.
-pub fn router() -> OpenApiRouter<Arc<App>> {
+/// The routes.
+pub fn router() -> OpenApiRouter<Arc<ApiState>> {
     OpenApiRouter::new().routes(routes!(releases, want_release, unwant_release))
 }
 
-/// A release to be wanted.
+/// The desired release of a network or node.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 struct ReleaseRequest {
@@ -35,10 +34,10 @@ struct ReleaseRequest {
     source: Option<String>,
 }
 
-/// Of which network, or of which node in it.
+/// A network, or a node in it.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
-struct Which {
+struct ReleaseTarget {
     /// The network.
     network: String,
     /// The only node it is for; absent: the whole network.
@@ -46,26 +45,34 @@ struct Which {
     node: Option<NodeId>,
 }
 
-/// Every wanted release.
+/// Lists every desired release.
 #[utoipa::path(get, path = "/api/releases", responses((status = 200, body = Answer<Vec<Release>>)))]
-async fn releases(State(app): State<Arc<App>>, _by: Operator) -> Done<Vec<Release>> {
-    Ok(done(app.store.read().await?.releases().await?))
+async fn releases(State(state): State<Arc<ApiState>>, _by: Operator) -> OperatorResult<Vec<Release>> {
+    Ok(success(state.store.read().await?.releases().await?))
 }
 
-/// Wants a release of a network or of one node.
+/// Sets the desired release of a network or of one node.
 #[utoipa::path(put, path = "/api/releases", request_body = ReleaseRequest, responses(
     (status = 200, body = Answer<Release>), (status = 400), (status = 404)))]
-async fn want_release(State(app): State<Arc<App>>, _by: Operator, Body(asked): Body<ReleaseRequest>) -> Done<Release> {
-    let ReleaseRequest { network, node, version, source } = asked;
-    let wanted = Release { network, node, version, source };
-    release::want(&app.store, &wanted, &actor(), now_ms()).await?;
-    Ok(done(wanted))
+async fn want_release(
+    State(state): State<Arc<ApiState>>,
+    _by: Operator,
+    Body(request): Body<ReleaseRequest>,
+) -> OperatorResult<Release> {
+    let ReleaseRequest { network, node, version, source } = request;
+    let release = Release { network, node, version, source };
+    releases::set(&state.store, &release, &Actor::api(), now_ms()).await?;
+    Ok(success(release))
 }
 
-/// Wants nothing there any more.
-#[utoipa::path(delete, path = "/api/releases", params(Which), responses(
+/// Clears the desired release of a network or of one node; devices keep what they run.
+#[utoipa::path(delete, path = "/api/releases", params(ReleaseTarget), responses(
     (status = 200), (status = 404)))]
-async fn unwant_release(State(app): State<Arc<App>>, _by: Operator, Query(which): Query<Which>) -> Done<()> {
-    release::unwant(&app.store, &which.network, which.node.as_ref(), &actor(), now_ms()).await?;
-    Ok(done(()))
+async fn unwant_release(
+    State(state): State<Arc<ApiState>>,
+    _by: Operator,
+    Query(target): Query<ReleaseTarget>,
+) -> OperatorResult<()> {
+    releases::clear(&state.store, &target.network, target.node.as_ref(), &Actor::api(), now_ms()).await?;
+    Ok(success(()))
 }

@@ -1,4 +1,4 @@
-//! The control plane's binary: `spoke-control`.
+//! `spoke-control`, the control plane.
 fn main() -> std::process::ExitCode {
     spoke_control::cli::main(std::env::args_os())
 }

@@ -1,11 +1,11 @@
-//! `spoke-control network` and `hub`: what nodes join.
+//! `spoke-control network` and `spoke-control hub`.
 use super::Context;
-use super::fleet::seconds;
-use super::node::{nodes, views};
+use super::node::{print_nodes, views};
+use super::prompt::seconds;
 use super::table::{json, render};
-use crate::api::now_ms;
-use crate::api::operators::{NO_CONTRACT, NetworkChange};
-use crate::registry::operate;
+use crate::clock::now_ms;
+use crate::registry::network_change::{NO_CONTRACT, NetworkChange};
+use crate::registry::{networks, nodes};
 use crate::store::network::{Access, Network};
 use crate::store::node::NodeState;
 use crate::tls;
@@ -20,7 +20,7 @@ use spoke_model::node_id::NodeId;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-/// Values of a network.
+/// Settings of a network.
 #[derive(Debug, Args)]
 pub struct NetworkValues {
     /// IPv4 addresses of its nodes
@@ -29,13 +29,13 @@ pub struct NetworkValues {
     /// IPv6 addresses of its nodes
     #[arg(long)]
     pool6: Option<IpNet>,
-    /// Addresses never given to a node
+    /// Addresses never leased to a node
     #[arg(long, value_delimiter = ',')]
     reserved: Option<Vec<IpAddr>>,
     /// Resolvers inside the tunnel
     #[arg(long, value_delimiter = ',')]
     dns: Option<Vec<IpAddr>>,
-    /// Bytes; 0 leaves it to the node
+    /// Bytes; 0: the node chooses
     #[arg(long)]
     mtu: Option<u32>,
     /// Seconds; 0 is off
@@ -44,16 +44,16 @@ pub struct NetworkValues {
     /// Whether hubs forward from node to node
     #[arg(long)]
     forwarding: Option<bool>,
-    /// Whether an operator has to approve each node
+    /// Whether an operator must approve each node
     #[arg(long)]
     approval: Option<bool>,
     /// Who may be a peer: open or nft
     #[arg(long)]
     access: Option<Access>,
-    /// How long an address stays unused after its node was removed, such as 7d
+    /// How long the address of a removed node stays unused, such as 7d
     #[arg(long)]
     quarantine: Option<String>,
-    /// A TOML file with the grants section its nodes take where they have none of their own; none takes it away
+    /// A TOML file with the grants section for nodes without one of their own; none removes it
     #[arg(long, value_name = "FILE")]
     grants: Option<PathBuf>,
 }
@@ -61,7 +61,7 @@ pub struct NetworkValues {
 impl NetworkValues {
     fn change(self) -> Result<NetworkChange, Failure> {
         let quarantine_secs = self.quarantine.as_deref().map(seconds).transpose()?;
-        let grants = self.grants.as_deref().map(policy).transpose()?;
+        let grants = self.grants.as_deref().map(read_policy).transpose()?;
         Ok(NetworkChange {
             pool4: self.pool4,
             pool6: self.pool6,
@@ -78,7 +78,7 @@ impl NetworkValues {
     }
 }
 
-fn policy(path: &Path) -> Result<GrantsPolicy, Failure> {
+fn read_policy(path: &Path) -> Result<GrantsPolicy, Failure> {
     if path.as_os_str() == "none" {
         return Ok(GrantsPolicy::default());
     }
@@ -86,7 +86,7 @@ fn policy(path: &Path) -> Result<GrantsPolicy, Failure> {
     let text = std::fs::read_to_string(path).map_err(|e| bad(&e))?;
     let policy = GrantsPolicy::from_toml(&text).map_err(|e| bad(&e))?;
     if policy.is_empty() {
-        return Err(bad(&"there is nothing in it; `--grants none` takes the policy away"));
+        return Err(bad(&"the file is empty; `--grants none` removes the policy"));
     }
     Ok(policy)
 }
@@ -94,14 +94,14 @@ fn policy(path: &Path) -> Result<GrantsPolicy, Failure> {
 /// `spoke-control network …`
 #[derive(Debug, Subcommand)]
 pub enum NetworkCommand {
-    /// Add a network
+    /// Create a network
     Create {
         /// Its name: a-z 0-9 -
         name: String,
         /// Kernel name of the interface on its nodes
         #[arg(long, default_value = "wg0")]
         interface: IfName,
-        /// Everything else
+        /// Its settings
         #[command(flatten)]
         values: NetworkValues,
     },
@@ -111,7 +111,7 @@ pub enum NetworkCommand {
     Set {
         /// Its name
         name: String,
-        /// What to change
+        /// The settings to change
         #[command(flatten)]
         values: NetworkValues,
     },
@@ -138,8 +138,8 @@ pub enum HubCommand {
     List,
 }
 
-fn contract_for(context: &Context, values: &NetworkValues) -> Outcome {
-    if values.access == Some(Access::Nft) && context.config.grants.is_none() {
+fn check_contract(context: &Context, change: &NetworkChange) -> Outcome {
+    if change.needs_contract() && context.config.grants.is_none() {
         return Err(Failure::BadInput(format!("--access {NO_CONTRACT}")));
     }
     Ok(())
@@ -151,15 +151,16 @@ pub async fn network(context: &Context, command: NetworkCommand) -> Outcome {
     match command {
         NetworkCommand::Create { name, interface, values } => {
             let mut network = Network::new(&name, None, None, interface);
-            contract_for(context, &values)?;
-            values.change()?.apply(&mut network);
-            operate::add_network(store, &network, actor, now_ms()).await?;
+            let change = values.change()?;
+            check_contract(context, &change)?;
+            change.apply(&mut network);
+            networks::create(store, &network, actor, now_ms()).await?;
             list(context, &[network]).await
         }
         NetworkCommand::Set { name, values } => {
-            contract_for(context, &values)?;
             let change = values.change()?;
-            let network = operate::set_network(store, &name, |n| change.apply(n), actor, now_ms()).await?;
+            check_contract(context, &change)?;
+            let network = networks::change(store, &name, |n| change.apply(n), actor, now_ms()).await?;
             list(context, &[network]).await
         }
         NetworkCommand::List => {
@@ -199,7 +200,7 @@ pub async fn hub(context: &Context, command: HubCommand) -> Outcome {
     match command {
         HubCommand::Add { id, network, endpoint, address } => {
             let (store, actor) = (&context.store, &context.actor);
-            let token = operate::add_hub(store, &id, &network, &endpoint, address, actor, now_ms()).await?;
+            let token = nodes::announce_hub(store, &id, &network, &endpoint, address, actor, now_ms()).await?;
             let config = &context.config;
             let pin = tls::load(config.tls.as_ref(), &config.state_dir, &config.public)?.pin;
             if context.json {
@@ -211,7 +212,7 @@ pub async fn hub(context: &Context, command: HubCommand) -> Outcome {
         HubCommand::List => {
             let mut all = views(context).await?;
             all.retain(|v| v.role == Role::Hub && v.state != NodeState::Removed);
-            nodes(context, &all);
+            print_nodes(context, &all);
         }
     }
     Ok(())

@@ -1,16 +1,16 @@
-//! `spoke-control node`: who is in the fleet.
+//! `spoke-control node`.
 use super::Context;
-use super::fleet::confirm;
+use super::prompt::confirm;
 use super::table::{json, pairs, render};
-use crate::api::now_ms;
-use crate::registry::operate;
-use crate::registry::operate::NodeChange;
-use crate::registry::test;
+use crate::api::view::{NodeDetail, NodeTestView, NodeView, all};
+use crate::clock::now_ms;
+use crate::registry::node_change::NodeChange;
+use crate::registry::{node_test, nodes};
 use crate::store::node::{NodeState, Overrides};
-use crate::store::view::{NodeDetail, NodeView};
 use clap::Subcommand;
 use ipnet::IpNet;
 use spoke_command::{Failure, Outcome, print};
+use spoke_enroll::wire::Outcome as ReportOutcome;
 use spoke_grants::policy::Reason;
 use spoke_model::node_id::NodeId;
 use std::net::IpAddr;
@@ -29,17 +29,17 @@ pub enum NodeCommand {
         /// Node id
         id: NodeId,
     },
-    /// Call a node: whether it can be reached now; status 1 if not, or if it is not healthy
+    /// Probe a node: exit code 1 if it is not reachable, or not healthy
     Test {
         /// Node id
         id: NodeId,
     },
-    /// Let a node that waits into the fleet
+    /// Approve a pending node
     Approve {
         /// Node id
         id: NodeId,
     },
-    /// Take a node out of the fleet
+    /// Remove a node from the fleet
     Remove {
         /// Node id
         id: NodeId,
@@ -74,7 +74,7 @@ pub enum NodeCommand {
         #[arg(long, value_delimiter = ',')]
         endpoint_allowed_ip: Option<Vec<IpNet>>,
     },
-    /// Switch a node off: it stays enrolled and is nobody's peer
+    /// Disable a node: it stays enrolled and is a peer of no hub
     Disable {
         /// Node id
         id: NodeId,
@@ -82,41 +82,41 @@ pub enum NodeCommand {
         #[arg(long)]
         yes: bool,
     },
-    /// Switch a node on again
+    /// Enable a disabled node
     Enable {
         /// Node id
         id: NodeId,
     },
-    /// Shut a node off from other nodes, or let it back
+    /// Cut a node off from other nodes
     Isolate {
         /// Node id
         id: NodeId,
-        /// Let it back
+        /// End the isolation
         #[arg(long)]
         off: bool,
     },
 }
 
-/// Nodes for people or scripts, by id.
+/// Every node by id.
 pub(super) async fn views(context: &Context) -> Result<Vec<NodeView>, Failure> {
-    Ok(context.store.read().await?.node_views(None, "", i64::MAX).await?)
+    Ok(all(context.store.read().await?.node_statuses(None, "", i64::MAX).await?))
 }
 
 fn dash<T: ToString>(value: Option<T>) -> String {
     value.map_or_else(|| "-".to_owned(), |v| v.to_string())
 }
 
-/// In one word, from what the node said last.
+/// One word, from the last report.
 fn health(v: &NodeView) -> String {
-    match (v.healthy, v.outcome.as_deref()) {
-        (_, Some(bad @ ("reverted" | "refused"))) => bad.to_owned(),
+    match (v.healthy, v.outcome) {
+        (_, Some(failed @ (ReportOutcome::Reverted | ReportOutcome::Refused))) => failed.as_str().to_owned(),
         (Some(true), _) => "healthy".to_owned(),
         (Some(false), _) => "unhealthy".to_owned(),
         (None, _) => "-".to_owned(),
     }
 }
 
-/// In one word, whether its hubs let it in.
+/// One word: whether its hubs admit it.
 fn access(v: &NodeView) -> String {
     match v.access.as_deref() {
         _ if !v.enabled => "disabled".to_owned(),
@@ -127,8 +127,8 @@ fn access(v: &NodeView) -> String {
     }
 }
 
-/// A table of nodes, or their JSON.
-pub(super) fn nodes(context: &Context, views: &[NodeView]) {
+/// Prints a table of nodes, or their JSON.
+pub(super) fn print_nodes(context: &Context, views: &[NodeView]) {
     if context.json {
         return print(&json(&views));
     }
@@ -153,11 +153,11 @@ pub(super) fn nodes(context: &Context, views: &[NodeView]) {
 }
 
 async fn detail(context: &Context, id: &NodeId) -> Result<NodeDetail, Failure> {
-    let found = context.store.read().await?.node_detail(id).await?;
-    found.ok_or_else(|| Failure::BadInput(format!("there is no node {id}")))
+    let found = context.store.read().await?.node_record(id).await?;
+    Ok(found.ok_or_else(|| Failure::BadInput(format!("there is no node {id}")))?.into())
 }
 
-/// Everything about one node, in lines for people.
+/// Everything about one node, by name.
 fn lines(d: &NodeDetail) -> Vec<(&'static str, String)> {
     let v = &d.view;
     let o = &v.overrides;
@@ -176,8 +176,8 @@ fn lines(d: &NodeDetail) -> Vec<(&'static str, String)> {
             .as_ref()
             .map(|d| format!("behind the hub {}", list(&d.iter().map(ToString::to_string).collect::<Vec<_>>()))),
     );
-    let words = if overrides.is_empty() { "-".to_owned() } else { overrides.join(", ") };
-    let can = d.capabilities.as_ref().map(|c| {
+    let overrides = if overrides.is_empty() { "-".to_owned() } else { overrides.join(", ") };
+    let hardware = d.capabilities.as_ref().map(|c| {
         format!(
             "{} cpu, {} MB{}",
             c.cpu_cores,
@@ -200,9 +200,9 @@ fn lines(d: &NodeDetail) -> Vec<(&'static str, String)> {
         ("access", access(v)),
         ("token", dash(v.token_id.as_ref())),
         ("isolated", if v.isolated { "yes" } else { "no" }.to_owned()),
-        ("overrides", words),
+        ("overrides", overrides),
         ("generation", format!("{} wanted, {} in force", v.generation, dash(v.observed_generation))),
-        ("outcome", dash(v.outcome.as_ref())),
+        ("outcome", dash(v.outcome.map(ReportOutcome::as_str))),
         ("reason", dash(v.reason.as_ref())),
         ("health", health(v)),
         ("drift", dash(d.drift)),
@@ -210,7 +210,7 @@ fn lines(d: &NodeDetail) -> Vec<(&'static str, String)> {
         ("connected", dash(connected)),
         ("version", dash(v.version.as_ref())),
         ("update", dash(v.update.as_ref())),
-        ("hardware", dash(can)),
+        ("hardware", dash(hardware)),
         ("metadata", if metadata.is_empty() { "-".to_owned() } else { metadata.join(", ") }),
         ("enrolled", dash(v.enrolled_at.as_ref())),
     ]
@@ -223,17 +223,19 @@ async fn show(context: &Context, id: &NodeId) -> Outcome {
 }
 
 async fn test(context: &Context, id: &NodeId) -> Outcome {
-    // The node is held by a process that serves: its return is heard from there.
-    let seen = tokio::select! {
-        seen = test::node(&context.store, id) => seen?,
+    // A serving process holds the node's long-poll and reports its return.
+    let test = tokio::select! {
+        test = node_test::run(&context.store, id) => test?,
         never = context.store.listen() => match never {},
     };
+    let passed = test.passed();
+    let view = NodeTestView::from(test);
     if context.json {
-        print(&json(&seen));
-    } else if seen.is_good() {
-        print(&format!("{}\n", seen.message));
+        print(&json(&view));
+    } else if passed {
+        print(&format!("{}\n", view.message));
     }
-    if seen.is_good() { Ok(()) } else { Err(Failure::Failed(anyhow::anyhow!(seen.message))) }
+    if passed { Ok(()) } else { Err(Failure::Failed(anyhow::anyhow!(view.message))) }
 }
 
 /// `spoke-control node …`
@@ -242,7 +244,7 @@ pub async fn node(context: &Context, command: NodeCommand) -> Outcome {
     let (id, change) = match command {
         NodeCommand::List { state } => {
             let wanted = match state.as_deref().map(str::parse::<NodeState>) {
-                Some(Err(())) => {
+                Some(Err(_)) => {
                     return Err(Failure::BadInput("--state is expected, pending, active or removed".into()));
                 }
                 Some(Ok(state)) => Some(state),
@@ -250,20 +252,20 @@ pub async fn node(context: &Context, command: NodeCommand) -> Outcome {
             };
             let mut all = views(context).await?;
             all.retain(|v| wanted.map_or(v.state != NodeState::Removed, |w| v.state == w));
-            nodes(context, &all);
+            print_nodes(context, &all);
             return Ok(());
         }
         NodeCommand::Show { id } => return show(context, &id).await,
         NodeCommand::Test { id } => return test(context, &id).await,
         NodeCommand::Approve { id } => {
-            operate::approve(store, &id, actor, now_ms()).await?;
-            return changed(context, &id).await;
+            nodes::approve(store, &id, actor, now_ms()).await?;
+            return print_changed(context, &id).await;
         }
         NodeCommand::Remove { id, yes } => {
             detail(context, &id).await?;
-            confirm(&format!("take {id} out of the fleet"), yes)?;
-            operate::remove(store, &id, actor, now_ms()).await?;
-            return changed(context, &id).await;
+            confirm(&format!("remove {id} from the fleet"), yes)?;
+            nodes::remove(store, &id, actor, now_ms()).await?;
+            return print_changed(context, &id).await;
         }
         NodeCommand::Rename { id, label } => (id, NodeChange { label: Some(label), ..NodeChange::default() }),
         NodeCommand::Override { id, listen_port, mtu, keepalive, dns, endpoint_allowed_ip } => {
@@ -278,23 +280,23 @@ pub async fn node(context: &Context, command: NodeCommand) -> Outcome {
         }
         NodeCommand::Disable { id, yes } => {
             detail(context, &id).await?;
-            confirm(&format!("cut {id} off until it is enabled again"), yes)?;
+            confirm(&format!("disable {id}, which disconnects it until it is enabled"), yes)?;
             (id, NodeChange { enabled: Some(false), ..NodeChange::default() })
         }
         NodeCommand::Enable { id } => (id, NodeChange { enabled: Some(true), ..NodeChange::default() }),
         NodeCommand::Isolate { id, off } => (id, NodeChange { isolated: Some(!off), ..NodeChange::default() }),
     };
-    operate::set_node(store, &id, &change, actor, now_ms()).await?;
-    changed(context, &id).await
+    nodes::change(store, &id, &change, actor, now_ms()).await?;
+    print_changed(context, &id).await
 }
 
-/// Shows what has become of a node.
-async fn changed(context: &Context, id: &NodeId) -> Outcome {
+/// Prints a changed node.
+async fn print_changed(context: &Context, id: &NodeId) -> Outcome {
     let view = detail(context, id).await?.view;
     if context.json {
         print(&json(&view));
     } else {
-        nodes(context, &[view]);
+        print_nodes(context, &[view]);
     }
     Ok(())
 }

@@ -1,16 +1,16 @@
-//! `spoke-control release …`: which release the images of the fleet shall run.
+//! `spoke-control release`: the desired releases of the fleet's images.
 use super::Context;
 use super::table::{json, render};
-use crate::api::now_ms;
-use crate::registry::release;
+use crate::clock::now_ms;
+use crate::registry::releases;
 use crate::store::release::Release;
 use clap::{Args, Subcommand};
 use spoke_command::{Outcome, print};
 use spoke_model::node_id::NodeId;
 
-/// Of which network, or of which node in it.
+/// A network, or a node in it.
 #[derive(Clone, Debug, Args)]
-pub struct Which {
+pub struct ReleaseTarget {
     /// The network
     #[arg(long)]
     network: String,
@@ -22,24 +22,24 @@ pub struct Which {
 /// `spoke-control release …`
 #[derive(Debug, Subcommand)]
 pub enum ReleaseCommand {
-    /// List the releases that are wanted
+    /// List the desired releases
     List,
-    /// Want a release of a network or of one node: its image installs it, tries it and reports what became of it
+    /// Set the desired release of a network or of one node: the image installs it, tries it and reports the outcome
     Want {
         /// Version of the release, as its bundle has it
         version: String,
-        /// Whose
+        /// The network or node
         #[command(flatten)]
-        which: Which,
-        /// Where bundles are (SOURCE/BOARD.spoke); without it as each device is configured
+        target: ReleaseTarget,
+        /// Where bundles are (SOURCE/BOARD.spoke); by default as each device is configured
         #[arg(long)]
         source: Option<String>,
     },
-    /// Want nothing there any more; devices stay with what they run
+    /// Clear the desired release; devices keep what they run
     Unwant {
-        /// Whose
+        /// The network or node
         #[command(flatten)]
-        which: Which,
+        target: ReleaseTarget,
     },
 }
 
@@ -61,11 +61,11 @@ pub async fn run(context: &Context, command: ReleaseCommand) -> Outcome {
             let rows: Vec<_> = all.iter().map(row).collect();
             print(&render(&["NETWORK", "NODE", "RELEASE", "SOURCE"], &rows));
         }
-        ReleaseCommand::Want { version, which: Which { network, node }, source } => {
-            release::want(store, &Release { network, node, version, source }, actor, now_ms()).await?;
+        ReleaseCommand::Want { version, target: ReleaseTarget { network, node }, source } => {
+            releases::set(store, &Release { network, node, version, source }, actor, now_ms()).await?;
         }
-        ReleaseCommand::Unwant { which: Which { network, node } } => {
-            release::unwant(store, &network, node.as_ref(), actor, now_ms()).await?;
+        ReleaseCommand::Unwant { target: ReleaseTarget { network, node } } => {
+            releases::clear(store, &network, node.as_ref(), actor, now_ms()).await?;
         }
     }
     Ok(())

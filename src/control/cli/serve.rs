@@ -1,9 +1,12 @@
 //! `spoke-control serve`: the composition root of the control plane.
 use super::{Context, secret};
-use crate::api::{App, now_ms, reports, router};
-use crate::chain::{Asker, Follower};
+use crate::api::routes::router;
+use crate::api::state::{ApiParts, ApiState};
+use crate::chain::{AdmissionSync, GrantLookup};
+use crate::clock::now_ms;
 use crate::config::Config;
 use crate::limits::Limits;
+use crate::report_queue;
 use crate::signing::{MasterKey, SigningKeys};
 use crate::store::StoreError;
 use crate::store::audit::Actor;
@@ -20,22 +23,22 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-/// How often what has expired is looked for.
-const SWEEP: Duration = Duration::from_secs(60);
+/// How often expired rows and idle clients are removed.
+const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How often guesses come into the audit trail, one record an address.
-const TELL: Duration = Duration::from_secs(10);
+/// How often invalid tokens are written to the audit trail, one record an address.
+const AUDIT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Where the master key is kept.
+/// The master key's file.
 pub fn master_path(config: &Config) -> PathBuf {
     config.state_dir.join("master.key")
 }
 
-/// Serves until a signal.
+/// Serves until SIGTERM or SIGINT.
 pub async fn run(context: &Context) -> Outcome {
     spoke_command::start_log("spoke-control");
     let config = &context.config;
-    let master = MasterKey::load_or_make(&master_path(config), &context.store).await?;
+    let master = MasterKey::load_or_create(&master_path(config), &context.store).await?;
     let signing = SigningKeys::load(&context.store, &master, now_ms()).await?;
     let tls = tls::load(config.tls.as_ref(), &config.state_dir, &config.public)?;
     let operator_token = config.operator_token.as_ref().map(secret).transpose()?;
@@ -47,33 +50,38 @@ pub async fn run(context: &Context) -> Outcome {
 
     let (stop, stopping) = watch::channel(false);
     let (keys_out, keys) = watch::channel(signing);
-    let (inbox, outbox) = reports::channel();
-    let writer = tokio::spawn(outbox.run(context.store.clone()));
+    let (reports, report_writer) = report_queue::channel();
+    let writer = tokio::spawn(report_writer.run(context.store.clone()));
     let url = format!("https://{}", config.public);
     let grants = config.grants.clone().map(Arc::new);
-    let chain = grants.clone().map(Asker::new).transpose()?;
-    let limits = Limits::new(config.rates);
-    let app =
-        App::new(context.store.clone(), keys, master, limits, operator_token, inbox, stopping.clone(), chain, url);
-    let app = Arc::new(app);
+    let state = Arc::new(ApiState::new(ApiParts {
+        store: context.store.clone(),
+        keys,
+        master,
+        limits: Limits::new(config.rates),
+        operator_token,
+        reports,
+        stopping: stopping.clone(),
+        grants: grants.clone().map(GrantLookup::new).transpose()?,
+    }));
     let listener = tokio::spawn({
         let store = context.store.clone();
         async move { store.listen().await }
     });
-    let follower = grants.map(|config| {
+    let admission_sync = grants.map(|config| {
         let (store, state_dir) = (context.store.clone(), context.config.state_dir.clone());
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let name = format!("{host}/{}", std::process::id());
-        tokio::spawn(Follower { store, config, state_dir, name }.run(stopping.clone()))
+        tokio::spawn(AdmissionSync { store, config, state_dir, name }.run(stopping.clone()))
     });
-    let sweeper = tokio::spawn(sweep(app.clone(), keys_out));
+    let maintenance = tokio::spawn(maintain(state.clone(), keys_out));
 
-    hello(context, &app.url, &tls.pin).await?;
+    print_instructions(context, &url, &tls.pin).await?;
     let serving = tokio::spawn(server::serve(
         listeners,
         tls.config,
-        router(app),
-        (config.connections, config.patience),
+        router(state),
+        (config.connections, config.client_timeout),
         stopping,
     ));
     Systemd.ready();
@@ -85,90 +93,95 @@ pub async fn run(context: &Context) -> Outcome {
     Systemd.stopping();
     let _ = stop.send(true);
     let _ = serving.await;
-    if let Some(follower) = follower {
-        let _ = tokio::time::timeout(Duration::from_secs(5), follower).await;
+    if let Some(sync) = admission_sync {
+        let _ = tokio::time::timeout(Duration::from_secs(5), sync).await;
     }
     listener.abort();
-    sweeper.abort();
-    // The last inbox went with the last connection: what is waiting gets written, then the writer ends.
-    let _ = sweeper.await;
+    maintenance.abort();
+    // The queue closes with the last handle to the state; the writer ends when it has written the rest.
+    let _ = maintenance.await;
     let _ = tokio::time::timeout(Duration::from_secs(10), writer).await;
     Ok(())
 }
 
-/// Removes what has expired, forgets idle clients, and follows the signing keys.
-async fn sweep(app: Arc<App>, keys: watch::Sender<SigningKeys>) {
+/// Removes expired rows and idle clients, audits invalid tokens, and reloads the signing keys when the store changes.
+async fn maintain(state: Arc<ApiState>, keys: watch::Sender<SigningKeys>) {
     let mut epoch = 0;
-    let mut swept = tokio::time::Instant::now();
-    let mut told = swept;
+    let mut pruned = tokio::time::Instant::now();
+    let mut audited = pruned;
     loop {
-        let now = app.store.epoch();
+        let now = state.store.epoch();
         if now != epoch {
             epoch = now;
-            match SigningKeys::load(&app.store, &app.master, now_ms()).await {
+            match SigningKeys::load(&state.store, &state.master, now_ms()).await {
                 Ok(loaded) => {
                     keys.send_if_modified(|k| {
-                        let news = k.public() != loaded.public();
-                        if news {
+                        let changed = k.public() != loaded.public();
+                        if changed {
                             tracing::info!(keys = ?loaded.public(), "signing keys changed");
                             *k = loaded;
                         }
-                        news
+                        changed
                     });
                 }
-                Err(e) => tracing::warn!(error = %e, "signing keys not read; the ones at hand stay in use"),
+                Err(e) => tracing::warn!(error = %e, "signing keys not reloaded"),
             }
         }
-        if swept.elapsed() >= SWEEP {
-            swept = tokio::time::Instant::now();
-            app.limits.forget();
-            if let Err(e) = app.store.prune(now_ms()).await {
-                tracing::warn!(error = %e, "expired rows not removed; trying again later");
+        if pruned.elapsed() >= PRUNE_INTERVAL {
+            pruned = tokio::time::Instant::now();
+            state.limits.prune();
+            if let Err(e) = state.store.prune(now_ms()).await {
+                tracing::warn!(error = %e, "expired rows not removed");
             }
         }
-        if told.elapsed() >= TELL {
-            told = tokio::time::Instant::now();
-            if let Err(e) = tell_of_guessers(&app).await {
-                tracing::warn!(error = %e, "guesses not audited");
+        if audited.elapsed() >= AUDIT_INTERVAL {
+            audited = tokio::time::Instant::now();
+            if let Err(e) = audit_invalid_tokens(&state).await {
+                tracing::warn!(error = %e, "invalid tokens not audited");
             }
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
 
-/// Records at most in a minute of guessing: what many machines do is told in the log.
-const GUESSERS_TOLD: usize = 100;
+/// Audit records of one interval at most; the log has the totals.
+const MAX_AUDITED: usize = 100;
 
-/// Puts into the audit trail who has shown tokens that are not valid.
-async fn tell_of_guessers(app: &App) -> Result<(), StoreError> {
-    let guessers = app.limits.guessers(now_ms());
-    if guessers.is_empty() {
+/// Writes the addresses that sent invalid tokens to the audit trail.
+async fn audit_invalid_tokens(state: &ApiState) -> Result<(), StoreError> {
+    let clients = state.limits.take_invalid_tokens(now_ms());
+    if clients.is_empty() {
         return Ok(());
     }
-    tracing::warn!(addresses = guessers.len(), tokens = guessers.iter().map(|g| g.1).sum::<u32>(), "tokens guessed");
-    let mut tx = app.store.write().await?;
-    for (address, count) in guessers.into_iter().take(GUESSERS_TOLD) {
+    let tokens: u32 = clients.iter().map(|c| c.1).sum();
+    tracing::warn!(addresses = clients.len(), tokens, "invalid tokens received");
+    let mut tx = state.store.write().await?;
+    for (address, count) in clients.into_iter().take(MAX_AUDITED) {
         let details = serde_json::json!({"count": count});
         tx.audit(now_ms(), &Actor::System, "token_refused", ("address", &address.to_string()), details).await?;
     }
     tx.commit().await
 }
 
-/// Says how to enrol a device; at the first run there is nothing to enrol into yet, and it says how to begin.
-async fn hello(context: &Context, url: &str, pin: &str) -> Outcome {
+/// Prints how to enrol a device and, before the first network, how to create one.
+async fn print_instructions(context: &Context, url: &str, pin: &str) -> Outcome {
     let networks = context.store.read().await?.networks().await?;
-    let me = &context.invocation;
+    let command = &context.invocation;
     let host = &context.config.public.host;
     let mut out = format!("serving devices at {url}\n");
     match networks.first() {
         None => {
             let _ = write!(
                 out,
-                "there is no network yet; make one, its hub, and a token for the first device:\n  {me} network create field --pool4 10.80.0.0/16\n  {me} hub add hub-1 --network field --endpoint {host}:51820\n  {me} token create --network field\n"
+                "there is no network yet; create one, its hub, and a token for the first device:\n  {command} network create field --pool4 10.80.0.0/16\n  {command} hub add hub-1 --network field --endpoint {host}:51820\n  {command} token create --network field\n"
             );
         }
         Some(network) => {
-            let _ = write!(out, "to enrol a device, make a token:\n  {me} token create --network {}\n", network.name);
+            let _ = write!(
+                out,
+                "to enrol a device, create a token:\n  {command} token create --network {}\n",
+                network.name
+            );
         }
     }
     let _ = write!(
@@ -176,14 +189,16 @@ async fn hello(context: &Context, url: &str, pin: &str) -> Outcome {
         "write the token into a file on the device, mode 0600, and into its spoke.toml:\n  [control]\n  url = \"{url}\"\n"
     );
     if context.config.tls.is_none() {
-        // A certificate from elsewhere is renewed; its issuer is what a device should know it by.
+        // A certificate from files is renewed: devices trust its issuer instead of a pin.
         let _ = writeln!(out, "  pin = \"{pin}\"");
     }
     let _ = writeln!(out, "  token = \"file:/etc/spoke/enrolment-token\"");
     print(&out);
     if networks.iter().any(|n| n.access == Access::Nft) && context.config.grants.is_none() {
-        tracing::error!("a network has access by NFT, and there is no [grants] section: nobody new becomes a peer");
+        tracing::error!(
+            "network with access by NFT but no [grants] section: no new node is admitted; configure [grants]"
+        );
     }
-    tracing::info!(url, pin, store = ?context.store, "serving");
+    tracing::info!(url, pin, store = ?context.store, "serving devices");
     Ok(())
 }

@@ -1,8 +1,8 @@
-//! `spoke-control signing-key`: the keys that sign what nodes shall do.
-use super::fleet::confirm;
+//! `spoke-control signing-key`: the keys that sign state documents.
+use super::prompt::confirm;
 use super::table::{json, render};
 use super::{Context, serve};
-use crate::api::now_ms;
+use crate::clock::now_ms;
 use crate::signing::{MasterKey, SigningKeys};
 use clap::Subcommand;
 use spoke_command::{Failure, Outcome, print};
@@ -11,11 +11,11 @@ use spoke_model::signature::VerifyKey;
 /// `spoke-control signing-key …`
 #[derive(Debug, Subcommand)]
 pub enum SigningKeyCommand {
-    /// List keys in service and retired
+    /// List active and retired keys
     List,
-    /// Put a new key into service beside the others
+    /// Add an active key beside the others
     Add,
-    /// Take a key out of service, once every node has reported a generation signed with a newer one
+    /// Retire a key, once every node has reported a generation signed with a newer one
     Retire {
         /// The key that `signing-key list` shows
         key: VerifyKey,
@@ -43,11 +43,11 @@ pub async fn signing_key(context: &Context, command: SigningKeyCommand) -> Outco
             }
         }
         SigningKeyCommand::Add => {
-            let master = MasterKey::load_or_make(&serve::master_path(&context.config), store).await?;
+            let master = MasterKey::load_or_create(&serve::master_path(&context.config), store).await?;
             let mut tx = store.write().await?;
             let active = tx.signing_keys().await?.iter().filter(|k| k.active).count();
             if active >= spoke_enroll::document::MAX_SIGNING_KEYS {
-                return Err(Failure::BadInput(format!("{active} keys are in service already: retire one first")));
+                return Err(Failure::BadInput(format!("{active} keys are active already: retire one first")));
             }
             let key = SigningKeys::add(&mut tx, &master, now_ms()).await?;
             let entity = key.to_string();
@@ -60,10 +60,10 @@ pub async fn signing_key(context: &Context, command: SigningKeyCommand) -> Outco
             });
         }
         SigningKeyCommand::Retire { key, yes } => {
-            confirm("nodes that have not heard of another key yet will refuse every document; retire it", yes)?;
+            confirm("nodes that know no other key yet will refuse every document; retire it", yes)?;
             let mut tx = store.write().await?;
             if !tx.retire_signing_key(key).await? {
-                return Err(Failure::BadInput("this key is not in service, or it is the last one".into()));
+                return Err(Failure::BadInput("this key is not active, or it is the last one".into()));
             }
             let entity = key.to_string();
             tx.audit(now_ms(), &context.actor, "retire", ("signing_key", &entity), serde_json::Value::Null).await?;

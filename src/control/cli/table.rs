@@ -1,7 +1,7 @@
-//! Tables for people, JSON for scripts.
+//! Output of the subcommands: tables for people, JSON for scripts.
 use serde::Serialize;
 
-/// Columns as wide as their widest cell, two spaces apart, under their titles.
+/// A table with titles; columns are as wide as their widest cell, two spaces apart.
 pub fn render(titles: &[&str], rows: &[Vec<String>]) -> String {
     let width = |i: usize| {
         let cells = rows.iter().filter_map(|r| r.get(i)).map(|c| c.chars().count());
@@ -19,7 +19,7 @@ pub fn render(titles: &[&str], rows: &[Vec<String>]) -> String {
     out
 }
 
-/// One line for each name and value, values below each other.
+/// One line for each name and value, values aligned.
 pub fn pairs(lines: &[(&str, String)]) -> String {
     let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     lines.iter().map(|(name, value)| format!("{name:<width$}  {value}\n")).collect()
@@ -33,7 +33,7 @@ pub fn json(value: &impl Serialize) -> String {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn columns_line_up() {
+    fn columns_are_aligned() {
         let rows = [vec!["edge-1".to_owned(), "up".to_owned()], vec!["e".to_owned(), "down".to_owned()]];
         assert_eq!(super::render(&["NODE", "IS"], &rows), "NODE    IS\nedge-1  up\ne       down\n");
     }

@@ -1,9 +1,10 @@
-//! `spoke-control token`: what lets a device enrol.
+//! `spoke-control token`: enrolment tokens.
 use super::Context;
-use super::fleet::{confirm, seconds};
+use super::prompt::{confirm, seconds};
 use super::table::{json, render};
-use crate::api::now_ms;
-use crate::registry::operate;
+use crate::api::view::{TokenView, all};
+use crate::clock::now_ms;
+use crate::registry::tokens;
 use crate::store::token::{NewToken, Token};
 use clap::Subcommand;
 use spoke_command::{Failure, Outcome, print};
@@ -12,7 +13,7 @@ use spoke_model::node_id::NodeId;
 /// `spoke-control token …`
 #[derive(Debug, Subcommand)]
 pub enum TokenCommand {
-    /// Make a token; its text is shown this once
+    /// Create a token; its text is not stored
     Create {
         /// The network its nodes join
         #[arg(long)]
@@ -20,7 +21,7 @@ pub enum TokenCommand {
         /// How often it may be used
         #[arg(long, default_value_t = 1)]
         uses: u64,
-        /// How long it is good for, such as 24h
+        /// How long it is valid, such as 24h
         #[arg(long)]
         expires_in: Option<String>,
         /// The only node it enrols
@@ -32,7 +33,7 @@ pub enum TokenCommand {
     },
     /// List tokens without their text
     List,
-    /// Make a token worthless
+    /// Revoke a token
     Revoke {
         /// The id that `token list` shows
         id: String,
@@ -47,11 +48,11 @@ pub async fn token(context: &Context, command: TokenCommand) -> Outcome {
     let (store, actor) = (&context.store, &context.actor);
     match command {
         TokenCommand::Create { network, uses, expires_in, node, note } => {
-            let lives = expires_in.as_deref().map(seconds).transpose()?;
+            let lifetime = expires_in.as_deref().map(seconds).transpose()?;
             let expires_ms =
-                lives.map(|s| now_ms().saturating_add(i64::try_from(s.saturating_mul(1000)).unwrap_or(i64::MAX)));
+                lifetime.map(|s| now_ms().saturating_add(i64::try_from(s.saturating_mul(1000)).unwrap_or(i64::MAX)));
             let new = NewToken { network, node, note, max_uses: uses, expires_ms };
-            let (id, token) = operate::add_token(store, &new, actor, now_ms()).await?;
+            let (id, token) = tokens::create(store, &new, actor, now_ms()).await?;
             print(&if context.json {
                 json(&serde_json::json!({"id": id, "token": token.reveal()}))
             } else {
@@ -60,30 +61,31 @@ pub async fn token(context: &Context, command: TokenCommand) -> Outcome {
             Ok(())
         }
         TokenCommand::List => {
-            let tokens = store.read().await?.tokens().await?;
-            list(context, &tokens);
+            let all = store.read().await?.tokens().await?;
+            list(context, all);
             Ok(())
         }
         TokenCommand::Revoke { id, yes } => {
             let known = store.read().await?.tokens().await?.into_iter().find(|t| t.id == id);
             let known = known.ok_or_else(|| Failure::BadInput(format!("there is no token {id}")))?;
             let left = known.max_uses.saturating_sub(known.uses);
-            confirm(&format!("make token {id} worthless, which is good for {left} more enrolments"), yes)?;
-            operate::revoke_token(store, &id, actor, now_ms()).await?;
-            let mut tokens = store.read().await?.tokens().await?;
-            tokens.retain(|t| t.id == id);
-            list(context, &tokens);
+            confirm(&format!("revoke token {id}, which is valid for {left} more enrolments"), yes)?;
+            tokens::revoke(store, &id, actor, now_ms()).await?;
+            let mut all = store.read().await?.tokens().await?;
+            all.retain(|t| t.id == id);
+            list(context, all);
             Ok(())
         }
     }
 }
 
-fn list(context: &Context, tokens: &[Token]) {
+fn list(context: &Context, tokens: Vec<Token>) {
+    let tokens: Vec<TokenView> = all(tokens);
     if context.json {
         return print(&json(&tokens));
     }
     let dash = || "-".to_owned();
-    let row = |t: &Token| {
+    let row = |t: &TokenView| {
         vec![
             t.id.clone(),
             t.network.clone(),

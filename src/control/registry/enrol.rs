@@ -1,7 +1,8 @@
-//! A device with a token becomes a node.
-use super::{RegistryError, again};
+//! Enrolment: a device with a token becomes a node.
+use super::decide::{EnrolmentDecision, decide_enrolment, joined_node};
+use super::{RegistryError, retry_conflicts};
 use crate::ipam;
-use crate::store::admission::Verdict;
+use crate::store::admission::Admission;
 use crate::store::audit::Actor;
 use crate::store::network::{Access, Network};
 use crate::store::node::{Node, NodeState};
@@ -12,18 +13,17 @@ use spoke_enroll::wire::{ProvisionConfig, ProvisionRequest};
 use spoke_model::node_id::NodeId;
 use spoke_model::time::Wall;
 
-/// How an enrolment ended.
+/// The result of an enrolment.
 #[derive(Debug)]
 pub enum Enrolled {
     /// The device is a node.
     Active(Box<ProvisionConfig>),
-    /// An operator has to approve first.
+    /// An operator must approve first.
     Pending,
 }
 
-/// The network a device would join with `token`, if the contract decides there and nobody has asked the chain about the
-/// device's key yet.
-pub async fn needs_verdict(
+/// Whether `token` leads to a network with access by NFT and the contract's decision on the device's key is not known.
+pub async fn needs_admission(
     store: &Store,
     request: &ProvisionRequest,
     token: &str,
@@ -32,95 +32,91 @@ pub async fn needs_verdict(
     let mut tx = store.read().await?;
     let Some(valid) = tx.valid_token(token, &request.node_id, now_ms).await? else { return Ok(false) };
     let nft = tx.network(&valid.network).await?.is_some_and(|n| n.access == Access::Nft);
-    Ok(nft && tx.verdict(&request.node_id, request.wireguard_public_key).await?.is_none())
+    Ok(nft && tx.admission(&request.node_id, request.wireguard_public_key).await?.is_none())
 }
 
 /// Enrols the device that sent `request`; the caller has verified that it holds the identity key it names.
 ///
-/// The same keys under the same name get the same answer again without using the token once more, so that an answer
-/// lost on the way costs nothing. `verdict` is what the chain said of the device a moment ago, if it was asked.
+/// The same keys under the same node id get the same answer without another use of the token, so that a device may repeat
+/// a request whose answer was lost. `admission` is the contract's decision, if it was just asked.
 pub async fn enrol(
     store: &Store,
     request: &ProvisionRequest,
     token: &str,
-    verdict: Option<&Verdict>,
+    admission: Option<&Admission>,
     now_ms: i64,
 ) -> Result<Enrolled, RegistryError> {
     request.check()?;
-    again!(attempt(store, request, token, verdict, now_ms))
+    retry_conflicts!(attempt(store, request, token, admission, now_ms))
 }
 
 async fn attempt(
     store: &Store,
     request: &ProvisionRequest,
     token: &str,
-    verdict: Option<&Verdict>,
+    admission: Option<&Admission>,
     now_ms: i64,
 ) -> Result<Enrolled, RegistryError> {
-    // Guessing must not queue for the write lock: a token is looked at before anything is locked.
-    let mut look = store.read().await?;
-    let known = look.node(&request.node_id).await?;
-    let own = known.as_ref().is_some_and(|n| is_own(n, request));
-    if !own && look.valid_token(token, &request.node_id, now_ms).await?.is_none() {
+    // Checked before anything is locked, so that guesses of tokens do not queue for the write lock.
+    let mut tx = store.read().await?;
+    let valid = tx.valid_token(token, &request.node_id, now_ms).await?;
+    let known = tx.node(&request.node_id).await?;
+    if decide_enrolment(known.as_ref(), request, valid.as_ref()) == EnrolmentDecision::BadToken {
         return Err(RegistryError::BadToken);
     }
-    drop(look);
+    drop(tx);
 
     let mut tx = store.write().await?;
-    let known = match tx.valid_token(token, &request.node_id, now_ms).await? {
-        Some(valid) => {
-            tx.lock_network(&valid.network).await?;
-            tx.node(&request.node_id).await?
-        }
-        None => tx.node(&request.node_id).await?,
-    };
-    if let Some(node) = known.as_ref().filter(|n| is_own(n, request)) {
-        let network = network_of(&mut tx, &node.network).await?;
-        return answer(&mut tx, node, &network).await;
+    let valid = tx.valid_token(token, &request.node_id, now_ms).await?;
+    if let Some(valid) = &valid {
+        tx.lock_network(&valid.network).await?;
     }
-    match &known {
-        Some(node) if matches!(node.state, NodeState::Active | NodeState::Pending) => {
-            let node_id = node.id.clone();
-            let existing = serde_json::json!({
-                "node_id": node.id, "wireguard_public_key": node.wireguard_key, "state": node.state,
-                "provisioned_at": node.enrolled_ms.map(|t| Wall(t / 1000).to_string()),
+    let known = tx.node(&request.node_id).await?;
+    match (decide_enrolment(known.as_ref(), request, valid.as_ref()), known) {
+        (EnrolmentDecision::Repeat, Some(node)) => {
+            let network = network_of(&mut tx, &node.network).await?;
+            answer(&mut tx, &node, &network).await
+        }
+        (EnrolmentDecision::NodeIdTaken, Some(node)) => refuse_taken_id(tx, &node, request, now_ms).await,
+        (EnrolmentDecision::Removed, _) => Err(RegistryError::Removed(request.node_id.clone())),
+        (EnrolmentDecision::Join, known) => {
+            let redeemed = tx.redeem_token(token, &request.node_id, now_ms).await?.ok_or(RegistryError::BadToken)?;
+            let network = network_of(&mut tx, &redeemed.network).await?;
+            if let Some(admission) = admission.filter(|_| network.access == Access::Nft) {
+                let pair = (request.node_id.clone(), request.wireguard_public_key);
+                tx.put_admission(&pair, admission, now_ms).await?;
+            }
+            let node = join(&mut tx, known, &network, request, now_ms).await?;
+            let details = serde_json::json!({
+                "network": network.name, "token": redeemed.id, "wireguard_public_key": request.wireguard_public_key,
+                "state": node.state,
             });
-            let details = serde_json::json!({"wireguard_public_key": request.wireguard_public_key});
-            let actor = Actor::Node(node_id.to_string());
-            tx.audit(now_ms, &actor, "enrolment_refused", ("node", node_id.as_str()), details).await?;
+            tx.audit(now_ms, &Actor::Node(node.id.to_string()), "enrol", ("node", node.id.as_str()), details).await?;
+            let enrolled = answer(&mut tx, &node, &network).await?;
             tx.commit().await?;
-            return Err(RegistryError::NodeIdTaken { node: node_id, existing });
+            Ok(enrolled)
         }
-        Some(_) | None => {}
+        (EnrolmentDecision::BadToken | EnrolmentDecision::Repeat | EnrolmentDecision::NodeIdTaken, _) => {
+            Err(RegistryError::BadToken)
+        }
     }
-    let redeemed = tx.redeem(token, &request.node_id, now_ms).await?.ok_or(RegistryError::BadToken)?;
-    let thrown_out = known
-        .as_ref()
-        .is_some_and(|n| n.state == NodeState::Removed && n.identity_key == Some(request.identity_public_key));
-    if thrown_out && !redeemed.bound {
-        // Its own word does not bring it back, whatever tokens it still holds; an operator's token for it does.
-        return Err(RegistryError::Revoked(request.node_id.clone()));
-    }
-    let network = network_of(&mut tx, &redeemed.network).await?;
-    if let Some(verdict) = verdict.filter(|_| network.access == Access::Nft) {
-        let pair = (request.node_id.clone(), request.wireguard_public_key);
-        tx.put_verdict(&pair, verdict, now_ms).await?;
-    }
-    let node = join(&mut tx, known, &network, request, now_ms).await?;
-    let details = serde_json::json!({
-        "network": network.name, "token": redeemed.id, "wireguard_public_key": request.wireguard_public_key,
-        "state": node.state,
-    });
-    tx.audit(now_ms, &Actor::Node(node.id.to_string()), "enrol", ("node", node.id.as_str()), details).await?;
-    let enrolled = answer(&mut tx, &node, &network).await?;
-    tx.commit().await?;
-    Ok(enrolled)
 }
 
-fn is_own(node: &Node, request: &ProvisionRequest) -> bool {
-    matches!(node.state, NodeState::Active | NodeState::Pending)
-        && node.identity_key == Some(request.identity_public_key)
-        && node.wireguard_key == Some(request.wireguard_public_key)
+async fn refuse_taken_id(
+    mut tx: Tx,
+    node: &Node,
+    request: &ProvisionRequest,
+    now_ms: i64,
+) -> Result<Enrolled, RegistryError> {
+    let existing = serde_json::json!({
+        "node_id": node.id, "wireguard_public_key": node.wireguard_key, "state": node.state,
+        "provisioned_at": node.enrolled_ms.map(|t| Wall(t / 1000).to_string()),
+    });
+    let details = serde_json::json!({"wireguard_public_key": request.wireguard_public_key});
+    let actor = Actor::Node(node.id.to_string());
+    tx.audit(now_ms, &actor, "enrolment_refused", ("node", node.id.as_str()), details).await?;
+    tx.commit().await?;
+    Err(RegistryError::NodeIdTaken { node: node.id.clone(), existing })
 }
 
 async fn network_of(tx: &mut Tx, name: &str) -> Result<Network, RegistryError> {
@@ -140,53 +136,37 @@ async fn join(
     {
         return Err(RegistryError::KeyTaken);
     }
-    let expected = |n: &Node| n.state == NodeState::Expected && n.network == network.name;
-    let announced = known.as_ref().is_some_and(expected);
-    let mut node = match known {
-        Some(node) if announced => node,
-        // A name that was removed begins anew; only its generation goes on, because the device may still know it.
-        Some(node) => {
-            Node { generation: node.generation, ..Node::expected(node.id, &network.name, Role::Node, now_ms) }
-        }
-        None => Node::expected(request.node_id.clone(), &network.name, Role::Node, now_ms),
-    };
-    node.wireguard_key = Some(request.wireguard_public_key);
-    node.identity_key = Some(request.identity_public_key);
-    node.version = Some(request.version.clone());
-    node.enrolled_ms = u64::try_from(now_ms).ok();
-    // An operator named this one beforehand; that is its approval.
-    let waits = network.approval && !announced;
-    node.state = if waits { NodeState::Pending } else { NodeState::Active };
+    let node = joined_node(known, network, request, now_ms);
     tx.put_node(&node).await?;
     tx.put_capabilities(request).await?;
     if node.state == NodeState::Active {
-        admit(tx, &node, network, now_ms).await?;
+        activate(tx, &node, network, now_ms).await?;
     }
     Ok(node)
 }
 
-/// Gives a node an address of each pool of its network, where it has none.
+/// Leases a node an address of each pool of its network; leases it has are kept.
 pub(super) async fn lease(tx: &mut Tx, node: &Node, network: &Network, now_ms: i64) -> Result<(), RegistryError> {
-    let verdict = match node.wireguard_key.filter(|_| network.access == Access::Nft) {
-        Some(key) => tx.verdict(&node.id, key).await?,
+    let admission = match node.wireguard_key.filter(|_| network.access == Access::Nft) {
+        Some(key) => tx.admission(&node.id, key).await?,
         None => None,
     };
-    // Token ids have 256 bits; the low ones choose the host, which keeps ids that follow each other apart.
-    let token_id = verdict.and_then(|v| v.token_id).map(|id| id.as_limbs()[0]);
+    // Token ids have 256 bits; the low 64 choose the host, which keeps consecutive ids apart.
+    let token_id = admission.and_then(|a| a.token_id).map(|id| id.as_limbs()[0]);
     let number = token_id.unwrap_or_else(|| ipam::number_of(&node.id));
     tx.lease(network, &node.id, number, now_ms).await?;
     Ok(())
 }
 
-/// Gives an active node its addresses and tells everybody whose document names it.
-pub(super) async fn admit(tx: &mut Tx, node: &Node, network: &Network, now_ms: i64) -> Result<(), RegistryError> {
+/// Leases an active node its addresses and raises the generation of every node whose document names it.
+pub(super) async fn activate(tx: &mut Tx, node: &Node, network: &Network, now_ms: i64) -> Result<(), RegistryError> {
     lease(tx, node, network, now_ms).await?;
     match node.role {
         Role::Node => {
-            tx.touch(&node.id).await?;
-            tx.touch_hubs(&network.name).await?;
+            tx.raise_generation(&node.id).await?;
+            tx.raise_hub_generations(&network.name).await?;
         }
-        Role::Hub => tx.touch_network(&network.name).await?,
+        Role::Hub => tx.raise_network_generations(&network.name).await?,
     }
     Ok(())
 }
@@ -204,7 +184,7 @@ async fn answer(tx: &mut Tx, node: &Node, network: &Network) -> Result<Enrolled,
     let allowed_ips = match &hub {
         Some(hub) => match node.overrides.override_endpoint_allowed_ip.clone() {
             Some(nets) => nets,
-            None => tx.behind(hub, network).await?,
+            None => tx.networks_behind(hub, network).await?,
         },
         None => Vec::new(),
     };
@@ -223,6 +203,6 @@ async fn answer(tx: &mut Tx, node: &Node, network: &Network) -> Result<Enrolled,
         dns_servers: node.overrides.override_dns.clone().unwrap_or_else(|| network.dns.clone()),
         provisioned_at: Wall(node.enrolled_ms.unwrap_or(0) / 1000).to_string(),
         interface: network.interface.clone(),
-        signing_keys: tx.keys_in_service().await?,
+        signing_keys: tx.active_signing_keys().await?,
     })))
 }

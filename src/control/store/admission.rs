@@ -1,61 +1,44 @@
-//! What the contract says of nodes and their keys. It is kept until the chain says something else: silence changes nothing.
-use super::sql::{StoreError, Tx};
+//! The contract's decisions on nodes and keys, kept until the contract decides otherwise: an outage changes nothing.
+use super::error::StoreError;
+use super::row::Row;
+use super::sql::Tx;
 use alloy_primitives::U256;
-use serde::Serialize;
 use spoke_grants::chain::Pair;
 use spoke_grants::policy::Reason;
 use spoke_model::key::PublicKey;
 use spoke_model::node_id::NodeId;
-use spoke_model::time::Wall;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What the chain says of one node and key.
+/// The contract's decision on one node and key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verdict {
+pub struct Admission {
     /// Why it is a peer, or is not.
     pub reason: Reason,
-    /// The node's token, if there is one.
+    /// The node's token.
     pub token_id: Option<U256>,
 }
 
-/// How far the chain is followed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
-pub struct ChainView {
-    /// The access contract.
-    pub contract: String,
-    /// The chain it is on.
-    pub chain_id: u64,
-    /// The control plane that follows it at present.
-    pub follower: String,
-    /// RFC 3339: when that one was last seen at work.
-    pub looked_at: String,
-    /// RFC 3339: when the chain was last heard; null: not since that one began.
-    pub heard_at: Option<String>,
-    /// Events are known up to this block.
-    pub height: Option<u64>,
-    /// Why it is not heard, or what else is wrong.
-    pub trouble: Option<String>,
-}
-
-/// The same as it is stored.
+/// How far the contract's events have been read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Progress {
+pub struct ChainProgress {
     /// The access contract.
     pub contract: String,
     /// The chain it is on.
     pub chain_id: u64,
-    /// Who follows it.
+    /// The control plane that reads the chain.
     pub follower: String,
-    /// When the chain was last heard, in milliseconds since 1970.
-    pub heard_ms: Option<i64>,
+    /// When that one last reported, in milliseconds since 1970.
+    pub updated_ms: u64,
+    /// When the chain last answered, in milliseconds since 1970.
+    pub answered_ms: Option<u64>,
     /// Events are known up to this block.
     pub height: Option<u64>,
-    /// What is wrong.
+    /// Why the chain does not answer, or what else is wrong.
     pub trouble: Option<String>,
 }
 
 impl Tx {
-    /// Nodes and keys the chain has to be asked about: of every node in a network with access by NFT, enrolled or waiting.
+    /// Nodes and keys to ask the contract about: of every node, active or pending, in a network with access by NFT.
     pub async fn candidates(&mut self) -> Result<BTreeSet<Pair>, StoreError> {
         let sql = "SELECT n.id, n.wireguard_key, n.next_key FROM node n JOIN network w ON w.name = n.network
             WHERE n.state IN ('active', 'pending') AND n.role = 'node' AND w.access = 'nft'";
@@ -68,21 +51,21 @@ impl Tx {
         Ok(pairs)
     }
 
-    /// Every verdict that is kept.
-    pub async fn verdicts(&mut self) -> Result<BTreeMap<Pair, Verdict>, StoreError> {
+    /// Every stored decision.
+    pub async fn admissions(&mut self) -> Result<BTreeMap<Pair, Admission>, StoreError> {
         let sql = "SELECT node, wireguard_key, code, token_id FROM admission";
-        let read = |row: &super::sql::Row| Ok(((row.parsed("node")?, row.parsed("wireguard_key")?), verdict(row)?));
+        let read = |row: &Row| Ok(((row.parsed("node")?, row.parsed("wireguard_key")?), read(row)?));
         self.rows(sql, &[]).await?.iter().map(read).collect()
     }
 
-    /// What the chain says of a node and key, if it was heard about them.
-    pub async fn verdict(&mut self, node: &NodeId, key: PublicKey) -> Result<Option<Verdict>, StoreError> {
+    /// The decision on a node and key; `None`: none yet.
+    pub async fn admission(&mut self, node: &NodeId, key: PublicKey) -> Result<Option<Admission>, StoreError> {
         let sql = "SELECT code, token_id FROM admission WHERE node = $1 AND wireguard_key = $2";
-        self.row(sql, &[node.as_str().into(), key.to_string().into()]).await?.map(|r| verdict(&r)).transpose()
+        self.row(sql, &[node.as_str().into(), key.to_string().into()]).await?.map(|r| read(&r)).transpose()
     }
 
-    /// Keeps what the chain says.
-    pub async fn put_verdict(&mut self, pair: &Pair, verdict: &Verdict, now_ms: i64) -> Result<(), StoreError> {
+    /// Stores a decision in place of the one before.
+    pub async fn put_admission(&mut self, pair: &Pair, admission: &Admission, now_ms: i64) -> Result<(), StoreError> {
         let sql = "INSERT INTO admission (node, wireguard_key, granted, code, token_id, decided_ms)
             VALUES ($1, $2, $3, $4, $5, $6)
             ON CONFLICT (node, wireguard_key) DO UPDATE SET granted = excluded.granted, code = excluded.code,
@@ -90,16 +73,16 @@ impl Tx {
         let values = [
             pair.0.as_str().into(),
             pair.1.to_string().into(),
-            verdict.reason.grants().into(),
-            verdict.reason.code().into(),
-            verdict.token_id.map(|id| id.to_string()).into(),
+            admission.reason.grants().into(),
+            admission.reason.code().into(),
+            admission.token_id.map(|id| id.to_string()).into(),
             now_ms.into(),
         ];
         self.run(sql, &values).await.map(drop)
     }
 
-    /// Forgets what the chain said of nodes and keys that nobody asks about any more.
-    pub async fn forget_verdicts(&mut self) -> Result<u64, StoreError> {
+    /// Deletes decisions on nodes and keys that are no longer candidates; returns how many.
+    pub async fn prune_admissions(&mut self) -> Result<u64, StoreError> {
         let sql = "DELETE FROM admission WHERE NOT EXISTS (
             SELECT 1 FROM node n JOIN network w ON w.name = n.network
             WHERE n.id = admission.node AND admission.wireguard_key IN (n.wireguard_key, n.next_key)
@@ -107,8 +90,8 @@ impl Tx {
         self.run(sql, &[]).await
     }
 
-    /// Tells people how far the chain is followed.
-    pub async fn put_chain(&mut self, progress: &Progress, now_ms: i64) -> Result<(), StoreError> {
+    /// Stores how far the contract's events have been read.
+    pub async fn put_chain_progress(&mut self, progress: &ChainProgress) -> Result<(), StoreError> {
         self.run("DELETE FROM chain", &[]).await?;
         let sql = "INSERT INTO chain (contract, chain_id, follower, looked_ms, heard_ms, height, trouble)
             VALUES ($1, $2, $3, $4, $5, $6, $7)";
@@ -117,35 +100,33 @@ impl Tx {
             progress.contract.as_str().into(),
             signed(progress.chain_id).into(),
             progress.follower.as_str().into(),
-            now_ms.into(),
-            progress.heard_ms.into(),
+            signed(progress.updated_ms).into(),
+            progress.answered_ms.map(signed).into(),
             progress.height.map(signed).into(),
             progress.trouble.clone().into(),
         ];
         self.run(sql, &values).await.map(drop)
     }
 
-    /// How far the chain is followed; `None`: nobody ever has.
-    pub async fn chain_view(&mut self) -> Result<Option<ChainView>, StoreError> {
+    /// How far the contract's events have been read; `None`: no control plane ever did.
+    pub async fn chain_progress(&mut self) -> Result<Option<ChainProgress>, StoreError> {
         let Some(row) = self.row("SELECT * FROM chain", &[]).await? else { return Ok(None) };
-        let time = |ms: u64| Wall(ms / 1000).to_string();
-        let count = |column| -> Result<Option<u64>, StoreError> {
-            Ok(row.opt_int(column)?.and_then(|n| u64::try_from(n).ok()))
-        };
-        Ok(Some(ChainView {
+        Ok(Some(ChainProgress {
             contract: row.text("contract")?,
             chain_id: row.count("chain_id")?,
             follower: row.text("follower")?,
-            looked_at: time(row.count("looked_ms")?),
-            heard_at: count("heard_ms")?.map(time),
-            height: count("height")?,
+            updated_ms: row.count("looked_ms")?,
+            answered_ms: row.opt_count("heard_ms")?,
+            height: row.opt_count("height")?,
             trouble: row.opt_text("trouble")?,
         }))
     }
 }
 
-fn verdict(row: &super::sql::Row) -> Result<Verdict, StoreError> {
-    let code = row.text("code")?;
-    let reason = Reason::ALL.into_iter().find(|r| r.code() == code).ok_or(StoreError::Unreadable("admission.code"))?;
-    Ok(Verdict { reason, token_id: row.opt_parsed("token_id")? })
+pub(super) fn reason_of(code: &str) -> Result<Reason, StoreError> {
+    Reason::ALL.into_iter().find(|r| r.code() == code).ok_or(StoreError::Unreadable("admission.code"))
+}
+
+fn read(row: &Row) -> Result<Admission, StoreError> {
+    Ok(Admission { reason: reason_of(&row.text("code")?)?, token_id: row.opt_parsed("token_id")? })
 }

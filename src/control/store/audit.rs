@@ -1,16 +1,24 @@
 //! The audit trail: who changed what, written in the transaction that changed it.
-use super::sql::{StoreError, Tx};
-use serde::Serialize;
+use super::error::StoreError;
+use super::row::Row;
+use super::sql::Tx;
 
-/// Who did it: an operator by name, a node by its id, or the control plane itself.
+/// Who made a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Actor {
-    /// A person or a program with an operator's token or at the command line.
+    /// An operator, by name: a person at the command line or a program with the operator token.
     Operator(String),
     /// A node, for itself.
     Node(String),
-    /// Nobody: a timer or an event of the chain.
+    /// The control plane: a timer or an event of the chain.
     System,
+}
+
+impl Actor {
+    /// The holder of the operator token.
+    pub fn api() -> Self {
+        Self::Operator("api".into())
+    }
 }
 
 impl std::fmt::Display for Actor {
@@ -23,38 +31,37 @@ impl std::fmt::Display for Actor {
     }
 }
 
-/// One record.
-#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
-pub struct Record {
-    /// Grows; not without gaps.
+/// One record of the trail.
+#[derive(Clone, Debug)]
+pub struct AuditRecord {
+    /// Ascending, with gaps.
     pub id: u64,
-    /// RFC 3339.
-    pub timestamp: String,
-    /// What was done, `verb` of an entity.
+    /// Milliseconds since 1970.
+    pub at_ms: u64,
+    /// The verb.
     pub action: String,
-    /// `node`, `network`, `token`, `hub`, `key`.
+    /// `node`, `network`, `token`, `hub`, `signing_key`, `address`.
     pub entity_type: String,
     /// Which one.
     pub entity_id: String,
-    /// More about it; never a secret.
-    #[schema(value_type = Object)]
+    /// Never a secret.
     pub details: serde_json::Value,
-    /// Who.
-    pub user: String,
+    /// An [`Actor`] as text.
+    pub actor: String,
 }
 
-/// Which records are wanted.
+/// Selects records; `None` selects all.
 #[derive(Clone, Debug, Default)]
-pub struct Filter {
+pub struct AuditFilter {
     /// Of this kind of entity.
     pub entity_type: Option<String>,
     /// Of this entity.
     pub entity_id: Option<String>,
     /// Of this action.
     pub action: Option<String>,
-    /// At most so many.
+    /// At most this many.
     pub limit: i64,
-    /// After so many.
+    /// Skips this many.
     pub offset: i64,
 }
 
@@ -68,7 +75,7 @@ impl Tx {
         entity: (&str, &str),
         details: serde_json::Value,
     ) -> Result<(), StoreError> {
-        tracing::info!(%actor, action, entity_type = entity.0, entity_id = entity.1, %details, "changed");
+        tracing::info!(%actor, action, entity_type = entity.0, entity_id = entity.1, %details, "fleet changed");
         let sql =
             "INSERT INTO audit (at_ms, actor, action, entity_type, entity_id, details) VALUES ($1, $2, $3, $4, $5, $6)";
         let values = [
@@ -83,7 +90,7 @@ impl Tx {
     }
 
     /// Records, newest first.
-    pub async fn audit_records(&mut self, filter: &Filter) -> Result<Vec<Record>, StoreError> {
+    pub async fn audit_records(&mut self, filter: &AuditFilter) -> Result<Vec<AuditRecord>, StoreError> {
         let sql = "SELECT id, at_ms, actor, action, entity_type, entity_id, details FROM audit
             WHERE ($1 = '' OR entity_type = $1) AND ($2 = '' OR entity_id = $2) AND ($3 = '' OR action = $3)
             ORDER BY id DESC LIMIT $4 OFFSET $5";
@@ -95,17 +102,17 @@ impl Tx {
             filter.limit.into(),
             filter.offset.into(),
         ];
-        let record = |row: &super::sql::Row| {
-            Ok(Record {
+        let read = |row: &Row| {
+            Ok(AuditRecord {
                 id: row.count("id")?,
-                timestamp: spoke_model::time::Wall(row.count("at_ms")? / 1000).to_string(),
+                at_ms: row.count("at_ms")?,
                 action: row.text("action")?,
                 entity_type: row.text("entity_type")?,
                 entity_id: row.text("entity_id")?,
                 details: row.json("details")?,
-                user: row.text("actor")?,
+                actor: row.text("actor")?,
             })
         };
-        self.rows(sql, &values).await?.iter().map(record).collect()
+        self.rows(sql, &values).await?.iter().map(read).collect()
     }
 }

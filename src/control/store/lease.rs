@@ -1,24 +1,26 @@
-//! Leases: which node has which address, for its life and a quarantine after it.
+//! Leases: which node has which address, until it is removed and a quarantine has passed.
+use super::error::StoreError;
 use super::network::Network;
-use super::sql::{StoreError, Tx};
+use super::sql::Tx;
 use crate::ipam::{Pool, Search};
 use ipnet::IpNet;
 use serde::Serialize;
+use spoke_config::node::Role;
 use spoke_model::node_id::NodeId;
 use std::net::IpAddr;
 
 /// Why a node got no address.
 #[derive(Debug, thiserror::Error)]
 pub enum LeaseError {
-    /// Every address is taken.
+    /// Every address is leased or in quarantine.
     #[error("no address is free in {net}: {usable} are usable and all are leased or in quarantine")]
     Exhausted {
         /// The pool.
         net: IpNet,
-        /// Its size.
+        /// Its usable addresses.
         usable: u64,
     },
-    /// The network as stored cannot be used.
+    /// The stored network is not valid.
     #[error(transparent)]
     Pool(#[from] crate::ipam::BadPool),
     /// The store.
@@ -26,12 +28,12 @@ pub enum LeaseError {
     Store(#[from] StoreError),
 }
 
-/// A pool in figures.
+/// The use of a pool.
 #[derive(Clone, Debug, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct PoolStats {
     /// Hosts of the pool.
     pub total_addresses: u64,
-    /// Of these, never given to a node.
+    /// Of these, never leased to a node.
     pub reserved_addresses: u64,
     /// Leased or in quarantine.
     pub allocated_addresses: u64,
@@ -53,9 +55,9 @@ fn as_i64(index: u64) -> Result<i64, StoreError> {
 }
 
 impl Tx {
-    /// Gives `node` an address of each pool, its own of before if it had one; `number` says which one it prefers.
+    /// Leases `node` an address of each pool: the one it had before, else the free one nearest to what `number` prefers.
     ///
-    /// The caller holds the network's lock ([`Tx::lock_network`]).
+    /// The caller must hold the network's lock ([`Tx::lock_network`]).
     pub async fn lease(
         &mut self,
         network: &Network,
@@ -91,7 +93,7 @@ impl Tx {
         node: &NodeId,
         number: u64,
     ) -> Result<u64, LeaseError> {
-        // A node of another network has left it: its lease there must not be found under its name.
+        // A node that joins from another network gives up its lease there.
         let sql = "DELETE FROM lease WHERE node = $1 AND family = $2 AND network <> $3";
         self.run(sql, &[node.as_str().into(), family(pool.net()).into(), network.name.as_str().into()]).await?;
         let mut search = pool.search(pool.preference(number));
@@ -112,16 +114,15 @@ impl Tx {
         Ok(index)
     }
 
-    /// The first index at or after `from` that is not taken, as far as one look tells: a long run takes several.
+    /// The first index at or after `from` that is not leased.
     ///
-    /// A few rows in order and the comparison here: whatever a planner believes of a table it has not measured, that is
-    /// one walk along the primary key.
+    /// Reads batches in key order and compares here: one walk along the primary key under any query plan.
     async fn run_end(&mut self, network: &Network, pool: &Pool, from: u64) -> Result<u64, StoreError> {
-        const LOOK: i64 = 256;
+        const BATCH: i64 = 256;
         let sql = "SELECT host FROM lease WHERE network = $1 AND family = $2 AND host >= $3 ORDER BY host LIMIT $4";
         let mut end = from;
         loop {
-            let values = [network.name.as_str().into(), family(pool.net()).into(), as_i64(end)?.into(), LOOK.into()];
+            let values = [network.name.as_str().into(), family(pool.net()).into(), as_i64(end)?.into(), BATCH.into()];
             let rows = self.rows(sql, &values).await?;
             for row in &rows {
                 if row.count("host")? != end {
@@ -129,13 +130,13 @@ impl Tx {
                 }
                 end += 1;
             }
-            if rows.len() < LOOK.unsigned_abs() as usize {
+            if rows.len() < BATCH.unsigned_abs() as usize {
                 return Ok(end);
             }
         }
     }
 
-    /// Leases a certain address, for a hub, which may have a reserved one. `false`: another node has it, or it is of no pool.
+    /// Leases one address to a hub, which may have a reserved one. `false`: another node has it, or it is in no pool.
     pub async fn lease_address(
         &mut self,
         network: &Network,
@@ -149,7 +150,7 @@ impl Tx {
             if let Some(row) = self.row(sql, &key).await? {
                 return Ok(row.opt_text("node")?.as_deref() == Some(node.as_str()));
             }
-            // What it had before, perhaps as another kind of node, is in quarantine at most.
+            // A lease left from before is in quarantine at most.
             let sql = "DELETE FROM lease WHERE node = $1 AND family = $2";
             self.run(sql, &[node.as_str().into(), family(pool.net()).into()]).await?;
             let sql = "INSERT INTO lease (network, family, host, node) VALUES ($1, $2, $3, $4)";
@@ -160,7 +161,7 @@ impl Tx {
         Ok(false)
     }
 
-    /// Ends the leases of a node: nobody else gets them before the quarantine is over.
+    /// Ends the leases of a node; they stay reserved for it during the quarantine.
     pub async fn end_leases(&mut self, network: &Network, node: &NodeId, now_ms: i64) -> Result<(), StoreError> {
         let quarantine = i64::try_from(network.quarantine_secs.saturating_mul(1000)).unwrap_or(i64::MAX);
         let until = now_ms.saturating_add(quarantine);
@@ -168,10 +169,10 @@ impl Tx {
         self.run(sql, &[node.as_str().into(), until.into()]).await.map(drop)
     }
 
-    /// Carries the leases of a network over to pools that have changed, so that every node keeps its address. An address in
-    /// quarantine that is none of a node any more is forgotten.
+    /// Moves the leases of a network to changed pools, so that every node keeps its address. Addresses in quarantine that no
+    /// new pool holds are dropped.
     ///
-    /// Gives the node whose address has no place in the new pools, if there is one: then the transaction must not be kept.
+    /// Returns the node whose address no new pool holds, if any: the transaction must then be dropped.
     pub async fn move_leases(&mut self, before: &Network, after: &Network) -> Result<Option<String>, LeaseError> {
         let (old, new) = (before.pools()?, after.pools()?);
         let find = |pools: &[Pool], of| pools.iter().find(|p| family(p.net()) == of).cloned();
@@ -183,7 +184,7 @@ impl Tx {
             let (of, host, until) = (row.int("family")?, row.count("host")?, row.opt_int("until_ms")?);
             let node = row.opt_text("node")?.unwrap_or_default();
             // Only a hub may have a reserved address.
-            let is_hub = row.opt_text("role")?.as_deref() == Some("hub");
+            let is_hub = row.opt_parsed::<Role>("role")? == Some(Role::Hub);
             let address = find(&old, of).and_then(|p| p.host(host));
             let place = address.and_then(|a| {
                 let pool = find(&new, of)?;
@@ -195,7 +196,7 @@ impl Tx {
                 (_, _) => moved.push((of, host, place, node, until)),
             }
         }
-        // All of them leave before the first one arrives, because one may go where another was.
+        // Deleted before inserted, because an index may move to where another was.
         for (of, host, ..) in &moved {
             let sql = "DELETE FROM lease WHERE network = $1 AND family = $2 AND host = $3";
             self.run(sql, &[name.into(), (*of).into(), as_i64(*host)?.into()]).await?;
@@ -220,21 +221,21 @@ impl Tx {
         Ok(addresses)
     }
 
-    /// A network's first pool in figures.
+    /// The use of a network's first pool.
     pub async fn pool_stats(&mut self, network: &Network) -> Result<PoolStats, LeaseError> {
         let pools = network.pools()?;
         let pool = pools.first().ok_or(StoreError::Unreadable("network.pool4"))?;
         let sql = "SELECT COUNT(*) AS n FROM lease WHERE network = $1 AND family = $2";
         let row = self.row(sql, &[network.name.as_str().into(), family(pool.net()).into()]).await?;
         let mut allocated = row.map_or(Ok(0), |r| r.count("n"))?;
-        // A hub at a reserved address takes nothing from the nodes.
+        // A hub at a reserved address does not reduce what nodes can get.
         for host in pool.reserved() {
             let sql = "SELECT 1 AS one FROM lease WHERE network = $1 AND family = $2 AND host = $3";
             let values = [network.name.as_str().into(), family(pool.net()).into(), as_i64(*host)?.into()];
             allocated -= u64::from(self.row(sql, &values).await?.is_some());
         }
         let usable = pool.usable();
-        #[expect(clippy::cast_precision_loss, reason = "a percentage for people")]
+        #[expect(clippy::cast_precision_loss, reason = "a percentage for display")]
         let percent = (allocated as f64 / usable as f64 * 10_000.0).round() / 100.0;
         Ok(PoolStats {
             total_addresses: pool.hosts(),
@@ -247,7 +248,7 @@ impl Tx {
 }
 
 impl Network {
-    /// The host of a stored lease; `None` if the pool is gone or has changed.
+    /// The host of a stored lease; `None`: no pool holds it.
     pub(crate) fn address_of(&self, of: i64, host: u64) -> Result<Option<IpNet>, LeaseError> {
         let pools = self.pools()?;
         let pool = pools.iter().find(|p| family(p.net()) == of);

@@ -1,5 +1,7 @@
-//! Networks: what the nodes of one tunnel network have in common.
-use super::sql::{Row, StoreError, Tx};
+//! Networks: the settings shared by the nodes of one tunnel network.
+use super::error::StoreError;
+use super::row::{Row, Value};
+use super::sql::Tx;
 use crate::ipam::{BadPool, Pool};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -21,13 +23,18 @@ pub enum Access {
     Nft,
 }
 
+/// Not a kind of access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a kind of access; write open or nft")]
+pub struct BadAccess;
+
 impl std::str::FromStr for Access {
-    type Err = &'static str;
+    type Err = BadAccess;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
             "open" => Ok(Self::Open),
             "nft" => Ok(Self::Nft),
-            _ => Err("not a kind of access; write open or nft"),
+            _ => Err(BadAccess),
         }
     }
 }
@@ -53,7 +60,7 @@ pub struct Network {
     /// IPv6 addresses of its nodes.
     #[schema(value_type = Option<String>)]
     pub pool6: Option<IpNet>,
-    /// Addresses never given to a node.
+    /// Addresses never leased to a node.
     #[schema(value_type = Vec<String>)]
     pub reserved: Vec<IpAddr>,
     /// Resolvers inside the tunnel.
@@ -62,38 +69,38 @@ pub struct Network {
     /// Kernel name of the interface on the nodes.
     #[schema(value_type = String)]
     pub interface: IfName,
-    /// Bytes; null leaves it to the node.
+    /// Bytes; null: the node chooses.
     pub mtu: Option<u32>,
     /// Seconds; 0 is off.
     pub keepalive: u16,
     /// Whether hubs forward from node to node.
     pub forwarding: bool,
-    /// Whether an operator has to approve each node.
+    /// Whether an operator must approve each node.
     pub approval: bool,
     /// Who may be a peer.
     pub access: Access,
-    /// How long an address stays unused after its node was removed, in seconds.
+    /// How long the address of a removed node stays unused, in seconds.
     pub quarantine_secs: u64,
-    /// The `[grants]` its nodes take where they have none of their own; keys in URLs are not shown.
-    #[serde(serialize_with = "shown")]
+    /// The `[grants]` section for nodes without one of their own; keys in URLs are redacted.
+    #[serde(serialize_with = "redacted")]
     #[schema(value_type = Option<Object>)]
     pub grants: Option<GrantsPolicy>,
 }
 
-fn shown<S: serde::Serializer>(policy: &Option<GrantsPolicy>, s: S) -> Result<S::Ok, S::Error> {
+fn redacted<S: serde::Serializer>(policy: &Option<GrantsPolicy>, s: S) -> Result<S::Ok, S::Error> {
     policy.as_ref().map(GrantsPolicy::shown).serialize(s)
 }
 
-/// What is wrong with a network.
+/// Why a network is not valid.
 #[derive(Debug, thiserror::Error)]
 pub enum BadNetwork {
-    /// Its name.
+    /// The name.
     #[error("the name {0:?} is not 1 to 63 characters out of a-z 0-9 -")]
     Name(String),
-    /// Neither pool.
+    /// No pool.
     #[error("a network needs an IPv4 pool, an IPv6 pool, or both")]
     NoPool,
-    /// A pool of the other family.
+    /// A pool of the wrong family.
     #[error("{0} is not of the family its pool is for")]
     Family(IpNet),
     /// A pool.
@@ -102,16 +109,16 @@ pub enum BadNetwork {
     /// A reserved address is in neither pool.
     #[error("the reserved address {0} is in neither pool")]
     Reserved(IpAddr),
-    /// What nodes could not follow.
+    /// A grants section that nodes would refuse.
     #[error("{0}")]
     Grants(Faults),
-    /// Some other value.
+    /// Another value.
     #[error("{0}")]
     Value(&'static str),
 }
 
 impl Network {
-    /// A network with the usual values.
+    /// A network with default settings.
     pub fn new(name: &str, pool4: Option<IpNet>, pool6: Option<IpNet>, interface: IfName) -> Self {
         Self {
             name: name.to_owned(),
@@ -130,7 +137,7 @@ impl Network {
         }
     }
 
-    /// Checks all of it.
+    /// Checks all settings.
     pub fn check(&self) -> Result<(), BadNetwork> {
         let letters = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
         if !(1..=63).contains(&self.name.len()) || !self.name.bytes().all(letters) {
@@ -142,8 +149,8 @@ impl Network {
             (_, _) => {}
         }
         let pools = self.pools()?;
-        if let Some(astray) = self.reserved.iter().find(|a| !pools.iter().any(|p| p.net().contains(*a))) {
-            return Err(BadNetwork::Reserved(*astray));
+        if let Some(outside) = self.reserved.iter().find(|a| !pools.iter().any(|p| p.net().contains(*a))) {
+            return Err(BadNetwork::Reserved(*outside));
         }
         if self.mtu.is_some_and(|m| !MTU_RANGE.contains(&m)) {
             return Err(BadNetwork::Value("mtu must be 576 to 65455"));
@@ -160,7 +167,7 @@ impl Network {
         Ok(())
     }
 
-    /// Its pools, IPv4 first.
+    /// The pools, IPv4 first.
     pub fn pools(&self) -> Result<Vec<Pool>, BadPool> {
         let pool = |net: IpNet| {
             let reserved: Vec<IpAddr> = self.reserved.iter().copied().filter(|a| net.contains(a)).collect();
@@ -191,7 +198,7 @@ impl Network {
         })
     }
 
-    fn values(&self) -> Vec<super::sql::Value> {
+    fn values(&self) -> Vec<Value> {
         let json = |list: &[IpAddr]| serde_json::Value::from_iter(list.iter().map(ToString::to_string)).to_string();
         let quarantine_ms = i64::try_from(self.quarantine_secs.saturating_mul(1000)).unwrap_or(i64::MAX);
         vec![
@@ -224,16 +231,16 @@ impl Tx {
         self.run(sql, &values).await.map(drop)
     }
 
-    /// Writes a network that is there, and gives every node of it a new generation.
-    pub async fn set_network(&mut self, network: &Network) -> Result<bool, StoreError> {
+    /// Replaces the settings of a network, and raises the generation of each of its nodes. `false`: no such network.
+    pub async fn put_network(&mut self, network: &Network) -> Result<bool, StoreError> {
         let sql = "UPDATE network SET pool4 = $2, pool6 = $3, reserved = $4, dns = $5, interface = $6, mtu = $7,
             keepalive = $8, forwarding = $9, approval = $10, access = $11, quarantine_ms = $12,
             grants = $13 WHERE name = $1";
-        let there = self.run(sql, &network.values()).await? == 1;
-        if there {
-            self.touch_network(&network.name).await?;
+        let known = self.run(sql, &network.values()).await? == 1;
+        if known {
+            self.raise_network_generations(&network.name).await?;
         }
-        Ok(there)
+        Ok(known)
     }
 
     /// A network by name.
@@ -246,7 +253,7 @@ impl Tx {
         self.rows("SELECT * FROM network ORDER BY name", &[]).await?.iter().map(Network::read).collect()
     }
 
-    /// Keeps other transactions from changing who is in a network until this one ends.
+    /// Locks a network: no other transaction changes its members before this one ends.
     pub async fn lock_network(&mut self, name: &str) -> Result<(), StoreError> {
         self.postgres_only("SELECT 1 FROM network WHERE name = $1 FOR UPDATE", &[name.into()]).await
     }
@@ -257,16 +264,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_network_that_cannot_work_is_refused() {
+    fn invalid_network_is_refused() {
         let net = |text: &str| Some(text.parse::<IpNet>().unwrap());
         let good = Network::new("field", net("10.8.0.0/16"), net("fd00:8::/64"), "wg0".parse().unwrap());
         assert!(good.check().is_ok());
-        let said = |n: Network| n.check().unwrap_err().to_string();
-        assert!(said(Network { name: "Field Net".into(), ..good.clone() }).contains("name"));
-        assert!(said(Network { pool4: None, pool6: None, ..good.clone() }).contains("pool"));
-        assert!(said(Network { pool4: net("fd00::/64"), ..good.clone() }).contains("family"));
-        assert!(said(Network { pool4: net("10.8.0.1/16"), ..good.clone() }).contains("host bits"));
-        assert!(said(Network { reserved: vec!["10.9.0.1".parse().unwrap()], ..good.clone() }).contains("neither"));
-        assert!(said(Network { mtu: Some(100), ..good }).contains("mtu"));
+        let error = |n: Network| n.check().unwrap_err().to_string();
+        assert!(error(Network { name: "Field Net".into(), ..good.clone() }).contains("name"));
+        assert!(error(Network { pool4: None, pool6: None, ..good.clone() }).contains("pool"));
+        assert!(error(Network { pool4: net("fd00::/64"), ..good.clone() }).contains("family"));
+        assert!(error(Network { pool4: net("10.8.0.1/16"), ..good.clone() }).contains("host bits"));
+        assert!(error(Network { reserved: vec!["10.9.0.1".parse().unwrap()], ..good.clone() }).contains("neither"));
+        assert!(error(Network { mtu: Some(100), ..good }).contains("mtu"));
     }
 }

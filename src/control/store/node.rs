@@ -1,5 +1,7 @@
-//! Nodes: who is in the fleet, in which state, and what was set for one of them alone.
-use super::sql::{Row, StoreError, Tx, Value};
+//! Nodes: identity, keys, state and overrides.
+use super::error::StoreError;
+use super::row::{Row, Value};
+use super::sql::Tx;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use spoke_config::node::Role;
@@ -10,17 +12,17 @@ use spoke_model::node_id::NodeId;
 use spoke_model::signature::VerifyKey;
 use std::net::IpAddr;
 
-/// How far a node is.
+/// The state of a node's membership.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum NodeState {
     /// Announced by an operator, not yet enrolled.
     Expected,
-    /// Enrolled, waits for an operator.
+    /// Enrolled, waiting for approval.
     Pending,
-    /// In the fleet.
+    /// Member of the fleet.
     Active,
-    /// Was in the fleet; its keys are refused.
+    /// Removed from the fleet; its keys are refused.
     Removed,
 }
 
@@ -36,14 +38,20 @@ impl NodeState {
     }
 }
 
+/// Not a node state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a node state; write expected, pending, active or removed")]
+pub struct BadNodeState;
+
 impl std::str::FromStr for NodeState {
-    type Err = ();
-    fn from_str(text: &str) -> Result<Self, ()> {
-        [Self::Expected, Self::Pending, Self::Active, Self::Removed].into_iter().find(|s| s.as_str() == text).ok_or(())
+    type Err = BadNodeState;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let all = [Self::Expected, Self::Pending, Self::Active, Self::Removed];
+        all.into_iter().find(|s| s.as_str() == text).ok_or(BadNodeState)
     }
 }
 
-/// What is set for one node alone; null inherits, 0 is a value.
+/// Settings of one node; null inherits, 0 is a value.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Overrides {
@@ -56,12 +64,12 @@ pub struct Overrides {
     /// Resolvers.
     #[schema(value_type = Option<Vec<String>>)]
     pub override_dns: Option<Vec<IpAddr>>,
-    /// Networks behind its hub; the hub's own addresses are always among them.
+    /// Networks behind its hub; the hub's own addresses are always included.
     #[schema(value_type = Option<Vec<String>>)]
     pub override_endpoint_allowed_ip: Option<Vec<IpNet>>,
 }
 
-/// A node.
+/// A node or hub.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     /// Its name.
@@ -70,29 +78,29 @@ pub struct Node {
     pub network: String,
     /// Node or hub.
     pub role: Role,
-    /// How far it is.
+    /// Its membership.
     pub state: NodeState,
     /// For people.
     pub label: Option<String>,
     /// Public half of its tunnel's key.
     pub wireguard_key: Option<PublicKey>,
-    /// A key it has announced, to change to.
+    /// The key it has announced for its rotation.
     pub next_key: Option<PublicKey>,
-    /// The generations its hubs have to reach before it may change to `next_key`, by hub.
+    /// The generations its hubs must report before it may switch to `next_key`, by hub.
     pub next_key_hubs: Vec<(NodeId, u64)>,
     /// Public half of the key that signs its requests.
     pub identity_key: Option<VerifyKey>,
     /// Where a hub is reached.
     pub endpoint: Option<HostPort>,
-    /// What is set for it alone.
+    /// Its own settings.
     pub overrides: Overrides,
-    /// Shut off from other nodes even where its hub forwards.
+    /// Cut off from other nodes even if its hub forwards.
     pub isolated: bool,
-    /// Switched off it stays enrolled and is nobody's peer.
+    /// A disabled node stays enrolled and is a peer of no hub.
     pub enabled: bool,
     /// Version of its software.
     pub version: Option<String>,
-    /// Of its wanted state.
+    /// Of its desired state.
     pub generation: u64,
     /// Milliseconds since 1970.
     pub created_ms: u64,
@@ -108,7 +116,7 @@ const fn role_text(role: Role) -> &'static str {
 }
 
 impl Node {
-    /// A node nobody has enrolled yet.
+    /// A node announced by an operator.
     pub fn expected(id: NodeId, network: &str, role: Role, now_ms: i64) -> Self {
         Self {
             id,
@@ -172,38 +180,38 @@ impl Node {
 }
 
 impl Tx {
-    /// A node by its id, in whatever state.
+    /// A node by its id, in any state.
     pub async fn node(&mut self, id: &NodeId) -> Result<Option<Node>, StoreError> {
         self.row("SELECT * FROM node WHERE id = $1", &[id.as_str().into()]).await?.map(|r| Node::read(&r)).transpose()
     }
 
-    /// A node by its id, with its network locked: nobody else changes it before this transaction ends.
+    /// A node by its id, with its network locked: no other transaction changes it before this one ends.
     pub async fn locked_node(&mut self, id: &NodeId) -> Result<Option<Node>, StoreError> {
-        let mut seen = self.node(id).await?;
-        // It may have been changed, or have joined another network, while the lock was waited for.
-        while let Some(node) = seen.take() {
+        let mut found = self.node(id).await?;
+        // It may have changed, or joined another network, while this transaction waited for the lock.
+        while let Some(node) = found.take() {
             self.lock_network(&node.network).await?;
-            seen = self.node(id).await?;
-            if seen.as_ref().is_none_or(|n| n.network == node.network) {
+            found = self.node(id).await?;
+            if found.as_ref().is_none_or(|n| n.network == node.network) {
                 break;
             }
         }
-        Ok(seen)
+        Ok(found)
     }
 
-    /// The node that has a WireGuard key, in use or announced.
+    /// The node with this WireGuard key, in use or announced.
     pub async fn node_with_key(&mut self, key: PublicKey) -> Result<Option<NodeId>, StoreError> {
         let sql = "SELECT id FROM node WHERE wireguard_key = $1 OR next_key = $1";
         self.row(sql, &[key.to_string().into()]).await?.map(|r| r.parsed("id")).transpose()
     }
 
-    /// The node whose requests a key signs.
+    /// The node with this identity key.
     pub async fn node_with_identity(&mut self, key: VerifyKey) -> Result<Option<NodeId>, StoreError> {
         let sql = "SELECT id FROM node WHERE identity_key = $1";
         self.row(sql, &[key.to_string().into()]).await?.map(|r| r.parsed("id")).transpose()
     }
 
-    /// Writes a node, new or known. The generation of one that is known only grows.
+    /// Inserts or updates a node; an update leaves its generation.
     pub async fn put_node(&mut self, node: &Node) -> Result<(), StoreError> {
         let sql =
             "INSERT INTO node (id, network, role, state, label, wireguard_key, next_key, next_key_hubs, identity_key,
@@ -246,7 +254,7 @@ impl Tx {
         self.run(sql, &values).await.map(drop)
     }
 
-    /// Keeps what a device said of itself at enrolment.
+    /// Stores the capabilities and metadata that a device sent at its enrolment.
     pub async fn put_capabilities(&mut self, request: &ProvisionRequest) -> Result<(), StoreError> {
         let sql = "UPDATE node SET capabilities = $2, metadata = $3 WHERE id = $1";
         let json = |v: serde_json::Value| Value::from(v.to_string());
@@ -258,14 +266,14 @@ impl Tx {
         self.run(sql, &values).await.map(drop)
     }
 
-    /// The hubs of a network that have enrolled and are not switched off, by id.
+    /// The active, enabled hubs of a network, by id.
     pub async fn hubs(&mut self, network: &str) -> Result<Vec<Node>, StoreError> {
         let sql =
             "SELECT * FROM node WHERE network = $1 AND role = 'hub' AND state = 'active' AND enabled = 1 ORDER BY id";
         self.rows(sql, &[network.into()]).await?.iter().map(Node::read).collect()
     }
 
-    /// Whoever of a network has an address: its active nodes, and hubs that were announced.
+    /// The nodes of a network that hold an address, by id: active nodes and announced hubs.
     pub async fn leaseholders(&mut self, network: &str) -> Result<Vec<Node>, StoreError> {
         let sql = "SELECT * FROM node WHERE network = $1
             AND (state = 'active' OR state = 'expected' AND role = 'hub') ORDER BY id";

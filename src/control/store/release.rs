@@ -1,16 +1,18 @@
-//! Releases: which one the images of a network shall run, and which one a single node of it, tried there first.
+//! Desired releases: of a network's images, or of a single node's image to try it first.
+use super::error::StoreError;
 use super::node::Node;
-use super::sql::{Row, StoreError, Tx};
+use super::row::Row;
+use super::sql::Tx;
 use serde::Serialize;
 use spoke_model::node_id::NodeId;
 use spoke_model::release::WantedRelease;
 
-/// A release wanted of a network or of one node in it.
+/// The desired release of a network or of one node in it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Release {
     /// The network.
     pub network: String,
-    /// The only node it is for; null: every node for which there is none of its own.
+    /// The only node it is for; null: every node without a release of its own.
     #[schema(value_type = Option<String>)]
     pub node: Option<NodeId>,
     /// Version of the release, as its bundle has it.
@@ -34,22 +36,22 @@ fn read(row: &Row) -> Result<Release, StoreError> {
 }
 
 impl Tx {
-    /// Every wanted release, network by network, the network's own first.
+    /// Every desired release, by network, the network's own first.
     pub async fn releases(&mut self) -> Result<Vec<Release>, StoreError> {
         self.rows("SELECT * FROM wanted_release ORDER BY network, node", &[]).await?.iter().map(read).collect()
     }
 
-    /// The release wanted of a node: its own, else its network's.
-    pub async fn wanted_release(&mut self, node: &Node) -> Result<Option<WantedRelease>, StoreError> {
-        // An empty node comes first, so the last row is the nearest.
+    /// The desired release of a node: its own, else its network's.
+    pub async fn release_of(&mut self, node: &Node) -> Result<Option<WantedRelease>, StoreError> {
+        // An empty node sorts first, so the last row is the most specific.
         let sql = "SELECT * FROM wanted_release WHERE network = $1 AND (node = '' OR node = $2) ORDER BY node";
         let rows = self.rows(sql, &[node.network.as_str().into(), node.id.as_str().into()]).await?;
-        let nearest = rows.last().map(read).transpose()?;
-        Ok(nearest.map(|r| WantedRelease { version: r.version, source: r.source }))
+        let release = rows.last().map(read).transpose()?;
+        Ok(release.map(|r| WantedRelease { version: r.version, source: r.source }))
     }
 
-    /// Wants a release, in place of what was wanted there before; whom it concerns gets a new generation.
-    pub async fn want_release(&mut self, release: &Release) -> Result<(), StoreError> {
+    /// Sets the desired release of a network or node, and raises the generations of the nodes concerned.
+    pub async fn put_release(&mut self, release: &Release) -> Result<(), StoreError> {
         let sql = "INSERT INTO wanted_release (network, node, version, source) VALUES ($1, $2, $3, $4)
             ON CONFLICT (network, node) DO UPDATE SET version = excluded.version, source = excluded.source";
         let node = release.node.as_ref();
@@ -60,23 +62,23 @@ impl Tx {
             release.source.clone().into(),
         ];
         self.run(sql, &values).await?;
-        self.touch_concerned(&release.network, node).await
+        self.raise_generations(&release.network, node).await
     }
 
-    /// Wants nothing there any more; `false` if nothing was wanted.
-    pub async fn unwant_release(&mut self, network: &str, node: Option<&NodeId>) -> Result<bool, StoreError> {
+    /// Clears the desired release of a network or node. `false`: none was set.
+    pub async fn delete_release(&mut self, network: &str, node: Option<&NodeId>) -> Result<bool, StoreError> {
         let sql = "DELETE FROM wanted_release WHERE network = $1 AND node = $2";
-        let there = self.run(sql, &[network.into(), key(node).into()]).await? == 1;
-        if there {
-            self.touch_concerned(network, node).await?;
+        let deleted = self.run(sql, &[network.into(), key(node).into()]).await? == 1;
+        if deleted {
+            self.raise_generations(network, node).await?;
         }
-        Ok(there)
+        Ok(deleted)
     }
 
-    async fn touch_concerned(&mut self, network: &str, node: Option<&NodeId>) -> Result<(), StoreError> {
+    async fn raise_generations(&mut self, network: &str, node: Option<&NodeId>) -> Result<(), StoreError> {
         match node {
-            Some(node) => self.touch(node).await,
-            None => self.touch_network(network).await,
+            Some(node) => self.raise_generation(node).await,
+            None => self.raise_network_generations(network).await,
         }
     }
 }

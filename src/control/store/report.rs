@@ -1,24 +1,25 @@
-//! What nodes say of themselves: the last report and the last registration of each.
-use super::sql::{StoreError, Tx};
+//! The last report and the last registration of each node.
+use super::error::StoreError;
+use super::sql::Tx;
 use spoke_enroll::wire::{NodeReport, RegisterRequest};
 use spoke_model::node_id::NodeId;
 
-/// A report on its way into the store.
+/// A report with its origin and times.
 #[derive(Clone, Debug)]
-pub struct Received {
-    /// Whose it is.
+pub struct ReceivedReport {
+    /// The node it comes from.
     pub node: NodeId,
-    /// When it was sent, by the proof of its request: an older one never replaces a newer one.
+    /// When it was signed, in milliseconds since 1970: an older report never replaces a newer one.
     pub sent_ms: i64,
-    /// When it came.
+    /// When it was received, in milliseconds since 1970.
     pub received_ms: i64,
     /// The report.
     pub report: NodeReport,
 }
 
 impl Tx {
-    /// Keeps a report unless a newer one is there.
-    pub async fn put_report(&mut self, received: &Received) -> Result<(), StoreError> {
+    /// Stores a report unless a newer one is stored, or the node is unknown.
+    pub async fn put_report(&mut self, received: &ReceivedReport) -> Result<(), StoreError> {
         let sql = "INSERT INTO report
             (node, sent_ms, received_ms, generation, outcome, reason, healthy, drift, version, health)
             SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10 WHERE EXISTS (SELECT 1 FROM node WHERE id = $1)
@@ -42,7 +43,28 @@ impl Tx {
         self.run(sql, &values).await.map(drop)
     }
 
-    /// Keeps a registration.
+    /// Whether a report differs in outcome, reason or generation from the stored one.
+    pub async fn is_new_outcome(&mut self, received: &ReceivedReport) -> Result<bool, StoreError> {
+        let sql = "SELECT outcome, reason, generation FROM report WHERE node = $1";
+        let Some(row) = self.row(sql, &[received.node.as_str().into()]).await? else { return Ok(true) };
+        Ok(row.text("outcome")? != received.report.outcome.as_str()
+            || row.opt_text("reason")? != received.report.reason
+            || row.count("generation")? != received.report.generation)
+    }
+
+    /// Whether each of these nodes has reported its generation or a later one.
+    pub async fn have_reported(&mut self, generations: &[(NodeId, u64)]) -> Result<bool, StoreError> {
+        let sql = "SELECT 1 AS one FROM report WHERE node = $1 AND generation >= $2";
+        for (node, generation) in generations {
+            let generation = i64::try_from(*generation).unwrap_or(i64::MAX);
+            if self.row(sql, &[node.as_str().into(), generation.into()]).await?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Stores a registration in place of the one before.
     pub async fn put_registration(
         &mut self,
         node: &NodeId,
@@ -65,22 +87,5 @@ impl Tx {
             now_ms.into(),
         ];
         self.run(sql, &values).await.map(drop)
-    }
-
-    /// Remembers a request's nonce. `false`: it was there, so this is a replay.
-    pub async fn use_nonce(&mut self, node: &NodeId, nonce: &str, until_ms: i64) -> Result<bool, StoreError> {
-        let sql = "INSERT INTO used_nonce (node, nonce, until_ms) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
-        Ok(self.run(sql, &[node.as_str().into(), nonce.into(), until_ms.into()]).await? == 1)
-    }
-}
-
-impl Tx {
-    /// Whether a report tells another outcome than the last one did.
-    pub async fn is_news(&mut self, received: &Received) -> Result<bool, StoreError> {
-        let sql = "SELECT outcome, reason, generation FROM report WHERE node = $1";
-        let Some(row) = self.row(sql, &[received.node.as_str().into()]).await? else { return Ok(true) };
-        Ok(row.text("outcome")? != received.report.outcome.as_str()
-            || row.opt_text("reason")? != received.report.reason
-            || row.count("generation")? != received.report.generation)
     }
 }

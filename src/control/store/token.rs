@@ -1,22 +1,21 @@
-//! Enrolment tokens: single or counted use, expiry, kept only as a hash.
-use super::sql::{Row, StoreError, Tx};
+//! Enrolment tokens: counted uses, expiry, stored as a hash.
+use super::error::StoreError;
+use super::row::Row;
+use super::sql::Tx;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use ring::rand::SecureRandom as _;
-use serde::Serialize;
 use spoke_model::node_id::NodeId;
 use spoke_model::secret::Secret;
 use spoke_model::signature::sha256_hex;
-use spoke_model::time::Wall;
 
-/// A token as operators see it: everything but the token.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+/// A token without its secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {
-    /// The part of it that is no secret.
+    /// The part of it that is not secret.
     pub id: String,
-    /// Which network its nodes join.
+    /// The network its nodes join.
     pub network: String,
     /// The only node it enrols, if it is bound to one.
-    #[schema(value_type = Option<String>)]
     pub node: Option<NodeId>,
     /// For people.
     pub note: Option<String>,
@@ -24,18 +23,18 @@ pub struct Token {
     pub uses: u64,
     /// How often it may be used.
     pub max_uses: u64,
-    /// RFC 3339.
-    pub created_at: String,
-    /// RFC 3339; null: never.
-    pub expires_at: Option<String>,
-    /// RFC 3339; null: it was not.
-    pub revoked_at: Option<String>,
+    /// Milliseconds since 1970.
+    pub created_ms: u64,
+    /// Milliseconds since 1970; `None`: never.
+    pub expires_ms: Option<u64>,
+    /// Milliseconds since 1970.
+    pub revoked_ms: Option<u64>,
 }
 
-/// What a new token shall be good for.
+/// A token to be created.
 #[derive(Clone, Debug)]
 pub struct NewToken {
-    /// Which network its nodes join.
+    /// The network its nodes join.
     pub network: String,
     /// The only node it enrols.
     pub node: Option<NodeId>,
@@ -47,19 +46,15 @@ pub struct NewToken {
     pub expires_ms: Option<i64>,
 }
 
-/// What a redeemed token allows.
+/// What a valid token allows.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Redeemed {
+pub struct ValidToken {
     /// Its id.
     pub id: String,
     /// The network to join.
     pub network: String,
-    /// Whether it was made for this node alone.
+    /// Whether it is bound to this node.
     pub bound: bool,
-}
-
-fn moment(row: &Row, column: &'static str) -> Result<Option<String>, StoreError> {
-    Ok(row.opt_int(column)?.map(|ms| Wall(u64::try_from(ms).unwrap_or(0) / 1000).to_string()))
 }
 
 impl Token {
@@ -71,26 +66,26 @@ impl Token {
             note: row.opt_text("note")?,
             uses: row.count("uses")?,
             max_uses: row.count("max_uses")?,
-            created_at: moment(row, "created_ms")?.unwrap_or_default(),
-            expires_at: moment(row, "expires_ms")?,
-            revoked_at: moment(row, "revoked_ms")?,
+            created_ms: row.count("created_ms")?,
+            expires_ms: row.opt_count("expires_ms")?,
+            revoked_ms: row.opt_count("revoked_ms")?,
         })
     }
 }
 
-/// Splits `spk_ID_SECRET`; `None` if it is anything else.
+/// Splits `spk_ID_SECRET`; `None`: another form.
 fn split(token: &str) -> Option<(&str, &str)> {
     let (id, secret) = token.strip_prefix("spk_")?.split_once('_')?;
     let hex = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
-    let fine = id.len() == 12 && id.bytes().all(hex) && secret.len() == 43 && secret.is_ascii();
-    fine.then_some((id, secret))
+    let well_formed = id.len() == 12 && id.bytes().all(hex) && secret.len() == 43 && secret.is_ascii();
+    well_formed.then_some((id, secret))
 }
 
 impl Tx {
-    /// Makes a token; its text is given this once and kept nowhere.
+    /// Creates a token; returns its id and its text, which is not stored.
     pub async fn add_token(&mut self, new: &NewToken, now_ms: i64) -> Result<(String, Secret<String>), StoreError> {
         let mut random = [0u8; 38];
-        ring::rand::SystemRandom::new().fill(&mut random).map_err(|_| StoreError::Unreadable("random numbers"))?;
+        ring::rand::SystemRandom::new().fill(&mut random).map_err(|_| StoreError::Random)?;
         let (id, secret) = random.split_at(6);
         let id: String = sha256_hex(id).chars().take(12).collect();
         let secret = URL_SAFE_NO_PAD.encode(secret);
@@ -111,35 +106,41 @@ impl Tx {
         Ok((id, text))
     }
 
-    /// Uses a token once for `node`. `None`: it is unknown, used up, expired, revoked or bound to another node; which of
-    /// them is not told, and takes the same time.
-    pub async fn redeem(&mut self, token: &str, node: &NodeId, now_ms: i64) -> Result<Option<Redeemed>, StoreError> {
+    /// Uses a token once for `node`. `None`: unknown, used up, expired, revoked or bound to another node; all of these
+    /// look the same and take the same time.
+    pub async fn redeem_token(
+        &mut self,
+        token: &str,
+        node: &NodeId,
+        now_ms: i64,
+    ) -> Result<Option<ValidToken>, StoreError> {
         let Some(found) = self.valid_token(token, node, now_ms).await? else { return Ok(None) };
         let sql = "UPDATE token SET uses = uses + 1 WHERE id = $1 AND uses < max_uses";
         Ok((self.run(sql, &[found.id.as_str().into()]).await? == 1).then_some(found))
     }
 
-    /// Whether [`Tx::redeem`] would succeed; uses nothing.
+    /// Whether [`Tx::redeem_token`] would succeed; uses nothing.
     pub async fn valid_token(
         &mut self,
         token: &str,
         node: &NodeId,
         now_ms: i64,
-    ) -> Result<Option<Redeemed>, StoreError> {
+    ) -> Result<Option<ValidToken>, StoreError> {
         let Some((id, secret)) = split(token) else { return Ok(None) };
         let row = self.row("SELECT * FROM token WHERE id = $1", &[id.into()]).await?;
+        // Compared with a dummy for an unknown id, so that the time does not depend on it.
         let stored = row.as_ref().map_or_else(|| Ok("0".repeat(64)), |r| r.text("hash"))?;
-        let same = subtle_equal(stored.as_bytes(), sha256_hex(secret.as_bytes()).as_bytes());
+        let same = constant_time_equal(stored.as_bytes(), sha256_hex(secret.as_bytes()).as_bytes());
         let Some(row) = row.filter(|_| same) else { return Ok(None) };
         let bound = row.opt_text("node")?;
-        let good = row.opt_int("revoked_ms")?.is_none()
+        let valid = row.opt_int("revoked_ms")?.is_none()
             && row.opt_int("expires_ms")?.is_none_or(|t| now_ms < t)
             && row.int("uses")? < row.int("max_uses")?
             && bound.as_ref().is_none_or(|b| b == node.as_str());
-        if !good {
+        if !valid {
             return Ok(None);
         }
-        Ok(Some(Redeemed { id: id.to_owned(), network: row.text("network")?, bound: bound.is_some() }))
+        Ok(Some(ValidToken { id: id.to_owned(), network: row.text("network")?, bound: bound.is_some() }))
     }
 
     /// Every token, newest first.
@@ -147,22 +148,20 @@ impl Tx {
         self.rows("SELECT * FROM token ORDER BY created_ms DESC, id", &[]).await?.iter().map(Token::read).collect()
     }
 
-    /// Makes a token worthless. `false`: there is none of this id that still was worth something.
+    /// Revokes a token. `false`: no such token, or it was revoked before.
     pub async fn revoke_token(&mut self, id: &str, now_ms: i64) -> Result<bool, StoreError> {
         let sql = "UPDATE token SET revoked_ms = $2 WHERE id = $1 AND revoked_ms IS NULL";
         Ok(self.run(sql, &[id.into(), now_ms.into()]).await? == 1)
     }
-}
 
-impl Tx {
-    /// Makes every token worthless that was made for `node` alone.
+    /// Revokes every token bound to `node`; returns how many.
     pub async fn revoke_tokens_of(&mut self, node: &NodeId, now_ms: i64) -> Result<u64, StoreError> {
         let sql = "UPDATE token SET revoked_ms = $2 WHERE node = $1 AND revoked_ms IS NULL";
         self.run(sql, &[node.as_str().into(), now_ms.into()]).await
     }
 }
 
-fn subtle_equal(a: &[u8], b: &[u8]) -> bool {
+fn constant_time_equal(a: &[u8], b: &[u8]) -> bool {
     #[expect(deprecated, reason = "the only constant-time comparison of slices in ring")]
     ring::constant_time::verify_slices_are_equal(a, b).is_ok()
 }

@@ -1,55 +1,54 @@
-//! Signing keys, kept sealed: without the master key file the database signs nothing.
-use super::sql::{StoreError, Tx};
+//! Signing keys, stored sealed: without the master key file the database signs nothing.
+use super::error::StoreError;
+use super::row::Row;
+use super::sql::Tx;
 use spoke_model::signature::VerifyKey;
 
 /// A signing key as stored.
 #[derive(Clone, Debug)]
-pub struct StoredKey {
+pub struct SealedKey {
     /// Its public half.
     pub public: VerifyKey,
-    /// Its seed, sealed.
+    /// Its seed, sealed under the master key.
     pub sealed: String,
-    /// Whether it still signs.
+    /// Whether it signs.
     pub active: bool,
-    /// Milliseconds since 1970.
-    pub created_ms: u64,
 }
 
 impl Tx {
     /// Every signing key, oldest first.
-    pub async fn signing_keys(&mut self) -> Result<Vec<StoredKey>, StoreError> {
-        let sql = "SELECT public_key, sealed_seed, state, created_ms FROM signing_key ORDER BY created_ms, public_key";
-        let read = |row: &super::sql::Row| {
-            Ok(StoredKey {
+    pub async fn signing_keys(&mut self) -> Result<Vec<SealedKey>, StoreError> {
+        let sql = "SELECT public_key, sealed_seed, state FROM signing_key ORDER BY created_ms, public_key";
+        let read = |row: &Row| {
+            Ok(SealedKey {
                 public: row.parsed("public_key")?,
                 sealed: row.text("sealed_seed")?,
                 active: row.text("state")? == "active",
-                created_ms: row.count("created_ms")?,
             })
         };
         self.rows(sql, &[]).await?.iter().map(read).collect()
     }
 
-    /// The public halves of the keys in service, oldest first.
-    pub async fn keys_in_service(&mut self) -> Result<Vec<VerifyKey>, StoreError> {
+    /// The public halves of the active keys, oldest first.
+    pub async fn active_signing_keys(&mut self) -> Result<Vec<VerifyKey>, StoreError> {
         Ok(self.signing_keys().await?.into_iter().filter(|k| k.active).map(|k| k.public).collect())
     }
 
-    /// Puts a key into service beside the others; every node hears of it.
+    /// Adds an active key beside the others; raises every node's generation.
     pub async fn add_signing_key(&mut self, public: VerifyKey, sealed: &str, now_ms: i64) -> Result<(), StoreError> {
         let sql = "INSERT INTO signing_key (public_key, sealed_seed, state, created_ms) VALUES ($1, $2, 'active', $3)";
         self.run(sql, &[public.to_string().into(), sealed.into(), now_ms.into()]).await?;
-        self.touch_all().await
+        self.raise_all_generations().await
     }
 
-    /// Takes a key out of service. `false`: it is not in service, or it is the last one.
+    /// Retires a key; raises every node's generation. `false`: it is not active, or it is the last active one.
     pub async fn retire_signing_key(&mut self, public: VerifyKey) -> Result<bool, StoreError> {
         let sql = "UPDATE signing_key SET state = 'retired' WHERE public_key = $1 AND state = 'active'
             AND EXISTS (SELECT 1 FROM signing_key WHERE state = 'active' AND public_key <> $1)";
-        let done = self.run(sql, &[public.to_string().into()]).await? == 1;
-        if done {
-            self.touch_all().await?;
+        let retired = self.run(sql, &[public.to_string().into()]).await? == 1;
+        if retired {
+            self.raise_all_generations().await?;
         }
-        Ok(done)
+        Ok(retired)
     }
 }

@@ -1,8 +1,10 @@
-//! The whole store as lines of JSON and back, between databases of either kind.
+//! Backup of the whole store as lines of JSON, and restore into a database of either kind.
 //!
-//! The first line names the format; each other line is one row. Signing keys are in it as they are stored: sealed. A
-//! restore goes into an empty store, in one transaction, and counts what it wrote.
-use super::sql::{Store, StoreError, Tx, Value};
+//! The first line names the format, each further line is one row, the last line has the number of rows. Signing keys stay
+//! sealed. A restore needs an empty store and is one transaction.
+use super::error::StoreError;
+use super::row::Value;
+use super::sql::{Store, Tx};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
@@ -11,33 +13,33 @@ const FORMAT: &str = "spoke-control backup";
 const VERSION: u32 = 2;
 
 #[derive(Serialize, Deserialize)]
-struct Head {
+struct Header {
     format: String,
     version: u32,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Line {
+struct RowLine {
     table: String,
     row: BTreeMap<String, serde_json::Value>,
 }
 
-/// The last line: a backup cut short is told from a small one.
+/// The last line, by which a truncated backup is detected.
 #[derive(Serialize, Deserialize)]
-struct Tail {
+struct Footer {
     rows: u64,
 }
 
-/// Why a backup could not be made or restored.
+/// Why a backup or restore failed.
 #[derive(Debug, thiserror::Error)]
-pub enum DumpError {
+pub enum BackupError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The file.
     #[error("the backup cannot be read or written")]
     Io(#[from] std::io::Error),
-    /// It is not a backup, or not of this version.
+    /// Not a backup, or not of this version.
     #[error("line {line}: {problem}")]
     Format {
         /// Counted from 1.
@@ -45,26 +47,26 @@ pub enum DumpError {
         /// What is wrong.
         problem: String,
     },
-    /// The store to restore into is in use.
+    /// The store to restore into holds a fleet.
     #[error("the store is not empty: restore into a new one")]
     NotEmpty,
 }
 
-enum Kind {
+enum ColumnType {
     Int,
     Text,
 }
-use Kind::{Int, Text};
+use ColumnType::{Int, Text};
 
-/// One table: its columns, how it is read, and how a row goes back.
+/// A table, with its columns in the order of `insert`.
 struct Table {
     name: &'static str,
-    columns: &'static [(&'static str, Kind)],
+    columns: &'static [(&'static str, ColumnType)],
     select: &'static str,
     insert: &'static str,
 }
 
-/// In the order in which they can be written.
+/// In an order that satisfies the foreign keys.
 const TABLES: &[Table] = &[
     Table {
         name: "network",
@@ -189,10 +191,10 @@ const TABLES: &[Table] = &[
 ];
 
 impl Store {
-    /// Writes everything as it is at one moment; returns the number of rows.
-    pub async fn dump(&self, out: &mut impl Write) -> Result<u64, DumpError> {
+    /// Writes a snapshot of the store; returns the number of rows.
+    pub async fn backup(&self, out: &mut impl Write) -> Result<u64, BackupError> {
         let mut tx = self.read().await?;
-        line(out, &Head { format: FORMAT.into(), version: VERSION })?;
+        write_line(out, &Header { format: FORMAT.into(), version: VERSION })?;
         let mut count = 0;
         for table in TABLES {
             for row in tx.rows(table.select, &[]).await? {
@@ -204,50 +206,50 @@ impl Store {
                     };
                     cells.insert((*column).to_owned(), value.unwrap_or_default());
                 }
-                line(out, &Line { table: table.name.into(), row: cells })?;
+                write_line(out, &RowLine { table: table.name.into(), row: cells })?;
                 count += 1;
             }
         }
-        line(out, &Tail { rows: count })?;
+        write_line(out, &Footer { rows: count })?;
         out.flush()?;
         Ok(count)
     }
 
-    /// Reads what [`Store::dump`] wrote into an empty store, all of it or nothing; returns the number of rows.
+    /// Restores a backup into an empty store, all of it or nothing; returns the number of rows.
     ///
-    /// Every generation goes up by one step that no device has seen, because changes made after the backup are lost and a
-    /// device that had seen them would otherwise refuse what comes next as old.
-    pub async fn restore(&self, input: impl BufRead) -> Result<u64, DumpError> {
+    /// Every generation is raised beyond what any device has seen: changes made after the backup are lost, and a device
+    /// that applied them would refuse the restored document as old.
+    pub async fn restore(&self, input: impl BufRead) -> Result<u64, BackupError> {
         let mut tx = self.write().await?;
         if tx.row("SELECT 1 AS one FROM network", &[]).await?.is_some()
             || tx.row("SELECT 1 AS one FROM signing_key", &[]).await?.is_some()
         {
-            return Err(DumpError::NotEmpty);
+            return Err(BackupError::NotEmpty);
         }
         let mut lines = input.lines().zip(1u64..);
-        let bad = |line, problem: &dyn std::fmt::Display| DumpError::Format { line, problem: problem.to_string() };
+        let bad = |line, problem: &dyn std::fmt::Display| BackupError::Format { line, problem: problem.to_string() };
         let (first, _) = lines.next().ok_or_else(|| bad(1, &"the file is empty"))?;
-        let head: Head = serde_json::from_str(&first?).map_err(|e| bad(1, &e))?;
+        let head: Header = serde_json::from_str(&first?).map_err(|e| bad(1, &e))?;
         if head.format != FORMAT || head.version != VERSION {
             return Err(bad(1, &format_args!("not a {FORMAT} of version {VERSION}")));
         }
         let (mut count, mut last) = (0, 1);
-        let mut tail = None;
+        let mut footer = None;
         for (text, number) in lines {
             last = number;
             let text = text?;
-            if tail.is_some() {
-                return Err(bad(number, &"there is something after the end"));
+            if footer.is_some() {
+                return Err(bad(number, &"data after the last line"));
             }
-            if let Ok(end) = serde_json::from_str::<Tail>(&text) {
-                tail = Some(end.rows);
+            if let Ok(end) = serde_json::from_str::<Footer>(&text) {
+                footer = Some(end.rows);
                 continue;
             }
-            let line: Line = serde_json::from_str(&text).map_err(|e| bad(number, &e))?;
+            let line: RowLine = serde_json::from_str(&text).map_err(|e| bad(number, &e))?;
             insert(&mut tx, &line).await?.ok_or_else(|| bad(number, &"not a row of a known table"))?;
             count += 1;
         }
-        if tail != Some(count) {
+        if footer != Some(count) {
             return Err(bad(last, &"the backup is cut short"));
         }
         tx.run("UPDATE node SET generation = generation + $1", &[RESTORE_STEP.into()]).await?;
@@ -256,15 +258,15 @@ impl Store {
     }
 }
 
-/// More changes of one node than are made between two backups.
+/// More generations than a node gets between two backups.
 const RESTORE_STEP: i64 = 1_000_000;
 
-fn line(out: &mut impl Write, value: &impl Serialize) -> Result<(), DumpError> {
+fn write_line(out: &mut impl Write, value: &impl Serialize) -> Result<(), BackupError> {
     writeln!(out, "{}", serde_json::to_string(value).map_err(std::io::Error::other)?)?;
     Ok(())
 }
 
-async fn insert(tx: &mut Tx, line: &Line) -> Result<Option<()>, StoreError> {
+async fn insert(tx: &mut Tx, line: &RowLine) -> Result<Option<()>, StoreError> {
     let Some(table) = TABLES.iter().find(|t| t.name == line.table) else { return Ok(None) };
     let mut values = Vec::with_capacity(table.columns.len());
     for (column, kind) in table.columns {

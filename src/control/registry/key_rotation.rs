@@ -1,5 +1,5 @@
-//! A node changes its WireGuard key: announce, wait until its hubs know it, switch.
-use super::{RegistryError, again};
+//! Rotation of a node's WireGuard key: announce, wait until its hubs accept it, switch.
+use super::{RegistryError, retry_conflicts};
 use crate::store::audit::Actor;
 use crate::store::network::Access;
 use crate::store::node::{Node, NodeState};
@@ -8,17 +8,17 @@ use spoke_enroll::wire::{KeyAnswer, KeyRequest, KeyStep};
 use spoke_model::key::PublicKey;
 use spoke_model::node_id::NodeId;
 
-/// One step of a change of keys, for the node that proved its identity. Each step may be repeated.
-pub async fn change(store: &Store, id: &NodeId, request: &KeyRequest, now_ms: i64) -> Result<KeyAnswer, RegistryError> {
-    again!(attempt(store, id, request, now_ms))
+/// Takes one step of a rotation for a node that proved its identity. Each step may be repeated.
+pub async fn rotate(store: &Store, id: &NodeId, request: &KeyRequest, now_ms: i64) -> Result<KeyAnswer, RegistryError> {
+    retry_conflicts!(attempt(store, id, request, now_ms))
 }
 
 async fn attempt(store: &Store, id: &NodeId, request: &KeyRequest, now_ms: i64) -> Result<KeyAnswer, RegistryError> {
     let key = request.wireguard_public_key;
     let mut tx = store.write().await?;
-    let mut node = tx.locked_node(id).await?.ok_or_else(|| RegistryError::NotFound("node", id.to_string()))?;
+    let mut node = tx.locked_node(id).await?.ok_or_else(|| RegistryError::node_not_found(id))?;
     if node.state != NodeState::Active {
-        return Err(RegistryError::Revoked(id.clone()));
+        return Err(RegistryError::Removed(id.clone()));
     }
     let actor = Actor::Node(id.to_string());
     let details = serde_json::json!({"wireguard_public_key": key});
@@ -32,23 +32,23 @@ async fn attempt(store: &Store, id: &NodeId, request: &KeyRequest, now_ms: i64) 
             }
             node.next_key = Some(key);
             tx.put_node(&node).await?;
-            tx.touch_hubs(&node.network).await?;
+            tx.raise_hub_generations(&node.network).await?;
             node.next_key_hubs = tx.hubs(&node.network).await?.into_iter().map(|h| (h.id, h.generation)).collect();
             tx.put_node(&node).await?;
-            tx.touch(id).await?;
+            tx.raise_generation(id).await?;
             tx.audit(now_ms, &actor, "announce_key", ("node", id.as_str()), details).await?;
         }
         KeyStep::Switch if node.wireguard_key == Some(key) => return Ok(KeyAnswer { ready: true }),
         KeyStep::Switch => {
             if node.next_key != Some(key) {
-                return Err(RegistryError::Conflict("announce the key before switching to it".into()));
+                return Err(RegistryError::KeyNotAnnounced);
             }
             node.wireguard_key = Some(key);
             node.next_key = None;
             node.next_key_hubs = Vec::new();
             tx.put_node(&node).await?;
-            tx.touch_hubs(&node.network).await?;
-            tx.touch(id).await?;
+            tx.raise_hub_generations(&node.network).await?;
+            tx.raise_generation(id).await?;
             tx.audit(now_ms, &actor, "switch_key", ("node", id.as_str()), details).await?;
         }
     }
@@ -57,24 +57,13 @@ async fn attempt(store: &Store, id: &NodeId, request: &KeyRequest, now_ms: i64) 
     Ok(KeyAnswer { ready })
 }
 
-/// Whether the node may change to `key`: where the contract decides, it has to grant the key first.
+/// Whether the node may switch to `key`: the contract, where it decides, must grant it, and every hub must have reported
+/// the generation that brought it the key.
 async fn is_ready(tx: &mut Tx, node: &Node, key: PublicKey) -> Result<bool, RegistryError> {
     let network = tx.network(&node.network).await?.ok_or(StoreError::Unreadable("node.network"))?;
     let granted = match network.access {
         Access::Open => true,
-        Access::Nft => tx.verdict(&node.id, key).await?.is_some_and(|v| v.reason.grants()),
+        Access::Nft => tx.admission(&node.id, key).await?.is_some_and(|a| a.reason.grants()),
     };
-    Ok(granted && hubs_know(tx, &node.next_key_hubs).await?)
-}
-
-/// Whether every hub has reported the generation that brought it the new key.
-async fn hubs_know(tx: &mut Tx, hubs: &[(NodeId, u64)]) -> Result<bool, StoreError> {
-    for (hub, generation) in hubs {
-        let sql = "SELECT 1 AS one FROM report WHERE node = $1 AND generation >= $2";
-        let wanted = i64::try_from(*generation).unwrap_or(i64::MAX);
-        if tx.row(sql, &[hub.as_str().into(), wanted.into()]).await?.is_none() {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+    Ok(granted && tx.have_reported(&node.next_key_hubs).await?)
 }

@@ -1,5 +1,5 @@
-//! What operators say about releases: which one a network runs, and which single nodes try it first. Audited.
-use super::{RegistryError, again};
+//! Desired releases of a network's images, or of single nodes that try one first; audited.
+use super::{Entity, RegistryError, retry_conflicts};
 use crate::store::Store;
 use crate::store::audit::Actor;
 use crate::store::release::Release;
@@ -13,21 +13,21 @@ fn entity<'a>(network: &'a str, node: Option<&'a NodeId>) -> (&'static str, &'a 
     }
 }
 
-/// Wants a release of a network or of one node in it.
-pub async fn want(store: &Store, release: &Release, actor: &Actor, now_ms: i64) -> Result<(), RegistryError> {
+/// Sets the desired release of a network or of one node in it.
+pub async fn set(store: &Store, release: &Release, actor: &Actor, now_ms: i64) -> Result<(), RegistryError> {
     let wanted = WantedRelease { version: release.version.clone(), source: release.source.clone() };
-    wanted.check().map_err(|problem| RegistryError::Value(problem.to_owned()))?;
-    again!(async {
+    wanted.check().map_err(|problem| RegistryError::Release(problem.to_string()))?;
+    retry_conflicts!(async {
         let mut tx = store.write().await?;
         tx.lock_network(&release.network).await?;
         if tx.network(&release.network).await?.is_none() {
-            return Err(RegistryError::NotFound("network", release.network.clone()));
+            return Err(RegistryError::NotFound(Entity::Network, release.network.clone()));
         }
         if let Some(id) = &release.node {
-            let there = tx.node(id).await?.filter(|n| n.network == release.network);
-            there.ok_or_else(|| RegistryError::NotFound("node in this network called", id.to_string()))?;
+            let member = tx.node(id).await?.filter(|n| n.network == release.network);
+            member.ok_or_else(|| RegistryError::NotFound(Entity::NodeInNetwork, id.to_string()))?;
         }
-        tx.want_release(release).await?;
+        tx.put_release(release).await?;
         let details = serde_json::json!({"release": release.version, "source": release.source});
         let entity = entity(&release.network, release.node.as_ref());
         tx.audit(now_ms, actor, "want-release", entity, details).await?;
@@ -35,19 +35,19 @@ pub async fn want(store: &Store, release: &Release, actor: &Actor, now_ms: i64) 
     })
 }
 
-/// Wants nothing there any more: devices stay with what they run.
-pub async fn unwant(
+/// Clears the desired release of a network or of one node in it: devices keep what they run.
+pub async fn clear(
     store: &Store,
     network: &str,
     node: Option<&NodeId>,
     actor: &Actor,
     now_ms: i64,
 ) -> Result<(), RegistryError> {
-    again!(async {
+    retry_conflicts!(async {
         let mut tx = store.write().await?;
-        if !tx.unwant_release(network, node).await? {
+        if !tx.delete_release(network, node).await? {
             let (kind, name) = entity(network, node);
-            return Err(RegistryError::NotFound("release wanted of", format!("{kind} {name}")));
+            return Err(RegistryError::NotFound(Entity::Release, format!("{kind} {name}")));
         }
         tx.audit(now_ms, actor, "unwant-release", entity(network, node), serde_json::Value::Null).await?;
         Ok(tx.commit().await?)

@@ -1,4 +1,4 @@
-//! A fresh database of either kind for each test.
+//! A new database of either kind for each test.
 use spoke_control::store::Store;
 use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::process::Command;
@@ -10,14 +10,14 @@ pub enum Kind {
     Postgres,
 }
 
-/// A database that goes away with the value (SQLite) or with the server (PostgreSQL).
+/// A database, deleted with the value (SQLite) or with the server (PostgreSQL).
 pub struct Database {
     pub url: String,
     _dir: Option<tempfile::TempDir>,
 }
 
 impl Database {
-    /// One that somebody else looks after.
+    /// A database owned elsewhere.
     pub fn at(url: String) -> Self {
         Self { url, _dir: None }
     }
@@ -36,7 +36,7 @@ async fn sql(dir: &str, database: &str, statements: &[&str]) {
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 }
 
-/// Makes an empty database.
+/// An empty database.
 pub async fn fresh(kind: Kind) -> Database {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     match kind {
@@ -53,13 +53,13 @@ pub async fn fresh(kind: Kind) -> Database {
     }
 }
 
-/// A PostgreSQL server of a test's own, to be treated badly; ended when dropped.
+/// A PostgreSQL server for fault injection; stopped when dropped.
 pub struct Cluster {
     dir: tempfile::TempDir,
 }
 
 impl Cluster {
-    /// Makes and starts one.
+    /// Creates and starts it.
     pub async fn start() -> Self {
         let cluster = Self { dir: tempfile::tempdir_in("/tmp").unwrap() };
         cluster.ctl("start").await;
@@ -96,23 +96,23 @@ impl Drop for Cluster {
     }
 }
 
-/// Makes an empty database and opens it.
+/// An empty database, opened.
 pub async fn open(kind: Kind) -> (Store, Database) {
     let database = fresh(kind).await;
     (Store::open(&database.url).await.unwrap(), database)
 }
 
-/// One test of each name for each kind of database.
+/// Defines each test for both kinds of database.
 #[macro_export]
-macro_rules! on_both {
+macro_rules! on_both_databases {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
         mod sqlite { $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() { super::$name($crate::db::Kind::Sqlite).await }
+            async fn $name() { super::$name($crate::database::Kind::Sqlite).await }
         )* }
         mod postgres { $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() { super::$name($crate::db::Kind::Postgres).await }
+            async fn $name() { super::$name($crate::database::Kind::Postgres).await }
         )* }
     };
 }

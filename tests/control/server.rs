@@ -1,60 +1,71 @@
-//! A control plane served by the real program, and clients of it.
-use crate::db::Database;
-use crate::world::{identity, request};
+//! The real program serving as a control plane, and its clients.
+use crate::database::{Database, Kind, fresh};
+use crate::fixture::{identity, request};
 use spoke_enroll::request::{Nonce, RequestParts};
 use spoke_enroll::wire::PROVISION;
 use spoke_model::node_id::NodeId;
 use spoke_model::signature::SignKey;
 use spoke_sys::http::{Answer, Http as _, HttpError, HttpsClient, Request, Trust};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 use tokio::process::{Child, Command};
 
-/// What operators show in the tests.
+/// The operator token of the tests.
 pub const OPERATOR: &str = "an operator's token of the tests";
 
 /// `spoke-control serve` as a process of its own.
-pub struct Serving {
+pub struct ControlPlane {
     pub port: u16,
     pub pin: [u8; 32],
-    setup: Setup,
+    settings: Settings,
     _database: Option<Database>,
     pub dir: tempfile::TempDir,
     child: Child,
 }
 
-/// How a control plane of the tests differs from the usual one.
+/// The configuration of a control plane under test.
 #[derive(Clone, Debug)]
-pub struct Setup {
+pub struct Settings {
     /// Lines of `[limits]`.
     pub limits: String,
     /// Lines of `[server]`.
     pub server: String,
     /// Further sections.
     pub sections: String,
-    /// A command in front of the program's.
+    /// A command line in front of the program's.
     pub wrap: Vec<String>,
-    /// Another one's state directory to begin with: a replica has the same keys.
-    pub like: Option<PathBuf>,
+    /// The state directory of another control plane whose keys are copied: it becomes its replica.
+    pub replica_of: Option<PathBuf>,
 }
 
-impl Default for Setup {
+impl Default for Settings {
     fn default() -> Self {
         let node = if std::env::var_os("SPOKE_BENCH_NODES").is_some() { 1_000_000 } else { 20 };
         let limits = format!(
             "per_address = 100000\nenrolments_per_address = 100000\nguesses_per_address = 100000\nper_node = {node}\n"
         );
-        Self { limits, server: String::new(), sections: String::new(), wrap: Vec::new(), like: None }
+        Self { limits, server: String::new(), sections: String::new(), wrap: Vec::new(), replica_of: None }
     }
 }
 
-/// A port that was free a moment ago.
+/// A port that no client and no other test takes: below the range of ephemeral ports, each returned once.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    const RANGE: std::ops::Range<u16> = 20_000..32_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Two test processes start at different ports.
+    let first = u16::try_from(std::process::id() % 1_000).unwrap() * 12;
+    loop {
+        let offset = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % (RANGE.end - RANGE.start);
+        let port = RANGE.start + offset;
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
-fn config(dir: &std::path::Path, port: u16, url: &str, setup: &Setup) -> PathBuf {
+fn write_config(dir: &Path, port: u16, url: &str, settings: &Settings) -> PathBuf {
     use std::os::unix::fs::OpenOptionsExt as _;
     let token = dir.join("operator");
     let mut open = std::fs::OpenOptions::new();
@@ -63,59 +74,77 @@ fn config(dir: &std::path::Path, port: u16, url: &str, setup: &Setup) -> PathBuf
     let text = format!(
         "[server]\nlisten = [\"127.0.0.1:{port}\"]\npublic = \"localhost:{port}\"\nstate_dir = \"{}\"\n{}\n[store]\nurl = \"{url}\"\n[api]\noperator_token = \"file:{}\"\n[limits]\n{}\n{}\n",
         dir.display(),
-        setup.server,
+        settings.server,
         token.display(),
-        setup.limits,
-        setup.sections,
+        settings.limits,
+        settings.sections,
     );
     let path = dir.join("spoke-control.toml");
     std::fs::write(&path, text).unwrap();
     path
 }
 
-impl Serving {
-    /// Starts it on `database` and waits until it answers.
+impl ControlPlane {
+    /// Starts one on `database` and waits until it listens.
     pub async fn start(database: Database) -> Self {
-        Self::start_as(database, Setup::default()).await
+        Self::start_as(database, Settings::default()).await
     }
 
-    /// Starts one that is set up otherwise.
-    pub async fn start_as(database: Database, setup: Setup) -> Self {
+    /// Starts one with the network `field` on `pool`, and a token for it of 10,000 uses.
+    pub async fn start_with_network(kind: Kind, pool: &str) -> (Self, String) {
+        let server = Self::start(fresh(kind).await).await;
+        let token = server.create_network(pool).await;
+        (server, token)
+    }
+
+    /// Creates the network `field` on `pool`; returns a token for it of 10,000 uses.
+    pub async fn create_network(&self, pool: &str) -> String {
+        self.cli_ok(&["network", "create", "field", "--pool4", pool]).await;
+        self.cli_ok(&["token", "create", "--network", "field", "--uses", "10000"]).await
+    }
+
+    /// Waits until `count` nodes have a long-poll at it.
+    pub async fn wait_for_polls(&self, count: u64) {
+        wait_until("long-polls are open", async || (self.status().await["connected"] == count).then_some(())).await;
+    }
+
+    /// As [`ControlPlane::start`], with settings.
+    pub async fn start_as(database: Database, settings: Settings) -> Self {
         let url = database.url.clone();
-        Self::start_on(&url, Some(database), setup).await
+        Self::start_on(&url, Some(database), settings).await
     }
 
-    /// Starts one on the database at `url`, which another has as well.
-    pub async fn start_on(url: &str, database: Option<Database>, setup: Setup) -> Self {
+    /// Starts one on the database at `url`, which may be shared.
+    pub async fn start_on(url: &str, database: Option<Database>, settings: Settings) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        if let Some(like) = &setup.like {
+        if let Some(original) = &settings.replica_of {
             for name in ["master.key", "tls.crt", "tls.key"] {
-                std::fs::copy(like.join(name), dir.path().join(name)).unwrap();
+                std::fs::copy(original.join(name), dir.path().join(name)).unwrap();
             }
         }
         let port = free_port();
-        let path = config(dir.path(), port, url, &setup);
-        let child = spawn(&path, &dir.path().join("log"), &setup.wrap);
-        let mut serving = Self { port, pin: [0; 32], setup, _database: database, dir, child };
-        serving.ready().await;
-        serving
+        let path = write_config(dir.path(), port, url, &settings);
+        let child = spawn(&path, &dir.path().join("log"), &settings.wrap);
+        let mut server = Self { port, pin: [0; 32], settings, _database: database, dir, child };
+        server.wait_until_ready().await;
+        server
     }
 
-    /// What it has written to standard output and to its log.
-    pub fn said(&self) -> String {
+    /// Its standard output and log.
+    pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap()
     }
 
-    async fn ready(&mut self) {
+    async fn wait_until_ready(&mut self) {
         let began = std::time::Instant::now();
         while tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.is_err() {
             if let Some(status) = self.child.try_wait().unwrap() {
-                panic!("spoke-control ended: {status}\n{}", self.said());
+                panic!("spoke-control ended: {status}\n{}", self.log());
             }
-            assert!(began.elapsed() < Duration::from_secs(60), "it does not listen: {}", self.said());
+            assert!(began.elapsed() < Duration::from_secs(60), "it does not listen: {}", self.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        // Where another certificate is served there is none here.
+        // Missing when another certificate is configured.
         let Ok(pem) = std::fs::read(self.dir.path().join("tls.crt")) else { return };
         let der = rustls_pemfile::certs(&mut pem.as_slice()).next().unwrap().unwrap();
         self.pin = ring::digest::digest(&ring::digest::SHA256, &der).as_ref().try_into().unwrap();
@@ -126,22 +155,22 @@ impl Serving {
         self.child.id().unwrap()
     }
 
-    /// The figures that the process gives of itself and the fleet.
+    /// `/api/status`.
     pub async fn status(&self) -> serde_json::Value {
         self.operator("GET", "/api/status", "").await.1["data"].take()
     }
 
-    /// `path` as the process sees it, which may have mounts of its own.
-    pub fn inside(&self, path: &std::path::Path) -> PathBuf {
+    /// `path` in the process's mount namespace.
+    pub fn inside(&self, path: &Path) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root{}", self.pid(), path.display()))
     }
 
-    /// Ends it in the middle of whatever it does.
+    /// Kills it.
     pub async fn kill(&mut self) {
         self.child.kill().await.unwrap();
     }
 
-    /// Stops it by SIGTERM and waits for the end, which must be a good one.
+    /// Stops it by SIGTERM and waits for its exit, which must be successful.
     pub async fn stop(&mut self) {
         let pid = rustix::process::Pid::from_raw(self.child.id().unwrap().cast_signed()).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
@@ -149,11 +178,11 @@ impl Serving {
         assert!(status.success(), "{status}");
     }
 
-    /// Starts it again after [`Serving::stop`].
+    /// Starts it again after [`ControlPlane::stop`].
     pub async fn start_again(&mut self) {
         let dir = self.dir.path();
-        self.child = spawn(&dir.join("spoke-control.toml"), &dir.join("log"), &self.setup.wrap);
-        self.ready().await;
+        self.child = spawn(&dir.join("spoke-control.toml"), &dir.join("log"), &self.settings.wrap);
+        self.wait_until_ready().await;
     }
 
     /// A client that knows the server by its pin.
@@ -167,33 +196,33 @@ impl Serving {
         Device { id: id.parse().unwrap(), key: identity(id), http: self.client(), offset_ms: 0 }
     }
 
-    /// The command line on the same store: exit code, and what it said.
+    /// Runs the command line on the same database: exit code and output.
     pub async fn cli(&self, args: &[&str]) -> (i32, String) {
         run(&self.dir.path().join("spoke-control.toml"), args).await
     }
 
-    /// The command line, which must succeed.
-    pub async fn done(&self, args: &[&str]) -> String {
+    /// Runs the command line, which must succeed; returns its output.
+    pub async fn cli_ok(&self, args: &[&str]) -> String {
         let (code, text) = self.cli(args).await;
         assert_eq!(code, 0, "{args:?}: {text}");
         text.trim().to_owned()
     }
 
-    /// The answer of the command line in JSON.
-    pub async fn json(&self, args: &[&str]) -> serde_json::Value {
-        let text = self.done(&[args, &["--json"]].concat()).await;
+    /// Runs the command line with `--json`, which must succeed.
+    pub async fn cli_json(&self, args: &[&str]) -> serde_json::Value {
+        let text = self.cli_ok(&[args, &["--json"]].concat()).await;
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("{args:?}: {e}: {text}"))
     }
 
-    /// What an operator asks over HTTP.
+    /// Sends an operator's request: status code and JSON.
     pub async fn operator(&self, method: &'static str, path: &str, body: &str) -> (u16, serde_json::Value) {
         let answer = self.client().send(plain(method, path, body, Some(OPERATOR))).await.unwrap();
         (answer.status, serde_json::from_slice(&answer.body).unwrap_or_default())
     }
 }
 
-/// Runs a command of `spoke-control`: exit code, and what it said.
-pub async fn run(config: &std::path::Path, args: &[&str]) -> (i32, String) {
+/// Runs a command of `spoke-control`: exit code and output.
+pub async fn run(config: &Path, args: &[&str]) -> (i32, String) {
     let out = Command::new(env!("CARGO_BIN_EXE_spoke-control"))
         .arg("--config")
         .arg(config)
@@ -206,7 +235,7 @@ pub async fn run(config: &std::path::Path, args: &[&str]) -> (i32, String) {
     (out.status.code().unwrap_or(-1), text)
 }
 
-fn spawn(config: &std::path::Path, log: &std::path::Path, wrap: &[String]) -> Child {
+fn spawn(config: &Path, log: &Path, wrap: &[String]) -> Child {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
     let program = env!("CARGO_BIN_EXE_spoke-control").to_owned();
     let mut words =
@@ -222,14 +251,14 @@ fn spawn(config: &std::path::Path, log: &std::path::Path, wrap: &[String]) -> Ch
         .unwrap()
 }
 
-/// Waits until `look` gives something; a minute at most.
-pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+/// Waits until `probe` returns something; a minute at most.
+pub async fn wait_until<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
     let began = std::time::Instant::now();
     loop {
-        if let Some(found) = look().await {
+        if let Some(found) = probe().await {
             return found;
         }
-        assert!(began.elapsed() < Duration::from_secs(60), "still waiting: {what}");
+        assert!(began.elapsed() < Duration::from_secs(60), "timed out: {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -254,7 +283,7 @@ pub fn nonce() -> Nonce {
     Nonce(bytes)
 }
 
-/// A device as the API sees it.
+/// A simulated device.
 pub struct Device {
     pub id: NodeId,
     pub key: SignKey,
@@ -265,7 +294,7 @@ pub struct Device {
 impl Device {
     /// A signed request.
     pub fn signed(&self, method: &'static str, path: &str, body: Vec<u8>) -> Request {
-        let now = spoke_control::api::now_ms() + self.offset_ms;
+        let now = spoke_control::clock::now_ms() + self.offset_ms;
         let asked = RequestParts { method, path, body: &body };
         let proof = asked.prove(&self.key, &self.id, now.unsigned_abs(), nonce());
         Request {
@@ -278,7 +307,7 @@ impl Device {
         }
     }
 
-    /// Sends a signed request and gives status and JSON.
+    /// Sends a signed request: status code and JSON.
     pub async fn ask(&mut self, method: &'static str, path: &str, body: &str) -> (u16, serde_json::Value) {
         self.send(|device| device.signed(method, path, body.as_bytes().to_vec())).await.unwrap()
     }
@@ -288,7 +317,7 @@ impl Device {
         self.try_enrol(token).await.unwrap()
     }
 
-    /// As [`Device::enrol`], where the control plane may be away.
+    /// As [`Device::enrol`], when the control plane may be unreachable.
     pub async fn try_enrol(&mut self, token: &str) -> Result<(u16, serde_json::Value), HttpError> {
         self.send(|device| {
             let mut asked = device.signed("POST", PROVISION, serde_json::to_vec(&request(device.id.as_str())).unwrap());
@@ -298,8 +327,7 @@ impl Device {
         .await
     }
 
-    /// Once more where its time was not the server's, as every device does: the clock of the machine that runs the tests may be
-    /// set while a request is under way.
+    /// Sends once more after a clock skew, as every device does: the machine's clock may be set during a request.
     async fn send(&mut self, asked: impl Fn(&Self) -> Request) -> Result<(u16, serde_json::Value), HttpError> {
         let mut again = self.offset_ms == 0;
         loop {

@@ -1,51 +1,50 @@
-//! The state document of one node, made of what is stored within one read transaction.
+//! The state document of one node, derived from the stored rows within one read transaction.
 //!
-//! Nothing derived is stored, so nothing derived can be stale: a change raises the generation in the transaction that
-//! makes it, and the document is built when it is asked for.
+//! Nothing derived is stored, so nothing derived can be stale: a change raises the generation in its own transaction, and
+//! the document is built when the node polls.
+use super::error::StoreError;
 use super::lease::LeaseError;
 use super::network::{Access, Network};
 use super::node::{Node, NodeState};
-use super::sql::{StoreError, Tx};
+use super::sql::Tx;
 use ipnet::IpNet;
 use spoke_config::node::Role;
 use spoke_config::overrides::Overrides;
 use spoke_enroll::document::{StateDocument, VERSION, WantedHub, WantedInterface, WantedPeer};
 use spoke_model::node_id::NodeId;
 
-/// What a node may be told.
+/// The answer to a node's poll.
 #[derive(Debug)]
-pub enum Wanted {
+pub enum DocumentLookup {
     /// Its document.
     Document(Box<StateDocument>),
-    /// Nothing new: this is its generation.
+    /// Not newer than asked for: its generation.
     Unchanged(u64),
-    /// It is not a member.
+    /// The node is not active.
     NotActive(NodeState),
-    /// It is not known.
+    /// No such node.
     Unknown,
 }
 
 impl Tx {
-    /// The document of `id`, if its generation is beyond `after`.
-    ///
-    /// The signing keys in it are those in service at this generation: a node that keeps it asks for nothing older.
-    pub async fn wanted(&mut self, id: &NodeId, after: u64) -> Result<Wanted, LeaseError> {
-        let Some(node) = self.node(id).await? else { return Ok(Wanted::Unknown) };
+    /// The document of `id`, if its generation is later than `after`. It names the signing keys active at its generation.
+    pub async fn document(&mut self, id: &NodeId, after: u64) -> Result<DocumentLookup, LeaseError> {
+        let Some(node) = self.node(id).await? else { return Ok(DocumentLookup::Unknown) };
         if node.state != NodeState::Active {
-            return Ok(Wanted::NotActive(node.state));
+            return Ok(DocumentLookup::NotActive(node.state));
         }
         if node.generation <= after {
-            return Ok(Wanted::Unchanged(node.generation));
+            return Ok(DocumentLookup::Unchanged(node.generation));
         }
         let network = self.network(&node.network).await?.ok_or(StoreError::Unreadable("node.network"))?;
         let interface = self.interface(&node, &network).await?;
-        let release = self.wanted_release(&node).await?;
-        Ok(Wanted::Document(Box::new(StateDocument {
+        let release = self.release_of(&node).await?;
+        Ok(DocumentLookup::Document(Box::new(StateDocument {
             version: VERSION,
             node_id: node.id,
             generation: node.generation,
             role: node.role,
-            signing_keys: self.keys_in_service().await?,
+            signing_keys: self.active_signing_keys().await?,
             interfaces: vec![interface],
             release,
             grants: network.grants.clone(),
@@ -57,7 +56,7 @@ impl Tx {
             Role::Node => (self.wanted_hubs(network).await?, Vec::new()),
             Role::Hub => (Vec::new(), self.wanted_peers(network).await?),
         };
-        // A hub listens where its endpoint says, unless something in front of it translates the port.
+        // A hub listens on the port of its endpoint.
         let hub_port = node.endpoint.as_ref().filter(|_| node.role == Role::Hub).map(|e| e.port);
         Ok(WantedInterface {
             name: network.interface.clone(),
@@ -78,7 +77,7 @@ impl Tx {
         for hub in self.hubs(&network.name).await? {
             let (Some(public_key), Some(endpoint)) = (hub.wireguard_key, hub.endpoint.clone()) else { continue };
             let Some(address) = self.addresses(network, &hub.id).await?.first().map(IpNet::addr) else { continue };
-            let allowed_ips = self.behind(&hub, network).await?;
+            let allowed_ips = self.networks_behind(&hub, network).await?;
             hubs.push(WantedHub {
                 node_id: hub.id,
                 public_key,
@@ -91,18 +90,18 @@ impl Tx {
         Ok(hubs)
     }
 
-    /// Networks behind a hub.
-    pub(crate) async fn behind(&mut self, hub: &Node, network: &Network) -> Result<Vec<IpNet>, LeaseError> {
-        // Behind a hub that forwards are the other nodes; behind one that does not, only itself.
+    /// The networks reachable through a hub.
+    pub(crate) async fn networks_behind(&mut self, hub: &Node, network: &Network) -> Result<Vec<IpNet>, LeaseError> {
+        // A hub that does not forward is reachable alone.
         if network.forwarding {
             return Ok(network.pool4.into_iter().chain(network.pool6).collect());
         }
         Ok(self.addresses(network, &hub.id).await?.iter().map(|a| a.addr().into()).collect())
     }
 
-    /// The peers of a hub: nodes in the fleet and, where the contract decides, granted.
+    /// The peers of a hub: active nodes, in a network with access by NFT only those with a granted key.
     async fn wanted_peers(&mut self, network: &Network) -> Result<Vec<WantedPeer>, LeaseError> {
-        // A key is admitted in an open network, or by a grant of its own; no node is named that has none.
+        // Each key is admitted by an open network or by a grant of its own.
         let sql = "SELECT n.id, n.isolated, l.family, l.host,
                 CASE WHEN $2 = 'open' OR a.granted = 1 THEN n.wireguard_key END AS wireguard_key,
                 CASE WHEN $2 = 'open' OR b.granted = 1 THEN n.next_key END AS next_key
@@ -125,7 +124,7 @@ impl Tx {
             }
             let (first, second) = match (row.opt_parsed("wireguard_key")?, row.opt_parsed("next_key")?) {
                 (Some(key), next) => (key, next),
-                // The contract was changed to the new key already: from then on the old one is nobody's.
+                // The contract grants only the new key.
                 (None, Some(next)) => (next, None),
                 (None, None) => continue,
             };
@@ -136,7 +135,7 @@ impl Tx {
                 isolated: row.flag("isolated")?,
                 node_id,
             };
-            // The hub answers a handshake with the new key before any packet is accepted from it.
+            // The hub completes handshakes with the announced key, and accepts no packets from it yet.
             if let Some(public_key) = second {
                 announced.push(WantedPeer { public_key, allowed_ips: Vec::new(), ..peer.clone() });
             }
@@ -147,7 +146,7 @@ impl Tx {
     }
 }
 
-/// Overrides as they travel: the node itself applies them, so that it can also say what it would do without.
+/// Overrides as sent: the node applies them, so that it can also show the values without them.
 fn overrides(set: &super::node::Overrides) -> Overrides {
     Overrides {
         listen_port: set.override_listen_port,

@@ -1,8 +1,8 @@
-//! Figures of a served control plane with simulated nodes: real HTTPS clients over the loopback, bounded in number and time.
-//! Run by `scripts/bench-control`; never part of the tests.
-use crate::db::{Kind, fresh};
+//! Figures of a served control plane with simulated nodes: HTTPS clients over the loopback, bounded in number and time. Run
+//! by `scripts/bench-control`, not with the tests.
+use crate::database::{Kind, fresh};
 use crate::relay::relay;
-use crate::serving::{Device, OPERATOR, Serving, plain};
+use crate::server::{ControlPlane, Device, OPERATOR, plain};
 use spoke_model::backoff::{Backoff, JitterRng};
 use spoke_sys::http::{Http as _, HttpsClient, Trust};
 use std::sync::Arc;
@@ -23,14 +23,14 @@ fn resident(pid: u32) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-async fn enrolled(serving: &Serving, token: &str, count: usize) -> (Vec<Device>, Duration) {
+async fn enrolled(server: &ControlPlane, token: &str, count: usize) -> (Vec<Device>, Duration) {
     let began = Instant::now();
     let room = Arc::new(tokio::sync::Semaphore::new(32));
     let mut joining = JoinSet::new();
     for i in 0..count {
-        let (mut device, token, room) = (serving.device(&format!("sim-{i}")), token.to_owned(), room.clone());
+        let (mut device, token, room) = (server.device(&format!("sim-{i}")), token.to_owned(), room.clone());
         joining.spawn(async move {
-            let _seat = room.acquire().await.unwrap();
+            let _permit = room.acquire().await.unwrap();
             let (status, answer) = device.enrol(&token).await;
             assert_eq!(status, 200, "{answer}");
             device
@@ -40,7 +40,7 @@ async fn enrolled(serving: &Serving, token: &str, count: usize) -> (Vec<Device>,
     (devices, began.elapsed())
 }
 
-/// Asks for news until there are any; the moment they came.
+/// Long-polls until a newer document arrives; returns its time of arrival.
 async fn poll(mut device: Device, settled: Arc<AtomicU64>) -> (Device, Instant) {
     let (status, first) = device.ask("GET", &format!("{STATE}?after=0"), "").await;
     assert_eq!(status, 200, "{first}");
@@ -57,8 +57,8 @@ async fn poll(mut device: Device, settled: Arc<AtomicU64>) -> (Device, Instant) 
     }
 }
 
-async fn connected(serving: &Serving) -> u64 {
-    serving.operator("GET", "/api/status", "").await.1["data"]["connected"].as_u64().unwrap_or(0)
+async fn connected(server: &ControlPlane) -> u64 {
+    server.operator("GET", "/api/status", "").await.1["data"]["connected"].as_u64().unwrap_or(0)
 }
 
 /// One column of the table.
@@ -79,10 +79,10 @@ fn ms(d: Duration) -> f64 {
     d.as_secs_f64() * 1e3
 }
 
-/// What the device does when a poll comes to nothing: at the first loss anywhere within the spread, then with growing waits.
-async fn come_back(mut device: Device, began: Instant, tries: Arc<Vec<AtomicU64>>) -> Duration {
+/// Reconnects as a device does: within the spread after the first failure, then with backoff.
+async fn reconnect(mut device: Device, began: Instant, tries: Arc<Vec<AtomicU64>>) -> Duration {
     const SPREAD_MS: u64 = 60_000;
-    let nonce = crate::serving::nonce().0;
+    let nonce = crate::server::nonce().0;
     let mut rng = JitterRng::new(u64::from_le_bytes(nonce[..8].try_into().unwrap()));
     let mut backoff = Backoff::new(Duration::from_secs(5), Duration::from_secs(120));
     let mut wait = Duration::from_millis(rng.next_u64() % SPREAD_MS) + backoff.fail(&mut rng);
@@ -101,29 +101,29 @@ async fn come_back(mut device: Device, began: Instant, tries: Arc<Vec<AtomicU64>
 
 async fn measure(kind: Kind, count: usize) -> Column {
     let mut column = Column { title: format!("{kind:?} {count}"), ..Column::default() };
-    let mut serving = Serving::start(fresh(kind).await).await;
-    serving.done(&["network", "create", "field", "--pool4", "10.0.0.0/12"]).await;
-    let token = serving.done(&["token", "create", "--network", "field", "--uses", "100000"]).await;
-    let empty = resident(serving.pid());
-    let (devices, took) = enrolled(&serving, &token, count).await;
+    let mut server = ControlPlane::start(fresh(kind).await).await;
+    server.cli_ok(&["network", "create", "field", "--pool4", "10.0.0.0/12"]).await;
+    let token = server.cli_ok(&["token", "create", "--network", "field", "--uses", "100000"]).await;
+    let empty = resident(server.pid());
+    let (devices, took) = enrolled(&server, &token, count).await;
     column.put("enrolments/s", format!("{:.0}", count as f64 / took.as_secs_f64()));
 
     let settled = Arc::new(AtomicU64::new(0));
     let mut polling: JoinSet<_> = devices.into_iter().map(|d| poll(d, settled.clone())).collect();
     let began = Instant::now();
-    // Whoever has its first document and is connected waits for the next one.
-    while settled.load(Ordering::Relaxed) < count as u64 || connected(&serving).await < count as u64 {
-        assert!(began.elapsed() < Duration::from_secs(300), "{} of {count} connected", connected(&serving).await);
+    // A node with its first document and an open poll waits for the next one.
+    while settled.load(Ordering::Relaxed) < count as u64 || connected(&server).await < count as u64 {
+        assert!(began.elapsed() < Duration::from_secs(300), "{} of {count} connected", connected(&server).await);
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     column.put("all waiting after, s", format!("{:.1}", began.elapsed().as_secs_f64()));
-    let full = resident(serving.pid());
+    let full = resident(server.pid());
     column.put("server memory a node, KiB", format!("{:.1}", (full - empty) as f64 / count as f64));
     column.put("server memory in all, MiB", format!("{:.0}", full as f64 / 1024.0));
 
     // One node at a time, as an operator changes one node.
     let mut single = Vec::new();
-    let mut operator = serving.client();
+    let mut operator = server.client();
     for i in 0..200 {
         let body = format!("{{\"overrides\": {{\"override_mtu\": {}}}}}", 1300 + i);
         let at = Instant::now();
@@ -172,13 +172,13 @@ async fn measure(kind: Kind, count: usize) -> Column {
     column.put("heartbeats/s", (sent.load(Ordering::Relaxed) / 10).to_string());
     devices.extend(rest);
 
-    // A restart under everybody's long-poll.
-    serving.stop().await;
+    // A restart with every long-poll open.
+    server.stop().await;
     let began = Instant::now();
-    serving.start_again().await;
+    server.start_again().await;
     column.put("restart until it listens, s", format!("{:.1}", began.elapsed().as_secs_f64()));
     let tries: Arc<Vec<AtomicU64>> = Arc::new((0..300).map(|_| AtomicU64::new(0)).collect());
-    let back: JoinSet<_> = devices.into_iter().map(|d| come_back(d, began, tries.clone())).collect();
+    let back: JoinSet<_> = devices.into_iter().map(|d| reconnect(d, began, tries.clone())).collect();
     let mut at = back.join_all().await;
     at.sort();
     column.put("all back after a restart, s", format!("{:.1}", at.last().unwrap().as_secs_f64()));
@@ -190,15 +190,15 @@ async fn measure(kind: Kind, count: usize) -> Column {
 const REPORT: &str = "/api/v1/nodes/self/report";
 const HEARTBEAT: &str = r#"{"generation": 2, "outcome": "applied", "healthy": true, "drift": 0, "version": "0.1.0"}"#;
 
-/// Bytes of TLS that pass between one device and the server: through a relay that counts.
+/// Bytes of TLS between one device and the server, counted by a relay.
 async fn idle_cost() {
-    let serving = Serving::start(fresh(Kind::Sqlite).await).await;
-    serving.done(&["network", "create", "field", "--pool4", "10.8.0.0/24"]).await;
-    let token = serving.done(&["token", "create", "--network", "field"]).await;
-    let (port, count) = relay(serving.port).await;
-    let mut device = serving.device("edge-1");
+    let server = ControlPlane::start(fresh(Kind::Sqlite).await).await;
+    server.cli_ok(&["network", "create", "field", "--pool4", "10.8.0.0/24"]).await;
+    let token = server.cli_ok(&["token", "create", "--network", "field"]).await;
+    let (port, count) = relay(server.port).await;
+    let mut device = server.device("edge-1");
     device.enrol(&token).await;
-    device.http = HttpsClient::new(format!("localhost:{port}").parse().unwrap(), &Trust::Pin(serving.pin)).unwrap();
+    device.http = HttpsClient::new(format!("localhost:{port}").parse().unwrap(), &Trust::Pin(server.pin)).unwrap();
     let mut passed = 0;
     let mut since = || {
         let now = count.load(Ordering::Relaxed);
@@ -215,7 +215,7 @@ async fn idle_cost() {
         assert_eq!(device.ask("POST", REPORT, HEARTBEAT).await.0, 204);
     }
     let report = since() / 20;
-    // Its other connections know the server by a ticket of the one before.
+    // Further connections resume the TLS session.
     device.http = device.http.another();
     device.ask("GET", &format!("{STATE}?after=999"), "").await;
     let again = since() - poll;

@@ -1,0 +1,217 @@
+//! Authentication: verifies a node's proof, an enrolment's proof or an operator's token before a handler runs.
+use super::extract::MAX_BODY;
+use super::response::{ApiError, OperatorError};
+use super::state::{ApiState, Member};
+use crate::clock::now_ms;
+use crate::store::node::NodeState;
+use axum::body::Bytes;
+use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, OriginalUri, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode, header};
+use serde::de::DeserializeOwned;
+use spoke_config::node::Role;
+use spoke_enroll::request::{RequestParts, RequestProof, TimeAnswer};
+use spoke_enroll::wire::{ProblemCode, ProvisionRequest};
+use spoke_model::node_id::NodeId;
+use spoke_model::signature::{VerifyKey, sha256_hex};
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+/// How long a body may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Nodes cached at most.
+const MAX_MEMBERS: usize = 200_000;
+
+/// The node that signed a request.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// Its id.
+    pub node: NodeId,
+    /// Node or hub.
+    pub role: Role,
+    /// The verified proof.
+    pub proof: RequestProof,
+}
+
+/// A signed request with a JSON body.
+#[derive(Debug)]
+pub struct Signed<T> {
+    /// The node that signed it.
+    pub caller: Caller,
+    /// Its body.
+    pub body: T,
+}
+
+/// A request for enrolment, signed by the identity key it brings.
+#[derive(Debug)]
+pub struct EnrolmentRequest {
+    /// Its body.
+    pub request: ProvisionRequest,
+    /// The enrolment token, not checked yet.
+    pub token: String,
+}
+
+/// A request with the operator token.
+#[derive(Clone, Copy, Debug)]
+pub struct Operator;
+
+/// A request of an operator, or of a hub.
+#[derive(Clone, Copy, Debug)]
+pub struct PeerReader;
+
+async fn read_body(request: Request) -> Result<(Parts, Bytes), ApiError> {
+    let (parts, body) = request.into_parts();
+    let cut =
+        || ApiError::new(ProblemCode::TooLarge, format!("the body has more than {MAX_BODY} bytes or came too slowly"));
+    let read = tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, MAX_BODY)).await;
+    let bytes = read.map_err(|_| cut())?.map_err(|_| cut())?;
+    Ok((parts, bytes))
+}
+
+fn proof_of(headers: &HeaderMap) -> Result<RequestProof, ApiError> {
+    RequestProof::from_headers(|name| headers.get(name)?.to_str().ok())
+        .ok_or_else(|| ApiError::new(ProblemCode::BadProof, "the request is not signed: see the spoke-* headers"))
+}
+
+fn bad_proof() -> ApiError {
+    ApiError::new(ProblemCode::BadProof, "the signature is not of the node it names")
+}
+
+impl ApiState {
+    /// Checks signature, time and nonce, in this order: only the node itself learns the server's time.
+    fn check_proof(&self, parts: &Parts, body: &[u8], proof: &RequestProof, key: &VerifyKey) -> Result<(), ApiError> {
+        let uri = parts.extensions.get::<OriginalUri>().map_or(&parts.uri, |o| &o.0);
+        let path = uri.path_and_query().map_or("/", |p| p.as_str());
+        let asked = RequestParts { method: parts.method.as_str(), path, body };
+        if !proof.verify(&asked, key) {
+            return Err(bad_proof());
+        }
+        let now = u64::try_from(now_ms()).unwrap_or(0);
+        if !self.replays.accepts_time(proof.timestamp_ms, now) {
+            let keys = self.keys.borrow();
+            return Err(ApiError::clock_skew(keys.oldest().map(|k| TimeAnswer::sign(k, now, proof.nonce))));
+        }
+        if self.replays.remember(proof, now)? { Ok(()) } else { Err(ApiError::replay()) }
+    }
+
+    /// An active node; from the cache while the store's epoch stays.
+    async fn member(&self, node: &NodeId) -> Result<Member, ApiError> {
+        let epoch = self.store.epoch();
+        let cached = self.members.lock().unwrap_or_else(PoisonError::into_inner).get(node).copied();
+        if let Some(member) = cached.filter(|m| m.epoch == epoch) {
+            return Ok(member);
+        }
+        let found = self.store.read().await?.node(node).await?.ok_or_else(bad_proof)?;
+        let key = found.identity_key.ok_or_else(bad_proof)?;
+        match found.state {
+            NodeState::Active => {}
+            NodeState::Pending => return Err(ApiError::pending()),
+            NodeState::Removed | NodeState::Expected => return Err(ApiError::removed()),
+        }
+        let member = Member { key, role: found.role, epoch };
+        let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        if members.len() >= MAX_MEMBERS {
+            members.clear();
+        }
+        members.insert(node.clone(), member);
+        Ok(member)
+    }
+
+    async fn caller(&self, parts: &Parts, body: &[u8]) -> Result<Caller, ApiError> {
+        let proof = proof_of(&parts.headers)?;
+        let member = self.member(&proof.node).await?;
+        self.check_proof(parts, body, &proof, &member.key)?;
+        self.limits.check_node(&proof.node)?;
+        Ok(Caller { node: proof.node.clone(), role: member.role, proof })
+    }
+
+    /// Whether the bearer token is the operator token. Refused unread from an address with too many invalid tokens.
+    fn is_operator(&self, parts: &Parts) -> Result<bool, ApiError> {
+        let Some(token) = bearer(&parts.headers) else { return Ok(false) };
+        let address = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|c| c.0.ip());
+        if let Some(address) = address {
+            self.limits.check_tokens(address, now_ms())?;
+        }
+        let valid = self.operator_token.as_ref().is_some_and(|t| {
+            // Digests: of equal length, so that the comparison does not disclose the token's.
+            let (a, b) = (sha256_hex(token.as_bytes()), sha256_hex(t.reveal().as_bytes()));
+            #[expect(deprecated, reason = "the only constant-time comparison of slices in ring")]
+            ring::constant_time::verify_slices_are_equal(a.as_bytes(), b.as_bytes()).is_ok()
+        });
+        if let (false, Some(address)) = (valid, address) {
+            self.limits.count_invalid_token(address, now_ms());
+        }
+        Ok(valid)
+    }
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    headers.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    serde_json::from_slice(bytes).map_err(|e| ApiError::new(ProblemCode::BadRequest, e))
+}
+
+impl FromRequest<Arc<ApiState>> for Caller {
+    type Rejection = ApiError;
+    async fn from_request(request: Request, state: &Arc<ApiState>) -> Result<Self, ApiError> {
+        let (parts, bytes) = read_body(request).await?;
+        state.caller(&parts, &bytes).await
+    }
+}
+
+impl<T: DeserializeOwned> FromRequest<Arc<ApiState>> for Signed<T> {
+    type Rejection = ApiError;
+    async fn from_request(request: Request, state: &Arc<ApiState>) -> Result<Self, ApiError> {
+        let (parts, bytes) = read_body(request).await?;
+        let caller = state.caller(&parts, &bytes).await?;
+        Ok(Self { caller, body: parse(&bytes)? })
+    }
+}
+
+impl FromRequest<Arc<ApiState>> for EnrolmentRequest {
+    type Rejection = ApiError;
+    async fn from_request(request: Request, state: &Arc<ApiState>) -> Result<Self, ApiError> {
+        let (parts, bytes) = read_body(request).await?;
+        let missing = "an enrolment token is missing: Authorization: Bearer …";
+        let token = bearer(&parts.headers).ok_or_else(|| ApiError::new(ProblemCode::BadToken, missing))?.to_owned();
+        let request: ProvisionRequest = parse(&bytes)?;
+        let proof = proof_of(&parts.headers)?;
+        if proof.node != request.node_id {
+            return Err(bad_proof());
+        }
+        state.check_proof(&parts, &bytes, &proof, &request.identity_public_key)?;
+        Ok(Self { request, token })
+    }
+}
+
+impl FromRequestParts<Arc<ApiState>> for Operator {
+    type Rejection = OperatorError;
+    async fn from_request_parts(parts: &mut Parts, state: &Arc<ApiState>) -> Result<Self, OperatorError> {
+        if state.is_operator(parts)? {
+            return Ok(Self);
+        }
+        let message = match state.operator_token {
+            Some(_) => "the operator token is missing or wrong: Authorization: Bearer …",
+            None => "no operator token is configured: set api.operator_token, or use the command line",
+        };
+        Err(OperatorError::new(StatusCode::UNAUTHORIZED, message))
+    }
+}
+
+impl FromRequest<Arc<ApiState>> for PeerReader {
+    type Rejection = ApiError;
+    async fn from_request(request: Request, state: &Arc<ApiState>) -> Result<Self, ApiError> {
+        let (parts, bytes) = read_body(request).await?;
+        if state.is_operator(&parts)? {
+            return Ok(Self);
+        }
+        match state.caller(&parts, &bytes).await?.role {
+            Role::Hub => Ok(Self),
+            Role::Node => Err(ApiError::new(ProblemCode::BadProof, "only hubs and operators may read the peers")),
+        }
+    }
+}

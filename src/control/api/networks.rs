@@ -1,0 +1,93 @@
+//! The operators' API for networks.
+use super::auth::Operator;
+use super::extract::Body;
+use super::response::{Answer, OperatorError, OperatorResult, success};
+use super::state::ApiState;
+use crate::clock::now_ms;
+use crate::registry::network_change::{NO_CONTRACT, NetworkChange};
+use crate::registry::{Entity, networks};
+use crate::store::audit::Actor;
+use crate::store::network::Network;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use serde::Deserialize;
+use spoke_model::interface_name::IfName;
+use std::sync::Arc;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+/// The routes.
+pub fn router() -> OpenApiRouter<Arc<ApiState>> {
+    OpenApiRouter::new().routes(routes!(networks, add_network)).routes(routes!(network, set_network))
+}
+
+/// Lists networks by name.
+#[utoipa::path(get, path = "/api/networks", responses((status = 200, body = Answer<Vec<Network>>)))]
+async fn networks(State(state): State<Arc<ApiState>>, _by: Operator) -> OperatorResult<Vec<Network>> {
+    Ok(success(state.store.read().await?.networks().await?))
+}
+
+/// Shows one network.
+#[utoipa::path(get, path = "/api/networks/{name}", params(("name" = String, Path)), responses(
+    (status = 200, body = Answer<Network>), (status = 404)))]
+async fn network(
+    State(state): State<Arc<ApiState>>,
+    _by: Operator,
+    Path(name): Path<String>,
+) -> OperatorResult<Network> {
+    let found = state.store.read().await?.network(&name).await?;
+    Ok(success(found.ok_or_else(|| OperatorError::not_found(Entity::Network, &name))?))
+}
+
+/// A network to be created.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+struct NetworkRequest {
+    /// Its name: a-z 0-9 -.
+    name: String,
+    /// Kernel name of the interface on its nodes; `wg0` if absent.
+    #[schema(value_type = Option<String>)]
+    interface: Option<IfName>,
+    /// Its settings.
+    #[serde(flatten)]
+    values: NetworkChange,
+}
+
+fn check_contract(state: &ApiState, change: &NetworkChange) -> Result<(), OperatorError> {
+    if change.needs_contract() && state.grants.is_none() {
+        return Err(OperatorError::new(StatusCode::BAD_REQUEST, format!("access: {NO_CONTRACT}")));
+    }
+    Ok(())
+}
+
+/// Creates a network.
+#[utoipa::path(post, path = "/api/networks", request_body = NetworkRequest, responses(
+    (status = 200, body = Answer<Network>), (status = 400), (status = 409)))]
+async fn add_network(
+    State(state): State<Arc<ApiState>>,
+    _by: Operator,
+    Body(request): Body<NetworkRequest>,
+) -> OperatorResult<Network> {
+    let interface = match request.interface {
+        Some(name) => name,
+        None => "wg0".parse().map_err(|e| OperatorError::new(StatusCode::BAD_REQUEST, format!("interface: {e}")))?,
+    };
+    let mut network = Network::new(&request.name, None, None, interface);
+    check_contract(&state, &request.values)?;
+    request.values.apply(&mut network);
+    networks::create(&state.store, &network, &Actor::api(), now_ms()).await?;
+    Ok(success(network))
+}
+
+/// Changes a network.
+#[utoipa::path(put, path = "/api/networks/{name}", params(("name" = String, Path)), request_body = NetworkChange,
+    responses((status = 200, body = Answer<Network>), (status = 400), (status = 404), (status = 409)))]
+async fn set_network(
+    State(state): State<Arc<ApiState>>,
+    _by: Operator,
+    Path(name): Path<String>,
+    Body(change): Body<NetworkChange>,
+) -> OperatorResult<Network> {
+    check_contract(&state, &change)?;
+    let network = networks::change(&state.store, &name, |n| change.apply(n), &Actor::api(), now_ms()).await?;
+    Ok(success(network))
+}

@@ -1,0 +1,182 @@
+//! The operators' API for nodes and hubs.
+use super::auth::Operator;
+use super::extract::{Body, Page};
+use super::response::{Answer, OperatorError, OperatorResult, success};
+use super::state::ApiState;
+use super::tokens::CreatedToken;
+use super::view::{NodeDetail, NodeTestView, NodeView, all};
+use crate::clock::now_ms;
+use crate::registry::node_change::NodeChange;
+use crate::registry::{Entity, node_test, nodes};
+use crate::store::audit::Actor;
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use serde::Deserialize;
+use spoke_model::address::HostPort;
+use spoke_model::node_id::NodeId;
+use std::net::IpAddr;
+use std::sync::Arc;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+/// The routes.
+pub fn router() -> OpenApiRouter<Arc<ApiState>> {
+    OpenApiRouter::new()
+        .routes(routes!(nodes, add_node))
+        .routes(routes!(toggle_node))
+        .routes(routes!(test_node))
+        .routes(routes!(node, set_node, remove_node))
+        .routes(routes!(approve_node))
+        .routes(routes!(add_hub))
+}
+
+/// Lists nodes by id.
+#[utoipa::path(get, path = "/api/nodes", params(Page), responses((status = 200, body = Answer<Vec<NodeView>>)))]
+async fn nodes(
+    State(state): State<Arc<ApiState>>,
+    _by: Operator,
+    Query(page): Query<Page>,
+) -> OperatorResult<Vec<NodeView>> {
+    Ok(success(all(state.store.read().await?.node_statuses(None, &page.after, page.rows()).await?)))
+}
+
+async fn view(state: &ApiState, id: &NodeId) -> OperatorResult<NodeView> {
+    let found = state.store.read().await?.node_status(id).await?;
+    Ok(success(found.ok_or_else(|| OperatorError::not_found(Entity::Node, id.as_str()))?.into()))
+}
+
+/// Shows one node.
+#[utoipa::path(get, path = "/api/nodes/{id}", params(("id" = String, Path)), responses(
+    (status = 200, body = Answer<NodeDetail>), (status = 404)))]
+async fn node(State(state): State<Arc<ApiState>>, _by: Operator, Path(id): Path<NodeId>) -> OperatorResult<NodeDetail> {
+    let found = state.store.read().await?.node_record(&id).await?;
+    Ok(success(found.ok_or_else(|| OperatorError::not_found(Entity::Node, id.as_str()))?.into()))
+}
+
+/// A node to be announced.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+struct NodeRequest {
+    /// Its id.
+    #[schema(value_type = String)]
+    node_id: NodeId,
+    /// Its network.
+    network: String,
+    /// For people.
+    label: Option<String>,
+}
+
+/// Announces a node; the token enrols it without approval.
+#[utoipa::path(post, path = "/api/nodes", request_body = NodeRequest, responses(
+    (status = 200, body = Answer<CreatedToken>), (status = 400), (status = 404), (status = 409)))]
+async fn add_node(
+    State(state): State<Arc<ApiState>>,
+    _by: Operator,
+    Body(request): Body<NodeRequest>,
+) -> OperatorResult<CreatedToken> {
+    let NodeRequest { node_id, network, label } = request;
+    let token = nodes::announce(&state.store, &node_id, &network, label, &Actor::api(), now_ms()).await?;
+    Ok(success(CreatedToken { id: node_id.to_string(), token: token.reveal().clone() }))
+}
+
+/// Disables an enabled node, or enables a disabled one; a disabled node stays enrolled and is a peer of no hub.
+#[utoipa::path(post, path = "/api/nodes/{id}/toggle", params(("id" = String, Path)), responses(
+    (status = 200, body = Answer<NodeView>), (status = 404)))]
+async fn toggle_node(
+    State(state): State<Arc<ApiState>>,
+    _by: Operator,
+    Path(id): Path<NodeId>,
+) -> OperatorResult<NodeView> {
+    nodes::toggle(&state.store, &id, &Actor::api(), now_ms()).await?;
+    view(&state, &id).await
+}
+
+/// Probes a node: whether it is reachable now, and healthy by its last report.
+#[utoipa::path(post, path = "/api/nodes/{id}/test", params(("id" = String, Path)), responses(
+    (status = 200, body = Answer<NodeTestView>, description = "it is reachable and healthy"), (status = 404),
+    (status = 409, body = Answer<NodeTestView>, description = "it is not enrolled"),
+    (status = 503, body = Answer<NodeTestView>, description = "it is not reachable, or not healthy: see message")))]
+async fn test_node(
+    State(state): State<Arc<ApiState>>,
+    _by: Operator,
+    Path(id): Path<NodeId>,
+) -> Result<(StatusCode, Json<Answer<NodeTestView>>), OperatorError> {
+    let test = node_test::run(&state.store, &id).await?;
+    let passed = test.passed();
+    let status = match (passed, test.is_enrolled()) {
+        (true, _) => StatusCode::OK,
+        (false, true) => StatusCode::SERVICE_UNAVAILABLE,
+        (false, false) => StatusCode::CONFLICT,
+    };
+    let view = NodeTestView::from(test);
+    Ok((status, Json(Answer { status: passed, message: Some(view.message.clone()), data: Some(view) })))
+}
+
+/// Changes label, isolation, overrides of a node, and whether it is enabled.
+#[utoipa::path(put, path = "/api/nodes/{id}", params(("id" = String, Path)), request_body = NodeChange, responses(
+    (status = 200, body = Answer<NodeView>), (status = 400), (status = 404)))]
+async fn set_node(
+    State(state): State<Arc<ApiState>>,
+    _by: Operator,
+    Path(id): Path<NodeId>,
+    Body(change): Body<NodeChange>,
+) -> OperatorResult<NodeView> {
+    nodes::change(&state.store, &id, &change, &Actor::api(), now_ms()).await?;
+    view(&state, &id).await
+}
+
+/// Removes a node from the fleet.
+#[utoipa::path(delete, path = "/api/nodes/{id}", params(("id" = String, Path)), responses(
+    (status = 200, body = Answer<NodeView>), (status = 404)))]
+async fn remove_node(
+    State(state): State<Arc<ApiState>>,
+    _by: Operator,
+    Path(id): Path<NodeId>,
+) -> OperatorResult<NodeView> {
+    nodes::remove(&state.store, &id, &Actor::api(), now_ms()).await?;
+    view(&state, &id).await
+}
+
+/// Approves a pending node.
+#[utoipa::path(post, path = "/api/nodes/{id}/approve", params(("id" = String, Path)), responses(
+    (status = 200, body = Answer<NodeView>), (status = 404), (status = 409)))]
+async fn approve_node(
+    State(state): State<Arc<ApiState>>,
+    _by: Operator,
+    Path(id): Path<NodeId>,
+) -> OperatorResult<NodeView> {
+    nodes::approve(&state.store, &id, &Actor::api(), now_ms()).await?;
+    view(&state, &id).await
+}
+
+/// A hub to be announced.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+struct HubRequest {
+    /// Its node id.
+    #[schema(value_type = String)]
+    node_id: NodeId,
+    /// Its network.
+    network: String,
+    /// Where nodes reach it, `HOST:PORT`.
+    #[schema(value_type = String)]
+    endpoint: HostPort,
+    /// Its address inside the tunnel; the first free one if absent.
+    #[schema(value_type = Option<String>)]
+    address: Option<IpAddr>,
+}
+
+/// Announces a hub; the token enrols it.
+#[utoipa::path(post, path = "/api/hubs", request_body = HubRequest, responses(
+    (status = 200, body = Answer<CreatedToken>), (status = 400), (status = 404), (status = 409)))]
+async fn add_hub(
+    State(state): State<Arc<ApiState>>,
+    _by: Operator,
+    Body(request): Body<HubRequest>,
+) -> OperatorResult<CreatedToken> {
+    let HubRequest { node_id, network, endpoint, address } = request;
+    let (store, actor) = (&state.store, Actor::api());
+    let token = nodes::announce_hub(store, &node_id, &network, &endpoint, address, &actor, now_ms()).await?;
+    Ok(success(CreatedToken { id: node_id.to_string(), token: token.reveal().clone() }))
+}

@@ -1,0 +1,66 @@
+//! Every route, and the OpenAPI document at `/api/openapi.json`.
+use super::extract::MAX_BODY;
+use super::state::ApiState;
+use super::{devices, fleet, networks, nodes, peers, releases, response, tokens};
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Request, State};
+use axum::http::header;
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::Response;
+use response::ApiError;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use utoipa::OpenApi as _;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+#[derive(utoipa::OpenApi)]
+#[openapi(info(title = "spoke-control", description = "Enrols devices, hands out signed state, runs the fleet"))]
+struct Description;
+
+/// The router over `state`.
+pub fn router(state: Arc<ApiState>) -> Router {
+    let timed = OpenApiRouter::with_openapi(Description::openapi())
+        .routes(routes!(devices::provision))
+        .routes(routes!(devices::register))
+        .routes(routes!(devices::report))
+        .routes(routes!(devices::key))
+        .routes(routes!(peers::list))
+        .routes(routes!(peers::one, peers::remove))
+        .routes(routes!(peers::stats))
+        .merge(nodes::router())
+        .merge(tokens::router())
+        .merge(networks::router())
+        .merge(fleet::router())
+        .merge(releases::router())
+        .layer(from_fn(response::limit_time));
+    // The long-poll has a time limit of its own.
+    let long_poll = OpenApiRouter::new().routes(routes!(devices::state));
+    let (routes, description) = timed.merge(long_poll).split_for_parts();
+    let description = Bytes::from(description.to_json().unwrap_or_default());
+    let openapi = axum::routing::get(move || {
+        let body = description.clone();
+        async move { ([(header::CONTENT_TYPE, "application/json")], body) }
+    });
+    routes
+        .route("/api/openapi.json", openapi)
+        .fallback(response::not_found)
+        .method_not_allowed_fallback(response::not_found)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(tower_http::catch_panic::CatchPanicLayer::new())
+        .layer(from_fn_with_state(state.clone(), limit_address))
+        .layer(from_fn(response::shape_errors))
+        .with_state(state)
+}
+
+/// Refuses a request over the limit of its address, before anything else is done for it.
+async fn limit_address(
+    State(state): State<Arc<ApiState>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    state.limits.check_address(peer.ip())?;
+    Ok(next.run(request).await)
+}

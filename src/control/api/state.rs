@@ -1,0 +1,70 @@
+//! The state shared by all handlers.
+use super::replay::ReplayGuard;
+use crate::chain::GrantLookup;
+use crate::limits::Limits;
+use crate::report_queue::ReportQueue;
+use crate::signing::{MasterKey, SigningKeys};
+use crate::store::Store;
+use spoke_config::node::Role;
+use spoke_model::node_id::NodeId;
+use spoke_model::secret::Secret;
+use spoke_model::signature::VerifyKey;
+use std::collections::HashMap;
+use std::sync::Mutex;
+use tokio::sync::{Semaphore, watch};
+
+/// Documents built at a time: a change for every node must not starve enrolments of connections to the database.
+const MAX_BUILDERS: usize = 8;
+
+/// The parts of [`ApiState`] that the composition root provides.
+#[derive(Debug)]
+pub struct ApiParts {
+    /// The fleet.
+    pub store: Store,
+    /// The active signing keys.
+    pub keys: watch::Receiver<SigningKeys>,
+    /// The key that seals them.
+    pub master: MasterKey,
+    /// Rate limits.
+    pub limits: Limits,
+    /// Operators authenticate with it; `None`: the operator API refuses every request.
+    pub operator_token: Option<Secret<String>>,
+    /// Reports to be written.
+    pub reports: ReportQueue,
+    /// True when the server is about to stop: long-polls end.
+    pub stopping: watch::Receiver<bool>,
+    /// Asks the contract about devices that enrol; `None`: no contract is configured.
+    pub grants: Option<GrantLookup>,
+}
+
+/// An active node's key and role, valid while the store's epoch stays.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Member {
+    pub(super) key: VerifyKey,
+    pub(super) role: Role,
+    pub(super) epoch: u64,
+}
+
+/// The state shared by all handlers.
+#[derive(Debug)]
+pub struct ApiState {
+    pub(super) parts: ApiParts,
+    pub(super) replays: ReplayGuard,
+    /// A cache of active nodes.
+    pub(super) members: Mutex<HashMap<NodeId, Member>>,
+    pub(super) builders: Semaphore,
+}
+
+impl ApiState {
+    /// The state of a process that starts now.
+    pub fn new(parts: ApiParts) -> Self {
+        Self { parts, replays: ReplayGuard::new(), members: Mutex::default(), builders: Semaphore::new(MAX_BUILDERS) }
+    }
+}
+
+impl std::ops::Deref for ApiState {
+    type Target = ApiParts;
+    fn deref(&self) -> &ApiParts {
+        &self.parts
+    }
+}

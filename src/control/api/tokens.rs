@@ -1,0 +1,82 @@
+//! The operators' API for enrolment tokens.
+use super::auth::Operator;
+use super::extract::Body;
+use super::response::{Answer, OperatorResult, success};
+use super::state::ApiState;
+use super::view::{TokenView, all};
+use crate::clock::now_ms;
+use crate::registry::tokens;
+use crate::store::audit::Actor;
+use crate::store::token::NewToken;
+use axum::extract::{Path, State};
+use serde::{Deserialize, Serialize};
+use spoke_model::node_id::NodeId;
+use std::sync::Arc;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+/// The routes.
+pub fn router() -> OpenApiRouter<Arc<ApiState>> {
+    OpenApiRouter::new().routes(routes!(tokens, add_token)).routes(routes!(revoke_token))
+}
+
+/// Lists enrolment tokens, newest first, without their text.
+#[utoipa::path(get, path = "/api/tokens", responses((status = 200, body = Answer<Vec<TokenView>>)))]
+async fn tokens(State(state): State<Arc<ApiState>>, _by: Operator) -> OperatorResult<Vec<TokenView>> {
+    Ok(success(all(state.store.read().await?.tokens().await?)))
+}
+
+/// A token to be created.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+struct TokenRequest {
+    /// The network its nodes join.
+    network: String,
+    /// The only node it enrols.
+    #[schema(value_type = Option<String>)]
+    node: Option<NodeId>,
+    /// For people.
+    note: Option<String>,
+    /// How often it may be used; once if absent.
+    max_uses: Option<u64>,
+    /// Seconds until it expires; never if absent.
+    expires_in_secs: Option<u32>,
+}
+
+/// A created token.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[schema(as = Made)]
+pub struct CreatedToken {
+    /// For listing and revoking it.
+    pub id: String,
+    /// Its text, which is not stored.
+    pub token: String,
+}
+
+/// Creates an enrolment token.
+#[utoipa::path(post, path = "/api/tokens", request_body = TokenRequest, responses(
+    (status = 200, body = Answer<CreatedToken>), (status = 400), (status = 404)))]
+async fn add_token(
+    State(state): State<Arc<ApiState>>,
+    _by: Operator,
+    Body(request): Body<TokenRequest>,
+) -> OperatorResult<CreatedToken> {
+    let now = now_ms();
+    let new = NewToken {
+        network: request.network,
+        node: request.node,
+        note: request.note,
+        max_uses: request.max_uses.unwrap_or(1),
+        expires_ms: request.expires_in_secs.map(|s| now.saturating_add(i64::from(s) * 1000)),
+    };
+    let (id, token) = tokens::create(&state.store, &new, &Actor::api(), now).await?;
+    Ok(success(CreatedToken { id, token: token.reveal().clone() }))
+}
+
+/// Revokes a token.
+#[utoipa::path(delete, path = "/api/tokens/{id}", params(("id" = String, Path)), responses(
+    (status = 200), (status = 404)))]
+async fn revoke_token(State(state): State<Arc<ApiState>>, _by: Operator, Path(id): Path<String>) -> OperatorResult<()> {
+    tokens::revoke(&state.store, &id, &Actor::api(), now_ms()).await?;
+    Ok(success(()))
+}

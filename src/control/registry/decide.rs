@@ -1,0 +1,137 @@
+//! Decisions on enrolments, from rows that were read before. Pure.
+use crate::store::network::Network;
+use crate::store::node::{Node, NodeState};
+use crate::store::token::ValidToken;
+use spoke_config::node::Role;
+use spoke_enroll::wire::ProvisionRequest;
+
+/// What becomes of an enrolment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EnrolmentDecision {
+    /// The same device under the same name: the same answer again, without a use of the token.
+    Repeat,
+    /// The token is not valid for this node.
+    BadToken,
+    /// Another device holds the node id.
+    NodeIdTaken,
+    /// Removed, and the token is not bound to it.
+    Removed,
+    /// The device joins with a use of the token.
+    Join,
+}
+
+/// Decides on the enrolment of a device whose node id is held by `known`.
+///
+/// The token comes before the node id: without a valid token nothing is disclosed about the fleet.
+pub fn decide_enrolment(
+    known: Option<&Node>,
+    request: &ProvisionRequest,
+    token: Option<&ValidToken>,
+) -> EnrolmentDecision {
+    let enrolled = known.filter(|n| matches!(n.state, NodeState::Active | NodeState::Pending));
+    let same_keys = |n: &Node| {
+        n.identity_key == Some(request.identity_public_key) && n.wireguard_key == Some(request.wireguard_public_key)
+    };
+    if enrolled.is_some_and(same_keys) {
+        return EnrolmentDecision::Repeat;
+    }
+    let Some(token) = token else { return EnrolmentDecision::BadToken };
+    if enrolled.is_some() {
+        return EnrolmentDecision::NodeIdTaken;
+    }
+    let removed =
+        known.is_some_and(|n| n.state == NodeState::Removed && n.identity_key == Some(request.identity_public_key));
+    // A removed device keeps its unbound tokens; only an operator's token for this node brings it back.
+    if removed && !token.bound { EnrolmentDecision::Removed } else { EnrolmentDecision::Join }
+}
+
+/// The node that a device becomes when it joins `network`.
+pub fn joined_node(known: Option<Node>, network: &Network, request: &ProvisionRequest, now_ms: i64) -> Node {
+    let announced = known.as_ref().is_some_and(|n| n.state == NodeState::Expected && n.network == network.name);
+    let new = |id| Node::expected(id, &network.name, Role::Node, now_ms);
+    let mut node = match known {
+        Some(node) if announced => node,
+        // The device may still know the generation of the id's last holder.
+        Some(node) => Node { generation: node.generation, ..new(node.id) },
+        None => new(request.node_id.clone()),
+    };
+    node.wireguard_key = Some(request.wireguard_public_key);
+    node.identity_key = Some(request.identity_public_key);
+    node.version = Some(request.version.clone());
+    node.enrolled_ms = u64::try_from(now_ms).ok();
+    // The announcement by an operator is the approval.
+    node.state = if network.approval && !announced { NodeState::Pending } else { NodeState::Active };
+    node
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use spoke_enroll::wire::Capabilities;
+    use spoke_model::key::PublicKey;
+    use spoke_model::signature::SignKey;
+
+    fn request(identity: u8) -> ProvisionRequest {
+        ProvisionRequest {
+            node_id: "edge-1".parse().unwrap(),
+            wireguard_public_key: PublicKey([identity; 32]),
+            identity_public_key: SignKey::from_seed(&[identity; 32]).unwrap().public(),
+            version: "0.1.0".into(),
+            capabilities: Capabilities { cpu_cores: 1, memory_mb: 64, arch: None },
+            metadata: Default::default(),
+        }
+    }
+
+    fn network(approval: bool) -> Network {
+        let pool = "10.8.0.0/24".parse().unwrap();
+        Network { approval, ..Network::new("field", Some(pool), None, "wg0".parse().unwrap()) }
+    }
+
+    fn node(state: NodeState) -> Node {
+        Node { state, ..joined_node(None, &network(false), &request(1), 0) }
+    }
+
+    fn token(bound: bool) -> ValidToken {
+        ValidToken { id: "0".into(), network: "field".into(), bound }
+    }
+
+    #[test]
+    fn enrolment_is_decided_by_state_keys_and_token() {
+        use EnrolmentDecision::{BadToken, Join, NodeIdTaken, Removed, Repeat};
+        for (state, own_without_token, own_unbound, own_bound, other_without_token, other_unbound) in [
+            (NodeState::Active, Repeat, Repeat, Repeat, BadToken, NodeIdTaken),
+            (NodeState::Pending, Repeat, Repeat, Repeat, BadToken, NodeIdTaken),
+            (NodeState::Expected, BadToken, Join, Join, BadToken, Join),
+            (NodeState::Removed, BadToken, Removed, Join, BadToken, Join),
+        ] {
+            let (known, unbound, bound) = (node(state), token(false), token(true));
+            let decide = |key, token| decide_enrolment(Some(&known), &request(key), token);
+            assert_eq!(decide(1, None), own_without_token, "{state:?}");
+            assert_eq!(decide(1, Some(&unbound)), own_unbound, "{state:?}");
+            assert_eq!(decide(1, Some(&bound)), own_bound, "{state:?}");
+            assert_eq!(decide(2, None), other_without_token, "{state:?}");
+            assert_eq!(decide(2, Some(&unbound)), other_unbound, "{state:?}");
+        }
+        assert_eq!(decide_enrolment(None, &request(1), Some(&token(false))), Join);
+        assert_eq!(decide_enrolment(None, &request(1), None), BadToken);
+    }
+
+    #[test]
+    fn announced_node_needs_no_approval() {
+        let joined = |known, approval| joined_node(known, &network(approval), &request(2), 1000);
+        assert_eq!(joined(None, true).state, NodeState::Pending);
+        assert_eq!(joined(None, false).state, NodeState::Active);
+        let announced = Node { label: Some("roof".into()), role: Role::Hub, ..node(NodeState::Expected) };
+        let hub = joined(Some(announced.clone()), true);
+        assert_eq!((hub.state, hub.role, hub.label.as_deref()), (NodeState::Active, Role::Hub, Some("roof")));
+        let elsewhere = joined(Some(Node { network: "other".into(), ..announced }), true);
+        assert_eq!((elsewhere.state, elsewhere.role), (NodeState::Pending, Role::Node), "announced in another network");
+    }
+
+    #[test]
+    fn removed_node_keeps_only_its_generation() {
+        let removed = Node { generation: 7, label: Some("roof".into()), ..node(NodeState::Removed) };
+        let joined = joined_node(Some(removed), &network(false), &request(2), 1000);
+        assert_eq!((joined.generation, joined.label, joined.enrolled_ms), (7, None, Some(1000)));
+    }
+}

@@ -1,0 +1,60 @@
+//! A change of a node's settings: its checks, and its effect. Pure.
+use super::RegistryError;
+use crate::store::node::{Node, Overrides};
+use serde::Deserialize;
+use spoke_model::wireguard::MTU_RANGE;
+
+/// A change of a node's settings; absent leaves a value.
+#[derive(Clone, Debug, Default, Deserialize, utoipa::ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct NodeChange {
+    /// For people; empty removes it.
+    pub label: Option<String>,
+    /// Cut off from other nodes.
+    pub isolated: Option<bool>,
+    /// A disabled node stays enrolled and is a peer of no hub.
+    pub enabled: Option<bool>,
+    /// Replaces all overrides.
+    pub overrides: Option<Overrides>,
+}
+
+/// Checks a label.
+pub fn check_label(label: Option<&str>) -> Result<(), RegistryError> {
+    if label.is_some_and(|l| l.len() > 128 || l.chars().any(char::is_control)) {
+        return Err(RegistryError::Value { field: "label", expected: "at most 128 printable characters" });
+    }
+    Ok(())
+}
+
+impl NodeChange {
+    /// Checks every value.
+    pub fn check(&self) -> Result<(), RegistryError> {
+        let bad = |field, expected| Err(RegistryError::Value { field, expected });
+        check_label(self.label.as_deref())?;
+        let Some(overrides) = &self.overrides else { return Ok(()) };
+        if overrides.override_mtu.is_some_and(|m| m != 0 && !MTU_RANGE.contains(&m)) {
+            return bad("override_mtu", "0 or 576 to 65455");
+        }
+        if overrides.override_dns.as_ref().is_some_and(|d| d.len() > 8) {
+            return bad("override_dns", "at most 8 addresses");
+        }
+        let nets = overrides.override_endpoint_allowed_ip.as_deref().unwrap_or_default();
+        let distinct: std::collections::BTreeSet<_> = nets.iter().collect();
+        if nets.len() > 64 || distinct.len() < nets.len() || nets.iter().any(|n| n.trunc() != *n) {
+            return bad("override_endpoint_allowed_ip", "at most 64 different networks without host bits");
+        }
+        Ok(())
+    }
+
+    /// The node with this change.
+    pub fn apply(&self, before: &Node) -> Node {
+        let mut node = before.clone();
+        if let Some(label) = &self.label {
+            node.label = Some(label.clone()).filter(|l| !l.is_empty());
+        }
+        node.isolated = self.isolated.unwrap_or(node.isolated);
+        node.enabled = self.enabled.unwrap_or(node.enabled);
+        node.overrides = self.overrides.clone().unwrap_or(node.overrides);
+        node
+    }
+}

@@ -1,0 +1,191 @@
+//! Nodes and hubs: announcement, approval, removal and settings, audited.
+use super::enrol::activate;
+use super::node_change::{NodeChange, check_label};
+use super::{Entity, RegistryError, retry_conflicts};
+use crate::store::audit::Actor;
+use crate::store::network::Network;
+use crate::store::node::{Node, NodeState};
+use crate::store::token::NewToken;
+use crate::store::{Store, StoreError, Tx};
+use spoke_config::node::Role;
+use spoke_model::address::HostPort;
+use spoke_model::node_id::NodeId;
+use spoke_model::secret::Secret;
+use std::net::IpAddr;
+
+/// Stores an announced node and creates the token that enrols it.
+async fn put_announced(
+    tx: &mut Tx,
+    node: &mut Node,
+    note: String,
+    now_ms: i64,
+) -> Result<(Network, Secret<String>), RegistryError> {
+    tx.lock_network(&node.network).await?;
+    let network = tx.network(&node.network).await?;
+    let network = network.ok_or_else(|| RegistryError::NotFound(Entity::Network, node.network.clone()))?;
+    let known = tx.node(&node.id).await?;
+    if known.as_ref().is_some_and(|n| n.state != NodeState::Removed) {
+        return Err(RegistryError::Exists(Entity::Node, node.id.to_string()));
+    }
+    // The device may still know the generation of the id's last holder.
+    node.generation = known.map_or(1, |n| n.generation + 1);
+    tx.put_node(node).await?;
+    let new = NewToken {
+        network: node.network.clone(),
+        node: Some(node.id.clone()),
+        note: Some(note),
+        max_uses: 1,
+        expires_ms: None,
+    };
+    Ok((network, tx.add_token(&new, now_ms).await?.1))
+}
+
+/// Announces a node and creates the token that enrols it without approval.
+pub async fn announce(
+    store: &Store,
+    id: &NodeId,
+    network: &str,
+    label: Option<String>,
+    actor: &Actor,
+    now_ms: i64,
+) -> Result<Secret<String>, RegistryError> {
+    check_label(label.as_deref())?;
+    let mut tx = store.write().await?;
+    let mut node = Node { label, ..Node::expected(id.clone(), network, Role::Node, now_ms) };
+    let (_, token) = put_announced(&mut tx, &mut node, format!("node {id}"), now_ms).await?;
+    tx.audit(now_ms, actor, "create", ("node", id.as_str()), serde_json::json!({"network": network})).await?;
+    tx.commit().await?;
+    Ok(token)
+}
+
+/// Announces a hub, leases its address, and creates the token that enrols it.
+pub async fn announce_hub(
+    store: &Store,
+    id: &NodeId,
+    network: &str,
+    endpoint: &HostPort,
+    address: Option<IpAddr>,
+    actor: &Actor,
+    now_ms: i64,
+) -> Result<Secret<String>, RegistryError> {
+    let mut tx = store.write().await?;
+    let mut node = Node::expected(id.clone(), network, Role::Hub, now_ms);
+    node.endpoint = Some(endpoint.clone());
+    let (net, token) = put_announced(&mut tx, &mut node, format!("hub {id}"), now_ms).await?;
+    if let Some(address) = address
+        && !tx.lease_address(&net, id, address).await?
+    {
+        return Err(RegistryError::AddressTaken(address));
+    }
+    // In pools without a given address, a hub prefers the first usable one.
+    tx.lease(&net, id, 1, now_ms).await?;
+    let details = serde_json::json!({"network": network, "endpoint": endpoint});
+    tx.audit(now_ms, actor, "create", ("hub", id.as_str()), details).await?;
+    tx.commit().await?;
+    Ok(token)
+}
+
+/// Approves a pending node.
+pub async fn approve(store: &Store, id: &NodeId, actor: &Actor, now_ms: i64) -> Result<(), RegistryError> {
+    retry_conflicts!(async {
+        let mut tx = store.write().await?;
+        let mut node = tx.locked_node(id).await?.ok_or_else(|| RegistryError::node_not_found(id))?;
+        if node.state != NodeState::Pending {
+            return Err(RegistryError::NotPending { node: id.clone(), state: node.state });
+        }
+        let network = tx.network(&node.network).await?.ok_or(StoreError::Unreadable("node.network"))?;
+        node.state = NodeState::Active;
+        tx.put_node(&node).await?;
+        activate(&mut tx, &node, &network, now_ms).await?;
+        tx.audit(now_ms, actor, "approve", ("node", id.as_str()), serde_json::Value::Null).await?;
+        Ok(tx.commit().await?)
+    })
+}
+
+/// Removes a node from the fleet: its keys and bound tokens are refused, its hubs drop it, its address is quarantined.
+pub async fn remove(store: &Store, id: &NodeId, actor: &Actor, now_ms: i64) -> Result<(), RegistryError> {
+    retry_conflicts!(async {
+        let mut tx = store.write().await?;
+        let mut node = tx.locked_node(id).await?.ok_or_else(|| RegistryError::node_not_found(id))?;
+        if node.state == NodeState::Removed {
+            return Err(RegistryError::Removed(id.clone()));
+        }
+        let network = tx.network(&node.network).await?.ok_or(StoreError::Unreadable("node.network"))?;
+        node.state = NodeState::Removed;
+        node.wireguard_key = None;
+        node.next_key = None;
+        node.next_key_hubs = Vec::new();
+        tx.put_node(&node).await?;
+        tx.end_leases(&network, id, now_ms).await?;
+        // A bound token enrols a removed node: only those created after the removal shall.
+        let tokens = tx.revoke_tokens_of(id, now_ms).await?;
+        match node.role {
+            Role::Node => {
+                tx.raise_generation(id).await?;
+                tx.raise_hub_generations(&node.network).await?;
+            }
+            Role::Hub => tx.raise_network_generations(&node.network).await?,
+        }
+        let details = serde_json::json!({"tokens_revoked": tokens});
+        tx.audit(now_ms, actor, "remove", ("node", id.as_str()), details).await?;
+        Ok(tx.commit().await?)
+    })
+}
+
+/// Changes the settings of a node.
+pub async fn change(
+    store: &Store,
+    id: &NodeId,
+    change: &NodeChange,
+    actor: &Actor,
+    now_ms: i64,
+) -> Result<(), RegistryError> {
+    change.check()?;
+    retry_conflicts!(async {
+        let mut tx = store.write().await?;
+        let node = tx.locked_node(id).await?.ok_or_else(|| RegistryError::node_not_found(id))?;
+        put_change(&mut tx, &node, change, actor, now_ms).await?;
+        Ok(tx.commit().await?)
+    })
+}
+
+/// Disables an enabled node, and enables a disabled one.
+pub async fn toggle(store: &Store, id: &NodeId, actor: &Actor, now_ms: i64) -> Result<(), RegistryError> {
+    retry_conflicts!(async {
+        let mut tx = store.write().await?;
+        let node = tx.locked_node(id).await?.ok_or_else(|| RegistryError::node_not_found(id))?;
+        let change = NodeChange { enabled: Some(!node.enabled), ..NodeChange::default() };
+        put_change(&mut tx, &node, &change, actor, now_ms).await?;
+        Ok(tx.commit().await?)
+    })
+}
+
+async fn put_change(
+    tx: &mut Tx,
+    before: &Node,
+    change: &NodeChange,
+    actor: &Actor,
+    now_ms: i64,
+) -> Result<(), RegistryError> {
+    let node = change.apply(before);
+    if node == *before {
+        return Ok(());
+    }
+    tx.put_node(&node).await?;
+    if node.overrides != before.overrides {
+        tx.raise_generation(&node.id).await?;
+    }
+    if node.isolated != before.isolated {
+        tx.raise_hub_generations(&node.network).await?;
+    }
+    if node.enabled != before.enabled {
+        match node.role {
+            Role::Node => tx.raise_hub_generations(&node.network).await?,
+            Role::Hub => tx.raise_network_generations(&node.network).await?,
+        }
+    }
+    let details = serde_json::json!({
+        "label": node.label, "isolated": node.isolated, "enabled": node.enabled, "overrides": node.overrides,
+    });
+    Ok(tx.audit(now_ms, actor, "set", ("node", node.id.as_str()), details).await?)
+}

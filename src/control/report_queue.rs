@@ -1,0 +1,91 @@
+//! Reports are queued and written in batches: thousands of heartbeats a second in a few transactions.
+use crate::store::audit::Actor;
+use crate::store::report::ReceivedReport;
+use crate::store::{Store, StoreError};
+use spoke_enroll::wire::Outcome;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// Reports queued at most.
+const CAPACITY: usize = 32_768;
+
+/// Reports written in one transaction at most.
+const BATCH: usize = 2_000;
+
+/// How long the first report of a batch waits for others.
+const BATCH_DELAY: Duration = Duration::from_millis(200);
+
+/// Pause after a transient failure of the store.
+const RETRY_IN: Duration = Duration::from_secs(1);
+
+/// Reports arrive faster than the store takes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("reports arrive faster than they can be stored")]
+pub struct QueueFull;
+
+/// The sending half, for request handlers.
+#[derive(Clone, Debug)]
+pub struct ReportQueue(mpsc::Sender<ReceivedReport>);
+
+/// The task that writes them.
+#[derive(Debug)]
+pub struct ReportWriter(mpsc::Receiver<ReceivedReport>);
+
+/// A queue and its writer.
+pub fn channel() -> (ReportQueue, ReportWriter) {
+    let (sender, receiver) = mpsc::channel(CAPACITY);
+    (ReportQueue(sender), ReportWriter(receiver))
+}
+
+impl ReportQueue {
+    /// Queues a report without waiting.
+    pub fn put(&self, received: ReceivedReport) -> Result<(), QueueFull> {
+        self.0.try_send(received).map_err(|_| QueueFull)
+    }
+}
+
+impl ReportWriter {
+    /// Writes reports until every queue handle is dropped and all of them are written.
+    pub async fn run(mut self, store: Store) {
+        let mut batch = Vec::new();
+        loop {
+            if batch.is_empty() {
+                if self.0.recv_many(&mut batch, BATCH).await == 0 {
+                    return;
+                }
+                tokio::time::sleep(BATCH_DELAY).await;
+                while batch.len() < BATCH
+                    && let Ok(more) = self.0.try_recv()
+                {
+                    batch.push(more);
+                }
+            }
+            match write(&store, &batch).await {
+                Ok(()) => batch.clear(),
+                Err(e) if e.is_transient() => {
+                    tracing::warn!(error = %e, waiting = batch.len(), retry_in = ?RETRY_IN, "reports not written");
+                    tokio::time::sleep(RETRY_IN).await;
+                }
+                Err(e) => {
+                    // Each node's next report supersedes the dropped one.
+                    tracing::error!(error = %e, dropped = batch.len(), "reports dropped");
+                    batch.clear();
+                }
+            }
+        }
+    }
+}
+
+async fn write(store: &Store, batch: &[ReceivedReport]) -> Result<(), StoreError> {
+    let mut tx = store.write().await?;
+    for received in batch {
+        let failed = matches!(received.report.outcome, Outcome::Reverted | Outcome::Refused);
+        if failed && tx.is_new_outcome(received).await? {
+            let details = serde_json::json!({"outcome": received.report.outcome, "reason": received.report.reason});
+            let actor = Actor::Node(received.node.to_string());
+            tx.audit(received.received_ms, &actor, "state_not_kept", ("node", received.node.as_str()), details).await?;
+        }
+        tx.put_report(received).await?;
+    }
+    tx.commit().await
+}
