@@ -4,12 +4,9 @@
 await() { within "$1" "${@:3}"; }
 # The chain's calls run in a namespace; here it is this machine's own.
 ip netns attach this $$
-export SPOKE_ANVIL=$docs/anvil
-mkdir -p /usr/lib/tests/chain
-cp -r "$docs/chain/contract" /usr/lib/tests/chain/
-mkdir -p /usr/lib/tests/demo && cp "$docs/demo/chain.bash" /usr/lib/tests/demo/
+export SPOKE_ANVIL=/usr/lib/tests/anvil
 # shellcheck source=tests/demo/chain.bash
-. /usr/lib/tests/demo/chain.bash
+. "$docs/../demo/chain.bash"
 start_chain this 127.0.0.1
 wg genkey | tee client-1.key | wg pubkey >client-1.pub
 mint client-1 "$(cat client-1.pub)"

@@ -1,7 +1,6 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2154 # from world.bash
 # The machine of docs/install.md: a Debian without Spoke. What the reader edits, and the hub, come while the page is run.
-mkdir -p /etc/bash_completion.d
 shortest_configuration() {
   cat >/etc/spoke/spoke.toml <<TOML
 [[interface]]

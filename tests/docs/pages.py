@@ -85,7 +85,7 @@ def scenario(page):
     setup = ROOT / f"tests/docs/{page.stem}.bash"
     steps, shown = [], []
     if setup.exists() and page.parent.name != "image":
-        steps.append((f"{name}: the machine is prepared", f". /usr/lib/docs/{setup.name}", False))
+        steps.append((f"{name}: the machine is prepared", f". /usr/lib/tests/docs/{setup.name}", False))
     for part in parts(page):
         if isinstance(part, tuple):
             steps.append((f"{name}:{part[0]}: {part[1]}", part[1], False))
@@ -99,7 +99,7 @@ def scenario(page):
             shown.append(f"NOT CHECKED - {name}:{part.line}: {part.comments['not run']}")
         elif part.language in SHELL:
             steps.append((f"{name}:{part.line}", part.script(), True))
-    head = [". /usr/lib/docs/blocks.bash", ". /usr/lib/docs/world.bash"] if steps else []
+    head = [". /usr/lib/tests/docs/blocks.bash", ". /usr/lib/tests/docs/world.bash"] if steps else []
     return assembled(head, steps, shown)
 
 
@@ -129,6 +129,11 @@ def faults(page):
                 yield f"{number}: {target} leads nowhere"
             elif anchor and anchor not in anchors(leads_to):
                 yield f"{number}: {target}: no such heading"
+    if page.name == "architecture.md":
+        rows = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
+        for crate in sorted(c.parent.name for c in (ROOT / "src").glob("*/Cargo.toml")):
+            if crate not in rows:
+                yield f"1: the table of crates lacks {crate}"
     for part in parts(page):
         if isinstance(part, Block) and part.language == "":
             yield f"{part.line}: a block without a language"

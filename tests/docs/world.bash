@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # The machine that a page's blocks run on, and the machines around it; sourced by every scenario that pages.py makes.
 export HOME=/root LC_ALL=C
-docs=/usr/lib/docs
+docs=/usr/lib/tests/docs
 cd /root/spoke || exit
 
 # within SECONDS COMMAND…: until it succeeds.
