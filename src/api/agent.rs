@@ -1,7 +1,7 @@
-//! The node agent API: existing multi-node panels drive this node through signed HTTP requests.
+//! The node agent API: existing multi-node panels manage this node through signed HTTP requests.
 //!
-//! Pure parts: who asked ([`auth`], [`replay`]), what is asked ([`json`], [`body`], [`wgconf`], [`routes`]), what is
-//! answered ([`answer`]). `spoke-node` serves it. Whatever a request changes is an edit of [`spoke_change`].
+//! Authentication ([`auth`], [`replay`]), requests ([`routes`], [`json`], [`body`], [`wgconf`]), responses ([`answer`]).
+//! `spoke-node` serves them. A request that changes something becomes an edit of [`spoke_change`].
 pub mod answer;
 pub mod auth;
 pub mod body;

@@ -1,4 +1,4 @@
-//! What the node says about itself: a verdict with reasons, statistics, metrics, a page for people.
+//! The node's health: a verdict with reasons, statistics, metrics, an HTML page.
 pub mod fold;
 pub mod metrics;
 pub mod routes;

@@ -1,4 +1,4 @@
-//! HTTP as the local endpoints and the agent API see it: plain values, no library's types.
+//! HTTP requests and responses of the local endpoints and the agent API, independent of a server library.
 pub mod limit;
 
 use percent_encoding::percent_decode_str;
@@ -6,51 +6,51 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-/// A request that has been read whole.
+/// A complete request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     /// `GET`, `POST`, … as sent.
     pub method: String,
     /// The path as sent, percent-encoded, without the query.
     pub path: String,
-    /// What follows the `?`, as sent.
+    /// The query after `?`, as sent.
     pub query: Option<String>,
-    /// The host the client asked for: the `Host` header, or the authority of an absolute request line.
+    /// The `Host` header, or the authority of an absolute request target.
     pub host: Option<String>,
     /// Names in lower case, values as sent.
     pub headers: Vec<(String, Vec<u8>)>,
-    /// The body's bytes as received.
+    /// Body as received.
     pub body: Vec<u8>,
-    /// Who sent it.
+    /// Address of the client.
     pub source: SocketAddr,
 }
 
 impl Request {
-    /// The first value of a header that is text.
+    /// The first value of a header, if it is UTF-8.
     pub fn header(&self, name: &str) -> Option<&str> {
         let (_, value) = self.headers.iter().find(|(n, _)| n == name)?;
         std::str::from_utf8(value).ok()
     }
 
-    /// How often a header was sent.
+    /// Number of values of a header.
     pub fn count(&self, name: &str) -> usize {
         self.headers.iter().filter(|(n, _)| n == name).count()
     }
 
-    /// Whether the request changes nothing by the rules of HTTP.
+    /// Whether the method is safe (RFC 9110, 9.2.1).
     pub fn is_safe(&self) -> bool {
         matches!(self.method.as_str(), "GET" | "HEAD" | "OPTIONS")
     }
 }
 
-/// What is sent back as the body.
+/// A response body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Body {
-    /// Part of the program.
+    /// Constant.
     Static(&'static str),
-    /// Made for this answer.
+    /// For one response.
     Owned(Vec<u8>),
-    /// Made once for many answers.
+    /// Shared by many responses.
     Shared(Arc<[u8]>),
 }
 
@@ -65,7 +65,7 @@ impl Body {
     }
 }
 
-/// An answer.
+/// A response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
     /// Status code.
@@ -79,11 +79,13 @@ pub struct Response {
 }
 
 impl Response {
-    /// A JSON body. A value that cannot be written as JSON is our own mistake and gives 500.
+    /// A JSON body; 500 if the value cannot be serialised.
     pub fn json<T: serde::Serialize + ?Sized>(status: u16, value: &T) -> Self {
         match serde_json::to_vec(value) {
             Ok(bytes) => Self::new(status, "application/json", Body::Owned(bytes)),
-            Err(_) => Self::new(500, "application/json", Body::Static(r#"{"error":"the answer cannot be written"}"#)),
+            Err(_) => {
+                Self::new(500, "application/json", Body::Static(r#"{"error":"the response cannot be serialised"}"#))
+            }
         }
     }
 
@@ -97,7 +99,7 @@ impl Response {
         Self::json(status, &serde_json::json!({ "error": text }))
     }
 
-    /// The same with one more header.
+    /// Adds a header.
     #[must_use]
     pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
@@ -105,12 +107,12 @@ impl Response {
     }
 }
 
-/// Why a path cannot be decoded.
+/// A path that cannot be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the path has a broken percent escape, a zero byte, or is not UTF-8")]
 pub struct BadPath;
 
-/// Percent-decodes a path. `+` stays `+`: only queries write a space that way.
+/// Percent-decodes a path. `+` stays: it means a space in queries only.
 pub fn decode_path(raw: &str) -> Result<Cow<'_, str>, BadPath> {
     // The decoder leaves a broken escape as it stands.
     let is_escape = |rest: &str| rest.as_bytes().get(..2).is_some_and(|d| d.iter().all(u8::is_ascii_hexdigit));
@@ -121,10 +123,10 @@ pub fn decode_path(raw: &str) -> Result<Cow<'_, str>, BadPath> {
     if path.contains('\0') { Err(BadPath) } else { Ok(path) }
 }
 
-/// Whether a `Host` value names this machine: an IP address, `localhost`, or one of `names`; the port does not matter.
+/// Whether a `Host` value names this machine: an IP address, `localhost`, or one of `names`, with any port.
 ///
-/// A page of a foreign origin can have its own name resolve to our address (DNS rebinding), but cannot make the browser
-/// send an address or a name of ours in this header.
+/// Against DNS rebinding: a page of another origin can resolve its name to our address, but not send our name or address
+/// in this header.
 pub fn host_is_ours(host: &str, names: &[String]) -> bool {
     let name = match host.strip_prefix('[') {
         Some(rest) => {
@@ -152,7 +154,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn paths_decode_once_and_only_once() {
+    fn path_is_decoded_once() {
         assert_eq!(decode_path("/a%2Fb+%2B").unwrap(), "/a/b++");
         assert_eq!(decode_path("/%252F").unwrap(), "/%2F");
         for bad in ["/%", "/%2", "/%zz", "/%00", "/%ff", "/%+1"] {
@@ -161,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn only_our_own_hosts() {
+    fn only_own_hosts_are_accepted() {
         let names = ["router.lan".to_owned()];
         for ours in
             ["localhost:8080", "LOCALHOST", "127.0.0.1", "10.8.0.2:8080", "[::1]:8080", "[fd00::1]", "Router.LAN:1"]
@@ -184,13 +186,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn encoded_paths_decode_to_what_they_were(text in "[^\\x00]{0,40}") {
+        fn encoded_path_decodes_to_the_original(text in "[^\\x00]{0,40}") {
             let encoded: String = text.bytes().map(|b| format!("%{b:02X}")).collect();
             prop_assert_eq!(decode_path(&encoded).unwrap(), text);
         }
 
         #[test]
-        fn no_text_panics(text in "\\PC{0,60}") {
+        fn arbitrary_text_does_not_panic(text in "\\PC{0,60}") {
             let _ = (decode_path(&text), host_is_ours(&text, &[]));
         }
     }

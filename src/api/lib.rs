@@ -1,4 +1,4 @@
-//! The pure half of every local interface: what a request means and what is answered. Serving is `spoke-node`'s.
+//! The pure half of every local interface: requests, responses, and how facts become them. `spoke-node` serves them.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
 
 pub mod agent;

@@ -1,4 +1,4 @@
-//! Questions and answers of the control socket.
+//! Requests and responses of the control socket.
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use spoke_config::interface::DriftPolicy;
@@ -7,60 +7,60 @@ use spoke_model::key::PublicKey;
 use spoke_net::state::Route;
 use std::net::SocketAddr;
 
-/// Longest question, in bytes.
+/// Longest request, in bytes.
 pub const MAX_REQUEST: usize = 1 << 20;
 /// File name of the socket in the runtime directory.
 pub const SOCKET: &str = "spoke.sock";
 
-/// A question.
+/// A request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
 pub enum SocketRequest {
-    /// What the supervisor sees and does: a [`StatusReport`].
+    /// Status of the supervisor: a [`StatusReport`].
     Status,
-    /// Who is admitted by NFT, and why: a [`spoke_grants::report::Report`].
+    /// Peers admitted by NFT and why: a [`spoke_grants::report::Report`].
     Grants,
-    /// Have everything verified again.
+    /// Verify all grants again.
     GrantsRefresh,
-    /// Change to a new WireGuard key, with the hub told first; the status says how far it is.
+    /// Change to a new WireGuard key, announced to the hub first; the status reports the progress.
     RotateKey,
-    /// What differs: a [`spoke_net::drift::DriftReport`].
+    /// Current drift: a [`spoke_net::drift::DriftReport`].
     Drift,
-    /// Repair it once: a [`spoke_change::request::RepairResult`].
+    /// Repair drift once: a [`spoke_change::request::RepairResult`].
     DriftRepair {
-        /// What of it.
+        /// Which drift.
         what: spoke_change::request::RepairRequest,
     },
     /// Generations, newest first.
     History,
-    /// What differs between two of them, as lines.
+    /// Differences between two generations, as lines.
     Diff {
         /// From.
         a: u64,
         /// To.
         b: u64,
     },
-    /// Keep what awaits its confirmation: a [`spoke_change::request::RollbackResult`].
+    /// Confirm a generation: a [`spoke_change::request::RollbackResult`].
     Confirm {
-        /// This generation; whichever waits, if none is named.
+        /// The generation; `None`: the pending one.
         generation: Option<u64>,
     },
-    /// Go back: a [`spoke_change::request::RollbackResult`].
+    /// Roll back: a [`spoke_change::request::RollbackResult`].
     Rollback {
-        /// To this generation; to the previous one if none is named.
+        /// The generation; `None`: the previous one.
         to: Option<u64>,
     },
     /// Whether a new system may be committed: a [`Readiness`].
     Readiness,
     /// The audit trail, newest first.
     Audit {
-        /// Most entries.
+        /// Maximum number of entries.
         limit: usize,
     },
 }
 
 impl SocketRequest {
-    /// What is asked for, for the log and the audit trail.
+    /// Name for the log and the audit trail.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Status => "status",
@@ -78,7 +78,7 @@ impl SocketRequest {
         }
     }
 
-    /// Whether it changes anything, so that only root may ask.
+    /// Whether it changes something and needs root.
     pub const fn mutates(&self) -> bool {
         match self {
             Self::Status
@@ -89,19 +89,19 @@ impl SocketRequest {
             | Self::Readiness
             | Self::Audit { .. } => false,
             Self::DriftRepair { .. } | Self::Rollback { .. } | Self::Confirm { .. } | Self::RotateKey => true,
-            // It costs traffic.
+            // Costs traffic.
             Self::GrantsRefresh => true,
         }
     }
 }
 
-/// An answer: `{"ok": …}` or `{"error": "…"}`.
+/// A response: `{"ok": …}` or `{"error": "…"}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SocketResponse<T> {
-    /// The answer.
+    /// The result.
     Ok(T),
-    /// Why there is none.
+    /// The error.
     Error(String),
 }
 
@@ -114,7 +114,7 @@ pub struct Readiness {
     pub ready: bool,
 }
 
-/// Everything `spoke status` shows.
+/// The contents of `spoke status`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StatusReport {
     /// Version of the running supervisor.
@@ -127,29 +127,29 @@ pub struct StatusReport {
     pub passes: u64,
     /// Seconds since the last one.
     pub last_pass_seconds: f64,
-    /// Whether the kernel is as wanted.
+    /// Whether the last pass was clean.
     pub clean: bool,
-    /// Generation of the wanted state.
+    /// Generation of the desired state.
     pub generation: u64,
-    /// Steps taken because the wanted state changed.
+    /// Steps applied because the desired state changed.
     pub changes: u64,
-    /// Steps taken against drift.
+    /// Steps applied against drift.
     pub repairs: u64,
     /// Steps the kernel refused.
     pub failures: u64,
     /// Conditions that hold.
     #[serde(rename = "troubles")]
     pub conditions: Vec<ConditionReport>,
-    /// Differences that are left, as text.
+    /// Steps left undone, as text.
     pub left: Vec<String>,
-    /// The way to the hub, where there is one.
+    /// The uplink, where configured.
     pub uplink: Option<serde_json::Value>,
-    /// The control plane, where there is one.
+    /// The control plane, where configured.
     #[serde(default)]
     pub control: Option<serde_json::Value>,
     /// Interfaces.
     pub interfaces: Vec<LinkReport>,
-    /// The last applied_steps, oldest first.
+    /// The last applied steps, oldest first.
     pub history: Vec<AppliedStepReport>,
 }
 
@@ -179,7 +179,7 @@ pub struct LinkReport {
     pub addresses: Vec<IpNet>,
     /// Routes of ours.
     pub routes: Vec<RouteReport>,
-    /// What may be done about drift.
+    /// Drift policy.
     pub policy: DriftPolicy,
     /// Peers.
     pub peers: Vec<PeerReport>,
@@ -207,11 +207,11 @@ pub struct PeerReport {
     pub public_key: PublicKey,
     /// Name from the configuration.
     pub name: Option<String>,
-    /// Where it is.
+    /// Endpoint.
     pub endpoint: Option<SocketAddr>,
-    /// Networks.
+    /// Allowed-ips.
     pub allowed_ips: Vec<IpNet>,
-    /// Seconds; `None`: never, or nobody can tell.
+    /// Seconds; `None`: none seen.
     pub handshake_age: Option<u64>,
     /// Bytes received.
     pub rx: u64,
@@ -226,12 +226,12 @@ pub struct PeerReport {
 pub struct AppliedStepReport {
     /// Seconds ago.
     pub seconds_ago: u64,
-    /// Wall-clock time as the machine had it, RFC 3339.
+    /// Wall-clock time, trusted or not, RFC 3339.
     pub time: String,
     /// `change` or `drift`.
     pub cause: String,
     /// The step.
     pub what: String,
-    /// What the kernel said, if it refused.
+    /// The kernel's error, if it refused the step.
     pub error: Option<String>,
 }

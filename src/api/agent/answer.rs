@@ -1,4 +1,4 @@
-//! The bodies of answers, in the shapes existing clients read. Keys that are secret are null unless revealed on purpose.
+//! Response bodies in the shapes existing clients read. Secret keys are null unless revealing them is configured.
 use super::body::{BadBody, FieldFault};
 use super::routes::NoCall;
 use crate::health::summary::Link;
@@ -14,10 +14,10 @@ use spoke_net::api_state::{ApiStateLink, Table};
 use spoke_net::state::{Desired, Observed, ObservedLink};
 use std::fmt::Write as _;
 
-/// What the machine is busy with.
+/// Load of the machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct HostLoad {
-    /// Percent of all processors, since the last time it was asked.
+    /// Percent of all processors since the previous sample.
     pub cpu_percent: f64,
     /// Bytes.
     pub memory_total: u64,
@@ -49,7 +49,7 @@ impl HostLoad {
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "a percentage for people")]
+#[expect(clippy::cast_precision_loss, reason = "a percentage, rounded for display")]
 fn percent(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { (part as f64 / whole as f64 * 1000.0).round() / 10.0 }
 }
@@ -162,7 +162,7 @@ pub fn dump(name: &IfName, link: &ObservedLink, reveal: bool) -> Response {
     Response::json(200, &Dump { interface: name.as_str(), peers: link.peers.iter().map(peer).collect() })
 }
 
-/// `GET /v1/wg/{if}/config`: what is wanted of the interface, as a `wg-quick` file would say it.
+/// `GET /v1/wg/{if}/config`: the desired interface, also as a `wg-quick` file.
 pub fn config(
     name: &IfName,
     desired: &Desired,
@@ -225,15 +225,15 @@ pub fn config(
     }))
 }
 
-/// The interfaces as they are, for status and metrics.
+/// The observed interfaces, for status and metrics.
 pub fn links(desired: &Desired, observed: &Observed, handshakes: &Handshakes, now: Boot) -> Vec<Link> {
     Link::all(desired, observed, handshakes, now)
 }
 
-/// A body that is not accepted.
+/// The response to an invalid body.
 pub fn bad_body(bad: &BadBody) -> Response {
     match bad {
-        BadBody::Malformed(said) => Response::error(400, said),
+        BadBody::Malformed(problem) => Response::error(400, problem),
         BadBody::Invalid(faults) => invalid(faults),
     }
 }
@@ -242,7 +242,7 @@ fn invalid(faults: &[FieldFault]) -> Response {
     Response::json(422, &json!({ "detail": faults }))
 }
 
-/// A request that means no call.
+/// The response to a request that names no call.
 pub fn no_call(no: NoCall) -> Response {
     match no {
         NoCall::Unknown => Response::error(404, &no.to_string()),
@@ -251,15 +251,15 @@ pub fn no_call(no: NoCall) -> Response {
     }
 }
 
-/// A change that was not made.
-pub fn refused(why: &ChangeRefused) -> Response {
-    let status = match why {
+/// The response to a refused change.
+pub fn refused(refused: &ChangeRefused) -> Response {
+    let status = match refused {
         ChangeRefused::Conflict(c) if c.is_missing() => 404,
         ChangeRefused::Conflict(Conflict::TooMany { .. }) => 422,
         ChangeRefused::Conflict(_) | ChangeRefused::Unconfirmed(_) | ChangeRefused::NothingToConfirm(_) => 409,
         ChangeRefused::NoGeneration { .. } => 404,
         ChangeRefused::Kernel(_) | ChangeRefused::Storage(_) => 503,
-        ChangeRefused::Busy => return Response::error(503, &why.to_string()).with("retry-after", "1"),
+        ChangeRefused::Busy => return Response::error(503, &refused.to_string()).with("retry-after", "1"),
     };
-    Response::error(status, &why.to_string())
+    Response::error(status, &refused.to_string())
 }

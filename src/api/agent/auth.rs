@@ -1,56 +1,56 @@
-//! Who may ask: HMAC-SHA256 over method, decoded path, body bytes and time, in the order and words existing clients know.
+//! Authentication: HMAC-SHA256 over method, decoded path, body and time, compatible with existing clients.
 use crate::http::Request;
 use ring::hmac;
 use spoke_model::secret::Secret;
 use spoke_model::time::Wall;
 
-/// Seconds a request's time may be off, either way.
+/// Seconds a request's timestamp may be off, either way.
 pub const WINDOW: u64 = 300;
 /// Shortest accepted shared secret, in bytes.
 pub const MIN_SECRET: usize = 32;
 /// Longest `X-Nonce`, in characters.
 const MAX_NONCE: usize = 64;
-/// Paths that need no signature.
+/// Paths served without a signature.
 pub const OPEN: [&str; 2] = ["/health", "/v1/metrics"];
 
-/// Why a request is not authentic. The words are those of the first agent: clients show them.
+/// Why a request is not authentic. Existing clients show these texts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
-    /// A header is not there, or is there twice.
+    /// A header is missing or repeated.
     #[error("Missing X-Signature or X-Timestamp header")]
     Missing,
-    /// The time is not a number.
+    /// The timestamp is not a number.
     #[error("Invalid timestamp")]
     BadTimestamp,
-    /// The time is more than [`WINDOW`] off.
+    /// The timestamp is more than [`WINDOW`] off.
     #[error("Request timestamp too old")]
     TooOld,
-    /// Not signed with our secret.
+    /// Not signed with the shared secret.
     #[error("Invalid signature")]
     BadSignature,
-    /// A nonce that could be mistaken for another part of what is signed, or costs more than it should.
+    /// A nonce with a separator in it, or too long.
     #[error("Invalid X-Nonce: 1 to 64 characters out of A-Z a-z 0-9 _ -")]
     BadNonce,
-    /// The same request came before.
+    /// The request was accepted before.
     #[error("Request was used before; sign a new one, or add an X-Nonce")]
     Replayed,
-    /// It may have come before: what was accepted at its time is not remembered any more.
+    /// It may have been accepted before: the record of its time was dropped.
     #[error("Request may have been used before a restart of this node: sign a new one in a minute")]
     Forgotten,
 }
 
-/// Why a shared secret is not accepted.
+/// Why a shared secret is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadSecret {
     /// Too short.
     #[error("the agent's secret has fewer than 32 bytes: make one with `head -c 32 /dev/urandom | base64`")]
     Short,
-    /// Too regular, or from a manual.
+    /// Too regular, or an example of some manual.
     #[error("the agent's secret is a default or can be guessed: make one with `head -c 32 /dev/urandom | base64`")]
     Guessable,
 }
 
-/// The shared secret, ready for use.
+/// Signs and verifies with the shared secret.
 pub struct Verifier(hmac::Key);
 
 impl std::fmt::Debug for Verifier {
@@ -59,17 +59,17 @@ impl std::fmt::Debug for Verifier {
     }
 }
 
-/// An authentic request's proof: what a replay would show again.
+/// What identifies an authentic request in a replay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Proof {
-    /// The time it carries.
+    /// Its timestamp, Unix seconds.
     pub timestamp: u64,
     /// The first half of its signature.
     pub digest: [u8; 16],
 }
 
 impl Verifier {
-    /// Takes a shared secret, without the line end its file may have. Refuses one that is short or can be guessed.
+    /// Takes a shared secret; a line end is dropped. Refuses a secret that is short or guessable.
     pub fn new(secret: &Secret<Vec<u8>>) -> Result<Self, BadSecret> {
         let bytes = secret.reveal().trim_ascii_end();
         if bytes.len() < MIN_SECRET {
@@ -86,7 +86,7 @@ impl Verifier {
         Ok(Self::unchecked(bytes))
     }
 
-    /// Takes any secret: for the published test vectors.
+    /// Takes any secret, as the published test vectors need.
     pub fn unchecked(secret: &[u8]) -> Self {
         Self(hmac::Key::new(hmac::HMAC_SHA256, secret))
     }
@@ -101,7 +101,7 @@ impl Verifier {
         let Claim { signature, text, timestamp } = claim(request, now)?;
         let nonce = nonce(request)?;
         let given = signature_bytes(signature).ok_or(Denied::BadSignature)?;
-        // Compares in constant time.
+        // Constant time.
         hmac::verify(&self.0, &signed(&request.method, path, &request.body, text, nonce), &given)
             .map_err(|_| Denied::BadSignature)?;
         let mut digest = [0; 16];
@@ -110,7 +110,7 @@ impl Verifier {
     }
 }
 
-/// What a request says of itself, before anything is known about its truth.
+/// The unverified headers of a request.
 struct Claim<'a> {
     signature: &'a str,
     text: &'a str,
@@ -130,7 +130,7 @@ fn claim(request: &Request, now: Wall) -> Result<Claim<'_>, Denied> {
     Ok(Claim { signature, text, timestamp })
 }
 
-/// The checks that need no body: whoever fails them has none read.
+/// The checks that need no body; a request that fails them has its body not read.
 pub fn check_head(request: &Request, now: Wall) -> Result<(), Denied> {
     claim(request, now).map(drop)
 }
@@ -146,7 +146,7 @@ fn nonce(request: &Request) -> Result<Option<&str>, Denied> {
     }
 }
 
-/// The signed string. A nonce is part of it: else anybody who saw a request could repeat it with another one.
+/// The signed string. It includes the nonce: otherwise an observed request could be repeated with another one.
 fn signed(method: &str, path: &str, body: &[u8], timestamp: &str, nonce: Option<&str>) -> Vec<u8> {
     let mut out = Vec::with_capacity(body.len() + path.len() + 64);
     for part in [method.as_bytes(), b"|", path.as_bytes(), b"|", body, b"|", timestamp.as_bytes()] {

@@ -1,4 +1,4 @@
-//! What bodies must look like. Faults are told in the shape clients of the first agent know: 422 with `detail`.
+//! Request bodies and their validation. All faults are reported at once as 422 with `detail`, as existing clients expect.
 use super::json;
 use super::wgconf;
 use super::wgconf::WgConf;
@@ -20,26 +20,26 @@ use std::time::Duration;
 /// Longest time to confirm, in seconds.
 const MAX_CONFIRM: u64 = 3600;
 
-/// One fault.
+/// An invalid field.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct FieldFault {
     /// Kind, such as `missing` or `value_error`.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// Where: `["body", "public_key"]`.
+    /// Path to the field: `["body", "public_key"]`.
     pub loc: Vec<Value>,
     /// For people.
     pub msg: String,
-    /// What was given; null for secrets.
+    /// The value given; null for secrets.
     pub input: Value,
 }
 
-/// Why a body is not accepted.
+/// Why a body is refused.
 #[derive(Clone, Debug, PartialEq)]
 pub enum BadBody {
     /// Not JSON: 400.
     Malformed(String),
-    /// Not what it should be: 422.
+    /// Invalid fields: 422.
     Invalid(Vec<FieldFault>),
 }
 
@@ -48,11 +48,11 @@ pub enum BadBody {
 pub struct NewPeer {
     /// Identity.
     pub public_key: PublicKey,
-    /// The rest.
+    /// Its values.
     pub values: PeerValues,
 }
 
-/// A body, its fields taken out one by one; every fault is kept.
+/// A body whose fields are taken one by one; faults accumulate.
 struct Fields {
     values: Map<String, Value>,
     faults: Vec<FieldFault>,
@@ -175,7 +175,7 @@ impl Fields {
         }
     }
 
-    /// What was read, if nothing was wrong.
+    /// The value, unless a field was invalid.
     fn finish<T>(self, value: Option<T>) -> Result<T, BadBody> {
         match value {
             Some(value) if self.faults.is_empty() => Ok(value),
@@ -184,12 +184,12 @@ impl Fields {
     }
 }
 
-/// 25.0 is 25 to JSON Schema, and to the first agent.
+/// 25.0 is an integer to JSON Schema.
 fn whole(value: &Value) -> Option<u64> {
-    /// Up to here a float counts one by one.
+    /// 2^53: floats below are exact.
     const EXACT: f64 = 9_007_199_254_740_992.0;
     let f = value.as_f64().filter(|f| f.fract() == 0.0 && (0.0..EXACT).contains(f))?;
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole and in range, as just checked")]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole and in range, checked above")]
     Some(f as u64)
 }
 
@@ -201,8 +201,7 @@ fn keepalive(f: &mut Fields) -> Option<u16> {
     f.number("persistent_keepalive", 65_535).and_then(|n| u16::try_from(n).ok())
 }
 
-/// `POST …/peers`: `{public_key!, allowed_ips=[], preshared_key?, persistent_keepalive=0}`. A preshared key that is not
-/// given stays as it is.
+/// `POST …/peers`: `{public_key!, allowed_ips=[], preshared_key?, persistent_keepalive=0}`. An omitted preshared key stays.
 pub fn new_peer(bytes: &[u8]) -> Result<(NewPeer, Option<Duration>), BadBody> {
     let mut f = Fields::read(bytes)?;
     let public_key = f.required("public_key", |f, k| f.parsed::<PublicKey>(k, false));
@@ -242,7 +241,7 @@ pub fn peer_values(bytes: &[u8]) -> Result<(PeerValues, Option<Duration>), BadBo
 
 /// `POST …/syncconf`: `{"config": base64 of a file}`.
 ///
-/// A file of thousands of peers is there in one form at a time: each is given up once the next is made of it.
+/// Each form of the file is dropped once the next is made, since thousands of peers take megabytes.
 pub fn syncconf(bytes: impl AsRef<[u8]>) -> Result<(WgConf, Option<Duration>), BadBody> {
     let mut f = Fields::read(bytes.as_ref())?;
     drop(bytes);
@@ -259,7 +258,7 @@ pub fn syncconf(bytes: impl AsRef<[u8]>) -> Result<(WgConf, Option<Duration>), B
         let Ok(raw) = String::from_utf8(raw) else { return bad("The file is not UTF-8".into()) };
         match wgconf::parse(&raw) {
             Ok(conf) => Some(conf),
-            Err(e) => bad(format!("The file cannot be used: {e}")),
+            Err(e) => bad(format!("The file is invalid: {e}")),
         }
     });
     f.finish(conf.map(|c| (c, confirm)))
@@ -271,8 +270,7 @@ pub fn device(bytes: &[u8]) -> Result<(Device, Option<Duration>), BadBody> {
     let private_key = f.required("private_key", |f, k| f.parsed::<SecretKey>(k, true));
     for hook in ["post_up", "pre_down", "pre_up", "post_down"] {
         if f.take(hook).is_some_and(|v| v != "") {
-            let msg =
-                "Hooks would run as root for whoever holds the shared secret: they are not accepted; leave it out";
+            let msg = "Hooks are not accepted, since they would run as root: leave it out";
             f.fault("value_error", hook, msg, Value::Null);
         }
     }
@@ -294,7 +292,7 @@ pub fn device(bytes: &[u8]) -> Result<(Device, Option<Duration>), BadBody> {
     }))
 }
 
-/// A list in JSON, or in one text with commas.
+/// A JSON list, or text separated by commas.
 fn listed<T>(f: &mut Fields, key: &str, read: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
     let items: Vec<Value> = match f.take(key) {
         None => return Vec::new(),

@@ -1,4 +1,4 @@
-//! JSON without its traps: a key that stands twice, nesting without end and text after the end are errors.
+//! Strict JSON: duplicate keys, deep nesting and trailing text are errors.
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 use std::fmt;
@@ -78,7 +78,7 @@ impl<'de> Visitor<'de> for Seed {
         while let Some(key) = map.next_key::<Text>()? {
             let value = map.next_value_seed(Self(self.0 + 1))?;
             if out.contains_key(&key.0) {
-                return Err(A::Error::custom(format!("key {:?} stands twice", key.0)));
+                return Err(A::Error::custom(format!("duplicate key {:?}", key.0)));
             }
             out.insert(key.0, value);
         }
@@ -100,7 +100,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn traps_are_errors() {
+    fn ambiguous_json_is_refused() {
         let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
         for bad in
             ["", "{", "{}{}", "{\"a\":1,\"a\":2}", "{\"b\":{\"a\":1,\"a\":1}}", "\u{feff}{}", "NaN", deep.as_str()]
@@ -113,12 +113,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_panic(bytes: Vec<u8>) {
+        fn arbitrary_bytes_do_not_panic(bytes: Vec<u8>) {
             let _ = parse(&bytes);
         }
 
         #[test]
-        fn what_serde_writes_is_read(n: i64, text: String, flag: bool) {
+        fn serialised_json_is_parsed(n: i64, text: String, flag: bool) {
             let value = serde_json::json!({"n": n, "t": text, "l": [flag, null]});
             prop_assert_eq!(parse(value.to_string().as_bytes()).unwrap(), value);
         }

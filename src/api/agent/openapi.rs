@@ -1,4 +1,4 @@
-//! The OpenAPI document of the agent API, served as `/v1/openapi.json`. `scripts/test-agent` holds the live agent to it.
+//! The OpenAPI document of the agent API, served as `/v1/openapi.json`. `scripts/test-agent` checks the running agent against it.
 
 /// The document.
 pub const DOCUMENT: &str = include_str!("openapi.json");
@@ -10,7 +10,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_call_it_names_is_served_and_open_ones_say_so() {
+    fn document_lists_the_served_calls() {
         let document: serde_json::Value = serde_json::from_str(DOCUMENT).unwrap();
         let mut calls = 0;
         for (path, methods) in document["paths"].as_object().unwrap() {
@@ -21,19 +21,15 @@ mod tests {
                 let open = call["security"].as_array().unwrap().is_empty();
                 assert_eq!(open, OPEN.contains(&path.as_str()), "{path}");
                 let nonce = call["parameters"].to_string().contains("nonce");
-                assert_eq!(
-                    nonce,
-                    method != "get",
-                    "{method} {path}: what changes something may be repeated by a nonce"
-                );
+                assert_eq!(nonce, method != "get", "{method} {path}: a changing call takes a nonce");
                 calls += 1;
             }
         }
-        assert_eq!(calls, 19, "and no call is left out");
+        assert_eq!(calls, 19, "all calls are listed");
     }
 
     #[test]
-    fn every_reference_leads_somewhere() {
+    fn references_resolve() {
         let document: serde_json::Value = serde_json::from_str(DOCUMENT).unwrap();
         let mut references = 0;
         for part in DOCUMENT.split("\"$ref\":\"#").skip(1) {

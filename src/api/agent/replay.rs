@@ -1,32 +1,32 @@
-//! A changing request works once: what was accepted is remembered until its time alone refuses it.
+//! Replay protection: a changing request is accepted once, and recorded until its timestamp alone refuses it.
 //!
-//! The memory is bounded, and sound whatever the clock does. What is forgotten, for age or for room, leaves its time in a
-//! short list of intervals in which nothing is accepted any more. So a request that was accepted is either remembered or
-//! within one of them, even where the clock went back after it was forgotten. They are intervals and not one bound because
-//! a clock that was years ahead for an hour must not lock every panel out for years.
+//! The record is bounded and sound for every clock. A request dropped for age or space leaves its timestamp in a short list
+//! of intervals in which nothing is accepted. An accepted request is therefore either recorded or within an interval, even if
+//! the clock was set back meanwhile. Intervals instead of one bound: a clock that was years ahead for an hour must not lock
+//! panels out for years.
 use super::auth::{Proof, WINDOW};
 use spoke_model::time::Wall;
 use std::collections::{BTreeSet, HashSet};
 
-/// Requests remembered: thirteen a second through the whole window, either side of now.
+/// Requests recorded: thirteen per second over the window on both sides of now.
 pub const CAPACITY: usize = 8192;
-/// Intervals kept; beyond, the two that are closest become one.
+/// Intervals kept; above that the two closest are merged.
 const INTERVALS: usize = 8;
-/// Seconds around a request's time within which further ones may be lost by a power cut; see [`Line::Reserved`].
+/// Seconds around a timestamp that one [`Line::Reserved`] covers.
 const ROOM: u64 = 60;
 
-/// Whether a request may be carried out.
+/// The result of a replay check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplayVerdict {
-    /// It is new, and remembered from now on.
+    /// New; recorded.
     New,
-    /// It was used before.
+    /// Accepted before.
     Used,
-    /// It may have been used before; nobody knows any more.
+    /// Possibly accepted before: its record was dropped.
     Forgotten,
 }
 
-/// Closed intervals of time, in seconds, oldest first.
+/// Closed intervals in Unix seconds, oldest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Intervals(Vec<(u64, u64)>);
 
@@ -35,7 +35,7 @@ impl Intervals {
         self.0.iter().any(|(from, to)| (*from..=*to).contains(&time))
     }
 
-    /// Adds one; what is no further apart than the window becomes one interval.
+    /// Adds an interval; those no further apart than the window are merged.
     fn add(&mut self, from: u64, to: u64) {
         let at = self.0.partition_point(|(f, _)| *f < from);
         self.0.insert(at, (from, to));
@@ -56,7 +56,7 @@ impl Intervals {
     }
 }
 
-/// What was accepted.
+/// Accepted requests.
 #[derive(Clone, Debug, Default)]
 pub struct Replays {
     known: HashSet<[u8; 16]>,
@@ -66,7 +66,7 @@ pub struct Replays {
 }
 
 impl Replays {
-    /// Takes up what was written down. Unless the file is `whole`, what came after its last synced line may be missing.
+    /// Loads stored lines. Unless the file is `whole`, lines after its last synced one may be missing.
     pub fn load(lines: impl IntoIterator<Item = Line>, whole: bool) -> Self {
         let mut out = Self::default();
         for line in lines {
@@ -82,12 +82,12 @@ impl Replays {
         out
     }
 
-    /// Nothing signed in this interval is accepted any more.
+    /// Refuses timestamps in this interval.
     pub fn distrust(&mut self, from: u64, to: u64) {
         self.forgotten.add(from, to);
     }
 
-    /// Whether the request is new, and if so remembers it. To be called for authentic requests only.
+    /// Checks a request and records it if it is new. The caller must have authenticated it.
     pub fn accept(&mut self, proof: Proof, now: Wall) -> ReplayVerdict {
         if self.known.contains(&proof.digest) {
             return ReplayVerdict::Used;
@@ -96,7 +96,7 @@ impl Replays {
             return ReplayVerdict::Forgotten;
         }
         self.insert(proof);
-        // Of no use any more: its time alone refuses it.
+        // Refused by their timestamps alone.
         while let Some((time, _)) = self.by_time.first().copied()
             && time.saturating_add(WINDOW) < now.secs()
         {
@@ -105,7 +105,7 @@ impl Replays {
         ReplayVerdict::New
     }
 
-    /// A line that must be on the medium before a request of this time is carried out; `None` if an earlier one still does.
+    /// A line that must be synced before a request of this timestamp is executed; `None` if an earlier one covers it.
     pub fn reserve(&mut self, timestamp: u64) -> Option<Line> {
         if self.reserved.is_some_and(|(from, to)| (from..=to).contains(&timestamp)) {
             return None;
@@ -131,7 +131,7 @@ impl Replays {
         }
     }
 
-    /// What must be written down to be sound after a restart.
+    /// The lines to store.
     pub fn lines(&self) -> impl Iterator<Item = Line> {
         let forgotten = self.forgotten.0.iter().map(|(from, to)| Line::Forgotten(*from, *to));
         let accepted = self.by_time.iter().map(|(timestamp, digest)| Proof { timestamp: *timestamp, digest: *digest });
@@ -139,26 +139,26 @@ impl Replays {
         forgotten.chain(accepted.map(Line::Accepted)).chain(reserved)
     }
 
-    /// How many are remembered.
+    /// Number of requests recorded.
     pub fn len(&self) -> usize {
         self.by_time.len()
     }
 
-    /// Whether none is.
+    /// Whether none is recorded.
     pub fn is_empty(&self) -> bool {
         self.by_time.is_empty()
     }
 }
 
-/// A line of the written form.
+/// A stored line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Line {
-    /// Was accepted: `<time> <digest in hex>`.
+    /// An accepted request: `<time> <digest in hex>`.
     Accepted(Proof),
-    /// Nothing is accepted from the one time to the other: `forgotten <from> <to>`.
+    /// An interval in which nothing is accepted: `forgotten <from> <to>`.
     Forgotten(u64, u64),
-    /// Lines that follow are within these times and need not survive a power cut, because after one nothing of these times
-    /// is accepted: `reserved <from> <to>`. So a board syncs one line a minute of use and not one a request.
+    /// After a power loss nothing in this interval is accepted, so lines within it need no sync: `reserved <from> <to>`.
+    /// A board then syncs one line a minute instead of one a request.
     Reserved(u64, u64),
 }
 
@@ -175,7 +175,7 @@ impl std::fmt::Display for Line {
 }
 
 impl Line {
-    /// Reads what `Display` writes; `None` if it is anything else.
+    /// Parses the text form; `None` for anything else.
     pub fn parse(line: &[u8]) -> Option<Self> {
         let mut words = std::str::from_utf8(line).ok()?.split(' ');
         let (first, second, third) = (words.next()?, words.next()?, words.next());

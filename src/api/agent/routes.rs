@@ -1,8 +1,8 @@
-//! Which call a method and a path mean.
+//! Maps method and path to a call.
 use spoke_model::interface_name::IfName;
 use spoke_model::key::PublicKey;
 
-/// A call. Bodies are read later: nobody unknown has anything parsed.
+/// A call. Bodies are parsed after authentication.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Call {
     /// `GET /health`.
@@ -45,13 +45,13 @@ pub enum Call {
     Delete(IfName),
 }
 
-/// Why a request means no call.
+/// Why a request names no call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoCall {
     /// 404.
     #[error("Not found")]
     Unknown,
-    /// 405, with what is allowed there.
+    /// 405, with the allowed methods.
     #[error("Method not allowed")]
     Method(&'static str),
     /// 400.
@@ -62,7 +62,7 @@ pub enum NoCall {
     BadKey,
 }
 
-/// Finds the call. `path` is decoded; keys may hold `/`, sent raw or as `%2F`.
+/// Resolves a call. `path` is decoded; keys may contain `/`, sent raw or as `%2F`.
 pub fn resolve(method: &str, path: &str) -> Result<Call, NoCall> {
     let method = if method == "HEAD" { "GET" } else { method };
     let only = |wanted: &'static str, call: Call| {
@@ -116,7 +116,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn keys_with_slashes_raw_and_encoded() {
+    fn key_with_slash_is_accepted_raw_and_encoded() {
         let key = "+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/s=";
         let want = Call::RemovePeer("wg0".parse().unwrap(), key.parse().unwrap());
         for path in [
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_said_to_be_so() {
+    fn unknown_calls_are_refused() {
         let cases = [
             ("GET", "/", NoCall::Unknown),
             ("GET", "/v1/wg/wg0/nothing", NoCall::Unknown),
@@ -151,7 +151,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_path_panics(method in "[A-Z]{0,6}", path in "(/v1/wg/)?\\PC{0,60}") {
+        fn arbitrary_paths_do_not_panic(method in "[A-Z]{0,6}", path in "(/v1/wg/)?\\PC{0,60}") {
             let _ = resolve(&method, &path);
         }
     }

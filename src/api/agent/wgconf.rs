@@ -1,15 +1,15 @@
-//! The `wg` configuration format, and the keys `wg-quick` adds to it. Hook lines are refused by name: whoever holds the
-//! shared secret must not get a root shell with it.
+//! The configuration format of `wg(8)` with the keys of `wg-quick(8)`. Hooks are refused: the shared secret must not give a
+//! root shell.
 use ipnet::IpNet;
 use spoke_model::address::{Cidr, HostPort, IfAddress};
 use spoke_model::key::{PresharedKey, PublicKey, SecretKey};
 use spoke_model::nets::Nets;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Longest line, in bytes; a peer may have many allowed-ips in one.
+/// Longest line, in bytes; a peer may have many allowed-ips.
 const MAX_LINE: usize = 256 * 1024;
 
-/// A file, read.
+/// A parsed file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WgConf {
     /// `PrivateKey`.
@@ -18,9 +18,9 @@ pub struct WgConf {
     pub listen_port: Option<u16>,
     /// `FwMark`; 0 is none.
     pub fwmark: Option<u32>,
-    /// `Address`, of `wg-quick`.
+    /// `Address` of `wg-quick`.
     pub addresses: BTreeSet<IpNet>,
-    /// `MTU`, of `wg-quick`.
+    /// `MTU` of `wg-quick`.
     pub mtu: Option<u32>,
     /// Peers.
     pub peers: BTreeMap<PublicKey, WgPeer>,
@@ -35,28 +35,28 @@ pub struct WgPeer {
     pub allowed_ips: Nets,
     /// `PersistentKeepalive`; 0 is off.
     pub keepalive: u16,
-    /// `Endpoint`; a name is yet to be looked up.
+    /// `Endpoint`; a name is not resolved yet.
     pub endpoint: Option<HostPort>,
 }
 
-/// What is wrong, and where.
+/// A syntax error.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {problem}")]
 pub struct BadConf {
     /// Counted from 1.
     pub line: usize,
-    /// What is wrong; never a secret.
+    /// The problem, without secrets.
     pub problem: String,
 }
 
 enum Section {
     None,
     Interface,
-    /// Its allowed-ips are gathered first and sorted once.
+    /// Its allowed-ips are collected first and sorted once.
     Peer(Option<PublicKey>, WgPeer, Vec<IpNet>, usize),
 }
 
-/// Reads a file.
+/// Parses a file.
 pub fn parse(text: &str) -> Result<WgConf, BadConf> {
     let mut out = WgConf::default();
     let mut section = Section::None;
@@ -64,7 +64,7 @@ pub fn parse(text: &str) -> Result<WgConf, BadConf> {
     for (line, raw) in (1..).zip(text.split('\n')) {
         let fail = |problem: String| BadConf { line, problem };
         if raw.len() > MAX_LINE {
-            return Err(fail(format!("is longer than {MAX_LINE} bytes")));
+            return Err(fail(format!("longer than {MAX_LINE} bytes")));
         }
         let content = raw.split('#').next().unwrap_or_default().trim();
         if content.is_empty() {
@@ -75,24 +75,24 @@ pub fn parse(text: &str) -> Result<WgConf, BadConf> {
             section = if content.eq_ignore_ascii_case("[interface]") {
                 interfaces += 1;
                 if interfaces > 1 {
-                    return Err(fail("there is a second [Interface]".into()));
+                    return Err(fail("second [Interface] section".into()));
                 }
                 Section::Interface
             } else if content.eq_ignore_ascii_case("[peer]") {
                 Section::Peer(None, WgPeer::default(), Vec::new(), line)
             } else {
-                return Err(fail("is not a section of this format: [Interface] or [Peer]".into()));
+                return Err(fail("unknown section: expected [Interface] or [Peer]".into()));
             };
             continue;
         }
         let Some((key, value)) = content.split_once('=') else {
-            return Err(fail("is not KEY = VALUE".into()));
+            return Err(fail("expected KEY = VALUE".into()));
         };
         let (key, value) = (key.trim().to_ascii_lowercase(), value.trim());
         match &mut section {
-            Section::None => return Err(fail("stands before [Interface] or [Peer]".into())),
-            Section::Interface => own(&mut out, &key, value).map_err(fail)?,
-            Section::Peer(public, peer, nets, _) => theirs(public, peer, nets, &key, value).map_err(fail)?,
+            Section::None => return Err(fail("a key before [Interface] or [Peer]".into())),
+            Section::Interface => interface_key(&mut out, &key, value).map_err(fail)?,
+            Section::Peer(public, peer, nets, _) => peer_key(public, peer, nets, &key, value).map_err(fail)?,
         }
     }
     finish(&mut section, &mut out)?;
@@ -106,12 +106,12 @@ fn finish(section: &mut Section, out: &mut WgConf) -> Result<(), BadConf> {
         return Err(BadConf { line, problem: "this [Peer] has no PublicKey".into() });
     };
     if out.peers.insert(public, peer).is_some() {
-        return Err(BadConf { line, problem: format!("peer {public} is there twice") });
+        return Err(BadConf { line, problem: format!("peer {public} appears twice") });
     }
     Ok(())
 }
 
-fn own(out: &mut WgConf, key: &str, value: &str) -> Result<(), String> {
+fn interface_key(out: &mut WgConf, key: &str, value: &str) -> Result<(), String> {
     match key {
         "privatekey" => {
             once(&mut out.private_key, "PrivateKey", value.parse().map_err(|e| format!("PrivateKey: {e}"))?)
@@ -126,7 +126,7 @@ fn own(out: &mut WgConf, key: &str, value: &str) -> Result<(), String> {
             }
             Ok(())
         }
-        // Theirs to `wg-quick`, nothing to a set of peers.
+        // Of `wg-quick`; they do not concern the peers.
         "dns" | "table" | "saveconfig" => Ok(()),
         "preup" | "postup" | "predown" | "postdown" => {
             Err(format!("{key} would run a command as root: remove the line, hooks are not accepted"))
@@ -135,7 +135,7 @@ fn own(out: &mut WgConf, key: &str, value: &str) -> Result<(), String> {
     }
 }
 
-fn theirs(
+fn peer_key(
     public: &mut Option<PublicKey>,
     peer: &mut WgPeer,
     nets: &mut Vec<IpNet>,
@@ -149,7 +149,7 @@ fn theirs(
             peer.preshared_key = Some(psk).filter(|k| k.reveal() != &[0; 32]);
             Ok(())
         }
-        // Several lines add up, as in `wg`.
+        // Lines accumulate, as in `wg`.
         "allowedips" => {
             for part in list(value) {
                 let net: Cidr = part.parse().map_err(|e| format!("AllowedIPs {part:?}: {e}"))?;
@@ -171,7 +171,7 @@ fn theirs(
 }
 
 fn once<T>(slot: &mut Option<T>, name: &str, value: T) -> Result<(), String> {
-    if slot.replace(value).is_some() { Err(format!("{name} is there twice")) } else { Ok(()) }
+    if slot.replace(value).is_some() { Err(format!("{name} appears twice")) } else { Ok(()) }
 }
 
 fn list(value: &str) -> impl Iterator<Item = &str> {

@@ -1,14 +1,14 @@
-//! Folds the facts into one verdict: healthy, degraded, unhealthy or disconnected, each departure with its reason.
+//! Folds the facts into one verdict, healthy, degraded, unhealthy or disconnected, with the conditions that hold.
 //!
-//! | tunnel | hub answers | handshake | other parts | verdict |
+//! | tunnel | hub answers | handshake | other components | verdict |
 //! |---|---|---|---|---|
 //! | down | – | – | – | disconnected |
 //! | up | no | – | – | unhealthy |
 //! | up | yes | older than 180 s | – | degraded |
-//! | up | yes | fresh | one away, or the last pass unclean | degraded |
-//! | up | yes | fresh | all well | healthy |
+//! | up | yes | fresh | one degraded, or the last pass unclean | degraded |
+//! | up | yes | fresh | healthy | healthy |
 //!
-//! A machine without an uplink (a hub) is its own hub: its tunnel is up while every wanted interface is.
+//! A node without an uplink (a hub) counts as its own hub: its tunnel is up while every desired interface is.
 use super::summary::{ComponentStatus, Snapshot};
 use crate::socket::Readiness;
 use serde::Serialize;
@@ -24,18 +24,18 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HealthVerdict {
-    /// Tunnel up, handshake fresh, hub answers, nothing away.
+    /// Tunnel up, handshake fresh, hub answers, no condition.
     Healthy,
-    /// The tunnel carries traffic, but something is not as it should be.
+    /// The tunnel carries traffic, but a condition holds.
     Degraded,
-    /// The tunnel is there and the hub does not answer through it.
+    /// The tunnel is up, but the hub does not answer through it.
     Unhealthy,
     /// No tunnel.
     Disconnected,
 }
 
 impl HealthVerdict {
-    /// As written in JSON.
+    /// The text in JSON.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Healthy => "healthy",
@@ -49,26 +49,26 @@ impl HealthVerdict {
     pub const ALL: [Self; 4] = [Self::Healthy, Self::Degraded, Self::Unhealthy, Self::Disconnected];
 }
 
-/// The moment a question is asked, on both clocks.
+/// The moment of a request, on both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment {
     /// Boot clock.
     pub now: Boot,
-    /// Wall clock as it stands.
+    /// Wall clock, trusted or not.
     pub wall: Wall,
-    /// Whether the wall clock is believed.
+    /// Whether the wall clock is trusted.
     pub trusted: bool,
     /// When the process started.
     pub started: Boot,
 }
 
 impl Moment {
-    /// The wall time of a moment on the boot clock; `None` while the wall clock is not believed.
+    /// Wall time of a moment on the boot clock; `None` while the wall clock is not trusted.
     pub fn wall_at(&self, at: Boot) -> Option<String> {
         self.trusted.then(|| Wall(self.wall.secs().saturating_sub(self.now.since(at).as_secs())).to_string())
     }
 
-    /// The time of the answer; always given, since clients expect it.
+    /// Wall time of the response; clients expect it even if untrusted.
     pub fn stamp(&self) -> String {
         self.wall.to_string()
     }
@@ -79,44 +79,44 @@ impl Moment {
     }
 }
 
-/// How far a device is on its way from the box to the fleet.
+/// How far a device has come from the factory to the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
     /// It has no settings yet.
     Preconfigured,
-    /// It has settings and no connection.
+    /// It has settings but no connection.
     Provisioned,
     /// The tunnel is up and the hub answers through it.
     Connected,
 }
 
-/// Why the verdict is not healthy.
+/// A condition, as JSON.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Reason {
     /// Stable text.
     pub code: Code,
-    /// RFC 3339; null while the clock is not believed.
+    /// RFC 3339; null while the clock is not trusted.
     pub since: Option<String>,
-    /// Seconds it has lasted, true whatever the clock says.
+    /// Age in seconds, by the boot clock.
     pub seconds: u64,
     /// For people.
     pub detail: String,
 }
 
-/// The supervisor, under the name monitors know it by.
+/// The supervisor, under the name existing monitors use.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Bridge {
     /// `running` while the reconcile loop completes passes, `starting` before the first.
     pub status: &'static str,
-    /// RFC 3339; null while the clock is not believed.
+    /// RFC 3339; null while the clock is not trusted.
     pub start_time: Option<String>,
     /// Milliseconds.
     pub uptime: u64,
     /// Steps the kernel refused.
     pub errors: u64,
-    /// The latest trouble.
+    /// Detail of the latest condition.
     pub last_error: Option<String>,
 }
 
@@ -135,9 +135,9 @@ pub struct PeerRegistry {
 pub struct ComponentView {
     /// `healthy` or `degraded`.
     pub status: &'static str,
-    /// RFC 3339; null while the clock is not believed.
+    /// RFC 3339; null while the clock is not trusted.
     pub since: Option<String>,
-    /// What is wrong.
+    /// The problem.
     pub detail: Option<String>,
 }
 
@@ -146,7 +146,7 @@ pub struct ComponentView {
 pub struct Health {
     /// Verdict.
     pub status: HealthVerdict,
-    /// How far it is.
+    /// Stage of provisioning.
     pub stage: Stage,
     /// The tunnel is up.
     pub connected: bool,
@@ -158,18 +158,18 @@ pub struct Health {
     pub uptime_seconds: f64,
     /// Name of the node.
     pub node_id: Option<NodeId>,
-    /// Why it is not healthy; empty if it is.
+    /// Conditions that hold; empty if healthy.
     pub reasons: Vec<Reason>,
     /// The supervisor.
     pub bridge: Bridge,
-    /// Parts by name.
+    /// Components by name.
     pub components: BTreeMap<&'static str, ComponentView>,
     /// Peers.
     #[serde(rename = "peerRegistry")]
     pub peer_registry: PeerRegistry,
-    /// The wall clock is believed.
+    /// The wall clock is trusted.
     pub clock_trusted: bool,
-    /// How updates stand, on an image with two slots.
+    /// State of updates, on an image with two slots.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub update: Option<Notice>,
     /// RFC 3339.
@@ -183,13 +183,13 @@ struct Tunnel {
     conditions: Vec<Condition>,
 }
 
-/// The verdict with its reasons, worst first.
+/// The verdict with the conditions that hold, most severe first.
 pub fn fold(s: &Snapshot, at: &Moment) -> Health {
     let tunnel = tunnel(s, at);
     let mut conditions = tunnel.conditions;
     conditions.extend(s.net.conditions.iter().cloned());
     if s.net.passes == 0 {
-        let detail = "no pass over the network was completed since start".to_owned();
+        let detail = "no reconcile pass was completed since the start".to_owned();
         conditions.push(Condition::new(Code::Starting, at.started, detail));
     }
     for (component, status) in s.components.status.iter().filter(|(_, c)| !c.healthy) {
@@ -263,7 +263,7 @@ fn tunnel(s: &Snapshot, at: &Moment) -> Tunnel {
     Tunnel { connected: uplink.connected, answers: uplink.connected && uplink.hub_answers, handshake_age, conditions }
 }
 
-/// The supervisor's own state.
+/// The supervisor's own status.
 pub fn bridge(s: &Snapshot, at: &Moment) -> Bridge {
     Bridge {
         status: if s.net.passes == 0 { "starting" } else { "running" },
@@ -294,7 +294,7 @@ fn components(s: &Snapshot, at: &Moment) -> BTreeMap<&'static str, ComponentView
         detail: s.net.conditions.last().map(|t| t.detail.clone()),
     };
     out.insert("network", show(&net));
-    // The configuration and everything that completes it make one valid state, or the last good one is held.
+    // An invalid desired state counts as a degraded configuration.
     let invalid = s.net.conditions.iter().find(|t| t.code == Code::DesiredInvalid);
     match invalid {
         Some(t) => {
@@ -303,14 +303,14 @@ fn components(s: &Snapshot, at: &Moment) -> BTreeMap<&'static str, ComponentView
                 show(&ComponentStatus { healthy: false, since: t.since, detail: Some(t.detail.clone()) }),
             );
         }
-        // What the control plane completes it with may be degraded by itself.
+        // The control session may have reported it already.
         None => {
             out.entry("config")
                 .or_insert_with(|| show(&ComponentStatus { healthy: true, since: at.started, detail: None }));
         }
     }
     let missing: usize = s.net.links.iter().map(|l| l.wanted_peers.saturating_sub(l.peers)).sum();
-    let detail = (missing > 0).then(|| format!("{missing} wanted peers are not in the kernel"));
+    let detail = (missing > 0).then(|| format!("{missing} desired peers are not in the kernel"));
     out.insert("registry", show(&ComponentStatus { healthy: missing == 0, since: s.net.at, detail }));
     if let Some(uplink) = &s.components.uplink {
         let healthy = uplink.connected && uplink.hub_answers;

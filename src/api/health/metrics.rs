@@ -1,7 +1,7 @@
-//! The facts as Prometheus text, which `promtool check metrics` accepts.
+//! The facts in Prometheus text format, as `promtool check metrics` accepts it.
 //!
-//! The encoder writes OpenMetrics, where a counter's name and its samples' differ by `_total`; `promtool` and everything
-//! that reads the older format wants one name. So a counter is described by its whole name and its sample written plain.
+//! The encoder writes OpenMetrics, where the names of a counter and its samples differ by `_total`; the older format needs
+//! one name. So a counter is described by its full name and its sample is written as a gauge's.
 use super::fold::{HealthVerdict, Moment, fold};
 use super::summary::Snapshot;
 use prometheus_client::collector::Collector;
@@ -17,7 +17,7 @@ use std::fmt;
 /// `Content-Type` of the text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The metrics of one moment. No peer has metrics of its own: ten thousand of them would be a burden to every scraper.
+/// The metrics at one moment. None per peer: ten thousand peers would overload scrapers.
 pub fn metrics(snapshot: &Snapshot, at: &Moment) -> Result<String, fmt::Error> {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Scrape { snapshot: snapshot.clone(), at: *at }));
@@ -45,7 +45,7 @@ impl Out<'_> {
         ConstGauge::new(value).encode(metric)
     }
 
-    /// One metric with a sample for each of `samples`, told apart by `label`.
+    /// One metric with a sample for each value of `label`.
     fn family<'s, N: EncodeGaugeValue>(
         &mut self,
         (name, help, kind): (&str, &str, MetricType),
@@ -78,31 +78,27 @@ impl Collector for Scrape {
             HealthVerdict::ALL.map(|v| (v.as_str(), u64::from(v == health.status))),
         )?;
         let reasons = health.reasons.iter().map(|r| (r.code.as_str(), 1u64)).collect::<BTreeMap<_, _>>();
-        out.family(
-            ("spoke_health_reason", "1 for each reason the node is not healthy", MetricType::Gauge),
-            "code",
-            reasons,
-        )?;
+        out.family(("spoke_health_reason", "1 for each condition that holds", MetricType::Gauge), "code", reasons)?;
         out.gauge("spoke_uptime_seconds", "Time since the process started", at.uptime().as_secs_f64())?;
-        out.gauge("spoke_clock_trusted", "1 if the wall clock is believed", f64::from(u8::from(at.trusted)))?;
+        out.gauge("spoke_clock_trusted", "1 if the wall clock is trusted", f64::from(u8::from(at.trusted)))?;
         let net = &s.net;
         out.counter("spoke_reconcile_passes_total", "Completed reconcile passes", net.passes)?;
         out.gauge("spoke_reconcile_clean", "1 if the last pass left nothing to do", f64::from(u8::from(net.clean)))?;
         let age = if net.passes == 0 { at.uptime() } else { at.now.since(net.at) };
         out.gauge("spoke_reconcile_age_seconds", "Time since the last pass ended", age.as_secs_f64())?;
-        out.counter("spoke_reconcile_changes_total", "Steps applied because the wanted state changed", net.changes)?;
+        out.counter("spoke_reconcile_changes_total", "Steps applied because the desired state changed", net.changes)?;
         out.counter("spoke_reconcile_repairs_total", "Steps applied against drift", net.repairs)?;
         let (found, left) = net.drifts;
         out.family(
-            ("spoke_drifts_total", "Drifts found, by what policy had done about them", MetricType::Counter),
+            ("spoke_drifts_total", "Drift found, by what policy did about it", MetricType::Counter),
             "policy",
             [("repaired", found.saturating_sub(left)), ("left_alone", left)],
         )?;
         #[expect(clippy::cast_precision_loss, reason = "a count of differences stays far below 2^53")]
-        out.gauge("spoke_drift_left_alone", "Differences that policy leaves alone now", net.held as f64)?;
+        out.gauge("spoke_drift_left_alone", "Differences that policy leaves in place", net.held as f64)?;
         out.counter("spoke_reconcile_failures_total", "Steps the kernel refused", net.failures)?;
         #[expect(clippy::cast_precision_loss, reason = "a generation stays far below 2^53")]
-        out.gauge("spoke_generation", "Generation of the wanted state", net.generation as f64)?;
+        out.gauge("spoke_generation", "Generation of the desired state", net.generation as f64)?;
         self.links(&mut out)?;
         self.grants(&mut out)?;
         self.uplink(&mut out)

@@ -1,4 +1,4 @@
-//! Which path gives which answer. Every answer is made from what is already known; none asks the kernel.
+//! Maps paths to responses. All of them are made from known facts; no request reads the kernel.
 use super::fold::{Moment, fold, ready};
 use super::metrics;
 use super::stats::stats;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 const PAGE: &str = include_str!("page.html");
 
-/// What an answer can be made of.
+/// The facts a response is made of.
 #[derive(Debug)]
 pub struct View<'a> {
     /// The facts.
@@ -19,23 +19,23 @@ pub struct View<'a> {
     pub at: Moment,
     /// `[health]`.
     pub settings: &'a Settings,
-    /// What `/wireguard` shows.
+    /// Interfaces for `/wireguard`.
     pub interfaces: &'a Interfaces,
     /// The body of `/config`.
     pub config: Arc<[u8]>,
-    /// What `/stats` says about the configuration.
+    /// The configuration's part of `/stats`.
     pub config_stats: &'a serde_json::Value,
     /// The page's `Content-Security-Policy`.
     pub page_policy: &'a str,
 }
 
-/// Answers one request.
+/// The response to a request.
 pub fn route(view: &View<'_>, request: &Request) -> Response {
-    // HTTP/1.0 clients may name no host; a browser always does.
+    // Only HTTP/1.0 clients send no host; browsers always do.
     if let Some(host) = &request.host
         && !host_is_ours(host, &view.settings.allowed_hosts)
     {
-        return Response::error(421, "This host name is not ours: add it to health.allowed_hosts");
+        return Response::error(421, "Unknown host name: add it to health.allowed_hosts");
     }
     let origin = request.header("origin").filter(|o| view.settings.allowed_origins.iter().any(|a| a == o));
     let response = match request.method.as_str() {
@@ -54,7 +54,7 @@ fn preflight(request: &Request) -> Response {
     let response = Response::new(204, "", Body::Static(""))
         .with("access-control-allow-methods", "GET, HEAD")
         .with("access-control-max-age", "600");
-    // Chromium asks this before a public page may reach a private address.
+    // Chromium's preflight for a private address.
     if request.header("access-control-request-private-network") == Some("true") {
         response.with("access-control-allow-private-network", "true")
     } else {
@@ -83,11 +83,11 @@ fn answer(view: &View<'_>, path: &str) -> Response {
             Ok(text) => Response::new(200, metrics::CONTENT_TYPE, Body::Owned(text.into_bytes())),
             Err(_) => Response::error(500, "The metrics cannot be written"),
         },
-        _ => Response::error(404, "There is nothing here; see /health, /ready, /stats, /wireguard, /config, /metrics"),
+        _ => Response::error(404, "Not found; see /health, /ready, /stats, /wireguard, /config, /metrics"),
     }
 }
 
-/// What the page may do: run its own script and style, ask this server, nothing else. `hash` gives the base64 SHA-256.
+/// The page's Content-Security-Policy: its own script, style and this server only. `hash`: base64 of SHA-256.
 pub fn page_policy(hash: impl Fn(&[u8]) -> String) -> String {
     let part = |tag: &str| {
         let (open, close) = (format!("<{tag}>"), format!("</{tag}>"));

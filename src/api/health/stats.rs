@@ -3,7 +3,7 @@ use super::fold::{Moment, bridge, peers};
 use super::summary::{Access, Snapshot};
 use serde_json::{Map, Value, json};
 
-/// Statistics. A component that is not there is absent; `config` is what the configuration says about itself.
+/// Statistics. A component that is not configured is absent; `config` is the configuration's part.
 pub fn stats(s: &Snapshot, at: &Moment, config: &Value) -> Value {
     let mut out = Map::new();
     let b = bridge(s, at);
@@ -48,7 +48,7 @@ pub fn stats(s: &Snapshot, at: &Moment, config: &Value) -> Value {
 
 fn access(a: &Access, at: &Moment) -> Value {
     let asked = a.cache_hits + a.cache_misses;
-    #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
+    #[expect(clippy::cast_precision_loss, reason = "a ratio for display")]
     let rate = if asked == 0 { 0.0 } else { a.cache_hits as f64 / asked as f64 };
     json!({
         "totalRequests": a.total_requests, "grantedAccess": a.granted, "deniedAccess": a.denied, "errors": a.errors,

@@ -1,4 +1,4 @@
-//! The facts that health is judged by, boiled down once per observation so that a request costs no walk over all peers.
+//! The facts health is derived from, summarised once per pass, so that a request does not visit all peers.
 use serde::Serialize;
 use spoke_model::condition::{Code, Condition};
 use spoke_model::interface_name::IfName;
@@ -15,47 +15,47 @@ use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Duration;
 
-/// What the reconcile task reports.
+/// Summary of the reconciler's status.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Net {
     /// Completed passes.
     pub passes: u64,
     /// When the last one ended.
     pub at: Boot,
-    /// Nothing was left to do after it.
+    /// It left no step undone.
     pub clean: bool,
-    /// Generation of the wanted state.
+    /// Generation of the desired state.
     pub generation: u64,
-    /// Steps taken because the wanted state changed.
+    /// Steps applied because the desired state changed.
     pub changes: u64,
-    /// Steps taken against drift.
+    /// Steps applied against drift.
     pub repairs: u64,
     /// Steps the kernel refused.
     pub failures: u64,
-    /// Drifts found, and those of them that policy left alone.
+    /// Drift found, and how much of it policy left in place.
     pub drifts: (u64, u64),
-    /// Differences that policy leaves alone now.
+    /// Differences that policy leaves in place.
     pub held: usize,
-    /// Why it was not clean.
+    /// Why the last pass was not clean.
     pub conditions: Vec<Condition>,
     /// Interfaces, in the order of their names.
     pub links: Vec<Link>,
 }
 
-/// An interface, without its peers one by one.
+/// An interface, with its peers counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Link {
     /// Kernel name.
     pub name: String,
     /// It exists, is WireGuard and is up.
     pub up: bool,
-    /// Peers that are wanted.
+    /// Desired peers.
     pub wanted_peers: usize,
-    /// Peers that are there.
+    /// Observed peers.
     pub peers: usize,
     /// Peers with a handshake in the last 180 s.
     pub active_peers: usize,
-    /// Bytes received, over the peers that are there.
+    /// Bytes received, over the observed peers.
     pub rx: u64,
     /// Bytes sent.
     pub tx: u64,
@@ -64,16 +64,16 @@ pub struct Link {
     pub last_handshake: Option<Boot>,
 }
 
-/// What the uplink reports. Filled by whoever wires the uplink to the board.
+/// Status of the uplink.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Uplink {
     /// The hub in use, by its configured name.
     pub hub: Option<String>,
-    /// A session was claimed up: fresh handshake and an echo answered by the hub.
+    /// The session is up: a fresh handshake and an answered echo request.
     pub connected: bool,
-    /// The last echo through the tunnel was answered in time.
+    /// The last echo request through the tunnel was answered in time.
     pub hub_answers: bool,
-    /// Since when the two above have been as they are.
+    /// When the two above last changed.
     pub since: Boot,
     /// When the newest handshake with the hub was seen, on the boot clock.
     pub last_handshake: Option<Boot>,
@@ -127,13 +127,13 @@ impl Component {
 pub struct ComponentStatus {
     /// It works.
     pub healthy: bool,
-    /// Since when it has been so.
+    /// When that last changed.
     pub since: Boot,
-    /// What is wrong, with the remedy.
+    /// The problem, with its remedy.
     pub detail: Option<String>,
 }
 
-/// What the grants task counts.
+/// Counters of the grants task.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Access {
     /// Decisions asked for.
@@ -142,11 +142,11 @@ pub struct Access {
     pub granted: u64,
     /// Denied.
     pub denied: u64,
-    /// Failed look-ups.
+    /// Failed verifications.
     pub errors: u64,
     /// Entries in the cache.
     pub cache_size: u64,
-    /// Most entries the cache takes.
+    /// Capacity of the cache.
     pub cache_max: u64,
     /// Answered from the cache.
     pub cache_hits: u64,
@@ -154,47 +154,46 @@ pub struct Access {
     pub cache_misses: u64,
     /// When the registry was last read completely.
     pub last_sync: Option<Wall>,
-    /// It is being read.
+    /// It is being read now.
     pub syncing: bool,
     /// Reads that failed.
     pub sync_errors: u64,
-    /// What the last failure was.
+    /// The last error.
     pub last_error: Option<String>,
 }
 
-/// What the producers beside the reconcile task say. Whoever wires them fills a field each; what is not built or not
-/// configured is absent.
+/// Status of all tasks beside the reconciler. What is not configured is absent.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Components {
     /// The node's name, once it has one.
     pub node_id: Option<NodeId>,
-    /// Whether the wall clock is believed.
+    /// Whether the wall clock is trusted.
     pub clock_trusted: bool,
     /// Uplink, where one is configured.
     pub uplink: Option<Uplink>,
-    /// Grants, where an interface asks for them.
+    /// Counters of the grants task, where an interface needs grants.
     pub access: Option<Access>,
-    /// What the grants task says in full, where an interface asks for grants.
+    /// Full report of the grants task, where an interface needs grants.
     pub grants: Option<Arc<spoke_grants::report::Report>>,
-    /// How updates stand, on an image with two slots.
+    /// State of updates, on an image with two slots.
     pub update: Option<Notice>,
-    /// What an image without settings waits for.
+    /// What an unprovisioned image waits for.
     pub unprovisioned: Option<String>,
     /// The components that are configured.
     pub status: BTreeMap<Component, ComponentStatus>,
 }
 
-/// Everything the endpoints speak about.
+/// All facts the endpoints report.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
-    /// Reconcile task.
+    /// The reconciler.
     pub net: Net,
-    /// The others.
+    /// The other tasks.
     pub components: Components,
 }
 
 impl Link {
-    /// Boils an interface down, as of `now`.
+    /// Summarises an interface as of `now`.
     pub fn of(
         name: &IfName,
         wanted_peers: usize,
@@ -216,7 +215,7 @@ impl Link {
         link
     }
 
-    /// Boils every wanted interface down.
+    /// Summarises every desired interface.
     pub fn all(desired: &Desired, observed: &Observed, handshakes: &Handshakes, now: Boot) -> Vec<Self> {
         let of = |(n, want): (&IfName, &spoke_net::state::Link)| {
             Self::of(n, want.peers.len(), observed.links.get(n), handshakes, now)
@@ -225,7 +224,7 @@ impl Link {
     }
 }
 
-/// An interface with its peers, as `GET /wireguard` shows it. No key but public ones.
+/// An interface with its peers, for `GET /wireguard`. Without secret keys.
 #[derive(Debug, Serialize)]
 pub struct LinkView<'a> {
     name: &'a str,
@@ -252,7 +251,7 @@ struct PeerView<'a> {
     tx: u64,
 }
 
-/// Every wanted interface as the kernel has it.
+/// Every desired interface as observed.
 pub fn links<'a>(
     desired: &'a Desired,
     observed: &'a Observed,
@@ -291,8 +290,7 @@ pub fn links<'a>(
     desired.links.keys().map(view).collect()
 }
 
-/// What the last pass left, for `GET /wireguard`. Of thousands of peers the body takes megabytes: it is made when somebody asks
-/// for it, once.
+/// Observed interfaces for `GET /wireguard`. With thousands of peers the body takes megabytes: it is made on demand, once.
 #[derive(Clone, Debug, Default)]
 pub struct Interfaces {
     desired: Arc<Desired>,
@@ -303,7 +301,7 @@ pub struct Interfaces {
 }
 
 impl Interfaces {
-    /// As of now, by both clocks.
+    /// `at`: the moment on both clocks.
     pub const fn new(
         desired: Arc<Desired>,
         observed: Arc<Observed>,
@@ -313,12 +311,12 @@ impl Interfaces {
         Self { desired, observed, handshakes, at, body: OnceLock::new() }
     }
 
-    /// How many peers there are on all of them.
+    /// Number of peers over all interfaces.
     pub fn peers(&self) -> usize {
         self.observed.links.values().map(|l| l.peers.len()).sum()
     }
 
-    /// The answer's body.
+    /// The response body.
     pub fn body(&self) -> Arc<[u8]> {
         #[derive(Serialize)]
         struct Body<'a> {

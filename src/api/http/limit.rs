@@ -1,22 +1,22 @@
-//! A bounded table of token buckets, one for each source of requests.
+//! Rate limit: a bounded table of token buckets, one per source network.
 use spoke_model::time::Boot;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
-/// How many sources are told apart. Whoever has been silent longest is forgotten first.
+/// Sources tracked; the one with the fullest bucket is dropped first.
 const MAX_SOURCES: usize = 1024;
 
-/// Requests allowed to one source.
+/// Allowance of one source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// Requests per second in the long run; at least 1.
+    /// Sustained requests per second; at least 1.
     pub per_second: u32,
-    /// Requests at once after a silence; at least 1.
+    /// Burst size; at least 1.
     pub burst: u32,
 }
 
-/// Buckets by source. An IPv6 source is its /64, since a host has all of it.
+/// Buckets by source. An IPv6 source is its /64, since one host has all of its addresses.
 #[derive(Debug)]
 pub struct RateLimit {
     rate: Rate,
@@ -25,7 +25,7 @@ pub struct RateLimit {
 
 #[derive(Clone, Copy, Debug)]
 struct Bucket {
-    /// When the bucket would be full if nothing more came: one moment says how empty it is.
+    /// When the bucket is full again; encodes its level.
     full_at: Boot,
 }
 
@@ -35,7 +35,7 @@ impl RateLimit {
         Self { rate, buckets: BTreeMap::new() }
     }
 
-    /// Takes one request's worth of the source's allowance. `Err` holds how long until there is some.
+    /// Takes one token of the source. `Err`: time until the next one.
     pub fn take(&mut self, now: Boot, source: IpAddr) -> Result<(), Duration> {
         let one = Duration::from_secs(1) / self.rate.per_second.max(1);
         let whole = one * self.rate.burst.max(1);
@@ -52,7 +52,7 @@ impl RateLimit {
         Ok(())
     }
 
-    /// Drops every full bucket, which is as good as none, and the fullest one if there was none.
+    /// Drops full buckets, or else the fullest one.
     fn forget(&mut self, now: Boot) {
         self.buckets.retain(|_, b| b.full_at > now);
         if self.buckets.len() >= MAX_SOURCES
@@ -62,13 +62,13 @@ impl RateLimit {
         }
     }
 
-    /// How many sources are remembered.
+    /// Number of sources tracked.
     pub fn sources(&self) -> usize {
         self.buckets.len()
     }
 }
 
-/// The network that one subscriber has: an IPv4 address or an IPv6 /64.
+/// The source network: an IPv4 address or an IPv6 /64.
 pub fn network(source: IpAddr) -> IpAddr {
     match source.to_canonical() {
         IpAddr::V6(v6) => {
@@ -86,7 +86,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_it_says_about_waiting_is_true(
+        fn reported_wait_is_exact(
             gaps in proptest::collection::vec(0u64..400, 1..200), per_second in 1u32..50, burst in 1u32..20,
         ) {
             let mut limit = RateLimit::new(Rate { per_second, burst });
@@ -109,7 +109,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(8))]
 
         #[test]
-        fn a_flood_of_sources_stays_bounded(sources in proptest::collection::vec(any::<u64>(), 1500..3000)) {
+        fn flood_of_sources_stays_bounded(sources in proptest::collection::vec(any::<u64>(), 1500..3000)) {
             let mut limit = RateLimit::new(Rate { per_second: 1, burst: 2 });
             for s in sources {
                 let v6 = Ipv6Addr::from(u128::from(s) << 64 | 1);
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn the_allowance_is_what_the_rate_says() {
+    fn sustained_rate_and_burst_hold() {
         let mut limit = RateLimit::new(Rate { per_second: 10, burst: 5 });
         let source = IpAddr::from([192, 0, 2, 1]);
         let mut passed = 0;
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn one_host_cannot_use_its_many_addresses() {
+    fn addresses_of_one_network_share_a_bucket() {
         let mut limit = RateLimit::new(Rate { per_second: 1, burst: 1 });
         assert!(limit.take(Boot::from_secs(1), "2001:db8::1".parse().unwrap()).is_ok());
         assert!(limit.take(Boot::from_secs(1), "2001:db8::2".parse().unwrap()).is_err());

@@ -1,4 +1,4 @@
-//! Good bodies, every kind of bad one, and bytes nobody meant.
+//! Valid bodies, each kind of invalid one, and arbitrary bytes.
 use super::*;
 use proptest::prelude::*;
 use serde_json::json;
@@ -20,7 +20,7 @@ fn bytes(value: &Value) -> Vec<u8> {
 }
 
 #[test]
-fn peers() {
+fn peer_bodies_are_validated() {
     let (peer, confirm) = new_peer(&bytes(&json!({"public_key": KEY, "allowed_ips": ["10.0.1.2/32", "10.0.1.3"], "preshared_key": null, "persistent_keepalive": 25}))).unwrap();
     assert_eq!((peer.values.allowed_ips.unwrap().len(), peer.values.keepalive, confirm), (2, Some(25), None));
     let (peer, _) = new_peer(&bytes(&json!({"public_key": KEY}))).unwrap();
@@ -63,7 +63,7 @@ fn peers() {
 }
 
 #[test]
-fn files_and_interfaces() {
+fn file_and_interface_bodies_are_validated() {
     let file = |text: &str| bytes(&json!({"config": STANDARD.encode(text)}));
     assert_eq!(syncconf(file("")).unwrap().0, WgConf::default());
     assert_eq!(syncconf(file(&format!("[Peer]\nPublicKey={KEY}\n"))).unwrap().0.peers.len(), 1);
@@ -81,7 +81,7 @@ fn files_and_interfaces() {
     assert_eq!(super::device(&bytes(&numbered)).unwrap().0.table, Table::Number(100));
     let six = |mtu| bytes(&json!({"private_key": KEY, "address": "fd00::1/64", "mtu": mtu}));
     assert!(super::device(&six(1280)).is_ok());
-    assert_eq!(faults(super::device(&six(1279)))[0].0, "body.mtu", "the kernel has no IPv6 there");
+    assert_eq!(faults(super::device(&six(1279)))[0].0, "body.mtu", "IPv6 needs 1280");
     let bad = json!({"private_key": "x", "post_up": "id", "mtu": 10, "table": "main", "address": ["10.0.0.1/33"], "dns": "one.one"});
     let keys: Vec<String> = faults(super::device(&bytes(&bad))).into_iter().map(|(k, _)| k).collect();
     assert_eq!(keys, ["body.private_key", "body.post_up", "body.mtu", "body.address", "body.dns", "body.table"]);
@@ -105,12 +105,12 @@ fn faults_never_repeat_a_secret() {
 
 proptest! {
     #[test]
-    fn no_bytes_panic(bytes: Vec<u8>) {
+    fn arbitrary_bytes_do_not_panic(bytes: Vec<u8>) {
         let _ = (new_peer(&bytes), peer_values(&bytes), syncconf(&bytes), device(&bytes), bare(&bytes), reconcile(&bytes));
     }
 
     #[test]
-    fn no_json_panics(
+    fn arbitrary_json_does_not_panic(
         key in "(public_key|allowed_ips|preshared_key|persistent_keepalive|config|private_key|address|dns|table|mtu|confirm_within)",
         value in prop_oneof![
             Just(Value::Null), any::<bool>().prop_map(Value::from), any::<i64>().prop_map(Value::from), any::<f64>().prop_map(Value::from),

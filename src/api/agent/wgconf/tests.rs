@@ -1,4 +1,4 @@
-//! Files people write, files people should not write, and bytes nobody wrote.
+//! Valid files, invalid files, and arbitrary text.
 use super::*;
 use proptest::prelude::*;
 
@@ -6,7 +6,7 @@ const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 const OTHER: &str = "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=";
 
 #[test]
-fn the_whole_format() {
+fn all_keys_are_parsed() {
     let text = format!(
         "# made by a panel\r\n[Interface]\r\nPrivateKey = {KEY}\r\nListenPort=51820\r\nFwMark = 0xca6c\r\nAddress = 10.0.0.1/24, fd00::1/64\r\nDNS = 1.1.1.1, example\r\nMTU = 1420\r\nTable = auto\r\nSaveConfig = true\r\n\r\n[Peer] # laptop\r\nPublicKey={OTHER}\r\npresharedkey = {KEY}\r\nAllowedIPs = 10.0.0.2/32,\r\nAllowedIPs = fd00::2/128, 10.1.0.0/16\r\nEndpoint = [2001:db8::1]:51820\r\nPersistentKeepalive = 25\r\n"
     );
@@ -27,7 +27,7 @@ fn the_whole_format() {
 }
 
 #[test]
-fn mistakes_are_named_with_their_line() {
+fn syntax_errors_name_their_line() {
     let peer = format!("[Peer]\nPublicKey={KEY}\n");
     let cases = [
         ("[Interface]\nPostUp = iptables -A\n".to_owned(), 2, "postup would run a command"),
@@ -54,7 +54,7 @@ fn mistakes_are_named_with_their_line() {
 }
 
 #[test]
-fn a_bad_key_is_not_repeated_in_the_error() {
+fn error_does_not_repeat_a_key() {
     let secret = "c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0";
     let said = parse(&format!("[Interface]\nPrivateKey = {secret}\n")).unwrap_err();
     assert!(!said.to_string().contains(secret), "{said}");
@@ -62,12 +62,12 @@ fn a_bad_key_is_not_repeated_in_the_error() {
 
 proptest! {
     #[test]
-    fn no_text_panics(text in "\\PC{0,200}") {
+    fn arbitrary_text_does_not_panic(text in "\\PC{0,200}") {
         let _ = parse(&text);
     }
 
     #[test]
-    fn no_lines_of_known_words_panic(lines in proptest::collection::vec(
+    fn arbitrary_values_of_known_keys_do_not_panic(lines in proptest::collection::vec(
         ("(\\[Interface\\]|\\[Peer\\]|PublicKey|PresharedKey|AllowedIPs|Endpoint|PersistentKeepalive|FwMark|Table)", "[ =,#/:.0-9a-fx]{0,20}"), 0..20,
     )) {
         let text: String = lines.iter().map(|(a, b)| format!("{a}{b}\n")).collect();

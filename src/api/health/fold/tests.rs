@@ -1,4 +1,4 @@
-//! Verdicts for every kind of trouble.
+//! Verdicts for each condition.
 use super::super::summary::{Component, Components, Link, Net, Uplink};
 use super::*;
 use proptest::prelude::*;
@@ -7,7 +7,7 @@ fn at(now: u64) -> Moment {
     Moment { now: Boot::from_secs(now), wall: Wall(1_700_000_000 + now), trusted: true, started: Boot::from_secs(10) }
 }
 
-fn well() -> Snapshot {
+fn healthy() -> Snapshot {
     let links = vec![Link { name: "wg0".into(), up: true, peers: 1, active_peers: 1, ..Link::default() }];
     let net = Net { passes: 3, at: Boot::from_secs(1000), clean: true, links, ..Net::default() };
     let uplink = Uplink {
@@ -26,12 +26,12 @@ fn uplink(s: &mut Snapshot) -> &mut Uplink {
 }
 
 #[test]
-fn each_verdict_has_its_reason() {
-    let s = well();
+fn verdict_follows_from_its_conditions() {
+    let s = healthy();
     let h = fold(&s, &at(1000));
     assert_eq!((h.status, h.reasons.len(), h.handshake_age), (HealthVerdict::Healthy, 0, Some(100)));
 
-    let mut s = well();
+    let mut s = healthy();
     uplink(&mut s).last_handshake = Some(Boot::from_secs(800));
     let h = fold(&s, &at(1000));
     assert_eq!(
@@ -40,17 +40,17 @@ fn each_verdict_has_its_reason() {
     );
     assert_eq!(h.reasons[0].since.as_deref(), Some(Wall(1_700_000_980).to_string().as_str()));
 
-    let mut s = well();
+    let mut s = healthy();
     uplink(&mut s).hub_answers = false;
     let h = fold(&s, &at(1000));
     assert_eq!((h.status, h.reasons[0].code), (HealthVerdict::Unhealthy, Code::HubSilent));
 
-    let mut s = well();
+    let mut s = healthy();
     uplink(&mut s).connected = false;
     let h = fold(&s, &at(1000));
     assert_eq!((h.status, h.reasons[0].code, h.can_ping_hub), (HealthVerdict::Disconnected, Code::NoTunnel, false));
 
-    let mut s = well();
+    let mut s = healthy();
     let part =
         ComponentStatus { healthy: false, since: Boot::from_secs(500), detail: Some("no endpoint answers".into()) };
     s.components.status.insert(Component::Contract, part);
@@ -60,31 +60,31 @@ fn each_verdict_has_its_reason() {
 }
 
 #[test]
-fn the_parts_that_every_node_has_are_told_of() {
-    let mut s = well();
+fn components_of_every_node_are_reported() {
+    let mut s = healthy();
     s.net.links[0].wanted_peers = 3;
     s.net.conditions = vec![Condition::new(Code::DesiredInvalid, Boot::from_secs(990), "two claim 10.9.0.0/24")];
     let h = fold(&s, &at(1000));
-    let told = |part: &str| (h.components[part].status, h.components[part].detail.clone().unwrap_or_default());
-    assert_eq!(told("config"), ("degraded", "two claim 10.9.0.0/24".to_owned()));
-    assert_eq!(told("registry"), ("degraded", "2 wanted peers are not in the kernel".to_owned()));
-    let h = fold(&well(), &at(1000));
+    let component = |part: &str| (h.components[part].status, h.components[part].detail.clone().unwrap_or_default());
+    assert_eq!(component("config"), ("degraded", "two claim 10.9.0.0/24".to_owned()));
+    assert_eq!(component("registry"), ("degraded", "2 desired peers are not in the kernel".to_owned()));
+    let h = fold(&healthy(), &at(1000));
     for part in ["network", "uplink", "config", "registry"] {
         assert_eq!(h.components[part].status, "healthy", "{part}");
     }
 }
 
 #[test]
-fn the_clock_that_is_not_believed_gives_no_since() {
-    let mut s = well();
+fn untrusted_clock_gives_no_since() {
+    let mut s = healthy();
     uplink(&mut s).connected = false;
     let h = fold(&s, &Moment { trusted: false, wall: Wall(5), ..at(1000) });
     assert_eq!((h.reasons[0].since.clone(), h.reasons[0].seconds, h.bridge.start_time), (None, 980, None));
 }
 
 #[test]
-fn the_documented_keys_are_there() {
-    let text = serde_json::to_value(fold(&well(), &at(1000))).unwrap();
+fn documented_keys_are_present() {
+    let text = serde_json::to_value(fold(&healthy(), &at(1000))).unwrap();
     for key in [
         "status",
         "connected",
@@ -109,16 +109,16 @@ fn the_documented_keys_are_there() {
 
 #[test]
 fn ready_needs_a_clean_pass_and_a_tunnel() {
-    assert_eq!(ready(&well(), &at(1000)), Ok(()));
+    assert_eq!(ready(&healthy(), &at(1000)), Ok(()));
     assert!(ready(&Snapshot::default(), &at(1000)).is_err());
-    let mut s = well();
+    let mut s = healthy();
     s.net.clean = false;
     assert!(ready(&s, &at(1000)).is_err());
-    let mut s = well();
+    let mut s = healthy();
     uplink(&mut s).connected = false;
     assert!(ready(&s, &at(1000)).unwrap_err().to_string().starts_with("no_tunnel"));
-    // A hub has no uplink: its interfaces are its tunnel.
-    let mut s = well();
+    // A hub has no uplink: its interfaces count as its tunnel.
+    let mut s = healthy();
     s.components.uplink = None;
     assert_eq!(ready(&s, &at(1000)), Ok(()));
     s.net.links[0].up = false;
@@ -131,7 +131,7 @@ proptest! {
         passes in 0u64..2, clean: bool, connected: bool, answers: bool, has_uplink: bool, up: bool,
         handshake in proptest::option::of(0u64..2000), part in proptest::option::of(any::<bool>()), now in 0u64..3000,
     ) {
-        let mut s = well();
+        let mut s = healthy();
         (s.net.passes, s.net.clean, s.net.links[0].up) = (passes, clean, up);
         if !clean {
             s.net.conditions.push(Condition::new(Code::ApplyFailed, Boot::from_secs(1), "x"));
@@ -148,7 +148,7 @@ proptest! {
         prop_assert_eq!(h.status == HealthVerdict::Healthy, h.reasons.is_empty());
         prop_assert_eq!(h.status == HealthVerdict::Disconnected, !h.connected);
         prop_assert!(!h.can_ping_hub || h.connected);
-        // Ready says no more than healthy or degraded ever would.
+        // Ready implies healthy or degraded.
         if ready(&s, &at(now)).is_ok() {
             prop_assert!(h.connected && passes > 0 && clean);
         }
@@ -156,20 +156,22 @@ proptest! {
 }
 
 #[test]
-fn the_stage_follows_settings_and_tunnel() {
-    let mut s = well();
+fn stage_follows_settings_and_tunnel() {
+    let mut s = healthy();
     assert_eq!(fold(&s, &at(1000)).stage, Stage::Connected);
     uplink(&mut s).hub_answers = false;
     assert_eq!(fold(&s, &at(1000)).stage, Stage::Provisioned);
-    let s =
-        Snapshot { components: Components { unprovisioned: Some("a file".into()), ..Components::default() }, ..well() };
+    let s = Snapshot {
+        components: Components { unprovisioned: Some("a file".into()), ..Components::default() },
+        ..healthy()
+    };
     let h = fold(&s, &at(1000));
     assert_eq!(
         (h.stage, h.reasons[0].code, h.reasons[0].detail.as_str()),
         (Stage::Preconfigured, Code::NotProvisioned, "a file")
     );
     let text = serde_json::to_string(&h).unwrap();
-    // The image's console reads the first two by their place.
+    // The image's console reads the first two keys by position.
     let head = format!(r#"{{"status":"{}","stage":"preconfigured","#, h.status.as_str());
     assert!(text.starts_with(&head), "{text}");
 }
@@ -177,9 +179,9 @@ fn the_stage_follows_settings_and_tunnel() {
 #[test]
 fn readiness_needs_hub_and_control_plane() {
     let at = at(1000);
-    assert_eq!(readiness(&well(), &at), Readiness { connected: true, ready: true });
+    assert_eq!(readiness(&healthy(), &at), Readiness { connected: true, ready: true });
     let degraded = |component| {
-        let mut s = well();
+        let mut s = healthy();
         let status = ComponentStatus { healthy: false, since: Boot::from_secs(2), detail: None };
         s.components.status.insert(component, status);
         readiness(&s, &at)
@@ -188,10 +190,10 @@ fn readiness_needs_hub_and_control_plane() {
         assert_eq!(degraded(other), Readiness { connected: true, ready: true }, "{other:?}");
     }
     assert_eq!(degraded(Component::Control), Readiness { connected: false, ready: true });
-    let mut s = well();
+    let mut s = healthy();
     uplink(&mut s).hub_answers = false;
     assert_eq!(readiness(&s, &at), Readiness { connected: false, ready: true });
-    let mut s = well();
+    let mut s = healthy();
     s.net.clean = false;
     assert_eq!(readiness(&s, &at), Readiness { connected: true, ready: false });
 }

@@ -41,7 +41,7 @@ fn header<'r>(r: &'r Response, name: &str) -> Option<&'r str> {
 }
 
 #[test]
-fn every_documented_path_answers() {
+fn documented_paths_are_served() {
     for (path, status) in [
         ("/", 200),
         ("/health", 200),
@@ -59,7 +59,7 @@ fn every_documented_path_answers() {
 }
 
 #[test]
-fn foreign_hosts_are_refused_whatever_they_ask() {
+fn foreign_hosts_are_refused() {
     for path in ["/", "/health", "/config"] {
         assert_eq!(ask(&request("GET", path, Some("evil.example:8080"), &[])).status, 421);
     }
@@ -68,7 +68,7 @@ fn foreign_hosts_are_refused_whatever_they_ask() {
 }
 
 #[test]
-fn only_allowed_origins_may_read() {
+fn only_allowed_origins_get_cors_headers() {
     let allowed = ask(&request("GET", "/health", Some("localhost"), &[("origin", "https://monitor.example")]));
     assert_eq!(header(&allowed, "access-control-allow-origin"), Some("https://monitor.example"));
     let denied = ask(&request("GET", "/health", Some("localhost"), &[("origin", "https://evil.example")]));
@@ -81,10 +81,10 @@ fn only_allowed_origins_may_read() {
 }
 
 #[test]
-fn the_page_fetches_nothing_from_elsewhere() {
+fn page_loads_nothing_from_other_hosts() {
     for outside in ["http://", "https://", "//cdn", "@import", "url("] {
         assert!(!PAGE.contains(outside), "{outside}");
     }
     let policy = page_policy(|bytes| bytes.len().to_string());
-    assert!(!policy.contains("sha256-0'"), "script and style were found: {policy}");
+    assert!(!policy.contains("sha256-0'"), "script and style are hashed: {policy}");
 }
