@@ -1,4 +1,5 @@
-//! Serves the agent API: authenticates, refuses replays, answers from the last look, hands changes to the ledger.
+//! Serves the agent API: authenticates, refuses replays, responds from observed state, passes changes to the ledger. Waits for
+//! connections and for the reconciler's status, whose addresses it listens on.
 use crate::changes::requests::{Changes, FRESH};
 use crate::reconciler::NetStatus;
 use serde_json::{Value, json};
@@ -40,15 +41,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// File name of the memory of accepted requests, in the state directory.
+/// File name of the record of accepted requests, in the state directory.
 pub const REPLAYS: &str = "agent.replays";
-/// Bodies longer than this, in bytes, are read on the blocking pool: nothing else shall wait for them.
+/// Bodies longer than this, in bytes, are parsed on the blocking pool, so that other tasks do not wait.
 const LARGE_BODY: usize = 64 * 1024;
-/// Answers with more peers than this are written on the blocking pool.
+/// Responses with more peers than this are serialised on the blocking pool.
 const MANY_PEERS: usize = 500;
-/// Names in one file that are looked up, and for how long all of them.
+/// Endpoint names of one file that are resolved.
 const MAX_NAMES: usize = 256;
-const LOOK_UP: Duration = Duration::from_secs(10);
+/// Timeout for resolving all of them.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why the API cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -59,18 +61,18 @@ pub enum AgentError {
     /// The shared secret is weak.
     #[error(transparent)]
     Weak(#[from] BadSecret),
-    /// The configuration names none.
-    #[error("agent.secret is missing")]
+    /// No secret is configured.
+    #[error("agent.secret is not configured")]
     NoSecret,
-    /// The memory of accepted requests cannot be read.
+    /// The record of accepted requests cannot be read.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// TLS cannot be offered.
+    /// The certificate or its key cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
 }
 
-/// Everything the API needs.
+/// Dependencies of the API.
 #[derive(Clone, Debug)]
 pub struct Deps<C> {
     /// Clocks.
@@ -79,23 +81,23 @@ pub struct Deps<C> {
     pub started: Boot,
     /// Configuration.
     pub config: Arc<Config>,
-    /// The reconcile task.
+    /// Status of the reconciler.
     pub net: watch::Receiver<NetStatus>,
-    /// Where changes are asked for.
+    /// The ledger of changes.
     pub changes: Changes,
-    /// Turns true when the process stops.
+    /// True when the process stops.
     pub stop: watch::Receiver<bool>,
 }
 
 struct Agent<C> {
     deps: Deps<C>,
     verifier: Verifier,
-    replays: tokio::sync::Mutex<Memory>,
+    replays: tokio::sync::Mutex<ReplayRecord>,
     host: Mutex<Host>,
     resolver: SystemResolver,
 }
 
-/// Whether the API could be served with this configuration: its secret is there and strong, its certificate fits. Blocks.
+/// Checks that the API can be served with this configuration: a strong secret, a usable certificate. Blocks.
 pub fn check(config: &Config) -> Result<(), AgentError> {
     let settings = &config.agent;
     if let (true, Some(source)) = (settings.enabled, &settings.secret) {
@@ -107,13 +109,13 @@ pub fn check(config: &Config) -> Result<(), AgentError> {
     Ok(())
 }
 
-/// Serves until the process stops. A secret that is weak or not there is an error: the API is never served without.
+/// Serves until the process stops. A missing or weak secret is an error.
 pub async fn run<C: Clock>(deps: Deps<C>) -> Result<(), AgentError> {
     let settings = &deps.config.agent;
     let secret = shared_secret(settings.secret.as_ref().ok_or(AgentError::NoSecret)?)?;
     let agent = Agent {
         verifier: Verifier::new(&secret)?,
-        replays: tokio::sync::Mutex::new(Memory::open(&deps.config.node.state_dir, &deps.clock)?),
+        replays: tokio::sync::Mutex::new(ReplayRecord::open(&deps.config.node.state_dir, &deps.clock)?),
         host: Mutex::default(),
         resolver: SystemResolver::default(),
         deps: deps.clone(),
@@ -149,7 +151,7 @@ async fn serve<C: Clock, W: Wrap>(mut deps: Deps<C>, agent: Agent<C>, wrap: W) -
         listeners.set(&wanted);
         tokio::select! {
             changed = deps.net.changed() => if changed.is_err() {
-                // The reconcile task is gone and the process with it, in a moment.
+                // The reconciler has ended, and the process ends with it.
                 std::future::pending::<()>().await;
             },
             () = stopped(&mut deps.stop) => {
@@ -160,33 +162,33 @@ async fn serve<C: Clock, W: Wrap>(mut deps: Deps<C>, agent: Agent<C>, wrap: W) -
     }
 }
 
-/// The memory of accepted requests and its file. Its first line names the boot it was written in.
-struct Memory {
+/// The record of accepted requests and its file, whose first line names the boot it was written in.
+struct ReplayRecord {
     replays: Replays,
     journal: Journal,
     lines: usize,
     boot: String,
 }
 
-impl Memory {
+impl ReplayRecord {
     /// Blocks.
     fn open(dir: &Path, clock: &impl Clock) -> Result<Self, DiskError> {
         let (journal, found) = Journal::open(dir.join(REPLAYS))?;
         let boot = boot_id().unwrap_or_default();
         let mut lines = found.lines.iter();
-        // Since another boot there may have been a power cut.
+        // Between boots there may have been a power loss.
         let whole = lines.next().is_none_or(|first| first == boot.as_bytes()) && found.dropped == 0;
         let mut replays = Replays::load(lines.filter_map(|l| replay::Line::parse(l)), whole);
         if found.aside.is_some() {
-            // Nobody knows what was in it.
+            // Its content is unknown.
             let now = clock.wall().secs();
             replays.distrust(now.saturating_sub(WINDOW), now.saturating_add(WINDOW));
         }
-        // As many as there may be: the next acceptance has the file written anew.
+        // Above every limit: the next acceptance rewrites the file.
         Ok(Self { replays, journal, lines: usize::MAX, boot })
     }
 
-    /// Whether the request is new; remembered, also on disk, before anything is done about it.
+    /// Checks a request, and records it on disk before it is executed.
     async fn accept(&mut self, proof: Proof, clock: &impl Clock) -> Result<ReplayVerdict, DiskError> {
         let verdict = self.replays.accept(proof, clock.wall());
         if verdict != ReplayVerdict::New {
@@ -236,7 +238,7 @@ impl<C: Clock> Agent<C> {
         let call = resolve(&request.method, &path).map_err(answer::no_call)?;
         if let Some(proof) = proof.filter(|_| !request.is_safe()) {
             if request.query.is_some() {
-                // It is not signed: somebody may have put it there.
+                // The query is not signed: another party may have added it.
                 return Err(Response::error(400, "A changing call must not have a query: it is not signed"));
             }
             let fresh = self.replays.lock().await.accept(proof, &self.deps.clock).await;
@@ -244,8 +246,8 @@ impl<C: Clock> Agent<C> {
                 Ok(ReplayVerdict::New) => {}
                 Ok(ReplayVerdict::Used) => return Err(denied(Denied::Replayed)),
                 Ok(ReplayVerdict::Forgotten) => return Err(denied(Denied::Forgotten)),
-                // What cannot be remembered could be used again.
-                Err(e) => return Err(Response::error(503, &format!("Nothing can be changed now: {e}"))),
+                // A request that is not recorded could be replayed.
+                Err(e) => return Err(Response::error(503, &format!("The request cannot be recorded: {e}"))),
             }
         }
         self.carry_out(call, request).await
@@ -263,13 +265,13 @@ impl<C: Clock> Agent<C> {
                 Ok(Response::new(200, "text/plain; version=0.0.4; charset=utf-8", Body::Owned(text.into_bytes())))
             }
             Call::Status => {
-                self.look().await;
+                self.refresh().await;
                 Ok(Response::json(200, &answer::status(now, uptime, &self.load(), &self.links())))
             }
             Call::Drift => self.drift().await,
             Call::Reconcile => {
                 let what = body::reconcile(&request.body).map_err(|e| answer::bad_body(&e))?;
-                self.look().await;
+                self.refresh().await;
                 let done = self.deps.changes.reconcile(what, actor).await;
                 done.map(|d| Response::json(200, &d)).map_err(|e| answer::refused(&e))
             }
@@ -280,13 +282,13 @@ impl<C: Clock> Agent<C> {
             Call::Confirm => {
                 let generation = body::generation(&request.body).map_err(|e| answer::bad_body(&e))?;
                 let done = self.deps.changes.confirm(Some(generation), actor).await;
-                done.map(|d| told(&d, "Change confirmed", json!({}))).map_err(|e| answer::refused(&e))
+                done.map(|d| applied(&d, "Change confirmed", json!({}))).map_err(|e| answer::refused(&e))
             }
             Call::Rollback => {
                 let to = body::rollback(&request.body).map_err(|e| answer::bad_body(&e))?;
                 let done = self.deps.changes.rollback(to, actor).await.map_err(|e| answer::refused(&e))?;
                 let text = format!("Rolled back; generation {} is in force", done.generation);
-                Ok(told(&done, &text, json!({ "generation": done.generation })))
+                Ok(applied(&done, &text, json!({ "generation": done.generation })))
             }
             Call::Dump(link) => self.dump(link).await,
             Call::GetConfig(link) => self.config(link).await,
@@ -296,42 +298,42 @@ impl<C: Clock> Agent<C> {
                 let key = peer.public_key;
                 let done = self.edit(Edit::SetPeer { link, peer: key, values: peer.values }, actor, confirm).await?;
                 let more = json!({ "peer": { "public_key": key, "allowed_ips": nets } });
-                Ok(told(&done, "Peer added successfully", more))
+                Ok(applied(&done, "Peer added successfully", more))
             }
             Call::ChangePeer(link, peer) => {
                 let (values, confirm) = body::peer_values(&request.body).map_err(|e| answer::bad_body(&e))?;
                 let done = self.edit(Edit::ChangePeer { link, peer, values }, actor, confirm).await?;
-                Ok(told(&done, "Peer updated successfully", json!({})))
+                Ok(applied(&done, "Peer updated successfully", json!({})))
             }
             Call::RemovePeer(link, peer) => {
                 let confirm = bare(&request.body)?;
                 let done = self.edit(Edit::RemovePeer { link, peer }, actor, confirm).await?;
-                Ok(told(&done, "Peer removed successfully", json!({})))
+                Ok(applied(&done, "Peer removed successfully", json!({})))
             }
             Call::SyncConf(link) => self.syncconf(link, request.body, actor).await,
             Call::PutConfig(link) => {
                 let (device, confirm) = body::device(&request.body).map_err(|e| answer::bad_body(&e))?;
                 let done = self.edit(Edit::SetDevice { link, device }, actor, confirm).await?;
                 let text = "Interface configuration updated successfully";
-                Ok(told(&done, text, json!({ "reloaded": done.changed })))
+                Ok(applied(&done, text, json!({ "reloaded": done.changed })))
             }
             Call::Enable(link) => {
                 let confirm = bare(&request.body)?;
                 let text = format!("Interface {link} enabled successfully");
                 let done = self.edit(Edit::SetDown { link, down: false }, actor, confirm).await?;
-                Ok(told(&done, &text, json!({ "was_down": !done.was_up })))
+                Ok(applied(&done, &text, json!({ "was_down": !done.was_up })))
             }
             Call::Disable(link) => {
                 let confirm = bare(&request.body)?;
                 let text = format!("Interface {link} disabled successfully");
                 let done = self.edit(Edit::SetDown { link, down: true }, actor, confirm).await?;
-                Ok(told(&done, &text, json!({ "was_up": done.was_up })))
+                Ok(applied(&done, &text, json!({ "was_up": done.was_up })))
             }
             Call::Delete(link) => {
                 let confirm = bare(&request.body)?;
                 let text = format!("Interface {link} deleted successfully");
                 let done = self.edit(Edit::DeleteLink { link }, actor, confirm).await?;
-                Ok(told(&done, &text, json!({})))
+                Ok(applied(&done, &text, json!({})))
             }
         }
     }
@@ -341,24 +343,24 @@ impl<C: Clock> Agent<C> {
     }
 
     async fn syncconf(&self, link: IfName, bytes: Vec<u8>, actor: Actor) -> Result<Response, Response> {
-        let read = large(bytes.len() > LARGE_BODY, move || body::syncconf(bytes)).await?;
+        let read = run_sized(bytes.len() > LARGE_BODY, move || body::syncconf(bytes)).await?;
         let (conf, confirm) = read.map_err(|e| answer::bad_body(&e))?;
         let own =
             OwnValues { private_key: conf.private_key.clone(), listen_port: conf.listen_port, fwmark: conf.fwmark };
         let peers = self.peers(&link, conf).await?;
         let done = self.edit(Edit::SetPeers { link, peers, own }, actor, confirm).await?;
-        Ok(told(&done, "Configuration synchronized successfully", json!({})))
+        Ok(applied(&done, "Configuration synchronized successfully", json!({})))
     }
 
-    /// The peers of a file, their endpoints looked up once, as `wg syncconf` does, but not for as long.
+    /// The peers of a file, with their endpoint names resolved once, as `wg syncconf` does, but with a timeout.
     async fn peers(&self, link: &IfName, conf: WgConf) -> Result<BTreeMap<PublicKey, Arc<ApiStatePeer>>, Response> {
         let name = |peer: &WgPeer| peer.endpoint.as_ref().filter(|e| e.literal().is_none()).cloned();
         let names: BTreeSet<HostPort> = conf.peers.values().filter_map(name).collect();
         if names.len() > MAX_NAMES {
-            return Err(Response::error(422, &format!("More than {MAX_NAMES} endpoints are names")));
+            return Err(Response::error(422, &format!("More than {MAX_NAMES} endpoints are host names")));
         }
         let mut known: BTreeMap<HostPort, SocketAddr> = BTreeMap::new();
-        let until = self.deps.clock.now() + LOOK_UP;
+        let until = self.deps.clock.now() + RESOLVE_TIMEOUT;
         for at in names {
             let found = self.resolver.resolve(&at, until.since(self.deps.clock.now())).await;
             let addr = found.ok().and_then(|list| list.first().copied());
@@ -372,17 +374,17 @@ impl<C: Clock> Agent<C> {
                 let endpoint = peer.endpoint.and_then(|e| e.literal().or_else(|| known.get(&e).copied()));
                 let WgPeer { preshared_key, allowed_ips, keepalive, .. } = peer;
                 let peer = ApiStatePeer { preshared_key, allowed_ips, keepalive, endpoint };
-                // What is set already needs no second copy.
+                // An unchanged peer keeps its allocation.
                 let same = set.and_then(|s| s.get(&key)).filter(|s| ***s == peer).cloned();
                 (key, same.unwrap_or_else(|| Arc::new(peer)))
             };
             conf.peers.into_iter().map(peer).collect()
         };
-        large(many, make).await
+        run_sized(many, make).await
     }
 
     async fn dump(&self, link: IfName) -> Result<Response, Response> {
-        self.look().await;
+        self.refresh().await;
         let (observed, wanted) = {
             let status = self.deps.net.borrow();
             (status.observed.clone(), status.desired.links.contains_key(&link))
@@ -391,7 +393,7 @@ impl<C: Clock> Agent<C> {
         let none = || Response::error(404, &format!("Interface {link} not found"));
         let peers = observed.links.get(&link).filter(|l| l.wireguard && wanted).ok_or_else(none)?.peers.len();
         let write = move || observed.links.get(&link).map(|l| answer::dump(&link, l, reveal));
-        large(peers > MANY_PEERS, write).await?.ok_or_else(|| Response::error(404, "Interface not found"))
+        run_sized(peers > MANY_PEERS, write).await?.ok_or_else(|| Response::error(404, "Interface not found"))
     }
 
     async fn config(&self, link: IfName) -> Result<Response, Response> {
@@ -403,11 +405,11 @@ impl<C: Clock> Agent<C> {
             let set = status.api_state.links.get(&link);
             answer::config(&link, &status.desired, &status.observed, set, reveal).map(|v| Response::json(200, &v))
         };
-        large(peers > MANY_PEERS, write).await?.ok_or_else(|| Response::error(404, &text))
+        run_sized(peers > MANY_PEERS, write).await?.ok_or_else(|| Response::error(404, &text))
     }
 
     async fn drift(&self) -> Result<Response, Response> {
-        self.look().await;
+        self.refresh().await;
         let status = self.deps.net.borrow().clone();
         let node = self.deps.config.node.id.as_ref().map(ToString::to_string);
         let (names, clock) = (names(&Effective::of(self.deps.config.clone())), &self.deps.clock);
@@ -418,11 +420,11 @@ impl<C: Clock> Agent<C> {
             report.history = status.drifts.into();
             Response::json(200, &report)
         };
-        large(peers > MANY_PEERS, write).await
+        run_sized(peers > MANY_PEERS, write).await
     }
 
-    async fn look(&self) {
-        self.deps.changes.look(&self.deps.net, &self.deps.clock, FRESH).await;
+    async fn refresh(&self) {
+        self.deps.changes.refresh(&self.deps.net, &self.deps.clock, FRESH).await;
     }
 
     fn uptime(&self) -> u64 {
@@ -446,21 +448,21 @@ pub fn names(config: &Effective) -> Names {
     peers.chain(hubs).collect()
 }
 
-/// Does work here, or on the blocking pool if there is much of it.
-async fn large<T: Send + 'static>(much: bool, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Response> {
+/// Does the work here, or on the blocking pool if it is large.
+async fn run_sized<T: Send + 'static>(much: bool, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Response> {
     if !much {
         return Ok(work());
     }
     tokio::task::spawn_blocking(work).await.map_err(|_| Response::error(503, &ChangeRefused::Busy.to_string()))
 }
 
-/// A request that is not authentic.
+/// The response to a request that is not authentic.
 fn denied(why: Denied) -> Response {
     Response::error(401, &why.to_string())
 }
 
-/// A change that was made.
-fn told(done: &AppliedChange, message: &str, more: Value) -> Response {
+/// The response to a change in force.
+fn applied(done: &AppliedChange, message: &str, more: Value) -> Response {
     let mut body = json!({ "status": "success", "message": message });
     if let (Some(body), Value::Object(more)) = (body.as_object_mut(), more) {
         body.extend(more);

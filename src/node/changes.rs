@@ -1,11 +1,12 @@
-//! One change at a time: judge it, publish it as a fact, wait until the kernel has it, write it down. What the kernel does
-//! not take is taken back, and nobody finds a trace of it but the audit trail.
+//! The ledger of changes: validates one change at a time, publishes it as a fact, waits until the kernel has it, stores it. A
+//! refused change is reverted and leaves no trace but the audit trail. Waits for requests, deadlines of confirmations and
+//! the reconciler's status.
 pub mod declared;
 pub mod history;
 pub mod requests;
 use crate::audit::Audit;
 use crate::changes::history::Store;
-use crate::changes::requests::{Changes, Command, FRESH, QUEUE, look};
+use crate::changes::requests::{Changes, Command, FRESH, QUEUE, refresh};
 use crate::reconciler::NetStatus;
 use spoke_change::audit::Actor;
 use spoke_change::conflict::Conflict;
@@ -36,15 +37,15 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
-/// How long a change may take to get into the kernel.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// First and longest wait before a reversion that failed is tried again.
+/// Timeout of the pass that applies a change.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(30);
+/// First and longest wait before a failed reversion is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// Facts for the reconcile task.
 pub type Facts = (watch::Receiver<Option<Arc<ApiState>>>, watch::Receiver<Option<Arc<Repair>>>);
 
-/// The one who makes changes.
+/// The task that makes changes.
 #[derive(Debug)]
 pub struct Ledger<C> {
     pub(super) clock: C,
@@ -63,7 +64,7 @@ pub struct Ledger<C> {
     pub(super) compared: Option<u64>,
 }
 
-/// A reversion that did not succeed yet.
+/// A reversion that has failed so far.
 #[derive(Debug)]
 struct Reverting {
     again: Boot,
@@ -72,7 +73,7 @@ struct Reverting {
 }
 
 impl<C: Clock> Ledger<C> {
-    /// Opens the store in the state directory and publishes what is set. Blocks.
+    /// Opens the store in the state directory and publishes the API state. Blocks.
     pub fn open(
         dir: &Path,
         config: Arc<Config>,
@@ -84,11 +85,11 @@ impl<C: Clock> Ledger<C> {
         let boot_id = boot_id().unwrap_or_default();
         let store = Store::open(dir, config.agent.keep_generations as usize, &boot_id, clock.now())?;
         let (api_state, facts) = watch::channel(Some(store.history().state().clone()));
-        // A process before this one was killed in the middle of a change: what it had brought into the kernel by then goes.
+        // A previous process was killed during a change: the peers it had added are removed.
         let unfinished = store.history().unfinished().clone();
         let first = (!unfinished.is_empty()).then(|| {
             let peers: usize = unfinished.values().map(BTreeSet::len).sum();
-            tracing::warn!(peers, "a change was not finished before the restart: it is taken back");
+            tracing::warn!(peers, "reverting a change interrupted by the restart");
             Arc::new(Repair { seq: 1, unknown: Unknown::Ours(unfinished), ..Repair::default() })
         });
         let (seq, (repair, repairs)) = (u64::from(first.is_some()), watch::channel(first));
@@ -112,12 +113,12 @@ impl<C: Clock> Ledger<C> {
         Ok((ledger, changes, (facts, repairs)))
     }
 
-    /// Makes changes until nobody can ask for any.
+    /// Makes changes until every [`Changes`] is dropped.
     pub async fn run(mut self) -> Result<(), DiskError> {
         loop {
             self.compare().await;
             let unfinished = !self.store.history().unfinished().is_empty();
-            if unfinished && self.is_taken_back() {
+            if unfinished && self.is_reverted() {
                 self.abandon().await;
             }
             let again = self.reverting.as_ref().map(|r| r.again).unwrap_or_default();
@@ -172,7 +173,7 @@ impl<C: Clock> Ledger<C> {
 
     pub(super) fn report(&self, actor: &Actor, what: &str, done: &Result<AppliedChange, ChangeRefused>) {
         match done {
-            Ok(done) => tracing::info!(%actor, what, generation = done.generation, "changed"),
+            Ok(done) => tracing::info!(%actor, what, generation = done.generation, "change applied"),
             Err(error) => tracing::warn!(%actor, what, %error, "change refused"),
         }
         self.audit.record(actor, messages::change(what, done), done.as_ref().map(drop).map_err(|e| e as &dyn Display));
@@ -197,8 +198,8 @@ impl<C: Clock> Ledger<C> {
             return Err(ChangeRefused::Unconfirmed(pending.generation));
         }
         if keeps_undeclared(&self.net.borrow(), edit.link()) {
-            // Others may have set peers there, which the kernel announces to nobody.
-            look(&self.repair, self.net.clone(), &self.clock, FRESH).await;
+            // The kernel sends no event for peers that another program sets.
+            refresh(&self.repair, self.net.clone(), &self.clock, FRESH).await;
         }
         let (mut edited, found) = {
             let status = self.net.borrow().clone();
@@ -208,14 +209,14 @@ impl<C: Clock> Ledger<C> {
             (edit.carry_out(&on)?, base)
         };
         if let Some((base, count)) = found {
-            // First they become ours as they are: so there is something to go back to.
+            // Adopted first as they are, so that a rollback restores them.
             let what = format!("take over {count} peers found on {}", edited.link);
             self.change(base, [edited.link.clone()].into(), actor, &what, None).await?;
             let status = self.net.borrow().clone();
             edited.state = edit.carry_out(&self.context(&status))?.state;
         }
         let what = edit.describe();
-        // Of thousands of peers what was asked for takes megabytes; nothing of it is needed while it is carried out.
+        // Thousands of peers take megabytes, which are not needed any longer.
         drop(edit);
         let mut done = self.change(edited.state, [edited.link].into(), actor, &what, confirm).await?;
         done.was_up = edited.was_up;
@@ -231,7 +232,7 @@ impl<C: Clock> Ledger<C> {
         }
     }
 
-    /// Publishes a state, waits for the kernel, writes it down. Everything or nothing.
+    /// Publishes a state, waits for the kernel, stores it. All or nothing.
     async fn change(
         &mut self,
         state: ApiState,
@@ -249,7 +250,7 @@ impl<C: Clock> Ledger<C> {
         let due = confirm.map(|t| self.clock.now() + t);
         record.confirm = due.map(|at| deadline(&self.boot_id, at));
         let intent = {
-            // Where strangers may stay, a peer of ours would be one of them after a restart.
+            // Where undeclared peers are kept, a peer of ours would look like one after a restart.
             let status = self.net.borrow();
             let there = |link: &IfName, key: &PublicKey| {
                 status.observed.links.get(link).is_some_and(|l| l.peers.contains_key(key))
@@ -261,11 +262,11 @@ impl<C: Clock> Ledger<C> {
         }
         let state = Arc::new(state);
         if let Err(problem) = self.settle(&state, &links, None).await {
-            self.take_back(&before, &links).await;
+            self.restore(&before, &links).await;
             return Err(problem);
         }
         if let Err(error) = self.store.commit(record, state, due).await {
-            self.take_back(&before, &links).await;
+            self.restore(&before, &links).await;
             return Err(ChangeRefused::Storage(ErrorChain(&error).to_string()));
         }
         self.reverting = None;
@@ -292,7 +293,7 @@ impl<C: Clock> Ledger<C> {
         AppliedChange { generation: history.current(), changed, was_up: false, confirm_within, lines }
     }
 
-    /// Publishes the facts and waits for the pass that has dealt with them. `Err` says what the kernel did not take.
+    /// Publishes the facts and waits for the pass that applied them. `Err`: what the kernel refused.
     async fn settle(
         &mut self,
         state: &Arc<ApiState>,
@@ -315,8 +316,8 @@ impl<C: Clock> Ledger<C> {
                     if dealt && status.passes != looked {
                         looked = status.passes;
                         let problem = failure(&status, links);
-                        // What is left although nothing was refused came up meanwhile, such as the address that the kernel
-                        // gives itself after a new MTU: the next pass deals with it.
+                        // A step left without a refusal is new, such as the address the kernel adds after an MTU
+                        // change: the next pass applies it.
                         if problem.is_none() || !status.conditions.is_empty() || again == 0 {
                             return problem;
                         }
@@ -324,25 +325,25 @@ impl<C: Clock> Ledger<C> {
                     }
                 }
                 if self.net.changed().await.is_err() {
-                    return Some(ChangeRefused::Kernel("the reconcile task is gone".to_owned()));
+                    return Some(ChangeRefused::Kernel("the reconciler has ended".to_owned()));
                 }
             }
         };
-        match tokio::time::timeout(PATIENCE, settled).await {
+        match tokio::time::timeout(APPLY_TIMEOUT, settled).await {
             Ok(None) => Ok(()),
             Ok(Some(problem)) => Err(problem),
-            Err(_) => Err(ChangeRefused::Kernel(format!("no pass over the network within {} s", PATIENCE.as_secs()))),
+            Err(_) => Err(ChangeRefused::Kernel(format!("no reconcile pass within {} s", APPLY_TIMEOUT.as_secs()))),
         }
     }
 
-    async fn take_back(&mut self, before: &Arc<ApiState>, links: &BTreeSet<IfName>) {
+    async fn restore(&mut self, before: &Arc<ApiState>, links: &BTreeSet<IfName>) {
         if let Err(problem) = self.settle(before, links, None).await {
-            tracing::error!(%problem, "the previous state is not back yet; the reconcile task goes on trying");
+            tracing::error!(%problem, "previous state not restored; the reconciler retries");
         }
     }
 
-    /// Whether the kernel was looked at and has no peer of an unfinished change any more, but those that somebody wants.
-    fn is_taken_back(&self) -> bool {
+    /// Whether the kernel was observed without peers of an unfinished change, except desired ones.
+    fn is_reverted(&self) -> bool {
         let status = self.net.borrow();
         let gone = |(link, keys): (&IfName, &BTreeSet<PublicKey>)| {
             let wanted = status.desired.links.get(link);
@@ -355,7 +356,7 @@ impl<C: Clock> Ledger<C> {
 
     async fn abandon(&mut self) {
         if let Err(error) = self.store.abandon().await {
-            tracing::warn!(error = %ErrorChain(&error), "not noted that an unfinished change is taken back; the next start looks again");
+            tracing::warn!(error = %ErrorChain(&error), "revert of an interrupted change not stored; the next start repeats it");
         }
     }
 
@@ -367,14 +368,14 @@ impl<C: Clock> Ledger<C> {
         }
         self.store.confirm(wanted).await.map_err(|e| ChangeRefused::Storage(ErrorChain(&e).to_string()))?;
         if self.reverting.take().is_some() {
-            // It came in time after all: a reversion that the kernel did not take is over.
+            // Confirmed while a refused reversion was pending: it is cancelled.
             self.api_state.send_replace(Some(self.store.history().state().clone()));
         }
         Ok(self.done(true, Vec::new()))
     }
 
-    /// Goes back because nobody confirmed. What the kernel does not take is not taken back, as with any other change: the
-    /// unconfirmed state is the one that may have cut everybody off. It is tried again for ever.
+    /// Reverts an unconfirmed generation. Unlike other changes a refused reversion is not undone but repeated for ever: the
+    /// unconfirmed state may have disconnected the node.
     async fn revert(&mut self) {
         let Some(pending) = self.store.history().pending().cloned() else { return };
         let what = format!("generation {} was not confirmed: back to {}", pending.generation, pending.back_to);
@@ -396,7 +397,7 @@ impl<C: Clock> Ledger<C> {
             return self.report(&Actor::TimeOut, &what, &done);
         };
         let last = self.reverting.take();
-        // Said once, not with every attempt: the trail is bounded, and so is the life of the flash it is on.
+        // Recorded once per problem: the trail is bounded, and flash wears out.
         if last.as_ref().is_none_or(|l| l.problem != problem) {
             self.report(&Actor::TimeOut, &what, &done);
         }
@@ -409,14 +410,14 @@ impl<C: Clock> Ledger<C> {
         let (oldest, newest) = (history.oldest(), history.current());
         let state = history.at(wanted).ok_or(ChangeRefused::NoGeneration { wanted, oldest, newest })?;
         let links = touched(&StateChange::between(history.state(), &state));
-        let stays = messages::not_restored(history, wanted);
+        let remaining = messages::not_restored(history, wanted);
         let mut done = self.change(state, links, actor, what, None).await?;
-        done.lines.extend(stays);
+        done.lines.extend(remaining);
         Ok(done)
     }
 
     async fn reconcile(&mut self, what: RepairRequest) -> Result<RepairResult, ChangeRefused> {
-        look(&self.repair, self.net.clone(), &self.clock, Duration::ZERO).await;
+        refresh(&self.repair, self.net.clone(), &self.clock, Duration::ZERO).await;
         let before = self.drift();
         if what.dry_run {
             return Ok(RepairResult::between(&before, &DriftReport::default(), &what, |_| String::new()));
@@ -429,7 +430,7 @@ impl<C: Clock> Ledger<C> {
             mismatched: what.reconcile_mismatched,
             unknown: if what.remove_unknown { Unknown::All } else { Unknown::Keep },
         };
-        // What the kernel did a moment ago belongs to somebody else.
+        // Steps before this moment belong to another request.
         let since = self.clock.now();
         let state = self.api_state.borrow().clone().unwrap_or_default();
         let problem = self.settle(&state, &BTreeSet::new(), Some(repair)).await.err().map(|p| p.to_string());
@@ -438,7 +439,7 @@ impl<C: Clock> Ledger<C> {
         let why = |key: PublicKey| {
             let mut steps = status.history.iter().rev().take_while(|s| s.at >= since);
             let error = steps.find_map(|s| s.error.clone().filter(|_| s.peer == Some(key)));
-            error.or_else(|| problem.clone()).unwrap_or_else(|| "the difference is still there".to_owned())
+            error.or_else(|| problem.clone()).unwrap_or_else(|| "it still differs".to_owned())
         };
         Ok(RepairResult::between(&before, &after, &what, why))
     }
@@ -461,19 +462,19 @@ fn touched(change: &StateChange) -> BTreeSet<IfName> {
     change.0.keys().cloned().collect()
 }
 
-/// Whether policy leaves peers alone that nobody declared there.
+/// Whether policy keeps undeclared peers on the interface.
 fn keeps_undeclared(status: &NetStatus, link: &IfName) -> bool {
     let ours = status.observed.links.get(link).is_none_or(|l| l.ours);
     status.desired.links.get(link).is_some_and(|l| !l.remove_unknown.unwrap_or(ours))
 }
 
-/// Peers of the interface that nobody declared and that policy leaves alone.
+/// Undeclared peers of the interface that policy keeps.
 fn kept(status: &NetStatus, link: &IfName) -> BTreeSet<PublicKey> {
     let held = status.left.held.iter().filter(|s| s.link() == link);
     held.filter_map(|s| if let Step::RemovePeer { peer, .. } = s { Some(*peer) } else { None }).collect()
 }
 
-/// What is left undone on these interfaces.
+/// The first problem left on these interfaces.
 fn failure(status: &NetStatus, links: &BTreeSet<IfName>) -> Option<ChangeRefused> {
     if let Some(invalid) = status.conditions.iter().find(|c| c.code == Code::DesiredInvalid) {
         return Some(ChangeRefused::Kernel(invalid.detail.clone()));
@@ -483,7 +484,6 @@ fn failure(status: &NetStatus, links: &BTreeSet<IfName>) -> Option<ChangeRefused
         return Some(Conflict::Foreign(name.clone()).into());
     }
     let step = status.left.steps.iter().find(|s| links.contains(s.link()))?;
-    // What the kernel said is told with the step it said it of.
     let refused = status.conditions.iter().find(|c| c.code == Code::ApplyFailed);
     let text = refused.map_or_else(|| render::step(step, &status.observed), |c| c.detail.clone());
     Some(ChangeRefused::Kernel(text))

@@ -1,4 +1,5 @@
-//! Serves the local endpoints: keeps the last facts at hand, answers from them, listens where the tunnel has addresses.
+//! Serves the local endpoints from the last facts, at the configured and the tunnel's addresses. Waits for the reconciler's
+//! status and that of the components.
 use crate::reconciler::NetStatus;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
@@ -16,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// What strangers may cost the local endpoints. Requests have no body.
+/// Limits for clients of the local endpoints. Requests have no body.
 pub const LIMITS: Limits = Limits {
     connections: 256,
     per_source: 32,
@@ -28,10 +29,10 @@ pub const LIMITS: Limits = Limits {
     rate: Some(Rate { per_second: 100, burst: 300 }),
 };
 
-/// The list of more peers than this is written on the blocking pool.
+/// With more peers than this the list is serialised on the blocking pool.
 const MANY_PEERS: usize = 500;
 
-/// Everything the endpoints need.
+/// Dependencies of the endpoints.
 #[derive(Debug)]
 pub struct Deps<C> {
     /// Clocks.
@@ -40,15 +41,15 @@ pub struct Deps<C> {
     pub started: Boot,
     /// Configuration.
     pub config: Arc<Config>,
-    /// The reconcile task.
+    /// Status of the reconciler.
     pub net: watch::Receiver<NetStatus>,
-    /// What the other producers say: the one who wires them sends it, a field each (`send_modify`).
+    /// Status of the other tasks.
     pub components: watch::Receiver<Components>,
-    /// Turns true when the process stops.
+    /// True when the process stops.
     pub stop: watch::Receiver<bool>,
 }
 
-/// What was made of the last pass.
+/// What requests are answered from.
 #[derive(Debug)]
 struct Shown {
     snapshot: Arc<Snapshot>,
@@ -105,7 +106,7 @@ impl<C: Clock> Endpoints<C> {
         }
     }
 
-    /// Boils the last pass down; once a pass, whatever the number of requests.
+    /// Takes the status of a pass; once a pass, whatever the number of requests.
     fn take(&self, status: &NetStatus, components: &Components) {
         let now = self.clock.now();
         let net = summarize(status, now);
@@ -115,8 +116,8 @@ impl<C: Clock> Endpoints<C> {
         *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(shown);
     }
 
-    /// Only the components changed.
-    fn freshen(&self, components: &Components) {
+    /// Takes the status of the components alone.
+    fn take_components(&self, components: &Components) {
         let before = self.shown();
         let snapshot = Arc::new(Snapshot { net: before.snapshot.net.clone(), components: components.clone() });
         let shown = Shown { snapshot, interfaces: before.interfaces.clone() };
@@ -136,7 +137,7 @@ impl<C: Clock> Service for Shared<C> {
         let shown = self.0.shown();
         if request.path == "/wireguard" && shown.interfaces.peers() > MANY_PEERS {
             let shown = shown.clone();
-            // Should the pool be gone, it is made here after all.
+            // If the pool is gone, the body is made below.
             let _ = tokio::task::spawn_blocking(move || shown.interfaces.body()).await;
         }
         let at = Moment {
@@ -174,11 +175,11 @@ pub async fn run<C: Clock>(mut deps: Deps<C>) -> Result<(), Infallible> {
             tokio::select! {
                 net = deps.net.changed() => match net {
                     Ok(()) => break,
-                    // The reconcile task is gone and the process with it, in a moment.
+                    // The reconciler has ended, and the process ends with it.
                     Err(_) => std::future::pending::<()>().await,
                 },
                 components = deps.components.changed() => match components {
-                    Ok(()) => endpoints.freshen(&deps.components.borrow_and_update()),
+                    Ok(()) => endpoints.take_components(&deps.components.borrow_and_update()),
                     Err(_) => break,
                 },
                 () = stopped(&mut deps.stop) => {

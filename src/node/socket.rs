@@ -1,4 +1,4 @@
-//! Answers the control socket.
+//! Serves the control socket. Waits for connections and their requests.
 use crate::audit::Audit;
 use crate::changes::requests::Changes;
 use crate::enrolment::RotationRequest;
@@ -29,20 +29,20 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-/// Connections served at once; a further one waits.
+/// Connections served at once; further ones wait.
 const MAX_CONNECTIONS: usize = 16;
-/// Those of them that who may only look can hold: root is never kept out.
-const MAX_LOOKING: usize = 8;
-/// Refusals recorded in an hour; the log has them all.
+/// Connections of unprivileged users, so that root always gets one.
+const MAX_UNPRIVILEGED: usize = 8;
+/// Refusals recorded in the audit trail per hour; the log has all of them.
 const REFUSALS_PER_HOUR: u32 = 30;
 
 /// Timeout until the control session takes a request for a new key.
 const ROTATE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A document of the uplink for the report, made by whoever wires the tasks.
-pub type UplinkView = Arc<dyn Fn() -> Option<serde_json::Value> + Send + Sync>;
+/// Makes a task's part of the status report.
+pub type ReportView = Arc<dyn Fn() -> Option<serde_json::Value> + Send + Sync>;
 
-/// What the answers are made of.
+/// The facts and handles that responses are made of.
 #[derive(Clone)]
 pub struct Answers<C> {
     /// Clocks.
@@ -51,37 +51,37 @@ pub struct Answers<C> {
     pub started: Boot,
     /// Configuration.
     pub config: Arc<Config>,
-    /// The reconcile task.
+    /// Status of the reconciler.
     pub net: watch::Receiver<NetStatus>,
-    /// The other tasks.
+    /// Status of the other tasks.
     pub components: watch::Receiver<Components>,
     /// The uplink.
-    pub uplink: UplinkView,
-    /// The grants, where an interface asks for them.
+    pub uplink: ReportView,
+    /// The grants task, where an interface needs grants.
     pub grants: Option<GrantsView>,
-    /// Where changes are asked for.
+    /// The ledger of changes.
     pub changes: Changes,
-    /// Where refusals are recorded.
+    /// The audit trail.
     pub audit: Audit,
     /// The control plane, where one is configured.
     pub control: Option<ControlView>,
 }
 
-/// The follower of the control plane, seen from outside.
+/// Handles of the control session.
 #[derive(Clone)]
 pub struct ControlView {
-    /// What it says, made by whoever wires the tasks.
-    pub report: UplinkView,
-    /// Where a new key is asked for.
+    /// Its part of the status report.
+    pub report: ReportView,
+    /// Requests for a new WireGuard key.
     pub rotate: mpsc::Sender<RotationRequest>,
 }
 
-/// The grants task, seen from outside.
+/// Handles of the grants task.
 #[derive(Clone, Debug)]
 pub struct GrantsView {
-    /// What it says.
+    /// Its report.
     pub report: watch::Receiver<Option<Arc<Report>>>,
-    /// Rung to have everything verified again.
+    /// Notified to verify all grants again.
     pub refresh: Arc<Notify>,
 }
 
@@ -105,16 +105,16 @@ enum RotateRefused {
 /// Serves until the listener fails.
 pub async fn run<C: Clock>(listener: Listener, answers: Answers<C>) -> Result<(), std::io::Error> {
     let mut open = JoinSet::new();
-    let looking = Arc::new(());
+    let unprivileged = Arc::new(());
     let refusals = Arc::new(Mutex::new(Allowance::new(REFUSALS_PER_HOUR, answers.clock.now())));
     loop {
         if open.len() >= MAX_CONNECTIONS {
             open.join_next().await;
         }
         let connection = listener.accept().await?;
-        let place = (!connection.caller().is_trusted()).then(|| looking.clone());
-        if Arc::strong_count(&looking) > MAX_LOOKING + 1 {
-            tracing::warn!(uid = connection.caller().uid, "too many connections of users who may only look");
+        let place = (!connection.caller().is_trusted()).then(|| unprivileged.clone());
+        if Arc::strong_count(&unprivileged) > MAX_UNPRIVILEGED + 1 {
+            tracing::warn!(uid = connection.caller().uid, "too many control connections of unprivileged users");
             continue;
         }
         let (answers, refusals) = (answers.clone(), refusals.clone());
@@ -136,14 +136,14 @@ async fn serve<C: Clock>(
     let caller = connection.caller();
     while let Some(line) = connection.line().await? {
         let response = match serde_json::from_slice::<SocketRequest>(&line) {
-            Err(e) => SocketResponse::Error(format!("not a question this version knows: {e}")),
+            Err(e) => SocketResponse::Error(format!("unknown request: {e}; is the supervisor of another version?")),
             Ok(request) if request.mutates() && !caller.is_trusted() => {
-                let said = format!("user {} may look but not change anything: run it as root", caller.uid);
-                tracing::warn!(?request, "{said}");
+                let refusal = format!("user {} has read access only: run it as root", caller.uid);
+                tracing::warn!(uid = caller.uid, request = request.name(), "control request needs root");
                 if refusals.lock().unwrap_or_else(PoisonError::into_inner).take(answers.clock.now()) {
-                    answers.audit.record(&Actor::User(caller.uid), request.name(), Err(&said));
+                    answers.audit.record(&Actor::User(caller.uid), request.name(), Err(&refusal));
                 }
-                SocketResponse::Error(said)
+                SocketResponse::Error(refusal)
             }
             Ok(SocketRequest::Grants) => answers.grants()?,
             Ok(SocketRequest::GrantsRefresh) => match &answers.grants {
@@ -158,20 +158,20 @@ async fn serve<C: Clock>(
                 let begun = answers.rotate().await;
                 let result = begun.as_ref().map(drop).map_err(|e| e as &dyn Display);
                 answers.audit.record(&Actor::User(caller.uid), request.name(), result);
-                told(begun)?
+                respond(begun)?
             }
             Ok(SocketRequest::DriftRepair { what }) => {
-                told(answers.changes.reconcile(what, Actor::User(caller.uid)).await)?
+                respond(answers.changes.reconcile(what, Actor::User(caller.uid)).await)?
             }
-            Ok(SocketRequest::History) => told(answers.changes.history().await)?,
-            Ok(SocketRequest::Diff { a, b }) => told(answers.changes.diff(a, b).await)?,
+            Ok(SocketRequest::History) => respond(answers.changes.history().await)?,
+            Ok(SocketRequest::Diff { a, b }) => respond(answers.changes.diff(a, b).await)?,
             Ok(SocketRequest::Rollback { to }) => {
                 let done = answers.changes.rollback(to, Actor::User(caller.uid)).await;
-                told(done.map(|d| RollbackResult { generation: d.generation, lines: d.lines }))?
+                respond(done.map(|d| RollbackResult { generation: d.generation, lines: d.lines }))?
             }
             Ok(SocketRequest::Confirm { generation }) => {
                 let done = answers.changes.confirm(generation, Actor::User(caller.uid)).await;
-                told(done.map(|d| RollbackResult { generation: d.generation, lines: d.lines }))?
+                respond(done.map(|d| RollbackResult { generation: d.generation, lines: d.lines }))?
             }
             Ok(SocketRequest::Audit { limit }) => answers.audit(limit).await?,
             Ok(SocketRequest::Readiness) => SocketResponse::Ok(serde_json::to_value(answers.readiness())?),
@@ -184,7 +184,7 @@ async fn serve<C: Clock>(
     Ok(())
 }
 
-fn told<T: serde::Serialize, E: ToString>(
+fn respond<T: serde::Serialize, E: ToString>(
     done: Result<T, E>,
 ) -> Result<SocketResponse<serde_json::Value>, serde_json::Error> {
     Ok(match done {
@@ -194,7 +194,7 @@ fn told<T: serde::Serialize, E: ToString>(
 }
 
 fn no_grants() -> SocketResponse<serde_json::Value> {
-    SocketResponse::Error("no interface has access = \"nft\", so nobody needs a grant".to_owned())
+    SocketResponse::Error("no interface has access = \"nft\": no peer needs a grant".to_owned())
 }
 
 impl<C: Clock> Answers<C> {
@@ -218,9 +218,9 @@ impl<C: Clock> Answers<C> {
         })
     }
 
-    /// As of now, by a look of its own: a person asks after having done something.
+    /// Current drift, observed for this request.
     async fn drift(&self) -> drift::DriftReport {
-        self.changes.look(&self.net, &self.clock, Duration::ZERO).await;
+        self.changes.refresh(&self.net, &self.clock, Duration::ZERO).await;
         let status = self.net.borrow().clone();
         let node = self.config.node.id.as_ref().map(ToString::to_string);
         let own = Effective::of(self.config.clone());

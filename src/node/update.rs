@@ -1,4 +1,5 @@
-//! Watches a trial from the start of the machine to its end, and keeps the record; runs apart from the supervisor, as root.
+//! Watches a trial from boot to its end and stores the record; runs apart from the supervisor, as root. Waits for the next
+//! probe or the trial's deadline.
 use spoke_config::update::Rules;
 use spoke_sys::clock::Clock;
 use spoke_sys::disk::DiskError;
@@ -7,43 +8,43 @@ use spoke_update::machine::{ProbeResult, RejectReason, Stage, Trial, TrialAction
 use spoke_update::record::{Situation, UpdateRecord};
 use std::time::Duration;
 
-/// Time between two looks.
-const LOOK: Duration = Duration::from_secs(5);
+/// Time between two probes.
+const PROBE_EVERY: Duration = Duration::from_secs(5);
 
 /// Why watching ended.
 #[derive(Debug, thiserror::Error)]
 pub enum WatchError {
-    /// The slots.
+    /// The slots cannot be read or written.
     #[error(transparent)]
     Slots(#[from] SlotError),
-    /// The record.
+    /// The record cannot be stored.
     #[error(transparent)]
     Record(#[from] DiskError),
 }
 
-/// What the caller has to do next.
+/// What the caller must do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Nothing more in this life of the machine.
+    /// Nothing until the next boot.
     Settled,
-    /// Start the machine again: the boot loader was told which slot.
+    /// Reboot: the boot loader is set to the right slot.
     Restart,
 }
 
-/// Where the record is kept and told.
-pub trait Book {
-    /// Keeps it so that it survives a power cut, and tells whoever wants to know.
-    fn keep(&mut self, record: &UpdateRecord) -> Result<(), DiskError>;
+/// Storage of the record.
+pub trait RecordStore {
+    /// Stores it durably and publishes it to the supervisor.
+    fn store(&mut self, record: &UpdateRecord) -> Result<(), DiskError>;
 }
 
-/// Watches until there is nothing to watch. `look` takes a few seconds at most and is called every five.
+/// Watches until the trial has ended. `probe` takes some seconds at most and is called every five.
 pub async fn watch<C: Clock>(
     clock: &C,
     slots: &mut impl Slots,
-    book: &mut impl Book,
+    store: &mut impl RecordStore,
     record: &mut UpdateRecord,
     rules: Rules,
-    mut look: impl AsyncFnMut() -> ProbeResult,
+    mut probe: impl AsyncFnMut() -> ProbeResult,
 ) -> Result<Next, WatchError> {
     let standing = slots.standing()?;
     let situation = record.situation(standing.running, standing.trust, standing.other);
@@ -52,23 +53,23 @@ pub async fn watch<C: Clock>(
         Situation::Settled | Situation::Pending => None,
         Situation::Interrupted => {
             record.trial = None;
-            book.keep(record)?;
+            store.store(record)?;
             None
         }
         Situation::CameBack => {
-            end(book, record, Some(RejectReason::DidNotStart))?;
+            end(store, record, Some(RejectReason::DidNotStart))?;
             None
         }
         Situation::FellBack => {
             record.fell_back();
-            say(record);
-            book.keep(record)?;
+            log_rejection(record);
+            store.store(record)?;
             None
         }
         Situation::Watch => {
             if let Some(trial) = &mut record.trial {
                 (trial.stage, trial.armed) = (Stage::Trial, true);
-                book.keep(record)?;
+                store.store(record)?;
             }
             Some(Stage::Trial)
         }
@@ -80,28 +81,28 @@ pub async fn watch<C: Clock>(
     });
     let mut counted = true;
     loop {
-        let sight = look().await;
-        if counted && sight.clean {
-            // One clean pass is what a start has to bring; whether the network is there is another matter.
+        let result = probe().await;
+        if counted && result.clean {
+            // A boot counts as failed until a pass was clean.
             slots.clear_starts()?;
             counted = false;
         }
         let Some(machine) = &mut trial else {
             if counted {
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(PROBE_EVERY).await;
                 continue;
             }
             return Ok(Next::Settled);
         };
-        if let Some(action) = machine.handle(clock.now(), TrialEvent::Probed(sight)).first() {
-            if let Some(next) = act(*action, standing, slots, book, record)? {
+        if let Some(action) = machine.handle(clock.now(), TrialEvent::Probed(result)).first() {
+            if let Some(next) = act(*action, standing, slots, store, record)? {
                 return Ok(next);
             }
             trial = None;
             continue;
         }
         let now = clock.now();
-        let wait = machine.deadline().map_or(LOOK, |d| d.at.since(now).min(LOOK));
+        let wait = machine.deadline().map_or(PROBE_EVERY, |d| d.at.since(now).min(PROBE_EVERY));
         tokio::time::sleep(wait).await;
     }
 }
@@ -110,41 +111,41 @@ fn act(
     action: TrialAction,
     standing: Standing,
     slots: &mut impl Slots,
-    book: &mut impl Book,
+    store: &mut impl RecordStore,
     record: &mut UpdateRecord,
 ) -> Result<Option<Next>, WatchError> {
     let on_trial = record.trial.as_ref().is_none_or(|t| t.slot == standing.running);
     match action {
         TrialAction::Commit => {
-            // The boot loader first: cut off between the two, the next start is watched once more and ends here again.
+            // The boot loader first: after a power loss in between, the next boot is watched and committed again.
             slots.commit()?;
-            end(book, record, None)?;
+            end(store, record, None)?;
             tracing::info!(slot = %standing.running, "update committed");
             Ok(None)
         }
         TrialAction::Reject(reason) if on_trial => {
-            end(book, record, Some(reason))?;
+            end(store, record, Some(reason))?;
             slots.condemn()?;
             Ok(Some(Next::Restart))
         }
         TrialAction::Reject(reason) => {
-            end(book, record, Some(reason))?;
+            end(store, record, Some(reason))?;
             Ok(None)
         }
         TrialAction::Retreat => {
             if let Some(trial) = &mut record.trial {
                 trial.stage = Stage::Retreated;
             }
-            book.keep(record)?;
+            store.store(record)?;
             slots.condemn()?;
-            tracing::warn!("nothing outside answers: the old system shall have a look");
+            tracing::warn!("no host outside answers: probing from the old system");
             Ok(Some(Next::Restart))
         }
         TrialAction::Resume => {
             if let Some(trial) = &mut record.trial {
                 (trial.stage, trial.resumes) = (Stage::Trial, trial.resumes.saturating_add(1));
             }
-            book.keep(record)?;
+            store.store(record)?;
             slots.try_other()?;
             tracing::info!("the outage is over: the update is tried again");
             Ok(Some(Next::Restart))
@@ -152,14 +153,14 @@ fn act(
     }
 }
 
-fn end(book: &mut impl Book, record: &mut UpdateRecord, reason: Option<RejectReason>) -> Result<(), DiskError> {
+fn end(store: &mut impl RecordStore, record: &mut UpdateRecord, reason: Option<RejectReason>) -> Result<(), DiskError> {
     record.end(reason);
-    say(record);
-    book.keep(record)
+    log_rejection(record);
+    store.store(record)
 }
 
-/// On the console, for whoever stands in front of the device.
-fn say(record: &UpdateRecord) {
+/// Logs the reason, also for the console of the device.
+fn log_rejection(record: &UpdateRecord) {
     if let Some(last) = &record.last
         && let Some(reason) = last.reason
     {

@@ -279,7 +279,7 @@ fn the_socket_authorizes_by_peer_credentials() {
     }
     for change in ["config rollback", "config confirm", "drift --repair"] {
         let (code, error) = ask(member, change);
-        assert!(code == Some(1) && error.contains("user 1234 may look but not change anything"), "{change}: {error}");
+        assert!(code == Some(1) && error.contains("user 1234 has read access only"), "{change}: {error}");
     }
     assert_eq!(node.peers("wg0"), [key(1)]);
     let (code, error) = ask("setpriv --reuid 1234 --regid 1234 --clear-groups", "status");
@@ -288,7 +288,7 @@ fn the_socket_authorizes_by_peer_credentials() {
     assert!(node.peers("wg0").is_empty());
     let trail = node.tell("audit list");
     assert!(trail.contains("user 0") && trail.contains("roll back to generation 0: - wg0 peer"), "{trail}");
-    assert!(trail.contains("user 1234") && trail.contains("may look but not change"), "{trail}");
+    assert!(trail.contains("user 1234") && trail.contains("has read access only"), "{trail}");
     assert!(node.tell("audit verify").contains("entries hold; head"));
 }
 

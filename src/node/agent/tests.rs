@@ -1,4 +1,4 @@
-//! The agent whole: signed requests in, a reconciled kernel in memory out; restarts, refusals and time-outs in between.
+//! The agent with a kernel in memory: signed requests, restarts, refusals, time-outs.
 use super::*;
 use crate::sim as node;
 use rustix::io::Errno;
@@ -13,7 +13,7 @@ const NOW: u64 = 1_800_000_000;
 const KEY: &str = "+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/s=";
 const OTHER: &str = "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=";
 
-/// A node in memory: reconcile task, ledger, trail and agent, on a state directory that outlives it.
+/// A node in memory: reconciler, ledger, audit trail and agent, on a state directory that outlives it.
 struct Node {
     agent: Agent<SimClock>,
     clock: SimClock,
@@ -35,7 +35,7 @@ impl Node {
                 .await;
         let (net, changes, kernel) = (node.net.clone(), node.changes.clone(), node.kernel.clone());
         net.clone().wait_for(|s| s.ready).await.unwrap();
-        let memory = Memory::open(dir, &clock).unwrap();
+        let memory = ReplayRecord::open(dir, &clock).unwrap();
         let deps =
             Deps { clock: clock.clone(), started: clock.now(), config, net, changes, stop: watch::channel(false).1 };
         let agent = Agent {
@@ -48,7 +48,7 @@ impl Node {
         Self { agent, clock, kernel, node }
     }
 
-    /// Ends everything as a crash would.
+    /// Ends all tasks, as a crash would.
     async fn kill(mut self) {
         self.node.kill().await;
     }
@@ -69,7 +69,7 @@ impl Node {
         }
     }
 
-    /// Signs and sends, with a nonce of its own for each.
+    /// Signs and sends a request with a unique nonce.
     async fn ask(&self, method: &str, path: &str, body: Value) -> (u16, Value) {
         static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let nonce = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed).to_string();
@@ -107,7 +107,7 @@ fn file(peers: impl IntoIterator<Item = (u16, &'static str)>) -> Value {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_documented_calls_give_the_documented_answers() {
+async fn calls_give_the_documented_responses() {
     let dir = tempfile::tempdir().unwrap();
     let node = Node::start(dir.path(), FakeKernel::new(), clock()).await;
     let peer =
@@ -159,7 +159,7 @@ async fn the_documented_calls_give_the_documented_answers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_used_request_is_refused_also_after_a_restart_and_a_jump_of_the_clock() {
+async fn replay_is_refused_after_restart_and_clock_jump() {
     let dir = tempfile::tempdir().unwrap();
     let node = Node::start(dir.path(), FakeKernel::new(), clock()).await;
     let body = json!({"public_key": KEY}).to_string();
@@ -168,7 +168,11 @@ async fn a_used_request_is_refused_also_after_a_restart_and_a_jump_of_the_clock(
     let used = (401, json!({"error": Denied::Replayed.to_string()}));
     assert_eq!(node.send(request.clone()).await, used);
     let read = node.request("GET", "/v1/wg/wg0/dump", "", None);
-    assert_eq!((node.send(read.clone()).await.0, node.send(read).await.0), (200, 200), "the same read twice is fine");
+    assert_eq!(
+        (node.send(read.clone()).await.0, node.send(read).await.0),
+        (200, 200),
+        "a safe request may be repeated"
+    );
     let again = node.request("POST", "/v1/wg/wg0/peers", &body, Some("n1"));
     assert_eq!(node.send(again.clone()).await.0, 200, "a nonce lets it be repeated");
     assert_eq!(node.send(again).await.0, 401, "once");
@@ -177,7 +181,7 @@ async fn a_used_request_is_refused_also_after_a_restart_and_a_jump_of_the_clock(
     assert_eq!(node.send(late).await.0, 200);
     node.clock.jump_to(Wall(NOW));
     let forgotten = (401, json!({"error": Denied::Forgotten.to_string()}));
-    assert_eq!(node.send(request.clone()).await, forgotten, "forgotten for age, and the clock went back");
+    assert_eq!(node.send(request.clone()).await, forgotten, "dropped for age, then the clock was set back");
     let clock = node.clock.clone();
     node.kill().await;
     let node = Node::start(dir.path(), FakeKernel::new(), clock).await;
@@ -188,12 +192,12 @@ async fn a_used_request_is_refused_also_after_a_restart_and_a_jump_of_the_clock(
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_kernel_refuses_leaves_everything_as_it_was() {
+async fn refused_change_leaves_the_state_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     let node = Node::start(dir.path(), FakeKernel::new(), clock()).await;
     assert_eq!(node.ask("POST", "/v1/wg/wg0/syncconf", file([(1, ""), (2, ""), (3, "")])).await.0, 200);
     let before = node.kernel.peers("wg0");
-    // One peer of many cannot be set: none may be.
+    // One refused peer refuses the whole change.
     let mut key = [0; 32];
     key[1] = 77;
     node.kernel.refuse(move |step| match step {
@@ -207,18 +211,18 @@ async fn what_the_kernel_refuses_leaves_everything_as_it_was() {
     node.kernel.refuse_nothing();
     let (_, history) = node.ask("GET", "/v1/history", Value::Null).await;
     assert_eq!(history["generations"].as_array().unwrap().len(), 1, "a failure is no generation");
-    // The trail is written beside: time goes on only when it is.
+    // Simulated time advances when the trail is written.
     tokio::time::sleep(Duration::from_secs(1)).await;
     node.kill().await;
     let node = Node::start(dir.path(), FakeKernel::new(), clock()).await;
-    assert_eq!(node.peers().len(), 3, "a restart brings back what was in force");
+    assert_eq!(node.peers().len(), 3, "a restart restores the state");
     let trail = crate::audit::entries(dir.path()).unwrap().0;
     assert!(trail.iter().any(|e| e.actor == "panel 192.0.2.9" && e.result.contains("refused")), "{trail:?}");
     assert!(spoke_change::audit::verify(&trail).is_ok());
 }
 
 #[tokio::test(start_paused = true)]
-async fn conflicts_name_the_holder() {
+async fn conflict_names_the_holder() {
     let dir = tempfile::tempdir().unwrap();
     let node = Node::start(dir.path(), FakeKernel::new(), clock()).await;
     let one = json!({"public_key": KEY, "allowed_ips": ["10.0.5.0/24"]});
@@ -231,14 +235,14 @@ async fn conflicts_name_the_holder() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn interfaces_of_somebody_else_are_neither_taken_nor_deleted() {
+async fn foreign_interface_is_neither_taken_nor_deleted() {
     let dir = tempfile::tempdir().unwrap();
     let node = Node::start(dir.path(), FakeKernel::new(), clock()).await;
     let stranger: PublicKey = OTHER.parse().unwrap();
     node.kernel.add_link("wg8", true);
     node.kernel.add_link("eth0", false);
     node.kernel.set_peer("wg8", stranger, spoke_net::state::ObservedPeer::default());
-    // The agent learns of them by the next look.
+    // The next periodic pass observes them.
     tokio::time::sleep(Duration::from_secs(31)).await;
     let device = json!({"private_key": OTHER, "listen_port": 6000});
     for (method, path, body) in [
@@ -247,7 +251,7 @@ async fn interfaces_of_somebody_else_are_neither_taken_nor_deleted() {
         ("PUT", "/v1/wg/eth0/config", device),
     ] {
         let (code, said) = node.ask(method, path, body).await;
-        assert!(code == 409 && said["error"].as_str().unwrap().contains("somebody else"), "{method} {path}: {said}");
+        assert!(code == 409 && said["error"].as_str().unwrap().contains("another program"), "{method} {path}: {said}");
     }
     assert_eq!(node.kernel.peers("wg8").keys().collect::<Vec<_>>(), [&stranger]);
     assert!(node.kernel.links().contains_key("eth0"));
@@ -255,7 +259,7 @@ async fn interfaces_of_somebody_else_are_neither_taken_nor_deleted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unconfirmed_change_reverts_and_a_confirmed_one_stays() {
+async fn unconfirmed_change_reverts_confirmed_one_stays() {
     let dir = tempfile::tempdir().unwrap();
     let node = Node::start(dir.path(), FakeKernel::new(), clock()).await;
     let peer = |key: &str| json!({"public_key": key, "confirm_within": 30});
@@ -279,7 +283,7 @@ async fn an_unconfirmed_change_reverts_and_a_confirmed_one_stays() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn drift_is_shown_and_repaired_on_request() {
+async fn drift_is_reported_and_repaired_on_request() {
     let dir = tempfile::tempdir().unwrap();
     let node = Node::start(dir.path(), FakeKernel::new(), clock()).await;
     let stranger: PublicKey = OTHER.parse().unwrap();
@@ -298,11 +302,11 @@ async fn drift_is_shown_and_repaired_on_request() {
     node.kernel.set_peer("wg0", stranger, spoke_net::state::ObservedPeer::default());
     tokio::time::sleep(Duration::from_secs(31)).await;
     assert_eq!(node.ask("DELETE", &format!("/v1/wg/wg0/peers/{OTHER}"), Value::Null).await.0, 200);
-    assert!(node.peers().is_empty(), "a stranger that is named goes");
+    assert!(node.peers().is_empty(), "an undeclared peer named in a request is removed");
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_unsigned_learns_or_changes_anything() {
+async fn unsigned_request_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let node = Node::start(dir.path(), FakeKernel::new(), clock()).await;
     for (method, path) in [

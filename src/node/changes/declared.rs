@@ -1,4 +1,4 @@
-//! Notes what is declared otherwise than before: a generation of its own, once the kernel has it.
+//! Records changes of declared values as generations, once the kernel has them.
 use crate::changes::Ledger;
 use spoke_change::audit::Actor;
 use spoke_change::declared::Declared;
@@ -8,8 +8,8 @@ use spoke_model::error_chain::ErrorChain;
 use spoke_sys::clock::Clock;
 
 impl<C: Clock> Ledger<C> {
-    /// Makes a generation of what the configuration or the control plane declares otherwise than before, once the kernel has
-    /// it. Whoever changed the file had the process started anew; whatever comes later, comes from the control plane.
+    /// Records a generation if declared values differ from the history and the last pass was clean. The first comparison
+    /// after a start finds changes of the configuration file, later ones those of the control plane.
     pub(crate) async fn compare(&mut self) {
         let (config, first) = {
             let status = self.net.borrow();
@@ -24,7 +24,7 @@ impl<C: Clock> Ledger<C> {
         let history = self.store.history();
         let Some(before) = history.declared_at(history.current()) else {
             if let Err(error) = self.store.begin(now).await {
-                tracing::warn!(error = %ErrorChain(&error), "what is declared is not noted: its next change is not told");
+                tracing::warn!(error = %ErrorChain(&error), "declared values not stored; their next change will not be recorded");
             }
             return;
         };
@@ -45,10 +45,10 @@ impl<C: Clock> Ledger<C> {
             Ok(()) => Ok(self.done(true, lines)),
             Err(error) => Err(ChangeRefused::Storage(ErrorChain(&error).to_string())),
         };
-        // What the control plane does is in the audit trail already, with what became of it.
+        // The audit trail has the control plane's actions already, with their outcome.
         match first {
             true => self.report(&actor, &what, &done),
-            false => tracing::info!(%actor, what, error = done.err().map(|e| e.to_string()), "changed"),
+            false => tracing::info!(%actor, what, error = done.err().map(|e| e.to_string()), "change applied"),
         }
     }
 }

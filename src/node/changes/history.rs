@@ -1,4 +1,4 @@
-//! Keeps the history on disk: a line a change, on the medium before anybody hears of it, in one bounded file of mode 0600.
+//! The history on disk: one line a generation, synced before the change is reported, in one bounded file of mode 0600.
 use spoke_change::declared::Declared;
 use spoke_change::history::History;
 use spoke_change::record::{GenerationRecord, HistoryLine, NewPeers};
@@ -12,9 +12,9 @@ use std::sync::Arc;
 
 /// File name in the state directory.
 pub const FILE: &str = "changes.journal";
-/// Size in bytes at which generations are given up for room, even if fewer than asked for remain.
+/// Size in bytes above which generations are dropped, even below the configured number.
 const MAX_BYTES: u64 = 8 << 20;
-/// Generations more than shall be kept before the file is written anew: that costs more than a line.
+/// Generations above the configured number before the file is rewritten, which costs more than a line.
 const SLACK: usize = 4;
 
 /// The history and its file.
@@ -23,39 +23,38 @@ pub struct Store {
     journal: Journal,
     history: History,
     max_bytes: u64,
-    /// Size when it was last written anew.
+    /// Size after the last rewrite.
     compact: u64,
 }
 
 impl Store {
-    /// Opens the store in the state directory. Blocks. A confirmation outstanding from another boot is due at once.
+    /// Opens the store in the state directory. Blocks. A pending confirmation of another boot is due at once.
     ///
-    /// From a line on that cannot be understood the file is kept aside, and what stands before it holds: after an update
-    /// that did not last, the older version must start with what the newer one has left behind.
+    /// If a line cannot be parsed, the file is kept aside and the lines before it are used: after an update is rolled back,
+    /// the older version must start with the file of the newer one.
     pub fn open(dir: &Path, keep: usize, boot_id: &str, now: Boot) -> Result<Self, DiskError> {
         let path = dir.join(FILE);
         let (mut journal, found) = Journal::open(path.clone())?;
         if found.dropped > 0 && found.aside.is_none() && !journal.is_damaged() {
-            tracing::warn!(bytes = found.dropped, "the last change was cut off by a power cut and is not in force");
+            tracing::warn!(bytes = found.dropped, "last change cut off by a power loss; it is not in force");
         }
-        let (history, problem) = follow(&found.lines, keep, boot_id, now);
-        if let Some((understood, problem)) = problem {
+        let (history, problem) = replay(&found.lines, keep, boot_id, now);
+        if let Some((parsed, problem)) = problem {
             tracing::error!(
-                path = %path.display(), problem, generation = history.current(),
-                "from its line {} on, the store of changes cannot be understood; was it written by a newer version? \
-                 What stands before it holds", understood + 1
+                path = %path.display(), line = parsed + 1, error = problem, generation = history.current(),
+                "changes not readable from this line on, perhaps of a newer version; using the lines before"
             );
-            journal.keep_first(found.lines.get(..understood).unwrap_or_default())?;
+            journal.keep_first(found.lines.get(..parsed).unwrap_or_default())?;
         }
         Ok(Self { journal, history, max_bytes: MAX_BYTES, compact: 0 })
     }
 
-    /// What is in it.
+    /// The history.
     pub const fn history(&self) -> &History {
         &self.history
     }
 
-    /// Writes the next generation down and takes it over. An error leaves everything as it was.
+    /// Stores the next generation. An error leaves the history unchanged.
     pub async fn commit(
         &mut self,
         record: GenerationRecord,
@@ -72,8 +71,7 @@ impl Store {
         Ok(())
     }
 
-    /// Notes what is about to come into the kernel. A process that is killed leaves this line to the next; a machine that
-    /// loses its power loses the kernel's state as well, so nothing waits for the medium.
+    /// Stores an intent. Not synced: it serves the next process after a crash, and a power loss clears the kernel too.
     pub async fn intend(&mut self, peers: NewPeers) -> Result<(), DiskError> {
         if self.journal.is_empty() {
             self.journal.replace(self.lines()?).await?;
@@ -84,7 +82,7 @@ impl Store {
         Ok(())
     }
 
-    /// Notes that none of it is in the kernel any more.
+    /// Stores that none of the intent's peers is in the kernel.
     pub async fn abandon(&mut self) -> Result<(), DiskError> {
         let line = self.text(&HistoryLine::Abandoned)?;
         self.journal.append(&line, false).await?;
@@ -93,13 +91,13 @@ impl Store {
         Ok(())
     }
 
-    /// Notes what is declared, before the first change of it: later ones are told by it.
+    /// Stores the declared values that later changes are compared with.
     pub async fn begin(&mut self, declared: Declared) -> Result<(), DiskError> {
         self.history.begin(declared);
         self.journal.replace(self.lines()?).await
     }
 
-    /// Writes a generation down that somebody declared, and takes it over.
+    /// Stores a generation of another source.
     pub async fn declare(&mut self, record: GenerationRecord) -> Result<(), DiskError> {
         if self.journal.is_empty() {
             self.journal.replace(self.lines()?).await?;
@@ -111,7 +109,7 @@ impl Store {
         Ok(())
     }
 
-    /// Takes note of a confirmation.
+    /// Stores a confirmation.
     pub async fn confirm(&mut self, generation: u64) -> Result<(), DiskError> {
         let line = self.text(&HistoryLine::Confirmed { generation })?;
         self.journal.append(&line, true).await?;
@@ -119,9 +117,9 @@ impl Store {
         Ok(())
     }
 
-    /// Gives up the oldest generations where there are too many of them, or they are too long.
+    /// Drops the oldest generations if there are too many or the file is too large.
     async fn bound(&mut self) {
-        // A state that is long by itself is not written anew with every change.
+        // A state that is large by itself must not cause a rewrite with every change.
         let long = self.journal.len() > self.max_bytes.max(2 * self.compact);
         if !long && !self.history.is_long_by(SLACK) {
             return;
@@ -138,7 +136,7 @@ impl Store {
             Ok::<(), DiskError>(())
         };
         if let Err(error) = written.await {
-            tracing::warn!(%error, "old generations could not be dropped; trying again later");
+            tracing::warn!(%error, "old generations not dropped; retrying with a later change");
         }
     }
 
@@ -155,27 +153,27 @@ impl Store {
     }
 }
 
-/// What is set according to the store in the state directory, which is left as it is. Blocks.
+/// The API state in the store, without changing it. Blocks.
 pub fn peek(dir: &Path) -> Result<Arc<ApiState>, DiskError> {
     let path = dir.join(FILE);
     let Some(found) = journal::peek(&path)? else { return Ok(Arc::default()) };
-    Ok(follow(&found.lines, 1, "", Boot::default()).0.state().clone())
+    Ok(replay(&found.lines, 1, "", Boot::default()).0.state().clone())
 }
 
-/// The history these lines make, and which of them is the first that cannot be understood, with the reason.
-fn follow(lines: &[Vec<u8>], keep: usize, boot_id: &str, now: Boot) -> (History, Option<(usize, String)>) {
-    let mut understood = Vec::new();
+/// The history of these lines, and the first line that cannot be parsed, with its error.
+fn replay(lines: &[Vec<u8>], keep: usize, boot_id: &str, now: Boot) -> (History, Option<(usize, String)>) {
+    let mut parsed = Vec::new();
     let mut problem = None;
     for (i, line) in lines.iter().enumerate() {
         match serde_json::from_slice::<HistoryLine>(line) {
-            Ok(line) => understood.push(line),
+            Ok(line) => parsed.push(line),
             Err(error) => {
                 problem = Some((i, error.to_string()));
                 break;
             }
         }
     }
-    match History::load(understood, keep, boot_id, now) {
+    match History::load(parsed, keep, boot_id, now) {
         Ok(history) => (history, problem),
         Err(error) => (History::new(keep), Some((0, error.to_string()))),
     }

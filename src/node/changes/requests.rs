@@ -1,4 +1,4 @@
-//! The handle that changes are asked for with, and the questions it carries to the ledger.
+//! The handle for requests to the ledger of changes.
 use crate::reconciler::NetStatus;
 use spoke_change::audit::Actor;
 use spoke_change::edit::Edit;
@@ -9,19 +9,19 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
-/// Changes that may wait for their turn.
+/// Requests that may wait.
 pub const QUEUE: usize = 64;
-/// A look at the kernel that is younger is good enough for a panel that polls.
+/// Observed state younger than this needs no new pass for a polling panel.
 pub const FRESH: Duration = Duration::from_secs(1);
-/// How long a look at the kernel may take before the one before is shown.
-const LOOK: Duration = Duration::from_secs(2);
+/// Timeout of a requested pass; the state observed before is used then.
+const REFRESH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Where an answer goes.
+/// Where a result goes.
 pub type Reply<T> = oneshot::Sender<Result<T, ChangeRefused>>;
 
-/// A question to the ledger.
+/// A request to the ledger.
 #[derive(Debug)]
-#[expect(missing_docs, reason = "as the methods of `Changes` say")]
+#[expect(missing_docs, reason = "see the methods of `Changes`")]
 pub enum Command {
     Edit(Box<Edit>, Actor, Option<Duration>, Reply<AppliedChange>),
     Confirm(Option<u64>, Actor, Reply<AppliedChange>),
@@ -31,7 +31,7 @@ pub enum Command {
     Diff(u64, u64, Reply<Vec<String>>),
 }
 
-/// Asks for changes. Cheap to clone.
+/// Sends requests to the ledger. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Changes {
     commands: mpsc::Sender<Command>,
@@ -39,7 +39,7 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// A handle that sends to `commands`; `wake` has the reconcile task look at the kernel.
+    /// A handle that sends to `commands`; `wake` starts a reconcile pass.
     pub const fn new(commands: mpsc::Sender<Command>, wake: watch::Sender<Option<Arc<Repair>>>) -> Self {
         Self { commands, wake }
     }
@@ -50,12 +50,12 @@ impl Changes {
         answer.await.map_err(|_| ChangeRefused::Busy)?
     }
 
-    /// Has the kernel looked at again unless that was done within `fresh`; see [`look`].
-    pub async fn look(&self, net: &watch::Receiver<NetStatus>, clock: &impl Clock, fresh: Duration) {
-        look(&self.wake, net.clone(), clock, fresh).await;
+    /// Observes the kernel again unless that was done within `fresh`; see [`refresh`].
+    pub async fn refresh(&self, net: &watch::Receiver<NetStatus>, clock: &impl Clock, fresh: Duration) {
+        refresh(&self.wake, net.clone(), clock, fresh).await;
     }
 
-    /// Makes a change; with `confirm` it reverts after that time unless confirmed.
+    /// Applies an edit; with `confirm` it reverts after that time unless confirmed.
     pub async fn edit(
         &self,
         edit: Edit,
@@ -65,12 +65,12 @@ impl Changes {
         self.ask(|reply| Command::Edit(Box::new(edit), actor, confirm, reply)).await
     }
 
-    /// Confirms a generation, or the one that waits for it.
+    /// Confirms a generation; `None`: the pending one.
     pub async fn confirm(&self, generation: Option<u64>, actor: Actor) -> Result<AppliedChange, ChangeRefused> {
         self.ask(|reply| Command::Confirm(generation, actor, reply)).await
     }
 
-    /// Goes back to a generation, or to the previous one. It becomes a new generation with the old content.
+    /// Rolls back to a generation; `None`: the previous one. Creates a new generation with the old state.
     pub async fn rollback(&self, to: Option<u64>, actor: Actor) -> Result<AppliedChange, ChangeRefused> {
         self.ask(|reply| Command::Rollback(to, actor, reply)).await
     }
@@ -85,15 +85,15 @@ impl Changes {
         self.ask(Command::History).await
     }
 
-    /// What differs between two generations, as lines for people.
+    /// The differences between two generations, one line each.
     pub async fn diff(&self, a: u64, b: u64) -> Result<Vec<String>, ChangeRefused> {
         self.ask(|reply| Command::Diff(a, b, reply)).await
     }
 }
 
-/// Has the kernel looked at again unless that was done within `fresh`; many who ask at once share one look. What the kernel
-/// does not announce (peers set by another program) is seen by a look alone.
-pub async fn look(
+/// Observes the kernel again unless that was done within `fresh`; concurrent requests share one pass. Peers set by another
+/// program cause no event and are found this way only.
+pub async fn refresh(
     wake: &watch::Sender<Option<Arc<Repair>>>,
     mut net: watch::Receiver<NetStatus>,
     clock: &impl Clock,
@@ -108,5 +108,5 @@ pub async fn look(
     }
     wake.send_modify(|_| {});
     let newer = async { while net.borrow_and_update().passes == passes && net.changed().await.is_ok() {} };
-    let _ = tokio::time::timeout(LOOK, newer).await;
+    let _ = tokio::time::timeout(REFRESH_TIMEOUT, newer).await;
 }

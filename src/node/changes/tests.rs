@@ -1,4 +1,4 @@
-//! The ledger whole, with the reconcile task and a kernel in memory, on a state directory that outlives it.
+//! The ledger with the reconciler and a kernel in memory, on a state directory that outlives them.
 use super::*;
 use crate::audit::entries;
 use crate::sim as node;
@@ -40,25 +40,24 @@ impl Node {
 
     async fn with(dir: &Path, kernel: FakeKernel, clock: SimClock, wanted: Arc<Effective>) -> Self {
         let node = node::Node::start(dir, config(dir), wanted, kernel, clock).await;
-        // Until what is declared at the start is on the disk: a process that is killed before has noted nothing yet, and the
-        // next one begins with what it finds. Simulated time goes on when no thread is writing.
+        // Until the declared values are stored. Simulated time advances when no thread is writing.
         tokio::time::sleep(Duration::from_millis(1)).await;
         Self(node)
     }
 
-    /// Ends everything as a crash would; the kernel stays.
+    /// Ends all tasks, as a crash would; the kernel stays.
     async fn restart(mut self, dir: &Path, clock: &SimClock) -> Self {
         self.0.kill().await;
         let wanted = self.effective.borrow().clone().unwrap();
         Self::with(dir, self.kernel.kernel(), clock.clone(), wanted).await
     }
 
-    /// The control plane sends another state, and the kernel takes it.
+    /// The control plane sends another state, and the reconciler applies it.
     async fn declare(&self, mtu: u32) {
         let sequence = self.set_mtu(mtu);
         let taken = |s: &NetStatus| s.clean && s.sequence() == Some(sequence);
         self.net.clone().wait_for(taken).await.unwrap();
-        // Until everybody has heard of it.
+        // Until all tasks have received it.
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 
@@ -96,7 +95,7 @@ fn these(peers: &BTreeMap<u8, u16>) -> Edit {
     Edit::SetPeers { link: "wg0".parse().unwrap(), peers, own: OwnValues::default() }
 }
 
-fn stranger(n: u8) -> (PublicKey, ObservedPeer) {
+fn undeclared(n: u8) -> (PublicKey, ObservedPeer) {
     let peer = ObservedPeer {
         preshared_key: Some(PresharedKey::from_bytes([n; 32])),
         allowed_ips: [format!("10.0.{n}.0/24").parse().unwrap()].into(),
@@ -107,9 +106,9 @@ fn stranger(n: u8) -> (PublicKey, ObservedPeer) {
     (PublicKey([n; 32]), peer)
 }
 
-/// Sets peers behind the node's back and waits until it has seen them.
-async fn appear(node: &Node, strangers: &[u8]) {
-    for (key, peer) in strangers.iter().map(|n| stranger(*n)) {
+/// Another program sets peers, and the reconciler observes them.
+async fn appear(node: &Node, undeclared_peers: &[u8]) {
+    for (key, peer) in undeclared_peers.iter().map(|n| undeclared(*n)) {
         node.kernel.set_peer("wg0", key, peer);
     }
     tokio::time::sleep(Duration::from_secs(31)).await;
@@ -123,18 +122,18 @@ fn refuse_removing(node: &Node, peer: u8) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_there_before_is_there_again_after_a_refusal_and_after_a_rollback() {
+async fn undeclared_peers_survive_refusal_and_rollback() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), SimClock::new(Wall(1_800_000_000)));
     let node = Node::start(dir.path(), FakeKernel::new(), clock.clone()).await;
     appear(&node, &[1, 2, 3]).await;
     let before = node.kernel.peers("wg0");
-    // Two of three go before the kernel refuses the third.
+    // Two of three are removed before the kernel refuses the third.
     refuse_removing(&node, 2);
     let refused = node.edit(none(), None).await;
     assert!(matches!(refused, Err(ChangeRefused::Kernel(_))), "{refused:?}");
     node.kernel.refuse_nothing();
     let there = |node: &Node| node.kernel.peers("wg0");
-    assert_eq!(there(&node).len(), 3, "nobody is lost");
+    assert_eq!(there(&node).len(), 3, "all peers are restored");
     for (key, peer) in &before {
         let now = &there(&node)[key];
         assert_eq!((&now.preshared_key, &now.allowed_ips), (&peer.preshared_key, &peer.allowed_ips));
@@ -146,7 +145,7 @@ async fn what_was_there_before_is_there_again_after_a_refusal_and_after_a_rollba
     node.changes.rollback(None, Actor::User(0)).await.unwrap();
     assert_eq!(there(&node), before);
 
-    // One that is changed first comes back as it was, and is not deleted.
+    // A changed one is restored, not deleted.
     appear(&node, &[5]).await;
     node.edit(set(5, 99), None).await.unwrap();
     assert_eq!(node.peers()[&5], 99);
@@ -155,7 +154,7 @@ async fn what_was_there_before_is_there_again_after_a_refusal_and_after_a_rollba
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_way_back_that_the_kernel_refuses_is_tried_for_ever_and_told_once() {
+async fn refused_reversion_is_retried_and_recorded_once() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), SimClock::new(Wall(1_800_000_000)));
     let node = Node::start(dir.path(), FakeKernel::new(), clock.clone()).await;
     node.edit(set(1, 1), None).await.unwrap();
@@ -168,7 +167,7 @@ async fn a_way_back_that_the_kernel_refuses_is_tried_for_ever_and_told_once() {
     let trail = told(&entries(dir.path()).unwrap().0);
     assert!(trail.len() == 1 && trail[0].contains("refused"), "{trail:?}");
     let busy = node.edit(set(3, 3), None).await;
-    assert_eq!(busy, Err(ChangeRefused::Unconfirmed(2)), "nothing is built upon it");
+    assert_eq!(busy, Err(ChangeRefused::Unconfirmed(2)), "no change on top of it");
     node.kernel.refuse_nothing();
     let mut net = node.net.clone();
     net.wait_for(|s| s.observed.links.values().all(|l| l.peers.len() == 1)).await.unwrap();
@@ -179,12 +178,12 @@ async fn a_way_back_that_the_kernel_refuses_is_tried_for_ever_and_told_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_killed_process_brought_in_goes_and_what_it_took_away_is_back() {
+async fn interrupted_change_is_reverted_after_restart() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), SimClock::new(Wall(1_800_000_000)));
     let node = Node::start(dir.path(), FakeKernel::new(), clock.clone()).await;
     node.edit(these(&[(1, 1), (2, 2)].into()), None).await.unwrap();
     appear(&node, &[9]).await;
-    // One of two went, and whoever was there before; of three that come not all are there.
+    // Killed after some of the steps.
     node.kernel.hang_after(Some(4));
     let next = [(2, 2), (3, 3), (4, 4), (5, 5)].into();
     let cut = tokio::time::timeout(Duration::from_secs(5), node.edit(these(&next), None)).await;
@@ -194,7 +193,7 @@ async fn what_a_killed_process_brought_in_goes_and_what_it_took_away_is_back() {
         "{cut:?}: {left:?}"
     );
     node.kernel.hang_after(None);
-    // Even where the kernel does not take it back at once.
+    // Also if the kernel refuses to remove one at first.
     refuse_removing(&node, 3);
     let node = node.restart(dir.path(), &clock).await;
     assert_eq!(node.peers(), [(1, 1), (2, 2), (3, 3), (9, 9)].into());
@@ -203,7 +202,7 @@ async fn what_a_killed_process_brought_in_goes_and_what_it_took_away_is_back() {
     net.wait_for(|s| s.clean).await.unwrap();
     assert_eq!(node.peers(), [(1, 1), (2, 2), (9, 9)].into());
     tokio::time::sleep(Duration::from_secs(60)).await;
-    // That is over: who sets one of them now is a stranger as any other.
+    // Later the same key set by another program is an undeclared peer.
     let node = node.restart(dir.path(), &clock).await;
     appear(&node, &[3]).await;
     let node = node.restart(dir.path(), &clock).await;
@@ -212,7 +211,7 @@ async fn what_a_killed_process_brought_in_goes_and_what_it_took_away_is_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_others_declare_is_a_generation_that_is_told_and_not_taken_back() {
+async fn declared_change_is_a_generation_and_not_rolled_back() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), SimClock::new(Wall(1_800_000_000)));
     let node = Node::start(dir.path(), FakeKernel::new(), clock.clone()).await;
     let file = || std::fs::read(dir.path().join("changes.journal")).unwrap();
@@ -221,7 +220,7 @@ async fn what_others_declare_is_a_generation_that_is_told_and_not_taken_back() {
     let before = file();
     let node = node.restart(dir.path(), &clock).await;
     node.declare(1280).await;
-    assert_eq!(file(), before, "nothing is written where nothing differs");
+    assert_eq!(file(), before, "no write without a difference");
 
     node.declare(1400).await;
     let history = node.changes.history().await.unwrap();
@@ -229,10 +228,10 @@ async fn what_others_declare_is_a_generation_that_is_told_and_not_taken_back() {
     assert_eq!(said[0], (3, "control plane", "the control plane's state: 1 value changed"), "{said:?}");
     assert!(history[0].current && history.iter().find(|g| g.previous).unwrap().generation == 1);
     let differ = node.changes.diff(1, 3).await.unwrap();
-    assert_eq!(differ.len(), 2, "what the API and what others have changed: {differ:?}");
+    assert_eq!(differ.len(), 2, "the API state and declared values: {differ:?}");
     assert_eq!(differ[1], "~ interface.wg0.mtu = 1400, instead of 1280");
 
-    // The way back leads over it, and says what it does not bring back and who would.
+    // The rollback reports what it does not restore and where to change that.
     let done = node.changes.rollback(None, Actor::User(0)).await.unwrap();
     assert_eq!((done.generation, node.peers()), (4, [(1, 1)].into()));
     let stays =
@@ -240,13 +239,13 @@ async fn what_others_declare_is_a_generation_that_is_told_and_not_taken_back() {
     assert_eq!(done.lines.last().unwrap(), stays);
     assert_eq!(node.net.borrow().observed.links.values().next().unwrap().mtu, 1400);
 
-    // Another configuration at a start is that of whoever has changed the file.
+    // A difference at the start comes from the configuration file.
     node.set_mtu(1300);
     let node = node.restart(dir.path(), &clock).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let newest = node.changes.history().await.unwrap()[0].clone();
     assert_eq!((newest.generation, newest.actor.as_str()), (5, "configuration"), "{newest:?}");
-    // The trail is written by a thread of its own, which no simulated time waits for.
+    // The trail is written by a thread that simulated time does not wait for.
     let told = || entries(dir.path()).unwrap().0;
     let until = std::time::Instant::now() + Duration::from_secs(30);
     while !told().iter().any(|e| e.actor == "configuration" && e.what.contains("mtu = 1300")) {
@@ -259,7 +258,7 @@ async fn what_others_declare_is_a_generation_that_is_told_and_not_taken_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn repairs_name_each_peer_that_could_not_be_repaired() {
+async fn repair_names_each_peer_that_failed() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), SimClock::new(Wall(1_800_000_000)));
     let node = Node::start(dir.path(), FakeKernel::new(), clock).await;
     appear(&node, &[1, 2]).await;
@@ -284,15 +283,15 @@ enum Op {
         peer: u8,
         keepalive: u16,
     },
-    /// The process is killed when the kernel has done so many steps of it.
+    /// The process is killed after so many steps.
     Killed {
         peers: [u8; 2],
         keepalive: u16,
         after: u32,
     },
-    /// Somebody else stands in the way.
+    /// The edit conflicts.
     Conflict,
-    /// The control plane has another idea of the MTU.
+    /// The control plane sets the MTU.
     Declare {
         mtu: u32,
     },
@@ -323,10 +322,10 @@ type Peers = BTreeMap<u8, u16>;
 async fn follow(ops: Vec<Op>) -> Result<(), TestCaseError> {
     let (dir, clock) = (tempfile::tempdir().unwrap(), SimClock::new(Wall(1_800_000_000)));
     let mut node = Node::start(dir.path(), FakeKernel::new(), clock.clone()).await;
-    // Every good state there ever was; and what an outstanding confirmation goes back to.
+    // Applied states; and the one a pending confirmation reverts to.
     let mut good: Vec<Peers> = vec![Peers::new()];
     let mut outstanding: Option<usize> = None;
-    // The control plane's generations have of the API's what was there before.
+    // Generations of the control plane repeat the API state.
     let (mut theirs, mut mtu) = (BTreeSet::new(), 1280);
     for op in ops {
         let last = good.last().cloned().unwrap_or_default();
@@ -410,7 +409,7 @@ async fn follow(ops: Vec<Op>) -> Result<(), TestCaseError> {
                 }
             }
             Op::Restart => {
-                // A confirmation that is outstanding goes on waiting.
+                // A pending confirmation stays pending.
                 node = node.restart(dir.path(), &clock).await;
             }
         }
@@ -421,7 +420,7 @@ async fn follow(ops: Vec<Op>) -> Result<(), TestCaseError> {
         prop_assert_eq!(history.first().map_or(0, |g| g.generation), good.len() as u64 - 1);
         let previous = history.iter().find(|g| g.previous).map(|g| g.generation);
         let last = (1..good.len()).rfind(|i| !theirs.contains(i));
-        // The oldest is known by its content alone.
+        // The oldest generation has no record.
         prop_assert!(previous.is_none() || previous == last.map(|i| i as u64 - 1));
         for g in &history {
             let by = if theirs.contains(&usize::try_from(g.generation).unwrap()) { "control plane" } else { "user 0" };
@@ -437,7 +436,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
     #[test]
-    fn the_kernel_and_the_history_say_the_same_whatever_happens(ops in proptest::collection::vec(op(), 1..24)) {
+    fn kernel_and_history_agree_after_any_sequence(ops in proptest::collection::vec(op(), 1..24)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         runtime.block_on(follow(ops))?;
     }

@@ -1,4 +1,4 @@
-//! `spoke audit`: who changed what on this node, and whether the record was tampered with.
+//! `spoke audit`: the audit trail of this node, and its verification.
 use super::load;
 use crate::audit::entries;
 use spoke_api::socket::{SOCKET, SocketRequest};
@@ -13,18 +13,18 @@ use std::path::Path;
 pub enum Command {
     /// List entries, newest first
     List {
-        /// Most entries
+        /// Maximum number of entries
         #[arg(long, default_value_t = 100)]
         limit: usize,
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Check the chain; prints its head, to be compared with one noted elsewhere
+    /// Verify the hash chain; prints its head, to compare with one recorded elsewhere
     Verify,
 }
 
-/// Carries the command out. `verify` reads the files itself: it must not depend on the program that wrote them.
+/// Runs the command. `verify` reads the files itself, independently of the supervisor that wrote them.
 pub fn run(config: &Path, command: Command) -> Outcome {
     let config = load(config)?;
     match command {

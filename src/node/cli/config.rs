@@ -1,5 +1,4 @@
-//! `spoke config`: generations of what the agent API, the configuration and the control plane have changed, their differences,
-//! and the way back.
+//! `spoke config`: generations of changes by the agent API, the configuration and the control plane; their differences; rollback.
 use super::load;
 use spoke_api::socket::{SOCKET, SocketRequest};
 use spoke_change::request::{Generation, RollbackResult};
@@ -17,27 +16,27 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Show what differs between two generations
+    /// Show the differences between two generations
     Diff {
         /// From this generation
         a: u64,
         /// To this one
         b: u64,
     },
-    /// Keep a change that would revert by itself
+    /// Confirm a change that would revert otherwise
     Confirm {
-        /// The generation; the one that waits, if none is named
+        /// The generation; the pending one by default
         generation: Option<u64>,
     },
-    /// Go back to what the API had set in a generation, or before its last change; it becomes a new generation. What the
-    /// configuration and the control plane have set since stays, and is told
+    /// Roll back to the API state of a generation, or to that before the API's last change; creates a new generation. Changes of
+    /// the configuration and the control plane stay, and are listed
     Rollback {
         /// The generation
         generation: Option<u64>,
     },
 }
 
-/// Carries the command out.
+/// Runs the command.
 pub fn run(config: &Path, command: Command) -> Outcome {
     let socket = load(config)?.node.runtime_dir.join(SOCKET);
     match command {

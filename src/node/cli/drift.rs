@@ -1,4 +1,4 @@
-//! `spoke drift`: what the kernel has that nobody wants, lacks, or has otherwise; and its repair on request.
+//! `spoke drift`: differences between desired and observed state, and their repair on request.
 use super::load;
 use spoke_api::socket::{SOCKET, SocketRequest};
 use spoke_change::request::{RepairRequest, RepairResult};
@@ -20,10 +20,10 @@ pub struct Args {
     /// Add what is missing and restore what differs, whatever the interface's policy
     #[arg(long)]
     pub repair: bool,
-    /// With --repair: also remove peers nobody asked for
+    /// With --repair: also remove undeclared peers
     #[arg(long, requires = "repair")]
     pub remove_unknown: bool,
-    /// With --repair: only say what would be done
+    /// With --repair: only print what would be done
     #[arg(long, requires = "repair")]
     pub dry_run: bool,
 }
@@ -61,7 +61,7 @@ fn repaired(done: &RepairResult, dry_run: bool) -> String {
     if out.is_empty() { "nothing to do\n".to_owned() } else { out }
 }
 
-/// The drift for people.
+/// The drift as text.
 fn table(r: &DriftReport) -> String {
     let mut out = String::new();
     for (name, link) in r.interfaces.iter().filter(|(_, l)| l.has_drift) {

@@ -1,4 +1,4 @@
-//! `spoke status`: what the running supervisor sees and does, as a table for people or as JSON.
+//! `spoke status`: the status of the running supervisor, as a table or as JSON.
 use super::load;
 use spoke_api::socket::{LinkReport, SOCKET, SocketRequest, StatusReport};
 use spoke_command::{Failure, Outcome, print};
@@ -19,7 +19,7 @@ pub struct Args {
     /// Print again every two seconds until interrupted
     #[arg(short, long)]
     pub watch: bool,
-    /// Only ask /ready: exit code 0 while the kernel is as wanted and the tunnel is up (the health check of a container)
+    /// Only ask /ready: exit code 0 while the last pass was clean and the tunnel is up (the health check of a container)
     #[arg(long, conflicts_with_all = ["json", "watch"])]
     pub ready: bool,
 }
@@ -31,12 +31,12 @@ pub fn run(config: &Path, args: &Args) -> Outcome {
         return ready(&config.health);
     }
     let socket = config.node.runtime_dir.join(SOCKET);
-    // Clears the screen only where it is one; into a file or a pipe the reports come one below the other.
+    // Clears a terminal only; in a file or a pipe the reports follow one another.
     let clear = if args.watch && std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
     loop {
         if args.json {
             let report: serde_json::Value = call(&socket, &SocketRequest::Status)?;
-            // One report a line where they keep coming, so that a reader knows where one ends.
+            // One report per line in watch mode, so that readers can split them.
             print(&if args.watch { format!("{report}\n") } else { format!("{report:#}\n") });
         } else {
             let report: StatusReport = call(&socket, &SocketRequest::Status)?;
@@ -57,7 +57,7 @@ pub fn run(config: &Path, args: &Args) -> Outcome {
     }
 }
 
-/// Prints what /ready answers; exit code 1 unless that is yes.
+/// Prints the response of /ready; exit code 1 unless ready.
 fn ready(health: &Health) -> Outcome {
     let address = health
         .listen
@@ -70,7 +70,7 @@ fn ready(health: &Health) -> Outcome {
     if status == 200 { Ok(()) } else { Err(Failure::Silent) }
 }
 
-/// The report for people.
+/// The report as text.
 pub fn table(r: &StatusReport) -> String {
     let mut out = String::new();
     let state = if r.clean { "in sync" } else { "OUT OF SYNC" };
@@ -90,7 +90,7 @@ pub fn table(r: &StatusReport) -> String {
         uplink(&mut out, u);
     }
     if let Some(control) = &r.control {
-        fleet(&mut out, control);
+        self::control(&mut out, control);
     }
     for t in &r.conditions {
         let _ = writeln!(out, "! {}: {}", t.code, t.detail);
@@ -111,7 +111,7 @@ pub fn table(r: &StatusReport) -> String {
     out
 }
 
-/// The way to the hub: where it leads, how good it is, or when it is tried again and what was tried.
+/// The uplink: state, endpoint, quality, next attempt.
 fn uplink(out: &mut String, u: &serde_json::Value) {
     let text = |k: &str| u.get(k).and_then(serde_json::Value::as_str);
     let number = |k: &str| u.get(k).and_then(serde_json::Value::as_u64);
@@ -147,8 +147,8 @@ fn uplink(out: &mut String, u: &serde_json::Value) {
     }
 }
 
-/// The line about the control plane.
-fn fleet(out: &mut String, control: &serde_json::Value) {
+/// The control plane.
+fn control(out: &mut String, control: &serde_json::Value) {
     let text = |pointer: &str| control.pointer(pointer).and_then(serde_json::Value::as_str);
     let number = |pointer: &str| control.pointer(pointer).and_then(serde_json::Value::as_u64);
     let enrolled = control["enrolled"] == true;
@@ -157,12 +157,12 @@ fn fleet(out: &mut String, control: &serde_json::Value) {
         (true, Some(0) | None) => "no state yet".to_owned(),
         (true, Some(n)) => format!("state {n} {}", text("/outcome").unwrap_or("-")),
     };
-    let heard = match (text("/away/why"), number("/away/seconds"), number("/heard_seconds_ago")) {
-        (Some(why), Some(s), _) => format!("AWAY for {}: {why}", age(s)),
-        (_, _, Some(s)) => format!("heard {} ago", age(s)),
-        _ => "not heard yet".to_owned(),
+    let answer = match (text("/away/why"), number("/away/seconds"), number("/heard_seconds_ago")) {
+        (Some(why), Some(s), _) => format!("UNREACHABLE for {}: {why}", age(s)),
+        (_, _, Some(s)) => format!("last answer {} ago", age(s)),
+        _ => "no answer yet".to_owned(),
     };
-    let _ = writeln!(out, "control: {state}; {heard}");
+    let _ = writeln!(out, "control: {state}; {answer}");
     for what in ["/reason", "/unsaved", "/key_changed/error"] {
         if let Some(why) = text(what) {
             let _ = writeln!(out, "         {}: {why}", what.trim_start_matches('/').replace('/', " "));
@@ -213,7 +213,7 @@ fn clip(text: &str, width: usize) -> String {
     if text.chars().count() <= width { text.to_owned() } else { text.chars().take(width - 1).chain(['…']).collect() }
 }
 
-/// Seconds as people write them.
+/// A duration in seconds, as text.
 pub fn age(s: u64) -> String {
     match s {
         0..60 => format!("{s}s"),
@@ -239,7 +239,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn trouble_and_repairs_are_seen_at_a_glance() {
+    fn table_shows_conditions_and_repairs() {
         let report = StatusReport {
             version: "1".into(),
             conditions: vec![spoke_api::socket::ConditionReport {

@@ -1,6 +1,6 @@
-//! `spoke update`: looks for, installs, shows and takes back updates of an image with two slots.
+//! `spoke update`: checks for, installs, shows and rolls back updates of an image with two slots.
 use super::load;
-use crate::update::Book;
+use crate::update::RecordStore;
 use spoke_command::{Failure, Outcome, print};
 use spoke_config::Config;
 use spoke_model::signature::VerifyKey;
@@ -20,7 +20,7 @@ use std::path::Path;
 
 mod watch;
 
-/// Where the record is kept: apart from the supervisor's state, which is another user's.
+/// The record: apart from the supervisor's state, which belongs to another user.
 const RECORD: &str = "/state/update/update.json";
 const ROOT_KEYS: &str = "/usr/lib/spoke/update-root.pub";
 /// The image's release file.
@@ -29,7 +29,7 @@ const RELEASE: &str = "/usr/lib/os-release";
 /// `spoke update`.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Say whether the configured source has another release, and what the control plane wants
+    /// Report whether the configured source has another release, and which one the control plane wants
     Check,
     /// Write a bundle to the slot that is not running, and start it on trial
     Install {
@@ -39,13 +39,13 @@ pub enum Command {
         #[arg(long)]
         no_restart: bool,
     },
-    /// Show the slots, the trial going on and how the last one ended
+    /// Show the slots, the current trial and the result of the last one
     Status {
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Take the running release back: start the other slot on trial; or end a trial that is going on
+    /// Roll back: start the other slot on trial, or end the current trial
     Rollback {
         /// Leave the restart to you
         #[arg(long)]
@@ -54,10 +54,10 @@ pub enum Command {
     /// Judge a trial and commit it (run by the image's own unit)
     #[command(hide = true)]
     Watch,
-    /// Give the running slot up if the other one can start (run when the supervisor cannot be kept running)
+    /// Give the running slot up if the other one can start (run when the supervisor keeps failing)
     #[command(hide = true)]
     GiveUp {
-        /// Kept and reported
+        /// Stored and reported
         #[arg(long)]
         reason: String,
     },
@@ -94,19 +94,19 @@ fn running_version() -> String {
     release("IMAGE_VERSION").unwrap_or_else(|| spoke_model::VERSION.to_owned())
 }
 
-/// The record on the state partition, and the note for the supervisor that goes with it.
-struct Ledger {
+/// The record on the state partition, and the notice for the supervisor made of it.
+struct RecordFile {
     document: Document<UpdateRecord>,
     notes: Notes,
     slot: Slot,
 }
 
-impl Ledger {
+impl RecordFile {
     fn open(config: &Config, slot: Slot) -> Result<(Self, UpdateRecord), anyhow::Error> {
         let mut document = Document::new(RECORD.into(), 1);
         let record = match document.load() {
             Ok(record) => record,
-            // It was moved aside; a device must not be kept from updates by a lost note about updates.
+            // Moved aside by the loader. A damaged record must not prevent updates.
             Err(e @ DiskError::Damaged { .. }) => {
                 tracing::error!(error = %e, "update record lost");
                 None
@@ -118,18 +118,18 @@ impl Ledger {
         Ok((Self { document, notes: Notes::at(&config.node.runtime_dir), slot }, record))
     }
 
-    /// Tells the supervisor how things stand. Without it nothing works worse but the telling.
+    /// Publishes the state of updates to the supervisor; used for reports only.
     fn post(&self, record: &UpdateRecord, held: Option<String>) {
         let notice = Notice { held, ..Notice::of(record, self.slot, &running_version()) };
         if let Err(e) = self.notes.post(&notice) {
-            tracing::warn!(error = %e, "the state of updates is not told");
+            tracing::warn!(error = %e, "state of updates not published");
         }
     }
 }
 
-impl Book for Ledger {
-    fn keep(&mut self, record: &UpdateRecord) -> Result<(), DiskError> {
-        // Told even if it cannot be kept: a full state partition is when somebody should know.
+impl RecordStore for RecordFile {
+    fn store(&mut self, record: &UpdateRecord) -> Result<(), DiskError> {
+        // Published first: a full state partition must be visible.
         self.post(record, None);
         self.document.store(record).map(drop)
     }
@@ -139,13 +139,13 @@ fn roots() -> Result<Vec<VerifyKey>, Failure> {
     let keys = root_keys(&std::fs::read_to_string(ROOT_KEYS).unwrap_or_default());
     if keys.is_empty() {
         return Err(Failure::BadInput(format!(
-            "{ROOT_KEYS} has no key: this image was built without one and takes no updates"
+            "{ROOT_KEYS} has no key: this image was built without one and accepts no updates"
         )));
     }
     Ok(keys)
 }
 
-/// The place of a bundle: the one given, or this board's at the configured source.
+/// The location of a bundle: the one given, or this board's at the configured source.
 fn source(config: &Config, given: Option<&str>) -> Result<String, Failure> {
     match (given, &config.update.source) {
         (Some(given), _) => Ok(given.to_owned()),
@@ -168,8 +168,8 @@ fn opened(place: &str, record: &UpdateRecord) -> Result<(Box<dyn Read + Send>, A
 fn check(config: &Config) -> Outcome {
     let running = running_version();
     let slots = DiskSlots::found()?;
-    let (ledger, record) = Ledger::open(config, slots.running())?;
-    let wanted = ledger.notes.wanted();
+    let (file, record) = RecordFile::open(config, slots.running())?;
+    let wanted = file.notes.wanted();
     if let Some(wanted) = &wanted {
         let note = match decide_release(Some(wanted), &running, &record) {
             ReleaseDecision::Nothing => "which runs".to_owned(),
@@ -189,10 +189,10 @@ fn check(config: &Config) -> Outcome {
     Ok(())
 }
 
-/// Installs the bundle at `place`, which has to have version `only` where one is named.
+/// Installs the bundle at `place`; `only`: the version it must have.
 fn install(config: &Config, place: &str, only: Option<&str>, no_restart: bool) -> Outcome {
     let mut slots = DiskSlots::found()?;
-    let (mut ledger, mut record) = Ledger::open(config, slots.running())?;
+    let (mut file, mut record) = RecordFile::open(config, slots.running())?;
     let standing = slots.standing()?;
     let busy = match record.situation(standing.running, standing.trust, standing.other) {
         Situation::Settled
@@ -200,8 +200,8 @@ fn install(config: &Config, place: &str, only: Option<&str>, no_restart: bool) -
         | Situation::CameBack
         | Situation::FellBack
         | Situation::Pending => None,
-        Situation::Watch => Some("this system is on trial itself: wait until it is committed (spoke update status)"),
-        Situation::Look => Some("a trial met an outage and is not over: spoke update rollback ends it"),
+        Situation::Watch => Some("this system is on trial: wait until it is committed (spoke update status)"),
+        Situation::Look => Some("a trial waits for the end of an outage: spoke update rollback ends it"),
     };
     if let Some(why) = busy {
         return Err(anyhow::Error::from(InstallError::Busy(why.into())).into());
@@ -214,16 +214,16 @@ fn install(config: &Config, place: &str, only: Option<&str>, no_restart: bool) -
     let other = standing.running.other();
     print(&format!("writing {version} to slot {other}\n"));
     record.trial = None;
-    ledger.keep(&record)?;
+    file.store(&record)?;
     bundle::write(&mut stream, &accepted, &mut slots).map_err(|e| anyhow::Error::from(e).context(place.to_owned()))?;
-    // The record before the boot loader: found without it, a trial would be judged but could teach nothing.
+    // The record before the boot loader: a trial without a record could not be recorded.
     record.begin(accepted, other);
-    ledger.keep(&record)?;
+    file.store(&record)?;
     slots.try_staged()?;
     if let Some(trial) = &mut record.trial {
         trial.armed = true;
     }
-    ledger.keep(&record)?;
+    file.store(&record)?;
     print(&format!("{version} is installed and starts on trial\n"));
     restart(no_restart)
 }
@@ -232,7 +232,7 @@ fn restart(no: bool) -> Outcome {
     if no {
         return Ok(());
     }
-    // Through the service manager, so that everything is stopped and unmounted in order.
+    // Through the service manager, which stops services and unmounts in order.
     let status = std::process::Command::new("systemctl").arg("reboot").status()?;
     if status.success() { Ok(()) } else { Err(anyhow::anyhow!("systemctl reboot: {status}").into()) }
 }
@@ -248,9 +248,9 @@ fn trust_text(trust: Option<Trust>) -> String {
 
 fn status(config: &Config, json: bool) -> Outcome {
     let mut slots = DiskSlots::found()?;
-    let (ledger, record) = Ledger::open(config, slots.running())?;
+    let (file, record) = RecordFile::open(config, slots.running())?;
     let standing = slots.standing()?;
-    let wanted = ledger.notes.wanted();
+    let wanted = file.notes.wanted();
     if json {
         print(&format!(
             "{:#}\n",
@@ -276,13 +276,13 @@ fn status(config: &Config, json: bool) -> Outcome {
 
 fn rollback(config: &Config, no_restart: bool) -> Outcome {
     let mut slots = DiskSlots::found()?;
-    let (mut ledger, mut record) = Ledger::open(config, slots.running())?;
+    let (mut file, mut record) = RecordFile::open(config, slots.running())?;
     let Standing { running, trust, other } = slots.standing()?;
     match record.situation(running, trust, other) {
         Situation::Watch => {
-            // The record first: cut off between the two, the system is judged once more and nothing is lost.
+            // The record first: after a power loss in between, the trial is judged again.
             record.end(Some(RejectReason::ByHand));
-            ledger.keep(&record)?;
+            file.store(&record)?;
             slots.condemn()?;
             print(&format!("the trial is over: slot {} starts\n", running.other()));
             restart(no_restart)
@@ -290,22 +290,22 @@ fn rollback(config: &Config, no_restart: bool) -> Outcome {
         Situation::Look | Situation::Pending => {
             slots.vacate()?;
             record.end(Some(RejectReason::ByHand));
-            ledger.keep(&record)?;
-            print(&format!("the trial is over: slot {running} goes on\n"));
+            file.store(&record)?;
+            print(&format!("the trial is over: slot {running} stays\n"));
             Ok(())
         }
         Situation::Settled | Situation::Interrupted | Situation::CameBack | Situation::FellBack => {
             if other.is_none() {
-                let problem = format!("slot {} is empty: there is nothing to go back to", running.other());
+                let problem = format!("slot {} is empty: there is no release to roll back to", running.other());
                 return Err(Failure::BadInput(problem));
             }
             record.roll_back(running.other(), &running_version());
-            ledger.keep(&record)?;
+            file.store(&record)?;
             slots.try_other()?;
             if let Some(trial) = &mut record.trial {
                 trial.armed = true;
             }
-            ledger.keep(&record)?;
+            file.store(&record)?;
             print(&format!("slot {} starts on trial\n", running.other()));
             restart(no_restart)
         }
@@ -316,17 +316,17 @@ fn give_up(config: &Config, reason: &str) -> Outcome {
     spoke_command::start_log("spoke");
     let mut slots = DiskSlots::found()?;
     let standing = slots.standing()?;
-    tracing::error!(slot = %standing.running, reason, "last rung");
-    // A trial uses up its tries by itself; a slot committed long ago is only given up for one that can start.
+    tracing::error!(slot = %standing.running, reason, "supervisor keeps failing");
+    // A trial uses up its tries anyway; a committed slot is given up only for one that can start.
     if standing.trust == Some(Trust::Good) && standing.other.is_some_and(|t| t != Trust::Trying(0)) {
         slots.condemn()?;
     }
-    // Kept for whoever runs next; that it cannot be kept is no reason to go on like this.
-    if let Ok((mut ledger, mut record)) = Ledger::open(config, standing.running)
+    // For the next system. An error here must not prevent the reboot.
+    if let Ok((mut file, mut record)) = RecordFile::open(config, standing.running)
         && let Some(trial) = record.trial.as_mut().filter(|t| t.slot == standing.running)
     {
         trial.note = Some(reason.to_owned());
-        ledger.keep(&record)?;
+        file.store(&record)?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The endpoints on real sockets, from a reconcile task's status to the client.
+//! The endpoints on real sockets.
 use super::*;
 use spoke_api::health::summary::Component;
 use spoke_config::interface::DriftPolicy;
@@ -70,7 +70,7 @@ fn grants() -> spoke_grants::report::Report {
     }
 }
 
-/// A port nobody has right now; the listener that wants it tries again if somebody was quicker.
+/// A free port; the listener retries if another process takes it first.
 fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -91,24 +91,24 @@ async fn get(addr: &str, path: &str) -> (u16, String) {
 }
 
 #[tokio::test]
-async fn a_pass_shows_at_every_address_and_a_stop_ends_it() {
+async fn endpoints_follow_the_status_until_the_stop() {
     let port = free_port();
     let (net, net_rx) = watch::channel(NetStatus::default());
-    let (components, vitals_rx) = watch::channel(Components::default());
+    let (components, components_rx) = watch::channel(Components::default());
     let (stop, stop_rx) = watch::channel(false);
     let deps = Deps {
         clock: SystemClock,
         started: SystemClock.now(),
         config: config(port),
         net: net_rx,
-        components: vitals_rx,
+        components: components_rx,
         stop: stop_rx,
     };
     let task = tokio::spawn(run(deps));
     let local = format!("127.0.0.1:{port}");
     assert_eq!(get(&local, "/ready").await.0, 503);
     net.send(status()).unwrap();
-    // The interface's address is served as soon as the state that has it is known.
+    // The interface's address is served once the desired state has it.
     let (code, body) = get(&format!("127.9.9.9:{port}"), "/ready").await;
     assert_eq!(code, 200, "{body}");
     let health: Value = serde_json::from_str(&get(&local, "/health").await.1).unwrap();
@@ -145,7 +145,7 @@ async fn metrics_have_the_phase_and_each_code_once() {
         last_handshake: Some(SystemClock.now()),
         ..Default::default()
     };
-    // Everything that has metrics of its own, and every kind of trouble at once.
+    // All metrics, and all conditions at once.
     let degraded =
         spoke_api::health::summary::ComponentStatus { healthy: false, since: SystemClock.now(), detail: None };
     let components = [Component::Contract, Component::Control, Component::Config, Component::AccessControl]

@@ -1,4 +1,4 @@
-//! Tells the local endpoints and the service manager what the producers say, in their own words.
+//! Passes the status of tasks to the local endpoints, the control plane and the service manager. Waits for their changes.
 use crate::health::summarize;
 use crate::reconciler::NetStatus;
 use spoke_api::health::fold::{HealthVerdict, Moment, fold};
@@ -14,7 +14,7 @@ use spoke_uplink::status::{State, UplinkStatus};
 use std::convert::Infallible;
 use tokio::sync::watch;
 
-/// Passes the uplink's status on to the board for as long as the uplink lives.
+/// Passes on the uplink's status.
 pub(super) async fn uplink<C: Clock>(
     mut status: watch::Receiver<UplinkStatus>,
     components: watch::Sender<Components>,
@@ -34,7 +34,7 @@ pub(super) async fn uplink<C: Clock>(
     }
 }
 
-/// Passes on whether the control plane answers, as the part `control`, and what is wrong with its state, as `config`.
+/// Passes on the control session's status: reachability as `control`, its state as `config`.
 pub(super) async fn control<C: Clock>(
     mut status: watch::Receiver<ControlStatus>,
     components: watch::Sender<Components>,
@@ -43,7 +43,7 @@ pub(super) async fn control<C: Clock>(
     loop {
         let parts = {
             let (status, now) = (status.borrow_and_update(), clock.now());
-            [(Component::Control, control_part(&status, now)), (Component::Config, config_part(&status, now))]
+            [(Component::Control, control_status(&status, now)), (Component::Config, config_status(&status, now))]
         };
         components.send_if_modified(|v| {
             let mut changed = false;
@@ -60,39 +60,41 @@ pub(super) async fn control<C: Clock>(
     }
 }
 
-/// Passes on whether the wall clock is believed.
+/// Passes on whether the wall clock is trusted.
 pub(super) async fn clock(
-    mut believed: watch::Receiver<Option<Anchor>>,
+    mut anchor: watch::Receiver<Option<Anchor>>,
     components: watch::Sender<Components>,
 ) -> Result<(), Infallible> {
     loop {
-        let trusted = believed.borrow_and_update().is_some();
+        let trusted = anchor.borrow_and_update().is_some();
         components.send_if_modified(|v| std::mem::replace(&mut v.clock_trusted, trusted) != trusted);
-        if believed.changed().await.is_err() {
+        if anchor.changed().await.is_err() {
             return Ok(());
         }
     }
 }
 
-fn control_part(status: &ControlStatus, now: Boot) -> ComponentStatus {
+fn control_status(status: &ControlStatus, now: Boot) -> ComponentStatus {
     let detail = match (&status.outage, status.last_answer) {
         (Some(away), _) if !status.enrolled => Some(format!("not enrolled yet: {}", away.reason)),
-        (Some(away), _) => Some(format!("the control plane is away, the last good state stays: {}", away.reason)),
-        // An answer that was not understood is as good as none.
-        (None, _) if status.outcome == Some(Outcome::Refused) => {
-            Some(format!("its state was refused, the last good one stays: {}", status.reason.as_deref().unwrap_or("-")))
+        (Some(away), _) => {
+            Some(format!("control plane unreachable, the last good state stays in force: {}", away.reason))
         }
-        (None, None) => Some("the control plane was not reached since the start".to_owned()),
+        (None, _) if status.outcome == Some(Outcome::Refused) => Some(format!(
+            "the control plane's state was refused, the last good one stays in force: {}",
+            status.reason.as_deref().unwrap_or("-")
+        )),
+        (None, None) => Some("no answer of the control plane since the start".to_owned()),
         (None, Some(_)) => None,
     };
     ComponentStatus { healthy: detail.is_none(), since: now, detail }
 }
 
-fn config_part(status: &ControlStatus, now: Boot) -> ComponentStatus {
-    let taken_back = status.reason.as_ref().filter(|_| status.outcome == Some(Outcome::Reverted));
-    let detail = match (&status.unsaved, taken_back) {
+fn config_status(status: &ControlStatus, now: Boot) -> ComponentStatus {
+    let reverted = status.reason.as_ref().filter(|_| status.outcome == Some(Outcome::Reverted));
+    let detail = match (&status.unsaved, reverted) {
         (Some(why), _) => Some(format!("the state in force is not on disk: {why}")),
-        (None, Some(why)) => Some(format!("the control plane's last state was taken back: {why}")),
+        (None, Some(why)) => Some(format!("the control plane's last state was reverted: {why}")),
         (None, None) => None,
     };
     ComponentStatus { healthy: detail.is_none(), since: now, detail }
@@ -113,7 +115,7 @@ fn summary(status: &UplinkStatus, now: Boot, wall: Wall) -> Uplink {
     }
 }
 
-/// Keeps the line that `systemctl status` shows; it is sent only when it has changed.
+/// Maintains the status line of `systemctl status`; sent on change only.
 pub(super) async fn line<N: Notify>(
     mut net: watch::Receiver<NetStatus>,
     mut components: watch::Receiver<Components>,
@@ -123,7 +125,7 @@ pub(super) async fn line<N: Notify>(
     loop {
         let line = {
             let (net, components) = (net.borrow_and_update(), components.borrow_and_update());
-            words(&net, components.uplink.as_ref())
+            status_line(&net, components.uplink.as_ref())
         };
         if line != shown {
             notify.status(&line);
@@ -139,7 +141,7 @@ pub(super) async fn line<N: Notify>(
     }
 }
 
-fn words(net: &NetStatus, uplink: Option<&Uplink>) -> String {
+fn status_line(net: &NetStatus, uplink: Option<&Uplink>) -> String {
     let tunnel = uplink.map(|u| {
         let hub = u.hub.as_deref().unwrap_or("the hub");
         match (u.connected, &u.last_error) {
@@ -149,12 +151,12 @@ fn words(net: &NetStatus, uplink: Option<&Uplink>) -> String {
         }
     });
     let kernel = match net.conditions.first() {
-        _ if net.passes == 0 => "no pass over the network was completed yet".to_owned(),
+        _ if net.passes == 0 => "no reconcile pass was completed yet".to_owned(),
         Some(t) => format!("out of sync: {}", t.detail),
         None if net.clean => format!("kernel in sync, {} interfaces", net.desired.links.len()),
         None => "out of sync".to_owned(),
     };
-    // One line is all it may be.
+    // A status line must not contain line ends.
     (tunnel.unwrap_or_default() + &kernel).replace(['\n', '\r'], " ")
 }
 
@@ -181,7 +183,7 @@ pub(super) fn report(status: &UplinkStatus, now: Boot) -> serde_json::Value {
     })
 }
 
-/// The node's health as the control plane is told: whether it is well, apart from the control plane itself, and why not.
+/// The node's health as reported to the control plane, without what the control plane knows itself.
 pub(super) fn health(
     net: &watch::Receiver<NetStatus>,
     components: &watch::Receiver<Components>,
@@ -190,13 +192,12 @@ pub(super) fn health(
 ) -> (bool, serde_json::Value) {
     let clock = SystemClock;
     let mut components = components.borrow().clone();
-    // What it knows already.
     components.status.retain(|c, _| !matches!(c, Component::Control | Component::Config));
     let at = Moment { now: clock.now(), wall: clock.wall(), trusted: components.clock_trusted, started };
     let health = fold(&Snapshot { net: summarize(&net.borrow(), at.now), components }, &at);
     let reasons: Vec<_> =
         health.reasons.iter().map(|r| serde_json::json!({"code": r.code, "detail": r.detail})).collect();
-    let said = serde_json::json!({
+    let report = serde_json::json!({
         "status": health.status,
         "handshake_age": health.handshake_age,
         "uptime_seconds": health.uptime_seconds as u64,
@@ -205,11 +206,11 @@ pub(super) fn health(
         "reasons": reasons,
         "update": *update.borrow(),
     });
-    (health.status == HealthVerdict::Healthy, said)
+    (health.status == HealthVerdict::Healthy, report)
 }
 
 /// The control plane's part of `spoke status`.
-pub(super) fn fleet(status: &ControlStatus, now: Boot) -> serde_json::Value {
+pub(super) fn control_report(status: &ControlStatus, now: Boot) -> serde_json::Value {
     serde_json::json!({
         "enrolled": status.enrolled,
         "generation": status.generation,
@@ -233,15 +234,15 @@ mod tests {
     use spoke_enroll::status::ControlOutage;
     use spoke_model::condition::{Code, Condition};
 
-    /// What `/health` says of a control plane, as the one who judges a trial reads it.
+    /// The condition codes of a control session's status.
     fn codes(status: &ControlStatus) -> Vec<Code> {
         let mut snapshot = Snapshot::default();
-        snapshot.components.status.insert(Component::Control, control_part(status, Boot::from_secs(1)));
-        snapshot.components.status.insert(Component::Config, config_part(status, Boot::from_secs(1)));
+        snapshot.components.status.insert(Component::Control, control_status(status, Boot::from_secs(1)));
+        snapshot.components.status.insert(Component::Config, config_status(status, Boot::from_secs(1)));
         let at = Moment { now: Boot::from_secs(9), wall: Wall(0), trusted: false, started: Boot::from_secs(0) };
         let health = fold(&snapshot, &at);
         let degraded = health.reasons.iter().any(|r| r.code == Code::ConfigDegraded);
-        assert_eq!(health.components["config"].status == "degraded", degraded, "the part says what the reason says");
+        assert_eq!(health.components["config"].status == "degraded", degraded, "component and condition agree");
         health
             .reasons
             .iter()
@@ -256,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_control_plane_that_was_not_heard_yet_is_away() {
+    fn control_plane_without_answer_is_unreachable() {
         assert_eq!(codes(&ControlStatus::default()), [Code::ControlAway]);
         assert_eq!(codes(&away("x")), [Code::ControlAway]);
         let heard = ControlStatus { outage: None, ..away("x") };
@@ -267,33 +268,33 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn since_is_the_moment_it_went_not_the_moment_its_reason_changed() {
+    async fn since_stays_when_only_the_reason_changes() {
         let (status, seen) = watch::channel(ControlStatus { outage: None, ..away("") });
-        let (components, mut told) = watch::channel(Components::default());
+        let (components, mut seen_components) = watch::channel(Components::default());
         let clock = spoke_sys::sim::clock::SimClock::new(Wall(0));
         let task = tokio::spawn(control(seen, components, clock.clone()));
-        told.changed().await.unwrap();
+        seen_components.changed().await.unwrap();
         status.send_replace(away("a"));
-        told.changed().await.unwrap();
-        let went = told.borrow_and_update().status[&Component::Control].since;
+        seen_components.changed().await.unwrap();
+        let went = seen_components.borrow_and_update().status[&Component::Control].since;
         tokio::time::sleep(std::time::Duration::from_secs(60)).await;
         status.send_replace(away("b"));
-        told.changed().await.unwrap();
-        let part = told.borrow_and_update().status[&Component::Control].clone();
+        seen_components.changed().await.unwrap();
+        let part = seen_components.borrow_and_update().status[&Component::Control].clone();
         assert!(part.since == went && part.detail.unwrap().ends_with(": b"));
         drop(status);
         task.await.unwrap().unwrap();
     }
 
     #[test]
-    fn the_line_says_the_worst_of_tunnel_and_kernel() {
+    fn status_line_names_tunnel_and_kernel_problems() {
         let mut net = NetStatus::default();
-        assert_eq!(words(&net, None), "no pass over the network was completed yet");
+        assert_eq!(status_line(&net, None), "no reconcile pass was completed yet");
         (net.passes, net.clean) = (1, true);
         let mut uplink = Uplink { hub: Some("hub-a".into()), connected: true, ..Uplink::default() };
-        assert_eq!(words(&net, Some(&uplink)), "tunnel to hub-a is up; kernel in sync, 0 interfaces");
+        assert_eq!(status_line(&net, Some(&uplink)), "tunnel to hub-a is up; kernel in sync, 0 interfaces");
         (uplink.connected, uplink.last_error) = (false, Some("hub hub-a: no\nhandshake".into()));
         net.conditions = vec![Condition::new(Code::NameTaken, Boot::default(), "wg0 is taken")];
-        assert_eq!(words(&net, Some(&uplink)), "no tunnel: hub hub-a: no handshake; out of sync: wg0 is taken");
+        assert_eq!(status_line(&net, Some(&uplink)), "no tunnel: hub hub-a: no handshake; out of sync: wg0 is taken");
     }
 }

@@ -130,7 +130,7 @@ pub(super) fn start(
     });
     tasks.vital("fleet-audit", crate::audit::control(statuses.clone(), audit, SystemClock));
     let (view, board) = (statuses.clone(), components.clone());
-    let report = Arc::new(move || Some(component_status::fleet(&statuses.borrow(), SystemClock.now())));
+    let report = Arc::new(move || Some(component_status::control_report(&statuses.borrow(), SystemClock.now())));
     tasks.restarting("fleet", seed, move || component_status::control(view.clone(), board.clone(), SystemClock));
     Ok(Some(ControlHandles { view: ControlView { report, rotate: asking } }))
 }

@@ -1,4 +1,5 @@
-//! On an image with two slots: passes on to the updater which release is wanted, and tells how updates stand.
+//! On an image with two slots: passes the wanted release to the updater, and the state of updates back. Waits for the
+//! effective configuration and polls the updater's notice.
 use crate::reconciler::Fact;
 use crate::supervise::Supervisor;
 use spoke_api::health::summary::Components;
@@ -12,10 +13,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// Time between two looks at the updater's note; it is a small file in memory.
-const LOOK: Duration = Duration::from_secs(5);
+/// Time between two reads of the updater's notice, a small file in memory.
+const POLL_EVERY: Duration = Duration::from_secs(5);
 
-/// Starts both directions where the updater has left a note; elsewhere there is nobody to talk to.
+/// Starts both directions on an image with slots.
 pub(super) fn start(
     tasks: &mut Supervisor,
     config: &Arc<Config>,
@@ -29,13 +30,13 @@ pub(super) fn start(
     let notes = Notes::at(&config.node.runtime_dir);
     if config.control.is_some() {
         let notes = notes.clone();
-        tasks.restarting("release", seed, move || want(notes.clone(), effective.clone()));
+        tasks.restarting("release", seed, move || pass_wanted(notes.clone(), effective.clone()));
     }
     let components = components.clone();
-    tasks.restarting("slots", seed, move || tell(notes.clone(), components.clone(), update.clone()));
+    tasks.restarting("slots", seed, move || pass_notice(notes.clone(), components.clone(), update.clone()));
 }
 
-async fn want(notes: Notes, mut effective: Fact<Effective>) -> Result<(), std::io::Error> {
+async fn pass_wanted(notes: Notes, mut effective: Fact<Effective>) -> Result<(), std::io::Error> {
     loop {
         let wanted = effective.borrow_and_update().as_ref().and_then(|e| e.wanted_release().cloned());
         notes.want(wanted.as_ref())?;
@@ -45,7 +46,7 @@ async fn want(notes: Notes, mut effective: Fact<Effective>) -> Result<(), std::i
     }
 }
 
-async fn tell(
+async fn pass_notice(
     notes: Notes,
     components: watch::Sender<Components>,
     update: watch::Sender<Option<Notice>>,
@@ -56,7 +57,7 @@ async fn tell(
             update.send_replace(now.clone());
             components.send_modify(|v| v.update = now);
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_EVERY).await;
     }
 }
 
@@ -69,12 +70,12 @@ mod tests {
     use spoke_update::slot::Slot;
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_wanted_goes_out_and_how_it_stands_comes_in() {
+    async fn wanted_release_and_notice_are_passed_on() {
         let dir = tempfile::tempdir().unwrap();
         let notes = Notes::in_places(dir.path().join("n"), dir.path().join("w"));
         let own = Effective::of(Arc::new(Config::from_text(None, std::iter::empty()).unwrap()));
         let (out, control) = watch::channel(Some(Arc::new(own.clone())));
-        let wants = tokio::spawn(want(notes.clone(), control));
+        let wants = tokio::spawn(pass_wanted(notes.clone(), control));
         tokio::task::yield_now().await;
         assert_eq!(notes.wanted(), None);
         let release = Some(WantedRelease { version: "2".into(), source: None });
@@ -86,7 +87,7 @@ mod tests {
 
         let (components, seen) = watch::channel(Components::default());
         let (update, mut told) = watch::channel(None);
-        let telling = tokio::spawn(tell(notes.clone(), components, update));
+        let telling = tokio::spawn(pass_notice(notes.clone(), components, update));
         notes.post(&Notice::of(&UpdateRecord::new("x".into()), Slot::B, "1")).unwrap();
         told.changed().await.unwrap();
         assert_eq!(seen.borrow().update.as_ref().unwrap().slot, Slot::B);

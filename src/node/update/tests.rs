@@ -1,4 +1,4 @@
-//! Whole lives of a device on simulated time: starts, trials, outages, cuts; the boot loader is a fake that counts.
+//! Devices on simulated time: boots, trials, outages, power losses; the boot loader is a fake with a counter.
 use super::*;
 use crate::audit::Trail;
 use crate::outlook;
@@ -17,13 +17,13 @@ use spoke_update::slot::{Slot, TRIES, Trust};
 use std::io::Read;
 use std::sync::Arc;
 
-/// Both slots as a boot loader has them.
-struct Board {
+/// Both slots and the boot loader's state.
+struct FakeSlots {
     running: Slot,
     first: Slot,
     trust: [Trust; 2],
     starts: u8,
-    /// The next change of this kind fails, as a cut just before it would look.
+    /// The next change of this kind fails, like a power loss just before it.
     cut: Option<&'static str>,
 }
 
@@ -34,13 +34,13 @@ const fn at(slot: Slot) -> usize {
     }
 }
 
-impl Board {
+impl FakeSlots {
     fn new() -> Self {
         let trust = [Trust::Good, Trust::Trying(0)];
         Self { running: Slot::A, first: Slot::A, trust, starts: 0, cut: None }
     }
 
-    /// Power on: the boot loader chooses and counts.
+    /// Power on: the boot loader selects a slot and counts.
     fn start(&mut self) -> Slot {
         let usable = |s: &Slot| self.trust[at(*s)] != Trust::Trying(0);
         self.running = [self.first, self.first.other()].into_iter().find(usable).unwrap_or(Slot::A);
@@ -60,7 +60,7 @@ impl Board {
     }
 }
 
-impl Slots for Board {
+impl Slots for FakeSlots {
     fn standing(&mut self) -> Result<Standing, SlotError> {
         let trust = |s: Slot| Some(self.trust[at(s)]);
         Ok(Standing { running: self.running, trust: trust(self.running), other: trust(self.running.other()) })
@@ -100,16 +100,16 @@ impl Slots for Board {
     }
 }
 
-/// What is on the state partition, and how often it was written.
+/// The state partition, and how often it was written.
 #[derive(Default)]
-struct Kept {
+struct FakeStore {
     record: Option<UpdateRecord>,
     writes: usize,
     full: bool,
 }
 
-impl Book for Kept {
-    fn keep(&mut self, record: &UpdateRecord) -> Result<(), DiskError> {
+impl RecordStore for FakeStore {
+    fn store(&mut self, record: &UpdateRecord) -> Result<(), DiskError> {
         if self.full {
             let source = std::io::ErrorKind::StorageFull.into();
             return Err(DiskError::Write { path: "/state".into(), remedy: "free some space", source });
@@ -121,12 +121,12 @@ impl Book for Kept {
 }
 
 const HEALTHY: ProbeResult = ProbeResult { connected: true, clean: true, outside: true };
-/// The hub cannot be reached, the way out works.
+/// The hub is unreachable, the way out works.
 const OUTSIDE: ProbeResult = ProbeResult { connected: false, clean: true, outside: true };
 const NOTHING: ProbeResult = ProbeResult { connected: false, clean: true, outside: false };
 
-/// A device on which version 2 was just installed into slot b.
-fn installed() -> (Board, Kept) {
+/// A device with version 2 just installed in slot b.
+fn installed() -> (FakeSlots, FakeStore) {
     let part = Part { size: 1, sha256: String::new() };
     let manifest =
         Manifest { board: "x".into(), version: "2".into(), sequence: 2, floor: 0, root: part.clone(), kernel: part };
@@ -134,111 +134,115 @@ fn installed() -> (Board, Kept) {
     let mut record = UpdateRecord::new("x".into());
     record.begin(Accepted { manifest, learned }, Slot::B);
     record.trial.as_mut().unwrap().armed = true;
-    let mut board = Board::new();
-    board.try_other().unwrap();
-    (board, Kept { record: Some(record), ..Kept::default() })
+    let mut slots = FakeSlots::new();
+    slots.try_other().unwrap();
+    (slots, FakeStore { record: Some(record), ..FakeStore::default() })
 }
 
-/// One life of the machine: started, watched; `sees` is asked with the slot and the seconds since its start.
-async fn live(board: &mut Board, kept: &mut Kept, sees: impl Fn(Slot, u64) -> ProbeResult) -> Result<Next, WatchError> {
-    let slot = board.start();
+/// One boot: started and watched; `sees` gets the slot and the seconds since the boot.
+async fn live(
+    slots: &mut FakeSlots,
+    kept: &mut FakeStore,
+    sees: impl Fn(Slot, u64) -> ProbeResult,
+) -> Result<Next, WatchError> {
+    let slot = slots.start();
     let clock = SimClock::new(Wall(0));
     let began = clock.elapsed();
     let mut record = kept.record.clone().unwrap_or_else(|| UpdateRecord::new("x".into()));
-    let look = async || sees(slot, (clock.elapsed() - began).as_secs());
-    watch(&clock, board, kept, &mut record, Rules::default(), look).await
+    let probe = async || sees(slot, (clock.elapsed() - began).as_secs());
+    watch(&clock, slots, kept, &mut record, Rules::default(), probe).await
 }
 
-fn last(kept: &Kept) -> (String, Option<RejectReason>) {
+fn last(kept: &FakeStore) -> (String, Option<RejectReason>) {
     let last = kept.record.as_ref().unwrap().last.clone().unwrap();
     (last.version, last.reason)
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_good_update_is_committed_and_started_from_then_on() {
-    let (mut board, mut kept) = installed();
-    assert_eq!(live(&mut board, &mut kept, |_, _| HEALTHY).await.unwrap(), Next::Settled);
-    assert_eq!((board.running, board.trust[1], last(&kept)), (Slot::B, Trust::Good, ("2".into(), None)));
-    assert_eq!(board.starts, 0, "the starts were cleared by us");
+async fn good_update_is_committed() {
+    let (mut slots, mut kept) = installed();
+    assert_eq!(live(&mut slots, &mut kept, |_, _| HEALTHY).await.unwrap(), Next::Settled);
+    assert_eq!((slots.running, slots.trust[1], last(&kept)), (Slot::B, Trust::Good, ("2".into(), None)));
+    assert_eq!(slots.starts, 0, "the boot counter is cleared");
     let writes = kept.writes;
-    assert_eq!(live(&mut board, &mut kept, |_, _| HEALTHY).await.unwrap(), Next::Settled);
-    assert_eq!((board.running, kept.writes), (Slot::B, writes), "a settled start writes nothing");
+    assert_eq!(live(&mut slots, &mut kept, |_, _| HEALTHY).await.unwrap(), Next::Settled);
+    assert_eq!((slots.running, kept.writes), (Slot::B, writes), "a settled boot writes nothing");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_bad_update_ends_on_the_old_slot_with_its_reason() {
-    let (mut board, mut kept) = installed();
+async fn bad_update_is_rejected_with_its_reason() {
+    let (mut slots, mut kept) = installed();
     let sees = |slot, _| if slot == Slot::B { OUTSIDE } else { HEALTHY };
-    assert_eq!(live(&mut board, &mut kept, sees).await.unwrap(), Next::Restart);
-    assert_eq!(live(&mut board, &mut kept, sees).await.unwrap(), Next::Settled);
-    assert_eq!((board.running, last(&kept)), (Slot::A, ("2".into(), Some(RejectReason::NotHealthy))));
+    assert_eq!(live(&mut slots, &mut kept, sees).await.unwrap(), Next::Restart);
+    assert_eq!(live(&mut slots, &mut kept, sees).await.unwrap(), Next::Settled);
+    assert_eq!((slots.running, last(&kept)), (Slot::A, ("2".into(), Some(RejectReason::NotHealthy))));
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_never_gets_to_watching_comes_back_by_itself() {
-    let (mut board, mut kept) = installed();
+async fn update_that_never_boots_falls_back() {
+    let (mut slots, mut kept) = installed();
     for _ in 0..TRIES {
-        assert_eq!(board.start(), Slot::B);
+        assert_eq!(slots.start(), Slot::B);
     }
-    assert_eq!(live(&mut board, &mut kept, |_, _| HEALTHY).await.unwrap(), Next::Settled);
-    assert_eq!((board.running, last(&kept)), (Slot::A, ("2".into(), Some(RejectReason::DidNotStart))));
+    assert_eq!(live(&mut slots, &mut kept, |_, _| HEALTHY).await.unwrap(), Next::Settled);
+    assert_eq!((slots.running, last(&kept)), (Slot::A, ("2".into(), Some(RejectReason::DidNotStart))));
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_outage_of_days_takes_no_turns_and_blames_nobody() {
-    let (mut board, mut kept) = installed();
-    assert_eq!(live(&mut board, &mut kept, |_, _| NOTHING).await.unwrap(), Next::Restart);
+async fn long_outage_rejects_no_update() {
+    let (mut slots, mut kept) = installed();
+    assert_eq!(live(&mut slots, &mut kept, |_, _| NOTHING).await.unwrap(), Next::Restart);
     let sees = |_, at| if at < 3 * 86_400 { NOTHING } else { HEALTHY };
-    assert_eq!(live(&mut board, &mut kept, sees).await.unwrap(), Next::Restart);
-    assert_eq!(live(&mut board, &mut kept, |_, _| HEALTHY).await.unwrap(), Next::Settled);
-    assert_eq!((board.running, board.trust[1], last(&kept)), (Slot::B, Trust::Good, ("2".into(), None)));
+    assert_eq!(live(&mut slots, &mut kept, sees).await.unwrap(), Next::Restart);
+    assert_eq!(live(&mut slots, &mut kept, |_, _| HEALTHY).await.unwrap(), Next::Settled);
+    assert_eq!((slots.running, slots.trust[1], last(&kept)), (Slot::B, Trust::Good, ("2".into(), None)));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_system_without_a_way_out_is_told_from_an_outage() {
-    let (mut board, mut kept) = installed();
+async fn update_without_way_out_is_rejected() {
+    let (mut slots, mut kept) = installed();
     let sees = |slot, _| if slot == Slot::B { NOTHING } else { HEALTHY };
-    assert_eq!(live(&mut board, &mut kept, sees).await.unwrap(), Next::Restart);
-    assert_eq!(live(&mut board, &mut kept, sees).await.unwrap(), Next::Settled);
-    assert_eq!((board.running, last(&kept)), (Slot::A, ("2".into(), Some(RejectReason::NoWayOut))));
+    assert_eq!(live(&mut slots, &mut kept, sees).await.unwrap(), Next::Restart);
+    assert_eq!(live(&mut slots, &mut kept, sees).await.unwrap(), Next::Settled);
+    assert_eq!((slots.running, last(&kept)), (Slot::A, ("2".into(), Some(RejectReason::NoWayOut))));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cut_between_commit_and_record_commits_again() {
-    let (mut board, mut kept) = installed();
+async fn power_loss_between_commit_and_record_commits_again() {
+    let (mut slots, mut kept) = installed();
     kept.full = true;
-    live(&mut board, &mut kept, |_, _| HEALTHY).await.unwrap_err();
+    live(&mut slots, &mut kept, |_, _| HEALTHY).await.unwrap_err();
     kept.full = false;
-    assert_eq!(live(&mut board, &mut kept, |_, _| HEALTHY).await.unwrap(), Next::Settled);
-    assert_eq!((board.running, board.trust[1], last(&kept)), (Slot::B, Trust::Good, ("2".into(), None)));
+    assert_eq!(live(&mut slots, &mut kept, |_, _| HEALTHY).await.unwrap(), Next::Settled);
+    assert_eq!((slots.running, slots.trust[1], last(&kept)), (Slot::B, Trust::Good, ("2".into(), None)));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cut_between_reason_and_boot_loader_still_ends_on_the_old_slot() {
-    let (mut board, mut kept) = installed();
-    board.cut = Some("condemn");
+async fn power_loss_before_condemn_still_rejects() {
+    let (mut slots, mut kept) = installed();
+    slots.cut = Some("condemn");
     let sees = |slot, _| if slot == Slot::B { OUTSIDE } else { HEALTHY };
-    live(&mut board, &mut kept, sees).await.unwrap_err();
-    // Watched once more without a record, given up once more.
-    assert_eq!(live(&mut board, &mut kept, sees).await.unwrap(), Next::Restart);
-    assert_eq!(live(&mut board, &mut kept, sees).await.unwrap(), Next::Settled);
-    assert_eq!((board.running, last(&kept)), (Slot::A, ("2".into(), Some(RejectReason::NotHealthy))));
+    live(&mut slots, &mut kept, sees).await.unwrap_err();
+    // Watched again without a record, and rejected again.
+    assert_eq!(live(&mut slots, &mut kept, sees).await.unwrap(), Next::Restart);
+    assert_eq!(live(&mut slots, &mut kept, sees).await.unwrap(), Next::Settled);
+    assert_eq!((slots.running, last(&kept)), (Slot::A, ("2".into(), Some(RejectReason::NotHealthy))));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_committed_system_that_rots_is_told_of_after_the_other_was_taken() {
-    let (mut board, mut kept) = installed();
-    live(&mut board, &mut kept, |_, _| HEALTHY).await.unwrap();
-    // What the first process of the slot does after too many starts without a clean pass.
-    board.start();
-    board.condemn().unwrap();
-    assert_eq!(live(&mut board, &mut kept, |_, _| HEALTHY).await.unwrap(), Next::Settled);
-    assert_eq!((board.running, last(&kept)), (Slot::A, ("2".into(), Some(RejectReason::KeptFailing))));
+async fn failing_committed_system_is_recorded_after_fallback() {
+    let (mut slots, mut kept) = installed();
+    live(&mut slots, &mut kept, |_, _| HEALTHY).await.unwrap();
+    // As the slot's first process does after too many boots without a clean pass.
+    slots.start();
+    slots.condemn().unwrap();
+    assert_eq!(live(&mut slots, &mut kept, |_, _| HEALTHY).await.unwrap(), Next::Settled);
+    assert_eq!((slots.running, last(&kept)), (Slot::A, ("2".into(), Some(RejectReason::KeptFailing))));
 }
 
 #[tokio::test(start_paused = true)]
 async fn update_commits_with_health_endpoint_disabled() {
-    let (mut board, mut kept) = installed();
+    let (mut slots, mut kept) = installed();
     let dir = tempfile::tempdir().unwrap();
     let text = format!(
         "[node]\nruntime_dir = \"{0}\"\nstate_dir = \"{0}\"\n[health]\nenabled = false\n[[interface]]\nname = \"wg0\"\n",
@@ -270,14 +274,14 @@ async fn update_commits_with_health_endpoint_disabled() {
     };
     let serving = tokio::spawn(crate::socket::run(Listener::bind(&socket).unwrap(), answers));
 
-    assert_eq!(board.start(), Slot::B);
+    assert_eq!(slots.start(), Slot::B);
     let mut record = kept.record.clone().unwrap();
     let probe = async || {
         let socket = socket.clone();
         tokio::task::spawn_blocking(move || outlook::probe(&socket, &[])).await.unwrap()
     };
-    let next = watch(&clock, &mut board, &mut kept, &mut record, Rules::default(), probe).await;
+    let next = watch(&clock, &mut slots, &mut kept, &mut record, Rules::default(), probe).await;
 
-    assert_eq!((next.unwrap(), board.trust[1], last(&kept)), (Next::Settled, Trust::Good, ("2".into(), None)));
+    assert_eq!((next.unwrap(), slots.trust[1], last(&kept)), (Next::Settled, Trust::Good, ("2".into(), None)));
     serving.abort();
 }

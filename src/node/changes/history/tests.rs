@@ -1,4 +1,4 @@
-//! What is on disk: bounded in bytes as in number, and private.
+//! The file: bounded in size and in number of generations.
 use super::*;
 use spoke_change::audit::Actor;
 use spoke_change::declared::Revision;
@@ -7,7 +7,7 @@ use spoke_model::key::PublicKey;
 use spoke_model::time::Wall;
 use spoke_net::api_state::{ApiStateLink, ApiStatePeer};
 
-/// So many peers, each with a keepalive.
+/// A state of `peers` peers, each with this keepalive.
 fn state(peers: u8, keepalive: u16) -> ApiState {
     let peers = (0..peers).map(|n| {
         let peer = ApiStatePeer { keepalive, ..ApiStatePeer::default() };
@@ -33,7 +33,7 @@ async fn commit(store: &mut Store, state: &ApiState) {
 }
 
 #[tokio::test]
-async fn the_store_stays_within_its_bytes_and_keeps_the_previous_state() {
+async fn store_is_bounded_and_keeps_the_previous_state() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = Store::open(dir.path(), 10, "boot", Boot::default()).unwrap();
     store.max_bytes = 60_000;
@@ -51,7 +51,7 @@ async fn the_store_stays_within_its_bytes_and_keeps_the_previous_state() {
     assert_eq!(**again.history().state(), state(200, 40));
     assert_eq!(again.history().at(39).unwrap(), state(200, 39));
     assert_eq!(*peek(dir.path()).unwrap(), state(200, 40));
-    // A state that is too long by itself is kept all the same, and not written anew each time.
+    // A state above the limit by itself is kept.
     let mut store = again;
     store.max_bytes = 10;
     for keepalive in 41..=44 {
@@ -62,14 +62,14 @@ async fn the_store_stays_within_its_bytes_and_keeps_the_previous_state() {
 }
 
 #[test]
-fn looking_at_a_store_that_is_not_there_makes_none() {
+fn peek_at_a_missing_store_creates_none() {
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(*peek(dir.path()).unwrap(), ApiState::default());
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
 #[tokio::test]
-async fn what_a_newer_version_wrote_stops_no_older_one() {
+async fn older_version_reads_the_store_of_a_newer_one() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(FILE);
     let open = || Store::open(dir.path(), 10, "boot", Boot::default()).unwrap();
@@ -87,7 +87,7 @@ async fn what_a_newer_version_wrote_stops_no_older_one() {
     let again = open();
     assert_eq!((again.history().current(), (**again.history().state()).clone()), (3, state(3, 9)));
 
-    // Not one line of it.
+    // No line can be parsed.
     let text = std::fs::read(&path).unwrap();
     let mut journal = Journal::open(path.clone()).unwrap().0;
     journal.replace(["{}"].into_iter().collect()).await.unwrap();

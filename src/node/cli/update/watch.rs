@@ -1,5 +1,5 @@
-//! `spoke update watch`: judges a trial; afterwards keeps the second copy of the identity and does what is wanted.
-use super::{Ledger, install, opened, restart, running_version, source};
+//! `spoke update watch`: judges a trial, then keeps the second copy of the identity and installs wanted releases.
+use super::{RecordFile, install, opened, restart, running_version, source};
 use crate::outlook;
 use crate::update as task;
 use crate::update::Next;
@@ -17,49 +17,49 @@ use std::path::Path;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Time between two looks at what is wanted.
-const LOOK: Duration = Duration::from_secs(5);
-/// Time between two looks at whether the identity changed. Looking reads; only a change writes.
-const KEEP: Duration = Duration::from_secs(60);
-/// First and longest wait before a wanted release that could not be fetched is asked for again.
-const AGAIN: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
+/// Time between two checks for a wanted release.
+const CHECK_EVERY: Duration = Duration::from_secs(5);
+/// Time between two checks whether the identity changed; only a change is written.
+const KEEP_EVERY: Duration = Duration::from_secs(60);
+/// First and longest wait before a wanted release that was not installed is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
 
 pub(super) fn run(config: &Config) -> Outcome {
     spoke_command::start_log("spoke");
     let mut slots = DiskSlots::found()?;
-    let (mut ledger, mut record) = Ledger::open(config, slots.running())?;
-    ledger.post(&record, None);
+    let (mut file, mut record) = RecordFile::open(config, slots.running())?;
+    file.post(&record, None);
     let socket = config.node.runtime_dir.join(SOCKET);
     let mut probes = config.update.probes.clone();
     probes.extend(config.update.source.as_deref().and_then(host_port));
-    let look = async || {
+    let probe = async || {
         let (socket, probes) = (socket.clone(), probes.clone());
         tokio::task::spawn_blocking(move || outlook::probe(&socket, &probes)).await.unwrap_or_default()
     };
     let rules = config.update.rules;
-    let next = spoke_command::block_on(task::watch(&SystemClock, &mut slots, &mut ledger, &mut record, rules, look))??;
+    let next = spoke_command::block_on(task::watch(&SystemClock, &mut slots, &mut file, &mut record, rules, probe))??;
     match next {
         Next::Restart => restart(false),
-        Next::Settled => spoke_command::block_on(idle(config, &ledger, &record))?,
+        Next::Settled => spoke_command::block_on(idle(config, &file, &record))?,
     }
 }
 
-/// Nothing to judge: does what the control plane wants, or looks at the source now and then where that is configured.
-async fn idle(config: &Config, ledger: &Ledger, record: &UpdateRecord) -> Outcome {
+/// After a trial: installs what the control plane wants, or checks the source periodically where configured.
+async fn idle(config: &Config, file: &RecordFile, record: &UpdateRecord) -> Outcome {
     let mut offered_at = Instant::now() + config.update.every;
-    let (mut wanted_at, mut wait) = (Instant::now(), AGAIN.0);
+    let (mut wanted_at, mut wait) = (Instant::now(), RETRY.0);
     let mut kept_at = Instant::now();
     let mut before: Option<WantedRelease> = None;
     loop {
         if Instant::now() >= kept_at {
             keep_identity();
-            kept_at = Instant::now() + KEEP;
+            kept_at = Instant::now() + KEEP_EVERY;
         }
-        tokio::time::sleep(LOOK).await;
-        let wanted = ledger.notes.wanted();
+        tokio::time::sleep(CHECK_EVERY).await;
+        let wanted = file.notes.wanted();
         if wanted != before {
-            (wanted_at, wait) = (Instant::now(), AGAIN.0);
-            ledger.post(record, None);
+            (wanted_at, wait) = (Instant::now(), RETRY.0);
+            file.post(record, None);
             before.clone_from(&wanted);
         }
         if Instant::now() >= wanted_at {
@@ -67,13 +67,13 @@ async fn idle(config: &Config, ledger: &Ledger, record: &UpdateRecord) -> Outcom
                 Ok(Done::Installed) => return Ok(()),
                 Ok(Done::Nothing) => {}
                 Ok(Done::Held(why)) => {
-                    ledger.post(record, Some(why));
-                    (wanted_at, wait) = (Instant::now() + wait, (wait * 2).min(AGAIN.1));
+                    file.post(record, Some(why));
+                    (wanted_at, wait) = (Instant::now() + wait, (wait * 2).min(RETRY.1));
                 }
                 Err(e) => return Err(e),
             }
         }
-        // Who has a control plane that names a release follows it, and nothing else.
+        // A release wanted by the control plane has precedence over the source.
         let by_itself = config.update.automatic && config.update.source.is_some() && wanted.is_none();
         if by_itself && Instant::now() >= offered_at {
             offered_at += config.update.every;
@@ -81,13 +81,13 @@ async fn idle(config: &Config, ledger: &Ledger, record: &UpdateRecord) -> Outcom
                 Ok((_, Accepted { manifest, .. }))
                     if manifest.version == running_version() || record.is_rejected(&manifest.version) => {}
                 Ok(_) => return install(config, &source(config, None)?, None, false),
-                Err(e) => tracing::warn!("{}", text(&e)),
+                Err(e) => tracing::warn!(error = text(&e), "update source not usable"),
             }
         }
     }
 }
 
-/// What became of a wanted release.
+/// The result of an attempt to install a wanted release.
 enum Done {
     Nothing,
     Installed,
@@ -106,7 +106,7 @@ fn fulfil(config: &Config, wanted: Option<&WantedRelease>, record: &UpdateRecord
         Ok(()) => Ok(Done::Installed),
         Err(e) => {
             let why = text(&e);
-            tracing::warn!("{version} is wanted and was not installed: {why}");
+            tracing::warn!(version, error = why, "wanted release not installed");
             Ok(Done::Held(why))
         }
     }
@@ -120,11 +120,11 @@ fn text(failure: &Failure) -> String {
     }
 }
 
-/// Keeps keys, identity and settings in the vault.
+/// Stores keys, identity and settings in the vault.
 fn keep_identity() {
     let wanted = |name: &str| {
         let file = name.rsplit('/').next().unwrap_or(name);
-        // Left-overs of an interrupted write and previous copies are not the identity.
+        // Not temporary files and previous copies.
         !file.starts_with('.')
             && (name.starts_with("config/")
                 || name.starts_with("ssh/")
@@ -137,7 +137,7 @@ fn keep_identity() {
     match vault.keep(Path::new("/state"), wanted) {
         Ok(true) => tracing::info!("second copy of the identity written"),
         Ok(false) => {}
-        Err(e) => tracing::warn!(error = %e, "second copy of the identity not kept"),
+        Err(e) => tracing::warn!(error = %e, "second copy of the identity not written"),
     }
 }
 
@@ -155,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_source_is_a_probe_too() {
+    fn source_is_a_probe() {
         assert_eq!(host_port("https://up.example.net/spoke").as_deref(), Some("up.example.net:443"));
         assert_eq!(host_port("http://10.0.2.2:8000/x").as_deref(), Some("10.0.2.2:8000"));
         assert_eq!(host_port("nonsense"), None);
