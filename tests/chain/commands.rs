@@ -127,11 +127,11 @@ fn the_doctor_names_each_method_that_is_missing() {
         examined(&[proxy.url()], "finality = \"finalized\"")
     };
     for (method, param, level, words) in [
-        ("eth_chainId", "", "fail", "does not tell its chain"),
+        ("eth_chainId", "", "fail", "does not report its chain"),
         ("eth_call", "latest", "fail", "does not run code"),
         ("eth_call", "finalized", "warn", "does not know the tag \"finalized\""),
         ("eth_call", "blockHash", "fail", "EIP-1898"),
-        ("eth_getLogs", "", "warn", "does not give 2,000 blocks"),
+        ("eth_getLogs", "", "warn", "does not return 2,000 blocks"),
         ("eth_getBlockByNumber", "", "fail", "blocks by number"),
     ] {
         let found = without(method, param);

@@ -1,154 +1,180 @@
-//! What `spoke doctor` looks at on each JSON-RPC endpoint: chain, height, latency, and every method that grants need.
-use super::probe::{Finding, Level, finding};
-use alloy_primitives::U256;
-use futures_util::future::join_all;
+//! Judges the JSON-RPC endpoints of `[grants]`.
+use super::finding::{Finding, Level};
+use super::probe::chain::{EndpointAnswers, EndpointProbe};
 use spoke_config::grants::{Finality, Grants};
-use spoke_grants::abi::{Head, decode_head, head_call};
-use spoke_grants::jsonrpc::{Answer, At, Call};
-use spoke_sys::clock::{Clock as _, SystemClock};
-use spoke_sys::rpc::{Http, Rpc as _};
+use spoke_grants::abi::Head;
+use spoke_model::error_chain::ErrorChain;
+use spoke_model::time::Wall;
+use spoke_sys::keys::KeyError;
 
-/// Blocks an endpoint may be behind the best of the others.
-const LAG: u64 = 5;
-/// Code that returns the time of the block it runs at.
-const TIME_CALL: [u8; 9] = [0x42, 0x60, 0x00, 0x52, 0x60, 0x20, 0x60, 0x00, 0xf3];
+/// Blocks that an endpoint may be behind the best one.
+const MAX_LAG: u64 = 5;
 
-/// Looks at every endpoint; needs a runtime.
-pub async fn endpoints(config: &Grants) -> Vec<Finding> {
-    let rpc = match Http::new(&config.endpoints, config.timeout) {
-        Ok(rpc) => rpc,
+/// Judges every endpoint, their heights against each other, and the quorum. `now` is compared with the time of the newest block.
+pub fn endpoints(probed: Result<&[EndpointProbe], &KeyError>, config: &Grants, now: Wall) -> Vec<Finding> {
+    let probed = match probed {
+        Ok(probed) => probed,
         Err(e) => {
-            return vec![finding(
-                "grants.endpoints",
-                Level::Fail,
-                e.to_string(),
-                "provide it, or write the URL into grants.endpoints",
-            )];
+            let remedy = "provide it, or write the URL into grants.endpoints";
+            return vec![Finding::fail("grants.endpoints", ErrorChain(e).to_string(), remedy)];
         }
     };
     let mut out = Vec::new();
     let mut heights = Vec::new();
-    // All at once, or whoever is asked later would seem ahead.
-    let found = join_all((0..rpc.endpoints()).map(|i| endpoint(&rpc, i, config))).await;
-    for (i, (found, height)) in found.into_iter().enumerate() {
-        out.extend(found);
-        heights.push((i, height));
+    for probe in probed {
+        let (findings, height) = match &probe.answers {
+            Ok(answers) => endpoint(&probe.name, answers, config, now),
+            Err(e) => {
+                let remedy = "check the URL, the key in it, and the route to it";
+                (vec![Finding::fail(&probe.name, e.to_string(), remedy)], None)
+            }
+        };
+        out.extend(findings);
+        heights.extend(height.map(|h| (&probe.name, h)));
     }
-    let best = heights.iter().filter_map(|(_, h)| *h).max().unwrap_or(0);
-    for (i, height) in heights {
-        if let Some(h) = height.filter(|h| best - h > LAG) {
-            out.push(finding(
-                name(&rpc, i),
-                Level::Warn,
-                format!("{} blocks behind the others", best - h),
-                "use another endpoint, or tell its provider",
-            ));
-        }
+    let best = heights.iter().map(|(_, h)| *h).max().unwrap_or(0);
+    for (name, height) in heights.into_iter().filter(|(_, h)| best - h > MAX_LAG) {
+        let remedy = "use another endpoint, or report it to its provider";
+        out.push(Finding::warn(name, format!("{} blocks behind the others", best - height), remedy));
     }
-    let good = out.iter().filter(|f| f.level == Level::Ok).count();
-    if good < config.quorum {
-        let detail = format!("{good} of the {} endpoints it takes are usable", config.quorum);
-        out.push(finding(
+    let usable = out.iter().filter(|f| f.level == Level::Ok).count();
+    if usable < config.quorum {
+        out.push(Finding::fail(
             "grants quorum",
-            Level::Fail,
-            detail,
-            "nobody new is admitted and nobody is revoked until more of them answer",
+            format!("{usable} of the {} endpoints of the quorum are usable", config.quorum),
+            "no new peer is admitted and none is revoked until more endpoints answer",
         ));
     }
     out
 }
 
-fn name(rpc: &Http, i: usize) -> String {
-    rpc.name(i).to_owned()
-}
-
-async fn endpoint(rpc: &Http, i: usize, config: &Grants) -> (Vec<Finding>, Option<u64>) {
-    let run = |code: &[u8], at| Call::Run { code: code.to_vec(), at };
-    let says = |level, detail: String, remedy: &'static str| finding(name(rpc, i), level, detail, remedy);
-    let fail = |detail: &str, remedy| (vec![says(Level::Fail, detail.to_owned(), remedy)], None);
-    let latest = run(&head_call(0), At::Latest);
-    let mut first = vec![Call::ChainId, Call::ClientVersion, latest, run(&TIME_CALL, At::Latest)];
-    let (tag, final_at) = match config.finality {
-        Finality::Latest => ("", None),
-        Finality::Safe => ("safe", Some(At::Safe)),
-        Finality::Finalized => ("finalized", Some(At::Finalized)),
-    };
-    first.extend(final_at.map(|at| run(&head_call(0), at)));
-    let reply = match rpc.ask(i, first, 1 << 16).await {
-        Ok(reply) => reply,
-        Err(e) => return fail(&e.to_string(), "check the URL, the key in it, and the way there"),
-    };
-    let took = reply.took.as_millis();
-    let mut answers = reply.answers.into_iter();
-    let mut next = || answers.next().flatten();
-    let (chain, client, latest, time, last_final) = (next(), next(), head(next()), seconds(next()), head(next()));
-    match chain {
-        Some(Answer::Number(id)) if id == config.chain_id => {}
-        Some(Answer::Number(id)) => {
+/// The findings of one endpoint, and its height if it is on the right chain.
+fn endpoint(name: &str, a: &EndpointAnswers, config: &Grants, now: Wall) -> (Vec<Finding>, Option<u64>) {
+    let fail = |detail: String, remedy| (vec![Finding::fail(name, detail, remedy)], None);
+    let another = "use another endpoint";
+    match a.chain_id {
+        Some(id) if id == config.chain_id => {}
+        Some(id) => {
             let detail = format!("is on chain {id}, not on {}", config.chain_id);
-            return fail(&detail, "correct grants.endpoints or grants.chain_id");
+            return fail(detail, "correct grants.endpoints or grants.chain_id");
         }
-        Some(_) | None => return fail("does not tell its chain (eth_chainId)", "use another endpoint"),
+        None => return fail("does not report its chain (eth_chainId)".to_owned(), another),
     }
-    let Some(latest) = latest else {
-        let detail = "does not run code that is sent along with eth_call, which every look at the chain does";
-        return fail(detail, "use an endpoint of a full node");
+    let Some(latest) = &a.latest else {
+        let detail = "does not run code sent along with eth_call, which every poll of the chain needs";
+        return fail(detail.to_owned(), "use an endpoint of a full node");
     };
     let mut out = Vec::new();
-    if final_at.is_some() && last_final.is_none() {
-        let detail = format!("does not know the tag \"{tag}\": nobody new would be admitted");
-        out.push(says(Level::Warn, detail, "use another endpoint, or another grants.finality"));
-    }
-    // What depends on the height: state by block hash, events, and blocks by number.
-    let from = latest.number.saturating_sub(2000);
-    let mut second = vec![
-        Call::Logs { contract: config.contract, from, to: Some(latest.number) },
-        Call::Header(At::Number(latest.number.saturating_sub(1))),
-    ];
-    second.extend(latest.parent.map(|hash| run(&head_call(0), At::Hash(hash))));
-    let answers = rpc.ask(i, second, 10 << 20).await.map(|r| r.answers).unwrap_or_default();
-    if !matches!(answers.first(), Some(Some(Answer::Events(_)))) {
-        let detail = "does not give 2,000 blocks of events at once (eth_getLogs)";
-        out.push(says(Level::Warn, detail.to_owned(), "nothing: smaller chunks are asked for by themselves"));
-    }
-    if !matches!(answers.get(1), Some(Some(Answer::Block(b))) if latest.parent.is_none_or(|p| p == b.hash)) {
-        let detail = "does not give blocks by number (eth_getBlockByNumber): a reorganisation could not be followed";
-        out.push(says(Level::Fail, detail.to_owned(), "use another endpoint"));
-        return (out, Some(latest.number));
-    }
-    if latest.parent.is_some() && !matches!(answers.get(2), Some(Some(Answer::Bytes(_)))) {
-        let detail = "does not read state by block hash (eth_call, EIP-1898)";
-        out.push(says(Level::Fail, detail.to_owned(), "use another endpoint"));
-        return (out, Some(latest.number));
-    }
-    let age = time.map(|t| SystemClock.wall().secs().saturating_sub(t));
-    if !config.stall.is_zero() && age.is_some_and(|a| a > config.stall.as_secs()) {
-        let detail = "seems to be stuck: its newest block is older than grants.stall".to_owned();
-        out.push(says(Level::Warn, detail, "use another endpoint, unless this board's clock is wrong"));
-    }
-    let age = age.map_or(String::new(), |a| format!(", {a} s old"));
-    let client = match client {
-        Some(Answer::Name(name)) => format!(", {name}"),
-        Some(_) | None => String::new(),
+    let tag = match config.finality {
+        Finality::Latest => None,
+        Finality::Safe => Some("safe"),
+        Finality::Finalized => Some("finalized"),
     };
-    let lag =
-        last_final.map_or(String::new(), |f| format!(", {tag} {} behind", latest.number.saturating_sub(f.number)));
-    let detail = format!("chain {}, block {}{age}{lag}, {took} ms{client}", config.chain_id, latest.number);
-    out.insert(0, says(Level::Ok, detail, ""));
+    if let (Some(tag), None) = (tag, &a.last_final) {
+        let detail = format!("does not know the tag \"{tag}\": no new peer would be admitted");
+        out.push(Finding::warn(name, detail, "use another endpoint, or another grants.finality"));
+    }
+    if !a.logs {
+        let detail = "does not return 2,000 blocks of events at once (eth_getLogs)";
+        out.push(Finding::warn(name, detail, "none needed: smaller chunks are requested automatically"));
+    }
+    if !a.block_by_number {
+        let detail = "does not return blocks by number (eth_getBlockByNumber): reorganisations could not be followed";
+        out.push(Finding::fail(name, detail, another));
+        return (out, Some(latest.number));
+    }
+    if !a.state_by_hash {
+        out.push(Finding::fail(name, "does not read state by block hash (eth_call, EIP-1898)", another));
+        return (out, Some(latest.number));
+    }
+    let age = a.latest_time.map(|t| now.secs().saturating_sub(t));
+    if !config.stall.is_zero() && age.is_some_and(|age| age > config.stall.as_secs()) {
+        let detail = "seems to be stuck: its newest block is older than grants.stall";
+        out.push(Finding::warn(name, detail, "use another endpoint, unless this board's clock is wrong"));
+    }
+    out.insert(0, Finding::ok(name, summary(a, latest, age, tag, config)));
     (out, Some(latest.number))
 }
 
-/// The time of the block, in unix seconds.
-fn seconds(answer: Option<Answer>) -> Option<u64> {
-    match answer {
-        Some(Answer::Bytes(bytes)) => U256::try_from_be_slice(&bytes)?.try_into().ok(),
-        Some(_) | None => None,
-    }
+fn summary(a: &EndpointAnswers, latest: &Head, age: Option<u64>, tag: Option<&str>, config: &Grants) -> String {
+    let age = age.map_or(String::new(), |s| format!(", {s} s old"));
+    let lag = match (tag, &a.last_final) {
+        (Some(tag), Some(f)) => format!(", {tag} {} behind", latest.number.saturating_sub(f.number)),
+        (Some(_) | None, None) | (None, Some(_)) => String::new(),
+    };
+    let client = a.client.as_ref().map_or(String::new(), |name| format!(", {name}"));
+    format!("chain {}, block {}{age}{lag}, {} ms{client}", config.chain_id, latest.number, a.took.as_millis())
 }
 
-fn head(answer: Option<Answer>) -> Option<Head> {
-    match answer {
-        Some(Answer::Bytes(bytes)) => decode_head(&bytes).ok(),
-        Some(_) | None => None,
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    const NOW: Wall = Wall(1_800_000_000);
+
+    fn config() -> Grants {
+        let text = "[grants]\nendpoints = [\"http://127.0.0.1:1\"]\ncontract = \"0x37d2106bADB01dd5bE1926e45D172Cb4203C4186\"\nchain_id = 1\nfinality = \"safe\"\n[[interface]]\nname = \"wg0\"\naccess = \"nft\"\n";
+        spoke_config::Config::from_text(Some(("test", text)), []).unwrap().grants.unwrap()
+    }
+
+    fn head(number: u64) -> Option<Head> {
+        Some(Head { number, parent: None, asked: None })
+    }
+
+    fn good(height: u64) -> EndpointAnswers {
+        EndpointAnswers {
+            took: Duration::from_millis(7),
+            chain_id: Some(1),
+            client: Some("anvil/1".into()),
+            latest: head(height),
+            latest_time: Some(NOW.secs() - 2),
+            last_final: head(height - 2),
+            logs: true,
+            block_by_number: true,
+            state_by_hash: true,
+        }
+    }
+
+    fn judged(answers: Vec<EndpointAnswers>) -> Vec<(Level, String)> {
+        let probed: Vec<_> =
+            answers.into_iter().map(|a| EndpointProbe { name: "rpc".into(), answers: Ok(a) }).collect();
+        endpoints(Ok(&probed), &config(), NOW).into_iter().map(|f| (f.level, f.detail)).collect()
+    }
+
+    #[test]
+    fn usable_endpoint_is_summarised() {
+        let expected = "chain 1, block 40, 2 s old, safe 2 behind, 7 ms, anvil/1".to_owned();
+        assert_eq!(judged(vec![good(40)]), [(Level::Ok, expected)]);
+    }
+
+    #[test]
+    fn each_missing_method_has_a_finding() {
+        let without = |change: fn(&mut EndpointAnswers), level, words: &str| {
+            let mut answers = good(40);
+            change(&mut answers);
+            let found = judged(vec![answers]);
+            assert!(found.iter().any(|(l, d)| *l == level && d.contains(words)), "{words}: {found:?}");
+        };
+        without(|a| a.chain_id = None, Level::Fail, "does not report its chain");
+        without(|a| a.chain_id = Some(2), Level::Fail, "is on chain 2, not on 1");
+        without(|a| a.latest = None, Level::Fail, "does not run code");
+        without(|a| a.last_final = None, Level::Warn, "does not know the tag \"safe\"");
+        without(|a| a.logs = false, Level::Warn, "2,000 blocks");
+        without(|a| a.block_by_number = false, Level::Fail, "blocks by number");
+        without(|a| a.state_by_hash = false, Level::Fail, "EIP-1898");
+        without(|a| a.latest_time = Some(0), Level::Warn, "stuck");
+    }
+
+    #[test]
+    fn lagging_endpoint_is_a_warning() {
+        let found = judged(vec![good(40), good(34), good(35)]);
+        assert_eq!(found.iter().filter(|(l, d)| *l == Level::Warn && d == "6 blocks behind the others").count(), 1);
+    }
+
+    #[test]
+    fn missing_quorum_fails() {
+        let found = judged(vec![EndpointAnswers { chain_id: None, ..good(40) }]);
+        assert!(found.iter().any(|(l, d)| *l == Level::Fail && d.contains("0 of the 1 endpoints")), "{found:?}");
     }
 }

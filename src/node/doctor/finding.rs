@@ -1,0 +1,68 @@
+//! Findings of `spoke doctor`.
+use serde::Serialize;
+use std::fmt::Write as _;
+
+/// Severity of a finding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// As it should be.
+    Ok,
+    /// The tunnel works, but not permanently or not well.
+    Warn,
+    /// Keeps the tunnel from coming up.
+    Fail,
+}
+
+impl Level {
+    /// Text of the level in the table.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::Fail => "FAIL",
+        }
+    }
+}
+
+/// One finding.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// The subject.
+    pub what: String,
+    /// Severity.
+    pub level: Level,
+    /// The observation.
+    pub detail: String,
+    /// The remedy.
+    pub remedy: Option<String>,
+}
+
+impl Finding {
+    /// A finding without a remedy.
+    pub fn ok(what: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { what: what.into(), level: Level::Ok, detail: detail.into(), remedy: None }
+    }
+
+    /// A finding that does not keep the tunnel down.
+    pub fn warn(what: impl Into<String>, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { what: what.into(), level: Level::Warn, detail: detail.into(), remedy: Some(remedy.into()) }
+    }
+
+    /// A finding that keeps the tunnel down.
+    pub fn fail(what: impl Into<String>, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { what: what.into(), level: Level::Fail, detail: detail.into(), remedy: Some(remedy.into()) }
+    }
+}
+
+/// The findings as a table for people.
+pub fn table(findings: &[Finding]) -> String {
+    let mut out = String::new();
+    for f in findings {
+        let _ = writeln!(out, "{:<4}  {:<22} {}", f.level.label(), f.what, f.detail);
+        if let Some(remedy) = &f.remedy {
+            let _ = writeln!(out, "{:<28}→ {remedy}", "");
+        }
+    }
+    out
+}

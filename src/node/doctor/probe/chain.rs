@@ -1,0 +1,121 @@
+//! Probes of the JSON-RPC endpoints: chain, height, latency, and every method that grants need.
+use alloy_primitives::U256;
+use futures_util::future::join_all;
+use spoke_config::grants::{Finality, Grants};
+use spoke_grants::abi::{Head, decode_head, head_call};
+use spoke_grants::jsonrpc::{Answer, At, Call};
+use spoke_sys::keys::KeyError;
+use spoke_sys::rpc::{Http, Rpc as _, RpcError};
+use std::time::Duration;
+
+/// EVM code that returns the time of the block it runs at: `TIMESTAMP PUSH 0 MSTORE PUSH 32 PUSH 0 RETURN`.
+const TIME_CALL: [u8; 9] = [0x42, 0x60, 0x00, 0x52, 0x60, 0x20, 0x60, 0x00, 0xf3];
+/// Blocks of events that are requested at once.
+pub const LOG_RANGE: u64 = 2000;
+
+/// An endpoint, and what it answered.
+#[derive(Debug)]
+pub struct EndpointProbe {
+    /// Its name, without secrets.
+    pub name: String,
+    /// Its answers.
+    pub answers: Result<EndpointAnswers, RpcError>,
+}
+
+/// Answers of one endpoint; `None` and `false`: the method is missing or its answer malformed.
+#[derive(Clone, Debug, Default)]
+pub struct EndpointAnswers {
+    /// Duration of the first batch.
+    pub took: Duration,
+    /// `eth_chainId`.
+    pub chain_id: Option<u64>,
+    /// `web3_clientVersion`.
+    pub client: Option<String>,
+    /// Newest block, by code sent along with `eth_call`.
+    pub latest: Option<Head>,
+    /// Time of the newest block, in Unix seconds.
+    pub latest_time: Option<u64>,
+    /// The block of the configured finality tag.
+    pub last_final: Option<Head>,
+    /// Returns [`LOG_RANGE`] blocks of events.
+    pub logs: bool,
+    /// Returns blocks by number.
+    pub block_by_number: bool,
+    /// Reads state by block hash.
+    pub state_by_hash: bool,
+}
+
+/// Asks every endpoint at the same time, so that their heights can be compared.
+pub async fn endpoints(config: &Grants) -> Result<Vec<EndpointProbe>, KeyError> {
+    let rpc = Http::new(&config.endpoints, config.timeout)?;
+    let rpc = &rpc;
+    let probes = (0..rpc.endpoints()).map(|i| async move {
+        EndpointProbe { name: rpc.name(i).to_owned(), answers: endpoint(rpc, i, config).await }
+    });
+    Ok(join_all(probes).await)
+}
+
+async fn endpoint(rpc: &Http, i: usize, config: &Grants) -> Result<EndpointAnswers, RpcError> {
+    let run = |code: &[u8], at| Call::Run { code: code.to_vec(), at };
+    let mut first =
+        vec![Call::ChainId, Call::ClientVersion, run(&head_call(0), At::Latest), run(&TIME_CALL, At::Latest)];
+    let tag = match config.finality {
+        Finality::Latest => None,
+        Finality::Safe => Some(At::Safe),
+        Finality::Finalized => Some(At::Finalized),
+    };
+    first.extend(tag.map(|at| run(&head_call(0), at)));
+    let reply = rpc.ask(i, first, 1 << 16).await?;
+    let mut answers = reply.answers.into_iter();
+    let mut next = || answers.next().flatten();
+    let mut out = EndpointAnswers {
+        took: reply.took,
+        chain_id: number(next()),
+        client: text(next()),
+        latest: head(next()),
+        latest_time: seconds(next()),
+        last_final: head(next()),
+        ..EndpointAnswers::default()
+    };
+    let Some(latest) = &out.latest else { return Ok(out) };
+    let from = latest.number.saturating_sub(LOG_RANGE);
+    let mut second = vec![
+        Call::Logs { contract: config.contract, from, to: Some(latest.number) },
+        Call::Header(At::Number(latest.number.saturating_sub(1))),
+    ];
+    second.extend(latest.parent.map(|hash| run(&head_call(0), At::Hash(hash))));
+    let answers = rpc.ask(i, second, 10 << 20).await.map(|r| r.answers).unwrap_or_default();
+    let parent = latest.parent;
+    out.logs = matches!(answers.first(), Some(Some(Answer::Events(_))));
+    out.block_by_number = matches!(answers.get(1), Some(Some(Answer::Block(b))) if parent.is_none_or(|p| p == b.hash));
+    out.state_by_hash = parent.is_none() || matches!(answers.get(2), Some(Some(Answer::Bytes(_))));
+    Ok(out)
+}
+
+fn number(answer: Option<Answer>) -> Option<u64> {
+    match answer {
+        Some(Answer::Number(n)) => Some(n),
+        Some(_) | None => None,
+    }
+}
+
+fn text(answer: Option<Answer>) -> Option<String> {
+    match answer {
+        Some(Answer::Name(name)) => Some(name),
+        Some(_) | None => None,
+    }
+}
+
+fn seconds(answer: Option<Answer>) -> Option<u64> {
+    match answer {
+        Some(Answer::Bytes(bytes)) => U256::try_from_be_slice(&bytes)?.try_into().ok(),
+        Some(_) | None => None,
+    }
+}
+
+fn head(answer: Option<Answer>) -> Option<Head> {
+    match answer {
+        Some(Answer::Bytes(bytes)) => decode_head(&bytes).ok(),
+        Some(_) | None => None,
+    }
+}
