@@ -441,3 +441,32 @@ proptest! {
         runtime.block_on(follow(ops))?;
     }
 }
+
+/// Simulated time stands still while any task can run: a lost wake-up would show as the resync interval.
+#[tokio::test(start_paused = true)]
+async fn a_large_change_settles_without_the_periodic_pass() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), SimClock::new(Wall(1_800_000_000)));
+    let node = Node::start(dir.path(), FakeKernel::new(), clock).await;
+    let start = tokio::time::Instant::now();
+    let peers = |round: u8| -> BTreeMap<PublicKey, Arc<ApiStatePeer>> {
+        let peer = |n: u16| {
+            let [high, low] = n.to_be_bytes();
+            let mut key = [round; 32];
+            key[..2].copy_from_slice(&[high, low]);
+            let net = format!("10.{round}.{high}.{low}/32").parse().unwrap();
+            (PublicKey(key), Arc::new(ApiStatePeer { allowed_ips: [net].into(), ..ApiStatePeer::default() }))
+        };
+        (0..1000).map(peer).collect()
+    };
+    // From nothing, replaced as a whole, one peer changed against the last observation, and back to nothing.
+    for (edit, count) in [
+        (Edit::SetPeers { link: "wg0".parse().unwrap(), peers: peers(1), own: OwnValues::default() }, 1000),
+        (Edit::SetPeers { link: "wg0".parse().unwrap(), peers: peers(2), own: OwnValues::default() }, 1000),
+        (set(3, 7), 1001),
+        (none(), 0),
+    ] {
+        node.edit(edit, None).await.unwrap();
+        assert_eq!(node.kernel.peers("wg0").len(), count);
+    }
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+}
