@@ -1,28 +1,27 @@
-//! The kernel's network state, read whole and changed by whole plans.
+//! The kernel's network state, observed whole and changed by whole plans.
 //!
-//! [`Netlink`] is the real one. It talks over three sockets that stay open: rtnetlink for links, addresses and routes,
-//! generic netlink for WireGuard, and one that rtnetlink announces changes on. The suite in `tests/kernel/conformance.rs`
-//! says what an implementation must do; the kernel in memory (`sim::kernel`) passes it too.
+//! [`Netlink`] is the real implementation. It holds three sockets open: rtnetlink for links, addresses and routes, generic
+//! netlink for WireGuard, and one for rtnetlink's multicast groups. `tests/kernel/conformance.rs` is the specification of an
+//! implementation; the kernel in memory (`sim::kernel`) passes it too.
 //!
-//! # What the kernel does on its own, and how it is met
-//! - A change of a peer that is gone would bring it back: every change but the one that creates carries `UPDATE_ONLY`.
-//! - One request holds 64 KiB at most, one answer less: allowed-ips of a peer are sent and read in pieces, and merged.
-//! - A request that fails half-way leaves the rest undone: it is taken apart, so that each refused step is known by itself.
-//! - No alias can be given to a link as it is created: it is created and marked under another name, then renamed.
-//! - Removing an IPv4 address takes others of its network along, and all IPv4 routes with the last: they are put back.
-//! - "Exists" may mean somebody else's route: it counts as done only if the very same is there.
-//! - A dump may be interrupted by a change: it is taken again. An observation is complete or an error.
-//! - WireGuard announces nothing: drift of peers is found by the periodic look. So is that of our nftables tables.
+//! # Kernel behaviour and how it is handled
+//! - A change of a removed peer would recreate it: every change but the one that creates carries `UPDATE_ONLY`.
+//! - A request holds at most 64 KiB, an answer less: allowed-ips of a peer are sent and read in parts, and merged.
+//! - A request that fails half-way leaves the rest undone: it is split, so that each refused step is known by itself.
+//! - A link cannot be created with an alias: it is created and marked under another name, then renamed.
+//! - Removing an IPv4 address removes others of its network, and all IPv4 routes with the last one: they are restored.
+//! - `EEXIST` may refer to another program's route: it counts as done only if the identical route is there.
+//! - A dump may be interrupted by a change: it is repeated. An observation is complete or an error.
+//! - WireGuard and nftables announce nothing: drift of peers and tables is found by the periodic resync.
 //!
 //! # Why not `wireguard-control`
-//! It was the first choice, and was measured with version 2.0.0 in the test kernel (6.12). Four cases of the suite cannot be met
-//! with it: an endpoint set on a peer that was removed a moment ago brought the peer back (it has no `UPDATE_ONLY`); a peer
-//! with 3,000 allowed-ips could not be set at all ("encoded peer (84044 bytes) is too large"); the same peer set by `wg` was
-//! read as eleven peers with 127 to 289 allowed-ips each; and `apply()` on a link that is not there created one, which then
-//! is not marked as ours. `Debug` of its keys prints them, private ones too. Besides it blocks without a time limit, opens a
+//! Measured with version 2.0.0 in the test kernel (6.12), it fails four cases of the suite: an endpoint set on a removed peer
+//! recreates the peer (no `UPDATE_ONLY`); a peer with 3,000 allowed-ips cannot be set ("encoded peer (84044 bytes) is too
+//! large"); the same peer set by `wg` is read as eleven peers with 127 to 289 allowed-ips each; `apply()` on a missing link
+//! creates one, which is not marked as ours. `Debug` of its keys prints private keys. It blocks without a time limit, opens a
 //! socket and looks the family up for every message (one change took 3.7 ms among 1,000 peers and 8.0 ms among 10,000), is
-//! LGPL-2.1 in a static binary, and brings the netlink crates a second time (620 KB). `netlink-packet-wireguard` is of
-//! rtnetlink's own family, shares its crates, and leaves the conversation to us.
+//! LGPL-2.1 in a static binary, and brings the netlink crates a second time (620 KB). `netlink-packet-wireguard` shares
+//! rtnetlink's crates and leaves the socket to us.
 use spoke_model::interface_name::IfName;
 use spoke_model::key::PublicKey;
 use spoke_net::plan::Step;
@@ -34,6 +33,7 @@ mod conversation;
 mod events;
 mod filter;
 mod netlink;
+mod nftables;
 mod route;
 mod wireguard;
 
@@ -72,7 +72,7 @@ pub enum KernelError {
     )]
     NoWireGuard,
     /// The netlink connection is gone.
-    #[error("the connection to the kernel is gone")]
+    #[error("the netlink connection to the kernel was closed")]
     Disconnected,
 }
 
@@ -81,7 +81,7 @@ pub enum KernelError {
 pub enum Retry {
     /// Later.
     Later,
-    /// Not before somebody changed something outside of the process.
+    /// Not before something outside of the process has changed.
     Never,
 }
 
@@ -104,15 +104,15 @@ pub struct Applied {
     pub failed: Vec<(usize, KernelError)>,
 }
 
-/// The kernel's network state. One task owns it and is the only writer. Implementations hold no opinion.
+/// The kernel's network state. One task owns it and is the only writer.
 pub trait Kernel: Send + 'static {
     /// Reads the interfaces in `wanted` and every interface marked as ours, complete or not at all.
     fn observe(&mut self, wanted: &BTreeSet<IfName>) -> impl Future<Output = Result<Observed, KernelError>> + Send;
 
     /// Applies the steps in order, in as few messages as it can, and goes on after a failure.
     ///
-    /// A change of a peer that is not there any more is not a failure and does not bring it back; removing what is gone
-    /// and adding what is there succeed.
+    /// A change of a removed peer succeeds and does not recreate it; removing what is absent and adding what is present
+    /// succeed.
     fn apply(&mut self, steps: &[Step]) -> impl Future<Output = Applied> + Send;
 
     /// Resolves when something *may* have changed: links, addresses, routes. Carries no payload; bursts come as one.
@@ -128,13 +128,13 @@ pub trait ReadCounters: Send + 'static {
 /// A WireGuard interface and the counters of its peers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LinkCounters {
-    /// The kernel's index of the interface, never given twice: another one under the same name is another interface.
+    /// The kernel's index of the interface, never reused: a recreated interface of the same name has another one.
     pub index: u32,
     /// By peer.
     pub peers: BTreeMap<PublicKey, PeerCounters>,
 }
 
-/// Counters of a peer and where it is.
+/// Counters and endpoint of a peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PeerCounters {
     /// Counters.

@@ -9,13 +9,14 @@
 //!     … }
 //! }
 //! ```
-//! A rule is known again by its comment, which `nft` shows and loses when anybody else replaces the rule. A table is
-//! replaced as a whole in one transaction; one with so many isolated networks that a socket would not take it at once is
-//! closed first and opened last, so that nobody is let through meanwhile who should not be.
+//! A rule is identified by its comment, which `nft` shows and which is lost when another program replaces the rule. A table is
+//! replaced as a whole in one transaction. One with more isolated networks than a socket takes at once is closed first and
+//! opened last: no isolated peer is let through in between.
 use super::conversation::{Conversation, Message, Request, invalid};
+use super::nftables::*;
 use super::route::errno;
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
-use netlink_packet_core::{Emitable, NLA_TYPE_MASK, NlasIterator};
+use netlink_packet_core::{Emitable, NLA_F_NESTED, NLA_TYPE_MASK, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NlasIterator};
 use rustix::io::Errno;
 use spoke_model::interface_name::IfName;
 use spoke_net::state::Forwarding;
@@ -25,42 +26,21 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 const PREFIX: &str = "spoke-";
 const CHAIN: &str = "forward";
-const SETS: [(&str, u32, u32); 2] = [("isolated4", 7, 4), ("isolated6", 8, 16)];
+/// Name, type of its keys, bytes of a key.
+const SETS: [(&str, u32, u32); 2] = [("isolated4", TYPE_IPADDR, 4), ("isolated6", TYPE_IP6ADDR, 16)];
 /// Rules while peers may not reach each other, by their comments.
 const CLOSED: [&str; 1] = ["spoke: peers may not reach each other"];
 /// Rules while they may.
 const OPEN: [&str; 4] =
     ["spoke: from isolated IPv4", "spoke: to isolated IPv4", "spoke: from isolated IPv6", "spoke: to isolated IPv6"];
 
-const SUBSYSTEM: u16 = 10;
-const BATCH_BEGIN: u16 = 0x10;
-const BATCH_END: u16 = 0x11;
-const NEW_TABLE: u16 = 0;
-const GET_TABLE: u16 = 1;
-const DEL_TABLE: u16 = 2;
-const NEW_CHAIN: u16 = 3;
-const NEW_RULE: u16 = 6;
-const GET_RULE: u16 = 7;
-const DEL_RULE: u16 = 8;
-const NEW_SET: u16 = 9;
-const NEW_ELEMENTS: u16 = 12;
-const GET_ELEMENTS: u16 = 13;
-
-const INET: u8 = 1;
-const IPV4: u32 = 2;
-const IPV6: u32 = 10;
-const F_ACK: u16 = 0x4;
-const F_CREATE: u16 = 0x400;
-const F_APPEND: u16 = 0x800;
-const NESTED: u16 = 0x8000;
-const INTERVAL: u32 = 4;
-const INTERVAL_END: u32 = 1;
-const REGISTER: u32 = 1;
-
 /// Elements in one message, whose list must stay below 64 KiB.
 const ELEMENTS: usize = 500;
 /// Bytes of one transaction, below the least send buffer a kernel is configured with (208 KiB).
 const TRANSACTION: usize = 128 * 1024;
+
+/// Bytes of `struct nfgenmsg`, which every message begins with.
+const HEAD: usize = 4;
 
 /// Bytes of a message after its netlink header.
 struct Body(Vec<u8>);
@@ -99,7 +79,7 @@ impl Body {
     }
 
     fn nest(self, kind: u16, inner: Self) -> Self {
-        self.raw(kind | NESTED, &inner.0)
+        self.raw(kind | NLA_F_NESTED, &inner.0)
     }
 }
 
@@ -109,14 +89,14 @@ const fn attributes() -> Body {
 }
 
 fn message(kind: u16, flags: u16, body: &Body) -> Request {
-    Request::new(SUBSYSTEM << 8 | kind, flags, body)
+    Request::new(NFNL_SUBSYS_NFTABLES << 8 | kind, flags, body)
 }
 
 fn table_name(link: &IfName) -> String {
     format!("{PREFIX}{link}")
 }
 
-/// The socket that nftables is spoken on, opened when it is first needed.
+/// The nftables socket, opened at its first use.
 #[derive(Default)]
 pub(super) struct Filter(Option<Conversation>);
 
@@ -130,13 +110,13 @@ impl Filter {
 
     /// Our tables. A kernel without nftables has none.
     pub(super) async fn read(&mut self) -> io::Result<BTreeMap<IfName, Option<Forwarding>>> {
-        let ask = message(GET_TABLE, 0, &Body::new(INET, 0));
+        let ask = message(NFT_MSG_GETTABLE, 0, &Body::new(NFPROTO_INET, 0));
         let read = |tables: &mut Vec<(IfName, bool)>, m: Message<'_>| {
-            let attributes = parse(m.payload.get(4..).unwrap_or_default());
-            let name = attributes.get(&1).and_then(|v| string(v)).unwrap_or_default();
-            let asleep = attributes.get(&2).and_then(|v| number(v)).unwrap_or(0) & 1 != 0;
+            let attributes = parse(m.payload.get(HEAD..).unwrap_or_default());
+            let name = attributes.get(&NFTA_TABLE_NAME).and_then(|v| string(v)).unwrap_or_default();
+            let flags = attributes.get(&NFTA_TABLE_FLAGS).and_then(|v| number(v)).unwrap_or(0);
             if let Some(link) = name.strip_prefix(PREFIX).and_then(|n| n.parse().ok()) {
-                tables.push((link, asleep));
+                tables.push((link, flags & NFT_TABLE_F_DORMANT != 0));
             }
             Ok(())
         };
@@ -150,20 +130,20 @@ impl Filter {
             Err(e) => return Err(e),
         };
         let mut out = BTreeMap::new();
-        for (link, asleep) in tables {
+        for (link, dormant) in tables {
             let seen = self.read_table(&table_name(&link)).await?;
-            out.insert(link, seen.filter(|_| !asleep));
+            out.insert(link, seen.filter(|_| !dormant));
         }
         Ok(out)
     }
 
     async fn read_table(&mut self, table: &str) -> io::Result<Option<Forwarding>> {
         let kernel = self.kernel()?;
-        let ask = message(GET_RULE, 0, &Body::new(INET, 0).text(1, table));
+        let ask = message(NFT_MSG_GETRULE, 0, &Body::new(NFPROTO_INET, 0).text(NFTA_RULE_TABLE, table));
         let read = |rules: &mut Vec<String>, m: Message<'_>| {
-            let attributes = parse(m.payload.get(4..).unwrap_or_default());
-            if attributes.get(&1).and_then(|v| string(v)) == Some(table) {
-                rules.push(attributes.get(&7).and_then(|v| comment(v)).unwrap_or_default().to_owned());
+            let attributes = parse(m.payload.get(HEAD..).unwrap_or_default());
+            if attributes.get(&NFTA_RULE_TABLE).and_then(|v| string(v)) == Some(table) {
+                rules.push(attributes.get(&NFTA_RULE_USERDATA).and_then(|v| comment(v)).unwrap_or_default().to_owned());
             }
             Ok(())
         };
@@ -176,14 +156,21 @@ impl Filter {
         }
         let mut isolated = BTreeSet::new();
         for (set, _, _) in SETS {
-            let ask = message(GET_ELEMENTS, 0, &Body::new(INET, 0).text(1, table).text(2, set));
+            let list =
+                Body::new(NFPROTO_INET, 0).text(NFTA_SET_ELEM_LIST_TABLE, table).text(NFTA_SET_ELEM_LIST_SET, set);
+            let ask = message(NFT_MSG_GETSETELEM, 0, &list);
             let read = |bounds: &mut BTreeSet<(Vec<u8>, bool)>, m: Message<'_>| {
-                let attributes = parse(m.payload.get(4..).unwrap_or_default());
-                for element in NlasIterator::new(attributes.get(&3).copied().unwrap_or_default()).flatten() {
+                let attributes = parse(m.payload.get(HEAD..).unwrap_or_default());
+                for element in
+                    NlasIterator::new(attributes.get(&NFTA_SET_ELEM_LIST_ELEMENTS).copied().unwrap_or_default())
+                        .flatten()
+                {
                     let element = parse(element.value());
-                    let key = element.get(&1).map(|k| parse(k)).and_then(|k| k.get(&1).map(|v| v.to_vec()));
-                    let start = element.get(&3).and_then(|v| number(v)).unwrap_or(0) & INTERVAL_END == 0;
-                    bounds.extend(key.map(|k| (k, start)));
+                    let key = element
+                        .get(&NFTA_SET_ELEM_KEY)
+                        .and_then(|k| parse(k).get(&NFTA_DATA_VALUE).map(|v| v.to_vec()));
+                    let flags = element.get(&NFTA_SET_ELEM_FLAGS).and_then(|v| number(v)).unwrap_or(0);
+                    bounds.extend(key.map(|k| (k, flags & NFT_SET_ELEM_INTERVAL_END == 0)));
                 }
                 Ok(())
             };
@@ -199,22 +186,25 @@ impl Filter {
         Ok(Some(Forwarding { open: true, isolated }))
     }
 
-    /// Replaces the table of `link`, or takes it away.
+    /// Replaces the table of `link`; `None` removes it.
     pub(super) async fn write(&mut self, link: &IfName, forwarding: Option<&Forwarding>) -> io::Result<()> {
         let kernel = self.kernel().map_err(no_nftables)?;
         let table = table_name(link);
-        let own = || Body::new(INET, 0).text(1, &table);
+        // Attribute 1 of a table, chain, rule, set and element list alike is the name of the table.
+        let own = || Body::new(NFPROTO_INET, 0).text(NFTA_TABLE_NAME, &table);
         // Created first, so that deleting never fails.
-        let mut steps = vec![message(NEW_TABLE, F_CREATE, &own()), message(DEL_TABLE, 0, &own())];
+        let mut steps = vec![message(NFT_MSG_NEWTABLE, NLM_F_CREATE, &own()), message(NFT_MSG_DELTABLE, 0, &own())];
         let Some(forwarding) = forwarding else { return transact(kernel, steps).await.map_err(no_nftables) };
-        let hook = attributes().number(1, 2).number(2, 0);
-        steps.push(message(NEW_TABLE, F_CREATE, &own()));
-        steps.push(message(NEW_CHAIN, F_CREATE, &own().text(3, CHAIN).nest(4, hook).text(7, "filter")));
+        let hook = attributes().number(NFTA_HOOK_HOOKNUM, NF_INET_FORWARD).number(NFTA_HOOK_PRIORITY, NF_IP_PRI_FILTER);
+        steps.push(message(NFT_MSG_NEWTABLE, NLM_F_CREATE, &own()));
+        let chain = own().text(NFTA_CHAIN_NAME, CHAIN).nest(NFTA_CHAIN_HOOK, hook).text(NFTA_CHAIN_TYPE, "filter");
+        steps.push(message(NFT_MSG_NEWCHAIN, NLM_F_CREATE, &chain));
         let rules = |open: bool| -> Vec<Request> {
             let comments: &[&str] = if open { &OPEN } else { &CLOSED };
             let rule = |(i, comment): (usize, &&str)| {
-                let body = own().text(2, CHAIN).nest(4, expressions(link, open.then_some(i)));
-                message(NEW_RULE, F_CREATE | F_APPEND, &body.raw(7, &userdata(comment)))
+                let list = expressions(link, open.then_some(i));
+                let body = own().text(NFTA_RULE_CHAIN, CHAIN).nest(NFTA_RULE_EXPRESSIONS, list);
+                message(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, &body.raw(NFTA_RULE_USERDATA, &userdata(comment)))
             };
             comments.iter().enumerate().map(rule).collect()
         };
@@ -223,18 +213,21 @@ impl Filter {
             return transact(kernel, steps).await.map_err(no_nftables);
         }
         for (i, (set, kind, length)) in (1..).zip(SETS) {
-            let body = own().text(2, set).number(3, INTERVAL).number(4, kind).number(5, length).number(10, i);
-            steps.push(message(NEW_SET, F_CREATE, &body));
+            let key = own().text(NFTA_SET_NAME, set).number(NFTA_SET_KEY_TYPE, kind).number(NFTA_SET_KEY_LEN, length);
+            let body = key.number(NFTA_SET_FLAGS, NFT_SET_INTERVAL).number(NFTA_SET_ID, i);
+            steps.push(message(NFT_MSG_NEWSET, NLM_F_CREATE, &body));
         }
         let mut elements = Vec::new();
         for (set, _, length) in SETS {
             let bounds: Vec<_> = forwarding.isolated.iter().filter(|n| bits(n) == length * 8).flat_map(ends).collect();
             for some in bounds.chunks(ELEMENTS) {
                 let list = some.iter().fold(attributes(), |list, (key, start)| {
-                    let element = attributes().nest(1, attributes().raw(1, key));
-                    list.nest(1, if *start { element } else { element.number(3, INTERVAL_END) })
+                    let element = attributes().nest(NFTA_SET_ELEM_KEY, attributes().raw(NFTA_DATA_VALUE, key));
+                    let end = |e: Body| e.number(NFTA_SET_ELEM_FLAGS, NFT_SET_ELEM_INTERVAL_END);
+                    list.nest(NFTA_LIST_ELEM, if *start { element } else { end(element) })
                 });
-                elements.push(message(NEW_ELEMENTS, F_CREATE, &own().text(2, set).nest(3, list)));
+                let body = own().text(NFTA_SET_ELEM_LIST_SET, set).nest(NFTA_SET_ELEM_LIST_ELEMENTS, list);
+                elements.push(message(NFT_MSG_NEWSETELEM, NLM_F_CREATE, &body));
             }
         }
         let size = |all: &[Request]| all.iter().map(Request::len).sum::<usize>();
@@ -253,7 +246,7 @@ impl Filter {
             }
             transact(kernel, some).await?;
         }
-        let mut last = vec![message(DEL_RULE, 0, &own().text(2, CHAIN))];
+        let mut last = vec![message(NFT_MSG_DELRULE, 0, &own().text(NFTA_RULE_CHAIN, CHAIN))];
         last.extend(rules(true));
         transact(kernel, last).await
     }
@@ -261,54 +254,56 @@ impl Filter {
 
 /// All or nothing.
 async fn transact(kernel: &mut Conversation, steps: Vec<Request>) -> io::Result<()> {
-    let mark = |kind| Request::new(kind, 0, &Body::new(0, SUBSYSTEM));
-    let mut all = vec![mark(BATCH_BEGIN)];
+    let mark = |kind| Request::new(kind, 0, &Body::new(0, NFNL_SUBSYS_NFTABLES));
+    let mut all = vec![mark(NFNL_MSG_BATCH_BEGIN)];
     let count = steps.len();
-    all.extend(steps.into_iter().enumerate().map(|(i, s)| if i + 1 == count { s.with_flags(F_ACK) } else { s }));
-    all.push(mark(BATCH_END));
+    all.extend(steps.into_iter().enumerate().map(|(i, s)| if i + 1 == count { s.with_flags(NLM_F_ACK) } else { s }));
+    all.push(mark(NFNL_MSG_BATCH_END));
     kernel.transact(&all).await
 }
 
-/// What a rule does: `None` is the one of a closed table, else the index among [`OPEN`].
+/// The expressions of a rule: `None` is the rule of a closed table, else the index in [`OPEN`].
 fn expressions(link: &IfName, index: Option<usize>) -> Body {
-    let one = |name: &str, data: Body| attributes().text(1, name).nest(2, data);
-    let load = |key: u32| one("meta", attributes().number(1, REGISTER).number(2, key));
-    let equal =
-        |value: &[u8]| one("cmp", attributes().number(1, REGISTER).number(2, 0).nest(3, attributes().raw(1, value)));
+    let one = |name: &str, data: Body| attributes().text(NFTA_EXPR_NAME, name).nest(NFTA_EXPR_DATA, data);
+    let load = |key: u32| one("meta", attributes().number(NFTA_META_DREG, NFT_REG_1).number(NFTA_META_KEY, key));
+    let equal = |value: &[u8]| {
+        let compare = attributes().number(NFTA_CMP_SREG, NFT_REG_1).number(NFTA_CMP_OP, NFT_CMP_EQ);
+        one("cmp", compare.nest(NFTA_CMP_DATA, attributes().raw(NFTA_DATA_VALUE, value)))
+    };
     let mut name = [0; 16];
     name[..link.as_str().len()].copy_from_slice(link.as_str().as_bytes());
-    let (iifname, oifname, protocol) = (6, 7, 15);
-    let mut all = vec![load(iifname), equal(&name), load(oifname), equal(&name)];
+    let mut all = vec![load(NFT_META_IIFNAME), equal(&name), load(NFT_META_OIFNAME), equal(&name)];
     if let Some(index) = index {
         let (six, to) = (index >= 2, index % 2 == 1);
         let (set, _, length) = SETS[usize::from(six)];
-        let family = if six { IPV6 } else { IPV4 };
-        let offset = match (six, to) {
-            (false, false) => 12,
-            (false, true) => 16,
-            (true, false) => 8,
-            (true, true) => 24,
+        // Offsets of source and destination in the header: RFC 791 section 3.1, RFC 8200 section 3.
+        let (protocol, offset) = match (six, to) {
+            (false, false) => (NFPROTO_IPV4, 12),
+            (false, true) => (NFPROTO_IPV4, 16),
+            (true, false) => (NFPROTO_IPV6, 8),
+            (true, true) => (NFPROTO_IPV6, 24),
         };
-        let network_header = 1;
-        all.push(load(protocol));
-        all.push(equal(&[u8::try_from(family).unwrap_or_default()]));
-        let from = attributes().number(1, REGISTER).number(2, network_header).number(3, offset).number(4, length);
-        all.push(one("payload", from));
-        all.push(one("lookup", attributes().text(1, set).number(2, REGISTER)));
+        all.push(load(NFT_META_NFPROTO));
+        all.push(equal(&[protocol]));
+        let from =
+            attributes().number(NFTA_PAYLOAD_DREG, NFT_REG_1).number(NFTA_PAYLOAD_BASE, NFT_PAYLOAD_NETWORK_HEADER);
+        all.push(one("payload", from.number(NFTA_PAYLOAD_OFFSET, offset).number(NFTA_PAYLOAD_LEN, length)));
+        all.push(one("lookup", attributes().text(NFTA_LOOKUP_SET, set).number(NFTA_LOOKUP_SREG, NFT_REG_1)));
     }
-    let drop = attributes().nest(2, attributes().number(1, 0));
-    all.push(one("immediate", attributes().number(1, 0).nest(2, drop)));
-    all.into_iter().fold(attributes(), |list, e| list.nest(1, e))
+    let drop = attributes().nest(NFTA_DATA_VERDICT, attributes().number(NFTA_VERDICT_CODE, NF_DROP));
+    let verdict = attributes().number(NFTA_IMMEDIATE_DREG, NFT_REG_VERDICT).nest(NFTA_IMMEDIATE_DATA, drop);
+    all.push(one("immediate", verdict));
+    all.into_iter().fold(attributes(), |list, e| list.nest(NFTA_LIST_ELEM, e))
 }
 
 /// A comment the way `nft` keeps it: type, length, text with its terminator.
 fn userdata(comment: &str) -> Vec<u8> {
     let length = u8::try_from(comment.len() + 1).unwrap_or(u8::MAX);
-    [&[0, length], comment.as_bytes(), &[0]].concat()
+    [&[NFTNL_UDATA_RULE_COMMENT, length], comment.as_bytes(), &[0]].concat()
 }
 
 fn comment(userdata: &[u8]) -> Option<&str> {
-    let [0, length, rest @ ..] = userdata else { return None };
+    let [NFTNL_UDATA_RULE_COMMENT, length, rest @ ..] = userdata else { return None };
     string(rest.get(..usize::from(*length))?)
 }
 
@@ -343,7 +338,7 @@ fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
-/// Where an interval begins and where it is over; the last one of all has no end.
+/// Start and end of an interval; the interval that reaches the last address has no end.
 fn ends(net: &IpNet) -> Vec<(Vec<u8>, bool)> {
     let after = match net.broadcast() {
         IpAddr::V4(a) => u32::from(a).checked_add(1).map(|n| IpAddr::V4(n.into())),
@@ -393,7 +388,7 @@ fn between(first: &[u8], after: Option<&[u8]>) -> Option<Vec<IpNet>> {
     Some(Ipv6Subnets::new(first.into(), Ipv6Addr::from(last), 0).map(IpNet::V6).collect())
 }
 
-/// The kernel knows no nftables.
+/// This kernel has no nftables.
 fn missing(error: &io::Error) -> bool {
     matches!(errno(error), Some(Errno::INVAL | Errno::OPNOTSUPP | Errno::PROTONOSUPPORT | Errno::NOENT))
 }
@@ -420,7 +415,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn intervals_read_back_as_the_networks_they_were(nets in prop::collection::vec(net(), 0..30)) {
+        fn networks_survive_intervals(nets in prop::collection::vec(net(), 0..30)) {
             let wanted: BTreeSet<IpNet> = IpNet::aggregate(&nets).into_iter().collect();
             let mut read = BTreeSet::new();
             for length in [32, 128] {
@@ -431,7 +426,7 @@ mod tests {
         }
 
         #[test]
-        fn no_answer_panics(bytes: Vec<u8>) {
+        fn any_message_is_parsed_without_panic(bytes: Vec<u8>) {
             let _ = (parse(&bytes), comment(&bytes), string(&bytes), number(&bytes));
         }
     }
