@@ -1,4 +1,4 @@
-//! The boot loader's view of the two slots, real: systemd-boot's entries on the FAT partition, U-Boot's environment block.
+//! The two slots as the boot loader sees them: systemd-boot's entries on the FAT partition, U-Boot's environment block.
 use rustix::fs::fsync;
 use spoke_update::slot;
 use spoke_update::slot::{Entry, Slot, Starts, Trust};
@@ -9,7 +9,7 @@ use std::io::{self, Read, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-/// Where the first process leaves what it found: the slot, the loader, links to the partitions.
+/// Directory in which the first process writes the slot, the loader and links to the partitions.
 pub const RUN: &str = "/run/slot";
 /// Offset of the starts record in the boot environment partition; U-Boot's block lies before it.
 const STARTS_AT: u64 = 0x1_0000;
@@ -44,7 +44,7 @@ pub enum SlotError {
     },
     /// The root image does not fit.
     #[error(
-        "the root image has {size} bytes and slot {slot} {room}: this update is for a larger disk layout; flash the device anew"
+        "the root image has {size} bytes and slot {slot} {room}: this update is for a larger disk layout; flash the device again"
     )]
     TooLarge {
         /// The slot.
@@ -60,7 +60,7 @@ fn io(what: &'static str) -> impl FnOnce(io::Error) -> SlotError {
     move |source| SlotError::Io { what, source }
 }
 
-/// How a slot stands with the boot loader.
+/// Trust of both slots in the boot loader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Standing {
     /// The slot we run from.
@@ -75,25 +75,25 @@ pub struct Standing {
 pub trait Slots: Send {
     /// The slots as the boot loader sees them.
     fn standing(&mut self) -> Result<Standing, SlotError>;
-    /// Takes the slot that is not running out of the boot loader's sight: it is about to be overwritten.
+    /// Removes the boot entry of the slot that is not running: it is about to be overwritten.
     fn vacate(&mut self) -> Result<(), SlotError>;
     /// Writes `size` bytes of `image` to the slot that is not running, and syncs.
     fn write_root(&mut self, image: &mut dyn Read, size: u64) -> Result<(), SlotError>;
-    /// Places the kernel of the slot just written under a name no boot loader looks at, and syncs.
+    /// Writes the kernel of the new slot under a name that boot loaders ignore, and syncs.
     fn stage_kernel(&mut self, image: &mut dyn Read, size: u64) -> Result<(), SlotError>;
-    /// Makes the staged slot the one that is tried next. One rename or one block: there before or after, never half.
+    /// Makes the staged slot the one that is tried next. Atomic: one rename or one block.
     fn try_staged(&mut self) -> Result<(), SlotError>;
     /// Commits the running slot.
     fn commit(&mut self) -> Result<(), SlotError>;
-    /// Gives up the running slot: the next start takes the other one.
+    /// Marks the running slot as bad: the next start takes the other one.
     fn condemn(&mut self) -> Result<(), SlotError>;
     /// Puts the other slot on trial, as it is.
     fn try_other(&mut self) -> Result<(), SlotError>;
-    /// Forgets the starts without a clean pass.
+    /// Resets the count of starts without a clean pass.
     fn clear_starts(&mut self) -> Result<(), SlotError>;
 }
 
-/// Which boot loader there is.
+/// The boot loader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loader {
     /// Counts by renaming its entries.
@@ -124,7 +124,7 @@ impl DiskSlots {
         Ok(Self::at(loader, running, "/boot".into(), Path::new(RUN).join("dev"), true))
     }
 
-    /// With everything said: for the first process and for tests.
+    /// With explicit paths, for the first process and tests.
     pub const fn at(loader: Loader, running: Slot, boot: PathBuf, devices: PathBuf, remount: bool) -> Self {
         Self { loader, running, boot, devices, remount }
     }
@@ -149,19 +149,16 @@ impl DiskSlots {
     }
 
     fn entry(&self, slot: Slot) -> Result<Entry, SlotError> {
-        let mut mine: Vec<_> = self.entries()?.into_iter().filter(|e| e.slot == slot).collect();
-        mine.sort_by_key(|e| e.order);
-        mine.pop().ok_or(SlotError::NoEntry(slot))
+        slot::preferred(self.entries()?, slot).ok_or(SlotError::NoEntry(slot))
     }
 
-    /// Runs `change` with the FAT partition writable, syncs it and makes it read-only again.
+    /// Runs `change` with the FAT partition writable, then syncs and remounts it read-only.
     fn writing<T>(&self, change: impl FnOnce() -> Result<T, SlotError>) -> Result<T, SlotError> {
         self.set_writable(true).map_err(io("make the boot partition writable"))?;
         let done = change();
         let synced = File::open(&self.boot).and_then(|d| Ok(rustix::fs::syncfs(&d)?));
-        // It was written and synced; that it stays writable for now costs nothing but is worth a line.
         if let Err(e) = self.set_writable(false) {
-            tracing::warn!(error = %e, "boot partition stays writable");
+            tracing::warn!(error = %e, "boot partition not remounted read-only");
         }
         let done = done?;
         synced.map_err(io("sync the boot partition"))?;
@@ -209,7 +206,7 @@ impl DiskSlots {
         file.sync_all()
     }
 
-    /// Starts without a clean pass so far.
+    /// Starts without a clean pass.
     pub fn starts(&self) -> Starts {
         let mut record = [0; 10];
         match File::open(self.devices.join("bootenv")).and_then(|f| f.read_exact_at(&mut record, STARTS_AT)) {
@@ -218,7 +215,7 @@ impl DiskSlots {
         }
     }
 
-    /// Keeps the number of starts.
+    /// Stores the number of starts.
     pub fn set_starts(&self, starts: Starts) -> Result<(), SlotError> {
         self.write_bootenv(&starts.bytes(), STARTS_AT).map_err(io("count the start"))
     }
@@ -285,11 +282,11 @@ impl Slots for DiskSlots {
         self.writing(|| {
             let _ = fs::remove_file(&staged);
             if uboot {
-                // The slot is out of sight already; its kernel makes room for the new one.
+                // Its entry is removed already; its kernel makes room for the new one.
                 let _ = fs::remove_file(&slot_file);
             }
             let room = rustix::fs::statvfs(&self.boot)
-                .map_err(|e| SlotError::Io { what: "look at the boot partition", source: e.into() })?;
+                .map_err(|e| SlotError::Io { what: "measure the boot partition", source: e.into() })?;
             let free = room.f_bavail * room.f_frsize;
             if free < size {
                 return Err(SlotError::NoSpace { free, needed: size });
@@ -323,8 +320,7 @@ impl Slots for DiskSlots {
         match self.loader {
             Loader::UBoot => {
                 let env = self.environment()?;
-                let mut after = env.clone().with(self.running, Trust::Good);
-                after.first = self.running;
+                let after = env.clone().committed(self.running);
                 if after == env { Ok(()) } else { self.set_environment(&after) }
             }
             Loader::SystemdBoot => {

@@ -130,6 +130,11 @@ pub fn next_order(entries: &[Entry]) -> u32 {
     entries.iter().map(|e| e.order).max().unwrap_or(0).saturating_add(1).min(999_999)
 }
 
+/// The entry of `slot` that the boot loader prefers: the one with the highest order.
+pub fn preferred(entries: Vec<Entry>, slot: Slot) -> Option<Entry> {
+    entries.into_iter().filter(|e| e.slot == slot).max_by_key(|e| e.order)
+}
+
 /// The entry after its slot is committed.
 pub fn committed(entry: &Entry) -> Entry {
     Entry { trust: Trust::Good, used: 0, ..entry.clone() }
@@ -219,6 +224,14 @@ mod tests {
         assert_eq!(Starts::parse(&[]), Starts(0));
         assert_eq!(Starts::parse(&[0xff; 10]), Starts(0));
         assert_eq!(Starts::parse(&Starts(3).bytes()), Starts(3));
+    }
+
+    #[test]
+    fn preferred_entry_has_the_highest_order() {
+        let entry = |slot, order| Entry { order, slot, trust: Trust::Good, used: 0 };
+        let all = vec![entry(Slot::A, 2), entry(Slot::A, 3), entry(Slot::B, 9)];
+        assert_eq!(preferred(all.clone(), Slot::A), Some(entry(Slot::A, 3)));
+        assert_eq!(preferred(vec![entry(Slot::B, 9)], Slot::A), None);
     }
 
     proptest! {

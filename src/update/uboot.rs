@@ -91,6 +91,13 @@ impl BootEnv {
         env
     }
 
+    /// The same with `slot` committed and started first.
+    pub const fn committed(self, slot: Slot) -> Self {
+        let mut env = self.with(slot, Trust::Good);
+        env.first = slot;
+        env
+    }
+
     /// The slot the boot script starts next.
     pub fn next(&self) -> Slot {
         [self.first, self.first.other()].into_iter().find(|s| self.trust(*s) != Trust::Trying(0)).unwrap_or(Slot::A)
