@@ -1,7 +1,7 @@
-"""Takes out of a CycloneDX bill what the build does not contain: sbom.py BILL <(cargo tree …).
+"""Removes from a CycloneDX bill what the build does not contain: sbom.py BILL < <(cargo tree …).
 
-cargo-cyclonedx reads cargo's metadata, in which features that are only named pull optional packages in; cargo's own tree of
-the same build knows better. A package of the tree that the bill does not have fails."""
+cargo-cyclonedx reads cargo's metadata, which lists optional packages of features that are off; cargo's tree of the same
+build does not. Fails if the bill lacks a package of the tree."""
 import json
 import sys
 

@@ -1,21 +1,21 @@
 # shellcheck shell=bash
-# Brings the compiler, the standard library and the linker for static musl builds; sourced by scripts/build-static.
+# Installs compiler, standard library and linker for static musl builds; sourced by scripts/build-static.
 #
-# Where the user's rustup has a target's standard library, that is used. Elsewhere it is built from source once and kept:
-# the source must fit its compiler exactly, so it comes from the rust-src component or, with a compiler of its own, from
+# If the user's rustup has the target's standard library, that is used. Otherwise it is built from source once and cached:
+# the source must match its compiler exactly, so it comes from the rust-src component or, with its own compiler, from
 # Debian's rustc-web, which is unpacked into the cache and never installed.
 
 toolchain_home=$(realpath "${BASH_SOURCE[0]%/*}")
 spoke_cache=${XDG_CACHE_HOME:-$HOME/.cache}/spoke
 static_cache=$spoke_cache/static
-# Later zig replaces musl's malloc by one that gives no memory back to the kernel (38 MB kept against 56 kB).
+# Later versions replace musl's malloc by one that returns no memory to the kernel (38 MB kept against 56 kB).
 zig_version=0.15.2
 zigbuild_version=0.24.0
 cyclonedx_version=0.5.9
-# For the standard library and the program alike: both builds of one commit must agree on them.
+# For standard library and program: both builds of one commit must agree on them.
 std_flags=(-Cembed-bitcode=yes -Cforce-unwind-tables=no -Ctarget-feature=+crt-static)
 
-# alone FUNCTION ARG…: what it makes in the cache is made by one process of this machine at a time; others wait and find it.
+# alone FUNCTION ARG…: runs it in one process of this machine at a time; the others wait and find its result in the cache.
 alone() {
   local lock
   mkdir -p "$static_cache"
@@ -25,7 +25,7 @@ alone() {
   exec {lock}>&-
 }
 
-# unpack_debian DIRECTORY PACKAGE…: the packages and what they need beyond this machine's, unpacked and not installed.
+# unpack_debian DIRECTORY PACKAGE…: unpacks the packages and their dependencies missing on this machine; installs nothing.
 unpack_debian() {
   local into=$1 wanted package
   shift
@@ -53,7 +53,7 @@ install_zig() {
   "$1/bin/pip" install --quiet "ziglang==$zig_version" "cargo-zigbuild==$zigbuild_version" >&2
 }
 
-# The linker and libc of every target, in an environment of its own; puts cargo-zigbuild in front of PATH.
+# Linker and libc of every target, in a virtual environment; prepends cargo-zigbuild to PATH.
 need_zig() {
   local home=$static_cache/zig-$zig_version-$zigbuild_version
   alone install_zig "$home"
@@ -68,7 +68,7 @@ has_std() {
   sysroot=$("${RUSTC:-rustc}" --print sysroot) && compgen -G "$sysroot/lib/rustlib/$1/lib/libstd-*.rlib" >/dev/null
 }
 
-# old_rustc RUSTC: whether it is older than Cargo.toml asks for.
+# old_rustc RUSTC: whether it is older than rust-version in Cargo.toml.
 old_rustc() {
   local wanted there
   wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
@@ -76,7 +76,7 @@ old_rustc() {
   [ "$(printf '%s\n' "$wanted" "$there" | sort -V | head -n 1)" != "$wanted" ]
 }
 
-# Sets source_rustc: a compiler that has its own standard library's source beside it.
+# Sets source_rustc: a compiler with the source of its standard library.
 need_source_rustc() {
   [ -z "${source_rustc:-}" ] || return 0
   source_rustc=${RUSTC:-$(command -v rustc)}
@@ -84,7 +84,7 @@ need_source_rustc() {
   local debian=$static_cache/debian-rust
   source_rustc=$debian/rustc
   if [ ! -x "$source_rustc" ] || old_rustc "$source_rustc"; then
-    # The newest there is: Debian moves it along within a release.
+    # The newest version: Debian updates it within a release.
     as_root apt-get -o DPkg::Lock::Timeout=300 update -qq >&2
     rm -rf "$debian"
     unpack_debian "$debian" rustc-web rust-web-src
@@ -98,7 +98,7 @@ need_source_rustc() {
   fi
 }
 
-# build_std TARGET: the standard library from source, once; sets std_sysroot to a sysroot that has it and the host's.
+# build_std TARGET: builds the standard library from source, once; sets std_sysroot to a sysroot with it and the host's.
 build_std() {
   need_source_rustc
   local target=$1 host real
@@ -127,7 +127,7 @@ lto = "off"
 TOML
   (
     cd "$seed" || exit
-    # Cargo's switches for std are unstable; the compiler that std belongs to is what makes them safe to use.
+    # Cargo's options for std are unstable; with std's own compiler they are safe to use.
     env -u CARGO_BUILD_TARGET -u CARGO_TARGET_DIR RUSTC="$source_rustc" RUSTC_BOOTSTRAP=1 \
       RUSTFLAGS="${std_flags[*]} --remap-path-prefix=$real/lib/rustlib/src/rust=/rust --remap-path-prefix=$real=/toolchain --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo" \
       cargo build --quiet --release --target "$target" \
@@ -146,10 +146,10 @@ TOML
 static_build() {
   local target=$1 directory=$2 flags environment=()
   shift 2
-  # Neither where crates and compiler are kept may show in the result nor where the source lies: see the wrapper.
+  # Paths of crates, compiler and source must not show in the result; for the source see the wrapper.
   flags="-Clink-self-contained=no ${std_flags[*]} --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
-  # There rustix calls libc by the types of today's musl (64-bit time), and the libc crate still has yesterday's unless told:
-  # every clock and file time would be read as garbage.
+  # On MIPS rustix uses the types of musl 1.2 (64-bit time), the libc crate those of 1.1 without this flag: clocks and file
+  # times would be garbage.
   case $target in mips*) flags+=" --cfg=libc_unstable_musl_v1_2" ;; esac
   if ! has_std "$target"; then
     alone build_std "$target"
@@ -160,7 +160,7 @@ static_build() {
     nice cargo zigbuild --quiet --release --locked --target "$target" "$@" >&2
 }
 
-# run_foreign TARGET PROGRAM ARG…: runs a program of another CPU.
+# run_foreign TARGET PROGRAM ARG…: runs a program built for another CPU, under qemu-user if needed.
 run_foreign() {
   local cpu=${1%%-*}
   shift
@@ -177,12 +177,12 @@ run_foreign() {
 }
 
 install_cyclonedx() {
-  # Built to be had soon rather than to run fast, like the other tools.
+  # Optimised for build time, like the other tools.
   [ -x "$1/bin/cargo-cyclonedx" ] || CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_OPT_LEVEL=1 \
     CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 nice cargo install --quiet --locked --root "$1" "cargo-cyclonedx@$cyclonedx_version" >&2
 }
 
-# need_cyclonedx: the tool that writes the bill of materials, built once; sets cyclonedx.
+# need_cyclonedx: builds the tool that writes the bill of materials, once; sets cyclonedx.
 need_cyclonedx() {
   local home=$static_cache/cyclonedx-$cyclonedx_version
   alone install_cyclonedx "$home"

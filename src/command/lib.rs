@@ -1,4 +1,4 @@
-//! What the command lines of all programs share: outcomes and exit codes, output, the runtime, protection of secrets.
+//! Shared by the command lines of all programs: outcomes and exit codes, output, log, runtime, protection of secrets.
 //!
 //! Exit codes: 0 fine, 1 failed, 2 bad input.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
@@ -30,7 +30,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 /// What a command returns.
 pub type Outcome = Result<(), Failure>;
 
-/// Reports a failure on standard error, each line under the name of the program, and gives the exit code.
+/// Reports a failure on standard error after the program's name, and returns the exit code.
 pub fn exit_code(program: &str, outcome: Outcome) -> ExitCode {
     let (text, code) = match outcome {
         Ok(()) => return ExitCode::SUCCESS,
@@ -42,34 +42,33 @@ pub fn exit_code(program: &str, outcome: Outcome) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Writes to standard error, under the name of the program.
+/// Writes to standard error after the program's name.
 pub fn complain(program: &str, text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{program}: {text}");
 }
 
-/// Prints what the parser of arguments answers and gives the exit code: help and the version were asked for, all else is bad
-/// input.
+/// Prints the argument parser's answer and returns the exit code: 0 for help and version, 2 for errors.
 pub fn usage(answer: &clap::Error) -> ExitCode {
     let _ = answer.print();
     ExitCode::from(if answer.use_stderr() { 2 } else { 0 })
 }
 
-/// Writes to standard output. A reader that closed the pipe has what it wanted: no error.
+/// Writes to standard output. A closed pipe is no error.
 pub fn print(text: &str) {
     let _ = std::io::stdout().lock().write_all(text.as_bytes());
 }
 
-/// Keeps the memory of this process, which holds keys, out of core dumps and away from debuggers of the same user.
+/// Keeps the memory of this process, which holds keys, from core dumps and from debuggers of the same user.
 pub fn harden() {
     use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
 }
 
-/// Runs a future to its end on a runtime of this thread.
+/// Runs a future to completion on a runtime of this thread.
 ///
 /// # Errors
-/// No runtime can be made: see [`runtime`].
+/// No runtime can be created: see [`runtime`].
 pub fn block_on<F: std::future::Future>(future: F) -> Result<F::Output, std::io::Error> {
     Ok(runtime()?.block_on(future))
 }

@@ -1,4 +1,4 @@
-//! Keys and update bundles: made on a person's machine, judged on devices.
+//! Signing keys and update bundles: made on an administrator's machine, verified on devices.
 use super::{Failure, Outcome};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
@@ -65,7 +65,8 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> anyhow::Error {
 }
 
 fn key(path: &Path) -> Result<SignKey, Failure> {
-    let text = read_secret(path, 256)?.ok_or_else(|| Failure::BadInput(format!("{} is not there", path.display())))?;
+    let text =
+        read_secret(path, 256)?.ok_or_else(|| Failure::BadInput(format!("{} does not exist", path.display())))?;
     let bad = || Failure::BadInput(format!("{} holds no signing key (spoke-image new-key makes one)", path.display()));
     let text = std::str::from_utf8(&text).map_err(|_| bad())?;
     let seed = Zeroizing::new(STANDARD.decode(text.trim()).map_err(|_| bad())?);
@@ -104,7 +105,7 @@ fn part(path: &Path) -> Result<Part, Failure> {
         sum.update(block.get(..n).unwrap_or_default());
         size += n as u64;
     }
-    let sha256 = sum.finish().as_ref().iter().map(|b| format!("{b:02x}")).collect();
+    let sha256 = const_hex::encode(sum.finish());
     Ok(Part { size, sha256 })
 }
 
@@ -148,7 +149,7 @@ pub fn bundle(args: &BundleArgs) -> Outcome {
     Ok(())
 }
 
-/// What a bundle says, without judging it; `None` if the file is no bundle.
+/// The content of a bundle as text, not verified; `None` if the file is no bundle.
 pub fn describe(path: &Path) -> Result<Option<String>, Failure> {
     let mut file = File::open(path).map_err(at(path))?;
     let mut first = [0; 12];

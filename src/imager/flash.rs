@@ -1,4 +1,4 @@
-//! `spoke-image flash`: writes an image where it does no harm, shows how far it is, and reads everything back.
+//! `spoke-image flash`: writes an image to a disk that is not in use, shows the progress, and reads everything back.
 use super::gpt::Partition;
 use super::{Failure, Outcome};
 use spoke_command::print;
@@ -27,7 +27,7 @@ pub struct Args {
 
 const BLOCK: usize = 1 << 20;
 
-/// Runs the command: everything that can be refused is refused before the first byte is written.
+/// Runs the command; all checks come before the first write.
 pub fn run(args: &Args) -> Outcome {
     let bad = |text: String| Err(Failure::BadInput(text));
     let shown = args.target.display();
@@ -42,7 +42,7 @@ pub fn run(args: &Args) -> Outcome {
             cut.name
         ));
     }
-    let settings = args.provision.as_deref().map(super::judged).transpose()?;
+    let settings = args.provision.as_deref().map(super::accepted).transpose()?;
     refuse_in_use(&args.target)?;
     let there = std::fs::metadata(&args.target).ok();
     let device = there.as_ref().is_some_and(|m| m.file_type().is_block_device());
@@ -69,7 +69,7 @@ pub fn run(args: &Args) -> Outcome {
         target.set_len(size).map_err(named(&args.target))?;
     }
     write(&mut image, &mut target, size, &kept).map_err(named(&args.target))?;
-    // What is read now must come from the disk, not from memory.
+    // Read back from the disk, not from the page cache.
     let _ = rustix::fs::fadvise(&target, 0, None, rustix::fs::Advice::DontNeed);
     compare(&mut image, &mut target, size, &kept).map_err(named(&args.target))?;
     drop(target);
@@ -85,7 +85,7 @@ fn named(path: &Path) -> impl FnOnce(std::io::Error) -> anyhow::Error {
     move |e| anyhow::Error::from(e).context(name)
 }
 
-/// Places of `target` that stay as they are: those with identity and state, where its layout is the image's.
+/// Byte ranges of `target` that are kept: identity and state. Its layout must be the image's.
 fn kept(target: &Path, parts: &[Partition]) -> Result<Vec<(u64, u64)>, Failure> {
     let there = super::partitions(target)?;
     let mut kept = Vec::new();
@@ -102,7 +102,7 @@ fn kept(target: &Path, parts: &[Partition]) -> Result<Vec<(u64, u64)>, Failure> 
     Ok(kept)
 }
 
-/// Opens what is written to. A disk is opened exclusively: the kernel refuses it while anything holds it, whatever we overlooked.
+/// Opens the target. A disk is opened with `O_EXCL`, so that the kernel refuses it while anything holds it.
 fn open(target: &Path, device: bool) -> Result<File, Failure> {
     let exclusive = if device { rustix::fs::OFlags::EXCL.bits() } else { 0 };
     OpenOptions::new()
@@ -142,7 +142,7 @@ fn compare(image: &mut File, target: &mut File, size: u64, kept: &[(u64, u64)]) 
     })
 }
 
-/// Walks over the image block by block, leaving out the kept places, and says how far it is.
+/// Passes the image on block by block except for the kept ranges, and prints the progress.
 fn pass(
     image: &mut File,
     size: u64,
@@ -151,10 +151,10 @@ fn pass(
     mut each: impl FnMut(&[u8], u64) -> std::io::Result<()>,
 ) -> std::io::Result<()> {
     let mut block = vec![0; BLOCK];
-    let (mut at, mut told) = (0, None);
+    let (mut at, mut shown) = (0, None);
     let seen = std::io::stderr().is_terminal();
     while at < size {
-        // Places begin and end at whole MiB, like blocks.
+        // Ranges begin and end at whole MiB, like blocks.
         let want = usize::try_from(size - at).unwrap_or(BLOCK).min(BLOCK);
         let part = block.get_mut(..want).unwrap_or_default();
         if !kept.iter().any(|(from, to)| (*from..*to).contains(&at)) {
@@ -166,14 +166,14 @@ fn pass(
         // On a terminal each percent in place, elsewhere (a log) each quarter on a line of its own.
         let percent = at * 100 / size;
         let step = if seen { percent } else { percent / 25 };
-        if told != Some(step) {
+        if shown != Some(step) {
             let line = format!("{what} {percent} % of {} MiB", size >> 20);
             if seen {
                 eprint!("\r{line}")
             } else {
                 eprintln!("{line}")
             }
-            told = Some(step);
+            shown = Some(step);
         }
     }
     if seen {
@@ -184,7 +184,9 @@ fn pass(
 
 fn confirmed(target: &Path, room: u64) -> Result<bool, Failure> {
     if !std::io::stdin().is_terminal() {
-        return Err(Failure::BadInput("nobody can be asked: say --yes if everything on the disk may be lost".into()));
+        return Err(Failure::BadInput(
+            "standard input is no terminal: confirm with --yes that everything on the disk may be lost".into(),
+        ));
     }
     print(&format!("Everything on {} ({} MiB) will be lost. Type yes: ", target.display(), room >> 20));
     let mut line = String::new();
@@ -192,8 +194,8 @@ fn confirmed(target: &Path, room: u64) -> Result<bool, Failure> {
     Ok(line.trim() == "yes")
 }
 
-/// Refuses what is in use: a disk that is mounted itself, in one of its partitions or through something built on it, or that is
-/// swapped to; a partition, since an image is a whole disk; a file that is attached as a disk.
+/// Refuses a disk that is mounted or swapped to, itself, by a partition or by a device built on it; a partition, since an image
+/// is a whole disk; a file that is attached to a loop device.
 pub fn refuse_in_use(target: &Path) -> Result<(), Failure> {
     let Ok(meta) = std::fs::metadata(target) else { return Ok(()) };
     if !meta.file_type().is_block_device() {
@@ -235,7 +237,7 @@ fn attached(file: &Path, sys_block: &Path) -> Option<String> {
     })
 }
 
-/// Numbers of a disk's partitions and of what is built on them (dm, md), from the kernel's tree.
+/// Numbers of a disk's partitions and of the devices built on them (dm, md), from sysfs.
 fn family(sys: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(sys).into_iter().flatten().flatten() {
@@ -260,7 +262,7 @@ fn in_use(ours: &[String], mounts: &str, swaps: &str, number: impl Fn(&str) -> O
     for line in mounts.lines() {
         let words: Vec<&str> = line.split(' ').collect();
         let (Some(device), Some(place)) = (words.get(2), words.get(4)) else { continue };
-        // Some file systems (btrfs, overlay) have numbers of their own: then the source says what it is.
+        // Some file systems (btrfs, overlay) have anonymous device numbers: then the source names the device.
         let source = words.iter().position(|w| *w == "-").and_then(|i| words.get(i + 2)).copied().unwrap_or_default();
         let behind = if source.starts_with("/dev/") { number(source) } else { None };
         if ours.iter().any(|o| o == device || Some(o) == behind.as_ref()) {
@@ -276,7 +278,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_disk_in_use_is_found_by_number_by_source_and_as_swap() {
+    fn disk_in_use_is_found_by_number_source_and_swap() {
         let ours = ["8:0".to_owned(), "8:1".to_owned()];
         let none = |_: &str| None;
         assert_eq!(in_use(&ours, "22 1 8:1 / / rw - ext4 /dev/root rw\n", "", none).as_deref(), Some("/"));
@@ -290,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_attached_as_a_disk_is_found() {
+    fn file_on_a_loop_device_is_found() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("disk.img");
         std::fs::write(&file, "").unwrap();
@@ -305,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_that_keeps_something_else_is_told() {
+    fn differing_readback_is_an_error() {
         let image: Vec<u8> = (0..3 * BLOCK + 700).map(|i| (i / 5) as u8).collect();
         let file = |bytes: &[u8]| {
             let mut file = tempfile::tempfile().unwrap();
@@ -318,12 +320,12 @@ mod tests {
         for at in [0, BLOCK - 1, 2 * BLOCK, image.len() - 1] {
             let mut worn = image.clone();
             worn[at] ^= 1;
-            let said = compare(&mut from, &mut file(&worn), size, &[]).unwrap_err().to_string();
-            assert!(said.contains("reads back differently"), "{said}");
+            let error = compare(&mut from, &mut file(&worn), size, &[]).unwrap_err().to_string();
+            assert!(error.contains("reads back differently"), "{error}");
         }
         let cut = &image[..image.len() - 1];
-        assert!(compare(&mut from, &mut file(cut), size, &[]).is_err(), "a disk smaller than it says");
-        // What is kept is neither written nor compared.
+        assert!(compare(&mut from, &mut file(cut), size, &[]).is_err(), "a disk smaller than it reports");
+        // Kept ranges are neither written nor compared.
         let mut other = file(&vec![7; image.len()]);
         let middle = [(BLOCK as u64, 2 * BLOCK as u64)];
         write(&mut from, &mut other, size, &middle).unwrap();

@@ -9,19 +9,19 @@ const SECTOR: u64 = 512;
 pub struct Partition {
     /// Its name.
     pub name: String,
-    /// Where it begins.
+    /// Offset of its first byte.
     pub start: u64,
-    /// How long it is.
+    /// Size.
     pub size: u64,
 }
 
-/// Why there is no table.
+/// Why no table could be read.
 #[derive(Debug, thiserror::Error)]
 pub enum GptError {
     /// It cannot be read.
     #[error("cannot be read: {0}")]
     Io(#[from] std::io::Error),
-    /// It is not there.
+    /// There is no table.
     #[error("has no GUID partition table")]
     None,
 }
@@ -91,14 +91,14 @@ mod tests {
     }
 
     #[test]
-    fn reads_names_and_places() {
+    fn names_and_offsets_are_read() {
         assert_eq!(parse(&table()).unwrap(), [Partition { name: "boot".into(), start: 40 * 512, size: 8 * 512 }]);
         assert!(matches!(parse(b"short"), Err(GptError::None)));
     }
 
     proptest! {
         #[test]
-        fn any_disk_is_read_or_refused(at in 512usize..2048, byte in any::<u8>()) {
+        fn any_disk_is_parsed_without_panic(at in 512usize..2048, byte in any::<u8>()) {
             let mut disk = table();
             disk[at] = byte;
             let _ = parse(&disk);

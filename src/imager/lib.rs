@@ -1,4 +1,4 @@
-//! `spoke-image`: writes images to disks, looks into them, puts settings in, makes and signs update bundles.
+//! `spoke-image`: writes images to disks, inspects them, adds settings, builds and signs update bundles.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
 
 pub mod bundle;
@@ -107,24 +107,24 @@ fn inspect(path: &Path) -> Outcome {
     Ok(())
 }
 
-/// Settings that the device will accept.
-struct Judged<'a>(&'a Path);
+/// Settings that a device accepts.
+struct Accepted<'a>(&'a Path);
 
-/// Reads settings; the judge is the device's own: better told here than by a board without a screen.
-fn judged(settings: &Path) -> Result<Judged<'_>, Failure> {
+/// Reads settings and checks them by the device's own parser: a board may have no screen to report faults.
+fn accepted(settings: &Path) -> Result<Accepted<'_>, Failure> {
     let bytes = std::fs::read(settings).map_err(|e| anyhow::Error::from(e).context(settings.display().to_string()))?;
     if let Err(faults) = spoke_config::appliance::parse(&bytes) {
         let text = faults.iter().map(|f| format!("{f}\n")).collect::<String>();
         return Err(Failure::BadInput(format!("{}:\n{text}", settings.display())));
     }
-    Ok(Judged(settings))
+    Ok(Accepted(settings))
 }
 
-fn put(image: &Path, settings: Judged<'_>) -> Outcome {
+fn put(image: &Path, settings: Accepted<'_>) -> Outcome {
     let boot = boot_place(image, &partitions(image)?)?;
     let from = settings.0.to_str().ok_or_else(|| Failure::BadInput("the settings' path is not UTF-8".into()))?;
     mtools("mcopy", &["-o", "-i", &boot, from, "::spoke.toml"])?;
-    // A disk may be pulled as soon as we say it is ready.
+    // The disk may be removed as soon as this returns.
     std::fs::File::open(image).and_then(|f| f.sync_all()).map_err(|e| anyhow::Error::from(e).context("cannot sync"))?;
     print("settings are on the boot partition; the device takes them at its next start\n");
     Ok(())
@@ -132,5 +132,5 @@ fn put(image: &Path, settings: Judged<'_>) -> Outcome {
 
 fn provision(image: &Path, settings: &Path) -> Outcome {
     flash::refuse_in_use(image)?;
-    put(image, judged(settings)?)
+    put(image, accepted(settings)?)
 }

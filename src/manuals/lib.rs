@@ -28,7 +28,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// Writes all files below `share`, in place of those that are there.
+/// Writes all files below `share`, replacing existing ones.
 ///
 /// # Errors
 /// A directory or file cannot be written.

@@ -29,7 +29,7 @@ use spoke_sys::kernel::{CounterSocket, KernelError, Netlink};
 use spoke_sys::keys;
 use spoke_sys::keys::IfMissing;
 use spoke_sys::notify::{Notify as _, Systemd};
-use spoke_sys::priority::after_the_others;
+use spoke_sys::priority::lower_thread_priority;
 use spoke_sys::random::seed;
 use spoke_sys::resolve::SystemResolver;
 use spoke_sys::socket::Listener;
@@ -163,7 +163,7 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys) -> Outcom
     // machine with one processor neither. A change and the pass that carries it out follow each other, so one thread does for
     // both.
     tasks.spawn_thread("reconciling", spoke_command::runtime, move |tasks| {
-        after_the_others();
+        lower_thread_priority();
         tasks.vital("changes", changes.ledger.run());
         tasks.vital("net", async move {
             let kernel = kernel(&config)?;

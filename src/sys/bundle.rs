@@ -1,8 +1,7 @@
-//! Installs a bundle: signature first, then the slot that is not running, then its kernel, then the right to be tried.
+//! Installs a bundle: verifies the signature, writes the slot that is not running, then its kernel.
 use crate::slots::{SlotError, Slots};
 use spoke_model::signature::VerifyKey;
 use spoke_update::manifest::{Accepted, Known, ManifestError, Part, header_length, verify_header};
-use std::fmt::Write as _;
 use std::io::{self, Read};
 
 /// Why a bundle was not installed. Except for [`InstallError::Slot`] and [`InstallError::Damaged`] nothing was touched; with
@@ -12,7 +11,7 @@ pub enum InstallError {
     /// It could not be read.
     #[error("the bundle cannot be read")]
     Read(#[source] io::Error),
-    /// It must not be installed here.
+    /// It must not be installed on this device.
     #[error("the bundle is refused: {0}")]
     Refused(#[from] ManifestError),
     /// It ended early.
@@ -24,12 +23,12 @@ pub enum InstallError {
     /// The slot could not be written.
     #[error("the update was not written")]
     Slot(#[from] SlotError),
-    /// A trial is going on.
+    /// Another update is on trial.
     #[error("{0}")]
     Busy(String),
 }
 
-/// Reads and judges the beginning of a bundle; the rest is still in `bundle`.
+/// Reads and verifies the header of a bundle; the rest is still in `bundle`.
 pub fn open(bundle: &mut dyn Read, roots: &[VerifyKey], known: &Known) -> Result<Accepted, InstallError> {
     let mut first = [0; 12];
     bundle.read_exact(&mut first).map_err(cut)?;
@@ -63,15 +62,10 @@ fn copy(
         return Err(InstallError::Truncated);
     }
     written?;
-    let sum = summing.sum.finish();
-    let text = sum.as_ref().iter().fold(String::new(), |mut text, b| {
-        let _ = write!(text, "{b:02x}");
-        text
-    });
-    if text == part.sha256 { Ok(()) } else { Err(InstallError::Damaged(what)) }
+    if const_hex::encode(summing.sum.finish()) == part.sha256 { Ok(()) } else { Err(InstallError::Damaged(what)) }
 }
 
-/// Sums what passes.
+/// Hashes what is read through it.
 struct Summing<'a> {
     from: io::Take<&'a mut dyn Read>,
     sum: ring::digest::Context,
@@ -79,7 +73,7 @@ struct Summing<'a> {
 }
 
 impl Summing<'_> {
-    /// Whether nothing more comes.
+    /// Whether the end is reached.
     fn ended(&mut self) -> bool {
         matches!(self.from.read(&mut [0]), Ok(0))
     }

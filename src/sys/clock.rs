@@ -38,7 +38,7 @@ pub fn set_wall(to: Wall) -> std::io::Result<()> {
     clock_settime(ClockId::Realtime, Timespec { tv_sec, tv_nsec: 0 }).map_err(Into::into)
 }
 
-/// systemd-timesyncd says that it has set the clock by a server in this boot.
+/// Whether systemd-timesyncd has set the clock from a server in this boot.
 pub fn synchronised() -> bool {
     std::path::Path::new("/run/systemd/timesync/synchronized").exists()
 }

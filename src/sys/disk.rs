@@ -1,6 +1,7 @@
-//! Files that survive a power cut: written beside, synced, renamed, directory synced; never in place.
+//! Files that survive a power cut: written to a temporary name, synced, renamed, directory synced; never in place.
 use rustix::fs::{Mode, OFlags, fsync, open, openat, renameat, unlinkat};
 use serde::{Serialize, de::DeserializeOwned};
+use spoke_model::signature::sha256_hex;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
@@ -76,13 +77,13 @@ pub fn write_atomic(path: &Path, bytes: &[u8], replace: bool) -> Result<(), Disk
     write(path, bytes, replace, None)
 }
 
-/// As [`write_atomic`], for somebody else to read: the file is `owner`'s from the moment it is there. An owner set afterwards
-/// is lost in a power cut, and the file with it, for whoever may not read it.
+/// As [`write_atomic`], for another user to read: `owner` is set before the rename. Set afterwards, a power cut could leave a
+/// file that its reader cannot open.
 pub fn write_atomic_for(owner: Owner, path: &Path, bytes: &[u8], replace: bool) -> Result<(), DiskError> {
     write(path, bytes, replace, Some(owner))
 }
 
-/// Whose a file is.
+/// User and group of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
     /// User.
@@ -92,20 +93,20 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// Whose `path` is; of a link, not of what it leads to.
+    /// The owner of `path`; of a symlink itself, not of its target.
     ///
     /// # Errors
-    /// It cannot be looked at.
+    /// `path` cannot be read.
     pub fn of(path: &Path) -> std::io::Result<Self> {
         use std::os::unix::fs::MetadataExt as _;
         std::fs::symlink_metadata(path).map(|m| Self { uid: m.uid(), gid: m.gid() })
     }
 
-    /// Gives it `path`, which is not touched if it has it. A link is not followed: where somebody may put one, it would lead to
-    /// what is not theirs.
+    /// Makes it the owner of `path` unless it is. Symlinks are not followed: in a directory that others write, one could lead to
+    /// any file.
     ///
     /// # Errors
-    /// It cannot be looked at, or is not the process's to give.
+    /// `path` cannot be read, or the process may not change its owner.
     pub fn take(self, path: &Path) -> std::io::Result<()> {
         if Self::of(path)? == self { Ok(()) } else { std::os::unix::fs::lchown(path, Some(self.uid), Some(self.gid)) }
     }
@@ -117,7 +118,7 @@ fn write(path: &Path, bytes: &[u8], replace: bool, owner: Option<Owner>) -> Resu
         split(path).ok_or_else(|| DiskError::write(path, std::io::Error::from(std::io::ErrorKind::InvalidInput)))?;
     let dir = open(dir, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(fail)?;
     let temporary = format!(".{name}.new");
-    // A left-over of a power cut is overwritten.
+    // Left by a power cut: overwritten.
     let file = openat(
         &dir,
         &temporary,
@@ -210,7 +211,7 @@ impl<T: Serialize + DeserializeOwned> Document<T> {
         &self.path
     }
 
-    /// Reads it; falls back to the previous good copy if it is damaged, and says so in the log. `Ok(None)`: there is none.
+    /// Reads it; if it is damaged, logs that and reads the previous good copy. `Ok(None)`: it does not exist.
     pub fn load(&mut self) -> Result<Option<T>, DiskError> {
         let problem = match self.read(&self.path) {
             Ok(None) => None,
@@ -223,7 +224,7 @@ impl<T: Serialize + DeserializeOwned> Document<T> {
         };
         match self.read(&self.previous()) {
             Ok(Some((value, _))) => {
-                tracing::warn!(path = %self.path.display(), problem = problem.as_deref().unwrap_or("missing"), "document damaged: its previous copy is used");
+                tracing::warn!(path = %self.path.display(), problem = problem.as_deref().unwrap_or("missing"), "document damaged; its previous copy is used");
                 Ok(Some(value))
             }
             Ok(None) | Err(_) => match problem {
@@ -237,7 +238,7 @@ impl<T: Serialize + DeserializeOwned> Document<T> {
         }
     }
 
-    /// As [`Document::load`] for who only looks: nothing is moved aside, and what cannot be read counts as not there.
+    /// As [`Document::load`] without changing anything: nothing is moved aside, and what cannot be read counts as absent.
     pub fn peek(&self) -> Option<T> {
         let read = |path: &Path| self.read(path).ok().flatten().map(|(value, _)| value);
         read(&self.path).or_else(|| read(&self.previous()))
@@ -249,7 +250,8 @@ impl<T: Serialize + DeserializeOwned> Document<T> {
         if self.last.as_ref() == Some(&body) {
             return Ok(false);
         }
-        let mut bytes = format!("{{\"version\":{},\"sum\":\"{}\",\"body\":", self.version, sum(&body)).into_bytes();
+        let mut bytes =
+            format!("{{\"version\":{},\"sum\":\"{}\",\"body\":", self.version, sha256_hex(&body)).into_bytes();
         bytes.extend_from_slice(&body);
         bytes.push(b'}');
         if let Ok(Some(_)) = self.read(&self.path) {
@@ -283,7 +285,7 @@ impl<T: Serialize + DeserializeOwned> Document<T> {
             return Err(damaged(&format_args!("version {} instead of {}", envelope.version, self.version)));
         }
         let body = envelope.body.get().as_bytes();
-        if sum(body) != envelope.sum {
+        if sha256_hex(body) != envelope.sum {
             return Err(damaged(&"its checksum does not match"));
         }
         let value = serde_json::from_slice(body).map_err(|e| damaged(&e))?;
@@ -294,15 +296,6 @@ impl<T: Serialize + DeserializeOwned> Document<T> {
 enum ReadError {
     Disk(DiskError),
     Damaged(String),
-}
-
-fn sum(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
-    digest.as_ref().iter().fold(String::with_capacity(64), |mut s, b| {
-        let _ = write!(s, "{b:02x}");
-        s
-    })
 }
 
 #[cfg(test)]
@@ -356,8 +349,8 @@ mod tests {
         write_atomic(&path, b"secret", false).unwrap();
         assert_eq!(read_secret(&path, 100).unwrap().unwrap().as_slice(), b"secret");
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
-        let said = read_secret(&path, 100).unwrap_err().to_string();
-        assert!(said.contains("chmod 600") && said.contains("0640"), "{said}");
+        let error = read_secret(&path, 100).unwrap_err().to_string();
+        assert!(error.contains("chmod 600") && error.contains("0640"), "{error}");
     }
 
     #[test]
@@ -378,8 +371,8 @@ mod tests {
         std::fs::remove_file(dir.path().join("doc.json.prev")).unwrap();
         assert_eq!(Document::<Vec<u32>>::new(path.clone(), 1).peek(), None);
         assert!(path.exists(), "who only looks moves nothing");
-        let said = Document::<Vec<u32>>::new(path.clone(), 1).load().unwrap_err().to_string();
-        assert!(said.contains("damaged") && said.contains("moved aside"), "{said}");
+        let error = Document::<Vec<u32>>::new(path.clone(), 1).load().unwrap_err().to_string();
+        assert!(error.contains("damaged") && error.contains("moved aside"), "{error}");
         assert!(Document::<Vec<u32>>::new(path, 1).load().unwrap().is_none(), "the next start is clean");
     }
 

@@ -1,4 +1,4 @@
-//! What the first process of a slot does before systemd: drivers, the partitions of its disk, the verified root.
+//! Steps of a slot's first process before systemd: drivers, partitions of its disk, the verified root.
 pub mod parts;
 pub mod rescue;
 pub mod verity;
@@ -6,7 +6,7 @@ pub mod verity;
 use rustix::fs::{Mode, OFlags};
 use std::path::Path;
 
-/// Writes one line to the kernel's log, which is on the console before anything else is.
+/// Writes one line to the kernel's log, which reaches the console before user space has one.
 pub fn say(text: &str) {
     let _ = std::fs::write("/dev/kmsg", format!("<3>spoke-init: {text}\n"));
 }
@@ -16,8 +16,8 @@ pub fn argument(command_line: &str, key: &str) -> Option<String> {
     command_line.split_ascii_whitespace().find_map(|word| Some(word.strip_prefix(key)?.strip_prefix('=')?.to_owned()))
 }
 
-/// Loads the modules listed in `list`, one file name a line, from `directory`; a driver for hardware that is not there is
-/// no fault. Returns how many were loaded.
+/// Loads the modules listed in `list`, one file name a line, from `directory`; a driver without its hardware is no
+/// error. Returns how many were loaded.
 pub fn load_modules(list: &Path, directory: &Path) -> usize {
     let names = std::fs::read_to_string(list).unwrap_or_default();
     let mut loaded = 0;
@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn arguments_are_whole_words() {
+    fn argument_matches_whole_words_only() {
         let line = "a=1 spoke.roothash=abc xspoke.roothash=no quiet\n";
         assert_eq!(argument(line, "spoke.roothash").as_deref(), Some("abc"));
         assert_eq!(argument(line, "quiet"), None);

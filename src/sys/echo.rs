@@ -1,4 +1,4 @@
-//! ICMP echo through one interface: the proof that the far end of a tunnel is alive.
+//! ICMP echo through one interface: proves that the far end of a tunnel is alive.
 use rustix::net::{SendFlags, netdevice};
 use socket2::{Domain, Protocol, Socket, Type};
 use spoke_model::interface_name::IfName;
@@ -17,7 +17,7 @@ pub enum EchoError {
         "not allowed to send ICMP echo: give the process CAP_NET_RAW, or its group a place in net.ipv4.ping_group_range"
     )]
     NoPrivilege(#[source] io::Error),
-    /// The interface is not there.
+    /// The interface does not exist.
     #[error("there is no interface {0}")]
     NoInterface(IfName),
     /// The kernel did not take it: no address, no route, interface down.
@@ -33,16 +33,16 @@ pub enum EchoError {
     },
 }
 
-/// Sends echoes through an interface and hears the answers that come back through the same.
+/// Sends echoes through an interface and receives the replies that arrive through the same interface.
 pub trait Echo: Send + 'static {
     /// Sends one; never waits for the network.
     fn send(&mut self, link: &IfName, to: IpAddr, seq: u16) -> impl Future<Output = Result<(), EchoError>> + Send;
 
-    /// Source and sequence number of the next answer to an echo of ours. Dropping the future loses nothing.
+    /// Source and sequence number of the next reply to an echo of ours. Dropping the future loses nothing.
     fn answer(&mut self) -> impl Future<Output = (IpAddr, u16)> + Send;
 }
 
-/// Sockets of the kernel, opened when first needed and bound to the interface: an answer that came another way is not heard.
+/// Kernel sockets, opened at first use and bound to the interface: a reply through another one is not received.
 ///
 /// A ping socket where `net.ipv4.ping_group_range` allows it, else a raw one.
 #[derive(Debug)]
@@ -55,12 +55,12 @@ pub struct IcmpEcho {
 
 #[derive(Debug)]
 struct Bound {
-    /// A datagram socket to the runtime, whatever its protocol: readiness and packets are all it is used for.
+    /// A datagram socket to the runtime; the protocol is ICMP. Used for readiness and packets only.
     socket: UdpSocket,
     family: Family,
     raw: bool,
     link: IfName,
-    /// The index the socket is bound to: an interface made anew has another one under the same name.
+    /// The index the socket is bound to: a recreated interface of the same name has another one.
     index: u32,
 }
 

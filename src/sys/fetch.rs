@@ -7,9 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// No answer within this time is none.
+/// Timeout of connecting and of the response header.
 const ANSWER: Duration = Duration::from_secs(30);
-/// The longest a whole bundle may take: 30 MB at 11 kbit/s. A line that died in the middle must not hold an update for ever.
+/// The longest a whole bundle may take: 30 MB at 11 kbit/s. A connection that stalls must not block updates for ever.
 const WHOLE: Duration = Duration::from_secs(6 * 3600);
 
 /// Opens `place`: a web address or a path.
@@ -36,7 +36,7 @@ fn web(address: &str, whole: Duration) -> io::Result<Box<dyn Read + Send>> {
     Ok(Box::new(answer.into_body().into_with_config().limit(u64::MAX).reader()))
 }
 
-/// How long a local endpoint may take; it answers from memory.
+/// Timeout of a local endpoint; it answers from memory.
 const LOCAL: Duration = Duration::from_secs(5);
 /// Longer answers of a local endpoint are cut off.
 const LOCAL_MAX: u64 = 64 * 1024;
@@ -58,14 +58,14 @@ mod tests {
     use std::io::Write as _;
 
     #[test]
-    fn a_line_that_dies_in_the_middle_ends_the_fetch() {
+    fn stalled_download_fails() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}/x.spoke", listener.local_addr().unwrap());
         let (done, over) = std::sync::mpsc::channel::<()>();
         let server = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nSPOKEUP1").unwrap();
-            // Open, and silent.
+            // Open, and sends nothing more.
             let _ = over.recv();
         });
         let mut body = web(&address, Duration::from_millis(300)).unwrap();

@@ -1,7 +1,7 @@
-//! How busy the machine is, from `/proc` and the root file system.
+//! Load of the machine, from `/proc` and the root file system.
 use spoke_api::agent::answer::HostLoad;
 
-/// Reads the load; remembers the processors' counters, since a percentage needs two looks.
+/// Reads the load; keeps the CPU counters, since a percentage needs two samples.
 #[derive(Debug, Default)]
 pub struct Host {
     last: Option<(u64, u64)>,
@@ -9,13 +9,13 @@ pub struct Host {
 }
 
 impl Host {
-    /// The load now. What cannot be read is 0. Reads memory-backed files only.
+    /// The load. What cannot be read is 0. Reads memory-backed files only.
     pub fn load(&mut self) -> HostLoad {
         let mut out = HostLoad::default();
         if let Some((busy, total)) = read("/proc/stat").as_deref().and_then(cpu) {
             let (old_busy, old_total) = self.last.unwrap_or((0, 0));
             let (busy_since, total_since) = (busy.saturating_sub(old_busy), total.saturating_sub(old_total));
-            // Two looks within a tick have nothing to divide by.
+            // Two samples within a tick: no ticks to divide by.
             if total_since > 0 {
                 #[expect(clippy::cast_precision_loss, reason = "a percentage for people")]
                 let percent = busy_since as f64 / total_since as f64 * 100.0;
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernels_formats_are_read() {
+    fn proc_formats_are_parsed() {
         assert_eq!(cpu("cpu  10 0 5 80 5 0 0 0 3 0\ncpu0 1\n"), Some((15, 100)));
         assert_eq!(meminfo("MemTotal:  2048 kB\nMemAvailable: 1024 kB\n", "MemAvailable:"), 1 << 20);
         let dev = "Inter-|   Receive\n lo: 9 9 0 0 0 0 0 0 9 9 0\n eth0: 100 2 0 0 0 0 0 0 50 1 0 0\n wg0:1 1 0 0 0 0 0 0 1 1 0 0\n";
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn this_machine_has_memory_and_a_root() {
+    fn load_of_this_machine_is_plausible() {
         let load = Host::default().load();
         assert!(load.memory_total > load.memory_available && load.disk_total >= load.disk_used && load.disk_used > 0);
         assert!((0.0..=100.0).contains(&load.cpu_percent));

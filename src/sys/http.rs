@@ -1,7 +1,7 @@
 //! An HTTPS client for one server: one connection kept open, answers bounded in size and time.
 //!
-//! Asynchronous, because a long-poll waits for minutes: it must neither hold a thread nor outlive a stop. The server is
-//! known by a pinned certificate, by certificates of our own, or by the public CAs. A board without a clock cannot judge
+//! Asynchronous, because a long-poll waits for minutes: it must neither hold a thread nor delay a stop. The server is
+//! authenticated by a pinned certificate, by configured CAs, or by the public CAs. A board without a clock cannot judge
 //! dates, so certificates are judged at no earlier moment than one that is known to have passed; a pin needs no date.
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
@@ -24,21 +24,21 @@ use tokio_rustls::rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error as TlsError, RootCertStore, SignatureScheme,
 };
 
-/// How long a connection may take to be made.
+/// Timeout of TCP connect and TLS handshake together.
 const CONNECT: Duration = Duration::from_secs(15);
 
-/// A moment that has passed for certain: this was written after it (2026-01-01).
+/// A moment that is certainly in the past: 2026-01-01.
 const WRITTEN: u64 = 1_767_225_600;
 
 /// The latest moment known to have passed, in seconds since 1970. No atomic: a 32-bit MIPS has none of 64 bits.
 type Floor = Arc<Mutex<u64>>;
 
-/// How the server is known.
+/// How the server is authenticated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trust {
-    /// By the CAs every browser knows.
+    /// By Mozilla's CAs.
     Public,
-    /// By these certificates in PEM.
+    /// By these CA certificates in PEM.
     Own(Vec<u8>),
     /// By the SHA-256 of its certificate.
     Pin([u8; 32]),
@@ -79,7 +79,7 @@ pub enum HttpError {
     /// The certificate is not the one expected.
     #[error("the control plane's certificate is not accepted")]
     Untrusted(#[source] std::io::Error),
-    /// It took too long.
+    /// Timeout.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
     /// The connection ended in the middle.
@@ -88,8 +88,8 @@ pub enum HttpError {
     /// More bytes than allowed.
     #[error("the answer is larger than {0} bytes, or was cut")]
     TooLarge(usize),
-    /// What was to be sent is no request.
-    #[error("not a request: {0}")]
+    /// The request cannot be built.
+    #[error("request cannot be built: {0}")]
     Malformed(String),
 }
 
@@ -155,7 +155,7 @@ impl HttpsClient {
         Self { server: self.server.clone(), tls: self.tls.clone(), floor: self.floor.clone(), open: None }
     }
 
-    /// Says that a moment has passed, in seconds since 1970: certificates are judged at no earlier one.
+    /// Raises the earliest date used for certificates, in seconds since 1970.
     pub fn not_before(&self, secs: u64) {
         let mut floor = self.floor.lock().unwrap_or_else(PoisonError::into_inner);
         *floor = secs.max(*floor);
@@ -225,7 +225,7 @@ impl Http for HttpsClient {
         let within = request.timeout;
         let ask = async {
             match self.exchange(&request).await {
-                // The server has closed a connection that was idle: that says nothing about the request.
+                // The server closed an idle connection: the request may be sent again.
                 Err(HttpError::Cut(_)) if reused => self.exchange(&request).await,
                 other => other,
             }
@@ -301,7 +301,7 @@ impl ServerCertVerifier for Dated {
     }
 }
 
-/// Accepts one certificate, whatever it says of itself.
+/// Accepts one certificate by its digest; names and dates in it do not count.
 #[derive(Debug)]
 struct Pinned {
     digest: [u8; 32],

@@ -1,7 +1,7 @@
-//! A small HTTP/1.1 server: every request is read whole within bounds of size, time and number, then answered.
+//! A small HTTP/1.1 server: every request is read whole within limits of size, time and number, then answered.
 //!
-//! What a stranger can cost us is bounded before anything is decided about him: connections in all and for each source,
-//! seconds for the header and for the body, bytes of both, requests per second.
+//! The cost of an unauthenticated client is bounded: connections in total and per source, seconds for header and body, bytes of
+//! both, requests per second.
 mod exchange;
 mod stalling;
 
@@ -27,9 +27,9 @@ use tokio::time::{sleep, timeout};
 
 /// Connections waiting to be accepted.
 const BACKLOG: u32 = 256;
-/// How long a listener that could not be bound, or an accept that failed, waits.
+/// Delay before a failed bind or accept is repeated.
 const RETRY: Duration = Duration::from_secs(2);
-/// How long open requests may take after a stop was asked for.
+/// Timeout of open requests after a stop.
 const GRACE: Duration = Duration::from_secs(3);
 /// Longest header section, in bytes.
 const HEADER_BYTES: usize = 16 * 1024;
@@ -69,7 +69,7 @@ pub trait Service: Send + Sync + 'static {
     fn call(&self, request: Request) -> impl Future<Output = Response> + Send;
 }
 
-/// Turns an accepted connection into the stream HTTP is spoken on: plain, or TLS.
+/// Turns an accepted connection into the stream that carries HTTP: plain, or TLS.
 pub trait Wrap: Clone + Send + Sync + 'static {
     /// What comes out.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
@@ -127,7 +127,7 @@ impl<S: Service, W: Wrap> Server<S, W> {
     }
 
     async fn listen(&self, addr: SocketAddr, mut stop: watch::Receiver<bool>) {
-        let mut said = false;
+        let mut logged = false;
         loop {
             match bind(addr) {
                 Ok(listener) => {
@@ -135,8 +135,8 @@ impl<S: Service, W: Wrap> Server<S, W> {
                     return self.accept(&listener, &mut stop).await;
                 }
                 Err(error) => {
-                    if !std::mem::replace(&mut said, true) {
-                        tracing::error!(%addr, %error, "cannot listen; trying again until it works");
+                    if !std::mem::replace(&mut logged, true) {
+                        tracing::error!(%addr, %error, "cannot listen; trying again");
                     }
                 }
             }
@@ -249,9 +249,9 @@ fn bind(addr: SocketAddr) -> std::io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Resolves once a stop was asked for, or nobody is left to ask for one.
+/// Resolves once a stop was requested, or its sender is dropped.
 pub async fn stopped(stop: &mut watch::Receiver<bool>) {
-    // A sender that is gone means the same: there is nobody left to serve for.
+    // A dropped sender is a stop.
     let _ = stop.wait_for(|s| *s).await;
 }
 

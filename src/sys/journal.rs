@@ -1,8 +1,8 @@
-//! A file of checked lines that only grows, until it is replaced as a whole: one line a change, whatever the size of all.
+//! An append-only file of lines with checksums, replaced as a whole at times: the cost of a change is one line.
 //!
-//! A line is `<16 hex digits of SHA-256> <payload>\n`. What follows the first line that does not check out (a write cut
-//! short by a power cut) is dropped at the next opening; if good lines follow it, that was no power cut, and a copy of the
-//! file is kept aside. The file is readable by its owner only.
+//! A line is `<16 hex digits of SHA-256> <payload>\n`. What follows the first line with a wrong checksum (a write cut short
+//! by a power cut) is dropped at the next opening; if good lines follow it, the file is damaged and a copy is kept aside. The
+//! file is readable by its owner only.
 use crate::disk::{DiskError, write_atomic};
 use rustix::fs::{Mode, OFlags};
 use std::fs::File;
@@ -17,22 +17,22 @@ pub struct Journal {
     /// `None`: it could not be opened for writing yet.
     file: Option<Arc<File>>,
     len: u64,
-    /// What has to be done with a damaged file before anything is added to it, where the disk took nothing at opening.
-    mend: Option<Arc<Mend>>,
+    /// Repair of a damaged file that could not be written at opening; done before the next line is appended.
+    repair: Option<Arc<Repair>>,
 }
 
-/// A damaged file, and what takes its place.
+/// How a damaged file is replaced.
 #[derive(Debug)]
-enum Mend {
-    /// All that is in it goes into a copy aside; these bytes stay.
+enum Repair {
+    /// Its bytes go into a copy aside; the good ones stay.
     Aside { damaged: Vec<u8>, good: Vec<u8> },
-    /// It is renamed as it is, and a new one is begun.
+    /// It is renamed as it is, and a new one is started.
     Rename,
 }
 
-impl Mend {
-    /// Does it; gives where the damaged file is then.
-    fn carry_out(&self, path: &Path) -> Result<PathBuf, DiskError> {
+impl Repair {
+    /// Repairs; returns where the damaged file is kept.
+    fn run(&self, path: &Path) -> Result<PathBuf, DiskError> {
         match self {
             Self::Aside { damaged, good } => {
                 let copy = beside(path, "damaged");
@@ -48,18 +48,18 @@ impl Mend {
         }
     }
 
-    /// Does it if the disk takes it; else it is left for the first line to be added.
+    /// Repairs if the disk can be written; else returns itself for the next append.
     fn now(self, path: &Path) -> (Option<PathBuf>, Option<Arc<Self>>) {
-        match self.carry_out(path) {
+        match self.run(path) {
             Ok(kept) => {
-                tracing::error!(path = %path.display(), copy = %kept.display(), "file damaged: it is kept aside");
+                tracing::error!(path = %path.display(), copy = %kept.display(), "file damaged; a copy is kept aside");
                 (Some(kept), None)
             }
             Err(error) => {
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
                 tracing::error!(
                     path = %path.display(), %error, cause,
-                    "file damaged, and it cannot be mended: what is good of it, or of the one before it, holds"
+                    "file damaged and not repaired; its good lines, or those of the previous copy, are used"
                 );
                 (None, Some(Arc::new(self)))
             }
@@ -67,7 +67,7 @@ impl Mend {
     }
 }
 
-/// Lines as they stand in the file.
+/// Lines in the format of the file.
 #[derive(Debug, Default)]
 pub struct Lines(Vec<u8>);
 
@@ -82,7 +82,7 @@ impl Lines {
         self.0.len() as u64
     }
 
-    /// There is none.
+    /// Whether there are none.
     pub const fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -101,22 +101,22 @@ impl<P: AsRef<[u8]>> FromIterator<P> for Lines {
 pub struct Found {
     /// Payloads of the good lines, oldest first.
     pub lines: Vec<Vec<u8>>,
-    /// Bytes that were dropped because they did not check out.
+    /// Bytes dropped for a wrong checksum.
     pub dropped: u64,
     /// Where the damaged file is kept, if it was damaged elsewhere than at its end.
     pub aside: Option<PathBuf>,
 }
 
 impl Journal {
-    /// Opens or creates it. Blocks. What is in it can be used even if nothing can be added to it (a file system that the kernel
-    /// has made read-only, or that is full): the log says so then, and each line to be appended tries again.
+    /// Opens or creates it. Blocks. Its lines can be used even if the file system is read-only or full: that is logged, and each
+    /// append tries again.
     pub fn open(path: PathBuf) -> Result<(Self, Found), DiskError> {
         let bytes = read_or_nothing(&path)?;
         let (mut lines, mut good) = parse(&bytes);
         let mut dropped = (bytes.len() - good) as u64;
-        let (mut aside, mut mend) = (None, None);
+        let (mut aside, mut repair) = (None, None);
         if dropped > 0 && (good == 0 || !salvage(&bytes[good..]).0.is_empty()) {
-            // Kept for a person to look at; what a file damaged from its beginning had replaced takes its place.
+            // Kept for a person to examine; a file damaged from its beginning is replaced by the previous copy.
             let mut whole = bytes[..good].to_vec();
             if good == 0 {
                 let previous = std::fs::read(beside(&path, "prev")).unwrap_or_default();
@@ -124,9 +124,9 @@ impl Journal {
                 dropped = (previous.len() - good) as u64;
                 whole = previous[..good].to_vec();
             }
-            (aside, mend) = Mend::Aside { damaged: bytes, good: whole }.now(&path);
+            (aside, repair) = Repair::Aside { damaged: bytes, good: whole }.now(&path);
         }
-        Ok((Self::with(path, good as u64, mend), Found { lines, dropped, aside }))
+        Ok((Self::with(path, good as u64, repair), Found { lines, dropped, aside }))
     }
 
     /// As [`Journal::open`] for a file whose every line is evidence: damaged elsewhere than at its end it is not touched
@@ -138,38 +138,38 @@ impl Journal {
             return Self::open(path);
         }
         let (lines, dropped) = salvage(&bytes);
-        let (aside, mend) = Mend::Rename.now(&path);
-        Ok((Self::with(path, 0, mend), Found { lines, dropped, aside }))
+        let (aside, repair) = Repair::Rename.now(&path);
+        Ok((Self::with(path, 0, repair), Found { lines, dropped, aside }))
     }
 
-    /// The journal of which the first `len` bytes are good, once it is mended.
-    fn with(path: PathBuf, len: u64, mend: Option<Arc<Mend>>) -> Self {
-        let mut out = Self { path, file: None, len, mend };
-        if out.mend.is_none() {
+    /// The journal of which the first `len` bytes are good once it is repaired.
+    fn with(path: PathBuf, len: u64, repair: Option<Arc<Repair>>) -> Self {
+        let mut out = Self { path, file: None, len, repair };
+        if out.repair.is_none() {
             match open_append(&out.path, len) {
                 Ok(file) => out.file = Some(Arc::new(file)),
                 Err(error) => {
                     let cause = std::error::Error::source(&error).map(ToString::to_string);
-                    tracing::error!(%error, cause, "nothing can be added to it; what is in it holds");
+                    tracing::error!(%error, cause, "journal is read-only; its lines are used");
                 }
             }
         }
         out
     }
 
-    /// Goes on with these lines alone, which are its first. The file as it was is kept aside, as a damaged one is. Blocks.
+    /// Keeps these lines only, which are its first. The old file is kept aside like a damaged one. Blocks.
     pub fn keep_first(&mut self, lines: &[Vec<u8>]) -> Result<(), DiskError> {
         let mut good = Vec::new();
         lines.iter().for_each(|l| write_line(&mut good, l));
         let len = good.len() as u64;
-        let (_, mend) = Mend::Aside { damaged: read_or_nothing(&self.path)?, good }.now(&self.path);
-        *self = Self::with(self.path.clone(), len, mend);
+        let (_, repair) = Repair::Aside { damaged: read_or_nothing(&self.path)?, good }.now(&self.path);
+        *self = Self::with(self.path.clone(), len, repair);
         Ok(())
     }
 
-    /// Whether the file was found damaged, and the disk did not let it be mended yet.
+    /// Whether the file is damaged and could not be repaired yet.
     pub const fn is_damaged(&self) -> bool {
-        self.mend.is_some()
+        self.repair.is_some()
     }
 
     /// Bytes in the file.
@@ -187,10 +187,9 @@ impl Journal {
         &self.path
     }
 
-    /// Appends a line; with `sync` it is on the medium when this returns. A line that could not be written whole is taken
-    /// back.
+    /// Appends a line; with `sync` it is on the medium when this returns. A partly written line is truncated.
     pub async fn append(&mut self, payload: &[u8], sync: bool) -> Result<(), DiskError> {
-        self.mend().await?;
+        self.repair().await?;
         let (file, path, at) = (self.file.clone(), self.path.clone(), self.len);
         let mut line = Vec::with_capacity(payload.len() + 18);
         write_line(&mut line, payload);
@@ -199,7 +198,7 @@ impl Journal {
                 Some(file) => file,
                 None => Arc::new(open_append(&path, at)?),
             };
-            // What an earlier failure left behind and could not take back.
+            // Bytes of an earlier failed write that could not be truncated.
             let clean = || if file.metadata()?.len() == at { Ok(()) } else { file.set_len(at) };
             let write = || (&*file).write_all(&line);
             let done = clean().and_then(|()| write()).and_then(|()| if sync { file.sync_data() } else { Ok(()) });
@@ -217,10 +216,10 @@ impl Journal {
         Ok(())
     }
 
-    /// Puts these lines in the place of all others; after a power cut it is the old ones or these.
+    /// Replaces all lines by these; after a power cut the file has the old ones or these.
     pub async fn replace(&mut self, lines: Lines) -> Result<(), DiskError> {
         let Lines(bytes) = lines;
-        self.mend().await?;
+        self.repair().await?;
         let path = self.path.clone();
         let (file, len) = blocking(move || {
             let previous = beside(&path, "prev");
@@ -237,18 +236,18 @@ impl Journal {
         Ok(())
     }
 
-    async fn mend(&mut self) -> Result<(), DiskError> {
-        if let Some(mend) = self.mend.clone() {
+    async fn repair(&mut self) -> Result<(), DiskError> {
+        if let Some(repair) = self.repair.clone() {
             let path = self.path.clone();
-            blocking(move || mend.carry_out(&path)).await?;
-            self.mend = None;
+            blocking(move || repair.run(&path)).await?;
+            self.repair = None;
         }
         Ok(())
     }
 
-    /// Begins a new file; the present one gets `.1` appended to its name, in place of an earlier one.
+    /// Starts a new file; the present one gets `.1` appended to its name, in place of an earlier one.
     pub async fn rotate(&mut self) -> Result<(), DiskError> {
-        self.mend().await?;
+        self.repair().await?;
         let path = self.path.clone();
         let file = blocking(move || {
             std::fs::rename(&path, beside(&path, "1")).map_err(|e| DiskError::write(&path, e))?;
@@ -275,13 +274,13 @@ fn read_or_nothing(path: &Path) -> Result<Vec<u8>, DiskError> {
     }
 }
 
-/// Every good line of a journal, also beyond a damaged one; the file is left as it is. Nothing where there is none. Blocks.
+/// Every good line of a journal, also after a damaged one; the file is not changed. Empty if it does not exist. Blocks.
 pub fn read(path: &Path) -> Result<Found, DiskError> {
     let (lines, dropped) = salvage(&read_or_nothing(path)?);
     Ok(Found { lines, dropped, aside: None })
 }
 
-/// What [`Journal::open`] would find; the file is left as it is. `Ok(None)`: there is none. Blocks.
+/// What [`Journal::open`] would find; the file is not changed. `Ok(None)`: it does not exist. Blocks.
 pub fn peek(path: &Path) -> Result<Option<Found>, DiskError> {
     let mut bytes = read_or_nothing(path)?;
     if bytes.is_empty() {
@@ -322,13 +321,10 @@ fn write_line(out: &mut Vec<u8>, payload: &[u8]) {
 }
 
 fn sum(payload: &[u8]) -> [u8; 16] {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let digest = ring::digest::digest(&ring::digest::SHA256, payload);
     let mut out = [0; 16];
-    for (i, b) in digest.as_ref().iter().take(8).enumerate() {
-        out[2 * i] = DIGITS[usize::from(b >> 4)];
-        out[2 * i + 1] = DIGITS[usize::from(b & 15)];
-    }
+    // Fails on a wrong length only.
+    let _ = const_hex::encode_to_slice(&digest.as_ref()[..8], &mut out);
     out
 }
 
@@ -343,7 +339,7 @@ fn parse(bytes: &[u8]) -> (Vec<Vec<u8>>, usize) {
     (lines, good)
 }
 
-/// The good lines wherever they are, and how many bytes are in none of them.
+/// All good lines, and how many bytes are in none of them.
 fn salvage(bytes: &[u8]) -> (Vec<Vec<u8>>, u64) {
     let lines: Vec<Vec<u8>> = bytes.split_inclusive(|b| *b == b'\n').filter_map(whole_line).collect();
     let good: usize = lines.iter().map(|l| l.len() + 18).sum();
@@ -354,7 +350,7 @@ fn whole_line(line: &[u8]) -> Option<Vec<u8>> {
     check(line.strip_suffix(b"\n")?).map(<[u8]>::to_vec)
 }
 
-/// The payload of a line without its end, if it checks out.
+/// The payload of a line without its newline, if the checksum matches.
 fn check(line: &[u8]) -> Option<&[u8]> {
     let (head, payload) = line.split_at_checked(17)?;
     (head[..16] == sum(payload) && head[16] == b' ').then_some(payload)
@@ -366,7 +362,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[tokio::test]
-    async fn a_cut_anywhere_keeps_every_whole_line() {
+    async fn truncation_keeps_every_whole_line() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("j");
         let (mut journal, _) = Journal::open(path.clone()).unwrap();
@@ -385,7 +381,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn replacing_is_whole_and_private() {
+    async fn replacement_is_atomic_and_private() {
         use std::os::unix::fs::MetadataExt as _;
         let dir = tempfile::tempdir().unwrap();
         let (mut journal, _) = Journal::open(dir.path().join("j")).unwrap();

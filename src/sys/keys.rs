@@ -1,5 +1,4 @@
-//! WireGuard keys on the device: read from where the configuration says, made once if a file is not there yet, never
-//! replaced.
+//! WireGuard keys of the device: read from the configured source, created once if a file is missing, never replaced.
 use super::disk::{DiskError, read_secret, write_atomic};
 use super::random::{NoRandom, key_bytes};
 use spoke_config::Config;
@@ -12,25 +11,25 @@ use zeroize::Zeroizing;
 
 pub mod pending;
 
-/// Longest key file that is looked at, in bytes.
+/// Longest key file accepted, in bytes.
 const MAX_FILE: u64 = 2304;
 
-/// Why a key is not to be had.
+/// Why a key cannot be read or created.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// The file cannot be read or written, or others may read it.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// What is there is not a key.
+    /// The content is not a key.
     #[error(
-        "{0} does not hold a WireGuard key: expected one line of 44 characters; put a key there (spoke key generate) or move the file away to have one made"
+        "{0} does not hold a WireGuard key: expected one line of 44 characters; put a key there (spoke key generate) or move the file away to have one created"
     )]
     NotAKey(KeySource),
-    /// What is there is not a URL.
+    /// The content is not a URL.
     #[error("{0} does not hold an HTTP URL: expected one line such as https://rpc.example.net/v2/KEY")]
     NotAUrl(KeySource),
-    /// A key that only somebody else can provide is not there.
-    #[error("{origin} is not there: {remedy}")]
+    /// A key that is provided from outside is missing.
+    #[error("{origin} is missing: {remedy}")]
     Missing {
         /// Where it should be.
         origin: KeySource,
@@ -42,19 +41,19 @@ pub enum KeyError {
         "{0} is provided from outside and cannot be changed from here: change it there, or set private_key to a file:/path"
     )]
     NotOurs(KeySource),
-    /// No key could be made.
+    /// No key could be generated.
     #[error(transparent)]
     Random(#[from] NoRandom),
 }
 
-/// Whether a private key file that is missing is made.
+/// What to do if a private key file is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IfMissing {
-    /// Make one.
+    /// Create it.
     Create,
-    /// Make one that is kept nowhere, to see what would happen.
+    /// Generate a key without storing it, for a preview.
     Imagine,
-    /// Say so.
+    /// Return an error.
     Fail,
 }
 
@@ -74,7 +73,7 @@ pub fn load(config: &Config, if_missing: IfMissing) -> Result<Keys, KeyError> {
     Ok(keys)
 }
 
-/// Reads a private key, or makes it if it is a file that is not there and `if_missing` allows it.
+/// Reads a private key. A missing file is created if `if_missing` allows it.
 pub fn private(source: &KeySource, if_missing: IfMissing) -> Result<SecretKey, KeyError> {
     if let Some(text) = read(source)? {
         return text.trim().parse().map_err(|_| KeyError::NotAKey(source.clone()));
@@ -85,7 +84,7 @@ pub fn private(source: &KeySource, if_missing: IfMissing) -> Result<SecretKey, K
         (KeySource::File(_), IfMissing::Fail) => {
             return Err(KeyError::Missing {
                 origin: source.clone(),
-                remedy: "`spoke run` makes it at its first start",
+                remedy: "`spoke run` creates it at its first start",
             });
         }
         (KeySource::Credential(_), _) => return Err(no_credential(source)),
@@ -98,10 +97,10 @@ pub fn private(source: &KeySource, if_missing: IfMissing) -> Result<SecretKey, K
     }
     match write_atomic(path, line.as_bytes(), false) {
         Ok(()) => {
-            tracing::info!(path = %path.display(), public_key = %key.public(), "made a new WireGuard key");
+            tracing::info!(path = %path.display(), public_key = %key.public(), "WireGuard key created");
             Ok(key)
         }
-        // Somebody else made it between the look and the write: theirs counts.
+        // Another process created it since the read: its key is used.
         Err(DiskError::Write { source: e, .. }) if e.kind() == std::io::ErrorKind::AlreadyExists => {
             private(source, IfMissing::Fail)
         }
@@ -116,14 +115,14 @@ pub fn preshared(source: &KeySource) -> Result<PresharedKey, KeyError> {
         None => match source {
             KeySource::File(_) => Err(KeyError::Missing {
                 origin: source.clone(),
-                remedy: "put there what `wg genpsk` gave the other side, mode 0600",
+                remedy: "put the preshared key of the other side there (wg genpsk), mode 0600",
             }),
             KeySource::Credential(_) => Err(no_credential(source)),
         },
     }
 }
 
-/// The key that signs our requests to the control plane: a seed of 32 bytes in base64, made once.
+/// The key that signs our requests to the control plane: a seed of 32 bytes in base64, created once.
 pub fn identity(path: &Path) -> Result<spoke_model::signature::SignKey, KeyError> {
     use base64::{Engine as _, engine::general_purpose::STANDARD};
     let source = KeySource::File(path.to_owned());
@@ -136,14 +135,14 @@ pub fn identity(path: &Path) -> Result<spoke_model::signature::SignKey, KeyError
     line.push('\n');
     match write_atomic(path, line.as_bytes(), false) {
         Ok(()) => {}
-        // Somebody else made it between the look and the write: theirs counts.
+        // Another process created it since the read: its key is used.
         Err(DiskError::Write { source: e, .. }) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
         Err(e) => return Err(e.into()),
     }
     identity(path)
 }
 
-/// Reads a secret of one line that is no key, such as a URL with a token in it.
+/// Reads a one-line secret other than a key, such as a URL with a token.
 pub fn line(source: &KeySource) -> Result<Zeroizing<String>, KeyError> {
     match read(source)? {
         Some(text) => Ok(Zeroizing::new(text.trim().to_owned())),
@@ -156,21 +155,21 @@ pub fn line(source: &KeySource) -> Result<Zeroizing<String>, KeyError> {
     }
 }
 
-/// Reads a shared secret as it is, such as that of the agent API.
+/// Reads a shared secret as raw bytes, such as that of the agent API.
 pub fn shared_secret(source: &KeySource) -> Result<Secret<Vec<u8>>, KeyError> {
     match read_bytes(source)? {
         Some(bytes) => Ok(Secret::new(bytes.to_vec())),
         None => match source {
             KeySource::File(_) => Err(KeyError::Missing {
                 origin: source.clone(),
-                remedy: "make one: `(umask 077; head -c 32 /dev/urandom | base64 > FILE)`, and give it to the panel",
+                remedy: "create one: `(umask 077; head -c 32 /dev/urandom | base64 > FILE)`, and give it to the panel",
             }),
             KeySource::Credential(_) => Err(no_credential(source)),
         },
     }
 }
 
-/// Makes a state directory that only its owner can enter.
+/// Creates a state directory with mode 0700.
 pub fn ensure_dir(dir: &Path) -> Result<(), DiskError> {
     use std::os::unix::fs::DirBuilderExt as _;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|source| DiskError::Write {
@@ -242,8 +241,8 @@ mod tests {
         for text in ["", "short\n", "\u{0}\u{1}", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\n"] {
             let _ = std::fs::remove_file(path);
             write_atomic(path, text.as_bytes(), false).unwrap();
-            let said = private(&source, IfMissing::Create).unwrap_err().to_string();
-            assert!(said.contains("wg0.key") && said.contains("44 characters"), "{said}");
+            let error = private(&source, IfMissing::Create).unwrap_err().to_string();
+            assert!(error.contains("wg0.key") && error.contains("44 characters"), "{error}");
             assert_eq!(std::fs::read(path).unwrap(), text.as_bytes());
         }
     }

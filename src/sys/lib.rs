@@ -1,4 +1,4 @@
-//! The seams: every effect behind a small trait, with its real implementation. Nothing here decides anything.
+//! Effects behind small traits, with their real implementations. No decisions: those are in the pure crates.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
 
 pub mod bundle;

@@ -1,17 +1,17 @@
-//! Which of the process's threads the kernel runs first.
+//! Scheduling priority of single threads.
 use rustix::process::{getpriority_process, setpriority_process};
 use rustix::thread::gettid;
 
-/// How much later than the process's other threads: a third of their share where all want to run.
-const LATER: i32 = 5;
+/// Added to the nice value: a third of the other threads' share under contention.
+const NICE_INCREMENT: i32 = 5;
 
-/// Lets the process's other threads run before the calling one. Linux keeps a nice value for each thread, whatever POSIX
-/// says of processes (`man 2 setpriority`, "C library/kernel differences"). Where it is denied nothing is lost but time.
-pub fn after_the_others() {
+/// Lowers the priority of the calling thread. On Linux the nice value belongs to the thread (`man 2 setpriority`, "C
+/// library/kernel differences"). A refusal is logged only.
+pub fn lower_thread_priority() {
     let thread = Some(gettid());
-    let lowered = getpriority_process(thread).and_then(|now| setpriority_process(thread, now + LATER));
+    let lowered = getpriority_process(thread).and_then(|now| setpriority_process(thread, now + NICE_INCREMENT));
     if let Err(error) = lowered {
-        tracing::debug!(%error, "the thread keeps its priority");
+        tracing::debug!(%error, "thread priority not lowered");
     }
 }
 
@@ -20,14 +20,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_thread_that_asks_comes_later() {
+    fn only_the_calling_thread_is_lowered() {
         let of_this = || getpriority_process(Some(gettid())).unwrap();
         let before = of_this();
         let lowered = std::thread::spawn(move || {
-            after_the_others();
+            lower_thread_priority();
             of_this()
         });
-        assert_eq!(lowered.join().unwrap(), (before + LATER).min(19));
+        assert_eq!(lowered.join().unwrap(), (before + NICE_INCREMENT).min(19));
         assert_eq!(of_this(), before);
     }
 }

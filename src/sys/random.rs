@@ -3,17 +3,17 @@ use zeroize::Zeroizing;
 
 /// The kernel gave no random bytes.
 #[derive(Debug, thiserror::Error)]
-#[error("the kernel gives no random bytes: {0}")]
+#[error("cannot get random bytes from the kernel: {0}")]
 pub struct NoRandom(getrandom::Error);
 
-/// 32 bytes fit for a key.
+/// 32 bytes for a key.
 pub fn key_bytes() -> Result<Zeroizing<[u8; 32]>, NoRandom> {
     let mut bytes = Zeroizing::new([0; 32]);
     getrandom::fill(bytes.as_mut_slice()).map_err(NoRandom)?;
     Ok(bytes)
 }
 
-/// A number for jitter; never for a secret. Without random bytes it is the boot clock, which differs enough.
+/// A seed for jitter, never for a secret. Without random bytes it is the boot clock.
 pub fn seed() -> u64 {
     let mut bytes = [0; 8];
     match getrandom::fill(&mut bytes) {

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
-/// Look-ups under way at once. The system's resolver cannot be interrupted: one that hangs keeps its thread until it gives
-/// up by itself, and without a bound a dead DNS server would collect threads.
+/// Look-ups under way at once. The system's resolver cannot be interrupted: one that hangs keeps its thread until its
+/// own timeout, and without a bound a dead DNS server would collect threads.
 const MAX_LOOKUPS: usize = 4;
 
 /// Why a name has no address.
 #[derive(Debug, thiserror::Error)]
 pub enum ResolveError {
-    /// The resolver said no.
+    /// The resolver returned an error.
     #[error("{name} cannot be looked up")]
     Failed {
         /// The name.
@@ -72,7 +72,7 @@ impl Resolve for SystemResolver {
             let look_up = async move {
                 let permit = free.acquire_owned().await.map_err(std::io::Error::other)?;
                 tokio::task::spawn_blocking(move || {
-                    // Held until the resolver returns, not until somebody stops waiting for it.
+                    // Held until the resolver returns, also when the caller has stopped waiting.
                     let _permit = permit;
                     std::net::ToSocketAddrs::to_socket_addrs(&(asked.host.as_str(), asked.port)).map(Vec::from_iter)
                 })

@@ -19,7 +19,7 @@ pub enum RpcError {
     /// No connection, no name, no TLS, or cut off.
     #[error("cannot be reached: {0}")]
     Unreachable(String),
-    /// It took too long.
+    /// Timeout.
     #[error("no answer in time")]
     Timeout,
     /// Another status than 200.
@@ -27,11 +27,11 @@ pub enum RpcError {
     Status {
         /// The status.
         status: u16,
-        /// What it asked for.
+        /// The delay it asked for.
         retry_after: Option<Duration>,
     },
-    /// It wanted us to ask somebody else.
-    #[error("it redirects to elsewhere: configure the final URL")]
+    /// It redirects to another URL.
+    #[error("it redirects to another URL: configure that one")]
     Redirect,
     /// More bytes than allowed, packed or unpacked.
     #[error("the answer is larger than {0} bytes")]
@@ -48,7 +48,7 @@ pub enum RpcError {
 }
 
 impl RpcError {
-    /// What the endpoint asked us to wait.
+    /// The delay that the endpoint asked for.
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Status { retry_after, .. } => *retry_after,
@@ -84,7 +84,7 @@ pub trait Rpc: Clone + Send + Sync + 'static {
     fn ask(&self, endpoint: usize, asks: Vec<Call>, cap: u64) -> impl Future<Output = Result<Reply, RpcError>> + Send;
 }
 
-/// The real thing: one connection pool, TLS against Mozilla's CA set, no redirects, no proxy from the environment.
+/// JSON-RPC over `ureq`: one connection pool, TLS against Mozilla's CA set, no redirects, no proxy from the environment.
 #[derive(Clone, Debug)]
 pub struct Http {
     agent: ureq::Agent,
@@ -141,11 +141,11 @@ impl Http {
         }
         if status != 200 {
             let header = |name| response.headers().get(name).and_then(|v| v.to_str().ok());
-            let retry_after = header("retry-after").and_then(|v| wait_asked_for(v, header("date")));
-            // Some providers say in words what was wrong with the question, and give it the status of a bad request.
+            let retry_after = header("retry-after").and_then(|v| parse_retry_after(v, header("date")));
+            // Some providers send the JSON-RPC error with status 400.
             if retry_after.is_none() && status != 429 {
-                let said = decode(response.into_body().into_reader().take(REFUSAL_CAP), asks);
-                if let Some(refusal) = refusal(said) {
+                let answers = decode(response.into_body().into_reader().take(REFUSAL_CAP), asks);
+                if let Some(refusal) = refusal(answers) {
                     return Err(RpcError::Bad(BadAnswer::Refused(refusal)));
                 }
             }
@@ -197,8 +197,8 @@ fn refusal(answer: Result<Vec<Option<Answer>>, BadAnswer>) -> Option<Refusal> {
     }
 }
 
-/// What a `Retry-After` asks for: seconds, or a date, which counts from the endpoint's own `Date`, for ours may be wrong.
-fn wait_asked_for(text: &str, its_date: Option<&str>) -> Option<Duration> {
+/// The delay of a `Retry-After`: seconds, or a date relative to the endpoint's own `Date`, for our clock may be wrong.
+fn parse_retry_after(text: &str, its_date: Option<&str>) -> Option<Duration> {
     let text = text.trim();
     if let Ok(secs) = text.parse() {
         return Some(Duration::from_secs(secs));
@@ -230,7 +230,7 @@ fn io_failure(e: &std::io::Error) -> RpcError {
     }
 }
 
-/// Gives up after `left` bytes, and remembers why reading ended.
+/// Fails after `left` bytes, and keeps the reason.
 struct Capped<R> {
     inner: R,
     left: u64,
@@ -262,18 +262,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wait_is_asked_for_in_seconds_or_until_a_date() {
+    fn retry_after_is_seconds_or_a_date() {
         let date = Some("Sun, 06 Nov 1994 08:49:37 GMT");
-        assert_eq!(wait_asked_for(" 120 ", None), Some(Duration::from_secs(120)));
-        assert_eq!(wait_asked_for("Sun, 06 Nov 1994 08:50:07 GMT", date), Some(Duration::from_secs(30)));
-        assert_eq!(wait_asked_for("Sun, 06 Nov 1994 08:00:00 GMT", date), Some(Duration::ZERO), "it has passed");
+        assert_eq!(parse_retry_after(" 120 ", None), Some(Duration::from_secs(120)));
+        assert_eq!(parse_retry_after("Sun, 06 Nov 1994 08:50:07 GMT", date), Some(Duration::from_secs(30)));
+        assert_eq!(
+            parse_retry_after("Sun, 06 Nov 1994 08:00:00 GMT", date),
+            Some(Duration::ZERO),
+            "a date in the past"
+        );
         for (text, date) in [("Sun, 06 Nov 1994 08:50:07 GMT", None), ("-1", date), ("soon", date), ("", date)] {
-            assert_eq!(wait_asked_for(text, date), None, "{text}");
+            assert_eq!(parse_retry_after(text, date), None, "{text}");
         }
     }
 
     #[test]
-    fn a_capped_reader_tells_full_from_too_large() {
+    fn capped_reader_accepts_its_limit_and_no_more() {
         let mut all = Vec::new();
         let mut c = Capped { inner: &b"12345"[..], left: 5, seen: 0, over: false, failed: None };
         assert_eq!(c.read_to_end(&mut all).unwrap(), 5);

@@ -8,13 +8,13 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 
-/// How long a connection may be silent, and how long a caller waits for an answer.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Timeout of a read, of a write and of a reply.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why the command line got no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
-    /// Nobody listens.
+    /// No process listens.
     #[error("no supervisor answers at {path}: is it running? (systemctl status spoke)")]
     NotRunning {
         /// The socket.
@@ -32,17 +32,17 @@ pub enum CallError {
     /// The connection broke.
     #[error("the supervisor did not answer")]
     Broken(#[source] std::io::Error),
-    /// The answer makes no sense.
+    /// The answer is not JSON of the expected form.
     #[error("the supervisor's answer cannot be read; is it of another version?")]
     Garbled(#[source] serde_json::Error),
-    /// The supervisor said no.
+    /// The supervisor refused.
     #[error("{0}")]
     Refused(String),
 }
 
 /// Sends a request to the supervisor and waits for its response; blocks.
 pub fn call<T: DeserializeOwned>(path: &Path, request: &SocketRequest) -> Result<T, CallError> {
-    call_within(path, request, PATIENCE)
+    call_within(path, request, REPLY_TIMEOUT)
 }
 
 /// The same with a timeout of its own for the response.
@@ -68,11 +68,11 @@ pub fn call_within<T: DeserializeOwned>(
     let answer = ask().map_err(CallError::Broken)?;
     match serde_json::from_slice(&answer).map_err(CallError::Garbled)? {
         SocketResponse::Ok(value) => Ok(value),
-        SocketResponse::Error(said) => Err(CallError::Refused(said)),
+        SocketResponse::Error(reason) => Err(CallError::Refused(reason)),
     }
 }
 
-/// Who is at the other end, by the kernel's word.
+/// The process at the other end, from the kernel (`SO_PEERCRED`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caller {
     /// User id.
@@ -93,7 +93,7 @@ impl Caller {
 pub struct Listener(UnixListener);
 
 impl Listener {
-    /// Listens at `path` with mode 0660, in place of a socket that nobody listens at any more.
+    /// Listens at `path` with mode 0660; replaces a stale socket.
     pub fn bind(path: &Path) -> Result<Self, std::io::Error> {
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir)?;
@@ -121,7 +121,7 @@ impl Listener {
                     let caller = Caller { uid: cred.uid(), pid: cred.pid() };
                     return Ok(Connection { stream: tokio::io::BufReader::new(stream), caller });
                 }
-                Err(e) => tracing::warn!(error = %e, "a control connection without credentials was refused"),
+                Err(e) => tracing::warn!(error = %e, "control connection without peer credentials refused"),
             }
         }
     }
@@ -144,21 +144,21 @@ impl Connection {
     pub async fn line(&mut self) -> Result<Option<Vec<u8>>, std::io::Error> {
         let mut line = Vec::new();
         let mut limited = (&mut self.stream).take(MAX_REQUEST as u64 + 1);
-        tokio::time::timeout(PATIENCE, limited.read_until(b'\n', &mut line))
+        tokio::time::timeout(REPLY_TIMEOUT, limited.read_until(b'\n', &mut line))
             .await
             .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
         if line.is_empty() {
             return Ok(None);
         }
         if line.pop_if(|b| *b == b'\n').is_none() {
-            return Err(std::io::Error::other("the question is too long or cut off"));
+            return Err(std::io::Error::other("the request is too long or cut off"));
         }
         Ok(Some(line))
     }
 
     /// Sends bytes.
     pub async fn send(&mut self, bytes: &[u8]) -> Result<(), std::io::Error> {
-        tokio::time::timeout(PATIENCE, self.stream.get_mut().write_all(bytes))
+        tokio::time::timeout(REPLY_TIMEOUT, self.stream.get_mut().write_all(bytes))
             .await
             .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))?
     }

@@ -10,8 +10,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-/// How often the files are looked at, at most.
-const LOOK: Duration = Duration::from_secs(5);
+/// The files are checked for changes at most this often.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Why TLS cannot be offered.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +30,7 @@ pub enum TlsError {
     /// There is no certificate in the file.
     #[error("there is no certificate in {0}")]
     Empty(PathBuf),
-    /// The two do not fit.
+    /// Certificate and key do not belong together.
     #[error("certificate {certificate} and key {key} cannot be used together")]
     Mismatch {
         /// The certificate's file.
@@ -55,7 +55,7 @@ pub struct Tls {
 struct Current {
     config: Arc<ServerConfig>,
     changed: [Option<SystemTime>; 2],
-    looked: tokio::time::Instant,
+    checked: tokio::time::Instant,
 }
 
 impl Tls {
@@ -63,24 +63,24 @@ impl Tls {
     pub fn open(certificate: &Path, key: &Path) -> Result<Self, TlsError> {
         let changed = [changed(certificate), changed(key)];
         let config = Arc::new(load(certificate, key)?);
-        let current = Current { config, changed, looked: tokio::time::Instant::now() };
+        let current = Current { config, changed, checked: tokio::time::Instant::now() };
         Ok(Self { certificate: certificate.into(), key: key.into(), current: Arc::new(Mutex::new(current)) })
     }
 
     /// The configuration for the next connection. New files that cannot be used leave the old ones in force.
     fn config(&self) -> Arc<ServerConfig> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if current.looked.elapsed() >= LOOK {
-            current.looked = tokio::time::Instant::now();
+        if current.checked.elapsed() >= CHECK_INTERVAL {
+            current.checked = tokio::time::Instant::now();
             let now = [changed(&self.certificate), changed(&self.key)];
             if now != current.changed {
                 match load(&self.certificate, &self.key) {
                     Ok(config) => {
-                        tracing::info!(path = %self.certificate.display(), "certificate read anew");
+                        tracing::info!(path = %self.certificate.display(), "certificate reloaded");
                         (current.config, current.changed) = (Arc::new(config), now);
                     }
-                    // Tried again at the next look: the two files are seldom replaced in the same moment.
-                    Err(error) => tracing::warn!(%error, "the new certificate cannot be used; the old one stays"),
+                    // Tried again at the next check: the two files are seldom replaced at the same moment.
+                    Err(error) => tracing::warn!(%error, "new certificate refused; the old one stays in use"),
                 }
             }
         }

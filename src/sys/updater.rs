@@ -1,4 +1,4 @@
-//! The notes between the supervisor and the updater, real: two small files in memory, each written by one and read by the other.
+//! Two small files on tmpfs by which supervisor and updater talk, each written by one and read by the other.
 use rustix::fs::{Mode, OFlags, open};
 use serde::{Serialize, de::DeserializeOwned};
 use spoke_model::release::WantedRelease;
@@ -7,10 +7,10 @@ use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-/// A note longer than this is none, bytes.
+/// Longest file accepted, in bytes.
 const MAX: u64 = 16 * 1024;
 
-/// Both notes of one device.
+/// Both files of one device.
 #[derive(Clone, Debug)]
 pub struct Notes {
     notice: PathBuf,
@@ -18,13 +18,13 @@ pub struct Notes {
 }
 
 impl Notes {
-    /// With the supervisor's runtime directory there.
+    /// In the supervisor's runtime directory.
     pub fn at(runtime_dir: &Path) -> Self {
         let notice = Path::new(super::slots::RUN).join("update.json");
         Self { notice, wanted: runtime_dir.join("wanted-release.json") }
     }
 
-    /// With both places said: for tests.
+    /// With explicit paths, for tests.
     pub const fn in_places(notice: PathBuf, wanted: PathBuf) -> Self {
         Self { notice, wanted }
     }
@@ -34,7 +34,7 @@ impl Notes {
         replace(&self.notice, notice, 0o644)
     }
 
-    /// Read by the supervisor; `None` where there are no slots.
+    /// Read by the supervisor; `None` without slots.
     pub fn notice(&self) -> Option<Notice> {
         read(&self.notice)
     }
@@ -50,13 +50,13 @@ impl Notes {
         }
     }
 
-    /// Read by the updater, which is root and does not trust who wrote it: a bundle has to be signed all the same.
+    /// Read by the updater, which is root and does not trust the writer: a bundle must be signed all the same.
     pub fn wanted(&self) -> Option<WantedRelease> {
         read(&self.wanted)
     }
 }
 
-/// In memory, so nothing is synced; renamed, so that nobody reads half of it.
+/// On tmpfs, so not synced; renamed, so that a reader never sees a part.
 fn replace(path: &Path, value: &impl Serialize, mode: u32) -> io::Result<()> {
     let bytes = serde_json::to_vec(value)?;
     if fs::read(path).is_ok_and(|old| old == bytes) {
@@ -69,7 +69,7 @@ fn replace(path: &Path, value: &impl Serialize, mode: u32) -> io::Result<()> {
     fs::rename(&fresh, path)
 }
 
-/// A plain file only: whoever owns the directory must not be able to make the reader wait or read something else.
+/// Regular files only: the owner of the directory must not make the reader block or read another file.
 fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file: File = open(path, flags, Mode::empty()).ok()?.into();
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn each_reads_what_the_other_wrote() {
+    fn each_side_reads_the_others_file() {
         let (_dir, notes) = notes();
         assert_eq!((notes.notice(), notes.wanted()), (None, None));
         let notice = Notice::of(&UpdateRecord::new("x".into()), Slot::B, "1");
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_a_pipe_and_noise_are_no_notes() {
+    fn symlink_fifo_and_oversized_file_are_refused() {
         let (dir, notes) = notes();
         let elsewhere = dir.path().join("elsewhere");
         fs::write(&elsewhere, br#"{"version":"2"}"#).unwrap();

@@ -1,7 +1,7 @@
-//! The second copy of the identity: a small raw partition beside the state partition, for the day that one is gone.
+//! The second copy of the identity, in a small raw partition beside the state partition, for its loss.
 //!
-//! Two records at fixed places, written in turn, each with a number and a checksum: a power cut in the middle of one
-//! leaves the other. Written only when a file it keeps has changed.
+//! Two records at fixed offsets, written alternately, each with a number and a checksum: a power cut during one leaves the
+//! other. Written only when a kept file has changed.
 use super::disk::{DiskError, Owner, write_atomic_for};
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
@@ -13,10 +13,10 @@ use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
 const MAGIC: &[u8; 8] = b"SPKVAULT";
-/// Place of the second record; a record is smaller than this.
+/// Offset of the second record; a record is smaller than this.
 const STRIDE: u64 = 512 * 1024;
 const HEAD: usize = 8 + 8 + 8 + 32;
-/// A file larger than this is no identity.
+/// Larger files are not kept: an identity is small. Bytes.
 const MAX_FILE: u64 = 64 * 1024;
 
 /// Why the vault could not be read or written.
@@ -34,7 +34,7 @@ pub enum VaultError {
     /// The files are too many.
     #[error("the vault has room for {STRIDE} bytes and the identity has {0}")]
     Full(usize),
-    /// A file could not be brought back.
+    /// A file could not be restored.
     #[error(transparent)]
     Disk(#[from] DiskError),
 }
@@ -115,7 +115,7 @@ impl Vault {
         Ok(true)
     }
 
-    /// Brings back every kept file that is missing below `base`; returns their paths.
+    /// Restores every kept file that is missing below `base`; returns their paths.
     pub fn restore(&self, base: &Path) -> Result<Vec<String>, VaultError> {
         let Some((_, _, content)) = self.records()?.pop() else { return Ok(Vec::new()) };
         let mut restored = Vec::new();
@@ -125,7 +125,7 @@ impl Vault {
                 continue;
             }
             let owner = Owner { uid: kept.uid, gid: kept.gid };
-            // Also one that is there: the power may have gone before it got its owner.
+            // Also of an existing directory: a power cut may have come before its owner was set.
             if let Some(directory) = path.parent().filter(|d| *d != base) {
                 fs::create_dir_all(directory).map_err(io("make a directory for"))?;
                 owner.take(directory).map_err(io("restore an owner from"))?;
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn an_identity_comes_back_after_the_state_is_gone() {
+    fn lost_identity_is_restored() {
         let (_dir, vault, base) = vault();
         assert!(vault.keep(&base, |_| true).unwrap());
         assert!(!vault.keep(&base, |_| true).unwrap(), "no write without a change");
@@ -179,11 +179,11 @@ mod tests {
         assert_eq!(vault.restore(&base).unwrap(), ["spoke/wg0.key"]);
         assert_eq!(fs::read(base.join("spoke/wg0.key")).unwrap(), b"one");
         fs::write(base.join("spoke/wg0.key"), b"newer").unwrap();
-        assert!(vault.restore(&base).unwrap().is_empty(), "what is there is never replaced");
+        assert!(vault.restore(&base).unwrap().is_empty(), "an existing file is never replaced");
     }
 
     #[test]
-    fn what_comes_back_is_its_owners_also_after_a_cut_in_between() {
+    fn restored_files_keep_their_owner_after_a_power_cut() {
         let (_dir, vault, base) = vault();
         let (directory, key, owner) = (base.join("spoke"), base.join("spoke/wg0.key"), crate::sim::another_user());
         for path in [&directory, &key] {
@@ -191,7 +191,7 @@ mod tests {
         }
         vault.keep(&base, |_| true).unwrap();
         fs::remove_dir_all(&directory).unwrap();
-        // The power went when the directory was made and was nobody's yet.
+        // Power cut after the directory was created and before its owner was set.
         fs::create_dir(&directory).unwrap();
         vault.restore(&base).unwrap();
         for path in [&directory, &key] {
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn cut_anywhere_while_writing_one_of_the_two_is_whole() {
+    fn power_cut_during_a_write_leaves_one_good_record() {
         let (_dir, vault, base) = vault();
         vault.keep(&base, |_| true).unwrap();
         let before = fs::read(&vault.0).unwrap();
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_or_spoilt_vault_restores_nothing() {
+    fn empty_or_damaged_vault_restores_nothing() {
         let (_dir, vault, base) = vault();
         assert!(vault.restore(&base).unwrap().is_empty());
         fs::write(&vault.0, vec![0xff; usize::try_from(2 * STRIDE).unwrap()]).unwrap();

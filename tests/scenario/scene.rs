@@ -160,7 +160,7 @@ impl Scene {
         self.others.spawn(async move {
             let name: IfName = "wg0".parse().unwrap();
             for _ in 0..60 {
-                world.say(&name, hub);
+                world.send_packet(&name, hub);
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         });

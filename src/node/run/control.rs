@@ -250,7 +250,7 @@ mod tests {
                 assert!(said.contains(part), "{part}: {said}");
             }
         };
-        of(&["is not there", "put the line there"]);
+        of(&["is missing", "put the line there"]);
         std::fs::create_dir(&path).unwrap();
         of(&["cannot read", "not a file", "mode 0600"]);
         std::fs::remove_dir(&path).unwrap();

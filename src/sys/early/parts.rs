@@ -1,4 +1,4 @@
-//! The named partitions of the disk we started from, as the kernel's own tree shows them: no udev is there yet.
+//! The named partitions of the boot disk, read from sysfs: udev is not running yet.
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;

@@ -1,15 +1,15 @@
-//! The console of last resort: neither slot can be started, a person reads what to do.
+//! The rescue console, shown when neither slot can be started.
 use spoke_update::slot::Slot;
 use std::io::{BufRead, Read as _, Write};
 
-/// What the person asked for.
+/// The command entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {
     /// Give a slot another three tries.
     Try(Slot),
-    /// Start again.
+    /// Reboot.
     Reboot,
-    /// Switch off.
+    /// Power off.
     PowerOff,
 }
 
@@ -17,16 +17,16 @@ pub enum Choice {
 pub const INSTRUCTIONS: &str = "\
 \r
 *** Spoke: neither system on this disk can be started. ***\r
-Your identity and settings are on partitions of their own and are not touched by any of this.\r
+Identity and settings are on other partitions; none of these commands changes them.\r
 \r
-  try a       start system a once more       try b       start system b once more\r
-  reboot      start again                    poweroff    switch off\r
-  why         show what went wrong\r
+  try a       start system a again           try b       start system b again\r
+  reboot      restart                        poweroff    switch off\r
+  why         show the errors\r
 \r
 If that does not help: write the image to the disk again (spoke-image flash --keep-state, see image/README.md).\r
 ";
 
-/// Asks until something can be done; `None` when nobody can answer any more (the console is gone).
+/// Prompts until a command can be run; `None` when the console is closed.
 pub fn ask(input: &mut impl BufRead, output: &mut impl Write, why: &str) -> Option<Choice> {
     let _ = output.write_all(INSTRUCTIONS.as_bytes());
     loop {
@@ -58,12 +58,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_and_says_what_it_does_not_know() {
-        let mut said = Vec::new();
-        let choice = ask(&mut &b"help\n\nwhy\ntry b\n"[..], &mut said, "both are damaged");
+    fn unknown_command_lists_the_known_ones() {
+        let mut output = Vec::new();
+        let choice = ask(&mut &b"help\n\nwhy\ntry b\n"[..], &mut output, "both are damaged");
         assert_eq!(choice, Some(Choice::Try(Slot::B)));
-        let said = String::from_utf8(said).unwrap();
-        assert!(said.contains("\"help\" is not one of") && said.contains("both are damaged"), "{said}");
+        let output = String::from_utf8(output).unwrap();
+        assert!(output.contains("\"help\" is not one of") && output.contains("both are damaged"), "{output}");
         assert_eq!(ask(&mut &b""[..], &mut Vec::new(), ""), None);
     }
 }

@@ -1,4 +1,4 @@
-//! Sets up dm-verity for a root partition: after this every block read is checked against the root hash.
+//! Sets up dm-verity for a root partition: every block read is then checked against the root hash.
 use rustix::fs::{Mode, OFlags};
 use rustix::ioctl::{Updater, ioctl, opcode};
 use std::fs::File;
@@ -6,7 +6,7 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-/// Why a partition is not the root.
+/// Why a partition cannot be the root.
 #[derive(Debug, thiserror::Error)]
 pub enum VerityError {
     /// No readable superblock of a hash tree where one should be.
@@ -47,7 +47,7 @@ impl Tree {
             hash_block: u32_at(68)?,
             blocks: u64::from_le_bytes(sb.get(72..80)?.try_into().ok()?),
             algorithm: std::str::from_utf8(algorithm).ok()?.to_owned(),
-            salt: sb.get(88..88 + salt_len.min(256))?.iter().map(|b| format!("{b:02x}")).collect(),
+            salt: const_hex::encode(sb.get(88..88 + salt_len.min(256))?),
         };
         // (The offsets follow the layout of `struct verity_sb`: signature, version, type, uuid, algorithm, sizes, salt.)
         let sane = sb.starts_with(b"verity\0\0")
@@ -117,7 +117,7 @@ fn ask<const OP: rustix::ioctl::Opcode>(
 }
 
 const fn code(number: u8) -> rustix::ioctl::Opcode {
-    // The size in the opcode is that of the header, whatever follows it.
+    // The size in the opcode is that of the header alone.
     opcode::read_write::<[u8; Request::HEADER]>(0xfd, number)
 }
 
@@ -135,12 +135,12 @@ pub fn open(partition: &Path, hash_offset: u64, root_hash: &str) -> Result<PathB
         let at = partition.display();
         let hash_start = hash_offset / u64::from(tree.hash_block) + 1;
         let salt = if tree.salt.is_empty() { "-" } else { &tree.salt };
-        // A block that does not match restarts the machine: it may be the trial of a bad write, and tries are counted.
+        // A block that does not match restarts the machine: a slot on trial then uses up one of its tries.
         let parameters = format!(
             "{} {at} {at} {} {} {} {hash_start} {} {root_hash} {salt} 1 restart_on_corruption",
             tree.hash_type, tree.data_block, tree.hash_block, tree.blocks, tree.algorithm
         );
-        // Checked once without the restart, so that a slot that does not match is told from one that rots later.
+        // First without restart_on_corruption: a slot that does not match at all is an error here, not a boot loop.
         load.target(
             tree.blocks * u64::from(tree.data_block) / 512,
             parameters.trim_end_matches(" 1 restart_on_corruption"),

@@ -83,7 +83,7 @@ async fn read(body: Incoming, doors: &Doors) -> Result<(Vec<u8>, Option<OwnedSem
         return Err(too_long());
     }
     let whole = async {
-        // One that does not say how long it will be may become as long as may be.
+        // A body without a stated length may reach the limit.
         let longest = size.exact().and_then(|n| usize::try_from(n).ok()).unwrap_or(limits.body_bytes);
         let longest = longest.min(limits.body_bytes);
         let share = if longest <= SMALL {

@@ -1,4 +1,4 @@
-//! A stream whose reader must keep reading, and that is closed so that its reader hears the end.
+//! A stream that fails if its reader stalls, and whose close does not lose the last answer.
 use std::future::Future as _;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-/// How long what a client still sends is read and thrown away after our last word. A socket that is closed with unread
-/// bytes in it is reset, and the client loses the answer that tells it why.
+/// How long input is read and discarded after our last byte. A socket closed with unread input is reset, and the client loses
+/// the answer.
 const LINGER: Duration = Duration::from_secs(5);
 
 /// A stream that fails with `TimedOut` once a write has made no progress for `limit`. Reading has its own limits.
@@ -22,7 +22,7 @@ pub(super) struct Stalling<T> {
 }
 
 impl<T> Stalling<T> {
-    /// Once `stopping` is set nothing is waited for after our last word.
+    /// Once `stopping` is set, input is not drained after our last byte.
     pub(super) const fn new(inner: T, limit: Duration, stopping: Arc<AtomicBool>) -> Self {
         Self { inner, limit, waiting: None, lingering: None, stopping }
     }
@@ -84,7 +84,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stalling<T> {
         let this = &mut *self;
         let end = this.lingering.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
         let mut thrown = [0; 4096];
-        // A few at a time: a client that sends without end holds up nobody else.
+        // A few at a time: a client that sends without end must not delay other tasks.
         for _ in 0..16 {
             let mut buf = ReadBuf::new(&mut thrown);
             match Pin::new(&mut this.inner).poll_read(cx, &mut buf) {

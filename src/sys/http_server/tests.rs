@@ -37,13 +37,13 @@ async fn start(limits: Limits) -> (SocketAddr, watch::Sender<bool>, tokio::task:
     (addr, tx, tokio::spawn(async move { server.run_on(listener, rx).await }))
 }
 
-async fn say(addr: SocketAddr, bytes: &[u8]) -> String {
+async fn exchange(addr: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(addr).await.unwrap();
     stream.write_all(bytes).await.unwrap();
-    heard(&mut stream).await
+    read_reply(&mut stream).await
 }
 
-async fn heard(stream: &mut TcpStream) -> String {
+async fn read_reply(stream: &mut TcpStream) -> String {
     let mut out = Vec::new();
     timeout(Duration::from_secs(5), stream.read_to_end(&mut out)).await.expect("the server must close").ok();
     String::from_utf8_lossy(&out).into_owned()
@@ -52,28 +52,29 @@ async fn heard(stream: &mut TcpStream) -> String {
 #[tokio::test]
 async fn answers_and_bounds_the_body() {
     let (addr, _stop, _task) = start(LIMITS).await;
-    let said =
-        say(addr, b"POST /a%2Fb?x=1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc").await;
-    assert!(said.starts_with("HTTP/1.1 200") && said.ends_with("/a%2Fb 3"), "{said}");
-    let said = say(addr, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n").await;
-    assert!(said.starts_with("HTTP/1.1 413"), "{said}");
+    let reply =
+        exchange(addr, b"POST /a%2Fb?x=1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc")
+            .await;
+    assert!(reply.starts_with("HTTP/1.1 200") && reply.ends_with("/a%2Fb 3"), "{reply}");
+    let reply = exchange(addr, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n").await;
+    assert!(reply.starts_with("HTTP/1.1 413"), "{reply}");
     let mut chunked = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
     for _ in 0..20 {
         chunked.extend_from_slice(format!("64\r\n{}\r\n", "x".repeat(100)).as_bytes());
     }
     chunked.extend_from_slice(b"0\r\n\r\n");
-    let said = say(addr, &chunked).await;
-    assert!(said.starts_with("HTTP/1.1 413"), "{said}");
+    let reply = exchange(addr, &chunked).await;
+    assert!(reply.starts_with("HTTP/1.1 413"), "{reply}");
 }
 
 #[tokio::test]
 async fn a_slow_header_an_idle_connection_and_a_slow_body_are_cut_off() {
     let (addr, _stop, _task) = start(LIMITS).await;
-    assert_eq!(say(addr, b"GET / HTTP/1.1\r\nHo").await, "");
-    let said = say(addr, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
-    assert!(said.starts_with("HTTP/1.1 200"), "answered, then closed for idling: {said}");
-    let said = say(addr, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc").await;
-    assert!(said.starts_with("HTTP/1.1 408"), "{said}");
+    assert_eq!(exchange(addr, b"GET / HTTP/1.1\r\nHo").await, "");
+    let reply = exchange(addr, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert!(reply.starts_with("HTTP/1.1 200"), "answered, then closed for idling: {reply}");
+    let reply = exchange(addr, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc").await;
+    assert!(reply.starts_with("HTTP/1.1 408"), "{reply}");
 }
 
 #[tokio::test]
@@ -82,11 +83,11 @@ async fn who_is_not_admitted_has_no_body_read() {
     let head = b"POST /closed HTTP/1.1\r\nHost: x\r\nContent-Length: 60000000\r\n\r\n";
     let mut stream = TcpStream::connect(addr).await.unwrap();
     stream.write_all(head).await.unwrap();
-    // Refused at the head; a client that hears nothing before it has sent everything is told all the same.
+    // Refused at the head; a client that reads only after it has sent everything gets the answer too.
     stream.write_all(&vec![0; 60_000_000]).await.unwrap();
-    assert!(heard(&mut stream).await.starts_with("HTTP/1.1 401"));
-    let said = say(addr, b"GET /closed HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
-    assert!(said.starts_with("HTTP/1.1 401") && said.contains("HTTP/1.1 200"), "the connection is kept: {said}");
+    assert!(read_reply(&mut stream).await.starts_with("HTTP/1.1 401"));
+    let reply = exchange(addr, b"GET /closed HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert!(reply.starts_with("HTTP/1.1 401") && reply.contains("HTTP/1.1 200"), "the connection is kept: {reply}");
 }
 
 #[tokio::test]
@@ -100,17 +101,17 @@ async fn long_bodies_share_what_they_may_take_and_short_ones_do_not_wait() {
     first.write_all(&vec![0; LONG - 1]).await.unwrap();
     // Answered after the first has been seen: requests of one thread are taken in order.
     let short = b"POST /short HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc";
-    assert!(say(addr, short).await.ends_with("/short 3"));
+    assert!(exchange(addr, short).await.ends_with("/short 3"));
     let mut second = TcpStream::connect(addr).await.unwrap();
     second.write_all(head.as_bytes()).await.unwrap();
     second.write_all(&vec![0; LONG]).await.unwrap();
-    assert!(say(addr, short).await.ends_with("/short 3"), "short ones go on");
+    assert!(exchange(addr, short).await.ends_with("/short 3"), "short ones go on");
     let mut byte = [0];
     let waits = timeout(Duration::from_millis(100), second.peek(&mut byte)).await;
     assert!(waits.is_err(), "the second waits for the first");
     first.write_all(&[0]).await.unwrap();
-    assert!(heard(&mut first).await.ends_with(&format!("/long {LONG}")));
-    assert!(heard(&mut second).await.ends_with(&format!("/long {LONG}")));
+    assert!(read_reply(&mut first).await.ends_with(&format!("/long {LONG}")));
+    assert!(read_reply(&mut second).await.ends_with(&format!("/long {LONG}")));
 }
 
 #[tokio::test]
@@ -121,18 +122,18 @@ async fn connections_are_bounded_and_given_back() {
         held.push(TcpStream::connect(addr).await.unwrap());
     }
     let mut extra = TcpStream::connect(addr).await.unwrap();
-    assert_eq!(heard(&mut extra).await, "", "the one too many is closed");
+    assert_eq!(read_reply(&mut extra).await, "", "the one too many is closed");
     // A held one still works, and its end makes room.
     held[0].write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
-    assert!(heard(&mut held[0]).await.starts_with("HTTP/1.1 200"));
-    let said = loop {
-        let said = say(addr, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
-        if !said.is_empty() {
-            break said;
+    assert!(read_reply(&mut held[0]).await.starts_with("HTTP/1.1 200"));
+    let reply = loop {
+        let reply = exchange(addr, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
+        if !reply.is_empty() {
+            break reply;
         }
         tokio::task::yield_now().await;
     };
-    assert!(said.starts_with("HTTP/1.1 200"), "{said}");
+    assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
 }
 
 #[tokio::test]
@@ -140,8 +141,8 @@ async fn one_request_that_never_ends_holds_up_no_other() {
     let (addr, _stop, _task) = start(LIMITS).await;
     let mut stuck = TcpStream::connect(addr).await.unwrap();
     stuck.write_all(b"GET /never HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-    let said = say(addr, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
-    assert!(said.starts_with("HTTP/1.1 200"), "{said}");
+    let reply = exchange(addr, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
+    assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
 }
 
 #[tokio::test]
@@ -165,7 +166,7 @@ async fn garbage_gets_an_answer_or_silence_and_the_server_lives() {
         let mut stream = TcpStream::connect(addr).await.unwrap();
         let _ = stream.write_all(&bad).await;
         let _ = stream.shutdown().await;
-        let _ = heard(&mut stream).await;
+        let _ = read_reply(&mut stream).await;
     }
-    assert!(say(addr, good).await.starts_with("HTTP/1.1 200"));
+    assert!(exchange(addr, good).await.starts_with("HTTP/1.1 200"));
 }

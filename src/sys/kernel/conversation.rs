@@ -1,5 +1,4 @@
-//! One netlink socket and the rules of talking over it: sequence numbers, acknowledgements, dumps that were interrupted,
-//! answers that never come.
+//! One netlink socket and its protocol: sequence numbers, acknowledgements, interrupted dumps, lost answers.
 use netlink_packet_core::{
     Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NLMSG_NOOP,
     NLMSG_OVERRUN, NetlinkBuffer,
@@ -23,12 +22,11 @@ const BURST: usize = 64;
 /// Bytes sent at once; far below the least send buffer a kernel is configured with (208 KiB).
 const BURST_BYTES: usize = 64 * 1024;
 
-/// How often an interrupted dump is taken again before the attempt is given up.
+/// How often an interrupted dump is repeated before the attempt fails.
 const DUMP_ATTEMPTS: u32 = 16;
 
-/// The kernel works on a request while it is being sent and its answer is there when sending returns; one that is not there
-/// after this long was lost.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The kernel handles a request inside `sendmsg`, so the answer is there when sending returns; a later one was lost.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A request without its sequence number. The body is wiped when dropped: it may hold keys.
 pub(super) struct Request {
@@ -105,7 +103,7 @@ impl Conversation {
         })
     }
 
-    /// Sends requests in order, many at a time, and returns the kernel's word on each. An outer error means that it is
+    /// Sends requests in order, many at a time, and returns the kernel's answer to each. An outer error means that it is
     /// unknown which of them were done.
     pub(super) async fn submit(&mut self, requests: &[Request]) -> io::Result<Vec<Result<(), Errno>>> {
         let mut results = Vec::with_capacity(requests.len());
@@ -145,7 +143,7 @@ impl Conversation {
     }
 
     /// Sends a transaction of nfnetlink, first and last mark included, in one piece. The last request before the end asks for
-    /// its acknowledgement; whatever is refused is told before that.
+    /// its acknowledgement; refusals arrive before it.
     pub(super) async fn transact(&mut self, requests: &[Request]) -> io::Result<()> {
         let first = self.send(requests, 0).await?;
         let last = u32::try_from(requests.len()).unwrap_or(u32::MAX).saturating_sub(2);
@@ -233,12 +231,12 @@ impl Conversation {
                     return Err(errno.into());
                 }
             } else if interrupted {
-                tracing::debug!("the kernel's state changed during a dump; taking it again");
+                tracing::debug!("dump interrupted by a change; repeating it");
             } else {
                 return fault.map_or(Ok(all), Err);
             }
         }
-        Err(io::Error::new(io::ErrorKind::Interrupted, "it kept changing while it was read"))
+        Err(io::Error::new(io::ErrorKind::Interrupted, "the kernel's state kept changing during the dump"))
     }
 
     /// Overwrites what was received: it may have held keys.
@@ -311,7 +309,7 @@ fn status(payload: &[u8]) -> Result<(), Errno> {
 }
 
 async fn within<T>(io: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    tokio::time::timeout(PATIENCE, io).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    tokio::time::timeout(REPLY_TIMEOUT, io).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// What the kernel sent makes no sense.

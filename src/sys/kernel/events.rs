@@ -1,4 +1,4 @@
-//! Changes of links, addresses and routes, as a mere "look again".
+//! Change notifications for links, addresses and routes: a wake-up without payload.
 use netlink_packet_core::NetlinkBuffer;
 use netlink_sys::{AsyncSocket, SocketAddr, TokioSocket};
 use rtnetlink::MulticastGroup;
@@ -15,7 +15,7 @@ const QUIET: Duration = Duration::from_millis(50);
 /// A burst that does not end is reported all the same.
 const LONGEST: Duration = Duration::from_millis(500);
 
-/// Until a socket that broke is opened anew.
+/// Delay before a broken socket is reopened.
 const REOPEN: Duration = Duration::from_secs(1);
 
 const INBOX: usize = 32 * 1024;
@@ -61,7 +61,7 @@ impl Events {
                 // More was announced than the socket could hold: anything may have changed.
                 Err(error) if error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => true,
                 Err(error) => {
-                    tracing::warn!(%error, "cannot receive the kernel's announcements; subscribing anew");
+                    tracing::warn!(%error, "kernel notifications lost; subscribing again");
                     tokio::time::sleep(REOPEN).await;
                     if let Ok(socket) = subscribe() {
                         self.socket = socket;
@@ -94,8 +94,8 @@ fn subscribe() -> io::Result<TokioSocket> {
     Ok(socket)
 }
 
-/// Whether a datagram tells of something we look at or depend on. Of routes these are our own and default routes: a box that
-/// learns the Internet's routes does not have us look at each of them.
+/// Whether a datagram reports a change that we observe or depend on. Of routes only our own and default routes count: a router
+/// with the Internet's full table would wake us for each of them.
 fn matters(datagram: &[u8]) -> bool {
     let mut rest = datagram;
     while let Ok(message) = NetlinkBuffer::new_checked(rest) {

@@ -23,7 +23,7 @@ pub struct Netlink {
     routes: Conversation,
     devices: Devices,
     events: Events,
-    /// On a hub alone: nobody else pays for nftables.
+    /// On hubs only.
     filter: Option<Filter>,
 }
 
@@ -45,7 +45,7 @@ impl Netlink {
         open().map_err(|source| unreadable("anything", source))
     }
 
-    /// Also reads what may pass between peers, from the first look on: on a hub. Elsewhere it is read once it was written.
+    /// Also observes forwarding between peers from the first observation on, for hubs. Elsewhere it is observed once written.
     #[must_use]
     pub fn with_forwarding(mut self) -> Self {
         self.filter = Some(Filter::default());
@@ -321,8 +321,8 @@ async fn submit(kernel: &mut Conversation, changes: &[io::Result<Change<'_>>]) -
         .collect()
 }
 
-/// What is there already has been added, provided that it is the very same: the kernel also says "exists" of another
-/// protocol's route to the same network.
+/// `EEXIST` counts as added if the identical address or route is there: the kernel also returns it for another protocol's
+/// route to the same network.
 async fn confirm(kernel: &mut Conversation, changes: &[io::Result<Change<'_>>], results: &mut [io::Result<()>]) {
     let routes = route::routes(kernel).await.unwrap_or_default();
     for (change, result) in changes.iter().zip(results) {
@@ -348,8 +348,8 @@ struct Before {
     routes: BTreeSet<Route>,
 }
 
-/// Looks at the links that lose an IPv4 address: the kernel removes further addresses of the same network with it, and all
-/// IPv4 routes with the last one, while a step removes what it says and nothing else.
+/// State of the links that lose an IPv4 address: the kernel removes further addresses of the same network with it, and all
+/// IPv4 routes with the last one, while a step must remove one address only.
 async fn collateral(
     kernel: &mut Conversation,
     group: &[Step],
@@ -369,7 +369,7 @@ async fn collateral(
     all
 }
 
-/// Brings back what went with a removed address.
+/// Restores what the kernel removed together with an address.
 async fn restore(
     kernel: &mut Conversation,
     before: &BTreeMap<u32, Before>,

@@ -1,8 +1,7 @@
 //! Links, addresses and routes over rtnetlink.
 //!
 //! Requests are built with `rtnetlink`'s builders. Its connection task is not used: it skips what it cannot decode and drops
-//! the mark of an interrupted dump, so that an observation might be partial without anybody knowing, and it queues events
-//! without bound while nobody reads them.
+//! `NLM_F_DUMP_INTR`, so that a partial observation would go unnoticed, and it queues unread events without bound.
 use super::conversation::{Conversation, Message, Request, invalid};
 use ipnet::IpNet;
 use netlink_packet_core::{NLA_TYPE_MASK, NLM_F_CREATE, NLM_F_EXCL, NlasIterator, Parseable};
@@ -36,7 +35,7 @@ const IFLA_IFALIAS: u16 = 20;
 const IFLA_INFO_KIND: u16 = 1;
 const IFF_UP: u32 = 1;
 
-/// A link as rtnetlink tells of it.
+/// A link as rtnetlink reports it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct LinkState {
     pub(super) index: u32,
@@ -78,7 +77,7 @@ impl Change<'_> {
         }
     }
 
-    /// Whether a refusal says that the change was made before.
+    /// Whether an errno means that the change was made before.
     pub(super) const fn is_moot(&self, errno: Errno) -> bool {
         match self {
             Self::RemoveAddress(..) => matches!(errno, Errno::ADDRNOTAVAIL | Errno::NODEV),
@@ -275,13 +274,12 @@ fn read_route(message: &RouteMessage) -> io::Result<Option<(u32, Route)>> {
     Ok(through.map(|index| (index, Route { to, table })))
 }
 
-/// Creates a WireGuard link that is marked as ours from the first moment it bears its name. Succeeds if there is a WireGuard
-/// link of that name already, whoever made it.
+/// Creates a WireGuard link that is marked as ours as soon as it has its name. Succeeds if a WireGuard link of that name
+/// exists already, ours or not.
 ///
-/// The kernel takes no alias with the request that creates a link. So the link is made under a name nobody else uses and
-/// marked in one datagram, which the kernel works through even if we are killed meanwhile, and only then given its name. A
-/// link of ours is never left unmarked (one left under its first name is deleted by the next plan), and nobody else's is
-/// ever marked.
+/// The kernel accepts no alias in the request that creates a link. So the link is created under an unused name and marked in
+/// one datagram, which the kernel completes even if we are killed meanwhile, and then renamed. A link of ours is never left
+/// unmarked (one left under its first name is deleted by the next plan), and no foreign link is ever marked.
 pub(super) async fn create_link(kernel: &mut Conversation, name: &IfName, mtu: u32) -> io::Result<()> {
     if let Some(there) = link(kernel, name.as_str()).await? {
         return if there.wireguard { Ok(()) } else { Err(Errno::EXIST.into()) };
@@ -307,7 +305,7 @@ pub(super) async fn create_link(kernel: &mut Conversation, name: &IfName, mtu: u
     if let Err(errno) = named {
         delete_index(kernel, born.index).await?;
         return match (errno, link(kernel, name.as_str()).await?) {
-            // Somebody was faster.
+            // Another process created it in between.
             (Errno::EXIST, Some(there)) if there.wireguard => Ok(()),
             _ => Err(errno.into()),
         };
@@ -315,7 +313,7 @@ pub(super) async fn create_link(kernel: &mut Conversation, name: &IfName, mtu: u
     Ok(())
 }
 
-/// Deletes a WireGuard link that is marked as ours; one that is not there, or is somebody else's by now, is left alone.
+/// Deletes a WireGuard link that is marked as ours. A missing or foreign link is not touched.
 pub(super) async fn delete_link(kernel: &mut Conversation, name: &IfName) -> io::Result<()> {
     match link(kernel, name.as_str()).await? {
         Some(there) if there.wireguard && there.ours => delete_index(kernel, there.index).await,

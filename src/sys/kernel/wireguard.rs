@@ -38,13 +38,13 @@ const WGPEER_A_PRESHARED_KEY: u16 = 2;
 /// many hold it up for some 20 ms where all peers are new. Larger requests are not faster.
 const REQUEST_BYTES: usize = 16 * 1024;
 
-/// Steps that are turned into requests at a time: a request takes ten times the memory of what it says.
+/// Steps turned into requests at a time: a request takes ten times the memory of its content.
 const REQUESTED_STEPS: usize = 1024;
 
 /// Allowed-ips of one peer in one request.
 const REQUEST_ALLOWED_IPS: usize = 256;
 
-/// A WireGuard device as its family tells of it.
+/// A WireGuard device as its netlink family reports it.
 #[derive(Debug, Default)]
 pub(super) struct DeviceState {
     pub(super) index: u32,
@@ -292,7 +292,7 @@ fn change_pieces(key: PublicKey, change: &PeerChange) -> Vec<WireguardPeer> {
     first.push(WireguardPeerAttribute::PublicKey(key.0));
     first.push(WireguardPeerAttribute::Flags(flags));
     if let Some(preshared) = &change.preshared_key {
-        // All zero is the kernel's word for none.
+        // The kernel reports no key as all zero.
         first.push(WireguardPeerAttribute::PresharedKey(preshared.as_ref().map_or([0; 32], |k| *k.reveal())));
     }
     first.extend(change.endpoint.map(|e| WireguardPeerAttribute::Endpoint(e.addr)));
@@ -320,8 +320,8 @@ fn allowed_ip(net: IpNet) -> WireguardAllowedIp {
     ])
 }
 
-/// Adds one message of a dump to what the earlier ones said: a device with many peers takes several messages, a peer with
-/// many allowed-ips too, and what was said once is not repeated.
+/// Merges one message of a dump into the earlier ones: a device with many peers takes several messages, so does a peer with
+/// many allowed-ips, and an attribute is sent once.
 fn read_device(device: &mut DeviceState, attributes: &[u8], depth: Depth) -> io::Result<()> {
     for attribute in NlasIterator::new(attributes) {
         let attribute = attribute.map_err(invalid)?;

@@ -1,7 +1,7 @@
-//! A new WireGuard key beside the one in use, until the change to it is finished or given up.
+//! The new WireGuard key of a rotation, until the rotation is finished or abandoned.
 //!
-//! Two files beside the key's own: `KEY.next` is a key that was announced, `KEY.switching` one that the hub may already
-//! hold. Each step is one rename, so a power cut leaves one of the two or neither, and never loses a key that counts.
+//! Two files beside the key's own: `KEY.next` was announced, `KEY.switching` may already be at the hub. Each step is one
+//! rename, so a power cut leaves one of the two or neither, and loses no key that may be in use.
 use super::{IfMissing, KeyError, ensure_dir, private, read};
 use crate::disk::{DiskError, write_atomic};
 use crate::random::key_bytes;
@@ -10,21 +10,21 @@ use spoke_model::key::{PublicKey, SecretKey};
 use spoke_model::key_source::KeySource;
 use std::path::{Path, PathBuf};
 
-/// The keys of a change under way.
+/// The keys of a rotation under way.
 pub trait TunnelKeys: Send + 'static {
-    /// The public half of the key that is in use as far as it is proven.
+    /// The public half of the key that is proven to be in use.
     fn current(&mut self) -> Result<PublicKey, KeyError>;
-    /// A change that was begun and not finished, and whether [`TunnelKeys::remember`] was done.
+    /// The new key of an unfinished rotation, and whether [`TunnelKeys::remember`] was done.
     fn pending(&mut self) -> Result<Option<(PublicKey, bool)>, KeyError>;
-    /// Makes a new key and keeps it beside the other.
+    /// Generates a new key and stores it beside the other.
     fn make(&mut self) -> Result<PublicKey, KeyError>;
-    /// Keeps that the hub may hold the new key from now on.
+    /// Records that the hub may hold the new key.
     fn remember(&mut self) -> Result<(), KeyError>;
     /// The private half, for the kernel.
     fn secret(&mut self, which: KeySlot) -> Result<SecretKey, KeyError>;
     /// The new key replaces the old one.
     fn finish(&mut self) -> Result<(), KeyError>;
-    /// The new key goes.
+    /// Deletes the new key.
     fn abandon(&mut self) -> Result<(), KeyError>;
 }
 
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn at_every_step_a_restart_finds_what_counts() {
+    fn restart_finds_the_keys_of_every_step() {
         let dir = tempfile::tempdir().unwrap();
         let source = KeySource::File(dir.path().join("wg0.key"));
         let old = private(&source, IfMissing::Create).unwrap().public();
@@ -137,11 +137,11 @@ mod tests {
         assert_eq!(again().secret(KeySlot::New).unwrap().public(), new);
         again().finish().unwrap();
         assert_eq!((again().current().unwrap(), again().pending().unwrap()), (new, None));
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no old key is left lying about");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no old key is left");
     }
 
     #[test]
-    fn what_is_given_up_leaves_the_old_key_alone() {
+    fn abandoned_rotation_leaves_the_old_key() {
         let dir = tempfile::tempdir().unwrap();
         let source = KeySource::File(dir.path().join("wg0.key"));
         let old = private(&source, IfMissing::Create).unwrap().public();
@@ -152,8 +152,8 @@ mod tests {
     }
 
     #[test]
-    fn a_credential_is_somebody_elses_to_change() {
-        let said = KeyFiles::at(KeySource::Credential("spoke.wireguard-key".into())).make().unwrap_err().to_string();
-        assert!(said.contains("spoke.wireguard-key") && said.contains("file:"), "{said}");
+    fn credential_cannot_be_rotated() {
+        let error = KeyFiles::at(KeySource::Credential("spoke.wireguard-key".into())).make().unwrap_err().to_string();
+        assert!(error.contains("spoke.wireguard-key") && error.contains("file:"), "{error}");
     }
 }

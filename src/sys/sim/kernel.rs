@@ -56,19 +56,19 @@ struct State {
     links: BTreeMap<String, Link>,
     /// A table has a network once.
     routes: BTreeMap<(u32, IpNet), Holder>,
-    /// Our tables; `None` for one that somebody has changed.
+    /// Our tables; `None` for one that another process has changed.
     forwarding: BTreeMap<IfName, Option<Forwarding>>,
     next_index: u32,
     next_port: u16,
     refusal: Option<Refusal>,
     /// Observations that fail from now on.
     blind: u32,
-    /// Steps that are done before the kernel answers nobody any more.
+    /// Steps that are done before the kernel stops answering.
     left: Option<u32>,
     /// Whether the kernel has WireGuard.
     wireguard: bool,
     now: Boot,
-    /// Changes that rtnetlink tells of: not those that WireGuard keeps to itself.
+    /// Changes that rtnetlink announces: not those of WireGuard.
     announced: u64,
     /// Steps that were asked for.
     asked: Vec<Step>,
@@ -85,7 +85,7 @@ pub struct FakeKernel {
     since: Option<Instant>,
 }
 
-/// What everybody else does to the same kernel, and what a test may know of it.
+/// Changes by other processes to the same kernel, and what a test may read of it.
 #[derive(Clone)]
 pub struct Handle {
     state: Arc<Mutex<State>>,
@@ -122,7 +122,7 @@ impl FakeKernel {
         Self { state: Arc::clone(&writer.state), changes, writer, privileged: true, since: None }
     }
 
-    /// The way to it for everybody else.
+    /// Access for other processes.
     #[must_use]
     pub fn handle(&self) -> Handle {
         self.writer.clone()
@@ -306,7 +306,7 @@ impl State {
             Step::AddAddress { address, .. } => {
                 let link = self.links.get_mut(name).ok_or(Errno::NODEV)?;
                 let same = |a: &IpNet| a.addr() == address.addr() && a.addr().is_ipv6() && a != address;
-                // The kernel has an IPv6 address once a link, whatever its prefix length.
+                // The kernel holds an IPv6 address once per link, for any prefix length.
                 if link.addresses.iter().any(same) {
                     return Err(Errno::EXIST);
                 }
@@ -444,7 +444,7 @@ impl Link {
         peer.endpoint = change.endpoint.map_or(peer.endpoint, |e| Some(e.addr));
     }
 
-    /// Gives networks to a peer and takes them from whoever has them.
+    /// Gives networks to a peer and takes them from the peers that have them.
     fn claim(&mut self, key: PublicKey, nets: &Nets) {
         for net in nets {
             if let Some(before) = self.owners.insert(*net, key)

@@ -58,13 +58,13 @@ pub struct State {
     pub carrier: bool,
     /// IPv4 gets through.
     pub v4: bool,
-    /// IPv6 gets through.
+    /// IPv6 is forwarded.
     pub v6: bool,
-    /// Local ports whose NAT binding is stuck: nothing comes back to them.
+    /// Local ports with a stuck NAT binding: no packet returns to them.
     pub stuck: BTreeSet<u16>,
     /// DNS answers.
     pub dns: bool,
-    /// What DNS says.
+    /// Addresses by name.
     pub names: BTreeMap<String, Vec<IpAddr>>,
     /// Bytes on the wire with IP and UDP headers, both ways.
     pub bytes: u64,
@@ -83,7 +83,7 @@ pub struct World(Arc<Mutex<State>>);
 impl World {
     /// A world in which everything works and nothing is configured. The receiver goes to [`SimEcho`].
     pub fn new(clock: SimClock) -> (Self, SimEcho) {
-        let (answers, heard) = mpsc::unbounded_channel();
+        let (answers, replies) = mpsc::unbounded_channel();
         let state = State {
             clock,
             links: BTreeMap::new(),
@@ -102,10 +102,10 @@ impl World {
             poked: Arc::default(),
         };
         let world = Self(Arc::new(Mutex::new(state)));
-        (world.clone(), SimEcho { world, heard })
+        (world.clone(), SimEcho { world, replies })
     }
 
-    /// The state, to look at or to change. Whoever changes links or addresses rings with [`World::event`].
+    /// The state, to read or to change. After a change of links or addresses call [`World::event`].
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -124,7 +124,7 @@ impl World {
         });
     }
 
-    /// Turns a hub off or on; on again it has forgotten everything.
+    /// Turns a hub off or on; its sessions are lost.
     pub fn power(&self, hub: usize, on: bool) {
         let mut state = self.state();
         if let Some(hub) = state.hubs.get_mut(hub) {
@@ -133,7 +133,7 @@ impl World {
         }
     }
 
-    /// Takes the carrier away or gives it back, with the event the kernel sends.
+    /// Removes or restores the carrier, with the event the kernel sends.
     pub fn carrier(&self, on: bool) {
         self.state().carrier = on;
         self.event();
@@ -144,15 +144,15 @@ impl World {
         self.state().bell.notify_one();
     }
 
-    /// Somebody deletes an interface behind our back.
+    /// Another process deletes an interface.
     pub fn delete_link(&self, name: &IfName) {
         self.state().links.remove(name);
         self.event();
     }
 
-    /// Somebody else on the device sends a packet through the tunnel.
-    pub fn say(&self, link: &IfName, to: IpAddr) {
-        // A number that no echo of the uplink has in these worlds: the answer is nobody's.
+    /// Another process of the device sends a packet through the tunnel.
+    pub fn send_packet(&self, link: &IfName, to: IpAddr) {
+        // A sequence number that the uplink does not use in these worlds: it ignores the reply.
         let _ = self.state().send_echo(link, to, u16::MAX);
     }
 
@@ -205,15 +205,15 @@ impl ReadCounters for SimCounters {
 #[derive(Debug)]
 pub struct SimEcho {
     world: World,
-    heard: mpsc::UnboundedReceiver<(IpAddr, u16)>,
+    replies: mpsc::UnboundedReceiver<(IpAddr, u16)>,
 }
 
 impl SimEcho {
-    /// For a process started anew in the same world: echoes to the one before are lost.
+    /// For a restarted process in the same world: replies to the previous process are lost.
     pub fn reopen(world: &World) -> Self {
-        let (answers, heard) = mpsc::unbounded_channel();
+        let (answers, replies) = mpsc::unbounded_channel();
         world.state().answers = answers;
-        Self { world: world.clone(), heard }
+        Self { world: world.clone(), replies }
     }
 }
 
@@ -228,7 +228,7 @@ impl Echo for SimEcho {
     }
 
     async fn answer(&mut self) -> (IpAddr, u16) {
-        match self.heard.recv().await {
+        match self.replies.recv().await {
             Some(answer) => answer,
             None => std::future::pending().await,
         }
@@ -254,7 +254,7 @@ impl Resolve for SimResolver {
                 (state.dns && state.carrier, state.names.get(&name.host).cloned().unwrap_or_default())
             };
             if !works {
-                // A server that is away is not known to be away.
+                // An unreachable server shows by the timeout only.
                 tokio::time::sleep(within.saturating_sub(RTT)).await;
                 return Err(ResolveError::TimedOut { name, within });
             }
@@ -266,13 +266,13 @@ impl Resolve for SimResolver {
     }
 }
 
-/// A service manager that listens.
+/// A service manager that records notifications.
 #[derive(Clone, Debug, Default)]
-pub struct SimNotify(pub Arc<Mutex<Heard>>);
+pub struct SimNotify(pub Arc<Mutex<Notified>>);
 
-/// What the service manager was told.
+/// Notifications received.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Heard {
+pub struct Notified {
     /// Ready.
     pub ready: bool,
     /// Completed passes.
@@ -282,26 +282,26 @@ pub struct Heard {
 }
 
 impl SimNotify {
-    /// What was said so far.
-    pub fn heard(&self) -> Heard {
+    /// Notifications so far.
+    pub fn notified(&self) -> Notified {
         *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn hear(&self, say: impl FnOnce(&mut Heard)) {
-        say(&mut self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+    fn record(&self, change: impl FnOnce(&mut Notified)) {
+        change(&mut self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
     }
 }
 
 impl Notify for SimNotify {
     fn ready(&mut self) {
-        self.hear(|h| h.ready = true);
+        self.record(|n| n.ready = true);
     }
     fn alive(&mut self) {
-        self.hear(|h| h.alive += 1);
+        self.record(|n| n.alive += 1);
     }
     fn status(&mut self, _line: &str) {}
     fn stopping(&mut self) {
-        self.hear(|h| h.stopping = true);
+        self.record(|n| n.stopping = true);
     }
     fn watchdog(&self) -> Option<Duration> {
         None

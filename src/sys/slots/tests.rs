@@ -64,10 +64,10 @@ fn a_condemned_slot_is_not_started_again() {
 #[test]
 fn what_does_not_fit_is_refused_in_words() {
     let (_dir, mut slots) = device(Loader::SystemdBoot);
-    let said = slots.write_root(&mut io::repeat(1), 1001).unwrap_err().to_string();
-    assert!(said.contains("1001") && said.contains("1000") && said.contains("flash"), "{said}");
-    let said = slots.stage_kernel(&mut io::repeat(1), u64::MAX).unwrap_err().to_string();
-    assert!(said.contains("free"), "{said}");
+    let error = slots.write_root(&mut io::repeat(1), 1001).unwrap_err().to_string();
+    assert!(error.contains("1001") && error.contains("1000") && error.contains("flash"), "{error}");
+    let error = slots.stage_kernel(&mut io::repeat(1), u64::MAX).unwrap_err().to_string();
+    assert!(error.contains("free"), "{error}");
     assert!(slots.write_root(&mut &b"short"[..], 6).is_err(), "a truncated image is an error");
 }
 

@@ -1,4 +1,4 @@
-//! What everybody else does to the kernel in memory, and what a test may know of it.
+//! Changes of the kernel in memory by other processes, and what a test may read of it.
 use super::{FakeKernel, Handle, Link, State, lock};
 use ipnet::IpNet;
 use rustix::io::Errno;
@@ -28,7 +28,7 @@ impl Handle {
         lock(&self.state).links.get_mut(name).map(change)
     }
 
-    /// Somebody changes what may pass between the peers of `link`.
+    /// Another process changes forwarding between the peers of `link`.
     pub fn change_forwarding(&self, link: &IfName) {
         lock(&self.state).forwarding.insert(link.clone(), None);
     }
@@ -40,7 +40,7 @@ impl Handle {
         FakeKernel { state: Arc::clone(&self.state), changes, writer: self.clone(), privileged: false, since: None }
     }
 
-    /// The kernel as a process that is started anew finds it.
+    /// The kernel as a restarted process finds it.
     #[must_use]
     pub fn kernel(&self) -> FakeKernel {
         FakeKernel { privileged: true, ..self.unprivileged() }
@@ -51,13 +51,13 @@ impl Handle {
         lock(&self.state).refusal = Some(Box::new(refuse));
     }
 
-    /// Nothing is refused any more.
+    /// Ends [`Handle::refuse`].
     pub fn refuse_nothing(&self) {
         lock(&self.state).refusal = None;
     }
 
-    /// After so many more steps nobody gets an answer, and nothing is done: what a process that is killed then leaves behind.
-    /// `None`: it goes on.
+    /// After this many steps the kernel neither answers nor acts: the state a process leaves that is killed then. `None`: it
+    /// goes on.
     pub fn hang_after(&self, steps: Option<u32>) {
         lock(&self.state).left = steps;
     }
@@ -89,7 +89,7 @@ impl Handle {
         lock(&self.state).looks
     }
 
-    /// Somebody else creates a link; `wireguard` tells its kind.
+    /// Another process creates a link; `wireguard` is its kind.
     pub fn add_link(&self, name: &str, wireguard: bool) {
         self.tamper(|s| s.new_link(name, Link { wireguard, mtu: 1420, ..Link::default() }));
     }
@@ -130,12 +130,12 @@ impl Handle {
         self.tamper(|s| s.links.get_mut(link).map(|l| l.addresses.remove(&address)));
     }
 
-    /// Adds a route; `ours` tells whether it is of our routing protocol.
+    /// Adds a route; `ours`: of our routing protocol.
     pub fn add_route(&self, link: &str, route: Route, ours: bool) {
         let _ = self.tamper(|s| s.add_route(link, route, ours));
     }
 
-    /// Somebody removes a route, whoever made it.
+    /// Another process removes a route, ours or not.
     pub fn remove_route(&self, link: &str, route: Route) {
         self.tamper(|s| s.remove_route(link, route, false));
     }
@@ -174,7 +174,7 @@ impl Handle {
         });
     }
 
-    /// A peer was heard of from another place: the kernel sends there from now on.
+    /// A peer roamed: a packet arrived from another address, which is its endpoint now.
     pub fn roam(&self, link: &str, peer: &PublicKey, endpoint: SocketAddr) {
         self.tamper_device(link, |l| l.peers.get_mut(peer).map(|p| p.endpoint = Some(endpoint)));
     }

@@ -176,7 +176,7 @@ impl State {
         Ok(())
     }
 
-    /// A port nobody had before, so that a stuck binding is not met again by chance.
+    /// An unused port, so that a stuck binding is not hit again by chance.
     fn free_port(&mut self) -> u16 {
         self.next += 1;
         32_768 + u16::try_from(self.next % 28_000).unwrap_or(0)
