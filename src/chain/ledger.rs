@@ -1,7 +1,8 @@
-//! Reads and writes what is kept of the grants, off the thread that everything else runs on.
+//! Reads and writes the stored grants on the blocking pool.
 use spoke_grants::cursor::ChainCursor;
 use spoke_grants::ledger::{Origin, StoredCursor, StoredGrants, further};
 use spoke_sys::disk::Document;
+use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -26,53 +27,35 @@ pub struct Directories {
 pub struct Ledger {
     origin: Origin,
     decisions: Option<Arc<Mutex<Document<StoredGrants>>>>,
-    reached: Option<Arc<Mutex<Document<StoredCursor>>>>,
+    cursor: Option<Arc<Mutex<Document<StoredCursor>>>>,
 }
 
 impl Ledger {
-    /// Opens both and reads them: how far the chain was followed, and what the disk holds. What cannot be read is as if it
-    /// had never been there; what is about another contract is dropped.
+    /// Opens both documents and reads them: how far the chain was followed, and the decisions. A document that cannot be read
+    /// counts as missing; one about another contract is ignored.
     pub fn open(directories: &Directories, origin: Origin) -> (Self, ChainCursor, Option<StoredGrants>) {
-        let (decisions, saved) = document::<StoredGrants>(directories.state.as_deref(), DECISIONS);
-        let (reached, memory) = document::<StoredCursor>(directories.runtime.as_deref(), REACHED);
-        let saved = saved.filter(|s| {
+        let (decisions, stored) = document::<StoredGrants>(directories.state.as_deref(), DECISIONS);
+        let (cursor, reached) = document::<StoredCursor>(directories.runtime.as_deref(), REACHED);
+        let stored = stored.filter(|s| {
             let same = s.origin == origin;
             if !same {
-                tracing::info!("the contract is another one: the grants of the last run are dropped");
+                tracing::info!("stored grants ignored: another contract is configured");
             }
             same
         });
-        let memory = memory.filter(|r| r.origin == origin).map(|r| r.follow);
-        let follow = further(saved.as_ref().map(|s| s.follow.clone()).unwrap_or_default(), memory);
-        (Self { origin, decisions, reached }, follow, saved)
+        let reached = reached.filter(|r| r.origin == origin).map(|r| r.follow);
+        let further = further(stored.as_ref().map(|s| s.follow.clone()).unwrap_or_default(), reached);
+        (Self { origin, decisions, cursor }, further, stored)
     }
 
-    /// What everything kept here is about.
-    pub const fn origin(&self) -> Origin {
-        self.origin
+    /// Writes the decisions if they differ from what the disk holds; whether they did.
+    pub fn store_decisions(&self, stored: StoredGrants) -> impl Future<Output = Result<bool, String>> + Send + use<> {
+        write(self.decisions.clone(), stored)
     }
 
-    /// Whether decisions are kept at all.
-    pub const fn keeps_decisions(&self) -> bool {
-        self.decisions.is_some()
-    }
-
-    /// Writes the decisions if they differ from what the disk holds; gives whether they did.
-    pub async fn store(&self, saved: StoredGrants) -> Result<bool, String> {
-        match &self.decisions {
-            Some(document) => write(document.clone(), saved).await,
-            None => Ok(false),
-        }
-    }
-
-    /// Writes how far the chain was followed.
-    pub async fn reached(&self, follow: &ChainCursor) -> Result<bool, String> {
-        match &self.reached {
-            Some(document) => {
-                write(document.clone(), StoredCursor { origin: self.origin, follow: follow.clone() }).await
-            }
-            None => Ok(false),
-        }
+    /// Writes how far the chain was followed; whether that differs from what the disk holds.
+    pub fn store_cursor(&self, cursor: ChainCursor) -> impl Future<Output = Result<bool, String>> + Send + use<> {
+        write(self.cursor.clone(), StoredCursor { origin: self.origin, follow: cursor })
     }
 }
 
@@ -87,18 +70,18 @@ fn document<T: serde::Serialize + serde::de::DeserializeOwned>(directory: Option
     let Some(directory) = directory else { return (None, None) };
     let mut document = Document::new(directory.join(name), VERSION);
     let read = document.load().unwrap_or_else(|e| {
-        // Without it we start as if the chain had never been heard: nobody is admitted before it is.
-        tracing::error!(error = %e, "what was kept of the grants cannot be read");
+        tracing::error!(error = %e, file = name, "stored grants unreadable: no peer is admitted before the chain is reachable");
         None
     });
     (Some(Arc::new(Mutex::new(document))), read)
 }
 
-/// A card may take a second to sync.
-async fn write<T>(document: Arc<Mutex<Document<T>>>, value: T) -> Result<bool, String>
+/// On the blocking pool: an SD card may take a second to sync. Without a document nothing is written.
+async fn write<T>(document: Option<Arc<Mutex<Document<T>>>>, value: T) -> Result<bool, String>
 where
     T: serde::Serialize + serde::de::DeserializeOwned + Send + 'static,
 {
+    let Some(document) = document else { return Ok(false) };
     let stored = tokio::task::spawn_blocking(move || {
         document.lock().unwrap_or_else(PoisonError::into_inner).store(&value).map_err(|e| e.to_string())
     });

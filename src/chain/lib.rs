@@ -1,6 +1,7 @@
-//! The tasks that ask the chain, for the device and for the control plane: the same code verifies grants on both.
+//! Drives the machines of `spoke_grants` with real endpoints, clocks and disks: the same code on the device and in the control plane.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
 
-pub mod conversation;
-pub mod follower;
+mod endpoint;
 pub mod ledger;
+pub mod reader;
+pub mod watcher;

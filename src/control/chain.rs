@@ -10,15 +10,14 @@ use crate::clock::now_ms;
 use crate::store::admission::{Admission, ChainProgress};
 use crate::store::audit::Actor;
 use crate::store::{Store, StoreError, Tx};
-use spoke_chain::conversation::{Asked, Chain};
-use spoke_chain::follower::{Board, run};
 use spoke_chain::ledger::Directories;
+use spoke_chain::reader::ChainReader;
+use spoke_chain::watcher::{Deps, run};
 use spoke_config::grants::{Finality, Grants};
-use spoke_grants::chain::Pair;
-use spoke_grants::policy::{Decision, Reason, Short, VERIFICATION_ERROR};
+use spoke_grants::policy::{Decision, Pair, Reason, Short, VERIFICATION_ERROR};
+use spoke_grants::procedure::PairDecision;
 use spoke_grants::report::{Report, Row};
 use spoke_sys::clock::SystemClock;
-use spoke_sys::random::seed;
 use spoke_sys::rpc::Http;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -97,7 +96,7 @@ impl AdmissionSync {
         tracing::info!(contract = %self.config.contract, candidates = first.len(), "chain watched by this process");
         let (candidates, receiver) = watch::channel(Arc::new(first));
         let (report, reports) = watch::channel(None);
-        let board = Board {
+        let deps = Deps {
             clock: SystemClock,
             config: self.config.clone(),
             directories: Directories { state: Some(self.state_dir.clone()), runtime: None },
@@ -108,7 +107,7 @@ impl AdmissionSync {
             hold: None,
         };
         let config = self.config.clone();
-        let task = tokio::spawn(run(board, move || Http::new(&config.endpoints, config.timeout)));
+        let task = tokio::spawn(run(deps, move || Http::new(&config.endpoints, config.timeout)));
         let ended = self.keep_admissions(Term { candidates, reports, stored }, task, stopping).await;
         tracing::info!("chain no longer watched by this process");
         ended
@@ -286,9 +285,9 @@ impl GrantLookup {
         }
         let asked = tokio::time::timeout(LOOKUP_TIMEOUT, async {
             let _permit = self.permits.acquire().await.ok()?;
-            let mut chain = Chain::new(self.rpc.clone(), SystemClock, self.config.clone(), seed);
+            let mut chain = ChainReader::new(self.rpc.clone(), SystemClock, self.config.clone());
             chain
-                .ask_about(pair)
+                .decide(pair)
                 .await
                 .inspect_err(|e| tracing::warn!(error = %e, "contract not asked at an enrolment"))
                 .ok()
@@ -303,7 +302,7 @@ impl GrantLookup {
 }
 
 /// A grant counts once the last final block has it; a denial counts in the newest block.
-fn settle(finality: Finality, asked: &Asked) -> Option<Admission> {
+fn settle(finality: Finality, asked: &PairDecision) -> Option<Admission> {
     let newest = asked.newest.1?;
     let of = |reason, d: Decision| Some(Admission { reason, token_id: d.token_id });
     if !newest.reason.grants() || finality == Finality::Latest {
@@ -332,11 +331,11 @@ mod tests {
 
     #[test]
     fn grants_count_when_final_and_denials_at_once() {
-        let at = |newest, last: Option<Option<Reason>>| Asked {
+        let at = |newest, last: Option<Option<Reason>>| PairDecision {
             newest: (BlockRef::default(), Some(decision(newest))),
             last_final: last.map(|l| (BlockRef::default(), l.map(decision))),
         };
-        let reason = |f, asked: &Asked| settle(f, asked).map(|a| a.reason);
+        let reason = |f, asked: &PairDecision| settle(f, asked).map(|a| a.reason);
         let granted = Reason::AccessGranted;
         assert_eq!(reason(Finality::Safe, &at(granted, Some(Some(granted)))), Some(granted));
         assert_eq!(reason(Finality::Latest, &at(granted, None)), Some(granted));

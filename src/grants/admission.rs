@@ -1,8 +1,8 @@
 //! Who is a candidate, what is known of each, what must be verified next, and who is admitted now.
 use super::cache::{Cache, Entry, Settled};
-use super::chain::Pair;
 use super::jsonrpc::{GrantEvent, Subject};
 use super::ladder::{Doubt, Ladder, Phase, Reserve};
+use super::policy::Pair;
 use super::policy::{Decision, Reason, VERIFICATION_ERROR};
 use crate::ladder::phase_after;
 use alloy_primitives::{Address, U256};

@@ -17,9 +17,10 @@ const CHUNK_MAX: u64 = 10_000;
 const REMEMBERED: u64 = 256;
 
 /// Whether the newest known block is still part of the chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Continuity {
-    /// It is, or nothing speaks against it.
+    /// It is, or nothing contradicts it.
+    #[default]
     Same,
     /// Another block has taken its place.
     Reorganised,

@@ -8,11 +8,15 @@
 pub mod abi;
 pub mod admission;
 pub mod cache;
-pub mod chain;
 pub mod cursor;
+pub mod exchange;
 pub mod jsonrpc;
 pub mod ladder;
 pub mod ledger;
 pub mod policy;
+pub mod procedure;
+pub mod query;
+pub mod question;
 pub mod quorum;
 pub mod report;
+pub mod watcher;

@@ -4,7 +4,11 @@ use super::abi::{Malformed, Reads, Text};
 use alloy_primitives::{Address, U256};
 use serde::{Deserialize, Serialize};
 use spoke_model::key::PublicKey;
+use spoke_model::node_id::NodeId;
 use std::fmt;
+
+/// A node and the key it comes with.
+pub type Pair = (NodeId, PublicKey);
 
 /// Why access was granted or denied. `VERIFICATION_ERROR` is not among them: it is the absence of a decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -48,6 +48,11 @@ impl<T: PartialEq> Tally<T> {
         self.answers.iter().filter(move |(_, a)| agreed.is_some_and(|x| x != a)).map(|(e, _)| *e)
     }
 
+    /// Every answer with its endpoint.
+    pub fn into_answers(self) -> heapless::Vec<(usize, T), MAX_ENDPOINTS> {
+        self.answers
+    }
+
     fn votes(&self, answer: &T) -> usize {
         self.answers.iter().filter(|(_, a)| a == answer).count()
     }
@@ -202,14 +207,14 @@ impl Endpoints {
     }
 
     /// A person asks for an answer now: also those on another chain get another chance, for someone may have mended it.
-    pub fn hurry(&mut self) {
+    pub fn retry_now(&mut self) {
         for s in &mut self.0 {
             s.not_before = Boot::default();
         }
     }
 
     /// Whether its chain is still to be asked for.
-    pub fn must_tell_chain(&self, i: usize) -> bool {
+    pub fn must_report_chain(&self, i: usize) -> bool {
         self.0.get(i).is_none_or(|s| s.chain != OnChain::Yes)
     }
 }
@@ -247,14 +252,14 @@ mod tests {
         e.failed(0, now, Some(Duration::MAX), 0);
         assert!(e.order(now + RETRY_AFTER_MAX).contains(&0), "but not for ever");
         e.pardon();
-        e.hurry();
-        assert_eq!(e.order(now).as_slice(), [2], "and no hurry of ours overrules it");
+        e.retry_now();
+        assert_eq!(e.order(now).as_slice(), [2], "and no retry of ours overrules it");
         assert!(!e.on_chain(2, 1, 8453, now));
         assert_eq!(e.get(2).unwrap().chain, OnChain::Other(1));
         assert!(e.order(now).is_empty());
         e.pardon();
         assert!(e.order(now).is_empty(), "a wrong chain is not pardoned with the rest");
-        e.hurry();
+        e.retry_now();
         assert_eq!(e.order(now).as_slice(), [2], "but a person may have mended it");
     }
 

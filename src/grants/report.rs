@@ -1,7 +1,7 @@
 //! What the grants task tells the rest: rows for people, counters for monitors, troubles for health.
 use super::cache::Settled;
-use super::chain::Pair;
 use super::ladder::Phase;
+use super::policy::Pair;
 use super::policy::Reason;
 use crate::admission::{Admission, AdmissionTable, admission};
 use crate::ladder::phase_after;

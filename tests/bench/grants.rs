@@ -23,12 +23,11 @@ use anvil::{Anvil, Contract};
 use load::full_table;
 use node::{Node, config, pair};
 use proxy::Proxy;
-use spoke_chain::conversation::Chain;
+use spoke_chain::reader::ChainReader;
 use spoke_config::grants::Grants;
 use spoke_grants::cache::CAPACITY;
-use spoke_grants::chain::Pair;
-use spoke_grants::cursor::ChainCursor;
-use spoke_grants::jsonrpc::{Answer, decode};
+use spoke_grants::jsonrpc::{Answer, At, decode};
+use spoke_grants::policy::Pair;
 use spoke_model::time::Boot;
 use spoke_sys::clock::SystemClock;
 use spoke_sys::rpc::Http;
@@ -98,12 +97,12 @@ fn chain_figures() {
     let settings = config(contract.address, &[chain.url()], "finality = \"latest\"\nbatch = 100\ntimeout = \"30s\"");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let rpc = Http::new(&settings.endpoints, settings.timeout).expect("endpoints");
-    let mut asked = Chain::new(rpc, SystemClock, settings, || 0);
-    let pin = runtime.block_on(asked.look(&ChainCursor::default(), false)).expect("a chain").pins[0];
+    let mut asked = ChainReader::new(rpc, SystemClock, settings);
+    let pin = runtime.block_on(asked.find_block(At::Latest)).expect("a chain").expect("a block");
     let mut took: Vec<Duration> = (0..300)
         .map(|i| {
             let started = Instant::now();
-            runtime.block_on(asked.verify(&[pin], &all[i..=i])).expect("a decision");
+            runtime.block_on(asked.verify(pin, &all[i..=i])).expect("a decision");
             started.elapsed()
         })
         .collect();
@@ -114,13 +113,13 @@ fn chain_figures() {
         let mut best = Duration::MAX;
         let (mut calls, mut requests) = (0, 0);
         for _ in 0..5 {
-            let before = asked.traffic;
+            let before = asked.traffic();
             let started = Instant::now();
-            let decided = runtime.block_on(asked.verify(&[pin], &all[..n])).expect("decisions");
+            let decided = runtime.block_on(asked.verify(pin, &all[..n])).expect("decisions");
             best = best.min(started.elapsed());
-            assert!(decided[0].iter().all(Option::is_some));
-            calls = asked.traffic.verifications - before.verifications;
-            requests = asked.traffic.requests - before.requests;
+            assert!(decided.iter().all(Option::is_some));
+            calls = asked.traffic().verifications - before.verifications;
+            requests = asked.traffic().requests - before.requests;
         }
         row(
             &format!("{n} keys verified ({calls} eth_calls in {requests} requests), best of 5"),

@@ -115,7 +115,9 @@ fn no_answer_is_neither_grant_nor_revocation() {
     for (name, rule) in RULES {
         proxy.honest();
         node.refresh();
-        node.until("heard", |r| r.away.is_none() && r.rows.iter().all(|r| r.doubt.is_none() && r.held_until.is_none()));
+        node.until("heard", |r| {
+            r.unreachable.is_none() && r.rows.iter().all(|r| r.doubt.is_none() && r.held_until.is_none())
+        });
         let before = node.report();
         eprintln!("{name}");
         proxy.rule(rule);
@@ -124,7 +126,7 @@ fn no_answer_is_neither_grant_nor_revocation() {
             node.refresh();
             node.looks(1);
         }
-        let after = node.until(name, |r| r.counts.failed_looks > before.counts.failed_looks);
+        let after = node.until(name, |r| r.counts.failed_polls > before.counts.failed_polls);
         assert!(node.admits(0) && !node.admits(1), "{name}: nothing is lost, nobody comes in");
         assert_eq!(after.counts.decisions, before.counts.decisions, "{name}");
         assert_eq!(after.rows[1].code, "NODE_NOT_FOUND", "{name}: a denial stays what it was");
@@ -141,8 +143,8 @@ fn nobody_is_asked_because_an_endpoint_says_so() {
     let url = elsewhere.url();
     proxy.rule(move |_| ProxyAction::Say(308, format!("location: {url}\r\n"), Vec::new()));
     let mut node = Node::start(config(contract.address, &[proxy.url()], "finality = \"latest\""), None, 1);
-    let report = node.until("it says so", |r| r.away.is_some());
-    assert!(report.away.as_ref().unwrap().why.contains("configure the final URL"), "{report:?}");
+    let report = node.until("it says so", |r| r.unreachable.is_some());
+    assert!(report.unreachable.as_ref().unwrap().reason.contains("configure the final URL"), "{report:?}");
     assert!(!node.admits(0) && elsewhere.connections() == 0, "it did not go there");
 }
 
@@ -159,8 +161,8 @@ fn a_chain_that_was_wiped_takes_nobody_away() {
     // The process is gone for good: nobody listens.
     let port = chain.port();
     drop(chain);
-    let report = node.until("nobody listens", |r| r.away.is_some());
-    assert!(report.away.as_ref().unwrap().why.contains("cannot be reached"), "{report:?}");
+    let report = node.until("nobody listens", |r| r.unreachable.is_some());
+    assert!(report.unreachable.as_ref().unwrap().reason.contains("cannot be reached"), "{report:?}");
     // Another one at its place, with nothing on it, and soon with more blocks than there were.
     let empty = Anvil::at(port);
     for blocks in [0, 50, 1000] {

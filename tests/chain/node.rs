@@ -1,11 +1,11 @@
 //! A node as far as its grants go: the task on a thread of its own, its candidates, and what it says.
 #![allow(dead_code, reason = "several test programs share it, and none uses all of it")]
 
-use spoke_chain::follower::{Board, run};
 use spoke_chain::ledger::Directories;
+use spoke_chain::watcher::{Deps, run};
 use spoke_config::Config;
 use spoke_config::grants::Grants;
-use spoke_grants::chain::Pair;
+use spoke_grants::policy::Pair;
 use spoke_grants::report::Report;
 use spoke_model::key::PublicKey;
 use spoke_net::derive::Admitted;
@@ -80,7 +80,7 @@ impl Node {
         let (report, report_seen) = watch::channel(None);
         let refresh = Arc::new(Notify::new());
         let (stop, stopped) = oneshot::channel::<()>();
-        let board = Board {
+        let deps = Deps {
             clock: SystemClock,
             config: config.clone(),
             directories: Directories { state: dir.map(|d| d.join("state")), runtime: dir.map(|d| d.join("run")) },
@@ -95,7 +95,7 @@ impl Node {
             let runtime = runtime();
             runtime.block_on(async {
                 tokio::select! {
-                    _ = run(board, || Http::new(&config.endpoints, config.timeout)) => {}
+                    _ = run(deps, || Http::new(&config.endpoints, config.timeout)) => {}
                     _ = stopped => {}
                 }
             });

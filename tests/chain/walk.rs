@@ -4,9 +4,9 @@ use crate::anvil::{Anvil, Contract};
 use crate::node::{Node, config, pair};
 use crate::proxy::{Proxy, ProxyAction};
 use serde_json::json;
-use spoke_chain::conversation::Chain;
-use spoke_grants::chain::Pair;
+use spoke_chain::reader::ChainReader;
 use spoke_grants::jsonrpc::At;
+use spoke_grants::policy::Pair;
 use spoke_sys::clock::SystemClock;
 use spoke_sys::rpc::Http;
 use std::time::Duration;
@@ -86,10 +86,10 @@ fn whatever_happens_the_contract_is_believed() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let direct = config(contract.address, &[chain.url()], "finality = \"latest\"");
     let mut asked =
-        Chain::new(Http::new(&direct.endpoints, direct.timeout).unwrap(), SystemClock, direct.clone(), || 0);
+        ChainReader::new(Http::new(&direct.endpoints, direct.timeout).unwrap(), SystemClock, direct.clone());
     let mut truth = || -> Vec<String> {
-        let pin = runtime.block_on(asked.block(At::Latest)).unwrap().unwrap();
-        let decided = runtime.block_on(asked.verify(&[pin], &pairs)).unwrap().remove(0);
+        let pin = runtime.block_on(asked.find_block(At::Latest)).unwrap().unwrap();
+        let decided = runtime.block_on(asked.verify(pin, &pairs)).unwrap();
         decided.into_iter().map(|d| d.unwrap().reason.code().to_owned()).collect()
     };
 

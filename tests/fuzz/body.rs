@@ -1,10 +1,10 @@
 //! The decoders of chain responses. Input is decoded or refused without a panic, and a grant requires node and key in the input.
 
 use spoke_grants::abi::{decode_head, decode_reads, event_text, no_such_token};
-use spoke_grants::chain::{look, read_decisions, read_look};
 use spoke_grants::cursor::ChainCursor;
 use spoke_grants::jsonrpc::{Answer, At, BlockRef, Call, decode};
 use spoke_grants::policy::decide;
+use spoke_grants::question::{Finding, Question, pinned_calls};
 use spoke_model::key::PublicKey;
 
 const NODE: &str = "edge-1";
@@ -27,7 +27,7 @@ pub(crate) fn consume(data: &[u8]) {
             let _ = (no_such_token(rest), event_text(rest, 0), event_text(rest, 3));
         }
         4 => verification(rest),
-        _ => looked_at(rest),
+        _ => position(rest),
     }
 }
 
@@ -66,8 +66,10 @@ fn batch(bytes: &[u8]) {
 fn verification(bytes: &[u8]) {
     let Ok(answers) = decode(bytes, &[Call::Run { code: Vec::new(), at: At::Latest }]) else { return };
     let Some(Some(Answer::Bytes(inner))) = answers.first().cloned() else { return };
-    let pairs = [(NODE.parse().unwrap_or_else(|_| unreachable!("a node id")), KEY)];
-    if let Ok(decisions) = read_decisions(answers, &[(0, &pairs)]) {
+    let pair = (NODE.parse().unwrap_or_else(|_| unreachable!("a node id")), KEY);
+    let calls = pinned_calls(&[BlockRef::default()], 1, 1);
+    let question = Question::Decisions { calls, pairs: std::sync::Arc::from([pair]) };
+    if let Ok(Finding::Decisions(decisions)) = question.read(answers) {
         assert_eq!(decisions.len(), 1);
         if decisions[0].is_ok_and(|d| d.reason.grants()) {
             assert_contained(&inner);
@@ -76,11 +78,11 @@ fn verification(bytes: &[u8]) {
 }
 
 /// A whole response to a poll: the accepted head is not older than the known one.
-fn looked_at(bytes: &[u8]) {
-    let follow = ChainCursor::start(BlockRef { number: 3, ..BlockRef::default() });
-    let asks = look(&follow, Default::default(), None, true);
-    if let Ok(answers) = decode(bytes, &asks)
-        && let Ok(view) = read_look(answers, &follow, false)
+fn position(bytes: &[u8]) {
+    let cursor = Box::new(ChainCursor::start(BlockRef { number: 3, ..BlockRef::default() }));
+    let question = Question::Position { cursor, finality: None, events: true };
+    if let Ok(answers) = decode(bytes, &question.calls(Default::default()))
+        && let Ok(Finding::Position(view)) = question.read(answers)
     {
         assert!(view.head >= 3, "the accepted head went back");
     }

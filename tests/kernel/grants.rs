@@ -63,7 +63,7 @@ fn revocation_removes_the_peer_and_an_outage_does_not() {
     }
     let log = gate.log();
     let short = format!("{}…", &peer.public_key[..8]);
-    for line in ["access granted", "access taken away", "reason=\"NODE_INACTIVE\"", &short] {
+    for line in ["access granted", "access revoked", "reason=\"NODE_INACTIVE\"", &short] {
         assert!(log.contains(line), "{line}: {log}");
     }
     assert!(gate.file("run/grants-height.json").exists() && gate.file("state/grants.json").exists());

@@ -1,18 +1,17 @@
 //! `spoke grants`: who is admitted and why, from the running supervisor; or one question asked of the chain directly.
 use super::load;
 use spoke_api::socket::{SOCKET, SocketRequest};
-use spoke_chain::conversation::Chain;
+use spoke_chain::reader::ChainReader;
 use spoke_command::{Failure, Outcome, block_on, print};
 use spoke_config::grants::Grants;
-use spoke_grants::chain::Pair;
 use spoke_grants::jsonrpc::{At, BlockRef};
+use spoke_grants::policy::Pair;
 use spoke_grants::policy::{Decision, VERIFICATION_ERROR};
 use spoke_grants::report::{Report, Row};
 use spoke_model::key::PublicKey;
 use spoke_model::node_id::NodeId;
 use spoke_model::time::Boot;
 use spoke_sys::clock::{Clock as _, SystemClock};
-use spoke_sys::random::seed;
 use spoke_sys::rpc::Http;
 use spoke_sys::socket::call;
 use std::fmt::Write as _;
@@ -95,7 +94,7 @@ pub fn run(config: &Path, command: &Command) -> Outcome {
 
 fn verify(grants: Arc<Grants>, pair: Pair, block: Option<u64>) -> Outcome {
     let rpc = Http::new(&grants.endpoints, grants.timeout)?;
-    let mut chain = Chain::new(rpc, SystemClock, grants.clone(), seed);
+    let mut chain = ChainReader::new(rpc, SystemClock, grants);
     let asked = block_on(ask(&mut chain, &pair, block))?;
     match asked {
         Ok(decisions) => {
@@ -111,14 +110,19 @@ fn verify(grants: Arc<Grants>, pair: Pair, block: Option<u64>) -> Outcome {
 
 type Asked = Vec<(&'static str, BlockRef, Option<Decision>)>;
 
-async fn ask(chain: &mut Chain<Http, SystemClock>, pair: &Pair, block: Option<u64>) -> Result<Asked, anyhow::Error> {
-    let pairs = std::slice::from_ref(pair);
+async fn ask(
+    chain: &mut ChainReader<Http, SystemClock>,
+    pair: &Pair,
+    block: Option<u64>,
+) -> Result<Asked, anyhow::Error> {
     if let Some(number) = block {
-        let Some(pin) = chain.block(At::Number(number)).await? else { anyhow::bail!("no endpoint has block {number}") };
-        let decided = chain.verify(&[pin], pairs).await?;
-        return Ok(vec![("asked", pin, decided.into_iter().flatten().next().flatten())]);
+        let Some(pin) = chain.find_block(At::Number(number)).await? else {
+            anyhow::bail!("no endpoint has block {number}")
+        };
+        let decided = chain.verify(pin, std::slice::from_ref(pair)).await?;
+        return Ok(vec![("asked", pin, decided.into_iter().next().flatten())]);
     }
-    let asked = chain.ask_about(pair).await?;
+    let asked = chain.decide(pair).await?;
     let mut out = vec![("newest", asked.newest.0, asked.newest.1)];
     out.extend(asked.last_final.map(|(pin, d)| ("final", pin, d)));
     Ok(out)

@@ -1,7 +1,7 @@
 //! What a `spoke run` started now would begin with: the facts that disk, kernel and name servers give without being changed.
 use crate::changes::history as changes;
 use crate::run::{access, control};
-use spoke_chain::follower as grants;
+use spoke_chain::watcher as grants;
 use spoke_command::Failure;
 use spoke_config::Config;
 use spoke_config::effective::Effective;

@@ -5,14 +5,14 @@ use crate::reconciler::Fact;
 use crate::socket::GrantsView;
 use crate::supervise::Supervisor;
 use spoke_api::health::summary::{Access, Component, ComponentStatus, Components};
-use spoke_chain::follower::{Board, run};
 use spoke_chain::ledger::Directories;
+use spoke_chain::watcher::{Deps, run};
 use spoke_config::Config;
 use spoke_config::effective::Effective;
 use spoke_config::grants::Grants;
 use spoke_config::interface::Access as Kind;
-use spoke_grants::chain::Pair;
 use spoke_grants::ladder::Phase;
+use spoke_grants::policy::Pair;
 use spoke_grants::report::Report;
 use spoke_model::time::Boot;
 use spoke_sys::clock::{Clock as _, SystemClock};
@@ -59,7 +59,7 @@ pub(super) fn start(
     let (nobody, rung) = (admitted.clone(), refresh.clone());
     let directories =
         Directories { state: Some(config.node.state_dir.clone()), runtime: Some(config.node.runtime_dir.clone()) };
-    let board = Arc::new(move |grants: Arc<Grants>, hold| Board {
+    let deps = Arc::new(move |grants: Arc<Grants>, hold| Deps {
         clock,
         config: grants,
         directories: directories.clone(),
@@ -71,14 +71,14 @@ pub(super) fn start(
     });
     let (effective, before) = (effective.clone(), Arc::new(Mutex::new(None)));
     tasks.restarting("grants", seed, move || {
-        let (board, before, nobody) = (board.clone(), before.clone(), nobody.clone());
+        let (deps, before, nobody) = (deps.clone(), before.clone(), nobody.clone());
         control::following(effective.clone(), contract_of, "access contract", move |grants| {
             let hold = grants.as_ref().and_then(|g| hold(&before, g, clock.now()));
-            let (board, nobody) = (grants.map(|grants| board(grants, hold)), nobody.clone());
+            let (deps, nobody) = (grants.map(|grants| deps(grants, hold)), nobody.clone());
             async move {
-                if let Some(board) = board {
-                    let grants = board.config.clone();
-                    return run(board, move || Http::new(&grants.endpoints, grants.timeout)).await;
+                if let Some(deps) = deps {
+                    let grants = deps.config.clone();
+                    return run(deps, move || Http::new(&grants.endpoints, grants.timeout)).await;
                 }
                 // Not enrolled yet: nobody has named a contract.
                 nobody.send_if_modified(|known| {

@@ -1,0 +1,408 @@
+//! One question, asked of as many endpoints as it takes until a quorum agrees.
+//!
+//! Endpoints are asked in waves, best first, each wave as large as the votes that are missing. All [`Conversation`] remembers
+//! between exchanges are the endpoints' states and what they can bear.
+use super::abi::NODES_PER_CALL;
+use super::jsonrpc::{Answer, Call, Refusal};
+use super::question::{EndpointFault, Finding, Question};
+use super::quorum::{Endpoints, OnChain, Tally};
+use super::report::EndpointRow;
+use spoke_config::grants::{Finality, Grants, MAX_ENDPOINTS};
+use spoke_model::backoff::JitterRng;
+use spoke_model::time::Boot;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Added to the timeout of a call before it counts as lost, so that the driver's own error, which says more, comes first.
+const REPLY_SLACK: Duration = Duration::from_secs(1);
+
+/// A batch to be sent to one endpoint; answered with its id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RpcRequest {
+    /// Unique within the conversation.
+    pub id: u64,
+    /// The endpoint's position in `[grants] endpoints`.
+    pub endpoint: usize,
+    /// The calls of the batch.
+    pub calls: Vec<Call>,
+    /// Most bytes to be read of the answer.
+    pub max_bytes: u64,
+    /// How long the endpoint may take.
+    pub timeout: Duration,
+}
+
+/// The reply to an [`RpcRequest`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RpcReply {
+    /// In the order of the calls; `None`: not answered.
+    pub answers: Vec<Option<Answer>>,
+    /// From the first byte sent to the last one read.
+    pub took: Duration,
+    /// Bytes of the bodies, both ways.
+    pub bytes: u64,
+}
+
+/// Why an [`RpcRequest`] has no reply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RpcFailure {
+    /// The endpoint refused the whole batch.
+    Refused(Refusal),
+    /// The answer was larger than allowed.
+    TooLarge,
+    /// Anything else.
+    Failed {
+        /// What happened, without the URL.
+        error: String,
+        /// The wait the endpoint asked for.
+        retry_after: Option<Duration>,
+    },
+}
+
+/// Too few endpoints gave the same answer: neither a grant nor a revocation.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{agreed} of {needed} endpoints agree{}", .faults.iter().map(|(name, f)| format!("; {name}: {f}")).collect::<String>())]
+pub struct NoQuorum {
+    /// Most equal answers.
+    pub agreed: usize,
+    /// How many it takes.
+    pub needed: usize,
+    /// The faults of the others.
+    pub faults: Vec<(String, EndpointFault)>,
+}
+
+impl NoQuorum {
+    pub(crate) fn any(&self, is: impl Fn(&EndpointFault) -> bool) -> bool {
+        self.faults.iter().any(|(_, f)| is(f))
+    }
+}
+
+/// A finding a quorum agrees on.
+#[derive(Debug)]
+pub(crate) struct Agreement {
+    pub(crate) agreed: Finding,
+    /// Every finding, dissenting ones included, by endpoint.
+    pub(crate) all: heapless::Vec<(usize, Finding), MAX_ENDPOINTS>,
+}
+
+pub(crate) type Outcome = Result<Agreement, NoQuorum>;
+
+/// Counters of a conversation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Requests answered or lost.
+    pub requests: u64,
+    /// Requests without a usable answer.
+    pub failures: u64,
+    /// Bytes of the bodies, both ways.
+    pub bytes: u64,
+    /// `eth_call`s that verified pairs.
+    pub verifications: u64,
+}
+
+/// A line for the log about an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EndpointNotice {
+    /// Its answer does not count.
+    Rejected {
+        /// Scheme and host.
+        endpoint: String,
+        /// Why.
+        fault: EndpointFault,
+    },
+    /// It contradicts the quorum.
+    Dissented {
+        /// Scheme and host.
+        endpoint: String,
+    },
+}
+
+/// What a step of a conversation wants done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExchangeAction {
+    /// Send this; answer with its reply or failure.
+    Send(RpcRequest),
+    /// Log it.
+    Report(EndpointNotice),
+}
+
+/// At most a fault, a dissent and a request for each endpoint, twice: an exchange may end and another begin.
+pub const MAX_EXCHANGE_ACTIONS: usize = 4 * MAX_ENDPOINTS;
+
+/// Actions of one step, in this order.
+pub type ExchangeActions = heapless::Vec<ExchangeAction, MAX_EXCHANGE_ACTIONS>;
+
+#[derive(Debug)]
+struct Exchange {
+    question: Question,
+    calls: Vec<Call>,
+    /// Endpoints not asked yet, the best last.
+    rest: heapless::Vec<usize, MAX_ENDPOINTS>,
+    /// Requests without a reply: id and endpoint.
+    open: heapless::Vec<(u64, usize), MAX_ENDPOINTS>,
+    /// Open requests are lost from here on.
+    reply_by: Boot,
+    tally: Tally<Finding>,
+    faults: Vec<(String, EndpointFault)>,
+}
+
+/// The conversation with the endpoints of one chain: at most one exchange at a time.
+#[derive(Debug)]
+pub struct Conversation {
+    config: Arc<Grants>,
+    names: Vec<String>,
+    rng: JitterRng,
+    next_id: u64,
+    exchange: Option<Exchange>,
+    out: ExchangeActions,
+    pub(crate) endpoints: Endpoints,
+    /// Counters.
+    pub traffic: Traffic,
+    /// Pairs in one call; halved when a call costs too much.
+    pub(crate) nodes_per_call: usize,
+    /// The events were read up to the head: the next position can bring the new ones along.
+    pub(crate) near_head: bool,
+    /// An endpoint gives fewer blocks of events at once than pass between two polls: they are read in chunks.
+    pub(crate) events_apart: bool,
+}
+
+impl Conversation {
+    /// A conversation with the endpoints of these names; `seed` spreads retries.
+    pub fn new(config: Arc<Grants>, names: Vec<String>, seed: u64) -> Self {
+        Self {
+            config,
+            endpoints: Endpoints::new(names.len()),
+            names,
+            rng: JitterRng::new(seed),
+            next_id: 0,
+            exchange: None,
+            out: ExchangeActions::new(),
+            traffic: Traffic::default(),
+            nodes_per_call: NODES_PER_CALL,
+            near_head: false,
+            events_apart: false,
+        }
+    }
+
+    /// `[grants]`.
+    pub const fn config(&self) -> &Arc<Grants> {
+        &self.config
+    }
+
+    /// The endpoints' names are known from here on.
+    pub(crate) fn open(&mut self, names: Vec<String>) {
+        self.endpoints = Endpoints::new(names.len());
+        self.names = names;
+    }
+
+    /// An endpoint's scheme and host.
+    pub fn name(&self, endpoint: usize) -> &str {
+        self.names.get(endpoint).map_or("?", String::as_str)
+    }
+
+    /// Takes the actions of the last step.
+    pub(crate) fn take_actions(&mut self) -> ExchangeActions {
+        std::mem::take(&mut self.out)
+    }
+
+    /// When the open requests are lost.
+    pub(crate) fn deadline(&self) -> Option<Boot> {
+        self.exchange.as_ref().map(|e| e.reply_by)
+    }
+
+    /// Begins an exchange. Gives its outcome if no endpoint may be asked now.
+    pub(crate) fn ask(&mut self, now: Boot, question: Question) -> Option<Outcome> {
+        if let Question::Decisions { calls, .. } = &question {
+            self.traffic.verifications += calls.len() as u64;
+        }
+        let mut rest = self.endpoints.order(now);
+        rest.reverse();
+        self.exchange = Some(Exchange {
+            calls: question.calls(self.config.contract),
+            question,
+            rest,
+            open: heapless::Vec::new(),
+            reply_by: now,
+            tally: Tally::new(self.config.quorum),
+            faults: Vec::new(),
+        });
+        self.proceed(now)
+    }
+
+    /// Takes a reply. Gives the outcome if it ends the exchange.
+    pub(crate) fn replied(&mut self, now: Boot, id: u64, reply: Result<RpcReply, RpcFailure>) -> Option<Outcome> {
+        let exchange = self.exchange.as_mut()?;
+        // The reply to a request that was given up.
+        let at = exchange.open.iter().position(|(open, _)| *open == id)?;
+        let (_, endpoint) = exchange.open.swap_remove(at);
+        self.settle(now, endpoint, reply);
+        self.proceed(now)
+    }
+
+    /// Gives up the open requests if their time is over. Gives the outcome if that ends the exchange.
+    pub(crate) fn expire(&mut self, now: Boot) -> Option<Outcome> {
+        let exchange = self.exchange.as_mut()?;
+        if now < exchange.reply_by {
+            return None;
+        }
+        for (_, endpoint) in std::mem::take(&mut exchange.open) {
+            let lost = RpcFailure::Failed { error: "no answer in time".to_owned(), retry_after: None };
+            self.settle(now, endpoint, Err(lost));
+        }
+        self.proceed(now)
+    }
+
+    fn settle(&mut self, now: Boot, endpoint: usize, reply: Result<RpcReply, RpcFailure>) {
+        let answers = self.accept(now, endpoint, reply);
+        let Some(exchange) = self.exchange.as_mut() else { return };
+        let finding = answers.and_then(|answers| exchange.question.read(answers));
+        let finding = finding.and_then(|f| match &f {
+            Finding::Position(view) => {
+                let since = self.endpoints.stuck_for(endpoint, view.head, now);
+                let stuck = !self.config.stall.is_zero() && since >= self.config.stall;
+                if stuck { Err(EndpointFault::Stuck { height: view.head, since }) } else { Ok(f) }
+            }
+            Finding::Logs(_) | Finding::Block(_) | Finding::Decisions(_) => Ok(f),
+        });
+        match finding {
+            Ok(finding) => exchange.tally.add(endpoint, finding),
+            Err(fault) => {
+                self.traffic.failures += 1;
+                if fault.counts() {
+                    self.endpoints.failed(endpoint, now, None, self.rng.next_u64());
+                }
+                let name = self.names.get(endpoint).cloned().unwrap_or_default();
+                let notice = EndpointNotice::Rejected { endpoint: name.clone(), fault: fault.clone() };
+                let _ = self.out.push(ExchangeAction::Report(notice));
+                exchange.faults.push((name, fault));
+            }
+        }
+    }
+
+    /// Sends the next wave once the last one is over, or ends the exchange.
+    fn proceed(&mut self, now: Boot) -> Option<Outcome> {
+        let exchange = self.exchange.as_mut()?;
+        if !exchange.open.is_empty() {
+            return None;
+        }
+        let missing = exchange.tally.missing();
+        if missing == 0 || exchange.rest.is_empty() {
+            return self.exchange.take().map(|e| self.conclude(now, e));
+        }
+        for _ in 0..missing {
+            let Some(endpoint) = exchange.rest.pop() else { break };
+            let mut calls = Vec::with_capacity(exchange.calls.len() + 1);
+            calls.extend(self.endpoints.must_report_chain(endpoint).then_some(Call::ChainId));
+            calls.extend_from_slice(&exchange.calls);
+            self.next_id += 1;
+            let request = RpcRequest {
+                id: self.next_id,
+                endpoint,
+                calls,
+                max_bytes: exchange.question.max_bytes(),
+                timeout: self.config.timeout,
+            };
+            let _ = exchange.open.push((request.id, endpoint));
+            let _ = self.out.push(ExchangeAction::Send(request));
+        }
+        exchange.reply_by = now + self.config.timeout + REPLY_SLACK;
+        None
+    }
+
+    fn conclude(&mut self, now: Boot, exchange: Exchange) -> Outcome {
+        let needed = self.config.quorum;
+        let Some(agreed) = exchange.tally.agreed().cloned() else {
+            let agreed = needed.saturating_sub(exchange.tally.missing());
+            return Err(NoQuorum { agreed, needed, faults: exchange.faults });
+        };
+        for i in exchange.tally.dissenters() {
+            let endpoint = self.names.get(i).cloned().unwrap_or_default();
+            let _ = self.out.push(ExchangeAction::Report(EndpointNotice::Dissented { endpoint }));
+            self.endpoints.dissented(i);
+        }
+        let all = exchange.tally.into_answers();
+        for (i, finding) in &all {
+            if let Finding::Position(view) = finding {
+                self.endpoints.at_height(*i, view.head, now);
+            }
+        }
+        Ok(Agreement { agreed, all })
+    }
+
+    /// Counts a reply for its endpoint and takes the answer about its chain off it.
+    fn accept(
+        &mut self,
+        now: Boot,
+        i: usize,
+        reply: Result<RpcReply, RpcFailure>,
+    ) -> Result<Vec<Option<Answer>>, EndpointFault> {
+        self.traffic.requests += 1;
+        let reply = match reply {
+            Ok(reply) => reply,
+            // Judged by its text.
+            Err(RpcFailure::Refused(refusal)) => return Err(EndpointFault::Refused(refusal)),
+            Err(RpcFailure::TooLarge) => {
+                self.endpoints.failed(i, now, None, self.rng.next_u64());
+                return Err(EndpointFault::too_large());
+            }
+            Err(RpcFailure::Failed { error, retry_after }) => {
+                self.endpoints.failed(i, now, retry_after, self.rng.next_u64());
+                return Err(EndpointFault::NoAnswer(error));
+            }
+        };
+        self.traffic.bytes += reply.bytes;
+        let mut answers = reply.answers;
+        if self.endpoints.must_report_chain(i) && !answers.is_empty() {
+            match answers.remove(0) {
+                Some(Answer::Number(reported)) => {
+                    let wanted = self.config.chain_id;
+                    if !self.endpoints.on_chain(i, reported, wanted, now) {
+                        return Err(EndpointFault::OtherChain { reported, wanted });
+                    }
+                }
+                Some(_) | None => return Err(EndpointFault::Partial),
+            }
+        }
+        // Some providers report a rate limit inside the answer.
+        let limited = |a: &&Answer| matches!(a, Answer::Refused(r) if r.rate());
+        if let Some(Answer::Refused(r)) = answers.iter().flatten().find(limited) {
+            return Err(EndpointFault::Refused(r.clone()));
+        }
+        self.endpoints.answered(i, reply.took);
+        Ok(answers)
+    }
+
+    /// The name of the final block that `[grants] finality` asks for.
+    pub(crate) fn finality(&self) -> Option<super::jsonrpc::At> {
+        match self.config.finality {
+            Finality::Latest => None,
+            Finality::Safe => Some(super::jsonrpc::At::Safe),
+            Finality::Finalized => Some(super::jsonrpc::At::Finalized),
+        }
+    }
+
+    /// The endpoints on another chain than the configured one, and that chain.
+    pub(crate) fn on_other_chains(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.endpoints.iter().enumerate().filter_map(|(i, e)| match e.chain {
+            OnChain::Other(reported) => Some((self.name(i), reported)),
+            OnChain::Unknown | OnChain::Yes => None,
+        })
+    }
+
+    /// The endpoints for people.
+    pub(crate) fn rows(&self) -> Vec<EndpointRow> {
+        let row = |(i, e): (usize, &super::quorum::EndpointState)| EndpointRow {
+            name: self.name(i).to_owned(),
+            latency_ms: e.latency.map(|l| l.as_secs_f64() * 1000.0),
+            failures: e.failures,
+            other_chain: match e.chain {
+                OnChain::Other(reported) => Some(reported),
+                OnChain::Unknown | OnChain::Yes => None,
+            },
+            height: (e.height > 0).then_some(e.height),
+            answers: e.answers,
+            errors: e.errors,
+            dissents: e.dissents,
+        };
+        self.endpoints.iter().enumerate().map(row).collect()
+    }
+}

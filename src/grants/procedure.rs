@@ -1,0 +1,377 @@
+//! Questions that belong together: where the chain is, what it decides about pairs at a block.
+use super::cursor::{ChainCursor, Continuity};
+use super::exchange::{Agreement, Conversation, NoQuorum, Outcome};
+use super::jsonrpc::{At, BlockRef, GrantEvent};
+use super::policy::{Decision, Pair};
+use super::question::{EndpointFault, Finding, PinnedCall, Question, View, pinned_calls};
+use spoke_config::grants::{Finality, MAX_ENDPOINTS};
+use std::sync::Arc;
+
+/// How a procedure goes on.
+#[derive(Debug)]
+pub enum Step<T> {
+    /// With another exchange.
+    Ask(Next),
+    /// It is over.
+    Done(Result<T, NoQuorum>),
+}
+
+/// The next exchange of a procedure.
+#[derive(Debug)]
+pub struct Next(pub Question);
+
+impl<T> Step<T> {
+    pub(crate) const fn ask(question: Question) -> Self {
+        Self::Ask(Next(question))
+    }
+}
+
+/// The outcome of an exchange, for the procedure that asked.
+#[derive(Debug)]
+pub struct Answered(pub(crate) Outcome);
+
+/// A sequence of exchanges with one result. Order of calls: `begin`, then `answered` with the outcome of each exchange it
+/// asks for, until it is done.
+pub trait Procedure {
+    /// The result.
+    type Output;
+    /// The first exchange.
+    fn begin(&mut self, conversation: &mut Conversation) -> Step<Self::Output>;
+    /// Takes the outcome of an exchange.
+    fn answered(&mut self, conversation: &mut Conversation, outcome: Answered) -> Step<Self::Output>;
+}
+
+/// The position of the chain, as far as a quorum agrees.
+#[derive(Clone, Debug, Default)]
+pub struct Position {
+    /// Whether the newest known block still is part of the chain.
+    pub continuity: Continuity,
+    /// The lowest of the heads.
+    pub head: u64,
+    /// A block that a quorum has below its head.
+    pub anchor: Option<BlockRef>,
+    /// Blocks to verify at, best first.
+    pub pins: Vec<BlockRef>,
+    /// Blocks that a quorum counts as final, the newest first; empty unless asked for.
+    pub finals: Vec<BlockRef>,
+    /// What has changed according to any endpoint: only ever a reason to verify.
+    pub events: Vec<GrantEvent>,
+    /// Whether `events` holds everything up to `head`.
+    pub complete: bool,
+}
+
+impl Position {
+    /// Every endpoint that was asked has a block of this height below its head.
+    pub const fn common(&self) -> u64 {
+        self.head.saturating_sub(1)
+    }
+}
+
+/// Finds the [`Position`] relative to a cursor.
+#[derive(Debug)]
+pub struct FindPosition {
+    cursor: ChainCursor,
+    finals: bool,
+    events: bool,
+    /// Views of endpoints while the cursor's newest block is asked for by its height.
+    views: Option<heapless::Vec<View, MAX_ENDPOINTS>>,
+}
+
+impl FindPosition {
+    /// `finals` asks for blocks that count as final.
+    pub const fn new(cursor: ChainCursor, finals: bool) -> Self {
+        Self { cursor, finals, events: false, views: None }
+    }
+
+    fn question(&self, conversation: &Conversation) -> Question {
+        let finality = conversation.finality().filter(|_| self.finals);
+        Question::Position { cursor: Box::new(self.cursor.clone()), finality, events: self.events }
+    }
+
+    fn finish(
+        &self,
+        conversation: &mut Conversation,
+        continuity: Continuity,
+        mut views: heapless::Vec<View, MAX_ENDPOINTS>,
+    ) -> Position {
+        let head = views.iter().map(|v| v.head).min().unwrap_or(0);
+        let need = conversation.config().quorum;
+        let common = |b: &BlockRef| views.iter().filter(|v| v.parent == Some(*b)).count() >= need;
+        let anchor = views.iter().filter_map(|v| v.parent).find(common);
+        // Two of each endpoint, so that invented events cannot crowd out the others: its newest event's and the one below its head.
+        let newest = |v: &View| v.events.iter().map(|e| e.block).max();
+        let mut pins: Vec<BlockRef> = views.iter().flat_map(|v| [newest(v), v.parent]).flatten().collect();
+        pins.sort_unstable_by(|a, b| b.cmp(a));
+        pins.dedup();
+        // The newest that a quorum counts as final, and those below.
+        let mut finals: Vec<BlockRef> = views.iter().filter_map(|v| v.last_final).collect();
+        finals.sort_unstable_by(|a, b| b.cmp(a));
+        finals.drain(..finals.len().min(need.saturating_sub(1)));
+        finals.dedup();
+        let events = views.iter_mut().flat_map(|v| std::mem::take(&mut v.events)).collect();
+        let started = self.cursor.scanned().is_some();
+        let complete = started && (self.events || continuity == Continuity::Same && self.cursor.gap(head) == 0);
+        conversation.near_head = !started || complete;
+        Position { continuity, head, anchor, pins, finals, events, complete }
+    }
+}
+
+impl Procedure for FindPosition {
+    type Output = Position;
+
+    fn begin(&mut self, conversation: &mut Conversation) -> Step<Position> {
+        self.events = conversation.near_head && !conversation.events_apart;
+        Step::ask(self.question(conversation))
+    }
+
+    fn answered(&mut self, conversation: &mut Conversation, outcome: Answered) -> Step<Position> {
+        let Agreement { agreed, all } = match outcome.0 {
+            Ok(agreement) => agreement,
+            Err(e) if self.events && too_much(&e) => {
+                // No endpoint's fault: the events are read in chunks.
+                conversation.events_apart |= e.any(EndpointFault::too_much);
+                conversation.near_head = false;
+                conversation.endpoints.pardon();
+                self.events = false;
+                self.views = None;
+                return Step::ask(self.question(conversation));
+            }
+            Err(e) => return Step::Done(Err(e)),
+        };
+        if let Some(views) = self.views.take() {
+            let known = match agreed {
+                Finding::Block(block) => block,
+                Finding::Position(_) | Finding::Logs(_) | Finding::Decisions(_) => None,
+            };
+            let continuity = self.cursor.judge_block(known);
+            return Step::Done(Ok(self.finish(conversation, continuity, views)));
+        }
+        let mut continuity = Continuity::Same;
+        if let Finding::Position(view) = &agreed {
+            continuity = view.continuity;
+        }
+        let views = all.into_iter().filter_map(|(_, f)| match f {
+            Finding::Position(view) => Some(view),
+            Finding::Logs(_) | Finding::Block(_) | Finding::Decisions(_) => None,
+        });
+        let views = views.collect();
+        if let (Continuity::TooOld, Some(known)) = (continuity, self.cursor.newest()) {
+            self.views = Some(views);
+            return Step::ask(Question::Block(At::Number(known.number)));
+        }
+        Step::Done(Ok(self.finish(conversation, continuity, views)))
+    }
+}
+
+/// Whether an endpoint would not give that many events at once.
+pub(crate) fn too_much(e: &NoQuorum) -> bool {
+    e.any(EndpointFault::too_much) || e.any(|f| *f == EndpointFault::too_large())
+}
+
+/// Asks for a block's number and hash.
+#[derive(Debug)]
+pub struct FindBlock(pub At);
+
+impl Procedure for FindBlock {
+    type Output = Option<BlockRef>;
+
+    fn begin(&mut self, _: &mut Conversation) -> Step<Self::Output> {
+        Step::ask(Question::Block(self.0))
+    }
+
+    fn answered(&mut self, _: &mut Conversation, outcome: Answered) -> Step<Self::Output> {
+        Step::Done(outcome.0.map(|a| block(a.agreed)))
+    }
+}
+
+pub(crate) fn block(finding: Finding) -> Option<BlockRef> {
+    match finding {
+        Finding::Block(block) => block,
+        Finding::Position(_) | Finding::Logs(_) | Finding::Decisions(_) => None,
+    }
+}
+
+/// Decisions in the order of the pairs; `None`: the answer could not be read.
+pub type Decisions = Vec<Option<Decision>>;
+
+/// Verifies pairs at the first of some blocks that a quorum knows, and at further ones with it.
+#[derive(Debug)]
+pub struct Verify {
+    candidates: std::vec::IntoIter<BlockRef>,
+    /// More than one candidate: an endpoint that does not know one block may know the next.
+    several: bool,
+    also: Vec<BlockRef>,
+    pairs: Arc<[Pair]>,
+    pin: BlockRef,
+    /// Calls of the present candidate without a decision, the next one last.
+    rest: Vec<PinnedCall>,
+    /// Calls of the exchange under way.
+    asked: Vec<PinnedCall>,
+    decided: Vec<Decisions>,
+}
+
+impl Verify {
+    /// Verifies `pairs` at one of `candidates` together with all of `also`.
+    pub fn new(candidates: Vec<BlockRef>, also: Vec<BlockRef>, pairs: Arc<[Pair]>) -> Self {
+        Self {
+            several: candidates.len() > 1,
+            candidates: candidates.into_iter(),
+            also,
+            pairs,
+            pin: BlockRef::default(),
+            rest: Vec::new(),
+            asked: Vec::new(),
+            decided: Vec::new(),
+        }
+    }
+
+    fn next_candidate(&mut self, conversation: &mut Conversation, last: NoQuorum) -> Step<(BlockRef, Vec<Decisions>)> {
+        let Some(pin) = self.candidates.next() else { return Step::Done(Err(last)) };
+        self.pin = pin;
+        let pins: Vec<BlockRef> = std::iter::once(pin).chain(self.also.iter().copied()).collect();
+        self.rest = pinned_calls(&pins, self.pairs.len(), conversation.nodes_per_call);
+        self.rest.reverse();
+        self.decided = vec![Vec::with_capacity(self.pairs.len()); pins.len()];
+        self.next_batch(conversation)
+    }
+
+    fn next_batch(&mut self, conversation: &Conversation) -> Step<(BlockRef, Vec<Decisions>)> {
+        let keep = self.rest.len().saturating_sub(conversation.config().batch.max(1));
+        let mut calls = self.rest.split_off(keep);
+        if calls.is_empty() {
+            return Step::Done(Ok((self.pin, std::mem::take(&mut self.decided))));
+        }
+        calls.reverse();
+        self.asked.clone_from(&calls);
+        Step::ask(Question::Decisions { calls, pairs: self.pairs.clone() })
+    }
+}
+
+impl Procedure for Verify {
+    /// The block, and for it and each of `also` the decisions.
+    type Output = (BlockRef, Vec<Decisions>);
+
+    fn begin(&mut self, conversation: &mut Conversation) -> Step<Self::Output> {
+        let none = NoQuorum { agreed: 0, needed: conversation.config().quorum, faults: Vec::new() };
+        self.next_candidate(conversation, none)
+    }
+
+    fn answered(&mut self, conversation: &mut Conversation, outcome: Answered) -> Step<Self::Output> {
+        let agreed = match outcome.0 {
+            Ok(agreement) => agreement.agreed,
+            Err(e) => {
+                if e.any(EndpointFault::too_expensive) {
+                    conversation.nodes_per_call = (conversation.nodes_per_call / 2).max(1);
+                }
+                if self.several {
+                    conversation.endpoints.pardon();
+                }
+                return self.next_candidate(conversation, e);
+            }
+        };
+        let mut decided = match agreed {
+            Finding::Decisions(decided) => decided,
+            Finding::Position(_) | Finding::Logs(_) | Finding::Block(_) => Vec::new(),
+        }
+        .into_iter();
+        for call in self.asked.drain(..) {
+            if let Some(of_pin) = self.decided.get_mut(call.pin) {
+                of_pin.extend(decided.by_ref().take(call.pairs.len()).map(Result::ok));
+            }
+        }
+        self.next_batch(conversation)
+    }
+}
+
+/// What the chain decides about one pair; no decision where the answer could not be read.
+#[derive(Clone, Copy, Debug)]
+pub struct PairDecision {
+    /// At the newest block.
+    pub newest: (BlockRef, Option<Decision>),
+    /// At the last one that counts as final; `None` where every block does, or none does yet.
+    pub last_final: Option<(BlockRef, Option<Decision>)>,
+}
+
+#[derive(Debug)]
+enum PairStep {
+    Position(FindPosition),
+    Newest,
+    Verify(Box<Verify>),
+}
+
+/// Asks about one pair without a cursor.
+#[derive(Debug)]
+pub struct DecidePair {
+    pair: Pair,
+    step: PairStep,
+    pins: Vec<BlockRef>,
+    last_final: Option<BlockRef>,
+}
+
+impl DecidePair {
+    /// About `pair`.
+    pub fn new(pair: Pair) -> Self {
+        let step = PairStep::Position(FindPosition::new(ChainCursor::default(), false));
+        Self { pair, step, pins: Vec::new(), last_final: None }
+    }
+
+    fn decided(&self, outcome: Step<(BlockRef, Vec<Decisions>)>) -> Step<PairDecision> {
+        match outcome {
+            Step::Ask(next) => Step::Ask(next),
+            Step::Done(Err(e)) => Step::Done(Err(e)),
+            Step::Done(Ok((pin, decided))) => {
+                let mut decided = decided.into_iter().map(|d| d.into_iter().next().flatten());
+                let newest = (pin, decided.next().flatten());
+                Step::Done(Ok(PairDecision { newest, last_final: self.last_final.into_iter().zip(decided).next() }))
+            }
+        }
+    }
+}
+
+impl Procedure for DecidePair {
+    type Output = PairDecision;
+
+    fn begin(&mut self, conversation: &mut Conversation) -> Step<PairDecision> {
+        let finals = conversation.config().finality != Finality::Latest;
+        let mut find = FindPosition::new(ChainCursor::default(), finals);
+        let step = find.begin(conversation);
+        self.step = PairStep::Position(find);
+        match step {
+            Step::Ask(next) => Step::Ask(next),
+            Step::Done(Err(e)) => Step::Done(Err(e)),
+            Step::Done(Ok(_)) => Step::ask(Question::Block(At::Latest)),
+        }
+    }
+
+    fn answered(&mut self, conversation: &mut Conversation, outcome: Answered) -> Step<PairDecision> {
+        match &mut self.step {
+            PairStep::Position(find) => match find.answered(conversation, outcome) {
+                Step::Ask(next) => Step::Ask(next),
+                Step::Done(Err(e)) => Step::Done(Err(e)),
+                Step::Done(Ok(position)) => {
+                    self.pins = position.pins;
+                    self.last_final = position.finals.first().copied();
+                    // The newest block itself, where its header can be had: a caller does not wait for the next one.
+                    self.step = PairStep::Newest;
+                    Step::ask(Question::Block(At::Latest))
+                }
+            },
+            PairStep::Newest => {
+                match outcome.0 {
+                    Ok(agreement) => self.pins.splice(..0, block(agreement.agreed)).for_each(drop),
+                    Err(e) => return Step::Done(Err(e)),
+                }
+                let pairs = Arc::from([self.pair.clone()]);
+                let also = self.last_final.into_iter().collect();
+                let mut verify = Verify::new(std::mem::take(&mut self.pins), also, pairs);
+                let step = verify.begin(conversation);
+                self.step = PairStep::Verify(Box::new(verify));
+                self.decided(step)
+            }
+            PairStep::Verify(verify) => {
+                let step = verify.answered(conversation, outcome);
+                self.decided(step)
+            }
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! One procedure by itself, as a machine: for a person who asks, and for an enrolment.
+use super::exchange::{Conversation, ExchangeActions, NoQuorum, RpcFailure, RpcReply};
+use super::procedure::{Answered, Procedure, Step};
+use spoke_model::time::Boot;
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum QueryEvent {
+    /// The deadline has come. Too early or too late does no harm.
+    Tick,
+    /// The reply to a request.
+    Replied {
+        /// The request's id.
+        id: u64,
+        /// The reply.
+        reply: Result<RpcReply, RpcFailure>,
+    },
+}
+
+/// The machine.
+///
+/// ```text
+///  begin ──► Asking ──outcome of each exchange──► Asking … ──► done: result
+/// ```
+/// Driver: perform the actions of [`Query::begin`], then hand in the reply to each request, and a tick at the
+/// [`Query::deadline`], which is when the open requests are given up; perform the actions of each; end when
+/// [`Query::into_result`] gives one. Every request ends by its reply or by the deadline, so it always ends.
+#[derive(Debug)]
+pub struct Query<'a, P: Procedure> {
+    conversation: &'a mut Conversation,
+    procedure: P,
+    result: Option<Result<P::Output, NoQuorum>>,
+}
+
+impl<'a, P: Procedure> Query<'a, P> {
+    /// Begins `procedure`.
+    pub fn begin(now: Boot, conversation: &'a mut Conversation, mut procedure: P) -> (Self, ExchangeActions) {
+        let step = procedure.begin(conversation);
+        let mut query = Self { conversation, procedure, result: None };
+        query.proceed(now, step);
+        let actions = query.conversation.take_actions();
+        (query, actions)
+    }
+
+    /// When [`QueryEvent::Tick`] is due; `None`: it is done.
+    pub fn deadline(&self) -> Option<Boot> {
+        self.conversation.deadline()
+    }
+
+    /// Takes an event; returns what is to be done.
+    #[must_use]
+    pub fn handle(&mut self, now: Boot, event: QueryEvent) -> ExchangeActions {
+        let outcome = match event {
+            QueryEvent::Tick => self.conversation.expire(now),
+            QueryEvent::Replied { id, reply } => self.conversation.replied(now, id, reply),
+        };
+        if let Some(outcome) = outcome {
+            let step = self.procedure.answered(self.conversation, Answered(outcome));
+            self.proceed(now, step);
+        }
+        self.conversation.take_actions()
+    }
+
+    fn proceed(&mut self, now: Boot, mut step: Step<P::Output>) {
+        loop {
+            match step {
+                Step::Ask(next) => match self.conversation.ask(now, next.0) {
+                    Some(outcome) => step = self.procedure.answered(self.conversation, Answered(outcome)),
+                    None => return,
+                },
+                Step::Done(result) => {
+                    self.result = Some(result);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Whether it is done.
+    pub const fn done(&self) -> bool {
+        self.result.is_some()
+    }
+
+    /// The result; `None`: it is not done.
+    pub fn into_result(self) -> Option<Result<P::Output, NoQuorum>> {
+        self.result
+    }
+}

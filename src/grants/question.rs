@@ -1,0 +1,316 @@
+//! What one exchange asks of an endpoint: its calls, how its answers are read, and which answers count as equal.
+use super::abi::{Head, Malformed, NODES_PER_CALL, decode_head, decode_reads, head_call, reads_call};
+use super::cursor::{ChainCursor, Continuity};
+use super::jsonrpc::{Answer, At, BlockRef, Call, GrantEvent, Refusal};
+use super::policy::{Decision, Pair, decide};
+use alloy_primitives::Address;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Bytes of an answer with a position: a thousand events.
+const POSITION_MAX: u64 = 1 << 20;
+/// Bytes of an answer with a chunk of events: ten thousand.
+const LOGS_MAX: u64 = 10 << 20;
+/// Bytes of an answer to one call: 24,576 in hexadecimal, and its frame.
+const CALL_MAX: u64 = 2 * 24_576 + 1024;
+
+/// Why an endpoint's answer does not count.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EndpointFault {
+    /// It was not reached, or its answer could not be read.
+    #[error("{0}")]
+    NoAnswer(String),
+    /// It answered a part of the batch.
+    #[error("it left a question unanswered")]
+    Partial,
+    /// It refused.
+    #[error("it refused: {} ({})", .0.message, .0.code)]
+    Refused(Refusal),
+    /// Its answer does not have the shape that was asked for.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// It is behind the newest known block.
+    #[error("it is behind: at height {0}")]
+    Behind(u64),
+    /// Its chain does not go on.
+    #[error("it is stuck: its newest block is {height} for {} s", .since.as_secs())]
+    Stuck {
+        /// Its newest height.
+        height: u64,
+        /// For how long.
+        since: Duration,
+    },
+    /// It is on another chain.
+    #[error("it is on chain {reported}, not on {wanted}: correct grants.endpoints or grants.chain_id")]
+    OtherChain {
+        /// The chain it reports.
+        reported: u64,
+        /// The configured chain.
+        wanted: u64,
+    },
+}
+
+impl EndpointFault {
+    /// The answer was larger than allowed.
+    pub fn too_large() -> Self {
+        Self::NoAnswer("its answer is too large".to_owned())
+    }
+
+    /// Whether it is still to be counted against the endpoint. A call that failed was counted when it did; a block that only
+    /// another endpoint knows is no fault.
+    pub fn counts(&self) -> bool {
+        match self {
+            Self::NoAnswer(_) | Self::OtherChain { .. } => false,
+            Self::Refused(refusal) => !refusal.unknown_block(),
+            Self::Partial | Self::Malformed(_) | Self::Behind(_) | Self::Stuck { .. } => true,
+        }
+    }
+
+    /// Whether the endpoint reports that too much was asked for at once.
+    pub fn too_much(&self) -> bool {
+        match self {
+            Self::Refused(refusal) => refusal.too_much(),
+            Self::NoAnswer(_)
+            | Self::OtherChain { .. }
+            | Self::Partial
+            | Self::Malformed(_)
+            | Self::Behind(_)
+            | Self::Stuck { .. } => false,
+        }
+    }
+
+    /// Whether the calls cost more gas, bytes or time than the endpoint allows.
+    pub(crate) fn too_expensive(&self) -> bool {
+        match self {
+            Self::Refused(refusal) => {
+                let text = refusal.message.to_ascii_lowercase();
+                ["gas", "size", "timeout"].iter().any(|word| text.contains(word))
+            }
+            Self::NoAnswer(_)
+            | Self::OtherChain { .. }
+            | Self::Partial
+            | Self::Malformed(_)
+            | Self::Behind(_)
+            | Self::Stuck { .. } => false,
+        }
+    }
+}
+
+/// The chain as one endpoint sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    /// Whether the newest known block still is part of it.
+    pub continuity: Continuity,
+    /// Its newest height.
+    pub head: u64,
+    /// The block below.
+    pub parent: Option<BlockRef>,
+    /// The block below the newest final one, if asked for.
+    pub last_final: Option<BlockRef>,
+    /// Events, if asked for.
+    pub events: Vec<GrantEvent>,
+}
+
+/// Reads about some pairs at one block, in one `eth_call`.
+#[derive(Clone, Debug)]
+pub struct PinnedCall {
+    /// Position of the block among the pins.
+    pub pin: usize,
+    /// The block.
+    pub block: BlockRef,
+    /// The pairs, by position.
+    pub pairs: Range<usize>,
+}
+
+/// What is asked of an endpoint in one batch.
+#[derive(Clone, Debug)]
+pub enum Question {
+    /// Its head, its newest final block if `finality` names one, and the events since the cursor.
+    Position {
+        /// What is known so far.
+        cursor: Box<ChainCursor>,
+        /// The final block to ask for.
+        finality: Option<At>,
+        /// Whether to ask for events.
+        events: bool,
+    },
+    /// The events of these heights.
+    Logs {
+        /// First height.
+        from: u64,
+        /// Last height.
+        to: u64,
+    },
+    /// A block's number and hash.
+    Block(At),
+    /// Decisions about pairs at pinned blocks.
+    Decisions {
+        /// The calls.
+        calls: Vec<PinnedCall>,
+        /// The pairs they are about.
+        pairs: Arc<[Pair]>,
+    },
+}
+
+impl Question {
+    /// The calls of the batch.
+    pub fn calls(&self, contract: Address) -> Vec<Call> {
+        match self {
+            Self::Position { cursor, finality, events } => {
+                let known = cursor.newest().map_or(0, |b| b.number);
+                let mut calls = vec![Call::Run { code: head_call(known).to_vec(), at: At::Latest }];
+                calls.extend(finality.map(|at| Call::Run { code: head_call(0).to_vec(), at }));
+                if let Some((from, _)) = cursor.next(u64::MAX).filter(|_| *events) {
+                    calls.push(Call::Logs { contract, from, to: None });
+                }
+                calls
+            }
+            Self::Logs { from, to } => vec![Call::Logs { contract, from: *from, to: Some(*to) }],
+            Self::Block(at) => vec![Call::Header(*at)],
+            Self::Decisions { calls, pairs } => {
+                let call = |c: &PinnedCall| {
+                    let pairs = pairs.get(c.pairs.clone()).unwrap_or_default();
+                    let code = reads_call(contract, pairs.iter().map(|(node, _)| node.as_str()));
+                    Call::Run { code, at: At::Hash(c.block.hash) }
+                };
+                calls.iter().map(call).collect()
+            }
+        }
+    }
+
+    /// Most bytes of the answer.
+    pub fn max_bytes(&self) -> u64 {
+        match self {
+            Self::Position { .. } | Self::Block(_) => POSITION_MAX,
+            Self::Logs { .. } => LOGS_MAX,
+            Self::Decisions { calls, .. } => CALL_MAX.saturating_mul(calls.len() as u64),
+        }
+    }
+
+    /// Reads the answers to [`Question::calls`].
+    pub fn read(&self, answers: Vec<Option<Answer>>) -> Result<Finding, EndpointFault> {
+        match self {
+            Self::Position { cursor, finality, .. } => {
+                read_position(answers, cursor, finality.is_some()).map(Finding::Position)
+            }
+            Self::Logs { .. } => match single(answers)? {
+                Answer::Events(events) => Ok(Finding::Logs(events)),
+                Answer::Number(_)
+                | Answer::Name(_)
+                | Answer::Bytes(_)
+                | Answer::Block(_)
+                | Answer::Nothing
+                | Answer::Refused(_) => Err(EndpointFault::Partial),
+            },
+            Self::Block(_) => match single(answers)? {
+                Answer::Block(block) => Ok(Finding::Block(Some(block))),
+                Answer::Nothing => Ok(Finding::Block(None)),
+                Answer::Number(_) | Answer::Name(_) | Answer::Bytes(_) | Answer::Events(_) | Answer::Refused(_) => {
+                    Err(EndpointFault::Partial)
+                }
+            },
+            Self::Decisions { calls, pairs } => read_decisions(answers, calls, pairs).map(Finding::Decisions),
+        }
+    }
+}
+
+/// What an endpoint's answers hold. Two endpoints agree if their findings are equal: a position by its continuity only, since
+/// heads differ between honest endpoints, and events always, since they are only ever a reason to verify.
+#[derive(Clone, Debug)]
+pub enum Finding {
+    /// To [`Question::Position`].
+    Position(View),
+    /// To [`Question::Logs`].
+    Logs(Vec<GrantEvent>),
+    /// To [`Question::Block`]; `None`: the endpoint has no such block.
+    Block(Option<BlockRef>),
+    /// To [`Question::Decisions`].
+    /// In the order of the calls; one that cannot be read spoils only its own pair.
+    Decisions(Vec<Result<Decision, Malformed>>),
+}
+
+impl PartialEq for Finding {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Position(a), Self::Position(b)) => a.continuity == b.continuity,
+            (Self::Logs(_), Self::Logs(_)) => true,
+            (Self::Block(a), Self::Block(b)) => a == b,
+            (Self::Decisions(a), Self::Decisions(b)) => a == b,
+            (Self::Position(_) | Self::Logs(_) | Self::Block(_) | Self::Decisions(_), _) => false,
+        }
+    }
+}
+
+fn single(answers: Vec<Option<Answer>>) -> Result<Answer, EndpointFault> {
+    match answers.into_iter().next().flatten() {
+        Some(Answer::Refused(refusal)) => Err(EndpointFault::Refused(refusal)),
+        Some(answer) => Ok(answer),
+        None => Err(EndpointFault::Partial),
+    }
+}
+
+fn read_position(answers: Vec<Option<Answer>>, cursor: &ChainCursor, asked_final: bool) -> Result<View, EndpointFault> {
+    let mut answers = answers.into_iter();
+    let mut next = || match answers.next() {
+        Some(Some(Answer::Refused(refusal))) => Err(EndpointFault::Refused(refusal)),
+        Some(Some(answer)) => Ok(Some(answer)),
+        Some(None) => Err(EndpointFault::Partial),
+        None => Ok(None),
+    };
+    let head = read_head(next()?)?;
+    let last_final = if asked_final { parent(&read_head(next()?)?) } else { None };
+    let events = match next()? {
+        Some(Answer::Events(events)) => events,
+        None => Vec::new(),
+        Some(_) => return Err(EndpointFault::Partial),
+    };
+    let continuity = cursor.judge(&head);
+    if continuity == Continuity::Behind {
+        return Err(EndpointFault::Behind(head.number));
+    }
+    Ok(View { continuity, head: head.number, parent: parent(&head), last_final, events })
+}
+
+fn read_head(answer: Option<Answer>) -> Result<Head, EndpointFault> {
+    match answer {
+        Some(Answer::Bytes(bytes)) => Ok(decode_head(&bytes)?),
+        Some(_) | None => Err(EndpointFault::Partial),
+    }
+}
+
+fn parent(head: &Head) -> Option<BlockRef> {
+    Some(BlockRef { number: head.number.checked_sub(1)?, hash: head.parent? })
+}
+
+/// One call for each pin and each `nodes_per_call` pairs.
+pub fn pinned_calls(pins: &[BlockRef], pairs: usize, nodes_per_call: usize) -> Vec<PinnedCall> {
+    let step = nodes_per_call.clamp(1, NODES_PER_CALL);
+    let chunks = |(pin, block): (usize, &BlockRef)| {
+        let block = *block;
+        (0..pairs).step_by(step).map(move |from| PinnedCall { pin, block, pairs: from..(from + step).min(pairs) })
+    };
+    pins.iter().enumerate().flat_map(chunks).collect()
+}
+
+fn read_decisions(
+    answers: Vec<Option<Answer>>,
+    calls: &[PinnedCall],
+    pairs: &[Pair],
+) -> Result<Vec<Result<Decision, Malformed>>, EndpointFault> {
+    let mut out = Vec::new();
+    if answers.len() != calls.len() {
+        return Err(EndpointFault::Partial);
+    }
+    for (answer, call) in answers.into_iter().zip(calls) {
+        let bytes = match answer {
+            Some(Answer::Bytes(bytes)) => bytes,
+            Some(Answer::Refused(refusal)) => return Err(EndpointFault::Refused(refusal)),
+            Some(_) | None => return Err(EndpointFault::Partial),
+        };
+        let pairs = pairs.get(call.pairs.clone()).unwrap_or_default();
+        let reads = decode_reads(&bytes, pairs.len())?;
+        out.extend(reads.iter().zip(pairs).map(|(r, (node, key))| decide(r, node.as_str(), key)));
+    }
+    Ok(out)
+}
