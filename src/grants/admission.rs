@@ -97,6 +97,8 @@ pub struct AdmissionTable<S> {
     doubtful: bool,
     /// When the age of doubts was last written down.
     doubts_kept: Option<Boot>,
+    /// Grows with every stretch of events that was read: they concern candidates only.
+    pub(super) events_read: u64,
 }
 
 impl<S: BuildHasher> AdmissionTable<S> {
@@ -113,6 +115,7 @@ impl<S: BuildHasher> AdmissionTable<S> {
             overflow: 0,
             doubtful: false,
             doubts_kept: None,
+            events_read: 0,
         }
     }
 
@@ -184,7 +187,18 @@ impl<S: BuildHasher> AdmissionTable<S> {
     pub fn set_candidates(&mut self, candidates: &BTreeSet<Pair>) {
         let gone: Vec<Pair> = self.candidates.difference(candidates).cloned().collect();
         for (node, key) in &gone {
-            self.cache.change(node, key, |e| e.peer = false);
+            let events_read = self.events_read;
+            self.cache.change(node, key, |e| (e.peer, e.left) = (false, events_read));
+        }
+        for (node, key) in candidates.difference(&self.candidates) {
+            let events_read = self.events_read;
+            self.cache.change(node, key, |e| {
+                // Events were read without regard to it: its decision may be out of date.
+                if e.left != events_read {
+                    e.changed(0);
+                    *e = Entry { decision: None, doubt: None, held_until: Some(0), ..e.clone() };
+                }
+            });
         }
         self.overflow = candidates.len().saturating_sub(self.cache.max());
         self.candidates = candidates.iter().take(self.cache.max()).cloned().collect();
@@ -200,6 +214,7 @@ impl<S: BuildHasher> AdmissionTable<S> {
     /// Somebody says that something has changed: whoever it touches is looked at again. At `common` every endpoint that was
     /// asked has a block: a single one cannot make us wait for a block that the others do not have.
     pub fn note(&mut self, changes: &[GrantEvent], common: u64, now: Boot) {
+        self.events_read += 1;
         let touched = Touched::by(changes);
         let latest = self.finality == Finality::Latest;
         for (node, key) in &self.candidates {
@@ -230,6 +245,7 @@ impl<S: BuildHasher> AdmissionTable<S> {
 
     /// Everything is looked at again.
     pub fn refresh(&mut self, now: Boot) {
+        self.events_read += 1;
         self.look_again(now, |_| true);
     }
 

@@ -37,6 +37,8 @@ pub struct Entry {
     pub news: u64,
     /// Whether it was a peer when the grants were last published.
     pub peer: bool,
+    /// Stretches of events that had been read when it ceased to be a candidate.
+    pub(super) left: u64,
     /// Grows with every change that becomes known.
     pub(super) generation: u32,
     /// A verification is under way, begun in this generation.

@@ -325,3 +325,19 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn returning_candidate_is_verified_before_admission() {
+    let mut table = book(&[1, 2]);
+    grant(&mut table, 1, 10, at(1));
+    let only_the_other: BTreeSet<Pair> = [pair(2)].into();
+    let both: BTreeSet<Pair> = [pair(1), pair(2)].into();
+    table.set_candidates(&only_the_other);
+    table.set_candidates(&both);
+    assert!(table.admission(&pair(1).0, &pair(1).1, at(2)).granted(), "no event was missed");
+    table.set_candidates(&only_the_other);
+    table.note(&[change(11, Subject::Token(U256::from(1)))], u64::MAX, at(3));
+    table.set_candidates(&both);
+    assert!(!table.admission(&pair(1).0, &pair(1).1, at(4)).granted(), "revoked while it was no candidate");
+    assert_eq!(table.waiting(at(4), None), [pair(1), pair(2)]);
+}
