@@ -93,7 +93,7 @@ impl<C: Clock, R: Rpc> Driver<C, R> {
         let setup = Setup { config, boot_id: boot_id(), candidates, hold: deps.hold };
         let machine = ChainWatcher::new(deps.clock.now(), seed(), setup);
         let mut driver = Self { deps, rpc: None, machine, ledger, pending: FuturesUnordered::new(), last_quorum: None };
-        driver.handle(Event::Loaded { cursor, stored });
+        driver.handle(Event::Loaded { cursor: Box::new(cursor), stored: stored.map(Box::new) });
         driver
     }
 
@@ -129,7 +129,7 @@ impl<C: Clock, R: Rpc> Driver<C, R> {
                 }
                 Action::Publish => self.publish(now),
                 Action::StoreCursor(cursor) => {
-                    let write = self.ledger.store_cursor(cursor);
+                    let write = self.ledger.store_cursor(*cursor);
                     self.pending.push(Box::pin(async { Event::CursorStored(write.await.map(drop)) }));
                 }
                 Action::StoreDecisions(stored) => {

@@ -3,6 +3,7 @@
 //! Written by hand: five shapes do not pay for a macro crate on a device. A decoder here gives a value or [`Malformed`];
 //! it never allocates more than it was given and never trusts a length.
 use alloy_primitives::{Address, B256, U256, b256};
+use std::sync::LazyLock;
 
 /// Code sent along with an `eth_call`: reads all five answers about many nodes at one block (`GrantReads.sol`).
 const READS: &str = include_str!("GrantReads.hex");
@@ -127,7 +128,9 @@ pub fn reads_call<'n>(contract: Address, nodes: impl ExactSizeIterator<Item = &'
 
 fn code() -> Vec<u8> {
     // The committed hex is checked by a test; an empty result would be refused by the endpoint, not misread.
-    alloy_primitives::hex::decode(READS.trim_ascii_end()).unwrap_or_default()
+    static CODE: LazyLock<Vec<u8>> =
+        LazyLock::new(|| alloy_primitives::hex::decode(READS.trim_ascii_end()).unwrap_or_default());
+    CODE.clone()
 }
 
 /// Code that returns the number of the block it runs at, its parent's hash, and the hash of block `of` (zero unless

@@ -294,7 +294,7 @@ pub struct PairDecision {
 
 #[derive(Debug)]
 enum PairStep {
-    Position(FindPosition),
+    Position(Box<FindPosition>),
     Newest,
     Verify(Box<Verify>),
 }
@@ -311,7 +311,7 @@ pub struct DecidePair {
 impl DecidePair {
     /// About `pair`.
     pub fn new(pair: Pair) -> Self {
-        let step = PairStep::Position(FindPosition::new(ChainCursor::default(), false));
+        let step = PairStep::Position(Box::new(FindPosition::new(ChainCursor::default(), false)));
         Self { pair, step, pins: Vec::new(), last_final: None }
     }
 
@@ -335,7 +335,7 @@ impl Procedure for DecidePair {
         let finals = conversation.config().finality != Finality::Latest;
         let mut find = FindPosition::new(ChainCursor::default(), finals);
         let step = find.begin(conversation);
-        self.step = PairStep::Position(find);
+        self.step = PairStep::Position(Box::new(find));
         match step {
             Step::Ask(next) => Step::Ask(next),
             Step::Done(Err(e)) => Step::Done(Err(e)),

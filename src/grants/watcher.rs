@@ -20,8 +20,12 @@ use std::hash::RandomState;
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(test)]
+mod model;
 mod output;
 mod round;
+#[cfg(test)]
+mod tests;
 
 /// First wait after a poll without a quorum.
 const RETRY: Duration = Duration::from_secs(1);
@@ -38,9 +42,9 @@ pub enum Event {
     /// What the disk holds; the first event.
     Loaded {
         /// How far the chain was followed.
-        cursor: ChainCursor,
+        cursor: Box<ChainCursor>,
         /// Decisions of the last run.
-        stored: Option<StoredGrants>,
+        stored: Option<Box<StoredGrants>>,
     },
     /// The endpoints can be asked; their schemes and hosts.
     Opened(Vec<String>),
@@ -69,7 +73,7 @@ pub enum Action {
     /// Publish [`ChainWatcher::report`] and [`ChainWatcher::admitted`].
     Publish,
     /// Write how far the chain was followed to where a reboot clears it; answer with [`Event::CursorStored`].
-    StoreCursor(ChainCursor),
+    StoreCursor(Box<ChainCursor>),
     /// Write the decisions to disk; answer with [`Event::DecisionsStored`].
     StoreDecisions(Box<StoredGrants>),
     /// Log it.
@@ -300,7 +304,7 @@ impl ChainWatcher {
                     self.advance(now, outcome, &mut out);
                 }
             }
-            Event::Loaded { cursor, stored } => self.load(now, cursor, stored, &mut out),
+            Event::Loaded { cursor, stored } => self.load(now, *cursor, stored, &mut out),
             Event::Opened(names) => {
                 self.conversation.open(names);
                 if matches!(self.state, State::Starting) {
@@ -323,7 +327,7 @@ impl ChainWatcher {
         out
     }
 
-    fn load(&mut self, now: Boot, cursor: ChainCursor, stored: Option<StoredGrants>, out: &mut Actions) {
+    fn load(&mut self, now: Boot, cursor: ChainCursor, stored: Option<Box<StoredGrants>>, out: &mut Actions) {
         self.cursor = cursor;
         if let Some(stored) = stored {
             push(out, Action::Report(Transition::Restored { decisions: stored.grants.len() }));

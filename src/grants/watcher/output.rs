@@ -29,7 +29,7 @@ impl ChainWatcher {
         }
         self.writes.cursor = true;
         self.writes.hold_until = Some(now + WRITE_TIMEOUT);
-        push(out, Action::StoreCursor(self.cursor.clone()));
+        push(out, Action::StoreCursor(Box::new(self.cursor.clone())));
         let boot_id = self.boot_id.as_deref();
         let reserve = self.table.ladder.to_reserve(now, boot_id);
         let same = reserve.is_none() && self.stored_edition == self.table.edition && !self.table.must_keep_doubts(now);

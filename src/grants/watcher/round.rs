@@ -29,12 +29,12 @@ pub(super) struct Round {
 #[derive(Debug)]
 enum RoundStep {
     Position {
-        find: FindPosition,
+        find: Box<FindPosition>,
         after_reorganisation: bool,
     },
     /// Whether the newest block of `cursor` is part of the chain.
     Fork {
-        cursor: ChainCursor,
+        cursor: Box<ChainCursor>,
     },
     Newest,
     Logs {
@@ -113,7 +113,7 @@ impl ChainWatcher {
                         ask(finals, position, RoundStep::Position { find, after_reorganisation }, next.0)
                     }
                     Step::Done(Ok(found)) if found.continuity == Continuity::Reorganised && !after_reorganisation => {
-                        self.step_back(now, finals, self.cursor.clone(), out)
+                        self.step_back(now, finals, Box::new(self.cursor.clone()), out)
                     }
                     Step::Done(Ok(found)) => {
                         self.head = Some(found.head);
@@ -157,7 +157,7 @@ impl ChainWatcher {
     }
 
     fn find_position(&mut self, finals: bool, after_reorganisation: bool) -> Then {
-        let mut find = FindPosition::new(self.cursor.clone(), finals);
+        let mut find = Box::new(FindPosition::new(self.cursor.clone(), finals));
         match find.begin(&mut self.conversation) {
             Step::Ask(next) => {
                 ask(finals, Position::default(), RoundStep::Position { find, after_reorganisation }, next.0)
@@ -168,7 +168,7 @@ impl ChainWatcher {
 
     /// Looks for the newest known block that is part of the chain, on a copy of the cursor: without an answer nothing of it has
     /// happened, and the next poll finds the same.
-    fn step_back(&mut self, now: Boot, finals: bool, mut cursor: ChainCursor, out: &mut Actions) -> Then {
+    fn step_back(&mut self, now: Boot, finals: bool, mut cursor: Box<ChainCursor>, out: &mut Actions) -> Then {
         let more = cursor.step_back();
         match cursor.newest().filter(|_| more) {
             Some(known) => {
@@ -179,12 +179,12 @@ impl ChainWatcher {
         }
     }
 
-    fn reorganised(&mut self, now: Boot, finals: bool, cursor: ChainCursor, out: &mut Actions) -> Then {
+    fn reorganised(&mut self, now: Boot, finals: bool, cursor: Box<ChainCursor>, out: &mut Actions) -> Then {
         let from = self.cursor.newest().map(|b| b.number);
         let to = cursor.newest().map_or(0, |b| b.number);
         push(out, Action::Report(Transition::Reorganised { from, to }));
         // Without a known block the cursor is as on the first start.
-        self.cursor = if cursor.newest().is_none() { ChainCursor::default() } else { cursor };
+        self.cursor = if cursor.newest().is_none() { ChainCursor::default() } else { *cursor };
         self.counts.reorganisations += 1;
         self.table.reorganised(to, now);
         self.find_position(finals, true)
