@@ -31,7 +31,7 @@ pub enum Edit {
     SetDevice { link: IfName, device: Device },
     /// Bring an interface up or down.
     SetDown { link: IfName, down: bool },
-    /// Delete an interface that the API made; one that is not there is no mistake.
+    /// Delete an interface created through the API; deleting a missing one succeeds.
     DeleteLink { link: IfName },
 }
 

@@ -24,7 +24,7 @@ pub enum ChangeRefused {
     #[error("Generation {0} awaits no confirmation")]
     NothingToConfirm(u64),
     /// That generation is not kept.
-    #[error("Generation {wanted} is not kept: there are {oldest} to {newest}")]
+    #[error("Generation {wanted} is not kept: choose one of {oldest} to {newest}")]
     NoGeneration {
         /// The generation asked for.
         wanted: u64,

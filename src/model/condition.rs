@@ -42,7 +42,7 @@ pub enum Code {
     HubSilent,
     /// The newest handshake is older than WireGuard lets a session live.
     HandshakeStale,
-    /// A wanted interface is not up on a node without an uplink.
+    /// A desired interface is not up on a node without an uplink.
     InterfaceDown,
     /// No reconcile pass was completed since the process started.
     Starting,
@@ -50,7 +50,7 @@ pub enum Code {
     DesiredInvalid,
     /// The kernel refused a step.
     ApplyFailed,
-    /// An interface that is not WireGuard has a wanted name.
+    /// An interface that is not WireGuard has a desired interface's name.
     NameTaken,
     /// The control plane's state was reverted, or cannot be kept on disk.
     ConfigDegraded,
@@ -68,7 +68,7 @@ pub enum Code {
 pub enum Severity {
     /// It ends by itself, or the node works around it.
     Warning,
-    /// Part of the configuration is not in force: somebody must act.
+    /// Part of the configuration is not in force: an operator must act.
     Error,
     /// The node carries no traffic.
     Critical,
@@ -197,6 +197,17 @@ mod tests {
         let texts: std::collections::BTreeSet<_> = Code::ALL.iter().map(|c| c.as_str()).collect();
         assert_eq!(texts.len(), Code::ALL.len());
         assert!(Code::ALL.iter().all(|c| !c.remedy().is_empty()));
+    }
+
+    #[test]
+    fn documentation_lists_all_codes() {
+        let page = include_str!("../../docs/operate-and-troubleshoot.md");
+        for code in Code::ALL {
+            let severity = serde_json::to_value(code.severity()).unwrap();
+            let row = format!("| `{code}` | {} |", severity.as_str().unwrap());
+            let line = page.lines().find(|l| l.starts_with(&row)).unwrap_or_else(|| panic!("no row {row}"));
+            assert!(line.ends_with(&format!("| {} |", code.remedy())), "{line}");
+        }
     }
 
     #[test]

@@ -85,7 +85,7 @@ impl<C: Clock> Trail<C> {
     pub async fn run(mut self) -> Result<(), DiskError> {
         while let Some(event) = self.events.recv().await {
             let trusted = self.trusted.borrow().is_some();
-            // A requested change is synced at once; a repair is not worth a flash write of its own.
+            // A requested change is synced at once; repairs are not, to save flash writes.
             let sync = event.actor != Actor::Reconcile;
             let entry = AuditEntry::after(&self.head, self.clock.wall(), trusted, event);
             if let Err(error) = self.write(&entry, sync).await {
@@ -232,9 +232,9 @@ mod tests {
             drop(audit);
             trail.run().await.unwrap();
         };
-        let believed = Anchor { at: spoke_model::time::Boot::default(), wall: spoke_model::time::Wall(0) };
+        let trusted = Anchor { at: spoke_model::time::Boot::default(), wall: spoke_model::time::Wall(0) };
         write(&["one", "two", "three"], None).await;
-        write(&["four"], Some(believed)).await;
+        write(&["four"], Some(trusted)).await;
         let (whole, _) = entries(dir.path()).unwrap();
         assert_eq!(whole.iter().map(|e| e.trusted).collect::<Vec<_>>(), [false, false, false, true]);
         assert_eq!((whole[0].actor.as_str(), whole[0].result.as_str()), ("user 1000", "no"));

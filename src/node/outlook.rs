@@ -1,4 +1,4 @@
-//! What a trial of an update is judged by: the supervisor's readiness, and whether the way out works without the tunnel.
+//! Probes for the trial of an update: the supervisor's readiness, and whether hosts answer outside the tunnel.
 use spoke_api::socket::{Readiness, SocketRequest};
 use spoke_sys::socket::call_within;
 use spoke_update::machine::ProbeResult;
@@ -18,7 +18,7 @@ pub fn probe(socket: &Path, probes: &[String]) -> ProbeResult {
             tracing::debug!(%error, "supervisor readiness unknown");
             Readiness::default()
         });
-    // Other hosts are asked only when the tunnel does not prove the way out already.
+    // A connected tunnel proves the WAN already.
     let outside = readiness.connected || probes.iter().any(|p| accepts_or_refuses(p));
     ProbeResult { connected: readiness.connected, clean: readiness.ready, outside }
 }

@@ -164,7 +164,7 @@ fn log_rejection(record: &UpdateRecord) {
     if let Some(last) = &record.last
         && let Some(reason) = last.reason
     {
-        tracing::error!(version = last.version, ?reason, "update given up: {}", last.detail);
+        tracing::error!(version = last.version, ?reason, detail = last.detail, "update given up");
     }
 }
 

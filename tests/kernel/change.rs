@@ -113,7 +113,7 @@ fn rollback_restores_the_previous_state_after_any_restart() {
     assert_eq!(list.lines().map(|l| &l[..1]).collect::<String>(), "*<    ", "{list}");
     let refused = node.output("config rollback 99");
     assert_eq!(refused.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("Generation 99 is not kept: there are 0 to 6"));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("Generation 99 is not kept: choose one of 0 to 6"));
     assert!(!node.tell("audit list --json").contains(&key(200)) && !list.contains(&key(200)));
 
     for entry in std::fs::read_dir(node.path("state")).expect("a directory") {

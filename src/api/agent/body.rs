@@ -281,7 +281,7 @@ pub fn device(bytes: &[u8]) -> Result<(Device, Option<Duration>), BadBody> {
     }
     let addresses = listed(&mut f, "address", |t| t.parse::<IfAddress>().map(|a| a.0).map_err(|e| e.to_string()));
     if let Some(small) = mtu.filter(|m| *m < MIN_MTU_V6 && addresses.iter().any(|a| a.addr().is_ipv6())) {
-        f.fault("greater_than_equal", "mtu", "Input should be 1280 or more: there is no IPv6 below", small.into());
+        f.fault("greater_than_equal", "mtu", "Input should be 1280 or more: IPv6 needs it", small.into());
     }
     let dns = listed(&mut f, "dns", |t| t.parse::<IpAddr>().map_err(|_| "is not an IP address".to_owned()));
     let table = table(&mut f);
@@ -331,7 +331,7 @@ fn table(f: &mut Fields) -> Table {
     }
 }
 
-/// A call without a body of its own: `{}`, nothing, or `{"confirm_within": seconds}`.
+/// A call without fields of its own: `{}`, nothing, or `{"confirm_within": seconds}`.
 pub fn bare(bytes: &[u8]) -> Result<Option<Duration>, BadBody> {
     let mut f = Fields::read_optional(bytes)?;
     let confirm = f.confirm();

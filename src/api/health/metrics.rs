@@ -73,7 +73,7 @@ impl Collector for Scrape {
             [(spoke_model::VERSION, 1u64)],
         )?;
         out.family(
-            ("spoke_health", "1 for the verdict that holds, 0 for the others", MetricType::Gauge),
+            ("spoke_health", "1 for the current verdict, 0 for the others", MetricType::Gauge),
             "status",
             HealthVerdict::ALL.map(|v| (v.as_str(), u64::from(v == health.status))),
         )?;
@@ -125,44 +125,44 @@ impl Scrape {
         Ok(())
     }
 
-    /// "Revoked on chain" and "the chain is not heard" are different families: nobody can take one for the other.
+    /// Revocations and an unreachable chain are separate families, so that an alert cannot confuse them.
     fn grants(&self, out: &mut Out<'_>) -> fmt::Result {
         let Some(r) = &self.snapshot.components.grants else { return Ok(()) };
         let c = &r.counts;
         let phases = [Phase::Fresh, Phase::Stale, Phase::Grace, Phase::Expired];
         out.family(
-            ("spoke_grants_phase", "1 for the rung of the grace ladder that holds", MetricType::Gauge),
+            ("spoke_grants_phase", "1 for the current phase of the grace ladder", MetricType::Gauge),
             "phase",
             phases.map(|p| (p.name(), u64::from(p == r.phase))),
         )?;
         out.gauge("spoke_grants_candidates", "Peers that need a grant", r.rows.len() as f64)?;
         out.gauge("spoke_grants_admitted", "Candidates that are admitted", r.admitted as f64)?;
         out.family(
-            ("spoke_grants_decisions_total", "New decisions of the chain by reason", MetricType::Counter),
+            ("spoke_grants_decisions_total", "New decisions by reason", MetricType::Counter),
             "reason",
             c.by_reason().map(|(reason, n)| (reason.code(), n)),
         )?;
         if let Some(height) = r.height {
-            out.gauge("spoke_grants_block", "Height up to which everything is known", height as f64)?;
+            out.gauge("spoke_grants_block", "Height up to which all events are known", height as f64)?;
         }
-        if let Some(heard) = r.last_quorum {
-            let age = self.at.now.since(heard).as_secs_f64();
-            out.gauge("spoke_grants_unheard_seconds", "Time since the chain was heard", age)?;
+        if let Some(last_quorum) = r.last_quorum {
+            let age = self.at.now.since(last_quorum).as_secs_f64();
+            out.gauge("spoke_grants_unheard_seconds", "Time since endpoints last agreed on the chain's state", age)?;
         }
         for (name, help, value) in [
-            ("spoke_grants_revocations_total", "Peers the chain took away", c.revoked),
-            ("spoke_grants_verification_errors_total", "Verifications that gave no decision", c.verification_errors),
-            ("spoke_grants_looks_total", "Looks at the chain", c.polls),
-            ("spoke_grants_failed_looks_total", "Looks at the chain that came to nothing", c.failed_polls),
-            ("spoke_grants_reorganisations_total", "Times the chain took blocks back", c.reorganisations),
+            ("spoke_grants_revocations_total", "Peers revoked on the chain", c.revoked),
+            ("spoke_grants_verification_errors_total", "Verifications without a decision", c.verification_errors),
+            ("spoke_grants_looks_total", "Polls of the chain", c.polls),
+            ("spoke_grants_failed_looks_total", "Failed polls of the chain", c.failed_polls),
+            ("spoke_grants_reorganisations_total", "Chain reorganisations", c.reorganisations),
             ("spoke_grants_rpc_requests_total", "Requests to endpoints", c.requests),
-            ("spoke_grants_rpc_failures_total", "Requests to endpoints that gave nothing", c.failed_requests),
+            ("spoke_grants_rpc_failures_total", "Failed requests to endpoints", c.failed_requests),
             ("spoke_grants_rpc_bytes_total", "Bytes of requests and answers, without headers", c.bytes),
-            ("spoke_grants_writes_total", "Times the grants were written to disk", c.writes),
+            ("spoke_grants_writes_total", "Writes of the grants to disk", c.writes),
         ] {
             out.counter(name, help, value)?;
         }
-        // Several of one host would be one series twice: the best of them stands for all.
+        // Endpoints of one host share a series: the best one represents it.
         let mut endpoints: BTreeMap<&str, &EndpointRow> = BTreeMap::new();
         for row in &r.endpoints {
             let best = endpoints.entry(&row.name).or_insert(row);
@@ -173,12 +173,12 @@ impl Scrape {
         let each = || endpoints.iter().map(|(name, row)| (*name, *row));
         let up = |e: &EndpointRow| u64::from(e.failures == 0 && e.answers > 0 && e.other_chain.is_none());
         out.family(
-            ("spoke_grants_endpoint_up", "1 if the endpoint's last answer was one", MetricType::Gauge),
+            ("spoke_grants_endpoint_up", "1 if the endpoint answered last time", MetricType::Gauge),
             "endpoint",
             each().map(|(name, e)| (name, up(e))),
         )?;
         out.family(
-            ("spoke_grants_endpoint_block", "Newest height the endpoint told", MetricType::Gauge),
+            ("spoke_grants_endpoint_block", "Newest height the endpoint reported", MetricType::Gauge),
             "endpoint",
             each().filter_map(|(name, e)| Some((name, e.height?))),
         )?;

@@ -81,7 +81,7 @@ pub struct Uplink {
     pub connected_at: Option<Wall>,
     /// Attempts since start.
     pub attempts: u64,
-    /// Wait before the next attempt, while there is one.
+    /// Wait before the next attempt, if one is scheduled.
     pub backoff: Option<Duration>,
     /// Why the last attempt or session ended.
     pub last_error: Option<String>,

@@ -71,10 +71,10 @@ fn declared(value: u8) -> Declared {
 }
 
 /// One more generation of the API: declared values stay.
-fn more(mut said: Vec<Declared>, mut by_api: Vec<bool>) -> (Vec<Declared>, Vec<bool>) {
-    said.push(said.last().unwrap().clone());
+fn more(mut declared_by_generation: Vec<Declared>, mut by_api: Vec<bool>) -> (Vec<Declared>, Vec<bool>) {
+    declared_by_generation.push(declared_by_generation.last().unwrap().clone());
     by_api.push(true);
-    (said, by_api)
+    (declared_by_generation, by_api)
 }
 
 fn record(confirm: Option<Deadline>) -> GenerationRecord {
@@ -156,7 +156,7 @@ proptest! {
         store.history.begin(declared(0));
         store.disk = store.history.lines().collect();
         // Declared values of each generation, and whether the API made it.
-        let (mut said, mut by_api) = (vec![declared(0)], vec![false]);
+        let (mut declared_by_generation, mut by_api) = (vec![declared(0)], vec![false]);
         // Applied states by generation; and the generation a pending confirmation reverts to.
         let mut good = vec![ApiState::default()];
         let mut outstanding: Option<usize> = None;
@@ -169,7 +169,7 @@ proptest! {
                     outstanding = confirm.then_some(good.len() - 1);
                     store.apply(to.clone(), confirm);
                     good.push(to);
-                    (said, by_api) = more(said, by_api);
+                    (declared_by_generation, by_api) = more(declared_by_generation, by_api);
                 }
                 // The fact was published and withdrawn; no generation was stored.
                 Op::Fail { peer } => {
@@ -207,7 +207,7 @@ proptest! {
                         prop_assert_eq!(&to, &good[back]);
                         store.apply(to.clone(), false);
                         good.push(to);
-                        (said, by_api) = more(said, by_api);
+                        (declared_by_generation, by_api) = more(declared_by_generation, by_api);
                     }
                 }
                 Op::Rollback { back } => {
@@ -216,17 +216,17 @@ proptest! {
                         prop_assert_eq!(&to, &good[usize::try_from(target).unwrap()]);
                         store.apply(to.clone(), false);
                         good.push(to);
-                        (said, by_api) = more(said, by_api);
+                        (declared_by_generation, by_api) = more(declared_by_generation, by_api);
                     } else {
                         prop_assert!(target < store.history.oldest());
                     }
                 }
                 Op::Declare { value } => {
                     let to = declared(value);
-                    prop_assert_eq!(store.declare(&to), *said.last().unwrap() != to, "only what differs");
-                    if *said.last().unwrap() != to {
+                    prop_assert_eq!(store.declare(&to), *declared_by_generation.last().unwrap() != to, "only what differs");
+                    if *declared_by_generation.last().unwrap() != to {
                         good.push(good.last().unwrap().clone());
-                        said.push(to);
+                        declared_by_generation.push(to);
                         by_api.push(false);
                     }
                 }
@@ -252,8 +252,8 @@ proptest! {
             }
             for kept in history.oldest()..=history.current() {
                 let i = usize::try_from(kept).unwrap();
-                let (set, told) = (history.at(kept).unwrap(), history.declared_at(kept).unwrap());
-                prop_assert!(set == good[i] && told == said[i], "generation {}", kept);
+                let (set, values) = (history.at(kept).unwrap(), history.declared_at(kept).unwrap());
+                prop_assert!(set == good[i] && values == declared_by_generation[i], "generation {}", kept);
             }
             // Generations kept for a pending confirmation are dropped with the next change.
             let count = history.records().count();

@@ -204,9 +204,9 @@ async fn refused_change_leaves_the_state_unchanged() {
         spoke_net::plan::Step::SetPeer { peer, .. } if peer.0 == key => Some(Errno::NOMEM),
         _ => None,
     });
-    let (code, said) = node.ask("POST", "/v1/wg/wg0/syncconf", file((70..90).map(|i| (i, "")))).await;
-    assert_eq!(code, 503, "{said}");
-    assert!(said["error"].as_str().unwrap().contains("previous state is restored"), "{said}");
+    let (code, response) = node.ask("POST", "/v1/wg/wg0/syncconf", file((70..90).map(|i| (i, "")))).await;
+    assert_eq!(code, 503, "{response}");
+    assert!(response["error"].as_str().unwrap().contains("previous state is restored"), "{response}");
     assert_eq!(node.kernel.peers("wg0").keys().collect::<Vec<_>>(), before.keys().collect::<Vec<_>>());
     node.kernel.refuse_nothing();
     let (_, history) = node.ask("GET", "/v1/history", Value::Null).await;
@@ -229,8 +229,8 @@ async fn conflict_names_the_holder() {
     assert_eq!(node.ask("POST", "/v1/wg/wg0/peers", one.clone()).await.0, 200);
     assert_eq!(node.ask("POST", "/v1/wg/wg0/peers", one).await.0, 200, "an upsert");
     let thief = json!({"public_key": OTHER, "allowed_ips": ["10.0.5.0/24"]});
-    let (code, said) = node.ask("POST", "/v1/wg/wg0/peers", thief).await;
-    assert!(code == 409 && said["error"].as_str().unwrap().contains(KEY), "{code} {said}");
+    let (code, response) = node.ask("POST", "/v1/wg/wg0/peers", thief).await;
+    assert!(code == 409 && response["error"].as_str().unwrap().contains(KEY), "{code} {response}");
     assert_eq!(node.peers(), [KEY]);
 }
 
@@ -238,10 +238,10 @@ async fn conflict_names_the_holder() {
 async fn foreign_interface_is_neither_taken_nor_deleted() {
     let dir = tempfile::tempdir().unwrap();
     let node = Node::start(dir.path(), FakeKernel::new(), clock()).await;
-    let stranger: PublicKey = OTHER.parse().unwrap();
+    let undeclared: PublicKey = OTHER.parse().unwrap();
     node.kernel.add_link("wg8", true);
     node.kernel.add_link("eth0", false);
-    node.kernel.set_peer("wg8", stranger, spoke_net::state::ObservedPeer::default());
+    node.kernel.set_peer("wg8", undeclared, spoke_net::state::ObservedPeer::default());
     // The next periodic pass observes them.
     tokio::time::sleep(Duration::from_secs(31)).await;
     let device = json!({"private_key": OTHER, "listen_port": 6000});
@@ -250,10 +250,13 @@ async fn foreign_interface_is_neither_taken_nor_deleted() {
         ("DELETE", "/v1/wg/wg8", Value::Null),
         ("PUT", "/v1/wg/eth0/config", device),
     ] {
-        let (code, said) = node.ask(method, path, body).await;
-        assert!(code == 409 && said["error"].as_str().unwrap().contains("another program"), "{method} {path}: {said}");
+        let (code, response) = node.ask(method, path, body).await;
+        assert!(
+            code == 409 && response["error"].as_str().unwrap().contains("another program"),
+            "{method} {path}: {response}"
+        );
     }
-    assert_eq!(node.kernel.peers("wg8").keys().collect::<Vec<_>>(), [&stranger]);
+    assert_eq!(node.kernel.peers("wg8").keys().collect::<Vec<_>>(), [&undeclared]);
     assert!(node.kernel.links().contains_key("eth0"));
     assert_eq!(node.ask("GET", "/v1/wg/wg8/dump", Value::Null).await.0, 404);
 }
@@ -263,17 +266,17 @@ async fn unconfirmed_change_reverts_confirmed_one_stays() {
     let dir = tempfile::tempdir().unwrap();
     let node = Node::start(dir.path(), FakeKernel::new(), clock()).await;
     let peer = |key: &str| json!({"public_key": key, "confirm_within": 30});
-    let (code, said) = node.ask("POST", "/v1/wg/wg0/peers", peer(KEY)).await;
-    assert_eq!((code, &said["generation"], &said["confirm_within"]), (200, &json!(1), &json!(30)));
+    let (code, response) = node.ask("POST", "/v1/wg/wg0/peers", peer(KEY)).await;
+    assert_eq!((code, &response["generation"], &response["confirm_within"]), (200, &json!(1), &json!(30)));
     assert_eq!(node.ask("POST", "/v1/wg/wg0/peers", peer(OTHER)).await.0, 409, "one at a time");
     assert_eq!(node.peers(), [KEY]);
     tokio::time::sleep(Duration::from_secs(31)).await;
     let mut net = node.agent.deps.net.clone();
     net.wait_for(|s| s.observed.links.values().all(|l| l.peers.is_empty())).await.unwrap();
     assert!(node.peers().is_empty(), "reverted by itself");
-    let (_, said) = node.ask("POST", "/v1/wg/wg0/peers", peer(OTHER)).await;
-    assert_eq!(node.ask("POST", "/v1/confirm", json!({"generation": said["generation"]})).await.0, 200);
-    assert_eq!(node.ask("POST", "/v1/confirm", json!({"generation": said["generation"]})).await.0, 409);
+    let (_, response) = node.ask("POST", "/v1/wg/wg0/peers", peer(OTHER)).await;
+    assert_eq!(node.ask("POST", "/v1/confirm", json!({"generation": response["generation"]})).await.0, 200);
+    assert_eq!(node.ask("POST", "/v1/confirm", json!({"generation": response["generation"]})).await.0, 409);
     tokio::time::sleep(Duration::from_secs(120)).await;
     assert_eq!(node.peers(), [OTHER], "confirmed");
     let (code, _) = node.ask("POST", "/v1/rollback", Value::Null).await;
@@ -286,20 +289,20 @@ async fn unconfirmed_change_reverts_confirmed_one_stays() {
 async fn drift_is_reported_and_repaired_on_request() {
     let dir = tempfile::tempdir().unwrap();
     let node = Node::start(dir.path(), FakeKernel::new(), clock()).await;
-    let stranger: PublicKey = OTHER.parse().unwrap();
-    node.kernel.set_peer("wg0", stranger, spoke_net::state::ObservedPeer::default());
+    let undeclared: PublicKey = OTHER.parse().unwrap();
+    node.kernel.set_peer("wg0", undeclared, spoke_net::state::ObservedPeer::default());
     tokio::time::sleep(Duration::from_secs(2)).await;
     let (code, drift) = node.ask("GET", "/v1/drift", Value::Null).await;
     assert_eq!((code, &drift["summary"]["unknown_count"]), (200, &json!(1)), "{drift}");
     assert_eq!(drift["unknown_peers"][0]["public_key"], OTHER);
     let dry = json!({"remove_unknown": true, "dry_run": true});
-    let (_, said) = node.ask("POST", "/v1/drift/reconcile", dry).await;
-    assert_eq!((&said["removed"], node.peers().len()), (&json!([OTHER]), 1));
-    let (_, said) = node.ask("POST", "/v1/drift/reconcile", json!({})).await;
-    assert_eq!((&said["removed"], node.peers().len()), (&json!([]), 1), "unknown peers are kept unless asked");
-    let (_, said) = node.ask("POST", "/v1/drift/reconcile", json!({"remove_unknown": true})).await;
-    assert_eq!((&said["removed"], &said["errors"], node.peers().len()), (&json!([OTHER]), &json!([]), 0));
-    node.kernel.set_peer("wg0", stranger, spoke_net::state::ObservedPeer::default());
+    let (_, response) = node.ask("POST", "/v1/drift/reconcile", dry).await;
+    assert_eq!((&response["removed"], node.peers().len()), (&json!([OTHER]), 1));
+    let (_, response) = node.ask("POST", "/v1/drift/reconcile", json!({})).await;
+    assert_eq!((&response["removed"], node.peers().len()), (&json!([]), 1), "unknown peers are kept unless asked");
+    let (_, response) = node.ask("POST", "/v1/drift/reconcile", json!({"remove_unknown": true})).await;
+    assert_eq!((&response["removed"], &response["errors"], node.peers().len()), (&json!([OTHER]), &json!([]), 0));
+    node.kernel.set_peer("wg0", undeclared, spoke_net::state::ObservedPeer::default());
     tokio::time::sleep(Duration::from_secs(31)).await;
     assert_eq!(node.ask("DELETE", &format!("/v1/wg/wg0/peers/{OTHER}"), Value::Null).await.0, 200);
     assert!(node.peers().is_empty(), "an undeclared peer named in a request is removed");
@@ -319,8 +322,8 @@ async fn unsigned_request_is_refused() {
         let mut request = node.request(method, path, "", None);
         request.headers.clear();
         assert!(node.agent.admit(&request).is_err(), "before its body is read");
-        let said = (401, json!({"error": "Missing X-Signature or X-Timestamp header"}));
-        assert_eq!(node.send(request).await, said, "{method} {path}");
+        let response = (401, json!({"error": "Missing X-Signature or X-Timestamp header"}));
+        assert_eq!(node.send(request).await, response, "{method} {path}");
     }
     for path in ["/health", "/v1/metrics"] {
         let mut request = node.request("GET", path, "", None);

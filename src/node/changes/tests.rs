@@ -161,10 +161,10 @@ async fn refused_reversion_is_retried_and_recorded_once() {
     node.edit(set(2, 2), Some(10)).await.unwrap();
     refuse_removing(&node, 2);
     tokio::time::sleep(Duration::from_secs(1800)).await;
-    let told = |entries: &[spoke_change::audit::AuditEntry]| {
+    let recorded = |entries: &[spoke_change::audit::AuditEntry]| {
         entries.iter().filter(|e| e.what.contains("was not confirmed")).map(|e| e.result.clone()).collect::<Vec<_>>()
     };
-    let trail = told(&entries(dir.path()).unwrap().0);
+    let trail = recorded(&entries(dir.path()).unwrap().0);
     assert!(trail.len() == 1 && trail[0].contains("refused"), "{trail:?}");
     let busy = node.edit(set(3, 3), None).await;
     assert_eq!(busy, Err(ChangeRefused::Unconfirmed(2)), "no change on top of it");
@@ -173,7 +173,7 @@ async fn refused_reversion_is_retried_and_recorded_once() {
     net.wait_for(|s| s.observed.links.values().all(|l| l.peers.len() == 1)).await.unwrap();
     tokio::time::sleep(Duration::from_secs(120)).await;
     assert_eq!(node.changes.history().await.unwrap()[0].generation, 3);
-    assert_eq!(told(&entries(dir.path()).unwrap().0).last().unwrap(), "done");
+    assert_eq!(recorded(&entries(dir.path()).unwrap().0).last().unwrap(), "done");
     assert_eq!(node.peers(), [(1, 1)].into());
 }
 
@@ -224,8 +224,8 @@ async fn declared_change_is_a_generation_and_not_rolled_back() {
 
     node.declare(1400).await;
     let history = node.changes.history().await.unwrap();
-    let said: Vec<_> = history.iter().map(|g| (g.generation, g.actor.as_str(), g.what.as_str())).collect();
-    assert_eq!(said[0], (3, "control plane", "the control plane's state: 1 value changed"), "{said:?}");
+    let generations: Vec<_> = history.iter().map(|g| (g.generation, g.actor.as_str(), g.what.as_str())).collect();
+    assert_eq!(generations[0], (3, "control plane", "the control plane's state: 1 value changed"), "{generations:?}");
     assert!(history[0].current && history.iter().find(|g| g.previous).unwrap().generation == 1);
     let differ = node.changes.diff(1, 3).await.unwrap();
     assert_eq!(differ.len(), 2, "the API state and declared values: {differ:?}");
@@ -246,15 +246,15 @@ async fn declared_change_is_a_generation_and_not_rolled_back() {
     let newest = node.changes.history().await.unwrap()[0].clone();
     assert_eq!((newest.generation, newest.actor.as_str()), (5, "configuration"), "{newest:?}");
     // The trail is written by a thread that simulated time does not wait for.
-    let told = || entries(dir.path()).unwrap().0;
+    let recorded = || entries(dir.path()).unwrap().0;
     let until = std::time::Instant::now() + Duration::from_secs(30);
-    while !told().iter().any(|e| e.actor == "configuration" && e.what.contains("mtu = 1300")) {
-        assert!(std::time::Instant::now() < until, "{:?}", told());
+    while !recorded().iter().any(|e| e.actor == "configuration" && e.what.contains("mtu = 1300")) {
+        assert!(std::time::Instant::now() < until, "{:?}", recorded());
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let done = node.changes.rollback(Some(3), Actor::User(0)).await.unwrap();
-    let told = done.lines.last().unwrap();
-    assert!(told.contains("change that in the configuration file, then restart spoke"), "{told}");
+    let recorded = done.lines.last().unwrap();
+    assert!(recorded.contains("change that in the configuration file, then restart spoke"), "{recorded}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -63,7 +63,7 @@ fn ready(health: &Health) -> Outcome {
         .listen
         .first()
         .filter(|_| health.enabled)
-        .ok_or_else(|| Failure::BadInput("health.enabled is false: there is no endpoint to ask".into()))?;
+        .ok_or_else(|| Failure::BadInput("health.enabled is false: /ready is not served".into()))?;
     let (status, body) = local(*address, "/ready")
         .map_err(|e| anyhow::Error::from(e).context(format!("no supervisor answers at {address}")))?;
     print(&format!("{}\n", body.trim_end()));

@@ -209,7 +209,7 @@ fn install(config: &Config, place: &str, only: Option<&str>, no_restart: bool) -
     let (mut stream, accepted) = opened(place, &record)?;
     let version = accepted.manifest.version.clone();
     if let Some(only) = only.filter(|only| *only != version) {
-        return Err(Failure::BadInput(format!("{only} is wanted and {place} has {version}")));
+        return Err(Failure::BadInput(format!("version {only} is wanted, but {place} has {version}")));
     }
     let other = standing.running.other();
     print(&format!("writing {version} to slot {other}\n"));

@@ -76,9 +76,9 @@ pub(super) async fn clock(
 
 fn control_status(status: &ControlStatus, now: Boot) -> ComponentStatus {
     let detail = match (&status.outage, status.last_answer) {
-        (Some(away), _) if !status.enrolled => Some(format!("not enrolled yet: {}", away.reason)),
-        (Some(away), _) => {
-            Some(format!("control plane unreachable, the last good state stays in force: {}", away.reason))
+        (Some(outage), _) if !status.enrolled => Some(format!("not enrolled yet: {}", outage.reason)),
+        (Some(outage), _) => {
+            Some(format!("control plane unreachable, the last good state stays in force: {}", outage.reason))
         }
         (None, _) if status.outcome == Some(Outcome::Refused) => Some(format!(
             "the control plane's state was refused, the last good one stays in force: {}",
@@ -251,7 +251,7 @@ mod tests {
             .collect()
     }
 
-    fn away(why: &str) -> ControlStatus {
+    fn unreachable(why: &str) -> ControlStatus {
         let outage = Some(ControlOutage { since: Boot::default(), reason: why.into() });
         ControlStatus { enrolled: true, last_answer: Some(Boot::default()), outage, ..ControlStatus::default() }
     }
@@ -259,26 +259,26 @@ mod tests {
     #[test]
     fn control_plane_without_answer_is_unreachable() {
         assert_eq!(codes(&ControlStatus::default()), [Code::ControlAway]);
-        assert_eq!(codes(&away("x")), [Code::ControlAway]);
-        let heard = ControlStatus { outage: None, ..away("x") };
-        assert!(codes(&heard).is_empty());
-        let bad = |outcome| ControlStatus { outcome: Some(outcome), reason: Some("x".into()), ..heard.clone() };
+        assert_eq!(codes(&unreachable("x")), [Code::ControlAway]);
+        let answering = ControlStatus { outage: None, ..unreachable("x") };
+        assert!(codes(&answering).is_empty());
+        let bad = |outcome| ControlStatus { outcome: Some(outcome), reason: Some("x".into()), ..answering.clone() };
         assert_eq!(codes(&bad(Outcome::Refused)), [Code::ControlAway]);
         assert_eq!(codes(&bad(Outcome::Reverted)), [Code::ConfigDegraded]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn since_stays_when_only_the_reason_changes() {
-        let (status, seen) = watch::channel(ControlStatus { outage: None, ..away("") });
+        let (status, seen) = watch::channel(ControlStatus { outage: None, ..unreachable("") });
         let (components, mut seen_components) = watch::channel(Components::default());
         let clock = spoke_sys::sim::clock::SimClock::new(Wall(0));
         let task = tokio::spawn(control(seen, components, clock.clone()));
         seen_components.changed().await.unwrap();
-        status.send_replace(away("a"));
+        status.send_replace(unreachable("a"));
         seen_components.changed().await.unwrap();
         let went = seen_components.borrow_and_update().status[&Component::Control].since;
         tokio::time::sleep(std::time::Duration::from_secs(60)).await;
-        status.send_replace(away("b"));
+        status.send_replace(unreachable("b"));
         seen_components.changed().await.unwrap();
         let part = seen_components.borrow_and_update().status[&Component::Control].clone();
         assert!(part.since == went && part.detail.unwrap().ends_with(": b"));

@@ -93,12 +93,12 @@ fn faults_never_repeat_a_secret() {
     for body in
         [json!({"private_key": secret}), json!({"public_key": KEY, "preshared_key": secret}), json!({"config": secret})]
     {
-        for said in [
+        for error in [
             format!("{:?}", new_peer(&bytes(&body)).err()),
             format!("{:?}", device(&bytes(&body)).err()),
             format!("{:?}", syncconf(bytes(&body)).err()),
         ] {
-            assert!(!said.contains(secret), "{said}");
+            assert!(!error.contains(secret), "{error}");
         }
     }
 }

@@ -48,16 +48,16 @@ fn syntax_errors_name_their_line() {
         ("[Peers]\n".to_owned(), 1, "section"),
     ];
     for (text, line, part) in cases {
-        let said = parse(&text).unwrap_err();
-        assert!(said.line == line && said.problem.contains(part), "{text:?}: {said}");
+        let error = parse(&text).unwrap_err();
+        assert!(error.line == line && error.problem.contains(part), "{text:?}: {error}");
     }
 }
 
 #[test]
 fn error_does_not_repeat_a_key() {
     let secret = "c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0";
-    let said = parse(&format!("[Interface]\nPrivateKey = {secret}\n")).unwrap_err();
-    assert!(!said.to_string().contains(secret), "{said}");
+    let error = parse(&format!("[Interface]\nPrivateKey = {secret}\n")).unwrap_err();
+    assert!(!error.to_string().contains(secret), "{error}");
 }
 
 proptest! {
