@@ -1,30 +1,44 @@
-//! What the audit trail says of the control plane: each state it sent and what became of it, each change of keys. Pure.
-use crate::status::ControlStatus;
+//! What the audit trail records about the control plane: each state and its outcome, each change of keys. Pure.
+use crate::status::{ControlStatus, KeyChange};
 use crate::wire::Outcome;
 
-/// What is new in `now`: what was done, or why it was not. The first word after a start is no news.
-pub fn news(before: &ControlStatus, now: &ControlStatus) -> Vec<(String, Result<(), String>)> {
+/// An entry for the audit trail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControlAudit {
+    /// The intention, for people.
+    pub what: String,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+/// The entries for the change from `before` to `now`. The first status after a start gives none.
+pub fn audit_entries(before: &ControlStatus, now: &ControlStatus) -> Vec<ControlAudit> {
     let mut out = Vec::new();
     let n = now.generation;
-    let why = || Err(now.reason.clone().unwrap_or_else(|| "no reason given".to_owned()));
-    let told = match (before.outcome, now.outcome) {
-        (None, _) | (_, None) => None,
-        // On trial from the moment it is in the kernel.
-        (_, Some(Outcome::Trial)) => (n != before.generation).then(|| (format!("try state generation {n}"), Ok(()))),
-        (Some(Outcome::Trial), Some(Outcome::Applied)) => Some((format!("keep state generation {n}"), Ok(()))),
-        (_, Some(Outcome::Applied)) => {
-            (n != before.generation).then(|| (format!("apply state generation {n}"), Ok(())))
-        }
-        (was, Some(outcome)) if (was, &before.reason) == (Some(outcome), &now.reason) => None,
-        (_, Some(Outcome::Reverted)) => Some((format!("take a state back; generation {n} is in force"), why())),
-        (_, Some(Outcome::Refused)) => Some((format!("send a state; generation {n} is in force"), why())),
+    let done = |what: String| Some(ControlAudit { what, error: None });
+    let failed = |what: String| {
+        let error = Some(now.reason.clone().unwrap_or_else(|| "no reason given".to_owned()));
+        Some(ControlAudit { what, error })
     };
-    out.extend(told);
-    if let Some(ended) = now.key_changed.as_ref().filter(|_| now.key_changed != before.key_changed) {
-        out.push(match ended {
-            Ok(key) => (format!("change the WireGuard key to {key}"), Ok(())),
-            Err(why) => ("change the WireGuard key".to_owned(), Err(why.clone())),
-        });
+    let advanced = n != before.generation;
+    out.extend(match (before.outcome, now.outcome) {
+        (None, _) | (_, None) => None,
+        // The generation of a trial counts once the kernel has it.
+        (_, Some(Outcome::Trial)) if advanced => done(format!("try state generation {n}")),
+        (Some(Outcome::Trial), Some(Outcome::Applied)) => done(format!("keep state generation {n}")),
+        (_, Some(Outcome::Applied)) if advanced => done(format!("apply state generation {n}")),
+        (_, Some(Outcome::Trial | Outcome::Applied)) => None,
+        (was, outcome) if (was, &before.reason) == (outcome, &now.reason) => None,
+        (_, Some(Outcome::Reverted)) => failed(format!("take a state back; generation {n} is in force")),
+        (_, Some(Outcome::Refused)) => failed(format!("send a state; generation {n} is in force")),
+    });
+    if now.key_changed != before.key_changed {
+        out.extend(now.key_changed.as_ref().map(|ended| match ended {
+            KeyChange::Changed(key) => ControlAudit { what: format!("change the WireGuard key to {key}"), error: None },
+            KeyChange::Abandoned(why) => {
+                ControlAudit { what: "change the WireGuard key".to_owned(), error: Some(why.clone()) }
+            }
+        }));
     }
     out
 }
@@ -44,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn every_state_and_what_became_of_it_is_told_once() {
+    fn each_state_and_its_outcome_is_recorded_once() {
         let story = [
             ControlStatus::default(),
             status(0, Outcome::Applied, None),
@@ -59,8 +73,8 @@ mod tests {
             status(1, Outcome::Refused, Some("no key pinned has signed it")),
             status(1, Outcome::Applied, None),
         ];
-        let told: Vec<_> = story.windows(2).flat_map(|w| news(&w[0], &w[1])).collect();
-        let texts: Vec<&str> = told.iter().map(|(what, _)| what.as_str()).collect();
+        let entries: Vec<_> = story.windows(2).flat_map(|w| audit_entries(&w[0], &w[1])).collect();
+        let texts: Vec<&str> = entries.iter().map(|e| e.what.as_str()).collect();
         assert_eq!(
             texts,
             [
@@ -71,14 +85,14 @@ mod tests {
                 "send a state; generation 1 is in force",
             ]
         );
-        assert_eq!(told[3].1, Err("the hub did not answer".to_owned()));
+        assert_eq!(entries[3].error.as_deref(), Some("the hub did not answer"));
     }
 
     #[test]
-    fn a_restart_is_no_news() {
-        assert!(news(&ControlStatus::default(), &status(7, Outcome::Applied, None)).is_empty());
+    fn restart_gives_no_entry() {
+        assert!(audit_entries(&ControlStatus::default(), &status(7, Outcome::Applied, None)).is_empty());
         let key = spoke_model::key::PublicKey([7; 32]);
-        let changed = ControlStatus { key_changed: Some(Ok(key)), ..status(7, Outcome::Applied, None) };
-        assert_eq!(news(&status(7, Outcome::Applied, None), &changed).len(), 1);
+        let changed = ControlStatus { key_changed: Some(KeyChange::Changed(key)), ..status(7, Outcome::Applied, None) };
+        assert_eq!(audit_entries(&status(7, Outcome::Applied, None), &changed).len(), 1);
     }
 }

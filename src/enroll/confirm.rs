@@ -1,28 +1,29 @@
-//! Commit-confirm: a new state is on trial until the hub has answered through it; else the previous one comes back. Pure.
+//! Commit-confirm: a new state is on trial until the hub has answered through it; otherwise the previous one is restored.
+//! Pure; driven by [`super::machine`].
 //!
 //! ```text
 //! Settled ──offer──► Trial ──applied and answered──► keep ──► Settled
 //!                     │ └──applied, nothing to lose──► keep ──► Settled
-//!                     └──deadline, or cannot be applied──► back to the previous one; never tried again
+//!                     └──deadline──► previous state restored; this one is never tried again
 //! ```
-//! A hub that was lost before the change proves nothing about it: then it is enough that the state was applied, because
-//! going back would give back nothing. A machine without a hub (a hub itself, or a node whose network has none yet) is in
-//! the same place. A state that the kernel or `derive` refuses is taken back wherever there is one to go back to.
+//! If the hub was down before the change, applying the state is enough: its silence says nothing about the change, and
+//! reverting would regain nothing. The same holds for a machine without a hub (a hub itself, or a node whose network has
+//! none yet). A state that the kernel or `derive` refuses is reverted if there is a previous one.
 use spoke_model::time::Boot;
 use std::time::Duration;
 
-/// What is known of the state that was published last.
+/// What is known about the state published last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TrialEvidence {
-    /// A pass that began with it left nothing of it undone.
+    /// A reconcile pass that began with it left nothing of it undone.
     pub applied: bool,
     /// The hub has answered an echo that was sent after that pass.
     pub answered: bool,
 }
 
-/// A trial.
+/// A trial of one generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Trial {
+pub struct StateTrial {
     generation: u64,
     began: Boot,
     within: Duration,
@@ -31,19 +32,19 @@ pub struct Trial {
     has_previous: bool,
 }
 
-/// How a trial stands.
+/// Result of a trial so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TrialVerdict {
-    /// Not decided.
+    /// Undecided.
     Open,
-    /// Persist it.
+    /// Keep the state.
     Keep,
-    /// Publish the previous one, and do not try this one again.
+    /// Restore the previous one and never try this one again; the reason is for people.
     Revert(String),
 }
 
-impl Trial {
-    /// A trial that begins now. `hub_was_up` and `has_previous` say whether there is something to lose.
+impl StateTrial {
+    /// A trial that begins now. `hub_was_up` and `has_previous`: whether reverting can regain anything.
     pub const fn begin(now: Boot, generation: u64, within: Duration, hub_was_up: bool, has_previous: bool) -> Self {
         Self { generation, began: now, within, hub_was_up, has_previous }
     }
@@ -58,18 +59,18 @@ impl Trial {
         self.began
     }
 
-    /// The hub answered before it, so that it has to answer again.
+    /// The hub answered before, so it has to answer again.
     pub const fn hub_was_up(&self) -> bool {
         self.hub_was_up
     }
 
-    /// When it ends at the latest, if it can end by itself.
+    /// When it is reverted; `None`: there is nothing to revert to.
     pub fn deadline(&self) -> Option<Boot> {
         self.has_previous.then(|| self.began + self.within)
     }
 
-    /// How it stands. `expects_hub`: the state has a hub to reach. `trouble`: why it was not applied.
-    pub fn judge(&self, now: Boot, evidence: TrialEvidence, expects_hub: bool, trouble: Option<&str>) -> TrialVerdict {
+    /// Judges the trial. `expects_hub`: the state has a hub. `problem`: why it could not be applied.
+    pub fn judge(&self, now: Boot, evidence: TrialEvidence, expects_hub: bool, problem: Option<&str>) -> TrialVerdict {
         let nothing_to_lose = !expects_hub || !self.hub_was_up || !self.has_previous;
         if evidence.applied && (evidence.answered || nothing_to_lose) {
             return TrialVerdict::Keep;
@@ -78,9 +79,9 @@ impl Trial {
             return TrialVerdict::Open;
         }
         let within = spoke_model::duration::show_duration(self.within);
-        TrialVerdict::Revert(match (evidence.applied, trouble) {
+        TrialVerdict::Revert(match (evidence.applied, problem) {
             (true, _) => format!("the hub did not answer through generation {} within {within}", self.generation),
-            (false, Some(trouble)) => format!("generation {} could not be applied: {trouble}", self.generation),
+            (false, Some(problem)) => format!("generation {} could not be applied: {problem}", self.generation),
             (false, None) => format!("generation {} was not applied within {within}", self.generation),
         })
     }
@@ -97,8 +98,8 @@ mod tests {
     const NOTHING: TrialEvidence = TrialEvidence { applied: false, answered: false };
 
     #[test]
-    fn a_change_that_loses_the_hub_is_taken_back_and_says_why() {
-        let trial = Trial::begin(Boot::from_secs(100), 7, WITHIN, true, true);
+    fn state_that_loses_the_hub_is_reverted() {
+        let trial = StateTrial::begin(Boot::from_secs(100), 7, WITHIN, true, true);
         assert_eq!(trial.judge(Boot::from_secs(101), APPLIED, true, None), TrialVerdict::Open);
         assert_eq!(trial.judge(Boot::from_secs(101), PROVEN, true, None), TrialVerdict::Keep);
         let TrialVerdict::Revert(why) = trial.judge(Boot::from_secs(160), APPLIED, true, None) else { panic!() };
@@ -110,30 +111,34 @@ mod tests {
     }
 
     #[test]
-    fn with_nothing_to_lose_it_is_enough_that_it_was_applied() {
+    fn applied_is_enough_with_nothing_to_lose() {
         for (was_up, previous) in [(false, true), (true, false), (false, false)] {
-            let trial = Trial::begin(Boot::default(), 1, WITHIN, was_up, previous);
+            let trial = StateTrial::begin(Boot::default(), 1, WITHIN, was_up, previous);
             assert_eq!(trial.judge(Boot::default(), APPLIED, true, None), TrialVerdict::Keep);
         }
-        let hub = Trial::begin(Boot::default(), 1, WITHIN, true, true);
+        let hub = StateTrial::begin(Boot::default(), 1, WITHIN, true, true);
         assert_eq!(hub.judge(Boot::default(), APPLIED, false, None), TrialVerdict::Keep, "a hub has no hub");
     }
 
     #[test]
-    fn what_cannot_be_applied_is_taken_back_wherever_there_is_a_way_back() {
-        let hub = Trial::begin(Boot::default(), 9, WITHIN, false, true);
+    fn unapplied_state_is_reverted_to_the_previous() {
+        let hub = StateTrial::begin(Boot::default(), 9, WITHIN, false, true);
         let verdict = hub.judge(Boot::from_secs(60), NOTHING, false, Some("two peers claim one address"));
         assert!(matches!(verdict, TrialVerdict::Revert(why) if why.contains("two peers")));
-        let first = Trial::begin(Boot::default(), 1, WITHIN, false, false);
-        assert_eq!(first.judge(Boot::from_secs(10_000), NOTHING, true, None), TrialVerdict::Open, "it goes on trying");
+        let first = StateTrial::begin(Boot::default(), 1, WITHIN, false, false);
+        assert_eq!(
+            first.judge(Boot::from_secs(10_000), NOTHING, true, None),
+            TrialVerdict::Open,
+            "retried without limit"
+        );
     }
 
     proptest! {
         #[test]
-        fn nothing_unapplied_is_ever_kept_and_nothing_is_reverted_early(
+        fn unapplied_is_never_kept_nor_reverted_early(
             at in 0u64..200, answered: bool, hub: bool, was_up: bool, previous: bool,
         ) {
-            let trial = Trial::begin(Boot::default(), 1, WITHIN, was_up, previous);
+            let trial = StateTrial::begin(Boot::default(), 1, WITHIN, was_up, previous);
             let verdict = trial.judge(Boot::from_secs(at), TrialEvidence { applied: false, answered }, hub, None);
             prop_assert_ne!(&verdict, &TrialVerdict::Keep);
             if at < 60 || !previous {

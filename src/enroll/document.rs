@@ -180,9 +180,32 @@ pub enum Refusal {
         /// In force, on trial or taken back.
         have: u64,
     },
-    /// Signed, and yet not to be applied.
+    /// Signed, but inconsistent.
     #[error("the document is invalid: {0}")]
     Invalid(String),
+    /// Valid, but not for a device configured like this one.
+    #[error(transparent)]
+    Incompatible(#[from] Incompatible),
+}
+
+/// Why a device cannot follow a document that is valid by itself.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Incompatible {
+    /// The device is configured as the other role.
+    #[error("the document is for a {role}: set node.role = \"{role}\", or enrol under another name", role = role_name(*.0))]
+    Role(Role),
+    /// An interface admits peers by NFT, and neither side names a contract.
+    #[error(
+        "the document names no contract, and interface {0} has access = \"nft\": give the network a grants policy, or the node a [grants] of its own"
+    )]
+    NoContract(IfName),
+}
+
+const fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Hub => "hub",
+        Role::Node => "node",
+    }
 }
 
 impl StateDocument {
@@ -228,7 +251,7 @@ impl WantedInterface {
         if self.mtu.is_some_and(|m| !MTU_RANGE.contains(&m)) || self.listen_port == Some(0) {
             return Err("mtu or listen port out of range".into());
         }
-        self.overrides.check()?;
+        self.overrides.check().map_err(|e| e.to_string())?;
         for hub in &self.hubs {
             if !hub.allowed_ips.iter().any(|n| n.contains(&hub.address)) {
                 return Err(format!("hub {} is not within its own allowed-ips", hub.node_id));

@@ -1,7 +1,6 @@
-//! What happens to the follower's machine, and what it wants done: the vocabulary of [`super::machine`].
+//! Events and actions of the control client: the vocabulary of [`super::machine`] and [`super::rotation`].
 use super::document::{Envelope, Refusal, StateDocument, WantedHub};
 use super::identity::RejectedState;
-use super::rotation::KeySlot;
 use super::wire::{KeyStep, Outcome};
 use spoke_model::key::PublicKey;
 use spoke_model::time::Boot;
@@ -13,20 +12,20 @@ use std::time::Duration;
 /// The times of `[control]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ControlTimes {
-    /// Between reports without a reason.
+    /// Period of reports without a change.
     pub report_every: Duration,
     /// How long a new state has to reach the hub.
     pub confirm_within: Duration,
-    /// After a lost connection, a random wait up to this.
+    /// Upper bound of the random wait after a lost connection.
     pub spread: Duration,
 }
 
-/// A state as it came, and what it says.
+/// A verified state document with the envelope it was received in.
 #[derive(Clone, Debug)]
 pub struct SignedState {
-    /// As it came.
+    /// As received, for the disk.
     pub envelope: Envelope,
-    /// What it says.
+    /// Its verified content.
     pub document: StateDocument,
 }
 
@@ -37,71 +36,76 @@ impl SignedState {
     }
 }
 
-/// What the device sees of itself.
+/// The node as its other tasks report it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeObservation {
     /// The uplink has proven its hub.
     pub up: bool,
     /// Since when.
     pub connected_since: Option<Boot>,
-    /// The hub in use.
+    /// Name of the hub in use.
     pub hub: Option<String>,
     /// A pass that began with the state published last left nothing of its interface undone and, where the state has
     /// hubs, the uplink's choice is one of them and in the kernel.
     pub applied: bool,
-    /// Why it was not applied.
-    pub trouble: Option<String>,
+    /// Why it could not be applied.
+    pub problem: Option<String>,
     /// Differences found since the process started.
     pub drift: u64,
     /// The node calls itself healthy.
     pub healthy: bool,
-    /// How updates of the image stand.
+    /// State of image updates.
     pub update: Option<Notice>,
     /// The public key the kernel has.
     pub key: Option<PublicKey>,
 }
 
-/// What a long-poll brought.
+/// How a long-poll ended.
 #[derive(Debug)]
 pub enum PollResult {
     /// Nothing new.
     Nothing,
-    /// A document that is ours, signed and valid.
+    /// A document for this node, signed and valid.
     State(Box<SignedState>),
-    /// The clock was put right: ask again.
+    /// The clock was corrected: ask again.
     Again,
-    /// A document that is not to be accepted.
+    /// A document that cannot be accepted.
     Refused(Refusal),
-    /// No answer, or one that says no.
+    /// No answer, or an error status.
     Failed(String),
 }
 
-/// What became of a [`Message`].
+/// How sending a [`Message`] ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SendResult {
-    /// Taken.
+    /// Accepted.
     Taken,
-    /// Of a key: whether every hub knows it.
+    /// A key request was accepted; whether every hub knows the key.
     Ready(bool),
-    /// The clock was put right: ask again.
+    /// The clock was corrected: send again.
     Again,
-    /// Answered with no.
+    /// Rejected with an error status.
     Refused(String),
     /// Certainly not received.
     Unsent(String),
-    /// Nobody knows.
+    /// Possibly received.
     Failed(String),
 }
 
-/// What happens to the machine.
+/// Why a file could not be written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NotWritten(pub String);
+
+/// Input of the machine.
 #[derive(Debug)]
 pub enum Event {
-    /// The deadline has come.
+    /// The deadline has passed.
     Tick,
-    /// The device looks different.
+    /// The node's current state.
     Observed(Box<NodeObservation>),
-    /// An echo was answered.
-    Echoed {
+    /// An echo reply.
+    EchoReply {
         /// Its source.
         from: IpAddr,
         /// Its sequence number.
@@ -111,66 +115,76 @@ pub enum Event {
     PollEnded(PollResult),
     /// The other request has ended.
     SendEnded(SendResult),
-    /// The operator wants a new key, which is made and kept beside the old one.
+    /// Change to this key, which is on disk beside the old one.
     Rotate(PublicKey),
-    /// [`Action::Remember`] is done, or could not be.
-    Remembered(Result<(), String>),
+    /// [`Action::RecordSwitch`] was performed.
+    SwitchRecorded(Result<(), NotWritten>),
 }
 
-/// Something to tell the control plane.
+/// A message to the control plane.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
     /// One step of a change of keys.
     Key(KeyStep, PublicKey),
     /// The node has connected to this hub.
     Register {
-        /// Where the hub is.
+        /// The hub's `HOST:PORT`.
         hub_endpoint: String,
     },
-    /// How the node is.
+    /// The node's state.
     Report {
         /// In force.
         generation: u64,
-        /// What became of the last one received.
+        /// Outcome of the last one received.
         outcome: Outcome,
-        /// Why.
+        /// Why it is not in force.
         reason: Option<String>,
         /// Differences found since the last report.
         drift: u32,
     },
 }
 
-/// What is to be done.
+/// Which of the two keys of a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeySlot {
+    /// The key in use before the change.
+    Old,
+    /// The key to change to.
+    New,
+}
+
+/// Output of the machine.
 #[derive(Clone, Debug)]
 pub enum Action {
-    /// Ask for a state beyond this generation.
+    /// Ask for a state newer than this generation.
     Poll {
         /// The newest known.
         after: u64,
-        /// Whether the question may stay open until there is news. Not heard yet, or lost: an answer is wanted now.
+        /// Whether the server may hold the request open until there is a newer one; not before the first answer and
+        /// after an outage.
         hold: bool,
     },
-    /// Tell the control plane; one at a time.
+    /// Send to the control plane; one message at a time.
     Send(Message),
-    /// Have the state applied.
+    /// Put the state in force.
     Publish(Arc<SignedState>),
-    /// Keep it on disk, and the keys it names.
+    /// Store it, and the signing keys it names.
     Keep(Arc<SignedState>),
-    /// Keep on disk that it is not to be tried again.
+    /// Store that it must not be tried again.
     Reject(RejectedState),
     /// Send an echo through the tunnel.
     Echo {
-        /// A hub.
+        /// The hub's tunnel address.
         to: IpAddr,
-        /// Its number.
+        /// Sequence number.
         seq: u16,
     },
-    /// Keep on disk that the hub may hold either key from now on, and say when that is done.
-    Remember,
+    /// Store that the hub may hold either key from here on, then report [`Event::SwitchRecorded`].
+    RecordSwitch,
     /// Put a key into the kernel.
-    Use(KeySlot),
-    /// The new key replaces the old one on disk.
+    UseKey(KeySlot),
+    /// Replace the old key on disk with the new one.
     FinishKey,
-    /// The new key is forgotten.
+    /// Delete the new key; the reason is for people.
     AbandonKey(String),
 }

@@ -1,16 +1,32 @@
-//! The conversation of an enrolled node with its control plane: events and the time go in, actions come out. Pure.
+//! The conversation of an enrolled node with its control plane. No clock, no I/O.
 //!
-//! Two requests may be out at a time, and neither holds up anything else: the long-poll for the state document, and one
-//! of key change, registration or report, in that order. What the control plane does not answer changes nothing here:
-//! the state in force stays in force, for ever.
-use super::confirm::{Trial, TrialEvidence, TrialVerdict};
+//! ```text
+//! long-poll:  Waiting ──deadline──► Poll out ──nothing──► Waiting (≤ 1 s)
+//!                ▲                     │ failed, refused ──► Waiting (backoff)
+//!                │                     ▼ newer state
+//! state:      In force ◄──keep── On trial ──revert──► In force (the previous one is published again)
+//! messages:   Idle ──key change, registration or report due──► one message out ──result──► Idle
+//! key:        see [`super::rotation`]
+//! ```
+//! The long-poll and one message may be out at the same time, and neither waits for the other. While the control plane
+//! does not answer, the state in force stays in force, without limit.
+//!
+//! # Driver contract
+//! [`ControlClient::new`], then [`ControlClient::resume_rotation`] if a change of keys is on disk, then [`Event::Tick`].
+//! Perform all actions of a call in order before the next one. Each `Poll` is answered by one [`Event::PollEnded`], each
+//! `Send` by one [`Event::SendEnded`], `RecordSwitch` by [`Event::SwitchRecorded`], at any later time; echo replies may be
+//! missing. After `Publish` send a new [`Event::Observed`] before anything else that depends on it. Publish
+//! [`ControlClient::status`] after each call. Sleep until [`ControlClient::deadline`] and send `Tick`; an early or late
+//! `Tick` is harmless.
+use super::confirm::{StateTrial, TrialEvidence, TrialVerdict};
 use super::document::Refusal;
 use super::events::{Action, ControlTimes, Event, NodeObservation, PollResult, SignedState};
 use super::identity::RejectedState;
 use super::rotation::{Rotation, RotationAction};
-use super::status::{ControlOutage, ControlStatus};
+use super::status::{ControlOutage, ControlStatus, KeyChange};
 use super::wire::Outcome;
 use spoke_model::backoff::{Backoff, JitterRng};
+use spoke_model::deadline::Deadline;
 use spoke_model::key::PublicKey;
 use spoke_model::time::Boot;
 use spoke_update::notice::Notice;
@@ -26,21 +42,55 @@ mod tests;
 
 /// Most actions of one event: an echo to each hub and a few more.
 pub const MAX_ACTIONS: usize = 24;
-/// Between echoes while something is to be proven.
-const ECHO_EVERY: Duration = Duration::from_millis(250);
+/// Period of echoes while something has to be proven.
+const ECHO_PERIOD: Duration = Duration::from_millis(250);
 /// A trial shorter than this is not reported by itself.
-const BRIEF: Duration = Duration::from_secs(2);
-/// Between reports that have a reason.
+const BRIEF_TRIAL: Duration = Duration::from_secs(2);
+/// Shortest time between reports.
 const REPORT_PAUSE: Duration = Duration::from_secs(1);
 /// First and longest wait after the control plane did not answer.
-const LOST: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(120));
-/// First and longest wait after it answered with what is not acceptable.
-const REFUSED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(900));
-/// A poll that brought nothing is repeated within this: a server that stops answers all of its nodes at once.
+const OUTAGE_BACKOFF: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(120));
+/// First and longest wait after a document that was refused.
+const REFUSED_BACKOFF: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(900));
+/// A poll that brought nothing is repeated after a random wait below this: a server that stops answers all nodes at once.
 const SCATTER_MS: u64 = 1_000;
 
-/// Actions of one event.
+/// Actions of one event, in the order to perform them.
 pub type Actions = heapless::Vec<Action, MAX_ACTIONS>;
+
+/// What a deadline of the control client is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ControlDeadline {
+    /// Poll for a newer state.
+    Poll,
+    /// Send a report.
+    Report,
+    /// Register the hub connection.
+    Register,
+    /// The state on trial has not been confirmed in time.
+    TrialEnds,
+    /// The change of keys has a request to send or a timeout.
+    Rotation,
+    /// Send an echo.
+    Echo,
+}
+
+/// Why a change of keys cannot begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RotationRefused {
+    /// Not enrolled, or no state received.
+    #[error("the node has no state of its control plane yet")]
+    NoState,
+    /// A hub, or a node of a network without one.
+    #[error("only a node with a hub can change its key: nodes pin a hub's key; add another hub, then remove this one")]
+    NoHub,
+    /// One at a time.
+    #[error("a change of keys is under way already: see `spoke status`")]
+    InProgress,
+    /// The new key could not be proven.
+    #[error("the hub does not answer, so the new key could not be proven: wait until the tunnel is up")]
+    HubUnreachable,
+}
 
 #[derive(Clone, Copy, Debug)]
 enum Poll {
@@ -48,21 +98,28 @@ enum Poll {
     At(Boot),
 }
 
-/// Generation in force, what became of the last one received and why; health and updates.
-type ReportContent = (u64, Outcome, Option<String>, bool, Option<Notice>);
+/// What a report says. Two equal contents need only one report.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct ReportContent {
+    generation: u64,
+    outcome: Outcome,
+    reason: Option<String>,
+    healthy: bool,
+    update: Option<Notice>,
+}
 
 #[derive(Debug)]
 enum Sending {
     Key,
-    Register(Option<Boot>),
-    Report(Box<ReportContent>, u64),
+    Register { connected_since: Option<Boot> },
+    Report { content: Box<ReportContent>, drift: u64 },
 }
 
 #[derive(Debug)]
 struct OnTrial {
-    trial: Trial,
-    candidate: Arc<SignedState>,
-    /// Echoes from here on were sent after it was applied.
+    trial: StateTrial,
+    state: Arc<SignedState>,
+    /// Echoes from this number on were sent after the state was applied.
     proof_from: Option<u16>,
     answered: bool,
 }
@@ -75,15 +132,16 @@ pub struct ControlClient {
     in_force: Option<Arc<SignedState>>,
     rejected: Option<RejectedState>,
     refused: Option<String>,
-    trial: Option<OnTrial>,
+    on_trial: Option<OnTrial>,
     rotation: Rotation,
-    rotated: Option<Result<PublicKey, String>>,
-    seen: NodeObservation,
+    key_changed: Option<KeyChange>,
+    observed: NodeObservation,
     poll: Poll,
-    lost: Backoff,
-    bad: Backoff,
+    poll_backoff: Backoff,
+    refused_backoff: Backoff,
     sending: Option<Sending>,
-    send_lost: Backoff,
+    send_backoff: Backoff,
+    /// `connected_since` of the connection last registered.
     registered: Option<Boot>,
     register_at: Boot,
     report_at: Boot,
@@ -91,14 +149,14 @@ pub struct ControlClient {
     report_floor: Boot,
     reported: Option<ReportContent>,
     drift_reported: u64,
-    seq: u16,
+    echo_seq: u16,
     echo_at: Boot,
     last_answer: Option<Boot>,
     outage: Option<ControlOutage>,
 }
 
 impl ControlClient {
-    /// A machine with what was kept: the state in force, the one taken back, and the key.
+    /// A machine with what is on disk: the state in force, the rejected one, and the key.
     pub fn new(
         now: Boot,
         seed: u64,
@@ -113,29 +171,29 @@ impl ControlClient {
             in_force: in_force.map(Arc::new),
             rejected,
             refused: None,
-            trial: None,
+            on_trial: None,
             rotation: Rotation::idle(key),
-            rotated: None,
-            seen: NodeObservation::default(),
+            key_changed: None,
+            observed: NodeObservation::default(),
             poll: Poll::At(now),
-            lost: Backoff::new(LOST.0, LOST.1),
-            bad: Backoff::new(REFUSED.0, REFUSED.1),
+            poll_backoff: Backoff::new(OUTAGE_BACKOFF.0, OUTAGE_BACKOFF.1),
+            refused_backoff: Backoff::new(REFUSED_BACKOFF.0, REFUSED_BACKOFF.1),
             sending: None,
-            send_lost: Backoff::new(LOST.0, LOST.1),
+            send_backoff: Backoff::new(OUTAGE_BACKOFF.0, OUTAGE_BACKOFF.1),
             registered: None,
             register_at: now,
             report_at: now,
             report_floor: now,
             reported: None,
             drift_reported: 0,
-            seq: 0,
+            echo_seq: 0,
             echo_at: now,
             last_answer: None,
             outage: None,
         }
     }
 
-    /// Goes on with a change of keys that a restart has interrupted. `switching`: it had been remembered.
+    /// Continues a change of keys that a restart interrupted. `switching`: the switch had been recorded.
     pub fn resume_rotation(&mut self, now: Boot, new: PublicKey, switching: bool) -> Option<Action> {
         if switching {
             let wanted = self.rotation.resume(now, new);
@@ -150,84 +208,88 @@ impl ControlClient {
         self.in_force.as_ref()
     }
 
-    /// The key in use, as far as it is proven.
+    /// The key last proven.
     pub const fn key(&self) -> PublicKey {
         self.rotation.key()
     }
 
-    /// Why a change of keys cannot begin now.
-    pub fn may_rotate(&self) -> Result<(), &'static str> {
-        let Some(state) = &self.in_force else { return Err("the node has no state of its control plane yet") };
+    /// Whether a change of keys can begin.
+    pub fn check_rotation(&self) -> Result<(), RotationRefused> {
+        let state = self.in_force.as_ref().ok_or(RotationRefused::NoState)?;
         if state.hubs().is_empty() {
-            return Err(
-                "only a node with a hub can change its key: nodes pin a hub's key; add another hub, then remove this one",
-            );
+            return Err(RotationRefused::NoHub);
         }
-        if self.rotation.busy() {
-            return Err("a change of keys is under way already: see `spoke status`");
+        if self.rotation.in_progress() {
+            return Err(RotationRefused::InProgress);
         }
-        if !self.seen.up {
-            return Err("the hub does not answer, so the new key could not be proven: wait until the tunnel is up");
-        }
-        Ok(())
+        if self.observed.up { Ok(()) } else { Err(RotationRefused::HubUnreachable) }
     }
 
-    /// Takes an event; returns what is to be done, in this order.
+    /// Takes an event; returns what to do, in this order.
     pub fn handle(&mut self, now: Boot, event: Event) -> Actions {
         let mut out = Actions::new();
         match event {
             Event::Tick => {}
-            Event::Observed(seen) => {
-                self.rotation.seen(seen.key, self.seq);
-                self.seen = *seen;
+            Event::Observed(observed) => {
+                self.rotation.observe_key(observed.key, self.echo_seq);
+                self.observed = *observed;
             }
-            Event::Echoed { from, seq } => self.echoed(now, from, seq, &mut out),
-            Event::PollEnded(polled) => self.polled(now, polled, &mut out),
-            Event::SendEnded(answer) => self.answered(now, &answer, &mut out),
+            Event::EchoReply { from, seq } => self.handle_echo(now, from, seq, &mut out),
+            Event::PollEnded(result) => self.handle_poll(now, result, &mut out),
+            Event::SendEnded(result) => self.handle_send(now, &result, &mut out),
             Event::Rotate(new) => {
-                self.rotated = None;
+                self.key_changed = None;
                 self.rotation.begin(now, new);
             }
-            Event::Remembered(done) => {
-                let wanted = self.rotation.remembered(now, done);
+            Event::SwitchRecorded(done) => {
+                let wanted = self.rotation.handle_recorded(now, done);
                 self.rotate(wanted, &mut out);
             }
         }
         let wanted = self.rotation.tick(now);
         self.rotate(wanted, &mut out);
-        self.judge(now, &mut out);
+        self.decide_trial(now, &mut out);
         if let Poll::At(at) = self.poll
             && now >= at
         {
             self.poll = Poll::Out;
             let hold = self.last_answer.is_some() && self.outage.is_none();
-            push(&mut out, Action::Poll { after: self.newest(), hold });
+            push(&mut out, Action::Poll { after: self.newest_generation(), hold });
         }
-        self.send(now, &mut out);
-        self.echo(now, &mut out);
+        self.send_due(now, &mut out);
+        self.send_echoes(now, &mut out);
         out
     }
 
-    /// When [`Event::Tick`] is due.
-    pub fn deadline(&self) -> Option<Boot> {
+    /// When [`Event::Tick`] is due next, and what for.
+    pub fn deadline(&self) -> Option<Deadline<ControlDeadline>> {
         let poll = match self.poll {
             Poll::Out => None,
             Poll::At(at) => Some(at),
         };
-        let send = (self.sending.is_none() && self.in_force.is_some()).then(|| {
-            let news = self.news().map(|at| at.max(self.report_floor));
-            let register = self.registration().map(|_| self.register_at);
-            [Some(self.report_at.max(self.report_floor)), news, register].into_iter().flatten().min()
-        });
-        let trial = self.trial.as_ref().and_then(|t| t.trial.deadline());
-        let rotation = self.rotation.deadline().filter(|_| self.sending.is_none() || self.rotation.wants_echo());
-        let echo = self.wants_echo().then_some(self.echo_at);
-        [poll, send.flatten(), trial, rotation, echo].into_iter().flatten().min()
+        let idle = self.sending.is_none();
+        let may_report = idle && self.in_force.is_some();
+        let report = match self.report_due() {
+            Some(changed) => changed.min(self.report_at),
+            None => self.report_at,
+        };
+        let rotation = self.rotation.deadline().filter(|_| idle || self.rotation.wants_echo());
+        [
+            (ControlDeadline::Poll, poll),
+            (ControlDeadline::TrialEnds, self.on_trial.as_ref().and_then(|t| t.trial.deadline())),
+            (ControlDeadline::Rotation, rotation),
+            (ControlDeadline::Echo, self.wants_echo().then_some(self.echo_at)),
+            (ControlDeadline::Register, self.hub_to_register().filter(|_| may_report).map(|_| self.register_at)),
+            (ControlDeadline::Report, may_report.then_some(report.max(self.report_floor))),
+        ]
+        .into_iter()
+        .filter_map(|(reason, at)| Some(Deadline::new(at?, reason)))
+        .reduce(Deadline::min)
     }
 
     /// For health and `spoke status`.
     pub fn status(&self) -> ControlStatus {
-        let (generation, outcome, reason, ..) = self.said();
+        let ReportContent { generation, outcome, reason, .. } = self.report_content();
         ControlStatus {
             enrolled: true,
             generation,
@@ -236,126 +298,121 @@ impl ControlClient {
             last_answer: self.last_answer,
             outage: self.outage.clone(),
             key_change: self.rotation.phase(),
-            key_changed: self.rotated.clone(),
+            key_changed: self.key_changed.clone(),
             ..ControlStatus::default()
         }
     }
 
-    fn newest(&self) -> u64 {
-        let have = self.in_force.as_ref().map_or(0, |c| c.document.generation);
-        let tried = self.trial.as_ref().map_or(0, |t| t.trial.generation());
-        have.max(tried).max(self.rejected.as_ref().map_or(0, |r| r.generation))
+    /// The newest generation ever received, whatever became of it.
+    fn newest_generation(&self) -> u64 {
+        let in_force = self.in_force.as_ref().map_or(0, |s| s.document.generation);
+        let on_trial = self.on_trial.as_ref().map_or(0, |t| t.trial.generation());
+        in_force.max(on_trial).max(self.rejected.as_ref().map_or(0, |r| r.generation))
     }
 
-    fn polled(&mut self, now: Boot, polled: PollResult, out: &mut Actions) {
+    fn handle_poll(&mut self, now: Boot, result: PollResult, out: &mut Actions) {
         let scatter = Duration::from_millis(self.rng.next_u64() % SCATTER_MS);
-        match polled {
+        match result {
             PollResult::Nothing => {
-                self.listened(now);
-                self.bad.reset();
+                self.record_answer(now);
+                self.refused_backoff.reset();
                 self.poll = Poll::At(now + scatter);
             }
             PollResult::Again => self.poll = Poll::At(now),
-            PollResult::State(candidate) => {
-                self.listened(now);
-                self.offer(now, *candidate, out);
+            PollResult::State(state) => {
+                self.record_answer(now);
+                self.begin_trial(now, *state, out);
             }
             PollResult::Refused(refusal) => {
-                self.listened(now);
-                self.refuse(now, &refusal);
+                self.record_answer(now);
+                self.record_refusal(now, &refusal);
             }
             PollResult::Failed(why) => {
-                // At the first loss anywhere within the spread, then with growing waits.
-                let mut wait = self.lost.fail(&mut self.rng);
-                if self.lost.failures() == 1 {
+                // The first wait is spread: a control plane that stops loses all of its nodes at once.
+                let mut wait = self.poll_backoff.fail(&mut self.rng);
+                if self.poll_backoff.failures() == 1 {
                     let spread = u64::try_from(self.times.spread.as_millis()).unwrap_or(u64::MAX).max(1);
                     wait += Duration::from_millis(self.rng.next_u64() % spread);
                 }
-                self.lose(now, &why);
+                let since = self.outage.as_ref().map_or(now, |o| o.since);
+                self.outage = Some(ControlOutage { since, reason: clip(&why) });
                 self.poll = Poll::At(now + wait);
             }
         }
     }
 
-    fn offer(&mut self, now: Boot, candidate: SignedState, out: &mut Actions) {
-        let (got, have) = (candidate.document.generation, self.newest());
+    fn begin_trial(&mut self, now: Boot, state: SignedState, out: &mut Actions) {
+        let (got, have) = (state.document.generation, self.newest_generation());
         if got <= have {
-            return self.refuse(now, &Refusal::Older { got, have });
+            return self.record_refusal(now, &Refusal::Older { got, have });
         }
         self.refused = None;
-        self.bad.reset();
+        self.refused_backoff.reset();
         self.poll = Poll::At(now);
-        // A trial that is overtaken leaves its question open: the hub has to answer through this one too.
-        let was_up = self.seen.up || self.trial.as_ref().is_some_and(|t| t.trial.hub_was_up());
-        let trial = Trial::begin(now, got, self.times.confirm_within, was_up, self.in_force.is_some());
-        let candidate = Arc::new(candidate);
-        push(out, Action::Publish(candidate.clone()));
-        self.trial = Some(OnTrial { trial, candidate, proof_from: None, answered: false });
-        self.seen.applied = false;
-        self.seen.trouble = None;
+        // A superseded trial was not confirmed: the hub has to answer through this state too.
+        let was_up = self.observed.up || self.on_trial.as_ref().is_some_and(|t| t.trial.hub_was_up());
+        let trial = StateTrial::begin(now, got, self.times.confirm_within, was_up, self.in_force.is_some());
+        let state = Arc::new(state);
+        push(out, Action::Publish(state.clone()));
+        self.on_trial = Some(OnTrial { trial, state, proof_from: None, answered: false });
+        self.observed.applied = false;
+        self.observed.problem = None;
         self.echo_at = now;
     }
 
-    fn refuse(&mut self, now: Boot, refusal: &Refusal) {
+    fn record_refusal(&mut self, now: Boot, refusal: &Refusal) {
         self.refused = Some(refusal.to_string());
-        self.poll = Poll::At(now + self.bad.fail(&mut self.rng));
+        self.poll = Poll::At(now + self.refused_backoff.fail(&mut self.rng));
     }
 
-    fn listened(&mut self, now: Boot) {
-        self.lost.reset();
+    fn record_answer(&mut self, now: Boot) {
+        self.poll_backoff.reset();
         self.last_answer = Some(now);
         self.outage = None;
     }
 
-    fn lose(&mut self, now: Boot, why: &str) {
-        let since = self.outage.as_ref().map_or(now, |a| a.since);
-        self.outage = Some(ControlOutage { since, reason: clip(why) });
-    }
-
-    /// What is on trial is decided.
-    fn judge(&mut self, now: Boot, out: &mut Actions) {
-        let Some(t) = &mut self.trial else { return };
-        if !self.seen.applied {
+    fn decide_trial(&mut self, now: Boot, out: &mut Actions) {
+        let Some(t) = &mut self.on_trial else { return };
+        if !self.observed.applied {
             (t.proof_from, t.answered) = (None, false);
         } else if t.proof_from.is_none() {
-            t.proof_from = Some(self.seq);
+            t.proof_from = Some(self.echo_seq);
             self.echo_at = now;
         }
-        let evidence = TrialEvidence { applied: self.seen.applied, answered: t.answered };
-        let expects_hub = !t.candidate.hubs().is_empty();
-        match t.trial.judge(now, evidence, expects_hub, self.seen.trouble.as_deref()) {
+        let evidence = TrialEvidence { applied: self.observed.applied, answered: t.answered };
+        let expects_hub = !t.state.hubs().is_empty();
+        match t.trial.judge(now, evidence, expects_hub, self.observed.problem.as_deref()) {
             TrialVerdict::Open => {}
             TrialVerdict::Keep => {
-                push(out, Action::Keep(t.candidate.clone()));
-                self.in_force = Some(t.candidate.clone());
-                self.trial = None;
-                // What a later one overtakes needs no memory.
+                push(out, Action::Keep(t.state.clone()));
+                self.in_force = Some(t.state.clone());
+                self.on_trial = None;
                 self.report_at = now;
             }
             TrialVerdict::Revert(reason) => {
                 let rejected = RejectedState { generation: t.trial.generation(), reason };
                 push(out, Action::Reject(rejected.clone()));
-                if let Some(back) = &self.in_force {
-                    push(out, Action::Publish(back.clone()));
+                if let Some(previous) = &self.in_force {
+                    push(out, Action::Publish(previous.clone()));
                 }
                 self.rejected = Some(rejected);
-                self.trial = None;
-                self.seen.applied = false;
+                self.on_trial = None;
+                self.observed.applied = false;
                 self.report_at = now;
             }
         }
     }
 
-    fn echoed(&mut self, now: Boot, from: IpAddr, seq: u16, out: &mut Actions) {
-        let of = |c: &SignedState| c.hubs().iter().any(|h| h.address == from);
-        if let Some(t) = &mut self.trial
+    fn handle_echo(&mut self, now: Boot, from: IpAddr, seq: u16, out: &mut Actions) {
+        let is_hub_of = |s: &SignedState| s.hubs().iter().any(|h| h.address == from);
+        if let Some(t) = &mut self.on_trial
             && t.proof_from.is_some_and(|first| seq.wrapping_sub(first) < 0x8000)
-            && of(&t.candidate)
+            && is_hub_of(&t.state)
         {
             t.answered = true;
         }
-        if self.in_force.as_deref().is_some_and(of) {
-            let wanted = self.rotation.echoed(now, seq);
+        if self.in_force.as_deref().is_some_and(is_hub_of) {
+            let wanted = self.rotation.handle_echo(now, seq);
             self.rotate(wanted, out);
         }
     }
@@ -369,38 +426,38 @@ impl ControlClient {
 
     fn rotation_action(&mut self, wanted: RotationAction) -> Action {
         match wanted {
-            RotationAction::Remember => Action::Remember,
-            RotationAction::Use(which) => {
+            RotationAction::RecordSwitch => Action::RecordSwitch,
+            RotationAction::UseKey(slot) => {
                 self.echo_at = Boot::default();
-                Action::Use(which)
+                Action::UseKey(slot)
             }
             RotationAction::Finish => {
-                self.rotated = Some(Ok(self.rotation.key()));
-                // The control plane is to hear that the node is connected with its new key.
+                self.key_changed = Some(KeyChange::Changed(self.rotation.key()));
+                // The connection is registered again, with the new key.
                 self.registered = None;
                 Action::FinishKey
             }
             RotationAction::Abandon(why) => {
-                self.rotated = Some(Err(why.clone()));
+                self.key_changed = Some(KeyChange::Abandoned(why.clone()));
                 Action::AbandonKey(why)
             }
         }
     }
 
     fn wants_echo(&self) -> bool {
-        self.rotation.wants_echo() || self.trial.as_ref().is_some_and(|t| t.proof_from.is_some() && !t.answered)
+        self.rotation.wants_echo() || self.on_trial.as_ref().is_some_and(|t| t.proof_from.is_some() && !t.answered)
     }
 
-    fn echo(&mut self, now: Boot, out: &mut Actions) {
+    fn send_echoes(&mut self, now: Boot, out: &mut Actions) {
         if !self.wants_echo() || now < self.echo_at {
             return;
         }
-        self.echo_at = now + ECHO_EVERY;
-        let asked = self.trial.as_ref().map(|t| &t.candidate).or(self.in_force.as_ref());
-        for hub in asked.map_or(&[][..], |c| c.hubs()) {
-            push(out, Action::Echo { to: hub.address, seq: self.seq });
+        self.echo_at = now + ECHO_PERIOD;
+        let state = self.on_trial.as_ref().map(|t| &t.state).or(self.in_force.as_ref());
+        for hub in state.map_or(&[][..], |s| s.hubs()) {
+            push(out, Action::Echo { to: hub.address, seq: self.echo_seq });
         }
-        self.seq = self.seq.wrapping_add(1);
+        self.echo_seq = self.echo_seq.wrapping_add(1);
     }
 }
 

@@ -1,61 +1,55 @@
-//! A node changes its WireGuard key without losing its hub. Pure.
+//! A change of the node's WireGuard key that never loses the hub. Pure; driven by [`super::machine`].
 //!
 //! ```text
-//! Idle ──begin──► Announcing ──every hub knows the new key──► Remembering ──► Switching ──► Proving(new) ──answered──► done
-//!                     └── not within a minute, refused ──► Idle (old key)       ▲  └─ refused ─► Idle    │  ▲
-//!                                                                               └─answered─ Proving(old)◄┘  │
-//!                                                                                             └──silence────┘
+//! Idle ─begin─► Announcing ─every hub knows the new key─► Recording ─on disk─► Switching ─sent─► Proving(new) ─reply─► Idle (new key)
+//!                   │                                         │                  ▲   │            │      ▲
+//!                   │ 60 s, or refused                        │ disk error       │   │ refused    │ 15 s │ 15 s
+//!                   ▼                                         ▼                  │   ▼            ▼      │
+//!                 Idle (old key)                            Idle (old key)       │  Idle        Proving(old)
+//!                                                                                └────reply──────┘
 //! ```
-//! From the moment the switch is asked for until a hub has answered, nobody can say from here which of the two keys the
-//! hub holds: the answer may have been lost, or the power. So that moment is remembered on disk first, both keys are kept,
-//! and each is tried in turn until the hub answers through one of them.
-use super::events::SendResult;
+//! Between the switch request and a hub's reply this side cannot know which key the hub holds: the answer may be lost, or
+//! the power. Therefore the switch is recorded on disk first, both keys are kept, and each is tried in turn until a hub
+//! replies through one of them.
+use super::events::{KeySlot, NotWritten, SendResult};
 use super::wire::KeyStep;
 use spoke_model::key::PublicKey;
 use spoke_model::time::Boot;
 use std::time::Duration;
 
-/// Between two questions whether the hubs know the key.
-const ASK_AGAIN: Duration = Duration::from_millis(250);
-/// The same once it has lasted.
-const ASK_LATER: Duration = Duration::from_secs(3);
+/// Pause between announcements.
+const ANNOUNCE_PAUSE: Duration = Duration::from_millis(250);
+/// The same after [`QUICK_ANNOUNCEMENTS`], and between switch requests.
+const LONG_PAUSE: Duration = Duration::from_secs(3);
+const QUICK_ANNOUNCEMENTS: u32 = 20;
 /// How long hubs may take to learn the key.
-const ANNOUNCE_WITHIN: Duration = Duration::from_secs(60);
+const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long one key is tried before the other.
-const PROVE_WITHIN: Duration = Duration::from_secs(15);
+const PROOF_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Which of the two keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KeySlot {
-    /// The one that is to go.
-    Old,
-    /// The one that is to come.
-    New,
-}
-
-/// What the rotation wants done.
+/// Output of the rotation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RotationAction {
-    /// Keep on disk that the switch is about to be asked for; [`Rotation::remembered`] says when that is done.
-    Remember,
+    /// Store that the switch is about to be requested, then call [`Rotation::handle_recorded`].
+    RecordSwitch,
     /// Put this key into the kernel.
-    Use(KeySlot),
-    /// The new key is the key from now on.
+    UseKey(KeySlot),
+    /// The new key replaces the old one.
     Finish,
-    /// The new key is forgotten; the reason is for people.
+    /// The new key is dropped; the reason is for people.
     Abandon(String),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Idle,
-    Announcing { ask_at: Boot, asked: u32, until: Boot },
-    Remembering,
-    Switching { ask_at: Boot },
+    Announcing { send_at: Boot, sent: u32, until: Boot },
+    Recording,
+    Switching { send_at: Boot },
     Proving { with: KeySlot, until: Boot, from_seq: Option<u16> },
 }
 
-/// Where a change of keys stands.
+/// State of a change of keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rotation {
     phase: Phase,
@@ -64,90 +58,89 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    /// Nothing is being changed; `key` is the key.
+    /// No change; `key` is the key in use.
     pub const fn idle(key: PublicKey) -> Self {
         Self { phase: Phase::Idle, old: key, new: key }
     }
 
-    /// The key in use, as far as it is proven.
+    /// The key last proven.
     pub const fn key(&self) -> PublicKey {
         self.old
     }
 
     /// Whether a change is under way.
-    pub fn busy(&self) -> bool {
+    pub fn in_progress(&self) -> bool {
         self.phase != Phase::Idle
     }
 
     /// Begins to change to `new`.
     pub fn begin(&mut self, now: Boot, new: PublicKey) {
         self.new = new;
-        self.phase = Phase::Announcing { ask_at: now, asked: 0, until: now + ANNOUNCE_WITHIN };
+        self.phase = Phase::Announcing { send_at: now, sent: 0, until: now + ANNOUNCE_TIMEOUT };
     }
 
-    /// Goes on with a change that a restart has interrupted after it was remembered: the hub may hold either key.
+    /// Continues a change interrupted by a restart after the switch was recorded: the hub may hold either key.
     pub fn resume(&mut self, now: Boot, new: PublicKey) -> RotationAction {
         self.new = new;
         self.prove(now, KeySlot::New)
     }
 
-    /// The question that is due, if one is.
-    pub fn ask(&self, now: Boot) -> Option<(KeyStep, PublicKey)> {
+    /// The key request that is due.
+    pub fn due_request(&self, now: Boot) -> Option<(KeyStep, PublicKey)> {
         match self.phase {
-            Phase::Announcing { ask_at, .. } if now >= ask_at => Some((KeyStep::Announce, self.new)),
-            Phase::Switching { ask_at } if now >= ask_at => Some((KeyStep::Switch, self.new)),
+            Phase::Announcing { send_at, .. } if now >= send_at => Some((KeyStep::Announce, self.new)),
+            Phase::Switching { send_at } if now >= send_at => Some((KeyStep::Switch, self.new)),
             Phase::Announcing { .. } | Phase::Switching { .. } => None,
-            Phase::Idle | Phase::Remembering | Phase::Proving { .. } => None,
+            Phase::Idle | Phase::Recording | Phase::Proving { .. } => None,
         }
     }
 
-    /// The answer to the last question.
-    pub fn answered(&mut self, now: Boot, answer: &SendResult) -> Option<RotationAction> {
-        match (self.phase, answer) {
+    /// The last key request has ended.
+    pub fn handle_result(&mut self, now: Boot, result: &SendResult) -> Option<RotationAction> {
+        match (self.phase, result) {
             (Phase::Announcing { .. }, SendResult::Ready(true)) => {
-                self.phase = Phase::Remembering;
-                Some(RotationAction::Remember)
+                self.phase = Phase::Recording;
+                Some(RotationAction::RecordSwitch)
             }
             (Phase::Announcing { .. } | Phase::Switching { .. }, SendResult::Refused(why)) => Some(self.abandon(why)),
-            (Phase::Announcing { asked, until, .. }, _) => {
-                let wait = match answer {
+            (Phase::Announcing { sent, until, .. }, _) => {
+                let wait = match result {
                     SendResult::Again => Duration::ZERO,
-                    _ if asked < 20 => ASK_AGAIN,
-                    _ => ASK_LATER,
+                    _ if sent < QUICK_ANNOUNCEMENTS => ANNOUNCE_PAUSE,
+                    _ => LONG_PAUSE,
                 };
-                self.phase = Phase::Announcing { ask_at: now + wait, asked: asked.saturating_add(1), until };
+                self.phase = Phase::Announcing { send_at: now + wait, sent: sent.saturating_add(1), until };
                 None
             }
+            // Certainly not received: the hub still holds the old key.
             (Phase::Switching { .. }, SendResult::Unsent(_) | SendResult::Again) => {
-                // Nothing can have come of it: the old key goes on.
-                let wait = if *answer == SendResult::Again { Duration::ZERO } else { ASK_LATER };
-                self.phase = Phase::Switching { ask_at: now + wait };
+                let wait = if *result == SendResult::Again { Duration::ZERO } else { LONG_PAUSE };
+                self.phase = Phase::Switching { send_at: now + wait };
                 None
             }
-            // Done, or nobody knows.
             (Phase::Switching { .. }, SendResult::Taken | SendResult::Ready(_) | SendResult::Failed(_)) => {
                 Some(self.prove(now, KeySlot::New))
             }
-            (Phase::Idle | Phase::Remembering | Phase::Proving { .. }, _) => None,
+            (Phase::Idle | Phase::Recording | Phase::Proving { .. }, _) => None,
         }
     }
 
-    /// [`RotationAction::Remember`] is done, or could not be.
-    pub fn remembered(&mut self, now: Boot, done: Result<(), String>) -> Option<RotationAction> {
-        if self.phase != Phase::Remembering {
+    /// [`RotationAction::RecordSwitch`] was performed.
+    pub fn handle_recorded(&mut self, now: Boot, done: Result<(), NotWritten>) -> Option<RotationAction> {
+        if self.phase != Phase::Recording {
             return None;
         }
         match done {
             Ok(()) => {
-                self.phase = Phase::Switching { ask_at: now };
+                self.phase = Phase::Switching { send_at: now };
                 None
             }
-            Err(why) => Some(self.abandon(&why)),
+            Err(NotWritten(why)) => Some(self.abandon(&why)),
         }
     }
 
     /// The kernel holds `key`; echoes from `next_seq` on are sent with it.
-    pub fn seen(&mut self, key: Option<PublicKey>, next_seq: u16) {
+    pub fn observe_key(&mut self, key: Option<PublicKey>, next_seq: u16) {
         if let Phase::Proving { with, from_seq, .. } = &mut self.phase {
             let wanted = match with {
                 KeySlot::Old => self.old,
@@ -160,10 +153,10 @@ impl Rotation {
         }
     }
 
-    /// A hub has answered the echo `seq`.
-    pub fn echoed(&mut self, now: Boot, seq: u16) -> Option<RotationAction> {
+    /// A hub has replied to the echo `seq`.
+    pub fn handle_echo(&mut self, now: Boot, seq: u16) -> Option<RotationAction> {
         let Phase::Proving { with, from_seq: Some(from), .. } = self.phase else { return None };
-        // Serial numbers: half of the circle is later.
+        // Serial number arithmetic (RFC 1982).
         if seq.wrapping_sub(from) >= 0x8000 {
             return None;
         }
@@ -174,58 +167,53 @@ impl Rotation {
                 Some(RotationAction::Finish)
             }
             KeySlot::Old => {
-                self.phase = Phase::Switching { ask_at: now };
+                self.phase = Phase::Switching { send_at: now };
                 None
             }
         }
     }
 
-    /// The time has come.
+    /// Acts on a timeout that has passed.
     pub fn tick(&mut self, now: Boot) -> Option<RotationAction> {
         match self.phase {
             Phase::Announcing { until, .. } if now >= until => {
                 Some(self.abandon("the hubs have not learned the new key within a minute"))
             }
-            Phase::Proving { with, until, .. } if now >= until => Some(self.prove(
-                now,
-                match with {
-                    KeySlot::Old => KeySlot::New,
-                    KeySlot::New => KeySlot::Old,
-                },
-            )),
+            Phase::Proving { with: KeySlot::Old, until, .. } if now >= until => Some(self.prove(now, KeySlot::New)),
+            Phase::Proving { with: KeySlot::New, until, .. } if now >= until => Some(self.prove(now, KeySlot::Old)),
             Phase::Announcing { .. } | Phase::Proving { .. } => None,
-            Phase::Idle | Phase::Remembering | Phase::Switching { .. } => None,
+            Phase::Idle | Phase::Recording | Phase::Switching { .. } => None,
         }
     }
 
-    /// When [`Rotation::tick`] or [`Rotation::ask`] is due.
+    /// When [`Rotation::tick`] or [`Rotation::due_request`] has something to do.
     pub fn deadline(&self) -> Option<Boot> {
         match self.phase {
-            Phase::Idle | Phase::Remembering => None,
-            Phase::Announcing { ask_at, until, .. } => Some(ask_at.min(until)),
-            Phase::Switching { ask_at } => Some(ask_at),
+            Phase::Idle | Phase::Recording => None,
+            Phase::Announcing { send_at, until, .. } => Some(send_at.min(until)),
+            Phase::Switching { send_at } => Some(send_at),
             Phase::Proving { until, .. } => Some(until),
         }
     }
 
-    /// Whether the hub has to be asked for an echo.
+    /// Whether echoes have to be sent to the hub.
     pub fn wants_echo(&self) -> bool {
         matches!(self.phase, Phase::Proving { .. })
     }
 
-    /// For people; `None` while nothing is being changed.
+    /// For people; `None` while idle.
     pub const fn phase(&self) -> Option<&'static str> {
         match self.phase {
             Phase::Idle => None,
             Phase::Announcing { .. } => Some("announcing"),
-            Phase::Remembering | Phase::Switching { .. } => Some("switching"),
+            Phase::Recording | Phase::Switching { .. } => Some("switching"),
             Phase::Proving { .. } => Some("proving"),
         }
     }
 
     fn prove(&mut self, now: Boot, with: KeySlot) -> RotationAction {
-        self.phase = Phase::Proving { with, until: now + PROVE_WITHIN, from_seq: None };
-        RotationAction::Use(with)
+        self.phase = Phase::Proving { with, until: now + PROOF_TIMEOUT, from_seq: None };
+        RotationAction::UseKey(with)
     }
 
     fn abandon(&mut self, why: &str) -> RotationAction {
@@ -249,74 +237,83 @@ mod tests {
     fn switching() -> Rotation {
         let mut r = Rotation::idle(OLD);
         r.begin(at(0), NEW);
-        assert_eq!(r.ask(at(0)), Some((KeyStep::Announce, NEW)));
-        assert_eq!(r.answered(at(0), &SendResult::Ready(false)), None);
-        assert_eq!(r.ask(at(0)), None, "not at once again");
-        assert_eq!(r.ask(at(1)), Some((KeyStep::Announce, NEW)));
-        assert_eq!(r.answered(at(1), &SendResult::Ready(true)), Some(RotationAction::Remember));
-        assert_eq!(r.ask(at(1)), None, "nothing is asked for before it is on disk");
-        assert_eq!(r.remembered(at(1), Ok(())), None);
-        assert_eq!(r.ask(at(1)), Some((KeyStep::Switch, NEW)));
+        assert_eq!(r.due_request(at(0)), Some((KeyStep::Announce, NEW)));
+        assert_eq!(r.handle_result(at(0), &SendResult::Ready(false)), None);
+        assert_eq!(r.due_request(at(0)), None, "only after a pause");
+        assert_eq!(r.due_request(at(1)), Some((KeyStep::Announce, NEW)));
+        assert_eq!(r.handle_result(at(1), &SendResult::Ready(true)), Some(RotationAction::RecordSwitch));
+        assert_eq!(r.due_request(at(1)), None, "not before it is on disk");
+        assert_eq!(r.handle_recorded(at(1), Ok(())), None);
+        assert_eq!(r.due_request(at(1)), Some((KeyStep::Switch, NEW)));
         r
     }
 
     #[test]
-    fn the_new_key_is_used_only_once_every_hub_knows_it_and_kept_only_once_one_answers() {
+    fn new_key_needs_all_hubs_and_one_echo_reply() {
         let mut r = switching();
-        assert_eq!(r.answered(at(1), &SendResult::Ready(true)), Some(RotationAction::Use(KeySlot::New)));
-        assert_eq!(r.echoed(at(1), 5), None, "an answer to an echo of before proves nothing");
-        r.seen(Some(OLD), 6);
-        assert_eq!(r.echoed(at(1), 6), None, "the kernel still has the old one");
-        r.seen(Some(NEW), 7);
-        assert_eq!(r.echoed(at(1), 6), None, "sent with the old one");
-        assert_eq!(r.echoed(at(1), 7), Some(RotationAction::Finish));
-        assert_eq!((r.key(), r.busy()), (NEW, false));
+        assert_eq!(r.handle_result(at(1), &SendResult::Ready(true)), Some(RotationAction::UseKey(KeySlot::New)));
+        assert_eq!(r.handle_echo(at(1), 5), None, "a reply to an earlier echo proves nothing");
+        r.observe_key(Some(OLD), 6);
+        assert_eq!(r.handle_echo(at(1), 6), None, "the kernel still has the old key");
+        r.observe_key(Some(NEW), 7);
+        assert_eq!(r.handle_echo(at(1), 6), None, "sent with the old key");
+        assert_eq!(r.handle_echo(at(1), 7), Some(RotationAction::Finish));
+        assert_eq!((r.key(), r.in_progress()), (NEW, false));
     }
 
     #[test]
-    fn a_lost_answer_is_resolved_by_trying_both_keys() {
+    fn lost_switch_answer_tries_both_keys() {
         let mut r = switching();
-        assert_eq!(r.answered(at(1), &SendResult::Failed("cut".into())), Some(RotationAction::Use(KeySlot::New)));
-        r.seen(Some(NEW), 0);
+        assert_eq!(
+            r.handle_result(at(1), &SendResult::Failed("cut".into())),
+            Some(RotationAction::UseKey(KeySlot::New))
+        );
+        r.observe_key(Some(NEW), 0);
         assert_eq!(r.tick(at(2)), None);
-        assert_eq!(r.tick(at(16)), Some(RotationAction::Use(KeySlot::Old)), "the switch never arrived");
-        r.seen(Some(OLD), 9);
-        assert_eq!(r.echoed(at(17), 9), None);
-        assert_eq!(r.ask(at(17)), Some((KeyStep::Switch, NEW)), "it is asked for again");
-        assert_eq!(r.answered(at(17), &SendResult::Taken), Some(RotationAction::Use(KeySlot::New)));
-        r.seen(Some(NEW), 40_000);
-        assert_eq!(r.echoed(at(18), 40_001), Some(RotationAction::Finish));
+        assert_eq!(r.tick(at(16)), Some(RotationAction::UseKey(KeySlot::Old)), "the switch never arrived");
+        r.observe_key(Some(OLD), 9);
+        assert_eq!(r.handle_echo(at(17), 9), None);
+        assert_eq!(r.due_request(at(17)), Some((KeyStep::Switch, NEW)), "requested again");
+        assert_eq!(r.handle_result(at(17), &SendResult::Taken), Some(RotationAction::UseKey(KeySlot::New)));
+        r.observe_key(Some(NEW), 40_000);
+        assert_eq!(r.handle_echo(at(18), 40_001), Some(RotationAction::Finish));
     }
 
     #[test]
-    fn without_the_control_plane_the_old_key_goes_on() {
+    fn unsent_switch_keeps_the_old_key() {
         let mut r = switching();
-        assert_eq!(r.answered(at(1), &SendResult::Unsent("away".into())), None);
-        assert_eq!(r.ask(at(1)), None);
-        assert_eq!(r.ask(at(4)), Some((KeyStep::Switch, NEW)));
-        assert_eq!(r.answered(at(4), &SendResult::Refused("no".into())), Some(RotationAction::Abandon("no".into())));
-        assert_eq!((r.key(), r.busy()), (OLD, false));
+        assert_eq!(r.handle_result(at(1), &SendResult::Unsent("unreachable".into())), None);
+        assert_eq!(r.due_request(at(1)), None);
+        assert_eq!(r.due_request(at(4)), Some((KeyStep::Switch, NEW)));
+        assert_eq!(
+            r.handle_result(at(4), &SendResult::Refused("no".into())),
+            Some(RotationAction::Abandon("no".into()))
+        );
+        assert_eq!((r.key(), r.in_progress()), (OLD, false));
     }
 
     #[test]
-    fn what_cannot_be_announced_or_remembered_changes_nothing() {
+    fn failed_announcement_or_record_changes_nothing() {
         let mut r = Rotation::idle(OLD);
         r.begin(at(0), NEW);
         assert_eq!(r.tick(at(59)), None);
         assert!(matches!(r.tick(at(60)), Some(RotationAction::Abandon(_))));
         let mut r = Rotation::idle(OLD);
         r.begin(at(0), NEW);
-        r.answered(at(0), &SendResult::Ready(true));
-        assert_eq!(r.remembered(at(0), Err("disk full".into())), Some(RotationAction::Abandon("disk full".into())));
+        r.handle_result(at(0), &SendResult::Ready(true));
+        assert_eq!(
+            r.handle_recorded(at(0), Err(NotWritten("disk full".into()))),
+            Some(RotationAction::Abandon("disk full".into()))
+        );
         assert_eq!(r.key(), OLD);
     }
 
     #[test]
-    fn a_power_cut_in_the_switch_is_resumed_with_the_new_key_first() {
+    fn restart_in_the_switch_tries_the_new_key_first() {
         let mut r = Rotation::idle(OLD);
-        assert_eq!(r.resume(at(3), NEW), RotationAction::Use(KeySlot::New));
-        r.seen(Some(NEW), 0);
-        assert_eq!(r.tick(at(18)), Some(RotationAction::Use(KeySlot::Old)));
-        assert_eq!(r.tick(at(33)), Some(RotationAction::Use(KeySlot::New)), "in turn, for as long as it takes");
+        assert_eq!(r.resume(at(3), NEW), RotationAction::UseKey(KeySlot::New));
+        r.observe_key(Some(NEW), 0);
+        assert_eq!(r.tick(at(18)), Some(RotationAction::UseKey(KeySlot::Old)));
+        assert_eq!(r.tick(at(33)), Some(RotationAction::UseKey(KeySlot::New)), "in turn, without limit");
     }
 }

@@ -1,32 +1,11 @@
 //! What a state document sets on this device, and whether the device can follow it. Pure.
-use super::document::{StateDocument, WantedHub, WantedInterface, WantedPeer};
+use super::document::{Incompatible, StateDocument, WantedHub, WantedInterface, WantedPeer};
 use spoke_config::Config;
 use spoke_config::effective::{DocumentSettings, InterfaceSettings};
 use spoke_config::interface::{Access, Peer};
-use spoke_config::node::Role;
 use spoke_config::uplink::Hub;
 use spoke_model::address::{Cidr, IfAddress};
 use spoke_model::interface_name::IfName;
-
-/// Why a device cannot follow a document that is valid by itself.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Incompatible {
-    /// The device is configured as the other role.
-    #[error("it is for a {role}: set node.role = \"{role}\", or enrol under another name", role = role_name(*.0))]
-    Role(Role),
-    /// An interface admits peers by NFT, and neither side names a contract.
-    #[error(
-        "it names no contract, and interface {0} has access = \"nft\": give the network a grants policy, or the node a [grants] of its own"
-    )]
-    NoContract(IfName),
-}
-
-const fn role_name(role: Role) -> &'static str {
-    match role {
-        Role::Hub => "hub",
-        Role::Node => "node",
-    }
-}
 
 /// What `document` sets; its first interface is the device's `control.interface`, whatever name the document gives it.
 pub fn settings(own: &Config, document: &StateDocument) -> DocumentSettings {
@@ -94,6 +73,7 @@ fn peer(peer: &WantedPeer) -> Peer {
 mod tests {
     use super::*;
     use spoke_config::effective::Effective;
+    use spoke_config::node::Role;
     use spoke_model::key::PublicKey;
     use std::sync::Arc;
 
@@ -171,6 +151,6 @@ mod tests {
         let why = check_compatible(&without, &bare).unwrap_err().to_string();
         assert!(why.contains("wg0") && why.contains("grants policy") && why.contains("[grants]"), "{why}");
         let why = check_compatible(&own(), &bare).unwrap_err().to_string();
-        assert_eq!(why, "it is for a hub: set node.role = \"hub\", or enrol under another name");
+        assert_eq!(why, "the document is for a hub: set node.role = \"hub\", or enrol under another name");
     }
 }

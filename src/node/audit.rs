@@ -1,7 +1,7 @@
 //! Writes the audit trail: one file of bounded size, and the one before it. Waits for events.
 use crate::reconciler::{Cause, NetStatus};
 use spoke_change::audit::{Actor, Allowance, AuditEntry, AuditEvent, ChainHead};
-use spoke_enroll::audit::news;
+use spoke_enroll::audit::audit_entries;
 use spoke_enroll::status::ControlStatus;
 use spoke_model::clock::Anchor;
 use spoke_net::drift::Drifted;
@@ -152,16 +152,17 @@ pub async fn control<C: Clock>(
     let mut before = status.borrow_and_update().clone();
     while status.changed().await.is_ok() {
         let now = status.borrow_and_update().clone();
-        for (what, result) in news(&before, &now) {
+        for entry in audit_entries(&before, &now) {
             if !allowed.take(clock.now()) {
                 tracing::warn!(
-                    what,
-                    error = result.as_ref().err(),
+                    what = entry.what,
+                    error = entry.error,
                     "audit event of the control plane over the hourly limit"
                 );
                 continue;
             }
-            audit.record(&Actor::ControlPlane, what, result.as_ref().map(drop).map_err(|e| e as &dyn Display));
+            let result = entry.error.as_ref().map_or(Ok(()), |e| Err(e as &dyn Display));
+            audit.record(&Actor::ControlPlane, entry.what, result);
         }
         before = now;
     }

@@ -1,416 +1,355 @@
-//! What the follower's machine asks of the world, done: requests signed and sent, answers read, states and keys kept.
-use crate::enrolment::{HealthView, MAX_ANSWER, StateFiles, TIMEOUT};
+//! The task that follows the control plane: publishes the last good state, enrols the node if needed, then drives
+//! [`spoke_enroll::machine`].
+//!
+//! Waits for: the long-poll, the answer to a message, echo replies, changes of the reconciler, the uplink, the components
+//! and the updater, requests for a new key, and the machine's deadline. Publishes [`Effective`] and [`ControlStatus`].
+use crate::enrolment::{Enroller, TokenSource};
 use crate::reconciler::{Fact, NetStatus};
+use crate::signed_request::Signer;
+use spoke_api::health::summary::Components;
 use spoke_config::Config;
 use spoke_config::control::Control;
 use spoke_config::effective::Effective;
-use spoke_enroll::document::{Envelope, MAX_BYTES, Refusal, StateDocument};
-use spoke_enroll::events::{Action, Event, Message, NodeObservation, PollResult, SendResult, SignedState};
-use spoke_enroll::identity::{Enrolment, ServerClock};
-use spoke_enroll::machine::ControlClient;
-use spoke_enroll::request::{Nonce, RequestParts};
-use spoke_enroll::settings::{check_compatible, settings};
-use spoke_enroll::wire;
-use spoke_enroll::wire::{KeyAnswer, KeyRequest, NodeReport, Problem, ProblemCode, RegisterRequest};
-use spoke_model::error_chain::ErrorChain;
-use spoke_model::node_id::NodeId;
-use spoke_model::signature::{SignKey, VerifyKey};
-use spoke_model::time::Boot;
+use spoke_enroll::document::Envelope;
+use spoke_enroll::events::{Action, ControlTimes, Event, SignedState};
+use spoke_enroll::identity::{Enrolment, RejectedState, ServerClock};
+use spoke_enroll::machine::{ControlClient, RotationRefused};
+use spoke_enroll::settings::check_compatible;
+use spoke_enroll::status::ControlStatus;
+use spoke_enroll::wire::{Capabilities, ProvisionRequest};
+use spoke_model::backoff::JitterRng;
 use spoke_net::derive::{Keys, UplinkChoice};
 use spoke_sys::clock::Clock;
+use spoke_sys::disk::{DiskError, Document};
 use spoke_sys::echo::Echo;
-use spoke_sys::http::{Answer, Http, HttpError, Request};
+use spoke_sys::http::Http;
+use spoke_sys::keys::KeyError;
 use spoke_sys::keys::pending::TunnelKeys;
 use spoke_update::notice::Notice;
-use spoke_uplink::status::{State, UplinkStatus};
+use spoke_uplink::status::UplinkStatus;
 use std::collections::VecDeque;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
-/// Before what could not be written is written again.
-const SAVE_AGAIN: Duration = Duration::from_secs(60);
-/// So often in a row the control plane may say that our clock is off.
-const MAX_SKEWS: u32 = 3;
+mod io;
+use io::{Connection, Requests, SessionIo, poll_ended, publish, send_ended};
 
-pub(crate) type Reply<H> = (H, Result<Answer, HttpError>, Nonce);
-pub(crate) type Waiting<H> = Pin<Box<dyn Future<Output = Reply<H>> + Send>>;
+#[cfg(test)]
+mod tests;
 
-/// What a conversation needs beside the machine.
-pub(crate) struct ControlSession<H> {
-    pub(crate) idle: (Option<H>, Option<H>),
-    pub(crate) polling: Option<Waiting<H>>,
-    pub(crate) sending: Option<(Waiting<H>, bool)>,
-    pub(crate) enrolment: Enrolment,
-    pub(crate) server: ServerClock,
-    pub(crate) skews: u32,
-    pub(crate) published: Option<Arc<Effective>>,
-    /// A state that could not be written yet, and when to try again.
-    pub(crate) unsaved: Option<(Arc<SignedState>, Boot, String)>,
-    pub(crate) events: VecDeque<Event>,
+/// Sleep while the machine has no deadline; any event ends it.
+const NO_DEADLINE: Duration = Duration::from_secs(3600);
+
+/// The files of the control session.
+#[derive(Debug)]
+pub struct StateFiles {
+    /// Our name and the pinned keys.
+    pub enrolment: Document<Enrolment>,
+    /// The last good state.
+    pub state: Document<Envelope>,
+    /// The state that was reverted.
+    pub rejected: Document<RejectedState>,
 }
 
-/// The parts of the world that are not waited for.
-pub(crate) struct SessionIo<C, K> {
-    pub(crate) clock: C,
-    pub(crate) random: fn() -> u64,
-    pub(crate) base: Arc<Config>,
-    pub(crate) control: Control,
-    pub(crate) node: NodeId,
-    pub(crate) identity: SignKey,
-    pub(crate) keys: K,
-    pub(crate) secrets: watch::Sender<Option<Arc<Keys>>>,
-    pub(crate) kept: StateFiles,
-    pub(crate) publish: watch::Sender<Option<Arc<Effective>>>,
-    pub(crate) health: HealthView,
-    pub(crate) update: watch::Receiver<Option<Notice>>,
+/// Whether the node calls itself healthy, and its health document.
+pub type HealthView = Arc<dyn Fn() -> (bool, serde_json::Value) + Send + Sync>;
+
+/// A request for a new key; the reply says whether the change has begun.
+pub type RotationRequest = oneshot::Sender<Result<(), RotationError>>;
+
+/// Why a change of keys has not begun.
+#[derive(Debug, thiserror::Error)]
+pub enum RotationError {
+    /// It could not be completed.
+    #[error(transparent)]
+    Refused(#[from] RotationRefused),
+    /// The new key cannot be stored.
+    #[error(transparent)]
+    Key(#[from] KeyError),
 }
 
-impl<C: Clock, K: TunnelKeys> SessionIo<C, K> {
-    pub(crate) async fn act<H: Http, E: Echo>(
-        &mut self,
-        session: &mut ControlSession<H>,
-        echo: &mut E,
-        machine: &mut ControlClient,
-        action: Action,
-    ) {
-        match action {
-            Action::Poll { after, hold } => {
-                let wait = if hold { self.control.poll_wait } else { Duration::ZERO };
-                let path = format!("{}?after={after}&wait={}", wire::STATE, wait.as_secs());
-                let timeout = wait + TIMEOUT;
-                let (request, nonce) = self.signed(session, "GET", path, Vec::new(), timeout, MAX_BYTES);
-                session.polling = session.idle.0.take().map(|http| send(http, request, nonce));
+/// Everything the task needs.
+pub struct ControlTask<H, E, C, K> {
+    /// Connections for the long-poll and for everything else.
+    pub http: (H, H),
+    /// Echo through the tunnel.
+    pub echo: E,
+    /// Clocks.
+    pub clock: C,
+    /// The device's own configuration.
+    pub own: Arc<Config>,
+    /// Its `[control]`.
+    pub control: Control,
+    /// Signs its requests.
+    pub signer: Signer,
+    /// The tunnel's keys.
+    pub keys: K,
+    /// Where the key in use is published.
+    pub secrets: watch::Sender<Option<Arc<Keys>>>,
+    /// The enrolment token.
+    pub token: TokenSource,
+    /// Sent at enrolment.
+    pub capabilities: Capabilities,
+    /// Its files.
+    pub files: StateFiles,
+    /// Where the configuration in force is published.
+    pub publish: watch::Sender<Option<Arc<Effective>>>,
+    /// The reconciler.
+    pub net: watch::Receiver<NetStatus>,
+    /// The hub session.
+    pub uplink: watch::Receiver<UplinkStatus>,
+    /// The hub in use; absent on a hub.
+    pub choice: Option<Fact<UplinkChoice>>,
+    /// The other parts of health; a change may have to be reported.
+    pub components: watch::Receiver<Components>,
+    /// Health.
+    pub health: HealthView,
+    /// State of image updates, for the report.
+    pub update: watch::Receiver<Option<Notice>>,
+    /// Requests for a new key.
+    pub rotate: Arc<Mutex<mpsc::Receiver<RotationRequest>>>,
+    /// State of the control session.
+    pub status: watch::Sender<ControlStatus>,
+}
+
+/// Why the task ended; it is restarted with backoff.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlTaskError {
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The tunnel's key cannot be read.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+}
+
+impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
+    /// Follows the control plane. The last good state is published before any network access.
+    ///
+    /// An enrolled node without a usable state publishes nothing until one arrives: a network emptier than the one the
+    /// kernel has would be worse than none.
+    pub async fn run(mut self) -> Result<(), ControlTaskError> {
+        let mut server = ServerClock::new(self.clock.now(), self.clock.wall());
+        let mut enrolment = self.files.enrolment.load()?.filter(|e| e.node_id == self.signer.node);
+        let in_force = self.load_last_good(&mut enrolment)?;
+        let published = match (&in_force, &enrolment) {
+            (Some(state), _) => Some(publish(&self.publish, &self.own, Some(&state.document))),
+            (None, Some(_)) => None,
+            (None, None) => {
+                publish(&self.publish, &self.own, None);
+                None
             }
-            Action::Send(message) => {
-                let key = matches!(message, Message::Key(..));
-                let (path, body) = self.message(machine, message);
-                let (request, nonce) = self.signed(session, "POST", path.to_owned(), body, TIMEOUT, MAX_ANSWER);
-                session.sending = session.idle.1.take().map(|http| (send(http, request, nonce), key));
-            }
-            Action::Publish(state) => {
-                tracing::info!(generation = state.document.generation, "state published");
-                session.published = Some(publish(&self.publish, &self.base, Some(&state.document)));
-            }
-            Action::Keep(state) => self.keep(session, state),
-            Action::Reject(rejected) => {
-                tracing::error!(generation = rejected.generation, reason = rejected.reason, "state taken back");
-                if let Err(e) = self.kept.rejected.store(&rejected) {
-                    tracing::error!(error = %e, "a restart would try the state once more");
-                }
-            }
-            Action::Echo { to, seq } => {
-                if let Err(e) = echo.send(&self.control.interface, to, seq).await {
-                    tracing::debug!(error = %e, "no echo sent");
-                }
-            }
-            Action::Remember => {
-                let done = self.keys.remember().map_err(|e| e.to_string());
-                session.events.push_back(Event::Remembered(done));
-            }
-            Action::Use(which) => match self.keys.secret(which) {
-                Ok(key) => {
-                    tracing::info!(public_key = %key.public(), "WireGuard key put in use");
-                    self.secrets.send_if_modified(|keys| {
-                        let mut all = keys.as_deref().cloned().unwrap_or_default();
-                        let before = all.private.insert(self.control.interface.clone(), key.clone());
-                        *keys = Some(Arc::new(all));
-                        before.as_ref() != Some(&key)
-                    });
-                }
-                Err(e) => tracing::error!(error = %e, "WireGuard key cannot be put in use"),
-            },
-            Action::FinishKey => match self.keys.finish() {
-                Ok(()) => tracing::info!(public_key = %machine.key(), "WireGuard key changed"),
-                Err(e) => {
-                    tracing::error!(error = %e, "the new WireGuard key is in use; the next start proves it again")
-                }
-            },
-            Action::AbandonKey(why) => {
-                tracing::error!(why, "WireGuard key not changed");
-                if let Err(e) = self.keys.abandon() {
-                    tracing::error!(error = %e, "the key that was not changed to is still there");
-                }
-            }
+        };
+        tracing::info!(generation = in_force.as_ref().map(|s| s.document.generation), "last good state loaded");
+        let enrolment = match enrolment {
+            Some(known) => known,
+            None => self.enrol(&mut server).await?,
+        };
+        let url = self.control.url.0.to_string();
+        if enrolment.server != url {
+            tracing::info!(
+                previous = enrolment.server,
+                url,
+                "control plane address changed: its signing keys must be the same"
+            );
         }
+        let connection = Connection { enrolment, server, skews: 0, published, unsaved: None };
+        self.session(connection, in_force).await
     }
 
-    fn keep<H>(&mut self, session: &mut ControlSession<H>, state: Arc<SignedState>) {
-        let mut enrolment = session.enrolment.clone();
-        enrolment.signing_keys.clone_from(&state.document.signing_keys);
-        enrolment.server = self.control.url.0.to_string();
-        // The state first: it is signed by a key that was pinned before.
-        let stored = self.kept.state.store(&state.envelope).and_then(|_| self.kept.enrolment.store(&enrolment));
-        // Whatever the disk says, from now on the new keys count.
-        session.enrolment = enrolment;
-        match stored {
-            Ok(_) => {
-                tracing::info!(generation = state.document.generation, "state kept");
-                session.unsaved = None;
+    /// The last good state. If the record of the enrolment is lost it is recovered from the state's own signing keys.
+    fn load_last_good(&mut self, enrolment: &mut Option<Enrolment>) -> Result<Option<SignedState>, ControlTaskError> {
+        let envelope = match self.files.state.load() {
+            Ok(Some(envelope)) => envelope,
+            Ok(None) => return Ok(None),
+            Err(e @ DiskError::Damaged { .. }) => {
+                tracing::error!(error = %e, "last good state is damaged: the kernel keeps its network until a new state arrives");
+                return Ok(None);
             }
-            Err(e) => {
-                tracing::error!(error = %e, "the state is in force but could not be kept");
-                session.unsaved = Some((state, self.clock.now() + SAVE_AGAIN, e.to_string()));
-            }
-        }
-    }
-
-    pub(crate) fn save_again<H>(&mut self, session: &mut ControlSession<H>) {
-        if session.unsaved.as_ref().is_some_and(|(_, at, _)| self.clock.now() >= *at)
-            && let Some((state, _, _)) = session.unsaved.take()
+            Err(e) => return Err(e.into()),
+        };
+        let pinned = match enrolment.as_ref() {
+            Some(known) => known.signing_keys.clone(),
+            None => envelope.claimed_keys(),
+        };
+        let verified = envelope.verify(&self.signer.node, &pinned);
+        match verified
+            .and_then(|document| check_compatible(&self.own, &document).map(|()| document).map_err(Into::into))
         {
-            self.keep(session, state);
+            Ok(document) => {
+                enrolment.get_or_insert_with(|| Enrolment {
+                    server: self.control.url.0.to_string(),
+                    node_id: self.signer.node.clone(),
+                    signing_keys: document.signing_keys.clone(),
+                });
+                Ok(Some(SignedState { envelope, document }))
+            }
+            Err(refusal) => {
+                tracing::error!(error = %refusal, "last good state is not acceptable: waiting for a new state");
+                Ok(None)
+            }
         }
     }
 
-    pub(crate) fn begin_rotation<H>(
-        &mut self,
-        session: &mut ControlSession<H>,
-        machine: &ControlClient,
-    ) -> Result<(), String> {
-        machine.may_rotate()?;
-        let new = self.keys.make().map_err(|e| e.to_string())?;
-        tracing::info!(public_key = %new, "a new WireGuard key was made and is being announced");
-        session.events.push_back(Event::Rotate(new));
+    async fn enrol(&mut self, server: &mut ServerClock) -> Result<Enrolment, ControlTaskError> {
+        let mut rng = JitterRng::new((self.signer.random)());
+        let request = ProvisionRequest {
+            node_id: self.signer.node.clone(),
+            wireguard_public_key: self.keys.current()?,
+            identity_public_key: self.signer.key.public(),
+            version: spoke_model::VERSION.to_owned(),
+            capabilities: self.capabilities.clone(),
+            metadata: Default::default(),
+        };
+        let (url, signer, token) = (self.control.url.0.to_string(), &self.signer, &self.token);
+        let mut enroller = Enroller { http: &mut self.http.1, signer, token, url, request };
+        let enrolment = enroller.enrol(&self.clock, server, &mut rng, &self.status).await;
+        self.files.enrolment.store(&enrolment)?;
+        tracing::info!(node = %self.signer.node, url = enrolment.server, "enrolled");
+        Ok(enrolment)
+    }
+
+    async fn session(mut self, connection: Connection, in_force: Option<SignedState>) -> Result<(), ControlTaskError> {
+        let rejected = self.files.rejected.load()?;
+        let times = ControlTimes {
+            report_every: self.control.report_every,
+            confirm_within: self.control.confirm_within,
+            spread: self.control.spread,
+        };
+        let (now, seed, key) = (self.clock.now(), (self.signer.random)(), self.keys.current()?);
+        let machine = ControlClient::new(now, seed, times, in_force, rejected, key);
+        let pending = self.keys.pending()?;
+        let io = SessionIo {
+            requests: Requests::new(self.http),
+            connection,
+            signer: self.signer,
+            clock: self.clock,
+            own: self.own,
+            control: self.control,
+            keys: self.keys,
+            secrets: self.secrets,
+            files: self.files,
+            publish: self.publish,
+            health: self.health,
+            update: self.update.clone(),
+        };
+        let mut session = ControlSession {
+            machine,
+            io,
+            echo: self.echo,
+            events: VecDeque::new(),
+            net: self.net,
+            uplink: self.uplink,
+            choice: self.choice,
+            components: self.components,
+            update: self.update,
+            status: self.status,
+        };
+        if let Some((new, switching)) = pending {
+            tracing::info!(public_key = %new, switching, "WireGuard key change resumed");
+            if let Some(action) = session.machine.resume_rotation(now, new, switching) {
+                session.perform(action).await;
+            }
+        }
+        let rotate = self.rotate;
+        session.run(&mut *rotate.lock().await).await;
+        Ok(())
+    }
+}
+
+/// The machine with its I/O and its event sources.
+struct ControlSession<H, E, C, K> {
+    machine: ControlClient,
+    io: SessionIo<H, C, K>,
+    echo: E,
+    events: VecDeque<Event>,
+    net: watch::Receiver<NetStatus>,
+    uplink: watch::Receiver<UplinkStatus>,
+    choice: Option<Fact<UplinkChoice>>,
+    components: watch::Receiver<Components>,
+    update: watch::Receiver<Option<Notice>>,
+    status: watch::Sender<ControlStatus>,
+}
+
+impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlSession<H, E, C, K> {
+    /// Ends when the reconciler has ended, and the process with it.
+    async fn run(&mut self, rotate: &mut mpsc::Receiver<RotationRequest>) {
+        loop {
+            self.handle_events().await;
+            self.io.retry_save();
+            self.publish_status();
+            let now = self.io.clock.now();
+            let deadline = self.machine.deadline().map(|d| d.at);
+            let wake = [deadline, self.io.save_deadline()].into_iter().flatten().min();
+            tokio::select! {
+                reply = poll_ended(&mut self.io.requests.polling) => {
+                    let event = self.io.handle_poll(reply);
+                    self.events.push_back(event);
+                }
+                (reply, is_key) = send_ended(&mut self.io.requests.sending) => {
+                    let event = self.io.handle_send(reply, is_key);
+                    self.events.push_back(event);
+                }
+                (from, seq) = self.echo.answer() => self.events.push_back(Event::EchoReply { from, seq }),
+                changed = self.net.changed() => if changed.is_err() { return },
+                () = changed(Some(&mut self.uplink)) => {}
+                () = changed(self.choice.as_mut()) => {}
+                () = changed(Some(&mut self.components)) => {}
+                () = changed(Some(&mut self.update)) => {}
+                Some(reply) = rotate.recv() => {
+                    let _ = reply.send(self.begin_rotation());
+                }
+                () = tokio::time::sleep(wake.map_or(NO_DEADLINE, |at| at.since(now))) => self.events.push_back(Event::Tick),
+            }
+        }
+    }
+
+    /// Handles all queued events. The last event is an observation made after the last `Publish`: an older one would prove
+    /// nothing about the state published.
+    async fn handle_events(&mut self) {
+        let mut observed = false;
+        loop {
+            let event = match self.events.pop_front() {
+                Some(event) => event,
+                None if observed => return,
+                None => {
+                    observed = true;
+                    let observation = self.io.observe(&mut self.net, &mut self.uplink, self.choice.as_mut());
+                    Event::Observed(Box::new(observation))
+                }
+            };
+            for action in self.machine.handle(self.io.clock.now(), event) {
+                observed &= !matches!(action, Action::Publish(_));
+                self.perform(action).await;
+            }
+        }
+    }
+
+    async fn perform(&mut self, action: Action) {
+        if let Some(event) = self.io.perform(&mut self.echo, &self.machine, action).await {
+            self.events.push_back(event);
+        }
+    }
+
+    fn begin_rotation(&mut self) -> Result<(), RotationError> {
+        self.machine.check_rotation()?;
+        let new = self.io.keys.make()?;
+        tracing::info!(public_key = %new, "WireGuard key change begun");
+        self.events.push_back(Event::Rotate(new));
         Ok(())
     }
 
-    fn message(&self, machine: &ControlClient, message: Message) -> (&'static str, Vec<u8>) {
-        let written = |value: Result<Vec<u8>, serde_json::Error>| value.unwrap_or_default();
-        match message {
-            Message::Key(step, key) => {
-                (wire::KEY, written(serde_json::to_vec(&KeyRequest { wireguard_public_key: key, step })))
-            }
-            Message::Register { hub_endpoint } => {
-                let interface = machine.in_force().and_then(|c| c.document.interfaces.first());
-                let address = interface.and_then(|i| i.addresses.first());
-                let request = RegisterRequest {
-                    wireguard_address: address.map_or_else(|| [0, 0, 0, 0].into(), ipnet::IpNet::addr),
-                    wireguard_public_key: machine.key(),
-                    interface_name: self.control.interface.clone(),
-                    hub_endpoint,
-                    registered_at: self.clock.wall().to_string(),
-                };
-                (wire::REGISTER, written(serde_json::to_vec(&request)))
-            }
-            Message::Report { generation, outcome, reason, drift } => {
-                let (healthy, health) = (self.health)();
-                let version = spoke_model::VERSION.to_owned();
-                let report = NodeReport { generation, outcome, reason, healthy, drift, version, health: Some(health) };
-                (wire::REPORT, written(serde_json::to_vec(&report)))
-            }
-        }
-    }
-
-    fn signed<H>(
-        &self,
-        session: &ControlSession<H>,
-        method: &'static str,
-        path: String,
-        body: Vec<u8>,
-        timeout: Duration,
-        max: usize,
-    ) -> (Request, Nonce) {
-        let who = (&self.identity, &self.node, self.random);
-        sign(who, session.server.at(self.clock.now()), method, path, body, timeout, max)
-    }
-
-    /// Whether an answer says that our clock is off, and now is not: `None` if it is about something else.
-    fn skewed<H>(&self, session: &mut ControlSession<H>, answer: &Answer, nonce: Nonce) -> Option<Result<(), String>> {
-        let problem = problem(answer).filter(|p| p.detail.code == ProblemCode::ClockSkew)?;
-        session.skews += 1;
-        let time = problem.detail.time.as_ref().and_then(|t| t.verify(nonce, &session.enrolment.signing_keys));
-        Some(match time {
-            None => Err("it tells a time that no pinned key has signed".into()),
-            Some(_) if session.skews > MAX_SKEWS => Err("it finds our time wrong even where it is its own".into()),
-            Some(ms) => {
-                session.server.set(self.clock.now(), ms);
-                tracing::info!("the control plane's clock is used for its requests");
-                Ok(())
-            }
-        })
-    }
-
-    fn open(&self, bytes: &[u8], pinned: &[VerifyKey]) -> Result<(Envelope, StateDocument), Refusal> {
-        let opened = Envelope::open(bytes, &self.node, pinned)?;
-        check_compatible(&self.base, &opened.1).map_err(|e| Refusal::Invalid(e.to_string()))?;
-        Ok(opened)
-    }
-
-    pub(crate) fn polled<H>(&mut self, session: &mut ControlSession<H>, (http, answer, nonce): Reply<H>) -> Event {
-        session.polling = None;
-        session.idle.0 = Some(http);
-        Event::PollEnded(match answer {
-            Err(HttpError::TooLarge(_)) => PollResult::Refused(Refusal::Oversize(MAX_BYTES)),
-            Err(e) => failed(ErrorChain(&e).to_string()),
-            Ok(answer) => match answer.status {
-                204 => {
-                    session.skews = 0;
-                    PollResult::Nothing
-                }
-                200 => match self.open(&answer.body, &session.enrolment.signing_keys) {
-                    Ok((envelope, document)) => {
-                        session.skews = 0;
-                        PollResult::State(Box::new(SignedState { envelope, document }))
-                    }
-                    Err(refusal) => {
-                        tracing::error!(error = %refusal, "state refused; the last good one stays");
-                        PollResult::Refused(refusal)
-                    }
-                },
-                status => match self.skewed(session, &answer, nonce) {
-                    Some(Ok(())) => PollResult::Again,
-                    Some(Err(why)) => failed(why),
-                    None => failed(problem(&answer).map_or_else(|| format!("status {status}"), |p| p.detail.message)),
-                },
-            },
-        })
-    }
-
-    pub(crate) fn answered<H>(
-        &mut self,
-        session: &mut ControlSession<H>,
-        ((http, answer, nonce), key): (Reply<H>, bool),
-    ) -> Event {
-        session.sending = None;
-        session.idle.1 = Some(http);
-        let answered = match answer {
-            Err(e @ (HttpError::Unreachable(_) | HttpError::Untrusted(_) | HttpError::Malformed(_))) => {
-                SendResult::Unsent(ErrorChain(&e).to_string())
-            }
-            Err(e) => SendResult::Failed(ErrorChain(&e).to_string()),
-            Ok(answer) => match (answer.status, self.skewed(session, &answer, nonce)) {
-                (_, Some(Ok(()))) => SendResult::Again,
-                (_, Some(Err(why))) => SendResult::Unsent(why),
-                (200..300, None) if key => match serde_json::from_slice::<KeyAnswer>(&answer.body) {
-                    Ok(answer) => SendResult::Ready(answer.ready),
-                    Err(e) => SendResult::Failed(e.to_string()),
-                },
-                (200..300, None) => SendResult::Taken,
-                (status, None) => {
-                    let why = problem(&answer).map_or_else(|| format!("status {status}"), |p| p.detail.message);
-                    match status {
-                        429 => SendResult::Unsent(why),
-                        400..500 => SendResult::Refused(why),
-                        _ => SendResult::Failed(why),
-                    }
-                }
-            },
-        };
-        if matches!(answered, SendResult::Taken | SendResult::Ready(_)) {
-            session.skews = 0;
-        } else {
-            tracing::debug!(?answered, "not taken");
-        }
-        Event::SendEnded(answered)
-    }
-
-    /// What the device sees of itself, as far as it concerns the state published last.
-    pub(crate) fn seen<H>(
-        &self,
-        session: &ControlSession<H>,
-        net: &mut watch::Receiver<NetStatus>,
-        uplink: &mut watch::Receiver<UplinkStatus>,
-        choice: Option<&mut Fact<UplinkChoice>>,
-    ) -> NodeObservation {
-        let choice = choice.and_then(|c| c.borrow_and_update().clone());
-        // It looks at the same status: asked for under a guard it would wait for ever where somebody writes in between.
-        let healthy = (self.health)().0;
-        let (net, uplink) = (net.borrow_and_update(), uplink.borrow_and_update());
-        let name = &self.control.interface;
-        let ours = session.published.as_ref().map(|p| p.sequence());
-        let applied = ours.is_some() && net.applied(name) == ours;
-        let refused = ours.is_some() && net.sequence() == ours && !applied;
-        let trouble = net.conditions.first().filter(|_| refused).map(|c| c.detail.clone());
-        // The hub session lags behind a new state by a moment, and an answer of the old hub proves nothing.
-        let carried = match session.published.as_ref().map(|p| p.hubs()) {
-            None | Some([]) => true,
-            Some(hubs) => choice.is_some_and(|choice| {
-                let peer = net.desired.links.get(name).and_then(|l| l.peers.get(&choice.active.hub.public_key));
-                let sent_to = |e| peer.is_some_and(|p| p.endpoint == Some(e));
-                hubs.contains(&choice.active.hub) && choice.active.endpoint.is_none_or(sent_to)
-            }),
-        };
-        NodeObservation {
-            up: uplink.state == State::Up,
-            connected_since: uplink.connected_since,
-            hub: uplink.hub.clone(),
-            applied: applied && carried,
-            trouble,
-            drift: net.drift_count,
-            healthy,
-            update: self.update.borrow().clone(),
-            key: net.observed.links.get(name).and_then(|l| l.public_key),
-        }
+    fn publish_status(&self) {
+        let status = ControlStatus { unsaved: self.io.unsaved(), ..self.machine.status() };
+        self.status.send_if_modified(|s| std::mem::replace(s, status.clone()) != status);
     }
 }
 
-/// Publishes what `document` makes of the configuration, under the next sequence number.
-pub(crate) fn publish(
-    to: &watch::Sender<Option<Arc<Effective>>>,
-    own: &Arc<Config>,
-    document: Option<&StateDocument>,
-) -> Arc<Effective> {
-    let last = to.borrow().as_deref().cloned();
-    let last = last.unwrap_or_else(|| Effective::of(own.clone()));
-    let next = Arc::new(last.with_document(document.map(|d| settings(own, d))));
-    to.send_replace(Some(next.clone()));
-    next
-}
-
-fn failed(why: String) -> PollResult {
-    tracing::warn!(why, "control plane not followed; the state stays");
-    PollResult::Failed(why)
-}
-
-fn send<H: Http>(mut http: H, request: Request, nonce: Nonce) -> Waiting<H> {
-    Box::pin(async move {
-        let answer = http.send(request).await;
-        (http, answer, nonce)
-    })
-}
-
-pub(crate) async fn reply<H>(waiting: &mut Option<Waiting<H>>) -> Reply<H> {
-    match waiting {
-        Some(waiting) => waiting.await,
-        None => std::future::pending().await,
-    }
-}
-
-pub(crate) async fn answer<H>(waiting: &mut Option<(Waiting<H>, bool)>) -> (Reply<H>, bool) {
-    match waiting {
-        Some((waiting, key)) => (waiting.await, *key),
-        None => std::future::pending().await,
-    }
-}
-
-pub(crate) fn sign(
-    (key, node, random): (&SignKey, &NodeId, fn() -> u64),
-    at_ms: u64,
-    method: &'static str,
-    path: String,
-    body: Vec<u8>,
-    timeout: Duration,
-    max: usize,
-) -> (Request, Nonce) {
-    let (a, b) = (random().to_le_bytes(), random().to_le_bytes());
-    let nonce = Nonce(std::array::from_fn(|i| if i < 8 { a[i] } else { b[i - 8] }));
-    let asked = RequestParts { method, path: &path, body: &body };
-    let proof = asked.prove(key, node, at_ms, nonce);
-    let headers = proof.headers().into_iter().collect();
-    (Request { method, path, headers, body, max, timeout }, nonce)
-}
-
-pub(crate) fn problem(answer: &Answer) -> Option<Problem> {
-    serde_json::from_slice(&answer.body).ok()
-}
-
-/// What never comes (a hub has no uplink) never wakes.
-pub(crate) async fn change<T>(from: Option<&mut watch::Receiver<T>>) {
-    if let Some(from) = from
-        && from.changed().await.is_ok()
+/// Pending for ever without a channel (a hub has no uplink) and after its sender is gone.
+async fn changed<T>(channel: Option<&mut watch::Receiver<T>>) {
+    if let Some(channel) = channel
+        && channel.changed().await.is_ok()
     {
         return;
     }

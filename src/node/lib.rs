@@ -18,6 +18,7 @@ pub mod names;
 pub mod outlook;
 pub mod reconciler;
 pub mod run;
+pub mod signed_request;
 #[cfg(test)]
 pub(crate) mod sim;
 pub mod socket;

@@ -107,7 +107,7 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys) -> Outcom
     let (uplink_status, uplink_seen) = watch::channel(UplinkStatus::default());
     let (update, update_seen) = watch::channel(None);
     let choices = has_uplink(&config).then(|| watch::channel(None));
-    let wires = control::ControlInputs {
+    let inputs = control::ControlInputs {
         keys: secrets,
         net: net.clone(),
         uplink: uplink_seen,
@@ -119,7 +119,7 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys) -> Outcom
     };
     let own = config.control.is_none().then(|| Arc::new(Effective::of(config.clone())));
     let (publish, effective) = watch::channel(own);
-    let fleet = control::start(&mut tasks, &config, publish, wires)?;
+    let fleet = control::start(&mut tasks, &config, publish, inputs)?;
     slots::start(&mut tasks, &config, effective.clone(), &components_out, update);
     let (choice, status_of_uplink) = match choices {
         None => (None, None),
@@ -152,7 +152,7 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys) -> Outcom
         grants: grants.as_ref().map(access::Running::view),
         changes: changes.handle,
         audit: changes.audit,
-        control: fleet.map(|f| f.view),
+        control: fleet,
     };
     tasks.restarting("socket", seed, move || {
         let (path, answers) = (path.clone(), answers.clone());

@@ -1,7 +1,7 @@
 //! Serves the control socket. Waits for connections and their requests.
 use crate::audit::Audit;
 use crate::changes::requests::Changes;
-use crate::enrolment::RotationRequest;
+use crate::control_session::{RotationError, RotationRequest};
 use crate::health::summarize;
 use crate::reconciler::{Cause, NetStatus};
 use spoke_api::health::fold::{Moment, readiness};
@@ -86,7 +86,7 @@ pub struct GrantsView {
 }
 
 /// Why a new WireGuard key was not begun.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 enum RotateRefused {
     /// Only the control plane could announce the key to the hub.
     #[error("no [control] is configured to announce the new key to the hub: change the key file and the hub by hand")]
@@ -98,8 +98,8 @@ enum RotateRefused {
     #[error("a key change was requested already: see spoke status")]
     UnderWay,
     /// The control session refused it.
-    #[error("{0}")]
-    Session(String),
+    #[error(transparent)]
+    Session(#[from] RotationError),
 }
 
 /// Serves until the listener fails.

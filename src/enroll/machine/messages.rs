@@ -1,16 +1,17 @@
-//! What the node tells its control plane of itself, one message at a time, and what comes of the answers.
-use super::{Actions, BRIEF, ControlClient, Poll, REPORT_PAUSE, ReportContent, Sending, push};
+//! Messages of the control client: which one is due, and what its result means.
+use super::{Actions, BRIEF_TRIAL, ControlClient, Poll, REPORT_PAUSE, ReportContent, Sending, push};
 use crate::document::WantedHub;
 use crate::events::{Action, Message, SendResult};
 use crate::wire::Outcome;
 use spoke_model::time::Boot;
 
 impl ControlClient {
-    pub(super) fn send(&mut self, now: Boot, out: &mut Actions) {
+    /// Sends the most urgent message that is due, if none is out: key change, registration, report.
+    pub(super) fn send_due(&mut self, now: Boot, out: &mut Actions) {
         if self.sending.is_some() {
             return;
         }
-        if let Some((step, key)) = self.rotation.ask(now) {
+        if let Some((step, key)) = self.rotation.due_request(now) {
             self.sending = Some(Sending::Key);
             return push(out, Action::Send(Message::Key(step, key)));
         }
@@ -18,92 +19,99 @@ impl ControlClient {
             return;
         }
         if now >= self.register_at
-            && let Some(hub_endpoint) = self.registration()
+            && let Some(hub_endpoint) = self.hub_to_register()
         {
-            self.sending = Some(Sending::Register(self.seen.connected_since));
+            self.sending = Some(Sending::Register { connected_since: self.observed.connected_since });
             return push(out, Action::Send(Message::Register { hub_endpoint }));
         }
-        let news = self.news().is_some_and(|at| now >= at);
-        if now >= self.report_floor && (now >= self.report_at || news) {
-            let said = self.said();
-            let (generation, outcome, reason, ..) = said.clone();
-            let drift = u32::try_from(self.seen.drift.saturating_sub(self.drift_reported)).unwrap_or(u32::MAX);
-            self.sending = Some(Sending::Report(Box::new(said), self.seen.drift));
+        let changed = self.report_due().is_some_and(|at| now >= at);
+        if now >= self.report_floor && (now >= self.report_at || changed) {
+            let content = Box::new(self.report_content());
+            let ReportContent { generation, outcome, reason, .. } = (*content).clone();
+            let drift = u32::try_from(self.observed.drift.saturating_sub(self.drift_reported)).unwrap_or(u32::MAX);
+            self.sending = Some(Sending::Report { content, drift: self.observed.drift });
             push(out, Action::Send(Message::Report { generation, outcome, reason, drift }));
         }
     }
 
-    /// Where the hub is that has to be told of.
-    pub(super) fn registration(&self) -> Option<String> {
-        let news = self.seen.up && self.seen.connected_since.is_some() && self.seen.connected_since != self.registered;
-        let state = self.in_force.as_ref().filter(|_| news)?;
-        let used = |h: &&WantedHub| Some(h.node_id.as_str()) == self.seen.hub.as_deref();
-        state.hubs().iter().find(used).map(|h| h.endpoint.to_string())
+    /// The endpoint of the hub in use, if this connection to it is not registered yet.
+    pub(super) fn hub_to_register(&self) -> Option<String> {
+        let observed = &self.observed;
+        let new = observed.up && observed.connected_since.is_some() && observed.connected_since != self.registered;
+        let state = self.in_force.as_ref().filter(|_| new)?;
+        let in_use = |h: &&WantedHub| Some(h.node_id.as_str()) == observed.hub.as_deref();
+        state.hubs().iter().find(in_use).map(|h| h.endpoint.to_string())
     }
 
-    /// When what was last reported is not true any more.
-    pub(super) fn news(&self) -> Option<Boot> {
-        let said = self.reported.as_ref()?;
-        if *said == self.said() {
+    /// When a report is due because its content has changed; `None`: it has not.
+    pub(super) fn report_due(&self) -> Option<Boot> {
+        let reported = self.reported.as_ref()?;
+        if *reported == self.report_content() {
             return None;
         }
-        // Most trials are over before anybody could look.
-        Some(self.trial.as_ref().map_or(Boot::default(), |t| t.trial.began() + BRIEF))
+        Some(self.on_trial.as_ref().map_or(Boot::default(), |t| t.trial.began() + BRIEF_TRIAL))
     }
 
-    pub(super) fn answered(&mut self, now: Boot, answer: &SendResult, out: &mut Actions) {
-        let taken = match answer {
+    pub(super) fn handle_send(&mut self, now: Boot, result: &SendResult, out: &mut Actions) {
+        let taken = match result {
             SendResult::Taken | SendResult::Ready(_) | SendResult::Refused(_) => {
-                // It is there again: whoever waits to poll need not wait any longer.
+                // The control plane answers again: end the poll's backoff.
                 if let (Some(_), Poll::At(_)) = (&self.outage, self.poll) {
                     self.poll = Poll::At(now);
                 }
-                self.send_lost.reset();
-                !matches!(answer, SendResult::Refused(_))
+                self.send_backoff.reset();
+                !matches!(result, SendResult::Refused(_))
             }
             SendResult::Again | SendResult::Unsent(_) | SendResult::Failed(_) => false,
         };
-        let mut later = || match answer {
+        let mut retry_at = || match result {
             SendResult::Again => now,
-            _ => now + self.send_lost.fail(&mut self.rng),
+            _ => now + self.send_backoff.fail(&mut self.rng),
         };
         match self.sending.take() {
             Some(Sending::Key) => {
-                let wanted = self.rotation.answered(now, answer);
+                let wanted = self.rotation.handle_result(now, result);
                 self.rotate(wanted, out);
             }
-            Some(Sending::Register(at)) if taken => self.registered = at,
-            Some(Sending::Register(_)) => self.register_at = later(),
-            Some(Sending::Report(said, drift)) if taken => {
-                self.reported = Some(*said);
+            Some(Sending::Register { connected_since }) if taken => self.registered = connected_since,
+            Some(Sending::Register { .. }) => self.register_at = retry_at(),
+            Some(Sending::Report { content, drift }) if taken => {
+                self.reported = Some(*content);
                 self.drift_reported = drift;
                 self.report_at = now + self.rng.jitter(self.times.report_every);
                 self.report_floor = now + REPORT_PAUSE;
             }
-            Some(Sending::Report(..)) => {
-                self.report_at = later();
+            Some(Sending::Report { .. }) => {
+                self.report_at = retry_at();
                 self.report_floor = self.report_at;
             }
             None => {}
         }
     }
 
-    pub(super) fn said(&self) -> ReportContent {
-        let have = self.in_force.as_ref().map_or(0, |c| c.document.generation);
-        let (healthy, update) = (self.seen.healthy, self.seen.update.clone());
-        if let Some(t) = &self.trial {
-            let generation = if self.seen.applied { t.trial.generation() } else { have };
-            return (generation, Outcome::Trial, self.seen.trouble.as_deref().map(clip), healthy, update);
+    pub(super) fn report_content(&self) -> ReportContent {
+        let in_force = self.in_force.as_ref().map_or(0, |s| s.document.generation);
+        let (healthy, update) = (self.observed.healthy, self.observed.update.clone());
+        let content = |generation, outcome, reason: Option<&str>| ReportContent {
+            generation,
+            outcome,
+            reason: reason.map(clip),
+            healthy,
+            update,
+        };
+        if let Some(t) = &self.on_trial {
+            let generation = if self.observed.applied { t.trial.generation() } else { in_force };
+            return content(generation, Outcome::Trial, self.observed.problem.as_deref());
         }
-        match (&self.refused, self.rejected.as_ref().filter(|r| r.generation > have)) {
-            (Some(reason), _) => (have, Outcome::Refused, Some(clip(reason)), healthy, update),
-            (None, Some(r)) => (have, Outcome::Reverted, Some(clip(&r.reason)), healthy, update),
-            (None, None) => (have, Outcome::Applied, None, healthy, update),
+        match (&self.refused, self.rejected.as_ref().filter(|r| r.generation > in_force)) {
+            (Some(reason), _) => content(in_force, Outcome::Refused, Some(reason)),
+            (None, Some(rejected)) => content(in_force, Outcome::Reverted, Some(&rejected.reason)),
+            (None, None) => content(in_force, Outcome::Applied, None),
         }
     }
 }
 
-/// The control plane takes so many printable characters.
+/// At most as many printable characters as the control plane accepts.
 pub(super) fn clip(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(250).collect()
 }

@@ -1,9 +1,8 @@
-//! The follower's conversation, played through without a network: news, refusals, outages, reverts and changes of keys.
+//! The control client without a network: new states, refusals, outages, reverts and changes of keys.
 use super::*;
 use crate::document::WantedHub;
 use crate::document::{StateDocument, VERSION, WantedInterface};
-use crate::events::{Message, SendResult};
-use crate::rotation::KeySlot;
+use crate::events::{KeySlot, Message, SendResult};
 use crate::wire::KeyStep;
 use proptest::prelude::*;
 use spoke_config::node::Role;
@@ -101,7 +100,7 @@ fn echoes(actions: &Actions) -> Vec<(IpAddr, u16)> {
     actions.iter().filter_map(|a| if let Action::Echo { to, seq } = a { Some((*to, *seq)) } else { None }).collect()
 }
 
-/// A node that is connected, has said so, and has its long-poll out.
+/// A node that is connected, registered and reported, with its long-poll out.
 fn settled(generation: u64) -> ControlClient {
     let mut m = machine(Some(state(generation, 1)));
     m.handle(at(0), Event::Tick);
@@ -115,24 +114,20 @@ fn settled(generation: u64) -> ControlClient {
 }
 
 #[test]
-fn a_state_is_published_proven_and_only_then_kept() {
+fn state_is_kept_after_the_hub_answered_through_it() {
     let mut m = settled(3);
     let out = m.handle(at(10), offered(4));
-    assert_eq!(
-        (published(&out), kept(&out), polls(&out)),
-        (Some(4), None, Some(4)),
-        "and the next poll is out at once"
-    );
+    assert_eq!((published(&out), kept(&out), polls(&out)), (Some(4), None, Some(4)), "the next poll goes out at once");
     let out = m.handle(at(10), seen(NodeObservation { applied: false, ..up() }));
     assert_eq!(kept(&out), None);
     assert!(echoes(&out).is_empty(), "nothing is proven before it is applied");
     let out = m.handle(at(11), seen(up()));
     assert_eq!(kept(&out), None, "applied is not enough where the hub was up");
     let (to, seq) = echoes(&out)[0];
-    m.handle(at(11), Event::Echoed { from: to, seq: seq.wrapping_sub(1) });
-    let out = m.handle(at(11), Event::Echoed { from: [10, 8, 0, 99].into(), seq });
-    assert_eq!(kept(&out), None, "neither an answer to an older echo nor one of somebody else");
-    let out = m.handle(at(11), Event::Echoed { from: to, seq });
+    m.handle(at(11), Event::EchoReply { from: to, seq: seq.wrapping_sub(1) });
+    let out = m.handle(at(11), Event::EchoReply { from: [10, 8, 0, 99].into(), seq });
+    assert_eq!(kept(&out), None, "neither a reply to an older echo nor one from another address");
+    let out = m.handle(at(11), Event::EchoReply { from: to, seq });
     assert_eq!(kept(&out), Some(4));
     let Some(Message::Report { generation: 4, outcome: Outcome::Applied, .. }) = sent(&out) else { panic!("{out:?}") };
 }
@@ -144,12 +139,12 @@ fn any_hub_of_several_proves_a_state() {
     let out = m.handle(at(11), seen(up()));
     let asked = echoes(&out);
     assert_eq!(asked.len(), 3, "the first may be down");
-    let out = m.handle(at(11), Event::Echoed { from: asked[2].0, seq: asked[2].1 });
+    let out = m.handle(at(11), Event::EchoReply { from: asked[2].0, seq: asked[2].1 });
     assert_eq!(kept(&out), Some(4));
 }
 
 #[test]
-fn a_state_that_loses_the_hub_comes_back_is_reported_and_is_not_tried_again() {
+fn state_that_loses_the_hub_is_reverted_for_good() {
     let mut m = settled(3);
     m.handle(at(10), offered(4));
     m.handle(at(11), seen(up()));
@@ -160,29 +155,29 @@ fn a_state_that_loses_the_hub_comes_back_is_reported_and_is_not_tried_again() {
         panic!("{out:?}")
     };
     assert!(why.contains("generation 4") && why.contains("did not answer"), "{why}");
-    // The same one again, whoever sends it, and after a restart too.
+    // The same generation again, also after a restart.
     let out = m.handle(at(71), offered(4));
     assert_eq!(published(&out), None);
     let mut m = ControlClient::new(at(0), 1, TIMES, Some(state(3, 1)), Some(rejected), KEY);
-    assert_eq!(polls(&m.handle(at(0), Event::Tick)), Some(4), "only what comes after the bad one is asked for");
+    assert_eq!(polls(&m.handle(at(0), Event::Tick)), Some(4), "only newer than the rejected one");
     assert_eq!(published(&m.handle(at(1), offered(4))), None);
     assert_eq!(published(&m.handle(at(2), offered(5))), Some(5));
 }
 
 #[test]
-fn a_state_on_trial_that_is_overtaken_leaves_its_question_open() {
+fn superseding_state_inherits_the_unproven_trial() {
     let mut m = settled(3);
     m.handle(at(10), offered(4));
-    // The hub session begins anew with the new hubs: it is not up at the moment.
+    // The hub session restarts with the new hubs.
     m.handle(at(11), seen(NodeObservation { up: false, ..up() }));
     m.handle(at(12), offered(5));
     let out = m.handle(at(13), seen(NodeObservation { up: false, ..up() }));
-    assert_eq!(kept(&out), None, "the hub was up before all this and has to answer");
+    assert_eq!(kept(&out), None, "the hub was up before and has to answer");
     assert_eq!(published(&m.handle(at(72), Event::Tick)), Some(3));
 }
 
 #[test]
-fn what_is_not_newer_or_refused_changes_nothing_and_is_asked_for_ever_more_rarely() {
+fn refused_states_change_nothing_and_back_off() {
     let mut m = settled(3);
     let mut now = at(10);
     let mut waits = Vec::new();
@@ -205,13 +200,13 @@ fn what_is_not_newer_or_refused_changes_nothing_and_is_asked_for_ever_more_rarel
 }
 
 #[test]
-fn while_the_control_plane_is_away_nothing_changes_and_it_is_asked_in_bounded_steps() {
+fn outage_changes_nothing_and_polls_are_bounded() {
     let mut m = settled(3);
     let (mut now, mut asked) = (at(10), 0u32);
     m.handle(now, Event::PollEnded(PollResult::Failed("gone".into())));
-    // A day of it.
+    // One day.
     while now < at(10 + 86_400) {
-        now = m.deadline().unwrap().max(now + Duration::from_millis(1));
+        now = m.deadline().unwrap().at.max(now + Duration::from_millis(1));
         let out = m.handle(now, Event::Tick);
         assert_eq!((published(&out), kept(&out)), (None, None));
         if polls(&out).is_some() {
@@ -223,9 +218,9 @@ fn while_the_control_plane_is_away_nothing_changes_and_it_is_asked_in_bounded_st
             m.handle(now, Event::SendEnded(SendResult::Unsent("gone".into())));
         }
     }
-    assert!((500..3_000).contains(&asked), "{asked} questions in a day");
+    assert!((500..3_000).contains(&asked), "{asked} requests in a day");
     assert_eq!(m.status().outage.unwrap().since, at(10));
-    // It is back: the first answer to anything has everything else follow.
+    // The first answer ends the outage.
     let out = m.handle(now, Event::PollEnded(PollResult::Nothing));
     assert_eq!(m.status().outage, None);
     drop(out);
@@ -235,7 +230,7 @@ fn while_the_control_plane_is_away_nothing_changes_and_it_is_asked_in_bounded_st
 }
 
 #[test]
-fn a_report_that_is_taken_ends_the_wait_of_the_poll() {
+fn accepted_report_ends_the_poll_backoff() {
     let mut m = settled(3);
     m.handle(at(10), Event::PollEnded(PollResult::Failed("gone".into())));
     let mut now = at(10);
@@ -250,20 +245,20 @@ fn a_report_that_is_taken_ends_the_wait_of_the_poll() {
 }
 
 #[test]
-fn neither_request_holds_up_the_other() {
+fn poll_and_message_are_independent() {
     let mut m = machine(Some(state(3, 1)));
     let out = m.handle(at(0), Event::Tick);
     assert!(polls(&out).is_some() && sent(&out).is_some());
-    // The report is out and not answered: a new state is applied, proven and kept all the same.
+    // The report is still out: a new state is applied, proven and kept.
     m.handle(at(1), seen(up()));
     assert_eq!(published(&m.handle(at(2), offered(4))), Some(4));
     let out = m.handle(at(2), seen(up()));
     let (to, seq) = echoes(&out)[0];
-    assert_eq!(kept(&m.handle(at(2), Event::Echoed { from: to, seq })), Some(4));
+    assert_eq!(kept(&m.handle(at(2), Event::EchoReply { from: to, seq })), Some(4));
 }
 
 #[test]
-fn it_registers_after_each_connect_with_the_hub_it_uses() {
+fn each_connection_is_registered_with_its_hub() {
     let mut m = machine(Some(state(3, 2)));
     m.handle(at(0), Event::Tick);
     m.handle(at(0), Event::SendEnded(SendResult::Taken));
@@ -281,52 +276,51 @@ fn it_registers_after_each_connect_with_the_hub_it_uses() {
 }
 
 #[test]
-fn a_first_state_is_kept_as_soon_as_it_is_applied() {
+fn first_state_is_kept_once_applied() {
     let mut m = machine(None);
     let out = m.handle(at(0), Event::Tick);
-    assert_eq!((polls(&out), sent(&out)), (Some(0), None), "there is nothing to report yet");
+    assert_eq!((polls(&out), sent(&out)), (Some(0), None), "no report without a state");
     m.handle(at(1), offered(1));
     assert_eq!(kept(&m.handle(at(1), seen(NodeObservation { applied: true, ..NodeObservation::default() }))), Some(1));
 }
 
 #[test]
-fn a_key_is_changed_step_by_step_and_registered() {
+fn key_change_runs_all_steps_and_registers() {
     let new = PublicKey([8; 32]);
     let mut m = settled(3);
-    assert_eq!(m.may_rotate(), Ok(()));
+    assert_eq!(m.check_rotation(), Ok(()));
     let out = m.handle(at(10), Event::Rotate(new));
     assert_eq!(sent(&out), Some(&Message::Key(KeyStep::Announce, new)));
-    assert!(m.may_rotate().is_err(), "one at a time");
+    assert_eq!(m.check_rotation(), Err(RotationRefused::InProgress));
     let out = m.handle(at(10), Event::SendEnded(SendResult::Ready(true)));
-    assert!(matches!(out[..], [Action::Remember]), "{out:?}");
-    let out = m.handle(at(10), Event::Remembered(Ok(())));
+    assert!(matches!(out[..], [Action::RecordSwitch]), "{out:?}");
+    let out = m.handle(at(10), Event::SwitchRecorded(Ok(())));
     assert_eq!(sent(&out), Some(&Message::Key(KeyStep::Switch, new)));
     let out = m.handle(at(10), Event::SendEnded(SendResult::Ready(true)));
-    assert!(out.iter().any(|a| matches!(a, Action::Use(KeySlot::New))), "{out:?}");
+    assert!(out.iter().any(|a| matches!(a, Action::UseKey(KeySlot::New))), "{out:?}");
     let out = m.handle(at(10), seen(NodeObservation { key: Some(new), ..up() }));
     let more = if echoes(&out).is_empty() { m.handle(at(11), Event::Tick) } else { out };
     let (to, seq) = echoes(&more)[0];
-    let out = m.handle(at(11), Event::Echoed { from: to, seq });
+    let out = m.handle(at(11), Event::EchoReply { from: to, seq });
     assert!(out.iter().any(|a| matches!(a, Action::FinishKey)), "{out:?}");
     assert!(matches!(sent(&out), Some(Message::Register { .. })), "{out:?}");
-    assert_eq!((m.key(), m.status().key_changed), (new, Some(Ok(new))));
+    assert_eq!((m.key(), m.status().key_changed), (new, Some(KeyChange::Changed(new))));
 }
 
 #[test]
-fn a_key_is_not_changed_where_that_could_not_be_proven() {
-    let said = |m: &ControlClient| m.may_rotate().unwrap_err();
-    assert!(said(&machine(None)).contains("no state"));
-    assert!(said(&machine(Some(state(3, 0)))).contains("hub's key"));
-    assert!(said(&machine(Some(state(3, 1)))).contains("does not answer"));
+fn unprovable_key_change_is_refused() {
+    assert_eq!(machine(None).check_rotation(), Err(RotationRefused::NoState));
+    assert_eq!(machine(Some(state(3, 0))).check_rotation(), Err(RotationRefused::NoHub));
+    assert_eq!(machine(Some(state(3, 1))).check_rotation(), Err(RotationRefused::HubUnreachable));
 }
 
 fn event() -> impl Strategy<Value = Event> {
-    let look = (any::<bool>(), any::<bool>(), any::<bool>())
+    let observed = (any::<bool>(), any::<bool>(), any::<bool>())
         .prop_map(|(up, applied, healthy)| seen(NodeObservation { up, applied, healthy, ..self::up() }));
     prop_oneof![
         3 => Just(()).prop_map(|()| Event::Tick),
-        3 => look,
-        2 => any::<u16>().prop_map(|seq| Event::Echoed { from: [10, 8, 0, 1].into(), seq: seq % 50 }),
+        3 => observed,
+        2 => any::<u16>().prop_map(|seq| Event::EchoReply { from: [10, 8, 0, 1].into(), seq: seq % 50 }),
         1 => (0u64..12).prop_map(offered),
         1 => Just(()).prop_map(|()| Event::PollEnded(PollResult::Nothing)),
         1 => Just(()).prop_map(|()| Event::PollEnded(PollResult::Failed("x".into()))),
@@ -335,13 +329,13 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(()).prop_map(|()| Event::SendEnded(SendResult::Ready(true))),
         1 => Just(()).prop_map(|()| Event::SendEnded(SendResult::Failed("x".into()))),
         1 => Just(()).prop_map(|()| Event::Rotate(PublicKey([8; 32]))),
-        1 => Just(()).prop_map(|()| Event::Remembered(Ok(()))),
+        1 => Just(()).prop_map(|()| Event::SwitchRecorded(Ok(()))),
     ]
 }
 
 proptest! {
     #[test]
-    fn whatever_happens_generations_grow_and_nothing_unapplied_is_kept(
+    fn generations_grow_and_unapplied_is_never_kept(
         events in prop::collection::vec((0u64..30, event()), 1..120),
     ) {
         let mut m = machine(Some(state(3, 1)));

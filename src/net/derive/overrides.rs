@@ -122,7 +122,7 @@ fn an_override_too_narrow_for_ipv6_leaves_the_last_good_state() {
 
 #[test]
 fn what_cannot_be_is_refused() {
-    assert!(Overrides { mtu: Some(100), ..Overrides::default() }.check().unwrap_err().contains("100"));
+    assert!(Overrides { mtu: Some(100), ..Overrides::default() }.check().unwrap_err().to_string().contains("100"));
     let nets = ["10.0.0.1/8".parse().unwrap()].into();
     assert!(Overrides { endpoint_allowed_ips: Some(nets), ..Overrides::default() }.check().is_err());
     assert!(Overrides { dns: Some(vec![[9, 9, 9, 9].into(); 9]), ..Overrides::default() }.check().is_err());

@@ -3,7 +3,7 @@ use crate::health::summarize;
 use crate::reconciler::NetStatus;
 use spoke_api::health::fold::{HealthVerdict, Moment, fold};
 use spoke_api::health::summary::{Component, ComponentStatus, Components, Snapshot, Uplink};
-use spoke_enroll::status::ControlStatus;
+use spoke_enroll::status::{ControlStatus, KeyChange};
 use spoke_enroll::wire::Outcome;
 use spoke_model::clock::Anchor;
 use spoke_model::time::{Boot, Wall};
@@ -222,8 +222,8 @@ pub(super) fn control_report(status: &ControlStatus, now: Boot) -> serde_json::V
         "key_change": status.key_change,
         "key_changed": match &status.key_changed {
             None => serde_json::Value::Null,
-            Some(Ok(key)) => serde_json::json!({"public_key": key}),
-            Some(Err(why)) => serde_json::json!({"error": why}),
+            Some(KeyChange::Changed(key)) => serde_json::json!({"public_key": key}),
+            Some(KeyChange::Abandoned(reason)) => serde_json::json!({"error": reason}),
         },
     })
 }

@@ -5,7 +5,7 @@
 use super::{IfMissing, KeyError, ensure_dir, private, read};
 use crate::disk::{DiskError, write_atomic};
 use crate::random::key_bytes;
-use spoke_enroll::rotation::KeySlot;
+use spoke_enroll::events::KeySlot;
 use spoke_model::key::{PublicKey, SecretKey};
 use spoke_model::key_source::KeySource;
 use std::path::{Path, PathBuf};

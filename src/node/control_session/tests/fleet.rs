@@ -1,16 +1,19 @@
-//! A control plane in memory, and a follower and a reconciler on a kernel in memory: what the tests are told in.
+//! A control plane in memory, and a node of control session and reconciler on a kernel in memory.
 use super::super::*;
+use crate::enrolment::TokenError;
 use crate::reconciler::{Reconciler, Sources};
 use crate::sim::Silent;
 use spoke_config::node::Role;
 use spoke_enroll::document::{StateDocument, VERSION, WantedInterface, WantedPeer};
+use spoke_enroll::events::KeySlot;
 use spoke_enroll::request::{RequestParts, RequestProof, TimeAnswer};
-use spoke_enroll::rotation::KeySlot;
+use spoke_enroll::wire;
 use spoke_enroll::wire::{NodeReport, Problem, ProblemCode, ProblemDetail};
 use spoke_model::key::{PublicKey, SecretKey};
+use spoke_model::signature::SignKey;
 use spoke_model::time::Wall;
 use spoke_sys::echo::EchoError;
-use spoke_sys::http::{Answer, HttpError};
+use spoke_sys::http::{Answer, HttpError, Request};
 use spoke_sys::sim::clock::SimClock;
 use spoke_sys::sim::kernel::{FakeKernel, Handle};
 use std::net::IpAddr;
@@ -19,7 +22,7 @@ use std::sync::Mutex as Lock;
 use tokio::sync::Notify as Bell;
 use tokio::task::JoinSet;
 
-/// By the control plane's clock; the device's own says 1970 in most tests.
+/// The control plane's clock; the device's reads 1970.
 pub(super) const SERVER_MS: u64 = 1_800_000_000_000;
 
 pub(super) fn signer(n: u8) -> SignKey {
@@ -36,7 +39,7 @@ pub(super) fn peer(n: u8) -> WantedPeer {
     }
 }
 
-/// A hub's state with so many peers.
+/// State of a hub with so many peers.
 pub(super) fn document(generation: u64, peers: u8) -> StateDocument {
     StateDocument {
         version: VERSION,
@@ -65,13 +68,13 @@ pub(super) fn document(generation: u64, peers: u8) -> StateDocument {
 pub(super) struct Plane {
     pub(super) state: Option<(u64, Vec<u8>)>,
     pub(super) down: bool,
-    /// Milliseconds its clock is ahead of the requests it takes; it then tells its time.
+    /// Requests whose time is off are answered with its own time.
     pub(super) strict_clock: bool,
-    /// Signs the time it tells.
+    /// Number of the key that signs its time.
     pub(super) time_key: u8,
-    pub(super) told: Vec<(String, serde_json::Value)>,
+    pub(super) received: Vec<(String, serde_json::Value)>,
     pub(super) enrolled: u32,
-    /// The device's token cannot be read.
+    /// The device has no enrolment token.
     pub(super) tokenless: bool,
 }
 
@@ -94,7 +97,7 @@ impl Server {
     pub(super) fn report(&self) -> Option<NodeReport> {
         let plane = self.0.0.lock().unwrap();
         plane
-            .told
+            .received
             .iter()
             .rev()
             .find(|(p, _)| p == wire::REPORT)
@@ -125,7 +128,7 @@ impl Http for Server {
                 }
                 if request.method == "POST" {
                     let body = serde_json::from_slice(&request.body).unwrap();
-                    plane.told.push((request.path.clone(), body));
+                    plane.received.push((request.path.clone(), body));
                     if request.path != wire::PROVISION {
                         return Ok(Answer { status: 204, body: vec![] });
                     }
@@ -196,7 +199,7 @@ pub(super) fn random() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Follower and reconciler on a state directory that outlives them.
+/// Control session and reconciler; the state directory outlives them.
 pub(super) struct Node {
     pub(super) kernel: Handle,
     pub(super) net: watch::Receiver<NetStatus>,
@@ -205,12 +208,14 @@ pub(super) struct Node {
 }
 
 impl Node {
-    pub(super) fn start(dir: &Path, server: &Server, kernel: FakeKernel, clock: SimClock) -> Self {
+    pub(super) fn start(dir: &Path, server: &Server, kernel: FakeKernel) -> Self {
+        // A board without a battery.
+        let clock = SimClock::new(Wall(0));
         let text = format!(
             "[node]\nid = \"hub-1\"\nrole = \"hub\"\nstate_dir = \"{}\"\n[control]\nurl = \"https://c.example.net\"\n[[interface]]\nname = \"wg0\"\nlisten_port = 51820\n",
             dir.display()
         );
-        let base = Arc::new(Config::from_text(Some(("test", &text)), []).unwrap());
+        let own = Arc::new(Config::from_text(Some(("test", &text)), []).unwrap());
         let handle = kernel.handle();
         let private = [("wg0".parse().unwrap(), SecretKey::clamped([9; 32]))].into();
         let (secrets, keys) = watch::channel(Some(Arc::new(Keys { private, ..Keys::default() })));
@@ -218,26 +223,24 @@ impl Node {
         let (publish, in_force) = watch::channel(None);
         let (status_out, status) = watch::channel(ControlStatus::default());
         let (_, rotate) = mpsc::channel(1);
-        let follower = ControlTask {
+        let control = ControlTask {
             http: (server.clone(), server.clone()),
             echo: NoEcho,
             clock: clock.clone(),
-            random,
-            control: base.control.clone().unwrap(),
-            base,
-            node: "hub-1".parse().unwrap(),
-            identity: signer(9),
+            control: own.control.clone().unwrap(),
+            own,
+            signer: Signer { key: signer(9), node: "hub-1".parse().unwrap(), random },
             keys: OneKey,
             secrets,
             token: {
                 let server = server.clone();
                 Arc::new(move || match server.0.0.lock().unwrap().tokenless {
-                    true => Err("control.token: cannot read /etc/spoke/token".to_owned()),
-                    false => Ok(Secret::new("token".to_owned())),
+                    true => Err(TokenError::NotConfigured),
+                    false => Ok(spoke_model::secret::Secret::new("token".to_owned())),
                 })
             },
             capabilities: Capabilities { cpu_cores: 1, memory_mb: 64, arch: None },
-            kept: StateFiles {
+            files: StateFiles {
                 enrolment: Document::new(dir.join("enrolment.json"), 1),
                 state: Document::new(dir.join("state.json"), 1),
                 rejected: Document::new(dir.join("rejected.json"), 1),
@@ -248,7 +251,7 @@ impl Node {
             choice: None,
             components: watch::channel(Components::default()).1,
             health: {
-                // Whoever asks under a guard of the status waits for ever.
+                // Deadlocks if it is called under a guard of the status.
                 let writer = net_out.clone();
                 Arc::new(move || {
                     writer.send_if_modified(|_| false);
@@ -272,26 +275,22 @@ impl Node {
         let reconciler = Reconciler { kernel, clock, notify: Silent, sources, status: net_out, events };
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { drop(reconciler.run().await) });
-        tasks.spawn(async move { follower.run().await.unwrap() });
+        tasks.spawn(async move { control.run().await.unwrap() });
         Self { kernel: handle, net, status, tasks }
     }
 
-    pub(super) async fn peers(&mut self, count: usize) {
+    pub(super) async fn has_peers(&mut self, count: usize) {
         let wanted =
             |n: &NetStatus| n.clean && n.observed.links.values().map(|l| l.peers.len()).sum::<usize>() == count;
         self.net.wait_for(wanted).await.unwrap();
     }
 
-    pub(super) async fn says(&mut self, what: impl FnMut(&ControlStatus) -> bool) -> ControlStatus {
+    pub(super) async fn reports(&mut self, what: impl FnMut(&ControlStatus) -> bool) -> ControlStatus {
         self.status.wait_for(what).await.unwrap().clone()
     }
 
-    /// The end of the process; the kernel stays.
+    /// Ends the process; the kernel stays.
     pub(super) async fn stop(mut self) {
         self.tasks.shutdown().await;
     }
-}
-
-pub(super) fn clock() -> SimClock {
-    SimClock::new(Wall(0))
 }

@@ -1,0 +1,401 @@
+//! The I/O of the control session: performs the machine's actions, and turns answers and facts into its events.
+use super::{HealthView, StateFiles};
+use crate::reconciler::{Fact, NetStatus};
+use crate::signed_request::{REPLY_TIMEOUT, Signer, error_message, post, problem};
+use spoke_config::Config;
+use spoke_config::control::Control;
+use spoke_config::effective::Effective;
+use spoke_enroll::document::{Envelope, MAX_BYTES, Refusal, StateDocument};
+use spoke_enroll::events::{
+    Action, Event, KeySlot, Message, NodeObservation, NotWritten, PollResult, SendResult, SignedState,
+};
+use spoke_enroll::identity::{Enrolment, ServerClock};
+use spoke_enroll::machine::ControlClient;
+use spoke_enroll::request::Nonce;
+use spoke_enroll::settings::{check_compatible, settings};
+use spoke_enroll::wire;
+use spoke_enroll::wire::{KeyAnswer, KeyRequest, NodeReport, ProblemCode, RegisterRequest};
+use spoke_model::error_chain::ErrorChain;
+use spoke_model::time::Boot;
+use spoke_net::derive::{Keys, UplinkChoice};
+use spoke_sys::clock::Clock;
+use spoke_sys::echo::Echo;
+use spoke_sys::http::{Answer, Http, HttpError, Request};
+use spoke_sys::keys::pending::TunnelKeys;
+use spoke_update::notice::Notice;
+use spoke_uplink::status::{State, UplinkStatus};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Wait before a failed write of the state is repeated.
+const SAVE_RETRY: Duration = Duration::from_secs(60);
+/// Clock corrections in a row before the control plane's time is no longer followed.
+const MAX_SKEWS: u32 = 3;
+
+/// The client, the answer to its request, and the request's nonce.
+pub(super) type Reply<H> = (H, Result<Answer, HttpError>, Nonce);
+pub(super) type Pending<H> = Pin<Box<dyn Future<Output = Reply<H>> + Send>>;
+
+/// The two connections, each idle or with a request out.
+pub(super) struct Requests<H> {
+    poller: Option<H>,
+    sender: Option<H>,
+    pub(super) polling: Option<Pending<H>>,
+    /// With whether the message is about a key.
+    pub(super) sending: Option<(Pending<H>, bool)>,
+}
+
+impl<H: Http> Requests<H> {
+    pub(super) fn new((poller, sender): (H, H)) -> Self {
+        Self { poller: Some(poller), sender: Some(sender), polling: None, sending: None }
+    }
+
+    fn poll(&mut self, request: Request, nonce: Nonce) {
+        self.polling = self.poller.take().map(|http| start(http, request, nonce));
+    }
+
+    fn send(&mut self, request: Request, nonce: Nonce, is_key: bool) {
+        self.sending = self.sender.take().map(|http| (start(http, request, nonce), is_key));
+    }
+}
+
+/// Waits for the long-poll; for ever if none is out.
+pub(super) async fn poll_ended<H>(polling: &mut Option<Pending<H>>) -> Reply<H> {
+    match polling {
+        Some(pending) => pending.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for the answer to a message, with whether it was about a key; for ever if none is out.
+pub(super) async fn send_ended<H>(sending: &mut Option<(Pending<H>, bool)>) -> (Reply<H>, bool) {
+    match sending {
+        Some((pending, is_key)) => (pending.await, *is_key),
+        None => std::future::pending().await,
+    }
+}
+
+fn start<H: Http>(mut http: H, request: Request, nonce: Nonce) -> Pending<H> {
+    Box::pin(async move {
+        let answer = http.send(request).await;
+        (http, answer, nonce)
+    })
+}
+
+/// What the session knows of the control plane.
+pub(super) struct Connection {
+    pub(super) enrolment: Enrolment,
+    pub(super) server: ServerClock,
+    /// Clock corrections in a row.
+    pub(super) skews: u32,
+    pub(super) published: Option<Arc<Effective>>,
+    pub(super) unsaved: Option<Unsaved>,
+}
+
+/// A state that could not be written to disk.
+pub(super) struct Unsaved {
+    state: Arc<SignedState>,
+    retry_at: Boot,
+    error: String,
+}
+
+/// Everything the actions need; the event sources are the caller's.
+pub(super) struct SessionIo<H, C, K> {
+    pub(super) requests: Requests<H>,
+    pub(super) connection: Connection,
+    pub(super) signer: Signer,
+    pub(super) clock: C,
+    pub(super) own: Arc<Config>,
+    pub(super) control: Control,
+    pub(super) keys: K,
+    pub(super) secrets: watch::Sender<Option<Arc<Keys>>>,
+    pub(super) files: StateFiles,
+    pub(super) publish: watch::Sender<Option<Arc<Effective>>>,
+    pub(super) health: HealthView,
+    pub(super) update: watch::Receiver<Option<Notice>>,
+}
+
+impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
+    /// Performs an action; returns the event that it leads to at once.
+    pub(super) async fn perform<E: Echo>(
+        &mut self,
+        echo: &mut E,
+        machine: &ControlClient,
+        action: Action,
+    ) -> Option<Event> {
+        match action {
+            Action::Poll { after, hold } => {
+                let wait = if hold { self.control.poll_wait } else { Duration::ZERO };
+                let path = format!("{}?after={after}&wait={}", wire::STATE, wait.as_secs());
+                let (headers, body, timeout) = (Vec::new(), Vec::new(), wait + REPLY_TIMEOUT);
+                let request = Request { method: "GET", path, headers, body, max: MAX_BYTES, timeout };
+                let (request, nonce) = self.sign(request);
+                self.requests.poll(request, nonce);
+            }
+            Action::Send(message) => {
+                let is_key = matches!(message, Message::Key(..));
+                let (path, body) = self.encode(machine, message);
+                let (request, nonce) = self.sign(post(path, body));
+                self.requests.send(request, nonce, is_key);
+            }
+            Action::Publish(state) => {
+                tracing::info!(generation = state.document.generation, "state published");
+                self.connection.published = Some(publish(&self.publish, &self.own, Some(&state.document)));
+            }
+            Action::Keep(state) => self.keep(state),
+            Action::Reject(rejected) => {
+                tracing::error!(generation = rejected.generation, reason = rejected.reason, "state reverted");
+                if let Err(e) = self.files.rejected.store(&rejected) {
+                    tracing::error!(error = %e, "reverted state not recorded: it is tried again after a restart");
+                }
+            }
+            Action::Echo { to, seq } => {
+                if let Err(e) = echo.send(&self.control.interface, to, seq).await {
+                    tracing::debug!(error = %e, "echo not sent");
+                }
+            }
+            Action::RecordSwitch => {
+                let done = self.keys.remember().map_err(|e| NotWritten(e.to_string()));
+                return Some(Event::SwitchRecorded(done));
+            }
+            Action::UseKey(slot) => self.use_key(slot),
+            Action::FinishKey => match self.keys.finish() {
+                Ok(()) => tracing::info!(public_key = %machine.key(), "WireGuard key changed"),
+                Err(e) => {
+                    tracing::error!(error = %e, "WireGuard key changed but not stored: the next start proves it again")
+                }
+            },
+            Action::AbandonKey(reason) => {
+                tracing::error!(reason, "WireGuard key change abandoned");
+                if let Err(e) = self.keys.abandon() {
+                    tracing::error!(error = %e, "abandoned WireGuard key not deleted");
+                }
+            }
+        }
+        None
+    }
+
+    fn use_key(&mut self, slot: KeySlot) {
+        let key = match self.keys.secret(slot) {
+            Ok(key) => key,
+            Err(e) => return tracing::error!(error = %e, "WireGuard key not readable: the kernel keeps the other one"),
+        };
+        tracing::info!(public_key = %key.public(), "WireGuard key published");
+        self.secrets.send_if_modified(|keys| {
+            let mut all = keys.as_deref().cloned().unwrap_or_default();
+            let before = all.private.insert(self.control.interface.clone(), key.clone());
+            *keys = Some(Arc::new(all));
+            before.as_ref() != Some(&key)
+        });
+    }
+
+    fn keep(&mut self, state: Arc<SignedState>) {
+        let connection = &mut self.connection;
+        connection.enrolment.signing_keys.clone_from(&state.document.signing_keys);
+        connection.enrolment.server = self.control.url.0.to_string();
+        // The state first: it is signed by a key pinned before.
+        let stored =
+            self.files.state.store(&state.envelope).and_then(|_| self.files.enrolment.store(&connection.enrolment));
+        connection.unsaved = match stored {
+            Ok(_) => {
+                tracing::info!(generation = state.document.generation, "state stored");
+                None
+            }
+            Err(e) => {
+                tracing::error!(generation = state.document.generation, error = %e, retry_in = ?SAVE_RETRY, "state in force but not stored");
+                Some(Unsaved { state, retry_at: self.clock.now() + SAVE_RETRY, error: e.to_string() })
+            }
+        };
+    }
+
+    /// Writes a state again whose write has failed, if it is time.
+    pub(super) fn retry_save(&mut self) {
+        let now = self.clock.now();
+        if let Some(unsaved) = self.connection.unsaved.take_if(|u| now >= u.retry_at) {
+            self.keep(unsaved.state);
+        }
+    }
+
+    /// When [`SessionIo::retry_save`] is due.
+    pub(super) fn save_deadline(&self) -> Option<Boot> {
+        self.connection.unsaved.as_ref().map(|u| u.retry_at)
+    }
+
+    /// Why the state in force is not on disk.
+    pub(super) fn unsaved(&self) -> Option<String> {
+        self.connection.unsaved.as_ref().map(|u| u.error.clone())
+    }
+
+    fn encode(&self, machine: &ControlClient, message: Message) -> (&'static str, Vec<u8>) {
+        let (path, body) = match message {
+            Message::Key(step, key) => (wire::KEY, serde_json::to_vec(&KeyRequest { wireguard_public_key: key, step })),
+            Message::Register { hub_endpoint } => {
+                let interface = machine.in_force().and_then(|s| s.document.interfaces.first());
+                let address = interface.and_then(|i| i.addresses.first());
+                let request = RegisterRequest {
+                    wireguard_address: address.map_or_else(|| [0, 0, 0, 0].into(), ipnet::IpNet::addr),
+                    wireguard_public_key: machine.key(),
+                    interface_name: self.control.interface.clone(),
+                    hub_endpoint,
+                    registered_at: self.clock.wall().to_string(),
+                };
+                (wire::REGISTER, serde_json::to_vec(&request))
+            }
+            Message::Report { generation, outcome, reason, drift } => {
+                let (healthy, health) = (self.health)();
+                let version = spoke_model::VERSION.to_owned();
+                let report = NodeReport { generation, outcome, reason, healthy, drift, version, health: Some(health) };
+                (wire::REPORT, serde_json::to_vec(&report))
+            }
+        };
+        // These types always serialize.
+        (path, body.unwrap_or_default())
+    }
+
+    fn sign(&self, request: Request) -> (Request, Nonce) {
+        self.signer.sign(self.connection.server.at(self.clock.now()), request)
+    }
+
+    /// Whether an answer says that our clock was off, and why it cannot be corrected; `None`: it says something else.
+    fn correct_clock(&mut self, answer: &Answer, nonce: Nonce) -> Option<Result<(), &'static str>> {
+        let problem = problem(answer).filter(|p| p.detail.code == ProblemCode::ClockSkew)?;
+        let connection = &mut self.connection;
+        connection.skews += 1;
+        let time = problem.detail.time.as_ref().and_then(|t| t.verify(nonce, &connection.enrolment.signing_keys));
+        Some(match time {
+            None => Err("the control plane sent a time that no pinned key has signed"),
+            Some(_) if connection.skews > MAX_SKEWS => Err("the control plane rejects its own time"),
+            Some(ms) => {
+                connection.server.set(self.clock.now(), ms);
+                tracing::info!("requests are signed with the control plane's time");
+                Ok(())
+            }
+        })
+    }
+
+    fn open(&self, bytes: &[u8]) -> Result<SignedState, Refusal> {
+        let (envelope, document) = Envelope::open(bytes, &self.signer.node, &self.connection.enrolment.signing_keys)?;
+        check_compatible(&self.own, &document)?;
+        Ok(SignedState { envelope, document })
+    }
+
+    /// The event for the end of the long-poll.
+    pub(super) fn handle_poll(&mut self, (http, answer, nonce): Reply<H>) -> Event {
+        self.requests.polling = None;
+        self.requests.poller = Some(http);
+        Event::PollEnded(match answer {
+            Err(HttpError::TooLarge(_)) => PollResult::Refused(Refusal::Oversize(MAX_BYTES)),
+            Err(e) => self.poll_failed(ErrorChain(&e).to_string()),
+            Ok(answer) => match answer.status {
+                204 => {
+                    self.connection.skews = 0;
+                    PollResult::Nothing
+                }
+                200 => match self.open(&answer.body) {
+                    Ok(state) => {
+                        self.connection.skews = 0;
+                        PollResult::State(Box::new(state))
+                    }
+                    Err(refusal) => {
+                        tracing::error!(error = %refusal, "state refused: the last good one stays in force");
+                        PollResult::Refused(refusal)
+                    }
+                },
+                _ => match self.correct_clock(&answer, nonce) {
+                    Some(Ok(())) => PollResult::Again,
+                    Some(Err(why)) => self.poll_failed(why.to_owned()),
+                    None => self.poll_failed(error_message(&answer)),
+                },
+            },
+        })
+    }
+
+    fn poll_failed(&self, error: String) -> PollResult {
+        tracing::warn!(url = %self.control.url.0, error, "control plane unreachable: the last good state stays in force");
+        PollResult::Failed(error)
+    }
+
+    /// The event for the end of a message.
+    pub(super) fn handle_send(&mut self, (http, answer, nonce): Reply<H>, is_key: bool) -> Event {
+        self.requests.sending = None;
+        self.requests.sender = Some(http);
+        let result = match answer {
+            Err(e @ (HttpError::Unreachable(_) | HttpError::Untrusted(_) | HttpError::Malformed(_))) => {
+                SendResult::Unsent(ErrorChain(&e).to_string())
+            }
+            Err(e) => SendResult::Failed(ErrorChain(&e).to_string()),
+            Ok(answer) => match (answer.status, self.correct_clock(&answer, nonce)) {
+                (_, Some(Ok(()))) => SendResult::Again,
+                (_, Some(Err(why))) => SendResult::Unsent(why.to_owned()),
+                (200..300, None) if is_key => match serde_json::from_slice::<KeyAnswer>(&answer.body) {
+                    Ok(answer) => SendResult::Ready(answer.ready),
+                    Err(e) => SendResult::Failed(e.to_string()),
+                },
+                (200..300, None) => SendResult::Taken,
+                (429, None) => SendResult::Unsent(error_message(&answer)),
+                (400..500, None) => SendResult::Refused(error_message(&answer)),
+                (_, None) => SendResult::Failed(error_message(&answer)),
+            },
+        };
+        if matches!(result, SendResult::Taken | SendResult::Ready(_)) {
+            self.connection.skews = 0;
+        } else {
+            tracing::debug!(?result, "message not accepted");
+        }
+        Event::SendEnded(result)
+    }
+
+    /// The node's state with respect to the configuration published last.
+    pub(super) fn observe(
+        &self,
+        net: &mut watch::Receiver<NetStatus>,
+        uplink: &mut watch::Receiver<UplinkStatus>,
+        choice: Option<&mut Fact<UplinkChoice>>,
+    ) -> NodeObservation {
+        let choice = choice.and_then(|c| c.borrow_and_update().clone());
+        // Before the guards below: it borrows the same channels, and a writer waiting between two guards would deadlock.
+        let healthy = (self.health)().0;
+        let (net, uplink) = (net.borrow_and_update(), uplink.borrow_and_update());
+        let name = &self.control.interface;
+        let ours = self.connection.published.as_ref().map(|p| p.sequence());
+        let applied = ours.is_some() && net.applied(name) == ours;
+        let refused = ours.is_some() && net.sequence() == ours && !applied;
+        let problem = net.conditions.first().filter(|_| refused).map(|c| c.detail.clone());
+        // The hub session follows a new state with a delay, and a reply of the previous hub proves nothing.
+        let carried = match self.connection.published.as_ref().map(|p| p.hubs()) {
+            None | Some([]) => true,
+            Some(hubs) => choice.is_some_and(|choice| {
+                let peer = net.desired.links.get(name).and_then(|l| l.peers.get(&choice.active.hub.public_key));
+                let sent_to = |e| peer.is_some_and(|p| p.endpoint == Some(e));
+                hubs.contains(&choice.active.hub) && choice.active.endpoint.is_none_or(sent_to)
+            }),
+        };
+        NodeObservation {
+            up: uplink.state == State::Up,
+            connected_since: uplink.connected_since,
+            hub: uplink.hub.clone(),
+            applied: applied && carried,
+            problem,
+            drift: net.drift_count,
+            healthy,
+            update: self.update.borrow().clone(),
+            key: net.observed.links.get(name).and_then(|l| l.public_key),
+        }
+    }
+}
+
+/// Publishes the configuration with what `document` sets, under the next sequence number.
+pub(super) fn publish(
+    to: &watch::Sender<Option<Arc<Effective>>>,
+    own: &Arc<Config>,
+    document: Option<&StateDocument>,
+) -> Arc<Effective> {
+    let last = to.borrow().as_deref().cloned();
+    let last = last.unwrap_or_else(|| Effective::of(own.clone()));
+    let next = Arc::new(last.with_document(document.map(|d| settings(own, d))));
+    to.send_replace(Some(next.clone()));
+    next
+}
