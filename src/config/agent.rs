@@ -1,11 +1,11 @@
-//! `[agent]`: the signed node agent API. Off unless asked for.
+//! `[agent]`: the signed node agent API; off by default.
 use super::reader::Table;
 use serde::Serialize;
 use spoke_model::key_source::KeySource;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-/// The port unless said otherwise.
+/// The default port.
 pub const PORT: u16 = 8081;
 
 /// `[agent]`.
@@ -13,14 +13,14 @@ pub const PORT: u16 = 8081;
 pub struct Agent {
     /// Whether it is served.
     pub enabled: bool,
-    /// Where it listens. Our tunnel addresses are added at the port of the first unless `tunnel` is off.
+    /// Where it listens. Our tunnel addresses are added with the port of the first one unless `tunnel` is off.
     pub listen: Vec<SocketAddr>,
     /// Whether it also listens at our tunnel addresses.
     pub tunnel: bool,
-    /// Where the shared secret is: at least 32 bytes.
+    /// Place of the shared secret, at least 32 bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secret: Option<KeySource>,
-    /// Whether answers hold preshared and private keys.
+    /// Whether answers contain preshared and private keys.
     pub reveal_keys: bool,
     /// Certificate chain in PEM; with `tls_key` the API is served over TLS.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -41,16 +41,20 @@ impl Agent {
         let enabled = t.flag("enabled").unwrap_or(false);
         let listen = t.list("listen", "ADDRESS:PORT such as 127.0.0.1:8081");
         if listen.as_ref().is_some_and(Vec::is_empty) {
-            t.fault("listen", "is empty", "name an address, or set agent.enabled = false");
+            t.fault("listen", "is empty", "add an address, or set agent.enabled = false");
         }
         let secret = t.parsed("secret", "\"file:/absolute/path\" or \"credential:NAME\"");
         if enabled && secret.is_none() && !t.has("secret") {
-            t.required("secret", "where the shared secret is, such as \"file:/var/lib/spoke/agent.secret\"");
+            t.required("secret", "the place of the shared secret, such as \"file:/var/lib/spoke/agent.secret\"");
         }
         let path = |t: &mut Table<'_>, key| t.text(key).map(PathBuf::from);
         let (tls_certificate, tls_key) = (path(t, "tls_certificate"), path(t, "tls_key"));
         if tls_certificate.is_some() != tls_key.is_some() {
-            t.fault("tls_key", "goes with tls_certificate", "give both, or neither for plain HTTP");
+            t.fault(
+                "tls_key",
+                "requires tls_certificate and the other way round",
+                "give both, or neither for plain HTTP",
+            );
         }
         let number = |n: Option<u64>, default: u32| n.and_then(|n| u32::try_from(n).ok()).unwrap_or(default);
         Self {

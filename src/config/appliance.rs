@@ -1,14 +1,14 @@
-//! The settings file of an image: the configuration, and a table `[appliance]` that only an image can take.
+//! The settings file of an image: the configuration, and a table `[appliance]` for the image alone.
 use crate::{Config, Fault};
 use std::collections::BTreeMap;
 use zeroize::Zeroizing;
 
 /// Its name on the boot partition.
 pub const SETTINGS: &str = "spoke.toml";
-/// The longest file that is read.
+/// Longest file accepted, in bytes.
 pub const MAX_BYTES: u64 = 256 * 1024;
 
-/// What the file on the boot partition holds.
+/// Content of the file on the boot partition.
 #[derive(Debug)]
 pub struct Settings {
     /// For the supervisor.
@@ -17,26 +17,26 @@ pub struct Settings {
     pub appliance: Appliance,
 }
 
-/// `[appliance]`: what only an image can take.
+/// `[appliance]`: settings of the image.
 #[derive(Debug, Default)]
 pub struct Appliance {
-    /// Keys that may log in.
+    /// SSH keys that may log in.
     pub ssh_keys: Vec<String>,
-    /// Secrets by the name of their file, so that the settings can name them without holding them.
+    /// Secrets by file name; the configuration refers to them by that name.
     pub secrets: BTreeMap<String, Zeroizing<String>>,
 }
 
-/// Splits the file: what is for the supervisor, and the image's own table.
+/// Splits the file into configuration and image settings.
 pub fn parse(bytes: &[u8]) -> Result<Settings, Vec<Fault>> {
     let fault = |key: &str, problem: String, remedy: &str| {
         vec![Fault { file: SETTINGS.into(), key: key.into(), problem, remedy: remedy.into() }]
     };
     if bytes.len() as u64 > MAX_BYTES {
-        return Err(fault("(file)", format!("has {} bytes", bytes.len()), "is this the right file?"));
+        return Err(fault("(file)", format!("has {} bytes", bytes.len()), "write at most 262144 bytes"));
     }
     let text = std::str::from_utf8(bytes)
         .map_err(|_| fault("(file)", "is not text (UTF-8)".into(), "save it as plain text"))?;
-    // Editors of another system end lines their way and begin with a mark.
+    // Editors on Windows write CR LF and a byte order mark.
     let text = text.trim_start_matches('\u{feff}').replace("\r\n", "\n");
     let mut faults = Vec::new();
     let mut appliance = Appliance::default();
@@ -69,7 +69,7 @@ fn read_appliance(table: toml::Table, into: &mut Appliance, faults: &mut Vec<Fau
                         _ => fault(
                             format!("appliance.ssh_keys[{i}]"),
                             "is not a public SSH key",
-                            "copy the line of your .pub file",
+                            "copy the line of the .pub file",
                         ),
                     }
                 }
@@ -83,23 +83,25 @@ fn read_appliance(table: toml::Table, into: &mut Appliance, faults: &mut Vec<Fau
                             into.secrets.insert(name, Zeroizing::new(secret));
                         }
                         toml::Value::String(_) if is_name(&name) => fault(key, "is empty", "write the secret"),
-                        toml::Value::String(_) => fault(key, "is no name for a file", "use a-z, 0-9 and -"),
+                        toml::Value::String(_) => fault(key, "is not a file name", "use a-z, 0-9 and -"),
                         _ => fault(key, "is not text", "write \"…\""),
                     }
                 }
             }
             ("secrets", _) => fault("appliance.secrets".into(), "is not a table", "write [appliance.secrets]"),
-            (other, _) => fault(format!("appliance.{other}"), "unknown key", "known here: ssh_keys, secrets"),
+            (other, _) => {
+                fault(format!("appliance.{other}"), "unknown key", "remove it; known here: ssh_keys, secrets")
+            }
         }
     }
 }
 
-/// A file's name that goes nowhere else.
+/// A file name without any path.
 fn is_name(name: &str) -> bool {
     (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
-/// One line, a known kind, a key: anything else could smuggle options into `authorized_keys`.
+/// One line of a known kind and a key: anything else could add options to `authorized_keys`.
 fn is_ssh_key(line: &str) -> bool {
     let mut words = line.trim().split(' ');
     let kind = words.next().is_some_and(|k| ["ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256"].contains(&k));
@@ -116,7 +118,7 @@ mod tests {
     const GOOD: &str = "[node]\nid = \"n1\"\n";
 
     #[test]
-    fn a_secret_has_a_file_name_and_a_text() {
+    fn secret_needs_a_file_name_and_text() {
         for bad in ["\"../x\" = \"y\"", "token = \"\"", "token = 1"] {
             let faults = parse(format!("{GOOD}[appliance.secrets]\n{bad}\n").as_bytes()).unwrap_err();
             assert!(faults[0].key.starts_with("appliance.secrets."), "{faults:?}");
@@ -124,13 +126,13 @@ mod tests {
     }
 
     #[test]
-    fn a_windows_editor_does_no_harm() {
+    fn windows_line_ends_are_accepted() {
         assert!(parse(format!("\u{feff}{}", GOOD.replace('\n', "\r\n")).as_bytes()).is_ok());
         assert!(parse(b"\xff\xfe[\0n\0").unwrap_err()[0].problem.contains("UTF-8"));
     }
 
     #[test]
-    fn an_ssh_key_carries_no_options() {
+    fn ssh_key_with_options_is_refused() {
         let body = "A".repeat(68);
         assert!(is_ssh_key(&format!("ssh-ed25519 {body} me@here")));
         for bad in [

@@ -1,4 +1,4 @@
-//! `[clock]`: how far behind the clock may start after a power cut.
+//! `[clock]`: how often the time is stored, which bounds how far the clock is behind after a power cut.
 use super::reader::Table;
 use serde::Serialize;
 use spoke_model::duration::duration_text;
@@ -7,7 +7,7 @@ use std::time::Duration;
 /// `[clock]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Clock {
-    /// Wall time between two stamps on disk.
+    /// Period of time stamps on disk.
     #[serde(serialize_with = "duration_text")]
     pub stamp_every: Duration,
 }

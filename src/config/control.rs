@@ -1,4 +1,4 @@
-//! `[control]`: the control plane that this node enrols with and follows.
+//! `[control]`: the control plane that this node enrols with.
 use super::reader::Table;
 use serde::Serialize;
 use spoke_model::address::HostPort;
@@ -9,10 +9,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// The longest time a long-poll of the control plane is held, in seconds.
+/// Longest hold time of a long-poll, in seconds.
 pub const MAX_WAIT_SECS: u64 = 900;
 
-/// `https://HOST[:PORT]`, nothing behind it.
+/// `https://HOST[:PORT]` without a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server(pub HostPort);
 
@@ -36,7 +36,7 @@ impl Serialize for Server {
     }
 }
 
-/// `sha256:` and 64 characters of hex.
+/// SHA-256 of a certificate: `sha256:` and 64 hex digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pin(pub [u8; 32]);
 
@@ -64,29 +64,29 @@ impl Serialize for Pin {
 /// `[control]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Control {
-    /// Where it is.
+    /// Its address.
     pub url: Server,
-    /// The certificate it must show; no date in it matters then.
+    /// The certificate it must present; dates in it are not checked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pin: Option<Pin>,
-    /// Certificates to trust in place of the public CAs, in PEM.
+    /// CA certificates to trust instead of the public ones, in PEM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
     /// The enrolment token; needed until the node is enrolled.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<KeySource>,
-    /// The interface that the control plane decides about.
+    /// The interface that the control plane manages.
     pub interface: IfName,
-    /// How long a request for news is left open.
+    /// Hold time of a long-poll.
     #[serde(serialize_with = "duration_text")]
     pub poll_wait: Duration,
-    /// How often the node reports without a reason.
+    /// Period of reports without a change.
     #[serde(serialize_with = "duration_text")]
     pub report_every: Duration,
-    /// How long a new state has to reach the hub before the previous one comes back.
+    /// Time a new state has to reach the hub before it is reverted.
     #[serde(serialize_with = "duration_text")]
     pub confirm_within: Duration,
-    /// After a lost connection, a random wait up to this: a fleet does not come back all at once.
+    /// Upper bound of the random wait after a lost connection, so that a fleet does not reconnect all at once.
     #[serde(serialize_with = "duration_text")]
     pub spread: Duration,
 }
@@ -104,7 +104,7 @@ impl Control {
             t.fault("ca", "is not an absolute path", "begin it with /");
         }
         if pin.is_some() && ca.is_some() {
-            t.fault("ca", "stands beside pin", "keep one of the two");
+            t.fault("ca", "is given together with pin", "remove one of the two");
         }
         let token = t.parsed("token", "\"file:/absolute/path\" or \"credential:NAME\"");
         let interface = t.parsed("interface", "the name of the interface, such as wg0");
@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn servers_and_pins() {
+    fn server_and_pin_read_back() {
         let server = |t: &str| t.parse::<Server>().map(|s| s.0.to_string());
         assert_eq!(server("https://c.example.net"), Ok("c.example.net:443".into()));
         assert_eq!(server("https://[2001:db8::1]:8443/"), Ok("[2001:db8::1]:8443".into()));

@@ -6,15 +6,15 @@ use std::net::SocketAddr;
 /// `[health]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Health {
-    /// Whether they are served at all.
+    /// Whether they are served.
     pub enabled: bool,
     /// Where they listen.
     pub listen: Vec<SocketAddr>,
     /// Whether they also listen at our tunnel addresses, at the port of the first `listen` address.
     pub tunnel: bool,
-    /// Origins that a browser page may poll `/health` from.
+    /// Origins of browser pages that may read `/health`.
     pub allowed_origins: Vec<String>,
-    /// Names accepted in a `Host` header beside addresses and `localhost`.
+    /// Names accepted in the `Host` header besides addresses and `localhost`.
     pub allowed_hosts: Vec<String>,
 }
 
@@ -22,7 +22,7 @@ impl Health {
     pub(super) fn read(t: &mut Table<'_>) -> Self {
         let listen = t.list("listen", "ADDRESS:PORT such as 127.0.0.1:8080");
         if listen.as_ref().is_some_and(Vec::is_empty) {
-            t.fault("listen", "is empty", "name an address, or set health.enabled = false");
+            t.fault("listen", "is empty", "add an address, or set health.enabled = false");
         }
         let allowed_origins: Vec<String> =
             t.list("allowed_origins", "an origin such as https://monitor.example.net").unwrap_or_default();

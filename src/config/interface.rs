@@ -15,7 +15,7 @@ use std::str::FromStr;
 /// The main routing table.
 pub const TABLE_MAIN: u32 = 254;
 
-/// What may be done about a difference between wanted and observed.
+/// What to do about a difference between desired and observed state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DriftPolicy {
@@ -25,11 +25,10 @@ pub enum DriftPolicy {
     Observe,
 }
 
-/// The tunnel MTU that fits through every path seen in the field (IPv6's minimum), less nothing: it is the inner size.
-/// A board on Ethernet may raise it to 1420.
+/// Inner MTU that fits through every path seen in the field (the IPv6 minimum). A board on Ethernet may raise it to 1420.
 pub const DEFAULT_MTU: u32 = 1280;
 
-/// The least MTU in bytes of an interface with IPv6 addresses (RFC 8200, 5).
+/// Smallest MTU in bytes of an interface with IPv6 addresses (RFC 8200, 5).
 pub const MIN_MTU_V6: u32 = 1280;
 
 /// Who may be a peer.
@@ -81,12 +80,12 @@ pub struct Peer {
     pub preshared_key: Option<KeySource>,
     /// Canonical networks.
     pub allowed_ips: Vec<Cidr>,
-    /// Where to reach it.
+    /// Where to reach it; `None`: it connects to us.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<HostPort>,
     /// Seconds; 0 is off.
     pub keepalive: u16,
-    /// Shut off from the other peers even where forwarding is on.
+    /// Cannot reach other peers even with forwarding on.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub isolated: bool,
 }
@@ -96,7 +95,7 @@ pub struct Peer {
 pub struct Interface {
     /// Kernel name.
     pub name: IfName,
-    /// Where the private key is kept; made at first run if it is a file that is not there.
+    /// Place of the private key; a missing file is created at the first run.
     pub private_key: KeySource,
     /// UDP port; `None`: the kernel chooses, so that two boards behind one NAT do not collide.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -107,23 +106,23 @@ pub struct Interface {
     pub mtu: u32,
     /// Our addresses.
     pub addresses: Vec<IfAddress>,
-    /// Table of our routes.
+    /// Routing table of our routes.
     pub table: u32,
     /// Whether routes to the peers' allowed-ips are made.
     pub routes: bool,
     /// Who may be a peer.
     pub access: Access,
-    /// Repair drift or only report it.
+    /// Whether drift is repaired or only reported.
     pub drift: DriftPolicy,
-    /// Whether peers nobody configured are removed; `None`: only if the interface is of our making.
+    /// Whether unconfigured peers are removed; `None`: only on an interface we created.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remove_unknown: Option<bool>,
-    /// Resolvers inside the tunnel, told to whoever asks; the system's own are not touched.
+    /// Resolvers inside the tunnel, for other programs to read; those of the system are not changed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub dns: Vec<IpAddr>,
-    /// Whether one peer's network may lie inside another's; the narrower one wins, as in the kernel.
+    /// Whether a peer's network may lie inside another peer's; the narrower one wins, as in the kernel.
     pub nested_allowed_ips: bool,
-    /// Whether packets may go from peer to peer through this machine; only a hub decides on it.
+    /// Whether peers may reach each other through this machine; used on a hub only.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub forwarding: bool,
     /// Peers.
@@ -132,7 +131,7 @@ pub struct Interface {
 }
 
 impl Interface {
-    /// An interface of which nothing is set but its name.
+    /// An interface with nothing but defaults.
     pub fn bare(name: IfName, node: &Node) -> Self {
         Self {
             private_key: KeySource::File(node.state_dir.join(format!("{name}.key"))),
@@ -163,7 +162,7 @@ impl Interface {
         let private_key = t.parsed("private_key", "\"file:/absolute/path\" or \"credential:NAME\"");
         let listen_port = t.number("listen_port", 1..=65_535);
         if node.role == Role::Hub && listen_port.is_none() {
-            t.fault("listen_port", "a hub needs a port its nodes can know", "add listen_port = 51820");
+            t.fault("listen_port", "is missing: a hub needs a port known to its nodes", "add listen_port = 51820");
         }
         let access = t.parsed("access", "\"open\" or \"nft\"").unwrap_or_default();
         let drift = t.parsed("drift", "\"enforce\" or \"observe\"").unwrap_or(DriftPolicy::Enforce);
@@ -171,15 +170,15 @@ impl Interface {
         if access == Access::Nft && (drift == DriftPolicy::Observe || remove_unknown == Some(false)) {
             t.fault(
                 "access",
-                "\"nft\" cannot be kept where unknown peers stay",
-                "leave out remove_unknown = false and drift = \"observe\", or set access = \"open\"",
+                "is \"nft\", which requires that unknown peers are removed",
+                "remove remove_unknown = false and drift = \"observe\", or set access = \"open\"",
             );
         }
         let dns = t.list("dns", "IP addresses such as 10.8.0.1").unwrap_or_default();
         let nested_allowed_ips = t.flag("nested_allowed_ips").unwrap_or(false);
         let forwarding = t.flag("forwarding").unwrap_or(false);
         if forwarding && node.role != Role::Hub {
-            t.fault("forwarding", "only a hub forwards between its peers", "set node.role = \"hub\", or leave it out");
+            t.fault("forwarding", "only a hub forwards between its peers", "set node.role = \"hub\", or remove it");
         }
         let table = t.number("table", 1..=u64::from(u32::MAX)).map_or(TABLE_MAIN, saturate);
         let routes = t.flag("routes").unwrap_or(true);
@@ -192,7 +191,7 @@ impl Interface {
         let v6 = addresses.iter().find(|a: &&IfAddress| a.0.addr().is_ipv6());
         if let (Some(mtu), Some(address)) = (mtu.filter(|m| *m < u64::from(MIN_MTU_V6)), v6) {
             let problem = format!("{mtu} is too small for the address {}: IPv6 needs {MIN_MTU_V6}", address.0);
-            t.fault("mtu", problem, format_args!("write {MIN_MTU_V6} or more, or leave IPv6 addresses out"));
+            t.fault("mtu", problem, format_args!("write {MIN_MTU_V6} or more, or remove the IPv6 addresses"));
         }
         let peers = t.tables("peer", |p| read_peer(p, access));
         check_peers(t, &peers, nested_allowed_ips, routes && table == TABLE_MAIN);
@@ -270,12 +269,12 @@ fn check_peers(t: &mut Table<'_>, peers: &[Peer], nested: bool, main_table_route
         if main_table_routes && peer.allowed_ips.iter().any(|c| c.0.prefix_len() == 0) {
             t.fault(
                 &format!("peer[{i}].allowed_ips"),
-                "a default route in the main table would also catch the tunnel's own packets",
-                "set table to a table of its own with an `ip rule`, or routes = false",
+                "a default route in the main table would also route the tunnel's own packets into the tunnel",
+                "set table to a separate table with an `ip rule`, or routes = false",
             );
         }
     }
-    // Sorted by first address, an overlap shows between neighbours or with the last network that still reaches here.
+    // In order of first address, `open` holds the networks that contain the current one.
     let mut all: Vec<(IpNet, usize)> =
         peers.iter().enumerate().flat_map(|(i, p)| p.allowed_ips.iter().map(move |c| (c.0, i))).collect();
     all.sort_unstable();
@@ -287,14 +286,14 @@ fn check_peers(t: &mut Table<'_>, peers: &[Peer], nested: bool, main_table_route
             t.fault(
                 &format!("peer[{i}].allowed_ips"),
                 format_args!("{net} overlaps {other} of peer[{j}]"),
-                "give each address to one peer, or set nested_allowed_ips = true on the interface if the narrower one shall win",
+                "give each address to one peer, or set nested_allowed_ips = true on the interface if the narrower one is to win",
             );
         }
         open.push((net, i));
     }
 }
 
-/// Pairs of networks that collide: equal ones always, one inside the other unless `nested`.
+/// Pairs of overlapping networks: equal ones, and unless `nested` one inside the other.
 pub(super) fn overlaps(a: &[Cidr], b: &[Cidr], nested: bool) -> Vec<(IpNet, IpNet)> {
     let collide = |x: &IpNet, y: &IpNet| x == y || (!nested && (x.contains(y) || y.contains(x)));
     a.iter().flat_map(|x| b.iter().filter(|y| collide(&x.0, &y.0)).map(|y| (x.0, y.0))).collect()

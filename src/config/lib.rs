@@ -26,16 +26,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 
-/// One mistake in the configuration.
+/// One fault in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Fault {
-    /// The file, or `the environment`; empty where the key is in none.
+    /// The file, or `the environment`; empty if the key is in neither.
     pub file: String,
     /// The full path of the key.
     pub key: String,
-    /// What is wrong.
+    /// What is wrong with it.
     pub problem: String,
-    /// What to do about it.
+    /// What to write instead.
     pub remedy: String,
 }
 
@@ -71,13 +71,13 @@ pub struct Config {
     pub node: node::Node,
     /// `[uplink]`: the hubs and how to stay connected to one of them.
     pub uplink: Option<uplink::Uplink>,
-    /// `[clock]`: the stamp that the clock never goes below.
+    /// `[clock]`: how often the time is stored.
     pub clock: clock::Clock,
     /// `[health]`: the local endpoints.
     pub health: health::Health,
-    /// `[control]`: the control plane to follow.
+    /// `[control]`: the control plane of this node.
     pub control: Option<control::Control>,
-    /// `[grants]`: who may be a peer, by NFT.
+    /// `[grants]`: the contract that admits peers.
     pub grants: Option<grants::Grants>,
     /// `[update]`: updates of an image with two slots.
     pub update: update::Update,
@@ -89,7 +89,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads the file, if one is given, and `variables` (name and value, names other than `SPOKE__…` are ignored).
+    /// Reads the file, if one is given, and `variables` (name, value; only `SPOKE__…` are used).
     pub fn load(file: Option<&Path>, variables: impl IntoIterator<Item = (String, String)>) -> Result<Self, Faults> {
         let text = match file {
             None => None,
@@ -100,7 +100,7 @@ impl Config {
         Self::from_text(text.as_ref().map(|(name, text)| (name.as_str(), text.as_str())), variables)
     }
 
-    /// As [`Config::load`], from text that `name` names in faults.
+    /// As [`Config::load`], from a file's name and text.
     pub fn from_text(
         file: Option<(&str, &str)>,
         variables: impl IntoIterator<Item = (String, String)>,
@@ -110,7 +110,7 @@ impl Config {
             config::Environment::with_prefix("SPOKE").prefix_separator("__").separator("__").source(Some(variables));
         let mut builder = config::Config::builder();
         if let Some((name, text)) = file {
-            // Parsed on its own first: the library's message has the line, and the layers below still get read.
+            // The parser's own message has the line; that of the layered reader has not.
             if let Err(e) = text.parse::<toml::Table>() {
                 return Err(Faults(vec![syntax(name, text, &e)]));
             }
@@ -122,7 +122,7 @@ impl Config {
                 file: name.into(),
                 key: String::new(),
                 problem: e.to_string(),
-                remedy: "mend it".into(),
+                remedy: "correct it".into(),
             }])
         })?;
         let mut faults = Vec::new();
@@ -138,7 +138,7 @@ impl Config {
         let control = if root.has("control") { root.section("control", control::Control::read) } else { None };
         let mut interfaces = root.tables("interface", |t| interface::Interface::read(t, &node));
         root.finish();
-        // Its key exists before the node is enrolled, because the key is what is enrolled.
+        // Needed before the enrolment: its key is what is enrolled.
         if let Some(control) = control.as_ref().filter(|c| !interfaces.iter().any(|i| i.name == c.interface)) {
             interfaces.push(interface::Interface::bare(control.interface.clone(), &node));
         }
@@ -147,7 +147,7 @@ impl Config {
         if faults.is_empty() { Ok(config) } else { Err(Faults(faults)) }
     }
 
-    /// What no section can see alone.
+    /// Checks what concerns several sections.
     fn cross_check(&self, file: &str, faults: &mut Vec<Fault>) {
         let mut fault = |key: String, problem: String, remedy: &str| {
             faults.push(Fault { file: file.into(), key, problem, remedy: remedy.into() });
@@ -155,16 +155,16 @@ impl Config {
         if self.control.is_some() && self.node.id.is_none() {
             fault(
                 "node.id".into(),
-                "is missing, and the control plane knows nodes by it".into(),
+                "is missing, and the control plane identifies nodes by it".into(),
                 "add id = \"…\" to [node]",
             );
         }
         let nft = self.interfaces.iter().position(|i| i.access == interface::Access::Nft);
-        // A control plane may name the contract: until it has, nobody is admitted.
+        // A control plane may name the contract; until then no peer is admitted.
         if let (Some(i), None, None) = (nft, &self.grants, &self.control) {
             fault(
                 format!("interface[{i}].access"),
-                "\"nft\" without a contract to ask".into(),
+                "is \"nft\", and no contract is configured".into(),
                 "add [grants] with contract, chain_id and endpoints, or [control] with a network that has a grants policy",
             );
         }
@@ -174,8 +174,8 @@ impl Config {
             if !names.insert(&link.name) {
                 fault(
                     format!("interface[{i}].name"),
-                    format!("{} is there twice", link.name),
-                    "give every interface a name of its own",
+                    format!("{} is used twice", link.name),
+                    "give each interface its own name",
                 );
             }
             if let Some(port) = link.listen_port
@@ -184,7 +184,7 @@ impl Config {
                 fault(
                     format!("interface[{i}].listen_port"),
                     format!("{port} is also the port of {other}"),
-                    "give each interface its own port, or leave it out for a random one",
+                    "give each interface its own port, or remove it for a random one",
                 );
             }
         }
@@ -192,8 +192,8 @@ impl Config {
         let Some((i, link)) = self.interfaces.iter().enumerate().find(|(_, l)| l.name == uplink.interface) else {
             fault(
                 "uplink.interface".into(),
-                format!("there is no [[interface]] named {}", uplink.interface),
-                "add it, or name one that is there",
+                format!("no [[interface]] is named {}", uplink.interface),
+                "add it, or name a configured interface",
             );
             return;
         };
@@ -203,14 +203,14 @@ impl Config {
                     fault(
                         format!("interface[{i}].peer[{p}].public_key"),
                         format!("is also uplink.hub[{h}]"),
-                        "keep it in one of the two places",
+                        "remove one of the two",
                     );
                 }
                 for (a, b) in interface::overlaps(&peer.allowed_ips, &hub.allowed_ips, link.nested_allowed_ips) {
                     fault(
                         format!("interface[{i}].peer[{p}].allowed_ips"),
                         format!("{a} overlaps {b} of uplink.hub[{h}]"),
-                        "give each address to one peer, or set nested_allowed_ips = true on the interface if the narrower one shall win",
+                        "give each address to one peer, or set nested_allowed_ips = true on the interface if the narrower one is to win",
                     );
                 }
             }
@@ -220,16 +220,17 @@ impl Config {
             {
                 fault(
                     format!("uplink.hub[{h}].allowed_ips"),
-                    "a default route in the main table would also catch the tunnel's own packets".into(),
-                    "set interface.table to a table of its own with an `ip rule`, or interface.routes = false",
+                    "a default route in the main table would also route the tunnel's own packets into the tunnel"
+                        .into(),
+                    "set interface.table to a separate table with an `ip rule`, or interface.routes = false",
                 );
             }
         }
     }
 
-    /// The configuration as TOML with every default filled in and no secret in it.
+    /// TOML with every default filled in and without secrets.
     pub fn to_toml(&self) -> String {
-        toml::to_string_pretty(self).unwrap_or_else(|e| format!("# cannot be shown: {e}\n"))
+        toml::to_string_pretty(self).unwrap_or_else(|e| format!("# cannot be written as TOML: {e}\n"))
     }
 }
 
@@ -237,7 +238,7 @@ fn unreadable(path: &Path, e: &std::io::Error) -> Faults {
     let remedy = match e.kind() {
         std::io::ErrorKind::NotFound => "create it (docs/configure.md) or name another with --config",
         std::io::ErrorKind::PermissionDenied => "let the user that runs spoke read it",
-        _ => "check the file system",
+        _ => "check the file system (dmesg)",
     };
     Faults(vec![Fault {
         file: path.display().to_string(),
@@ -253,7 +254,7 @@ fn syntax(name: &str, text: &str, e: &toml::de::Error) -> Fault {
         file: name.into(),
         key: format!("line {line}"),
         problem: e.message().trim().to_owned(),
-        remedy: "mend the TOML".into(),
+        remedy: "correct the TOML".into(),
     }
 }
 

@@ -1,11 +1,11 @@
-//! `[node]`: who this is and where it keeps its state.
+//! `[node]`: identity, role and directories.
 use super::reader::Table;
 use serde::{Deserialize, Serialize};
 use spoke_model::node_id::NodeId;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// What the machine is on its network.
+/// Role of the machine in its network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -30,14 +30,14 @@ impl FromStr for Role {
 /// `[node]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Node {
-    /// Name on the network; `None` until enrolment gives or confirms one.
+    /// Name in the network; required with `[control]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<NodeId>,
     /// Node or hub.
     pub role: Role,
-    /// Where keys and documents are kept.
+    /// Keys and documents.
     pub state_dir: PathBuf,
-    /// Where the running process offers its socket and status.
+    /// Socket and status of the running process.
     pub runtime_dir: PathBuf,
 }
 

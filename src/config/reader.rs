@@ -1,4 +1,4 @@
-//! Reads typed values out of a configuration tree and collects every fault on the way, instead of stopping at the first.
+//! Reads typed values from a configuration tree and collects all faults instead of stopping at the first.
 use super::Fault;
 use config::{Value, ValueKind};
 use spoke_model::duration::{parse_duration, show_duration};
@@ -7,10 +7,10 @@ use std::fmt::Display;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// One table of the tree. Keys are taken out of it; [`Table::finish`] reports what nobody asked for.
+/// One table of the tree. Keys are taken out of it; [`Table::finish`] reports those never read.
 pub struct Table<'f> {
     path: String,
-    /// Where the value last taken came from.
+    /// Origin of the value last taken.
     file: String,
     /// The configuration file's name.
     base: String,
@@ -176,7 +176,7 @@ impl<'f> Table<'f> {
         }
     }
 
-    /// A table of its own; absent reads as empty.
+    /// A subtable; an absent one reads as empty.
     pub fn table(&mut self, key: &'static str) -> Table<'_> {
         let path = self.key(key);
         let values = match self.take(key) {
@@ -200,7 +200,7 @@ impl<'f> Table<'f> {
         }
     }
 
-    /// A table of its own, read by `read`; what that did not ask for is reported.
+    /// A subtable, read by `read`; keys it did not read are reported.
     pub fn section<T>(&mut self, key: &'static str, read: impl FnOnce(&mut Table<'_>) -> T) -> T {
         let mut table = self.table(key);
         let value = read(&mut table);
@@ -208,17 +208,17 @@ impl<'f> Table<'f> {
         value
     }
 
-    /// Whether `key` is or was there, readable or not.
+    /// Whether `key` was given, readable or not.
     pub fn has(&self, key: &str) -> bool {
         self.values.contains_key(key) || self.taken.contains(&key)
     }
 
-    /// Whether any fault was found so far, here or elsewhere.
+    /// Whether any fault was found so far, in any table.
     pub fn faulty(&self) -> bool {
         !self.faults.is_empty()
     }
 
-    /// Reports that a key must be there; `remedy` is what to write.
+    /// Reports a missing key; `remedy` is what to write.
     pub fn required(&mut self, key: &'static str, remedy: &str) {
         self.asked.push(key);
         self.fault(key, "is missing", format_args!("add {key}: {remedy}"));
@@ -255,7 +255,7 @@ impl<'f> Table<'f> {
         out
     }
 
-    /// Reports every key that was not asked for, with the nearest one that exists.
+    /// Reports every unknown key, with the nearest known one.
     pub fn finish(mut self) {
         for (key, value) in std::mem::take(&mut self.values) {
             self.file = self.origin(&value);
@@ -280,7 +280,7 @@ fn text(value: &Value) -> Option<String> {
     }
 }
 
-/// A value as it may be shown: keys and tokens may be in it, so only its beginning.
+/// The beginning of a value: the rest could be a key or a token.
 fn shown(value: &Value) -> String {
     match &value.kind {
         ValueKind::String(s) => format!("{:?}", clipped(s)),
@@ -291,7 +291,7 @@ fn shown(value: &Value) -> String {
 }
 
 fn clipped(text: &str) -> String {
-    // 24 characters are enough to recognise a value and too few to be a usable key.
+    // 24 characters identify a value and are too few for a usable key.
     match text.char_indices().nth(24) {
         Some((at, _)) => format!("{}…", &text[..at]),
         None => text.to_owned(),
@@ -334,7 +334,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_read_or_refused(text in "\\PC{0,30}") {
+        fn duration_of_any_text_never_panics(text in "\\PC{0,30}") {
             let _ = parse_duration(&text);
         }
     }

@@ -1,4 +1,4 @@
-//! What a person who writes a configuration must be told.
+//! Faults and defaults as the author of a configuration sees them.
 use super::*;
 use proptest::prelude::*;
 
@@ -18,12 +18,12 @@ fn example() -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../systemd/spoke.toml")).unwrap()
 }
 
-/// The example with the sections in its last part (what most installations leave out) cut off.
+/// The example without its last part, the sections that most installations omit.
 fn usual(text: &str) -> &str {
     text.split("\n# ---").next().unwrap()
 }
 
-/// Takes away the `#` in front of keys and sections, but for the keys in `except`.
+/// Removes the `#` before keys and sections, except for the keys in `except`.
 fn uncommented(text: &str, except: &[&str]) -> String {
     text.lines()
         .map(|l| match l.strip_prefix('#') {
@@ -34,7 +34,7 @@ fn uncommented(text: &str, except: &[&str]) -> String {
 }
 
 #[test]
-fn the_documented_example_loads_and_shows_every_default() {
+fn example_loads_and_shows_every_default() {
     let text = example();
     let config = read(&text).unwrap();
     // A commented key is the default: uncommenting all but the ones that only make sense elsewhere changes nothing.
@@ -50,7 +50,7 @@ fn the_documented_example_loads_and_shows_every_default() {
 
 /// A reader that meets a key it does not know says which ones it does: none of them may be missing in the example.
 #[test]
-fn the_documented_example_names_every_key() {
+fn example_names_every_key() {
     let text = example();
     let mut section = "";
     let mut named = std::collections::BTreeSet::new();
@@ -75,8 +75,8 @@ fn the_documented_example_names_every_key() {
         ("[clock]", ""),
         ("[health]", ""),
     ] {
-        let said = faults(&format!("{below}\n{section}\nqqqqqqqqqqqqqqqqqqqqqqqq = 1\n")).join("\n");
-        let list = said.split("known here: ").nth(1).and_then(|l| l.lines().next()).expect("the known keys");
+        let report = faults(&format!("{below}\n{section}\nqqqqqqqqqqqqqqqqqqqqqqqq = 1\n")).join("\n");
+        let list = report.split("known here: ").nth(1).and_then(|l| l.lines().next()).expect("the known keys");
         for key in list.split(", ").filter(|k| !matches!(*k, "peer" | "hub")) {
             assert!(named.contains(&(section, key)), "{key} of {section} is not in the example");
             known += 1;
@@ -86,7 +86,7 @@ fn the_documented_example_names_every_key() {
 }
 
 #[test]
-fn the_documented_control_plane_shows_its_defaults() {
+fn example_shows_the_defaults_of_control() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../systemd/spoke.toml");
     let text = std::fs::read_to_string(path).unwrap();
     let section = text.split_once("# [control]").unwrap().1.split_once("\n\n").unwrap().0;
@@ -103,7 +103,7 @@ fn the_documented_control_plane_shows_its_defaults() {
 }
 
 #[test]
-fn every_fault_is_reported_at_once_with_key_and_remedy() {
+fn all_faults_are_reported_with_key_and_remedy() {
     let found = faults(&format!(
         r#"
         [node]
@@ -144,7 +144,7 @@ fn every_fault_is_reported_at_once_with_key_and_remedy() {
 }
 
 #[test]
-fn a_hub_needs_a_key_an_endpoint_and_an_address() {
+fn hub_needs_key_endpoint_and_address() {
     let found =
         faults("[[interface]]\nname = \"wg0\"\n[uplink]\ninterface = \"wg0\"\n[[uplink.hub]]\nname = \"a\"").join("\n");
     for key in ["public_key", "endpoint", "address"] {
@@ -161,50 +161,54 @@ fn overlapping_allowed_ips_name_both_peers() {
              [[interface.peer]]\npublic_key = \"{HUB_KEY}\"\nallowed_ips = [\"{second}\"]\n"
         )
     };
-    let said = faults(&text("10.9.0.7/32", false)).join("\n");
-    assert!(said.contains("interface[0].peer[1].allowed_ips: 10.9.0.7/32 overlaps 10.9.0.0/24 of peer[0]"), "{said}");
-    assert!(read(&text("10.9.0.7/32", true)).is_ok(), "nested is legal where it is asked for");
-    assert!(read(&text("10.9.0.0/24", true)).is_err(), "the same network never is");
+    let report = faults(&text("10.9.0.7/32", false)).join("\n");
+    assert!(
+        report.contains("interface[0].peer[1].allowed_ips: 10.9.0.7/32 overlaps 10.9.0.0/24 of peer[0]"),
+        "{report}"
+    );
+    assert!(read(&text("10.9.0.7/32", true)).is_ok(), "nested networks need the flag");
+    assert!(read(&text("10.9.0.0/24", true)).is_err(), "equal networks are always refused");
     assert!(read(&text("10.9.1.0/24", false)).is_ok());
 }
 
 #[test]
-fn two_interfaces_do_not_share_a_name_or_a_port() {
-    let said = faults("[[interface]]\nname = \"wg0\"\nlisten_port = 1\n[[interface]]\nname = \"wg0\"\nlisten_port = 1")
-        .join("\n");
-    assert!(said.contains("interface[1].name: wg0 is there twice"), "{said}");
-    assert!(said.contains("interface[1].listen_port: 1 is also the port of wg0"), "{said}");
+fn interfaces_share_no_name_or_port() {
+    let report =
+        faults("[[interface]]\nname = \"wg0\"\nlisten_port = 1\n[[interface]]\nname = \"wg0\"\nlisten_port = 1")
+            .join("\n");
+    assert!(report.contains("interface[1].name: wg0 is used twice"), "{report}");
+    assert!(report.contains("interface[1].listen_port: 1 is also the port of wg0"), "{report}");
 }
 
 #[test]
-fn the_environment_overrides_the_file_and_is_named_in_faults() {
+fn environment_overrides_the_file() {
     let env = |k: &str, v: &str| (k.to_owned(), v.to_owned());
     let file = Some(("spoke.toml", "[health]\nlisten = [\"127.0.0.1:1\"]\n"));
     let config =
         Config::from_text(file, [env("SPOKE__HEALTH__LISTEN", "127.0.0.1:2,[::1]:3"), env("HOME", "/")]).unwrap();
     assert_eq!(config.health.listen, ["127.0.0.1:2".parse().unwrap(), "[::1]:3".parse().unwrap()]);
-    let said = Config::from_text(file, [env("SPOKE__HEALTH__ENABLED", "maybe")]).unwrap_err().to_string();
-    assert!(said.contains("the environment: health.enabled: \"maybe\" is not true or false"), "{said}");
+    let report = Config::from_text(file, [env("SPOKE__HEALTH__ENABLED", "maybe")]).unwrap_err().to_string();
+    assert!(report.contains("the environment: health.enabled: \"maybe\" is not true or false"), "{report}");
 }
 
 #[test]
-fn a_key_in_the_wrong_place_is_not_printed_whole() {
-    let said = faults(&format!("[[interface]]\nname = \"wg0\"\nprivate_key = \"{PEER_KEY}\"")).join("\n");
-    assert!(said.contains("write \"file:/absolute/path\""), "{said}");
-    assert!(!said.contains(PEER_KEY), "{said}");
+fn misplaced_key_is_not_printed_in_full() {
+    let report = faults(&format!("[[interface]]\nname = \"wg0\"\nprivate_key = \"{PEER_KEY}\"")).join("\n");
+    assert!(report.contains("write \"file:/absolute/path\""), "{report}");
+    assert!(!report.contains(PEER_KEY), "{report}");
 }
 
 #[test]
-fn broken_toml_names_the_line_and_a_missing_file_the_remedy() {
-    let said = faults("[node]\nid = \"a\"\nid = \"b\"\n").join("\n");
-    assert!(said.contains("spoke.toml: line 3:"), "{said}");
-    let said = Config::load(Some(Path::new("/nonexistent/spoke.toml")), []).unwrap_err().to_string();
-    assert!(said.contains("/nonexistent/spoke.toml") && said.contains("--config"), "{said}");
+fn unreadable_file_names_line_or_remedy() {
+    let report = faults("[node]\nid = \"a\"\nid = \"b\"\n").join("\n");
+    assert!(report.contains("spoke.toml: line 3:"), "{report}");
+    let report = Config::load(Some(Path::new("/nonexistent/spoke.toml")), []).unwrap_err().to_string();
+    assert!(report.contains("/nonexistent/spoke.toml") && report.contains("--config"), "{report}");
 }
 
 proptest! {
     #[test]
-    fn any_value_at_any_key_is_read_or_refused(
+    fn any_value_at_any_key_never_panics(
         section in prop::sample::select(vec!["node", "uplink", "health", "[interface]", "[uplink.hub]", "x"]),
         key in prop::sample::select(vec!["id", "name", "interface", "listen", "mtu", "hub", "peer", "backoff_max", "enabled", "y"]),
         value in prop::sample::select(vec!["1", "-1", "true", "\"\"", "\"wg0\"", "[]", "[1]", "[[1]]", "{}", "{a=1}", "1.5", "1979-05-27", "nan", "99999999999999999999"]),

@@ -1,4 +1,4 @@
-//! `[update]`: where updates come from and how a new system is judged; of use on an image with two slots only.
+//! `[update]`: source of image updates and the rules that commit a new system; used on an image with two slots only.
 use super::reader::Table;
 use serde::{Serialize, Serializer};
 use spoke_model::duration::duration_text;
@@ -6,16 +6,16 @@ use std::time::Duration;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// How long to wait for what.
+/// Time limits of a trial of a new system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Rules {
-    /// Healthy for this long without a gap: commit.
+    /// Commit after being healthy for this long without a gap.
     pub settle: Duration,
     /// Time a new system has to become healthy.
     pub patience: Duration,
-    /// Time it has when nothing outside answers.
+    /// The same during an outage of the WAN.
     pub outage: Duration,
-    /// How often a trial that met an outage is tried again.
+    /// How often a trial that ended in an outage is repeated.
     pub resumes: u8,
 }
 
@@ -33,16 +33,17 @@ impl Default for Rules {
 /// `[update]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Update {
-    /// Where bundles are: `SOURCE/BOARD.spoke` is fetched. `None`: only what `spoke update install` is given.
+    /// Base URL of bundles: `SOURCE/BOARD.spoke` is fetched. `None`: only `spoke update install FILE`.
     pub source: Option<String>,
-    /// Install what `source` offers without being asked.
+    /// Install a newer bundle of `source` automatically.
     pub automatic: bool,
-    /// How often `source` is looked at.
+    /// Period of checks of `source`.
     #[serde(serialize_with = "duration_text")]
     pub every: Duration,
-    /// `HOST:PORT`s outside that answer TCP: they tell an outage from a bad system. The host of `source` is asked too.
+    /// `HOST:PORT`s on the internet that accept TCP: they distinguish an outage from a bad system. The host of `source` is
+    /// probed too.
     pub probes: Vec<String>,
-    /// How a trial is judged.
+    /// Rules of a trial.
     #[serde(flatten, serialize_with = "rules")]
     pub rules: Rules,
 }
@@ -62,7 +63,7 @@ fn rules<S: Serializer>(rules: &Rules, s: S) -> Result<S::Ok, S::Error> {
     Written { settle, patience, outage, resumes }.serialize(s)
 }
 
-/// A place outside to knock at.
+/// A `HOST:PORT` to probe.
 struct Probe(String);
 
 impl std::str::FromStr for Probe {
@@ -81,13 +82,13 @@ impl Update {
     pub(super) fn read(t: &mut Table<'_>) -> Self {
         let source = t.text("source");
         if source.as_ref().is_some_and(|s| !(s.starts_with("https://") || s.starts_with("http://"))) {
-            t.fault("source", "is not a web address", "write https://… (http:// is possible: bundles are signed)");
+            t.fault("source", "is not a URL", "write https://… (http:// is possible: bundles are signed)");
         }
         if source.as_ref().is_some_and(|s| s.contains('@')) {
             t.fault(
                 "source",
-                "has a name or a password in it, which /config would show",
-                "leave out what is before the @",
+                "contains a user name or password, which /config would show",
+                "remove what is before the @",
             );
         }
         let default = Rules::default();
@@ -97,7 +98,7 @@ impl Update {
         Self {
             automatic: t.flag("automatic").unwrap_or(false),
             every: t.duration("every", minute..=720 * HOUR).unwrap_or(12 * HOUR),
-            // Two resolvers that everybody can reach, of different networks.
+            // Public resolvers of two operators.
             probes: probes.unwrap_or_else(|| vec!["1.1.1.1:443".into(), "9.9.9.9:443".into()]),
             rules: Rules {
                 settle: t.duration("settle", second..=24 * HOUR).unwrap_or(default.settle),

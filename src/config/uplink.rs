@@ -20,11 +20,11 @@ pub struct Hub {
     /// Extra symmetric key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preshared_key: Option<KeySource>,
-    /// Where to reach it; a name is looked up anew for each attempt.
+    /// Where to reach it; a name is resolved for each attempt.
     pub endpoint: HostPort,
-    /// The hub's address inside the tunnel, which must answer an echo before the tunnel counts as up.
+    /// The hub's tunnel address; it must answer an echo before the tunnel counts as up.
     pub address: IpAddr,
-    /// Networks behind the hub; holds `address`.
+    /// Networks behind the hub; contain `address`.
     pub allowed_ips: Vec<Cidr>,
     /// Seconds; 0 is off.
     pub keepalive: u16,
@@ -41,22 +41,22 @@ pub struct Uplink {
     /// Longest wait between attempts.
     #[serde(serialize_with = "duration_text")]
     pub backoff_max: Duration,
-    /// How long an attempt may take to a handshake and an answered echo.
+    /// Time limit of an attempt, up to handshake and echo reply.
     #[serde(serialize_with = "duration_text")]
     pub attempt_timeout: Duration,
-    /// How long a session must have held before the next failure starts at `backoff_initial` again.
+    /// A session that lasted this long resets the backoff.
     #[serde(serialize_with = "duration_text")]
     pub stable_after: Duration,
-    /// Sent but nothing received for this long: probe.
+    /// Probe after sending without receiving for this long.
     #[serde(serialize_with = "duration_text")]
     pub probe_after: Duration,
-    /// Sent and probed but nothing received for this long: dead.
+    /// Disconnected after sending and probing without receiving for this long.
     #[serde(serialize_with = "duration_text")]
     pub dead_after: Duration,
-    /// How often an idle tunnel is proved by an echo.
+    /// Period of echoes through an idle tunnel.
     #[serde(serialize_with = "duration_text")]
     pub idle_probe: Duration,
-    /// How long a better hub must have been good before the tunnel moves back to it.
+    /// How long a better hub must respond before the tunnel moves back to it.
     #[serde(serialize_with = "duration_text")]
     pub failback_after: Duration,
     /// Hubs, best first.
@@ -65,7 +65,7 @@ pub struct Uplink {
 }
 
 impl Uplink {
-    /// An uplink with the usual times.
+    /// An uplink with default times.
     pub fn with_hubs(interface: IfName, hubs: Vec<Hub>) -> Self {
         let s = Duration::from_secs;
         Self {
@@ -92,12 +92,16 @@ impl Uplink {
         let backoff_initial = t.duration("backoff_initial", ms(100)..=s(600)).unwrap_or(s(2));
         let backoff_max = t.duration("backoff_max", s(1)..=s(3600)).unwrap_or(s(60));
         if backoff_max < backoff_initial {
-            t.fault("backoff_max", "is shorter than backoff_initial", "raise it");
+            t.fault("backoff_max", "is shorter than backoff_initial", "write at least backoff_initial");
         }
         let probe_after = t.duration("probe_after", s(1)..=s(120)).unwrap_or(s(5));
         let dead_after = t.duration("dead_after", s(2)..=s(180)).unwrap_or(s(15));
         if dead_after <= probe_after {
-            t.fault("dead_after", "is not longer than probe_after", "leave time for a probe to be answered");
+            t.fault(
+                "dead_after",
+                "is not longer than probe_after",
+                "write more than probe_after, so that a probe can be answered",
+            );
         }
         let (attempt_timeout, stable_after) =
             (t.duration("attempt_timeout", s(1)..=s(120)), t.duration("stable_after", s(1)..=s(86_400)));
@@ -105,11 +109,11 @@ impl Uplink {
             (t.duration("idle_probe", s(1)..=s(3600)), t.duration("failback_after", s(1)..=s(86_400)));
         let hubs = t.tables("hub", read_hub);
         if hubs.is_empty() && !t.faulty() {
-            t.fault("hub", "there is none", "add [[uplink.hub]] with name, public_key, endpoint, address");
+            t.fault("hub", "is missing", "add [[uplink.hub]] with name, public_key, endpoint, address");
         }
         for (i, hub) in hubs.iter().enumerate() {
             if let Some(j) = hubs[..i].iter().position(|h| h.name == hub.name || h.public_key == hub.public_key) {
-                t.fault(&format!("hub[{i}]"), format_args!("has the name or key of hub[{j}]"), "keep one of the two");
+                t.fault(&format!("hub[{i}]"), format_args!("has the name or key of hub[{j}]"), "remove one of the two");
             }
         }
         Some(Self {
@@ -146,7 +150,7 @@ fn read_hub(t: &mut Table<'_>) -> Option<Hub> {
         } else if !allowed_ips.iter().any(|c| c.0.contains(&address)) {
             t.fault(
                 "allowed_ips",
-                format_args!("do not hold the hub's own address {address}"),
+                format_args!("do not contain the hub's own address {address}"),
                 format_args!("add {address}"),
             );
         }

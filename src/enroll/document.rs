@@ -1,9 +1,8 @@
-//! The state document: what the control plane wants of one node, signed so that only it can say so.
+//! The state document: the desired state of one node, signed by the control plane.
 //!
-//! The bytes that are signed are the bytes that travel and the bytes that are kept: the document stands verbatim inside
-//! its envelope, so nothing depends on two programs writing JSON the same way. A domain prefix keeps a signature from
-//! meaning anything elsewhere. An envelope carries one signature for each signing key in service, so that a node that
-//! slept through a rotation still finds one it knows.
+//! The signed bytes are sent and stored verbatim inside the envelope, so verification does not depend on two programs
+//! writing the same JSON. A domain prefix separates these signatures from any others of the same key. An envelope has one
+//! signature for each signing key in service, so that a node that was offline during a key rotation finds one it knows.
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -22,42 +21,42 @@ use spoke_net::state::MAX_PEERS;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// The version of the document that this build writes and reads.
+/// Version of the document.
 pub const VERSION: u32 = 1;
 
-/// The largest envelope accepted, in bytes: a hub with [`MAX_PEERS`] peers stays below it.
+/// Largest envelope accepted, in bytes; enough for a hub with [`MAX_PEERS`] peers.
 pub const MAX_BYTES: usize = 16 << 20;
 
-/// Signing keys in service at the same time.
+/// Most signing keys in service.
 pub const MAX_SIGNING_KEYS: usize = 4;
 
-/// Interfaces in one document.
+/// Most interfaces of a document.
 const MAX_INTERFACES: usize = 8;
 
-/// Hubs of one interface.
+/// Most hubs of an interface.
 const MAX_HUBS: usize = 16;
 
 const DOMAIN: &[u8] = b"spoke state document\n";
 
-/// What the control plane wants of one node.
+/// Desired state of one node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateDocument {
     /// [`VERSION`].
     pub version: u32,
-    /// Whom it is for.
+    /// The node.
     pub node_id: NodeId,
-    /// Grows with every change; a node never goes back.
+    /// Grows with every change; a node never accepts an older one.
     pub generation: u64,
-    /// What the node is on its network.
+    /// The node's role.
     pub role: Role,
-    /// Keys whose signature the node shall accept from now on.
+    /// Signing keys to pin once this document is kept.
     pub signing_keys: Vec<VerifyKey>,
     /// WireGuard interfaces.
     pub interfaces: Vec<WantedInterface>,
-    /// The release its image shall run; `None`: as the node's configuration says.
+    /// The release its image has to run; `None`: as configured on the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release: Option<WantedRelease>,
-    /// Which contract says who may be a peer, where an interface of the node asks; `None`: as its configuration says.
+    /// The contract that admits peers of interfaces with access by NFT; `None`: as configured on the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grants: Option<GrantsPolicy>,
 }
@@ -69,10 +68,10 @@ pub struct WantedInterface {
     pub name: IfName,
     /// The node's addresses with the prefix length of their pool.
     pub addresses: Vec<IpNet>,
-    /// UDP port; `None`: as the node's configuration says.
+    /// UDP port; `None`: as configured on the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub listen_port: Option<u16>,
-    /// Bytes; `None`: as the node's configuration says.
+    /// Bytes; `None`: as configured on the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
     /// Resolvers inside the tunnel.
@@ -87,10 +86,10 @@ pub struct WantedInterface {
     /// Whether packets may go from peer to peer.
     #[serde(default)]
     pub forwarding: bool,
-    /// What is set for this node in place of the above and of its own configuration.
+    /// Values for this node alone, in place of the above and of its own configuration.
     #[serde(default, skip_serializing_if = "Overrides::is_empty")]
     pub overrides: Overrides,
-    /// The public key this node has announced and its hub already accepts: the node may change to it.
+    /// The public key that this node has announced and its hub accepts: the node may change to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_key: Option<PublicKey>,
 }
@@ -104,7 +103,7 @@ pub struct WantedHub {
     pub public_key: PublicKey,
     /// Where to reach it.
     pub endpoint: HostPort,
-    /// Its address inside the tunnel, which answers an echo.
+    /// Its tunnel address, which answers an echo.
     pub address: IpAddr,
     /// Networks behind it.
     pub allowed_ips: Vec<IpNet>,
@@ -115,16 +114,16 @@ pub struct WantedHub {
 /// A peer of a [`WantedInterface`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WantedPeer {
-    /// Which node it is.
+    /// The peer's node id.
     pub node_id: NodeId,
     /// Identity.
     pub public_key: PublicKey,
-    /// Its own addresses, a /32 or /128 each; empty for a key announced and not yet in use.
+    /// Its addresses, a /32 or /128 each; empty for a key announced and not yet in use.
     pub allowed_ips: Vec<IpNet>,
     /// Seconds; 0 is off.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub keepalive: u16,
-    /// Shut off from other peers even where forwarding is on.
+    /// Cannot reach other peers even with forwarding on.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub isolated: bool,
 }
@@ -134,11 +133,11 @@ const fn is_zero(n: &u16) -> bool {
     *n == 0
 }
 
-/// A document with its signatures, as it travels and as it is kept.
+/// A document with its signatures, as sent and stored.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Envelope {
-    /// One for each key in service.
+    /// One for each signing key in service.
     pub signatures: Vec<KeySignature>,
     /// The signed bytes, verbatim.
     pub document: Box<RawValue>,
@@ -148,28 +147,28 @@ pub struct Envelope {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeySignature {
-    /// Who signed.
+    /// The signing key.
     pub key: VerifyKey,
     /// Over the domain prefix and the document.
     pub signature: Signature,
 }
 
-/// Why a document was not accepted. The last good one stays in force.
+/// Why a document was refused. The last good one stays in force.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Too long to be read at all.
+    /// Too large to be read.
     #[error("the document has {0} bytes; at most {MAX_BYTES} are accepted")]
     Oversize(usize),
     /// Not an envelope.
     #[error("the answer is not a signed document: {0}")]
     Malformed(String),
-    /// No signature of a pinned key.
+    /// No valid signature of a pinned key.
     #[error("no key pinned at enrolment has signed the document")]
     BadSignature,
-    /// Written in another version.
+    /// Of another version.
     #[error("the document has version {0}; this build reads {VERSION}: update it")]
     Version(u32),
-    /// Meant for another node.
+    /// For another node.
     #[error("the document is for node {0}")]
     WrongNode(NodeId),
     /// Older than the one in force.
@@ -177,7 +176,7 @@ pub enum Refusal {
     Older {
         /// Of the document.
         got: u64,
-        /// In force, on trial or taken back.
+        /// In force, on trial or reverted.
         have: u64,
     },
     /// Signed, but inconsistent.
@@ -218,7 +217,7 @@ impl StateDocument {
         Ok(Envelope { signatures, document })
     }
 
-    /// Whether it makes sense on its own; `derive` checks it once more together with everything else.
+    /// Checks the document by itself; `derive` checks it together with the configuration.
     fn check(&self) -> Result<(), String> {
         if self.signing_keys.is_empty() || self.signing_keys.len() > MAX_SIGNING_KEYS {
             return Err(format!("{} signing keys; 1 to {MAX_SIGNING_KEYS} are accepted", self.signing_keys.len()));
@@ -235,7 +234,7 @@ impl StateDocument {
         let mut names = BTreeSet::new();
         for interface in &self.interfaces {
             if !names.insert(&interface.name) {
-                return Err(format!("interface {} is there twice", interface.name));
+                return Err(format!("interface {} is listed twice", interface.name));
             }
             interface.check().map_err(|problem| format!("interface {}: {problem}", interface.name))?;
         }
@@ -262,7 +261,7 @@ impl WantedInterface {
         let (mut keys, mut holders) = (BTreeSet::new(), BTreeMap::new());
         for (key, nets, exclusive) in hubs.chain(peers) {
             if !keys.insert(key) {
-                return Err(format!("peer {key:?} is there twice"));
+                return Err(format!("peer {key:?} is listed twice"));
             }
             if nets.len() > MAX_ALLOWED_IPS {
                 return Err(format!("peer {key:?} has {} allowed-ips", nets.len()));
@@ -281,9 +280,9 @@ impl WantedInterface {
 }
 
 impl Envelope {
-    /// Opens an envelope received as `bytes`: what is inside is for `node` and signed by one of `pinned`.
+    /// Opens a received envelope; the document is for `node` and signed by one of `pinned`.
     ///
-    /// The generation is the caller's to compare, because the same document is also read from disk.
+    /// The caller compares the generation, because the same document is also read from disk.
     pub fn open(bytes: &[u8], node: &NodeId, pinned: &[VerifyKey]) -> Result<(Self, StateDocument), Refusal> {
         if bytes.len() > MAX_BYTES {
             return Err(Refusal::Oversize(bytes.len()));
@@ -293,7 +292,7 @@ impl Envelope {
         Ok((envelope, document))
     }
 
-    /// The signing keys the document itself names, unverified: for the device's own copy when the record of its pins is lost.
+    /// The signing keys named by the document, unverified; for the device's own copy if its record of the pins is lost.
     pub fn claimed_keys(&self) -> Vec<VerifyKey> {
         #[derive(Deserialize)]
         struct Claim {
@@ -312,7 +311,7 @@ impl Envelope {
         if !self.signatures.iter().any(known) {
             return Err(Refusal::BadSignature);
         }
-        /// Only what must be known before the rest can be understood.
+        /// Read first: the rest depends on the version.
         #[derive(Deserialize)]
         struct Head {
             version: u32,

@@ -1,9 +1,8 @@
-//! How a device becomes a node and follows its control plane: identity, enrolment, the signed state document.
+//! Enrolment of a device and its conversation with the control plane: identity, signed requests, the signed state document.
 //!
-//! The device makes its own keys and the control plane never sees a private half. What it may do is bounded by what it
-//! signs: a [`document::StateDocument`] that names this node, is newer than the last one and was signed by a key pinned
-//! at enrolment. Everything else the network says is ignored, and the last good document outlives every outage: it is
-//! kept only after it was applied and the hub has answered through it, and it is what the device boots from.
+//! The device creates its own keys; no private half leaves it. It accepts only a [`document::StateDocument`] that names
+//! this node, is newer than the last one and is signed by a key pinned at enrolment. A document is stored only after it
+//! was applied and the hub has answered through it; the device boots from the last one stored.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
 
 pub mod audit;

@@ -1,13 +1,12 @@
-//! How a node proves each request: an Ed25519 signature over what is asked, when, and a number used once.
+//! Authentication of a node's requests: an Ed25519 signature over request, time and nonce.
 //!
-//! Why signatures and not client certificates: a board may boot in 1970, and a certificate is first of all a pair of
-//! dates; its renewal is one more thing that a long sleep breaks; and a proxy that ends TLS in front of several control
-//! planes has to be trusted with the identity. A signature needs the node's key and nothing else. The time in it only
-//! bounds how long a number must be remembered, and a wrong clock is told apart from a forgery: the signature is verified
-//! first, so only the node itself ever learns the server's time, and that answer is signed by the control plane's key.
+//! Signatures instead of client certificates, because a board may boot in 1970 and a certificate depends on dates, because
+//! its renewal fails after a long time offline, and because a TLS proxy in front of several control planes would have to
+//! be trusted with the identity. The time only bounds how long nonces are remembered. The signature is verified before the
+//! time, so only the node itself receives the server's time, signed by the control plane's key.
 //!
-//! The signed text, one item a line: `spoke-request-v1`, the node id, the method, path with query, the SHA-256 of the body
-//! in hex, milliseconds since 1970, the number used once. No item can hold a line feed, so no two requests read the same.
+//! Signed text, one item per line: `spoke-request-v1`, node id, method, path with query, SHA-256 of the body in hex,
+//! milliseconds since 1970, nonce in hex. No item can contain a line feed, so the text is unambiguous.
 use serde::{Deserialize, Serialize};
 use spoke_model::node_id::NodeId;
 use spoke_model::signature::{SignKey, Signature, VerifyKey, sha256_hex};
@@ -16,33 +15,34 @@ use spoke_model::signature::{SignKey, Signature, VerifyKey, sha256_hex};
 pub const NODE: &str = "spoke-node";
 /// Header with milliseconds since 1970.
 pub const TIMESTAMP: &str = "spoke-timestamp";
-/// Header with the number used once: 32 characters of lower-case hex.
+/// Header with the nonce: 32 lower-case hex digits.
 pub const NONCE: &str = "spoke-nonce";
 /// Header with the signature.
 pub const SIGNATURE: &str = "spoke-signature";
 
-/// How far the time of a request may be from the server's, in milliseconds; a nonce is remembered this long both ways.
+/// Accepted difference between the time of a request and the server's, in milliseconds; nonces are remembered for twice
+/// as long.
 pub const WINDOW_MS: u64 = 120_000;
 
-/// The proof that travels in the headers of a request.
+/// The headers that authenticate a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestProof {
-    /// Who asks.
+    /// The node.
     pub node: NodeId,
-    /// When, in milliseconds since 1970, by the node's idea of the server's clock.
+    /// The node's estimate of the server's time, in milliseconds since 1970.
     pub timestamp_ms: u64,
-    /// Used once.
+    /// Unique to the request.
     pub nonce: Nonce,
-    /// Over all of it.
+    /// Over the text above.
     pub signature: Signature,
 }
 
-/// A number used once: 16 random bytes.
+/// 16 random bytes, used once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Nonce(pub [u8; 16]);
 
 impl Nonce {
-    /// 32 characters of lower-case hex.
+    /// 32 lower-case hex digits.
     pub fn to_hex(self) -> String {
         use std::fmt::Write as _;
         self.0.iter().fold(String::with_capacity(32), |mut text, b| {
@@ -51,7 +51,7 @@ impl Nonce {
         })
     }
 
-    /// Reads [`Nonce::to_hex`]; `None` if it is anything else.
+    /// Reads [`Nonce::to_hex`]; `None` for any other text.
     pub fn from_hex(text: &str) -> Option<Self> {
         if text.len() != 32 || !text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
             return None;
@@ -64,14 +64,14 @@ impl Nonce {
     }
 }
 
-/// What is asked.
+/// The signed parts of a request.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestParts<'a> {
     /// `GET`, `POST`, …
     pub method: &'a str,
     /// Path with the query, as on the request line.
     pub path: &'a str,
-    /// The body, empty where there is none.
+    /// The body; may be empty.
     pub body: &'a [u8],
 }
 
@@ -109,20 +109,20 @@ impl RequestProof {
         ]
     }
 
-    /// Whether the holder of `key` asked exactly this.
+    /// Whether the holder of `key` signed exactly this request.
     pub fn verify(&self, asked: &RequestParts<'_>, key: &VerifyKey) -> bool {
         key.verify(asked.text(&self.node, self.timestamp_ms, self.nonce).as_bytes(), &self.signature)
     }
 }
 
-/// The server's time, as it answers a node whose clock is off; signed, because a board without a clock cannot judge a
-/// certificate's dates and must not be sent to any time that somebody in between likes.
+/// The server's time, sent to a node whose clock is off; signed, because a board without a clock cannot check the dates of
+/// a TLS certificate and must not accept a time from a third party.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TimeAnswer {
     /// Milliseconds since 1970.
     pub server_time_ms: u64,
-    /// The nonce of the request that is answered, in hex: an older answer does not fit.
+    /// The nonce of the request, in hex; prevents replays.
     pub nonce: String,
     /// Who signed.
     pub key: VerifyKey,
@@ -142,7 +142,7 @@ impl TimeAnswer {
         Self { server_time_ms, nonce, key: key.public(), signature }
     }
 
-    /// The time, if a pinned key gave it in answer to the request with `nonce`.
+    /// The time, if a pinned key signed it for the request with `nonce`.
     pub fn verify(&self, nonce: Nonce, pinned: &[VerifyKey]) -> Option<u64> {
         let fits = self.nonce == nonce.to_hex()
             && pinned.contains(&self.key)
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_carry_the_whole_proof() {
+    fn headers_carry_the_proof() {
         let asked = RequestParts { method: "POST", path: "/api/v1/nodes/register", body: b"{}" };
         let proof = asked.prove(&key(1), &node(), 1_700_000_000_000, Nonce([9; 16]));
         let headers = proof.headers();
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn time_is_taken_only_from_a_pinned_key_and_for_this_request() {
+    fn server_time_needs_pinned_key_and_own_nonce() {
         let answer = TimeAnswer::sign(&key(1), 1_800_000_000_000, Nonce([1; 16]));
         assert_eq!(answer.verify(Nonce([1; 16]), &[key(1).public()]), Some(1_800_000_000_000));
         assert_eq!(answer.verify(Nonce([2; 16]), &[key(1).public()]), None);
@@ -197,7 +197,7 @@ mod tests {
         }
 
         #[test]
-        fn headers_of_any_text_never_panic(text in "\\PC{0,90}") {
+        fn any_header_text_never_panics(text in "\\PC{0,90}") {
             let _ = Nonce::from_hex(&text);
             prop_assert!(RequestProof::from_headers(|_| Some(text.as_str())).is_none());
         }

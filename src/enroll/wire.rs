@@ -1,4 +1,4 @@
-//! What devices and the control plane say to each other in JSON, and what is wrong with a request that says it badly.
+//! JSON messages between devices and the control plane, with their checks.
 use serde::{Deserialize, Serialize};
 use spoke_model::interface_name::IfName;
 use spoke_model::key::PublicKey;
@@ -8,15 +8,15 @@ use spoke_model::time::Wall;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-/// `POST` here to become a node.
+/// `POST`: enrol.
 pub const PROVISION: &str = "/api/v1/wireguard/provision";
-/// `POST` here after each connect.
+/// `POST` after each connection to a hub.
 pub const REGISTER: &str = "/api/v1/nodes/register";
-/// `GET` the signed state document; waits for a change.
+/// `GET`: the signed state document; long-poll.
 pub const STATE: &str = "/api/v1/nodes/self/state";
-/// `POST` health, generation and drift.
+/// `POST`: health, generation and drift.
 pub const REPORT: &str = "/api/v1/nodes/self/report";
-/// `POST` a new WireGuard key: announced first, then put in use.
+/// `POST`: a new WireGuard key, announced first, then put in use.
 pub const KEY: &str = "/api/v1/nodes/self/key";
 
 /// A request for enrolment; the enrolment token travels as `Authorization: Bearer`.
@@ -56,13 +56,13 @@ pub struct Capabilities {
     pub arch: Option<String>,
 }
 
-/// One thing that is wrong with a request.
+/// A field that is out of range.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {problem}")]
 pub struct BadField {
     /// Path of the field.
     pub field: &'static str,
-    /// What is wrong, and what is right.
+    /// What it must be.
     pub problem: &'static str,
 }
 

@@ -1,6 +1,6 @@
 //! The device: every task that waits, the supervision over them, the commands of `spoke`, and the first process of an image.
 //!
-//! [`run`] is the composition root. Producers ([`enrolment`], [`uplink`], [`names`], the follower of the chain, [`changes`])
+//! [`run`] is the composition root. Producers ([`control_session`], [`uplink`], [`names`], the follower of the chain, [`changes`])
 //! publish facts on `tokio::sync::watch`; the [`reconciler`] derives, plans and applies, and is the only writer of kernel
 //! network state. `docs/architecture.md` has the table of tasks and channels.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]

@@ -47,19 +47,19 @@ pub fn run(config: &Path) -> Outcome {
     spoke_command::start_log("spoke");
     let config = Arc::new(load(config)?);
     keys::ensure_dir(&config.node.state_dir)?;
-    // Keys come first: without them nothing can be brought up, and the error says what to do.
+    // First: nothing works without keys.
     let keys = keys::load(&config, IfMissing::Create)?;
-    // Usually done by spoke-clock.service; here for a supervisor that was started by hand, with the right to do it.
+    // Normally done by spoke-clock.service; here for a supervisor started by hand.
     match clock::restore(&config.node.state_dir) {
-        Ok(done) => tracing::debug!(done, "clock"),
+        Ok(done) => tracing::debug!(done, "clock restored"),
         Err(e) => {
-            tracing::warn!(error = %e, "the clock is behind and may not be set from here: enable spoke-clock.service")
+            tracing::warn!(error = %e, "clock is behind and cannot be set: enable spoke-clock.service")
         }
     }
     agent::check(&config)?;
     let runtime = runtime()?;
     let outcome = runtime.block_on(supervise(config, keys));
-    // A blocked look-up must not hold up the exit.
+    // A blocked name look-up must not delay the exit.
     runtime.shutdown_background();
     outcome
 }
@@ -88,19 +88,19 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys) -> Outcom
     }
 
     let (_confirmed, confirmed) = watch::channel(None);
-    let (trusted, believed) = watch::channel(None);
+    let (anchor, trusted) = watch::channel(None);
     let (state_dir, every) = (config.node.state_dir.clone(), config.clock.stamp_every);
-    let keeper = move || Keeper::new(clock, &state_dir, every, trusted.clone(), confirmed.clone());
+    let keeper = move || Keeper::new(clock, &state_dir, every, anchor.clone(), confirmed.clone());
     let last_stamp = keeper.clone();
     tasks.restarting("clock", seed, move || keeper().run());
-    let (trust, board) = (believed.clone(), components_out.clone());
-    tasks.restarting("trust in the clock", seed, move || component_status::clock(trust.clone(), board.clone()));
+    let (anchor, statuses) = (trusted.clone(), components_out.clone());
+    tasks.restarting("trust in the clock", seed, move || component_status::clock(anchor.clone(), statuses.clone()));
 
-    let changes = start_changes(&mut tasks, &config, &net, believed)?;
+    let changes = start_changes(&mut tasks, &config, &net, trusted)?;
     if config.agent.enabled {
         let (config, net, changes, stop) = (config.clone(), net.clone(), changes.handle.clone(), stopping.subscribe());
-        let board = agent::Deps { clock, started, config, net, changes, stop };
-        tasks.restarting("agent", seed, move || agent::run(board.clone()));
+        let deps = agent::Deps { clock, started, config, net, changes, stop };
+        tasks.restarting("agent", seed, move || agent::run(deps.clone()));
     }
 
     let names = start_names(&mut tasks, &config, &wake);
@@ -119,7 +119,7 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys) -> Outcom
     };
     let own = config.control.is_none().then(|| Arc::new(Effective::of(config.clone())));
     let (publish, effective) = watch::channel(own);
-    let fleet = control::start(&mut tasks, &config, publish, inputs)?;
+    let control = control::start(&mut tasks, &config, publish, inputs)?;
     slots::start(&mut tasks, &config, effective.clone(), &components_out, update);
     let (choice, status_of_uplink) = match choices {
         None => (None, None),
@@ -152,16 +152,15 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys) -> Outcom
         grants: grants.as_ref().map(access::Running::view),
         changes: changes.handle,
         audit: changes.audit,
-        control: fleet,
+        control,
     };
     tasks.restarting("socket", seed, move || {
         let (path, answers) = (path.clone(), answers.clone());
         async move { socket::run(Listener::bind(&path)?, answers).await }
     });
 
-    // Going through thousands of peers takes tens of milliseconds, on a router more: who asks for health shall not wait, on a
-    // machine with one processor neither. A change and the pass that carries it out follow each other, so one thread does for
-    // both.
+    // A pass over thousands of peers takes tens of milliseconds or more; health must answer meanwhile, with one core too. A
+    // change and the pass that applies it alternate, so one thread serves both.
     tasks.spawn_thread("reconciling", spoke_command::runtime, move |tasks| {
         lower_thread_priority();
         tasks.vital("changes", changes.ledger.run());
@@ -178,7 +177,7 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys) -> Outcom
     ended.map_err(Into::into)
 }
 
-/// Starts the look-up of named peers where there are any; gives the channel of their addresses.
+/// Starts the look-up of peers' host names, if there are any; returns the channel of their addresses.
 fn start_names(
     tasks: &mut Supervisor,
     config: &Arc<Config>,
@@ -195,8 +194,8 @@ fn start_names(
     Some(addresses)
 }
 
-/// The ledger, where changes are asked for, and the facts they become.
-struct Changing {
+/// The ledger of changes with its channels.
+struct ChangeChannels {
     ledger: change::Ledger<SystemClock>,
     handle: Changes,
     facts: change::Facts,
@@ -209,7 +208,7 @@ fn start_changes(
     config: &Arc<Config>,
     net: &watch::Receiver<crate::reconciler::NetStatus>,
     trusted: watch::Receiver<Option<Anchor>>,
-) -> Result<Changing, spoke_command::Failure> {
+) -> Result<ChangeChannels, spoke_command::Failure> {
     let dir = &config.node.state_dir;
     let (trail, audit) = Trail::open(dir, SystemClock, trusted.clone())?;
     tasks.vital("audit", trail.run());
@@ -217,10 +216,10 @@ fn start_changes(
         change::Ledger::open(dir, config.clone(), SystemClock, net.clone(), trusted, audit.clone())?;
     let net = net.clone();
     tasks.vital("repairs", crate::audit::repairs(net, audit.clone(), SystemClock));
-    Ok(Changing { ledger, handle, facts, audit })
+    Ok(ChangeChannels { ledger, handle, facts, audit })
 }
 
-/// The kernel, as far as the configuration has to do with it.
+/// The kernel, with forwarding rules on a hub.
 pub(super) fn kernel(config: &Config) -> Result<Netlink, KernelError> {
     let kernel = Netlink::open()?;
     Ok(if config.node.role == Role::Hub { kernel.with_forwarding() } else { kernel })
@@ -231,7 +230,7 @@ fn has_uplink(config: &Config) -> bool {
     config.uplink.is_some() || (config.control.is_some() && config.node.role == Role::Node)
 }
 
-/// Starts the hub session; gives the channel of its status.
+/// Starts the hub session; returns the channel of its status.
 fn start_uplink(
     tasks: &mut Supervisor,
     effective: Fact<Effective>,
@@ -277,8 +276,8 @@ impl Stop {
 
     async fn wait(&mut self) {
         tokio::select! {
-            _ = self.term.recv() => tracing::info!("stopping on SIGTERM; the tunnel stays"),
-            _ = self.int.recv() => tracing::info!("stopping on SIGINT; the tunnel stays"),
+            _ = self.term.recv() => tracing::info!(signal = "SIGTERM", "stopping: the tunnel stays up"),
+            _ = self.int.recv() => tracing::info!(signal = "SIGINT", "stopping: the tunnel stays up"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Documents that are forged, stale, misaddressed, oversize or damaged are refused, each for its own reason.
+//! Forged, stale, misaddressed, oversize and damaged documents are refused, each with its own reason.
 use super::*;
 use proptest::prelude::*;
 
@@ -53,7 +53,7 @@ fn bytes(document: &StateDocument, keys: &[SignKey]) -> Vec<u8> {
 }
 
 #[test]
-fn what_was_signed_is_what_is_read() {
+fn signed_document_reads_back() {
     let sent = bytes(&document(), &[key(1)]);
     let (envelope, read) = Envelope::open(&sent, &node(), &[key(1).public()]).unwrap();
     assert_eq!(read, document());
@@ -61,7 +61,7 @@ fn what_was_signed_is_what_is_read() {
 }
 
 #[test]
-fn each_fault_has_its_own_refusal() {
+fn each_fault_has_its_refusal() {
     let pinned = [key(1).public()];
     let open = |b: &[u8]| Envelope::open(b, &node(), &pinned).map(|(_, d)| d);
     assert_eq!(open(&bytes(&document(), &[key(2)])), Err(Refusal::BadSignature), "another key");
@@ -87,7 +87,7 @@ fn each_fault_has_its_own_refusal() {
 }
 
 #[test]
-fn what_an_older_control_plane_does_not_write_is_not_missed() {
+fn fields_of_later_versions_are_optional() {
     let bare = StateDocument { release: None, grants: None, ..document() };
     let text = String::from_utf8(bytes(&bare, &[key(1)])).unwrap();
     assert!(!text.contains("grants") && !text.contains("release"), "{text}");
@@ -96,7 +96,7 @@ fn what_an_older_control_plane_does_not_write_is_not_missed() {
 }
 
 #[test]
-fn two_peers_cannot_claim_one_network() {
+fn network_claimed_by_two_peers_is_refused() {
     let mut doc = document();
     for n in [2, 3] {
         doc.interfaces[0].peers.push(WantedPeer {
@@ -112,7 +112,7 @@ fn two_peers_cannot_claim_one_network() {
 }
 
 #[test]
-fn a_node_that_slept_through_a_rotation_still_finds_a_key_it_knows() {
+fn any_pinned_key_verifies_the_envelope() {
     let both = bytes(&document(), &[key(1), key(2)]);
     for pinned in [key(1), key(2)] {
         assert!(Envelope::open(&both, &node(), &[pinned.public()]).is_ok());
@@ -121,7 +121,7 @@ fn a_node_that_slept_through_a_rotation_still_finds_a_key_it_knows() {
 }
 
 #[test]
-fn a_signature_over_the_same_bytes_without_the_domain_is_worth_nothing() {
+fn signature_without_the_domain_is_refused() {
     let mut envelope = document().sign(&[key(1)]).unwrap();
     envelope.signatures[0].signature = key(1).sign(envelope.document.get().as_bytes());
     assert_eq!(envelope.verify(&node(), &[key(1).public()]).unwrap_err(), Refusal::BadSignature);
@@ -129,7 +129,7 @@ fn a_signature_over_the_same_bytes_without_the_domain_is_worth_nothing() {
 
 proptest! {
     #[test]
-    fn no_flipped_bit_passes_as_another_document(at: prop::sample::Index, bit in 0u8..8) {
+    fn flipped_bit_never_verifies(at: prop::sample::Index, bit in 0u8..8) {
         let mut sent = bytes(&document(), &[key(1)]);
         let at = at.index(sent.len());
         sent[at] ^= 1 << bit;
@@ -139,7 +139,7 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_panic(junk: Vec<u8>) {
+    fn any_bytes_never_panic(junk: Vec<u8>) {
         let _ = Envelope::open(&junk, &node(), &[key(1).public()]);
     }
 }

@@ -1,4 +1,4 @@
-//! What a `spoke run` started now would begin with: the facts that disk, kernel and name servers give without being changed.
+//! The facts a `spoke run` would start with, read from disk, kernel and name servers without changing them.
 use crate::changes::history as changes;
 use crate::run::{access, control};
 use spoke_chain::watcher as grants;
@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-/// The configuration that would be in force: with the last good document of the control plane, if one is kept.
+/// The configuration in force: with the last good document of the control plane, if one is stored.
 pub(super) fn effective(own: Config) -> Effective {
     let own = Arc::new(own);
     control::remembered(&own).unwrap_or_else(|| Effective::of(own))
@@ -39,7 +39,7 @@ pub(super) async fn facts(config: &Effective, keys: Keys, observed: &Observed) -
     })
 }
 
-/// First addresses of all names; one that cannot be looked up in time is left out.
+/// First address of each name; names that cannot be resolved in time are omitted.
 async fn look_up(config: &Effective) -> BTreeMap<HostPort, SocketAddr> {
     let hubs = config.hubs().iter().map(|h| h.endpoint.clone());
     let wanted: BTreeSet<HostPort> = names::wanted(config.own()).into_iter().chain(hubs).collect();
@@ -51,7 +51,7 @@ async fn look_up(config: &Effective) -> BTreeMap<HostPort, SocketAddr> {
     futures_util::future::join_all(found).await.into_iter().flatten().collect()
 }
 
-/// The hub that the kernel already has, where it has it; else the best one at the first address of its name.
+/// The hub the kernel already has, or the best one at the first address of its name.
 fn uplink(config: &Effective, observed: &Observed, known: &BTreeMap<HostPort, SocketAddr>) -> Option<UplinkChoice> {
     let (interface, hubs) = (config.uplink_interface()?, config.hubs());
     let link = observed.links.get(interface);
