@@ -1,5 +1,5 @@
 //! The settings file of an image: the configuration, and a table `[appliance]` for the image alone.
-use crate::{Config, Fault};
+use crate::{Config, ConfigFault};
 use std::collections::BTreeMap;
 use zeroize::Zeroizing;
 
@@ -27,9 +27,9 @@ pub struct Appliance {
 }
 
 /// Splits the file into configuration and image settings.
-pub fn parse(bytes: &[u8]) -> Result<Settings, Vec<Fault>> {
+pub fn parse(bytes: &[u8]) -> Result<Settings, Vec<ConfigFault>> {
     let fault = |key: &str, problem: String, remedy: &str| {
-        vec![Fault { file: SETTINGS.into(), key: key.into(), problem, remedy: remedy.into() }]
+        vec![ConfigFault { file: SETTINGS.into(), key: key.into(), problem, remedy: remedy.into() }]
     };
     if bytes.len() as u64 > MAX_BYTES {
         return Err(fault("(file)", format!("has {} bytes", bytes.len()), "write at most 262144 bytes"));
@@ -56,9 +56,9 @@ pub fn parse(bytes: &[u8]) -> Result<Settings, Vec<Fault>> {
     if faults.is_empty() { Ok(Settings { config, appliance }) } else { Err(faults) }
 }
 
-fn read_appliance(table: toml::Table, into: &mut Appliance, faults: &mut Vec<Fault>) {
+fn read_appliance(table: toml::Table, into: &mut Appliance, faults: &mut Vec<ConfigFault>) {
     let mut fault = |key: String, problem: &str, remedy: &str| {
-        faults.push(Fault { file: SETTINGS.into(), key, problem: problem.into(), remedy: remedy.into() });
+        faults.push(ConfigFault { file: SETTINGS.into(), key, problem: problem.into(), remedy: remedy.into() });
     };
     for (key, value) in table {
         match (key.as_str(), value) {

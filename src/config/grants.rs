@@ -309,7 +309,7 @@ mod tests {
     use super::*;
     use crate::Config;
 
-    fn load(section: &str) -> Result<Config, crate::Faults> {
+    fn load(section: &str) -> Result<Config, crate::ConfigFaults> {
         Config::from_text(Some(("spoke.toml", section)), [])
     }
 

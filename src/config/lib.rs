@@ -28,7 +28,7 @@ use std::path::Path;
 
 /// One fault in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Fault {
+pub struct ConfigFault {
     /// The file, or `the environment`; empty if the key is in neither.
     pub file: String,
     /// The full path of the key.
@@ -39,7 +39,7 @@ pub struct Fault {
     pub remedy: String,
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for ConfigFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.file.is_empty() {
             write!(f, "{}: ", self.file)?;
@@ -50,9 +50,9 @@ impl fmt::Display for Fault {
 
 /// Every fault found, in the order of the sections.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Faults(pub Vec<Fault>);
+pub struct ConfigFaults(pub Vec<ConfigFault>);
 
-impl fmt::Display for Faults {
+impl fmt::Display for ConfigFaults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for fault in &self.0 {
             writeln!(f, "{fault}")?;
@@ -62,7 +62,7 @@ impl fmt::Display for Faults {
     }
 }
 
-impl std::error::Error for Faults {}
+impl std::error::Error for ConfigFaults {}
 
 /// The whole configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -90,7 +90,10 @@ pub struct Config {
 
 impl Config {
     /// Reads the file, if one is given, and `variables` (name, value; only `SPOKE__…` are used).
-    pub fn load(file: Option<&Path>, variables: impl IntoIterator<Item = (String, String)>) -> Result<Self, Faults> {
+    pub fn load(
+        file: Option<&Path>,
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigFaults> {
         let text = match file {
             None => None,
             Some(path) => {
@@ -104,7 +107,7 @@ impl Config {
     pub fn from_text(
         file: Option<(&str, &str)>,
         variables: impl IntoIterator<Item = (String, String)>,
-    ) -> Result<Self, Faults> {
+    ) -> Result<Self, ConfigFaults> {
         let variables = variables.into_iter().filter(|(k, _)| k.starts_with("SPOKE__")).collect();
         let environment =
             config::Environment::with_prefix("SPOKE").prefix_separator("__").separator("__").source(Some(variables));
@@ -112,13 +115,13 @@ impl Config {
         if let Some((name, text)) = file {
             // The parser's own message has the line; that of the layered reader has not.
             if let Err(e) = text.parse::<toml::Table>() {
-                return Err(Faults(vec![syntax(name, text, &e)]));
+                return Err(ConfigFaults(vec![syntax(name, text, &e)]));
             }
             builder = builder.add_source(config::File::from_str(text, config::FileFormat::Toml));
         }
         let name = file.map_or("", |(name, _)| name);
         let tree = builder.add_source(environment).build().and_then(|c| config::Source::collect(&c)).map_err(|e| {
-            Faults(vec![Fault {
+            ConfigFaults(vec![ConfigFault {
                 file: name.into(),
                 key: String::new(),
                 problem: e.to_string(),
@@ -144,13 +147,13 @@ impl Config {
         }
         let config = Self { node, uplink, clock, health, control, update, grants, agent, interfaces };
         config.cross_check(name, &mut faults);
-        if faults.is_empty() { Ok(config) } else { Err(Faults(faults)) }
+        if faults.is_empty() { Ok(config) } else { Err(ConfigFaults(faults)) }
     }
 
     /// Checks what concerns several sections.
-    fn cross_check(&self, file: &str, faults: &mut Vec<Fault>) {
+    fn cross_check(&self, file: &str, faults: &mut Vec<ConfigFault>) {
         let mut fault = |key: String, problem: String, remedy: &str| {
-            faults.push(Fault { file: file.into(), key, problem, remedy: remedy.into() });
+            faults.push(ConfigFault { file: file.into(), key, problem, remedy: remedy.into() });
         };
         if self.control.is_some() && self.node.id.is_none() {
             fault(
@@ -234,13 +237,13 @@ impl Config {
     }
 }
 
-fn unreadable(path: &Path, e: &std::io::Error) -> Faults {
+fn unreadable(path: &Path, e: &std::io::Error) -> ConfigFaults {
     let remedy = match e.kind() {
         std::io::ErrorKind::NotFound => "create it (docs/configure.md) or name another with --config",
         std::io::ErrorKind::PermissionDenied => "let the user that runs spoke read it",
         _ => "check the file system (dmesg)",
     };
-    Faults(vec![Fault {
+    ConfigFaults(vec![ConfigFault {
         file: path.display().to_string(),
         key: "(file)".into(),
         problem: format!("cannot be read: {e}"),
@@ -248,9 +251,9 @@ fn unreadable(path: &Path, e: &std::io::Error) -> Faults {
     }])
 }
 
-fn syntax(name: &str, text: &str, e: &toml::de::Error) -> Fault {
+fn syntax(name: &str, text: &str, e: &toml::de::Error) -> ConfigFault {
     let line = e.span().map_or(0, |s| text.get(..s.start).map_or(0, |t| t.matches('\n').count() + 1));
-    Fault {
+    ConfigFault {
         file: name.into(),
         key: format!("line {line}"),
         problem: e.message().trim().to_owned(),

@@ -2,7 +2,7 @@
 use super::grants::{Endpoint, Grants, usual_poll};
 use super::node::Role;
 use super::reader::Table;
-use super::{Fault, Faults};
+use super::{ConfigFault, ConfigFaults};
 use config::{Value, ValueKind};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -30,24 +30,24 @@ impl GrantsPolicy {
     }
 
     /// The section for a node of this role, read and checked like that of a file: every fault names its key.
-    pub fn read(&self, role: Role) -> Result<Grants, Faults> {
+    pub fn read(&self, role: Role) -> Result<Grants, ConfigFaults> {
         let mut faults = Vec::new();
         let bytes = serde_json::to_string(&self.0).map_or(0, |t| t.len());
         if bytes > MAX_BYTES {
-            faults.push(Fault {
+            faults.push(ConfigFault {
                 file: String::new(),
                 key: "grants".into(),
                 problem: format!("has {bytes} bytes"),
                 remedy: format!("keep it below {MAX_BYTES}"),
             });
-            return Err(Faults(faults));
+            return Err(ConfigFaults(faults));
         }
         let section = Value::new(None, ValueKind::Table(self.0.iter().map(|(k, v)| (k.clone(), value(v))).collect()));
         let mut root = Table::root([("grants".to_owned(), section)], "", &mut faults);
         let grants = root.section("grants", |t| Grants::read(t, usual_poll(role)));
         match grants {
             Some(grants) if faults.is_empty() => Ok(grants),
-            Some(_) | None => Err(Faults(faults)),
+            Some(_) | None => Err(ConfigFaults(faults)),
         }
     }
 

@@ -1,5 +1,5 @@
 //! Reads typed values from a configuration tree and collects all faults instead of stopping at the first.
-use super::Fault;
+use super::ConfigFault;
 use config::{Value, ValueKind};
 use spoke_model::duration::{parse_duration, show_duration};
 use std::collections::BTreeMap;
@@ -17,12 +17,16 @@ pub struct Table<'f> {
     values: BTreeMap<String, Value>,
     asked: Vec<&'static str>,
     taken: Vec<&'static str>,
-    faults: &'f mut Vec<Fault>,
+    faults: &'f mut Vec<ConfigFault>,
 }
 
 impl<'f> Table<'f> {
     /// The root table.
-    pub fn root(values: impl IntoIterator<Item = (String, Value)>, file: &str, faults: &'f mut Vec<Fault>) -> Self {
+    pub fn root(
+        values: impl IntoIterator<Item = (String, Value)>,
+        file: &str,
+        faults: &'f mut Vec<ConfigFault>,
+    ) -> Self {
         let values = values.into_iter().collect();
         Self {
             path: String::new(),
@@ -39,7 +43,7 @@ impl<'f> Table<'f> {
     pub fn fault(&mut self, key: &str, problem: impl Display, remedy: impl Display) {
         let key = self.key(key);
         let file = self.file.clone();
-        self.faults.push(Fault { file, key, problem: problem.to_string(), remedy: remedy.to_string() });
+        self.faults.push(ConfigFault { file, key, problem: problem.to_string(), remedy: remedy.to_string() });
     }
 
     /// The full path of this table, e.g. `interface[0]`.

@@ -1,11 +1,11 @@
-//! Faults and defaults as the author of a configuration sees them.
+//! ConfigFaults and defaults as the author of a configuration sees them.
 use super::*;
 use proptest::prelude::*;
 
 const HUB_KEY: &str = "9s4Zq0QFzPNW7vYkFGcGEJtVXWd3BBJ3zOqDLE3gIyM=";
 const PEER_KEY: &str = "gL9MIhpbgYcBdJHJ9cdTLoCzRXOg0tDmpmFmKTN6FlA=";
 
-fn read(text: &str) -> Result<Config, Faults> {
+fn read(text: &str) -> Result<Config, ConfigFaults> {
     Config::from_text(Some(("spoke.toml", text)), [])
 }
 

@@ -3,7 +3,7 @@
 use crate::limits::Rates;
 use spoke_config::grants::Grants;
 use spoke_config::reader::Table;
-use spoke_config::{Fault, Faults};
+use spoke_config::{ConfigFault, ConfigFaults};
 use spoke_model::address::HostPort;
 use spoke_model::key_source::KeySource;
 use std::net::SocketAddr;
@@ -53,7 +53,7 @@ pub enum StoreUrl {
 
 impl Config {
     /// Reads the file and `variables`; a missing default file means defaults.
-    pub fn load(file: &Path, variables: impl IntoIterator<Item = (String, String)>) -> Result<Self, Faults> {
+    pub fn load(file: &Path, variables: impl IntoIterator<Item = (String, String)>) -> Result<Self, ConfigFaults> {
         let name = file.display().to_string();
         let text = match std::fs::read_to_string(file) {
             Ok(text) => text,
@@ -70,7 +70,7 @@ impl Config {
         name: &str,
         text: &str,
         variables: impl IntoIterator<Item = (String, String)>,
-    ) -> Result<Self, Faults> {
+    ) -> Result<Self, ConfigFaults> {
         let variables = variables.into_iter().filter(|(k, _)| k.starts_with("SPOKE_CONTROL__")).collect();
         let environment = config::Environment::with_prefix("SPOKE_CONTROL")
             .prefix_separator("__")
@@ -88,7 +88,7 @@ impl Config {
         root.finish();
         match config {
             Some(config) if faults.is_empty() => Ok(config),
-            _ => Err(Faults(faults)),
+            _ => Err(ConfigFaults(faults)),
         }
     }
 
@@ -162,8 +162,8 @@ impl Config {
     }
 }
 
-fn fault(file: &str, problem: String, remedy: &str) -> Faults {
-    Faults(vec![Fault { file: file.into(), key: "(file)".into(), problem, remedy: remedy.into() }])
+fn fault(file: &str, problem: String, remedy: &str) -> ConfigFaults {
+    ConfigFaults(vec![ConfigFault { file: file.into(), key: "(file)".into(), problem, remedy: remedy.into() }])
 }
 
 #[cfg(test)]

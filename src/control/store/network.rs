@@ -5,7 +5,7 @@ use super::sql::Tx;
 use crate::ipam::{BadPool, Pool};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use spoke_config::Faults;
+use spoke_config::ConfigFaults;
 use spoke_config::node::Role;
 use spoke_config::policy::GrantsPolicy;
 use spoke_model::interface_name::IfName;
@@ -111,7 +111,7 @@ pub enum BadNetwork {
     Reserved(IpAddr),
     /// A grants section that nodes would refuse.
     #[error("{0}")]
-    Grants(Faults),
+    Grants(ConfigFaults),
     /// Another value.
     #[error("{0}")]
     Value(&'static str),
