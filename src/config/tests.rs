@@ -1,4 +1,4 @@
-//! ConfigFaults and defaults as the author of a configuration sees them.
+//! Faults and defaults as the author of a configuration sees them.
 use super::*;
 use proptest::prelude::*;
 
