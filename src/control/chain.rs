@@ -17,6 +17,7 @@ use spoke_config::grants::{Finality, Grants};
 use spoke_grants::policy::{Decision, Pair, Reason, Short, VERIFICATION_ERROR};
 use spoke_grants::procedure::PairDecision;
 use spoke_grants::report::{Report, Row};
+use spoke_model::error_chain::ErrorChain;
 use spoke_sys::clock::SystemClock;
 use spoke_sys::rpc::Http;
 use std::collections::{BTreeMap, BTreeSet};
@@ -69,9 +70,9 @@ impl AdmissionSync {
             match self.run_term(&mut stopping).await {
                 Ok(()) => {}
                 Err(e) if e.is_transient() => {
-                    tracing::warn!(error = %e, retry_in = ?RENEW_INTERVAL, "chain not watched")
+                    tracing::warn!(error = %ErrorChain(&e), retry_in = ?RENEW_INTERVAL, "chain not watched")
                 }
-                Err(e) => tracing::error!(error = %e, retry_in = ?RENEW_INTERVAL, "chain not watched"),
+                Err(e) => tracing::error!(error = %ErrorChain(&e), retry_in = ?RENEW_INTERVAL, "chain not watched"),
             }
             tokio::select! {
                 () = tokio::time::sleep(RENEW_INTERVAL) => {}
@@ -145,7 +146,7 @@ impl AdmissionSync {
                 Ok(false) => break Ok(()),
                 // Written with the next report, or at the next renewal.
                 Err(e) if e.is_transient() => {
-                    tracing::warn!(error = %e, "decisions of the chain not stored")
+                    tracing::warn!(error = %ErrorChain(&e), "decisions of the chain not stored")
                 }
                 Err(e) => break Err(e),
             }

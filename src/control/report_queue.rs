@@ -3,6 +3,7 @@ use crate::store::audit::Actor;
 use crate::store::report::ReceivedReport;
 use crate::store::{Store, StoreError};
 use spoke_enroll::wire::Outcome;
+use spoke_model::error_chain::ErrorChain;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -63,12 +64,12 @@ impl ReportWriter {
             match write(&store, &batch).await {
                 Ok(()) => batch.clear(),
                 Err(e) if e.is_transient() => {
-                    tracing::warn!(error = %e, waiting = batch.len(), retry_in = ?RETRY_IN, "reports not written");
+                    tracing::warn!(error = %ErrorChain(&e), waiting = batch.len(), retry_in = ?RETRY_IN, "reports not written");
                     tokio::time::sleep(RETRY_IN).await;
                 }
                 Err(e) => {
                     // Each node's next report supersedes the dropped one.
-                    tracing::error!(error = %e, dropped = batch.len(), "reports dropped");
+                    tracing::error!(error = %ErrorChain(&e), dropped = batch.len(), "reports dropped");
                     batch.clear();
                 }
             }

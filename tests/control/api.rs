@@ -162,9 +162,9 @@ async fn new_signing_key_signs_its_own_generation(kind: Kind) {
         let got = polling.await.unwrap();
         state = got.0.1;
         edge = got.1;
-        let answered: Vec<String> = serde_json::from_value(state["document"]["signing_keys"].clone()).unwrap();
+        let listed: Vec<String> = serde_json::from_value(state["document"]["signing_keys"].clone()).unwrap();
         let signed: Vec<_> = state["signatures"].as_array().unwrap().iter().map(|s| s["key"].clone()).collect();
-        assert_eq!((&answered, signed.len()), (&keys, keys.len()), "{signed:?}");
+        assert_eq!((&listed, signed.len()), (&keys, keys.len()), "{signed:?}");
     }
 
     // A board in 1970 that missed all of them still verifies the server's time.

@@ -24,11 +24,11 @@ async fn invalid_tokens_are_limited_and_audited() {
     assert_eq!(edge.enrol(&good).await.0, 429, "a valid token is refused unread");
     let wrong = server.client().send(plain("GET", "/api/nodes", "", Some(OPERATOR))).await.unwrap();
     assert_eq!(wrong.status, 429, "the operator token is refused unread too");
-    let answered = wait_until("the audit trail has them", async || {
+    let audited = wait_until("the audit trail has them", async || {
         let audit = server.cli_json(&["audit", "--entity", "127.0.0.1"]).await;
         audit[0]["details"]["count"].as_u64()
     });
-    assert_eq!(answered.await, 4);
+    assert_eq!(audited.await, 4);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

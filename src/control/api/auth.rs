@@ -89,17 +89,17 @@ impl ApiState {
             return Err(bad_proof());
         }
         let now = u64::try_from(now_ms()).unwrap_or(0);
-        if !self.replays.accepts_time(proof.timestamp_ms, now) {
+        if !self.handlers.replays.accepts_time(proof.timestamp_ms, now) {
             let keys = self.keys.borrow();
             return Err(ApiError::clock_skew(keys.oldest().map(|k| TimeAnswer::sign(k, now, proof.nonce))));
         }
-        if self.replays.remember(proof, now)? { Ok(()) } else { Err(ApiError::replay()) }
+        if self.handlers.replays.remember(proof, now)? { Ok(()) } else { Err(ApiError::replay()) }
     }
 
     /// An active node; from the cache while the store's epoch stays.
     async fn member(&self, node: &NodeId) -> Result<Member, ApiError> {
         let epoch = self.store.epoch();
-        let cached = self.members.lock().unwrap_or_else(PoisonError::into_inner).get(node).copied();
+        let cached = self.handlers.members.lock().unwrap_or_else(PoisonError::into_inner).get(node).copied();
         if let Some(member) = cached.filter(|m| m.epoch == epoch) {
             return Ok(member);
         }
@@ -111,7 +111,7 @@ impl ApiState {
             NodeState::Removed | NodeState::Expected => return Err(ApiError::removed()),
         }
         let member = Member { key, role: found.role, epoch };
-        let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut members = self.handlers.members.lock().unwrap_or_else(PoisonError::into_inner);
         if members.len() >= MAX_MEMBERS {
             members.clear();
         }

@@ -24,6 +24,7 @@ use spoke_enroll::wire::{
     RegisterAnswer, RegisterRequest,
 };
 use spoke_grants::policy::VERIFICATION_ERROR;
+use spoke_model::error_chain::ErrorChain;
 use spoke_model::node_id::NodeId;
 use spoke_sys::random::seed;
 use std::net::SocketAddr;
@@ -171,7 +172,7 @@ pub async fn state(
 /// The signed document, if it is newer than `after`.
 async fn newer_document(state: &ApiState, node: &NodeId, after: u64) -> Result<Option<Response>, ApiError> {
     let (found, keys) = {
-        let _permit = state.builders.acquire().await;
+        let _permit = state.handlers.builders.acquire().await;
         let mut tx = state.store.read().await?;
         let found = tx.document(node, after).await?;
         let mut keys = state.keys.borrow().clone();
@@ -180,7 +181,7 @@ async fn newer_document(state: &ApiState, node: &NodeId, after: u64) -> Result<O
             && document.signing_keys != keys.public()
         {
             keys = SigningKeys::read(&mut tx, &state.master).await.map_err(|e| {
-                tracing::error!(error = %e, "signing keys not read");
+                tracing::error!(error = %ErrorChain(&e), "signing keys not read");
                 ApiError::internal()
             })?;
         }

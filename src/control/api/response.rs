@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use spoke_enroll::request::TimeAnswer;
 use spoke_enroll::wire::{Problem, ProblemCode, ProblemDetail};
+use spoke_model::error_chain::ErrorChain;
 use std::time::Duration;
 
 /// How long a request may take, long-polls excepted.
@@ -101,7 +102,7 @@ impl From<RegistryError> for ApiError {
             RegistryError::NotFound(..) => ProblemCode::NotFound,
             RegistryError::Lease(LeaseError::Exhausted { .. }) => ProblemCode::PoolExhausted,
             RegistryError::Lease(e) => {
-                tracing::error!(error = %e, "address not leased");
+                tracing::error!(error = %ErrorChain(e), "address not leased");
                 return Self::internal();
             }
             RegistryError::Store(e) => return store_failure(e),
@@ -116,11 +117,10 @@ impl From<RegistryError> for ApiError {
 
 /// Logs the cause for operators, and asks the client to try again.
 fn store_failure(e: &StoreError) -> ApiError {
-    let source = std::error::Error::source(e).map(tracing::field::display);
     if e.is_transient() {
-        tracing::warn!(error = %e, source, "database request failed");
+        tracing::warn!(error = %ErrorChain(e), "database request failed");
     } else {
-        tracing::error!(error = %e, source, "database request failed");
+        tracing::error!(error = %ErrorChain(e), "database request failed");
     }
     ApiError::internal()
 }

@@ -16,9 +16,39 @@ use tokio::sync::{Semaphore, watch};
 /// Documents built at a time: a change for every node must not starve enrolments of connections to the database.
 const MAX_BUILDERS: usize = 8;
 
-/// The parts of [`ApiState`] that the composition root provides.
+/// An active node's key and role, valid while the store's epoch stays.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Member {
+    pub(super) key: VerifyKey,
+    pub(super) role: Role,
+    pub(super) epoch: u64,
+}
+
+/// The state that belongs to the handlers alone.
 #[derive(Debug)]
-pub struct ApiParts {
+pub struct HandlerState {
+    pub(super) replays: ReplayGuard,
+    /// A cache of active nodes.
+    pub(super) members: Mutex<HashMap<NodeId, Member>>,
+    pub(super) builders: Semaphore,
+}
+
+impl HandlerState {
+    /// The state of a process that starts at this moment.
+    pub fn new() -> Self {
+        Self { replays: ReplayGuard::new(), members: Mutex::default(), builders: Semaphore::new(MAX_BUILDERS) }
+    }
+}
+
+impl Default for HandlerState {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The state shared by all handlers.
+#[derive(Debug)]
+pub struct ApiState {
     /// The fleet.
     pub store: Store,
     /// The active signing keys.
@@ -35,36 +65,6 @@ pub struct ApiParts {
     pub stopping: watch::Receiver<bool>,
     /// Asks the contract about devices that enrol; `None`: no contract is configured.
     pub grants: Option<GrantLookup>,
-}
-
-/// An active node's key and role, valid while the store's epoch stays.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Member {
-    pub(super) key: VerifyKey,
-    pub(super) role: Role,
-    pub(super) epoch: u64,
-}
-
-/// The state shared by all handlers.
-#[derive(Debug)]
-pub struct ApiState {
-    pub(super) parts: ApiParts,
-    pub(super) replays: ReplayGuard,
-    /// A cache of active nodes.
-    pub(super) members: Mutex<HashMap<NodeId, Member>>,
-    pub(super) builders: Semaphore,
-}
-
-impl ApiState {
-    /// The state of a process that starts now.
-    pub fn new(parts: ApiParts) -> Self {
-        Self { parts, replays: ReplayGuard::new(), members: Mutex::default(), builders: Semaphore::new(MAX_BUILDERS) }
-    }
-}
-
-impl std::ops::Deref for ApiState {
-    type Target = ApiParts;
-    fn deref(&self) -> &ApiParts {
-        &self.parts
-    }
+    /// Of the handlers alone.
+    pub handlers: HandlerState,
 }

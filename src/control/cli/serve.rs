@@ -1,7 +1,7 @@
 //! `spoke-control serve`: the composition root of the control plane.
 use super::{Context, secret};
 use crate::api::routes::router;
-use crate::api::state::{ApiParts, ApiState};
+use crate::api::state::{ApiState, HandlerState};
 use crate::chain::{AdmissionSync, GrantLookup};
 use crate::clock::now_ms;
 use crate::config::Config;
@@ -14,6 +14,7 @@ use crate::store::network::Access;
 use crate::{server, tls};
 use anyhow::Context as _;
 use spoke_command::{Outcome, print};
+use spoke_model::error_chain::ErrorChain;
 use spoke_sys::notify::{Notify as _, Systemd};
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -54,7 +55,7 @@ pub async fn run(context: &Context) -> Outcome {
     let writer = tokio::spawn(report_writer.run(context.store.clone()));
     let url = format!("https://{}", config.public);
     let grants = config.grants.clone().map(Arc::new);
-    let state = Arc::new(ApiState::new(ApiParts {
+    let state = Arc::new(ApiState {
         store: context.store.clone(),
         keys,
         master,
@@ -63,7 +64,8 @@ pub async fn run(context: &Context) -> Outcome {
         reports,
         stopping: stopping.clone(),
         grants: grants.clone().map(GrantLookup::new).transpose()?,
-    }));
+        handlers: HandlerState::new(),
+    });
     let listener = tokio::spawn({
         let store = context.store.clone();
         async move { store.listen().await }
@@ -124,20 +126,20 @@ async fn maintain(state: Arc<ApiState>, keys: watch::Sender<SigningKeys>) {
                         changed
                     });
                 }
-                Err(e) => tracing::warn!(error = %e, "signing keys not reloaded"),
+                Err(e) => tracing::warn!(error = %ErrorChain(&e), "signing keys not reloaded"),
             }
         }
         if pruned.elapsed() >= PRUNE_INTERVAL {
             pruned = tokio::time::Instant::now();
             state.limits.prune();
             if let Err(e) = state.store.prune(now_ms()).await {
-                tracing::warn!(error = %e, "expired rows not removed");
+                tracing::warn!(error = %ErrorChain(&e), "expired rows not removed");
             }
         }
         if audited.elapsed() >= AUDIT_INTERVAL {
             audited = tokio::time::Instant::now();
             if let Err(e) = audit_invalid_tokens(&state).await {
-                tracing::warn!(error = %e, "invalid tokens not audited");
+                tracing::warn!(error = %ErrorChain(&e), "invalid tokens not audited");
             }
         }
         tokio::time::sleep(Duration::from_secs(1)).await;

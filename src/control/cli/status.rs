@@ -3,6 +3,7 @@ use super::Context;
 use super::table::json;
 use crate::api::view::Overview;
 use crate::clock::now_ms;
+use crate::store::node::NodeState;
 use spoke_command::{Outcome, print};
 use std::fmt::Write as _;
 
@@ -14,13 +15,13 @@ pub async fn status(context: &Context) -> Outcome {
         print(&json(&overview));
         return Ok(());
     }
-    let count = |state: &str| overview.nodes.get(state).copied().unwrap_or(0);
+    let count = |state: NodeState| overview.nodes.get(state.as_str()).copied().unwrap_or(0);
     let mut out = format!(
         "nodes: {} active, {} pending, {} expected, {} removed\nreporting within twenty minutes: {}\n",
-        count("active"),
-        count("pending"),
-        count("expected"),
-        count("removed"),
+        count(NodeState::Active),
+        count(NodeState::Pending),
+        count(NodeState::Expected),
+        count(NodeState::Removed),
         overview.reporting
     );
     for (name, free) in &overview.free_addresses {

@@ -12,7 +12,7 @@ pub enum StoreError {
     ReadOnly(#[source] sqlx::Error),
     /// The file cannot be opened.
     #[error(
-        "the database file cannot be opened: check that its directory exists, is owned by this user, and is not on a read-only file system"
+        "the database file cannot be opened: check that its directory exists, has this user as owner, and is not on a read-only file system"
     )]
     CannotOpen(#[source] sqlx::Error),
     /// No space left.

@@ -6,6 +6,7 @@ use super::error::StoreError;
 use super::probe::{probe_message, return_message};
 use super::sql::{Store, Tx};
 use super::wake::{ALL, CHANNEL, Waiter};
+use spoke_model::error_chain::ErrorChain;
 use spoke_model::node_id::NodeId;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -78,8 +79,7 @@ impl Store {
                 None => self.poll_sqlite().await,
             };
             if let Err(e) = ended {
-                let source = std::error::Error::source(&e).map(tracing::field::display);
-                tracing::warn!(error = %e, source, retry_in = "1s", "change notifications interrupted");
+                tracing::warn!(error = %ErrorChain(&e), retry_in = "1s", "change notifications interrupted");
             }
             // Wake-ups may have been missed.
             self.wakes.wake(ALL);
