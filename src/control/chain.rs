@@ -94,7 +94,7 @@ impl AdmissionSync {
         }
         let (first, stored) = (tx.candidates().await?, tx.admissions().await?);
         tx.commit().await?;
-        tracing::info!(contract = %self.config.contract, candidates = first.len(), "chain watched by this process");
+        tracing::info!(contract = %self.config.contract, candidates = first.len(), "chain watch started");
         let (candidates, receiver) = watch::channel(Arc::new(first));
         let (report, reports) = watch::channel(None);
         let deps = Deps {
@@ -110,7 +110,7 @@ impl AdmissionSync {
         let config = self.config.clone();
         let task = tokio::spawn(run(deps, move || Http::new(&config.endpoints, config.timeout)));
         let ended = self.keep_admissions(Term { candidates, reports, stored }, task, stopping).await;
-        tracing::info!("chain no longer watched by this process");
+        tracing::info!("chain watch ended");
         ended
     }
 

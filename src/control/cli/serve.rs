@@ -196,10 +196,10 @@ async fn print_instructions(context: &Context, url: &str, pin: &str) -> Outcome 
     }
     let _ = writeln!(out, "  token = \"file:/etc/spoke/enrolment-token\"");
     print(&out);
-    if networks.iter().any(|n| n.access == Access::Nft) && context.config.grants.is_none() {
-        tracing::error!(
-            "network with access by NFT but no [grants] section: no new node is admitted; configure [grants]"
-        );
+    if context.config.grants.is_none() {
+        for network in networks.iter().filter(|n| n.access == Access::Nft) {
+            tracing::error!(network = %network.name, "network needs a contract: no new node is admitted");
+        }
     }
     tracing::info!(url, pin, store = ?context.store, "serving devices");
     Ok(())
