@@ -74,23 +74,20 @@ fn used(text: &str, prefix: &str) -> BTreeSet<String> {
     for rest in text.split(prefix).skip(1) {
         match rest.strip_prefix('{') {
             Some(group) => {
-                let (mut depth, mut start) = (0, true);
-                let mut word = String::new();
+                let (mut depth, mut top) = (0, String::new());
                 for c in group.chars() {
-                    match c {
-                        '{' => depth += 1,
-                        '}' if depth == 0 => break,
-                        '}' => depth -= 1,
-                        ',' if depth == 0 => start = true,
-                        c if depth == 0 && start && (c.is_alphanumeric() || c == '_') => word.push(c),
-                        c if !c.is_whitespace() => start = false,
+                    depth += match c {
+                        '{' => 1,
+                        '}' => -1,
+                        _ => 0,
+                    };
+                    match depth {
+                        ..0 => break,
+                        0 => top.push(c),
                         _ => {}
                     }
-                    if !word.is_empty() && !(c.is_alphanumeric() || c == '_') {
-                        found.insert(std::mem::take(&mut word));
-                    }
                 }
-                found.extend((!word.is_empty()).then_some(word));
+                found.extend(top.split(',').filter_map(|item| identifiers(item).next()).map(str::to_owned));
             }
             None => found.extend(identifiers(rest).next().map(str::to_owned)),
         }
