@@ -1,5 +1,6 @@
 //! The settings file of an image: the configuration, and a table `[appliance]` for the image alone.
-use crate::{Config, ConfigFault};
+use crate::Config;
+use crate::fault::ConfigFault;
 use std::collections::BTreeMap;
 use zeroize::Zeroizing;
 

@@ -309,7 +309,7 @@ mod tests {
     use super::*;
     use crate::Config;
 
-    fn load(section: &str) -> Result<Config, crate::ConfigFaults> {
+    fn load(section: &str) -> Result<Config, crate::fault::ConfigFaults> {
         Config::from_text(Some(("spoke.toml", section)), [])
     }
 

@@ -1,8 +1,8 @@
 //! A `[grants]` section that a control plane hands out: the same keys and values, in JSON. Pure.
+use super::fault::{ConfigFault, ConfigFaults};
 use super::grants::{Endpoint, Grants, usual_poll};
 use super::node::Role;
 use super::reader::Table;
-use super::{ConfigFault, ConfigFaults};
 use config::{Value, ValueKind};
 use serde::{Deserialize, Serialize};
 use std::fmt;

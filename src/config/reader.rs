@@ -1,5 +1,5 @@
 //! Reads typed values from a configuration tree and collects all faults instead of stopping at the first.
-use super::ConfigFault;
+use super::fault::ConfigFault;
 use config::{Value, ValueKind};
 use spoke_model::duration::{parse_duration, show_duration};
 use std::collections::BTreeMap;

@@ -1,9 +1,9 @@
 //! The control plane's configuration: a file, overridden by variables `SPOKE_CONTROL__SECTION__KEY`. Reports all faults at
 //! once.
 use crate::limits::Rates;
+use spoke_config::fault::{ConfigFault, ConfigFaults};
 use spoke_config::grants::Grants;
 use spoke_config::reader::Table;
-use spoke_config::{ConfigFault, ConfigFaults};
 use spoke_model::address::HostPort;
 use spoke_model::key_source::KeySource;
 use std::net::SocketAddr;

@@ -10,9 +10,8 @@ use spoke_api::health::summary::Components;
 use spoke_config::Config;
 use spoke_config::control::Control;
 use spoke_config::effective::Effective;
-use spoke_enroll::document::Envelope;
 use spoke_enroll::events::{Action, ControlTimes, Event, SignedState};
-use spoke_enroll::identity::{Enrolment, RejectedState, ServerClock};
+use spoke_enroll::identity::{Enrolment, ServerClock};
 use spoke_enroll::machine::{ControlClient, RotationRefused};
 use spoke_enroll::settings::check_compatible;
 use spoke_enroll::status::ControlStatus;
@@ -20,7 +19,7 @@ use spoke_enroll::wire::{Capabilities, ProvisionRequest};
 use spoke_model::backoff::JitterRng;
 use spoke_net::derive::{Keys, UplinkChoice};
 use spoke_sys::clock::Clock;
-use spoke_sys::disk::{DiskError, Document};
+use spoke_sys::disk::DiskError;
 use spoke_sys::echo::Echo;
 use spoke_sys::http::Http;
 use spoke_sys::keys::KeyError;
@@ -32,28 +31,14 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
-mod io;
-use io::{Connection, Requests, SessionIo, poll_ended, publish, send_ended};
+pub mod io;
+use io::{Connection, HealthView, Requests, SessionIo, StateFiles, poll_ended, publish, send_ended};
 
 #[cfg(test)]
 mod tests;
 
 /// Sleep while the machine has no deadline; any event ends it.
 const NO_DEADLINE: Duration = Duration::from_secs(3600);
-
-/// The files of the control session.
-#[derive(Debug)]
-pub struct StateFiles {
-    /// Our name and the pinned keys.
-    pub enrolment: Document<Enrolment>,
-    /// The last good state.
-    pub state: Document<Envelope>,
-    /// The state that was reverted.
-    pub rejected: Document<RejectedState>,
-}
-
-/// Whether the node calls itself healthy, and its health document.
-pub type HealthView = Arc<dyn Fn() -> (bool, serde_json::Value) + Send + Sync>;
 
 /// A request for a new key; the reply says whether the change has begun.
 pub type RotationRequest = oneshot::Sender<Result<(), RotationError>>;

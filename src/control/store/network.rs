@@ -5,7 +5,7 @@ use super::sql::Tx;
 use crate::ipam::{BadPool, Pool};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use spoke_config::ConfigFaults;
+use spoke_config::fault::ConfigFaults;
 use spoke_config::node::Role;
 use spoke_config::policy::GrantsPolicy;
 use spoke_model::interface_name::IfName;

@@ -1,5 +1,4 @@
 //! The I/O of the control session: performs the machine's actions, and turns answers and facts into its events.
-use super::{HealthView, StateFiles};
 use crate::reconciler::{Fact, NetStatus};
 use crate::signed_request::{REPLY_TIMEOUT, Signer, error_message, post, problem};
 use spoke_config::Config;
@@ -9,7 +8,7 @@ use spoke_enroll::document::{Envelope, MAX_BYTES, Refusal, StateDocument};
 use spoke_enroll::events::{
     Action, Event, KeySlot, Message, NodeObservation, NotWritten, PollResult, SendResult, SignedState,
 };
-use spoke_enroll::identity::{Enrolment, ServerClock};
+use spoke_enroll::identity::{Enrolment, RejectedState, ServerClock};
 use spoke_enroll::machine::ControlClient;
 use spoke_enroll::request::Nonce;
 use spoke_enroll::settings::{check_compatible, settings};
@@ -19,6 +18,7 @@ use spoke_model::error_chain::ErrorChain;
 use spoke_model::time::Boot;
 use spoke_net::derive::{Keys, UplinkChoice};
 use spoke_sys::clock::Clock;
+use spoke_sys::disk::Document;
 use spoke_sys::echo::Echo;
 use spoke_sys::http::{Answer, Http, HttpError, Request};
 use spoke_sys::keys::pending::TunnelKeys;
@@ -34,6 +34,20 @@ use tokio::sync::watch;
 const SAVE_RETRY: Duration = Duration::from_secs(60);
 /// Clock corrections in a row before the control plane's time is no longer followed.
 const MAX_SKEWS: u32 = 3;
+
+/// The files of the control session.
+#[derive(Debug)]
+pub struct StateFiles {
+    /// Our name and the pinned keys.
+    pub enrolment: Document<Enrolment>,
+    /// The last good state.
+    pub state: Document<Envelope>,
+    /// The state that was reverted.
+    pub rejected: Document<RejectedState>,
+}
+
+/// Whether the node calls itself healthy, and its health document.
+pub type HealthView = Arc<dyn Fn() -> (bool, serde_json::Value) + Send + Sync>;
 
 /// The client, the answer to its request, and the request's nonce.
 pub(super) type Reply<H> = (H, Result<Answer, HttpError>, Nonce);

@@ -1,7 +1,8 @@
 //! Starts the control session, and restarts parts of the node whose configuration the control plane changes.
 use super::component_status;
 use crate::audit::Audit;
-use crate::control_session::{ControlTask, HealthView, StateFiles};
+use crate::control_session::ControlTask;
+use crate::control_session::io::{HealthView, StateFiles};
 use crate::enrolment::{TokenSource, read_token};
 use crate::reconciler::{Fact, NetStatus};
 use crate::signed_request::Signer;

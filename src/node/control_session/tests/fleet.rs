@@ -12,6 +12,7 @@ use spoke_enroll::wire::{NodeReport, Problem, ProblemCode, ProblemDetail};
 use spoke_model::key::{PublicKey, SecretKey};
 use spoke_model::signature::SignKey;
 use spoke_model::time::Wall;
+use spoke_sys::disk::Document;
 use spoke_sys::echo::EchoError;
 use spoke_sys::http::{Answer, HttpError, Request};
 use spoke_sys::sim::clock::SimClock;
