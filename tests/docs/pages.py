@@ -131,6 +131,10 @@ def faults(page):
                 yield f"{number}: {target}: no such heading"
     if page.name == "architecture.md":
         rows = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
+        run = [ROOT / "src/node/run.rs", *(ROOT / "src/node/run").glob("*.rs")]
+        for task in sorted(t for f in run for t in re.findall(r'\.(?:restarting|vital)\("([^"]+)"', f.read_text())):
+            if not re.search(rf"^\| `{re.escape(task)}` \| (vital|restarting)", text, re.MULTILINE):
+                yield f"1: the table of tasks lacks {task}"
         for crate in sorted(c.parent.name for c in (ROOT / "src").glob("*/Cargo.toml")):
             if crate not in rows:
                 yield f"1: the table of crates lacks {crate}"
