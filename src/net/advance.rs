@@ -1,12 +1,12 @@
-//! What an observation becomes once a step was applied, by the kernel's own rules.
+//! The observation that follows from an applied step, by the kernel's rules.
 //!
-//! With thousands of peers a look at the kernel costs far more than a change. A pass that follows a clean one closely
-//! may therefore plan against the last look, advanced by what was acknowledged since; the next full look checks it.
+//! With thousands of peers an observation costs far more than a change. A pass soon after a clean one may therefore plan
+//! against the last observation, advanced by the acknowledged steps; the next full observation verifies it.
 use super::plan::{AllowedIps, PeerChange, Step};
 use super::state::{Observed, ObservedLink};
 use spoke_model::key::PublicKey;
 
-/// Advances `observed` by one acknowledged step. Counters and a new random port show at the next look only.
+/// Advances `observed` by one acknowledged step. Counters and a new random port appear with the next observation.
 pub fn advance(observed: &mut Observed, step: &Step) {
     match step {
         Step::DeleteLink { link } => {
@@ -18,7 +18,7 @@ pub fn advance(observed: &mut Observed, step: &Step) {
         }
         Step::SetDevice { private_key, listen_port, fwmark, .. } => with(observed, step, |l| {
             if let Some(key) = private_key {
-                // A link is never its own peer.
+                // The kernel removes a peer with the interface's own key.
                 l.peers.remove(&key.public());
                 l.public_key = Some(key.public());
             }

@@ -1,7 +1,7 @@
-//! How long ago each handshake was, on the boot clock.
+//! The time of each handshake on the boot clock.
 //!
-//! The kernel stamps a handshake with the wall clock of that moment, so once the clock has been set the difference to
-//! "now" means nothing. A stamp that changed between two looks, though, is no older than the earlier look.
+//! The kernel stamps a handshake with the wall clock, so its age is wrong once the clock was set. A stamp that changed between
+//! two observations is no older than the earlier one.
 use super::state::Observed;
 use spoke_model::interface_name::IfName;
 use spoke_model::key::PublicKey;
@@ -9,15 +9,15 @@ use spoke_model::time::{Boot, Wall};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// When handshakes happened, as far as it can be known.
+/// Times of the handshakes, where they can be known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Handshakes {
-    looked: Option<Boot>,
+    observed_at: Option<Boot>,
     seen: BTreeMap<(IfName, PublicKey), (Duration, Option<Boot>)>,
 }
 
 impl Handshakes {
-    /// Takes note of an observation made at `now`, when the wall clock said `wall`.
+    /// Records an observation made at `now`, at the wall clock's `wall`.
     pub fn record(&mut self, observed: &Observed, now: Boot, wall: Wall) {
         let mut seen = BTreeMap::new();
         for (link, have) in &observed.links {
@@ -26,26 +26,26 @@ impl Handshakes {
                 let id = (link.clone(), *key);
                 let at = match self.seen.get(&id) {
                     Some((old, at)) if *old == stamp => *at,
-                    _ => self.judge(stamp, now, wall),
+                    _ => self.estimate(stamp, now, wall),
                 };
                 seen.insert(id, (stamp, at));
             }
         }
         self.seen = seen;
-        self.looked = Some(now);
+        self.observed_at = Some(now);
     }
 
-    fn judge(&self, stamp: Duration, now: Boot, wall: Wall) -> Option<Boot> {
+    fn estimate(&self, stamp: Duration, now: Boot, wall: Wall) -> Option<Boot> {
         let by_wall = Duration::from_secs(wall.secs()).checked_sub(stamp);
-        match self.looked {
-            // New since the last look: at most that old, whatever the wall clock says.
-            Some(looked) => Some(now.saturating_sub(by_wall.unwrap_or_default().min(now.since(looked)))),
-            // The first look of this process: only the wall clock can tell, if it can.
+        match self.observed_at {
+            // Changed since the last observation: at most that old, whatever the wall clock.
+            Some(before) => Some(now.saturating_sub(by_wall.unwrap_or_default().min(now.since(before)))),
+            // First observation: only the wall clock is available.
             None => by_wall.filter(|age| *age <= now.since_boot()).map(|age| now.saturating_sub(age)),
         }
     }
 
-    /// When `peer` on `link` last completed a handshake; `None`: never, or nobody can tell.
+    /// When `peer` on `link` last completed a handshake; `None`: never or unknown.
     pub fn at(&self, link: &IfName, peer: &PublicKey) -> Option<Boot> {
         self.seen.get(&(link.clone(), *peer)).and_then(|(_, at)| *at)
     }
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_set_forward_does_not_age_a_handshake() {
+    fn handshake_does_not_age_when_the_clock_is_set() {
         let mut ages = Handshakes::default();
         let (none, name, key) = seen(None);
         ages.record(&none, Boot::from_secs(10), Wall(100));
@@ -79,7 +79,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_new_stamp_is_never_older_than_the_last_look(stamp in 1u64..1 << 40, wall in 0u64..1 << 40, gap in 0u64..1000) {
+        fn changed_stamp_is_newer_than_last_observation(stamp in 1u64..1 << 40, wall in 0u64..1 << 40, gap in 0u64..1000) {
             let mut ages = Handshakes::default();
             let (none, name, key) = seen(None);
             ages.record(&none, Boot::from_secs(5000), Wall(wall));

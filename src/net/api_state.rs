@@ -1,6 +1,4 @@
-//! What was set on this node through the agent API: a fact like any other, merged by `derive`.
-//!
-//! The configuration and the control plane own what they declare; what stands here comes on top and never wins over them.
+//! State set through the agent API: a fact that `derive` merges. Configuration and control plane take precedence over it.
 use ipnet::IpNet;
 use spoke_model::interface_name::IfName;
 use spoke_model::key::{PresharedKey, PublicKey, SecretKey};
@@ -9,35 +7,35 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-/// Everything set through the API, by interface.
+/// Everything set through the API.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ApiState {
-    /// Interfaces that something was set on.
+    /// By interface.
     pub links: BTreeMap<IfName, ApiStateLink>,
 }
 
-/// What was set on one interface.
+/// State of one interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ApiStateLink {
-    /// The interface itself, where it exists only by the API.
+    /// The interface itself, if only the API declares it.
     pub device: Option<Arc<Device>>,
-    /// Brought down through the API.
+    /// Administratively down.
     pub down: bool,
-    /// Peers by key; shared, so that a copy of ten thousand with one difference is cheap.
+    /// Peers by key; shared, so that copying ten thousand with one difference is cheap.
     pub peers: BTreeMap<PublicKey, Arc<ApiStatePeer>>,
 }
 
 impl ApiStateLink {
-    /// Nothing is set: as good as absent.
+    /// Nothing is set.
     pub fn is_empty(&self) -> bool {
         self.device.is_none() && !self.down && self.peers.is_empty()
     }
 }
 
-/// An interface that exists only by the API.
+/// An interface declared by the API only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
-    /// Its key.
+    /// Private key.
     pub private_key: SecretKey,
     /// UDP port; `None`: the kernel chooses.
     pub listen_port: Option<u16>,
@@ -47,16 +45,16 @@ pub struct Device {
     pub addresses: BTreeSet<IpNet>,
     /// Bytes; `None`: the default.
     pub mtu: Option<u32>,
-    /// Resolvers, kept for the clients that ask; the node does not use them.
+    /// Resolvers; stored for clients, not used by the node.
     pub dns: Vec<IpAddr>,
-    /// Where routes to the peers go.
+    /// Table of the routes to the peers.
     pub table: Table,
 }
 
 /// `Table` of a `wg-quick` file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Table {
-    /// The main table; default routes are left out, since they would catch the tunnel's own packets.
+    /// The main table, without default routes, which would capture the tunnel's own packets.
     #[default]
     Auto,
     /// No routes.
@@ -74,6 +72,6 @@ pub struct ApiStatePeer {
     pub allowed_ips: Nets,
     /// Seconds; 0 is off.
     pub keepalive: u16,
-    /// Where to send; `None` leaves it to the peer to come.
+    /// Endpoint; `None`: the peer initiates.
     pub endpoint: Option<SocketAddr>,
 }

@@ -1,5 +1,5 @@
-//! Makes the one validated [`Desired`] from the configuration and the facts. Invalid input gives an error and never an
-//! emptier network: the caller keeps the last good state.
+//! Derives the validated [`Desired`] state from configuration and facts. Invalid input is an error, never an emptier network:
+//! the caller keeps the last good state.
 use super::state::{Desired, Endpoint, Forwarding, Link, ListenPort, MAX_PEERS, Peer, Route};
 use crate::api_state::{ApiState, ApiStateLink, Device, Table};
 use ipnet::IpNet;
@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-/// What the identity task has read: every key the configuration names.
+/// Every key that the configuration names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Keys {
     /// Private keys by interface.
@@ -28,55 +28,54 @@ pub struct Keys {
     pub preshared: BTreeMap<KeySource, PresharedKey>,
 }
 
-/// A hub as the uplink wants it in the kernel.
+/// A hub as a peer of the uplink.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HubPeer {
     /// The hub's configuration.
     pub hub: Arc<Hub>,
-    /// Where to send; `None` until its name was looked up.
+    /// Endpoint; `None` until its name is resolved.
     pub endpoint: Option<Endpoint>,
 }
 
-/// What the uplink has decided.
+/// Decision of the uplink.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UplinkChoice {
-    /// The interface that carries the tunnel.
+    /// The tunnel's interface.
     pub interface: IfName,
-    /// The hub that all its allowed-ips go to.
+    /// The hub that carries the traffic.
     pub active: HubPeer,
-    /// A better hub that is being watched before the tunnel moves back: it gets its own tunnel address only, and not even
-    /// that if the active hub has the same.
+    /// A better hub being watched before failback. Its allowed-ips are its own tunnel address only; none if the active hub has
+    /// the same one.
     pub standby: Option<HubPeer>,
-    /// Renewals of the local UDP port.
+    /// Epoch of the local UDP port.
     pub port_epoch: u32,
-    /// Rebuilds of the interface.
+    /// Epoch of the interface.
     pub rebuild: u32,
 }
 
-/// The pairs of node and key that a grant admits; the grants task alone decides on grace.
+/// Pairs of node and key admitted by a grant; grace is applied already.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Admitted(pub BTreeSet<(NodeId, PublicKey)>);
 
-/// Everything producers have published. A missing fact is the caller's business: it holds the first pass until the facts
-/// that are configured have been published once.
+/// The facts published by the producers. The caller waits until every configured one was published once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
     /// Keys.
     pub keys: Arc<Keys>,
-    /// The uplink's choice, where an uplink is configured.
+    /// The uplink's choice; `None` without an uplink.
     pub uplink: Option<Arc<UplinkChoice>>,
-    /// Addresses of the configured peers' host names, last good look-up.
+    /// Last good addresses of the peers' host names.
     pub names: Arc<BTreeMap<HostPort, SocketAddr>>,
-    /// Who is granted access.
+    /// Peers admitted by a grant.
     pub admitted: Arc<Admitted>,
-    /// What was set through the agent API.
+    /// State set through the agent API.
     pub api_state: Arc<ApiState>,
 }
 
-/// Why no state could be derived.
+/// Why no state can be derived.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeriveError {
-    /// A key is missing.
+    /// A private key is missing.
     #[error("interface {0} has no private key yet")]
     NoKey(IfName),
     /// A preshared key is missing.
@@ -89,16 +88,16 @@ pub enum DeriveError {
         /// Where it should be.
         origin: KeySource,
     },
-    /// Two peers claim the same network; the kernel would move it to and fro.
+    /// Two peers claim the same network, which the kernel would move back and forth.
     #[error("{net} on {link} is claimed by peer {first:?} and by peer {second:?}: give it to one of them")]
     Overlap {
         /// Interface.
         link: IfName,
         /// The network.
         net: IpNet,
-        /// The one that has it.
+        /// One peer.
         first: PublicKey,
-        /// The one that also wants it.
+        /// The other peer.
         second: PublicKey,
     },
     /// A network with host bits or IPv4 inside IPv6.
@@ -111,7 +110,7 @@ pub enum DeriveError {
         /// The network.
         net: IpNet,
     },
-    /// The kernel has no IPv6 on so narrow an interface.
+    /// The kernel disables IPv6 below [`MIN_MTU_V6`].
     #[error("the MTU {mtu} of {link} is too small for its IPv6 addresses: it needs {MIN_MTU_V6} or more")]
     NarrowForIpv6 {
         /// Interface.
@@ -136,7 +135,7 @@ pub enum DeriveError {
     },
 }
 
-/// Derives the state wanted of the kernel. `last` is the state wanted so far: the generation grows only with a change.
+/// Derives the desired state. `last` is the previous one: the generation increases only with a change.
 pub fn derive(config: &Effective, facts: &Facts, last: &Desired) -> Result<Desired, DeriveError> {
     let mut links = BTreeMap::new();
     for interface in config.interfaces() {
@@ -154,7 +153,6 @@ pub fn derive(config: &Effective, facts: &Facts, last: &Desired) -> Result<Desir
     Ok(Desired { generation, links, forwarding })
 }
 
-/// What may pass between the peers of a hub's interface.
 fn forwarding(interface: InterfaceView<'_>) -> Forwarding {
     let open = interface.forwarding();
     let isolated = interface.peers().filter(|p| open && p.isolated);
@@ -191,7 +189,7 @@ fn link(interface: InterfaceView<'_>, facts: &Facts) -> Result<Link, DeriveError
     let mut rebuild = 0;
     if let Some(choice) = facts.uplink.as_ref().filter(|u| u.interface == *name) {
         let configured = || choice.active.hub.allowed_ips.iter().map(|c| c.0).collect();
-        // Whatever else is routed to the hub, its own address is: it has to answer an echo.
+        // The hub's own address is always routed to it, for echoes.
         let reach = |mut nets: BTreeSet<IpNet>| {
             if !nets.iter().any(|n| n.contains(&choice.active.hub.address)) {
                 nets.insert(choice.active.hub.address.into());
@@ -215,7 +213,7 @@ fn link(interface: InterfaceView<'_>, facts: &Facts) -> Result<Link, DeriveError
         rebuild = choice.rebuild;
     }
     let set = facts.api_state.links.get(name);
-    // Where grants decide, nobody else adds a peer.
+    // Where grants decide, the API adds no peer.
     if let (Some(set), Access::Open) = (set, own.access) {
         merge(set, &mut peers);
     }
@@ -244,8 +242,8 @@ fn link(interface: InterfaceView<'_>, facts: &Facts) -> Result<Link, DeriveError
     })
 }
 
-/// Adds what the API set. A peer that is declared elsewhere stays as declared, and so does every network that such a peer
-/// has: a later declaration wins over an earlier call, and never makes the state invalid.
+/// Adds the peers set by the API. Declared peers and their networks take precedence, so that a later declaration never makes
+/// the state invalid.
 fn merge(set: &ApiStateLink, peers: &mut BTreeMap<PublicKey, Peer>) {
     let declared: BTreeSet<IpNet> = peers.values().flat_map(|p| &p.allowed_ips).copied().collect();
     let added = set.peers.iter().filter(|(key, _)| !peers.contains_key(*key)).map(|(key, peer)| {
@@ -257,12 +255,12 @@ fn merge(set: &ApiStateLink, peers: &mut BTreeMap<PublicKey, Peer>) {
         };
         (*key, peer)
     });
-    // Two sorted maps are joined in one go; thousands of insertions would search each time.
+    // Appending a sorted map is linear.
     let mut added: BTreeMap<PublicKey, Peer> = added.collect();
     peers.append(&mut added);
 }
 
-/// An interface that nothing but the API declares.
+/// An interface declared by the API only.
 fn api_link(name: &IfName, device: &Device, set: &ApiStateLink) -> Result<Link, DeriveError> {
     let mut peers = BTreeMap::new();
     merge(set, &mut peers);
@@ -313,7 +311,7 @@ fn hub_peer(facts: &Facts, link: &IfName, peer: &HubPeer, allowed_ips: Nets) -> 
     Ok(Peer { preshared_key, allowed_ips, keepalive: peer.hub.keepalive, endpoint: peer.endpoint })
 }
 
-/// Networks that an address of the interface already reaches need no route of ours: the kernel made that one.
+/// Routes to the allowed-ips, without those that an address of the interface implies.
 fn routes(interface: InterfaceView<'_>, peers: &BTreeMap<PublicKey, Peer>) -> BTreeSet<Route> {
     let own = interface.own();
     if !own.routes {

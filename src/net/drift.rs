@@ -1,7 +1,7 @@
-//! Drift as data: which peers are unknown, missing or mismatched, field by field.
+//! Drift: unknown, missing and mismatched peers, field by field.
 //!
-//! Compared are allowed-ips as sets, keepalive, and the preshared key by digest. What the kernel learns (a roamed
-//! endpoint, handshakes, counters) is never drift.
+//! Allowed-ips are compared as sets, the preshared key is shown as a digest. What the kernel learns (a roamed endpoint,
+//! handshakes, counters) is never drift.
 use super::plan::{Plan, Step};
 use super::render;
 use super::state::{Desired, Link, ListenPort, Observed, ObservedLink, ObservedPeer, Peer};
@@ -13,81 +13,81 @@ use spoke_model::nets::Nets;
 use spoke_model::time::Wall;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A peer nobody asked for.
+/// A peer that exists and is not desired.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnknownPeer {
-    /// Identity.
+    /// Public key.
     pub public_key: PublicKey,
     /// Networks, canonical.
     pub allowed_ips: Vec<IpNet>,
-    /// Where it is.
+    /// Endpoint.
     pub endpoint: Option<String>,
     /// Seconds; 0 is off.
     pub persistent_keepalive: u16,
 }
 
-/// A peer that should be there.
+/// A desired peer that does not exist.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MissingPeer {
-    /// Identity.
+    /// Public key.
     pub public_key: PublicKey,
-    /// Name, where it has one.
+    /// Name, if any.
     pub name: Option<String>,
     /// Networks, canonical.
     pub allowed_ips: Vec<IpNet>,
-    /// The peer's id: its key in text.
+    /// The public key as text.
     pub peer_id: String,
 }
 
-/// One value that differs. The values are text, numbers, lists or null, as the field is.
+/// One value that differs; text, number, list or null, depending on the field.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mismatch {
     /// `allowed_ips`, `persistent_keepalive` or `preshared_key`; of an interface `up`, `mtu`, `listen_port`, ….
     pub field: String,
-    /// What is wanted.
+    /// Desired value.
     pub expected: serde_json::Value,
-    /// What is there.
+    /// Observed value.
     pub actual: serde_json::Value,
 }
 
-/// A peer that is there and differs.
+/// A peer that differs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MismatchedPeer {
-    /// Identity.
+    /// Public key.
     pub public_key: PublicKey,
-    /// Name, where it has one.
+    /// Name, if any.
     pub name: Option<String>,
-    /// The peer's id: its key in text.
+    /// The public key as text.
     pub peer_id: String,
-    /// What differs.
+    /// The differences.
     pub mismatches: Vec<Mismatch>,
 }
 
 /// Counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
-    /// Peers nobody asked for.
+    /// Unknown peers.
     pub unknown_count: usize,
-    /// Peers that should be there.
+    /// Missing peers.
     pub missing_count: usize,
-    /// Peers that differ.
+    /// Mismatched peers.
     pub mismatched_count: usize,
-    /// All of them, and what differs of the interfaces themselves.
+    /// Sum of these and of the interfaces' own differences.
     pub total_issues: usize,
 }
 
 /// The drift of one interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkDrift {
-    /// Whether anything differs.
+    /// Whether there is a difference.
     pub has_drift: bool,
-    /// Peers nobody asked for.
+    /// Unknown peers.
     pub unknown_peers: Vec<UnknownPeer>,
-    /// Peers that should be there.
+    /// Missing peers.
     pub missing_peers: Vec<MissingPeer>,
-    /// Peers that differ.
+    /// Mismatched peers.
     pub mismatched_peers: Vec<MismatchedPeer>,
-    /// What differs of the interface itself.
+    /// Differences of the interface itself.
     pub interface_mismatches: Vec<Mismatch>,
     /// Counts.
     pub summary: Summary,
@@ -96,46 +96,46 @@ pub struct LinkDrift {
 /// The drift of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DriftReport {
-    /// Name of the node.
+    /// The node's id.
     pub node_id: Option<String>,
-    /// Whether anything differs anywhere.
+    /// Whether there is a difference.
     pub has_drift: bool,
-    /// Peers nobody asked for, over all interfaces.
+    /// Unknown peers of all interfaces.
     pub unknown_peers: Vec<UnknownPeer>,
-    /// Peers that should be there.
+    /// Missing peers.
     pub missing_peers: Vec<MissingPeer>,
-    /// Peers that differ.
+    /// Mismatched peers.
     pub mismatched_peers: Vec<MismatchedPeer>,
     /// Counts over all interfaces.
     pub summary: Summary,
     /// The same by interface.
     pub interfaces: BTreeMap<IfName, LinkDrift>,
-    /// When the kernel was looked at, RFC 3339.
+    /// Time of the observation, RFC 3339.
     pub detected_at: String,
-    /// The last drifts and what was done about them, oldest first.
+    /// The last drifts, oldest first.
     pub history: Vec<Drifted>,
 }
 
-/// A difference that was found although nothing wanted had changed.
+/// A difference that was found although the desired state had not changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drifted {
-    /// When, RFC 3339, by the clock as it stood.
+    /// Time, RFC 3339, by the wall clock at that time.
     pub time: String,
     /// The interface.
     pub interface: IfName,
-    /// Whether it was to be repaired at once; else policy left it alone.
+    /// Whether it was repaired; otherwise the policy held it.
     pub repaired: bool,
-    /// How much differed.
+    /// Counts.
     pub summary: Summary,
-    /// The steps that mend it, as text: the first few.
+    /// The first steps of the repair, as text.
     pub steps: Vec<String>,
 }
 
-/// Steps told of one drift.
-const TOLD: usize = 8;
+/// Steps kept of one drift.
+const MAX_STEPS: usize = 8;
 
-/// The drifts that a look has found. `found` is what it would take to mend them, `left` what the look before left alone:
-/// that was told already. `repaired`: nothing wanted has changed since all was well, so every step is against drift.
+/// The drifts of an observation. `found` is the plan against it; `left` the plan left by the previous pass, whose held steps
+/// were reported already. `repaired`: the previous pass was clean and the desired state is unchanged, so every step is drift.
 pub fn found(
     desired: &Desired,
     observed: &Observed,
@@ -160,16 +160,16 @@ pub fn found(
             interface: name.clone(),
             repaired,
             summary: link(want, observed.links.get(name), &Names::new()).summary,
-            steps: steps.iter().filter(of_link).take(TOLD).map(|s| render::step(s, observed)).collect(),
+            steps: steps.iter().filter(of_link).take(MAX_STEPS).map(|s| render::step(s, observed)).collect(),
         })
     };
     links.into_iter().filter_map(event).collect()
 }
 
-/// Names of peers, for people.
+/// Names of peers.
 pub type Names = BTreeMap<PublicKey, String>;
 
-/// The drift of every wanted interface; the history is the caller's to add.
+/// The drift of every desired interface; the caller adds the history.
 pub fn report(desired: &Desired, observed: &Observed, names: &Names, node_id: Option<String>, at: Wall) -> DriftReport {
     let mut out = DriftReport { node_id, detected_at: at.to_string(), ..DriftReport::default() };
     for (name, want) in &desired.links {
@@ -187,7 +187,7 @@ pub fn report(desired: &Desired, observed: &Observed, names: &Names, node_id: Op
     out
 }
 
-/// The drift of one interface; one that does not exist misses all its peers.
+/// The drift of one interface; if it does not exist, all its peers are missing.
 pub fn link(want: &Link, have: Option<&ObservedLink>, names: &Names) -> LinkDrift {
     let blank = ObservedLink::default();
     let seen = have.unwrap_or(&blank);
@@ -286,7 +286,7 @@ fn nets(nets: &Nets) -> Vec<String> {
     nets.iter().map(ToString::to_string).collect()
 }
 
-/// A preshared key as it may be shown: enough to compare, not enough to use.
+/// A digest of a preshared key, for comparison.
 pub fn digest(key: &PresharedKey) -> String {
     use std::fmt::Write as _;
     let digest = ring::digest::digest(&ring::digest::SHA256, key.reveal());

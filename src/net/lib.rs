@@ -1,4 +1,4 @@
-//! The reconciled part of the world: interfaces, peers, addresses and routes of the kernel.
+//! Desired and observed network state of the kernel, and the plan between the two: interfaces, peers, addresses, routes.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
 
 pub mod advance;

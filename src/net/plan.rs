@@ -1,8 +1,7 @@
-//! The pure difference between wanted and observed, as ordered steps.
+//! The difference between desired and observed state, as ordered steps.
 //!
-//! Order: remove and create interfaces → take peers away → add and change peers → addresses and routes → bring up.
-//! The planner walks the union of what is wanted and what is ours, so that what we no longer want goes even if nobody saw
-//! the moment it stopped being wanted.
+//! Order: delete and create interfaces → remove peers → add and change peers → addresses and routes → bring up. The planner
+//! walks the union of desired and owned, so that what is no longer desired is removed even if the change was missed.
 use super::state::{
     Desired, Endpoint, Forwarding, Link, ListenPort, Memory, Observed, ObservedLink, ObservedPeer, Peer, Route,
 };
@@ -13,27 +12,27 @@ use spoke_model::key::{PresharedKey, PublicKey, SecretKey};
 use spoke_model::nets::{Nets, side_by_side};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// How a peer's allowed-ips change.
+/// Change of a peer's allowed-ips.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AllowedIps {
-    /// As they are.
+    /// Unchanged.
     Keep,
-    /// These come on top: no packet of the others is disturbed.
+    /// Add these; traffic of the others is not disturbed.
     Add(Nets),
-    /// These instead of all others.
+    /// Replace all by these.
     Replace(Nets),
 }
 
-/// What a [`Step::SetPeer`] writes; `None` leaves a value alone.
+/// Values written by [`Step::SetPeer`]; `None`: unchanged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerChange {
-    /// The peer is not there yet. A change of an existing peer must never bring back one removed meanwhile.
+    /// The peer is new. A change of an existing peer must never recreate one removed meanwhile.
     pub create: bool,
-    /// `Some(None)` takes the key away.
+    /// `Some(None)`: remove the key.
     pub preshared_key: Option<Option<PresharedKey>>,
     /// Seconds; 0 is off.
     pub keepalive: Option<u16>,
-    /// Where to send.
+    /// Endpoint.
     pub endpoint: Option<Endpoint>,
     /// Allowed-ips.
     pub allowed_ips: AllowedIps,
@@ -41,17 +40,17 @@ pub struct PeerChange {
 
 /// One change of the kernel's network state.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "`link` is the interface's name in every variant; the rest is said per variant")]
+#[expect(missing_docs, reason = "`link` is the interface's name in every variant")]
 pub enum Step {
-    /// Delete an interface we created and no longer want, or want anew.
+    /// Delete an interface we created, which is no longer desired or is recreated.
     DeleteLink { link: IfName },
-    /// Create a WireGuard interface marked as ours.
+    /// Create a WireGuard interface with our alias.
     CreateLink { link: IfName, mtu: u32 },
-    /// Set the interface's own WireGuard values; `None` leaves a value alone, port 0 has the kernel choose anew.
+    /// Set the interface's WireGuard values; `None`: unchanged; port 0: chosen by the kernel.
     SetDevice { link: IfName, private_key: Option<SecretKey>, listen_port: Option<u16>, fwmark: Option<u32> },
-    /// Say what may pass between the peers of an interface; `None`: nothing is said any more.
+    /// Set the forwarding between the peers of an interface; `None`: remove our table.
     SetForwarding { link: IfName, forwarding: Option<Forwarding> },
-    /// Take a peer away.
+    /// Remove a peer.
     RemovePeer { link: IfName, peer: PublicKey },
     /// Add or change a peer.
     SetPeer { link: IfName, peer: PublicKey, change: PeerChange },
@@ -65,7 +64,7 @@ pub enum Step {
     AddAddress { link: IfName, address: IpNet },
     /// Bring the interface up or down.
     SetUp { link: IfName, up: bool },
-    /// Add a route; only an interface that is up can carry one.
+    /// Add a route; needs an interface that is up.
     AddRoute { link: IfName, route: Route },
 }
 
@@ -110,10 +109,10 @@ impl Step {
             Self::DeleteLink { .. } => 0,
             Self::CreateLink { .. } => 1,
             Self::RemovePeer { .. } => 2,
-            // Before anybody gains anything.
+            // Before any peer is granted access.
             Self::SetForwarding { .. } | Self::SetDevice { .. } => 3,
             Self::SetPeer { .. } => 4,
-            // Before the addresses: the kernel drops IPv6 ones with it.
+            // Before the addresses: the kernel removes IPv6 addresses of an interface that goes down.
             Self::SetUp { up: false, .. } => 5,
             Self::SetMtu { .. } => 6,
             Self::RemoveRoute { .. } => 7,
@@ -125,10 +124,10 @@ impl Step {
     }
 }
 
-/// An interface that cannot be brought to what is wanted.
+/// An interface that cannot reach its desired state.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Blocked {
-    /// Another kind of interface has the name.
+    /// An interface of another kind has the name.
     #[error("interface {0} exists and is not WireGuard: rename it or choose another name in the configuration")]
     NameTaken(IfName),
 }
@@ -142,29 +141,29 @@ impl Blocked {
     }
 }
 
-/// What is to be done.
+/// Steps from observed to desired.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Steps in the order they are applied.
+    /// Steps in the order of application.
     pub steps: Vec<Step>,
-    /// Differences that the interface's policy leaves alone.
+    /// Steps held by the interface's drift policy.
     pub held: Vec<Step>,
-    /// Interfaces that are out of reach.
+    /// Interfaces that cannot reach their desired state.
     pub blocked: Vec<Blocked>,
 }
 
-/// A repair asked for once: held differences of one interface that shall be mended although its policy leaves them alone.
+/// A requested repair: held steps that are to be applied once, despite the drift policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Repair {
-    /// Grows with every request, so that each is carried out once.
+    /// Increases with every request; each is carried out once.
     pub seq: u64,
-    /// The interfaces; empty for all.
+    /// The interfaces; empty: all.
     pub links: BTreeSet<IfName>,
-    /// Add wanted peers that are not there.
+    /// Add missing peers.
     pub missing: bool,
     /// Restore what differs.
     pub mismatched: bool,
-    /// Remove these peers if nobody wants them.
+    /// Remove unknown peers.
     pub unknown: Unknown,
 }
 
@@ -174,14 +173,14 @@ pub enum Unknown {
     /// None.
     #[default]
     Keep,
-    /// These: they were set by us before a restart, and so they go as often as it takes, like all we no longer want.
+    /// These, which we set before a restart: from then on they are owned, and removed until they are gone.
     Ours(BTreeMap<IfName, BTreeSet<PublicKey>>),
     /// All.
     All,
 }
 
 impl Repair {
-    /// Whether a held step is among what shall be mended.
+    /// Whether the repair includes a held step.
     pub fn covers(&self, step: &Step) -> bool {
         if !self.links.is_empty() && !self.links.contains(step.link()) {
             return false;
@@ -200,7 +199,7 @@ impl Repair {
 }
 
 impl Plan {
-    /// Moves what `repair` covers from the steps that are held to those that are applied.
+    /// Moves the held steps that `repair` includes to the steps.
     pub fn release(&mut self, repair: &Repair) {
         let (released, held) = std::mem::take(&mut self.held).into_iter().partition(|s| repair.covers(s));
         self.held = held;
@@ -208,7 +207,7 @@ impl Plan {
         self.steps.sort_by_cached_key(Step::rank);
     }
 
-    /// Nothing to do, nothing left alone, nothing out of reach.
+    /// No step, none held, no interface blocked.
     pub const fn is_clean(&self) -> bool {
         self.steps.is_empty() && self.held.is_empty() && self.blocked.is_empty()
     }
@@ -238,7 +237,7 @@ pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory) -> Plan {
         match want.policy {
             DriftPolicy::Enforce => {
                 out.steps.append(&mut steps);
-                // What somebody else made and we only look after keeps the peers it has, unless we are told otherwise.
+                // An adopted interface keeps its unknown peers unless configured otherwise.
                 if want.remove_unknown.unwrap_or(have.is_none_or(|h| h.ours)) {
                     out.steps.append(&mut unknown);
                 } else {
@@ -252,8 +251,7 @@ pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory) -> Plan {
         }
     }
     forwarding(desired, observed, &mut out);
-    // Stable: within a rank the order stays that of interface and key. With the keys beside them, for the steps of thousands of
-    // peers are megabytes that would be copied.
+    // Stable, so that the order within a rank is that of interface and key. Cached keys, since moving steps is expensive.
     out.steps.sort_by_cached_key(Step::rank);
     out
 }
@@ -302,7 +300,7 @@ fn link(
         steps.push(Step::SetDevice { link: name.clone(), private_key, listen_port, fwmark });
     }
 
-    // Who goes or only loses networks comes first: access is taken before it is given.
+    // Peers that only lose networks first: access is removed before it is granted.
     let (mut losing, mut gaining) = (Vec::new(), Vec::new());
     for (key, want, had) in side_by_side(&want.peers, &have.peers) {
         let Some(want) = want else {
@@ -314,8 +312,8 @@ fn link(
             }
             continue;
         };
-        let told = want.endpoint.filter(|_| !fresh).and_then(|_| memory.endpoints.get(&(name.clone(), *key)));
-        if let Some(change) = peer_change(want, had, told) {
+        let last_set = want.endpoint.filter(|_| !fresh).and_then(|_| memory.endpoints.get(&(name.clone(), *key)));
+        if let Some(change) = peer_change(want, had, last_set) {
             let loses =
                 had.is_some_and(|h| want.allowed_ips != h.allowed_ips && want.allowed_ips.is_subset(&h.allowed_ips));
             let step = Step::SetPeer { link: name.clone(), peer: *key, change };
@@ -331,7 +329,7 @@ fn link(
     if have.up != want.up {
         steps.push(Step::SetUp { link: name.clone(), up: want.up });
     }
-    // A link that is down has no routes, whoever made them, and loses its IPv6 addresses when it is set down.
+    // An interface that is down has no routes, and loses its IPv6 addresses when it goes down.
     let goes_down = have.up && !want.up;
     let kept = |a: &&IpNet| !goes_down || a.addr().is_ipv4();
     for address in have.addresses.difference(&want.addresses).filter(kept) {
@@ -350,7 +348,7 @@ fn link(
     }
 }
 
-fn peer_change(want: &Peer, have: Option<&ObservedPeer>, told: Option<&Endpoint>) -> Option<PeerChange> {
+fn peer_change(want: &Peer, have: Option<&ObservedPeer>, last_set: Option<&Endpoint>) -> Option<PeerChange> {
     let Some(have) = have else {
         return Some(PeerChange {
             create: true,
@@ -360,9 +358,9 @@ fn peer_change(want: &Peer, have: Option<&ObservedPeer>, told: Option<&Endpoint>
             allowed_ips: AllowedIps::Replace(want.allowed_ips.clone()),
         });
     };
-    // One we told it may have roamed; one that has none has been made anew by somebody else.
-    let endpoint = want.endpoint.filter(|e| match told {
-        Some(told) => told != e || have.endpoint.is_none(),
+    // An endpoint we set may have roamed: not drift. None means the peer was recreated.
+    let endpoint = want.endpoint.filter(|e| match last_set {
+        Some(last) => last != e || have.endpoint.is_none(),
         None => have.endpoint != Some(e.addr),
     });
     let allowed_ips = if have.allowed_ips == want.allowed_ips {
@@ -387,7 +385,7 @@ fn peer_change(want: &Peer, have: Option<&ObservedPeer>, told: Option<&Endpoint>
 }
 
 impl Memory {
-    /// Remembers what a repair knows of a time before ours.
+    /// Takes over the peers that a previous process set, from the repair.
     pub fn recall(&mut self, repair: &Repair) {
         if let Unknown::Ours(peers) = &repair.unknown {
             for (link, keys) in peers {
@@ -396,7 +394,7 @@ impl Memory {
         }
     }
 
-    /// Takes note of a step that was applied under `desired`.
+    /// Records a step that was applied for `desired`.
     pub fn record(&mut self, step: &Step, desired: &Desired) {
         match step {
             Step::DeleteLink { link } => {
@@ -410,7 +408,7 @@ impl Memory {
                 self.forget(link);
                 if let Some(want) = desired.links.get(link) {
                     self.rebuilds.insert(link.clone(), rebuilds.unwrap_or(0).max(want.rebuild));
-                    // A new interface has a new port.
+                    // A new interface has a new random port.
                     if let ListenPort::Random { epoch } = want.listen_port {
                         self.ports.insert(link.clone(), epoch);
                     }
@@ -444,7 +442,7 @@ impl Memory {
         }
     }
 
-    /// Takes note of a pass after which nothing differed: every wanted peer that is there is ours from now on.
+    /// Records the end of a pass: every desired peer that exists is owned from now on.
     pub fn adopt(&mut self, desired: &Desired, observed: &Observed) {
         for (name, want) in &desired.links {
             let Some(have) = observed.links.get(name) else { continue };

@@ -1,21 +1,21 @@
-//! Plans as text for people: the same words in `spoke plan`, in the log and in the record of repairs.
+//! Plans as text: for `spoke plan`, the log and the audit records.
 use super::plan::{AllowedIps, PeerChange, Plan, Step};
 use super::state::{Forwarding, Observed, ObservedPeer};
 use spoke_model::key::PublicKey;
 use spoke_model::nets::Nets;
 use std::fmt::Write as _;
 
-/// One line per step, in the order of the plan; steps that the policy holds back are marked, unreachable interfaces last.
+/// One line per step in the order of the plan, then the held steps, then the blocked interfaces.
 pub fn plan(plan: &Plan, observed: &Observed) -> String {
     let mut out = String::new();
     for step in &plan.steps {
         let _ = writeln!(out, "{}", self::step(step, observed));
     }
     for step in &plan.held {
-        let _ = writeln!(out, "(left alone) {}", self::step(step, observed));
+        let _ = writeln!(out, "(held) {}", self::step(step, observed));
     }
     for blocked in &plan.blocked {
-        let _ = writeln!(out, "(out of reach) {blocked}");
+        let _ = writeln!(out, "(blocked) {blocked}");
     }
     if out.is_empty() {
         out.push_str("nothing to do\n");
@@ -23,7 +23,7 @@ pub fn plan(plan: &Plan, observed: &Observed) -> String {
     out
 }
 
-/// One step, with the value it replaces. Never shows a private or preshared key.
+/// One step, with the value it replaces. Shows no private or preshared key.
 pub fn step(step: &Step, observed: &Observed) -> String {
     let have = observed.links.get(step.link());
     match step {
@@ -38,7 +38,7 @@ pub fn step(step: &Step, observed: &Observed) -> String {
                 });
             }
             match (listen_port, have) {
-                (Some(0), _) => parts.push("listen port → new random one".to_owned()),
+                (Some(0), _) => parts.push("listen port → new random port".to_owned()),
                 (Some(port), Some(h)) => parts.push(format!("listen port {} → {port}", h.listen_port)),
                 (Some(port), None) => parts.push(format!("listen port {port}")),
                 (None, _) => {}
@@ -50,7 +50,7 @@ pub fn step(step: &Step, observed: &Observed) -> String {
         }
         Step::SetForwarding { link, forwarding } => {
             let show = |f: Option<&Forwarding>| match f {
-                None => "not ours to decide".to_owned(),
+                None => "unmanaged".to_owned(),
                 Some(Forwarding { open: false, .. }) => "off".to_owned(),
                 Some(Forwarding { isolated, .. }) if isolated.is_empty() => "on".to_owned(),
                 Some(Forwarding { isolated, .. }) => {
@@ -58,7 +58,7 @@ pub fn step(step: &Step, observed: &Observed) -> String {
                 }
             };
             let old = match observed.forwarding.get(link) {
-                Some(None) => "changed by somebody".to_owned(),
+                Some(None) => "modified by another process".to_owned(),
                 seen => show(seen.and_then(Option::as_ref)),
             };
             format!("{link}: forwarding between peers {old} → {}", show(forwarding.as_ref()))
@@ -103,7 +103,7 @@ fn peer(link: &str, key: PublicKey, change: &PeerChange, have: Option<&ObservedP
     format!("{link}: {} peer {}: {}", if change.create { "add" } else { "set" }, key.short(), parts.join(", "))
 }
 
-/// Networks for a line of text: a few of them and how many more.
+/// The first four networks and their number.
 fn nets(nets: &Nets) -> String {
     if nets.is_empty() {
         return "none".to_owned();

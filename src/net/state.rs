@@ -1,7 +1,6 @@
-//! What we want of the kernel and what it has, in one vocabulary.
+//! Desired and observed state of the kernel, in one vocabulary.
 //!
-//! What the kernel learns by itself (a roamed endpoint, handshakes, counters) exists only on the observed side: it is
-//! status, never drift.
+//! What the kernel learns (a roamed endpoint, handshakes, counters) exists on the observed side only: status, never drift.
 use ipnet::IpNet;
 use serde::Serialize;
 use spoke_config::interface::DriftPolicy;
@@ -13,25 +12,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-/// The routing protocol number that marks our routes (`ip route show proto 157`); unassigned in iproute2's `rt_protos`.
+/// Routing protocol number of our routes (`ip route show proto 157`); unassigned in iproute2's `rt_protos`.
 pub const ROUTE_PROTOCOL: u8 = 157;
 
-/// The link alias that marks an interface we created, so that a later run may also delete it.
+/// Link alias of an interface we created, so that a later process may delete it.
 pub const OWNED_ALIAS: &str = "managed by spoke";
 
-/// The longest accepted set of peers of one interface.
+/// Most peers of one interface.
 pub const MAX_PEERS: usize = 65_536;
 
-/// Where a peer is to be reached.
+/// Endpoint of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// Address and UDP port.
     pub addr: SocketAddr,
-    /// Raised by whoever decides on the endpoint to have the same address set once more (the peer may have roamed).
+    /// Incremented to have the same address set again, since the peer may have roamed.
     pub attempt: u64,
 }
 
-/// A peer as wanted.
+/// A desired peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Peer {
     /// Extra symmetric key, if both sides have one.
@@ -40,7 +39,7 @@ pub struct Peer {
     pub allowed_ips: Nets,
     /// Seconds between keepalives; 0 is off.
     pub keepalive: u16,
-    /// Where to send; `None` leaves it to the peer to come to us.
+    /// Endpoint; `None`: the peer initiates.
     pub endpoint: Option<Endpoint>,
 }
 
@@ -49,9 +48,9 @@ pub struct Peer {
 pub enum ListenPort {
     /// This port.
     Fixed(u16),
-    /// Whatever the kernel chose; a raised `epoch` has it choose anew, which gets past a stuck NAT binding.
+    /// Chosen by the kernel; a higher `epoch` makes it choose again, which gets past a stuck NAT binding.
     Random {
-        /// Count of renewals asked for since the process started.
+        /// Renewals requested since the process started.
         epoch: u32,
     },
 }
@@ -71,7 +70,7 @@ pub struct Route {
     pub table: u32,
 }
 
-/// One WireGuard interface as wanted.
+/// A desired WireGuard interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
     /// The interface's own key.
@@ -90,40 +89,40 @@ pub struct Link {
     pub routes: BTreeSet<Route>,
     /// Administratively up.
     pub up: bool,
-    /// What may be done about drift.
+    /// Drift policy.
     pub policy: DriftPolicy,
-    /// Whether peers that we never set are removed; `None`: only from an interface we made, never from one we adopted.
+    /// Whether unknown peers are removed; `None`: only from an interface we created, not from an adopted one.
     pub remove_unknown: Option<bool>,
-    /// Resolvers inside the tunnel, for whoever sets up name resolution: nothing of the kernel.
+    /// Resolvers inside the tunnel; not applied to the kernel.
     pub dns: Vec<IpAddr>,
-    /// Raised to have the interface deleted and made anew: the last rung of the recovery ladder.
+    /// Incremented to have the interface recreated: the last rung of the recovery ladder.
     pub rebuild: u32,
 }
 
-/// What may pass through this machine from one peer of an interface to another.
+/// Forwarding between the peers of an interface.
 ///
-/// Kept in an nftables table of our own, `inet spoke-IFACE`; rules of others are neither read nor written, and what they
-/// drop stays dropped. Whether the machine forwards at all is its own setting (`net.ipv4.ip_forward`) and not ours.
+/// Enforced by our own nftables table `inet spoke-IFACE`; other tables are neither read nor written. Whether the machine
+/// forwards at all (`net.ipv4.ip_forward`) is not our setting.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Forwarding {
     /// Peers may reach each other.
     pub open: bool,
-    /// Networks, aggregated, whose peers are shut off from the others all the same; empty unless `open`.
+    /// Aggregated networks whose peers are isolated nevertheless; empty unless `open`.
     pub isolated: BTreeSet<IpNet>,
 }
 
-/// Everything we want of the kernel. Built and checked by `derive` alone; never changed afterwards.
+/// The desired state of the kernel. Built and validated by `derive` only; immutable.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
-    /// Grows by one with every change of content.
+    /// Incremented with every change of content.
     pub generation: u64,
-    /// Wanted interfaces by name.
+    /// Desired interfaces by name.
     pub links: BTreeMap<IfName, Link>,
-    /// Where forwarding between peers is ours to decide: on the interfaces of a hub.
+    /// Forwarding between peers, on the interfaces of a hub.
     pub forwarding: BTreeMap<IfName, Forwarding>,
 }
 
-/// A peer as the kernel reports it.
+/// A peer reported by the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ObservedPeer {
     /// Extra symmetric key.
@@ -132,16 +131,16 @@ pub struct ObservedPeer {
     pub allowed_ips: Nets,
     /// Seconds between keepalives; 0 is off.
     pub keepalive: u16,
-    /// Where it was last seen, or was told to be.
+    /// Its endpoint: set or roamed.
     pub endpoint: Option<SocketAddr>,
-    /// Status, not state.
+    /// Counters.
     pub counters: Counters,
 }
 
-/// What the kernel counts for one peer.
+/// Counters of one peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counters {
-    /// Wall-clock time of the last handshake since the epoch, by the clock as it stood then; `None`: never.
+    /// Time of the last handshake since the epoch, by the wall clock at that time; `None`: never.
     pub last_handshake: Option<Duration>,
     /// Bytes received.
     pub rx: u64,
@@ -149,12 +148,12 @@ pub struct Counters {
     pub tx: u64,
 }
 
-/// An interface as the kernel reports it.
+/// An interface reported by the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ObservedLink {
     /// Kernel index.
     pub index: u32,
-    /// False: an interface of this name exists and is not WireGuard. It is never touched.
+    /// False: an interface of another kind has this name; it is never changed.
     pub wireguard: bool,
     /// Carries [`OWNED_ALIAS`].
     pub ours: bool,
@@ -162,9 +161,9 @@ pub struct ObservedLink {
     pub up: bool,
     /// Largest packet, in bytes.
     pub mtu: u32,
-    /// Public half of the key it holds; `None`: no key.
+    /// Public key; `None`: no private key is set.
     pub public_key: Option<PublicKey>,
-    /// UDP port; 0 while down and never set.
+    /// UDP port; 0 if never set and down.
     pub listen_port: u16,
     /// Mark on encrypted packets; 0 is none.
     pub fwmark: u32,
@@ -172,36 +171,36 @@ pub struct ObservedLink {
     pub addresses: BTreeSet<IpNet>,
     /// Peers by public key.
     pub peers: BTreeMap<PublicKey, ObservedPeer>,
-    /// Routes of our protocol through it; others are not ours to see.
+    /// Routes of [`ROUTE_PROTOCOL`] through it.
     pub routes: BTreeSet<Route>,
 }
 
-/// What the kernel has, of the interfaces that are wanted or ours.
+/// The observed state of the interfaces that are desired or ours.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
-    /// When it was read.
+    /// When it was observed.
     pub at: Boot,
-    /// By name. An interface that does not exist is absent.
+    /// By name; an interface that does not exist is absent.
     pub links: BTreeMap<IfName, ObservedLink>,
-    /// WireGuard interfaces of somebody else: neither wanted nor ours, and nothing to touch.
+    /// Foreign WireGuard interfaces: neither desired nor ours, never changed.
     pub foreign: BTreeSet<IfName>,
-    /// Our tables; `None`: there is one, and somebody has changed it.
+    /// Our nftables tables; `None`: modified by another process.
     pub forwarding: BTreeMap<IfName, Option<Forwarding>>,
 }
 
-/// What the reconcile task remembers of its own deeds, because the kernel cannot tell.
+/// What the reconciler has applied and the kernel does not report.
 ///
-/// Empty after a restart, which is safe: an epoch of 0 asks for nothing, and an endpoint that differs is set once.
+/// Empty after a restart, which is safe: an epoch of 0 requests nothing, and an endpoint that differs is set once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
-    /// Endpoints as last set by us.
+    /// Endpoints as last set.
     pub endpoints: BTreeMap<(IfName, PublicKey), Endpoint>,
     /// Port renewals done.
     pub ports: BTreeMap<IfName, u32>,
     /// Rebuilds done.
     pub rebuilds: BTreeMap<IfName, u32>,
-    /// Peers we set, so that a peer we no longer want is told from one we never knew.
+    /// Peers we set: distinguishes a peer that is no longer desired from an unknown one.
     pub owned: BTreeMap<IfName, BTreeSet<PublicKey>>,
-    /// The last repair asked for and carried out.
+    /// Sequence number of the last repair carried out.
     pub repaired: u64,
 }

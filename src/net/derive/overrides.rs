@@ -1,4 +1,4 @@
-//! What an override does to the interface that is derived.
+//! Effect of overrides on the derived interface.
 use crate::derive::{Facts, HubPeer, Keys, UplinkChoice, derive};
 use crate::state::{Desired, Link, ListenPort};
 use spoke_config::Config;
@@ -65,7 +65,7 @@ fn derived(overrides: Overrides) -> (Link, Link, Vec<String>) {
 }
 
 #[test]
-fn null_inherits_and_zero_is_a_value() {
+fn null_inherits_and_zero_overrides() {
     let hub = PublicKey([7; 32]);
     let (inherited, other, lines) = derived(Overrides::default());
     assert_eq!((inherited.listen_port, inherited.mtu), (ListenPort::Fixed(51820), 1400));
@@ -107,7 +107,7 @@ fn null_inherits_and_zero_is_a_value() {
 }
 
 #[test]
-fn an_override_too_narrow_for_ipv6_leaves_the_last_good_state() {
+fn mtu_too_small_for_ipv6_is_an_error() {
     let text = "[node]\nid = \"edge-1\"\n[control]\nurl = \"https://c.example.net\"\n\
                     [[interface]]\nname = \"wg0\"\nmtu = 1400\naddresses = [\"10.8.0.2/24\", \"fd00::2/64\"]\n";
     let config = Config::from_text(Some(("test", text)), []).unwrap();
@@ -121,7 +121,7 @@ fn an_override_too_narrow_for_ipv6_leaves_the_last_good_state() {
 }
 
 #[test]
-fn what_cannot_be_is_refused() {
+fn invalid_override_is_refused() {
     assert!(Overrides { mtu: Some(100), ..Overrides::default() }.check().unwrap_err().to_string().contains("100"));
     let nets = ["10.0.0.1/8".parse().unwrap()].into();
     assert!(Overrides { endpoint_allowed_ips: Some(nets), ..Overrides::default() }.check().is_err());

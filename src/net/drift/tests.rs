@@ -1,4 +1,4 @@
-//! Drift agrees with the plan: where one sees a difference the other has a step, and the shapes are the documented ones.
+//! Drift agrees with the plan, and the report has its documented shape.
 use super::super::plan::plan;
 use super::super::state::Memory;
 use super::*;
@@ -41,7 +41,7 @@ fn wanted(peers: &BTreeMap<u8, (u8, Option<u8>, u16)>) -> Desired {
     Desired { generation: 1, links: [("wg0".parse().unwrap(), link)].into(), ..Desired::default() }
 }
 
-fn seen(peers: &BTreeMap<u8, (u8, Option<u8>, u16)>) -> Observed {
+fn observed(peers: &BTreeMap<u8, (u8, Option<u8>, u16)>) -> Observed {
     let peers = peers.iter().map(|(id, (nets, psk, keepalive))| {
         let peer = ObservedPeer {
             preshared_key: psk.map(|b| PresharedKey::from_bytes([b; 32])),
@@ -68,11 +68,11 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn drift_is_what_a_plan_would_change(
+    fn every_difference_has_a_step(
         want in proptest::collection::btree_map(0u8..6, peer_strategy(), 0..6),
         have in proptest::collection::btree_map(0u8..6, peer_strategy(), 0..6),
     ) {
-        let (desired, observed) = (wanted(&want), seen(&have));
+        let (desired, observed) = (wanted(&want), observed(&have));
         let report = report(&desired, &observed, &Names::new(), None, Wall(0));
         let steps = plan(&desired, &observed, &Memory::default()).steps;
         prop_assert_eq!(report.summary.total_issues, steps.len(), "{:?} {:?}", report, steps);
@@ -81,9 +81,9 @@ proptest! {
 }
 
 #[test]
-fn the_documented_shape() {
+fn report_has_the_documented_shape() {
     let want = wanted(&[(1, (1, Some(7), 25)), (2, (1, None, 0))].into());
-    let have = seen(&[(1, (2, None, 0)), (3, (0, None, 0))].into());
+    let have = observed(&[(1, (2, None, 0)), (3, (0, None, 0))].into());
     let names = [(PublicKey([1; 32]), "laptop".to_owned())].into();
     let text = serde_json::to_value(report(&want, &have, &names, Some("edge-1".into()), Wall(0))).unwrap();
     let counts = serde_json::json!({"unknown_count": 1, "missing_count": 1, "mismatched_count": 1, "total_issues": 3});
