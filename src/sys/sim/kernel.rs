@@ -34,7 +34,8 @@ struct Link {
     alias: String,
     up: bool,
     mtu: u32,
-    private_key: Option<SecretKey>,
+    /// Of its private key; kept, because deriving it for every peer would dominate figures.
+    public_key: Option<PublicKey>,
     listen_port: u16,
     fwmark: u32,
     addresses: BTreeSet<IpNet>,
@@ -165,7 +166,7 @@ impl Kernel for FakeKernel {
                 ours,
                 up: link.up,
                 mtu: link.mtu,
-                public_key: link.private_key.as_ref().map(SecretKey::public),
+                public_key: link.public_key,
                 listen_port: link.listen_port,
                 fwmark: link.fwmark,
                 addresses: if link.wireguard { link.addresses.clone() } else { BTreeSet::new() },
@@ -370,8 +371,9 @@ impl State {
         link.listen_port = port.unwrap_or(link.listen_port);
         link.fwmark = fwmark.unwrap_or(link.fwmark);
         if let Some(key) = private_key {
-            link.remove_peer(&key.public());
-            link.private_key = Some(key.clone());
+            let public = key.public();
+            link.remove_peer(&public);
+            link.public_key = Some(public);
         }
         Ok(())
     }
@@ -423,8 +425,7 @@ impl State {
 
 impl Link {
     fn set_peer(&mut self, key: PublicKey, change: &PeerChange) {
-        let own = self.private_key.as_ref().map(SecretKey::public) == Some(key);
-        if own || (!change.create && !self.peers.contains_key(&key)) {
+        if self.public_key == Some(key) || (!change.create && !self.peers.contains_key(&key)) {
             return;
         }
         self.peers.entry(key).or_default();
