@@ -1,8 +1,8 @@
 //! Generations: a base state and the changes after it.
 //!
 //! Only states that the kernel accepted are recorded. Current and previous generation follow from the stored lines alone, so
-//! they are the same after a restart. Beside them stands the intent: peers of an unfinished change that the kernel may have in
-//! part when the process is killed.
+//! they are the same after a restart. Beside them stands the intent: peers of an unfinished change that the kernel may have
+//! in part when the process is killed.
 use super::audit::Actor;
 use super::declared::Declared;
 use super::record::{Deadline, GenerationRecord, HistoryLine, NewPeers, StateChange};

@@ -1,5 +1,5 @@
-//! Serves the agent API: authenticates, refuses replays, responds from observed state, passes changes to the ledger. Waits for
-//! connections and for the reconciler's status, whose addresses it listens on.
+//! Serves the agent API: authenticates, refuses replays, responds from observed state, passes changes to the ledger.
+//! Waits for connections and for the reconciler's status, whose addresses it listens on.
 use crate::changes::requests::{Changes, FRESH};
 use crate::reconciler::NetStatus;
 use serde_json::{Value, json};

@@ -1,5 +1,5 @@
-//! The ledger of changes: validates one change at a time, publishes it as a fact, waits until the kernel has it, stores it. A
-//! refused change is reverted and leaves no trace but the audit trail. Waits for requests, deadlines of confirmations and
+//! The ledger of changes: validates one change at a time, publishes it as a fact, waits until the kernel has it, stores it.
+//! A refused change is reverted and leaves no trace but the audit trail. Waits for requests, deadlines of confirmations and
 //! the reconciler's status.
 pub mod declared;
 pub mod history;

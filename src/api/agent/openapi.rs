@@ -1,4 +1,4 @@
-//! The OpenAPI document of the agent API, served as `/v1/openapi.json`. `scripts/test-agent` checks the running agent against it.
+//! The OpenAPI document of the agent API, served as `/v1/openapi.json`; `scripts/test-agent` checks the agent against it.
 
 /// The document.
 pub const DOCUMENT: &str = include_str!("openapi.json");

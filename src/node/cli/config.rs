@@ -1,4 +1,4 @@
-//! `spoke config`: generations of changes by the agent API, the configuration and the control plane; their differences; rollback.
+//! `spoke config`: generations of changes by the agent API, the configuration and the control plane, and rollback.
 use super::load;
 use spoke_api::socket::{SOCKET, SocketRequest};
 use spoke_change::request::{Generation, RollbackResult};
@@ -28,8 +28,8 @@ pub enum Command {
         /// The generation; the pending one by default
         generation: Option<u64>,
     },
-    /// Roll back to the API state of a generation, or to that before the API's last change; creates a new generation. Changes of
-    /// the configuration and the control plane stay, and are listed
+    /// Roll back to the API state of a generation, or to that before the API's last change; creates a new generation.
+    /// Changes of the configuration and the control plane stay, and are listed
     Rollback {
         /// The generation
         generation: Option<u64>,

@@ -158,8 +158,8 @@ async fn metrics_have_the_phase_and_each_code_once() {
         ..Components::default()
     };
     let refused = Condition::new(Code::ApplyFailed, SystemClock.now(), "\"quoted\"\nand broken");
-    let troubled = NetStatus { conditions: vec![refused.clone(), refused], clean: false, ..status() };
-    endpoints.take(&troubled, &components);
+    let degraded_net = NetStatus { conditions: vec![refused.clone(), refused], clean: false, ..status() };
+    endpoints.take(&degraded_net, &components);
     let request = Request {
         method: "GET".into(),
         path: "/metrics".into(),
