@@ -112,7 +112,7 @@ fn bad_input_is_named_with_its_key_and_remedy() {
             "a password where updates come from",
             "[update]\nsource = \"https://spoke:hunter2@updates.example.net/edge\"\n".to_owned(),
             "update.source",
-            "leave out what is before the @",
+            "remove what is before the @",
         ),
         (
             "a name of 16 characters",

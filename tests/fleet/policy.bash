@@ -19,7 +19,7 @@ listen_port = 51820
 access = "nft"'
 one_network open
 unset sections
-no_contract() { command_of hub status | grep -F "it names no contract"; }
+no_contract() { command_of hub status | grep -F "names no contract"; }
 await 30 "the hub refuses a state without a contract" no_contract
 no_peers() { [ -z "$(on hub wg show wg0 peers)" ]; }
 check "its interface has no peers" no_peers
