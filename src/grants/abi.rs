@@ -158,6 +158,23 @@ pub struct Head {
     pub asked: Option<B256>,
 }
 
+/// Code that returns the number of the block it runs at and the id of its chain. Pinned to a hash, it tells what the hash
+/// stands for.
+pub const PIN_CALL: [u8; 13] = [
+    0x43, 0x60, 0x00, 0x52, // mstore(0, number)
+    0x46, 0x60, 0x20, 0x52, // mstore(32, chainid)
+    0x60, 0x40, 0x60, 0x00, 0xf3, // return(0, 64)
+];
+
+/// Reads the answer to [`PIN_CALL`]: the block's number and the chain's id.
+pub fn decode_pin(data: &[u8]) -> Result<(u64, u64), Malformed> {
+    if data.len() != 64 {
+        return Err(if data.len() < 64 { Malformed::Short } else { Malformed::Trailing });
+    }
+    let number = |at| U256::from_be_bytes(word(data, at)?).try_into().map_err(|_| Malformed::Range);
+    Ok((number(0)?, number(32)?))
+}
+
 /// Reads the answer to [`head_call`].
 pub fn decode_head(data: &[u8]) -> Result<Head, Malformed> {
     if data.len() != 96 {
@@ -171,7 +188,9 @@ pub fn decode_head(data: &[u8]) -> Result<Head, Malformed> {
 /// Takes the answer to [`reads_call`] apart into one record for each of `count` nodes.
 pub fn decode_reads(data: &[u8], count: usize) -> Result<Vec<Reads<'_>>, Malformed> {
     // The first byte only keeps the answer from looking like reserved code.
-    let Some((0, mut rest)) = data.split_first().map(|(b, r)| (*b, r)) else { return Err(Malformed::Short) };
+    let Some((0, mut rest)) = data.split_first().map(|(b, r)| (*b, r)) else {
+        return Err(Malformed::Short);
+    };
     let mut next = |room: usize| -> Result<_, Malformed> {
         let (head, tail) = rest.split_at_checked(5).ok_or(Malformed::Short)?;
         let size = usize::try_from(u32::from_be_bytes([head[1], head[2], head[3], head[4]])).unwrap_or(usize::MAX);

@@ -219,7 +219,9 @@ impl<S: BuildHasher> AdmissionTable<S> {
         let latest = self.finality == Finality::Latest;
         for (node, key) in &self.candidates {
             self.cache.change(node, key, |e| {
-                let Some(height) = touched.newest(node, e.decision.as_ref()).filter(|h| *h > e.block) else { return };
+                let Some(height) = touched.newest(node, e.decision.as_ref()).filter(|h| *h > e.block) else {
+                    return;
+                };
                 e.changed(height.min(common));
                 if e.grants() {
                     e.doubt = e.doubt.or(Some(Doubt::new(now)));
@@ -240,6 +242,19 @@ impl<S: BuildHasher> AdmissionTable<S> {
                 e.block = e.block.min(height);
                 e.news = e.news.min(height);
             });
+        }
+    }
+
+    /// The chain is not above `height`: decisions for blocks beyond are verified again, as if their height were not known.
+    pub fn forget_heights_above(&mut self, height: u64, now: Boot) {
+        if self.candidates.iter().any(|(n, k)| self.cache.peek(n, k).is_some_and(|e| e.block.max(e.news) > height)) {
+            self.look_again(now, |e| e.block > height);
+            for (node, key) in &self.candidates {
+                self.cache.change(node, key, |e| {
+                    e.block = if e.block > height { 0 } else { e.block };
+                    e.news = e.news.min(height);
+                });
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 //! Endpoints are asked in waves, best first, each wave as large as the votes that are missing. All [`Conversation`] remembers
 //! between exchanges are the endpoints' states and what they can bear.
 use super::abi::NODES_PER_CALL;
-use super::jsonrpc::{Answer, Call, Refusal};
+use super::jsonrpc::{Answer, BlockRef, Call, Refusal};
 use super::question::{EndpointFault, Finding, Question};
 use super::quorum::{Endpoints, OnChain, Tally};
 use super::report::EndpointRow;
@@ -154,6 +154,10 @@ pub struct Conversation {
     next_id: u64,
     exchange: Option<Exchange>,
     out: ExchangeActions,
+    /// The time of the last step.
+    now: Boot,
+    /// Blocks by the endpoint that reported them in the last position.
+    claims: Vec<(usize, BlockRef)>,
     pub(crate) endpoints: Endpoints,
     /// Counters.
     pub traffic: Traffic,
@@ -176,6 +180,8 @@ impl Conversation {
             next_id: 0,
             exchange: None,
             out: ExchangeActions::new(),
+            now: Boot::default(),
+            claims: Vec::new(),
             traffic: Traffic::default(),
             nodes_per_call: NODES_PER_CALL,
             near_head: false,
@@ -254,14 +260,18 @@ impl Conversation {
     fn settle(&mut self, now: Boot, endpoint: usize, reply: Result<RpcReply, RpcFailure>) {
         let answers = self.accept(now, endpoint, reply);
         let Some(exchange) = self.exchange.as_mut() else { return };
-        let finding = answers.and_then(|answers| exchange.question.read(answers));
+        let finding = answers.and_then(|answers| exchange.question.read(answers, self.config.chain_id));
+        if let Err(EndpointFault::OtherChain { reported, wanted }) = &finding {
+            // Another chain under the same URL.
+            self.endpoints.on_chain(endpoint, *reported, *wanted, now);
+        }
         let finding = finding.and_then(|f| match &f {
             Finding::Position(view) => {
                 let since = self.endpoints.stuck_for(endpoint, view.head, now);
                 let stuck = !self.config.stall.is_zero() && since >= self.config.stall;
                 if stuck { Err(EndpointFault::Stuck { height: view.head, since }) } else { Ok(f) }
             }
-            Finding::Logs(_) | Finding::Block(_) | Finding::Decisions(_) => Ok(f),
+            Finding::Logs(_) | Finding::Block(_) | Finding::Decisions { .. } => Ok(f),
         });
         match finding {
             Ok(finding) => exchange.tally.add(endpoint, finding),
@@ -280,6 +290,7 @@ impl Conversation {
 
     /// Sends the next wave once the last one is over, or ends the exchange.
     fn proceed(&mut self, now: Boot) -> Option<Outcome> {
+        self.now = now;
         let exchange = self.exchange.as_mut()?;
         if !exchange.open.is_empty() {
             return None;
@@ -289,7 +300,9 @@ impl Conversation {
             return self.exchange.take().map(|e| self.conclude(now, e));
         }
         for _ in 0..missing {
-            let Some(endpoint) = exchange.rest.pop() else { break };
+            let Some(endpoint) = exchange.rest.pop() else {
+                break;
+            };
             let mut calls = Vec::with_capacity(exchange.calls.len() + 1);
             calls.extend(self.endpoints.must_report_chain(endpoint).then_some(Call::ChainId));
             calls.extend_from_slice(&exchange.calls);
@@ -369,6 +382,28 @@ impl Conversation {
         }
         self.endpoints.answered(i, reply.took);
         Ok(answers)
+    }
+
+    /// Remembers which endpoint reported which block.
+    pub(crate) fn remember_claims(&mut self, claims: Vec<(usize, BlockRef)>) {
+        self.claims = claims;
+    }
+
+    /// A quorum has `block` at the height `number`: counts it against the endpoints that reported it at another one.
+    pub(crate) fn refute(&mut self, block: BlockRef, number: u64) -> NoQuorum {
+        let fault = EndpointFault::FalseHeight { hash: block.hash, claimed: block.number, number };
+        let mut faults = Vec::new();
+        let claims = std::mem::take(&mut self.claims);
+        let (false_claims, rest) = claims.into_iter().partition(|(_, claimed)| *claimed == block);
+        self.claims = rest;
+        for (i, _) in Vec::<(usize, BlockRef)>::from_iter(false_claims) {
+            self.endpoints.refuted(i, self.now);
+            let endpoint = self.name(i).to_owned();
+            let notice = EndpointNotice::Rejected { endpoint: endpoint.clone(), fault: fault.clone() };
+            let _ = self.out.push(ExchangeAction::Report(notice));
+            faults.push((endpoint, fault.clone()));
+        }
+        NoQuorum { agreed: 0, needed: self.config.quorum, faults }
     }
 
     /// The name of the final block that `[grants] finality` asks for.

@@ -67,6 +67,9 @@ impl Position {
     }
 }
 
+/// Views by endpoint.
+type Views = heapless::Vec<(usize, View), MAX_ENDPOINTS>;
+
 /// Finds the [`Position`] relative to a cursor.
 #[derive(Debug)]
 pub struct FindPosition {
@@ -74,7 +77,7 @@ pub struct FindPosition {
     finals: bool,
     events: bool,
     /// Views of endpoints while the cursor's newest block is asked for by its height.
-    views: Option<heapless::Vec<View, MAX_ENDPOINTS>>,
+    views: Option<Views>,
 }
 
 impl FindPosition {
@@ -88,12 +91,12 @@ impl FindPosition {
         Question::Position { cursor: Box::new(self.cursor.clone()), finality, events: self.events }
     }
 
-    fn finish(
-        &self,
-        conversation: &mut Conversation,
-        continuity: Continuity,
-        mut views: heapless::Vec<View, MAX_ENDPOINTS>,
-    ) -> Position {
+    fn finish(&self, conversation: &mut Conversation, continuity: Continuity, views: Views) -> Position {
+        let known = self.cursor.newest().map_or(0, |b| b.number);
+        let blocks = |v: &View| [v.events.iter().map(|e| e.block).max(), v.parent, v.last_final];
+        let claims = views.iter().flat_map(|(i, v)| blocks(v).into_iter().flatten().map(|b| (*i, b)));
+        conversation.remember_claims(claims.collect());
+        let mut views: heapless::Vec<View, MAX_ENDPOINTS> = views.into_iter().map(|(_, v)| v).collect();
         let head = views.iter().map(|v| v.head).min().unwrap_or(0);
         let need = conversation.config().quorum;
         let common = |b: &BlockRef| views.iter().filter(|v| v.parent == Some(*b)).count() >= need;
@@ -103,6 +106,8 @@ impl FindPosition {
         let mut pins: Vec<BlockRef> = views.iter().flat_map(|v| [newest(v), v.parent]).flatten().collect();
         pins.sort_unstable_by(|a, b| b.cmp(a));
         pins.dedup();
+        // Decisions at a block before the newest known one would be out of date.
+        pins.retain(|b| b.number >= known);
         // The newest that a quorum counts as final, and those below.
         let mut finals: Vec<BlockRef> = views.iter().filter_map(|v| v.last_final).collect();
         finals.sort_unstable_by(|a, b| b.cmp(a));
@@ -141,7 +146,7 @@ impl Procedure for FindPosition {
         if let Some(views) = self.views.take() {
             let known = match agreed {
                 Finding::Block(block) => block,
-                Finding::Position(_) | Finding::Logs(_) | Finding::Decisions(_) => None,
+                Finding::Position(_) | Finding::Logs(_) | Finding::Decisions { .. } => None,
             };
             let continuity = self.cursor.judge_block(known);
             return Step::Done(Ok(self.finish(conversation, continuity, views)));
@@ -150,9 +155,9 @@ impl Procedure for FindPosition {
         if let Finding::Position(view) = &agreed {
             continuity = view.continuity;
         }
-        let views = all.into_iter().filter_map(|(_, f)| match f {
-            Finding::Position(view) => Some(view),
-            Finding::Logs(_) | Finding::Block(_) | Finding::Decisions(_) => None,
+        let views = all.into_iter().filter_map(|(i, f)| match f {
+            Finding::Position(view) => Some((i, view)),
+            Finding::Logs(_) | Finding::Block(_) | Finding::Decisions { .. } => None,
         });
         let views = views.collect();
         if let (Continuity::TooOld, Some(known)) = (continuity, self.cursor.newest()) {
@@ -187,7 +192,7 @@ impl Procedure for FindBlock {
 pub(crate) fn block(finding: Finding) -> Option<BlockRef> {
     match finding {
         Finding::Block(block) => block,
-        Finding::Position(_) | Finding::Logs(_) | Finding::Decisions(_) => None,
+        Finding::Position(_) | Finding::Logs(_) | Finding::Decisions { .. } => None,
     }
 }
 
@@ -269,11 +274,22 @@ impl Procedure for Verify {
                 return self.next_candidate(conversation, e);
             }
         };
-        let mut decided = match agreed {
-            Finding::Decisions(decided) => decided,
-            Finding::Position(_) | Finding::Logs(_) | Finding::Block(_) => Vec::new(),
+        let (heights, decided) = match agreed {
+            Finding::Decisions { heights, decisions } => (heights, decisions),
+            Finding::Position(_) | Finding::Logs(_) | Finding::Block(_) => (Vec::new(), Vec::new()),
+        };
+        for (pin, number) in heights {
+            let block = if pin == 0 { Some(&self.pin) } else { self.also.get(pin - 1) };
+            if let Some(block) = block.copied().filter(|b| b.number != number) {
+                let refuted = conversation.refute(block, number);
+                if pin == 0 {
+                    return self.next_candidate(conversation, refuted);
+                }
+                // No other candidate makes it true.
+                return Step::Done(Err(refuted));
+            }
         }
-        .into_iter();
+        let mut decided = decided.into_iter();
         for call in self.asked.drain(..) {
             if let Some(of_pin) = self.decided.get_mut(call.pin) {
                 of_pin.extend(decided.by_ref().take(call.pairs.len()).map(Result::ok));

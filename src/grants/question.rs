@@ -1,9 +1,11 @@
 //! What one exchange asks of an endpoint: its calls, how its answers are read, and which answers count as equal.
-use super::abi::{Head, Malformed, NODES_PER_CALL, decode_head, decode_reads, head_call, reads_call};
+use super::abi::{
+    Head, Malformed, NODES_PER_CALL, PIN_CALL, decode_head, decode_pin, decode_reads, head_call, reads_call,
+};
 use super::cursor::{ChainCursor, Continuity};
 use super::jsonrpc::{Answer, At, BlockRef, Call, GrantEvent, Refusal};
 use super::policy::{Decision, Pair, decide};
-use alloy_primitives::Address;
+use alloy_primitives::{Address, B256};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,6 +43,16 @@ pub enum EndpointFault {
         /// For how long.
         since: Duration,
     },
+    /// It reported a block under a height that the block does not have.
+    #[error("it reported block {hash} at height {claimed}; its height is {number}")]
+    FalseHeight {
+        /// The block.
+        hash: B256,
+        /// The height it was reported under.
+        claimed: u64,
+        /// Its height as a quorum has it.
+        number: u64,
+    },
     /// It is on another chain.
     #[error("it is on chain {reported}, not on {wanted}: correct grants.endpoints or grants.chain_id")]
     OtherChain {
@@ -61,7 +73,7 @@ impl EndpointFault {
     /// another endpoint knows is no fault.
     pub fn counts(&self) -> bool {
         match self {
-            Self::NoAnswer(_) | Self::OtherChain { .. } => false,
+            Self::NoAnswer(_) | Self::OtherChain { .. } | Self::FalseHeight { .. } => false,
             Self::Refused(refusal) => !refusal.unknown_block(),
             Self::Partial | Self::Malformed(_) | Self::Behind(_) | Self::Stuck { .. } => true,
         }
@@ -73,6 +85,7 @@ impl EndpointFault {
             Self::Refused(refusal) => refusal.too_much(),
             Self::NoAnswer(_)
             | Self::OtherChain { .. }
+            | Self::FalseHeight { .. }
             | Self::Partial
             | Self::Malformed(_)
             | Self::Behind(_)
@@ -89,6 +102,7 @@ impl EndpointFault {
             }
             Self::NoAnswer(_)
             | Self::OtherChain { .. }
+            | Self::FalseHeight { .. }
             | Self::Partial
             | Self::Malformed(_)
             | Self::Behind(_)
@@ -144,7 +158,7 @@ pub enum Question {
     },
     /// A block's number and hash.
     Block(At),
-    /// Decisions about pairs at pinned blocks.
+    /// Decisions about pairs at pinned blocks, and the number and chain of each of these blocks.
     Decisions {
         /// The calls.
         calls: Vec<PinnedCall>,
@@ -174,7 +188,8 @@ impl Question {
                     let code = reads_call(contract, pairs.iter().map(|(node, _)| node.as_str()));
                     Call::Run { code, at: At::Hash(c.block.hash) }
                 };
-                calls.iter().map(call).collect()
+                let pin = |b: &BlockRef| Call::Run { code: PIN_CALL.to_vec(), at: At::Hash(b.hash) };
+                blocks(calls).iter().map(|(_, b)| pin(b)).chain(calls.iter().map(call)).collect()
             }
         }
     }
@@ -184,12 +199,12 @@ impl Question {
         match self {
             Self::Position { .. } | Self::Block(_) => POSITION_MAX,
             Self::Logs { .. } => LOGS_MAX,
-            Self::Decisions { calls, .. } => CALL_MAX.saturating_mul(calls.len() as u64),
+            Self::Decisions { calls, .. } => CALL_MAX.saturating_mul(calls.len() as u64 + 1),
         }
     }
 
     /// Reads the answers to [`Question::calls`].
-    pub fn read(&self, answers: Vec<Option<Answer>>) -> Result<Finding, EndpointFault> {
+    pub fn read(&self, answers: Vec<Option<Answer>>, chain_id: u64) -> Result<Finding, EndpointFault> {
         match self {
             Self::Position { cursor, finality, .. } => {
                 read_position(answers, cursor, finality.is_some()).map(Finding::Position)
@@ -210,7 +225,7 @@ impl Question {
                     Err(EndpointFault::Partial)
                 }
             },
-            Self::Decisions { calls, pairs } => read_decisions(answers, calls, pairs).map(Finding::Decisions),
+            Self::Decisions { calls, pairs } => read_decisions(answers, calls, pairs, chain_id),
         }
     }
 }
@@ -226,8 +241,13 @@ pub enum Finding {
     /// To [`Question::Block`]; `None`: the endpoint has no such block.
     Block(Option<BlockRef>),
     /// To [`Question::Decisions`].
-    /// In the order of the calls; one that cannot be read spoils only its own pair.
-    Decisions(Vec<Result<Decision, Malformed>>),
+    /// To [`Question::Decisions`].
+    Decisions {
+        /// The pins by position, and their numbers.
+        heights: Vec<(usize, u64)>,
+        /// In the order of the calls; one that cannot be read spoils only its own pair.
+        decisions: Vec<Result<Decision, Malformed>>,
+    },
 }
 
 impl PartialEq for Finding {
@@ -236,8 +256,11 @@ impl PartialEq for Finding {
             (Self::Position(a), Self::Position(b)) => a.continuity == b.continuity,
             (Self::Logs(_), Self::Logs(_)) => true,
             (Self::Block(a), Self::Block(b)) => a == b,
-            (Self::Decisions(a), Self::Decisions(b)) => a == b,
-            (Self::Position(_) | Self::Logs(_) | Self::Block(_) | Self::Decisions(_), _) => false,
+            (
+                Self::Decisions { heights, decisions },
+                Self::Decisions { heights: other_heights, decisions: other_decisions },
+            ) => heights == other_heights && decisions == other_decisions,
+            (Self::Position(_) | Self::Logs(_) | Self::Block(_) | Self::Decisions { .. }, _) => false,
         }
     }
 }
@@ -293,24 +316,41 @@ pub fn pinned_calls(pins: &[BlockRef], pairs: usize, nodes_per_call: usize) -> V
     pins.iter().enumerate().flat_map(chunks).collect()
 }
 
+/// The blocks of some calls, each once, by their position among the pins.
+fn blocks(calls: &[PinnedCall]) -> Vec<(usize, BlockRef)> {
+    let mut blocks: Vec<(usize, BlockRef)> = calls.iter().map(|c| (c.pin, c.block)).collect();
+    blocks.dedup();
+    blocks
+}
+
 fn read_decisions(
     answers: Vec<Option<Answer>>,
     calls: &[PinnedCall],
     pairs: &[Pair],
-) -> Result<Vec<Result<Decision, Malformed>>, EndpointFault> {
-    let mut out = Vec::new();
-    if answers.len() != calls.len() {
+    chain_id: u64,
+) -> Result<Finding, EndpointFault> {
+    let blocks = blocks(calls);
+    if answers.len() != blocks.len() + calls.len() {
         return Err(EndpointFault::Partial);
     }
-    for (answer, call) in answers.into_iter().zip(calls) {
-        let bytes = match answer {
-            Some(Answer::Bytes(bytes)) => bytes,
-            Some(Answer::Refused(refusal)) => return Err(EndpointFault::Refused(refusal)),
-            Some(_) | None => return Err(EndpointFault::Partial),
-        };
-        let pairs = pairs.get(call.pairs.clone()).unwrap_or_default();
-        let reads = decode_reads(&bytes, pairs.len())?;
-        out.extend(reads.iter().zip(pairs).map(|(r, (node, key))| decide(r, node.as_str(), key)));
+    let mut answers = answers.into_iter().map(|answer| match answer {
+        Some(Answer::Bytes(bytes)) => Ok(bytes),
+        Some(Answer::Refused(refusal)) => Err(EndpointFault::Refused(refusal)),
+        Some(_) | None => Err(EndpointFault::Partial),
+    });
+    let mut heights = Vec::with_capacity(blocks.len());
+    for ((pin, _), bytes) in blocks.iter().zip(answers.by_ref()) {
+        let (number, reported) = decode_pin(&bytes?)?;
+        if reported != chain_id {
+            return Err(EndpointFault::OtherChain { reported, wanted: chain_id });
+        }
+        heights.push((*pin, number));
     }
-    Ok(out)
+    let mut decisions = Vec::new();
+    for (bytes, call) in answers.zip(calls) {
+        let (bytes, pairs) = (bytes?, pairs.get(call.pairs.clone()).unwrap_or_default());
+        let reads = decode_reads(&bytes, pairs.len())?;
+        decisions.extend(reads.iter().zip(pairs).map(|(r, (node, key))| decide(r, node.as_str(), key)));
+    }
+    Ok(Finding::Decisions { heights, decisions })
 }

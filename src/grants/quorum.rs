@@ -7,6 +7,8 @@ use std::time::Duration;
 const BACKOFF_MIN: Duration = Duration::from_secs(1);
 /// Longest wait of our own choice.
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// How long an endpoint is left out that reported a block at a height it does not have.
+const REFUTED_WAIT: Duration = Duration::from_secs(60);
 /// Longest wait an endpoint may ask for.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 
@@ -168,6 +170,15 @@ impl Endpoints {
             s.dissents += 1;
             // Asked last for a while, not shut out: it may have been behind by a block.
             s.failures = s.failures.max(1);
+        }
+    }
+
+    /// It reported what a quorum refutes: no honest endpoint does, so it is left out for a while.
+    pub fn refuted(&mut self, i: usize, now: Boot) {
+        if let Some(s) = self.0.get_mut(i) {
+            s.failures = s.failures.saturating_add(1);
+            s.errors += 1;
+            s.asked_to_wait = now + REFUTED_WAIT;
         }
     }
 

@@ -144,7 +144,7 @@ fn nobody_is_asked_because_an_endpoint_says_so() {
     proxy.rule(move |_| ProxyAction::Say(308, format!("location: {url}\r\n"), Vec::new()));
     let mut node = Node::start(config(contract.address, &[proxy.url()], "finality = \"latest\""), None, 1);
     let report = node.until("it says so", |r| r.unreachable.is_some());
-    assert!(report.unreachable.as_ref().unwrap().reason.contains("configure the final URL"), "{report:?}");
+    assert!(report.unreachable.as_ref().unwrap().reason.contains("it redirects to another URL"), "{report:?}");
     assert!(!node.admits(0) && elsewhere.connections() == 0, "it did not go there");
 }
 

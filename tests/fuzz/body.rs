@@ -12,7 +12,9 @@ const KEY: PublicKey = PublicKey([7; 32]);
 
 /// The first byte selects the decoder, the rest is its input.
 pub(crate) fn consume(data: &[u8]) {
-    let Some((kind, rest)) = data.split_first() else { return };
+    let Some((kind, rest)) = data.split_first() else {
+        return;
+    };
     match kind % 6 {
         0 => batch(rest),
         1 => {
@@ -64,12 +66,18 @@ fn batch(bytes: &[u8]) {
 
 /// A whole response about one node, from JSON to the decision.
 fn verification(bytes: &[u8]) {
-    let Ok(answers) = decode(bytes, &[Call::Run { code: Vec::new(), at: At::Latest }]) else { return };
-    let Some(Some(Answer::Bytes(inner))) = answers.first().cloned() else { return };
+    let Ok(answers) = decode(bytes, &[Call::Run { code: Vec::new(), at: At::Latest }]) else {
+        return;
+    };
+    let Some(Some(Answer::Bytes(inner))) = answers.first().cloned() else {
+        return;
+    };
     let pair = (NODE.parse().unwrap_or_else(|_| unreachable!("a node id")), KEY);
     let calls = pinned_calls(&[BlockRef::default()], 1, 1);
     let question = Question::Decisions { calls, pairs: std::sync::Arc::from([pair]) };
-    if let Ok(Finding::Decisions(decisions)) = question.read(answers) {
+    let pin = [[0; 31].as_slice(), &[1], &[0; 31], &[1]].concat();
+    let answers = std::iter::once(Some(Answer::Bytes(pin))).chain(answers).collect();
+    if let Ok(Finding::Decisions { decisions, .. }) = question.read(answers, 1) {
         assert_eq!(decisions.len(), 1);
         if decisions[0].is_ok_and(|d| d.reason.grants()) {
             assert_contained(&inner);
@@ -82,7 +90,7 @@ fn position(bytes: &[u8]) {
     let cursor = Box::new(ChainCursor::start(BlockRef { number: 3, ..BlockRef::default() }));
     let question = Question::Position { cursor, finality: None, events: true };
     if let Ok(answers) = decode(bytes, &question.calls(Default::default()))
-        && let Ok(Finding::Position(view)) = question.read(answers)
+        && let Ok(Finding::Position(view)) = question.read(answers, 1)
     {
         assert!(view.head >= 3, "the accepted head went back");
     }

@@ -1,6 +1,6 @@
 //! A model of an honest chain and of its endpoints, under a seed: blocks, logs and reorganisations; endpoints that are down,
 //! silent, slow, behind, range-limited, or that lie.
-use crate::abi::reads_call;
+use crate::abi::{PIN_CALL, reads_call};
 use crate::exchange::{RpcFailure, RpcReply};
 use crate::jsonrpc::{Answer, At, BlockRef, Call, GrantEvent, Refusal, Subject};
 use crate::policy::Pair;
@@ -192,8 +192,8 @@ pub(super) enum Mode {
 
 /// What a liar lies about. Fewer endpoints than the quorum lie.
 ///
-/// Left out, because no quorum guards against them so far: a number that does not belong to its hash, a final block that is
-/// none, invented events, another chain under the same URL.
+/// Left out: invented events and final blocks that stand still. They hold back new peers, as long as they last (never a
+/// revocation): no quorum guards against that so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lie {
     /// Everything is granted.
@@ -206,11 +206,28 @@ pub(super) enum Lie {
     InventsBlocks,
     /// The known block is not part of the chain.
     InventsReorganisations,
+    /// A true hash under a height far above the head.
+    RaisesHeights,
+    /// The hash of an old block for the one below the head.
+    RepeatsOldBlocks,
+    /// The newest block is final already, under the height of an older one.
+    HastensFinality,
+    /// Another chain under the same URL, on which nothing is granted.
+    OtherChain,
 }
 
 impl Lie {
-    pub(super) const ALL: [Self; 5] =
-        [Self::Grants, Self::Denies, Self::HidesEvents, Self::InventsBlocks, Self::InventsReorganisations];
+    pub(super) const ALL: [Self; 9] = [
+        Self::Grants,
+        Self::Denies,
+        Self::HidesEvents,
+        Self::InventsBlocks,
+        Self::InventsReorganisations,
+        Self::RaisesHeights,
+        Self::RepeatsOldBlocks,
+        Self::HastensFinality,
+        Self::OtherChain,
+    ];
 }
 
 /// An endpoint's reply and the milliseconds it takes; `None`: it never comes.
@@ -252,12 +269,26 @@ fn answer(chain: &Chain, mode: Mode, call: &Call) -> Answer {
     match call {
         Call::ChainId => Answer::Number(CHAIN_ID),
         Call::ClientVersion => Answer::Name("model".to_owned()),
+        Call::Run { code, at: At::Hash(hash) } if *code == PIN_CALL => match chain.height(*hash).filter(|h| *h <= head)
+        {
+            Some(height) => {
+                let chain_id = if mode == Mode::Liar(Lie::OtherChain) { CHAIN_ID + 1 } else { CHAIN_ID };
+                Answer::Bytes([word(height), word(chain_id)].concat())
+            }
+            None => refused(-32001, "header not found"),
+        },
         Call::Run { code, at: At::Hash(hash) } => match chain.height(*hash).filter(|h| *h <= head) {
             Some(height) => Answer::Bytes(reads(chain, mode, code, height)),
             None => refused(-32001, "header not found"),
         },
         Call::Run { code, at: At::Safe | At::Finalized } => {
-            Answer::Bytes(position(chain, mode, code, head.min(chain.last_final)))
+            let last_final = head.min(chain.last_final);
+            let mut answer = position(chain, mode, code, last_final);
+            if mode == Mode::Liar(Lie::HastensFinality) {
+                answer[..32].copy_from_slice(&word(last_final - 1));
+                answer[32..64].copy_from_slice(chain.hash(head - 1).as_slice());
+            }
+            Answer::Bytes(answer)
         }
         Call::Run { code, at: At::Latest | At::Number(_) } => Answer::Bytes(position(chain, mode, code, head)),
         Call::Logs { from, to, .. } => {
@@ -281,6 +312,7 @@ fn position(chain: &Chain, mode: Mode, code: &[u8], number: u64) -> Vec<u8> {
     let known = u64::from_be_bytes(code[13..21].try_into().unwrap());
     let parent = match mode {
         Mode::Liar(Lie::InventsBlocks) => B256::repeat_byte(0xee),
+        Mode::Liar(Lie::RepeatsOldBlocks) => chain.hash(number.saturating_sub(60)),
         _ => chain.hash(number - 1),
     };
     let asked = match mode {
@@ -288,6 +320,7 @@ fn position(chain: &Chain, mode: Mode, code: &[u8], number: u64) -> Vec<u8> {
         Mode::Liar(Lie::InventsReorganisations) => B256::repeat_byte(0xdd),
         _ => chain.hash(known),
     };
+    let number = if mode == Mode::Liar(Lie::RaisesHeights) { number + (1 << 40) } else { number };
     [U256::from(number).to_be_bytes::<32>(), parent.0, asked.0].concat()
 }
 
@@ -314,7 +347,7 @@ fn reads(chain: &Chain, mode: Mode, code: &[u8], height: u64) -> Vec<u8> {
         let mut token = chain.token(n, height);
         match mode {
             Mode::Liar(Lie::Grants) => token = Token { id: 77, active: true, owner: 3, right_key: true },
-            Mode::Liar(Lie::Denies) => token = Token::default(),
+            Mode::Liar(Lie::Denies | Lie::OtherChain) => token = Token::default(),
             _ => {}
         }
         records(&mut out, node, &pair(n).1, token);

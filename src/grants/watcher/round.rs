@@ -18,6 +18,9 @@ use std::time::Duration;
 /// With more unread blocks than this, everything is verified again instead of reading their events.
 const JUMP: u64 = 20_000;
 
+/// No honest endpoint is this many blocks behind the quorum that decided before.
+const MAX_BEHIND: u64 = 1_000;
+
 /// The poll under way.
 #[derive(Debug)]
 pub(super) struct Round {
@@ -117,6 +120,7 @@ impl ChainWatcher {
                     }
                     Step::Done(Ok(found)) => {
                         self.head = Some(found.head);
+                        self.table.forget_heights_above(found.head.saturating_add(MAX_BEHIND), now);
                         if found.pins.is_empty() {
                             // The first block of a chain has none below it.
                             return ask(finals, found, RoundStep::Newest, Question::Block(At::Latest));
@@ -445,6 +449,6 @@ impl ChainWatcher {
 fn events_of(finding: Finding) -> Vec<GrantEvent> {
     match finding {
         Finding::Logs(events) => events,
-        Finding::Position(_) | Finding::Block(_) | Finding::Decisions(_) => Vec::new(),
+        Finding::Position(_) | Finding::Block(_) | Finding::Decisions { .. } => Vec::new(),
     }
 }

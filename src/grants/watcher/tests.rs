@@ -86,6 +86,8 @@ struct World {
     chain: Chain,
     modes: Vec<Mode>,
     liars: usize,
+    /// What the liars lie about.
+    lies: &'static [Lie],
     quorum: usize,
     finality: Finality,
     config: Arc<Grants>,
@@ -111,7 +113,7 @@ struct World {
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, lies: &'static [Lie]) -> Self {
         let mut random = Random::new(seed);
         let (endpoints, quorum) = [(1, 1), (3, 2), (3, 2), (4, 3), (5, 3), (5, 2)][random.index(6)];
         let finality = if random.one_in(2) { Finality::Latest } else { Finality::Safe };
@@ -119,7 +121,13 @@ impl World {
         let mut world = Self {
             chain: Chain::new(1_000_000),
             modes: vec![Mode::Good; endpoints],
-            liars: random.index(quorum),
+            liars: match lies {
+                // A proxy or a name may lead all of them astray.
+                [Lie::OtherChain] => endpoints,
+                [_] | [_, _] => quorum - 1,
+                _ => random.index(quorum),
+            },
+            lies,
             quorum,
             finality,
             now: 10_000,
@@ -167,7 +175,13 @@ impl World {
             self.at_once = 0;
         }
         self.at_once += 1;
-        assert!(self.at_once < MAX_TICKS_AT_ONCE, "seed {}: a loop at {}: {:?}", self.seed, self.now, self.machine);
+        assert!(
+            self.at_once < MAX_TICKS_AT_ONCE,
+            "seed {}: a loop at {}: {:?}",
+            self.seed,
+            self.now,
+            self.machine.state
+        );
         self.now = then;
         if self.next_change <= then {
             self.change();
@@ -253,7 +267,7 @@ impl World {
 
     fn mode(&mut self, endpoint: usize) -> Mode {
         if endpoint < self.liars && !self.random.one_in(4) {
-            return Mode::Liar(Lie::ALL[self.random.index(Lie::ALL.len())]);
+            return Mode::Liar(self.lies[self.random.index(self.lies.len())]);
         }
         match self.random.below(16) {
             0 => Mode::Down,
@@ -275,6 +289,8 @@ impl World {
             let good = i >= self.modes.len() - self.quorum;
             self.modes[i] = if good { Mode::Good } else { self.mode(i) };
         }
+        // An endpoint on another chain is left out for an hour unless somebody asks for another try.
+        self.handle(Event::Refresh);
     }
 
     fn candidates(&self) -> BTreeSet<Pair> {
@@ -379,7 +395,7 @@ impl World {
             assert!(
                 heard,
                 "seed {}: no poll in time at {}, calm since {calm}: {:?}",
-                self.seed, self.now, self.machine
+                self.seed, self.now, self.machine.unreachable
             );
         }
     }
@@ -404,7 +420,7 @@ fn a_million_ticks_break_no_invariant() {
     let ticks: u64 = std::env::var("SPOKE_TEST_TICKS").ok().and_then(|s| s.parse().ok()).unwrap_or(1_000_000);
     let (mut done, mut polls, mut seed) = (0, 0, first.unwrap_or(1));
     while done < ticks {
-        let mut world = World::new(seed);
+        let mut world = World::new(seed, &Lie::ALL);
         while world.ticks < 20_000 {
             world.step();
         }
@@ -413,4 +429,28 @@ fn a_million_ticks_break_no_invariant() {
         seed += 1;
     }
     assert!(polls > ticks / 1_000, "{polls} polls: the machine was busy");
+}
+
+fn withstand(lies: &'static [Lie]) {
+    for seed in 1..=6 {
+        let mut world = World::new(seed, lies);
+        while world.ticks < 15_000 {
+            world.step();
+        }
+    }
+}
+
+#[test]
+fn false_heights_move_no_peer() {
+    withstand(&[Lie::RaisesHeights, Lie::RepeatsOldBlocks]);
+}
+
+#[test]
+fn one_endpoint_cannot_call_a_block_final() {
+    withstand(&[Lie::HastensFinality]);
+}
+
+#[test]
+fn another_chain_under_the_url_moves_no_peer() {
+    withstand(&[Lie::OtherChain]);
 }
