@@ -1,4 +1,4 @@
-//! Networks, addresses of interfaces, and hosts with a port, as people write them.
+//! Networks, interface addresses, and hosts with a port, in text.
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
@@ -22,16 +22,16 @@ pub enum BadCidr {
     /// An IPv4-mapped IPv6 network.
     #[error("is IPv4 written as IPv6; write the IPv4 network")]
     Mapped,
-    /// No address an interface can have.
-    #[error("is no address for an interface: unspecified, multicast, broadcast or ::1")]
+    /// Not assignable to an interface.
+    #[error("cannot be an address of an interface: unspecified, multicast, broadcast or ::1")]
     NotAssignable,
 }
 
 fn network(text: &str) -> Result<IpNet, BadCidr> {
-    // The standard library's addresses: others read 010.0.0.0 as 10.0.0.0, and `wg` as 8.0.0.0.
+    // Strict: other parsers read 010.0.0.0 as 10.0.0.0 and `wg` reads it as 8.0.0.0.
     let address = |text: &str| text.parse::<IpAddr>().map_err(|_| BadCidr::Syntax);
     let net = match text.split_once('/') {
-        // A lone address is its own network, as `wg` reads it.
+        // An address without a length is a host, as in `wg`.
         None => IpNet::from(address(text)?),
         Some((addr, length)) => {
             let digits = !length.is_empty() && length.bytes().all(|b| b.is_ascii_digit());
@@ -167,10 +167,10 @@ mod tests {
     }
 
     #[test]
-    fn an_interface_has_an_address_that_somebody_can_have() {
+    fn interface_address_must_be_assignable() {
         assert_eq!("10.0.0.1/24".parse::<IfAddress>().unwrap().0.to_string(), "10.0.0.1/24");
-        for nobody in ["0.0.0.0/32", "224.0.0.1", "255.255.255.255", "::/64", "::1", "ff02::1/64"] {
-            assert_eq!(nobody.parse::<IfAddress>(), Err(BadCidr::NotAssignable), "{nobody}");
+        for special in ["0.0.0.0/32", "224.0.0.1", "255.255.255.255", "::/64", "::1", "ff02::1/64"] {
+            assert_eq!(special.parse::<IfAddress>(), Err(BadCidr::NotAssignable), "{special}");
         }
     }
 

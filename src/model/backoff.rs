@@ -1,12 +1,12 @@
-//! How long to wait after a failure: exponential, bounded, jittered, for ever.
+//! Backoff after failures: exponential, bounded, jittered, unlimited in number.
 use std::time::Duration;
 
-/// A small generator for jitter (splitmix64). Never for a secret.
+/// Random numbers for jitter (splitmix64); not for secrets.
 #[derive(Clone, Debug)]
 pub struct JitterRng(u64);
 
 impl JitterRng {
-    /// The same seed gives the same throws.
+    /// The same seed gives the same numbers.
     pub const fn new(seed: u64) -> Self {
         Self(seed)
     }
@@ -29,8 +29,7 @@ impl JitterRng {
     }
 }
 
-/// Waits of `min(initial · 2ᵏ, max)` with full jitter: the wait itself lies within ×0.5 and ×1.5 of that, so between
-/// `initial / 2` and `max · 3 / 2` whatever happens. `k` is the number of failures since the last reset.
+/// Waits of `min(initial · 2ᵏ, max)`, multiplied by a random 0.5 to 1.5. `k` is the number of failures since the last reset.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     initial: Duration,
@@ -46,11 +45,11 @@ impl Backoff {
 
     /// The unjittered wait after the next failure.
     pub fn base(&self) -> Duration {
-        // Past 2³¹ the cap has long been reached; the shift must not overflow before that is noticed.
+        // `max` is reached long before 2³¹; the shift must not overflow.
         self.initial.saturating_mul(1 << self.failures.min(31)).min(self.max)
     }
 
-    /// Counts one more failure and gives the wait it earns.
+    /// Counts a failure; returns the wait after it.
     pub fn fail(&mut self, rng: &mut JitterRng) -> Duration {
         let wait = rng.jitter(self.base());
         self.failures = self.failures.saturating_add(1);
@@ -75,7 +74,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn within_bounds_for_ever(
+        fn waits_stay_within_bounds(
             initial in 1u64..10_000_000, span in 0u64..10_000_000, seed in any::<u64>(), rounds in 1usize..200,
         ) {
             let (initial, max) = (Duration::from_micros(initial), Duration::from_micros(initial + span));

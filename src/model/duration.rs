@@ -1,8 +1,8 @@
-//! Durations as the configuration writes them: `"30s"`, `"1h"`.
+//! Durations in text, as in the configuration: `"30s"`, `"1h"`.
 use serde::Serializer;
 use std::time::Duration;
 
-/// Reads `"30s"` (units ms, s, m, h, d). `None` if it is anything else or too long to be told.
+/// Reads `"30s"` (units ms, s, m, h, d). `None` for other text and on overflow.
 pub fn parse_duration(text: &str) -> Option<Duration> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let n: u64 = text.get(..digits)?.parse().ok()?;
@@ -17,7 +17,7 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
     n.checked_mul(scale).map(Duration::from_secs)
 }
 
-/// The shortest text that [`parse_duration`] reads back.
+/// The shortest text that [`parse_duration`] accepts.
 pub fn show_duration(d: Duration) -> String {
     if d.subsec_millis() != 0 {
         return format!("{}ms", d.as_millis());
@@ -32,7 +32,7 @@ pub fn show_duration(d: Duration) -> String {
     }
 }
 
-/// Serialises a duration the way the configuration writes it.
+/// Serialises a duration as text.
 pub fn duration_text<S: Serializer>(d: &Duration, s: S) -> Result<S::Ok, S::Error> {
     s.serialize_str(&show_duration(*d))
 }

@@ -9,7 +9,7 @@ pub struct IfName(heapless::String<15>);
 
 /// Text that is not an interface name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not an interface name: expected 1 to 15 characters out of A-Z a-z 0-9 _ . - that do not begin with - or .")]
+#[error("not an interface name: expected 1 to 15 characters of A-Z a-z 0-9 _ . - that do not begin with - or .")]
 pub struct BadIfName;
 
 impl IfName {
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_the_kernel_or_a_command_line_would_misread_are_refused() {
+    fn ambiguous_names_are_refused() {
         for good in ["wg0", "spoke-hub.1", "a23456789012345"] {
             assert!(good.parse::<IfName>().is_ok(), "{good}");
         }

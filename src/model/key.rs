@@ -1,4 +1,4 @@
-//! WireGuard keys: 32 bytes, 44 characters of base64 in text, secret ones never shown.
+//! WireGuard keys: 32 bytes, 44 characters of base64 in text. Secret keys are never shown.
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
@@ -26,7 +26,7 @@ fn decode(text: &str) -> Result<Zeroizing<[u8; 32]>, BadKey> {
     }
 }
 
-/// The public half of a peer's or an interface's key; its identity.
+/// The public key of a peer or an interface; its identity.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PublicKey(pub [u8; 32]);
 
@@ -78,8 +78,7 @@ macro_rules! secret_key {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
         ///
-        /// Copies share the one place it is kept in: a peer without such a key pays for a pointer, and what is wiped in the end
-        /// was the only one.
+        /// Copies share the memory, which is wiped with the last one.
         #[derive(Clone, PartialEq, Eq)]
         pub struct $name(Arc<Zeroizing<[u8; 32]>>);
 
@@ -123,22 +122,22 @@ macro_rules! secret_key {
 }
 
 secret_key! {
-    /// The private half of an interface's key.
+    /// A private key.
     SecretKey
 }
 secret_key! {
-    /// A symmetric key shared by two peers on top of their key pairs.
+    /// A preshared symmetric key of two peers.
     PresharedKey
 }
 
 impl SecretKey {
-    /// The public half (X25519; the kernel clamps a private key the same way).
+    /// The public key (X25519).
     pub fn public(&self) -> PublicKey {
         let secret = x25519_dalek::StaticSecret::from(*self.reveal());
         PublicKey(x25519_dalek::PublicKey::from(&secret).to_bytes())
     }
 
-    /// A key from 32 random bytes, clamped as `wg genkey` does so that its text form equals what the kernel reports.
+    /// A key from 32 random bytes, clamped like `wg genkey`, so that its text equals the kernel's.
     pub fn clamped(mut bytes: [u8; 32]) -> Self {
         bytes[0] &= 248;
         bytes[31] = (bytes[31] & 127) | 64;
@@ -172,7 +171,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn text_and_back(bytes in any::<[u8; 32]>()) {
+        fn text_round_trips(bytes in any::<[u8; 32]>()) {
             let k = PublicKey(bytes);
             prop_assert_eq!(k.to_string().len(), 44);
             prop_assert_eq!(k.to_string().parse::<PublicKey>(), Ok(k));

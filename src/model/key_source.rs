@@ -1,4 +1,4 @@
-//! Where a secret is read from: a reference, never the secret itself.
+//! References to secrets.
 use serde::{Serialize, Serializer};
 use std::fmt;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ pub enum KeySource {
 /// Text that is not the source of a secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "not a key source: write \"file:/absolute/path\" or \"credential:NAME\" (the secret itself never stands in the configuration)"
+    "not a key source: write \"file:/absolute/path\" or \"credential:NAME\" (the configuration never contains the secret itself)"
 )]
 pub struct BadKeySource;
 

@@ -1,4 +1,4 @@
-//! A node's name on the network, as the contract and the control plane write it.
+//! The id of a node, as in the contract and the control plane.
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -10,7 +10,7 @@ pub struct NodeId(Arc<str>);
 
 /// Text that is not a node id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a node id: expected 1 to 128 characters out of A-Z a-z 0-9 _ -")]
+#[error("not a node id: expected 1 to 128 characters of A-Z a-z 0-9 _ -")]
 pub struct BadNodeId;
 
 impl NodeId {
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_documented_alphabet() {
+    fn only_the_documented_alphabet_is_accepted() {
         assert!("edge-17_A".parse::<NodeId>().is_ok());
         let long = "a".repeat(129);
         for bad in ["", "a b", "ä", "a/b", "a.b", long.as_str()] {

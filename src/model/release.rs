@@ -1,24 +1,24 @@
-//! The release that a node's image shall run.
+//! The release that a node is to run.
 use serde::{Deserialize, Serialize};
 
-/// The longest version of a release, in bytes.
+/// Longest version, in bytes.
 const MAX_VERSION: usize = 64;
-/// The longest address of a source, in bytes.
+/// Longest source URL, in bytes.
 const MAX_SOURCE: usize = 512;
 
-/// The release a node's image shall run, as the control plane wants it.
+/// The release that the control plane wants on a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WantedRelease {
-    /// Version of the release, as its bundle has it.
+    /// Version, as in the bundle.
     pub version: String,
-    /// Where bundles are (`SOURCE/BOARD.spoke`); `None`: as the device's configuration says.
+    /// Base URL of the bundles (`SOURCE/BOARD.spoke`); `None`: the device's configured source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
 }
 
 impl WantedRelease {
-    /// What is wrong with it.
+    /// Validates version and source.
     pub fn check(&self) -> Result<(), &'static str> {
         let word = |t: &str| !t.is_empty() && t.bytes().all(|b| b.is_ascii_graphic());
         if !word(&self.version) || self.version.len() > MAX_VERSION {

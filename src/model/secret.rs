@@ -2,9 +2,9 @@
 use std::fmt;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-/// A value that must never be shown: `Debug`, `Display` and serialisation all give `[redacted]`.
+/// A value that is never shown: `Debug`, `Display` and serialisation give `[redacted]`.
 ///
-/// The only way to the value is [`Secret::reveal`], so every use of a secret can be found by that name.
+/// [`Secret::reveal`] is the only access, so that every use can be found.
 #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
 pub struct Secret<T: Zeroize>(T);
 

@@ -1,4 +1,4 @@
-//! Ed25519 keys of nodes and control planes, in text and in use.
+//! Ed25519 keys and signatures; SHA-256.
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -20,7 +20,7 @@ pub struct Signature(pub [u8; 64]);
 pub struct BadEd25519(pub &'static str);
 
 fn decode<const N: usize>(text: &str, what: &'static str) -> Result<[u8; N], BadEd25519> {
-    // The length first: nothing longer than the answer is ever decoded.
+    // The length first, so that decoding is bounded.
     if text.len() != N.div_ceil(3) * 4 {
         return Err(BadEd25519(what));
     }

@@ -1,4 +1,4 @@
-//! The two clocks: time since boot, which is always right, and wall time, which a board may not have.
+//! The two clocks: boot time, which is always right, and wall time, which a board may not have.
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::ops::{Add, AddAssign};
@@ -6,8 +6,7 @@ use std::time::Duration;
 
 /// A moment on the boot-time clock (`CLOCK_BOOTTIME`): never goes back, counts through suspend, starts at 0 at each boot.
 ///
-/// Every duration and deadline is measured on it. It means nothing across a reboot; a document that keeps one keeps the
-/// boot id beside it.
+/// Used for every duration and deadline. Invalid after a reboot: a stored value has the boot id beside it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Boot(Duration);
 
@@ -40,7 +39,7 @@ impl Boot {
 
 impl Add<Duration> for Boot {
     type Output = Self;
-    /// Saturates: a deadline too far away to be written down is never reached.
+    /// Saturates: a deadline beyond the range is never reached.
     fn add(self, d: Duration) -> Self {
         Self(self.0.saturating_add(d))
     }
@@ -54,7 +53,7 @@ impl AddAssign<Duration> for Boot {
 
 /// Wall-clock time in whole seconds since 1970-01-01 UTC.
 ///
-/// Always carried as `Option<Wall>` where it may be unknown: a board without a battery-backed clock boots in the past.
+/// `Option<Wall>` where it may be unknown: a board without a battery-backed clock boots in the past.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Wall(pub u64);
@@ -65,7 +64,7 @@ impl Wall {
         self.0
     }
 
-    /// So much earlier, not before the epoch.
+    /// Earlier by `d`, not before the epoch.
     pub const fn before(self, d: Duration) -> Self {
         Self(self.0.saturating_sub(d.as_secs()))
     }
@@ -160,7 +159,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn text_and_back(secs in 0u64..253_402_300_799) {
+        fn text_round_trips(secs in 0u64..253_402_300_799) {
             prop_assert_eq!(Wall::parse_rfc3339(&Wall(secs).to_string()), Some(Wall(secs)));
         }
 

@@ -1,6 +1,9 @@
-//! Looks up the named peers at start, again after a failure, and every few minutes.
+//! Task that resolves the endpoints of peers that are host names: at start, after a failure, and every few minutes.
+//!
+//! Waits for: the timer; after a failed look-up also for a network event.
 use spoke_config::Config;
 use spoke_model::address::HostPort;
+use spoke_model::error_chain::ErrorChain;
 use spoke_sys::resolve::Resolve;
 use spoke_uplink::names::{Names, wanted};
 use spoke_uplink::session::RESOLVE_TIMEOUT;
@@ -11,10 +14,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// Events of the network cut a wait after a failure short, but not below this.
-const SHORTEST: Duration = Duration::from_secs(1);
+/// A network event shortens the wait after a failure, at most to this.
+const MIN_WAIT: Duration = Duration::from_secs(1);
 
-/// Publishes the addresses for ever; an empty set at once, so that nobody waits for a look-up.
+/// Publishes the addresses until dropped; first an empty set, so that the first pass does not wait for look-ups.
 pub async fn run<D: Resolve>(
     config: Arc<Config>,
     resolver: D,
@@ -24,14 +27,14 @@ pub async fn run<D: Resolve>(
 ) -> Result<(), Infallible> {
     let wanted = wanted(&config);
     let mut names = Names::new(seed);
-    let mut awake = true;
+    let mut network_events = true;
     loop {
         publish(&known, &names);
         let round = wanted.iter().map(|name| {
             let look_up = resolver.resolve(name, RESOLVE_TIMEOUT);
             async move {
                 let addresses = look_up.await.map_err(|e| {
-                    tracing::warn!(error = %e, "peer not looked up; its last good address is used");
+                    tracing::warn!(%name, error = %ErrorChain(&e), "cannot resolve peer; using its last good address");
                 });
                 (name.clone(), addresses.ok())
             }
@@ -40,12 +43,12 @@ pub async fn run<D: Resolve>(
         let failed = round.iter().any(|(_, addresses)| addresses.is_none());
         let wait = names.record(round);
         publish(&known, &names);
-        // What happened during the look-up did not help it.
+        // Events during the look-up did not help it.
         wake.mark_unchanged();
-        tokio::time::sleep(SHORTEST.min(wait)).await;
+        tokio::time::sleep(MIN_WAIT.min(wait)).await;
         tokio::select! {
-            () = tokio::time::sleep(wait.saturating_sub(SHORTEST)) => {}
-            changed = wake.changed(), if awake && failed => awake = changed.is_ok(),
+            () = tokio::time::sleep(wait.saturating_sub(MIN_WAIT)) => {}
+            changed = wake.changed(), if network_events && failed => network_events = changed.is_ok(),
         }
     }
 }

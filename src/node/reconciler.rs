@@ -1,4 +1,6 @@
-//! The one writer of kernel network state: wait, derive, observe, plan, apply, look again.
+//! The only writer of kernel network state: wait, derive, observe, plan, apply, observe again.
+//!
+//! Waits for: any fact, a repair, a kernel event, the resync timer.
 use serde::Serialize;
 use spoke_config::effective::Effective;
 use spoke_model::address::HostPort;
@@ -25,46 +27,46 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// How long drift that no event tells of can last.
+/// Longest duration of drift without a kernel event.
 pub const RESYNC: Duration = Duration::from_secs(30);
-/// First wait before a pass that left something undone is repeated; doubles up to [`RESYNC`].
+/// First wait before an unfinished pass is repeated; doubles up to [`RESYNC`].
 const RETRY: Duration = Duration::from_secs(1);
-/// After so many passes in a row that could not even read the kernel, the process gives up and is started afresh.
-const MAX_BLIND: u32 = 10;
-/// From so many peers on, a changed fact is applied against the last look instead of a new one; see [`spoke_net::advance`].
+/// Consecutive failed passes after which the process exits.
+const MAX_FAILED_PASSES: u32 = 10;
+/// Number of peers from which a changed fact is applied against the last observation; see [`spoke_net::advance`].
 const MANY_PEERS: usize = 256;
-/// And with so many steps at most: each is carried over to the last look by going through its peers.
+/// Most steps that are applied that way: advancing the observation by a step is linear in the peers.
 const FEW_STEPS: usize = 64;
-/// Repairs kept for `spoke status`.
+/// Steps and drifts kept for `spoke status`.
 const MAX_HISTORY: usize = 64;
 
-/// A fact that a producer publishes; `None` until it has something to say.
+/// A fact of a producer; `None` until it is published.
 pub type Fact<T> = watch::Receiver<Option<Arc<T>>>;
 
-/// The channels facts come from. The first pass waits until every channel that is there has published once.
+/// The channels of the facts. The first pass waits until every present one was published once.
 #[derive(Debug)]
 pub struct Sources {
     /// Keys.
     pub keys: Fact<Keys>,
-    /// The uplink's choice; absent on a machine without an uplink.
+    /// The uplink's choice; absent without an uplink.
     pub uplink: Option<Fact<UplinkChoice>>,
-    /// Addresses of peers' host names; absent where no peer has a name.
+    /// Addresses of peers' host names; absent if there is none.
     pub names: Option<Fact<BTreeMap<HostPort, SocketAddr>>>,
-    /// Who is granted access; absent where no interface asks for it.
+    /// Peers admitted by a grant; absent if no interface needs grants.
     pub admitted: Option<Fact<Admitted>>,
-    /// What was set through the agent API; absent where that is off.
+    /// State set through the agent API; absent if there is none.
     pub api_state: Option<Fact<ApiState>>,
     /// The configuration in force.
     pub effective: Fact<Effective>,
-    /// Repairs asked for, carried out once each; needs not be published before the first pass.
+    /// Requested repairs, each carried out once; the first pass does not wait for it.
     pub repair: Option<Fact<Repair>>,
 }
 
 impl Sources {
-    /// All facts at once, or the name of one that is still missing.
+    /// All facts, or the name of a missing one.
     fn snapshot(&mut self) -> Result<(Arc<Effective>, Facts), &'static str> {
         let effective = self.effective.borrow_and_update().clone().ok_or("control")?;
-        // A node that is not enrolled yet, or has no hub yet, has nothing to wait for.
+        // Not enrolled, or no hub yet: there will be no choice.
         let no_uplink = effective.uplink_interface().is_none();
         let facts = Facts {
             keys: self.keys.borrow_and_update().clone().ok_or("keys")?,
@@ -100,7 +102,7 @@ fn latest<T: Default>(fact: &mut Option<Fact<T>>, name: &'static str) -> Result<
     }
 }
 
-/// A producer that is gone never wakes anybody: its last fact stays.
+/// Pending for ever if the producer has ended: its last fact stays.
 async fn change<T>(fact: Option<&mut Fact<T>>) {
     if let Some(r) = fact
         && r.changed().await.is_ok()
@@ -114,61 +116,61 @@ async fn change<T>(fact: Option<&mut Fact<T>>) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cause {
-    /// The wanted state had changed.
+    /// The desired state changed.
     Change,
-    /// The kernel differed from a state that had been reached before.
+    /// The kernel differed from a state reached before.
     Drift,
 }
 
-/// One applied (or refused) step, for people and for the audit trail.
+/// One applied or refused step, for people and the audit trail.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AppliedStep {
-    /// When, on the boot clock.
+    /// Boot clock.
     pub at: Boot,
-    /// When, on the wall clock as it stood.
+    /// Wall clock at that time.
     pub wall: Wall,
-    /// Why.
+    /// Cause.
     pub cause: Cause,
-    /// The peer it is about.
+    /// The peer concerned.
     pub peer: Option<PublicKey>,
     /// The step as text, with the value it replaced.
     pub what: String,
-    /// What the kernel said, if it refused.
+    /// The kernel's error, if it refused.
     pub error: Option<String>,
 }
 
-/// What the reconcile task publishes after each pass.
+/// Published after each pass.
 #[derive(Clone, Debug, Default)]
 pub struct NetStatus {
     /// Completed passes since start.
     pub passes: u64,
     /// When the last pass ended.
     pub at: Boot,
-    /// The last pass left nothing different, apart from what policy leaves alone.
+    /// The last pass left no difference, apart from held steps.
     pub clean: bool,
     /// Clean at least once since start.
     pub ready: bool,
-    /// The state wanted.
+    /// Desired state.
     pub desired: Arc<Desired>,
-    /// The state seen at the end of the last pass.
+    /// Observed state at the end of the last pass.
     pub observed: Arc<Observed>,
-    /// When handshakes happened.
+    /// Times of the handshakes.
     pub handshakes: Arc<Handshakes>,
-    /// Differences that are left: refused, held back by policy, or out of reach.
+    /// Remaining differences: refused, held by policy, or blocked.
     pub left: Arc<Plan>,
     /// Why it is not clean.
     pub conditions: Vec<Condition>,
-    /// The last applied_steps, oldest first.
+    /// The last steps, oldest first.
     pub history: VecDeque<AppliedStep>,
-    /// Steps taken because the wanted state changed.
+    /// Steps applied because the desired state changed.
     pub changes: u64,
-    /// Steps taken against drift.
+    /// Steps applied against drift.
     pub repairs: u64,
     /// Steps the kernel refused.
     pub failures: u64,
-    /// What the API had set when the last pass began; the pass dealt with it, one way or the other.
+    /// The API state of the last pass, applied or refused.
     pub api_state: Arc<ApiState>,
-    /// The last repair asked for that was carried out.
+    /// Sequence number of the last repair carried out.
     pub repaired: u64,
     /// The configuration in force when the last pass began.
     pub effective: Option<Arc<Effective>>,
@@ -176,7 +178,7 @@ pub struct NetStatus {
     pub drifts: VecDeque<Drifted>,
     /// Drifts since start.
     pub drift_count: u64,
-    /// Those of them that policy left alone.
+    /// Drifts held by policy.
     pub drifts_left: u64,
 }
 
@@ -195,10 +197,10 @@ impl NetStatus {
     }
 }
 
-/// Everything the reconcile task needs.
+/// The reconciler.
 #[derive(Debug)]
 pub struct Reconciler<K, C, N> {
-    /// The kernel, ours alone to write.
+    /// The kernel; no other task writes to it.
     pub kernel: K,
     /// Clocks.
     pub clock: C,
@@ -206,42 +208,43 @@ pub struct Reconciler<K, C, N> {
     pub notify: N,
     /// Facts.
     pub sources: Sources,
-    /// Where each pass is reported.
+    /// Published after each pass.
     pub status: watch::Sender<NetStatus>,
-    /// Raised on every kernel event, for producers that wait for links and addresses.
+    /// Incremented with every kernel event, for producers that depend on links, addresses and routes.
     pub events: watch::Sender<u64>,
 }
 
 impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
-    /// Reconciles for ever. Every wake-up, whatever its cause, does the same: look at everything, mend the difference.
+    /// Reconciles until an error. Every wake-up does the same, whatever its cause: observe and repair the difference.
     ///
-    /// Ends only with an error that no further pass can mend, or after ten passes in a row that could not read the kernel.
+    /// # Errors
+    /// No further pass can succeed, or [`MAX_FAILED_PASSES`] consecutive passes failed.
     pub async fn run(mut self) -> Result<(), KernelError> {
         let mut memory = Memory::default();
         let mut desired: Option<Arc<Desired>> = None;
-        let mut blind = 0;
+        let mut failed = 0;
         let mut wait = RETRY;
         let resync = self.notify.watchdog().map_or(RESYNC, |w| RESYNC.min(w / 3));
         loop {
             match self.pass(&mut desired, &mut memory).await {
                 Ok(Pass::Clean) => {
-                    (blind, wait) = (0, RETRY);
+                    (failed, wait) = (0, RETRY);
                     self.sleep(resync).await;
                 }
                 Ok(Pass::Unfinished) => {
-                    blind = 0;
+                    failed = 0;
                     self.sleep(wait).await;
                     wait = (wait * 2).min(resync);
                 }
                 Ok(Pass::Waiting) => {
-                    // Waiting for a fact is no hanging.
+                    // Waiting for a fact is not a hang.
                     self.notify.alive();
                     self.sleep(resync).await;
                 }
                 Err(e) => {
-                    blind += 1;
-                    tracing::error!(error = %ErrorChain(&e), "pass failed");
-                    if e.retry() == Retry::Never || blind >= MAX_BLIND {
+                    failed += 1;
+                    tracing::error!(error = %ErrorChain(&e), "reconcile pass failed");
+                    if e.retry() == Retry::Never || failed >= MAX_FAILED_PASSES {
                         return Err(e);
                     }
                     tokio::time::sleep(wait).await;
@@ -255,7 +258,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         tokio::select! {
             () = self.sources.changed() => {}
             () = self.kernel.changed() => {
-                tracing::debug!("links, addresses or routes have changed");
+                tracing::debug!("kernel event");
                 self.events.send_modify(|n| *n += 1);
             }
             () = tokio::time::sleep(longest) => {}
@@ -272,7 +275,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         };
         match self.sources.snapshot() {
             Err(missing) => {
-                tracing::debug!(missing, "waiting for a fact");
+                tracing::debug!(missing, "waiting for fact");
                 if desired.is_none() {
                     return Ok(Pass::Waiting);
                 }
@@ -289,7 +292,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
                         }
                     }
                     Err(e) => {
-                        tracing::error!(error = %e, "the wanted state is invalid; the last good one stays");
+                        tracing::error!(error = %e, "desired state invalid; the last good state stays");
                         let detail = format!("{e}; the last good state stays");
                         conditions.push(Condition::new(Code::DesiredInvalid, began, detail));
                     }
@@ -382,21 +385,21 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         }
         let many = plan.steps.len() > MAX_HISTORY;
         if many {
-            tracing::info!(?cause, steps = plan.steps.len(), failed = errors.len(), "applied a large plan");
+            tracing::info!(?cause, steps = plan.steps.len(), failed = errors.len(), "plan applied");
         }
         for (i, step) in plan.steps.iter().enumerate() {
             let error = errors.remove(&i);
             if many && error.is_none() && i + MAX_HISTORY < plan.steps.len() {
-                // Of thousands of steps only the last could be kept anyway.
-                tracing::debug!(?cause, step = %render::step(step, observed), "applied");
+                // Only the last steps fit into the history.
+                tracing::debug!(?cause, step = %render::step(step, observed), "step applied");
                 continue;
             }
             let applied_step =
                 AppliedStep { at, wall, cause, peer: step.peer().copied(), what: render::step(step, observed), error };
             match &applied_step.error {
-                Some(error) => tracing::error!(?cause, step = %applied_step.what, error, "refused by the kernel"),
-                None if many => tracing::debug!(?cause, step = %applied_step.what, "applied"),
-                None => tracing::info!(?cause, step = %applied_step.what, "applied"),
+                Some(error) => tracing::error!(?cause, step = %applied_step.what, error, "kernel refused step"),
+                None if many => tracing::debug!(?cause, step = %applied_step.what, "step applied"),
+                None => tracing::info!(?cause, step = %applied_step.what, "step applied"),
             }
             applied_steps.push(applied_step);
         }
@@ -408,14 +411,14 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
             }
             s.failures += applied.failed.len() as u64;
         });
-        // Without the privilege or the module no further pass fares better: the process ends and says what is missing.
+        // Without the privilege or the module no further pass can succeed: the process exits with the reason.
         match applied.failed.into_iter().find(|(_, e)| e.retry() == Retry::Never) {
             Some((_, error)) => Err(error),
             None => Ok(applied.done),
         }
     }
 
-    /// The last look, if it is recent, found nothing amiss, and a new one would be dear.
+    /// The last observation, if it is recent and clean, and a new one would be expensive.
     fn known(&self) -> Option<Observed> {
         let last = self.status.borrow();
         let peers: usize = last.observed.links.values().map(|l| l.peers.len()).sum();

@@ -1,5 +1,4 @@
-//! A node in memory for the tests of what stands on it: reconcile task, ledger of changes and audit trail over a kernel in
-//! memory, on a state directory that outlives it.
+//! A node for tests: reconciler, ledger of changes and audit trail over the fake kernel, on a real state directory.
 use crate::audit::Trail;
 use crate::changes::Ledger;
 use crate::changes::requests::Changes;
@@ -17,11 +16,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// A service manager that hears nothing.
+/// A service manager that ignores notifications.
 #[derive(Debug)]
-pub(crate) struct Silent;
+pub(crate) struct NoNotify;
 
-impl Notify for Silent {
+impl Notify for NoNotify {
     fn ready(&mut self) {}
     fn alive(&mut self) {}
     fn status(&mut self, _: &str) {}
@@ -33,11 +32,11 @@ impl Notify for Silent {
 
 /// The node.
 pub(crate) struct Node {
-    /// Where changes are asked for.
+    /// Requests of changes.
     pub(crate) changes: Changes,
-    /// What everybody else does to the kernel.
+    /// Changes by other processes.
     pub(crate) kernel: Handle,
-    /// What the reconcile task says.
+    /// Status of the reconciler.
     pub(crate) net: watch::Receiver<NetStatus>,
     /// The configuration in force.
     pub(crate) effective: watch::Sender<Option<Arc<Effective>>>,
@@ -74,7 +73,7 @@ impl Node {
             repair: Some(repair),
         };
         let (events, _) = watch::channel(0);
-        let reconciler = Reconciler { kernel, clock, notify: Silent, sources, status, events };
+        let reconciler = Reconciler { kernel, clock, notify: NoNotify, sources, status, events };
         tasks.spawn(async move {
             let _keep = keep;
             drop(reconciler.run().await);
@@ -83,11 +82,10 @@ impl Node {
         Self { changes, kernel: handle, net, effective, tasks }
     }
 
-    /// Ends everything as a crash would; the kernel stays.
+    /// Aborts all tasks like a crash; the kernel stays.
     pub(crate) async fn kill(&mut self) {
         self.tasks.shutdown().await;
-        // A process takes its threads with it; here one may still be writing, and would write into the file of the next.
-        // Simulated time goes on when it is done.
+        // A blocking write may still be running and would write into the next node's file; simulated time advances when it ends.
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }

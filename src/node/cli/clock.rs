@@ -3,7 +3,7 @@ use super::load;
 use crate::clock::floor;
 use anyhow::Context as _;
 use spoke_command::{Outcome, print};
-use spoke_model::clock::{Reading, judge};
+use spoke_model::clock::{Reading, assess};
 use spoke_sys::clock::{Clock as _, SystemClock, boot_id, set_wall, synchronised};
 use std::path::{Path, PathBuf};
 
@@ -53,7 +53,7 @@ fn show(state_dir: &Path) {
     let boot = boot_id().unwrap_or_default();
     let (now, wall) = (SystemClock.now(), SystemClock.wall());
     let reading = Reading { now, wall, boot: &boot, synchronised: synchronised(), confirmed: None };
-    let verdict = match judge(reading, &floor) {
+    let verdict = match assess(reading, &floor) {
         Ok((_, source)) => format!("yes ({source:?})").to_lowercase(),
         Err(doubt) => format!("no ({doubt:?})").to_lowercase(),
     };

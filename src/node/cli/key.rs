@@ -1,4 +1,4 @@
-//! `spoke key`: makes a private key, shows the public half of one, or changes the one in use.
+//! `spoke key`: generates a private key, prints a public key, or rotates the key in use.
 use super::load;
 use spoke_api::socket::{SOCKET, SocketRequest, StatusReport};
 use spoke_command::{Failure, Outcome, print};
@@ -27,8 +27,8 @@ pub enum Command {
     Rotate,
 }
 
-/// How long the command waits for the change; it goes on without it.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Time limit of waiting for the rotation, which continues without the command.
+const ROTATION_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Runs it.
 pub fn run(command: &Command, config: &std::path::Path) -> Outcome {
@@ -69,16 +69,15 @@ fn rotate(config: &Path) -> Outcome {
             }
         }
     };
-    // A timer is made where a runtime runs.
-    let done = spoke_command::block_on(async { tokio::time::timeout(PATIENCE, ended).await })?;
+    let done = spoke_command::block_on(async { tokio::time::timeout(ROTATION_TIMEOUT, ended).await })?;
     match done {
         Ok(Ok((Some(key), _))) => print(&format!("{key}\n")),
         Ok(Ok((None, why))) => {
-            let why = why.unwrap_or_else(|| "the supervisor was restarted meanwhile: see `spoke status`".to_owned());
+            let why = why.unwrap_or_else(|| "the supervisor was restarted: see `spoke status`".to_owned());
             return Err(anyhow::anyhow!("the key was not changed: {why}").into());
         }
         Ok(Err(e)) => return Err(e),
-        Err(_) => return Err(anyhow::anyhow!("it is not done yet and goes on: see `spoke status`").into()),
+        Err(_) => return Err(anyhow::anyhow!("the rotation is still in progress: see `spoke status`").into()),
     }
     Ok(())
 }

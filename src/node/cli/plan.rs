@@ -28,9 +28,7 @@ pub fn run(config: &Path, args: &Args) -> Outcome {
     };
     for interface in config.interfaces.iter().filter(|i| missing(&i.private_key)) {
         let (name, source) = (&interface.name, &interface.private_key);
-        print(&format!(
-            "{name}: make the key {source}, whose public half nobody knows yet: the one below is made up\n"
-        ));
+        print(&format!("{name}: generate the key {source}; the public key below is a placeholder\n"));
     }
     effective.override_lines().iter().for_each(|line| print(&format!("{line}\n")));
     let keys = keys::load(config, IfMissing::Imagine)?;

@@ -2,7 +2,7 @@
 use super::super::*;
 use crate::enrolment::TokenError;
 use crate::reconciler::{Reconciler, Sources};
-use crate::sim::Silent;
+use crate::sim::NoNotify;
 use spoke_config::node::Role;
 use spoke_enroll::document::{StateDocument, VERSION, WantedInterface, WantedPeer};
 use spoke_enroll::events::KeySlot;
@@ -273,7 +273,7 @@ impl Node {
             repair: None,
         };
         let (events, _) = watch::channel(0);
-        let reconciler = Reconciler { kernel, clock, notify: Silent, sources, status: net_out, events };
+        let reconciler = Reconciler { kernel, clock, notify: NoNotify, sources, status: net_out, events };
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { drop(reconciler.run().await) });
         tasks.spawn(async move { control.run().await.unwrap() });
