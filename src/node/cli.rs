@@ -1,4 +1,4 @@
-//! The command line: one file a subcommand. Exit codes: 0 fine, 1 failed, 2 bad input.
+//! The command line: one file per subcommand. Exit codes: 0 success, 1 failure, 2 bad input.
 pub mod audit;
 pub mod check;
 pub mod clock;
@@ -21,7 +21,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Where the configuration is unless `--config` says otherwise.
+/// Default of `--config`.
 pub const CONFIG: &str = "/etc/spoke/spoke.toml";
 
 /// Brings up WireGuard to a hub and keeps it up.
@@ -102,7 +102,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     exit_code("spoke", outcome)
 }
 
-/// Reads the configuration, or gives every fault as bad input.
+/// Loads the configuration; all faults are reported at once as bad input.
 pub fn load(file: &std::path::Path) -> Result<Config, Failure> {
     let mut variables = Vec::new();
     for (name, value) in std::env::vars_os() {
@@ -113,9 +113,9 @@ pub fn load(file: &std::path::Path) -> Result<Config, Failure> {
             let shown = name.to_string_lossy();
             return Err(Failure::BadInput(format!("the environment: {shown}: its name is not UTF-8; unset it")));
         };
-        let value = value.into_string().map_err(|_| {
-            Failure::BadInput(format!("the environment: {name}: its value is not UTF-8; write it anew"))
-        })?;
+        let value = value
+            .into_string()
+            .map_err(|_| Failure::BadInput(format!("the environment: {name}: its value is not UTF-8; set it again")))?;
         variables.push((name.to_owned(), value));
     }
     Config::load(Some(file), variables).map_err(|faults| Failure::BadInput(faults.to_string()))

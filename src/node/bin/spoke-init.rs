@@ -1,11 +1,8 @@
-//! The first process of a slot: loads drivers, finds the root that belongs to this kernel, checks it, hands over to systemd.
+//! The first process of a slot: loads drivers, finds and verifies the root of this kernel, executes systemd.
 //!
-//! The kernel's command line carries the root hash, so the slot is found by content: an update never touches the partition
-//! table, and a kernel can never run on a root it was not made for.
-#![allow(
-    clippy::disallowed_methods,
-    reason = "the first process of a kernel: nothing runs beside it, so it may sleep, change directory and take any clock"
-)]
+//! The kernel's command line contains the root hash, so the slot is found by content: an update never changes the partition
+//! table, and a kernel never runs on another root.
+#![allow(clippy::disallowed_methods, reason = "the only process: it may sleep, change directory and read any clock")]
 
 use rustix::mount::{MountFlags, mount, mount_move};
 use rustix::system::{RebootCommand, reboot};
@@ -18,11 +15,11 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// A disk may take this long to show up: USB and cards do.
+/// Time limit for a disk to appear (USB, cards).
 const DISK_TIMEOUT: Duration = Duration::from_secs(20);
 const INIT: &str = "/usr/lib/systemd/systemd";
 
-/// What was found.
+/// The verified slot and its disk.
 struct Found {
     slot: Slot,
     node: PathBuf,
@@ -30,7 +27,7 @@ struct Found {
 }
 
 fn main() {
-    // PID 1 must not end: whatever happens, the machine starts again or a person is asked.
+    // PID 1 must not end: on any error the machine reboots or the operator is asked.
     if std::process::id() != 1 {
         println!("spoke-init {}: the first process of a Spoke image; it does nothing else", env!("CARGO_PKG_VERSION"));
         return;
@@ -50,7 +47,7 @@ fn start() -> Result<std::convert::Infallible, String> {
         ("sysfs", "/sys", MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NODEV, c""),
         ("tmpfs", "/run", MountFlags::NOSUID | MountFlags::NODEV, c"mode=0755"),
     ] {
-        // Already there is fine: a kernel may mount /dev itself.
+        // May be mounted already: a kernel can mount /dev itself.
         let _ = mount(source, target, source, flags, options);
     }
     let line = std::fs::read_to_string("/proc/cmdline").map_err(|e| format!("no command line: {e}"))?;
@@ -61,12 +58,12 @@ fn start() -> Result<std::convert::Infallible, String> {
     mount(root, "/root", "squashfs", MountFlags::RDONLY, c"")
         .map_err(|e| format!("cannot mount slot {}: {e}", found.slot))?;
     write_boot_info(&line, &found).map_err(|e| format!("cannot write {RUN}: {e}"))?;
-    count(&line, &found);
+    count_start(&line, &found);
     say(&format!("slot {} verified", found.slot));
     hand_over(&line)
 }
 
-/// Looks at every `root_*` until one matches; remembers what did not, so that nothing is read twice.
+/// Verifies every `root_*` partition until one matches; each is read once.
 fn find(line: &str) -> Result<Found, String> {
     let hash = argument(line, "spoke.roothash").ok_or("the command line has no spoke.roothash")?;
     let offset = argument(line, "spoke.hashoffset")
@@ -90,7 +87,7 @@ fn find(line: &str) -> Result<Found, String> {
                 }
             }
         }
-        // Both slots of a disk were looked at: waiting brings nothing new.
+        // Both slots were read: waiting is pointless.
         if refused.len() >= 2 || Instant::now() > deadline {
             let seen = if faults.is_empty() { "no disk with slots was found".to_owned() } else { faults.join("; ") };
             return Err(format!("no root belongs to this kernel: {seen}"));
@@ -99,7 +96,7 @@ fn find(line: &str) -> Result<Found, String> {
     }
 }
 
-/// Leaves what was found where systemd's units and the supervisor look for it.
+/// Writes slot, loader and devices for systemd's units and the supervisor.
 fn write_boot_info(line: &str, found: &Found) -> io::Result<()> {
     let run = Path::new(RUN);
     parts::link(&found.parts, &run.join("dev"))?;
@@ -107,8 +104,8 @@ fn write_boot_info(line: &str, found: &Found) -> io::Result<()> {
     std::fs::write(run.join("loader"), argument(line, "spoke.loader").unwrap_or_default())
 }
 
-/// Counts this start; after too many without a clean pass of the supervisor the other slot gets its chance.
-fn count(line: &str, found: &Found) {
+/// Counts this start; after [`STARTS_MAX`] without a clean reconcile pass the other slot is started.
+fn count_start(line: &str, found: &Found) {
     let Ok(mut slots) = slots(line, found.slot, &found.parts, Path::new("/boot")) else { return };
     let starts = slots.starts().one_more();
     if let Err(e) = slots.set_starts(starts) {
@@ -118,7 +115,6 @@ fn count(line: &str, found: &Found) {
         return;
     }
     let given_up = match slots.standing() {
-        // Someone to hand over to?
         Ok(standing) if standing.other.is_some_and(|t| t != Trust::Trying(0)) => slots.condemn().is_ok(),
         _ => false,
     };
@@ -138,7 +134,7 @@ fn slots(line: &str, running: Slot, found: &BTreeMap<String, parts::Partition>, 
     let uboot = argument(line, "spoke.loader").as_deref() == Some("u-boot");
     let loader = if uboot { Loader::UBoot } else { Loader::SystemdBoot };
     let slots = DiskSlots::at(loader, running, at.to_owned(), devices.to_owned(), false);
-    // The start is counted in a raw partition; the FAT one is only touched when a slot is given up.
+    // The start is counted in a raw partition; the FAT partition is written only when a slot is given up.
     if slots.starts().0 + 1 >= STARTS_MAX || at != Path::new("/boot") {
         mount(boot.node(), at, "vfat", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, c"")?;
     }
@@ -155,7 +151,7 @@ fn hand_over(line: &str) -> Result<std::convert::Infallible, String> {
     for name in ["dev", "proc", "sys", "run"] {
         mount_move(format!("/{name}"), format!("/root/{name}")).map_err(|e| format!("cannot move /{name}: {e}"))?;
     }
-    // Still in memory otherwise, for as long as the machine runs.
+    // Frees the memory of the initramfs.
     let _ = std::fs::remove_dir_all("/modules");
     let _ = std::fs::remove_file("/init");
     std::env::set_current_dir("/root").map_err(|e| format!("cannot enter the root: {e}"))?;
@@ -166,14 +162,14 @@ fn hand_over(line: &str) -> Result<std::convert::Infallible, String> {
     Err(format!("cannot start {init}: {}", std::process::Command::new(&init).exec()))
 }
 
-/// No root for this kernel: the other slot if the boot loader has one, a person otherwise.
+/// No root for this kernel: starts the other slot if the boot loader has one, else asks the operator.
 fn give_up(why: &str) -> ! {
     let line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let all = parts::scan(Path::new("/sys/class/block"));
     let disk = all.iter().find(|p| p.name == "bootenv").map(|p| parts::of_disk(&all, &p.disk)).unwrap_or_default();
     let hash = argument(&line, "spoke.roothash").unwrap_or_default();
     let Ok(slots_a) = slots(&line, Slot::A, &disk, Path::new("/boot/.")) else {
-        // The root may be up already and only systemd be missing: then a restart uses up a try.
+        // The root may be mounted and only systemd missing: then a reboot uses up a try.
         std::thread::sleep(Duration::from_secs(5));
         restart()
     };
@@ -201,7 +197,7 @@ fn slots_mounted(line: &str, running: Slot) -> Result<DiskSlots, ()> {
     Ok(DiskSlots::at(loader, running, "/boot".into(), "/run/early".into(), false))
 }
 
-/// The slot whose kernel on the boot partition carries this root hash.
+/// The slot whose kernel on the boot partition contains this root hash.
 fn kernel_of(directory: &Path, hash: &str) -> Option<Slot> {
     let needle = format!("spoke.roothash={hash}");
     std::fs::read_dir(directory).ok()?.flatten().find_map(|entry| {

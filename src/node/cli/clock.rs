@@ -1,4 +1,4 @@
-//! `spoke clock`: sets a clock that is behind to what it cannot be before, or shows what is known of it.
+//! `spoke clock`: sets a clock that is behind to its lower bound, or shows its state.
 use super::load;
 use crate::clock::floor;
 use anyhow::Context as _;
@@ -30,12 +30,12 @@ pub fn run(command: Command, config: &Path) -> Outcome {
     Ok(())
 }
 
-/// A configuration with a fault must not leave the clock in the past: then it is the default directory.
+/// The default directory if the configuration is faulty: the clock must be restored nevertheless.
 fn state_dir(config: &Path) -> PathBuf {
     load(config).map_or_else(|_| PathBuf::from("/var/lib/spoke"), |c| c.node.state_dir)
 }
 
-/// Sets the clock if it is behind; says what was done.
+/// Sets the clock if it is behind; returns a description.
 pub fn restore(state_dir: &Path) -> Result<String, std::io::Error> {
     let (floor, _) = floor(state_dir);
     let wall = SystemClock.wall();

@@ -1,4 +1,4 @@
-//! `spoke provision`: takes the settings from the boot partition into the state partition; the image runs it at each start.
+//! `spoke provision`: moves the settings from the boot partition to the state partition; the image runs it at each boot.
 use crate::health;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use spoke_api::health::summary::Components;
@@ -15,12 +15,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// Told there when they are wrong.
+/// The file with the faults of the settings, on the boot partition.
 const FAULTS: &str = "spoke-faults.txt";
-/// Where secrets go, below the state partition; the supervisor sees it as `/var/lib/spoke/secrets`.
+/// Directory of the secrets on the state partition; `/var/lib/spoke/secrets` for the supervisor.
 const SECRETS: &str = "spoke/secrets";
-/// Time between two looks at wrong settings.
-const AGAIN: Duration = Duration::from_secs(5);
+/// Interval of reading faulty or missing settings again.
+const RETRY_EVERY: Duration = Duration::from_secs(5);
 
 /// `spoke provision`.
 #[derive(Debug, clap::Args)]
@@ -50,10 +50,10 @@ pub fn run(args: &Args) -> Outcome {
     })?
 }
 
-/// `/health` for as long as there is no supervisor: the first stage can be polled like the others.
+/// Serves `/health` until the supervisor does, so that provisioning can be polled.
 async fn serve(components: watch::Receiver<Components>, stop: watch::Receiver<bool>) {
     let (clock, mut begun, mut over) = (SystemClock, components.clone(), stop.clone());
-    // Where settings are in order nobody waits and nothing is served.
+    // Nothing is served if the settings are valid.
     tokio::select! {
         _ = begun.changed() => {}
         _ = over.changed() => return,
@@ -72,7 +72,7 @@ async fn settle(args: &Args, components: &watch::Sender<Components>) -> Outcome 
     let config = directory.join(SETTINGS);
     restore(args)?;
     if config.exists() {
-        // Whoever edits them on the board does so as root.
+        // An operator on the board edits the file as root.
         Owner::of(&directory)?.take(&config)?;
     }
     let mut told = String::new();
@@ -91,7 +91,7 @@ async fn settle(args: &Args, components: &watch::Sender<Components>) -> Outcome 
                         tell(args, &text)?;
                         told = text;
                     }
-                    // Good settings from before go on working while new ones are wrong.
+                    // Existing settings stay in force while new ones are faulty.
                     if args.once || config.exists() {
                         return if config.exists() { Ok(()) } else { Err(Failure::BadInput("no settings".into())) };
                     }
@@ -115,8 +115,8 @@ async fn settle(args: &Args, components: &watch::Sender<Components>) -> Outcome 
             }
             Err(e) => return Err(anyhow::Error::from(e).context("cannot read the boot partition").into()),
         }
-        tokio::time::sleep(AGAIN).await;
-        look_anew(&args.boot);
+        tokio::time::sleep(RETRY_EVERY).await;
+        remount(&args.boot);
     }
 }
 
@@ -128,7 +128,7 @@ fn wait_for(components: &watch::Sender<Components>, what: String) {
     });
 }
 
-/// Brings the identity back from its second copy where the state partition lost it.
+/// Restores the identity from its second copy if the state partition lost it.
 fn restore(args: &Args) -> Result<(), Failure> {
     let vault = Path::new(spoke_sys::slots::RUN).join("dev/vault");
     if !vault.exists() {
@@ -140,7 +140,7 @@ fn restore(args: &Args) -> Result<(), Failure> {
             print(&format!("spoke: brought back from the second copy: {}\n", names.join(", ")));
             Ok(())
         }
-        // Without it the device is a new one, which is better than none.
+        // Continue as a new device.
         Err(e) => {
             print(&format!("spoke: {e}\n"));
             Ok(())
@@ -148,9 +148,9 @@ fn restore(args: &Args) -> Result<(), Failure> {
     }
 }
 
-/// Stores the settings, then wipes them from the boot partition: cut off in between, it is done again at the next start.
+/// Stores the settings, then wipes them from the boot partition; if interrupted, it is repeated at the next boot.
 fn take(args: &Args, config: &Path, settings: &Settings) -> Result<(), Failure> {
-    // The supervisor reads both as its own user, whose the directory is.
+    // The supervisor reads both as the owner of the directory.
     let reader = Owner::of(config.parent().unwrap_or(config))?;
     // Before the settings that name them.
     if !settings.appliance.secrets.is_empty() {
@@ -173,7 +173,7 @@ fn take(args: &Args, config: &Path, settings: &Settings) -> Result<(), Failure> 
         let mut file = std::fs::OpenOptions::new().write(true).open(&path)?;
         let length = file.metadata()?.len();
         file.rewind()?;
-        // In place, so that the text is not left in blocks that the file gave back. A card may keep what it likes.
+        // Overwritten in place, so that freed blocks do not keep the text; a card's own remapping is out of reach.
         io::copy(&mut io::Read::take(io::repeat(b'#'), length), &mut file)?;
         file.sync_all()?;
         drop(file);
@@ -196,7 +196,7 @@ fn tell(args: &Args, faults: &str) -> Result<(), Failure> {
         file.write_all(text.as_bytes())?;
         file.sync_all()
     };
-    // It was said on the console already.
+    // The faults were printed to the console already.
     if let Err(e) = writing(&args.boot, write) {
         print(&format!("spoke: cannot write {FAULTS}: {e}\n"));
     }
@@ -223,8 +223,8 @@ fn writing(boot: &Path, change: impl FnOnce() -> io::Result<()>) -> io::Result<(
     done
 }
 
-/// Unmounts and mounts, so that a file put there from outside (a card reader, a gadget port) is seen.
-fn look_anew(boot: &Path) {
+/// Remounts, so that a file written from outside (a card reader, a gadget port) is seen.
+fn remount(boot: &Path) {
     let device = Path::new(spoke_sys::slots::RUN).join("dev/boot");
     if is_mount(boot) && device.exists() && unmount(boot, UnmountFlags::empty()).is_ok() {
         let _ = mount(&device, boot, "vfat", BOOT_FLAGS | MountFlags::RDONLY, c"umask=0077");
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_are_taken_once_and_wiped() {
+    fn settings_are_stored_once_and_wiped() {
         let (_dir, args) = args();
         let key = format!("ssh-ed25519 {} me", "A".repeat(68));
         std::fs::write(args.boot.join(SETTINGS), format!("{GOOD}[appliance]\nssh_keys = [\"{key}\"]\n")).unwrap();
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_go_into_files_of_their_own_and_not_into_the_settings() {
+    fn secrets_are_stored_apart_from_settings() {
         let (_dir, args) = args();
         let text = format!("{GOOD}[appliance.secrets]\ntoken = \"spk_abc\"\n");
         std::fs::write(args.boot.join(SETTINGS), text).unwrap();
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn the_supervisor_may_read_its_settings_whoever_wrote_them() {
+    fn supervisor_owns_its_settings() {
         let (_dir, args) = args();
         let (directory, owner) = (args.state.join("config"), spoke_sys::sim::another_user());
         owner.take(&directory).unwrap();
@@ -284,7 +284,7 @@ mod tests {
         for path in [config.clone(), args.state.join(SECRETS), args.state.join(SECRETS).join("token")] {
             assert_eq!(Owner::of(&path).unwrap(), owner, "{}", path.display());
         }
-        // An editor writes a new file, and root's is root's.
+        // An editor creates a new file, owned by root.
         std::fs::remove_file(&config).unwrap();
         std::fs::write(&config, GOOD).unwrap();
         run(&args).unwrap();
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn every_fault_is_told_on_the_partition_too() {
+    fn faults_are_written_to_the_partition() {
         let (_dir, args) = args();
         std::fs::write(
             args.boot.join(SETTINGS),
@@ -305,7 +305,6 @@ mod tests {
             assert!(told.contains(key), "{key}: {told}");
         }
         assert!(args.boot.join(SETTINGS).exists(), "a file with faults stays");
-        // New settings with faults do not end what works.
         std::fs::write(args.state.join("config/spoke.toml"), GOOD).unwrap();
         run(&args).unwrap();
         assert_eq!(std::fs::read_to_string(args.state.join("config/spoke.toml")).unwrap(), GOOD);
