@@ -54,7 +54,7 @@ async fn serve(path: &Path) {
     tasks.vital("audit", trail.run());
     tasks.vital("agent", run(deps));
     let apart = |tasks: &mut Supervisor| {
-        spoke_sys::priority::after_the_others();
+        spoke_sys::priority::lower_thread_priority();
         tasks.vital("changes", ledger.run());
         tasks.vital("net", reconciler.run());
     };
