@@ -1,4 +1,4 @@
-//! Who is a candidate, what is known of each, what must be verified next, and who is admitted now.
+//! The candidates, the decision about each, what must be verified next, and which are admitted.
 use super::cache::{Cache, Entry, Settled};
 use super::jsonrpc::{GrantEvent, Subject};
 use super::ladder::{Doubt, Ladder, Phase, Reserve};
@@ -21,9 +21,9 @@ use std::time::Duration;
 pub enum Admission {
     /// Yes.
     Granted(Phase),
-    /// No: the chain says so.
+    /// No, by a decision of the chain.
     Denied(Reason),
-    /// No: the chain has not been heard about it, and what was heard is too old for it.
+    /// No: there is no decision, or it is too old.
     Unverified(Phase),
 }
 
@@ -59,12 +59,12 @@ pub struct StoredDecision {
     pub block: u64,
     /// Whether it was a peer.
     pub peer: bool,
-    /// For how long it had been in doubt.
+    /// For how long a change of it had been unverified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub doubt: Option<Duration>,
 }
 
-/// Something worth a line in the log: a decision that is new.
+/// A decision that differs from the one before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DecisionChange {
     /// The node.
@@ -79,7 +79,7 @@ pub struct DecisionChange {
     pub block: u64,
 }
 
-/// Everything that is known.
+/// The decisions about all candidates, and how long they hold.
 #[derive(Debug)]
 pub struct AdmissionTable<S> {
     cache: Cache<S>,
@@ -183,7 +183,7 @@ impl<S: BuildHasher> AdmissionTable<S> {
         &self.candidates
     }
 
-    /// Sets who wants to be a peer. Who is not among them any more counts as new when it comes back.
+    /// Sets the candidates. One that was dropped counts as new when it returns.
     pub fn set_candidates(&mut self, candidates: &BTreeSet<Pair>) {
         let gone: Vec<Pair> = self.candidates.difference(candidates).cloned().collect();
         for (node, key) in &gone {
@@ -258,7 +258,7 @@ impl<S: BuildHasher> AdmissionTable<S> {
         }
     }
 
-    /// Everything is looked at again.
+    /// Everything is to be verified again.
     pub fn refresh(&mut self, now: Boot) {
         self.events_read += 1;
         self.look_again(now, |_| true);
@@ -411,7 +411,7 @@ impl<S: BuildHasher> AdmissionTable<S> {
         }
     }
 
-    /// Who is admitted now; remembers them as peers.
+    /// The pairs admitted now; remembers them as peers.
     pub fn admitted(&mut self, now: Boot) -> Admitted {
         let mut out = BTreeSet::new();
         let candidates = std::mem::take(&mut self.candidates);

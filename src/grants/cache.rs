@@ -1,5 +1,4 @@
-//! The decisions this device keeps: bounded, least recently used first out, found by a keyed hash, looked up without
-//! allocating.
+//! The cached decisions: bounded, evicted by least recent use, found by a keyed hash, read without allocating.
 //!
 //! A revocation that was seen outlives a positive that was already under way: every verification carries the generation it
 //! began in, and the generation grows with each change of its key that becomes known.
@@ -71,7 +70,7 @@ pub struct Ticket {
     generation: u32,
 }
 
-/// What became of a verification.
+/// The effect of a verification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settled {
     /// A peer may come in.

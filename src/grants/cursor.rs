@@ -1,13 +1,12 @@
-//! Following the contract's events: how far they have been read, whether that is still the chain, and how many blocks an
-//! endpoint gives at once.
+//! How far the contract's events were read, whether the known blocks still are part of the chain, and how many blocks of
+//! events an endpoint gives at once.
 use super::abi::Head;
 use super::jsonrpc::BlockRef;
 use serde::{Deserialize, Serialize};
 
 /// Blocks kept to find back to the chain after a reorganisation.
 const ANCHORS: usize = 12;
-/// Blocks read once more each time, where an endpoint gives that many: it may be several machines, and not all of them are at
-/// the height told.
+/// Blocks read again each time: behind one URL may be several machines, not all of them at the reported height.
 const OVERLAP: u64 = 8;
 /// Blocks of the first scan.
 const CHUNK_START: u64 = 2_000;
@@ -26,7 +25,7 @@ pub enum Continuity {
     Reorganised,
     /// The endpoint is behind it.
     Behind,
-    /// It is too old to be told by the head: its height must be asked for.
+    /// It is too old to be compared by the head: the block at its height must be asked for.
     TooOld,
 }
 

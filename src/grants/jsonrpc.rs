@@ -1,4 +1,4 @@
-//! JSON-RPC batches: what is asked of an endpoint as text, and its answers read as a stream.
+//! JSON-RPC batches: calls as text, answers read as a stream.
 //!
 //! An answer is read element by element from a capped reader; of the objects in it only the few fields that mean
 //! something here are kept. Answers may come in any order and in part; what was not answered stays `None`.

@@ -1,8 +1,7 @@
-//! How long grants outlive the last time the chain was heard: Fresh → Stale → Grace → Expired.
+//! How long grants outlive the last quorum of the chain: Fresh → Stale → Grace → Expired.
 //!
-//! Counted on the boot clock, so that no wall clock set back can stretch it. Across reboots counts what was *reserved*:
-//! before the time used passes what the disk says, the disk is told a later figure, and whoever starts from it starts from
-//! there. A reboot can so only shorten the ladder, by at most one step, and costs no write while the chain answers.
+//! Counted on the boot clock, which no wall clock set back can stretch. Across reboots the *reserved* time counts: before the
+//! time used exceeds it, a later figure is written, and a start continues from there. A reboot can so only shorten the ladder, by at most one step, and costs no write while the chain answers.
 //! Time without power is not counted: no clock on the board can prove it.
 use serde::{Deserialize, Serialize};
 use spoke_config::grants::Rungs;
@@ -13,13 +12,13 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// The chain was heard a moment ago.
+    /// A quorum agreed recently.
     Fresh,
-    /// Not heard for a while; every grant still holds.
+    /// No quorum for a while; every grant still holds.
     Stale,
-    /// Not heard for long: peers stay, and nobody becomes one.
+    /// No quorum for long: peers stay, no new ones are admitted.
     Grace,
-    /// Not heard for so long that nothing is known any more: denied, until it is heard again.
+    /// No quorum for so long that every peer is denied until there is one again.
     Expired,
 }
 
@@ -35,7 +34,7 @@ impl Phase {
     }
 }
 
-/// The phase after `unheard`, the time since the last answer of the chain.
+/// The phase after `unheard`, the time since the last quorum.
 pub fn phase_after(rungs: &Rungs, unheard: Duration) -> Phase {
     if unheard < rungs.fresh {
         Phase::Fresh
@@ -48,10 +47,10 @@ pub fn phase_after(rungs: &Rungs, unheard: Duration) -> Phase {
     }
 }
 
-/// What the disk knows.
+/// What the disk holds of the ladder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reserve {
-    /// No more than this has been used while this is the record; who starts from another boot starts here.
+    /// At most this has been used while this is the record; a start in another boot continues here.
     pub reserved: Duration,
     /// Used when it was written.
     pub used: Duration,
@@ -62,7 +61,7 @@ pub struct Reserve {
 }
 
 impl Reserve {
-    /// Time with power since it was written, at most: whoever writes it writes it again before the step it reserves is over.
+    /// Time with power since it was written, at most: it is written again before the step it reserves is over.
     pub fn elapsed(&self, boot_id: Option<&str>, now: Boot) -> Duration {
         let same_boot = self.boot_id.is_some() && self.boot_id.as_deref() == boot_id && now >= self.at;
         if same_boot {
@@ -73,7 +72,7 @@ impl Reserve {
     }
 }
 
-/// For how long a change has been known that could not be verified: a ladder of its own for one grant, counted as the other.
+/// The time since a change was seen that is not verified yet: a ladder of its own for one grant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Doubt {
     used: Duration,
@@ -101,7 +100,7 @@ impl Doubt {
 #[derive(Clone, Debug)]
 pub struct Ladder {
     rungs: Rungs,
-    /// Used up at `mark`; `None`: the chain was never heard.
+    /// Used up at `mark`; `None`: there was never a quorum.
     used: Option<Duration>,
     mark: Boot,
     /// What the disk is known to hold.
@@ -109,12 +108,12 @@ pub struct Ladder {
 }
 
 impl Ladder {
-    /// A ladder of a device that never heard the chain: nothing is granted.
+    /// The ladder of a device without a quorum so far: nothing is granted.
     pub const fn new(rungs: Rungs, now: Boot) -> Self {
         Self { rungs, used: None, mark: now, reserved: Duration::ZERO }
     }
 
-    /// Goes on from what the disk knows.
+    /// Continues from what the disk holds.
     pub fn resume(rungs: Rungs, reserve: &Reserve, boot_id: Option<&str>, now: Boot) -> Self {
         // Either bound is above the truth; within one boot both are known.
         let same_boot = reserve.boot_id.is_some() && reserve.boot_id.as_deref() == boot_id && now >= reserve.at;
@@ -125,13 +124,13 @@ impl Ladder {
         Self { rungs, used: Some(used), mark: now, reserved: if same_boot { reserve.reserved } else { used } }
     }
 
-    /// The chain was heard: everything that is cached is as it says.
+    /// A quorum confirms everything that is cached.
     pub const fn confirm(&mut self, now: Boot) {
         self.used = Some(Duration::ZERO);
         self.mark = now;
     }
 
-    /// Time since the chain was heard, as far as anybody can tell; `None`: never.
+    /// Time since the last quorum, at most; `None`: there was none.
     pub fn unheard(&self, now: Boot) -> Option<Duration> {
         self.used.map(|u| u.saturating_add(now.since(self.mark)))
     }
@@ -146,7 +145,7 @@ impl Ladder {
         &self.rungs
     }
 
-    /// The next moment something changes by itself: a phase ends, or the disk must be told more.
+    /// The next moment something changes by itself: a phase ends, or more must be reserved on disk.
     pub fn deadline(&self, now: Boot) -> Option<Boot> {
         let unheard = self.unheard(now)?;
         let (a, b, c) = (self.rungs.fresh, self.rungs.fresh.saturating_add(self.rungs.stale), self.rungs.total());
@@ -156,7 +155,7 @@ impl Ladder {
         Some(now + next.saturating_sub(unheard))
     }
 
-    /// What the disk must be told now, before more time is used: `None` while it knows enough.
+    /// What must be written now, before more time is used; `None` while enough is reserved.
     pub fn to_reserve(&self, now: Boot, boot_id: Option<&str>) -> Option<Reserve> {
         let used = self.unheard(now)?;
         let step = self.rungs.step();
@@ -192,7 +191,7 @@ mod tests {
         Rungs { fresh: Duration::from_secs(100), stale: Duration::from_secs(500), grace: Duration::from_secs(900) };
 
     #[test]
-    fn a_device_that_never_heard_the_chain_grants_nothing() {
+    fn nothing_is_granted_before_the_first_quorum() {
         assert_eq!(Ladder::new(RUNGS, Boot::default()).phase(Boot::from_secs(9)), Phase::Expired);
     }
 
@@ -210,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answering_chain_costs_no_write() {
+    fn a_reachable_chain_costs_no_write() {
         let mut l = Ladder::new(RUNGS, Boot::default());
         l.confirm(Boot::default());
         let mut writes = 0;

@@ -1,8 +1,7 @@
-//! What is kept of the grants: on disk the decisions, in memory that a reboot clears how far the chain was followed.
+//! The stored documents: decisions on disk, the cursor where a reboot clears it.
 //!
-//! Every decision is written down when it is made, with the height it holds for, so that no older block can undo it. The
-//! height itself grows with every block and would wear the flash; it is kept where it costs nothing, and outlives the
-//! process but not a reboot.
+//! Every decision is stored when it is made, with the height it holds for, so that no older block can undo it. The cursor
+//! changes with every block and would wear the flash: it outlives the process, not a reboot.
 
 use super::ladder::Reserve;
 use crate::admission::StoredDecision;
@@ -10,7 +9,7 @@ use crate::cursor::ChainCursor;
 use alloy_primitives::Address;
 use serde::{Deserialize, Serialize};
 
-/// The contract and chain that something was heard of.
+/// The contract and chain a document is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
     /// The contract.
@@ -19,7 +18,7 @@ pub struct Origin {
     pub chain_id: u64,
 }
 
-/// What is kept on disk.
+/// The document on disk.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StoredGrants {
     /// What it is about.
@@ -33,7 +32,7 @@ pub struct StoredGrants {
     pub grants: Vec<StoredDecision>,
 }
 
-/// What is kept until the next reboot.
+/// The document that lasts until the next reboot.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StoredCursor {
     /// What it is about.

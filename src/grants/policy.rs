@@ -1,4 +1,4 @@
-//! Who may be a peer: the order of the questions and the reason for every answer.
+//! Whether a pair is granted: the order of the checks and the reason of each result.
 use super::abi;
 use super::abi::{Malformed, Reads, Text};
 use alloy_primitives::{Address, U256};
@@ -57,7 +57,7 @@ impl fmt::Display for Reason {
     }
 }
 
-/// The code of "nobody could tell": never a grant, never a revocation.
+/// The code of a missing decision: never a grant, never a revocation.
 pub const VERIFICATION_ERROR: &str = "VERIFICATION_ERROR";
 
 /// What the chain says about one node and key at one block.

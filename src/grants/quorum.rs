@@ -44,7 +44,7 @@ impl<T: PartialEq> Tally<T> {
         self.need.saturating_sub(best)
     }
 
-    /// Who said something else than what was agreed on.
+    /// The endpoints with another answer than the agreed one.
     pub fn dissenters(&self) -> impl Iterator<Item = usize> {
         let agreed = self.agreed();
         self.answers.iter().filter(move |(_, a)| agreed.is_some_and(|x| x != a)).map(|(e, _)| *e)
@@ -68,20 +68,20 @@ pub enum OnChain {
     Unknown,
     /// It is.
     Yes,
-    /// It is on this one: never asked anything but its chain again.
+    /// It is on this one, and is asked for its chain only.
     Other(u64),
 }
 
-/// What is known of one endpoint.
+/// State of one endpoint.
 #[derive(Clone, Debug, Default)]
 pub struct EndpointState {
     /// Smoothed time to an answer; `None`: never answered.
     pub latency: Option<Duration>,
     /// Failures in a row.
     pub failures: u32,
-    /// Not before this, by our own choice.
+    /// Not asked before this, by our backoff.
     pub not_before: Boot,
-    /// Not before this, because it asked for it: no hurry of ours overrules that.
+    /// Not asked before this, by its own request: nothing overrules that.
     pub asked_to_wait: Boot,
     /// Its chain.
     pub chain: OnChain,
@@ -91,9 +91,9 @@ pub struct EndpointState {
     pub answers: u64,
     /// Failures.
     pub errors: u64,
-    /// Newest height it told.
+    /// Newest height it reported.
     pub height: u64,
-    /// Since when it tells it.
+    /// Since when.
     pub height_since: Boot,
 }
 
@@ -109,7 +109,7 @@ impl EndpointState {
 pub struct Endpoints(heapless::Vec<EndpointState, MAX_ENDPOINTS>);
 
 impl Endpoints {
-    /// `n` endpoints nothing is known of, at most [`MAX_ENDPOINTS`].
+    /// `n` endpoints not asked yet, at most [`MAX_ENDPOINTS`].
     pub fn new(n: usize) -> Self {
         Self((0..n.min(MAX_ENDPOINTS)).map(|_| EndpointState::default()).collect())
     }
@@ -149,7 +149,7 @@ impl Endpoints {
         s.latency = Some(s.latency.map_or(took, |l| l.saturating_mul(7).saturating_add(took) / 8));
     }
 
-    /// It did not, or not to the point; `retry_after` is what it asked for. `random` spreads the devices.
+    /// It gave no usable answer; `retry_after` is the wait it asked for. `random` spreads the devices.
     pub fn failed(&mut self, i: usize, now: Boot, retry_after: Option<Duration>, random: u64) {
         let Some(s) = self.0.get_mut(i) else { return };
         s.failures = s.failures.saturating_add(1);
@@ -164,7 +164,7 @@ impl Endpoints {
         }
     }
 
-    /// The others said something else.
+    /// The quorum gave another answer.
     pub fn dissented(&mut self, i: usize) {
         if let Some(s) = self.0.get_mut(i) {
             s.dissents += 1;
@@ -182,7 +182,7 @@ impl Endpoints {
         }
     }
 
-    /// It told which chain it is on; another one is a failure for an hour, for someone may mend it.
+    /// It reported its chain; on another one it is left out for an hour, since an operator may correct it.
     pub fn on_chain(&mut self, i: usize, told: u64, wanted: u64, now: Boot) -> bool {
         let Some(s) = self.0.get_mut(i) else { return false };
         s.chain = if told == wanted { OnChain::Yes } else { OnChain::Other(told) };
@@ -193,7 +193,7 @@ impl Endpoints {
         told == wanted
     }
 
-    /// It told its newest height.
+    /// It reported its newest height.
     pub fn at_height(&mut self, i: usize, height: u64, now: Boot) {
         if let Some(s) = self.0.get_mut(i)
             && height > s.height
@@ -202,7 +202,7 @@ impl Endpoints {
         }
     }
 
-    /// For how long it has told nothing newer than `height`.
+    /// For how long it has reported nothing above `height`.
     pub fn stuck_for(&self, i: usize, height: u64, now: Boot) -> Duration {
         self.0
             .get(i)
@@ -210,21 +210,21 @@ impl Endpoints {
             .map_or(Duration::ZERO, |s| now.since(s.height_since))
     }
 
-    /// What failed was the question, not the endpoints: whoever waits by our own choice may be asked at once.
+    /// The question failed, not the endpoints: those in our backoff may be asked at once.
     pub fn pardon(&mut self) {
         for s in self.0.iter_mut().filter(|s| !matches!(s.chain, OnChain::Other(_))) {
             s.not_before = Boot::default();
         }
     }
 
-    /// A person asks for an answer now: also those on another chain get another chance, for someone may have mended it.
+    /// An operator asks for an answer: endpoints on another chain are asked again too, since they may be corrected.
     pub fn retry_now(&mut self) {
         for s in &mut self.0 {
             s.not_before = Boot::default();
         }
     }
 
-    /// Whether its chain is still to be asked for.
+    /// Whether its chain must be asked for.
     pub fn must_report_chain(&self, i: usize) -> bool {
         self.0.get(i).is_none_or(|s| s.chain != OnChain::Yes)
     }
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_that_tells_no_new_height_is_stuck() {
+    fn endpoint_without_new_heights_is_stuck() {
         let mut e = Endpoints::new(1);
         let at = Boot::from_secs;
         assert_eq!(e.stuck_for(0, 7, at(10)), Duration::ZERO, "nothing is known of it");

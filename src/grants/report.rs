@@ -1,4 +1,4 @@
-//! What the grants task tells the rest: rows for people, counters for monitors, troubles for health.
+//! The watcher's report: rows for people, counters for monitors, conditions for health.
 use super::cache::Settled;
 use super::ladder::Phase;
 use super::policy::Pair;
@@ -28,7 +28,7 @@ pub struct Report {
     pub last_quorum_wall: Option<Wall>,
     /// Height up to which everything is known.
     pub height: Option<u64>,
-    /// Newest height that was told.
+    /// Newest height that was reported.
     pub head: Option<u64>,
     /// Candidates that are admitted.
     pub admitted: usize,
@@ -101,11 +101,11 @@ pub struct Counts {
     pub granted: u64,
     /// Peers that had to go because the chain said so.
     pub revoked: u64,
-    /// Times the chain was found to be another one than before.
+    /// Reorganisations.
     pub reorganisations: u64,
     /// Requests sent.
     pub requests: u64,
-    /// Requests that gave nothing.
+    /// Requests without a usable answer.
     pub failed_requests: u64,
     /// Bytes of the bodies, both ways.
     pub bytes: u64,
@@ -151,7 +151,7 @@ pub struct EndpointRow {
     pub name: String,
     /// Milliseconds to an answer, smoothed.
     pub latency_ms: Option<f64>,
-    /// Newest height it told.
+    /// Newest height it reported.
     pub height: Option<u64>,
     /// Failures in a row.
     pub failures: u32,

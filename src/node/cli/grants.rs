@@ -180,13 +180,18 @@ fn head(r: &Report, now: Boot) -> String {
     let height = r.height.map_or("-".to_owned(), |h| h.to_string());
     let _ = writeln!(
         out,
-        "{}: {} of {} admitted; chain heard {heard}, known up to block {height}",
+        "{}: {} of {} admitted; last quorum {heard}, known up to block {height}",
         r.phase.name(),
         r.admitted,
         r.rows.len()
     );
     if let Some(away) = &r.unreachable {
-        let _ = writeln!(out, "! the chain is not heard for {}: {}", age(now.since(away.since).as_secs()), away.reason);
+        let _ = writeln!(
+            out,
+            "! no quorum of chain endpoints for {}: {}",
+            age(now.since(away.since).as_secs()),
+            away.reason
+        );
     }
     if let Some(t) = &r.condition {
         let _ = writeln!(out, "! {}", t.detail);

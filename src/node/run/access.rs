@@ -194,11 +194,11 @@ fn contract(r: &Report, started: Boot) -> ComponentStatus {
         Some(away) => {
             let means = match r.phase {
                 Phase::Fresh | Phase::Stale => "every grant still holds",
-                Phase::Grace => "peers stay, nobody new comes in",
-                Phase::Expired => "nobody is admitted until it is heard",
+                Phase::Grace => "peers stay, no new ones are admitted",
+                Phase::Expired => "no peer is admitted until there is one",
             };
             let detail = format!(
-                "VERIFICATION_ERROR: the chain is not heard ({}); {means}: see `spoke doctor` and [grants] endpoints",
+                "VERIFICATION_ERROR: no quorum of chain endpoints ({}); {means}: see `spoke doctor` and [grants] endpoints",
                 away.reason
             );
             ComponentStatus { healthy: false, since: away.since, detail: Some(detail) }
