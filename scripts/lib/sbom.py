@@ -1,4 +1,4 @@
-"""Removes from a CycloneDX bill what the build does not contain: sbom.py BILL < <(cargo tree …).
+"""Removes from a CycloneDX bill what the build does not contain: sbom.py BILL PROGRAM < <(cargo tree …).
 
 cargo-cyclonedx reads cargo's metadata, which lists optional packages of features that are off; cargo's tree of the same
 build does not. Fails if the bill lacks a package of the tree."""
@@ -14,6 +14,8 @@ listed = {(c["name"], "v" + c["version"]) for c in kept} | {(root["name"], "v" +
 if missing := built - listed:
     sys.exit(f"{path} does not list {sorted(missing)}")
 refs = {c["bom-ref"] for c in kept} | {root["bom-ref"]}
+# The package is spoke-node, the program spoke.
+root["name"] = sys.argv[2]
 bill["components"] = kept
 bill["dependencies"] = [{**d, **({"dependsOn": [r for r in d["dependsOn"] if r in refs]} if "dependsOn" in d else {})}
                         for d in bill["dependencies"] if d["ref"] in refs]
