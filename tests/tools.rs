@@ -1,6 +1,6 @@
 //! What other programs of the field make of our output: `promtool` and wireguard-tools. Run by scripts/test-host, which
 //! installs them.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 use spoke_api::health::fold::Moment;
 use spoke_api::health::metrics::metrics;
 use spoke_api::health::summary::{Component, ComponentStatus, Components, Link, Net, Snapshot, Uplink};
