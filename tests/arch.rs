@@ -1,5 +1,5 @@
-//! The architecture, by `cargo metadata`: allowed dependencies between crates, dependencies that pure crates and the device must not
-//! have, and a doc comment at the head of every file.
+//! The architecture: dependencies between crates by `cargo metadata`, what pure crates and the device must not depend on, files
+//! without circles, and a doc comment at the head of every file.
 #![allow(clippy::unwrap_used, clippy::panic)]
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -146,18 +146,107 @@ fn a_device_links_no_sql() {
     assert!(graph.all("spoke-control").contains("sqlx"));
 }
 
-#[test]
-fn every_file_has_a_doc_comment() {
-    fn sources(dir: &Path, out: &mut Vec<PathBuf>) {
-        for entry in std::fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                sources(&path, out);
-            } else if path.extension().is_some_and(|x| x == "rs") {
-                out.push(path);
+fn sources(dir: &Path, out: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, out);
+        } else if path.extension().is_some_and(|x| x == "rs") {
+            out.push(path);
+        }
+    }
+}
+
+/// The files of a crate by module path, and the modules whose items each names outside its tests.
+fn file_graph(dir: &Path) -> BTreeMap<String, BTreeSet<String>> {
+    let mut files = Vec::new();
+    sources(dir, &mut files);
+    files.retain(|f| !f.strip_prefix(dir).unwrap().display().to_string().contains("tests"));
+    let module = |file: &Path| {
+        let name = file.strip_prefix(dir).unwrap().with_extension("").display().to_string().replace('/', "::");
+        if name == "lib" { String::new() } else { name }
+    };
+    let modules: BTreeSet<String> = files.iter().map(|f| module(f)).collect();
+    let mut graph = BTreeMap::new();
+    for file in &files {
+        let own = module(file);
+        let text = std::fs::read_to_string(file).unwrap();
+        let product = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        let code: Vec<&str> = product.lines().filter(|l| !l.trim_start().starts_with("//")).collect();
+        let mut named = BTreeSet::new();
+        for path in paths(&code.join("\n")) {
+            let mut segments: Vec<&str> = own.split("::").filter(|s| !s.is_empty()).collect();
+            for segment in path.split("::") {
+                match segment {
+                    "crate" => segments.clear(),
+                    "super" => drop(segments.pop()),
+                    other => segments.push(other),
+                }
+            }
+            while !segments.is_empty() && !modules.contains(&segments.join("::")) {
+                segments.pop();
+            }
+            named.insert(segments.join("::"));
+        }
+        named.remove(&own);
+        graph.insert(own, named);
+    }
+    graph
+}
+
+/// Every `crate::…` and `super::…` path in the code, groups in braces taken apart.
+fn paths(code: &str) -> Vec<String> {
+    fn word(c: char) -> bool {
+        c.is_ascii_alphanumeric() || c == '_' || c == ':'
+    }
+    let mut found = Vec::new();
+    for start in ["crate::", "super::"].iter().flat_map(|s| code.match_indices(s)).map(|(at, _)| at) {
+        if code[..start].ends_with(word) {
+            continue;
+        }
+        let rest = &code[start..];
+        let head = &rest[..rest.find(|c| !word(c)).unwrap_or(rest.len())];
+        match rest[head.len()..].strip_prefix('{').filter(|_| head.ends_with("::")) {
+            None => found.push(head.trim_end_matches(':').to_owned()),
+            Some(group) => {
+                let group = &group[..group.find(';').unwrap_or(0)];
+                found.extend(group.split([',', '{', '}']).map(|item| {
+                    let item = item.trim();
+                    format!("{head}{}", item[..item.find(|c| !word(c)).unwrap_or(item.len())].trim_end_matches(':'))
+                }));
             }
         }
     }
+    found
+}
+
+#[test]
+fn files_form_no_circle() {
+    for (name, _) in EDGES {
+        let mut graph = file_graph(&root().join("src").join(name));
+        // Removes the files that name no remaining file until none is left to remove: a circle remains, and what is above it.
+        loop {
+            let left: BTreeSet<String> = graph.keys().cloned().collect();
+            graph.retain(|_, named| named.iter().any(|n| left.contains(n)));
+            if graph.len() == left.len() {
+                break;
+            }
+        }
+        assert!(graph.is_empty(), "files of src/{name} in a circle, or above one: {graph:#?}");
+    }
+}
+
+#[test]
+fn paths_are_found_in_uses_and_in_code() {
+    let found = paths("use crate::a::{b, c::{D, E}};\nuse super::f;\nlet x = crate::g::h(); spoke_crate::no::x();");
+    for path in ["crate::a::b", "crate::a::c", "crate::g::h", "super::f"] {
+        assert!(found.iter().any(|f| f == path), "{path} in {found:?}");
+    }
+    assert!(!found.iter().any(|f| f.contains("no")), "{found:?}");
+}
+
+#[test]
+fn every_file_has_a_doc_comment() {
     let mut files = Vec::new();
     sources(&root().join("src"), &mut files);
     assert!(files.len() > 200, "sources not found");

@@ -15,8 +15,7 @@ pub mod update;
 
 use crate::run;
 use clap::{Parser, Subcommand};
-use spoke_command::{Failure, exit_code, harden, usage};
-use spoke_config::Config;
+use spoke_command::{exit_code, harden, usage};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -100,23 +99,4 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Provision(args) => provision::run(args),
     };
     exit_code("spoke", outcome)
-}
-
-/// Loads the configuration; all faults are reported at once as bad input.
-pub fn load(file: &std::path::Path) -> Result<Config, Failure> {
-    let mut variables = Vec::new();
-    for (name, value) in std::env::vars_os() {
-        if !name.as_encoded_bytes().starts_with(b"SPOKE__") {
-            continue;
-        }
-        let Some(name) = name.to_str() else {
-            let shown = name.to_string_lossy();
-            return Err(Failure::BadInput(format!("the environment: {shown}: its name is not UTF-8; unset it")));
-        };
-        let value = value
-            .into_string()
-            .map_err(|_| Failure::BadInput(format!("the environment: {name}: its value is not UTF-8; set it again")))?;
-        variables.push((name.to_owned(), value));
-    }
-    Config::load(Some(file), variables).map_err(|faults| Failure::BadInput(faults.to_string()))
 }

@@ -3,7 +3,7 @@
 //! Waits for: the timer, a confirmed time.
 use spoke_model::clock::{Anchor, BUILD, Floor, Occasion, Reading, Stamp, assess, due};
 use spoke_model::error_chain::ErrorChain;
-use spoke_sys::clock::{Clock, boot_id, synchronised};
+use spoke_sys::clock::{Clock, SystemClock, boot_id, set_wall, synchronised};
 use spoke_sys::disk::{DiskError, Document};
 use std::convert::Infallible;
 use std::path::Path;
@@ -23,6 +23,22 @@ pub fn floor(state_dir: &Path) -> (Floor, Document<Stamp>) {
         None
     });
     (Floor { build: BUILD, stamp }, document)
+}
+
+/// Sets the clock if it is behind its lower bound; returns a description.
+///
+/// # Errors
+/// The process lacks CAP_SYS_TIME.
+pub fn restore(state_dir: &Path) -> Result<String, std::io::Error> {
+    let (floor, _) = floor(state_dir);
+    let wall = SystemClock.wall();
+    Ok(match floor.restore(wall) {
+        Some(least) => {
+            set_wall(least)?;
+            format!("the clock said {wall}; it was set to {least}")
+        }
+        None => format!("the clock says {wall}, which is not before {}", floor.least()),
+    })
 }
 
 /// Checks the clock and stores the stamp.

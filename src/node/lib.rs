@@ -64,6 +64,7 @@ pub mod audit;
 pub mod changes;
 pub mod cli;
 pub mod clock;
+pub mod config_file;
 pub mod control_session;
 pub mod doctor;
 pub mod enrolment;

@@ -4,7 +4,6 @@ use crate::keys;
 use crate::keys::KeyError;
 use spoke_config::grants::{Endpoint, Url};
 use spoke_grants::jsonrpc::{Answer, BadAnswer, Call, Refusal, decode, encode};
-use spoke_model::time::Wall;
 use std::future::Future;
 use std::io::Read;
 use std::sync::Arc;
@@ -203,8 +202,9 @@ fn parse_retry_after(text: &str, its_date: Option<&str>) -> Option<Duration> {
     if let Ok(secs) = text.parse() {
         return Some(Duration::from_secs(secs));
     }
-    let (until, now) = (Wall::parse_http_date(text)?, Wall::parse_http_date(its_date?.trim())?);
-    Some(Duration::from_secs(until.secs().saturating_sub(now.secs())))
+    let date = |text| httpdate::parse_http_date(text).ok();
+    let (until, now) = (date(text)?, date(its_date?.trim())?);
+    Some(until.duration_since(now).unwrap_or_default())
 }
 
 /// Only the kind of failure: the library's texts may hold the URL.

@@ -1,6 +1,6 @@
 //! `spoke audit`: the audit trail of this node, and its verification.
-use super::load;
 use crate::audit::entries;
+use crate::config_file::load;
 use spoke_api::socket::{SOCKET, SocketRequest};
 use spoke_change::audit::{AuditEntry, verify};
 use spoke_command::{Failure, Outcome, print};

@@ -1,5 +1,5 @@
 //! `spoke check`: every fault at once, or the effective configuration.
-use super::load;
+use crate::config_file::load;
 use spoke_command::{Outcome, print};
 use std::path::Path;
 

@@ -1,10 +1,10 @@
 //! `spoke clock`: sets a clock that is behind to its lower bound, or shows its state.
-use super::load;
-use crate::clock::floor;
+use crate::clock::{floor, restore};
+use crate::config_file::load;
 use anyhow::Context as _;
 use spoke_command::{Outcome, print};
 use spoke_model::clock::{Reading, assess};
-use spoke_sys::clock::{Clock as _, SystemClock, boot_id, set_wall, synchronised};
+use spoke_sys::clock::{Clock as _, SystemClock, boot_id, synchronised};
 use std::path::{Path, PathBuf};
 
 /// `spoke clock …`.
@@ -33,19 +33,6 @@ pub fn run(command: Command, config: &Path) -> Outcome {
 /// The default directory if the configuration is faulty: the clock must be restored nevertheless.
 fn state_dir(config: &Path) -> PathBuf {
     load(config).map_or_else(|_| PathBuf::from("/var/lib/spoke"), |c| c.node.state_dir)
-}
-
-/// Sets the clock if it is behind; returns a description.
-pub fn restore(state_dir: &Path) -> Result<String, std::io::Error> {
-    let (floor, _) = floor(state_dir);
-    let wall = SystemClock.wall();
-    Ok(match floor.restore(wall) {
-        Some(least) => {
-            set_wall(least)?;
-            format!("the clock said {wall}; it was set to {least}")
-        }
-        None => format!("the clock says {wall}, which is not before {}", floor.least()),
-    })
 }
 
 fn show(state_dir: &Path) {

@@ -1,5 +1,5 @@
 //! `spoke config`: generations of changes by the agent API, the configuration and the control plane, and rollback.
-use super::load;
+use crate::config_file::load;
 use spoke_api::socket::{SOCKET, SocketRequest};
 use spoke_change::request::{Generation, RollbackResult};
 use spoke_command::{Outcome, print};

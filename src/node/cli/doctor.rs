@@ -1,5 +1,5 @@
 //! `spoke doctor`: finds what could keep the tunnel from coming up, with the remedy.
-use super::load;
+use crate::config_file::load;
 use crate::doctor::examine;
 use crate::doctor::finding::{Level, table};
 use spoke_command::{Failure, Outcome, print};

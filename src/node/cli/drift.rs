@@ -1,5 +1,5 @@
 //! `spoke drift`: differences between desired and observed state, and their repair on request.
-use super::load;
+use crate::config_file::load;
 use spoke_api::socket::{SOCKET, SocketRequest};
 use spoke_change::request::{RepairRequest, RepairResult};
 use spoke_command::{Failure, Outcome, print};

@@ -1,5 +1,5 @@
 //! `spoke grants`: who is admitted and why, from the running supervisor; or one question asked of the chain directly.
-use super::load;
+use crate::config_file::load;
 use spoke_api::socket::{SOCKET, SocketRequest};
 use spoke_chain::reader::ChainReader;
 use spoke_command::{Failure, Outcome, block_on, print};

@@ -1,5 +1,5 @@
 //! `spoke key`: generates a private key, prints a public key, or rotates the key in use.
-use super::load;
+use crate::config_file::load;
 use spoke_api::socket::{SOCKET, SocketRequest, StatusReport};
 use spoke_command::{Failure, Outcome, print};
 use spoke_model::interface_name::IfName;

@@ -1,5 +1,6 @@
 //! `spoke plan`: what `run` would change in the kernel now.
-use super::{load, remembered};
+use super::remembered;
+use crate::config_file::load;
 use spoke_command::{Failure, Outcome, print};
 use spoke_model::key_source::KeySource;
 use spoke_net::derive::derive;

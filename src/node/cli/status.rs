@@ -1,5 +1,5 @@
 //! `spoke status`: the status of the running supervisor, as a table or as JSON.
-use super::load;
+use crate::config_file::load;
 use spoke_api::socket::{LinkReport, SOCKET, SocketRequest, StatusReport};
 use spoke_command::{Failure, Outcome, print};
 use spoke_config::health::Health;

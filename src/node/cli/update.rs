@@ -1,5 +1,5 @@
 //! `spoke update`: checks for, installs, shows and rolls back updates of an image with two slots.
-use super::load;
+use crate::config_file::load;
 use crate::update::RecordStore;
 use spoke_command::{Failure, Outcome, print};
 use spoke_config::Config;

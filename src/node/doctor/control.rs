@@ -1,30 +1,11 @@
 //! Judges a hub's forwarding and the control plane.
 use super::finding::Finding;
-use super::probe::control::ControlProbeError;
+use super::probe::control::{ControlProbeError, ForwardingFamily};
 use spoke_config::effective::Effective;
 use spoke_model::address::HostPort;
 use spoke_model::error_chain::ErrorChain;
 use spoke_model::interface_name::IfName;
 use spoke_sys::http::HttpError;
-
-/// An address family that the machine forwards or not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ForwardingFamily {
-    /// `net.ipv4.ip_forward`.
-    V4,
-    /// `net.ipv6.conf.all.forwarding`.
-    V6,
-}
-
-impl ForwardingFamily {
-    /// The sysctl that enables it.
-    pub const fn sysctl(self) -> &'static str {
-        match self {
-            Self::V4 => "net.ipv4.ip_forward",
-            Self::V6 => "net.ipv6.conf.all.forwarding",
-        }
-    }
-}
 
 /// The interfaces whose peers may reach each other, with the families that need forwarding.
 pub fn forwarding_interfaces(config: &Effective) -> Vec<(&IfName, Vec<ForwardingFamily>)> {

@@ -1,9 +1,27 @@
 //! Probes of a hub's forwarding and of the control plane.
-use crate::doctor::control::ForwardingFamily;
 use spoke_config::control::Control;
 use spoke_sys::disk::DiskError;
 use spoke_sys::http::{BadTrust, Http as _, HttpError, HttpsClient, Request, Trust};
 use std::time::Duration;
+
+/// An address family that the machine forwards or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ForwardingFamily {
+    /// `net.ipv4.ip_forward`.
+    V4,
+    /// `net.ipv6.conf.all.forwarding`.
+    V6,
+}
+
+impl ForwardingFamily {
+    /// The sysctl that enables it.
+    pub const fn sysctl(self) -> &'static str {
+        match self {
+            Self::V4 => "net.ipv4.ip_forward",
+            Self::V6 => "net.ipv6.conf.all.forwarding",
+        }
+    }
+}
 
 /// Time limit of the request to the control plane.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
