@@ -218,7 +218,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
     /// Reconciles until an error. Every wake-up does the same, whatever its cause: observe and repair the difference.
     ///
     /// # Errors
-    /// No further pass can succeed, or [`MAX_FAILED_PASSES`] consecutive passes failed.
+    /// No further pass can succeed, or `MAX_FAILED_PASSES` consecutive passes failed.
     pub async fn run(mut self) -> Result<(), KernelError> {
         let mut memory = Memory::default();
         let mut desired: Option<Arc<Desired>> = None;

@@ -232,7 +232,7 @@ def foreign_interfaces_are_left_alone(spoke, far):
         wait_for("the interface is observed", lambda: node.panel.ask("DELETE", "/v1/wg/wg8").status == 409)
         for method, path, body in (("PUT", "/v1/wg/wg8/config", {"private_key": far.private}), ("DELETE", "/v1/wg/wg8", None),
                                    ("PUT", "/v1/wg/dummy8/config", {"private_key": far.private})):
-            assert "somebody else" in answered(node.panel.ask(method, path, body), 409).json["error"]
+            assert "another program" in answered(node.panel.ask(method, path, body), 409).json["error"]
         is_(run("wg", "show", "wg8", "dump"), before)
         assert "dummy" in run("ip", "-d", "link", "show", "dummy8") and node.status()["clean"]
         run("ip", "link", "del", "dummy8")
