@@ -46,7 +46,7 @@ fn ten_thousand_events_decode_in_8_mib() {
 }
 
 #[test]
-fn a_full_cache_is_bounded() {
+fn full_cache_memory_is_bounded() {
     let settings = settings();
     let ((mut book, pairs), _, held) = bytes(|| full_table(&settings, CAPACITY));
     drop(pairs);

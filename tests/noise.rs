@@ -85,7 +85,7 @@ fn damaged(mut bytes: Vec<u8>, by: &[Damage]) -> Vec<u8> {
 }
 
 #[test]
-fn the_seeds_decode() {
+fn seeds_decode() {
     for seed in SEEDS.iter() {
         body::consume(seed);
     }

@@ -21,7 +21,7 @@ fn said(o: &Output) -> String {
 }
 
 #[test]
-fn verify_asks_the_chain_now_or_at_a_block() {
+fn verify_reads_the_current_or_a_given_block() {
     let chain = Anvil::with(&["--slots-in-an-epoch", "2"]);
     let contract = Contract::deploy(&chain, false, false);
     chain.mine(5);
@@ -69,7 +69,7 @@ fn examined(urls: &[String], more: &str) -> Vec<(String, String)> {
 }
 
 #[test]
-fn the_doctor_looks_at_each_endpoint() {
+fn doctor_checks_each_endpoint() {
     let chain = Anvil::with(&["--slots-in-an-epoch", "2"]);
     chain.mine(30);
     let height = chain.height();
@@ -105,7 +105,7 @@ fn the_doctor_looks_at_each_endpoint() {
 }
 
 #[test]
-fn the_doctor_names_each_method_that_is_missing() {
+fn doctor_reports_each_missing_method() {
     let chain = Anvil::start();
     chain.mine(10);
     let without = |method: &'static str, param: &'static str| {

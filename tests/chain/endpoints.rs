@@ -47,7 +47,7 @@ fn stingy(proxy: &Proxy, chain: &Anvil, most: u64) {
 }
 
 #[test]
-fn five_blocks_of_events_at_once_are_enough() {
+fn five_block_log_limit_is_respected() {
     let chain = Anvil::start();
     let contract = Contract::deploy(&chain, false, false);
     let token = contract.mint(chain.account(1), "node-0", &key(0));
@@ -72,7 +72,7 @@ fn five_blocks_of_events_at_once_are_enough() {
 }
 
 #[test]
-fn a_wait_that_is_asked_for_is_kept_whatever_hurries() {
+fn retry_after_date_is_respected_on_refresh() {
     let chain = Anvil::start();
     let contract = Contract::deploy(&chain, false, false);
     contract.mint(chain.account(1), "node-0", &key(0));
@@ -109,7 +109,7 @@ fn stuck(proxy: &Proxy) {
 }
 
 #[test]
-fn a_stuck_endpoint_is_left_for_one_that_goes_on() {
+fn stuck_endpoint_is_replaced_by_the_next() {
     let chain = Anvil::with(&["--block-time", "1", "--slots-in-an-epoch", "1"]);
     let contract = Contract::deploy(&chain, false, false);
     let token = contract.mint(chain.account(1), "node-0", &key(0));
@@ -128,7 +128,7 @@ fn a_stuck_endpoint_is_left_for_one_that_goes_on() {
 }
 
 #[test]
-fn an_endpoint_that_is_stuck_and_alone_does_not_count_as_the_chain() {
+fn stuck_only_endpoint_counts_as_unreachable() {
     let chain = Anvil::with(&["--block-time", "1", "--slots-in-an-epoch", "1"]);
     let contract = Contract::deploy(&chain, false, false);
     contract.mint(chain.account(1), "node-0", &key(0));
@@ -144,7 +144,7 @@ fn an_endpoint_that_is_stuck_and_alone_does_not_count_as_the_chain() {
 }
 
 #[test]
-fn one_of_three_with_a_story_of_its_own_changes_nothing() {
+fn false_events_from_one_of_three_change_nothing() {
     let chain = Anvil::start();
     let contract = Contract::deploy(&chain, false, false);
     contract.mint(chain.account(1), "node-0", &key(0));
@@ -182,7 +182,7 @@ fn one_of_three_with_a_story_of_its_own_changes_nothing() {
 }
 
 #[test]
-fn one_of_three_cannot_call_a_block_final() {
+fn one_of_three_cannot_make_a_block_final() {
     let chain = Anvil::with(&["--slots-in-an-epoch", "10"]);
     let contract = Contract::deploy(&chain, false, false);
     chain.mine(30);
@@ -218,7 +218,7 @@ fn one_of_three_cannot_call_a_block_final() {
 }
 
 #[test]
-fn every_read_of_a_decision_is_of_one_block_by_its_hash() {
+fn decision_reads_are_pinned_to_one_block_hash() {
     let chain = Anvil::with(&["--slots-in-an-epoch", "4"]);
     let contract = Contract::deploy(&chain, false, false);
     contract.mint(chain.account(1), "node-0", &key(0));
@@ -248,7 +248,7 @@ fn every_read_of_a_decision_is_of_one_block_by_its_hash() {
 }
 
 #[test]
-fn a_restart_does_not_believe_an_older_height() {
+fn older_height_is_rejected_after_restart() {
     let chain = Anvil::start();
     let contract = Contract::deploy(&chain, false, false);
     contract.mint(chain.account(1), "node-0", &key(0));
@@ -284,7 +284,7 @@ fn a_restart_does_not_believe_an_older_height() {
 }
 
 #[test]
-fn no_event_brings_back_who_was_revoked() {
+fn revoked_node_is_not_readmitted() {
     let chain = Anvil::start();
     let contract = Contract::deploy(&chain, false, false);
     let first = contract.mint(chain.account(1), "node-0", &key(0));
@@ -317,7 +317,7 @@ fn no_event_brings_back_who_was_revoked() {
 }
 
 #[test]
-fn a_reorganisation_found_in_a_bad_moment_is_not_forgotten() {
+fn reorganisation_is_handled_after_failed_polls() {
     let chain = Anvil::start();
     let contract = Contract::deploy(&chain, false, false);
     chain.mine(5);

@@ -12,7 +12,7 @@ fn key(n: u16) -> String {
 }
 
 #[test]
-fn the_contract_has_the_published_interface() {
+fn contract_has_the_published_interface() {
     let abi: Vec<Value> = serde_json::from_str(include_str!("contract/NodeAccess.abi.json")).unwrap();
     let signature = |name: &str, kind: &str| {
         let entry = abi.iter().find(|e| e["type"] == kind && e["name"] == name).unwrap_or_else(|| panic!("no {name}"));
@@ -54,7 +54,7 @@ fn the_contract_has_the_published_interface() {
 }
 
 #[test]
-fn the_contract_behaves_as_published() {
+fn contract_behaves_as_published() {
     let chain = Anvil::start();
     let contract = Contract::deploy(&chain, false, false);
     let (alice, bob) = (chain.account(1), chain.account(2));
@@ -89,7 +89,7 @@ fn the_contract_behaves_as_published() {
 }
 
 #[test]
-fn minted_comes_in_and_revoked_goes() {
+fn minted_node_is_admitted_until_revoked() {
     let chain = Anvil::start();
     let contract = Contract::deploy(&chain, false, false);
     let mut node = Node::start(config(contract.address, &[chain.url()], "finality = \"latest\""), None, 2);
@@ -105,7 +105,7 @@ fn minted_comes_in_and_revoked_goes() {
 }
 
 #[test]
-fn a_grant_waits_until_it_is_safe_and_a_revocation_does_not() {
+fn grant_waits_for_the_safe_block_revocation_does_not() {
     let chain = Anvil::with(&["--slots-in-an-epoch", "4"]);
     let contract = Contract::deploy(&chain, false, false);
     chain.mine(10);
@@ -126,7 +126,7 @@ fn a_grant_waits_until_it_is_safe_and_a_revocation_does_not() {
 }
 
 #[test]
-fn a_transfer_leaves_no_old_key_valid() {
+fn transfer_switches_to_the_new_holders_key() {
     for clears_key in [false, true] {
         let chain = Anvil::start();
         let contract = Contract::deploy(&chain, clears_key, false);
@@ -151,7 +151,7 @@ fn a_transfer_leaves_no_old_key_valid() {
 }
 
 #[test]
-fn a_revoked_node_can_come_back_only_where_the_contract_allows_it() {
+fn revoked_node_is_readmitted_only_after_remint() {
     for remints in [false, true] {
         let chain = Anvil::start();
         let contract = Contract::deploy(&chain, false, remints);
@@ -172,7 +172,7 @@ fn a_revoked_node_can_come_back_only_where_the_contract_allows_it() {
 }
 
 #[test]
-fn a_reorganisation_takes_back_what_it_undid() {
+fn reorganisation_reverts_grants_and_revocations() {
     let chain = Anvil::start();
     let contract = Contract::deploy(&chain, false, false);
     let kept = contract.mint(chain.account(1), "node-0", &key(0));
@@ -195,7 +195,7 @@ fn a_reorganisation_takes_back_what_it_undid() {
 }
 
 #[test]
-fn silence_is_endured_step_by_step_and_a_restart_does_not_stretch_it() {
+fn outage_phases_continue_across_restart() {
     let chain = Anvil::start();
     let contract = Contract::deploy(&chain, false, false);
     contract.mint(chain.account(1), "node-0", &key(0));
@@ -225,7 +225,7 @@ fn silence_is_endured_step_by_step_and_a_restart_does_not_stretch_it() {
 }
 
 #[test]
-fn a_restart_serves_the_known_before_the_chain_answers() {
+fn restart_serves_cached_grants_without_the_chain() {
     let chain = Anvil::start();
     let contract = Contract::deploy(&chain, false, false);
     contract.mint(chain.account(1), "node-0", &key(0));
@@ -250,7 +250,7 @@ fn a_restart_serves_the_known_before_the_chain_answers() {
 }
 
 #[test]
-fn two_of_three_endpoints_outvote_one_that_lies() {
+fn two_of_three_endpoints_outvote_a_false_one() {
     let chain = Anvil::start();
     let contract = Contract::deploy(&chain, false, false);
     let token = contract.mint(chain.account(1), "node-0", &key(0));
@@ -292,7 +292,7 @@ fn two_of_three_endpoints_outvote_one_that_lies() {
 }
 
 #[test]
-fn a_failing_endpoint_is_left_for_the_next() {
+fn failing_endpoint_is_replaced_by_the_next() {
     let chain = Anvil::start();
     let contract = Contract::deploy(&chain, false, false);
     contract.mint(chain.account(1), "node-0", &key(0));
@@ -309,7 +309,7 @@ fn a_failing_endpoint_is_left_for_the_next() {
 }
 
 #[test]
-fn an_endpoint_on_another_chain_is_never_believed() {
+fn endpoint_on_another_chain_is_rejected() {
     let (right, wrong) = (Anvil::start(), Anvil::with(&["--chain-id", "8453"]));
     let contract = Contract::deploy(&right, false, false);
     let elsewhere = Contract::deploy(&wrong, false, false);
@@ -323,7 +323,7 @@ fn an_endpoint_on_another_chain_is_never_believed() {
 }
 
 #[test]
-fn events_are_read_in_chunks_the_endpoint_accepts() {
+fn events_are_read_within_the_endpoints_block_limit() {
     let chain = Anvil::start();
     let contract = Contract::deploy(&chain, false, false);
     let token = contract.mint(chain.account(1), "node-0", &key(0));
@@ -364,7 +364,7 @@ fn events_are_read_in_chunks_the_endpoint_accepts() {
 }
 
 #[test]
-fn a_thousand_candidates_cost_a_handful_of_requests() {
+fn thousand_candidates_take_at_most_four_requests() {
     let chain = Anvil::start();
     let contract = Contract::deploy(&chain, false, false);
     contract.mint(chain.account(1), "node-7", &key(7));

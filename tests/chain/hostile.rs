@@ -98,7 +98,7 @@ const RULES: &[(&str, Rule)] = &[
 ];
 
 #[test]
-fn no_answer_is_neither_grant_nor_revocation() {
+fn bad_response_neither_grants_nor_revokes() {
     let chain = Anvil::start();
     let contract = Contract::deploy(&chain, false, false);
     contract.mint(chain.account(1), "node-0", &pair(0).1.to_string());
@@ -134,7 +134,7 @@ fn no_answer_is_neither_grant_nor_revocation() {
 }
 
 #[test]
-fn nobody_is_asked_because_an_endpoint_says_so() {
+fn redirect_to_another_url_is_not_followed() {
     let chain = Anvil::start();
     let contract = Contract::deploy(&chain, false, false);
     contract.mint(chain.account(1), "node-0", &pair(0).1.to_string());
@@ -149,7 +149,7 @@ fn nobody_is_asked_because_an_endpoint_says_so() {
 }
 
 #[test]
-fn a_chain_that_was_wiped_takes_nobody_away() {
+fn wiped_chain_revokes_no_peer() {
     let chain = Anvil::start();
     let contract = Contract::deploy(&chain, false, false);
     contract.mint(chain.account(1), "node-0", &pair(0).1.to_string());
@@ -177,7 +177,7 @@ fn a_chain_that_was_wiped_takes_nobody_away() {
 }
 
 #[test]
-fn answers_out_of_order_are_answers() {
+fn out_of_order_responses_are_accepted() {
     let chain = Anvil::start();
     let contract = Contract::deploy(&chain, false, false);
     contract.mint(chain.account(1), "node-0", &pair(0).1.to_string());

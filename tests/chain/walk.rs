@@ -68,7 +68,7 @@ fn spoil(proxy: &Proxy, how: u64) -> &'static str {
 }
 
 #[test]
-fn whatever_happens_the_contract_is_believed() {
+fn node_follows_the_contract_through_random_faults() {
     let start = std::env::var("SPOKE_TEST_WALK").ok().and_then(|s| s.parse().ok()).unwrap_or(20_240_229);
     let mut random = Random(start);
     let chain = Anvil::start();

@@ -73,7 +73,7 @@ fn api_state(links: &[Set]) -> ApiState {
 
 proptest! {
     #[test]
-    fn no_network_has_two_holders_and_no_route_is_without_one(
+    fn networks_are_unique_and_routes_have_a_peer(
         peers in btree_map(0u8..5, any_nets(), 0..4),
         nft: bool,
         admitted in btree_set(0u8..5, 0..4),

@@ -58,17 +58,17 @@ fn golden(file: &str, world: &mut World, want: &Desired) {
 }
 
 #[test]
-fn first_start() {
+fn first_start_creates_everything() {
     golden("first-start", &mut World::new(), &wanted(link()));
 }
 
 #[test]
-fn nothing_to_do() {
+fn in_sync_plan_is_empty() {
     golden("nothing-to-do", &mut reached(), &wanted(link()));
 }
 
 #[test]
-fn somebody_took_things_away() {
+fn removed_objects_are_restored() {
     let mut world = reached();
     world.others.remove_route("wg0", Route { to: net("10.9.0.0/16"), table: TABLE_MAIN });
     world.others.remove_address("wg0", net("10.8.0.2/24"));
@@ -77,7 +77,7 @@ fn somebody_took_things_away() {
 }
 
 #[test]
-fn somebody_changed_things() {
+fn foreign_changes_are_reverted() {
     let mut world = reached();
     let allowed_ips = [net("0.0.0.0/0")].into();
     world.others.set_peer("wg0", peer_key(1), ObservedPeer { allowed_ips, ..ObservedPeer::default() });
@@ -89,14 +89,14 @@ fn somebody_changed_things() {
 }
 
 #[test]
-fn the_link_was_set_down() {
+fn link_set_down_is_brought_up() {
     let mut world = reached();
     world.others.set_up("wg0", false);
     golden("set-down", &mut world, &wanted(link()));
 }
 
 #[test]
-fn readdressed_with_a_fixed_port() {
+fn new_address_port_and_mtu_are_applied() {
     let mut want = link();
     want.addresses = [net("10.18.0.2/24")].into();
     want.listen_port = ListenPort::Fixed(51820);
@@ -105,7 +105,7 @@ fn readdressed_with_a_fixed_port() {
 }
 
 #[test]
-fn peers_come_go_and_change() {
+fn peers_are_added_removed_and_changed() {
     let mut want = link();
     let peer = |text: &str| Peer { allowed_ips: [net(text)].into(), ..Peer::default() };
     want.peers.insert(peer_key(3), peer("10.11.0.0/16"));
@@ -123,7 +123,7 @@ fn peers_come_go_and_change() {
 }
 
 #[test]
-fn only_watched() {
+fn observe_policy_holds_all_steps() {
     let mut world = reached();
     world.others.set_mtu("wg0", 1420);
     world.others.set_peer("wg0", peer_key(2), ObservedPeer::default());
@@ -131,25 +131,25 @@ fn only_watched() {
 }
 
 #[test]
-fn unknown_peers_stay() {
+fn unknown_peers_are_kept() {
     let mut world = reached();
     world.others.set_peer("wg0", peer_key(2), ObservedPeer::default());
     golden("unknown-peer", &mut world, &wanted(Link { remove_unknown: Some(false), ..link() }));
 }
 
 #[test]
-fn a_name_is_taken() {
+fn taken_name_blocks_the_interface() {
     let mut world = World::new();
     world.others.add_link("wg0", false);
     golden("name-taken", &mut world, &wanted(link()));
 }
 
 #[test]
-fn rebuilt() {
+fn raised_rebuild_recreates_the_interface() {
     golden("rebuilt", &mut reached(), &wanted(Link { rebuild: 1, ..link() }));
 }
 
 #[test]
-fn not_wanted_any_more() {
+fn unwanted_interface_is_deleted() {
     golden("not-wanted", &mut reached(), &Desired::default());
 }

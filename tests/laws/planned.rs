@@ -35,7 +35,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn one_pass_brings_any_kernel_to_what_is_wanted(first in any_desired(), mess in messes(), want in any_desired()) {
+    fn one_pass_reaches_the_desired_state(first in any_desired(), mess in messes(), want in any_desired()) {
         let mut world = world(&first, &mess);
         let (plan, applied) = world.pass(&want);
         prop_assert!(applied.failed.is_empty(), "{:?}\n{:#?}", applied.failed, plan.steps);
@@ -44,7 +44,7 @@ proptest! {
     }
 
     #[test]
-    fn in_sync_there_is_nothing_to_do(first in any_desired(), mess in messes(), want in any_desired()) {
+    fn second_pass_has_no_steps(first in any_desired(), mess in messes(), want in any_desired()) {
         let mut world = world(&first, &mess);
         world.pass(&want);
         let plan = world.plan(&want);
@@ -53,7 +53,7 @@ proptest! {
     }
 
     #[test]
-    fn cut_off_anywhere_the_next_pass_gets_there(
+    fn interrupted_pass_is_completed_by_the_next(
         first in any_desired(), mess in messes(), want in any_desired(), after in 0usize..40, killed: bool,
     ) {
         let mut world = world(&first, &mess);
@@ -65,7 +65,7 @@ proptest! {
     }
 
     #[test]
-    fn refused_steps_are_known_and_the_next_pass_makes_up_for_them(
+    fn refused_steps_are_reported_and_retried(
         first in any_desired(), mess in messes(), want in any_desired(), every in 2usize..5,
     ) {
         let mut world = world(&first, &mess);
@@ -86,7 +86,7 @@ proptest! {
     }
 
     #[test]
-    fn access_is_taken_before_it_is_given(first in any_desired(), mess in messes(), want in any_desired()) {
+    fn access_is_removed_before_it_is_added(first in any_desired(), mess in messes(), want in any_desired()) {
         let mut world = world(&first, &mess);
         let plan = world.plan(&want);
         let last_taken = plan.steps.iter().rposition(|s| matches!(s, Step::RemovePeer { .. }));
@@ -111,7 +111,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_not_ours_is_never_touched(first in any_desired(), mess in messes(), want in any_desired()) {
+    fn foreign_objects_are_never_changed(first in any_desired(), mess in messes(), want in any_desired()) {
         let mut world = world(&first, &mess);
         orphan(&world, "old0");
         let (before, routes) = world.everything();
@@ -129,7 +129,7 @@ proptest! {
     }
 
     #[test]
-    fn every_step_changes_something_and_is_there_once(first in any_desired(), mess in messes(), want in any_desired()) {
+    fn steps_are_effective_and_unique(first in any_desired(), mess in messes(), want in any_desired()) {
         let mut world = world(&first, &mess);
         let plan = world.plan(&want);
         for (i, step) in plan.steps.iter().enumerate() {
@@ -142,7 +142,7 @@ proptest! {
     }
 
     #[test]
-    fn where_policy_is_to_observe_nothing_is_written(first in any_desired(), mess in messes(), want in any_desired(), watched in 0usize..3) {
+    fn observe_policy_writes_nothing(first in any_desired(), mess in messes(), want in any_desired(), watched in 0usize..3) {
         let mut want = want;
         let watched = name(crate::world::NAMES[watched]);
         if let Some(link) = want.links.get_mut(&watched) {
@@ -164,7 +164,7 @@ proptest! {
     }
 
     #[test]
-    fn peers_we_never_knew_may_stay(first in any_desired(), mess in messes(), want in any_desired()) {
+    fn unknown_peers_are_kept_if_configured(first in any_desired(), mess in messes(), want in any_desired()) {
         let mut want = want;
         want.links.values_mut().for_each(|l| l.remove_unknown = Some(false));
         let mut world = world(&first, &mess);
@@ -185,7 +185,7 @@ proptest! {
     }
 
     #[test]
-    fn a_roamed_endpoint_is_never_drift(want in any_desired(), roamed in vec((0u8..3, 0u8..6, 0u8..9), 1..6)) {
+    fn roamed_endpoint_is_not_drift(want in any_desired(), roamed in vec((0u8..3, 0u8..6, 0u8..9), 1..6)) {
         let mut world = World::new();
         world.pass(&want);
         let moves: Vec<_> = roamed.iter().map(|(l, p, e)| {
@@ -196,7 +196,7 @@ proptest! {
     }
 
     #[test]
-    fn a_restart_forgets_and_settles_at_once(first in any_desired(), mess in messes(), want in any_desired()) {
+    fn restart_only_resets_endpoints(first in any_desired(), mess in messes(), want in any_desired()) {
         let mut world = world(&first, &mess);
         let want = reachable(&want, &mut world);
         world.pass(&want);
@@ -213,7 +213,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_known_advances_as_the_kernel_does(
+    fn advance_matches_the_kernel(
         first in any_desired(), mess in messes(), want in any_desired(), every in 1usize..6,
     ) {
         let mut world = world(&first, &mess);
@@ -230,7 +230,7 @@ proptest! {
     }
 
     #[test]
-    fn no_secret_is_in_the_text_of_a_plan(first in any_desired(), mess in messes(), want in any_desired()) {
+    fn rendered_plan_has_no_secrets(first in any_desired(), mess in messes(), want in any_desired()) {
         let mut world = world(&first, &mess);
         let observed = world.observe(&want);
         let text = format!("{}{:?}", render::plan(&world.plan(&want), &observed), world.plan(&want));
@@ -267,7 +267,7 @@ fn one_link() -> Desired {
 }
 
 #[test]
-fn a_raised_attempt_sets_a_roamed_endpoint_once_more_and_only_once() {
+fn raised_attempt_sets_a_roamed_endpoint_once() {
     let mut world = World::new();
     let mut want = one_link();
     world.pass(&want);
@@ -281,7 +281,7 @@ fn a_raised_attempt_sets_a_roamed_endpoint_once_more_and_only_once() {
 }
 
 #[test]
-fn a_raised_port_epoch_renews_the_port_once() {
+fn raised_port_epoch_changes_the_port_once() {
     let mut world = World::new();
     let mut want = one_link();
     world.pass(&want);
@@ -294,7 +294,7 @@ fn a_raised_port_epoch_renews_the_port_once() {
 }
 
 #[test]
-fn a_raised_rebuild_makes_the_interface_anew_once() {
+fn raised_rebuild_recreates_the_interface_once() {
     let mut world = World::new();
     let mut want = one_link();
     world.pass(&want);
@@ -308,7 +308,7 @@ fn a_raised_rebuild_makes_the_interface_anew_once() {
 }
 
 #[test]
-fn an_adopted_interface_is_never_rebuilt_nor_deleted() {
+fn adopted_interface_is_never_rebuilt_or_deleted() {
     let mut world = World::new();
     world.others.add_link("wg0", true);
     let mut want = one_link();
@@ -321,7 +321,7 @@ fn an_adopted_interface_is_never_rebuilt_nor_deleted() {
 }
 
 #[test]
-fn a_peer_that_was_made_anew_behind_our_back_gets_its_endpoint_again() {
+fn recreated_peer_gets_its_endpoint_again() {
     let mut world = World::new();
     let want = one_link();
     world.pass(&want);
@@ -333,7 +333,7 @@ fn a_peer_that_was_made_anew_behind_our_back_gets_its_endpoint_again() {
 }
 
 #[test]
-fn a_name_that_is_taken_is_out_of_reach_and_the_rest_is_done() {
+fn taken_name_blocks_only_its_interface() {
     let mut world = World::new();
     world.others.add_link("wg0", false);
     let mut want = one_link();

@@ -14,7 +14,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 
 #[tokio::test(start_paused = true)]
-async fn comes_up_within_two_round_trips_and_stays_up() {
+async fn tunnel_is_up_in_two_round_trips_and_stays_up() {
     let mut s = Scene::start(1, "").await;
     let took = s.until_up(SECOND).await;
     assert!(took <= RTT * 2 + Duration::from_millis(300), "{took:?}");
@@ -27,7 +27,7 @@ async fn comes_up_within_two_round_trips_and_stays_up() {
 
 /// Metered links: what an idle day costs, headers included.
 #[tokio::test(start_paused = true)]
-async fn an_idle_day_costs_less_than_a_megabyte() {
+async fn idle_day_uses_less_than_a_megabyte() {
     let mut s = Scene::start(1, "").await;
     s.until_up(SECOND).await;
     let before = s.world.state().bytes;
@@ -39,7 +39,7 @@ async fn an_idle_day_costs_less_than_a_megabyte() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn hub_gone_and_back() {
+async fn hub_outage_is_detected_and_recovered() {
     let mut s = Scene::start(1, "").await;
     s.until_up(SECOND).await;
     s.pass(10 * MINUTE).await;
@@ -56,7 +56,7 @@ async fn hub_gone_and_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_busy_tunnel_is_found_dead_in_fifteen_seconds() {
+async fn dead_busy_tunnel_is_detected_in_twenty_seconds() {
     let mut s = Scene::start(1, "").await;
     s.until_up(SECOND).await;
     s.pass(2 * MINUTE).await;
@@ -67,7 +67,7 @@ async fn a_busy_tunnel_is_found_dead_in_fifteen_seconds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn hub_reboots_and_forgets_the_session() {
+async fn tunnel_survives_a_hub_reboot() {
     let mut s = Scene::start(1, "").await;
     s.until_up(SECOND).await;
     s.pass(5 * MINUTE).await;
@@ -80,7 +80,7 @@ async fn hub_reboots_and_forgets_the_session() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn link_lost_and_back_wakes_at_once() {
+async fn returning_link_ends_the_backoff() {
     let mut s = Scene::start(1, "").await;
     s.until_up(SECOND).await;
     s.pass(5 * MINUTE).await;
@@ -95,7 +95,7 @@ async fn link_lost_and_back_wakes_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_short_blip_is_no_new_session() {
+async fn short_outage_keeps_the_session() {
     let mut s = Scene::start(1, "").await;
     s.until_up(SECOND).await;
     s.pass(5 * MINUTE).await;
@@ -107,7 +107,7 @@ async fn a_short_blip_is_no_new_session() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn dns_gives_the_hub_another_address() {
+async fn changed_hub_address_in_dns_is_used() {
     let mut s = Scene::start(1, "").await;
     s.until_up(SECOND).await;
     s.pass(5 * MINUTE).await;
@@ -122,7 +122,7 @@ async fn dns_gives_the_hub_another_address() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_dns_the_last_good_address_serves() {
+async fn last_good_address_is_used_without_dns() {
     let mut s = Scene::start(1, "").await;
     s.until_up(SECOND).await;
     s.pass(5 * MINUTE).await;
@@ -134,7 +134,7 @@ async fn without_dns_the_last_good_address_serves() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn dns_away_at_start_holds_nothing_up_for_ever() {
+async fn dns_outage_at_start_is_recovered() {
     let mut s = Scene::start_with(1, "", |w| w.state().dns = false).await;
     s.pass(5 * MINUTE).await;
     assert_eq!(s.status().fault.as_ref().unwrap().code, Code::Unresolved);
@@ -144,7 +144,7 @@ async fn dns_away_at_start_holds_nothing_up_for_ever() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stuck_nat_binding_is_cured_by_a_new_port() {
+async fn stuck_nat_binding_is_replaced_by_a_new_port() {
     let mut s = Scene::start(1, "").await;
     s.until_up(SECOND).await;
     s.pass(5 * MINUTE).await;
@@ -200,7 +200,7 @@ async fn two_hubs_fail_over_and_back_with_hysteresis() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_better_hub_that_flaps_does_not_get_the_tunnel_back() {
+async fn flapping_preferred_hub_gets_no_failback() {
     let mut s = Scene::start(2, "").await;
     s.until_up(SECOND).await;
     s.world.power(0, false);
@@ -216,7 +216,7 @@ async fn a_better_hub_that_flaps_does_not_get_the_tunnel_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn down_waives_the_hysteresis() {
+async fn failed_active_hub_waives_the_hysteresis() {
     let mut s = Scene::start(2, "").await;
     s.until_up(SECOND).await;
     s.world.power(0, false);
@@ -233,7 +233,7 @@ async fn down_waives_the_hysteresis() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flapping_hub_is_asked_ever_more_rarely() {
+async fn flapping_hub_is_retried_with_backoff() {
     let mut s = Scene::start(1, "").await;
     let mut waits = Vec::new();
     for _ in 0..8 {
@@ -255,7 +255,7 @@ async fn a_flapping_hub_is_asked_ever_more_rarely() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_wall_clock_jumps_fifty_years() {
+async fn tunnel_recovers_from_wall_clock_jumps() {
     const FIFTY_YEARS: u64 = 50 * 31_556_952;
     let mut s = Scene::start(1, "").await;
     s.until_up(SECOND).await;
@@ -277,7 +277,7 @@ async fn the_wall_clock_jumps_fifty_years() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_restarted_process_adopts_the_tunnel() {
+async fn restarted_process_adopts_the_tunnel() {
     let mut s = Scene::start(2, "").await;
     s.world.power(0, false);
     s.until(5 * MINUTE, |s| s.state == State::Up && s.hub.as_deref() == Some("hub1")).await;
@@ -296,7 +296,7 @@ async fn a_restarted_process_adopts_the_tunnel() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_adopted_tunnel_that_is_dead_is_given_up() {
+async fn dead_adopted_tunnel_is_dropped() {
     let mut s = Scene::start(1, "").await;
     s.until_up(SECOND).await;
     s.pass(MINUTE).await;
@@ -309,7 +309,7 @@ async fn an_adopted_tunnel_that_is_dead_is_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deleted_interface_comes_back_with_the_tunnel() {
+async fn deleted_interface_is_recreated_with_the_tunnel() {
     let mut s = Scene::start(1, "").await;
     s.until_up(SECOND).await;
     s.pass(5 * MINUTE).await;
@@ -321,7 +321,7 @@ async fn a_deleted_interface_comes_back_with_the_tunnel() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hub_that_does_not_answer_echo_is_not_up() {
+async fn hub_without_echo_reply_is_not_up() {
     let mut s = Scene::start_with(1, "", |w| w.state().hubs[0].answers_echo = false).await;
     s.pass(10 * MINUTE).await;
     assert_eq!((s.status().state == State::Up, s.status().sessions), (false, 0));
@@ -331,7 +331,7 @@ async fn a_hub_that_does_not_answer_echo_is_not_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_storm_of_network_events_neither_hammers_nor_starves() {
+async fn attempt_rate_is_bounded_in_a_network_event_storm() {
     let mut s = Scene::start(2, "").await;
     s.until_up(SECOND).await;
     s.world.power(0, false);

@@ -15,7 +15,7 @@ async fn settle(kernel: &mut impl Kernel) {
     while timeout(Duration::from_millis(700), kernel.changed()).await.is_ok() {}
 }
 
-pub(crate) async fn what_others_change_wakes<W: World>(world: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn foreign_change_wakes<W: World>(world: &W, kernel: &mut W::Kernel) {
     let mut steps = running("wg0");
     steps.push(Step::AddAddress { link: name("wg0"), address: net("10.0.0.1/24") });
     steps.push(Step::AddRoute { link: name("wg0"), route: route("10.7.0.0/16", 1000) });
@@ -35,21 +35,21 @@ pub(crate) async fn what_others_change_wakes<W: World>(world: &W, kernel: &mut W
     }
 }
 
-pub(crate) async fn nothing_wakes_when_nothing_happens<W: World>(_: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn observing_does_not_wake<W: World>(_: &W, kernel: &mut W::Kernel) {
     apply(kernel, &running("wg0")).await;
     settle(kernel).await;
     see(kernel, "wg0").await;
     assert!(timeout(Duration::from_millis(700), kernel.changed()).await.is_err(), "looking is no change");
 }
 
-pub(crate) async fn what_happened_before_the_wait_is_not_lost<W: World>(world: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn change_before_the_wait_is_not_lost<W: World>(world: &W, kernel: &mut W::Kernel) {
     settle(kernel).await;
     world.add_link("wg0", "wireguard");
     see(kernel, "wg0").await;
     assert!(wakes(kernel).await);
 }
 
-pub(crate) async fn a_wait_given_up_loses_nothing<W: World>(world: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn cancelled_wait_loses_no_change<W: World>(world: &W, kernel: &mut W::Kernel) {
     settle(kernel).await;
     world.add_link("wg0", "wireguard");
     // The announcement is read in the first of these, and the burst is over in none of them.

@@ -14,7 +14,7 @@ async fn seen(kernel: &mut impl Kernel) -> BTreeMap<IfName, Option<Forwarding>> 
     observe(kernel, &[]).await.forwarding
 }
 
-pub(crate) async fn forwarding_is_as_it_was_set_and_goes<W: World>(_: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn forwarding_is_set_and_removed<W: World>(_: &W, kernel: &mut W::Kernel) {
     let (closed, all) = (Forwarding::default(), open(&[]));
     let some = open(&["10.8.0.7/32", "10.8.0.8/29", "10.8.0.16/32", "255.255.255.0/24", "fd00::7/128", "fd01::/64"]);
     for wanted in [&closed, &all, &some, &closed, &some] {
@@ -26,7 +26,7 @@ pub(crate) async fn forwarding_is_as_it_was_set_and_goes<W: World>(_: &W, kernel
     assert_eq!(seen(kernel).await, BTreeMap::new());
 }
 
-pub(crate) async fn forwarding_that_others_changed_is_seen_as_such<W: World>(world: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn foreign_forwarding_change_is_detected<W: World>(world: &W, kernel: &mut W::Kernel) {
     for wanted in [Forwarding::default(), open(&["10.8.0.7/32"])] {
         apply(kernel, &[set("wg0", Some(&wanted))]).await;
         world.change_forwarding("wg0");
@@ -36,7 +36,7 @@ pub(crate) async fn forwarding_that_others_changed_is_seen_as_such<W: World>(wor
     }
 }
 
-pub(crate) async fn five_thousand_isolated_peers_of_both_families<W: World>(_: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn five_thousand_peers_are_isolated<W: World>(_: &W, kernel: &mut W::Kernel) {
     let mut wanted = Forwarding { open: true, isolated: BTreeSet::new() };
     // Every second one, so that none of them can be told together.
     for n in 0..5_000u32 {

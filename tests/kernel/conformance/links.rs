@@ -1,7 +1,7 @@
 //! Links come, go and carry the device's own values.
 use super::*;
 
-pub(crate) async fn what_is_created_is_there_and_marked_as_ours<W: World>(world: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn created_link_is_marked_as_ours<W: World>(world: &W, kernel: &mut W::Kernel) {
     apply(kernel, &[create("wg0")]).await;
     let link = see(kernel, "wg0").await;
     assert!(link.wireguard && link.ours && !link.up);
@@ -10,7 +10,7 @@ pub(crate) async fn what_is_created_is_there_and_marked_as_ours<W: World>(world:
     assert_eq!(world.alias("wg0"), spoke_net::state::OWNED_ALIAS);
 }
 
-pub(crate) async fn creating_what_is_there_succeeds_and_leaves_it_alone<W: World>(world: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn creating_an_existing_link_changes_nothing<W: World>(world: &W, kernel: &mut W::Kernel) {
     world.add_link("wg0", "wireguard");
     world.set_private_key("wg0", &secret(3));
     apply(kernel, &[create("wg0")]).await;
@@ -19,10 +19,7 @@ pub(crate) async fn creating_what_is_there_succeeds_and_leaves_it_alone<W: World
     assert_eq!(link.public_key, Some(secret(3).public()));
 }
 
-pub(crate) async fn creating_under_the_name_of_another_kind_fails_and_spares_it<W: World>(
-    world: &W,
-    kernel: &mut W::Kernel,
-) {
+pub(crate) async fn name_of_another_link_kind_is_refused<W: World>(world: &W, kernel: &mut W::Kernel) {
     world.add_link("wg0", "dummy");
     let error = apply_refused(kernel, &[create("wg0")]).await;
     assert!(matches!(error, KernelError::Refused { .. }), "{error:?}");
@@ -32,7 +29,7 @@ pub(crate) async fn creating_under_the_name_of_another_kind_fails_and_spares_it<
     assert_eq!(world.alias("wg0"), "");
 }
 
-pub(crate) async fn deleting_takes_only_what_is_ours<W: World>(world: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn only_our_links_are_deleted<W: World>(world: &W, kernel: &mut W::Kernel) {
     world.add_link("wg1", "wireguard");
     apply(kernel, &[create("wg0")]).await;
     let delete = |link| Step::DeleteLink { link: name(link) };
@@ -41,14 +38,14 @@ pub(crate) async fn deleting_takes_only_what_is_ours<W: World>(world: &W, kernel
     assert_eq!(left.links.keys().map(IfName::as_str).collect::<Vec<_>>(), ["wg1"]);
 }
 
-pub(crate) async fn deleting_what_is_gone_succeeds<W: World>(world: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn deleting_a_missing_link_succeeds<W: World>(world: &W, kernel: &mut W::Kernel) {
     apply(kernel, &[create("wg0")]).await;
     world.delete_link("wg0");
     apply(kernel, &[Step::DeleteLink { link: name("wg0") }]).await;
     assert!(observe(kernel, &["wg0"]).await.links.is_empty());
 }
 
-pub(crate) async fn an_adopted_link_is_seen_whole_and_not_as_ours<W: World>(world: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn adopted_link_is_observed_but_not_ours<W: World>(world: &W, kernel: &mut W::Kernel) {
     world.add_link("wg0", "wireguard");
     world.set_private_key("wg0", &secret(1));
     world.set_peer("wg0", &peer(1), &["10.1.0.0/16", "fd00:1::/64"]);
@@ -64,20 +61,20 @@ pub(crate) async fn an_adopted_link_is_seen_whole_and_not_as_ours<W: World>(worl
     assert_eq!(see(kernel, "wg0").await.peers.len(), 2);
 }
 
-pub(crate) async fn a_wanted_name_that_is_another_kind_is_seen_as_such<W: World>(world: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn wanted_name_of_another_kind_is_observed<W: World>(world: &W, kernel: &mut W::Kernel) {
     world.add_link("wg0", "dummy");
     world.set_up("wg0", true);
     let link = see(kernel, "wg0").await;
     assert!(!link.wireguard && !link.ours && link.up);
 }
 
-pub(crate) async fn ours_is_seen_though_nobody_wants_it<W: World>(_: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn our_unwanted_link_is_observed<W: World>(_: &W, kernel: &mut W::Kernel) {
     apply(kernel, &[create("wg0"), add_peer("wg0", peer(1), nets(&["10.0.0.0/8"]))]).await;
     let all = observe(kernel, &[]).await;
     assert_eq!(all.links[&name("wg0")].peers.len(), 1);
 }
 
-pub(crate) async fn what_is_neither_wanted_nor_ours_is_not_seen<W: World>(world: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn foreign_unwanted_link_is_not_observed<W: World>(world: &W, kernel: &mut W::Kernel) {
     world.add_link("wg0", "wireguard");
     world.add_link("dummy0", "dummy");
     apply(kernel, &[create("wg1")]).await;
@@ -88,7 +85,7 @@ pub(crate) async fn what_is_neither_wanted_nor_ours_is_not_seen<W: World>(world:
     assert!(observe(kernel, &["wg0"]).await.foreign.is_empty(), "wanted is not foreign");
 }
 
-pub(crate) async fn up_down_and_mtu<W: World>(_: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn up_down_and_mtu_are_set<W: World>(_: &W, kernel: &mut W::Kernel) {
     let set = |up, mtu| [Step::SetMtu { link: name("wg0"), mtu }, Step::SetUp { link: name("wg0"), up }];
     apply(kernel, &[create("wg0")]).await;
     for (up, mtu) in [(true, 1280), (true, 1280), (false, 1400), (false, 1400), (true, 1420)] {
@@ -112,7 +109,7 @@ pub(crate) async fn device_values_are_set_and_kept<W: World>(_: &W, kernel: &mut
     assert_eq!((link.public_key, link.listen_port, link.fwmark), (Some(secret(6).public()), 51821, 0));
 }
 
-pub(crate) async fn a_raised_port_is_another_one<W: World>(_: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn port_zero_selects_another_port<W: World>(_: &W, kernel: &mut W::Kernel) {
     apply(kernel, &running("wg0")).await;
     let first = see(kernel, "wg0").await.listen_port;
     assert_ne!(first, 0, "the kernel chooses a port when the link comes up");
@@ -125,10 +122,7 @@ pub(crate) async fn a_raised_port_is_another_one<W: World>(_: &W, kernel: &mut W
     assert!(!ports.contains(&0) && ports.len() > 1, "{ports:?}");
 }
 
-pub(crate) async fn steps_on_a_link_that_could_not_be_created_fail_with_it<W: World>(
-    world: &W,
-    kernel: &mut W::Kernel,
-) {
+pub(crate) async fn steps_on_an_uncreated_link_fail<W: World>(world: &W, kernel: &mut W::Kernel) {
     world.add_link("wg0", "dummy");
     let mut steps = running("wg0");
     steps.push(Step::AddAddress { link: name("wg0"), address: net("10.0.0.1/24") });
@@ -139,7 +133,7 @@ pub(crate) async fn steps_on_a_link_that_could_not_be_created_fail_with_it<W: Wo
     assert!(!see(kernel, "wg0").await.up, "a link that is not ours was brought up");
 }
 
-pub(crate) async fn a_failing_step_does_not_stop_the_others<W: World>(_: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn failed_step_does_not_stop_the_others<W: World>(_: &W, kernel: &mut W::Kernel) {
     apply(kernel, &running("wg0")).await;
     let steps = [
         add_peer("wg0", peer(1), nets(&["10.0.0.0/8"])),
@@ -157,7 +151,7 @@ pub(crate) async fn a_failing_step_does_not_stop_the_others<W: World>(_: &W, ker
     assert_eq!((link.peers.len(), link.addresses.len(), link.routes.len()), (1, 1, 1));
 }
 
-pub(crate) async fn without_the_right_to_change_that_is_what_is_said<W: World>(world: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn missing_privilege_is_reported<W: World>(world: &W, kernel: &mut W::Kernel) {
     apply(kernel, &running("wg0")).await;
     let mut bare = world.unprivileged();
     let steps = [

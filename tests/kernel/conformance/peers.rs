@@ -3,7 +3,7 @@ use super::*;
 use spoke_model::key::PresharedKey;
 use std::net::{IpAddr, Ipv4Addr};
 
-pub(crate) async fn a_peer_is_what_was_set<W: World>(_: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn peer_is_observed_as_set<W: World>(_: &W, kernel: &mut W::Kernel) {
     let steps = |endpoint| {
         [
             create("wg0"),
@@ -36,7 +36,7 @@ pub(crate) async fn a_peer_is_what_was_set<W: World>(_: &W, kernel: &mut W::Kern
     }
 }
 
-pub(crate) async fn an_update_never_brings_back_a_removed_peer<W: World>(world: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn removed_peer_is_not_recreated<W: World>(world: &W, kernel: &mut W::Kernel) {
     apply(kernel, &[create("wg0"), add_peer("wg0", peer(1), nets(&["10.0.0.0/8"]))]).await;
     world.remove_peer("wg0", &peer(1));
     for change in [
@@ -57,10 +57,7 @@ fn many(count: u32) -> Nets {
     (0..count).map(one).collect()
 }
 
-pub(crate) async fn an_update_of_many_allowed_ips_never_brings_back_a_removed_peer<W: World>(
-    world: &W,
-    kernel: &mut W::Kernel,
-) {
+pub(crate) async fn many_allowed_ips_do_not_recreate_a_removed_peer<W: World>(world: &W, kernel: &mut W::Kernel) {
     apply(kernel, &[create("wg0"), add_peer("wg0", peer(1), Nets::default())]).await;
     world.remove_peer("wg0", &peer(1));
     let change = PeerChange { allowed_ips: AllowedIps::Replace(many(2000)), ..update() };
@@ -75,7 +72,7 @@ pub(crate) async fn removing_a_peer_twice_succeeds<W: World>(_: &W, kernel: &mut
     assert_eq!(see(kernel, "wg0").await.peers.len(), 0);
 }
 
-pub(crate) async fn a_change_leaves_the_rest_of_the_peer_alone<W: World>(_: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn update_keeps_the_peers_other_values<W: World>(_: &W, kernel: &mut W::Kernel) {
     let full = PeerChange {
         create: true,
         preshared_key: Some(Some(PresharedKey::from_bytes([9; 32]))),
@@ -110,7 +107,7 @@ pub(crate) async fn replacing_allowed_ips_drops_the_others<W: World>(_: &W, kern
     }
 }
 
-pub(crate) async fn a_preshared_key_is_set_and_taken_away<W: World>(_: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn preshared_key_is_set_and_removed<W: World>(_: &W, kernel: &mut W::Kernel) {
     apply(kernel, &[create("wg0"), add_peer("wg0", peer(1), Nets::default())]).await;
     assert_eq!(see_peer(kernel, "wg0", peer(1)).await.expect("the peer").preshared_key, None);
     for key in [Some(PresharedKey::from_bytes([1; 32])), Some(PresharedKey::from_bytes([2; 32])), None] {
@@ -120,7 +117,7 @@ pub(crate) async fn a_preshared_key_is_set_and_taken_away<W: World>(_: &W, kerne
     }
 }
 
-pub(crate) async fn an_allowed_ip_moves_to_its_last_claimant<W: World>(_: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn allowed_ip_moves_to_the_peer_set_last<W: World>(_: &W, kernel: &mut W::Kernel) {
     let both = nets(&["10.0.0.0/24", "10.0.1.0/24"]);
     apply(kernel, &[create("wg0"), add_peer("wg0", peer(1), both)]).await;
     apply(kernel, &[add_peer("wg0", peer(2), nets(&["10.0.1.0/24"]))]).await;
@@ -132,7 +129,7 @@ pub(crate) async fn an_allowed_ip_moves_to_its_last_claimant<W: World>(_: &W, ke
     assert_eq!(see_peer(kernel, "wg0", peer(2)).await.expect("the peer").allowed_ips, nets(&["10.0.1.0/24"]));
 }
 
-pub(crate) async fn three_thousand_allowed_ips_of_one_peer<W: World>(_: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn peer_holds_three_thousand_allowed_ips<W: World>(_: &W, kernel: &mut W::Kernel) {
     let all = many(3000);
     apply(
         kernel,
@@ -146,7 +143,7 @@ pub(crate) async fn three_thousand_allowed_ips_of_one_peer<W: World>(_: &W, kern
     assert_eq!(see_peer(kernel, "wg0", peer(1)).await.expect("the peer").allowed_ips, fewer);
 }
 
-pub(crate) async fn ten_thousand_peers<W: World>(_: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn link_holds_ten_thousand_peers<W: World>(_: &W, kernel: &mut W::Kernel) {
     let one = |i: u32| {
         nets(
             &[&std::net::Ipv4Addr::from(0x0a00_0000 + i).to_string()]
@@ -168,7 +165,7 @@ pub(crate) async fn ten_thousand_peers<W: World>(_: &W, kernel: &mut W::Kernel) 
     assert_eq!(see(kernel, "wg0").await.peers.len(), 5_000);
 }
 
-pub(crate) async fn one_bad_peer_step_does_not_stop_its_batch<W: World>(_: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn refused_device_step_does_not_stop_its_batch<W: World>(_: &W, kernel: &mut W::Kernel) {
     // The port is taken: the device's values are refused, what comes with them is not.
     let taken = Step::SetDevice { link: name("wg0"), private_key: None, listen_port: Some(51820), fwmark: None };
     let mut steps = running("wg1");
@@ -188,7 +185,7 @@ pub(crate) async fn one_bad_peer_step_does_not_stop_its_batch<W: World>(_: &W, k
     assert_eq!(see(kernel, "wg0").await.peers.into_keys().collect::<Vec<_>>(), [peer(2), peer(3)]);
 }
 
-pub(crate) async fn peers_of_other_links_are_left_alone<W: World>(world: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn peers_of_other_links_are_unchanged<W: World>(world: &W, kernel: &mut W::Kernel) {
     world.add_link("other", "wireguard");
     world.set_peer("other", &peer(1), &["10.0.0.0/8"]);
     apply(kernel, &[create("wg0"), add_peer("wg0", peer(1), nets(&["10.0.0.0/8"]))]).await;
@@ -196,7 +193,7 @@ pub(crate) async fn peers_of_other_links_are_left_alone<W: World>(world: &W, ker
     assert_eq!(see_peer(kernel, "other", peer(1)).await.expect("the peer").allowed_ips, nets(&["10.0.0.0/8"]));
 }
 
-pub(crate) async fn counters_name_every_peer_and_need_a_wireguard_link<W: World>(world: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn counters_cover_every_peer_of_a_wireguard_link<W: World>(world: &W, kernel: &mut W::Kernel) {
     world.add_link("dummy0", "dummy");
     let mut steps = vec![create("wg0")];
     steps.extend((0..300).map(|i| {
@@ -215,7 +212,7 @@ pub(crate) async fn counters_name_every_peer_and_need_a_wireguard_link<W: World>
     assert_eq!(kernel.counters(&name("wg9")).await.expect("an answer"), None);
 }
 
-pub(crate) async fn a_link_is_never_its_own_peer<W: World>(_: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn link_is_never_its_own_peer<W: World>(_: &W, kernel: &mut W::Kernel) {
     let own = secret(7).public();
     let device = Step::SetDevice { link: name("wg0"), private_key: Some(secret(7)), listen_port: None, fwmark: None };
     apply(kernel, &[create("wg0"), add_peer("wg0", own, nets(&["10.0.0.0/8"])), device]).await;

@@ -17,7 +17,7 @@ fn remove_route(to: &str, table: u32) -> Step {
     Step::RemoveRoute { link: name("wg0"), route: route(to, table) }
 }
 
-pub(crate) async fn addresses_of_both_families<W: World>(world: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn addresses_of_both_families_are_set<W: World>(world: &W, kernel: &mut W::Kernel) {
     let mut steps = running("wg0");
     steps.extend(["10.0.0.2/24", "10.9.9.9/32", "fd00::2/64", "fd01::1/128"].map(add));
     apply(kernel, &steps).await;
@@ -27,7 +27,7 @@ pub(crate) async fn addresses_of_both_families<W: World>(world: &W, kernel: &mut
     assert_eq!(see(kernel, "wg0").await.addresses, nets(&["fd00::2/64"]));
 }
 
-pub(crate) async fn removing_an_address_leaves_the_others_and_the_routes<W: World>(_: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn removing_an_address_keeps_others_and_routes<W: World>(_: &W, kernel: &mut W::Kernel) {
     let mut steps = running("wg0");
     steps.extend(["10.0.0.1/24", "10.0.0.2/24", "10.0.0.3/24"].map(add));
     steps.extend([add_route("10.7.0.0/16", 254), add_route("fd07::/64", 254)]);
@@ -46,7 +46,7 @@ pub(crate) async fn removing_an_address_leaves_the_others_and_the_routes<W: Worl
     assert_eq!(see(kernel, "wg0").await.routes, [route("10.7.0.0/16", 254), route("fd07::/64", 254)].into());
 }
 
-pub(crate) async fn adding_what_is_there_and_removing_what_is_gone_succeed<W: World>(_: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn repeated_adds_and_removes_succeed<W: World>(_: &W, kernel: &mut W::Kernel) {
     let mut steps = running("wg0");
     steps.extend([add("10.0.0.1/24"), add("fd00::1/64"), add_route("10.7.0.0/16", 254), add_route("fd07::/64", 1000)]);
     apply(kernel, &steps).await;
@@ -68,7 +68,7 @@ pub(crate) async fn adding_what_is_there_and_removing_what_is_gone_succeed<W: Wo
     assert!(link.routes.is_empty() && link.addresses.is_empty(), "{link:?}");
 }
 
-pub(crate) async fn routes_in_any_table<W: World>(world: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn routes_are_set_in_any_table<W: World>(world: &W, kernel: &mut W::Kernel) {
     let all =
         [("10.1.0.0/16", 254), ("10.1.0.0/16", 200), ("10.1.0.0/16", 1000), ("fd01::/64", 1000), ("fd01::/64", 70_000)];
     let mut steps = running("wg0");
@@ -80,7 +80,7 @@ pub(crate) async fn routes_in_any_table<W: World>(world: &W, kernel: &mut W::Ker
     assert_eq!(see(kernel, "wg0").await.routes, [route("10.1.0.0/16", 200), route("fd01::/64", 1000)].into());
 }
 
-pub(crate) async fn default_routes_of_both_families<W: World>(_: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn default_routes_of_both_families_are_set<W: World>(_: &W, kernel: &mut W::Kernel) {
     let all = [("0.0.0.0/0", 1000), ("::/0", 1000), ("0.0.0.0/0", 254)];
     let mut steps = running("wg0");
     steps.extend(all.map(|(to, table)| add_route(to, table)));
@@ -90,7 +90,7 @@ pub(crate) async fn default_routes_of_both_families<W: World>(_: &W, kernel: &mu
     assert!(see(kernel, "wg0").await.routes.is_empty());
 }
 
-pub(crate) async fn foreign_routes_are_neither_seen_nor_touched<W: World>(world: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn foreign_routes_are_ignored<W: World>(world: &W, kernel: &mut W::Kernel) {
     apply(kernel, &running("wg0")).await;
     world.add_foreign_route("wg0", "10.5.0.0/16", 254);
     world.add_foreign_route("wg0", "fd05::/64", 1000);
@@ -100,7 +100,7 @@ pub(crate) async fn foreign_routes_are_neither_seen_nor_touched<W: World>(world:
     assert!(world.has_foreign_route("wg0", "fd05::/64", 1000));
 }
 
-pub(crate) async fn a_route_that_another_holds_is_refused<W: World>(world: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn route_held_by_another_link_is_refused<W: World>(world: &W, kernel: &mut W::Kernel) {
     apply(kernel, &running("wg0")).await;
     world.add_link("dummy0", "dummy");
     world.set_up("dummy0", true);
@@ -111,7 +111,7 @@ pub(crate) async fn a_route_that_another_holds_is_refused<W: World>(world: &W, k
     assert_eq!(see(kernel, "wg0").await.routes, [route("10.6.0.0/16", 254)].into());
 }
 
-pub(crate) async fn routes_go_with_the_link_being_set_down<W: World>(world: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn routes_are_lost_when_the_link_goes_down<W: World>(world: &W, kernel: &mut W::Kernel) {
     let mut steps = running("wg0");
     steps.extend([add("10.0.0.1/24"), add_route("10.7.0.0/16", 254), add_route("fd07::/64", 254)]);
     apply(kernel, &steps).await;
@@ -122,7 +122,7 @@ pub(crate) async fn routes_go_with_the_link_being_set_down<W: World>(world: &W, 
     assert!(matches!(error, KernelError::Refused { .. }), "a link that is down took a route");
 }
 
-pub(crate) async fn a_thousand_routes<W: World>(_: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn link_holds_a_thousand_routes<W: World>(_: &W, kernel: &mut W::Kernel) {
     let all: BTreeSet<Route> = (0..1000u32).map(|i| route(&format!("10.{}.{}.0/24", i / 256, i % 256), 1000)).collect();
     let mut steps = running("wg0");
     steps.extend(all.iter().map(|r| Step::AddRoute { link: name("wg0"), route: *r }));
@@ -133,7 +133,7 @@ pub(crate) async fn a_thousand_routes<W: World>(_: &W, kernel: &mut W::Kernel) {
     assert!(see(kernel, "wg0").await.routes.is_empty());
 }
 
-pub(crate) async fn ipv6_addresses_go_with_the_link_being_set_down<W: World>(_: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn ipv6_addresses_are_lost_when_the_link_goes_down<W: World>(_: &W, kernel: &mut W::Kernel) {
     let mut steps = running("wg0");
     steps.extend(["10.0.0.1/24", "fd00::1/64"].map(add));
     apply(kernel, &steps).await;
@@ -144,7 +144,7 @@ pub(crate) async fn ipv6_addresses_go_with_the_link_being_set_down<W: World>(_: 
     assert_eq!(see(kernel, "wg0").await.addresses, nets(&["10.0.0.1/24", "fd00::1/64"]));
 }
 
-pub(crate) async fn an_ipv6_address_is_there_once_whatever_its_prefix<W: World>(_: &W, kernel: &mut W::Kernel) {
+pub(crate) async fn ipv6_address_is_unique_whatever_its_prefix<W: World>(_: &W, kernel: &mut W::Kernel) {
     let mut steps = running("wg0");
     steps.push(add("fd00::1/64"));
     apply(kernel, &steps).await;
