@@ -1,5 +1,5 @@
-//! A real local chain: anvil on a port it chooses itself, ended when dropped, and the access contract on it.
-#![allow(dead_code, reason = "several test programs share it, and none uses all of it")]
+//! A local chain: anvil on a port of its own choice, killed on drop, and the access contract on it.
+#![allow(dead_code, reason = "shared by several test programs, of which none uses all of it")]
 #![allow(clippy::disallowed_methods, reason = "a real chain runs on real time")]
 
 use alloy_primitives::{Address, B256, U256, hex, keccak256};
@@ -22,7 +22,7 @@ pub(crate) struct Anvil {
 }
 
 impl Anvil {
-    /// Starts a chain that counts the block before the newest as safe; blocks are made when there is something to put in.
+    /// Starts a chain on which the block before the newest is safe. A block is mined for each transaction.
     pub(crate) fn start() -> Self {
         Self::with(&["--slots-in-an-epoch", "1"])
     }
@@ -34,44 +34,44 @@ impl Anvil {
         Self { child, port, arguments }
     }
 
-    /// Starts a new chain at a port that another one has left.
+    /// Starts a new chain on the port of one that was stopped.
     pub(crate) fn at(port: u16) -> Self {
         let arguments = vec!["--slots-in-an-epoch".to_owned(), "1".to_owned()];
         let (child, port) = spawn(port, &arguments);
         Self { child, port, arguments }
     }
 
-    /// Its URL.
+    /// The URL of its endpoint.
     pub(crate) fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// Its port.
+    /// The port of its endpoint.
     pub(crate) const fn port(&self) -> u16 {
         self.port
     }
 
-    /// Halts it as a machine halts whose process is gone: nothing is lost, nobody answers. [`Anvil::go_on`] ends it.
+    /// Stops the process with SIGSTOP: state is kept, requests get no reply until [`Anvil::go_on`].
     pub(crate) fn halt(&self) {
         self.signal("STOP");
     }
 
-    /// Goes on after [`Anvil::halt`].
+    /// Continues after [`Anvil::halt`].
     pub(crate) fn go_on(&self) {
         self.signal("CONT");
     }
 
     fn signal(&self, name: &str) {
-        let done = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
-        assert!(done.is_ok_and(|s| s.success()), "kill -{name}");
+        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        assert!(status.is_ok_and(|s| s.success()), "kill -{name}");
     }
 
-    /// Asks it; its refusal ends the test.
+    /// Calls a JSON-RPC method; an error response panics.
     pub(crate) fn ask(&self, method: &str, params: Value) -> Value {
         self.try_ask(method, params.clone()).unwrap_or_else(|e| panic!("{method} {params}: {e}"))
     }
 
-    /// Asks it.
+    /// Calls a JSON-RPC method; an error response is returned as text.
     pub(crate) fn try_ask(&self, method: &str, params: Value) -> Result<Value, String> {
         let body = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).to_string();
         let text = post(self.port, &body)?;
@@ -82,29 +82,29 @@ impl Anvil {
         }
     }
 
-    /// Makes blocks.
+    /// Mines blocks.
     pub(crate) fn mine(&self, blocks: u64) {
         self.ask("anvil_mine", json!([format!("{blocks:#x}")]));
     }
 
-    /// The newest height.
+    /// Height of the newest block.
     pub(crate) fn height(&self) -> u64 {
         let text = self.ask("eth_blockNumber", json!([]));
         u64::from_str_radix(text.as_str().expect("a number").trim_start_matches("0x"), 16).expect("a number")
     }
 
-    /// Replaces the newest blocks by as many empty ones.
+    /// Replaces the newest `depth` blocks by empty ones.
     pub(crate) fn reorganise(&self, depth: u64) {
         self.ask("anvil_reorg", json!([depth, []]));
     }
 
-    /// One of the accounts that may send without a key.
+    /// The `i`th unlocked account.
     pub(crate) fn account(&self, i: usize) -> Address {
         let all = self.ask("eth_accounts", json!([]));
         all[i].as_str().expect("an account").parse().expect("an address")
     }
 
-    /// Sends a transaction and waits until it is in a block; a revert ends the test.
+    /// Sends a transaction and waits until it is in a block; a revert panics.
     pub(crate) fn send(&self, from: Address, to: Option<Address>, data: &[u8]) -> Value {
         let mut tx = json!({"from": from.to_string(), "data": hex::encode_prefixed(data), "gas": "0x1000000"});
         if let Some(to) = to {
@@ -133,7 +133,7 @@ impl Drop for Anvil {
 
 fn spawn(port: u16, arguments: &[String]) -> (Child, u16) {
     let program =
-        std::env::var("SPOKE_ANVIL").expect("SPOKE_ANVIL names no chain: run scripts/test-chain, which installs one");
+        std::env::var("SPOKE_ANVIL").expect("SPOKE_ANVIL is not set: run scripts/test-chain, which installs anvil");
     let mut child = Command::new(&program)
         .args(["--host", "127.0.0.1", "--accounts", "5", "--port", &port.to_string()])
         .args(arguments)
@@ -143,20 +143,20 @@ fn spawn(port: u16, arguments: &[String]) -> (Child, u16) {
         .spawn()
         .unwrap_or_else(|e| panic!("{program}: {e}"));
     let mut lines = BufReader::new(child.stdout.take().expect("piped"));
-    let said = lines.by_ref().lines().find_map(|line| {
+    let found = lines.by_ref().lines().find_map(|line| {
         let address = line.expect("its output").trim().strip_prefix("Listening on ")?.to_owned();
         address.rsplit(':').next()?.parse().ok()
     });
-    let Some(port) = said else {
+    let Some(port) = found else {
         let ended = child.wait();
         panic!("anvil ended before it listened: {ended:?}");
     };
-    // It goes on talking; somebody has to listen.
+    // Drained so that anvil does not block on a full pipe.
     std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
     (child, port)
 }
 
-/// The newest height of the chain at a port.
+/// Height of the newest block of the chain on a port; 0 if there is no reply.
 pub(crate) fn height(port: u16) -> u64 {
     let text = post(port, r#"{"jsonrpc":"2.0","id":1,"method":"eth_blockNumber","params":[]}"#).unwrap_or_default();
     let answer: Value = serde_json::from_str(&text).unwrap_or_default();
@@ -164,7 +164,7 @@ pub(crate) fn height(port: u16) -> u64 {
     u64::from_str_radix(&digits, 16).unwrap_or(0)
 }
 
-/// One request over a connection of its own.
+/// Sends one request on its own connection.
 fn post(port: u16, body: &str) -> Result<String, String> {
     let fail = |e: std::io::Error| e.to_string();
     let mut stream = TcpStream::connect(("127.0.0.1", port)).map_err(fail)?;
@@ -185,16 +185,16 @@ fn post(port: u16, body: &str) -> Result<String, String> {
 #[derive(Debug)]
 pub(crate) struct Contract<'a> {
     pub(crate) chain: &'a Anvil,
-    /// Where it is.
+    /// Address of the contract.
     pub(crate) address: Address,
-    /// Who may mint and revoke.
+    /// The account that may mint and revoke.
     pub(crate) operator: Address,
     tokens: AtomicU64,
 }
 
 impl<'a> Contract<'a> {
-    /// Deploys it, with the two behaviours nobody knows of the deployed one: whether a transfer clears the token's key, and
-    /// whether a revoked node can be minted again. One empty block follows.
+    /// Deploys it. Two behaviours of the production contract are unknown and therefore parameters: whether a transfer
+    /// clears the token's key, and whether a revoked node can be minted again. One empty block follows.
     pub(crate) fn deploy(chain: &'a Anvil, clears_key: bool, remints: bool) -> Self {
         let operator = chain.account(0);
         let mut code = hex::decode(include_str!("contract/NodeAccess.hex").trim()).expect("hex");
@@ -207,7 +207,7 @@ impl<'a> Contract<'a> {
         Self { chain, address, operator, tokens: AtomicU64::new(0) }
     }
 
-    /// Mints access of `node` with `key` to `to`; gives the token.
+    /// Mints access of `node` with `key` to `to`; returns the token id.
     pub(crate) fn mint(&self, to: Address, node: &str, key: &str) -> u64 {
         let arguments = [Arg::Address(to), Arg::Text(node), Arg::Text(key), Arg::Text("")];
         self.call("mintNodeAccess(address,string,string,string)", &arguments);
@@ -228,7 +228,7 @@ impl<'a> Contract<'a> {
         self.chain.send(from, Some(self.address), &data);
     }
 
-    /// Asks the contract as `from`: its answer in hexadecimal digits, or its refusal.
+    /// Calls the contract as `from`: returns the result in hexadecimal digits, or the error.
     pub(crate) fn read(&self, from: Address, signature: &str, arguments: &[Arg<'_>]) -> Result<String, String> {
         let data = hex::encode_prefixed(encode(signature, arguments));
         let call = json!({"from": from.to_string(), "to": self.address.to_string(), "data": data});
@@ -240,7 +240,7 @@ impl<'a> Contract<'a> {
         self.chain.send(self.operator, Some(self.address), &encode(signature, arguments));
     }
 
-    /// Mints many at once, without waiting for each.
+    /// Mints in blocks of 50, without waiting for each receipt.
     pub(crate) fn mint_many(&self, to: Address, nodes: impl Iterator<Item = (String, String)>) {
         self.chain.ask("evm_setAutomine", json!([false]));
         let mut last = B256::ZERO;
@@ -258,7 +258,7 @@ impl<'a> Contract<'a> {
         self.chain.ask("evm_setAutomine", json!([true]));
         self.chain.mine(1);
         let receipt = self.chain.ask("eth_getTransactionReceipt", json!([last.to_string()]));
-        assert_eq!(receipt["status"], "0x1", "the last mint is in a block: {receipt}");
+        assert_eq!(receipt["status"], "0x1", "the last mint failed: {receipt}");
     }
 }
 
@@ -270,7 +270,7 @@ pub(crate) enum Arg<'a> {
     Text(&'a str),
 }
 
-/// Encodes a call: the head words first, the texts after them.
+/// ABI-encodes a call: the head first, then the strings.
 pub(crate) fn encode(signature: &str, arguments: &[Arg<'_>]) -> Vec<u8> {
     let mut out = keccak256(signature)[..4].to_vec();
     let mut tail = Vec::new();

@@ -1,11 +1,11 @@
-//! `spoke grants verify` and `spoke doctor` as a person meets them, on a real chain.
+//! `spoke grants verify` and `spoke doctor` against a local chain.
 use crate::anvil::{Anvil, CHAIN_ID, Contract};
 use crate::node::pair;
 use crate::proxy::{Proxy, ProxyAction};
 use serde_json::{Value, json};
 use std::process::{Command, Output};
 
-/// Runs `spoke` with a `[grants]` section for these endpoints.
+/// Runs `spoke` with a `[grants]` section of these endpoints.
 fn spoke(contract: &str, urls: &[String], more: &str, args: &[&str]) -> Output {
     let dir = tempfile::tempdir().unwrap();
     let (path, file) = (dir.path().display(), dir.path().join("spoke.toml"));
@@ -16,7 +16,7 @@ fn spoke(contract: &str, urls: &[String], more: &str, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_spoke")).arg("--config").arg(&file).args(args).output().unwrap()
 }
 
-fn said(o: &Output) -> String {
+fn output(o: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&o.stdout), String::from_utf8_lossy(&o.stderr))
 }
 
@@ -31,41 +31,42 @@ fn verify_reads_the_current_or_a_given_block() {
     let (address, urls) = (contract.address.to_string(), [chain.url()]);
     let verify = |more: &[&str]| spoke(&address, &urls, "", &[&["grants", "verify", &node, &key], more].concat());
     let o = verify(&[]);
-    // Granted in the newest block and not yet in the final one: that is no grant.
-    assert_eq!(o.status.code(), Some(1), "{}", said(&o));
-    assert!(said(&o).contains("ACCESS_GRANTED") && said(&o).contains("NODE_NOT_FOUND"), "{}", said(&o));
+    // Granted in the newest block only: not a grant before the final block has it.
+    assert_eq!(o.status.code(), Some(1), "{}", output(&o));
+    assert!(output(&o).contains("ACCESS_GRANTED") && output(&o).contains("NODE_NOT_FOUND"), "{}", output(&o));
     chain.mine(5);
     let o = verify(&[]);
-    assert_eq!(o.status.code(), Some(0), "{}", said(&o));
-    let text = said(&o);
+    assert_eq!(o.status.code(), Some(0), "{}", output(&o));
+    let text = output(&o);
     assert!(text.lines().count() == 2 && text.contains("newest") && text.contains("final"), "{text}");
     assert!(text.contains("token 1") && text.contains(&chain.account(1).to_string()), "{text}");
     contract.revoke(token);
     let o = verify(&[]);
-    assert!(o.status.code() == Some(1) && said(&o).contains("NODE_INACTIVE"), "{}", said(&o));
-    // As it was.
+    assert!(o.status.code() == Some(1) && output(&o).contains("NODE_INACTIVE"), "{}", output(&o));
+    // At blocks of the past.
     let o = verify(&["--block", &before.to_string()]);
-    assert!(o.status.code() == Some(1) && said(&o).contains("NODE_NOT_FOUND"), "{}", said(&o));
+    assert!(o.status.code() == Some(1) && output(&o).contains("NODE_NOT_FOUND"), "{}", output(&o));
     let o = verify(&["--block", &(before + 1).to_string()]);
-    assert!(o.status.code() == Some(0) && said(&o).contains("ACCESS_GRANTED"), "{}", said(&o));
+    assert!(o.status.code() == Some(0) && output(&o).contains("ACCESS_GRANTED"), "{}", output(&o));
     let o = verify(&["--block", "1000000"]);
-    assert!(o.status.code() == Some(1) && said(&o).contains("no endpoint has block 1000000"), "{}", said(&o));
-    // Another key, and nobody to ask.
+    assert!(o.status.code() == Some(1) && output(&o).contains("no endpoint has block 1000000"), "{}", output(&o));
+    // Another key.
     let other = pair(1).1.to_string();
     let o = spoke(&address, &urls, "", &["grants", "verify", &node, &other, "--block", &(before + 1).to_string()]);
-    assert!(o.status.code() == Some(1) && said(&o).contains("PUBLIC_KEY_MISMATCH"), "{}", said(&o));
+    assert!(o.status.code() == Some(1) && output(&o).contains("PUBLIC_KEY_MISMATCH"), "{}", output(&o));
+    // No reachable endpoint.
     drop(chain);
     let o = spoke("0x37d2106bADB01dd5bE1926e45D172Cb4203C4186", &urls, "", &["grants", "verify", &node, &key]);
-    assert!(o.status.code() == Some(1) && said(&o).contains("VERIFICATION_ERROR"), "{}", said(&o));
+    assert!(o.status.code() == Some(1) && output(&o).contains("VERIFICATION_ERROR"), "{}", output(&o));
 }
 
-/// What the doctor says of the endpoints: level and text.
-fn examined(urls: &[String], more: &str) -> Vec<(String, String)> {
+/// The doctor's findings on the endpoints: level and detail.
+fn endpoint_findings(urls: &[String], more: &str) -> Vec<(String, String)> {
     let o = spoke("0x37d2106bADB01dd5bE1926e45D172Cb4203C4186", urls, more, &["doctor", "--json"]);
-    let all: Vec<Value> = serde_json::from_slice(&o.stdout).unwrap_or_else(|e| panic!("{e}: {}", said(&o)));
+    let all: Vec<Value> = serde_json::from_slice(&o.stdout).unwrap_or_else(|e| panic!("{e}: {}", output(&o)));
     let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
-    let about = |f: &&Value| urls.iter().any(|u| f["what"] == **u) || f["what"] == "grants quorum";
-    all.iter().filter(about).map(|f| (text(&f["level"]), text(&f["detail"]))).collect()
+    let relevant = |f: &&Value| urls.iter().any(|u| f["what"] == **u) || f["what"] == "grants quorum";
+    all.iter().filter(relevant).map(|f| (text(&f["level"]), text(&f["detail"]))).collect()
 }
 
 #[test]
@@ -73,7 +74,7 @@ fn doctor_checks_each_endpoint() {
     let chain = Anvil::with(&["--slots-in-an-epoch", "2"]);
     chain.mine(30);
     let height = chain.height();
-    let found = examined(&[chain.url()], "");
+    let found = endpoint_findings(&[chain.url()], "");
     assert_eq!(found.len(), 1, "{found:?}");
     let (level, detail) = &found[0];
     assert_eq!(level, "ok", "{detail}");
@@ -82,11 +83,11 @@ fn doctor_checks_each_endpoint() {
     }
 
     let wrong = Anvil::with(&["--chain-id", "8453"]);
-    let found = examined(&[chain.url(), wrong.url()], "quorum = 2");
+    let found = endpoint_findings(&[chain.url(), wrong.url()], "quorum = 2");
     assert!(found.iter().any(|(l, d)| l == "fail" && d.contains("is on chain 8453, not on 31337")), "{found:?}");
     assert!(found.iter().any(|(l, d)| l == "fail" && d.contains("1 of the 2 endpoints")), "{found:?}");
 
-    // One that is behind.
+    // An endpoint that is behind.
     let behind = Proxy::new(chain.port());
     behind.rule(|_| {
         ProxyAction::Edit(Box::new(|answer| {
@@ -97,7 +98,7 @@ fn doctor_checks_each_endpoint() {
             }
         }))
     });
-    let found = examined(&[chain.url(), behind.url()], "");
+    let found = endpoint_findings(&[chain.url(), behind.url()], "");
     assert!(
         found.iter().any(|(l, d)| l == "warn" && d == &format!("{} blocks behind the others", height - 12)),
         "{found:?}"
@@ -110,8 +111,8 @@ fn doctor_reports_each_missing_method() {
     chain.mine(10);
     let without = |method: &'static str, param: &'static str| {
         let proxy = Proxy::new(chain.port());
-        proxy.rule(move |asked| {
-            let refused: Vec<Value> = asked
+        proxy.rule(move |request| {
+            let refused: Vec<Value> = request
                 .as_array()
                 .into_iter()
                 .flatten()
@@ -124,7 +125,7 @@ fn doctor_reports_each_missing_method() {
                 }
             }))
         });
-        examined(&[proxy.url()], "finality = \"finalized\"")
+        endpoint_findings(&[proxy.url()], "finality = \"finalized\"")
     };
     for (method, param, level, words) in [
         ("eth_chainId", "", "fail", "does not report its chain"),

@@ -1,4 +1,4 @@
-//! Endpoints that are slow, stuck, stingy or alone with their story, beside honest ones.
+//! Endpoints that are stuck, limited or wrong, together with correct ones.
 use crate::anvil::{Anvil, Contract};
 use crate::node::{Node, config, pair};
 use crate::proxy::{Proxy, ProxyAction};
@@ -11,7 +11,7 @@ fn key(n: u16) -> String {
     pair(n).1.to_string()
 }
 
-/// Whether it is the answer to a look: number, parent and one more hash.
+/// Whether it is the result of a poll of the head: number, parent hash and one more hash.
 fn is_head(reply: &Value) -> bool {
     reply["result"].as_str().is_some_and(|t| t.len() == 2 + 3 * 64)
 }
@@ -24,13 +24,13 @@ fn number(v: &Value) -> Option<u64> {
     v.as_str().and_then(|s| u64::from_str_radix(s.trim_start_matches("0x"), 16).ok())
 }
 
-/// Makes an endpoint give no more than `most` blocks of events at once; it says so with the status of a bad request.
-fn stingy(proxy: &Proxy, chain: &Anvil, most: u64) {
+/// Limits `eth_getLogs` to `most` blocks; a wider range gets 400 and a JSON-RPC error.
+fn limit_log_range(proxy: &Proxy, chain: &Anvil, most: u64) {
     let port = chain.port();
-    proxy.rule(move |asked| {
-        let wide = asked.as_array().into_iter().flatten().find(|q| {
+    proxy.rule(move |request| {
+        let wide = request.as_array().into_iter().flatten().find(|q| {
             let range = &q["params"][0];
-            // Without an end it is the newest block.
+            // A range without an end ends at the newest block.
             q["method"] == "eth_getLogs"
                 && number(&range["toBlock"]).unwrap_or_else(|| crate::anvil::height(port)) + 1
                     > number(&range["fromBlock"]).unwrap_or(0) + most
@@ -53,7 +53,7 @@ fn five_block_log_limit_is_respected() {
     let token = contract.mint(chain.account(1), "node-0", &key(0));
     chain.mine(3);
     let proxy = Proxy::new(chain.port());
-    stingy(&proxy, &chain, 5);
+    limit_log_range(&proxy, &chain, 5);
     let mut node = Node::start(config(contract.address, &[proxy.url()], "finality = \"latest\""), None, 1);
     node.until_admits(0, true);
     chain.mine(300);
@@ -62,13 +62,12 @@ fn five_block_log_limit_is_respected() {
     node.until_admits(0, false);
     assert_eq!(node.code(0), "NODE_INACTIVE");
     let height = chain.height();
-    let report = node.until("it caught up", |r| r.height.is_some_and(|h| h >= height));
-    assert_eq!(report.counts.failed_polls, 0, "a limit is no failure: {report:#?}");
-    // And goes on without a refusal.
+    let report = node.until("caught up", |r| r.height.is_some_and(|h| h >= height));
+    assert_eq!(report.counts.failed_polls, 0, "the limit counts as a failure: {report:#?}");
     chain.mine(20);
     let refused = node.looks(1).counts.failed_requests;
     chain.mine(20);
-    assert_eq!(node.looks(2).counts.failed_requests, refused, "it has learnt");
+    assert_eq!(node.looks(2).counts.failed_requests, refused, "the limit was not remembered");
 }
 
 #[test]
@@ -90,16 +89,16 @@ fn retry_after_date_is_respected_on_refresh() {
     assert_eq!(busy.requests(), 1);
 }
 
-/// An endpoint whose node has stopped: it tells the block it was at for ever, and no event.
-fn stuck(proxy: &Proxy) {
+/// An endpoint whose chain node has stopped: it returns the same head for ever, and no events.
+fn freeze(proxy: &Proxy) {
     let first = Arc::new(Mutex::new(None::<Value>));
     proxy.rule(move |_| {
         let first = first.clone();
         ProxyAction::Edit(Box::new(move |answer| {
             for reply in replies(answer) {
                 if is_head(reply) {
-                    let mut told = first.lock().unwrap();
-                    reply["result"] = told.get_or_insert_with(|| reply["result"].clone()).clone();
+                    let mut head = first.lock().unwrap();
+                    reply["result"] = head.get_or_insert_with(|| reply["result"].clone()).clone();
                 } else if reply["result"].is_array() {
                     reply["result"] = json!([]);
                 }
@@ -119,7 +118,7 @@ fn stuck_endpoint_is_replaced_by_the_next() {
     let settings = config(contract.address, &urls, "finality = \"latest\"\nstall = \"5s\"\nstale = \"1h\"");
     let mut node = Node::start(settings, None, 1);
     node.until_admits(0, true);
-    stuck(&first);
+    freeze(&first);
     contract.revoke(token);
     node.until_admits(0, false);
     assert_eq!(node.code(0), "NODE_INACTIVE");
@@ -137,10 +136,10 @@ fn stuck_only_endpoint_counts_as_unreachable() {
     let settings = config(contract.address, &[proxy.url()], "finality = \"latest\"\nstall = \"5s\"\nstale = \"1h\"");
     let mut node = Node::start(settings, None, 1);
     node.until_admits(0, true);
-    stuck(&proxy);
-    let report = node.until("it is no word of the chain", |r| r.unreachable.is_some() && r.phase == Phase::Stale);
+    freeze(&proxy);
+    let report = node.until("unreachable and stale", |r| r.unreachable.is_some() && r.phase == Phase::Stale);
     assert!(report.unreachable.as_ref().unwrap().reason.contains("it is stuck"), "{report:#?}");
-    assert!(node.admits(0), "and takes nobody away");
+    assert!(node.admits(0), "the peer was removed");
 }
 
 #[test]
@@ -149,11 +148,11 @@ fn false_events_from_one_of_three_change_nothing() {
     let contract = Contract::deploy(&chain, false, false);
     contract.mint(chain.account(1), "node-0", &key(0));
     chain.mine(3);
-    // It tells of everything having changed, again and again, in blocks that nobody else has.
-    let liar = Proxy::new(chain.port());
+    // It reports new events on every poll, in blocks that no other endpoint has.
+    let faulty = Proxy::new(chain.port());
     let address = contract.address;
     let heights = Arc::new(Mutex::new(1u64 << 40));
-    liar.rule(move |_| {
+    faulty.rule(move |_| {
         let heights = heights.clone();
         ProxyAction::Edit(Box::new(move |answer| {
             for reply in replies(answer).filter(|r| r["result"].is_array()) {
@@ -166,12 +165,12 @@ fn false_events_from_one_of_three_change_nothing() {
         }))
     });
     let (a, b) = (Proxy::new(chain.port()), Proxy::new(chain.port()));
-    let urls = [liar.url(), a.url(), b.url()];
+    let urls = [faulty.url(), a.url(), b.url()];
     let settings = config(contract.address, &urls, "finality = \"latest\"\nquorum = 2\nstale = \"1h\"");
     let mut node = Node::start(settings, None, 2);
     node.until_admits(0, true);
     node.looks(5);
-    node.until("nobody stays in doubt", |r| r.rows[0].doubt.is_none());
+    node.until("no decision in doubt", |r| r.rows[0].doubt.is_none());
     let token = contract.mint(chain.account(2), "node-1", &key(1));
     chain.mine(2);
     node.until_admits(1, true);
@@ -186,7 +185,7 @@ fn one_of_three_cannot_make_a_block_final() {
     let chain = Anvil::with(&["--slots-in-an-epoch", "10"]);
     let contract = Contract::deploy(&chain, false, false);
     chain.mine(30);
-    // Whatever it has is final, it says, and it has the newest.
+    // It reports its newest block as final.
     let hasty = Proxy::new(chain.port());
     hasty.rule(|_| {
         ProxyAction::Edit(Box::new(|answer| {
@@ -197,11 +196,11 @@ fn one_of_three_cannot_make_a_block_final() {
         }))
     });
     let (a, b) = (Proxy::new(chain.port()), Proxy::new(chain.port()));
-    // The honest ones fail at what the node verifies, now and then: only what they say of final blocks counts anyway.
+    // A correct endpoint that fails at every second verification: its reports of final blocks must count all the same.
     let mut turn = 0;
-    a.rule(move |asked| {
+    a.rule(move |request| {
         turn += 1;
-        if asked.to_string().len() > 3000 && turn % 2 == 0 { ProxyAction::Hang } else { ProxyAction::Pass }
+        if request.to_string().len() > 3000 && turn % 2 == 0 { ProxyAction::Hang } else { ProxyAction::Pass }
     });
     let urls = [hasty.url(), a.url(), b.url()];
     let mut node = Node::start(config(contract.address, &urls, "quorum = 2"), None, 1);
@@ -211,7 +210,7 @@ fn one_of_three_cannot_make_a_block_final() {
         chain.mine(1);
         node.refresh();
         node.looks(1);
-        assert!(!node.admits(0), "safe is ten blocks behind: {:#?}", node.report());
+        assert!(!node.admits(0), "admitted before the safe block: {:#?}", node.report());
     }
     chain.mine(10);
     node.until_admits(0, true);
@@ -225,23 +224,23 @@ fn decision_reads_are_pinned_to_one_block_hash() {
     chain.mine(20);
     let proxy = Proxy::new(chain.port());
     let (pins, chains) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicU32::new(0)));
-    let (seen, told) = (pins.clone(), chains.clone());
-    proxy.rule(move |asked| {
-        for q in asked.as_array().into_iter().flatten() {
-            // What reads the contract carries its code along; a look is much shorter.
+    let (seen, chain_ids) = (pins.clone(), chains.clone());
+    proxy.rule(move |request| {
+        for q in request.as_array().into_iter().flatten() {
+            // A call that reads the contract carries its own code; a poll of the head is much shorter.
             if q["method"] == "eth_call" && q["params"][0]["data"].as_str().is_some_and(|d| d.len() > 1000) {
                 seen.lock().unwrap().push(q["params"][1].clone());
             }
-            told.fetch_add(u32::from(q["method"] == "eth_chainId"), Ordering::Relaxed);
+            chain_ids.fetch_add(u32::from(q["method"] == "eth_chainId"), Ordering::Relaxed);
         }
         ProxyAction::Pass
     });
     let mut node = Node::start(config(contract.address, &[proxy.url()], ""), None, 3);
     node.until_admits(0, true);
     node.looks(3);
-    assert_eq!(chains.load(Ordering::Relaxed), 1, "its chain is asked for once");
+    assert_eq!(chains.load(Ordering::Relaxed), 1, "the chain id is requested once");
     let pins = pins.lock().unwrap();
-    assert_eq!(pins.len(), 2, "the newest and the final one, once each for all three: {pins:?}");
+    assert_eq!(pins.len(), 2, "the newest and the final block, once each for three pairs: {pins:?}");
     for pin in pins.iter() {
         assert!(pin["requireCanonical"] == true && pin["blockHash"].as_str().is_some_and(|h| h.len() == 66), "{pin}");
     }
@@ -259,14 +258,14 @@ fn older_height_is_rejected_after_restart() {
     let mut node = Node::start(settings.clone(), Some(dir.path()), 1);
     node.until_admits(0, true);
     let writes = node.looks(1).counts.writes;
-    // Nothing happens to anybody, and the chain goes on.
+    // Blocks without events.
     chain.mine(40);
     let height = chain.height();
-    let report = node.until("it followed", |r| r.height.is_some_and(|h| h >= height));
+    let report = node.until("caught up", |r| r.height.is_some_and(|h| h >= height));
     node.looks(1);
-    assert_eq!(report.counts.writes, writes, "which is not worth a write to flash");
+    assert_eq!(report.counts.writes, writes, "a new height alone was written to flash");
     drop(node);
-    // The endpoint is now one that has only half of that.
+    // An endpoint that is 20 blocks behind.
     proxy.rule(move |_| {
         ProxyAction::Edit(Box::new(move |answer| {
             for reply in replies(answer).filter(|r| is_head(r)) {
@@ -276,11 +275,11 @@ fn older_height_is_rejected_after_restart() {
         }))
     });
     let mut node = Node::start(settings, Some(dir.path()), 1);
-    let report = node.until("it is behind", |r| r.unreachable.is_some());
+    let report = node.until("the endpoint is behind", |r| r.unreachable.is_some());
     assert!(report.unreachable.as_ref().unwrap().reason.contains("it is behind"), "{report:#?}");
     assert!(report.height.is_some_and(|h| h >= height) && node.admits(0), "{report:#?}");
     proxy.honest();
-    node.until("heard", |r| r.unreachable.is_none());
+    node.until("reachable", |r| r.unreachable.is_none());
 }
 
 #[test]
@@ -295,21 +294,21 @@ fn revoked_node_is_not_readmitted() {
     node.until_admits(0, true);
     contract.revoke(first);
     node.until_admits(0, false);
-    let back = node.watch_for(0);
+    let readmitted = node.watch_for(0);
     for n in 1..4 {
         let token = contract.mint(chain.account(2), pair(n).0.as_str(), &key(n));
         node.until_admits(n, true);
         contract.revoke(token);
         node.until_admits(n, false);
     }
-    // Nor does a reorganisation that leaves the revocation alone, or a restart.
+    // Neither a reorganisation that keeps the revocation nor a restart readmits it.
     chain.mine(5);
     node.looks(2);
     chain.reorganise(3);
     chain.mine(1);
-    node.until("the other chain", |r| r.counts.reorganisations > 0);
+    node.until("a reorganisation", |r| r.counts.reorganisations > 0);
     node.looks(2);
-    assert!(!back.seen(), "it was admitted in between");
+    assert!(!readmitted.seen(), "admitted in between");
     drop(node);
     let mut node = Node::start(settings, Some(dir.path()), 4);
     node.looks(2);
@@ -327,16 +326,16 @@ fn reorganisation_is_handled_after_failed_polls() {
     node.until("a denial", |r| r.rows[0].code == "NODE_NOT_FOUND");
     contract.mint(chain.account(1), "node-0", &key(0));
     node.until_admits(0, true);
-    // More blocks, seen one by one, so that there is something to walk back over.
+    // Several known blocks, so that the search for the common ancestor has several steps.
     for _ in 0..3 {
         chain.mine(1);
         let height = chain.height();
-        node.until("it saw the block", |r| r.height.is_some_and(|h| h >= height));
+        node.until("block observed", |r| r.height.is_some_and(|h| h >= height));
     }
-    // The connection breaks when the walk back asks for its first blocks.
+    // The connection breaks when the search requests its first blocks.
     let mut breaks = 2;
-    proxy.rule(move |asked| {
-        let walks = asked.to_string().contains("eth_getBlockByNumber");
+    proxy.rule(move |request| {
+        let walks = request.to_string().contains("eth_getBlockByNumber");
         breaks -= u32::from(walks && breaks > 0);
         if walks && breaks > 0 { ProxyAction::Hang } else { ProxyAction::Pass }
     });

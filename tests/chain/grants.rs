@@ -1,4 +1,4 @@
-//! Mint, revoke, transfer, reorganise, go silent: what a node makes of it.
+//! How a node reacts to mints, revocations, transfers, reorganisations and outages.
 use crate::anvil::{Anvil, Arg, Contract};
 use crate::node::{Node, config, pair};
 use crate::proxy::{Proxy, ProxyAction};
@@ -71,7 +71,7 @@ fn contract_behaves_as_published() {
         assert_eq!(words(call, &[Arg::Number(1)]), one(32) + &text(&kept), "{call}");
     }
     assert_eq!(words("getPublicKeyByOwner(address)", &[Arg::Address(alice)]), one(32) + &text(&key(0)));
-    // The node, its key, when, and whether it is active: in this order, which is not the one of the storage.
+    // Node, key, time of minting and whether it is active: in this order, which is not that of the storage.
     let access = words("getNodeAccess(uint256)", &[Arg::Number(1)]);
     let block = chain.ask("eth_getBlockByNumber", json!(["latest", false]));
     let born = u64::from_str_radix(&access[128..192], 16).unwrap();
@@ -79,7 +79,7 @@ fn contract_behaves_as_published() {
     assert!(born <= now && now - born < 600, "seconds: {born} at {now}");
     assert_eq!(access[192..256], one(1));
     assert_eq!(access[256..], text("node-0") + &text(&key(0)));
-    // Who may not is refused, and what is not there too, in the library's words.
+    // Unauthorised callers and unknown tokens are refused with OpenZeppelin's errors.
     let refused = |call: &str, arguments: &[Arg<'_>]| contract.read(alice, call, arguments).unwrap_err();
     let mint = [Arg::Address(alice), Arg::Text("x"), Arg::Text("x"), Arg::Text("")];
     assert!(refused("mintNodeAccess(address,string,string,string)", &mint).contains("0x118cdaa7"));
@@ -113,8 +113,8 @@ fn grant_waits_for_the_safe_block_revocation_does_not() {
     node.until("a denial", |r| r.rows.iter().all(|r| r.code == "NODE_NOT_FOUND"));
     let token = contract.mint(chain.account(1), "node-0", &key(0));
     let minted = chain.height();
-    node.until("it waits", |r| r.rows[0].held_until == Some(minted));
-    // Safe is four blocks behind; one more, because it is the block below that has a known hash.
+    node.until("the grant is held", |r| r.rows[0].held_until == Some(minted));
+    // Safe is four blocks behind; one more, because the hash is known of the block below.
     chain.mine(4);
     node.looks(3);
     assert!(!node.admits(0) && node.code(0) == "NODE_NOT_FOUND");
@@ -122,7 +122,7 @@ fn grant_waits_for_the_safe_block_revocation_does_not() {
     node.until_admits(0, true);
     contract.revoke(token);
     node.until_admits(0, false);
-    assert_eq!(chain.height(), minted + 6, "at the very block of the revocation");
+    assert_eq!(chain.height(), minted + 6, "not at the block of the revocation");
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn transfer_switches_to_the_new_holders_key() {
         node.until_admits(0, false);
         assert_eq!(node.code(0), "PUBLIC_KEY_MISMATCH", "clears_key {clears_key}");
         assert!(node.admits(1), "the new holder's own node keeps its access");
-        // A holder without a key of its own takes over what the token says, if it still says anything.
+        // For a holder without a key of its own, the token's key applies unless it was cleared.
         let carol = chain.account(3);
         contract.transfer(bob, carol, token);
         node.until_admits(0, !clears_key);
@@ -179,7 +179,7 @@ fn reorganisation_reverts_grants_and_revocations() {
     chain.mine(5);
     let mut node = Node::start(config(contract.address, &[chain.url()], "finality = \"latest\""), None, 2);
     node.until_admits(0, true);
-    // Granted in a block that will be lost; another grant revoked in one that will be lost, too.
+    // A grant and a revocation, both in blocks that the reorganisation drops.
     contract.mint(chain.account(2), "node-1", &key(1));
     node.until_admits(1, true);
     contract.revoke(kept);
@@ -206,19 +206,19 @@ fn outage_phases_continue_across_restart() {
     let mut node = Node::start(settings.clone(), Some(dir.path()), 1);
     node.until_admits(0, true);
     chain.halt();
-    node.until("it says so", |r| r.unreachable.is_some());
+    node.until("unreachable", |r| r.unreachable.is_some());
     assert!(node.admits(0));
     node.until("stale", |r| r.phase == Phase::Stale);
     assert!(node.admits(0));
     node.until("grace", |r| r.phase == Phase::Grace);
-    assert!(node.admits(0), "a peer stays");
+    assert!(node.admits(0), "the peer was removed in grace");
     drop(node);
     let mut node = Node::start(settings, Some(dir.path()), 2);
-    assert!(node.report().phase >= Phase::Grace, "the restart gained nothing: {:?}", node.report().phase);
+    assert!(node.report().phase >= Phase::Grace, "the restart extended the grace: {:?}", node.report().phase);
     node.until("expired", |r| r.phase == Phase::Expired);
     node.until_admits(0, false);
     assert!(!node.admits(1));
-    assert_eq!(node.code(0), "VERIFICATION_ERROR", "nobody was revoked");
+    assert_eq!(node.code(0), "VERIFICATION_ERROR", "reported as revoked");
     chain.go_on();
     node.until_admits(0, true);
     node.until_admits(1, true);
@@ -234,18 +234,18 @@ fn restart_serves_cached_grants_without_the_chain() {
     let settings = config(contract.address, &[chain.url()], "timeout = \"300ms\"\nstale = \"1h\"");
     let mut node = Node::start(settings.clone(), Some(dir.path()), 1);
     node.until_admits(0, true);
-    node.until("it is on disk", |r| r.counts.writes > 0);
+    node.until("written to disk", |r| r.counts.writes > 0);
     drop(node);
     chain.halt();
     let mut node = Node::start(settings.clone(), Some(dir.path()), 1);
     node.until_admits(0, true);
     drop(node);
-    // Cut in half by a power cut: the previous good copy, or nobody; never a panic, never somebody else.
+    // A file truncated by a power cut: the node starts, from the previous copy or with no grants.
     let file = dir.path().join("state/grants.json");
     let bytes = std::fs::read(&file).unwrap();
     std::fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
     let mut node = Node::start(settings, Some(dir.path()), 1);
-    node.until("it runs", |r| r.rows.len() == 1);
+    node.until("running", |r| r.rows.len() == 1);
     chain.go_on();
 }
 
@@ -255,12 +255,11 @@ fn two_of_three_endpoints_outvote_a_false_one() {
     let contract = Contract::deploy(&chain, false, false);
     let token = contract.mint(chain.account(1), "node-0", &key(0));
     chain.mine(3);
-    // The first one hides every event. Of a grant it says that the contract denies it, and once that is revoked it tells the
-    // old story.
-    let liar = Proxy::new(chain.port());
-    let story = Arc::new(Mutex::new(None::<String>));
-    liar.rule(move |_| {
-        let story = story.clone();
+    // The first endpoint hides every event, reports a grant as denied, and a revocation as the state before it.
+    let faulty = Proxy::new(chain.port());
+    let first = Arc::new(Mutex::new(None::<String>));
+    faulty.rule(move |_| {
+        let first = first.clone();
         ProxyAction::Edit(Box::new(move |answer| {
             for reply in answer.as_array_mut().into_iter().flatten() {
                 if reply["result"].is_array() {
@@ -268,8 +267,8 @@ fn two_of_three_endpoints_outvote_a_false_one() {
                 } else if let Some(truth) = reply["result"].as_str().filter(|s| s.len() > 400) {
                     // The last bit of the last read: whether the contract grants.
                     let granted = truth.ends_with('1');
-                    let mut story = story.lock().unwrap();
-                    let old = story.get_or_insert_with(|| truth.to_owned());
+                    let mut first = first.lock().unwrap();
+                    let old = first.get_or_insert_with(|| truth.to_owned());
                     reply["result"] =
                         if granted { format!("{}0", &truth[..truth.len() - 1]) } else { old.clone() }.into();
                 }
@@ -277,10 +276,10 @@ fn two_of_three_endpoints_outvote_a_false_one() {
         }))
     });
     let (a, b) = (Proxy::new(chain.port()), Proxy::new(chain.port()));
-    let urls = [liar.url(), a.url(), b.url()];
+    let urls = [faulty.url(), a.url(), b.url()];
     let mut node = Node::start(config(contract.address, &urls, "finality = \"latest\"\nquorum = 2"), None, 1);
     node.until_admits(0, true);
-    // One against one: neither is believed.
+    // One against one is no quorum.
     b.rule(|_| ProxyAction::Hang);
     contract.revoke(token);
     node.until("no quorum", |r| r.unreachable.is_some());
@@ -303,21 +302,21 @@ fn failing_endpoint_is_replaced_by_the_next() {
     let mut node = Node::start(config(contract.address, &urls, "finality = \"latest\""), None, 1);
     node.until_admits(0, true);
     node.looks(5);
-    assert_eq!(first.requests(), 1, "Retry-After is kept");
+    assert_eq!(first.requests(), 1, "Retry-After was not respected");
     assert!(node.report().unreachable.is_none());
-    assert!(second.connections() <= 2, "connections are reused: {}", second.connections());
+    assert!(second.connections() <= 2, "connections are not reused: {}", second.connections());
 }
 
 #[test]
 fn endpoint_on_another_chain_is_rejected() {
     let (right, wrong) = (Anvil::start(), Anvil::with(&["--chain-id", "8453"]));
     let contract = Contract::deploy(&right, false, false);
-    let elsewhere = Contract::deploy(&wrong, false, false);
-    assert_eq!(contract.address, elsewhere.address, "the same contract at the same place");
-    elsewhere.mint(wrong.account(1), "node-0", &key(0));
+    let other = Contract::deploy(&wrong, false, false);
+    assert_eq!(contract.address, other.address, "the contracts' addresses differ");
+    other.mint(wrong.account(1), "node-0", &key(0));
     wrong.mine(3);
     let mut node = Node::start(config(contract.address, &[wrong.url()], "finality = \"latest\""), None, 1);
-    let report = node.until("trouble", |r| r.condition.is_some() && r.unreachable.is_some());
+    let report = node.until("a condition", |r| r.condition.is_some() && r.unreachable.is_some());
     assert!(report.condition.as_ref().unwrap().detail.contains("on chain 8453"), "{report:?}");
     assert!(!node.admits(0));
 }
@@ -336,20 +335,20 @@ fn events_are_read_within_the_endpoints_block_limit() {
     );
     node.until_admits(0, true);
     proxy.rule(|_| ProxyAction::Hang);
-    node.until("away", |r| r.unreachable.is_some());
+    node.until("unreachable", |r| r.unreachable.is_some());
     contract.revoke(token);
     chain.mine(3000);
-    // Back again, with a limit of 500 blocks.
-    proxy.rule(|asked| {
+    // Reachable again, with a limit of 500 blocks.
+    proxy.rule(|request| {
         let number = |v: &Value| v.as_str().and_then(|s| u64::from_str_radix(s.trim_start_matches("0x"), 16).ok());
-        let wide = asked.as_array().into_iter().flatten().any(|q| {
+        let wide = request.as_array().into_iter().flatten().any(|q| {
             q["method"] == "eth_getLogs"
                 && number(&q["params"][0]["toBlock"]).unwrap_or(u64::MAX) - number(&q["params"][0]["fromBlock"]).unwrap_or(0) >= 500
         });
         if !wide {
             return ProxyAction::Pass;
         }
-        let refusals: Vec<Value> = asked
+        let refusals: Vec<Value> = request
             .as_array()
             .into_iter()
             .flatten()

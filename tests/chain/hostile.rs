@@ -1,4 +1,4 @@
-//! Endpoints that answer what no endpoint should: each ends as no answer, never as a grant, a revocation, or a panic.
+//! Endpoints with invalid responses: each counts as no response, never as a grant or a revocation, and none panics.
 use crate::anvil::{Anvil, Contract};
 use crate::node::{Node, config, pair};
 use crate::proxy::{Proxy, ProxyAction};
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 type Rule = fn(&Value) -> ProxyAction;
 
-fn say(body: &[u8]) -> ProxyAction {
+fn respond(body: &[u8]) -> ProxyAction {
     ProxyAction::Say(200, "content-type: application/json\r\n".into(), body.to_vec())
 }
 
@@ -15,22 +15,22 @@ fn edit(change: fn(&mut Value)) -> ProxyAction {
     ProxyAction::Edit(Box::new(change))
 }
 
-/// 10 MB of zeros in 10 kB, as a stored gzip stream made here: no tool of the host is needed.
-fn bomb() -> Vec<u8> {
+/// 64 MiB of spaces, compressed with gzip.
+fn gzip_bomb() -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     std::io::Write::write_all(&mut encoder, &vec![b' '; 64 << 20]).unwrap();
     encoder.finish().unwrap()
 }
 
 const RULES: &[(&str, Rule)] = &[
-    ("nothing", |_| say(b"")),
-    ("no JSON", |_| say(b"<html>502</html>")),
-    ("no UTF-8", |_| say(b"[{\"id\":1,\"result\":\"\xff\xfe\"}]")),
-    ("an empty batch", |_| say(b"[]")),
-    ("one object", |_| say(br#"{"jsonrpc":"2.0","id":1,"result":"0x1"}"#)),
-    ("an error for all", |_| say(br#"{"jsonrpc":"2.0","id":null,"error":{"code":-32600,"message":"no batches"}}"#)),
+    ("nothing", |_| respond(b"")),
+    ("not JSON", |_| respond(b"<html>502</html>")),
+    ("not UTF-8", |_| respond(b"[{\"id\":1,\"result\":\"\xff\xfe\"}]")),
+    ("an empty batch", |_| respond(b"[]")),
+    ("one object", |_| respond(br#"{"jsonrpc":"2.0","id":1,"result":"0x1"}"#)),
+    ("an error for all", |_| respond(br#"{"jsonrpc":"2.0","id":null,"error":{"code":-32600,"message":"no batches"}}"#)),
     ("a part of the batch", |_| edit(|a| drop(a.as_array_mut().unwrap().pop()))),
-    ("every id one more", |_| {
+    ("every id incremented", |_| {
         edit(|a| a.as_array_mut().unwrap().iter_mut().for_each(|r| r["id"] = json!(r["id"].as_u64().unwrap() + 1)))
     }),
     ("every id the same", |_| edit(|a| a.as_array_mut().unwrap().iter_mut().for_each(|r| r["id"] = json!(1)))),
@@ -55,22 +55,22 @@ const RULES: &[(&str, Rule)] = &[
             })
         })
     }),
-    ("a huge text", |_| say(format!("[{{\"id\":1,\"result\":\"0x{}\"}}]", "0".repeat(4 << 20)).as_bytes())),
+    ("a huge text", |_| respond(format!("[{{\"id\":1,\"result\":\"0x{}\"}}]", "0".repeat(4 << 20)).as_bytes())),
     ("a header bomb", |_| ProxyAction::Say(200, format!("x: {}\r\n", "y".repeat(1 << 20)), b"[]".to_vec())),
-    ("nested without end", |_| say("[".repeat(1 << 20).as_bytes())),
-    ("a redirect to elsewhere", |_| ProxyAction::Say(307, "location: http://127.0.0.1:1/\r\n".into(), Vec::new())),
+    ("a million nested arrays", |_| respond("[".repeat(1 << 20).as_bytes())),
+    ("a redirect", |_| ProxyAction::Say(307, "location: http://127.0.0.1:1/\r\n".into(), Vec::new())),
     ("500", |_| ProxyAction::Say(500, String::new(), b"[]".to_vec())),
     ("401", |_| ProxyAction::Say(401, String::new(), Vec::new())),
-    ("a gzip bomb", |_| ProxyAction::Say(200, "content-encoding: gzip\r\n".into(), bomb())),
-    ("gzip that is none", |_| ProxyAction::Say(200, "content-encoding: gzip\r\n".into(), b"[]".to_vec())),
-    ("a refusal of everything", |_| {
+    ("a gzip bomb", |_| ProxyAction::Say(200, "content-encoding: gzip\r\n".into(), gzip_bomb())),
+    ("invalid gzip", |_| ProxyAction::Say(200, "content-encoding: gzip\r\n".into(), b"[]".to_vec())),
+    ("an error for each call", |_| {
         edit(|a| {
             a.as_array_mut().unwrap().iter_mut().for_each(|r| {
         *r = json!({"id": r["id"], "error": {"code": 3, "message": "execution reverted", "data": "0x08c379a0"}});
     })
         })
     }),
-    ("a rate limit in the answer", |_| {
+    ("a rate limit in the body", |_| {
         edit(|a| {
             a.as_array_mut().unwrap().iter_mut().for_each(|r| {
                 *r = json!({"id": r["id"], "error": {"code": 429, "message": "too many requests"}});
@@ -111,25 +111,25 @@ fn bad_response_neither_grants_nor_revokes() {
     );
     let mut node = Node::start(settings, None, 2);
     node.until_admits(0, true);
-    node.until("the other is denied", |r| r.rows[1].code == "NODE_NOT_FOUND");
+    node.until("the other pair is denied", |r| r.rows[1].code == "NODE_NOT_FOUND");
     for (name, rule) in RULES {
         proxy.honest();
         node.refresh();
-        node.until("heard", |r| {
+        node.until("reachable and decided", |r| {
             r.unreachable.is_none() && r.rows.iter().all(|r| r.doubt.is_none() && r.held_until.is_none())
         });
         let before = node.report();
         eprintln!("{name}");
         proxy.rule(rule);
-        // Twice: everything is asked about again, and once more after a failure.
+        // The second refresh verifies everything again after a failure.
         for _ in 0..2 {
             node.refresh();
             node.looks(1);
         }
         let after = node.until(name, |r| r.counts.failed_polls > before.counts.failed_polls);
-        assert!(node.admits(0) && !node.admits(1), "{name}: nothing is lost, nobody comes in");
+        assert!(node.admits(0) && !node.admits(1), "{name}: the admitted pairs changed");
         assert_eq!(after.counts.decisions, before.counts.decisions, "{name}");
-        assert_eq!(after.rows[1].code, "NODE_NOT_FOUND", "{name}: a denial stays what it was");
+        assert_eq!(after.rows[1].code, "NODE_NOT_FOUND", "{name}: the denial changed");
     }
 }
 
@@ -139,13 +139,13 @@ fn redirect_to_another_url_is_not_followed() {
     let contract = Contract::deploy(&chain, false, false);
     contract.mint(chain.account(1), "node-0", &pair(0).1.to_string());
     chain.mine(3);
-    let (proxy, elsewhere) = (Proxy::new(chain.port()), Proxy::new(chain.port()));
-    let url = elsewhere.url();
+    let (proxy, target) = (Proxy::new(chain.port()), Proxy::new(chain.port()));
+    let url = target.url();
     proxy.rule(move |_| ProxyAction::Say(308, format!("location: {url}\r\n"), Vec::new()));
     let mut node = Node::start(config(contract.address, &[proxy.url()], "finality = \"latest\""), None, 1);
-    let report = node.until("it says so", |r| r.unreachable.is_some());
+    let report = node.until("unreachable", |r| r.unreachable.is_some());
     assert!(report.unreachable.as_ref().unwrap().reason.contains("it redirects to another URL"), "{report:?}");
-    assert!(!node.admits(0) && elsewhere.connections() == 0, "it did not go there");
+    assert!(!node.admits(0) && target.connections() == 0, "the redirect was followed");
 }
 
 #[test]
@@ -158,12 +158,12 @@ fn wiped_chain_revokes_no_peer() {
     let settings = config(contract.address, &[proxy.url()], "finality = \"latest\"\nstale = \"1h\"\ntimeout = \"1s\"");
     let mut node = Node::start(settings, None, 1);
     node.until_admits(0, true);
-    // The process is gone for good: nobody listens.
+    // The process has ended: no listener on the port.
     let port = chain.port();
     drop(chain);
-    let report = node.until("nobody listens", |r| r.unreachable.is_some());
+    let report = node.until("unreachable", |r| r.unreachable.is_some());
     assert!(report.unreachable.as_ref().unwrap().reason.contains("cannot be reached"), "{report:?}");
-    // Another one at its place, with nothing on it, and soon with more blocks than there were.
+    // An empty chain on the same port, first with fewer and then with more blocks than before.
     let empty = Anvil::at(port);
     for blocks in [0, 50, 1000] {
         if blocks > 0 {

@@ -1,6 +1,6 @@
-//! The chain tier: grants against a real local chain, honest or not. `scripts/test-chain` runs it.
+//! The chain tier: grants against a local chain and faulty endpoints. Run by `scripts/test-chain`.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
-#![allow(clippy::disallowed_methods, reason = "real parts run on real time")]
+#![allow(clippy::disallowed_methods, reason = "anvil and the node run on real time")]
 
 mod anvil;
 mod commands;

@@ -1,5 +1,5 @@
-//! A node as far as its grants go: the task on a thread of its own, its candidates, and what it says.
-#![allow(dead_code, reason = "several test programs share it, and none uses all of it")]
+//! The grants task of a node on its own thread, with its candidates and its report.
+#![allow(dead_code, reason = "shared by several test programs, of which none uses all of it")]
 
 use spoke_chain::ledger::Directories;
 use spoke_chain::watcher::{Deps, run};
@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot, watch};
 
-/// Longest wait for anything: many times what it takes on a machine with nothing else to do.
+/// Longest wait for any condition: many times what an idle machine takes.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A `[grants]` section.
@@ -49,7 +49,7 @@ pub(crate) fn pair(n: u16) -> Pair {
 pub(crate) struct Watch(Arc<AtomicBool>);
 
 impl Watch {
-    /// Whether it has.
+    /// Whether the pair has been admitted.
     pub(crate) fn seen(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
@@ -57,7 +57,7 @@ impl Watch {
 
 /// A running grants task.
 pub(crate) struct Node {
-    /// Who wants to be a peer.
+    /// Pairs that request access.
     pub(crate) candidates: watch::Sender<Arc<BTreeSet<Pair>>>,
     admitted: watch::Receiver<Option<Arc<Admitted>>>,
     report: watch::Receiver<Option<Arc<Report>>>,
@@ -68,7 +68,7 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Starts one that keeps its grants in `dir`'s `state` and `run`, with the first `n` pairs as candidates.
+    /// Starts the task with the first `n` pairs as candidates; grants are kept in `dir`'s `state` and `run`.
     pub(crate) fn start(config: Arc<Grants>, dir: Option<&Path>, n: u16) -> Self {
         for name in ["state", "run"] {
             if let Some(dir) = dir {
@@ -110,16 +110,16 @@ impl Node {
             thread: Some(thread),
             waiter: runtime(),
         };
-        node.until("it runs", |_| true);
+        node.until("running", |_| true);
         node
     }
 
-    /// Whether pair `n` is admitted now.
+    /// Whether pair `n` is admitted.
     pub(crate) fn admits(&self, n: u16) -> bool {
         self.admitted.borrow().as_ref().is_some_and(|a| a.0.contains(&pair(n)))
     }
 
-    /// Notes from now on whether pair `n` is ever admitted, however shortly.
+    /// Records from now on whether pair `n` is ever admitted, however briefly.
     pub(crate) fn watch_for(&self, n: u16) -> Watch {
         let (mut admitted, seen) = (self.admitted.clone(), Arc::new(AtomicBool::new(false)));
         let note = seen.clone();
@@ -139,23 +139,23 @@ impl Node {
         Watch(seen)
     }
 
-    /// What it says now.
+    /// The current report.
     pub(crate) fn report(&self) -> Arc<Report> {
         self.report.borrow().clone().expect("a report")
     }
 
-    /// The reason code of pair `n` now.
+    /// The reason code of pair `n`.
     pub(crate) fn code(&self, n: u16) -> String {
         let report = self.report();
         report.rows.iter().find(|r| (r.node.clone(), r.key) == pair(n)).map_or("?".into(), |r| r.code.clone())
     }
 
-    /// Has everything verified again.
+    /// Requests a new verification of all pairs.
     pub(crate) fn refresh(&self) {
         self.refresh.notify_one();
     }
 
-    /// Waits until pair `n` is admitted, or is not; gives the time it took.
+    /// Waits until pair `n` is admitted, or is not if `yes` is false; returns the time it took.
     pub(crate) fn until_admits(&mut self, n: u16, yes: bool) -> Duration {
         let started = Instant::now();
         let wait = self.admitted.wait_for(|a| a.as_ref().is_some_and(|a| a.0.contains(&pair(n))) == yes);
@@ -164,22 +164,22 @@ impl Node {
         started.elapsed()
     }
 
-    /// Waits until the report says so.
-    pub(crate) fn until(&mut self, what: &str, says: impl Fn(&Report) -> bool) -> Arc<Report> {
-        let wait = self.report.wait_for(|r| r.as_ref().is_some_and(|r| says(r)));
+    /// Waits until the report satisfies `matches`.
+    pub(crate) fn until(&mut self, what: &str, matches: impl Fn(&Report) -> bool) -> Arc<Report> {
+        let wait = self.report.wait_for(|r| r.as_ref().is_some_and(|r| matches(r)));
         let found = self.waiter.block_on(async {
             match tokio::time::timeout(LIMIT, wait).await {
                 Ok(Ok(r)) => r.clone(),
                 Ok(Err(_)) | Err(_) => None,
             }
         });
-        found.unwrap_or_else(|| panic!("never: {what}; {:#?}", self.report.borrow()))
+        found.unwrap_or_else(|| panic!("timed out waiting for: {what}; {:#?}", self.report.borrow()))
     }
 
-    /// Waits until the chain was looked at `more` times.
+    /// Waits for `more` further polls of the chain.
     pub(crate) fn looks(&mut self, more: u64) -> Arc<Report> {
         let now = self.report().counts.polls;
-        self.until("another look", |r| r.counts.polls >= now + more)
+        self.until("further polls", |r| r.counts.polls >= now + more)
     }
 }
 

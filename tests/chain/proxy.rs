@@ -1,5 +1,5 @@
-//! A proxy in front of a chain that counts bytes and, when told to, is slow, lies, or answers what no endpoint should.
-#![allow(dead_code, reason = "several test programs share it, and none uses all of it")]
+//! A proxy in front of a chain that counts bytes and, by rule, delays, falsifies or replaces responses.
+#![allow(dead_code, reason = "shared by several test programs, of which none uses all of it")]
 
 use serde_json::Value;
 use std::io::{BufReader, Write as _};
@@ -8,19 +8,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// What becomes of a request.
+/// What the proxy does with a request.
 pub(crate) enum ProxyAction {
-    /// It goes to the chain, the answer comes back.
+    /// Forwards the request and the response.
     Pass,
-    /// The same, later.
+    /// Forwards both after a delay.
     Late(Duration),
-    /// The chain's answer is changed on its way.
+    /// Forwards the request, changes the response.
     Edit(Box<dyn Fn(&mut Value) + Send>),
-    /// The proxy answers itself: status, further header lines, body.
+    /// Responds itself: status, further header lines, body.
     Say(u16, String, Vec<u8>),
-    /// The chain's answer comes a byte at a time, for ever slower than anybody waits.
+    /// Sends one byte of the response every 100 ms.
     Trickle,
-    /// The connection is closed.
+    /// Closes the connection.
     Hang,
 }
 
@@ -30,14 +30,14 @@ type Rule = Box<dyn FnMut(&Value) -> ProxyAction + Send>;
 pub(crate) struct Proxy {
     port: u16,
     rule: Arc<Mutex<Rule>>,
-    /// Bytes on the wire, both ways, headers included.
+    /// HTTP bytes in both directions, headers included.
     bytes: Arc<AtomicU64>,
     requests: Arc<AtomicU64>,
     connections: Arc<AtomicU64>,
 }
 
 impl Proxy {
-    /// A proxy in front of the chain at `upstream` that passes everything.
+    /// A proxy in front of the chain on port `upstream` that forwards everything.
     pub(crate) fn new(upstream: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("an address").port();
@@ -49,29 +49,29 @@ impl Proxy {
             for stream in listener.incoming().flatten() {
                 connections.fetch_add(1, Ordering::Relaxed);
                 let (rule, bytes, requests) = (rule.clone(), bytes.clone(), requests.clone());
-                // An error ends the connection: that is what a client must live with.
+                // An error closes the connection, which a client must handle.
                 std::thread::spawn(move || serve(stream, upstream, &rule, &bytes, &requests));
             }
         });
         proxy
     }
 
-    /// Its URL.
+    /// The URL of the proxy.
     pub(crate) fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// What becomes of requests from now on.
+    /// Replaces the rule.
     pub(crate) fn rule(&self, rule: impl FnMut(&Value) -> ProxyAction + Send + 'static) {
         *self.rule.lock().expect("not poisoned") = Box::new(rule);
     }
 
-    /// Passes everything again.
+    /// Forwards everything again.
     pub(crate) fn honest(&self) {
         self.rule(|_| ProxyAction::Pass);
     }
 
-    /// Bytes on the wire so far.
+    /// HTTP bytes so far.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
@@ -96,25 +96,25 @@ fn serve(
 ) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut stream = stream;
-    let mut behind: Option<BufReader<TcpStream>> = None;
+    let mut backend: Option<BufReader<TcpStream>> = None;
     loop {
         let (head, body) = message(&mut reader)?;
         requests.fetch_add(1, Ordering::Relaxed);
         bytes.fetch_add((head.len() + body.len()) as u64, Ordering::Relaxed);
-        let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
-        let deed = rule.lock().map(|mut r| r(&asked)).unwrap_or(ProxyAction::Hang);
-        let (head, body) = match deed {
+        let request: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let action = rule.lock().map(|mut r| r(&request)).unwrap_or(ProxyAction::Hang);
+        let (head, body) = match action {
             ProxyAction::Hang => return Ok(()),
             ProxyAction::Say(status, headers, body) => {
                 (format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n{headers}\r\n", body.len()).into_bytes(), body)
             }
             ProxyAction::Pass | ProxyAction::Late(_) | ProxyAction::Edit(_) | ProxyAction::Trickle => {
-                if let ProxyAction::Late(by) = deed {
+                if let ProxyAction::Late(by) = action {
                     std::thread::sleep(by);
                 }
-                let server = match &mut behind {
+                let server = match &mut backend {
                     Some(s) => s,
-                    None => behind.insert(BufReader::new(TcpStream::connect(("127.0.0.1", upstream))?)),
+                    None => backend.insert(BufReader::new(TcpStream::connect(("127.0.0.1", upstream))?)),
                 };
                 let out = server.get_mut();
                 let head = format!(
@@ -123,7 +123,7 @@ fn serve(
                 );
                 out.write_all(&[head.as_bytes(), &body].concat())?;
                 let (head, body) = message(server)?;
-                match deed {
+                match action {
                     ProxyAction::Edit(edit) => {
                         let mut answer: Value = serde_json::from_slice(&body).unwrap_or_default();
                         edit(&mut answer);
@@ -146,7 +146,7 @@ fn serve(
     }
 }
 
-/// A head and a body of a known length.
+/// Reads a head and a body of the length it declares.
 fn message(from: &mut impl std::io::BufRead) -> std::io::Result<(Vec<u8>, Vec<u8>)> {
     let mut head = Vec::new();
     let mut length = 0;

@@ -1,5 +1,5 @@
-//! A walk at random: whatever happens to the chain, to one of three endpoints and to the node, it ends up believing what the
-//! contract says, and at no moment lets in somebody who was revoked.
+//! Random events on the chain, at one of three endpoints and at the node: after each, the node's decisions equal those of
+//! the contract.
 use crate::anvil::{Anvil, Contract};
 use crate::node::{Node, config, pair};
 use crate::proxy::{Proxy, ProxyAction};
@@ -14,27 +14,27 @@ use std::time::Duration;
 const STEPS: u32 = 40;
 const NODES: u16 = 6;
 
-/// A small generator of its own, so that a walk can be walked again: `SPOKE_TEST_WALK` is where it starts.
+/// A small generator, so that a run can be repeated: `SPOKE_TEST_WALK` is its seed.
 struct Random(u64);
 
 impl Random {
     fn below(&mut self, n: u64) -> u64 {
-        // Knuth's MMIX, and only its good half.
+        // Knuth's MMIX LCG; its low bits have short periods and are dropped.
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % n
     }
 }
 
-/// One of the ways an endpoint may be bad for a while.
-fn spoil(proxy: &Proxy, how: u64) -> &'static str {
+/// Makes an endpoint faulty in one of five ways.
+fn inject_fault(proxy: &Proxy, how: u64) -> &'static str {
     match how {
         0 => {
             proxy.rule(|_| ProxyAction::Hang);
-            "closes"
+            "closes connections"
         }
         1 => {
             proxy.rule(|_| ProxyAction::Say(500, String::new(), Vec::new()));
-            "fails"
+            "returns 500"
         }
         2 => {
             proxy.rule(|_| ProxyAction::Late(Duration::from_millis(400)));
@@ -51,18 +51,18 @@ fn spoil(proxy: &Proxy, how: u64) -> &'static str {
             "hides events"
         }
         _ => {
-            // Every bit of what the contract says is the opposite: the last of each read is whether it grants.
+            // Inverts the last digit of the reads: whether the contract grants.
             proxy.rule(|_| {
                 ProxyAction::Edit(Box::new(|answer| {
                     for reply in answer.as_array_mut().into_iter().flatten() {
                         if let Some(text) = reply["result"].as_str().filter(|t| t.len() > 400) {
-                            let turned = if text.ends_with('1') { '0' } else { '1' };
-                            reply["result"] = format!("{}{turned}", &text[..text.len() - 1]).into();
+                            let inverted = if text.ends_with('1') { '0' } else { '1' };
+                            reply["result"] = format!("{}{inverted}", &text[..text.len() - 1]).into();
                         }
                     }
                 }))
             });
-            "lies"
+            "inverts grants"
         }
     }
 }
@@ -82,14 +82,14 @@ fn node_follows_the_contract_through_random_faults() {
     let mut node = Node::start(settings.clone(), Some(dir.path()), NODES);
     let pairs: Vec<Pair> = (0..NODES).map(pair).collect();
 
-    // What the contract says, asked of the chain itself.
+    // The contract's decisions, read from the chain directly.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let direct = config(contract.address, &[chain.url()], "finality = \"latest\"");
-    let mut asked =
+    let mut reader =
         ChainReader::new(Http::new(&direct.endpoints, direct.timeout).unwrap(), SystemClock, direct.clone());
     let mut truth = || -> Vec<String> {
-        let pin = runtime.block_on(asked.find_block(At::Latest)).unwrap().unwrap();
-        let decided = runtime.block_on(asked.verify(pin, &pairs)).unwrap();
+        let pin = runtime.block_on(reader.find_block(At::Latest)).unwrap().unwrap();
+        let decided = runtime.block_on(reader.verify(pin, &pairs)).unwrap();
         decided.into_iter().map(|d| d.unwrap().reason.code().to_owned()).collect()
     };
 
@@ -112,30 +112,30 @@ fn node_follows_the_contract_through_random_faults() {
                 let (token, n, from) = live[i];
                 live[i].2 = 1 + from % 4;
                 contract.transfer(chain.account(from), chain.account(live[i].2), token);
-                format!("node-{n} changes hands")
+                format!("node-{n} is transferred")
             }
             5 => {
                 let (which, how) = (random.below(3), random.below(5));
                 proxies.iter().for_each(Proxy::honest);
-                format!("endpoint {which} {}", spoil(&proxies[usize::try_from(which).unwrap()], how))
+                format!("endpoint {which} {}", inject_fault(&proxies[usize::try_from(which).unwrap()], how))
             }
             6 => {
                 drop(node);
                 node = Node::start(settings.clone(), Some(dir.path()), NODES);
-                "the node is started again".to_owned()
+                "the node restarts".to_owned()
             }
             _ => {
                 let blocks = 1 + random.below(30);
                 chain.mine(blocks);
-                format!("{blocks} blocks pass")
+                format!("{blocks} blocks are mined")
             }
         };
         let wanted = truth();
         eprintln!("{step}: {what}: {}", wanted.iter().filter(|c| *c == "ACCESS_GRANTED").count());
-        node.until(&format!("walk {start}, step {step}: {what}: {wanted:?}"), |r| {
-            let told: Vec<&str> = r.rows.iter().map(|row| row.code.as_str()).collect();
-            told == wanted && r.rows.iter().all(|row| row.admitted == (row.code == "ACCESS_GRANTED"))
+        node.until(&format!("seed {start}, step {step}: {what}: {wanted:?}"), |r| {
+            let codes: Vec<&str> = r.rows.iter().map(|row| row.code.as_str()).collect();
+            codes == wanted && r.rows.iter().all(|row| row.admitted == (row.code == "ACCESS_GRANTED"))
         });
     }
-    assert!(node.report().counts.reorganisations == 0, "nobody invented one");
+    assert!(node.report().counts.reorganisations == 0, "a reorganisation was detected without one");
 }
