@@ -1,6 +1,6 @@
-//! The laws of `derive`, `plan` and `advance`: what holds whatever is wanted, whatever the kernel has, and whatever others do to it.
+//! Invariants of `derive`, `plan` and `advance` for any desired state, kernel state and change by other programs.
 //!
-//! They are judged on the kernel in memory, which passes the same suite as the real one (see `tests/conformance.rs`).
+//! Checked on the kernel in memory, which passes the same suite as the real one (see `tests/conformance.rs`).
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 #[path = "laws/derived.rs"]

@@ -1,5 +1,5 @@
-//! Random events on the chain, at one of three endpoints and at the node: after each, the node's decisions equal those of
-//! the contract.
+//! Random events on the chain, at one of three endpoints and at the node: after each, the node's decisions equal those
+//! of the contract.
 use crate::anvil::{Anvil, Contract};
 use crate::node::{Node, config, pair};
 use crate::proxy::{Proxy, ProxyAction};

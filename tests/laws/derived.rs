@@ -1,4 +1,4 @@
-//! Laws of `derive`: whatever is configured and published, what is wanted is something the kernel can have.
+//! Invariants of `derive`: for any configuration and facts, the desired state is one that the kernel can have.
 use crate::world::{name, net, peer_key, secret};
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
@@ -17,7 +17,7 @@ fn any_nets() -> impl Strategy<Value = BTreeSet<&'static str>> {
     btree_set(0..NETS.len(), 0..3).prop_map(|all| all.into_iter().map(|i| NETS[i]).collect())
 }
 
-/// Two hubs on `wg0` and some peers, node ids and all.
+/// A configuration of two hubs and some peers on `wg0`, with node ids.
 fn text(peers: &[(u8, BTreeSet<&'static str>)], nft: bool, hubs: &[BTreeSet<&'static str>; 2]) -> String {
     let list = |nets: &BTreeSet<&str>| nets.iter().map(|n| format!("\"{n}\"")).collect::<Vec<_>>().join(",");
     let mut text = format!(
@@ -46,7 +46,7 @@ fn text(peers: &[(u8, BTreeSet<&'static str>)], nft: bool, hubs: &[BTreeSet<&'st
     text
 }
 
-/// An interface set over the API: whether its device is set too, and its peers with their networks.
+/// An interface set over the API: whether its device is set as well, and its peers with their networks.
 type Set = (bool, Vec<(u8, BTreeSet<&'static str>)>);
 
 fn api_state(links: &[Set]) -> ApiState {
@@ -83,7 +83,7 @@ proptest! {
     ) {
         let peers: Vec<_> = peers.into_iter().collect();
         let text = text(&peers, nft, &hubs);
-        // What the configuration refuses never gets here.
+        // An invalid configuration never reaches `derive`.
         let Ok(config) = Config::from_text(Some(("spoke.toml", &text)), []) else { return Ok(()) };
         let config = Effective::of(Arc::new(config));
         let uplink = config.uplink().unwrap();
@@ -110,21 +110,21 @@ proptest! {
                 prop_assert_ne!(*key, link.private_key.public());
                 for net in &peer.allowed_ips {
                     prop_assert_eq!(net.trunc(), *net);
-                    prop_assert!(seen.insert(*net), "{} has two holders on {}", net, link_name);
+                    prop_assert!(seen.insert(*net), "{} is held by two peers on {}", net, link_name);
                 }
             }
-            prop_assert!(link.routes.iter().all(|r| seen.contains(&r.to)), "a route to nobody");
+            prop_assert!(link.routes.iter().all(|r| seen.contains(&r.to)), "a route without a peer");
         }
-        // The way to the hub never depends on the chain.
+        // The hub is a peer whatever the grants.
         prop_assert!(desired.links[&name("wg0")].peers.contains_key(&config.hubs()[1].public_key));
-        // Nobody is a peer without a grant where grants decide; hubs are not granted.
+        // With `access = "nft"` every peer except the hubs needs a grant.
         let wg0 = &desired.links[&name("wg0")];
         if nft {
             for key in wg0.peers.keys().filter(|k| **k != peer_key(50) && **k != peer_key(51)) {
                 prop_assert!(admitted.iter().any(|a| peer_key(*a) == *key), "{:?} was not granted", key);
             }
         }
-        // The same again is the same, generation included.
+        // Derived again, the state is equal, generation included.
         prop_assert_eq!(derive(&config, &facts, &desired).unwrap(), desired);
     }
 }

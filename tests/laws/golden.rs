@@ -1,4 +1,4 @@
-//! Plans as people see them, kept as text in `tests/golden`. `SPOKE_BLESS=1` writes them anew; read the difference.
+//! Rendered plans, compared with the files in `tests/golden`. `SPOKE_BLESS=1` rewrites them; review the diff.
 use crate::world::{World, name, net, peer_key, secret};
 use spoke_config::interface::{DriftPolicy, TABLE_MAIN};
 use spoke_model::key::PresharedKey;
@@ -37,24 +37,24 @@ fn wanted(link: Link) -> Desired {
     Desired { generation: 1, links: [(name("wg0"), link)].into(), ..Desired::default() }
 }
 
-/// A world in which `link` was reached.
+/// A world that is in sync with `link`.
 fn reached() -> World {
     let mut world = World::new();
     world.pass(&wanted(link()));
     world
 }
 
-/// Compares what would be done with the text of that name.
+/// Compares the rendered plan with the golden file of that name.
 fn golden(file: &str, world: &mut World, want: &Desired) {
     let plan = world.plan(want);
     let text = render::plan(&plan, &world.observe(want));
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(format!("{file}.txt"));
     if std::env::var_os("SPOKE_BLESS").is_some() {
-        std::fs::write(&path, &text).expect("the text can be written");
+        std::fs::write(&path, &text).expect("write the golden file");
     }
-    let kept =
+    let expected =
         std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}; SPOKE_BLESS=1 writes it", path.display()));
-    assert_eq!(text, kept, "{file}: if this is meant, SPOKE_BLESS=1 writes it anew");
+    assert_eq!(text, expected, "{file}: if intended, SPOKE_BLESS=1 rewrites it");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Laws of `plan`, of applying it, and of planning against what is known.
+//! Invariants of `plan`, of applying a plan, and of planning against the advanced observation.
 use crate::world::{FOREIGN, Mess, World, any_desired, any_mess, name, net, orphan, peer_key, peers_of, unlike, world};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -14,8 +14,8 @@ fn messes() -> impl Strategy<Value = Vec<Mess>> {
     vec(any_mess(), 0..12)
 }
 
-/// Without what a look sees and an acknowledgement does not tell.
-fn settled(mut observed: Observed) -> Observed {
+/// Without the values that an observation has and an acknowledgement does not.
+fn comparable(mut observed: Observed) -> Observed {
     for link in observed.links.values_mut() {
         link.listen_port = 0;
         link.index = 0;
@@ -23,7 +23,7 @@ fn settled(mut observed: Observed) -> Observed {
     observed
 }
 
-/// Without links that can neither be read nor mended.
+/// Without names taken by links of another kind, which can be neither read nor repaired.
 fn reachable(desired: &Desired, world: &mut World) -> Desired {
     let seen = world.observe(desired);
     let mut desired = desired.clone();
@@ -75,9 +75,9 @@ proptest! {
             (count % every == 0).then_some(Errno::BUSY)
         });
         let (plan, applied) = world.pass(&want);
-        let mut told: Vec<_> = applied.done.iter().copied().chain(applied.failed.iter().map(|f| f.0)).collect();
-        told.sort_unstable();
-        prop_assert_eq!(told, (0..plan.steps.len()).collect::<Vec<_>>());
+        let mut reported: Vec<_> = applied.done.iter().copied().chain(applied.failed.iter().map(|f| f.0)).collect();
+        reported.sort_unstable();
+        prop_assert_eq!(reported, (0..plan.steps.len()).collect::<Vec<_>>());
         prop_assert!(plan.steps.len() < every || !applied.failed.is_empty());
         world.others.refuse_nothing();
         world.pass(&want);
@@ -89,23 +89,23 @@ proptest! {
     fn access_is_removed_before_it_is_added(first in any_desired(), mess in messes(), want in any_desired()) {
         let mut world = world(&first, &mess);
         let plan = world.plan(&want);
-        let last_taken = plan.steps.iter().rposition(|s| matches!(s, Step::RemovePeer { .. }));
-        let first_given = plan.steps.iter().position(|s| matches!(s, Step::SetPeer { .. } | Step::SetDevice { .. }));
-        if let (Some(taken), Some(given)) = (last_taken, first_given) {
-            prop_assert!(taken < given);
+        let last_removed = plan.steps.iter().rposition(|s| matches!(s, Step::RemovePeer { .. }));
+        let first_set = plan.steps.iter().position(|s| matches!(s, Step::SetPeer { .. } | Step::SetDevice { .. }));
+        if let (Some(removed), Some(set)) = (last_removed, first_set) {
+            prop_assert!(removed < set);
         }
-        // Nor does a peer keep a network until after another one was given it.
+        // A network is removed from one peer before it is added to another.
         let have = world.observe(&want);
-        let mut given = BTreeSet::new();
+        let mut extended = BTreeSet::new();
         for step in &plan.steps {
             let Step::SetPeer { link, peer, change } = step else { continue };
             let (AllowedIps::Add(nets) | AllowedIps::Replace(nets)) = &change.allowed_ips else { continue };
             let before = have.links.get(link).and_then(|l| l.peers.get(peer)).map(|p| p.allowed_ips.clone());
             let before = before.unwrap_or_default();
             let shrinks = nets.is_subset(&before) && *nets != before;
-            prop_assert!(!shrinks || !given.contains(link), "{:#?}", plan.steps);
+            prop_assert!(!shrinks || !extended.contains(link), "{:#?}", plan.steps);
             if !shrinks {
-                given.insert(link.clone());
+                extended.insert(link.clone());
             }
         }
     }
@@ -122,10 +122,10 @@ proptest! {
                 prop_assert_eq!(Some(have), after.links.get(link));
             }
         }
-        prop_assert!(before.links.contains_key(&name(FOREIGN)), "the law is tested on something");
+        prop_assert!(before.links.contains_key(&name(FOREIGN)), "no foreign link to check");
         let lost: Vec<_> = routes.difference(&routes_after).filter(|(link, _)| link == FOREIGN).collect();
         prop_assert!(lost.is_empty(), "{lost:?}");
-        prop_assert!(!after.links.contains_key(&name("old0")), "what was ours and is not wanted goes");
+        prop_assert!(!after.links.contains_key(&name("old0")), "our unwanted link was kept");
     }
 
     #[test]
@@ -133,16 +133,18 @@ proptest! {
         let mut world = world(&first, &mess);
         let plan = world.plan(&want);
         for (i, step) in plan.steps.iter().enumerate() {
-            prop_assert!(!plan.steps[..i].contains(step), "twice: {:?}", step);
+            prop_assert!(!plan.steps[..i].contains(step), "duplicate: {:?}", step);
             let before = world.everything();
             let applied = world.apply(std::slice::from_ref(step));
             prop_assert!(applied.failed.is_empty(), "{:?}", applied.failed);
-            prop_assert_ne!(world.everything(), before, "changes nothing: {:?} in {:#?}", step, plan.steps);
+            prop_assert_ne!(world.everything(), before, "no effect: {:?} in {:#?}", step, plan.steps);
         }
     }
 
     #[test]
-    fn observe_policy_writes_nothing(first in any_desired(), mess in messes(), want in any_desired(), watched in 0usize..3) {
+    fn observe_policy_writes_nothing(
+        first in any_desired(), mess in messes(), want in any_desired(), watched in 0usize..3,
+    ) {
         let mut want = want;
         let watched = name(crate::world::NAMES[watched]);
         if let Some(link) = want.links.get_mut(&watched) {
@@ -152,14 +154,14 @@ proptest! {
         let plan = world.plan(&want);
         if want.links.contains_key(&watched) {
             prop_assert!(plan.steps.iter().all(|s| *s.link() != watched));
-            // What is held is exactly what enforcing would do.
+            // The held steps are exactly those that enforcing would apply.
             let mut enforced = want.clone();
             enforced.links.values_mut().for_each(|l| l.policy = DriftPolicy::Enforce);
-            let mut would: Vec<_> = world.plan(&enforced).steps.into_iter().filter(|s| *s.link() == watched).collect();
+            let mut steps: Vec<_> = world.plan(&enforced).steps.into_iter().filter(|s| *s.link() == watched).collect();
             let mut held = plan.held.clone();
-            would.sort_by_key(|s| format!("{s:?}"));
+            steps.sort_by_key(|s| format!("{s:?}"));
             held.sort_by_key(|s| format!("{s:?}"));
-            prop_assert_eq!(held, would);
+            prop_assert_eq!(held, steps);
         }
     }
 
@@ -177,8 +179,8 @@ proptest! {
             let Some(wanted) = want.links.get(&link) else { continue };
             let ours = owned.get(&link).cloned().unwrap_or_default();
             for peer in peers {
-                let should_be = wanted.peers.contains_key(&peer) || !ours.contains(&peer);
-                prop_assert_eq!(after[&link].contains(&peer), should_be, "{:?} of {}\n{:#?}", peer, link, plan);
+                let expected = wanted.peers.contains_key(&peer) || !ours.contains(&peer);
+                prop_assert_eq!(after[&link].contains(&peer), expected, "{:?} of {}\n{:#?}", peer, link, plan);
             }
         }
         prop_assert_eq!(world.plan(&want).steps, vec![]);
@@ -202,11 +204,11 @@ proptest! {
         world.pass(&want);
         world.memory = Memory::default();
         let plan = world.plan(&want);
-        // All that may be done is to tell a peer that has roamed where its configured place is.
+        // The only permitted step sets the configured endpoint of a peer that has roamed.
         for step in &plan.steps {
-            let fine = matches!(step, Step::SetPeer { change, .. } if change.endpoint.is_some() && !change.create
+            let permitted = matches!(step, Step::SetPeer { change, .. } if change.endpoint.is_some() && !change.create
                 && change.allowed_ips == AllowedIps::Keep && change.keepalive.is_none() && change.preshared_key.is_none());
-            prop_assert!(fine, "{:?}", step);
+            prop_assert!(permitted, "{:?}", step);
         }
         world.pass(&want);
         prop_assert_eq!(world.plan(&want).steps, vec![]);
@@ -226,7 +228,7 @@ proptest! {
         });
         let applied = world.apply(&plan.steps);
         applied.done.iter().for_each(|i| advance(&mut known, &plan.steps[*i]));
-        prop_assert_eq!(settled(known), settled(world.observe(&want)), "{:#?}", plan.steps);
+        prop_assert_eq!(comparable(known), comparable(world.observe(&want)), "{:#?}", plan.steps);
     }
 
     #[test]

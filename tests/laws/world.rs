@@ -1,4 +1,4 @@
-//! Arbitrary wanted states, arbitrary kernels, and what others do to them.
+//! Arbitrary desired states, arbitrary kernel states, and changes by other programs.
 use futures_util::FutureExt as _;
 use ipnet::IpNet;
 use proptest::collection::{btree_map, btree_set, vec};
@@ -30,7 +30,7 @@ const NETS: [&str; 9] = [
 ];
 const ADDRESSES: [&str; 6] =
     ["10.8.0.1/24", "10.8.0.2/24", "10.9.0.1/32", "fd00:8::1/64", "fd00:8::1/128", "fd00:9::1/64"];
-/// Every link has a table of its own: two that want the same route are a fault of the configuration.
+/// One table per link: two links with the same route are a configuration error.
 const TABLES: [u32; 3] = [254, 77, 1000];
 
 pub(crate) fn name(text: &str) -> IfName {
@@ -65,7 +65,7 @@ fn any_preshared() -> impl Strategy<Value = Option<PresharedKey>> {
     prop::option::of((0u8..2).prop_map(|n| PresharedKey::from_bytes([n + 1; 32])))
 }
 
-/// An address is on a link once, whatever its prefix.
+/// An address is unique on a link, whatever its prefix.
 fn any_addresses() -> impl Strategy<Value = BTreeSet<IpNet>> {
     btree_set(any_address(), 0..4).prop_map(|all| {
         let mut seen = BTreeSet::new();
@@ -73,10 +73,10 @@ fn any_addresses() -> impl Strategy<Value = BTreeSet<IpNet>> {
     })
 }
 
-/// What an interface may be wanted like; `n` keeps it apart from the others, as a configuration must.
+/// A desired interface; `n` makes its key, port and table distinct from those of the others.
 fn any_link(n: u8) -> impl Strategy<Value = Link> {
     let peers = btree_map(0u8..6, (any_preshared(), 0u16..2, prop::option::of(any_endpoint())), 0..5);
-    // Every network has at most one holder.
+    // A network belongs to at most one peer.
     let holders = vec(prop::option::of(0u8..6), NETS.len());
     let routes = btree_set(any_net(), 0..4);
     let random = any::<bool>();
@@ -110,7 +110,7 @@ fn any_link(n: u8) -> impl Strategy<Value = Link> {
     )
 }
 
-/// A wanted state.
+/// A desired state.
 pub(crate) fn any_desired() -> impl Strategy<Value = Desired> {
     let links = (prop::option::of(any_link(0)), prop::option::of(any_link(1)), prop::option::of(any_link(2)));
     links.prop_map(|(a, b, c)| {
@@ -119,7 +119,7 @@ pub(crate) fn any_desired() -> impl Strategy<Value = Desired> {
     })
 }
 
-/// What somebody else does.
+/// A change by another program.
 #[derive(Clone, Debug)]
 pub(crate) enum Mess {
     AddLink(u8, bool),
@@ -188,7 +188,7 @@ fn do_mess(handle: &Handle, mess: &Mess) {
     }
 }
 
-/// A kernel with a history, and the memory of the one who was part of it.
+/// A kernel with existing objects, and the reconciler's memory of it.
 pub(crate) struct World {
     pub(crate) kernel: FakeKernel,
     pub(crate) others: Handle,
@@ -196,7 +196,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// A kernel that has a link, a peer, an address and a route of somebody else.
+    /// A kernel with a foreign link that has a peer, an address and two routes.
     pub(crate) fn new() -> Self {
         let kernel = FakeKernel::new();
         let others = kernel.handle();
@@ -216,17 +216,17 @@ impl World {
     }
 
     pub(crate) fn observe(&mut self, desired: &Desired) -> Observed {
-        self.look(&desired.links.keys().cloned().collect())
+        self.observe_names(&desired.links.keys().cloned().collect())
     }
 
-    pub(crate) fn look(&mut self, wanted: &BTreeSet<IfName>) -> Observed {
+    fn observe_names(&mut self, wanted: &BTreeSet<IfName>) -> Observed {
         self.kernel.observe(wanted).now_or_never().expect("the fake is never busy").expect("an observation")
     }
 
-    /// All links that exist, with everything about them that can be seen.
+    /// All existing links with everything observable, and the foreign routes.
     pub(crate) fn everything(&mut self) -> (Observed, BTreeSet<(String, Route)>) {
         let all = self.others.links().into_keys().map(|n| name(&n)).collect();
-        (self.look(&all), self.others.foreign_routes())
+        (self.observe_names(&all), self.others.foreign_routes())
     }
 
     pub(crate) fn apply(&mut self, steps: &[Step]) -> Applied {
@@ -238,7 +238,7 @@ impl World {
         plan(desired, &observed, &self.memory)
     }
 
-    /// What the reconcile task does: look, plan, apply, take note. Returns what it did and what was refused.
+    /// One pass of the reconcile task: observe, plan, apply, record.
     pub(crate) fn pass(&mut self, desired: &Desired) -> (Plan, Applied) {
         let plan = self.plan(desired);
         let applied = self.apply(&plan.steps);
@@ -248,7 +248,7 @@ impl World {
         (plan, applied)
     }
 
-    /// A pass that is cut off after so many steps; the process is gone if `killed`.
+    /// A pass interrupted after `after` steps; if `killed`, the memory is lost as well.
     pub(crate) fn cut_off(&mut self, desired: &Desired, after: usize, killed: bool) {
         let plan = self.plan(desired);
         let steps = &plan.steps[..after.min(plan.steps.len())];
@@ -260,7 +260,7 @@ impl World {
     }
 }
 
-/// A world where `first` was wanted, and then others did as they liked.
+/// A world in sync with `first`, then changed by other programs.
 pub(crate) fn world(first: &Desired, mess: &[Mess]) -> World {
     let mut world = World::new();
     world.pass(first);
@@ -268,7 +268,7 @@ pub(crate) fn world(first: &Desired, mess: &[Mess]) -> World {
     world
 }
 
-/// Whether everything wanted of an interface is as wanted; endpoints may have roamed, but not be missing.
+/// Differences between desired and observed state; endpoints may have roamed, but not be missing.
 pub(crate) fn unlike(desired: &Desired, observed: &Observed) -> Vec<String> {
     let mut bad = Vec::new();
     for (link, want) in &desired.links {
@@ -310,7 +310,7 @@ pub(crate) fn unlike(desired: &Desired, observed: &Observed) -> Vec<String> {
     bad
 }
 
-/// Makes a link one of ours that nobody wants any more.
+/// Adds a link that is marked as ours and not desired.
 pub(crate) fn orphan(world: &World, link: &str) {
     world.others.add_link(link, true);
     world.others.set_alias(link, OWNED_ALIAS);

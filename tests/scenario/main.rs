@@ -1,5 +1,4 @@
-//! Stories of the tunnel in a simulated world: the real reconciler and the real uplink, a simulated kernel, network, DNS and
-//! hubs, one clock that runs hours in milliseconds.
+//! The tunnel in a simulated world: the real reconciler and uplink on a simulated kernel, network, DNS, hubs and clock.
 mod scene;
 
 use scene::{Scene, addr, hub_key};
@@ -25,7 +24,7 @@ async fn tunnel_is_up_in_two_round_trips_and_stays_up() {
     assert!(status.rungs.is_empty());
 }
 
-/// Metered links: what an idle day costs, headers included.
+/// Bytes with headers; the limit is for metered links.
 #[tokio::test(start_paused = true)]
 async fn idle_day_uses_less_than_a_megabyte() {
     let mut s = Scene::start(1, "").await;
@@ -35,7 +34,7 @@ async fn idle_day_uses_less_than_a_megabyte() {
     let day = s.world.state().bytes - before;
     println!("idle day over IPv4: {day} bytes");
     assert!((400_000..750_000).contains(&day), "{day} bytes");
-    assert_eq!(s.world.state().look_ups, 1, "a tunnel that stands needs no DNS");
+    assert_eq!(s.world.state().look_ups, 1, "look-ups while the tunnel is up");
 }
 
 #[tokio::test(start_paused = true)]
@@ -45,14 +44,14 @@ async fn hub_outage_is_detected_and_recovered() {
     s.pass(10 * MINUTE).await;
     s.world.power(0, false);
     let noticed = s.until(2 * MINUTE, |s| s.state != State::Up).await;
-    assert!(noticed <= 80 * SECOND, "idle probe 60 s + dead after 15 s + a look: {noticed:?}");
+    assert!(noticed <= 80 * SECOND, "idle probe 60 s + dead after 15 s + a poll: {noticed:?}");
     s.pass(HOUR).await;
     let status = s.status();
-    assert!(status.backoff.unwrap() >= 30 * SECOND, "backed off: {:?}", status.backoff);
+    assert!(status.backoff.unwrap() >= 30 * SECOND, "backoff: {:?}", status.backoff);
     assert_eq!(status.fault.as_ref().unwrap().code, Code::NoHandshake);
     s.world.power(0, true);
     let back = s.until_up(2 * MINUTE).await;
-    assert!(back <= 40 * SECOND, "a keepalive and a retry of the kernel, heard of at once: {back:?}");
+    assert!(back <= 40 * SECOND, "a keepalive and a handshake retry of the kernel: {back:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -91,7 +90,7 @@ async fn returning_link_ends_the_backoff() {
     assert_ne!(s.status().state, State::Up);
     s.world.carrier(true);
     let back = s.until_up(MINUTE).await;
-    assert!(back <= 7 * SECOND, "the wait is waived, one retry of the kernel is not: {back:?}");
+    assert!(back <= 7 * SECOND, "one handshake retry of the kernel, no backoff: {back:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -138,7 +137,7 @@ async fn dns_outage_at_start_is_recovered() {
     let mut s = Scene::start_with(1, "", |w| w.state().dns = false).await;
     s.pass(5 * MINUTE).await;
     assert_eq!(s.status().fault.as_ref().unwrap().code, Code::Unresolved);
-    assert!(s.world.state().links.values().all(|l| l.up), "the interface does not wait for DNS");
+    assert!(s.world.state().links.values().all(|l| l.up), "an interface is down");
     s.world.state().dns = true;
     s.until_up(2 * MINUTE).await;
 }
@@ -167,7 +166,7 @@ async fn broken_ipv6_falls_back_to_ipv4() {
     })
     .await;
     let took = s.until_up(MINUTE).await;
-    assert!(took <= 18 * SECOND, "one attempt, a wait, a retry of the kernel: {took:?} {:#?}", s.status().history);
+    assert!(took <= 18 * SECOND, "one attempt, a wait, a handshake retry: {took:?} {:#?}", s.status().history);
     assert_eq!(s.status().rungs.keys().copied().collect::<Vec<_>>(), [Rung::Family]);
     assert_eq!(s.status().endpoint, Some(addr("192.0.2.1:51820")));
 }
@@ -183,20 +182,20 @@ async fn two_hubs_fail_over_and_back_with_hysteresis() {
     assert_eq!(s.status().hub.as_deref(), Some("hub1"));
     assert!(over <= 90 * SECOND, "{over:?}");
     s.pass(2 * HOUR).await;
-    assert_eq!(s.status().hub.as_deref(), Some("hub1"), "the better hub is away and nothing is disturbed");
+    assert_eq!(s.status().hub.as_deref(), Some("hub1"), "the preferred hub is still unreachable");
     assert_eq!(s.status().sessions, 2, "{:#?}", s.status().history);
 
     s.world.power(0, true);
     let good = s.until(20 * MINUTE, |s| s.standby.as_ref().is_some_and(|b| b.good_since.is_some())).await;
-    println!("found good again after {good:?}");
+    println!("preferred hub good again after {good:?}");
     s.pass(4 * MINUTE).await;
     assert_eq!(s.status().hub.as_deref(), Some("hub1"), "not before failback_after");
     let moved = s.until(3 * MINUTE, |s| s.hub.as_deref() == Some("hub0") && s.state == State::Up).await;
-    println!("moved back after another {moved:?}");
+    println!("failback after another {moved:?}");
     assert_eq!(s.status().history.back().unwrap().code, Code::Failback);
     s.pass(HOUR).await;
     assert_eq!(s.status().sessions, 3);
-    assert!(!s.has_peer(hub_key(1)), "the worse hub is no peer any more");
+    assert!(!s.has_peer(hub_key(1)), "hub1 is still a peer");
 }
 
 #[tokio::test(start_paused = true)]
@@ -228,7 +227,7 @@ async fn failed_active_hub_waives_the_hysteresis() {
     s.world.power(1, false);
     s.until(2 * MINUTE, |s| s.state != State::Up).await;
     let over = s.until_up(MINUTE).await;
-    assert!(over <= SECOND, "it was already good: {over:?}");
+    assert!(over <= SECOND, "hub0 was already good: {over:?}");
     assert_eq!(s.status().hub.as_deref(), Some("hub0"));
 }
 
@@ -245,8 +244,8 @@ async fn flapping_hub_is_retried_with_backoff() {
         waits.push(s.status().backoff.unwrap());
         s.world.power(0, true);
     }
-    assert!(s.status().failures >= 8, "no session held for stable_after: {waits:?}");
-    // Held for long enough, the account is cleared.
+    assert!(s.status().failures >= 8, "no session lasted stable_after: {waits:?}");
+    // A session that lasts stable_after resets the count.
     s.until_up(5 * MINUTE).await;
     s.pass(5 * MINUTE).await;
     s.world.power(0, false);
@@ -263,17 +262,17 @@ async fn tunnel_recovers_from_wall_clock_jumps() {
     let now = s.clock.wall_exact().as_secs();
     s.clock.jump_to(Wall(now + FIFTY_YEARS));
     s.pass(30 * MINUTE).await;
-    assert_eq!((s.status().state, s.status().sessions), (State::Up, 1), "forward: nobody notices");
+    assert_eq!((s.status().state, s.status().sessions), (State::Up, 1), "forward: no effect");
 
     s.clock.jump_to(Wall(now - 30 * 31_556_952));
     s.pass(2 * MINUTE).await;
-    assert_eq!(s.status().state, State::Up, "back: the session lives on until its keys are too old");
+    assert_eq!(s.status().state, State::Up, "back: the session lasts until its keys expire");
     s.pass(10 * MINUTE).await;
-    assert_ne!(s.status().state, State::Up, "the hub takes our handshakes for replays, and that is what is reported");
+    assert_ne!(s.status().state, State::Up, "the hub drops our handshakes as replays");
     s.clock.jump_to(Wall(now + FIFTY_YEARS + 3600));
     s.until_up(2 * MINUTE).await;
     let age = s.status().handshake_age(s.now()).unwrap();
-    assert!(age < MINUTE, "ages are measured on the boot clock: {age:?}");
+    assert!(age < MINUTE, "age not measured on the boot clock: {age:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -289,10 +288,10 @@ async fn restarted_process_adopts_the_tunnel() {
     let status = s.status();
     assert_eq!((status.hub.as_deref(), status.history.back().unwrap().code), (Some("hub1"), Code::Adopted));
     assert_eq!(s.port(), port);
-    assert_eq!(s.peer(hub_key(1)).counters.last_handshake, peer.counters.last_handshake, "no new handshake was needed");
+    assert_eq!(s.peer(hub_key(1)).counters.last_handshake, peer.counters.last_handshake, "a new handshake");
     let look_ups = s.world.state().look_ups;
     s.pass(20 * SECOND).await;
-    assert_eq!(s.world.state().look_ups, look_ups, "and no look-up");
+    assert_eq!(s.world.state().look_ups, look_ups, "a new look-up");
 }
 
 #[tokio::test(start_paused = true)]
@@ -303,7 +302,7 @@ async fn dead_adopted_tunnel_is_dropped() {
     s.world.power(0, false);
     s.restart().await;
     s.pass(5 * MINUTE).await;
-    assert_eq!((s.status().state == State::Up, s.status().sessions), (false, 0), "the echo decides");
+    assert_eq!((s.status().state == State::Up, s.status().sessions), (false, 0), "up without an echo reply");
     s.world.power(0, true);
     s.until_up(2 * MINUTE).await;
 }
@@ -344,5 +343,5 @@ async fn attempt_rate_is_bounded_in_a_network_event_storm() {
     }
     let attempts = s.status().attempts - before;
     assert!((40..150).contains(&attempts), "{attempts} attempts in an hour");
-    assert!(s.status().rungs.contains_key(&Rung::Rebuild), "the ladder was climbed: {:?}", s.status().rungs);
+    assert!(s.status().rungs.contains_key(&Rung::Rebuild), "Rebuild was not reached: {:?}", s.status().rungs);
 }

@@ -1,10 +1,5 @@
-//! Sets a scene: a device with its configuration, hubs, and the tasks that run on the device.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a scene that cannot be set is a failed test"
-)]
+//! A device with its configuration, its hubs, and the tasks that run on the device.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed setup fails the test")]
 use spoke_config::Config;
 use spoke_config::effective::Effective;
 use spoke_model::interface_name::IfName;
@@ -47,7 +42,7 @@ impl Scene {
         Self::start_with(hubs, extra, |_| {}).await
     }
 
-    /// `prepare` changes the world before the device is switched on.
+    /// `prepare` changes the world before the device boots.
     pub(crate) async fn start_with(hubs: u8, extra: &str, prepare: impl FnOnce(&World)) -> Self {
         let clock = SimClock::new(Wall(1_760_000_000));
         let (world, echo) = World::new(clock.clone());
@@ -118,7 +113,7 @@ impl Scene {
         });
     }
 
-    /// Kills the process and starts it anew; the kernel keeps what it has.
+    /// Kills the process and starts it again; the kernel keeps its state.
     pub(crate) async fn restart(&mut self) {
         self.process.shutdown().await;
         self.seed += 1;
@@ -142,11 +137,11 @@ impl Scene {
         }
     }
 
-    /// Waits until the status is as wanted, and says how long it took.
+    /// Waits until the status satisfies `wanted`; returns the time it took.
     pub(crate) async fn until(&mut self, longest: Duration, wanted: impl FnMut(&UplinkStatus) -> bool) -> Duration {
         let start = self.now();
         let found = tokio::time::timeout(longest, self.status.wait_for(wanted)).await.is_ok_and(|r| r.is_ok());
-        assert!(found, "not within {longest:?}: {:#?}", self.status());
+        assert!(found, "timed out after {longest:?}: {:#?}", self.status());
         self.now().since(start)
     }
 
@@ -154,7 +149,7 @@ impl Scene {
         self.until(longest, |s| s.state == State::Up).await
     }
 
-    /// Somebody on the device talks to the hub all the time.
+    /// Sends a packet to the first hub each second for a minute.
     pub(crate) fn chatter(&mut self) {
         let (world, hub) = (self.world.clone(), self.world.state().hubs[0].tunnel);
         self.others.spawn(async move {
@@ -169,7 +164,7 @@ impl Scene {
     fn link<T>(&self, read: impl FnOnce(&spoke_sys::sim::world::Interface) -> T) -> T {
         let name: IfName = "wg0".parse().unwrap();
         let state = self.world.state();
-        read(state.links.get(&name).expect("wg0 is there"))
+        read(state.links.get(&name).expect("wg0"))
     }
 
     pub(crate) fn port(&self) -> u16 {
