@@ -1,4 +1,4 @@
-//! The fake kernel passes the suite that the real one passes in the kernel tier.
+//! The fake kernel passes the conformance suite, as the real one does in the kernel tier.
 #![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 #[path = "kernel/conformance.rs"]

@@ -1,4 +1,4 @@
-//! Memory limits by counting allocations: cache look-ups, events, a full cache.
+//! Allocation limits: cached decisions, events, a full cache.
 #![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 #[path = "bench/allocations.rs"]
@@ -23,12 +23,12 @@ fn settings() -> Grants {
 
 #[test]
 fn cached_decisions_allocate_nothing() {
-    let (mut book, pairs) = full_table(&settings(), 1000);
+    let (mut table, pairs) = full_table(&settings(), 1000);
     let (unknown, now) = (candidate(1001), Boot::from_secs(2));
     let (granted, allocations) = count(|| {
         let mut granted = 0;
         for (node, key) in pairs.iter().rev().chain([&unknown]) {
-            granted += u32::from(book.admission(node, key, now).granted());
+            granted += u32::from(table.admission(node, key, now).granted());
         }
         granted
     });
@@ -48,14 +48,14 @@ fn ten_thousand_events_decode_in_8_mib() {
 #[test]
 fn full_cache_memory_is_bounded() {
     let settings = settings();
-    let ((mut book, pairs), _, held) = bytes(|| full_table(&settings, CAPACITY));
+    let ((mut table, pairs), _, held) = bytes(|| full_table(&settings, CAPACITY));
     drop(pairs);
-    assert_eq!(book.cache().len(), CAPACITY);
+    assert_eq!(table.cache().len(), CAPACITY);
     // The cache and the set of candidates.
     assert!(held < 16 * MIB, "{held} bytes");
     // Candidates beyond the capacity are counted and use no memory.
     let more = (0..CAPACITY + 10).map(candidate).collect();
-    let ((), _, grown) = bytes(|| book.set_candidates(&more));
-    assert_eq!((book.cache().len(), book.overflow), (CAPACITY, 10));
+    let ((), _, grown) = bytes(|| table.set_candidates(&more));
+    assert_eq!((table.cache().len(), table.overflow), (CAPACITY, 10));
     assert!(grown < MIB, "{grown} bytes more");
 }

@@ -1,8 +1,8 @@
-//! What every implementation of `Kernel` must do: the same cases run against the fake one on any host and against the
-//! real one in the kernel tier.
+//! The specification of `Kernel`: the same cases run against the fake kernel on any host and against the real one in
+//! the kernel tier.
 //!
-//! A case sees the implementation through the trait alone. What others do to the kernel, and what they would see of it, goes
-//! through [`World`], which the real side answers with `ip` and `wg`.
+//! A case uses the implementation through the trait only. Changes and observations by other programs go through
+//! [`World`], which the real side implements with `ip` and `wg`.
 use ipnet::IpNet;
 use spoke_model::interface_name::IfName;
 use spoke_model::key::{PublicKey, SecretKey};
@@ -23,15 +23,15 @@ pub(crate) mod peers;
 #[path = "conformance/routes.rs"]
 pub(crate) mod routes;
 
-/// The rest of the world: other programs that look at the same kernel and change it.
+/// Other programs that observe and change the same kernel.
 pub(crate) trait World: Sync {
     /// The implementation under test.
     type Kernel: Kernel + ReadCounters;
 
-    /// Opens the implementation once more, without the right to change the network.
+    /// A second instance of the implementation, without CAP_NET_ADMIN.
     fn unprivileged(&self) -> Self::Kernel;
 
-    /// Creates a link of a kind (`wireguard`, `dummy`) that is not ours.
+    /// Creates a foreign link of a kind (`wireguard`, `dummy`).
     fn add_link(&self, name: &str, kind: &str);
     /// Deletes a link.
     fn delete_link(&self, name: &str);
@@ -43,23 +43,23 @@ pub(crate) trait World: Sync {
     fn add_address(&self, link: &str, address: &str);
     /// Removes an address.
     fn remove_address(&self, link: &str, address: &str);
-    /// Adds a route of another routing protocol than ours.
+    /// Adds a route of a routing protocol other than ours.
     fn add_foreign_route(&self, link: &str, to: &str, table: u32);
-    /// Removes a route, whoever made it.
+    /// Removes a route of any routing protocol.
     fn remove_route(&self, link: &str, to: &str, table: u32);
-    /// Whether there is a route of another protocol than ours.
+    /// Whether a route of a routing protocol other than ours exists.
     fn has_foreign_route(&self, link: &str, to: &str, table: u32) -> bool;
     /// Removes a peer.
     fn remove_peer(&self, link: &str, peer: &PublicKey);
     /// Adds or changes a peer; its allowed-ips are replaced by `allowed_ips`.
     fn set_peer(&self, link: &str, peer: &PublicKey, allowed_ips: &[&str]);
-    /// Changes what may pass between the peers of a link.
+    /// Changes the rules for traffic between the peers of a link.
     fn change_forwarding(&self, link: &str);
-    /// Gives a link the private key.
+    /// Sets the private key of a link.
     fn set_private_key(&self, link: &str, key: &SecretKey);
 }
 
-/// Hands the names of all cases to a macro, which makes a test of each.
+/// Passes the names of all cases to a macro, which defines a test for each.
 macro_rules! each_case {
     ($make:ident) => {
         $make! {
@@ -152,7 +152,7 @@ fn add_peer(link: &str, peer: PublicKey, allowed_ips: Nets) -> Step {
     Step::SetPeer { link: name(link), peer, change }
 }
 
-/// A change of an existing peer that changes nothing yet.
+/// An empty update of an existing peer.
 const fn update() -> PeerChange {
     PeerChange { create: false, preshared_key: None, keepalive: None, endpoint: None, allowed_ips: AllowedIps::Keep }
 }
@@ -165,7 +165,7 @@ fn create(link: &str) -> Step {
     Step::CreateLink { link: name(link), mtu: 1420 }
 }
 
-/// A link with a key that is up.
+/// Creates a link, sets its key and brings it up.
 fn running(link: &str) -> Vec<Step> {
     vec![
         create(link),
@@ -174,14 +174,14 @@ fn running(link: &str) -> Vec<Step> {
     ]
 }
 
-/// Applies steps all of which must succeed.
+/// Applies steps that must all succeed.
 async fn apply(kernel: &mut impl Kernel, steps: &[Step]) {
     let applied = kernel.apply(steps).await;
     assert!(applied.failed.is_empty(), "{:?}", failures(&applied));
     assert_eq!(applied.done, (0..steps.len()).collect::<Vec<_>>());
 }
 
-/// Applies steps the last of which alone must fail; returns why.
+/// Applies steps of which only the last must fail; returns its error.
 async fn apply_refused(kernel: &mut impl Kernel, steps: &[Step]) -> KernelError {
     let mut applied = kernel.apply(steps).await;
     assert_eq!(applied.done, (0..steps.len() - 1).collect::<Vec<_>>(), "{:?}", failures(&applied));

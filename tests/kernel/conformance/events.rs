@@ -1,16 +1,16 @@
-//! Changes wake whoever waits for them, once a burst, and none is lost.
+//! Change notifications: a burst of changes wakes the waiter once, and none is lost.
 use super::*;
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// Far longer than any burst is drawn out.
+/// Far longer than the time within which changes are merged into one burst.
 const SOON: Duration = Duration::from_secs(5);
 
 async fn wakes(kernel: &mut impl Kernel) -> bool {
     timeout(SOON, kernel.changed()).await.is_ok()
 }
 
-/// Waits until what was done so far has been reported, however many times.
+/// Consumes all pending notifications.
 async fn settle(kernel: &mut impl Kernel) {
     while timeout(Duration::from_millis(700), kernel.changed()).await.is_ok() {}
 }
@@ -30,7 +30,7 @@ pub(crate) async fn foreign_change_wakes<W: World>(world: &W, kernel: &mut W::Ke
     ];
     for (what, change) in changes {
         change();
-        assert!(wakes(kernel).await, "{what} wakes nobody");
+        assert!(wakes(kernel).await, "{what} does not wake");
         settle(kernel).await;
     }
 }
@@ -39,7 +39,7 @@ pub(crate) async fn observing_does_not_wake<W: World>(_: &W, kernel: &mut W::Ker
     apply(kernel, &running("wg0")).await;
     settle(kernel).await;
     see(kernel, "wg0").await;
-    assert!(timeout(Duration::from_millis(700), kernel.changed()).await.is_err(), "looking is no change");
+    assert!(timeout(Duration::from_millis(700), kernel.changed()).await.is_err(), "observing wakes");
 }
 
 pub(crate) async fn change_before_the_wait_is_not_lost<W: World>(world: &W, kernel: &mut W::Kernel) {
@@ -52,7 +52,7 @@ pub(crate) async fn change_before_the_wait_is_not_lost<W: World>(world: &W, kern
 pub(crate) async fn cancelled_wait_loses_no_change<W: World>(world: &W, kernel: &mut W::Kernel) {
     settle(kernel).await;
     world.add_link("wg0", "wireguard");
-    // The announcement is read in the first of these, and the burst is over in none of them.
+    // The first wait reads the notification; all are cancelled before the burst ends.
     for _ in 0..3 {
         let _ = timeout(Duration::from_millis(1), kernel.changed()).await;
     }

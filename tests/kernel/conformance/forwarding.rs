@@ -1,4 +1,4 @@
-//! What may pass between the peers of an interface.
+//! Forwarding between the peers of an interface.
 use super::*;
 use spoke_net::state::Forwarding;
 
@@ -21,7 +21,7 @@ pub(crate) async fn forwarding_is_set_and_removed<W: World>(_: &W, kernel: &mut 
         apply(kernel, &[set("wg0", Some(wanted)), set("wg1", Some(&all))]).await;
         assert_eq!(seen(kernel).await, [(name("wg0"), Some(wanted.clone())), (name("wg1"), Some(all.clone()))].into());
     }
-    // Taking away what is gone succeeds.
+    // Removing it twice succeeds.
     apply(kernel, &[set("wg0", None), set("wg1", None), set("wg0", None)]).await;
     assert_eq!(seen(kernel).await, BTreeMap::new());
 }
@@ -38,7 +38,7 @@ pub(crate) async fn foreign_forwarding_change_is_detected<W: World>(world: &W, k
 
 pub(crate) async fn five_thousand_peers_are_isolated<W: World>(_: &W, kernel: &mut W::Kernel) {
     let mut wanted = Forwarding { open: true, isolated: BTreeSet::new() };
-    // Every second one, so that none of them can be told together.
+    // Every second address, so that no two can be merged into one range.
     for n in 0..5_000u32 {
         let [_, _, a, b] = (2 * n).to_be_bytes();
         wanted.isolated.insert(net(&format!("10.8.{a}.{b}/32")));

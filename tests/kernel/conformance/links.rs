@@ -1,4 +1,4 @@
-//! Links come, go and carry the device's own values.
+//! Links and the values of their devices.
 use super::*;
 
 pub(crate) async fn created_link_is_marked_as_ours<W: World>(world: &W, kernel: &mut W::Kernel) {
@@ -15,7 +15,7 @@ pub(crate) async fn creating_an_existing_link_changes_nothing<W: World>(world: &
     world.set_private_key("wg0", &secret(3));
     apply(kernel, &[create("wg0")]).await;
     let link = see(kernel, "wg0").await;
-    assert!(!link.ours, "a link of somebody else was marked as ours");
+    assert!(!link.ours, "a foreign link was marked as ours");
     assert_eq!(link.public_key, Some(secret(3).public()));
 }
 
@@ -24,7 +24,7 @@ pub(crate) async fn name_of_another_link_kind_is_refused<W: World>(world: &W, ke
     let error = apply_refused(kernel, &[create("wg0")]).await;
     assert!(matches!(error, KernelError::Refused { .. }), "{error:?}");
     let all = observe(kernel, &["wg0"]).await;
-    assert_eq!(all.links.len(), 1, "nothing is left over: {all:?}");
+    assert_eq!(all.links.len(), 1, "links left over: {all:?}");
     assert!(!all.links[&name("wg0")].wireguard);
     assert_eq!(world.alias("wg0"), "");
 }
@@ -56,7 +56,7 @@ pub(crate) async fn adopted_link_is_observed_but_not_ours<W: World>(world: &W, k
     assert_eq!(link.public_key, Some(secret(1).public()));
     assert_eq!(link.peers[&peer(1)].allowed_ips, nets(&["10.1.0.0/16", "fd00:1::/64"]));
     assert_eq!(link.addresses, nets(&["10.0.0.1/24"]));
-    // And it can be changed like one of our own.
+    // It can be changed like one of ours.
     apply(kernel, &[add_peer("wg0", peer(2), nets(&["10.2.0.0/16"]))]).await;
     assert_eq!(see(kernel, "wg0").await.peers.len(), 2);
 }
@@ -80,9 +80,9 @@ pub(crate) async fn foreign_unwanted_link_is_not_observed<W: World>(world: &W, k
     apply(kernel, &[create("wg1")]).await;
     let all = observe(kernel, &["wg7"]).await;
     assert_eq!(all.links.keys().map(IfName::as_str).collect::<Vec<_>>(), ["wg1"]);
-    // But that a name is taken is known.
+    // The taken name is reported nevertheless.
     assert_eq!(all.foreign.iter().map(IfName::as_str).collect::<Vec<_>>(), ["wg0"]);
-    assert!(observe(kernel, &["wg0"]).await.foreign.is_empty(), "wanted is not foreign");
+    assert!(observe(kernel, &["wg0"]).await.foreign.is_empty(), "a wanted link is reported as foreign");
 }
 
 pub(crate) async fn up_down_and_mtu_are_set<W: World>(_: &W, kernel: &mut W::Kernel) {
@@ -112,7 +112,7 @@ pub(crate) async fn device_values_are_set_and_kept<W: World>(_: &W, kernel: &mut
 pub(crate) async fn port_zero_selects_another_port<W: World>(_: &W, kernel: &mut W::Kernel) {
     apply(kernel, &running("wg0")).await;
     let first = see(kernel, "wg0").await.listen_port;
-    assert_ne!(first, 0, "the kernel chooses a port when the link comes up");
+    assert_ne!(first, 0, "no port was chosen when the link came up");
     let again = Step::SetDevice { link: name("wg0"), private_key: None, listen_port: Some(0), fwmark: None };
     let mut ports = BTreeSet::new();
     for _ in 0..8 {
@@ -145,7 +145,7 @@ pub(crate) async fn failed_step_does_not_stop_the_others<W: World>(_: &W, kernel
         Step::AddRoute { link: name("wg0"), route: route("10.9.0.0/16", 254) },
     ];
     let applied = kernel.apply(&steps).await;
-    assert_eq!(applied.done, [0, 3, 4, 5, 6], "what is on a link that is gone is gone");
+    assert_eq!(applied.done, [0, 3, 4, 5, 6], "removals on a missing link succeed");
     assert_eq!(applied.failed.iter().map(|f| f.0).collect::<Vec<_>>(), [1, 2]);
     let link = see(kernel, "wg0").await;
     assert_eq!((link.peers.len(), link.addresses.len(), link.routes.len()), (1, 1, 1));
@@ -153,7 +153,7 @@ pub(crate) async fn failed_step_does_not_stop_the_others<W: World>(_: &W, kernel
 
 pub(crate) async fn missing_privilege_is_reported<W: World>(world: &W, kernel: &mut W::Kernel) {
     apply(kernel, &running("wg0")).await;
-    let mut bare = world.unprivileged();
+    let mut unprivileged = world.unprivileged();
     let steps = [
         create("wg1"),
         add_peer("wg0", peer(1), nets(&["10.0.0.0/8"])),
@@ -162,13 +162,13 @@ pub(crate) async fn missing_privilege_is_reported<W: World>(world: &W, kernel: &
         Step::AddRoute { link: name("wg0"), route: route("10.0.0.0/8", 254) },
         Step::DeleteLink { link: name("wg0") },
     ];
-    let applied = bare.apply(&steps).await;
+    let applied = unprivileged.apply(&steps).await;
     assert_eq!(applied.done, [0usize; 0]);
     for (index, error) in &applied.failed {
         assert!(matches!(error, KernelError::NoPrivilege), "step {index}: {error:?}");
     }
-    // The keys of a device are not for everybody to see either.
-    let error = bare.observe(&[name("wg0")].into()).await.expect_err("no right to look");
+    // WireGuard's keys are readable only with CAP_NET_ADMIN.
+    let error = unprivileged.observe(&[name("wg0")].into()).await.expect_err("observed without privilege");
     assert!(matches!(error, KernelError::NoPrivilege), "{error:?}");
     assert_eq!(see(kernel, "wg0").await.peers.len(), 0);
 }

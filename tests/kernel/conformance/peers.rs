@@ -1,4 +1,4 @@
-//! Peers: what is set is there, what is not said is kept, what was taken away stays away.
+//! Peers: set values are observed, unset values are kept, removed peers stay removed.
 use super::*;
 use spoke_model::key::PresharedKey;
 use std::net::{IpAddr, Ipv4Addr};
@@ -51,7 +51,7 @@ pub(crate) async fn removed_peer_is_not_recreated<W: World>(world: &W, kernel: &
     }
 }
 
-/// Distinct networks of one address each.
+/// `count` distinct /32 networks.
 fn many(count: u32) -> Nets {
     let one = |i: u32| IpNet::from(IpAddr::from(Ipv4Addr::from(0x0a00_0000 + i)));
     (0..count).map(one).collect()
@@ -124,7 +124,7 @@ pub(crate) async fn allowed_ip_moves_to_the_peer_set_last<W: World>(_: &W, kerne
     let link = see(kernel, "wg0").await;
     assert_eq!(link.peers[&peer(1)].allowed_ips, nets(&["10.0.0.0/24"]));
     assert_eq!(link.peers[&peer(2)].allowed_ips, nets(&["10.0.1.0/24"]));
-    // A network inside another's is another network.
+    // A more specific network is a different one.
     apply(kernel, &[add_peer("wg0", peer(3), nets(&["10.0.1.0/25"]))]).await;
     assert_eq!(see_peer(kernel, "wg0", peer(2)).await.expect("the peer").allowed_ips, nets(&["10.0.1.0/24"]));
 }
@@ -166,8 +166,8 @@ pub(crate) async fn link_holds_ten_thousand_peers<W: World>(_: &W, kernel: &mut 
 }
 
 pub(crate) async fn refused_device_step_does_not_stop_its_batch<W: World>(_: &W, kernel: &mut W::Kernel) {
-    // The port is taken: the device's values are refused, what comes with them is not.
-    let taken = Step::SetDevice { link: name("wg0"), private_key: None, listen_port: Some(51820), fwmark: None };
+    // The port is in use: only the step of the device is refused.
+    let in_use = Step::SetDevice { link: name("wg0"), private_key: None, listen_port: Some(51820), fwmark: None };
     let mut steps = running("wg1");
     steps.push(Step::SetDevice { link: name("wg1"), private_key: None, listen_port: Some(51820), fwmark: None });
     apply(kernel, &steps).await;
@@ -175,7 +175,7 @@ pub(crate) async fn refused_device_step_does_not_stop_its_batch<W: World>(_: &W,
     apply(kernel, &[add_peer("wg0", peer(1), Nets::default())]).await;
     let steps = [
         Step::RemovePeer { link: name("wg0"), peer: peer(1) },
-        taken,
+        in_use,
         add_peer("wg0", peer(2), nets(&["10.2.0.0/16"])),
         add_peer("wg0", peer(3), nets(&["10.3.0.0/16"])),
     ];
@@ -207,7 +207,7 @@ pub(crate) async fn counters_cover_every_peer_of_a_wireguard_link<W: World>(worl
     assert_eq!(first.peers[&peer(1)].endpoint, None);
     apply(kernel, &[Step::DeleteLink { link: name("wg0") }, create("wg0")]).await;
     let second = kernel.counters(&name("wg0")).await.expect("an answer").expect("a device");
-    assert_ne!(first.index, second.index, "one made anew is told from the one before");
+    assert_ne!(first.index, second.index, "a recreated link has the same index");
     assert_eq!(kernel.counters(&name("dummy0")).await.expect("an answer"), None);
     assert_eq!(kernel.counters(&name("wg9")).await.expect("an answer"), None);
 }
@@ -216,7 +216,7 @@ pub(crate) async fn link_is_never_its_own_peer<W: World>(_: &W, kernel: &mut W::
     let own = secret(7).public();
     let device = Step::SetDevice { link: name("wg0"), private_key: Some(secret(7)), listen_port: None, fwmark: None };
     apply(kernel, &[create("wg0"), add_peer("wg0", own, nets(&["10.0.0.0/8"])), device]).await;
-    assert_eq!(see_peer(kernel, "wg0", own).await, None, "the key of a peer became the link's own");
+    assert_eq!(see_peer(kernel, "wg0", own).await, None, "the link's own key is still a peer");
     apply(kernel, &[add_peer("wg0", own, nets(&["10.0.0.0/8"]))]).await;
     assert_eq!(see_peer(kernel, "wg0", own).await, None);
 }

@@ -1,4 +1,4 @@
-//! Addresses and routes of a link, and those of others.
+//! Addresses and routes of a link, ours and foreign.
 use super::*;
 
 fn add(address: &str) -> Step {
@@ -32,12 +32,12 @@ pub(crate) async fn removing_an_address_keeps_others_and_routes<W: World>(_: &W,
     steps.extend(["10.0.0.1/24", "10.0.0.2/24", "10.0.0.3/24"].map(add));
     steps.extend([add_route("10.7.0.0/16", 254), add_route("fd07::/64", 254)]);
     apply(kernel, &steps).await;
-    // The first of a network is the one the kernel takes the others down with.
+    // By default Linux removes the secondary addresses of a network with its primary one.
     apply(kernel, &[remove("10.0.0.1/24")]).await;
     let link = see(kernel, "wg0").await;
     assert_eq!(link.addresses, nets(&["10.0.0.2/24", "10.0.0.3/24"]));
     assert_eq!(link.routes, [route("10.7.0.0/16", 254), route("fd07::/64", 254)].into());
-    // With the last address of all it takes down the routes.
+    // With the last address of the link Linux removes its IPv4 routes.
     apply(kernel, &[remove("10.0.0.2/24"), remove("10.0.0.3/24"), add("10.1.0.1/24")]).await;
     let link = see(kernel, "wg0").await;
     assert_eq!(link.addresses, nets(&["10.1.0.1/24"]));
@@ -119,7 +119,7 @@ pub(crate) async fn routes_are_lost_when_the_link_goes_down<W: World>(world: &W,
     let link = see(kernel, "wg0").await;
     assert!(link.routes.is_empty() && !link.up, "{link:?}");
     let error = apply_refused(kernel, &[add_route("10.7.0.0/16", 254)]).await;
-    assert!(matches!(error, KernelError::Refused { .. }), "a link that is down took a route");
+    assert!(matches!(error, KernelError::Refused { .. }), "a link that is down accepted a route");
 }
 
 pub(crate) async fn link_holds_a_thousand_routes<W: World>(_: &W, kernel: &mut W::Kernel) {
@@ -139,7 +139,7 @@ pub(crate) async fn ipv6_addresses_are_lost_when_the_link_goes_down<W: World>(_:
     apply(kernel, &steps).await;
     apply(kernel, &[Step::SetUp { link: name("wg0"), up: false }]).await;
     assert_eq!(see(kernel, "wg0").await.addresses, nets(&["10.0.0.1/24"]));
-    // Given while it is down, they stay when it comes up.
+    // IPv6 addresses set while the link is down are kept when it comes up.
     apply(kernel, &[add("fd00::1/64"), Step::SetUp { link: name("wg0"), up: true }]).await;
     assert_eq!(see(kernel, "wg0").await.addresses, nets(&["10.0.0.1/24", "fd00::1/64"]));
 }
