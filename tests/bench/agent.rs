@@ -1,4 +1,4 @@
-//! The agent API over a kernel in memory: the cost of our own code without the system calls of WireGuard. Run by
+//! The agent API on a kernel in memory: the cost of our code without WireGuard's system calls. Run by
 //! `scripts/bench-agent`.
 #![allow(clippy::expect_used, reason = "a measurement fails by panicking")]
 
@@ -24,7 +24,7 @@ fn main() {
     runtime.block_on(serve(Path::new(&config)));
 }
 
-/// As `spoke run` wires it, less the uplink.
+/// Wired as in `spoke run`, without the uplink.
 async fn serve(path: &Path) {
     let clock = SystemClock;
     let config = Arc::new(Config::load(Some(path), []).expect("a configuration"));
@@ -53,11 +53,11 @@ async fn serve(path: &Path) {
     let mut tasks = Supervisor::default();
     tasks.vital("audit", trail.run());
     tasks.vital("agent", run(deps));
-    let apart = |tasks: &mut Supervisor| {
+    let start = |tasks: &mut Supervisor| {
         spoke_sys::priority::lower_thread_priority();
         tasks.vital("changes", ledger.run());
         tasks.vital("net", reconciler.run());
     };
-    tasks.spawn_thread("reconciling", spoke_command::runtime, apart).expect("a thread");
-    tasks.run(std::future::pending()).await.expect("it goes on until it is killed");
+    tasks.spawn_thread("reconciling", spoke_command::runtime, start).expect("a thread");
+    tasks.run(std::future::pending()).await.expect("runs until killed");
 }

@@ -1,11 +1,6 @@
 //! Figures of grants: decisions, batches against a local chain, memory, traffic. Run by `scripts/bench-grants`.
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a figure that cannot be taken ends the run"
-)]
-#![allow(clippy::disallowed_methods, clippy::cast_precision_loss, reason = "real time is what is measured")]
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a failed measurement ends the run")]
+#![allow(clippy::disallowed_methods, clippy::cast_precision_loss, reason = "measures real time")]
 
 #[path = "allocations.rs"]
 mod allocations;
@@ -43,37 +38,37 @@ fn ms(d: Duration) -> f64 {
 }
 
 fn cached(settings: &Grants) {
-    let (mut book, pairs) = full_table(settings, 10_000);
+    let (mut table, pairs) = full_table(settings, 10_000);
     let now = Boot::from_secs(2);
     let rounds = 100;
     let started = Instant::now();
-    let (yes, allocations) = count(|| {
-        let mut yes = 0u64;
+    let (granted, allocations) = count(|| {
+        let mut granted = 0u64;
         for round in 0..rounds {
-            // In another order than that of insertion.
+            // Not in the order of insertion.
             for i in 0..pairs.len() {
                 let (node, key) = &pairs[(i * 7919 + round) % pairs.len()];
-                yes += u64::from(book.admission(node, key, now).granted());
+                granted += u64::from(table.admission(node, key, now).granted());
             }
         }
-        yes
+        granted
     });
     let n = (rounds * pairs.len()) as u64;
     let took = started.elapsed().as_nanos() as f64 / n as f64;
-    assert_eq!(yes, n, "all are granted");
+    assert_eq!(granted, n, "not all are granted");
     row("cached decision, 10,000 cached", &format!("{took:.0} ns"), "< 1,000 ns");
     row("allocations in 1,000,000 of them", &allocations.to_string(), "0");
 }
 
 fn memory(settings: &Grants) {
-    let (book, _, held) = bytes(|| full_table(settings, CAPACITY).0);
+    let (table, _, held) = bytes(|| full_table(settings, CAPACITY).0);
     let figure = format!("{:.2} MB", held as f64 / 1e6);
     row(
         &format!("memory with a full cache ({CAPACITY} decisions and candidates)"),
         &figure,
         "< 16 MiB, tests/footprint",
     );
-    drop(book);
+    drop(table);
 }
 
 fn events() {
@@ -97,12 +92,12 @@ fn chain_figures() {
     let settings = config(contract.address, &[chain.url()], "finality = \"latest\"\nbatch = 100\ntimeout = \"30s\"");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let rpc = Http::new(&settings.endpoints, settings.timeout).expect("endpoints");
-    let mut asked = ChainReader::new(rpc, SystemClock, settings);
-    let pin = runtime.block_on(asked.find_block(At::Latest)).expect("a chain").expect("a block");
+    let mut reader = ChainReader::new(rpc, SystemClock, settings);
+    let pin = runtime.block_on(reader.find_block(At::Latest)).expect("a chain").expect("a block");
     let mut took: Vec<Duration> = (0..300)
         .map(|i| {
             let started = Instant::now();
-            runtime.block_on(asked.verify(pin, &all[i..=i])).expect("a decision");
+            runtime.block_on(reader.verify(pin, &all[i..=i])).expect("a decision");
             started.elapsed()
         })
         .collect();
@@ -113,13 +108,13 @@ fn chain_figures() {
         let mut best = Duration::MAX;
         let (mut calls, mut requests) = (0, 0);
         for _ in 0..5 {
-            let before = asked.traffic();
+            let before = reader.traffic();
             let started = Instant::now();
-            let decided = runtime.block_on(asked.verify(pin, &all[..n])).expect("decisions");
+            let decided = runtime.block_on(reader.verify(pin, &all[..n])).expect("decisions");
             best = best.min(started.elapsed());
             assert!(decided.iter().all(Option::is_some));
-            calls = asked.traffic().verifications - before.verifications;
-            requests = asked.traffic().requests - before.requests;
+            calls = reader.traffic().verifications - before.verifications;
+            requests = reader.traffic().requests - before.requests;
         }
         row(
             &format!("{n} keys verified ({calls} eth_calls in {requests} requests), best of 5"),
@@ -141,7 +136,7 @@ fn revocations() {
         let calls = node.report().counts.verifications;
         contract.revoke(token);
         took.push(node.until_admits(n, false));
-        assert!(node.report().counts.verifications - calls <= 1, "one eth_call a changed token");
+        assert!(node.report().counts.verifications - calls <= 1, "more than one eth_call per changed token");
     }
     took.sort();
     let figure = format!("p50 {:.0} ms, max {:.0} ms", ms(took[4]), ms(took[7]));
@@ -158,19 +153,19 @@ fn traffic() {
     node.until_admits(0, true);
     node.until("all decided", |r| r.rows.iter().all(|r| r.code != "VERIFICATION_ERROR"));
     node.looks(3);
-    let (bytes, requests, looks) = (proxy.bytes(), proxy.requests(), node.report().counts.polls);
+    let (bytes, requests, polls) = (proxy.bytes(), proxy.requests(), node.report().counts.polls);
     // New blocks without events.
     for _ in 0..10 {
         chain.mine(5);
         node.looks(2);
     }
-    let looks = node.report().counts.polls - looks;
+    let polls = node.report().counts.polls - polls;
     let (bytes, requests) = (proxy.bytes() - bytes, proxy.requests() - requests);
-    let each = bytes as f64 / looks as f64;
+    let each = bytes as f64 / polls as f64;
     let day = 86_400.0 / Config::poll();
     row(
         "one idle look: HTTP with headers, both ways",
-        &format!("{each:.0} B, {:.2} requests", requests as f64 / looks as f64),
+        &format!("{each:.0} B, {:.2} requests", requests as f64 / polls as f64),
         "",
     );
     row(

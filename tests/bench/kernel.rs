@@ -1,9 +1,5 @@
-//! Cost of WireGuard configuration through our netlink code relative to wireguard-tools, in one kernel: `scripts/bench-kernel`.
-#![allow(
-    clippy::expect_used,
-    clippy::disallowed_methods,
-    reason = "a measurement takes real time and fails by panicking"
-)]
+//! Cost of WireGuard configuration by our netlink code relative to wireguard-tools. Run by `scripts/bench-kernel`.
+#![allow(clippy::expect_used, clippy::disallowed_methods, reason = "measures real time and fails by panicking")]
 
 use ipnet::IpNet;
 use spoke_config::interface::DriftPolicy;
@@ -68,13 +64,13 @@ async fn compare(count: u32) {
     }
     row(&format!("{count} peers from nothing, whole pass | `wg setconf`"), &ours, &theirs, "≤ 1.2");
 
-    // Both interfaces have the same peers from here on.
+    // Both interfaces have the same peers from here.
     let mut memory = Memory::default();
     pass(&mut kernel, &names, &want, &mut memory).await;
     let (mut theirs, mut whole, mut against_known, mut alone) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut noop_ours = Vec::new();
     let mut noop_theirs = Vec::new();
-    let mut looks = Vec::new();
+    let mut observations = Vec::new();
     let mut show = Vec::new();
     for _ in 0..ROUNDS {
         theirs.push(time(|| run("wg", &["syncconf", THEIRS, &changed])));
@@ -83,7 +79,7 @@ async fn compare(count: u32) {
         run("wg", &["syncconf", THEIRS, &plain]);
 
         // As the reconciler does: against the last observation, advanced by the acknowledged steps.
-        let mut known = look(&mut kernel, &names).await;
+        let mut known = observe(&mut kernel, &names).await;
         let start = Instant::now();
         let steps = plan(&other, &known, &memory).steps;
         let planned = Instant::now();
@@ -101,8 +97,8 @@ async fn compare(count: u32) {
         whole.push(start.elapsed());
 
         let start = Instant::now();
-        let seen = look(&mut kernel, &names).await;
-        looks.push(start.elapsed());
+        let seen = observe(&mut kernel, &names).await;
+        observations.push(start.elapsed());
         assert!(plan(&want, &seen, &memory).is_clean());
         noop_ours.push(start.elapsed());
     }
@@ -115,14 +111,14 @@ async fn compare(count: u32) {
     row(&format!("one of {count} changed, apply alone | `wg syncconf`"), &alone, &theirs, "≤ 0.05");
     row(&format!("one of {count} changed, with a new look | `wg syncconf`"), &whole, &theirs, "≤ 0.05");
     row(&format!("nothing of {count} changed, look and plan | `wg syncconf`"), &noop_ours, &noop_theirs, "");
-    row(&format!("look at {count} | `wg show dump`"), &looks, &show, "");
+    row(&format!("look at {count} | `wg show dump`"), &observations, &show, "");
     delete(OURS);
     delete(THEIRS);
 }
 
 /// Observes, plans, applies and records.
 async fn pass(kernel: &mut Netlink, names: &BTreeSet<IfName>, want: &Desired, memory: &mut Memory) {
-    let seen = look(kernel, names).await;
+    let seen = observe(kernel, names).await;
     let steps = plan(want, &seen, memory).steps;
     let applied = kernel.apply(&steps).await;
     assert!(applied.failed.is_empty(), "{:?}", applied.failed);
@@ -131,8 +127,8 @@ async fn pass(kernel: &mut Netlink, names: &BTreeSet<IfName>, want: &Desired, me
     }
 }
 
-async fn look(kernel: &mut Netlink, names: &BTreeSet<IfName>) -> Observed {
-    kernel.observe(names).await.expect("a look")
+async fn observe(kernel: &mut Netlink, names: &BTreeSet<IfName>) -> Observed {
+    kernel.observe(names).await.expect("an observation")
 }
 
 fn peer(i: u32) -> PublicKey {

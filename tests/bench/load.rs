@@ -1,4 +1,4 @@
-//! A full admission table and a response with ten thousand events, for figures and limits.
+//! A full admission table and a response with ten thousand events, for benchmarks and limits.
 #![allow(dead_code, reason = "shared by several programs, of which none uses all of it")]
 
 use alloy_primitives::Address;
@@ -21,21 +21,21 @@ pub(crate) fn candidate(n: usize) -> Pair {
     (format!("node-{n}").parse().expect("a node id"), PublicKey(key))
 }
 
-/// A book in which the first `n` pairs are granted, and the chain was heard at 1 s.
+/// A table in which the first `n` pairs are granted, confirmed by the chain at 1 s.
 pub(crate) fn full_table(settings: &Grants, n: usize) -> (AdmissionTable<RandomState>, Vec<Pair>) {
     let granted = Decision { reason: Reason::AccessGranted, token_id: None, owner: None };
     let pairs: Vec<Pair> = (0..n).map(candidate).collect();
     let now = Boot::from_secs(1);
-    let mut book = AdmissionTable::new(settings, Cache::new(RandomState::new()), now);
-    book.set_candidates(&pairs.iter().cloned().collect::<BTreeSet<_>>());
-    for begun in book.begin(pairs.clone()) {
-        book.settle_final(begun, Some(granted), Some(granted), 1, now);
+    let mut table = AdmissionTable::new(settings, Cache::new(RandomState::new()), now);
+    table.set_candidates(&pairs.iter().cloned().collect::<BTreeSet<_>>());
+    for begun in table.begin(pairs.clone()) {
+        table.settle_final(begun, Some(granted), Some(granted), 1, now);
     }
-    book.confirm(now);
-    (book, pairs)
+    table.confirm(now);
+    (table, pairs)
 }
 
-/// The question for events, and an answer with ten thousand of them as a provider writes it.
+/// The call for events, and a response with ten thousand of them in a provider's format.
 pub(crate) fn events() -> (Call, String) {
     let contract: Address = "0x37d2106badb01dd5be1926e45d172cb4203c4186".parse().expect("an address");
     let word = |n: u64| format!("0x{n:064x}");

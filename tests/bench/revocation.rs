@@ -1,6 +1,6 @@
 //! Latency from a block with a grant or revocation to the kernel's peers. Run by `scripts/bench-grants`.
-#![allow(clippy::expect_used, clippy::panic, reason = "a figure that cannot be taken ends the run")]
-#![allow(clippy::disallowed_methods, reason = "real time is what is measured")]
+#![allow(clippy::expect_used, clippy::panic, reason = "a failed measurement ends the run")]
+#![allow(clippy::disallowed_methods, reason = "measures real time")]
 
 #[path = "../chain/anvil.rs"]
 mod anvil;
@@ -33,20 +33,20 @@ fn main() {
     let dir = tempfile::tempdir().expect("a directory");
     let gate = Gate::start(&hub, dir.path().to_owned(), &contract, &peers);
     wait_until(LIMIT, "the gate", || gate.has("wg1", OPEN_PEER));
-    let (mut came, mut went) = (Vec::new(), Vec::new());
+    let (mut added, mut removed) = (Vec::new(), Vec::new());
     for (node, key, _) in &peers {
         let token = hub.enter(|| contract.mint(chain.account(1), node, key));
         let started = Instant::now();
         wait_until(LIMIT, "the granted peer", || gate.has("wg0", key));
-        came.push(started.elapsed());
+        added.push(started.elapsed());
         hub.enter(|| contract.revoke(token));
         let started = Instant::now();
-        wait_until(LIMIT, "the revoked peer to go", || !gate.has("wg0", key));
-        went.push(started.elapsed());
+        wait_until(LIMIT, "removal of the revoked peer", || !gate.has("wg0", key));
+        removed.push(started.elapsed());
     }
     for (what, mut took, aim) in [
-        ("block with the grant → peer in the kernel, poll 1 s", came, ""),
-        ("block with the revocation → peer gone from the kernel", went, "< 2,000 ms"),
+        ("block with the grant → peer in the kernel, poll 1 s", added, ""),
+        ("block with the revocation → peer gone from the kernel", removed, "< 2,000 ms"),
     ] {
         took.sort();
         let figure = format!("p50 {} ms, max {} ms", took[ROUNDS / 2].as_millis(), took[ROUNDS - 1].as_millis());

@@ -9,7 +9,7 @@ use spoke_model::time::Wall;
 
 const NOW: u64 = 1_700_000_000;
 
-/// Up to the next zero byte.
+/// Splits off the bytes before the next zero byte.
 fn part<'a>(rest: &mut &'a [u8]) -> &'a [u8] {
     let end = rest.iter().position(|b| *b == 0).unwrap_or(rest.len());
     let (head, tail) = rest.split_at(end);

@@ -59,7 +59,7 @@ fn batch(bytes: &[u8]) {
                     | (Call::Logs { .. }, Some(Answer::Events(_)))
                     | (Call::Header(_), Some(Answer::Block(_) | Answer::Nothing))
             );
-            assert!(fits, "an answer of another kind");
+            assert!(fits, "the answer does not match its call");
         }
     }
 }
