@@ -1,7 +1,7 @@
 //! `spoke doctor`: what could keep the tunnel from coming up, and the remedy.
 //!
-//! [`probe`] reads the host, the network and the endpoints, and changes nothing. [`host`], [`control`] and [`chain`] judge what
-//! was read; they are pure.
+//! [`probe`] reads the host, the network and the endpoints, and changes nothing. [`host`], [`control`] and [`chain`]
+//! evaluate the results; they are pure.
 pub mod chain;
 pub mod control;
 pub mod finding;

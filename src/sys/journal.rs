@@ -1,8 +1,8 @@
-//! An append-only file of lines with checksums, replaced as a whole at times: the cost of a change is one line.
+//! An append-only file of lines with checksums: a change costs one line. Its user replaces it as a whole at times.
 //!
-//! A line is `<16 hex digits of SHA-256> <payload>\n`. What follows the first line with a wrong checksum (a write cut short
-//! by a power cut) is dropped at the next opening; if good lines follow it, the file is damaged and a copy is kept aside. The
-//! file is readable by its owner only.
+//! A line is `<16 hex digits of SHA-256> <payload>\n`. Opening drops everything from the first line with a wrong
+//! checksum on (a write cut short by a power cut). If valid lines follow it, the file is damaged, and a copy of it is
+//! kept. Only the owner can read the file.
 use crate::disk::{DiskError, write_atomic};
 use rustix::fs::{Mode, OFlags};
 use std::fs::File;
@@ -14,24 +14,24 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
-    /// `None`: it could not be opened for writing yet.
+    /// `None`: not yet opened for writing.
     file: Option<Arc<File>>,
     len: u64,
-    /// Repair of a damaged file that could not be written at opening; done before the next line is appended.
+    /// Repair that failed at opening; it is tried again before each append.
     repair: Option<Arc<Repair>>,
 }
 
-/// How a damaged file is replaced.
+/// Repair of a damaged file.
 #[derive(Debug)]
 enum Repair {
-    /// Its bytes go into a copy aside; the good ones stay.
+    /// Copy it to `PATH.damaged` and rewrite it with its valid bytes.
     Aside { damaged: Vec<u8>, good: Vec<u8> },
-    /// It is renamed as it is, and a new one is started.
+    /// Rename it unchanged to `PATH.1` and start a new file.
     Rename,
 }
 
 impl Repair {
-    /// Repairs; returns where the damaged file is kept.
+    /// Returns the path of the damaged file's copy.
     fn run(&self, path: &Path) -> Result<PathBuf, DiskError> {
         match self {
             Self::Aside { damaged, good } => {
@@ -48,8 +48,8 @@ impl Repair {
         }
     }
 
-    /// Repairs if the disk can be written; else returns itself for the next append.
-    fn now(self, path: &Path) -> (Option<PathBuf>, Option<Arc<Self>>) {
+    /// Repairs, or returns itself for the next append if the disk cannot be written.
+    fn run_or_defer(self, path: &Path) -> (Option<PathBuf>, Option<Arc<Self>>) {
         match self.run(path) {
             Ok(kept) => {
                 tracing::error!(path = %path.display(), copy = %kept.display(), "file damaged; a copy is kept aside");
@@ -72,17 +72,17 @@ impl Repair {
 pub struct Lines(Vec<u8>);
 
 impl Lines {
-    /// Adds one.
+    /// Adds a line.
     pub fn push(&mut self, payload: &[u8]) {
         write_line(&mut self.0, payload);
     }
 
-    /// Bytes they take in the file.
+    /// Length in the file, in bytes.
     pub const fn len(&self) -> u64 {
         self.0.len() as u64
     }
 
-    /// Whether there are none.
+    /// Whether there are no lines.
     pub const fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -96,27 +96,27 @@ impl<P: AsRef<[u8]>> FromIterator<P> for Lines {
     }
 }
 
-/// What was found at opening.
+/// Content found at opening.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// Payloads of the good lines, oldest first.
+    /// Payloads of the valid lines, oldest first.
     pub lines: Vec<Vec<u8>>,
-    /// Bytes dropped for a wrong checksum.
+    /// Bytes dropped because of a wrong checksum.
     pub dropped: u64,
-    /// Where the damaged file is kept, if it was damaged elsewhere than at its end.
+    /// Path of the damaged file's copy, if it was damaged elsewhere than at its end.
     pub aside: Option<PathBuf>,
 }
 
 impl Journal {
-    /// Opens or creates it. Blocks. Its lines can be used even if the file system is read-only or full: that is logged, and each
-    /// append tries again.
+    /// Opens or creates the file. Blocks. If the file system is read-only or full, its lines are still returned, the
+    /// error is logged, and each append tries again.
     pub fn open(path: PathBuf) -> Result<(Self, Found), DiskError> {
         let bytes = read_or_nothing(&path)?;
         let (mut lines, mut good) = parse(&bytes);
         let mut dropped = (bytes.len() - good) as u64;
         let (mut aside, mut repair) = (None, None);
         if dropped > 0 && (good == 0 || !salvage(&bytes[good..]).0.is_empty()) {
-            // Kept for a person to examine; a file damaged from its beginning is replaced by the previous copy.
+            // The copy is for examination. If the first line is damaged, the previous copy of the file is used.
             let mut whole = bytes[..good].to_vec();
             if good == 0 {
                 let previous = std::fs::read(beside(&path, "prev")).unwrap_or_default();
@@ -124,13 +124,13 @@ impl Journal {
                 dropped = (previous.len() - good) as u64;
                 whole = previous[..good].to_vec();
             }
-            (aside, repair) = Repair::Aside { damaged: bytes, good: whole }.now(&path);
+            (aside, repair) = Repair::Aside { damaged: bytes, good: whole }.run_or_defer(&path);
         }
         Ok((Self::with(path, good as u64, repair), Found { lines, dropped, aside }))
     }
 
-    /// As [`Journal::open`] for a file whose every line is evidence: damaged elsewhere than at its end it is not touched
-    /// but gets `.1` appended to its name, in place of an earlier one, and a new file is begun.
+    /// Like [`Journal::open`], for a file whose every line is evidence: one that is damaged elsewhere than at its end
+    /// is renamed unchanged to `PATH.1`, replacing an earlier one, and a new file is started.
     pub fn open_or_rotate(path: PathBuf) -> Result<(Self, Found), DiskError> {
         let bytes = read_or_nothing(&path)?;
         let (_, good) = parse(&bytes);
@@ -138,11 +138,11 @@ impl Journal {
             return Self::open(path);
         }
         let (lines, dropped) = salvage(&bytes);
-        let (aside, repair) = Repair::Rename.now(&path);
+        let (aside, repair) = Repair::Rename.run_or_defer(&path);
         Ok((Self::with(path, 0, repair), Found { lines, dropped, aside }))
     }
 
-    /// The journal of which the first `len` bytes are good once it is repaired.
+    /// The journal whose first `len` bytes are valid after `repair`.
     fn with(path: PathBuf, len: u64, repair: Option<Arc<Repair>>) -> Self {
         let mut out = Self { path, file: None, len, repair };
         if out.repair.is_none() {
@@ -157,17 +157,17 @@ impl Journal {
         out
     }
 
-    /// Keeps these lines only, which are its first. The old file is kept aside like a damaged one. Blocks.
+    /// Truncates the journal to `lines`, its first ones; a copy of the file is kept as of a damaged one. Blocks.
     pub fn keep_first(&mut self, lines: &[Vec<u8>]) -> Result<(), DiskError> {
         let mut good = Vec::new();
         lines.iter().for_each(|l| write_line(&mut good, l));
         let len = good.len() as u64;
-        let (_, repair) = Repair::Aside { damaged: read_or_nothing(&self.path)?, good }.now(&self.path);
+        let (_, repair) = Repair::Aside { damaged: read_or_nothing(&self.path)?, good }.run_or_defer(&self.path);
         *self = Self::with(self.path.clone(), len, repair);
         Ok(())
     }
 
-    /// Whether the file is damaged and could not be repaired yet.
+    /// Whether the file is damaged and not yet repaired.
     pub const fn is_damaged(&self) -> bool {
         self.repair.is_some()
     }
@@ -177,17 +177,17 @@ impl Journal {
         self.len
     }
 
-    /// Whether nothing is in it.
+    /// Whether the file is empty.
     pub const fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Where it is.
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Appends a line; with `sync` it is on the medium when this returns. A partly written line is truncated.
+    /// Appends a line; with `sync` it is on the medium on return. A partly written line is truncated.
     pub async fn append(&mut self, payload: &[u8], sync: bool) -> Result<(), DiskError> {
         self.repair().await?;
         let (file, path, at) = (self.file.clone(), self.path.clone(), self.len);
@@ -198,7 +198,7 @@ impl Journal {
                 Some(file) => file,
                 None => Arc::new(open_append(&path, at)?),
             };
-            // Bytes of an earlier failed write that could not be truncated.
+            // An earlier failed write may have left bytes that could not be truncated.
             let clean = || if file.metadata()?.len() == at { Ok(()) } else { file.set_len(at) };
             let write = || (&*file).write_all(&line);
             let done = clean().and_then(|()| write()).and_then(|()| if sync { file.sync_data() } else { Ok(()) });
@@ -216,7 +216,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Replaces all lines by these; after a power cut the file has the old ones or these.
+    /// Replaces all lines atomically: after a power cut the file has either the old or the new ones.
     pub async fn replace(&mut self, lines: Lines) -> Result<(), DiskError> {
         let Lines(bytes) = lines;
         self.repair().await?;
@@ -245,7 +245,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Starts a new file; the present one gets `.1` appended to its name, in place of an earlier one.
+    /// Renames the file to `PATH.1`, replacing an earlier one, and starts a new file.
     pub async fn rotate(&mut self) -> Result<(), DiskError> {
         self.repair().await?;
         let path = self.path.clone();
@@ -274,13 +274,13 @@ fn read_or_nothing(path: &Path) -> Result<Vec<u8>, DiskError> {
     }
 }
 
-/// Every good line of a journal, also after a damaged one; the file is not changed. Empty if it does not exist. Blocks.
+/// Every valid line, also after a damaged one; empty if the file does not exist. Does not change the file. Blocks.
 pub fn read(path: &Path) -> Result<Found, DiskError> {
     let (lines, dropped) = salvage(&read_or_nothing(path)?);
     Ok(Found { lines, dropped, aside: None })
 }
 
-/// What [`Journal::open`] would find; the file is not changed. `Ok(None)`: it does not exist. Blocks.
+/// The content that [`Journal::open`] would find, without changing the file. `None`: no such file. Blocks.
 pub fn peek(path: &Path) -> Result<Option<Found>, DiskError> {
     let mut bytes = read_or_nothing(path)?;
     if bytes.is_empty() {
@@ -302,7 +302,7 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-/// Opens the file, of which the first `len` bytes are good.
+/// Opens the file and truncates it to its first `len` bytes.
 fn open_append(path: &Path, len: u64) -> Result<File, DiskError> {
     let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR).map_err(|e| DiskError::write(path, e))?;
@@ -323,12 +323,12 @@ fn write_line(out: &mut Vec<u8>, payload: &[u8]) {
 fn sum(payload: &[u8]) -> [u8; 16] {
     let digest = ring::digest::digest(&ring::digest::SHA256, payload);
     let mut out = [0; 16];
-    // Fails on a wrong length only.
+    // Fails only on a wrong length.
     let _ = const_hex::encode_to_slice(&digest.as_ref()[..8], &mut out);
     out
 }
 
-/// The good lines from the beginning, and how many bytes they are.
+/// The valid lines from the beginning, and their length in bytes.
 fn parse(bytes: &[u8]) -> (Vec<Vec<u8>>, usize) {
     let (mut lines, mut good) = (Vec::new(), 0);
     while let Some(end) = bytes[good..].iter().position(|b| *b == b'\n') {
@@ -339,7 +339,7 @@ fn parse(bytes: &[u8]) -> (Vec<Vec<u8>>, usize) {
     (lines, good)
 }
 
-/// All good lines, and how many bytes are in none of them.
+/// All valid lines, and the number of bytes outside of them.
 fn salvage(bytes: &[u8]) -> (Vec<Vec<u8>>, u64) {
     let lines: Vec<Vec<u8>> = bytes.split_inclusive(|b| *b == b'\n').filter_map(whole_line).collect();
     let good: usize = lines.iter().map(|l| l.len() + 18).sum();
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn damage_in_the_middle_is_never_taken_for_a_power_cut() {
+    async fn damage_in_the_middle_keeps_a_copy() {
         use std::os::unix::fs::MetadataExt as _;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("j");
@@ -406,14 +406,14 @@ mod tests {
         let at = bytes.windows(3).position(|w| w == b"two").unwrap();
         bytes[at] ^= 1;
         std::fs::write(&path, &bytes).unwrap();
-        assert_eq!(read(&path).unwrap().lines, [&b"one"[..], b"three"], "what is good is shown");
-        assert_eq!(peek(&path).unwrap().unwrap().lines, [b"one"], "what follows from nothing is not followed");
+        assert_eq!(read(&path).unwrap().lines, [&b"one"[..], b"three"], "valid lines are returned");
+        assert_eq!(peek(&path).unwrap().unwrap().lines, [b"one"], "lines after the damage are not used");
 
         let evidence = dir.path().join("e");
         std::fs::copy(&path, &evidence).unwrap();
         let (mut journal, found) = Journal::open_or_rotate(evidence.clone()).unwrap();
         assert_eq!((found.lines.len(), found.dropped, journal.is_empty()), (2, 21, true));
-        assert_eq!(std::fs::read(found.aside.unwrap()).unwrap(), bytes, "not a byte of it is touched");
+        assert_eq!(std::fs::read(found.aside.unwrap()).unwrap(), bytes, "the file is unchanged");
         journal.append(b"four", false).await.unwrap();
         assert_eq!(read(&evidence).unwrap().lines, [b"four"]);
 
@@ -423,11 +423,11 @@ mod tests {
         assert_eq!(std::fs::metadata(&aside).unwrap().mode() & 0o777, 0o600);
         assert_eq!(std::fs::read(aside).unwrap(), bytes);
         let (_, found) = Journal::open(path).unwrap();
-        assert!(found.aside.is_none() && found.dropped == 0, "told once");
+        assert!(found.aside.is_none() && found.dropped == 0, "reported once");
     }
 
     #[tokio::test]
-    async fn damage_that_the_disk_cannot_mend_yet_hides_nothing_and_loses_nothing() {
+    async fn failed_repair_keeps_the_damaged_file() {
         for (text, left) in [("", &[&b"one"[..], b"two"][..]), ("keeps", &[&b"first"[..]])] {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("j");
@@ -439,15 +439,15 @@ mod tests {
             let at = if text.is_empty() { 0 } else { bytes.iter().position(|b| *b == b'\n').unwrap() + 1 };
             bytes[at] ^= 1;
             std::fs::write(&path, &bytes).unwrap();
-            // Root is refused nothing, but a directory is in the way of a file.
+            // Permissions do not stop root; a directory in place of the file does.
             let (in_the_way, rotated) = (dir.path().join("j.damaged"), dir.path().join("j.1"));
             for d in [&in_the_way, &rotated] {
                 std::fs::create_dir_all(d.join("full")).unwrap();
             }
             let (mut journal, found) = Journal::open(path.clone()).unwrap();
-            assert_eq!(found.lines, left, "the last good ones");
+            assert_eq!(found.lines, left, "the last valid lines");
             journal.append(b"new", true).await.unwrap_err();
-            assert_eq!(std::fs::read(&path).unwrap(), bytes, "not a byte of it is touched");
+            assert_eq!(std::fs::read(&path).unwrap(), bytes, "the file is unchanged");
             std::fs::remove_dir_all(&in_the_way).unwrap();
             journal.append(b"new", true).await.unwrap();
             assert_eq!(std::fs::read(&in_the_way).unwrap(), bytes);
@@ -470,7 +470,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_flipped_bit_is_never_read(at in 0usize..60, bit in 0u8..8) {
+        fn flipped_bit_is_never_read(at in 0usize..60, bit in 0u8..8) {
             let mut bytes = Vec::new();
             for line in [&b"first line"[..], b"second line", b"third"] {
                 write_line(&mut bytes, line);

@@ -1,4 +1,4 @@
-//! Fakes with the real thing's semantics, and a simulated world made of them under one clock.
+//! Fakes with the semantics of the real implementations, and a simulated world of them under one clock.
 //!
 //! Time is the runtime's: a test that starts with time paused (`#[tokio::test(start_paused = true)]`) runs hours in
 //! milliseconds, and everything in the world sees the same time. Only in tests and with the feature `sim`.
@@ -8,7 +8,7 @@ pub mod world;
 
 use crate::disk::Owner;
 
-/// A user other than root, whose files root may make; without root, the caller.
+/// A user other than root, if root calls; else the caller.
 pub fn another_user() -> Owner {
     let own = rustix::process::geteuid();
     if own.is_root() {

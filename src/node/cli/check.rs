@@ -1,4 +1,4 @@
-//! `spoke check`: every fault at once, or the effective configuration.
+//! `spoke check`: reports all faults of the configuration, or prints the effective one.
 use crate::config_file::load;
 use spoke_command::{Outcome, print};
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! `spoke grants`: who is admitted and why, from the running supervisor; or one question asked of the chain directly.
+//! `spoke grants`: who is admitted and why, from the running supervisor; or one query to the chain.
 use crate::config_file::load;
 use spoke_api::socket::{SOCKET, SocketRequest};
 use spoke_chain::reader::ChainReader;
@@ -95,8 +95,7 @@ pub fn run(config: &Path, command: &Command) -> Outcome {
 fn verify(grants: Arc<Grants>, pair: Pair, block: Option<u64>) -> Outcome {
     let rpc = Http::new(&grants.endpoints, grants.timeout)?;
     let mut chain = ChainReader::new(rpc, SystemClock, grants);
-    let asked = block_on(ask(&mut chain, &pair, block))?;
-    match asked {
+    match block_on(query(&mut chain, &pair, block))? {
         Ok(decisions) => {
             for (at, block, decision) in &decisions {
                 print(&line(at, *block, decision.as_ref()));
@@ -108,13 +107,13 @@ fn verify(grants: Arc<Grants>, pair: Pair, block: Option<u64>) -> Outcome {
     }
 }
 
-type Asked = Vec<(&'static str, BlockRef, Option<Decision>)>;
+type Decisions = Vec<(&'static str, BlockRef, Option<Decision>)>;
 
-async fn ask(
+async fn query(
     chain: &mut ChainReader<Http, SystemClock>,
     pair: &Pair,
     block: Option<u64>,
-) -> Result<Asked, anyhow::Error> {
+) -> Result<Decisions, anyhow::Error> {
     if let Some(number) = block {
         let Some(pin) = chain.find_block(At::Number(number)).await? else {
             anyhow::bail!("no endpoint has block {number}")
@@ -122,9 +121,9 @@ async fn ask(
         let decided = chain.verify(pin, std::slice::from_ref(pair)).await?;
         return Ok(vec![("asked", pin, decided.into_iter().next().flatten())]);
     }
-    let asked = chain.decide(pair).await?;
-    let mut out = vec![("newest", asked.newest.0, asked.newest.1)];
-    out.extend(asked.last_final.map(|(pin, d)| ("final", pin, d)));
+    let decided = chain.decide(pair).await?;
+    let mut out = vec![("newest", decided.newest.0, decided.newest.1)];
+    out.extend(decided.last_final.map(|(pin, d)| ("final", pin, d)));
     Ok(out)
 }
 
@@ -135,7 +134,7 @@ fn line(at: &str, block: BlockRef, decision: Option<&Decision>) -> String {
     format!("{at:<7} block {:<10} {}{token}{owner}\n", block.number, d.reason)
 }
 
-/// The candidates for people.
+/// The report as text.
 fn list(r: &Report, now: Boot) -> String {
     let mut out = head(r, now);
     let _ = writeln!(out, "\n{:<28} {:<12} {:<20} {:>10}  {:>8}", "node", "key", "reason", "block", "age");
@@ -175,26 +174,26 @@ fn list(r: &Report, now: Boot) -> String {
 
 fn head(r: &Report, now: Boot) -> String {
     let mut out = String::new();
-    let heard =
+    let quorum =
         r.last_quorum.map_or("never in this run".to_owned(), |at| format!("{} ago", age(now.since(at).as_secs())));
     let height = r.height.map_or("-".to_owned(), |h| h.to_string());
     let _ = writeln!(
         out,
-        "{}: {} of {} admitted; last quorum {heard}, known up to block {height}",
+        "{}: {} of {} admitted; last quorum {quorum}, known up to block {height}",
         r.phase.name(),
         r.admitted,
         r.rows.len()
     );
-    if let Some(away) = &r.unreachable {
+    if let Some(outage) = &r.unreachable {
         let _ = writeln!(
             out,
             "! no quorum of chain endpoints for {}: {}",
-            age(now.since(away.since).as_secs()),
-            away.reason
+            age(now.since(outage.since).as_secs()),
+            outage.reason
         );
     }
-    if let Some(t) = &r.condition {
-        let _ = writeln!(out, "! {}", t.detail);
+    if let Some(c) = &r.condition {
+        let _ = writeln!(out, "! {}", c.detail);
     }
     out
 }
@@ -245,7 +244,7 @@ mod tests {
     use spoke_grants::policy::Reason;
 
     #[test]
-    fn a_line_says_block_reason_token_and_owner() {
+    fn line_contains_block_reason_token_and_owner() {
         let block = BlockRef { number: 7, ..BlockRef::default() };
         let d = Decision { reason: Reason::NodeInactive, token_id: Some(U256::from(3)), owner: Some(Address::ZERO) };
         let text = line("newest", block, Some(&d));

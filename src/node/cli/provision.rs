@@ -1,4 +1,5 @@
-//! `spoke provision`: moves the settings from the boot partition to the state partition; the image runs it at each boot.
+//! `spoke provision`: moves the settings from the boot partition to the state partition; the image runs it at each
+//! boot.
 use crate::health;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use spoke_api::health::summary::Components;
@@ -19,8 +20,8 @@ use tokio::sync::watch;
 const FAULTS: &str = "spoke-faults.txt";
 /// Directory of the secrets on the state partition; `/var/lib/spoke/secrets` for the supervisor.
 const SECRETS: &str = "spoke/secrets";
-/// Interval of reading faulty or missing settings again.
-const RETRY_EVERY: Duration = Duration::from_secs(5);
+/// Interval at which missing or faulty settings are read again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// `spoke provision`.
 #[derive(Debug, clap::Args)]
@@ -38,36 +39,36 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Outcome {
-    let (components, seen) = watch::channel(Components::default());
+    let (components, status) = watch::channel(Components::default());
     spoke_command::block_on(async {
         let (stop, stopped) = watch::channel(false);
-        let waiting = tokio::spawn(serve(seen, stopped));
-        let done = settle(args, &components).await;
-        // The supervisor listens at the same address next.
+        let server = tokio::spawn(serve(status, stopped));
+        let done = store_settings(args, &components).await;
+        // Frees the address, which the supervisor listens on next.
         let _ = stop.send(true);
-        let _ = waiting.await;
+        let _ = server.await;
         done
     })?
 }
 
 /// Serves `/health` until the supervisor does, so that provisioning can be polled.
 async fn serve(components: watch::Receiver<Components>, stop: watch::Receiver<bool>) {
-    let (clock, mut begun, mut over) = (SystemClock, components.clone(), stop.clone());
+    let (clock, mut unprovisioned, mut stopped) = (SystemClock, components.clone(), stop.clone());
     // Nothing is served if the settings are valid.
     tokio::select! {
-        _ = begun.changed() => {}
-        _ = over.changed() => return,
+        _ = unprovisioned.changed() => {}
+        _ = stopped.changed() => return,
     }
     let variables = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
     let Ok(config) = Config::from_text(None, variables) else { return };
     let (_status, net) = watch::channel(crate::reconciler::NetStatus::default());
-    let board = health::Deps { clock, started: clock.now(), config: Arc::new(config), net, components, stop };
-    match health::run(board).await {
+    let deps = health::Deps { clock, started: clock.now(), config: Arc::new(config), net, components, stop };
+    match health::run(deps).await {
         Ok(()) => {}
     }
 }
 
-async fn settle(args: &Args, components: &watch::Sender<Components>) -> Outcome {
+async fn store_settings(args: &Args, components: &watch::Sender<Components>) -> Outcome {
     let directory = args.state.join("config");
     let config = directory.join(SETTINGS);
     restore(args)?;
@@ -75,28 +76,28 @@ async fn settle(args: &Args, components: &watch::Sender<Components>) -> Outcome 
         // An operator on the board edits the file as root.
         Owner::of(&directory)?.take(&config)?;
     }
-    let mut told = String::new();
+    let mut reported = String::new();
     loop {
         match std::fs::read(args.boot.join(SETTINGS)) {
             Ok(bytes) => match parse(&bytes) {
                 Ok(settings) => {
-                    take(args, &config, &settings)?;
+                    store(args, &config, &settings)?;
                     print("spoke: settings taken from the boot partition\n");
                     return Ok(());
                 }
                 Err(faults) => {
                     let text = faults.iter().map(|f| format!("{f}\n")).collect::<String>();
-                    if text != told {
+                    if text != reported {
                         print(&format!("spoke: {SETTINGS} on the boot partition has faults; mend it there:\n{text}"));
-                        tell(args, &text)?;
-                        told = text;
+                        write_faults(args, &text)?;
+                        reported = text;
                     }
                     // Existing settings stay in force while new ones are faulty.
                     if args.once || config.exists() {
                         return if config.exists() { Ok(()) } else { Err(Failure::BadInput("no settings".into())) };
                     }
                     let list = faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-                    wait_for(components, format!("{SETTINGS} on the boot partition has faults: {list}"));
+                    report_unprovisioned(components, format!("{SETTINGS} on the boot partition has faults: {list}"));
                 }
             },
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
@@ -106,25 +107,25 @@ async fn settle(args: &Args, components: &watch::Sender<Components>) -> Outcome 
                 if args.once {
                     return Err(Failure::BadInput(format!("there is no {SETTINGS} on the boot partition")));
                 }
-                let news = format!("spoke: no settings yet: put {SETTINGS} on the boot partition\n");
-                if told != news {
-                    print(&news);
-                    told = news;
+                let message = format!("spoke: no settings yet: put {SETTINGS} on the boot partition\n");
+                if reported != message {
+                    print(&message);
+                    reported = message;
                 }
-                wait_for(components, format!("there is no {SETTINGS} on the boot partition: put it there"));
+                report_unprovisioned(components, format!("there is no {SETTINGS} on the boot partition: put it there"));
             }
             Err(e) => return Err(anyhow::Error::from(e).context("cannot read the boot partition").into()),
         }
-        tokio::time::sleep(RETRY_EVERY).await;
+        tokio::time::sleep(RETRY_INTERVAL).await;
         remount(&args.boot);
     }
 }
 
-fn wait_for(components: &watch::Sender<Components>, what: String) {
+fn report_unprovisioned(components: &watch::Sender<Components>, what: String) {
     components.send_if_modified(|v| {
-        let news = v.unprovisioned.as_ref() != Some(&what);
+        let changed = v.unprovisioned.as_ref() != Some(&what);
         v.unprovisioned = Some(what);
-        news
+        changed
     });
 }
 
@@ -148,11 +149,11 @@ fn restore(args: &Args) -> Result<(), Failure> {
     }
 }
 
-/// Stores the settings, then wipes them from the boot partition; if interrupted, it is repeated at the next boot.
-fn take(args: &Args, config: &Path, settings: &Settings) -> Result<(), Failure> {
-    // The supervisor reads both as the owner of the directory.
+/// Stores the settings, then wipes them from the boot partition. If interrupted, the next boot repeats it.
+fn store(args: &Args, config: &Path, settings: &Settings) -> Result<(), Failure> {
+    // The supervisor runs as the owner of the directory.
     let reader = Owner::of(config.parent().unwrap_or(config))?;
-    // Before the settings that name them.
+    // Secrets first, since the settings refer to them.
     if !settings.appliance.secrets.is_empty() {
         let secrets = args.state.join(SECRETS);
         std::fs::create_dir_all(&secrets)?;
@@ -173,7 +174,7 @@ fn take(args: &Args, config: &Path, settings: &Settings) -> Result<(), Failure> 
         let mut file = std::fs::OpenOptions::new().write(true).open(&path)?;
         let length = file.metadata()?.len();
         file.rewind()?;
-        // Overwritten in place, so that freed blocks do not keep the text; a card's own remapping is out of reach.
+        // Overwritten in place: freed blocks would keep the text. Blocks that the card itself remapped cannot be wiped.
         io::copy(&mut io::Read::take(io::repeat(b'#'), length), &mut file)?;
         file.sync_all()?;
         drop(file);
@@ -181,12 +182,12 @@ fn take(args: &Args, config: &Path, settings: &Settings) -> Result<(), Failure> 
         let _ = std::fs::remove_file(args.boot.join(FAULTS));
         Ok(())
     };
-    writing(&args.boot, wipe)
+    with_writable_boot(&args.boot, wipe)
         .map_err(|e| anyhow::Error::from(e).context("cannot wipe the settings from the boot partition"))?;
     Ok(())
 }
 
-fn tell(args: &Args, faults: &str) -> Result<(), Failure> {
+fn write_faults(args: &Args, faults: &str) -> Result<(), Failure> {
     let text = format!(
         "The device found these faults in {SETTINGS} and waits for a file without them:\r\n{}",
         faults.replace('\n', "\r\n")
@@ -197,7 +198,7 @@ fn tell(args: &Args, faults: &str) -> Result<(), Failure> {
         file.sync_all()
     };
     // The faults were printed to the console already.
-    if let Err(e) = writing(&args.boot, write) {
+    if let Err(e) = with_writable_boot(&args.boot, write) {
         print(&format!("spoke: cannot write {FAULTS}: {e}\n"));
     }
     Ok(())
@@ -210,7 +211,7 @@ fn is_mount(path: &Path) -> bool {
 
 const BOOT_FLAGS: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 
-fn writing(boot: &Path, change: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+fn with_writable_boot(boot: &Path, change: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     let mounted = is_mount(boot);
     if mounted {
         mount_remount(boot, BOOT_FLAGS, c"")?;
@@ -223,7 +224,7 @@ fn writing(boot: &Path, change: impl FnOnce() -> io::Result<()>) -> io::Result<(
     done
 }
 
-/// Remounts, so that a file written from outside (a card reader, a gadget port) is seen.
+/// Remounts: files written from outside (a card reader, a gadget port) appear only then.
 fn remount(boot: &Path) {
     let device = Path::new(spoke_sys::slots::RUN).join("dev/boot");
     if is_mount(boot) && device.exists() && unmount(boot, UnmountFlags::empty()).is_ok() {
@@ -300,9 +301,9 @@ mod tests {
         )
         .unwrap();
         assert!(matches!(run(&args), Err(Failure::BadInput(_))));
-        let told = std::fs::read_to_string(args.boot.join(FAULTS)).unwrap();
+        let text = std::fs::read_to_string(args.boot.join(FAULTS)).unwrap();
         for key in ["node.id", "state_dri", "appliance.password"] {
-            assert!(told.contains(key), "{key}: {told}");
+            assert!(text.contains(key), "{key}: {text}");
         }
         assert!(args.boot.join(SETTINGS).exists(), "a file with faults stays");
         std::fs::write(args.state.join("config/spoke.toml"), GOOD).unwrap();

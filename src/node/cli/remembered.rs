@@ -1,4 +1,4 @@
-//! The facts a `spoke run` would start with, read from disk, kernel and name servers without changing them.
+//! The facts that `spoke run` would start with, read from disk, kernel and name servers.
 use crate::changes::history as changes;
 use crate::run::{access, control};
 use spoke_chain::watcher as grants;
@@ -22,7 +22,7 @@ pub(super) fn effective(own: Config) -> Effective {
     control::remembered(&own).unwrap_or_else(|| Effective::of(own))
 }
 
-/// The facts. `observed` is what the kernel has.
+/// The facts; `observed` is the kernel's state.
 pub(super) async fn facts(config: &Effective, keys: Keys, observed: &Observed) -> Result<Facts, Failure> {
     let dir = &config.own().node.state_dir;
     let admitted = match config.grants() {
@@ -51,7 +51,7 @@ async fn look_up(config: &Effective) -> BTreeMap<HostPort, SocketAddr> {
     futures_util::future::join_all(found).await.into_iter().flatten().collect()
 }
 
-/// The hub the kernel already has, or the best one at the first address of its name.
+/// The hub that the kernel has as a peer, else the best one at the first address of its name.
 fn uplink(config: &Effective, observed: &Observed, known: &BTreeMap<HostPort, SocketAddr>) -> Option<UplinkChoice> {
     let (interface, hubs) = (config.uplink_interface()?, config.hubs());
     let link = observed.links.get(interface);

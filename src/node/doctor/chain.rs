@@ -1,4 +1,4 @@
-//! Judges the JSON-RPC endpoints of `[grants]`.
+//! Evaluates the JSON-RPC endpoints of `[grants]`.
 use super::finding::{Finding, Level};
 use super::probe::chain::{EndpointAnswers, EndpointProbe};
 use spoke_config::grants::{Finality, Grants};
@@ -7,10 +7,11 @@ use spoke_model::error_chain::ErrorChain;
 use spoke_model::time::Wall;
 use spoke_sys::keys::KeyError;
 
-/// Blocks that an endpoint may be behind the best one.
+/// Most blocks that an endpoint may be behind the best one.
 const MAX_LAG: u64 = 5;
 
-/// Judges every endpoint, their heights against each other, and the quorum. `now` is compared with the time of the newest block.
+/// Evaluates every endpoint, their heights against each other, and the quorum. `now` is compared with the time of the
+/// newest block.
 pub fn endpoints(probed: Result<&[EndpointProbe], &KeyError>, config: &Grants, now: Wall) -> Vec<Finding> {
     let probed = match probed {
         Ok(probed) => probed,
@@ -136,7 +137,7 @@ mod tests {
         }
     }
 
-    fn judged(answers: Vec<EndpointAnswers>) -> Vec<(Level, String)> {
+    fn evaluate(answers: Vec<EndpointAnswers>) -> Vec<(Level, String)> {
         let probed: Vec<_> =
             answers.into_iter().map(|a| EndpointProbe { name: "rpc".into(), answers: Ok(a) }).collect();
         endpoints(Ok(&probed), &config(), NOW).into_iter().map(|f| (f.level, f.detail)).collect()
@@ -145,7 +146,7 @@ mod tests {
     #[test]
     fn usable_endpoint_is_summarised() {
         let expected = "chain 1, block 40, 2 s old, safe 2 behind, 7 ms, anvil/1".to_owned();
-        assert_eq!(judged(vec![good(40)]), [(Level::Ok, expected)]);
+        assert_eq!(evaluate(vec![good(40)]), [(Level::Ok, expected)]);
     }
 
     #[test]
@@ -153,7 +154,7 @@ mod tests {
         let without = |change: fn(&mut EndpointAnswers), level, words: &str| {
             let mut answers = good(40);
             change(&mut answers);
-            let found = judged(vec![answers]);
+            let found = evaluate(vec![answers]);
             assert!(found.iter().any(|(l, d)| *l == level && d.contains(words)), "{words}: {found:?}");
         };
         without(|a| a.chain_id = None, Level::Fail, "does not report its chain");
@@ -168,13 +169,13 @@ mod tests {
 
     #[test]
     fn lagging_endpoint_is_a_warning() {
-        let found = judged(vec![good(40), good(34), good(35)]);
+        let found = evaluate(vec![good(40), good(34), good(35)]);
         assert_eq!(found.iter().filter(|(l, d)| *l == Level::Warn && d == "6 blocks behind the others").count(), 1);
     }
 
     #[test]
     fn missing_quorum_fails() {
-        let found = judged(vec![EndpointAnswers { chain_id: None, ..good(40) }]);
+        let found = evaluate(vec![EndpointAnswers { chain_id: None, ..good(40) }]);
         assert!(found.iter().any(|(l, d)| *l == Level::Fail && d.contains("0 of the 1 endpoints")), "{found:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! Judges a hub's forwarding and the control plane.
+//! Evaluates a hub's forwarding and the control plane.
 use super::finding::Finding;
 use super::probe::control::{ControlProbeError, ForwardingFamily};
 use spoke_config::effective::Effective;
@@ -31,9 +31,9 @@ pub fn forwarding(interface: &IfName, family: ForwardingFamily, enabled: Option<
     }
 }
 
-/// Whether the control plane at `url` answers and is the expected one. Its absence does not keep the tunnel down.
+/// Whether the control plane at `url` answers and is the expected one. The tunnel works without it.
 ///
-/// Any HTTP status is an answer: the request carries no proof of identity.
+/// Any HTTP status counts as an answer, since the request is not authenticated.
 pub fn control_plane(url: &HostPort, probe: &Result<u16, ControlProbeError>) -> Finding {
     let what = "control plane";
     match probe {

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
-    /// As it should be.
+    /// No fault.
     Ok,
     /// The tunnel works, but not permanently or not well.
     Warn,
@@ -55,7 +55,7 @@ impl Finding {
     }
 }
 
-/// The findings as a table for people.
+/// The findings as a text table.
 pub fn table(findings: &[Finding]) -> String {
     let mut out = String::new();
     for f in findings {

@@ -1,4 +1,4 @@
-//! Judges the host: WireGuard, privileges, clock, state directory, keys, and the path to the hub.
+//! Evaluates the host: WireGuard, privileges, clock, state directory, keys, and the path to the hub.
 use super::finding::{Finding, Level};
 use super::probe::host::{KeyProbe, Lookup, PathProbe, StateDirProbe, WireguardProbe};
 use spoke_model::address::HostPort;
@@ -134,8 +134,8 @@ pub fn dns(endpoint: &HostPort, lookup: &Lookup) -> Finding {
 
 /// Whether packets to the hub's addresses leave the machine, are not refused, and are large enough.
 ///
-/// A WireGuard port does not answer unknown peers, so the absence of a refusal is the best possible result. One usable address
-/// suffices for the tunnel: then failures at others are warnings.
+/// A WireGuard port does not answer unknown peers, so the absence of a refusal is the best possible result. One usable
+/// address suffices for the tunnel: then failures at others are warnings.
 pub fn udp_paths(probes: &[(SocketAddr, PathProbe)], tunnel_mtu: u32) -> Vec<Finding> {
     let usable = probes.iter().any(|(_, p)| matches!(p, PathProbe::Sent { .. }));
     let mut out = Vec::new();

@@ -1,5 +1,5 @@
-//! Starts the grants task where an interface asks for it, begins it anew when the control plane names another contract, and
-//! tells the local endpoints what it says.
+//! Runs the grants task if an interface has `access = "nft"`, restarts it when the control plane names another
+//! contract, and publishes its report for the local endpoints.
 use super::control;
 use crate::reconciler::Fact;
 use crate::socket::GrantsView;
@@ -23,10 +23,10 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Notify, watch};
 
-/// The grants task, seen from outside.
+/// Access to the running grants task.
 #[derive(Clone, Debug)]
 pub(super) struct Running {
-    /// Who is admitted.
+    /// The admitted peers.
     pub(super) admitted: Fact<spoke_net::derive::Admitted>,
     report: watch::Receiver<Option<Arc<Report>>>,
     refresh: Arc<Notify>,
@@ -39,7 +39,7 @@ impl Running {
     }
 }
 
-/// Starts it. `None`: no interface asks for grants.
+/// Starts the tasks. `None`: no interface has `access = "nft"`.
 pub(super) fn start(
     tasks: &mut Supervisor,
     config: &Arc<Config>,
@@ -50,38 +50,40 @@ pub(super) fn start(
     if !config.interfaces.iter().any(|i| i.access == Kind::Nft) {
         return None;
     }
-    let (candidates, wanting) = watch::channel(Arc::new(candidates(&Effective::of(config.clone()))));
-    let (own, in_force, candidates) = (config.clone(), effective.clone(), Arc::new(candidates));
-    tasks.restarting("candidates", seed, move || follow(own.clone(), in_force.clone(), candidates.clone()));
-    let (admitted, admissions) = watch::channel(None);
-    let (report, reports) = watch::channel(None);
-    let (admitted, report, refresh) = (Arc::new(admitted), Arc::new(report), Arc::new(Notify::new()));
-    let (nobody, rung) = (admitted.clone(), refresh.clone());
+    let (candidates_tx, candidates_rx) = watch::channel(Arc::new(candidates(&Effective::of(config.clone()))));
+    let (own, in_force, candidates_tx) = (config.clone(), effective.clone(), Arc::new(candidates_tx));
+    tasks.restarting("candidates", seed, move || {
+        publish_candidates(own.clone(), in_force.clone(), candidates_tx.clone())
+    });
+    let (admitted_tx, admitted_rx) = watch::channel(None);
+    let (report_tx, report_rx) = watch::channel(None);
+    let (admitted_tx, report_tx, refresh) = (Arc::new(admitted_tx), Arc::new(report_tx), Arc::new(Notify::new()));
+    let (admitted, refresh_requested) = (admitted_tx.clone(), refresh.clone());
     let directories =
         Directories { state: Some(config.node.state_dir.clone()), runtime: Some(config.node.runtime_dir.clone()) };
     let deps = Arc::new(move |grants: Arc<Grants>, hold| Deps {
         clock,
         config: grants,
         directories: directories.clone(),
-        candidates: wanting.clone(),
+        candidates: candidates_rx.clone(),
         admitted: admitted.clone(),
-        report: report.clone(),
-        refresh: rung.clone(),
+        report: report_tx.clone(),
+        refresh: refresh_requested.clone(),
         hold,
     });
-    let (effective, before) = (effective.clone(), Arc::new(Mutex::new(None)));
+    let (effective, previous) = (effective.clone(), Arc::new(Mutex::new(None)));
     tasks.restarting("grants", seed, move || {
-        let (deps, before, nobody) = (deps.clone(), before.clone(), nobody.clone());
+        let (deps, previous, admitted_tx) = (deps.clone(), previous.clone(), admitted_tx.clone());
         control::following(effective.clone(), contract_of, "access contract", move |grants| {
-            let hold = grants.as_ref().and_then(|g| hold(&before, g, clock.now()));
-            let (deps, nobody) = (grants.map(|grants| deps(grants, hold)), nobody.clone());
+            let hold = grants.as_ref().and_then(|g| hold(&previous, g, clock.now()));
+            let (deps, admitted_tx) = (grants.map(|grants| deps(grants, hold)), admitted_tx.clone());
             async move {
                 if let Some(deps) = deps {
                     let grants = deps.config.clone();
                     return run(deps, move || Http::new(&grants.endpoints, grants.timeout)).await;
                 }
-                // Not enrolled yet: nobody has named a contract.
-                nobody.send_if_modified(|known| {
+                // Not enrolled yet: no contract is known, so no peer is admitted.
+                admitted_tx.send_if_modified(|known| {
                     let first = known.is_none();
                     known.get_or_insert_default();
                     first
@@ -90,51 +92,51 @@ pub(super) fn start(
             }
         })
     });
-    let (view, components) = (reports.clone(), components.clone());
-    tasks.restarting("access", seed, move || tell(view.clone(), components.clone(), clock));
-    Some(Running { admitted: admissions, report: reports, refresh })
+    let (report, components) = (report_rx.clone(), components.clone());
+    tasks.restarting("access", seed, move || publish_report(report.clone(), components.clone(), clock));
+    Some(Running { admitted: admitted_rx, report: report_rx, refresh })
 }
 
-/// Which contract decides; `None` within: none is named yet.
+/// The contract that decides; the inner `None`: no contract is known yet.
 fn contract_of(config: &Effective) -> Option<Option<Arc<Grants>>> {
     Some(config.grants().cloned().map(Arc::new))
 }
 
-/// The contract followed last, and until when its word is held.
-type Before = Mutex<Option<(Arc<Grants>, Option<Boot>)>>;
+/// The previous contract, and until when its admitted peers are held.
+type Previous = Mutex<Option<(Arc<Grants>, Option<Boot>)>>;
 
-/// Until when whoever is admitted stays so while `next` has not been heard: another contract than the one before would else
-/// begin by shutting everybody out. No longer than the grants of the one before would have lasted without a word.
-fn hold(before: &Before, next: &Arc<Grants>, now: Boot) -> Option<Boot> {
-    let mut before = before.lock().unwrap_or_else(PoisonError::into_inner);
-    let hold = match before.as_ref() {
+/// Until when admitted peers stay admitted while the state of `next` is unknown: without it a change of the contract
+/// would begin by removing every peer. At most as long as grants of the previous contract last without a quorum.
+fn hold(previous: &Previous, next: &Arc<Grants>, now: Boot) -> Option<Boot> {
+    let mut previous = previous.lock().unwrap_or_else(PoisonError::into_inner);
+    let hold = match previous.as_ref() {
         None => None,
         Some((last, hold)) if (last.contract, last.chain_id) == (next.contract, next.chain_id) => *hold,
         Some((last, _)) => Some(now + last.fresh + last.stale + last.grace),
     };
-    *before = Some((next.clone(), hold));
+    *previous = Some((next.clone(), hold));
     hold
 }
 
-/// Tells the grants task who wants to be a peer, and again whenever the control plane names others. `derive` filters the
-/// same configuration.
-async fn follow(
+/// Publishes the peers that need a grant, again after each change by the control plane. `derive` filters the same
+/// configuration.
+async fn publish_candidates(
     own: Arc<Config>,
     mut effective: Fact<Effective>,
-    told: Arc<watch::Sender<Arc<BTreeSet<Pair>>>>,
+    published: Arc<watch::Sender<Arc<BTreeSet<Pair>>>>,
 ) -> Result<(), Infallible> {
     loop {
         let in_force = effective.borrow_and_update().clone();
         let wanted = Arc::new(candidates(&in_force.unwrap_or_else(|| Arc::new(Effective::of(own.clone())))));
-        told.send_if_modified(|before| {
-            let new = *before != wanted;
-            if new {
-                *before = wanted;
+        published.send_if_modified(|current| {
+            let changed = *current != wanted;
+            if changed {
+                *current = wanted;
             }
-            new
+            changed
         });
         if effective.changed().await.is_err() {
-            // The last word stays, and the sender with it, so that the grants task is never without.
+            // Keeps the sender: the grants task goes on with the last candidates.
             std::future::pending().await
         }
     }
@@ -146,15 +148,15 @@ pub(crate) fn candidates(config: &Effective) -> BTreeSet<Pair> {
     nft.flat_map(|i| i.peers()).filter_map(|p| Some((p.node_id.clone()?, p.public_key))).collect()
 }
 
-async fn tell(
+async fn publish_report(
     mut report: watch::Receiver<Option<Arc<Report>>>,
     components: watch::Sender<Components>,
     clock: SystemClock,
 ) -> Result<(), Infallible> {
     let started = clock.now();
     loop {
-        let seen = report.borrow_and_update().clone();
-        if let Some(r) = seen {
+        let current = report.borrow_and_update().clone();
+        if let Some(r) = current {
             components.send_modify(|v| {
                 v.access = Some(summary(&r));
                 v.status.insert(Component::Contract, contract(&r, started));
@@ -191,7 +193,7 @@ fn summary(r: &Report) -> Access {
 fn contract(r: &Report, started: Boot) -> ComponentStatus {
     match &r.unreachable {
         None => ComponentStatus { healthy: true, since: r.last_quorum.unwrap_or(started), detail: None },
-        Some(away) => {
+        Some(outage) => {
             let means = match r.phase {
                 Phase::Fresh | Phase::Stale => "every grant still holds",
                 Phase::Grace => "peers stay, no new ones are admitted",
@@ -199,9 +201,9 @@ fn contract(r: &Report, started: Boot) -> ComponentStatus {
             };
             let detail = format!(
                 "VERIFICATION_ERROR: no quorum of chain endpoints ({}); {means}: see `spoke doctor` and [grants] endpoints",
-                away.reason
+                outage.reason
             );
-            ComponentStatus { healthy: false, since: away.since, detail: Some(detail) }
+            ComponentStatus { healthy: false, since: outage.since, detail: Some(detail) }
         }
     }
 }
@@ -209,7 +211,7 @@ fn contract(r: &Report, started: Boot) -> ComponentStatus {
 fn own(r: &Report, started: Boot) -> ComponentStatus {
     match &r.condition {
         None => ComponentStatus { healthy: true, since: started, detail: None },
-        Some(t) => ComponentStatus { healthy: false, since: t.since, detail: Some(t.detail.clone()) },
+        Some(c) => ComponentStatus { healthy: false, since: c.since, detail: Some(c.detail.clone()) },
     }
 }
 
@@ -230,36 +232,37 @@ mod tests {
     }
 
     #[test]
-    fn another_contract_is_heard_before_it_shuts_anybody_out_and_not_for_ever() {
+    fn contract_change_holds_peers_for_a_limited_time() {
         let grants = |chain_id| Arc::new(Grants { chain_id, ..config(&[]).grants.unwrap() });
-        let (before, now) = (Before::default(), Boot::from_secs(1000));
+        let (previous, now) = (Previous::default(), Boot::from_secs(1000));
         let lasts = {
             let g = grants(1);
             g.fresh + g.stale + g.grace
         };
-        assert_eq!(hold(&before, &grants(1), now), None, "at the start there is only what the disk remembers");
-        assert_eq!(hold(&before, &grants(1), now), None, "the task is begun anew");
+        assert_eq!(hold(&previous, &grants(1), now), None, "at the start only stored decisions apply");
+        assert_eq!(hold(&previous, &grants(1), now), None, "the task was restarted");
         let until = Some(now + lasts);
-        assert_eq!(hold(&before, &grants(2), now), until);
-        assert_eq!(hold(&before, &grants(2), now + lasts), until, "begun anew, it has no more time than before");
+        assert_eq!(hold(&previous, &grants(2), now), until);
+        assert_eq!(hold(&previous, &grants(2), now + lasts), until, "a restart does not extend it");
     }
 
     #[tokio::test]
-    async fn whom_the_control_plane_names_is_a_candidate_too() {
+    async fn peers_from_the_control_plane_are_candidates() {
         let base = Arc::new(config(&[("here", 1)]));
-        let (candidates_out, mut told) = watch::channel(Arc::new(BTreeSet::new()));
+        let (candidates_tx, mut published) = watch::channel(Arc::new(BTreeSet::new()));
         let (control, completed) = watch::channel(None);
         let next = |peers: &[_]| Some(Arc::new(Effective::of(Arc::new(config(peers)))));
         let names = |c: &BTreeSet<Pair>| c.iter().map(|(node, _)| node.to_string()).collect::<Vec<_>>();
-        let following = tokio::spawn(follow(base, completed, Arc::new(candidates_out)));
-        assert_eq!(names(&told.wait_for(|c| !c.is_empty()).await.unwrap()), ["here"], "nobody of an open interface");
+        let publishing = tokio::spawn(publish_candidates(base, completed, Arc::new(candidates_tx)));
+        let first = names(&published.wait_for(|c| !c.is_empty()).await.unwrap());
+        assert_eq!(first, ["here"], "no peer of an open interface");
         control.send_replace(next(&[("here", 1), ("there", 2)]));
-        assert_eq!(names(&told.wait_for(|c| c.len() == 2).await.unwrap()), ["here", "there"]);
+        assert_eq!(names(&published.wait_for(|c| c.len() == 2).await.unwrap()), ["here", "there"]);
         control.send_replace(next(&[("there", 2)]));
-        assert_eq!(names(&told.wait_for(|c| c.len() == 1).await.unwrap()), ["there"]);
+        assert_eq!(names(&published.wait_for(|c| c.len() == 1).await.unwrap()), ["there"]);
         drop(control);
         tokio::task::yield_now().await;
-        assert!(told.has_changed().is_ok(), "the last word of a control plane that is gone stays");
-        following.abort();
+        assert!(published.has_changed().is_ok(), "the last candidates stay when the control task ends");
+        publishing.abort();
     }
 }

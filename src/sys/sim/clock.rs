@@ -1,4 +1,4 @@
-//! The clocks of the simulated world: boot time follows the runtime's time, wall time goes wherever a test sends it.
+//! The clocks of the simulated world: boot time follows the runtime's time, wall time is set by the test.
 use crate::clock::Clock;
 use spoke_model::time::{Boot, Wall};
 use std::sync::Arc;
@@ -6,34 +6,34 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// A clock that a test can jump.
+/// A clock whose wall time a test can set.
 #[derive(Clone, Debug)]
 pub struct SimClock {
     start: Instant,
-    /// Wall time at `start`, in seconds since the epoch; may be negative to show how far back a board can boot.
+    /// Wall time at `start`, in seconds since the epoch; negative after a jump to a time before `elapsed`.
     wall: Arc<AtomicI64>,
 }
 
 impl SimClock {
-    /// Boot was a minute ago; the wall clock shows `wall`.
+    /// A clock 60 s after boot, with the wall time `wall`.
     pub fn new(wall: Wall) -> Self {
         let clock = Self { start: Instant::now(), wall: Arc::default() };
         clock.jump_to(wall);
         clock
     }
 
-    /// Time since the world began.
+    /// Time since the clock was created.
     pub fn elapsed(&self) -> Duration {
         self.start.elapsed()
     }
 
-    /// Sets the wall clock; boot time goes on as if nothing had happened.
+    /// Sets the wall clock; boot time is unaffected.
     pub fn jump_to(&self, wall: Wall) {
         let elapsed = i64::try_from(self.elapsed().as_secs()).unwrap_or(i64::MAX);
         self.wall.store(i64::try_from(wall.0).unwrap_or(i64::MAX).saturating_sub(elapsed), Ordering::Relaxed);
     }
 
-    /// Wall time to the nanosecond, as the kernel stamps handshakes with it.
+    /// Wall time in nanoseconds, the resolution of handshake timestamps.
     pub fn wall_exact(&self) -> Duration {
         let elapsed = self.elapsed();
         let secs =

@@ -1,7 +1,8 @@
-//! A kernel in memory, with the real one's rules: it passes the same conformance suite.
+//! An in-memory kernel with the rules of the real one: it passes the same conformance suite.
 //!
-//! Networks move to the last peer that claims them; routes go with the link that is set down, IPv6 addresses too; a removed
-//! peer is not brought back by an update; ports are chosen when a link comes up; what exists cannot be added by another.
+//! An allowed-ip moves to the last peer it is added to; setting a link down removes its routes and IPv6 addresses; an
+//! update does not recreate a removed peer; a port is chosen when a link comes up; adding a link of another kind or a
+//! route of another holder fails with `EEXIST`.
 use crate::kernel::{Applied, Kernel, KernelError, LinkCounters, PeerCounters, ReadCounters};
 use ipnet::IpNet;
 use rustix::io::Errno;
@@ -20,11 +21,11 @@ use tokio::time::{Instant, timeout_at};
 
 mod handle;
 
-/// A burst is over when nothing has happened for this long.
+/// A burst of changes ends after this long without a change.
 const QUIET: Duration = Duration::from_millis(50);
-/// A burst that does not end is reported all the same.
+/// A burst that lasts longer is reported before it ends.
 const LONGEST: Duration = Duration::from_millis(500);
-/// The first port that is handed out.
+/// The first port that is assigned.
 const FIRST_PORT: u16 = 32_768;
 
 #[derive(Clone, Debug, Default)]
@@ -34,17 +35,17 @@ struct Link {
     alias: String,
     up: bool,
     mtu: u32,
-    /// Of its private key; kept, because deriving it for every peer would dominate figures.
+    /// Of its private key; stored, since deriving it for every peer would dominate benchmarks.
     public_key: Option<PublicKey>,
     listen_port: u16,
     fwmark: u32,
     addresses: BTreeSet<IpNet>,
     peers: BTreeMap<PublicKey, ObservedPeer>,
-    /// Which peer has a network.
+    /// The peer of each allowed-ip.
     owners: BTreeMap<IpNet, PublicKey>,
 }
 
-/// Who answers for a route.
+/// The link and the protocol of a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Holder {
     link: String,
@@ -55,29 +56,29 @@ type Refusal = Box<dyn FnMut(&Step) -> Option<Errno> + Send>;
 
 struct State {
     links: BTreeMap<String, Link>,
-    /// A table has a network once.
+    /// A table holds each destination once.
     routes: BTreeMap<(u32, IpNet), Holder>,
     /// Our tables; `None` for one that another process has changed.
     forwarding: BTreeMap<IfName, Option<Forwarding>>,
     next_index: u32,
     next_port: u16,
     refusal: Option<Refusal>,
-    /// Observations that fail from now on.
+    /// Number of next observations that fail.
     blind: u32,
-    /// Steps that are done before the kernel stops answering.
+    /// Steps left before the kernel stops responding.
     left: Option<u32>,
     /// Whether the kernel has WireGuard.
     wireguard: bool,
     now: Boot,
-    /// Changes that rtnetlink announces: not those of WireGuard.
+    /// Changes that rtnetlink announces; those of WireGuard are not announced.
     announced: u64,
-    /// Steps that were asked for.
+    /// Steps requested, applied or refused.
     asked: Vec<Step>,
-    /// Observations that were asked for.
+    /// Observations requested.
     looks: u64,
 }
 
-/// A kernel in memory.
+/// An in-memory kernel.
 pub struct FakeKernel {
     state: Arc<Mutex<State>>,
     changes: watch::Receiver<u64>,
@@ -86,7 +87,7 @@ pub struct FakeKernel {
     since: Option<Instant>,
 }
 
-/// Changes by other processes to the same kernel, and what a test may read of it.
+/// Changes by other processes to the same kernel, and its state for tests.
 #[derive(Clone)]
 pub struct Handle {
     state: Arc<Mutex<State>>,
@@ -180,16 +181,16 @@ impl Kernel for FakeKernel {
 
     async fn apply(&mut self, steps: &[Step]) -> Applied {
         let mut applied = Applied::default();
-        let mut lost: BTreeMap<IfName, Errno> = BTreeMap::new();
+        let mut failed_links: BTreeMap<IfName, Errno> = BTreeMap::new();
         let before = self.state().announced;
         for (index, step) in steps.iter().enumerate() {
-            if self.state().is_over() {
+            if self.state().hangs() {
                 std::future::pending::<()>().await;
             }
             let mut state = self.state();
             state.asked.push(step.clone());
             let refused = state.refusal.as_mut().and_then(|r| r(step));
-            let result = match lost.get(step.link()).copied().or(refused) {
+            let result = match failed_links.get(step.link()).copied().or(refused) {
                 _ if !self.privileged => Err(Errno::PERM),
                 Some(errno) => Err(errno),
                 None => state.apply(step),
@@ -198,7 +199,7 @@ impl Kernel for FakeKernel {
                 Ok(()) => applied.done.push(index),
                 Err(errno) => {
                     if let Step::CreateLink { link, .. } = step {
-                        lost.insert(link.clone(), errno);
+                        failed_links.insert(link.clone(), errno);
                     }
                     applied.failed.push((index, error(step, errno)));
                 }
@@ -251,8 +252,8 @@ impl ReadCounters for FakeKernel {
 }
 
 impl State {
-    /// Whether no step is done any more.
-    const fn is_over(&mut self) -> bool {
+    /// Counts a step; whether the kernel no longer responds.
+    const fn hangs(&mut self) -> bool {
         match &mut self.left {
             Some(0) => true,
             Some(left) => {
@@ -263,7 +264,7 @@ impl State {
         }
     }
 
-    /// Does a step.
+    /// Applies a step.
     fn apply(&mut self, step: &Step) -> Result<(), Errno> {
         let name = step.link().as_str();
         match step {
@@ -301,8 +302,8 @@ impl State {
             }
             Step::RemoveRoute { route, .. } => self.remove_route(name, *route, true),
             Step::RemoveAddress { address, .. } => {
-                let gone = self.links.get_mut(name).is_some_and(|l| l.addresses.remove(address));
-                self.announced += u64::from(gone);
+                let removed = self.links.get_mut(name).is_some_and(|l| l.addresses.remove(address));
+                self.announced += u64::from(removed);
             }
             Step::AddAddress { address, .. } => {
                 let link = self.links.get_mut(name).ok_or(Errno::NODEV)?;
@@ -404,7 +405,7 @@ impl State {
         }
         let holder = Holder { link: name.to_owned(), ours };
         match self.routes.get(&(route.table, route.to)) {
-            Some(there) if *there == holder => Ok(()),
+            Some(existing) if *existing == holder => Ok(()),
             Some(_) => Err(Errno::EXIST),
             None => {
                 self.announced += 1;
@@ -445,7 +446,7 @@ impl Link {
         peer.endpoint = change.endpoint.map_or(peer.endpoint, |e| Some(e.addr));
     }
 
-    /// Gives networks to a peer and takes them from the peers that have them.
+    /// Moves allowed-ips to a peer from the peers that have them.
     fn claim(&mut self, key: PublicKey, nets: &Nets) {
         for net in nets {
             if let Some(before) = self.owners.insert(*net, key)

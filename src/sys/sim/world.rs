@@ -1,6 +1,7 @@
 //! A device, its hubs and the network between them: WireGuard's timers, NAT, DNS and broken address families.
 //!
-//! The device's side is a [`Kernel`](crate::kernel::Kernel) like the real one, so that the reconciler and the uplink run in it unchanged.
+//! The device's side is a [`Kernel`](crate::kernel::Kernel) like the real one, so that reconciler and uplink run in it
+//! unchanged.
 mod kernel;
 mod wireguard;
 
@@ -18,20 +19,20 @@ use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use tokio::sync::{Notify as Bell, mpsc};
+use tokio::sync::{Notify as Wakeup, mpsc};
 pub use wireguard::{Interface, Peer};
 
 /// Round trip to every hub.
 pub const RTT: Duration = Duration::from_millis(40);
-/// WireGuard's timers run when they are due, but not more often than this.
+/// Shortest interval between two runs of WireGuard's timers.
 const STEP: Duration = Duration::from_millis(20);
 
-/// A hub: a machine of its own, which forgets its sessions when it reboots.
+/// A hub. It loses its sessions at a reboot.
 #[derive(Clone, Debug)]
 pub struct Hub {
     /// Identity.
     pub key: PublicKey,
-    /// Where it listens.
+    /// The addresses it listens on.
     pub addresses: BTreeSet<SocketAddr>,
     /// Its address in the tunnel.
     pub tunnel: IpAddr,
@@ -39,16 +40,16 @@ pub struct Hub {
     pub alive: bool,
     /// Answers ICMP.
     pub answers_echo: bool,
-    /// The session it has with the device; gone with a reboot.
+    /// Its session with the device; lost at a reboot.
     session: Option<u64>,
-    /// The latest time stamp seen in a handshake; older ones are replays. Gone with a reboot.
+    /// The latest handshake timestamp; older ones are replays. Lost at a reboot.
     latest: Option<Duration>,
 }
 
-/// Everything that happens outside of the process under test.
+/// State of everything outside the process under test.
 #[derive(Debug)]
 pub struct State {
-    /// The one clock.
+    /// The clock of the device.
     pub clock: SimClock,
     /// The device's WireGuard interfaces.
     pub links: BTreeMap<IfName, Interface>,
@@ -56,13 +57,13 @@ pub struct State {
     pub hubs: Vec<Hub>,
     /// The device's uplink has a carrier.
     pub carrier: bool,
-    /// IPv4 gets through.
+    /// IPv4 is forwarded.
     pub v4: bool,
     /// IPv6 is forwarded.
     pub v6: bool,
     /// Local ports with a stuck NAT binding: no packet returns to them.
     pub stuck: BTreeSet<u16>,
-    /// DNS answers.
+    /// DNS responds.
     pub dns: bool,
     /// Addresses by name.
     pub names: BTreeMap<String, Vec<IpAddr>>,
@@ -72,16 +73,18 @@ pub struct State {
     pub look_ups: u64,
     next: u64,
     answers: mpsc::UnboundedSender<(IpAddr, u16)>,
-    bell: Arc<Bell>,
-    poked: Arc<Bell>,
+    /// Wakes [`Kernel::changed`](crate::kernel::Kernel::changed).
+    link_events: Arc<Wakeup>,
+    /// Wakes [`World::run`]: other timers may be due first.
+    timer_changes: Arc<Wakeup>,
 }
 
-/// The world, shared by everything that acts in it.
+/// A shared handle of the world.
 #[derive(Clone, Debug)]
 pub struct World(Arc<Mutex<State>>);
 
 impl World {
-    /// A world in which everything works and nothing is configured. The receiver goes to [`SimEcho`].
+    /// A world without faults, hubs or interfaces, and its echo socket.
     pub fn new(clock: SimClock) -> (Self, SimEcho) {
         let (answers, replies) = mpsc::unbounded_channel();
         let state = State {
@@ -98,14 +101,14 @@ impl World {
             look_ups: 0,
             next: 0,
             answers,
-            bell: Arc::default(),
-            poked: Arc::default(),
+            link_events: Arc::default(),
+            timer_changes: Arc::default(),
         };
         let world = Self(Arc::new(Mutex::new(state)));
         (world.clone(), SimEcho { world, replies })
     }
 
-    /// The state, to read or to change. After a change of links or addresses call [`World::event`].
+    /// The state, for reading and changing. After a change of links or addresses call [`World::event`].
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -141,7 +144,7 @@ impl World {
 
     /// The kernel's event that a link, an address or a route has changed.
     pub fn event(&self) {
-        self.state().bell.notify_one();
+        self.state().link_events.notify_one();
     }
 
     /// Another process deletes an interface.
@@ -152,13 +155,13 @@ impl World {
 
     /// Another process of the device sends a packet through the tunnel.
     pub fn send_packet(&self, link: &IfName, to: IpAddr) {
-        // A sequence number that the uplink does not use in these worlds: it ignores the reply.
+        // No uplink in a test reaches this sequence number, so it ignores the reply.
         let _ = self.state().send_echo(link, to, u16::MAX);
     }
 
-    /// Lets WireGuard's timers run for ever.
+    /// Runs WireGuard's timers; never returns.
     pub async fn run(self) {
-        let poked = self.state().poked.clone();
+        let timer_changes = self.state().timer_changes.clone();
         loop {
             let (now, due) = {
                 let state = self.state();
@@ -167,8 +170,7 @@ impl World {
             let wait = due.map_or(Duration::from_secs(60), |at| at.since(now)).max(STEP);
             tokio::select! {
                 () = tokio::time::sleep(wait) => self.state().tick(),
-                // Something was sent or changed: other timers may be the next ones.
-                () = poked.notified() => {}
+                () = timer_changes.notified() => {}
             }
         }
     }
@@ -178,8 +180,8 @@ impl State {
     /// The hub that a packet from local `port` to `to` reaches and that can answer.
     fn reach(&self, port: u16, to: SocketAddr) -> Option<usize> {
         let family = if to.is_ipv4() { self.v4 } else { self.v6 };
-        let fine = self.carrier && family && !self.stuck.contains(&port);
-        self.hubs.iter().position(|h| fine && h.alive && h.addresses.contains(&to))
+        let passes = self.carrier && family && !self.stuck.contains(&port);
+        self.hubs.iter().position(|h| passes && h.alive && h.addresses.contains(&to))
     }
 
     fn wire(&mut self, to: SocketAddr, udp_payload: u64) {
@@ -201,7 +203,7 @@ impl ReadCounters for SimCounters {
     }
 }
 
-/// Echo through the world's tunnel.
+/// Echo socket of the device.
 #[derive(Debug)]
 pub struct SimEcho {
     world: World,
@@ -209,7 +211,7 @@ pub struct SimEcho {
 }
 
 impl SimEcho {
-    /// For a restarted process in the same world: replies to the previous process are lost.
+    /// The socket of a restarted process: replies to the previous process are lost.
     pub fn reopen(world: &World) -> Self {
         let (answers, replies) = mpsc::unbounded_channel();
         world.state().answers = answers;
@@ -254,7 +256,7 @@ impl Resolve for SimResolver {
                 (state.dns && state.carrier, state.names.get(&name.host).cloned().unwrap_or_default())
             };
             if !works {
-                // An unreachable server shows by the timeout only.
+                // An unreachable server shows only as a timeout.
                 tokio::time::sleep(within.saturating_sub(RTT)).await;
                 return Err(ResolveError::TimedOut { name, within });
             }

@@ -13,7 +13,7 @@ const TIME_CALL: [u8; 9] = [0x42, 0x60, 0x00, 0x52, 0x60, 0x20, 0x60, 0x00, 0xf3
 /// Blocks of events that are requested at once.
 pub const LOG_RANGE: u64 = 2000;
 
-/// An endpoint, and what it answered.
+/// An endpoint and its answers.
 #[derive(Debug)]
 pub struct EndpointProbe {
     /// Its name, without secrets.
@@ -45,7 +45,7 @@ pub struct EndpointAnswers {
     pub state_by_hash: bool,
 }
 
-/// Asks every endpoint at the same time, so that their heights can be compared.
+/// Queries all endpoints concurrently, so that their heights can be compared.
 pub async fn endpoints(config: &Grants) -> Result<Vec<EndpointProbe>, KeyError> {
     let rpc = Http::new(&config.endpoints, config.timeout)?;
     let rpc = &rpc;

@@ -4,7 +4,7 @@ use spoke_sys::disk::DiskError;
 use spoke_sys::http::{BadTrust, Http as _, HttpError, HttpsClient, Request, Trust};
 use std::time::Duration;
 
-/// An address family that the machine forwards or not.
+/// An address family with a forwarding switch of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ForwardingFamily {
     /// `net.ipv4.ip_forward`.
@@ -46,7 +46,7 @@ pub fn forwarding(family: ForwardingFamily) -> Option<bool> {
     Some(std::fs::read_to_string(path).ok()?.trim() != "0")
 }
 
-/// Sends a request without proof of identity; returns the HTTP status.
+/// Sends an unauthenticated request; returns the HTTP status.
 pub async fn control_plane(control: &Control) -> Result<u16, ControlProbeError> {
     let trust = match (&control.pin, &control.ca) {
         (Some(pin), _) => Trust::Pin(pin.0),

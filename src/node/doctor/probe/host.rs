@@ -12,7 +12,7 @@ use std::net::{SocketAddr, ToSocketAddrs as _, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Time to wait for an ICMP refusal.
+/// How long to wait for ICMP port unreachable.
 const REFUSAL_TIMEOUT: Duration = Duration::from_millis(700);
 
 /// WireGuard support of the kernel.
@@ -20,13 +20,13 @@ const REFUSAL_TIMEOUT: Duration = Duration::from_millis(700);
 pub struct WireguardProbe {
     /// Kernel release.
     pub release: String,
-    /// Whether the kernel answers for WireGuard, after loading its module if possible.
+    /// Whether the kernel has WireGuard; asking loads the module if there is one.
     pub supported: io::Result<bool>,
     /// A module for this release is installed.
     pub module_installed: bool,
 }
 
-/// Asks the kernel in the same way as the supervisor.
+/// Queries the kernel in the same way as the supervisor.
 pub async fn wireguard() -> WireguardProbe {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let supported = kernel::has_wireguard().await;
@@ -61,13 +61,13 @@ pub fn state_dir(dir: &Path) -> io::Result<StateDirProbe> {
 /// A private or preshared key.
 #[derive(Debug)]
 pub struct KeyProbe {
-    /// The key, for people.
+    /// Name of the key in the finding.
     pub what: String,
-    /// What may be shown of it, or why it cannot be read.
+    /// Its public part or its source, or why it cannot be read.
     pub result: Result<String, KeyError>,
     /// `spoke run` generates it if it is missing.
     pub generated: bool,
-    /// This process was given systemd credentials.
+    /// This process has systemd credentials.
     pub has_credentials: bool,
     /// The key file and the state directory have different owners.
     pub owner_mismatch: Option<OwnerMismatch>,
@@ -146,13 +146,13 @@ pub enum PathProbe {
         /// MTU of the path as the kernel knows it, in bytes.
         mtu: Option<u32>,
     },
-    /// The far host refused the port.
+    /// The remote host refused the port.
     Refused,
     /// No packet could be sent.
     Unsent(io::Error),
 }
 
-/// Sends one packet and waits shortly for a refusal.
+/// Sends one packet and waits briefly for a refusal.
 pub fn udp_path(hub: SocketAddr) -> PathProbe {
     let any: SocketAddr =
         if hub.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { (std::net::Ipv6Addr::UNSPECIFIED, 0).into() };

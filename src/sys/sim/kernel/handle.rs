@@ -1,4 +1,4 @@
-//! Changes of the kernel in memory by other processes, and what a test may read of it.
+//! Changes of the in-memory kernel by other processes, and its state for tests.
 use super::{FakeKernel, Handle, Link, State, lock};
 use ipnet::IpNet;
 use rustix::io::Errno;
@@ -23,7 +23,7 @@ impl Handle {
         result
     }
 
-    /// Changes a link's WireGuard side, of which nothing is announced.
+    /// Changes a link's WireGuard settings, which is not announced.
     fn tamper_device<T>(&self, name: &str, change: impl FnOnce(&mut Link) -> T) -> Option<T> {
         lock(&self.state).links.get_mut(name).map(change)
     }
@@ -33,20 +33,20 @@ impl Handle {
         lock(&self.state).forwarding.insert(link.clone(), None);
     }
 
-    /// The implementation once more, without the right to change the network.
+    /// Another instance over the same state, without the privilege to change the network.
     #[must_use]
     pub fn unprivileged(&self) -> FakeKernel {
         let changes = self.changed.subscribe();
         FakeKernel { state: Arc::clone(&self.state), changes, writer: self.clone(), privileged: false, since: None }
     }
 
-    /// The kernel as a restarted process finds it.
+    /// Another instance over the same state, as after a restart of the process.
     #[must_use]
     pub fn kernel(&self) -> FakeKernel {
         FakeKernel { privileged: true, ..self.unprivileged() }
     }
 
-    /// From now on each step is shown to `refuse` before it is done, and fails with the error it returns.
+    /// Calls `refuse` before each step; the step fails with the error it returns.
     pub fn refuse(&self, refuse: impl FnMut(&Step) -> Option<Errno> + Send + 'static) {
         lock(&self.state).refusal = Some(Box::new(refuse));
     }
@@ -56,8 +56,7 @@ impl Handle {
         lock(&self.state).refusal = None;
     }
 
-    /// After this many steps the kernel neither answers nor acts: the state a process leaves that is killed then. `None`: it
-    /// goes on.
+    /// Stops responding after this many steps, as if the process were killed then. `None`: responds again.
     pub fn hang_after(&self, steps: Option<u32>) {
         lock(&self.state).left = steps;
     }
@@ -67,23 +66,23 @@ impl Handle {
         lock(&self.state).blind = count;
     }
 
-    /// Whether the kernel has WireGuard.
+    /// Sets whether the kernel has WireGuard.
     pub fn has_wireguard(&self, has: bool) {
         lock(&self.state).wireguard = has;
     }
 
-    /// The time that observations bear.
+    /// Sets the time of observations.
     pub fn set_time(&self, now: Boot) {
         lock(&self.state).now = now;
     }
 
-    /// Steps asked for since this was last called, done or refused.
+    /// Steps requested since the last call, applied or refused.
     #[must_use]
     pub fn take_steps(&self) -> Vec<Step> {
         std::mem::take(&mut lock(&self.state).asked)
     }
 
-    /// Observations asked for so far.
+    /// Observations requested so far.
     #[must_use]
     pub fn looks(&self) -> u64 {
         lock(&self.state).looks
@@ -94,43 +93,43 @@ impl Handle {
         self.tamper(|s| s.new_link(name, Link { wireguard, mtu: 1420, ..Link::default() }));
     }
 
-    /// Somebody deletes a link.
+    /// Another process deletes a link.
     pub fn delete_link(&self, name: &str) {
         self.tamper(|s| s.delete_link(name));
     }
 
-    /// Somebody marks a link; [`spoke_net::state::OWNED_ALIAS`] makes it one of ours.
+    /// Another process sets an alias; [`spoke_net::state::OWNED_ALIAS`] marks the link as ours.
     pub fn set_alias(&self, name: &str, alias: &str) {
         self.tamper(|s| s.links.get_mut(name).map(|l| alias.clone_into(&mut l.alias)));
     }
 
-    /// The alias of a link; empty if it has none or is not there.
+    /// The alias of a link; empty if it has none or does not exist.
     #[must_use]
     pub fn alias(&self, name: &str) -> String {
         lock(&self.state).links.get(name).map(|l| l.alias.clone()).unwrap_or_default()
     }
 
-    /// Somebody sets a link up or down.
+    /// Another process sets a link up or down.
     pub fn set_up(&self, name: &str, up: bool) {
         let _ = self.tamper(|s| s.set_up(name, up));
     }
 
-    /// Somebody sets a link's MTU.
+    /// Another process sets a link's MTU.
     pub fn set_mtu(&self, name: &str, mtu: u32) {
         self.tamper(|s| s.links.get_mut(name).map(|l| l.mtu = mtu));
     }
 
-    /// Somebody adds an address.
+    /// Another process adds an address.
     pub fn add_address(&self, link: &str, address: IpNet) {
         self.tamper(|s| s.links.get_mut(link).map(|l| l.addresses.insert(address)));
     }
 
-    /// Somebody removes an address.
+    /// Another process removes an address.
     pub fn remove_address(&self, link: &str, address: IpNet) {
         self.tamper(|s| s.links.get_mut(link).map(|l| l.addresses.remove(&address)));
     }
 
-    /// Adds a route; `ours`: of our routing protocol.
+    /// Adds a route; `ours`: with our routing protocol.
     pub fn add_route(&self, link: &str, route: Route, ours: bool) {
         let _ = self.tamper(|s| s.add_route(link, route, ours));
     }
@@ -160,31 +159,31 @@ impl Handle {
         lock(&self.state).links.get(link).map(|l| l.peers.clone()).unwrap_or_default()
     }
 
-    /// Somebody removes a peer; nothing announces it.
+    /// Another process removes a peer; not announced.
     pub fn remove_peer(&self, link: &str, peer: &PublicKey) {
         self.tamper_device(link, |l| l.remove_peer(peer));
     }
 
-    /// Somebody adds a peer or changes one, its allowed-ips included; nothing announces it.
-    pub fn set_peer(&self, link: &str, peer: PublicKey, as_this: ObservedPeer) {
+    /// Another process adds or replaces a peer with its allowed-ips; not announced.
+    pub fn set_peer(&self, link: &str, peer: PublicKey, new: ObservedPeer) {
         self.tamper_device(link, |l| {
             l.release(&peer);
-            l.claim(peer, &as_this.allowed_ips);
-            l.peers.insert(peer, as_this);
+            l.claim(peer, &new.allowed_ips);
+            l.peers.insert(peer, new);
         });
     }
 
-    /// A peer roamed: a packet arrived from another address, which is its endpoint now.
+    /// A peer roams: a packet from another address changes its endpoint.
     pub fn roam(&self, link: &str, peer: &PublicKey, endpoint: SocketAddr) {
         self.tamper_device(link, |l| l.peers.get_mut(peer).map(|p| p.endpoint = Some(endpoint)));
     }
 
-    /// A peer's counters become these.
+    /// Sets a peer's counters.
     pub fn count(&self, link: &str, peer: &PublicKey, counters: Counters) {
         self.tamper_device(link, |l| l.peers.get_mut(peer).map(|p| p.counters = counters));
     }
 
-    /// Somebody gives a link another private key, port or mark.
+    /// Another process sets the private key, port or mark of a link.
     pub fn set_device(&self, link: &str, key: Option<&SecretKey>, listen_port: Option<u16>, fwmark: Option<u32>) {
         let _ = lock(&self.state).set_device(link, key, listen_port, fwmark);
     }

@@ -1,4 +1,4 @@
-//! The device's kernel: takes the reconciler's steps the way the real one does.
+//! The device's kernel: applies the reconciler's steps as the real one does.
 use super::wireguard::{Interface, Peer};
 use super::{State, World};
 use crate::clock::Clock as _;
@@ -12,8 +12,8 @@ use std::io;
 impl Kernel for World {
     async fn observe(&mut self, wanted: &BTreeSet<IfName>) -> Result<Observed, KernelError> {
         let state = self.state();
-        let seen = state.links.iter().filter(|(name, l)| l.ours || wanted.contains(*name));
-        let links = seen.map(|(n, l)| (n.clone(), observed(l))).collect();
+        let observable = state.links.iter().filter(|(name, l)| l.ours || wanted.contains(*name));
+        let links = observable.map(|(n, l)| (n.clone(), observed(l))).collect();
         Ok(Observed { at: state.clock.now(), links, ..Observed::default() })
     }
 
@@ -32,8 +32,8 @@ impl Kernel for World {
     }
 
     async fn changed(&mut self) {
-        let bell = self.state().bell.clone();
-        bell.notified().await;
+        let link_events = self.state().link_events.clone();
+        link_events.notified().await;
     }
 }
 
@@ -72,12 +72,12 @@ impl State {
                 let index = u32::try_from(self.next).unwrap_or(u32::MAX);
                 let port = self.free_port();
                 self.links.insert(name, Interface { index, ours: true, mtu: *mtu, port, ..Interface::default() });
-                self.bell.notify_one();
+                self.link_events.notify_one();
                 return Ok(());
             }
             Step::DeleteLink { .. } => {
                 self.links.remove(&name);
-                self.bell.notify_one();
+                self.link_events.notify_one();
                 return Ok(());
             }
             // The simulated device is no hub.
@@ -93,9 +93,9 @@ impl State {
             | Step::AddRoute { .. } => {}
         }
         let fresh_port = self.free_port();
-        let gone = || io::Error::other("No such device");
-        let link = self.links.get_mut(&name).ok_or_else(gone)?;
-        let mut kick = Vec::new();
+        let no_device = || io::Error::other("No such device");
+        let link = self.links.get_mut(&name).ok_or_else(no_device)?;
+        let mut keepalives = Vec::new();
         match step {
             Step::CreateLink { .. } | Step::DeleteLink { .. } | Step::SetForwarding { .. } => {}
             Step::SetDevice { private_key, listen_port, fwmark, .. } => {
@@ -116,7 +116,7 @@ impl State {
                 if !change.create && !link.peers.contains_key(key) {
                     return Ok(());
                 }
-                // An allowed-ip goes to the last peer that claims it.
+                // An allowed-ip belongs to the peer it was last added to.
                 if let AllowedIps::Add(nets) | AllowedIps::Replace(nets) = &change.allowed_ips {
                     for (other, peer) in &mut link.peers {
                         if other != key {
@@ -138,7 +138,7 @@ impl State {
                 }
                 if let Some(keepalive) = change.keepalive {
                     if peer.keepalive == 0 && keepalive != 0 {
-                        kick.push(*key);
+                        keepalives.push(*key);
                     }
                     peer.keepalive = keepalive;
                 }
@@ -156,10 +156,10 @@ impl State {
             Step::SetUp { up, .. } => {
                 link.up = *up;
                 if *up {
-                    kick.extend(link.peers.iter().filter(|(_, p)| p.keepalive != 0).map(|(k, _)| *k));
+                    keepalives.extend(link.peers.iter().filter(|(_, p)| p.keepalive != 0).map(|(k, _)| *k));
                 } else {
                     link.routes.clear();
-                    link.peers.values_mut().for_each(Peer::forget);
+                    link.peers.values_mut().for_each(Peer::reset);
                 }
             }
             Step::AddRoute { route, .. } => {
@@ -169,14 +169,14 @@ impl State {
                 link.routes.insert(*route);
             }
         }
-        self.poked.notify_one();
-        for key in kick {
-            self.kick(&name, &key);
+        self.timer_changes.notify_one();
+        for key in keepalives {
+            self.send_keepalive(&name, &key);
         }
         Ok(())
     }
 
-    /// An unused port, so that a stuck binding is not hit again by chance.
+    /// A port not used before, so that it has no stuck binding.
     fn free_port(&mut self) -> u16 {
         self.next += 1;
         32_768 + u16::try_from(self.next % 28_000).unwrap_or(0)

@@ -1,4 +1,4 @@
-//! WireGuard as the kernel does it, as far as time and reachability go: sessions, rekeying, retries, keepalives, counters.
+//! Timing of the kernel's WireGuard: sessions, rekeying, retries, keepalives and counters, without cryptography.
 use super::State;
 use ipnet::IpNet;
 use spoke_model::interface_name::IfName;
@@ -14,7 +14,7 @@ use std::time::Duration;
 const REKEY_AFTER: Duration = Duration::from_secs(120);
 const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
 const REKEY_ATTEMPTS: Duration = Duration::from_secs(90);
-/// Data without an answer for so long: new handshake (`KEEPALIVE_TIMEOUT` + `REKEY_TIMEOUT`).
+/// Unanswered data starts a handshake after this time (`KEEPALIVE_TIMEOUT` + `REKEY_TIMEOUT`).
 const NEW_HANDSHAKE: Duration = Duration::from_secs(15);
 const MAX_STAGED: usize = 128;
 
@@ -31,7 +31,7 @@ pub struct Interface {
     pub ours: bool,
     /// Administratively up.
     pub up: bool,
-    /// Bytes.
+    /// MTU in bytes.
     pub mtu: u32,
     /// Public half of its key.
     pub public_key: Option<PublicKey>,
@@ -47,12 +47,12 @@ pub struct Interface {
     pub peers: BTreeMap<PublicKey, Peer>,
 }
 
-/// A peer of it.
+/// A peer of an interface.
 #[derive(Clone, Debug, Default)]
 pub struct Peer {
-    /// Where to send.
+    /// Endpoint.
     pub endpoint: Option<SocketAddr>,
-    /// Seconds.
+    /// Persistent keepalive in seconds; 0 is off.
     pub keepalive: u16,
     /// Preshared key.
     pub preshared_key: Option<PresharedKey>,
@@ -76,8 +76,8 @@ struct Session {
 }
 
 impl Peer {
-    /// The interface went down: keys and handshakes are gone.
-    pub(super) fn forget(&mut self) {
+    /// Setting the interface down removes sessions and handshakes.
+    pub(super) fn reset(&mut self) {
         (self.session, self.initiating, self.initiated, self.unanswered, self.traversed) =
             (None, None, None, None, None);
         self.staged.clear();
@@ -108,7 +108,7 @@ impl State {
         self.links.get_mut(link).filter(|l| l.up)?.peers.get_mut(key)
     }
 
-    /// An echo request from the device; `None`: there is no such interface.
+    /// Sends an echo request from the device; `None`: there is no such interface.
     pub(super) fn send_echo(&mut self, link: &IfName, to: IpAddr, seq: u16) -> Option<io::Result<()>> {
         let l = self.links.get(link)?;
         let routed = l.addresses.iter().any(|a| a.trunc().contains(&to)) || l.routes.iter().any(|r| r.to.contains(&to));
@@ -126,11 +126,11 @@ impl State {
         Some(Ok(()))
     }
 
-    /// Sends a packet, or an empty one, to a peer; without a session it waits for one.
+    /// Sends a packet, or a keepalive, to a peer. Without a session the packet is staged and a handshake initiated.
     fn send(&mut self, link: &IfName, key: &PublicKey, packet: Option<(IpAddr, u16)>) {
         let now = self.now();
         let carrier = self.carrier;
-        self.poked.notify_one();
+        self.timer_changes.notify_one();
         let Some(port) = self.links.get(link).map(|l| l.port) else { return };
         let Some(peer) = self.peer(link, key) else { return };
         let Some((session, to)) = peer.live(now).zip(peer.endpoint) else {
@@ -160,7 +160,7 @@ impl State {
         }
     }
 
-    /// The hub has an echo request for it: the answer comes a round trip later.
+    /// Delivers an echo request to the hub; the reply arrives one round trip later.
     fn deliver(&mut self, link: &IfName, key: &PublicKey, hub: usize, to: SocketAddr, dest: IpAddr, seq: u16) {
         let now = self.now();
         if !self.hubs.get(hub).is_some_and(|h| h.answers_echo && h.tunnel == dest) {
@@ -257,8 +257,8 @@ impl State {
         }
     }
 
-    /// What the kernel does when a peer of an interface that is up gets a keepalive or something to send.
-    pub(super) fn kick(&mut self, link: &IfName, key: &PublicKey) {
+    /// Sends a keepalive at once, as the kernel does when a keepalive is configured or the interface is set up.
+    pub(super) fn send_keepalive(&mut self, link: &IfName, key: &PublicKey) {
         self.send(link, key, None);
     }
 }
