@@ -1,13 +1,13 @@
-//! The kernel's network state, observed whole and changed by whole plans.
+//! The kernel's network state: complete observations, changes by plan.
 //!
-//! [`Netlink`] is the real implementation. It holds three sockets open: rtnetlink for links, addresses and routes, generic
-//! netlink for WireGuard, and one for rtnetlink's multicast groups. `tests/kernel/conformance.rs` is the specification of an
-//! implementation; the kernel in memory (`sim::kernel`) passes it too.
+//! [`Netlink`] is the real implementation. It holds three sockets open: rtnetlink for links, addresses and routes,
+//! generic netlink for WireGuard, and one for rtnetlink's multicast groups. `tests/kernel/conformance.rs` is the
+//! specification of an implementation; the kernel in memory (`sim::kernel`) passes it too.
 //!
 //! # Kernel behaviour and how it is handled
 //! - A change of a removed peer would recreate it: every change but the one that creates carries `UPDATE_ONLY`.
 //! - A request holds at most 64 KiB, an answer less: allowed-ips of a peer are sent and read in parts, and merged.
-//! - A request that fails half-way leaves the rest undone: it is split, so that each refused step is known by itself.
+//! - A request that fails half-way leaves the rest undone: it is split, so that each refused step is known.
 //! - A link cannot be created with an alias: it is created and marked under another name, then renamed.
 //! - Removing an IPv4 address removes others of its network, and all IPv4 routes with the last one: they are restored.
 //! - `EEXIST` may refer to another program's route: it counts as done only if the identical route is there.
@@ -15,13 +15,13 @@
 //! - WireGuard and nftables announce nothing: drift of peers and tables is found by the periodic resync.
 //!
 //! # Why not `wireguard-control`
-//! Measured with version 2.0.0 in the test kernel (6.12), it fails four cases of the suite: an endpoint set on a removed peer
-//! recreates the peer (no `UPDATE_ONLY`); a peer with 3,000 allowed-ips cannot be set ("encoded peer (84044 bytes) is too
-//! large"); the same peer set by `wg` is read as eleven peers with 127 to 289 allowed-ips each; `apply()` on a missing link
-//! creates one, which is not marked as ours. `Debug` of its keys prints private keys. It blocks without a time limit, opens a
-//! socket and looks the family up for every message (one change took 3.7 ms among 1,000 peers and 8.0 ms among 10,000), is
-//! LGPL-2.1 in a static binary, and brings the netlink crates a second time (620 KB). `netlink-packet-wireguard` shares
-//! rtnetlink's crates and leaves the socket to us.
+//! Measured with version 2.0.0 in the test kernel (6.12), it fails four cases of the suite: an endpoint set on a
+//! removed peer recreates the peer (no `UPDATE_ONLY`); a peer with 3,000 allowed-ips cannot be set ("encoded peer
+//! (84044 bytes) is too large"); the same peer set by `wg` is read as eleven peers with 127 to 289 allowed-ips each;
+//! `apply()` on a missing link creates one, which is not marked as ours. `Debug` of its keys prints private keys. It
+//! blocks without a time limit, opens a socket and looks the family up for every message (one change took 3.7 ms among
+//! 1,000 peers and 8.0 ms among 10,000), is LGPL-2.1 in a static binary, and brings the netlink crates a second time
+//! (620 KB). `netlink-packet-wireguard` shares rtnetlink's crates and leaves the socket to us.
 use spoke_model::interface_name::IfName;
 use spoke_model::key::PublicKey;
 use spoke_net::plan::Step;
@@ -76,7 +76,7 @@ pub enum KernelError {
     Disconnected,
 }
 
-/// Whether trying the same again may help.
+/// Whether a retry may help.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
     /// Later.
@@ -86,7 +86,7 @@ pub enum Retry {
 }
 
 impl KernelError {
-    /// Whether trying the same again may help.
+    /// Whether a retry may help.
     pub const fn retry(&self) -> Retry {
         match self {
             Self::Observe { .. } | Self::Refused { .. } | Self::Disconnected => Retry::Later,
@@ -95,10 +95,10 @@ impl KernelError {
     }
 }
 
-/// What became of a plan.
+/// Result of applying a plan.
 #[derive(Debug, Default)]
 pub struct Applied {
-    /// Indices of the steps that were done.
+    /// Indices of the steps that succeeded.
     pub done: Vec<usize>,
     /// Indices of the steps that failed, with the reason. Steps on an interface that could not be created fail with it.
     pub failed: Vec<(usize, KernelError)>,
@@ -109,17 +109,17 @@ pub trait Kernel: Send + 'static {
     /// Reads the interfaces in `wanted` and every interface marked as ours, complete or not at all.
     fn observe(&mut self, wanted: &BTreeSet<IfName>) -> impl Future<Output = Result<Observed, KernelError>> + Send;
 
-    /// Applies the steps in order, in as few messages as it can, and goes on after a failure.
+    /// Applies the steps in order, in as few messages as possible, and continues after a failure.
     ///
     /// A change of a removed peer succeeds and does not recreate it; removing what is absent and adding what is present
     /// succeed.
     fn apply(&mut self, steps: &[Step]) -> impl Future<Output = Applied> + Send;
 
-    /// Resolves when something *may* have changed: links, addresses, routes. Carries no payload; bursts come as one.
+    /// Resolves when something *may* have changed: links, addresses, routes. Bursts are merged.
     fn changed(&mut self) -> impl Future<Output = ()> + Send;
 }
 
-/// Reads one interface's counters; needs no right to change anything and never does.
+/// Reads one interface's counters; changes nothing.
 pub trait ReadCounters: Send + 'static {
     /// Counters by peer, with the endpoint in use. `Ok(None)`: there is no such WireGuard interface.
     fn counters(&mut self, link: &IfName) -> impl Future<Output = Result<Option<LinkCounters>, KernelError>> + Send;

@@ -13,10 +13,10 @@ use zeroize::{Zeroize, Zeroizing};
 /// Bytes of a netlink message's header.
 const HEADER: usize = 16;
 
-/// The kernel fills up to 32 KiB of a dump into one datagram if the reader's buffer has shown to hold as much.
+/// The kernel puts up to 32 KiB of a dump into one datagram, depending on the buffer of earlier reads.
 const INBOX: usize = 64 * 1024;
 
-/// Messages sent at once. Each is acknowledged by a datagram of its own, and all of those must fit into the socket's receive buffer.
+/// Messages sent at once. Each is acknowledged by its own datagram; all of those must fit into the receive buffer.
 const BURST: usize = 64;
 
 /// Bytes sent at once; far below the least send buffer a kernel is configured with (208 KiB).
@@ -38,7 +38,7 @@ pub(super) struct Request {
 impl Request {
     /// A request of a message type, with flags beside `NLM_F_REQUEST`.
     pub(super) fn new(kind: u16, flags: u16, body: &impl Emitable) -> Self {
-        // Exactly as long as needed from the start: a buffer that grows leaves copies of keys behind.
+        // Allocated at its final size: a growing buffer leaves copies of keys behind.
         let mut bytes = Zeroizing::new(vec![0; body.buffer_len()]);
         body.emit(&mut bytes);
         Self { kind, flags: flags | NLM_F_REQUEST, body: bytes }
@@ -90,10 +90,9 @@ impl Conversation {
         options.bind_auto()?;
         // Connected: no other process can answer in the kernel's place.
         options.connect(&SocketAddr::new(0, 0))?;
-        // An error names its request by number and does not carry it back.
+        // Errors contain only the sequence number, not a copy of the request.
         options.set_cap_ack(true)?;
-        // Filters of dumps are honoured by the kernel; without this it ignores them and sends everything. The option belongs to
-        // the netlink layer, yet only rtnetlink looks at it.
+        // Without this option the kernel ignores the filters of dumps and sends everything. Only rtnetlink uses it.
         options.set_netlink_get_strict_chk(true)?;
         Ok(Self {
             socket,
@@ -103,8 +102,8 @@ impl Conversation {
         })
     }
 
-    /// Sends requests in order, many at a time, and returns the kernel's answer to each. An outer error means that it is
-    /// unknown which of them were done.
+    /// Sends requests in order, many at a time, and returns the kernel's answer to each. After an outer error it is
+    /// unknown which of them were applied.
     pub(super) async fn submit(&mut self, requests: &[Request]) -> io::Result<Vec<Result<(), Errno>>> {
         let mut results = Vec::with_capacity(requests.len());
         let mut rest = requests;
@@ -142,8 +141,8 @@ impl Conversation {
         Ok(results.into_iter().flatten().collect())
     }
 
-    /// Sends a transaction of nfnetlink, first and last mark included, in one piece. The last request before the end asks for
-    /// its acknowledgement; refusals arrive before it.
+    /// Sends an nfnetlink transaction, including its begin and end messages, at once. The last request before the end
+    /// has `NLM_F_ACK`; refusals arrive before its acknowledgement.
     pub(super) async fn transact(&mut self, requests: &[Request]) -> io::Result<()> {
         let first = self.send(requests, 0).await?;
         let last = u32::try_from(requests.len()).unwrap_or(u32::MAX).saturating_sub(2);
@@ -195,8 +194,8 @@ impl Conversation {
         }
     }
 
-    /// Takes a dump. `read` sees every message of it, and `begin` is called before the first one of each attempt: what was
-    /// read before is to be forgotten then, because the kernel's state changed during the dump.
+    /// Requests a dump and calls `read` for each message. `begin` starts each attempt with an empty result, since an
+    /// attempt during which the kernel's state changed is repeated.
     pub(super) async fn dump<T: Send>(
         &mut self,
         request: &Request,
@@ -216,7 +215,7 @@ impl Conversation {
                         match end {
                             Some(End::Dump) => ended = Some(Ok(())),
                             Some(End::Status(status)) => ended = Some(status),
-                            // The rest is read all the same: the socket must be empty for the next request.
+                            // The rest is read nevertheless: the socket must be empty for the next request.
                             None if fault.is_none() => fault = read(&mut all, message).err(),
                             None => {}
                         }
@@ -226,7 +225,7 @@ impl Conversation {
                 .await?;
             }
             if let Some(Err(errno)) = ended {
-                // Newer kernels end a dump they could not keep consistent with this.
+                // Newer kernels end an inconsistent dump with EINTR.
                 if errno != Errno::INTR {
                     return Err(errno.into());
                 }
@@ -239,7 +238,7 @@ impl Conversation {
         Err(io::Error::new(io::ErrorKind::Interrupted, "the kernel's state kept changing during the dump"))
     }
 
-    /// Overwrites what was received: it may have held keys.
+    /// Overwrites the received bytes, which may contain keys.
     pub(super) fn wipe(&mut self) {
         self.inbox.zeroize();
     }
@@ -269,7 +268,7 @@ impl Conversation {
         sent.map(|_| first)
     }
 
-    /// Receives one datagram and hands its messages on, each with its sequence number and what it ends, if anything.
+    /// Receives one datagram; calls `each` per message, with its sequence number and the end of the answer, if any.
     async fn receive(
         &mut self,
         mut each: impl FnMut(u32, Message<'_>, Option<End>) -> io::Result<()> + Send,
@@ -300,7 +299,7 @@ impl Conversation {
     }
 }
 
-/// The verdict at the start of an `NLMSG_ERROR` or `NLMSG_DONE`: 0 or a negated errno.
+/// The status at the start of an `NLMSG_ERROR` or `NLMSG_DONE`: 0 or a negated errno.
 fn status(payload: &[u8]) -> Result<(), Errno> {
     match payload.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code)) {
         0 => Ok(()),
@@ -312,7 +311,7 @@ async fn within<T>(io: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     tokio::time::timeout(REPLY_TIMEOUT, io).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// What the kernel sent makes no sense.
+/// The error for a malformed message of the kernel.
 pub(super) fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }

@@ -9,10 +9,10 @@ use std::io;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// A burst is over when nothing has happened for this long.
+/// A burst of changes ends after this long without a change.
 const QUIET: Duration = Duration::from_millis(50);
 
-/// A burst that does not end is reported all the same.
+/// A burst that lasts longer is reported before it ends.
 const LONGEST: Duration = Duration::from_millis(500);
 
 /// Delay before a broken socket is reopened.
@@ -22,11 +22,11 @@ const INBOX: usize = 32 * 1024;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 
-/// The socket that the kernel announces changes on.
+/// The socket of the multicast groups.
 pub(super) struct Events {
     socket: TokioSocket,
     inbox: Vec<u8>,
-    /// When the burst that has not been reported yet began. Kept here, so that a wait given up half-way loses nothing.
+    /// Start of the burst that is not reported yet. Stored here, so that a cancelled wait loses nothing.
     since: Option<Instant>,
 }
 
@@ -51,14 +51,14 @@ impl Events {
         }
     }
 
-    /// Reads announcements until one of them matters.
+    /// Reads events until a relevant one.
     async fn receive(&mut self) {
         loop {
             self.inbox.clear();
             let received = poll_fn(|cx| self.socket.poll_recv(cx, &mut self.inbox)).await;
-            let matters = match received {
-                Ok(()) => matters(&self.inbox),
-                // More was announced than the socket could hold: anything may have changed.
+            let relevant = match received {
+                Ok(()) => is_relevant(&self.inbox),
+                // The receive buffer overflowed: anything may have changed.
                 Err(error) if error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => true,
                 Err(error) => {
                     tracing::warn!(%error, "kernel notifications lost; subscribing again");
@@ -69,7 +69,7 @@ impl Events {
                     true
                 }
             };
-            if matters {
+            if relevant {
                 self.since.get_or_insert_with(Instant::now);
                 return;
             }
@@ -94,9 +94,9 @@ fn subscribe() -> io::Result<TokioSocket> {
     Ok(socket)
 }
 
-/// Whether a datagram reports a change that we observe or depend on. Of routes only our own and default routes count: a router
-/// with the Internet's full table would wake us for each of them.
-fn matters(datagram: &[u8]) -> bool {
+/// Whether a datagram reports a change that we observe or depend on. Of routes only our own and default routes count: a
+/// router with the Internet's full table would otherwise wake us for each of them.
+fn is_relevant(datagram: &[u8]) -> bool {
     let mut rest = datagram;
     while let Ok(message) = NetlinkBuffer::new_checked(rest) {
         let payload = message.payload();

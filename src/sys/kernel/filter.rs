@@ -1,4 +1,4 @@
-//! What may pass between the peers of an interface, as an nftables table of our own: `inet spoke-IFACE`.
+//! Forwarding between the peers of an interface, as an nftables table of our own: `inet spoke-IFACE`.
 //!
 //! ```text
 //! table inet spoke-wg0 {                                        # closed: one rule
@@ -9,9 +9,9 @@
 //!     … }
 //! }
 //! ```
-//! A rule is identified by its comment, which `nft` shows and which is lost when another program replaces the rule. A table is
-//! replaced as a whole in one transaction. One with more isolated networks than a socket takes at once is closed first and
-//! opened last: no isolated peer is let through in between.
+//! A rule is identified by its comment, which `nft` shows and which is lost when another program replaces the rule. A
+//! table is replaced as a whole in one transaction. One with more isolated networks than one transaction holds is
+//! closed first and opened last: no isolated peer is let through in between.
 use super::conversation::{Conversation, Message, Request, invalid};
 use super::nftables::*;
 use super::route::errno;
@@ -28,9 +28,9 @@ const PREFIX: &str = "spoke-";
 const CHAIN: &str = "forward";
 /// Name, type of its keys, bytes of a key.
 const SETS: [(&str, u32, u32); 2] = [("isolated4", TYPE_IPADDR, 4), ("isolated6", TYPE_IP6ADDR, 16)];
-/// Rules while peers may not reach each other, by their comments.
+/// Rules of a closed table, by their comments.
 const CLOSED: [&str; 1] = ["spoke: peers may not reach each other"];
-/// Rules while they may.
+/// Rules of an open table.
 const OPEN: [&str; 4] =
     ["spoke: from isolated IPv4", "spoke: to isolated IPv4", "spoke: from isolated IPv6", "spoke: to isolated IPv6"];
 
@@ -96,7 +96,7 @@ fn table_name(link: &IfName) -> String {
     format!("{PREFIX}{link}")
 }
 
-/// The nftables socket, opened at its first use.
+/// The nftables socket, opened on first use.
 #[derive(Default)]
 pub(super) struct Filter(Option<Conversation>);
 
@@ -108,7 +108,7 @@ impl Filter {
         }
     }
 
-    /// Our tables. A kernel without nftables has none.
+    /// Our tables; none if the kernel has no nftables.
     pub(super) async fn read(&mut self) -> io::Result<BTreeMap<IfName, Option<Forwarding>>> {
         let ask = message(NFT_MSG_GETTABLE, 0, &Body::new(NFPROTO_INET, 0));
         let read = |tables: &mut Vec<(IfName, bool)>, m: Message<'_>| {
@@ -192,7 +192,7 @@ impl Filter {
         let table = table_name(link);
         // Attribute 1 of a table, chain, rule, set and element list alike is the name of the table.
         let own = || Body::new(NFPROTO_INET, 0).text(NFTA_TABLE_NAME, &table);
-        // Created first, so that deleting never fails.
+        // Created first, so that deleting it cannot fail.
         let mut steps = vec![message(NFT_MSG_NEWTABLE, NLM_F_CREATE, &own()), message(NFT_MSG_DELTABLE, 0, &own())];
         let Some(forwarding) = forwarding else { return transact(kernel, steps).await.map_err(no_nftables) };
         let hook = attributes().number(NFTA_HOOK_HOOKNUM, NF_INET_FORWARD).number(NFTA_HOOK_PRIORITY, NF_IP_PRI_FILTER);
@@ -252,7 +252,7 @@ impl Filter {
     }
 }
 
-/// All or nothing.
+/// Sends a transaction: all of it is applied or nothing.
 async fn transact(kernel: &mut Conversation, steps: Vec<Request>) -> io::Result<()> {
     let mark = |kind| Request::new(kind, 0, &Body::new(0, NFNL_SUBSYS_NFTABLES));
     let mut all = vec![mark(NFNL_MSG_BATCH_BEGIN)];
@@ -296,7 +296,7 @@ fn expressions(link: &IfName, index: Option<usize>) -> Body {
     all.into_iter().fold(attributes(), |list, e| list.nest(NFTA_LIST_ELEM, e))
 }
 
-/// A comment the way `nft` keeps it: type, length, text with its terminator.
+/// A comment in the format of `nft`: type, length, text with terminator.
 fn userdata(comment: &str) -> Vec<u8> {
     let length = u8::try_from(comment.len() + 1).unwrap_or(u8::MAX);
     [&[NFTNL_UDATA_RULE_COMMENT, length], comment.as_bytes(), &[0]].concat()
@@ -353,7 +353,7 @@ fn ends(net: &IpNet) -> Vec<(Vec<u8>, bool)> {
 fn networks(bounds: &BTreeSet<(Vec<u8>, bool)>) -> Option<Vec<IpNet>> {
     let mut out = Vec::new();
     let mut from: Option<&[u8]> = None;
-    // At the same place an end sorts before a start.
+    // At the same address an end sorts before a start.
     for (key, start) in bounds {
         match (start, from) {
             (true, None) => from = Some(key),
@@ -388,7 +388,7 @@ fn between(first: &[u8], after: Option<&[u8]>) -> Option<Vec<IpNet>> {
     Some(Ipv6Subnets::new(first.into(), Ipv6Addr::from(last), 0).map(IpNet::V6).collect())
 }
 
-/// This kernel has no nftables.
+/// Whether the error means that the kernel has no nftables.
 fn missing(error: &io::Error) -> bool {
     matches!(errno(error), Some(Errno::INVAL | Errno::OPNOTSUPP | Errno::PROTONOSUPPORT | Errno::NOENT))
 }

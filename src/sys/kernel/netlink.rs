@@ -28,11 +28,11 @@ pub struct Netlink {
 }
 
 impl Netlink {
-    /// Opens three sockets: one for links, addresses and routes, one for WireGuard, one for announcements, which are collected
-    /// from now on. Must be called within a tokio runtime.
+    /// Opens three sockets: for links, addresses and routes; for WireGuard; and for change events, which are collected
+    /// from here on. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// The process may open no sockets, or the kernel is older than 4.20.
+    /// The process may not open sockets, or the kernel is older than 4.20.
     pub fn open() -> Result<Self, KernelError> {
         let open = || -> io::Result<Self> {
             Ok(Self {
@@ -45,7 +45,8 @@ impl Netlink {
         open().map_err(|source| unreadable("anything", source))
     }
 
-    /// Also observes forwarding between peers from the first observation on, for hubs. Elsewhere it is observed once written.
+    /// Observes forwarding between peers from the first observation on, for hubs. Without this it is observed only
+    /// after it was first written.
     #[must_use]
     pub fn with_forwarding(mut self) -> Self {
         self.filter = Some(Filter::default());
@@ -66,7 +67,7 @@ impl Netlink {
             .read(name, Depth::Whole)
             .await
             .map_err(|source| unreadable(&format!("the WireGuard device {name}"), source))?;
-        // Gone since the links were read.
+        // Deleted since the links were read.
         let Some(device) = device else { return Ok(None) };
         Ok(Some(ObservedLink {
             index: link.index,
@@ -91,7 +92,7 @@ impl Kernel for Netlink {
         let found = route::wireguard_links(&mut self.routes).await.map_err(|source| unreadable("the links", source))?;
         let (mut relevant, mut foreign) = (BTreeMap::new(), BTreeSet::new());
         for link in found {
-            // A name we could not have given is of no interest.
+            // Not a name that the configuration can contain.
             let Ok(name) = link.name.parse::<IfName>() else { continue };
             if link.ours || wanted.contains(&name) {
                 relevant.insert(name, link);
@@ -137,7 +138,7 @@ impl Kernel for Netlink {
 
     async fn apply(&mut self, steps: &[Step]) -> Applied {
         let mut applied = Applied::default();
-        let mut pass = Pass { kernel: self, results: Vec::with_capacity(steps.len()), lost: BTreeMap::new() };
+        let mut pass = Pass { kernel: self, results: Vec::with_capacity(steps.len()), failed_links: BTreeMap::new() };
         let mut rest = steps;
         while let Some(first) = rest.first() {
             let kind = Kind::of(first);
@@ -172,11 +173,11 @@ impl Kernel for Netlink {
 /// Which socket a step is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// A link comes or goes: by itself, because the others depend on it.
+    /// Creates or deletes a link; sent alone, because later steps depend on it.
     Link,
     /// WireGuard.
     Device,
-    /// Links that are there, addresses, routes.
+    /// Existing links, addresses, routes.
     Route,
     /// nftables.
     Filter,
@@ -201,10 +202,10 @@ impl Kind {
 /// One application of a plan.
 struct Pass<'a> {
     kernel: &'a mut Netlink,
-    /// Of the steps so far.
+    /// Results of the steps so far.
     results: Vec<io::Result<()>>,
-    /// Links that could not be created: what was to be done to them fails with them.
-    lost: BTreeMap<IfName, io::Error>,
+    /// Links that could not be created: their other steps fail with the same error.
+    failed_links: BTreeMap<IfName, io::Error>,
 }
 
 impl Pass<'_> {
@@ -213,7 +214,7 @@ impl Pass<'_> {
             Step::CreateLink { link, mtu } => {
                 let result = route::create_link(&mut self.kernel.routes, link, *mtu).await.map_err(no_wireguard);
                 if let Err(error) = &result {
-                    self.lost.insert(link.clone(), copy(error));
+                    self.failed_links.insert(link.clone(), copy(error));
                 }
                 result
             }
@@ -234,7 +235,7 @@ impl Pass<'_> {
 
     async fn device(&mut self, group: &[Step]) {
         let Some(first) = group.first() else { return };
-        if let Some(error) = self.lost.get(first.link()) {
+        if let Some(error) = self.failed_links.get(first.link()) {
             self.results.extend(group.iter().map(|_| Err(copy(error))));
             return;
         }
@@ -246,7 +247,7 @@ impl Pass<'_> {
     async fn route(&mut self, group: &[Step]) {
         let mut indices: BTreeMap<IfName, io::Result<u32>> = BTreeMap::new();
         for name in group.iter().map(Step::link).collect::<BTreeSet<_>>() {
-            let index = match self.lost.get(name) {
+            let index = match self.failed_links.get(name) {
                 Some(error) => Err(copy(error)),
                 None => match route::link(&mut self.kernel.routes, name.as_str()).await {
                     Ok(Some(link)) => Ok(link.index),
@@ -271,14 +272,14 @@ impl Pass<'_> {
             confirm(kernel, &changes, &mut results).await;
         }
         if let Err(error) = restore(kernel, &before, group, &indices).await {
-            // The next observation shows what is missing.
+            // The next observation finds the drift.
             tracing::warn!(%error, "cannot look after what went with a removed address");
         }
         self.results.extend(results.into_iter().zip(group).map(gone_with_its_link));
     }
 }
 
-/// What is on a link goes with it.
+/// A removal succeeds if the link is gone: peers, addresses and routes are removed with it.
 fn gone_with_its_link((result, step): (io::Result<()>, &Step)) -> io::Result<()> {
     let removes = matches!(step, Step::RemovePeer { .. } | Step::RemoveAddress { .. } | Step::RemoveRoute { .. });
     result.or_else(|error| if removes && errno(&error) == Some(Errno::NODEV) { Ok(()) } else { Err(error) })
@@ -301,7 +302,7 @@ fn change(step: &Step, index: u32) -> Option<Change<'_>> {
     })
 }
 
-/// Makes the changes that can be asked for, in order.
+/// Submits the valid changes in order.
 async fn submit(kernel: &mut Conversation, changes: &[io::Result<Change<'_>>]) -> Vec<io::Result<()>> {
     let requests: Vec<_> = changes.iter().flatten().map(Change::request).collect();
     let mut answers = match kernel.submit(&requests).await {
@@ -321,22 +322,22 @@ async fn submit(kernel: &mut Conversation, changes: &[io::Result<Change<'_>>]) -
         .collect()
 }
 
-/// `EEXIST` counts as added if the identical address or route is there: the kernel also returns it for another protocol's
-/// route to the same network.
+/// `EEXIST` counts as added if the identical address or route is there: the kernel also returns it for another
+/// protocol's route to the same network.
 async fn confirm(kernel: &mut Conversation, changes: &[io::Result<Change<'_>>], results: &mut [io::Result<()>]) {
     let routes = route::routes(kernel).await.unwrap_or_default();
     for (change, result) in changes.iter().zip(results) {
         if !result.as_ref().is_err_and(|e| errno(e) == Some(Errno::EXIST)) {
             continue;
         }
-        let there = match change {
+        let present = match change {
             Ok(Change::AddRoute(index, route)) => routes.get(index).is_some_and(|r| r.contains(route)),
             Ok(Change::AddAddress(index, address)) => {
                 route::addresses(kernel, *index).await.is_ok_and(|a| a.contains(address))
             }
             Ok(_) | Err(_) => false,
         };
-        if there {
+        if present {
             *result = Ok(());
         }
     }
@@ -348,8 +349,8 @@ struct Before {
     routes: BTreeSet<Route>,
 }
 
-/// State of the links that lose an IPv4 address: the kernel removes further addresses of the same network with it, and all
-/// IPv4 routes with the last one, while a step must remove one address only.
+/// State of the links that lose an IPv4 address: the kernel removes further addresses of the same network with it, and
+/// all IPv4 routes with the last one, while a step must remove one address only.
 async fn collateral(
     kernel: &mut Conversation,
     group: &[Step],
@@ -402,7 +403,7 @@ async fn restore(
     Ok(())
 }
 
-/// An error's copy, for the second step that it befalls.
+/// A copy of an error that fails several steps.
 fn copy(error: &io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(code) => io::Error::from_raw_os_error(code),
@@ -410,7 +411,7 @@ fn copy(error: &io::Error) -> io::Error {
     }
 }
 
-/// Told from every other reason a link may not be made for.
+/// Distinguishes a missing WireGuard module from other reasons why a link cannot be created.
 #[derive(Debug, thiserror::Error)]
 #[error("the kernel knows no such kind of link")]
 struct UnknownKind;
@@ -441,14 +442,14 @@ fn unreadable(what: &str, source: io::Error) -> KernelError {
     }
 }
 
-/// Reads counters, on a socket of its own.
+/// Reads counters on its own socket.
 pub struct CounterSocket(Devices);
 
 impl CounterSocket {
     /// Opens the socket. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// The process may open no sockets.
+    /// The process may not open sockets.
     pub fn open() -> Result<Self, KernelError> {
         Devices::open().map(Self).map_err(|source| unreadable("anything", source))
     }
@@ -458,7 +459,7 @@ impl ReadCounters for CounterSocket {
     async fn counters(&mut self, link: &IfName) -> Result<Option<LinkCounters>, KernelError> {
         let device = match self.0.read(link, Depth::Counters).await {
             Ok(device) => device,
-            // Without the family there is no WireGuard interface either.
+            // Without the family there is no WireGuard interface.
             Err(error) if errno(&error) == Some(Errno::NOENT) => None,
             Err(source) => return Err(unreadable(&format!("the counters of {link}"), source)),
         };

@@ -1,7 +1,7 @@
 //! Numbers of nftables' netlink messages that we use, under the kernel's names. No netlink crate has them.
 //!
-//! Source: `include/uapi/linux/netfilter/nf_tables.h` where nothing else is named. Attributes of different messages share
-//! numbers; the prefix tells whose they are.
+//! Source: `include/uapi/linux/netfilter/nf_tables.h` unless stated otherwise. Attributes of different messages share
+//! numbers; the prefix names the message.
 
 /// `include/uapi/linux/netfilter/nfnetlink.h`
 pub(super) const NFNL_SUBSYS_NFTABLES: u16 = 10;
@@ -50,7 +50,7 @@ pub(super) const NFTA_RULE_TABLE: u16 = 1;
 pub(super) const NFTA_RULE_CHAIN: u16 = 2;
 pub(super) const NFTA_RULE_EXPRESSIONS: u16 = 4;
 pub(super) const NFTA_RULE_USERDATA: u16 = 7;
-/// libnftnl, `include/libnftnl/udata.h`: how `nft` keeps a rule's comment.
+/// libnftnl, `include/libnftnl/udata.h`: how `nft` stores a rule's comment.
 pub(super) const NFTNL_UDATA_RULE_COMMENT: u8 = 0;
 
 pub(super) const NFTA_SET_NAME: u16 = 2;
@@ -59,7 +59,7 @@ pub(super) const NFTA_SET_KEY_TYPE: u16 = 4;
 pub(super) const NFTA_SET_KEY_LEN: u16 = 5;
 pub(super) const NFTA_SET_ID: u16 = 10;
 pub(super) const NFT_SET_INTERVAL: u32 = 4;
-/// nftables, `include/datatype.h`: the type that `nft` shows; the kernel does not look at it.
+/// nftables, `include/datatype.h`: the type that `nft` shows; the kernel ignores it.
 pub(super) const TYPE_IPADDR: u32 = 7;
 /// `datatype.h`
 pub(super) const TYPE_IP6ADDR: u32 = 8;

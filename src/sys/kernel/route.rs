@@ -1,7 +1,8 @@
 //! Links, addresses and routes over rtnetlink.
 //!
-//! Requests are built with `rtnetlink`'s builders. Its connection task is not used: it skips what it cannot decode and drops
-//! `NLM_F_DUMP_INTR`, so that a partial observation would go unnoticed, and it queues unread events without bound.
+//! Requests are built with `rtnetlink`'s builders. Its connection task is not used: it skips what it cannot decode and
+//! drops `NLM_F_DUMP_INTR`, so that a partial observation would go unnoticed, and it queues unread events without
+//! bound.
 use super::conversation::{Conversation, Message, Request, invalid};
 use ipnet::IpNet;
 use netlink_packet_core::{NLA_TYPE_MASK, NLM_F_CREATE, NLM_F_EXCL, NlasIterator, Parseable};
@@ -57,7 +58,7 @@ pub(super) enum Change<'a> {
 }
 
 impl Change<'_> {
-    /// The request that asks for it.
+    /// The request for the change.
     pub(super) fn request(&self) -> Request {
         let set = |message: LinkMessage| Request::new(RTM_SETLINK, 0, &message);
         let named = |name: &IfName| LinkMessageBuilder::<LinkUnspec>::default().name(name.as_str());
@@ -72,12 +73,12 @@ impl Change<'_> {
             Self::AddRoute(index, r) => {
                 Request::new(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, &route(index, r, RouteScope::Link))
             }
-            // The scope that matches any.
+            // This scope matches any.
             Self::RemoveRoute(index, r) => Request::new(RTM_DELROUTE, 0, &route(index, r, RouteScope::NoWhere)),
         }
     }
 
-    /// Whether an errno means that the change was made before.
+    /// Whether an errno means that the change is already in effect.
     pub(super) const fn is_moot(&self, errno: Errno) -> bool {
         match self {
             Self::RemoveAddress(..) => matches!(errno, Errno::ADDRNOTAVAIL | Errno::NODEV),
@@ -99,7 +100,7 @@ fn address(index: u32, net: IpNet, add: bool) -> AddressMessage {
     message.attributes.push(AddressAttribute::Local(net.addr()));
     message.attributes.push(AddressAttribute::Address(net.addr()));
     if add && net.addr().is_ipv6() {
-        // There is no neighbour on such a link that could have the address, and waiting for one costs a second.
+        // No neighbour on a WireGuard link can have the address; duplicate address detection takes a second.
         message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
     }
     message
@@ -159,7 +160,7 @@ pub(super) async fn link(kernel: &mut Conversation, name: &str) -> io::Result<Op
     }
 }
 
-/// Reads only what we need of a link: there are over sixty attributes and every kernel adds some.
+/// Reads only the attributes we need: a link has over sixty, and kernels add more.
 fn read_link(message: &Message<'_>) -> io::Result<LinkState> {
     let header = message.payload.first_chunk::<16>().ok_or_else(|| invalid("a link without header"))?;
     let word = |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
@@ -216,7 +217,8 @@ fn read_address(message: &AddressMessage) -> io::Result<Option<IpNet>> {
     let mut address = None;
     for attribute in &message.attributes {
         match attribute {
-            // With a peer address, `Local` is ours and `Address` is the peer's; without one they are the same or `Local` is missing.
+            // With a peer address, `Local` is ours and `Address` is the peer's; without one they are the same or
+            // `Local` is missing.
             AddressAttribute::Local(a) => address = Some(*a),
             AddressAttribute::Address(a) if address.is_none() => address = Some(*a),
             _ => {}
@@ -225,8 +227,7 @@ fn read_address(message: &AddressMessage) -> io::Result<Option<IpNet>> {
     address.map(|a| IpNet::new(a, message.header.prefix_len).map_err(invalid)).transpose()
 }
 
-/// Reads the routes of our protocol, by the index of the link they go through. The kernel filters: a box that holds a full
-/// table of the Internet sends us no more of it than one that does not.
+/// Reads the routes of our protocol, by link index. The kernel filters: a full Internet table is not sent to us.
 pub(super) async fn routes(kernel: &mut Conversation) -> io::Result<BTreeMap<u32, BTreeSet<Route>>> {
     let mut all: BTreeMap<u32, BTreeSet<Route>> = BTreeMap::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -274,12 +275,13 @@ fn read_route(message: &RouteMessage) -> io::Result<Option<(u32, Route)>> {
     Ok(through.map(|index| (index, Route { to, table })))
 }
 
-/// Creates a WireGuard link that is marked as ours as soon as it has its name. Succeeds if a WireGuard link of that name
-/// exists already, ours or not.
+/// Creates a WireGuard link that is marked as ours from the moment it has its name. Succeeds if a WireGuard link of
+/// that name exists already, ours or not.
 ///
-/// The kernel accepts no alias in the request that creates a link. So the link is created under an unused name and marked in
-/// one datagram, which the kernel completes even if we are killed meanwhile, and then renamed. A link of ours is never left
-/// unmarked (one left under its first name is deleted by the next plan), and no foreign link is ever marked.
+/// The kernel accepts no alias in the request that creates a link. So the link is created under an unused name and
+/// marked in one datagram, which the kernel completes even if we are killed meanwhile, and then renamed. A link of ours
+/// is never left unmarked (one left under its first name is deleted by the next plan), and no foreign link is ever
+/// marked.
 pub(super) async fn create_link(kernel: &mut Conversation, name: &IfName, mtu: u32) -> io::Result<()> {
     if let Some(there) = link(kernel, name.as_str()).await? {
         return if there.wireguard { Ok(()) } else { Err(Errno::EXIST.into()) };
@@ -333,7 +335,7 @@ async fn one(kernel: &mut Conversation, request: Request) -> io::Result<Result<(
     Ok(kernel.submit(&[request]).await?.pop().unwrap_or(Ok(())))
 }
 
-/// The errno of an answer, if it was one.
+/// The errno of an error, if it has one.
 pub(super) fn errno(error: &io::Error) -> Option<Errno> {
     error.raw_os_error().map(Errno::from_raw_os_error)
 }

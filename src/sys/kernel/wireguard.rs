@@ -1,4 +1,4 @@
-//! WireGuard devices over their generic netlink family, on one socket with the family's number looked up once.
+//! WireGuard devices over generic netlink: one socket, and one look-up of the family's number.
 use super::conversation::{Conversation, Message, Request, invalid};
 use super::route::errno;
 use ipnet::IpNet;
@@ -34,11 +34,11 @@ const WGDEVICE_A_PEERS: u16 = 8;
 const WGPEER_A_PUBLIC_KEY: u16 = 1;
 const WGPEER_A_PRESHARED_KEY: u16 = 2;
 
-/// Bytes of peers in one request. The kernel works through a request while it is being sent, with the runtime's thread: this
-/// many hold it up for some 20 ms where all peers are new. Larger requests are not faster.
+/// Bytes of peers in one request. The kernel processes a request inside `sendmsg`: one of this size blocks the
+/// runtime's thread for about 20 ms if all its peers are new. Larger requests are not faster.
 const REQUEST_BYTES: usize = 16 * 1024;
 
-/// Steps turned into requests at a time: a request takes ten times the memory of its content.
+/// Steps encoded at a time: a request takes ten times the memory of its content.
 const REQUESTED_STEPS: usize = 1024;
 
 /// Allowed-ips of one peer in one request.
@@ -54,19 +54,19 @@ pub(super) struct DeviceState {
     pub(super) peers: BTreeMap<PublicKey, ObservedPeer>,
 }
 
-/// How much of the peers is wanted.
+/// What to read of the peers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Depth {
-    /// All of it.
+    /// Everything.
     Whole,
     /// Counters and endpoint.
     Counters,
 }
 
-/// Whether the kernel knows the family; it loads the module for the question, if it has one.
+/// Whether the kernel has WireGuard. The query loads the module, if there is one.
 ///
 /// # Errors
-/// The process may open no such socket, or the kernel does not answer.
+/// The process may not open the socket, or the kernel does not answer.
 pub async fn has_wireguard() -> io::Result<bool> {
     match Devices::open()?.family().await {
         Ok(_) => Ok(true),
@@ -75,7 +75,7 @@ pub async fn has_wireguard() -> io::Result<bool> {
     }
 }
 
-/// The socket that WireGuard is spoken on.
+/// The generic netlink socket.
 pub(super) struct Devices {
     kernel: Conversation,
     family: Option<u16>,
@@ -87,7 +87,7 @@ impl Devices {
         Ok(Self { kernel: Conversation::open(netlink_sys::protocols::NETLINK_GENERIC)?, family: None })
     }
 
-    /// The family's number. Asking for it has the kernel load the module.
+    /// The family's number. The look-up makes the kernel load the module.
     async fn family(&mut self) -> io::Result<u16> {
         if let Some(family) = self.family {
             return Ok(family);
@@ -108,13 +108,13 @@ impl Devices {
         Ok(family)
     }
 
-    /// Reads a device whole; `None`: there is none of that name, or it is not WireGuard.
+    /// Reads a device; `None`: there is none of that name, or it is not WireGuard.
     pub(super) async fn read(&mut self, name: &IfName, depth: Depth) -> io::Result<Option<DeviceState>> {
         let get = GenlMessage::from_payload(WireguardMessage {
             cmd: WireguardCmd::GetDevice,
             attributes: vec![WireguardAttribute::IfName(name.as_str().to_owned())],
         });
-        let mut renewed = false;
+        let mut looked_up_again = false;
         loop {
             let family = self.family().await?;
             let read = |device: &mut DeviceState, message: Message<'_>| {
@@ -129,10 +129,10 @@ impl Devices {
                 Ok(device) => Ok(Some(device)),
                 Err(error) => match errno(&error) {
                     Some(Errno::NODEV | Errno::OPNOTSUPP) => Ok(None),
-                    // The module was unloaded and loaded since.
-                    Some(Errno::NOENT) if !renewed => {
+                    // The module was reloaded since the look-up.
+                    Some(Errno::NOENT) if !looked_up_again => {
                         self.family = None;
-                        renewed = true;
+                        looked_up_again = true;
                         continue;
                     }
                     _ => Err(error),
@@ -141,8 +141,8 @@ impl Devices {
         }
     }
 
-    /// Sends the WireGuard steps of one interface; returns the result of each. What can go together goes together; a request
-    /// that fails is taken apart, so that each failing step is known and the others still happen.
+    /// Sends the WireGuard steps of one interface; returns the result of each. Steps are batched; the steps of a failed
+    /// request are sent again one by one, so that each failing step is known and the others are applied.
     pub(super) async fn write(&mut self, name: &IfName, steps: &[&Step]) -> Vec<io::Result<()>> {
         let mut results: Vec<io::Result<()>> = steps.iter().map(|_| Ok(())).collect();
         for (steps, results) in steps.chunks(REQUESTED_STEPS).zip(results.chunks_mut(REQUESTED_STEPS)) {
@@ -214,7 +214,7 @@ struct Batch {
     attributes: Vec<WireguardAttribute>,
     peers: Vec<WireguardPeer>,
     bytes: usize,
-    /// All of its steps are in no other request.
+    /// No step is split over several requests.
     whole: bool,
 }
 
@@ -225,7 +225,7 @@ fn batches(steps: &[&Step]) -> Vec<Batch> {
     for (index, step) in steps.iter().enumerate() {
         let pieces = match step {
             Step::SetDevice { private_key, listen_port, fwmark, .. } => {
-                // The kernel sets a request's device values before its peers: what came before must go before.
+                // The kernel applies a request's device values before its peers: earlier peers go out first.
                 if !batch.steps.is_empty() {
                     finish(&mut batch, &mut all);
                 }
@@ -274,8 +274,8 @@ fn removal(peer: PublicKey) -> WireguardPeer {
     ])
 }
 
-/// A peer's change as one piece, or several where its allowed-ips are many. Only the first may create the peer or drop its
-/// allowed-ips; the others add to what is there.
+/// A peer's change in one piece, or several if it has many allowed-ips. Only the first may create the peer or replace
+/// its allowed-ips; the others add to them.
 fn change_pieces(key: PublicKey, change: &PeerChange) -> Vec<WireguardPeer> {
     let (nets, replace) = match &change.allowed_ips {
         AllowedIps::Keep => (None, false),
@@ -287,12 +287,12 @@ fn change_pieces(key: PublicKey, change: &PeerChange) -> Vec<WireguardPeer> {
     let mut flags = WireguardPeerFlags::empty();
     flags.set(WireguardPeerFlags::UpdateOnly, !change.create);
     flags.set(WireguardPeerFlags::ReplaceAllowedIps, replace);
-    // Never grows: a copy left behind by that would keep the key.
+    // Large enough: growing would leave a copy of the key behind.
     let mut first = Vec::with_capacity(6);
     first.push(WireguardPeerAttribute::PublicKey(key.0));
     first.push(WireguardPeerAttribute::Flags(flags));
     if let Some(preshared) = &change.preshared_key {
-        // The kernel reports no key as all zero.
+        // All zeros mean no key.
         first.push(WireguardPeerAttribute::PresharedKey(preshared.as_ref().map_or([0; 32], |k| *k.reveal())));
     }
     first.extend(change.endpoint.map(|e| WireguardPeerAttribute::Endpoint(e.addr)));
@@ -320,8 +320,8 @@ fn allowed_ip(net: IpNet) -> WireguardAllowedIp {
     ])
 }
 
-/// Merges one message of a dump into the earlier ones: a device with many peers takes several messages, so does a peer with
-/// many allowed-ips, and an attribute is sent once.
+/// Merges one message of a dump into the earlier ones: a device with many peers, and a peer with many allowed-ips, take
+/// several messages; each attribute is sent once.
 fn read_device(device: &mut DeviceState, attributes: &[u8], depth: Depth) -> io::Result<()> {
     for attribute in NlasIterator::new(attributes) {
         let attribute = attribute.map_err(invalid)?;
@@ -336,7 +336,7 @@ fn read_device(device: &mut DeviceState, attributes: &[u8], depth: Depth) -> io:
                     read_peer(&mut device.peers, peer.map_err(invalid)?.value(), depth)?;
                 }
             }
-            // The private key is not looked at: its public half is all that is compared.
+            // The private key is not read: only public keys are compared.
             _ => {}
         }
     }
@@ -351,7 +351,7 @@ fn read_peer(peers: &mut BTreeMap<PublicKey, ObservedPeer>, attributes: &[u8], d
         let attribute: NlaBuffer<_> = attribute.map_err(invalid)?;
         let kind = attribute.kind() & NLA_TYPE_MASK;
         if kind == WGPEER_A_PRESHARED_KEY {
-            // Read here and not by the packet crate, whose value could not be wiped.
+            // Not read by the packet crate, whose copy could not be wiped.
             if let Some(key) = attribute.value().first_chunk::<32>()
                 && depth == Depth::Whole
                 && key.iter().any(|b| *b != 0)
@@ -369,7 +369,6 @@ fn read_peer(peers: &mut BTreeMap<PublicKey, ObservedPeer>, attributes: &[u8], d
             WireguardPeerAttribute::RxBytes(bytes) => peer.counters.rx = bytes,
             WireguardPeerAttribute::TxBytes(bytes) => peer.counters.tx = bytes,
             WireguardPeerAttribute::AllowedIps(nets) if depth == Depth::Whole => {
-                // A peer with many of them comes in several messages.
                 let more: Result<Nets, _> = nets.iter().map(read_allowed_ip).collect();
                 peer.allowed_ips = if peer.allowed_ips.is_empty() { more? } else { peer.allowed_ips.and(&more?) };
             }
@@ -379,7 +378,7 @@ fn read_peer(peers: &mut BTreeMap<PublicKey, ObservedPeer>, attributes: &[u8], d
     Ok(())
 }
 
-/// An endpoint as the configuration could have written it.
+/// An endpoint without flow information, as the configuration writes it.
 fn plain(addr: SocketAddr) -> SocketAddr {
     match addr {
         SocketAddr::V4(_) => addr,

@@ -33,7 +33,7 @@ impl SimClock {
         self.wall.store(i64::try_from(wall.0).unwrap_or(i64::MAX).saturating_sub(elapsed), Ordering::Relaxed);
     }
 
-    /// Wall time in nanoseconds, the resolution of handshake timestamps.
+    /// Wall time with nanoseconds, the resolution of handshake timestamps.
     pub fn wall_exact(&self) -> Duration {
         let elapsed = self.elapsed();
         let secs =

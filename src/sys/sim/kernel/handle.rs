@@ -56,7 +56,7 @@ impl Handle {
         lock(&self.state).refusal = None;
     }
 
-    /// Stops responding after this many steps, as if the process were killed then. `None`: responds again.
+    /// Stops responding after this many steps: the state left by a process killed then. `None`: responds again.
     pub fn hang_after(&self, steps: Option<u32>) {
         lock(&self.state).left = steps;
     }
