@@ -1,4 +1,4 @@
-//! Signing keys and update bundles: made on an administrator's machine, verified on devices.
+//! Signing keys and update bundles: created on an administrator's machine, verified on devices.
 use super::{Failure, Outcome};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};

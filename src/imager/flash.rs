@@ -121,7 +121,7 @@ fn open(target: &Path, device: bool) -> Result<File, Failure> {
 }
 
 fn write(image: &mut File, target: &mut File, size: u64, kept: &[(u64, u64)]) -> std::io::Result<()> {
-    pass(image, size, kept, "writing", |block, at| {
+    for_each_block(image, size, kept, "writing", |block, at| {
         target.seek(SeekFrom::Start(at))?;
         target.write_all(block)
     })?;
@@ -130,7 +130,7 @@ fn write(image: &mut File, target: &mut File, size: u64, kept: &[(u64, u64)]) ->
 
 fn compare(image: &mut File, target: &mut File, size: u64, kept: &[(u64, u64)]) -> std::io::Result<()> {
     let mut there = vec![0; BLOCK];
-    pass(image, size, kept, "comparing", |block, at| {
+    for_each_block(image, size, kept, "comparing", |block, at| {
         let there = there.get_mut(..block.len()).unwrap_or_default();
         target.seek(SeekFrom::Start(at))?;
         target.read_exact(there)?;
@@ -142,8 +142,8 @@ fn compare(image: &mut File, target: &mut File, size: u64, kept: &[(u64, u64)]) 
     })
 }
 
-/// Passes the image on block by block except for the kept ranges, and prints the progress.
-fn pass(
+/// Reads the image block by block, calls `each` except for the kept ranges, and prints the progress.
+fn for_each_block(
     image: &mut File,
     size: u64,
     kept: &[(u64, u64)],
@@ -152,7 +152,7 @@ fn pass(
 ) -> std::io::Result<()> {
     let mut block = vec![0; BLOCK];
     let (mut at, mut shown) = (0, None);
-    let seen = std::io::stderr().is_terminal();
+    let terminal = std::io::stderr().is_terminal();
     while at < size {
         // Ranges begin and end at whole MiB, like blocks.
         let want = usize::try_from(size - at).unwrap_or(BLOCK).min(BLOCK);
@@ -165,10 +165,10 @@ fn pass(
         at += want as u64;
         // On a terminal each percent in place, elsewhere (a log) each quarter on a line of its own.
         let percent = at * 100 / size;
-        let step = if seen { percent } else { percent / 25 };
+        let step = if terminal { percent } else { percent / 25 };
         if shown != Some(step) {
             let line = format!("{what} {percent} % of {} MiB", size >> 20);
-            if seen {
+            if terminal {
                 eprint!("\r{line}")
             } else {
                 eprintln!("{line}")
@@ -176,7 +176,7 @@ fn pass(
             shown = Some(step);
         }
     }
-    if seen {
+    if terminal {
         eprintln!();
     }
     Ok(())
@@ -194,8 +194,8 @@ fn confirmed(target: &Path, room: u64) -> Result<bool, Failure> {
     Ok(line.trim() == "yes")
 }
 
-/// Refuses a disk that is mounted or swapped to, itself, by a partition or by a device built on it; a partition, since an image
-/// is a whole disk; a file that is attached to a loop device.
+/// Refuses a disk that is in use (mounted or swap), by itself, a partition or a device built on it; a partition, since
+/// an image is a whole disk; and a file that is attached to a loop device.
 pub fn refuse_in_use(target: &Path) -> Result<(), Failure> {
     let Ok(meta) = std::fs::metadata(target) else { return Ok(()) };
     if !meta.file_type().is_block_device() {

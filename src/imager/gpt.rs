@@ -1,10 +1,10 @@
-//! Reads a GUID partition table: names, places, sizes.
+//! Reads a GUID partition table: names, offsets, sizes.
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 
 const SECTOR: u64 = 512;
 
-/// One partition; bytes.
+/// One partition; offset and size in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Partition {
     /// Its name.
@@ -15,7 +15,7 @@ pub struct Partition {
     pub size: u64,
 }
 
-/// Why no table could be read.
+/// Why the table cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum GptError {
     /// It cannot be read.

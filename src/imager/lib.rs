@@ -71,7 +71,7 @@ fn partitions(path: &Path) -> Result<Vec<gpt::Partition>, Failure> {
     gpt::read(&file).map_err(|e| Failure::BadInput(format!("{}: {e}", path.display())))
 }
 
-/// The place of the boot partition as mtools names it.
+/// The boot partition in the syntax of mtools.
 fn boot_place(path: &Path, parts: &[gpt::Partition]) -> Result<String, Failure> {
     let boot = parts.iter().find(|p| p.name == "boot");
     let boot = boot.ok_or_else(|| {

@@ -29,7 +29,7 @@ impl JitterRng {
     }
 }
 
-/// Waits of `min(initial · 2ᵏ, max)`, multiplied by a random 0.5 to 1.5. `k` is the number of failures since the last reset.
+/// Waits of `min(initial · 2ᵏ, max)` times a random 0.5 to 1.5. `k` is the number of failures since the last reset.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     initial: Duration,

@@ -1,17 +1,18 @@
 //! Whether the wall clock can be trusted, its lower bound, and when it is stored.
 //!
-//! A board without a battery-backed clock boots in the past. The hub drops its handshakes as replays, since they carry older
-//! times, until the clock is right; and the time server may be reachable through that tunnel only. Therefore:
-//! - Before the supervisor starts, `spoke clock restore` (`spoke-clock.service`) sets a clock that is behind to the [`Floor`]:
-//!   the later of the build time and the last [`Stamp`]. It is a process of its own because only it needs CAP_SYS_TIME.
-//! - The supervisor stores the stamp when the wall clock is `clock.stamp_every` (6 h) past it, and on a clean stop: at most
-//!   four writes of one block a day. After a power cut the clock is behind by at most that; without an RTC the tunnel can be
-//!   down for as long unless a time server is reachable outside of it. A clock set ahead would recover sooner, but lose the
-//!   tunnel when a time server sets it back.
+//! A board without a battery-backed clock boots in the past. The hub drops its handshakes as replays, since they carry
+//! older times, until the clock is right; and the time server may be reachable through that tunnel only. Therefore:
+//! - Before the supervisor starts, `spoke clock restore` (`spoke-clock.service`) sets a clock that is behind to the
+//!   [`Floor`]: the later of the build time and the last [`Stamp`]. It is a process of its own because only it needs
+//!   CAP_SYS_TIME.
+//! - The supervisor stores the stamp when the wall clock is `clock.stamp_every` (6 h) past it, and on a clean stop: at
+//!   most four writes of one block a day. After a power cut the clock is behind by at most that; without an RTC the
+//!   tunnel can be down for as long unless a time server is reachable outside of it. A clock set ahead would recover
+//!   sooner, but lose the tunnel when a time server sets it back.
 //! - What needs a date (certificates, signatures) calls [`assess`] and gets none until the clock is trusted.
 //!
-//! `adjtimex` would report any time daemon, but `ProtectClock=` denies it to the supervisor; the file of systemd-timesyncd
-//! covers that one, and rule 5 of [`assess`] all others.
+//! `adjtimex` would report any time daemon, but `ProtectClock=` denies it to the supervisor; the file of
+//! systemd-timesyncd covers that one, and rule 5 of [`assess`] all others.
 
 use crate::time::{Boot, Wall};
 use serde::{Deserialize, Serialize};
@@ -163,8 +164,8 @@ pub enum Occasion {
     Stopping,
 }
 
-/// The stamp to store now, if one is due. Untrusted time is stored too, since the hub has seen handshakes with it. A stamp
-/// ahead of a certain clock is replaced.
+/// The stamp to store now, if one is due. Untrusted time is stored too, since the hub has seen handshakes with it. A
+/// stamp ahead of a certain clock is replaced.
 pub fn due(r: Reading<'_>, floor: &Floor, every: Duration, occasion: Occasion) -> Option<Stamp> {
     let verdict = assess(r, floor);
     if r.wall < floor.build || verdict == Err(Doubt::Future) {

@@ -20,7 +20,7 @@ impl Condition {
         Self { code, since, detail: detail.into() }
     }
 
-    /// Keeps the beginning of conditions that held before: the detail of a lasting condition may change, its age does not.
+    /// Keeps the beginning of conditions that held before: their detail may change, their age does not.
     pub fn carry_since(conditions: &mut [Self], before: &[Self]) {
         for condition in conditions {
             if let Some(known) = before.iter().find(|b| b.code == condition.code) {
@@ -153,8 +153,8 @@ impl Code {
         }
     }
 
-    /// Whether the control plane cannot be used. An update is not committed under such a condition: a system that cannot
-    /// reach its control plane could not be updated again.
+    /// Whether the control plane cannot be used. An update is not committed under such a condition: a system that
+    /// cannot reach its control plane could not be updated again.
     pub const fn concerns_control_plane(self) -> bool {
         match self {
             Self::ControlAway => true,

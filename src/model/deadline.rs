@@ -1,4 +1,4 @@
-//! When a machine wants to be called next, and why.
+//! The next deadline of a state machine, with its reason.
 use crate::time::Boot;
 
 /// The next moment at which a machine has to be called, with the reason `R` of that machine.

@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ambiguous_names_are_refused() {
+    fn ambiguous_names_are_rejected() {
         for good in ["wg0", "spoke-hub.1", "a23456789012345"] {
             assert!(good.parse::<IfName>().is_ok(), "{good}");
         }

@@ -178,7 +178,7 @@ mod tests {
         }
 
         #[test]
-        fn other_text_is_refused(text in "[A-Za-z0-9+/=]{0,60}") {
+        fn other_text_is_rejected(text in "[A-Za-z0-9+/=]{0,60}") {
             let ok = text.parse::<PublicKey>().is_ok_and(|k| k.to_string() == text);
             prop_assert_eq!(text.parse::<PublicKey>().is_ok(), ok);
         }

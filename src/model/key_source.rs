@@ -4,7 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// Where a secret comes from: `file:/path` (0600, ours) or `credential:NAME` (`$CREDENTIALS_DIRECTORY/NAME`, from systemd).
+/// Where a secret comes from: `file:/path` (mode 0600, our user) or `credential:NAME` (of systemd, in
+/// `$CREDENTIALS_DIRECTORY`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum KeySource {
     /// A file readable by its owner only.

@@ -1,4 +1,4 @@
-//! The vocabulary of all crates: ids, keys, networks, times, secrets, signatures. Depends on no other crate of the workspace.
+//! Types that all crates share: ids, keys, networks, times, secrets, signatures. Depends on no crate of the workspace.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
 
 pub mod address;

@@ -1,7 +1,7 @@
 //! Sets of networks, as allowed-ips: usually one, rarely changed, copied with every state.
 //!
-//! Sorted in one shared allocation: a copy is free, where a tree takes 200 bytes for one network. With ten thousand peers in
-//! desired, observed and API state this is 24 MiB instead of 70.
+//! Sorted in one shared allocation: a copy is free, where a tree takes 200 bytes for one network. With ten thousand
+//! peers in desired, observed and API state this is 24 MiB instead of 70.
 use super::key::PublicKey;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};

@@ -20,12 +20,13 @@ pub struct WantedRelease {
 impl WantedRelease {
     /// Validates version and source.
     pub fn check(&self) -> Result<(), &'static str> {
-        let word = |t: &str| !t.is_empty() && t.bytes().all(|b| b.is_ascii_graphic());
-        if !word(&self.version) || self.version.len() > MAX_VERSION {
+        let printable = |t: &str| !t.is_empty() && t.bytes().all(|b| b.is_ascii_graphic());
+        if !printable(&self.version) || self.version.len() > MAX_VERSION {
             return Err("release must be a version of at most 64 printable characters");
         }
-        let web =
-            |s: &String| word(s) && s.len() <= MAX_SOURCE && (s.starts_with("https://") || s.starts_with("http://"));
+        let web = |s: &String| {
+            printable(s) && s.len() <= MAX_SOURCE && (s.starts_with("https://") || s.starts_with("http://"))
+        };
         if self.source.as_ref().is_some_and(|s| !web(s)) {
             return Err("release source must be an https:// or http:// address of at most 512 characters");
         }

@@ -68,13 +68,13 @@ base64_text!(VerifyKey, 32, "public key (44 characters of base64)");
 base64_text!(Signature, 64, "signature (88 characters of base64)");
 
 impl VerifyKey {
-    /// Whether `signature` was made over `message` by the private half of this key.
+    /// Whether `signature` over `message` is valid for this key.
     pub fn verify(&self, message: &[u8], signature: &Signature) -> bool {
         UnparsedPublicKey::new(&ED25519, self.0).verify(message, &signature.0).is_ok()
     }
 }
 
-/// The private half, made from a 32-byte seed; never shown.
+/// The private half, derived from a 32-byte seed; never shown.
 pub struct SignKey {
     seed: Zeroizing<[u8; 32]>,
     pair: Ed25519KeyPair,
@@ -140,14 +140,14 @@ mod tests {
     }
 
     #[test]
-    fn a_private_key_is_not_shown() {
+    fn private_key_is_not_shown() {
         let key = SignKey::from_seed(&[7; 32]).unwrap();
         assert!(!format!("{key:?}").contains(&STANDARD.encode([7; 32])[..8]));
     }
 
     proptest! {
         #[test]
-        fn only_the_signer_and_the_message_verify(seed: [u8; 32], other: [u8; 32], message: Vec<u8>, flip in 0usize..512) {
+        fn signature_verifies_only_for_its_key_and_message(seed: [u8; 32], other: [u8; 32], message: Vec<u8>, flip in 0usize..512) {
             let key = SignKey::from_seed(&seed).unwrap();
             let mut signature = key.sign(&message);
             prop_assert!(key.public().verify(&message, &signature));
@@ -163,7 +163,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_read_or_refused(text in "[A-Za-z0-9+/=]{0,100}") {
+        fn any_text_is_parsed_or_rejected(text in "[A-Za-z0-9+/=]{0,100}") {
             if let Ok(key) = text.parse::<VerifyKey>() {
                 prop_assert_eq!(key.to_string(), text);
             }

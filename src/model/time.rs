@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::{Add, AddAssign};
 use std::time::Duration;
 
-/// A moment on the boot-time clock (`CLOCK_BOOTTIME`): never goes back, counts through suspend, starts at 0 at each boot.
+/// A moment on the boot-time clock (`CLOCK_BOOTTIME`): monotonic, includes suspend, starts at 0 at each boot.
 ///
 /// Used for every duration and deadline. Invalid after a reboot: a stored value has the boot id beside it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

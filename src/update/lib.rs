@@ -1,8 +1,8 @@
 //! A/B updates: signed bundles are written to the slot that is not running, put on trial, and committed when they work.
 //!
-//! Boot counting is the boot loader's (systemd-boot: name of the entry; U-Boot: [`uboot`]); the decision is [`machine`]'s.
-//! The well-kept updaters add 41 to 55 packages to a root of 20 MiB and do not know when a
-//! *tunnel* is good, so the decision would remain ours.
+//! The boot loader counts the tries (systemd-boot: in the name of the entry; U-Boot: in [`uboot`]'s variables);
+//! [`machine`] decides. Existing updaters add 41 to 55 packages to a root of 20 MiB and cannot decide whether a
+//! *tunnel* works.
 //!
 //! - [`slot`]: the two slots, boot entries, what the boot loader starts next.
 //! - [`manifest`]: content and signatures of a bundle.

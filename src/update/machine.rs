@@ -16,9 +16,9 @@
 //! A short outage costs nothing, a long one a single reboot, and no outage makes the two systems alternate.
 //!
 //! # Driver contract
-//! [`Trial::new`], then [`TrialEvent::Probed`] every few seconds with the time of the probe, and [`TrialEvent::Tick`] when
-//! [`Trial::deadline`] has passed. At most one action is ever returned; with it the trial is over and the deadline `None`.
-//! Nothing is random, so there is no seed.
+//! [`Trial::new`], then [`TrialEvent::Probed`] every few seconds with the time of the probe, and [`TrialEvent::Tick`]
+//! when [`Trial::deadline`] has passed. At most one action is ever returned; with it the trial is over and the deadline
+//! `None`. Nothing is random, so there is no seed.
 use heapless::Vec;
 use serde::{Deserialize, Serialize};
 use spoke_config::update::Rules;
@@ -60,7 +60,7 @@ pub enum TrialEvent {
 pub enum TrialAction {
     /// Commit the new slot.
     Commit,
-    /// Give up the new slot and store the reason; start the old system unless it runs.
+    /// Reject the new slot and store the reason; start the old system unless it runs.
     Reject(RejectReason),
     /// Start the old system; the trial remains open.
     Retreat,
@@ -68,7 +68,7 @@ pub enum TrialAction {
     Resume,
 }
 
-/// Why a new system was given up.
+/// Why a new system was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RejectReason {

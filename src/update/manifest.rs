@@ -1,13 +1,14 @@
 //! Manifest of an update bundle, its signatures, and whether this device may install it.
 //!
 //! # Keys
-//! The offline root key signs only the *certificate*: the list of signing keys with a serial number. The image contains the
-//! root's public key (several are allowed, so that a root can be replaced). A signing key is rotated by a certificate with a
-//! higher serial; a device that has committed it refuses certificates with a lower one.
+//! The offline root key signs only the *certificate*: the list of signing keys with a serial number. The image contains
+//! the root's public key (several are allowed, so that a root can be replaced). A signing key is rotated by a
+//! certificate with a higher serial; a device that has committed it refuses certificates with a lower one.
 //!
 //! # File format
-//! `SPOKEUP1`, the header's length (4 bytes, little-endian), the header ([`Header`] as JSON), the root image, the kernel.
-//! The header is first, so that the signature is checked before anything is written; it contains sizes and digests of the rest.
+//! `SPOKEUP1`, the header's length (4 bytes, little-endian), the header ([`Header`] as JSON), the root image, the
+//! kernel. The header is first, so that the signature is checked before anything is written; it contains sizes and
+//! digests of the rest.
 use serde::{Deserialize, Serialize};
 use spoke_model::signature::{SignKey, Signature, VerifyKey};
 

@@ -71,8 +71,8 @@ pub enum Trust {
 
 /// A systemd-boot entry: a unified kernel whose file name contains order, slot and tries.
 ///
-/// `spoke-000012-b+2-1.efi`: order 12, slot b, 2 tries left, 1 used. systemd-boot renames it at each start; without `+…` it is
-/// committed. Of two good entries the one with the higher order is started, so a rollback is a rename.
+/// `spoke-000012-b+2-1.efi`: order 12, slot b, 2 tries left, 1 used. systemd-boot renames it at each start; without
+/// `+…` it is committed. Of two good entries the one with the higher order is started, so a rollback is a rename.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// Higher is preferred.
@@ -145,8 +145,8 @@ pub fn condemned(entry: &Entry) -> Entry {
     Entry { trust: Trust::Trying(0), ..entry.clone() }
 }
 
-/// Consecutive starts without a clean reconcile pass, stored in a raw partition. The boot loader counts the tries of a new
-/// slot; this counts those of a committed one.
+/// Consecutive starts without a clean reconcile pass, stored in a raw partition. The boot loader counts the tries of a
+/// new slot; this counts those of a committed one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Starts(pub u8);
 

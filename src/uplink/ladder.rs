@@ -119,7 +119,7 @@ impl Ladder {
         self.attempted = true;
     }
 
-    /// The next untried one of the name's current addresses; `favourite` (the last that worked) first if it is among them.
+    /// The next untried one of the name's current addresses; first `favourite`, the last that worked, if among them.
     pub fn next(&mut self, addresses: &[SocketAddr], favourite: Option<SocketAddr>) -> Next {
         let order = order_addresses(addresses, favourite);
         if let Some(address) = self.untried(&order) {
@@ -256,7 +256,7 @@ mod tests {
     }
 
     proptest! {
-        /// For any results of the look-ups, every hub is left after a bounded number of tries and visited equally often.
+        /// Whatever the look-ups return, every hub is left after a bounded number of tries and visited equally often.
         #[test]
         fn hubs_are_visited_in_turn(hubs in 1usize..5, fixed: bool, answers in proptest::collection::vec((0u8..4, 0u16..4), 200)) {
             let mut l = Ladder::new(hubs, fixed);

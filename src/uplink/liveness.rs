@@ -1,9 +1,9 @@
-//! Liveness of a peer from changes of its counters between two samples; wall-clock values are only compared for equality.
+//! Liveness of a peer from changes of its counters between samples; wall-clock values are compared for equality only.
 use spoke_model::time::Boot;
 use spoke_net::state::Counters;
 
-/// Bytes that one keepalive adds to the sent counter; no reply is due to it. The smallest message with an IP packet adds 64,
-/// a handshake 148 or 92.
+/// Bytes that one keepalive adds to the sent counter; no reply is due to it. The smallest message with an IP packet
+/// adds 64, a handshake 148 or 92.
 const KEEPALIVE_BYTES: u64 = 32;
 
 /// The last sample of a peer.

@@ -33,8 +33,9 @@ impl Names {
         Self { known: BTreeMap::new(), backoff: Backoff::new(RETRY_MIN, RETRY_MAX), rng: JitterRng::new(seed) }
     }
 
-    /// Records one round of look-ups; returns the wait before the next. `None`: the look-up failed and the known address
-    /// stays. A name keeps its address while that is among the results: resolvers rotate them, and an endpoint must not flap.
+    /// Records one round of look-ups; returns the wait before the next. `None`: the look-up failed and the known
+    /// address stays. A name keeps its address while that is among the results: resolvers rotate them, and an endpoint
+    /// must not flap.
     pub fn record(&mut self, round: impl IntoIterator<Item = (HostPort, Option<Vec<SocketAddr>>)>) -> Duration {
         let mut failed = false;
         for (name, addresses) in round {

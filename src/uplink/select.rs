@@ -1,7 +1,7 @@
 //! Failback: a better hub is watched beside the active one until it has been good for long enough.
 //!
-//! While a worse hub carries the tunnel, the better ones are tried in turn as a *standby* peer. A standby's allowed-ips are its
-//! own tunnel address (nothing if the active hub has the same one), so watching it moves no traffic.
+//! While a worse hub carries the tunnel, the better ones are tried in turn as a *standby* peer. A standby's allowed-ips
+//! are its own tunnel address (nothing if the active hub has the same one), so watching it moves no traffic.
 //! ```text
 //!        ┌──────────── no handshake within `TRY_TIMEOUT` ────────────┐
 //!        ▼                                                           │
@@ -9,11 +9,11 @@
 //!     ▲               │ none                                              │
 //!     └───────────────┴──────────────── handshake or echoes missing ──────┘
 //! ```
-//! A try costs a few hundred bytes and failed tries back off, so a hub that is unreachable for days costs little on a metered
-//! link. When the active hub is lost, a good standby takes over at once.
+//! A try costs a few hundred bytes and failed tries back off, so a hub that is unreachable for days costs little on a
+//! metered link. When the active hub is lost, a good standby takes over at once.
 //!
-//! Driven by the session alone: `tick` when the deadline has passed and after each sample, `resolved` and `answered` as they
-//! happen; each returns one [`StandbyAction`] to perform.
+//! Driven by the session alone: `tick` when the deadline has passed and after each sample, `resolved` and `answered` as
+//! they happen; each returns one [`StandbyAction`] to perform.
 use super::liveness::PeerActivity;
 use ipnet::IpNet;
 use spoke_config::uplink::Hub;
@@ -78,8 +78,8 @@ pub struct StandbyWatch {
     echoed_at: Option<Boot>,
 }
 
-/// Whether the standby can be sent an echo: its address must be routed to it and not to the active hub, by the same rule by
-/// which `derive` sets its allowed-ips.
+/// Whether the standby can be sent an echo: its address must be routed to it and not to the active hub, by the same
+/// rule by which `derive` sets its allowed-ips.
 pub fn can_echo(active: &Hub, standby: &Hub) -> bool {
     let own = IpNet::from(standby.address);
     active.address != standby.address && !active.allowed_ips.iter().any(|c| c.0 == own)

@@ -15,24 +15,25 @@
 //! ```
 //!
 //! # Driver contract
-//! [`Session::new`], then [`SessionEvent::Tick`] at once. After every event perform all actions in order; the answers to
-//! `Resolve`, `Sample` and `Echo` are events, in any order and at any later time, and may be missing. Publish
-//! [`Session::status`] after each event. Then sleep until [`Session::deadline`] and send `Tick`; an early or late `Tick` is
-//! harmless. There is always a deadline: the session never stops trying.
+//! [`Session::new`], then [`SessionEvent::Tick`] at once. After every event perform all actions in order; the answers
+//! to `Resolve`, `Sample` and `Echo` are events, in any order and at any later time, and may be missing. Publish
+//! [`Session::status`] after each event. Then sleep until [`Session::deadline`] and send `Tick`; an early or late
+//! `Tick` is harmless. There is always a deadline: the session never stops trying.
 //!
 //! # Proof
-//! *Up* requires that, after the attempt began, the hub's tunnel address answered an echo **and** the kernel's handshake time
-//! changed. The kernel starts no handshake while its keys are fresh, so a handshake seen by this process less than
-//! `REJECT_AFTER_TIME` ago counts as well (an earlier attempt, the session just lost, a watched standby), and so does a tunnel
-//! found at process start. Then the echo is the proof: WireGuard accepts no packet under older keys, whatever the wall clock.
+//! *Up* requires that, after the attempt began, the hub's tunnel address answered an echo **and** the kernel's
+//! handshake time changed. The kernel starts no handshake while its keys are fresh, so a handshake seen by this process
+//! less than `REJECT_AFTER_TIME` ago counts as well (an earlier attempt, the session just lost, a watched standby), and
+//! so does a tunnel found at process start. Then the echo is the proof: WireGuard accepts no packet under older keys,
+//! whatever the wall clock.
 //!
-//! *Waiting* ends with the backoff, or at once on a network change (at most four in a row, then one each `backoff_max`) or
-//! when a packet arrives from the hub.
+//! *Waiting* ends with the backoff, or at once on a network change (at most four in a row, then one each `backoff_max`)
+//! or when a packet arrives from the hub.
 //!
 //! # Traffic
-//! Idle tunnel at the defaults, IPv4 outside and inside, headers included: echo and reply each 60 s (2 × 92 B), two keepalives
-//! between them (2 × 60 B), a handshake each 120 s or more (176 + 120 + 60 B): 438 kB + 256 kB, below 0.7 MB a day; IPv6
-//! outside adds 0.16 MB.
+//! Idle tunnel at the defaults, IPv4 outside and inside, headers included: echo and reply each 60 s (2 × 92 B), two
+//! keepalives between them (2 × 60 B), a handshake each 120 s or more (176 + 120 + 60 B): 438 kB + 256 kB, below 0.7 MB
+//! a day; IPv6 outside adds 0.16 MB.
 use super::ladder::Ladder;
 use super::liveness::PeerActivity;
 use super::select::{Rules, StandbyWatch, as_standby};
@@ -484,8 +485,8 @@ impl Session {
         Some(wake)
     }
 
-    /// Restarts the ladder at the best hub, on the first network change of a series only: a stream of events must not hold
-    /// the ladder at its bottom.
+    /// Restarts the ladder at the best hub, on the first network change of a series only: a stream of events must not
+    /// hold the ladder at its bottom.
     fn reset_on_network_change(&mut self, wake: Wake) {
         match wake {
             Wake::First => self.ladder.restart(0),

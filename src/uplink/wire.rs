@@ -1,6 +1,6 @@
 //! Encoding and decoding of ICMP echo messages (RFC 792, RFC 4443).
 
-/// Bytes of an echo request: header and a four-byte mark. With the IPv4 header it fills two of WireGuard's 16-byte blocks.
+/// Bytes of an echo request: header and four-byte mark. With an IPv4 header it fills two 16-byte blocks of WireGuard.
 pub const ECHO_LEN: usize = 12;
 
 /// Address family of an echo.
@@ -53,8 +53,8 @@ pub fn encode(family: Family, echo: Echo) -> [u8; ECHO_LEN] {
     m
 }
 
-/// The echo that `message` answers; `None` if it is no complete echo reply. `message` begins with the ICMP header, as ping
-/// sockets and raw IPv6 sockets return it; for raw IPv4 sockets see [`strip_ipv4`].
+/// The echo that `message` answers; `None` if it is no complete echo reply. `message` begins with the ICMP header, as
+/// ping sockets and raw IPv6 sockets return it; for raw IPv4 sockets see [`strip_ipv4`].
 pub fn decode(family: Family, message: &[u8]) -> Option<Echo> {
     let m: &[u8; ECHO_LEN] = message.get(..ECHO_LEN)?.try_into().ok()?;
     if m[0] != family.reply() || m[1] != 0 || message.len() != ECHO_LEN {
@@ -99,7 +99,8 @@ mod tests {
 
     #[test]
     fn request_has_the_known_bytes() {
-        // Type 8, id 0x1234, sequence 1, mark 0xdeadbeef; sum 0x0800+0x1234+0x0001+0xdead+0xbeef = 1b7d1 -> b7d2 -> 482d.
+        // Type 8, id 0x1234, sequence 1, mark 0xdeadbeef.
+        // Sum: 0x0800+0x1234+0x0001+0xdead+0xbeef = 1b7d1 -> b7d2 -> 482d.
         let m = encode(Family::V4, Echo { id: 0x1234, seq: 1, mark: 0xdead_beef });
         assert_eq!(m, [8, 0, 0x48, 0x2d, 0x12, 0x34, 0, 1, 0xde, 0xad, 0xbe, 0xef]);
         assert_eq!(decode(Family::V4, &m), None, "a request is not a reply");

@@ -1,4 +1,4 @@
-//! The person's side of the image: write it to a disk, look into it, put settings in, sign updates.
+//! `spoke-image`: writes images to disks, inspects them, adds settings, signs updates.
 fn main() -> std::process::ExitCode {
     spoke_imager::main(std::env::args_os())
 }

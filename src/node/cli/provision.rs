@@ -1,5 +1,4 @@
-//! `spoke provision`: moves the settings from the boot partition to the state partition; the image runs it at each
-//! boot.
+//! `spoke provision`: moves settings from the boot partition to the state partition. The image runs it at each boot.
 use crate::health;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use spoke_api::health::summary::Components;

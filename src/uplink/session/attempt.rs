@@ -92,7 +92,7 @@ impl Session {
         self.connect(now, attempt, Code::Attempt, rung, out);
     }
 
-    /// Sets the endpoint; again if the kernel has roamed away from the same address.
+    /// Sets the endpoint, also an unchanged one that has roamed in the kernel.
     pub(super) fn set_endpoint(&mut self, hub: usize, address: SocketAddr) {
         let in_use = self.known.get(hub).and_then(|k| k.in_use);
         let before = self.endpoint.filter(|e| e.addr == address);

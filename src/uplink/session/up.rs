@@ -206,7 +206,7 @@ impl Session {
             self.echoes.pop_front();
         }
         let kept = self.echoes.push_back(EchoSent { seq: self.seq, hub, at: now }).is_ok();
-        debug_assert!(kept, "room was made");
+        debug_assert!(kept, "there is room after dropping the oldest");
         if hub == self.active {
             self.echoed_at = Some(now);
             self.unsent = false;
