@@ -1,14 +1,15 @@
-//! The contract's wire format: what is asked, and what hostile bytes may be read out of the answers.
+//! The contract's ABI: encoding of the calls and decoding of untrusted answers.
 //!
-//! Written by hand: five shapes do not pay for a macro crate on a device. A decoder here gives a value or [`Malformed`];
-//! it never allocates more than it was given and never trusts a length.
+//! Written by hand: a macro crate is too large on a device for five types. A decoder returns a value or [`Malformed`];
+//! it never allocates more than its input and checks every length.
 use alloy_primitives::{Address, B256, U256, b256};
 use std::sync::LazyLock;
 
-/// Code sent along with an `eth_call`: reads all five answers about many nodes at one block (`GrantReads.sol`).
+/// Code in the data of an `eth_call` that makes the five reads for many nodes at one block (`GrantReads.sol`).
 const READS: &str = include_str!("GrantReads.hex");
 
-/// Most nodes of one call: 35 records of at most 697 bytes fit into the 24,576 bytes that clients let such a call return.
+/// Maximum number of nodes of one call: 35 records of at most 697 bytes fit into 24,576 bytes, the limit of clients for
+/// the result of such a call (EIP-170).
 pub const NODES_PER_CALL: usize = 35;
 
 /// `NodeAccessGranted(uint256 indexed tokenId, string nodeId, address indexed owner, string wireguardPublicKey)`.
@@ -28,50 +29,50 @@ pub const TRANSFER: B256 = b256!("ddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a1
 const NONEXISTENT: [u8; 4] = [0x7e, 0x27, 0x32, 0x89];
 /// `Error(string)`.
 const ERROR: [u8; 4] = [0x08, 0xc3, 0x79, 0xa0];
-/// OpenZeppelin 4's text for the same.
+/// Text of the same error in OpenZeppelin 4.
 const NONEXISTENT_TEXT: &str = "ERC721: invalid token ID";
 
-/// Longest text that means anything here: a node id of 128 characters; a key has 44.
+/// Maximum length of a text in use: a node id has at most 128 characters, a key 44.
 pub const MAX_TEXT: usize = 128;
 
-/// Bytes that are not what the interface says. Never a grant, never a revocation.
+/// Bytes that do not match the ABI. Neither a grant nor a revocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// Fewer bytes than the shape needs.
+    /// Too few bytes.
     #[error("the answer is cut short")]
     Short,
-    /// A value outside of its type: an address with high bits, a bool of 2, an offset beyond the data.
+    /// A value out of range: an address with high bits, a bool of 2, an offset beyond the data.
     #[error("the answer holds a value outside of its type")]
     Range,
-    /// Bytes left over.
+    /// Trailing bytes.
     #[error("the answer is longer than what was asked for")]
     Trailing,
-    /// The token names another node than the one it was found by.
+    /// The token names another node than the requested one.
     #[error("the token belongs to another node than was asked for")]
     OtherNode,
-    /// A refusal that does not mean "no such token".
+    /// A revert that does not mean "no such token".
     #[error("the contract refused the read")]
     Refused,
-    /// Nothing came back: there is no contract at this address.
+    /// No data: there is no contract at this address.
     #[error("there is no contract at this address")]
     NoContract,
 }
 
-/// What one read gave.
+/// Result of one read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Read<'a> {
-    /// It returned; `data` may be only the beginning of `size` bytes.
+    /// It returned `size` bytes; `data` may be truncated.
     Returned {
-        /// Bytes it returned.
+        /// Number of bytes returned.
         size: usize,
-        /// The first of them.
+        /// The first of these bytes.
         data: &'a [u8],
     },
-    /// It reverted with this data, or its beginning.
+    /// It reverted with this data, which may be truncated.
     Reverted(&'a [u8]),
 }
 
-/// The five reads of one node, as the contract gave them.
+/// The five reads of one node, as returned by the contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reads<'a> {
     /// `getTokenIdByNodeId(node)`.
@@ -86,16 +87,16 @@ pub struct Reads<'a> {
     pub has_access: Read<'a>,
 }
 
-/// Text off the chain.
+/// Text from the chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Text<'a> {
     /// At most [`MAX_TEXT`] bytes of UTF-8.
     Plain(&'a str),
-    /// Something that can be neither a key nor a node id: too long, or not UTF-8.
+    /// Neither a key nor a node id: too long, or not UTF-8.
     Nonsense,
 }
 
-/// `getNodeAccess`'s results; the time of creation is of no use here.
+/// The results of `getNodeAccess` in use; the time of creation is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NodeAccess<'a> {
     /// The node's id as minted.
@@ -127,15 +128,14 @@ pub fn reads_call<'n>(contract: Address, nodes: impl ExactSizeIterator<Item = &'
 }
 
 fn code() -> Vec<u8> {
-    // The committed hex is checked by a test; an empty result would be refused by the endpoint, not misread.
+    // The committed hex is checked by a test. An endpoint refuses empty code.
     static CODE: LazyLock<Vec<u8>> =
         LazyLock::new(|| alloy_primitives::hex::decode(READS.trim_ascii_end()).unwrap_or_default());
     CODE.clone()
 }
 
-/// Code that returns the number of the block it runs at, its parent's hash, and the hash of block `of` (zero unless
-/// that is one of the 256 before): an endpoint's whole position in 96 bytes, where a header with its transaction
-/// hashes would be 14 KB on a busy chain.
+/// Code that returns the number of the block it runs at, its parent's hash, and the hash of block `of` (zero unless it
+/// is one of the 256 before): 96 bytes, where a header with its transaction hashes has 14 KB on a busy chain.
 pub fn head_call(of: u64) -> [u8; 30] {
     let mut code = [
         0x43, 0x60, 0x00, 0x52, // mstore(0, number)
@@ -154,12 +154,12 @@ pub struct Head {
     pub number: u64,
     /// The hash of the block before it; `None` at the first block.
     pub parent: Option<B256>,
-    /// The hash of the block asked for; `None` if it is not one of the 256 before.
+    /// The hash of the requested block; `None` if it is not one of the 256 before.
     pub asked: Option<B256>,
 }
 
-/// Code that returns the number of the block it runs at and the id of its chain. Pinned to a hash, it tells what the hash
-/// stands for.
+/// Code that returns the number of the block it runs at and the id of its chain: called at a block hash, it verifies
+/// the block's height and chain.
 pub const PIN_CALL: [u8; 13] = [
     0x43, 0x60, 0x00, 0x52, // mstore(0, number)
     0x46, 0x60, 0x20, 0x52, // mstore(32, chainid)
@@ -185,9 +185,9 @@ pub fn decode_head(data: &[u8]) -> Result<Head, Malformed> {
     Ok(Head { number, parent: hash(32)?, asked: hash(64)? })
 }
 
-/// Takes the answer to [`reads_call`] apart into one record for each of `count` nodes.
+/// Splits the answer to [`reads_call`] into one record for each of `count` nodes.
 pub fn decode_reads(data: &[u8], count: usize) -> Result<Vec<Reads<'_>>, Malformed> {
-    // The first byte only keeps the answer from looking like reserved code.
+    // A first byte of zero, because created code must not begin with 0xEF (EIP-3541).
     let Some((0, mut rest)) = data.split_first().map(|(b, r)| (*b, r)) else {
         return Err(Malformed::Short);
     };
@@ -229,12 +229,12 @@ fn single(read: Read<'_>) -> Result<Option<[u8; 32]>, Malformed> {
     }
 }
 
-/// A `uint256`; `None` if the contract says there is no such token.
+/// A `uint256`; `None` if the contract reports no such token.
 pub fn uint(read: Read<'_>) -> Result<Option<U256>, Malformed> {
     Ok(single(read)?.map(U256::from_be_bytes))
 }
 
-/// An `address`; `None` if the contract says there is no such token.
+/// An `address`; `None` if the contract reports no such token.
 pub fn address(read: Read<'_>) -> Result<Option<Address>, Malformed> {
     let Some(w) = single(read)? else { return Ok(None) };
     if w[..12].iter().any(|b| *b != 0) {
@@ -243,7 +243,7 @@ pub fn address(read: Read<'_>) -> Result<Option<Address>, Malformed> {
     Ok(Some(Address::from_slice(&w[12..])))
 }
 
-/// A `bool`; `None` if the contract says there is no such token.
+/// A `bool`; `None` if the contract reports no such token.
 pub fn boolean(read: Read<'_>) -> Result<Option<bool>, Malformed> {
     single(read)?.map(flag).transpose()
 }
@@ -256,7 +256,7 @@ fn flag(w: [u8; 32]) -> Result<bool, Malformed> {
     }
 }
 
-/// A lone `string`; `None` if the contract says there is no such token.
+/// A single `string`; `None` if the contract reports no such token.
 pub fn string(read: Read<'_>) -> Result<Option<Text<'_>>, Malformed> {
     match read {
         Read::Reverted(data) => no_such_token(data).then_some(None).ok_or(Malformed::Refused),
@@ -265,7 +265,7 @@ pub fn string(read: Read<'_>) -> Result<Option<Text<'_>>, Malformed> {
     }
 }
 
-/// `getNodeAccess`'s four results; `None` if the contract says there is no such token.
+/// `getNodeAccess`'s four results; `None` if the contract reports no such token.
 pub fn node_access(read: Read<'_>) -> Result<Option<NodeAccess<'_>>, Malformed> {
     match read {
         Read::Reverted(data) => no_such_token(data).then_some(None).ok_or(Malformed::Refused),
@@ -278,12 +278,12 @@ pub fn node_access(read: Read<'_>) -> Result<Option<NodeAccess<'_>>, Malformed> 
     }
 }
 
-/// The string whose offset stands at `slot`, in an answer of `size` bytes that begins with `data`.
+/// The string whose offset is at `slot`, in an answer of `size` bytes that begins with `data`.
 fn text(data: &[u8], size: usize, slot: usize) -> Result<Text<'_>, Malformed> {
     let small = |w: [u8; 32]| usize::try_from(U256::from_be_bytes(w)).map_err(|_| Malformed::Range);
     let offset = small(word(data, slot)?)?;
     let start = offset.checked_add(32).filter(|s| *s <= size).ok_or(Malformed::Range)?;
-    // An offset into the part that was cut off: what precedes it was too long, and so is no key and no node id.
+    // An offset into the truncated part: the text before it was too long for a key or a node id.
     if start > data.len() && size > data.len() {
         return Ok(Text::Nonsense);
     }
@@ -299,7 +299,7 @@ fn text(data: &[u8], size: usize, slot: usize) -> Result<Text<'_>, Malformed> {
     }
 }
 
-/// Whether a revert means "no such token", which is an answer and no failure.
+/// Whether a revert means "no such token", which is a valid answer.
 pub fn no_such_token(data: &[u8]) -> bool {
     match data.split_at_checked(4) {
         Some((selector, rest)) if selector == NONEXISTENT => rest.len() >= 32,

@@ -1,4 +1,4 @@
-//! The candidates, the decision about each, what must be verified next, and which are admitted.
+//! The admission table: the candidates, their decisions, the pairs to verify next, and the admitted ones.
 use super::cache::{Cache, Entry, Settled};
 use super::jsonrpc::{GrantEvent, Subject};
 use super::ladder::{Doubt, Ladder, Phase, Reserve};
@@ -16,19 +16,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::BuildHasher;
 use std::time::Duration;
 
-/// The answer to "may this key act as this node, now?".
+/// Whether a key may act as a node at present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
-    /// Yes.
+    /// Admitted.
     Granted(Phase),
-    /// No, by a decision of the chain.
+    /// Not admitted, by a decision of the chain.
     Denied(Reason),
-    /// No: there is no decision, or it is too old.
+    /// Not admitted: there is no decision, or it is too old.
     Unverified(Phase),
 }
 
 impl Admission {
-    /// Whether it is a yes.
+    /// Whether the pair is admitted.
     pub const fn granted(self) -> bool {
         match self {
             Self::Granted(_) => true,
@@ -46,7 +46,7 @@ impl Admission {
     }
 }
 
-/// One decision as the disk keeps it.
+/// One decision as stored on disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredDecision {
     /// The node.
@@ -59,12 +59,12 @@ pub struct StoredDecision {
     pub block: u64,
     /// Whether it was a peer.
     pub peer: bool,
-    /// For how long a change of it had been unverified.
+    /// Age of an unverified change of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub doubt: Option<Duration>,
 }
 
-/// A decision that differs from the one before.
+/// A new or changed decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DecisionChange {
     /// The node.
@@ -73,7 +73,7 @@ pub struct DecisionChange {
     pub key: PublicKey,
     /// The decision.
     pub decision: Decision,
-    /// What it does.
+    /// Its effect.
     pub settled: Settled,
     /// Height it holds for.
     pub block: u64,
@@ -83,26 +83,26 @@ pub struct DecisionChange {
 #[derive(Debug)]
 pub struct AdmissionTable<S> {
     cache: Cache<S>,
-    /// Where on the ladder we are.
+    /// The grace ladder.
     pub ladder: Ladder,
     candidates: BTreeSet<Pair>,
     finality: Finality,
     positive_ttl: Duration,
     negative_ttl: Duration,
-    /// Changes whenever something is to be written down.
+    /// Grows with every change that must be stored.
     pub edition: u64,
-    /// Candidates there was no room for.
+    /// Number of candidates beyond the capacity of the cache.
     pub overflow: usize,
-    /// Whether anybody was in doubt when the grants were last published.
+    /// Whether a grant was in doubt when the grants were last published.
     doubtful: bool,
-    /// When the age of doubts was last written down.
+    /// When the ages of doubts were last stored.
     doubts_kept: Option<Boot>,
-    /// Grows with every stretch of events that was read: they concern candidates only.
+    /// Grows with every range of events that was read. Events are applied to candidates only.
     pub(super) events_read: u64,
 }
 
 impl<S: BuildHasher> AdmissionTable<S> {
-    /// An empty book.
+    /// An empty table.
     pub fn new(config: &Grants, cache: Cache<S>, now: Boot) -> Self {
         Self {
             cache,
@@ -119,17 +119,17 @@ impl<S: BuildHasher> AdmissionTable<S> {
         }
     }
 
-    /// Puts back what the disk kept. Everything of it is verified again as soon as the chain answers.
+    /// Restores the stored decisions. All of them are verified again as soon as the chain is reachable.
     pub fn restore(&mut self, kept: Vec<StoredDecision>, reserve: Option<&Reserve>, boot_id: Option<&str>, now: Boot) {
         if let Some(reserve) = reserve {
             self.ladder = Ladder::resume(*self.ladder.rungs(), reserve, boot_id, now);
         }
         let since_written = reserve.map_or(now.since_boot(), |r| r.elapsed(boot_id, now));
-        // The least recently used was written last.
+        // Stored most recently used first: insert in reverse order.
         for k in kept.into_iter().rev() {
             let StoredDecision { node, key, decision, block, peer, doubt } = k;
             let grants = decision.reason.grants();
-            // What changed while nobody looked is not known; a doubt that was there goes on where it was.
+            // A change during the downtime may have been missed: every grant is in doubt; a stored doubt keeps its age.
             let used = doubt.map_or(Duration::ZERO, |d| d.saturating_add(since_written));
             let entry = Entry {
                 decision: Some(decision),
@@ -144,7 +144,7 @@ impl<S: BuildHasher> AdmissionTable<S> {
         }
     }
 
-    /// What the disk should keep: every decision, the most recently used first.
+    /// The decisions to store, most recently used first.
     pub fn kept(&self, now: Boot) -> Vec<StoredDecision> {
         let keep = |(node, key, e): (&NodeId, &PublicKey, &Entry)| {
             let doubt = e.doubt.map(|d| d.age(now));
@@ -160,7 +160,8 @@ impl<S: BuildHasher> AdmissionTable<S> {
         self.cache.iter().filter_map(keep).collect()
     }
 
-    /// Whether the disk must be told how old the doubts are, or that there are none left: a reboot would make them younger.
+    /// Whether the ages of the doubts must be stored, or that none are left: otherwise a reboot would make them
+    /// younger.
     pub fn must_keep_doubts(&self, now: Boot) -> bool {
         match self.doubts_kept {
             None => self.doubtful,
@@ -168,12 +169,12 @@ impl<S: BuildHasher> AdmissionTable<S> {
         }
     }
 
-    /// The disk holds what [`AdmissionTable::kept`] gave.
+    /// The result of [`AdmissionTable::kept`] was stored.
     pub const fn doubts_kept(&mut self, now: Boot) {
         self.doubts_kept = if self.doubtful { Some(now) } else { None };
     }
 
-    /// The cache, to be looked at.
+    /// The cache.
     pub const fn cache(&self) -> &Cache<S> {
         &self.cache
     }
@@ -183,7 +184,7 @@ impl<S: BuildHasher> AdmissionTable<S> {
         &self.candidates
     }
 
-    /// Sets the candidates. One that was dropped counts as new when it returns.
+    /// Sets the candidates. A candidate that returns after events were read without it counts as new.
     pub fn set_candidates(&mut self, candidates: &BTreeSet<Pair>) {
         let gone: Vec<Pair> = self.candidates.difference(candidates).cloned().collect();
         for (node, key) in &gone {
@@ -193,7 +194,7 @@ impl<S: BuildHasher> AdmissionTable<S> {
         for (node, key) in candidates.difference(&self.candidates) {
             let events_read = self.events_read;
             self.cache.change(node, key, |e| {
-                // Events were read without regard to it: its decision may be out of date.
+                // Events were read while it was no candidate: its decision may be out of date.
                 if e.left != events_read {
                     e.changed(0);
                     *e = Entry { decision: None, doubt: None, held_until: Some(0), ..e.clone() };
@@ -207,12 +208,13 @@ impl<S: BuildHasher> AdmissionTable<S> {
                 self.cache.restore(node, key, Entry { held_until: Some(0), ..Entry::default() });
             }
         }
-        // What was kept of others on the last run is theirs no longer.
+        // Candidates that left are no peers any more, which must be stored.
         self.edition += u64::from(!gone.is_empty());
     }
 
-    /// Somebody says that something has changed: whoever it touches is looked at again. At `common` every endpoint that was
-    /// asked has a block: a single one cannot make us wait for a block that the others do not have.
+    /// Applies reported changes: the pairs they concern are verified again. Heights count up to `common`, where every
+    /// asked endpoint has a block, so that a single endpoint cannot cause a wait for a block that the others do not
+    /// have.
     pub fn note(&mut self, changes: &[GrantEvent], common: u64, now: Boot) {
         self.events_read += 1;
         let touched = Touched::by(changes);
@@ -233,10 +235,10 @@ impl<S: BuildHasher> AdmissionTable<S> {
         }
     }
 
-    /// The chain is another one above `height`: what was decided there is looked at again.
+    /// The blocks above `height` were replaced: decisions for them are verified again.
     pub fn reorganised(&mut self, height: u64, now: Boot) {
-        self.look_again(now, |e| e.block > height);
-        // The new blocks count as news for whoever was decided in the old ones, and what was heard of those is void.
+        self.mark_unverified(now, |e| e.block > height);
+        // Heights of replaced blocks are void, so that events of the new blocks count as changes.
         for (node, key) in &self.candidates {
             self.cache.change(node, key, |e| {
                 e.block = e.block.min(height);
@@ -245,10 +247,10 @@ impl<S: BuildHasher> AdmissionTable<S> {
         }
     }
 
-    /// The chain is not above `height`: decisions for blocks beyond are verified again, as if their height were not known.
+    /// No block of the chain is above `height`: decisions for higher ones lose their height and are verified again.
     pub fn forget_heights_above(&mut self, height: u64, now: Boot) {
         if self.candidates.iter().any(|(n, k)| self.cache.peek(n, k).is_some_and(|e| e.block.max(e.news) > height)) {
-            self.look_again(now, |e| e.block > height);
+            self.mark_unverified(now, |e| e.block > height);
             for (node, key) in &self.candidates {
                 self.cache.change(node, key, |e| {
                     e.block = if e.block > height { 0 } else { e.block };
@@ -258,13 +260,13 @@ impl<S: BuildHasher> AdmissionTable<S> {
         }
     }
 
-    /// Everything is to be verified again.
+    /// Marks every candidate for verification.
     pub fn refresh(&mut self, now: Boot) {
         self.events_read += 1;
-        self.look_again(now, |_| true);
+        self.mark_unverified(now, |_| true);
     }
 
-    fn look_again(&mut self, now: Boot, which: impl Fn(&Entry) -> bool) {
+    fn mark_unverified(&mut self, now: Boot, which: impl Fn(&Entry) -> bool) {
         for (node, key) in &self.candidates {
             self.cache.change(node, key, |e| {
                 if which(e) {
@@ -279,12 +281,12 @@ impl<S: BuildHasher> AdmissionTable<S> {
         }
     }
 
-    /// Grants to be verified at the newest block: they may have to go.
+    /// Grants to verify at the newest block.
     pub fn doubted(&self, now: Boot) -> Vec<Pair> {
         self.pick(|e| e.grants() && (e.doubt.is_some() || e.due(now, self.positive_ttl, self.negative_ttl)))
     }
 
-    /// Those that may have to come in, once the block they wait for is final.
+    /// Pairs without a grant to verify, once the block they wait for is final.
     pub fn waiting(&self, now: Boot, final_height: Option<u64>) -> Vec<Pair> {
         self.pick(|e| {
             let due = e.due(now, self.positive_ttl, self.negative_ttl);
@@ -293,7 +295,7 @@ impl<S: BuildHasher> AdmissionTable<S> {
         })
     }
 
-    /// Whether the height that counts as final matters now.
+    /// Whether the final height is needed to verify a pair.
     pub fn needs_final(&self, now: Boot) -> bool {
         self.finality != Finality::Latest
             && self.candidates.iter().any(|(node, key)| {
@@ -308,19 +310,20 @@ impl<S: BuildHasher> AdmissionTable<S> {
         picked.cloned().collect()
     }
 
-    /// Begins to verify: gives those no verification is under way of.
+    /// Begins verifications; returns the pairs without one in progress.
     pub fn begin(&mut self, pairs: Vec<Pair>) -> Vec<(Pair, super::cache::Ticket)> {
         pairs.into_iter().filter_map(|p| self.cache.begin(&p.0, &p.1).map(|t| (p, t))).collect()
     }
 
-    /// Verification gave no answer.
+    /// Ends verifications without a result.
     pub fn abandon(&mut self, begun: Vec<(Pair, super::cache::Ticket)>) {
         for ((node, key), ticket) in begun {
             self.cache.abandon(&node, &key, ticket);
         }
     }
 
-    /// What the newest block says of somebody who is granted. `None`: the answer could not be read, the doubt stays.
+    /// Settles a grant by the decision at the newest block. `None`: the answer could not be read, the grant is in
+    /// doubt.
     pub fn settle_newest(
         &mut self,
         begun: (Pair, super::cache::Ticket),
@@ -337,7 +340,7 @@ impl<S: BuildHasher> AdmissionTable<S> {
         self.settle((node, key), ticket, decision, block, now, None)
     }
 
-    /// What the newest and the final block say of somebody who is not granted yet. Granted only if both do.
+    /// Settles a pair without a grant by the decisions at the newest and the final block. Granted only if both grant.
     pub fn settle_final(
         &mut self,
         begun: (Pair, super::cache::Ticket),
@@ -352,7 +355,7 @@ impl<S: BuildHasher> AdmissionTable<S> {
             (Some(newest), Some(last)) if last.reason.grants() && last == newest => {
                 self.settle((node, key), ticket, newest, block, now, None)
             }
-            // Granted, but not for long enough: what the final block says counts, and that may be that there is no such node.
+            // Granted at the newest block only: the reason is that of the final block, such as an unknown node.
             (Some(newest), Some(last)) => {
                 let reason = if last.reason.grants() { Reason::AccessDenied } else { last.reason };
                 self.settle((node, key), ticket, Decision { reason, ..newest }, block, now, Some(block))
@@ -385,7 +388,7 @@ impl<S: BuildHasher> AdmissionTable<S> {
         }
         let latest = self.finality == Finality::Latest;
         self.cache.change(&node, &key, |e| {
-            // A change after that block is still to be looked at.
+            // A change after that block is not verified yet.
             let pending = (e.news > block && !e.grants()).then_some(if latest { 0 } else { e.news });
             e.held_until = pending.max(held_until);
         });
@@ -396,12 +399,12 @@ impl<S: BuildHasher> AdmissionTable<S> {
         Some(DecisionChange { node, key, decision, settled, block })
     }
 
-    /// The chain was heard and holds nothing against what is written here.
+    /// A quorum confirmed every decision.
     pub const fn confirm(&mut self, now: Boot) {
         self.ladder.confirm(now);
     }
 
-    /// May `key` act as `node`? Allocates nothing.
+    /// Whether `key` may act as `node`. Does not allocate.
     pub fn admission(&mut self, node: &NodeId, key: &PublicKey, now: Boot) -> Admission {
         let phase = self.ladder.phase(now);
         let rungs = *self.ladder.rungs();
@@ -411,7 +414,7 @@ impl<S: BuildHasher> AdmissionTable<S> {
         }
     }
 
-    /// The pairs admitted now; remembers them as peers.
+    /// The pairs admitted now; marks them as peers.
     pub fn admitted(&mut self, now: Boot) -> Admitted {
         let mut out = BTreeSet::new();
         let candidates = std::mem::take(&mut self.candidates);
@@ -433,14 +436,14 @@ impl<S: BuildHasher> AdmissionTable<S> {
         Admitted(out)
     }
 
-    /// The next moment something changes without anybody's doing: a phase ends, or the disk must be told more.
+    /// The next change by time alone: a phase ends, or the ladder or the doubts must be stored.
     pub fn deadline(&self, now: Boot) -> Option<Boot> {
         let rewrite = self.doubts_kept.map(|at| at + self.ladder.rungs().step() / 2).filter(|at| *at > now);
         self.ladder.deadline(now).into_iter().chain(rewrite).min()
     }
 }
 
-/// Whom changes touch, and the height of the newest that does.
+/// The pairs that changes concern, with the height of the newest change.
 #[derive(Debug, Default)]
 struct Touched<'a> {
     nodes: BTreeMap<&'a NodeId, u64>,
@@ -477,7 +480,7 @@ impl<'a> Touched<'a> {
     }
 }
 
-/// What an entry is worth in a phase; `doubted` is the phase of a doubt by its age.
+/// The admission by an entry in a phase; `doubted` returns the phase of a doubt by its age.
 pub fn admission(entry: &Entry, phase: Phase, doubted: impl Fn(Doubt) -> Phase) -> Admission {
     let Some(decision) = entry.decision else { return Admission::Unverified(phase) };
     if !decision.reason.grants() {

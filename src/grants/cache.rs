@@ -1,7 +1,7 @@
 //! The cached decisions: bounded, evicted by least recent use, found by a keyed hash, read without allocating.
 //!
-//! A revocation that was seen outlives a positive that was already under way: every verification carries the generation it
-//! began in, and the generation grows with each change of its key that becomes known.
+//! A verification that began before a change was seen cannot grant after it: every verification carries the generation
+//! it began in, and the generation grows with each known change of its key.
 use super::ladder::Doubt;
 use super::policy::Decision;
 use spoke_model::key::PublicKey;
@@ -10,60 +10,60 @@ use spoke_model::time::Boot;
 use std::hash::BuildHasher;
 use std::time::Duration;
 
-/// Most decisions kept: about 3 MB when full, allocated as it fills.
+/// Maximum number of decisions: about 3 MB when full, allocated on demand.
 pub const CAPACITY: usize = PAGES * PAGE;
 const PAGE: usize = 128;
 const PAGES: usize = 128;
 /// Twice the capacity, so that probing stays short.
 const BUCKETS: usize = 2 * CAPACITY;
-/// No slot: the ends of the list of use, and an empty bucket.
+/// No slot: an end of the LRU list, or an empty bucket.
 const NONE: u16 = u16::MAX;
 
-/// What is known of one node and key.
+/// What is known about one node and key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Entry {
     /// The last decision; `None`: never verified.
     pub decision: Option<Decision>,
-    /// Height it holds for: no event up to there changed it.
+    /// Height it holds for: no event up to this height changed it.
     pub block: u64,
-    /// When it was made.
+    /// Time of the decision.
     pub at: Boot,
-    /// Granted at the newest block, but not before this height counts as final.
+    /// Granted at the newest block, but held until this height is final.
     pub held_until: Option<u64>,
-    /// A change was seen that has not been verified yet.
+    /// Set while a change was seen and not verified.
     pub doubt: Option<Doubt>,
-    /// Height of the newest change seen; a decision for an earlier block is not the last word.
+    /// Height of the newest change seen; a decision for an earlier block must be verified again.
     pub news: u64,
     /// Whether it was a peer when the grants were last published.
     pub peer: bool,
-    /// Stretches of events that had been read when it ceased to be a candidate.
+    /// Value of `AdmissionTable::events_read` when it ceased to be a candidate.
     pub(super) left: u64,
-    /// Grows with every change that becomes known.
+    /// Grows with every known change.
     pub(super) generation: u32,
-    /// A verification is under way, begun in this generation.
+    /// Generation in which the verification in progress began.
     pub(super) flight: Option<u32>,
 }
 
 impl Entry {
-    /// Whether it grants, by the last decision.
+    /// Whether the last decision grants.
     pub fn grants(&self) -> bool {
         self.decision.is_some_and(|d| d.reason.grants())
     }
 
-    /// A change at `height` has become known: whatever is being verified may not know it.
+    /// Records a change at `height`; a verification in progress may not include it.
     pub(super) fn changed(&mut self, height: u64) {
         self.news = self.news.max(height);
         self.generation = self.generation.wrapping_add(1);
     }
 
-    /// Whether it is old enough to be verified again although nothing happened.
+    /// Whether the decision is older than its TTL.
     pub fn due(&self, now: Boot, positive: Duration, negative: Duration) -> bool {
         let ttl = if self.grants() { positive } else { negative };
         self.decision.is_none() || now.since(self.at) >= ttl
     }
 }
 
-/// A verification that was begun; without it nothing can be settled.
+/// A verification in progress; required to settle it.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "settle it or abandon it"]
 pub struct Ticket {
@@ -73,13 +73,13 @@ pub struct Ticket {
 /// The effect of a verification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settled {
-    /// A peer may come in.
+    /// The peer is admitted.
     Granted,
-    /// A peer must go.
+    /// The peer is removed.
     Revoked,
-    /// As before.
+    /// No change.
     Unchanged,
-    /// A change was seen meanwhile, or a later block: nothing is changed.
+    /// Ignored: a change or a later block was seen meanwhile.
     Outdated,
 }
 
@@ -104,16 +104,16 @@ pub struct Cache<S> {
     oldest: u16,
     len: usize,
     max: usize,
-    /// Look-ups that found something.
+    /// Successful look-ups.
     pub hits: u64,
-    /// Look-ups that did not.
+    /// Failed look-ups.
     pub misses: u64,
-    /// Entries that made room for others.
+    /// Evicted entries.
     pub evictions: u64,
 }
 
 impl<S: BuildHasher> Cache<S> {
-    /// An empty cache; `hasher` is keyed by something nobody outside knows.
+    /// An empty cache; `hasher` needs a secret key, so that bucket collisions cannot be chosen.
     pub fn new(hasher: S) -> Self {
         Self::bounded(hasher, CAPACITY)
     }
@@ -134,17 +134,17 @@ impl<S: BuildHasher> Cache<S> {
         }
     }
 
-    /// Entries.
+    /// Number of entries.
     pub const fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there is none.
+    /// Whether it has no entry.
     pub const fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Most entries.
+    /// Maximum number of entries.
     pub const fn max(&self) -> usize {
         self.max
     }
@@ -165,7 +165,7 @@ impl<S: BuildHasher> Cache<S> {
         self.find(node, key).and_then(|at| self.slot(at)).map(|s| &s.entry)
     }
 
-    /// Changes an entry that is there.
+    /// Changes an existing entry.
     pub fn change(&mut self, node: &NodeId, key: &PublicKey, change: impl FnOnce(&mut Entry)) {
         if let Some(at) = self.find(node, key)
             && let Some(slot) = self.slot_mut(at)
@@ -179,7 +179,7 @@ impl<S: BuildHasher> Cache<S> {
         std::iter::successors(self.slot(self.newest), |s| self.slot(s.older)).map(|s| (&s.node, &s.key, &s.entry))
     }
 
-    /// Begins a verification; `None`: one of this key is under way.
+    /// Begins a verification; `None`: one of this key is in progress.
     pub fn begin(&mut self, node: &NodeId, key: &PublicKey) -> Option<Ticket> {
         let at = self.find(node, key).or_else(|| self.insert(node, key))?;
         let entry = &mut self.slot_mut(at)?.entry;
@@ -190,7 +190,7 @@ impl<S: BuildHasher> Cache<S> {
         Some(Ticket { generation: entry.generation })
     }
 
-    /// Ends a verification that gave no answer: neither a grant nor a revocation.
+    /// Ends a verification without a result: neither a grant nor a revocation.
     pub fn abandon(&mut self, node: &NodeId, key: &PublicKey, ticket: Ticket) {
         self.change(node, key, |e| {
             if e.flight == Some(ticket.generation) {
@@ -224,14 +224,14 @@ impl<S: BuildHasher> Cache<S> {
                 (true, false) => Settled::Revoked,
                 (true, true) | (false, false) => Settled::Unchanged,
             };
-            // A grant of a block before the newest change stays in doubt, and the doubt as old as it is.
+            // A grant for a block before the newest change keeps its doubt and the doubt's age.
             let doubt = e.doubt.filter(|_| decision.reason.grants() && e.news > block);
             *e = Entry { decision: Some(decision), block, at: now, doubt, flight: None, ..e.clone() };
         });
         settled
     }
 
-    /// Puts back what the disk kept.
+    /// Restores a stored entry.
     pub fn restore(&mut self, node: &NodeId, key: &PublicKey, kept: Entry) {
         if let Some(at) = self.find(node, key).or_else(|| self.insert(node, key))
             && let Some(slot) = self.slot_mut(at)
@@ -252,10 +252,10 @@ impl<S: BuildHasher> Cache<S> {
         usize::try_from(self.hasher.hash_one((node.as_str(), key)) % BUCKETS as u64).unwrap_or(0)
     }
 
-    /// The bucket that leads to a key, or the empty one where it would go.
+    /// The bucket of a key, or the empty one where it would be inserted.
     fn bucket(&self, node: &NodeId, key: &PublicKey) -> usize {
         let mut b = self.home(node, key);
-        // Half of the buckets are empty: this ends.
+        // Terminates: half of the buckets are empty.
         while let Some(slot) = self.buckets.get(b).and_then(|at| self.slot(*at)) {
             if slot.key == *key && slot.node == *node {
                 break;
@@ -269,7 +269,7 @@ impl<S: BuildHasher> Cache<S> {
         self.buckets.get(self.bucket(node, key)).copied().filter(|at| *at != NONE)
     }
 
-    /// A new entry, in place of the least recently used one if there is no room.
+    /// Inserts an entry, in place of the least recently used one if the cache is full.
     fn insert(&mut self, node: &NodeId, key: &PublicKey) -> Option<u16> {
         let slot = Slot { node: node.clone(), key: *key, entry: Entry::default(), newer: NONE, older: NONE };
         let at = if self.len < self.max {
@@ -293,7 +293,7 @@ impl<S: BuildHasher> Cache<S> {
         Some(at)
     }
 
-    /// Takes a slot's key out of the buckets and closes the gap, so that no later key becomes unreachable.
+    /// Removes a slot's key from the buckets and closes the gap, so that no later key becomes unreachable.
     fn forget(&mut self, at: u16) {
         let Some(slot) = self.slot(at) else { return };
         let mut gap = self.bucket(&slot.node, &slot.key);
@@ -361,40 +361,40 @@ mod tests {
         PublicKey([u8::try_from(n % 251).unwrap(); 32])
     }
 
-    fn says(reason: Reason) -> Decision {
+    fn decision(reason: Reason) -> Decision {
         Decision { reason, token_id: None, owner: None }
     }
 
     fn verify<S: BuildHasher>(c: &mut Cache<S>, n: u16, reason: Reason, block: u64) -> Settled {
         let t = c.begin(&node(n), &key(n)).unwrap();
-        c.settle(&node(n), &key(n), t, says(reason), block, Boot::default())
+        c.settle(&node(n), &key(n), t, decision(reason), block, Boot::default())
     }
 
     #[test]
-    fn a_positive_under_way_never_overwrites_a_seen_revocation() {
+    fn grant_in_progress_never_overrides_a_seen_change() {
         let mut c = Cache::new(RandomState::new());
         assert_eq!(verify(&mut c, 1, Reason::AccessGranted, 10), Settled::Granted);
-        let under_way = c.begin(&node(1), &key(1)).unwrap();
-        assert!(c.begin(&node(1), &key(1)).is_none(), "one flight a key");
+        let ticket = c.begin(&node(1), &key(1)).unwrap();
+        assert!(c.begin(&node(1), &key(1)).is_none(), "one verification per key");
         let doubt = Doubt::new(Boot::default());
         c.change(&node(1), &key(1), |e| {
             e.changed(11);
             e.doubt = Some(doubt);
         });
-        let settled = c.settle(&node(1), &key(1), under_way, says(Reason::AccessGranted), 12, Boot::default());
+        let settled = c.settle(&node(1), &key(1), ticket, decision(Reason::AccessGranted), 12, Boot::default());
         assert_eq!(settled, Settled::Outdated);
-        assert_eq!(c.peek(&node(1), &key(1)).unwrap().doubt, Some(doubt), "whatever block it was of");
-        // A revocation under way may: nobody is let in by it.
-        let under_way = c.begin(&node(1), &key(1)).unwrap();
+        assert_eq!(c.peek(&node(1), &key(1)).unwrap().doubt, Some(doubt), "even for a later block");
+        // A revocation in progress takes effect: it admits no peer.
+        let ticket = c.begin(&node(1), &key(1)).unwrap();
         c.change(&node(1), &key(1), |e| e.changed(13));
-        let settled = c.settle(&node(1), &key(1), under_way, says(Reason::NodeInactive), 12, Boot::default());
+        let settled = c.settle(&node(1), &key(1), ticket, decision(Reason::NodeInactive), 12, Boot::default());
         assert_eq!(settled, Settled::Revoked);
-        // And a positive that was begun after the change.
+        // A grant takes effect if its verification began after the change.
         assert_eq!(verify(&mut c, 1, Reason::AccessGranted, 13), Settled::Granted);
     }
 
     #[test]
-    fn a_grant_of_a_block_before_the_change_stays_in_doubt() {
+    fn grant_for_a_block_before_the_change_keeps_doubt() {
         let mut c = Cache::new(RandomState::new());
         verify(&mut c, 1, Reason::AccessGranted, 10);
         let doubt = Doubt::new(Boot::from_secs(3));
@@ -409,15 +409,15 @@ mod tests {
     }
 
     #[test]
-    fn a_decision_of_an_earlier_block_changes_nothing() {
+    fn decision_for_an_earlier_block_is_ignored() {
         let mut c = Cache::new(RandomState::new());
         verify(&mut c, 1, Reason::NodeInactive, 10);
         assert_eq!(verify(&mut c, 1, Reason::AccessGranted, 9), Settled::Outdated);
-        assert_eq!(c.peek(&node(1), &key(1)).unwrap().decision, Some(says(Reason::NodeInactive)));
+        assert_eq!(c.peek(&node(1), &key(1)).unwrap().decision, Some(decision(Reason::NodeInactive)));
     }
 
     #[test]
-    fn no_answer_changes_nothing() {
+    fn abandoned_verification_changes_nothing() {
         let mut c = Cache::new(RandomState::new());
         verify(&mut c, 1, Reason::AccessGranted, 10);
         let before = c.peek(&node(1), &key(1)).unwrap().clone();
@@ -426,7 +426,7 @@ mod tests {
         assert_eq!(c.peek(&node(1), &key(1)), Some(&before));
     }
 
-    /// Every key at the same bucket: only closing gaps keeps them reachable.
+    /// Every key hashes to the same bucket, so that only closing gaps keeps them reachable.
     #[derive(Clone, Default)]
     struct OneBucket;
     struct Zero;
@@ -443,14 +443,14 @@ mod tests {
         }
     }
 
-    fn like_a_model<S: BuildHasher>(hasher: S, ops: &[(u16, bool)], max: usize) {
+    fn compare_with_model<S: BuildHasher>(hasher: S, ops: &[(u16, bool)], max: usize) {
         let mut c = Cache::bounded(hasher, max);
         let mut model: Vec<u16> = Vec::new();
         for (n, insert) in ops {
             if *insert {
                 let known = model.contains(n);
                 if let Some(t) = c.begin(&node(*n), &key(*n)) {
-                    let _ = c.settle(&node(*n), &key(*n), t, says(Reason::AccessGranted), 1, Boot::default());
+                    let _ = c.settle(&node(*n), &key(*n), t, decision(Reason::AccessGranted), 1, Boot::default());
                 }
                 if !known {
                     if model.len() == max {
@@ -475,14 +475,17 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn the_least_recently_used_goes(ops in proptest::collection::vec((0u16..20, any::<bool>()), 1..120), max in 1usize..9) {
-            like_a_model(OneBucket, &ops, max);
-            like_a_model(RandomState::new(), &ops, max);
+        fn least_recently_used_is_evicted(
+            ops in proptest::collection::vec((0u16..20, any::<bool>()), 1..120),
+            max in 1usize..9,
+        ) {
+            compare_with_model(OneBucket, &ops, max);
+            compare_with_model(RandomState::new(), &ops, max);
         }
     }
 
     #[test]
-    fn it_fills_to_its_capacity_and_no_further() {
+    fn size_is_limited_to_the_capacity() {
         let mut c = Cache::new(RandomState::new());
         for n in 0..20_000 {
             verify(&mut c, n, Reason::AccessGranted, 1);

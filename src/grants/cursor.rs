@@ -1,64 +1,64 @@
-//! How far the contract's events were read, whether the known blocks still are part of the chain, and how many blocks of
-//! events an endpoint gives at once.
+//! How far the contract's events were read, whether the known blocks are still part of the chain, and the block range
+//! of one request for events.
 use super::abi::Head;
 use super::jsonrpc::BlockRef;
 use serde::{Deserialize, Serialize};
 
-/// Blocks kept to find back to the chain after a reorganisation.
+/// Known blocks kept to find the fork after a reorganisation.
 const ANCHORS: usize = 12;
-/// Blocks read again each time: behind one URL may be several machines, not all of them at the reported height.
+/// Blocks read again each time: of several servers behind one URL some may be below the reported height.
 const OVERLAP: u64 = 8;
 /// Blocks of the first scan.
 const CHUNK_START: u64 = 2_000;
-/// Most blocks of one scan.
+/// Maximum number of blocks of one scan.
 const CHUNK_MAX: u64 = 10_000;
-/// Blocks a running block knows the hashes of.
+/// Range of the `BLOCKHASH` opcode in blocks.
 const REMEMBERED: u64 = 256;
 
 /// Whether the newest known block is still part of the chain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Continuity {
-    /// It is, or nothing contradicts it.
+    /// It is, or no answer contradicts it.
     #[default]
     Same,
-    /// Another block has taken its place.
+    /// Another block has replaced it.
     Reorganised,
     /// The endpoint is behind it.
     Behind,
-    /// It is too old to be compared by the head: the block at its height must be asked for.
+    /// It is too old for `BLOCKHASH`: the block at its height must be requested.
     TooOld,
 }
 
-/// How far the events have been read.
+/// How far the events were read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChainCursor {
     /// Blocks known to be part of the chain, ascending.
     anchors: heapless::Vec<BlockRef, ANCHORS>,
-    /// Every event up to here has been seen.
+    /// Every event up to this height was read.
     scanned: Option<u64>,
-    /// Blocks an endpoint gives at once, as far as learnt.
+    /// Block range of a request that the endpoints are known to accept.
     #[serde(skip)]
     chunk: Option<u64>,
-    /// What was refused last less a half: no more is asked for in this run, for every refusal is a request for nothing.
+    /// Half of the range refused last, the limit of this run: every refusal is a wasted request.
     #[serde(skip)]
     ceiling: Option<u64>,
 }
 
 impl ChainCursor {
-    /// Starts at `block`: what happened up to it is known in another way.
+    /// Starts at `block`; the state up to it is known by verification.
     pub fn start(block: BlockRef) -> Self {
         let mut anchors = heapless::Vec::new();
-        // An empty list has room.
+        // Cannot overflow: the list is empty.
         let _ = anchors.push(block);
         Self { anchors, scanned: Some(block.number), chunk: None, ceiling: None }
     }
 
-    /// Starts before `first`, to read everything from there on.
+    /// Starts before `first`, to read every event from there on.
     pub const fn from_height(first: u64) -> Self {
         Self { anchors: heapless::Vec::new(), scanned: Some(first.saturating_sub(1)), chunk: None, ceiling: None }
     }
 
-    /// Every event up to this height has been seen; `None`: nowhere started.
+    /// Every event up to this height was read; `None`: not started.
     pub const fn scanned(&self) -> Option<u64> {
         self.scanned
     }
@@ -68,7 +68,7 @@ impl ChainCursor {
         self.anchors.last().copied()
     }
 
-    /// Whether an endpoint's head stands on what we know.
+    /// Whether the newest known block is part of the chain of an endpoint's head.
     pub fn judge(&self, head: &Head) -> Continuity {
         let Some(known) = self.newest() else { return Continuity::Same };
         if head.number < known.number {
@@ -77,24 +77,24 @@ impl ChainCursor {
         match head.asked {
             Some(hash) if hash == known.hash => Continuity::Same,
             Some(_) => Continuity::Reorganised,
-            // A block does not know its own hash; the next one will tell.
+            // `BLOCKHASH` does not return the hash of the current block; the next head does.
             None if head.number == known.number => Continuity::Same,
             None if head.number - known.number <= REMEMBERED => Continuity::Behind,
             None => Continuity::TooOld,
         }
     }
 
-    /// Whether the block at the newest known height, asked for by height, is the known one.
-    pub fn judge_block(&self, told: Option<BlockRef>) -> Continuity {
-        match (self.newest(), told) {
+    /// Whether the block at the newest known height, requested by height, is the known one.
+    pub fn judge_block(&self, reported: Option<BlockRef>) -> Continuity {
+        match (self.newest(), reported) {
             (None, _) => Continuity::Same,
             (Some(_), None) => Continuity::Behind,
-            (Some(known), Some(told)) if known == told => Continuity::Same,
+            (Some(known), Some(reported)) if known == reported => Continuity::Same,
             (Some(_), Some(_)) => Continuity::Reorganised,
         }
     }
 
-    /// The newest known block is not part of the chain: steps back to the one before. False: none is left.
+    /// Drops the newest known block, which is not part of the chain. False: none is left.
     pub fn step_back(&mut self) -> bool {
         let gone = self.anchors.pop();
         if let Some(gone) = gone {
@@ -104,30 +104,30 @@ impl ChainCursor {
         !self.anchors.is_empty()
     }
 
-    /// The next heights to read, given the newest: at most a chunk. `None`: not started.
+    /// The next range of heights to read up to `head`, at most a chunk. `None`: not started.
     pub fn next(&self, head: u64) -> Option<(u64, u64)> {
         let from = self.scanned?.saturating_add(1).saturating_sub(OVERLAP.min(self.chunk() / 2));
         let to = from.saturating_add(self.chunk().saturating_sub(1)).min(head);
         Some((from.min(to), to))
     }
 
-    /// How many blocks lie between what was read and `head`.
+    /// Number of unread blocks up to `head`.
     pub fn gap(&self, head: u64) -> u64 {
         self.scanned.map_or(u64::MAX, |s| head.saturating_sub(s))
     }
 
-    /// Blocks of the next scan at most.
+    /// Maximum number of blocks of the next scan.
     pub fn chunk(&self) -> u64 {
         self.chunk.unwrap_or(CHUNK_START)
     }
 
-    /// Everything up to `to` was read; never goes back.
+    /// Records that every event up to `to` was read; the height never decreases.
     pub fn read_to(&mut self, to: u64) {
         self.scanned = Some(self.scanned.map_or(to, |s| s.max(to)));
         self.chunk = Some(self.chunk().saturating_mul(2).min(self.ceiling.unwrap_or(CHUNK_MAX)));
     }
 
-    /// An endpoint would not give that many blocks. False: it does not even give one.
+    /// Halves the range after an endpoint refused it. False: it refused a single block.
     pub fn too_much(&mut self) -> bool {
         let before = self.chunk();
         self.chunk = Some((before / 2).max(1));
@@ -135,19 +135,19 @@ impl ChainCursor {
         before > 1
     }
 
-    /// `block` is part of the chain.
+    /// Adds `block`, which is part of the chain, to the known blocks.
     pub fn anchor(&mut self, block: BlockRef) {
         if self.newest().is_some_and(|n| n.number >= block.number) {
             return;
         }
         if self.anchors.is_full() {
-            // The oldest stays as the last resort; of the others every second goes, so that they reach back further and further.
+            // Keep the oldest and every second of the others, so that the distances grow with age.
             let mut i = 0;
             self.anchors.retain(|_| {
                 i += 1;
                 i == 1 || i % 2 == 0
             });
-            // And the last resort moves up.
+            // The oldest advances too.
             if self.anchors.len() > 4 {
                 self.anchors.remove(0);
             }
@@ -176,19 +176,19 @@ mod tests {
     }
 
     #[test]
-    fn a_head_is_judged_by_what_is_known() {
+    fn head_is_judged_by_the_known_blocks() {
         let f = ChainCursor::start(block(100, 1));
         assert_eq!(f.judge(&head(101, Some(block(100, 1)))), Continuity::Same);
         assert_eq!(f.judge(&head(101, Some(block(100, 2)))), Continuity::Reorganised);
         assert_eq!(f.judge(&head(99, None)), Continuity::Behind);
         assert_eq!(f.judge(&head(100, None)), Continuity::Same);
         assert_eq!(f.judge(&head(400, None)), Continuity::TooOld);
-        assert_eq!(f.judge(&head(300, None)), Continuity::Behind, "an endpoint that could know and does not");
+        assert_eq!(f.judge(&head(300, None)), Continuity::Behind, "within range of BLOCKHASH, but unknown");
         assert_eq!(f.judge_block(Some(block(100, 2))), Continuity::Reorganised);
     }
 
     #[test]
-    fn a_reorganisation_is_walked_back() {
+    fn reorganisation_steps_back_to_a_known_block() {
         let mut f = ChainCursor::start(block(100, 1));
         f.read_to(105);
         f.anchor(block(104, 1));
@@ -199,9 +199,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever an endpoint refuses, the scan reaches the head, misses no block, and the height never goes back.
+        /// With any range limit the scan reaches the head and misses no block, and the height never decreases.
         #[test]
-        fn a_scan_gets_there(
+        fn scan_reaches_the_head(
             start in 0u64..1000,
             (head, limit) in prop_oneof![(1000u64..3000, 1u64..40), (1000u64..60_000, 40u64..12_000)],
         ) {
@@ -220,7 +220,7 @@ mod tests {
         }
 
         #[test]
-        fn anchors_ascend_and_reach_back(steps in proptest::collection::vec(1u64..50, 1..300)) {
+        fn anchors_ascend_and_are_bounded(steps in proptest::collection::vec(1u64..50, 1..300)) {
             let mut f = ChainCursor::start(block(1, 1));
             let mut n = 1;
             for s in steps {

@@ -1,7 +1,7 @@
-//! One question, asked of as many endpoints as it takes until a quorum agrees.
+//! One question, sent to endpoints until a quorum of them agrees.
 //!
-//! Endpoints are asked in waves, best first, each wave as large as the votes that are missing. All [`Conversation`] remembers
-//! between exchanges are the endpoints' states and what they can bear.
+//! Endpoints are asked in waves, best first, each wave as large as the number of missing votes. Between exchanges
+//! [`Conversation`] keeps only the endpoints' states and limits.
 use super::abi::NODES_PER_CALL;
 use super::jsonrpc::{Answer, BlockRef, Call, Refusal};
 use super::question::{EndpointFault, Finding, Question};
@@ -13,10 +13,10 @@ use spoke_model::time::Boot;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Added to the timeout of a call before it counts as lost, so that the driver's own error, which says more, comes first.
+/// Added to the timeout of a call before it counts as lost, so that the driver's more specific error arrives first.
 const REPLY_SLACK: Duration = Duration::from_secs(1);
 
-/// A batch to be sent to one endpoint; answered with its id.
+/// A batch to send to one endpoint; the reply carries its id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RpcRequest {
     /// Unique within the conversation.
@@ -25,20 +25,20 @@ pub struct RpcRequest {
     pub endpoint: usize,
     /// The calls of the batch.
     pub calls: Vec<Call>,
-    /// Most bytes to be read of the answer.
+    /// Maximum size of the answer in bytes.
     pub max_bytes: u64,
-    /// How long the endpoint may take.
+    /// Time the endpoint has to answer.
     pub timeout: Duration,
 }
 
 /// The reply to an [`RpcRequest`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RpcReply {
-    /// In the order of the calls; `None`: not answered.
+    /// In the order of the calls; `None`: no answer to that call.
     pub answers: Vec<Option<Answer>>,
-    /// From the first byte sent to the last one read.
+    /// From the first byte sent to the last byte read.
     pub took: Duration,
-    /// Bytes of the bodies, both ways.
+    /// Bytes of request and response bodies.
     pub bytes: u64,
 }
 
@@ -51,9 +51,9 @@ pub enum RpcFailure {
     TooLarge,
     /// Anything else.
     Failed {
-        /// What happened, without the URL.
+        /// The error, without the URL.
         error: String,
-        /// The wait the endpoint asked for.
+        /// The `Retry-After` of the endpoint.
         retry_after: Option<Duration>,
     },
 }
@@ -62,11 +62,11 @@ pub enum RpcFailure {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{agreed} of {needed} endpoints agree{}", .faults.iter().map(|(name, f)| format!("; {name}: {f}")).collect::<String>())]
 pub struct NoQuorum {
-    /// Most equal answers.
+    /// Number of equal answers of the largest group.
     pub agreed: usize,
-    /// How many it takes.
+    /// The quorum.
     pub needed: usize,
-    /// The faults of the others.
+    /// Endpoints without a usable answer.
     pub faults: Vec<(String, EndpointFault)>,
 }
 
@@ -76,7 +76,7 @@ impl NoQuorum {
     }
 }
 
-/// A finding a quorum agrees on.
+/// A finding that a quorum agrees on.
 #[derive(Debug)]
 pub(crate) struct Agreement {
     pub(crate) agreed: Finding,
@@ -89,24 +89,24 @@ pub(crate) type Outcome = Result<Agreement, NoQuorum>;
 /// Counters of a conversation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Requests answered or lost.
+    /// Requests with a reply or timed out.
     pub requests: u64,
     /// Requests without a usable answer.
     pub failures: u64,
-    /// Bytes of the bodies, both ways.
+    /// Bytes of request and response bodies.
     pub bytes: u64,
     /// `eth_call`s that verified pairs.
     pub verifications: u64,
 }
 
-/// A line for the log about an endpoint.
+/// A log event about an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EndpointNotice {
-    /// Its answer does not count.
+    /// Its answer was rejected.
     Rejected {
         /// Scheme and host.
         endpoint: String,
-        /// Why.
+        /// The reason.
         fault: EndpointFault,
     },
     /// It contradicts the quorum.
@@ -116,30 +116,30 @@ pub enum EndpointNotice {
     },
 }
 
-/// What a step of a conversation wants done.
+/// An action for the driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ExchangeAction {
-    /// Send this; answer with its reply or failure.
+    /// Send the request; pass its reply or failure back.
     Send(RpcRequest),
     /// Log it.
     Report(EndpointNotice),
 }
 
-/// At most a fault, a dissent and a request for each endpoint, twice: an exchange may end and another begin.
+/// At most a fault, a dissent and a request for each endpoint, twice: one step may end an exchange and begin the next.
 pub const MAX_EXCHANGE_ACTIONS: usize = 4 * MAX_ENDPOINTS;
 
-/// Actions of one step, in this order.
+/// Actions of one step, in the order to perform them.
 pub type ExchangeActions = heapless::Vec<ExchangeAction, MAX_EXCHANGE_ACTIONS>;
 
 #[derive(Debug)]
 struct Exchange {
     question: Question,
     calls: Vec<Call>,
-    /// Endpoints not asked yet, the best last.
+    /// Endpoints not asked yet, best last.
     rest: heapless::Vec<usize, MAX_ENDPOINTS>,
     /// Requests without a reply: id and endpoint.
     open: heapless::Vec<(u64, usize), MAX_ENDPOINTS>,
-    /// Open requests are lost from here on.
+    /// Open requests count as lost from this time on.
     reply_by: Boot,
     tally: Tally<Finding>,
     faults: Vec<(String, EndpointFault)>,
@@ -154,18 +154,17 @@ pub struct Conversation {
     next_id: u64,
     exchange: Option<Exchange>,
     out: ExchangeActions,
-    /// The time of the last step.
     now: Boot,
-    /// Blocks by the endpoint that reported them in the last position.
+    /// Blocks of the last position, with the endpoint that reported each.
     claims: Vec<(usize, BlockRef)>,
     pub(crate) endpoints: Endpoints,
     /// Counters.
     pub traffic: Traffic,
-    /// Pairs in one call; halved when a call costs too much.
+    /// Pairs in one call; halved when an endpoint refuses a call as too expensive.
     pub(crate) nodes_per_call: usize,
-    /// The events were read up to the head: the next position can bring the new ones along.
+    /// Events were read up to the head: the next position request can include the new ones.
     pub(crate) near_head: bool,
-    /// An endpoint gives fewer blocks of events at once than pass between two polls: they are read in chunks.
+    /// An endpoint limits `eth_getLogs` to fewer blocks than pass between two polls: events are read in chunks.
     pub(crate) events_apart: bool,
 }
 
@@ -194,7 +193,6 @@ impl Conversation {
         &self.config
     }
 
-    /// The endpoints' names are known from here on.
     pub(crate) fn open(&mut self, names: Vec<String>) {
         self.endpoints = Endpoints::new(names.len());
         self.names = names;
@@ -205,17 +203,16 @@ impl Conversation {
         self.names.get(endpoint).map_or("?", String::as_str)
     }
 
-    /// Takes the actions of the last step.
     pub(crate) fn take_actions(&mut self) -> ExchangeActions {
         std::mem::take(&mut self.out)
     }
 
-    /// When the open requests are lost.
+    /// When the open requests count as lost.
     pub(crate) fn deadline(&self) -> Option<Boot> {
         self.exchange.as_ref().map(|e| e.reply_by)
     }
 
-    /// Begins an exchange. Gives its outcome if no endpoint may be asked now.
+    /// Begins an exchange. Returns its outcome if no endpoint may be asked now.
     pub(crate) fn ask(&mut self, now: Boot, question: Question) -> Option<Outcome> {
         if let Question::Decisions { calls, .. } = &question {
             self.traffic.verifications += calls.len() as u64;
@@ -234,17 +231,17 @@ impl Conversation {
         self.proceed(now)
     }
 
-    /// Takes a reply. Gives the outcome if it ends the exchange.
+    /// Handles a reply. Returns the outcome if it ends the exchange.
     pub(crate) fn replied(&mut self, now: Boot, id: u64, reply: Result<RpcReply, RpcFailure>) -> Option<Outcome> {
         let exchange = self.exchange.as_mut()?;
-        // The reply to a request that was given up.
+        // `None`: the reply to a request that has timed out.
         let at = exchange.open.iter().position(|(open, _)| *open == id)?;
         let (_, endpoint) = exchange.open.swap_remove(at);
         self.settle(now, endpoint, reply);
         self.proceed(now)
     }
 
-    /// Gives up the open requests if their time is over. Gives the outcome if that ends the exchange.
+    /// Drops the open requests after their timeout. Returns the outcome if that ends the exchange.
     pub(crate) fn expire(&mut self, now: Boot) -> Option<Outcome> {
         let exchange = self.exchange.as_mut()?;
         if now < exchange.reply_by {
@@ -262,7 +259,7 @@ impl Conversation {
         let Some(exchange) = self.exchange.as_mut() else { return };
         let finding = answers.and_then(|answers| exchange.question.read(answers, self.config.chain_id));
         if let Err(EndpointFault::OtherChain { reported, wanted }) = &finding {
-            // Another chain under the same URL.
+            // A load balancer can forward to another chain under the same URL.
             self.endpoints.on_chain(endpoint, *reported, *wanted, now);
         }
         let finding = finding.and_then(|f| match &f {
@@ -288,7 +285,7 @@ impl Conversation {
         }
     }
 
-    /// Sends the next wave once the last one is over, or ends the exchange.
+    /// Sends the next wave once the last one is complete, or ends the exchange.
     fn proceed(&mut self, now: Boot) -> Option<Outcome> {
         self.now = now;
         let exchange = self.exchange.as_mut()?;
@@ -341,7 +338,7 @@ impl Conversation {
         Ok(Agreement { agreed, all })
     }
 
-    /// Counts a reply for its endpoint and takes the answer about its chain off it.
+    /// Updates the endpoint's counters and removes the answer to the added `eth_chainId`.
     fn accept(
         &mut self,
         now: Boot,
@@ -351,7 +348,7 @@ impl Conversation {
         self.traffic.requests += 1;
         let reply = match reply {
             Ok(reply) => reply,
-            // Judged by its text.
+            // `EndpointFault::counts` decides by the text whether it counts as a failure.
             Err(RpcFailure::Refused(refusal)) => return Err(EndpointFault::Refused(refusal)),
             Err(RpcFailure::TooLarge) => {
                 self.endpoints.failed(i, now, None, self.rng.next_u64());
@@ -384,12 +381,11 @@ impl Conversation {
         Ok(answers)
     }
 
-    /// Remembers which endpoint reported which block.
     pub(crate) fn remember_claims(&mut self, claims: Vec<(usize, BlockRef)>) {
         self.claims = claims;
     }
 
-    /// A quorum has `block` at the height `number`: counts it against the endpoints that reported it at another one.
+    /// A quorum has `block` at height `number`: counts a failure for each endpoint that reported another height.
     pub(crate) fn refute(&mut self, block: BlockRef, number: u64) -> NoQuorum {
         let fault = EndpointFault::FalseHeight { hash: block.hash, claimed: block.number, number };
         let mut faults = Vec::new();
@@ -406,7 +402,7 @@ impl Conversation {
         NoQuorum { agreed: 0, needed: self.config.quorum, faults }
     }
 
-    /// The name of the final block that `[grants] finality` asks for.
+    /// The block tag of `[grants] finality`; `None` for `latest`.
     pub(crate) fn finality(&self) -> Option<super::jsonrpc::At> {
         match self.config.finality {
             Finality::Latest => None,
@@ -423,7 +419,6 @@ impl Conversation {
         })
     }
 
-    /// The endpoints for people.
     pub(crate) fn rows(&self) -> Vec<EndpointRow> {
         let row = |(i, e): (usize, &super::quorum::EndpointState)| EndpointRow {
             name: self.name(i).to_owned(),

@@ -1,7 +1,7 @@
-//! JSON-RPC batches: calls as text, answers read as a stream.
+//! JSON-RPC batches: encoding of calls, streaming decoding of answers.
 //!
-//! An answer is read element by element from a capped reader; of the objects in it only the few fields that mean
-//! something here are kept. Answers may come in any order and in part; what was not answered stays `None`.
+//! A response is read element by element from a reader of limited size; only the fields in use are kept. Answers may
+//! come in any order and be incomplete; a call without an answer stays `None`.
 use alloy_primitives::{Address, B256, U256, hex};
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
@@ -17,37 +17,37 @@ use reply::{Raw, Reply, ReplySeed, ReplyVisitor};
 pub struct BlockRef {
     /// Height.
     pub number: u64,
-    /// Identity.
+    /// Hash of its header.
     pub hash: B256,
 }
 
-/// The block a question is about.
+/// The block of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum At {
-    /// The endpoint's newest.
+    /// The endpoint's newest block.
     Latest,
-    /// The newest that the chain's operator will not take back by itself.
+    /// The newest block that the sequencer does not revert by itself.
     Safe,
-    /// The newest that nobody can take back.
+    /// The newest block that cannot be reverted.
     Finalized,
-    /// This height.
+    /// The block at this height.
     Number(u64),
-    /// This very block, as long as it is part of the chain.
+    /// The block with this hash, as long as it is part of the canonical chain.
     Hash(B256),
 }
 
-/// One question of a batch.
+/// One call of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Call {
-    /// Which chain this is.
+    /// The chain id.
     ChainId,
-    /// What the endpoint runs.
+    /// The client software of the endpoint.
     ClientVersion,
-    /// Runs code that is sent along.
+    /// Runs the given code.
     Run {
-        /// Code with its arguments.
+        /// Code followed by its arguments.
         code: Vec<u8>,
-        /// Where.
+        /// At which block.
         at: At,
     },
     /// The contract's events.
@@ -63,7 +63,7 @@ pub enum Call {
     Header(At),
 }
 
-/// The answer to one question.
+/// The answer to one call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// To [`Call::ChainId`].
@@ -85,71 +85,72 @@ pub enum Answer {
 /// An error object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// The code, as JSON-RPC has it.
+    /// The JSON-RPC error code.
     pub code: i64,
-    /// Its message, clipped.
+    /// Its message, truncated.
     pub message: String,
 }
 
 impl Refusal {
-    /// Whether it says that too much was asked for at once.
+    /// Whether it reports that the requested range or result is too large.
     pub fn too_much(&self) -> bool {
         !self.rate()
             && (self.code == -32005
-                || self.says(&["range", "too many", "limit", "exceed", "more than", "max ", "too large"]))
+                || self.mentions(&["range", "too many", "limit", "exceed", "more than", "max ", "too large"]))
     }
 
-    /// Whether it says that it has no such block, or that it is no part of its chain: nothing is wrong with the endpoint.
+    /// Whether it reports that the block is unknown or not canonical, which is no fault of the endpoint.
     pub fn unknown_block(&self) -> bool {
-        // Not to know a method is another thing, and mostly said in the same words.
-        let method = self.code == -32601 || self.says(&["method"]);
-        !method && (self.code == -32001 || self.says(&["not found", "canonical", "unknown block"]))
+        // Clients report an unknown method in similar terms.
+        let method = self.code == -32601 || self.mentions(&["method"]);
+        !method && (self.code == -32001 || self.mentions(&["not found", "canonical", "unknown block"]))
     }
 
-    /// Whether it says that too much was asked for in too short a time.
+    /// Whether it reports a rate limit.
     pub fn rate(&self) -> bool {
-        self.code == 429 || self.says(&["rate limit", "too many requests", "per second", "capacity", "quota", "daily"])
+        self.code == 429
+            || self.mentions(&["rate limit", "too many requests", "per second", "capacity", "quota", "daily"])
     }
 
-    fn says(&self, any: &[&str]) -> bool {
+    fn mentions(&self, any: &[&str]) -> bool {
         let text = self.message.to_ascii_lowercase();
         any.iter().any(|w| text.contains(w))
     }
 }
 
-/// An event of the contract, reduced to what it may have changed.
+/// An event of the contract, reduced to the grants it may have changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GrantEvent {
-    /// Where it is recorded.
+    /// The block that contains it.
     pub block: BlockRef,
-    /// Whose grant it touches.
+    /// The grants it may have changed.
     pub subject: Subject,
 }
 
-/// Whose grant an event touches. Only ever a hint to look again: an event decides nothing.
+/// The grants an event may have changed. It only causes a verification: an event decides nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Subject {
-    /// The node's, by its name.
+    /// The grant of this node.
     Node {
         /// The node.
         node: NodeId,
         /// Its token.
         token_id: U256,
     },
-    /// The token's holder's.
+    /// The grant of this token.
     Token(U256),
-    /// Every token's of this holder.
+    /// The grants of every token of this holder.
     Owner(Address),
-    /// An event we cannot read: everybody's.
+    /// Every grant: the event could not be decoded.
     Anyone,
 }
 
-/// Most events of one answer.
+/// Maximum number of events in one answer.
 pub const MAX_EVENTS: usize = 20_000;
-/// Longest text kept of a refusal or a client's name.
+/// Maximum length kept of an error message or a client's name.
 const MAX_MESSAGE: usize = 200;
 
-/// Writes a batch; the questions' ids are their positions, from 1.
+/// Encodes a batch; the ids are the positions of the calls, from 1.
 pub fn encode(asks: &[Call]) -> Vec<u8> {
     let mut out = String::with_capacity(asks.len() * 160);
     out.push('[');
@@ -202,27 +203,27 @@ fn tag(out: &mut String, at: At) -> fmt::Result {
     }
 }
 
-/// An answer that is no answer to what was asked.
+/// A response that does not match the request.
 #[derive(Debug, thiserror::Error)]
 pub enum BadAnswer {
-    /// Not JSON, not the shape of JSON-RPC, or larger than allowed.
+    /// Not JSON, not JSON-RPC, or larger than allowed.
     #[error("the answer is not JSON-RPC")]
     Json(#[source] serde_json::Error),
-    /// An id that was not asked for, or twice.
+    /// An unknown id, or one that occurs twice.
     #[error("the answer has an id that was not asked for")]
     Id,
-    /// A result of another type than was asked for.
+    /// A result of an unexpected type.
     #[error("result {id} is not of the type that was asked for")]
     Type {
-        /// The question's id.
+        /// The id of the call.
         id: usize,
     },
-    /// The whole batch was refused.
+    /// The endpoint refused the whole batch.
     #[error("the batch was refused: {} ({})", .0.message, .0.code)]
     Refused(Refusal),
 }
 
-/// Reads the answers to `asks`, in their order whatever the order they come in; `None`: not answered.
+/// Reads the answers to `asks` and returns them in the order of `asks`; `None`: no answer to that call.
 pub fn decode(reader: impl Read, asks: &[Call]) -> Result<Vec<Option<Answer>>, BadAnswer> {
     let mut de = serde_json::Deserializer::from_reader(std::io::BufReader::with_capacity(16 * 1024, reader));
     let mut out = vec![None; asks.len()];
@@ -266,7 +267,7 @@ impl<'de> Visitor<'de> for Batch<'_> {
         Ok(())
     }
 
-    /// One object for the whole batch: an error before anything was looked at.
+    /// A single object instead of a batch is an error for the whole batch.
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<(), A::Error> {
         let reply = ReplyVisitor.visit_map(map)?;
         *self.outcome = Err(match reply.error {
@@ -293,7 +294,7 @@ fn place(reply: Reply, asks: &[Call], out: &mut [Option<Answer>]) -> Result<(), 
             Answer::Bytes(t.strip_prefix("0x").and_then(|h| hex::decode(h).ok()).ok_or(wrong)?)
         }
         (None, Call::Logs { contract, .. }, Raw::Items(items)) => {
-            // An event of another contract is noise, not an answer.
+            // An event of another contract does not match the filter of the request.
             if items.iter().any(|(address, _)| *address != Some(*contract)) {
                 return Err(wrong);
             }
@@ -310,10 +311,10 @@ fn place(reply: Reply, asks: &[Call], out: &mut [Option<Answer>]) -> Result<(), 
     Ok(())
 }
 
-/// A quantity as Ethereum writes it: `0x1b4`.
+/// A quantity in the encoding of Ethereum's JSON-RPC: `0x1b4`.
 fn quantity(text: &str) -> Option<u64> {
     let digits = text.strip_prefix("0x").filter(|d| (1..=16).contains(&d.len()))?;
-    // `from_str_radix` would also take a sign.
+    // `from_str_radix` also accepts a sign.
     digits.bytes().all(|b| b.is_ascii_hexdigit()).then(|| u64::from_str_radix(digits, 16).ok())?
 }
 

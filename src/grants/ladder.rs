@@ -1,29 +1,30 @@
 //! How long grants outlive the last quorum of the chain: Fresh → Stale → Grace → Expired.
 //!
-//! Counted on the boot clock, which no wall clock set back can stretch. Across reboots the *reserved* time counts: before the
-//! time used exceeds it, a later figure is written, and a start continues from there. A reboot can so only shorten the ladder, by at most one step, and costs no write while the chain answers.
-//! Time without power is not counted: no clock on the board can prove it.
+//! Counted on the boot clock, which a change of the wall clock cannot stretch. Across reboots the *reserved* time
+//! counts: before the used time exceeds it, a later value is written, and a start continues from there. So a reboot
+//! only shortens the ladder, by at most one step, and nothing is written while the chain answers. Time without power is
+//! not counted: no clock on the board can prove it.
 use serde::{Deserialize, Serialize};
 use spoke_config::grants::Rungs;
 use spoke_model::time::Boot;
 use std::time::Duration;
 
-/// How the grants stand.
+/// Phase of the grace ladder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
     /// A quorum agreed recently.
     Fresh,
-    /// No quorum for a while; every grant still holds.
+    /// No quorum for some time; every grant still holds.
     Stale,
-    /// No quorum for long: peers stay, no new ones are admitted.
+    /// No quorum for longer: peers stay, no new ones are admitted.
     Grace,
-    /// No quorum for so long that every peer is denied until there is one again.
+    /// No quorum for the whole ladder: every peer is denied until the next quorum.
     Expired,
 }
 
 impl Phase {
-    /// The name in metrics and answers.
+    /// The name in metrics and JSON.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Fresh => "fresh",
@@ -47,21 +48,21 @@ pub fn phase_after(rungs: &Rungs, unheard: Duration) -> Phase {
     }
 }
 
-/// What the disk holds of the ladder.
+/// The ladder as stored on disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reserve {
-    /// At most this has been used while this is the record; a start in another boot continues here.
+    /// Upper bound of the used time while this record is on disk; a start in another boot continues from here.
     pub reserved: Duration,
-    /// Used when it was written.
+    /// Used time when it was written.
     pub used: Duration,
     /// When it was written.
     pub at: Boot,
-    /// In which boot.
+    /// Id of the boot in which it was written.
     pub boot_id: Option<String>,
 }
 
 impl Reserve {
-    /// Time with power since it was written, at most: it is written again before the step it reserves is over.
+    /// Upper bound of the powered time since it was written: it is rewritten before the reserved step is used up.
     pub fn elapsed(&self, boot_id: Option<&str>, now: Boot) -> Duration {
         let same_boot = self.boot_id.is_some() && self.boot_id.as_deref() == boot_id && now >= self.at;
         if same_boot {
@@ -72,7 +73,7 @@ impl Reserve {
     }
 }
 
-/// The time since a change was seen that is not verified yet: a ladder of its own for one grant.
+/// Time since an unverified change was seen: a separate ladder for one grant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Doubt {
     used: Duration,
@@ -85,7 +86,7 @@ impl Doubt {
         Self { used: Duration::ZERO, mark: now }
     }
 
-    /// A doubt that is `used` old already.
+    /// A doubt that is `used` old.
     pub const fn resume(used: Duration, now: Boot) -> Self {
         Self { used, mark: now }
     }
@@ -96,41 +97,41 @@ impl Doubt {
     }
 }
 
-/// Where on the ladder we are.
+/// The grace ladder and the time used of it.
 #[derive(Clone, Debug)]
 pub struct Ladder {
     rungs: Rungs,
-    /// Used up at `mark`; `None`: there was never a quorum.
+    /// Time used at `mark`; `None`: no quorum yet.
     used: Option<Duration>,
     mark: Boot,
-    /// What the disk is known to hold.
+    /// Reserved on disk.
     reserved: Duration,
 }
 
 impl Ladder {
-    /// The ladder of a device without a quorum so far: nothing is granted.
+    /// The ladder before the first quorum: nothing is granted.
     pub const fn new(rungs: Rungs, now: Boot) -> Self {
         Self { rungs, used: None, mark: now, reserved: Duration::ZERO }
     }
 
-    /// Continues from what the disk holds.
+    /// Continues from the stored record.
     pub fn resume(rungs: Rungs, reserve: &Reserve, boot_id: Option<&str>, now: Boot) -> Self {
-        // Either bound is above the truth; within one boot both are known.
+        // Both are upper bounds; within one boot the smaller one holds.
         let same_boot = reserve.boot_id.is_some() && reserve.boot_id.as_deref() == boot_id && now >= reserve.at;
         let counted = reserve.used.saturating_add(now.since(reserve.at));
         let since_boot = now.since_boot();
         let used = if same_boot { counted.min(reserve.reserved) } else { reserve.reserved.saturating_add(since_boot) };
-        // The stretch from here on is not on disk yet.
+        // In another boot nothing beyond `used` is reserved on disk yet.
         Self { rungs, used: Some(used), mark: now, reserved: if same_boot { reserve.reserved } else { used } }
     }
 
-    /// A quorum confirms everything that is cached.
+    /// A quorum confirmed every cached decision.
     pub const fn confirm(&mut self, now: Boot) {
         self.used = Some(Duration::ZERO);
         self.mark = now;
     }
 
-    /// Time since the last quorum, at most; `None`: there was none.
+    /// Upper bound of the time since the last quorum; `None`: no quorum yet.
     pub fn unheard(&self, now: Boot) -> Option<Duration> {
         self.used.map(|u| u.saturating_add(now.since(self.mark)))
     }
@@ -140,12 +141,12 @@ impl Ladder {
         self.unheard(now).map_or(Phase::Expired, |u| phase_after(&self.rungs, u))
     }
 
-    /// The lengths.
+    /// The lengths of the phases.
     pub const fn rungs(&self) -> &Rungs {
         &self.rungs
     }
 
-    /// The next moment something changes by itself: a phase ends, or more must be reserved on disk.
+    /// The next change by time alone: a phase ends, or more must be reserved on disk.
     pub fn deadline(&self, now: Boot) -> Option<Boot> {
         let unheard = self.unheard(now)?;
         let (a, b, c) = (self.rungs.fresh, self.rungs.fresh.saturating_add(self.rungs.stale), self.rungs.total());
@@ -155,7 +156,7 @@ impl Ladder {
         Some(now + next.saturating_sub(unheard))
     }
 
-    /// What must be written now, before more time is used; `None` while enough is reserved.
+    /// The record to write before more time is used; `None` while enough is reserved.
     pub fn to_reserve(&self, now: Boot, boot_id: Option<&str>) -> Option<Reserve> {
         let used = self.unheard(now)?;
         let step = self.rungs.step();
@@ -169,7 +170,7 @@ impl Ladder {
         })
     }
 
-    /// The record as it stands, for a document that is written for another reason.
+    /// The current record, for a document that is written for another reason.
     pub fn record(&self, now: Boot, boot_id: Option<&str>) -> Option<Reserve> {
         let used = self.unheard(now)?;
         let reserved = used.saturating_add(self.rungs.step());
@@ -196,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rungs_follow_each_other() {
+    fn phases_follow_in_order() {
         let mut l = Ladder::new(RUNGS, Boot::default());
         l.confirm(Boot::from_secs(10));
         for (at, phase) in
@@ -209,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reachable_chain_costs_no_write() {
+    fn reachable_chain_causes_one_write() {
         let mut l = Ladder::new(RUNGS, Boot::default());
         l.confirm(Boot::default());
         let mut writes = 0;
@@ -224,7 +225,7 @@ mod tests {
         assert_eq!(writes, 1);
     }
 
-    /// What can happen to a board without a chain.
+    /// What can happen to a board while the chain is unreachable.
     #[derive(Clone, Debug)]
     enum Event {
         Run(u64),
@@ -235,10 +236,10 @@ mod tests {
     }
 
     proptest! {
-        /// However a board is restarted, rebooted or cut off: its grants end no later than the ladder's length of powered time
-        /// after the chain was last heard.
+        /// Restarts, reboots and power cuts do not extend grants beyond the ladder's length of powered time after the
+        /// last quorum.
         #[test]
-        fn nothing_stretches_the_ladder(events in proptest::collection::vec(prop_oneof![
+        fn restarts_do_not_extend_the_ladder(events in proptest::collection::vec(prop_oneof![
             (1u64..400).prop_map(Event::Run), Just(Event::Restart), Just(Event::Reboot), (1u64..40).prop_map(Event::CutBeforeWrite)
         ], 1..60)) {
             let mut boot = 0u32;
@@ -281,7 +282,7 @@ mod tests {
                         ladder = Ladder::resume(RUNGS, disk.as_ref().unwrap(), Some(&id(boot)), now);
                     }
                 }
-                // The first thing a start does.
+                // The first write after a start.
                 if let Some(r) = ladder.to_reserve(now, Some(&id(boot))) {
                     ladder.reserved(&r);
                     disk = Some(r);

@@ -1,7 +1,7 @@
-//! The stored documents: decisions on disk, the cursor where a reboot clears it.
+//! The stored documents: the decisions on disk, the cursor in a directory that a reboot clears.
 //!
-//! Every decision is stored when it is made, with the height it holds for, so that no older block can undo it. The cursor
-//! changes with every block and would wear the flash: it outlives the process, not a reboot.
+//! Every decision is stored at once, with the height it holds for, so that an older block cannot revert it. The cursor
+//! changes with every block and would wear out the flash: it survives a restart of the process, not a reboot.
 
 use super::ladder::Reserve;
 use crate::admission::StoredDecision;
@@ -9,7 +9,7 @@ use crate::cursor::ChainCursor;
 use alloy_primitives::Address;
 use serde::{Deserialize, Serialize};
 
-/// The contract and chain a document is about.
+/// The contract and chain of a document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
     /// The contract.
@@ -21,28 +21,28 @@ pub struct Origin {
 /// The document on disk.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StoredGrants {
-    /// What it is about.
+    /// Contract and chain.
     #[serde(flatten)]
     pub origin: Origin,
-    /// How far the events had been read.
+    /// How far the events were read.
     pub follow: ChainCursor,
-    /// How much of the grace ladder may be used up.
+    /// How much of the grace ladder may have been used.
     pub reserve: Option<Reserve>,
     /// The decisions.
     pub grants: Vec<StoredDecision>,
 }
 
-/// The document that lasts until the next reboot.
+/// The document that is cleared by a reboot.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StoredCursor {
-    /// What it is about.
+    /// Contract and chain.
     #[serde(flatten)]
     pub origin: Origin,
-    /// How far the events have been read.
+    /// How far the events were read.
     pub follow: ChainCursor,
 }
 
-/// The further of two: the accepted height does not go back.
+/// The cursor with the greater height: the accepted height never decreases.
 pub fn further(disk: ChainCursor, memory: Option<ChainCursor>) -> ChainCursor {
     match memory {
         Some(m) if m.scanned() > disk.scanned() => m,
@@ -56,7 +56,7 @@ mod tests {
     use crate::jsonrpc::BlockRef;
 
     #[test]
-    fn the_further_height_counts() {
+    fn cursor_with_the_greater_height_wins() {
         let at = |number| ChainCursor::start(BlockRef { number, ..BlockRef::default() });
         assert_eq!(further(at(5), Some(at(9))), at(9));
         assert_eq!(further(at(9), Some(at(5))), at(9), "the disk was written last");

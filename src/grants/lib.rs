@@ -1,11 +1,12 @@
-//! Access by NFT: which peers a contract grants, verified under a quorum of endpoints and kept through outages. `derive` takes
-//! the admitted ones into the kernel.
+//! Access by NFT: the peers granted by a contract, verified by a quorum of endpoints and kept through outages. `derive`
+//! adds the admitted ones to the wanted kernel state.
 //!
-//! - [`watcher`]: the machine that keeps the admission table in step with the chain; [`query`]: the one for single questions.
-//! - [`procedure`], [`exchange`], [`question`]: steps of both, one question under quorum, one batch of calls.
-//! - [`abi`], [`jsonrpc`]: the wire; [`policy`]: the decision.
+//! - [`watcher`]: the machine that keeps the admission table synchronised with the chain; [`query`]: single queries.
+//! - [`procedure`], [`exchange`], [`question`]: steps of both, one question by quorum, one batch of calls.
+//! - [`abi`], [`jsonrpc`]: the wire format; [`policy`]: the decision.
 //! - [`quorum`]: endpoint states and votes; [`cursor`]: how far the events were read.
-//! - [`admission`], [`cache`], [`ladder`]: decisions, and how long they hold without a quorum; [`ledger`]: the documents.
+//! - [`admission`], [`cache`], [`ladder`]: decisions, and how long they hold without a quorum; [`ledger`]: the stored
+//!   documents.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
 
 pub mod abi;

@@ -7,31 +7,31 @@ use spoke_model::key::PublicKey;
 use spoke_model::node_id::NodeId;
 use std::fmt;
 
-/// A node and the key it comes with.
+/// A node and its key.
 pub type Pair = (NodeId, PublicKey);
 
 /// Why access was granted or denied. `VERIFICATION_ERROR` is not among them: it is the absence of a decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Reason {
-    /// Every question was answered with yes.
+    /// Every check passed.
     AccessGranted,
     /// No token for this node.
     NodeNotFound,
     /// Revoked on chain.
     NodeInactive,
-    /// The token or its owner stands for another key.
+    /// The token or its owner has another key.
     PublicKeyMismatch,
-    /// The contract itself says no.
+    /// `hasNodeAccess` of the contract returned false.
     AccessDenied,
 }
 
 impl Reason {
-    /// Every reason, in the order the questions are asked.
+    /// Every reason, in the order of the checks.
     pub const ALL: [Self; 5] =
         [Self::NodeNotFound, Self::NodeInactive, Self::PublicKeyMismatch, Self::AccessDenied, Self::AccessGranted];
 
-    /// The code, as the contract's users know it.
+    /// The code published with the contract.
     pub const fn code(self) -> &'static str {
         match self {
             Self::AccessGranted => "ACCESS_GRANTED",
@@ -60,18 +60,18 @@ impl fmt::Display for Reason {
 /// The code of a missing decision: never a grant, never a revocation.
 pub const VERIFICATION_ERROR: &str = "VERIFICATION_ERROR";
 
-/// What the chain says about one node and key at one block.
+/// The chain's decision about one node and key at one block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decision {
-    /// Why.
+    /// The reason.
     pub reason: Reason,
     /// The node's token, if there is one.
     pub token_id: Option<U256>,
-    /// Who holds it, if somebody does.
+    /// The holder of the token, if it has one.
     pub owner: Option<Address>,
 }
 
-/// May the peer with `key` act as `node`? All of `reads` are of one block.
+/// Decides whether the peer with `key` may act as `node`. All of `reads` are of one block.
 pub fn decide(reads: &Reads<'_>, node: &str, key: &PublicKey) -> Result<Decision, Malformed> {
     let denied = |reason, token_id, owner| Ok(Decision { reason, token_id, owner });
     let Some(id) = abi::uint(reads.token_id)?.filter(|id| !id.is_zero()) else {
@@ -83,7 +83,7 @@ pub fn decide(reads: &Reads<'_>, node: &str, key: &PublicKey) -> Result<Decision
     if access.node_id != Text::Plain(node) {
         return Err(Malformed::OtherNode);
     }
-    // Read before anything is denied, so that a later change of hands finds this decision by its owner.
+    // Read before any denial, so that a later transfer finds this decision by its owner.
     let owner = abi::address(reads.owner)?;
     if !access.active {
         return denied(Reason::NodeInactive, Some(id), owner);
@@ -101,7 +101,7 @@ pub fn decide(reads: &Reads<'_>, node: &str, key: &PublicKey) -> Result<Decision
     Ok(Decision { reason, token_id: Some(id), owner: Some(owner) })
 }
 
-/// Compared as 32 decoded bytes: text that is no key equals none.
+/// Compared as 32 decoded bytes: text that is no key matches none.
 fn is_key(text: Text<'_>, key: &PublicKey) -> bool {
     match text {
         Text::Plain(t) => t.parse::<PublicKey>().is_ok_and(|k| k == *key),
@@ -109,7 +109,7 @@ fn is_key(text: Text<'_>, key: &PublicKey) -> bool {
     }
 }
 
-/// A key short enough for a log: its first eight characters.
+/// A key shortened for the log: its first eight characters.
 #[derive(Clone, Copy, Debug)]
 pub struct Short<'a>(pub &'a PublicKey);
 
@@ -144,8 +144,8 @@ mod tests {
         [word(128), word(128 + node.len() as u64), word(1), word(active), node, key].concat()
     }
 
-    /// The answers of a contract that grants, to be spoilt one by one.
-    struct World {
+    /// The answers of a contract, changed one by one by the tests.
+    struct Contract {
         id: Vec<u8>,
         access: Vec<u8>,
         owner: Vec<u8>,
@@ -157,9 +157,9 @@ mod tests {
         PublicKey([7; 32])
     }
 
-    fn good() -> World {
+    fn granting() -> Contract {
         let k = key().to_string();
-        World {
+        Contract {
             id: word(3),
             access: access(NODE.as_bytes(), k.as_bytes(), 1),
             owner: word(0xabc),
@@ -172,7 +172,7 @@ mod tests {
         Read::Returned { size: data.len(), data }
     }
 
-    fn judge(w: &World) -> Result<Reason, Malformed> {
+    fn reason(w: &Contract) -> Result<Reason, Malformed> {
         let reads = Reads {
             token_id: answer(&w.id),
             access: answer(&w.access),
@@ -184,50 +184,53 @@ mod tests {
     }
 
     #[test]
-    fn the_questions_are_asked_in_the_published_order() {
+    fn checks_run_in_the_published_order() {
         let other = PublicKey([8; 32]).to_string();
-        let mut w = good();
-        assert_eq!(judge(&w), Ok(Reason::AccessGranted));
-        // Spoilt from the last question to the first: the earlier question always wins.
+        let mut w = granting();
+        assert_eq!(reason(&w), Ok(Reason::AccessGranted));
+        // Fail the checks from last to first: the earliest failed check determines the reason.
         w.has = word(0);
-        assert_eq!(judge(&w), Ok(Reason::AccessDenied));
+        assert_eq!(reason(&w), Ok(Reason::AccessDenied));
         w.owner_key = [word(32), text(other.as_bytes())].concat();
-        assert_eq!(judge(&w), Ok(Reason::PublicKeyMismatch));
-        w = World { access: access(NODE.as_bytes(), other.as_bytes(), 1), has: word(1), ..good() };
-        assert_eq!(judge(&w), Ok(Reason::PublicKeyMismatch));
+        assert_eq!(reason(&w), Ok(Reason::PublicKeyMismatch));
+        w = Contract { access: access(NODE.as_bytes(), other.as_bytes(), 1), has: word(1), ..granting() };
+        assert_eq!(reason(&w), Ok(Reason::PublicKeyMismatch));
         w.access = access(NODE.as_bytes(), other.as_bytes(), 0);
-        assert_eq!(judge(&w), Ok(Reason::NodeInactive));
+        assert_eq!(reason(&w), Ok(Reason::NodeInactive));
         w.id = word(0);
-        assert_eq!(judge(&w), Ok(Reason::NodeNotFound));
+        assert_eq!(reason(&w), Ok(Reason::NodeNotFound));
     }
 
     #[test]
-    fn an_owner_without_a_key_does_not_stand_in_the_way() {
-        assert_eq!(judge(&World { owner_key: [word(32), text(b"")].concat(), ..good() }), Ok(Reason::AccessGranted));
+    fn owner_without_a_key_is_accepted() {
+        assert_eq!(
+            reason(&Contract { owner_key: [word(32), text(b"")].concat(), ..granting() }),
+            Ok(Reason::AccessGranted)
+        );
     }
 
     #[test]
-    fn a_key_that_is_none_never_matches() {
+    fn malformed_key_never_matches() {
         for bad in [&b""[..], b"AAAA", &[0xff; 44], &[b'A'; 2000]] {
             assert_eq!(
-                judge(&World { access: access(NODE.as_bytes(), bad, 1), ..good() }),
+                reason(&Contract { access: access(NODE.as_bytes(), bad, 1), ..granting() }),
                 Ok(Reason::PublicKeyMismatch)
             );
         }
     }
 
     #[test]
-    fn another_nodes_token_decides_nothing() {
+    fn token_of_another_node_is_malformed() {
         let k = key().to_string();
-        let w = World { access: access(b"edge-2", k.as_bytes(), 1), ..good() };
-        assert_eq!(judge(&w), Err(Malformed::OtherNode));
+        let w = Contract { access: access(b"edge-2", k.as_bytes(), 1), ..granting() };
+        assert_eq!(reason(&w), Err(Malformed::OtherNode));
     }
 
     #[test]
-    fn a_token_that_is_gone_is_an_answer_under_both_libraries() {
+    fn missing_token_is_not_found_in_openzeppelin_4_and_5() {
         let five = [&[0x7e, 0x27, 0x32, 0x89][..], &[0; 32]].concat();
         let four = [&[0x08, 0xc3, 0x79, 0xa0][..], &word(32), &text(b"ERC721: invalid token ID")].concat();
-        let w = good();
+        let w = granting();
         for revert in [&five, &four] {
             let reads = Reads {
                 token_id: answer(&w.id),
@@ -253,19 +256,19 @@ mod tests {
     }
 
     #[test]
-    fn no_contract_is_no_decision() {
-        assert_eq!(judge(&World { id: Vec::new(), ..good() }), Err(Malformed::NoContract));
+    fn missing_contract_is_no_decision() {
+        assert_eq!(reason(&Contract { id: Vec::new(), ..granting() }), Err(Malformed::NoContract));
     }
 
     proptest! {
-        /// One flipped byte anywhere never makes a grant out of a denial.
+        /// A changed byte never turns a denial into a grant.
         #[test]
-        fn noise_never_grants(at in 0usize..352, to in any::<u8>(), cut in 0usize..352) {
+        fn changed_byte_never_grants(at in 0usize..352, to in any::<u8>(), cut in 0usize..352) {
             let other = PublicKey([8; 32]).to_string();
-            let mut w = World { access: access(NODE.as_bytes(), other.as_bytes(), 0), ..good() };
+            let mut w = Contract { access: access(NODE.as_bytes(), other.as_bytes(), 0), ..granting() };
             if let Some(b) = w.access.get_mut(at) { *b = to; }
             w.access.truncate(cut);
-            prop_assert_ne!(judge(&w), Ok(Reason::AccessGranted));
+            prop_assert_ne!(reason(&w), Ok(Reason::AccessGranted));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Questions that belong together: where the chain is, what it decides about pairs at a block.
+//! Sequences of exchanges with one result: the position of the chain, decisions about pairs at a block.
 use super::cursor::{ChainCursor, Continuity};
 use super::exchange::{Agreement, Conversation, NoQuorum, Outcome};
 use super::jsonrpc::{At, BlockRef, GrantEvent};
@@ -7,12 +7,12 @@ use super::question::{EndpointFault, Finding, PinnedCall, Question, View, pinned
 use spoke_config::grants::{Finality, MAX_ENDPOINTS};
 use std::sync::Arc;
 
-/// How a procedure goes on.
+/// Next step of a procedure.
 #[derive(Debug)]
 pub enum Step<T> {
-    /// With another exchange.
+    /// Another exchange.
     Ask(Next),
-    /// It is over.
+    /// The result.
     Done(Result<T, NoQuorum>),
 }
 
@@ -26,25 +26,25 @@ impl<T> Step<T> {
     }
 }
 
-/// The outcome of an exchange, for the procedure that asked.
+/// The outcome of an exchange, for the procedure that requested it.
 #[derive(Debug)]
 pub struct Answered(pub(crate) Outcome);
 
-/// A sequence of exchanges with one result. Order of calls: `begin`, then `answered` with the outcome of each exchange it
-/// asks for, until it is done.
+/// A sequence of exchanges with one result. Order of calls: `begin`, then `answered` with the outcome of each requested
+/// exchange, until [`Step::Done`].
 pub trait Procedure {
     /// The result.
     type Output;
     /// The first exchange.
     fn begin(&mut self, conversation: &mut Conversation) -> Step<Self::Output>;
-    /// Takes the outcome of an exchange.
+    /// Handles the outcome of an exchange.
     fn answered(&mut self, conversation: &mut Conversation, outcome: Answered) -> Step<Self::Output>;
 }
 
 /// The position of the chain, as far as a quorum agrees.
 #[derive(Clone, Debug, Default)]
 pub struct Position {
-    /// Whether the newest known block still is part of the chain.
+    /// Whether the newest known block is still part of the chain.
     pub continuity: Continuity,
     /// The lowest of the heads.
     pub head: u64,
@@ -52,16 +52,16 @@ pub struct Position {
     pub anchor: Option<BlockRef>,
     /// Blocks to verify at, best first.
     pub pins: Vec<BlockRef>,
-    /// Blocks that a quorum counts as final, the newest first; empty unless asked for.
+    /// Blocks that a quorum reports as final, newest first; empty unless requested.
     pub finals: Vec<BlockRef>,
-    /// What has changed according to any endpoint: only ever a reason to verify.
+    /// Events reported by any endpoint: they only cause a verification.
     pub events: Vec<GrantEvent>,
-    /// Whether `events` holds everything up to `head`.
+    /// Whether `events` contains every event up to `head`.
     pub complete: bool,
 }
 
 impl Position {
-    /// Every endpoint that was asked has a block of this height below its head.
+    /// The greatest height that every asked endpoint has below its head.
     pub const fn common(&self) -> u64 {
         self.head.saturating_sub(1)
     }
@@ -76,12 +76,12 @@ pub struct FindPosition {
     cursor: ChainCursor,
     finals: bool,
     events: bool,
-    /// Views of endpoints while the cursor's newest block is asked for by its height.
+    /// The views, while the cursor's newest block is requested by height.
     views: Option<Views>,
 }
 
 impl FindPosition {
-    /// `finals` asks for blocks that count as final.
+    /// `finals`: whether to request the final block.
     pub const fn new(cursor: ChainCursor, finals: bool) -> Self {
         Self { cursor, finals, events: false, views: None }
     }
@@ -101,14 +101,15 @@ impl FindPosition {
         let need = conversation.config().quorum;
         let common = |b: &BlockRef| views.iter().filter(|v| v.parent == Some(*b)).count() >= need;
         let anchor = views.iter().filter_map(|v| v.parent).find(common);
-        // Two of each endpoint, so that invented events cannot crowd out the others: its newest event's and the one below its head.
+        // Two blocks per endpoint, so that false events cannot displace the others: the one of its newest event and the
+        // one below its head.
         let newest = |v: &View| v.events.iter().map(|e| e.block).max();
         let mut pins: Vec<BlockRef> = views.iter().flat_map(|v| [newest(v), v.parent]).flatten().collect();
         pins.sort_unstable_by(|a, b| b.cmp(a));
         pins.dedup();
         // Decisions at a block before the newest known one would be out of date.
         pins.retain(|b| b.number >= known);
-        // The newest that a quorum counts as final, and those below.
+        // The newest block that a quorum reports as final, and those below.
         let mut finals: Vec<BlockRef> = views.iter().filter_map(|v| v.last_final).collect();
         finals.sort_unstable_by(|a, b| b.cmp(a));
         finals.drain(..finals.len().min(need.saturating_sub(1)));
@@ -133,7 +134,7 @@ impl Procedure for FindPosition {
         let Agreement { agreed, all } = match outcome.0 {
             Ok(agreement) => agreement,
             Err(e) if self.events && too_much(&e) => {
-                // No endpoint's fault: the events are read in chunks.
+                // Not the endpoints' fault: the events are read in chunks instead.
                 conversation.events_apart |= e.any(EndpointFault::too_much);
                 conversation.near_head = false;
                 conversation.endpoints.pardon();
@@ -168,12 +169,12 @@ impl Procedure for FindPosition {
     }
 }
 
-/// Whether an endpoint would not give that many events at once.
+/// Whether an endpoint refused the range or its answer was too large.
 pub(crate) fn too_much(e: &NoQuorum) -> bool {
     e.any(EndpointFault::too_much) || e.any(|f| *f == EndpointFault::too_large())
 }
 
-/// Asks for a block's number and hash.
+/// Requests a block's number and hash.
 #[derive(Debug)]
 pub struct FindBlock(pub At);
 
@@ -199,18 +200,18 @@ pub(crate) fn block(finding: Finding) -> Option<BlockRef> {
 /// Decisions in the order of the pairs; `None`: the answer could not be read.
 pub type Decisions = Vec<Option<Decision>>;
 
-/// Verifies pairs at the first of some blocks that a quorum knows, and at further ones with it.
+/// Verifies pairs at the first candidate block that a quorum knows, and at further blocks together with it.
 #[derive(Debug)]
 pub struct Verify {
     candidates: std::vec::IntoIter<BlockRef>,
-    /// More than one candidate: an endpoint that does not know one block may know the next.
+    /// More than one candidate: an endpoint without one block may have the next.
     several: bool,
     also: Vec<BlockRef>,
     pairs: Arc<[Pair]>,
     pin: BlockRef,
-    /// Calls of the present candidate without a decision, the next one last.
+    /// Calls of the current candidate that are not sent yet, next one last.
     rest: Vec<PinnedCall>,
-    /// Calls of the exchange under way.
+    /// Calls of the exchange in progress.
     asked: Vec<PinnedCall>,
     decided: Vec<Decisions>,
 }
@@ -253,7 +254,7 @@ impl Verify {
 }
 
 impl Procedure for Verify {
-    /// The block, and for it and each of `also` the decisions.
+    /// The block, and the decisions at it and at each of `also`.
     type Output = (BlockRef, Vec<Decisions>);
 
     fn begin(&mut self, conversation: &mut Conversation) -> Step<Self::Output> {
@@ -285,7 +286,7 @@ impl Procedure for Verify {
                 if pin == 0 {
                     return self.next_candidate(conversation, refuted);
                 }
-                // No other candidate makes it true.
+                // Wrong for every candidate.
                 return Step::Done(Err(refuted));
             }
         }
@@ -299,12 +300,12 @@ impl Procedure for Verify {
     }
 }
 
-/// What the chain decides about one pair; no decision where the answer could not be read.
+/// The chain's decision about one pair; no decision where the answer could not be read.
 #[derive(Clone, Copy, Debug)]
 pub struct PairDecision {
     /// At the newest block.
     pub newest: (BlockRef, Option<Decision>),
-    /// At the last one that counts as final; `None` where every block does, or none does yet.
+    /// At the newest final block; `None` with `finality = "latest"`, or if no block is final yet.
     pub last_final: Option<(BlockRef, Option<Decision>)>,
 }
 
@@ -315,7 +316,7 @@ enum PairStep {
     Verify(Box<Verify>),
 }
 
-/// Asks about one pair without a cursor.
+/// Verifies one pair without a cursor.
 #[derive(Debug)]
 pub struct DecidePair {
     pair: Pair,
@@ -325,7 +326,7 @@ pub struct DecidePair {
 }
 
 impl DecidePair {
-    /// About `pair`.
+    /// A procedure for `pair`.
     pub fn new(pair: Pair) -> Self {
         let step = PairStep::Position(Box::new(FindPosition::new(ChainCursor::default(), false)));
         Self { pair, step, pins: Vec::new(), last_final: None }
@@ -367,7 +368,7 @@ impl Procedure for DecidePair {
                 Step::Done(Ok(position)) => {
                     self.pins = position.pins;
                     self.last_final = position.finals.first().copied();
-                    // The newest block itself, where its header can be had: a caller does not wait for the next one.
+                    // The newest block itself instead of the one below: the caller does not wait for the next block.
                     self.step = PairStep::Newest;
                     Step::ask(Question::Block(At::Latest))
                 }

@@ -1,12 +1,12 @@
-//! One procedure by itself, as a machine: for a person who asks, and for an enrolment.
+//! A single procedure as a machine: for `spoke` commands and for enrolments.
 use super::exchange::{Conversation, ExchangeActions, NoQuorum, RpcFailure, RpcReply};
 use super::procedure::{Answered, Procedure, Step};
 use spoke_model::time::Boot;
 
-/// What happened.
+/// Input of the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum QueryEvent {
-    /// The deadline has come. Too early or too late does no harm.
+    /// The deadline has passed. An early or late tick is harmless.
     Tick,
     /// The reply to a request.
     Replied {
@@ -22,9 +22,9 @@ pub enum QueryEvent {
 /// ```text
 ///  begin ──► Asking ──outcome of each exchange──► Asking … ──► done: result
 /// ```
-/// Driver: perform the actions of [`Query::begin`], then hand in the reply to each request, and a tick at the
-/// [`Query::deadline`], which is when the open requests are given up; perform the actions of each; end when
-/// [`Query::into_result`] gives one. Every request ends by its reply or by the deadline, so it always ends.
+/// Driver: perform the actions of [`Query::begin`], then pass the reply to each request, and a tick at the
+/// [`Query::deadline`], which ends the open requests; perform the actions of each call until [`Query::done`], then call
+/// [`Query::into_result`]. Every request ends by its reply or by the deadline, so a query always ends.
 #[derive(Debug)]
 pub struct Query<'a, P: Procedure> {
     conversation: &'a mut Conversation,
@@ -47,7 +47,7 @@ impl<'a, P: Procedure> Query<'a, P> {
         self.conversation.deadline()
     }
 
-    /// Takes an event; returns what is to be done.
+    /// Handles an event; returns the actions to perform.
     #[must_use]
     pub fn handle(&mut self, now: Boot, event: QueryEvent) -> ExchangeActions {
         let outcome = match event {
@@ -81,7 +81,7 @@ impl<'a, P: Procedure> Query<'a, P> {
         self.result.is_some()
     }
 
-    /// The result; `None`: it is not done.
+    /// The result; `None`: not done yet.
     pub fn into_result(self) -> Option<Result<P::Output, NoQuorum>> {
         self.result
     }

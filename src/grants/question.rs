@@ -1,4 +1,4 @@
-//! What one exchange asks of an endpoint: its calls, how its answers are read, and which answers count as equal.
+//! The question of one exchange: its calls, the decoding of its answers, and which answers count as equal.
 use super::abi::{
     Head, Malformed, NODES_PER_CALL, PIN_CALL, decode_head, decode_pin, decode_reads, head_call, reads_call,
 };
@@ -10,47 +10,47 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Bytes of an answer with a position: a thousand events.
+/// Maximum bytes of an answer with a position: about a thousand events.
 const POSITION_MAX: u64 = 1 << 20;
-/// Bytes of an answer with a chunk of events: ten thousand.
+/// Maximum bytes of an answer with a chunk of events: about ten thousand.
 const LOGS_MAX: u64 = 10 << 20;
-/// Bytes of an answer to one call: 24,576 in hexadecimal, and its frame.
+/// Maximum bytes of an answer to one call: 24,576 bytes in hexadecimal and the JSON around them.
 const CALL_MAX: u64 = 2 * 24_576 + 1024;
 
 /// Why an endpoint's answer does not count.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EndpointFault {
-    /// It was not reached, or its answer could not be read.
+    /// It was unreachable, or its answer could not be read.
     #[error("{0}")]
     NoAnswer(String),
-    /// It answered a part of the batch.
+    /// It answered only a part of the batch.
     #[error("it left a question unanswered")]
     Partial,
     /// It refused.
     #[error("it refused: {} ({})", .0.message, .0.code)]
     Refused(Refusal),
-    /// Its answer does not have the shape that was asked for.
+    /// Its answer does not have the expected form.
     #[error(transparent)]
     Malformed(#[from] Malformed),
     /// It is behind the newest known block.
     #[error("it is behind: at height {0}")]
     Behind(u64),
-    /// Its chain does not go on.
+    /// Its newest height does not increase.
     #[error("it is stuck: its newest block is {height} for {} s", .since.as_secs())]
     Stuck {
         /// Its newest height.
         height: u64,
-        /// For how long.
+        /// How long this has been its newest height.
         since: Duration,
     },
-    /// It reported a block under a height that the block does not have.
+    /// It reported a block with a wrong height.
     #[error("it reported block {hash} at height {claimed}; its height is {number}")]
     FalseHeight {
         /// The block.
         hash: B256,
-        /// The height it was reported under.
+        /// The reported height.
         claimed: u64,
-        /// Its height as a quorum has it.
+        /// The height by a quorum.
         number: u64,
     },
     /// It is on another chain.
@@ -69,7 +69,7 @@ impl EndpointFault {
         Self::NoAnswer("its answer is too large".to_owned())
     }
 
-    /// Whether it is still to be counted against the endpoint. A call that failed was counted when it did; a block that only
+    /// Whether it counts as a failure of the endpoint. A failed call was counted when it failed; a block that only
     /// another endpoint knows is no fault.
     pub fn counts(&self) -> bool {
         match self {
@@ -79,7 +79,7 @@ impl EndpointFault {
         }
     }
 
-    /// Whether the endpoint reports that too much was asked for at once.
+    /// Whether the endpoint reports that the requested range or result is too large.
     pub fn too_much(&self) -> bool {
         match self {
             Self::Refused(refusal) => refusal.too_much(),
@@ -98,7 +98,7 @@ impl EndpointFault {
         match self {
             Self::Refused(refusal) => {
                 let text = refusal.message.to_ascii_lowercase();
-                ["gas", "size", "timeout"].iter().any(|word| text.contains(word))
+                ["gas", "size", "timeout"].iter().any(|pattern| text.contains(pattern))
             }
             Self::NoAnswer(_)
             | Self::OtherChain { .. }
@@ -111,22 +111,22 @@ impl EndpointFault {
     }
 }
 
-/// The chain as one endpoint sees it.
+/// The chain as reported by one endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct View {
-    /// Whether the newest known block still is part of it.
+    /// Whether the newest known block is still part of it.
     pub continuity: Continuity,
     /// Its newest height.
     pub head: u64,
-    /// The block below.
+    /// The block below `head`.
     pub parent: Option<BlockRef>,
-    /// The block below the newest final one, if asked for.
+    /// The block below the newest final one, if requested.
     pub last_final: Option<BlockRef>,
-    /// Events, if asked for.
+    /// Events, if requested.
     pub events: Vec<GrantEvent>,
 }
 
-/// Reads about some pairs at one block, in one `eth_call`.
+/// One `eth_call` that reads the state of some pairs at one block.
 #[derive(Clone, Debug)]
 pub struct PinnedCall {
     /// Position of the block among the pins.
@@ -137,19 +137,19 @@ pub struct PinnedCall {
     pub pairs: Range<usize>,
 }
 
-/// What is asked of an endpoint in one batch.
+/// A question to an endpoint, sent as one batch.
 #[derive(Clone, Debug)]
 pub enum Question {
     /// Its head, its newest final block if `finality` names one, and the events since the cursor.
     Position {
-        /// What is known so far.
+        /// How far the events were read.
         cursor: Box<ChainCursor>,
-        /// The final block to ask for.
+        /// The tag of the final block to request.
         finality: Option<At>,
-        /// Whether to ask for events.
+        /// Whether to request events.
         events: bool,
     },
-    /// The events of these heights.
+    /// The events of a range of heights.
     Logs {
         /// First height.
         from: u64,
@@ -158,11 +158,11 @@ pub enum Question {
     },
     /// A block's number and hash.
     Block(At),
-    /// Decisions about pairs at pinned blocks, and the number and chain of each of these blocks.
+    /// Decisions about pairs at pinned blocks, and the number and chain id of each of these blocks.
     Decisions {
         /// The calls.
         calls: Vec<PinnedCall>,
-        /// The pairs they are about.
+        /// The pairs of all calls.
         pairs: Arc<[Pair]>,
     },
 }
@@ -194,7 +194,7 @@ impl Question {
         }
     }
 
-    /// Most bytes of the answer.
+    /// Maximum size of the answer in bytes.
     pub fn max_bytes(&self) -> u64 {
         match self {
             Self::Position { .. } | Self::Block(_) => POSITION_MAX,
@@ -230,8 +230,9 @@ impl Question {
     }
 }
 
-/// What an endpoint's answers hold. Two endpoints agree if their findings are equal: a position by its continuity only, since
-/// heads differ between honest endpoints, and events always, since they are only ever a reason to verify.
+/// The content of an endpoint's answers. Two endpoints agree if their findings are equal. Positions compare by
+/// continuity only, since heads differ between honest endpoints; events are always equal, since they only cause a
+/// verification.
 #[derive(Clone, Debug)]
 pub enum Finding {
     /// To [`Question::Position`].
@@ -241,11 +242,10 @@ pub enum Finding {
     /// To [`Question::Block`]; `None`: the endpoint has no such block.
     Block(Option<BlockRef>),
     /// To [`Question::Decisions`].
-    /// To [`Question::Decisions`].
     Decisions {
         /// The pins by position, and their numbers.
         heights: Vec<(usize, u64)>,
-        /// In the order of the calls; one that cannot be read spoils only its own pair.
+        /// In the order of the calls; an unreadable one affects only its own pair.
         decisions: Vec<Result<Decision, Malformed>>,
     },
 }
@@ -316,7 +316,7 @@ pub fn pinned_calls(pins: &[BlockRef], pairs: usize, nodes_per_call: usize) -> V
     pins.iter().enumerate().flat_map(chunks).collect()
 }
 
-/// The blocks of some calls, each once, by their position among the pins.
+/// The distinct blocks of some calls, with their position among the pins.
 fn blocks(calls: &[PinnedCall]) -> Vec<(usize, BlockRef)> {
     let mut blocks: Vec<(usize, BlockRef)> = calls.iter().map(|c| (c.pin, c.block)).collect();
     blocks.dedup();

@@ -1,15 +1,15 @@
-//! Which endpoints are asked, in what order, and when enough of them say the same.
+//! Endpoint selection and order, backoff, and the counting of equal answers.
 use spoke_config::grants::MAX_ENDPOINTS;
 use spoke_model::time::Boot;
 use std::time::Duration;
 
 /// First wait after a failure.
 const BACKOFF_MIN: Duration = Duration::from_secs(1);
-/// Longest wait of our own choice.
+/// Longest backoff.
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
-/// How long an endpoint is left out that reported a block at a height it does not have.
+/// How long an endpoint is not asked after it reported a block with a wrong height.
 const REFUTED_WAIT: Duration = Duration::from_secs(60);
-/// Longest wait an endpoint may ask for.
+/// Longest `Retry-After` that is honoured.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 
 /// Counts equal answers.
@@ -20,15 +20,15 @@ pub struct Tally<T> {
 }
 
 impl<T: PartialEq> Tally<T> {
-    /// Needs `need` equal answers.
+    /// A tally that needs `need` equal answers.
     pub const fn new(need: usize) -> Self {
         Self { need, answers: heapless::Vec::new() }
     }
 
-    /// Takes the answer of `endpoint`; only its first one counts.
+    /// Adds the answer of `endpoint`; only its first one counts.
     pub fn add(&mut self, endpoint: usize, answer: T) {
         if self.answers.iter().all(|(e, _)| *e != endpoint) {
-            // More endpoints than there can be are not asked.
+            // Cannot overflow: at most `MAX_ENDPOINTS` are asked.
             let _ = self.answers.push((endpoint, answer));
         }
     }
@@ -44,7 +44,7 @@ impl<T: PartialEq> Tally<T> {
         self.need.saturating_sub(best)
     }
 
-    /// The endpoints with another answer than the agreed one.
+    /// The endpoints whose answer differs from the agreed one.
     pub fn dissenters(&self) -> impl Iterator<Item = usize> {
         let agreed = self.agreed();
         self.answers.iter().filter(move |(_, a)| agreed.is_some_and(|x| x != a)).map(|(e, _)| *e)
@@ -60,7 +60,7 @@ impl<T: PartialEq> Tally<T> {
     }
 }
 
-/// Whether an endpoint is on the chain that is configured.
+/// Whether an endpoint is on the configured chain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnChain {
     /// Not asked yet.
@@ -68,37 +68,36 @@ pub enum OnChain {
     Unknown,
     /// It is.
     Yes,
-    /// It is on this one, and is asked for its chain only.
+    /// It is on this chain instead; only its chain id is requested.
     Other(u64),
 }
 
 /// State of one endpoint.
 #[derive(Clone, Debug, Default)]
 pub struct EndpointState {
-    /// Smoothed time to an answer; `None`: never answered.
+    /// Moving average of the response time; `None`: no answer yet.
     pub latency: Option<Duration>,
     /// Failures in a row.
     pub failures: u32,
-    /// Not asked before this, by our backoff.
+    /// Not asked before this time, by our backoff.
     pub not_before: Boot,
-    /// Not asked before this, by its own request: nothing overrules that.
+    /// Not asked before this time, by its own `Retry-After`, which no retry overrides.
     pub asked_to_wait: Boot,
     /// Its chain.
     pub chain: OnChain,
-    /// Answers that the others contradicted.
+    /// Answers that a quorum contradicted.
     pub dissents: u64,
-    /// Answers.
+    /// Number of answers.
     pub answers: u64,
-    /// Failures.
+    /// Number of failures.
     pub errors: u64,
     /// Newest height it reported.
     pub height: u64,
-    /// Since when.
+    /// When it first reported that height.
     pub height_since: Boot,
 }
 
 impl EndpointState {
-    /// When it may be asked again.
     fn due(&self) -> Boot {
         self.not_before.max(self.asked_to_wait)
     }
@@ -114,18 +113,18 @@ impl Endpoints {
         Self((0..n.min(MAX_ENDPOINTS)).map(|_| EndpointState::default()).collect())
     }
 
-    /// One endpoint's standing.
+    /// State of one endpoint.
     pub fn get(&self, i: usize) -> Option<&EndpointState> {
         self.0.get(i)
     }
 
-    /// Every endpoint's standing.
+    /// States of all endpoints.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &EndpointState> {
         self.0.iter()
     }
 
-    /// The endpoints that may be asked now, best first: without failures before with, then by latency in steps of 20 ms, so
-    /// that noise does not change the order, then as configured.
+    /// The endpoints that may be asked now, best first: by failures, then by latency in steps of 20 ms, so that jitter
+    /// does not change the order, then as configured.
     pub fn order(&self, now: Boot) -> heapless::Vec<usize, MAX_ENDPOINTS> {
         let mut order: heapless::Vec<usize, MAX_ENDPOINTS> =
             (0..self.0.len()).filter(|i| self.0.get(*i).is_some_and(|s| s.due() <= now)).collect();
@@ -135,27 +134,27 @@ impl Endpoints {
         order
     }
 
-    /// When the next endpoint may be asked again, if none may now.
+    /// The earliest time an endpoint may be asked.
     pub fn next(&self) -> Option<Boot> {
         self.0.iter().map(EndpointState::due).min()
     }
 
-    /// It answered.
+    /// Records an answer.
     pub fn answered(&mut self, i: usize, took: Duration) {
         let Some(s) = self.0.get_mut(i) else { return };
         s.failures = 0;
         s.answers += 1;
-        // An average over about eight answers.
+        // Exponential moving average over about eight answers.
         s.latency = Some(s.latency.map_or(took, |l| l.saturating_mul(7).saturating_add(took) / 8));
     }
 
-    /// It gave no usable answer; `retry_after` is the wait it asked for. `random` spreads the devices.
+    /// Records a failure; `retry_after` is the endpoint's own. `random` spreads the retries of many devices.
     pub fn failed(&mut self, i: usize, now: Boot, retry_after: Option<Duration>, random: u64) {
         let Some(s) = self.0.get_mut(i) else { return };
         s.failures = s.failures.saturating_add(1);
         s.errors += 1;
         let wait = BACKOFF_MIN.saturating_mul(1 << (s.failures - 1).min(16)).min(BACKOFF_MAX);
-        // Between half and one and a half.
+        // Between 0.5 and 1.5 times the backoff.
         let half = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
         let own = wait / 2 + Duration::from_millis(random % half);
         s.not_before = now + own;
@@ -164,16 +163,16 @@ impl Endpoints {
         }
     }
 
-    /// The quorum gave another answer.
+    /// Records an answer that a quorum contradicted.
     pub fn dissented(&mut self, i: usize) {
         if let Some(s) = self.0.get_mut(i) {
             s.dissents += 1;
-            // Asked last for a while, not shut out: it may have been behind by a block.
+            // Asked last until it answers again, but not excluded: it may have been one block behind.
             s.failures = s.failures.max(1);
         }
     }
 
-    /// It reported what a quorum refutes: no honest endpoint does, so it is left out for a while.
+    /// Records a claim that a quorum refutes. No honest endpoint makes one: it is not asked for `REFUTED_WAIT`.
     pub fn refuted(&mut self, i: usize, now: Boot) {
         if let Some(s) = self.0.get_mut(i) {
             s.failures = s.failures.saturating_add(1);
@@ -182,18 +181,18 @@ impl Endpoints {
         }
     }
 
-    /// It reported its chain; on another one it is left out for an hour, since an operator may correct it.
-    pub fn on_chain(&mut self, i: usize, told: u64, wanted: u64, now: Boot) -> bool {
+    /// Records the reported chain id. On another chain it is asked again after an hour: an operator may correct it.
+    pub fn on_chain(&mut self, i: usize, reported: u64, wanted: u64, now: Boot) -> bool {
         let Some(s) = self.0.get_mut(i) else { return false };
-        s.chain = if told == wanted { OnChain::Yes } else { OnChain::Other(told) };
-        if told != wanted {
+        s.chain = if reported == wanted { OnChain::Yes } else { OnChain::Other(reported) };
+        if reported != wanted {
             s.errors += 1;
             s.not_before = now + RETRY_AFTER_MAX;
         }
-        told == wanted
+        reported == wanted
     }
 
-    /// It reported its newest height.
+    /// Records its newest height.
     pub fn at_height(&mut self, i: usize, height: u64, now: Boot) {
         if let Some(s) = self.0.get_mut(i)
             && height > s.height
@@ -202,7 +201,7 @@ impl Endpoints {
         }
     }
 
-    /// For how long it has reported nothing above `height`.
+    /// How long it has reported nothing above `height`.
     pub fn stuck_for(&self, i: usize, height: u64, now: Boot) -> Duration {
         self.0
             .get(i)
@@ -210,21 +209,21 @@ impl Endpoints {
             .map_or(Duration::ZERO, |s| now.since(s.height_since))
     }
 
-    /// The question failed, not the endpoints: those in our backoff may be asked at once.
+    /// Ends our backoff of all endpoints on the configured chain, because the question failed, not the endpoints.
     pub fn pardon(&mut self) {
         for s in self.0.iter_mut().filter(|s| !matches!(s.chain, OnChain::Other(_))) {
             s.not_before = Boot::default();
         }
     }
 
-    /// An operator asks for an answer: endpoints on another chain are asked again too, since they may be corrected.
+    /// Ends our backoff of all endpoints at an operator's request, also of those on another chain: it may be corrected.
     pub fn retry_now(&mut self) {
         for s in &mut self.0 {
             s.not_before = Boot::default();
         }
     }
 
-    /// Whether its chain must be asked for.
+    /// Whether its chain id must be requested.
     pub fn must_report_chain(&self, i: usize) -> bool {
         self.0.get(i).is_none_or(|s| s.chain != OnChain::Yes)
     }
@@ -236,20 +235,20 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn two_of_three_outvote_a_liar() {
+    fn two_of_three_outvote_a_false_answer() {
         let mut t = Tally::new(2);
-        t.add(0, "lie");
-        t.add(1, "truth");
+        t.add(0, "false");
+        t.add(1, "true");
         assert_eq!((t.agreed(), t.missing()), (None, 1));
-        t.add(0, "truth");
+        t.add(0, "true");
         assert_eq!(t.agreed(), None, "one endpoint has one vote");
-        t.add(2, "truth");
-        assert_eq!(t.agreed(), Some(&"truth"));
+        t.add(2, "true");
+        assert_eq!(t.agreed(), Some(&"true"));
         assert_eq!(t.dissenters().collect::<Vec<_>>(), [0]);
     }
 
     #[test]
-    fn a_failing_endpoint_makes_room_for_the_next() {
+    fn failed_endpoint_is_asked_after_the_others() {
         let mut e = Endpoints::new(3);
         let now = Boot::from_secs(100);
         e.answered(0, Duration::from_millis(200));
@@ -261,24 +260,24 @@ mod tests {
         assert_eq!(e.order(now + Duration::from_secs(29)).as_slice(), [2, 0], "Retry-After is kept");
         assert_eq!(e.order(now + Duration::from_secs(31)).as_slice(), [2, 0, 1]);
         e.failed(0, now, Some(Duration::MAX), 0);
-        assert!(e.order(now + RETRY_AFTER_MAX).contains(&0), "but not for ever");
+        assert!(e.order(now + RETRY_AFTER_MAX).contains(&0), "limited to RETRY_AFTER_MAX");
         e.pardon();
         e.retry_now();
-        assert_eq!(e.order(now).as_slice(), [2], "and no retry of ours overrules it");
+        assert_eq!(e.order(now).as_slice(), [2], "no retry overrides Retry-After");
         assert!(!e.on_chain(2, 1, 8453, now));
         assert_eq!(e.get(2).unwrap().chain, OnChain::Other(1));
         assert!(e.order(now).is_empty());
         e.pardon();
-        assert!(e.order(now).is_empty(), "a wrong chain is not pardoned with the rest");
+        assert!(e.order(now).is_empty(), "an endpoint on another chain stays excluded");
         e.retry_now();
-        assert_eq!(e.order(now).as_slice(), [2], "but a person may have mended it");
+        assert_eq!(e.order(now).as_slice(), [2], "an operator may have corrected it");
     }
 
     #[test]
     fn endpoint_without_new_heights_is_stuck() {
         let mut e = Endpoints::new(1);
         let at = Boot::from_secs;
-        assert_eq!(e.stuck_for(0, 7, at(10)), Duration::ZERO, "nothing is known of it");
+        assert_eq!(e.stuck_for(0, 7, at(10)), Duration::ZERO, "no height reported yet");
         e.at_height(0, 7, at(10));
         e.at_height(0, 7, at(20));
         e.at_height(0, 6, at(30));

@@ -1,4 +1,4 @@
-//! The watcher's report: rows for people, counters for monitors, conditions for health.
+//! The watcher's report: rows for operators, counters for metrics, the condition for health.
 use super::cache::Settled;
 use super::ladder::Phase;
 use super::policy::Pair;
@@ -13,32 +13,32 @@ use spoke_model::time::{Boot, Wall};
 use std::hash::BuildHasher;
 use std::time::Duration;
 
-/// Everything at one moment.
+/// The state at one time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// When, on the boot clock.
+    /// Its time, on the boot clock.
     pub at: Boot,
-    /// Where on the grace ladder.
+    /// Phase of the grace ladder.
     pub phase: Phase,
-    /// When enough endpoints last agreed; `None`: not in this run.
+    /// Time of the last quorum; `None`: none in this run.
     #[serde(rename = "heard")]
     pub last_quorum: Option<Boot>,
-    /// The same by the wall clock as it stood.
+    /// The same by the wall clock of that time.
     #[serde(rename = "heard_wall")]
     pub last_quorum_wall: Option<Wall>,
-    /// Height up to which everything is known.
+    /// Height up to which the events were read.
     pub height: Option<u64>,
-    /// Newest height that was reported.
+    /// Newest reported height.
     pub head: Option<u64>,
-    /// Candidates that are admitted.
+    /// Number of admitted candidates.
     pub admitted: usize,
-    /// Whether a poll is under way.
+    /// Whether a poll is in progress.
     #[serde(rename = "looking")]
     pub polling: bool,
-    /// Why too few endpoints agree; `None` while enough do.
+    /// Set while there is no quorum.
     #[serde(rename = "away")]
     pub unreachable: Option<Unreachable>,
-    /// What restricts verification on this side. Its code is always the same and not part of the JSON form.
+    /// The local condition that restricts verification. Its code is constant and not part of the JSON form.
     #[serde(rename = "trouble", default, with = "without_code")]
     pub condition: Option<Condition>,
     /// Counters.
@@ -54,15 +54,15 @@ pub struct Report {
 pub struct Unreachable {
     /// Since when.
     pub since: Boot,
-    /// What each endpoint answered.
+    /// The faults of the endpoints.
     #[serde(rename = "why")]
     pub reason: String,
-    /// Failed polls in a row.
+    /// Consecutive failed polls.
     #[serde(rename = "looks")]
     pub failed_polls: u32,
 }
 
-/// The JSON form of [`Report::condition`]: `{"since", "detail"}`; the code is always the same.
+/// The JSON form of [`Report::condition`]: `{"since", "detail"}`; the code is constant.
 mod without_code {
     use super::{Boot, Code, Condition};
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -95,11 +95,11 @@ pub struct Counts {
     pub failed_polls: u64,
     /// Decisions by reason, in the order of [`Reason::ALL`].
     pub decisions: [u64; 5],
-    /// Verifications that gave no decision.
+    /// Verifications without a decision.
     pub verification_errors: u64,
-    /// Peers that came in.
+    /// Peers admitted.
     pub granted: u64,
-    /// Peers that had to go because the chain said so.
+    /// Peers removed by a decision of the chain.
     pub revoked: u64,
     /// Reorganisations.
     pub reorganisations: u64,
@@ -107,19 +107,19 @@ pub struct Counts {
     pub requests: u64,
     /// Requests without a usable answer.
     pub failed_requests: u64,
-    /// Bytes of the bodies, both ways.
+    /// Bytes of request and response bodies.
     pub bytes: u64,
-    /// `eth_call`s that verified something.
+    /// `eth_call`s that verified pairs.
     pub verifications: u64,
     /// Decisions in the cache.
     pub cache_size: u64,
-    /// Most of them.
+    /// Maximum number of decisions in the cache.
     pub cache_max: u64,
-    /// Look-ups that found one.
+    /// Successful look-ups.
     pub cache_hits: u64,
-    /// Look-ups that did not.
+    /// Failed look-ups.
     pub cache_misses: u64,
-    /// Times the decisions were written to disk.
+    /// Writes of the decisions to disk.
     pub writes: u64,
 }
 
@@ -149,19 +149,19 @@ impl Counts {
 pub struct EndpointRow {
     /// Scheme and host.
     pub name: String,
-    /// Milliseconds to an answer, smoothed.
+    /// Moving average of the response time in milliseconds.
     pub latency_ms: Option<f64>,
     /// Newest height it reported.
     pub height: Option<u64>,
-    /// Failures in a row.
+    /// Consecutive failures.
     pub failures: u32,
     /// It is on this chain instead.
     pub other_chain: Option<u64>,
-    /// Answers.
+    /// Number of answers.
     pub answers: u64,
     /// Failures since start.
     pub errors: u64,
-    /// Answers that the others contradicted.
+    /// Answers that a quorum contradicted.
     pub dissents: u64,
 }
 
@@ -172,29 +172,29 @@ pub struct Row {
     pub node: NodeId,
     /// Its key.
     pub key: PublicKey,
-    /// Whether it may be a peer now.
+    /// Whether it is admitted now.
     pub admitted: bool,
-    /// The reason code now.
+    /// The current reason code.
     pub code: String,
     /// Its token, in decimal.
     pub token_id: Option<String>,
-    /// Who holds it.
+    /// The holder of the token.
     pub owner: Option<String>,
     /// Height the decision holds for.
     pub block: u64,
-    /// When it was made; `None`: there is none.
+    /// Time of the decision; `None`: there is none.
     pub decided: Option<Boot>,
-    /// Granted at the newest block, but not until this height counts as final.
+    /// Granted at the newest block, but held until this height is final.
     pub held_until: Option<u64>,
-    /// For how long a change has been known that could not be verified.
+    /// Age of a change that could not be verified.
     pub doubt: Option<Duration>,
 }
 
-/// The candidates at one moment, by name.
-pub fn rows<S: BuildHasher>(book: &AdmissionTable<S>, phase: Phase, now: Boot) -> Vec<Row> {
-    let rungs = *book.ladder.rungs();
+/// The candidates at time `now`, sorted by name.
+pub fn rows<S: BuildHasher>(table: &AdmissionTable<S>, phase: Phase, now: Boot) -> Vec<Row> {
+    let rungs = *table.ladder.rungs();
     let row = |(node, key): &Pair| {
-        let entry = book.cache().peek(node, key);
+        let entry = table.cache().peek(node, key);
         let admission = entry
             .map_or(Admission::Unverified(phase), |e| admission(e, phase, |doubt| phase_after(&rungs, doubt.age(now))));
         let decision = entry.and_then(|e| e.decision);
@@ -211,5 +211,5 @@ pub fn rows<S: BuildHasher>(book: &AdmissionTable<S>, phase: Phase, now: Boot) -
             doubt: entry.and_then(|e| e.doubt).map(|d| d.age(now)),
         }
     };
-    book.candidates().iter().map(row).collect()
+    table.candidates().iter().map(row).collect()
 }

@@ -1,5 +1,5 @@
-//! Keeps the admission table in step with the chain, as a machine without I/O: events and the time go in, actions come out.
-//! The device runs it for its peers, the control plane for its nodes.
+//! Keeps the admission table synchronised with the chain: a state machine without I/O that maps events and the time to
+//! actions. The device runs it for its peers, the control plane for its nodes.
 use super::admission::{AdmissionTable, DecisionChange};
 use super::cache::Cache;
 use super::cursor::ChainCursor;
@@ -27,30 +27,30 @@ mod round;
 #[cfg(test)]
 mod tests;
 
-/// First wait after a poll without a quorum.
+/// First backoff after a poll without a quorum.
 const RETRY: Duration = Duration::from_secs(1);
-/// Polls in a row without a quorum before health reports it: a single lost answer is no condition.
+/// Consecutive polls without a quorum before health reports it: a single lost answer is no condition.
 const FAILED_POLLS: u32 = 2;
-/// A write that takes longer no longer holds back the next question.
+/// How long the next question waits for a write.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What the machine is told.
+/// Input of the machine.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// The deadline has come. Too early or too late does no harm.
+    /// The deadline has passed. An early or late tick is harmless.
     Tick,
-    /// What the disk holds; the first event.
+    /// The stored documents; the first event.
     Loaded {
-        /// How far the chain was followed.
+        /// How far the events were read.
         cursor: Box<ChainCursor>,
         /// Decisions of the last run.
         stored: Option<Box<StoredGrants>>,
     },
-    /// The endpoints can be asked; their schemes and hosts.
+    /// The endpoints are ready; their schemes and hosts.
     Opened(Vec<String>),
     /// The peers that need a grant.
     Candidates(Arc<BTreeSet<Pair>>),
-    /// Verify everything again, at once.
+    /// Verify all candidates again, at once.
     Refresh,
     /// The reply to [`Action::Send`].
     Replied {
@@ -59,20 +59,20 @@ pub enum Event {
         /// The reply.
         reply: Result<RpcReply, RpcFailure>,
     },
-    /// [`Action::StoreCursor`] ended.
+    /// [`Action::StoreCursor`] was performed.
     CursorStored(Result<(), String>),
-    /// [`Action::StoreDecisions`] ended; whether the disk held something else before.
+    /// [`Action::StoreDecisions`] was performed; whether the content differed from the disk's.
     DecisionsStored(Result<bool, String>),
 }
 
-/// What the machine wants done.
+/// Output of the machine.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// Send a batch to an endpoint; answer with [`Event::Replied`].
     Send(RpcRequest),
     /// Publish [`ChainWatcher::report`] and [`ChainWatcher::admitted`].
     Publish,
-    /// Write how far the chain was followed to where a reboot clears it; answer with [`Event::CursorStored`].
+    /// Write the cursor to the runtime directory, which a reboot clears; answer with [`Event::CursorStored`].
     StoreCursor(Box<ChainCursor>),
     /// Write the decisions to disk; answer with [`Event::DecisionsStored`].
     StoreDecisions(Box<StoredGrants>),
@@ -80,36 +80,36 @@ pub enum Action {
     Report(Transition),
 }
 
-/// A line for the log.
+/// A log event.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Transition {
     /// About an endpoint.
     Endpoint(EndpointNotice),
-    /// Decisions of the last run are in force.
+    /// The decisions of the last run were restored.
     Restored {
         /// How many.
         decisions: usize,
     },
     /// Too few endpoints agree.
     Unreachable {
-        /// Where on the grace ladder.
+        /// Phase of the grace ladder.
         phase: Phase,
-        /// What each endpoint answered.
+        /// The faults of the endpoints.
         reason: NoQuorum,
     },
     /// Enough endpoints agree again.
     Reachable {
-        /// After how long.
+        /// Duration of the outage.
         after: Duration,
     },
-    /// Known blocks are not part of the chain any more.
+    /// Known blocks were replaced.
     Reorganised {
         /// The newest known block.
         from: Option<u64>,
-        /// The newest that is left.
+        /// The newest known block that is still part of the chain.
         to: u64,
     },
-    /// Decisions that differ from the ones before.
+    /// New or changed decisions.
     Decided(Vec<DecisionChange>),
     /// The cursor could not be written.
     CursorNotStored(String),
@@ -117,65 +117,64 @@ pub enum Transition {
     DecisionsNotStored(String),
 }
 
-/// Requests, their notices, and a few actions of each other kind.
+/// The actions of an exchange, and a few of each other kind.
 pub const MAX_ACTIONS: usize = MAX_EXCHANGE_ACTIONS + 16;
 
-/// Actions of one event, to be performed in this order.
+/// Actions of one event, in the order to perform them.
 pub type Actions = heapless::Vec<Action, MAX_ACTIONS>;
 
-/// When [`Event::Tick`] is due, and what for.
+/// When [`Event::Tick`] is due, and the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deadline {
-    /// The moment.
+    /// The time.
     pub at: Boot,
-    /// What it is for.
+    /// The reason.
     pub reason: DeadlineReason,
 }
 
-/// What a deadline is for.
+/// The reason of a deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeadlineReason {
     /// The next poll of the chain.
     Poll,
     /// Another poll after one without a quorum.
     Retry,
-    /// Open requests are lost.
+    /// Open requests time out.
     Reply,
-    /// A write takes too long to wait for.
+    /// The next question stops waiting for a write.
     Write,
-    /// A phase of the grace ladder ends, or the disk must hold more of it.
+    /// A phase of the grace ladder ends, or more of it must be reserved on disk.
     Ladder,
 }
 
-/// Everything the machine begins with.
+/// Parameters of the machine.
 #[derive(Clone, Debug)]
 pub struct Setup {
     /// `[grants]`.
     pub config: Arc<Grants>,
-    /// The id of this boot.
+    /// Id of this boot.
     pub boot_id: Option<String>,
     /// The peers that need a grant.
     pub candidates: Arc<BTreeSet<Pair>>,
-    /// Until then the peers admitted by the contract before stay, as long as not every candidate was verified.
+    /// Until then the peers admitted by the previous contract stay, as long as not every candidate was verified.
     pub hold: Option<Boot>,
 }
 
 #[derive(Debug)]
 enum State {
-    /// The disk was not read, or the endpoints cannot be asked.
+    /// The stored documents were not read, or the endpoints are not ready.
     Starting,
     Waiting(Deadline),
     Polling(Box<Round>),
 }
 
-/// Writes under way.
 #[derive(Debug, Default)]
 struct Writes {
     cursor: bool,
     decisions: Option<DecisionsWrite>,
-    /// What is written is out of date already.
+    /// The content changed during the write: write again.
     again: bool,
-    /// Questions are held back until then for the sake of the writes.
+    /// The next question waits for the writes until then.
     hold_until: Option<Boot>,
 }
 
@@ -192,23 +191,22 @@ struct DecisionsWrite {
 ///                                  │                                              ▲
 ///                                  └── done, or no quorum: backoff ───────────────┘
 ///  Polling:
-///   Position ─known block replaced─► Fork: back to a known block that is left ─► Position
+///   Position ─known block replaced─► Fork: back to a known block of the chain ─► Position
 ///      │ no block to verify at ─► Newest                │
 ///      ▼                           ▼                    ▼
-///     Logs (in chunks) ◄──► Granted: peers a change concerns, at the newest block; a revocation is published and
-///      │                       │     stored before the next question
+///     Logs (in chunks) ◄──► Granted: peers a change concerns, at the newest block;
+///      │                       │     a revocation is published and stored before the next question
 ///      ▼ all read              ▼
-///     Granted ─────────────► Pending: those without a grant, at the newest and the final block ─► done
+///     Granted ─────────────► Pending: pairs without a grant, at the newest and the final block ─► done
 /// ```
-/// Each box is one or more exchanges ([`super::exchange`]): a question to as many endpoints as it takes until a quorum gives
-/// the same answer. An exchange without a quorum ends the poll and leaves everything as it is: neither a grant nor a
-/// revocation.
+/// Each box is one or more exchanges ([`super::exchange`]). An exchange without a quorum ends the poll and changes
+/// nothing: neither a grant nor a revocation.
 ///
-/// Driver: [`ChainWatcher::new`], then [`Event::Loaded`]; what the disk holds is published before [`Event::Opened`] is
-/// expected. Perform the actions of each event in their order; every `Send` and `Store…` is answered once, in any order.
+/// Driver: [`ChainWatcher::new`], then [`Event::Loaded`], which publishes the stored decisions, then [`Event::Opened`].
+/// Perform the actions of each event in order; answer every `Send` and `Store…` once, in any order.
 /// [`Event::Candidates`] and [`Event::Refresh`] may come at any time and take effect between polls. Read
-/// [`ChainWatcher::deadline`] after each event and hand in [`Event::Tick`] when it has come. There is a deadline from
-/// [`Event::Opened`] on, so the machine goes on whatever is not answered.
+/// [`ChainWatcher::deadline`] after each event and send [`Event::Tick`] when it has passed. From [`Event::Opened`] on
+/// there is always a deadline, so a missing answer never stops the machine.
 #[derive(Debug)]
 pub struct ChainWatcher {
     config: Arc<Grants>,
@@ -223,7 +221,7 @@ pub struct ChainWatcher {
     new_candidates: Option<Arc<BTreeSet<Pair>>>,
     refresh: bool,
     writes: Writes,
-    /// Waits for the writes.
+    /// The next question, while it waits for the writes.
     deferred: Option<super::question::Question>,
     stored_edition: u64,
     counts: Counts,
@@ -231,15 +229,15 @@ pub struct ChainWatcher {
     last_quorum: Option<Boot>,
     unreachable: Option<Unreachable>,
     condition: Option<Condition>,
-    /// When something changes by itself that was not published yet.
+    /// Next change by time alone: publish and store then.
     due: Option<Boot>,
-    /// The last pending pair that was asked about, where not all of them were.
+    /// The last pending pair that was verified, if more wait: the next poll continues after it.
     asked: Option<Pair>,
     admitted: Option<Arc<Admitted>>,
 }
 
 impl ChainWatcher {
-    /// A machine that has read nothing yet; `seed` spreads polls and retries.
+    /// A machine before [`Event::Loaded`]; `seed` spreads polls and retries.
     pub fn new(now: Boot, seed: u64, setup: Setup) -> Self {
         let Setup { config, boot_id, candidates, hold } = setup;
         let mut rng = JitterRng::new(seed);
@@ -281,12 +279,12 @@ impl ChainWatcher {
         [state, write, ladder].into_iter().flatten().min_by_key(|d| d.at)
     }
 
-    /// Who is admitted; `None` while the peers of the contract before are held.
+    /// The admitted pairs; `None` while the peers of the previous contract are held.
     pub const fn admitted(&self) -> Option<&Arc<Admitted>> {
         self.admitted.as_ref()
     }
 
-    /// Takes an event; returns what is to be done.
+    /// Handles an event; returns the actions to perform.
     #[must_use]
     pub fn handle(&mut self, now: Boot, event: Event) -> Actions {
         let mut out = Actions::new();
@@ -339,7 +337,7 @@ impl ChainWatcher {
         self.publish(now, out);
     }
 
-    /// Begins a poll when its time has come or something asks for one.
+    /// Begins a poll when one is due, or at new candidates or a refresh.
     fn begin_poll_if_due(&mut self, now: Boot, out: &mut Actions) {
         while let State::Waiting(until) = &self.state {
             let due = now >= until.at;
@@ -359,7 +357,7 @@ impl ChainWatcher {
         }
     }
 
-    /// Sends `question`, after the writes under way. Gives its outcome if no endpoint may be asked now.
+    /// Sends `question` after the writes in progress. Returns its outcome if no endpoint may be asked now.
     fn ask(&mut self, now: Boot, question: super::question::Question) -> Option<Outcome> {
         if self.writes.hold_until.is_some() {
             self.deferred = Some(question);
@@ -394,6 +392,6 @@ impl ChainWatcher {
 }
 
 fn push(out: &mut Actions, action: Action) {
-    // The bound is the sum over all kinds of action.
+    // Cannot overflow: see `MAX_ACTIONS`.
     let _ = out.push(action);
 }

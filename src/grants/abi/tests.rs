@@ -1,10 +1,10 @@
-//! Tests of the wire format: against keccak, and against bytes nobody promised anything about.
+//! Tests of the ABI: selectors against keccak, decoders against arbitrary bytes.
 use super::*;
 use alloy_primitives::keccak256;
 use proptest::prelude::*;
 
 #[test]
-fn topics_and_selectors_are_the_hashes_of_their_signatures() {
+fn topics_and_selectors_match_their_signatures() {
     let topics: [(&str, B256); 6] = [
         ("NodeAccessGranted(uint256,string,address,string)", GRANTED),
         ("NodeAccessRevoked(uint256,string)", REVOKED),
@@ -21,7 +21,7 @@ fn topics_and_selectors_are_the_hashes_of_their_signatures() {
 }
 
 #[test]
-fn the_code_sent_along_reads_what_it_says() {
+fn reads_code_contains_the_five_selectors() {
     let code = code();
     assert!(code.len() > 500 && code.len() < 2000, "{} bytes", code.len());
     for signature in [
@@ -41,7 +41,7 @@ fn the_code_sent_along_reads_what_it_says() {
 }
 
 #[test]
-fn a_head_is_read_whole_or_not_at_all() {
+fn head_of_a_wrong_length_or_range_is_refused() {
     let mut data = [0u8; 96];
     data[31] = 9;
     data[63] = 1;

@@ -1,4 +1,4 @@
-//! Tests of what a board believes when the chain changes its mind, or is silent.
+//! Tests of the admission table during changes, reorganisations and outages of the chain.
 use super::*;
 use crate::jsonrpc::BlockRef;
 use alloy_primitives::{Address, B256, U256};
@@ -14,13 +14,13 @@ fn pair(n: u8) -> Pair {
     (format!("n{n}").parse().unwrap(), PublicKey([n; 32]))
 }
 
-fn book(pairs: &[u8]) -> AdmissionTable<RandomState> {
+fn table_of(pairs: &[u8]) -> AdmissionTable<RandomState> {
     let mut b = AdmissionTable::new(&config(), Cache::bounded(RandomState::new(), 64), Boot::default());
     b.set_candidates(&pairs.iter().map(|n| pair(*n)).collect());
     b
 }
 
-fn says(reason: Reason, n: u8) -> Decision {
+fn decision(reason: Reason, n: u8) -> Decision {
     Decision { reason, token_id: Some(U256::from(n)), owner: Some(Address::repeat_byte(n)) }
 }
 
@@ -30,7 +30,7 @@ fn one(b: &mut AdmissionTable<RandomState>, n: u8) -> (Pair, super::super::cache
 
 fn grant(b: &mut AdmissionTable<RandomState>, n: u8, block: u64, now: Boot) {
     let t = one(b, n);
-    let d = says(Reason::AccessGranted, n);
+    let d = decision(Reason::AccessGranted, n);
     b.settle_final(t, Some(d), Some(d), block, now).unwrap();
     b.confirm(now);
 }
@@ -44,17 +44,17 @@ fn at(secs: u64) -> Boot {
 }
 
 #[test]
-fn nobody_is_admitted_before_the_chain_was_heard() {
-    let mut b = book(&[1]);
+fn no_peer_is_admitted_before_the_first_quorum() {
+    let mut b = table_of(&[1]);
     assert!(b.admitted(at(0)).0.is_empty());
     assert_eq!(b.admission(&pair(1).0, &pair(1).1, at(0)).code(), VERIFICATION_ERROR);
     assert_eq!(b.waiting(at(0), None), [pair(1)]);
 }
 
 #[test]
-fn a_grant_counts_when_it_is_final_and_a_revocation_at_once() {
-    let mut b = book(&[1]);
-    let (new, old) = (says(Reason::AccessGranted, 1), says(Reason::NodeNotFound, 1));
+fn grant_waits_for_finality_and_revocation_does_not() {
+    let mut b = table_of(&[1]);
+    let (new, old) = (decision(Reason::AccessGranted, 1), decision(Reason::NodeNotFound, 1));
     let t = one(&mut b, 1);
     b.settle_final(t, Some(new), Some(old), 50, at(1));
     b.confirm(at(1));
@@ -68,34 +68,34 @@ fn a_grant_counts_when_it_is_final_and_a_revocation_at_once() {
     b.note(&[change(56, Subject::Token(U256::from(1)))], u64::MAX, at(3));
     assert_eq!(b.doubted(at(3)), [pair(1)]);
     let t = one(&mut b, 1);
-    let news = b.settle_newest(t, Some(says(Reason::NodeInactive, 1)), 56, at(3)).unwrap();
-    assert_eq!(news.settled, Settled::Revoked);
+    let change = b.settle_newest(t, Some(decision(Reason::NodeInactive, 1)), 56, at(3)).unwrap();
+    assert_eq!(change.settled, Settled::Revoked);
     assert!(b.admitted(at(3)).0.is_empty());
 }
 
 #[test]
-fn events_touch_whom_they_name() {
-    let names = |n: u8| Subject::Node { node: pair(n).0, token_id: U256::from(n) };
-    for (subject, who) in [
-        (names(1), vec![1]),
+fn events_cause_verification_of_the_named_pairs() {
+    let node = |n: u8| Subject::Node { node: pair(n).0, token_id: U256::from(n) };
+    for (subject, doubted) in [
+        (node(1), vec![1]),
         (Subject::Token(U256::from(2)), vec![2]),
         (Subject::Owner(Address::repeat_byte(2)), vec![2]),
         (Subject::Owner(Address::repeat_byte(9)), vec![]),
         (Subject::Anyone, vec![1, 2]),
     ] {
-        let mut b = book(&[1, 2]);
+        let mut b = table_of(&[1, 2]);
         grant(&mut b, 1, 10, at(1));
         grant(&mut b, 2, 10, at(1));
         b.note(&[change(10, subject.clone())], u64::MAX, at(2));
-        assert!(b.doubted(at(2)).is_empty(), "what was verified at that block needs no second look");
+        assert!(b.doubted(at(2)).is_empty(), "already verified at that block");
         b.note(&[change(11, subject)], u64::MAX, at(2));
-        assert_eq!(b.doubted(at(2)), who.into_iter().map(pair).collect::<Vec<_>>());
+        assert_eq!(b.doubted(at(2)), doubted.into_iter().map(pair).collect::<Vec<_>>());
     }
 }
 
 #[test]
-fn a_doubt_nobody_can_clear_expires_alone() {
-    let mut b = book(&[1, 2]);
+fn unverifiable_doubt_ends_only_its_own_grant() {
+    let mut b = table_of(&[1, 2]);
     grant(&mut b, 1, 10, at(1));
     grant(&mut b, 2, 10, at(1));
     assert_eq!(b.admitted(at(1)).0.len(), 2);
@@ -111,18 +111,18 @@ fn a_doubt_nobody_can_clear_expires_alone() {
 }
 
 #[test]
-fn in_grace_peers_stay_and_nobody_comes_in() {
-    let mut b = book(&[1]);
+fn grace_keeps_peers_and_admits_no_new_ones() {
+    let mut b = table_of(&[1]);
     grant(&mut b, 1, 10, at(0));
     grant_unpublished(&mut b);
     assert_eq!(b.admitted(at(0)).0.len(), 1);
-    // A candidate subject grant is known but who was no peer when the silence began.
+    // A candidate with a known grant that was no peer when the outage began.
     b.set_candidates(&[pair(1), pair(2)].into());
     let only_first: BTreeSet<Pair> = [pair(1)].into();
     assert_eq!(b.admitted(at(700)).0, only_first);
     assert_eq!(b.admission(&pair(2).0, &pair(2).1, at(700)), Admission::Unverified(Phase::Grace));
     assert!(b.admitted(at(1600)).0.is_empty());
-    // The chain is back and says nothing new.
+    // A quorum confirms the decisions after the outage.
     b.confirm(at(1700));
     assert_eq!(b.admitted(at(1700)).0.len(), 2);
 }
@@ -134,13 +134,13 @@ fn grant_unpublished(b: &mut AdmissionTable<RandomState>) {
 }
 
 #[test]
-fn a_restart_keeps_what_was_known_and_asks_again() {
-    let mut b = book(&[1, 2]);
+fn restart_keeps_decisions_and_verifies_them_again() {
+    let mut b = table_of(&[1, 2]);
     grant(&mut b, 1, 10, at(1));
     b.admitted(at(1));
     let (kept, reserve) = (b.kept(at(1)), b.ladder.record(at(1), Some("boot")));
-    assert_eq!(kept.len(), 1, "what was never decided is not kept");
-    let mut after = book(&[]);
+    assert_eq!(kept.len(), 1, "a pair without a decision is not stored");
+    let mut after = table_of(&[]);
     after.restore(kept, reserve.as_ref(), Some("other boot"), at(3));
     after.set_candidates(&[pair(1), pair(2)].into());
     assert_eq!(after.admitted(at(3)).0, [pair(1)].into());
@@ -148,37 +148,37 @@ fn a_restart_keeps_what_was_known_and_asks_again() {
 }
 
 #[test]
-fn a_reorganisation_has_the_grants_of_the_lost_blocks_verified_again() {
-    let mut b = book(&[1, 2]);
+fn reorganisation_marks_grants_of_replaced_blocks() {
+    let mut b = table_of(&[1, 2]);
     grant(&mut b, 1, 10, at(1));
     grant(&mut b, 2, 20, at(1));
     b.reorganised(15, at(2));
     assert_eq!(b.doubted(at(2)), [pair(2)]);
-    // The same height in the new chain counts as news.
+    // A decision for height 18 of the new chain counts, although the replaced one was for 20.
     let t = one(&mut b, 2);
-    assert!(b.settle_newest(t, Some(says(Reason::NodeInactive, 2)), 18, at(2)).is_some());
+    assert!(b.settle_newest(t, Some(decision(Reason::NodeInactive, 2)), 18, at(2)).is_some());
 }
 
 #[test]
-fn a_change_nobody_else_has_a_block_for_makes_nobody_wait() {
-    let mut b = book(&[1, 2]);
+fn change_in_a_block_of_one_endpoint_delays_no_pair() {
+    let mut b = table_of(&[1, 2]);
     grant(&mut b, 1, 10, at(1));
-    // One of three tells of a revocation, and of a new grant, in a block that only it has.
+    // One of three endpoints reports a revocation and a new grant in a block that only it has.
     let subject = |n: u8| Subject::Node { node: pair(n).0, token_id: U256::from(n) };
     b.note(&[change(u64::MAX, subject(1)), change(u64::MAX, subject(2))], 11, at(2));
     assert_eq!(b.doubted(at(2)), [pair(1)]);
-    // What enough of them say of a block they all have is the last word.
+    // The decision of a quorum at a common block settles the doubt.
     let t = one(&mut b, 1);
-    b.settle_newest(t, Some(says(Reason::AccessGranted, 1)), 11, at(3));
+    b.settle_newest(t, Some(decision(Reason::AccessGranted, 1)), 11, at(3));
     assert!(b.doubted(at(3)).is_empty());
     assert_eq!(b.waiting(at(3), Some(12)), [pair(2)]);
 }
 
 #[test]
-fn a_grant_of_an_earlier_block_than_the_change_lets_nobody_in() {
-    let mut b = book(&[1]);
+fn grant_for_a_block_before_the_change_admits_no_peer() {
+    let mut b = table_of(&[1]);
     b.note(&[change(12, Subject::Anyone)], 12, at(1));
-    let (t, d) = (one(&mut b, 1), Some(says(Reason::AccessGranted, 1)));
+    let (t, d) = (one(&mut b, 1), Some(decision(Reason::AccessGranted, 1)));
     assert!(b.settle_final(t, d, d, 11, at(1)).is_none());
     b.confirm(at(1));
     assert!(b.admitted(at(1)).0.is_empty());
@@ -188,32 +188,32 @@ fn a_grant_of_an_earlier_block_than_the_change_lets_nobody_in() {
 }
 
 #[test]
-fn a_denial_of_an_earlier_block_than_the_change_is_not_the_last_word() {
-    let mut b = book(&[1]);
+fn denial_before_the_change_is_verified_again() {
+    let mut b = table_of(&[1]);
     grant(&mut b, 1, 10, at(1));
     b.note(&[change(20, Subject::Token(U256::from(1)))], 20, at(2));
     let t = one(&mut b, 1);
-    b.settle_newest(t, Some(says(Reason::NodeInactive, 1)), 15, at(2));
+    b.settle_newest(t, Some(decision(Reason::NodeInactive, 1)), 15, at(2));
     assert!(b.waiting(at(2), Some(19)).is_empty(), "the change was at 20");
     assert_eq!(b.waiting(at(2), Some(20)), [pair(1)]);
 }
 
 #[test]
-fn a_thousand_changes_touch_a_thousand_candidates_in_one_go() {
+fn many_changes_are_applied_to_many_candidates() {
     let pairs: BTreeSet<Pair> = (0..1000u16).map(|n| (format!("n{n}").parse().unwrap(), PublicKey([1; 32]))).collect();
     let mut b = AdmissionTable::new(&config(), Cache::bounded(RandomState::new(), 2000), Boot::default());
     b.set_candidates(&pairs);
-    let d = |n: usize| Decision { token_id: Some(U256::from(n)), ..says(Reason::AccessGranted, 0) };
+    let d = |n: usize| Decision { token_id: Some(U256::from(n)), ..decision(Reason::AccessGranted, 0) };
     for (n, begun) in b.begin(pairs.iter().cloned().collect()).into_iter().enumerate() {
         b.settle_final(begun, Some(d(n)), Some(d(n)), 1, at(1));
     }
     let changes: Vec<_> = (0..10_000).map(|n| change(2 + n % 7, Subject::Token(U256::from(2 * n)))).collect();
     b.note(&changes, 8, at(2));
-    assert_eq!(b.doubted(at(2)).len(), 500, "every second one");
+    assert_eq!(b.doubted(at(2)).len(), 500, "every second candidate");
 }
 
-/// The disk of a board: what was written last, and in which boot.
-fn written(b: &mut AdmissionTable<RandomState>, boot: &str, now: Boot) -> (Vec<StoredDecision>, Option<Reserve>) {
+/// Stores the table; returns the documents on disk.
+fn store(b: &mut AdmissionTable<RandomState>, boot: &str, now: Boot) -> (Vec<StoredDecision>, Option<Reserve>) {
     let reserve = b.ladder.record(now, Some(boot));
     b.ladder.reserved(reserve.as_ref().unwrap());
     b.doubts_kept(now);
@@ -221,18 +221,18 @@ fn written(b: &mut AdmissionTable<RandomState>, boot: &str, now: Boot) -> (Vec<S
 }
 
 proptest! {
-    /// A change that cannot be verified ends a grant after the ladder's length of powered time, however often the board is
-    /// restarted or rebooted meanwhile, and although the chain is heard all the time.
+    /// An unverifiable change ends a grant after the ladder's length of powered time, despite restarts, reboots and a
+    /// quorum in every poll.
     #[test]
-    fn nothing_stretches_a_doubt(runs in proptest::collection::vec((1u64..400, any::<bool>()), 1..30)) {
+    fn restarts_do_not_extend_a_doubt(runs in proptest::collection::vec((1u64..400, any::<bool>()), 1..30)) {
         let total = config().rungs().total();
         let (mut boot, mut now) = (0, at(50));
-        let mut b = book(&[1]);
+        let mut b = table_of(&[1]);
         grant(&mut b, 1, 10, now);
         b.note(&[change(11, Subject::Anyone)], 11, now);
         let mut truly = Duration::ZERO;
         b.admitted(now);
-        let mut disk = written(&mut b, "0", now);
+        let mut disk = store(&mut b, "0", now);
         for (secs, reboot) in runs {
             for _ in 0..secs.div_ceil(5) {
                 now += Duration::from_secs(5);
@@ -243,7 +243,7 @@ proptest! {
                 let admitted = b.admitted(now).0;
                 prop_assert!(admitted.is_empty() || truly < total, "after {truly:?}");
                 if b.must_keep_doubts(now) || b.ladder.to_reserve(now, Some(&boot.to_string())).is_some() {
-                    disk = written(&mut b, &boot.to_string(), now);
+                    disk = store(&mut b, &boot.to_string(), now);
                 }
             }
             if reboot {
@@ -251,23 +251,23 @@ proptest! {
                 now = at(3);
                 truly += Duration::from_secs(3);
             }
-            b = book(&[]);
+            b = table_of(&[]);
             b.restore(disk.0.clone(), disk.1.as_ref(), Some(&boot.to_string()), now);
             b.set_candidates(&[pair(1)].into());
             b.admitted(now);
-            disk = written(&mut b, &boot.to_string(), now);
+            disk = store(&mut b, &boot.to_string(), now);
         }
     }
 }
 
-/// What can happen to a book.
+/// An operation on the table.
 #[derive(Clone, Debug)]
 enum Op {
     Event(u8),
     Newest(u8, Option<bool>),
     Final(u8, Option<bool>, Option<bool>),
-    Silence(u16),
-    Heard,
+    Outage(u16),
+    Quorum,
     Reorg(u8),
 }
 
@@ -277,23 +277,24 @@ fn op() -> impl Strategy<Value = Op> {
         (1u8..4).prop_map(Op::Event),
         (1u8..4, maybe()).prop_map(|(n, d)| Op::Newest(n, d)),
         (1u8..4, maybe(), maybe()).prop_map(|(n, a, b)| Op::Final(n, a, b)),
-        (1u16..2000).prop_map(Op::Silence),
-        Just(Op::Heard),
+        (1u16..2000).prop_map(Op::Outage),
+        Just(Op::Quorum),
         (0u8..100).prop_map(Op::Reorg),
     ]
 }
 
 proptest! {
-    /// Whatever happens: nobody is admitted subject last decision is not a grant, no silence revokes or grants, and beyond the
-    /// ladder nobody is admitted at all.
+    /// A pair is admitted only if its last decision grants, an outage neither grants nor revokes, and after the ladder
+    /// no pair is admitted.
     #[test]
-    fn silence_is_neither_grant_nor_revocation(ops in proptest::collection::vec(op(), 1..60)) {
-        let mut b = book(&[1, 2, 3]);
-        let (mut now, mut block, mut heard) = (at(1), 1u64, None::<Boot>);
+    fn outage_is_neither_grant_nor_revocation(ops in proptest::collection::vec(op(), 1..60)) {
+        let mut b = table_of(&[1, 2, 3]);
+        let (mut now, mut block, mut last_quorum) = (at(1), 1u64, None::<Boot>);
         for op in ops {
             block += 1;
             let before = b.admitted(now).0;
-            let decided = |grants: bool, n| says(if grants { Reason::AccessGranted } else { Reason::NodeInactive }, n);
+            let reason = |grants: bool| if grants { Reason::AccessGranted } else { Reason::NodeInactive };
+            let decided = |grants: bool, n| decision(reason(grants), n);
             match op {
                 Op::Event(n) => b.note(&[change(block, Subject::Token(U256::from(n)))], u64::MAX, now),
                 Op::Newest(n, d) => {
@@ -301,7 +302,8 @@ proptest! {
                     let t = one(&mut b, n);
                     if granted {
                         b.settle_newest(t, d.map(|g| decided(g, n)), block, now);
-                        prop_assert!(d != Some(false) || !b.admitted(now).0.contains(&pair(n)), "a revocation counts at once");
+                        let revoked = d == Some(false);
+                        prop_assert!(!revoked || !b.admitted(now).0.contains(&pair(n)), "a revocation counts at once");
                     } else {
                         b.abandon(vec![t]);
                     }
@@ -309,26 +311,26 @@ proptest! {
                 Op::Final(n, newest, last) => {
                     let t = one(&mut b, n);
                     b.settle_final(t, newest.map(|g| decided(g, n)), last.map(|g| decided(g, n)), block, now);
-                    let came_in = !before.contains(&pair(n)) && b.admitted(now).0.contains(&pair(n));
-                    prop_assert!(!came_in || (newest, last) == (Some(true), Some(true)));
+                    let admitted = !before.contains(&pair(n)) && b.admitted(now).0.contains(&pair(n));
+                    prop_assert!(!admitted || (newest, last) == (Some(true), Some(true)));
                 }
-                Op::Silence(s) => now += Duration::from_secs(u64::from(s)),
-                Op::Heard => { b.confirm(now); heard = Some(now); }
+                Op::Outage(s) => now += Duration::from_secs(u64::from(s)),
+                Op::Quorum => { b.confirm(now); last_quorum = Some(now); }
                 Op::Reorg(h) => b.reorganised(u64::from(h), now),
             }
             let admitted = b.admitted(now).0;
             for p in &admitted {
                 prop_assert!(b.cache().peek(&p.0, &p.1).is_some_and(Entry::grants));
             }
-            let silent = heard.is_none_or(|h| now.since(h) >= config().rungs().total());
-            prop_assert!(!silent || admitted.is_empty());
+            let expired = last_quorum.is_none_or(|h| now.since(h) >= config().rungs().total());
+            prop_assert!(!expired || admitted.is_empty());
         }
     }
 }
 
 #[test]
 fn returning_candidate_is_verified_before_admission() {
-    let mut table = book(&[1, 2]);
+    let mut table = table_of(&[1, 2]);
     grant(&mut table, 1, 10, at(1));
     let only_the_other: BTreeSet<Pair> = [pair(2)].into();
     let both: BTreeSet<Pair> = [pair(1), pair(2)].into();

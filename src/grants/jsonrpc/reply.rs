@@ -1,4 +1,4 @@
-//! One answer of a batch as it is read: what may be asked for is kept, whatever comes first, and everything else is dropped.
+//! Streaming decoder of one answer of a batch: keeps the known fields in any order and drops all others.
 use super::{BlockRef, GrantEvent, MAX_EVENTS, Refusal, Subject, clip, quantity};
 use crate::abi::{GRANTED, KEY_UPDATED, REVOKED, TRANSFER, TRANSFERRED};
 use crate::abi::{Malformed, Text, event_text};
@@ -15,7 +15,7 @@ pub(super) struct Reply {
     pub(super) error: Option<Refusal>,
 }
 
-/// A result of any type, of which only what may be asked for is kept: the id may come after it.
+/// A result of any type, reduced to the known fields. Its type is checked later, since the id may follow the result.
 #[derive(Default)]
 pub(super) enum Raw {
     #[default]
@@ -62,7 +62,7 @@ impl<'de> Visitor<'de> for ReplyVisitor {
                 Key::Other => drop(map.next_value::<IgnoredAny>()?),
             }
         }
-        // Both, or neither, or twice: whichever we believed might be the wrong one.
+        // Both, neither or duplicates: none of them can be trusted.
         if results != 1 && !(results == 2 && reply.error.is_some() && matches!(reply.result, Raw::Null)) {
             return Err(A::Error::custom("not exactly one result"));
         }
@@ -134,7 +134,7 @@ impl<'de> Visitor<'de> for RawVisitor {
     }
 }
 
-/// The fields of an event or a block header that mean something here.
+/// The fields in use of an event or a block header.
 #[derive(Default)]
 pub(super) struct Fields {
     address: Option<Address>,
@@ -144,7 +144,7 @@ pub(super) struct Fields {
     pub(super) hash: Option<B256>,
 }
 
-/// The first string of an event's data, if it is a node id; longer data is read and dropped.
+/// The first string of an event's data, if it is a node id; longer data is dropped.
 enum EventData {
     Node(NodeId),
     Unreadable,
@@ -172,7 +172,7 @@ impl Fields {
         Ok(fields)
     }
 
-    /// `None`: an event of a block that is not made yet, or of none.
+    /// `None`: the event is in no block yet.
     fn change(self) -> Option<GrantEvent> {
         let block = BlockRef { number: self.number?, hash: self.hash? };
         let topic = |i: usize| self.topics.get(i).copied();
@@ -186,7 +186,7 @@ impl Fields {
             Some(TRANSFERRED) => token(1).map(Subject::Token),
             Some(TRANSFER) => token(3).map(Subject::Token),
             Some(KEY_UPDATED) => holder(1).map(Subject::Owner),
-            // Approvals, a change of the contract's owner, events of a later version: harmless, or everybody's business.
+            // Approvals, a change of the contract's owner, events of a later version: they may concern every grant.
             Some(_) | None => None,
         };
         Some(GrantEvent { block, subject: subject.unwrap_or(Subject::Anyone) })
@@ -244,7 +244,7 @@ impl<'de> DeserializeSeed<'de> for EventDataSeed {
 
 /// The node id in the data of a grant or a revocation: its first string.
 fn node_id(data: &str) -> Option<NodeId> {
-    // Offset, length, 128 characters and a key: more is nothing we can read.
+    // Offset, length, 128 characters and a key: longer data is not of a known event.
     let digits = data.strip_prefix("0x").filter(|d| d.len() <= 2 * 1024)?;
     let bytes = hex::decode(digits).ok()?;
     match event_text(&bytes, 0) {

@@ -1,4 +1,4 @@
-//! Tests of the batches: every way an endpoint can answer something else than what was asked.
+//! Tests of the batches: answers that do not match the request.
 use super::*;
 use crate::abi::{GRANTED, KEY_UPDATED, REVOKED, TRANSFER};
 use proptest::prelude::*;
@@ -12,7 +12,7 @@ fn run() -> Call {
 }
 
 #[test]
-fn a_batch_is_json_and_small() {
+fn batch_is_valid_json_and_small() {
     let asks = [
         Call::Run { code: vec![0; 30], at: At::Latest },
         Call::Logs { contract: Address::ZERO, from: 30_000_000, to: None },
@@ -25,11 +25,11 @@ fn a_batch_is_json_and_small() {
     let whole: serde_json::Value = serde_json::from_slice(&encode(&asks)).unwrap();
     assert_eq!(whole.as_array().unwrap().len(), asks.len());
     assert_eq!(whole[1]["params"][0]["fromBlock"], "0x1c9c380");
-    assert!(encode(&asks[..2]).len() < 320, "a poll of an idle chain is paid for by the byte");
+    assert!(encode(&asks[..2]).len() < 320, "a metered line is billed by the byte");
 }
 
 #[test]
-fn answers_come_in_any_order_and_in_part() {
+fn answers_may_be_reordered_and_incomplete() {
     let asks = [Call::ChainId, run(), Call::ChainId];
     let got = read(r#"[{"id":3,"result":"0x7a69"},{"result":"0x00ff","jsonrpc":"2.0","id":2}]"#, &asks).unwrap();
     assert_eq!(got, [None, Some(Answer::Bytes(vec![0, 255])), Some(Answer::Number(31337))]);
@@ -37,7 +37,7 @@ fn answers_come_in_any_order_and_in_part() {
 }
 
 #[test]
-fn what_was_not_asked_is_no_answer() {
+fn answers_that_do_not_match_are_refused() {
     let asks = [Call::ChainId];
     for bad in [
         r#"[{"id":2,"result":"0x1"}]"#,
@@ -72,25 +72,24 @@ fn what_was_not_asked_is_no_answer() {
     }
     assert!(decode(&b"[{\"id\":1,\"result\":\"\xff\xfe\"}]"[..], &asks).is_err(), "not UTF-8");
     let deep = format!("[{{\"id\":1,\"x\":{}", "[".repeat(100_000));
-    assert!(read(&deep, &asks).is_err(), "nested beyond all measure");
+    assert!(read(&deep, &asks).is_err(), "nested too deeply");
 }
 
 #[test]
-fn a_refusal_is_told_apart() {
+fn refusals_are_classified_by_code_and_text() {
     let got =
         read(r#"[{"id":1,"error":{"code":-32000,"message":"exceed maximum block range: 5000"}}]"#, &[run()]).unwrap();
     let Some(Answer::Refused(refusal)) = &got[0] else { panic!("{got:?}") };
     assert!(refusal.too_much() && !refusal.rate());
-    let said = |code, message: &str| Refusal { code, message: message.into() };
-    let rate = said(-32005, "rate limit reached");
+    let refused = |code, message: &str| Refusal { code, message: message.into() };
+    let rate = refused(-32005, "rate limit reached");
     assert!(rate.rate() && !rate.too_much());
-    assert!(said(-32005, "query returned more than 10000 results").too_much());
-    for (code, words) in [(-32000, "header not found"), (-32001, ""), (-32000, "hash 0x12 is not currently canonical")]
-    {
-        assert!(said(code, words).unknown_block(), "{words}");
+    assert!(refused(-32005, "query returned more than 10000 results").too_much());
+    for (code, text) in [(-32000, "header not found"), (-32001, ""), (-32000, "hash 0x12 is not currently canonical")] {
+        assert!(refused(code, text).unknown_block(), "{text}");
     }
-    for (code, words) in [(-32601, "not found"), (-32600, "method not found"), (-32000, "execution reverted")] {
-        assert!(!said(code, words).unknown_block(), "{words}");
+    for (code, text) in [(-32601, "not found"), (-32600, "method not found"), (-32000, "execution reverted")] {
+        assert!(!refused(code, text).unknown_block(), "{text}");
     }
 }
 
@@ -103,7 +102,7 @@ fn event(topics: &[String], data: &str) -> String {
     )
 }
 
-fn whose(topics: &[String], data: &str) -> Result<Subject, BadAnswer> {
+fn subject(topics: &[String], data: &str) -> Result<Subject, BadAnswer> {
     let asks = [Call::Logs { contract: Address::repeat_byte(1), from: 1, to: None }];
     let got = read(&event(topics, data), &asks)?;
     let Some(Some(Answer::Events(c))) = got.into_iter().next() else { panic!("no changes") };
@@ -112,33 +111,33 @@ fn whose(topics: &[String], data: &str) -> Result<Subject, BadAnswer> {
 }
 
 #[test]
-fn events_say_whose_grant_to_look_at() {
+fn events_name_the_grants_to_verify() {
     let topic = |t: B256| format!("{t:#x}");
     let seven = topic(B256::from(U256::from(7)));
     let name = format!("0x{:064x}{:064x}{:0<64}", 32, 6, hex::encode("edge-1"));
     assert_eq!(
-        whose(&[topic(REVOKED), seven.clone()], &name).unwrap(),
+        subject(&[topic(REVOKED), seven.clone()], &name).unwrap(),
         Subject::Node { node: "edge-1".parse().unwrap(), token_id: U256::from(7) }
     );
-    // A name that cannot be read leaves the token.
-    assert_eq!(whose(&[topic(REVOKED), seven.clone()], "0x").unwrap(), Subject::Token(U256::from(7)));
-    assert_eq!(whose(&[topic(REVOKED), seven.clone()], &"0x".repeat(5000)).unwrap(), Subject::Token(U256::from(7)));
+    // Without a readable node id the token remains.
+    assert_eq!(subject(&[topic(REVOKED), seven.clone()], "0x").unwrap(), Subject::Token(U256::from(7)));
+    assert_eq!(subject(&[topic(REVOKED), seven.clone()], &"0x".repeat(5000)).unwrap(), Subject::Token(U256::from(7)));
     assert_eq!(
-        whose(&[topic(TRANSFER), seven.clone(), seven.clone(), seven.clone()], "0x").unwrap(),
+        subject(&[topic(TRANSFER), seven.clone(), seven.clone(), seven.clone()], "0x").unwrap(),
         Subject::Token(U256::from(7))
     );
     assert_eq!(
-        whose(&[topic(KEY_UPDATED), seven.clone()], "0x").unwrap(),
+        subject(&[topic(KEY_UPDATED), seven.clone()], "0x").unwrap(),
         Subject::Owner(Address::left_padding_from(&[7]))
     );
-    assert_eq!(whose(&[topic(REVOKED)], "0x").unwrap(), Subject::Anyone);
-    assert_eq!(whose(&[], "0x").unwrap(), Subject::Anyone);
-    assert!(whose(&["0x12".into()], "0x").is_err(), "a topic that is none");
-    assert!(whose(&vec![seven; 5], "0x").is_err(), "more topics than there can be");
+    assert_eq!(subject(&[topic(REVOKED)], "0x").unwrap(), Subject::Anyone);
+    assert_eq!(subject(&[], "0x").unwrap(), Subject::Anyone);
+    assert!(subject(&["0x12".into()], "0x").is_err(), "a topic of the wrong length");
+    assert!(subject(&vec![seven; 5], "0x").is_err(), "more than four topics");
 }
 
 #[test]
-fn another_contracts_events_are_no_answer() {
+fn events_of_another_contract_are_refused() {
     let asks = [Call::Logs { contract: Address::repeat_byte(9), from: 1, to: None }];
     assert!(read(&event(&[], "0x"), &asks).is_err());
 }
@@ -149,9 +148,9 @@ proptest! {
         let _ = decode(bytes.as_slice(), &[Call::ChainId, run()]);
     }
 
-    /// Valid answers with one character changed are read or refused, and never gain an answer.
+    /// A valid answer with one changed byte is read or refused, and never gains an answer.
     #[test]
-    fn a_changed_byte_never_panics(at in 0usize..400, to in any::<u8>()) {
+    fn changed_byte_never_panics(at in 0usize..400, to in any::<u8>()) {
         let mut bytes = event(&[format!("{GRANTED:#x}")], "0x00").into_bytes();
         if let Some(b) = bytes.get_mut(at) { *b = to; }
         let asks = [Call::Logs { contract: Address::repeat_byte(1), from: 1, to: None }];

@@ -1,5 +1,5 @@
-//! A model of an honest chain and of its endpoints, under a seed: blocks, logs and reorganisations; endpoints that are down,
-//! silent, slow, behind, range-limited, or that lie.
+//! A seeded model of a chain and its endpoints: blocks, logs and reorganisations; endpoints that are down,
+//! unresponsive, slow, behind, range-limited, or return false answers.
 use crate::abi::{PIN_CALL, reads_call};
 use crate::exchange::{RpcFailure, RpcReply};
 use crate::jsonrpc::{Answer, At, BlockRef, Call, GrantEvent, Refusal, Subject};
@@ -9,9 +9,8 @@ use spoke_model::backoff::JitterRng;
 use spoke_model::key::PublicKey;
 use std::time::Duration;
 
-/// Pairs of the model.
 pub(super) const PAIRS: usize = 5;
-/// Most blocks an endpoint may be behind, the load balancer of a provider for instance.
+/// Maximum number of blocks an endpoint may be behind, for example behind a provider's load balancer.
 pub(super) const MAX_LAG: u64 = 2;
 /// Blocks from the head to the newest final one.
 const FINALITY: u64 = 6;
@@ -24,7 +23,6 @@ pub(super) fn pair(n: usize) -> Pair {
     (format!("n{n}").parse().unwrap(), PublicKey([n + 1; 32]))
 }
 
-/// A small generator under a seed.
 #[derive(Clone, Debug)]
 pub(super) struct Random(JitterRng);
 
@@ -33,7 +31,7 @@ impl Random {
         Self(JitterRng::new(seed))
     }
 
-    /// Evenly below `n`.
+    /// Uniformly distributed below `n`.
     pub(super) const fn below(&mut self, n: u64) -> u64 {
         self.0.next_u64() % n
     }
@@ -47,7 +45,6 @@ impl Random {
     }
 }
 
-/// What the contract holds about one pair.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Token {
     /// Zero: none.
@@ -69,7 +66,7 @@ pub(super) struct Chain {
     pub(super) head: u64,
     /// The newest final height.
     pub(super) last_final: u64,
-    /// From which height on each fork is the chain, ascending.
+    /// The height from which each fork is the chain, ascending.
     forks: Vec<(u64, u64)>,
     /// Ascending by height.
     changes: Vec<(u64, usize, Token)>,
@@ -87,7 +84,7 @@ impl Chain {
         self.last_final = self.last_final.max(self.head.saturating_sub(FINALITY));
     }
 
-    /// Replaces some blocks that are not final by one more than there were.
+    /// Replaces some blocks that are not final by one block more.
     pub(super) fn reorganise(&mut self, random: &mut Random) {
         let depth = self.head - self.last_final;
         if depth > 0 {
@@ -100,7 +97,6 @@ impl Chain {
         }
     }
 
-    /// Mines a block in which the token of one pair changes.
     pub(super) fn change(&mut self, random: &mut Random) {
         let n = random.index(PAIRS);
         let before = self.token(n, self.head);
@@ -172,28 +168,27 @@ fn owner(n: u8) -> Address {
     Address::repeat_byte(n)
 }
 
-/// How an endpoint behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mode {
     Good,
     Down,
-    Silent,
+    Unresponsive,
     /// Answers after this many milliseconds.
     Slow(u64),
     RateLimited,
     /// This many blocks behind.
     Behind(u64),
-    /// Gives this many blocks of events at once.
+    /// Limits a request for events to this many blocks.
     Limited(u64),
-    /// Cuts its answers short.
+    /// Truncates its answers.
     Broken,
     Liar(Lie),
 }
 
-/// What a liar lies about. Fewer endpoints than the quorum lie.
+/// The false answers of an endpoint. Fewer endpoints than the quorum give any.
 ///
-/// Left out: invented events and final blocks that stand still. They hold back new peers, as long as they last (never a
-/// revocation): no quorum guards against that so far.
+/// Not modelled: false events, and final blocks that do not advance. Both delay new peers while they last, never a
+/// revocation; a quorum does not prevent that yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lie {
     /// Everything is granted.
@@ -206,11 +201,11 @@ pub(super) enum Lie {
     InventsBlocks,
     /// The known block is not part of the chain.
     InventsReorganisations,
-    /// A true hash under a height far above the head.
+    /// A true hash with a height far above the head.
     RaisesHeights,
     /// The hash of an old block for the one below the head.
     RepeatsOldBlocks,
-    /// The newest block is final already, under the height of an older one.
+    /// The newest block is final, with the height of an older one.
     HastensFinality,
     /// Another chain under the same URL, on which nothing is granted.
     OtherChain,
@@ -230,7 +225,7 @@ impl Lie {
     ];
 }
 
-/// An endpoint's reply and the milliseconds it takes; `None`: it never comes.
+/// An endpoint's reply and its latency in milliseconds; `None`: no reply.
 pub(super) fn reply(
     chain: &Chain,
     mode: Mode,
@@ -240,7 +235,7 @@ pub(super) fn reply(
     let mut latency = 20 + random.below(200);
     let failed = |error: &str, retry_after| Err(RpcFailure::Failed { error: error.to_owned(), retry_after });
     match mode {
-        Mode::Silent => return None,
+        Mode::Unresponsive => return None,
         Mode::Down => return Some((1, failed("connection refused", None))),
         Mode::RateLimited => {
             let wait = random.one_in(2).then(|| Duration::from_secs(random.below(20)));
@@ -335,7 +330,7 @@ fn text(s: &str) -> Vec<u8> {
     out
 }
 
-/// The answer to `reads_call`: as the contract of `GrantReads.sol` gives it.
+/// The answer to `reads_call`, as returned by `GrantReads.sol`.
 fn reads(chain: &Chain, mode: Mode, code: &[u8], height: u64) -> Vec<u8> {
     let data = &code[reads_call(Address::ZERO, std::iter::empty::<&str>()).len() - 96..];
     let number = |at: usize| usize::try_from(U256::from_be_slice(&data[at..at + 32])).unwrap();

@@ -1,4 +1,4 @@
-//! What the machine publishes and stores.
+//! The reports and documents of the machine.
 use super::{Action, Actions, ChainWatcher, DecisionsWrite, FAILED_POLLS, State, Transition, WRITE_TIMEOUT, push};
 use crate::ladder::Phase;
 use crate::ledger::StoredGrants;
@@ -21,7 +21,7 @@ impl ChainWatcher {
         }
     }
 
-    /// Writes the cursor, and the decisions if they differ from what the disk holds. The next question waits for it.
+    /// Stores the cursor, and the decisions if they changed. The next question waits for the writes.
     pub(super) fn store(&mut self, now: Boot, out: &mut Actions) {
         if self.writes.cursor || self.writes.decisions.is_some() {
             self.writes.again = true;
@@ -84,7 +84,7 @@ impl ChainWatcher {
         }
     }
 
-    /// Everything for people and monitors. The wall clock is the driver's.
+    /// The current report. The driver sets the wall clock time.
     pub fn report(&self, now: Boot) -> Report {
         let phase = self.table.ladder.phase(now);
         let cache = self.table.cache();
@@ -118,7 +118,7 @@ impl ChainWatcher {
         }
     }
 
-    /// What restricts verification on this side.
+    /// The local condition that restricts verification.
     pub(super) fn find_condition(&self, now: Boot) -> Option<Condition> {
         let wrong = self.conversation.on_other_chains().map(|(name, chain)| format!("{name} is on chain {chain}"));
         let wrong: Vec<String> = wrong.collect();

@@ -1,4 +1,4 @@
-//! One poll of the chain and everything that follows from it. An error leaves what is known as it is.
+//! One poll of the chain, from the position to the last verification. An error changes no decision.
 use super::{Action, Actions, ChainWatcher, Deadline, DeadlineReason, FAILED_POLLS, RETRY, State, Transition, push};
 use crate::abi::NODES_PER_CALL;
 use crate::admission::DecisionChange;
@@ -15,13 +15,12 @@ use spoke_model::time::Boot;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// With more unread blocks than this, everything is verified again instead of reading their events.
+/// With more unread blocks than this, all candidates are verified again instead of reading the events.
 const JUMP: u64 = 20_000;
 
-/// No honest endpoint is this many blocks behind the quorum that decided before.
+/// No honest endpoint is this many blocks behind an earlier quorum.
 const MAX_BEHIND: u64 = 1_000;
 
-/// The poll under way.
 #[derive(Debug)]
 pub(super) struct Round {
     finals: bool,
@@ -46,23 +45,21 @@ enum RoundStep {
     Granted {
         verify: Verify,
         begun: Vec<(Pair, Ticket)>,
-        /// Events are still to be read.
         more_logs: bool,
     },
     Pending(Pending),
 }
 
-/// Verification of pairs without a grant, at the newest block and at one final block after the other until one is known.
+/// Verification of pairs without a grant, at the newest block and at the first final block that a quorum knows.
 #[derive(Debug)]
 struct Pending {
     verify: Verify,
     begun: Vec<(Pair, Ticket)>,
     finals: std::vec::IntoIter<Option<BlockRef>>,
-    /// Where the poll before ended.
+    /// The last pair of the previous poll.
     after: Option<Pair>,
 }
 
-/// What follows an exchange.
 enum Then {
     Ask(Box<Round>, Question),
     End(Result<(), NoQuorum>),
@@ -77,22 +74,21 @@ impl ChainWatcher {
         self.counts.polls += 1;
         let finals = self.table.needs_final(now);
         let then = self.find_position(finals, false);
-        self.go_on(now, then, out);
+        self.run_steps(now, then, out);
         self.publish(now, out);
     }
 
-    /// Takes the outcome of the exchange under way.
     pub(super) fn advance(&mut self, now: Boot, outcome: Outcome, out: &mut Actions) {
         match std::mem::replace(&mut self.state, State::Starting) {
             State::Polling(round) => {
                 let then = self.step(now, *round, outcome, out);
-                self.go_on(now, then, out);
+                self.run_steps(now, then, out);
             }
             other @ (State::Starting | State::Waiting(_)) => self.state = other,
         }
     }
 
-    fn go_on(&mut self, now: Boot, mut then: Then, out: &mut Actions) {
+    fn run_steps(&mut self, now: Boot, mut then: Then, out: &mut Actions) {
         loop {
             match then {
                 Then::Ask(round, question) => {
@@ -122,7 +118,7 @@ impl ChainWatcher {
                         self.head = Some(found.head);
                         self.table.forget_heights_above(found.head.saturating_add(MAX_BEHIND), now);
                         if found.pins.is_empty() {
-                            // The first block of a chain has none below it.
+                            // The first block of a chain has no parent.
                             return ask(finals, found, RoundStep::Newest, Question::Block(At::Latest));
                         }
                         self.follow(now, finals, found, out)
@@ -170,8 +166,8 @@ impl ChainWatcher {
         }
     }
 
-    /// Looks for the newest known block that is part of the chain, on a copy of the cursor: without an answer nothing of it has
-    /// happened, and the next poll finds the same.
+    /// Searches the newest known block that is part of the chain, on a copy of the cursor: without an answer the cursor
+    /// is unchanged, and the next poll repeats the search.
     fn step_back(&mut self, now: Boot, finals: bool, mut cursor: Box<ChainCursor>, out: &mut Actions) -> Then {
         let more = cursor.step_back();
         match cursor.newest().filter(|_| more) {
@@ -187,18 +183,18 @@ impl ChainWatcher {
         let from = self.cursor.newest().map(|b| b.number);
         let to = cursor.newest().map_or(0, |b| b.number);
         push(out, Action::Report(Transition::Reorganised { from, to }));
-        // Without a known block the cursor is as on the first start.
+        // Without a known block start as on the first start.
         self.cursor = if cursor.newest().is_none() { ChainCursor::default() } else { *cursor };
         self.counts.reorganisations += 1;
         self.table.reorganised(to, now);
         self.find_position(finals, true)
     }
 
-    /// Reads every event up to the head. The pairs one of them concerns are in doubt from then on, so that they are read once.
+    /// Reads every event up to the head. The pairs they concern are in doubt from then on, so each event is read once.
     fn follow(&mut self, now: Boot, finals: bool, mut position: Position, out: &mut Actions) -> Then {
         let start = position.anchor.or_else(|| position.pins.last().copied());
         if let (true, Some(start)) = (self.cursor.gap(position.head) > JUMP, start) {
-            // A first start, or a long time without the chain.
+            // First start, or a long outage.
             self.table.refresh(now);
             self.cursor = ChainCursor::start(start);
             return self.verify_granted(now, finals, position, false, out);
@@ -212,7 +208,7 @@ impl ChainWatcher {
         self.table.note(events, position.common(), now);
     }
 
-    /// Asks for the next chunk of events, if any are left.
+    /// Requests the next chunk of events, if any are left.
     fn read_logs(&mut self, now: Boot, finals: bool, position: Position, out: &mut Actions) -> Then {
         let left = !position.complete && self.cursor.gap(position.head) > 0;
         if let Some((from, to)) = self.cursor.next(position.head).filter(|_| left) {
@@ -247,14 +243,14 @@ impl ChainWatcher {
         let events: Vec<GrantEvent> = agreement.all.into_iter().flat_map(|(_, f)| events_of(f)).collect();
         self.note(now, &events, &position);
         self.cursor.read_to(to);
-        // Many chunks take long: a revocation does not wait for the last one.
+        // Reading many chunks takes long: a revocation must not wait for the last one.
         if to < position.head && !events.is_empty() {
             return self.verify_granted(now, finals, position, true, out);
         }
         self.read_logs(now, finals, position, out)
     }
 
-    /// Verifies at the newest block the peers that may have to go.
+    /// Verifies grants in doubt at the newest block.
     fn verify_granted(
         &mut self,
         now: Boot,
@@ -322,7 +318,7 @@ impl ChainWatcher {
         if more_logs {
             return self.read_logs(now, finals, position, out);
         }
-        // Every grant is as the chain has it; pending pairs change nothing about that.
+        // Every grant matches the chain, whatever the result for the pending pairs.
         self.table.confirm(now);
         let latest = self.config.finality == Finality::Latest;
         let finals_to_try: Vec<Option<BlockRef>> = if latest || position.finals.is_empty() {
@@ -334,8 +330,8 @@ impl ChainWatcher {
         self.verify_pending(now, finals, position, finals_to_try.into_iter(), after, Ok(()), out)
     }
 
-    /// Verifies pairs without a grant at the newest block and at the next of `blocks`. Not more at once than fit into one
-    /// request: a revocation does not wait for a thousand candidates.
+    /// Verifies pairs without a grant at the newest block and at the next of `blocks`. At most one batch per poll, so
+    /// that a revocation does not wait for a thousand candidates.
     #[expect(clippy::too_many_arguments, reason = "the state of one step of the poll")]
     fn verify_pending(
         &mut self,
@@ -352,7 +348,7 @@ impl ChainWatcher {
             return Then::End(last);
         };
         let mut waiting = self.table.waiting(now, last_final.map(|b| b.number));
-        // On from where the poll before ended, so that one unreadable answer does not hold back the others.
+        // Continue after the last pair of the previous poll, so that an unreadable answer does not delay the others.
         waiting.retain(|pair| after.as_ref().is_none_or(|last| pair > last));
         let most = self.config.batch.saturating_mul(NODES_PER_CALL);
         let rest = waiting.len() > most;
@@ -416,10 +412,10 @@ impl ChainWatcher {
                     push(out, Action::Report(Transition::Reachable { after: now.since(before.since) }));
                 }
                 self.last_quorum = Some(now);
-                // A tenth of the interval, so that a fleet does not ask in step.
+                // Jitter of a tenth of the interval, so that a fleet does not poll in step.
                 let tenth = u64::try_from(poll.as_millis() / 10).unwrap_or(u64::MAX).max(1);
                 let pause = poll.mul_f64(0.95) + Duration::from_millis(self.rng.next_u64() % tenth);
-                // The pending pairs that were not asked about come next, after new events.
+                // The remaining pending pairs are verified at once, after new events.
                 let at = if self.asked.is_some() { now } else { now + pause };
                 Deadline { at, reason: DeadlineReason::Poll }
             }

@@ -1,4 +1,4 @@
-//! The machine against the model, over a million random ticks: what it may never do, and what it must do in time.
+//! The machine against the model over a million random ticks: safety invariants and time limits.
 use super::model::{Chain, Lie, MAX_LAG, Mode, PAIRS, Random, pair, reply};
 use super::{Action, ChainWatcher, Event, Setup};
 use crate::cursor::ChainCursor;
@@ -14,13 +14,14 @@ use std::time::Duration;
 
 /// Milliseconds between polls.
 const POLL: u64 = 4_000;
-/// Milliseconds in which an undisturbed chain is caught up with: backoffs of at most 90 s have ended.
+/// Milliseconds until the machine has caught up with an undisturbed chain: backoffs of at most 90 s have ended.
 const WARM_UP: u64 = 150_000;
-/// Milliseconds over the poll interval in which a revocation is out: exchanges in up to three waves each, and the writes.
+/// Milliseconds in addition to the poll interval until a revocation takes effect: exchanges in up to three waves each,
+/// and the writes.
 const SLACK: u64 = 12_000;
-/// Blocks after a change in which it is seen at the latest.
+/// Maximum number of blocks until a change is seen.
 const SEEN_LATE: u64 = 12;
-/// Ticks without progress of the clock: more are a loop.
+/// Maximum ticks at one time of the clock; more are a loop.
 const MAX_TICKS_AT_ONCE: u32 = 200;
 
 fn config(endpoints: usize, quorum: usize, finality: Finality) -> Arc<Grants> {
@@ -36,12 +37,12 @@ const fn at(ms: u64) -> Boot {
     Boot::from_duration(Duration::from_millis(ms))
 }
 
-/// When something last held, or that it holds.
+/// Whether a condition holds, and when it last held.
 #[derive(Clone, Copy, Debug, Default)]
 struct Held {
     holds: bool,
     last: Option<u64>,
-    /// Since when it is as it is.
+    /// Time of the last change.
     since: u64,
 }
 
@@ -62,10 +63,10 @@ impl Held {
     }
 }
 
-/// What honest endpoints may have said about one pair.
+/// What honest endpoints may have reported about one pair.
 #[derive(Clone, Copy, Debug, Default)]
 struct Ghost {
-    /// Granted at the newest block, as far as an endpoint that is a little behind can see.
+    /// Granted at the newest block, or at one that an endpoint slightly behind reports.
     granted: Held,
     /// Granted at the newest final block.
     granted_final: Held,
@@ -81,28 +82,27 @@ struct Ghost {
     restored: bool,
 }
 
-struct World {
+struct Simulation {
     random: Random,
     chain: Chain,
     modes: Vec<Mode>,
     liars: usize,
-    /// What the liars lie about.
     lies: &'static [Lie],
     quorum: usize,
     finality: Finality,
     config: Arc<Grants>,
     now: u64,
     machine: ChainWatcher,
-    /// Replies and ends of writes, with their times.
+    /// Replies and results of writes, with their times.
     events: Vec<(u64, Event)>,
     memory: ChainCursor,
     disk: Option<StoredGrants>,
     boot: u64,
-    /// Milliseconds of the world when the board was started.
+    /// Simulated time of the board's start, in milliseconds.
     booted_at: u64,
     ghosts: [Ghost; PAIRS],
     next_change: u64,
-    /// Nothing is disturbed since then.
+    /// Start of the current undisturbed period.
     calm_since: Option<u64>,
     calm_until: u64,
     poll_began: u64,
@@ -112,17 +112,17 @@ struct World {
     seed: u64,
 }
 
-impl World {
+impl Simulation {
     fn new(seed: u64, lies: &'static [Lie]) -> Self {
         let mut random = Random::new(seed);
         let (endpoints, quorum) = [(1, 1), (3, 2), (3, 2), (4, 3), (5, 3), (5, 2)][random.index(6)];
         let finality = if random.one_in(2) { Finality::Latest } else { Finality::Safe };
         let config = config(endpoints, quorum, finality);
-        let mut world = Self {
+        let mut simulation = Self {
             chain: Chain::new(1_000_000),
             modes: vec![Mode::Good; endpoints],
             liars: match lies {
-                // A proxy or a name may lead all of them astray.
+                // A proxy or a wrong DNS record can affect all of them.
                 [Lie::OtherChain] => endpoints,
                 [_] | [_, _] => quorum - 1,
                 _ => random.index(quorum),
@@ -149,12 +149,12 @@ impl World {
             seed,
             random,
         };
-        world.note();
-        world.load();
-        world
+        simulation.note();
+        simulation.load();
+        simulation
     }
 
-    /// The boot clock at a moment of the world.
+    /// The boot clock at a simulated time.
     const fn clock(&self, ms: u64) -> Boot {
         at(ms - self.booted_at)
     }
@@ -165,7 +165,7 @@ impl World {
         self.handle(Event::Opened((0..self.modes.len()).map(|i| format!("endpoint {i}")).collect()));
     }
 
-    /// One event, of the machine's or of the world's.
+    /// Runs the next event: a tick, a reply, a write, or an external change.
     fn step(&mut self) {
         let deadline = self.machine.deadline().expect("a deadline in every state").at;
         let deadline = u64::try_from(deadline.since_boot().as_nanos().div_ceil(1_000_000)).unwrap() + self.booted_at;
@@ -218,7 +218,7 @@ impl World {
                 Action::Publish | Action::Report(_) => {}
             }
         }
-        // A poll that ended in this event counts from where it began.
+        // Check against the start of the poll that ended with this event.
         self.check();
         if self.machine.counts.polls != self.polls {
             self.polls = self.machine.counts.polls;
@@ -226,7 +226,6 @@ impl World {
         }
     }
 
-    /// Changes something outside of the machine.
     fn change(&mut self) {
         let calm = self.calm_since.is_some();
         if calm && self.now >= self.calm_until {
@@ -271,7 +270,7 @@ impl World {
         }
         match self.random.below(16) {
             0 => Mode::Down,
-            1 => Mode::Silent,
+            1 => Mode::Unresponsive,
             2 => Mode::Slow(1_000 + self.random.below(1_500)),
             3 => Mode::RateLimited,
             4 | 5 => Mode::Behind(1 + self.random.below(MAX_LAG)),
@@ -281,7 +280,7 @@ impl World {
         }
     }
 
-    /// A quorum is honest and answers; the others do as they like, and nothing else is disturbed.
+    /// Begins an undisturbed period: a quorum is honest and answers; the other endpoints behave at random.
     fn calm(&mut self) {
         self.calm_since = Some(self.now);
         self.calm_until = self.now + 400_000;
@@ -289,7 +288,7 @@ impl World {
             let good = i >= self.modes.len() - self.quorum;
             self.modes[i] = if good { Mode::Good } else { self.mode(i) };
         }
-        // An endpoint on another chain is left out for an hour unless somebody asks for another try.
+        // An endpoint on another chain is not asked for an hour, except after a refresh.
         self.handle(Event::Refresh);
     }
 
@@ -297,7 +296,7 @@ impl World {
         (0..PAIRS).filter(|n| self.ghosts[*n].candidate).map(pair).collect()
     }
 
-    /// The process ends between two events, with no write under way, and begins again; or the board does.
+    /// Restarts the process or the board between two events, unless a write is in progress.
     fn restart(&mut self) {
         if self.machine.writes.cursor || self.machine.writes.decisions.is_some() {
             return;
@@ -319,19 +318,19 @@ impl World {
         self.load();
     }
 
-    /// Notes what the chain says from now on.
     fn note(&mut self) {
         let (head, last_final) = (self.chain.head, self.chain.last_final);
         for (n, ghost) in self.ghosts.iter_mut().enumerate() {
             let grants = |height| self.chain.token(n, height).grants();
-            // One below the head, and one more for an endpoint that is behind.
+            // The block below the head, and `MAX_LAG` more for an endpoint that is behind.
             let mut recent = (head - MAX_LAG - 1..=head).map(grants);
             ghost.granted.note(self.now, recent.clone().any(|g| g));
             ghost.denied.note(self.now, recent.any(|g| !g));
             ghost.granted_final.note(self.now, (last_final - MAX_LAG - 1..=last_final).any(grants));
             // A block's hash is read from the next one.
             ghost.denied_at_head.note(self.now, (head - 1..=head).all(|h| !grants(h)));
-            // A grant waits for the block it was first seen at, and one below the final block is asked for.
+            // A grant waits until the block where it was first seen is final; the block below the final one is
+            // requested.
             let newest = self.chain.token(n, head);
             let unchanged = (last_final - SEEN_LATE..head).all(|height| self.chain.token(n, height) == newest);
             ghost.granted_for_good.note(self.now, newest.grants() && unchanged);
@@ -358,7 +357,7 @@ impl World {
                     self.machine.unreachable
                 )
             };
-            // Back before any event was read without it: as if it had stayed.
+            // It returned before any event was read without it: as if it had stayed a candidate.
             let stayed = self
                 .machine
                 .table
@@ -391,9 +390,9 @@ impl World {
         }
         if let Some(calm) = calm.filter(|c| self.now > c + WARM_UP) {
             let bound = Duration::from_millis(POLL + POLL / 10 + SLACK);
-            let heard = self.machine.last_quorum.is_some_and(|q| self.clock(self.now).since(q) < bound);
+            let polled = self.machine.last_quorum.is_some_and(|q| self.clock(self.now).since(q) < bound);
             assert!(
-                heard,
+                polled,
                 "seed {}: no poll in time at {}, calm since {calm}: {:?}",
                 self.seed, self.now, self.machine.unreachable
             );
@@ -414,50 +413,50 @@ fn machine(config: &Arc<Grants>, now: Boot, boot: u64, candidates: &[bool; PAIRS
     ChainWatcher::new(now, seed, setup)
 }
 
-/// Runs worlds with every second seed until there were that many ticks; `SPOKE_TEST_SEED` is the first seed.
+/// Runs simulations with every second seed for `ticks` ticks in total; `SPOKE_TEST_SEED` sets the first seed.
 fn tick(ticks: u64, offset: u64) {
     let first = std::env::var("SPOKE_TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
     let (mut done, mut polls, mut seed) = (0, 0, first + offset);
     while done < ticks {
-        let mut world = World::new(seed, &Lie::ALL);
-        while world.ticks < 20_000 {
-            world.step();
+        let mut simulation = Simulation::new(seed, &Lie::ALL);
+        while simulation.ticks < 20_000 {
+            simulation.step();
         }
-        done += world.ticks;
-        polls += world.polls;
+        done += simulation.ticks;
+        polls += simulation.polls;
         seed += 2;
     }
     assert!(polls > ticks / 1_000, "{polls} polls: the machine was busy");
 }
 
 #[test]
-fn a_million_ticks_break_no_invariant() {
+fn million_ticks_violate_no_invariant() {
     std::thread::scope(|threads| {
         threads.spawn(|| tick(500_000, 0));
         tick(500_000, 1);
     });
 }
 
-fn withstand(lies: &'static [Lie]) {
+fn run_with(lies: &'static [Lie]) {
     for seed in 1..=6 {
-        let mut world = World::new(seed, lies);
-        while world.ticks < 15_000 {
-            world.step();
+        let mut simulation = Simulation::new(seed, lies);
+        while simulation.ticks < 15_000 {
+            simulation.step();
         }
     }
 }
 
 #[test]
-fn false_heights_move_no_peer() {
-    withstand(&[Lie::RaisesHeights, Lie::RepeatsOldBlocks]);
+fn false_heights_change_no_peer() {
+    run_with(&[Lie::RaisesHeights, Lie::RepeatsOldBlocks]);
 }
 
 #[test]
-fn one_endpoint_cannot_call_a_block_final() {
-    withstand(&[Lie::HastensFinality]);
+fn single_endpoint_cannot_finalise_a_block() {
+    run_with(&[Lie::HastensFinality]);
 }
 
 #[test]
-fn another_chain_under_the_url_moves_no_peer() {
-    withstand(&[Lie::OtherChain]);
+fn other_chain_behind_the_url_changes_no_peer() {
+    run_with(&[Lie::OtherChain]);
 }
