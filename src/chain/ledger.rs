@@ -8,17 +8,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// File name of the decisions in the state directory.
 pub const DECISIONS: &str = "grants.json";
-/// File name of the height in the runtime directory.
+/// File name of the cursor in the runtime directory.
 pub const REACHED: &str = "grants-height.json";
-/// The version of both.
+/// Version of both documents.
 const VERSION: u32 = 1;
 
-/// Where things are kept.
+/// The directories of the documents.
 #[derive(Clone, Debug, Default)]
 pub struct Directories {
-    /// For decisions; `None`: nowhere.
+    /// For the decisions; `None`: not stored.
     pub state: Option<PathBuf>,
-    /// For the height, cleared by a reboot; `None`: nowhere.
+    /// For the cursor, cleared by a reboot; `None`: not stored.
     pub runtime: Option<PathBuf>,
 }
 
@@ -31,8 +31,8 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Opens both documents and reads them: how far the chain was followed, and the decisions. A document that cannot be read
-    /// counts as missing; one about another contract is ignored.
+    /// Opens and reads both documents: the cursor and the decisions. An unreadable document counts as missing; one of
+    /// another contract is ignored.
     pub fn open(directories: &Directories, origin: Origin) -> (Self, ChainCursor, Option<StoredGrants>) {
         let (decisions, stored) = document::<StoredGrants>(directories.state.as_deref(), DECISIONS);
         let (cursor, reached) = document::<StoredCursor>(directories.runtime.as_deref(), REACHED);
@@ -48,18 +48,18 @@ impl Ledger {
         (Self { origin, decisions, cursor }, further, stored)
     }
 
-    /// Writes the decisions if they differ from what the disk holds; whether they did.
+    /// Writes the decisions if they differ from the disk's; returns whether they did.
     pub fn store_decisions(&self, stored: StoredGrants) -> impl Future<Output = Result<bool, String>> + Send + use<> {
         write(self.decisions.clone(), stored)
     }
 
-    /// Writes how far the chain was followed; whether that differs from what the disk holds.
+    /// Writes the cursor if it differs from the disk's; returns whether it did.
     pub fn store_cursor(&self, cursor: ChainCursor) -> impl Future<Output = Result<bool, String>> + Send + use<> {
         write(self.cursor.clone(), StoredCursor { origin: self.origin, follow: cursor })
     }
 }
 
-/// What the state directory holds of the grants, which is left as it is.
+/// Reads the stored grants without a change to the state directory.
 pub fn peek(state_dir: &Path, origin: Origin) -> Option<StoredGrants> {
     Document::<StoredGrants>::new(state_dir.join(DECISIONS), VERSION).peek().filter(|s| s.origin == origin)
 }
@@ -76,7 +76,7 @@ fn document<T: serde::Serialize + serde::de::DeserializeOwned>(directory: Option
     (Some(Arc::new(Mutex::new(document))), read)
 }
 
-/// On the blocking pool: an SD card may take a second to sync. Without a document nothing is written.
+/// Runs on the blocking pool, because an SD card may take a second to sync. Without a document nothing is written.
 async fn write<T>(document: Option<Arc<Mutex<Document<T>>>>, value: T) -> Result<bool, String>
 where
     T: serde::Serialize + serde::de::DeserializeOwned + Send + 'static,

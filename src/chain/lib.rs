@@ -1,4 +1,4 @@
-//! Drives the machines of `spoke_grants` with real endpoints, clocks and disks: the same code on the device and in the control plane.
+//! Drives the machines of `spoke_grants` with real endpoints, clocks and disks, on the device and in the control plane.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
 
 mod endpoint;

@@ -1,4 +1,4 @@
-//! Runs single queries: for a person who asks, and for an enrolment. Waits for: replies, the deadline.
+//! Runs single queries, for `spoke` commands and for enrolments. Waits for: replies, the deadline.
 use crate::endpoint::{endpoint_names, log_notice, send};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use spoke_config::grants::Grants;
@@ -12,7 +12,7 @@ use spoke_sys::random::seed;
 use spoke_sys::rpc::Rpc;
 use std::sync::Arc;
 
-/// Asks the chain behind its endpoints, one query at a time.
+/// Queries the chain through its endpoints, one query at a time.
 #[derive(Debug)]
 pub struct ChainReader<R, C> {
     rpc: R,
@@ -27,12 +27,12 @@ impl<R: Rpc, C: Clock> ChainReader<R, C> {
         Self { rpc, clock, conversation }
     }
 
-    /// Counters since it was made.
+    /// Counters since it was created.
     pub const fn traffic(&self) -> Traffic {
         self.conversation.traffic
     }
 
-    /// A block by height or name; `None`: the chain has none.
+    /// A block by height, hash or tag; `None`: the chain has no such block.
     pub async fn find_block(&mut self, at: At) -> Result<Option<BlockRef>, NoQuorum> {
         self.run(FindBlock(at)).await
     }
@@ -43,7 +43,7 @@ impl<R: Rpc, C: Clock> ChainReader<R, C> {
         Ok(decided.into_iter().next().unwrap_or_default())
     }
 
-    /// What the chain decides about one pair at its newest and its last final block.
+    /// The decisions about one pair at the newest and the last final block.
     pub async fn decide(&mut self, pair: &Pair) -> Result<PairDecision, NoQuorum> {
         self.run(DecidePair::new(pair.clone())).await
     }

@@ -1,5 +1,5 @@
-//! Runs the watcher machine: performs its calls through the endpoints, its writes on the blocking pool, and sleeps until its
-//! deadline. Waits for: replies, writes, the deadline, a refresh, new candidates.
+//! Runs the watcher machine: performs its calls through the endpoints and its writes on the blocking pool, and sleeps
+//! until its deadline. Waits for: replies, writes, the deadline, a refresh, new candidates.
 use crate::endpoint::{endpoint_names, log_notice, send};
 use crate::ledger;
 use crate::ledger::{Directories, Ledger};
@@ -23,29 +23,29 @@ use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::{Notify, watch};
 
-/// What the task needs.
+/// Dependencies of the task.
 #[derive(Clone, Debug)]
 pub struct Deps<C> {
     /// Clocks.
     pub clock: C,
     /// `[grants]`.
     pub config: Arc<Grants>,
-    /// Where decisions and cursor are kept.
+    /// Directories of the decisions and the cursor.
     pub directories: Directories,
     /// The peers that need a grant.
     pub candidates: watch::Receiver<Arc<BTreeSet<Pair>>>,
-    /// Who is admitted.
+    /// The admitted pairs.
     pub admitted: Arc<watch::Sender<Option<Arc<Admitted>>>>,
-    /// Everything for people and monitors.
+    /// The report for status and metrics.
     pub report: Arc<watch::Sender<Option<Arc<Report>>>>,
-    /// Notified to have everything verified again at once.
+    /// Notified to verify all candidates again at once.
     pub refresh: Arc<Notify>,
-    /// Until then the peers admitted before stay, as long as not every candidate was verified.
+    /// Until then the peers admitted by the previous contract stay, as long as not every candidate was verified.
     pub hold: Option<Boot>,
 }
 
-/// Runs for ever. `open` makes the connection to the endpoints; what the disk holds is published before it is called, so that
-/// a missing credential does not delay admission.
+/// Runs until it is cancelled; fails only if `open` fails. The stored decisions are published before `open` is called,
+/// so that a missing credential does not delay admission.
 pub async fn run<C: Clock, R: Rpc, E: std::error::Error + Send + Sync + 'static>(
     deps: Deps<C>,
     open: impl FnOnce() -> Result<R, E>,
@@ -61,7 +61,7 @@ pub async fn run<C: Clock, R: Rpc, E: std::error::Error + Send + Sync + 'static>
     }
 }
 
-/// Who a run would admit at its start, by what the state directory holds. Asks no endpoint and changes nothing.
+/// The pairs that a run would admit at its start, by the stored decisions. Reads only the state directory.
 pub fn remembered(config: &Grants, state_dir: &Path, candidates: &BTreeSet<Pair>, now: Boot) -> Admitted {
     let origin = Origin { contract: config.contract, chain_id: config.chain_id };
     let mut table = AdmissionTable::new(config, Cache::new(RandomState::new()), now);
@@ -74,11 +74,11 @@ pub fn remembered(config: &Grants, state_dir: &Path, candidates: &BTreeSet<Pair>
 
 struct Driver<C, R> {
     deps: Deps<C>,
-    /// `None` until the endpoints are open; the machine asks nothing before.
+    /// `None` until the endpoints are open; the machine sends nothing before that.
     rpc: Option<R>,
     machine: ChainWatcher,
     ledger: Ledger,
-    /// Calls and writes under way.
+    /// Calls and writes in progress.
     pending: FuturesUnordered<BoxFuture<'static, Event>>,
     /// The last quorum by both clocks.
     last_quorum: Option<(Boot, Wall)>,
@@ -147,7 +147,7 @@ impl<C: Clock, R: Rpc> Driver<C, R> {
             self.last_quorum = report.last_quorum.map(|at| (at, self.deps.clock.wall()));
         }
         report.last_quorum_wall = self.last_quorum.map(|(_, wall)| wall);
-        // Before the peers it explains.
+        // Published before the peers, which it explains.
         self.deps.report.send_replace(Some(Arc::new(report)));
         if let Some(admitted) = self.machine.admitted() {
             self.deps.admitted.send_if_modified(|before| {

@@ -1,4 +1,4 @@
-//! `[grants]`: the contract that says who may be a peer, the endpoints that are asked, and how long an answer lasts.
+//! `[grants]`: the access contract, the endpoints to query, and how long a decision holds.
 use super::node::Role;
 use super::reader::Table;
 use alloy_primitives::Address;
@@ -13,9 +13,9 @@ use std::time::Duration;
 /// Where an endpoint's URL comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
-    /// It stands in the configuration; a path or a query may hold a key and is never shown.
+    /// In the configuration; its path or query may contain a key and is never shown.
     Url(Url),
-    /// It is kept like a key: a file or a credential with the URL as its one line.
+    /// Stored like a key: a file or a credential with the URL as its only line.
     Kept(KeySource),
 }
 
@@ -27,7 +27,7 @@ pub struct Url {
 }
 
 impl Url {
-    /// The whole URL, for the one place that opens it.
+    /// The complete URL; only for the client that opens it.
     pub const fn reveal(&self) -> &String {
         self.text.reveal()
     }
@@ -47,10 +47,10 @@ impl fmt::Debug for Url {
 /// Text that is not an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadEndpoint {
-    /// Another scheme, no host, a user name, or characters no URL has.
+    /// Another scheme, no host, or characters that are invalid in a URL.
     #[error("not an HTTP URL such as https://rpc.example.net/v2/KEY, file:/path or credential:NAME")]
     Syntax,
-    /// A name and password in front of the host.
+    /// User name or password before the host.
     #[error("a user name before the host is not supported: put the key where the provider says")]
     UserInfo,
 }
@@ -94,7 +94,7 @@ impl fmt::Display for Endpoint {
 }
 
 impl Serialize for Endpoint {
-    /// What follows the host is left out: it may be a key.
+    /// Omits everything after the host: it may be a key.
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Url(url) if url.reveal().len() > url.shown.len() + 1 => {
@@ -105,7 +105,7 @@ impl Serialize for Endpoint {
     }
 }
 
-/// How long grants hold without an answer of the chain: each phase begins when the one before it is over.
+/// How long grants hold without a quorum: each phase begins at the end of the previous one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rungs {
     /// Every grant holds and new peers are admitted.
@@ -117,30 +117,30 @@ pub struct Rungs {
 }
 
 impl Rungs {
-    /// Time from the last answer of the chain until everything is denied.
+    /// Time from the last quorum until every peer is denied.
     pub fn total(&self) -> Duration {
         self.fresh.saturating_add(self.stale).saturating_add(self.grace)
     }
 
-    /// What one reboot may cost.
+    /// Maximum time that one reboot takes off the ladder.
     pub fn step(&self) -> Duration {
         self.fresh.max(Duration::from_secs(60))
     }
 }
 
-/// Most endpoints of one chain.
+/// Maximum number of endpoints.
 pub const MAX_ENDPOINTS: usize = 8;
 
-/// From when on a grant counts. A revocation counts at once.
+/// When a grant takes effect. A revocation takes effect at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Finality {
     /// As soon as it is in a block.
     Latest,
-    /// When the chain's operator will not take it back by itself (Base: about 2 minutes).
+    /// When the sequencer does not revert it by itself (Base: about 2 minutes).
     #[default]
     Safe,
-    /// When nobody can (Base: about 20 minutes).
+    /// When it cannot be reverted (Base: about 20 minutes).
     Finalized,
 }
 
@@ -156,11 +156,10 @@ impl FromStr for Finality {
     }
 }
 
-/// The id that local chains for tests and development have.
+/// The chain id of local chains for tests and development.
 const LOCAL_CHAIN: u64 = 31_337;
 
-/// How often the chain is looked at where nothing else is said. A device may be on a metered line: a day of polls stays
-/// under 1 MB. A hub is not.
+/// Default poll interval. A device may be on a metered line: a day of polls stays below 1 MB. A hub is not metered.
 pub const fn usual_poll(role: Role) -> Duration {
     Duration::from_secs(match role {
         Role::Hub => 5,
@@ -174,38 +173,38 @@ pub struct Grants {
     /// The access contract.
     #[serde(serialize_with = "address_text")]
     pub contract: Address,
-    /// The chain it is on; an endpoint on another one is never believed.
+    /// Its chain; answers of an endpoint on another chain are rejected.
     pub chain_id: u64,
-    /// Whom to ask.
+    /// JSON-RPC endpoints.
     pub endpoints: Vec<Endpoint>,
-    /// How many of them must say the same.
+    /// How many of them must give the same answer.
     pub quorum: usize,
-    /// From when on a grant counts.
+    /// When a grant takes effect.
     pub finality: Finality,
-    /// How often the chain is looked at.
+    /// Poll interval.
     #[serde(serialize_with = "duration_text")]
     pub poll: Duration,
-    /// An endpoint whose newest block has been the same for this long is not believed; zero: it is.
+    /// Positions of an endpoint are rejected if its newest block has not changed for this long; zero: never.
     #[serde(serialize_with = "duration_text")]
     pub stall: Duration,
-    /// How long one endpoint may take to answer.
+    /// Timeout of one request.
     #[serde(serialize_with = "duration_text")]
     pub timeout: Duration,
-    /// Most calls in one JSON-RPC batch.
+    /// Maximum number of calls in one JSON-RPC batch.
     pub batch: usize,
-    /// A grant is verified again after this long, even if no event asks for it.
+    /// A grant is verified again after this time, even without an event.
     #[serde(serialize_with = "duration_text")]
     pub positive_ttl: Duration,
     /// The same for a denial.
     #[serde(serialize_with = "duration_text")]
     pub negative_ttl: Duration,
-    /// Without an answer: nothing is wrong yet.
+    /// Without a quorum: every grant holds and new peers are admitted.
     #[serde(serialize_with = "duration_text")]
     pub fresh: Duration,
     /// After that: every grant still holds.
     #[serde(serialize_with = "duration_text")]
     pub stale: Duration,
-    /// After that: peers stay and nobody becomes one. After that: everybody is denied.
+    /// After that: peers stay, and no new one is admitted. After that every peer is denied.
     #[serde(serialize_with = "duration_text")]
     pub grace: Duration,
 }
@@ -220,7 +219,7 @@ impl Grants {
         Rungs { fresh: self.fresh, stale: self.stale, grace: self.grace }
     }
 
-    /// Reads the section; `usual_poll` is how often the chain is looked at where nothing else is said.
+    /// Reads the section; `usual_poll` is the default poll interval.
     pub fn read(t: &mut Table<'_>, usual_poll: Duration) -> Option<Self> {
         let s = Duration::from_secs;
         let day = s(86_400);
@@ -261,7 +260,7 @@ impl Grants {
         }
         let finality = t.parsed("finality", "\"latest\", \"safe\" or \"finalized\"").unwrap_or_default();
         let poll = t.duration("poll", Duration::from_millis(200)..=s(3600)).unwrap_or(usual_poll);
-        // A local chain makes blocks only when there is something to put in.
+        // A local chain creates blocks only for transactions.
         let default_stall = if chain_id == Some(LOCAL_CHAIN) { s(0) } else { s(600).max(poll.saturating_mul(3)) };
         let stall = t.duration("stall", s(0)..=day).unwrap_or(default_stall);
         if !stall.is_zero() && stall < poll.saturating_mul(2) {
@@ -316,7 +315,7 @@ mod tests {
     const GOOD: &str = "[grants]\ncontract = \"0x37d2106bADB01dd5bE1926e45D172Cb4203C4186\"\nchain_id = 8453\nendpoints = [\"https://rpc.example.net/v2/s3cret\", \"credential:rpc\", \"http://127.0.0.1:8545\"]\n";
 
     #[test]
-    fn a_key_in_a_url_is_never_shown() {
+    fn key_in_a_url_is_never_shown() {
         let config = load(GOOD).unwrap();
         let shown = format!("{config:?}{}", config.to_toml());
         assert!(!shown.contains("s3cret"), "{shown}");
@@ -328,7 +327,7 @@ mod tests {
         assert_eq!((grants.quorum, grants.finality, grants.poll), (1, Finality::Safe, Duration::from_secs(120)));
         assert_eq!(grants.stall, Duration::from_secs(600));
         let local = load(&GOOD.replace("8453\n", "31337\n")).unwrap().grants.unwrap();
-        assert!(local.stall.is_zero(), "a local chain rests for as long as it likes");
+        assert!(local.stall.is_zero(), "a local chain creates no blocks while idle");
     }
 
     #[test]
@@ -357,6 +356,6 @@ mod tests {
         assert!(load(text).unwrap_err().0.iter().any(|f| f.key == "interface[0].access"));
         assert!(load(&(GOOD.to_owned() + text)).is_ok());
         let control = "[node]\nid = \"hub-1\"\n[control]\nurl = \"https://c.example.net\"\n";
-        assert!(load(&(control.to_owned() + text)).is_ok(), "a control plane may name it");
+        assert!(load(&(control.to_owned() + text)).is_ok(), "the control plane may provide it");
     }
 }

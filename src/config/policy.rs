@@ -1,4 +1,4 @@
-//! A `[grants]` section that a control plane hands out: the same keys and values, in JSON. Pure.
+//! A `[grants]` section from the control plane: the same keys and values, in JSON. Pure.
 use super::fault::{ConfigFault, ConfigFaults};
 use super::grants::{Endpoint, Grants, usual_poll};
 use super::node::Role;
@@ -7,12 +7,12 @@ use config::{Value, ValueKind};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// The longest one, in bytes of JSON.
+/// Maximum size in bytes of JSON.
 const MAX_BYTES: usize = 32 << 10;
 
-/// The section as it was written. What it means for a node, and whether it means anything, [`GrantsPolicy::read`] says.
+/// The section as received, unchecked; [`GrantsPolicy::read`] checks and converts it.
 ///
-/// It is serialised whole, because that is how it travels to devices; whoever shows it uses [`GrantsPolicy::shown`].
+/// Serialised with its secrets, as it is sent to devices; use [`GrantsPolicy::shown`] for any output.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct GrantsPolicy(serde_json::Map<String, serde_json::Value>);
@@ -24,12 +24,12 @@ impl fmt::Debug for GrantsPolicy {
 }
 
 impl GrantsPolicy {
-    /// Nothing is in it.
+    /// Whether it has no keys.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The section for a node of this role, read and checked like that of a file: every fault names its key.
+    /// The section for a node of this role, checked like a section of a file: every fault names its key.
     pub fn read(&self, role: Role) -> Result<Grants, ConfigFaults> {
         let mut faults = Vec::new();
         let bytes = serde_json::to_string(&self.0).map_or(0, |t| t.len());
@@ -51,7 +51,7 @@ impl GrantsPolicy {
         }
     }
 
-    /// As it may be shown: what follows the host of an endpoint is left out, because it may be a key.
+    /// A form to show: everything after the host of an endpoint is omitted, because it may be a key.
     pub fn shown(&self) -> serde_json::Value {
         let mut shown = self.0.clone();
         if let Some(endpoints) = shown.get_mut("endpoints") {
@@ -67,7 +67,7 @@ impl GrantsPolicy {
         serde_json::Value::Object(shown)
     }
 
-    /// From TOML: the keys of the section, with or without its header.
+    /// Reads TOML: the keys of the section, with or without its header.
     pub fn from_toml(text: &str) -> Result<Self, String> {
         let mut table: toml::Table = text.parse().map_err(|e: toml::de::Error| e.message().trim().to_owned())?;
         if let (1, Some(toml::Value::Table(section))) = (table.len(), table.get("grants")) {
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn it_reads_as_the_same_keys_in_a_file_do() {
+    fn json_and_toml_give_the_same_section() {
         let toml = "[grants]\ncontract = \"0x37d2106bADB01dd5bE1926e45D172Cb4203C4186\"\nchain_id = 8453\nendpoints = [\"https://rpc.example.net/v2/s3cret\", \"credential:rpc\"]\nquorum = 2\nfinality = \"latest\"\ngrace = \"1d\"\n";
         let own = super::super::Config::from_text(Some(("x", toml)), []).unwrap().grants.unwrap();
         assert_eq!(policy(GOOD).read(Role::Node).unwrap(), own);
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_in_a_url_travels_and_is_never_shown() {
+    fn key_in_a_url_is_serialised_and_never_shown() {
         let shown = format!("{:?}", policy(GOOD));
         assert!(shown.contains("https://rpc.example.net/[redacted]") && !shown.contains("s3cret"), "{shown}");
         assert!(serde_json::to_string(&policy(GOOD)).unwrap().contains("s3cret"));
