@@ -5,13 +5,13 @@ use crate::wire::Outcome;
 /// An entry for the audit trail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ControlAudit {
-    /// The intention, for people.
+    /// The operation, for operators.
     pub what: String,
     /// Why it failed.
     pub error: Option<String>,
 }
 
-/// The entries for the change from `before` to `now`. The first status after a start gives none.
+/// The entries for the change from `before` to `now`. The first status after a start causes no entry.
 pub fn audit_entries(before: &ControlStatus, now: &ControlStatus) -> Vec<ControlAudit> {
     let mut out = Vec::new();
     let n = now.generation;
@@ -59,7 +59,7 @@ mod tests {
 
     #[test]
     fn each_state_and_its_outcome_is_recorded_once() {
-        let story = [
+        let statuses = [
             ControlStatus::default(),
             status(0, Outcome::Applied, None),
             status(0, Outcome::Trial, None),
@@ -73,7 +73,7 @@ mod tests {
             status(1, Outcome::Refused, Some("no key pinned has signed it")),
             status(1, Outcome::Applied, None),
         ];
-        let entries: Vec<_> = story.windows(2).flat_map(|w| audit_entries(&w[0], &w[1])).collect();
+        let entries: Vec<_> = statuses.windows(2).flat_map(|w| audit_entries(&w[0], &w[1])).collect();
         let texts: Vec<&str> = entries.iter().map(|e| e.what.as_str()).collect();
         assert_eq!(
             texts,
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn restart_gives_no_entry() {
+    fn restart_causes_no_entry() {
         assert!(audit_entries(&ControlStatus::default(), &status(7, Outcome::Applied, None)).is_empty());
         let key = spoke_model::key::PublicKey([7; 32]);
         let changed = ControlStatus { key_changed: Some(KeyChange::Changed(key)), ..status(7, Outcome::Applied, None) };

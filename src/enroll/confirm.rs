@@ -1,14 +1,14 @@
-//! Commit-confirm: a new state is on trial until the hub has answered through it; otherwise the previous one is restored.
-//! Pure; driven by [`super::machine`].
+//! Commit-confirm: a new state is on trial until the hub has answered through it; otherwise the previous one is
+//! restored. Pure; driven by [`super::machine`].
 //!
 //! ```text
 //! Settled ──offer──► Trial ──applied and answered──► keep ──► Settled
 //!                     │ └──applied, nothing to lose──► keep ──► Settled
 //!                     └──deadline──► previous state restored; this one is never tried again
 //! ```
-//! If the hub was down before the change, applying the state is enough: its silence says nothing about the change, and
-//! reverting would regain nothing. The same holds for a machine without a hub (a hub itself, or a node whose network has
-//! none yet). A state that the kernel or `derive` refuses is reverted if there is a previous one.
+//! If the hub was down before the change, applying the state is enough: a missing reply proves nothing about the
+//! change, and reverting would regain nothing. The same holds for a machine without a hub (a hub itself, or a node
+//! whose network has none yet). A state that the kernel or `derive` refuses is reverted if there is a previous one.
 use spoke_model::time::Boot;
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ pub enum TrialVerdict {
     Open,
     /// Keep the state.
     Keep,
-    /// Restore the previous one and never try this one again; the reason is for people.
+    /// Restore the previous one and never try this one again; the reason is for operators.
     Revert(String),
 }
 

@@ -1,8 +1,9 @@
 //! The state document: the desired state of one node, signed by the control plane.
 //!
 //! The signed bytes are sent and stored verbatim inside the envelope, so verification does not depend on two programs
-//! writing the same JSON. A domain prefix separates these signatures from any others of the same key. An envelope has one
-//! signature for each signing key in service, so that a node that was offline during a key rotation finds one it knows.
+//! writing the same JSON. A domain prefix separates these signatures from any others of the same key. An envelope has
+//! one signature for each signing key in service, so that a node that was offline during a key rotation finds one it
+//! knows.
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;

@@ -52,7 +52,7 @@ pub struct NodeObservation {
     pub problem: Option<String>,
     /// Differences found since the process started.
     pub drift: u64,
-    /// The node calls itself healthy.
+    /// The node reports itself as healthy.
     pub healthy: bool,
     /// State of image updates.
     pub update: Option<Notice>,
@@ -67,7 +67,7 @@ pub enum PollResult {
     Nothing,
     /// A document for this node, signed and valid.
     State(Box<SignedState>),
-    /// The clock was corrected: ask again.
+    /// The clock was corrected: poll again.
     Again,
     /// A document that cannot be accepted.
     Refused(Refusal),
@@ -80,7 +80,7 @@ pub enum PollResult {
 pub enum SendResult {
     /// Accepted.
     Taken,
-    /// A key request was accepted; whether every hub knows the key.
+    /// A key request was accepted; whether every hub accepts the key.
     Ready(bool),
     /// The clock was corrected: send again.
     Again,
@@ -185,6 +185,6 @@ pub enum Action {
     UseKey(KeySlot),
     /// Replace the old key on disk with the new one.
     FinishKey,
-    /// Delete the new key; the reason is for people.
+    /// Delete the new key; the reason is for operators.
     AbandonKey(String),
 }

@@ -1,4 +1,4 @@
-//! Enrolment of a device and its conversation with the control plane: identity, signed requests, the signed state document.
+//! Enrolment of a device and its control session: identity, signed requests, the signed state document.
 //!
 //! The device creates its own keys; no private half leaves it. It accepts only a [`document::StateDocument`] that names
 //! this node, is newer than the last one and is signed by a key pinned at enrolment. A document is stored only after it

@@ -12,12 +12,12 @@
 //! does not answer, the state in force stays in force, without limit.
 //!
 //! # Driver contract
-//! [`ControlClient::new`], then [`ControlClient::resume_rotation`] if a change of keys is on disk, then [`Event::Tick`].
-//! Perform all actions of a call in order before the next one. Each `Poll` is answered by one [`Event::PollEnded`], each
-//! `Send` by one [`Event::SendEnded`], `RecordSwitch` by [`Event::SwitchRecorded`], at any later time; echo replies may be
-//! missing. After `Publish` send a new [`Event::Observed`] before anything else that depends on it. Publish
-//! [`ControlClient::status`] after each call. Sleep until [`ControlClient::deadline`] and send `Tick`; an early or late
-//! `Tick` is harmless.
+//! [`ControlClient::new`], then [`ControlClient::resume_rotation`] if a change of keys is on disk, then
+//! [`Event::Tick`]. Perform all actions of a call in order before the next one. Each `Poll` is answered by one
+//! [`Event::PollEnded`], each `Send` by one [`Event::SendEnded`], `RecordSwitch` by [`Event::SwitchRecorded`], at any
+//! later time; echo replies may be missing. After `Publish` send a new [`Event::Observed`] before anything else that
+//! depends on it. Publish [`ControlClient::status`] after each call. Sleep until [`ControlClient::deadline`] and send
+//! `Tick`; an early or late `Tick` is harmless.
 use super::confirm::{StateTrial, TrialEvidence, TrialVerdict};
 use super::document::Refusal;
 use super::events::{Action, ControlTimes, Event, NodeObservation, PollResult, SignedState};
@@ -52,7 +52,8 @@ const REPORT_PAUSE: Duration = Duration::from_secs(1);
 const OUTAGE_BACKOFF: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(120));
 /// First and longest wait after a document that was refused.
 const REFUSED_BACKOFF: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(900));
-/// A poll that brought nothing is repeated after a random wait below this: a server that stops answers all nodes at once.
+/// A poll that brought nothing is repeated after a random wait below this: a server that stops answers all nodes at
+/// once.
 const SCATTER_MS: u64 = 1_000;
 
 /// Actions of one event, in the order to perform them.
@@ -98,7 +99,7 @@ enum Poll {
     At(Boot),
 }
 
-/// What a report says. Two equal contents need only one report.
+/// Content of a report. An unchanged content is not reported again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct ReportContent {
     generation: u64,

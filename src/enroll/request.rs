@@ -1,9 +1,9 @@
 //! Authentication of a node's requests: an Ed25519 signature over request, time and nonce.
 //!
-//! Signatures instead of client certificates, because a board may boot in 1970 and a certificate depends on dates, because
-//! its renewal fails after a long time offline, and because a TLS proxy in front of several control planes would have to
-//! be trusted with the identity. The time only bounds how long nonces are remembered. The signature is verified before the
-//! time, so only the node itself receives the server's time, signed by the control plane's key.
+//! Signatures instead of client certificates, because a board may boot in 1970 and a certificate depends on dates,
+//! because its renewal fails after a long time offline, and because a TLS proxy in front of several control planes
+//! would have to be trusted with the identity. The time only bounds how long nonces are remembered. The signature is
+//! verified before the time, so only the node itself receives the server's time, signed by the control plane's key.
 //!
 //! Signed text, one item per line: `spoke-request-v1`, node id, method, path with query, SHA-256 of the body in hex,
 //! milliseconds since 1970, nonce in hex. No item can contain a line feed, so the text is unambiguous.
@@ -110,13 +110,13 @@ impl RequestProof {
     }
 
     /// Whether the holder of `key` signed exactly this request.
-    pub fn verify(&self, asked: &RequestParts<'_>, key: &VerifyKey) -> bool {
-        key.verify(asked.text(&self.node, self.timestamp_ms, self.nonce).as_bytes(), &self.signature)
+    pub fn verify(&self, parts: &RequestParts<'_>, key: &VerifyKey) -> bool {
+        key.verify(parts.text(&self.node, self.timestamp_ms, self.nonce).as_bytes(), &self.signature)
     }
 }
 
-/// The server's time, sent to a node whose clock is off; signed, because a board without a clock cannot check the dates of
-/// a TLS certificate and must not accept a time from a third party.
+/// The server's time, sent to a node whose clock is off; signed, because a board without a clock cannot check the dates
+/// of a TLS certificate and must not accept a time from a third party.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TimeAnswer {
@@ -166,18 +166,18 @@ mod tests {
 
     #[test]
     fn headers_carry_the_proof() {
-        let asked = RequestParts { method: "POST", path: "/api/v1/nodes/register", body: b"{}" };
-        let proof = asked.prove(&key(1), &node(), 1_700_000_000_000, Nonce([9; 16]));
+        let parts = RequestParts { method: "POST", path: "/api/v1/nodes/register", body: b"{}" };
+        let proof = parts.prove(&key(1), &node(), 1_700_000_000_000, Nonce([9; 16]));
         let headers = proof.headers();
         let read = RequestProof::from_headers(|name| headers.iter().find(|(n, _)| *n == name).map(|(_, v)| v.as_str()));
         assert_eq!(read.as_ref(), Some(&proof));
-        assert!(read.unwrap().verify(&asked, &key(1).public()));
-        assert!(!proof.verify(&asked, &key(2).public()), "another node's key");
-        assert!(!proof.verify(&RequestParts { body: b"[]", ..asked }, &key(1).public()));
-        assert!(!proof.verify(&RequestParts { method: "PUT", ..asked }, &key(1).public()));
-        assert!(!proof.verify(&RequestParts { path: "/api/v1/nodes/register?x", ..asked }, &key(1).public()));
+        assert!(read.unwrap().verify(&parts, &key(1).public()));
+        assert!(!proof.verify(&parts, &key(2).public()), "another node's key");
+        assert!(!proof.verify(&RequestParts { body: b"[]", ..parts }, &key(1).public()));
+        assert!(!proof.verify(&RequestParts { method: "PUT", ..parts }, &key(1).public()));
+        assert!(!proof.verify(&RequestParts { path: "/api/v1/nodes/register?x", ..parts }, &key(1).public()));
         let posing = RequestProof { node: "edge-2".parse().unwrap(), ..proof };
-        assert!(!posing.verify(&asked, &key(1).public()), "the node id is signed as well");
+        assert!(!posing.verify(&parts, &key(1).public()), "the node id is signed as well");
     }
 
     #[test]
@@ -205,10 +205,10 @@ mod tests {
         #[test]
         fn any_change_of_time_breaks_the_proof(t: u32, other: u32) {
             prop_assume!(t != other);
-            let asked = RequestParts { method: "GET", path: "/", body: b"" };
-            let proof = asked.prove(&key(1), &node(), u64::from(t), Nonce([0; 16]));
+            let parts = RequestParts { method: "GET", path: "/", body: b"" };
+            let proof = parts.prove(&key(1), &node(), u64::from(t), Nonce([0; 16]));
             let moved = RequestProof { timestamp_ms: u64::from(other), ..proof };
-            prop_assert!(!moved.verify(&asked, &key(1).public()));
+            prop_assert!(!moved.verify(&parts, &key(1).public()));
         }
     }
 }

@@ -8,9 +8,9 @@
 //!                 Idle (old key)                            Idle (old key)       │  Idle        Proving(old)
 //!                                                                                └────reply──────┘
 //! ```
-//! Between the switch request and a hub's reply this side cannot know which key the hub holds: the answer may be lost, or
-//! the power. Therefore the switch is recorded on disk first, both keys are kept, and each is tried in turn until a hub
-//! replies through one of them.
+//! Between the switch request and a hub's reply this side cannot know which key the hub holds: the answer may be lost,
+//! or the power. Therefore the switch is recorded on disk first, both keys are kept, and each is tried in turn until a
+//! hub replies through one of them.
 use super::events::{KeySlot, NotWritten, SendResult};
 use super::wire::KeyStep;
 use spoke_model::key::PublicKey;
@@ -36,7 +36,7 @@ pub enum RotationAction {
     UseKey(KeySlot),
     /// The new key replaces the old one.
     Finish,
-    /// The new key is dropped; the reason is for people.
+    /// The new key is dropped; the reason is for operators.
     Abandon(String),
 }
 
@@ -201,7 +201,7 @@ impl Rotation {
         matches!(self.phase, Phase::Proving { .. })
     }
 
-    /// For people; `None` while idle.
+    /// Name of the phase, for status; `None` while idle.
     pub const fn phase(&self) -> Option<&'static str> {
         match self.phase {
             Phase::Idle => None,

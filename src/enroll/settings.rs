@@ -147,7 +147,7 @@ mod tests {
         assert_eq!(chain(&without, &naming), Some((2, 1, 5)));
         assert_eq!(chain(&with, &naming), Some((1, 1, 5)));
         assert_eq!(chain(&with, &bare), Some((1, 1, 5)));
-        assert_eq!(chain(&own(), &document(0, 3)), None, "no interface asks for grants");
+        assert_eq!(chain(&own(), &document(0, 3)), None, "no interface has access by NFT");
         let why = check_compatible(&without, &bare).unwrap_err().to_string();
         assert!(why.contains("wg0") && why.contains("grants policy") && why.contains("[grants]"), "{why}");
         let why = check_compatible(&own(), &bare).unwrap_err().to_string();

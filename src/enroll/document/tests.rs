@@ -77,11 +77,13 @@ fn each_fault_has_its_refusal() {
     twice.interfaces.push(twice.interfaces[0].clone());
     assert!(matches!(open(&bytes(&twice, &[key(1)])), Err(Refusal::Invalid(p)) if p.contains("twice")));
     let release = Some(WantedRelease { version: "1 4".into(), source: None });
-    let odd = StateDocument { release, ..document() };
-    assert!(matches!(open(&bytes(&odd, &[key(1)])), Err(Refusal::Invalid(why)) if why.contains("release")));
+    let bad_version = StateDocument { release, ..document() };
+    assert!(matches!(open(&bytes(&bad_version, &[key(1)])), Err(Refusal::Invalid(p)) if p.contains("release")));
     let grants = Some(policy("[]"));
-    let mute = StateDocument { grants, ..document() };
-    assert!(matches!(open(&bytes(&mute, &[key(1)])), Err(Refusal::Invalid(why)) if why.contains("grants.endpoints")));
+    let no_endpoints = StateDocument { grants, ..document() };
+    assert!(
+        matches!(open(&bytes(&no_endpoints, &[key(1)])), Err(Refusal::Invalid(p)) if p.contains("grants.endpoints"))
+    );
     let keyless = StateDocument { signing_keys: vec![], ..document() };
     assert!(matches!(open(&bytes(&keyless, &[key(1)])), Err(Refusal::Invalid(_))), "it would lock itself out");
 }
