@@ -1,6 +1,7 @@
 //! Reads and writes the stored grants on the blocking pool.
 use spoke_grants::cursor::ChainCursor;
-use spoke_grants::ledger::{Origin, StoredCursor, StoredGrants, further};
+use spoke_grants::ledger::{Origin, StoreError, StoredCursor, StoredGrants, further};
+use spoke_model::error_chain::ErrorChain;
 use spoke_sys::disk::Document;
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -49,12 +50,15 @@ impl Ledger {
     }
 
     /// Writes the decisions if they differ from the disk's; returns whether they did.
-    pub fn store_decisions(&self, stored: StoredGrants) -> impl Future<Output = Result<bool, String>> + Send + use<> {
+    pub fn store_decisions(
+        &self,
+        stored: StoredGrants,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send + use<> {
         write(self.decisions.clone(), stored)
     }
 
     /// Writes the cursor if it differs from the disk's; returns whether it did.
-    pub fn store_cursor(&self, cursor: ChainCursor) -> impl Future<Output = Result<bool, String>> + Send + use<> {
+    pub fn store_cursor(&self, cursor: ChainCursor) -> impl Future<Output = Result<bool, StoreError>> + Send + use<> {
         write(self.cursor.clone(), StoredCursor { origin: self.origin, follow: cursor })
     }
 }
@@ -77,13 +81,17 @@ fn document<T: serde::Serialize + serde::de::DeserializeOwned>(directory: Option
 }
 
 /// Runs on the blocking pool, because an SD card may take a second to sync. Without a document nothing is written.
-async fn write<T>(document: Option<Arc<Mutex<Document<T>>>>, value: T) -> Result<bool, String>
+async fn write<T>(document: Option<Arc<Mutex<Document<T>>>>, value: T) -> Result<bool, StoreError>
 where
     T: serde::Serialize + serde::de::DeserializeOwned + Send + 'static,
 {
     let Some(document) = document else { return Ok(false) };
     let stored = tokio::task::spawn_blocking(move || {
-        document.lock().unwrap_or_else(PoisonError::into_inner).store(&value).map_err(|e| e.to_string())
+        document
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .store(&value)
+            .map_err(|e| StoreError(ErrorChain(&e).to_string()))
     });
-    stored.await.unwrap_or_else(|e| Err(e.to_string()))
+    stored.await.unwrap_or_else(|e| Err(StoreError(e.to_string())))
 }

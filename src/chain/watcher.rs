@@ -173,10 +173,10 @@ fn log(transition: Transition) {
             tracing::warn!(?from, to, "chain reorganised; verifying later decisions again");
         }
         Transition::Decided(changes) => changes.iter().for_each(log_decision),
-        Transition::CursorNotStored(error) => tracing::debug!(error, "chain cursor not stored"),
+        Transition::CursorNotStored(error) => tracing::debug!(%error, "chain cursor not stored"),
         Transition::DecisionsNotStored(error) => {
             tracing::error!(
-                error,
+                %error,
                 "grants not stored: after a restart no peer is admitted before the chain is reachable"
             );
         }

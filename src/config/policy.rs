@@ -17,6 +17,20 @@ const MAX_BYTES: usize = 32 << 10;
 #[serde(transparent)]
 pub struct GrantsPolicy(serde_json::Map<String, serde_json::Value>);
 
+/// Why a text is no policy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadPolicy {
+    /// Not TOML; the parser's message.
+    #[error("{0}")]
+    Syntax(String),
+    /// TOML, but no table of keys.
+    #[error("is not a table")]
+    NoTable,
+    /// A value that JSON does not have, such as a date.
+    #[error("{0}")]
+    NotJson(String),
+}
+
 impl fmt::Debug for GrantsPolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.shown())
@@ -68,15 +82,16 @@ impl GrantsPolicy {
     }
 
     /// Reads TOML: the keys of the section, with or without its header.
-    pub fn from_toml(text: &str) -> Result<Self, String> {
-        let mut table: toml::Table = text.parse().map_err(|e: toml::de::Error| e.message().trim().to_owned())?;
+    pub fn from_toml(text: &str) -> Result<Self, BadPolicy> {
+        let mut table: toml::Table =
+            text.parse().map_err(|e: toml::de::Error| BadPolicy::Syntax(e.message().trim().to_owned()))?;
         if let (1, Some(toml::Value::Table(section))) = (table.len(), table.get("grants")) {
             table = section.clone();
         }
         match serde_json::to_value(table) {
             Ok(serde_json::Value::Object(keys)) => Ok(Self(keys)),
-            Ok(_) => Err("is not a table".into()),
-            Err(e) => Err(e.to_string()),
+            Ok(_) => Err(BadPolicy::NoTable),
+            Err(e) => Err(BadPolicy::NotJson(e.to_string())),
         }
     }
 }

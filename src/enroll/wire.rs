@@ -168,7 +168,7 @@ pub struct ProvisionConfig {
     pub signing_keys: Vec<VerifyKey>,
 }
 
-/// Told after each connect.
+/// Reported after each connect.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]

@@ -42,6 +42,11 @@ pub struct StoredCursor {
     pub follow: ChainCursor,
 }
 
+/// A document could not be written; the driver knows the cause, the machine only reports it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct StoreError(pub String);
+
 /// The cursor with the greater height: the accepted height never decreases.
 pub fn further(disk: ChainCursor, memory: Option<ChainCursor>) -> ChainCursor {
     match memory {

@@ -6,7 +6,7 @@ use super::cursor::ChainCursor;
 use super::exchange::{Conversation, EndpointNotice, ExchangeAction, MAX_EXCHANGE_ACTIONS, Outcome};
 use super::exchange::{NoQuorum, RpcFailure, RpcReply, RpcRequest};
 use super::ladder::{Phase, Reserve};
-use super::ledger::{Origin, StoredGrants};
+use super::ledger::{Origin, StoreError, StoredGrants};
 use super::policy::Pair;
 use super::report::{Counts, Unreachable};
 use round::Round;
@@ -60,9 +60,9 @@ pub enum Event {
         reply: Result<RpcReply, RpcFailure>,
     },
     /// [`Action::StoreCursor`] was performed.
-    CursorStored(Result<(), String>),
+    CursorStored(Result<(), StoreError>),
     /// [`Action::StoreDecisions`] was performed; whether the content differed from the disk's.
-    DecisionsStored(Result<bool, String>),
+    DecisionsStored(Result<bool, StoreError>),
 }
 
 /// Output of the machine.
@@ -112,9 +112,9 @@ pub enum Transition {
     /// New or changed decisions.
     Decided(Vec<DecisionChange>),
     /// The cursor could not be written.
-    CursorNotStored(String),
+    CursorNotStored(StoreError),
     /// The decisions could not be written.
-    DecisionsNotStored(String),
+    DecisionsNotStored(StoreError),
 }
 
 /// The actions of an exchange, and a few of each other kind.

@@ -169,7 +169,8 @@ fn plan_prints_what_run_would_change() {
     // Before the first start, without a key.
     let (code, printed) = plan(&spoke);
     assert_eq!(code, Some(1), "a plan with steps: {printed}");
-    for line in ["wg0: generate the key file:", "wg0: create interface", "allowed-ips 10.8.0.1/32,10.99.0.0/16", "bring up"]
+    for line in
+        ["wg0: generate the key file:", "wg0: create interface", "allowed-ips 10.8.0.1/32,10.99.0.0/16", "bring up"]
     {
         assert!(printed.contains(line), "{line} in {printed}");
     }

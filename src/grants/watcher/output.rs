@@ -1,7 +1,7 @@
 //! The reports and documents of the machine.
 use super::{Action, Actions, ChainWatcher, DecisionsWrite, FAILED_POLLS, State, Transition, WRITE_TIMEOUT, push};
 use crate::ladder::Phase;
-use crate::ledger::StoredGrants;
+use crate::ledger::{StoreError, StoredGrants};
 use crate::report::{Counts, Report, rows};
 use spoke_model::condition::{Code, Condition};
 use spoke_model::time::Boot;
@@ -47,7 +47,7 @@ impl ChainWatcher {
         push(out, Action::StoreDecisions(Box::new(stored)));
     }
 
-    pub(super) fn cursor_stored(&mut self, now: Boot, result: Result<(), String>, out: &mut Actions) {
+    pub(super) fn cursor_stored(&mut self, now: Boot, result: Result<(), StoreError>, out: &mut Actions) {
         self.writes.cursor = false;
         if let Err(e) = result {
             push(out, Action::Report(Transition::CursorNotStored(e)));
@@ -55,7 +55,7 @@ impl ChainWatcher {
         self.write_ended(now, out);
     }
 
-    pub(super) fn decisions_stored(&mut self, now: Boot, result: Result<bool, String>, out: &mut Actions) {
+    pub(super) fn decisions_stored(&mut self, now: Boot, result: Result<bool, StoreError>, out: &mut Actions) {
         if let Some(write) = self.writes.decisions.take() {
             match result {
                 Ok(written) => {
