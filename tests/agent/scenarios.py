@@ -514,7 +514,9 @@ def the_documented_example_works(spoke, far):
     top = pathlib.Path(__file__).resolve().parents[2]
     pages = "\n".join(page.read_text() for page in (top / "README.md", *sorted((top / "docs").glob("*.md"))))
     blocks = [block.split("```")[0] for block in pages.split("```sh\n")[1:]]
-    example = next(block for block in blocks if "X-Signature" in block)
+    # Both blocks of the page: the functions that sign, and the confirmation by them.
+    first = next(i for i, block in enumerate(blocks) if "X-Signature" in block)
+    example = blocks[first] + next(block for block in blocks[first:] if "/v1/confirm" in block)
     with Node(spoke) as node:
         example = example.replace("/var/lib/spoke/agent.secret", str(node.write("agent.secret", node.secret + "\n")))
         # The example confirms generation 2.
