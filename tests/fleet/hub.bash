@@ -47,7 +47,7 @@ check "device 2 reaches the hub as before" reaches device-2 "$(address_of hub-1)
 say "another process flushes the rules"
 on hub nft flush chain inet spoke-wg0 forward
 await 60 "they are repaired" reaches_not device-1 "${address[2]}"
-drift_reported() { command_of hub status | grep -q 'forwarding between peers changed by'; }
+drift_reported() { command_of hub status | grep -q 'forwarding between peers modified by another process'; }
 await 10 "and the drift is reported" drift_reported
 
 say "forwarding is off again"
