@@ -170,7 +170,7 @@ def scenario_long_outage(world):
     """An outage longer than a trial boots the old system once; the update is committed afterwards"""
     machine, at = tries(world, "long-outage", "b", patience="20s", outage="40s")
     machine.cable(False)
-    at, _ = machine.expect(r"the old system shall have a look", BOOT, at)
+    at, _ = machine.expect(r"probing from the old system", BOOT, at)
     at, _ = machine.expect(r"slot a verified", BOOT, at)
     at, _ = machine.expect(r"slot a: provisioned", BOOT, at)
     silence(machine, r"slot b verified|update given up", 60, at)
