@@ -20,8 +20,6 @@ pub const REVOKED: B256 = b256!("f77547477629bf8d4b78aaa6babeeb3306e56da1ca9b54c
 pub const TRANSFERRED: B256 = b256!("692842951e9a8bdcf099c908e8dd428dedcb5c44056d3b636cd82870c5fd12b2");
 /// `PublicKeyUpdated(address indexed owner, string wireguardPublicKey)`.
 pub const KEY_UPDATED: B256 = b256!("a850082d2fb101274de37494dc864e9277de33c04415c7ad9db57592c60511a5");
-/// `OwnershipTransferInitiated(address indexed previousOwner, address indexed newOwner)`.
-pub const OWNERSHIP: B256 = b256!("b150023a879fd806e3599b6ca8ee3b60f0e360ab3846d128d67ebce1a391639a");
 /// ERC-721 `Transfer(address indexed from, address indexed to, uint256 indexed tokenId)`.
 pub const TRANSFER: B256 = b256!("ddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef");
 

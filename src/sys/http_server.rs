@@ -121,8 +121,9 @@ impl<S: Service, W: Wrap> Server<S, W> {
         futures_util::future::join_all(listen.iter().map(|addr| self.listen(*addr, stop.clone()))).await;
     }
 
-    /// As [`Server::run`], on a socket that is already bound.
-    pub async fn run_on(&self, listener: TcpListener, mut stop: watch::Receiver<bool>) {
+    /// As [`Server::run`], on a socket that is already bound: a test learns its port.
+    #[cfg(test)]
+    pub(crate) async fn run_on(&self, listener: TcpListener, mut stop: watch::Receiver<bool>) {
         self.accept(&listener, &mut stop).await;
     }
 

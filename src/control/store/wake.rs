@@ -1,6 +1,6 @@
 //! Wakes the long-polls of nodes whose desired state has changed: the waiters of this process, by node.
 //!
-//! A wake-up carries no content: the woken poll reads the database. Its text is [`ALL`], a node id, or a node id behind
+//! A wake-up carries no content: the woken poll reads the database. Its text is `ALL`, a node id, or a node id behind
 //! one of the prefixes of [`super::probe`].
 use super::probe::{ProbeMessage, Probes};
 use spoke_model::node_id::NodeId;

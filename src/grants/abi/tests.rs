@@ -5,12 +5,11 @@ use proptest::prelude::*;
 
 #[test]
 fn topics_and_selectors_match_their_signatures() {
-    let topics: [(&str, B256); 6] = [
+    let topics: [(&str, B256); 5] = [
         ("NodeAccessGranted(uint256,string,address,string)", GRANTED),
         ("NodeAccessRevoked(uint256,string)", REVOKED),
         ("NodeAccessTransferred(uint256,address,address)", TRANSFERRED),
         ("PublicKeyUpdated(address,string)", KEY_UPDATED),
-        ("OwnershipTransferInitiated(address,address)", OWNERSHIP),
         ("Transfer(address,address,uint256)", TRANSFER),
     ];
     for (signature, topic) in topics {

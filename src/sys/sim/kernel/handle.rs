@@ -4,7 +4,6 @@ use ipnet::IpNet;
 use rustix::io::Errno;
 use spoke_model::interface_name::IfName;
 use spoke_model::key::{PublicKey, SecretKey};
-use spoke_model::time::Boot;
 use spoke_net::plan::Step;
 use spoke_net::state::{Counters, ObservedPeer, Route};
 use std::collections::{BTreeMap, BTreeSet};
@@ -69,11 +68,6 @@ impl Handle {
     /// Sets whether the kernel has WireGuard.
     pub fn has_wireguard(&self, has: bool) {
         lock(&self.state).wireguard = has;
-    }
-
-    /// Sets the time of observations.
-    pub fn set_time(&self, now: Boot) {
-        lock(&self.state).now = now;
     }
 
     /// Steps requested since the last call, applied or refused.
