@@ -347,7 +347,7 @@ pub struct ProblemDetail {
 pub enum ProblemCode {
     /// The request is not understood.
     BadRequest,
-    /// The enrolment token is unknown, used up, expired or revoked; which of them is not told.
+    /// The enrolment token is unknown, used up, expired or revoked; which of them is not reported.
     BadToken,
     /// The proof is missing or not made by the node it names.
     BadProof,

@@ -87,7 +87,9 @@ async fn store_settings(args: &Args, components: &watch::Sender<Components>) -> 
                 Err(faults) => {
                     let text = faults.iter().map(|f| format!("{f}\n")).collect::<String>();
                     if text != reported {
-                        print(&format!("spoke: {SETTINGS} on the boot partition has faults; mend it there:\n{text}"));
+                        print(&format!(
+                            "spoke: {SETTINGS} on the boot partition has faults; correct it there:\n{text}"
+                        ));
                         write_faults(args, &text)?;
                         reported = text;
                     }

@@ -86,10 +86,10 @@ mod tests {
         assert_eq!(notes.wanted().unwrap().version, "2");
 
         let (components, seen) = watch::channel(Components::default());
-        let (update, mut told) = watch::channel(None);
+        let (update, mut published) = watch::channel(None);
         let telling = tokio::spawn(pass_notice(notes.clone(), components, update));
         notes.post(&Notice::of(&UpdateRecord::new("x".into()), Slot::B, "1")).unwrap();
-        told.changed().await.unwrap();
+        published.changed().await.unwrap();
         assert_eq!(seen.borrow().update.as_ref().unwrap().slot, Slot::B);
         telling.abort();
     }
