@@ -16,6 +16,7 @@ use crate::store::StoreError;
 use crate::store::lease::LeaseError;
 use crate::store::network::BadNetwork;
 use crate::store::node::NodeState;
+use spoke_model::address::HostPort;
 use spoke_model::node_id::NodeId;
 use std::net::IpAddr;
 
@@ -44,6 +45,19 @@ impl std::fmt::Display for Entity {
             Self::Release => "desired release of",
         })
     }
+}
+
+/// Nodes named at most; the others are counted.
+const MAX_NAMES: usize = 20;
+
+/// The names of these nodes with a verb: `edge-1 has`, `edge-1, edge-2 and 30 more have`.
+pub fn names(nodes: &[NodeId], one: &str, several: &str) -> String {
+    let named: Vec<_> = nodes.iter().take(MAX_NAMES).map(NodeId::as_str).collect();
+    let more = match nodes.len().saturating_sub(named.len()) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("{}{more} {}", named.join(", "), if nodes.len() == 1 { one } else { several })
 }
 
 /// Why a request about the fleet was refused. Nothing was changed.
@@ -103,6 +117,31 @@ pub enum RegistryError {
     /// The address asked for a hub.
     #[error("{0} is leased to another node, or not a host of the network")]
     AddressTaken(IpAddr),
+    /// A change that moves a hub away from where its nodes connect to it.
+    #[error(
+        "nodes connect to hub {hub} at {endpoint}, and {nodes} in use: disable the hub, then move it with `hub move`, then enable it"
+    )]
+    HubInUse {
+        /// The hub.
+        hub: NodeId,
+        /// Where it is announced.
+        endpoint: HostPort,
+        /// The nodes with a verb.
+        nodes: String,
+    },
+    /// Nodes that may still connect to a hub that is to be moved.
+    #[error(
+        "hub {hub} is not moved: {nodes} not yet kept a state without it; wait, disable these nodes, or give --lose-nodes"
+    )]
+    HubNotLeft {
+        /// The hub.
+        hub: NodeId,
+        /// The nodes with a verb.
+        nodes: String,
+    },
+    /// Only a hub has an endpoint.
+    #[error("{0} is not a hub")]
+    NotAHub(NodeId),
     /// A change of the pool that a lease would not survive.
     #[error("the address of node {0} would be outside of the pool, or reserved")]
     LeaseOutsidePool(String),
@@ -131,6 +170,9 @@ impl RegistryError {
             | Self::NotPending { .. }
             | Self::KeyNotAnnounced
             | Self::AddressTaken(_)
+            | Self::HubInUse { .. }
+            | Self::HubNotLeft { .. }
+            | Self::NotAHub(_)
             | Self::LeaseOutsidePool(_) => true,
             Self::Lease(_) | Self::Store(_) => false,
         }

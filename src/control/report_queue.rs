@@ -81,12 +81,12 @@ async fn write(store: &Store, batch: &[ReceivedReport]) -> Result<(), StoreError
     let mut tx = store.write().await?;
     for received in batch {
         let failed = matches!(received.report.outcome, Outcome::Reverted | Outcome::Refused);
-        if failed && tx.is_new_outcome(received).await? {
+        let new_failure = failed && tx.is_new_outcome(received).await?;
+        if tx.put_report(received).await? && new_failure {
             let details = serde_json::json!({"outcome": received.report.outcome, "reason": received.report.reason});
             let actor = Actor::Node(received.node.to_string());
             tx.audit(received.received_ms, &actor, "state_not_kept", ("node", received.node.as_str()), details).await?;
         }
-        tx.put_report(received).await?;
     }
     tx.commit().await
 }

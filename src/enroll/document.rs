@@ -293,6 +293,12 @@ impl Envelope {
         Ok((envelope, document))
     }
 
+    /// Whether one of `keys` has signed the document.
+    pub fn is_signed_by(&self, keys: &[VerifyKey]) -> bool {
+        let message = message(&self.document);
+        self.signatures.iter().any(|s| keys.contains(&s.key) && s.key.verify(&message, &s.signature))
+    }
+
     /// The signing keys named by the document, unverified; for the device's own copy if its record of the pins is lost.
     pub fn claimed_keys(&self) -> Vec<VerifyKey> {
         #[derive(Deserialize)]
@@ -307,9 +313,7 @@ impl Envelope {
         if self.signatures.len() > MAX_SIGNING_KEYS {
             return Err(Refusal::Malformed(format!("{} signatures", self.signatures.len())));
         }
-        let message = message(&self.document);
-        let known = |s: &KeySignature| pinned.contains(&s.key) && s.key.verify(&message, &s.signature);
-        if !self.signatures.iter().any(known) {
+        if !self.is_signed_by(pinned) {
             return Err(Refusal::BadSignature);
         }
         /// Read first: the rest depends on the version.

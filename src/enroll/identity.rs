@@ -1,4 +1,6 @@
 //! What an enrolled device stores, and the clock it signs requests with. Pure.
+use super::document::MAX_SIGNING_KEYS;
+use super::events::SignedState;
 use serde::{Deserialize, Serialize};
 use spoke_model::node_id::NodeId;
 use spoke_model::signature::VerifyKey;
@@ -13,6 +15,30 @@ pub struct Enrolment {
     pub node_id: NodeId,
     /// Pinned keys that sign our state.
     pub signing_keys: Vec<VerifyKey>,
+}
+
+impl Enrolment {
+    /// Trusts the keys that a newer, authentic document names, whatever becomes of its state: the control plane may sign
+    /// the next one with them alone. Returns whether one was new.
+    pub fn trust_also(&mut self, named: &[VerifyKey]) -> bool {
+        let before = self.signing_keys.len();
+        for key in named {
+            if !self.signing_keys.contains(key) && self.signing_keys.len() < 2 * MAX_SIGNING_KEYS {
+                self.signing_keys.push(*key);
+            }
+        }
+        self.signing_keys.len() > before
+    }
+
+    /// A state was kept: the keys it does not name are retired, if one of those that it names has signed it.
+    pub fn retire_keys(&mut self, kept: &SignedState) {
+        let named = &kept.document.signing_keys;
+        if kept.envelope.is_signed_by(named) {
+            self.signing_keys.clone_from(named);
+        } else {
+            self.trust_also(named);
+        }
+    }
 }
 
 /// Stored so that a reverted state is not tried again after a restart.
@@ -57,6 +83,34 @@ fn millis(at: Boot) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::document::StateDocument;
+
+    #[test]
+    fn retired_key_goes_once_a_new_one_has_signed_a_kept_state() {
+        let key = |n| spoke_model::signature::SignKey::from_seed(&[n; 32]).unwrap();
+        let keys = |all: &[u8]| all.iter().map(|n| key(*n).public()).collect::<Vec<_>>();
+        let state = |named: &[u8], by: &[u8]| {
+            let document: StateDocument = serde_json::from_value(serde_json::json!({
+                "version": 1, "node_id": "edge-1", "generation": 1, "role": "node",
+                "signing_keys": keys(named), "interfaces": [],
+            }))
+            .unwrap();
+            let signers: Vec<_> = by.iter().map(|n| key(*n)).collect();
+            SignedState { envelope: document.sign(&signers).unwrap(), document }
+        };
+        let node_id = "edge-1".parse().unwrap();
+        let mut enrolment = Enrolment { server: "https://c".into(), node_id, signing_keys: keys(&[1]) };
+        assert!(enrolment.trust_also(&keys(&[1, 2])) && !enrolment.trust_also(&keys(&[2])));
+        assert_eq!(enrolment.signing_keys, keys(&[1, 2]), "of a state that may be reverted");
+        enrolment.retire_keys(&state(&[2], &[1]));
+        assert_eq!(enrolment.signing_keys, keys(&[1, 2]), "nothing proves that the control plane signs with key 2");
+        enrolment.retire_keys(&state(&[2], &[2]));
+        assert_eq!(enrolment.signing_keys, keys(&[2]));
+        for n in 3..40 {
+            enrolment.trust_also(&keys(&[n]));
+        }
+        assert_eq!(enrolment.signing_keys.len(), 2 * MAX_SIGNING_KEYS);
+    }
 
     #[test]
     fn corrected_clock_runs_on() {

@@ -267,6 +267,31 @@ pub struct NodeReport {
     pub health: Option<serde_json::Value>,
 }
 
+/// A report's place among those of its node. No clock is part of it: the server's may be set back, and so may the
+/// node's.
+///
+/// It is sent in the query, which the request's signature covers and which a control plane without it ignores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReportOrder {
+    /// The run of the program, a random number: a later run follows an earlier one.
+    pub run: u64,
+    /// Counted up within the run.
+    pub number: u64,
+}
+
+impl ReportOrder {
+    /// [`REPORT`] with this place.
+    pub fn path(&self) -> String {
+        format!("{REPORT}?run={}&number={}", self.run, self.number)
+    }
+
+    /// The place of the next report.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self { number: self.number.saturating_add(1), ..self }
+    }
+}
+
 impl NodeReport {
     /// Checks what the types cannot.
     pub fn check(&self) -> Result<(), BadField> {

@@ -15,7 +15,7 @@ use spoke_enroll::identity::{Enrolment, ServerClock};
 use spoke_enroll::machine::{ControlClient, RotationRefused};
 use spoke_enroll::settings::check_compatible;
 use spoke_enroll::status::ControlStatus;
-use spoke_enroll::wire::{Capabilities, ProvisionRequest};
+use spoke_enroll::wire::{Capabilities, ProvisionRequest, ReportOrder};
 use spoke_model::backoff::JitterRng;
 use spoke_net::derive::{Keys, UplinkChoice};
 use spoke_sys::clock::Clock;
@@ -204,7 +204,7 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
         };
         let (now, seed, key) = (self.clock.now(), (self.signer.random)(), self.keys.current()?);
         let machine = ControlClient::new(now, seed, times, in_force, rejected, key);
-        let pending = self.keys.pending()?;
+        let (pending, run) = (self.keys.pending()?, (self.signer.random)());
         let io = SessionIo {
             requests: Requests::new(self.http),
             connection,
@@ -218,6 +218,7 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
             publish: self.publish,
             health: self.health,
             update: self.update.clone(),
+            report_order: ReportOrder { run, number: 0 },
         };
         let mut session = ControlSession {
             machine,

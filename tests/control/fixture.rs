@@ -11,7 +11,7 @@ use spoke_control::store::network::Network;
 use spoke_control::store::report::ReceivedReport;
 use spoke_control::store::token::NewToken;
 use spoke_enroll::document::StateDocument;
-use spoke_enroll::wire::{Capabilities, NodeReport, Outcome, ProvisionConfig, ProvisionRequest};
+use spoke_enroll::wire::{Capabilities, NodeReport, Outcome, ProvisionConfig, ProvisionRequest, ReportOrder};
 use spoke_grants::policy::Reason;
 use spoke_model::key::PublicKey;
 use spoke_model::signature::SignKey;
@@ -113,10 +113,16 @@ pub fn report(generation: u64) -> NodeReport {
     }
 }
 
-/// Stores a report.
-pub async fn store_report(store: &Store, id: &str, sent_ms: i64, report: NodeReport) {
+/// Stores a report of a device that does not number its reports.
+pub async fn store_report(store: &Store, id: &str, sent_ms: i64, report: NodeReport) -> bool {
+    put_report(store, id, sent_ms, None, report).await
+}
+
+/// Stores a report signed and received at `at_ms`; whether it was taken.
+pub async fn put_report(store: &Store, id: &str, at_ms: i64, order: Option<ReportOrder>, report: NodeReport) -> bool {
     let mut tx = store.write().await.unwrap();
-    let node = id.parse().unwrap();
-    tx.put_report(&ReceivedReport { node, sent_ms, received_ms: sent_ms, report }).await.unwrap();
+    let received = ReceivedReport { node: id.parse().unwrap(), order, sent_ms: at_ms, received_ms: at_ms, report };
+    let taken = tx.put_report(&received).await.unwrap();
     tx.commit().await.unwrap();
+    taken
 }

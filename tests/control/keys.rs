@@ -9,12 +9,18 @@ use spoke_control::registry::{RegistryError, key_rotation, nodes};
 use spoke_control::signing::{MasterKey, SigningKeys};
 use spoke_control::store::admission::Admission;
 use spoke_control::store::network::Access;
+use spoke_control::store::signing_key::{Retirement, Without};
 use spoke_enroll::document::StateDocument;
-use spoke_enroll::wire::{KeyRequest, KeyStep};
+use spoke_enroll::wire::{KeyRequest, KeyStep, NodeReport, Outcome};
 use spoke_grants::policy::Reason;
 use spoke_model::key::PublicKey;
 
-crate::on_both_databases![only_granted_nodes_are_peers, key_rotation_takes_two_steps, signing_keys_overlap,];
+crate::on_both_databases![
+    only_granted_nodes_are_peers,
+    key_rotation_takes_two_steps,
+    signing_keys_overlap,
+    no_node_is_locked_out_by_a_retired_key,
+];
 
 async fn only_granted_nodes_are_peers(kind: Kind) {
     let (store, _db) = open_with_network(kind, "10.8.0.0/22", |n| n.access = Access::Nft).await;
@@ -128,12 +134,49 @@ async fn signing_keys_overlap(kind: Kind) {
     assert_eq!(SigningKeys::load(&store, &master, NOW).await.unwrap().public(), first, "created once");
     assert!(SigningKeys::load(&store, &MasterKey::new(&[2; 32]).unwrap(), NOW).await.is_err());
     let mut tx = store.write().await.unwrap();
-    assert!(!tx.retire_signing_key(first[0]).await.unwrap(), "the last active key stays");
+    let retired = tx.retire_signing_key(first[0], Without::NoNode).await.unwrap();
+    assert_eq!(retired, Retirement::NotRetirable, "the last active key stays");
     let second = SigningKeys::add(&mut tx, &master, NOW + 1).await.unwrap();
     tx.commit().await.unwrap();
     assert_eq!(SigningKeys::load(&store, &master, NOW).await.unwrap().public(), [first[0], second]);
     let mut tx = store.write().await.unwrap();
-    assert!(tx.retire_signing_key(first[0]).await.unwrap());
+    assert_eq!(tx.retire_signing_key(first[0], Without::NoNode).await.unwrap(), Retirement::Retired);
     tx.commit().await.unwrap();
     assert_eq!(SigningKeys::load(&store, &master, NOW).await.unwrap().public(), [second]);
+}
+
+async fn no_node_is_locked_out_by_a_retired_key(kind: Kind) {
+    let (store, _db) = open_with_network(kind, "10.8.0.0/24", |_| {}).await;
+    let master = MasterKey::new(&[1; 32]).unwrap();
+    let first = SigningKeys::load(&store, &master, NOW).await.unwrap().public()[0];
+    let token = token(&store, 3).await;
+    for id in ["edge-1", "edge-2"] {
+        join(&store, id, &token).await.unwrap();
+        store_report(&store, id, NOW, report(document(&store, id).await.generation)).await;
+    }
+    let mut tx = store.write().await.unwrap();
+    let second = SigningKeys::add(&mut tx, &master, NOW + 1).await.unwrap();
+    tx.commit().await.unwrap();
+    join(&store, "edge-3", &token).await.expect("it pins both keys at its enrolment");
+    let retire = async |key, without| {
+        let mut tx = store.write().await.unwrap();
+        let done = tx.retire_signing_key(key, without).await.unwrap();
+        drop(tx);
+        done
+    };
+    let lost = |ids: &[&str]| Retirement::WouldLose(ids.iter().map(|id| id.parse().unwrap()).collect());
+    assert_eq!(retire(first, Without::NoNode).await, lost(&["edge-1", "edge-2"]));
+    assert_eq!(retire(second, Without::NoNode).await, Retirement::Retired, "every node knows the older one");
+    let generation = document(&store, "edge-1").await.generation;
+    let trial = |generation| NodeReport { outcome: Outcome::Trial, ..report(generation) };
+    store_report(&store, "edge-1", NOW + 2, report(generation)).await;
+    store_report(&store, "edge-2", NOW + 2, trial(generation)).await;
+    assert_eq!(retire(first, Without::NoNode).await, lost(&["edge-2"]), "on trial is not kept");
+    let reverted = NodeReport { outcome: Outcome::Reverted, ..report(generation - 1) };
+    store_report(&store, "edge-2", NOW + 3, reverted).await;
+    assert_eq!(retire(first, Without::NoNode).await, lost(&["edge-2"]));
+    assert_eq!(retire(first, Without::AnyNode).await, Retirement::Retired);
+    store_report(&store, "edge-2", NOW + 4, report(generation + 1)).await;
+    store_report(&store, "edge-1", NOW + 4, trial(generation + 1)).await;
+    assert_eq!(retire(first, Without::NoNode).await, Retirement::Retired, "edge-1 kept the one before its trial");
 }

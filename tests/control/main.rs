@@ -19,6 +19,7 @@ mod database_faults;
 mod enrolment;
 mod fixture;
 mod grants_policy;
+mod hub_move;
 mod keys;
 mod limits;
 mod relay;

@@ -1,18 +1,24 @@
 //! The store on both databases: transactions, wake-ups, jobs, reports, backup, migrations.
 use crate::database::{Kind, open};
-use crate::fixture::{NOW, document, hub, join, network, open_with_network, operator, report, store_report, token};
+use crate::fixture::{
+    NOW, document, hub, join, network, open_with_network, operator, put_report, report, store_report, token,
+};
 use spoke_control::api::view::NodeView;
 use spoke_control::registry::node_change::NodeChange;
 use spoke_control::registry::nodes;
 use spoke_control::signing::{MasterKey, SigningKeys};
+use spoke_control::store::report::ReceivedReport;
 use spoke_control::store::{Store, StoreError};
 use spoke_enroll::document::StateDocument;
+use spoke_enroll::wire::ReportOrder;
 
 crate::on_both_databases![
     dropped_transaction_leaves_nothing,
     changes_wake_other_processes,
     due_job_runs_once,
     older_report_is_ignored,
+    reports_are_ordered_without_a_clock,
+    clock_set_back_stops_neither_reports_nor_jobs,
     backup_restores_into_either_database,
     job_has_one_holder_until_its_term_ends,
     newer_schema_is_refused,
@@ -77,10 +83,17 @@ async fn due_job_runs_once(kind: Kind) {
 async fn older_report_is_ignored(kind: Kind) {
     let (store, _db) = open_with_network(kind, "10.8.0.0/24", |_| {}).await;
     join(&store, "edge-1", &token(&store, 1).await).await.unwrap();
-    store_report(&store, "edge-1", NOW, report(5)).await;
-    store_report(&store, "edge-1", NOW - 1, report(9)).await;
-    store_report(&store, "edge-1", NOW, report(9)).await;
-    store_report(&store, "unknown", NOW, report(9)).await;
+    let put = async |sent_ms, generation| {
+        let mut tx = store.write().await.unwrap();
+        let node = "edge-1".parse().unwrap();
+        let received = ReceivedReport { node, order: None, sent_ms, received_ms: NOW, report: report(generation) };
+        let taken = tx.put_report(&received).await.unwrap();
+        tx.commit().await.unwrap();
+        taken
+    };
+    assert!(put(NOW, 5).await);
+    assert!(!put(NOW - 1, 9).await && !put(NOW, 9).await);
+    assert!(!store_report(&store, "unknown", NOW, report(9)).await);
     let id = "edge-1".parse().unwrap();
     let status = store.read().await.unwrap().node_status(&id).await.unwrap().unwrap();
     let view: NodeView = status.into();
@@ -89,6 +102,56 @@ async fn older_report_is_ignored(kind: Kind) {
     let mut tx = store.write().await.unwrap();
     assert!(tx.use_nonce(&id, "aa", NOW).await.unwrap());
     assert!(!tx.use_nonce(&id, "aa", NOW).await.unwrap(), "a nonce is used once");
+}
+
+async fn reports_are_ordered_without_a_clock(kind: Kind) {
+    let (store, _db) = open_with_network(kind, "10.8.0.0/24", |_| {}).await;
+    join(&store, "edge-1", &token(&store, 1).await).await.unwrap();
+    let put = async |run, number, at_ms| {
+        put_report(&store, "edge-1", at_ms, Some(ReportOrder { run, number }), report(number)).await
+    };
+    const DAY: i64 = 86_400_000;
+    assert!(put(7, 1, NOW).await && put(7, 2, NOW + 1).await);
+    assert!(!put(7, 1, NOW + 2).await && !put(7, 2, NOW + 3).await, "late or repeated");
+    assert!(put(7, 3, NOW - DAY).await, "the server's clock was set back");
+    assert!(put(u64::MAX, 1, NOW - DAY - 1).await, "the device was restarted");
+    assert!(!put(7, 4, NOW).await, "a late report of the run before");
+    assert!(put(u64::MAX, 2, NOW - 2 * DAY).await && put(9, 1, NOW).await);
+    assert!(store_report(&store, "edge-1", NOW + 1, report(1)).await, "an older release does not number them");
+    assert!(put(10, 1, NOW).await, "and the newer one again");
+}
+
+async fn clock_set_back_stops_neither_reports_nor_jobs(kind: Kind) {
+    const DAY: i64 = 86_400_000;
+    let (store, _db) = open_with_network(kind, "10.8.0.0/24", |_| {}).await;
+    join(&store, "edge-1", &token(&store, 1).await).await.unwrap();
+    assert!(store_report(&store, "edge-1", NOW, report(1)).await);
+    assert_eq!(store.read().await.unwrap().fleet_counts(NOW - DAY).await.unwrap().reporting, 0, "its age is unknown");
+    assert!(
+        store_report(&store, "edge-1", NOW - DAY, report(2)).await
+            && store_report(&store, "edge-1", NOW - DAY + 1, report(3)).await
+    );
+    let counts = store.read().await.unwrap().fleet_counts(NOW - DAY + 2).await.unwrap();
+    assert_eq!(counts.reporting, 1);
+
+    let mut tx = store.write().await.unwrap();
+    assert!(tx.hold_job("chain", "a", NOW, 30_000).await.unwrap());
+    assert!(!tx.hold_job("chain", "b", NOW - 30_000, 30_000).await.unwrap(), "the clocks of two control planes differ");
+    assert!(
+        tx.hold_job("chain", "b", NOW - DAY, 30_000).await.unwrap(),
+        "the term of a is of a future that will not come"
+    );
+    tx.commit().await.unwrap();
+    assert!(store.prune(NOW).await.unwrap() && store.prune(NOW - DAY).await.unwrap());
+
+    let master = MasterKey::new(&[1; 32]).unwrap();
+    let first = SigningKeys::load(&store, &master, NOW).await.unwrap().public();
+    let mut tx = store.write().await.unwrap();
+    let second = SigningKeys::add(&mut tx, &master, NOW - DAY).await.unwrap();
+    tx.commit().await.unwrap();
+    let keys = SigningKeys::load(&store, &master, NOW).await.unwrap();
+    assert_eq!(keys.public(), [first[0], second], "nodes know the first one");
+    assert_eq!(keys.oldest().map(spoke_model::signature::SignKey::public), Some(first[0]));
 }
 
 async fn backup_restores_into_either_database(kind: Kind) {

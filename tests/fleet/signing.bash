@@ -15,8 +15,11 @@ two() { [ "$(pinned "$1" | wc -l)" = 2 ]; }
 # A state is confirmed by an echo from the hub, which an idle tunnel sends once a minute.
 await 100 "the device has pinned it beside the old one" two device
 await 20 "the hub has pinned it too" two hub
+await 100 "and so has the other device" two other
 stop other
-fleet signing-key retire "$first" --yes
+# Their reports follow within a second.
+retired() { fleet signing-key retire "$first" --yes; }
+await 20 "every node has confirmed it, so the old key can be retired" retired
 one() { [ "$(pinned "$1" | wc -l)" = 1 ] && [ "$(pinned "$1")" != "$first" ]; }
 await 100 "the device drops the old one" one device
 await 20 "the hub drops the old one" one hub

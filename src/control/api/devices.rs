@@ -21,7 +21,7 @@ use spoke_config::node::Role;
 use spoke_enroll::request::WINDOW_MS;
 use spoke_enroll::wire::{
     KeyAnswer, KeyRequest, NodeReport, Problem, ProblemCode, ProvisionAnswer, ProvisionRequest, ProvisionStatus,
-    RegisterAnswer, RegisterRequest,
+    RegisterAnswer, RegisterRequest, ReportOrder,
 };
 use spoke_grants::policy::VERIFICATION_ERROR;
 use spoke_model::error_chain::ErrorChain;
@@ -202,16 +202,27 @@ async fn newer_document(state: &ApiState, node: &NodeId, after: u64) -> Result<O
     Ok(Some(([(header::CONTENT_TYPE, "application/json")], body).into_response()))
 }
 
+/// A report's place among those of its node. A device that does not number its reports sends neither.
+#[derive(Clone, Copy, Debug, Deserialize, utoipa::IntoParams)]
+pub struct ReportQuery {
+    /// The run of the device's program, a random number.
+    run: Option<u64>,
+    /// Counted up within the run.
+    number: Option<u64>,
+}
+
 /// Takes a node's report on itself.
-#[utoipa::path(post, path = "/api/v1/nodes/self/report", request_body = NodeReport, responses(
+#[utoipa::path(post, path = "/api/v1/nodes/self/report", params(ReportQuery), request_body = NodeReport, responses(
     (status = 204), (status = 401, body = Problem), (status = 403, body = Problem), (status = 422, body = Problem)))]
 pub async fn report(
     State(state): State<Arc<ApiState>>,
+    Query(query): Query<ReportQuery>,
     Signed { caller, body }: Signed<NodeReport>,
 ) -> Result<StatusCode, ApiError> {
     body.check().map_err(|e| ApiError::new(ProblemCode::BadRequest, e))?;
     let received = ReceivedReport {
         node: caller.node,
+        order: query.run.zip(query.number).map(|(run, number)| ReportOrder { run, number }),
         sent_ms: i64::try_from(caller.proof.timestamp_ms).unwrap_or(0),
         received_ms: now_ms(),
         report: body,

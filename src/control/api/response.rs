@@ -97,6 +97,9 @@ impl From<RegistryError> for ApiError {
             | RegistryError::NotPending { .. }
             | RegistryError::KeyNotAnnounced
             | RegistryError::AddressTaken(_)
+            | RegistryError::HubInUse { .. }
+            | RegistryError::HubNotLeft { .. }
+            | RegistryError::NotAHub(_)
             | RegistryError::LeaseOutsidePool(_) => ProblemCode::KeyTaken,
             RegistryError::Removed(_) => ProblemCode::Revoked,
             RegistryError::NotFound(..) => ProblemCode::NotFound,

@@ -1,10 +1,11 @@
 //! `spoke-control network` and `spoke-control hub`.
 use super::Context;
-use super::node::{print_nodes, views};
+use super::node::{print_changed, print_nodes, views};
 use super::prompt::seconds;
 use super::table::{json, render};
 use crate::clock::now_ms;
 use crate::registry::network_change::{NO_CONTRACT, NetworkChange};
+use crate::registry::nodes::HubMove;
 use crate::registry::{networks, nodes};
 use crate::store::network::{Access, Network};
 use crate::store::node::NodeState;
@@ -134,6 +135,20 @@ pub enum HubCommand {
         #[arg(long)]
         address: Option<IpAddr>,
     },
+    /// Move a disabled hub; enabling it announces the new endpoint
+    Move {
+        /// Its node id
+        id: NodeId,
+        /// Where nodes reach it, HOST:PORT
+        #[arg(long)]
+        endpoint: HostPort,
+        /// The UDP port it listens on, if a router forwards another one; that of the endpoint if not given
+        #[arg(long)]
+        listen_port: Option<u16>,
+        /// Move it although nodes may still connect to it where it was: they lose it until they fetch their next state
+        #[arg(long)]
+        lose_nodes: bool,
+    },
     /// List hubs
     List,
 }
@@ -208,6 +223,12 @@ pub async fn hub(context: &Context, command: HubCommand) -> Outcome {
             } else {
                 print(&format!("{}\n", token.reveal()));
             }
+        }
+        HubCommand::Move { id, endpoint, listen_port, lose_nodes } => {
+            let (store, actor) = (&context.store, &context.actor);
+            let to = HubMove { endpoint, listen_port, lose_nodes };
+            nodes::move_hub(store, &id, &to, actor, now_ms()).await?;
+            print_changed(context, &id).await?;
         }
         HubCommand::List => {
             let mut all = views(context).await?;

@@ -291,7 +291,7 @@ pub async fn node(context: &Context, command: NodeCommand) -> Outcome {
 }
 
 /// Prints a changed node.
-async fn print_changed(context: &Context, id: &NodeId) -> Outcome {
+pub(super) async fn print_changed(context: &Context, id: &NodeId) -> Outcome {
     let view = detail(context, id).await?.view;
     if context.json {
         print(&json(&view));

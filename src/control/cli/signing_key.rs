@@ -3,7 +3,9 @@ use super::prompt::confirm;
 use super::table::{json, render};
 use super::{Context, serve};
 use crate::clock::now_ms;
+use crate::registry::names;
 use crate::signing::{MasterKey, SigningKeys};
+use crate::store::signing_key::{Retirement, Without};
 use clap::Subcommand;
 use spoke_command::{Failure, Outcome, print};
 use spoke_model::signature::VerifyKey;
@@ -15,10 +17,13 @@ pub enum SigningKeyCommand {
     List,
     /// Add an active key beside the others
     Add,
-    /// Retire a key, once every node has reported a generation signed with a newer one
+    /// Retire a key; refused while a node has not kept a state with the newest key
     Retire {
         /// The key that `signing-key list` shows
         key: VerifyKey,
+        /// Retire it although nodes may know no other key: these have to enrol again
+        #[arg(long)]
+        lose_nodes: bool,
         /// Do not ask
         #[arg(long)]
         yes: bool,
@@ -59,11 +64,27 @@ pub async fn signing_key(context: &Context, command: SigningKeyCommand) -> Outco
                 format!("{key}\n")
             });
         }
-        SigningKeyCommand::Retire { key, yes } => {
-            confirm("nodes that know no other key yet will refuse every document; retire it", yes)?;
+        SigningKeyCommand::Retire { key, lose_nodes, yes } => {
+            let question = if lose_nodes {
+                "nodes that know no other key will refuse every document until they enrol again; retire it"
+            } else {
+                "nodes will accept no document signed by it alone; retire it"
+            };
+            confirm(question, yes)?;
             let mut tx = store.write().await?;
-            if !tx.retire_signing_key(key).await? {
-                return Err(Failure::BadInput("this key is not active, or it is the last one".into()));
+            let without = if lose_nodes { Without::AnyNode } else { Without::NoNode };
+            match tx.retire_signing_key(key, without).await? {
+                Retirement::Retired => {}
+                Retirement::NotRetirable => {
+                    return Err(Failure::BadInput("this key is not active, or it is the last one".into()));
+                }
+                Retirement::WouldLose(nodes) => {
+                    return Err(Failure::BadInput(format!(
+                        "not retired: {} not yet kept a state with the newest key, and would be locked out: wait until \
+                         `node list` shows the wanted generation in force, remove them, or give --lose-nodes",
+                        names(&nodes, "has", "have")
+                    )));
+                }
             }
             let entity = key.to_string();
             tx.audit(now_ms(), &context.actor, "retire", ("signing_key", &entity), serde_json::Value::Null).await?;

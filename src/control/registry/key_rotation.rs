@@ -57,7 +57,7 @@ async fn attempt(store: &Store, id: &NodeId, request: &KeyRequest, now_ms: i64) 
     Ok(KeyAnswer { ready })
 }
 
-/// Whether the node may switch to `key`: the contract, where it decides, must grant it, and every hub must have reported
+/// Whether the node may switch to `key`: the contract, where it decides, must grant it, and every hub must have kept
 /// the generation that brought it the key.
 async fn is_ready(tx: &mut Tx, node: &Node, key: PublicKey) -> Result<bool, RegistryError> {
     let network = tx.network(&node.network).await?.ok_or(StoreError::Unreadable("node.network"))?;
@@ -65,5 +65,5 @@ async fn is_ready(tx: &mut Tx, node: &Node, key: PublicKey) -> Result<bool, Regi
         Access::Open => true,
         Access::Nft => tx.admission(&node.id, key).await?.is_some_and(|a| a.reason.grants()),
     };
-    Ok(granted && tx.have_reported(&node.next_key_hubs).await?)
+    Ok(granted && tx.have_confirmed(&node.next_key_hubs).await?)
 }

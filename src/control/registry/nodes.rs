@@ -1,7 +1,7 @@
 //! Nodes and hubs: announcement, approval, removal and settings, audited.
 use super::enrol::activate;
 use super::node_change::{NodeChange, check_label};
-use super::{Entity, RegistryError, retry_conflicts};
+use super::{Entity, RegistryError, names, retry_conflicts};
 use crate::store::audit::Actor;
 use crate::store::network::Network;
 use crate::store::node::{Node, NodeState};
@@ -160,6 +160,61 @@ pub async fn toggle(store: &Store, id: &NodeId, actor: &Actor, now_ms: i64) -> R
     })
 }
 
+/// Refuses to move a hub that nodes connect to: the endpoint they know would lead nowhere.
+async fn refuse_in_use(tx: &mut Tx, hub: &Node) -> Result<(), RegistryError> {
+    let Some(endpoint) = hub.endpoint.clone().filter(|_| hub.role == Role::Hub) else { return Ok(()) };
+    let nodes = tx.active_nodes(&hub.network).await?;
+    if nodes.is_empty() {
+        return Ok(());
+    }
+    Err(RegistryError::HubInUse { hub: hub.id.clone(), endpoint, nodes: names(&nodes, "has it", "have it") })
+}
+
+/// Where a hub is moved to.
+#[derive(Clone, Debug)]
+pub struct HubMove {
+    /// Where nodes reach it.
+    pub endpoint: HostPort,
+    /// The port it listens on; `None`: that of the endpoint.
+    pub listen_port: Option<u16>,
+    /// Moves it although nodes may still connect to it where it was.
+    pub lose_nodes: bool,
+}
+
+/// Moves a hub. It must be disabled, and its nodes must have kept a state without it, so that none of them depends on the
+/// endpoint that goes; enabling it announces the new one.
+pub async fn move_hub(
+    store: &Store,
+    id: &NodeId,
+    to: &HubMove,
+    actor: &Actor,
+    now_ms: i64,
+) -> Result<(), RegistryError> {
+    retry_conflicts!(async {
+        let mut tx = store.write().await?;
+        let mut hub = tx.locked_node(id).await?.ok_or_else(|| RegistryError::node_not_found(id))?;
+        if hub.role != Role::Hub || hub.state == NodeState::Removed {
+            return Err(RegistryError::NotAHub(id.clone()));
+        }
+        if hub.state == NodeState::Active && !to.lose_nodes {
+            if hub.enabled {
+                refuse_in_use(&mut tx, &hub).await?;
+            }
+            let behind = tx.nodes_behind(&hub.network).await?;
+            if !behind.is_empty() {
+                return Err(RegistryError::HubNotLeft { hub: hub.id, nodes: names(&behind, "has", "have") });
+            }
+        }
+        hub.endpoint = Some(to.endpoint.clone());
+        hub.overrides.override_listen_port = to.listen_port;
+        tx.put_node(&hub).await?;
+        tx.raise_network_generations(&hub.network).await?;
+        let details = serde_json::json!({"endpoint": to.endpoint, "listen_port": to.listen_port});
+        tx.audit(now_ms, actor, "move", ("hub", id.as_str()), details).await?;
+        Ok(tx.commit().await?)
+    })
+}
+
 async fn put_change(
     tx: &mut Tx,
     before: &Node,
@@ -170,6 +225,9 @@ async fn put_change(
     let node = change.apply(before);
     if node == *before {
         return Ok(());
+    }
+    if before.enabled && before.state == NodeState::Active && node.hub_port() != before.hub_port() {
+        refuse_in_use(tx, before).await?;
     }
     tx.put_node(&node).await?;
     if node.overrides != before.overrides {

@@ -139,6 +139,11 @@ impl Node {
         }
     }
 
+    /// The UDP port that a hub listens on; `None`: the node chooses.
+    pub fn hub_port(&self) -> Option<u16> {
+        self.overrides.override_listen_port.or_else(|| self.endpoint.as_ref().map(|e| e.port))
+    }
+
     pub(super) fn read(row: &Row) -> Result<Self, StoreError> {
         let narrow16 = |column| -> Result<Option<u16>, StoreError> {
             row.opt_int(column)?.map(|n| u16::try_from(n).map_err(|_| StoreError::Unreadable(column))).transpose()

@@ -219,9 +219,10 @@ impl Tx {
         for row in self.rows(sql, &[]).await? {
             nodes.insert(row.text("state")?, row.count("n")?);
         }
-        let sql = "SELECT COUNT(*) AS n FROM report WHERE received_ms > $1";
-        let since = now_ms.saturating_sub(REPORTING_MS);
-        let reporting = self.row(sql, &[since.into()]).await?.map_or(Ok(0), |r| r.count("n"))?;
+        // A report of the future is of before the clock was set back, and its age is unknown.
+        let sql = "SELECT COUNT(*) AS n FROM report WHERE received_ms > $1 AND received_ms <= $2";
+        let (since, until) = (now_ms.saturating_sub(REPORTING_MS), now_ms.saturating_add(REPORTING_MS));
+        let reporting = self.row(sql, &[since.into(), until.into()]).await?.map_or(Ok(0), |r| r.count("n"))?;
         let chain = self.chain_progress().await?;
         let mut free_addresses = BTreeMap::new();
         for network in self.networks().await? {

@@ -1,7 +1,7 @@
 //! The last report and the last registration of each node.
 use super::error::StoreError;
 use super::sql::Tx;
-use spoke_enroll::wire::{NodeReport, RegisterRequest};
+use spoke_enroll::wire::{NodeReport, Outcome, RegisterRequest, ReportOrder};
 use spoke_model::node_id::NodeId;
 
 /// A report with its origin and times.
@@ -9,7 +9,9 @@ use spoke_model::node_id::NodeId;
 pub struct ReceivedReport {
     /// The node it comes from.
     pub node: NodeId,
-    /// When it was signed, in milliseconds since 1970: an older report never replaces a newer one.
+    /// Its place among the reports of the node; `None`: a device that does not number them.
+    pub order: Option<ReportOrder>,
+    /// When it was signed, in milliseconds since 1970.
     pub sent_ms: i64,
     /// When it was received, in milliseconds since 1970.
     pub received_ms: i64,
@@ -18,29 +20,45 @@ pub struct ReceivedReport {
 }
 
 impl Tx {
-    /// Stores a report unless a newer one is stored, or the node is unknown.
-    pub async fn put_report(&mut self, received: &ReceivedReport) -> Result<(), StoreError> {
+    /// Stores a report unless a later one is stored, or the node is unknown. `false`: not stored.
+    ///
+    /// Reports are ordered by number within a run of the device's program, and a new run follows the one before: no clock
+    /// decides. Without numbers the time of signing does, unless the server's clock was set back since.
+    pub async fn put_report(&mut self, received: &ReceivedReport) -> Result<bool, StoreError> {
         let sql = "INSERT INTO report
-            (node, sent_ms, received_ms, generation, outcome, reason, healthy, drift, version, health)
-            SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10 WHERE EXISTS (SELECT 1 FROM node WHERE id = $1)
+            (node, sent_ms, received_ms, generation, outcome, reason, healthy, drift, version, health, run, seq, confirmed)
+            SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13
+            WHERE EXISTS (SELECT 1 FROM node WHERE id = $1)
             ON CONFLICT (node) DO UPDATE SET sent_ms = excluded.sent_ms, received_ms = excluded.received_ms,
             generation = excluded.generation, outcome = excluded.outcome, reason = excluded.reason,
-            healthy = excluded.healthy, drift = excluded.drift, version = excluded.version, health = excluded.health
-            WHERE excluded.sent_ms > report.sent_ms";
+            healthy = excluded.healthy, drift = excluded.drift, version = excluded.version, health = excluded.health,
+            run = excluded.run, seq = excluded.seq,
+            previous_run = CASE WHEN report.run = excluded.run THEN report.previous_run ELSE report.run END,
+            confirmed = COALESCE(excluded.confirmed, report.confirmed)
+            WHERE CASE
+                WHEN excluded.run IS NULL
+                    THEN excluded.sent_ms > report.sent_ms OR excluded.received_ms < report.received_ms
+                WHEN excluded.run = report.run THEN excluded.seq > report.seq
+                ELSE report.previous_run IS NULL OR report.previous_run <> excluded.run END";
         let report = &received.report;
+        let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         let values = [
             received.node.as_str().into(),
             received.sent_ms.into(),
             received.received_ms.into(),
-            i64::try_from(report.generation).unwrap_or(i64::MAX).into(),
+            signed(report.generation).into(),
             report.outcome.as_str().into(),
             report.reason.clone().into(),
             report.healthy.into(),
             i64::from(report.drift).into(),
             report.version.as_str().into(),
             report.health.as_ref().map(ToString::to_string).into(),
+            received.order.map(|o| o.run.to_string()).into(),
+            received.order.map(|o| signed(o.number)).into(),
+            // A state on trial may yet be reverted.
+            (report.outcome != Outcome::Trial).then(|| signed(report.generation)).into(),
         ];
-        self.run(sql, &values).await.map(drop)
+        Ok(self.run(sql, &values).await? == 1)
     }
 
     /// Whether a report differs in outcome, reason or generation from the stored one.
@@ -52,9 +70,9 @@ impl Tx {
             || row.count("generation")? != received.report.generation)
     }
 
-    /// Whether each of these nodes has reported its generation or a later one.
-    pub async fn have_reported(&mut self, generations: &[(NodeId, u64)]) -> Result<bool, StoreError> {
-        let sql = "SELECT 1 AS one FROM report WHERE node = $1 AND generation >= $2";
+    /// Whether each of these nodes has kept its generation or a later one. A state on trial does not count.
+    pub async fn have_confirmed(&mut self, generations: &[(NodeId, u64)]) -> Result<bool, StoreError> {
+        let sql = "SELECT 1 AS one FROM report WHERE node = $1 AND confirmed >= $2";
         for (node, generation) in generations {
             let generation = i64::try_from(*generation).unwrap_or(i64::MAX);
             if self.row(sql, &[node.as_str().into(), generation.into()]).await?.is_none() {
@@ -62,6 +80,21 @@ impl Tx {
             }
         }
         Ok(true)
+    }
+
+    /// The active, enabled nodes of a network, by id.
+    pub async fn active_nodes(&mut self, network: &str) -> Result<Vec<NodeId>, StoreError> {
+        let sql = "SELECT id FROM node
+            WHERE network = $1 AND role = 'node' AND state = 'active' AND enabled = 1 ORDER BY id";
+        self.rows(sql, &[network.into()]).await?.iter().map(|r| r.parsed("id")).collect()
+    }
+
+    /// The active, enabled nodes of a network that have not kept their present generation, by id.
+    pub async fn nodes_behind(&mut self, network: &str) -> Result<Vec<NodeId>, StoreError> {
+        let sql = "SELECT n.id FROM node n LEFT JOIN report r ON r.node = n.id
+            WHERE n.network = $1 AND n.role = 'node' AND n.state = 'active' AND n.enabled = 1
+            AND (r.confirmed IS NULL OR r.confirmed < n.generation) ORDER BY n.id";
+        self.rows(sql, &[network.into()]).await?.iter().map(|r| r.parsed("id")).collect()
     }
 
     /// Stores a registration in place of the one before.

@@ -2,6 +2,7 @@
 use super::error::StoreError;
 use super::row::Row;
 use super::sql::Tx;
+use spoke_model::node_id::NodeId;
 use spoke_model::signature::VerifyKey;
 
 /// A signing key as stored.
@@ -13,6 +14,26 @@ pub struct SealedKey {
     pub sealed: String,
     /// Whether it signs.
     pub active: bool,
+}
+
+/// Which nodes a retirement may lock out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Without {
+    /// None.
+    NoNode,
+    /// Every node that knows no other key.
+    AnyNode,
+}
+
+/// How a retirement ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Retirement {
+    /// The key is retired.
+    Retired,
+    /// It is not active, or the last active one.
+    NotRetirable,
+    /// These nodes may know no other key, and would refuse every later state.
+    WouldLose(Vec<NodeId>),
 }
 
 impl Tx {
@@ -36,19 +57,42 @@ impl Tx {
 
     /// Adds an active key beside the others; raises every node's generation.
     pub async fn add_signing_key(&mut self, public: VerifyKey, sealed: &str, now_ms: i64) -> Result<(), StoreError> {
-        let sql = "INSERT INTO signing_key (public_key, sealed_seed, state, created_ms) VALUES ($1, $2, 'active', $3)";
+        // Later than every other key even if the clock was set back: messages with one signature use the oldest.
+        let sql = "INSERT INTO signing_key (public_key, sealed_seed, state, created_ms)
+            SELECT $1, $2, 'active', CASE WHEN MAX(created_ms) >= $3 THEN MAX(created_ms) + 1 ELSE $3 END
+            FROM signing_key";
         self.run(sql, &[public.to_string().into(), sealed.into(), now_ms.into()]).await?;
-        self.raise_all_generations().await
+        self.raise_all_generations().await?;
+        self.run("UPDATE node SET keys_generation = generation", &[]).await.map(drop)
     }
 
-    /// Retires a key; raises every node's generation. `false`: it is not active, or it is the last active one.
-    pub async fn retire_signing_key(&mut self, public: VerifyKey) -> Result<bool, StoreError> {
+    /// Retires a key unless it is the last active one; raises every node's generation.
+    pub async fn retire_signing_key(&mut self, public: VerifyKey, without: Without) -> Result<Retirement, StoreError> {
+        let active = self.active_signing_keys().await?;
+        if !active.contains(&public) || active.len() < 2 {
+            return Ok(Retirement::NotRetirable);
+        }
+        // A node that pinned the newest key pinned the older active ones with it.
+        if active.last() != Some(&public) && without == Without::NoNode {
+            let behind = self.nodes_without_newest_key().await?;
+            if !behind.is_empty() {
+                return Ok(Retirement::WouldLose(behind));
+            }
+        }
         let sql = "UPDATE signing_key SET state = 'retired' WHERE public_key = $1 AND state = 'active'
             AND EXISTS (SELECT 1 FROM signing_key WHERE state = 'active' AND public_key <> $1)";
-        let retired = self.run(sql, &[public.to_string().into()]).await? == 1;
-        if retired {
-            self.raise_all_generations().await?;
+        if self.run(sql, &[public.to_string().into()]).await? == 0 {
+            return Ok(Retirement::NotRetirable);
         }
-        Ok(retired)
+        self.raise_all_generations().await?;
+        Ok(Retirement::Retired)
+    }
+
+    /// The active nodes that have not kept a state with the newest key, by id: they may know only older keys.
+    async fn nodes_without_newest_key(&mut self) -> Result<Vec<NodeId>, StoreError> {
+        let sql = "SELECT n.id FROM node n LEFT JOIN report r ON r.node = n.id
+            WHERE n.state = 'active' AND n.keys_generation IS NOT NULL
+            AND (r.confirmed IS NULL OR r.confirmed < n.keys_generation) ORDER BY n.id";
+        self.rows(sql, &[]).await?.iter().map(|r| r.parsed("id")).collect()
     }
 }

@@ -13,7 +13,7 @@ use spoke_enroll::machine::ControlClient;
 use spoke_enroll::request::Nonce;
 use spoke_enroll::settings::{check_compatible, settings};
 use spoke_enroll::wire;
-use spoke_enroll::wire::{KeyAnswer, KeyRequest, NodeReport, ProblemCode, RegisterRequest};
+use spoke_enroll::wire::{KeyAnswer, KeyRequest, NodeReport, ProblemCode, RegisterRequest, ReportOrder};
 use spoke_model::error_chain::ErrorChain;
 use spoke_model::time::Boot;
 use spoke_net::derive::{Keys, UplinkChoice};
@@ -130,6 +130,8 @@ pub(super) struct SessionIo<H, C, K> {
     pub(super) publish: watch::Sender<Option<Arc<Effective>>>,
     pub(super) health: HealthView,
     pub(super) update: watch::Receiver<Option<Notice>>,
+    /// The place of the last report.
+    pub(super) report_order: ReportOrder,
 }
 
 impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
@@ -152,10 +154,11 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
             Action::Send(message) => {
                 let is_key = matches!(message, Message::Key(..));
                 let (path, body) = self.encode(machine, message);
-                let (request, nonce) = self.sign(post(path, body));
+                let (request, nonce) = self.sign(post(&path, body));
                 self.requests.send(request, nonce, is_key);
             }
             Action::Publish(state) => {
+                self.trust_keys(&state);
                 tracing::info!(generation = state.document.generation, "state published");
                 self.connection.published = Some(publish(&self.publish, &self.own, Some(&state.document)));
             }
@@ -206,9 +209,19 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
         });
     }
 
+    /// Trusts the signing keys that a state names before it is tried.
+    fn trust_keys(&mut self, state: &SignedState) {
+        let enrolment = &mut self.connection.enrolment;
+        if enrolment.trust_also(&state.document.signing_keys)
+            && let Err(e) = self.files.enrolment.store(enrolment)
+        {
+            tracing::error!(error = %e, "signing keys of a new state not stored");
+        }
+    }
+
     fn keep(&mut self, state: Arc<SignedState>) {
         let connection = &mut self.connection;
-        connection.enrolment.signing_keys.clone_from(&state.document.signing_keys);
+        connection.enrolment.retire_keys(&state);
         connection.enrolment.server = self.control.url.0.to_string();
         // The state first: it is signed by a key pinned before.
         let stored =
@@ -243,9 +256,11 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
         self.connection.unsaved.as_ref().map(|u| u.error.clone())
     }
 
-    fn encode(&self, machine: &ControlClient, message: Message) -> (&'static str, Vec<u8>) {
+    fn encode(&mut self, machine: &ControlClient, message: Message) -> (String, Vec<u8>) {
         let (path, body) = match message {
-            Message::Key(step, key) => (wire::KEY, serde_json::to_vec(&KeyRequest { wireguard_public_key: key, step })),
+            Message::Key(step, key) => {
+                (wire::KEY.to_owned(), serde_json::to_vec(&KeyRequest { wireguard_public_key: key, step }))
+            }
             Message::Register { hub_endpoint } => {
                 let interface = machine.in_force().and_then(|s| s.document.interfaces.first());
                 let address = interface.and_then(|i| i.addresses.first());
@@ -256,13 +271,14 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
                     hub_endpoint,
                     registered_at: self.clock.wall().to_string(),
                 };
-                (wire::REGISTER, serde_json::to_vec(&request))
+                (wire::REGISTER.to_owned(), serde_json::to_vec(&request))
             }
             Message::Report { generation, outcome, reason, drift } => {
                 let (healthy, health) = (self.health)();
                 let version = spoke_model::VERSION.to_owned();
                 let report = NodeReport { generation, outcome, reason, healthy, drift, version, health: Some(health) };
-                (wire::REPORT, serde_json::to_vec(&report))
+                self.report_order = self.report_order.next();
+                (self.report_order.path(), serde_json::to_vec(&report))
             }
         };
         // These types always serialize.

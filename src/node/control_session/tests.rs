@@ -145,6 +145,40 @@ async fn signing_key_rotation_is_followed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn signing_key_of_a_reverted_state_is_trusted() {
+    let mut setup = Setup::following(1).await;
+    let bad = PublicKey([3; 32]);
+    setup.node.kernel.refuse(move |step| {
+        matches!(step, spoke_net::plan::Step::SetPeer { peer, .. } if *peer == bad).then_some(rustix::io::Errno::NOMEM)
+    });
+    let both = StateDocument { signing_keys: vec![signer(1).public(), signer(2).public()], ..document(4, 3) };
+    setup.server.offer(&both, &[signer(1), signer(2)]);
+    setup.node.reports(|s| s.outcome == Some(Outcome::Reverted)).await;
+    let mut setup = setup.restart().await;
+    let new = StateDocument { signing_keys: vec![signer(2).public()], ..document(5, 2) };
+    setup.server.offer(&new, &[signer(2)]);
+    setup.node.reports(|s| s.generation == 5).await;
+    setup.server.offer(&document(6, 1), &[signer(1)]);
+    let status = setup.node.reports(|s| s.outcome == Some(Outcome::Refused)).await;
+    assert!(status.reason.unwrap().contains("signed"), "the retired key is no longer trusted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn reports_are_numbered_within_a_run() {
+    let setup = Setup::following(1).await;
+    let mut setup = setup.restart().await;
+    setup.node.reports(|s| s.generation == 3).await;
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    let places = setup.server.report_places();
+    let runs: std::collections::BTreeSet<_> = places.iter().map(|(run, _)| run.clone()).collect();
+    assert_eq!(runs.len(), 2, "{places:?}");
+    for run in runs {
+        let numbers: Vec<u64> = places.iter().filter(|(r, _)| *r == run).map(|(_, n)| *n).collect();
+        assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn server_time_needs_a_pinned_key() {
     let setup = Setup::following(1).await;
     setup.server.change(|p| (p.strict_clock, p.time_key) = (true, 5));

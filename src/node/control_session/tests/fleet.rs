@@ -94,6 +94,16 @@ impl Server {
         self.change(|p| p.state = Some((document.generation, body)));
     }
 
+    /// Run and number of every report.
+    pub(super) fn report_places(&self) -> Vec<(String, u64)> {
+        let plane = self.0.0.lock().unwrap();
+        let place = |path: &str| {
+            let (run, number) = path.strip_prefix(wire::REPORT)?.strip_prefix("?run=")?.split_once("&number=")?;
+            Some((run.to_owned(), number.parse().ok()?))
+        };
+        plane.received.iter().filter(|(p, _)| p.starts_with(wire::REPORT)).map(|(p, _)| place(p).unwrap()).collect()
+    }
+
     /// The last report.
     pub(super) fn report(&self) -> Option<NodeReport> {
         let plane = self.0.0.lock().unwrap();
@@ -101,7 +111,7 @@ impl Server {
             .received
             .iter()
             .rev()
-            .find(|(p, _)| p == wire::REPORT)
+            .find(|(p, _)| p.starts_with(wire::REPORT))
             .map(|(_, b)| serde_json::from_value(b.clone()).unwrap())
     }
 }
