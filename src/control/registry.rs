@@ -88,14 +88,14 @@ pub enum RegistryError {
     NodeIdTaken {
         /// The node id.
         node: NodeId,
-        /// What the refused device may learn of the holder.
+        /// What the refused device may learn of the holder; null: nothing.
         existing: serde_json::Value,
     },
     /// Another node holds the key.
     #[error("the key belongs to another node: generate a new one")]
     KeyTaken,
     /// The node was removed from the fleet.
-    #[error("node {0} was removed from the fleet; only a token bound to it enrols it again")]
+    #[error("node {0} was removed from the fleet; only a token bound to it enrols it again: `token create --node {0}`")]
     Removed(NodeId),
     /// No such entity.
     #[error("there is no {0} {1}")]

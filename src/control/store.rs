@@ -9,6 +9,7 @@ pub mod admission;
 pub mod audit;
 pub mod backup;
 pub mod document;
+pub mod enrolment;
 pub mod error;
 pub mod job;
 pub mod lease;

@@ -31,6 +31,8 @@ pub struct Caller {
     pub node: NodeId,
     /// Node or hub.
     pub role: Role,
+    /// Its network.
+    pub network: Arc<str>,
     /// The verified proof.
     pub proof: RequestProof,
 }
@@ -57,9 +59,29 @@ pub struct EnrolmentRequest {
 #[derive(Clone, Copy, Debug)]
 pub struct Operator;
 
-/// A request of an operator, or of a hub.
-#[derive(Clone, Copy, Debug)]
-pub struct PeerReader;
+/// Who may read the peers.
+#[derive(Clone, Debug)]
+pub enum PeerReader {
+    /// An operator: of every network.
+    Operator,
+    /// A hub: of its own network.
+    Hub(Arc<str>),
+}
+
+impl PeerReader {
+    /// The only network it may read; `None`: all.
+    pub fn network(&self) -> Option<&str> {
+        match self {
+            Self::Operator => None,
+            Self::Hub(network) => Some(network),
+        }
+    }
+
+    /// Whether it may read `network`.
+    pub fn may_read(&self, network: &str) -> bool {
+        self.network().is_none_or(|own| own == network)
+    }
+}
 
 async fn read_body(request: Request) -> Result<(Parts, Bytes), ApiError> {
     let (parts, body) = request.into_parts();
@@ -80,8 +102,8 @@ fn bad_proof() -> ApiError {
 }
 
 impl ApiState {
-    /// Checks signature, time and nonce, in this order: only the node itself learns the server's time.
-    fn check_proof(&self, parts: &Parts, body: &[u8], proof: &RequestProof, key: &VerifyKey) -> Result<(), ApiError> {
+    /// Checks signature and time, in this order: only the node itself learns the server's time.
+    fn check_proof(&self, parts: &Parts, body: &[u8], proof: &RequestProof, key: &VerifyKey) -> Result<u64, ApiError> {
         let uri = parts.extensions.get::<OriginalUri>().map_or(&parts.uri, |o| &o.0);
         let path = uri.path_and_query().map_or("/", |p| p.as_str());
         let asked = RequestParts { method: parts.method.as_str(), path, body };
@@ -93,38 +115,48 @@ impl ApiState {
             let keys = self.keys.borrow();
             return Err(ApiError::clock_skew(keys.oldest().map(|k| TimeAnswer::sign(k, now, proof.nonce))));
         }
-        if self.handlers.replays.remember(proof, now)? { Ok(()) } else { Err(ApiError::replay()) }
+        Ok(now)
     }
 
-    /// An active node; from the cache while the store's epoch stays.
+    /// A node with an identity key; an active one from the cache while the store's epoch stays.
     async fn member(&self, node: &NodeId) -> Result<Member, ApiError> {
         let epoch = self.store.epoch();
-        let cached = self.handlers.members.lock().unwrap_or_else(PoisonError::into_inner).get(node).copied();
+        let cached = self.handlers.members.lock().unwrap_or_else(PoisonError::into_inner).get(node).cloned();
         if let Some(member) = cached.filter(|m| m.epoch == epoch) {
             return Ok(member);
         }
         let found = self.store.read().await?.node(node).await?.ok_or_else(bad_proof)?;
         let key = found.identity_key.ok_or_else(bad_proof)?;
-        match found.state {
-            NodeState::Active => {}
-            NodeState::Pending => return Err(ApiError::pending()),
-            NodeState::Removed | NodeState::Expected => return Err(ApiError::removed()),
+        let member = Member { key, state: found.state, role: found.role, network: found.network.into(), epoch };
+        if member.state != NodeState::Active {
+            return Ok(member);
         }
-        let member = Member { key, role: found.role, epoch };
         let mut members = self.handlers.members.lock().unwrap_or_else(PoisonError::into_inner);
         if members.len() >= MAX_MEMBERS {
             members.clear();
         }
-        members.insert(node.clone(), member);
+        members.insert(node.clone(), member.clone());
         Ok(member)
     }
 
-    async fn caller(&self, parts: &Parts, body: &[u8]) -> Result<Caller, ApiError> {
-        let proof = proof_of(&parts.headers)?;
+    /// The node that signed a request. Nothing is kept for a request that it did not sign, and nothing about it is
+    /// disclosed: its state is judged last.
+    async fn caller(&self, request: Request) -> Result<(Caller, Bytes), ApiError> {
+        let proof = proof_of(request.headers())?;
         let member = self.member(&proof.node).await?;
-        self.check_proof(parts, body, &proof, &member.key)?;
+        let (parts, body) = read_body(request).await?;
+        let now = self.check_proof(&parts, &body, &proof, &member.key)?;
         self.limits.check_node(&proof.node)?;
-        Ok(Caller { node: proof.node.clone(), role: member.role, proof })
+        if !self.handlers.replays.remember(&proof, now)? {
+            return Err(ApiError::replay());
+        }
+        match member.state {
+            NodeState::Active => {}
+            NodeState::Pending => return Err(ApiError::pending()),
+            NodeState::Removed | NodeState::Expected => return Err(ApiError::removed()),
+        }
+        let caller = Caller { node: proof.node.clone(), role: member.role, network: member.network, proof };
+        Ok((caller, body))
     }
 
     /// Whether the bearer token is the operator token. Refused unread from an address with too many invalid tokens.
@@ -158,16 +190,14 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
 impl FromRequest<Arc<ApiState>> for Caller {
     type Rejection = ApiError;
     async fn from_request(request: Request, state: &Arc<ApiState>) -> Result<Self, ApiError> {
-        let (parts, bytes) = read_body(request).await?;
-        state.caller(&parts, &bytes).await
+        Ok(state.caller(request).await?.0)
     }
 }
 
 impl<T: DeserializeOwned> FromRequest<Arc<ApiState>> for Signed<T> {
     type Rejection = ApiError;
     async fn from_request(request: Request, state: &Arc<ApiState>) -> Result<Self, ApiError> {
-        let (parts, bytes) = read_body(request).await?;
-        let caller = state.caller(&parts, &bytes).await?;
+        let (caller, bytes) = state.caller(request).await?;
         Ok(Self { caller, body: parse(&bytes)? })
     }
 }
@@ -175,14 +205,15 @@ impl<T: DeserializeOwned> FromRequest<Arc<ApiState>> for Signed<T> {
 impl FromRequest<Arc<ApiState>> for EnrolmentRequest {
     type Rejection = ApiError;
     async fn from_request(request: Request, state: &Arc<ApiState>) -> Result<Self, ApiError> {
-        let (parts, bytes) = read_body(request).await?;
         let missing = "an enrolment token is missing: Authorization: Bearer …";
-        let token = bearer(&parts.headers).ok_or_else(|| ApiError::new(ProblemCode::BadToken, missing))?.to_owned();
+        let token = bearer(request.headers()).ok_or_else(|| ApiError::new(ProblemCode::BadToken, missing))?.to_owned();
+        let proof = proof_of(request.headers())?;
+        let (parts, bytes) = read_body(request).await?;
         let request: ProvisionRequest = parse(&bytes)?;
-        let proof = proof_of(&parts.headers)?;
         if proof.node != request.node_id {
             return Err(bad_proof());
         }
+        // No nonce is kept for a stranger: a repeated enrolment gets the same answer, and to repeat it takes its token.
         state.check_proof(&parts, &bytes, &proof, &request.identity_public_key)?;
         Ok(Self { request, token })
     }
@@ -205,12 +236,13 @@ impl FromRequestParts<Arc<ApiState>> for Operator {
 impl FromRequest<Arc<ApiState>> for PeerReader {
     type Rejection = ApiError;
     async fn from_request(request: Request, state: &Arc<ApiState>) -> Result<Self, ApiError> {
-        let (parts, bytes) = read_body(request).await?;
+        let (parts, body) = request.into_parts();
         if state.is_operator(&parts)? {
-            return Ok(Self);
+            return Ok(Self::Operator);
         }
-        match state.caller(&parts, &bytes).await?.role {
-            Role::Hub => Ok(Self),
+        let (caller, _) = state.caller(Request::from_parts(parts, body)).await?;
+        match caller.role {
+            Role::Hub => Ok(Self::Hub(caller.network)),
             Role::Node => Err(ApiError::new(ProblemCode::BadProof, "only hubs and operators may read the peers")),
         }
     }

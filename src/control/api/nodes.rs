@@ -7,7 +7,7 @@ use super::tokens::CreatedToken;
 use super::view::{NodeDetail, NodeTestView, NodeView, all};
 use crate::clock::now_ms;
 use crate::registry::node_change::NodeChange;
-use crate::registry::{Entity, node_test, nodes};
+use crate::registry::{Entity, node_test, nodes, tokens};
 use crate::store::audit::Actor;
 use axum::Json;
 use axum::extract::{Path, Query, State};
@@ -126,16 +126,36 @@ async fn set_node(
     view(&state, &id).await
 }
 
-/// Removes a node from the fleet.
-#[utoipa::path(delete, path = "/api/nodes/{id}", params(("id" = String, Path)), responses(
+/// How a node is removed.
+#[derive(Clone, Copy, Debug, Default, Deserialize, utoipa::IntoParams)]
+#[serde(default, deny_unknown_fields)]
+struct RemovalQuery {
+    /// Whether the token it was enrolled with is revoked too: the device still has it.
+    revoke_token: bool,
+}
+
+/// Removes a node from the fleet; `message` names the token it was enrolled with if that can enrol further devices.
+#[utoipa::path(delete, path = "/api/nodes/{id}", params(("id" = String, Path), RemovalQuery), responses(
     (status = 200, body = Answer<NodeView>), (status = 404)))]
 async fn remove_node(
     State(state): State<Arc<ApiState>>,
+    Query(query): Query<RemovalQuery>,
     _by: Operator,
     Path(id): Path<NodeId>,
 ) -> OperatorResult<NodeView> {
-    nodes::remove(&state.store, &id, &Actor::api(), now_ms()).await?;
-    view(&state, &id).await
+    let (store, actor, now) = (&state.store, Actor::api(), now_ms());
+    let enrolling = tokens::enrolling(store, &id, now).await?;
+    if let Some((token, _)) = enrolling.as_ref().filter(|_| query.revoke_token) {
+        tokens::revoke(store, token, &actor, now).await?;
+    }
+    nodes::remove(store, &id, &actor, now).await?;
+    let mut answer = view(&state, &id).await?;
+    answer.0.message = enrolling.filter(|_| !query.revoke_token).map(|(token, left)| {
+        format!(
+            "token {token}, which enrolled {id}, is valid for {left} more enrolments: revoke it if the device is lost"
+        )
+    });
+    Ok(answer)
 }
 
 /// Approves a pending node.

@@ -49,9 +49,13 @@ impl PeerView {
 pub async fn list(
     State(state): State<Arc<ApiState>>,
     Query(page): Query<Page>,
-    _reader: PeerReader,
+    reader: PeerReader,
 ) -> Result<Json<Vec<PeerView>>, ApiError> {
-    let statuses = state.store.read().await?.node_statuses(None, &page.after, page.rows()).await?;
+    let mut tx = state.store.read().await?;
+    let statuses = match reader.network() {
+        Some(network) => tx.node_statuses_of(network, &page.after, page.rows()).await?,
+        None => tx.node_statuses(None, &page.after, page.rows()).await?,
+    };
     Ok(Json(statuses.into_iter().filter_map(PeerView::of).collect()))
 }
 
@@ -61,9 +65,10 @@ pub async fn list(
 pub async fn one(
     State(state): State<Arc<ApiState>>,
     Path(node): Path<NodeId>,
-    _reader: PeerReader,
+    reader: PeerReader,
 ) -> Result<Json<PeerView>, ApiError> {
-    let peer = state.store.read().await?.node_status(&node).await?.and_then(PeerView::of);
+    let status = state.store.read().await?.node_status(&node).await?;
+    let peer = status.filter(|s| reader.may_read(&s.node.network)).and_then(PeerView::of);
     peer.map(Json).ok_or_else(|| ApiError::new(ProblemCode::NotFound, format!("there is no peer {node}")))
 }
 
@@ -83,7 +88,7 @@ pub async fn remove(
 #[derive(Clone, Debug, Default, Deserialize, utoipa::IntoParams)]
 #[serde(default, deny_unknown_fields)]
 pub struct PoolQuery {
-    /// The network; the first one by name if absent.
+    /// The network; if absent, that of the hub, and for operators the first one by name.
     pub network: Option<String>,
 }
 
@@ -93,13 +98,15 @@ pub struct PoolQuery {
 pub async fn stats(
     State(state): State<Arc<ApiState>>,
     Query(query): Query<PoolQuery>,
-    _reader: PeerReader,
+    reader: PeerReader,
 ) -> Result<Json<PoolStats>, ApiError> {
     let mut tx = state.store.read().await?;
-    let network = match &query.network {
+    let network = match query.network.as_deref().or(reader.network()) {
         Some(name) => tx.network(name).await?,
         None => tx.networks().await?.into_iter().next(),
     };
-    let network = network.ok_or_else(|| ApiError::new(ProblemCode::NotFound, "there is no such network"))?;
+    let network = network
+        .filter(|n| reader.may_read(&n.name))
+        .ok_or_else(|| ApiError::new(ProblemCode::NotFound, "there is no such network"))?;
     Ok(Json(tx.pool_stats(&network).await?))
 }

@@ -112,7 +112,7 @@ impl From<RegistryError> for ApiError {
         };
         let mut error = Self::new(code, &e);
         if let RegistryError::NodeIdTaken { existing, .. } = e {
-            error.0.existing_config = Some(existing);
+            error.0.existing_config = Some(existing).filter(|e| !e.is_null());
         }
         error
     }

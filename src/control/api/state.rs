@@ -5,22 +5,25 @@ use crate::limits::Limits;
 use crate::report_queue::ReportQueue;
 use crate::signing::{MasterKey, SigningKeys};
 use crate::store::Store;
+use crate::store::node::NodeState;
 use spoke_config::node::Role;
 use spoke_model::node_id::NodeId;
 use spoke_model::secret::Secret;
 use spoke_model::signature::VerifyKey;
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use tokio::sync::{Semaphore, watch};
 
 /// Documents built at a time: a change for every node must not starve enrolments of connections to the database.
 const MAX_BUILDERS: usize = 8;
 
-/// An active node's key and role, valid while the store's epoch stays.
-#[derive(Clone, Copy, Debug)]
+/// What a request of a node is judged by, valid while the store's epoch stays.
+#[derive(Clone, Debug)]
 pub(super) struct Member {
     pub(super) key: VerifyKey,
+    pub(super) state: NodeState,
     pub(super) role: Role,
+    pub(super) network: Arc<str>,
     pub(super) epoch: u64,
 }
 

@@ -39,7 +39,7 @@ struct TokenRequest {
     note: Option<String>,
     /// How often it may be used; once if absent.
     max_uses: Option<u64>,
-    /// Seconds until it expires; never if absent.
+    /// Seconds until it expires; a week if absent, never if 0.
     expires_in_secs: Option<u32>,
 }
 
@@ -67,7 +67,7 @@ async fn add_token(
         node: request.node,
         note: request.note,
         max_uses: request.max_uses.unwrap_or(1),
-        expires_ms: request.expires_in_secs.map(|s| now.saturating_add(i64::from(s) * 1000)),
+        expires_ms: tokens::expiry(request.expires_in_secs.map(u64::from), now),
     };
     let (id, token) = tokens::create(&state.store, &new, &Actor::api(), now).await?;
     Ok(success(CreatedToken { id, token: token.reveal().clone() }))

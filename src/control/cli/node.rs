@@ -5,7 +5,7 @@ use super::table::{json, pairs, render};
 use crate::api::view::{NodeDetail, NodeTestView, NodeView, all};
 use crate::clock::now_ms;
 use crate::registry::node_change::NodeChange;
-use crate::registry::{node_test, nodes};
+use crate::registry::{node_test, nodes, tokens};
 use crate::store::node::{NodeState, Overrides};
 use clap::Subcommand;
 use ipnet::IpNet;
@@ -46,6 +46,9 @@ pub enum NodeCommand {
         /// Do not ask
         #[arg(long)]
         yes: bool,
+        /// Also revoke the token it was enrolled with
+        #[arg(long)]
+        revoke_token: bool,
     },
     /// Change the label of a node
     Rename {
@@ -261,11 +264,10 @@ pub async fn node(context: &Context, command: NodeCommand) -> Outcome {
             nodes::approve(store, &id, actor, now_ms()).await?;
             return print_changed(context, &id).await;
         }
-        NodeCommand::Remove { id, yes } => {
+        NodeCommand::Remove { id, yes, revoke_token } => {
             detail(context, &id).await?;
             confirm(&format!("remove {id} from the fleet"), yes)?;
-            nodes::remove(store, &id, actor, now_ms()).await?;
-            return print_changed(context, &id).await;
+            return remove(context, &id, revoke_token).await;
         }
         NodeCommand::Rename { id, label } => (id, NodeChange { label: Some(label), ..NodeChange::default() }),
         NodeCommand::Override { id, listen_port, mtu, keepalive, dns, endpoint_allowed_ip } => {
@@ -288,6 +290,24 @@ pub async fn node(context: &Context, command: NodeCommand) -> Outcome {
     };
     nodes::change(store, &id, &change, actor, now_ms()).await?;
     print_changed(context, &id).await
+}
+
+/// Removes a node. The device still has its enrolling token: it is revoked, or the operator is told how.
+async fn remove(context: &Context, id: &NodeId, revoke_token: bool) -> Outcome {
+    let (store, actor) = (&context.store, &context.actor);
+    let enrolling = tokens::enrolling(store, id, now_ms()).await?;
+    if let Some((token, _)) = enrolling.as_ref().filter(|_| revoke_token) {
+        tokens::revoke(store, token, actor, now_ms()).await?;
+    }
+    nodes::remove(store, id, actor, now_ms()).await?;
+    print_changed(context, id).await?;
+    if let Some((token, left)) = enrolling.filter(|_| !revoke_token && !context.json) {
+        let command = &context.invocation;
+        print(&format!(
+            "token {token}, which enrolled {id}, is valid for {left} more enrolments; if the device is lost, revoke it:\n  {command} token revoke {token}\n"
+        ));
+    }
+    Ok(())
 }
 
 /// Prints a changed node.

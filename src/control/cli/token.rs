@@ -21,9 +21,9 @@ pub enum TokenCommand {
         /// How often it may be used
         #[arg(long, default_value_t = 1)]
         uses: u64,
-        /// How long it is valid, such as 24h
-        #[arg(long)]
-        expires_in: Option<String>,
+        /// How long it is valid, such as 24h, or never
+        #[arg(long, default_value = "7d")]
+        expires_in: String,
         /// The only node it enrols
         #[arg(long)]
         node: Option<NodeId>,
@@ -48,9 +48,8 @@ pub async fn token(context: &Context, command: TokenCommand) -> Outcome {
     let (store, actor) = (&context.store, &context.actor);
     match command {
         TokenCommand::Create { network, uses, expires_in, node, note } => {
-            let lifetime = expires_in.as_deref().map(seconds).transpose()?;
-            let expires_ms =
-                lifetime.map(|s| now_ms().saturating_add(i64::try_from(s.saturating_mul(1000)).unwrap_or(i64::MAX)));
+            let lifetime = if expires_in == "never" { 0 } else { seconds(&expires_in)? };
+            let expires_ms = tokens::expiry(Some(lifetime), now_ms());
             let new = NewToken { network, node, note, max_uses: uses, expires_ms };
             let (id, token) = tokens::create(store, &new, actor, now_ms()).await?;
             print(&if context.json {

@@ -14,7 +14,7 @@ pub enum EnrolmentDecision {
     BadToken,
     /// Another device holds the node id.
     NodeIdTaken,
-    /// Removed, and the token is not bound to it.
+    /// The name was removed, and the token is not bound to it.
     Removed,
     /// The device joins with a use of the token.
     Join,
@@ -36,13 +36,18 @@ pub fn decide_enrolment(
         return EnrolmentDecision::Repeat;
     }
     let Some(token) = token else { return EnrolmentDecision::BadToken };
-    if enrolled.is_some() {
-        return EnrolmentDecision::NodeIdTaken;
+    let Some(node) = known else { return EnrolmentDecision::Join };
+    let own_network = node.network == token.network;
+    match node.state {
+        NodeState::Active | NodeState::Pending => EnrolmentDecision::NodeIdTaken,
+        // An operator gave the name to the holder of the token bound to it; the refusal does not disclose that.
+        NodeState::Expected if token.bound && own_network => EnrolmentDecision::Join,
+        NodeState::Expected => EnrolmentDecision::BadToken,
+        // A removed device keeps its unbound tokens and can make new keys: only a token for this name brings it back.
+        NodeState::Removed if token.bound => EnrolmentDecision::Join,
+        NodeState::Removed if own_network => EnrolmentDecision::Removed,
+        NodeState::Removed => EnrolmentDecision::BadToken,
     }
-    let removed =
-        known.is_some_and(|n| n.state == NodeState::Removed && n.identity_key == Some(request.identity_public_key));
-    // A removed device keeps its unbound tokens; only an operator's token for this node brings it back.
-    if removed && !token.bound { EnrolmentDecision::Removed } else { EnrolmentDecision::Join }
 }
 
 /// The node that a device becomes when it joins `network`.
@@ -95,14 +100,18 @@ mod tests {
         ValidToken { id: "0".into(), network: "field".into(), bound }
     }
 
+    fn of_another_network(bound: bool) -> ValidToken {
+        ValidToken { network: "other".into(), ..token(bound) }
+    }
+
     #[test]
     fn enrolment_is_decided_by_state_keys_and_token() {
         use EnrolmentDecision::{BadToken, Join, NodeIdTaken, Removed, Repeat};
         for (state, own_without_token, own_unbound, own_bound, other_without_token, other_unbound) in [
             (NodeState::Active, Repeat, Repeat, Repeat, BadToken, NodeIdTaken),
             (NodeState::Pending, Repeat, Repeat, Repeat, BadToken, NodeIdTaken),
-            (NodeState::Expected, BadToken, Join, Join, BadToken, Join),
-            (NodeState::Removed, BadToken, Removed, Join, BadToken, Join),
+            (NodeState::Expected, BadToken, BadToken, Join, BadToken, BadToken),
+            (NodeState::Removed, BadToken, Removed, Join, BadToken, Removed),
         ] {
             let (known, unbound, bound) = (node(state), token(false), token(true));
             let decide = |key, token| decide_enrolment(Some(&known), &request(key), token);
@@ -114,6 +123,20 @@ mod tests {
         }
         assert_eq!(decide_enrolment(None, &request(1), Some(&token(false))), Join);
         assert_eq!(decide_enrolment(None, &request(1), None), BadToken);
+    }
+
+    #[test]
+    fn networks_do_not_share_names() {
+        use EnrolmentDecision::{BadToken, Join, NodeIdTaken, Repeat};
+        let decide =
+            |state, key, bound| decide_enrolment(Some(&node(state)), &request(key), Some(&of_another_network(bound)));
+        for bound in [false, true] {
+            assert_eq!(decide(NodeState::Expected, 1, bound), BadToken);
+            assert_eq!(decide(NodeState::Active, 2, bound), NodeIdTaken);
+            assert_eq!(decide(NodeState::Active, 1, bound), Repeat, "the node itself");
+        }
+        assert_eq!(decide(NodeState::Removed, 2, false), BadToken, "a removal is not disclosed");
+        assert_eq!(decide(NodeState::Removed, 1, true), Join, "an operator moves the name");
     }
 
     #[test]

@@ -77,7 +77,10 @@ async fn attempt(
             let network = network_of(&mut tx, &node.network).await?;
             answer(&mut tx, &node, &network).await
         }
-        (EnrolmentDecision::NodeIdTaken, Some(node)) => refuse_taken_id(tx, &node, request, now_ms).await,
+        (EnrolmentDecision::NodeIdTaken, Some(node)) => {
+            let own_network = valid.is_some_and(|v| v.network == node.network);
+            refuse_taken_id(tx, &node, own_network, request, now_ms).await
+        }
         (EnrolmentDecision::Removed, _) => Err(RegistryError::Removed(request.node_id.clone())),
         (EnrolmentDecision::Join, known) => {
             let redeemed = tx.redeem_token(token, &request.node_id, now_ms).await?.ok_or(RegistryError::BadToken)?;
@@ -87,6 +90,7 @@ async fn attempt(
                 tx.put_admission(&pair, admission, now_ms).await?;
             }
             let node = join(&mut tx, known, &network, request, now_ms).await?;
+            tx.put_enrolment(&node.id, &redeemed.id).await?;
             let details = serde_json::json!({
                 "network": network.name, "token": redeemed.id, "wireguard_public_key": request.wireguard_public_key,
                 "state": node.state,
@@ -105,6 +109,7 @@ async fn attempt(
 async fn refuse_taken_id(
     mut tx: Tx,
     node: &Node,
+    own_network: bool,
     request: &ProvisionRequest,
     now_ms: i64,
 ) -> Result<Enrolled, RegistryError> {
@@ -112,6 +117,8 @@ async fn refuse_taken_id(
         "node_id": node.id, "wireguard_public_key": node.wireguard_key, "state": node.state,
         "provisioned_at": node.enrolled_ms.map(|t| Wall(t / 1000).to_string()),
     });
+    // The holder of another network's token learns only that the name is in use.
+    let existing = if own_network { existing } else { serde_json::Value::Null };
     let details = serde_json::json!({"wireguard_public_key": request.wireguard_public_key});
     let actor = Actor::Node(node.id.to_string());
     tx.audit(now_ms, &actor, "enrolment_refused", ("node", node.id.as_str()), details).await?;

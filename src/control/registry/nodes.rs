@@ -1,7 +1,7 @@
 //! Nodes and hubs: announcement, approval, removal and settings, audited.
 use super::enrol::activate;
 use super::node_change::{NodeChange, check_label};
-use super::{Entity, RegistryError, names, retry_conflicts};
+use super::{Entity, RegistryError, names, retry_conflicts, tokens};
 use crate::store::audit::Actor;
 use crate::store::network::Network;
 use crate::store::node::{Node, NodeState};
@@ -30,12 +30,14 @@ async fn put_announced(
     // The device may still know the generation of the id's last holder.
     node.generation = known.map_or(1, |n| n.generation + 1);
     tx.put_node(node).await?;
+    // Made for whoever was to have the name before.
+    tx.revoke_tokens_of(&node.id, now_ms).await?;
     let new = NewToken {
         network: node.network.clone(),
         node: Some(node.id.clone()),
         note: Some(note),
         max_uses: 1,
-        expires_ms: None,
+        expires_ms: tokens::expiry(None, now_ms),
     };
     Ok((network, tx.add_token(&new, now_ms).await?.1))
 }

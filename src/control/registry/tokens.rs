@@ -3,7 +3,21 @@ use super::{Entity, RegistryError};
 use crate::store::Store;
 use crate::store::audit::Actor;
 use crate::store::token::NewToken;
+use spoke_model::node_id::NodeId;
 use spoke_model::secret::Secret;
+
+/// How long a token is valid unless the operator says otherwise, in milliseconds.
+pub const DEFAULT_LIFETIME_MS: i64 = 7 * 86_400_000;
+
+/// When a token made at `now_ms` expires; `lifetime_secs` of `None` is the default, 0 is never.
+pub fn expiry(lifetime_secs: Option<u64>, now_ms: i64) -> Option<i64> {
+    let lifetime = match lifetime_secs {
+        Some(0) => return None,
+        Some(secs) => i64::try_from(secs.saturating_mul(1000)).unwrap_or(i64::MAX),
+        None => DEFAULT_LIFETIME_MS,
+    };
+    Some(now_ms.saturating_add(lifetime))
+}
 
 /// Creates a token; returns its id and its text, which is not stored.
 pub async fn create(
@@ -25,6 +39,15 @@ pub async fn create(
     tx.audit(now_ms, actor, "create", ("token", &created.0), details).await?;
     tx.commit().await?;
     Ok(created)
+}
+
+/// The token that enrolled `node`, if it can enrol further devices, and how many.
+///
+/// A token bound to the node is not among them: the removal of the node revokes it.
+pub async fn enrolling(store: &Store, node: &NodeId, now_ms: i64) -> Result<Option<(String, u64)>, RegistryError> {
+    let token = store.read().await?.enrolling_token(node).await?;
+    let usable = token.filter(|t| t.node.is_none()).map(|t| (t.uses_left(now_ms), t.id)).filter(|(left, _)| *left > 0);
+    Ok(usable.map(|(left, id)| (id, left)))
 }
 
 /// Revokes a token.

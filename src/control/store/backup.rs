@@ -144,10 +144,17 @@ const TABLES: &[Table] = &[
             ("created_ms", Int),
             ("expires_ms", Int),
             ("revoked_ms", Int),
+            ("key_proof", Int),
         ],
         select: "SELECT * FROM token ORDER BY id",
-        insert: "INSERT INTO token (id, hash, network, node, note, uses, max_uses, created_ms, expires_ms, revoked_ms)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        insert: "INSERT INTO token (id, hash, network, node, note, uses, max_uses, created_ms, expires_ms, revoked_ms,
+            key_proof) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+    },
+    Table {
+        name: "enrolment",
+        columns: &[("node", Text), ("token", Text)],
+        select: "SELECT * FROM enrolment ORDER BY node",
+        insert: "INSERT INTO enrolment (node, token) VALUES ($1, $2)",
     },
     Table {
         name: "wanted_release",

@@ -156,13 +156,34 @@ impl Tx {
         after: &str,
         limit: i64,
     ) -> Result<Vec<NodeStatus>, StoreError> {
+        self.statuses(only, None, after, limit).await
+    }
+
+    /// As [`Tx::node_statuses`], of one network.
+    pub async fn node_statuses_of(
+        &mut self,
+        network: &str,
+        after: &str,
+        limit: i64,
+    ) -> Result<Vec<NodeStatus>, StoreError> {
+        self.statuses(None, Some(network), after, limit).await
+    }
+
+    async fn statuses(
+        &mut self,
+        only: Option<&NodeId>,
+        network: Option<&str>,
+        after: &str,
+        limit: i64,
+    ) -> Result<Vec<NodeStatus>, StoreError> {
         let sql = "SELECT n.*, r.generation AS observed, r.outcome, r.reason, r.healthy, r.received_ms, r.drift,
                 r.version AS reported_version, r.health, a.code AS access_code, a.token_id AS access_token
             FROM node n LEFT JOIN report r ON r.node = n.id
             LEFT JOIN admission a ON a.node = n.id AND a.wireguard_key = n.wireguard_key
-            WHERE ($1 = '' OR n.id = $1) AND n.id > $2 ORDER BY n.id LIMIT $3";
+            WHERE ($1 = '' OR n.id = $1) AND n.id > $2 AND ($4 = '' OR n.network = $4) ORDER BY n.id LIMIT $3";
         let only = only.map_or("", NodeId::as_str);
-        let rows = self.rows(sql, &[only.into(), after.into(), limit.into()]).await?;
+        let of = network.unwrap_or_default();
+        let rows = self.rows(sql, &[only.into(), after.into(), limit.into(), of.into()]).await?;
         let networks = self.networks().await?;
         let sql = "SELECT node, network, family, host FROM lease WHERE node IS NOT NULL AND until_ms IS NULL
             AND ($1 = '' OR node = $1) ORDER BY node, family";

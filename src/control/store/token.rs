@@ -58,7 +58,13 @@ pub struct ValidToken {
 }
 
 impl Token {
-    fn read(row: &Row) -> Result<Self, StoreError> {
+    /// Enrolments it is still valid for at `now_ms`.
+    pub fn uses_left(&self, now_ms: i64) -> u64 {
+        let expired = self.expires_ms.is_some_and(|t| u64::try_from(now_ms).is_ok_and(|now| now >= t));
+        if expired || self.revoked_ms.is_some() { 0 } else { self.max_uses.saturating_sub(self.uses) }
+    }
+
+    pub(super) fn read(row: &Row) -> Result<Self, StoreError> {
         Ok(Self {
             id: row.text("id")?,
             network: row.text("network")?,
