@@ -5,13 +5,12 @@ import json
 import os
 import pathlib
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 
 from . import board as boards
-from . import disk, modules, rootfs, slot
+from . import disk, loader, modules, rootfs, slot
 from .packages import Packages, unpack
 
 HERE = pathlib.Path(__file__).resolve().parent.parent
@@ -32,9 +31,11 @@ def arguments():
     parser = argparse.ArgumentParser(prog="scripts/build-image", description="Builds a board's disk image and update files.")
     parser.add_argument("board", help="a directory of board/")
     parser.add_argument("--version", required=True)
+    parser.add_argument("--sequence", type=int, default=0, help="the release number, as spoke-image bundle gets it")
     parser.add_argument("--output", type=pathlib.Path, required=True)
     parser.add_argument("--binaries", type=pathlib.Path, required=True, help="directory with spoke and spoke-init")
     parser.add_argument("--cache", type=pathlib.Path, required=True)
+    parser.add_argument("--efi-programs", type=pathlib.Path, required=True, help="directory made by scripts/lib/efi-programs")
     parser.add_argument("--update-root", type=pathlib.Path, required=True, help="public keys that certify update signing keys")
     parser.add_argument("--draft", action="store_true", help="weaker compression: half the time")
     parser.add_argument("--overlay", type=pathlib.Path, help="files copied over the root's, e.g. of a test")
@@ -66,7 +67,7 @@ def build(board, options, output, work, step):
         shutil.copytree(options.overlay, merged, symlinks=True, dirs_exist_ok=True)
         files = merged
     kernel_dir, release, manifest, contents = rootfs.build(
-        board, HERE / "rootfs.toml", files, packages, options.cache, work / "root", options.version, options.binaries / "spoke",
+        board, HERE / "rootfs.toml", files, packages, options.cache, work / "root", options.version, options.sequence, options.binaries / "spoke",
         options.update_root)
     step(f"root of {len(contents['packages'])} packages, {_mib(_tree(work / 'root')):.1f} MiB unpacked, kernel {release}")
     root_hash, hash_offset = slot.squash(work / "root", output / "root.img", level)
@@ -99,8 +100,7 @@ def build(board, options, output, work, step):
     blobs = []
     if board.uses_u_boot:
         shutil.copy2(output / "boot.efi", fat / "EFI/Linux/spoke-a.efi")
-        subprocess.run(["mkimage", "-A", "arm", "-T", "script", "-C", "none", "-n", "spoke", "-d", str(HERE / "u-boot/boot.cmd"), str(fat / "boot.scr")],
-                       check=True, stdout=subprocess.DEVNULL, env=dict(os.environ, SOURCE_DATE_EPOCH=str(slot.EPOCH)))
+        loader.u_boot(fat, HERE)
         for blob in board.data["u-boot"]["blob"]:
             path = work / "loader" / blob["file"]
             if not path.exists():
@@ -108,10 +108,7 @@ def build(board, options, output, work, step):
             shutil.copyfile(path, output / path.name)
             blobs.append((path, blob["offset"]))
     else:
-        (fat / "EFI/BOOT").mkdir()
-        (fat / "loader").mkdir()
-        shutil.copy2(efi / f"systemd-boot{board.efi}.efi", fat / "EFI/BOOT" / board.default_loader)
-        shutil.copy2(HERE / "systemd-boot/loader.conf", fat / "loader/loader.conf")
+        loader.systemd_boot(board, fat, efi, HERE, options.efi_programs)
         shutil.copy2(output / "boot.efi", fat / "EFI/Linux/spoke-000001-a.efi")
     if options.provision:
         shutil.copyfile(options.provision, fat / "spoke.toml")
@@ -121,7 +118,7 @@ def build(board, options, output, work, step):
     disk.ext4(board.disk["state_mib"], work / "state.img")
     disk.assemble(board, work / "boot.img", output / "root.img", work / "state.img", blobs, output / "disk.img")
     (output / "contents.json").write_text(json.dumps(
-        {"board": board.name, "version": options.version, "kernel": release, "root_hash": root_hash, "hash_offset": hash_offset,
+        {"board": board.name, "version": options.version, "sequence": options.sequence, "kernel": release, "root_hash": root_hash, "hash_offset": hash_offset,
          **contents}, indent=1) + "\n")
     sums(output)
     step(f"disk.img {_mib((output / 'disk.img').stat().st_size):.0f} MiB, {_mib((output / 'disk.img').stat().st_blocks * 512):.1f} MiB of it written")

@@ -154,7 +154,7 @@ def unpacked(cache, fetched):
     return place / "pool", place / "kernel", json.loads((place / "owners.json").read_text())
 
 
-def build(board, manifest_file, files, packages, cache, root_dir, version, spoke, update_root):
+def build(board, manifest_file, files, packages, cache, root_dir, version, sequence, spoke, update_root):
     """Builds the root directory; returns (kernel directory, kernel release, manifest, contents with reasons)."""
     manifest = tomllib.loads(manifest_file.read_text())
     names = [p["name"] for p in manifest["package"]]
@@ -181,7 +181,7 @@ def build(board, manifest_file, files, packages, cache, root_dir, version, spoke
     shutil.copy2(update_root, root_dir / "usr/lib/spoke/update-root.pub")
     (root_dir / "usr/lib/os-release").write_text(
         f'ID=spoke\nID_LIKE=debian\nNAME="Spoke"\nPRETTY_NAME="Spoke {version}"\nVERSION_ID={version}\n'
-        f"IMAGE_ID=spoke-{board.name}\nIMAGE_VERSION={version}\nVARIANT_ID={board.name}\n")
+        f"IMAGE_ID=spoke-{board.name}\nIMAGE_VERSION={version}\nVARIANT_ID={board.name}\n" + (f"IMAGE_SEQUENCE={sequence}\n" if sequence else ""))
     wan = " ".join(board.network["wan"])
     (root_dir / "usr/lib/systemd/network/20-wan.network").write_text(
         "# The wan links of board.toml use DHCP. The route's metric leaves room for a preferred one.\n"

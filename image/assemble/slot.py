@@ -60,8 +60,10 @@ def unified_kernel(board, ukify, stub, kernel, initrd, command, device_tree, out
     # No version: entries are ordered by file name, so that a rollback can order an older version first.
     release = f"@{output}.osrel"
     pathlib.Path(release[1:]).write_text(f'ID=spoke\nNAME="Spoke"\nPRETTY_NAME="Spoke"\nIMAGE_ID=spoke-{board.name}\n')
-    arguments = ["/usr/bin/python3", str(ukify), "build", f"--linux={kernel}", f"--initrd={initrd}", f"--cmdline={command}",
+    arguments = ["/usr/bin/python3", str(ukify), "build", f"--linux={kernel}", f"--cmdline={command}",
                  f"--os-release={release}", f"--uname={kernel.name.removeprefix('vmlinuz-')}", f"--stub={stub}", f"--efi-arch={board.efi}", f"--output={output}"]
+    if initrd:
+        arguments.append(f"--initrd={initrd}")
     if device_tree:
         arguments.append(f"--devicetree={device_tree}")
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)

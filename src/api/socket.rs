@@ -112,6 +112,9 @@ pub struct Readiness {
     pub connected: bool,
     /// The last reconcile pass was clean and the tunnel is up, as `GET /ready` reports it.
     pub ready: bool,
+    /// A reconcile pass was completed since the start, whatever it found.
+    #[serde(default)]
+    pub passes: bool,
 }
 
 /// The contents of `spoke status`.

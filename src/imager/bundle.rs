@@ -4,6 +4,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 use spoke_command::print;
 use spoke_model::signature::{SignKey, Signature, VerifyKey};
+use spoke_sys::clock::{Clock as _, SystemClock};
 use spoke_sys::disk::{read_secret, write_atomic};
 use spoke_update::manifest;
 use spoke_update::manifest::{Certificate, Header, MAGIC, Manifest, Part};
@@ -41,6 +42,9 @@ pub struct BundleArgs {
     /// The lowest release that may still be installed after this one
     #[arg(long, default_value_t = 0)]
     floor: u64,
+    /// Devices install it by themselves for this many days, by hand for ever; without it there is no limit
+    #[arg(long)]
+    valid_days: Option<u64>,
     /// The certificate of the signing key
     #[arg(long)]
     certificate: PathBuf,
@@ -115,15 +119,26 @@ pub fn bundle(args: &BundleArgs) -> Outcome {
     struct Contents {
         board: String,
         version: String,
+        #[serde(default)]
+        sequence: u64,
     }
     let described = args.image.join("contents.json");
     let contents: Contents = serde_json::from_slice(&std::fs::read(&described).map_err(at(&described))?)?;
+    if contents.sequence != 0 && contents.sequence != args.sequence {
+        return Err(Failure::BadInput(format!(
+            "{} was built as release {}, not {}: its devices compare that number",
+            args.image.display(),
+            contents.sequence,
+            args.sequence
+        )));
+    }
     let parts = [args.image.join("root.img"), args.image.join("boot.efi")];
     let manifest = Manifest {
         board: contents.board,
         version: contents.version,
         sequence: args.sequence,
         floor: args.floor,
+        expires: args.valid_days.map(|days| SystemClock.wall().secs().saturating_add(days.saturating_mul(86_400))),
         root: part(&parts[0])?,
         kernel: part(&parts[1])?,
     };

@@ -20,7 +20,7 @@ pub fn probe(socket: &Path, probes: &[String]) -> ProbeResult {
         });
     // A connected tunnel proves the WAN already.
     let outside = readiness.connected || probes.iter().any(|p| accepts_or_refuses(p));
-    ProbeResult { connected: readiness.connected, clean: readiness.ready, outside }
+    ProbeResult { connected: readiness.connected, clean: readiness.ready, passes: readiness.passes, outside }
 }
 
 /// A refused connection counts: the reset comes from the far end too.
@@ -57,10 +57,10 @@ mod tests {
 
     #[test]
     fn probe_takes_the_supervisor_s_readiness() {
-        let result = probe_with(r#"{"ok":{"connected":true,"ready":true}}"#);
-        assert_eq!(result, ProbeResult { connected: true, clean: true, outside: true });
-        let result = probe_with(r#"{"ok":{"connected":false,"ready":true}}"#);
-        assert_eq!(result, ProbeResult { connected: false, clean: true, outside: false });
+        let result = probe_with(r#"{"ok":{"connected":true,"ready":true,"passes":true}}"#);
+        assert_eq!(result, ProbeResult { connected: true, clean: true, passes: true, outside: true });
+        let result = probe_with(r#"{"ok":{"connected":false,"ready":false,"passes":true}}"#);
+        assert_eq!(result, ProbeResult { connected: false, clean: false, passes: true, outside: false });
         assert_eq!(probe_with(r#"{"error":"unknown request"}"#), ProbeResult::default());
     }
 

@@ -1,11 +1,13 @@
 //! Watches a trial from boot to its end and stores the record; runs apart from the supervisor, as root. Waits for the next
 //! probe or the trial's deadline.
 use spoke_config::update::Rules;
+use spoke_model::time::Boot;
 use spoke_sys::clock::Clock;
 use spoke_sys::disk::DiskError;
 use spoke_sys::slots::{SlotError, Slots, Standing};
 use spoke_update::machine::{ProbeResult, RejectReason, Stage, Trial, TrialAction, TrialEvent};
 use spoke_update::record::{Situation, UpdateRecord};
+use spoke_update::slot::LIVED;
 use std::time::Duration;
 
 /// Time between two probes.
@@ -33,6 +35,8 @@ pub enum Next {
 
 /// Storage of the record.
 pub trait RecordStore {
+    /// Remembers, apart from the record, what was committed.
+    fn committed(&mut self, record: &UpdateRecord);
     /// Stores it durably and publishes it to the supervisor.
     fn store(&mut self, record: &UpdateRecord) -> Result<(), DiskError>;
 }
@@ -60,6 +64,8 @@ pub async fn watch<C: Clock>(
             end(store, record, Some(RejectReason::DidNotStart))?;
             None
         }
+        // Nothing of it ran: a damaged kernel, or power that failed within seconds. Its trial tells.
+        Situation::FellBack if standing.other_unstarted => None,
         Situation::FellBack => {
             record.fell_back();
             log_rejection(record);
@@ -77,18 +83,32 @@ pub async fn watch<C: Clock>(
     }
     .map(|stage| {
         let resumes = record.trial.as_ref().map_or(0, |t| t.resumes);
-        Trial::new(clock.now(), rules, stage, resumes)
+        let compare = record.trial.as_ref().is_some_and(|t| t.compare);
+        Trial::new(clock.now(), rules, stage, resumes, compare)
     });
-    let mut counted = true;
+    let again = situation == Situation::FellBack && standing.other_unstarted;
+    let (mut counted, mut failed) = (true, false);
+    let began = clock.now();
     loop {
         let result = probe().await;
-        if counted && result.clean {
-            // A boot counts as failed until a pass was clean.
+        if counted && result.passes {
+            // Whether the WAN, the hub or the settings are at fault is another question than whether this system runs.
             slots.clear_starts()?;
             counted = false;
         }
+        if counted && !failed && clock.now().since(Boot::from_secs(0)) >= LIVED {
+            slots.start_failed()?;
+            failed = true;
+        }
+        if again && clock.now().since(began) >= rules.settle {
+            record.try_again(standing.running.other());
+            store.store(record)?;
+            slots.try_other()?;
+            tracing::warn!(slot = %standing.running.other(), "committed system did not start: tried again");
+            return Ok(Next::Restart);
+        }
         let Some(machine) = &mut trial else {
-            if counted {
+            if counted || again {
                 tokio::time::sleep(PROBE_EVERY).await;
                 continue;
             }
@@ -120,6 +140,7 @@ fn act(
             // The boot loader first: after a power loss in between, the next boot is watched and committed again.
             slots.commit()?;
             end(store, record, None)?;
+            store.committed(record);
             tracing::info!(slot = %standing.running, "update committed");
             Ok(None)
         }
@@ -132,13 +153,18 @@ fn act(
             end(store, record, Some(reason))?;
             Ok(None)
         }
-        TrialAction::Retreat => {
+        TrialAction::Retreat | TrialAction::Compare => {
+            let compare = action == TrialAction::Compare;
             if let Some(trial) = &mut record.trial {
-                trial.stage = Stage::Retreated;
+                (trial.stage, trial.compare) = (Stage::Retreated, compare);
             }
             store.store(record)?;
             slots.condemn()?;
-            tracing::warn!("no host outside answers: probing from the old system");
+            if compare {
+                tracing::warn!("hub or control plane not reached: comparing with the old system");
+            } else {
+                tracing::warn!("no host outside answers: probing from the old system");
+            }
             Ok(Some(Next::Restart))
         }
         TrialAction::Resume => {

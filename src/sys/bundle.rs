@@ -107,7 +107,8 @@ mod tests {
 
     impl Slots for Fake {
         fn standing(&mut self) -> Result<Standing, SlotError> {
-            Ok(Standing { running: Slot::A, trust: Some(Trust::Good), other: self.visible.then_some(Trust::Good) })
+            let other = self.visible.then_some(Trust::Good);
+            Ok(Standing { running: Slot::A, trust: Some(Trust::Good), other, other_unstarted: false })
         }
         fn vacate(&mut self) -> Result<(), SlotError> {
             self.visible = false;
@@ -148,6 +149,9 @@ mod tests {
         fn clear_starts(&mut self) -> Result<(), SlotError> {
             Ok(())
         }
+        fn start_failed(&mut self) -> Result<(), SlotError> {
+            Ok(())
+        }
     }
 
     fn key(n: u8) -> SignKey {
@@ -161,6 +165,7 @@ mod tests {
             version: "2".into(),
             sequence: 2,
             floor: 0,
+            expires: None,
             root: part(root),
             kernel: part(kernel),
         };

@@ -1,9 +1,11 @@
 //! The two slots as the boot loader sees them: systemd-boot's entries on the FAT partition, U-Boot's environment block.
 use rustix::fs::fsync;
+use spoke_update::seal;
+use spoke_update::seal::Seal;
 use spoke_update::slot;
 use spoke_update::slot::{Entry, Slot, Starts, Trust};
 use spoke_update::uboot;
-use spoke_update::uboot::BootEnv;
+use spoke_update::uboot::{BootEnv, Stored};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write as _};
 use std::os::unix::fs::FileExt as _;
@@ -32,6 +34,9 @@ pub enum SlotError {
     /// The boot loader has no entry for a slot.
     #[error("the boot loader has no entry for slot {0}")]
     NoEntry(Slot),
+    /// Another process changes the slots.
+    #[error("another update is at work{0}: wait until it has ended (spoke update status)")]
+    Busy(String),
     /// There is no room for the new kernel.
     #[error(
         "the boot partition has {free} bytes free and the kernel needs {needed}: remove files that are not Spoke's from it"
@@ -69,6 +74,49 @@ pub struct Standing {
     pub trust: Option<Trust>,
     /// The other slot's.
     pub other: Option<Trust>,
+    /// The other slot is committed and used up its starts without reaching its first process.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub other_unstarted: bool,
+}
+
+/// Held while the slots are changed; of all processes one has it.
+#[derive(Debug)]
+pub struct UpdateLock {
+    _file: File,
+}
+
+impl UpdateLock {
+    /// Takes it, in [`RUN`]. The kernel releases it when the process ends.
+    pub fn take() -> Result<Self, SlotError> {
+        Self::take_at(&Path::new(RUN).join("update.lock"))
+    }
+
+    fn take_at(path: &Path) -> Result<Self, SlotError> {
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .map_err(io("open the lock of updates"))?;
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let mut holder = String::new();
+                let _ = file.take(32).read_to_string(&mut holder);
+                let holder = holder.trim();
+                return Err(SlotError::Busy(if holder.is_empty() {
+                    String::new()
+                } else {
+                    format!(" (process {holder})")
+                }));
+            }
+            Err(e) => return Err(io("take the lock of updates")(e.into())),
+        }
+        let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+        written.map_err(io("write the lock of updates"))?;
+        Ok(Self { _file: file })
+    }
 }
 
 /// Reads and changes the slots.
@@ -89,8 +137,10 @@ pub trait Slots: Send {
     fn condemn(&mut self) -> Result<(), SlotError>;
     /// Puts the other slot on trial, as it is.
     fn try_other(&mut self) -> Result<(), SlotError>;
-    /// Resets the count of starts without a clean pass.
+    /// Resets the count of starts without a completed pass.
     fn clear_starts(&mut self) -> Result<(), SlotError>;
+    /// Counts this start as failed: it lasted, and no pass was completed.
+    fn start_failed(&mut self) -> Result<(), SlotError>;
 }
 
 /// The boot loader.
@@ -188,16 +238,37 @@ impl DiskSlots {
         })
     }
 
-    fn environment(&self) -> Result<BootEnv, SlotError> {
-        let mut block = vec![0; uboot::SIZE];
-        File::open(self.devices.join("bootenv"))
-            .and_then(|f| f.read_exact_at(&mut block, 0))
-            .map_err(io("read the boot environment"))?;
-        Ok(BootEnv::parse(&block))
+    fn stored(&self) -> Result<Stored, SlotError> {
+        let file = File::open(self.devices.join("bootenv")).map_err(io("read the boot environment"))?;
+        // A copy that cannot be read is a damaged one.
+        let copies = uboot::OFFSETS.map(|at| {
+            let mut copy = vec![0; uboot::SIZE];
+            file.read_exact_at(&mut copy, at).map(|()| copy).unwrap_or_default()
+        });
+        let [first, second] = &copies;
+        Ok(Stored::parse([first, second]))
     }
 
-    fn set_environment(&self, env: &BootEnv) -> Result<(), SlotError> {
-        self.write_bootenv(&env.bytes(), 0).map_err(io("write the boot environment"))
+    fn change_environment(&self, change: impl FnOnce(BootEnv) -> BootEnv) -> Result<(), SlotError> {
+        let stored = self.stored()?;
+        let mut last = Ok(());
+        let mut written = false;
+        for (copy, bytes) in stored.store(&change(stored.env.clone())) {
+            let at = uboot::OFFSETS.get(copy).copied().unwrap_or_default();
+            match self.write_bootenv(&bytes, at) {
+                Ok(()) => written = true,
+                Err(e) => last = Err(e),
+            }
+        }
+        // One copy is enough for the boot loader; the next change repairs the other.
+        match last {
+            Err(e) if !written => Err(io("write the boot environment")(e)),
+            Err(e) => {
+                tracing::warn!(error = %e, "one copy of the boot environment not written");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     fn write_bootenv(&self, bytes: &[u8], at: u64) -> io::Result<()> {
@@ -206,12 +277,48 @@ impl DiskSlots {
         file.sync_all()
     }
 
-    /// Starts without a clean pass.
+    /// What was committed on this disk, apart from the state partition.
+    pub fn seal(&self) -> Seal {
+        let read = |at| {
+            let mut copy = vec![0; seal::SIZE];
+            let file = File::open(self.devices.join("bootenv"))?;
+            file.read_exact_at(&mut copy, at).map(|()| copy)
+        };
+        let [first, second] = seal::OFFSETS.map(|at| read(at).unwrap_or_default());
+        Seal::parse([&first, &second])
+    }
+
+    /// Stores at least these numbers.
+    pub fn raise_seal(&self, to: Seal) -> Result<(), SlotError> {
+        let stored = self.seal();
+        let raised = stored.raised(to);
+        if raised == stored {
+            return Ok(());
+        }
+        for at in seal::OFFSETS {
+            self.write_bootenv(&raised.bytes(), at).map_err(io("store what was committed"))?;
+        }
+        Ok(())
+    }
+
+    /// Starts without a completed pass.
     pub fn starts(&self) -> Starts {
-        let mut record = [0; 10];
+        let mut record = [0; Starts::SIZE];
         match File::open(self.devices.join("bootenv")).and_then(|f| f.read_exact_at(&mut record, STARTS_AT)) {
             Ok(()) => Starts::parse(&record),
             Err(_) => Starts::default(),
+        }
+    }
+
+    /// For the first process of a slot: its kernel and initramfs are whole, so the boot loader's count of a committed slot is set
+    /// back. Under systemd-boot the FAT partition must be writable.
+    pub fn arm(&self) -> Result<(), SlotError> {
+        match self.loader {
+            Loader::UBoot => self.change_environment(|env| env.armed(self.running)),
+            Loader::SystemdBoot => {
+                let entry = self.entry(self.running)?;
+                if entry.trust() == Trust::Good { self.rename(&entry, &entry.armed()) } else { Ok(()) }
+            }
         }
     }
 
@@ -224,20 +331,24 @@ impl DiskSlots {
 impl Slots for DiskSlots {
     fn standing(&mut self) -> Result<Standing, SlotError> {
         let (running, other) = (self.running, self.running.other());
-        let (trust, other) = match self.loader {
+        let (trust, other, other_unstarted) = match self.loader {
             Loader::UBoot => {
-                let env = self.environment()?;
-                (Some(env.trust(running)), Some(env.trust(other)))
+                let env = self.stored()?.env;
+                (Some(env.trust(running)), Some(env.trust(other)), env.is_unstarted(other))
             }
-            Loader::SystemdBoot => (self.entry(running).ok().map(|e| e.trust), self.entry(other).ok().map(|e| e.trust)),
+            Loader::SystemdBoot => {
+                let (ours, others) = (self.entry(running).ok(), self.entry(other).ok());
+                let unstarted = others.as_ref().is_some_and(Entry::is_unstarted);
+                (ours.map(|e| e.trust()), others.map(|e| e.trust()), unstarted)
+            }
         };
-        Ok(Standing { running, trust, other })
+        Ok(Standing { running, trust, other, other_unstarted })
     }
 
     fn vacate(&mut self) -> Result<(), SlotError> {
         let other = self.running.other();
         match self.loader {
-            Loader::UBoot => self.set_environment(&self.environment()?.with(other, Trust::Trying(0))),
+            Loader::UBoot => self.change_environment(|env| env.with(other, Trust::Trying(0))),
             Loader::SystemdBoot => {
                 let gone: Vec<_> = self.entries()?.into_iter().filter(|e| e.slot == other).collect();
                 let directory = self.directory();
@@ -306,36 +417,32 @@ impl Slots for DiskSlots {
             Loader::UBoot => format!("spoke-{other}.efi"),
             Loader::SystemdBoot => {
                 let order = slot::next_order(&self.entries()?);
-                Entry { order, slot: other, trust: Trust::Trying(slot::TRIES), used: 0 }.to_string()
+                Entry::trying(order, other).to_string()
             }
         };
         self.writing(|| fs::rename(&staged, directory.join(name)).map_err(io("name the new kernel")))?;
         match self.loader {
             Loader::SystemdBoot => Ok(()),
-            Loader::UBoot => self.set_environment(&self.environment()?.trying(other)),
+            Loader::UBoot => self.change_environment(|env| env.trying(other)),
         }
     }
 
     fn commit(&mut self) -> Result<(), SlotError> {
         match self.loader {
-            Loader::UBoot => {
-                let env = self.environment()?;
-                let after = env.clone().committed(self.running);
-                if after == env { Ok(()) } else { self.set_environment(&after) }
-            }
+            Loader::UBoot => self.change_environment(|env| env.committed(self.running)),
             Loader::SystemdBoot => {
                 let entry = self.entry(self.running)?;
-                self.rename(&entry, &slot::committed(&entry))
+                self.rename(&entry, &entry.armed())
             }
         }
     }
 
     fn condemn(&mut self) -> Result<(), SlotError> {
         match self.loader {
-            Loader::UBoot => self.set_environment(&self.environment()?.with(self.running, Trust::Trying(0))),
+            Loader::UBoot => self.change_environment(|env| env.with(self.running, Trust::Trying(0))),
             Loader::SystemdBoot => {
                 let entry = self.entry(self.running)?;
-                self.rename(&entry, &slot::condemned(&entry))
+                self.rename(&entry, &entry.condemned())
             }
         }
     }
@@ -343,17 +450,21 @@ impl Slots for DiskSlots {
     fn try_other(&mut self) -> Result<(), SlotError> {
         let other = self.running.other();
         match self.loader {
-            Loader::UBoot => self.set_environment(&self.environment()?.trying(other)),
+            Loader::UBoot => self.change_environment(|env| env.trying(other)),
             Loader::SystemdBoot => {
                 let entry = self.entry(other)?;
                 let order = slot::next_order(&self.entries()?);
-                self.rename(&entry, &Entry { order, slot: other, trust: Trust::Trying(slot::TRIES), used: 0 })
+                self.rename(&entry, &Entry::trying(order, other))
             }
         }
     }
 
     fn clear_starts(&mut self) -> Result<(), SlotError> {
-        if self.starts() == Starts(0) { Ok(()) } else { self.set_starts(Starts(0)) }
+        if self.starts() == Starts::default() { Ok(()) } else { self.set_starts(Starts::default()) }
+    }
+
+    fn start_failed(&mut self) -> Result<(), SlotError> {
+        self.set_starts(self.starts().lived())
     }
 }
 

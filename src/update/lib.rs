@@ -8,12 +8,16 @@
 //! - [`manifest`]: content and signatures of a bundle.
 //! - [`machine`]: a trial, from the first boot of a new slot to its commit or rejection.
 //! - [`record`]: what the device stores about updates.
+//! - [`offer`]: whether a verified bundle is installed.
+//! - [`seal`]: what is remembered apart from the state partition.
 //! - [`notice`]: messages between supervisor and updater.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
 
 pub mod machine;
 pub mod manifest;
 pub mod notice;
+pub mod offer;
 pub mod record;
+pub mod seal;
 pub mod slot;
 pub mod uboot;

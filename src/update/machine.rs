@@ -5,15 +5,19 @@
 //!                 healthy for `settle`
 //!  Watching ───────────────────────────────► Commit
 //!     │ not healthy
-//!     ├─ a host outside answered, after `patience` ──► Reject: the new system is bad
-//!     └─ no host outside answered, after `outage` ───► Retreat: start the old system, once
+//!     ├─ a host outside answered, after `patience`
+//!     │    ├─ no pass was completed ────────────────► Reject: the new system is bad
+//!     │    └─ hub or control plane is missing ──────► Compare: start the old system
+//!     └─ no host outside answered, after `outage` ──► Retreat: start the old system, once
 //!
-//! in the old slot after a retreat (Stage::Retreated):
-//!  online within `patience` ───► Reject: the old system reaches what the new one did not
-//!  online later ───────────────► Resume the trial, at most `resumes` times; then Reject
-//!  offline ────────────────────► wait without limit
+//! in the old slot (Stage::Retreated); "back" is to reach a host outside, or after Compare to be healthy:
+//!  back, the first time ─────────────────► Resume the trial: the outage may have ended during the restart
+//!  back within `patience`, later ────────► Reject: the old system reaches what the new one did not
+//!  back after `patience` ────────────────► Resume, at most `resumes` times; then Reject, not shunned
+//!  not back ─────────────────────────────► wait without limit
 //! ```
-//! A short outage costs nothing, a long one a single reboot, and no outage makes the two systems alternate.
+//! A short outage costs nothing, a long one of the WAN, the hub or the control plane a reboot or two, and no outage makes the
+//! two systems alternate.
 //!
 //! # Driver contract
 //! [`Trial::new`], then [`TrialEvent::Probed`] every few seconds with the time of the probe, and [`TrialEvent::Tick`]
@@ -30,8 +34,10 @@ use spoke_model::time::Boot;
 pub struct ProbeResult {
     /// The hub answers through the tunnel, and the control plane, if configured, was reached.
     pub connected: bool,
-    /// The last reconcile pass was clean.
+    /// The last reconcile pass was clean and the tunnel is up.
     pub clean: bool,
+    /// The supervisor completes passes, whatever they find: this system can be kept running.
+    pub passes: bool,
     /// A host outside answered without the tunnel.
     pub outside: bool,
 }
@@ -62,8 +68,10 @@ pub enum TrialAction {
     Commit,
     /// Reject the new slot and store the reason; start the old system unless it runs.
     Reject(RejectReason),
-    /// Start the old system; the trial remains open.
+    /// No host outside answers: start the old system; the trial remains open.
     Retreat,
+    /// The hub or the control plane does not answer: start the old system to see whether it does there; the trial remains open.
+    Compare,
     /// The outage is over: start the new slot on trial again.
     Resume,
 }
@@ -72,7 +80,7 @@ pub enum TrialAction {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RejectReason {
-    /// It did not become healthy although a host outside answered.
+    /// It did not become healthy although a host outside answered; where it reached no hub, the old system did.
     NotHealthy,
     /// It reached no host outside, and the old system did.
     NoWayOut,
@@ -87,6 +95,11 @@ pub enum RejectReason {
 }
 
 impl RejectReason {
+    /// Whether the version is not tried again by itself; outages are no fault of the image.
+    pub const fn is_of_the_image(self) -> bool {
+        !matches!(self, Self::TooManyOutages)
+    }
+
     /// Description for people.
     pub const fn text(self) -> &'static str {
         match self {
@@ -105,7 +118,7 @@ impl RejectReason {
 pub enum TrialDeadline {
     /// Healthy for `settle`: commit.
     Settle,
-    /// Not healthy although a host outside answered: reject.
+    /// Not healthy although a host outside answered: reject or compare.
     Patience,
     /// No host outside answered: retreat.
     Outage,
@@ -117,16 +130,28 @@ pub struct Trial {
     rules: Rules,
     stage: Stage,
     resumes: u8,
+    compare: bool,
     began: Boot,
     healthy_since: Option<Boot>,
     outside: bool,
+    passes: bool,
     done: bool,
 }
 
 impl Trial {
-    /// A trial in `stage` at this boot, resumed `resumes` times before.
-    pub const fn new(now: Boot, rules: Rules, stage: Stage, resumes: u8) -> Self {
-        Self { rules, stage, resumes, began: now, healthy_since: None, outside: false, done: false }
+    /// A trial in `stage` at this boot, resumed `resumes` times before; `compare`: the old system runs to be compared.
+    pub const fn new(now: Boot, rules: Rules, stage: Stage, resumes: u8, compare: bool) -> Self {
+        Self {
+            rules,
+            stage,
+            resumes,
+            compare,
+            began: now,
+            healthy_since: None,
+            outside: false,
+            passes: false,
+            done: false,
+        }
     }
 
     /// When [`TrialEvent::Tick`] is due; `None` after the action, and in the old slot, where only a probe decides.
@@ -160,6 +185,7 @@ impl Trial {
     fn record(&mut self, now: Boot, probe: ProbeResult) {
         // Once a host outside answered, a later outage does not extend the time.
         self.outside |= probe.outside || probe.connected;
+        self.passes |= probe.passes;
         self.healthy_since = match (probe.connected && probe.clean, self.healthy_since) {
             (true, Some(since)) => Some(since),
             (true, None) => Some(now),
@@ -174,27 +200,38 @@ impl Trial {
                 match self.healthy_since {
                     Some(since) if now.since(since) >= self.rules.settle => Some(TrialAction::Commit),
                     Some(_) => None,
-                    None if self.outside && ran >= self.rules.patience => {
-                        Some(TrialAction::Reject(RejectReason::NotHealthy))
-                    }
+                    None if self.outside && ran >= self.rules.patience => Some(if self.passes {
+                        TrialAction::Compare
+                    } else {
+                        TrialAction::Reject(RejectReason::NotHealthy)
+                    }),
                     None if !self.outside && ran >= self.rules.outage => Some(TrialAction::Retreat),
                     None => None,
                 }
             }
             Stage::Retreated => match event {
-                TrialEvent::Probed(probe) if probe.connected || probe.outside => {
-                    // An outage rarely ends just during the reboot: online at once means that the image is bad.
-                    if now.since(self.began) < self.rules.patience {
-                        Some(TrialAction::Reject(RejectReason::NoWayOut))
-                    } else if self.resumes >= self.rules.resumes {
-                        Some(TrialAction::Reject(RejectReason::TooManyOutages))
-                    } else {
-                        Some(TrialAction::Resume)
-                    }
+                TrialEvent::Probed(probe) if self.is_back(probe) => {
+                    let quick = now.since(self.began) < self.rules.patience;
+                    Some(match self.resumes {
+                        // The same outage meets a whole fleet: for some nodes it ends during this restart.
+                        0 => TrialAction::Resume,
+                        _ if quick => TrialAction::Reject(if self.compare {
+                            RejectReason::NotHealthy
+                        } else {
+                            RejectReason::NoWayOut
+                        }),
+                        n if n >= self.rules.resumes => TrialAction::Reject(RejectReason::TooManyOutages),
+                        _ => TrialAction::Resume,
+                    })
                 }
                 TrialEvent::Probed(_) | TrialEvent::Tick => None,
             },
         }
+    }
+
+    /// Whether the old system reaches what the new one did not.
+    const fn is_back(&self, probe: ProbeResult) -> bool {
+        if self.compare { probe.connected && probe.clean } else { probe.connected || probe.outside }
     }
 }
 

@@ -41,6 +41,9 @@ pub struct Manifest {
     pub sequence: u64,
     /// The lowest sequence that may be installed after this one; raised when older releases are unsafe.
     pub floor: u64,
+    /// Seconds since the epoch after which no device installs it by itself; `None`: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<u64>,
     /// The root image.
     pub root: Part,
     /// The kernel.
@@ -214,7 +217,15 @@ mod tests {
 
     fn manifest() -> Manifest {
         let part = Part { size: 3, sha256: "00".into() };
-        Manifest { board: "x".into(), version: "1.1.0".into(), sequence: 7, floor: 5, root: part.clone(), kernel: part }
+        Manifest {
+            board: "x".into(),
+            version: "1.1.0".into(),
+            sequence: 7,
+            floor: 5,
+            expires: None,
+            root: part.clone(),
+            kernel: part,
+        }
     }
 
     fn bundle(root: u8, serial: u64, certified: u8, signer: u8, manifest: &Manifest) -> Vec<u8> {

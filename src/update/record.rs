@@ -20,6 +20,9 @@ pub struct UpdateRecord {
     /// The version in each slot, if known.
     #[serde(default)]
     pub slots: BTreeMap<Slot, String>,
+    /// The release number in each slot, if known.
+    #[serde(default)]
+    pub sequences: BTreeMap<Slot, u64>,
     /// Versions rejected on this device or rolled back: installed again only by the operator.
     #[serde(default)]
     pub shunned: Vec<String>,
@@ -40,6 +43,9 @@ pub struct TrialRecord {
     pub armed: bool,
     /// Times it was resumed after an outage.
     pub resumes: u8,
+    /// The old system runs to be compared: the new one reached no hub or control plane.
+    #[serde(default)]
+    pub compare: bool,
     /// Its last message, reported if it does not start again.
     #[serde(default)]
     pub note: Option<String>,
@@ -85,7 +91,7 @@ impl UpdateRecord {
     /// The record of a device that was never updated.
     pub const fn new(board: String) -> Self {
         let known = Known { board, serial: 0, floor: 0 };
-        Self { known, trial: None, last: None, slots: BTreeMap::new(), shunned: Vec::new() }
+        Self { known, trial: None, last: None, slots: BTreeMap::new(), sequences: BTreeMap::new(), shunned: Vec::new() }
     }
 
     /// The situation of a boot from `running`, by the boot loader's trust in it and in the other slot.
@@ -115,6 +121,7 @@ impl UpdateRecord {
         // An explicit installation lifts a rejection.
         self.shunned.retain(|v| *v != manifest.version);
         self.slots.insert(slot, manifest.version.clone());
+        self.sequences.insert(slot, manifest.sequence);
         self.trial = Some(TrialRecord {
             version: manifest.version,
             sequence: manifest.sequence,
@@ -122,6 +129,7 @@ impl UpdateRecord {
             stage: Stage::Trial,
             armed: false,
             resumes: 0,
+            compare: false,
             note: None,
             learned,
         });
@@ -137,9 +145,31 @@ impl UpdateRecord {
             stage: Stage::Trial,
             armed: false,
             resumes: 0,
+            compare: false,
             note: None,
             learned: self.known.clone(),
         });
+    }
+
+    /// Begins another trial of the committed system in `slot`, which the boot loader could not start.
+    pub fn try_again(&mut self, slot: Slot) {
+        let last = self.last.as_ref().filter(|l| l.slot == slot);
+        self.trial = Some(TrialRecord {
+            version: last.map(|l| l.version.clone()).or_else(|| self.slots.get(&slot).cloned()).unwrap_or_default(),
+            sequence: last.map_or(0, |l| l.sequence),
+            slot,
+            stage: Stage::Trial,
+            armed: true,
+            resumes: 0,
+            compare: false,
+            note: None,
+            learned: self.known.clone(),
+        });
+    }
+
+    /// Records that a person replaces `running` by an older release: it is not installed again by itself.
+    pub fn leave(&mut self, running: &str) {
+        self.reject(running);
     }
 
     /// Ends the trial; `reason` is `None` if it was committed.
@@ -148,8 +178,10 @@ impl UpdateRecord {
         let mut detail = reason.map_or("committed", RejectReason::text).to_owned();
         match (reason, trial.note) {
             (None, _) => self.known = trial.learned,
-            (Some(_), note) => {
-                self.reject(&trial.version);
+            (Some(reason), note) => {
+                if reason.is_of_the_image() {
+                    self.reject(&trial.version);
+                }
                 if let Some(note) = note {
                     detail = format!("{detail}; its last message: {note}");
                 }
@@ -193,6 +225,7 @@ mod tests {
             version: "2".into(),
             sequence: 2,
             floor: 1,
+            expires: None,
             root: part.clone(),
             kernel: part,
         };

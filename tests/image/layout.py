@@ -93,6 +93,9 @@ def main():
         assert "LegacyBIOSBootable" in flags, "U-Boot would not search the boot partition"
     else:
         assert board.default_loader in boot_files(image, "::/EFI/BOOT")
+        assert f"systemd-boot{board.efi}.efi" in boot_files(image, "::/EFI/systemd")
+        starter, _ = sections(boot_file(image, f"EFI/BOOT/{board.default_loader}"))
+        assert starter == MACHINES[board.architecture], "the program that starts the boot loader is for another CPU"
     print(f"{board.name}: layout is correct, root {len(root) / disk.MIB:.1f} MiB, kernel {len(kernel) / disk.MIB:.1f} MiB")
 
 

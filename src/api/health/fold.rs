@@ -357,7 +357,11 @@ pub fn ready(s: &Snapshot, at: &Moment) -> Result<(), NotReady> {
 pub fn readiness(s: &Snapshot, at: &Moment) -> Readiness {
     let health = fold(s, at);
     let controlled = !health.reasons.iter().any(|r| r.code.concerns_control_plane());
-    Readiness { connected: health.connected && health.can_ping_hub && controlled, ready: ready(s, at).is_ok() }
+    Readiness {
+        connected: health.connected && health.can_ping_hub && controlled,
+        ready: ready(s, at).is_ok(),
+        passes: s.net.passes > 0,
+    }
 }
 
 #[cfg(test)]

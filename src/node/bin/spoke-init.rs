@@ -8,7 +8,7 @@ use rustix::mount::{MountFlags, mount, mount_move};
 use rustix::system::{RebootCommand, reboot};
 use spoke_sys::early::{argument, load_modules, parts, rescue, say, verity};
 use spoke_sys::slots::{DiskSlots, Loader, RUN, Slots as _};
-use spoke_update::slot::{STARTS_MAX, Slot, Starts, Trust};
+use spoke_update::slot::{Slot, Trust};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::process::CommandExt as _;
@@ -104,24 +104,32 @@ fn write_boot_info(line: &str, found: &Found) -> io::Result<()> {
     std::fs::write(run.join("loader"), argument(line, "spoke.loader").unwrap_or_default())
 }
 
-/// Counts this start; after [`STARTS_MAX`] without a clean reconcile pass the other slot is started.
+/// Sets the boot loader's count back and counts this start; after too many without a completed pass the other slot is started.
 fn count_start(line: &str, found: &Found) {
     let Ok(mut slots) = slots(line, found.slot, &found.parts, Path::new("/boot")) else { return };
-    let starts = slots.starts().one_more();
+    let starts = slots.starts().begun();
     if let Err(e) = slots.set_starts(starts) {
         say(&format!("{e}"));
     }
-    if starts.0 < STARTS_MAX {
+    if let Err(e) = slots.arm() {
+        say(&format!("{e}"));
+    }
+    if !starts.exhausted() {
+        unmount_boot();
         return;
     }
     let given_up = match slots.standing() {
         Ok(standing) if standing.other.is_some_and(|t| t != Trust::Trying(0)) => slots.condemn().is_ok(),
         _ => false,
     };
-    let _ = slots.set_starts(Starts(0));
+    let _ = slots.clear_starts();
     unmount_boot();
     if given_up {
-        say(&format!("slot {} was started {} times without one clean pass: taking the other", found.slot, starts.0));
+        say(&format!(
+            "slot {} was started {} times without one pass: taking the other",
+            found.slot,
+            starts.failed.saturating_add(starts.early)
+        ));
         restart();
     }
 }
@@ -134,8 +142,8 @@ fn slots(line: &str, running: Slot, found: &BTreeMap<String, parts::Partition>, 
     let uboot = argument(line, "spoke.loader").as_deref() == Some("u-boot");
     let loader = if uboot { Loader::UBoot } else { Loader::SystemdBoot };
     let slots = DiskSlots::at(loader, running, at.to_owned(), devices.to_owned(), false);
-    // The start is counted in a raw partition; the FAT partition is written only when a slot is given up.
-    if slots.starts().0 + 1 >= STARTS_MAX || at != Path::new("/boot") {
+    // U-Boot counts in a raw partition, systemd-boot in the names on the FAT partition.
+    if loader == Loader::SystemdBoot || at != Path::new("/boot") {
         mount(boot.node(), at, "vfat", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, c"")?;
     }
     Ok(slots)

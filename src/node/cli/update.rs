@@ -6,14 +6,17 @@ use spoke_config::Config;
 use spoke_model::signature::VerifyKey;
 use spoke_sys::bundle;
 use spoke_sys::bundle::InstallError;
+use spoke_sys::clock::{Clock as _, SystemClock};
 use spoke_sys::disk::{DiskError, Document};
 use spoke_sys::fetch;
-use spoke_sys::slots::{DiskSlots, Slots as _, Standing};
+use spoke_sys::slots::{DiskSlots, Slots as _, Standing, UpdateLock};
 use spoke_sys::updater::Notes;
 use spoke_update::machine::RejectReason;
 use spoke_update::manifest::{Accepted, root_keys};
 use spoke_update::notice::{Notice, ReleaseDecision, decide_release};
+use spoke_update::offer::{Asker, Offer, decide_offer};
 use spoke_update::record::{Situation, UpdateRecord};
+use spoke_update::seal::Seal;
 use spoke_update::slot::{Slot, Trust};
 use std::io::Read;
 use std::path::Path;
@@ -38,6 +41,9 @@ pub enum Command {
         /// Install, but leave the restart to you
         #[arg(long)]
         no_restart: bool,
+        /// Install an older release than the running one
+        #[arg(long)]
+        downgrade: bool,
     },
     /// Show the slots, the current trial and the result of the last one
     Status {
@@ -67,10 +73,14 @@ pub enum Command {
 pub fn run(config: &Path, command: &Command) -> Outcome {
     match command {
         Command::Check => check(&load(config)?),
-        Command::Install { bundle, no_restart } => {
+        Command::Install { bundle, no_restart, downgrade } => {
             let config = load(config)?;
             let place = source(&config, bundle.as_deref())?;
-            install(&config, &place, None, *no_restart)
+            let order = Order { place: &place, only: None, asker: Asker::Person { downgrade: *downgrade } };
+            match install(&config, &order)? {
+                Installed::Yes => restart(*no_restart),
+                Installed::Refused(why) => Err(Failure::BadInput(why)),
+            }
         }
         Command::Status { json } => status(&load(config)?, *json),
         Command::Rollback { no_restart } => rollback(&load(config)?, *no_restart),
@@ -102,7 +112,8 @@ struct RecordFile {
 }
 
 impl RecordFile {
-    fn open(config: &Config, slot: Slot) -> Result<(Self, UpdateRecord), anyhow::Error> {
+    fn open(config: &Config, slots: &DiskSlots) -> Result<(Self, UpdateRecord), anyhow::Error> {
+        let (slot, seal) = (slots.running(), slots.seal());
         let mut document = Document::new(RECORD.into(), 1);
         let record = match document.load() {
             Ok(record) => record,
@@ -115,6 +126,10 @@ impl RecordFile {
         };
         let mut record = record.unwrap_or(UpdateRecord::new(board()?));
         record.slots.insert(slot, running_version());
+        if let Some(sequence) = release("IMAGE_SEQUENCE").and_then(|n| n.parse().ok()) {
+            record.sequences.insert(slot, sequence);
+        }
+        seal.apply(&mut record.known);
         Ok((Self { document, notes: Notes::at(&config.node.runtime_dir), slot }, record))
     }
 
@@ -128,6 +143,17 @@ impl RecordFile {
 }
 
 impl RecordStore for RecordFile {
+    fn committed(&mut self, record: &UpdateRecord) {
+        let Some(last) = &record.last else { return };
+        let seal = Seal { serial: record.known.serial, floor: record.known.floor, sequence: last.sequence };
+        if let Err(e) = DiskSlots::found().and_then(|slots| slots.raise_seal(seal)) {
+            tracing::warn!(
+                error = format!("{:#}", anyhow::Error::from(e)),
+                "committed release not remembered on the disk"
+            );
+        }
+    }
+
     fn store(&mut self, record: &UpdateRecord) -> Result<(), DiskError> {
         // Published first: a full state partition must be visible.
         self.post(record, None);
@@ -168,7 +194,7 @@ fn opened(place: &str, record: &UpdateRecord) -> Result<(Box<dyn Read + Send>, A
 fn check(config: &Config) -> Outcome {
     let running = running_version();
     let slots = DiskSlots::found()?;
-    let (file, record) = RecordFile::open(config, slots.running())?;
+    let (file, record) = RecordFile::open(config, &slots)?;
     let wanted = file.notes.wanted();
     if let Some(wanted) = &wanted {
         let note = match decide_release(Some(wanted), &running, &record) {
@@ -184,38 +210,73 @@ fn check(config: &Config) -> Outcome {
     let place = source(config, None)?;
     let (_, accepted) = opened(&place, &record)?;
     let manifest = accepted.manifest;
-    let note = if record.is_rejected(&manifest.version) { " (was given up here)" } else { "" };
-    print(&format!("{place}: release {}, version {}{note}; running {running}\n", manifest.sequence, manifest.version));
+    let (ours, sequence) = self::running(&slots, &record);
+    let note = match decide_offer(&manifest, (&ours, sequence), &record, SystemClock.wall(), Asker::Source) {
+        Offer::Install | Offer::Runs => String::new(),
+        Offer::Refused(why) => format!(" ({why})"),
+    };
+    print(&format!("{place}: release {}, version {}{note}; running {ours}\n", manifest.sequence, manifest.version));
     Ok(())
 }
 
-/// Installs the bundle at `place`; `only`: the version it must have.
-fn install(config: &Config, place: &str, only: Option<&str>, no_restart: bool) -> Outcome {
+/// What to install.
+struct Order<'a> {
+    /// File or web address.
+    place: &'a str,
+    /// The version it must have.
+    only: Option<&'a str>,
+    asker: Asker,
+}
+
+enum Installed {
+    Yes,
+    /// Nothing was touched.
+    Refused(String),
+}
+
+/// Version and release number of the running system.
+fn running(slots: &DiskSlots, record: &UpdateRecord) -> (String, u64) {
+    // Without a number of its own, as in images of before: the one it was installed with, or the highest committed here.
+    let own = record.sequences.get(&slots.running()).copied();
+    (running_version(), own.unwrap_or_else(|| slots.seal().sequence))
+}
+
+/// Installs a bundle; the restart is the caller's.
+fn install(config: &Config, order: &Order<'_>) -> Result<Installed, Failure> {
+    let _lock = UpdateLock::take()?;
     let mut slots = DiskSlots::found()?;
-    let (mut file, mut record) = RecordFile::open(config, slots.running())?;
+    let (mut file, mut record) = RecordFile::open(config, &slots)?;
     let standing = slots.standing()?;
     let busy = match record.situation(standing.running, standing.trust, standing.other) {
-        Situation::Settled
-        | Situation::Interrupted
-        | Situation::CameBack
-        | Situation::FellBack
-        | Situation::Pending => None,
+        Situation::Settled | Situation::Interrupted | Situation::CameBack | Situation::FellBack => None,
+        Situation::Pending if matches!(order.asker, Asker::Person { .. }) => None,
+        Situation::Pending => Some("an installed system waits for the restart: systemctl reboot starts it"),
         Situation::Watch => Some("this system is on trial: wait until it is committed (spoke update status)"),
         Situation::Look => Some("a trial waits for the end of an outage: spoke update rollback ends it"),
     };
     if let Some(why) = busy {
         return Err(anyhow::Error::from(InstallError::Busy(why.into())).into());
     }
+    let place = order.place;
     let (mut stream, accepted) = opened(place, &record)?;
     let version = accepted.manifest.version.clone();
-    if let Some(only) = only.filter(|only| *only != version) {
-        return Err(Failure::BadInput(format!("version {only} is wanted, but {place} has {version}")));
+    if let Some(only) = order.only.filter(|only| *only != version) {
+        return Ok(Installed::Refused(format!("version {only} is wanted, but {place} has {version}")));
+    }
+    let (ours, sequence) = running(&slots, &record);
+    match decide_offer(&accepted.manifest, (&ours, sequence), &record, SystemClock.wall(), order.asker) {
+        Offer::Install => {}
+        Offer::Runs => return Ok(Installed::Refused(format!("{version} runs already"))),
+        Offer::Refused(why) => return Ok(Installed::Refused(why)),
     }
     let other = standing.running.other();
     print(&format!("writing {version} to slot {other}\n"));
     record.trial = None;
     file.store(&record)?;
     bundle::write(&mut stream, &accepted, &mut slots).map_err(|e| anyhow::Error::from(e).context(place.to_owned()))?;
+    if accepted.manifest.sequence < sequence {
+        record.leave(&ours);
+    }
     // The record before the boot loader: a trial without a record could not be recorded.
     record.begin(accepted, other);
     file.store(&record)?;
@@ -225,7 +286,7 @@ fn install(config: &Config, place: &str, only: Option<&str>, no_restart: bool) -
     }
     file.store(&record)?;
     print(&format!("{version} is installed and starts on trial\n"));
-    restart(no_restart)
+    Ok(Installed::Yes)
 }
 
 fn restart(no: bool) -> Outcome {
@@ -248,7 +309,7 @@ fn trust_text(trust: Option<Trust>) -> String {
 
 fn status(config: &Config, json: bool) -> Outcome {
     let mut slots = DiskSlots::found()?;
-    let (file, record) = RecordFile::open(config, slots.running())?;
+    let (file, record) = RecordFile::open(config, &slots)?;
     let standing = slots.standing()?;
     let wanted = file.notes.wanted();
     if json {
@@ -258,7 +319,7 @@ fn status(config: &Config, json: bool) -> Outcome {
         ));
         return Ok(());
     }
-    let Standing { running, trust, other } = standing;
+    let Standing { running, trust, other, .. } = standing;
     let version = |slot: Slot| record.slots.get(&slot).map(|v| format!("  {v}")).unwrap_or_default();
     print(&format!("slot {running}{}  {}, running\n", version(running), trust_text(trust)));
     print(&format!("slot {}{}  {}\n", running.other(), version(running.other()), trust_text(other)));
@@ -275,9 +336,10 @@ fn status(config: &Config, json: bool) -> Outcome {
 }
 
 fn rollback(config: &Config, no_restart: bool) -> Outcome {
+    let _lock = UpdateLock::take()?;
     let mut slots = DiskSlots::found()?;
-    let (mut file, mut record) = RecordFile::open(config, slots.running())?;
-    let Standing { running, trust, other } = slots.standing()?;
+    let (mut file, mut record) = RecordFile::open(config, &slots)?;
+    let Standing { running, trust, other, .. } = slots.standing()?;
     match record.situation(running, trust, other) {
         Situation::Watch => {
             // The record first: after a power loss in between, the trial is judged again.
@@ -322,7 +384,7 @@ fn give_up(config: &Config, reason: &str) -> Outcome {
         slots.condemn()?;
     }
     // For the next system. An error here must not prevent the reboot.
-    if let Ok((mut file, mut record)) = RecordFile::open(config, standing.running)
+    if let Ok((mut file, mut record)) = RecordFile::open(config, &slots)
         && let Some(trial) = record.trial.as_mut().filter(|t| t.slot == standing.running)
     {
         trial.note = Some(reason.to_owned());

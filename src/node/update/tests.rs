@@ -13,16 +13,19 @@ use spoke_sys::sim::clock::SimClock;
 use spoke_sys::sim::kernel::FakeKernel;
 use spoke_sys::socket::Listener;
 use spoke_update::manifest::{Accepted, Known, Manifest, Part};
-use spoke_update::slot::{Slot, TRIES, Trust};
+use spoke_update::slot::{Slot, Starts, TRIES, Trust};
 use std::io::Read;
 use std::sync::Arc;
 
 /// Both slots and the boot loader's state.
+#[derive(Clone)]
 struct FakeSlots {
     running: Slot,
     first: Slot,
     trust: [Trust; 2],
-    starts: u8,
+    starts: Starts,
+    /// This slot's starts were used up before its first process.
+    unstarted: Option<Slot>,
     /// The next change of this kind fails, like a power loss just before it.
     cut: Option<&'static str>,
 }
@@ -37,7 +40,7 @@ const fn at(slot: Slot) -> usize {
 impl FakeSlots {
     fn new() -> Self {
         let trust = [Trust::Good, Trust::Trying(0)];
-        Self { running: Slot::A, first: Slot::A, trust, starts: 0, cut: None }
+        Self { running: Slot::A, first: Slot::A, trust, starts: Starts::default(), unstarted: None, cut: None }
     }
 
     /// Power on: the boot loader selects a slot and counts.
@@ -47,7 +50,7 @@ impl FakeSlots {
         if let Trust::Trying(n) = self.trust[at(self.running)] {
             self.trust[at(self.running)] = Trust::Trying(n - 1);
         }
-        self.starts += 1;
+        self.starts = self.starts.begun();
         self.running
     }
 
@@ -63,7 +66,12 @@ impl FakeSlots {
 impl Slots for FakeSlots {
     fn standing(&mut self) -> Result<Standing, SlotError> {
         let trust = |s: Slot| Some(self.trust[at(s)]);
-        Ok(Standing { running: self.running, trust: trust(self.running), other: trust(self.running.other()) })
+        Ok(Standing {
+            running: self.running,
+            trust: trust(self.running),
+            other: trust(self.running.other()),
+            other_unstarted: self.unstarted == Some(self.running.other()),
+        })
     }
     fn vacate(&mut self) -> Result<(), SlotError> {
         self.trust[at(self.running.other())] = Trust::Trying(0);
@@ -91,17 +99,21 @@ impl Slots for FakeSlots {
     fn try_other(&mut self) -> Result<(), SlotError> {
         self.change("try_other")?;
         let other = self.running.other();
-        (self.trust[at(other)], self.first) = (Trust::Trying(TRIES), other);
+        (self.trust[at(other)], self.first, self.unstarted) = (Trust::Trying(TRIES), other, None);
         Ok(())
     }
     fn clear_starts(&mut self) -> Result<(), SlotError> {
-        self.starts = 0;
+        self.starts = Starts::default();
+        Ok(())
+    }
+    fn start_failed(&mut self) -> Result<(), SlotError> {
+        self.starts = self.starts.lived();
         Ok(())
     }
 }
 
 /// The state partition, and how often it was written.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct FakeStore {
     record: Option<UpdateRecord>,
     writes: usize,
@@ -109,6 +121,7 @@ struct FakeStore {
 }
 
 impl RecordStore for FakeStore {
+    fn committed(&mut self, _: &UpdateRecord) {}
     fn store(&mut self, record: &UpdateRecord) -> Result<(), DiskError> {
         if self.full {
             let source = std::io::ErrorKind::StorageFull.into();
@@ -120,16 +133,26 @@ impl RecordStore for FakeStore {
     }
 }
 
-const HEALTHY: ProbeResult = ProbeResult { connected: true, clean: true, outside: true };
+const HEALTHY: ProbeResult = ProbeResult { connected: true, clean: true, passes: true, outside: true };
 /// The hub is unreachable, the way out works.
-const OUTSIDE: ProbeResult = ProbeResult { connected: false, clean: true, outside: true };
-const NOTHING: ProbeResult = ProbeResult { connected: false, clean: true, outside: false };
+const OUTSIDE: ProbeResult = ProbeResult { connected: false, clean: true, passes: true, outside: true };
+const NOTHING: ProbeResult = ProbeResult { connected: false, clean: true, passes: true, outside: false };
+
+/// No supervisor.
+const DEAD: ProbeResult = ProbeResult { connected: false, clean: false, passes: false, outside: true };
 
 /// A device with version 2 just installed in slot b.
 fn installed() -> (FakeSlots, FakeStore) {
     let part = Part { size: 1, sha256: String::new() };
-    let manifest =
-        Manifest { board: "x".into(), version: "2".into(), sequence: 2, floor: 0, root: part.clone(), kernel: part };
+    let manifest = Manifest {
+        board: "x".into(),
+        version: "2".into(),
+        sequence: 2,
+        floor: 0,
+        expires: None,
+        root: part.clone(),
+        kernel: part,
+    };
     let learned = Known { board: "x".into(), serial: 1, floor: 0 };
     let mut record = UpdateRecord::new("x".into());
     record.begin(Accepted { manifest, learned }, Slot::B);
@@ -163,7 +186,7 @@ async fn good_update_is_committed() {
     let (mut slots, mut kept) = installed();
     assert_eq!(live(&mut slots, &mut kept, |_, _| HEALTHY).await.unwrap(), Next::Settled);
     assert_eq!((slots.running, slots.trust[1], last(&kept)), (Slot::B, Trust::Good, ("2".into(), None)));
-    assert_eq!(slots.starts, 0, "the boot counter is cleared");
+    assert_eq!(slots.starts, Starts::default(), "the boot counter is cleared");
     let writes = kept.writes;
     assert_eq!(live(&mut slots, &mut kept, |_, _| HEALTHY).await.unwrap(), Next::Settled);
     assert_eq!((slots.running, kept.writes), (Slot::B, writes), "a settled boot writes nothing");
@@ -173,7 +196,11 @@ async fn good_update_is_committed() {
 async fn bad_update_is_rejected_with_its_reason() {
     let (mut slots, mut kept) = installed();
     let sees = |slot, _| if slot == Slot::B { OUTSIDE } else { HEALTHY };
-    assert_eq!(live(&mut slots, &mut kept, sees).await.unwrap(), Next::Restart);
+    // The old system is healthy where the new one is not, twice.
+    for slot in [Slot::B, Slot::A, Slot::B] {
+        assert_eq!(live(&mut slots, &mut kept, sees).await.unwrap(), Next::Restart);
+        assert_eq!(slots.running, slot);
+    }
     assert_eq!(live(&mut slots, &mut kept, sees).await.unwrap(), Next::Settled);
     assert_eq!((slots.running, last(&kept)), (Slot::A, ("2".into(), Some(RejectReason::NotHealthy))));
 }
@@ -198,11 +225,89 @@ async fn long_outage_rejects_no_update() {
     assert_eq!((slots.running, slots.trust[1], last(&kept)), (Slot::B, Trust::Good, ("2".into(), None)));
 }
 
+/// The hub fails while every node of a fleet runs the update on trial, for this many minutes: no node rejects it.
+async fn hub_outage(minutes: u64) {
+    let (mut slots, mut kept) = installed();
+    let mut passed = 0;
+    let mut boots = 0;
+    loop {
+        let clock_at = std::cell::Cell::new(0);
+        let sees = |_, at| {
+            clock_at.set(at);
+            if passed + at < minutes * 60 { OUTSIDE } else { HEALTHY }
+        };
+        let next = live(&mut slots, &mut kept, sees).await.unwrap();
+        boots += 1;
+        passed += clock_at.get() + 30;
+        if next == Next::Settled && slots.trust[1] == Trust::Good {
+            break;
+        }
+        assert!(boots < 8, "it alternates: {:?}", kept.record);
+    }
+    assert_eq!((slots.running, last(&kept)), (Slot::B, ("2".into(), None)), "{minutes} minutes");
+    assert!(!kept.record.unwrap().is_rejected("2"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn hub_outage_rejects_no_update() {
+    for minutes in [5, 9, 10, 11, 12, 19, 25, 60, 600, 6000] {
+        hub_outage(minutes).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn wan_outage_with_power_cycles_changes_no_slot() {
+    let (mut slots, mut kept) = installed();
+    live(&mut slots, &mut kept, |_, _| HEALTHY).await.unwrap();
+    // The supervisor completes passes, and nothing beyond the board answers.
+    let away = ProbeResult { clean: false, ..NOTHING };
+    for _ in 0..20 {
+        assert_eq!(live(&mut slots, &mut kept, |_, _| away).await.unwrap(), Next::Settled);
+        assert_eq!((slots.running, slots.starts), (Slot::B, Starts::default()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn system_without_passes_counts_its_starts() {
+    let (mut slots, mut kept) = installed();
+    live(&mut slots, &mut kept, |_, _| HEALTHY).await.unwrap();
+    for n in 1..=6 {
+        let watching = live(&mut slots, &mut kept, |_, _| DEAD);
+        tokio::time::timeout(Duration::from_secs(200), watching).await.unwrap_err();
+        assert_eq!(slots.starts, Starts { failed: n, early: 0 });
+    }
+    assert!(slots.starts.exhausted());
+}
+
+#[tokio::test(start_paused = true)]
+async fn committed_system_that_did_not_start_is_tried_again_once() {
+    let (mut slots, mut kept) = installed();
+    live(&mut slots, &mut kept, |_, _| HEALTHY).await.unwrap();
+    // As the boot loader leaves it after power cuts within seconds, or with a damaged kernel.
+    (slots.trust[1], slots.unstarted) = (Trust::Trying(0), Some(Slot::B));
+    assert_eq!(live(&mut slots, &mut kept, |_, _| HEALTHY).await.unwrap(), Next::Restart);
+    assert_eq!(slots.running, Slot::A);
+    let (mut damaged, mut kept_damaged) = (slots.clone(), kept.clone());
+    // Power was the cause.
+    assert_eq!(live(&mut slots, &mut kept, |_, _| HEALTHY).await.unwrap(), Next::Settled);
+    assert_eq!((slots.running, slots.trust[1], last(&kept)), (Slot::B, Trust::Good, ("2".into(), None)));
+    // The kernel is damaged.
+    for _ in 0..TRIES {
+        assert_eq!(damaged.start(), Slot::B);
+    }
+    for _ in 0..2 {
+        assert_eq!(live(&mut damaged, &mut kept_damaged, |_, _| HEALTHY).await.unwrap(), Next::Settled);
+    }
+    assert_eq!((damaged.running, last(&kept_damaged)), (Slot::A, ("2".into(), Some(RejectReason::DidNotStart))));
+}
+
 #[tokio::test(start_paused = true)]
 async fn update_without_way_out_is_rejected() {
     let (mut slots, mut kept) = installed();
     let sees = |slot, _| if slot == Slot::B { NOTHING } else { HEALTHY };
-    assert_eq!(live(&mut slots, &mut kept, sees).await.unwrap(), Next::Restart);
+    for _ in 0..3 {
+        assert_eq!(live(&mut slots, &mut kept, sees).await.unwrap(), Next::Restart);
+    }
     assert_eq!(live(&mut slots, &mut kept, sees).await.unwrap(), Next::Settled);
     assert_eq!((slots.running, last(&kept)), (Slot::A, ("2".into(), Some(RejectReason::NoWayOut))));
 }
@@ -221,7 +326,7 @@ async fn power_loss_between_commit_and_record_commits_again() {
 async fn power_loss_before_condemn_still_rejects() {
     let (mut slots, mut kept) = installed();
     slots.cut = Some("condemn");
-    let sees = |slot, _| if slot == Slot::B { OUTSIDE } else { HEALTHY };
+    let sees = |slot, _| if slot == Slot::B { DEAD } else { HEALTHY };
     live(&mut slots, &mut kept, sees).await.unwrap_err();
     // Watched again without a record, and rejected again.
     assert_eq!(live(&mut slots, &mut kept, sees).await.unwrap(), Next::Restart);

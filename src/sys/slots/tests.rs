@@ -9,7 +9,7 @@ fn device(loader: Loader) -> (tempfile::TempDir, DiskSlots) {
     let first = if loader == Loader::UBoot { "spoke-a.efi" } else { "spoke-000001-a.efi" };
     fs::write(boot.join("EFI/Linux").join(first), b"kernel a").unwrap();
     fs::write(devices.join("root_b"), vec![0; 1000]).unwrap();
-    fs::write(devices.join("bootenv"), vec![0; 0x2_0000]).unwrap();
+    fs::write(devices.join("bootenv"), vec![0; 0x4_0000]).unwrap();
     let slots = DiskSlots::at(loader, Slot::A, boot, devices, false);
     (dir, slots)
 }
@@ -17,7 +17,7 @@ fn device(loader: Loader) -> (tempfile::TempDir, DiskSlots) {
 /// What the boot loader would start.
 fn next(slots: &DiskSlots) -> Slot {
     match slots.loader {
-        Loader::UBoot => slots.environment().unwrap().next(),
+        Loader::UBoot => slots.stored().unwrap().env.next(),
         Loader::SystemdBoot => slot::next(&slots.entries().unwrap()).unwrap().slot,
     }
 }
@@ -42,7 +42,7 @@ fn an_update_is_tried_then_committed() {
         slots.commit().unwrap();
         assert_eq!(
             slots.standing().unwrap(),
-            Standing { running: Slot::B, trust: Some(Trust::Good), other: Some(Trust::Good) }
+            Standing { running: Slot::B, trust: Some(Trust::Good), other: Some(Trust::Good), other_unstarted: false }
         );
         assert_eq!(next(&slots), Slot::B);
         slots.try_other().unwrap();
@@ -74,10 +74,70 @@ fn what_does_not_fit_is_refused_in_words() {
 #[test]
 fn starts_are_counted_and_cleared() {
     let (_dir, mut slots) = device(Loader::UBoot);
-    slots.set_starts(slots.starts().one_more()).unwrap();
-    slots.set_starts(slots.starts().one_more()).unwrap();
-    assert_eq!(slots.starts(), Starts(2));
+    slots.set_starts(slots.starts().begun()).unwrap();
+    slots.set_starts(slots.starts().begun()).unwrap();
+    assert_eq!(slots.starts(), Starts { failed: 0, early: 2 });
+    slots.start_failed().unwrap();
+    assert_eq!(slots.starts(), Starts { failed: 1, early: 0 });
     slots.clear_starts().unwrap();
-    assert_eq!(slots.starts(), Starts(0));
-    assert_eq!(slots.environment().unwrap(), BootEnv::default(), "the count does not touch U-Boot's block");
+    assert_eq!(slots.starts(), Starts::default());
+    assert_eq!(slots.stored().unwrap().env, BootEnv::default(), "the count does not touch U-Boot's environment");
+}
+
+#[test]
+fn damaged_copy_of_the_environment_changes_no_slot() {
+    let (dir, mut slots) = device(Loader::UBoot);
+    install(&mut slots);
+    slots.running = Slot::B;
+    slots.commit().unwrap();
+    let path = dir.path().join("dev/bootenv");
+    for at in uboot::OFFSETS {
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[usize::try_from(at).unwrap() + 20] ^= 4;
+        fs::write(&path, bytes).unwrap();
+        assert_eq!(slots.standing().unwrap().trust, Some(Trust::Good));
+        assert_eq!(next(&slots), Slot::B);
+        slots.arm().unwrap();
+        assert!(!slots.stored().unwrap().needs_repair(), "both copies are written");
+    }
+}
+
+#[test]
+fn first_process_sets_a_committed_slot_back() {
+    for loader in [Loader::SystemdBoot, Loader::UBoot] {
+        let (_dir, mut slots) = device(loader);
+        // The entry or environment as an older release left it.
+        slots.arm().unwrap();
+        assert_eq!(slots.standing().unwrap().trust, Some(Trust::Good), "{loader:?}");
+        if loader == Loader::SystemdBoot {
+            assert_eq!(slots.entry(Slot::A).unwrap().to_string(), "spoke-000001-a+2-2.efi");
+        }
+        install(&mut slots);
+        slots.running = Slot::B;
+        slots.arm().unwrap();
+        assert_eq!(slots.standing().unwrap().trust, Some(Trust::Trying(slot::TRIES)), "a trial is counted on");
+    }
+}
+
+#[test]
+fn only_one_process_changes_the_slots() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("update.lock");
+    let held = UpdateLock::take_at(&path).unwrap();
+    let refused = UpdateLock::take_at(&path).unwrap_err();
+    assert!(
+        matches!(&refused, SlotError::Busy(holder) if holder.contains(&std::process::id().to_string())),
+        "{refused}"
+    );
+    drop(held);
+    UpdateLock::take_at(&path).unwrap();
+}
+
+#[test]
+fn seal_only_rises() {
+    let (_dir, slots) = device(Loader::SystemdBoot);
+    assert_eq!(slots.seal(), Seal::default());
+    slots.raise_seal(Seal { serial: 2, floor: 3, sequence: 4 }).unwrap();
+    slots.raise_seal(Seal { serial: 1, floor: 5, sequence: 1 }).unwrap();
+    assert_eq!(slots.seal(), Seal { serial: 2, floor: 5, sequence: 4 });
 }

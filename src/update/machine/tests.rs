@@ -2,13 +2,22 @@
 use super::*;
 use proptest::prelude::*;
 
-const HEALTHY: ProbeResult = ProbeResult { connected: true, clean: true, outside: true };
-const OUTSIDE: ProbeResult = ProbeResult { connected: false, clean: true, outside: true };
-const NOTHING: ProbeResult = ProbeResult { connected: false, clean: true, outside: false };
+const HEALTHY: ProbeResult = ProbeResult { connected: true, clean: true, passes: true, outside: true };
+const OUTSIDE: ProbeResult = ProbeResult { connected: false, clean: true, passes: true, outside: true };
+const NOTHING: ProbeResult = ProbeResult { connected: false, clean: true, passes: true, outside: false };
 
 /// Runs a trial that is given `probe(second)` every 5 s; the first action and its second.
 fn run(stage: Stage, resumes: u8, probe: impl Fn(u64) -> ProbeResult) -> Option<(u64, TrialAction)> {
-    let mut trial = Trial::new(Boot::from_secs(10), Rules::default(), stage, resumes);
+    run_with(stage, resumes, false, probe)
+}
+
+fn run_with(
+    stage: Stage,
+    resumes: u8,
+    compare: bool,
+    probe: impl Fn(u64) -> ProbeResult,
+) -> Option<(u64, TrialAction)> {
+    let mut trial = Trial::new(Boot::from_secs(10), Rules::default(), stage, resumes, compare);
     for second in (0..20_000).step_by(5) {
         let now = Boot::from_secs(10 + second);
         if let Some(action) = trial.handle(now, TrialEvent::Probed(probe(second))).first() {
@@ -30,10 +39,26 @@ fn healthy_system_is_committed_after_settle() {
 }
 
 #[test]
-fn unhealthy_system_is_rejected_while_online() {
-    assert_eq!(run(Stage::Trial, 0, |_| OUTSIDE), Some((600, TrialAction::Reject(RejectReason::NotHealthy))));
+fn system_without_passes_is_rejected_while_online() {
+    let dead = ProbeResult { passes: false, clean: false, ..OUTSIDE };
+    assert_eq!(run(Stage::Trial, 0, |_| dead), Some((600, TrialAction::Reject(RejectReason::NotHealthy))));
+}
+
+#[test]
+fn unhealthy_system_is_compared_with_the_old_one() {
     let dirty = ProbeResult { clean: false, ..HEALTHY };
-    assert_eq!(run(Stage::Trial, 0, |_| dirty), Some((600, TrialAction::Reject(RejectReason::NotHealthy))));
+    for probe in [OUTSIDE, dirty] {
+        assert_eq!(run(Stage::Trial, 0, |_| probe), Some((600, TrialAction::Compare)));
+    }
+    // The first time it may have been the end of the outage.
+    let compare =
+        |resumes, back: u64| run_with(Stage::Retreated, resumes, true, |s| if s < back { OUTSIDE } else { HEALTHY });
+    assert_eq!(compare(0, 60), Some((60, TrialAction::Resume)));
+    assert_eq!(compare(1, 60), Some((60, TrialAction::Reject(RejectReason::NotHealthy))));
+    // The old system is not healthy either: the hub is down.
+    assert_eq!(run_with(Stage::Retreated, 0, true, |_| OUTSIDE), None);
+    assert_eq!(compare(1, 3600), Some((3600, TrialAction::Resume)));
+    assert_eq!(compare(3, 3600), Some((3600, TrialAction::Reject(RejectReason::TooManyOutages))));
 }
 
 #[test]
@@ -56,20 +81,21 @@ fn long_outage_costs_one_reboot_and_no_rejection() {
 }
 
 #[test]
-fn old_system_online_at_once_rejects_the_new_one() {
+fn old_system_online_twice_rejects_the_new_one() {
+    assert_eq!(run(Stage::Retreated, 0, |s| if s < 30 { NOTHING } else { HEALTHY }), Some((30, TrialAction::Resume)));
     assert_eq!(
-        run(Stage::Retreated, 0, |s| if s < 30 { NOTHING } else { HEALTHY }),
+        run(Stage::Retreated, 1, |s| if s < 30 { NOTHING } else { HEALTHY }),
         Some((30, TrialAction::Reject(RejectReason::NoWayOut)))
     );
 }
 
 proptest! {
     #[test]
-    fn commit_needs_settle_time(probes in proptest::collection::vec((0u8..8, 1u64..100), 1..200)) {
-        let mut trial = Trial::new(Boot::from_secs(0), Rules::default(), Stage::Trial, 0);
+    fn commit_needs_settle_time(probes in proptest::collection::vec((0u8..16, 1u64..100), 1..200)) {
+        let mut trial = Trial::new(Boot::from_secs(0), Rules::default(), Stage::Trial, 0, false);
         let (mut now, mut healthy_since) = (0, None);
         for (bits, step) in probes {
-            let probe = ProbeResult { connected: bits & 1 != 0, clean: bits & 2 != 0, outside: bits & 4 != 0 };
+            let probe = ProbeResult { connected: bits & 1 != 0, clean: bits & 2 != 0, passes: bits & 8 != 0, outside: bits & 4 != 0 };
             healthy_since = if probe.connected && probe.clean { healthy_since.or(Some(now)) } else { None };
             for action in trial.handle(Boot::from_secs(now), TrialEvent::Probed(probe)) {
                 if action == TrialAction::Commit {
@@ -82,11 +108,11 @@ proptest! {
     }
 
     #[test]
-    fn trial_acts_once(probes in proptest::collection::vec(0u8..8, 1..2000), retreated in any::<bool>()) {
+    fn trial_acts_once(probes in proptest::collection::vec(0u8..16, 1..2000), retreated in any::<bool>()) {
         let stage = if retreated { Stage::Retreated } else { Stage::Trial };
-        let mut trial = Trial::new(Boot::from_secs(0), Rules::default(), stage, 0);
+        let mut trial = Trial::new(Boot::from_secs(0), Rules::default(), stage, 0, false);
         let actions: usize = probes.iter().enumerate().map(|(i, bits)| {
-            let probe = ProbeResult { connected: bits & 1 != 0, clean: bits & 2 != 0, outside: bits & 4 != 0 };
+            let probe = ProbeResult { connected: bits & 1 != 0, clean: bits & 2 != 0, passes: bits & 8 != 0, outside: bits & 4 != 0 };
             trial.handle(Boot::from_secs(i as u64 * 5), TrialEvent::Probed(probe)).len()
         }).sum();
         prop_assert!(actions <= 1);

@@ -179,7 +179,7 @@ fn stage_follows_settings_and_tunnel() {
 #[test]
 fn readiness_needs_hub_and_control_plane() {
     let at = at(1000);
-    assert_eq!(readiness(&healthy(), &at), Readiness { connected: true, ready: true });
+    assert_eq!(readiness(&healthy(), &at), Readiness { connected: true, ready: true, passes: true });
     let degraded = |component| {
         let mut s = healthy();
         let status = ComponentStatus { healthy: false, since: Boot::from_secs(2), detail: None };
@@ -187,13 +187,13 @@ fn readiness_needs_hub_and_control_plane() {
         readiness(&s, &at)
     };
     for other in [Component::Contract, Component::AccessControl, Component::Config] {
-        assert_eq!(degraded(other), Readiness { connected: true, ready: true }, "{other:?}");
+        assert_eq!(degraded(other), Readiness { connected: true, ready: true, passes: true }, "{other:?}");
     }
-    assert_eq!(degraded(Component::Control), Readiness { connected: false, ready: true });
+    assert_eq!(degraded(Component::Control), Readiness { connected: false, ready: true, passes: true });
     let mut s = healthy();
     uplink(&mut s).hub_answers = false;
-    assert_eq!(readiness(&s, &at), Readiness { connected: false, ready: true });
+    assert_eq!(readiness(&s, &at), Readiness { connected: false, ready: true, passes: true });
     let mut s = healthy();
     s.net.clean = false;
-    assert_eq!(readiness(&s, &at), Readiness { connected: true, ready: false });
+    assert_eq!(readiness(&s, &at), Readiness { connected: true, ready: false, passes: true });
 }

@@ -1,5 +1,5 @@
 //! `spoke update watch`: judges a trial, then keeps the second copy of the identity and installs wanted releases.
-use super::{RecordFile, install, opened, restart, running_version, source};
+use super::{Installed, Order, RecordFile, install, restart, running_version, source};
 use crate::outlook;
 use crate::update as task;
 use crate::update::Next;
@@ -10,8 +10,8 @@ use spoke_model::release::WantedRelease;
 use spoke_sys::clock::SystemClock;
 use spoke_sys::slots::{DiskSlots, RUN};
 use spoke_sys::vault::Vault;
-use spoke_update::manifest::Accepted;
 use spoke_update::notice::{ReleaseDecision, decide_release};
+use spoke_update::offer::Asker;
 use spoke_update::record::UpdateRecord;
 use std::path::Path;
 use std::time::Duration;
@@ -27,7 +27,7 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(60), Duration::from_sec
 pub(super) fn run(config: &Config) -> Outcome {
     spoke_command::start_log("spoke");
     let mut slots = DiskSlots::found()?;
-    let (mut file, mut record) = RecordFile::open(config, slots.running())?;
+    let (mut file, mut record) = RecordFile::open(config, &slots)?;
     file.post(&record, None);
     let socket = config.node.runtime_dir.join(SOCKET);
     let mut probes = config.update.probes.clone();
@@ -77,10 +77,11 @@ async fn idle(config: &Config, file: &RecordFile, record: &UpdateRecord) -> Outc
         let by_itself = config.update.automatic && config.update.source.is_some() && wanted.is_none();
         if by_itself && Instant::now() >= offered_at {
             offered_at += config.update.every;
-            match source(config, None).and_then(|place| opened(&place, record)) {
-                Ok((_, Accepted { manifest, .. }))
-                    if manifest.version == running_version() || record.is_rejected(&manifest.version) => {}
-                Ok(_) => return install(config, &source(config, None)?, None, false),
+            let installed = source(config, None)
+                .and_then(|place| install(config, &Order { place: &place, only: None, asker: Asker::Source }));
+            match installed {
+                Ok(Installed::Yes) => return restart(false),
+                Ok(Installed::Refused(why)) => tracing::info!(why, "offered release not installed"),
                 Err(e) => tracing::warn!(error = text(&e), "update source not usable"),
             }
         }
@@ -102,8 +103,14 @@ fn fulfil(config: &Config, wanted: Option<&WantedRelease>, record: &UpdateRecord
         ReleaseDecision::Install(Some(named)) => Ok(format!("{named}/{}.spoke", super::board()?)),
         ReleaseDecision::Install(None) => source(config, None),
     };
-    match place.and_then(|place| install(config, &place, Some(version), false)) {
-        Ok(()) => Ok(Done::Installed),
+    let installed =
+        place.and_then(|place| install(config, &Order { place: &place, only: Some(version), asker: Asker::Control }));
+    match installed {
+        Ok(Installed::Yes) => restart(false).map(|()| Done::Installed),
+        Ok(Installed::Refused(why)) => {
+            tracing::warn!(version, error = why, "wanted release not installed");
+            Ok(Done::Held(why))
+        }
         Err(e) => {
             let why = text(&e);
             tracing::warn!(version, error = why, "wanted release not installed");
