@@ -5,7 +5,7 @@ use spoke_config::grants::Grants;
 use spoke_grants::exchange::{Conversation, ExchangeAction, NoQuorum, RpcRequest, Traffic};
 use spoke_grants::jsonrpc::{At, BlockRef};
 use spoke_grants::policy::Pair;
-use spoke_grants::procedure::{DecidePair, Decisions, FindBlock, PairDecision, Procedure, Verify};
+use spoke_grants::procedure::{DecidePair, FindBlock, PairDecision, Procedure, Verified, Verify};
 use spoke_grants::query::{Query, QueryEvent};
 use spoke_sys::clock::Clock;
 use spoke_sys::random::seed;
@@ -38,9 +38,8 @@ impl<R: Rpc, C: Clock> ChainReader<R, C> {
     }
 
     /// The decisions about `pairs` at one block, in their order.
-    pub async fn verify(&mut self, pin: BlockRef, pairs: &[Pair]) -> Result<Decisions, NoQuorum> {
-        let (_, decided) = self.run(Verify::new(vec![pin], Vec::new(), pairs.into())).await?;
-        Ok(decided.into_iter().next().unwrap_or_default())
+    pub async fn verify(&mut self, pin: BlockRef, pairs: &[Pair]) -> Result<Verified, NoQuorum> {
+        self.run(Verify::new(vec![pin], Vec::new(), pairs.into())).await
     }
 
     /// The decisions about one pair at the newest and the last final block.

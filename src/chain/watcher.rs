@@ -168,6 +168,9 @@ fn log(transition: Transition) {
         Transition::Unreachable { phase, reason } => {
             tracing::warn!(phase = phase.name(), %reason, "chain unreachable: no quorum of endpoints; grants unchanged");
         }
+        Transition::ContractUnreadable { phase, reason } => {
+            tracing::error!(phase = phase.name(), %reason, "contract unreadable; grants unchanged");
+        }
         Transition::Reachable { after } => tracing::info!(?after, "chain reachable again"),
         Transition::Reorganised { from, to } => {
             tracing::warn!(?from, to, "chain reorganised; verifying later decisions again");

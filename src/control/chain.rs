@@ -335,6 +335,7 @@ mod tests {
         let at = |newest, last: Option<Option<Reason>>| PairDecision {
             newest: (BlockRef::default(), Some(decision(newest))),
             last_final: last.map(|l| (BlockRef::default(), l.map(decision))),
+            unreadable: None,
         };
         let reason = |f, asked: &PairDecision| settle(f, asked).map(|a| a.reason);
         let granted = Reason::AccessGranted;

@@ -54,6 +54,9 @@ pub enum Malformed {
     /// No data: there is no contract at this address.
     #[error("there is no contract at this address")]
     NoContract,
+    /// The contract knows no token and is not an ERC-721 contract (ERC-165): its zeros are no answer.
+    #[error("the contract at this address is no access contract")]
+    OtherContract,
 }
 
 /// Result of one read.
@@ -156,21 +159,57 @@ pub struct Head {
     pub asked: Option<B256>,
 }
 
-/// Code that returns the number of the block it runs at and the id of its chain: called at a block hash, it verifies
-/// the block's height and chain.
-pub const PIN_CALL: [u8; 13] = [
-    0x43, 0x60, 0x00, 0x52, // mstore(0, number)
-    0x46, 0x60, 0x20, 0x52, // mstore(32, chainid)
-    0x60, 0x40, 0x60, 0x00, 0xf3, // return(0, 64)
-];
+/// Code that returns the number of the block it runs at, the id of its chain, the size of the code at `contract`, and
+/// whether that supports ERC-721 (ERC-165): called at a block hash, it verifies the block's height and chain, and that
+/// the answers of the contract are some.
+pub fn pin_call(contract: Address) -> Vec<u8> {
+    let mut code = Vec::with_capacity(128);
+    code.extend_from_slice(&[0x43, 0x60, 0x00, 0x52]); // mstore(0, number)
+    code.extend_from_slice(&[0x46, 0x60, 0x20, 0x52]); // mstore(32, chainid)
+    code.push(0x73);
+    code.extend_from_slice(contract.as_slice());
+    code.extend_from_slice(&[0x3b, 0x60, 0x40, 0x52]); // mstore(64, extcodesize(contract))
+    code.push(0x7f);
+    code.extend_from_slice(&[0x01, 0xff, 0xc9, 0xa7, 0x80, 0xac, 0x58, 0xcd]); // supportsInterface(ERC-721)
+    code.extend_from_slice(&[0; 24]);
+    code.extend_from_slice(&[0x60, 0x80, 0x52]); // mstore(128, …)
+    code.extend_from_slice(&[0x60, 0x20, 0x60, 0x60, 0x60, 0x24, 0x60, 0x80, 0x73]);
+    code.extend_from_slice(contract.as_slice());
+    code.extend_from_slice(&[0x62, 0x01, 0x86, 0xa0, 0xfa]); // staticcall(100000, contract, 128, 36, 96, 32)
+    code.extend_from_slice(&[0x60, 0x60, 0x51, 0x02, 0x60, 0x60, 0x52]); // mstore(96, mul(success, mload(96)))
+    code.extend_from_slice(&[0x60, 0x80, 0x60, 0x00, 0xf3]); // return(0, 128)
+    code
+}
 
-/// Reads the answer to [`PIN_CALL`]: the block's number and the chain's id.
-pub fn decode_pin(data: &[u8]) -> Result<(u64, u64), Malformed> {
-    if data.len() != 64 {
-        return Err(if data.len() < 64 { Malformed::Short } else { Malformed::Trailing });
+/// The answer to [`pin_call`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PinAnswer {
+    /// The block's number.
+    pub number: u64,
+    /// The chain's id.
+    pub chain_id: u64,
+    /// The contract.
+    pub contract: ContractProbe,
+}
+
+/// What is at the contract's address at one block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ContractProbe {
+    /// Whether there is code.
+    pub exists: bool,
+    /// Whether it reports to be an ERC-721 contract.
+    pub erc721: bool,
+}
+
+/// Reads the answer to [`pin_call`].
+pub fn decode_pin(data: &[u8]) -> Result<PinAnswer, Malformed> {
+    if data.len() != 128 {
+        return Err(if data.len() < 128 { Malformed::Short } else { Malformed::Trailing });
     }
     let number = |at| U256::from_be_bytes(word(data, at)?).try_into().map_err(|_| Malformed::Range);
-    Ok((number(0)?, number(32)?))
+    let erc721 = U256::from_be_bytes(word(data, 96)?) == U256::ONE;
+    let contract = ContractProbe { exists: number(64)? > 0, erc721 };
+    Ok(PinAnswer { number: number(0)?, chain_id: number(32)?, contract })
 }
 
 /// Reads the answer to [`head_call`].

@@ -266,6 +266,18 @@ impl<S: BuildHasher> AdmissionTable<S> {
         self.mark_unverified(now, |_| true);
     }
 
+    /// Marks every grant for verification.
+    pub fn doubt_grants(&mut self, now: Boot) {
+        self.mark_unverified(now, Entry::grants);
+    }
+
+    /// A grant that is not to be verified now.
+    pub fn undoubted_grant(&self, now: Boot) -> Option<Pair> {
+        let settled = |e: &Entry| e.grants() && e.doubt.is_none() && !e.due(now, self.positive_ttl, self.negative_ttl);
+        let found = self.candidates.iter().find(|(node, key)| self.cache.peek(node, key).is_some_and(settled));
+        found.cloned()
+    }
+
     fn mark_unverified(&mut self, now: Boot, which: impl Fn(&Entry) -> bool) {
         for (node, key) in &self.candidates {
             self.cache.change(node, key, |e| {

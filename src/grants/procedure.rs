@@ -1,9 +1,10 @@
 //! Sequences of exchanges with one result: the position of the chain, decisions about pairs at a block.
+use super::abi::{ContractProbe, Malformed};
 use super::cursor::{ChainCursor, Continuity};
 use super::exchange::{Agreement, Conversation, NoQuorum, Outcome};
 use super::jsonrpc::{At, BlockRef, GrantEvent};
 use super::policy::{Decision, Pair};
-use super::question::{EndpointFault, Finding, PinnedCall, Question, View, pinned_calls};
+use super::question::{EndpointFault, Finding, PinState, PinnedCall, Question, View, pinned_calls};
 use spoke_config::grants::{Finality, MAX_ENDPOINTS};
 use std::sync::Arc;
 
@@ -200,6 +201,47 @@ pub(crate) fn block(finding: Finding) -> Option<BlockRef> {
 /// Decisions in the order of the pairs; `None`: the answer could not be read.
 pub type Decisions = Vec<Option<Decision>>;
 
+/// The result of [`Verify`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verified {
+    /// The block.
+    pub pin: BlockRef,
+    /// The decisions at it and at each of the further blocks.
+    pub decisions: Vec<Decisions>,
+    /// Why nothing at `pin` could be read; then there is no decision at it.
+    pub unreadable: Option<Malformed>,
+}
+
+/// Answers about one pinned block.
+#[derive(Clone, Debug, Default)]
+struct AtPin {
+    contract: ContractProbe,
+    decisions: Vec<Result<Decision, Malformed>>,
+}
+
+impl AtPin {
+    /// Why these answers are none: there is no contract, or it answers as one that never held a token. A record that
+    /// names its node proves the contract.
+    fn unreadable(&self) -> Option<Malformed> {
+        if !self.contract.exists {
+            return Some(Malformed::NoContract);
+        }
+        let proved = self.decisions.iter().flatten().any(|d| d.token_id.is_some());
+        if proved || self.decisions.is_empty() {
+            return None;
+        }
+        match self.decisions.iter().find_map(|d| d.as_ref().err()) {
+            Some(e) if self.decisions.iter().all(Result::is_err) => Some(*e),
+            Some(_) | None => (!self.contract.erc721).then_some(Malformed::OtherContract),
+        }
+    }
+
+    fn decisions(self) -> Decisions {
+        let unreadable = self.unreadable().is_some();
+        self.decisions.into_iter().map(|d| d.ok().filter(|_| !unreadable)).collect()
+    }
+}
+
 /// Verifies pairs at the first candidate block that a quorum knows, and at further blocks together with it.
 #[derive(Debug)]
 pub struct Verify {
@@ -213,7 +255,7 @@ pub struct Verify {
     rest: Vec<PinnedCall>,
     /// Calls of the exchange in progress.
     asked: Vec<PinnedCall>,
-    decided: Vec<Decisions>,
+    decided: Vec<AtPin>,
 }
 
 impl Verify {
@@ -231,21 +273,24 @@ impl Verify {
         }
     }
 
-    fn next_candidate(&mut self, conversation: &mut Conversation, last: NoQuorum) -> Step<(BlockRef, Vec<Decisions>)> {
+    fn next_candidate(&mut self, conversation: &mut Conversation, last: NoQuorum) -> Step<Verified> {
         let Some(pin) = self.candidates.next() else { return Step::Done(Err(last)) };
         self.pin = pin;
         let pins: Vec<BlockRef> = std::iter::once(pin).chain(self.also.iter().copied()).collect();
         self.rest = pinned_calls(&pins, self.pairs.len(), conversation.nodes_per_call);
         self.rest.reverse();
-        self.decided = vec![Vec::with_capacity(self.pairs.len()); pins.len()];
+        self.decided = vec![AtPin::default(); pins.len()];
         self.next_batch(conversation)
     }
 
-    fn next_batch(&mut self, conversation: &Conversation) -> Step<(BlockRef, Vec<Decisions>)> {
+    fn next_batch(&mut self, conversation: &Conversation) -> Step<Verified> {
         let keep = self.rest.len().saturating_sub(conversation.config().batch.max(1));
         let mut calls = self.rest.split_off(keep);
         if calls.is_empty() {
-            return Step::Done(Ok((self.pin, std::mem::take(&mut self.decided))));
+            let decided = std::mem::take(&mut self.decided);
+            let unreadable = decided.first().and_then(AtPin::unreadable);
+            let decisions = decided.into_iter().map(AtPin::decisions).collect();
+            return Step::Done(Ok(Verified { pin: self.pin, decisions, unreadable }));
         }
         calls.reverse();
         self.asked.clone_from(&calls);
@@ -254,8 +299,7 @@ impl Verify {
 }
 
 impl Procedure for Verify {
-    /// The block, and the decisions at it and at each of `also`.
-    type Output = (BlockRef, Vec<Decisions>);
+    type Output = Verified;
 
     fn begin(&mut self, conversation: &mut Conversation) -> Step<Self::Output> {
         let none = NoQuorum { agreed: 0, needed: conversation.config().quorum, faults: Vec::new() };
@@ -275,11 +319,14 @@ impl Procedure for Verify {
                 return self.next_candidate(conversation, e);
             }
         };
-        let (heights, decided) = match agreed {
-            Finding::Decisions { heights, decisions } => (heights, decisions),
+        let (pins, decided) = match agreed {
+            Finding::Decisions { pins, decisions } => (pins, decisions),
             Finding::Position(_) | Finding::Logs(_) | Finding::Block(_) => (Vec::new(), Vec::new()),
         };
-        for (pin, number) in heights {
+        for PinState { pin, number, contract } in pins {
+            if let Some(at) = self.decided.get_mut(pin) {
+                at.contract = contract;
+            }
             let block = if pin == 0 { Some(&self.pin) } else { self.also.get(pin - 1) };
             if let Some(block) = block.copied().filter(|b| b.number != number) {
                 let refuted = conversation.refute(block, number);
@@ -293,7 +340,7 @@ impl Procedure for Verify {
         let mut decided = decided.into_iter();
         for call in self.asked.drain(..) {
             if let Some(of_pin) = self.decided.get_mut(call.pin) {
-                of_pin.extend(decided.by_ref().take(call.pairs.len()).map(Result::ok));
+                of_pin.decisions.extend(decided.by_ref().take(call.pairs.len()));
             }
         }
         self.next_batch(conversation)
@@ -307,6 +354,8 @@ pub struct PairDecision {
     pub newest: (BlockRef, Option<Decision>),
     /// At the newest final block; `None` with `finality = "latest"`, or if no block is final yet.
     pub last_final: Option<(BlockRef, Option<Decision>)>,
+    /// Why the contract could not be read at the newest block.
+    pub unreadable: Option<Malformed>,
 }
 
 #[derive(Debug)]
@@ -332,14 +381,15 @@ impl DecidePair {
         Self { pair, step, pins: Vec::new(), last_final: None }
     }
 
-    fn decided(&self, outcome: Step<(BlockRef, Vec<Decisions>)>) -> Step<PairDecision> {
+    fn decided(&self, outcome: Step<Verified>) -> Step<PairDecision> {
         match outcome {
             Step::Ask(next) => Step::Ask(next),
             Step::Done(Err(e)) => Step::Done(Err(e)),
-            Step::Done(Ok((pin, decided))) => {
-                let mut decided = decided.into_iter().map(|d| d.into_iter().next().flatten());
+            Step::Done(Ok(Verified { pin, decisions, unreadable })) => {
+                let mut decided = decisions.into_iter().map(|d| d.into_iter().next().flatten());
                 let newest = (pin, decided.next().flatten());
-                Step::Done(Ok(PairDecision { newest, last_final: self.last_final.into_iter().zip(decided).next() }))
+                let last_final = self.last_final.into_iter().zip(decided).next();
+                Step::Done(Ok(PairDecision { newest, last_final, unreadable }))
             }
         }
     }

@@ -1,6 +1,7 @@
 //! The question of one exchange: its calls, the decoding of its answers, and which answers count as equal.
 use super::abi::{
-    Head, Malformed, NODES_PER_CALL, PIN_CALL, decode_head, decode_pin, decode_reads, head_call, reads_call,
+    ContractProbe, Head, Malformed, NODES_PER_CALL, decode_head, decode_pin, decode_reads, head_call, pin_call,
+    reads_call,
 };
 use super::cursor::{ChainCursor, Continuity};
 use super::jsonrpc::{Answer, At, BlockRef, Call, GrantEvent, Refusal};
@@ -158,7 +159,7 @@ pub enum Question {
     },
     /// A block's number and hash.
     Block(At),
-    /// Decisions about pairs at pinned blocks, and the number and chain id of each of these blocks.
+    /// Decisions about pairs at pinned blocks, and the number, chain id and contract at each of these blocks.
     Decisions {
         /// The calls.
         calls: Vec<PinnedCall>,
@@ -188,7 +189,7 @@ impl Question {
                     let code = reads_call(contract, pairs.iter().map(|(node, _)| node.as_str()));
                     Call::Run { code, at: At::Hash(c.block.hash) }
                 };
-                let pin = |b: &BlockRef| Call::Run { code: PIN_CALL.to_vec(), at: At::Hash(b.hash) };
+                let pin = |b: &BlockRef| Call::Run { code: pin_call(contract), at: At::Hash(b.hash) };
                 blocks(calls).iter().map(|(_, b)| pin(b)).chain(calls.iter().map(call)).collect()
             }
         }
@@ -243,8 +244,8 @@ pub enum Finding {
     Block(Option<BlockRef>),
     /// To [`Question::Decisions`].
     Decisions {
-        /// The pins by position, and their numbers.
-        heights: Vec<(usize, u64)>,
+        /// The pins by position.
+        pins: Vec<PinState>,
         /// In the order of the calls; an unreadable one affects only its own pair.
         decisions: Vec<Result<Decision, Malformed>>,
     },
@@ -256,13 +257,23 @@ impl PartialEq for Finding {
             (Self::Position(a), Self::Position(b)) => a.continuity == b.continuity,
             (Self::Logs(_), Self::Logs(_)) => true,
             (Self::Block(a), Self::Block(b)) => a == b,
-            (
-                Self::Decisions { heights, decisions },
-                Self::Decisions { heights: other_heights, decisions: other_decisions },
-            ) => heights == other_heights && decisions == other_decisions,
+            (Self::Decisions { pins, decisions }, Self::Decisions { pins: other_pins, decisions: other_decisions }) => {
+                pins == other_pins && decisions == other_decisions
+            }
             (Self::Position(_) | Self::Logs(_) | Self::Block(_) | Self::Decisions { .. }, _) => false,
         }
     }
+}
+
+/// A pinned block, as reported by the code run at its hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PinState {
+    /// Position among the pins.
+    pub pin: usize,
+    /// The block's number.
+    pub number: u64,
+    /// The contract at that block.
+    pub contract: ContractProbe,
 }
 
 fn single(answers: Vec<Option<Answer>>) -> Result<Answer, EndpointFault> {
@@ -338,13 +349,13 @@ fn read_decisions(
         Some(Answer::Refused(refusal)) => Err(EndpointFault::Refused(refusal)),
         Some(_) | None => Err(EndpointFault::Partial),
     });
-    let mut heights = Vec::with_capacity(blocks.len());
+    let mut pins = Vec::with_capacity(blocks.len());
     for ((pin, _), bytes) in blocks.iter().zip(answers.by_ref()) {
-        let (number, reported) = decode_pin(&bytes?)?;
-        if reported != chain_id {
-            return Err(EndpointFault::OtherChain { reported, wanted: chain_id });
+        let answer = decode_pin(&bytes?)?;
+        if answer.chain_id != chain_id {
+            return Err(EndpointFault::OtherChain { reported: answer.chain_id, wanted: chain_id });
         }
-        heights.push((*pin, number));
+        pins.push(PinState { pin: *pin, number: answer.number, contract: answer.contract });
     }
     let mut decisions = Vec::new();
     for (bytes, call) in answers.zip(calls) {
@@ -352,5 +363,5 @@ fn read_decisions(
         let reads = decode_reads(&bytes, pairs.len())?;
         decisions.extend(reads.iter().zip(pairs).map(|(r, (node, key))| decide(r, node.as_str(), key)));
     }
-    Ok(Finding::Decisions { heights, decisions })
+    Ok(Finding::Decisions { pins, decisions })
 }

@@ -49,7 +49,7 @@ pub struct Report {
     pub rows: Vec<Row>,
 }
 
-/// Too few endpoints agree on the state of the chain.
+/// Too few endpoints agree on the state of the chain, or the contract cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unreachable {
     /// Since when.
@@ -60,6 +60,9 @@ pub struct Unreachable {
     /// Consecutive failed polls.
     #[serde(rename = "looks")]
     pub failed_polls: u32,
+    /// The endpoints agree, and the contract cannot be read.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub contract: bool,
 }
 
 /// The JSON form of [`Report::condition`]: `{"since", "detail"}`; the code is constant.

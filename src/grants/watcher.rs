@@ -1,5 +1,6 @@
 //! Keeps the admission table synchronised with the chain: a state machine without I/O that maps events and the time to
 //! actions. The device runs it for its peers, the control plane for its nodes.
+use super::abi::Malformed;
 use super::admission::{AdmissionTable, DecisionChange};
 use super::cache::Cache;
 use super::cursor::ChainCursor;
@@ -97,7 +98,14 @@ pub enum Transition {
         /// The faults of the endpoints.
         reason: NoQuorum,
     },
-    /// Enough endpoints agree again.
+    /// A quorum agrees that the contract cannot be read.
+    ContractUnreadable {
+        /// Phase of the grace ladder.
+        phase: Phase,
+        /// What is wrong with it.
+        reason: Malformed,
+    },
+    /// Enough endpoints agree again, and the contract can be read.
     Reachable {
         /// Duration of the outage.
         after: Duration,
@@ -115,6 +123,22 @@ pub enum Transition {
     CursorNotStored(StoreError),
     /// The decisions could not be written.
     DecisionsNotStored(StoreError),
+}
+
+/// Why a poll changed no decision.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PollFailure {
+    /// Too few endpoints agree.
+    #[error(transparent)]
+    NoQuorum(#[from] NoQuorum),
+    /// A quorum agrees that the contract cannot be read.
+    #[error("contract {contract}: {reason}")]
+    ContractUnreadable {
+        /// The contract.
+        contract: alloy_primitives::Address,
+        /// What is wrong with it.
+        reason: Malformed,
+    },
 }
 
 /// The actions of an exchange, and a few of each other kind.
@@ -200,7 +224,7 @@ struct DecisionsWrite {
 ///     Granted ─────────────► Pending: pairs without a grant, at the newest and the final block ─► done
 /// ```
 /// Each box is one or more exchanges ([`super::exchange`]). An exchange without a quorum ends the poll and changes
-/// nothing: neither a grant nor a revocation.
+/// nothing: neither a grant nor a revocation. So does a contract that cannot be read: its answers are none.
 ///
 /// Driver: [`ChainWatcher::new`], then [`Event::Loaded`], which publishes the stored decisions, then [`Event::Opened`].
 /// Perform the actions of each event in order; answer every `Send` and `Store…` once, in any order.
@@ -228,6 +252,8 @@ pub struct ChainWatcher {
     head: Option<u64>,
     last_quorum: Option<Boot>,
     unreachable: Option<Unreachable>,
+    /// The last verification of grants found the contract unreadable: a few pairs are verified first, before all.
+    probe_contract: bool,
     condition: Option<Condition>,
     /// Next change by time alone: publish and store then.
     due: Option<Boot>,
@@ -258,6 +284,7 @@ impl ChainWatcher {
             head: None,
             last_quorum: None,
             unreachable: None,
+            probe_contract: false,
             condition: None,
             due: None,
             asked: None,

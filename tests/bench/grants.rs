@@ -110,7 +110,7 @@ fn chain_figures() {
         for _ in 0..5 {
             let before = reader.traffic();
             let started = Instant::now();
-            let decided = runtime.block_on(reader.verify(pin, &all[..n])).expect("decisions");
+            let decided = runtime.block_on(reader.verify(pin, &all[..n])).expect("decisions").decisions.remove(0);
             best = best.min(started.elapsed());
             assert!(decided.iter().all(Option::is_some));
             calls = reader.traffic().verifications - before.verifications;

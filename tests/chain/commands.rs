@@ -61,8 +61,8 @@ fn verify_reads_the_current_or_a_given_block() {
 }
 
 /// The doctor's findings on the endpoints: level and detail.
-fn endpoint_findings(urls: &[String], more: &str) -> Vec<(String, String)> {
-    let o = spoke("0x37d2106bADB01dd5bE1926e45D172Cb4203C4186", urls, more, &["doctor", "--json"]);
+fn endpoint_findings(contract: &str, urls: &[String], more: &str) -> Vec<(String, String)> {
+    let o = spoke(contract, urls, more, &["doctor", "--json"]);
     let all: Vec<Value> = serde_json::from_slice(&o.stdout).unwrap_or_else(|e| panic!("{e}: {}", output(&o)));
     let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
     let relevant = |f: &&Value| urls.iter().any(|u| f["what"] == **u) || f["what"] == "grants quorum";
@@ -72,6 +72,8 @@ fn endpoint_findings(urls: &[String], more: &str) -> Vec<(String, String)> {
 #[test]
 fn doctor_checks_each_endpoint() {
     let chain = Anvil::with(&["--slots-in-an-epoch", "2"]);
+    let address = Contract::deploy(&chain, false, false).address.to_string();
+    let endpoint_findings = |urls: &[String], more: &str| endpoint_findings(&address, urls, more);
     chain.mine(30);
     let height = chain.height();
     let found = endpoint_findings(&[chain.url()], "");
@@ -103,11 +105,22 @@ fn doctor_checks_each_endpoint() {
         found.iter().any(|(l, d)| l == "warn" && d == &format!("{} blocks behind the others", height - 12)),
         "{found:?}"
     );
+
+    let found = self::endpoint_findings("0x37d2106bADB01dd5bE1926e45D172Cb4203C4186", &[chain.url()], "");
+    assert!(found.iter().any(|(l, d)| l == "fail" && d.contains("has no contract at 0x37d2")), "{found:?}");
+    let o = spoke(
+        "0x37d2106bADB01dd5bE1926e45D172Cb4203C4186",
+        &[chain.url()],
+        "",
+        &["grants", "verify", "node-0", &pair(0).1.to_string()],
+    );
+    assert!(o.status.code() == Some(1) && output(&o).contains("there is no contract"), "{}", output(&o));
 }
 
 #[test]
 fn doctor_reports_each_missing_method() {
     let chain = Anvil::start();
+    let address = Contract::deploy(&chain, false, false).address.to_string();
     chain.mine(10);
     let without = |method: &'static str, param: &'static str| {
         let proxy = Proxy::new(chain.port());
@@ -125,7 +138,7 @@ fn doctor_reports_each_missing_method() {
                 }
             }))
         });
-        endpoint_findings(&[proxy.url()], "finality = \"finalized\"")
+        endpoint_findings(&address, &[proxy.url()], "finality = \"finalized\"")
     };
     for (method, param, level, words) in [
         ("eth_chainId", "", "fail", "does not report its chain"),

@@ -3,6 +3,7 @@ use crate::anvil::{Anvil, Contract};
 use crate::node::{Node, config, pair};
 use crate::proxy::{Proxy, ProxyAction};
 use serde_json::{Value, json};
+use spoke_grants::ladder::Phase;
 use std::time::Duration;
 
 type Rule = fn(&Value) -> ProxyAction;
@@ -174,6 +175,39 @@ fn wiped_chain_revokes_no_peer() {
         assert!(node.admits(0) && node.code(0) == "ACCESS_GRANTED", "{blocks}: {:#?}", node.report());
     }
     assert!(node.report().counts.revoked == 0);
+}
+
+#[test]
+fn unreadable_contract_removes_no_peer() {
+    let chain = Anvil::start();
+    let contract = Contract::deploy(&chain, false, false);
+    let token = contract.mint(chain.account(1), "node-0", &pair(0).1.to_string());
+    chain.mine(3);
+    let good = chain.ask("eth_getCode", json!([contract.address.to_string(), "latest"]));
+    let settings = config(contract.address, &[chain.url()], "finality = \"latest\"\nstale = \"1h\"");
+    let mut node = Node::start(settings, None, 2);
+    node.until_admits(0, true);
+    node.until("the other pair is denied", |r| r.rows[1].code == "NODE_NOT_FOUND");
+    let removed = node.report().counts.revoked;
+    for (what, code, words) in [
+        ("gone", "0x", "no contract at this address"),
+        ("reverting", "0x60006000fd", "refused the read"),
+        ("returning zeros", "0x60206000f3", "no access contract"),
+    ] {
+        chain.ask("anvil_setCode", json!([contract.address.to_string(), code]));
+        chain.mine(2);
+        node.refresh();
+        let report = node.until(what, |r| r.unreachable.as_ref().is_some_and(|u| u.contract));
+        assert!(report.unreachable.as_ref().unwrap().reason.contains(words), "{what}: {report:#?}");
+        node.until("the ladder runs", |r| r.phase == Phase::Stale);
+        assert!(node.admits(0) && node.report().counts.revoked == removed, "{what}: a peer was removed");
+        chain.ask("anvil_setCode", json!([contract.address.to_string(), good]));
+        chain.mine(2);
+        node.until("readable", |r| r.unreachable.is_none() && r.phase == Phase::Fresh);
+    }
+    contract.revoke(token);
+    chain.mine(1);
+    node.until_admits(0, false);
 }
 
 #[test]

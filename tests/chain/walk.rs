@@ -89,7 +89,7 @@ fn node_follows_the_contract_through_random_faults() {
         ChainReader::new(Http::new(&direct.endpoints, direct.timeout).unwrap(), SystemClock, direct.clone());
     let mut truth = || -> Vec<String> {
         let pin = runtime.block_on(reader.find_block(At::Latest)).unwrap().unwrap();
-        let decided = runtime.block_on(reader.verify(pin, &pairs)).unwrap();
+        let decided = runtime.block_on(reader.verify(pin, &pairs)).unwrap().decisions.remove(0);
         decided.into_iter().map(|d| d.unwrap().reason.code().to_owned()).collect()
     };
 

@@ -1,6 +1,6 @@
 //! A seeded model of a chain and its endpoints: blocks, logs and reorganisations; endpoints that are down,
 //! unresponsive, slow, behind, range-limited, or return false answers.
-use crate::abi::{PIN_CALL, reads_call};
+use crate::abi::{pin_call, reads_call};
 use crate::exchange::{RpcFailure, RpcReply};
 use crate::jsonrpc::{Answer, At, BlockRef, Call, GrantEvent, Refusal, Subject};
 use crate::policy::Pair;
@@ -60,6 +60,23 @@ impl Token {
     }
 }
 
+/// What is at the contract's address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Contract {
+    #[default]
+    Good,
+    /// No code.
+    Gone,
+    /// A contract that answers every call with zeros.
+    Zeros,
+    /// A contract that refuses every call.
+    Reverts,
+}
+
+impl Contract {
+    pub(super) const BAD: [Self; 3] = [Self::Gone, Self::Zeros, Self::Reverts];
+}
+
 /// The honest chain.
 #[derive(Clone, Debug)]
 pub(super) struct Chain {
@@ -70,13 +87,23 @@ pub(super) struct Chain {
     forks: Vec<(u64, u64)>,
     /// Ascending by height.
     changes: Vec<(u64, usize, Token)>,
+    /// Ascending by height.
+    contracts: Vec<(u64, Contract)>,
     next_token: u64,
     next_fork: u64,
 }
 
 impl Chain {
     pub(super) const fn new(head: u64) -> Self {
-        Self { head, last_final: head, forks: Vec::new(), changes: Vec::new(), next_token: 1, next_fork: 1 }
+        Self {
+            head,
+            last_final: head,
+            forks: Vec::new(),
+            changes: Vec::new(),
+            contracts: Vec::new(),
+            next_token: 1,
+            next_fork: 1,
+        }
     }
 
     pub(super) fn mine(&mut self, blocks: u64) {
@@ -90,6 +117,7 @@ impl Chain {
         if depth > 0 {
             let first = self.head - random.below(depth);
             self.changes.retain(|(height, _, _)| *height < first);
+            self.contracts.retain(|(height, _)| *height < first);
             self.forks.retain(|(from, _)| *from < first);
             self.forks.push((first, self.next_fork));
             self.next_fork += 1;
@@ -97,7 +125,20 @@ impl Chain {
         }
     }
 
+    /// The contract at a height.
+    pub(super) fn contract(&self, height: u64) -> Contract {
+        self.contracts.iter().rev().find(|(from, _)| *from <= height).map_or(Contract::Good, |(_, c)| *c)
+    }
+
+    pub(super) fn replace_contract(&mut self, contract: Contract) {
+        self.mine(1);
+        self.contracts.push((self.head, contract));
+    }
+
     pub(super) fn change(&mut self, random: &mut Random) {
+        if self.contract(self.head) != Contract::Good {
+            return self.mine(1);
+        }
         let n = random.index(PAIRS);
         let before = self.token(n, self.head);
         // An owner's event concerns every pair of the owner, so each pair has its own.
@@ -209,10 +250,12 @@ pub(super) enum Lie {
     HastensFinality,
     /// Another chain under the same URL, on which nothing is granted.
     OtherChain,
+    /// There is no contract.
+    NoContract,
 }
 
 impl Lie {
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::Grants,
         Self::Denies,
         Self::HidesEvents,
@@ -222,6 +265,7 @@ impl Lie {
         Self::RepeatsOldBlocks,
         Self::HastensFinality,
         Self::OtherChain,
+        Self::NoContract,
     ];
 }
 
@@ -264,14 +308,19 @@ fn answer(chain: &Chain, mode: Mode, call: &Call) -> Answer {
     match call {
         Call::ChainId => Answer::Number(CHAIN_ID),
         Call::ClientVersion => Answer::Name("model".to_owned()),
-        Call::Run { code, at: At::Hash(hash) } if *code == PIN_CALL => match chain.height(*hash).filter(|h| *h <= head)
-        {
-            Some(height) => {
-                let chain_id = if mode == Mode::Liar(Lie::OtherChain) { CHAIN_ID + 1 } else { CHAIN_ID };
-                Answer::Bytes([word(height), word(chain_id)].concat())
-            }
-            None => refused(-32001, "header not found"),
-        },
+        Call::Run { code, at: At::Hash(hash) } if code.len() == pin_call(Address::ZERO).len() => {
+            let Some(height) = chain.height(*hash).filter(|h| *h <= head) else {
+                return refused(-32001, "header not found");
+            };
+            let chain_id = if mode == Mode::Liar(Lie::OtherChain) { CHAIN_ID + 1 } else { CHAIN_ID };
+            let contract = if mode == Mode::Liar(Lie::NoContract) { Contract::Gone } else { chain.contract(height) };
+            let (size, erc721) = match contract {
+                Contract::Good => (9_000, 1),
+                Contract::Gone => (0, 0),
+                Contract::Zeros | Contract::Reverts => (50, 0),
+            };
+            Answer::Bytes([word(height), word(chain_id), word(size), word(erc721)].concat())
+        }
         Call::Run { code, at: At::Hash(hash) } => match chain.height(*hash).filter(|h| *h <= head) {
             Some(height) => Answer::Bytes(reads(chain, mode, code, height)),
             None => refused(-32001, "header not found"),
@@ -345,17 +394,24 @@ fn reads(chain: &Chain, mode: Mode, code: &[u8], height: u64) -> Vec<u8> {
             Mode::Liar(Lie::Denies | Lie::OtherChain) => token = Token::default(),
             _ => {}
         }
-        records(&mut out, node, &pair(n).1, token);
+        match chain.contract(height) {
+            Contract::Good => records(&mut out, node, &pair(n).1, token),
+            Contract::Gone => (0..5).for_each(|_| record(&mut out, true, &[])),
+            Contract::Zeros => (0..5).for_each(|_| record(&mut out, true, &word(0))),
+            Contract::Reverts => (0..5).for_each(|_| record(&mut out, false, &[])),
+        }
     }
     out
 }
 
+fn record(out: &mut Vec<u8>, ok: bool, data: &[u8]) {
+    out.push(u8::from(ok));
+    out.extend_from_slice(&u32::try_from(data.len()).unwrap().to_be_bytes());
+    out.extend_from_slice(data);
+}
+
 fn records(out: &mut Vec<u8>, node: &str, key: &PublicKey, token: Token) {
-    let mut put = |ok: bool, data: &[u8]| {
-        out.push(u8::from(ok));
-        out.extend_from_slice(&u32::try_from(data.len()).unwrap().to_be_bytes());
-        out.extend_from_slice(data);
-    };
+    let mut put = |ok: bool, data: &[u8]| record(out, ok, data);
     put(true, &word(token.id));
     if token.id == 0 {
         let missing = [&[0x7e, 0x27, 0x32, 0x89][..], &[0; 32]].concat();

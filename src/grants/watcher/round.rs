@@ -1,13 +1,15 @@
 //! One poll of the chain, from the position to the last verification. An error changes no decision.
-use super::{Action, Actions, ChainWatcher, Deadline, DeadlineReason, FAILED_POLLS, RETRY, State, Transition, push};
-use crate::abi::NODES_PER_CALL;
+use super::{
+    Action, Actions, ChainWatcher, Deadline, DeadlineReason, FAILED_POLLS, PollFailure, RETRY, State, Transition, push,
+};
+use crate::abi::{Malformed, NODES_PER_CALL};
 use crate::admission::DecisionChange;
 use crate::cache::{Settled, Ticket};
 use crate::cursor::{ChainCursor, Continuity};
 use crate::exchange::{NoQuorum, Outcome};
 use crate::jsonrpc::{At, BlockRef, GrantEvent};
 use crate::policy::Pair;
-use crate::procedure::{Answered, Decisions, FindPosition, Position, Procedure, Step, Verify, block, too_much};
+use crate::procedure::{Answered, FindPosition, Position, Procedure, Step, Verified, Verify, block, too_much};
 use crate::question::{Finding, Question};
 use crate::report::Unreachable;
 use spoke_config::grants::Finality;
@@ -62,7 +64,7 @@ struct Pending {
 
 enum Then {
     Ask(Box<Round>, Question),
-    End(Result<(), NoQuorum>),
+    End(Result<(), PollFailure>),
 }
 
 fn ask(finals: bool, position: Position, step: RoundStep, question: Question) -> Then {
@@ -123,20 +125,20 @@ impl ChainWatcher {
                         }
                         self.follow(now, finals, found, out)
                     }
-                    Step::Done(Err(e)) => Then::End(Err(e)),
+                    Step::Done(Err(e)) => Then::End(Err(e.into())),
                 }
             }
             RoundStep::Fork { cursor } => match outcome.map(|agreement| block(agreement.agreed)) {
                 Ok(found) if found == cursor.newest() => self.reorganised(now, finals, cursor, out),
                 Ok(_) => self.step_back(now, finals, cursor, out),
-                Err(e) => Then::End(Err(e)),
+                Err(e) => Then::End(Err(e.into())),
             },
             RoundStep::Newest => match outcome {
                 Ok(agreement) => {
                     let pins = block(agreement.agreed).into_iter().collect();
                     self.follow(now, finals, Position { pins, ..position }, out)
                 }
-                Err(e) => Then::End(Err(e)),
+                Err(e) => Then::End(Err(e.into())),
             },
             RoundStep::Logs { to } => self.logs_read(now, finals, position, to, outcome, out),
             RoundStep::Granted { mut verify, begun, more_logs } => {
@@ -162,7 +164,7 @@ impl ChainWatcher {
             Step::Ask(next) => {
                 ask(finals, Position::default(), RoundStep::Position { find, after_reorganisation }, next.0)
             }
-            Step::Done(result) => Then::End(result.map(|_| ())),
+            Step::Done(result) => Then::End(result.map(drop).map_err(PollFailure::from)),
         }
     }
 
@@ -237,7 +239,7 @@ impl ChainWatcher {
                 self.conversation.endpoints.pardon();
                 return self.read_logs(now, finals, position, out);
             }
-            Err(e) => return Then::End(Err(e)),
+            Err(e) => return Then::End(Err(e.into())),
         };
         self.conversation.near_head = to == position.head;
         let events: Vec<GrantEvent> = agreement.all.into_iter().flat_map(|(_, f)| events_of(f)).collect();
@@ -259,7 +261,12 @@ impl ChainWatcher {
         more_logs: bool,
         out: &mut Actions,
     ) -> Then {
-        let doubted = self.table.doubted(now);
+        let mut doubted = self.table.doubted(now);
+        if self.probe_contract {
+            // With one grant that is not in doubt: a token that cannot be read is no fault of the contract.
+            doubted.truncate(NODES_PER_CALL - 1);
+            doubted.extend(self.table.undoubted_grant(now));
+        }
         let begun = self.table.begin(doubted);
         if begun.is_empty() {
             return self.granted_verified(now, finals, position, more_logs, out);
@@ -275,23 +282,26 @@ impl ChainWatcher {
         now: Boot,
         round: Round,
         (verify, begun, more_logs): (Verify, Vec<(Pair, Ticket)>, bool),
-        step: Step<(BlockRef, Vec<Decisions>)>,
+        step: Step<Verified>,
         out: &mut Actions,
     ) -> Then {
         let Round { finals, position, .. } = round;
-        let (pin, mut decided) = match step {
+        let Verified { pin, mut decisions, unreadable } = match step {
             Step::Ask(next) => {
                 return ask(finals, position, RoundStep::Granted { verify, begun, more_logs }, next.0);
             }
             Step::Done(Err(e)) => {
                 self.counts.verification_errors += begun.len() as u64;
                 self.table.abandon(begun);
-                return Then::End(Err(e));
+                return Then::End(Err(e.into()));
             }
-            Step::Done(Ok(decided)) => decided,
+            Step::Done(Ok(verified)) => verified,
         };
+        if let Some(reason) = unreadable {
+            return self.contract_unreadable(now, begun, reason);
+        }
         let mut changes = Vec::new();
-        for (begun, decision) in begun.into_iter().zip(decided.swap_remove(0)) {
+        for (begun, decision) in begun.into_iter().zip(decisions.swap_remove(0)) {
             self.counts.verification_errors += u64::from(decision.is_none());
             changes.extend(self.table.settle_newest(begun, decision, pin.number, now));
         }
@@ -304,7 +314,19 @@ impl ChainWatcher {
             self.publish(now, out);
             self.store(now, out);
         }
+        if std::mem::take(&mut self.probe_contract) {
+            return self.verify_granted(now, finals, position, more_logs, out);
+        }
         self.granted_verified(now, finals, position, more_logs, out)
+    }
+
+    /// Ends a poll that decided nothing about `begun`. Every grant is verified before the ladder is confirmed again.
+    fn contract_unreadable(&mut self, now: Boot, begun: Vec<(Pair, Ticket)>, reason: Malformed) -> Then {
+        self.counts.verification_errors += begun.len() as u64;
+        self.table.abandon(begun);
+        self.table.doubt_grants(now);
+        self.probe_contract = true;
+        Then::End(Err(PollFailure::ContractUnreadable { contract: self.config.contract, reason }))
     }
 
     fn granted_verified(
@@ -345,7 +367,7 @@ impl ChainWatcher {
     ) -> Then {
         let Some(last_final) = blocks.next() else {
             self.asked = None;
-            return Then::End(last);
+            return Then::End(last.map_err(PollFailure::from));
         };
         let mut waiting = self.table.waiting(now, last_final.map(|b| b.number));
         // Continue after the last pair of the previous poll, so that an unreadable answer does not delay the others.
@@ -368,13 +390,16 @@ impl ChainWatcher {
         finals: bool,
         position: Position,
         pending: Pending,
-        step: Step<(BlockRef, Vec<Decisions>)>,
+        step: Step<Verified>,
         out: &mut Actions,
     ) -> Then {
         match step {
             Step::Ask(next) => ask(finals, position, RoundStep::Pending(pending), next.0),
-            Step::Done(Ok((pin, decided))) => {
-                let mut decided = decided.into_iter();
+            Step::Done(Ok(Verified { unreadable: Some(reason), .. })) => {
+                self.contract_unreadable(now, pending.begun, reason)
+            }
+            Step::Done(Ok(Verified { pin, decisions, unreadable: None })) => {
+                let mut decided = decisions.into_iter();
                 let newest = decided.next().unwrap_or_default();
                 let latest = self.config.finality == Finality::Latest;
                 let last = if latest { newest.clone() } else { decided.next().unwrap_or_default() };
@@ -404,7 +429,7 @@ impl ChainWatcher {
         }
     }
 
-    fn end_poll(&mut self, now: Boot, result: Result<(), NoQuorum>, out: &mut Actions) {
+    fn end_poll(&mut self, now: Boot, result: Result<(), PollFailure>, out: &mut Actions) {
         let poll = self.config.poll;
         let until = match result {
             Ok(()) => {
@@ -421,14 +446,22 @@ impl ChainWatcher {
             }
             Err(reason) => {
                 self.counts.failed_polls += 1;
-                let before = Unreachable { since: now, reason: String::new(), failed_polls: 0 };
+                let contract = matches!(reason, PollFailure::ContractUnreadable { .. });
+                let before = Unreachable { since: now, reason: String::new(), failed_polls: 0, contract };
                 let unreachable = self.unreachable.get_or_insert(before);
                 unreachable.failed_polls += 1;
                 unreachable.reason = reason.to_string();
                 let failed_polls = unreachable.failed_polls;
-                if failed_polls == FAILED_POLLS {
+                let other_cause = std::mem::replace(&mut unreachable.contract, contract) != contract;
+                if failed_polls == FAILED_POLLS || failed_polls > FAILED_POLLS && other_cause && contract {
                     let phase = self.table.ladder.phase(now);
-                    push(out, Action::Report(Transition::Unreachable { phase, reason }));
+                    let transition = match reason {
+                        PollFailure::NoQuorum(reason) => Transition::Unreachable { phase, reason },
+                        PollFailure::ContractUnreadable { reason, .. } => {
+                            Transition::ContractUnreadable { phase, reason }
+                        }
+                    };
+                    push(out, Action::Report(transition));
                 }
                 let retry = RETRY.saturating_mul(failed_polls).min(poll.max(RETRY));
                 let at = (now + retry).max(self.conversation.endpoints.next().unwrap_or(now));

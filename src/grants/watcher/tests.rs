@@ -1,5 +1,5 @@
 //! The machine against the model over a million random ticks: safety invariants and time limits.
-use super::model::{Chain, Lie, MAX_LAG, Mode, PAIRS, Random, pair, reply};
+use super::model::{Chain, Contract, Lie, MAX_LAG, Mode, PAIRS, Random, pair, reply};
 use super::{Action, ChainWatcher, Event, Setup};
 use crate::cursor::ChainCursor;
 use crate::exchange::{RpcFailure, RpcReply};
@@ -101,6 +101,8 @@ struct Simulation {
     /// Simulated time of the board's start, in milliseconds.
     booted_at: u64,
     ghosts: [Ghost; PAIRS],
+    /// Whether the contract can be read at the newest blocks.
+    readable: Held,
     next_change: u64,
     /// Start of the current undisturbed period.
     calm_since: Option<u64>,
@@ -139,6 +141,7 @@ impl Simulation {
             boot: 0,
             booted_at: 0,
             ghosts: [Ghost { candidate: true, ..Ghost::default() }; PAIRS],
+            readable: Held::default(),
             next_change: 10_000,
             calm_since: None,
             calm_until: 0,
@@ -259,6 +262,11 @@ impl Simulation {
             }
             21 if self.random.one_in(3) => self.handle(Event::Refresh),
             22 if self.random.one_in(3) => self.restart(),
+            23 if self.random.one_in(4) => {
+                let bad = self.chain.contract(self.chain.head) != Contract::Good;
+                let next = if bad { Contract::Good } else { Contract::BAD[self.random.index(3)] };
+                self.chain.replace_contract(next);
+            }
             _ => {}
         }
         self.note();
@@ -288,6 +296,7 @@ impl Simulation {
             let good = i >= self.modes.len() - self.quorum;
             self.modes[i] = if good { Mode::Good } else { self.mode(i) };
         }
+        self.chain.replace_contract(Contract::Good);
         // An endpoint on another chain is not asked for an hour, except after a refresh.
         self.handle(Event::Refresh);
     }
@@ -320,19 +329,24 @@ impl Simulation {
 
     fn note(&mut self) {
         let (head, last_final) = (self.chain.head, self.chain.last_final);
+        let good = |height| self.chain.contract(height) == Contract::Good;
+        self.readable.note(self.now, (head - MAX_LAG - 1..=head).all(good));
         for (n, ghost) in self.ghosts.iter_mut().enumerate() {
+            // While the contract cannot be read, the last answers are those of the block before: no token changes.
             let grants = |height| self.chain.token(n, height).grants();
+            let denies = |height| !self.chain.token(n, height).grants();
             // The block below the head, and `MAX_LAG` more for an endpoint that is behind.
-            let mut recent = (head - MAX_LAG - 1..=head).map(grants);
-            ghost.granted.note(self.now, recent.clone().any(|g| g));
-            ghost.denied.note(self.now, recent.any(|g| !g));
+            let mut recent = head - MAX_LAG - 1..=head;
+            ghost.granted.note(self.now, recent.clone().any(grants));
+            ghost.denied.note(self.now, recent.any(denies));
             ghost.granted_final.note(self.now, (last_final - MAX_LAG - 1..=last_final).any(grants));
             // A block's hash is read from the next one.
-            ghost.denied_at_head.note(self.now, (head - 1..=head).all(|h| !grants(h)));
+            ghost.denied_at_head.note(self.now, (head - 1..=head).all(|h| denies(h) && good(h)));
             // A grant waits until the block where it was first seen is final; the block below the final one is
             // requested.
             let newest = self.chain.token(n, head);
-            let unchanged = (last_final - SEEN_LATE..head).all(|height| self.chain.token(n, height) == newest);
+            let unchanged = (last_final - SEEN_LATE..head).all(|height| self.chain.token(n, height) == newest)
+                && (last_final - SEEN_LATE..=head).all(good);
             ghost.granted_for_good.note(self.now, newest.grants() && unchanged);
         }
     }
@@ -388,7 +402,7 @@ impl Simulation {
             ghost.was_admitted = is;
             ghost.restored &= self.machine.last_quorum.is_none();
         }
-        if let Some(calm) = calm.filter(|c| self.now > c + WARM_UP) {
+        if let Some(calm) = calm.filter(|c| self.now > (*c).max(self.readable.since) + WARM_UP) {
             let bound = Duration::from_millis(POLL + POLL / 10 + SLACK);
             let polled = self.machine.last_quorum.is_some_and(|q| self.clock(self.now).since(q) < bound);
             assert!(
@@ -454,6 +468,11 @@ fn false_heights_change_no_peer() {
 #[test]
 fn single_endpoint_cannot_finalise_a_block() {
     run_with(&[Lie::HastensFinality]);
+}
+
+#[test]
+fn unreadable_contract_removes_no_peer() {
+    run_with(&[Lie::NoContract]);
 }
 
 #[test]

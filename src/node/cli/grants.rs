@@ -4,6 +4,7 @@ use spoke_api::socket::{SOCKET, SocketRequest};
 use spoke_chain::reader::ChainReader;
 use spoke_command::{Failure, Outcome, block_on, print};
 use spoke_config::grants::Grants;
+use spoke_grants::abi::Malformed;
 use spoke_grants::jsonrpc::{At, BlockRef};
 use spoke_grants::policy::Pair;
 use spoke_grants::policy::{Decision, VERIFICATION_ERROR};
@@ -94,11 +95,17 @@ pub fn run(config: &Path, command: &Command) -> Outcome {
 
 fn verify(grants: Arc<Grants>, pair: Pair, block: Option<u64>) -> Outcome {
     let rpc = Http::new(&grants.endpoints, grants.timeout)?;
-    let mut chain = ChainReader::new(rpc, SystemClock, grants);
+    let mut chain = ChainReader::new(rpc, SystemClock, grants.clone());
+    let contract = grants.contract;
     match block_on(query(&mut chain, &pair, block))? {
-        Ok(decisions) => {
+        Ok((decisions, unreadable)) => {
             for (at, block, decision) in &decisions {
                 print(&line(at, *block, decision.as_ref()));
+            }
+            if let Some(reason) = unreadable {
+                return Err(Failure::Failed(anyhow::anyhow!(
+                    "{VERIFICATION_ERROR}: contract {contract}: {reason}: check grants.contract and grants.chain_id"
+                )));
             }
             let granted = decisions.iter().all(|(_, _, d)| d.is_some_and(|d| d.reason.grants()));
             if granted { Ok(()) } else { Err(Failure::Silent) }
@@ -109,22 +116,26 @@ fn verify(grants: Arc<Grants>, pair: Pair, block: Option<u64>) -> Outcome {
 
 type Decisions = Vec<(&'static str, BlockRef, Option<Decision>)>;
 
+/// The decisions, and why the contract could not be read.
+type Answer = (Decisions, Option<Malformed>);
+
 async fn query(
     chain: &mut ChainReader<Http, SystemClock>,
     pair: &Pair,
     block: Option<u64>,
-) -> Result<Decisions, anyhow::Error> {
+) -> Result<Answer, anyhow::Error> {
     if let Some(number) = block {
         let Some(pin) = chain.find_block(At::Number(number)).await? else {
             anyhow::bail!("no endpoint has block {number}")
         };
-        let decided = chain.verify(pin, std::slice::from_ref(pair)).await?;
-        return Ok(vec![("asked", pin, decided.into_iter().next().flatten())]);
+        let verified = chain.verify(pin, std::slice::from_ref(pair)).await?;
+        let decision = verified.decisions.into_iter().flatten().next().flatten();
+        return Ok((vec![("asked", pin, decision)], verified.unreadable));
     }
     let decided = chain.decide(pair).await?;
     let mut out = vec![("newest", decided.newest.0, decided.newest.1)];
     out.extend(decided.last_final.map(|(pin, d)| ("final", pin, d)));
-    Ok(out)
+    Ok((out, decided.unreadable))
 }
 
 fn line(at: &str, block: BlockRef, decision: Option<&Decision>) -> String {
@@ -187,7 +198,8 @@ fn head(r: &Report, now: Boot) -> String {
     if let Some(outage) = &r.unreachable {
         let _ = writeln!(
             out,
-            "! no quorum of chain endpoints for {}: {}",
+            "! {} for {}: {}",
+            if outage.contract { "contract unreadable" } else { "no quorum of chain endpoints" },
             age(now.since(outage.since).as_secs()),
             outage.reason
         );

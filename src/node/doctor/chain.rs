@@ -66,6 +66,22 @@ fn endpoint(name: &str, a: &EndpointAnswers, config: &Grants, now: Wall) -> (Vec
         return fail(detail.to_owned(), "use an endpoint of a full node");
     };
     let mut out = Vec::new();
+    match a.contract {
+        Some(contract) if !contract.exists => {
+            let detail = format!("has no contract at {} on chain {}", config.contract, config.chain_id);
+            out.push(Finding::fail(
+                name,
+                detail,
+                "correct grants.contract or grants.chain_id: until then no decision changes",
+            ));
+            return (out, Some(latest.number));
+        }
+        Some(contract) if !contract.erc721 => {
+            let detail = format!("reports that {} is no ERC-721 contract (ERC-165)", config.contract);
+            out.push(Finding::warn(name, detail, "check grants.contract: nodes without a token are not decided about"));
+        }
+        Some(_) | None => {}
+    }
     let tag = match config.finality {
         Finality::Latest => None,
         Finality::Safe => Some("safe"),
@@ -110,6 +126,7 @@ fn summary(a: &EndpointAnswers, latest: &Head, age: Option<u64>, tag: Option<&st
 #[cfg(test)]
 mod tests {
     use super::*;
+    use spoke_grants::abi::ContractProbe;
     use std::time::Duration;
 
     const NOW: Wall = Wall(1_800_000_000);
@@ -134,6 +151,7 @@ mod tests {
             logs: true,
             block_by_number: true,
             state_by_hash: true,
+            contract: Some(ContractProbe { exists: true, erc721: true }),
         }
     }
 
@@ -165,6 +183,9 @@ mod tests {
         without(|a| a.block_by_number = false, Level::Fail, "blocks by number");
         without(|a| a.state_by_hash = false, Level::Fail, "EIP-1898");
         without(|a| a.latest_time = Some(0), Level::Warn, "stuck");
+        without(|a| a.contract = Some(ContractProbe::default()), Level::Fail, "has no contract at 0x37d2");
+        let other = |a: &mut EndpointAnswers| a.contract = Some(ContractProbe { exists: true, erc721: false });
+        without(other, Level::Warn, "is no ERC-721 contract");
     }
 
     #[test]

@@ -199,10 +199,12 @@ fn contract(r: &Report, started: Boot) -> ComponentStatus {
                 Phase::Grace => "peers stay, no new ones are admitted",
                 Phase::Expired => "no peer is admitted until there is one",
             };
-            let detail = format!(
-                "VERIFICATION_ERROR: no quorum of chain endpoints ({}); {means}: see `spoke doctor` and [grants] endpoints",
-                outage.reason
-            );
+            let (what, remedy) = if outage.contract {
+                ("contract unreadable", "check grants.contract and grants.chain_id with `spoke doctor`")
+            } else {
+                ("no quorum of chain endpoints", "see `spoke doctor` and [grants] endpoints")
+            };
+            let detail = format!("VERIFICATION_ERROR: {what} ({}); {means}: {remedy}", outage.reason);
             ComponentStatus { healthy: false, since: outage.since, detail: Some(detail) }
         }
     }

@@ -2,7 +2,7 @@
 use alloy_primitives::U256;
 use futures_util::future::join_all;
 use spoke_config::grants::{Finality, Grants};
-use spoke_grants::abi::{Head, decode_head, head_call};
+use spoke_grants::abi::{ContractProbe, Head, decode_head, decode_pin, head_call, pin_call};
 use spoke_grants::jsonrpc::{Answer, At, Call};
 use spoke_sys::keys::KeyError;
 use spoke_sys::rpc::{Http, Rpc as _, RpcError};
@@ -43,6 +43,8 @@ pub struct EndpointAnswers {
     pub block_by_number: bool,
     /// Reads state by block hash.
     pub state_by_hash: bool,
+    /// What is at the contract's address.
+    pub contract: Option<ContractProbe>,
 }
 
 /// Queries all endpoints concurrently, so that their heights can be compared.
@@ -64,6 +66,7 @@ async fn endpoint(rpc: &Http, i: usize, config: &Grants) -> Result<EndpointAnswe
         Finality::Safe => Some(At::Safe),
         Finality::Finalized => Some(At::Finalized),
     };
+    first.push(run(&pin_call(config.contract), At::Latest));
     first.extend(tag.map(|at| run(&head_call(0), at)));
     let reply = rpc.ask(i, first, 1 << 16).await?;
     let mut answers = reply.answers.into_iter();
@@ -74,6 +77,7 @@ async fn endpoint(rpc: &Http, i: usize, config: &Grants) -> Result<EndpointAnswe
         client: text(next()),
         latest: head(next()),
         latest_time: seconds(next()),
+        contract: contract(next()),
         last_final: head(next()),
         ..EndpointAnswers::default()
     };
@@ -102,6 +106,13 @@ fn number(answer: Option<Answer>) -> Option<u64> {
 fn text(answer: Option<Answer>) -> Option<String> {
     match answer {
         Some(Answer::Name(name)) => Some(name),
+        Some(_) | None => None,
+    }
+}
+
+fn contract(answer: Option<Answer>) -> Option<ContractProbe> {
+    match answer {
+        Some(Answer::Bytes(bytes)) => decode_pin(&bytes).ok().map(|a| a.contract),
         Some(_) | None => None,
     }
 }
