@@ -1,8 +1,8 @@
 //! Reads and writes the stored grants on the blocking pool.
 use spoke_grants::cursor::ChainCursor;
-use spoke_grants::ledger::{Origin, StoreError, StoredCursor, StoredGrants, further};
+use spoke_grants::ledger::{OldContent, Origin, StoreError, StoredCursor, StoredGrants, further};
 use spoke_model::error_chain::ErrorChain;
-use spoke_sys::disk::Document;
+use spoke_sys::disk::{DiskError, Document};
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,15 +27,54 @@ pub struct Directories {
 #[derive(Debug)]
 pub struct Ledger {
     origin: Origin,
-    decisions: Option<Arc<Mutex<Document<StoredGrants>>>>,
+    decisions: Option<Arc<Mutex<Decisions>>>,
     cursor: Option<Arc<Mutex<Document<StoredCursor>>>>,
+}
+
+/// The decisions on disk, and in the runtime directory while the disk cannot be written: a restart of the process reads
+/// those first.
+#[derive(Debug)]
+struct Decisions {
+    disk: Document<StoredGrants>,
+    substitute: Option<Document<StoredGrants>>,
+    substituted: bool,
+}
+
+impl Decisions {
+    fn store(&mut self, stored: &StoredGrants, revokes: bool) -> Result<bool, StoreError> {
+        let failed = |e: &DiskError, old| StoreError { error: ErrorChain(e).to_string(), old };
+        let result = if revokes {
+            self.disk.replace(stored).map_err(|e| {
+                let old = if e.removed { OldContent::Removed } else { OldContent::Obsolete };
+                failed(&e.error, old)
+            })
+        } else {
+            self.disk.store(stored).map_err(|e| failed(&e, OldContent::Stays))
+        };
+        let Some(substitute) = &mut self.substitute else { return result };
+        match &result {
+            Ok(_) if self.substituted => self.substituted = substitute.remove().is_err(),
+            Ok(_) => {}
+            Err(_) => match substitute.replace(stored) {
+                Ok(_) => self.substituted = true,
+                Err(e) => {
+                    self.substituted = !e.removed;
+                    tracing::debug!(error = %ErrorChain(&e), "grants not kept in the runtime directory");
+                }
+            },
+        }
+        result
+    }
 }
 
 impl Ledger {
     /// Opens and reads both documents: the cursor and the decisions. An unreadable document counts as missing; one of
     /// another contract is ignored.
     pub fn open(directories: &Directories, origin: Origin) -> (Self, ChainCursor, Option<StoredGrants>) {
-        let (decisions, stored) = document::<StoredGrants>(directories.state.as_deref(), DECISIONS);
+        let (disk, stored) = document::<StoredGrants>(directories.state.as_deref(), DECISIONS);
+        let (substitute, substituted) = document::<StoredGrants>(directories.runtime.as_deref(), DECISIONS);
+        let decisions = disk.map(|disk| Decisions { disk, substitute, substituted: substituted.is_some() });
+        let stored = substituted.or(stored);
         let (cursor, reached) = document::<StoredCursor>(directories.runtime.as_deref(), REACHED);
         let stored = stored.filter(|s| {
             let same = s.origin == origin;
@@ -46,20 +85,27 @@ impl Ledger {
         });
         let reached = reached.filter(|r| r.origin == origin).map(|r| r.follow);
         let further = further(stored.as_ref().map(|s| s.follow.clone()).unwrap_or_default(), reached);
-        (Self { origin, decisions, cursor }, further, stored)
+        let decisions = decisions.map(|d| Arc::new(Mutex::new(d)));
+        (Self { origin, decisions, cursor: cursor.map(|c| Arc::new(Mutex::new(c))) }, further, stored)
     }
 
-    /// Writes the decisions if they differ from the disk's; returns whether they did.
+    /// Writes the decisions if they differ from the disk's; returns whether they did. With `revokes`, no older decisions
+    /// stay on the disk, whether the write succeeds or not.
     pub fn store_decisions(
         &self,
         stored: StoredGrants,
+        revokes: bool,
     ) -> impl Future<Output = Result<bool, StoreError>> + Send + use<> {
-        write(self.decisions.clone(), stored)
+        write(self.decisions.clone(), move |decisions: &mut Decisions| decisions.store(&stored, revokes))
     }
 
     /// Writes the cursor if it differs from the disk's; returns whether it did.
     pub fn store_cursor(&self, cursor: ChainCursor) -> impl Future<Output = Result<bool, StoreError>> + Send + use<> {
-        write(self.cursor.clone(), StoredCursor { origin: self.origin, follow: cursor })
+        let stored = StoredCursor { origin: self.origin, follow: cursor };
+        write(self.cursor.clone(), move |document: &mut Document<StoredCursor>| {
+            let failed = |e| StoreError { error: ErrorChain(&e).to_string(), old: OldContent::Stays };
+            document.store(&stored).map_err(failed)
+        })
     }
 }
 
@@ -68,7 +114,7 @@ pub fn peek(state_dir: &Path, origin: Origin) -> Option<StoredGrants> {
     Document::<StoredGrants>::new(state_dir.join(DECISIONS), VERSION).peek().filter(|s| s.origin == origin)
 }
 
-type Opened<T> = (Option<Arc<Mutex<Document<T>>>>, Option<T>);
+type Opened<T> = (Option<Document<T>>, Option<T>);
 
 fn document<T: serde::Serialize + serde::de::DeserializeOwned>(directory: Option<&Path>, name: &str) -> Opened<T> {
     let Some(directory) = directory else { return (None, None) };
@@ -77,21 +123,16 @@ fn document<T: serde::Serialize + serde::de::DeserializeOwned>(directory: Option
         tracing::error!(error = %e, file = name, "stored grants unreadable: no peer is admitted before the chain is reachable");
         None
     });
-    (Some(Arc::new(Mutex::new(document))), read)
+    (Some(document), read)
 }
 
 /// Runs on the blocking pool, because an SD card may take a second to sync. Without a document nothing is written.
-async fn write<T>(document: Option<Arc<Mutex<Document<T>>>>, value: T) -> Result<bool, StoreError>
-where
-    T: serde::Serialize + serde::de::DeserializeOwned + Send + 'static,
-{
+async fn write<D: Send + 'static>(
+    document: Option<Arc<Mutex<D>>>,
+    store: impl FnOnce(&mut D) -> Result<bool, StoreError> + Send + 'static,
+) -> Result<bool, StoreError> {
     let Some(document) = document else { return Ok(false) };
-    let stored = tokio::task::spawn_blocking(move || {
-        document
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .store(&value)
-            .map_err(|e| StoreError(ErrorChain(&e).to_string()))
-    });
-    stored.await.unwrap_or_else(|e| Err(StoreError(e.to_string())))
+    let stored =
+        tokio::task::spawn_blocking(move || store(&mut document.lock().unwrap_or_else(PoisonError::into_inner)));
+    stored.await.unwrap_or_else(|e| Err(StoreError { error: e.to_string(), old: OldContent::Stays }))
 }

@@ -8,7 +8,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use spoke_config::grants::Grants;
 use spoke_grants::admission::{AdmissionTable, DecisionChange};
 use spoke_grants::cache::{Cache, Settled};
-use spoke_grants::ledger::Origin;
+use spoke_grants::ledger::{OldContent, Origin};
 use spoke_grants::policy::{Pair, Short};
 use spoke_grants::report::Report;
 use spoke_grants::watcher::{Action, ChainWatcher, Event, Setup, Transition};
@@ -132,8 +132,8 @@ impl<C: Clock, R: Rpc> Driver<C, R> {
                     let write = self.ledger.store_cursor(*cursor);
                     self.pending.push(Box::pin(async { Event::CursorStored(write.await.map(drop)) }));
                 }
-                Action::StoreDecisions(stored) => {
-                    let write = self.ledger.store_decisions(*stored);
+                Action::StoreDecisions { stored, revokes } => {
+                    let write = self.ledger.store_decisions(*stored, revokes);
                     self.pending.push(Box::pin(async { Event::DecisionsStored(write.await) }));
                 }
                 Action::Report(transition) => log(transition),
@@ -177,12 +177,17 @@ fn log(transition: Transition) {
         }
         Transition::Decided(changes) => changes.iter().for_each(log_decision),
         Transition::CursorNotStored(error) => tracing::debug!(%error, "chain cursor not stored"),
-        Transition::DecisionsNotStored(error) => {
-            tracing::error!(
+        Transition::DecisionsNotStored(error) => match error.old {
+            OldContent::Stays => tracing::error!(%error, "grants not stored: a reboot continues with the older ones"),
+            OldContent::Removed => tracing::error!(
                 %error,
-                "grants not stored: after a restart no peer is admitted before the chain is reachable"
-            );
-        }
+                "revocation not stored, stored grants removed: after a reboot no peer is admitted before the chain is reachable"
+            ),
+            OldContent::Obsolete => tracing::error!(
+                %error,
+                "revocation not stored, stored grants not removed: a reboot admits the revoked peers until the chain is reachable"
+            ),
+        },
     }
 }
 

@@ -91,6 +91,8 @@ pub struct AdmissionTable<S> {
     negative_ttl: Duration,
     /// Grows with every change that must be stored.
     pub edition: u64,
+    /// The edition of the last revocation.
+    pub revoked_edition: u64,
     /// Number of candidates beyond the capacity of the cache.
     pub overflow: usize,
     /// Whether a grant was in doubt when the grants were last published.
@@ -112,6 +114,7 @@ impl<S: BuildHasher> AdmissionTable<S> {
             positive_ttl: config.positive_ttl,
             negative_ttl: config.negative_ttl,
             edition: 0,
+            revoked_edition: 0,
             overflow: 0,
             doubtful: false,
             doubts_kept: None,
@@ -138,6 +141,7 @@ impl<S: BuildHasher> AdmissionTable<S> {
                 held_until: (!grants).then_some(0),
                 doubt: grants.then(|| Doubt::resume(used, now)),
                 peer: peer && grants,
+                kept_grant: grants,
                 ..Entry::default()
             };
             self.cache.restore(&node, &key, entry);
@@ -399,7 +403,10 @@ impl<S: BuildHasher> AdmissionTable<S> {
             return None;
         }
         let latest = self.finality == Finality::Latest;
+        let mut revokes = false;
         self.cache.change(&node, &key, |e| {
+            revokes = e.kept_grant && !decision.reason.grants();
+            e.kept_grant &= !revokes;
             // A change after that block is not verified yet.
             let pending = (e.news > block && !e.grants()).then_some(if latest { 0 } else { e.news });
             e.held_until = pending.max(held_until);
@@ -408,6 +415,9 @@ impl<S: BuildHasher> AdmissionTable<S> {
             return None;
         }
         self.edition += 1;
+        if revokes {
+            self.revoked_edition = self.edition;
+        }
         Some(DecisionChange { node, key, decision, settled, block })
     }
 

@@ -36,6 +36,8 @@ pub struct Entry {
     pub news: u64,
     /// Whether it was a peer when the grants were last published.
     pub peer: bool,
+    /// The disk may hold a grant of it.
+    pub(super) kept_grant: bool,
     /// Value of `AdmissionTable::events_read` when it ceased to be a candidate.
     pub(super) left: u64,
     /// Grows with every known change.
@@ -226,7 +228,8 @@ impl<S: BuildHasher> Cache<S> {
             };
             // A grant for a block before the newest change keeps its doubt and the doubt's age.
             let doubt = e.doubt.filter(|_| decision.reason.grants() && e.news > block);
-            *e = Entry { decision: Some(decision), block, at: now, doubt, flight: None, ..e.clone() };
+            let kept_grant = e.kept_grant || decision.reason.grants();
+            *e = Entry { decision: Some(decision), block, at: now, doubt, flight: None, kept_grant, ..e.clone() };
         });
         settled
     }

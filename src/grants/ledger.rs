@@ -42,10 +42,26 @@ pub struct StoredCursor {
     pub follow: ChainCursor,
 }
 
+/// What a restart finds after a failed write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OldContent {
+    /// The old content, which admits no peer that was revoked since.
+    Stays,
+    /// Nothing: it admitted a revoked peer and was removed.
+    Removed,
+    /// The old content, which admits a revoked peer.
+    Obsolete,
+}
+
 /// A document could not be written; the driver knows the cause, the machine only reports it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct StoreError(pub String);
+#[error("{error}")]
+pub struct StoreError {
+    /// The cause.
+    pub error: String,
+    /// What is on the disk instead.
+    pub old: OldContent,
+}
 
 /// The cursor with the greater height: the accepted height never decreases.
 pub fn further(disk: ChainCursor, memory: Option<ChainCursor>) -> ChainCursor {

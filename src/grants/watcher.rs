@@ -76,7 +76,12 @@ pub enum Action {
     /// Write the cursor to the runtime directory, which a reboot clears; answer with [`Event::CursorStored`].
     StoreCursor(Box<ChainCursor>),
     /// Write the decisions to disk; answer with [`Event::DecisionsStored`].
-    StoreDecisions(Box<StoredGrants>),
+    StoreDecisions {
+        /// The decisions.
+        stored: Box<StoredGrants>,
+        /// A peer was revoked since the last write: if this one fails, the old content must go.
+        revokes: bool,
+    },
     /// Log it.
     Report(Transition),
 }

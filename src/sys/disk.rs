@@ -267,6 +267,29 @@ impl<T: Serialize + DeserializeOwned> Document<T> {
         Ok(true)
     }
 
+    /// As [`Document::store`], for content that withdraws something: no older content stays, not even as the previous
+    /// copy, whose space a full disk gets back. If the new content cannot be written, the document is removed.
+    pub fn replace(&mut self, value: &T) -> Result<bool, ReplaceError> {
+        let removed = remove(&self.previous());
+        let error = match self.store(value) {
+            // `store` keeps the content it replaced.
+            Ok(written) => match removed.and_then(|()| remove(&self.previous())) {
+                Ok(()) => return Ok(written),
+                Err(e) => return Err(ReplaceError { error: e, removed: false }),
+            },
+            Err(e) => e,
+        };
+        let removed = remove(&self.previous()).and_then(|()| self.remove()).is_ok();
+        Err(ReplaceError { error, removed })
+    }
+
+    /// Removes it and its previous copy.
+    pub fn remove(&mut self) -> Result<(), DiskError> {
+        self.last = None;
+        remove(&self.previous())?;
+        remove(&self.path)
+    }
+
     fn previous(&self) -> PathBuf {
         let mut name = self.path.clone().into_os_string();
         name.push(".prev");
@@ -291,6 +314,28 @@ impl<T: Serialize + DeserializeOwned> Document<T> {
         let value = serde_json::from_slice(body).map_err(|e| damaged(&e))?;
         Ok(Some((value, body.to_vec())))
     }
+}
+
+/// Removes a file for good; a missing one is none to remove.
+fn remove(path: &Path) -> Result<(), DiskError> {
+    match std::fs::remove_file(path) {
+        Ok(()) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(DiskError::write(path, e)),
+    }
+    let Some((dir, _)) = split(path) else { return Ok(()) };
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| DiskError::write(path, e))
+}
+
+/// [`Document::replace`] failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct ReplaceError {
+    /// Why the new content was not written.
+    #[source]
+    pub error: DiskError,
+    /// Whether the old content was removed.
+    pub removed: bool,
 }
 
 enum ReadError {
@@ -381,6 +426,25 @@ mod tests {
         // That the old content stays on a file system that is really full is shown in the kernel tier.
         let e = DiskError::write(Path::new("/x"), rustix::io::Errno::NOSPC);
         assert!(e.to_string().contains("free some space"), "{e}");
+    }
+
+    #[test]
+    fn replaced_document_keeps_no_older_content() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("doc.json");
+        let mut doc = Document::<Vec<u32>>::new(path.clone(), 1);
+        doc.store(&vec![1]).unwrap();
+        doc.store(&vec![1, 2]).unwrap();
+        assert!(doc.replace(&vec![2]).unwrap());
+        std::fs::write(&path, "damaged").unwrap();
+        assert_eq!(Document::<Vec<u32>>::new(path.clone(), 1).peek(), None, "no previous copy");
+        doc.store(&vec![1, 2]).unwrap();
+        doc.store(&vec![1, 2, 3]).unwrap();
+        // Nothing can be written where a directory has the name of the temporary file.
+        std::fs::create_dir(dir.path().join(".doc.json.new")).unwrap();
+        let failed = doc.replace(&vec![3]).unwrap_err();
+        assert!(failed.removed, "{failed}");
+        assert_eq!(Document::<Vec<u32>>::new(path, 1).peek(), None);
     }
 
     proptest! {

@@ -44,7 +44,8 @@ impl ChainWatcher {
             grants: self.table.kept(now),
         };
         self.writes.decisions = Some(DecisionsWrite { edition: self.table.edition, reserve });
-        push(out, Action::StoreDecisions(Box::new(stored)));
+        let revokes = self.table.revoked_edition > self.stored_edition;
+        push(out, Action::StoreDecisions { stored: Box::new(stored), revokes });
     }
 
     pub(super) fn cursor_stored(&mut self, now: Boot, result: Result<(), StoreError>, out: &mut Actions) {

@@ -74,6 +74,7 @@ fn ask(finals: bool, position: Position, step: RoundStep, question: Question) ->
 impl ChainWatcher {
     pub(super) fn begin_poll(&mut self, now: Boot, out: &mut Actions) {
         self.counts.polls += 1;
+        self.cursor.begin_poll();
         let finals = self.table.needs_final(now);
         let then = self.find_position(finals, false);
         self.run_steps(now, then, out);

@@ -4,7 +4,7 @@ use super::{Action, ChainWatcher, Event, Setup};
 use crate::cursor::ChainCursor;
 use crate::exchange::{RpcFailure, RpcReply};
 use crate::ladder::Phase;
-use crate::ledger::StoredGrants;
+use crate::ledger::{OldContent, StoreError, StoredGrants};
 use crate::policy::Pair;
 use spoke_config::grants::{Finality, Grants};
 use spoke_model::time::Boot;
@@ -97,6 +97,11 @@ struct Simulation {
     events: Vec<(u64, Event)>,
     memory: ChainCursor,
     disk: Option<StoredGrants>,
+    /// The decisions in the runtime directory, while the disk is full.
+    substitute: Option<StoredGrants>,
+    disk_full: bool,
+    /// The control plane has none.
+    has_runtime: bool,
     boot: u64,
     /// Simulated time of the board's start, in milliseconds.
     booted_at: u64,
@@ -138,6 +143,9 @@ impl Simulation {
             events: Vec::new(),
             memory: ChainCursor::default(),
             disk: None,
+            substitute: None,
+            disk_full: false,
+            has_runtime: random.one_in(2),
             boot: 0,
             booted_at: 0,
             ghosts: [Ghost { candidate: true, ..Ghost::default() }; PAIRS],
@@ -163,7 +171,8 @@ impl Simulation {
     }
 
     fn load(&mut self) {
-        let event = Event::Loaded { cursor: Box::new(self.memory.clone()), stored: self.disk.clone().map(Box::new) };
+        let stored = self.substitute.clone().or_else(|| self.disk.clone()).map(Box::new);
+        let event = Event::Loaded { cursor: Box::new(self.memory.clone()), stored };
         self.handle(event);
         self.handle(Event::Opened((0..self.modes.len()).map(|i| format!("endpoint {i}")).collect()));
     }
@@ -198,7 +207,28 @@ impl Simulation {
     }
 
     fn handle(&mut self, event: Event) {
+        if std::env::var("T").is_ok() && self.now > 7100000 && self.lies.len() == 1 && self.seed == 6 {
+            eprintln!("{} {:?}", self.now, event);
+        }
         let actions = self.machine.handle(self.clock(self.now), event);
+        if std::env::var("T").is_ok() && self.now > 7100000 && self.lies.len() == 1 && self.seed == 6 {
+            for a in &actions {
+                if let Action::Send(r) = a {
+                    eprintln!(
+                        "   -> {} e{} {:?}",
+                        r.id,
+                        r.endpoint,
+                        r.calls
+                            .iter()
+                            .map(|c| match c {
+                                crate::jsonrpc::Call::Run { code, at } => format!("run{} {:?}", code.len(), at),
+                                o => format!("{o:?}"),
+                            })
+                            .collect::<Vec<_>>()
+                    );
+                }
+            }
+        }
         self.ticks += 1;
         for action in actions {
             match action {
@@ -213,10 +243,10 @@ impl Simulation {
                     self.memory = *cursor;
                     self.events.push((self.now + 1, Event::CursorStored(Ok(()))));
                 }
-                Action::StoreDecisions(decisions) => {
-                    self.disk = Some(*decisions);
+                Action::StoreDecisions { stored, revokes } => {
                     let after = 1 + self.random.below(50);
-                    self.events.push((self.now + after, Event::DecisionsStored(Ok(true))));
+                    let result = self.write(*stored, revokes);
+                    self.events.push((self.now + after, Event::DecisionsStored(result)));
                 }
                 Action::Publish | Action::Report(_) => {}
             }
@@ -227,6 +257,20 @@ impl Simulation {
             self.polls = self.machine.counts.polls;
             self.poll_began = self.now;
         }
+    }
+
+    /// Writes as the driver does.
+    fn write(&mut self, stored: StoredGrants, revokes: bool) -> Result<bool, StoreError> {
+        if !self.disk_full {
+            (self.disk, self.substitute) = (Some(stored), None);
+            return Ok(true);
+        }
+        self.substitute = self.has_runtime.then_some(stored);
+        if revokes {
+            self.disk = None;
+        }
+        let old = if revokes { OldContent::Removed } else { OldContent::Stays };
+        Err(StoreError { error: "no space left".to_owned(), old })
     }
 
     fn change(&mut self) {
@@ -262,7 +306,8 @@ impl Simulation {
             }
             21 if self.random.one_in(3) => self.handle(Event::Refresh),
             22 if self.random.one_in(3) => self.restart(),
-            23 if self.random.one_in(4) => {
+            23 if self.random.one_in(3) => self.disk_full ^= true,
+            23 if self.random.one_in(3) => {
                 let bad = self.chain.contract(self.chain.head) != Contract::Good;
                 let next = if bad { Contract::Good } else { Contract::BAD[self.random.index(3)] };
                 self.chain.replace_contract(next);
@@ -314,17 +359,31 @@ impl Simulation {
             self.boot += 1;
             self.booted_at = self.now - 1_000 * self.random.below(9);
             self.memory = ChainCursor::default();
+            self.substitute = None;
         }
+        let denied: Vec<Pair> = (0..PAIRS).map(pair).filter(|p| self.denies(p)).collect();
         self.events.clear();
         let candidates = self.ghosts.map(|g| g.candidate);
         let seed = self.random.below(u64::MAX);
         self.machine = machine(&self.config, self.clock(self.now), self.boot, &candidates, seed);
         self.polls = 0;
         for (n, ghost) in self.ghosts.iter_mut().enumerate() {
-            let kept = self.disk.iter().flat_map(|d| &d.grants).find(|k| (k.node.clone(), k.key) == pair(n));
+            let stored = self.substitute.as_ref().or(self.disk.as_ref());
+            let kept = stored.into_iter().flat_map(|d| &d.grants).find(|k| (k.node.clone(), k.key) == pair(n));
             ghost.restored = kept.is_some_and(|k| k.decision.reason.grants());
+            // A grant that a full disk did not take is found again on the chain.
+            ghost.was_admitted &= ghost.restored;
         }
         self.load();
+        let admitted = self.machine.admitted().cloned().unwrap_or_default();
+        for denied in denied {
+            assert!(!admitted.0.contains(&denied), "seed {}: revoked, back after a restart: {denied:?}", self.seed);
+        }
+    }
+
+    fn denies(&self, (node, key): &Pair) -> bool {
+        let decision = self.machine.table.cache().peek(node, key).and_then(|e| e.decision);
+        decision.is_some_and(|d| !d.reason.grants())
     }
 
     fn note(&mut self) {
