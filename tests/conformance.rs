@@ -26,6 +26,10 @@ impl World for Others {
         self.0.delete_link(name);
     }
 
+    fn disable_ipv6(&self, link: &str, disabled: bool) {
+        self.0.disable_ipv6(link, disabled);
+    }
+
     fn set_up(&self, name: &str, up: bool) {
         self.0.set_up(name, up);
     }

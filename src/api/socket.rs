@@ -110,7 +110,7 @@ pub enum SocketResponse<T> {
 pub struct Readiness {
     /// The hub answers through the tunnel, and the control plane is reachable where one is configured.
     pub connected: bool,
-    /// The last reconcile pass was clean and the tunnel is up, as `GET /ready` reports it.
+    /// As `GET /ready` reports it.
     pub ready: bool,
     /// A reconcile pass was completed since the start, whatever it found.
     #[serde(default)]

@@ -232,6 +232,26 @@ impl From<&StoredPeer> for ApiStatePeer {
     }
 }
 
+/// `before` without what `after` takes away: peers, networks of a peer that gains none, interfaces. What `after` adds or
+/// replaces is not in it.
+pub fn without_revoked(before: &ApiState, after: &ApiState) -> ApiState {
+    let mut out = before.clone();
+    let blank = ApiStateLink::default();
+    for (name, link) in &mut out.links {
+        let after = after.links.get(name).unwrap_or(&blank);
+        link.device = link.device.take().filter(|_| after.device.is_some());
+        link.peers.retain(|key, _| after.peers.contains_key(key));
+        for (key, peer) in &mut link.peers {
+            let nets = after.peers.get(key).map(|p| &p.allowed_ips);
+            if let Some(nets) = nets.filter(|n| **n != peer.allowed_ips && n.is_subset(&peer.allowed_ips)) {
+                Arc::make_mut(peer).allowed_ips = nets.clone();
+            }
+        }
+    }
+    out.links.retain(|_, link| !link.is_empty());
+    out
+}
+
 impl StateChange {
     /// The change that leads from `from` to `to`.
     pub fn between(from: &ApiState, to: &ApiState) -> Self {

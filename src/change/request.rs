@@ -14,6 +14,11 @@ pub enum ChangeRefused {
     /// The kernel refused it; the previous state was restored.
     #[error("The kernel refused the change, and the previous state is restored: {0}")]
     Kernel(String),
+    /// The kernel refused a part of it; what it takes away is in force nevertheless.
+    #[error(
+        "The kernel refused a part of the change: {0}. What it removes stays removed or is tried again; nothing else of it is in force"
+    )]
+    Revoked(String),
     /// It could not be stored; the previous state was restored.
     #[error("The change could not be stored, and the previous state is restored: {0}")]
     Storage(String),

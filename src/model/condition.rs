@@ -12,18 +12,27 @@ pub struct Condition {
     pub since: Boot,
     /// For people: what differs or failed, and with which error.
     pub detail: String,
+    /// What it is about, where several conditions of one code may hold: an interface with its address, route or peer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub object: Option<String>,
 }
 
 impl Condition {
     /// A condition that begins at `since`.
     pub fn new(code: Code, since: Boot, detail: impl Into<String>) -> Self {
-        Self { code, since, detail: detail.into() }
+        Self { code, since, detail: detail.into(), object: None }
+    }
+
+    /// The same condition about `object`.
+    #[must_use]
+    pub fn about(self, object: impl Into<String>) -> Self {
+        Self { object: Some(object.into()), ..self }
     }
 
     /// Keeps the beginning of conditions that held before: their detail may change, their age does not.
     pub fn carry_since(conditions: &mut [Self], before: &[Self]) {
         for condition in conditions {
-            if let Some(known) = before.iter().find(|b| b.code == condition.code) {
+            if let Some(known) = before.iter().find(|b| b.code == condition.code && b.object == condition.object) {
                 condition.since = known.since;
             }
         }
@@ -50,6 +59,16 @@ pub enum Code {
     DesiredInvalid,
     /// The kernel refused a step.
     ApplyFailed,
+    /// An IPv6 address or route is refused because IPv6 is disabled; the IPv4 ones are in force.
+    Ipv6Disabled,
+    /// A route is missing because another interface or program has one to the same network.
+    RouteConflict,
+    /// A network of the tunnel overlaps one that is connected to another interface, which has precedence.
+    NetworkOverlap,
+    /// The fixed UDP port of an interface is in use by another program.
+    PortInUse,
+    /// The system's route to the hub's tunnel address does not lead into the tunnel.
+    TunnelBypassed,
     /// An interface that is not WireGuard has a desired interface's name.
     NameTaken,
     /// The control plane's state was reverted, or cannot be kept on disk.
@@ -76,7 +95,7 @@ pub enum Severity {
 
 impl Code {
     /// Every code, in the order of the documentation.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 18] = [
         Self::NotProvisioned,
         Self::NoTunnel,
         Self::HubSilent,
@@ -85,6 +104,11 @@ impl Code {
         Self::Starting,
         Self::DesiredInvalid,
         Self::ApplyFailed,
+        Self::Ipv6Disabled,
+        Self::RouteConflict,
+        Self::NetworkOverlap,
+        Self::PortInUse,
+        Self::TunnelBypassed,
         Self::NameTaken,
         Self::ConfigDegraded,
         Self::ControlAway,
@@ -103,6 +127,11 @@ impl Code {
             Self::Starting => "starting",
             Self::DesiredInvalid => "desired_invalid",
             Self::ApplyFailed => "apply_failed",
+            Self::Ipv6Disabled => "ipv6_disabled",
+            Self::RouteConflict => "route_conflict",
+            Self::NetworkOverlap => "network_overlap",
+            Self::PortInUse => "port_in_use",
+            Self::TunnelBypassed => "tunnel_bypassed",
             Self::NameTaken => "name_taken",
             Self::ConfigDegraded => "config_degraded",
             Self::ControlAway => "control_away",
@@ -117,6 +146,11 @@ impl Code {
             Self::NotProvisioned | Self::NoTunnel | Self::HubSilent | Self::InterfaceDown => Severity::Critical,
             Self::DesiredInvalid
             | Self::ApplyFailed
+            | Self::Ipv6Disabled
+            | Self::RouteConflict
+            | Self::NetworkOverlap
+            | Self::PortInUse
+            | Self::TunnelBypassed
             | Self::NameTaken
             | Self::ConfigDegraded
             | Self::AccessControlDegraded => Severity::Error,
@@ -139,6 +173,17 @@ impl Code {
             }
             Self::DesiredInvalid => "correct the setting the detail names, in the file or at the control plane",
             Self::ApplyFailed => "act on the kernel's error in the detail; the step is tried again with every pass",
+            Self::Ipv6Disabled => {
+                "enable IPv6 on the interface (sysctl net.ipv6.conf.IFACE.disable_ipv6=0), or remove the IPv6 networks from the configuration"
+            }
+            Self::RouteConflict => "remove the other route, or the network from the peer's allowed-ips",
+            Self::NetworkOverlap => {
+                "renumber one of the two networks, or set interface.route_metric to let the tunnel's routes compete"
+            }
+            Self::PortInUse => "stop the program the detail names, or set another listen_port",
+            Self::TunnelBypassed => {
+                "see `ip route get ADDRESS` for the hub's address: remove the route or rule that captures it"
+            }
             Self::NameTaken => "rename the other interface, or choose another name in the configuration",
             Self::ConfigDegraded => {
                 "see the reason in the detail: correct the node's state at the control plane, or free disk space"
@@ -166,6 +211,11 @@ impl Code {
             | Self::Starting
             | Self::DesiredInvalid
             | Self::ApplyFailed
+            | Self::Ipv6Disabled
+            | Self::RouteConflict
+            | Self::NetworkOverlap
+            | Self::PortInUse
+            | Self::TunnelBypassed
             | Self::NameTaken
             | Self::ConfigDegraded
             | Self::ContractAway
@@ -218,6 +268,14 @@ mod tests {
             Condition::new(Code::NameTaken, Boot::from_secs(9), "c"),
         ];
         Condition::carry_since(&mut after, &before);
+        assert_eq!(after.map(|c| c.since), [Boot::from_secs(5), Boot::from_secs(9)]);
+    }
+
+    #[test]
+    fn conditions_of_one_code_age_by_their_object() {
+        let at = |secs, object| Condition::new(Code::ApplyFailed, Boot::from_secs(secs), "").about(object);
+        let mut after = [at(9, "a"), at(9, "b")];
+        Condition::carry_since(&mut after, &[at(5, "a")]);
         assert_eq!(after.map(|c| c.since), [Boot::from_secs(5), Boot::from_secs(9)]);
     }
 

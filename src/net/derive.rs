@@ -19,6 +19,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+pub mod withdraw;
+
 /// Every key that the configuration names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Keys {
@@ -139,11 +141,11 @@ pub enum DeriveError {
 pub fn derive(config: &Effective, facts: &Facts, last: &Desired) -> Result<Desired, DeriveError> {
     let mut links = BTreeMap::new();
     for interface in config.interfaces() {
-        links.insert(interface.own().name.clone(), link(interface, facts)?);
+        links.insert(interface.own().name.clone(), link(interface, config.own().node.role, facts)?);
     }
     for (name, set) in &facts.api_state.links {
         if let (Some(device), false) = (&set.device, links.contains_key(name)) {
-            links.insert(name.clone(), api_link(name, device, set)?);
+            links.insert(name.clone(), api_link(name, config.own().node.role, device, set)?);
         }
     }
     let hubs = config.interfaces().filter(|_| config.own().node.role == Role::Hub);
@@ -160,7 +162,7 @@ fn forwarding(interface: InterfaceView<'_>) -> Forwarding {
     Forwarding { open, isolated: IpNet::aggregate(&nets).into_iter().collect() }
 }
 
-fn link(interface: InterfaceView<'_>, facts: &Facts) -> Result<Link, DeriveError> {
+fn link(interface: InterfaceView<'_>, role: Role, facts: &Facts) -> Result<Link, DeriveError> {
     let (own, over) = (interface.own(), interface.overrides());
     let name = &own.name;
     let private_key = facts.keys.private.get(name).ok_or_else(|| DeriveError::NoKey(name.clone()))?.clone();
@@ -229,6 +231,7 @@ fn link(interface: InterfaceView<'_>, facts: &Facts) -> Result<Link, DeriveError
     Ok(Link {
         private_key,
         listen_port,
+        port_fallback: role == Role::Node,
         fwmark: own.fwmark,
         mtu,
         addresses: interface.addresses().iter().map(|a| a.0).collect(),
@@ -261,7 +264,7 @@ fn merge(set: &ApiStateLink, peers: &mut BTreeMap<PublicKey, Peer>) {
 }
 
 /// An interface declared by the API only.
-fn api_link(name: &IfName, device: &Device, set: &ApiStateLink) -> Result<Link, DeriveError> {
+fn api_link(name: &IfName, role: Role, device: &Device, set: &ApiStateLink) -> Result<Link, DeriveError> {
     let mut peers = BTreeMap::new();
     merge(set, &mut peers);
     check(name, &device.private_key, &peers)?;
@@ -278,6 +281,7 @@ fn api_link(name: &IfName, device: &Device, set: &ApiStateLink) -> Result<Link, 
     Ok(Link {
         private_key: device.private_key.clone(),
         listen_port: device.listen_port.map_or(ListenPort::Random { epoch: 0 }, ListenPort::Fixed),
+        port_fallback: role == Role::Node,
         fwmark: device.fwmark,
         mtu: device.mtu.unwrap_or(DEFAULT_MTU),
         addresses: device.addresses.clone(),

@@ -134,8 +134,9 @@ pub struct Drifted {
 /// Steps kept of one drift.
 const MAX_STEPS: usize = 8;
 
-/// The drifts of an observation. `found` is the plan against it; `left` the plan left by the previous pass, whose held steps
-/// were reported already. `repaired`: the previous pass was clean and the desired state is unchanged, so every step is drift.
+/// The drifts of an observation. `found` is the plan against it; `left` the plan left by the previous pass, whose held and
+/// refused steps were reported already. `repaired`: the previous pass left nothing but refused steps and the desired state is
+/// unchanged, so every other step is drift.
 pub fn found(
     desired: &Desired,
     observed: &Observed,
@@ -148,13 +149,15 @@ pub fn found(
     if found.held != left.held {
         links.extend(found.held.iter().map(|s| (s.link(), false)));
     }
+    let refused: BTreeSet<_> = left.steps.iter().map(Step::object).collect();
+    let new = |s: &&Step| !refused.contains(&s.object());
     if repaired {
-        links.extend(found.steps.iter().map(|s| (s.link(), true)));
+        links.extend(found.steps.iter().filter(new).map(|s| (s.link(), true)));
     }
     let event = |(name, repaired): (&IfName, bool)| {
         let want = desired.links.get(name)?;
         let steps = if repaired { &found.steps } else { &found.held };
-        let of_link = |s: &&Step| s.link() == name;
+        let of_link = |s: &&Step| s.link() == name && (!repaired || new(s));
         Some(Drifted {
             time: at.to_string(),
             interface: name.clone(),

@@ -12,6 +12,10 @@ use spoke_model::key::{PresharedKey, PublicKey, SecretKey};
 use spoke_model::nets::{Nets, side_by_side};
 use std::collections::{BTreeMap, BTreeSet};
 
+pub mod object;
+
+mod memory;
+
 /// Change of a peer's allowed-ips.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AllowedIps {
@@ -101,6 +105,21 @@ impl Step {
             | Self::AddAddress { .. }
             | Self::SetUp { .. }
             | Self::AddRoute { .. } => None,
+        }
+    }
+
+    /// Whether the interface carries nothing without the step. A state is not kept if such a step of its own is refused.
+    pub const fn is_structural(&self) -> bool {
+        match self {
+            Self::DeleteLink { .. } | Self::CreateLink { .. } | Self::SetDevice { .. } | Self::SetUp { .. } => true,
+            Self::RemovePeer { .. }
+            | Self::SetPeer { .. }
+            | Self::SetForwarding { .. }
+            | Self::SetMtu { .. }
+            | Self::RemoveRoute { .. }
+            | Self::RemoveAddress { .. }
+            | Self::AddAddress { .. }
+            | Self::AddRoute { .. } => false,
         }
     }
 
@@ -291,13 +310,27 @@ fn link(
     let have = have.filter(|_| !fresh).unwrap_or(&blank);
 
     let private_key = (have.public_key != Some(want.private_key.public())).then(|| want.private_key.clone());
+    let busy = |port| memory.busy_ports.get(name) == Some(&port);
+    let mut busy_port = None;
     let listen_port = match want.listen_port {
+        // In use by another program. A link that is down comes up with a random port; later the port is tried again, alone, so
+        // that a refusal concerns nothing else.
+        ListenPort::Fixed(port) if busy(port) && want.port_fallback && !have.up => {
+            (have.listen_port == port).then_some(0)
+        }
+        ListenPort::Fixed(port) if busy(port) => {
+            busy_port = (have.listen_port != port).then_some(port);
+            None
+        }
         ListenPort::Fixed(port) => (have.listen_port != port).then_some(port),
         ListenPort::Random { epoch } => (memory.ports.get(name).copied().unwrap_or(0) < epoch && !fresh).then_some(0),
     };
     let fwmark = (have.fwmark != want.fwmark).then_some(want.fwmark);
     if private_key.is_some() || listen_port.is_some() || fwmark.is_some() {
         steps.push(Step::SetDevice { link: name.clone(), private_key, listen_port, fwmark });
+    }
+    if busy_port.is_some() {
+        steps.push(Step::SetDevice { link: name.clone(), private_key: None, listen_port: busy_port, fwmark: None });
     }
 
     // Peers that only lose networks first: access is removed before it is granted.
@@ -382,89 +415,4 @@ fn peer_change(want: &Peer, have: Option<&ObservedPeer>, last_set: Option<&Endpo
         && change.endpoint.is_none()
         && change.allowed_ips == AllowedIps::Keep;
     (!idle).then_some(change)
-}
-
-impl Memory {
-    /// Takes over the peers that a previous process set, from the repair.
-    pub fn recall(&mut self, repair: &Repair) {
-        if let Unknown::Ours(peers) = &repair.unknown {
-            for (link, keys) in peers {
-                self.owned.entry(link.clone()).or_default().extend(keys);
-            }
-        }
-    }
-
-    /// Records a step that was applied for `desired`.
-    pub fn record(&mut self, step: &Step, desired: &Desired) {
-        match step {
-            Step::DeleteLink { link } => {
-                self.forget(link);
-                if let Some(want) = desired.links.get(link) {
-                    self.rebuilds.insert(link.clone(), want.rebuild);
-                }
-            }
-            Step::CreateLink { link, .. } => {
-                let rebuilds = self.rebuilds.get(link).copied();
-                self.forget(link);
-                if let Some(want) = desired.links.get(link) {
-                    self.rebuilds.insert(link.clone(), rebuilds.unwrap_or(0).max(want.rebuild));
-                    // A new interface has a new random port.
-                    if let ListenPort::Random { epoch } = want.listen_port {
-                        self.ports.insert(link.clone(), epoch);
-                    }
-                }
-            }
-            Step::SetDevice { link, listen_port: Some(0), .. } => {
-                if let Some(Link { listen_port: ListenPort::Random { epoch }, .. }) = desired.links.get(link) {
-                    self.ports.insert(link.clone(), *epoch);
-                }
-            }
-            Step::RemovePeer { link, peer } => {
-                self.endpoints.remove(&(link.clone(), *peer));
-                if let Some(owned) = self.owned.get_mut(link) {
-                    owned.remove(peer);
-                }
-            }
-            Step::SetPeer { link, peer, change } => {
-                self.owned.entry(link.clone()).or_default().insert(*peer);
-                if let Some(endpoint) = change.endpoint {
-                    self.endpoints.insert((link.clone(), *peer), endpoint);
-                }
-            }
-            Step::SetDevice { .. }
-            | Step::SetForwarding { .. }
-            | Step::SetMtu { .. }
-            | Step::RemoveRoute { .. }
-            | Step::RemoveAddress { .. }
-            | Step::AddAddress { .. }
-            | Step::SetUp { .. }
-            | Step::AddRoute { .. } => {}
-        }
-    }
-
-    /// Records the end of a pass: every desired peer that exists is owned from now on.
-    pub fn adopt(&mut self, desired: &Desired, observed: &Observed) {
-        for (name, want) in &desired.links {
-            let Some(have) = observed.links.get(name) else { continue };
-            let owned = self.owned.entry(name.clone()).or_default();
-            let mut new = Vec::new();
-            let mut known = owned.iter().peekable();
-            for (key, want, seen) in side_by_side(&want.peers, &have.peers) {
-                let (Some(peer), Some(seen)) = (want, seen) else { continue };
-                while known.next_if(|k| *k < key).is_some() {}
-                if known.peek() != Some(&key) {
-                    new.push(*key);
-                }
-                if let Some(endpoint) = peer.endpoint.filter(|e| seen.endpoint == Some(e.addr)) {
-                    self.endpoints.entry((name.clone(), *key)).or_insert(endpoint);
-                }
-            }
-            owned.extend(new);
-        }
-    }
-
-    fn forget(&mut self, link: &IfName) {
-        self.endpoints.retain(|(name, _), _| name != link);
-        self.owned.remove(link);
-    }
 }

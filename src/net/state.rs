@@ -77,6 +77,8 @@ pub struct Link {
     pub private_key: SecretKey,
     /// UDP port.
     pub listen_port: ListenPort,
+    /// A random port serves while the fixed one is in use by another program. Not on a hub, which its nodes would not find.
+    pub port_fallback: bool,
     /// Mark on the encrypted packets; 0 is none.
     pub fwmark: u32,
     /// Largest packet inside the tunnel, in bytes.
@@ -203,4 +205,6 @@ pub struct Memory {
     pub owned: BTreeMap<IfName, BTreeSet<PublicKey>>,
     /// Sequence number of the last repair carried out.
     pub repaired: u64,
+    /// Fixed ports that were refused because another program has them.
+    pub busy_ports: BTreeMap<IfName, u16>,
 }

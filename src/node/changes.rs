@@ -4,30 +4,28 @@
 pub mod declared;
 pub mod history;
 pub mod requests;
+mod settle;
 use crate::audit::Audit;
 use crate::changes::history::Store;
 use crate::changes::requests::{Changes, Command, FRESH, QUEUE, refresh};
 use crate::reconciler::NetStatus;
 use spoke_change::audit::Actor;
-use spoke_change::conflict::Conflict;
 use spoke_change::declared::Revision;
 use spoke_change::edit::{Context, Edit};
 use spoke_change::history::deadline;
 use spoke_change::messages;
-use spoke_change::record::{GenerationRecord, StateChange};
+use spoke_change::record::{GenerationRecord, StateChange, without_revoked};
 use spoke_change::request::{AppliedChange, ChangeRefused, RepairRequest, RepairResult};
 use spoke_config::Config;
 use spoke_config::effective::Effective;
 use spoke_model::clock::Anchor;
-use spoke_model::condition::Code;
 use spoke_model::error_chain::ErrorChain;
 use spoke_model::interface_name::IfName;
 use spoke_model::key::PublicKey;
 use spoke_model::time::Boot;
 use spoke_net::api_state::ApiState;
 use spoke_net::drift::{DriftReport, Names, report};
-use spoke_net::plan::{Blocked, Repair, Step, Unknown};
-use spoke_net::render;
+use spoke_net::plan::{Repair, Step, Unknown};
 use spoke_sys::clock::{Clock, boot_id};
 use spoke_sys::disk::DiskError;
 use std::collections::BTreeSet;
@@ -37,8 +35,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
-/// Timeout of the pass that applies a change.
-const APPLY_TIMEOUT: Duration = Duration::from_secs(30);
 /// First and longest wait before a failed reversion is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
@@ -60,8 +56,28 @@ pub struct Ledger<C> {
     boot_id: String,
     repairs: u64,
     reverting: Option<Reverting>,
+    /// The state in force where a revocation could not be stored.
+    unstored: Option<Arc<ApiState>>,
     /// The sequence number of the configuration that was last compared with the history.
     pub(super) compared: Option<u64>,
+}
+
+/// What a change is judged by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Judged<'a> {
+    /// Its interfaces.
+    pub(super) links: &'a BTreeSet<IfName>,
+    /// Steps that were left before it, which are not its own.
+    pub(super) foreign: &'a [Step],
+    /// It only takes access away.
+    pub(super) revokes_only: bool,
+}
+
+impl Default for Judged<'_> {
+    fn default() -> Self {
+        static NONE: BTreeSet<IfName> = BTreeSet::new();
+        Self { links: &NONE, foreign: &[], revokes_only: false }
+    }
 }
 
 /// A reversion that has failed so far.
@@ -70,6 +86,8 @@ struct Reverting {
     again: Boot,
     wait: Duration,
     problem: String,
+    /// Steps left before its first attempt.
+    foreign: Vec<Step>,
 }
 
 impl<C: Clock> Ledger<C> {
@@ -108,6 +126,7 @@ impl<C: Clock> Ledger<C> {
             boot_id,
             repairs: seq,
             reverting: None,
+            unstored: None,
             compared: None,
         };
         Ok((ledger, changes, (facts, repairs)))
@@ -218,21 +237,41 @@ impl<C: Clock> Ledger<C> {
         let what = edit.describe();
         // Thousands of peers take megabytes, which are not needed any longer.
         drop(edit);
+        let link = edited.link.clone();
         let mut done = self.change(edited.state, [edited.link].into(), actor, &what, confirm).await?;
+        if !done.changed
+            && let Some(pending) = self.pending_removal(&link)
+        {
+            return Err(ChangeRefused::Revoked(pending));
+        }
         done.was_up = edited.was_up;
         Ok(done)
+    }
+
+    /// The API state in force.
+    fn state(&self) -> &Arc<ApiState> {
+        self.unstored.as_ref().unwrap_or(self.store.history().state())
+    }
+
+    /// A removal on the interface that the kernel refuses.
+    fn pending_removal(&self, link: &IfName) -> Option<String> {
+        let status = self.net.borrow();
+        let removes = |s: &Step| matches!(s, Step::RemovePeer { .. } | Step::DeleteLink { .. });
+        let refused = status.refused.iter().find(|r| r.step.link() == link && removes(&r.step))?;
+        Some(format!("{}: {}", refused.what, refused.reason))
     }
 
     fn context<'a>(&'a self, status: &'a NetStatus) -> Context<'a> {
         Context {
             config: status.effective.as_ref().unwrap_or(&self.own),
-            state: self.store.history().state(),
+            state: self.state(),
             desired: &status.desired,
             observed: &status.observed,
         }
     }
 
-    /// Publishes a state, waits for the kernel, stores it. All or nothing.
+    /// Publishes a state, waits for the kernel, stores it. All or nothing, except for what it takes away: that stays in force
+    /// whatever becomes of the rest.
     async fn change(
         &mut self,
         state: ApiState,
@@ -241,7 +280,8 @@ impl<C: Clock> Ledger<C> {
         what: &str,
         confirm: Option<Duration>,
     ) -> Result<AppliedChange, ChangeRefused> {
-        let before = self.store.history().state().clone();
+        let before = self.state().clone();
+        let foreign = self.net.borrow().left.steps.clone();
         let mut record = self.record(&state, actor, what);
         if record.change == StateChange::default() {
             return Ok(self.done(false, Vec::new()));
@@ -260,15 +300,25 @@ impl<C: Clock> Ledger<C> {
         if !intent.is_empty() {
             self.store.intend(intent).await.map_err(|e| ChangeRefused::Storage(ErrorChain(&e).to_string()))?;
         }
+        let kept = Arc::new(without_revoked(&before, &state));
         let state = Arc::new(state);
-        if let Err(problem) = self.settle(&state, &links, None).await {
-            self.restore(&before, &links).await;
-            return Err(problem);
+        let judged = Judged { links: &links, foreign: &foreign, revokes_only: kept == state };
+        if let Err(problem) = self.settle(&state, None, judged).await {
+            if kept == before {
+                self.restore(&before, judged).await;
+                return Err(problem);
+            }
+            return Err(self.keep_revocation(kept, judged, actor, what, &problem).await);
         }
         if let Err(error) = self.store.commit(record, state, due).await {
-            self.restore(&before, &links).await;
+            self.restore(&kept, judged).await;
+            if kept != before {
+                tracing::error!(error = %ErrorChain(&error), "revocation not stored: it is in force until the next restart");
+                self.unstored = Some(kept);
+            }
             return Err(ChangeRefused::Storage(ErrorChain(&error).to_string()));
         }
+        self.unstored = None;
         self.reverting = None;
         Ok(self.done(true, lines))
     }
@@ -291,55 +341,6 @@ impl<C: Clock> Ledger<C> {
         let (now, history) = (self.clock.now(), self.store.history());
         let confirm_within = history.pending().map(|p| p.deadline.since(now).as_secs());
         AppliedChange { generation: history.current(), changed, was_up: false, confirm_within, lines }
-    }
-
-    /// Publishes the facts and waits for the pass that applied them. `Err`: what the kernel refused.
-    async fn settle(
-        &mut self,
-        state: &Arc<ApiState>,
-        links: &BTreeSet<IfName>,
-        repair: Option<Repair>,
-    ) -> Result<(), ChangeRefused> {
-        let seq = repair.as_ref().map_or(0, |r| r.seq);
-        if let Some(repair) = repair {
-            self.repair.send_replace(Some(Arc::new(repair)));
-        }
-        if !self.api_state.borrow().as_ref().is_some_and(|now| Arc::ptr_eq(now, state)) {
-            self.api_state.send_replace(Some(state.clone()));
-        }
-        let settled = async {
-            let (mut looked, mut again) = (0, 2);
-            loop {
-                {
-                    let status = self.net.borrow_and_update();
-                    let dealt = Arc::ptr_eq(&status.api_state, state) && status.repaired >= seq;
-                    if dealt && status.passes != looked {
-                        looked = status.passes;
-                        let problem = failure(&status, links);
-                        // A step left without a refusal is new, such as the address the kernel adds after an MTU
-                        // change: the next pass applies it.
-                        if problem.is_none() || !status.conditions.is_empty() || again == 0 {
-                            return problem;
-                        }
-                        again -= 1;
-                    }
-                }
-                if self.net.changed().await.is_err() {
-                    return Some(ChangeRefused::Kernel("the reconciler has ended".to_owned()));
-                }
-            }
-        };
-        match tokio::time::timeout(APPLY_TIMEOUT, settled).await {
-            Ok(None) => Ok(()),
-            Ok(Some(problem)) => Err(problem),
-            Err(_) => Err(ChangeRefused::Kernel(format!("no reconcile pass within {} s", APPLY_TIMEOUT.as_secs()))),
-        }
-    }
-
-    async fn restore(&mut self, before: &Arc<ApiState>, links: &BTreeSet<IfName>) {
-        if let Err(problem) = self.settle(before, links, None).await {
-            tracing::error!(%problem, "previous state not restored; the reconciler retries");
-        }
     }
 
     /// Whether the kernel was observed without peers of an unfinished change, except desired ones.
@@ -383,7 +384,12 @@ impl<C: Clock> Ledger<C> {
         let record = self.record(&state, &Actor::TimeOut, &what);
         let links = touched(&record.change);
         let lines = record.change.lines(self.store.history().state());
-        let done = match self.settle(&state, &links, None).await {
+        let foreign = match &self.reverting {
+            Some(reverting) => reverting.foreign.clone(),
+            None => self.net.borrow().left.steps.clone(),
+        };
+        let judged = Judged { links: &links, foreign: &foreign, revokes_only: false };
+        let done = match self.settle(&state, None, judged).await {
             Ok(()) => self
                 .store
                 .commit(record, state, None)
@@ -402,7 +408,7 @@ impl<C: Clock> Ledger<C> {
             self.report(&Actor::TimeOut, &what, &done);
         }
         let wait = last.map_or(RETRY.0, |l| (l.wait * 2).min(RETRY.1));
-        self.reverting = Some(Reverting { again: self.clock.now() + wait, wait, problem });
+        self.reverting = Some(Reverting { again: self.clock.now() + wait, wait, problem, foreign });
     }
 
     async fn rollback(&mut self, wanted: u64, actor: &Actor, what: &str) -> Result<AppliedChange, ChangeRefused> {
@@ -433,13 +439,17 @@ impl<C: Clock> Ledger<C> {
         // Steps before this moment belong to another request.
         let since = self.clock.now();
         let state = self.api_state.borrow().clone().unwrap_or_default();
-        let problem = self.settle(&state, &BTreeSet::new(), Some(repair)).await.err().map(|p| p.to_string());
+        let problem = self.settle(&state, Some(repair), Judged::default()).await.err().map(|p| p.to_string());
         let after = self.drift();
         let status = self.net.borrow();
         let why = |key: PublicKey| {
             let mut steps = status.history.iter().rev().take_while(|s| s.at >= since);
             let error = steps.find_map(|s| s.error.clone().filter(|_| s.peer == Some(key)));
-            error.or_else(|| problem.clone()).unwrap_or_else(|| "it still differs".to_owned())
+            let refused = status.refused.iter().find(|r| r.step.peer() == Some(&key));
+            error
+                .or_else(|| refused.map(|r| r.reason.clone()))
+                .or_else(|| problem.clone())
+                .unwrap_or_else(|| "it still differs".to_owned())
         };
         Ok(RepairResult::between(&before, &after, &what, why))
     }
@@ -472,21 +482,6 @@ fn keeps_undeclared(status: &NetStatus, link: &IfName) -> bool {
 fn kept(status: &NetStatus, link: &IfName) -> BTreeSet<PublicKey> {
     let held = status.left.held.iter().filter(|s| s.link() == link);
     held.filter_map(|s| if let Step::RemovePeer { peer, .. } = s { Some(*peer) } else { None }).collect()
-}
-
-/// The first problem left on these interfaces.
-fn failure(status: &NetStatus, links: &BTreeSet<IfName>) -> Option<ChangeRefused> {
-    if let Some(invalid) = status.conditions.iter().find(|c| c.code == Code::DesiredInvalid) {
-        return Some(ChangeRefused::Kernel(invalid.detail.clone()));
-    }
-    let taken = status.left.blocked.iter().map(|Blocked::NameTaken(name)| name);
-    if let Some(name) = taken.into_iter().find(|name| links.contains(*name)) {
-        return Some(Conflict::Foreign(name.clone()).into());
-    }
-    let step = status.left.steps.iter().find(|s| links.contains(s.link()))?;
-    let refused = status.conditions.iter().find(|c| c.code == Code::ApplyFailed);
-    let text = refused.map_or_else(|| render::step(step, &status.observed), |c| c.detail.clone());
-    Some(ChangeRefused::Kernel(text))
 }
 
 #[cfg(test)]

@@ -1,31 +1,32 @@
 //! The only writer of kernel network state: wait, derive, observe, plan, apply, observe again.
 //!
 //! Waits for: any fact, a repair, a kernel event, the resync timer.
-use serde::Serialize;
 use spoke_config::effective::Effective;
 use spoke_model::address::HostPort;
 use spoke_model::condition::{Code, Condition};
 use spoke_model::error_chain::ErrorChain;
 use spoke_model::interface_name::IfName;
-use spoke_model::key::PublicKey;
-use spoke_model::time::{Boot, Wall};
 use spoke_net::advance::advance;
-use spoke_net::ages::Handshakes;
 use spoke_net::api_state::ApiState;
+use spoke_net::derive::withdraw::withdraw;
 use spoke_net::derive::{Admitted, Facts, Keys, UplinkChoice, derive};
 use spoke_net::drift;
-use spoke_net::drift::Drifted;
-use spoke_net::plan::{Plan, Repair, plan};
+use spoke_net::plan::{Plan, Repair, Step, plan};
 use spoke_net::render;
 use spoke_net::state::{Desired, Memory, Observed};
 use spoke_sys::clock::Clock;
 use spoke_sys::kernel::{Kernel, KernelError, Retry};
 use spoke_sys::notify::Notify;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+
+pub mod refusal;
+pub mod status;
+use refusal::{Refusal, conditions, remaining};
+pub use status::{AppliedStep, Cause, NetStatus};
 
 /// Longest duration of drift without a kernel event.
 pub const RESYNC: Duration = Duration::from_secs(30);
@@ -112,91 +113,6 @@ async fn change<T>(fact: Option<&mut Fact<T>>) {
     std::future::pending().await
 }
 
-/// Why a step was taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Cause {
-    /// The desired state changed.
-    Change,
-    /// The kernel differed from a state reached before.
-    Drift,
-}
-
-/// One applied or refused step, for people and the audit trail.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct AppliedStep {
-    /// Boot clock.
-    pub at: Boot,
-    /// Wall clock at that time.
-    pub wall: Wall,
-    /// Cause.
-    pub cause: Cause,
-    /// The peer concerned.
-    pub peer: Option<PublicKey>,
-    /// The step as text, with the value it replaced.
-    pub what: String,
-    /// The kernel's error, if it refused.
-    pub error: Option<String>,
-}
-
-/// Published after each pass.
-#[derive(Clone, Debug, Default)]
-pub struct NetStatus {
-    /// Completed passes since start.
-    pub passes: u64,
-    /// When the last pass ended.
-    pub at: Boot,
-    /// The last pass left no difference, apart from held steps.
-    pub clean: bool,
-    /// Clean at least once since start.
-    pub ready: bool,
-    /// Desired state.
-    pub desired: Arc<Desired>,
-    /// Observed state at the end of the last pass.
-    pub observed: Arc<Observed>,
-    /// Times of the handshakes.
-    pub handshakes: Arc<Handshakes>,
-    /// Remaining differences: refused, held by policy, or blocked.
-    pub left: Arc<Plan>,
-    /// Why it is not clean.
-    pub conditions: Vec<Condition>,
-    /// The last steps, oldest first.
-    pub history: VecDeque<AppliedStep>,
-    /// Steps applied because the desired state changed.
-    pub changes: u64,
-    /// Steps applied against drift.
-    pub repairs: u64,
-    /// Steps the kernel refused.
-    pub failures: u64,
-    /// The API state of the last pass, applied or refused.
-    pub api_state: Arc<ApiState>,
-    /// Sequence number of the last repair carried out.
-    pub repaired: u64,
-    /// The configuration in force when the last pass began.
-    pub effective: Option<Arc<Effective>>,
-    /// The last drifts, oldest first.
-    pub drifts: VecDeque<Drifted>,
-    /// Drifts since start.
-    pub drift_count: u64,
-    /// Drifts held by policy.
-    pub drifts_left: u64,
-}
-
-impl NetStatus {
-    /// The sequence number of the configuration that the last pass began with.
-    pub fn sequence(&self) -> Option<u64> {
-        self.effective.as_ref().map(|e| e.sequence())
-    }
-
-    /// As [`NetStatus::sequence`], if that pass left nothing of `interface` undone.
-    pub fn applied(&self, interface: &IfName) -> Option<u64> {
-        let undone = self.left.steps.iter().any(|s| s.link() == interface)
-            || self.left.blocked.iter().any(|b| b.link() == interface)
-            || self.conditions.iter().any(|c| c.code == Code::DesiredInvalid);
-        self.sequence().filter(|_| !undone)
-    }
-}
-
 /// The reconciler.
 #[derive(Debug)]
 pub struct Reconciler<K, C, N> {
@@ -221,7 +137,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
     /// No further pass can succeed, or `MAX_FAILED_PASSES` consecutive passes failed.
     pub async fn run(mut self) -> Result<(), KernelError> {
         let mut memory = Memory::default();
-        let mut desired: Option<Arc<Desired>> = None;
+        let mut desired: Option<Goal> = None;
         let mut failed = 0;
         let mut wait = RETRY;
         let resync = self.notify.watchdog().map_or(RESYNC, |w| RESYNC.min(w / 3));
@@ -265,7 +181,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         }
     }
 
-    async fn pass(&mut self, desired: &mut Option<Arc<Desired>>, memory: &mut Memory) -> Result<Pass, KernelError> {
+    async fn pass(&mut self, goal: &mut Option<Goal>, memory: &mut Memory) -> Result<Pass, KernelError> {
         let began = self.clock.now();
         let mut conditions = Vec::new();
         let mut changed = false;
@@ -276,31 +192,46 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         match self.sources.snapshot() {
             Err(missing) => {
                 tracing::debug!(missing, "waiting for fact");
-                if desired.is_none() {
+                if goal.is_none() {
                     return Ok(Pass::Waiting);
                 }
             }
             Ok((config, facts)) => {
                 api_state = facts.api_state.clone();
-                let derived = derive(&config, &facts, desired.as_deref().unwrap_or(&Desired::default()));
-                effective = Some(config);
-                match derived {
+                effective = Some(config.clone());
+                let last = goal.as_ref().map(|g| g.desired.clone());
+                match derive(&config, &facts, last.as_deref().unwrap_or(&Desired::default())) {
                     Ok(new) => {
-                        changed = desired.as_ref().is_none_or(|d| d.generation != new.generation);
-                        if changed {
-                            *desired = Some(Arc::new(new));
-                        }
+                        changed = last.as_ref().is_none_or(|d| d.generation != new.generation);
+                        let desired = last.filter(|_| !changed).unwrap_or_else(|| Arc::new(new));
+                        *goal = Some(Goal { desired, facts });
                     }
                     Err(e) => {
-                        tracing::error!(error = %e, "desired state invalid; the last good state stays");
                         let detail = format!("{e}; the last good state stays");
+                        let known = |c: &Condition| c.code == Code::DesiredInvalid && c.detail == detail;
+                        if !self.status.borrow().conditions.iter().any(known) {
+                            tracing::error!(error = %e, "desired state invalid; the last good state stays");
+                        }
                         conditions.push(Condition::new(Code::DesiredInvalid, began, detail));
+                        // Access that was taken back does not wait for a valid state.
+                        if let Some(goal) = goal {
+                            let left = withdraw(&goal.desired, &goal.facts, &facts, &config);
+                            changed = left.generation != goal.desired.generation;
+                            if changed {
+                                *goal = Goal { desired: Arc::new(left), facts: goal.facts.clone() };
+                            }
+                        }
                     }
                 }
             }
         }
-        let Some(desired) = desired.clone() else {
-            self.publish(|s| (s.conditions, s.api_state, s.effective) = (conditions, api_state, effective));
+        let Some(desired) = goal.as_ref().map(|g| g.desired.clone()) else {
+            self.publish(|s| {
+                Condition::carry_since(&mut conditions, &s.conditions);
+                (s.conditions, s.api_state, s.effective) = (conditions, api_state, effective);
+            });
+            // The service lives and waits for a better state: being restarted would not help.
+            self.notify.alive();
             return Ok(Pass::Unfinished);
         };
         let wanted: BTreeSet<IfName> = desired.links.keys().cloned().collect();
@@ -313,12 +244,12 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         if let (true, None, Some(mut known)) = (changed, &repair, self.known()) {
             let plan = plan(&desired, &known, memory);
             if plan.steps.len() <= FEW_STEPS {
-                let done = self.apply(&plan, &known, &desired, memory, Cause::Change, &mut applied_steps).await?;
+                let (done, _) = self.apply(&plan, &known, &desired, memory, Cause::Change, &mut applied_steps).await?;
                 done.iter().filter_map(|i| plan.steps.get(*i)).for_each(|step| advance(&mut known, step));
                 let left = self::plan(&desired, &known, memory);
                 if left.steps.is_empty() && conditions.is_empty() {
                     memory.adopt(&desired, &known);
-                    self.report(true, conditions, desired, known, left, applied_steps);
+                    self.report(conditions, desired, known, left, Vec::new(), applied_steps);
                     let repaired = memory.repaired;
                     self.publish(|s| (s.api_state, s.repaired, s.effective) = (api_state, repaired, effective));
                     return Ok(Pass::Clean);
@@ -329,30 +260,31 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         let mut left = plan(&desired, &observed, memory);
         let drifts = {
             let status = self.status.borrow();
-            let repaired = status.clean && !changed;
+            let repaired = status.settled && !changed;
             drift::found(&desired, &observed, &left, &status.left, repaired, self.clock.wall())
         };
         if let Some(repair) = repair {
             memory.repaired = repair.seq;
             left.release(&repair);
         }
+        let mut refused = Vec::new();
         if !left.steps.is_empty() {
-            let was_clean = self.status.borrow().clean;
-            let cause = if was_clean && !changed { Cause::Drift } else { Cause::Change };
-            self.apply(&left, &observed, &desired, memory, cause, &mut applied_steps).await?;
+            let settled = self.status.borrow().settled;
+            let cause = if settled && !changed { Cause::Drift } else { Cause::Change };
+            (_, refused) = self.apply(&left, &observed, &desired, memory, cause, &mut applied_steps).await?;
             observed = self.kernel.observe(&wanted).await?;
             left = plan(&desired, &observed, memory);
         }
         memory.adopt(&desired, &observed);
         observed.at = self.clock.now();
-        conditions.extend(applied_steps.iter().filter_map(|d: &AppliedStep| {
-            let error = d.error.as_ref()?;
-            Some(Condition::new(Code::ApplyFailed, d.at, format!("{}: {error}", d.what)))
-        }));
+        let sequence = effective.as_ref().map(|e| e.sequence());
+        refused.iter_mut().for_each(|r| r.sequence = sequence);
+        refused = remaining(&self.status.borrow().refused, refused, &left.steps);
+        conditions.extend(self::conditions(&refused));
         let taken = left.blocked.iter().map(|b| Condition::new(Code::NameTaken, began, b.to_string()));
         conditions.extend(taken);
         let clean = conditions.is_empty() && left.steps.is_empty();
-        self.report(clean, conditions, desired, observed, left, applied_steps);
+        self.report(conditions, desired, observed, left, refused, applied_steps);
         let repaired = memory.repaired;
         self.publish(|s| {
             (s.api_state, s.repaired, s.effective) = (api_state, repaired, effective);
@@ -373,11 +305,24 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         memory: &mut Memory,
         cause: Cause,
         applied_steps: &mut Vec<AppliedStep>,
-    ) -> Result<Vec<usize>, KernelError> {
+    ) -> Result<(Vec<usize>, Vec<Refusal>), KernelError> {
         let applied = self.kernel.apply(&plan.steps).await;
         let (at, wall) = (self.clock.now(), self.clock.wall());
-        let mut errors: BTreeMap<usize, String> =
-            applied.failed.iter().map(|(i, e)| (*i, ErrorChain(e).to_string())).collect();
+        let known: BTreeMap<_, String> = {
+            let status = self.status.borrow();
+            status.refused.iter().map(|r| (r.step.object(), r.reason.clone())).collect()
+        };
+        let mut refused = Vec::new();
+        for (i, error) in &applied.failed {
+            if let (Some(step), Retry::Later) = (plan.steps.get(*i), error.retry()) {
+                if let KernelError::Refused { cause: spoke_sys::kernel::Cause::PortInUse { port, .. }, .. } = error {
+                    memory.busy_ports.insert(step.link().clone(), *port);
+                }
+                let (code, what, reason) = (error.code(), render::step(step, observed), error.reason());
+                refused.push(Refusal { step: step.clone(), code, what, reason, since: at, sequence: None });
+            }
+        }
+        let mut errors: BTreeMap<usize, String> = applied.failed.iter().map(|(i, e)| (*i, e.reason())).collect();
         for i in &applied.done {
             if let Some(step) = plan.steps.get(*i) {
                 memory.record(step, desired);
@@ -394,6 +339,13 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
                 tracing::debug!(?cause, step = %render::step(step, observed), "step applied");
                 continue;
             }
+            let before = known.get(&step.object());
+            if let Some(error) = error.as_ref().filter(|e| before == Some(e)) {
+                tracing::debug!(?cause, step = %render::step(step, observed), error, "kernel refused step again");
+                continue;
+            }
+            // A step that was refused before is no drift.
+            let cause = if before.is_some() { Cause::Change } else { cause };
             let applied_step =
                 AppliedStep { at, wall, cause, peer: step.peer().copied(), what: render::step(step, observed), error };
             match &applied_step.error {
@@ -404,17 +356,19 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
             applied_steps.push(applied_step);
         }
         self.status.send_modify(|s| {
-            let done = applied.done.len() as u64;
+            let done = applied.done.iter().filter_map(|i| plan.steps.get(*i));
+            let (late, done): (Vec<&Step>, Vec<&Step>) = done.partition(|step| known.contains_key(&step.object()));
+            s.changes += late.len() as u64;
             match cause {
-                Cause::Change => s.changes += done,
-                Cause::Drift => s.repairs += done,
+                Cause::Change => s.changes += done.len() as u64,
+                Cause::Drift => s.repairs += done.len() as u64,
             }
             s.failures += applied.failed.len() as u64;
         });
         // Without the privilege or the module no further pass can succeed: the process exits with the reason.
         match applied.failed.into_iter().find(|(_, e)| e.retry() == Retry::Never) {
             Some((_, error)) => Err(error),
-            None => Ok(applied.done),
+            None => Ok((applied.done, refused)),
         }
     }
 
@@ -428,20 +382,22 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
 
     fn report(
         &mut self,
-        clean: bool,
         mut conditions: Vec<Condition>,
         desired: Arc<Desired>,
         observed: Observed,
         left: Plan,
+        refused: Vec<Refusal>,
         applied_steps: Vec<AppliedStep>,
     ) {
         let (now, wall) = (self.clock.now(), self.clock.wall());
-        let first = clean && !self.status.borrow().ready;
+        let (first, clean) = (!self.status.borrow().ready, conditions.is_empty() && left.steps.is_empty());
         self.publish(|s| {
             s.passes += 1;
             s.at = now;
             s.clean = clean;
-            s.ready |= clean;
+            s.ready = true;
+            s.settled = refused.len() == left.steps.len();
+            s.refused = refused;
             s.desired = desired;
             Arc::make_mut(&mut s.handshakes).record(&observed, now, wall);
             s.observed = Arc::new(observed);
@@ -464,6 +420,13 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
     fn publish(&self, change: impl FnOnce(&mut NetStatus)) {
         self.status.send_modify(change);
     }
+}
+
+/// The state to be reached.
+struct Goal {
+    desired: Arc<Desired>,
+    /// What it was derived from.
+    facts: Facts,
 }
 
 enum Pass {

@@ -10,6 +10,7 @@
 //! - A request that fails half-way leaves the rest undone: it is split, so that each refused step is known.
 //! - A link cannot be created with an alias: it is created and marked under another name, then renamed.
 //! - Removing an IPv4 address removes others of its network, and all IPv4 routes with the last one: they are restored.
+//! - `EACCES` for an IPv6 address or route means that IPv6 is disabled there, not that a privilege is missing.
 //! - `EEXIST` may refer to another program's route: it counts as done only if the identical route is there.
 //! - A dump may be interrupted by a change: it is repeated. An observation is complete or an error.
 //! - WireGuard and nftables announce nothing: drift of peers and tables is found by the periodic resync.
@@ -22,6 +23,8 @@
 //! blocks without a time limit, opens a socket and looks the family up for every message (one change took 3.7 ms among
 //! 1,000 peers and 8.0 ms among 10,000), is LGPL-2.1 in a static binary, and brings the netlink crates a second time
 //! (620 KB). `netlink-packet-wireguard` shares rtnetlink's crates and leaves the socket to us.
+use spoke_model::condition::Code;
+use spoke_model::error_chain::ErrorChain;
 use spoke_model::interface_name::IfName;
 use spoke_model::key::PublicKey;
 use spoke_net::plan::Step;
@@ -34,6 +37,7 @@ mod events;
 mod filter;
 mod netlink;
 mod nftables;
+mod refusal;
 mod route;
 mod wireguard;
 
@@ -57,11 +61,13 @@ pub enum KernelError {
     Refused {
         /// The step as text, free of secrets.
         step: String,
+        /// What the errno means for this step.
+        cause: Cause,
         /// The kernel's answer.
         #[source]
         source: std::io::Error,
     },
-    /// The process may not change the network.
+    /// The process lacks `CAP_NET_ADMIN`. A process that has it and gets EPERM or EACCES for one object does not end for it.
     #[error(
         "not allowed to change the network: run as root or give the process CAP_NET_ADMIN (systemd: AmbientCapabilities=CAP_NET_ADMIN)"
     )]
@@ -74,6 +80,33 @@ pub enum KernelError {
     /// The netlink connection is gone.
     #[error("the netlink connection to the kernel was closed")]
     Disconnected,
+}
+
+/// Why the kernel refused a step, where an errno alone misleads.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Cause {
+    /// As the errno says.
+    #[error("")]
+    Errno,
+    /// `EACCES` for an IPv6 address or route.
+    #[error("IPv6 is disabled on {0}")]
+    Ipv6Disabled(IfName),
+    /// `EEXIST` for a route.
+    #[error("{holder} has a route to {to} already")]
+    RouteHeld {
+        /// The destination.
+        to: ipnet::IpNet,
+        /// The interface, with the routing protocol.
+        holder: String,
+    },
+    /// `EADDRINUSE` for the port of an interface.
+    #[error("UDP port {port} is in use by {holder}")]
+    PortInUse {
+        /// The port.
+        port: u16,
+        /// An interface, a process or a user.
+        holder: String,
+    },
 }
 
 /// Whether a retry may help.
@@ -91,6 +124,31 @@ impl KernelError {
         match self {
             Self::Observe { .. } | Self::Refused { .. } | Self::Disconnected => Retry::Later,
             Self::NoPrivilege | Self::NoWireGuard => Retry::Never,
+        }
+    }
+
+    /// The code of the condition that a refused step is.
+    pub const fn code(&self) -> Code {
+        match self {
+            Self::Refused { cause: Cause::Ipv6Disabled(_), .. } => Code::Ipv6Disabled,
+            Self::Refused { cause: Cause::RouteHeld { .. }, .. } => Code::RouteConflict,
+            Self::Refused { cause: Cause::PortInUse { .. }, .. } => Code::PortInUse,
+            Self::Refused { cause: Cause::Errno, .. }
+            | Self::Observe { .. }
+            | Self::NoPrivilege
+            | Self::NoWireGuard
+            | Self::Disconnected => Code::ApplyFailed,
+        }
+    }
+
+    /// The kernel's reason in words, without the step.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Refused { cause: Cause::Errno, source, .. } => source.to_string(),
+            Self::Refused { cause, source, .. } => format!("{cause}: {source}"),
+            Self::Observe { .. } | Self::NoPrivilege | Self::NoWireGuard | Self::Disconnected => {
+                ErrorChain(self).to_string()
+            }
         }
     }
 }

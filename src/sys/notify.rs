@@ -6,11 +6,10 @@ const START_EXTENSION_US: u32 = 90_000_000;
 
 /// The service manager; without one, every call does nothing.
 pub trait Notify: Send + 'static {
-    /// The service is up and its first pass was clean.
+    /// The service is up and its first pass was completed.
     fn ready(&mut self);
     /// A reconcile pass was completed: the only thing that feeds the watchdog. Before [`Notify::ready`] it also extends the
-    /// start timeout: a pass that is not clean yet (no network, a fact missing) must not get the service killed, a hanging
-    /// loop must.
+    /// start timeout: waiting (a fact missing, no valid state) must not get the service killed, a hanging loop must.
     fn alive(&mut self);
     /// A line for `systemctl status`.
     fn status(&mut self, line: &str);

@@ -159,6 +159,7 @@ fn wanted(count: u32, changed: bool) -> Desired {
         remove_unknown: Some(true),
         dns: Vec::new(),
         rebuild: 0,
+        port_fallback: false,
     };
     Desired { generation: 1, links: BTreeMap::from([(name(OURS), link)]), ..Desired::default() }
 }

@@ -9,7 +9,7 @@ use spoke_model::key::{PublicKey, SecretKey};
 use spoke_model::nets::Nets;
 use spoke_net::plan::{AllowedIps, PeerChange, Step};
 use spoke_net::state::{Endpoint, Observed, ObservedLink, ObservedPeer, Route};
-use spoke_sys::kernel::{Applied, Kernel, KernelError, ReadCounters};
+use spoke_sys::kernel::{Applied, Cause, Kernel, KernelError, ReadCounters};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[path = "conformance/events.rs"]
@@ -35,6 +35,8 @@ pub(crate) trait World: Sync {
     fn add_link(&self, name: &str, kind: &str);
     /// Deletes a link.
     fn delete_link(&self, name: &str);
+    /// Disables or enables IPv6 on a link.
+    fn disable_ipv6(&self, link: &str, disabled: bool);
     /// Sets a link up or down.
     fn set_up(&self, name: &str, up: bool);
     /// The alias of a link.
@@ -78,6 +80,7 @@ macro_rules! each_case {
             links::steps_on_an_uncreated_link_fail,
             links::failed_step_does_not_stop_the_others,
             links::missing_privilege_is_reported,
+            links::port_in_use_is_refused_by_name,
             peers::peer_is_observed_as_set,
             peers::removed_peer_is_not_recreated,
             peers::many_allowed_ips_do_not_recreate_a_removed_peer,
@@ -104,6 +107,7 @@ macro_rules! each_case {
             routes::link_holds_a_thousand_routes,
             routes::ipv6_addresses_are_lost_when_the_link_goes_down,
             routes::ipv6_address_is_unique_whatever_its_prefix,
+            routes::disabled_ipv6_refuses_its_own_steps_only,
             forwarding::forwarding_is_set_and_removed,
             forwarding::foreign_forwarding_change_is_detected,
             forwarding::five_thousand_peers_are_isolated,

@@ -16,6 +16,7 @@ mod grants;
 mod netlink;
 mod netns;
 mod panel;
+mod refused;
 mod supervisor;
 mod uplink;
 mod wireguard;

@@ -66,6 +66,10 @@ impl World for Tools<'_> {
         self.0.ip(&format!("link del {name}"));
     }
 
+    fn disable_ipv6(&self, link: &str, disabled: bool) {
+        self.0.run(&format!("sysctl -qw net.ipv6.conf.{link}.disable_ipv6={}", u8::from(disabled)));
+    }
+
     fn set_up(&self, name: &str, up: bool) {
         self.0.ip(&format!("link set {name} {}", if up { "up" } else { "down" }));
     }

@@ -8,22 +8,22 @@ use std::time::Duration;
 use crate::netns::{Namespace, PlainWireGuard, spoke, wait_until_every, wire};
 
 /// The kernel is observed every 30 s, and earlier after an event.
-const REPAIRED: Duration = Duration::from_secs(45);
+pub(crate) const REPAIRED: Duration = Duration::from_secs(45);
 
 /// Polls rarely: a check runs several programs.
-fn wait_until(limit: Duration, what: &str, reached: impl FnMut() -> bool) {
+pub(crate) fn wait_until(limit: Duration, what: &str, reached: impl FnMut() -> bool) {
     wait_until_every(Duration::from_millis(400), limit, what, reached);
 }
 
 /// A supervisor in a namespace, with its configuration and state in a directory of its own.
-struct Supervisor<'a> {
+pub(crate) struct Supervisor<'a> {
     namespace: &'a Namespace,
     directory: tempfile::TempDir,
     process: Option<Child>,
 }
 
 impl<'a> Supervisor<'a> {
-    fn new(namespace: &'a Namespace, configuration: &str) -> Self {
+    pub(crate) fn new(namespace: &'a Namespace, configuration: &str) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let d = directory.path().display();
         let own = format!("[node]\nstate_dir = \"{d}/state\"\nruntime_dir = \"{d}/run\"\n{configuration}");
@@ -31,32 +31,51 @@ impl<'a> Supervisor<'a> {
         Self { namespace, directory, process: None }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    fn command(&self, arguments: &str) -> Command {
+    pub(crate) fn command(&self, arguments: &str) -> Command {
         let file = self.path("spoke.toml");
         self.namespace.command(&format!("{} --config {} {arguments}", spoke(), file.display()))
     }
 
-    fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         let log = std::fs::File::options().create(true).append(true).open(self.path("log")).expect("a log");
         self.process = Some(self.command("run").stderr(log).spawn().expect("spoke run"));
         wait_until(Duration::from_secs(20), "a clean pass", || self.status()["clean"] == true);
     }
 
+    /// Starts it and waits for its first pass, clean or not.
+    pub(crate) fn start_degraded(&mut self) {
+        let log = std::fs::File::options().create(true).append(true).open(self.path("log")).expect("a log");
+        self.process = Some(self.command("run").stderr(log).spawn().expect("spoke run"));
+        wait_until(Duration::from_secs(20), "a pass", || self.status()["passes"].as_u64() > Some(0));
+    }
+
+    /// The detail of the condition with that code; empty without one.
+    pub(crate) fn condition(&self, code: &str) -> String {
+        let status = self.status();
+        let found = status["troubles"].as_array().and_then(|all| all.iter().find(|t| t["code"] == code).cloned());
+        found.and_then(|t| t["detail"].as_str().map(str::to_owned)).unwrap_or_default()
+    }
+
+    /// Whether the process has not ended.
+    pub(crate) fn lives(&mut self) -> bool {
+        self.process.as_mut().is_some_and(|p| matches!(p.try_wait(), Ok(None)))
+    }
+
     /// `spoke status --json`; null without a running supervisor.
-    fn status(&self) -> serde_json::Value {
+    pub(crate) fn status(&self) -> serde_json::Value {
         let output = self.command("status --json").output().expect("spoke status");
         serde_json::from_slice(&output.stdout).unwrap_or_default()
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
-    fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         if let Some(mut process) = self.process.take() {
             let _ = Command::new("kill").arg(process.id().to_string()).status();
             let _ = process.wait();
@@ -73,7 +92,7 @@ impl Drop for Supervisor<'_> {
     }
 }
 
-fn one_peer(key: &str) -> String {
+pub(crate) fn one_peer(key: &str) -> String {
     format!(
         "[[interface]]\nname = \"wg0\"\naddresses = [\"10.8.0.2/24\", \"fd08::2/64\"]\n\
          [[interface.peer]]\nname = \"friend\"\npublic_key = \"{key}\"\nendpoint = \"192.0.2.1:51820\"\n\

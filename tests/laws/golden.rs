@@ -30,6 +30,7 @@ fn link() -> Link {
         remove_unknown: Some(true),
         dns: Vec::new(),
         rebuild: 0,
+        port_fallback: false,
     }
 }
 

@@ -264,6 +264,7 @@ fn one_link() -> Desired {
         remove_unknown: Some(true),
         dns: Vec::new(),
         rebuild: 0,
+        port_fallback: false,
     };
     Desired { generation: 1, links: [(name("wg0"), link)].into(), ..Desired::default() }
 }

@@ -105,6 +105,7 @@ fn any_link(n: u8) -> impl Strategy<Value = Link> {
                 remove_unknown: Some(true),
                 dns: Vec::new(),
                 rebuild: 0,
+                port_fallback: false,
             }
         },
     )

@@ -258,7 +258,7 @@ pub fn refused(refused: &ChangeRefused) -> Response {
         ChangeRefused::Conflict(Conflict::TooMany { .. }) => 422,
         ChangeRefused::Conflict(_) | ChangeRefused::Unconfirmed(_) | ChangeRefused::NothingToConfirm(_) => 409,
         ChangeRefused::NoGeneration { .. } => 404,
-        ChangeRefused::Kernel(_) | ChangeRefused::Storage(_) => 503,
+        ChangeRefused::Kernel(_) | ChangeRefused::Revoked(_) | ChangeRefused::Storage(_) => 503,
         ChangeRefused::Busy => return Response::error(503, &refused.to_string()).with("retry-after", "1"),
     };
     Response::error(status, &refused.to_string())

@@ -326,24 +326,22 @@ pub enum NotReady {
     /// The reconciler has just started.
     #[error("no reconcile pass was completed yet")]
     Starting,
-    /// The last pass was not clean; or the tunnel is down.
+    /// The desired state is invalid, or the tunnel is down.
     #[error("{}: {}", .0.code, .0.detail)]
     Condition(Condition),
-    /// The last pass left steps undone, none of which the kernel refused.
-    #[error("the last reconcile pass left steps undone")]
-    StepsLeft,
     /// The tunnel is down without a known reason.
     #[error("no tunnel")]
     NoTunnel,
 }
 
-/// Whether the last reconcile pass was clean and the tunnel is up.
+/// Whether the desired state is valid, a reconcile pass was completed and the tunnel is up. A step that the kernel refuses
+/// makes the node degraded, not unready: waiting for it would never end.
 pub fn ready(s: &Snapshot, at: &Moment) -> Result<(), NotReady> {
     if s.net.passes == 0 {
         return Err(NotReady::Starting);
     }
-    if !s.net.clean {
-        return Err(s.net.conditions.first().cloned().map_or(NotReady::StepsLeft, NotReady::Condition));
+    if let Some(invalid) = s.net.conditions.iter().find(|c| c.code == Code::DesiredInvalid) {
+        return Err(NotReady::Condition(invalid.clone()));
     }
     let tunnel = tunnel(s, at);
     if tunnel.connected {

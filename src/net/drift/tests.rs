@@ -37,6 +37,7 @@ fn wanted(peers: &BTreeMap<u8, (u8, Option<u8>, u16)>) -> Desired {
         remove_unknown: Some(true),
         dns: Vec::new(),
         rebuild: 0,
+        port_fallback: false,
     };
     Desired { generation: 1, links: [("wg0".parse().unwrap(), link)].into(), ..Desired::default() }
 }

@@ -14,7 +14,7 @@ impl<C: Clock> Ledger<C> {
         let (config, first) = {
             let status = self.net.borrow();
             let config = status.effective.as_ref().unwrap_or(&self.own);
-            if self.compared == Some(config.sequence()) || !status.clean {
+            if self.compared == Some(config.sequence()) || !status.settled {
                 return;
             }
             (config.clone(), self.compared.is_none())

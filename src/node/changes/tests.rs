@@ -8,6 +8,7 @@ use spoke_change::conflict::Conflict;
 use spoke_change::edit::{OwnValues, PeerValues};
 use spoke_change::request::Generation;
 use spoke_config::effective::{DocumentSettings, InterfaceSettings};
+use spoke_model::condition::Code;
 use spoke_model::key::PresharedKey;
 use spoke_model::time::Wall;
 use spoke_net::api_state::ApiStatePeer;
@@ -70,6 +71,29 @@ impl Node {
         sequence
     }
 
+    /// The control plane sends a state that cannot be derived.
+    async fn declare_own_key(&self) {
+        let peer = spoke_config::interface::Peer {
+            name: None,
+            node_id: None,
+            public_key: spoke_model::key::SecretKey::clamped([9; 32]).public(),
+            preshared_key: None,
+            allowed_ips: Vec::new(),
+            endpoint: None,
+            keepalive: 0,
+            isolated: false,
+        };
+        let interface = InterfaceSettings {
+            peers: [(peer.public_key, peer)].into(),
+            ..InterfaceSettings::inherited("wg0".parse().unwrap())
+        };
+        let document = DocumentSettings { interface: Some(interface), ..DocumentSettings::default() };
+        let wanted = self.effective.borrow().as_ref().unwrap().with_document(Some(document));
+        self.effective.send_replace(Some(Arc::new(wanted)));
+        let invalid = |s: &NetStatus| s.conditions.iter().any(|c| c.code == Code::DesiredInvalid);
+        self.net.clone().wait_for(invalid).await.unwrap();
+    }
+
     async fn edit(&self, edit: Edit, confirm: Option<u64>) -> Result<AppliedChange, ChangeRefused> {
         self.changes.edit(edit, Actor::User(0), confirm.map(Duration::from_secs)).await
     }
@@ -122,23 +146,12 @@ fn refuse_removing(node: &Node, peer: u8) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn undeclared_peers_survive_refusal_and_rollback() {
+async fn undeclared_peers_are_restored_by_a_rollback() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), SimClock::new(Wall(1_800_000_000)));
     let node = Node::start(dir.path(), FakeKernel::new(), clock.clone()).await;
     appear(&node, &[1, 2, 3]).await;
     let before = node.kernel.peers("wg0");
-    // Two of three are removed before the kernel refuses the third.
-    refuse_removing(&node, 2);
-    let refused = node.edit(none(), None).await;
-    assert!(matches!(refused, Err(ChangeRefused::Kernel(_))), "{refused:?}");
-    node.kernel.refuse_nothing();
     let there = |node: &Node| node.kernel.peers("wg0");
-    assert_eq!(there(&node).len(), 3, "all peers are restored");
-    for (key, peer) in &before {
-        let now = &there(&node)[key];
-        assert_eq!((&now.preshared_key, &now.allowed_ips), (&peer.preshared_key, &peer.allowed_ips));
-        assert_eq!((now.keepalive, now.endpoint), (peer.keepalive, peer.endpoint));
-    }
     node.edit(none(), None).await.unwrap();
     assert!(node.peers().is_empty());
     let node = node.restart(dir.path(), &clock).await;
@@ -151,6 +164,84 @@ async fn undeclared_peers_survive_refusal_and_rollback() {
     assert_eq!(node.peers()[&5], 99);
     node.changes.rollback(None, Actor::User(0)).await.unwrap();
     assert_eq!(node.peers()[&5], 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn revocation_stays_in_force_when_a_step_is_refused() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), SimClock::new(Wall(1_800_000_000)));
+    let node = Node::start(dir.path(), FakeKernel::new(), clock.clone()).await;
+    node.edit(these(&[(1, 1), (2, 2), (3, 3)].into()), None).await.unwrap();
+    // One of two removals is refused, and so is a new peer.
+    node.kernel.refuse(|step| match step {
+        Step::RemovePeer { peer, .. } if peer.0 == [2; 32] => Some(Errno::NOMEM),
+        Step::SetPeer { peer, .. } if peer.0 == [4; 32] => Some(Errno::INVAL),
+        _ => None,
+    });
+    let refused = node.edit(these(&[(3, 3), (4, 4)].into()), None).await;
+    assert!(matches!(&refused, Err(ChangeRefused::Revoked(_))), "{refused:?}");
+    assert_eq!(node.peers(), [(2, 2), (3, 3)].into());
+    let again = node.edit(Edit::RemovePeer { link: "wg0".parse().unwrap(), peer: PublicKey([2; 32]) }, None).await;
+    assert!(matches!(&again, Err(ChangeRefused::Revoked(why)) if why.contains("remove peer")), "{again:?}");
+    node.kernel.refuse_nothing();
+    let mut net = node.net.clone();
+    net.wait_for(|s| s.clean).await.unwrap();
+    assert_eq!(node.peers(), [(3, 3)].into(), "the removal is tried again");
+    let node = node.restart(dir.path(), &clock).await;
+    assert_eq!(node.peers(), [(3, 3)].into(), "it is stored");
+}
+
+fn refuse_a_route(node: &Node) {
+    node.kernel.refuse(|step| matches!(step, Step::AddRoute { .. }).then_some(Errno::EXIST));
+}
+
+/// A peer with a network that no address of the interface covers, so that it needs a route.
+fn routed(peer: u8) -> Edit {
+    let allowed_ips = Some([format!("10.{peer}.0.0/16").parse().unwrap()].into());
+    let values = PeerValues { allowed_ips, ..PeerValues::default() };
+    Edit::SetPeer { link: "wg0".parse().unwrap(), peer: PublicKey([peer; 32]), values }
+}
+
+#[tokio::test(start_paused = true)]
+async fn change_is_judged_by_its_own_steps() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), SimClock::new(Wall(1_800_000_000)));
+    let node = Node::start(dir.path(), FakeKernel::new(), clock.clone()).await;
+    node.edit(routed(1), None).await.unwrap();
+    let route = spoke_net::state::Route { to: "10.1.0.0/16".parse().unwrap(), table: 254 };
+    refuse_a_route(&node);
+    node.kernel.remove_route("wg0", route);
+    let mut net = node.net.clone();
+    net.wait_for(|s| s.conditions.iter().any(|c| c.code == Code::RouteConflict)).await.unwrap();
+    assert!(node.net.borrow().ready && !node.net.borrow().clean);
+    // Changes that have nothing to do with the route, and a state of the control plane.
+    node.edit(set(2, 2), None).await.unwrap();
+    node.edit(Edit::RemovePeer { link: "wg0".parse().unwrap(), peer: PublicKey([2; 32]) }, None).await.unwrap();
+    let sequence = node.set_mtu(1400);
+    let wg0 = "wg0".parse().unwrap();
+    net.wait_for(|s| s.applied(&wg0) == Some(sequence)).await.unwrap();
+    // A change whose own route is refused is not made.
+    let refused = node.edit(routed(3), None).await;
+    assert!(matches!(&refused, Err(ChangeRefused::Kernel(why)) if why.contains("10.3.0.0/16")), "{refused:?}");
+    assert_eq!(node.peers(), [(1, 0)].into());
+    // Drift beside it is still repaired as drift.
+    let before = node.net.borrow().repairs;
+    node.kernel.set_mtu("wg0", 1300);
+    net.wait_for(|s| s.repairs > before).await.unwrap();
+    node.kernel.refuse_nothing();
+    net.wait_for(|s| s.clean).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn revocation_does_not_wait_for_a_valid_state() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), SimClock::new(Wall(1_800_000_000)));
+    let node = Node::start(dir.path(), FakeKernel::new(), clock.clone()).await;
+    node.edit(these(&[(1, 1), (2, 2)].into()), None).await.unwrap();
+    // The control plane's state declares the interface's own key as a peer.
+    node.declare_own_key().await;
+    node.edit(Edit::RemovePeer { link: "wg0".parse().unwrap(), peer: PublicKey([1; 32]) }, None).await.unwrap();
+    assert_eq!(node.peers(), [(2, 2)].into());
+    let refused = node.edit(set(3, 3), None).await;
+    assert!(matches!(&refused, Err(ChangeRefused::Kernel(why)) if why.contains("own public key")), "{refused:?}");
+    assert_eq!(node.peers(), [(2, 2)].into());
 }
 
 #[tokio::test(start_paused = true)]

@@ -34,6 +34,7 @@ fn status() -> NetStatus {
         remove_unknown: Some(false),
         dns: Vec::new(),
         rebuild: 0,
+        port_fallback: false,
     };
     let have = ObservedLink {
         wireguard: true,

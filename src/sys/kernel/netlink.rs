@@ -2,10 +2,11 @@
 use super::conversation::Conversation;
 use super::events::Events;
 use super::filter::Filter;
+use super::refusal::{has_net_admin, ipv6_is_disabled, is_ipv6_refusal, protocol_name, socket_holder, unreadable};
 use super::route;
 use super::route::{Change, errno};
 use super::wireguard::{Depth, Devices};
-use super::{Applied, Kernel, KernelError, LinkCounters, PeerCounters, ReadCounters};
+use super::{Applied, Cause, Kernel, KernelError, LinkCounters, PeerCounters, ReadCounters};
 use crate::clock::{Clock, SystemClock};
 use ipnet::IpNet;
 use rustix::io::Errno;
@@ -25,6 +26,8 @@ pub struct Netlink {
     events: Events,
     /// On hubs only.
     filter: Option<Filter>,
+    /// The sockets were opened with `CAP_NET_ADMIN`; they have at most the capabilities of that moment.
+    privileged: bool,
 }
 
 impl Netlink {
@@ -40,9 +43,19 @@ impl Netlink {
                 devices: Devices::open()?,
                 events: Events::open()?,
                 filter: None,
+                privileged: has_net_admin(),
             })
         };
-        open().map_err(|source| unreadable("anything", source))
+        open().map_err(|source| unreadable(has_net_admin(), "anything", source))
+    }
+
+    /// Whether this process may change the network.
+    fn privileged(&self) -> bool {
+        self.privileged && has_net_admin()
+    }
+
+    fn unreadable(&self, what: &str, source: io::Error) -> KernelError {
+        unreadable(self.privileged(), what, source)
     }
 
     /// Observes forwarding between peers from the first observation on, for hubs. Without this it is observed only
@@ -59,14 +72,14 @@ impl Netlink {
         link: &route::LinkState,
         routes: BTreeSet<Route>,
     ) -> Result<Option<ObservedLink>, KernelError> {
-        let addresses = route::addresses(&mut self.routes, link.index)
-            .await
-            .map_err(|source| unreadable(&format!("the addresses of {name}"), source))?;
-        let device = self
-            .devices
-            .read(name, Depth::Whole)
-            .await
-            .map_err(|source| unreadable(&format!("the WireGuard device {name}"), source))?;
+        let addresses = match route::addresses(&mut self.routes, link.index).await {
+            Ok(addresses) => addresses,
+            Err(source) => return Err(self.unreadable(&format!("the addresses of {name}"), source)),
+        };
+        let device = match self.devices.read(name, Depth::Whole).await {
+            Ok(device) => device,
+            Err(source) => return Err(self.unreadable(&format!("the WireGuard device {name}"), source)),
+        };
         // Deleted since the links were read.
         let Some(device) = device else { return Ok(None) };
         Ok(Some(ObservedLink {
@@ -89,7 +102,10 @@ impl Kernel for Netlink {
     async fn observe(&mut self, wanted: &BTreeSet<IfName>) -> Result<Observed, KernelError> {
         let at = SystemClock.now();
         let mut links = BTreeMap::new();
-        let found = route::wireguard_links(&mut self.routes).await.map_err(|source| unreadable("the links", source))?;
+        let found = match route::wireguard_links(&mut self.routes).await {
+            Ok(found) => found,
+            Err(source) => return Err(self.unreadable("the links", source)),
+        };
         let (mut relevant, mut foreign) = (BTreeMap::new(), BTreeSet::new());
         for link in found {
             // Not a name that the configuration can contain.
@@ -101,9 +117,10 @@ impl Kernel for Netlink {
             }
         }
         for name in wanted.iter().filter(|n| !relevant.contains_key(*n)) {
-            let other = route::link(&mut self.routes, name.as_str())
-                .await
-                .map_err(|source| unreadable(&format!("the link {name}"), source))?;
+            let other = match route::link(&mut self.routes, name.as_str()).await {
+                Ok(other) => other,
+                Err(source) => return Err(self.unreadable(&format!("the link {name}"), source)),
+            };
             if let Some(other) = other {
                 links.insert(
                     name.clone(),
@@ -121,7 +138,10 @@ impl Kernel for Netlink {
         let mut routes = if relevant.is_empty() {
             BTreeMap::new()
         } else {
-            route::routes(&mut self.routes).await.map_err(|source| unreadable("the routes", source))?
+            match route::routes(&mut self.routes).await {
+                Ok(routes) => routes,
+                Err(source) => return Err(self.unreadable("the routes", source)),
+            }
         };
         for (name, link) in relevant {
             let routes = routes.remove(&link.index).unwrap_or_default();
@@ -130,7 +150,10 @@ impl Kernel for Netlink {
             }
         }
         let forwarding = match &mut self.filter {
-            Some(filter) => filter.read().await.map_err(|source| unreadable("what may pass between peers", source))?,
+            Some(filter) => match filter.read().await {
+                Ok(forwarding) => forwarding,
+                Err(source) => return Err(self.unreadable("what may pass between peers", source)),
+            },
             None => BTreeMap::new(),
         };
         Ok(Observed { at, links, foreign, forwarding })
@@ -156,10 +179,11 @@ impl Kernel for Netlink {
                 Kind::Route => pass.route(group).await,
             }
         }
-        for (index, (step, result)) in steps.iter().zip(pass.results).enumerate() {
+        let results = pass.results;
+        for (index, (step, result)) in steps.iter().zip(results).enumerate() {
             match result {
                 Ok(()) => applied.done.push(index),
-                Err(error) => applied.failed.push((index, refused(step, error))),
+                Err(error) => applied.failed.push((index, self.refused(step, error).await)),
             }
         }
         applied
@@ -167,6 +191,66 @@ impl Kernel for Netlink {
 
     async fn changed(&mut self) {
         self.events.changed().await;
+    }
+}
+
+impl Netlink {
+    /// The error of a refused step, with what its errno means.
+    async fn refused(&mut self, step: &Step, source: io::Error) -> KernelError {
+        let privileged = self.privileged();
+        let cause = match (errno(&source), step) {
+            (Some(Errno::PERM | Errno::ACCESS), _) if !privileged => return KernelError::NoPrivilege,
+            // The kernel knows no such kind of link.
+            (Some(Errno::OPNOTSUPP), Step::CreateLink { .. }) if !self.devices.is_known().await => {
+                return KernelError::NoWireGuard;
+            }
+            (
+                Some(errno),
+                Step::AddAddress { link, address: net } | Step::AddRoute { link, route: Route { to: net, .. } },
+            ) if is_ipv6_refusal(*net, errno) && ipv6_is_disabled(link) => Cause::Ipv6Disabled(link.clone()),
+            (Some(Errno::EXIST), Step::AddRoute { route, .. }) => {
+                Cause::RouteHeld { to: route.to, holder: self.route_holder(route).await }
+            }
+            (Some(Errno::ADDRINUSE), Step::SetDevice { link, .. } | Step::SetUp { link, .. }) => {
+                let port = match step {
+                    Step::SetDevice { listen_port: Some(port), .. } => *port,
+                    _ => self.stored_port(link).await,
+                };
+                Cause::PortInUse { port, holder: self.port_holder(link, port).await }
+            }
+            _ => Cause::Errno,
+        };
+        KernelError::Refused { step: render::step(step, &Observed::default()), cause, source }
+    }
+
+    /// The interface and routing protocol of the route in the place of ours.
+    async fn route_holder(&mut self, route: &Route) -> String {
+        let unknown = || "another program".to_owned();
+        let Ok(Some(found)) = route::matching(&mut self.routes, route.to.addr()).await else { return unknown() };
+        if found.prefix_len != route.to.prefix_len() {
+            return unknown();
+        }
+        match route::link_name(&mut self.routes, found.link).await {
+            Ok(Some(name)) => format!("{name} (protocol {})", protocol_name(found.protocol)),
+            Ok(None) | Err(_) => unknown(),
+        }
+    }
+
+    /// The port an interface that is down will listen on.
+    async fn stored_port(&mut self, link: &IfName) -> u16 {
+        let device = self.devices.read(link, Depth::Counters).await.ok().flatten();
+        device.map_or(0, |d| d.listen_port)
+    }
+
+    /// The WireGuard interface, the process or the user that has a UDP port.
+    async fn port_holder(&mut self, own: &IfName, port: u16) -> String {
+        for other in route::wireguard_links(&mut self.routes).await.unwrap_or_default() {
+            let Ok(name) = other.name.parse::<IfName>() else { continue };
+            if name != *own && other.up && self.stored_port(&name).await == port {
+                return format!("interface {name}");
+            }
+        }
+        socket_holder(port)
     }
 }
 
@@ -212,7 +296,7 @@ impl Pass<'_> {
     async fn link(&mut self, step: &Step) {
         let result = match step {
             Step::CreateLink { link, mtu } => {
-                let result = route::create_link(&mut self.kernel.routes, link, *mtu).await.map_err(no_wireguard);
+                let result = route::create_link(&mut self.kernel.routes, link, *mtu).await;
                 if let Err(error) = &result {
                     self.failed_links.insert(link.clone(), copy(error));
                 }
@@ -411,39 +495,11 @@ fn copy(error: &io::Error) -> io::Error {
     }
 }
 
-/// Distinguishes a missing WireGuard module from other reasons why a link cannot be created.
-#[derive(Debug, thiserror::Error)]
-#[error("the kernel knows no such kind of link")]
-struct UnknownKind;
-
-fn no_wireguard(error: io::Error) -> io::Error {
-    if errno(&error) == Some(Errno::OPNOTSUPP) {
-        io::Error::new(io::ErrorKind::Unsupported, UnknownKind)
-    } else {
-        error
-    }
-}
-
-fn refused(step: &Step, source: io::Error) -> KernelError {
-    if errno(&source).is_some_and(|e| matches!(e, Errno::PERM | Errno::ACCESS)) {
-        KernelError::NoPrivilege
-    } else if source.kind() == io::ErrorKind::Unsupported && source.raw_os_error().is_none() {
-        KernelError::NoWireGuard
-    } else {
-        KernelError::Refused { step: render::step(step, &Observed::default()), source }
-    }
-}
-
-fn unreadable(what: &str, source: io::Error) -> KernelError {
-    match errno(&source) {
-        Some(Errno::PERM | Errno::ACCESS) => KernelError::NoPrivilege,
-        Some(Errno::BADF | Errno::CONNREFUSED) => KernelError::Disconnected,
-        _ => KernelError::Observe { what: what.to_owned(), source },
-    }
-}
-
 /// Reads counters on its own socket.
-pub struct CounterSocket(Devices);
+pub struct CounterSocket {
+    devices: Devices,
+    privileged: bool,
+}
 
 impl CounterSocket {
     /// Opens the socket. Must be called within a tokio runtime.
@@ -451,17 +507,24 @@ impl CounterSocket {
     /// # Errors
     /// The process may not open sockets.
     pub fn open() -> Result<Self, KernelError> {
-        Devices::open().map(Self).map_err(|source| unreadable("anything", source))
+        let privileged = has_net_admin();
+        match Devices::open() {
+            Ok(devices) => Ok(Self { devices, privileged }),
+            Err(source) => Err(unreadable(privileged, "anything", source)),
+        }
     }
 }
 
 impl ReadCounters for CounterSocket {
     async fn counters(&mut self, link: &IfName) -> Result<Option<LinkCounters>, KernelError> {
-        let device = match self.0.read(link, Depth::Counters).await {
+        let device = match self.devices.read(link, Depth::Counters).await {
             Ok(device) => device,
             // Without the family there is no WireGuard interface.
             Err(error) if errno(&error) == Some(Errno::NOENT) => None,
-            Err(source) => return Err(unreadable(&format!("the counters of {link}"), source)),
+            Err(source) => {
+                let privileged = self.privileged && has_net_admin();
+                return Err(unreadable(privileged, &format!("the counters of {link}"), source));
+            }
         };
         let one = |(key, p): (_, ObservedPeer)| (key, PeerCounters { counters: p.counters, endpoint: p.endpoint });
         Ok(device.map(|d| LinkCounters { index: d.index, peers: d.peers.into_iter().map(one).collect() }))

@@ -9,7 +9,9 @@ use netlink_packet_core::{NLA_TYPE_MASK, NLM_F_CREATE, NLM_F_EXCL, NlasIterator,
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkExtentMask, LinkInfo, LinkMessage};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkWireguard, RouteMessageBuilder};
 use rustix::io::Errno;
 use spoke_model::interface_name::IfName;
@@ -273,6 +275,52 @@ fn read_route(message: &RouteMessage) -> io::Result<Option<(u32, Route)>> {
     });
     let to = IpNet::new(to, message.header.destination_prefix_length).map_err(invalid)?;
     Ok(through.map(|index| (index, Route { to, table })))
+}
+
+/// An entry of the routing table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) link: u32,
+    pub(super) prefix_len: u8,
+    pub(super) protocol: u8,
+}
+
+/// The entry that the system's look-up for an address ends at, rules included; `None`: unreachable.
+pub(super) async fn matching(kernel: &mut Conversation, to: IpAddr) -> io::Result<Option<Entry>> {
+    let mut message = RouteMessage::default();
+    message.header.flags = RouteFlags::FibMatch;
+    let (family, bits, destination) = match to {
+        IpAddr::V4(a) => (AddressFamily::Inet, 32, RouteAddress::Inet(a)),
+        IpAddr::V6(a) => (AddressFamily::Inet6, 128, RouteAddress::Inet6(a)),
+    };
+    message.header.address_family = family;
+    message.header.destination_prefix_length = bits;
+    message.attributes.push(RouteAttribute::Destination(destination));
+    let read = |answer: Message<'_>| {
+        let answer = RouteMessage::parse(answer.payload).map_err(invalid)?;
+        let link = answer.attributes.iter().find_map(|a| match a {
+            RouteAttribute::Oif(index) => Some(*index),
+            _ => None,
+        });
+        let (prefix_len, protocol) = (answer.header.destination_prefix_length, u8::from(answer.header.protocol));
+        Ok(link.map(|link| Entry { link, prefix_len, protocol }))
+    };
+    match kernel.ask(&Request::new(RTM_GETROUTE, 0, &message), read).await {
+        // A prohibiting or unreachable route is answered as an error.
+        Err(error) if errno(&error).is_some() => Ok(None),
+        result => result,
+    }
+}
+
+/// The name of a link.
+pub(super) async fn link_name(kernel: &mut Conversation, index: u32) -> io::Result<Option<String>> {
+    let mut message = LinkMessageBuilder::<LinkUnspec>::default().index(index).build();
+    message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    match kernel.ask(&Request::new(RTM_GETLINK, 0, &message), |m| read_link(&m)).await {
+        Ok(link) => Ok(Some(link.name)),
+        Err(error) if errno(&error) == Some(Errno::NODEV) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Creates a WireGuard link that is marked as ours from the moment it has its name. Succeeds if a WireGuard link of

@@ -87,6 +87,11 @@ impl Devices {
         Ok(Self { kernel: Conversation::open(netlink_sys::protocols::NETLINK_GENERIC)?, family: None })
     }
 
+    /// Whether the kernel knows WireGuard.
+    pub(super) async fn is_known(&mut self) -> bool {
+        !matches!(self.family().await, Err(error) if errno(&error) == Some(Errno::NOENT))
+    }
+
     /// The family's number. The look-up makes the kernel load the module.
     async fn family(&mut self) -> io::Result<u16> {
         if let Some(family) = self.family {

@@ -3,7 +3,7 @@
 //! An allowed-ip moves to the last peer it is added to; setting a link down removes its routes and IPv6 addresses; an
 //! update does not recreate a removed peer; a port is chosen when a link comes up; adding a link of another kind or a
 //! route of another holder fails with `EEXIST`.
-use crate::kernel::{Applied, Kernel, KernelError, LinkCounters, PeerCounters, ReadCounters};
+use crate::kernel::{Applied, Cause, Kernel, KernelError, LinkCounters, PeerCounters, ReadCounters};
 use ipnet::IpNet;
 use rustix::io::Errno;
 use spoke_model::interface_name::IfName;
@@ -43,6 +43,8 @@ struct Link {
     peers: BTreeMap<PublicKey, ObservedPeer>,
     /// The peer of each allowed-ip.
     owners: BTreeMap<IpNet, PublicKey>,
+    /// IPv6 is disabled by sysctl.
+    no_ipv6: bool,
 }
 
 /// The link and the protocol of a route.
@@ -201,7 +203,8 @@ impl Kernel for FakeKernel {
                     if let Step::CreateLink { link, .. } = step {
                         failed_links.insert(link.clone(), errno);
                     }
-                    applied.failed.push((index, error(step, errno)));
+                    let error = if self.privileged { state.error(step, errno) } else { KernelError::NoPrivilege };
+                    applied.failed.push((index, error));
                 }
             }
         }
@@ -229,14 +232,6 @@ impl Kernel for FakeKernel {
     }
 }
 
-fn error(step: &Step, errno: Errno) -> KernelError {
-    match errno {
-        Errno::PERM => KernelError::NoPrivilege,
-        Errno::OPNOTSUPP => KernelError::NoWireGuard,
-        errno => KernelError::Refused { step: render::step(step, &Observed::default()), source: errno.into() },
-    }
-}
-
 impl ReadCounters for FakeKernel {
     async fn counters(&mut self, link: &IfName) -> Result<Option<LinkCounters>, KernelError> {
         let state = self.state();
@@ -252,6 +247,33 @@ impl ReadCounters for FakeKernel {
 }
 
 impl State {
+    /// The error of a refused step, with what its errno means.
+    fn error(&self, step: &Step, errno: Errno) -> KernelError {
+        let cause = match (errno, step) {
+            (Errno::OPNOTSUPP, Step::CreateLink { .. }) if !self.wireguard => return KernelError::NoWireGuard,
+            (
+                Errno::ACCESS,
+                Step::AddAddress { link, address: net } | Step::AddRoute { link, route: Route { to: net, .. } },
+            ) if net.addr().is_ipv6() && self.links.get(link.as_str()).is_some_and(|l| l.no_ipv6) => {
+                Cause::Ipv6Disabled(link.clone())
+            }
+            (Errno::EXIST, Step::AddRoute { route, .. }) => {
+                let holder = self.routes.get(&(route.table, route.to)).map(|h| h.link.clone());
+                Cause::RouteHeld { to: route.to, holder: holder.unwrap_or_else(|| "another program".to_owned()) }
+            }
+            (Errno::ADDRINUSE, Step::SetDevice { link, .. } | Step::SetUp { link, .. }) => {
+                let stored = self.links.get(link.as_str()).map_or(0, |l| l.listen_port);
+                let port = if let Step::SetDevice { listen_port: Some(port), .. } = step { *port } else { stored };
+                let other = self.links.iter().find(|(n, l)| *n != link.as_str() && l.up && l.listen_port == port);
+                let holder =
+                    other.map_or_else(|| "another program".to_owned(), |(name, _)| format!("interface {name}"));
+                Cause::PortInUse { port, holder }
+            }
+            _ => Cause::Errno,
+        };
+        KernelError::Refused { step: render::step(step, &Observed::default()), cause, source: errno.into() }
+    }
+
     /// Counts a step; whether the kernel no longer responds.
     const fn hangs(&mut self) -> bool {
         match &mut self.left {
@@ -307,6 +329,9 @@ impl State {
             }
             Step::AddAddress { address, .. } => {
                 let link = self.links.get_mut(name).ok_or(Errno::NODEV)?;
+                if link.no_ipv6 && address.addr().is_ipv6() {
+                    return Err(Errno::ACCESS);
+                }
                 let same = |a: &IpNet| a.addr() == address.addr() && a.addr().is_ipv6() && a != address;
                 // The kernel holds an IPv6 address once per link, for any prefix length.
                 if link.addresses.iter().any(same) {
@@ -387,6 +412,10 @@ impl State {
 
     fn set_up(&mut self, name: &str, up: bool) -> Result<(), Errno> {
         let link = self.links.get(name).ok_or(Errno::NODEV)?;
+        let taken = |port: u16| self.links.iter().any(|(n, l)| n != name && l.up && l.listen_port == port);
+        if up && !link.up && link.listen_port != 0 && taken(link.listen_port) {
+            return Err(Errno::ADDRINUSE);
+        }
         let port = if up && link.wireguard && link.listen_port == 0 { self.free_port() } else { link.listen_port };
         let link = self.links.get_mut(name).ok_or(Errno::NODEV)?;
         link.listen_port = port;
@@ -400,8 +429,12 @@ impl State {
     }
 
     fn add_route(&mut self, name: &str, route: Route, ours: bool) -> Result<(), Errno> {
-        if !self.links.get(name).ok_or(Errno::NODEV)?.up {
+        let link = self.links.get(name).ok_or(Errno::NODEV)?;
+        if !link.up {
             return Err(Errno::NETDOWN);
+        }
+        if link.no_ipv6 && route.to.addr().is_ipv6() {
+            return Err(Errno::ACCESS);
         }
         let holder = Holder { link: name.to_owned(), ours };
         match self.routes.get(&(route.table, route.to)) {

@@ -172,3 +172,19 @@ pub(crate) async fn missing_privilege_is_reported<W: World>(world: &W, kernel: &
     assert!(matches!(error, KernelError::NoPrivilege), "{error:?}");
     assert_eq!(see(kernel, "wg0").await.peers.len(), 0);
 }
+
+pub(crate) async fn port_in_use_is_refused_by_name<W: World>(_: &W, kernel: &mut W::Kernel) {
+    let port =
+        |link, port| Step::SetDevice { link: name(link), private_key: None, listen_port: Some(port), fwmark: None };
+    let up = |link| Step::SetUp { link: name(link), up: true };
+    apply(kernel, &[create("wg9"), port("wg9", 51820), up("wg9"), create("wg0"), port("wg0", 51820)]).await;
+    // A link that is down takes any port; the kernel refuses when it comes up.
+    let at_start = apply_refused(kernel, &[up("wg0")]).await;
+    let later = apply_refused(kernel, &[port("wg0", 0), up("wg0"), port("wg0", 51820)]).await;
+    for error in [at_start, later] {
+        let expected = Cause::PortInUse { port: 51820, holder: "interface wg9".to_owned() };
+        assert!(matches!(&error, KernelError::Refused { cause, .. } if *cause == expected), "{error:?}");
+    }
+    let link = see(kernel, "wg0").await;
+    assert!(link.up && link.listen_port != 51820, "a refused port leaves the one in use: {link:?}");
+}

@@ -106,7 +106,8 @@ pub(crate) async fn route_held_by_another_link_is_refused<W: World>(world: &W, k
     world.set_up("dummy0", true);
     world.add_foreign_route("dummy0", "10.5.0.0/16", 254);
     let error = apply_refused(kernel, &[add_route("10.6.0.0/16", 254), add_route("10.5.0.0/16", 254)]).await;
-    assert!(error.to_string().contains("10.5.0.0/16"), "{error}");
+    let KernelError::Refused { cause: Cause::RouteHeld { to, holder }, .. } = &error else { panic!("{error:?}") };
+    assert!(*to == net("10.5.0.0/16") && holder.starts_with("dummy0"), "{error:?}");
     assert!(world.has_foreign_route("dummy0", "10.5.0.0/16", 254));
     assert_eq!(see(kernel, "wg0").await.routes, [route("10.6.0.0/16", 254)].into());
 }
@@ -152,4 +153,30 @@ pub(crate) async fn ipv6_address_is_unique_whatever_its_prefix<W: World>(_: &W, 
     assert!(matches!(error, KernelError::Refused { .. }), "{error:?}");
     apply(kernel, &[remove("fd00::1/64"), add("fd00::1/128")]).await;
     assert_eq!(see(kernel, "wg0").await.addresses, nets(&["fd00::1/128"]));
+}
+
+pub(crate) async fn disabled_ipv6_refuses_its_own_steps_only<W: World>(world: &W, kernel: &mut W::Kernel) {
+    let mut steps = running("wg0");
+    steps.push(add("fd00::1/64"));
+    apply(kernel, &steps).await;
+    world.disable_ipv6("wg0", true);
+    assert!(see(kernel, "wg0").await.addresses.is_empty(), "the kernel removes the addresses");
+    let steps = [
+        add("10.0.0.1/24"),
+        add("fd00::1/64"),
+        add_peer("wg0", peer(1), nets(&["10.7.0.0/16", "fd07::/64"])),
+        add_route("10.7.0.0/16", 254),
+        add_route("fd07::/64", 254),
+    ];
+    let applied = kernel.apply(&steps).await;
+    assert_eq!(applied.failed.iter().map(|f| f.0).collect::<Vec<_>>(), [1, 4], "{:?}", failures(&applied));
+    for (_, error) in &applied.failed {
+        let wg0 = Cause::Ipv6Disabled(name("wg0"));
+        assert!(matches!(error, KernelError::Refused { cause, .. } if *cause == wg0), "{error:?}");
+        assert!(error.reason().contains("IPv6 is disabled on wg0"), "{}", error.reason());
+    }
+    let link = see(kernel, "wg0").await;
+    assert_eq!((link.addresses, link.peers.len()), (nets(&["10.0.0.1/24"]), 1));
+    world.disable_ipv6("wg0", false);
+    apply(kernel, &[add("fd00::1/64"), add_route("fd07::/64", 254)]).await;
 }

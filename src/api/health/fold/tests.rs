@@ -108,12 +108,16 @@ fn documented_keys_are_present() {
 }
 
 #[test]
-fn ready_needs_a_clean_pass_and_a_tunnel() {
+fn ready_needs_a_valid_state_and_a_tunnel() {
     assert_eq!(ready(&healthy(), &at(1000)), Ok(()));
     assert!(ready(&Snapshot::default(), &at(1000)).is_err());
     let mut s = healthy();
     s.net.clean = false;
-    assert!(ready(&s, &at(1000)).is_err());
+    s.net.conditions.push(Condition::new(Code::RouteConflict, Boot::from_secs(1), "x"));
+    assert_eq!(ready(&s, &at(1000)), Ok(()), "a refused step makes it degraded");
+    assert_eq!(fold(&s, &at(1000)).status, HealthVerdict::Degraded);
+    s.net.conditions.push(Condition::new(Code::DesiredInvalid, Boot::from_secs(1), "x"));
+    assert!(ready(&s, &at(1000)).unwrap_err().to_string().starts_with("desired_invalid"));
     let mut s = healthy();
     uplink(&mut s).connected = false;
     assert!(ready(&s, &at(1000)).unwrap_err().to_string().starts_with("no_tunnel"));
@@ -150,7 +154,7 @@ proptest! {
         prop_assert!(!h.can_ping_hub || h.connected);
         // Ready implies healthy or degraded.
         if ready(&s, &at(now)).is_ok() {
-            prop_assert!(h.connected && passes > 0 && clean);
+            prop_assert!(h.connected && passes > 0);
         }
     }
 }
@@ -193,7 +197,11 @@ fn readiness_needs_hub_and_control_plane() {
     let mut s = healthy();
     uplink(&mut s).hub_answers = false;
     assert_eq!(readiness(&s, &at), Readiness { connected: false, ready: true, passes: true });
+    // A step that the kernel refuses does not keep an update from being committed; an invalid state does.
     let mut s = healthy();
     s.net.clean = false;
+    s.net.conditions.push(Condition::new(Code::Ipv6Disabled, Boot::from_secs(1), "x"));
+    assert_eq!(readiness(&s, &at), Readiness { connected: true, ready: true, passes: true });
+    s.net.conditions.push(Condition::new(Code::DesiredInvalid, Boot::from_secs(1), "x"));
     assert_eq!(readiness(&s, &at), Readiness { connected: true, ready: false, passes: true });
 }

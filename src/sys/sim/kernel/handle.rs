@@ -108,6 +108,19 @@ impl Handle {
         let _ = self.tamper(|s| s.set_up(name, up));
     }
 
+    /// Another process disables or enables IPv6 on a link by sysctl.
+    pub fn disable_ipv6(&self, name: &str, disabled: bool) {
+        self.tamper(|s| {
+            if let Some(link) = s.links.get_mut(name) {
+                link.no_ipv6 = disabled;
+                if disabled {
+                    link.addresses.retain(|a| a.addr().is_ipv4());
+                    s.routes.retain(|(_, to), h| h.link != name || to.addr().is_ipv4());
+                }
+            }
+        });
+    }
+
     /// Another process sets a link's MTU.
     pub fn set_mtu(&self, name: &str, mtu: u32) {
         self.tamper(|s| s.links.get_mut(name).map(|l| l.mtu = mtu));

@@ -2,7 +2,7 @@
 use super::wireguard::{Interface, Peer};
 use super::{State, World};
 use crate::clock::Clock as _;
-use crate::kernel::{Applied, Kernel, KernelError};
+use crate::kernel::{Applied, Cause, Kernel, KernelError};
 use spoke_model::interface_name::IfName;
 use spoke_net::plan::{AllowedIps, Step};
 use spoke_net::state::{Observed, ObservedLink, ObservedPeer};
@@ -24,7 +24,7 @@ impl Kernel for World {
                 Ok(()) => applied.done.push(i),
                 Err(source) => {
                     let step = spoke_net::render::step(step, &Observed::default());
-                    applied.failed.push((i, KernelError::Refused { step, source }));
+                    applied.failed.push((i, KernelError::Refused { step, cause: Cause::Errno, source }));
                 }
             }
         }

@@ -1,0 +1,112 @@
+//! What the reconciler reports.
+use super::refusal::Refusal;
+use serde::Serialize;
+use spoke_config::effective::Effective;
+use spoke_model::condition::{Code, Condition};
+use spoke_model::interface_name::IfName;
+use spoke_model::key::PublicKey;
+use spoke_model::time::{Boot, Wall};
+use spoke_net::ages::Handshakes;
+use spoke_net::api_state::ApiState;
+use spoke_net::drift::Drifted;
+use spoke_net::plan::{Plan, Step};
+use spoke_net::state::{Desired, Observed};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Why a step was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cause {
+    /// The desired state changed.
+    Change,
+    /// The kernel differed from a state reached before.
+    Drift,
+}
+
+/// One applied or refused step, for people and the audit trail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AppliedStep {
+    /// Boot clock.
+    pub at: Boot,
+    /// Wall clock at that time.
+    pub wall: Wall,
+    /// Cause.
+    pub cause: Cause,
+    /// The peer concerned.
+    pub peer: Option<PublicKey>,
+    /// The step as text, with the value it replaced.
+    pub what: String,
+    /// The kernel's error, if it refused.
+    pub error: Option<String>,
+}
+
+/// Published after each pass.
+#[derive(Clone, Debug, Default)]
+pub struct NetStatus {
+    /// Completed passes since start.
+    pub passes: u64,
+    /// When the last pass ended.
+    pub at: Boot,
+    /// The last pass left no difference, apart from held steps.
+    pub clean: bool,
+    /// A pass was completed since start.
+    pub ready: bool,
+    /// Every step that the last pass left was refused by the kernel: nothing is to be done but to try again.
+    pub settled: bool,
+    /// Desired state.
+    pub desired: Arc<Desired>,
+    /// Observed state at the end of the last pass.
+    pub observed: Arc<Observed>,
+    /// Times of the handshakes.
+    pub handshakes: Arc<Handshakes>,
+    /// Remaining differences: refused, held by policy, or blocked.
+    pub left: Arc<Plan>,
+    /// The steps left that the kernel refused.
+    pub refused: Vec<Refusal>,
+    /// Why it is not clean.
+    pub conditions: Vec<Condition>,
+    /// The last steps, oldest first.
+    pub history: VecDeque<AppliedStep>,
+    /// Steps applied because the desired state changed.
+    pub changes: u64,
+    /// Steps applied against drift.
+    pub repairs: u64,
+    /// Steps the kernel refused.
+    pub failures: u64,
+    /// The API state of the last pass, applied or refused.
+    pub api_state: Arc<ApiState>,
+    /// Sequence number of the last repair carried out.
+    pub repaired: u64,
+    /// The configuration in force when the last pass began.
+    pub effective: Option<Arc<Effective>>,
+    /// The last drifts, oldest first.
+    pub drifts: VecDeque<Drifted>,
+    /// Drifts since start.
+    pub drift_count: u64,
+    /// Drifts held by policy.
+    pub drifts_left: u64,
+}
+
+impl NetStatus {
+    /// The sequence number of the configuration that the last pass began with.
+    pub fn sequence(&self) -> Option<u64> {
+        self.effective.as_ref().map(|e| e.sequence())
+    }
+
+    /// As [`NetStatus::sequence`], if that pass put it into force on `interface`.
+    ///
+    /// A step that the kernel refuses does not count, unless the interface carries nothing without it and it was not refused
+    /// before that configuration: a route that the LAN has, or IPv6 that is disabled, must not keep out every later state.
+    pub fn applied(&self, interface: &IfName) -> Option<u64> {
+        let sequence = self.sequence()?;
+        let invalid = self.conditions.iter().any(|c| c.code == Code::DesiredInvalid);
+        let blocked = self.left.blocked.iter().any(|b| b.link() == interface);
+        let undone = |step: &Step| match self.refused.iter().find(|r| r.step == *step) {
+            Some(refusal) => step.is_structural() && refusal.sequence == Some(sequence),
+            None => true,
+        };
+        let undone = self.left.steps.iter().any(|s| s.link() == interface && undone(s));
+        (!invalid && !blocked && !undone).then_some(sequence)
+    }
+}
