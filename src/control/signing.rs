@@ -6,6 +6,7 @@ use crate::store::{Store, StoreError, Tx};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom as _, SystemRandom};
+use spoke_model::key::SecretKey;
 use spoke_model::signature::{SignKey, VerifyKey};
 use std::path::Path;
 use std::sync::Arc;
@@ -40,7 +41,11 @@ pub enum SigningError {
 }
 
 /// The key that seals the signing keys; a file of mode 0600 outside of the database.
-pub struct MasterKey(LessSafeKey);
+pub struct MasterKey {
+    seal: LessSafeKey,
+    /// Devices prove the possession of their WireGuard keys to it; the same at every control plane of the fleet.
+    verifier: SecretKey,
+}
 
 impl std::fmt::Debug for MasterKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -71,14 +76,21 @@ impl MasterKey {
 
     /// A key of 32 bytes.
     pub fn new(bytes: &[u8]) -> Option<Self> {
-        UnboundKey::new(&CHACHA20_POLY1305, bytes).ok().map(|k| Self(LessSafeKey::new(k)))
+        let seal = LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, bytes).ok()?);
+        let derived = ring::hmac::sign(&ring::hmac::Key::new(ring::hmac::HMAC_SHA256, bytes), b"spoke key verifier");
+        Some(Self { seal, verifier: SecretKey::clamped(derived.as_ref().try_into().ok()?) })
+    }
+
+    /// The key that devices prove the possession of their WireGuard keys to.
+    pub const fn verifier(&self) -> &SecretKey {
+        &self.verifier
     }
 
     fn seal(&self, key: &SignKey) -> Result<String, SigningError> {
         let nonce = random::<NONCE_LEN>()?;
         let mut bytes = key.reveal_seed().to_vec();
         let public = key.public();
-        self.0
+        self.seal
             .seal_in_place_append_tag(Nonce::assume_unique_for_key(*nonce), Aad::from(public.0), &mut bytes)
             .map_err(|_| SigningError::Random)?;
         Ok(STANDARD.encode([nonce.as_slice(), &bytes].concat()))
@@ -90,7 +102,7 @@ impl MasterKey {
         let Some((nonce, rest)) = bytes.split_first_chunk::<NONCE_LEN>() else { return Err(sealed_otherwise) };
         let mut rest = Zeroizing::new(rest.to_vec());
         let nonce = Nonce::assume_unique_for_key(*nonce);
-        let Ok(seed) = self.0.open_in_place(nonce, Aad::from(public.0), &mut rest) else {
+        let Ok(seed) = self.seal.open_in_place(nonce, Aad::from(public.0), &mut rest) else {
             return Err(sealed_otherwise);
         };
         SignKey::from_seed(seed).ok().filter(|k| k.public() == public).ok_or(sealed_otherwise)

@@ -199,6 +199,9 @@ pub enum Incompatible {
         "the document names no contract, and interface {0} has access = \"nft\": give the network a grants policy, or the node a [grants] of its own"
     )]
     NoContract(IfName),
+    /// A peer has the key of a hub of the device's own configuration, and would take its place.
+    #[error("the document has hub {0} of the node's own configuration as a peer: remove one of the two")]
+    OwnHub(String),
 }
 
 const fn role_name(role: Role) -> &'static str {
@@ -261,6 +264,9 @@ impl WantedInterface {
         let peers = self.peers.iter().map(|p| (p.public_key, &p.allowed_ips, true));
         let (mut keys, mut holders) = (BTreeSet::new(), BTreeMap::new());
         for (key, nets, exclusive) in hubs.chain(peers) {
+            if key.is_low_order() {
+                return Err(format!("peer {key:?} is a point of low order, whose tunnel anybody could open"));
+            }
             if !keys.insert(key) {
                 return Err(format!("peer {key:?} is listed twice"));
             }

@@ -20,6 +20,10 @@ pub const NONCE: &str = "spoke-nonce";
 /// Header with the signature.
 pub const SIGNATURE: &str = "spoke-signature";
 
+/// Header with a [`spoke_model::key_proof::KeyProof`] of the WireGuard key that the request names, over the text of the
+/// signature. A control plane without it ignores the header.
+pub const KEY_PROOF: &str = "spoke-key-proof";
+
 /// Accepted difference between the time of a request and the server's, in milliseconds; nonces are remembered for twice
 /// as long.
 pub const WINDOW_MS: u64 = 120_000;

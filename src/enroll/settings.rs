@@ -23,6 +23,13 @@ pub fn check_compatible(own: &Config, document: &StateDocument) -> Result<(), In
     if document.role != own.node.role {
         return Err(Incompatible::Role(document.role));
     }
+    let peers = document.interfaces.iter().flat_map(|i| &i.peers);
+    let own_hub = |peer: &WantedPeer| {
+        own.uplink.iter().flat_map(|u| &u.hubs).find(|h| h.public_key == peer.public_key).map(|h| h.name.clone())
+    };
+    if let Some(hub) = peers.into_iter().find_map(own_hub) {
+        return Err(Incompatible::OwnHub(hub));
+    }
     let nft = own.interfaces.iter().find(|i| i.access == Access::Nft);
     match (nft, &own.grants, &document.grants) {
         (Some(interface), None, None) => Err(Incompatible::NoContract(interface.name.clone())),
@@ -122,6 +129,20 @@ mod tests {
         let effective = effective(&own(), &document(0, 3));
         assert_eq!((effective.uplink(), effective.uplink_interface()), (None, None));
         assert_eq!(effective.interfaces().next().unwrap().peers().count(), 3);
+    }
+
+    #[test]
+    fn peer_does_not_take_the_place_of_a_configured_hub() {
+        let load = |n: u8| {
+            let text = format!(
+                "[node]\nid = \"edge-1\"\n[control]\nurl = \"https://c.example.net\"\n[[interface]]\nname = \"wg0\"\naddresses = [\"10.8.0.5/16\"]\n[uplink]\ninterface = \"wg0\"\n[[uplink.hub]]\nname = \"gate\"\npublic_key = \"{}\"\nendpoint = \"192.0.2.1:51820\"\naddress = \"10.8.0.1\"\nallowed_ips = [\"10.8.0.0/16\"]\n",
+                PublicKey([n; 32])
+            );
+            Config::from_text(Some(("x", &text)), []).unwrap()
+        };
+        let refused = check_compatible(&load(2), &document(0, 3));
+        assert_eq!(refused, Err(Incompatible::OwnHub("gate".into())));
+        assert_eq!(check_compatible(&load(9), &document(0, 3)), Ok(()), "another key");
     }
 
     #[test]

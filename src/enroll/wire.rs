@@ -80,10 +80,15 @@ pub fn is_version(text: &str) -> bool {
     fine && parts == 3
 }
 
+const LOW_ORDER: &str = "must be a key made by a generator, not a point of low order";
+
 impl ProvisionRequest {
     /// Checks what the types cannot.
     pub fn check(&self) -> Result<(), BadField> {
         let bad = |field, problem| Err(BadField { field, problem });
+        if self.wireguard_public_key.is_low_order() {
+            return bad("wireguard_public_key", LOW_ORDER);
+        }
         if !is_version(&self.version) {
             return bad("version", "must be x.y.z with whole numbers");
         }
@@ -320,6 +325,16 @@ pub struct KeyRequest {
     pub step: KeyStep,
 }
 
+impl KeyRequest {
+    /// Checks what the types cannot.
+    pub fn check(&self) -> Result<(), BadField> {
+        if self.wireguard_public_key.is_low_order() {
+            return Err(BadField { field: "wireguard_public_key", problem: LOW_ORDER });
+        }
+        Ok(())
+    }
+}
+
 /// A step of a [`KeyRequest`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -363,6 +378,10 @@ pub struct ProblemDetail {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
     pub time: Option<super::request::TimeAnswer>,
+    /// With `bad_proof`: the request must prove that the device holds the WireGuard key it names, to this key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub key_verifier: Option<PublicKey>,
 }
 
 /// Why a device's request failed, for programs.
@@ -431,6 +450,7 @@ mod tests {
         };
         assert!(with("/node_id", "a b".into()).contains("node id"));
         assert!(with("/wireguard_public_key", "AAAA".into()).contains("WireGuard key"));
+        assert!(with("/wireguard_public_key", PublicKey([0; 32]).to_string().into()).contains("low order"));
         assert!(with("/identity_public_key", "AAAA".into()).contains("Ed25519"));
         for version in ["1", "1.2", "1.2.3.4", "1.2.x", "1..3", "v1.2.3", "123456.0.0", ""] {
             assert!(with("/version", version.into()).contains("version"), "{version}");

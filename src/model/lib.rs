@@ -10,6 +10,7 @@ pub mod duration;
 pub mod error_chain;
 pub mod interface_name;
 pub mod key;
+pub mod key_proof;
 pub mod key_source;
 pub mod nets;
 pub mod node_id;

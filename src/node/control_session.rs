@@ -10,7 +10,7 @@ use spoke_api::health::summary::Components;
 use spoke_config::Config;
 use spoke_config::control::Control;
 use spoke_config::effective::Effective;
-use spoke_enroll::events::{Action, ControlTimes, Event, SignedState};
+use spoke_enroll::events::{Action, ControlTimes, Event, KeySlot, SignedState};
 use spoke_enroll::identity::{Enrolment, ServerClock};
 use spoke_enroll::machine::{ControlClient, RotationRefused};
 use spoke_enroll::settings::check_compatible;
@@ -139,7 +139,7 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
                 "control plane address changed: its signing keys must be the same"
             );
         }
-        let connection = Connection { enrolment, server, skews: 0, published, unsaved: None };
+        let connection = Connection { enrolment, server, skews: 0, published, unsaved: None, key_verifier: None };
         self.session(connection, in_force).await
     }
 
@@ -188,7 +188,8 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
             metadata: Default::default(),
         };
         let (url, signer, token) = (self.control.url.0.to_string(), &self.signer, &self.token);
-        let mut enroller = Enroller { http: &mut self.http.1, signer, token, url, request };
+        let (key, verifier) = (self.keys.secret(KeySlot::Old)?, None);
+        let mut enroller = Enroller { http: &mut self.http.1, signer, token, url, request, key, verifier };
         let enrolment = enroller.enrol(&self.clock, server, &mut rng, &self.status).await;
         self.files.enrolment.store(&enrolment)?;
         tracing::info!(node = %self.signer.node, url = enrolment.server, "enrolled");

@@ -1,11 +1,12 @@
 //! Enrols the device: one signed request with the enrolment token, repeated until the control plane accepts the node.
-use crate::signed_request::{Signer, error_message, post, problem};
+use crate::signed_request::{Signer, error_message, key_verifier, post, problem, prove_key};
 use spoke_enroll::identity::{Enrolment, ServerClock};
 use spoke_enroll::status::{ControlOutage, ControlStatus};
 use spoke_enroll::wire;
 use spoke_enroll::wire::{ProvisionAnswer, ProvisionRequest};
 use spoke_model::backoff::{Backoff, JitterRng};
 use spoke_model::error_chain::ErrorChain;
+use spoke_model::key::{PublicKey, SecretKey};
 use spoke_model::key_source::KeySource;
 use spoke_model::secret::Secret;
 use spoke_sys::clock::Clock;
@@ -86,6 +87,10 @@ pub(crate) struct Enroller<'a, H> {
     /// The control plane's URL.
     pub(crate) url: String,
     pub(crate) request: ProvisionRequest,
+    /// The private half of the WireGuard key in the request.
+    pub(crate) key: SecretKey,
+    /// Whom the control plane wants the possession of the key proved to.
+    pub(crate) verifier: Option<PublicKey>,
 }
 
 impl<H: Http> Enroller<'_, H> {
@@ -118,12 +123,16 @@ impl<H: Http> Enroller<'_, H> {
         }
     }
 
-    /// One request; `None`: it failed only because of our clock, which is corrected.
+    /// One request; `None`: it failed only because of our clock, which is corrected, or for the lack of a proof of the
+    /// WireGuard key, which the next one has.
     async fn request(&mut self, clock: &impl Clock, server: &mut ServerClock) -> Result<Option<Enrolment>, EnrolError> {
         let token = (self.token)()?;
         let mut request = post(wire::PROVISION, serde_json::to_vec(&self.request)?);
         request.headers.push(("authorization", format!("Bearer {}", token.reveal())));
-        let (request, _) = self.signer.sign(server.at(clock.now()), request);
+        let (mut request, _) = self.signer.sign(server.at(clock.now()), request);
+        if let Some(verifier) = self.verifier {
+            prove_key(&mut request, &self.key, verifier);
+        }
         let answer = self.http.send(request).await?;
         match answer.status {
             200 => {
@@ -139,6 +148,10 @@ impl<H: Http> Enroller<'_, H> {
                 }))
             }
             202 => Err(EnrolError::NotApproved),
+            401 if key_verifier(&answer).is_some_and(|v| self.verifier != Some(v)) => {
+                self.verifier = key_verifier(&answer);
+                Ok(None)
+            }
             // No key is pinned yet: TLS alone vouches for this time, and only our own requests use it.
             _ => match problem(&answer).and_then(|p| p.detail.time) {
                 Some(time) => {

@@ -1,6 +1,8 @@
 //! Requests to the control plane, signed with the node's identity key, and the errors it answers with.
-use spoke_enroll::request::{Nonce, RequestParts};
+use spoke_enroll::request::{KEY_PROOF, Nonce, RequestParts, SIGNATURE};
 use spoke_enroll::wire::Problem;
+use spoke_model::key::{PublicKey, SecretKey};
+use spoke_model::key_proof::KeyProof;
 use spoke_model::node_id::NodeId;
 use spoke_model::signature::SignKey;
 use spoke_sys::http::{Answer, Request};
@@ -31,6 +33,18 @@ impl Signer {
         request.headers.extend(proof.headers());
         (request, nonce)
     }
+}
+
+/// Adds a proof that this device holds `key`, for the holder of `verifier`, to a signed request.
+pub(crate) fn prove_key(request: &mut Request, key: &SecretKey, verifier: PublicKey) {
+    let signature = request.headers.iter().find(|(name, _)| *name == SIGNATURE).map(|(_, value)| value.as_bytes());
+    let proof = signature.and_then(|signature| KeyProof::new(key, verifier, signature));
+    request.headers.extend(proof.map(|p| (KEY_PROOF, p.to_string())));
+}
+
+/// The key that the control plane wants a proof for, where it has refused a request for the lack of one.
+pub(crate) fn key_verifier(answer: &Answer) -> Option<PublicKey> {
+    problem(answer)?.detail.key_verifier
 }
 
 /// An ordinary `POST`, unsigned.

@@ -36,6 +36,7 @@ async fn token_for(store: &Store, network: &str, node: Option<&str>) -> String {
         note: None,
         max_uses: 100,
         expires_ms: None,
+        key_proof: false,
     };
     tokens::create(store, &new, &operator(), NOW).await.unwrap().1.reveal().clone()
 }

@@ -68,6 +68,7 @@ async fn spent_expired_and_revoked_tokens_are_refused(kind: Kind) {
         note: None,
         max_uses: 5,
         expires_ms,
+        key_proof: false,
     };
     let (id, text) = tokens::create(&store, &make(None, None), &operator(), NOW).await.unwrap();
     let stored =
@@ -113,8 +114,14 @@ async fn removed_node_needs_a_new_bound_token(kind: Kind) {
     let general = token(&store, 100).await;
     let id: spoke_model::node_id::NodeId = "edge-1".parse().unwrap();
     let before = join(&store, "edge-1", &general).await.unwrap();
-    let bound_token =
-        || NewToken { network: "field".into(), node: Some(id.clone()), note: None, max_uses: 5, expires_ms: None };
+    let bound_token = || NewToken {
+        network: "field".into(),
+        node: Some(id.clone()),
+        note: None,
+        max_uses: 5,
+        expires_ms: None,
+        key_proof: false,
+    };
     let (_, old) = tokens::create(&store, &bound_token(), &operator(), NOW).await.unwrap();
     nodes::remove(&store, &id, &operator(), NOW).await.unwrap();
     assert!(

@@ -13,7 +13,7 @@ use spoke_control::store::token::NewToken;
 use spoke_enroll::document::StateDocument;
 use spoke_enroll::wire::{Capabilities, NodeReport, Outcome, ProvisionConfig, ProvisionRequest, ReportOrder};
 use spoke_grants::policy::Reason;
-use spoke_model::key::PublicKey;
+use spoke_model::key::SecretKey;
 use spoke_model::signature::SignKey;
 
 /// 2026-01-01, in milliseconds since 1970.
@@ -35,11 +35,16 @@ pub fn identity(id: &str) -> SignKey {
     SignKey::from_seed(&seed(id)).unwrap()
 }
 
+/// The WireGuard key of `id`.
+pub fn wireguard(id: &str) -> SecretKey {
+    SecretKey::clamped(seed(&format!("wg {id}")))
+}
+
 /// The enrolment of the device `id`.
 pub fn request(id: &str) -> ProvisionRequest {
     ProvisionRequest {
         node_id: id.parse().unwrap(),
-        wireguard_public_key: PublicKey(seed(&format!("wg {id}"))),
+        wireguard_public_key: wireguard(id).public(),
         identity_public_key: identity(id).public(),
         version: "0.1.0".into(),
         capabilities: Capabilities { cpu_cores: 1, memory_mb: 64, arch: None },
@@ -65,7 +70,8 @@ pub async fn open_with_network(kind: Kind, pool: &str, with: impl FnOnce(&mut Ne
 
 /// Creates a token for the network `field`.
 pub async fn token(store: &Store, max_uses: u64) -> String {
-    let new = NewToken { network: "field".into(), node: None, note: None, max_uses, expires_ms: None };
+    let new =
+        NewToken { network: "field".into(), node: None, note: None, max_uses, expires_ms: None, key_proof: false };
     tokens::create(store, &new, &operator(), NOW).await.unwrap().1.reveal().clone()
 }
 

@@ -4,7 +4,7 @@ use crate::fixture::{
     NOW, admission, document, hub, join, open_with_network, operator, report, request, store_report, token,
 };
 use spoke_control::api::view::NodeView;
-use spoke_control::registry::enrol::{Enrolled, enrol, needs_admission};
+use spoke_control::registry::enrol::{Enrolled, enrol, requirements};
 use spoke_control::registry::{RegistryError, key_rotation, nodes};
 use spoke_control::signing::{MasterKey, SigningKeys};
 use spoke_control::store::admission::Admission;
@@ -30,7 +30,7 @@ async fn only_granted_nodes_are_peers(kind: Kind) {
         let (store, token) = (store.clone(), token.clone());
         async move {
             assert!(
-                needs_admission(&store, &request(id), &token, NOW).await.unwrap(),
+                requirements(&store, &request(id), &token, NOW).await.unwrap().admission,
                 "the contract is asked about {id}"
             );
             match enrol(&store, &request(id), &token, v.as_ref(), NOW).await.unwrap() {

@@ -1,8 +1,10 @@
 //! The real program serving as a control plane, and its clients.
 use crate::database::{Database, Kind, fresh};
-use crate::fixture::{identity, request};
-use spoke_enroll::request::{Nonce, RequestParts};
+use crate::fixture::{identity, request, wireguard};
+use spoke_enroll::request::{KEY_PROOF, Nonce, RequestParts};
 use spoke_enroll::wire::PROVISION;
+use spoke_model::key::{PublicKey, SecretKey};
+use spoke_model::key_proof::KeyProof;
 use spoke_model::node_id::NodeId;
 use spoke_model::signature::SignKey;
 use spoke_sys::http::{Answer, Http as _, HttpError, HttpsClient, Request, Trust};
@@ -20,6 +22,7 @@ pub struct ControlPlane {
     pub port: u16,
     pub pin: [u8; 32],
     settings: Settings,
+    url: String,
     _database: Option<Database>,
     pub dir: tempfile::TempDir,
     child: Child,
@@ -125,9 +128,15 @@ impl ControlPlane {
         let port = free_port();
         let path = write_config(dir.path(), port, url, &settings);
         let child = spawn(&path, &dir.path().join("log"), &settings.wrap);
-        let mut server = Self { port, pin: [0; 32], settings, _database: database, dir, child };
+        let url = url.to_owned();
+        let mut server = Self { port, pin: [0; 32], settings, url, _database: database, dir, child };
         server.wait_until_ready().await;
         server
+    }
+
+    /// The URL of its database.
+    pub fn url(&self) -> String {
+        self.url.clone()
     }
 
     /// Its standard output and log.
@@ -193,7 +202,8 @@ impl ControlPlane {
 
     /// A device with the keys of `id`.
     pub fn device(&self, id: &str) -> Device {
-        Device { id: id.parse().unwrap(), key: identity(id), http: self.client(), offset_ms: 0 }
+        let (wireguard, verifier) = (wireguard(id), None);
+        Device { id: id.parse().unwrap(), key: identity(id), wireguard, verifier, http: self.client(), offset_ms: 0 }
     }
 
     /// Runs the command line on the same database: exit code and output.
@@ -287,6 +297,10 @@ pub fn nonce() -> Nonce {
 pub struct Device {
     pub id: NodeId,
     pub key: SignKey,
+    /// The key it proves the possession of.
+    pub wireguard: SecretKey,
+    /// Whom it proves it to, once asked.
+    pub verifier: Option<PublicKey>,
     pub http: HttpsClient,
     pub offset_ms: i64,
 }
@@ -297,14 +311,11 @@ impl Device {
         let now = spoke_control::clock::now_ms() + self.offset_ms;
         let asked = RequestParts { method, path, body: &body };
         let proof = asked.prove(&self.key, &self.id, now.unsigned_abs(), nonce());
-        Request {
-            method,
-            path: path.to_owned(),
-            headers: proof.headers().into_iter().collect(),
-            body,
-            max: 16 << 20,
-            timeout: Duration::from_secs(60),
-        }
+        let message = proof.signature.to_string();
+        let key_proof = self.verifier.and_then(|v| KeyProof::new(&self.wireguard, v, message.as_bytes()));
+        let mut headers: Vec<_> = proof.headers().into_iter().collect();
+        headers.extend(key_proof.map(|p| (KEY_PROOF, p.to_string())));
+        Request { method, path: path.to_owned(), headers, body, max: 16 << 20, timeout: Duration::from_secs(60) }
     }
 
     /// Sends a signed request: status code and JSON.
@@ -328,11 +339,17 @@ impl Device {
     }
 
     /// Sends once more after a clock skew, as every device does: the machine's clock may be set during a request.
+    /// And once more with a proof of the WireGuard key, where it is asked for.
     async fn send(&mut self, asked: impl Fn(&Self) -> Request) -> Result<(u16, serde_json::Value), HttpError> {
         let mut again = self.offset_ms == 0;
         loop {
             let Answer { status, body } = self.http.send(asked(self)).await?;
             let answer: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+            let verifier = answer["detail"]["key_verifier"].as_str().map(|v| v.parse().unwrap());
+            if verifier.is_some() && verifier != self.verifier {
+                self.verifier = verifier;
+                continue;
+            }
             if !again || answer["detail"]["code"] != "clock_skew" {
                 return Ok((status, answer));
             }

@@ -3,6 +3,7 @@ use super::extract::MAX_BODY;
 use super::response::{ApiError, OperatorError};
 use super::state::{ApiState, Member};
 use crate::clock::now_ms;
+use crate::signing::MasterKey;
 use crate::store::node::NodeState;
 use axum::body::Bytes;
 use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, OriginalUri, Request};
@@ -10,8 +11,10 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use serde::de::DeserializeOwned;
 use spoke_config::node::Role;
-use spoke_enroll::request::{RequestParts, RequestProof, TimeAnswer};
+use spoke_enroll::request::{KEY_PROOF, RequestParts, RequestProof, TimeAnswer};
 use spoke_enroll::wire::{ProblemCode, ProvisionRequest};
+use spoke_model::key::PublicKey;
+use spoke_model::key_proof::KeyProof;
 use spoke_model::node_id::NodeId;
 use spoke_model::signature::{VerifyKey, sha256_hex};
 use std::net::SocketAddr;
@@ -35,6 +38,8 @@ pub struct Caller {
     pub network: Arc<str>,
     /// The verified proof.
     pub proof: RequestProof,
+    /// The proof of the WireGuard key in the request, not checked yet.
+    pub key_proof: Claim,
 }
 
 /// A signed request with a JSON body.
@@ -53,6 +58,29 @@ pub struct EnrolmentRequest {
     pub request: ProvisionRequest,
     /// The enrolment token, not checked yet.
     pub token: String,
+    /// The proof of its WireGuard key, not checked yet.
+    pub key_proof: Claim,
+}
+
+/// A claim to hold a WireGuard key: the proof, and the text it is made over.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    proof: Option<KeyProof>,
+    message: String,
+}
+
+impl Claim {
+    fn of(headers: &HeaderMap, signed: &RequestProof) -> Self {
+        let proof = headers.get(KEY_PROOF).and_then(|h| h.to_str().ok()?.parse().ok());
+        Self { proof, message: signed.signature.to_string() }
+    }
+
+    /// Whether it proves the possession of `key` to the holder of `master`.
+    pub fn check(&self, key: PublicKey, master: &MasterKey) -> Result<(), ApiError> {
+        let verifier = master.verifier();
+        let holds = self.proof.is_some_and(|p| p.verify(verifier, key, self.message.as_bytes()));
+        if holds { Ok(()) } else { Err(ApiError::key_not_proved(verifier.public())) }
+    }
 }
 
 /// A request with the operator token.
@@ -155,7 +183,8 @@ impl ApiState {
             NodeState::Pending => return Err(ApiError::pending()),
             NodeState::Removed | NodeState::Expected => return Err(ApiError::removed()),
         }
-        let caller = Caller { node: proof.node.clone(), role: member.role, network: member.network, proof };
+        let key_proof = Claim::of(&parts.headers, &proof);
+        let caller = Caller { node: proof.node.clone(), role: member.role, network: member.network, proof, key_proof };
         Ok((caller, body))
     }
 
@@ -215,7 +244,8 @@ impl FromRequest<Arc<ApiState>> for EnrolmentRequest {
         }
         // No nonce is kept for a stranger: a repeated enrolment gets the same answer, and to repeat it takes its token.
         state.check_proof(&parts, &bytes, &proof, &request.identity_public_key)?;
-        Ok(Self { request, token })
+        let key_proof = Claim::of(&parts.headers, &proof);
+        Ok(Self { request, token, key_proof })
     }
 }
 

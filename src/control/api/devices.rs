@@ -3,7 +3,7 @@ use super::auth::{Caller, EnrolmentRequest, Signed};
 use super::response::ApiError;
 use super::state::ApiState;
 use crate::clock::now_ms;
-use crate::registry::enrol::{Enrolled, enrol, needs_admission};
+use crate::registry::enrol::{Enrolled, enrol, requirements};
 use crate::registry::{RegistryError, key_rotation};
 use crate::signing::SigningKeys;
 use crate::store::Tx;
@@ -20,8 +20,8 @@ use spoke_config::control::MAX_WAIT_SECS;
 use spoke_config::node::Role;
 use spoke_enroll::request::WINDOW_MS;
 use spoke_enroll::wire::{
-    KeyAnswer, KeyRequest, NodeReport, Problem, ProblemCode, ProvisionAnswer, ProvisionRequest, ProvisionStatus,
-    RegisterAnswer, RegisterRequest, ReportOrder,
+    KeyAnswer, KeyRequest, KeyStep, NodeReport, Problem, ProblemCode, ProvisionAnswer, ProvisionRequest,
+    ProvisionStatus, RegisterAnswer, RegisterRequest, ReportOrder,
 };
 use spoke_grants::policy::VERIFICATION_ERROR;
 use spoke_model::error_chain::ErrorChain;
@@ -43,11 +43,16 @@ use tokio::time::Instant;
 pub async fn provision(
     State(state): State<Arc<ApiState>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    EnrolmentRequest { request, token }: EnrolmentRequest,
+    EnrolmentRequest { request, token, key_proof }: EnrolmentRequest,
 ) -> Result<Response, ApiError> {
     state.limits.check_enrolment(peer.ip(), now_ms())?;
+    request.check().map_err(RegistryError::from)?;
+    let needed = requirements(&state.store, &request, &token, now_ms()).await?;
+    if needed.key_proof {
+        key_proof.check(request.wireguard_public_key, &state.master)?;
+    }
     let admission = match &state.grants {
-        Some(grants) if needs_admission(&state.store, &request, &token, now_ms()).await? => {
+        Some(grants) if needed.admission => {
             grants.admission(&(request.node_id.clone(), request.wireguard_public_key)).await
         }
         Some(_) | None => None,
@@ -239,9 +244,14 @@ pub async fn key(
     State(state): State<Arc<ApiState>>,
     Signed { caller, body }: Signed<KeyRequest>,
 ) -> Result<Json<KeyAnswer>, ApiError> {
+    body.check().map_err(|e| ApiError::new(ProblemCode::BadRequest, e))?;
     let now = now_ms();
     let mut tx = state.store.write().await?;
     refuse_replay(&mut tx, &caller, now).await?;
+    let proves = tx.proves_keys(&caller.node).await?;
     tx.commit().await?;
+    if proves && body.step == KeyStep::Announce {
+        caller.key_proof.check(body.wireguard_public_key, &state.master)?;
+    }
     Ok(Json(key_rotation::rotate(&state.store, &caller.node, &body, now).await?))
 }

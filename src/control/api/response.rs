@@ -14,6 +14,7 @@ use serde::Serialize;
 use spoke_enroll::request::TimeAnswer;
 use spoke_enroll::wire::{Problem, ProblemCode, ProblemDetail};
 use spoke_model::error_chain::ErrorChain;
+use spoke_model::key::PublicKey;
 use std::time::Duration;
 
 /// How long a request may take, long-polls excepted.
@@ -32,7 +33,16 @@ pub struct ApiError(Box<ProblemDetail>);
 impl ApiError {
     /// An error with a code for programs and a message for people.
     pub fn new(code: ProblemCode, message: impl ToString) -> Self {
-        Self(Box::new(ProblemDetail { code, message: message.to_string(), existing_config: None, time: None }))
+        let (message, existing_config) = (message.to_string(), None);
+        Self(Box::new(ProblemDetail { code, message, existing_config, time: None, key_verifier: None }))
+    }
+
+    /// The possession of the WireGuard key in the request is not proved to `verifier`.
+    pub fn key_not_proved(verifier: PublicKey) -> Self {
+        let message = "the request does not prove that the device holds its WireGuard key: update the device's software, or enrol it with a token made with --without-key-proof";
+        let mut error = Self::new(ProblemCode::BadProof, message);
+        error.0.key_verifier = Some(verifier);
+        error
     }
 
     /// A valid proof with a time outside of the window; `time` is the server's, signed.

@@ -41,6 +41,9 @@ struct TokenRequest {
     max_uses: Option<u64>,
     /// Seconds until it expires; a week if absent, never if 0.
     expires_in_secs: Option<u32>,
+    /// Whether a device must prove that it holds the WireGuard key it names; true if absent. Devices of releases before
+    /// the proof need false.
+    key_proof: Option<bool>,
 }
 
 /// A created token.
@@ -68,6 +71,7 @@ async fn add_token(
         note: request.note,
         max_uses: request.max_uses.unwrap_or(1),
         expires_ms: tokens::expiry(request.expires_in_secs.map(u64::from), now),
+        key_proof: request.key_proof.unwrap_or(true),
     };
     let (id, token) = tokens::create(&state.store, &new, &Actor::api(), now).await?;
     Ok(success(CreatedToken { id, token: token.reveal().clone() }))

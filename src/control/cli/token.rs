@@ -30,6 +30,9 @@ pub enum TokenCommand {
         /// For people
         #[arg(long)]
         note: Option<String>,
+        /// Enrol devices of a release that cannot prove that they hold their WireGuard key
+        #[arg(long)]
+        without_key_proof: bool,
     },
     /// List tokens without their text
     List,
@@ -47,10 +50,10 @@ pub enum TokenCommand {
 pub async fn token(context: &Context, command: TokenCommand) -> Outcome {
     let (store, actor) = (&context.store, &context.actor);
     match command {
-        TokenCommand::Create { network, uses, expires_in, node, note } => {
+        TokenCommand::Create { network, uses, expires_in, node, note, without_key_proof } => {
             let lifetime = if expires_in == "never" { 0 } else { seconds(&expires_in)? };
             let expires_ms = tokens::expiry(Some(lifetime), now_ms());
-            let new = NewToken { network, node, note, max_uses: uses, expires_ms };
+            let new = NewToken { network, node, note, max_uses: uses, expires_ms, key_proof: !without_key_proof };
             let (id, token) = tokens::create(store, &new, actor, now_ms()).await?;
             print(&if context.json {
                 json(&serde_json::json!({"id": id, "token": token.reveal()}))

@@ -97,7 +97,7 @@ mod tests {
     }
 
     fn token(bound: bool) -> ValidToken {
-        ValidToken { id: "0".into(), network: "field".into(), bound }
+        ValidToken { id: "0".into(), network: "field".into(), bound, key_proof: true }
     }
 
     fn of_another_network(bound: bool) -> ValidToken {

@@ -22,17 +22,31 @@ pub enum Enrolled {
     Pending,
 }
 
-/// Whether `token` leads to a network with access by NFT and the contract's decision on the device's key is not known.
-pub async fn needs_admission(
+/// What an enrolment with a valid token needs beyond it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Requirements {
+    /// The contract's decision on the device's key, which is not known yet.
+    pub admission: bool,
+    /// A proof that the device holds the private half of its WireGuard key.
+    pub key_proof: bool,
+}
+
+/// What the enrolment of a device that sent `request` with `token` needs.
+pub async fn requirements(
     store: &Store,
     request: &ProvisionRequest,
     token: &str,
     now_ms: i64,
-) -> Result<bool, StoreError> {
+) -> Result<Requirements, StoreError> {
     let mut tx = store.read().await?;
-    let Some(valid) = tx.valid_token(token, &request.node_id, now_ms).await? else { return Ok(false) };
+    let Some(valid) = tx.valid_token(token, &request.node_id, now_ms).await? else {
+        return Ok(Requirements::default());
+    };
+    let known = tx.node(&request.node_id).await?;
+    let joins = decide_enrolment(known.as_ref(), request, Some(&valid)) == EnrolmentDecision::Join;
     let nft = tx.network(&valid.network).await?.is_some_and(|n| n.access == Access::Nft);
-    Ok(nft && tx.admission(&request.node_id, request.wireguard_public_key).await?.is_none())
+    let admission = nft && tx.admission(&request.node_id, request.wireguard_public_key).await?.is_none();
+    Ok(Requirements { admission, key_proof: joins && valid.key_proof })
 }
 
 /// Enrols the device that sent `request`; the caller has verified that it holds the identity key it names.
@@ -90,7 +104,7 @@ async fn attempt(
                 tx.put_admission(&pair, admission, now_ms).await?;
             }
             let node = join(&mut tx, known, &network, request, now_ms).await?;
-            tx.put_enrolment(&node.id, &redeemed.id).await?;
+            tx.put_enrolment(&node.id, &redeemed).await?;
             let details = serde_json::json!({
                 "network": network.name, "token": redeemed.id, "wireguard_public_key": request.wireguard_public_key,
                 "state": node.state,

@@ -38,6 +38,7 @@ async fn put_announced(
         note: Some(note),
         max_uses: 1,
         expires_ms: tokens::expiry(None, now_ms),
+        key_proof: true,
     };
     Ok((network, tx.add_token(&new, now_ms).await?.1))
 }

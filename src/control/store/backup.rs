@@ -152,9 +152,9 @@ const TABLES: &[Table] = &[
     },
     Table {
         name: "enrolment",
-        columns: &[("node", Text), ("token", Text)],
+        columns: &[("node", Text), ("token", Text), ("key_proof", Int)],
         select: "SELECT * FROM enrolment ORDER BY node",
-        insert: "INSERT INTO enrolment (node, token) VALUES ($1, $2)",
+        insert: "INSERT INTO enrolment (node, token, key_proof) VALUES ($1, $2, $3)",
     },
     Table {
         name: "wanted_release",

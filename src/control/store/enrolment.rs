@@ -1,15 +1,21 @@
 //! How each node came into the fleet.
 use super::error::StoreError;
 use super::sql::Tx;
-use super::token::Token;
+use super::token::{Token, ValidToken};
 use spoke_model::node_id::NodeId;
 
 impl Tx {
     /// Stores which token enrolled a node, in place of the one before.
-    pub async fn put_enrolment(&mut self, node: &NodeId, token: &str) -> Result<(), StoreError> {
-        let sql = "INSERT INTO enrolment (node, token) VALUES ($1, $2)
-            ON CONFLICT (node) DO UPDATE SET token = excluded.token";
-        self.run(sql, &[node.as_str().into(), token.into()]).await.map(drop)
+    pub async fn put_enrolment(&mut self, node: &NodeId, token: &ValidToken) -> Result<(), StoreError> {
+        let sql = "INSERT INTO enrolment (node, token, key_proof) VALUES ($1, $2, $3)
+            ON CONFLICT (node) DO UPDATE SET token = excluded.token, key_proof = excluded.key_proof";
+        self.run(sql, &[node.as_str().into(), token.id.as_str().into(), token.key_proof.into()]).await.map(drop)
+    }
+
+    /// Whether a node had to prove the possession of its WireGuard key at its enrolment, so that it can do so again.
+    pub async fn proves_keys(&mut self, node: &NodeId) -> Result<bool, StoreError> {
+        let row = self.row("SELECT key_proof FROM enrolment WHERE node = $1", &[node.as_str().into()]).await?;
+        Ok(row.map(|r| r.opt_int("key_proof")).transpose()?.flatten() == Some(1))
     }
 
     /// The token that enrolled a node; `None`: not enrolled, or by a release that did not store it.

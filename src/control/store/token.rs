@@ -44,6 +44,8 @@ pub struct NewToken {
     pub max_uses: u64,
     /// Milliseconds since 1970.
     pub expires_ms: Option<i64>,
+    /// Whether a device must prove that it holds the WireGuard key it names; an older device cannot.
+    pub key_proof: bool,
 }
 
 /// What a valid token allows.
@@ -55,6 +57,8 @@ pub struct ValidToken {
     pub network: String,
     /// Whether it is bound to this node.
     pub bound: bool,
+    /// Whether the device must prove that it holds the WireGuard key it names.
+    pub key_proof: bool,
 }
 
 impl Token {
@@ -95,8 +99,8 @@ impl Tx {
         let (id, secret) = random.split_at(6);
         let id: String = sha256_hex(id).chars().take(12).collect();
         let secret = URL_SAFE_NO_PAD.encode(secret);
-        let sql = "INSERT INTO token (id, hash, network, node, note, uses, max_uses, created_ms, expires_ms)
-            VALUES ($1, $2, $3, $4, $5, 0, $6, $7, $8)";
+        let sql = "INSERT INTO token (id, hash, network, node, note, uses, max_uses, created_ms, expires_ms, key_proof)
+            VALUES ($1, $2, $3, $4, $5, 0, $6, $7, $8, $9)";
         let values = [
             id.as_str().into(),
             sha256_hex(secret.as_bytes()).into(),
@@ -106,6 +110,7 @@ impl Tx {
             i64::try_from(new.max_uses).unwrap_or(i64::MAX).into(),
             now_ms.into(),
             new.expires_ms.into(),
+            new.key_proof.into(),
         ];
         self.run(sql, &values).await?;
         let text = Secret::new(format!("spk_{id}_{secret}"));
@@ -146,7 +151,8 @@ impl Tx {
         if !valid {
             return Ok(None);
         }
-        Ok(Some(ValidToken { id: id.to_owned(), network: row.text("network")?, bound: bound.is_some() }))
+        let key_proof = row.opt_int("key_proof")? == Some(1);
+        Ok(Some(ValidToken { id: id.to_owned(), network: row.text("network")?, bound: bound.is_some(), key_proof }))
     }
 
     /// Every token, newest first.

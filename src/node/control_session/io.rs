@@ -1,6 +1,6 @@
 //! The I/O of the control session: performs the machine's actions, and turns answers and facts into its events.
 use crate::reconciler::{Fact, NetStatus};
-use crate::signed_request::{REPLY_TIMEOUT, Signer, error_message, post, problem};
+use crate::signed_request::{REPLY_TIMEOUT, Signer, error_message, key_verifier, post, problem, prove_key};
 use spoke_config::Config;
 use spoke_config::control::Control;
 use spoke_config::effective::Effective;
@@ -15,6 +15,7 @@ use spoke_enroll::settings::{check_compatible, settings};
 use spoke_enroll::wire;
 use spoke_enroll::wire::{KeyAnswer, KeyRequest, NodeReport, ProblemCode, RegisterRequest, ReportOrder};
 use spoke_model::error_chain::ErrorChain;
+use spoke_model::key::PublicKey;
 use spoke_model::time::Boot;
 use spoke_net::derive::{Keys, UplinkChoice};
 use spoke_sys::clock::Clock;
@@ -107,6 +108,8 @@ pub(super) struct Connection {
     pub(super) skews: u32,
     pub(super) published: Option<Arc<Effective>>,
     pub(super) unsaved: Option<Unsaved>,
+    /// Whom the control plane wants the possession of a new key proved to.
+    pub(super) key_verifier: Option<PublicKey>,
 }
 
 /// A state that could not be written to disk.
@@ -154,7 +157,15 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
             Action::Send(message) => {
                 let is_key = matches!(message, Message::Key(..));
                 let (path, body) = self.encode(machine, message);
-                let (request, nonce) = self.sign(post(&path, body));
+                let (mut request, nonce) = self.sign(post(&path, body));
+                if let Some(verifier) = self.connection.key_verifier.filter(|_| is_key) {
+                    match self.keys.secret(KeySlot::New) {
+                        Ok(key) => prove_key(&mut request, &key, verifier),
+                        Err(e) => {
+                            tracing::error!(error = %e, "new WireGuard key not readable: the change is not announced")
+                        }
+                    }
+                }
                 self.requests.send(request, nonce, is_key);
             }
             Action::Publish(state) => {
@@ -306,6 +317,16 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
         })
     }
 
+    /// Whether an answer asks for a proof of the key to a key not known so far.
+    fn learn_key_verifier(&mut self, answer: &Answer) -> bool {
+        let wanted = key_verifier(answer);
+        let learnt = wanted.is_some() && wanted != self.connection.key_verifier;
+        if learnt {
+            self.connection.key_verifier = wanted;
+        }
+        learnt
+    }
+
     fn open(&self, bytes: &[u8]) -> Result<SignedState, Refusal> {
         let (envelope, document) = Envelope::open(bytes, &self.signer.node, &self.connection.enrolment.signing_keys)?;
         check_compatible(&self.own, &document)?;
@@ -360,6 +381,7 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
             Ok(answer) => match (answer.status, self.correct_clock(&answer, nonce)) {
                 (_, Some(Ok(()))) => SendResult::Again,
                 (_, Some(Err(why))) => SendResult::Unsent(why.to_owned()),
+                (401, None) if is_key && self.learn_key_verifier(&answer) => SendResult::Again,
                 (200..300, None) if is_key => match serde_json::from_slice::<KeyAnswer>(&answer.body) {
                     Ok(answer) => SendResult::Ready(answer.ready),
                     Err(e) => SendResult::Failed(e.to_string()),

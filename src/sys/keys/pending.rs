@@ -20,7 +20,7 @@ pub trait TunnelKeys: Send + 'static {
     fn make(&mut self) -> Result<PublicKey, KeyError>;
     /// Records that the hub may hold the new key.
     fn remember(&mut self) -> Result<(), KeyError>;
-    /// The private half, for the kernel.
+    /// The private half, for the kernel and for a proof of its possession.
     fn secret(&mut self, which: KeySlot) -> Result<SecretKey, KeyError>;
     /// The new key replaces the old one.
     fn finish(&mut self) -> Result<(), KeyError>;
@@ -97,7 +97,13 @@ impl TunnelKeys for KeyFiles {
     fn secret(&mut self, which: KeySlot) -> Result<SecretKey, KeyError> {
         match which {
             KeySlot::Old => private(&self.0, IfMissing::Fail),
-            KeySlot::New => private(&KeySource::File(self.beside(".switching")?), IfMissing::Fail),
+            KeySlot::New => {
+                let switching = KeySource::File(self.beside(".switching")?);
+                match read(&switching)? {
+                    Some(_) => private(&switching, IfMissing::Fail),
+                    None => private(&KeySource::File(self.beside(".next")?), IfMissing::Fail),
+                }
+            }
         }
     }
 
@@ -131,6 +137,7 @@ mod tests {
         assert_eq!(again().pending().unwrap(), None);
         let new = again().make().unwrap();
         assert_eq!((again().current().unwrap(), again().pending().unwrap()), (old, Some((new, false))));
+        assert_eq!(again().secret(KeySlot::New).unwrap().public(), new, "to prove it when it is announced");
         again().remember().unwrap();
         assert_eq!((again().current().unwrap(), again().pending().unwrap()), (old, Some((new, true))));
         assert_eq!(again().secret(KeySlot::Old).unwrap().public(), old);

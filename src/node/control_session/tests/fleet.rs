@@ -134,7 +134,8 @@ impl Http for Server {
                 if plane.strict_clock && off {
                     let time = Some(TimeAnswer::sign(&signer(plane.time_key), SERVER_MS, proof.nonce));
                     let message = "your clock is off".into();
-                    let detail = ProblemDetail { code: ProblemCode::ClockSkew, message, existing_config: None, time };
+                    let (code, existing_config, key_verifier) = (ProblemCode::ClockSkew, None, None);
+                    let detail = ProblemDetail { code, message, existing_config, time, key_verifier };
                     return Ok(Answer { status: 401, body: serde_json::to_vec(&Problem { detail }).unwrap() });
                 }
                 if request.method == "POST" {
