@@ -117,8 +117,11 @@ def build(board, options, output, work, step):
     disk.fat(fat, board.disk["boot_mib"], work / "boot.img")
     disk.ext4(board.disk["state_mib"], work / "state.img")
     disk.assemble(board, work / "boot.img", output / "root.img", work / "state.img", blobs, output / "disk.img")
+    keys = sum(bool(line.split("#")[0].strip()) for line in options.update_root.read_text().splitlines())
+    if not keys:
+        print(f"{board.name}: this image accepts no updates: {options.update_root} has no key (--update-root FILE)", file=sys.stderr)
     (output / "contents.json").write_text(json.dumps(
-        {"board": board.name, "version": options.version, "sequence": options.sequence, "kernel": release, "root_hash": root_hash, "hash_offset": hash_offset,
+        {"board": board.name, "version": options.version, "sequence": options.sequence, "update_keys": keys, "kernel": release, "root_hash": root_hash, "hash_offset": hash_offset,
          **contents}, indent=1) + "\n")
     sums(output)
     step(f"disk.img {_mib((output / 'disk.img').stat().st_size):.0f} MiB, {_mib((output / 'disk.img').stat().st_blocks * 512):.1f} MiB of it written")

@@ -1,7 +1,9 @@
 //! The settings file of an image: the configuration, and a table `[appliance]` for the image alone.
 use crate::Config;
 use crate::fault::ConfigFault;
+use crate::on_image;
 use std::collections::BTreeMap;
+use std::path::Path;
 use zeroize::Zeroizing;
 
 /// Its name on the boot partition.
@@ -27,8 +29,13 @@ pub struct Appliance {
     pub secrets: BTreeMap<String, Zeroizing<String>>,
 }
 
-/// Splits the file into configuration and image settings.
+/// Splits the file into configuration and image settings, and checks that a new device can run with them.
 pub fn parse(bytes: &[u8]) -> Result<Settings, Vec<ConfigFault>> {
+    parse_on_device(bytes, &|_| false)
+}
+
+/// As [`parse`] on a device that may have files of earlier settings; `present`: whether one is there.
+pub fn parse_on_device(bytes: &[u8], present: &dyn Fn(&Path) -> bool) -> Result<Settings, Vec<ConfigFault>> {
     let fault = |key: &str, problem: String, remedy: &str| {
         vec![ConfigFault { file: SETTINGS.into(), key: key.into(), problem, remedy: remedy.into() }]
     };
@@ -51,8 +58,9 @@ pub fn parse(bytes: &[u8]) -> Result<Settings, Vec<ConfigFault>> {
         }
         config = table.to_string();
     }
-    if let Err(more) = Config::from_text(Some((SETTINGS, &config)), std::iter::empty()) {
-        faults.extend(more.0);
+    match Config::from_text(Some((SETTINGS, &config)), std::iter::empty()) {
+        Ok(read) => faults.extend(on_image::faults(&read, SETTINGS, &appliance.secrets, present)),
+        Err(more) => faults.extend(more.0),
     }
     if faults.is_empty() { Ok(Settings { config, appliance }) } else { Err(faults) }
 }
@@ -143,5 +151,65 @@ mod tests {
         ] {
             assert!(!is_ssh_key(&bad), "{bad}");
         }
+    }
+
+    const PSK: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+
+    fn with(text: &str) -> String {
+        format!(
+            "[node]\nid = \"n1\"\n{text}\n[uplink]\ninterface = \"wg0\"\n[[uplink.hub]]\nname = \"hub\"\nendpoint = \"192.0.2.1:51820\"\naddress = \"10.8.0.1\"\nallowed_ips = [\"10.8.0.1/32\"]\npublic_key = \"{PSK}\"\n"
+        )
+    }
+
+    /// Settings that end the supervisor's start on an image, and the key that is at fault.
+    fn endless() -> Vec<(String, &'static str)> {
+        let wg0 = "[[interface]]\nname = \"wg0\"\n";
+        let hub = with(wg0);
+        vec![
+            (with(&format!("state_dir = \"/usr/lib/spoke\"\n{wg0}")), "node.state_dir"),
+            (with(&format!("runtime_dir = \"/srv\"\n{wg0}")), "node.runtime_dir"),
+            (with(&format!("{wg0}private_key = \"file:/etc/spoke/wg0.key\"")), "private_key"),
+            (with(&format!("{wg0}private_key = \"credential:wg0\"")), "private_key"),
+            (format!("{hub}preshared_key = \"file:/var/lib/spoke/secrets/psk\"\n"), "preshared_key"),
+            (format!("{hub}preshared_key = \"credential:psk\"\n"), "preshared_key"),
+            (format!("{hub}[agent]\nenabled = true\nsecret = \"file:/var/lib/spoke/agent.secret\"\n"), "agent.secret"),
+            (format!("{hub}[control]\nurl = \"https://c.example.net\"\nca = \"/etc/ssl/own.pem\"\n"), "control.ca"),
+            (
+                format!(
+                    "{hub}preshared_key = \"file:/var/lib/spoke/secrets/psk\"\n[appliance.secrets]\npsk = \"no key\"\n"
+                ),
+                "preshared_key",
+            ),
+        ]
+    }
+
+    #[test]
+    fn settings_that_would_end_the_start_are_refused_by_key() {
+        assert!(parse(with("[[interface]]\nname = \"wg0\"\n").as_bytes()).is_ok());
+        for (text, key) in endless() {
+            let faults = parse(text.as_bytes()).expect_err(key);
+            assert!(faults.iter().any(|f| f.key.contains(key)), "{key}: {faults:?}");
+            assert!(faults.iter().all(|f| !f.to_string().contains("no key\"")), "a secret is shown: {faults:?}");
+        }
+    }
+
+    #[test]
+    fn secret_is_given_with_the_settings_or_is_there() {
+        let hub = with("[[interface]]\nname = \"wg0\"\n");
+        let named = format!("{hub}preshared_key = \"file:/var/lib/spoke/secrets/psk\"\n");
+        parse(format!("{named}[appliance.secrets]\npsk = \"{PSK}\"\n").as_bytes()).unwrap();
+        // Settings that replace others, on a device that has the secret.
+        let there = |path: &std::path::Path| path == std::path::Path::new("/var/lib/spoke/secrets/psk");
+        parse_on_device(named.as_bytes(), &there).unwrap();
+        parse_on_device(named.as_bytes(), &|_| false).unwrap_err();
+    }
+
+    #[test]
+    fn missing_token_is_no_fault() {
+        // An enrolled device needs none, and one without is reported by the running supervisor.
+        let hub = with("[[interface]]\nname = \"wg0\"\n");
+        let text =
+            format!("{hub}[control]\nurl = \"https://c.example.net\"\ntoken = \"file:/var/lib/spoke/secrets/token\"\n");
+        parse(text.as_bytes()).unwrap();
     }
 }

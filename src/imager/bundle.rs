@@ -97,7 +97,8 @@ pub fn certify(args: &CertifyArgs) -> Outcome {
     Ok(())
 }
 
-fn part(path: &Path) -> Result<Part, Failure> {
+/// Size and digest of a file.
+pub(super) fn part(path: &Path) -> Result<Part, Failure> {
     let mut file = File::open(path).map_err(at(path))?;
     let mut sum = ring::digest::Context::new(&ring::digest::SHA256);
     let (mut block, mut size) = (vec![0; 1 << 20], 0);
@@ -144,7 +145,17 @@ pub fn bundle(args: &BundleArgs) -> Outcome {
     };
     let certified: Certified =
         serde_json::from_slice(&std::fs::read(&args.certificate).map_err(at(&args.certificate))?)?;
-    let header = manifest::sign(&certified.certificate, certified.signature, &manifest, &key(&args.key)?)?;
+    let key = key(&args.key)?;
+    let named: Certificate = serde_json::from_str(&certified.certificate)?;
+    if !named.keys.contains(&key.public()) {
+        return Err(Failure::BadInput(format!(
+            "{} does not name the key {} ({}): no device would accept the bundle; certify that key first",
+            args.certificate.display(),
+            key.public(),
+            args.key.display()
+        )));
+    }
+    let header = manifest::sign(&certified.certificate, certified.signature, &manifest, &key)?;
     let header = serde_json::to_vec(&header)?;
     let mut output = File::create(&args.output).map_err(at(&args.output))?;
     output.write_all(MAGIC).map_err(at(&args.output))?;

@@ -1,6 +1,6 @@
 //! `spoke-image flash`: writes an image to a disk that is not in use, shows the progress, and reads everything back.
 use super::gpt::Partition;
-use super::{Failure, Outcome};
+use super::{Failure, Outcome, verity};
 use spoke_command::print;
 use std::fs::{File, OpenOptions};
 use std::io::{IsTerminal as _, Read as _, Seek as _, SeekFrom, Write as _};
@@ -42,10 +42,15 @@ pub fn run(args: &Args) -> Outcome {
             cut.name
         ));
     }
+    check_image(&args.image, &image, &parts)?;
     let settings = args.provision.as_deref().map(super::accepted).transpose()?;
     refuse_in_use(&args.target)?;
     let there = std::fs::metadata(&args.target).ok();
+    if there.is_none() && in_dev(&args.target) {
+        return bad(format!("there is no disk {shown}: lsblk lists those of this machine"));
+    }
     let device = there.as_ref().is_some_and(|m| m.file_type().is_block_device());
+    let exists = there.is_some();
     if let Some(meta) = there.filter(|_| !device) {
         if !meta.is_file() {
             return bad(format!("{shown} is neither a disk nor a file"));
@@ -58,26 +63,66 @@ pub fn run(args: &Args) -> Outcome {
     let kept = if args.keep_state { kept(&args.target, &parts)? } else { Vec::new() };
     let mut target = open(&args.target, device)?;
     let room = target.seek(SeekFrom::End(0)).map_err(named(&args.target))?;
-    if device {
-        if room < size {
-            return bad(format!("{shown} has {} MiB, the image {} MiB: take a larger one", room >> 20, size >> 20));
-        }
-        if !args.yes && !confirmed(&args.target, room)? {
-            return Err(Failure::Silent);
-        }
-    } else {
+    if device && room < size {
+        return bad(format!("{shown} has {} MiB, the image {} MiB: take a larger one", room >> 20, size >> 20));
+    }
+    if exists && !args.yes && !confirmed(&args.target, room)? {
+        return Err(Failure::Silent);
+    }
+    if !device {
         target.set_len(size).map_err(named(&args.target))?;
     }
     write(&mut image, &mut target, size, &kept).map_err(named(&args.target))?;
     // Read back from the disk, not from the page cache.
     let _ = rustix::fs::fadvise(&target, 0, None, rustix::fs::Advice::DontNeed);
     compare(&mut image, &mut target, size, &kept).map_err(named(&args.target))?;
+    let end = if device { room } else { size };
+    super::gpt::complete(&target, end, |at| getrandom::fill(at).map_err(std::io::Error::other))
+        .map_err(|e| anyhow::anyhow!("{shown}: the partition table was not completed: {e}"))?;
     drop(target);
     if let Some(settings) = settings {
         super::put(&args.target, settings)?;
     }
+    if let Some(note) = super::no_updates(&args.image) {
+        print(note);
+    }
     print(&format!("{shown} is ready: put it into the board and start it\n"));
     Ok(())
+}
+
+/// Whether a path that does not exist would be a file among the device nodes.
+fn in_dev(target: &Path) -> bool {
+    let parent = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::canonicalize(parent).is_ok_and(|p| p.starts_with("/dev"))
+}
+
+/// Finds damage inside an image: its root must be the one that a kernel on it expects, and if the checksums of its build lie
+/// beside it, the file must be the one that was built.
+fn check_image(path: &Path, image: &File, parts: &[Partition]) -> Result<(), Failure> {
+    let damaged = |what: &str| Failure::BadInput(format!("{}: {what}: fetch it again", path.display()));
+    let find = |name: &str| parts.iter().find(|p| p.name == name);
+    if let (Some(boot), Some(root)) = (find("boot"), find("root_a")) {
+        let expected = verity::expected(image, boot.start, boot.size).map_err(named(path))?;
+        let mut whole = false;
+        for kernel in &expected {
+            whole |= kernel.is_at(image, root.start, root.size).map_err(named(path))?;
+        }
+        if expected.is_empty() {
+            return Err(damaged("no kernel on its boot partition names a root"));
+        }
+        if !whole {
+            return Err(damaged("root_a is not the root that its kernel was built with"));
+        }
+    }
+    let sums = std::fs::read_to_string(path.with_file_name("SHA256SUMS")).unwrap_or_default();
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let wanted = sums.lines().find_map(|l| l.split_once("  ").filter(|(_, file)| *file == name).map(|(sum, _)| sum));
+    match wanted {
+        Some(sum) if super::bundle::part(path)?.sha256 != sum => {
+            Err(damaged("its checksum is not the one in SHA256SUMS beside it"))
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 fn named(path: &Path) -> impl FnOnce(std::io::Error) -> anyhow::Error {

@@ -4,6 +4,7 @@
 pub mod bundle;
 pub mod flash;
 pub mod gpt;
+pub mod verity;
 
 use clap::{Parser, Subcommand};
 use spoke_command::{Failure, Outcome, exit_code, print, usage};
@@ -71,6 +72,19 @@ fn partitions(path: &Path) -> Result<Vec<gpt::Partition>, Failure> {
     gpt::read(&file).map_err(|e| Failure::BadInput(format!("{}: {e}", path.display())))
 }
 
+/// Said of an image whose build, described beside it, has no key that could certify updates.
+fn no_updates(image: &Path) -> Option<&'static str> {
+    #[derive(serde::Deserialize)]
+    struct Contents {
+        update_keys: Option<u32>,
+    }
+    let text = std::fs::read(image.with_file_name("contents.json")).ok()?;
+    let contents: Contents = serde_json::from_slice(&text).ok()?;
+    (contents.update_keys == Some(0)).then_some(
+        "This image accepts no updates: it was built without a root key (scripts/build-image --update-root FILE).\n",
+    )
+}
+
 /// The boot partition in the syntax of mtools.
 fn boot_place(path: &Path, parts: &[gpt::Partition]) -> Result<String, Failure> {
     let boot = parts.iter().find(|p| p.name == "boot");
@@ -98,6 +112,9 @@ fn inspect(path: &Path) -> Outcome {
     print("partition   start        size\n");
     for p in &parts {
         print(&format!("{:<10} {:>6} MiB {:>7} MiB\n", p.name, p.start >> 20, p.size >> 20));
+    }
+    if let Some(note) = no_updates(path) {
+        print(&format!("\n{note}"));
     }
     let boot = boot_place(path, &parts)?;
     print("\nboot partition:\n");

@@ -149,7 +149,10 @@ fn write(path: &Path, bytes: &[u8], replace: bool, owner: Option<Owner>) -> Resu
 }
 
 fn split(path: &Path) -> Option<(&Path, &str)> {
-    Some((path.parent()?, path.file_name()?.to_str()?))
+    let directory = path.parent()?;
+    // The parent of a bare file name is empty, not ".".
+    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+    Some((directory, path.file_name()?.to_str()?))
 }
 
 /// Reads a file that is no secret, such as a certificate; at most 1 MiB.

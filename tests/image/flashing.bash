@@ -26,7 +26,10 @@ refused() {
   [ "$status" = 2 ] && grep -q -- "$words" refusal
 }
 untouched() { [ "$(sha256sum <"$disk")" = "$before" ]; }
-starts_with_image() { cmp -n "$(stat -c %s "$image")" "$image" "$1"; }
+# Between the partition tables, whose ids and backup belong to the disk.
+starts_with_image() { cmp -i 1M -n "$(($(stat -c %s "$image") - (2 << 20)))" "$image" "$1"; }
+# Also that the backup is at the disk's end: sfdisk warns otherwise.
+whole_table() { sfdisk --verify "$1" >verified 2>&1 && ! grep -qi 'backup\|error\|corrupt' verified; }
 
 # partition NAME: its device.
 partition() {
@@ -43,8 +46,17 @@ TOML
 sed 's/id = "flashed"/id = "no good id"/' settings.toml >faulty.toml
 
 claim "a new file gets the image" "$tool" flash "$image" copy.img
-claim "… byte by byte" cmp "$image" copy.img
+claim "… byte by byte" starts_with_image copy.img
+claim "… with a partition table of its own" bash -c '[ "$(sfdisk --disk-id "$1")" != "$(sfdisk --disk-id copy.img)" ]' - "$image"
+claim "an existing file is not overwritten without confirmation" refused '--yes' "$tool" flash "$image" copy.img
+claim "a disk that is not there becomes no file" refused 'there is no disk' "$tool" flash --yes "$image" /dev/sdzz
+claim "… nothing was written" test ! -e /dev/sdzz
 rm copy.img
+cp "$image" damaged.img
+start=$(sfdisk -J "$image" | tr -d '\n' | grep -oE '"start": *[0-9]+[^{}]*"name": *"root_a"' | grep -oE '[0-9]+' | head -n 1)
+printf X | dd of=damaged.img bs=1 seek=$((start * 512 + 5000000)) conv=notrunc status=none
+claim "an image with a damaged root is refused" refused 'root_a is not the root' "$tool" flash damaged.img copy.img
+rm damaged.img
 claim "faulty settings are refused before anything is written" refused 'node.id' "$tool" flash "$image" copy.img --provision faulty.toml
 claim "… nothing was written" test ! -e copy.img
 head -c 100000000 "$image" >cut.img
@@ -63,6 +75,7 @@ claim "a disk is not overwritten without confirmation" refused '--yes' "$tool" f
 claim "a disk gets the image" "$tool" flash --yes "$image" "$disk"
 grep -q 'writing .* %' output && grep -q 'comparing .* %' output && passed=$((passed + 1)) && echo "ok - progress is shown"
 claim "… byte by byte" starts_with_image "$disk"
+claim "… and the backup of the partition table at its end" whole_table "$disk"
 claim "inspect names its partitions" bash -c "'$tool' inspect '$disk' | grep -q '^root_b '"
 claim "settings are written to it" "$tool" provision "$disk" settings.toml
 claim "… and can be read back" bash -c "mcopy -n -i '$disk@@1M' ::spoke.toml - | cmp - settings.toml"

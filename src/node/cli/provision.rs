@@ -4,7 +4,8 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use spoke_api::health::summary::Components;
 use spoke_command::{Failure, Outcome, print};
 use spoke_config::Config;
-use spoke_config::appliance::{SETTINGS, Settings, parse};
+use spoke_config::appliance::{SETTINGS, Settings, parse_on_device};
+use spoke_config::on_image::KEPT;
 use spoke_sys::clock::{Clock as _, SystemClock};
 use spoke_sys::disk::{Owner, write_atomic, write_atomic_for};
 use spoke_sys::vault::Vault;
@@ -78,7 +79,7 @@ async fn store_settings(args: &Args, components: &watch::Sender<Components>) -> 
     let mut reported = String::new();
     loop {
         match std::fs::read(args.boot.join(SETTINGS)) {
-            Ok(bytes) => match parse(&bytes) {
+            Ok(bytes) => match parse_on_device(&bytes, &|path| present(args, path)) {
                 Ok(settings) => {
                     store(args, &config, &settings)?;
                     print("spoke: settings taken from the boot partition\n");
@@ -119,6 +120,14 @@ async fn store_settings(args: &Args, components: &watch::Sender<Components>) -> 
         }
         tokio::time::sleep(RETRY_INTERVAL).await;
         remount(&args.boot);
+    }
+}
+
+/// Whether a file that the settings name is on this device; at this time the state partition may not be at its final place.
+fn present(args: &Args, path: &Path) -> bool {
+    match path.strip_prefix(KEPT) {
+        Ok(kept) => args.state.join("spoke").join(kept).exists(),
+        Err(_) => path.exists(),
     }
 }
 
@@ -291,6 +300,22 @@ mod tests {
         std::fs::write(&config, GOOD).unwrap();
         run(&args).unwrap();
         assert_eq!(Owner::of(&config).unwrap(), owner);
+    }
+
+    #[test]
+    fn settings_that_cannot_run_are_not_taken() {
+        let (_dir, args) = args();
+        let text = format!(
+            "{GOOD}[[interface]]\nname = \"wg0\"\n[agent]\nenabled = true\nsecret = \"file:/var/lib/spoke/agent.secret\"\n"
+        );
+        std::fs::write(args.boot.join(SETTINGS), &text).unwrap();
+        assert!(matches!(run(&args), Err(Failure::BadInput(_))));
+        let faults = std::fs::read_to_string(args.boot.join(FAULTS)).unwrap();
+        assert!(faults.contains("agent.secret"), "{faults}");
+        // The secret is on the device from earlier settings.
+        std::fs::create_dir_all(args.state.join("spoke")).unwrap();
+        std::fs::write(args.state.join("spoke/agent.secret"), "x").unwrap();
+        run(&args).unwrap();
     }
 
     #[test]

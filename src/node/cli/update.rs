@@ -323,6 +323,9 @@ fn status(config: &Config, json: bool) -> Outcome {
     let version = |slot: Slot| record.slots.get(&slot).map(|v| format!("  {v}")).unwrap_or_default();
     print(&format!("slot {running}{}  {}, running\n", version(running), trust_text(trust)));
     print(&format!("slot {}{}  {}\n", running.other(), version(running.other()), trust_text(other)));
+    if roots().is_err() {
+        print("updates none: this image was built without a root key and accepts no bundle\n");
+    }
     if let Some(wanted) = wanted {
         print(&format!("wanted version {} (by the control plane)\n", wanted.version));
     }

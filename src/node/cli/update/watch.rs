@@ -29,6 +29,9 @@ pub(super) fn run(config: &Config) -> Outcome {
     let mut slots = DiskSlots::found()?;
     let (mut file, mut record) = RecordFile::open(config, &slots)?;
     file.post(&record, None);
+    if config.update.automatic && super::roots().is_err() {
+        tracing::warn!(file = super::ROOT_KEYS, "image without a root key: no update is accepted");
+    }
     let socket = config.node.runtime_dir.join(SOCKET);
     let mut probes = config.update.probes.clone();
     probes.extend(config.update.source.as_deref().and_then(host_port));
