@@ -59,7 +59,10 @@ pub fn parse_on_device(bytes: &[u8], present: &dyn Fn(&Path) -> bool) -> Result<
         config = table.to_string();
     }
     match Config::from_text(Some((SETTINGS, &config)), std::iter::empty()) {
-        Ok(read) => faults.extend(on_image::faults(&read, SETTINGS, &appliance.secrets, present)),
+        Ok(read) => {
+            faults.extend(read.names_nothing(SETTINGS));
+            faults.extend(on_image::faults(&read, SETTINGS, &appliance.secrets, present));
+        }
         Err(more) => faults.extend(more.0),
     }
     if faults.is_empty() { Ok(Settings { config, appliance }) } else { Err(faults) }
@@ -124,7 +127,7 @@ fn is_ssh_key(line: &str) -> bool {
 mod tests {
     use super::*;
 
-    const GOOD: &str = "[node]\nid = \"n1\"\n";
+    const GOOD: &str = "[node]\nid = \"n1\"\n[control]\nurl = \"https://c.example.net\"\n";
 
     #[test]
     fn secret_needs_a_file_name_and_text() {

@@ -64,7 +64,24 @@ impl Config {
                 Some((path.display().to_string(), std::fs::read_to_string(path).map_err(|e| unreadable(path, &e))?))
             }
         };
-        Self::from_text(text.as_ref().map(|(name, text)| (name.as_str(), text.as_str())), variables)
+        let config = Self::from_text(text.as_ref().map(|(name, text)| (name.as_str(), text.as_str())), variables)?;
+        match config.names_nothing(text.as_ref().map_or("", |(name, _)| name)) {
+            Some(fault) => Err(ConfigFaults(vec![fault])),
+            None => Ok(config),
+        }
+    }
+
+    /// The fault of a configuration without an interface, a control plane or the agent API, which can create interfaces:
+    /// what a power cut during an edit leaves. With it, every interface of before would be deleted.
+    pub fn names_nothing(&self, file: &str) -> Option<ConfigFault> {
+        let names = !self.interfaces.is_empty() || self.control.is_some() || self.agent.enabled;
+        (!names).then(|| ConfigFault {
+            file: file.to_owned(),
+            key: "(file)".to_owned(),
+            problem: "names neither an interface nor a control plane".to_owned(),
+            remedy: "add [[interface]] or [control] (docs/configure.md); if a power cut emptied the file, restore it"
+                .to_owned(),
+        })
     }
 
     /// As [`Config::load`], from a file's name and text.

@@ -192,6 +192,25 @@ fn environment_overrides_the_file() {
 }
 
 #[test]
+fn configuration_that_names_nothing_is_a_fault() {
+    let load = |text: &str, variables: &[(&str, &str)]| {
+        let variables: Vec<_> = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let config = Config::from_text(Some(("spoke.toml", text)), variables).map_err(|e| e.to_string())?;
+        config.names_nothing("spoke.toml").map_or(Ok(()), |fault| Err(fault.to_string()))
+    };
+    // Empty, white space, comments, cut in the middle of a line, other sections only.
+    for text in ["", "\n \n", "# [control]\n", "[node]\n", "[node]\nid = \"edge-1\"\n[health]\n"] {
+        let report = load(text, &[]).unwrap_err();
+        assert!(report.contains("spoke.toml: (file): names neither an interface nor a control plane"), "{report}");
+    }
+    assert!(load("\0\0\0\0", &[]).is_err(), "what a file system gives back for blocks it never wrote");
+    assert_eq!(load("[[interface]]\nname = \"wg0\"\n", &[]), Ok(()));
+    assert_eq!(load("[agent]\nenabled = true\nsecret = \"file:/x\"\n", &[]), Ok(()));
+    let variables = [("SPOKE__NODE__ID", "edge-1"), ("SPOKE__CONTROL__URL", "https://c.example.net")];
+    assert_eq!(load("", &variables), Ok(()), "the environment counts");
+}
+
+#[test]
 fn misplaced_key_is_not_printed_in_full() {
     let report = faults(&format!("[[interface]]\nname = \"wg0\"\nprivate_key = \"{PEER_KEY}\"")).join("\n");
     assert!(report.contains("write \"file:/absolute/path\""), "{report}");

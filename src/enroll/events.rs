@@ -1,6 +1,6 @@
 //! Events and actions of the control client: the vocabulary of [`super::machine`] and [`super::rotation`].
+use super::confirm::{Before, RejectedState};
 use super::document::{Envelope, Refusal, StateDocument, WantedHub};
-use super::identity::RejectedState;
 use super::wire::{KeyStep, Outcome};
 use spoke_model::key::PublicKey;
 use spoke_model::time::Boot;
@@ -50,6 +50,8 @@ pub struct NodeObservation {
     pub applied: bool,
     /// Why it could not be applied.
     pub problem: Option<String>,
+    /// Whole rounds of the recovery ladder that failed, since the hub session began; 0 again after a new session.
+    pub rounds: u64,
     /// Differences found since the process started.
     pub drift: u64,
     /// The node reports itself as healthy.
@@ -168,10 +170,29 @@ pub enum Action {
     Send(Message),
     /// Put the state in force.
     Publish(Arc<SignedState>),
-    /// Store it, and the signing keys it names.
+    /// Store that this generation is on trial, before its first step.
+    RecordTrial {
+        /// The generation.
+        generation: u64,
+        /// The hub under the state before.
+        before: Before,
+        /// How often it was begun.
+        attempts: u32,
+        /// The state before is unproved as well.
+        unproved_before: bool,
+    },
+    /// The hub has answered through it: store it, and the signing keys it names, then delete the record of the trial.
     Keep(Arc<SignedState>),
+    /// Store it, unproved, since there is no better one; the record of the trial stays.
+    Adopt(Arc<SignedState>),
+    /// Delete the record of the trial.
+    ForgetTrial,
     /// Store that it must not be tried again.
     Reject(RejectedState),
+    /// Store that the rejection stands.
+    ConfirmRejection(RejectedState),
+    /// Delete what [`Action::Reject`] stored.
+    LiftRejection,
     /// Send an echo through the tunnel.
     Echo {
         /// The hub's tunnel address.

@@ -41,15 +41,6 @@ impl Enrolment {
     }
 }
 
-/// Stored so that a reverted state is not tried again after a restart.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RejectedState {
-    /// The reverted one.
-    pub generation: u64,
-    /// Why.
-    pub reason: String,
-}
-
 /// Estimate of the server's time: our wall clock until the server has sent its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServerClock {

@@ -4,7 +4,7 @@
 //! long-poll:  Waiting ──deadline──► Poll out ──nothing──► Waiting (≤ 1 s)
 //!                ▲                     │ failed, refused ──► Waiting (backoff)
 //!                │                     ▼ newer state
-//! state:      In force ◄──keep── On trial ──revert──► In force (the previous one is published again)
+//! state:      In force ◄──keep── On trial (recorded) ──revert, restart──► In force (the previous one)
 //! messages:   Idle ──key change, registration or report due──► one message out ──result──► Idle
 //! key:        see [`super::rotation`]
 //! ```
@@ -12,16 +12,15 @@
 //! does not answer, the state in force stays in force, without limit.
 //!
 //! # Driver contract
-//! [`ControlClient::new`], then [`ControlClient::resume_rotation`] if a change of keys is on disk, then
-//! [`Event::Tick`]. Perform all actions of a call in order before the next one. Each `Poll` is answered by one
+//! [`ControlClient::new`], then [`ControlClient::resume_trial`] if a trial is recorded on disk, then
+//! [`ControlClient::resume_rotation`] if a change of keys is, then [`Event::Tick`]. Perform all actions of a call in order before the next one. Each `Poll` is answered by one
 //! [`Event::PollEnded`], each `Send` by one [`Event::SendEnded`], `RecordSwitch` by [`Event::SwitchRecorded`], at any
 //! later time; echo replies may be missing. After `Publish` send a new [`Event::Observed`] before anything else that
 //! depends on it. Publish [`ControlClient::status`] after each call. Sleep until [`ControlClient::deadline`] and send
 //! `Tick`; an early or late `Tick` is harmless.
-use super::confirm::{StateTrial, TrialEvidence, TrialVerdict};
+use super::confirm::RejectedState;
 use super::document::Refusal;
 use super::events::{Action, ControlTimes, Event, NodeObservation, PollResult, SignedState};
-use super::identity::RejectedState;
 use super::rotation::{Rotation, RotationAction};
 use super::status::{ControlOutage, ControlStatus, KeyChange};
 use super::wire::Outcome;
@@ -35,15 +34,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 mod messages;
+mod trial;
 use messages::clip;
+use trial::{OnTrial, Rounds, SetAside};
 
 #[cfg(test)]
 mod tests;
 
 /// Most actions of one event: an echo to each hub and a few more.
-pub const MAX_ACTIONS: usize = 24;
+pub const MAX_ACTIONS: usize = 32;
 /// Period of echoes while something has to be proven.
 const ECHO_PERIOD: Duration = Duration::from_millis(250);
+/// Period after [`FREQUENT_ECHOES`] without an answer: a hub that never answers costs at most 1,440 echoes a day.
+const SLOW_ECHO_PERIOD: Duration = Duration::from_secs(60);
+/// How long a state on trial is proved with the short period.
+const FREQUENT_ECHOES: Duration = Duration::from_secs(60);
 /// A trial shorter than this is not reported by itself.
 const BRIEF_TRIAL: Duration = Duration::from_secs(2);
 /// Shortest time between reports.
@@ -116,15 +121,6 @@ enum Sending {
     Report { content: Box<ReportContent>, drift: u64 },
 }
 
-#[derive(Debug)]
-struct OnTrial {
-    trial: StateTrial,
-    state: Arc<SignedState>,
-    /// Echoes from this number on were sent after the state was applied.
-    proof_from: Option<u16>,
-    answered: bool,
-}
-
 /// The machine.
 #[derive(Debug)]
 pub struct ControlClient {
@@ -134,6 +130,12 @@ pub struct ControlClient {
     rejected: Option<RejectedState>,
     refused: Option<String>,
     on_trial: Option<OnTrial>,
+    /// The hub has not answered through the state in force: there was none before it.
+    unproved: bool,
+    /// A generation, and how often its trial was begun.
+    attempts: Option<(u64, u32)>,
+    set_aside: Option<SetAside>,
+    rounds: Rounds,
     rotation: Rotation,
     key_changed: Option<KeyChange>,
     observed: NodeObservation,
@@ -173,6 +175,10 @@ impl ControlClient {
             rejected,
             refused: None,
             on_trial: None,
+            unproved: false,
+            attempts: None,
+            set_aside: None,
+            rounds: Rounds::new(),
             rotation: Rotation::idle(key),
             key_changed: None,
             observed: NodeObservation::default(),
@@ -233,6 +239,7 @@ impl ControlClient {
             Event::Tick => {}
             Event::Observed(observed) => {
                 self.rotation.observe_key(observed.key, self.echo_seq);
+                self.rounds.observe(&observed);
                 self.observed = *observed;
             }
             Event::EchoReply { from, seq } => self.handle_echo(now, from, seq, &mut out),
@@ -250,6 +257,7 @@ impl ControlClient {
         let wanted = self.rotation.tick(now);
         self.rotate(wanted, &mut out);
         self.decide_trial(now, &mut out);
+        self.settle_rejection(now, &mut out);
         if let Poll::At(at) = self.poll
             && now >= at
         {
@@ -322,7 +330,7 @@ impl ControlClient {
             PollResult::Again => self.poll = Poll::At(now),
             PollResult::State(state) => {
                 self.record_answer(now);
-                self.begin_trial(now, *state, out);
+                self.handle_offer(now, *state, out);
             }
             PollResult::Refused(refusal) => {
                 self.record_answer(now);
@@ -342,25 +350,6 @@ impl ControlClient {
         }
     }
 
-    fn begin_trial(&mut self, now: Boot, state: SignedState, out: &mut Actions) {
-        let (got, have) = (state.document.generation, self.newest_generation());
-        if got <= have {
-            return self.record_refusal(now, &Refusal::Older { got, have });
-        }
-        self.refused = None;
-        self.refused_backoff.reset();
-        self.poll = Poll::At(now);
-        // A superseded trial was not confirmed: the hub has to answer through this state too.
-        let was_up = self.observed.up || self.on_trial.as_ref().is_some_and(|t| t.trial.hub_was_up());
-        let trial = StateTrial::begin(now, got, self.times.confirm_within, was_up, self.in_force.is_some());
-        let state = Arc::new(state);
-        push(out, Action::Publish(state.clone()));
-        self.on_trial = Some(OnTrial { trial, state, proof_from: None, answered: false });
-        self.observed.applied = false;
-        self.observed.problem = None;
-        self.echo_at = now;
-    }
-
     fn record_refusal(&mut self, now: Boot, refusal: &Refusal) {
         self.refused = Some(refusal.to_string());
         self.poll = Poll::At(now + self.refused_backoff.fail(&mut self.rng));
@@ -370,38 +359,6 @@ impl ControlClient {
         self.poll_backoff.reset();
         self.last_answer = Some(now);
         self.outage = None;
-    }
-
-    fn decide_trial(&mut self, now: Boot, out: &mut Actions) {
-        let Some(t) = &mut self.on_trial else { return };
-        if !self.observed.applied {
-            (t.proof_from, t.answered) = (None, false);
-        } else if t.proof_from.is_none() {
-            t.proof_from = Some(self.echo_seq);
-            self.echo_at = now;
-        }
-        let evidence = TrialEvidence { applied: self.observed.applied, answered: t.answered };
-        let expects_hub = !t.state.hubs().is_empty();
-        match t.trial.judge(now, evidence, expects_hub, self.observed.problem.as_deref()) {
-            TrialVerdict::Open => {}
-            TrialVerdict::Keep => {
-                push(out, Action::Keep(t.state.clone()));
-                self.in_force = Some(t.state.clone());
-                self.on_trial = None;
-                self.report_at = now;
-            }
-            TrialVerdict::Revert(reason) => {
-                let rejected = RejectedState { generation: t.trial.generation(), reason };
-                push(out, Action::Reject(rejected.clone()));
-                if let Some(previous) = &self.in_force {
-                    push(out, Action::Publish(previous.clone()));
-                }
-                self.rejected = Some(rejected);
-                self.on_trial = None;
-                self.observed.applied = false;
-                self.report_at = now;
-            }
-        }
     }
 
     fn handle_echo(&mut self, now: Boot, from: IpAddr, seq: u16, out: &mut Actions) {
@@ -446,14 +403,19 @@ impl ControlClient {
     }
 
     fn wants_echo(&self) -> bool {
-        self.rotation.wants_echo() || self.on_trial.as_ref().is_some_and(|t| t.proof_from.is_some() && !t.answered)
+        // An accepted state has time: the uplink looks for the hub.
+        let wants = |t: &OnTrial| t.proof_from.is_some() && !t.answered && (self.observed.up || !t.trial.accepted());
+        self.rotation.wants_echo() || self.on_trial.as_ref().is_some_and(wants)
     }
 
     fn send_echoes(&mut self, now: Boot, out: &mut Actions) {
         if !self.wants_echo() || now < self.echo_at {
             return;
         }
-        self.echo_at = now + ECHO_PERIOD;
+        let since = self.on_trial.as_ref().filter(|_| !self.rotation.wants_echo()).map_or(now, |t| t.trial.began());
+        let frequent =
+            now < since + FREQUENT_ECHOES || self.observed.connected_since.is_some_and(|at| now < at + FREQUENT_ECHOES);
+        self.echo_at = now + if frequent { ECHO_PERIOD } else { SLOW_ECHO_PERIOD };
         let state = self.on_trial.as_ref().map(|t| &t.state).or(self.in_force.as_ref());
         for hub in state.map_or(&[][..], |s| s.hubs()) {
             push(out, Action::Echo { to: hub.address, seq: self.echo_seq });

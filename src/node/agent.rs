@@ -115,7 +115,7 @@ pub async fn run<C: Clock>(deps: Deps<C>) -> Result<(), AgentError> {
     let secret = shared_secret(settings.secret.as_ref().ok_or(AgentError::NoSecret)?)?;
     let agent = Agent {
         verifier: Verifier::new(&secret)?,
-        replays: tokio::sync::Mutex::new(ReplayRecord::open(&deps.config.node.state_dir, &deps.clock)?),
+        replays: tokio::sync::Mutex::new(ReplayRecord::open(&deps.config.node.state_dir, &deps.clock)),
         host: Mutex::default(),
         resolver: SystemResolver::default(),
         deps: deps.clone(),
@@ -172,20 +172,20 @@ struct ReplayRecord {
 
 impl ReplayRecord {
     /// Blocks.
-    fn open(dir: &Path, clock: &impl Clock) -> Result<Self, DiskError> {
-        let (journal, found) = Journal::open(dir.join(REPLAYS))?;
+    fn open(dir: &Path, clock: &impl Clock) -> Self {
+        let (journal, found) = Journal::open(dir.join(REPLAYS));
         let boot = boot_id().unwrap_or_default();
         let mut lines = found.lines.iter();
         // Between boots there may have been a power loss.
         let whole = lines.next().is_none_or(|first| first == boot.as_bytes()) && found.dropped == 0;
         let mut replays = Replays::load(lines.filter_map(|l| replay::Line::parse(l)), whole);
-        if found.aside.is_some() {
+        if found.aside.is_some() || journal.is_damaged() {
             // Its content is unknown.
             let now = clock.wall().secs();
             replays.distrust(now.saturating_sub(WINDOW), now.saturating_add(WINDOW));
         }
         // Above every limit: the next acceptance rewrites the file.
-        Ok(Self { replays, journal, lines: usize::MAX, boot })
+        Self { replays, journal, lines: usize::MAX, boot }
     }
 
     /// Checks a request, and records it on disk before it is executed.

@@ -59,11 +59,11 @@ pub struct Trail<C> {
 
 impl<C: Clock> Trail<C> {
     /// Opens the trail in the state directory; blocks. `trusted`: whether the wall clock is trusted.
-    pub fn open(dir: &Path, clock: C, trusted: watch::Receiver<Option<Anchor>>) -> Result<(Self, Audit), DiskError> {
-        let (journal, found) = Journal::open_or_rotate(dir.join(FILE))?;
+    pub fn open(dir: &Path, clock: C, trusted: watch::Receiver<Option<Anchor>>) -> (Self, Audit) {
+        let (journal, found) = Journal::open_or_rotate(dir.join(FILE));
         let mut entries = parse(&found.lines);
         if entries.is_empty() {
-            entries = parse(&journal::read(&previous(dir))?.lines);
+            entries = journal::read(&previous(dir)).map(|found| parse(&found.lines)).unwrap_or_default();
         }
         let head = entries.last().map(AuditEntry::head).unwrap_or_default();
         let (tx, events) = mpsc::channel(QUEUE);
@@ -78,7 +78,7 @@ impl<C: Clock> Trail<C> {
         } else if found.dropped > 0 {
             tracing::warn!(bytes = found.dropped, "last audit record cut off by a power loss");
         }
-        Ok((Self { clock, trusted, events, journal, head }, audit))
+        (Self { clock, trusted, events, journal, head }, audit)
     }
 
     /// Writes until every [`Audit`] is dropped. An event that cannot be written remains in the log.
@@ -202,7 +202,7 @@ mod tests {
     async fn chain_continues_over_restarts_and_rotation() {
         let dir = tempfile::tempdir().unwrap();
         for round in 0..3 {
-            let (trail, audit) = Trail::open(dir.path(), SystemClock, watch::channel(None).1).unwrap();
+            let (trail, audit) = Trail::open(dir.path(), SystemClock, watch::channel(None).1);
             let writer = tokio::spawn(trail.run());
             for i in 0..900 {
                 // Events of this actor are not synced, so many of them are fast.
@@ -228,7 +228,7 @@ mod tests {
     async fn damage_is_recorded_and_stays_detectable() {
         let dir = tempfile::tempdir().unwrap();
         let write = async |what: &[&str], anchor: Option<Anchor>| {
-            let (trail, audit) = Trail::open(dir.path(), SystemClock, watch::channel(anchor).1).unwrap();
+            let (trail, audit) = Trail::open(dir.path(), SystemClock, watch::channel(anchor).1);
             what.iter().for_each(|w| audit.record(&Actor::User(1000), *w, Err(&"no")));
             drop(audit);
             trail.run().await.unwrap();

@@ -99,9 +99,9 @@ impl<C: Clock> Ledger<C> {
         net: watch::Receiver<NetStatus>,
         trusted: watch::Receiver<Option<Anchor>>,
         audit: Audit,
-    ) -> Result<(Self, Changes, Facts), DiskError> {
+    ) -> (Self, Changes, Facts) {
         let boot_id = boot_id().unwrap_or_default();
-        let store = Store::open(dir, config.agent.keep_generations as usize, &boot_id, clock.now())?;
+        let store = Store::open(dir, config.agent.keep_generations as usize, &boot_id, clock.now());
         let (api_state, facts) = watch::channel(Some(store.history().state().clone()));
         // A previous process was killed during a change: the peers it had added are removed.
         let unfinished = store.history().unfinished().clone();
@@ -129,7 +129,7 @@ impl<C: Clock> Ledger<C> {
             unstored: None,
             compared: None,
         };
-        Ok((ledger, changes, (facts, repairs)))
+        (ledger, changes, (facts, repairs))
     }
 
     /// Makes changes until every [`Changes`] is dropped.

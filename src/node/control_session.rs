@@ -17,6 +17,7 @@ use spoke_enroll::settings::check_compatible;
 use spoke_enroll::status::ControlStatus;
 use spoke_enroll::wire::{Capabilities, ProvisionRequest, ReportOrder};
 use spoke_model::backoff::JitterRng;
+use spoke_model::error_chain::ErrorChain;
 use spoke_net::derive::{Keys, UplinkChoice};
 use spoke_sys::clock::Clock;
 use spoke_sys::disk::DiskError;
@@ -116,11 +117,13 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
     /// kernel has would be worse than none.
     pub async fn run(mut self) -> Result<(), ControlTaskError> {
         let mut server = ServerClock::new(self.clock.now(), self.clock.wall());
-        let mut enrolment = self.files.enrolment.load()?.filter(|e| e.node_id == self.signer.node);
-        let in_force = self.load_last_good(&mut enrolment)?;
+        let (mut enrolment, enrolment_lost) = self.load_enrolment();
+        let (in_force, state_lost) = self.load_last_good(&mut enrolment);
         let published = match (&in_force, &enrolment) {
             (Some(state), _) => Some(publish(&self.publish, &self.own, Some(&state.document))),
             (None, Some(_)) => None,
+            // It may have been enrolled.
+            (None, None) if enrolment_lost || state_lost => None,
             (None, None) => {
                 publish(&self.publish, &self.own, None);
                 None
@@ -143,16 +146,27 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
         self.session(connection, in_force).await
     }
 
-    /// The last good state. If the record of the enrolment is lost it is recovered from the state's own signing keys.
-    fn load_last_good(&mut self, enrolment: &mut Option<Enrolment>) -> Result<Option<SignedState>, ControlTaskError> {
+    /// The record of the enrolment, and whether there is one that cannot be read.
+    fn load_enrolment(&mut self) -> (Option<Enrolment>, bool) {
+        match self.files.enrolment.load() {
+            Ok(found) => (found.filter(|e| e.node_id == self.signer.node), false),
+            Err(e) => {
+                tracing::error!(error = %ErrorChain(&e), "enrolment not readable: its keys are taken from the last good state");
+                (None, true)
+            }
+        }
+    }
+
+    /// The last good state, and whether there is one that cannot be used. If the record of the enrolment is lost it is
+    /// recovered from the state's own signing keys.
+    fn load_last_good(&mut self, enrolment: &mut Option<Enrolment>) -> (Option<SignedState>, bool) {
         let envelope = match self.files.state.load() {
             Ok(Some(envelope)) => envelope,
-            Ok(None) => return Ok(None),
-            Err(e @ DiskError::Damaged { .. }) => {
-                tracing::error!(error = %e, "last good state is damaged: the kernel keeps its network until a new state arrives");
-                return Ok(None);
+            Ok(None) => return (None, false),
+            Err(e) => {
+                tracing::error!(error = %ErrorChain(&e), "last good state is damaged: the kernel keeps its network until a new state arrives");
+                return (None, true);
             }
-            Err(e) => return Err(e.into()),
         };
         let pinned = match enrolment.as_ref() {
             Some(known) => known.signing_keys.clone(),
@@ -168,11 +182,11 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
                     node_id: self.signer.node.clone(),
                     signing_keys: document.signing_keys.clone(),
                 });
-                Ok(Some(SignedState { envelope, document }))
+                (Some(SignedState { envelope, document }), false)
             }
             Err(refusal) => {
                 tracing::error!(error = %refusal, "last good state is not acceptable: waiting for a new state");
-                Ok(None)
+                (None, false)
             }
         }
     }
@@ -197,7 +211,14 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
     }
 
     async fn session(mut self, connection: Connection, in_force: Option<SignedState>) -> Result<(), ControlTaskError> {
-        let rejected = self.files.rejected.load()?;
+        let rejected = self.files.rejected.load().unwrap_or_else(|e| {
+            tracing::warn!(error = %ErrorChain(&e), "record of a reverted state not readable: that state may be tried again");
+            None
+        });
+        let trial = self.files.trial.load().unwrap_or_else(|e| {
+            tracing::warn!(error = %ErrorChain(&e), "record of a trial not readable: a state that lost the hub may be tried again");
+            None
+        });
         let times = ControlTimes {
             report_every: self.control.report_every,
             confirm_within: self.control.confirm_within,
@@ -205,7 +226,11 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
         };
         let (now, seed, key) = (self.clock.now(), (self.signer.random)(), self.keys.current()?);
         let machine = ControlClient::new(now, seed, times, in_force, rejected, key);
-        let (pending, run) = (self.keys.pending()?, (self.signer.random)());
+        let pending = self.keys.pending().unwrap_or_else(|e| {
+            tracing::error!(error = %ErrorChain(&e), "new WireGuard key not readable: the key in use stays");
+            None
+        });
+        let run = (self.signer.random)();
         let io = SessionIo {
             requests: Requests::new(self.http),
             connection,
@@ -233,6 +258,11 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
             update: self.update,
             status: self.status,
         };
+        if let Some(record) = trial {
+            for action in session.machine.resume_trial(now, record) {
+                session.perform(action).await;
+            }
+        }
         if let Some((new, switching)) = pending {
             tracing::info!(public_key = %new, switching, "WireGuard key change resumed");
             if let Some(action) = session.machine.resume_rotation(now, new, switching) {

@@ -96,7 +96,7 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys) -> Outcom
     let (anchor, statuses) = (trusted.clone(), components_out.clone());
     tasks.restarting("trust in the clock", seed, move || component_status::clock(anchor.clone(), statuses.clone()));
 
-    let changes = start_changes(&mut tasks, &config, &net, trusted)?;
+    let changes = start_changes(&mut tasks, &config, &net, trusted);
     if config.agent.enabled {
         let (config, net, changes, stop) = (config.clone(), net.clone(), changes.handle.clone(), stopping.subscribe());
         let deps = agent::Deps { clock, started, config, net, changes, stop };
@@ -208,15 +208,15 @@ fn start_changes(
     config: &Arc<Config>,
     net: &watch::Receiver<crate::reconciler::NetStatus>,
     trusted: watch::Receiver<Option<Anchor>>,
-) -> Result<ChangeChannels, spoke_command::Failure> {
+) -> ChangeChannels {
     let dir = &config.node.state_dir;
-    let (trail, audit) = Trail::open(dir, SystemClock, trusted.clone())?;
+    let (trail, audit) = Trail::open(dir, SystemClock, trusted.clone());
     tasks.vital("audit", trail.run());
     let (ledger, handle, facts) =
-        change::Ledger::open(dir, config.clone(), SystemClock, net.clone(), trusted, audit.clone())?;
+        change::Ledger::open(dir, config.clone(), SystemClock, net.clone(), trusted, audit.clone());
     let net = net.clone();
     tasks.vital("repairs", crate::audit::repairs(net, audit.clone(), SystemClock));
-    Ok(ChangeChannels { ledger, handle, facts, audit })
+    ChangeChannels { ledger, handle, facts, audit }
 }
 
 /// The kernel, with forwarding rules on a hub.

@@ -58,10 +58,10 @@ impl Node {
         let (status, net) = watch::channel(NetStatus::default());
         let (effective, in_force) = watch::channel(Some(wanted));
         let mut tasks = JoinSet::new();
-        let (trail, audit) = Trail::open(dir, clock.clone(), watch::channel(None).1).unwrap();
+        let (trail, audit) = Trail::open(dir, clock.clone(), watch::channel(None).1);
         tasks.spawn(async move { drop(trail.run().await) });
         let (ledger, changes, (api_state, repair)) =
-            Ledger::open(dir, config, clock.clone(), net.clone(), watch::channel(None).1, audit).unwrap();
+            Ledger::open(dir, config, clock.clone(), net.clone(), watch::channel(None).1, audit);
         tasks.spawn(async move { drop(ledger.run().await) });
         let sources = Sources {
             keys,

@@ -7,6 +7,11 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+mod journaled;
+#[cfg(any(test, feature = "sim"))]
+pub use journaled::recorded;
+use journaled::{Operation, record};
+
 /// Why a file could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
@@ -39,13 +44,13 @@ pub enum DiskError {
         mode: u32,
     },
     /// Neither the document nor its previous good copy can be understood.
-    #[error("{path} is damaged ({problem}) and has no good previous copy: it was moved aside to {aside}")]
+    #[error("{path} is damaged ({problem}) and has no good previous copy: it is kept as {aside}")]
     Damaged {
         /// The file.
         path: PathBuf,
         /// What is wrong.
         problem: String,
-        /// Where the damaged file is kept.
+        /// Where the damaged file is kept: its own path on a file system that cannot be written.
         aside: PathBuf,
     },
 }
@@ -128,7 +133,10 @@ fn write(path: &Path, bytes: &[u8], replace: bool, owner: Option<Owner>) -> Resu
     .map_err(fail)?;
     let mut file = File::from(file);
     let given = owner.map_or(Ok(()), |o| std::os::unix::fs::fchown(&file, Some(o.uid), Some(o.gid)));
+    let temporary_path = path.with_file_name(&temporary);
+    record(|| Operation::Write(temporary_path.clone(), bytes.to_vec()));
     let written = given.and_then(|()| file.write_all(bytes)).and_then(|()| file.sync_all());
+    record(|| Operation::Sync(temporary_path.clone()));
     if let Err(e) = written {
         drop(file);
         let _ = unlinkat(&dir, &temporary, rustix::fs::AtFlags::empty());
@@ -145,7 +153,32 @@ fn write(path: &Path, bytes: &[u8], replace: bool, owner: Option<Owner>) -> Resu
         let _ = unlinkat(&dir, &temporary, rustix::fs::AtFlags::empty());
         return Err(fail(e));
     }
-    fsync(&dir).map_err(fail)
+    record(|| match replace {
+        true => Operation::Rename(temporary_path.clone(), path.to_owned()),
+        false => Operation::Link(temporary_path.clone(), path.to_owned()),
+    });
+    if !replace {
+        record(|| Operation::Remove(temporary_path.clone()));
+    }
+    fsync(&dir).map_err(fail)?;
+    record(|| Operation::SyncDirectory);
+    Ok(())
+}
+
+/// Removes a file durably. Removing a missing one succeeds.
+///
+/// # Errors
+/// The file is still there, or may be back after a power cut.
+pub fn remove(path: &Path) -> Result<(), DiskError> {
+    match std::fs::remove_file(path) {
+        Ok(()) => record(|| Operation::Remove(path.to_owned())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(DiskError::write(path, e)),
+    }
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    File::open(directory).and_then(|d| d.sync_all()).map_err(|e| DiskError::write(path, e))?;
+    record(|| Operation::SyncDirectory);
+    Ok(())
 }
 
 fn split(path: &Path) -> Option<(&Path, &str)> {
@@ -214,37 +247,46 @@ impl<T: Serialize + DeserializeOwned> Document<T> {
         &self.path
     }
 
-    /// Reads it; if it is damaged, logs that and reads the previous good copy. `Ok(None)`: it does not exist.
+    /// Reads it; if it is damaged or cannot be read, logs that and reads the previous good copy. `Ok(None)`: it does not
+    /// exist. Every write replaces it by a rename, so no power cut removes it: a missing one was removed on purpose, and
+    /// its previous copy counts for nothing.
     pub fn load(&mut self) -> Result<Option<T>, DiskError> {
-        let problem = match self.read(&self.path) {
-            Ok(None) => None,
+        let error = match self.read(&self.path) {
+            Ok(None) => return Ok(None),
             Ok(Some((value, body))) => {
                 self.last = Some(body);
                 return Ok(Some(value));
             }
-            Err(ReadError::Disk(e)) => return Err(e),
-            Err(ReadError::Damaged(problem)) => Some(problem),
+            Err(error) => error,
         };
-        match self.read(&self.previous()) {
-            Ok(Some((value, _))) => {
-                tracing::warn!(path = %self.path.display(), problem = problem.as_deref().unwrap_or("missing"), "document damaged; its previous copy is used");
-                Ok(Some(value))
-            }
-            Ok(None) | Err(_) => match problem {
-                None => Ok(None),
-                Some(problem) => {
-                    let aside = self.path.with_extension("damaged");
-                    std::fs::rename(&self.path, &aside).map_err(|e| DiskError::write(&aside, e))?;
-                    Err(DiskError::Damaged { path: self.path.clone(), problem, aside })
+        if let Ok(Some((value, _))) = self.read(&self.previous()) {
+            let problem = match &error {
+                ReadError::Disk(e) => spoke_model::error_chain::ErrorChain(e).to_string(),
+                ReadError::Damaged(problem) => problem.clone(),
+            };
+            tracing::warn!(path = %self.path.display(), problem, "document damaged; its previous copy is used");
+            return Ok(Some(value));
+        }
+        match error {
+            ReadError::Disk(e) => Err(e),
+            ReadError::Damaged(problem) => {
+                let aside = self.path.with_extension("damaged");
+                let moved = std::fs::rename(&self.path, &aside);
+                if moved.is_ok() {
+                    record(|| Operation::Rename(self.path.clone(), aside.clone()));
                 }
-            },
+                let aside = if moved.is_ok() { aside } else { self.path.clone() };
+                Err(DiskError::Damaged { path: self.path.clone(), problem, aside })
+            }
         }
     }
 
     /// As [`Document::load`] without changing anything: nothing is moved aside, and what cannot be read counts as absent.
     pub fn peek(&self) -> Option<T> {
-        let read = |path: &Path| self.read(path).ok().flatten().map(|(value, _)| value);
-        read(&self.path).or_else(|| read(&self.previous()))
+        match self.read(&self.path) {
+            Ok(found) => found.map(|(value, _)| value),
+            Err(_) => self.read(&self.previous()).ok().flatten().map(|(value, _)| value),
+        }
     }
 
     /// Writes it if it differs from what was last read or written; returns whether it did.
@@ -257,13 +299,23 @@ impl<T: Serialize + DeserializeOwned> Document<T> {
             format!("{{\"version\":{},\"sum\":\"{}\",\"body\":", self.version, sha256_hex(&body)).into_bytes();
         bytes.extend_from_slice(&body);
         bytes.push(b'}');
-        if let Ok(Some(_)) = self.read(&self.path) {
+        let previous = self.previous();
+        match self.read(&self.path) {
             // Only a good copy may become the previous one.
-            let previous = self.previous();
-            let _ = std::fs::remove_file(&previous);
-            if let Err(e) = std::fs::hard_link(&self.path, &previous) {
-                tracing::debug!(error = %e, path = %previous.display(), "previous copy not kept");
+            Ok(Some(_)) => {
+                if std::fs::remove_file(&previous).is_ok() {
+                    record(|| Operation::Remove(previous.clone()));
+                }
+                match std::fs::hard_link(&self.path, &previous) {
+                    Ok(()) => record(|| Operation::Link(self.path.clone(), previous.clone())),
+                    Err(e) => {
+                        tracing::debug!(error = %e, path = %previous.display(), "previous copy not kept");
+                    }
+                }
             }
+            // Of a document that was removed: it must not come back when this one is damaged.
+            Ok(None) => remove(&previous)?,
+            Err(_) => {}
         }
         write_atomic(&self.path, &bytes, true)?;
         self.last = Some(body);
@@ -317,17 +369,6 @@ impl<T: Serialize + DeserializeOwned> Document<T> {
         let value = serde_json::from_slice(body).map_err(|e| damaged(&e))?;
         Ok(Some((value, body.to_vec())))
     }
-}
-
-/// Removes a file for good; a missing one is none to remove.
-fn remove(path: &Path) -> Result<(), DiskError> {
-    match std::fs::remove_file(path) {
-        Ok(()) => {}
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(DiskError::write(path, e)),
-    }
-    let Some((dir, _)) = split(path) else { return Ok(()) };
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| DiskError::write(path, e))
 }
 
 /// [`Document::replace`] failed.
@@ -420,8 +461,48 @@ mod tests {
         assert_eq!(Document::<Vec<u32>>::new(path.clone(), 1).peek(), None);
         assert!(path.exists(), "who only looks moves nothing");
         let error = Document::<Vec<u32>>::new(path.clone(), 1).load().unwrap_err().to_string();
-        assert!(error.contains("damaged") && error.contains("moved aside"), "{error}");
+        assert!(error.contains("damaged") && error.contains("kept as") && error.contains("doc.damaged"), "{error}");
         assert!(Document::<Vec<u32>>::new(path, 1).load().unwrap().is_none(), "the next start is clean");
+    }
+
+    #[test]
+    fn removed_document_does_not_come_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("doc.json");
+        let again = || Document::<Vec<u32>>::new(path.clone(), 1);
+        let mut doc = again();
+        for value in 1..4 {
+            doc.store(&vec![value]).unwrap();
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert!(dir.path().join("doc.json.prev").exists());
+        assert_eq!((again().load().unwrap(), again().peek()), (None, None), "missing is not damaged");
+        // Its successor has no previous copy.
+        again().store(&vec![9]).unwrap();
+        std::fs::write(&path, b"{").unwrap();
+        assert_eq!(again().peek(), None);
+        again().store(&vec![9]).unwrap();
+        doc = again();
+        doc.store(&vec![10]).unwrap();
+        doc.remove().unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        doc.remove().unwrap();
+    }
+
+    #[test]
+    fn unreadable_document_falls_back_to_the_previous_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("doc.json");
+        let mut doc = Document::<Vec<u32>>::new(path.clone(), 1);
+        doc.store(&vec![1]).unwrap();
+        doc.store(&vec![2]).unwrap();
+        // EISDIR stands for any error of reading, EIO among them.
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        let mut again = Document::<Vec<u32>>::new(path.clone(), 1);
+        assert_eq!((again.peek(), again.load().unwrap()), (Some(vec![1]), Some(vec![1])));
+        std::fs::remove_file(dir.path().join("doc.json.prev")).unwrap();
+        assert!(matches!(again.load(), Err(DiskError::Read { .. })));
     }
 
     #[test]

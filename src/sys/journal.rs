@@ -28,6 +28,8 @@ enum Repair {
     Aside { damaged: Vec<u8>, good: Vec<u8> },
     /// Rename it unchanged to `PATH.1` and start a new file.
     Rename,
+    /// As [`Repair::Rename`], with these bytes in the new file.
+    Replace { good: Vec<u8> },
 }
 
 impl Repair {
@@ -40,9 +42,10 @@ impl Repair {
                 write_atomic(path, good, true)?;
                 Ok(copy)
             }
-            Self::Rename => {
-                let old = beside(path, "1");
-                std::fs::rename(path, &old).map_err(|e| DiskError::write(path, e))?;
+            Self::Rename => set_aside(path),
+            Self::Replace { good } => {
+                let old = set_aside(path)?;
+                write_atomic(path, good, true)?;
                 Ok(old)
             }
         }
@@ -109,9 +112,13 @@ pub struct Found {
 
 impl Journal {
     /// Opens or creates the file. Blocks. If the file system is read-only or full, its lines are still returned, the
-    /// error is logged, and each append tries again.
-    pub fn open(path: PathBuf) -> Result<(Self, Found), DiskError> {
-        let bytes = read_or_nothing(&path)?;
+    /// error is logged, and each append tries again. A file that cannot be read counts as damaged: the previous copy is
+    /// used.
+    pub fn open(path: PathBuf) -> (Self, Found) {
+        let bytes = match read_or_nothing(&path) {
+            Ok(bytes) => bytes,
+            Err(error) => return Self::unreadable(path, &error),
+        };
         let (mut lines, mut good) = parse(&bytes);
         let mut dropped = (bytes.len() - good) as u64;
         let (mut aside, mut repair) = (None, None);
@@ -126,20 +133,34 @@ impl Journal {
             }
             (aside, repair) = Repair::Aside { damaged: bytes, good: whole }.run_or_defer(&path);
         }
-        Ok((Self::with(path, good as u64, repair), Found { lines, dropped, aside }))
+        (Self::with(path, good as u64, repair), Found { lines, dropped, aside })
+    }
+
+    /// The file is renamed to `PATH.1` before the first append, and replaced by the lines of the previous copy.
+    fn unreadable(path: PathBuf, error: &DiskError) -> (Self, Found) {
+        let error = spoke_model::error_chain::ErrorChain(error);
+        tracing::error!(path = %path.display(), %error, "file not readable; its previous copy is used");
+        let previous = std::fs::read(beside(&path, "prev")).unwrap_or_default();
+        let (lines, good) = parse(&previous);
+        let whole = previous[..good].to_vec();
+        let (aside, repair) = Repair::Replace { good: whole }.run_or_defer(&path);
+        (Self::with(path, good as u64, repair), Found { lines, dropped: 0, aside })
     }
 
     /// Like [`Journal::open`], for a file whose every line is evidence: one that is damaged elsewhere than at its end
     /// is renamed unchanged to `PATH.1`, replacing an earlier one, and a new file is started.
-    pub fn open_or_rotate(path: PathBuf) -> Result<(Self, Found), DiskError> {
-        let bytes = read_or_nothing(&path)?;
+    pub fn open_or_rotate(path: PathBuf) -> (Self, Found) {
+        let bytes = match read_or_nothing(&path) {
+            Ok(bytes) => bytes,
+            Err(error) => return Self::unreadable(path, &error),
+        };
         let (_, good) = parse(&bytes);
         if salvage(&bytes[good..]).0.is_empty() {
             return Self::open(path);
         }
         let (lines, dropped) = salvage(&bytes);
         let (aside, repair) = Repair::Rename.run_or_defer(&path);
-        Ok((Self::with(path, 0, repair), Found { lines, dropped, aside }))
+        (Self::with(path, 0, repair), Found { lines, dropped, aside })
     }
 
     /// The journal whose first `len` bytes are valid after `repair`.
@@ -158,13 +179,13 @@ impl Journal {
     }
 
     /// Truncates the journal to `lines`, its first ones; a copy of the file is kept as of a damaged one. Blocks.
-    pub fn keep_first(&mut self, lines: &[Vec<u8>]) -> Result<(), DiskError> {
+    pub fn keep_first(&mut self, lines: &[Vec<u8>]) {
         let mut good = Vec::new();
         lines.iter().for_each(|l| write_line(&mut good, l));
         let len = good.len() as u64;
-        let (_, repair) = Repair::Aside { damaged: read_or_nothing(&self.path)?, good }.run_or_defer(&self.path);
+        let damaged = read_or_nothing(&self.path).unwrap_or_default();
+        let (_, repair) = Repair::Aside { damaged, good }.run_or_defer(&self.path);
         *self = Self::with(self.path.clone(), len, repair);
-        Ok(())
     }
 
     /// Whether the file is damaged and not yet repaired.
@@ -257,6 +278,12 @@ impl Journal {
         (self.file, self.len) = (Some(Arc::new(file)), 0);
         Ok(())
     }
+}
+
+fn set_aside(path: &Path) -> Result<PathBuf, DiskError> {
+    let old = beside(path, "1");
+    std::fs::rename(path, &old).map_err(|e| DiskError::write(path, e))?;
+    Ok(old)
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {
@@ -362,17 +389,34 @@ mod tests {
     use proptest::prelude::*;
 
     #[tokio::test]
+    async fn unreadable_file_counts_as_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("j");
+        let (mut journal, _) = Journal::open(path.clone());
+        journal.append(b"one", true).await.unwrap();
+        journal.replace([b"one", b"two"].into_iter().collect()).await.unwrap();
+        // EISDIR stands for any error of reading, EIO among them.
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        let (mut journal, found) = Journal::open(path.clone());
+        assert_eq!((found.lines, found.aside), (vec![b"one".to_vec()], Some(beside(&path, "1"))));
+        journal.append(b"three", true).await.unwrap();
+        let (_, found) = Journal::open_or_rotate(path);
+        assert_eq!(found.lines, [b"one".to_vec(), b"three".to_vec()]);
+    }
+
+    #[tokio::test]
     async fn truncation_keeps_every_whole_line() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("j");
-        let (mut journal, _) = Journal::open(path.clone()).unwrap();
+        let (mut journal, _) = Journal::open(path.clone());
         for line in ["one", "two", "three"] {
             journal.append(line.as_bytes(), true).await.unwrap();
         }
         let whole = std::fs::read(&path).unwrap();
         for cut in 0..whole.len() {
             std::fs::write(&path, &whole[..cut]).unwrap();
-            let (mut journal, found) = Journal::open(path.clone()).unwrap();
+            let (mut journal, found) = Journal::open(path.clone());
             assert_eq!(found.lines.len(), whole[..cut].iter().filter(|b| **b == b'\n').count(), "cut at {cut}");
             journal.append(b"next", false).await.unwrap();
             let again = read(&path).unwrap();
@@ -384,7 +428,7 @@ mod tests {
     async fn replacement_is_atomic_and_private() {
         use std::os::unix::fs::MetadataExt as _;
         let dir = tempfile::tempdir().unwrap();
-        let (mut journal, _) = Journal::open(dir.path().join("j")).unwrap();
+        let (mut journal, _) = Journal::open(dir.path().join("j"));
         journal.append(b"old", true).await.unwrap();
         journal.replace(["a", "b"].into_iter().collect()).await.unwrap();
         journal.append(b"c", true).await.unwrap();
@@ -398,7 +442,7 @@ mod tests {
         use std::os::unix::fs::MetadataExt as _;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("j");
-        let (mut journal, _) = Journal::open(path.clone()).unwrap();
+        let (mut journal, _) = Journal::open(path.clone());
         for line in ["one", "two", "three"] {
             journal.append(line.as_bytes(), true).await.unwrap();
         }
@@ -411,18 +455,18 @@ mod tests {
 
         let evidence = dir.path().join("e");
         std::fs::copy(&path, &evidence).unwrap();
-        let (mut journal, found) = Journal::open_or_rotate(evidence.clone()).unwrap();
+        let (mut journal, found) = Journal::open_or_rotate(evidence.clone());
         assert_eq!((found.lines.len(), found.dropped, journal.is_empty()), (2, 21, true));
         assert_eq!(std::fs::read(found.aside.unwrap()).unwrap(), bytes, "the file is unchanged");
         journal.append(b"four", false).await.unwrap();
         assert_eq!(read(&evidence).unwrap().lines, [b"four"]);
 
-        let (journal, found) = Journal::open(path.clone()).unwrap();
+        let (journal, found) = Journal::open(path.clone());
         assert_eq!((found.lines, journal.len()), (vec![b"one".to_vec()], 21));
         let aside = found.aside.unwrap();
         assert_eq!(std::fs::metadata(&aside).unwrap().mode() & 0o777, 0o600);
         assert_eq!(std::fs::read(aside).unwrap(), bytes);
-        let (_, found) = Journal::open(path).unwrap();
+        let (_, found) = Journal::open(path);
         assert!(found.aside.is_none() && found.dropped == 0, "reported once");
     }
 
@@ -431,7 +475,7 @@ mod tests {
         for (text, left) in [("", &[&b"one"[..], b"two"][..]), ("keeps", &[&b"first"[..]])] {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("j");
-            let (mut journal, _) = Journal::open(path.clone()).unwrap();
+            let (mut journal, _) = Journal::open(path.clone());
             journal.append(b"one", true).await.unwrap();
             journal.append(b"two", true).await.unwrap();
             journal.replace(["first", "second", "third"].into_iter().collect()).await.unwrap();
@@ -444,7 +488,7 @@ mod tests {
             for d in [&in_the_way, &rotated] {
                 std::fs::create_dir_all(d.join("full")).unwrap();
             }
-            let (mut journal, found) = Journal::open(path.clone()).unwrap();
+            let (mut journal, found) = Journal::open(path.clone());
             assert_eq!(found.lines, left, "the last valid lines");
             journal.append(b"new", true).await.unwrap_err();
             assert_eq!(std::fs::read(&path).unwrap(), bytes, "the file is unchanged");
@@ -457,7 +501,7 @@ mod tests {
 
             // Evidence.
             std::fs::write(&path, &bytes).unwrap();
-            let (mut journal, found) = Journal::open_or_rotate(path.clone()).unwrap();
+            let (mut journal, found) = Journal::open_or_rotate(path.clone());
             assert!(found.lines.len() == 2 && found.aside.is_none(), "{found:?}");
             journal.append(b"new", true).await.unwrap_err();
             assert_eq!(std::fs::read(&path).unwrap(), bytes);

@@ -34,9 +34,8 @@ async fn serve(path: &Path) {
     let (_keys, keys) = watch::channel(Some(Arc::new(Keys { private, ..Keys::default() })));
     let (status, net) = watch::channel(NetStatus::default());
     let (_trusted, trusted) = watch::channel(None);
-    let (trail, audit) = Trail::open(&dir, clock, trusted.clone()).expect("the audit trail");
-    let (ledger, changes, (api_state, repair)) =
-        Ledger::open(&dir, config.clone(), clock, net.clone(), trusted, audit).expect("the ledger");
+    let (trail, audit) = Trail::open(&dir, clock, trusted.clone());
+    let (ledger, changes, (api_state, repair)) = Ledger::open(&dir, config.clone(), clock, net.clone(), trusted, audit);
     let (_stop, stop) = watch::channel(false);
     let (events, _wake) = watch::channel(0);
     let sources = Sources {

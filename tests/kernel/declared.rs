@@ -104,3 +104,22 @@ fn declared_state_keeps_its_owner_in_plan_and_history() {
     assert_eq!(device.run("wg show wg0 fwmark").trim(), "0x7");
     assert!(node.tell("audit list").contains("interface.wg0.fwmark = 7"));
 }
+
+#[test]
+fn unreadable_enrolment_or_state_uses_the_other_copy() {
+    for name in ["enrolment.json", "state.json", "rejected.json", "trial.json"] {
+        let device = Namespace::new("device");
+        let mut node = Node::new(&device, LINKS);
+        let file = node.path("spoke.toml");
+        let text = std::fs::read_to_string(&file).expect("the configuration");
+        std::fs::write(&file, text.replace("[node]\n", "[node]\nid = \"edge-1\"\n")).expect("written");
+        store_state(&node);
+        let state = node.path("state");
+        std::fs::copy(state.join("state.json"), state.join("state.json.prev")).expect("a previous copy");
+        // A directory fails every read, as a dying card does.
+        let _ = std::fs::remove_file(state.join(name));
+        std::fs::create_dir(state.join(name)).expect("a directory");
+        node.start();
+        assert_eq!(node.peers("wg0"), [key(1), key(4)], "{name}");
+    }
+}

@@ -356,3 +356,50 @@ fn truncated_state_files_are_reported_and_block_nothing() {
     spoke.stop();
     unmount(&state);
 }
+
+/// Replaces a file by a directory, which fails every read, as a dying card does.
+fn make_unreadable(path: &Path) {
+    let _ = std::fs::remove_file(path);
+    std::fs::create_dir(path).expect("a directory");
+}
+
+#[test]
+fn unreadable_files_keep_no_tunnel_down() {
+    let device = Namespace::new("device");
+    let (mut spoke, state) = on_its_own_disk(&device, 256);
+    spoke.start();
+    spoke.stop();
+    for name in ["audit.log", "changes.journal", "clock.json"] {
+        device.ip("link del wg0");
+        make_unreadable(&state.join(name));
+        let logged = spoke.log().len();
+        spoke.start();
+        assert!(has_address(&device), "{name}");
+        let log = spoke.log().split_off(logged);
+        assert!(log.lines().any(|l| l.contains(name) || l.contains("clock stamp")), "{name}: {log}");
+        spoke.stop();
+    }
+    unmount(&state);
+}
+
+#[test]
+fn emptied_configuration_deletes_nothing() {
+    let device = Namespace::new("device");
+    let (mut spoke, state) = on_its_own_disk(&device, 64);
+    spoke.start();
+    spoke.stop();
+    let file = spoke.path("spoke.toml");
+    let good = std::fs::read(&file).expect("the configuration");
+    for left in [&b""[..], b"\n", &[0; 512], &good[..good.len() / 5]] {
+        std::fs::write(&file, left).expect("written");
+        let output = spoke.command("run").stdin(Stdio::null()).output().expect("it runs");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && error.contains("spoke.toml"), "{output:?}");
+        assert!(has_address(&device), "deleted for {left:?}");
+    }
+    std::fs::write(&file, good).expect("written");
+    spoke.start();
+    assert!(has_address(&device));
+    spoke.stop();
+    unmount(&state);
+}

@@ -49,7 +49,8 @@ impl ControlClient {
         if *reported == self.report_content() {
             return None;
         }
-        Some(self.on_trial.as_ref().map_or(Boot::default(), |t| t.trial.began() + BRIEF_TRIAL))
+        let open = self.on_trial.as_ref().filter(|t| !t.trial.accepted());
+        Some(open.map_or(Boot::default(), |t| t.trial.began() + BRIEF_TRIAL))
     }
 
     pub(super) fn handle_send(&mut self, now: Boot, result: &SendResult, out: &mut Actions) {
@@ -99,7 +100,10 @@ impl ControlClient {
             healthy,
             update,
         };
-        if let Some(t) = &self.on_trial {
+        if let Some(t) = self.on_trial.as_ref().filter(|t| t.trial.accepted() && !self.unproved) {
+            return content(t.trial.generation(), Outcome::Applied, None);
+        }
+        if let Some(t) = self.on_trial.as_ref().filter(|t| !t.trial.accepted()) {
             let generation = if self.observed.applied { t.trial.generation() } else { in_force };
             return content(generation, Outcome::Trial, self.observed.problem.as_deref());
         }

@@ -35,7 +35,7 @@ impl Node {
                 .await;
         let (net, changes, kernel) = (node.net.clone(), node.changes.clone(), node.kernel.clone());
         net.clone().wait_for(|s| s.ready).await.unwrap();
-        let memory = ReplayRecord::open(dir, &clock).unwrap();
+        let memory = ReplayRecord::open(dir, &clock);
         let deps =
             Deps { clock: clock.clone(), started: clock.now(), config, net, changes, stop: watch::channel(false).1 };
         let agent = Agent {

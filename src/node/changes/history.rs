@@ -32,9 +32,9 @@ impl Store {
     ///
     /// If a line cannot be parsed, the file is kept aside and the lines before it are used: after an update is rolled back,
     /// the older version must start with the file of the newer one.
-    pub fn open(dir: &Path, keep: usize, boot_id: &str, now: Boot) -> Result<Self, DiskError> {
+    pub fn open(dir: &Path, keep: usize, boot_id: &str, now: Boot) -> Self {
         let path = dir.join(FILE);
-        let (mut journal, found) = Journal::open(path.clone())?;
+        let (mut journal, found) = Journal::open(path.clone());
         if found.dropped > 0 && found.aside.is_none() && !journal.is_damaged() {
             tracing::warn!(bytes = found.dropped, "last change cut off by a power loss; it is not in force");
         }
@@ -44,9 +44,9 @@ impl Store {
                 path = %path.display(), line = parsed + 1, error = problem, generation = history.current(),
                 "changes not readable from this line on, perhaps of a newer version; using the lines before"
             );
-            journal.keep_first(found.lines.get(..parsed).unwrap_or_default())?;
+            journal.keep_first(found.lines.get(..parsed).unwrap_or_default());
         }
-        Ok(Self { journal, history, max_bytes: MAX_BYTES, compact: 0 })
+        Self { journal, history, max_bytes: MAX_BYTES, compact: 0 }
     }
 
     /// The history.

@@ -246,7 +246,7 @@ fn remount(boot: &Path) {
 mod tests {
     use super::*;
 
-    const GOOD: &str = "[node]\nid = \"n1\"\n";
+    const GOOD: &str = "[node]\nid = \"n1\"\n[control]\nurl = \"https://c.example.net\"\n";
 
     fn args() -> (tempfile::TempDir, Args) {
         let dir = tempfile::tempdir().unwrap();

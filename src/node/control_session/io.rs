@@ -4,11 +4,12 @@ use crate::signed_request::{REPLY_TIMEOUT, Signer, error_message, key_verifier, 
 use spoke_config::Config;
 use spoke_config::control::Control;
 use spoke_config::effective::Effective;
+use spoke_enroll::confirm::{RejectedState, TrialRecord};
 use spoke_enroll::document::{Envelope, MAX_BYTES, Refusal, StateDocument};
 use spoke_enroll::events::{
     Action, Event, KeySlot, Message, NodeObservation, NotWritten, PollResult, SendResult, SignedState,
 };
-use spoke_enroll::identity::{Enrolment, RejectedState, ServerClock};
+use spoke_enroll::identity::{Enrolment, ServerClock};
 use spoke_enroll::machine::ControlClient;
 use spoke_enroll::request::Nonce;
 use spoke_enroll::settings::{check_compatible, settings};
@@ -24,6 +25,7 @@ use spoke_sys::echo::Echo;
 use spoke_sys::http::{Answer, Http, HttpError, Request};
 use spoke_sys::keys::pending::TunnelKeys;
 use spoke_update::notice::Notice;
+use spoke_uplink::ladder::Rung;
 use spoke_uplink::status::{State, UplinkStatus};
 use std::future::Future;
 use std::pin::Pin;
@@ -45,6 +47,8 @@ pub struct StateFiles {
     pub state: Document<Envelope>,
     /// The state that was reverted.
     pub rejected: Document<RejectedState>,
+    /// The state on trial.
+    pub trial: Document<TrialRecord>,
 }
 
 /// Whether the node calls itself healthy, and its health document.
@@ -115,6 +119,7 @@ pub(super) struct Connection {
 /// A state that could not be written to disk.
 pub(super) struct Unsaved {
     state: Arc<SignedState>,
+    proved: bool,
     retry_at: Boot,
     error: String,
 }
@@ -173,12 +178,32 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
                 tracing::info!(generation = state.document.generation, "state published");
                 self.connection.published = Some(publish(&self.publish, &self.own, Some(&state.document)));
             }
-            Action::Keep(state) => self.keep(state),
+            Action::RecordTrial { generation, before, attempts, unproved_before } => {
+                let since = self.clock.wall();
+                let record = TrialRecord { generation, since, before, attempts, unproved_before };
+                if let Err(e) = self.files.trial.store(&record) {
+                    tracing::error!(generation, error = %ErrorChain(&e), "trial of a state not recorded: a restart tries it again");
+                }
+            }
+            Action::Keep(state) => self.keep(state, true),
+            Action::Adopt(state) => self.keep(state, false),
+            Action::ForgetTrial => self.forget_trial(),
+            Action::LiftRejection => {
+                tracing::info!("reverted state tried again: the hub answers through neither");
+                if let Err(e) = self.files.rejected.remove() {
+                    tracing::warn!(error = %ErrorChain(&e), "reverted state still recorded: a restart does not try it again");
+                }
+            }
             Action::Reject(rejected) => {
                 tracing::error!(generation = rejected.generation, reason = rejected.reason, "state reverted");
-                if let Err(e) = self.files.rejected.store(&rejected) {
-                    tracing::error!(error = %e, "reverted state not recorded: it is tried again after a restart");
-                }
+                self.record_rejection(&rejected);
+            }
+            Action::ConfirmRejection(rejected) => {
+                tracing::info!(
+                    generation = rejected.generation,
+                    "the hub answers through the state before the reverted one"
+                );
+                self.record_rejection(&rejected);
             }
             Action::Echo { to, seq } => {
                 if let Err(e) = echo.send(&self.control.interface, to, seq).await {
@@ -230,30 +255,51 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
         }
     }
 
-    fn keep(&mut self, state: Arc<SignedState>) {
+    fn record_rejection(&mut self, rejected: &RejectedState) {
+        if let Err(e) = self.files.rejected.store(rejected) {
+            tracing::error!(error = %e, "reverted state not recorded: it is tried again after a restart");
+        }
+    }
+
+    fn forget_trial(&mut self) {
+        if let Err(e) = self.files.trial.remove() {
+            tracing::warn!(error = %ErrorChain(&e), "record of a trial not deleted: a restart counts as a failed trial");
+        }
+    }
+
+    /// `proved`: the hub has answered through it.
+    fn keep(&mut self, state: Arc<SignedState>, proved: bool) {
         let connection = &mut self.connection;
-        connection.enrolment.retire_keys(&state);
+        if proved {
+            connection.enrolment.retire_keys(&state);
+        } else {
+            connection.enrolment.trust_also(&state.document.signing_keys);
+        }
         connection.enrolment.server = self.control.url.0.to_string();
         // The state first: it is signed by a key pinned before.
         let stored =
             self.files.state.store(&state.envelope).and_then(|_| self.files.enrolment.store(&connection.enrolment));
         connection.unsaved = match stored {
             Ok(_) => {
-                tracing::info!(generation = state.document.generation, "state stored");
+                tracing::info!(generation = state.document.generation, proved, "state stored");
                 None
             }
             Err(e) => {
                 tracing::error!(generation = state.document.generation, error = %e, retry_in = ?SAVE_RETRY, "state in force but not stored");
-                Some(Unsaved { state, retry_at: self.clock.now() + SAVE_RETRY, error: e.to_string() })
+                Some(Unsaved { state, proved, retry_at: self.clock.now() + SAVE_RETRY, error: e.to_string() })
             }
         };
+        // Only now: without the record a restart would take the state stored before for the newest.
+        if proved && self.connection.unsaved.is_none() {
+            self.forget_trial();
+        }
     }
 
     /// Writes a state again whose write has failed, if it is time.
     pub(super) fn retry_save(&mut self) {
         let now = self.clock.now();
         if let Some(unsaved) = self.connection.unsaved.take_if(|u| now >= u.retry_at) {
-            self.keep(unsaved.state);
+            self.keep(unsaved.state, unsaved.proved);
         }
     }
 
@@ -425,7 +471,10 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
                 hubs.contains(&choice.active.hub) && choice.active.endpoint.is_none_or(sent_to)
             }),
         };
+        // The two top rungs; each ends a round.
+        let rounds = [Rung::Rebuild, Rung::Again].iter().filter_map(|r| uplink.rungs.get(r)).sum();
         NodeObservation {
+            rounds,
             up: uplink.state == State::Up,
             connected_since: uplink.connected_since,
             hub: uplink.hub.clone(),

@@ -8,6 +8,7 @@ use spoke_sys::sim::kernel::FakeKernel;
 use std::net::IpAddr;
 
 mod fleet;
+mod trial;
 use fleet::*;
 
 /// A control plane with generation 3, and a node on a state directory that outlives it.

@@ -113,6 +113,7 @@ pub(super) fn start(
                 enrolment: enrolment_file(&dir),
                 state: state_file(&dir),
                 rejected: Document::new(dir.join("rejected.json"), FILE_VERSION),
+                trial: Document::new(dir.join("trial.json"), FILE_VERSION),
             },
             publish: publish.clone(),
             net: net.clone(),

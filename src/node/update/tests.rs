@@ -364,7 +364,7 @@ async fn update_commits_with_health_endpoint_disabled() {
     )
     .await;
     let socket = dir.path().join(SOCKET);
-    let (_trail, audit) = Trail::open(dir.path(), clock.clone(), tokio::sync::watch::channel(None).1).unwrap();
+    let (_trail, audit) = Trail::open(dir.path(), clock.clone(), tokio::sync::watch::channel(None).1);
     let answers = Answers {
         clock: clock.clone(),
         started: clock.now(),

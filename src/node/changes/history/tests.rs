@@ -35,7 +35,7 @@ async fn commit(store: &mut Store, state: &ApiState) {
 #[tokio::test]
 async fn store_is_bounded_and_keeps_the_previous_state() {
     let dir = tempfile::tempdir().unwrap();
-    let mut store = Store::open(dir.path(), 10, "boot", Boot::default()).unwrap();
+    let mut store = Store::open(dir.path(), 10, "boot", Boot::default());
     store.max_bytes = 60_000;
     // Each generation replaces all peers: some 20 kB a line.
     for keepalive in 1..=40 {
@@ -47,7 +47,7 @@ async fn store_is_bounded_and_keeps_the_previous_state() {
         let before = if keepalive == 1 { ApiState::default() } else { state(200, keepalive - 1) };
         assert_eq!(store.history().at(previous).unwrap(), before);
     }
-    let again = Store::open(dir.path(), 10, "boot", Boot::default()).unwrap();
+    let again = Store::open(dir.path(), 10, "boot", Boot::default());
     assert_eq!(**again.history().state(), state(200, 40));
     assert_eq!(again.history().at(39).unwrap(), state(200, 39));
     assert_eq!(*peek(dir.path()).unwrap(), state(200, 40));
@@ -72,7 +72,7 @@ fn peek_at_a_missing_store_creates_none() {
 async fn older_version_reads_the_store_of_a_newer_one() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(FILE);
-    let open = || Store::open(dir.path(), 10, "boot", Boot::default()).unwrap();
+    let open = || Store::open(dir.path(), 10, "boot", Boot::default());
     let mut store = open();
     commit(&mut store, &state(3, 1)).await;
     commit(&mut store, &state(3, 2)).await;
@@ -89,7 +89,7 @@ async fn older_version_reads_the_store_of_a_newer_one() {
 
     // No line can be parsed.
     let text = std::fs::read(&path).unwrap();
-    let mut journal = Journal::open(path.clone()).unwrap().0;
+    let mut journal = Journal::open(path.clone()).0;
     journal.replace(["{}"].into_iter().collect()).await.unwrap();
     assert_ne!(std::fs::read(&path).unwrap(), text);
     let mut older = open();

@@ -12,6 +12,7 @@ use spoke_enroll::wire::{NodeReport, Problem, ProblemCode, ProblemDetail};
 use spoke_model::key::{PublicKey, SecretKey};
 use spoke_model::signature::SignKey;
 use spoke_model::time::Wall;
+use spoke_net::derive::HubPeer;
 use spoke_sys::disk::Document;
 use spoke_sys::echo::EchoError;
 use spoke_sys::http::{Answer, HttpError, Request};
@@ -211,21 +212,100 @@ pub(super) fn random() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
+/// The hubs 10.8.0.N that answer echoes.
+pub(super) struct HubEcho {
+    alive: Vec<u8>,
+    sent: mpsc::UnboundedSender<(IpAddr, u16)>,
+    replies: mpsc::UnboundedReceiver<(IpAddr, u16)>,
+}
+
+impl Echo for HubEcho {
+    async fn send(&mut self, _: &spoke_model::interface_name::IfName, to: IpAddr, seq: u16) -> Result<(), EchoError> {
+        if self.alive.iter().any(|n| to == IpAddr::from([10, 8, 0, *n])) {
+            let _ = self.sent.send((to, seq));
+        }
+        Ok(())
+    }
+
+    async fn answer(&mut self) -> (IpAddr, u16) {
+        match self.replies.recv().await {
+            Some(reply) => reply,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// A hub session in 3 s per connection and 20 s per round of the ladder.
+async fn follow_hub(
+    mut effective: Fact<Effective>,
+    alive: Vec<u8>,
+    choice: watch::Sender<Option<Arc<UplinkChoice>>>,
+    status: watch::Sender<UplinkStatus>,
+    clock: SimClock,
+) {
+    loop {
+        let hub = effective.borrow_and_update().as_ref().and_then(|e| e.hubs().first().cloned());
+        let session = async {
+            let Some(hub) = hub else { return std::future::pending().await };
+            let name = hub.name.clone();
+            let answers = alive.iter().any(|n| hub.address == IpAddr::from([10, 8, 0, *n]));
+            let active = HubPeer { hub: Arc::new(hub), endpoint: None };
+            let interface = "wg0".parse().unwrap();
+            choice.send_replace(Some(Arc::new(UplinkChoice {
+                interface,
+                active,
+                standby: None,
+                port_epoch: 0,
+                rebuild: 0,
+            })));
+            status.send_replace(UplinkStatus { hub: Some(name), ..UplinkStatus::default() });
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            if !answers {
+                loop {
+                    tokio::time::sleep(Duration::from_secs(20)).await;
+                    status.send_modify(|s| *s.rungs.entry(spoke_uplink::ladder::Rung::Again).or_default() += 1);
+                }
+            }
+            let (state, connected_since) = (spoke_uplink::status::State::Up, Some(clock.now()));
+            status.send_modify(|s| (s.state, s.connected_since) = (state, connected_since));
+            std::future::pending().await
+        };
+        tokio::select! {
+            () = session => {}
+            changed = effective.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
 /// Control session and reconciler; the state directory outlives them.
 pub(super) struct Node {
     pub(super) kernel: Handle,
     pub(super) net: watch::Receiver<NetStatus>,
     pub(super) status: watch::Receiver<ControlStatus>,
     pub(super) tasks: JoinSet<()>,
+    uplink: watch::Receiver<UplinkStatus>,
 }
 
 impl Node {
+    /// A hub.
     pub(super) fn start(dir: &Path, server: &Server, kernel: FakeKernel) -> Self {
+        Self::start_as("hub", dir, server, kernel, NoEcho, &[])
+    }
+
+    /// A node; the hubs 10.8.0.N answer for each N of `alive`.
+    pub(super) fn start_at_hubs(dir: &Path, server: &Server, kernel: FakeKernel, alive: &[u8]) -> Self {
+        let (sent, replies) = mpsc::unbounded_channel();
+        let echo = HubEcho { alive: alive.to_vec(), sent, replies };
+        Self::start_as("node", dir, server, kernel, echo, alive)
+    }
+
+    fn start_as(role: &str, dir: &Path, server: &Server, kernel: FakeKernel, echo: impl Echo, alive: &[u8]) -> Self {
         // A board without a battery.
         let clock = SimClock::new(Wall(0));
         let text = format!(
-            "[node]\nid = \"hub-1\"\nrole = \"hub\"\nstate_dir = \"{}\"\n[control]\nurl = \"https://c.example.net\"\n[[interface]]\nname = \"wg0\"\nlisten_port = 51820\n",
-            dir.display()
+            "[node]\nid = \"hub-1\"\nrole = \"{role}\"\nstate_dir = \"{}\"\n[control]\nurl = \"https://c.example.net\"\n[[interface]]\nname = \"wg0\"\n{}",
+            dir.display(),
+            if role == "hub" { "listen_port = 51820\n" } else { "" }
         );
         let own = Arc::new(Config::from_text(Some(("test", &text)), []).unwrap());
         let handle = kernel.handle();
@@ -235,9 +315,12 @@ impl Node {
         let (publish, in_force) = watch::channel(None);
         let (status_out, status) = watch::channel(ControlStatus::default());
         let (_, rotate) = mpsc::channel(1);
+        let (uplink_out, uplink) = watch::channel(UplinkStatus::default());
+        let (choice_out, choice) = watch::channel(None);
+        let choice = (role == "node").then_some(choice);
         let control = ControlTask {
             http: (server.clone(), server.clone()),
-            echo: NoEcho,
+            echo,
             clock: clock.clone(),
             control: own.control.clone().unwrap(),
             own,
@@ -256,11 +339,12 @@ impl Node {
                 enrolment: Document::new(dir.join("enrolment.json"), 1),
                 state: Document::new(dir.join("state.json"), 1),
                 rejected: Document::new(dir.join("rejected.json"), 1),
+                trial: Document::new(dir.join("trial.json"), 1),
             },
             publish,
             net: net.clone(),
-            uplink: watch::channel(UplinkStatus::default()).1,
-            choice: None,
+            uplink: uplink.clone(),
+            choice: choice.clone(),
             components: watch::channel(Components::default()).1,
             health: {
                 // Deadlocks if it is called under a guard of the status.
@@ -276,19 +360,33 @@ impl Node {
         };
         let sources = Sources {
             keys,
-            uplink: None,
+            uplink: choice,
             names: None,
             admitted: None,
-            effective: in_force,
+            effective: in_force.clone(),
             api_state: None,
             repair: None,
         };
         let (events, _) = watch::channel(0);
+        let session = follow_hub(in_force, alive.to_vec(), choice_out, uplink_out, clock.clone());
         let reconciler = Reconciler { kernel, clock, notify: NoNotify, sources, status: net_out, events };
         let mut tasks = JoinSet::new();
+        tasks.spawn(session);
         tasks.spawn(async move { drop(reconciler.run().await) });
         tasks.spawn(async move { control.run().await.unwrap() });
-        Self { kernel: handle, net, status, tasks }
+        Self { kernel: handle, net, status, tasks, uplink }
+    }
+
+    /// Number of the hub that the session is at.
+    pub(super) fn hub(&self) -> Option<u8> {
+        self.uplink.borrow().hub.as_ref()?.strip_prefix("hub-")?.parse().ok()
+    }
+
+    /// Waits until the tunnel to this hub is up.
+    pub(super) async fn connects_to(&mut self, hub: u8) {
+        let name = format!("hub-{hub}");
+        let up = |s: &UplinkStatus| s.state == spoke_uplink::status::State::Up && s.hub.as_ref() == Some(&name);
+        self.uplink.wait_for(up).await.unwrap();
     }
 
     pub(super) async fn has_peers(&mut self, count: usize) {
