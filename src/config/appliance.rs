@@ -42,8 +42,9 @@ pub fn parse_on_device(bytes: &[u8], present: &dyn Fn(&Path) -> bool) -> Result<
     if bytes.len() as u64 > MAX_BYTES {
         return Err(fault("(file)", format!("has {} bytes", bytes.len()), "write at most 262144 bytes"));
     }
-    let text = std::str::from_utf8(bytes)
-        .map_err(|_| fault("(file)", "is not text (UTF-8)".into(), "save it as plain text"))?;
+    let text = std::str::from_utf8(bytes).map_err(|_| {
+        fault("(file)", "is not text (UTF-8)".into(), "save it as UTF-8; some editors write UTF-16 or Latin-1")
+    })?;
     // Editors on Windows write CR LF and a byte order mark.
     let text = text.trim_start_matches('\u{feff}').replace("\r\n", "\n");
     let mut faults = Vec::new();

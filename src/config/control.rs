@@ -5,6 +5,7 @@ use spoke_model::address::HostPort;
 use spoke_model::duration::duration_text;
 use spoke_model::interface_name::IfName;
 use spoke_model::key_source::KeySource;
+use spoke_model::url::{BadUrl, HttpUrl};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -17,17 +18,29 @@ pub const MAX_WAIT_SECS: u64 = 900;
 pub struct Server(pub HostPort);
 
 impl FromStr for Server {
-    type Err = &'static str;
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let rest = text.strip_prefix("https://").ok_or("does not begin with https://")?;
-        let rest = rest.strip_suffix('/').unwrap_or(rest);
-        let with_port = if rest.rsplit(']').next().is_some_and(|r| r.contains(':')) {
-            rest.to_owned()
-        } else {
-            format!("{rest}:443")
-        };
-        with_port.parse().map(Self).map_err(|_| "is not https://HOST:PORT")
+    type Err = BadServer;
+    fn from_str(text: &str) -> Result<Self, BadServer> {
+        let url: HttpUrl = text.parse()?;
+        match (url.is_tls(), url.tail()) {
+            (false, _) => Err(BadServer::Plain),
+            (true, "" | "/") => Ok(Self(url.server().clone())),
+            (true, _) => Err(BadServer::Path),
+        }
     }
+}
+
+/// Text that is not the address of a control plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadServer {
+    /// Not a URL.
+    #[error(transparent)]
+    Url(#[from] BadUrl),
+    /// `http`.
+    #[error("does not begin with https://")]
+    Plain,
+    /// More than the server.
+    #[error("has a path")]
+    Path,
 }
 
 impl Serialize for Server {
@@ -129,7 +142,16 @@ mod tests {
         let server = |t: &str| t.parse::<Server>().map(|s| s.0.to_string());
         assert_eq!(server("https://c.example.net"), Ok("c.example.net:443".into()));
         assert_eq!(server("https://[2001:db8::1]:8443/"), Ok("[2001:db8::1]:8443".into()));
-        for bad in ["http://c.example.net", "https://", "https://c/path", "c:1"] {
+        assert_eq!(server("HTTPS://c.example.net.:8443"), Ok("c.example.net:8443".into()));
+        for bad in [
+            "http://c.example.net",
+            "https://c:0",
+            "https://c:99999",
+            "https://u@c",
+            "https://",
+            "https://c/path",
+            "c:1",
+        ] {
             assert!(server(bad).is_err(), "{bad}");
         }
         let text = format!("sha256:{}", "0f".repeat(32));

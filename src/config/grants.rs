@@ -4,8 +4,9 @@ use super::reader::Table;
 use alloy_primitives::Address;
 use serde::{Deserialize, Serialize, Serializer};
 use spoke_model::duration::duration_text;
-use spoke_model::key_source::KeySource;
+use spoke_model::key_source::{BadKeySource, KeySource};
 use spoke_model::secret::Secret;
+use spoke_model::url::{BadUrl, HttpUrl};
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -47,30 +48,19 @@ impl fmt::Debug for Url {
 /// Text that is not an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadEndpoint {
-    /// Another scheme, no host, or characters that are invalid in a URL.
-    #[error("not an HTTP URL such as https://rpc.example.net/v2/KEY, file:/path or credential:NAME")]
-    Syntax,
-    /// User name or password before the host.
-    #[error("a user name before the host is not supported: put the key where the provider says")]
-    UserInfo,
+    /// Not a URL.
+    #[error("{0}; an endpoint is a URL such as https://rpc.example.net/v2/KEY, or file:/path or credential:NAME")]
+    Url(#[from] BadUrl),
+    /// Not the place of a secret.
+    #[error(transparent)]
+    Source(#[from] BadKeySource),
 }
 
 impl FromStr for Url {
-    type Err = BadEndpoint;
-    fn from_str(text: &str) -> Result<Self, BadEndpoint> {
-        let (scheme, rest) = text.split_once("://").ok_or(BadEndpoint::Syntax)?;
-        if !matches!(scheme, "http" | "https") || text.len() > 2048 || !text.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err(BadEndpoint::Syntax);
-        }
-        let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
-        if host.contains('@') {
-            return Err(BadEndpoint::UserInfo);
-        }
-        let name = host.rsplit_once(':').map_or(host, |(h, p)| if p.ends_with(']') { host } else { h });
-        if name.is_empty() || host.contains(['"', '<', '>', '\\', '^', '`', '{', '|', '}']) {
-            return Err(BadEndpoint::Syntax);
-        }
-        Ok(Self { shown: format!("{scheme}://{host}"), text: Secret::new(text.to_owned()) })
+    type Err = BadUrl;
+    fn from_str(text: &str) -> Result<Self, BadUrl> {
+        let url: HttpUrl = text.parse()?;
+        Ok(Self { shown: url.origin(), text: Secret::new(url.reveal()) })
     }
 }
 
@@ -78,9 +68,9 @@ impl FromStr for Endpoint {
     type Err = BadEndpoint;
     fn from_str(text: &str) -> Result<Self, BadEndpoint> {
         if text.starts_with("file:") || text.starts_with("credential:") {
-            return text.parse().map(Self::Kept).map_err(|_| BadEndpoint::Syntax);
+            return Ok(Self::Kept(text.parse()?));
         }
-        text.parse().map(Self::Url)
+        Ok(Self::Url(text.parse()?))
     }
 }
 

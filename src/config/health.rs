@@ -26,12 +26,12 @@ impl Health {
         }
         let allowed_origins: Vec<String> =
             t.list("allowed_origins", "an origin such as https://monitor.example.net").unwrap_or_default();
-        for origin in &allowed_origins {
+        for (i, origin) in allowed_origins.iter().enumerate() {
             let rest = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
-            if rest.is_none_or(|r| r.is_empty() || r.contains(['/', '*', ' '])) {
+            if rest.is_none_or(|r| r.is_empty() || r.contains(['/', '*', ' ', '@'])) {
                 t.fault(
-                    "allowed_origins",
-                    format_args!("{origin:?} is not an origin"),
+                    &format!("allowed_origins[{i}]"),
+                    "is not an origin",
                     "write scheme and host such as https://monitor.example.net",
                 );
             }

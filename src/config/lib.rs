@@ -61,7 +61,14 @@ impl Config {
         let text = match file {
             None => None,
             Some(path) => {
-                Some((path.display().to_string(), std::fs::read_to_string(path).map_err(|e| unreadable(path, &e))?))
+                let text = std::fs::read_to_string(path).map_err(|e| {
+                    ConfigFaults(vec![fault::unreadable(
+                        path,
+                        &e,
+                        "create it (docs/configure.md) or name another with --config",
+                    )])
+                })?;
+                Some((path.display().to_string(), text))
             }
         };
         let config = Self::from_text(text.as_ref().map(|(name, text)| (name.as_str(), text.as_str())), variables)?;
@@ -95,8 +102,8 @@ impl Config {
         let mut builder = config::Config::builder();
         if let Some((name, text)) = file {
             // The parser's own message has the line; that of the layered reader has not.
-            if let Err(e) = text.parse::<toml::Table>() {
-                return Err(ConfigFaults(vec![syntax(name, text, &e)]));
+            if let Some(fault) = fault::syntax(name, text) {
+                return Err(ConfigFaults(vec![fault]));
             }
             builder = builder.add_source(config::File::from_str(text, config::FileFormat::Toml));
         }
@@ -215,30 +222,6 @@ impl Config {
     /// TOML with every default filled in and without secrets.
     pub fn to_toml(&self) -> String {
         toml::to_string_pretty(self).unwrap_or_else(|e| format!("# cannot be written as TOML: {e}\n"))
-    }
-}
-
-fn unreadable(path: &Path, e: &std::io::Error) -> ConfigFaults {
-    let remedy = match e.kind() {
-        std::io::ErrorKind::NotFound => "create it (docs/configure.md) or name another with --config",
-        std::io::ErrorKind::PermissionDenied => "let the user that runs spoke read it",
-        _ => "check the file system (dmesg)",
-    };
-    ConfigFaults(vec![ConfigFault {
-        file: path.display().to_string(),
-        key: "(file)".into(),
-        problem: format!("cannot be read: {e}"),
-        remedy: remedy.into(),
-    }])
-}
-
-fn syntax(name: &str, text: &str, e: &toml::de::Error) -> ConfigFault {
-    let line = e.span().map_or(0, |s| text.get(..s.start).map_or(0, |t| t.matches('\n').count() + 1));
-    ConfigFault {
-        file: name.into(),
-        key: format!("line {line}"),
-        problem: e.message().trim().to_owned(),
-        remedy: "correct the TOML".into(),
     }
 }
 

@@ -14,6 +14,8 @@ pub struct Table<'f> {
     file: String,
     /// The configuration file's name.
     base: String,
+    /// Prefix of the variables that set keys.
+    prefix: &'static str,
     values: BTreeMap<String, Value>,
     asked: Vec<&'static str>,
     taken: Vec<&'static str>,
@@ -32,11 +34,18 @@ impl<'f> Table<'f> {
             path: String::new(),
             file: file.to_owned(),
             base: file.to_owned(),
+            prefix: "SPOKE",
             values,
             asked: Vec::new(),
             taken: Vec::new(),
             faults,
         }
+    }
+
+    /// The same table, whose keys are set by variables `PREFIX__SECTION__KEY`.
+    #[must_use]
+    pub fn with_variables(self, prefix: &'static str) -> Self {
+        Self { prefix, ..self }
     }
 
     /// Adds a fault at `key` of this table.
@@ -59,20 +68,37 @@ impl<'f> Table<'f> {
         }
     }
 
-    fn origin(&self, value: &Value) -> String {
-        if from_environment(value) { "the environment".to_owned() } else { self.base.clone() }
+    /// Where a value comes from: the variable, or the file.
+    fn origin(&self, key: &str, value: &Value) -> String {
+        match variable(&self.key(key), value) {
+            Some(path) => {
+                let name = path.replace('.', "__").to_ascii_uppercase();
+                format!("the environment, {}__{name}", self.prefix)
+            }
+            None => self.base.clone(),
+        }
     }
 
     fn take(&mut self, key: &'static str) -> Option<Value> {
         self.asked.push(key);
         let value = self.values.remove(key)?;
         self.taken.push(key);
-        self.file = self.origin(&value);
+        self.file = self.origin(key, &value);
         if matches!(value.kind, ValueKind::Nil) { None } else { Some(value) }
     }
 
     fn wrong(&mut self, key: &str, value: &Value, expected: &str) {
-        self.fault(key, format_args!("{} is not {expected}", shown(value)), format_args!("write {expected}"));
+        let value = shown(key, value).unwrap_or_else(|| "the value".into());
+        self.fault(key, format_args!("{value} is not {expected}"), format_args!("write {expected}"));
+    }
+
+    /// A text that cannot be read as `key`, which may be an item of a list.
+    fn unreadable(&mut self, at: &str, key: &str, text: &str, why: &dyn Display, expected: &str) {
+        let remedy = format_args!("write {expected}");
+        match shown_text(key, text) {
+            Some(text) => self.fault(at, format_args!("{text}: {why}"), remedy),
+            None => self.fault(at, why, remedy),
+        }
     }
 
     /// Text parsed into `T`; the parse error is the problem, `expected` the remedy.
@@ -85,7 +111,7 @@ impl<'f> Table<'f> {
         match text.parse() {
             Ok(v) => Some(v),
             Err(e) => {
-                self.fault(key, format_args!("{:?}: {e}", clipped(&text)), format_args!("write {expected}"));
+                self.unreadable(key, key, &text, &e, expected);
                 None
             }
         }
@@ -117,7 +143,7 @@ impl<'f> Table<'f> {
                 Ok(v) => out.push(v),
                 Err(e) => {
                     let at = format!("{key}[{i}]");
-                    self.fault(&at, format_args!("{:?}: {e}", clipped(item)), format_args!("write {expected}"));
+                    self.unreadable(&at, key, item, &e, expected);
                 }
             }
         }
@@ -197,6 +223,7 @@ impl<'f> Table<'f> {
             path,
             file: self.file.clone(),
             base: self.base.clone(),
+            prefix: self.prefix,
             values,
             asked: Vec::new(),
             taken: Vec::new(),
@@ -247,6 +274,7 @@ impl<'f> Table<'f> {
                 path,
                 file: self.file.clone(),
                 base: self.base.clone(),
+                prefix: self.prefix,
                 values: map.into_iter().collect(),
                 asked: Vec::new(),
                 taken: Vec::new(),
@@ -262,7 +290,7 @@ impl<'f> Table<'f> {
     /// Reports every unknown key, with the nearest known one.
     pub fn finish(mut self) {
         for (key, value) in std::mem::take(&mut self.values) {
-            self.file = self.origin(&value);
+            self.file = self.origin(&key, &value);
             let near = self.asked.iter().map(|k| (distance(k, &key), *k)).min().filter(|(d, k)| *d <= 1 + k.len() / 3);
             let remedy = match near {
                 Some((_, k)) => format!("did you mean `{k}`?"),
@@ -284,18 +312,59 @@ fn text(value: &Value) -> Option<String> {
     }
 }
 
-/// The beginning of a value: the rest could be a key or a token.
-fn shown(value: &Value) -> String {
+/// The path of the variable that a value comes from; `None`: the file.
+fn variable(path: &str, value: &Value) -> Option<String> {
+    if let ValueKind::Table(map) = &value.kind {
+        let mut each = map.iter().map(|(key, value)| variable(&format!("{path}.{key}"), value));
+        let first = each.next()??;
+        return each.all(|v| v.is_some()).then_some(first);
+    }
+    from_environment(value).then(|| path.to_owned())
+}
+
+/// Keys whose values are secrets, or URLs that may hold one; others of such a value are typed into them by mistake.
+const SECRET_KEYS: &[&str] = &[
+    "private_key",
+    "preshared_key",
+    "public_key",
+    "secret",
+    "token",
+    "operator_token",
+    "pin",
+    "tls_key",
+    "endpoints",
+    "url",
+    "url_from",
+    "source",
+    "secrets",
+];
+
+/// Longest run of letters and digits that is shown: shorter than any usable key or token.
+const MAX_RUN: usize = 15;
+
+/// A text for people, unless it is or may be a secret.
+fn shown_text(key: &str, text: &str) -> Option<String> {
+    let secretive = |c: char| c.is_alphanumeric() || matches!(c, '+' | '/' | '=' | '_' | '-');
+    let long = text.split(|c| !secretive(c)).any(|run| run.chars().count() > MAX_RUN);
+    let url = text.contains("://") || text.contains('@');
+    (!SECRET_KEYS.contains(&key) && !long && !url).then(|| format!("{:?}", clipped(text)))
+}
+
+/// A value for people, unless it is or may be a secret.
+fn shown(key: &str, value: &Value) -> Option<String> {
     match &value.kind {
-        ValueKind::String(s) => format!("{:?}", clipped(s)),
-        ValueKind::Table(_) => "a table".to_owned(),
-        ValueKind::Array(_) => "a list".to_owned(),
-        other => clipped(&other.to_string()),
+        ValueKind::String(s) => shown_text(key, s),
+        ValueKind::Table(_) => Some("a table".to_owned()),
+        ValueKind::Array(_) => Some("a list".to_owned()),
+        other if SECRET_KEYS.contains(&key) => Some(match other {
+            ValueKind::Boolean(_) => "true or false".to_owned(),
+            _ => "a number".to_owned(),
+        }),
+        other => Some(clipped(&other.to_string())),
     }
 }
 
 fn clipped(text: &str) -> String {
-    // 24 characters identify a value and are too few for a usable key.
     match text.char_indices().nth(24) {
         Some((at, _)) => format!("{}…", &text[..at]),
         None => text.to_owned(),

@@ -188,7 +188,14 @@ fn environment_overrides_the_file() {
         Config::from_text(file, [env("SPOKE__HEALTH__LISTEN", "127.0.0.1:2,[::1]:3"), env("HOME", "/")]).unwrap();
     assert_eq!(config.health.listen, ["127.0.0.1:2".parse().unwrap(), "[::1]:3".parse().unwrap()]);
     let report = Config::from_text(file, [env("SPOKE__HEALTH__ENABLED", "maybe")]).unwrap_err().to_string();
-    assert!(report.contains("the environment: health.enabled: \"maybe\" is not true or false"), "{report}");
+    assert!(
+        report.contains("the environment, SPOKE__HEALTH__ENABLED: health.enabled: \"maybe\" is not true or false"),
+        "{report}"
+    );
+    let report = Config::from_text(file, [env("SPOKE__UPLNIK__X", "1")]).unwrap_err().to_string();
+    assert!(report.contains("the environment, SPOKE__UPLNIK__X: uplnik: unknown key"), "{report}");
+    let report = Config::from_text(file, [env("SPOKE__HEALTH__X__Y", "1")]).unwrap_err().to_string();
+    assert!(report.contains("the environment, SPOKE__HEALTH__X__Y: health.x: unknown key"), "{report}");
 }
 
 #[test]
@@ -221,11 +228,67 @@ fn misplaced_key_is_not_printed_in_full() {
 fn unreadable_file_names_line_or_remedy() {
     let report = faults("[node]\nid = \"a\"\nid = \"b\"\n").join("\n");
     assert!(report.contains("spoke.toml: line 3:"), "{report}");
+    let dir = std::env::temp_dir().join(format!("spoke-utf16-{}", std::process::id()));
+    std::fs::write(&dir, "\u{feff}[node]\n".encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>()).unwrap();
+    let report = Config::load(Some(&dir), []).unwrap_err().to_string();
+    std::fs::remove_file(&dir).unwrap();
+    assert!(report.contains("UTF-16") && report.contains("save it as UTF-8"), "{report}");
     let report = Config::load(Some(Path::new("/nonexistent/spoke.toml")), []).unwrap_err().to_string();
     assert!(report.contains("/nonexistent/spoke.toml") && report.contains("--config"), "{report}");
 }
 
+/// Places of a secret, or of a URL that may hold one: the table, and the key in it.
+const SECRET_PLACES: &[(&str, &str)] = &[
+    ("[interface]", "private_key"),
+    ("[interface.peer]", "public_key"),
+    ("[interface.peer]", "preshared_key"),
+    ("[uplink.hub]", "public_key"),
+    ("[uplink.hub]", "preshared_key"),
+    ("agent", "secret"),
+    ("agent", "tls_key"),
+    ("control", "token"),
+    ("control", "pin"),
+    ("control", "url"),
+    ("grants", "endpoints"),
+    ("update", "source"),
+    // Typed into the wrong place.
+    ("node", "id"),
+    ("interface", "name"),
+    ("health", "listen"),
+    ("health", "allowed_origins"),
+    ("grants", "contract"),
+    ("uplink", "interface"),
+    ("x", "y"),
+];
+
 proptest! {
+    #[test]
+    fn no_fault_repeats_a_secret(
+        (table, key) in prop::sample::select(SECRET_PLACES),
+        secret in "[A-Za-z0-9]{16,43}=?",
+        form in 0..8usize,
+    ) {
+        let value = match form {
+            0 => format!("\"{secret}\""),
+            1 => format!("[\"{secret}\"]"),
+            2 => format!("\"https://operator:{secret}@h.example.net/\""),
+            3 => format!("[\"https://operator:{secret}@h.example.net/\", 1]"),
+            4 => secret.clone(),
+            5 => format!("\"{secret}"),
+            6 => format!("{{ key = \"{secret}\" }}"),
+            _ => format!("\"file:{secret}\""),
+        };
+        let text = format!("[{table}]\n{key} = {value}\n");
+        for part in [text.as_str(), &format!("{text}[uplink\n")] {
+            if let Err(faults) = read(part) {
+                let report = faults.to_string();
+                for at in 0..=secret.len() - 8 {
+                    prop_assert!(!report.contains(&secret[at..at + 8]), "{part}\n{report}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn any_value_at_any_key_never_panics(
         section in prop::sample::select(vec!["node", "uplink", "health", "[interface]", "[uplink.hub]", "x"]),

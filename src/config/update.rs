@@ -1,7 +1,9 @@
 //! `[update]`: source of image updates and the rules that commit a new system; used on an image with two slots only.
 use super::reader::Table;
 use serde::{Serialize, Serializer};
+use spoke_model::address::HostPort;
 use spoke_model::duration::duration_text;
+use spoke_model::url::HttpUrl;
 use std::time::Duration;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -63,36 +65,11 @@ fn rules<S: Serializer>(rules: &Rules, s: S) -> Result<S::Ok, S::Error> {
     Written { settle, patience, outage, resumes }.serialize(s)
 }
 
-/// A `HOST:PORT` to probe.
-struct Probe(String);
-
-impl std::str::FromStr for Probe {
-    type Err = &'static str;
-    fn from_str(s: &str) -> Result<Self, Self::Err> {
-        match s.rsplit_once(':') {
-            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p != 0) => {
-                Ok(Self(s.to_owned()))
-            }
-            _ => Err("is not HOST:PORT"),
-        }
-    }
-}
-
 impl Update {
     pub(super) fn read(t: &mut Table<'_>) -> Self {
-        let source = t.text("source");
-        if source.as_ref().is_some_and(|s| !(s.starts_with("https://") || s.starts_with("http://"))) {
-            t.fault("source", "is not a URL", "write https://… (http:// is possible: bundles are signed)");
-        }
-        if source.as_ref().is_some_and(|s| s.contains('@')) {
-            t.fault(
-                "source",
-                "contains a user name or password, which /config would show",
-                "remove what is before the @",
-            );
-        }
+        let source = t.parsed::<HttpUrl>("source", "https://… (http:// is possible: bundles are signed)");
         let default = Rules::default();
-        let probes = t.list::<Probe>("probes", "HOST:PORT").map(|p| p.into_iter().map(|p| p.0).collect());
+        let probes = t.list::<HostPort>("probes", "HOST:PORT").map(|p| p.iter().map(ToString::to_string).collect());
         let minute = Duration::from_secs(60);
         let second = Duration::from_secs(1);
         Self {
@@ -106,7 +83,7 @@ impl Update {
                 outage: t.duration("outage", 10 * second..=168 * HOUR).unwrap_or(default.outage),
                 resumes: t.number("resumes", 0..=20).and_then(|n| u8::try_from(n).ok()).unwrap_or(default.resumes),
             },
-            source: source.map(|s| s.trim_end_matches('/').to_owned()),
+            source: source.map(|s| s.reveal().trim_end_matches('/').to_owned()),
         }
     }
 }

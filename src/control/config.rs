@@ -59,7 +59,8 @@ impl Config {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound && file == Path::new(FILE) => String::new(),
             Err(e) => {
-                return Err(fault(&name, format!("cannot be read: {e}"), "create it or name another with --config"));
+                let create = "create it or name another with --config";
+                return Err(ConfigFaults(vec![spoke_config::fault::unreadable(file, &e, create)]));
             }
         };
         Self::from_text(&name, &text, variables)
@@ -76,6 +77,9 @@ impl Config {
             .prefix_separator("__")
             .separator("__")
             .source(Some(variables));
+        if let Some(fault) = spoke_config::fault::syntax(name, text) {
+            return Err(ConfigFaults(vec![fault]));
+        }
         let tree = config::Config::builder()
             .add_source(config::File::from_str(text, config::FileFormat::Toml))
             .add_source(environment)
@@ -83,7 +87,7 @@ impl Config {
             .and_then(|c| config::Source::collect(&c))
             .map_err(|e| fault(name, e.to_string(), "fix the TOML"))?;
         let mut faults = Vec::new();
-        let mut root = Table::root(tree, name, &mut faults);
+        let mut root = Table::root(tree, name, &mut faults).with_variables("SPOKE_CONTROL");
         let config = Self::read(&mut root);
         root.finish();
         match config {

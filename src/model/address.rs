@@ -2,7 +2,7 @@
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::str::FromStr;
 
 /// A network in canonical form: no host bits, no IPv4 inside IPv6.
@@ -57,6 +57,23 @@ impl FromStr for Cidr {
     }
 }
 
+/// A network as `wg` reads it: bits beyond the prefix are dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Masked {
+    /// The network.
+    pub net: IpNet,
+    /// Whether bits were dropped.
+    pub had_host_bits: bool,
+}
+
+impl FromStr for Masked {
+    type Err = BadCidr;
+    fn from_str(text: &str) -> Result<Self, BadCidr> {
+        let net = network(text)?;
+        Ok(Self { net: net.trunc(), had_host_bits: net.trunc() != net })
+    }
+}
+
 /// An address of an interface, with the prefix length of its network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
@@ -75,10 +92,11 @@ impl FromStr for IfAddress {
     }
 }
 
-/// A host by name or address, with a port: `hub.example.net:51820`, `192.0.2.1:51820`, `[2001:db8::1]:51820`.
+/// A host by name or address, with a port: `hub.example.net:51820`, `192.0.2.1:51820`, `[2001:db8::1]:51820`,
+/// `[fe80::1%eth0]:51820`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostPort {
-    /// Name or address, without brackets.
+    /// Name or address, without brackets; a link-local address with its scope.
     pub host: String,
     /// UDP or TCP port, never 0.
     pub port: u16,
@@ -89,29 +107,60 @@ pub struct HostPort {
 #[error("not HOST:PORT such as hub.example.net:51820 or [2001:db8::1]:51820 (port 1 to 65535)")]
 pub struct BadHostPort;
 
+/// Longest name of a kernel interface, in bytes.
+const MAX_SCOPE: usize = 15;
+
 impl HostPort {
-    /// The address, if the host is one and needs no look-up.
+    /// The address, if the host is one and needs no look-up. The index of a scope named by its interface is looked up, as
+    /// the interface may come and go.
     pub fn literal(&self) -> Option<SocketAddr> {
-        self.host.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, self.port))
+        match self.host.split_once('%') {
+            None => self.host.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, self.port)),
+            Some((address, scope)) => {
+                let (address, scope) = (address.parse().ok()?, scope.parse().ok()?);
+                Some(SocketAddrV6::new(address, self.port, 0, scope).into())
+            }
+        }
     }
+
+    /// Whether it is a link-local address, which means something on this machine only.
+    pub fn has_scope(&self) -> bool {
+        self.host.contains('%')
+    }
+}
+
+/// An IPv6 address, a link-local one with or without a scope: the name of an interface or its index.
+fn address_v6(text: &str) -> Option<String> {
+    let Some((address, scope)) = text.split_once('%') else { return Some(text.parse::<Ipv6Addr>().ok()?.to_string()) };
+    let address = address.parse::<Ipv6Addr>().ok().filter(Ipv6Addr::is_unicast_link_local)?;
+    let index = scope.bytes().all(|b| b.is_ascii_digit()) && scope.parse::<u32>().is_ok_and(|n| n != 0);
+    let named = !scope.bytes().all(|b| b.is_ascii_digit())
+        && scope.len() <= MAX_SCOPE
+        && scope.bytes().all(|b| b.is_ascii_graphic() && !b"/:%[]".contains(&b));
+    (index || named).then(|| format!("{address}%{scope}"))
+}
+
+/// A name without the dot that ends an absolute one (RFC 1034 §3.1). A single label keeps it, because without it a
+/// resolver appends the search domain.
+fn name(text: &str) -> Option<&str> {
+    let label = |l: &str| (1..=63).contains(&l.len()) && !l.starts_with('-') && !l.ends_with('-');
+    let bare = text.strip_suffix('.').unwrap_or(text);
+    let valid = (1..=253).contains(&bare.len())
+        && bare.split('.').all(label)
+        && bare.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
+    valid.then_some(if bare.contains('.') { bare } else { text })
 }
 
 impl FromStr for HostPort {
     type Err = BadHostPort;
     fn from_str(text: &str) -> Result<Self, BadHostPort> {
         let (host, port) = text.rsplit_once(':').ok_or(BadHostPort)?;
-        let port = port.parse().ok().filter(|p| *p != 0).ok_or(BadHostPort)?;
+        // Digits only: `parse` would take +1.
+        let digits = port.bytes().all(|b| b.is_ascii_digit());
+        let port = port.parse().ok().filter(|p| *p != 0 && digits).ok_or(BadHostPort)?;
         let host = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
-            Some(v6) => v6.parse::<Ipv6Addr>().map_err(|_| BadHostPort)?.to_string(),
-            None => {
-                let name = (1..=253).contains(&host.len())
-                    && host.split('.').all(|l| (1..=63).contains(&l.len()) && !l.starts_with('-') && !l.ends_with('-'))
-                    && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
-                if !name {
-                    return Err(BadHostPort);
-                }
-                host.to_owned()
-            }
+            Some(v6) => address_v6(v6).ok_or(BadHostPort)?,
+            None => name(host).ok_or(BadHostPort)?.to_owned(),
         };
         Ok(Self { host, port })
     }
@@ -179,9 +228,50 @@ mod tests {
         for good in ["hub.example.net:51820", "192.0.2.1:1", "[2001:db8::1]:51820", "h_u-b:65535"] {
             assert_eq!(good.parse::<HostPort>().unwrap().to_string(), good);
         }
-        for bad in ["hub", "hub:0", "hub:65536", ":1", "[fe80::1%eth0]:1", "a b:1", "2001:db8::1:1", "-a:1", "a..b:1"] {
+        for bad in [
+            "hub",
+            "hub:0",
+            "hub:65536",
+            "hub:+1",
+            "hub:",
+            ":1",
+            "a b:1",
+            "2001:db8::1:1",
+            "-a:1",
+            "a..b:1",
+            "a..:1",
+            ".:1",
+            "[2001:db8::1%eth0]:1",
+            "[fe80::1%]:1",
+            "[fe80::1%0]:1",
+            "[fe80::1%a/b]:1",
+            "[fe80::1%a%b]:1",
+            "fe80::1%eth0:1",
+            "[fe80::1%a-name-too-long-for-it]:1",
+        ] {
             assert_eq!(bad.parse::<HostPort>(), Err(BadHostPort), "{bad}");
         }
+    }
+
+    #[test]
+    fn absolute_names_are_taken_without_their_dot() {
+        let host = |text: &str| text.parse::<HostPort>().unwrap().to_string();
+        assert_eq!(host("hub.example.net.:51820"), "hub.example.net:51820");
+        assert_eq!(host("hub.:51820"), "hub.:51820", "a search domain would be appended to a single label");
+    }
+
+    #[test]
+    fn link_local_addresses_have_a_scope() {
+        let host = |text: &str| text.parse::<HostPort>().unwrap();
+        let named = host("[FE80:0::1%eth0]:51820");
+        assert_eq!(
+            (named.to_string().as_str(), named.literal(), named.has_scope()),
+            ("[fe80::1%eth0]:51820", None, true)
+        );
+        let numbered = host("[fe80::1%3]:51820");
+        assert_eq!(numbered.literal().map(|a| a.to_string()).as_deref(), Some("[fe80::1%3]:51820"));
+        assert_eq!(numbered.to_string().parse::<HostPort>(), Ok(numbered));
+        assert!(!host("[fe80::1]:1").has_scope());
     }
 
     proptest! {

@@ -18,6 +18,7 @@ pub mod release;
 pub mod secret;
 pub mod signature;
 pub mod time;
+pub mod url;
 pub mod wireguard;
 
 /// The version of this build; every crate of the workspace has the same.

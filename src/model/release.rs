@@ -25,7 +25,8 @@ impl WantedRelease {
             return Err("release must be a version of at most 64 printable characters");
         }
         let web = |s: &String| {
-            printable(s) && s.len() <= MAX_SOURCE && (s.starts_with("https://") || s.starts_with("http://"))
+            let scheme = s.split("://").next().unwrap_or_default().to_ascii_lowercase();
+            printable(s) && s.len() <= MAX_SOURCE && s.contains("://") && matches!(scheme.as_str(), "https" | "http")
         };
         if self.source.as_ref().is_some_and(|s| !web(s)) {
             return Err("release source must be an https:// or http:// address of at most 512 characters");

@@ -32,14 +32,16 @@ use spoke_sys::host::Host;
 use spoke_sys::http_server::{Limits, Listeners, Plain, Server, Service, Wrap, stopped, with_own_addresses};
 use spoke_sys::journal::{Journal, Lines};
 use spoke_sys::keys::{KeyError, shared_secret};
-use spoke_sys::resolve::{Resolve as _, SystemResolver};
+use spoke_sys::resolve::SystemResolver;
 use spoke_sys::tls::{Tls, TlsError};
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
+
+mod names;
+use names::Unresolved;
 
 /// File name of the record of accepted requests, in the state directory.
 pub const REPLAYS: &str = "agent.replays";
@@ -47,11 +49,6 @@ pub const REPLAYS: &str = "agent.replays";
 const LARGE_BODY: usize = 64 * 1024;
 /// Responses with more peers than this are serialised on the blocking pool.
 const MANY_PEERS: usize = 500;
-/// Endpoint names of one file that are resolved.
-const MAX_NAMES: usize = 256;
-/// Timeout for resolving all of them.
-const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// Why the API cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
@@ -95,7 +92,10 @@ struct Agent<C> {
     replays: tokio::sync::Mutex<ReplayRecord>,
     host: Mutex<Host>,
     resolver: SystemResolver,
+    unresolved: Arc<Unresolved>,
 }
+
+type Peers = BTreeMap<PublicKey, Arc<ApiStatePeer>>;
 
 /// Checks that the API can be served with this configuration: a strong secret, a usable certificate. Blocks.
 pub fn check(config: &Config) -> Result<(), AgentError> {
@@ -118,6 +118,7 @@ pub async fn run<C: Clock>(deps: Deps<C>) -> Result<(), AgentError> {
         replays: tokio::sync::Mutex::new(ReplayRecord::open(&deps.config.node.state_dir, &deps.clock)),
         host: Mutex::default(),
         resolver: SystemResolver::default(),
+        unresolved: Arc::default(),
         deps: deps.clone(),
     };
     match (&settings.tls_certificate, &settings.tls_key) {
@@ -141,7 +142,9 @@ async fn serve<C: Clock, W: Wrap>(mut deps: Deps<C>, agent: Agent<C>, wrap: W) -
         bodies_bytes: 2 * settings.max_body as usize,
         rate: Some(Rate { per_second: settings.rate, burst: settings.rate.saturating_mul(5) }),
     };
+    let (unresolved, resolver) = (agent.unresolved.clone(), agent.resolver.clone());
     let mut listeners = Listeners::new(Server::new(agent, wrap, limits));
+    let mut retry_at = tokio::time::Instant::now() + names::RETRY_EVERY;
     loop {
         let wanted = {
             let status = deps.net.borrow_and_update();
@@ -154,6 +157,12 @@ async fn serve<C: Clock, W: Wrap>(mut deps: Deps<C>, agent: Agent<C>, wrap: W) -
                 // The reconciler has ended, and the process ends with it.
                 std::future::pending::<()>().await;
             },
+            () = tokio::time::sleep_until(retry_at) => {
+                if !unresolved.is_empty() {
+                    unresolved.retry(&resolver, &deps.changes, &deps.net).await;
+                }
+                retry_at = tokio::time::Instant::now() + names::RETRY_EVERY;
+            }
             () = stopped(&mut deps.stop) => {
                 listeners.close().await;
                 return Ok(());
@@ -298,12 +307,13 @@ impl<C: Clock> Agent<C> {
                 let key = peer.public_key;
                 let done = self.edit(Edit::SetPeer { link, peer: key, values: peer.values }, actor, confirm).await?;
                 let more = json!({ "peer": { "public_key": key, "allowed_ips": nets } });
-                Ok(applied(&done, "Peer added successfully", more))
+                Ok(applied(&done, "Peer added successfully", with_warnings(more, &peer.warnings)))
             }
             Call::ChangePeer(link, peer) => {
-                let (values, confirm) = body::peer_values(&request.body).map_err(|e| answer::bad_body(&e))?;
+                let ((values, warnings), confirm) =
+                    body::peer_values(&request.body).map_err(|e| answer::bad_body(&e))?;
                 let done = self.edit(Edit::ChangePeer { link, peer, values }, actor, confirm).await?;
-                Ok(applied(&done, "Peer updated successfully", json!({})))
+                Ok(applied(&done, "Peer updated successfully", with_warnings(json!({}), &warnings)))
             }
             Call::RemovePeer(link, peer) => {
                 let confirm = bare(&request.body)?;
@@ -347,38 +357,38 @@ impl<C: Clock> Agent<C> {
         let (conf, confirm) = read.map_err(|e| answer::bad_body(&e))?;
         let own =
             OwnValues { private_key: conf.private_key.clone(), listen_port: conf.listen_port, fwmark: conf.fwmark };
-        let peers = self.peers(&link, conf).await?;
-        let done = self.edit(Edit::SetPeers { link, peers, own }, actor, confirm).await?;
-        Ok(applied(&done, "Configuration synchronized successfully", json!({})))
+        let mut warnings = conf.warnings.clone();
+        let (peers, unresolved) = self.peers(&link, conf).await?;
+        let done = self.edit(Edit::SetPeers { link: link.clone(), peers, own }, actor, confirm).await?;
+        warnings.extend(names::warnings(&unresolved));
+        self.unresolved.set(&link, unresolved);
+        Ok(applied(&done, "Configuration synchronized successfully", with_warnings(json!({}), &warnings)))
     }
 
-    /// The peers of a file, with their endpoint names resolved once, as `wg syncconf` does, but with a timeout.
-    async fn peers(&self, link: &IfName, conf: WgConf) -> Result<BTreeMap<PublicKey, Arc<ApiStatePeer>>, Response> {
-        let name = |peer: &WgPeer| peer.endpoint.as_ref().filter(|e| e.literal().is_none()).cloned();
-        let names: BTreeSet<HostPort> = conf.peers.values().filter_map(name).collect();
-        if names.len() > MAX_NAMES {
-            return Err(Response::error(422, &format!("More than {MAX_NAMES} endpoints are host names")));
+    /// The peers of a file, and those of which the endpoint's name has no address.
+    async fn peers(&self, link: &IfName, conf: WgConf) -> Result<(Peers, BTreeMap<PublicKey, HostPort>), Response> {
+        let names = names::names(conf.peers.values());
+        if names.len() > names::MAX_NAMES {
+            return Err(Response::error(422, &format!("More than {} endpoints are host names", names::MAX_NAMES)));
         }
-        let mut known: BTreeMap<HostPort, SocketAddr> = BTreeMap::new();
-        let until = self.deps.clock.now() + RESOLVE_TIMEOUT;
-        for at in names {
-            let found = self.resolver.resolve(&at, until.since(self.deps.clock.now())).await;
-            let addr = found.ok().and_then(|list| list.first().copied());
-            let addr = addr.ok_or_else(|| Response::error(422, &format!("Endpoint {at} has no address")))?;
-            known.insert(at, addr);
-        }
+        let known = names::resolve(&self.resolver, names).await;
         let (set, link, many) = (self.deps.net.borrow().api_state.clone(), link.clone(), conf.peers.len() > MANY_PEERS);
         let make = move || {
             let set = set.links.get(&link).map(|l| &l.peers);
-            let peer = |(key, peer): (PublicKey, WgPeer)| {
-                let endpoint = peer.endpoint.and_then(|e| e.literal().or_else(|| known.get(&e).copied()));
-                let WgPeer { preshared_key, allowed_ips, keepalive, .. } = peer;
-                let peer = ApiStatePeer { preshared_key, allowed_ips, keepalive, endpoint };
+            let mut unresolved = BTreeMap::new();
+            let mut peer = |(key, peer): (PublicKey, WgPeer)| {
+                let WgPeer { preshared_key, allowed_ips, keepalive, endpoint } = peer;
+                let address = endpoint.as_ref().and_then(|e| e.literal().or_else(|| known.get(e).copied()));
+                if let (Some(name), None) = (endpoint, address) {
+                    unresolved.insert(key, name);
+                }
+                let peer = ApiStatePeer { preshared_key, allowed_ips, keepalive, endpoint: address };
                 // An unchanged peer keeps its allocation.
                 let same = set.and_then(|s| s.get(&key)).filter(|s| ***s == peer).cloned();
                 (key, same.unwrap_or_else(|| Arc::new(peer)))
             };
-            conf.peers.into_iter().map(peer).collect()
+            let peers = conf.peers.into_iter().map(&mut peer).collect();
+            (peers, unresolved)
         };
         run_sized(many, make).await
     }
@@ -459,6 +469,17 @@ async fn run_sized<T: Send + 'static>(much: bool, work: impl FnOnce() -> T + Sen
 /// The response to a request that is not authentic.
 fn denied(why: Denied) -> Response {
     Response::error(401, &why.to_string())
+}
+
+/// The largest number of warnings in one response.
+const MAX_WARNINGS: usize = 100;
+
+/// The fields of a response, with what was taken otherwise than it was written.
+fn with_warnings(mut more: Value, warnings: &[String]) -> Value {
+    if !warnings.is_empty() {
+        more["warnings"] = warnings.iter().take(MAX_WARNINGS).map(String::as_str).collect();
+    }
+    more
 }
 
 /// The response to a change in force.

@@ -1,8 +1,10 @@
 //! Probes for the trial of an update: the supervisor's readiness, and whether hosts answer outside the tunnel.
 use spoke_api::socket::{Readiness, SocketRequest};
+use spoke_sys::connect::blocking::connect;
+use spoke_sys::connect::was_refused;
 use spoke_sys::socket::call_within;
 use spoke_update::machine::ProbeResult;
-use std::net::{TcpStream, ToSocketAddrs as _};
+use std::net::ToSocketAddrs as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -26,10 +28,8 @@ pub fn probe(socket: &Path, probes: &[String]) -> ProbeResult {
 /// A refused connection counts: the reset comes from the far end too.
 fn accepts_or_refuses(probe: &str) -> bool {
     let Ok(addresses) = probe.to_socket_addrs() else { return false };
-    addresses.take(2).any(|a| match TcpStream::connect_timeout(&a, CONNECT_TIMEOUT) {
-        Ok(_) => true,
-        Err(e) => e.kind() == std::io::ErrorKind::ConnectionRefused,
-    })
+    let addresses: Vec<_> = addresses.collect();
+    connect(&addresses, None, Some(CONNECT_TIMEOUT)).map_or_else(|e| was_refused(&e), |_| true)
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Opens an update bundle, from a file or from the web, as a stream: it is larger than a board's memory; asks our own local
 //! endpoints.
+use crate::words;
+use spoke_model::url::HttpUrl;
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::SocketAddr;
@@ -14,8 +16,9 @@ const WHOLE: Duration = Duration::from_secs(6 * 3600);
 
 /// Opens `place`: a web address or a path.
 pub fn open(place: &str) -> io::Result<Box<dyn Read + Send>> {
-    if place.starts_with("http://") || place.starts_with("https://") {
-        return web(place, WHOLE);
+    if place.contains("://") {
+        let url: HttpUrl = place.parse().map_err(io::Error::other)?;
+        return web(&url.reveal(), WHOLE);
     }
     Ok(Box::new(File::open(Path::new(place))?))
 }
@@ -25,14 +28,18 @@ fn web(address: &str, whole: Duration) -> io::Result<Box<dyn Read + Send>> {
         .root_certs(ureq::tls::RootCerts::WebPki)
         .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .build();
-    let agent: ureq::Agent = ureq::Agent::config_builder()
+    let config = ureq::Agent::config_builder()
         .timeout_connect(Some(ANSWER))
         .timeout_recv_response(Some(ANSWER))
         .timeout_recv_body(Some(whole))
         .tls_config(tls)
-        .build()
-        .into();
-    let answer = agent.get(address).call().map_err(io::Error::other)?;
+        .build();
+    let agent = crate::connect::blocking::agent(config);
+    let answer = agent.get(address).call().map_err(|e| match e {
+        ureq::Error::Io(e) => io::Error::new(e.kind(), words::io_error(&e)),
+        ureq::Error::Rustls(e) => io::Error::other(words::tls_error(&e)),
+        other => io::Error::other(other),
+    })?;
     Ok(Box::new(answer.into_body().into_with_config().limit(u64::MAX).reader()))
 }
 

@@ -3,6 +3,7 @@
 
 pub mod bundle;
 pub mod clock;
+pub mod connect;
 pub mod disk;
 pub mod early;
 pub mod echo;
@@ -25,3 +26,4 @@ pub mod socket;
 pub mod tls;
 pub mod updater;
 pub mod vault;
+pub mod words;

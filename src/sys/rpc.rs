@@ -2,6 +2,7 @@
 use crate::clock::{Clock as _, SystemClock};
 use crate::keys;
 use crate::keys::KeyError;
+use crate::words;
 use spoke_config::grants::{Endpoint, Url};
 use spoke_grants::jsonrpc::{Answer, BadAnswer, Call, Refusal, decode, encode};
 use std::future::Future;
@@ -105,7 +106,7 @@ impl Http {
             .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .root_certs(ureq::tls::RootCerts::WebPki)
             .build();
-        let agent = ureq::Agent::config_builder()
+        let config = ureq::Agent::config_builder()
             .tls_config(tls)
             .proxy(None)
             .http_status_as_error(false)
@@ -118,8 +119,8 @@ impl Http {
             .max_response_header_size(16 * 1024)
             .user_agent("")
             .accept("")
-            .build()
-            .new_agent();
+            .build();
+        let agent = crate::connect::blocking::agent(config);
         Ok(Self { agent, urls: urls.into() })
     }
 
@@ -212,10 +213,12 @@ fn failure(e: &ureq::Error) -> RpcError {
     match e {
         ureq::Error::Timeout(_) => RpcError::Timeout,
         ureq::Error::Io(io) => io_failure(io),
-        ureq::Error::HostNotFound => RpcError::Unreachable("its name is not known".into()),
+        ureq::Error::HostNotFound => {
+            RpcError::Unreachable("its name is not known: check the spelling, and the resolver".into())
+        }
         ureq::Error::ConnectionFailed => RpcError::Unreachable("connection failed".into()),
         ureq::Error::TooManyRedirects | ureq::Error::RedirectFailed => RpcError::Redirect,
-        ureq::Error::Rustls(tls) => RpcError::Unreachable(format!("TLS: {tls}")),
+        ureq::Error::Rustls(tls) => RpcError::Unreachable(words::tls_error(tls)),
         ureq::Error::Tls(why) => RpcError::Unreachable(format!("TLS: {why}")),
         ureq::Error::LargeResponseHeader(..) => RpcError::Unreachable("its header is too large".into()),
         ureq::Error::BadUri(_) => RpcError::Unreachable("its URL is not one".into()),
@@ -226,7 +229,7 @@ fn failure(e: &ureq::Error) -> RpcError {
 fn io_failure(e: &std::io::Error) -> RpcError {
     match e.kind() {
         std::io::ErrorKind::TimedOut | std::io::ErrorKind::WouldBlock => RpcError::Timeout,
-        kind => RpcError::Unreachable(kind.to_string()),
+        _ => RpcError::Unreachable(words::io_error(e)),
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use spoke_change::edit::PeerValues;
 use spoke_change::request::RepairRequest;
 use spoke_config::interface::MIN_MTU_V6;
-use spoke_model::address::{Cidr, IfAddress};
+use spoke_model::address::{IfAddress, Masked};
 use spoke_model::key::{PresharedKey, PublicKey, SecretKey};
 use spoke_model::nets::Nets;
 use spoke_model::wireguard::MTU_RANGE;
@@ -50,18 +50,21 @@ pub struct NewPeer {
     pub public_key: PublicKey,
     /// Its values.
     pub values: PeerValues,
+    /// What was taken otherwise than it was written.
+    pub warnings: Vec<String>,
 }
 
 /// A body whose fields are taken one by one; faults accumulate.
 struct Fields {
     values: Map<String, Value>,
     faults: Vec<FieldFault>,
+    warnings: Vec<String>,
 }
 
 impl Fields {
     fn read(bytes: &[u8]) -> Result<Self, BadBody> {
         match json::parse(bytes).map_err(|e| BadBody::Malformed(format!("The body is not valid JSON: {e}")))? {
-            Value::Object(values) => Ok(Self { values, faults: Vec::new() }),
+            Value::Object(values) => Ok(Self { values, faults: Vec::new(), warnings: Vec::new() }),
             other => Err(BadBody::Invalid(vec![FieldFault {
                 kind: "model_type",
                 loc: vec!["body".into()],
@@ -73,7 +76,11 @@ impl Fields {
 
     /// A body that may be left out.
     fn read_optional(bytes: &[u8]) -> Result<Self, BadBody> {
-        if bytes.is_empty() { Ok(Self { values: Map::new(), faults: Vec::new() }) } else { Self::read(bytes) }
+        if bytes.is_empty() {
+            Ok(Self { values: Map::new(), faults: Vec::new(), warnings: Vec::new() })
+        } else {
+            Self::read(bytes)
+        }
     }
 
     fn fault(&mut self, kind: &'static str, key: &str, msg: impl Display, input: Value) {
@@ -139,9 +146,12 @@ impl Fields {
         };
         let mut out = Vec::new();
         for (i, item) in items.into_iter().enumerate() {
-            match item.as_str().map(|t| t.parse::<Cidr>().map_err(|e| format!("{t:?} {e}"))) {
+            match item.as_str().map(|t| t.parse::<Masked>().map_err(|e| format!("{t:?} {e}"))) {
                 Some(Ok(net)) => {
-                    out.push(net.0);
+                    if net.had_host_bits {
+                        self.warnings.push(format!("{key}[{i}] {item} is taken as {}", net.net));
+                    }
+                    out.push(net.net);
                 }
                 bad => {
                     let msg = match bad {
@@ -215,8 +225,8 @@ pub fn new_peer(bytes: &[u8]) -> Result<(NewPeer, Option<Duration>), BadBody> {
         keepalive: Some(keepalive(&mut f).unwrap_or(0)),
         endpoint: None,
     };
-    let confirm = f.confirm();
-    f.finish(public_key.map(|public_key| (NewPeer { public_key, values }, confirm)))
+    let (confirm, warnings) = (f.confirm(), std::mem::take(&mut f.warnings));
+    f.finish(public_key.map(|public_key| (NewPeer { public_key, values, warnings }, confirm)))
 }
 
 fn preshared(f: &mut Fields) -> Option<PresharedKey> {
@@ -226,8 +236,11 @@ fn preshared(f: &mut Fields) -> Option<PresharedKey> {
     f.parsed("preshared_key", true)
 }
 
+/// Values, and what was taken otherwise than it was written.
+type Warned<T> = (T, Vec<String>);
+
 /// `PUT …/peers/{key}`: `{allowed_ips?, persistent_keepalive?}`.
-pub fn peer_values(bytes: &[u8]) -> Result<(PeerValues, Option<Duration>), BadBody> {
+pub fn peer_values(bytes: &[u8]) -> Result<(Warned<PeerValues>, Option<Duration>), BadBody> {
     let mut f = Fields::read(bytes)?;
     let values = PeerValues {
         preshared_key: preshared(&mut f),
@@ -235,8 +248,8 @@ pub fn peer_values(bytes: &[u8]) -> Result<(PeerValues, Option<Duration>), BadBo
         keepalive: keepalive(&mut f),
         endpoint: None,
     };
-    let confirm = f.confirm();
-    f.finish(Some((values, confirm)))
+    let (confirm, warnings) = (f.confirm(), std::mem::take(&mut f.warnings));
+    f.finish(Some(((values, warnings), confirm)))
 }
 
 /// `POST …/syncconf`: `{"config": base64 of a file}`.
@@ -255,8 +268,7 @@ pub fn syncconf(bytes: impl AsRef<[u8]>) -> Result<(WgConf, Option<Duration>), B
         text.retain(|c| !c.is_ascii_whitespace());
         let Ok(raw) = STANDARD.decode(&text) else { return bad("Input should be base64".into()) };
         drop(text);
-        let Ok(raw) = String::from_utf8(raw) else { return bad("The file is not UTF-8".into()) };
-        match wgconf::parse(&raw) {
+        match wgconf::parse_bytes(&raw) {
             Ok(conf) => Some(conf),
             Err(e) => bad(format!("The file is invalid: {e}")),
         }

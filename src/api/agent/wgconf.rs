@@ -1,7 +1,7 @@
 //! The configuration format of `wg(8)` with the keys of `wg-quick(8)`. Hooks are refused: the shared secret must not give a
 //! root shell.
 use ipnet::IpNet;
-use spoke_model::address::{Cidr, HostPort, IfAddress};
+use spoke_model::address::{HostPort, IfAddress, Masked};
 use spoke_model::key::{PresharedKey, PublicKey, SecretKey};
 use spoke_model::nets::Nets;
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +24,8 @@ pub struct WgConf {
     pub mtu: Option<u32>,
     /// Peers.
     pub peers: BTreeMap<PublicKey, WgPeer>,
+    /// What was taken otherwise than it was written.
+    pub warnings: Vec<String>,
 }
 
 /// A `[Peer]` section.
@@ -56,7 +58,16 @@ enum Section {
     Peer(Option<PublicKey>, WgPeer, Vec<IpNet>, usize),
 }
 
-/// Parses a file.
+/// Parses a file as `wg` does: blanks count nowhere, and comments may be in any encoding.
+pub fn parse_bytes(bytes: &[u8]) -> Result<WgConf, BadConf> {
+    if bytes.contains(&0) {
+        return Err(BadConf { line: 1, problem: "the file is not text; some editors write UTF-16".into() });
+    }
+    // What is not UTF-8 outside of a comment is no valid value.
+    parse(&String::from_utf8_lossy(bytes))
+}
+
+/// Parses the text of a file.
 pub fn parse(text: &str) -> Result<WgConf, BadConf> {
     let mut out = WgConf::default();
     let mut section = Section::None;
@@ -66,7 +77,9 @@ pub fn parse(text: &str) -> Result<WgConf, BadConf> {
         if raw.len() > MAX_LINE {
             return Err(fail(format!("longer than {MAX_LINE} bytes")));
         }
-        let content = raw.split('#').next().unwrap_or_default().trim();
+        let mut content = raw.split('#').next().unwrap_or_default().to_owned();
+        content.retain(|c| !c.is_whitespace() && c != '\u{feff}');
+        let content = content.as_str();
         if content.is_empty() {
             continue;
         }
@@ -88,11 +101,14 @@ pub fn parse(text: &str) -> Result<WgConf, BadConf> {
         let Some((key, value)) = content.split_once('=') else {
             return Err(fail("expected KEY = VALUE".into()));
         };
-        let (key, value) = (key.trim().to_ascii_lowercase(), value.trim());
+        let key = key.to_ascii_lowercase();
         match &mut section {
             Section::None => return Err(fail("a key before [Interface] or [Peer]".into())),
             Section::Interface => interface_key(&mut out, &key, value).map_err(fail)?,
-            Section::Peer(public, peer, nets, _) => peer_key(public, peer, nets, &key, value).map_err(fail)?,
+            Section::Peer(public, peer, nets, _) => {
+                let warn = |w: String| out.warnings.push(format!("line {line}: {w}"));
+                peer_key(public, peer, nets, warn, &key, value).map_err(fail)?;
+            }
         }
     }
     finish(&mut section, &mut out)?;
@@ -139,6 +155,7 @@ fn peer_key(
     public: &mut Option<PublicKey>,
     peer: &mut WgPeer,
     nets: &mut Vec<IpNet>,
+    mut warn: impl FnMut(String),
     key: &str,
     value: &str,
 ) -> Result<(), String> {
@@ -152,8 +169,11 @@ fn peer_key(
         // Lines accumulate, as in `wg`.
         "allowedips" => {
             for part in list(value) {
-                let net: Cidr = part.parse().map_err(|e| format!("AllowedIPs {part:?}: {e}"))?;
-                nets.push(net.0);
+                let net: Masked = part.parse().map_err(|e| format!("AllowedIPs {part:?}: {e}"))?;
+                if net.had_host_bits {
+                    warn(format!("AllowedIPs {part} is taken as {}", net.net));
+                }
+                nets.push(net.net);
             }
             Ok(())
         }
@@ -175,7 +195,7 @@ fn once<T>(slot: &mut Option<T>, name: &str, value: T) -> Result<(), String> {
 }
 
 fn list(value: &str) -> impl Iterator<Item = &str> {
-    value.split(',').map(str::trim).filter(|p| !p.is_empty())
+    value.split(',').filter(|p| !p.is_empty())
 }
 
 fn number<T: TryFrom<u32>>(value: &str, name: &str, max: u32) -> Result<T, String> {

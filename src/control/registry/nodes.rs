@@ -61,6 +61,14 @@ pub async fn announce(
     Ok(token)
 }
 
+/// An address with a scope means something on one machine only.
+fn check_endpoint(endpoint: &HostPort) -> Result<(), RegistryError> {
+    if endpoint.has_scope() {
+        return Err(RegistryError::Value { field: "endpoint", expected: "an address that every node can reach" });
+    }
+    Ok(())
+}
+
 /// Announces a hub, leases its address, and creates the token that enrols it.
 pub async fn announce_hub(
     store: &Store,
@@ -71,6 +79,7 @@ pub async fn announce_hub(
     actor: &Actor,
     now_ms: i64,
 ) -> Result<Secret<String>, RegistryError> {
+    check_endpoint(endpoint)?;
     let mut tx = store.write().await?;
     let mut node = Node::expected(id.clone(), network, Role::Hub, now_ms);
     node.endpoint = Some(endpoint.clone());
@@ -193,6 +202,7 @@ pub async fn move_hub(
     actor: &Actor,
     now_ms: i64,
 ) -> Result<(), RegistryError> {
+    check_endpoint(&to.endpoint)?;
     retry_conflicts!(async {
         let mut tx = store.write().await?;
         let mut hub = tx.locked_node(id).await?.ok_or_else(|| RegistryError::node_not_found(id))?;

@@ -5,6 +5,7 @@ use crate::store::audit::Actor;
 use crate::store::release::Release;
 use spoke_model::node_id::NodeId;
 use spoke_model::release::WantedRelease;
+use spoke_model::url::{BadUrl, HttpUrl};
 
 fn entity<'a>(network: &'a str, node: Option<&'a NodeId>) -> (&'static str, &'a str) {
     match node {
@@ -15,6 +16,9 @@ fn entity<'a>(network: &'a str, node: Option<&'a NodeId>) -> (&'static str, &'a 
 
 /// Sets the desired release of a network or of one node in it.
 pub async fn set(store: &Store, release: &Release, actor: &Actor, now_ms: i64) -> Result<(), RegistryError> {
+    let bad = |e: BadUrl| RegistryError::Release(format!("release source {e}"));
+    let source = release.source.as_deref().map(str::parse::<HttpUrl>).transpose().map_err(bad)?;
+    let release = &Release { source: source.map(|s| s.reveal()), ..release.clone() };
     let wanted = WantedRelease { version: release.version.clone(), source: release.source.clone() };
     wanted.check().map_err(|problem| RegistryError::Release(problem.to_string()))?;
     retry_conflicts!(async {

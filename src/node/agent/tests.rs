@@ -43,6 +43,7 @@ impl Node {
             replays: tokio::sync::Mutex::new(memory),
             host: Mutex::default(),
             resolver: SystemResolver::default(),
+            unresolved: Arc::default(),
             deps,
         };
         Self { agent, clock, kernel, node }
@@ -331,4 +332,77 @@ async fn unsigned_request_is_refused() {
         assert!(node.agent.admit(&request).is_ok());
         assert_eq!(node.send(request).await.0, 200, "{path}");
     }
+}
+
+/// Knows `late.example.net` once it is told to.
+#[derive(Clone, Default)]
+struct LateName(Arc<std::sync::atomic::AtomicBool>);
+
+impl spoke_sys::resolve::Resolve for LateName {
+    fn resolve(
+        &self,
+        name: &HostPort,
+        _: Duration,
+    ) -> impl Future<Output = Result<Vec<std::net::SocketAddr>, spoke_sys::resolve::ResolveError>> + Send + 'static
+    {
+        let known = self.0.load(std::sync::atomic::Ordering::Relaxed) && name.host == "late.example.net";
+        std::future::ready(match known {
+            true => Ok(vec!["192.0.2.7:51820".parse().unwrap()]),
+            false => Err(spoke_sys::resolve::ResolveError::Empty(name.clone())),
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn name_without_an_address_holds_back_no_other_peer() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(dir.path(), FakeKernel::new(), clock()).await;
+    let peers = [
+        (2, "Endpoint = no-such-host.invalid:51820"),
+        (3, "Endpoint = 192.0.2.3:51820"),
+        (4, "AllowedIPs = 10.1.0.9/24"),
+    ];
+    let (status, answer) = node.ask("POST", "/v1/wg/wg0/syncconf", file(peers)).await;
+    assert_eq!((status, node.peers().len()), (200, 3), "{answer}");
+    let warnings: Vec<&str> = answer["warnings"].as_array().unwrap().iter().map(|w| w.as_str().unwrap()).collect();
+    assert_eq!(warnings.len(), 2, "{answer}");
+    assert!(warnings[0].contains("AllowedIPs 10.1.0.9/24 is taken as 10.1.0.0/24"), "{answer}");
+    assert!(warnings[1].contains("no-such-host.invalid:51820") && warnings[1].contains("tried again"), "{answer}");
+    let endpoints = node.kernel.peers("wg0").values().filter_map(|p| p.endpoint).count();
+    assert_eq!(endpoints, 1);
+    let (_, answer) = node.ask("POST", "/v1/wg/wg0/syncconf", file([(3, "")])).await;
+    assert!(answer.get("warnings").is_none() && node.agent.unresolved.is_empty(), "{answer}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn name_is_tried_again_until_it_has_an_address() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(dir.path(), FakeKernel::new(), clock()).await;
+    node.ask("POST", "/v1/wg/wg0/syncconf", file([(2, ""), (3, "Endpoint = 192.0.2.3:51820")])).await;
+    let keys: Vec<PublicKey> = node.kernel.peers("wg0").keys().copied().collect();
+    let name: HostPort = "late.example.net:51820".parse().unwrap();
+    let waiting = || keys.iter().map(|key| (*key, name.clone())).collect();
+    let (unresolved, resolver) = (Unresolved::default(), LateName::default());
+    unresolved.set(&"wg0".parse().unwrap(), waiting());
+    let retry = async || unresolved.retry(&resolver, &node.agent.deps.changes, &node.agent.deps.net).await;
+    let endpoint = |n: usize| node.kernel.peers("wg0")[&keys[n]].endpoint.map(|e| e.to_string());
+    retry().await;
+    assert!(!unresolved.is_empty() && endpoint(0).is_none());
+    resolver.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    retry().await;
+    assert!(unresolved.is_empty());
+    assert_eq!(endpoint(0).as_deref(), Some("192.0.2.7:51820"));
+    assert_eq!(endpoint(1).as_deref(), Some("192.0.2.3:51820"), "a peer that has one keeps it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn conflict_of_a_masked_network_names_the_holder() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(dir.path(), FakeKernel::new(), clock()).await;
+    let peer = |key: &str, net: &str| json!({"public_key": key, "allowed_ips": [net]});
+    let (status, answer) = node.ask("POST", "/v1/wg/wg0/peers", peer(KEY, "10.0.7.9/24")).await;
+    assert_eq!((status, &answer["peer"]["allowed_ips"][0]), (200, &"10.0.7.0/24".into()), "{answer}");
+    assert!(answer["warnings"][0].as_str().unwrap().contains("taken as 10.0.7.0/24"), "{answer}");
+    let (status, answer) = node.ask("POST", "/v1/wg/wg0/peers", peer(OTHER, "10.0.7.8/24")).await;
+    assert!(status == 409 && answer.to_string().contains(KEY), "{answer}");
 }

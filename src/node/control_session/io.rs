@@ -420,9 +420,13 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
         self.requests.sending = None;
         self.requests.sender = Some(http);
         let result = match answer {
-            Err(e @ (HttpError::Unreachable(_) | HttpError::Untrusted(_) | HttpError::Malformed(_))) => {
-                SendResult::Unsent(ErrorChain(&e).to_string())
-            }
+            Err(
+                e @ (HttpError::Unreachable(_)
+                | HttpError::Unresolved(_)
+                | HttpError::NoConnection(_)
+                | HttpError::Untrusted(_)
+                | HttpError::Malformed(_)),
+            ) => SendResult::Unsent(ErrorChain(&e).to_string()),
             Err(e) => SendResult::Failed(ErrorChain(&e).to_string()),
             Ok(answer) => match (answer.status, self.correct_clock(&answer, nonce)) {
                 (_, Some(Ok(()))) => SendResult::Again,

@@ -42,12 +42,12 @@ pub fn control_plane(url: &HostPort, probe: &Result<u16, ControlProbeError>) -> 
         Err(ControlProbeError::Ca(e)) => Finding::fail(what, ErrorChain(e).to_string(), "correct control.ca"),
         Err(ControlProbeError::Http(e @ HttpError::Untrusted(_))) => Finding::warn(
             what,
-            format!("{url}: {e}"),
+            format!("{url}: {}", ErrorChain(e)),
             "compare control.pin with what `spoke-control serve` prints, or control.ca with its certificate",
         ),
         Err(ControlProbeError::Http(e)) => Finding::warn(
             what,
-            format!("{url}: {e}"),
+            format!("{url}: {}", ErrorChain(e)),
             "check control.url and the route to it; the last good state stays in force meanwhile",
         ),
     }

@@ -25,11 +25,11 @@ fn peer_bodies_are_validated() {
     assert_eq!((peer.values.allowed_ips.unwrap().len(), peer.values.keepalive, confirm), (2, Some(25), None));
     let (peer, _) = new_peer(&bytes(&json!({"public_key": KEY}))).unwrap();
     assert_eq!((peer.values.allowed_ips, peer.values.keepalive), (Some(Nets::default()), Some(0)));
-    let (values, confirm) = peer_values(&bytes(&json!({"allowed_ips": [], "confirm_within": 30}))).unwrap();
+    let ((values, _), confirm) = peer_values(&bytes(&json!({"allowed_ips": [], "confirm_within": 30}))).unwrap();
     assert_eq!((values.allowed_ips, values.keepalive), (Some(Nets::default()), None));
     assert_eq!(confirm, Some(Duration::from_secs(30)));
 
-    let (values, _) = peer_values(br#"{"persistent_keepalive": 25.0}"#).unwrap();
+    let ((values, _), _) = peer_values(br#"{"persistent_keepalive": 25.0}"#).unwrap();
     assert_eq!(values.keepalive, Some(25), "JSON Schema calls that an integer");
     for bad in ["25.5", "-1.0", "65536.0", "1e30"] {
         let body = format!("{{\"persistent_keepalive\": {bad}}}");
@@ -43,7 +43,7 @@ fn peer_bodies_are_validated() {
         assert_eq!(faults(new_peer(&bytes(&json!({"public_key": bad})))), one("value_error"), "31 and 33 bytes: {bad}");
     }
     assert_eq!(faults(new_peer(&bytes(&json!({"public_key": 5})))), one("string_type"));
-    let many = json!({"public_key": KEY, "allowed_ips": ["10.0.0.1/24", "::ffff:10.0.0.0/120", 7], "persistent_keepalive": 65536});
+    let many = json!({"public_key": KEY, "allowed_ips": ["10.0.0.1/33", "::ffff:10.0.0.0/120", 7], "persistent_keepalive": 65536});
     assert_eq!(
         faults(new_peer(&bytes(&many))),
         [
@@ -63,6 +63,21 @@ fn peer_bodies_are_validated() {
 }
 
 #[test]
+fn host_bits_of_a_peer_are_dropped_with_a_warning() {
+    let body = bytes(&json!({"public_key": KEY, "allowed_ips": ["10.8.0.9/24", "10.9.0.1/32", "128.0.0.0/0"]}));
+    let (peer, _) = new_peer(&body).unwrap();
+    let expected = ["10.8.0.0/24", "10.9.0.1/32", "0.0.0.0/0"].map(|n| n.parse().unwrap());
+    assert_eq!(peer.values.allowed_ips, Some(expected.into_iter().collect()));
+    let warnings = [
+        "allowed_ips[0] \"10.8.0.9/24\" is taken as 10.8.0.0/24",
+        "allowed_ips[2] \"128.0.0.0/0\" is taken as 0.0.0.0/0",
+    ];
+    assert_eq!(peer.warnings, warnings);
+    let ((values, changed), _) = peer_values(&body).unwrap();
+    assert_eq!((values.allowed_ips, changed), (peer.values.allowed_ips, peer.warnings));
+}
+
+#[test]
 fn file_and_interface_bodies_are_validated() {
     let file = |text: &str| bytes(&json!({"config": STANDARD.encode(text)}));
     assert_eq!(syncconf(file("")).unwrap().0, WgConf::default());
@@ -71,6 +86,7 @@ fn file_and_interface_bodies_are_validated() {
         file("[Interface]\nPostUp = id\n"),
         bytes(&json!({"config": "%%"})),
         bytes(&json!({"config": STANDARD.encode([0xff])})),
+        bytes(&json!({"config": STANDARD.encode([0])})),
     ] {
         assert_eq!(faults(syncconf(&bad)), [("body.config".to_owned(), "value_error")]);
     }

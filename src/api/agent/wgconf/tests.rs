@@ -38,7 +38,10 @@ fn syntax_errors_name_their_line() {
         ("PublicKey = x\n".to_owned(), 1, "before"),
         ("[Peer]\nAllowedIPs = 10.0.0.0/24\n".to_owned(), 1, "no PublicKey"),
         (format!("{peer}{peer}"), 3, "twice"),
-        (format!("{peer}AllowedIPs = 10.0.0.1/24\n"), 3, "host bits"),
+        (format!("{peer}AllowedIPs = 10.0.0.1/33\n"), 3, "not a network"),
+        ("[Interface]\nPost Up = id\n".to_owned(), 2, "postup would run a command"),
+        (format!("{peer}Endpoint = [fe80::1%]:51820\n"), 3, "Endpoint"),
+        (format!("{peer}Endpoint = h\u{fc}b.example.net:51820\n"), 3, "Endpoint"),
         (format!("{peer}AllowedIPs = ::ffff:10.0.0.0/120\n"), 3, "IPv4"),
         (format!("{peer}PersistentKeepalive = 65536\n"), 3, "65536"),
         (format!("{peer}PersistentKeepalive = -1\n"), 3, "-1"),
@@ -50,6 +53,68 @@ fn syntax_errors_name_their_line() {
     for (text, line, part) in cases {
         let error = parse(&text).unwrap_err();
         assert!(error.line == line && error.problem.contains(part), "{text:?}: {error}");
+    }
+}
+
+/// A file of one peer, with `line` in its section.
+fn peer_with(line: &str) -> Result<WgConf, BadConf> {
+    parse_bytes(format!("[Interface]\nListenPort = 51820\n[Peer]\nPublicKey = {OTHER}\n{line}\n").as_bytes())
+}
+
+fn nets(conf: &WgConf) -> Vec<String> {
+    conf.peers.values().flat_map(|p| p.allowed_ips.iter().map(ToString::to_string)).collect()
+}
+
+#[test]
+fn host_bits_are_dropped_with_a_warning() {
+    for (text, expected) in
+        [("10.8.0.9/24", "10.8.0.0/24"), ("fd42:42:42::3/64", "fd42:42:42::/64"), ("128.0.0.0/0", "0.0.0.0/0")]
+    {
+        let conf = peer_with(&format!("AllowedIPs = {text}")).unwrap();
+        assert_eq!(nets(&conf), [expected]);
+        assert_eq!(conf.warnings, [format!("line 5: AllowedIPs {text} is taken as {expected}")]);
+    }
+    let conf = peer_with("AllowedIPs = 10.8.0.9/32, 10.9.0.0/16, 10.8.0.10").unwrap();
+    assert_eq!((nets(&conf).len(), conf.warnings.len()), (3, 0));
+}
+
+#[test]
+fn blanks_count_nowhere() {
+    let text = format!(
+        "[ Inter face ]\n\tListen Port = 518 20\n[ Peer ]\n Public Key = {}  {}\n\u{a0}Allowed IPs = 10.8.0.9 / 32 , 10.9.0.0/ 16\n",
+        &OTHER[..20],
+        &OTHER[20..]
+    );
+    let conf = parse(&text).unwrap();
+    assert_eq!(
+        (conf.listen_port, nets(&conf)),
+        (Some(51820), vec!["10.8.0.9/32".to_owned(), "10.9.0.0/16".to_owned()])
+    );
+    assert!(conf.warnings.is_empty() && conf.peers.contains_key(&OTHER.parse().unwrap()));
+}
+
+#[test]
+fn comments_may_be_in_any_encoding() {
+    let file = [b"# B\xfcro\n[Peer] # \xe4\nPublicKey = ".as_slice(), OTHER.as_bytes(), b"\n"].concat();
+    assert_eq!(parse_bytes(&file).unwrap().peers.len(), 1);
+    assert_eq!(parse_bytes(&[b"\xef\xbb\xbf".as_slice(), &file].concat()).unwrap().peers.len(), 1, "a byte order mark");
+    let outside = [b"[Peer]\nPublicKey = \xfc".as_slice(), OTHER.as_bytes(), b"\n"].concat();
+    assert_eq!(parse_bytes(&outside).unwrap_err().line, 2);
+    let utf16: Vec<u8> = "[Peer]\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    assert!(parse_bytes(&utf16).unwrap_err().problem.contains("UTF-16"));
+}
+
+#[test]
+fn endpoints_are_taken_as_wg_does() {
+    for (text, expected) in [
+        ("[fe80::1%lo]:51820", "[fe80::1%lo]:51820"),
+        ("[fe80::1%1]:51820", "[fe80::1%1]:51820"),
+        ("hub.example.net.:51820", "hub.example.net:51820"),
+        ("192.0.2.1 : 51820", "192.0.2.1:51820"),
+    ] {
+        let conf = peer_with(&format!("Endpoint = {text}")).unwrap();
+        let endpoint = conf.peers.values().next().unwrap().endpoint.clone().unwrap();
+        assert_eq!(endpoint.to_string(), expected);
     }
 }
 

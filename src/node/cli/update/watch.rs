@@ -7,6 +7,7 @@ use spoke_api::socket::SOCKET;
 use spoke_command::{Failure, Outcome};
 use spoke_config::Config;
 use spoke_model::release::WantedRelease;
+use spoke_model::url::HttpUrl;
 use spoke_sys::clock::SystemClock;
 use spoke_sys::slots::{DiskSlots, RUN};
 use spoke_sys::vault::Vault;
@@ -153,11 +154,7 @@ fn keep_identity() {
 
 /// `HOST:PORT` of a web address.
 fn host_port(address: &str) -> Option<String> {
-    let (scheme, rest) = address.split_once("://")?;
-    let host = rest.split('/').next()?;
-    let default = if scheme == "https" { 443 } else { 80 };
-    let has_port = host.rsplit_once(':').is_some_and(|(_, p)| p.parse::<u16>().is_ok());
-    Some(if has_port { host.to_owned() } else { format!("{host}:{default}") })
+    Some(address.parse::<HttpUrl>().ok()?.server().to_string())
 }
 
 #[cfg(test)]
