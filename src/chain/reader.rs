@@ -66,7 +66,7 @@ impl<R: Rpc, C: Clock> ChainReader<R, C> {
             let wait = deadline.since(self.clock.now());
             let event = tokio::select! {
                 Some(event) = calls.next() => event,
-                () = tokio::time::sleep(wait) => QueryEvent::Tick,
+                () = self.clock.sleep(wait) => QueryEvent::Tick,
             };
             actions = query.handle(self.clock.now(), event);
         }

@@ -102,7 +102,7 @@ impl<C: Clock, R: Rpc> Driver<C, R> {
         let wait = self.machine.deadline().map(|d| d.at.since(now));
         let deadline = async {
             match wait {
-                Some(wait) => tokio::time::sleep(wait).await,
+                Some(wait) => self.deps.clock.sleep(wait).await,
                 None => std::future::pending().await,
             }
         };

@@ -53,9 +53,9 @@ pub struct Uplink {
     /// Disconnected after sending and probing without receiving for this long.
     #[serde(serialize_with = "duration_text")]
     pub dead_after: Duration,
-    /// Period of echoes through an idle tunnel.
-    #[serde(serialize_with = "duration_text")]
-    pub idle_probe: Duration,
+    /// Period of echoes; `None`: by the number of hubs, see [`Uplink::idle_probe`].
+    #[serde(serialize_with = "optional_text", skip_serializing_if = "Option::is_none")]
+    pub idle_probe: Option<Duration>,
     /// How long a better hub must respond before the tunnel moves back to it.
     #[serde(serialize_with = "duration_text")]
     pub failback_after: Duration,
@@ -76,10 +76,16 @@ impl Uplink {
             stable_after: s(60),
             probe_after: s(5),
             dead_after: s(15),
-            idle_probe: s(60),
+            idle_probe: None,
             failback_after: s(300),
             hubs,
         }
+    }
+
+    /// Period of echoes through the tunnel. With another hub to move to it is 24 s: with `dead_after` a lost hub is noticed
+    /// in 39 s, and one second below the usual keepalive of 25 s no keepalive is sent beside the echoes.
+    pub fn idle_probe(&self) -> Duration {
+        self.idle_probe.unwrap_or(Duration::from_secs(if self.hubs.len() > 1 { 24 } else { 60 }))
     }
 
     pub(super) fn read(t: &mut Table<'_>) -> Option<Self> {
@@ -124,10 +130,17 @@ impl Uplink {
             stable_after: stable_after.unwrap_or(s(60)),
             probe_after,
             dead_after,
-            idle_probe: idle_probe.unwrap_or(s(60)),
+            idle_probe,
             failback_after: failback_after.unwrap_or(s(300)),
             hubs,
         })
+    }
+}
+
+fn optional_text<S: serde::Serializer>(d: &Option<Duration>, s: S) -> Result<S::Ok, S::Error> {
+    match d {
+        Some(d) => duration_text(d, s),
+        None => s.serialize_none(),
     }
 }
 

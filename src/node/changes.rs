@@ -148,7 +148,7 @@ impl<C: Clock> Ledger<C> {
                     Some(command) => self.serve(command).await,
                     None => return Ok(()),
                 },
-                () = sleep(wait) => self.revert().await,
+                () = sleep(&self.clock, wait) => self.revert().await,
                 Ok(()) = self.net.changed() => {}
             }
         }
@@ -461,9 +461,9 @@ impl<C: Clock> Ledger<C> {
     }
 }
 
-async fn sleep(wait: Option<Duration>) {
+async fn sleep(clock: &impl Clock, wait: Option<Duration>) {
     match wait {
-        Some(wait) => tokio::time::sleep(wait).await,
+        Some(wait) => clock.sleep(wait).await,
         None => std::future::pending().await,
     }
 }

@@ -83,7 +83,7 @@ impl<C: Clock> Keeper<C> {
         loop {
             self.check_and_log(Occasion::Running);
             tokio::select! {
-                () = tokio::time::sleep(CHECK_EVERY) => {}
+                () = self.clock.sleep(CHECK_EVERY) => {}
                 () = changed(&mut self.confirmed) => {}
             }
         }

@@ -317,7 +317,7 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlSession<H, E, C, K> {
                 Some(reply) = rotate.recv() => {
                     let _ = reply.send(self.begin_rotation());
                 }
-                () = tokio::time::sleep(wake.map_or(NO_DEADLINE, |at| at.since(now))) => self.events.push_back(Event::Tick),
+                () = self.io.clock.sleep(wake.map_or(NO_DEADLINE, |at| at.since(now))) => self.events.push_back(Event::Tick),
             }
         }
     }

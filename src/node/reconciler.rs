@@ -163,7 +163,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
                     if e.retry() == Retry::Never || failed >= MAX_FAILED_PASSES {
                         return Err(e);
                     }
-                    tokio::time::sleep(wait).await;
+                    self.clock.sleep(wait).await;
                     wait = (wait * 2).min(resync);
                 }
             }
@@ -177,7 +177,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
                 tracing::debug!("kernel event");
                 self.events.send_modify(|n| *n += 1);
             }
-            () = tokio::time::sleep(longest) => {}
+            () = self.clock.sleep(longest) => {}
         }
     }
 

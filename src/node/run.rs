@@ -25,7 +25,7 @@ use spoke_model::clock::Anchor;
 use spoke_net::derive::UplinkChoice;
 use spoke_sys::clock::{Clock as _, SystemClock};
 use spoke_sys::echo::IcmpEcho;
-use spoke_sys::kernel::{CounterSocket, KernelError, Netlink};
+use spoke_sys::kernel::{CounterSocket, KernelError, Netlink, PathSocket};
 use spoke_sys::keys;
 use spoke_sys::keys::IfMissing;
 use spoke_sys::notify::{Notify as _, Systemd};
@@ -247,9 +247,10 @@ fn start_uplink(
                 let (wake, choice, status) = (wake.clone(), choice.clone(), status.clone());
                 async move {
                     let counters = CounterSocket::open()?;
+                    let path = PathSocket::open(config.mark)?;
                     let (seed, echo, resolver) = (seed(), IcmpEcho::new(seed()), SystemResolver::default());
                     let clock = SystemClock;
-                    let session = Uplink { config, seed, counters, echo, resolver, clock, choice, status, wake };
+                    let session = Uplink { config, seed, counters, path, echo, resolver, clock, choice, status, wake };
                     session.run().await.map_err(|never| -> KernelError { match never {} })
                 }
             })

@@ -123,7 +123,7 @@ pub async fn watch<C: Clock>(
         }
         let now = clock.now();
         let wait = machine.deadline().map_or(PROBE_EVERY, |d| d.at.since(now).min(PROBE_EVERY));
-        tokio::time::sleep(wait).await;
+        clock.sleep(wait).await;
     }
 }
 

@@ -4,14 +4,14 @@ use spoke_model::error_chain::ErrorChain;
 use spoke_net::derive::UplinkChoice;
 use spoke_sys::clock::Clock;
 use spoke_sys::echo::Echo;
-use spoke_sys::kernel::ReadCounters;
+use spoke_sys::kernel::{ReadCounters, ReadPath};
 use spoke_sys::resolve::Resolve;
 use spoke_uplink::session::{Config, RESOLVE_TIMEOUT, Sample, Seen, Session, SessionAction, SessionEvent};
 use spoke_uplink::status::{Transition, UplinkStatus};
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,15 +20,21 @@ use tokio::sync::watch;
 /// Time limit of reading the counters from the kernel.
 const READ_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Looked up while no address of a hub is known: any address outside (RFC 5737, RFC 3849). Nothing is sent to them.
+const ANYWHERE: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))];
+
 /// Inputs and outputs of the task.
 #[derive(Debug)]
-pub struct Uplink<R, E, D, C> {
+pub struct Uplink<R, P, E, D, C> {
     /// Configuration of the session.
     pub config: Config,
     /// Seed of the jitter.
     pub seed: u64,
     /// The interface's counters.
     pub counters: R,
+    /// The way to the hub outside of the tunnel.
+    pub path: P,
     /// Echo through the tunnel.
     pub echo: E,
     /// Name look-up.
@@ -45,7 +51,7 @@ pub struct Uplink<R, E, D, C> {
 
 type LookUp = Pin<Box<dyn Future<Output = (usize, Vec<SocketAddr>)> + Send>>;
 
-impl<R: ReadCounters, E: Echo, D: Resolve, C: Clock> Uplink<R, E, D, C> {
+impl<R: ReadCounters, P: ReadPath, E: Echo, D: Resolve, C: Clock> Uplink<R, P, E, D, C> {
     /// Runs until dropped.
     pub async fn run(mut self) -> Result<(), Infallible> {
         let mut session = Session::new(self.clock.now(), self.seed, self.config.clone());
@@ -59,6 +65,7 @@ impl<R: ReadCounters, E: Echo, D: Resolve, C: Clock> Uplink<R, E, D, C> {
                         SessionAction::Resolve(hub) => look_up = self.look_up(hub),
                         SessionAction::Publish => self.publish(&session),
                         SessionAction::Sample => events.push_back(self.sample().await),
+                        SessionAction::Look => events.extend(self.look(&session).await),
                         SessionAction::Echo { to, seq } => {
                             tracing::debug!(%to, seq, "echo");
                             if let Err(e) = self.echo.send(&self.config.uplink.interface, to, seq).await {
@@ -81,20 +88,42 @@ impl<R: ReadCounters, E: Echo, D: Resolve, C: Clock> Uplink<R, E, D, C> {
             let wait = deadline.map_or(READ_TIMEOUT, |d| d.at.since(self.clock.now()));
             tracing::debug!(?wait, reason = ?deadline.map(|d| d.reason), "uplink waiting");
             let event = tokio::select! {
-                (from, seq) = self.echo.answer() => SessionEvent::Answered { from, seq },
+                (from, seq) = self.echo.answer() => Some(SessionEvent::Answered { from, seq }),
                 (hub, addresses) = pending(&mut look_up) => {
                     look_up = None;
-                    SessionEvent::Resolved { hub, addresses }
+                    Some(SessionEvent::Resolved { hub, addresses })
                 }
                 changed = self.wake.changed(), if network_events => {
                     // Without a sender the session runs by its deadlines alone.
                     network_events = changed.is_ok();
-                    SessionEvent::NetworkChanged
+                    None
                 }
-                () = tokio::time::sleep(wait) => SessionEvent::Tick,
+                () = self.clock.sleep(wait) => Some(SessionEvent::Tick),
             };
-            events.push_back(event);
+            match event {
+                Some(event) => events.push_back(event),
+                None => events.extend(self.look(&session).await),
+            }
         }
+    }
+
+    /// Looks up the way to the hub, or to anywhere while no address of a hub is known.
+    async fn look(&mut self, session: &Session) -> Option<SessionEvent> {
+        let to = session.path_target();
+        let asked = to.as_ref().map_or(&ANYWHERE[..], std::slice::from_ref);
+        let mut first = None;
+        for address in asked {
+            match tokio::time::timeout(READ_TIMEOUT, self.path.path(*address)).await {
+                Ok(Ok(path)) if path.is_open() => {
+                    first = Some(path);
+                    break;
+                }
+                Ok(Ok(path)) => first = first.or(Some(path)),
+                Ok(Err(e)) => tracing::debug!(to = %address, error = %ErrorChain(&e), "cannot look up route"),
+                Err(_) => tracing::debug!(to = %address, timeout = ?READ_TIMEOUT, "looking up a route timed out"),
+            }
+        }
+        first.map(|path| SessionEvent::Path { to, path })
     }
 
     fn publish(&self, session: &Session) {

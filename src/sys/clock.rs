@@ -1,7 +1,14 @@
 //! The clocks of the machine.
-use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
+use rustix::time::{
+    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime, clock_settime,
+    timerfd_create, timerfd_settime,
+};
 use spoke_model::time::{Boot, Wall};
+use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Reads the clocks.
 pub trait Clock: Clone + Send + Sync + 'static {
@@ -9,6 +16,8 @@ pub trait Clock: Clone + Send + Sync + 'static {
     fn now(&self) -> Boot;
     /// Wall time as the machine has it, right or wrong; `clock` in the supervisor decides whether to trust it.
     fn wall(&self) -> Wall;
+    /// Waits on the boot clock, which a suspended machine does not stop: a wait that ended meanwhile ends at resume.
+    fn sleep(&self, wait: Duration) -> impl Future<Output = ()> + Send;
 }
 
 /// The machine's own clocks.
@@ -25,6 +34,29 @@ impl Clock for SystemClock {
     fn wall(&self) -> Wall {
         Wall(u64::try_from(clock_gettime(ClockId::Realtime).tv_sec).unwrap_or(0))
     }
+
+    async fn sleep(&self, wait: Duration) {
+        // The runtime's own timers are on CLOCK_MONOTONIC, which stands still in suspend; without a descriptor they serve.
+        match boot_timer(wait) {
+            Ok(timer) if timer.readable().await.is_ok() => {}
+            Ok(_) | Err(_) => tokio::time::sleep(wait).await,
+        }
+    }
+}
+
+/// A descriptor that is readable after `wait` on CLOCK_BOOTTIME.
+#[expect(deprecated, reason = "its successor needs unsafe code; an owned descriptor is all it asks for")]
+fn boot_timer(wait: Duration) -> std::io::Result<AsyncFd<OwnedFd>> {
+    let timer = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+    // Zero would disarm it.
+    let wait = wait.max(Duration::from_nanos(1));
+    let tv_sec = wait.as_secs().try_into().map_err(|_| std::io::Error::from(std::io::ErrorKind::InvalidInput))?;
+    let once = Itimerspec {
+        it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
+        it_value: Timespec { tv_sec, tv_nsec: wait.subsec_nanos().into() },
+    };
+    timerfd_settime(&timer, TimerfdTimerFlags::empty(), &once)?;
+    AsyncFd::with_interest(timer, Interest::READABLE)
 }
 
 /// The id of this boot (`/proc/sys/kernel/random/boot_id`), kept beside every stored [`Boot`] moment.

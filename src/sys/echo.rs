@@ -20,6 +20,9 @@ pub enum EchoError {
     /// The interface does not exist.
     #[error("there is no interface {0}")]
     NoInterface(IfName),
+    /// The machine would answer itself, which proves nothing about the hub.
+    #[error("{0} is an address of this machine: uplink.hub.address must be the hub's")]
+    OwnAddress(IpAddr),
     /// The kernel did not take it: no address, no route, interface down.
     #[error("cannot send an echo to {to} through {link}")]
     Send {
@@ -77,6 +80,9 @@ impl IcmpEcho {
     }
 
     fn try_send(&mut self, link: &IfName, to: IpAddr, seq: u16) -> Result<(), EchoError> {
+        if is_own(to) {
+            return Err(EchoError::OwnAddress(to));
+        }
         let family = if to.is_ipv4() { Family::V4 } else { Family::V6 };
         let slot = if to.is_ipv4() { &mut self.v4 } else { &mut self.v6 };
         let stale = slot.as_ref().is_none_or(|b| b.link != *link || b.index_now() != Some(b.index));
@@ -93,6 +99,17 @@ impl IcmpEcho {
             Err(e) => Err(EchoError::Send { link: link.clone(), to, source: e.into() }),
         }
     }
+}
+
+/// Whether the address is one of this machine: to such a one, and to no other, the kernel sends from that address.
+/// Connecting a datagram socket sends nothing; the port is discard (RFC 863).
+fn is_own(address: IpAddr) -> bool {
+    let any = if address.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
+    let source = std::net::UdpSocket::bind((any, 0)).and_then(|s| {
+        s.connect((address, 9))?;
+        s.local_addr()
+    });
+    source.is_ok_and(|source| source.ip() == address)
 }
 
 impl Bound {

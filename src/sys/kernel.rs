@@ -37,11 +37,13 @@ mod events;
 mod filter;
 mod netlink;
 mod nftables;
+mod path;
 mod refusal;
 mod route;
 mod wireguard;
 
 pub use netlink::{CounterSocket, Netlink};
+pub use path::PathSocket;
 pub use wireguard::has_wireguard;
 
 /// Why the kernel could not be read or changed. `errno` is kept in the source.
@@ -181,6 +183,15 @@ pub trait Kernel: Send + 'static {
 pub trait ReadCounters: Send + 'static {
     /// Counters by peer, with the endpoint in use. `Ok(None)`: there is no such WireGuard interface.
     fn counters(&mut self, link: &IfName) -> impl Future<Output = Result<Option<LinkCounters>, KernelError>> + Send;
+}
+
+/// Reads the way to an address outside of the tunnel; sends nothing.
+pub trait ReadPath: Send + 'static {
+    /// The way to `to`.
+    fn path(
+        &mut self,
+        to: std::net::IpAddr,
+    ) -> impl Future<Output = Result<spoke_uplink::path::Path, KernelError>> + Send;
 }
 
 /// A WireGuard interface and the counters of its peers.

@@ -4,6 +4,7 @@
 pub mod ladder;
 pub mod liveness;
 pub mod names;
+pub mod path;
 pub mod select;
 pub mod session;
 pub mod status;

@@ -106,6 +106,11 @@ impl StandbyWatch {
         }
     }
 
+    /// A look-up is in progress.
+    pub const fn is_resolving(&self) -> bool {
+        matches!(self.phase, Phase::Resolving { .. })
+    }
+
     /// Hub and endpoint of a good standby, and since when.
     pub const fn good(&self) -> Option<(usize, SocketAddr, Boot)> {
         match self.phase {

@@ -13,29 +13,39 @@
 //!        │   └──────── no reply, handshake too old ────────────┼─────────────────────────────────┘  │
 //!        └──────────── packet or handshake received ───────────┴────────────────────────────────────┘
 //! ```
+//! *Waiting* lasts no time while the ladder has a hub that was not tried in this round: a lost hub is left for the next
+//! one at once.
 //!
 //! # Driver contract
 //! [`Session::new`], then [`SessionEvent::Tick`] at once. After every event perform all actions in order; the answers
-//! to `Resolve`, `Sample` and `Echo` are events, in any order and at any later time, and may be missing. Publish
+//! to `Resolve`, `Sample`, `Look` and `Echo` are events, in any order and at any later time, and may be missing. After an
+//! event of the kernel's network look without being asked ([`SessionEvent::Path`]): only a difference counts. Publish
 //! [`Session::status`] after each event. Then sleep until [`Session::deadline`] and send `Tick`; an early or late
 //! `Tick` is harmless. There is always a deadline: the session never stops trying.
 //!
 //! # Proof
 //! *Up* requires that, after the attempt began, the hub's tunnel address answered an echo **and** the kernel's
-//! handshake time changed. The kernel starts no handshake while its keys are fresh, so a handshake seen by this process
+//! handshake time changed. An answer counts if the hub's peer delivered a packet between the sample before the echo and
+//! the one after the answer ([`packet_came`](super::liveness::packet_came)); otherwise this machine or another peer
+//! answered. An echo is answered by an echo only: WireGuard sends keepalives whatever the state of the hub behind it. The kernel starts no handshake while its keys are fresh, so a handshake seen by this process
 //! less than `REJECT_AFTER_TIME` ago counts as well (an earlier attempt, the session just lost, a watched standby), and
 //! so does a tunnel found at process start. Then the echo is the proof: WireGuard accepts no packet under older keys,
 //! whatever the wall clock.
 //!
-//! *Waiting* ends with the backoff, or at once on a network change (at most four in a row, then one each `backoff_max`)
-//! or when a packet arrives from the hub.
+//! *Waiting* ends with the backoff, or at once when the path to the hub changes (at most four in a row, then one each
+//! `backoff_max`) or when a packet arrives from a hub that was silent; one whose echo is missing has nothing to say.
 //!
 //! # Traffic
-//! Idle tunnel at the defaults, IPv4 outside and inside, headers included: echo and reply each 60 s (2 × 92 B), two
-//! keepalives between them (2 × 60 B), a handshake each 120 s or more (176 + 120 + 60 B): 438 kB + 256 kB, below 0.7 MB
-//! a day; IPv6 outside adds 0.16 MB.
-use super::ladder::Ladder;
+//! Idle tunnel at the defaults, IPv4 outside and inside, headers included. One hub: echo and reply each 60 s (2 × 92 B),
+//! two keepalives between them (2 × 60 B), a handshake each 120 s or more (176 + 120 + 60 B): 438 kB + 256 kB, below
+//! 0.7 MB a day. Several hubs: echo and reply each 24 s, which leaves no keepalive to send: 662 kB + 256 kB. IPv6 outside
+//! adds 20 B a packet, 0.16 to 0.19 MB.
+//!
+//! Echoes that are never answered: nine an attempt, three after [`MANY_FAILURES`]; at the longest backoff below
+//! 4,500 a day, 0.4 MB.
+use super::ladder::{Ladder, Rung};
 use super::liveness::PeerActivity;
+use super::path::Path;
 use super::select::{Rules, StandbyWatch, as_standby};
 use super::status::{Code, State, Transition, UplinkStatus};
 use spoke_config::uplink::{Hub, Uplink};
@@ -49,10 +59,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 mod attempt;
+mod echo;
+mod network;
 mod report;
 #[cfg(test)]
 mod tests;
 mod up;
+
+use echo::EchoSent;
 
 /// Time limit of a name look-up; after it the last good addresses are used.
 pub const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -60,8 +74,8 @@ pub const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 const SAMPLE_WAITING: Duration = Duration::from_secs(5);
 /// Network changes in a row that may each end a backoff early; one is regained each `backoff_max`.
 const MAX_WAKES: u32 = 4;
-/// Network changes this soon after a publication are caused by it.
-const OWN_EFFECT: Duration = Duration::from_secs(1);
+/// Failures in a row after which an attempt sends few echoes.
+pub const MANY_FAILURES: u32 = 8;
 /// Echoes awaiting a reply.
 const MAX_ECHOES: usize = 32;
 
@@ -93,8 +107,13 @@ pub enum SessionEvent {
         /// The sequence number of the echo.
         seq: u16,
     },
-    /// A link, an address or a route may have changed.
-    NetworkChanged,
+    /// Answer to [`SessionAction::Look`], or unasked after an event of the kernel's network.
+    Path {
+        /// The address looked up; `None`: any, since no address of the hub is known.
+        to: Option<IpAddr>,
+        /// The way to it.
+        path: Path,
+    },
 }
 
 /// The interface's counters at one moment.
@@ -124,6 +143,8 @@ pub enum SessionAction {
     Resolve(usize),
     /// Read the counters; answer with [`SessionEvent::Sampled`] or [`SessionEvent::Unsampled`].
     Sample,
+    /// Read the path to [`Session::path_target`]; answer with [`SessionEvent::Path`].
+    Look,
     /// Send an echo to `to` through the tunnel; answer with [`SessionEvent::Unsent`] if that fails.
     Echo {
         /// The hub's tunnel address.
@@ -167,6 +188,8 @@ pub struct Config {
     pub uplink: Arc<Uplink>,
     /// The interface has a fixed port: the port rung is skipped.
     pub fixed_port: bool,
+    /// The mark of WireGuard's packets, by which the system may route them; 0: none.
+    pub mark: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -193,8 +216,12 @@ struct Attempt {
     /// A handshake seen after this is new.
     since: Boot,
     deadline: Boot,
-    /// An echo of this attempt was answered.
+    /// An echo of this attempt was answered by the hub.
     answered: bool,
+    /// Echoes sent.
+    echoes: u32,
+    /// The peer's sent counter when the attempt began.
+    sent: u64,
     /// Counts in place of a new handshake.
     prior: Option<PriorHandshake>,
     /// The hub to return to if this one fails.
@@ -209,12 +236,6 @@ struct PriorHandshake {
     code: Code,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wake {
-    First,
-    Further,
-}
-
 #[derive(Clone, Debug, Default)]
 struct HubAddresses {
     /// Result of the last successful look-up.
@@ -223,13 +244,10 @@ struct HubAddresses {
     favourite: Option<SocketAddr>,
     /// The endpoint in the kernel.
     in_use: Option<SocketAddr>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct EchoSent {
-    seq: u16,
-    hub: usize,
-    at: Boot,
+    /// Its WireGuard responds and its echo is missing: packets from it are no reason to try it again.
+    echo_fault: bool,
+    /// When its name was last looked up.
+    resolved_at: Option<Boot>,
 }
 
 /// The hub session; see the module for its states and how to drive it.
@@ -254,6 +272,8 @@ pub struct Session {
     /// Consecutive failed failbacks; each doubles `failback_after`.
     failed_moves: u32,
     echoes: heapless::Deque<EchoSent, MAX_ECHOES>,
+    /// An echo of the active hub was answered by someone else since the attempt began.
+    answered_elsewhere: bool,
     seq: u16,
     sample_at: Boot,
     echo_at: Boot,
@@ -264,6 +284,15 @@ pub struct Session {
     wakes: u32,
     wake_earned_at: Boot,
     network_changed: bool,
+    /// The last look: address and path.
+    path: Option<(Option<IpAddr>, Path)>,
+    /// The rung that led to the attempt being prepared.
+    rung: Option<Rung>,
+    /// Since when there is no tunnel.
+    down_since: Boot,
+    /// Attempts of this round, and those in which the interface sent nothing although the path was open.
+    round: (u32, u32),
+    rebuilt_at: Option<Boot>,
     /// The hub last proven up, while its session in the kernel may be alive.
     held: Option<usize>,
     status: UplinkStatus,
@@ -289,6 +318,7 @@ impl Session {
             watch: None,
             failed_moves: 0,
             echoes: heapless::Deque::new(),
+            answered_elsewhere: false,
             seq: 0,
             sample_at: now,
             echo_at: now,
@@ -299,6 +329,11 @@ impl Session {
             wakes: MAX_WAKES,
             wake_earned_at: now,
             network_changed: false,
+            path: None,
+            rung: None,
+            down_since: now,
+            round: (0, 0),
+            rebuilt_at: None,
             held: None,
             status: UplinkStatus::default(),
             hubs,
@@ -339,6 +374,11 @@ impl Session {
     #[must_use]
     pub fn handle(&mut self, now: Boot, event: SessionEvent) -> Actions {
         let mut out = Actions::new();
+        if let SessionEvent::Path { to, path } = event {
+            self.record_path(now, to, path, &mut out);
+            self.refresh();
+            return out;
+        }
         let replaced = if let SessionEvent::Sampled(sample) = &event { self.record_interface(sample) } else { false };
         match (self.phase, event) {
             (Phase::Starting, SessionEvent::Tick) => {
@@ -352,10 +392,7 @@ impl Session {
             (Phase::Starting, SessionEvent::Unsampled) => self.start(now, &Sample::default(), &mut out),
             (
                 Phase::Starting,
-                SessionEvent::Resolved { .. }
-                | SessionEvent::Answered { .. }
-                | SessionEvent::Unsent { .. }
-                | SessionEvent::NetworkChanged,
+                SessionEvent::Resolved { .. } | SessionEvent::Answered { .. } | SessionEvent::Unsent { .. },
             ) => {}
 
             (Phase::Waiting { since, until, due }, SessionEvent::Tick) => {
@@ -371,7 +408,8 @@ impl Session {
             }
             (Phase::Waiting { since, due, .. }, SessionEvent::Sampled(sample)) => {
                 let change = self.record_counters(now, &sample);
-                if (change.received || change.handshake) && self.use_wake(now).is_some() {
+                let silent = self.known.get(self.active).is_some_and(|k| !k.echo_fault);
+                if silent && (change.received || change.handshake) && self.use_wake(now) {
                     self.connect_after_packet(now, since, &mut out);
                 } else if due {
                     self.attempt(now, Code::Attempt, &mut out);
@@ -382,12 +420,8 @@ impl Session {
                     self.attempt(now, Code::Attempt, &mut out);
                 }
             }
-            (Phase::Waiting { .. }, SessionEvent::Resolved { hub, addresses }) => self.store_addresses(hub, addresses),
-            (Phase::Waiting { .. }, SessionEvent::NetworkChanged) => {
-                if let Some(wake) = self.use_wake(now) {
-                    self.reset_on_network_change(wake);
-                    self.attempt(now, Code::NetworkChanged, &mut out);
-                }
+            (Phase::Waiting { .. }, SessionEvent::Resolved { hub, addresses }) => {
+                self.store_addresses(now, hub, addresses);
             }
             (Phase::Waiting { .. }, SessionEvent::Answered { .. } | SessionEvent::Unsent { .. }) => {}
 
@@ -398,16 +432,13 @@ impl Session {
             }
             (Phase::Resolving { .. }, SessionEvent::Resolved { hub, addresses }) => {
                 let ours = hub == self.ladder.hub();
-                self.store_addresses(hub, addresses);
+                self.store_addresses(now, hub, addresses);
                 if ours {
                     self.next_rung(now, &mut out);
                 }
             }
             (Phase::Resolving { .. }, SessionEvent::Sampled(sample)) => {
                 self.record_counters(now, &sample);
-            }
-            (Phase::Resolving { .. }, SessionEvent::NetworkChanged) => {
-                self.network_changed |= now.since(self.published_at) >= OWN_EFFECT
             }
             (
                 Phase::Resolving { .. },
@@ -416,30 +447,23 @@ impl Session {
 
             (Phase::Connecting(a), SessionEvent::Tick) => self.continue_attempt(now, a, &mut out),
             (Phase::Connecting(a), SessionEvent::Sampled(sample)) => {
-                self.record_counters(now, &sample);
+                let change = self.record_counters(now, &sample);
+                let a = Attempt { answered: a.answered || change.answered, ..a };
+                self.phase = Phase::Connecting(a);
                 self.check_proof(now, a, &mut out);
             }
-            (Phase::Connecting(a), SessionEvent::Answered { from, seq }) => {
-                if self.answered(now, from, seq) == Some(self.active) {
-                    let a = Attempt { answered: true, ..a };
-                    self.phase = Phase::Connecting(a);
-                    if !self.check_proof(now, a, &mut out) {
-                        // The handshake may be complete but not sampled yet.
-                        self.sample(now, Duration::from_millis(100), &mut out);
-                    }
+            (Phase::Connecting(_), SessionEvent::Answered { from, seq }) => {
+                if self.answered(now, from, seq) {
+                    self.sample(now, Duration::from_millis(100), &mut out);
                 }
             }
             (Phase::Connecting(_), SessionEvent::Unsent { seq }) => {
                 self.forget_echo(seq);
                 self.unsent = true;
             }
-            (Phase::Connecting(_), SessionEvent::NetworkChanged) => {
-                if now.since(self.published_at) >= OWN_EFFECT {
-                    self.network_changed = true;
-                    self.echo_at = self.echo_at.min(now + Duration::from_millis(100));
-                }
+            (Phase::Connecting(_), SessionEvent::Resolved { hub, addresses }) => {
+                self.store_addresses(now, hub, addresses);
             }
-            (Phase::Connecting(_), SessionEvent::Resolved { hub, addresses }) => self.store_addresses(hub, addresses),
             (Phase::Connecting(_), SessionEvent::Unsampled) => {}
 
             (Phase::Up { since }, SessionEvent::Tick) => self.up_tick(now, since, &mut out),
@@ -450,52 +474,21 @@ impl Session {
                 self.up_resolved(now, hub, addresses, &mut out)
             }
             (Phase::Up { .. }, SessionEvent::Answered { from, seq }) => {
-                self.answered(now, from, seq);
-            }
-            (Phase::Up { since }, SessionEvent::Unsent { seq }) => self.up_unsent(now, since, seq),
-            (Phase::Up { since }, SessionEvent::NetworkChanged) => {
-                // No counter shows a link that went down, so an echo is needed; `up_tick` limits their rate.
-                if now.since(self.published_at) >= OWN_EFFECT {
-                    self.network_changed = true;
-                    self.up_tick(now, since, &mut out);
+                if self.answered(now, from, seq) {
+                    self.sample(now, self.sample_every(), &mut out);
                 }
             }
-            (Phase::Up { .. }, SessionEvent::Unsampled) => {}
+            (Phase::Up { since }, SessionEvent::Unsent { seq }) => self.up_unsent(now, since, seq),
+            (Phase::Up { .. }, SessionEvent::Unsampled) | (_, SessionEvent::Path { .. }) => {}
         }
         self.refresh();
         out
     }
 
-    /// Spends one of the wake-ups that may end a backoff; `None` if none is left.
-    fn use_wake(&mut self, now: Boot) -> Option<Wake> {
-        let every = self.config.uplink.backoff_max;
-        while self.wakes < MAX_WAKES && now.since(self.wake_earned_at) >= every {
-            self.wakes += 1;
-            self.wake_earned_at += every;
-        }
-        let wake = match self.wakes {
-            0 => return None,
-            MAX_WAKES => Wake::First,
-            _ => Wake::Further,
-        };
-        if wake == Wake::First {
-            self.wake_earned_at = now;
-        }
-        self.wakes -= 1;
-        Some(wake)
-    }
-
-    /// Restarts the ladder at the best hub, on the first network change of a series only: a stream of events must not
-    /// hold the ladder at its bottom.
-    fn reset_on_network_change(&mut self, wake: Wake) {
-        match wake {
-            Wake::First => self.ladder.restart(0),
-            Wake::Further => {}
-        }
-    }
-
-    fn store_addresses(&mut self, hub: usize, addresses: Vec<SocketAddr>) {
-        if let Some(known) = self.known.get_mut(hub).filter(|_| !addresses.is_empty()) {
+    fn store_addresses(&mut self, now: Boot, hub: usize, addresses: Vec<SocketAddr>) {
+        let Some(known) = self.known.get_mut(hub) else { return };
+        known.resolved_at = Some(now);
+        if !addresses.is_empty() {
             known.addresses = addresses;
         }
     }
@@ -511,7 +504,7 @@ impl Session {
     fn rules(&self) -> Rules {
         let u = &self.config.uplink;
         let failback_after = u.failback_after.saturating_mul(1 << self.failed_moves.min(4));
-        Rules { failback_after, idle_probe: u.idle_probe, resolve_timeout: RESOLVE_TIMEOUT }
+        Rules { failback_after, idle_probe: u.idle_probe(), resolve_timeout: RESOLVE_TIMEOUT }
     }
 
     const fn state(&self) -> State {

@@ -46,15 +46,23 @@ pub enum Code {
     NoHandshake,
     /// A handshake, but no echo reply through the tunnel.
     NoEcho,
+    /// An echo was answered, but not by the hub's peer.
+    EchoElsewhere,
     /// The echo could not be sent.
     EchoUnsent,
+    /// No network interface has a carrier.
+    NoCarrier,
+    /// No network interface has an address of the endpoint's family.
+    NoAddress,
+    /// There is no route to the hub's endpoint.
+    NoRoute,
     /// The interface or the hub's peer does not exist.
     InterfaceGone,
     /// No reply to data and probes.
     Silent,
     /// The handshake is older than `REJECT_AFTER_TIME` and no echo is answered.
     HandshakeOld,
-    /// A link, address or route has changed.
+    /// The carrier, address or route of the uplink has changed.
     NetworkChanged,
     /// A packet from the hub arrived while waiting.
     Heard,
@@ -170,15 +178,27 @@ impl Code {
                 "the hub does not complete a handshake: check its endpoint and public key, that UDP reaches it, and that it knows this node's key"
             }
             Self::NoEcho => {
-                "the handshake is complete, but the hub's tunnel address does not answer: check uplink.hub.address and that the hub routes and answers ICMP echo"
+                "the hub's WireGuard responds, but its tunnel address does not answer echo: check uplink.hub.address and that the hub routes and answers ICMP echo"
+            }
+            Self::EchoElsewhere => {
+                "an echo to the hub's tunnel address is answered, but not by the hub: uplink.hub.address is an address of this machine or of another peer"
             }
             Self::EchoUnsent => {
-                "no echo can be sent through the tunnel: give the process CAP_NET_RAW, and an address and a route for the hub's tunnel address"
+                "no echo can be sent through the tunnel: give the process CAP_NET_RAW, and an address and a route for the hub's tunnel address, which must not be an address of this machine"
+            }
+            Self::NoCarrier => {
+                "no network interface has a carrier: check the cable, the Wi-Fi or the modem (ip link); the hub was not reached"
+            }
+            Self::NoAddress => {
+                "no network interface has an address of the family of the hub's endpoint: check DHCP or the static address (ip addr); the hub was not reached"
+            }
+            Self::NoRoute => {
+                "there is no route to the hub's endpoint: check the default route (ip route); the hub was not reached"
             }
             Self::InterfaceGone => "the interface or the hub's peer does not exist; the reconciler recreates it",
             Self::Silent => "the hub does not reply to packets or probes",
             Self::HandshakeOld => "the last handshake is older than 180 s and the hub does not answer",
-            Self::NetworkChanged => "a link, address or route has changed",
+            Self::NetworkChanged => "the carrier, address or route of the uplink has changed",
             Self::Heard => "a packet arrived from the hub",
             Self::Failback => "a better hub has been good for long enough",
             Self::Failover => "a better hub was already good when the active one was lost",

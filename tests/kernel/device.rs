@@ -14,6 +14,9 @@ pub(crate) struct Hub<'a> {
     pub(crate) address: &'a str,
 }
 
+const SHORT_TIMES: &str = "backoff_initial = \"500ms\"\nbackoff_max = \"2s\"\nattempt_timeout = \"6s\"\n\
+    probe_after = \"1s\"\ndead_after = \"4s\"\nidle_probe = \"2s\"\nstable_after = \"1s\"\nfailback_after = \"10s\"";
+
 /// The device. Its log is printed if the test fails.
 pub(crate) struct Device<'a> {
     namespace: &'a Namespace,
@@ -29,6 +32,11 @@ impl<'a> Device<'a> {
     /// Configures a device with the tunnel address `address`, not started. Intervals are short, because native kernels wait in real
     /// time.
     pub(crate) fn new(namespace: &'a Namespace, address: &str, hubs: &[Hub<'_>]) -> Self {
+        Self::with_times(namespace, address, hubs, SHORT_TIMES)
+    }
+
+    /// The same with these times of `[uplink]`.
+    pub(crate) fn with_times(namespace: &'a Namespace, address: &str, hubs: &[Hub<'_>], times: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let private_key = namespace.run("wg genkey");
         let public_key = namespace.feed("wg pubkey", &private_key).trim().to_owned();
@@ -39,8 +47,7 @@ impl<'a> Device<'a> {
         let mut text = format!(
             "[node]\nstate_dir = \"{0}/state\"\nruntime_dir = \"{0}/run\"\n[health]\nenabled = false\n\
              [[interface]]\nname = \"wg0\"\naddresses = [\"{address}\"]\n\
-             [uplink]\ninterface = \"wg0\"\nbackoff_initial = \"500ms\"\nbackoff_max = \"2s\"\nattempt_timeout = \"6s\"\n\
-             probe_after = \"1s\"\ndead_after = \"4s\"\nidle_probe = \"2s\"\nstable_after = \"1s\"\nfailback_after = \"10s\"\n",
+             [uplink]\ninterface = \"wg0\"\n{times}\n",
             dir.path().display()
         );
         for hub in hubs {
@@ -82,6 +89,12 @@ impl<'a> Device<'a> {
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a running process");
         let status = child.wait().expect("it ends");
         assert!(status.success(), "spoke run exited with {status}");
+    }
+
+    /// The supervisor's process.
+    pub(crate) fn pid(&self) -> u32 {
+        // `ip netns exec` replaces itself by the program.
+        self.process.as_ref().expect("a running process").id()
     }
 
     fn log(&self) -> PathBuf {

@@ -1,4 +1,5 @@
 //! The tunnel in a simulated world: the real reconciler and uplink on a simulated kernel, network, DNS, hubs and clock.
+mod failover;
 mod scene;
 
 use scene::{Scene, addr, hub_key};
@@ -180,7 +181,7 @@ async fn two_hubs_fail_over_and_back_with_hysteresis() {
     s.until(2 * MINUTE, |s| s.state != State::Up).await;
     let over = s.until(3 * MINUTE, |s| s.state == State::Up).await;
     assert_eq!(s.status().hub.as_deref(), Some("hub1"));
-    assert!(over <= 90 * SECOND, "{over:?}");
+    assert!(over <= SECOND, "the next hub is tried at once: {over:?}");
     s.pass(2 * HOUR).await;
     assert_eq!(s.status().hub.as_deref(), Some("hub1"), "the preferred hub is still unreachable");
     assert_eq!(s.status().sessions, 2, "{:#?}", s.status().history);
@@ -291,7 +292,7 @@ async fn restarted_process_adopts_the_tunnel() {
     assert_eq!(s.peer(hub_key(1)).counters.last_handshake, peer.counters.last_handshake, "a new handshake");
     let look_ups = s.world.state().look_ups;
     s.pass(20 * SECOND).await;
-    assert_eq!(s.world.state().look_ups, look_ups, "a new look-up");
+    assert!(s.world.state().look_ups <= look_ups + 1, "more look-ups than the one of the hub that is not in use");
 }
 
 #[tokio::test(start_paused = true)]
@@ -331,17 +332,34 @@ async fn hub_without_echo_reply_is_not_up() {
 
 #[tokio::test(start_paused = true)]
 async fn attempt_rate_is_bounded_in_a_network_event_storm() {
+    for changes in [false, true] {
+        let mut s = Scene::start(2, "").await;
+        s.until_up(SECOND).await;
+        s.world.power(0, false);
+        s.world.power(1, false);
+        s.until(2 * MINUTE, |s| s.state != State::Up).await;
+        let before = s.status().attempts;
+        for _ in 0..3600 {
+            s.world.state().carrier_changes += u32::from(changes);
+            s.world.event();
+            s.pass(SECOND).await;
+        }
+        let attempts = s.status().attempts - before;
+        assert!((40..250).contains(&attempts), "{attempts} attempts in an hour, changes: {changes}");
+        assert!(s.status().rungs.contains_key(&Rung::Hub), "{:?}", s.status().rungs);
+        assert!(!s.status().rungs.contains_key(&Rung::Rebuild), "rebuilt: {:?}", s.status().rungs);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn interface_is_kept_for_hours_of_outage() {
     let mut s = Scene::start(2, "").await;
     s.until_up(SECOND).await;
     s.world.power(0, false);
     s.world.power(1, false);
-    s.until(2 * MINUTE, |s| s.state != State::Up).await;
-    let before = s.status().attempts;
-    for _ in 0..3600 {
-        s.world.event();
-        s.pass(SECOND).await;
-    }
-    let attempts = s.status().attempts - before;
-    assert!((40..150).contains(&attempts), "{attempts} attempts in an hour");
-    assert!(s.status().rungs.contains_key(&Rung::Rebuild), "Rebuild was not reached: {:?}", s.status().rungs);
+    let index = s.index();
+    s.pass(6 * HOUR).await;
+    assert_eq!(s.index(), index, "recreated: {:?}", s.status().rungs);
+    s.pass(HOUR).await;
+    assert_ne!(s.index(), index, "never recreated: {:?}", s.status().rungs);
 }

@@ -10,7 +10,7 @@ use spoke_node::reconciler::{Reconciler, Sources};
 use spoke_node::uplink::Uplink;
 use spoke_sys::clock::Clock as _;
 use spoke_sys::sim::clock::SimClock;
-use spoke_sys::sim::world::{SimCounters, SimEcho, SimNotify, SimResolver, World};
+use spoke_sys::sim::world::{SimCounters, SimEcho, SimNotify, SimPath, SimResolver, World};
 use spoke_uplink::session;
 use spoke_uplink::status::{State, UplinkStatus};
 use std::net::SocketAddr;
@@ -93,9 +93,14 @@ impl Scene {
             events,
         };
         let uplink = Uplink {
-            config: session::Config { uplink: Arc::new(self.config.uplink.clone().unwrap()), fixed_port: false },
+            config: session::Config {
+                uplink: Arc::new(self.config.uplink.clone().unwrap()),
+                fixed_port: false,
+                mark: 0,
+            },
             seed: self.seed,
             counters: SimCounters(self.world.clone()),
+            path: SimPath(self.world.clone()),
             echo,
             resolver: SimResolver(self.world.clone()),
             clock: self.clock.clone(),
@@ -165,6 +170,16 @@ impl Scene {
         let name: IfName = "wg0".parse().unwrap();
         let state = self.world.state();
         read(state.links.get(&name).expect("wg0"))
+    }
+
+    /// Suspends the machine: hubs and their timers go on, the tasks of the device do not.
+    pub(crate) async fn suspend(&mut self, time: Duration) {
+        self.clock.suspend(time);
+        tokio::task::yield_now().await;
+    }
+
+    pub(crate) fn index(&self) -> u32 {
+        self.link(|l| l.index)
     }
 
     pub(crate) fn port(&self) -> u16 {

@@ -202,5 +202,5 @@ pub(super) fn session_of(config: &Effective) -> Option<session::Config> {
     let uplink = config.uplink()?;
     let interface = config.interface(&uplink.interface)?;
     let fixed_port = interface.overrides().listen_port.map_or(interface.listen_port().is_some(), |p| p != 0);
-    Some(session::Config { uplink: Arc::new(uplink), fixed_port })
+    Some(session::Config { uplink: Arc::new(uplink), fixed_port, mark: interface.own().fwmark })
 }

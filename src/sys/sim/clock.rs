@@ -2,8 +2,9 @@
 use crate::clock::Clock;
 use spoke_model::time::{Boot, Wall};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// A clock whose wall time a test can set.
@@ -12,19 +13,29 @@ pub struct SimClock {
     start: Instant,
     /// Wall time at `start`, in seconds since the epoch; negative after a jump to a time before `elapsed`.
     wall: Arc<AtomicI64>,
+    /// Time spent in suspend, in seconds: on the boot clock, not on the runtime's.
+    suspended: Arc<AtomicU64>,
+    resumed: Arc<Notify>,
 }
 
 impl SimClock {
     /// A clock 60 s after boot, with the wall time `wall`.
     pub fn new(wall: Wall) -> Self {
-        let clock = Self { start: Instant::now(), wall: Arc::default() };
+        let clock =
+            Self { start: Instant::now(), wall: Arc::default(), suspended: Arc::default(), resumed: Arc::default() };
         clock.jump_to(wall);
         clock
     }
 
     /// Time since the clock was created.
     pub fn elapsed(&self) -> Duration {
-        self.start.elapsed()
+        self.start.elapsed() + Duration::from_secs(self.suspended.load(Ordering::Relaxed))
+    }
+
+    /// The machine was suspended for `time`, in whole seconds.
+    pub fn suspend(&self, time: Duration) {
+        self.suspended.fetch_add(time.as_secs(), Ordering::Relaxed);
+        self.resumed.notify_waiters();
     }
 
     /// Sets the wall clock; boot time is unaffected.
@@ -49,5 +60,16 @@ impl Clock for SimClock {
 
     fn wall(&self) -> Wall {
         Wall(self.wall_exact().as_secs())
+    }
+
+    async fn sleep(&self, wait: Duration) {
+        let end = self.elapsed() + wait;
+        loop {
+            let resumed = self.resumed.notified();
+            tokio::select! {
+                () = tokio::time::sleep(end.saturating_sub(self.elapsed())) => return,
+                () = resumed => {}
+            }
+        }
     }
 }

@@ -8,12 +8,13 @@ mod wireguard;
 use super::clock::SimClock;
 use crate::clock::Clock as _;
 use crate::echo::{Echo, EchoError};
-use crate::kernel::{KernelError, LinkCounters, PeerCounters, ReadCounters};
+use crate::kernel::{KernelError, LinkCounters, PeerCounters, ReadCounters, ReadPath};
 use crate::notify::Notify;
 use crate::resolve::{Resolve, ResolveError};
 use spoke_model::address::HostPort;
 use spoke_model::interface_name::IfName;
 use spoke_model::key::PublicKey;
+use spoke_uplink::path::Path;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
@@ -38,7 +39,7 @@ pub struct Hub {
     pub tunnel: IpAddr,
     /// Running.
     pub alive: bool,
-    /// Answers ICMP.
+    /// Answers ICMP. Its WireGuard responds in any case.
     pub answers_echo: bool,
     /// Its session with the device; lost at a reboot.
     session: Option<u64>,
@@ -57,6 +58,12 @@ pub struct State {
     pub hubs: Vec<Hub>,
     /// The device's uplink has a carrier.
     pub carrier: bool,
+    /// How often the carrier came or went.
+    pub carrier_changes: u32,
+    /// The device's uplink has an address.
+    pub addressed: bool,
+    /// The device has a default route.
+    pub routed: bool,
     /// IPv4 is forwarded.
     pub v4: bool,
     /// IPv6 is forwarded.
@@ -71,6 +78,8 @@ pub struct State {
     pub bytes: u64,
     /// Names looked up.
     pub look_ups: u64,
+    /// Echo requests on the wire.
+    pub echoes: u64,
     next: u64,
     answers: mpsc::UnboundedSender<(IpAddr, u16)>,
     /// Wakes [`Kernel::changed`](crate::kernel::Kernel::changed).
@@ -92,6 +101,9 @@ impl World {
             links: BTreeMap::new(),
             hubs: Vec::new(),
             carrier: true,
+            carrier_changes: 0,
+            addressed: true,
+            routed: true,
             v4: true,
             v6: true,
             stuck: BTreeSet::new(),
@@ -99,6 +111,7 @@ impl World {
             names: BTreeMap::new(),
             bytes: 0,
             look_ups: 0,
+            echoes: 0,
             next: 0,
             answers,
             link_events: Arc::default(),
@@ -138,8 +151,20 @@ impl World {
 
     /// Removes or restores the carrier, with the event the kernel sends.
     pub fn carrier(&self, on: bool) {
-        self.state().carrier = on;
+        {
+            let mut state = self.state();
+            state.carrier = on;
+            state.carrier_changes += 1;
+        }
         self.event();
+    }
+
+    /// Replaces a hub's key; its sessions are lost.
+    pub fn change_key(&self, hub: usize, key: PublicKey) {
+        self.power(hub, true);
+        if let Some(hub) = self.state().hubs.get_mut(hub) {
+            hub.key = key;
+        }
     }
 
     /// The kernel's event that a link, an address or a route has changed.
@@ -180,8 +205,13 @@ impl State {
     /// The hub that a packet from local `port` to `to` reaches and that can answer.
     fn reach(&self, port: u16, to: SocketAddr) -> Option<usize> {
         let family = if to.is_ipv4() { self.v4 } else { self.v6 };
-        let passes = self.carrier && family && !self.stuck.contains(&port);
+        let passes = self.open() && family && !self.stuck.contains(&port);
         self.hubs.iter().position(|h| passes && h.alive && h.addresses.contains(&to))
+    }
+
+    /// Packets leave the device.
+    const fn open(&self) -> bool {
+        self.carrier && self.addressed && self.routed
     }
 
     fn wire(&mut self, to: SocketAddr, udp_payload: u64) {
@@ -200,6 +230,24 @@ impl ReadCounters for SimCounters {
             let one = |(k, p): (&PublicKey, &Peer)| (*k, PeerCounters { counters: p.counters, endpoint: p.endpoint });
             LinkCounters { index: l.index, peers: l.peers.iter().map(one).collect() }
         }))
+    }
+}
+
+/// Looks up routes in the world's kernel.
+#[derive(Clone, Debug)]
+pub struct SimPath(pub World);
+
+impl ReadPath for SimPath {
+    async fn path(&mut self, _: IpAddr) -> Result<Path, KernelError> {
+        let s = self.0.state();
+        let (carrier, carrier_changes) = (s.carrier, s.carrier_changes);
+        Ok(match (s.addressed, s.routed) {
+            // A kernel drops addresses and routes with the carrier only if something configures it so.
+            (true, true) => Path::Via { link: 2, carrier, carrier_changes, source: None, gateway: None },
+            _ if !carrier => Path::NoCarrier,
+            (false, _) => Path::NoAddress,
+            (true, false) => Path::NoRoute,
+        })
     }
 }
 

@@ -56,7 +56,7 @@ impl Session {
             let (hub, _) = w.standby()?;
             Some(Standby { hub: self.hubs.get(hub)?.name.clone(), good_since: w.good().map(|(_, _, since)| since) })
         });
-        let unanswered = active.and_then(PeerActivity::unanswered_since);
+        let unanswered = active.and_then(PeerActivity::echo_since);
         let s = &mut self.status;
         s.state = match self.phase {
             Phase::Starting => State::Starting,

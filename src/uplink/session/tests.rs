@@ -16,7 +16,7 @@ fn config(hubs: usize, extra: &str) -> Config {
     }
     text += "[[interface]]\nname = \"wg0\"\naddresses = [\"10.8.0.100/24\"]\n";
     let whole = Whole::from_text(Some(("test", &text)), []).unwrap();
-    Config { uplink: Arc::new(whole.uplink.unwrap()), fixed_port: false }
+    Config { uplink: Arc::new(whole.uplink.unwrap()), fixed_port: false, mark: 0 }
 }
 
 /// A random network and kernel, with the state the invariants refer to.
@@ -26,6 +26,8 @@ struct World {
     rng: JitterRng,
     now: Boot,
     link: u32,
+    /// Counts changes of the path.
+    path: u32,
     kernel: Vec<Option<Seen>>,
     wall: u64,
     /// Probability of success, in 256ths.
@@ -55,6 +57,7 @@ impl World {
             rng: JitterRng::new(seed ^ 0xABCD),
             now,
             link: 1,
+            path: 0,
             kernel: vec![None; hubs],
             wall: 1_700_000_000,
             success: 128,
@@ -80,11 +83,6 @@ impl World {
         let mut events = vec![event];
         while let Some(event) = events.pop() {
             let before = self.session.state();
-            if let SessionEvent::Answered { from, seq } = &event
-                && self.asked.get(seq) == Some(from)
-            {
-                self.answered = true;
-            }
             if let SessionEvent::Sampled(sample) = &event {
                 for (hub, seen) in sample.hubs.iter().enumerate() {
                     let value = seen.and_then(|s| s.counters.last_handshake);
@@ -114,7 +112,7 @@ impl World {
 
     fn check_up(&mut self) {
         self.ups += 1;
-        assert!(self.answered, "up without an answered echo");
+        assert!(self.answered, "up without an echo of the hub");
         let recent = self.handshaken[self.session.active].is_some_and(|at| self.now.since(at) < REJECT_AFTER_TIME);
         // Only the first attempt may adopt.
         let adopted = self.session.status.history.back().unwrap().code == Code::Adopted;
@@ -164,9 +162,17 @@ impl World {
             }
             SessionAction::Echo { to, seq } => {
                 self.asked.insert(seq, to);
+                let hub = self.session.hubs.iter().position(|h| h.address == to).unwrap();
                 if self.rng.next_u64().is_multiple_of(16) {
                     events.push(SessionEvent::Unsent { seq });
-                } else if self.succeeds() {
+                } else if self.rng.next_u64().is_multiple_of(8) {
+                    // Answered by this machine: the hub's peer receives nothing.
+                    events.push(SessionEvent::Answered { from: to, seq });
+                } else if self.succeeds()
+                    && let Some(peer) = &mut self.kernel[hub]
+                {
+                    peer.counters.rx += 64;
+                    self.answered |= hub == self.session.active;
                     events.push(SessionEvent::Answered { from: to, seq });
                 } else if self.rng.next_u64().is_multiple_of(8) {
                     // A foreign address, and a sequence number that was not sent.
@@ -174,6 +180,7 @@ impl World {
                     events.push(SessionEvent::Answered { from: to, seq: seq.wrapping_add(999) });
                 }
             }
+            SessionAction::Look => events.push(self.look()),
             SessionAction::Report(t) => {
                 if let Some(rung) = t.rung {
                     self.rungs.push(rung);
@@ -199,6 +206,14 @@ impl World {
         }
     }
 
+    fn look(&self) -> SessionEvent {
+        let path = match self.path % 8 {
+            0 => Path::NoRoute,
+            n => Path::Via { link: 2, carrier: n != 1, carrier_changes: self.path, source: None, gateway: None },
+        };
+        SessionEvent::Path { to: self.session.path_target(), path }
+    }
+
     /// Random changes of kernel and network, then time advances to the next deadline.
     fn tick(&mut self) {
         if self.rng.next_u64().is_multiple_of(512) {
@@ -216,7 +231,8 @@ impl World {
                 peer.counters.tx += 64;
                 peer.endpoint = Some(SocketAddr::from(([192, 0, 2, 9], 51820)));
                 if works {
-                    peer.counters.rx += 64;
+                    // A handshake and a keepalive.
+                    peer.counters.rx += 92 + 32;
                     // The wall clock may jump by fifty years either way.
                     self.wall = if jump { self.rng.next_u64() % 3_300_000_000 } else { self.wall + 1 };
                     peer.counters.last_handshake = Some(Duration::from_secs(self.wall));
@@ -227,7 +243,8 @@ impl World {
             self.success = [0, 0, 8, 128, 255, 255][usize::try_from(self.rng.next_u64() % 6).unwrap()];
         }
         if self.rng.next_u64().is_multiple_of(64) {
-            self.handle(SessionEvent::NetworkChanged);
+            self.path += u32::from(!self.rng.next_u64().is_multiple_of(4));
+            self.handle(self.look());
         }
         let deadline = self.session.deadline().unwrap().at;
         self.now = self.now.max(deadline);
@@ -280,13 +297,14 @@ fn deadlines_advance() {
     }
 }
 
-#[test]
-fn rungs_follow_the_documented_order_without_replies() {
-    let mut session = Session::new(Boot::default(), 1, config(2, ""));
+/// Runs a session for a time with a kernel that is given by `sample` and a network without replies; returns the rungs with
+/// their time.
+fn without_replies(config: Config, time: u64, path: Path, mut sample: impl FnMut(Boot) -> Sample) -> Vec<(Boot, Rung)> {
+    let mut session = Session::new(Boot::default(), 1, config);
     let mut now = Boot::default();
     let mut rungs = Vec::new();
     let mut event = Some(SessionEvent::Tick);
-    while now < Boot::from_secs(2 * 3600) {
+    while now < Boot::from_secs(time) {
         let mut queue: Vec<SessionEvent> = event.take().into_iter().collect();
         while let Some(e) = queue.pop() {
             for action in session.handle(now, e) {
@@ -299,9 +317,9 @@ fn rungs_follow_the_documented_order_without_replies() {
                             "192.0.2.2:1".parse().unwrap(),
                         ],
                     }),
-                    SessionAction::Sample => queue
-                        .push(SessionEvent::Sampled(Sample { link: Some(1), hubs: vec![Some(Seen::default()); 2] })),
-                    SessionAction::Report(t) => rungs.extend(t.rung),
+                    SessionAction::Sample => queue.push(SessionEvent::Sampled(sample(now))),
+                    SessionAction::Look => queue.push(SessionEvent::Path { to: session.path_target(), path }),
+                    SessionAction::Report(t) => rungs.extend(t.rung.map(|r| (now, r))),
                     SessionAction::Publish | SessionAction::Echo { .. } => {}
                 }
             }
@@ -309,52 +327,123 @@ fn rungs_follow_the_documented_order_without_replies() {
         now = session.deadline().unwrap().at;
         event = Some(SessionEvent::Tick);
     }
-    use Rung::{Address, Again, Family, Hub, Port, Rebuild};
-    let hub = [Family, Address, Port, Family];
-    let mut round = hub.to_vec();
-    // The second address of the other family is again an address of another family than the first.
-    round[1] = Family;
-    let mut cycle = round.clone();
-    cycle.push(Hub);
-    cycle.extend(&round);
-    let mut expected = cycle.clone();
-    expected.push(Rebuild);
-    expected.extend(&cycle);
+    rungs
+}
+
+const OPEN: Path = Path::Via { link: 2, carrier: true, carrier_changes: 0, source: None, gateway: None };
+
+/// An interface that sends handshakes, as one with an open path does.
+fn sending(now: Boot) -> Sample {
+    let counters = Counters { tx: now.since(Boot::default()).as_secs() * 30, ..Counters::default() };
+    Sample { link: Some(1), hubs: vec![Some(Seen { counters, endpoint: None }); 2] }
+}
+
+#[test]
+fn rungs_follow_the_documented_order_without_replies() {
+    use Rung::{Again, Family, Hub, Port};
+    let rungs: Vec<_> = without_replies(config(2, ""), 2 * 3600, OPEN, sending).into_iter().map(|(_, r)| r).collect();
+    // The second IPv4 address is of another family than the first address tried.
+    let round = [Family, Hub, Family, Hub, Hub, Port, Family, Hub, Family];
+    let mut expected = round.to_vec();
     expected.push(Again);
+    expected.extend(&round);
     assert_eq!(rungs[..expected.len()], expected[..]);
-    let rebuilds = rungs.iter().filter(|r| **r == Rebuild).count();
-    assert_eq!(rebuilds, 2, "in two hours");
-    assert!(!rungs.contains(&Address), "one address of the first family");
+    assert!(!rungs.contains(&Rung::Rebuild), "without evidence, within two hours");
+}
+
+#[test]
+fn rebuild_needs_evidence_or_hours() {
+    let rebuilt = |path, sample: fn(Boot) -> Sample| -> Vec<u64> {
+        let rungs = without_replies(config(2, ""), 24 * 3600, path, sample);
+        let at = rungs.iter().filter(|(_, r)| *r == Rung::Rebuild);
+        at.map(|(at, _)| at.since(Boot::default()).as_secs() / 60).collect()
+    };
+    let hours = rebuilt(OPEN, sending);
+    assert!((360..400).contains(&hours[0]) && hours.len() <= 4, "minutes: {hours:?}");
+    assert_eq!(rebuilt(Path::NoRoute, sending), Vec::<u64>::new(), "nothing can be learnt about the interface");
+    let mute = rebuilt(OPEN, |_| Sample { link: Some(1), hubs: vec![Some(Seen::default()); 2] });
+    assert!(mute[0] < 20 && mute.len() <= 4, "minutes: {mute:?}");
+}
+
+/// However often the network changes, a good hub is not kept waiting by a dead one.
+#[test]
+fn network_changes_do_not_hold_the_ladder_at_a_dead_hub() {
+    for period in [1, 5, 13, 65] {
+        let mut session = Session::new(Boot::default(), 1, config(3, ""));
+        let mut changes = 0;
+        let (mut now, mut next) = (Boot::default(), Boot::from_secs(period));
+        let mut tried = BTreeMap::new();
+        let mut event = SessionEvent::Tick;
+        while now < Boot::from_secs(3600) {
+            let mut queue = vec![event];
+            while let Some(e) = queue.pop() {
+                for action in session.handle(now, e) {
+                    match action {
+                        SessionAction::Resolve(hub) => {
+                            queue.push(SessionEvent::Resolved { hub, addresses: vec!["192.0.2.1:1".parse().unwrap()] });
+                        }
+                        SessionAction::Sample => queue.push(SessionEvent::Sampled(sending(now))),
+                        SessionAction::Echo { .. } => {
+                            let last = tried.insert(session.active, now).unwrap_or_default();
+                            // A round: a sweep, and a port stage with three waits of up to 90 s.
+                            assert!(
+                                now.since(last) < Duration::from_secs(420),
+                                "every {period} s: hub {}",
+                                session.active
+                            );
+                        }
+                        SessionAction::Look | SessionAction::Publish | SessionAction::Report(_) => {}
+                    }
+                }
+            }
+            let deadline = session.deadline().unwrap().at.max(now);
+            now = deadline.min(next);
+            event = SessionEvent::Tick;
+            if now == next {
+                next += Duration::from_secs(period);
+                changes += 1;
+                let path = Path::Via { link: 2, carrier: true, carrier_changes: changes, source: None, gateway: None };
+                event = SessionEvent::Path { to: None, path };
+            }
+        }
+        assert_eq!(tried.len(), 3, "every {period} s: {tried:?}");
+    }
 }
 
 /// The counters of the recreated interface already show a handshake: only its index differs.
 #[test]
 fn recreated_interface_needs_new_proof() {
     let mut session = Session::new(Boot::default(), 1, config(1, ""));
-    let step = |link: u32, handshake: u64, session: &mut Session, now: Boot, event: SessionEvent| {
-        let mut queue = vec![event];
-        while let Some(e) = queue.pop() {
-            for action in session.handle(now, e) {
-                match action {
-                    SessionAction::Resolve(hub) => {
-                        queue.push(SessionEvent::Resolved { hub, addresses: vec!["192.0.2.1:1".parse().unwrap()] });
+    let step =
+        |link: u32, handshake: u64, received: &mut u64, session: &mut Session, now: Boot, event: SessionEvent| {
+            let mut queue = vec![event];
+            while let Some(e) = queue.pop() {
+                for action in session.handle(now, e) {
+                    match action {
+                        SessionAction::Resolve(hub) => {
+                            queue.push(SessionEvent::Resolved { hub, addresses: vec!["192.0.2.1:1".parse().unwrap()] });
+                        }
+                        SessionAction::Sample => {
+                            *received += 64;
+                            let counters = Counters {
+                                last_handshake: Some(Duration::from_secs(handshake)),
+                                rx: *received,
+                                tx: 148,
+                            };
+                            let seen = Seen { counters, endpoint: Some("192.0.2.1:1".parse().unwrap()) };
+                            queue.push(SessionEvent::Sampled(Sample { link: Some(link), hubs: vec![Some(seen)] }));
+                        }
+                        SessionAction::Echo { to, seq } => queue.push(SessionEvent::Answered { from: to, seq }),
+                        SessionAction::Look | SessionAction::Publish | SessionAction::Report(_) => {}
                     }
-                    SessionAction::Sample => {
-                        let counters =
-                            Counters { last_handshake: Some(Duration::from_secs(handshake)), rx: 92, tx: 148 };
-                        let seen = Seen { counters, endpoint: Some("192.0.2.1:1".parse().unwrap()) };
-                        queue.push(SessionEvent::Sampled(Sample { link: Some(link), hubs: vec![Some(seen)] }));
-                    }
-                    SessionAction::Echo { to, seq } => queue.push(SessionEvent::Answered { from: to, seq }),
-                    SessionAction::Publish | SessionAction::Report(_) => {}
                 }
             }
-        }
-    };
+        };
+    let mut received = 92;
     let mut now = Boot::default();
     for (link, handshake) in [(1, 7), (2, 8)] {
         for _ in 0..20 {
-            step(link, handshake, &mut session, now, SessionEvent::Tick);
+            step(link, handshake, &mut received, &mut session, now, SessionEvent::Tick);
             now = session.deadline().unwrap().at;
         }
         assert_eq!(session.status.sessions, u64::from(link), "{:?}", session.status.history);

@@ -2,12 +2,12 @@
 use super::super::liveness::{CounterChange, PeerActivity};
 use super::super::select::{StandbyAction, StandbyWatch};
 use super::super::status::{Code, UplinkFault};
-use super::{Actions, Attempt, EchoSent, Phase, Sample, Session, SessionAction, SessionDeadline, act};
+use super::{Actions, Phase, Sample, Session, SessionAction, SessionDeadline, act};
 use spoke_model::deadline::Deadline;
 use spoke_model::time::Boot;
 use spoke_model::wireguard::REJECT_AFTER_TIME;
 use spoke_net::state::Endpoint;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// Interval of echoes while a reply is overdue.
@@ -15,6 +15,20 @@ const PROBE_EVERY: Duration = Duration::from_secs(2);
 
 /// Shortest interval of echoes caused by network changes, which bounds the traffic under a flapping link.
 const NETWORK_PROBE_EVERY: Duration = Duration::from_secs(5);
+
+/// Interval of look-ups of the hubs that do not carry the tunnel: the resolver may be behind the one that does.
+const REFRESH_NAMES: Duration = Duration::from_secs(3600);
+
+/// Counters of the hubs, and what a sample showed of the active one.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Sampled {
+    /// An authenticated packet was received.
+    pub(super) received: bool,
+    /// A handshake was completed.
+    pub(super) handshake: bool,
+    /// It answered an echo.
+    pub(super) answered: bool,
+}
 
 impl Session {
     pub(super) fn become_up(&mut self, now: Boot, code: Code, out: &mut Actions) {
@@ -28,22 +42,25 @@ impl Session {
             known.favourite = self.endpoint.map(|e| e.addr);
         }
         if let Some(w) = self.seen.get_mut(self.active) {
-            w.record_reply(now);
+            w.record_echo(now);
         }
+        self.round = (0, 0);
         self.watch = (self.active > 0).then(|| StandbyWatch::new(now, &mut self.rng));
         self.enter(now, Phase::Up { since: now }, self.active, code, None, out);
         self.sample_at = now + self.sample_every();
     }
 
-    fn sample_every(&self) -> Duration {
+    pub(super) fn sample_every(&self) -> Duration {
         (self.config.uplink.probe_after / 2).clamp(Duration::from_secs(1), Duration::from_secs(5))
     }
 
     /// Everything that is not listed here is decided at the next sample.
     pub(super) fn up_deadline(&self, sample: Deadline<SessionDeadline>) -> Deadline<SessionDeadline> {
         let mut next = sample;
-        if let Some(since) = self.seen.get(self.active).and_then(PeerActivity::unanswered_since) {
+        if let Some(since) = self.seen.get(self.active).and_then(PeerActivity::echo_since) {
             next = next.min(Deadline::new(since + self.config.uplink.dead_after, SessionDeadline::Dead));
+        } else if let Some(at) = self.echoed_at {
+            next = next.min(Deadline::new(at + self.config.uplink.idle_probe(), SessionDeadline::Echo));
         }
         if let Some(watch) = &self.watch {
             next = next.min(Deadline::new(watch.deadline(self.rules()), SessionDeadline::Standby));
@@ -60,28 +77,39 @@ impl Session {
     pub(super) fn up_tick(&mut self, now: Boot, since: Boot, out: &mut Actions) {
         let u = self.config.uplink.clone();
         let Some(w) = self.seen.get(self.active) else { return };
-        let quiet = w.unanswered_since().map(|at| now.since(at));
-        let received_at = w.received_at().unwrap_or(since);
+        let quiet = w.quiet_since().map(|at| now.since(at));
+        let missing = w.echo_since().map(|at| now.since(at));
+        let doubt = quiet.max(missing);
+        let asked_ago = self.echoed_at.map_or(Duration::MAX, |at| now.since(at));
         let stale_at = self.stale_at(since);
         let stale = now >= stale_at;
-        // Counters alone do not show expired keys: an echo sent after expiry must have gone unanswered.
-        let unproven = stale && self.answered_at.is_none_or(|at| at < stale_at) && now >= stale_at + u.dead_after;
-        if quiet.is_some_and(|q| q >= u.dead_after) || unproven {
-            return self.lost(now, since, if stale { Code::HandshakeOld } else { Code::Silent }, out);
+        // Data without a reply is no proof before an echo was missed as well.
+        let dead = missing.is_some_and(|m| m >= u.dead_after)
+            || (quiet.is_some_and(|q| q >= u.dead_after) && missing.is_some_and(|m| m >= u.probe_after));
+        if dead {
+            if asked_ago < u.dead_after {
+                return self.lost(now, since, if stale { Code::HandshakeOld } else { Code::Silent }, out);
+            }
+            // The process or the machine slept: nothing was asked for so long that the silence proves nothing.
+            if let Some(w) = self.seen.get_mut(self.active) {
+                w.restart_echo(now);
+            }
+            self.echo(now, self.active, out);
         }
         if now >= self.sample_at {
             self.sample(now, self.sample_every(), out);
         }
         let asked_ago = self.echoed_at.map_or(Duration::MAX, |at| now.since(at));
-        let doubt = quiet.is_some_and(|q| q >= u.probe_after) && asked_ago >= PROBE_EVERY;
+        let doubt = doubt.is_some_and(|d| d >= u.probe_after) && asked_ago >= PROBE_EVERY;
         let old =
-            stale && (self.echoed_at.is_none_or(|at| at < stale_at) || (quiet.is_some() && asked_ago >= PROBE_EVERY));
-        let idle = now.since(received_at) >= u.idle_probe && asked_ago >= u.idle_probe;
+            stale && (self.echoed_at.is_none_or(|at| at < stale_at) || (missing.is_some() && asked_ago >= PROBE_EVERY));
+        let idle = asked_ago >= u.idle_probe();
         let network_changed = self.network_changed && asked_ago >= NETWORK_PROBE_EVERY;
         if doubt || old || idle || network_changed {
             self.network_changed &= !network_changed;
             self.echo(now, self.active, out);
         }
+        self.refresh_names(now, out);
         self.standby_tick(now, out);
     }
 
@@ -90,6 +118,22 @@ impl Session {
         let Some(watch) = &mut self.watch else { return };
         let action = watch.tick(now, self.active, &self.hubs, &self.seen, rules, &mut self.rng);
         self.perform(now, action, out);
+    }
+
+    /// Looks up the names of the other hubs, so that their addresses are known when this one is lost.
+    fn refresh_names(&mut self, now: Boot, out: &mut Actions) {
+        // A look-up replaces the one in progress.
+        if self.watch.as_ref().is_some_and(StandbyWatch::is_resolving) {
+            return;
+        }
+        let due = |k: &super::HubAddresses| k.resolved_at.is_none_or(|at| now.since(at) >= REFRESH_NAMES);
+        let other = (0..self.hubs.len())
+            .find(|h| *h != self.active && self.literal(*h).is_none() && self.known.get(*h).is_some_and(due));
+        let Some(hub) = other else { return };
+        if let Some(known) = self.known.get_mut(hub) {
+            known.resolved_at = Some(now);
+        }
+        act(out, SessionAction::Resolve(hub));
     }
 
     fn perform(&mut self, now: Boot, action: StandbyAction, out: &mut Actions) {
@@ -109,7 +153,7 @@ impl Session {
     }
 
     pub(super) fn up_resolved(&mut self, now: Boot, hub: usize, addresses: Vec<SocketAddr>, out: &mut Actions) {
-        self.store_addresses(hub, addresses);
+        self.store_addresses(now, hub, addresses);
         let Some((watch, known)) = self.watch.as_mut().zip(self.known.get(hub)) else { return };
         let action = watch.resolved(now, hub, &known.addresses, &mut self.rng);
         self.perform(now, action, out);
@@ -126,8 +170,8 @@ impl Session {
         self.set_fault(now, self.active, Code::InterfaceGone);
         self.status.attempts += 1;
         self.held = None;
-        let deadline = now + self.config.uplink.attempt_timeout;
-        let attempt = Attempt { since: now, deadline, answered: false, prior: None, fallback: None };
+        self.down_since = now;
+        let attempt = self.new_attempt(now, self.config.uplink.attempt_timeout, None, None);
         self.connect(now, attempt, Code::InterfaceGone, None, out);
     }
 
@@ -148,6 +192,18 @@ impl Session {
 
     fn lost(&mut self, now: Boot, since: Boot, code: Code, out: &mut Actions) {
         self.reset_backoff_if_stable(now, since);
+        self.down_since = now;
+        self.ladder.record_lost(self.active);
+        let w = self.seen.get(self.active);
+        let heard = w.is_some_and(|w| w.received_at().zip(w.echo_since()).is_some_and(|(heard, echo)| heard > echo));
+        let code = match code {
+            _ if self.answered_elsewhere => Code::EchoElsewhere,
+            _ if heard => Code::NoEcho,
+            other => self.blame(other),
+        };
+        if let Some(known) = self.known.get_mut(self.active) {
+            known.echo_fault = heard;
+        }
         // A good standby takes over without waiting for `failback_after`.
         if let Some((hub, address, _)) = self.watch.as_ref().and_then(StandbyWatch::good) {
             self.set_fault(now, self.active, code);
@@ -175,8 +231,8 @@ impl Session {
         replaced
     }
 
-    /// Records the counters of every hub; returns the change at the active one.
-    pub(super) fn record_counters(&mut self, now: Boot, sample: &Sample) -> CounterChange {
+    /// Records the counters of every hub, and judges the echoes by them.
+    pub(super) fn record_counters(&mut self, now: Boot, sample: &Sample) -> Sampled {
         let mut active = CounterChange::default();
         for (hub, w) in self.seen.iter_mut().enumerate() {
             match sample.hubs.get(hub).copied().flatten() {
@@ -191,58 +247,13 @@ impl Session {
                 }
             }
         }
-        active
+        let CounterChange { handshake, received } = active;
+        Sampled { received, handshake, answered: self.judge_echoes(now) }
     }
 
     pub(super) fn sample(&mut self, now: Boot, again: Duration, out: &mut Actions) {
         self.sample_at = now + again;
         act(out, SessionAction::Sample);
-    }
-
-    pub(super) fn echo(&mut self, now: Boot, hub: usize, out: &mut Actions) {
-        let Some(to) = self.hubs.get(hub).map(|h| h.address) else { return };
-        self.seq = self.seq.wrapping_add(1);
-        if self.echoes.is_full() {
-            self.echoes.pop_front();
-        }
-        let kept = self.echoes.push_back(EchoSent { seq: self.seq, hub, at: now }).is_ok();
-        debug_assert!(kept, "there is room after dropping the oldest");
-        if hub == self.active {
-            self.echoed_at = Some(now);
-            self.unsent = false;
-            if let Some(w) = self.seen.get_mut(hub) {
-                w.expect_reply(now);
-            }
-        }
-        act(out, SessionAction::Echo { to, seq: self.seq });
-    }
-
-    pub(super) fn forget_echo(&mut self, seq: u16) {
-        self.echoes.retain(|e| e.seq != seq);
-    }
-
-    /// The hub that answered one of our echoes; `None` for any other reply.
-    pub(super) fn answered(&mut self, now: Boot, from: IpAddr, seq: u16) -> Option<usize> {
-        let echo = *self.echoes.iter().find(|e| e.seq == seq)?;
-        let hub = self.hubs.get(echo.hub)?;
-        if hub.address != from {
-            return None;
-        }
-        self.forget_echo(seq);
-        if echo.hub == self.active {
-            self.answered_at = Some(now);
-            self.status.rtt = Some(now.since(echo.at));
-            if self.status.fault.as_ref().is_some_and(|f| f.code == Code::EchoUnsent) {
-                self.status.fault = None;
-            }
-        }
-        if let Some(w) = self.seen.get_mut(echo.hub) {
-            w.record_reply(now);
-        }
-        if let Some(watch) = &mut self.watch {
-            watch.answered(now, echo.hub);
-        }
-        Some(echo.hub)
     }
 
     pub(super) fn publish(&mut self, now: Boot, out: &mut Actions) {

@@ -16,6 +16,8 @@ const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
 const REKEY_ATTEMPTS: Duration = Duration::from_secs(90);
 /// Unanswered data starts a handshake after this time (`KEEPALIVE_TIMEOUT` + `REKEY_TIMEOUT`).
 const NEW_HANDSHAKE: Duration = Duration::from_secs(15);
+/// A peer that received data and sent nothing for this long sends a keepalive (`KEEPALIVE_TIMEOUT`).
+const PASSIVE_KEEPALIVE: Duration = Duration::from_secs(10);
 const MAX_STAGED: usize = 128;
 
 const INITIATION: u64 = 148;
@@ -67,6 +69,8 @@ pub struct Peer {
     unanswered: Option<Boot>,
     traversed: Option<Boot>,
     staged: Vec<(IpAddr, u16)>,
+    /// When the hub sends a keepalive because it received data and has nothing to send (`KEEPALIVE_TIMEOUT`).
+    passive: Option<Boot>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -78,8 +82,8 @@ struct Session {
 impl Peer {
     /// Setting the interface down removes sessions and handshakes.
     pub(super) fn reset(&mut self) {
-        (self.session, self.initiating, self.initiated, self.unanswered, self.traversed) =
-            (None, None, None, None, None);
+        (self.session, self.initiating, self.initiated, self.unanswered, self.traversed, self.passive) =
+            (None, None, None, None, None, None);
         self.staged.clear();
     }
 
@@ -91,7 +95,7 @@ impl Peer {
             Some(began) => Some(initiated.min(began + REKEY_ATTEMPTS)),
             None => self.unanswered.map(|at| initiated.max(at + NEW_HANDSHAKE)),
         };
-        keep.into_iter().chain(retry).min()
+        keep.into_iter().chain(retry).chain(self.passive).min()
     }
 
     fn live(&self, now: Boot) -> Option<Session> {
@@ -111,6 +115,11 @@ impl State {
     /// Sends an echo request from the device; `None`: there is no such interface.
     pub(super) fn send_echo(&mut self, link: &IfName, to: IpAddr, seq: u16) -> Option<io::Result<()>> {
         let l = self.links.get(link)?;
+        if l.addresses.iter().any(|a| a.addr() == to) {
+            // The machine answers for its own address, whatever the echo is bound to.
+            let _ = self.answers.send((to, seq));
+            return Some(Ok(()));
+        }
         let routed = l.addresses.iter().any(|a| a.trunc().contains(&to)) || l.routes.iter().any(|r| r.to.contains(&to));
         if !l.up || !routed {
             return Some(Err(io::Error::from(io::ErrorKind::NetworkUnreachable)));
@@ -129,7 +138,7 @@ impl State {
     /// Sends a packet, or a keepalive, to a peer. Without a session the packet is staged and a handshake initiated.
     fn send(&mut self, link: &IfName, key: &PublicKey, packet: Option<(IpAddr, u16)>) {
         let now = self.now();
-        let carrier = self.carrier;
+        let carrier = self.open();
         self.timer_changes.notify_one();
         let Some(port) = self.links.get(link).map(|l| l.port) else { return };
         let Some(peer) = self.peer(link, key) else { return };
@@ -150,6 +159,7 @@ impl State {
         }
         if carrier {
             self.wire(to, size);
+            self.echoes += u64::from(packet.is_some());
         }
         let reached = self.reach(port, to).filter(|h| self.hubs.get(*h).is_some_and(|h| h.session == Some(session.id)));
         if let (Some((dest, seq)), Some(hub)) = (packet, reached) {
@@ -164,6 +174,9 @@ impl State {
     fn deliver(&mut self, link: &IfName, key: &PublicKey, hub: usize, to: SocketAddr, dest: IpAddr, seq: u16) {
         let now = self.now();
         if !self.hubs.get(hub).is_some_and(|h| h.answers_echo && h.tunnel == dest) {
+            if let Some(peer) = self.peer(link, key) {
+                peer.passive.get_or_insert(now + PASSIVE_KEEPALIVE);
+            }
             return;
         }
         self.wire(to, 2 * EMPTY);
@@ -180,7 +193,7 @@ impl State {
     }
 
     fn initiate(&mut self, link: &IfName, key: &PublicKey) {
-        let (now, stamp, carrier) = (self.now(), self.clock.wall_exact(), self.carrier);
+        let (now, stamp, carrier) = (self.now(), self.clock.wall_exact(), self.open());
         let Some((port, us)) = self.links.get(link).map(|l| (l.port, l.public_key)) else { return };
         let Some(peer) = self.peer(link, key) else { return };
         if peer.initiated.is_some_and(|at| now.since(at) < REKEY_TIMEOUT) {
@@ -244,8 +257,15 @@ impl State {
                 Some(_) => true,
                 None => peer.unanswered.is_some_and(|at| now.since(at) >= NEW_HANDSHAKE),
             };
+            let passive = peer.passive.is_some_and(|at| now >= at);
+            if passive {
+                peer.passive = None;
+            }
             if retry {
                 self.initiate(&link, &key);
+            }
+            if passive {
+                self.receive_keepalive(&link, &key);
             }
             if keep {
                 self.send(&link, &key, None);
@@ -253,6 +273,20 @@ impl State {
                 if let Some(peer) = self.peer(&link, &key) {
                     peer.traversed = Some(now);
                 }
+            }
+        }
+    }
+
+    /// The hub's keepalive, if its session is alive and reaches us.
+    fn receive_keepalive(&mut self, link: &IfName, key: &PublicKey) {
+        let now = self.now();
+        let Some(port) = self.links.get(link).map(|l| l.port) else { return };
+        let Some((session, to)) = self.peer(link, key).and_then(|p| p.live(now).zip(p.endpoint)) else { return };
+        if self.reach(port, to).and_then(|h| self.hubs.get(h)).is_some_and(|h| h.session == Some(session.id)) {
+            self.wire(to, EMPTY);
+            if let Some(peer) = self.peer(link, key) {
+                peer.counters.rx += EMPTY;
+                (peer.unanswered, peer.traversed) = (None, Some(now));
             }
         }
     }
