@@ -6,6 +6,7 @@ pub mod fleet;
 pub mod networks;
 pub mod nodes;
 pub mod peers;
+pub mod polls;
 pub mod releases;
 pub mod replay;
 pub mod response;

@@ -4,27 +4,46 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// What each module of the crate may use of the others. A module comes after all that it uses, so there is no circle.
-const EDGES: [(&str, &[&str]); 13] = [
+const EDGES: [(&str, &[&str]); 15] = [
     ("clock", &[]),
     ("ipam", &[]),
     ("limits", &[]),
+    ("connections", &[]),
     ("config", &["limits"]),
     ("tls", &[]),
     ("store", &["ipam"]),
     ("signing", &["store"]),
     ("report_queue", &["store"]),
+    ("nonce_queue", &["store"]),
     ("chain", &["clock", "store"]),
     ("registry", &["ipam", "store"]),
-    ("api", &["clock", "limits", "store", "signing", "report_queue", "chain", "registry"]),
-    ("server", &[]),
+    (
+        "api",
+        &["clock", "limits", "connections", "store", "signing", "report_queue", "nonce_queue", "chain", "registry"],
+    ),
+    ("server", &["limits", "connections"]),
     (
         "cli",
-        &["clock", "limits", "config", "tls", "store", "signing", "report_queue", "chain", "registry", "api", "server"],
+        &[
+            "clock",
+            "limits",
+            "config",
+            "tls",
+            "store",
+            "signing",
+            "report_queue",
+            "nonce_queue",
+            "chain",
+            "registry",
+            "api",
+            "server",
+        ],
     ),
 ];
 
 /// Files that decide and do nothing.
-const PURE: [&str; 6] = [
+const PURE: [&str; 7] = [
+    "connections.rs",
     "ipam.rs",
     "limits.rs",
     "registry/decide.rs",

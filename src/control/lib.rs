@@ -9,10 +9,12 @@ pub mod chain;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod connections;
 pub mod ipam;
 #[cfg(test)]
 mod layers;
 pub mod limits;
+pub mod nonce_queue;
 pub mod registry;
 pub mod report_queue;
 pub mod server;

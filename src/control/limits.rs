@@ -1,4 +1,7 @@
-//! Rate limits by address and by node, and a limit of invalid tokens by address. Pure but for governor's clock.
+//! Rate limits by address, by node and by enrolment token, and counts of invalid tokens by address. Pure but for governor's
+//! clock.
+//!
+//! No limit that strangers can exhaust stands before a right token or a right proof, but that of all requests of an address.
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use spoke_model::node_id::NodeId;
 use std::collections::HashMap;
@@ -11,11 +14,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub struct Rates {
     /// Requests of any kind from one address, which many nodes behind a NAT may share.
     pub address: NonZeroU32,
-    /// Enrolments from one address.
+    /// Enrolments with one valid token.
     pub enrol: NonZeroU32,
     /// Requests of one node, after its proof was verified.
     pub node: NonZeroU32,
-    /// Invalid tokens of any kind from one address in a minute; beyond that, tokens from there are refused unread.
+    /// Invalid tokens of any kind from one address in a minute; beyond that, further invalid ones are answered as too many.
     pub invalid_tokens: NonZeroU32,
 }
 
@@ -35,7 +38,7 @@ pub struct LimitExceeded;
 #[derive(Debug)]
 pub struct Limits {
     address: DefaultKeyedRateLimiter<IpAddr>,
-    enrol: DefaultKeyedRateLimiter<IpAddr>,
+    enrol: DefaultKeyedRateLimiter<String>,
     node: DefaultKeyedRateLimiter<NodeId>,
     invalid_tokens: InvalidTokens,
 }
@@ -60,10 +63,9 @@ impl Limits {
         self.address.check_key(&client(address)).map_err(|_| LimitExceeded)
     }
 
-    /// Counts an enrolment from `address`.
-    pub fn check_enrolment(&self, address: IpAddr, now_ms: i64) -> Result<(), LimitExceeded> {
-        self.check_tokens(address, now_ms)?;
-        self.enrol.check_key(&client(address)).map_err(|_| LimitExceeded)
+    /// Counts an enrolment with the valid token `id`.
+    pub fn check_enrolment(&self, id: &String) -> Result<(), LimitExceeded> {
+        self.enrol.check_key(id).map_err(|_| LimitExceeded)
     }
 
     /// Counts a request of `node`.
@@ -71,14 +73,9 @@ impl Limits {
         self.node.check_key(node).map_err(|_| LimitExceeded)
     }
 
-    /// Whether a token from `address` may be checked at all.
-    pub fn check_tokens(&self, address: IpAddr, now_ms: i64) -> Result<(), LimitExceeded> {
-        if self.invalid_tokens.allows(client(address), now_ms) { Ok(()) } else { Err(LimitExceeded) }
-    }
-
-    /// Counts an invalid token from `address`.
-    pub fn count_invalid_token(&self, address: IpAddr, now_ms: i64) {
-        self.invalid_tokens.count(client(address), now_ms);
+    /// Counts an invalid token from `address`; an error beyond the limit.
+    pub fn count_invalid_token(&self, address: IpAddr, now_ms: i64) -> Result<(), LimitExceeded> {
+        if self.invalid_tokens.count(client(address), now_ms) { Ok(()) } else { Err(LimitExceeded) }
     }
 
     /// Addresses that sent invalid tokens since the last call, with how many.
@@ -124,11 +121,8 @@ impl InvalidTokens {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn allows(&self, address: IpAddr, now_ms: i64) -> bool {
-        self.lock().get(&address).is_none_or(|c| c.count < self.allowed || c.has_expired(now_ms))
-    }
-
-    fn count(&self, address: IpAddr, now_ms: i64) {
+    /// Whether it is within the limit.
+    fn count(&self, address: IpAddr, now_ms: i64) -> bool {
         let mut clients = self.lock();
         if clients.len() >= MAX_CLIENTS {
             clients.clear();
@@ -139,6 +133,7 @@ impl InvalidTokens {
         }
         entry.count = entry.count.saturating_add(1);
         entry.unreported = entry.unreported.saturating_add(1);
+        entry.count <= self.allowed
     }
 
     fn take(&self, now_ms: i64) -> Vec<(IpAddr, u32)> {
@@ -154,7 +149,7 @@ impl InvalidTokens {
 }
 
 /// The key of a client: an IPv4 address, or an IPv6 /64, which one customer controls.
-fn client(address: IpAddr) -> IpAddr {
+pub fn client(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(a) => a.into(),
         IpAddr::V6(a) => Ipv6Addr::from_bits(a.to_bits() >> 64 << 64).into(),
@@ -166,21 +161,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn invalid_tokens_block_a_client_for_a_minute() {
+    fn invalid_tokens_are_limited_for_a_minute() {
         let n = |n| NonZeroU32::new(n).unwrap();
         let limits = Limits::new(Rates { invalid_tokens: n(3), ..Rates::default() });
         let at = |a: &str| a.parse::<IpAddr>().unwrap();
+        let guess = |a: &str, now| limits.count_invalid_token(at(a), now).is_ok();
         for i in 0..3 {
-            assert!(limits.check_tokens(at("2001:db8::1"), i).is_ok());
-            limits.count_invalid_token(at("2001:db8::1"), i);
+            assert!(guess("2001:db8::1", i));
         }
-        assert!(limits.check_tokens(at("2001:db8::ffff:2"), 59_999).is_err(), "the same /64");
-        assert!(limits.check_tokens(at("192.0.2.1"), 3).is_ok(), "another client");
-        assert_eq!(limits.take_invalid_tokens(1000), [(at("2001:db8::"), 3)]);
-        assert!(limits.take_invalid_tokens(1000).is_empty(), "reported once");
-        assert!(limits.check_tokens(at("2001:db8::1"), 2000).is_err(), "a report does not reset the count");
-        assert!(limits.check_tokens(at("2001:db8::1"), 60_000).is_ok(), "a minute later");
-        assert!(limits.check_tokens(at("2001:db8::1"), -60_000).is_ok(), "the clock was set back");
+        assert!(!guess("2001:db8::ffff:2", 59_999), "the same /64");
+        assert_eq!(limits.take_invalid_tokens(1000), [(at("2001:db8::"), 4)]);
+        assert!(guess("192.0.2.1", 3), "another client");
+        assert!(!guess("2001:db8::1", 2000), "a report does not reset the count");
+        assert!(guess("2001:db8::1", 60_000), "a minute later");
+        assert!(guess("2001:db8::1", -60_000), "the clock was set back");
         assert_eq!(client(at("::ffff:192.0.2.1")), at("192.0.2.1"));
     }
 }

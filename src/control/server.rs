@@ -3,6 +3,8 @@
 //! HTTP/1.1 only: a device holds one long-poll open and sends little else.
 //!
 //! Waits for: new connections, their requests, the stop signal.
+use crate::connections::{Connection, Connections};
+use crate::limits::client;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
@@ -15,7 +17,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
@@ -45,10 +47,10 @@ pub async fn serve(
     stopping: watch::Receiver<bool>,
 ) {
     let mut accepting = JoinSet::new();
-    let permits = Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS)));
+    let connections = Connections::new(connections);
     let service = ConnectionService { acceptor: TlsAcceptor::from(tls), router, client_timeout };
     for listener in listeners {
-        accepting.spawn(accept(listener, service.clone(), permits.clone(), stopping.clone()));
+        accepting.spawn(accept(listener, service.clone(), connections.clone(), stopping.clone()));
     }
     while accepting.join_next().await.is_some() {}
 }
@@ -56,7 +58,7 @@ pub async fn serve(
 async fn accept(
     listener: TcpListener,
     service: ConnectionService,
-    permits: Arc<Semaphore>,
+    connections: Arc<Connections>,
     mut stopping: watch::Receiver<bool>,
 ) {
     let mut open = JoinSet::new();
@@ -75,14 +77,17 @@ async fn accept(
                 continue;
             }
         };
-        let Ok(permit) = permits.clone().try_acquire_owned() else {
+        let Ok(place) = connections.open(client(peer.ip())) else {
             tracing::warn!(%peer, "connection refused: limit reached");
             continue;
         };
         let (service, stopping) = (service.clone(), stopping.clone());
+        let place = Arc::new(place);
         open.spawn(async move {
-            connection(stream, peer, service, stopping).await;
-            drop(permit);
+            tokio::select! {
+                () = connection(stream, peer, place.clone(), service, stopping) => {}
+                () = place.close.notified() => tracing::debug!(%peer, "unproven connection closed for a new one"),
+            }
         });
     }
     drop(listener);
@@ -94,6 +99,7 @@ async fn accept(
 async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
+    place: Arc<Connection>,
     ConnectionService { acceptor, router, client_timeout }: ConnectionService,
     mut stopping: watch::Receiver<bool>,
 ) {
@@ -107,10 +113,11 @@ async fn connection(
         return;
     };
     let service = service_fn(move |request: Request<Incoming>| {
-        let router = router.clone();
+        let (router, place) = (router.clone(), place.clone());
         async move {
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(ConnectInfo(peer));
+            request.extensions_mut().insert(place);
             router.oneshot(request).await
         }
     });

@@ -1,5 +1,6 @@
 //! Serves the agent API: authenticates, refuses replays, responds from observed state, passes changes to the ledger.
 //! Waits for connections and for the reconciler's status, whose addresses it listens on.
+use crate::changes::history;
 use crate::changes::requests::{Changes, FRESH};
 use crate::reconciler::NetStatus;
 use serde_json::{Value, json};
@@ -179,6 +180,10 @@ struct ReplayRecord {
     boot: String,
 }
 
+fn has_content(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|m| m.len() > 0)
+}
+
 impl ReplayRecord {
     /// Blocks.
     fn open(dir: &Path, clock: &impl Clock) -> Self {
@@ -187,11 +192,16 @@ impl ReplayRecord {
         let mut lines = found.lines.iter();
         // Between boots there may have been a power loss.
         let whole = lines.next().is_none_or(|first| first == boot.as_bytes()) && found.dropped == 0;
+        let lost = found.lines.is_empty();
         let mut replays = Replays::load(lines.filter_map(|l| replay::Line::parse(l)), whole);
-        if found.aside.is_some() || journal.is_damaged() {
-            // Its content is unknown.
-            let now = clock.wall().secs();
+        let now = clock.wall().secs();
+        let unknown = found.aside.is_some() || journal.is_damaged();
+        if unknown || lost && has_content(&dir.join(history::FILE)) {
+            // Requests were accepted, and which is unknown: also of panels whose clock is ahead.
             replays.distrust(now.saturating_sub(WINDOW), now.saturating_add(WINDOW));
+        } else if lost {
+            // A new device. What was signed before is not for it, or was accepted before its state was lost.
+            replays.distrust(now.saturating_sub(WINDOW), now.saturating_sub(1));
         }
         // Above every limit: the next acceptance rewrites the file.
         Self { replays, journal, lines: usize::MAX, boot }

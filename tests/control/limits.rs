@@ -1,6 +1,6 @@
 //! Limits against single clients: invalid tokens, floods, idle connections. The OpenAPI document against the routes.
 use crate::database::{Kind, fresh};
-use crate::server::{ControlPlane, OPERATOR, Settings, plain, wait_until};
+use crate::server::{ControlPlane, Settings, plain, wait_until};
 use spoke_sys::http::Http as _;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -21,14 +21,19 @@ async fn invalid_tokens_are_limited_and_audited() {
         messages.push(answer["detail"]["message"].clone());
     }
     assert!(messages.windows(2).all(|w| w[0] == w[1]), "the fault of a token is not disclosed: {messages:?}");
-    assert_eq!(edge.enrol(&good).await.0, 429, "a valid token is refused unread");
-    let wrong = server.client().send(plain("GET", "/api/nodes", "", Some(OPERATOR))).await.unwrap();
-    assert_eq!(wrong.status, 429, "the operator token is refused unread too");
+    assert_eq!(edge.enrol("spk_x").await.0, 429, "beyond the limit");
+    assert_eq!(edge.enrol(&good).await.0, 200, "the right token");
     let audited = wait_until("the audit trail has them", async || {
         let audit = server.cli_json(&["audit", "--entity", "127.0.0.1"]).await;
-        audit[0]["details"]["count"].as_u64()
+        audit
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|r| r["details"]["count"].as_u64())
+            .sum::<Option<u64>>()
+            .filter(|n| *n >= 5)
     });
-    assert_eq!(audited.await, 4);
+    assert_eq!(audited.await, 5);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

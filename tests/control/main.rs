@@ -11,8 +11,10 @@ mod addresses;
 #[path = "../chain/anvil.rs"]
 mod anvil;
 mod api;
+mod attack_availability;
 mod attack_keys;
 mod attack_membership;
+mod attack_replay;
 mod bench;
 mod chain;
 mod commands;

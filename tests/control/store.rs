@@ -7,6 +7,7 @@ use spoke_control::api::view::NodeView;
 use spoke_control::registry::node_change::NodeChange;
 use spoke_control::registry::nodes;
 use spoke_control::signing::{MasterKey, SigningKeys};
+use spoke_control::store::nonce::UsedNonce;
 use spoke_control::store::report::ReceivedReport;
 use spoke_control::store::{Store, StoreError};
 use spoke_enroll::document::StateDocument;
@@ -100,8 +101,9 @@ async fn older_report_is_ignored(kind: Kind) {
     assert_eq!(view.observed_generation, Some(5), "a replayed or late report changes nothing");
     assert_eq!(view.last_seen.as_deref(), Some("2026-01-01T00:00:00Z"));
     let mut tx = store.write().await.unwrap();
-    assert!(tx.use_nonce(&id, "aa", NOW).await.unwrap());
-    assert!(!tx.use_nonce(&id, "aa", NOW).await.unwrap(), "a nonce is used once");
+    let used = UsedNonce { node: id, nonce: "aa".into(), until_ms: NOW };
+    assert!(tx.use_nonce(&used).await.unwrap());
+    assert!(!tx.use_nonce(&used).await.unwrap(), "a nonce is used once");
 }
 
 async fn reports_are_ordered_without_a_clock(kind: Kind) {

@@ -3,15 +3,18 @@ use super::extract::MAX_BODY;
 use super::response::{ApiError, OperatorError};
 use super::state::{ApiState, Member};
 use crate::clock::now_ms;
+use crate::connections::Connection;
+use crate::nonce_queue::NonceRecord;
 use crate::signing::MasterKey;
 use crate::store::node::NodeState;
+use crate::store::nonce::UsedNonce;
 use axum::body::Bytes;
 use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, OriginalUri, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use serde::de::DeserializeOwned;
 use spoke_config::node::Role;
-use spoke_enroll::request::{KEY_PROOF, RequestParts, RequestProof, TimeAnswer};
+use spoke_enroll::request::{KEY_PROOF, RequestParts, RequestProof, TimeAnswer, WINDOW_MS};
 use spoke_enroll::wire::{ProblemCode, ProvisionRequest};
 use spoke_model::key::PublicKey;
 use spoke_model::key_proof::KeyProof;
@@ -40,6 +43,15 @@ pub struct Caller {
     pub proof: RequestProof,
     /// The proof of the WireGuard key in the request, not checked yet.
     pub key_proof: Claim,
+    /// Whether its nonce is recorded for all control planes; otherwise only this one refuses a replay.
+    recorded: bool,
+}
+
+impl Caller {
+    /// Refuses a request that changes something while its nonce cannot be recorded.
+    pub fn require_recorded(&self) -> Result<(), ApiError> {
+        if self.recorded { Ok(()) } else { Err(ApiError::internal()) }
+    }
 }
 
 /// A signed request with a JSON body.
@@ -178,23 +190,32 @@ impl ApiState {
         if !self.handlers.replays.remember(&proof, now)? {
             return Err(ApiError::replay());
         }
+        // For as long as its time is within the window of any control plane.
+        let until_ms = i64::try_from(now.saturating_add(2 * WINDOW_MS)).unwrap_or(i64::MAX);
+        let used = UsedNonce { node: proof.node.clone(), nonce: proof.nonce.to_hex(), until_ms };
+        let recorded = match self.nonces.record(used).await {
+            NonceRecord::New => true,
+            NonceRecord::Used => return Err(ApiError::replay()),
+            // Reads and reports are served while the store takes no writes.
+            NonceRecord::Unknown => false,
+        };
+        prove(&parts);
         match member.state {
             NodeState::Active => {}
             NodeState::Pending => return Err(ApiError::pending()),
             NodeState::Removed | NodeState::Expected => return Err(ApiError::removed()),
         }
         let key_proof = Claim::of(&parts.headers, &proof);
-        let caller = Caller { node: proof.node.clone(), role: member.role, network: member.network, proof, key_proof };
+        let caller =
+            Caller { node: proof.node.clone(), role: member.role, network: member.network, proof, key_proof, recorded };
         Ok((caller, body))
     }
 
-    /// Whether the bearer token is the operator token. Refused unread from an address with too many invalid tokens.
+    /// Whether the bearer token is the operator token. Wrong ones never stop the right one: of those beyond the limit of
+    /// their address only the answer differs.
     fn is_operator(&self, parts: &Parts) -> Result<bool, ApiError> {
         let Some(token) = bearer(&parts.headers) else { return Ok(false) };
         let address = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|c| c.0.ip());
-        if let Some(address) = address {
-            self.limits.check_tokens(address, now_ms())?;
-        }
         let valid = self.operator_token.as_ref().is_some_and(|t| {
             // Digests: of equal length, so that the comparison does not disclose the token's.
             let (a, b) = (sha256_hex(token.as_bytes()), sha256_hex(t.reveal().as_bytes()));
@@ -202,9 +223,19 @@ impl ApiState {
             ring::constant_time::verify_slices_are_equal(a.as_bytes(), b.as_bytes()).is_ok()
         });
         if let (false, Some(address)) = (valid, address) {
-            self.limits.count_invalid_token(address, now_ms());
+            self.limits.count_invalid_token(address, now_ms())?;
+        }
+        if valid {
+            prove(parts);
         }
         Ok(valid)
+    }
+}
+
+/// Marks the connection of a request as one that does not make room for strangers.
+fn prove(parts: &Parts) {
+    if let Some(place) = parts.extensions.get::<Arc<Connection>>() {
+        place.prove();
     }
 }
 

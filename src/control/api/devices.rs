@@ -3,22 +3,21 @@ use super::auth::{Caller, EnrolmentRequest, Signed};
 use super::response::ApiError;
 use super::state::ApiState;
 use crate::clock::now_ms;
+use crate::connections::Connection;
 use crate::registry::enrol::{Enrolled, enrol, requirements};
 use crate::registry::{RegistryError, key_rotation};
 use crate::signing::SigningKeys;
-use crate::store::Tx;
 use crate::store::document::DocumentLookup;
 use crate::store::network::Access;
 use crate::store::node::NodeState;
 use crate::store::report::ReceivedReport;
-use axum::Json;
 use axum::extract::{ConnectInfo, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use serde::Deserialize;
 use spoke_config::control::MAX_WAIT_SECS;
 use spoke_config::node::Role;
-use spoke_enroll::request::WINDOW_MS;
 use spoke_enroll::wire::{
     KeyAnswer, KeyRequest, KeyStep, NodeReport, Problem, ProblemCode, ProvisionAnswer, ProvisionRequest,
     ProvisionStatus, RegisterAnswer, RegisterRequest, ReportOrder,
@@ -43,11 +42,14 @@ use tokio::time::Instant;
 pub async fn provision(
     State(state): State<Arc<ApiState>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Extension(place): Extension<Arc<Connection>>,
     EnrolmentRequest { request, token, key_proof }: EnrolmentRequest,
 ) -> Result<Response, ApiError> {
-    state.limits.check_enrolment(peer.ip(), now_ms())?;
     request.check().map_err(RegistryError::from)?;
     let needed = requirements(&state.store, &request, &token, now_ms()).await?;
+    if let Some(token) = &needed.token {
+        state.limits.check_enrolment(token)?;
+    }
     if needed.key_proof {
         key_proof.check(request.wireguard_public_key, &state.master)?;
     }
@@ -58,12 +60,17 @@ pub async fn provision(
         Some(_) | None => None,
     };
     let enrolled = enrol(&state.store, &request, &token, admission.as_ref(), now_ms()).await;
-    let enrolled = enrolled.inspect_err(|e| {
-        if matches!(e, RegistryError::BadToken) {
-            state.limits.count_invalid_token(peer.ip(), now_ms());
+    let enrolled = match enrolled {
+        Ok(enrolled) => enrolled,
+        Err(e) => {
+            tracing::info!(node = %request.node_id, address = %peer.ip(), error = %e, "enrolment refused");
+            if matches!(e, RegistryError::BadToken) {
+                state.limits.count_invalid_token(peer.ip(), now_ms())?;
+            }
+            return Err(e.into());
         }
-        tracing::info!(node = %request.node_id, address = %peer.ip(), error = %e, "enrolment refused");
-    })?;
+    };
+    place.prove();
     Ok(match enrolled {
         Enrolled::Active(config) => Json(ProvisionAnswer {
             status: ProvisionStatus::Success,
@@ -89,8 +96,8 @@ pub async fn register(
 ) -> Result<Json<RegisterAnswer>, ApiError> {
     body.check().map_err(|e| ApiError::new(ProblemCode::BadRequest, e))?;
     let now = now_ms();
+    caller.require_recorded()?;
     let mut tx = state.store.write().await?;
-    refuse_replay(&mut tx, &caller, now).await?;
     let node = caller.node;
     let known = tx.node(&node).await?.filter(|n| n.state == NodeState::Active);
     let known = known.ok_or_else(ApiError::removed)?;
@@ -107,15 +114,6 @@ pub async fn register(
     tx.put_registration(&node, &body, now).await?;
     tx.commit().await?;
     Ok(Json(RegisterAnswer { node_id: node, generation }))
-}
-
-/// Refuses a replay of a request that changes something, on any control plane of this database.
-async fn refuse_replay(tx: &mut Tx, caller: &Caller, now_ms: i64) -> Result<(), ApiError> {
-    let until = now_ms.saturating_add(i64::try_from(2 * WINDOW_MS).unwrap_or(i64::MAX));
-    match tx.use_nonce(&caller.node, &caller.proof.nonce.to_hex(), until).await? {
-        true => Ok(()),
-        false => Err(ApiError::replay()),
-    }
 }
 
 /// The parameters of a long-poll.
@@ -140,6 +138,7 @@ pub async fn state(
     Query(query): Query<StateQuery>,
     Caller { node, .. }: Caller,
 ) -> Result<Response, ApiError> {
+    let _slot = state.handlers.polls.take(&node)?;
     // Subscribed before the first read, so that no change is missed in between.
     let mut waiter = state.store.waiter(&node);
     let mut stopping = state.stopping.clone();
@@ -245,11 +244,9 @@ pub async fn key(
     Signed { caller, body }: Signed<KeyRequest>,
 ) -> Result<Json<KeyAnswer>, ApiError> {
     body.check().map_err(|e| ApiError::new(ProblemCode::BadRequest, e))?;
+    caller.require_recorded()?;
     let now = now_ms();
-    let mut tx = state.store.write().await?;
-    refuse_replay(&mut tx, &caller, now).await?;
-    let proves = tx.proves_keys(&caller.node).await?;
-    tx.commit().await?;
+    let proves = state.store.read().await?.proves_keys(&caller.node).await?;
     if proves && body.step == KeyStep::Announce {
         caller.key_proof.check(body.wireguard_public_key, &state.master)?;
     }

@@ -54,5 +54,5 @@ async fn audit_logs(
 #[utoipa::path(get, path = "/api/status", responses((status = 200, body = Answer<Overview>)))]
 async fn status(State(state): State<Arc<ApiState>>, _by: Operator) -> OperatorResult<Overview> {
     let counts = state.store.read().await?.fleet_counts(now_ms()).await?;
-    Ok(success(Overview::new(counts, state.store.waiter_count())))
+    Ok(success(Overview::new(counts, state.store.waiter_count(), state.handlers.replays.count())))
 }

@@ -3,14 +3,17 @@ use spoke_enroll::request::{RequestProof, WINDOW_MS};
 use spoke_model::node_id::NodeId;
 use spoke_model::time::Boot;
 use spoke_sys::clock::{Clock as _, SystemClock};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// Nonces of one generation at most; more than honest nodes use within the window.
+/// Nonces of one generation; more than honest nodes use within the window.
 const MAX_NONCES: usize = 2_000_000;
 
-/// Too many nonces to remember.
+/// Nonces of one node that are remembered even beyond that: no node is refused because of what others send.
+const NODE_SHARE: usize = 256;
+
+/// Too many nonces of one node to remember.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too many requests")]
 pub struct TooManyNonces;
@@ -24,20 +27,47 @@ pub struct TooManyNonces;
 pub struct ReplayGuard {
     started: Boot,
     nonces: Mutex<Nonces>,
+    max: usize,
 }
 
 /// Two generations, swapped every two windows, so that every nonce outlives its window.
 #[derive(Debug, Default)]
 struct Nonces {
-    young: HashSet<(NodeId, [u8; 16])>,
-    old: HashSet<(NodeId, [u8; 16])>,
+    young: Generation,
+    old: Generation,
     swapped_ms: u64,
+}
+
+#[derive(Debug, Default)]
+struct Generation {
+    by_node: HashMap<NodeId, HashSet<[u8; 16]>>,
+    count: usize,
+}
+
+impl Generation {
+    fn contains(&self, proof: &RequestProof) -> bool {
+        self.by_node.get(&proof.node).is_some_and(|nonces| nonces.contains(&proof.nonce.0))
+    }
+
+    /// `Ok(false)`: it was there before.
+    fn insert(&mut self, proof: &RequestProof, max: usize) -> Result<bool, TooManyNonces> {
+        let nonces = match self.by_node.get_mut(&proof.node) {
+            Some(nonces) => nonces,
+            None => self.by_node.entry(proof.node.clone()).or_default(),
+        };
+        if self.count >= max && nonces.len() >= NODE_SHARE {
+            return Err(TooManyNonces);
+        }
+        let new = nonces.insert(proof.nonce.0);
+        self.count += usize::from(new);
+        Ok(new)
+    }
 }
 
 impl ReplayGuard {
     /// A guard of a process that starts now.
     pub fn new() -> Self {
-        Self { started: SystemClock.now(), nonces: Mutex::default() }
+        Self { started: SystemClock.now(), nonces: Mutex::default(), max: MAX_NONCES }
     }
 
     /// Whether a request signed at `timestamp_ms` is within the window at `now_ms`.
@@ -53,14 +83,16 @@ impl ReplayGuard {
             nonces.old = std::mem::take(&mut nonces.young);
             nonces.swapped_ms = now_ms;
         }
-        let item = (proof.node.clone(), proof.nonce.0);
-        if nonces.old.contains(&item) {
+        if nonces.old.contains(proof) {
             return Ok(false);
         }
-        if nonces.young.len() >= MAX_NONCES {
-            return Err(TooManyNonces);
-        }
-        Ok(nonces.young.insert(item))
+        nonces.young.insert(proof, self.max)
+    }
+
+    /// Nonces remembered.
+    pub fn count(&self) -> usize {
+        let nonces = self.nonces.lock().unwrap_or_else(PoisonError::into_inner);
+        nonces.young.count + nonces.old.count
     }
 }
 
@@ -95,6 +127,24 @@ mod tests {
     }
 
     #[test]
+    fn flooding_node_does_not_affect_others() {
+        let guard = ReplayGuard { max: 1000, ..ReplayGuard::new() };
+        let key = spoke_model::signature::SignKey::from_seed(&[7; 32]).unwrap();
+        let asked = RequestParts { method: "GET", path: "/", body: b"" };
+        let send = |node: &str, n: u32| {
+            let mut nonce = [0; 16];
+            nonce[..4].copy_from_slice(&n.to_le_bytes());
+            guard.remember(&asked.prove(&key, &node.parse().unwrap(), NOW, Nonce(nonce)), NOW)
+        };
+        assert_eq!((0..2000).filter(|n| send("loud", *n).is_err()).count(), 1000);
+        for n in 0..100 {
+            assert_eq!(send("quiet", n), Ok(true));
+            assert_eq!(send("quiet", n), Ok(false), "and its replays are refused");
+        }
+        assert_eq!(guard.count(), 1100);
+    }
+
+    #[test]
     fn server_clock_set_back_accepts_its_own_time() {
         let (hour, up) = (3_600_000, Duration::from_millis(50));
         assert!(is_in_window(NOW - hour, NOW - hour, up));
@@ -110,6 +160,6 @@ mod tests {
         for n in 3..6 {
             assert!(fresh(NOW - hour + 3 * WINDOW_MS * u64::from(n), n));
         }
-        assert_eq!(guard.nonces.lock().unwrap().young.len(), 1, "no accumulation until the clock has caught up");
+        assert_eq!(guard.nonces.lock().unwrap().young.count, 1, "no accumulation until the clock has caught up");
     }
 }

@@ -1,7 +1,9 @@
 //! The state shared by all handlers.
+use super::polls::Polls;
 use super::replay::ReplayGuard;
 use crate::chain::GrantLookup;
 use crate::limits::Limits;
+use crate::nonce_queue::NonceQueue;
 use crate::report_queue::ReportQueue;
 use crate::signing::{MasterKey, SigningKeys};
 use crate::store::Store;
@@ -34,12 +36,18 @@ pub struct HandlerState {
     /// A cache of active nodes.
     pub(super) members: Mutex<HashMap<NodeId, Member>>,
     pub(super) builders: Semaphore,
+    pub(super) polls: Polls,
 }
 
 impl HandlerState {
     /// The state of a process that starts at this moment.
     pub fn new() -> Self {
-        Self { replays: ReplayGuard::new(), members: Mutex::default(), builders: Semaphore::new(MAX_BUILDERS) }
+        Self {
+            replays: ReplayGuard::new(),
+            members: Mutex::default(),
+            builders: Semaphore::new(MAX_BUILDERS),
+            polls: Polls::default(),
+        }
     }
 }
 
@@ -62,6 +70,8 @@ pub struct ApiState {
     pub limits: Limits,
     /// Operators authenticate with it; `None`: the operator API refuses every request.
     pub operator_token: Option<Secret<String>>,
+    /// Nonces to be recorded for all control planes.
+    pub nonces: NonceQueue,
     /// Reports to be written.
     pub reports: ReportQueue,
     /// True when the server is about to stop: long-polls end.

@@ -346,6 +346,8 @@ pub struct Overview {
     pub nodes: BTreeMap<String, u64>,
     /// Nodes with a long-poll at this process.
     pub connected: usize,
+    /// Nonces of requests that this process remembers.
+    pub nonces: usize,
     /// Nodes whose last report is younger than twenty minutes.
     pub reporting: u64,
     /// Free addresses of each network's first pool.
@@ -355,12 +357,13 @@ pub struct Overview {
 }
 
 impl Overview {
-    /// The figures, with the long-polls of this process.
-    pub fn new(counts: FleetCounts, connected: usize) -> Self {
+    /// The figures, with the long-polls and the nonces of this process.
+    pub fn new(counts: FleetCounts, connected: usize, nonces: usize) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             nodes: counts.nodes,
             connected,
+            nonces,
             reporting: counts.reporting,
             free_addresses: counts.free_addresses,
             chain: counts.chain.map(Into::into),

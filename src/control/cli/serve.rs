@@ -6,6 +6,7 @@ use crate::chain::{AdmissionSync, GrantLookup};
 use crate::clock::now_ms;
 use crate::config::Config;
 use crate::limits::Limits;
+use crate::nonce_queue;
 use crate::report_queue;
 use crate::signing::{MasterKey, SigningKeys};
 use crate::store::StoreError;
@@ -35,6 +36,15 @@ pub fn master_path(config: &Config) -> PathBuf {
     config.state_dir.join("master.key")
 }
 
+/// Shortest operator token, and the fewest different characters in it. Guesses are not stopped, so that they cannot stop the
+/// right token either.
+const OPERATOR_TOKEN: (usize, usize) = (20, 8);
+
+fn is_strong(token: &str) -> bool {
+    let distinct: std::collections::BTreeSet<char> = token.chars().collect();
+    token.chars().count() >= OPERATOR_TOKEN.0 && distinct.len() >= OPERATOR_TOKEN.1
+}
+
 /// Serves until SIGTERM or SIGINT.
 pub async fn run(context: &Context) -> Outcome {
     spoke_command::start_log("spoke-control");
@@ -42,7 +52,13 @@ pub async fn run(context: &Context) -> Outcome {
     let master = MasterKey::load_or_create(&master_path(config), &context.store).await?;
     let signing = SigningKeys::load(&context.store, &master, now_ms()).await?;
     let tls = tls::load(config.tls.as_ref(), &config.state_dir, &config.public)?;
-    let operator_token = config.operator_token.as_ref().map(secret).transpose()?;
+    let operator_token = config.operator_token.as_ref().map(secret).transpose()?.filter(|token| {
+        let strong = is_strong(token.reveal());
+        if !strong {
+            tracing::error!("operator token is too weak: the operators' API refuses every request");
+        }
+        strong
+    });
     let mut listeners = Vec::new();
     for address in &config.listen {
         let bound = TcpListener::bind(address).await;
@@ -51,6 +67,8 @@ pub async fn run(context: &Context) -> Outcome {
 
     let (stop, stopping) = watch::channel(false);
     let (keys_out, keys) = watch::channel(signing);
+    let (nonces, nonce_writer) = nonce_queue::channel();
+    tokio::spawn(nonce_writer.run(context.store.clone()));
     let (reports, report_writer) = report_queue::channel();
     let writer = tokio::spawn(report_writer.run(context.store.clone()));
     let url = format!("https://{}", config.public);
@@ -61,6 +79,7 @@ pub async fn run(context: &Context) -> Outcome {
         master,
         limits: Limits::new(config.rates),
         operator_token,
+        nonces,
         reports,
         stopping: stopping.clone(),
         grants: grants.clone().map(GrantLookup::new).transpose()?,

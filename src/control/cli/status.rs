@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 /// `spoke-control status`
 pub async fn status(context: &Context) -> Outcome {
     // The long-polls are known to the serving processes only.
-    let overview = Overview::new(context.store.read().await?.fleet_counts(now_ms()).await?, 0);
+    let overview = Overview::new(context.store.read().await?.fleet_counts(now_ms()).await?, 0, 0);
     if context.json {
         print(&json(&overview));
         return Ok(());

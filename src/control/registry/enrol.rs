@@ -23,8 +23,10 @@ pub enum Enrolled {
 }
 
 /// What an enrolment with a valid token needs beyond it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Requirements {
+    /// The id of the token; `None`: it is not valid for this node.
+    pub token: Option<String>,
     /// The contract's decision on the device's key, which is not known yet.
     pub admission: bool,
     /// A proof that the device holds the private half of its WireGuard key.
@@ -46,7 +48,7 @@ pub async fn requirements(
     let joins = decide_enrolment(known.as_ref(), request, Some(&valid)) == EnrolmentDecision::Join;
     let nft = tx.network(&valid.network).await?.is_some_and(|n| n.access == Access::Nft);
     let admission = nft && tx.admission(&request.node_id, request.wireguard_public_key).await?.is_none();
-    Ok(Requirements { admission, key_proof: joins && valid.key_proof })
+    Ok(Requirements { token: Some(valid.id), admission, key_proof: joins && valid.key_proof })
 }
 
 /// Enrols the device that sent `request`; the caller has verified that it holds the identity key it names.

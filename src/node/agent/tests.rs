@@ -193,6 +193,29 @@ async fn replay_is_refused_after_restart_and_clock_jump() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn replay_is_refused_after_its_record_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(dir.path(), FakeKernel::new(), clock()).await;
+    let body = json!({"public_key": KEY}).to_string();
+    let now = node.clock.wall();
+    node.clock.jump_to(Wall(now.secs() - 5));
+    let early = node.request("POST", "/v1/wg/wg0/peers", &body, None);
+    node.clock.jump_to(now);
+    let forgotten = (401, json!({"error": Denied::Forgotten.to_string()}));
+    assert_eq!(node.send(early).await, forgotten, "signed before a new device was there");
+    let request = node.request("POST", "/v1/wg/wg0/peers", &body, None);
+    assert_eq!(node.send(request.clone()).await.0, 200);
+    let clock = node.clock.clone();
+    node.kill().await;
+    std::fs::remove_file(dir.path().join(REPLAYS)).unwrap();
+    let node = Node::start(dir.path(), FakeKernel::new(), clock).await;
+    assert_eq!(node.send(request).await, forgotten);
+    node.clock.jump_to(Wall(node.clock.wall().secs() + WINDOW + 1));
+    let later = node.request("POST", "/v1/wg/wg0/peers", &body, None);
+    assert_eq!(node.send(later).await.0, 200, "not for ever");
+}
+
+#[tokio::test(start_paused = true)]
 async fn refused_change_leaves_the_state_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     let node = Node::start(dir.path(), FakeKernel::new(), clock()).await;
