@@ -1,4 +1,5 @@
 //! Steps of a slot's first process before systemd: drivers, partitions of its disk, the verified root.
+pub mod booted;
 pub mod parts;
 pub mod rescue;
 pub mod verity;

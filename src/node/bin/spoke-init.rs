@@ -6,6 +6,7 @@
 
 use rustix::mount::{MountFlags, mount, mount_move};
 use rustix::system::{RebootCommand, reboot};
+use spoke_sys::early::booted::Booted;
 use spoke_sys::early::{argument, load_modules, parts, rescue, say, verity};
 use spoke_sys::slots::{DiskSlots, Loader, RUN, Slots as _};
 use spoke_update::slot::{Slot, Trust};
@@ -71,8 +72,10 @@ fn find(line: &str) -> Result<Found, String> {
         .ok_or("the command line has no spoke.hashoffset")?;
     let (mut refused, mut faults) = (Vec::new(), Vec::new());
     let deadline = Instant::now() + DISK_TIMEOUT;
+    let booted = Booted::find();
     loop {
-        let all = parts::scan(Path::new("/sys/class/block"));
+        // Half of the time for the disk that was booted; then any that has our root.
+        let all = booted.only(parts::scan(Path::new("/sys/class/block")), Instant::now() + DISK_TIMEOUT / 2 > deadline);
         for part in &all {
             let Some(slot) = Slot::of_partition(&part.name) else { continue };
             if refused.contains(&part.device) {

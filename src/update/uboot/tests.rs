@@ -1,3 +1,4 @@
+//! Two copies on a simulated disk: damage, power cuts, and a release that knows only the first.
 use super::*;
 use proptest::prelude::*;
 
