@@ -4,8 +4,8 @@ use spoke_model::signature::VerifyKey;
 use spoke_update::manifest::{Accepted, Known, ManifestError, Part, header_length, verify_header};
 use std::io::{self, Read};
 
-/// Why a bundle was not installed. Except for [`InstallError::Slot`] and [`InstallError::Damaged`] nothing was touched; with
-/// those the slot that does not run is empty and the running one is as it was.
+/// Why a bundle was not installed. The running slot is as it was; the other one may be empty after [`InstallError::Slot`], and
+/// after [`InstallError::Damaged`] and [`InstallError::Truncated`] if there was no room to keep the bundle.
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
     /// It could not be read.
@@ -42,8 +42,24 @@ fn cut(e: io::Error) -> InstallError {
 }
 
 /// Writes the parts of an opened bundle. Afterwards `Slots::try_staged` makes it the next to start.
+///
+/// Where there is room, all of it is fetched and verified before the slot is given up, which until then stays a fallback, and
+/// the boot partition is writable only while the kernel is copied. Otherwise it is written as it arrives.
 pub fn write(bundle: &mut dyn Read, accepted: &Accepted, slots: &mut impl Slots) -> Result<(), InstallError> {
+    let manifest = &accepted.manifest;
+    let (root, kernel) = (&manifest.root, &manifest.kernel);
+    if slots.room(root.size)? >= root.size.saturating_add(kernel.size) {
+        copy("root image", root, bundle, |from, size| slots.keep(from, root.size, 0, size))?;
+        copy("kernel", kernel, bundle, |from, size| slots.keep(from, root.size, root.size, size))?;
+        let mut kept = slots.kept(root.size)?;
+        slots.vacate()?;
+        return write_parts(&mut kept, accepted, slots);
+    }
     slots.vacate()?;
+    write_parts(bundle, accepted, slots)
+}
+
+fn write_parts(bundle: &mut dyn Read, accepted: &Accepted, slots: &mut impl Slots) -> Result<(), InstallError> {
     let manifest = &accepted.manifest;
     copy("root image", &manifest.root, bundle, |from, size| slots.write_root(from, size))?;
     copy("kernel", &manifest.kernel, bundle, |from, size| slots.stage_kernel(from, size))
@@ -103,12 +119,28 @@ mod tests {
         kernel: Vec<u8>,
         visible: bool,
         room: u64,
+        /// Room behind the slot.
+        spare: u64,
+        kept: Vec<u8>,
     }
 
     impl Slots for Fake {
         fn standing(&mut self) -> Result<Standing, SlotError> {
             let other = self.visible.then_some(Trust::Good);
             Ok(Standing { running: Slot::A, trust: Some(Trust::Good), other, other_unstarted: false })
+        }
+        fn room(&mut self, _: u64) -> Result<u64, SlotError> {
+            Ok(self.spare)
+        }
+        fn keep(&mut self, image: &mut dyn Read, _: u64, at: u64, size: u64) -> Result<(), SlotError> {
+            assert_eq!(self.kept.len() as u64, at);
+            let mut all = vec![0; usize::try_from(size).unwrap()];
+            image.read_exact(&mut all).map_err(|source| SlotError::Io { what: "read the update", source })?;
+            self.kept.extend(all);
+            Ok(())
+        }
+        fn kept(&mut self, _: u64) -> Result<Box<dyn Read>, SlotError> {
+            Ok(Box::new(io::Cursor::new(self.kept.clone())))
         }
         fn vacate(&mut self) -> Result<(), SlotError> {
             self.visible = false;
@@ -200,6 +232,25 @@ mod tests {
             assert!(matches!(e, InstallError::Truncated), "cut at {end}: {e:?}");
             assert!(!slots.visible);
         }
+    }
+
+    #[test]
+    fn fallback_stays_until_the_bundle_is_whole() {
+        let whole = bundle(b"root image", b"kernel");
+        let slots = || Fake { visible: true, room: 100, spare: 16, ..Fake::default() };
+        for end in 0..whole.len() {
+            let mut slots = slots();
+            install(&whole[..end], &mut slots).unwrap_err();
+            assert!(slots.visible, "cut at {end}");
+        }
+        let mut damaged = whole.clone();
+        *damaged.last_mut().unwrap() ^= 1;
+        let mut kept = slots();
+        assert!(matches!(install(&damaged, &mut kept), Err(InstallError::Damaged("kernel"))));
+        assert!(kept.visible && kept.root.is_empty());
+        let mut kept = slots();
+        install(&whole, &mut kept).unwrap();
+        assert_eq!((kept.root.as_slice(), kept.kernel.as_slice()), (&b"root image"[..], &b"kernel"[..]));
     }
 
     #[test]

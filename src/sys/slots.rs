@@ -7,9 +7,11 @@ use spoke_update::slot::{Entry, Slot, Starts, Trust};
 use spoke_update::uboot;
 use spoke_update::uboot::{BootEnv, Stored};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write as _};
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+
+pub mod lock;
 
 /// Directory in which the first process writes the slot, the loader and links to the partitions.
 pub const RUN: &str = "/run/slot";
@@ -79,50 +81,16 @@ pub struct Standing {
     pub other_unstarted: bool,
 }
 
-/// Held while the slots are changed; of all processes one has it.
-#[derive(Debug)]
-pub struct UpdateLock {
-    _file: File,
-}
-
-impl UpdateLock {
-    /// Takes it, in [`RUN`]. The kernel releases it when the process ends.
-    pub fn take() -> Result<Self, SlotError> {
-        Self::take_at(&Path::new(RUN).join("update.lock"))
-    }
-
-    fn take_at(path: &Path) -> Result<Self, SlotError> {
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(io("open the lock of updates"))?;
-        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let mut holder = String::new();
-                let _ = file.take(32).read_to_string(&mut holder);
-                let holder = holder.trim();
-                return Err(SlotError::Busy(if holder.is_empty() {
-                    String::new()
-                } else {
-                    format!(" (process {holder})")
-                }));
-            }
-            Err(e) => return Err(io("take the lock of updates")(e.into())),
-        }
-        let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
-        written.map_err(io("write the lock of updates"))?;
-        Ok(Self { _file: file })
-    }
-}
-
 /// Reads and changes the slots.
 pub trait Slots: Send {
     /// The slots as the boot loader sees them.
     fn standing(&mut self) -> Result<Standing, SlotError>;
+    /// Bytes that [`Slots::keep`] has room for behind the slot that is not running and behind a new root of `root` bytes.
+    fn room(&mut self, root: u64) -> Result<u64, SlotError>;
+    /// Writes `size` bytes of a download at `at` of that room and syncs; the slot stays usable.
+    fn keep(&mut self, image: &mut dyn Read, root: u64, at: u64, size: u64) -> Result<(), SlotError>;
+    /// What was kept, from its beginning.
+    fn kept(&mut self, root: u64) -> Result<Box<dyn Read>, SlotError>;
     /// Removes the boot entry of the slot that is not running: it is about to be overwritten.
     fn vacate(&mut self) -> Result<(), SlotError>;
     /// Writes `size` bytes of `image` to the slot that is not running, and syncs.
@@ -141,6 +109,24 @@ pub trait Slots: Send {
     fn clear_starts(&mut self) -> Result<(), SlotError>;
     /// Counts this start as failed: it lasted, and no pass was completed.
     fn start_failed(&mut self) -> Result<(), SlotError>;
+}
+
+/// Alignment of a kept download, in bytes.
+const KEPT_ALIGN: u64 = 1 << 20;
+
+/// Copies `size` bytes to `at`, and syncs.
+fn copy_to(from: &mut dyn Read, target: &File, mut at: u64, size: u64) -> Result<(), SlotError> {
+    let mut buffer = vec![0; 256 * 1024];
+    let mut left = size;
+    while left > 0 {
+        let want = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+        let part = buffer.get_mut(..want).unwrap_or(&mut []);
+        from.read_exact(part).map_err(io("read the update"))?;
+        target.write_all_at(part, at).map_err(io("write the slot"))?;
+        at += want as u64;
+        left -= want as u64;
+    }
+    fsync(target).map_err(|e| SlotError::Io { what: "sync the slot", source: e.into() })
 }
 
 /// The boot loader.
@@ -225,6 +211,29 @@ impl DiskSlots {
             flags |= MountFlags::RDONLY;
         }
         Ok(mount_remount(&self.boot, flags, c"")?)
+    }
+
+    /// The partition of the slot that is not running, and its length.
+    fn other_slot(&self) -> Result<(File, u64), SlotError> {
+        let mut target = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(self.devices.join(self.running.other().partition()))
+            .map_err(io("open the slot for writing"))?;
+        let length = io::Seek::seek(&mut target, io::SeekFrom::End(0)).map_err(io("measure the slot"))?;
+        Ok((target, length))
+    }
+
+    /// Where a download is kept in that partition: behind the root that is there, which is whole until the download is, and
+    /// behind the new one, which is copied from there.
+    fn kept_at(&self, root: u64) -> Result<u64, SlotError> {
+        let (target, _) = self.other_slot()?;
+        let mut superblock = [0; 48];
+        target.read_exact_at(&mut superblock, 0).map_err(io("read the slot"))?;
+        // `struct squashfs_super_block`: magic at 0, bytes used at 40. The hash tree behind it takes less than a hundredth.
+        let used = superblock.get(40..48).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);
+        let there = if superblock.starts_with(b"hsqs") { used.saturating_add(used / 100 + KEPT_ALIGN) } else { 0 };
+        Ok(there.max(root).checked_next_multiple_of(KEPT_ALIGN).unwrap_or(u64::MAX))
     }
 
     fn rename(&self, from: &Entry, to: &Entry) -> Result<(), SlotError> {
@@ -362,28 +371,31 @@ impl Slots for DiskSlots {
         }
     }
 
+    fn room(&mut self, root: u64) -> Result<u64, SlotError> {
+        let (_, length) = self.other_slot()?;
+        Ok(length.saturating_sub(self.kept_at(root)?))
+    }
+
+    fn keep(&mut self, image: &mut dyn Read, root: u64, at: u64, size: u64) -> Result<(), SlotError> {
+        let at = self.kept_at(root)?.saturating_add(at);
+        let (target, _) = self.other_slot()?;
+        copy_to(image, &target, at, size)
+    }
+
+    fn kept(&mut self, root: u64) -> Result<Box<dyn Read>, SlotError> {
+        let at = self.kept_at(root)?;
+        let (mut target, _) = self.other_slot()?;
+        io::Seek::seek(&mut target, io::SeekFrom::Start(at)).map_err(io("read the download"))?;
+        Ok(Box::new(target))
+    }
+
     fn write_root(&mut self, image: &mut dyn Read, size: u64) -> Result<(), SlotError> {
         let slot = self.running.other();
-        let mut target = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(self.devices.join(slot.partition()))
-            .map_err(io("open the slot for writing"))?;
-        let room = io::Seek::seek(&mut target, io::SeekFrom::End(0)).map_err(io("measure the slot"))?;
+        let (target, room) = self.other_slot()?;
         if size > room {
             return Err(SlotError::TooLarge { slot, size, room });
         }
-        io::Seek::rewind(&mut target).map_err(io("write the slot"))?;
-        let mut buffer = vec![0; 256 * 1024];
-        let mut left = size;
-        while left > 0 {
-            let want = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
-            let part = buffer.get_mut(..want).unwrap_or(&mut []);
-            image.read_exact(part).map_err(io("read the update"))?;
-            target.write_all(part).map_err(io("write the slot"))?;
-            left -= want as u64;
-        }
-        fsync(&target).map_err(|e| SlotError::Io { what: "sync the slot", source: e.into() })
+        copy_to(image, &target, 0, size)
     }
 
     fn stage_kernel(&mut self, image: &mut dyn Read, size: u64) -> Result<(), SlotError> {

@@ -73,6 +73,15 @@ impl Slots for FakeSlots {
             other_unstarted: self.unstarted == Some(self.running.other()),
         })
     }
+    fn room(&mut self, _: u64) -> Result<u64, SlotError> {
+        Ok(0)
+    }
+    fn keep(&mut self, _: &mut dyn Read, _: u64, _: u64, _: u64) -> Result<(), SlotError> {
+        Ok(())
+    }
+    fn kept(&mut self, _: u64) -> Result<Box<dyn Read>, SlotError> {
+        Ok(Box::new(std::io::empty()))
+    }
     fn vacate(&mut self) -> Result<(), SlotError> {
         self.trust[at(self.running.other())] = Trust::Trying(0);
         Ok(())

@@ -120,24 +120,33 @@ fn first_process_sets_a_committed_slot_back() {
 }
 
 #[test]
-fn only_one_process_changes_the_slots() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("update.lock");
-    let held = UpdateLock::take_at(&path).unwrap();
-    let refused = UpdateLock::take_at(&path).unwrap_err();
-    assert!(
-        matches!(&refused, SlotError::Busy(holder) if holder.contains(&std::process::id().to_string())),
-        "{refused}"
-    );
-    drop(held);
-    UpdateLock::take_at(&path).unwrap();
-}
-
-#[test]
 fn seal_only_rises() {
     let (_dir, slots) = device(Loader::SystemdBoot);
     assert_eq!(slots.seal(), Seal::default());
     slots.raise_seal(Seal { serial: 2, floor: 3, sequence: 4 }).unwrap();
     slots.raise_seal(Seal { serial: 1, floor: 5, sequence: 1 }).unwrap();
     assert_eq!(slots.seal(), Seal { serial: 2, floor: 5, sequence: 4 });
+}
+
+#[test]
+fn download_is_kept_behind_both_roots() {
+    let (dir, mut slots) = device(Loader::SystemdBoot);
+    let path = dir.path().join("dev/root_b");
+    // A root of 2 MB in a slot of 16 MiB.
+    let mut partition = vec![7; 16 << 20];
+    partition[..4].copy_from_slice(b"hsqs");
+    partition[40..48].copy_from_slice(&2_000_000u64.to_le_bytes());
+    fs::write(&path, &partition).unwrap();
+    assert_eq!(slots.room(1).unwrap(), 13 << 20);
+    assert_eq!(slots.room(9 << 20).unwrap(), 7 << 20);
+    slots.keep(&mut &b"root"[..], 4, 0, 4).unwrap();
+    slots.keep(&mut &b"kernel"[..], 4, 4, 6).unwrap();
+    let after = fs::read(&path).unwrap();
+    assert_eq!(after[..3 << 20], partition[..3 << 20], "the root that is there is whole");
+    // The new root overwrites the superblock, and the copy goes on.
+    let mut kept = slots.kept(4).unwrap();
+    slots.write_root(&mut kept, 4).unwrap();
+    let mut kernel = String::new();
+    kept.take(6).read_to_string(&mut kernel).unwrap();
+    assert_eq!((&fs::read(&path).unwrap()[..4], kernel.as_str()), (&b"root"[..], "kernel"));
 }

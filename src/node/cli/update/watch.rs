@@ -9,6 +9,7 @@ use spoke_config::Config;
 use spoke_model::release::WantedRelease;
 use spoke_model::url::HttpUrl;
 use spoke_sys::clock::SystemClock;
+use spoke_sys::random::seed;
 use spoke_sys::slots::{DiskSlots, RUN};
 use spoke_sys::vault::Vault;
 use spoke_update::notice::{ReleaseDecision, decide_release};
@@ -50,7 +51,9 @@ pub(super) fn run(config: &Config) -> Outcome {
 
 /// After a trial: installs what the control plane wants, or checks the source periodically where configured.
 async fn idle(config: &Config, file: &RecordFile, record: &UpdateRecord) -> Outcome {
-    let mut offered_at = Instant::now() + config.update.every;
+    // A fleet that was switched on together does not ask together.
+    let phase = f64::from(u32::try_from(seed() >> 32).unwrap_or(0)) / f64::from(u32::MAX);
+    let mut offered_at = Instant::now() + config.update.every.mul_f64(phase);
     let (mut wanted_at, mut wait) = (Instant::now(), RETRY.0);
     let mut kept_at = Instant::now();
     let mut before: Option<WantedRelease> = None;
