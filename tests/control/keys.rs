@@ -20,6 +20,7 @@ crate::on_both_databases![
     key_rotation_takes_two_steps,
     signing_keys_overlap,
     no_node_is_locked_out_by_a_retired_key,
+    silent_hub_does_not_hold_up_a_new_key,
 ];
 
 async fn only_granted_nodes_are_peers(kind: Kind) {
@@ -179,4 +180,33 @@ async fn no_node_is_locked_out_by_a_retired_key(kind: Kind) {
     store_report(&store, "edge-2", NOW + 4, report(generation + 1)).await;
     store_report(&store, "edge-1", NOW + 4, trial(generation + 1)).await;
     assert_eq!(retire(first, Without::NoNode).await, Retirement::Retired, "edge-1 kept the one before its trial");
+}
+
+/// A board whose handshakes a hub refuses is given a new key through the control plane, without that hub.
+async fn silent_hub_does_not_hold_up_a_new_key(kind: Kind) {
+    const HOUR: i64 = 3_600_000;
+    let (store, _db) = open_with_network(kind, "10.8.0.0/24", |_| {}).await;
+    hub(&store, "hub-1", None).await;
+    hub(&store, "hub-2", None).await;
+    join(&store, "edge-1", &token(&store, 1).await).await.unwrap();
+    let id = "edge-1".parse().unwrap();
+    let request = KeyRequest { wireguard_public_key: PublicKey([42; 32]), step: KeyStep::Announce };
+    let ready = async || key_rotation::rotate(&store, &id, &request, NOW).await.unwrap().ready;
+    let tell = async |hub: &str, at_ms, generation: Option<u64>| {
+        let generation = match generation {
+            Some(generation) => generation,
+            None => document(&store, hub).await.generation,
+        };
+        store_report(&store, hub, at_ms, report(generation)).await;
+    };
+    for hub in ["hub-1", "hub-2"] {
+        tell(hub, NOW - HOUR, None).await;
+    }
+    assert!(!ready().await, "no hub has the key, and both are silent");
+    tell("hub-1", NOW - 2, None).await;
+    assert!(ready().await, "hub-2 has been silent for an hour");
+    tell("hub-2", NOW - 1, Some(1)).await;
+    assert!(!ready().await, "it reports, and will have the key soon");
+    tell("hub-2", NOW, None).await;
+    assert!(ready().await);
 }

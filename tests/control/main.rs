@@ -26,6 +26,7 @@ mod grants_policy;
 mod hub_move;
 mod keys;
 mod limits;
+mod reasons;
 mod relay;
 mod release;
 mod server;

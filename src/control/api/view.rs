@@ -20,6 +20,17 @@ fn rfc3339(ms: u64) -> String {
     Wall(ms / 1000).to_string()
 }
 
+/// Conditions shown of one node.
+const MAX_CONDITIONS: usize = 16;
+
+/// The details of the conditions in a health document, which its node wrote.
+fn conditions(health: &serde_json::Value) -> Vec<String> {
+    let reasons = health["reasons"].as_array().into_iter().flatten();
+    let detail =
+        |r: &serde_json::Value| Some(r["detail"].as_str()?.chars().filter(|c| !c.is_control()).take(256).collect());
+    reasons.filter_map(detail).take(MAX_CONDITIONS).collect()
+}
+
 /// A node with its last report.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct NodeView {
@@ -61,6 +72,8 @@ pub struct NodeView {
     pub reason: Option<String>,
     /// By its last report.
     pub healthy: Option<bool>,
+    /// What is wrong on the node, by its last report, most severe first; empty if it is healthy.
+    pub conditions: Vec<String>,
     /// RFC 3339, of the last report.
     pub last_seen: Option<String>,
     /// Of its software.
@@ -93,6 +106,7 @@ impl From<NodeStatus> for NodeView {
             outcome: seen.map(|r| r.outcome),
             reason: seen.and_then(|r| r.reason.clone()),
             healthy: seen.map(|r| r.healthy),
+            conditions: seen.and_then(|r| r.health.as_ref()).map(conditions).unwrap_or_default(),
             last_seen: seen.map(|r| rfc3339(r.received_ms)),
             version: seen.map(|r| r.version.clone()).or(node.version),
             update: seen.and_then(|r| r.health.as_ref()?.get("update").cloned()),

@@ -119,6 +119,18 @@ fn health(v: &NodeView) -> String {
     }
 }
 
+/// Longest reason in a list, in characters.
+const MAX_REASON: usize = 80;
+
+/// Why the node is not as it should be: its state was not kept, or its most severe condition.
+fn why(v: &NodeView) -> String {
+    let Some(reason) = v.reason.as_ref().or(v.conditions.first()) else { return "-".to_owned() };
+    match reason.char_indices().nth(MAX_REASON) {
+        Some((at, _)) => format!("{}…", &reason[..at]),
+        None => reason.clone(),
+    }
+}
+
 /// One word: whether its hubs admit it.
 fn access(v: &NodeView) -> String {
     match v.access.as_deref() {
@@ -147,11 +159,23 @@ pub(super) fn print_nodes(context: &Context, views: &[NodeView]) {
             health(v),
             format!("{}/{}", dash(v.observed_generation), v.generation),
             dash(v.last_seen.as_ref()),
+            why(v),
         ]
     };
     let rows: Vec<_> = views.iter().map(row).collect();
-    let titles =
-        ["NODE", "LABEL", "ROLE", "STATE", "NETWORK", "ADDRESS", "ACCESS", "HEALTH", "GENERATION", "LAST SEEN"];
+    let titles = [
+        "NODE",
+        "LABEL",
+        "ROLE",
+        "STATE",
+        "NETWORK",
+        "ADDRESS",
+        "ACCESS",
+        "HEALTH",
+        "GENERATION",
+        "LAST SEEN",
+        "REASON",
+    ];
     print(&render(&titles, &rows));
 }
 
@@ -208,6 +232,7 @@ fn lines(d: &NodeDetail) -> Vec<(&'static str, String)> {
         ("outcome", dash(v.outcome.map(ReportOutcome::as_str))),
         ("reason", dash(v.reason.as_ref())),
         ("health", health(v)),
+        ("conditions", if v.conditions.is_empty() { "-".to_owned() } else { v.conditions.join("; ") }),
         ("drift", dash(d.drift)),
         ("last seen", dash(v.last_seen.as_ref())),
         ("connected", dash(connected)),

@@ -24,7 +24,7 @@ async fn attempt(store: &Store, id: &NodeId, request: &KeyRequest, now_ms: i64) 
     let details = serde_json::json!({"wireguard_public_key": key});
     match request.step {
         KeyStep::Announce if node.next_key == Some(key) => {
-            return Ok(KeyAnswer { ready: is_ready(&mut tx, &node, key).await? });
+            return Ok(KeyAnswer { ready: is_ready(&mut tx, &node, key, now_ms).await? });
         }
         KeyStep::Announce => {
             if tx.node_with_key(key).await?.is_some() {
@@ -52,18 +52,21 @@ async fn attempt(store: &Store, id: &NodeId, request: &KeyRequest, now_ms: i64) 
             tx.audit(now_ms, &actor, "switch_key", ("node", id.as_str()), details).await?;
         }
     }
-    let ready = request.step == KeyStep::Switch || is_ready(&mut tx, &node, key).await?;
+    let ready = request.step == KeyStep::Switch || is_ready(&mut tx, &node, key, now_ms).await?;
     tx.commit().await?;
     Ok(KeyAnswer { ready })
 }
 
-/// Whether the node may switch to `key`: the contract, where it decides, must grant it, and every hub must have kept
-/// the generation that brought it the key.
-async fn is_ready(tx: &mut Tx, node: &Node, key: PublicKey) -> Result<bool, RegistryError> {
+/// A hub without a report for this long is not waited for, in milliseconds: longer than two of its usual reports.
+const SILENT_MS: i64 = 45 * 60 * 1000;
+
+/// Whether the node may switch to `key`: the contract, where it decides, must grant it, and every hub that reports must
+/// have kept the generation that brought it the key.
+async fn is_ready(tx: &mut Tx, node: &Node, key: PublicKey, now_ms: i64) -> Result<bool, RegistryError> {
     let network = tx.network(&node.network).await?.ok_or(StoreError::Unreadable("node.network"))?;
     let granted = match network.access {
         Access::Open => true,
         Access::Nft => tx.admission(&node.id, key).await?.is_some_and(|a| a.reason.grants()),
     };
-    Ok(granted && tx.have_confirmed(&node.next_key_hubs).await?)
+    Ok(granted && tx.have_confirmed(&node.next_key_hubs, now_ms.saturating_sub(SILENT_MS)).await?)
 }

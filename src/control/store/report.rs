@@ -70,16 +70,25 @@ impl Tx {
             || row.count("generation")? != received.report.generation)
     }
 
-    /// Whether each of these nodes has kept its generation or a later one. A state on trial does not count.
-    pub async fn have_confirmed(&mut self, generations: &[(NodeId, u64)]) -> Result<bool, StoreError> {
-        let sql = "SELECT 1 AS one FROM report WHERE node = $1 AND confirmed >= $2";
+    /// Whether each of these nodes has kept its generation or a later one; a state on trial does not count. Nodes without
+    /// a report since `silent_since_ms` are not waited for, but one of the others must have kept it.
+    pub async fn have_confirmed(
+        &mut self,
+        generations: &[(NodeId, u64)],
+        silent_since_ms: i64,
+    ) -> Result<bool, StoreError> {
+        let sql = "SELECT CAST(CASE WHEN confirmed >= $2 THEN 1 ELSE 0 END AS BIGINT) AS kept, received_ms
+            FROM report WHERE node = $1";
+        let mut any = generations.is_empty();
         for (node, generation) in generations {
             let generation = i64::try_from(*generation).unwrap_or(i64::MAX);
-            if self.row(sql, &[node.as_str().into(), generation.into()]).await?.is_none() {
-                return Ok(false);
+            match self.row(sql, &[node.as_str().into(), generation.into()]).await? {
+                Some(row) if row.flag("kept")? => any = true,
+                Some(row) if row.int("received_ms")? <= silent_since_ms => {}
+                Some(_) | None => return Ok(false),
             }
         }
-        Ok(true)
+        Ok(any)
     }
 
     /// The active, enabled nodes of a network, by id.

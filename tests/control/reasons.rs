@@ -1,0 +1,42 @@
+//! The node list says what is wrong on a node.
+use crate::database::Kind;
+use crate::server::{ControlPlane, wait_until};
+
+crate::on_both_databases![node_list_says_why];
+
+async fn node_list_says_why(kind: Kind) {
+    let (s, token) = ControlPlane::start_with_network(kind, "10.8.0.0/24").await;
+    assert_eq!(s.device("edge-1").enrol(&token).await.0, 200);
+    let detail = "IPv6 is disabled on wg0: fd00:8::5/64 not added";
+    let report = |health: serde_json::Value| {
+        serde_json::json!({
+            "generation": 1, "outcome": "applied", "healthy": false, "drift": 0, "version": "0.1.0", "health": health,
+        })
+        .to_string()
+    };
+    let health = serde_json::json!({"reasons": [{"code": "ipv6_disabled", "detail": detail}, {"code": "x"}, 7]});
+    let path = |n: u32| format!("/api/v1/nodes/self/report?run=1&number={n}");
+    assert_eq!(s.device("edge-1").ask("POST", &path(1), &report(health)).await.0, 204);
+    let shown = wait_until("the report is stored", async || {
+        Some(s.cli_json(&["node", "show", "edge-1"]).await).filter(|n| n["healthy"] == false)
+    })
+    .await;
+    assert_eq!(shown["conditions"], serde_json::json!([detail]), "{shown}");
+    for args in [&["node", "list"][..], &["node", "show", "edge-1"]] {
+        let text = s.cli_ok(args).await;
+        assert!(text.contains("unhealthy") && text.contains(detail), "{text}");
+    }
+    let (_, nodes) = s.operator("GET", "/api/nodes", "").await;
+    assert_eq!(nodes["data"][0]["conditions"][0], detail, "{nodes}");
+    for (n, odd) in
+        [serde_json::json!({"reasons": "none"}), serde_json::json!([1]), serde_json::json!({})].iter().enumerate()
+    {
+        let path = path(u32::try_from(n).unwrap() + 2);
+        assert_eq!(s.device("edge-1").ask("POST", &path, &report(odd.clone())).await.0, 204);
+    }
+    wait_until("the condition is gone", async || {
+        let shown = s.cli_json(&["node", "show", "edge-1"]).await;
+        (shown["conditions"] == serde_json::json!([])).then_some(())
+    })
+    .await;
+}
