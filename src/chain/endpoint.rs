@@ -19,6 +19,9 @@ pub(crate) async fn send(rpc: &impl Rpc, request: RpcRequest) -> Result<RpcReply
 pub(crate) fn log_notice(notice: &EndpointNotice) {
     match notice {
         EndpointNotice::Rejected { endpoint, fault } => tracing::debug!(endpoint, %fault, "endpoint answer rejected"),
+        EndpointNotice::Refuted { endpoint, fault } => {
+            tracing::warn!(endpoint, %fault, "endpoint reports what a quorum refutes");
+        }
         EndpointNotice::Dissented { endpoint } => tracing::warn!(endpoint, "endpoint contradicts the quorum"),
     }
 }

@@ -37,6 +37,23 @@ impl Url {
     pub fn shown(&self) -> &str {
         &self.shown
     }
+
+    /// Whether both name the same endpoint: case of scheme and host, the default port, a final dot of the host and a
+    /// final slash make no other.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.canonical() == other.canonical()
+    }
+
+    fn canonical(&self) -> String {
+        let (scheme, rest) = self.text.reveal().split_once("://").unwrap_or_default();
+        let scheme = scheme.to_ascii_lowercase();
+        let (host, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+        let host = host.to_ascii_lowercase();
+        let usual = if scheme == "https" { ":443" } else { ":80" };
+        let host = host.strip_suffix(usual).unwrap_or(&host);
+        let path = path.split('#').next().unwrap_or_default().trim_end_matches('/');
+        format!("{scheme}://{}{path}", host.trim_end_matches('.'))
+    }
 }
 
 impl fmt::Debug for Url {
@@ -241,10 +258,12 @@ impl Grants {
             );
         }
         let quorum = t.number("quorum", 1..=MAX_ENDPOINTS as u64).and_then(|q| usize::try_from(q).ok()).unwrap_or(1);
-        if quorum > endpoints.len() && !endpoints.is_empty() {
+        let distinct = distinct(&endpoints);
+        if quorum > distinct && !endpoints.is_empty() {
+            let twice = if distinct < endpoints.len() { " (one that is named twice has one vote)" } else { "" };
             t.fault(
                 "quorum",
-                format_args!("{quorum} of {} endpoints can never agree", endpoints.len()),
+                format_args!("{quorum} of {distinct} endpoints can never agree{twice}"),
                 "lower it, or name more endpoints",
             );
         }
@@ -293,6 +312,17 @@ impl Grants {
     }
 }
 
+/// Number of endpoints that are not known to be the same.
+fn distinct(endpoints: &[Endpoint]) -> usize {
+    let same = |a: &Endpoint, b: &Endpoint| match (a, b) {
+        (Endpoint::Url(a), Endpoint::Url(b)) => a.is_same(b),
+        (Endpoint::Kept(a), Endpoint::Kept(b)) => a == b,
+        (Endpoint::Url(_), Endpoint::Kept(_)) | (Endpoint::Kept(_), Endpoint::Url(_)) => false,
+    };
+    let first = |(i, e): &(usize, &Endpoint)| endpoints.iter().take(*i).all(|other| !same(e, other));
+    endpoints.iter().enumerate().filter(first).count()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -303,6 +333,24 @@ mod tests {
     }
 
     const GOOD: &str = "[grants]\ncontract = \"0x37d2106bADB01dd5bE1926e45D172Cb4203C4186\"\nchain_id = 8453\nendpoints = [\"https://rpc.example.net/v2/s3cret\", \"credential:rpc\", \"http://127.0.0.1:8545\"]\n";
+
+    #[test]
+    fn endpoint_named_twice_has_one_vote() {
+        let with = |urls: &str| {
+            let section = GOOD.split("endpoints").next().unwrap();
+            load(&format!("{section}endpoints = [{urls}]\nquorum = 2\n"))
+        };
+        for other in ["https://RPC.example.net:443/key", "https://rpc.example.net./key/", "https://rpc.example.net/key"]
+        {
+            let faults = with(&format!("\"https://rpc.example.net/key\", \"{other}\"")).unwrap_err().to_string();
+            assert!(faults.contains("2 of 1 endpoints can never agree (one that is named twice"), "{other}: {faults}");
+        }
+        for other in ["https://rpc.example.net/KEY", "http://rpc.example.net/key", "https://rpc.example.net:8443/key"] {
+            with(&format!("\"https://rpc.example.net/key\", \"{other}\"")).unwrap();
+        }
+        with("\"https://a.example.net\", \"https://A.example.net\", \"https://b.example.net\"").unwrap();
+        with("\"credential:rpc\", \"credential:rpc\"").unwrap_err();
+    }
 
     #[test]
     fn key_in_a_url_is_never_shown() {

@@ -108,7 +108,7 @@ impl AdmissionSync {
             hold: None,
         };
         let config = self.config.clone();
-        let task = tokio::spawn(run(deps, move || Http::new(&config.endpoints, config.timeout)));
+        let task = tokio::spawn(run(deps, move || Http::new(&config)));
         let ended = self.keep_admissions(Term { candidates, reports, stored }, task, stopping).await;
         tracing::info!("chain watch ended");
         ended
@@ -274,7 +274,7 @@ pub struct GrantLookup {
 impl GrantLookup {
     /// A lookup at the endpoints in `config`; URLs kept in files are read here.
     pub fn new(config: Arc<Grants>) -> Result<Self, spoke_sys::keys::KeyError> {
-        let rpc = Http::new(&config.endpoints, config.timeout)?;
+        let rpc = Http::new(&config)?;
         Ok(Self { rpc, config, permits: Semaphore::new(MAX_LOOKUPS), paused_until: Mutex::default() })
     }
 

@@ -23,6 +23,21 @@ pub const KEY_UPDATED: B256 = b256!("a850082d2fb101274de37494dc864e9277de33c0441
 /// ERC-721 `Transfer(address indexed from, address indexed to, uint256 indexed tokenId)`.
 pub const TRANSFER: B256 = b256!("ddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef");
 
+/// Events that change no grant: approvals, the contract's owner, metadata. Anyone may cause the first two.
+pub const HARMLESS: [B256; 6] = [
+    // Approval(address indexed owner, address indexed approved, uint256 indexed tokenId)
+    b256!("8c5be1e5ebec7d5bd14f71427d1e84f3dd0314c0f7b2291e5b200ac8c7c3b925"),
+    // ApprovalForAll(address indexed owner, address indexed operator, bool approved)
+    b256!("17307eab39ab6107e8899845ad3d59bd9653f200f220920489ca2b5937696c31"),
+    // OwnershipTransferred(address indexed previousOwner, address indexed newOwner)
+    b256!("8be0079c531659141344cd1fd0a4f28419497f9722a3daafe3b4186f6b6457e0"),
+    // OwnershipTransferInitiated(address indexed previousOwner, address indexed newOwner)
+    b256!("b150023a879fd806e3599b6ca8ee3b60f0e360ab3846d128d67ebce1a391639a"),
+    // MetadataUpdate(uint256 _tokenId), BatchMetadataUpdate(uint256 _fromTokenId, uint256 _toTokenId): ERC-4906
+    b256!("f8e1a15aba9398e019f0b49df1a4fde98ee17ae345cb5f6b5e2c27f5033e8ce7"),
+    b256!("6bd5c950a8d8df17f772f5af37cb3655737899cbf903264b9795592da439661c"),
+];
+
 /// OpenZeppelin 5: `ERC721NonexistentToken(uint256)`.
 const NONEXISTENT: [u8; 4] = [0x7e, 0x27, 0x32, 0x89];
 /// `Error(string)`.
@@ -136,13 +151,15 @@ fn code() -> Vec<u8> {
 }
 
 /// Code that returns the number of the block it runs at, its parent's hash, and the hash of block `of` (zero unless it
-/// is one of the 256 before): 96 bytes, where a header with its transaction hashes has 14 KB on a busy chain.
-pub fn head_call(of: u64) -> [u8; 30] {
+/// is one of the 256 before), and the chain's id: 128 bytes, where a header with its transaction hashes has 14 KB on a
+/// busy chain.
+pub fn head_call(of: u64) -> [u8; 34] {
     let mut code = [
         0x43, 0x60, 0x00, 0x52, // mstore(0, number)
         0x60, 0x01, 0x43, 0x03, 0x40, 0x60, 0x20, 0x52, // mstore(32, blockhash(number - 1))
         0x67, 0, 0, 0, 0, 0, 0, 0, 0, 0x40, 0x60, 0x40, 0x52, // mstore(64, blockhash(of))
-        0x60, 0x60, 0x60, 0x00, 0xf3, // return(0, 96)
+        0x46, 0x60, 0x60, 0x52, // mstore(96, chainid)
+        0x60, 0x80, 0x60, 0x00, 0xf3, // return(0, 128)
     ];
     code[13..21].copy_from_slice(&of.to_be_bytes());
     code
@@ -157,6 +174,8 @@ pub struct Head {
     pub parent: Option<B256>,
     /// The hash of the requested block; `None` if it is not one of the 256 before.
     pub asked: Option<B256>,
+    /// The chain's id.
+    pub chain_id: u64,
 }
 
 /// Code that returns the number of the block it runs at, the id of its chain, the size of the code at `contract`, and
@@ -177,7 +196,7 @@ pub fn pin_call(contract: Address) -> Vec<u8> {
     code.extend_from_slice(contract.as_slice());
     code.extend_from_slice(&[0x62, 0x01, 0x86, 0xa0, 0xfa]); // staticcall(100000, contract, 128, 36, 96, 32)
     code.extend_from_slice(&[0x60, 0x60, 0x51, 0x02, 0x60, 0x60, 0x52]); // mstore(96, mul(success, mload(96)))
-    code.extend_from_slice(&[0x60, 0x80, 0x60, 0x00, 0xf3]); // return(0, 128)
+    code.extend_from_slice(&[0x60, 0xa0, 0x60, 0x00, 0xf3]); // return(0, 160), told from a head by its length
     code
 }
 
@@ -203,8 +222,8 @@ pub struct ContractProbe {
 
 /// Reads the answer to [`pin_call`].
 pub fn decode_pin(data: &[u8]) -> Result<PinAnswer, Malformed> {
-    if data.len() != 128 {
-        return Err(if data.len() < 128 { Malformed::Short } else { Malformed::Trailing });
+    if data.len() != 160 {
+        return Err(if data.len() < 160 { Malformed::Short } else { Malformed::Trailing });
     }
     let number = |at| U256::from_be_bytes(word(data, at)?).try_into().map_err(|_| Malformed::Range);
     let erc721 = U256::from_be_bytes(word(data, 96)?) == U256::ONE;
@@ -214,12 +233,12 @@ pub fn decode_pin(data: &[u8]) -> Result<PinAnswer, Malformed> {
 
 /// Reads the answer to [`head_call`].
 pub fn decode_head(data: &[u8]) -> Result<Head, Malformed> {
-    if data.len() != 96 {
-        return Err(if data.len() < 96 { Malformed::Short } else { Malformed::Trailing });
+    if data.len() != 128 {
+        return Err(if data.len() < 128 { Malformed::Short } else { Malformed::Trailing });
     }
     let hash = |at| word(data, at).map(|w| Some(B256::from(w)).filter(|h| !h.is_zero()));
-    let number = U256::from_be_bytes(word(data, 0)?).try_into().map_err(|_| Malformed::Range)?;
-    Ok(Head { number, parent: hash(32)?, asked: hash(64)? })
+    let number = |at| U256::from_be_bytes(word(data, at)?).try_into().map_err(|_| Malformed::Range);
+    Ok(Head { number: number(0)?, parent: hash(32)?, asked: hash(64)?, chain_id: number(96)? })
 }
 
 /// Splits the answer to [`reads_call`] into one record for each of `count` nodes.

@@ -169,7 +169,7 @@ impl<S: BuildHasher> AdmissionTable<S> {
     pub fn must_keep_doubts(&self, now: Boot) -> bool {
         match self.doubts_kept {
             None => self.doubtful,
-            Some(at) => !self.doubtful || now.since(at) >= self.ladder.rungs().step() / 2,
+            Some(at) => !self.doubtful || now.since(at) >= self.ladder.step() / 2,
         }
     }
 
@@ -233,7 +233,8 @@ impl<S: BuildHasher> AdmissionTable<S> {
                     e.doubt = e.doubt.or(Some(Doubt::new(now)));
                 } else {
                     let wait = if latest { 0 } else { height.min(common.saturating_add(1)) };
-                    e.held_until = Some(e.held_until.map_or(wait, |a| a.max(wait)));
+                    // The first one: later events must not hold back what the final and the newest block grant alike.
+                    e.held_until = Some(e.held_until.map_or(wait, |a| a.min(wait)));
                 }
             });
         }
@@ -460,7 +461,7 @@ impl<S: BuildHasher> AdmissionTable<S> {
 
     /// The next change by time alone: a phase ends, or the ladder or the doubts must be stored.
     pub fn deadline(&self, now: Boot) -> Option<Boot> {
-        let rewrite = self.doubts_kept.map(|at| at + self.ladder.rungs().step() / 2).filter(|at| *at > now);
+        let rewrite = self.doubts_kept.map(|at| at + self.ladder.step() / 2).filter(|at| *at > now);
         self.ladder.deadline(now).into_iter().chain(rewrite).min()
     }
 }

@@ -2,7 +2,10 @@
 //! of one request for events.
 use super::abi::Head;
 use super::jsonrpc::BlockRef;
+use super::learnt::LearntLimit;
+use alloy_primitives::B256;
 use serde::{Deserialize, Serialize};
+use spoke_model::time::Boot;
 
 /// Known blocks kept to find the fork after a reorganisation.
 const ANCHORS: usize = 12;
@@ -13,6 +16,10 @@ const OVERLAP: u64 = 8;
 const CHUNK_START: u64 = 2_000;
 /// Maximum number of blocks of one scan.
 const CHUNK_MAX: u64 = 10_000;
+/// With more unread blocks than this, all candidates are verified again instead of reading the events.
+const JUMP: u64 = 20_000;
+/// The same, in requests for events.
+const JUMP_REQUESTS: u64 = 64;
 /// Range of the `BLOCKHASH` opcode in blocks.
 const REMEMBERED: u64 = 256;
 
@@ -31,21 +38,49 @@ pub enum Continuity {
 }
 
 /// How far the events were read.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChainCursor {
     /// Blocks known to be part of the chain, ascending.
     anchors: heapless::Vec<BlockRef, ANCHORS>,
     /// Every event up to this height was read.
     scanned: Option<u64>,
+    /// Hash of the chain's first block.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    first: Option<B256>,
     /// The next height to read in this poll; `None`: nothing was read in it.
     #[serde(skip)]
     reading: Option<u64>,
     /// Block range of a request that the endpoints are known to accept.
     #[serde(skip)]
     chunk: Option<u64>,
-    /// Half of the range refused last, the limit of this run: every refusal is a wasted request.
-    #[serde(skip)]
-    ceiling: Option<u64>,
+    /// `ceiling` in this poll.
+    #[serde(skip, default = "chunk_max")]
+    limit: u64,
+    /// Limit of `chunk`: every refusal is a wasted request.
+    #[serde(skip, default = "no_ceiling")]
+    ceiling: LearntLimit,
+}
+
+const fn chunk_max() -> u64 {
+    CHUNK_MAX
+}
+
+fn no_ceiling() -> LearntLimit {
+    LearntLimit::new(CHUNK_MAX)
+}
+
+impl Default for ChainCursor {
+    fn default() -> Self {
+        Self {
+            anchors: heapless::Vec::new(),
+            scanned: None,
+            first: None,
+            reading: None,
+            chunk: None,
+            limit: CHUNK_MAX,
+            ceiling: no_ceiling(),
+        }
+    }
 }
 
 impl ChainCursor {
@@ -118,6 +153,23 @@ impl ChainCursor {
         Some((from.min(to), to))
     }
 
+    /// Whether reading the events up to `head` takes more requests than verifying every candidate again.
+    pub fn costly_gap(&self, head: u64) -> bool {
+        let gap = self.gap(head);
+        gap > JUMP || gap / self.chunk() > JUMP_REQUESTS
+    }
+
+    /// Starts again at `block`, with the known limits of the endpoints.
+    pub fn restart(&mut self, block: BlockRef) {
+        *self = Self {
+            first: self.first,
+            chunk: self.chunk,
+            limit: self.limit,
+            ceiling: self.ceiling.clone(),
+            ..Self::start(block)
+        };
+    }
+
     /// Number of unread blocks up to `head`.
     pub fn gap(&self, head: u64) -> u64 {
         self.scanned.map_or(u64::MAX, |s| head.saturating_sub(s))
@@ -132,19 +184,32 @@ impl ChainCursor {
     pub fn read_to(&mut self, to: u64) {
         self.scanned = Some(self.scanned.map_or(to, |s| s.max(to)));
         self.reading = Some(to.saturating_add(1));
-        self.chunk = Some(self.chunk().saturating_mul(2).min(self.ceiling.unwrap_or(CHUNK_MAX)));
+        self.chunk = Some(self.chunk().saturating_mul(2).min(self.limit));
     }
 
-    /// A new poll begins: the newest blocks are read again.
-    pub const fn begin_poll(&mut self) {
+    /// A new poll begins: the newest blocks are read again, and a limit that is old is tried again.
+    pub fn begin_poll(&mut self, now: Boot) {
         self.reading = None;
+        self.limit = self.ceiling.get(now);
+    }
+
+    /// Hash of the chain's first block; `None`: not known.
+    pub const fn first(&self) -> Option<B256> {
+        self.first
+    }
+
+    /// Records the chain's first block.
+    pub const fn set_first(&mut self, hash: B256) {
+        self.first = Some(hash);
     }
 
     /// Halves the range after an endpoint refused it. False: it refused a single block.
-    pub fn too_much(&mut self) -> bool {
+    pub fn too_much(&mut self, now: Boot) -> bool {
         let before = self.chunk();
-        self.chunk = Some((before / 2).max(1));
-        self.ceiling = self.chunk;
+        let half = (before / 2).max(1);
+        self.chunk = Some(half);
+        self.ceiling.lower(half, now);
+        self.limit = half;
         before > 1
     }
 
@@ -172,7 +237,6 @@ impl ChainCursor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloy_primitives::B256;
     use proptest::prelude::*;
 
     fn block(number: u64, fork: u8) -> BlockRef {
@@ -185,7 +249,7 @@ mod tests {
     }
 
     fn head(number: u64, asked: Option<BlockRef>) -> Head {
-        Head { number, parent: None, asked: asked.map(|b| b.hash) }
+        Head { number, parent: None, asked: asked.map(|b| b.hash), chain_id: 1 }
     }
 
     #[test]
@@ -223,7 +287,7 @@ mod tests {
             for _ in 0..10_000 {
                 if f.gap(head) == 0 { break; }
                 let (from, to) = f.next(head).unwrap();
-                if to - from + 1 > limit { prop_assert!(f.too_much()); continue; }
+                if to - from + 1 > limit { prop_assert!(f.too_much(Boot::default())); continue; }
                 prop_assert!(from <= seen + 1, "{from}..={to} after {seen}");
                 seen = seen.max(to);
                 f.read_to(to);

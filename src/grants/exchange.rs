@@ -4,8 +4,9 @@
 //! [`Conversation`] keeps only the endpoints' states and limits.
 use super::abi::NODES_PER_CALL;
 use super::jsonrpc::{Answer, BlockRef, Call, Refusal};
-use super::question::{EndpointFault, Finding, Question};
-use super::quorum::{Endpoints, OnChain, Tally};
+use super::learnt::LearntLimit;
+use super::question::{EndpointFault, Finding, Question, disputed, heads_differ};
+use super::quorum::{Endpoints, OnChain, REFUTED_SHOWN, Tally};
 use super::report::EndpointRow;
 use spoke_config::grants::{Finality, Grants, MAX_ENDPOINTS};
 use spoke_model::backoff::JitterRng;
@@ -15,6 +16,9 @@ use std::time::Duration;
 
 /// Added to the timeout of a call before it counts as lost, so that the driver's more specific error arrives first.
 const REPLY_SLACK: Duration = Duration::from_secs(1);
+
+/// How long an endpoint that reports a rate limit in an answer is not asked.
+const RATE_PAUSE: Duration = Duration::from_secs(5);
 
 /// A batch to send to one endpoint; the reply carries its id.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,6 +118,13 @@ pub enum EndpointNotice {
         /// Scheme and host.
         endpoint: String,
     },
+    /// It reported what a quorum refutes, which no correct endpoint does.
+    Refuted {
+        /// Scheme and host.
+        endpoint: String,
+        /// The claim.
+        fault: EndpointFault,
+    },
 }
 
 /// An action for the driver.
@@ -125,8 +136,9 @@ pub enum ExchangeAction {
     Report(EndpointNotice),
 }
 
-/// At most a fault, a dissent and a request for each endpoint, twice: one step may end an exchange and begin the next.
-pub const MAX_EXCHANGE_ACTIONS: usize = 4 * MAX_ENDPOINTS;
+/// At most a fault, a dissent, two refuted claims and a request for each endpoint, twice: one step may end an exchange
+/// and begin the next.
+pub const MAX_EXCHANGE_ACTIONS: usize = 10 * MAX_ENDPOINTS;
 
 /// Actions of one step, in the order to perform them.
 pub type ExchangeActions = heapless::Vec<ExchangeAction, MAX_EXCHANGE_ACTIONS>;
@@ -161,11 +173,11 @@ pub struct Conversation {
     /// Counters.
     pub traffic: Traffic,
     /// Pairs in one call; halved when an endpoint refuses a call as too expensive.
-    pub(crate) nodes_per_call: usize,
+    nodes_per_call: LearntLimit,
     /// Events were read up to the head: the next position request can include the new ones.
     pub(crate) near_head: bool,
-    /// An endpoint limits `eth_getLogs` to fewer blocks than pass between two polls: events are read in chunks.
-    pub(crate) events_apart: bool,
+    /// 1 while an endpoint limits `eth_getLogs` to fewer blocks than pass between two polls: events are read in chunks.
+    events_with_position: LearntLimit,
 }
 
 impl Conversation {
@@ -182,9 +194,9 @@ impl Conversation {
             now: Boot::default(),
             claims: Vec::new(),
             traffic: Traffic::default(),
-            nodes_per_call: NODES_PER_CALL,
+            nodes_per_call: LearntLimit::of(NODES_PER_CALL),
             near_head: false,
-            events_apart: false,
+            events_with_position: LearntLimit::new(2),
         }
     }
 
@@ -217,7 +229,7 @@ impl Conversation {
         if let Question::Decisions { calls, .. } = &question {
             self.traffic.verifications += calls.len() as u64;
         }
-        let mut rest = self.endpoints.order(now);
+        let mut rest = self.endpoints.order_for(now, self.config.quorum);
         rest.reverse();
         self.exchange = Some(Exchange {
             calls: question.calls(self.config.contract),
@@ -275,7 +287,8 @@ impl Conversation {
             Err(fault) => {
                 self.traffic.failures += 1;
                 if fault.counts() {
-                    self.endpoints.failed(endpoint, now, None, self.rng.next_u64());
+                    let rate = matches!(&fault, EndpointFault::Refused(refusal) if refusal.rate());
+                    self.endpoints.failed(endpoint, now, rate.then_some(RATE_PAUSE), self.rng.next_u64());
                 }
                 let name = self.names.get(endpoint).cloned().unwrap_or_default();
                 let notice = EndpointNotice::Rejected { endpoint: name.clone(), fault: fault.clone() };
@@ -292,7 +305,12 @@ impl Conversation {
         if !exchange.open.is_empty() {
             return None;
         }
-        let missing = exchange.tally.missing();
+        let mut missing = exchange.tally.missing();
+        if missing == 0 {
+            let (quorum, answers) = (self.config.quorum, exchange.tally.answers());
+            let more = heads_differ(answers.clone(), quorum) || disputed(&exchange.question, answers, quorum);
+            missing = usize::from(more);
+        }
         if missing == 0 || exchange.rest.is_empty() {
             return self.exchange.take().map(|e| self.conclude(now, e));
         }
@@ -324,12 +342,19 @@ impl Conversation {
             let agreed = needed.saturating_sub(exchange.tally.missing());
             return Err(NoQuorum { agreed, needed, faults: exchange.faults });
         };
-        for i in exchange.tally.dissenters() {
+        let decisions = matches!(exchange.question, Question::Decisions { .. });
+        let dissenters: heapless::Vec<usize, MAX_ENDPOINTS> = exchange.tally.dissenters().collect();
+        for i in dissenters {
+            if decisions {
+                self.contradicted(i, &EndpointFault::FalseDecisions);
+                continue;
+            }
             let endpoint = self.names.get(i).cloned().unwrap_or_default();
             let _ = self.out.push(ExchangeAction::Report(EndpointNotice::Dissented { endpoint }));
             self.endpoints.dissented(i);
         }
         let all = exchange.tally.into_answers();
+        self.now = now;
         for (i, finding) in &all {
             if let Finding::Position(view) = finding {
                 self.endpoints.at_height(*i, view.head, now);
@@ -381,6 +406,46 @@ impl Conversation {
         Ok(answers)
     }
 
+    /// Records a claim of an endpoint that a quorum refutes.
+    pub(crate) fn contradicted(&mut self, i: usize, fault: &EndpointFault) {
+        if self.endpoints.contradicted(i, fault.to_string(), self.now) {
+            let endpoint = self.name(i).to_owned();
+            let notice = EndpointNotice::Refuted { endpoint, fault: fault.clone() };
+            let _ = self.out.push(ExchangeAction::Report(notice));
+        }
+    }
+
+    /// Pairs in one call.
+    pub(crate) fn nodes_per_call(&mut self) -> usize {
+        self.nodes_per_call.size(self.now)
+    }
+
+    pub(crate) fn lower_nodes_per_call(&mut self) {
+        let half = self.nodes_per_call.get(self.now) / 2;
+        self.nodes_per_call.lower(half, self.now);
+    }
+
+    /// Whether events are read in chunks, apart from the position.
+    pub(crate) fn events_apart(&mut self) -> bool {
+        self.events_with_position.get(self.now) < 2
+    }
+
+    pub(crate) fn read_events_apart(&mut self) {
+        self.events_with_position.lower(1, self.now);
+    }
+
+    pub(crate) const fn now(&self) -> Boot {
+        self.now
+    }
+
+    /// The endpoints whose claims a quorum refuted of late, and the claim.
+    pub(crate) fn refuted(&self, now: Boot) -> impl Iterator<Item = (&str, &str)> {
+        self.endpoints.iter().enumerate().filter_map(move |(i, e)| {
+            let (_, claim) = e.refuted.as_ref().filter(|(at, _)| now.since(*at) < REFUTED_SHOWN)?;
+            Some((self.name(i), claim.as_str()))
+        })
+    }
+
     pub(crate) fn remember_claims(&mut self, claims: Vec<(usize, BlockRef)>) {
         self.claims = claims;
     }
@@ -394,9 +459,8 @@ impl Conversation {
         self.claims = rest;
         for (i, _) in Vec::<(usize, BlockRef)>::from_iter(false_claims) {
             self.endpoints.refuted(i, self.now);
+            self.contradicted(i, &fault);
             let endpoint = self.name(i).to_owned();
-            let notice = EndpointNotice::Rejected { endpoint: endpoint.clone(), fault: fault.clone() };
-            let _ = self.out.push(ExchangeAction::Report(notice));
             faults.push((endpoint, fault.clone()));
         }
         NoQuorum { agreed: 0, needed: self.config.quorum, faults }
@@ -432,6 +496,7 @@ impl Conversation {
             answers: e.answers,
             errors: e.errors,
             dissents: e.dissents,
+            refuted: e.refuted.as_ref().filter(|(at, _)| self.now.since(*at) < REFUTED_SHOWN).map(|(_, c)| c.clone()),
         };
         self.endpoints.iter().enumerate().map(row).collect()
     }

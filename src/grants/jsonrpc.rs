@@ -92,11 +92,55 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// Whether it reports that the requested range or result is too large.
+    /// Whether it reports that the requested range or result is too large, or takes too long.
     pub fn too_much(&self) -> bool {
-        !self.rate()
-            && (self.code == -32005
-                || self.mentions(&["range", "too many", "limit", "exceed", "more than", "max ", "too large"]))
+        let size = [
+            "range too",
+            "range is too",
+            "range exceed",
+            "range limit",
+            "max range",
+            "too large",
+            "too big",
+            "too wide",
+            "too many",
+            "more than",
+            "exceeds",
+            "exceed max",
+            "limited to",
+            "limit of",
+            "limit is",
+            "up to a",
+            "maximum",
+            "max block",
+            "results limit",
+            "response size",
+            "limit exceeded",
+            "query timeout",
+            "timeout exceeded",
+            "timed out",
+        ];
+        let code = matches!(self.code, -32005 | -32008);
+        !self.rate() && !self.beyond_head() && !self.unknown_block() && (code || self.mentions(&size))
+    }
+
+    /// Whether it reports that the range ends above its head: it is behind.
+    pub fn beyond_head(&self) -> bool {
+        let mentions = |words: &[&str]| self.mentions(words);
+        mentions(&["beyond", "exceeds", "after", "greater than", "ahead of", "above"])
+            && mentions(&["head", "latest", "current block", "newest"])
+            || mentions(&["future block", "in the future"])
+    }
+
+    /// Whether it reports that a request had too many calls.
+    pub fn batch(&self) -> bool {
+        self.mentions(&["batch"])
+    }
+
+    /// Whether one call cost more gas, bytes or time than is allowed.
+    pub fn too_expensive(&self) -> bool {
+        let cost = ["out of gas", "gas limit", "gas required", "size", "timeout", "timed out", "too big", "too large"];
+        !self.rate() && (self.code == -32008 || self.mentions(&cost))
     }
 
     /// Whether it reports that the block is unknown or not canonical, which is no fault of the endpoint.
@@ -108,8 +152,27 @@ impl Refusal {
 
     /// Whether it reports a rate limit.
     pub fn rate(&self) -> bool {
+        let words = [
+            "rate limit",
+            "rate exceeded",
+            "request rate",
+            "rate-limit",
+            "ratelimit",
+            "too many requests",
+            "per second",
+            "throttl",
+            "capacity",
+            "quota",
+            "daily",
+            "compute units",
+            "credits",
+            "requests limit",
+            "request limit",
+        ];
+        let text = self.message.to_ascii_lowercase();
         self.code == 429
-            || self.mentions(&["rate limit", "too many requests", "per second", "capacity", "quota", "daily"])
+            || self.mentions(&words)
+            || text.split(|c: char| !c.is_ascii_alphanumeric()).any(|w| matches!(w, "rps" | "qps" | "tps"))
     }
 
     fn mentions(&self, any: &[&str]) -> bool {
@@ -141,7 +204,7 @@ pub enum Subject {
     Token(U256),
     /// The grants of every token of this holder.
     Owner(Address),
-    /// Every grant: the event could not be decoded.
+    /// Every grant: the event is of no known type, or could not be decoded.
     Anyone,
 }
 
@@ -150,9 +213,13 @@ pub const MAX_EVENTS: usize = 20_000;
 /// Maximum length kept of an error message or a client's name.
 const MAX_MESSAGE: usize = 200;
 
-/// Encodes a batch; the ids are the positions of the calls, from 1.
+/// Encodes a batch; the ids are the positions of the calls, from 1. One call is no array: some providers take none.
 pub fn encode(asks: &[Call]) -> Vec<u8> {
     let mut out = String::with_capacity(asks.len() * 160);
+    if let [only] = asks {
+        let _ = one(&mut out, 1, only);
+        return out.into_bytes();
+    }
     out.push('[');
     for (i, ask) in asks.iter().enumerate() {
         if i > 0 {
@@ -267,9 +334,13 @@ impl<'de> Visitor<'de> for Batch<'_> {
         Ok(())
     }
 
-    /// A single object instead of a batch is an error for the whole batch.
+    /// A single object is the answer to a single call, or an error for the whole batch.
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<(), A::Error> {
         let reply = ReplyVisitor.visit_map(map)?;
+        if self.asks.len() == 1 && reply.id == Some(1) {
+            *self.outcome = place(reply, self.asks, self.out);
+            return Ok(());
+        }
         *self.outcome = Err(match reply.error {
             Some(refusal) => BadAnswer::Refused(refusal),
             None => BadAnswer::Id,
@@ -298,8 +369,10 @@ fn place(reply: Reply, asks: &[Call], out: &mut [Option<Answer>]) -> Result<(), 
             if items.iter().any(|(address, _)| *address != Some(*contract)) {
                 return Err(wrong);
             }
-            Answer::Events(items.into_iter().map(|(_, change)| change).collect())
+            Answer::Events(items.into_iter().filter_map(|(_, change)| change).collect())
         }
+        // Some clients return null for an empty list.
+        (None, Call::Logs { .. }, Raw::Null) => Answer::Events(Vec::new()),
         (None, Call::Header(_), Raw::Object(fields)) => match (fields.number, fields.hash) {
             (Some(number), Some(hash)) => Answer::Block(BlockRef { number, hash }),
             (_, None) | (None, _) => return Err(wrong),

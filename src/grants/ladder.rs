@@ -106,12 +106,14 @@ pub struct Ladder {
     mark: Boot,
     /// Reserved on disk.
     reserved: Duration,
+    /// How much was reserved at once.
+    step: Duration,
 }
 
 impl Ladder {
     /// The ladder before the first quorum: nothing is granted.
     pub const fn new(rungs: Rungs, now: Boot) -> Self {
-        Self { rungs, used: None, mark: now, reserved: Duration::ZERO }
+        Self { rungs, used: None, mark: now, reserved: Duration::ZERO, step: Duration::from_secs(60) }
     }
 
     /// Continues from the stored record.
@@ -122,7 +124,8 @@ impl Ladder {
         let since_boot = now.since_boot();
         let used = if same_boot { counted.min(reserve.reserved) } else { reserve.reserved.saturating_add(since_boot) };
         // In another boot nothing beyond `used` is reserved on disk yet.
-        Self { rungs, used: Some(used), mark: now, reserved: if same_boot { reserve.reserved } else { used } }
+        let step = reserve.reserved.saturating_sub(reserve.used);
+        Self { rungs, used: Some(used), mark: now, reserved: if same_boot { reserve.reserved } else { used }, step }
     }
 
     /// A quorum confirmed every cached decision.
@@ -151,7 +154,7 @@ impl Ladder {
         let unheard = self.unheard(now)?;
         let (a, b, c) = (self.rungs.fresh, self.rungs.fresh.saturating_add(self.rungs.stale), self.rungs.total());
         let phase = [a, b, c].into_iter().find(|end| *end > unheard)?;
-        let reserve = self.reserved.saturating_sub(self.rungs.step() / 2);
+        let reserve = self.reserved.saturating_sub(self.step / 2);
         let next = if reserve > unheard { phase.min(reserve) } else { phase };
         Some(now + next.saturating_sub(unheard))
     }
@@ -159,8 +162,8 @@ impl Ladder {
     /// The record to write before more time is used; `None` while enough is reserved.
     pub fn to_reserve(&self, now: Boot, boot_id: Option<&str>) -> Option<Reserve> {
         let used = self.unheard(now)?;
-        let step = self.rungs.step();
-        let short = used.saturating_add(step / 2) > self.reserved && used < self.rungs.total();
+        let step = self.next_step(used);
+        let short = used.saturating_add(self.step / 2) > self.reserved && used < self.rungs.total();
         let wasteful = used < step && self.reserved > step.saturating_mul(2);
         (short || wasteful).then(|| Reserve {
             reserved: used.saturating_add(step),
@@ -173,13 +176,24 @@ impl Ladder {
     /// The current record, for a document that is written for another reason.
     pub fn record(&self, now: Boot, boot_id: Option<&str>) -> Option<Reserve> {
         let used = self.unheard(now)?;
-        let reserved = used.saturating_add(self.rungs.step());
+        let reserved = used.saturating_add(self.next_step(used));
         Some(Reserve { reserved, used, at: now, boot_id: boot_id.map(str::to_owned) })
     }
 
     /// The disk holds `reserve`.
-    pub const fn reserved(&mut self, reserve: &Reserve) {
+    pub fn reserved(&mut self, reserve: &Reserve) {
         self.reserved = reserve.reserved;
+        self.step = reserve.reserved.saturating_sub(reserve.used);
+    }
+
+    /// How much to reserve at once: more the longer the outage lasts, so that days of it cost few writes.
+    fn next_step(&self, used: Duration) -> Duration {
+        self.rungs.step().max(used / 4)
+    }
+
+    /// How much was reserved at once; documents that depend on it are rewritten within half of it.
+    pub const fn step(&self) -> Duration {
+        self.step
     }
 }
 
@@ -223,6 +237,25 @@ mod tests {
             }
         }
         assert_eq!(writes, 1);
+    }
+
+    #[test]
+    fn days_offline_cause_few_writes() {
+        let rungs = Rungs {
+            fresh: Duration::from_secs(900),
+            stale: Duration::from_secs(43_200),
+            grace: Duration::from_secs(3 * 86_400),
+        };
+        let mut l = Ladder::new(rungs, Boot::default());
+        l.confirm(Boot::default());
+        let mut days = [0; 4];
+        for s in (0..4 * 86_400).step_by(30) {
+            if let Some(r) = l.to_reserve(Boot::from_secs(s), Some("a")) {
+                l.reserved(&r);
+                days[usize::try_from(s / 86_400).unwrap()] += 1;
+            }
+        }
+        assert!(days[0] <= 45 && days[1..].iter().all(|n| *n <= 8), "{days:?}");
     }
 
     /// What can happen to a board while the chain is unreachable.

@@ -4,9 +4,11 @@ use super::abi::{
     reads_call,
 };
 use super::cursor::{ChainCursor, Continuity};
+use super::events;
 use super::jsonrpc::{Answer, At, BlockRef, Call, GrantEvent, Refusal};
 use super::policy::{Decision, Pair, decide};
 use alloy_primitives::{Address, B256};
+use spoke_config::grants::MAX_ENDPOINTS;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,6 +56,28 @@ pub enum EndpointFault {
         /// The height by a quorum.
         number: u64,
     },
+    /// Its final blocks stand still while those of a quorum advance.
+    #[error("its newest final block is {height} for {} s; that of a quorum is {quorum}", .since.as_secs())]
+    FinalStuck {
+        /// Its newest final height.
+        height: u64,
+        /// How long this has been its newest final height.
+        since: Duration,
+        /// The newest final height of a quorum.
+        quorum: u64,
+    },
+    /// A quorum has another block at the height of its newest final one.
+    #[error("a quorum has another block at height {height}, which it calls final")]
+    FalseFinal {
+        /// The height.
+        height: u64,
+    },
+    /// It reported events that a quorum denies.
+    #[error("it reported events that a quorum denies")]
+    FalseEvents,
+    /// Its reads at a block are not those of a quorum.
+    #[error("it contradicts the quorum on the contract's state at one block")]
+    FalseDecisions,
     /// It is on another chain.
     #[error("it is on chain {reported}, not on {wanted}: correct grants.endpoints or grants.chain_id")]
     OtherChain {
@@ -63,6 +87,9 @@ pub enum EndpointFault {
         wanted: u64,
     },
 }
+
+/// Most blocks between the heads of correct endpoints: 32 s on Base, 4 s on a chain of four blocks a second.
+const HEAD_SPREAD: u64 = 16;
 
 impl EndpointFault {
     /// The answer was larger than allowed.
@@ -74,8 +101,14 @@ impl EndpointFault {
     /// another endpoint knows is no fault.
     pub fn counts(&self) -> bool {
         match self {
-            Self::NoAnswer(_) | Self::OtherChain { .. } | Self::FalseHeight { .. } => false,
-            Self::Refused(refusal) => !refusal.unknown_block(),
+            Self::NoAnswer(_)
+            | Self::OtherChain { .. }
+            | Self::FalseHeight { .. }
+            | Self::FinalStuck { .. }
+            | Self::FalseFinal { .. }
+            | Self::FalseEvents
+            | Self::FalseDecisions => false,
+            Self::Refused(refusal) => !refusal.unknown_block() && !refusal.beyond_head(),
             Self::Partial | Self::Malformed(_) | Self::Behind(_) | Self::Stuck { .. } => true,
         }
     }
@@ -90,24 +123,29 @@ impl EndpointFault {
             | Self::Partial
             | Self::Malformed(_)
             | Self::Behind(_)
-            | Self::Stuck { .. } => false,
+            | Self::Stuck { .. }
+            | Self::FinalStuck { .. }
+            | Self::FalseFinal { .. }
+            | Self::FalseEvents
+            | Self::FalseDecisions => false,
         }
     }
 
     /// Whether the calls cost more gas, bytes or time than the endpoint allows.
     pub(crate) fn too_expensive(&self) -> bool {
         match self {
-            Self::Refused(refusal) => {
-                let text = refusal.message.to_ascii_lowercase();
-                ["gas", "size", "timeout"].iter().any(|pattern| text.contains(pattern))
-            }
+            Self::Refused(refusal) => refusal.too_expensive(),
             Self::NoAnswer(_)
             | Self::OtherChain { .. }
             | Self::FalseHeight { .. }
             | Self::Partial
             | Self::Malformed(_)
             | Self::Behind(_)
-            | Self::Stuck { .. } => false,
+            | Self::Stuck { .. }
+            | Self::FinalStuck { .. }
+            | Self::FalseFinal { .. }
+            | Self::FalseEvents
+            | Self::FalseDecisions => false,
         }
     }
 }
@@ -121,7 +159,7 @@ pub struct View {
     pub head: u64,
     /// The block below `head`.
     pub parent: Option<BlockRef>,
-    /// The block below the newest final one, if requested.
+    /// The block below the newest final one, if requested and known.
     pub last_final: Option<BlockRef>,
     /// Events, if requested.
     pub events: Vec<GrantEvent>,
@@ -208,7 +246,7 @@ impl Question {
     pub fn read(&self, answers: Vec<Option<Answer>>, chain_id: u64) -> Result<Finding, EndpointFault> {
         match self {
             Self::Position { cursor, finality, .. } => {
-                read_position(answers, cursor, finality.is_some()).map(Finding::Position)
+                read_position(answers, cursor, finality.is_some(), chain_id).map(Finding::Position)
             }
             Self::Logs { .. } => match single(answers)? {
                 Answer::Events(events) => Ok(Finding::Logs(events)),
@@ -229,6 +267,63 @@ impl Question {
             Self::Decisions { calls, pairs } => read_decisions(answers, calls, pairs, chain_id),
         }
     }
+}
+
+/// The greatest height that `quorum` of `heads` have reached, none of them far below another: at least one of them is
+/// correct, so that it is no old height.
+pub(crate) fn common_head(heads: impl Iterator<Item = u64>, quorum: usize) -> Option<u64> {
+    let mut heads: heapless::Vec<u64, MAX_ENDPOINTS> = heads.collect();
+    heads.sort_unstable_by(|a, b| b.cmp(a));
+    let ends = |w: &&[u64]| w.first().zip(w.last()).is_some_and(|(first, last)| first - last <= HEAD_SPREAD);
+    heads.windows(quorum.max(1)).find(ends).and_then(|w| w.last().copied())
+}
+
+/// Whether `findings` of a quorum have no common head.
+pub(crate) fn heads_differ<'a>(findings: impl Iterator<Item = &'a Finding>, quorum: usize) -> bool {
+    let mut heads = findings
+        .filter_map(|f| match f {
+            Finding::Position(view) => Some(view.head),
+            Finding::Logs(_) | Finding::Block(_) | Finding::Decisions { .. } => None,
+        })
+        .peekable();
+    heads.peek().is_some() && common_head(heads, quorum).is_none()
+}
+
+/// Whether `findings` agree on too little for a quorum to be outvoted by its false member: another endpoint is asked, up
+/// to as many as outvote any minority.
+pub(crate) fn disputed<'a>(
+    question: &Question,
+    findings: impl Iterator<Item = &'a Finding> + Clone,
+    quorum: usize,
+) -> bool {
+    let enough = 2 * quorum - 1;
+    let few = findings.clone().count() < enough;
+    let views = findings.clone().filter_map(|f| match f {
+        Finding::Position(view) => Some(view),
+        Finding::Logs(_) | Finding::Block(_) | Finding::Decisions { .. } => None,
+    });
+    match question {
+        Question::Position { finality, events, .. } => {
+            let finals = views.clone().map(|v| v.last_final);
+            let known = finals.clone().flatten().count();
+            let first = finals.clone().next().flatten();
+            let differ = first.is_none() || finals.into_iter().any(|f| f != first);
+            finality.is_some() && differ && known < enough
+                || *events && few && events::disputed(views.map(|v| (v.head, v.events.as_slice())))
+        }
+        Question::Logs { .. } => {
+            few && events::disputed(findings.filter_map(|f| match f {
+                Finding::Logs(events) => Some((u64::MAX, events.as_slice())),
+                Finding::Position(_) | Finding::Block(_) | Finding::Decisions { .. } => None,
+            }))
+        }
+        Question::Block(_) | Question::Decisions { .. } => false,
+    }
+}
+
+/// Whether `head` is so far below `quorum`'s that its endpoint is asked last.
+pub(crate) const fn lags(head: u64, quorum: u64) -> bool {
+    quorum.saturating_sub(head) > HEAD_SPREAD
 }
 
 /// The content of an endpoint's answers. Two endpoints agree if their findings are equal. Positions compare by
@@ -284,7 +379,12 @@ fn single(answers: Vec<Option<Answer>>) -> Result<Answer, EndpointFault> {
     }
 }
 
-fn read_position(answers: Vec<Option<Answer>>, cursor: &ChainCursor, asked_final: bool) -> Result<View, EndpointFault> {
+fn read_position(
+    answers: Vec<Option<Answer>>,
+    cursor: &ChainCursor,
+    asked_final: bool,
+    chain_id: u64,
+) -> Result<View, EndpointFault> {
     let mut answers = answers.into_iter();
     let mut next = || match answers.next() {
         Some(Some(Answer::Refused(refusal))) => Err(EndpointFault::Refused(refusal)),
@@ -293,16 +393,24 @@ fn read_position(answers: Vec<Option<Answer>>, cursor: &ChainCursor, asked_final
         None => Ok(None),
     };
     let head = read_head(next()?)?;
-    let last_final = if asked_final { parent(&read_head(next()?)?) } else { None };
+    if head.chain_id != chain_id {
+        return Err(EndpointFault::OtherChain { reported: head.chain_id, wanted: chain_id });
+    }
+    let continuity = cursor.judge(&head);
+    if continuity == Continuity::Behind {
+        // It may refuse the range of the events, too.
+        return Err(EndpointFault::Behind(head.number));
+    }
+    // An endpoint may not know the tag: then it reports no final block, and all the rest.
+    let last_final = match asked_final.then(&mut next) {
+        None | Some(Err(EndpointFault::Refused(_))) => None,
+        Some(answer) => parent(&read_head(answer?)?),
+    };
     let events = match next()? {
         Some(Answer::Events(events)) => events,
         None => Vec::new(),
         Some(_) => return Err(EndpointFault::Partial),
     };
-    let continuity = cursor.judge(&head);
-    if continuity == Continuity::Behind {
-        return Err(EndpointFault::Behind(head.number));
-    }
     Ok(View { continuity, head: head.number, parent: parent(&head), last_final, events })
 }
 

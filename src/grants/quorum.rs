@@ -9,6 +9,8 @@ const BACKOFF_MIN: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// How long an endpoint is not asked after it reported a block with a wrong height.
 const REFUTED_WAIT: Duration = Duration::from_secs(60);
+/// How long a refuted claim is shown.
+pub const REFUTED_SHOWN: Duration = Duration::from_secs(3600);
 /// Longest `Retry-After` that is honoured.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 
@@ -48,6 +50,11 @@ impl<T: PartialEq> Tally<T> {
     pub fn dissenters(&self) -> impl Iterator<Item = usize> {
         let agreed = self.agreed();
         self.answers.iter().filter(move |(_, a)| agreed.is_some_and(|x| x != a)).map(|(e, _)| *e)
+    }
+
+    /// The answers so far.
+    pub fn answers(&self) -> impl ExactSizeIterator<Item = &T> + Clone {
+        self.answers.iter().map(|(_, a)| a)
     }
 
     /// Every answer with its endpoint.
@@ -95,6 +102,12 @@ pub struct EndpointState {
     pub height: u64,
     /// When it first reported that height.
     pub height_since: Boot,
+    /// Newest final height it reported.
+    pub final_height: u64,
+    /// When it first reported that final height.
+    pub final_since: Boot,
+    /// The last claim that a quorum refuted, and when.
+    pub refuted: Option<(Boot, String)>,
 }
 
 impl EndpointState {
@@ -134,9 +147,51 @@ impl Endpoints {
         order
     }
 
-    /// The earliest time an endpoint may be asked.
-    pub fn next(&self) -> Option<Boot> {
-        self.0.iter().map(EndpointState::due).min()
+    /// As [`Endpoints::order`]; if these are fewer than `quorum`, followed by those in our own backoff: whether they
+    /// answer again is not known before they are asked.
+    pub fn order_for(&self, now: Boot, quorum: usize) -> heapless::Vec<usize, MAX_ENDPOINTS> {
+        let mut order = self.order(now);
+        if order.len() < quorum {
+            let waits = |s: &EndpointState| s.asked_to_wait <= now && s.not_before > now;
+            let ours = |i: &usize| self.0.get(*i).is_some_and(|s| waits(s) && !matches!(s.chain, OnChain::Other(_)));
+            let mut rest: heapless::Vec<usize, MAX_ENDPOINTS> = (0..self.0.len()).filter(ours).collect();
+            rest.sort_by_key(|i| self.0.get(*i).map(|s| (s.not_before, *i)));
+            order.extend(rest);
+        }
+        order
+    }
+
+    /// The earliest time that `quorum` endpoints may be asked, by what they asked for themselves.
+    pub fn next(&self, quorum: usize) -> Option<Boot> {
+        let mut times: heapless::Vec<Boot, MAX_ENDPOINTS> = self.0.iter().map(|s| s.asked_to_wait).collect();
+        times.sort_unstable();
+        times.get(quorum.saturating_sub(1)).copied()
+    }
+
+    /// Records its newest final height; returns how long it has been that.
+    pub fn final_for(&mut self, i: usize, height: u64, now: Boot) -> Duration {
+        let Some(s) = self.0.get_mut(i) else { return Duration::ZERO };
+        if height > s.final_height {
+            (s.final_height, s.final_since) = (height, now);
+        }
+        now.since(s.final_since)
+    }
+
+    /// Records a claim that a quorum refutes; whether it is the first within `REFUTED_SHOWN`.
+    pub fn contradicted(&mut self, i: usize, claim: String, now: Boot) -> bool {
+        let Some(s) = self.0.get_mut(i) else { return false };
+        let known = s.refuted.as_ref().is_some_and(|(at, _)| now.since(*at) < REFUTED_SHOWN);
+        s.dissents += 1;
+        s.failures = s.failures.max(1);
+        s.refuted = Some((now, claim));
+        !known
+    }
+
+    /// Asked last until it answers again: its head is behind that of the others.
+    pub fn lags(&mut self, i: usize) {
+        if let Some(s) = self.0.get_mut(i) {
+            s.failures = s.failures.max(1);
+        }
     }
 
     /// Records an answer.

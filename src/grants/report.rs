@@ -166,6 +166,9 @@ pub struct EndpointRow {
     pub errors: u64,
     /// Answers that a quorum contradicted.
     pub dissents: u64,
+    /// What it reported within the last hour and a quorum refutes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refuted: Option<String>,
 }
 
 /// One candidate.

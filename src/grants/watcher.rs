@@ -20,11 +20,13 @@ use std::collections::BTreeSet;
 use std::hash::RandomState;
 use std::sync::Arc;
 use std::time::Duration;
+use sweeps::Sweeps;
 
 #[cfg(test)]
 mod model;
 mod output;
 mod round;
+mod sweeps;
 #[cfg(test)]
 mod tests;
 
@@ -259,6 +261,11 @@ pub struct ChainWatcher {
     unreachable: Option<Unreachable>,
     /// The last verification of grants found the contract unreadable: a few pairs are verified first, before all.
     probe_contract: bool,
+    /// Too few endpoints know the block tag of `finality`, as of the last poll that asked for it.
+    no_finals: bool,
+    sweeps: Sweeps,
+    /// The chain's first block was requested in this run.
+    asked_first: bool,
     condition: Option<Condition>,
     /// Next change by time alone: publish and store then.
     due: Option<Boot>,
@@ -290,6 +297,9 @@ impl ChainWatcher {
             last_quorum: None,
             unreachable: None,
             probe_contract: false,
+            no_finals: false,
+            asked_first: false,
+            sweeps: Sweeps::new(now),
             condition: None,
             due: None,
             asked: None,

@@ -3,13 +3,18 @@ use crate::clock::{Clock as _, SystemClock};
 use crate::keys;
 use crate::keys::KeyError;
 use crate::words;
-use spoke_config::grants::{Endpoint, Url};
+use spoke_config::grants::{Endpoint, Grants, Url};
 use spoke_grants::jsonrpc::{Answer, BadAnswer, Call, Refusal, decode, encode};
+use spoke_grants::learnt::LearntLimit;
 use std::future::Future;
 use std::io::Read;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+mod batch;
+
+/// How long an endpoint that reports a rate limit without a time is not asked.
+const RATE_PAUSE: Duration = Duration::from_secs(5);
 /// Most bytes read of an answer that is none.
 const REFUSAL_CAP: u64 = 16 * 1024;
 
@@ -89,18 +94,27 @@ pub trait Rpc: Clone + Send + Sync + 'static {
 pub struct Http {
     agent: ureq::Agent,
     urls: Arc<[Url]>,
+    timeout: Duration,
+    /// By endpoint.
+    limits: Arc<[Mutex<LearntLimit>]>,
 }
 
 impl Http {
-    /// Opens the endpoints' URLs; those kept elsewhere are read now.
-    pub fn new(endpoints: &[Endpoint], timeout: Duration) -> Result<Self, KeyError> {
-        let urls = endpoints
-            .iter()
-            .map(|e| match e {
-                Endpoint::Url(url) => Ok(url.clone()),
-                Endpoint::Kept(source) => keys::line(source)?.parse().map_err(|_| KeyError::NotAUrl(source.clone())),
-            })
-            .collect::<Result<Vec<_>, _>>()?;
+    /// Opens the endpoints' URLs; those kept elsewhere are read now. An endpoint that is named twice has one vote.
+    pub fn new(grants: &Grants) -> Result<Self, KeyError> {
+        let mut urls: Vec<Url> = Vec::with_capacity(grants.endpoints.len());
+        for endpoint in &grants.endpoints {
+            let url = match endpoint {
+                Endpoint::Url(url) => url.clone(),
+                Endpoint::Kept(source) => keys::line(source)?.parse().map_err(|_| KeyError::NotAUrl(source.clone()))?,
+            };
+            if urls.iter().any(|known| known.is_same(&url)) {
+                tracing::warn!(endpoint = url.shown(), "chain endpoint named twice; it has one vote");
+            } else {
+                urls.push(url);
+            }
+        }
+        let limits = urls.iter().map(|_| Mutex::new(LearntLimit::of(grants.batch))).collect();
         let tls = ureq::tls::TlsConfig::builder()
             .provider(ureq::tls::TlsProvider::Rustls)
             .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -112,26 +126,78 @@ impl Http {
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)
-            .timeout_global(Some(timeout))
             // Kept between polls of two minutes; an endpoint that closes earlier costs a resumed handshake.
             .max_idle_age(Duration::from_secs(600))
             .max_idle_connections_per_host(2)
             .max_response_header_size(16 * 1024)
-            .user_agent("")
-            .accept("")
+            // Some providers refuse requests without these.
+            .user_agent(concat!("spoke/", env!("CARGO_PKG_VERSION")))
+            .accept("application/json")
             .build();
         let agent = crate::connect::blocking::agent(config);
-        Ok(Self { agent, urls: urls.into() })
+        Ok(Self { agent, urls: urls.into(), timeout: grants.timeout, limits })
     }
 
+    /// Asks in as many requests as the endpoint's limit makes necessary, all within the timeout.
     fn blocking(&self, endpoint: usize, asks: &[Call], cap: u64) -> Result<Reply, RpcError> {
         let url = self.urls.get(endpoint).ok_or(RpcError::NoSuch)?;
+        let limits = self.limits.get(endpoint).ok_or(RpcError::NoSuch)?;
+        let lock = || limits.lock().unwrap_or_else(PoisonError::into_inner);
+        let started = SystemClock.now();
+        let mut most = lock().size(started);
+        let mut out = Reply { answers: Vec::with_capacity(asks.len()), took: Duration::ZERO, bytes: 0 };
+        let mut rest = asks;
+        let mut refused = false;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(most.min(rest.len()));
+            let left = self.timeout.saturating_sub(SystemClock.now().since(started));
+            if left.is_zero() {
+                return Err(RpcError::Timeout);
+            }
+            match self.post(url, now, cap.saturating_sub(out.bytes), left) {
+                Ok(reply) if batch::all_refused(&reply.answers) => {
+                    out.bytes += reply.bytes;
+                    refused = true;
+                    most = now.len() / 2;
+                }
+                Ok(mut reply) => {
+                    out.bytes += reply.bytes;
+                    let answered = batch::answered(&reply.answers);
+                    if answered < now.len() && answered > 0 {
+                        // It answers the first ones only.
+                        reply.answers.truncate(answered);
+                        lock().lower(answered as u64, SystemClock.now());
+                        most = answered;
+                        rest = rest.get(answered..).unwrap_or_default();
+                    } else {
+                        rest = later;
+                    }
+                    if std::mem::take(&mut refused) {
+                        lock().lower(now.len() as u64, SystemClock.now());
+                    }
+                    out.answers.append(&mut reply.answers);
+                }
+                Err(e) if now.len() > 1 && batch::refused(&e) => {
+                    refused = true;
+                    most = now.len() / 2;
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        out.took = SystemClock.now().since(started);
+        Ok(out)
+    }
+
+    fn post(&self, url: &Url, asks: &[Call], cap: u64, timeout: Duration) -> Result<Reply, RpcError> {
         let body = encode(asks);
         let sent = body.len() as u64;
         let started = SystemClock.now();
         let response = self
             .agent
             .post(url.reveal().as_str())
+            .config()
+            .timeout_global(Some(timeout))
+            .build()
             .header("content-type", "application/json")
             .send(body.as_slice())
             .map_err(|e| failure(&e))?;
@@ -149,6 +215,7 @@ impl Http {
                     return Err(RpcError::Bad(BadAnswer::Refused(refusal)));
                 }
             }
+            let retry_after = retry_after.or((status == 429).then_some(RATE_PAUSE));
             return Err(RpcError::Status { status, retry_after });
         }
         // Counted after unpacking: a small packed body may be a large one.

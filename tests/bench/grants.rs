@@ -91,7 +91,7 @@ fn chain_figures() {
     chain.mine(3);
     let settings = config(contract.address, &[chain.url()], "finality = \"latest\"\nbatch = 100\ntimeout = \"30s\"");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let rpc = Http::new(&settings.endpoints, settings.timeout).expect("endpoints");
+    let rpc = Http::new(&settings).expect("endpoints");
     let mut reader = ChainReader::new(rpc, SystemClock, settings);
     let pin = runtime.block_on(reader.find_block(At::Latest)).expect("a chain").expect("a block");
     let mut took: Vec<Duration> = (0..300)

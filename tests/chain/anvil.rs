@@ -164,8 +164,8 @@ pub(crate) fn height(port: u16) -> u64 {
     u64::from_str_radix(&digits, 16).unwrap_or(0)
 }
 
-/// Sends one request on its own connection.
-fn post(port: u16, body: &str) -> Result<String, String> {
+/// Sends one request on its own connection; returns the response's body.
+pub(crate) fn post(port: u16, body: &str) -> Result<String, String> {
     let fail = |e: std::io::Error| e.to_string();
     let mut stream = TcpStream::connect(("127.0.0.1", port)).map_err(fail)?;
     stream.set_read_timeout(Some(Duration::from_secs(30))).map_err(fail)?;

@@ -94,7 +94,7 @@ fn doctor_checks_each_endpoint() {
     behind.rule(|_| {
         ProxyAction::Edit(Box::new(|answer| {
             for reply in answer.as_array_mut().into_iter().flatten() {
-                if let Some(text) = reply["result"].as_str().filter(|t| t.len() == 194) {
+                if let Some(text) = reply["result"].as_str().filter(|t| t.len() == 258) {
                     reply["result"] = format!("0x{:064x}{}", 12, &text[66..]).into();
                 }
             }

@@ -11,9 +11,9 @@ fn key(n: u16) -> String {
     pair(n).1.to_string()
 }
 
-/// Whether it is the result of a poll of the head: number, parent hash and one more hash.
+/// Whether it is the result of a poll of the head: number, parent hash, one more hash, and the chain id.
 fn is_head(reply: &Value) -> bool {
-    reply["result"].as_str().is_some_and(|t| t.len() == 2 + 3 * 64)
+    reply["result"].as_str().is_some_and(|t| t.len() == 2 + 4 * 64)
 }
 
 fn replies(answer: &mut Value) -> impl Iterator<Item = &mut Value> {

@@ -363,7 +363,7 @@ fn events_are_read_within_the_endpoints_block_limit() {
 }
 
 #[test]
-fn thousand_candidates_take_at_most_four_requests() {
+fn thousand_candidates_take_at_most_six_requests() {
     let chain = Anvil::start();
     let contract = Contract::deploy(&chain, false, false);
     contract.mint(chain.account(1), "node-7", &key(7));
@@ -374,5 +374,19 @@ fn thousand_candidates_take_at_most_four_requests() {
     node.until_admits(7, true);
     let report = node.until("all decided", |r| r.rows.iter().all(|r| r.code != "VERIFICATION_ERROR"));
     assert_eq!(report.admitted, 1);
-    assert!(proxy.requests() <= 4, "{} requests", proxy.requests());
+    assert!(proxy.requests() <= 6, "{} requests", proxy.requests());
+}
+
+#[test]
+fn revocation_in_the_newest_block_counts_at_the_first_poll() {
+    let chain = Anvil::start();
+    let contract = Contract::deploy(&chain, false, false);
+    let token = contract.mint(chain.account(1), "node-0", &key(0));
+    chain.mine(20);
+    contract.revoke(token);
+    let settings = config(contract.address, &[chain.url()], "finality = \"latest\"\npoll = \"1h\"\nfresh = \"24h\"");
+    let mut node = Node::start(settings, None, 1);
+    let admitted = node.watch_for(0);
+    node.until("a decision", |r| r.rows[0].code == "NODE_INACTIVE");
+    assert!(!admitted.seen(), "admitted by the block before");
 }

@@ -34,7 +34,7 @@ const RULES: &[(&str, Rule)] = &[
     ("every id incremented", |_| {
         edit(|a| a.as_array_mut().unwrap().iter_mut().for_each(|r| r["id"] = json!(r["id"].as_u64().unwrap() + 1)))
     }),
-    ("every id the same", |_| edit(|a| a.as_array_mut().unwrap().iter_mut().for_each(|r| r["id"] = json!(1)))),
+    ("every id the same", |_| edit(|a| a.as_array_mut().unwrap().iter_mut().for_each(|r| r["id"] = json!(2)))),
     ("ids as text", |_| {
         edit(|a| a.as_array_mut().unwrap().iter_mut().for_each(|r| r["id"] = json!(r["id"].to_string())))
     }),
@@ -88,7 +88,7 @@ const RULES: &[(&str, Rule)] = &[
     ("an older height", |_| {
         edit(|a| {
             let r = &mut a.as_array_mut().unwrap()[0];
-            if let Some(t) = r["result"].as_str().filter(|t| t.len() == 194) {
+            if let Some(t) = r["result"].as_str().filter(|t| t.len() == 258) {
                 r["result"] = format!("0x{:064x}{}", 1, &t[66..]).into();
             }
         })

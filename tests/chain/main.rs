@@ -7,6 +7,8 @@ mod commands;
 mod endpoints;
 mod grants;
 mod hostile;
+mod liars;
 mod node;
+mod providers;
 mod proxy;
 mod walk;

@@ -95,7 +95,7 @@ impl Node {
             let runtime = runtime();
             runtime.block_on(async {
                 tokio::select! {
-                    _ = run(deps, || Http::new(&config.endpoints, config.timeout)) => {}
+                    _ = run(deps, || Http::new(&config)) => {}
                     _ = stopped => {}
                 }
             });

@@ -34,6 +34,7 @@ pub(crate) struct Proxy {
     bytes: Arc<AtomicU64>,
     requests: Arc<AtomicU64>,
     connections: Arc<AtomicU64>,
+    head: Arc<Mutex<String>>,
 }
 
 impl Proxy {
@@ -42,15 +43,24 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("an address").port();
         let rule: Arc<Mutex<Rule>> = Arc::new(Mutex::new(Box::new(|_: &Value| ProxyAction::Pass)));
-        let proxy = Self { port, rule, bytes: Arc::default(), requests: Arc::default(), connections: Arc::default() };
+        let proxy = Self {
+            port,
+            rule,
+            bytes: Arc::default(),
+            requests: Arc::default(),
+            connections: Arc::default(),
+            head: Arc::default(),
+        };
         let (rule, bytes, requests, connections) =
             (proxy.rule.clone(), proxy.bytes.clone(), proxy.requests.clone(), proxy.connections.clone());
+        let last_head = proxy.head.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 connections.fetch_add(1, Ordering::Relaxed);
                 let (rule, bytes, requests) = (rule.clone(), bytes.clone(), requests.clone());
+                let last_head = last_head.clone();
                 // An error closes the connection, which a client must handle.
-                std::thread::spawn(move || serve(stream, upstream, &rule, &bytes, &requests));
+                std::thread::spawn(move || serve(stream, upstream, &rule, &bytes, &requests, &last_head));
             }
         });
         proxy
@@ -69,6 +79,11 @@ impl Proxy {
     /// Forwards everything again.
     pub(crate) fn honest(&self) {
         self.rule(|_| ProxyAction::Pass);
+    }
+
+    /// The header of the last request, in lower case.
+    pub(crate) fn head(&self) -> String {
+        self.head.lock().expect("not poisoned").clone()
     }
 
     /// HTTP bytes so far.
@@ -93,15 +108,22 @@ fn serve(
     rule: &Mutex<Rule>,
     bytes: &AtomicU64,
     requests: &AtomicU64,
+    last_head: &Mutex<String>,
 ) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut stream = stream;
     let mut backend: Option<BufReader<TcpStream>> = None;
     loop {
         let (head, body) = message(&mut reader)?;
+        if let Ok(mut last) = last_head.lock() {
+            *last = String::from_utf8_lossy(&head).to_ascii_lowercase();
+        }
         requests.fetch_add(1, Ordering::Relaxed);
         bytes.fetch_add((head.len() + body.len()) as u64, Ordering::Relaxed);
-        let request: Value = serde_json::from_slice(&body).unwrap_or_default();
+        // Rules see a batch; a single call comes as an object.
+        let single: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let is_single = single.is_object();
+        let request = if is_single { Value::Array(vec![single]) } else { single };
         let action = rule.lock().map(|mut r| r(&request)).unwrap_or(ProxyAction::Hang);
         let (head, body) = match action {
             ProxyAction::Hang => return Ok(()),
@@ -126,7 +148,13 @@ fn serve(
                 match action {
                     ProxyAction::Edit(edit) => {
                         let mut answer: Value = serde_json::from_slice(&body).unwrap_or_default();
+                        if is_single {
+                            answer = Value::Array(vec![answer]);
+                        }
                         edit(&mut answer);
+                        if is_single && let Some(only) = answer.as_array_mut().and_then(Vec::pop) {
+                            answer = only;
+                        }
                         let body = answer.to_string().into_bytes();
                         (format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len()).into_bytes(), body)
                     }

@@ -85,8 +85,7 @@ fn node_follows_the_contract_through_random_faults() {
     // The contract's decisions, read from the chain directly.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let direct = config(contract.address, &[chain.url()], "finality = \"latest\"");
-    let mut reader =
-        ChainReader::new(Http::new(&direct.endpoints, direct.timeout).unwrap(), SystemClock, direct.clone());
+    let mut reader = ChainReader::new(Http::new(&direct).unwrap(), SystemClock, direct.clone());
     let mut truth = || -> Vec<String> {
         let pin = runtime.block_on(reader.find_block(At::Latest)).unwrap().unwrap();
         let decided = runtime.block_on(reader.verify(pin, &pairs)).unwrap().decisions.remove(0);

@@ -15,6 +15,15 @@ fn topics_and_selectors_match_their_signatures() {
     for (signature, topic) in topics {
         assert_eq!(keccak256(signature), topic, "{signature}");
     }
+    let harmless = [
+        "Approval(address,address,uint256)",
+        "ApprovalForAll(address,address,bool)",
+        "OwnershipTransferred(address,address)",
+        "OwnershipTransferInitiated(address,address)",
+        "MetadataUpdate(uint256)",
+        "BatchMetadataUpdate(uint256,uint256)",
+    ];
+    assert_eq!(harmless.map(keccak256), HARMLESS);
     assert_eq!(keccak256("ERC721NonexistentToken(uint256)")[..4], NONEXISTENT);
     assert_eq!(keccak256("Error(string)")[..4], ERROR);
 }
@@ -40,15 +49,30 @@ fn reads_code_contains_the_five_selectors() {
 }
 
 #[test]
+fn pin_call_reports_the_contract() {
+    let call = pin_call(Address::repeat_byte(7));
+    // The jump-free code ends with its return; every instruction before it is a whole one.
+    assert_eq!((call.len(), &call[call.len() - 5..]), (115, &[0x60, 0xa0, 0x60, 0x00, 0xf3][..]));
+    let mut data = [0u8; 160];
+    (data[31], data[63], data[95], data[127]) = (9, 1, 200, 1);
+    let contract = ContractProbe { exists: true, erc721: true };
+    assert_eq!(decode_pin(&data), Ok(PinAnswer { number: 9, chain_id: 1, contract }));
+    data[100] = 1;
+    assert!(!decode_pin(&data).unwrap().contract.erc721, "only 1 is true");
+    assert_eq!(decode_pin(&data[..64]), Err(Malformed::Short));
+}
+
+#[test]
 fn head_of_a_wrong_length_or_range_is_refused() {
-    let mut data = [0u8; 96];
+    let mut data = [0u8; 128];
     data[31] = 9;
     data[63] = 1;
+    data[127] = 5;
     let head = decode_head(&data).unwrap();
-    assert_eq!((head.number, head.parent.is_some(), head.asked), (9, true, None));
-    assert_eq!(decode_head(&data[..95]), Err(Malformed::Short));
-    assert_eq!(decode_head(&[0; 97]), Err(Malformed::Trailing));
-    assert_eq!(decode_head(&[0xff; 96]), Err(Malformed::Range));
+    assert_eq!((head.number, head.parent.is_some(), head.asked, head.chain_id), (9, true, None, 5));
+    assert_eq!(decode_head(&data[..127]), Err(Malformed::Short));
+    assert_eq!(decode_head(&[0; 129]), Err(Malformed::Trailing));
+    assert_eq!(decode_head(&[0xff; 128]), Err(Malformed::Range));
 }
 
 fn record(reads: &[(bool, Vec<u8>)]) -> Vec<u8> {

@@ -1,6 +1,6 @@
 //! Streaming decoder of one answer of a batch: keeps the known fields in any order and drops all others.
 use super::{BlockRef, GrantEvent, MAX_EVENTS, Refusal, Subject, clip, quantity};
-use crate::abi::{GRANTED, KEY_UPDATED, REVOKED, TRANSFER, TRANSFERRED};
+use crate::abi::{GRANTED, HARMLESS, KEY_UPDATED, REVOKED, TRANSFER, TRANSFERRED};
 use crate::abi::{Text, event_text};
 use alloy_primitives::{Address, B256, U256, hex};
 use serde::Deserialize;
@@ -21,7 +21,8 @@ pub(super) enum Raw {
     #[default]
     Null,
     Text(String),
-    Items(Vec<(Option<Address>, GrantEvent)>),
+    /// The contract of each event, and the event unless it changes no grant.
+    Items(Vec<(Option<Address>, Option<GrantEvent>)>),
     Object(Box<Fields>),
 }
 
@@ -128,7 +129,7 @@ impl<'de> Visitor<'de> for RawVisitor {
                 return Err(A::Error::custom("more events than allowed"));
             }
             let address = fields.address;
-            items.push((address, fields.change().ok_or_else(|| A::Error::custom("an event without its block"))?));
+            items.push((address, fields.change().map_err(A::Error::custom)?));
         }
         Ok(Raw::Items(items))
     }
@@ -172,10 +173,14 @@ impl Fields {
         Ok(fields)
     }
 
-    /// `None`: the event is in no block yet.
-    fn change(self) -> Option<GrantEvent> {
-        let block = BlockRef { number: self.number?, hash: self.hash? };
+    /// `None`: the event changes no grant.
+    fn change(self) -> Result<Option<GrantEvent>, &'static str> {
+        let (Some(number), Some(hash)) = (self.number, self.hash) else { return Err("an event without its block") };
+        let block = BlockRef { number, hash };
         let topic = |i: usize| self.topics.get(i).copied();
+        if topic(0).is_some_and(|t| HARMLESS.contains(&t)) {
+            return Ok(None);
+        }
         let holder = |i| topic(i).map(Address::from_word);
         let token = |i| topic(i).map(|t| U256::from_be_bytes(t.0));
         let subject = match topic(0) {
@@ -186,10 +191,10 @@ impl Fields {
             Some(TRANSFERRED) => token(1).map(Subject::Token),
             Some(TRANSFER) => token(3).map(Subject::Token),
             Some(KEY_UPDATED) => holder(1).map(Subject::Owner),
-            // Approvals, a change of the contract's owner, events of a later version: they may concern every grant.
+            // Events of a later version may concern every grant.
             Some(_) | None => None,
         };
-        Some(GrantEvent { block, subject: subject.unwrap_or(Subject::Anyone) })
+        Ok(Some(GrantEvent { block, subject: subject.unwrap_or(Subject::Anyone) }))
     }
 }
 

@@ -60,7 +60,7 @@ fn answers_that_do_not_match_are_refused() {
         r#"[{"id":1}]"#,
         r#"[{"id":1,"result":"0x1","result":"0x2"}]"#,
         r#"[{"id":1,"result":"0x1","error":{"code":1,"message":"x"}}]"#,
-        r#"{"id":1,"result":"0x1"}"#,
+        r#"{"id":2,"result":"0x1"}"#,
         r#"{"error":{"code":-32600,"message":"batches are not allowed"}}"#,
         r#"[{"id":1,"result":"0x1"}] tail"#,
         r#"[{"id":1,"result":"0x1"}"#,
@@ -73,6 +73,69 @@ fn answers_that_do_not_match_are_refused() {
     assert!(decode(&b"[{\"id\":1,\"result\":\"\xff\xfe\"}]"[..], &asks).is_err(), "not UTF-8");
     let deep = format!("[{{\"id\":1,\"x\":{}", "[".repeat(100_000));
     assert!(read(&deep, &asks).is_err(), "nested too deeply");
+}
+
+#[test]
+fn single_call_is_no_array() {
+    assert!(encode(&[run()]).starts_with(b"{\"jsonrpc\""));
+    let got = read(r#"{"jsonrpc":"2.0","id":1,"result":"0x0102"}"#, &[run()]).unwrap();
+    assert_eq!(got, [Some(Answer::Bytes(vec![1, 2]))]);
+    // Some providers keep the array.
+    let got = read(r#"[{"jsonrpc":"2.0","id":1,"result":"0x0102"}]"#, &[run()]).unwrap();
+    assert_eq!(got, [Some(Answer::Bytes(vec![1, 2]))]);
+    let refused = read(r#"{"id":1,"error":{"code":-32000,"message":"header not found"}}"#, &[run()]).unwrap();
+    assert!(matches!(&refused[0], Some(Answer::Refused(r)) if r.unknown_block()), "{refused:?}");
+}
+
+#[test]
+fn null_is_an_empty_list_of_events() {
+    let logs = [Call::Logs { contract: Address::repeat_byte(1), from: 1, to: None }];
+    assert_eq!(read(r#"[{"id":1,"result":null}]"#, &logs).unwrap(), [Some(Answer::Events(Vec::new()))]);
+}
+
+#[test]
+fn events_that_change_no_grant_are_dropped() {
+    let logs = [Call::Logs { contract: Address::repeat_byte(1), from: 1, to: None }];
+    for topic in crate::abi::HARMLESS {
+        let got = read(&event(&[format!("{topic:#x}")], "0x"), &logs).unwrap();
+        assert_eq!(got, [Some(Answer::Events(Vec::new()))], "{topic}");
+    }
+}
+
+#[test]
+fn only_range_refusals_make_the_range_smaller() {
+    let of = |code, text: &str| Refusal { code, message: text.into() };
+    for (code, text) in [
+        (-32600, "you can make eth_getLogs requests with up to a 5 block range"),
+        (-32000, "block range exceeds 500"),
+        (-32005, "block range too large"),
+        (-32005, "query returned more than 10000 results"),
+        (-32602, "eth_getLogs is limited to a 10,000 range"),
+        (-32000, "query timeout exceeded"),
+        (-32008, "Response is too big"),
+        (-32614, "eth_getLogs is limited to 1024 block range. Please check the parameter requirements"),
+    ] {
+        assert!(of(code, text).too_much(), "{text}");
+    }
+    for (code, text) in [
+        (-32602, "block range extends beyond current head block"),
+        (-32602, "invalid block range params"),
+        (-32005, "project ID request rate exceeded"),
+        (-32007, "50/second request limit reached - reduce calls per second"),
+        (-32000, "exceeded the RPS limit"),
+        (429, "Your app has exceeded its compute units per second capacity"),
+        (-32000, "header not found"),
+    ] {
+        assert!(!of(code, text).too_much(), "{text}");
+    }
+    for (code, text) in [
+        (-32005, "project ID request rate exceeded"),
+        (-32000, "exceeded the RPS limit"),
+        (-32005, "daily request count exceeded, request rate limited"),
+    ] {
+        assert!(of(code, text).rate(), "{text}");
+    }
+    assert!(of(-32602, "block range extends beyond current head block").beyond_head());
 }
 
 #[test]

@@ -15,6 +15,8 @@ pub(super) const MAX_LAG: u64 = 2;
 /// Blocks from the head to the newest final one.
 const FINALITY: u64 = 6;
 const CHAIN_ID: u64 = 1;
+/// The first head.
+pub(super) const START: u64 = 1_000_000;
 /// Owners of each pair.
 const OWNERS: u8 = 3;
 
@@ -87,6 +89,8 @@ pub(super) struct Chain {
     forks: Vec<(u64, u64)>,
     /// Ascending by height.
     changes: Vec<(u64, usize, Token)>,
+    /// Heights of events that name no grant, ascending.
+    strangers: Vec<u64>,
     /// Ascending by height.
     contracts: Vec<(u64, Contract)>,
     next_token: u64,
@@ -100,6 +104,7 @@ impl Chain {
             last_final: head,
             forks: Vec::new(),
             changes: Vec::new(),
+            strangers: Vec::new(),
             contracts: Vec::new(),
             next_token: 1,
             next_fork: 1,
@@ -118,11 +123,18 @@ impl Chain {
             let first = self.head - random.below(depth);
             self.changes.retain(|(height, _, _)| *height < first);
             self.contracts.retain(|(height, _)| *height < first);
+            self.strangers.retain(|height| *height < first);
             self.forks.retain(|(from, _)| *from < first);
             self.forks.push((first, self.next_fork));
             self.next_fork += 1;
             self.mine(1);
         }
+    }
+
+    /// A stranger makes the contract emit an event of an unknown type.
+    pub(super) fn stranger(&mut self) {
+        self.mine(1);
+        self.strangers.push(self.head);
     }
 
     /// The contract at a height.
@@ -201,7 +213,10 @@ impl Chain {
             };
             GrantEvent { block: self.block(*height), subject }
         };
-        self.changes[start..].iter().take_while(|(height, _, _)| *height <= to).map(event).collect()
+        let strangers = self.strangers.iter().rev().take_while(|h| **h >= from).filter(|h| **h <= to);
+        let anyone = strangers.map(|h| GrantEvent { block: self.block(*h), subject: Subject::Anyone });
+        let changes = self.changes[start..].iter().take_while(|(height, _, _)| *height <= to).map(event);
+        changes.chain(anyone).collect()
     }
 }
 
@@ -223,13 +238,12 @@ pub(super) enum Mode {
     Limited(u64),
     /// Truncates its answers.
     Broken,
+    /// Does not know the tag of the final block.
+    NoFinals,
     Liar(Lie),
 }
 
 /// The false answers of an endpoint. Fewer endpoints than the quorum give any.
-///
-/// Not modelled: false events, and final blocks that do not advance. Both delay new peers while they last, never a
-/// revocation; a quorum does not prevent that yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lie {
     /// Everything is granted.
@@ -252,10 +266,18 @@ pub(super) enum Lie {
     OtherChain,
     /// There is no contract.
     NoContract,
+    /// Its final blocks stand still.
+    StopsFinality,
+    /// Its final blocks do not exist.
+    InventsFinals,
+    /// An event of an unknown type in every answer.
+    InventsEvents,
+    /// Its head is far behind and advances.
+    Creeps,
 }
 
 impl Lie {
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 14] = [
         Self::Grants,
         Self::Denies,
         Self::HidesEvents,
@@ -266,6 +288,10 @@ impl Lie {
         Self::HastensFinality,
         Self::OtherChain,
         Self::NoContract,
+        Self::StopsFinality,
+        Self::InventsFinals,
+        Self::InventsEvents,
+        Self::Creeps,
     ];
 }
 
@@ -286,7 +312,7 @@ pub(super) fn reply(
             return Some((latency, failed("HTTP status 429", wait)));
         }
         Mode::Slow(more) => latency += more,
-        Mode::Good | Mode::Behind(_) | Mode::Limited(_) | Mode::Broken | Mode::Liar(_) => {}
+        Mode::Good | Mode::Behind(_) | Mode::Limited(_) | Mode::Broken | Mode::NoFinals | Mode::Liar(_) => {}
     }
     let mut answers: Vec<_> = calls.iter().map(|call| Some(answer(chain, mode, call))).collect();
     if mode == Mode::Broken {
@@ -304,7 +330,11 @@ fn refused(code: i64, message: &str) -> Answer {
 }
 
 fn answer(chain: &Chain, mode: Mode, call: &Call) -> Answer {
-    let head = if let Mode::Behind(lag) = mode { chain.head - lag } else { chain.head };
+    let head = match mode {
+        Mode::Behind(lag) => chain.head - lag,
+        Mode::Liar(Lie::Creeps) => chain.head - 40,
+        _ => chain.head,
+    };
     match call {
         Call::ChainId => Answer::Number(CHAIN_ID),
         Call::ClientVersion => Answer::Name("model".to_owned()),
@@ -319,18 +349,25 @@ fn answer(chain: &Chain, mode: Mode, call: &Call) -> Answer {
                 Contract::Gone => (0, 0),
                 Contract::Zeros | Contract::Reverts => (50, 0),
             };
-            Answer::Bytes([word(height), word(chain_id), word(size), word(erc721)].concat())
+            Answer::Bytes([word(height), word(chain_id), word(size), word(erc721), word(0)].concat())
         }
         Call::Run { code, at: At::Hash(hash) } => match chain.height(*hash).filter(|h| *h <= head) {
             Some(height) => Answer::Bytes(reads(chain, mode, code, height)),
             None => refused(-32001, "header not found"),
         },
+        Call::Run { at: At::Safe | At::Finalized, .. } if mode == Mode::NoFinals => {
+            refused(-39001, "safe block not found")
+        }
         Call::Run { code, at: At::Safe | At::Finalized } => {
             let last_final = head.min(chain.last_final);
             let mut answer = position(chain, mode, code, last_final);
             if mode == Mode::Liar(Lie::HastensFinality) {
                 answer[..32].copy_from_slice(&word(last_final - 1));
                 answer[32..64].copy_from_slice(chain.hash(head - 1).as_slice());
+            } else if mode == Mode::Liar(Lie::StopsFinality) {
+                return Answer::Bytes(position(chain, mode, code, START));
+            } else if mode == Mode::Liar(Lie::InventsFinals) {
+                answer[32..64].copy_from_slice(&[0xcc; 32]);
             }
             Answer::Bytes(answer)
         }
@@ -340,6 +377,11 @@ fn answer(chain: &Chain, mode: Mode, call: &Call) -> Answer {
             match mode {
                 Mode::Limited(limit) if to.saturating_sub(*from) >= limit => refused(-32005, "block range too large"),
                 Mode::Liar(Lie::HidesEvents) => Answer::Events(Vec::new()),
+                Mode::Liar(Lie::InventsEvents) => {
+                    let mut events = chain.events(*from, to);
+                    events.push(GrantEvent { block: chain.block(to), subject: Subject::Anyone });
+                    Answer::Events(events)
+                }
                 _ => Answer::Events(chain.events(*from, to)),
             }
         }
@@ -365,7 +407,8 @@ fn position(chain: &Chain, mode: Mode, code: &[u8], number: u64) -> Vec<u8> {
         _ => chain.hash(known),
     };
     let number = if mode == Mode::Liar(Lie::RaisesHeights) { number + (1 << 40) } else { number };
-    [U256::from(number).to_be_bytes::<32>(), parent.0, asked.0].concat()
+    let chain_id = if mode == Mode::Liar(Lie::OtherChain) { CHAIN_ID + 1 } else { CHAIN_ID };
+    [word(number), parent.to_vec(), asked.to_vec(), word(chain_id)].concat()
 }
 
 fn word(n: u64) -> Vec<u8> {

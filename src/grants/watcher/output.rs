@@ -129,6 +129,12 @@ impl ChainWatcher {
         } else if self.table.overflow > 0 {
             let most = self.table.cache().max();
             format!("{} candidates are beyond the {most} that fit", self.table.overflow)
+        } else if let Some((name, claim)) = self.conversation.refuted(now).next() {
+            format!(
+                "{name} contradicts the quorum: {claim}: remove it from grants.endpoints or report it to its provider"
+            )
+        } else if self.no_finals {
+            "too few endpoints know the block tag of grants.finality: no new peer is admitted; use other endpoints, or another finality".to_owned()
         } else {
             return None;
         };

@@ -6,19 +6,17 @@ use crate::abi::{Malformed, NODES_PER_CALL};
 use crate::admission::DecisionChange;
 use crate::cache::{Settled, Ticket};
 use crate::cursor::{ChainCursor, Continuity};
+use crate::events::{Confirmed, Reported, confirmed};
 use crate::exchange::{NoQuorum, Outcome};
-use crate::jsonrpc::{At, BlockRef, GrantEvent};
+use crate::jsonrpc::{At, BlockRef, GrantEvent, Subject};
 use crate::policy::Pair;
 use crate::procedure::{Answered, FindPosition, Position, Procedure, Step, Verified, Verify, block, too_much};
-use crate::question::{Finding, Question};
+use crate::question::{EndpointFault, Finding, Question};
 use crate::report::Unreachable;
 use spoke_config::grants::Finality;
 use spoke_model::time::Boot;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// With more unread blocks than this, all candidates are verified again instead of reading the events.
-const JUMP: u64 = 20_000;
 
 /// No honest endpoint is this many blocks behind an earlier quorum.
 const MAX_BEHIND: u64 = 1_000;
@@ -41,6 +39,8 @@ enum RoundStep {
         cursor: Box<ChainCursor>,
     },
     Newest,
+    /// The chain's first block, at the end of a poll.
+    First,
     Logs {
         to: u64,
     },
@@ -74,7 +74,7 @@ fn ask(finals: bool, position: Position, step: RoundStep, question: Question) ->
 impl ChainWatcher {
     pub(super) fn begin_poll(&mut self, now: Boot, out: &mut Actions) {
         self.counts.polls += 1;
-        self.cursor.begin_poll();
+        self.cursor.begin_poll(now);
         let finals = self.table.needs_final(now);
         let then = self.find_position(finals, false);
         self.run_steps(now, then, out);
@@ -119,6 +119,9 @@ impl ChainWatcher {
                     }
                     Step::Done(Ok(found)) => {
                         self.head = Some(found.head);
+                        if finals {
+                            self.no_finals = found.no_finals;
+                        }
                         self.table.forget_heights_above(found.head.saturating_add(MAX_BEHIND), now);
                         if found.pins.is_empty() {
                             // The first block of a chain has no parent.
@@ -141,6 +144,12 @@ impl ChainWatcher {
                 }
                 Err(e) => Then::End(Err(e.into())),
             },
+            RoundStep::First => {
+                if let Some(first) = outcome.ok().and_then(|agreement| block(agreement.agreed)) {
+                    self.cursor.set_first(first.hash);
+                }
+                Then::End(Ok(()))
+            }
             RoundStep::Logs { to } => self.logs_read(now, finals, position, to, outcome, out),
             RoundStep::Granted { mut verify, begun, more_logs } => {
                 let step = verify.answered(&mut self.conversation, Answered(outcome));
@@ -196,19 +205,24 @@ impl ChainWatcher {
     /// Reads every event up to the head. The pairs they concern are in doubt from then on, so each event is read once.
     fn follow(&mut self, now: Boot, finals: bool, mut position: Position, out: &mut Actions) -> Then {
         let start = position.anchor.or_else(|| position.pins.last().copied());
-        if let (true, Some(start)) = (self.cursor.gap(position.head) > JUMP, start) {
-            // First start, or a long outage.
+        if let (true, Some(start)) = (self.cursor.costly_gap(position.head), start) {
+            // First start, or a long outage. The position is asked again, with the events since then: the newest block
+            // may hold a revocation.
             self.table.refresh(now);
-            self.cursor = ChainCursor::start(start);
-            return self.verify_granted(now, finals, position, false, out);
+            self.cursor.restart(start);
+            self.conversation.near_head = true;
+            return self.find_position(finals, true);
         }
         let events = std::mem::take(&mut position.events);
         self.note(now, &events, &position);
         self.read_logs(now, finals, position, out)
     }
 
+    /// Applies events. Those that concern every grant are applied a few times a day, the newest of those held back.
     fn note(&mut self, now: Boot, events: &[GrantEvent], position: &Position) {
-        self.table.note(events, position.common(), now);
+        let (anyone, mut events): (Vec<_>, Vec<_>) = events.iter().cloned().partition(|e| e.subject == Subject::Anyone);
+        events.extend(self.sweeps.take(now, anyone));
+        self.table.note(&events, position.common(), now);
     }
 
     /// Requests the next chunk of events, if any are left.
@@ -235,7 +249,7 @@ impl ChainWatcher {
     ) -> Then {
         let agreement = match outcome {
             Ok(agreement) => agreement,
-            Err(e) if too_much(&e) && self.cursor.too_much() => {
+            Err(e) if too_much(&e) && self.cursor.too_much(now) => {
                 // Not the endpoint's fault.
                 self.conversation.endpoints.pardon();
                 return self.read_logs(now, finals, position, out);
@@ -243,7 +257,12 @@ impl ChainWatcher {
             Err(e) => return Then::End(Err(e.into())),
         };
         self.conversation.near_head = to == position.head;
-        let events: Vec<GrantEvent> = agreement.all.into_iter().flat_map(|(_, f)| events_of(f)).collect();
+        let report = |(endpoint, f)| Reported { endpoint, head: u64::MAX, events: events_of(f) };
+        let reports = agreement.all.into_iter().map(report).collect();
+        let Confirmed { events, refuted } = confirmed(reports, position.head, self.config.quorum);
+        for i in refuted {
+            self.conversation.contradicted(i, &EndpointFault::FalseEvents);
+        }
         self.note(now, &events, &position);
         self.cursor.read_to(to);
         // Reading many chunks takes long: a revocation must not wait for the last one.
@@ -373,11 +392,17 @@ impl ChainWatcher {
         let mut waiting = self.table.waiting(now, last_final.map(|b| b.number));
         // Continue after the last pair of the previous poll, so that an unreadable answer does not delay the others.
         waiting.retain(|pair| after.as_ref().is_none_or(|last| pair > last));
-        let most = self.config.batch.saturating_mul(NODES_PER_CALL);
+        let pins = 1 + usize::from(last_final.is_some());
+        let most = self.config.batch.saturating_sub(pins).max(1).saturating_mul(NODES_PER_CALL);
         let rest = waiting.len() > most;
         waiting.truncate(most);
         let begun = self.table.begin(waiting);
-        let Some((newest, _)) = begun.last() else { return Then::End(Ok(())) };
+        let Some((newest, _)) = begun.last() else {
+            if self.cursor.first().is_none() && !std::mem::replace(&mut self.asked_first, true) {
+                return ask(finals, position, RoundStep::First, Question::Block(At::Number(0)));
+            }
+            return Then::End(Ok(()));
+        };
         self.asked = rest.then(|| newest.clone());
         let pairs: Arc<[Pair]> = begun.iter().map(|(p, _)| p.clone()).collect();
         let mut verify = Verify::new(position.pins.clone(), last_final.into_iter().collect(), pairs);
@@ -465,7 +490,8 @@ impl ChainWatcher {
                     push(out, Action::Report(transition));
                 }
                 let retry = RETRY.saturating_mul(failed_polls).min(poll.max(RETRY));
-                let at = (now + retry).max(self.conversation.endpoints.next().unwrap_or(now));
+                let allowed = self.conversation.endpoints.next(self.config.quorum);
+                let at = (now + retry).max(allowed.unwrap_or(now));
                 Deadline { at, reason: DeadlineReason::Retry }
             }
         };

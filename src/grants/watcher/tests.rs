@@ -1,5 +1,5 @@
 //! The machine against the model over a million random ticks: safety invariants and time limits.
-use super::model::{Chain, Contract, Lie, MAX_LAG, Mode, PAIRS, Random, pair, reply};
+use super::model::{Chain, Contract, Lie, MAX_LAG, Mode, PAIRS, Random, START, pair, reply};
 use super::{Action, ChainWatcher, Event, Setup};
 use crate::cursor::ChainCursor;
 use crate::exchange::{RpcFailure, RpcReply};
@@ -25,7 +25,7 @@ const SEEN_LATE: u64 = 12;
 const MAX_TICKS_AT_ONCE: u32 = 200;
 
 fn config(endpoints: usize, quorum: usize, finality: Finality) -> Arc<Grants> {
-    let urls = vec!["\"http://x\""; endpoints].join(",");
+    let urls = (0..endpoints).map(|i| format!("\"http://{i}.example.net\"")).collect::<Vec<_>>().join(",");
     let finality = if finality == Finality::Latest { "latest" } else { "safe" };
     let text = format!(
         "[grants]\ncontract = \"0x37d2106bADB01dd5bE1926e45D172Cb4203C4186\"\nchain_id = 1\nendpoints = [{urls}]\nquorum = {quorum}\nfinality = \"{finality}\"\npoll = \"4s\"\nstall = \"0s\"\ntimeout = \"2s\"\nfresh = \"60s\"\nstale = \"300s\"\ngrace = \"600s\"\npositive_ttl = \"900s\"\nnegative_ttl = \"200s\"\n"
@@ -126,7 +126,7 @@ impl Simulation {
         let finality = if random.one_in(2) { Finality::Latest } else { Finality::Safe };
         let config = config(endpoints, quorum, finality);
         let mut simulation = Self {
-            chain: Chain::new(1_000_000),
+            chain: Chain::new(START),
             modes: vec![Mode::Good; endpoints],
             liars: match lies {
                 // A proxy or a wrong DNS record can affect all of them.
@@ -207,28 +207,7 @@ impl Simulation {
     }
 
     fn handle(&mut self, event: Event) {
-        if std::env::var("T").is_ok() && self.now > 7100000 && self.lies.len() == 1 && self.seed == 6 {
-            eprintln!("{} {:?}", self.now, event);
-        }
         let actions = self.machine.handle(self.clock(self.now), event);
-        if std::env::var("T").is_ok() && self.now > 7100000 && self.lies.len() == 1 && self.seed == 6 {
-            for a in &actions {
-                if let Action::Send(r) = a {
-                    eprintln!(
-                        "   -> {} e{} {:?}",
-                        r.id,
-                        r.endpoint,
-                        r.calls
-                            .iter()
-                            .map(|c| match c {
-                                crate::jsonrpc::Call::Run { code, at } => format!("run{} {:?}", code.len(), at),
-                                o => format!("{o:?}"),
-                            })
-                            .collect::<Vec<_>>()
-                    );
-                }
-            }
-        }
         self.ticks += 1;
         for action in actions {
             match action {
@@ -281,6 +260,9 @@ impl Simulation {
             self.calm();
         }
         self.next_change = self.now + 200 + self.random.below(3_000);
+        if self.random.one_in(8) {
+            self.chain.stranger();
+        }
         match self.random.below(24) {
             0..=5 => self.chain.change(&mut self.random),
             6..=15 => {
@@ -329,6 +311,7 @@ impl Simulation {
             4 | 5 => Mode::Behind(1 + self.random.below(MAX_LAG)),
             6 | 7 => Mode::Limited(1 + self.random.below(3_000)),
             8 => Mode::Broken,
+            9 => Mode::NoFinals,
             _ => Mode::Good,
         }
     }
@@ -372,7 +355,7 @@ impl Simulation {
             let kept = stored.into_iter().flat_map(|d| &d.grants).find(|k| (k.node.clone(), k.key) == pair(n));
             ghost.restored = kept.is_some_and(|k| k.decision.reason.grants());
             // A grant that a full disk did not take is found again on the chain.
-            ghost.was_admitted &= ghost.restored;
+            ghost.was_admitted &= ghost.restored && kept.is_some_and(|k| k.peer);
         }
         self.load();
         let admitted = self.machine.admitted().cloned().unwrap_or_default();
@@ -430,13 +413,11 @@ impl Simulation {
                     self.machine.unreachable
                 )
             };
-            // It returned before any event was read without it: as if it had stayed a candidate.
-            let stayed = self
-                .machine
-                .table
-                .cache()
-                .peek(&pair(n).0, &pair(n).1)
-                .is_some_and(|e| e.left == self.machine.table.events_read && ghost.candidate_since + POLL > now);
+            // It returned before any event was read without it, or with a refresh: as if it had stayed a candidate.
+            let stayed =
+                self.machine.table.cache().peek(&pair(n).0, &pair(n).1).is_some_and(|e| {
+                    e.left + 1 >= self.machine.table.events_read && ghost.candidate_since + POLL > now
+                });
             if is && !ghost.was_admitted && !ghost.restored && !stayed {
                 assert!(ghost.granted.held_since(since), "admitted, and not granted: {}", context());
                 let is_final = self.finality == Finality::Latest || ghost.granted_final.held_since(since);
@@ -527,6 +508,13 @@ fn false_heights_change_no_peer() {
 #[test]
 fn single_endpoint_cannot_finalise_a_block() {
     run_with(&[Lie::HastensFinality]);
+}
+
+#[test]
+fn stranger_and_endpoint_cannot_hold_back_admission() {
+    run_with(&[Lie::StopsFinality, Lie::InventsEvents]);
+    run_with(&[Lie::InventsFinals]);
+    run_with(&[Lie::Creeps]);
 }
 
 #[test]

@@ -94,7 +94,7 @@ pub fn run(config: &Path, command: &Command) -> Outcome {
 }
 
 fn verify(grants: Arc<Grants>, pair: Pair, block: Option<u64>) -> Outcome {
-    let rpc = Http::new(&grants.endpoints, grants.timeout)?;
+    let rpc = Http::new(&grants)?;
     let mut chain = ChainReader::new(rpc, SystemClock, grants.clone());
     let contract = grants.contract;
     match block_on(query(&mut chain, &pair, block))? {
@@ -174,6 +174,7 @@ fn list(r: &Report, now: Boot) -> String {
         let latency = e.latency_ms.map_or("-".to_owned(), |ms| format!("{ms:.0} ms"));
         let state = match (e.other_chain, e.failures, e.answers) {
             (Some(chain), _, _) => format!("on chain {chain}"),
+            _ if e.refuted.is_some() => format!("REFUTED: {}", e.refuted.as_deref().unwrap_or_default()),
             (None, 0, 0) => "not asked".to_owned(),
             (None, 0, _) => "answers".to_owned(),
             (None, failures, _) => format!("failed {failures} times in a row"),

@@ -137,7 +137,7 @@ mod tests {
     }
 
     fn head(number: u64) -> Option<Head> {
-        Some(Head { number, parent: None, asked: None })
+        Some(Head { number, parent: None, asked: None, chain_id: 1 })
     }
 
     fn good(height: u64) -> EndpointAnswers {

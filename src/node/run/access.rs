@@ -80,7 +80,7 @@ pub(super) fn start(
             async move {
                 if let Some(deps) = deps {
                     let grants = deps.config.clone();
-                    return run(deps, move || Http::new(&grants.endpoints, grants.timeout)).await;
+                    return run(deps, move || Http::new(&grants)).await;
                 }
                 // Not enrolled yet: no contract is known, so no peer is admitted.
                 admitted_tx.send_if_modified(|known| {

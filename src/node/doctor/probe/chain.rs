@@ -49,7 +49,7 @@ pub struct EndpointAnswers {
 
 /// Queries all endpoints concurrently, so that their heights can be compared.
 pub async fn endpoints(config: &Grants) -> Result<Vec<EndpointProbe>, KeyError> {
-    let rpc = Http::new(&config.endpoints, config.timeout)?;
+    let rpc = Http::new(config)?;
     let rpc = &rpc;
     let probes = (0..rpc.endpoints()).map(|i| async move {
         EndpointProbe { name: rpc.name(i).to_owned(), answers: endpoint(rpc, i, config).await }
