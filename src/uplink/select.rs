@@ -25,6 +25,8 @@ use std::time::Duration;
 
 /// Duration of a try: three of WireGuard's handshake initiations, which are five seconds apart.
 pub const TRY_TIMEOUT: Duration = Duration::from_secs(15);
+/// Interval of echoes during a try. One without a session is sent with the handshake.
+const TRY_ECHO: Duration = Duration::from_secs(5);
 /// Wait after the first failed try; doubles.
 pub const REST_MIN: Duration = Duration::from_secs(30);
 /// Longest wait between two tries.
@@ -124,7 +126,7 @@ impl StandbyWatch {
         match self.phase {
             Phase::Rest { until } => until,
             Phase::Resolving { deadline, .. } => deadline,
-            Phase::Trying { since, .. } => self.echo_due(Duration::from_secs(1), since).min(since + TRY_TIMEOUT),
+            Phase::Trying { since, .. } => self.echo_due(TRY_ECHO, since).min(since + TRY_TIMEOUT),
             Phase::Good { since, .. } => self.echo_due(rules.idle_probe, since).min(since + rules.failback_after),
         }
     }
@@ -167,7 +169,7 @@ impl StandbyWatch {
                 if now >= since + TRY_TIMEOUT {
                     return self.give_up(now, rng);
                 }
-                self.echo(now, hub, Duration::from_secs(1), since, echoes(hub))
+                self.echo(now, hub, TRY_ECHO, since, echoes(hub))
             }
             Phase::Good { hub, address, since, answered_at } => {
                 let handshake_at = seen.get(hub).and_then(PeerActivity::handshake_at);

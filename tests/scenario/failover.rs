@@ -161,6 +161,20 @@ async fn echo_never_answered_costs_less_than_a_megabyte_a_day() {
     assert!(back <= 100 * SECOND, "one backoff: {back:?}");
 }
 
+/// The better hub is watched; its WireGuard lives and its inside is dead.
+#[tokio::test(start_paused = true)]
+async fn watching_a_hub_without_echo_costs_little() {
+    let mut s = two_hubs().await;
+    s.world.state().hubs[0].answers_echo = false;
+    failed_over(&mut s, "echo dropped", Code::NoEcho).await;
+    s.pass(60 * MINUTE).await;
+    let before = s.world.state().bytes;
+    s.pass(24 * 60 * MINUTE).await;
+    let day = s.world.state().bytes - before;
+    println!("a day at the second hub, the first without echo: {day} bytes");
+    assert!(day < 1_250_000, "{day} bytes");
+}
+
 #[tokio::test(start_paused = true)]
 async fn own_address_as_the_hubs_is_not_up() {
     let mut s = Scene::start_with(1, "", |w| w.state().hubs[0].answers_echo = false).await;
