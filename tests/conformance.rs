@@ -54,6 +54,10 @@ impl World for Others {
         self.0.remove_route(link, Route { to: net(to), table });
     }
 
+    fn flush_routes(&self, link: &str) {
+        self.0.flush_routes(link);
+    }
+
     fn has_foreign_route(&self, link: &str, to: &str, table: u32) -> bool {
         self.0.foreign_routes().contains(&(name(link).to_string(), Route { to: net(to), table }))
     }

@@ -14,6 +14,9 @@ pub enum ChangeRefused {
     /// The kernel refused it; the previous state was restored.
     #[error("The kernel refused the change, and the previous state is restored: {0}")]
     Kernel(String),
+    /// It would make the desired state invalid, or that is invalid already.
+    #[error("The change is not made, and the previous state is restored: {0}")]
+    Invalid(String),
     /// The kernel refused a part of it; what it takes away is in force nevertheless.
     #[error(
         "The kernel refused a part of the change: {0}. What it removes stays removed or is tried again; nothing else of it is in force"

@@ -194,7 +194,8 @@ impl Interface {
             t.fault("mtu", problem, format_args!("write {MIN_MTU_V6} or more, or remove the IPv6 addresses"));
         }
         let peers = t.tables("peer", |p| read_peer(p, access));
-        check_peers(t, &peers, nested_allowed_ips, routes && table == TABLE_MAIN);
+        let main_table_routes = routes && table == TABLE_MAIN && fwmark.unwrap_or(0) == 0;
+        check_peers(t, &peers, nested_allowed_ips, main_table_routes);
         let name = name?;
         Some(Self {
             private_key: private_key.unwrap_or_else(|| default_key(&name)),
@@ -261,7 +262,21 @@ fn read_peer(t: &mut Table<'_>, access: Access) -> Option<Peer> {
     })
 }
 
+/// What to do about a network that [`captured`] finds.
+pub const CAPTURED_REMEDY: &str = "leave the endpoint out of the networks, set table to a separate table with an `ip rule`, set a fwmark with an `ip rule` for it, or set routes = false";
+
+/// The first network routed into a tunnel that holds one of its endpoints, with that endpoint: the tunnel's own packets would be
+/// routed into it, and all other traffic with them.
+pub fn captured(
+    nets: impl IntoIterator<Item = IpNet>,
+    endpoints: &[std::net::SocketAddr],
+) -> Option<(IpNet, std::net::SocketAddr)> {
+    let holds = |net: IpNet| Some((net, *endpoints.iter().find(|e| net.contains(&e.ip().to_canonical()))?));
+    nets.into_iter().find_map(holds)
+}
+
 fn check_peers(t: &mut Table<'_>, peers: &[Peer], nested: bool, main_table_routes: bool) {
+    let endpoints: Vec<_> = peers.iter().filter_map(|p| p.endpoint.as_ref()?.literal()).collect();
     for (i, peer) in peers.iter().enumerate() {
         if let Some(j) = peers[..i].iter().position(|p| p.public_key == peer.public_key) {
             t.fault(&format!("peer[{i}].public_key"), format_args!("is also that of peer[{j}]"), "keep one of the two");
@@ -272,6 +287,13 @@ fn check_peers(t: &mut Table<'_>, peers: &[Peer], nested: bool, main_table_route
                 "a default route in the main table would also route the tunnel's own packets into the tunnel",
                 "set table to a separate table with an `ip rule`, or routes = false",
             );
+        } else if main_table_routes
+            && let Some((net, endpoint)) = captured(peer.allowed_ips.iter().map(|c| c.0), &endpoints)
+        {
+            let problem = format_args!(
+                "{net} holds the peer's endpoint {endpoint}: the tunnel's packets would be routed into it"
+            );
+            t.fault(&format!("peer[{i}].allowed_ips"), problem, CAPTURED_REMEDY);
         }
     }
     // In order of first address, `open` holds the networks that contain the current one.

@@ -205,10 +205,32 @@ impl Config {
                     );
                 }
             }
-            if link.routes
-                && hub.allowed_ips.iter().any(|c| c.0.prefix_len() == 0)
-                && link.table == crate::interface::TABLE_MAIN
+            let own = self.interfaces.iter().find(|i| i.addresses.iter().any(|a| a.0.addr() == hub.address));
+            if let Some(own) = own {
+                fault(
+                    format!("uplink.hub[{h}].address"),
+                    format!(
+                        "{} is an address of {} itself, which would answer in the hub's place",
+                        hub.address, own.name
+                    ),
+                    "write the hub's address inside the tunnel",
+                );
+            }
+            if !link.routes || link.table != crate::interface::TABLE_MAIN || link.fwmark != 0 {
+                continue;
+            }
+            let mut endpoints: Vec<_> = uplink.hubs.iter().filter_map(|hub| hub.endpoint.literal()).collect();
+            endpoints.extend(link.peers.iter().filter_map(|p| p.endpoint.as_ref()?.literal()));
+            let nets = hub.allowed_ips.iter().chain(link.peers.iter().flat_map(|p| &p.allowed_ips)).map(|c| c.0);
+            if let Some((net, endpoint)) = interface::captured(nets, &endpoints).filter(|(net, _)| net.prefix_len() > 0)
             {
+                fault(
+                    format!("uplink.hub[{h}].allowed_ips"),
+                    format!("{net} holds the endpoint {endpoint}: the tunnel's packets would be routed into it"),
+                    interface::CAPTURED_REMEDY,
+                );
+            }
+            if hub.allowed_ips.iter().any(|c| c.0.prefix_len() == 0) {
                 fault(
                     format!("uplink.hub[{h}].allowed_ips"),
                     "a default route in the main table would also route the tunnel's own packets into the tunnel"

@@ -298,3 +298,35 @@ proptest! {
         let _ = read(&format!("[{section}]\n{key} = {value}\n"));
     }
 }
+
+#[test]
+fn network_that_holds_an_endpoint_is_refused() {
+    let text = |interface: &str, nets: &str| {
+        format!(
+            "[[interface]]\nname = \"wg0\"\naddresses = [\"10.8.0.2/24\"]\n{interface}\n[uplink]\ninterface = \"wg0\"\n\
+             [[uplink.hub]]\nname = \"a\"\npublic_key = \"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=\"\n\
+             endpoint = \"192.0.2.1:51820\"\naddress = \"10.8.0.1\"\nallowed_ips = [{nets}]\n"
+        )
+    };
+    for nets in ["\"0.0.0.0/1\", \"128.0.0.0/1\"", "\"10.8.0.1/32\", \"192.0.2.0/24\""] {
+        let found = faults(&text("", nets));
+        assert!(found.len() == 1 && found[0].contains("holds the endpoint 192.0.2.1:51820"), "{found:?}");
+        assert!(read(&text("table = 100", nets)).is_ok() && read(&text("fwmark = 7", nets)).is_ok());
+    }
+    let peer = "[[interface.peer]]\npublic_key = \"CAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAg=\"\nallowed_ips = [\"192.0.0.0/16\"]\n";
+    let found = faults(&text(peer, "\"10.8.0.0/24\""));
+    assert!(found.len() == 1 && found[0].contains("192.0.0.0/16 holds the endpoint"), "{found:?}");
+}
+
+#[test]
+fn hub_address_of_our_own_is_refused() {
+    let found = faults(
+        "[[interface]]\nname = \"wg0\"\naddresses = [\"10.8.0.2/24\"]\n[uplink]\ninterface = \"wg0\"\n[[uplink.hub]]\nname = \"a\"\n\
+         public_key = \"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=\"\nendpoint = \"192.0.2.1:51820\"\naddress = \"10.8.0.2\"\n\
+         allowed_ips = [\"10.8.0.0/24\"]\n",
+    );
+    assert!(
+        found.len() == 1 && found[0].contains("uplink.hub[0].address") && found[0].contains("wg0 itself"),
+        "{found:?}"
+    );
+}

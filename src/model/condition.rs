@@ -178,7 +178,7 @@ impl Code {
             }
             Self::RouteConflict => "remove the other route, or the network from the peer's allowed-ips",
             Self::NetworkOverlap => {
-                "renumber one of the two networks, or set interface.route_metric to let the tunnel's routes compete"
+                "renumber one of the two networks, or remove the tunnel's network from addresses and allowed-ips"
             }
             Self::PortInUse => "stop the program the detail names, or set another listen_port",
             Self::TunnelBypassed => {

@@ -47,13 +47,21 @@ pub fn advance(observed: &mut Observed, step: &Step) {
         }),
         Step::RemoveAddress { address, .. } => with(observed, step, |l| {
             l.addresses.remove(address);
+            l.unrouted.remove(address);
         }),
         Step::AddAddress { address, .. } => with(observed, step, |l| {
             l.addresses.insert(*address);
         }),
+        Step::AddConnected { address, .. } => with(observed, step, |l| {
+            l.unrouted.remove(address);
+        }),
+        Step::RemoveConnected { address, .. } => with(observed, step, |l| {
+            l.unrouted.insert(*address);
+        }),
         Step::SetUp { up, .. } => with(observed, step, |l| {
             if l.up && !up {
                 l.routes.clear();
+                l.unrouted.clear();
                 l.addresses.retain(|a| a.addr().is_ipv4());
             }
             l.up = *up;

@@ -4,7 +4,7 @@ use super::state::{Desired, Endpoint, Forwarding, Link, ListenPort, MAX_PEERS, P
 use crate::api_state::{ApiState, ApiStateLink, Device, Table};
 use ipnet::IpNet;
 use spoke_config::effective::{Effective, InterfaceView};
-use spoke_config::interface::{Access, DEFAULT_MTU, MIN_MTU_V6};
+use spoke_config::interface::{Access, CAPTURED_REMEDY, DEFAULT_MTU, MIN_MTU_V6, captured};
 use spoke_config::interface::{DriftPolicy, TABLE_MAIN};
 use spoke_config::node::Role;
 use spoke_config::overrides::MAX_ALLOWED_IPS;
@@ -16,7 +16,7 @@ use spoke_model::key_source::KeySource;
 use spoke_model::nets::{Holders, Nets};
 use spoke_model::node_id::NodeId;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 pub mod withdraw;
@@ -120,6 +120,40 @@ pub enum DeriveError {
         /// Bytes.
         mtu: u32,
     },
+    /// A network routed into the tunnel holds an endpoint.
+    #[error(
+        "{net} on {link} holds the endpoint {endpoint}, so that the tunnel's own packets would be routed into it: {}",
+        CAPTURED_REMEDY
+    )]
+    Captured {
+        /// Interface.
+        link: IfName,
+        /// The network.
+        net: IpNet,
+        /// Endpoint of a peer or a hub.
+        endpoint: SocketAddr,
+    },
+    /// A default route in the main table.
+    #[error(
+        "{net} on {link} would be a default route in the main table, which takes the tunnel's own packets, too: {}",
+        CAPTURED_REMEDY
+    )]
+    DefaultRoute {
+        /// Interface.
+        link: IfName,
+        /// The network.
+        net: IpNet,
+    },
+    /// The hub's tunnel address is ours.
+    #[error(
+        "the hub's address {address} is an address of this node ({link}), which would answer in the hub's place: correct the hub's address"
+    )]
+    OwnHubAddress {
+        /// Interface that has the address.
+        link: IfName,
+        /// The address.
+        address: IpAddr,
+    },
     /// The interface is its own peer.
     #[error("interface {0} has its own public key among its peers")]
     OwnKey(IfName),
@@ -148,11 +182,41 @@ pub fn derive(config: &Effective, facts: &Facts, last: &Desired) -> Result<Desir
             links.insert(name.clone(), api_link(name, config.own().node.role, device, set)?);
         }
     }
+    check_hubs(config, &links)?;
     let hubs = config.interfaces().filter(|_| config.own().node.role == Role::Hub);
     let forwarding = hubs.map(|i| (i.own().name.clone(), forwarding(i))).collect();
     let same = links == last.links && forwarding == last.forwarding;
     let generation = if same { last.generation } else { last.generation + 1 };
     Ok(Desired { generation, links, forwarding })
+}
+
+/// No hub's address may be ours, and no network routed into a tunnel may hold an endpoint of that tunnel.
+fn check_hubs(config: &Effective, links: &BTreeMap<IfName, Link>) -> Result<(), DeriveError> {
+    let uplink = config.uplink_interface();
+    for hub in config.hubs() {
+        let own = links.iter().find(|(_, l)| l.addresses.iter().any(|a| a.addr() == hub.address));
+        if let Some((name, _)) = own {
+            return Err(DeriveError::OwnHubAddress { link: name.clone(), address: hub.address });
+        }
+    }
+    for (name, link) in links {
+        if link.fwmark != 0 {
+            continue;
+        }
+        let mut endpoints: Vec<SocketAddr> = link.peers.values().filter_map(|p| p.endpoint).map(|e| e.addr).collect();
+        if uplink == Some(name) {
+            endpoints.extend(config.hubs().iter().filter_map(|hub| hub.endpoint.literal()));
+        }
+        let routed = link.routes.iter().filter(|r| r.table == TABLE_MAIN).map(|r| r.to);
+        if let Some(net) = routed.clone().find(|net| net.prefix_len() == 0) {
+            return Err(DeriveError::DefaultRoute { link: name.clone(), net });
+        }
+        let connected = link.addresses.iter().filter(|a| a.prefix_len() < a.max_prefix_len()).map(IpNet::trunc);
+        if let Some((net, endpoint)) = captured(routed.chain(connected), &endpoints) {
+            return Err(DeriveError::Captured { link: name.clone(), net, endpoint });
+        }
+    }
+    Ok(())
 }
 
 fn forwarding(interface: InterfaceView<'_>) -> Forwarding {
@@ -357,5 +421,7 @@ fn check(link: &IfName, private_key: &SecretKey, peers: &BTreeMap<PublicKey, Pee
     }
 }
 
+#[cfg(test)]
+mod captured;
 #[cfg(test)]
 mod overrides;

@@ -272,6 +272,10 @@ fn device(want: &Link, have: Option<&ObservedLink>) -> Vec<Mismatch> {
     if want.addresses != have.addresses {
         out.push(mismatch("addresses", nets(&want.addresses.clone().into()), nets(&have.addresses.clone().into())));
     }
+    let unrouted: Nets = want.addresses.intersection(&have.unrouted).copied().collect();
+    if want.up && !unrouted.is_empty() {
+        out.push(mismatch("connected_routes", nets(&unrouted), Vec::<String>::new()));
+    }
     if want.up && want.routes != have.routes {
         let shown = |r: &BTreeSet<super::state::Route>| -> Vec<String> {
             r.iter().map(|r| format!("{} table {}", r.to, r.table)).collect()

@@ -6,15 +6,16 @@ use super::state::{
     Desired, Endpoint, Forwarding, Link, ListenPort, Memory, Observed, ObservedLink, ObservedPeer, Peer, Route,
 };
 use ipnet::IpNet;
-use spoke_config::interface::DriftPolicy;
+use spoke_config::interface::{DriftPolicy, TABLE_MAIN};
 use spoke_model::interface_name::IfName;
 use spoke_model::key::{PresharedKey, PublicKey, SecretKey};
 use spoke_model::nets::{Nets, side_by_side};
 use std::collections::{BTreeMap, BTreeSet};
 
-pub mod object;
-
 mod memory;
+pub mod object;
+pub mod overlap;
+use overlap::Overlap;
 
 /// Change of a peer's allowed-ips.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +67,10 @@ pub enum Step {
     RemoveAddress { link: IfName, address: IpNet },
     /// Add an address.
     AddAddress { link: IfName, address: IpNet },
+    /// Add the connected route of an address, or give it our metric.
+    AddConnected { link: IfName, address: IpNet },
+    /// Remove the connected route of an address.
+    RemoveConnected { link: IfName, address: IpNet },
     /// Bring the interface up or down.
     SetUp { link: IfName, up: bool },
     /// Add a route; needs an interface that is up.
@@ -86,6 +91,8 @@ impl Step {
             | Self::RemoveRoute { link, .. }
             | Self::RemoveAddress { link, .. }
             | Self::AddAddress { link, .. }
+            | Self::AddConnected { link, .. }
+            | Self::RemoveConnected { link, .. }
             | Self::SetUp { link, .. }
             | Self::AddRoute { link, .. } => link,
         }
@@ -103,6 +110,8 @@ impl Step {
             | Self::RemoveRoute { .. }
             | Self::RemoveAddress { .. }
             | Self::AddAddress { .. }
+            | Self::AddConnected { .. }
+            | Self::RemoveConnected { .. }
             | Self::SetUp { .. }
             | Self::AddRoute { .. } => None,
         }
@@ -119,6 +128,8 @@ impl Step {
             | Self::RemoveRoute { .. }
             | Self::RemoveAddress { .. }
             | Self::AddAddress { .. }
+            | Self::AddConnected { .. }
+            | Self::RemoveConnected { .. }
             | Self::AddRoute { .. } => false,
         }
     }
@@ -134,11 +145,12 @@ impl Step {
             // Before the addresses: the kernel removes IPv6 addresses of an interface that goes down.
             Self::SetUp { up: false, .. } => 5,
             Self::SetMtu { .. } => 6,
-            Self::RemoveRoute { .. } => 7,
+            Self::RemoveRoute { .. } | Self::RemoveConnected { .. } => 7,
             Self::RemoveAddress { .. } => 8,
             Self::AddAddress { .. } => 9,
             Self::SetUp { up: true, .. } => 10,
-            Self::AddRoute { .. } => 11,
+            Self::AddConnected { .. } => 11,
+            Self::AddRoute { .. } => 12,
         }
     }
 }
@@ -169,6 +181,8 @@ pub struct Plan {
     pub held: Vec<Step>,
     /// Interfaces that cannot reach their desired state.
     pub blocked: Vec<Blocked>,
+    /// Networks of the tunnels that are connected elsewhere, too.
+    pub overlaps: Vec<Overlap>,
 }
 
 /// A requested repair: held steps that are to be applied once, despite the drift policy.
@@ -210,6 +224,8 @@ impl Repair {
                 Unknown::Ours(peers) => peers.get(step.link()).is_some_and(|keys| keys.contains(peer)),
                 Unknown::All => true,
             },
+            // Undeclared, on an interface that we did not create.
+            Step::RemoveAddress { .. } => matches!(self.unknown, Unknown::All),
             Step::SetPeer { change, .. } if change.create => self.missing,
             Step::CreateLink { .. } => self.missing,
             _ => self.mismatched,
@@ -252,7 +268,9 @@ pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory) -> Plan {
         };
         let mut steps = Vec::new();
         let mut unknown = Vec::new();
-        link(name, want, have, memory, &mut steps, &mut unknown);
+        let found = overlap::overlaps(name, want, observed);
+        link(name, want, have, memory, &found, &mut steps, &mut unknown);
+        out.overlaps.extend(found);
         match want.policy {
             DriftPolicy::Enforce => {
                 out.steps.append(&mut steps);
@@ -295,6 +313,7 @@ fn link(
     want: &Link,
     have: Option<&ObservedLink>,
     memory: &Memory,
+    overlaps: &[Overlap],
     steps: &mut Vec<Step>,
     unknown: &mut Vec<Step>,
 ) {
@@ -366,17 +385,33 @@ fn link(
     let goes_down = have.up && !want.up;
     let kept = |a: &&IpNet| !goes_down || a.addr().is_ipv4();
     for address in have.addresses.difference(&want.addresses).filter(kept) {
-        steps.push(Step::RemoveAddress { link: name.clone(), address: *address });
+        let step = Step::RemoveAddress { link: name.clone(), address: *address };
+        // An adopted interface keeps the addresses that others gave it.
+        let set_by_us = have.ours || memory.addresses.get(name).is_some_and(|set| set.contains(address));
+        if set_by_us { steps.push(step) } else { unknown.push(step) }
     }
     for address in want.addresses.iter().filter(|a| !(have.addresses.contains(a) && kept(a))) {
         steps.push(Step::AddAddress { link: name.clone(), address: *address });
     }
     if want.up {
-        for route in have.routes.difference(&want.routes) {
+        let withheld = |net: &IpNet| overlaps.iter().any(|o| o.withheld && o.net == *net);
+        let routes = |r: &&Route| !(r.table == TABLE_MAIN && withheld(&r.to));
+        let wanted: BTreeSet<Route> = want.routes.iter().filter(routes).copied().collect();
+        for route in have.routes.difference(&wanted) {
             steps.push(Step::RemoveRoute { link: name.clone(), route: *route });
         }
-        for route in want.routes.difference(&have.routes) {
+        for route in wanted.difference(&have.routes) {
             steps.push(Step::AddRoute { link: name.clone(), route: *route });
+        }
+        // The kernel adds the connected routes when the address is added and the interface comes up.
+        let settled = |a: &&IpNet| have.up && have.addresses.contains(*a) && a.prefix_len() < a.max_prefix_len();
+        for address in want.addresses.iter().filter(settled) {
+            let (link, address, missing) = (name.clone(), *address, have.unrouted.contains(address));
+            match (withheld(&address.trunc()), missing) {
+                (false, true) => steps.push(Step::AddConnected { link, address }),
+                (true, false) => steps.push(Step::RemoveConnected { link, address }),
+                (false, false) | (true, true) => {}
+            }
         }
     }
 }

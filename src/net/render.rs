@@ -17,6 +17,9 @@ pub fn plan(plan: &Plan, observed: &Observed) -> String {
     for blocked in &plan.blocked {
         let _ = writeln!(out, "(blocked) {blocked}");
     }
+    for overlap in &plan.overlaps {
+        let _ = writeln!(out, "(overlap) {overlap}");
+    }
     if out.is_empty() {
         out.push_str("nothing to do\n");
     }
@@ -71,6 +74,8 @@ pub fn step(step: &Step, observed: &Observed) -> String {
         Step::RemoveRoute { link, route } => format!("{link}: remove route {} table {}", route.to, route.table),
         Step::RemoveAddress { link, address } => format!("{link}: remove address {address}"),
         Step::AddAddress { link, address } => format!("{link}: add address {address}"),
+        Step::AddConnected { link, address } => format!("{link}: add the connected route of {address}"),
+        Step::RemoveConnected { link, address } => format!("{link}: remove the connected route of {address}"),
         Step::SetUp { link, up } => format!("{link}: bring {}", if *up { "up" } else { "down" }),
         Step::AddRoute { link, route } => format!("{link}: add route {} table {}", route.to, route.table),
     }

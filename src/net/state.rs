@@ -70,6 +70,26 @@ pub struct Route {
     pub table: u32,
 }
 
+/// A network that is connected to an interface which is not ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    /// Name of the interface.
+    pub link: String,
+    /// Our address in the network.
+    pub address: IpAddr,
+}
+
+/// Where the system's look-up for an address leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Egress {
+    /// Not known.
+    Unknown,
+    /// Nowhere.
+    Unreachable,
+    /// Into this interface.
+    Link(String),
+}
+
 /// A desired WireGuard interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
@@ -171,6 +191,8 @@ pub struct ObservedLink {
     pub fwmark: u32,
     /// Addresses with their prefix length.
     pub addresses: BTreeSet<IpNet>,
+    /// Those whose connected route is missing or has another metric than ours. Empty while the interface is down.
+    pub unrouted: BTreeSet<IpNet>,
     /// Peers by public key.
     pub peers: BTreeMap<PublicKey, ObservedPeer>,
     /// Routes of [`ROUTE_PROTOCOL`] through it.
@@ -186,6 +208,10 @@ pub struct Observed {
     pub links: BTreeMap<IfName, ObservedLink>,
     /// Foreign WireGuard interfaces: neither desired nor ours, never changed.
     pub foreign: BTreeSet<IfName>,
+    /// Networks connected to interfaces that are not ours.
+    pub networks: BTreeMap<IpNet, Neighbour>,
+    /// Gateways of the default routes.
+    pub gateways: BTreeSet<IpAddr>,
     /// Our nftables tables; `None`: modified by another process.
     pub forwarding: BTreeMap<IfName, Option<Forwarding>>,
 }
@@ -205,6 +231,8 @@ pub struct Memory {
     pub owned: BTreeMap<IfName, BTreeSet<PublicKey>>,
     /// Sequence number of the last repair carried out.
     pub repaired: u64,
+    /// Addresses we set, on interfaces that we did not create.
+    pub addresses: BTreeMap<IfName, BTreeSet<IpNet>>,
     /// Fixed ports that were refused because another program has them.
     pub busy_ports: BTreeMap<IfName, u16>,
 }

@@ -2,10 +2,12 @@
 //!
 //! Waits for: any fact, a repair, a kernel event, the resync timer.
 use spoke_config::effective::Effective;
+use spoke_config::interface::TABLE_MAIN;
 use spoke_model::address::HostPort;
 use spoke_model::condition::{Code, Condition};
 use spoke_model::error_chain::ErrorChain;
 use spoke_model::interface_name::IfName;
+use spoke_model::time::Boot;
 use spoke_net::advance::advance;
 use spoke_net::api_state::ApiState;
 use spoke_net::derive::withdraw::withdraw;
@@ -13,7 +15,7 @@ use spoke_net::derive::{Admitted, Facts, Keys, UplinkChoice, derive};
 use spoke_net::drift;
 use spoke_net::plan::{Plan, Repair, Step, plan};
 use spoke_net::render;
-use spoke_net::state::{Desired, Memory, Observed};
+use spoke_net::state::{Desired, Egress, Memory, Observed};
 use spoke_sys::clock::Clock;
 use spoke_sys::kernel::{Kernel, KernelError, Retry};
 use spoke_sys::notify::Notify;
@@ -234,6 +236,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
             self.notify.alive();
             return Ok(Pass::Unfinished);
         };
+        let uplink = goal.as_ref().and_then(|g| g.facts.uplink.clone());
         let wanted: BTreeSet<IfName> = desired.links.keys().cloned().collect();
         let mut applied_steps = Vec::new();
         let repair = self.sources.repair.as_mut().and_then(|r| r.borrow_and_update().clone());
@@ -281,6 +284,10 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         refused.iter_mut().for_each(|r| r.sequence = sequence);
         refused = remaining(&self.status.borrow().refused, refused, &left.steps);
         conditions.extend(self::conditions(&refused));
+        conditions.extend(left.overlaps.iter().map(|o| {
+            Condition::new(Code::NetworkOverlap, began, o.to_string()).about(format!("{} {}", o.link, o.net))
+        }));
+        conditions.extend(self.bypass(&desired, &observed, uplink.as_deref(), began).await);
         let taken = left.blocked.iter().map(|b| Condition::new(Code::NameTaken, began, b.to_string()));
         conditions.extend(taken);
         let clean = conditions.is_empty() && left.steps.is_empty();
@@ -372,6 +379,31 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         }
     }
 
+    /// The condition that the system's look-up for the hub's address does not lead into the tunnel, although a route is to
+    /// lead there. The echo is bound to the interface and does not notice.
+    async fn bypass(
+        &mut self,
+        desired: &Desired,
+        observed: &Observed,
+        uplink: Option<&UplinkChoice>,
+        at: Boot,
+    ) -> Option<Condition> {
+        let UplinkChoice { interface, active, .. } = uplink?;
+        let (hub, want) = (active.hub.address, desired.links.get(interface)?);
+        let routed = want.routes.iter().filter(|r| r.table == TABLE_MAIN).map(|r| r.to).chain(want.addresses.clone());
+        if !want.up || !observed.links.get(interface)?.up || !routed.into_iter().any(|net| net.contains(&hub)) {
+            return None;
+        }
+        let leads = match self.kernel.egress(hub).await {
+            Egress::Unknown => return None,
+            Egress::Link(link) if link == interface.as_str() => return None,
+            Egress::Link(link) => format!("into {link}"),
+            Egress::Unreachable => "nowhere".to_owned(),
+        };
+        let detail = format!("the route to the hub's address {hub} leads {leads}, not into {interface}");
+        Some(Condition::new(Code::TunnelBypassed, at, detail).about(hub.to_string()))
+    }
+
     /// The last observation, if it is recent and clean, and a new one would be expensive.
     fn known(&self) -> Option<Observed> {
         let last = self.status.borrow();
@@ -434,3 +466,6 @@ enum Pass {
     Unfinished,
     Waiting,
 }
+
+#[cfg(test)]
+mod tests;

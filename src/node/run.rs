@@ -28,6 +28,7 @@ use spoke_sys::echo::IcmpEcho;
 use spoke_sys::kernel::{CounterSocket, KernelError, Netlink, PathSocket};
 use spoke_sys::keys;
 use spoke_sys::keys::IfMissing;
+use spoke_sys::lock;
 use spoke_sys::notify::{Notify as _, Systemd};
 use spoke_sys::priority::lower_thread_priority;
 use spoke_sys::random::seed;
@@ -46,6 +47,7 @@ use tokio::sync::watch;
 pub fn run(config: &Path) -> Outcome {
     spoke_command::start_log("spoke");
     let config = Arc::new(load(config)?);
+    let _lock = lock::take(&config.node.runtime_dir, &config.node.runtime_dir.join(SOCKET))?;
     keys::ensure_dir(&config.node.state_dir)?;
     // First: nothing works without keys.
     let keys = keys::load(&config, IfMissing::Create)?;

@@ -13,6 +13,8 @@ use tokio::task::JoinSet;
 const RESTART_MIN: Duration = Duration::from_secs(1);
 /// Longest wait.
 const RESTART_MAX: Duration = Duration::from_secs(60);
+/// How long to wait for the reason why a vital task returned.
+const REASON_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bytes of stack of a thread with a runtime of its own.
 const STACK: usize = 512 * 1024;
 /// A task that ran for this long starts at [`RESTART_MIN`] again.
@@ -28,6 +30,12 @@ pub enum Exit {
         task: &'static str,
         /// Its error.
         reason: String,
+    },
+    /// A vital task returned, which none does while what it waits for is there.
+    #[error("{task} ended: it returned")]
+    Returned {
+        /// The task.
+        task: &'static str,
     },
     /// A task panicked (only where panics unwind: the release build aborts at once).
     #[error("a task panicked: {0}")]
@@ -48,11 +56,10 @@ impl Supervisor {
         task: impl Future<Output = Result<(), E>> + Send + 'static,
     ) {
         self.tasks.spawn(async move {
-            let reason = match task.await {
-                Ok(()) => "it returned".to_owned(),
-                Err(e) => e.to_string(),
-            };
-            Exit::Vital { task: name, reason }
+            match task.await {
+                Ok(()) => Exit::Returned { task: name },
+                Err(e) => Exit::Vital { task: name, reason: e.to_string() },
+            }
         });
     }
 
@@ -107,16 +114,35 @@ impl Supervisor {
 
     /// Waits until `stop` resolves (`Ok`) or a vital task ends (`Err`). Drops every task on return; threads end with the
     /// process.
+    ///
+    /// A task returns when another one, which it waits for, is gone: the error of that one is the reason, even if it arrives
+    /// later or together with `stop`.
     pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), Exit> {
-        tokio::select! {
-            () = stop => Ok(()),
-            ended = self.tasks.join_next() => match ended {
-                Some(Ok(exit)) => Err(exit),
-                Some(Err(e)) => Err(Exit::Panicked(e.to_string())),
-                None => Ok(()),
-            },
+        let first = tokio::select! {
+            biased;
+            ended = self.tasks.join_next() => ended.map(exit),
+            () = stop => None,
+        };
+        let has_reason = |exit: &Exit| !matches!(exit, Exit::Returned { .. });
+        if first.as_ref().is_some_and(has_reason) {
+            return first.map_or(Ok(()), Err);
         }
+        let wait = if first.is_some() { REASON_TIMEOUT } else { Duration::ZERO };
+        let reason = async {
+            while let Some(next) = self.tasks.join_next().await.map(exit) {
+                if has_reason(&next) {
+                    return Some(next);
+                }
+            }
+            None
+        };
+        let reason = tokio::time::timeout(wait, reason).await.ok().flatten();
+        reason.or(first).map_or(Ok(()), Err)
     }
+}
+
+fn exit(ended: Result<Exit, tokio::task::JoinError>) -> Exit {
+    ended.unwrap_or_else(|e| Exit::Panicked(e.to_string()))
 }
 
 type Attempt = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
@@ -171,6 +197,35 @@ mod tests {
         supervisor.vital("net", async { Err::<(), _>("no kernel") });
         let end = supervisor.run(std::future::pending()).await;
         assert_eq!(end.unwrap_err().to_string(), "net ended: no kernel");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn reason_is_the_error_that_ended_the_others() {
+        // `repairs` returns because the channel of `net` is closed, before the end of `net`'s thread is known.
+        let mut supervisor = Supervisor::default();
+        supervisor.vital("repairs", async { Ok::<(), String>(()) });
+        supervisor.vital("net", async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            Err::<(), _>("no kernel")
+        });
+        let end = supervisor.run(std::future::pending()).await;
+        assert_eq!(end.unwrap_err().to_string(), "net ended: no kernel");
+
+        // A signal at the same moment does not hide it.
+        let mut supervisor = Supervisor::default();
+        supervisor.vital("net", async { Err::<(), _>("no kernel") });
+        tokio::task::yield_now().await;
+        let end = supervisor.run(std::future::ready(())).await;
+        assert_eq!(end.unwrap_err().to_string(), "net ended: no kernel");
+
+        let mut supervisor = Supervisor::default();
+        supervisor.vital("repairs", async { Ok::<(), String>(()) });
+        let end = supervisor.run(std::future::pending()).await;
+        assert_eq!(end.unwrap_err().to_string(), "repairs ended: it returned");
+
+        let mut supervisor = Supervisor::default();
+        supervisor.vital("net", std::future::pending::<Result<(), String>>());
+        assert!(supervisor.run(std::future::ready(())).await.is_ok());
     }
 
     #[tokio::test]

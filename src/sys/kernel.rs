@@ -13,6 +13,7 @@
 //! - `EACCES` for an IPv6 address or route means that IPv6 is disabled there, not that a privilege is missing.
 //! - `EEXIST` may refer to another program's route: it counts as done only if the identical route is there.
 //! - A dump may be interrupted by a change: it is repeated. An observation is complete or an error.
+//! - Of two equal connected routes the older one wins: ours have a high metric, so that the order of boot decides nothing.
 //! - WireGuard and nftables announce nothing: drift of peers and tables is found by the periodic resync.
 //!
 //! # Why not `wireguard-control`
@@ -28,9 +29,10 @@ use spoke_model::error_chain::ErrorChain;
 use spoke_model::interface_name::IfName;
 use spoke_model::key::PublicKey;
 use spoke_net::plan::Step;
-use spoke_net::state::{Counters, Observed};
+use spoke_net::state::{Counters, Egress, Observed};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::net::IpAddr;
 
 mod conversation;
 mod events;
@@ -174,6 +176,11 @@ pub trait Kernel: Send + 'static {
     /// A change of a removed peer succeeds and does not recreate it; removing what is absent and adding what is present
     /// succeed.
     fn apply(&mut self, steps: &[Step]) -> impl Future<Output = Applied> + Send;
+
+    /// Where the system's look-up for an address leads.
+    fn egress(&mut self, _to: IpAddr) -> impl Future<Output = Egress> + Send {
+        std::future::ready(Egress::Unknown)
+    }
 
     /// Resolves when something *may* have changed: links, addresses, routes. Bursts are merged.
     fn changed(&mut self) -> impl Future<Output = ()> + Send;

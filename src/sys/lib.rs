@@ -14,6 +14,7 @@ pub mod http_server;
 pub mod journal;
 pub mod kernel;
 pub mod keys;
+pub mod lock;
 pub mod notify;
 pub mod priority;
 pub mod random;

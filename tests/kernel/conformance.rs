@@ -8,7 +8,7 @@ use spoke_model::interface_name::IfName;
 use spoke_model::key::{PublicKey, SecretKey};
 use spoke_model::nets::Nets;
 use spoke_net::plan::{AllowedIps, PeerChange, Step};
-use spoke_net::state::{Endpoint, Observed, ObservedLink, ObservedPeer, Route};
+use spoke_net::state::{Egress, Endpoint, Observed, ObservedLink, ObservedPeer, Route};
 use spoke_sys::kernel::{Applied, Cause, Kernel, KernelError, ReadCounters};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -49,6 +49,8 @@ pub(crate) trait World: Sync {
     fn add_foreign_route(&self, link: &str, to: &str, table: u32);
     /// Removes a route of any routing protocol.
     fn remove_route(&self, link: &str, to: &str, table: u32);
+    /// Removes all routes of a link from the main table.
+    fn flush_routes(&self, link: &str);
     /// Whether a route of a routing protocol other than ours exists.
     fn has_foreign_route(&self, link: &str, to: &str, table: u32) -> bool;
     /// Removes a peer.
@@ -108,6 +110,8 @@ macro_rules! each_case {
             routes::ipv6_addresses_are_lost_when_the_link_goes_down,
             routes::ipv6_address_is_unique_whatever_its_prefix,
             routes::disabled_ipv6_refuses_its_own_steps_only,
+            routes::flushed_connected_routes_are_restored,
+            routes::connected_networks_of_other_links_are_observed,
             forwarding::forwarding_is_set_and_removed,
             forwarding::foreign_forwarding_change_is_detected,
             forwarding::five_thousand_peers_are_isolated,

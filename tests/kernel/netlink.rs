@@ -27,6 +27,10 @@ impl Kernel for Both {
         self.0.apply(steps).await
     }
 
+    async fn egress(&mut self, to: std::net::IpAddr) -> spoke_net::state::Egress {
+        self.0.egress(to).await
+    }
+
     async fn changed(&mut self) {
         self.0.changed().await;
     }
@@ -93,6 +97,11 @@ impl World for Tools<'_> {
 
     fn remove_route(&self, link: &str, to: &str, table: u32) {
         self.0.ip(&format!("{} route del {to} dev {link} table {table}", version(to)));
+    }
+
+    fn flush_routes(&self, link: &str) {
+        self.0.ip(&format!("-4 route flush dev {link} table main"));
+        self.0.ip(&format!("-6 route flush dev {link} table main"));
     }
 
     fn has_foreign_route(&self, link: &str, to: &str, table: u32) -> bool {

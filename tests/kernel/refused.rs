@@ -101,3 +101,87 @@ fn route_of_the_lan_blocks_no_other_change() {
     let _ = run.kill();
     let _ = run.wait();
 }
+
+/// The LAN of the device has the tunnel's network. Whatever comes first, the LAN keeps it, and the condition names both.
+#[test]
+fn network_of_the_lan_wins_in_both_orders_of_boot() {
+    for lan_first in [true, false] {
+        let (device, lan, hub) = (Namespace::new("device"), Namespace::new("lan"), Namespace::new("hub"));
+        let far = PlainWireGuard::new(&hub, "wg0", 51820, "10.8.0.1/24");
+        let mut spoke = Supervisor::new(&device, &one_peer(&far.public_key));
+        let connect = || wire((&device, "lan0", "10.8.0.7/24"), (&lan, "lan0", "10.8.0.3/24"));
+        if lan_first {
+            connect();
+            spoke.start_degraded();
+        } else {
+            spoke.start();
+            connect();
+        }
+        let route = || device.run("ip route get 10.8.0.3");
+        wait_until(REPAIRED, "the condition", || spoke.condition("network_overlap").contains("lan0"));
+        let condition = spoke.condition("network_overlap");
+        assert!(condition.contains("10.8.0.0/24 on wg0"), "{condition}");
+        assert!(route().contains("dev lan0"), "LAN first: {lan_first}: {}", route());
+        device.run("ping -c 1 -W 5 10.8.0.3");
+        // The tunnel's own network stays reachable through it as soon as the LAN is gone.
+        device.ip("link del lan0");
+        wait_until(REPAIRED, "the end of the overlap", || spoke.condition("network_overlap").is_empty());
+        assert!(device.run("ip route get 10.8.0.1").contains("dev wg0"));
+    }
+}
+
+#[test]
+fn port_in_use_costs_a_node_its_port_and_a_hub_its_interface() {
+    let (device, hub) = (Namespace::new("device"), Namespace::new("hub"));
+    wire((&device, "wan", "192.0.2.2/24"), (&hub, "wan", "192.0.2.1/24"));
+    let far = PlainWireGuard::new(&hub, "wg0", 51820, "10.8.0.1/24");
+    let holder = device.enter(|| std::net::UdpSocket::bind("0.0.0.0:51821").expect("a free port"));
+    let fixed = one_peer(&far.public_key).replace("name = \"wg0\"", "name = \"wg0\"\nlisten_port = 51821");
+    let mut spoke = Supervisor::new(&device, &fixed);
+    spoke.start_degraded();
+    wait_until(REPAIRED, "the condition", || spoke.condition("port_in_use").contains("UDP port 51821 is in use by"));
+    let condition = spoke.condition("port_in_use");
+    assert!(condition.contains(&format!("process {}", std::process::id())), "{condition}");
+    let port = || device.run("wg show wg0 listen-port").trim().to_owned();
+    wait_until(REPAIRED, "another port", || !matches!(port().as_str(), "0" | "51821"));
+    far.peer(device.run("wg show wg0 public-key").trim(), "allowed-ips 10.8.0.2/32");
+    device.run("ping -c 1 -W 10 10.8.0.1");
+    // The port is taken back when it is free.
+    drop(holder);
+    wait_until(REPAIRED, "the port", || port() == "51821" && spoke.status()["clean"] == true);
+    device.run("ping -c 1 -W 10 10.8.0.1");
+
+    // A hub on another port would be found by no node: it says so and stays down.
+    let device = Namespace::new("hub");
+    let _other = PlainWireGuard::new(&device, "wg9", 51820, "10.77.0.1/24");
+    let text = "[[interface]]\nname = \"wg0\"\nlisten_port = 51820\naddresses = [\"10.8.0.1/24\"]\n[health]\nenabled = false\n";
+    let mut hub = Supervisor::new(&device, text);
+    let file = hub.path("spoke.toml");
+    let text = std::fs::read_to_string(&file).expect("the configuration");
+    std::fs::write(&file, text.replace("[node]\n", "[node]\nrole = \"hub\"\n")).expect("written");
+    hub.start_degraded();
+    wait_until(REPAIRED, "the condition", || hub.condition("port_in_use").contains("in use by interface wg9"));
+    assert_eq!(hub.status()["troubles"].as_array().map(Vec::len), Some(1), "nothing that only follows from it");
+    device.ip("link del wg9");
+    wait_until(REPAIRED, "the hub", || hub.status()["clean"] == true);
+}
+
+#[test]
+fn api_peer_cannot_take_the_way_to_an_endpoint() {
+    let device = Namespace::new("device");
+    let peer = format!(
+        "{HUB}[[interface.peer]]\npublic_key = \"{}\"\nendpoint = \"192.0.2.1:51820\"\nallowed_ips = [\"10.8.0.9/32\"]\n",
+        key(9)
+    );
+    let mut node = Node::new(&device, &peer);
+    node.start();
+    let mut panel = node.panel();
+    for net in ["0.0.0.0/0", "128.0.0.0/1", "192.0.2.0/24"] {
+        let (status, reply) = panel.ask("POST", "/v1/wg/wg0/peers", &add(1, net)).expect("a response");
+        assert_eq!(status, 422, "{net}: {reply}");
+        assert!(reply["error"].as_str().is_some_and(|e| e.contains(net)), "{net}: {reply}");
+    }
+    assert_eq!(node.peers("wg0"), [key(9)]);
+    assert!(!device.ip("route show").contains("default"));
+    assert_eq!(node.json("status --json")["clean"], true);
+}

@@ -110,13 +110,18 @@ fn drift_of_every_kind_is_repaired_and_reported() {
     let key = far.public_key.as_str();
     let shown = |what: &str| device.run(what);
 
-    let scenario: [(&str, String, &dyn Fn() -> bool); 6] = [
+    let scenario: [(&str, String, &dyn Fn() -> bool); 7] = [
         ("interface", "ip link del wg0".into(), &|| shown("wg show interfaces").contains("wg0")),
         ("peer", format!("wg set wg0 peer {key} remove"), &|| shown("wg show wg0 peers").contains(key)),
         ("address", "ip addr del 10.8.0.2/24 dev wg0".into(), &|| {
             shown("ip addr show dev wg0").contains("10.8.0.2/24")
         }),
         ("route", "ip route del 10.99.0.0/16".into(), &|| shown("ip route").contains("10.99.0.0/16 dev wg0")),
+        // The connected route goes with it, which the echo, being bound to the interface, does not need.
+        ("connected route", "ip route flush dev wg0".into(), &|| {
+            let routes = shown("ip route");
+            routes.contains("10.8.0.0/24 dev wg0") && routes.contains("10.99.0.0/16 dev wg0")
+        }),
         ("allowed-ips", format!("wg set wg0 peer {key} allowed-ips 10.66.0.0/16"), &|| {
             shown("wg show wg0 allowed-ips").contains("10.8.0.1/32 10.99.0.0/16")
         }),
@@ -173,6 +178,46 @@ fn foreign_objects_are_kept_and_the_tunnel_outlives_the_process() {
     assert_eq!(device.run("wg show wg0 latest-handshakes"), stamp, "the session after a restart");
     assert_eq!(spoke.status()["changes"], 0, "a restart changes nothing");
     assert_eq!(foreign(), before);
+}
+
+#[test]
+fn adopted_interface_keeps_undeclared_addresses() {
+    let device = Namespace::new("device");
+    let own = PlainWireGuard::new(&device, "wg0", 51820, "10.66.0.1/24");
+    let mut spoke = Supervisor::new(&device, &one_peer(&own.public_key.replace(&own.public_key[..1], "B")));
+    spoke.start();
+    let addresses = || device.run("ip addr show dev wg0");
+    assert!(addresses().contains("10.66.0.1/24") && addresses().contains("10.8.0.2/24"), "{}", addresses());
+    // One that was declared goes when it is declared no longer.
+    let file = spoke.path("spoke.toml");
+    let text = std::fs::read_to_string(&file).expect("the configuration");
+    assert!(text.contains("10.8.0.2/24"));
+    spoke.stop();
+    assert!(addresses().contains("10.66.0.1/24"));
+}
+
+#[test]
+fn second_supervisor_names_the_first_and_exits() {
+    let (device, other) = (Namespace::new("device"), Namespace::new("other"));
+    let text = "[[interface]]\nname = \"wg0\"\naddresses = [\"10.9.0.1/24\"]\n[health]\nenabled = false\n";
+    let mut spoke = Supervisor::new(&device, text);
+    spoke.start();
+    let pid = spoke.process.as_ref().map(Child::id).unwrap_or_default();
+    // With the same directories, and with directories of its own in the same network.
+    let second = Supervisor::new(&device, text);
+    for command in [&mut spoke.command("run"), &mut second.command("run")] {
+        let error = refused(command);
+        assert!(error.contains("another supervisor is running") && error.contains("spoke"), "{error}");
+        // `ip netns exec` replaces itself by the program.
+        assert!(error.contains(&format!("process {pid}")), "{pid} in {error}");
+    }
+    assert!(spoke.lives() && spoke.status()["clean"] == true);
+    let mut elsewhere = Supervisor::new(&other, text);
+    elsewhere.start();
+    // The lock goes with the process, however it ends.
+    let _ = spoke.process.as_mut().map(Child::kill);
+    spoke.stop();
+    spoke.start();
 }
 
 #[test]

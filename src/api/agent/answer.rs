@@ -255,7 +255,7 @@ pub fn no_call(no: NoCall) -> Response {
 pub fn refused(refused: &ChangeRefused) -> Response {
     let status = match refused {
         ChangeRefused::Conflict(c) if c.is_missing() => 404,
-        ChangeRefused::Conflict(Conflict::TooMany { .. }) => 422,
+        ChangeRefused::Conflict(Conflict::TooMany { .. }) | ChangeRefused::Invalid(_) => 422,
         ChangeRefused::Conflict(_) | ChangeRefused::Unconfirmed(_) | ChangeRefused::NothingToConfirm(_) => 409,
         ChangeRefused::NoGeneration { .. } => 404,
         ChangeRefused::Kernel(_) | ChangeRefused::Revoked(_) | ChangeRefused::Storage(_) => 503,

@@ -54,12 +54,18 @@ impl Memory {
                     self.endpoints.insert((link.clone(), *peer), endpoint);
                 }
             }
+            Step::RemoveAddress { link, address } => {
+                if let Some(set) = self.addresses.get_mut(link) {
+                    set.remove(address);
+                }
+            }
             Step::SetDevice { .. }
             | Step::SetForwarding { .. }
             | Step::SetMtu { .. }
             | Step::RemoveRoute { .. }
-            | Step::RemoveAddress { .. }
             | Step::AddAddress { .. }
+            | Step::AddConnected { .. }
+            | Step::RemoveConnected { .. }
             | Step::SetUp { .. }
             | Step::AddRoute { .. } => {}
         }
@@ -83,11 +89,14 @@ impl Memory {
                 }
             }
             owned.extend(new);
+            let set = self.addresses.entry(name.clone()).or_default();
+            set.extend(want.addresses.intersection(&have.addresses));
         }
     }
 
     fn forget(&mut self, link: &IfName) {
         self.endpoints.retain(|(name, _), _| name != link);
         self.owned.remove(link);
+        self.addresses.remove(link);
     }
 }

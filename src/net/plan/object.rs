@@ -30,7 +30,10 @@ impl Step {
     pub fn object(&self) -> StepObject {
         let net = match self {
             Self::RemoveRoute { route, .. } | Self::AddRoute { route, .. } => Some((route.to, route.table)),
-            Self::RemoveAddress { address, .. } | Self::AddAddress { address, .. } => Some((*address, 0)),
+            Self::RemoveAddress { address, .. }
+            | Self::AddAddress { address, .. }
+            | Self::RemoveConnected { address, .. }
+            | Self::AddConnected { address, .. } => Some((*address, 0)),
             _ => None,
         };
         StepObject { kind: self.kind(), link: self.link().clone(), peer: self.peer().copied(), net }
@@ -52,6 +55,8 @@ impl Step {
             Self::RemoveAddress { .. } => 10,
             Self::AddAddress { .. } => 11,
             Self::AddRoute { .. } => 12,
+            Self::RemoveConnected { .. } => 13,
+            Self::AddConnected { .. } => 14,
         }
     }
 }

@@ -228,7 +228,7 @@ async fn refused_change_leaves_the_state_unchanged() {
         spoke_net::plan::Step::SetPeer { peer, .. } if peer.0 == key => Some(Errno::NOMEM),
         _ => None,
     });
-    let (code, response) = node.ask("POST", "/v1/wg/wg0/syncconf", file((70..90).map(|i| (i, "")))).await;
+    let (code, response) = node.ask("POST", "/v1/wg/wg0/syncconf", file((1..4).chain(70..90).map(|i| (i, "")))).await;
     assert_eq!(code, 503, "{response}");
     assert!(response["error"].as_str().unwrap().contains("previous state is restored"), "{response}");
     assert_eq!(node.kernel.peers("wg0").keys().collect::<Vec<_>>(), before.keys().collect::<Vec<_>>());

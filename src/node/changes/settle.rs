@@ -97,7 +97,7 @@ fn failure(status: &NetStatus, judged: Judged<'_>) -> Option<ChangeRefused> {
     let invalid = status.conditions.iter().find(|c| c.code == Code::DesiredInvalid);
     // Access is taken back from the last good state, too, and an interface of another kind has no peers.
     if let Some(invalid) = invalid.filter(|_| !revokes_only) {
-        return Some(ChangeRefused::Kernel(invalid.detail.clone()));
+        return Some(ChangeRefused::Invalid(invalid.detail.clone()));
     }
     let taken = status.left.blocked.iter().map(|Blocked::NameTaken(name)| name);
     if let Some(name) = taken.into_iter().find(|name| !revokes_only && links.contains(*name)) {

@@ -240,7 +240,7 @@ async fn revocation_does_not_wait_for_a_valid_state() {
     node.edit(Edit::RemovePeer { link: "wg0".parse().unwrap(), peer: PublicKey([1; 32]) }, None).await.unwrap();
     assert_eq!(node.peers(), [(2, 2)].into());
     let refused = node.edit(set(3, 3), None).await;
-    assert!(matches!(&refused, Err(ChangeRefused::Kernel(why)) if why.contains("own public key")), "{refused:?}");
+    assert!(matches!(&refused, Err(ChangeRefused::Invalid(why)) if why.contains("own public key")), "{refused:?}");
     assert_eq!(node.peers(), [(2, 2)].into());
 }
 

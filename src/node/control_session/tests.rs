@@ -109,15 +109,37 @@ async fn unacceptable_state_is_refused_and_never_stored() {
     setup.node.reports(|s| s.generation == 9 && s.reason.is_none()).await;
 }
 
+/// The state with another port, which the kernel refuses after [`refuse_another_port`].
+fn on_another_port(mut document: StateDocument) -> StateDocument {
+    document.interfaces[0].listen_port = Some(51_999);
+    document
+}
+
+fn refuse_another_port(setup: &Setup) {
+    use spoke_net::plan::Step;
+    let refused = |step: &Step| matches!(step, Step::SetDevice { listen_port: Some(51_999), .. });
+    setup.node.kernel.refuse(move |step| refused(step).then_some(rustix::io::Errno::ADDRINUSE));
+}
+
 #[tokio::test(start_paused = true)]
-async fn state_the_kernel_refuses_is_reverted() {
+async fn state_with_a_refused_peer_is_kept() {
     let mut setup = Setup::following(2).await;
-    let stored = setup.state_file();
     let bad = PublicKey([3; 32]);
     setup.node.kernel.refuse(move |step| {
         matches!(step, spoke_net::plan::Step::SetPeer { peer, .. } if *peer == bad).then_some(rustix::io::Errno::NOMEM)
     });
     setup.server.offer(&document(4, 3), &[signer(1)]);
+    setup.node.reports(|s| s.generation == 4).await;
+    setup.node.kernel.refuse_nothing();
+    setup.node.has_peers(3).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn state_the_kernel_refuses_is_reverted() {
+    let mut setup = Setup::following(2).await;
+    let stored = setup.state_file();
+    refuse_another_port(&setup);
+    setup.server.offer(&on_another_port(document(4, 3)), &[signer(1)]);
     let status = setup.node.reports(|s| s.outcome == Some(Outcome::Reverted)).await;
     assert!(status.reason.as_ref().is_some_and(|r| r.contains("could not be applied")), "{status:?}");
     setup.node.has_peers(2).await;
@@ -148,12 +170,9 @@ async fn signing_key_rotation_is_followed() {
 #[tokio::test(start_paused = true)]
 async fn signing_key_of_a_reverted_state_is_trusted() {
     let mut setup = Setup::following(1).await;
-    let bad = PublicKey([3; 32]);
-    setup.node.kernel.refuse(move |step| {
-        matches!(step, spoke_net::plan::Step::SetPeer { peer, .. } if *peer == bad).then_some(rustix::io::Errno::NOMEM)
-    });
+    refuse_another_port(&setup);
     let both = StateDocument { signing_keys: vec![signer(1).public(), signer(2).public()], ..document(4, 3) };
-    setup.server.offer(&both, &[signer(1), signer(2)]);
+    setup.server.offer(&on_another_port(both), &[signer(1), signer(2)]);
     setup.node.reports(|s| s.outcome == Some(Outcome::Reverted)).await;
     let mut setup = setup.restart().await;
     let new = StateDocument { signing_keys: vec![signer(2).public()], ..document(5, 2) };

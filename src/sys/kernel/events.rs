@@ -21,6 +21,7 @@ const REOPEN: Duration = Duration::from_secs(1);
 const INBOX: usize = 32 * 1024;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
+const RTPROT_KERNEL: u8 = 2;
 
 /// The socket of the multicast groups.
 pub(super) struct Events {
@@ -94,7 +95,7 @@ fn subscribe() -> io::Result<TokioSocket> {
     Ok(socket)
 }
 
-/// Whether a datagram reports a change that we observe or depend on. Of routes only our own and default routes count: a
+/// Whether a datagram reports a change that we observe or depend on. Of routes only our own, connected and default routes count: a
 /// router with the Internet's full table would otherwise wake us for each of them.
 fn is_relevant(datagram: &[u8]) -> bool {
     let mut rest = datagram;
@@ -102,8 +103,9 @@ fn is_relevant(datagram: &[u8]) -> bool {
         let payload = message.payload();
         let is_route = matches!(message.message_type(), RTM_NEWROUTE | RTM_DELROUTE);
         // Of `struct rtmsg`: the length of the destination, the protocol.
-        let (default, ours) = (payload.get(1) == Some(&0), payload.get(5) == Some(&ROUTE_PROTOCOL));
-        if !is_route || default || ours {
+        let (default, protocol) = (payload.get(1) == Some(&0), payload.get(5).copied());
+        let watched = matches!(protocol, Some(ROUTE_PROTOCOL | RTPROT_KERNEL));
+        if !is_route || default || watched {
             return true;
         }
         let length = usize::try_from(message.length()).unwrap_or(usize::MAX);

@@ -4,7 +4,7 @@ use super::events::Events;
 use super::filter::Filter;
 use super::refusal::{has_net_admin, ipv6_is_disabled, is_ipv6_refusal, protocol_name, socket_holder, unreadable};
 use super::route;
-use super::route::{Change, errno};
+use super::route::{Change, LinkState, errno};
 use super::wireguard::{Depth, Devices};
 use super::{Applied, Cause, Kernel, KernelError, LinkCounters, PeerCounters, ReadCounters};
 use crate::clock::{Clock, SystemClock};
@@ -13,9 +13,10 @@ use rustix::io::Errno;
 use spoke_model::interface_name::IfName;
 use spoke_net::plan::Step;
 use spoke_net::render;
-use spoke_net::state::{Observed, ObservedLink, ObservedPeer, Route};
+use spoke_net::state::{Egress, Neighbour, Observed, ObservedLink, ObservedPeer, Route};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::IpAddr;
 
 /// The kernel's network state of the network namespace it was opened in.
 ///
@@ -71,11 +72,12 @@ impl Netlink {
         name: &IfName,
         link: &route::LinkState,
         routes: BTreeSet<Route>,
+        addressing: &Addressing,
     ) -> Result<Option<ObservedLink>, KernelError> {
-        let addresses = match route::addresses(&mut self.routes, link.index).await {
-            Ok(addresses) => addresses,
-            Err(source) => return Err(self.unreadable(&format!("the addresses of {name}"), source)),
-        };
+        let own = addressing.addresses.iter().filter(|a| a.link == link.index);
+        let addresses: BTreeSet<IpNet> = own.map(|a| a.address).collect();
+        let unrouted = |a: &&IpNet| link.up && route::is_unrouted(&addressing.connected, link.index, **a);
+        let unrouted = addresses.iter().filter(unrouted).copied().collect();
         let device = match self.devices.read(name, Depth::Whole).await {
             Ok(device) => device,
             Err(source) => return Err(self.unreadable(&format!("the WireGuard device {name}"), source)),
@@ -92,6 +94,7 @@ impl Netlink {
             listen_port: device.listen_port,
             fwmark: device.fwmark,
             addresses,
+            unrouted,
             peers: device.peers,
             routes,
         }))
@@ -143,9 +146,22 @@ impl Kernel for Netlink {
                 Err(source) => return Err(self.unreadable("the routes", source)),
             }
         };
+        let addressing = match Addressing::read(&mut self.routes).await {
+            Ok(addressing) => addressing,
+            Err(source) => return Err(self.unreadable("the addresses", source)),
+        };
+        let ours: BTreeSet<u32> = relevant.values().map(|l| l.index).collect();
+        let networks = match addressing.neighbours(&mut self.routes, &ours).await {
+            Ok(networks) => networks,
+            Err(source) => return Err(self.unreadable("the links", source)),
+        };
+        let gateways = match route::gateways(&mut self.routes).await {
+            Ok(gateways) => gateways,
+            Err(source) => return Err(self.unreadable("the default routes", source)),
+        };
         for (name, link) in relevant {
             let routes = routes.remove(&link.index).unwrap_or_default();
-            if let Some(observed) = self.observe_link(&name, &link, routes).await? {
+            if let Some(observed) = self.observe_link(&name, &link, routes, &addressing).await? {
                 links.insert(name, observed);
             }
         }
@@ -156,7 +172,7 @@ impl Kernel for Netlink {
             },
             None => BTreeMap::new(),
         };
-        Ok(Observed { at, links, foreign, forwarding })
+        Ok(Observed { at, links, foreign, networks, gateways, forwarding })
     }
 
     async fn apply(&mut self, steps: &[Step]) -> Applied {
@@ -167,7 +183,7 @@ impl Kernel for Netlink {
             let kind = Kind::of(first);
             let same = |s: &&Step| Kind::of(s) == kind && (kind != Kind::Device || s.link() == first.link());
             let count = match kind {
-                Kind::Link | Kind::Filter => 1,
+                Kind::Link | Kind::Filter | Kind::Connected => 1,
                 Kind::Device | Kind::Route => rest.iter().take_while(same).count(),
             };
             let (group, later) = rest.split_at(count);
@@ -175,6 +191,7 @@ impl Kernel for Netlink {
             match kind {
                 Kind::Link => pass.link(first).await,
                 Kind::Filter => pass.filter(first).await,
+                Kind::Connected => pass.connected(first).await,
                 Kind::Device => pass.device(group).await,
                 Kind::Route => pass.route(group).await,
             }
@@ -187,6 +204,17 @@ impl Kernel for Netlink {
             }
         }
         applied
+    }
+
+    async fn egress(&mut self, to: IpAddr) -> Egress {
+        match route::matching(&mut self.routes, to).await {
+            Ok(Some(entry)) => match route::link_at(&mut self.routes, entry.link).await {
+                Ok(Some(link)) => Egress::Link(link.name),
+                Ok(None) | Err(_) => Egress::Unknown,
+            },
+            Ok(None) => Egress::Unreachable,
+            Err(_) => Egress::Unknown,
+        }
     }
 
     async fn changed(&mut self) {
@@ -206,7 +234,9 @@ impl Netlink {
             }
             (
                 Some(errno),
-                Step::AddAddress { link, address: net } | Step::AddRoute { link, route: Route { to: net, .. } },
+                Step::AddAddress { link, address: net }
+                | Step::AddConnected { link, address: net }
+                | Step::AddRoute { link, route: Route { to: net, .. } },
             ) if is_ipv6_refusal(*net, errno) && ipv6_is_disabled(link) => Cause::Ipv6Disabled(link.clone()),
             (Some(Errno::EXIST), Step::AddRoute { route, .. }) => {
                 Cause::RouteHeld { to: route.to, holder: self.route_holder(route).await }
@@ -230,8 +260,8 @@ impl Netlink {
         if found.prefix_len != route.to.prefix_len() {
             return unknown();
         }
-        match route::link_name(&mut self.routes, found.link).await {
-            Ok(Some(name)) => format!("{name} (protocol {})", protocol_name(found.protocol)),
+        match route::link_at(&mut self.routes, found.link).await {
+            Ok(Some(LinkState { name, .. })) => format!("{name} (protocol {})", protocol_name(found.protocol)),
             Ok(None) | Err(_) => unknown(),
         }
     }
@@ -254,6 +284,44 @@ impl Netlink {
     }
 }
 
+/// The addresses and connected routes of all links.
+struct Addressing {
+    addresses: Vec<route::LinkAddress>,
+    connected: BTreeSet<(u32, IpNet, u32)>,
+}
+
+impl Addressing {
+    async fn read(kernel: &mut Conversation) -> io::Result<Self> {
+        Ok(Self { addresses: route::all_addresses(kernel).await?, connected: route::connected(kernel).await? })
+    }
+
+    /// Networks of links that are up and not ours.
+    async fn neighbours(
+        &self,
+        kernel: &mut Conversation,
+        ours: &BTreeSet<u32>,
+    ) -> io::Result<BTreeMap<IpNet, Neighbour>> {
+        let foreign = |a: &&route::LinkAddress| {
+            let host = a.network.prefix_len() == a.network.max_prefix_len();
+            let link_local = matches!(a.address, IpNet::V6(net) if net.addr().is_unicast_link_local());
+            !ours.contains(&a.link) && !host && !link_local
+        };
+        let mut links: BTreeMap<u32, Option<LinkState>> = BTreeMap::new();
+        let mut all = BTreeMap::new();
+        for address in self.addresses.iter().filter(foreign) {
+            if let std::collections::btree_map::Entry::Vacant(entry) = links.entry(address.link) {
+                entry.insert(route::link_at(kernel, address.link).await?);
+            }
+            let Some(Some(link)) = links.get(&address.link) else { continue };
+            if link.up && !link.loopback {
+                let neighbour = Neighbour { link: link.name.clone(), address: address.address.addr() };
+                all.entry(address.network).or_insert(neighbour);
+            }
+        }
+        Ok(all)
+    }
+}
+
 /// Which socket a step is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -263,6 +331,8 @@ enum Kind {
     Device,
     /// Existing links, addresses, routes.
     Route,
+    /// A connected route: several requests that depend on each other.
+    Connected,
     /// nftables.
     Filter,
 }
@@ -273,6 +343,7 @@ impl Kind {
             Step::DeleteLink { .. } | Step::CreateLink { .. } => Self::Link,
             Step::SetForwarding { .. } => Self::Filter,
             Step::SetDevice { .. } | Step::RemovePeer { .. } | Step::SetPeer { .. } => Self::Device,
+            Step::AddConnected { .. } | Step::RemoveConnected { .. } => Self::Connected,
             Step::SetMtu { .. }
             | Step::RemoveRoute { .. }
             | Step::RemoveAddress { .. }
@@ -313,6 +384,22 @@ impl Pass<'_> {
                 self.kernel.filter.get_or_insert_default().write(link, forwarding.as_ref()).await
             }
             _ => Err(io::ErrorKind::InvalidInput.into()),
+        };
+        self.results.push(result);
+    }
+
+    async fn connected(&mut self, step: &Step) {
+        let kernel = &mut self.kernel.routes;
+        let result = match (route::link(kernel, step.link().as_str()).await, step) {
+            (Ok(Some(link)), Step::AddConnected { address, .. }) => {
+                route::add_connected(kernel, link.index, *address).await
+            }
+            (Ok(Some(link)), Step::RemoveConnected { address, .. }) => {
+                route::remove_connected(kernel, link.index, *address).await
+            }
+            (Ok(_), Step::RemoveConnected { .. }) => Ok(()),
+            (Ok(_), _) => Err(Errno::NODEV.into()),
+            (Err(error), _) => Err(error),
         };
         self.results.push(result);
     }
@@ -382,6 +469,8 @@ fn change(step: &Step, index: u32) -> Option<Change<'_>> {
         | Step::SetDevice { .. }
         | Step::RemovePeer { .. }
         | Step::SetForwarding { .. }
+        | Step::AddConnected { .. }
+        | Step::RemoveConnected { .. }
         | Step::SetPeer { .. } => return None,
     })
 }

@@ -68,8 +68,8 @@ fn socket_of(line: &str, port: u16) -> Option<(&str, &str)> {
     if u16::from_str_radix(hex, 16) != Ok(port) {
         return None;
     }
-    // st, queues, timer, retransmits, uid, timeout, inode.
-    let uid = fields.nth(5 - 1)?;
+    // Remote address, state, queues, timer, retransmits, uid, timeout, inode.
+    let uid = fields.nth(5)?;
     Some((uid, fields.nth(1)?))
 }
 

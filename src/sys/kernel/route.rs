@@ -5,12 +5,12 @@
 //! bound.
 use super::conversation::{Conversation, Message, Request, invalid};
 use ipnet::IpNet;
-use netlink_packet_core::{NLA_TYPE_MASK, NLM_F_CREATE, NLM_F_EXCL, NlasIterator, Parseable};
+use netlink_packet_core::{NLA_TYPE_MASK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NlasIterator, Parseable};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkExtentMask, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkWireguard, RouteMessageBuilder};
 use rustix::io::Errno;
@@ -37,6 +37,13 @@ const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_INFO_KIND: u16 = 1;
 const IFF_UP: u32 = 1;
+const IFF_LOOPBACK: u32 = 8;
+
+/// Metric of the connected routes of our addresses: above that of every network manager's connected routes.
+const CONNECTED_METRIC: u32 = 32_000;
+/// An address of TEST-NET-2 (RFC 5737) and one of the documentation prefix (RFC 3849), to which only default routes lead.
+const OUTSIDE: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))];
 
 /// A link as rtnetlink reports it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,6 +54,7 @@ pub(super) struct LinkState {
     pub(super) mtu: u32,
     pub(super) wireguard: bool,
     pub(super) ours: bool,
+    pub(super) loopback: bool,
 }
 
 /// A change of a link, its addresses or its routes; each is one request with one answer.
@@ -104,6 +112,9 @@ fn address(index: u32, net: IpNet, add: bool) -> AddressMessage {
     if add && net.addr().is_ipv6() {
         // No neighbour on a WireGuard link can have the address; duplicate address detection takes a second.
         message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+    }
+    if add {
+        message.attributes.push(AddressAttribute::RoutePriority(CONNECTED_METRIC));
     }
     message
 }
@@ -166,7 +177,9 @@ pub(super) async fn link(kernel: &mut Conversation, name: &str) -> io::Result<Op
 fn read_link(message: &Message<'_>) -> io::Result<LinkState> {
     let header = message.payload.first_chunk::<16>().ok_or_else(|| invalid("a link without header"))?;
     let word = |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-    let mut link = LinkState { index: word(4), up: word(8) & IFF_UP != 0, ..LinkState::default() };
+    let flags = word(8);
+    let (up, loopback) = (flags & IFF_UP != 0, flags & IFF_LOOPBACK != 0);
+    let mut link = LinkState { index: word(4), up, loopback, ..LinkState::default() };
     for attribute in NlasIterator::new(&message.payload[16..]) {
         let attribute = attribute.map_err(invalid)?;
         match attribute.kind() & NLA_TYPE_MASK {
@@ -211,6 +224,136 @@ pub(super) async fn addresses(kernel: &mut Conversation, index: u32) -> io::Resu
             })
             .await?;
         all.extend(found);
+    }
+    Ok(all)
+}
+
+/// An address of a link.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LinkAddress {
+    pub(super) link: u32,
+    /// Ours, with the prefix length.
+    pub(super) address: IpNet,
+    /// The network connected by it.
+    pub(super) network: IpNet,
+}
+
+/// Reads the addresses of all links.
+pub(super) async fn all_addresses(kernel: &mut Conversation) -> io::Result<Vec<LinkAddress>> {
+    let mut all = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut message = AddressMessage::default();
+        message.header.family = family;
+        let found = kernel
+            .dump(&Request::new(RTM_GETADDR, 0, &message), Vec::new, |found, message| {
+                if message.kind == RTM_NEWADDR {
+                    let message = AddressMessage::parse(message.payload).map_err(invalid)?;
+                    let far = message.attributes.iter().find_map(|a| match a {
+                        AddressAttribute::Address(a) => IpNet::new(*a, message.header.prefix_len).ok(),
+                        _ => None,
+                    });
+                    if let Some(address) = read_address(&message)? {
+                        let network = far.unwrap_or(address).trunc();
+                        found.push(LinkAddress { link: message.header.index, address, network });
+                    }
+                }
+                Ok(())
+            })
+            .await?;
+        all.extend(found);
+    }
+    Ok(all)
+}
+
+/// Reads the connected routes of the main table: link index, network, metric.
+pub(super) async fn connected(kernel: &mut Conversation) -> io::Result<BTreeSet<(u32, IpNet, u32)>> {
+    let mut all = BTreeSet::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family;
+        message.header.protocol = RouteProtocol::Kernel;
+        message.header.kind = RouteType::Unicast;
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        let found = kernel
+            .dump(&Request::new(RTM_GETROUTE, 0, &message), Vec::new, |found, message| {
+                if message.kind == RTM_NEWROUTE {
+                    found.extend(read_connected(&RouteMessage::parse(message.payload).map_err(invalid)?)?);
+                }
+                Ok(())
+            })
+            .await?;
+        all.extend(found);
+    }
+    Ok(all)
+}
+
+fn read_connected(message: &RouteMessage) -> io::Result<Option<(u32, IpNet, u32)>> {
+    if message.header.protocol != RouteProtocol::Kernel || message.header.kind != RouteType::Unicast {
+        return Ok(None);
+    }
+    let (mut to, mut link, mut metric) = (None, None, 0);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(a)) => to = Some(IpAddr::V4(*a)),
+            RouteAttribute::Destination(RouteAddress::Inet6(a)) => to = Some(IpAddr::V6(*a)),
+            RouteAttribute::Oif(index) => link = Some(*index),
+            RouteAttribute::Priority(value) => metric = *value,
+            _ => {}
+        }
+    }
+    let Some((to, link)) = to.zip(link) else { return Ok(None) };
+    let net = IpNet::new(to, message.header.destination_prefix_length).map_err(invalid)?;
+    Ok(Some((link, net, metric)))
+}
+
+/// Whether the connected route of a link's address is missing or has another metric than ours.
+pub(super) fn is_unrouted(connected: &BTreeSet<(u32, IpNet, u32)>, link: u32, address: IpNet) -> bool {
+    address.prefix_len() < address.max_prefix_len() && !connected.contains(&(link, address.trunc(), CONNECTED_METRIC))
+}
+
+/// Adds the connected route of an address, as the kernel does with the address itself; one of another metric is moved.
+pub(super) async fn add_connected(kernel: &mut Conversation, link: u32, net: IpNet) -> io::Result<()> {
+    let replace = Request::new(RTM_NEWADDR, NLM_F_REPLACE, &address(link, net, true));
+    one(kernel, replace).await?.map_err(io::Error::from)?;
+    let added = one(kernel, Request::new(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, &connected_route(link, net))).await?;
+    match added {
+        Err(Errno::EXIST) if !is_unrouted(&connected(kernel).await?, link, net) => Ok(()),
+        other => other.map_err(io::Error::from),
+    }
+}
+
+/// Removes the connected route of an address; the address stays.
+pub(super) async fn remove_connected(kernel: &mut Conversation, link: u32, net: IpNet) -> io::Result<()> {
+    match one(kernel, Request::new(RTM_DELROUTE, 0, &connected_route(link, net))).await? {
+        Err(Errno::SRCH | Errno::NODEV) => Ok(()),
+        other => other.map_err(io::Error::from),
+    }
+}
+
+fn connected_route(link: u32, net: IpNet) -> RouteMessage {
+    match net {
+        IpNet::V4(net) => RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(net.network(), net.prefix_len())
+            .output_interface(link)
+            .protocol(RouteProtocol::Kernel)
+            .scope(RouteScope::Link)
+            .pref_source(net.addr())
+            .priority(CONNECTED_METRIC)
+            .build(),
+        IpNet::V6(net) => RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(net.network(), net.prefix_len())
+            .output_interface(link)
+            .protocol(RouteProtocol::Kernel)
+            .priority(CONNECTED_METRIC)
+            .build(),
+    }
+}
+
+/// The gateways of the default routes that the system's look-up ends at.
+pub(super) async fn gateways(kernel: &mut Conversation) -> io::Result<BTreeSet<IpAddr>> {
+    let mut all = BTreeSet::new();
+    for to in OUTSIDE {
+        all.extend(matching(kernel, to).await?.and_then(|entry| entry.gateway));
     }
     Ok(all)
 }
@@ -281,6 +424,7 @@ fn read_route(message: &RouteMessage) -> io::Result<Option<(u32, Route)>> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) link: u32,
+    pub(super) gateway: Option<IpAddr>,
     pub(super) prefix_len: u8,
     pub(super) protocol: u8,
 }
@@ -302,8 +446,13 @@ pub(super) async fn matching(kernel: &mut Conversation, to: IpAddr) -> io::Resul
             RouteAttribute::Oif(index) => Some(*index),
             _ => None,
         });
+        let gateway = answer.attributes.iter().find_map(|a| match a {
+            RouteAttribute::Gateway(RouteAddress::Inet(a)) => Some(IpAddr::V4(*a)),
+            RouteAttribute::Gateway(RouteAddress::Inet6(a)) => Some(IpAddr::V6(*a)),
+            _ => None,
+        });
         let (prefix_len, protocol) = (answer.header.destination_prefix_length, u8::from(answer.header.protocol));
-        Ok(link.map(|link| Entry { link, prefix_len, protocol }))
+        Ok(link.map(|link| Entry { link, gateway, prefix_len, protocol }))
     };
     match kernel.ask(&Request::new(RTM_GETROUTE, 0, &message), read).await {
         // A prohibiting or unreachable route is answered as an error.
@@ -312,12 +461,12 @@ pub(super) async fn matching(kernel: &mut Conversation, to: IpAddr) -> io::Resul
     }
 }
 
-/// The name of a link.
-pub(super) async fn link_name(kernel: &mut Conversation, index: u32) -> io::Result<Option<String>> {
+/// Reads one link by index; `None`: there is none.
+pub(super) async fn link_at(kernel: &mut Conversation, index: u32) -> io::Result<Option<LinkState>> {
     let mut message = LinkMessageBuilder::<LinkUnspec>::default().index(index).build();
     message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
     match kernel.ask(&Request::new(RTM_GETLINK, 0, &message), |m| read_link(&m)).await {
-        Ok(link) => Ok(Some(link.name)),
+        Ok(link) => Ok(Some(link)),
         Err(error) if errno(&error) == Some(Errno::NODEV) => Ok(None),
         Err(error) => Err(error),
     }

@@ -12,8 +12,9 @@ use spoke_model::nets::Nets;
 use spoke_model::time::Boot;
 use spoke_net::plan::{AllowedIps, PeerChange, Step};
 use spoke_net::render;
-use spoke_net::state::{Forwarding, OWNED_ALIAS, Observed, ObservedLink, ObservedPeer, Route};
+use spoke_net::state::{Egress, Forwarding, Neighbour, OWNED_ALIAS, Observed, ObservedLink, ObservedPeer, Route};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -43,6 +44,8 @@ struct Link {
     peers: BTreeMap<PublicKey, ObservedPeer>,
     /// The peer of each allowed-ip.
     owners: BTreeMap<IpNet, PublicKey>,
+    /// Addresses whose connected route is missing.
+    unrouted: BTreeSet<IpNet>,
     /// IPv6 is disabled by sysctl.
     no_ipv6: bool,
 }
@@ -173,12 +176,22 @@ impl Kernel for FakeKernel {
                 listen_port: link.listen_port,
                 fwmark: link.fwmark,
                 addresses: if link.wireguard { link.addresses.clone() } else { BTreeSet::new() },
+                unrouted: link.unrouted.intersection(&link.addresses).filter(|_| link.up).copied().collect(),
                 peers: link.peers.clone(),
                 routes: routes.map(|((table, to), _)| Route { to: *to, table: *table }).collect(),
             };
             links.insert(name, observed);
         }
-        Ok(Observed { at: state.now, links, foreign, forwarding: state.forwarding.clone() })
+        let neighbours = state.links.iter().filter(|(name, link)| {
+            let wanted = name.parse().is_ok_and(|n: IfName| wanted.contains(&n));
+            link.up && !(link.wireguard && (wanted || link.alias == OWNED_ALIAS))
+        });
+        let networks = neighbours.flat_map(|(name, link)| {
+            let connected = link.addresses.iter().filter(|a| a.prefix_len() < a.max_prefix_len());
+            connected.map(|a| (a.trunc(), Neighbour { link: name.clone(), address: a.addr() }))
+        });
+        let (networks, gateways) = (networks.collect(), BTreeSet::new());
+        Ok(Observed { at: state.now, links, foreign, networks, gateways, forwarding: state.forwarding.clone() })
     }
 
     async fn apply(&mut self, steps: &[Step]) -> Applied {
@@ -212,6 +225,19 @@ impl Kernel for FakeKernel {
             self.writer.announce();
         }
         applied
+    }
+
+    async fn egress(&mut self, to: IpAddr) -> Egress {
+        let state = self.state();
+        let routes = state.routes.iter().filter(|((table, net), _)| *table == 254 && net.contains(&to));
+        let routes = routes.map(|((_, net), holder)| (net.prefix_len(), false, holder.link.clone()));
+        let connected = state.links.iter().filter(|(_, l)| l.up).flat_map(|(name, link)| {
+            let holds = |a: &&IpNet| a.contains(&to) && !link.unrouted.contains(*a);
+            // Ours have the higher metric.
+            let other = link.alias != OWNED_ALIAS;
+            link.addresses.iter().filter(holds).map(move |a| (a.prefix_len(), other, name.clone()))
+        });
+        routes.chain(connected).max().map_or(Egress::Unreachable, |(_, _, link)| Egress::Link(link))
     }
 
     async fn changed(&mut self) {
@@ -253,7 +279,9 @@ impl State {
             (Errno::OPNOTSUPP, Step::CreateLink { .. }) if !self.wireguard => return KernelError::NoWireGuard,
             (
                 Errno::ACCESS,
-                Step::AddAddress { link, address: net } | Step::AddRoute { link, route: Route { to: net, .. } },
+                Step::AddAddress { link, address: net }
+                | Step::AddConnected { link, address: net }
+                | Step::AddRoute { link, route: Route { to: net, .. } },
             ) if net.addr().is_ipv6() && self.links.get(link.as_str()).is_some_and(|l| l.no_ipv6) => {
                 Cause::Ipv6Disabled(link.clone())
             }
@@ -324,7 +352,10 @@ impl State {
             }
             Step::RemoveRoute { route, .. } => self.remove_route(name, *route, true),
             Step::RemoveAddress { address, .. } => {
-                let removed = self.links.get_mut(name).is_some_and(|l| l.addresses.remove(address));
+                let removed = self.links.get_mut(name).is_some_and(|l| {
+                    l.unrouted.remove(address);
+                    l.addresses.remove(address)
+                });
                 self.announced += u64::from(removed);
             }
             Step::AddAddress { address, .. } => {
@@ -338,6 +369,17 @@ impl State {
                     return Err(Errno::EXIST);
                 }
                 self.announced += u64::from(link.addresses.insert(*address));
+            }
+            Step::AddConnected { address, .. } => {
+                let link = self.links.get_mut(name).ok_or(Errno::NODEV)?;
+                if link.no_ipv6 && address.addr().is_ipv6() {
+                    return Err(Errno::ACCESS);
+                }
+                self.announced += u64::from(link.unrouted.remove(address));
+            }
+            Step::RemoveConnected { address, .. } => {
+                let added = self.links.get_mut(name).is_some_and(|l| l.unrouted.insert(*address));
+                self.announced += u64::from(added);
             }
             Step::SetUp { up, .. } => self.set_up(name, *up)?,
             Step::AddRoute { route, .. } => self.add_route(name, *route, true)?,
@@ -424,6 +466,9 @@ impl State {
             self.routes.retain(|_, h| h.link != name);
         }
         self.announced += u64::from(link.up != up);
+        if link.up != up {
+            link.unrouted.clear();
+        }
         link.up = up;
         Ok(())
     }

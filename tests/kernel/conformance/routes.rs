@@ -180,3 +180,51 @@ pub(crate) async fn disabled_ipv6_refuses_its_own_steps_only<W: World>(world: &W
     world.disable_ipv6("wg0", false);
     apply(kernel, &[add("fd00::1/64"), add_route("fd07::/64", 254)]).await;
 }
+
+pub(crate) async fn flushed_connected_routes_are_restored<W: World>(world: &W, kernel: &mut W::Kernel) {
+    let addresses = ["10.0.0.2/24", "10.9.9.9/32", "fd00::2/64"];
+    let mut steps = running("wg0");
+    steps.extend(addresses.map(add));
+    apply(kernel, &steps).await;
+    assert!(see(kernel, "wg0").await.unrouted.is_empty(), "the kernel adds them with the address");
+    assert_eq!(kernel.egress("10.0.0.1".parse().expect("an address")).await, Egress::Link("wg0".to_owned()));
+    world.flush_routes("wg0");
+    let routed = ["10.0.0.2/24", "fd00::2/64"];
+    assert_eq!(see(kernel, "wg0").await.unrouted, nets(&routed));
+    assert_eq!(kernel.egress("10.0.0.1".parse().expect("an address")).await, Egress::Unreachable);
+    let again = routed.map(|a| Step::AddConnected { link: name("wg0"), address: net(a) });
+    for _ in 0..2 {
+        apply(kernel, &again).await;
+        let link = see(kernel, "wg0").await;
+        assert!(link.unrouted.is_empty() && link.addresses == nets(&addresses), "{link:?}");
+        assert_eq!(kernel.egress("fd00::1".parse().expect("an address")).await, Egress::Link("wg0".to_owned()));
+    }
+    // A connected route can be removed while its address stays.
+    let gone = Step::RemoveConnected { link: name("wg0"), address: net("10.0.0.2/24") };
+    for _ in 0..2 {
+        apply(kernel, std::slice::from_ref(&gone)).await;
+        let link = see(kernel, "wg0").await;
+        assert_eq!((link.unrouted, link.addresses), (nets(&["10.0.0.2/24"]), nets(&addresses)));
+    }
+    apply(kernel, &[remove("10.0.0.2/24")]).await;
+}
+
+pub(crate) async fn connected_networks_of_other_links_are_observed<W: World>(world: &W, kernel: &mut W::Kernel) {
+    apply(kernel, &running("wg0")).await;
+    apply(kernel, &[add("10.7.0.1/24")]).await;
+    world.add_link("dummy0", "dummy");
+    world.add_address("dummy0", "10.8.0.7/24");
+    world.add_address("dummy0", "10.9.0.7/32");
+    assert!(observe(kernel, &["wg0"]).await.networks.is_empty(), "a link that is down connects nothing");
+    world.set_up("dummy0", true);
+    let all = observe(kernel, &["wg0"]).await;
+    let seen: Vec<_> = all.networks.iter().map(|(n, at)| (*n, at.link.as_str(), at.address.to_string())).collect();
+    assert_eq!(seen, [(net("10.8.0.0/24"), "dummy0", "10.8.0.7".to_owned())]);
+    // The same network on both: the other link wins, whichever came first.
+    apply(kernel, &[add("10.8.0.2/24")]).await;
+    assert_eq!(kernel.egress("10.8.0.1".parse().expect("an address")).await, Egress::Link("dummy0".to_owned()));
+    world.remove_address("dummy0", "10.8.0.7/24");
+    assert_eq!(kernel.egress("10.8.0.1".parse().expect("an address")).await, Egress::Link("wg0".to_owned()));
+    world.add_address("dummy0", "10.8.0.7/24");
+    assert_eq!(kernel.egress("10.8.0.1".parse().expect("an address")).await, Egress::Link("dummy0".to_owned()));
+}

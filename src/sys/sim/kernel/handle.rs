@@ -141,6 +141,17 @@ impl Handle {
         let _ = self.tamper(|s| s.add_route(link, route, ours));
     }
 
+    /// Another process flushes the routes of a link, connected ones included.
+    pub fn flush_routes(&self, name: &str) {
+        self.tamper(|s| {
+            s.routes.retain(|_, h| h.link != name);
+            if let Some(link) = s.links.get_mut(name) {
+                let connected = link.addresses.iter().filter(|a| a.prefix_len() < a.max_prefix_len());
+                link.unrouted = connected.copied().collect();
+            }
+        });
+    }
+
     /// Another process removes a route, ours or not.
     pub fn remove_route(&self, link: &str, route: Route) {
         self.tamper(|s| s.remove_route(link, route, false));

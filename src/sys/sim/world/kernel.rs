@@ -58,6 +58,7 @@ fn observed(l: &Interface) -> ObservedLink {
         listen_port: l.port,
         fwmark: l.fwmark,
         addresses: l.addresses.clone(),
+        unrouted: BTreeSet::new(),
         peers: peers.collect(),
         routes: l.routes.clone(),
     }
@@ -90,6 +91,8 @@ impl State {
             | Step::RemoveAddress { .. }
             | Step::AddAddress { .. }
             | Step::SetUp { .. }
+            | Step::AddConnected { .. }
+            | Step::RemoveConnected { .. }
             | Step::AddRoute { .. } => {}
         }
         let fresh_port = self.free_port();
@@ -97,7 +100,11 @@ impl State {
         let link = self.links.get_mut(&name).ok_or_else(no_device)?;
         let mut keepalives = Vec::new();
         match step {
-            Step::CreateLink { .. } | Step::DeleteLink { .. } | Step::SetForwarding { .. } => {}
+            Step::CreateLink { .. }
+            | Step::DeleteLink { .. }
+            | Step::SetForwarding { .. }
+            | Step::AddConnected { .. }
+            | Step::RemoveConnected { .. } => {}
             Step::SetDevice { private_key, listen_port, fwmark, .. } => {
                 if let Some(key) = private_key {
                     link.public_key = Some(key.public());
