@@ -1,5 +1,6 @@
 //! The log: standard error, where the journal reads it. `SPOKE_LOG` chooses what is written.
 use crate::complain;
+use crate::text::visible;
 use std::io::IsTerminal as _;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -39,8 +40,10 @@ where
             write!(out, "{end} ")?;
         }
         write!(out, "{colour}{:>5}{end} ", event.metadata().level().as_str())?;
-        context.format_fields(out.by_ref(), event)?;
-        writeln!(out)
+        // Fields hold text of others, which must not forge a line or a part of one.
+        let mut fields = String::new();
+        context.format_fields(Writer::new(&mut fields), event)?;
+        writeln!(out, "{}", visible(&fields))
     }
 }
 
@@ -85,6 +88,32 @@ mod tests {
         assert_eq!(refused, None);
         assert!(both.would_enable("spoke_sys::kernel", &tracing::Level::TRACE));
         assert!(!both.would_enable("spoke_node", &tracing::Level::INFO));
+    }
+
+    #[test]
+    fn field_cannot_forge_a_line() {
+        use std::sync::{Arc, Mutex};
+        #[derive(Clone, Default)]
+        struct Buffer(Arc<Mutex<Vec<u8>>>);
+        impl std::io::Write for Buffer {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.0.lock().unwrap().extend(bytes);
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let buffer = Buffer::default();
+        let writer = buffer.clone();
+        let lines =
+            Layer::new().with_ansi(false).event_format(Line { time: false }).with_writer(move || writer.clone());
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(lines), || {
+            tracing::warn!(reason = %"lost\nERROR all keys deleted \u{202e}\x1b[31m", "state reverted");
+        });
+        let text = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(text.contains("lost\\nERROR") && !text.contains('\u{202e}') && !text.contains('\x1b'), "{text}");
     }
 
     #[test]

@@ -48,6 +48,8 @@ pub enum Command {
     Serve,
     /// Show the fleet in figures
     Status,
+    /// Print the pin of the certificate that devices trust
+    Pin,
     /// Manage nodes
     #[command(subcommand)]
     Node(node::NodeCommand),
@@ -126,6 +128,7 @@ async fn run(cli: Cli) -> Outcome {
     let outcome = match cli.command {
         Command::Serve => serve::run(&context).await,
         Command::Status => status::status(&context).await,
+        Command::Pin => status::pin(&context),
         Command::Node(command) => node::node(&context, command).await,
         Command::Token(command) => token::token(&context, command).await,
         Command::Network(command) => network::network(&context, *command).await,

@@ -45,6 +45,18 @@ pub struct Tls {
     pub pin: String,
 }
 
+/// The pin of the certificate that [`load`] uses; it is not created.
+pub fn pin(files: Option<&(PathBuf, PathBuf)>, state_dir: &Path) -> Result<String, TlsError> {
+    let path = files.map_or_else(|| state_dir.join("tls.crt"), |(certificate, _)| certificate.clone());
+    let pem = std::fs::read(&path).map_err(|_| TlsError::Missing(path.clone()))?;
+    let first = rustls_pemfile::certs(&mut pem.as_slice()).flatten().next();
+    Ok(pin_of(&first.ok_or_else(|| TlsError::NotPem(path, "certificate"))?))
+}
+
+fn pin_of(certificate: &CertificateDer<'_>) -> String {
+    format!("sha256:{}", sha256_hex(certificate))
+}
+
 /// Loads the certificate from `files`, or the self-signed one for `public` from `state_dir`.
 pub fn load(files: Option<&(PathBuf, PathBuf)>, state_dir: &Path, public: &HostPort) -> Result<Tls, TlsError> {
     let (certificate, key) = match files {
@@ -54,7 +66,7 @@ pub fn load(files: Option<&(PathBuf, PathBuf)>, state_dir: &Path, public: &HostP
     let chain = std::fs::read(&certificate).map_err(|_| TlsError::Missing(certificate.clone()))?;
     let chain: Vec<CertificateDer<'static>> = rustls_pemfile::certs(&mut chain.as_slice()).flatten().collect();
     let first = chain.first().ok_or_else(|| TlsError::NotPem(certificate, "certificate"))?;
-    let pin = format!("sha256:{}", sha256_hex(first));
+    let pin = pin_of(first);
     let pem = read_secret(&key, MAX_FILE)?.ok_or_else(|| TlsError::Missing(key.clone()))?;
     let private = rustls_pemfile::read_all(&mut pem.as_slice()).flatten().find_map(|item| match item {
         Item::Pkcs8Key(k) => Some(PrivateKeyDer::from(k)),

@@ -37,6 +37,12 @@ const MAX_INTERFACES: usize = 8;
 /// Most hubs of an interface.
 const MAX_HUBS: usize = 16;
 
+/// Most generations between a document and the one before: more than a restored control plane skips.
+pub const MAX_STEP: u64 = 1 << 32;
+
+/// Highest generation of the first document of a node.
+const MAX_FIRST: u64 = 1 << 48;
+
 const DOMAIN: &[u8] = b"spoke state document\n";
 
 /// Desired state of one node.
@@ -46,8 +52,12 @@ pub struct StateDocument {
     pub version: u32,
     /// The node.
     pub node_id: NodeId,
-    /// Grows with every change; a node never accepts an older one.
+    /// Grows with every change; a node never accepts an older one, but see `supersedes`.
     pub generation: u64,
+    /// The later generation that this document replaces on a node: the way back from one that was signed by mistake or by
+    /// an attacker. It must be the newest that the node knows, so a replay replaces nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub supersedes: Option<u64>,
     /// The node's role.
     pub role: Role,
     /// Signing keys to pin once this document is kept.
@@ -180,6 +190,16 @@ pub enum Refusal {
         /// In force, on trial or reverted.
         have: u64,
     },
+    /// So much later that no later one might be left.
+    #[error(
+        "generation {got} is too far from {have}, the newest known here: at most {MAX_STEP} at a time are accepted"
+    )]
+    Leap {
+        /// Of the document.
+        got: u64,
+        /// In force, on trial or reverted; 0: none.
+        have: u64,
+    },
     /// Signed, but inconsistent.
     #[error("the document is invalid: {0}")]
     Invalid(String),
@@ -212,6 +232,19 @@ const fn role_name(role: Role) -> &'static str {
 }
 
 impl StateDocument {
+    /// Whether a node whose newest generation is `have` (0: none) takes this document, whatever its content.
+    pub fn check_generation(&self, have: u64) -> Result<(), Refusal> {
+        let got = self.generation;
+        if self.supersedes == Some(have) && have > 0 && (1..have).contains(&got) {
+            return Ok(());
+        }
+        if got <= have {
+            return Err(Refusal::Older { got, have });
+        }
+        let max = if have == 0 { MAX_FIRST } else { have.saturating_add(MAX_STEP) };
+        if got > max { Err(Refusal::Leap { got, have }) } else { Ok(()) }
+    }
+
     /// The document in its envelope, signed by each of `keys`.
     pub fn sign<'k>(&self, keys: impl IntoIterator<Item = &'k SignKey>) -> Result<Envelope, serde_json::Error> {
         let document = serde_json::value::to_raw_value(self)?;

@@ -312,8 +312,11 @@ impl ControlClient {
         }
     }
 
-    /// The newest generation ever received, whatever became of it.
+    /// The newest generation ever received, whatever became of it; that of a state on trial which takes a later one back.
     fn newest_generation(&self) -> u64 {
+        if let Some(t) = self.on_trial.as_ref().filter(|t| t.state.document.supersedes.is_some()) {
+            return t.trial.generation();
+        }
         let in_force = self.in_force.as_ref().map_or(0, |s| s.document.generation);
         let on_trial = self.on_trial.as_ref().map_or(0, |t| t.trial.generation());
         in_force.max(on_trial).max(self.rejected.as_ref().map_or(0, |r| r.generation))

@@ -21,6 +21,7 @@ crate::on_both_databases![
     tokens_expire_by_default,
     hub_reads_only_its_own_network,
     node_state_needs_the_signature_of_the_node,
+    node_is_led_back_from_a_generation_of_an_attacker,
 ];
 
 async fn network_at(store: &Store, name: &str, pool: &str) {
@@ -208,4 +209,27 @@ async fn node_state_needs_the_signature_of_the_node(kind: Kind) {
     assert_eq!(again.status, 401, "a replay does not learn it either");
     let bare = server.client().send(plain("GET", state, "", None)).await.unwrap();
     assert_eq!(bare.status, 401);
+}
+
+/// An attacker with a stolen signing key gave the node the last generation there is.
+async fn node_is_led_back_from_a_generation_of_an_attacker(kind: Kind) {
+    let (server, token) = ControlPlane::start_with_network(kind, "10.8.0.0/24").await;
+    let mut edge = server.device("edge-1");
+    assert_eq!(edge.enrol(&token).await.0, 200);
+    let held = format!("/api/v1/nodes/self/state?after={}", u64::MAX);
+    assert_eq!(edge.ask("GET", &held, "").await.0, 204);
+    assert!(server.log().contains("later generation"), "the operator learns of it: {}", server.log());
+    let generation = u64::MAX.to_string();
+    server.cli_ok(&["node", "take-back", "edge-1", "--generation", &generation]).await;
+    let (status, state) = edge.ask("GET", &held, "").await;
+    let document = &state["document"];
+    assert_eq!((status, &document["supersedes"]), (200, &u64::MAX.into()), "{state}");
+    let after = document["generation"].as_u64().unwrap();
+    let path = |after: u64| format!("/api/v1/nodes/self/state?after={after}");
+    assert_eq!(edge.ask("GET", &path(after), "").await.0, 204, "then all is as usual");
+    assert_eq!(edge.ask("GET", &path(after + 1000), "").await.0, 204, "no other generation is replaced");
+    let (_, state) = edge.ask("GET", &path(0), "").await;
+    assert!(state["document"]["supersedes"].is_null(), "{state}");
+    let (code, output) = server.cli(&["node", "take-back", "edge-1", "--generation", "1"]).await;
+    assert!(code == 2 && output.contains("later"), "{output}");
 }

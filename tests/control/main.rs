@@ -15,6 +15,7 @@ mod attack_availability;
 mod attack_keys;
 mod attack_membership;
 mod attack_replay;
+mod attack_text;
 mod bench;
 mod chain;
 mod commands;

@@ -193,7 +193,12 @@ async fn newer_document(state: &ApiState, node: &NodeId, after: u64) -> Result<O
     };
     let document = match found {
         DocumentLookup::Document(document) => document,
-        DocumentLookup::Unchanged(_) => return Ok(None),
+        DocumentLookup::Unchanged(generation) => {
+            if generation < after {
+                tracing::warn!(%node, held = after, wanted = generation, "node holds a later generation than the control plane gave it");
+            }
+            return Ok(None);
+        }
         DocumentLookup::NotActive(NodeState::Pending) => return Err(ApiError::pending()),
         DocumentLookup::NotActive(_) | DocumentLookup::Unknown => return Err(ApiError::removed()),
     };

@@ -90,6 +90,14 @@ pub enum NodeCommand {
         /// Node id
         id: NodeId,
     },
+    /// Replace a later generation that a node holds and this control plane did not give it
+    TakeBack {
+        /// Node id
+        id: NodeId,
+        /// The generation the node holds, as the log of `serve` names it
+        #[arg(long)]
+        generation: u64,
+    },
     /// Cut a node off from other nodes
     Isolate {
         /// Node id
@@ -309,6 +317,10 @@ pub async fn node(context: &Context, command: NodeCommand) -> Outcome {
             detail(context, &id).await?;
             confirm(&format!("disable {id}, which disconnects it until it is enabled"), yes)?;
             (id, NodeChange { enabled: Some(false), ..NodeChange::default() })
+        }
+        NodeCommand::TakeBack { id, generation } => {
+            nodes::take_back(store, &id, generation, actor, now_ms()).await?;
+            return print_changed(context, &id).await;
         }
         NodeCommand::Enable { id } => (id, NodeChange { enabled: Some(true), ..NodeChange::default() }),
         NodeCommand::Isolate { id, off } => (id, NodeChange { isolated: Some(!off), ..NodeChange::default() }),

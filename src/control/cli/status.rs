@@ -4,6 +4,7 @@ use super::table::json;
 use crate::api::view::Overview;
 use crate::clock::now_ms;
 use crate::store::node::NodeState;
+use crate::tls;
 use spoke_command::{Outcome, print};
 use std::fmt::Write as _;
 
@@ -40,5 +41,13 @@ pub async fn status(context: &Context) -> Outcome {
         }
     }
     print(&out);
+    Ok(())
+}
+
+/// `spoke-control pin`: for scripts, which must not search the log for it.
+pub fn pin(context: &Context) -> Outcome {
+    let config = &context.config;
+    let pin = tls::pin(config.tls.as_ref(), &config.state_dir)?;
+    print(&if context.json { json(&serde_json::json!({"pin": pin})) } else { format!("{pin}\n") });
     Ok(())
 }

@@ -1,8 +1,10 @@
 //! Output of the subcommands: tables for people, JSON for scripts.
 use serde::Serialize;
+use spoke_command::text::visible;
 
 /// A table with titles; columns are as wide as their widest cell, two spaces apart.
 pub fn render(titles: &[&str], rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> = rows.iter().map(|r| r.iter().map(|c| visible(c).into_owned()).collect()).collect();
     let width = |i: usize| {
         let cells = rows.iter().filter_map(|r| r.get(i)).map(|c| c.chars().count());
         cells.chain([titles.get(i).map_or(0, |t| t.len())]).max().unwrap_or(0)
@@ -13,7 +15,7 @@ pub fn render(titles: &[&str], rows: &[Vec<String>]) -> String {
         format!("{}\n", padded.join("  ").trim_end())
     };
     let mut out = line(&mut titles.iter().copied());
-    for row in rows {
+    for row in &rows {
         out.push_str(&line(&mut row.iter().map(String::as_str)));
     }
     out
@@ -22,7 +24,7 @@ pub fn render(titles: &[&str], rows: &[Vec<String>]) -> String {
 /// One line for each name and value, values aligned.
 pub fn pairs(lines: &[(&str, String)]) -> String {
     let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-    lines.iter().map(|(name, value)| format!("{name:<width$}  {value}\n")).collect()
+    lines.iter().map(|(name, value)| format!("{name:<width$}  {}\n", visible(value))).collect()
 }
 
 /// One JSON document.

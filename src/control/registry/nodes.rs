@@ -161,6 +161,32 @@ pub async fn change(
     })
 }
 
+/// Takes back a later generation that a node holds and this control plane did not give it.
+pub async fn take_back(
+    store: &Store,
+    id: &NodeId,
+    generation: u64,
+    actor: &Actor,
+    now_ms: i64,
+) -> Result<(), RegistryError> {
+    retry_conflicts!(async {
+        let mut tx = store.write().await?;
+        let node = tx.locked_node(id).await?.ok_or_else(|| RegistryError::node_not_found(id))?;
+        if generation <= node.generation {
+            return Err(RegistryError::Value {
+                field: "generation",
+                expected: "later than the one wanted of the node",
+            });
+        }
+        tx.supersede(id, generation).await?;
+        // Wakes its long-poll, and no document of before the attack is sent again.
+        tx.raise_generation(id).await?;
+        let details = serde_json::json!({"generation": generation});
+        tx.audit(now_ms, actor, "take_back", ("node", id.as_str()), details).await?;
+        Ok(tx.commit().await?)
+    })
+}
+
 /// Disables an enabled node, and enables a disabled one.
 pub async fn toggle(store: &Store, id: &NodeId, actor: &Actor, now_ms: i64) -> Result<(), RegistryError> {
     retry_conflicts!(async {

@@ -157,6 +157,12 @@ const TABLES: &[Table] = &[
         insert: "INSERT INTO enrolment (node, token, key_proof) VALUES ($1, $2, $3)",
     },
     Table {
+        name: "superseded",
+        columns: &[("node", Text), ("generation", Text)],
+        select: "SELECT * FROM superseded ORDER BY node",
+        insert: "INSERT INTO superseded (node, generation) VALUES ($1, $2)",
+    },
+    Table {
         name: "wanted_release",
         columns: &[("network", Text), ("node", Text), ("version", Text), ("source", Text)],
         select: "SELECT * FROM wanted_release ORDER BY network, node",

@@ -33,8 +33,12 @@ impl Tx {
         if node.state != NodeState::Active {
             return Ok(DocumentLookup::NotActive(node.state));
         }
+        let mut supersedes = None;
         if node.generation <= after {
-            return Ok(DocumentLookup::Unchanged(node.generation));
+            supersedes = self.superseded(id).await?.filter(|g| *g == after && *g > node.generation);
+            if supersedes.is_none() {
+                return Ok(DocumentLookup::Unchanged(node.generation));
+            }
         }
         let network = self.network(&node.network).await?.ok_or(StoreError::Unreadable("node.network"))?;
         let interface = self.interface(&node, &network).await?;
@@ -43,12 +47,26 @@ impl Tx {
             version: VERSION,
             node_id: node.id,
             generation: node.generation,
+            supersedes,
             role: node.role,
             signing_keys: self.active_signing_keys().await?,
             interfaces: vec![interface],
             release,
             grants: network.grants.clone(),
         })))
+    }
+
+    /// The later generation that the document of a node replaces.
+    async fn superseded(&mut self, node: &NodeId) -> Result<Option<u64>, StoreError> {
+        let sql = "SELECT generation FROM superseded WHERE node = $1";
+        self.row(sql, &[node.as_str().into()]).await?.map(|row| row.parsed("generation")).transpose()
+    }
+
+    /// Has the document of a node replace a later generation that it holds.
+    pub async fn supersede(&mut self, node: &NodeId, generation: u64) -> Result<(), StoreError> {
+        let sql = "INSERT INTO superseded (node, generation) VALUES ($1, $2)
+            ON CONFLICT (node) DO UPDATE SET generation = excluded.generation";
+        self.run(sql, &[node.as_str().into(), generation.to_string().into()]).await.map(drop)
     }
 
     async fn interface(&mut self, node: &Node, network: &Network) -> Result<WantedInterface, LeaseError> {

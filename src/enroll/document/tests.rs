@@ -14,6 +14,7 @@ fn document() -> StateDocument {
     StateDocument {
         version: VERSION,
         node_id: node(),
+        supersedes: None,
         generation: 7,
         role: Role::Node,
         signing_keys: vec![key(1).public()],
@@ -144,4 +145,23 @@ proptest! {
     fn any_bytes_never_panic(junk: Vec<u8>) {
         let _ = Envelope::open(&junk, &node(), &[key(1).public()]);
     }
+}
+
+#[test]
+fn generation_rises_in_bounded_steps_and_can_be_taken_back() {
+    let at = |generation, supersedes| StateDocument { generation, supersedes, ..document() };
+    let leap = |got, have| Err(Refusal::Leap { got, have });
+    let older = |got, have| Err(Refusal::Older { got, have });
+    assert_eq!(at(u64::MAX, None).check_generation(5), leap(u64::MAX, 5));
+    assert_eq!(at(u64::MAX, None).check_generation(0), leap(u64::MAX, 0), "nor as the first one");
+    assert_eq!(at(5 + MAX_STEP, None).check_generation(5), Ok(()));
+    assert_eq!(at(5 + MAX_STEP + 1, None).check_generation(5), leap(6 + MAX_STEP, 5));
+    assert_eq!(at(3_000_000, None).check_generation(0), Ok(()), "of a control plane restored three times");
+    assert_eq!(at(u64::MAX, None).check_generation(u64::MAX - 1), Ok(()), "the last one");
+    // The way back names exactly what it replaces.
+    assert_eq!(at(7, None).check_generation(u64::MAX), older(7, u64::MAX));
+    assert_eq!(at(7, Some(u64::MAX)).check_generation(u64::MAX), Ok(()));
+    assert_eq!(at(7, Some(u64::MAX)).check_generation(9), older(7, 9), "a replay after it was taken back");
+    assert_eq!(at(7, Some(7)).check_generation(7), older(7, 7));
+    assert_eq!(at(0, Some(0)).check_generation(0), older(0, 0));
 }

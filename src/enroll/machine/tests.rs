@@ -38,6 +38,7 @@ fn state(generation: u64, hubs: u8) -> SignedState {
     let document = StateDocument {
         version: VERSION,
         node_id: "edge-1".parse().unwrap(),
+        supersedes: None,
         generation,
         role: Role::Node,
         signing_keys: vec![key.public()],
@@ -505,4 +506,30 @@ proptest! {
             prop_assert!(!out.is_full(), "an action may have been lost");
         }
     }
+}
+
+#[test]
+fn generation_of_an_attacker_is_taken_back() {
+    let mut m = settled(3);
+    m.handle(at(10), offered(u64::MAX));
+    assert!(m.status().reason.is_some_and(|r| r.contains("too far")), "it does not block the node");
+    let out = m.handle(at(11), offered(4));
+    assert_eq!(published(&out), Some(4));
+
+    // One signed before there was a bound.
+    let mut m = settled(u64::MAX);
+    let out = m.handle(at(10), offered(4));
+    assert_eq!(published(&out), None);
+    let mut back = state(4, 1);
+    back.document.supersedes = Some(u64::MAX);
+    let out = m.handle(at(11), Event::PollEnded(PollResult::State(Box::new(back.clone()))));
+    assert_eq!((published(&out), polls(&out)), (Some(4), Some(4)), "it asks for later ones than this");
+    let out = m.handle(at(12), seen(up()));
+    let (to, seq) = echoes(&out)[0];
+    let out = m.handle(at(12), Event::EchoReply { from: to, seq });
+    assert_eq!(kept(&out), Some(4));
+    m.handle(at(13), Event::PollEnded(PollResult::State(Box::new(back))));
+    assert_eq!(m.in_force().map(|s| s.document.generation), Some(4), "a replay changes nothing");
+    let out = m.handle(at(2000), offered(5));
+    assert_eq!(published(&out), Some(5));
 }

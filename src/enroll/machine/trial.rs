@@ -103,8 +103,15 @@ impl ControlClient {
 
     pub(super) fn handle_offer(&mut self, now: Boot, state: SignedState, out: &mut Actions) {
         let (got, have) = (state.document.generation, self.newest_generation());
-        if got <= have {
-            return self.record_refusal(now, &Refusal::Older { got, have });
+        if let Err(refusal) = state.document.check_generation(have) {
+            return self.record_refusal(now, &refusal);
+        }
+        if got < have {
+            // Reverted before: the state that it is to replace is the better one.
+            if self.rejected.as_ref().is_some_and(|r| r.generation == got) {
+                return self.record_refusal(now, &Refusal::Older { got, have });
+            }
+            self.rejected = None;
         }
         self.refused = None;
         self.refused_backoff.reset();

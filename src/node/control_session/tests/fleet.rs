@@ -46,6 +46,7 @@ pub(super) fn document(generation: u64, peers: u8) -> StateDocument {
     StateDocument {
         version: VERSION,
         node_id: "hub-1".parse().unwrap(),
+        supersedes: None,
         generation,
         role: Role::Hub,
         signing_keys: vec![signer(1).public()],
