@@ -36,6 +36,8 @@ pub struct Config {
     pub store: StoreUrl,
     /// `api.operator_token`.
     pub operator_token: Option<KeySource>,
+    /// `api.listen`: where the operators' API is served alone; empty: beside the devices'.
+    pub api_listen: Vec<SocketAddr>,
     /// `[limits]`.
     pub rates: Rates,
     /// `[grants]`: the contract that decides who is a peer in networks with `access = "nft"`.
@@ -130,6 +132,7 @@ impl Config {
         store.finish();
         let mut api = root.table("api");
         let operator_token = api.parsed("operator_token", "file:/absolute/path or credential:NAME");
+        let api_listen = api.list("listen", "ADDRESS:PORT such as 127.0.0.1:8444");
         api.finish();
         let mut limits = root.table("limits");
         let default = Rates::default();
@@ -160,6 +163,7 @@ impl Config {
             client_timeout: client_timeout.unwrap_or(Duration::from_secs(30)),
             store,
             operator_token,
+            api_listen: api_listen.unwrap_or_default(),
             rates,
             grants,
         })

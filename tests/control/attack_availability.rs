@@ -1,8 +1,8 @@
 //! Attacks on the availability of the control plane: strangers' requests, idle connections, wrong tokens.
 use crate::database::{Kind, fresh};
 use crate::fixture::identity;
-use crate::server::{ControlPlane, OPERATOR, Settings, plain, wait_until};
-use spoke_sys::http::Http as _;
+use crate::server::{ControlPlane, OPERATOR, Settings, free_port, plain, wait_until};
+use spoke_sys::http::{Http as _, HttpsClient, Trust};
 use std::time::{Duration, Instant};
 
 const STATE: &str = "/api/v1/nodes/self/state?after=0";
@@ -136,4 +136,32 @@ async fn short_operator_token_opens_nothing() {
     server.cli_ok(&["network", "create", "field", "--pool4", "10.8.0.0/24"]).await;
     let token = server.cli_ok(&["token", "create", "--network", "field"]).await;
     assert_eq!(server.device("edge-1").enrol(&token).await.0, 200, "devices are served");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn operators_are_not_served_where_devices_are() {
+    let port = free_port();
+    let api = format!("listen = [\"127.0.0.1:{port}\"]");
+    let server = ControlPlane::start_as(fresh(Kind::Sqlite).await, Settings { api, ..Settings::default() }).await;
+    server.cli_ok(&["network", "create", "field", "--pool4", "10.8.0.0/24"]).await;
+    let token = server.cli_ok(&["token", "create", "--network", "field"]).await;
+    assert_eq!(server.device("edge-1").enrol(&token).await.0, 200);
+    let mut operators =
+        HttpsClient::new(format!("localhost:{port}").parse().unwrap(), &Trust::Pin(server.pin)).unwrap();
+    for (path, for_devices) in [
+        ("/api/nodes", 404),
+        ("/api/tokens", 404),
+        ("/api/status", 404),
+        ("/api/v1/wireguard/peers", 401),
+        ("/api/v1/wireguard/pool/stats", 401),
+    ] {
+        let request = plain("GET", path, "", Some(OPERATOR));
+        assert_eq!(server.client().send(request.clone()).await.unwrap().status, for_devices, "{path}");
+        assert_eq!(operators.send(request).await.unwrap().status, 200, "{path}");
+    }
+    let remove = plain("DELETE", "/api/v1/wireguard/peers/edge-1", "", Some(OPERATOR));
+    assert_eq!(server.client().send(remove).await.unwrap().status, 401);
+    let mut edge = server.device("edge-1");
+    edge.http = operators;
+    assert_eq!(edge.ask("GET", STATE, "").await.0, 404, "no devices are served here");
 }

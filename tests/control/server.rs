@@ -35,6 +35,8 @@ pub struct Settings {
     pub limits: String,
     /// Lines of `[server]`.
     pub server: String,
+    /// Lines of `[api]`.
+    pub api: String,
     /// Further sections.
     pub sections: String,
     /// A command line in front of the program's.
@@ -49,7 +51,14 @@ impl Default for Settings {
         let limits = format!(
             "per_address = 100000\nenrolments_per_address = 100000\nguesses_per_address = 100000\nper_node = {node}\n"
         );
-        Self { limits, server: String::new(), sections: String::new(), wrap: Vec::new(), replica_of: None }
+        Self {
+            limits,
+            server: String::new(),
+            api: String::new(),
+            sections: String::new(),
+            wrap: Vec::new(),
+            replica_of: None,
+        }
     }
 }
 
@@ -75,10 +84,11 @@ fn write_config(dir: &Path, port: u16, url: &str, settings: &Settings) -> PathBu
     let mut file = open.write(true).create(true).truncate(true).mode(0o600).open(&token).unwrap();
     std::io::Write::write_all(&mut file, OPERATOR.as_bytes()).unwrap();
     let text = format!(
-        "[server]\nlisten = [\"127.0.0.1:{port}\"]\npublic = \"localhost:{port}\"\nstate_dir = \"{}\"\n{}\n[store]\nurl = \"{url}\"\n[api]\noperator_token = \"file:{}\"\n[limits]\n{}\n{}\n",
+        "[server]\nlisten = [\"127.0.0.1:{port}\"]\npublic = \"localhost:{port}\"\nstate_dir = \"{}\"\n{}\n[store]\nurl = \"{url}\"\n[api]\noperator_token = \"file:{}\"\n{}\n[limits]\n{}\n{}\n",
         dir.display(),
         settings.server,
         token.display(),
+        settings.api,
         settings.limits,
         settings.sections,
     );

@@ -95,6 +95,10 @@ impl Claim {
     }
 }
 
+/// Whether the operator token is accepted at the listener of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct AcceptsOperators(pub bool);
+
 /// A request with the operator token.
 #[derive(Clone, Copy, Debug)]
 pub struct Operator;
@@ -214,7 +218,8 @@ impl ApiState {
     /// Whether the bearer token is the operator token. Wrong ones never stop the right one: of those beyond the limit of
     /// their address only the answer differs.
     fn is_operator(&self, parts: &Parts) -> Result<bool, ApiError> {
-        let Some(token) = bearer(&parts.headers) else { return Ok(false) };
+        let accepted = parts.extensions.get::<AcceptsOperators>().is_some_and(|a| a.0);
+        let Some(token) = bearer(&parts.headers).filter(|_| accepted) else { return Ok(false) };
         let address = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|c| c.0.ip());
         let valid = self.operator_token.as_ref().is_some_and(|t| {
             // Digests: of equal length, so that the comparison does not disclose the token's.

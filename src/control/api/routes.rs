@@ -1,13 +1,14 @@
 //! Every route, and the OpenAPI document at `/api/openapi.json`.
+use super::auth::AcceptsOperators;
 use super::extract::MAX_BODY;
 use super::state::ApiState;
 use super::{devices, fleet, networks, nodes, peers, releases, response, tokens};
-use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, Request, State};
 use axum::http::header;
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
+use axum::{Extension, Router};
 use response::ApiError;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,25 +20,43 @@ use utoipa_axum::routes;
 #[openapi(info(title = "spoke-control", description = "Enrols devices, hands out signed state, runs the fleet"))]
 struct Description;
 
-/// The router over `state`.
-pub fn router(state: Arc<ApiState>) -> Router {
-    let timed = OpenApiRouter::with_openapi(Description::openapi())
+/// Whom a listener serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audience {
+    /// Devices and operators.
+    All,
+    /// Devices only: the operator token is not looked at.
+    Devices,
+    /// Operators only.
+    Operators,
+}
+
+/// The router over `state` for a listener.
+pub fn router(state: Arc<ApiState>, audience: Audience) -> Router {
+    let devices = OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(devices::provision))
         .routes(routes!(devices::register))
         .routes(routes!(devices::report))
-        .routes(routes!(devices::key))
+        .routes(routes!(devices::key));
+    let peers = OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(peers::list))
         .routes(routes!(peers::one, peers::remove))
-        .routes(routes!(peers::stats))
-        .merge(nodes::router())
+        .routes(routes!(peers::stats));
+    let operators = nodes::router()
         .merge(tokens::router())
         .merge(networks::router())
         .merge(fleet::router())
-        .merge(releases::router())
-        .layer(from_fn(response::limit_time));
+        .merge(releases::router());
+    let timed = match audience {
+        Audience::All => devices.merge(peers).merge(operators),
+        Audience::Devices => devices.merge(peers),
+        Audience::Operators => peers.merge(operators),
+    };
+    let timed = timed.layer(from_fn(response::limit_time));
     // The long-poll has a time limit of its own.
     let long_poll = OpenApiRouter::new().routes(routes!(devices::state));
-    let (routes, description) = timed.merge(long_poll).split_for_parts();
+    let timed = if audience == Audience::Operators { timed } else { timed.merge(long_poll) };
+    let (routes, description) = timed.split_for_parts();
     let description = Bytes::from(description.to_json().unwrap_or_default());
     let openapi = axum::routing::get(move || {
         let body = description.clone();
@@ -49,6 +68,7 @@ pub fn router(state: Arc<ApiState>) -> Router {
         .method_not_allowed_fallback(response::not_found)
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(tower_http::catch_panic::CatchPanicLayer::new())
+        .layer(Extension(AcceptsOperators(audience != Audience::Devices)))
         .layer(from_fn_with_state(state.clone(), limit_address))
         .layer(from_fn(response::shape_errors))
         .with_state(state)

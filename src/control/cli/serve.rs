@@ -1,6 +1,6 @@
 //! `spoke-control serve`: the composition root of the control plane.
 use super::{Context, secret};
-use crate::api::routes::router;
+use crate::api::routes::{Audience, router};
 use crate::api::state::{ApiState, HandlerState};
 use crate::chain::{AdmissionSync, GrantLookup};
 use crate::clock::now_ms;
@@ -18,6 +18,7 @@ use spoke_command::{Outcome, print};
 use spoke_model::error_chain::ErrorChain;
 use spoke_sys::notify::{Notify as _, Systemd};
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,6 +46,15 @@ fn is_strong(token: &str) -> bool {
     token.chars().count() >= OPERATOR_TOKEN.0 && distinct.len() >= OPERATOR_TOKEN.1
 }
 
+async fn bind(key: &str, addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
+    let mut listeners = Vec::new();
+    for address in addresses {
+        let bound = TcpListener::bind(address).await;
+        listeners.push(bound.with_context(|| format!("{key}: cannot listen on {address}"))?);
+    }
+    Ok(listeners)
+}
+
 /// Serves until SIGTERM or SIGINT.
 pub async fn run(context: &Context) -> Outcome {
     spoke_command::start_log("spoke-control");
@@ -59,11 +69,8 @@ pub async fn run(context: &Context) -> Outcome {
         }
         strong
     });
-    let mut listeners = Vec::new();
-    for address in &config.listen {
-        let bound = TcpListener::bind(address).await;
-        listeners.push(bound.with_context(|| format!("server.listen: cannot listen on {address}"))?);
-    }
+    let listeners = bind("server.listen", &config.listen).await?;
+    let api_listeners = bind("api.listen", &config.api_listen).await?;
 
     let (stop, stopping) = watch::channel(false);
     let (keys_out, keys) = watch::channel(signing);
@@ -98,13 +105,12 @@ pub async fn run(context: &Context) -> Outcome {
     let maintenance = tokio::spawn(maintain(state.clone(), keys_out));
 
     print_instructions(context, &url, &tls.pin).await?;
-    let serving = tokio::spawn(server::serve(
-        listeners,
-        tls.config,
-        router(state),
-        (config.connections, config.client_timeout),
-        stopping,
-    ));
+    let limits = (config.connections, config.client_timeout);
+    let audience = if api_listeners.is_empty() { Audience::All } else { Audience::Devices };
+    let for_devices = router(state.clone(), audience);
+    let serving = tokio::spawn(server::serve(listeners, tls.config.clone(), for_devices, limits, stopping.clone()));
+    let for_operators = router(state, Audience::Operators);
+    let api_serving = tokio::spawn(server::serve(api_listeners, tls.config, for_operators, limits, stopping));
     Systemd.ready();
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
@@ -114,6 +120,7 @@ pub async fn run(context: &Context) -> Outcome {
     Systemd.stopping();
     let _ = stop.send(true);
     let _ = serving.await;
+    let _ = api_serving.await;
     if let Some(sync) = admission_sync {
         let _ = tokio::time::timeout(Duration::from_secs(5), sync).await;
     }
