@@ -80,7 +80,10 @@ def build(board, options, output, work, step):
     for name in ("dev", "proc", "sys", "run", "root", "boot"):
         (early / name).mkdir(parents=True)
     shutil.copy2(options.binaries / "spoke-init", early / "init")
-    modules.initrd(kernel_dir, release, manifest["initrd-modules"]["root"] + board.modules["initrd"], early)
+    wanted = manifest["initrd-modules"]["root"] + board.modules["initrd"]
+    if board.has_screen:
+        wanted += manifest["initrd-modules"]["keyboard"]
+    modules.initrd(kernel_dir, release, wanted, early)
     slot.initramfs(early, output / "initrd", level)
     kernel = kernel_dir / "boot" / f"vmlinuz-{release}"
     shutil.copyfile(kernel, output / "vmlinuz")

@@ -1,5 +1,6 @@
 """Reads and checks board/NAME/board.toml; reports all faults at once."""
 import pathlib
+import re
 import tomllib
 from dataclasses import dataclass
 
@@ -35,8 +36,8 @@ SCHEMA = {
         "wan": (list, True, "link names (globs) that use DHCP"),
     },
     "modules": {
-        "initrd": (list, True, "to reach the disk"),
-        "root": (list, True, "network, watchdog, clock, LEDs"),
+        "initrd": (list, True, "to reach the disk, and the watchdog"),
+        "root": (list, True, "network, clock, LEDs"),
     },
     "u-boot": {
         "package": (str, True, "Debian package it comes from"),
@@ -76,6 +77,10 @@ class Board:
     @property
     def default_loader(self):
         return ARCHITECTURES[self.architecture][3]
+
+    @property
+    def has_screen(self):
+        return any(re.match(r"tty\d", c) for c in self.console)
 
     @property
     def uses_u_boot(self):

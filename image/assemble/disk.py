@@ -46,7 +46,7 @@ def fat(tree, size_mib, output):
 
 def ext4(size_mib, output):
     """Makes the empty state partition. Blocks reserved for root let the updater write its record when the supervisor has filled the
-    rest. The device formats it with the same options (image/files/usr/lib/spoke/check-state)."""
+    rest. The device formats it with the same options (image/files/usr/lib/spoke/mount-state)."""
     output.unlink(missing_ok=True)
     with open(output, "wb") as f:
         f.truncate(size_mib * MIB)

@@ -25,6 +25,8 @@ pub struct Settings {
 pub struct Appliance {
     /// SSH keys that may log in.
     pub ssh_keys: Vec<String>,
+    /// Time servers instead of those of DHCP and of the distribution.
+    pub ntp: Vec<String>,
     /// Secrets by file name; the configuration refers to them by that name.
     pub secrets: BTreeMap<String, Zeroizing<String>>,
 }
@@ -88,6 +90,19 @@ fn read_appliance(table: toml::Table, into: &mut Appliance, faults: &mut Vec<Con
                 }
             }
             ("ssh_keys", _) => fault("appliance.ssh_keys".into(), "is not a list", "write [\"ssh-ed25519 …\"]"),
+            ("ntp", toml::Value::Array(servers)) => {
+                for (i, server) in servers.iter().enumerate() {
+                    match server.as_str() {
+                        Some(s) if is_server(s) => into.ntp.push(s.to_owned()),
+                        _ => fault(
+                            format!("appliance.ntp[{i}]"),
+                            "is neither a host name nor an address",
+                            "write one, e.g. \"ntp.example.net\"",
+                        ),
+                    }
+                }
+            }
+            ("ntp", _) => fault("appliance.ntp".into(), "is not a list", "write [\"ntp.example.net\"]"),
             ("secrets", toml::Value::Table(secrets)) => {
                 for (name, value) in secrets {
                     let key = format!("appliance.secrets.{name}");
@@ -103,10 +118,15 @@ fn read_appliance(table: toml::Table, into: &mut Appliance, faults: &mut Vec<Con
             }
             ("secrets", _) => fault("appliance.secrets".into(), "is not a table", "write [appliance.secrets]"),
             (other, _) => {
-                fault(format!("appliance.{other}"), "unknown key", "remove it; known here: ssh_keys, secrets")
+                fault(format!("appliance.{other}"), "unknown key", "remove it; known here: ssh_keys, ntp, secrets")
             }
         }
     }
+}
+
+/// A host name or an address, as systemd-timesyncd takes them: white space would begin another.
+fn is_server(text: &str) -> bool {
+    (1..=253).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b".:-".contains(&b))
 }
 
 /// A file name without any path.
@@ -135,6 +155,16 @@ mod tests {
         for bad in ["\"../x\" = \"y\"", "token = \"\"", "token = 1"] {
             let faults = parse(format!("{GOOD}[appliance.secrets]\n{bad}\n").as_bytes()).unwrap_err();
             assert!(faults[0].key.starts_with("appliance.secrets."), "{faults:?}");
+        }
+    }
+
+    #[test]
+    fn time_server_is_a_name_or_an_address() {
+        let text = format!("{GOOD}[appliance]\nntp = [\"ntp.example.net\", \"192.0.2.1\", \"2001:db8::1\"]\n");
+        assert_eq!(parse(text.as_bytes()).unwrap().appliance.ntp.len(), 3);
+        for bad in ["[\"a b\"]", "[\"\"]", "[1]", "\"ntp.example.net\"", "[\"a\\nNTP=b\"]"] {
+            let faults = parse(format!("{GOOD}[appliance]\nntp = {bad}\n").as_bytes()).unwrap_err();
+            assert!(faults[0].key.starts_with("appliance.ntp"), "{bad}: {faults:?}");
         }
     }
 

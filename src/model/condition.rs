@@ -79,6 +79,10 @@ pub enum Code {
     ContractAway,
     /// Grants are checked with restrictions: an endpoint of another chain, or more candidates than fit.
     AccessControlDegraded,
+    /// The disk takes no writes, or has no usable state partition: changes are lost at the next start.
+    FlashReadonly,
+    /// The boot partition cannot be read: no settings are taken from it and no update can be installed.
+    BootUnreadable,
 }
 
 /// How urgent a condition is.
@@ -95,7 +99,7 @@ pub enum Severity {
 
 impl Code {
     /// Every code, in the order of the documentation.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::NotProvisioned,
         Self::NoTunnel,
         Self::HubSilent,
@@ -114,6 +118,8 @@ impl Code {
         Self::ControlAway,
         Self::ContractAway,
         Self::AccessControlDegraded,
+        Self::FlashReadonly,
+        Self::BootUnreadable,
     ];
 
     /// The text in JSON, metrics and logs.
@@ -137,6 +143,8 @@ impl Code {
             Self::ControlAway => "control_away",
             Self::ContractAway => "contract_away",
             Self::AccessControlDegraded => "access_control_degraded",
+            Self::FlashReadonly => "flash_readonly",
+            Self::BootUnreadable => "boot_unreadable",
         }
     }
 
@@ -153,7 +161,9 @@ impl Code {
             | Self::TunnelBypassed
             | Self::NameTaken
             | Self::ConfigDegraded
-            | Self::AccessControlDegraded => Severity::Error,
+            | Self::AccessControlDegraded
+            | Self::FlashReadonly
+            | Self::BootUnreadable => Severity::Error,
             Self::Starting | Self::HandshakeStale | Self::ControlAway | Self::ContractAway => Severity::Warning,
         }
     }
@@ -195,6 +205,10 @@ impl Code {
             Self::AccessControlDegraded => {
                 "correct grants.endpoints or grants.chain_id, or reduce the number of candidates"
             }
+            Self::FlashReadonly => "replace the card or disk: the tunnel works on, changes are lost at the next start",
+            Self::BootUnreadable => {
+                "flash the device again with `spoke-image flash --keep-state`; do not restart it before: it may not start"
+            }
         }
     }
 
@@ -219,7 +233,9 @@ impl Code {
             | Self::NameTaken
             | Self::ConfigDegraded
             | Self::ContractAway
-            | Self::AccessControlDegraded => false,
+            | Self::AccessControlDegraded
+            | Self::FlashReadonly
+            | Self::BootUnreadable => false,
         }
     }
 }

@@ -3,6 +3,7 @@ pub mod access;
 pub mod component_status;
 pub mod control;
 pub mod slots;
+pub mod storage;
 use crate::agent;
 use crate::audit::{Audit, Trail};
 use crate::changes as change;
@@ -97,6 +98,9 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys) -> Outcom
     tasks.restarting("clock", seed, move || keeper().run());
     let (anchor, statuses) = (trusted.clone(), components_out.clone());
     tasks.restarting("trust in the clock", seed, move || component_status::clock(anchor.clone(), statuses.clone()));
+
+    let (state_dir, statuses) = (config.node.state_dir.clone(), components_out.clone());
+    tasks.restarting("storage", seed, move || storage::watch(clock, state_dir.clone(), statuses.clone()));
 
     let changes = start_changes(&mut tasks, &config, &net, trusted);
     if config.agent.enabled {

@@ -1,8 +1,12 @@
 //! Steps of a slot's first process before systemd: drivers, partitions of its disk, the verified root.
 pub mod booted;
+pub mod consoles;
+pub mod kernels;
+pub mod machine_id;
 pub mod parts;
 pub mod rescue;
 pub mod verity;
+pub mod watchdog;
 
 use rustix::fs::{Mode, OFlags};
 use std::path::Path;

@@ -1,10 +1,10 @@
 """Scenarios from the first boot to the fleet: stages, settings, clock, boot time."""
 import json
 import os
-import re
 import time
 
 import hub as hubs
+from host import memory
 from machine import boot_file, boot_files, partition, put_boot_file
 from updates import refused_bundles, update_wanted_by_the_control_plane
 from world import BOOT, CONNECTED, KEY, ControlPlane, connect, health, settings, until
@@ -33,7 +33,9 @@ def from_the_box(world):
     assert sum("slot a verified" in line for line in machine.lines) == 1, "the machine rebooted"
     report = health()
     assert report["status"] == "healthy" and report["stage"] == "connected" and report["node_id"] == "image-test", report
-    assert report["update"]["slot"] == "a" and report["update"]["trial"] is None, report
+    # Published by a process of its own.
+    update = until(60, "the state of updates", lambda: health().get("update"))
+    assert update["slot"] == "a" and update["trial"] is None, update
     assert hubs.ask("/ready"), "/ready answers 200"
     # The board booted in 2001 without a time server: its earliest possible time is that of its build.
     built = world.output_of("spoke clock show | sed -n 's/^build *//p'").strip()
@@ -59,13 +61,6 @@ def scenario_from_the_box(world):
     world.passed(refused_bundles.__doc__)
     update_wanted_by_the_control_plane(world, machine, at)
     world.passed(update_wanted_by_the_control_plane.__doc__)
-
-
-def memory(world):
-    """RAM in use without page cache, in MiB."""
-    read = dict(re.findall(r"(\w+): +(\d+) kB", world.output_of("cat /proc/meminfo")))
-    kib = {k: int(v) for k, v in read.items()}
-    return round((kib["MemTotal"] - kib["MemFree"] - kib["Buffers"] - kib["Cached"] - kib["SReclaimable"] + kib["Shmem"]) / 1024, 1)
 
 
 def scenario_boot_time(world):

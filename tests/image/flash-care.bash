@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
 # Flash writes of a device: its state is on the image's state partition with the image's mount options, through idle hours and
 # events in skipped time; bytes that reach the block device are counted.
-#   flash-care.bash DISK-IMAGE SPOKE STATE.MOUNT
+#   flash-care.bash DISK-IMAGE SPOKE MOUNT-STATE
 set -euo pipefail
-image=$1 spoke=$2 unit=$3
+image=$1 spoke=$2 script=$3
 . "$(dirname "$0")/../bench/pair.bash"
 cd "$TMPDIR"
 passed=0 failed=0
 verdict() { # WHAT COMMAND…
   if "${@:2}"; then passed=$((passed + 1)) && echo "ok - $1"; else failed=$((failed + 1)) && echo "not ok - $1"; fi
 }
-option() { sed -n "s/^$1=//p" "$unit"; }
+options=$(sed -n 's/^options=//p' "$script")
 
 read -r start size <<<"$(sfdisk -J "$image" | tr -d '\n' | sed -E 's/.*"start": *([0-9]+), *"size": *([0-9]+),[^}]*"name": *"state".*/\1 \2/')"
 dd if="$image" of=state.img bs=512 skip="$start" count="$size" status=none
 disk=$(losetup --find --show state.img)
 mkdir state
-mount -t "$(option Type)" -o "$(option Options | sed 's/noexec,//')" "$disk" state
+mount -t ext4 -o "${options/noexec,/}" "$disk" state
 mkdir -m 700 state/spoke
 
 make_pair state/spoke

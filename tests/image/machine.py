@@ -27,12 +27,15 @@ class Machine:
 
     Its clock starts in 2001 at every start, as on a board without an RTC.
     `journal` is a file that logs every write in order, so that a power cut can lose unflushed writes.
+    `read_only` is a card that takes no writes; `faults` are errors of the disk as of qemu's blkdebug.
+    `screen` adds a screen with a keyboard on USB; `extra` are further arguments.
     """
 
-    def __init__(self, board, image, work, memory=256, image_dir=None, direct=False, journal=None, firmware=None):
+    def __init__(self, board, image, work, memory=256, image_dir=None, direct=False, journal=None, firmware=None, screen=False, extra=()):
         self.board, self.image, self.work = board, pathlib.Path(image), pathlib.Path(work)
         self.memory, self.direct, self.image_dir = memory, direct, image_dir
         self.journal, self.firmware = journal, firmware
+        self.screen, self.extra, self.read_only, self.faults = screen, extra, False, None
         self.lines, self.partial = [], ""
         self.changed = threading.Condition()
         self.process = None
@@ -62,9 +65,15 @@ class Machine:
             "-qmp", f"unix:{self.work}/qmp,server,nowait",
             *self.drive(), "-device", "virtio-blk-pci,drive=disk", "-rtc", "base=2001-01-01T00:00:00",
             "-device", "virtio-rng-pci", "-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,id=nic",
+            *(("-device", "VGA", "-device", "qemu-xhci", "-device", "usb-kbd") if self.screen else ()), *self.extra,
         ]
 
     def drive(self):
+        if self.faults:
+            options = {"driver": "blkdebug", "node-name": "disk", "image": {"driver": "file", "filename": str(self.image)}, "inject-error": self.faults}
+            return ["-blockdev", json.dumps(options)]
+        if self.read_only:
+            return ["-drive", f"file={self.image},format=raw,if=none,id=disk,readonly=on"]
         if not self.journal:
             # The host itself does not lose power: its disk needs no flushes.
             return ["-drive", f"file={self.image},format=raw,if=none,id=disk,cache=unsafe"]
@@ -155,11 +164,30 @@ class Machine:
 
     def cable(self, plugged):
         """Plugs the network cable in or out."""
+        self.control("set_link", name="nic", up=plugged)
+
+    def type(self, text):
+        """Types a line on the keyboard."""
+        for letter in [*text, "ret"]:
+            self.control("send-key", keys=[{"type": "qcode", "data": {" ": "spc"}.get(letter, letter)}])
+            time.sleep(0.2)
+
+    def screen_rows(self):
+        """Rows of text on the screen that are not empty, at 16 pixels each."""
+        path = self.work / "screen.ppm"
+        self.control("screendump", filename=str(path))
+        _, size, _, pixels = path.read_bytes().split(b"\n", 3)
+        width, height = map(int, size.split())
+        row = width * 3 * 16
+        return sum(any(pixels[y * row:(y + 1) * row]) for y in range(height // 16))
+
+    def control(self, command, **arguments):
+        """Runs a command of the emulator."""
         with socket.socket(socket.AF_UNIX) as s:
             s.connect(f"{self.work}/qmp")
             stream = s.makefile("rw")
             stream.readline()
-            for question in ({"execute": "qmp_capabilities"}, {"execute": "set_link", "arguments": {"name": "nic", "up": plugged}}):
+            for question in ({"execute": "qmp_capabilities"}, {"execute": command, "arguments": arguments}):
                 stream.write(json.dumps(question) + "\n")
                 stream.flush()
                 while "return" not in (answer := json.loads(stream.readline())):

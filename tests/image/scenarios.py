@@ -13,6 +13,9 @@ import time
 
 import boots
 import damage
+import host
+import storage
+import table
 import updates
 import uboot
 from machine import Failed, emulated_cpu_seconds
@@ -32,6 +35,20 @@ LONG = [
     damage.scenario_full_state,
     damage.scenario_full_boot_partition,
     damage.scenario_both_slots_bad,
+    storage.scenario_missing_state,
+    storage.scenario_read_only_card,
+    storage.scenario_failing_writes,
+    storage.scenario_unreadable_state,
+    storage.scenario_ruined_boot_partition,
+    storage.scenario_unusable_settings_file,
+    storage.scenario_last_rung,
+    host.scenario_one_host_of_many,
+    host.scenario_third_host,
+    host.scenario_early_watchdog,
+    host.scenario_little_memory,
+    host.scenario_screen,
+    table.scenario_damage_table_uefi,
+    table.scenario_damage_table_u_boot,
     uboot.scenario_u_boot_counts,
     boots.scenario_arm64_boots,
     boots.scenario_boot_time,

@@ -98,6 +98,10 @@ pub enum Component {
     Contract,
     /// The control plane.
     Control,
+    /// The partition of the kernels and of new settings, on an image.
+    BootPartition,
+    /// The directory of identity and caches.
+    Storage,
 }
 
 impl Component {
@@ -108,6 +112,8 @@ impl Component {
             Self::Config => "config",
             Self::Contract => "contract",
             Self::Control => "control",
+            Self::BootPartition => "bootPartition",
+            Self::Storage => "storage",
         }
     }
 
@@ -118,6 +124,8 @@ impl Component {
             Self::Config => Code::ConfigDegraded,
             Self::Contract => Code::ContractAway,
             Self::Control => Code::ControlAway,
+            Self::BootPartition => Code::BootUnreadable,
+            Self::Storage => Code::FlashReadonly,
         }
     }
 }

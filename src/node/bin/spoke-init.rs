@@ -4,26 +4,35 @@
 //! table, and a kernel never runs on another root.
 #![allow(clippy::disallowed_methods, reason = "the only process: it may sleep, change directory and read any clock")]
 
-use rustix::mount::{MountFlags, mount, mount_move};
+use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
 use rustix::system::{RebootCommand, reboot};
 use spoke_sys::early::booted::Booted;
-use spoke_sys::early::{argument, load_modules, parts, rescue, say, verity};
+use spoke_sys::early::consoles::Consoles;
+use spoke_sys::early::machine_id::MachineId;
+use spoke_sys::early::rescue::{Choice, Console as _};
+use spoke_sys::early::watchdog::Watchdog;
+use spoke_sys::early::{argument, kernels, load_modules, parts, rescue, say, verity};
 use spoke_sys::slots::{DiskSlots, Loader, RUN, Slots as _};
-use spoke_update::slot::{Slot, Trust};
+use spoke_update::slot::{Slot, Starts, Trust};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Time limit for a disk to appear (USB, cards).
 const DISK_TIMEOUT: Duration = Duration::from_secs(20);
 const INIT: &str = "/usr/lib/systemd/systemd";
+/// Memory with which the tunnel comes up, as the kernel counts it: without its own code and the firmware's part. Bytes.
+const MEMORY_NEEDED: u64 = 110 << 20;
+const BOOT: &str = "/boot";
+/// Links to the partitions before the root is known.
+const DEVICES: &str = "/run/early";
 
 /// The verified slot and its disk.
 struct Found {
     slot: Slot,
-    node: PathBuf,
+    root: verity::Root,
     parts: BTreeMap<String, parts::Partition>,
 }
 
@@ -33,15 +42,6 @@ fn main() {
         println!("spoke-init {}: the first process of a Spoke image; it does nothing else", env!("CARGO_PKG_VERSION"));
         return;
     }
-    let why = match start() {
-        Ok(never) => match never {},
-        Err(why) => why,
-    };
-    say(&why);
-    give_up(&why);
-}
-
-fn start() -> Result<std::convert::Infallible, String> {
     for (source, target, flags, options) in [
         ("devtmpfs", "/dev", MountFlags::NOSUID, c"mode=0755"),
         ("proc", "/proc", MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NODEV, c""),
@@ -51,17 +51,56 @@ fn start() -> Result<std::convert::Infallible, String> {
         // May be mounted already: a kernel can mount /dev itself.
         let _ = mount(source, target, source, flags, options);
     }
-    let line = std::fs::read_to_string("/proc/cmdline").map_err(|e| format!("no command line: {e}"))?;
+    // Read once: on an error the mounts may have been moved into the root already.
+    let line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let loaded = load_modules(Path::new("/modules.list"), Path::new("/modules"));
-    say(&format!("{loaded} modules loaded"));
-    let found = find(&line)?;
-    let root = &found.node;
-    mount(root, "/root", "squashfs", MountFlags::RDONLY, c"")
+    let mut watchdog = Watchdog::start();
+    say(&format!("{loaded} modules loaded, watchdog {}", if watchdog.is_some() { "started" } else { "absent" }));
+    let memory = memory_total();
+    if (1..MEMORY_NEEDED).contains(&memory) {
+        say(&format!(
+            "this machine has {} MiB of memory, and Spoke needs {}: it may hang or restart",
+            memory >> 20,
+            MEMORY_NEEDED >> 20
+        ));
+    }
+    let why = match start(&line, &mut watchdog) {
+        Ok(never) => match never {},
+        Err(why) => why,
+    };
+    say(&why);
+    give_up(&line, &why, watchdog.or_else(Watchdog::start));
+}
+
+/// Bytes of memory the kernel can use; 0 if it does not report them.
+fn memory_total() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total =
+        text.lines().find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    total.unwrap_or(0) * 1024
+}
+
+fn start(line: &str, watchdog: &mut Option<Watchdog>) -> Result<std::convert::Infallible, String> {
+    let found = find(line)?;
+    write_boot_info(line, &found).map_err(|e| format!("cannot write {RUN}: {e}"))?;
+    // Counted before anything is read from the root, which can end the start.
+    let starts = count_start(line, &found);
+    let before = u16::from(starts.failed) + u16::from(starts.early.saturating_sub(1));
+    let _ = std::fs::write(Path::new(RUN).join("starts"), format!("{before}\n"));
+    if before > 0
+        && let Err(e) = found.root.check()
+    {
+        return Err(format!("slot {}: {} is damaged: {e}", found.slot, found.slot.partition()));
+    }
+    mount(found.root.node(), "/root", "squashfs", MountFlags::RDONLY, c"")
         .map_err(|e| format!("cannot mount slot {}: {e}", found.slot))?;
-    write_boot_info(&line, &found).map_err(|e| format!("cannot write {RUN}: {e}"))?;
-    count_start(&line, &found);
+    found.root.restart_on_corruption().map_err(|e| e.to_string())?;
+    set_identity();
     say(&format!("slot {} verified", found.slot));
-    hand_over(&line)
+    if let Some(watchdog) = watchdog.take() {
+        watchdog.hand_over();
+    }
+    hand_over(line)
 }
 
 /// Verifies every `root_*` partition until one matches; each is read once.
@@ -82,7 +121,7 @@ fn find(line: &str) -> Result<Found, String> {
                 continue;
             }
             match verity::open(&part.node(), offset, &hash) {
-                Ok(node) => return Ok(Found { slot, node, parts: parts::of_disk(&all, &part.disk) }),
+                Ok(root) => return Ok(Found { slot, root, parts: parts::of_disk(&all, &part.disk) }),
                 Err(e) => {
                     say(&e.to_string());
                     faults.push(format!("slot {slot}: {e}"));
@@ -108,53 +147,93 @@ fn write_boot_info(line: &str, found: &Found) -> io::Result<()> {
 }
 
 /// Sets the boot loader's count back and counts this start; after too many without a completed pass the other slot is started.
-fn count_start(line: &str, found: &Found) {
-    let Ok(mut slots) = slots(line, found.slot, &found.parts, Path::new("/boot")) else { return };
+/// Returns the count.
+fn count_start(line: &str, found: &Found) -> Starts {
+    if let Err(e) = parts::link(&found.parts, Path::new(DEVICES)) {
+        say(&format!("cannot link the partitions: {e}"));
+        return Starts::default();
+    }
+    let mut slots = disk_slots(line, found.slot);
     let starts = slots.starts().begun();
     if let Err(e) = slots.set_starts(starts) {
         say(&format!("{e}"));
     }
+    // U-Boot counts in a raw partition, systemd-boot in the names on the FAT partition.
+    if !uses_u_boot(line)
+        && let Err(e) = mount_boot(&found.parts)
+    {
+        say(&format!("cannot mount the boot partition: {e}"));
+        return starts;
+    }
     if let Err(e) = slots.arm() {
         say(&format!("{e}"));
     }
-    if !starts.exhausted() {
-        unmount_boot();
-        return;
+    if starts.exhausted() {
+        let given_up = condemn(&mut slots);
+        let _ = slots.clear_starts();
+        if given_up {
+            unmount_boot();
+            say(&format!(
+                "slot {} was started {} times without one pass: taking the other",
+                found.slot,
+                starts.failed.saturating_add(starts.early)
+            ));
+            restart();
+        }
     }
-    let given_up = match slots.standing() {
-        Ok(standing) if standing.other.is_some_and(|t| t != Trust::Trying(0)) => slots.condemn().is_ok(),
-        _ => false,
-    };
-    let _ = slots.clear_starts();
     unmount_boot();
-    if given_up {
-        say(&format!(
-            "slot {} was started {} times without one pass: taking the other",
-            found.slot,
-            starts.failed.saturating_add(starts.early)
-        ));
-        restart();
-    }
+    starts
 }
 
-/// The slots with the FAT partition mounted for writing.
-fn slots(line: &str, running: Slot, found: &BTreeMap<String, parts::Partition>, at: &Path) -> io::Result<DiskSlots> {
-    let boot = found.get("boot").ok_or(io::ErrorKind::NotFound)?;
-    let devices = Path::new("/run/early");
-    parts::link(found, devices)?;
-    let uboot = argument(line, "spoke.loader").as_deref() == Some("u-boot");
-    let loader = if uboot { Loader::UBoot } else { Loader::SystemdBoot };
-    let slots = DiskSlots::at(loader, running, at.to_owned(), devices.to_owned(), false);
-    // U-Boot counts in a raw partition, systemd-boot in the names on the FAT partition.
-    if loader == Loader::SystemdBoot || at != Path::new("/boot") {
-        mount(boot.node(), at, "vfat", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, c"")?;
-    }
-    Ok(slots)
+fn uses_u_boot(line: &str) -> bool {
+    argument(line, "spoke.loader").as_deref() == Some("u-boot")
+}
+
+fn disk_slots(line: &str, running: Slot) -> DiskSlots {
+    let loader = if uses_u_boot(line) { Loader::UBoot } else { Loader::SystemdBoot };
+    DiskSlots::at(loader, running, BOOT.into(), DEVICES.into(), false)
+}
+
+fn mount_boot(parts: &BTreeMap<String, parts::Partition>) -> io::Result<()> {
+    let boot = parts.get("boot").ok_or(io::ErrorKind::NotFound)?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    Ok(mount(boot.node(), BOOT, "vfat", flags, c"")?)
 }
 
 fn unmount_boot() {
-    let _ = rustix::mount::unmount("/boot", rustix::mount::UnmountFlags::empty());
+    let _ = rustix::mount::unmount(BOOT, rustix::mount::UnmountFlags::empty());
     rustix::fs::sync();
+}
+
+/// Gives the running slot up if the other one can start; whether that was done.
+fn condemn(slots: &mut DiskSlots) -> bool {
+    match slots.standing() {
+        Ok(standing) if standing.other.is_some_and(|t| t != Trust::Trying(0)) => match slots.condemn() {
+            Ok(()) => true,
+            Err(e) => {
+                say(&format!("cannot give slot {} up: {e}", standing.running));
+                false
+            }
+        },
+        Ok(_) => false,
+        Err(e) => {
+            say(&format!("cannot read the boot entries: {e}"));
+            false
+        }
+    }
+}
+
+/// Sets the machine id and the host name, which are the same at every start of this disk and different on every other.
+fn set_identity() {
+    let Some(id) = MachineId::keep(&Path::new(DEVICES).join("bootenv")) else { return };
+    let file = "/run/machine-id";
+    // As systemd does for an id of one start; it takes one that is there.
+    if let Err(e) = std::fs::write(file, id.text())
+        .and_then(|()| Ok(mount_bind(file, "/root/etc/machine-id")?))
+        .and_then(|()| Ok(rustix::system::sethostname(id.host_name().as_bytes())?))
+    {
+        say(&format!("cannot set the machine id: {e}"));
+    }
 }
 
 /// Moves the mounts into the root, frees the initramfs and becomes systemd.
@@ -174,85 +253,71 @@ fn hand_over(line: &str) -> Result<std::convert::Infallible, String> {
 }
 
 /// No root for this kernel: starts the other slot if the boot loader has one, else asks the operator.
-fn give_up(why: &str) -> ! {
-    let line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    let all = parts::scan(Path::new("/sys/class/block"));
-    let disk = all.iter().find(|p| p.name == "bootenv").map(|p| parts::of_disk(&all, &p.disk)).unwrap_or_default();
-    let hash = argument(&line, "spoke.roothash").unwrap_or_default();
-    let Ok(slots_a) = slots(&line, Slot::A, &disk, Path::new("/boot/.")) else {
-        // The root may be mounted and only systemd missing: then a reboot uses up a try.
-        std::thread::sleep(Duration::from_secs(5));
-        restart()
-    };
-    drop(slots_a);
-    let ours = kernel_of(Path::new("/boot/EFI/Linux"), &hash);
-    let Ok(mut slots) = (match ours {
-        Some(slot) => self::slots_mounted(&line, slot),
-        None => Err(()),
-    }) else {
-        ask(&line, why)
-    };
-    match slots.standing() {
-        Ok(standing) if standing.other.is_some_and(|t| t != Trust::Trying(0)) && slots.condemn().is_ok() => {
-            say(&format!("slot {} is given up: {why}", standing.running));
-            unmount_boot();
-            restart()
-        }
-        _ => ask(&line, why),
-    }
-}
-
-fn slots_mounted(line: &str, running: Slot) -> Result<DiskSlots, ()> {
-    let uboot = argument(line, "spoke.loader").as_deref() == Some("u-boot");
-    let loader = if uboot { Loader::UBoot } else { Loader::SystemdBoot };
-    Ok(DiskSlots::at(loader, running, "/boot".into(), "/run/early".into(), false))
-}
-
-/// The slot whose kernel on the boot partition contains this root hash.
-fn kernel_of(directory: &Path, hash: &str) -> Option<Slot> {
-    let needle = format!("spoke.roothash={hash}");
-    std::fs::read_dir(directory).ok()?.flatten().find_map(|entry| {
-        let name = entry.file_name().into_string().ok()?;
-        let slot = match name.as_str() {
-            "spoke-a.efi" => Slot::A,
-            "spoke-b.efi" => Slot::B,
-            other => spoke_update::slot::Entry::parse(other)?.slot,
-        };
-        let kernel = std::fs::read(entry.path()).ok()?;
-        kernel.windows(needle.len()).any(|w| w == needle.as_bytes()).then_some(slot)
-    })
-}
-
-fn ask(line: &str, why: &str) -> ! {
-    loop {
-        let Ok(console) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/console") else {
-            std::thread::sleep(Duration::from_secs(60));
-            restart()
-        };
-        let Ok(mut output) = console.try_clone() else { restart() };
-        match rescue::ask(&mut io::BufReader::new(console), &mut output, why) {
-            Some(rescue::Choice::Try(slot)) => {
-                let tried = slots_mounted(line, slot.other()).map(|mut s| s.try_other());
-                match tried {
-                    Ok(Ok(())) => {
-                        unmount_boot();
-                        restart()
-                    }
-                    Ok(Err(e)) => say(&format!("cannot: {e}")),
-                    Err(()) => restart(),
-                }
-            }
-            Some(rescue::Choice::PowerOff) => {
-                unmount_boot();
-                let _ = reboot(RebootCommand::PowerOff);
-            }
-            Some(rescue::Choice::Reboot) => {
+fn give_up(line: &str, why: &str, mut watchdog: Option<Watchdog>) -> ! {
+    let mut slots = own_slots(line);
+    match &mut slots {
+        Ok(slots) => {
+            if condemn(slots) {
+                say(&format!("slot {} is given up: {why}", slots.running()));
                 unmount_boot();
                 restart()
             }
-            None => std::thread::sleep(Duration::from_secs(10)),
+        }
+        Err(e) => say(e),
+    }
+    let mut consoles = Consoles::open(|| {
+        if let Some(watchdog) = &mut watchdog {
+            watchdog.feed();
+        }
+    });
+    loop {
+        match rescue::ask(&mut consoles, why) {
+            Choice::Try(slot) => match slots.as_ref().map(|_| disk_slots(line, slot.other()).try_other()) {
+                Ok(Ok(())) => break,
+                Ok(Err(e)) => consoles.write(&format!("cannot: {e}\r\n")),
+                Err(e) => consoles.write(&format!("cannot: {e}\r\n")),
+            },
+            Choice::PowerOff => {
+                unmount_boot();
+                let _ = reboot(RebootCommand::PowerOff);
+            }
+            Choice::Reboot => break,
+            // A slot that was given up may work all the same; ours does not.
+            Choice::Unattended => {
+                if let Ok(slots) = &mut slots
+                    && let Err(e) = slots.try_other()
+                {
+                    say(&format!("cannot: {e}"));
+                }
+                break;
+            }
         }
     }
+    unmount_boot();
+    restart()
+}
+
+/// The slots of the disk whose boot partition has our kernel, which stays mounted.
+fn own_slots(line: &str) -> Result<DiskSlots, String> {
+    let hash = argument(line, "spoke.roothash").unwrap_or_default();
+    let all = parts::scan(Path::new("/sys/class/block"));
+    let mut faults = Vec::new();
+    for boot in all.iter().filter(|p| p.name == "boot") {
+        let disk = parts::of_disk(&all, &boot.disk);
+        if let Err(e) = mount_boot(&disk) {
+            faults.push(format!("cannot mount the boot partition {}: {e}", boot.device));
+            continue;
+        }
+        match kernels::slot_of(&Path::new(BOOT).join("EFI/Linux"), &hash) {
+            Some(slot) => {
+                parts::link(&disk, Path::new(DEVICES)).map_err(|e| format!("cannot link the partitions: {e}"))?;
+                return Ok(disk_slots(line, slot));
+            }
+            None => faults.push(format!("the boot partition {} does not have the running kernel", boot.device)),
+        }
+        unmount_boot();
+    }
+    Err(if faults.is_empty() { "no boot partition was found".to_owned() } else { faults.join("; ") })
 }
 
 fn restart() -> ! {

@@ -6,6 +6,7 @@ use spoke_command::{Failure, Outcome, print};
 use spoke_config::Config;
 use spoke_config::appliance::{SETTINGS, Settings, parse_on_device};
 use spoke_config::on_image::KEPT;
+use spoke_model::signature::sha256_hex;
 use spoke_sys::clock::{Clock as _, SystemClock};
 use spoke_sys::disk::{Owner, write_atomic, write_atomic_for};
 use spoke_sys::vault::Vault;
@@ -71,53 +72,40 @@ async fn serve(components: watch::Receiver<Components>, stop: watch::Receiver<bo
 async fn store_settings(args: &Args, components: &watch::Sender<Components>) -> Outcome {
     let directory = args.state.join("config");
     let config = directory.join(SETTINGS);
-    restore(args)?;
-    if config.exists() {
-        // An operator on the board edits the file as root.
-        Owner::of(&directory)?.take(&config)?;
+    restore(args);
+    // An operator on the board edits the file as root.
+    if config.exists()
+        && let Err(e) = Owner::of(&directory).and_then(|owner| owner.take(&config))
+    {
+        print(&format!("spoke: cannot give {SETTINGS} to the supervisor: {e}\n"));
     }
+    name_host(args, &config);
     let mut reported = String::new();
     loop {
-        match std::fs::read(args.boot.join(SETTINGS)) {
-            Ok(bytes) => match parse_on_device(&bytes, &|path| present(args, path)) {
-                Ok(settings) => {
-                    store(args, &config, &settings)?;
-                    print("spoke: settings taken from the boot partition\n");
-                    return Ok(());
-                }
-                Err(faults) => {
-                    let text = faults.iter().map(|f| format!("{f}\n")).collect::<String>();
-                    if text != reported {
-                        print(&format!(
-                            "spoke: {SETTINGS} on the boot partition has faults; correct it there:\n{text}"
-                        ));
-                        write_faults(args, &text)?;
-                        reported = text;
-                    }
-                    // Existing settings stay in force while new ones are faulty.
-                    if args.once || config.exists() {
-                        return if config.exists() { Ok(()) } else { Err(Failure::BadInput("no settings".into())) };
-                    }
-                    let list = faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-                    report_unprovisioned(components, format!("{SETTINGS} on the boot partition has faults: {list}"));
-                }
-            },
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                if config.exists() {
-                    return Ok(());
-                }
-                if args.once {
-                    return Err(Failure::BadInput(format!("there is no {SETTINGS} on the boot partition")));
-                }
-                let message = format!("spoke: no settings yet: put {SETTINGS} on the boot partition\n");
-                if reported != message {
-                    print(&message);
-                    reported = message;
-                }
-                report_unprovisioned(components, format!("there is no {SETTINGS} on the boot partition: put it there"));
+        let problem = match look(args, &config) {
+            Look::Stored => {
+                name_host(args, &config);
+                print("spoke: settings taken from the boot partition\n");
+                return Ok(());
             }
-            Err(e) => return Err(anyhow::Error::from(e).context("cannot read the boot partition").into()),
+            Look::Nothing => None,
+            Look::Problem(problem) => Some(problem),
+        };
+        if let Some(problem) = problem.as_ref().filter(|p| p.text != reported) {
+            print(&format!("spoke: {}", problem.text));
+            if let Some(faults) = &problem.faults {
+                write_faults(args, faults);
+            }
+            reported.clone_from(&problem.text);
         }
+        // Existing settings stay in force, whatever is wrong with the boot partition or with new ones.
+        if config.exists() {
+            return Ok(());
+        }
+        if args.once {
+            return Err(Failure::BadInput(problem.map_or_else(|| "no settings".to_owned(), |p| p.status)));
+        }
+        report_unprovisioned(components, problem.map_or_else(String::new, |p| p.status));
         tokio::time::sleep(RETRY_INTERVAL).await;
         remount(&args.boot);
     }
@@ -131,6 +119,131 @@ fn present(args: &Args, path: &Path) -> bool {
     }
 }
 
+/// What the boot partition has.
+enum Look {
+    /// New settings, which were stored.
+    Stored,
+    /// Nothing new, and nothing is wrong.
+    Nothing,
+    /// Nothing usable.
+    Problem(Problem),
+}
+
+/// Why no settings were taken.
+struct Problem {
+    /// For the console.
+    text: String,
+    /// For `/health`.
+    status: String,
+    /// Faults for the file on the boot partition, one a line.
+    faults: Option<String>,
+}
+
+fn problem(status: String) -> Look {
+    Look::Problem(Problem { text: format!("{status}\n"), status, faults: None })
+}
+
+/// Reads the settings of the boot partition and stores them if they are right.
+fn look(args: &Args, config: &Path) -> Look {
+    let bytes = match std::fs::read(args.boot.join(SETTINGS)) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return absent(args, config.exists()),
+        Err(e) => {
+            return problem(format!("cannot read {SETTINGS} on the boot partition: {e}: write it there again"));
+        }
+    };
+    if std::fs::read_to_string(taken(config)).is_ok_and(|hash| hash == sha256_hex(&bytes)) && config.exists() {
+        return Look::Nothing;
+    }
+    match parse_on_device(&bytes, &|path| present(args, path)) {
+        Ok(settings) => match store(args, config, &settings) {
+            Ok(()) => {
+                wipe(args, config, &bytes);
+                Look::Stored
+            }
+            Err(Failure::BadInput(e)) => problem(format!("cannot store the settings: {e}")),
+            Err(Failure::Failed(e)) => problem(format!("cannot store the settings: {e:#}")),
+            Err(Failure::Silent) => problem("cannot store the settings".to_owned()),
+        },
+        Err(faults) => {
+            let lines = faults.iter().map(|f| format!("{f}\n")).collect::<String>();
+            let list = faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+            Look::Problem(Problem {
+                text: format!("{SETTINGS} on the boot partition has faults; correct it there:\n{lines}"),
+                status: format!("{SETTINGS} on the boot partition has faults: {list}"),
+                faults: Some(lines),
+            })
+        }
+    }
+}
+
+/// There is no settings file: none is needed, it has another name, or it has to be put there.
+fn absent(args: &Args, configured: bool) -> Look {
+    if device().exists() && !is_mount(&args.boot) {
+        return problem("the boot partition cannot be mounted: flash the device again with --keep-state".to_owned());
+    }
+    if let Some(name) = misnamed(&args.boot) {
+        return problem(format!("{name} on the boot partition is not read: rename it to {SETTINGS}"));
+    }
+    if configured {
+        return Look::Nothing;
+    }
+    Look::Problem(Problem {
+        text: format!("no settings yet: put {SETTINGS} on the boot partition\n"),
+        status: format!("there is no {SETTINGS} on the boot partition: put it there"),
+        faults: None,
+    })
+}
+
+/// A file that was meant to be the settings: desktops hide the ending they add (`spoke.toml.txt`), browsers number downloads.
+fn misnamed(boot: &Path) -> Option<String> {
+    let names = std::fs::read_dir(boot).ok()?.flatten().filter_map(|e| e.file_name().into_string().ok());
+    let mut meant: Vec<_> = names
+        .filter(|name| {
+            let lower = name.to_ascii_lowercase();
+            lower.starts_with("spoke")
+                && (lower.contains("toml") || lower == "spoke.txt")
+                && lower != SETTINGS
+                && !lower.ends_with(".example")
+        })
+        .collect();
+    meant.sort();
+    meant.into_iter().next()
+}
+
+/// The hash of settings that were taken and could not be wiped: they are not taken again at the next start.
+fn taken(config: &Path) -> PathBuf {
+    config.with_extension("taken")
+}
+
+/// Keeps the host's name for the image: that of the node, if it has one.
+fn name_host(args: &Args, config: &Path) {
+    let text = std::fs::read_to_string(config).unwrap_or_default();
+    let id = Config::from_text(Some((SETTINGS, &text)), std::iter::empty()).ok().and_then(|c| c.node.id);
+    if let Err(e) = keep_host(args, "hostname", &id.map(|id| host_name(&id.to_string())).unwrap_or_default()) {
+        print(&format!("spoke: cannot keep the host name: {e}\n"));
+    }
+}
+
+/// A node's name as a host name (RFC 1123: letters, digits and `-`, at most 63).
+fn host_name(id: &str) -> String {
+    let name: String = id.chars().take(63).map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    name.trim_matches('-').to_owned()
+}
+
+/// Writes a setting of the host, which `apply-host` of the image applies; nothing if it is the same, removed if empty.
+fn keep_host(args: &Args, name: &str, content: &str) -> Result<(), anyhow::Error> {
+    let path = args.state.join("host").join(name);
+    if std::fs::read_to_string(&path).unwrap_or_default().trim() == content {
+        return Ok(());
+    }
+    if content.is_empty() {
+        return Ok(std::fs::remove_file(path)?);
+    }
+    std::fs::create_dir_all(args.state.join("host"))?;
+    Ok(write_atomic(&path, format!("{content}\n").as_bytes(), false).map(drop)?)
+}
+
 fn report_unprovisioned(components: &watch::Sender<Components>, what: String) {
     components.send_if_modified(|v| {
         let changed = v.unprovisioned.as_ref() != Some(&what);
@@ -140,26 +253,20 @@ fn report_unprovisioned(components: &watch::Sender<Components>, what: String) {
 }
 
 /// Restores the identity from its second copy if the state partition lost it.
-fn restore(args: &Args) -> Result<(), Failure> {
+fn restore(args: &Args) {
     let vault = Path::new(spoke_sys::slots::RUN).join("dev/vault");
     if !vault.exists() {
-        return Ok(());
+        return;
     }
     match Vault::at(vault).restore(&args.state) {
-        Ok(names) if names.is_empty() => Ok(()),
-        Ok(names) => {
-            print(&format!("spoke: brought back from the second copy: {}\n", names.join(", ")));
-            Ok(())
-        }
+        Ok(names) if names.is_empty() => {}
+        Ok(names) => print(&format!("spoke: brought back from the second copy: {}\n", names.join(", "))),
         // Continue as a new device.
-        Err(e) => {
-            print(&format!("spoke: {e}\n"));
-            Ok(())
-        }
+        Err(e) => print(&format!("spoke: {e}\n")),
     }
 }
 
-/// Stores the settings, then wipes them from the boot partition. If interrupted, the next boot repeats it.
+/// Stores the settings. If interrupted, the next boot repeats it.
 fn store(args: &Args, config: &Path, settings: &Settings) -> Result<(), Failure> {
     // The supervisor runs as the owner of the directory.
     let reader = Owner::of(config.parent().unwrap_or(config))?;
@@ -175,10 +282,19 @@ fn store(args: &Args, config: &Path, settings: &Settings) -> Result<(), Failure>
         }
     }
     write_atomic_for(reader, config, settings.config.as_bytes(), true)?;
+    let servers = settings.appliance.ntp.join(" ");
+    // Without the distribution's servers: where time servers are given, others may be blocked.
+    let servers = if servers.is_empty() { servers } else { format!("[Time]\nNTP={servers}\nFallbackNTP=") };
+    keep_host(args, "timesyncd.conf", &servers)?;
     if !settings.appliance.ssh_keys.is_empty() {
         let keys = settings.appliance.ssh_keys.join("\n") + "\n";
         write_atomic(&args.state.join("ssh/authorized_keys"), keys.as_bytes(), true)?;
     }
+    Ok(())
+}
+
+/// Wipes stored settings from the boot partition. Where that is refused they stay readable there, and are not taken again.
+fn wipe(args: &Args, config: &Path, bytes: &[u8]) {
     let wipe = || -> io::Result<()> {
         let path = args.boot.join(SETTINGS);
         let mut file = std::fs::OpenOptions::new().write(true).open(&path)?;
@@ -192,12 +308,23 @@ fn store(args: &Args, config: &Path, settings: &Settings) -> Result<(), Failure>
         let _ = std::fs::remove_file(args.boot.join(FAULTS));
         Ok(())
     };
-    with_writable_boot(&args.boot, wipe)
-        .map_err(|e| anyhow::Error::from(e).context("cannot wipe the settings from the boot partition"))?;
-    Ok(())
+    let taken = taken(config);
+    match with_writable_boot(&args.boot, wipe) {
+        Ok(()) => {
+            let _ = std::fs::remove_file(taken);
+        }
+        Err(e) => {
+            print(&format!(
+                "spoke: cannot wipe the settings from the boot partition: {e}: they are in force, and can be read there\n"
+            ));
+            if let Err(e) = write_atomic(&taken, sha256_hex(bytes).as_bytes(), true) {
+                print(&format!("spoke: {e}\n"));
+            }
+        }
+    }
 }
 
-fn write_faults(args: &Args, faults: &str) -> Result<(), Failure> {
+fn write_faults(args: &Args, faults: &str) {
     let text = format!(
         "The device found these faults in {SETTINGS} and waits for a file without them:\r\n{}",
         faults.replace('\n', "\r\n")
@@ -211,7 +338,6 @@ fn write_faults(args: &Args, faults: &str) -> Result<(), Failure> {
     if let Err(e) = with_writable_boot(&args.boot, write) {
         print(&format!("spoke: cannot write {FAULTS}: {e}\n"));
     }
-    Ok(())
 }
 
 fn is_mount(path: &Path) -> bool {
@@ -236,10 +362,15 @@ fn with_writable_boot(boot: &Path, change: impl FnOnce() -> io::Result<()>) -> i
 
 /// Remounts: files written from outside (a card reader, a gadget port) appear only then.
 fn remount(boot: &Path) {
-    let device = Path::new(spoke_sys::slots::RUN).join("dev/boot");
-    if is_mount(boot) && device.exists() && unmount(boot, UnmountFlags::empty()).is_ok() {
+    let device = device();
+    if device.exists() && (!is_mount(boot) || unmount(boot, UnmountFlags::empty()).is_ok()) {
         let _ = mount(&device, boot, "vfat", BOOT_FLAGS | MountFlags::RDONLY, c"umask=0077");
     }
+}
+
+/// The boot partition of the disk this system was started from.
+fn device() -> PathBuf {
+    Path::new(spoke_sys::slots::RUN).join("dev/boot")
 }
 
 #[cfg(test)]
@@ -268,6 +399,87 @@ mod tests {
         assert!(config.contains("n1") && !config.contains("appliance"), "{config}");
         assert_eq!(std::fs::read_to_string(args.state.join("ssh/authorized_keys")).unwrap(), format!("{key}\n"));
         run(&args).unwrap();
+    }
+
+    #[test]
+    fn host_settings_are_kept_and_removed() {
+        let (_dir, args) = args();
+        let host = |name: &str| std::fs::read_to_string(args.state.join("host").join(name)).ok();
+        std::fs::write(
+            args.boot.join(SETTINGS),
+            "[node]\nid = \"Edge_1\"\n[appliance]\nntp = [\"192.0.2.1\", \"ntp.example.net\"]\n",
+        )
+        .unwrap();
+        run(&args).unwrap();
+        assert_eq!(host("hostname").as_deref(), Some("Edge-1\n"));
+        let expected = "[Time]\nNTP=192.0.2.1 ntp.example.net\nFallbackNTP=\n";
+        assert_eq!(host("timesyncd.conf").as_deref(), Some(expected));
+        std::fs::write(args.boot.join(SETTINGS), "[node]\n").unwrap();
+        run(&args).unwrap();
+        assert_eq!((host("hostname"), host("timesyncd.conf")), (None, None));
+    }
+
+    fn configured() -> (tempfile::TempDir, Args, PathBuf) {
+        let (dir, args) = args();
+        let config = args.state.join("config/spoke.toml");
+        std::fs::write(&config, GOOD).unwrap();
+        (dir, args, config)
+    }
+
+    #[test]
+    fn unreadable_settings_do_not_stop_a_configured_board() {
+        let (_dir, args, config) = configured();
+        // A directory cannot be read as a file, also by root.
+        std::fs::create_dir(args.boot.join(SETTINGS)).unwrap();
+        run(&args).unwrap();
+        assert_eq!(std::fs::read_to_string(&config).unwrap(), GOOD);
+        std::fs::remove_file(&config).unwrap();
+        assert!(
+            matches!(run(&args), Err(Failure::BadInput(e)) if e.contains("cannot read")),
+            "an unconfigured one waits"
+        );
+    }
+
+    #[test]
+    fn settings_that_cannot_be_wiped_are_taken_once() {
+        let (_dir, args, config) = configured();
+        let new = GOOD.replace("n1", "n2");
+        // Sealed: readable, and refuses writes by root too.
+        let sealed = rustix::fs::memfd_create("settings", rustix::fs::MemfdFlags::ALLOW_SEALING).unwrap();
+        rustix::io::write(&sealed, new.as_bytes()).unwrap();
+        rustix::fs::fcntl_add_seals(&sealed, rustix::fs::SealFlags::WRITE).unwrap();
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&sealed));
+        std::os::unix::fs::symlink(path, args.boot.join(SETTINGS)).unwrap();
+        run(&args).unwrap();
+        assert!(std::fs::read_to_string(&config).unwrap().contains("n2"));
+        assert!(args.boot.join(SETTINGS).exists());
+        // Edited on the board: the file on the boot partition does not replace it again.
+        std::fs::write(&config, GOOD).unwrap();
+        run(&args).unwrap();
+        assert_eq!(std::fs::read_to_string(&config).unwrap(), GOOD);
+        // Other settings are taken.
+        std::fs::remove_file(args.boot.join(SETTINGS)).unwrap();
+        std::fs::write(args.boot.join(SETTINGS), GOOD.replace("n1", "n3")).unwrap();
+        run(&args).unwrap();
+        assert!(std::fs::read_to_string(&config).unwrap().contains("n3"));
+        assert!(!args.boot.join(SETTINGS).exists());
+    }
+
+    #[test]
+    fn settings_with_another_ending_are_named() {
+        for name in ["spoke.toml.txt", "SPOKE.TOML.TXT", "spoke (1).toml", "spoke.txt"] {
+            let (_dir, args) = args();
+            std::fs::write(args.boot.join(name), GOOD).unwrap();
+            assert!(
+                matches!(run(&args), Err(Failure::BadInput(e)) if e.contains(name) && e.contains("rename")),
+                "{name}"
+            );
+        }
+        let (_dir, args) = args();
+        for name in ["spoke.toml.example", FAULTS, "EFI"] {
+            std::fs::write(args.boot.join(name), GOOD).unwrap();
+        }
+        assert!(matches!(run(&args), Err(Failure::BadInput(e)) if e.contains("put it there")));
     }
 
     #[test]

@@ -86,7 +86,7 @@ pub fn run(config: &Path, command: &Command) -> Outcome {
         Command::Status { json } => status(&load(config)?, *json),
         Command::Rollback { no_restart } => rollback(&load(config)?, *no_restart),
         Command::Watch => watch::run(&load(config)?),
-        Command::GiveUp { reason } => give_up(&load(config)?, reason),
+        Command::GiveUp { reason } => give_up(config, reason),
     }
 }
 
@@ -378,17 +378,22 @@ fn rollback(config: &Config, no_restart: bool) -> Outcome {
     }
 }
 
-fn give_up(config: &Config, reason: &str) -> Outcome {
+/// Runs without settings: they may be what is wrong.
+fn give_up(config: &Path, reason: &str) -> Outcome {
     spoke_command::start_log("spoke");
     let mut slots = DiskSlots::found()?;
     let standing = slots.standing()?;
     tracing::error!(slot = %standing.running, reason, "supervisor keeps failing");
     // A trial uses up its tries anyway; a committed slot is given up only for one that can start.
-    if standing.trust == Some(Trust::Good) && standing.other.is_some_and(|t| t != Trust::Trying(0)) {
+    if standing.trust == Some(Trust::Good) {
+        if standing.other.is_none_or(|t| t == Trust::Trying(0)) {
+            return Err(anyhow::anyhow!("no other slot can start: a restart changes nothing").into());
+        }
         slots.condemn()?;
     }
     // For the next system. An error here must not prevent the reboot.
-    if let Ok((mut file, mut record)) = RecordFile::open(config, &slots)
+    if let Ok(config) = load(config)
+        && let Ok((mut file, mut record)) = RecordFile::open(&config, &slots)
         && let Some(trial) = record.trial.as_mut().filter(|t| t.slot == standing.running)
     {
         trial.note = Some(reason.to_owned());

@@ -67,6 +67,8 @@ impl Request {
     const HEADER: usize = 312;
     const SIZE: usize = 2048;
     const READ_ONLY: u32 = 1;
+    /// `DM_SKIP_LOCKFS_FLAG`.
+    const SKIP_LOCKFS: u32 = 1 << 10;
 
     fn new(flags: u32) -> Self {
         let mut r = Self { bytes: [0; Self::SIZE] };
@@ -121,8 +123,17 @@ const fn code(number: u8) -> rustix::ioctl::Opcode {
     opcode::read_write::<[u8; Request::HEADER]>(0xfd, number)
 }
 
-/// Maps `partition` as the verified device and returns that device's node, after one block of it was read and checked.
-pub fn open(partition: &Path, hash_offset: u64, root_hash: &str) -> Result<PathBuf, VerityError> {
+/// A mapped root: every block read through it is checked.
+#[derive(Debug)]
+pub struct Root {
+    node: PathBuf,
+    sectors: u64,
+    parameters: String,
+}
+
+/// Maps `partition` as the verified device, after one block of it was read and checked. A block that does not match is a read
+/// error until [`Root::restart_on_corruption`]: a root that does not match at all must not become a boot loop.
+pub fn open(partition: &Path, hash_offset: u64, root_hash: &str) -> Result<Root, VerityError> {
     let no_tree = || VerityError::NoTree(partition.to_owned());
     let mut superblock = [0; 512];
     File::open(partition).and_then(|f| f.read_exact_at(&mut superblock, hash_offset)).map_err(|_| no_tree())?;
@@ -130,39 +141,61 @@ pub fn open(partition: &Path, hash_offset: u64, root_hash: &str) -> Result<PathB
     let control = control().map_err(|source| VerityError::Mapper { step: "open", source })?;
     let _ = ask::<{ code(REMOVE) }>(&control, &mut Request::new(0), "remove");
     ask::<{ code(CREATE) }>(&control, &mut Request::new(Request::READ_ONLY), "create")?;
+    let at = partition.display();
+    let hash_start = hash_offset / u64::from(tree.hash_block) + 1;
+    let salt = if tree.salt.is_empty() { "-" } else { &tree.salt };
+    let sectors = tree.blocks * u64::from(tree.data_block) / 512;
+    let parameters = format!(
+        "{} {at} {at} {} {} {} {hash_start} {} {root_hash} {salt}",
+        tree.hash_type, tree.data_block, tree.hash_block, tree.blocks, tree.algorithm
+    );
     let mapped = (|| {
-        let mut load = Request::new(Request::READ_ONLY);
-        let at = partition.display();
-        let hash_start = hash_offset / u64::from(tree.hash_block) + 1;
-        let salt = if tree.salt.is_empty() { "-" } else { &tree.salt };
-        // A block that does not match restarts the machine: a slot on trial then uses up one of its tries.
-        let parameters = format!(
-            "{} {at} {at} {} {} {} {hash_start} {} {root_hash} {salt} 1 restart_on_corruption",
-            tree.hash_type, tree.data_block, tree.hash_block, tree.blocks, tree.algorithm
-        );
-        // First without restart_on_corruption: a slot that does not match at all is an error here, not a boot loop.
-        load.target(
-            tree.blocks * u64::from(tree.data_block) / 512,
-            parameters.trim_end_matches(" 1 restart_on_corruption"),
-        );
-        ask::<{ code(LOAD) }>(&control, &mut load, "load")?;
-        let mut resume = Request::new(0);
-        ask::<{ code(SUSPEND) }>(&control, &mut resume, "resume")?;
-        let node = PathBuf::from(format!("/dev/dm-{}", resume.minor()));
+        let node = load(&control, sectors, &parameters)?;
         let mut block = [0; 4096];
         File::open(&node)
             .and_then(|mut f| f.read_exact(&mut block))
             .map_err(|_| VerityError::Mismatch(partition.to_owned()))?;
-        let mut load = Request::new(Request::READ_ONLY);
-        load.target(tree.blocks * u64::from(tree.data_block) / 512, &parameters);
-        ask::<{ code(LOAD) }>(&control, &mut load, "load")?;
-        ask::<{ code(SUSPEND) }>(&control, &mut Request::new(0), "resume")?;
         Ok(node)
     })();
-    if mapped.is_err() {
-        let _ = ask::<{ code(REMOVE) }>(&control, &mut Request::new(0), "remove");
+    match mapped {
+        Ok(node) => Ok(Root { node, sectors, parameters }),
+        Err(e) => {
+            let _ = ask::<{ code(REMOVE) }>(&control, &mut Request::new(0), "remove");
+            Err(e)
+        }
     }
-    mapped
+}
+
+impl Root {
+    /// Its device node.
+    pub fn node(&self) -> &Path {
+        &self.node
+    }
+
+    /// Reads every block; an error if one does not match.
+    pub fn check(&self) -> io::Result<()> {
+        let mut file = File::open(&self.node)?;
+        let mut buffer = vec![0; 256 * 1024];
+        while file.read(&mut buffer)? > 0 {}
+        Ok(())
+    }
+
+    /// From here on a block that does not match restarts the machine: programs that cannot be read would leave it half working.
+    pub fn restart_on_corruption(&self) -> Result<(), VerityError> {
+        let control = control().map_err(|source| VerityError::Mapper { step: "open", source })?;
+        load(&control, self.sectors, &format!("{} 1 restart_on_corruption", self.parameters)).map(drop)
+    }
+}
+
+/// Replaces the mapping; returns its node.
+fn load(control: &File, sectors: u64, parameters: &str) -> Result<PathBuf, VerityError> {
+    let mut load = Request::new(Request::READ_ONLY);
+    load.target(sectors, parameters);
+    ask::<{ code(LOAD) }>(control, &mut load, "load")?;
+    // The read-only file system on it needs no freeze.
+    let mut resume = Request::new(Request::SKIP_LOCKFS);
+    ask::<{ code(SUSPEND) }>(control, &mut resume, "resume")?;
+    Ok(PathBuf::from(format!("/dev/dm-{}", resume.minor())))
 }
 
 fn control() -> io::Result<File> {

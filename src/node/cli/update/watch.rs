@@ -142,6 +142,7 @@ fn keep_identity() {
         !file.starts_with('.')
             && (name.starts_with("config/")
                 || name.starts_with("ssh/")
+                || name.starts_with("host/")
                 || name.starts_with("spoke/secrets/")
                 || file.ends_with(".key")
                 || file.starts_with("identity")
