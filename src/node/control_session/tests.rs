@@ -3,7 +3,7 @@ use super::*;
 use spoke_config::node::Role;
 use spoke_enroll::document::{MAX_BYTES, StateDocument, WantedPeer};
 use spoke_enroll::wire::Outcome;
-use spoke_model::key::PublicKey;
+use spoke_model::key::{PublicKey, SecretKey};
 use spoke_sys::sim::kernel::FakeKernel;
 use std::net::IpAddr;
 
@@ -65,6 +65,14 @@ async fn node_of_1970_enrols_and_boots_offline() {
     let status = setup.node.reports(|s| s.outage.is_some()).await;
     assert_eq!((status.enrolled, status.generation), (true, 3));
     assert_eq!(setup.server.0.0.lock().unwrap().enrolled, 1, "enrolled once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn device_proves_its_wireguard_key_when_asked() {
+    let verifier = SecretKey::clamped([77; 32]);
+    let mut setup = Setup::new(2, |p| p.verifier = Some(verifier));
+    setup.node.reports(|s| s.generation == 3).await;
+    assert_eq!(setup.server.0.0.lock().unwrap().enrolled, 1);
 }
 
 #[tokio::test(start_paused = true)]

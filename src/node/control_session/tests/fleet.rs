@@ -6,10 +6,11 @@ use crate::sim::NoNotify;
 use spoke_config::node::Role;
 use spoke_enroll::document::{StateDocument, VERSION, WantedInterface, WantedPeer};
 use spoke_enroll::events::KeySlot;
-use spoke_enroll::request::{RequestParts, RequestProof, TimeAnswer};
+use spoke_enroll::request::{KEY_PROOF, RequestParts, RequestProof, TimeAnswer};
 use spoke_enroll::wire;
 use spoke_enroll::wire::{NodeReport, Problem, ProblemCode, ProblemDetail};
 use spoke_model::key::{PublicKey, SecretKey};
+use spoke_model::key_proof::KeyProof;
 use spoke_model::signature::SignKey;
 use spoke_model::time::Wall;
 use spoke_net::derive::HubPeer;
@@ -79,6 +80,8 @@ pub(super) struct Plane {
     pub(super) enrolled: u32,
     /// The device has no enrolment token.
     pub(super) tokenless: bool,
+    /// An enrolment must prove the WireGuard key to it.
+    pub(super) verifier: Option<SecretKey>,
 }
 
 /// The control plane in memory.
@@ -138,6 +141,17 @@ impl Http for Server {
                     let message = "your clock is off".into();
                     let (code, existing_config, key_verifier) = (ProblemCode::ClockSkew, None, None);
                     let detail = ProblemDetail { code, message, existing_config, time, key_verifier };
+                    return Ok(Answer { status: 401, body: serde_json::to_vec(&Problem { detail }).unwrap() });
+                }
+                let header = |n| request.headers.iter().find(|(h, _)| *h == n).map(|(_, v)| v.as_str());
+                let key_proof = header(KEY_PROOF).and_then(|p| p.parse::<KeyProof>().ok());
+                let own = SecretKey::clamped([9; 32]).public();
+                let message = proof.signature.to_string();
+                if let Some(verifier) = plane.verifier.as_ref().filter(|_| request.path == wire::PROVISION)
+                    && !key_proof.is_some_and(|p| p.verify(verifier, own, message.as_bytes()))
+                {
+                    let (code, message, key_verifier) = (ProblemCode::BadProof, String::new(), Some(verifier.public()));
+                    let detail = ProblemDetail { code, message, existing_config: None, time: None, key_verifier };
                     return Ok(Answer { status: 401, body: serde_json::to_vec(&Problem { detail }).unwrap() });
                 }
                 if request.method == "POST" {
