@@ -215,7 +215,7 @@ impl Session {
             (false, _, _, _) => Code::InterfaceGone,
             (true, true, _, _) => Code::EchoElsewhere,
             (true, false, true, _) => Code::EchoUnsent,
-            (true, false, false, true) => Code::NoEcho,
+            (true, false, false, true) => self.blame(Code::NoEcho),
             (true, false, false, false) => self.blame(Code::NoHandshake),
         };
         if let Some(known) = self.known.get_mut(self.active) {

@@ -72,7 +72,8 @@ impl Session {
 
     /// The code of a fault: without a way out of the machine nothing was learnt about the hub.
     pub(super) fn blame(&self, code: Code) -> Code {
-        let no_answer = matches!(code, Code::NoHandshake | Code::Silent | Code::HandshakeOld | Code::Unresolved);
+        let no_answer =
+            matches!(code, Code::NoHandshake | Code::NoEcho | Code::Silent | Code::HandshakeOld | Code::Unresolved);
         match self.path.map(|(_, path)| path).filter(|_| no_answer) {
             Some(Path::Via { carrier: false, .. } | Path::NoCarrier) => Code::NoCarrier,
             Some(Path::NoAddress) => Code::NoAddress,

@@ -365,6 +365,17 @@ fn rebuild_needs_evidence_or_hours() {
     assert!(mute[0] < 20 && mute.len() <= 4, "minutes: {mute:?}");
 }
 
+/// A hub that was heard just before the address was lost: its missing echo is not its fault.
+#[test]
+fn echo_missing_without_a_path_is_not_the_hubs_fault() {
+    let mut session = Session::new(Boot::default(), 1, config(1, ""));
+    session.known[0].echo_fault = true;
+    for (path, code) in [(OPEN, Code::NoEcho), (Path::NoAddress, Code::NoAddress), (Path::NoCarrier, Code::NoCarrier)] {
+        session.path = Some((None, path));
+        assert_eq!(session.blame(Code::NoEcho), code);
+    }
+}
+
 /// However often the network changes, a good hub is not kept waiting by a dead one.
 #[test]
 fn network_changes_do_not_hold_the_ladder_at_a_dead_hub() {

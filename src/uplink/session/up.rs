@@ -198,11 +198,11 @@ impl Session {
         let heard = w.is_some_and(|w| w.received_at().zip(w.echo_since()).is_some_and(|(heard, echo)| heard > echo));
         let code = match code {
             _ if self.answered_elsewhere => Code::EchoElsewhere,
-            _ if heard => Code::NoEcho,
+            _ if heard => self.blame(Code::NoEcho),
             other => self.blame(other),
         };
         if let Some(known) = self.known.get_mut(self.active) {
-            known.echo_fault = heard;
+            known.echo_fault = code == Code::NoEcho;
         }
         // A good standby takes over without waiting for `failback_after`.
         if let Some((hub, address, _)) = self.watch.as_ref().and_then(StandbyWatch::good) {
