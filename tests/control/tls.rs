@@ -166,8 +166,11 @@ async fn failed_connection_is_explained_in_words() {
     // The same over the client of the chain's endpoints.
     let rpc = async |url: String| {
         use spoke_sys::rpc::Rpc as _;
-        let endpoint = spoke_config::grants::Endpoint::Url(url.parse().unwrap());
-        let http = spoke_sys::rpc::Http::new(&[endpoint], std::time::Duration::from_secs(10)).unwrap();
+        let text = format!(
+            "[grants]\ncontract = \"0x37d2106bADB01dd5bE1926e45D172Cb4203C4186\"\nchain_id = 1\nendpoints = [\"{url}\"]\ntimeout = \"10s\"\n"
+        );
+        let config = spoke_config::Config::from_text(Some(("test", &text)), []).unwrap();
+        let http = spoke_sys::rpc::Http::new(&config.grants.unwrap()).unwrap();
         http.ask(0, vec![spoke_grants::jsonrpc::Call::ChainId], 4096).await.unwrap_err().to_string()
     };
     for (url, part) in [

@@ -1,6 +1,5 @@
 //! Connections to a host with one address that leads nowhere: the product's HTTP clients reach the other one at once.
 use crate::netns::Namespace;
-use spoke_config::grants::Endpoint;
 use spoke_sys::clock::{Clock as _, SystemClock};
 use spoke_sys::http::{Http as _, HttpsClient, Request, Trust};
 use spoke_sys::rpc::Rpc as _;
@@ -94,8 +93,11 @@ fn black_holed_ipv6_address_does_not_starve_ipv4() {
         assert!(again < Duration::from_millis(200), "the family that worked is remembered: {again:?}");
 
         let port = serve(r#"{"jsonrpc":"2.0","id":1,"result":"0x1"}"#);
-        let endpoint = Endpoint::Url(format!("http://dual.test:{port}/").parse().expect("a URL"));
-        let rpc = spoke_sys::rpc::Http::new(&[endpoint], Duration::from_secs(30)).expect("endpoints");
+        let text = format!(
+            "[grants]\ncontract = \"0x37d2106bADB01dd5bE1926e45D172Cb4203C4186\"\nchain_id = 1\nendpoints = [\"http://dual.test:{port}/\"]\ntimeout = \"30s\"\n"
+        );
+        let config = spoke_config::Config::from_text(Some(("test", &text)), []).expect("a configuration");
+        let rpc = spoke_sys::rpc::Http::new(&config.grants.expect("grants")).expect("endpoints");
         timed("an endpoint of the chain", &mut || {
             match runtime.block_on(rpc.ask(0, vec![spoke_grants::jsonrpc::Call::ChainId], 4096)) {
                 // Not what was asked, but from the server.
