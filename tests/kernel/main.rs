@@ -13,6 +13,7 @@ mod declared;
 #[expect(dead_code, reason = "shared with the clock's test, which uses more of it")]
 mod device;
 mod failover;
+mod files;
 mod gate;
 mod grants;
 mod netlink;
