@@ -22,7 +22,7 @@ pub enum BadUrl {
     #[error("does not begin with https:// or http://")]
     Scheme,
     /// A user name or a password.
-    #[error("has a user name or password before the host, which is not supported")]
+    #[error("has a user name or password, which is not supported: remove what is before the @")]
     UserInfo,
     /// The host or the port.
     #[error("has no valid host and port: a port is 1 to 65535")]
