@@ -47,7 +47,8 @@ sed 's/id = "flashed"/id = "no good id"/' settings.toml >faulty.toml
 
 claim "a new file gets the image" "$tool" flash "$image" copy.img
 claim "… byte by byte" starts_with_image copy.img
-claim "… with a partition table of its own" bash -c '[ "$(sfdisk --disk-id "$1")" != "$(sfdisk --disk-id copy.img)" ]' - "$image"
+own_id() { [ "$(sfdisk --disk-id "$image")" != "$(sfdisk --disk-id "$1")" ]; }
+claim "… with a partition table of its own" own_id copy.img
 claim "an existing file is not overwritten without confirmation" refused '--yes' "$tool" flash "$image" copy.img
 claim "a disk that is not there becomes no file" refused 'there is no disk' "$tool" flash --yes "$image" /dev/sdzz
 claim "… nothing was written" test ! -e /dev/sdzz
