@@ -1,3 +1,4 @@
+//! Resolution, order and timing of the attempts of one connection.
 use super::*;
 use proptest::prelude::*;
 use std::net::TcpListener;
