@@ -313,7 +313,7 @@ impl Grants {
 }
 
 /// Number of endpoints that are not known to be the same.
-fn distinct(endpoints: &[Endpoint]) -> usize {
+pub(crate) fn distinct(endpoints: &[Endpoint]) -> usize {
     let same = |a: &Endpoint, b: &Endpoint| match (a, b) {
         (Endpoint::Url(a), Endpoint::Url(b)) => a.is_same(b),
         (Endpoint::Kept(a), Endpoint::Kept(b)) => a == b,

@@ -1,6 +1,6 @@
 //! A `[grants]` section from the control plane: the same keys and values, in JSON. Pure.
 use super::fault::{ConfigFault, ConfigFaults};
-use super::grants::{Endpoint, Grants, usual_poll};
+use super::grants::{Endpoint, Grants, distinct, usual_poll};
 use super::node::Role;
 use super::reader::Table;
 use config::{Value, ValueKind};
@@ -63,6 +63,23 @@ impl GrantsPolicy {
             Some(grants) if faults.is_empty() => Ok(grants),
             Some(_) | None => Err(ConfigFaults(faults)),
         }
+    }
+
+    /// As [`GrantsPolicy::read`], for a policy that is in force already, perhaps accepted by an earlier release: endpoints that
+    /// cannot be opened are left out, and the quorum is what the others can reach. `None`: nothing of it can be used.
+    pub fn read_stored(&self, role: Role) -> Option<Grants> {
+        if let Ok(grants) = self.read(role) {
+            return Some(grants);
+        }
+        let mut usable = self.clone();
+        let endpoints = usable.0.get_mut("endpoints")?.as_array_mut()?;
+        endpoints.retain(|e| e.as_str().is_some_and(|e| e.parse::<Endpoint>().is_ok()));
+        let known: Vec<Endpoint> = endpoints.iter().filter_map(|e| e.as_str()?.parse().ok()).collect();
+        if let Some(quorum) = usable.0.get_mut("quorum") {
+            let wanted = quorum.as_u64()?;
+            *quorum = wanted.min(distinct(&known) as u64).into();
+        }
+        usable.read(role).ok()
     }
 
     /// A form to show: everything after the host of an endpoint is omitted, because it may be a key.
@@ -145,6 +162,24 @@ mod tests {
         assert!(policy("{}").read(Role::Node).is_err());
         let long = format!(r#"{{"contract": "{}"}}"#, "0".repeat(MAX_BYTES));
         assert!(policy(&long).read(Role::Node).unwrap_err().to_string().contains("bytes"));
+    }
+
+    #[test]
+    fn stored_policy_of_an_earlier_release_is_used_as_far_as_it_can_be() {
+        assert_eq!(policy(GOOD).read_stored(Role::Node), policy(GOOD).read(Role::Node).ok());
+        let with = |endpoints: &str, quorum: u64| {
+            policy(&format!(
+                r#"{{"contract": "0x37d2106bADB01dd5bE1926e45D172Cb4203C4186", "chain_id": 8453,
+                    "endpoints": [{endpoints}], "quorum": {quorum}}}"#
+            ))
+        };
+        let twice = with(r#""https://a.example.net/", "HTTPS://a.example.net:443""#, 2);
+        let faulty = with(r#""https://a.example.net/", "https://b.example.net:99999/", "https://h/${KEY}""#, 2);
+        for old in [twice, faulty] {
+            assert!(old.read(Role::Node).is_err(), "not accepted anew");
+            assert_eq!(old.read_stored(Role::Node).map(|g| g.quorum), Some(1));
+        }
+        assert_eq!(with(r#""https://h/${KEY}""#, 1).read_stored(Role::Node), None);
     }
 
     #[test]

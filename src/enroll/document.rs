@@ -7,6 +7,7 @@
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use spoke_config::fault::ConfigFaults;
 use spoke_config::node::Role;
 use spoke_config::overrides::MAX_ALLOWED_IPS;
 use spoke_config::overrides::Overrides;
@@ -265,9 +266,6 @@ impl StateDocument {
         if let Some(release) = &self.release {
             release.check()?;
         }
-        if let Some(policy) = &self.grants {
-            policy.read(self.role).map_err(|faults| faults.to_string().replace('\n', "; "))?;
-        }
         let mut names = BTreeSet::new();
         for interface in &self.interfaces {
             if !names.insert(&interface.name) {
@@ -329,6 +327,10 @@ impl Envelope {
         }
         let envelope: Self = serde_json::from_slice(bytes).map_err(|e| Refusal::Malformed(e.to_string()))?;
         let document = envelope.verify(node, pinned)?;
+        if let Some(policy) = &document.grants {
+            let faults = |f: ConfigFaults| Refusal::Invalid(f.to_string().replace('\n', "; "));
+            policy.read(document.role).map_err(faults)?;
+        }
         Ok((envelope, document))
     }
 
@@ -347,7 +349,8 @@ impl Envelope {
         serde_json::from_str(self.document.get()).map_or_else(|_| Vec::new(), |c: Claim| c.signing_keys)
     }
 
-    /// As [`Envelope::open`], for an envelope already read.
+    /// As [`Envelope::open`], for an envelope from disk: a policy for access that an earlier release accepted costs no
+    /// tunnel ([`GrantsPolicy::read_stored`]).
     pub fn verify(&self, node: &NodeId, pinned: &[VerifyKey]) -> Result<StateDocument, Refusal> {
         if self.signatures.len() > MAX_SIGNING_KEYS {
             return Err(Refusal::Malformed(format!("{} signatures", self.signatures.len())));

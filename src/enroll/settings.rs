@@ -12,8 +12,7 @@ pub fn settings(own: &Config, document: &StateDocument) -> DocumentSettings {
     let name = own.control.as_ref().map(|c| &c.interface);
     DocumentSettings {
         interface: name.zip(document.interfaces.first()).map(|(name, wanted)| interface(name.clone(), wanted)),
-        // Checked when the document was opened.
-        grants: document.grants.as_ref().and_then(|policy| policy.read(own.node.role).ok()),
+        grants: document.grants.as_ref().and_then(|policy| policy.read_stored(own.node.role)),
         release: document.release.clone(),
     }
 }

@@ -85,6 +85,8 @@ fn each_fault_has_its_refusal() {
     assert!(
         matches!(open(&bytes(&no_endpoints, &[key(1)])), Err(Refusal::Invalid(p)) if p.contains("grants.endpoints"))
     );
+    let envelope: Envelope = serde_json::from_slice(&bytes(&no_endpoints, &[key(1)])).unwrap();
+    assert_eq!(envelope.verify(&node(), &pinned), Ok(no_endpoints), "a stored one keeps its tunnel after an upgrade");
     let keyless = StateDocument { signing_keys: vec![], ..document() };
     assert!(matches!(open(&bytes(&keyless, &[key(1)])), Err(Refusal::Invalid(_))), "it would lock itself out");
 }
