@@ -24,6 +24,11 @@ pub enum SocketRequest {
     GrantsRefresh,
     /// Change to a new WireGuard key, announced to the hub first; the status reports the progress.
     RotateKey,
+    /// Enrol again under the same name; the identity of before counts until the control plane has accepted.
+    EnrolAgain {
+        /// The enrolment token; `None`: that of `control.token`.
+        token: Option<String>,
+    },
     /// Current drift: a [`spoke_net::drift::DriftReport`].
     Drift,
     /// Repair drift once: a [`spoke_change::request::RepairResult`].
@@ -67,6 +72,7 @@ impl SocketRequest {
             Self::Grants => "grants",
             Self::GrantsRefresh => "verify all grants again",
             Self::RotateKey => "change the WireGuard key",
+            Self::EnrolAgain { .. } => "enrol again",
             Self::Drift => "drift",
             Self::DriftRepair { .. } => "repair drift",
             Self::History => "history",
@@ -89,6 +95,7 @@ impl SocketRequest {
             | Self::Readiness
             | Self::Audit { .. } => false,
             Self::DriftRepair { .. } | Self::Rollback { .. } | Self::Confirm { .. } | Self::RotateKey => true,
+            Self::EnrolAgain { .. } => true,
             // Costs traffic.
             Self::GrantsRefresh => true,
         }

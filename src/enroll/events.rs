@@ -52,6 +52,8 @@ pub struct NodeObservation {
     pub problem: Option<String>,
     /// Whole rounds of the recovery ladder that failed, since the hub session began; 0 again after a new session.
     pub rounds: u64,
+    /// Our handshakes were stamped with a time that has not come yet: the hub takes ours of today for replays.
+    pub stamps_ahead: bool,
     /// Differences found since the process started.
     pub drift: u64,
     /// The node reports itself as healthy.
@@ -202,6 +204,8 @@ pub enum Action {
     },
     /// Store that the hub may hold either key from here on, then report [`Event::SwitchRecorded`].
     RecordSwitch,
+    /// Make a new key, then send [`Event::Rotate`]: the hub refuses the handshakes of this one.
+    RenewKey,
     /// Put a key into the kernel.
     UseKey(KeySlot),
     /// Replace the old key on disk with the new one.

@@ -15,6 +15,9 @@ pub struct Enrolment {
     pub node_id: NodeId,
     /// Pinned keys that sign our state.
     pub signing_keys: Vec<VerifyKey>,
+    /// No state was kept since: one on disk is of the enrolment before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fresh: bool,
 }
 
 impl Enrolment {
@@ -90,7 +93,7 @@ mod tests {
             SignedState { envelope: document.sign(&signers).unwrap(), document }
         };
         let node_id = "edge-1".parse().unwrap();
-        let mut enrolment = Enrolment { server: "https://c".into(), node_id, signing_keys: keys(&[1]) };
+        let mut enrolment = Enrolment { server: "https://c".into(), node_id, signing_keys: keys(&[1]), fresh: false };
         assert!(enrolment.trust_also(&keys(&[1, 2])) && !enrolment.trust_also(&keys(&[2])));
         assert_eq!(enrolment.signing_keys, keys(&[1, 2]), "of a state that may be reverted");
         enrolment.retire_keys(&state(&[2], &[1]));

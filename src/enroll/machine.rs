@@ -47,6 +47,8 @@ pub const MAX_ACTIONS: usize = 32;
 const ECHO_PERIOD: Duration = Duration::from_millis(250);
 /// Period after [`FREQUENT_ECHOES`] without an answer: a hub that never answers costs at most 1,440 echoes a day.
 const SLOW_ECHO_PERIOD: Duration = Duration::from_secs(60);
+/// Shortest time between new keys for refused handshakes.
+const RENEW_PAUSE: Duration = Duration::from_secs(1800);
 /// How long a state on trial is proved with the short period.
 const FREQUENT_ECHOES: Duration = Duration::from_secs(60);
 /// A trial shorter than this is not reported by itself.
@@ -136,6 +138,8 @@ pub struct ControlClient {
     attempts: Option<(u64, u32)>,
     set_aside: Option<SetAside>,
     rounds: Rounds,
+    /// No new key for refused handshakes before this.
+    renew_at: Boot,
     rotation: Rotation,
     key_changed: Option<KeyChange>,
     observed: NodeObservation,
@@ -179,6 +183,7 @@ impl ControlClient {
             attempts: None,
             set_aside: None,
             rounds: Rounds::new(),
+            renew_at: now,
             rotation: Rotation::idle(key),
             key_changed: None,
             observed: NodeObservation::default(),
@@ -229,7 +234,8 @@ impl ControlClient {
         if self.rotation.in_progress() {
             return Err(RotationRefused::InProgress);
         }
-        if self.observed.up { Ok(()) } else { Err(RotationRefused::HubUnreachable) }
+        // Hubs learn a key through the control plane, and a new one has no handshakes in the future.
+        if self.observed.up || self.observed.stamps_ahead { Ok(()) } else { Err(RotationRefused::HubUnreachable) }
     }
 
     /// Takes an event; returns what to do, in this order.
@@ -258,6 +264,7 @@ impl ControlClient {
         self.rotate(wanted, &mut out);
         self.decide_trial(now, &mut out);
         self.settle_rejection(now, &mut out);
+        self.renew_key(now, &mut out);
         if let Poll::At(at) = self.poll
             && now >= at
         {
@@ -350,6 +357,16 @@ impl ControlClient {
                 self.outage = Some(ControlOutage { since, reason: clip(&why) });
                 self.poll = Poll::At(now + wait);
             }
+        }
+    }
+
+    /// A hub that refuses handshakes of the future refuses them until that time has come: with a new key there are none.
+    fn renew_key(&mut self, now: Boot, out: &mut Actions) {
+        let refused = self.observed.stamps_ahead && !self.observed.up && self.rounds.has_failed();
+        let reachable = self.outage.is_none() && self.last_answer.is_some();
+        if refused && reachable && now >= self.renew_at && self.check_rotation().is_ok() {
+            self.renew_at = now + RENEW_PAUSE;
+            push(out, Action::RenewKey);
         }
     }
 

@@ -28,6 +28,13 @@ pub const BUILD: Wall = Wall(match u64::from_str_radix(env!("SPOKE_BUILD_TIME"),
 /// A clock further ahead of the build is wrong.
 pub const LONGEST_LIFE: Duration = Duration::from_secs(20 * 365 * 86_400);
 
+/// A clock that moves further against the boot clock is distrusted until an authenticated message confirms it: one forged
+/// answer of a time server must not decide how far ahead of the hub's memory our handshakes are stamped.
+pub const LONGEST_JUMP: Duration = Duration::from_secs(86_400);
+
+/// What an authenticated time and our clock may differ by (the control plane accepts two minutes).
+const AUTHENTICATED_SLACK: Duration = Duration::from_secs(180);
+
 /// Tolerance of comparisons of clocks.
 const SLACK: Duration = Duration::from_secs(2);
 
@@ -78,6 +85,51 @@ pub struct Reading<'a> {
     pub synchronised: bool,
     /// The time in an authenticated message, and when it arrived.
     pub confirmed: Option<Anchor>,
+    /// [`JumpWatch::observe`].
+    pub jumped: bool,
+}
+
+/// The wall clock against the boot clock, and the latest time that a handshake may carry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct JumpWatch {
+    last: Option<Anchor>,
+    stamped: Option<Wall>,
+}
+
+impl JumpWatch {
+    /// `stamped`: what [`JumpWatch::stamped`] was before the process started.
+    pub const fn new(stamped: Option<Wall>) -> Self {
+        Self { last: None, stamped }
+    }
+
+    /// Whether the clock stands more than [`LONGEST_JUMP`] away from where it would be without a step, unconfirmed.
+    pub fn observe(&mut self, now: Boot, wall: Wall, confirmed: Option<Anchor>) -> bool {
+        let near = |a: Anchor, within: Duration| a.wall(now).0.abs_diff(wall.0) <= within.as_secs();
+        let jumped = self.last.is_some_and(|last| !near(last, LONGEST_JUMP))
+            && !confirmed.is_some_and(|c| near(c, AUTHENTICATED_SLACK));
+        let back =
+            self.last.is_some_and(|last| wall.0.saturating_add(AUTHENTICATED_SLACK.as_secs()) < last.wall(now).0);
+        if jumped && self.last.is_some_and(|last| wall > last.wall(now)) {
+            self.stamped = self.stamped.max(Some(wall));
+        }
+        if back && let Some(last) = self.last {
+            self.stamped = self.stamped.max(Some(last.wall(now)));
+        }
+        if !jumped {
+            self.last = Some(Anchor { at: now, wall });
+        }
+        jumped
+    }
+
+    /// The latest time that a handshake may have carried, if the clock was ahead of what it should show.
+    pub const fn stamped(&self) -> Option<Wall> {
+        self.stamped
+    }
+
+    /// A new key has no handshakes yet.
+    pub const fn forget_stamps(&mut self) {
+        self.stamped = None;
+    }
 }
 
 /// A moment on both clocks.
@@ -120,11 +172,13 @@ pub enum Doubt {
     Restored,
     /// More than [`LONGEST_LIFE`] after the build.
     Future,
+    /// Moved by more than [`LONGEST_JUMP`], which nothing authenticated has confirmed.
+    Jump,
 }
 
 /// The trusted wall time with its source, or why there is none. The first rule that applies decides:
 /// 1. confirmed by an authenticated message → that time, continued by the boot clock;
-/// 2. before the floor, or more than [`LONGEST_LIFE`] past the build → none;
+/// 2. before the floor, more than [`LONGEST_LIFE`] past the build, or after an unconfirmed jump → none;
 /// 3. a time daemon is synchronised → the clock;
 /// 4. not behind a trusted stamp of this boot, continued → the clock;
 /// 5. ahead of the floor plus the time since boot or since a stamp of this boot → the clock;
@@ -138,6 +192,9 @@ pub fn assess(r: Reading<'_>, floor: &Floor) -> Result<(Wall, Source), Doubt> {
     }
     if r.wall.0 - floor.build.0.min(r.wall.0) > LONGEST_LIFE.as_secs() {
         return Err(Doubt::Future);
+    }
+    if r.jumped {
+        return Err(Doubt::Jump);
     }
     if r.synchronised {
         return Ok((r.wall, Source::Synchronised));
@@ -168,7 +225,7 @@ pub enum Occasion {
 /// stamp ahead of a certain clock is replaced.
 pub fn due(r: Reading<'_>, floor: &Floor, every: Duration, occasion: Occasion) -> Option<Stamp> {
     let verdict = assess(r, floor);
-    if r.wall < floor.build || verdict == Err(Doubt::Future) {
+    if r.wall < floor.build || matches!(verdict, Err(Doubt::Future | Doubt::Jump)) {
         return None;
     }
     let stamp = Stamp { wall: r.wall, trusted: verdict.is_ok(), boot: r.boot.to_owned(), at: r.now };
@@ -202,7 +259,14 @@ mod tests {
     }
 
     fn at(now: u64, wall: u64) -> Reading<'static> {
-        Reading { now: Boot::from_secs(now), wall: Wall(wall), boot: "b", synchronised: false, confirmed: None }
+        Reading {
+            now: Boot::from_secs(now),
+            wall: Wall(wall),
+            boot: "b",
+            synchronised: false,
+            confirmed: None,
+            jumped: false,
+        }
     }
 
     #[test]
@@ -238,6 +302,33 @@ mod tests {
         let r = Reading { confirmed, ..at(70, 30) };
         assert_eq!(assess(r, &floor(None)), Ok((Wall(1_200_000_060), Source::Confirmed)));
         assert_eq!(due(r, &floor(None), EVERY, Occasion::Stopping), None, "a wrong clock is not stored");
+    }
+
+    #[test]
+    fn unconfirmed_jump_is_distrusted_and_remembered() {
+        let mut watch = JumpWatch::default();
+        let wall = |now: u64| Wall(1_100_000_000 + now);
+        assert!(!watch.observe(Boot::from_secs(10), wall(10), None));
+        assert!(!watch.observe(Boot::from_secs(70), wall(70 + DAY / 2), None), "half a day");
+        let (now, ahead) = (Boot::from_secs(130), wall(130 + 400 * DAY));
+        assert!(watch.observe(now, ahead, None));
+        let r = Reading { jumped: true, synchronised: true, ..at(130, ahead.0) };
+        let floor = floor(Some((1_100_000_000, true, "b", 0)));
+        assert_eq!(assess(r, &floor), Err(Doubt::Jump), "whatever the time daemon says");
+        assert_eq!(due(r, &floor, EVERY, Occasion::Stopping), None, "a restored clock would begin there");
+        assert!(watch.observe(Boot::from_secs(190), wall(190 + 400 * DAY), None), "for as long as it stands there");
+        // Set right again: the handshakes in between were stamped with the future.
+        assert!(!watch.observe(Boot::from_secs(250), wall(250 + DAY / 2), None));
+        assert_eq!(watch.stamped(), Some(wall(190 + 400 * DAY)));
+        // A board that lay in a drawer: the control plane confirms the jump.
+        let mut watch = JumpWatch::new(watch.stamped());
+        watch.observe(Boot::from_secs(5), wall(5), None);
+        let confirmed = Some(Anchor { at: Boot::from_secs(60), wall: wall(60 + 90 * DAY) });
+        assert!(!watch.observe(Boot::from_secs(70), wall(75 + 90 * DAY), confirmed));
+        watch.forget_stamps();
+        // A clock that was ahead from the start and is set back.
+        assert!(watch.observe(Boot::from_secs(80), wall(80), None));
+        assert_eq!(watch.stamped(), Some(wall(85 + 90 * DAY)));
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod clock;
 pub mod config;
 pub mod doctor;
 pub mod drift;
+pub mod enrol;
 pub mod grants;
 pub mod key;
 pub mod plan;
@@ -52,6 +53,9 @@ pub enum Command {
     /// Make a WireGuard key, or show a public one
     #[command(subcommand)]
     Key(key::Command),
+    /// Enrol again under the same name, after the node was removed or the control plane replaced
+    #[command(alias = "enroll")]
+    Enrol(enrol::Args),
     /// Restore the clock of a board that has none, or show it
     #[command(subcommand)]
     Clock(clock::Command),
@@ -89,6 +93,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Status(args) => status::run(&cli.config, args),
         Command::Plan(args) => plan::run(&cli.config, args),
         Command::Key(command) => key::run(command, &cli.config),
+        Command::Enrol(args) => enrol::run(&cli.config, args),
         Command::Clock(command) => clock::run(*command, &cli.config),
         Command::Grants(command) => grants::run(&cli.config, command),
         Command::Drift(args) => drift::run(&cli.config, args),

@@ -1,8 +1,9 @@
 //! Task that checks the wall clock once a minute, publishes whether it is trusted, and stores the stamp.
 //!
 //! Waits for: the timer, a confirmed time.
-use spoke_model::clock::{Anchor, BUILD, Floor, Occasion, Reading, Stamp, assess, due};
+use spoke_model::clock::{Anchor, BUILD, Floor, JumpWatch, Occasion, Reading, Stamp, assess, due};
 use spoke_model::error_chain::ErrorChain;
+use spoke_model::time::Wall;
 use spoke_sys::clock::{Clock, SystemClock, boot_id, set_wall, synchronised};
 use spoke_sys::disk::{DiskError, Document};
 use std::convert::Infallible;
@@ -12,6 +13,8 @@ use tokio::sync::watch;
 
 /// The stamp's file in the state directory.
 pub const FILE: &str = "clock.json";
+/// The file with the latest time that a handshake may carry, there only if that is ahead of the right time.
+const STAMPED: &str = "stamped-until.json";
 /// Interval of the checks; a check writes only if a stamp is due.
 const CHECK_EVERY: Duration = Duration::from_secs(60);
 
@@ -51,21 +54,33 @@ pub struct Keeper<C> {
     document: Document<Stamp>,
     trusted: watch::Sender<Option<Anchor>>,
     confirmed: watch::Receiver<Option<Anchor>>,
+    watch: JumpWatch,
+    stamped: Document<Wall>,
+    /// Written by the session as well, when a new key is in use.
+    stamped_until: watch::Sender<Option<Wall>>,
+    jumped: bool,
     /// The last write failed, which is logged once; it is tried again at every check.
     write_failed: bool,
 }
 
 impl<C: Clock> Keeper<C> {
     /// Stores the stamp in `state_dir`; publishes the trusted time to `trusted` and takes times from authenticated messages
-    /// from `confirmed`.
+    /// from `confirmed`. `stamped_until`: what the hub may take our handshakes to be of, where that is in the future.
     pub fn new(
         clock: C,
         state_dir: &Path,
         every: Duration,
         trusted: watch::Sender<Option<Anchor>>,
         confirmed: watch::Receiver<Option<Anchor>>,
+        stamped_until: watch::Sender<Option<Wall>>,
     ) -> Self {
         let (floor, document) = floor(state_dir);
+        let mut stamped = Document::new(state_dir.join(STAMPED), 1);
+        let known = stamped.load().unwrap_or_else(|e| {
+            tracing::warn!(error = %ErrorChain(&e), "record of handshakes in the future not readable");
+            None
+        });
+        stamped_until.send_replace(known);
         Self {
             clock,
             boot: boot_id().unwrap_or_default(),
@@ -74,6 +89,10 @@ impl<C: Clock> Keeper<C> {
             document,
             trusted,
             confirmed,
+            watch: JumpWatch::new(known),
+            stamped,
+            stamped_until,
+            jumped: false,
             write_failed: false,
         }
     }
@@ -105,15 +124,37 @@ impl<C: Clock> Keeper<C> {
         }
     }
 
-    fn check(&mut self, occasion: Occasion) -> Result<(), DiskError> {
-        let now = self.clock.now();
-        let reading = Reading {
-            now,
-            wall: self.clock.wall(),
-            boot: &self.boot,
-            synchronised: synchronised(),
-            confirmed: *self.confirmed.borrow_and_update(),
+    fn watch_jumps(&mut self, wall: Wall, confirmed: Option<Anchor>) {
+        let before = *self.stamped_until.borrow();
+        if before.is_none() {
+            self.watch.forget_stamps();
+        }
+        let jumped = self.watch.observe(self.clock.now(), wall, confirmed);
+        if jumped && !self.jumped {
+            tracing::error!(%wall, "clock jumped by more than a day and nothing authenticated confirms it: not trusted");
+        }
+        self.jumped = jumped;
+        let stamped = self.watch.stamped();
+        if stamped == before && (stamped.is_some() || !self.stamped.path().exists()) {
+            return;
+        }
+        // Before it is used: the handshakes outlive a power cut in the hub's memory.
+        let done = match stamped {
+            Some(until) => self.stamped.store(&until).map(drop),
+            None => self.stamped.remove(),
         };
+        if let Err(e) = done {
+            tracing::warn!(error = %ErrorChain(&e), "time of handshakes in the future not recorded");
+        }
+        self.stamped_until.send_if_modified(|s| std::mem::replace(s, stamped) != stamped);
+    }
+
+    fn check(&mut self, occasion: Occasion) -> Result<(), DiskError> {
+        let (now, wall) = (self.clock.now(), self.clock.wall());
+        let confirmed = *self.confirmed.borrow_and_update();
+        self.watch_jumps(wall, confirmed);
+        let (boot, jumped) = (&self.boot, self.jumped);
+        let reading = Reading { now, wall, boot, synchronised: synchronised(), confirmed, jumped };
         let verdict = assess(reading, &self.floor);
         let stamp = due(reading, &self.floor, self.every, occasion);
         let anchor = verdict.ok().map(|(wall, _)| Anchor { at: now, wall });

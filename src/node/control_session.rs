@@ -3,7 +3,7 @@
 //!
 //! Waits for: the long-poll, the answer to a message, echo replies, changes of the reconciler, the uplink, the components
 //! and the updater, requests for a new key, and the machine's deadline. Publishes [`Effective`] and [`ControlStatus`].
-use crate::enrolment::{Enroller, TokenSource};
+use crate::enrolment::{EnrolError, Enroller, TokenSource};
 use crate::reconciler::{Fact, NetStatus};
 use crate::signed_request::Signer;
 use spoke_api::health::summary::Components;
@@ -17,7 +17,11 @@ use spoke_enroll::settings::check_compatible;
 use spoke_enroll::status::ControlStatus;
 use spoke_enroll::wire::{Capabilities, ProvisionRequest, ReportOrder};
 use spoke_model::backoff::JitterRng;
+use spoke_model::clock::Anchor;
 use spoke_model::error_chain::ErrorChain;
+use spoke_model::key::PublicKey;
+use spoke_model::secret::Secret;
+use spoke_model::time::Wall;
 use spoke_net::derive::{Keys, UplinkChoice};
 use spoke_sys::clock::Clock;
 use spoke_sys::disk::DiskError;
@@ -41,8 +45,28 @@ mod tests;
 /// Sleep while the machine has no deadline; any event ends it.
 const NO_DEADLINE: Duration = Duration::from_secs(3600);
 
-/// A request for a new key; the reply says whether the change has begun.
-pub type RotationRequest = oneshot::Sender<Result<(), RotationError>>;
+/// A request to the session.
+#[derive(Debug)]
+pub enum SessionRequest {
+    /// A new key; the reply says whether the change has begun.
+    Rotate(oneshot::Sender<Result<(), RotationError>>),
+    /// Enrol again with this token, or that of `control.token`; the reply says whether the control plane has accepted.
+    EnrolAgain(Option<Secret<String>>, oneshot::Sender<Result<(), EnrolAgainError>>),
+}
+
+/// Why the node was not enrolled again; it stays enrolled as it is.
+#[derive(Debug, thiserror::Error)]
+pub enum EnrolAgainError {
+    /// The control plane has not accepted.
+    #[error("the control plane has not accepted, and the node stays enrolled as it is: {}", ErrorChain(.0))]
+    Enrol(#[from] EnrolError),
+    /// The key to enrol cannot be read.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The record cannot be written.
+    #[error("{}", ErrorChain(.0))]
+    Disk(#[from] DiskError),
+}
 
 /// Why a change of keys has not begun.
 #[derive(Debug, thiserror::Error)]
@@ -57,8 +81,8 @@ pub enum RotationError {
 
 /// Everything the task needs.
 pub struct ControlTask<H, E, C, K> {
-    /// Connections for the long-poll and for everything else.
-    pub http: (H, H),
+    /// Connections for the long-poll, for enrolments, and for everything else.
+    pub http: (H, H, H),
     /// Echo through the tunnel.
     pub echo: E,
     /// Clocks.
@@ -93,8 +117,12 @@ pub struct ControlTask<H, E, C, K> {
     pub health: HealthView,
     /// State of image updates, for the report.
     pub update: watch::Receiver<Option<Notice>>,
-    /// Requests for a new key.
-    pub rotate: Arc<Mutex<mpsc::Receiver<RotationRequest>>>,
+    /// Requests to the session.
+    pub requests: Arc<Mutex<mpsc::Receiver<SessionRequest>>>,
+    /// The control plane's time.
+    pub confirm: watch::Sender<Option<Anchor>>,
+    /// Until when our handshakes may be stamped, if in the future.
+    pub stamped_until: watch::Sender<Option<Wall>>,
     /// State of the control session.
     pub status: watch::Sender<ControlStatus>,
 }
@@ -118,6 +146,9 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
     pub async fn run(mut self) -> Result<(), ControlTaskError> {
         let mut server = ServerClock::new(self.clock.now(), self.clock.wall());
         let (mut enrolment, enrolment_lost) = self.load_enrolment();
+        if enrolment.as_ref().is_some_and(|e| e.fresh) {
+            self.files.forget_states();
+        }
         let (in_force, state_lost) = self.load_last_good(&mut enrolment);
         let published = match (&in_force, &enrolment) {
             (Some(state), _) => Some(publish(&self.publish, &self.own, Some(&state.document))),
@@ -181,6 +212,7 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
                     server: self.control.url.0.to_string(),
                     node_id: self.signer.node.clone(),
                     signing_keys: document.signing_keys.clone(),
+                    fresh: false,
                 });
                 (Some(SignedState { envelope, document }), false)
             }
@@ -193,14 +225,7 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
 
     async fn enrol(&mut self, server: &mut ServerClock) -> Result<Enrolment, ControlTaskError> {
         let mut rng = JitterRng::new((self.signer.random)());
-        let request = ProvisionRequest {
-            node_id: self.signer.node.clone(),
-            wireguard_public_key: self.keys.current()?,
-            identity_public_key: self.signer.key.public(),
-            version: spoke_model::VERSION.to_owned(),
-            capabilities: self.capabilities.clone(),
-            metadata: Default::default(),
-        };
+        let request = provision_request(&self.signer, self.keys.current()?, &self.capabilities);
         let (url, signer, token) = (self.control.url.0.to_string(), &self.signer, &self.token);
         let (key, verifier) = (self.keys.secret(KeySlot::Old)?, None);
         let mut enroller = Enroller { http: &mut self.http.1, signer, token, url, request, key, verifier };
@@ -232,7 +257,7 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
         });
         let run = (self.signer.random)();
         let io = SessionIo {
-            requests: Requests::new(self.http),
+            requests: Requests::new((self.http.0, self.http.2)),
             connection,
             signer: self.signer,
             clock: self.clock,
@@ -244,6 +269,8 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
             publish: self.publish,
             health: self.health,
             update: self.update.clone(),
+            confirm: self.confirm,
+            stamped_until: self.stamped_until,
             report_order: ReportOrder { run, number: 0 },
         };
         let mut session = ControlSession {
@@ -269,10 +296,29 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
                 session.perform(action).await;
             }
         }
-        let rotate = self.rotate;
-        session.run(&mut *rotate.lock().await).await;
+        let enrolment = EnrolAgain { http: self.http.1, token: self.token, capabilities: self.capabilities };
+        let requests = self.requests;
+        session.run(&mut *requests.lock().await, enrolment).await;
         Ok(())
     }
+}
+
+fn provision_request(signer: &Signer, key: PublicKey, capabilities: &Capabilities) -> ProvisionRequest {
+    ProvisionRequest {
+        node_id: signer.node.clone(),
+        wireguard_public_key: key,
+        identity_public_key: signer.key.public(),
+        version: spoke_model::VERSION.to_owned(),
+        capabilities: capabilities.clone(),
+        metadata: Default::default(),
+    }
+}
+
+/// What a second enrolment needs.
+struct EnrolAgain<H> {
+    http: H,
+    token: TokenSource,
+    capabilities: Capabilities,
 }
 
 /// The machine with its I/O and its event sources.
@@ -290,8 +336,9 @@ struct ControlSession<H, E, C, K> {
 }
 
 impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlSession<H, E, C, K> {
-    /// Ends when the reconciler has ended, and the process with it.
-    async fn run(&mut self, rotate: &mut mpsc::Receiver<RotationRequest>) {
+    /// Ends when the reconciler has ended, and the process with it; or after a second enrolment, which the next session
+    /// begins with.
+    async fn run(&mut self, requests: &mut mpsc::Receiver<SessionRequest>, mut enrolment: EnrolAgain<H>) {
         loop {
             self.handle_events().await;
             self.io.retry_save();
@@ -314,9 +361,17 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlSession<H, E, C, K> {
                 () = changed(self.choice.as_mut()) => {}
                 () = changed(Some(&mut self.components)) => {}
                 () = changed(Some(&mut self.update)) => {}
-                Some(reply) = rotate.recv() => {
-                    let _ = reply.send(self.begin_rotation());
-                }
+                Some(request) = requests.recv() => match request {
+                    SessionRequest::Rotate(reply) => drop(reply.send(self.begin_rotation())),
+                    SessionRequest::EnrolAgain(token, reply) => {
+                        let done = self.enrol_again(token, &mut enrolment).await;
+                        let ended = done.is_ok();
+                        let _ = reply.send(done);
+                        if ended {
+                            return;
+                        }
+                    }
+                },
                 () = self.io.clock.sleep(wake.map_or(NO_DEADLINE, |at| at.since(now))) => self.events.push_back(Event::Tick),
             }
         }
@@ -354,6 +409,32 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlSession<H, E, C, K> {
         let new = self.io.keys.make()?;
         tracing::info!(public_key = %new, "WireGuard key change begun");
         self.events.push_back(Event::Rotate(new));
+        Ok(())
+    }
+
+    /// Nothing of the enrolment before is touched until the control plane has accepted.
+    async fn enrol_again(
+        &mut self,
+        token: Option<Secret<String>>,
+        with: &mut EnrolAgain<H>,
+    ) -> Result<(), EnrolAgainError> {
+        let request = provision_request(&self.io.signer, self.io.keys.current()?, &with.capabilities);
+        let token = match token {
+            Some(token) => {
+                let token = token.reveal().clone();
+                Arc::new(move || Ok(Secret::new(token.clone()))) as TokenSource
+            }
+            None => with.token.clone(),
+        };
+        let url = self.io.control.url.0.to_string();
+        let (key, verifier) = (self.io.keys.secret(KeySlot::Old)?, None);
+        let (http, signer) = (&mut with.http, &self.io.signer);
+        let mut enroller = Enroller { http, signer, token: &token, url, request, key, verifier };
+        let mut server = self.io.connection.server;
+        let enrolment = enroller.enrol_once(&self.io.clock, &mut server).await?;
+        self.io.files.enrolment.store(&enrolment)?;
+        self.io.files.enrolment.forget_previous()?;
+        tracing::info!(node = %self.io.signer.node, url = enrolment.server, "enrolled again");
         Ok(())
     }
 

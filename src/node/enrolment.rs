@@ -20,6 +20,8 @@ use tokio::sync::watch;
 
 /// First and longest wait after a failed enrolment.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(120));
+/// Answers of one enrolment that only ask for a corrected request.
+const MAX_CORRECTIONS: u32 = 4;
 /// Wait before the request is repeated with the server's time.
 const CLOCK_PAUSE: Duration = Duration::from_millis(200);
 
@@ -62,19 +64,26 @@ pub fn read_token(source: Option<&KeySource>) -> Result<Secret<String>, TokenErr
 
 /// Why the control plane did not enrol the node.
 #[derive(Debug, thiserror::Error)]
-enum EnrolError {
+pub enum EnrolError {
+    /// There is no token.
     #[error(transparent)]
     Token(#[from] TokenError),
+    /// No answer.
     #[error(transparent)]
     Http(#[from] HttpError),
+    /// Not an answer of a control plane.
     #[error("the answer is malformed")]
     Malformed(#[from] serde_json::Error),
+    /// Accepted, without what a node needs.
     #[error("the answer has no configuration")]
     NoConfiguration,
+    /// Not for us.
     #[error("the answer is not for this node")]
     OtherNode,
+    /// Not yet.
     #[error("an operator has to approve this node")]
     NotApproved,
+    /// The control plane's reason.
     #[error("{0}")]
     Refused(String),
 }
@@ -123,6 +132,20 @@ impl<H: Http> Enroller<'_, H> {
         }
     }
 
+    /// Asks once, and again where the answer says what was missing: our clock, the proof of the key.
+    pub(crate) async fn enrol_once(
+        &mut self,
+        clock: &impl Clock,
+        server: &mut ServerClock,
+    ) -> Result<Enrolment, EnrolError> {
+        for _ in 0..MAX_CORRECTIONS {
+            if let Some(enrolment) = self.request(clock, server).await? {
+                return Ok(enrolment);
+            }
+        }
+        Err(EnrolError::NoConfiguration)
+    }
+
     /// One request; `None`: it failed only because of our clock, which is corrected, or for the lack of a proof of the
     /// WireGuard key, which the next one has.
     async fn request(&mut self, clock: &impl Clock, server: &mut ServerClock) -> Result<Option<Enrolment>, EnrolError> {
@@ -145,6 +168,7 @@ impl<H: Http> Enroller<'_, H> {
                     server: self.url.clone(),
                     node_id: config.node_id,
                     signing_keys: config.signing_keys,
+                    fresh: true,
                 }))
             }
             202 => Err(EnrolError::NotApproved),

@@ -21,7 +21,7 @@
 //! | `agent` | restarting | [`agent`] | with `agent.enabled` | connections, `net status`, `stopping` |
 //! | `socket` | restarting | [`socket`] | always | connections |
 //! | `names` | restarting | [`names`] | with a peer whose endpoint is a host name | refresh timer, `network events` |
-//! | `control` | restarting | [`control_session`] | with `[control]` | responses of the control plane, `net status`, `uplink status`, rotation requests, deadlines |
+//! | `control` | restarting | [`control_session`] | with `[control]` | responses of the control plane, `net status`, `uplink status`, session requests, deadlines |
 //! | `fleet` | restarting | [`run::component_status`] | with `[control]` | `control status` |
 //! | `uplink` | restarting | [`uplink`] | with an uplink | echo replies, look-ups, `network events`, `effective`, the session's deadline |
 //! | `components` | restarting | [`run::component_status`] | with an uplink | `uplink status` |
@@ -51,11 +51,12 @@
 //! | `grants report` | `Option<Arc<Report>>` | `grants` | `access`, `socket` | a decision or the state of the endpoints changed |
 //! | `update` | `Option<Notice>` | `slots` | `control` | the state of updates changed |
 //! | `components` | `Components` | `trust in the clock`, `components`, `fleet`, `access`, `slots` | `status line`, `health`, `socket`, `control` | the status of a component changed |
+//! | `stamped until` | `Option<Wall>` | `clock`, `control` (a new key) | `control` | handshakes may carry a time of the future, which the hub remembers |
 //! | `clock anchor` | `Option<Anchor>` | `clock` | `trust in the clock`, `audit`, `changes` | the wall clock became trusted or untrusted |
-//! | `clock confirmed` | `Option<…>` | none | `clock` | an external source confirmed the wall clock |
+//! | `clock confirmed` | `Option<Anchor>` | `control` | `clock` | the control plane has sent its time, signed, or accepted ours |
 //! | `stopping` | `bool` | the composition root | `health`, `agent` | the process stops; connections are closed |
 //! | requests | `mpsc` with a reply | `agent`, `socket` | `changes` | one change or repair |
-//! | rotation requests | `mpsc` with a reply | `socket` | `control` | rotate the keys |
+//! | session requests | `mpsc` with a reply | `socket` | `control` | rotate the keys, or enrol again |
 //! | audit events | `mpsc`, bounded; an event without room is lost and logged | all | `audit` | one audit record |
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
 

@@ -23,6 +23,7 @@ use spoke_config::effective::Effective;
 use spoke_config::node::Role;
 use spoke_model::address::HostPort;
 use spoke_model::clock::Anchor;
+use spoke_model::error_chain::ErrorChain;
 use spoke_net::derive::UplinkChoice;
 use spoke_sys::clock::{Clock as _, SystemClock};
 use spoke_sys::echo::IcmpEcho;
@@ -59,7 +60,10 @@ pub fn run(config: &Path) -> Outcome {
             tracing::warn!(error = %e, "clock is behind and cannot be set: enable spoke-clock.service")
         }
     }
-    agent::check(&config)?;
+    // The tunnel does not need the agent API, whose task tries again.
+    if let Err(e) = agent::check(&config) {
+        tracing::error!(error = %ErrorChain(&e), "agent API cannot be served with this configuration");
+    }
     let runtime = runtime()?;
     let outcome = runtime.block_on(supervise(config, keys));
     // A blocked name look-up must not delay the exit.
@@ -90,10 +94,12 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys) -> Outcom
         });
     }
 
-    let (_confirmed, confirmed) = watch::channel(None);
+    let (confirm, confirmed) = watch::channel(None);
+    let (stamped_until, _) = watch::channel(None);
     let (anchor, trusted) = watch::channel(None);
     let (state_dir, every) = (config.node.state_dir.clone(), config.clock.stamp_every);
-    let keeper = move || Keeper::new(clock, &state_dir, every, anchor.clone(), confirmed.clone());
+    let stamps = stamped_until.clone();
+    let keeper = move || Keeper::new(clock, &state_dir, every, anchor.clone(), confirmed.clone(), stamps.clone());
     let last_stamp = keeper.clone();
     tasks.restarting("clock", seed, move || keeper().run());
     let (anchor, statuses) = (trusted.clone(), components_out.clone());
@@ -122,6 +128,8 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys) -> Outcom
         started,
         update: update_seen,
         audit: changes.audit.clone(),
+        confirm,
+        stamped_until,
     };
     let own = config.control.is_none().then(|| Arc::new(Effective::of(config.clone())));
     let (publish, effective) = watch::channel(own);

@@ -1,7 +1,7 @@
 //! Serves the control socket. Waits for connections and their requests.
 use crate::audit::Audit;
 use crate::changes::requests::Changes;
-use crate::control_session::{RotationError, RotationRequest};
+use crate::control_session::{EnrolAgainError, RotationError, SessionRequest};
 use crate::health::summarize;
 use crate::reconciler::{Cause, NetStatus};
 use spoke_api::health::fold::{Moment, readiness};
@@ -17,6 +17,7 @@ use spoke_config::effective::Effective;
 use spoke_config::interface::DriftPolicy;
 use spoke_grants::report::Report;
 use spoke_model::key::PublicKey;
+use spoke_model::secret::Secret;
 use spoke_model::time::Boot;
 use spoke_net::drift;
 use spoke_net::render;
@@ -38,6 +39,9 @@ const REFUSALS_PER_HOUR: u32 = 30;
 
 /// Timeout until the control session takes a request for a new key.
 const ROTATE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Timeout of a second enrolment: two requests.
+const ENROL_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// Makes a task's part of the status report.
 pub type ReportView = Arc<dyn Fn() -> Option<serde_json::Value> + Send + Sync>;
@@ -72,8 +76,8 @@ pub struct Answers<C> {
 pub struct ControlView {
     /// Its part of the status report.
     pub report: ReportView,
-    /// Requests for a new WireGuard key.
-    pub rotate: mpsc::Sender<RotationRequest>,
+    /// Requests to it.
+    pub requests: mpsc::Sender<SessionRequest>,
 }
 
 /// Handles of the grants task.
@@ -100,6 +104,23 @@ enum RotateRefused {
     /// The control session refused it.
     #[error(transparent)]
     Session(#[from] RotationError),
+}
+
+/// Why the node was not enrolled again.
+#[derive(Debug, thiserror::Error)]
+enum EnrolAgainRefused {
+    /// Nothing to enrol with.
+    #[error("no [control] is configured: add it, with url and token")]
+    NoControlPlane,
+    /// The first enrolment has not succeeded yet.
+    #[error("the node is not enrolled yet: it enrols by itself with control.token; `spoke status` has the reason")]
+    NotEnrolled,
+    /// No answer of the session.
+    #[error("the control session does not answer: see `spoke status`, then try again")]
+    Busy,
+    /// The control session refused it.
+    #[error(transparent)]
+    Session(#[from] EnrolAgainError),
 }
 
 /// Serves until the listener fails.
@@ -160,6 +181,12 @@ async fn serve<C: Clock>(
                 answers.audit.record(&Actor::User(caller.uid), request.name(), result);
                 respond(begun)?
             }
+            Ok(SocketRequest::EnrolAgain { token }) => {
+                let done = answers.enrol_again(token.map(Secret::new)).await;
+                let result = done.as_ref().map(drop).map_err(|e| e as &dyn Display);
+                answers.audit.record(&Actor::User(caller.uid), "enrol again", result);
+                respond(done)?
+            }
             Ok(SocketRequest::DriftRepair { what }) => {
                 respond(answers.changes.reconcile(what, Actor::User(caller.uid)).await)?
             }
@@ -201,12 +228,28 @@ impl<C: Clock> Answers<C> {
     async fn rotate(&self) -> Result<(), RotateRefused> {
         let Some(view) = &self.control else { return Err(RotateRefused::NoControlPlane) };
         let (answer, answered) = oneshot::channel();
-        let sent = view.rotate.try_send(answer).is_ok();
+        let sent = view.requests.try_send(SessionRequest::Rotate(answer)).is_ok();
         // The control session takes requests only after the enrolment.
         match tokio::time::timeout(ROTATE_TIMEOUT, answered).await {
             Ok(Ok(begun)) => begun.map_err(RotateRefused::Session),
             Ok(Err(_)) | Err(_) if sent => Err(RotateRefused::NotEnrolled),
             Ok(Err(_)) | Err(_) => Err(RotateRefused::UnderWay),
+        }
+    }
+
+    async fn enrol_again(&self, token: Option<Secret<String>>) -> Result<(), EnrolAgainRefused> {
+        let Some(view) = &self.control else { return Err(EnrolAgainRefused::NoControlPlane) };
+        let enrolled = (view.report)().is_some_and(|r| r["enrolled"] == true);
+        if !enrolled {
+            return Err(EnrolAgainRefused::NotEnrolled);
+        }
+        let (answer, answered) = oneshot::channel();
+        if view.requests.try_send(SessionRequest::EnrolAgain(token, answer)).is_err() {
+            return Err(EnrolAgainRefused::Busy);
+        }
+        match tokio::time::timeout(ENROL_TIMEOUT, answered).await {
+            Ok(Ok(done)) => done.map_err(EnrolAgainRefused::Session),
+            Ok(Err(_)) | Err(_) => Err(EnrolAgainRefused::Busy),
         }
     }
 

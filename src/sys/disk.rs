@@ -281,6 +281,14 @@ impl<T: Serialize + DeserializeOwned> Document<T> {
         }
     }
 
+    /// Deletes its previous copy, which must not come back.
+    ///
+    /// # Errors
+    /// It is still there.
+    pub fn forget_previous(&mut self) -> Result<(), DiskError> {
+        remove(&self.previous())
+    }
+
     /// As [`Document::load`] without changing anything: nothing is moved aside, and what cannot be read counts as absent.
     pub fn peek(&self) -> Option<T> {
         match self.read(&self.path) {
@@ -341,7 +349,7 @@ impl<T: Serialize + DeserializeOwned> Document<T> {
     /// Removes it and its previous copy.
     pub fn remove(&mut self) -> Result<(), DiskError> {
         self.last = None;
-        remove(&self.previous())?;
+        self.forget_previous()?;
         remove(&self.path)
     }
 

@@ -22,9 +22,14 @@ pub enum KeyError {
     Disk(#[from] DiskError),
     /// The content is not a key.
     #[error(
-        "{0} does not hold a WireGuard key: expected one line of 44 characters; put a key there (spoke key generate) or move the file away to have one created"
+        "{0} does not hold a WireGuard key: expected one line of 44 characters; put its backup there. A new key (move the file away to have one created) has to be made known to the other side; with [control] by `spoke enrol --again`"
     )]
     NotAKey(KeySource),
+    /// The content is not the node's identity.
+    #[error(
+        "{0} is damaged, and a new one would be another node: put its backup there (an image restores its second copy at the next start); without one move it away, make a token for the same name on the control plane (spoke-control token create --node ID), put it in control.token, and run `spoke enrol --again` if the node has not enrolled by itself"
+    )]
+    DamagedIdentity(KeySource),
     /// The content is not a URL.
     #[error("{0} does not hold an HTTP URL: expected one line such as https://rpc.example.net/v2/KEY")]
     NotAUrl(KeySource),
@@ -126,8 +131,12 @@ pub fn preshared(source: &KeySource) -> Result<PresharedKey, KeyError> {
 pub fn identity(path: &Path) -> Result<spoke_model::signature::SignKey, KeyError> {
     use base64::{Engine as _, engine::general_purpose::STANDARD};
     let source = KeySource::File(path.to_owned());
-    let not_a_key = || KeyError::NotAKey(source.clone());
-    if let Some(text) = read(&source)? {
+    let not_a_key = || KeyError::DamagedIdentity(source.clone());
+    let text = match read(&source) {
+        Err(KeyError::NotAKey(_)) => return Err(not_a_key()),
+        text => text?,
+    };
+    if let Some(text) = text {
         let seed = Zeroizing::new(STANDARD.decode(text.trim()).map_err(|_| not_a_key())?);
         return spoke_model::signature::SignKey::from_seed(&seed).map_err(|_| not_a_key());
     }
@@ -230,6 +239,25 @@ mod tests {
         let made = private(&source, IfMissing::Create).unwrap();
         assert_eq!(private(&source, IfMissing::Create).unwrap(), made);
         assert_eq!(SecretKey::clamped(*made.reveal()), made, "as wg genkey would clamp it");
+    }
+
+    #[test]
+    fn damaged_identity_is_kept_and_told_how_to_keep_the_node() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("identity.key");
+        let whole = {
+            identity(&path).unwrap();
+            std::fs::read(&path).unwrap()
+        };
+        for bytes in [&b""[..], &whole[..20], &[0; 45], b"\xff\xfe"] {
+            std::fs::write(&path, bytes).unwrap();
+            let error = identity(&path).unwrap_err().to_string();
+            for part in ["identity.key", "backup", "token create --node", "spoke enrol --again"] {
+                assert!(error.contains(part), "{part}: {error}");
+            }
+            assert!(!error.contains("key generate"), "{error}");
+            assert_eq!(std::fs::read(&path).unwrap(), bytes);
+        }
     }
 
     #[test]

@@ -30,6 +30,7 @@ fn store_state(node: &Node<'_>) {
         server: "192.0.2.9:8443".to_owned(),
         node_id: document.node_id.clone(),
         signing_keys: vec![signer.public()],
+        fresh: false,
     };
     let state = node.path("state");
     std::fs::create_dir(&state).expect("a directory");
@@ -121,5 +122,42 @@ fn unreadable_enrolment_or_state_uses_the_other_copy() {
         std::fs::create_dir(state.join(name)).expect("a directory");
         node.start();
         assert_eq!(node.peers("wg0"), [key(1), key(4)], "{name}");
+    }
+}
+
+#[test]
+fn faults_of_the_control_session_keep_no_tunnel_down() {
+    for (file, pin) in [("state/identity.key", true), ("ca.pem", false)] {
+        let device = Namespace::new("device");
+        let mut node = Node::new(&device, LINKS);
+        let path = node.path("spoke.toml");
+        let text = std::fs::read_to_string(&path).expect("the configuration");
+        let mut text = text.replace("[node]\n", "[node]\nid = \"edge-1\"\n");
+        if !pin {
+            let ca = node.path(file);
+            text = text
+                .lines()
+                .map(|l| if l.starts_with("pin") { format!("ca = \"{}\"\n", ca.display()) } else { format!("{l}\n") })
+                .collect();
+        }
+        std::fs::write(&path, text).expect("written");
+        store_state(&node);
+        if pin {
+            let key = node.path(file);
+            std::fs::write(&key, "half a key").expect("written");
+            std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("changed");
+        }
+        node.start();
+        assert_eq!(node.peers("wg0"), [key(1), key(4)], "{file}");
+        let reason = node.json("status --json")["control"]["away"]["why"].as_str().unwrap_or_default().to_owned();
+        assert!(reason.contains(file.rsplit('/').next().unwrap_or(file)), "{file} in {reason}");
+        if pin {
+            assert!(reason.contains("token create --node") && reason.contains("enrol --again"), "{reason}");
+            assert_eq!(
+                std::fs::read(node.path(file)).expect("the key"),
+                b"half a key",
+                "a damaged key is not replaced"
+            );
+        }
     }
 }

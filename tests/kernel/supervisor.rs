@@ -448,3 +448,15 @@ fn emptied_configuration_deletes_nothing() {
     spoke.stop();
     unmount(&state);
 }
+
+#[test]
+fn agent_without_its_secret_keeps_no_tunnel_down() {
+    let device = Namespace::new("device");
+    let text = "[[interface]]\nname = \"wg0\"\naddresses = [\"10.9.0.1/24\"]\n[health]\nenabled = false\n\
+        [agent]\nenabled = true\nsecret = \"file:/run/no-such-secret\"\n";
+    let mut spoke = Supervisor::new(&device, text);
+    spoke.start();
+    assert!(has_address(&device));
+    let log = spoke.log();
+    assert!(log.contains("agent API cannot be served") && log.contains("no-such-secret"), "{log}");
+}

@@ -445,6 +445,26 @@ fn key_change_runs_all_steps_and_registers() {
 }
 
 #[test]
+fn refused_stamps_get_a_new_key_without_the_hub() {
+    let refused = |rounds| NodeObservation { stamps_ahead: true, ..down(rounds) };
+    let renews = |out: &Actions| out.iter().any(|a| matches!(a, Action::RenewKey));
+    let mut m = settled(3);
+    m.handle(at(2), Event::PollEnded(PollResult::Nothing));
+    assert!(!renews(&m.handle(at(9), seen(NodeObservation { stamps_ahead: true, ..up() }))), "the hub answers");
+    assert!(!renews(&m.handle(at(10), seen(refused(0)))), "no whole round yet");
+    assert!(!renews(&m.handle(at(11), seen(down(1)))), "an ordinary outage");
+    assert!(renews(&m.handle(at(12), seen(refused(1)))));
+    assert!(!renews(&m.handle(at(13), seen(refused(2)))), "one at a time");
+    let new = PublicKey([8; 32]);
+    let out = m.handle(at(13), Event::Rotate(new));
+    assert_eq!(sent(&out), Some(&Message::Key(KeyStep::Announce, new)), "through the control plane");
+    // Without it there is no way to announce one.
+    let mut m = settled(3);
+    m.handle(at(2), Event::PollEnded(PollResult::Failed("gone".into())));
+    assert!(!renews(&m.handle(at(12), seen(refused(1)))));
+}
+
+#[test]
 fn unprovable_key_change_is_refused() {
     assert_eq!(machine(None).check_rotation(), Err(RotationRefused::NoState));
     assert_eq!(machine(Some(state(3, 0))).check_rotation(), Err(RotationRefused::NoHub));

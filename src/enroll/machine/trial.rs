@@ -48,6 +48,10 @@ impl Rounds {
         (self.failed, self.whole) = (0, up);
     }
 
+    pub(super) const fn has_failed(&self) -> bool {
+        self.failed > 0
+    }
+
     pub(super) fn observe(&mut self, observed: &NodeObservation) {
         if observed.up {
             (self.failed, self.whole) = (0, true);

@@ -39,7 +39,7 @@ fn show(state_dir: &Path) {
     let (floor, _) = floor(state_dir);
     let boot = boot_id().unwrap_or_default();
     let (now, wall) = (SystemClock.now(), SystemClock.wall());
-    let reading = Reading { now, wall, boot: &boot, synchronised: synchronised(), confirmed: None };
+    let reading = Reading { now, wall, boot: &boot, synchronised: synchronised(), confirmed: None, jumped: false };
     let verdict = match assess(reading, &floor) {
         Ok((_, source)) => format!("yes ({source:?})").to_lowercase(),
         Err(doubt) => format!("no ({doubt:?})").to_lowercase(),

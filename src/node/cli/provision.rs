@@ -9,7 +9,7 @@ use spoke_config::on_image::KEPT;
 use spoke_model::signature::sha256_hex;
 use spoke_sys::clock::{Clock as _, SystemClock};
 use spoke_sys::disk::{Owner, write_atomic, write_atomic_for};
-use spoke_sys::vault::Vault;
+use spoke_sys::vault::{Missing, Vault};
 use std::io::{self, Seek as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -258,9 +258,15 @@ fn restore(args: &Args) {
     if !vault.exists() {
         return;
     }
-    match Vault::at(vault).restore(&args.state) {
+    // Written by mount-state.
+    let repaired = Path::new(spoke_sys::slots::RUN).join("state-repaired").exists();
+    match Vault::at(vault).restore(&args.state, if repaired { Missing::Lost } else { Missing::Removed }) {
         Ok(names) if names.is_empty() => {}
-        Ok(names) => print(&format!("spoke: brought back from the second copy: {}\n", names.join(", "))),
+        Ok(names) => print(&format!(
+            "spoke: brought back from the second copy: {}
+",
+            names.join(", ")
+        )),
         // Continue as a new device.
         Err(e) => print(&format!("spoke: {e}\n")),
     }

@@ -15,9 +15,10 @@ use spoke_enroll::request::Nonce;
 use spoke_enroll::settings::{check_compatible, settings};
 use spoke_enroll::wire;
 use spoke_enroll::wire::{KeyAnswer, KeyRequest, NodeReport, ProblemCode, RegisterRequest, ReportOrder};
+use spoke_model::clock::Anchor;
 use spoke_model::error_chain::ErrorChain;
 use spoke_model::key::PublicKey;
-use spoke_model::time::Boot;
+use spoke_model::time::{Boot, Wall};
 use spoke_net::derive::{Keys, UplinkChoice};
 use spoke_sys::clock::Clock;
 use spoke_sys::disk::Document;
@@ -49,6 +50,17 @@ pub struct StateFiles {
     pub rejected: Document<RejectedState>,
     /// The state on trial.
     pub trial: Document<TrialRecord>,
+}
+
+impl StateFiles {
+    /// Deletes the states of an enrolment before. What stays counts for nothing while the new one is fresh.
+    pub(super) fn forget_states(&mut self) {
+        for done in [self.state.remove(), self.rejected.remove(), self.trial.remove()] {
+            if let Err(e) = done {
+                tracing::warn!(error = %ErrorChain(&e), "state of the enrolment before not deleted");
+            }
+        }
+    }
 }
 
 /// Whether the node calls itself healthy, and its health document.
@@ -138,6 +150,8 @@ pub(super) struct SessionIo<H, C, K> {
     pub(super) publish: watch::Sender<Option<Arc<Effective>>>,
     pub(super) health: HealthView,
     pub(super) update: watch::Receiver<Option<Notice>>,
+    pub(super) confirm: watch::Sender<Option<Anchor>>,
+    pub(super) stamped_until: watch::Sender<Option<Wall>>,
     /// The place of the last report.
     pub(super) report_order: ReportOrder,
 }
@@ -214,9 +228,21 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
                 let done = self.keys.remember().map_err(|e| NotWritten(e.to_string()));
                 return Some(Event::SwitchRecorded(done));
             }
+            Action::RenewKey => match self.keys.make() {
+                Ok(new) => {
+                    tracing::warn!(public_key = %new, "the hub refuses handshakes of the future: changing to a new WireGuard key");
+                    return Some(Event::Rotate(new));
+                }
+                Err(e) => {
+                    tracing::error!(error = %ErrorChain(&e), "no new WireGuard key: the hub refuses this one until its time has come")
+                }
+            },
             Action::UseKey(slot) => self.use_key(slot),
             Action::FinishKey => match self.keys.finish() {
-                Ok(()) => tracing::info!(public_key = %machine.key(), "WireGuard key changed"),
+                Ok(()) => {
+                    tracing::info!(public_key = %machine.key(), "WireGuard key changed");
+                    self.stamped_until.send_replace(None);
+                }
                 Err(e) => {
                     tracing::error!(error = %e, "WireGuard key changed but not stored: the next start proves it again")
                 }
@@ -276,6 +302,7 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
             connection.enrolment.trust_also(&state.document.signing_keys);
         }
         connection.enrolment.server = self.control.url.0.to_string();
+        connection.enrolment.fresh = false;
         // The state first: it is signed by a key pinned before.
         let stored =
             self.files.state.store(&state.envelope).and_then(|_| self.files.enrolment.store(&connection.enrolment));
@@ -356,7 +383,9 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
             None => Err("the control plane sent a time that no pinned key has signed"),
             Some(_) if connection.skews > MAX_SKEWS => Err("the control plane rejects its own time"),
             Some(ms) => {
-                connection.server.set(self.clock.now(), ms);
+                let (at, wall) = (self.clock.now(), Wall(ms / 1000));
+                connection.server.set(at, ms);
+                self.confirm.send_replace(Some(Anchor { at, wall }));
                 tracing::info!("requests are signed with the control plane's time");
                 Ok(())
             }
@@ -389,11 +418,13 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
             Ok(answer) => match answer.status {
                 204 => {
                     self.connection.skews = 0;
+                    self.confirm_clock();
                     PollResult::Nothing
                 }
                 200 => match self.open(&answer.body) {
                     Ok(state) => {
                         self.connection.skews = 0;
+                        self.confirm_clock();
                         PollResult::State(Box::new(state))
                     }
                     Err(refusal) => {
@@ -408,6 +439,19 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
                 },
             },
         })
+    }
+
+    /// The control plane, whose certificate was checked, has accepted the time of our request.
+    fn confirm_clock(&self) {
+        let at = self.clock.now();
+        let anchor = Anchor { at, wall: Wall(self.connection.server.at(at) / 1000) };
+        self.confirm.send_if_modified(|known| {
+            let same = known.is_some_and(|k| k.wall(at).0.abs_diff(anchor.wall.0) <= 1);
+            if !same {
+                *known = Some(anchor);
+            }
+            !same
+        });
     }
 
     fn poll_failed(&self, error: String) -> PollResult {
@@ -477,7 +521,10 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
         };
         // The two top rungs; each ends a round.
         let rounds = [Rung::Rebuild, Rung::Again].iter().filter_map(|r| uplink.rungs.get(r)).sum();
+        let right = self.connection.server.at(self.clock.now()) / 1000;
+        let stamps_ahead = self.stamped_until.borrow().is_some_and(|until| until.secs() > right);
         NodeObservation {
+            stamps_ahead,
             rounds,
             up: uplink.state == State::Up,
             connected_since: uplink.connected_since,

@@ -214,9 +214,12 @@ async fn server_time_needs_a_pinned_key() {
     let mut setup = setup.restart().await;
     let status = setup.node.reports(|s| s.outage.is_some()).await;
     assert!(status.outage.unwrap().reason.contains("no pinned key"));
+    assert_eq!(*setup.node.confirmed.borrow(), None, "nor does it confirm our clock");
     assert_eq!(status.generation, 3);
     setup.server.change(|p| p.time_key = 1);
     setup.node.reports(|s| s.generation == 4).await;
+    let confirmed = setup.node.confirmed.borrow().unwrap();
+    assert!(confirmed.wall.0.abs_diff(SERVER_MS / 1000) < 5, "{confirmed:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -263,6 +266,66 @@ async fn one_more_of_thousands_of_peers_is_one_step() {
     setup.server.offer(&many, &[signer(1)]);
     setup.node.has_peers(5_001).await;
     assert_eq!(setup.node.kernel.take_steps().len(), 1);
+}
+
+/// Enrols again; what the command prints.
+async fn enrol_again(node: &Node) -> Result<(), String> {
+    let (reply, replied) = oneshot::channel();
+    node.requests.send(SessionRequest::EnrolAgain(None, reply)).await.unwrap();
+    replied.await.unwrap().map_err(|e| e.to_string())
+}
+
+#[tokio::test(start_paused = true)]
+async fn second_enrolment_forgets_the_first() {
+    let mut setup = Setup::following(2).await;
+    for generation in 4..6 {
+        setup.server.offer(&document(generation, 2), &[signer(1)]);
+        setup.node.reports(|s| s.generation == generation).await;
+    }
+    // Refused or unanswered: nothing has changed.
+    for broken in [|p: &mut Plane| p.tokenless = true, |p: &mut Plane| p.down = true] {
+        setup.server.change(broken);
+        let error = enrol_again(&setup.node).await.unwrap_err();
+        assert!(error.contains("stays enrolled as it is"), "{error}");
+        setup.server.change(|p| (p.tokenless, p.down) = (false, false));
+    }
+    let mut setup = setup.restart().await;
+    setup.node.has_peers(2).await;
+    setup.node.reports(|s| s.generation == 5).await;
+    // The control plane was set up anew: it counts from one. The state before is in force until that one arrives.
+    setup.server.change(|p| p.state = None);
+    assert_eq!(enrol_again(&setup.node).await, Ok(()));
+    assert_eq!(setup.node.kernel.peers("wg0").len(), 2);
+    let begin_anew = |dir: &std::path::Path, server: &Server| {
+        assert!(!dir.join("enrolment.json.prev").exists());
+        server.offer(&document(1, 3), &[signer(1)]);
+    };
+    let mut setup = setup.restart_with(FakeKernel::new(), begin_anew).await;
+    setup.node.has_peers(3).await;
+    let status = setup.node.reports(|s| s.generation == 1).await;
+    assert_eq!(status.outcome, Some(Outcome::Applied));
+    let mut setup = setup.restart_with(FakeKernel::new(), |_, server| server.change(|p| p.down = true)).await;
+    setup.node.has_peers(3).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn removed_files_do_not_come_back() {
+    let mut setup = Setup::following(1).await;
+    for generation in 4..7 {
+        setup.server.offer(&document(generation, 2), &[signer(1)]);
+        setup.node.reports(|s| s.generation == generation).await;
+    }
+    let remove = |dir: &std::path::Path, server: &Server| {
+        for name in ["enrolment.json", "state.json", "rejected.json"] {
+            let _ = std::fs::remove_file(dir.join(name));
+        }
+        server.change(|p| p.state = None);
+        server.offer(&document(1, 3), &[signer(1)]);
+    };
+    let mut setup = setup.restart_with(FakeKernel::new(), remove).await;
+    setup.node.has_peers(3).await;
+    setup.node.reports(|s| s.generation == 1 && s.outcome == Some(Outcome::Applied)).await;
+    assert_eq!(setup.server.0.0.lock().unwrap().enrolled, 2, "enrolled anew");
 }
 
 #[tokio::test(start_paused = true)]

@@ -113,6 +113,9 @@ fn key_remedy(e: &KeyError) -> String {
         KeyError::NotAKey(_) => {
             "put a key there (spoke key generate), or move it away to have one generated".to_owned()
         }
+        KeyError::DamagedIdentity(_) => {
+            "put its backup there; without one, enrol again under the same name (docs/fleet.md)".to_owned()
+        }
         KeyError::NotAUrl(_) => "write one line with the URL".to_owned(),
         KeyError::Missing { remedy, .. } => (*remedy).to_owned(),
         KeyError::NotOurs(_) => "change it at its source, or use a file".to_owned(),

@@ -8,16 +8,19 @@ use crate::reconciler::{Fact, NetStatus};
 use crate::signed_request::Signer;
 use crate::socket::ControlView;
 use crate::supervise::Supervisor;
+use anyhow::Context as _;
 use spoke_api::health::summary::Components;
 use spoke_command::Failure;
 use spoke_config::Config;
+use spoke_config::control::Control;
 use spoke_config::effective::Effective;
 use spoke_enroll::document::Envelope;
 use spoke_enroll::identity::Enrolment;
 use spoke_enroll::settings::settings;
-use spoke_enroll::status::ControlStatus;
+use spoke_enroll::status::{ControlOutage, ControlStatus};
 use spoke_enroll::wire::Capabilities;
-use spoke_model::time::Boot;
+use spoke_model::clock::Anchor;
+use spoke_model::time::{Boot, Wall};
 use spoke_net::derive::{Keys, UplinkChoice};
 use spoke_sys::clock::{Clock as _, SystemClock};
 use spoke_sys::disk::Document;
@@ -63,6 +66,10 @@ pub(super) struct ControlInputs<'a> {
     pub(super) update: watch::Receiver<Option<Notice>>,
     /// The audit trail.
     pub(super) audit: Audit,
+    /// The control plane's time.
+    pub(super) confirm: watch::Sender<Option<Anchor>>,
+    /// Until when our handshakes may be stamped, if in the future.
+    pub(super) stamped_until: watch::Sender<Option<Wall>>,
 }
 
 /// Starts the control session if `[control]` is configured; returns its view for the control socket.
@@ -76,21 +83,24 @@ pub(super) fn start(
     let dir = config.node.state_dir.clone();
     let source = config.interfaces.iter().find(|i| i.name == control.interface).map(|i| i.private_key.clone());
     let source = source.ok_or_else(|| Failure::BadInput(format!("interface {} has no key", control.interface)))?;
-    let trust = match (&control.pin, &control.ca) {
-        (Some(pin), _) => Trust::Pin(pin.0),
-        (None, Some(path)) => Trust::Own(spoke_sys::disk::read_public(path)?),
-        (None, None) => Trust::Public,
-    };
-    let http = HttpsClient::new(control.url.0.clone(), &trust)?;
     // Read when needed: an enrolled node needs no token.
     let token_source = control.token.clone();
     let token: TokenSource = Arc::new(move || read_token(token_source.as_ref()));
-    // Read before anything starts, so that a key file with wrong permissions is reported at once.
-    keys::identity(&dir.join("identity.key"))?;
     let (status, statuses) = watch::channel(ControlStatus::default());
-    let (rotate, rotations) = mpsc::channel(1);
-    let rotations = Arc::new(Mutex::new(rotations));
-    let ControlInputs { keys: secrets, net, uplink, choice, components, started, update, audit } = inputs;
+    let (requests, session_requests) = mpsc::channel(1);
+    let session_requests = Arc::new(Mutex::new(session_requests));
+    let ControlInputs {
+        keys: secrets,
+        net,
+        uplink,
+        choice,
+        components,
+        started,
+        update,
+        audit,
+        confirm,
+        stamped_until,
+    } = inputs;
     let seen = components.subscribe();
     let health: HealthView = {
         let (net, seen, update) = (net.clone(), seen.clone(), update.clone());
@@ -98,8 +108,14 @@ pub(super) fn start(
     };
     let own = config.clone();
     tasks.restarting("control", seed, move || {
-        let task = keys::identity(&dir.join("identity.key")).map(|key| ControlTask {
-            http: (http.another(), http.another()),
+        let ready = keys::identity(&dir.join("identity.key"))
+            .map_err(anyhow::Error::new)
+            .and_then(|key| Ok((key, connect(&control)?)));
+        if let Err(e) = &ready {
+            start_without_control_plane(&own, &publish, &status, e);
+        }
+        let task = ready.map(|(key, http)| ControlTask {
+            http: (http.another(), http.another(), http.another()),
             echo: IcmpEcho::new(seed()),
             clock: SystemClock,
             own: own.clone(),
@@ -121,17 +137,53 @@ pub(super) fn start(
             choice: choice.clone(),
             components: seen.clone(),
             health: health.clone(),
-            rotate: rotations.clone(),
+            requests: session_requests.clone(),
             status: status.clone(),
             update: update.clone(),
+            confirm: confirm.clone(),
+            stamped_until: stamped_until.clone(),
         });
-        async move { task.map_err(anyhow::Error::new)?.run().await.map_err(anyhow::Error::new) }
+        async move { task?.run().await.map_err(anyhow::Error::new) }
     });
     tasks.vital("fleet-audit", crate::audit::control(statuses.clone(), audit, SystemClock));
     let (view, components) = (statuses.clone(), components.clone());
     let report = Arc::new(move || Some(component_status::control_report(&statuses.borrow(), SystemClock.now())));
     tasks.restarting("fleet", seed, move || component_status::control(view.clone(), components.clone(), SystemClock));
-    Ok(Some(ControlView { report, rotate }))
+    Ok(Some(ControlView { report, requests }))
+}
+
+fn connect(control: &Control) -> Result<HttpsClient, anyhow::Error> {
+    let trust = match (&control.pin, &control.ca) {
+        (Some(pin), _) => Trust::Pin(pin.0),
+        (None, Some(path)) => Trust::Own(spoke_sys::disk::read_public(path).context("control.ca")?),
+        (None, None) => Trust::Public,
+    };
+    Ok(HttpsClient::new(control.url.0.clone(), &trust).context("[control]")?)
+}
+
+/// The tunnel needs neither an identity nor a CA: the last good state is in force until the fault is corrected.
+fn start_without_control_plane(
+    own: &Arc<Config>,
+    publish: &watch::Sender<Option<Arc<Effective>>>,
+    status: &watch::Sender<ControlStatus>,
+    error: &anyhow::Error,
+) {
+    let reason = format!("{error:#}");
+    tracing::error!(error = reason, "control plane cannot be followed: the last good state stays in force");
+    let (enrolment, state) = (enrolment_file(&own.node.state_dir).peek(), state_file(&own.node.state_dir).peek());
+    let enrolled = enrolment.is_some();
+    if publish.borrow().is_none() {
+        let known = remembered(own);
+        // An enrolled node without a usable state publishes nothing: see ControlTask::run.
+        if known.is_some() || (!enrolled && state.is_none()) {
+            publish.send_replace(Some(Arc::new(known.unwrap_or_else(|| Effective::of(own.clone())))));
+        }
+    }
+    status.send_if_modified(|s| {
+        let since = s.outage.as_ref().map_or_else(|| SystemClock.now(), |o| o.since);
+        let next = ControlStatus { enrolled, outage: Some(ControlOutage { since, reason }), ..s.clone() };
+        std::mem::replace(s, next.clone()) != next
+    });
 }
 
 /// The configuration with the last good document on disk; `None`: there is none that verifies.

@@ -140,6 +140,8 @@ fn keep_identity() {
         let file = name.rsplit('/').next().unwrap_or(name);
         // Not temporary files and previous copies.
         !file.starts_with('.')
+            && !file.ends_with(".damaged")
+            && !file.ends_with(".prev")
             && (name.starts_with("config/")
                 || name.starts_with("ssh/")
                 || name.starts_with("host/")

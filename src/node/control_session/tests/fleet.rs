@@ -109,6 +109,11 @@ impl Server {
         plane.received.iter().filter(|(p, _)| p.starts_with(wire::REPORT)).map(|(p, _)| place(p).unwrap()).collect()
     }
 
+    /// Whether a node has announced a new key.
+    pub(super) fn announces_a_key(&self) -> bool {
+        self.0.0.lock().unwrap().received.iter().any(|(p, _)| p == wire::KEY)
+    }
+
     /// The last report.
     pub(super) fn report(&self) -> Option<NodeReport> {
         let plane = self.0.0.lock().unwrap();
@@ -299,6 +304,9 @@ pub(super) struct Node {
     pub(super) status: watch::Receiver<ControlStatus>,
     pub(super) tasks: JoinSet<()>,
     uplink: watch::Receiver<UplinkStatus>,
+    pub(super) requests: mpsc::Sender<SessionRequest>,
+    pub(super) confirmed: watch::Receiver<Option<Anchor>>,
+    pub(super) stamps: watch::Sender<Option<Wall>>,
 }
 
 impl Node {
@@ -329,12 +337,14 @@ impl Node {
         let (net_out, net) = watch::channel(NetStatus::default());
         let (publish, in_force) = watch::channel(None);
         let (status_out, status) = watch::channel(ControlStatus::default());
-        let (_, rotate) = mpsc::channel(1);
+        let (requests, session_requests) = mpsc::channel(1);
+        let (confirmed_out, confirmed) = watch::channel(None);
+        let (stamps, _) = watch::channel(None);
         let (uplink_out, uplink) = watch::channel(UplinkStatus::default());
         let (choice_out, choice) = watch::channel(None);
         let choice = (role == "node").then_some(choice);
         let control = ControlTask {
-            http: (server.clone(), server.clone()),
+            http: (server.clone(), server.clone(), server.clone()),
             echo,
             clock: clock.clone(),
             control: own.control.clone().unwrap(),
@@ -370,8 +380,10 @@ impl Node {
                 })
             },
             update: watch::channel(None).1,
-            rotate: Arc::new(Mutex::new(rotate)),
+            requests: Arc::new(Mutex::new(session_requests)),
             status: status_out,
+            confirm: confirmed_out,
+            stamped_until: stamps.clone(),
         };
         let sources = Sources {
             keys,
@@ -389,7 +401,7 @@ impl Node {
         tasks.spawn(session);
         tasks.spawn(async move { drop(reconciler.run().await) });
         tasks.spawn(async move { control.run().await.unwrap() });
-        Self { kernel: handle, net, status, tasks, uplink }
+        Self { kernel: handle, net, status, tasks, uplink, requests, confirmed, stamps }
     }
 
     /// Number of the hub that the session is at.

@@ -4,6 +4,7 @@ use super::fleet::*;
 use super::*;
 use spoke_enroll::confirm::TrialRecord;
 use spoke_enroll::document::{Envelope, WantedHub};
+use spoke_model::time::Wall;
 use spoke_sys::disk::Document;
 use spoke_sys::disk::recorded::{self, Operation, power_cuts};
 use std::collections::BTreeMap;
@@ -121,6 +122,22 @@ async fn power_cut_while_a_state_is_stored_leaves_one_of_the_two() {
     })
     .await;
     assert_eq!(seen, [3, 4].into(), "the cut decides");
+}
+
+#[tokio::test(start_paused = true)]
+async fn refused_handshakes_of_the_future_need_no_hub() {
+    let (directory, server) = (tempfile::tempdir().unwrap(), Server::default());
+    server.offer(&with_hub(3, DEAD), &[signer(1)]);
+    let mut node = Node::start_at_hubs(directory.path(), &server, FakeKernel::new(), &ALIVE);
+    node.reports(|s| s.generation == 3).await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(!server.announces_a_key(), "an ordinary outage");
+    node.stamps.send_replace(Some(Wall(u64::MAX)));
+    let began = tokio::time::Instant::now();
+    while !server.announces_a_key() {
+        assert!(began.elapsed() < Duration::from_secs(120));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
