@@ -212,7 +212,7 @@ fn collect(base: &Path, directory: &Path, wanted: &impl Fn(&str) -> bool, into: 
         }
         let Some(name) = path.strip_prefix(base).ok().and_then(Path::to_str) else { continue };
         let meta = entry.metadata()?;
-        if kind.is_file() && wanted(name) && meta.len() <= MAX_FILE {
+        if kind.is_file() && name != MARKER && wanted(name) && meta.len() <= MAX_FILE {
             let kept = Kept { mode: meta.mode() & 0o7777, uid: meta.uid(), gid: meta.gid(), bytes: fs::read(&path)? };
             into.files.insert(name.to_owned(), kept);
         }

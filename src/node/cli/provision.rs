@@ -413,14 +413,14 @@ mod tests {
         let host = |name: &str| std::fs::read_to_string(args.state.join("host").join(name)).ok();
         std::fs::write(
             args.boot.join(SETTINGS),
-            "[node]\nid = \"Edge_1\"\n[appliance]\nntp = [\"192.0.2.1\", \"ntp.example.net\"]\n",
+            "[node]\nid = \"Edge_1\"\n[[interface]]\nname = \"wg0\"\n[appliance]\nntp = [\"192.0.2.1\", \"ntp.example.net\"]\n",
         )
         .unwrap();
         run(&args).unwrap();
         assert_eq!(host("hostname").as_deref(), Some("Edge-1\n"));
         let expected = "[Time]\nNTP=192.0.2.1 ntp.example.net\nFallbackNTP=\n";
         assert_eq!(host("timesyncd.conf").as_deref(), Some(expected));
-        std::fs::write(args.boot.join(SETTINGS), "[node]\n").unwrap();
+        std::fs::write(args.boot.join(SETTINGS), "[[interface]]\nname = \"wg0\"\n").unwrap();
         run(&args).unwrap();
         assert_eq!((host("hostname"), host("timesyncd.conf")), (None, None));
     }
