@@ -7,7 +7,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-mod journaled;
+pub mod journaled;
 #[cfg(any(test, feature = "sim"))]
 pub use journaled::recorded;
 use journaled::{Operation, record};

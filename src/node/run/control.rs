@@ -158,7 +158,7 @@ fn connect(control: &Control) -> Result<HttpsClient, anyhow::Error> {
         (None, Some(path)) => Trust::Own(spoke_sys::disk::read_public(path).context("control.ca")?),
         (None, None) => Trust::Public,
     };
-    Ok(HttpsClient::new(control.url.0.clone(), &trust).context("[control]")?)
+    HttpsClient::new(control.url.0.clone(), &trust).context("[control]")
 }
 
 /// The tunnel needs neither an identity nor a CA: the last good state is in force until the fault is corrected.

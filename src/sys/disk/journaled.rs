@@ -2,9 +2,7 @@
 use std::path::PathBuf;
 
 /// An operation that a power cut may leave undone.
-#[cfg_attr(not(any(test, feature = "sim")), expect(unreachable_pub, reason = "public for the recorder only"))]
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(not(any(test, feature = "sim")), expect(unreachable_pub, reason = "exported for tests alone"))]
 pub enum Operation {
     /// A file was created or truncated, and these bytes were written to it.
     Write(PathBuf, Vec<u8>),
