@@ -267,7 +267,8 @@ fn an_unprovisioned_device_reports_its_stage_and_faults() {
     assert!(get(port, "/ready").unwrap().contains(" 503 "));
     std::fs::write(boot.join("spoke.toml"), "[node]\nid = \"bad id\"\n").unwrap();
     await_health("node.id");
-    std::fs::write(boot.join("spoke.toml"), "[node]\nid = \"good\"\n").unwrap();
+    let good = "[node]\nid = \"good\"\n[[interface]]\nname = \"wg0\"\naddresses = [\"10.8.0.2/24\"]\n";
+    std::fs::write(boot.join("spoke.toml"), good).unwrap();
     assert!(child.wait().unwrap().success());
     assert!(std::fs::read_to_string(state.join("config/spoke.toml")).unwrap().contains("good"));
     assert_eq!(get(port, "/health"), None, "the address is free for the supervisor");
