@@ -29,7 +29,8 @@ def two_slots(world, machine, board, trial):
         put_boot_file(machine.image, "EFI/Linux/spoke-b.efi", kernel)
         set_environment(machine.image, spoke_a="ok", spoke_b=3 if trial else "ok", spoke_order="b a")
     else:
-        put_boot_file(machine.image, f"EFI/Linux/spoke-000002-b{'+3' if trial else ''}.efi", kernel)
+        # Counters of an entry on trial, and of one that its first process found committed.
+        put_boot_file(machine.image, f"EFI/Linux/spoke-000002-b+{'3' if trial else '2-2'}.efi", kernel)
 
 
 def entry(machine):
