@@ -42,6 +42,7 @@ fn drop_input(namespace: &Namespace, rule: &str) {
 }
 
 /// Breaks the first hub and waits until the tunnel is up at the second one, at most a minute.
+#[expect(clippy::disallowed_methods, reason = "real time passes in a real kernel")]
 fn fails_over(device: &Device<'_>, cause: &str, break_it: impl FnOnce()) {
     break_it();
     let start = Instant::now();
