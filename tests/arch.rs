@@ -1,5 +1,5 @@
 //! The architecture: dependencies between crates by `cargo metadata`, what pure crates and the device must not depend on, files
-//! without circles, and a doc comment at the head of every file.
+//! without circles, a doc comment at the head of every file, and the tests that docs/faults.md names.
 #![allow(clippy::unwrap_used, clippy::panic)]
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -252,4 +252,35 @@ fn every_file_has_a_doc_comment() {
     assert!(files.len() > 200, "sources not found");
     let without: Vec<_> = files.iter().filter(|f| !std::fs::read_to_string(f).unwrap().starts_with("//! ")).collect();
     assert!(without.is_empty(), "files without a doc comment: {without:?}");
+}
+
+/// The tests named in docs/faults.md: the code spans of the fourth column, without a path before and arguments behind.
+fn tests_of_faults(page: &str) -> Vec<String> {
+    let rows = page.lines().filter(|l| l.starts_with("| ")).skip(1);
+    let spans = rows.flat_map(|l| l.split('|').nth(4).unwrap_or_default().split('`').skip(1).step_by(2));
+    spans
+        .map(|s| s.split(' ').next().unwrap_or(s).rsplit("::").next().unwrap_or(s).trim_end_matches('…').to_owned())
+        .collect()
+}
+
+#[test]
+fn faults_name_tests_that_exist() {
+    let mut all = String::new();
+    let mut dirs = vec![root().join("src"), root().join("tests"), root().join("scripts")];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else {
+                // The name of a file counts as well: a scenario is a file of its own.
+                all.push_str(&path.display().to_string());
+                all.push_str(&std::fs::read_to_string(&path).unwrap_or_default());
+            }
+        }
+    }
+    let named = tests_of_faults(&std::fs::read_to_string(root().join("docs/faults.md")).unwrap());
+    assert!(named.len() > 100, "the table was not found");
+    let missing: Vec<_> = named.iter().filter(|n| !all.contains(n.as_str())).collect();
+    assert!(missing.is_empty(), "docs/faults.md names tests that are not there: {missing:?}");
 }
