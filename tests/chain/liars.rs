@@ -26,7 +26,7 @@ fn three(chain: &Anvil) -> ([Proxy; 3], Vec<String>) {
     (proxies, urls)
 }
 
-/// Issue 12, point 1.
+/// Fault 12.1.
 #[test]
 fn false_height_keeps_no_revoked_peer() {
     let chain = Anvil::start();
@@ -64,7 +64,7 @@ fn false_height_keeps_no_revoked_peer() {
     assert!(!readmitted.seen() && !node.admits(0) && node.code(0) == "NODE_INACTIVE", "{:#?}", node.report());
 }
 
-/// Issue 12, point 3.
+/// Fault 12.3.
 #[test]
 fn approvals_of_a_stranger_hold_nobody_back() {
     let chain = Anvil::with(&["--slots-in-an-epoch", "4"]);
@@ -95,7 +95,7 @@ fn approvals_of_a_stranger_hold_nobody_back() {
     assert!(cost <= 12, "{cost} verifications for a stranger's events");
 }
 
-/// Issue 12, point 4.
+/// Fault 12.4.
 #[test]
 fn final_blocks_that_stand_still_hold_nobody_back() {
     let chain = Anvil::with(&["--slots-in-an-epoch", "2"]);
@@ -142,7 +142,7 @@ fn final_blocks_that_stand_still_hold_nobody_back() {
     assert!(report.endpoints[1].refuted.is_none() && report.endpoints[2].refuted.is_none(), "{report:#?}");
 }
 
-/// Issue 12, point 5.
+/// Fault 12.5.
 #[test]
 fn other_chain_under_the_same_url_moves_no_peer() {
     let (chain, other) = (Anvil::start(), Anvil::with(&["--chain-id", "8453", "--slots-in-an-epoch", "1"]));

@@ -69,6 +69,8 @@ pub async fn run(context: &Context) -> Outcome {
         }
         strong
     });
+    // Before anybody can connect: a signal without a handler would end the process with reports unwritten.
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let listeners = bind("server.listen", &config.listen).await?;
     let api_listeners = bind("api.listen", &config.api_listen).await?;
 
@@ -112,7 +114,6 @@ pub async fn run(context: &Context) -> Outcome {
     let for_operators = router(state, Audience::Operators);
     let api_serving = tokio::spawn(server::serve(api_listeners, tls.config, for_operators, limits, stopping));
     Systemd.ready();
-    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
         _ = term.recv() => tracing::info!("stopping on SIGTERM"),
         _ = int.recv() => tracing::info!("stopping on SIGINT"),
