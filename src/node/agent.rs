@@ -180,10 +180,6 @@ struct ReplayRecord {
     boot: String,
 }
 
-fn has_content(path: &Path) -> bool {
-    std::fs::metadata(path).is_ok_and(|m| m.len() > 0)
-}
-
 impl ReplayRecord {
     /// Blocks.
     fn open(dir: &Path, clock: &impl Clock) -> Self {
@@ -196,11 +192,11 @@ impl ReplayRecord {
         let mut replays = Replays::load(lines.filter_map(|l| replay::Line::parse(l)), whole);
         let now = clock.wall().secs();
         let unknown = found.aside.is_some() || journal.is_damaged();
-        if unknown || lost && has_content(&dir.join(history::FILE)) {
+        if unknown || lost && history::may_have_calls(dir) {
             // Requests were accepted, and which is unknown: also of panels whose clock is ahead.
             replays.distrust(now.saturating_sub(WINDOW), now.saturating_add(WINDOW));
         } else if lost {
-            // A new device. What was signed before is not for it, or was accepted before its state was lost.
+            // A new device or a new agent. What was signed before is not for it, or was accepted before its state was lost.
             replays.distrust(now.saturating_sub(WINDOW), now.saturating_sub(1));
         }
         // Above every limit: the next acceptance rewrites the file.

@@ -29,7 +29,7 @@ untouched() { [ "$(sha256sum <"$disk")" = "$before" ]; }
 # Between the partition tables, whose ids and backup belong to the disk.
 starts_with_image() { cmp -i 1M -n "$(($(stat -c %s "$image") - (2 << 20)))" "$image" "$1"; }
 # Also that the backup is at the disk's end: sfdisk warns otherwise.
-whole_table() { sfdisk --verify "$1" >verified 2>&1 && ! grep -qi 'backup\|error\|corrupt' verified; }
+whole_table() { sfdisk --verify "$1" >verified 2>&1 && grep -q 'No errors detected' verified && ! grep -qi 'backup\|corrupt' verified; }
 
 # partition NAME: its device.
 partition() {

@@ -1,4 +1,5 @@
 //! The history on disk: one line a generation, synced before the change is reported, in one bounded file of mode 0600.
+use spoke_change::audit::Actor;
 use spoke_change::declared::Declared;
 use spoke_change::history::History;
 use spoke_change::record::{GenerationRecord, HistoryLine, NewPeers};
@@ -158,6 +159,16 @@ pub fn peek(dir: &Path) -> Result<Arc<ApiState>, DiskError> {
     let path = dir.join(FILE);
     let Some(found) = journal::peek(&path)? else { return Ok(Arc::default()) };
     Ok(replay(&found.lines, 1, "", Boot::default()).0.state().clone())
+}
+
+/// Whether the store has a change by a client of the agent API, or cannot tell. Blocks.
+pub fn may_have_calls(dir: &Path) -> bool {
+    let by_client = |line: &Vec<u8>| match serde_json::from_slice(line) {
+        Ok(HistoryLine::Change(record)) => matches!(record.actor, Actor::Panel(_)),
+        Ok(_) => false,
+        Err(_) => true,
+    };
+    journal::peek(&dir.join(FILE)).map_or(true, |found| found.is_some_and(|f| f.lines.iter().any(by_client)))
 }
 
 /// The history of these lines, and the first line that cannot be parsed, with its error.

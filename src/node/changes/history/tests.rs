@@ -18,11 +18,15 @@ fn state(peers: u8, keepalive: u16) -> ApiState {
 }
 
 async fn commit(store: &mut Store, state: &ApiState) {
+    commit_by(store, state, Actor::User(0)).await;
+}
+
+async fn commit_by(store: &mut Store, state: &ApiState, actor: Actor) {
     let record = GenerationRecord {
         generation: 0,
         wall: Wall(0),
         trusted: true,
-        actor: Actor::User(0),
+        actor,
         what: "test".into(),
         confirm: None,
         change: StateChange::default(),
@@ -30,6 +34,17 @@ async fn commit(store: &mut Store, state: &ApiState) {
     };
     let record = store.history().next(state, record);
     store.commit(record, Arc::new(state.clone()), None).await.unwrap();
+}
+
+#[tokio::test]
+async fn only_changes_of_clients_are_calls() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(!may_have_calls(dir.path()), "no store");
+    let mut store = Store::open(dir.path(), 10, "boot", Boot::default());
+    commit_by(&mut store, &ApiState::default(), Actor::Configuration).await;
+    assert!(!may_have_calls(dir.path()), "an agent that was enabled later has accepted none");
+    commit_by(&mut store, &ApiState::default(), Actor::Panel([192, 0, 2, 1].into())).await;
+    assert!(may_have_calls(dir.path()));
 }
 
 #[tokio::test]
