@@ -132,7 +132,7 @@ def scenario_little_memory(world):
     connect(world, machine)
     world.figures["RAM in use of a board with 160 MiB, page cache aside, MiB"] = memory(world)
     machine.cut_power()
-    machine = world.machine("too-small", provision=settings(world.hub), memory=112, direct=True).start()
+    machine = world.machine("too-small", provision=settings(world.hub), memory=96, direct=True).start()
     machine.expect(r"has \d+ MiB of memory, and Spoke needs", BOOT)
     machine.cut_power()
 

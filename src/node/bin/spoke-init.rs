@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 const DISK_TIMEOUT: Duration = Duration::from_secs(20);
 const INIT: &str = "/usr/lib/systemd/systemd";
 /// Memory with which the tunnel comes up, as the kernel counts it: without its own code and the firmware's part. Bytes.
-const MEMORY_NEEDED: u64 = 110 << 20;
+const MEMORY_NEEDED: u64 = 80 << 20;
 const BOOT: &str = "/boot";
 /// Links to the partitions before the root is known.
 const DEVICES: &str = "/run/early";
