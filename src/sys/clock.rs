@@ -50,11 +50,9 @@ fn boot_timer(wait: Duration) -> std::io::Result<AsyncFd<OwnedFd>> {
     let timer = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
     // Zero would disarm it.
     let wait = wait.max(Duration::from_nanos(1));
-    let tv_sec = wait.as_secs().try_into().map_err(|_| std::io::Error::from(std::io::ErrorKind::InvalidInput))?;
-    let once = Itimerspec {
-        it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
-        it_value: Timespec { tv_sec, tv_nsec: wait.subsec_nanos().into() },
-    };
+    // The width of its fields differs between architectures.
+    let it_value = Timespec::try_from(wait).map_err(|_| std::io::Error::from(std::io::ErrorKind::InvalidInput))?;
+    let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value };
     timerfd_settime(&timer, TimerfdTimerFlags::empty(), &once)?;
     AsyncFd::with_interest(timer, Interest::READABLE)
 }
