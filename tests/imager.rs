@@ -52,7 +52,7 @@ fn existing_file_is_overwritten_only_when_told_so() {
     assert_eq!(std::fs::read(&target).unwrap(), b"precious");
     let out = spoke_image(&["flash", "--yes", arguments[1], arguments[2]]);
     assert_eq!(out.status.code(), Some(0), "{out:?}");
-    // Two disks with one image can be told apart.
+    // Two disks with one image have different ids.
     let again = dir.path().join("again");
     assert_eq!(spoke_image(&["flash", arguments[1], again.to_str().unwrap()]).status.code(), Some(0));
     let id = |path: &std::path::Path| std::fs::read(path).unwrap()[512 + 56..512 + 72].to_vec();

@@ -176,7 +176,7 @@ mod tests {
         let twice = with(r#""https://a.example.net/", "HTTPS://a.example.net:443""#, 2);
         let faulty = with(r#""https://a.example.net/", "https://b.example.net:99999/", "https://h/${KEY}""#, 2);
         for old in [twice, faulty] {
-            assert!(old.read(Role::Node).is_err(), "not accepted anew");
+            assert!(old.read(Role::Node).is_err(), "refused in a new state");
             assert_eq!(old.read_stored(Role::Node).map(|g| g.quorum), Some(1));
         }
         assert_eq!(with(r#""https://h/${KEY}""#, 1).read_stored(Role::Node), None);

@@ -1,7 +1,7 @@
 //! Rate limits by address, by node and by enrolment token, and counts of invalid tokens by address. Pure but for governor's
 //! clock.
 //!
-//! No limit that strangers can exhaust stands before a right token or a right proof, but that of all requests of an address.
+//! No limit that an unauthenticated client can exhaust applies to a valid token or proof, except the one on all requests of an address.
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use spoke_model::node_id::NodeId;
 use std::collections::HashMap;

@@ -196,7 +196,7 @@ pub fn pin_call(contract: Address) -> Vec<u8> {
     code.extend_from_slice(contract.as_slice());
     code.extend_from_slice(&[0x62, 0x01, 0x86, 0xa0, 0xfa]); // staticcall(100000, contract, 128, 36, 96, 32)
     code.extend_from_slice(&[0x60, 0x60, 0x51, 0x02, 0x60, 0x60, 0x52]); // mstore(96, mul(success, mload(96)))
-    code.extend_from_slice(&[0x60, 0xa0, 0x60, 0x00, 0xf3]); // return(0, 160), told from a head by its length
+    code.extend_from_slice(&[0x60, 0xa0, 0x60, 0x00, 0xf3]); // return(0, 160), distinguished from a head by its length
     code
 }
 

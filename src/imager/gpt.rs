@@ -120,7 +120,7 @@ pub fn read(disk: &File) -> Result<Vec<Partition>, GptError> {
 }
 
 /// Completes the table of a disk of `size` bytes: the backup at the disk's end, and ids of its own for disk and partitions, by
-/// which two disks with the same image can be told apart.
+/// which two disks with the same image are distinguished.
 pub fn complete(disk: &File, size: u64, mut random: impl FnMut(&mut [u8]) -> io::Result<()>) -> Result<(), GptError> {
     let mut table = Table::read(disk)?;
     let length = number32(&table.header, 84) as usize;

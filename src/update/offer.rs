@@ -13,7 +13,7 @@ pub enum Asker {
     },
     /// The control plane, by version.
     Control,
-    /// Nobody: the configured source offers it.
+    /// The configured source, not the control plane.
     Source,
 }
 

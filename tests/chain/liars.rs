@@ -66,7 +66,7 @@ fn false_height_keeps_no_revoked_peer() {
 
 /// Fault 12.3.
 #[test]
-fn approvals_of_a_stranger_hold_nobody_back() {
+fn foreign_approvals_delay_no_admission() {
     let chain = Anvil::with(&["--slots-in-an-epoch", "4"]);
     let contract = Contract::deploy(&chain, false, false);
     chain.mine(30);
@@ -90,14 +90,14 @@ fn approvals_of_a_stranger_hold_nobody_back() {
             break;
         }
     }
-    assert!(node.admits(0), "held back by a stranger: {:#?}", node.report());
+    assert!(node.admits(0), "held back by a foreign account: {:#?}", node.report());
     let cost = node.report().counts.verifications - verified;
-    assert!(cost <= 12, "{cost} verifications for a stranger's events");
+    assert!(cost <= 12, "{cost} verifications for events of a foreign account");
 }
 
 /// Fault 12.4.
 #[test]
-fn final_blocks_that_stand_still_hold_nobody_back() {
+fn final_blocks_that_stand_still_delay_no_admission() {
     let chain = Anvil::with(&["--slots-in-an-epoch", "2"]);
     let contract = Contract::deploy(&chain, false, false);
     chain.mine(30);

@@ -30,7 +30,7 @@ undo_powered_off() {
   open_again "$1"
   resume "$1"
 }
-# The product may repair it: then nobody needs to leave.
+# The product may repair it: then no node has to leave.
 act_route_lost() { ip -n "$1" route flush dev wg0; }
 
 act_killed() {

@@ -1,4 +1,4 @@
-//! Attacks on the availability of the control plane: strangers' requests, idle connections, wrong tokens.
+//! Attacks on the availability of the control plane: unauthenticated requests, idle connections, wrong tokens.
 use crate::database::{Kind, fresh};
 use crate::fixture::identity;
 use crate::server::{ControlPlane, OPERATOR, Settings, free_port, plain, wait_until};
@@ -15,7 +15,7 @@ async fn start(server: &str, limits: &str) -> ControlPlane {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_kept_for_strangers() {
+async fn nothing_is_kept_for_unauthenticated_clients() {
     let server = start("", "per_address = 100000\n").await;
     let token = server.cli_ok(&["token", "create", "--network", "field", "--uses", "2"]).await;
     let mut edge = server.device("edge-1");

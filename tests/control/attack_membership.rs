@@ -126,9 +126,9 @@ async fn removal_can_revoke_the_enrolling_token(kind: Kind) {
     let (server, token) = ControlPlane::start_with_network(kind, "10.8.0.0/24").await;
     assert_eq!(server.device("edge-1").enrol(&token).await.0, 200);
     assert_eq!(server.device("edge-2").enrol(&token).await.0, 200);
-    let told = server.cli_ok(&["node", "remove", "edge-1", "--yes"]).await;
+    let printed = server.cli_ok(&["node", "remove", "edge-1", "--yes"]).await;
     let id = token.split('_').nth(1).unwrap();
-    assert!(told.contains(&format!("token revoke {id}")), "the operator is offered to revoke it: {told}");
+    assert!(printed.contains(&format!("token revoke {id}")), "the command is printed: {printed}");
     assert_eq!(server.device("edge-3").enrol(&token).await.0, 200, "not revoked unasked: others need it");
     server.cli_ok(&["node", "remove", "edge-2", "--yes", "--revoke-token"]).await;
     // The stolen device under another name, with other keys.

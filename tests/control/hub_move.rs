@@ -40,7 +40,7 @@ async fn hub_in_use_is_not_moved(kind: Kind) {
     change(&store, "hub-1", &NodeChange { overrides: Some(Default::default()), ..NodeChange::default() })
         .await
         .expect("the port of its endpoint is where it is");
-    change(&store, "edge-1", &port(51821)).await.expect("nobody connects to a node");
+    change(&store, "edge-1", &port(51821)).await.expect("no node connects to a node");
 }
 
 async fn hub_is_moved_after_its_nodes_have_left(kind: Kind) {

@@ -237,7 +237,7 @@ impl ApiState {
     }
 }
 
-/// Marks the connection of a request as one that does not make room for strangers.
+/// Marks the connection of a request as one that is not closed to make room for unauthenticated clients.
 fn prove(parts: &Parts) {
     if let Some(place) = parts.extensions.get::<Arc<Connection>>() {
         place.prove();
@@ -278,7 +278,7 @@ impl FromRequest<Arc<ApiState>> for EnrolmentRequest {
         if proof.node != request.node_id {
             return Err(bad_proof());
         }
-        // No nonce is kept for a stranger: a repeated enrolment gets the same answer, and to repeat it takes its token.
+        // No nonce is kept before the token is proved: a repeated enrolment gets the same answer, and to repeat it takes its token.
         state.check_proof(&parts, &bytes, &proof, &request.identity_public_key)?;
         let key_proof = Claim::of(&parts.headers, &proof);
         Ok(Self { request, token, key_proof })

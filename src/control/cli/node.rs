@@ -329,7 +329,7 @@ pub async fn node(context: &Context, command: NodeCommand) -> Outcome {
     print_changed(context, &id).await
 }
 
-/// Removes a node. The device still has its enrolling token: it is revoked, or the operator is told how.
+/// Removes a node. The device still has its enrolling token: it is revoked, or the command that revokes it is printed.
 async fn remove(context: &Context, id: &NodeId, revoke_token: bool) -> Outcome {
     let (store, actor) = (&context.store, &context.actor);
     let enrolling = tokens::enrolling(store, id, now_ms()).await?;

@@ -30,7 +30,7 @@ async fn put_announced(
     // The device may still know the generation of the id's last holder.
     node.generation = known.map_or(1, |n| n.generation + 1);
     tx.put_node(node).await?;
-    // Made for whoever was to have the name before.
+    // Made before the name was announced.
     tx.revoke_tokens_of(&node.id, now_ms).await?;
     let new = NewToken {
         network: node.network.clone(),

@@ -131,7 +131,7 @@ impl Chain {
         }
     }
 
-    /// A stranger makes the contract emit an event of an unknown type.
+    /// A foreign account makes the contract emit an event of an unknown type.
     pub(super) fn stranger(&mut self) {
         self.mine(1);
         self.strangers.push(self.head);

@@ -113,7 +113,7 @@ fn needs_endpoint(status: &NetStatus, link: &IfName, peer: &PublicKey) -> bool {
     set.is_some_and(|p| p.endpoint.is_none()) && seen.is_none_or(|p| p.endpoint.is_none())
 }
 
-/// What the caller is told about names without an address.
+/// Warnings to the caller about names without an address.
 pub(super) fn warnings(unresolved: &BTreeMap<PublicKey, HostPort>) -> impl Iterator<Item = String> {
     unresolved
         .iter()

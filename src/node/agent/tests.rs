@@ -357,7 +357,7 @@ async fn unsigned_request_is_refused() {
     }
 }
 
-/// Knows `late.example.net` once it is told to.
+/// Resolves `late.example.net` once its flag is set.
 #[derive(Clone, Default)]
 struct LateName(Arc<std::sync::atomic::AtomicBool>);
 

@@ -28,7 +28,7 @@ pub struct Args {
 pub fn run(config: &Path, args: &Args) -> Outcome {
     if !args.again {
         return Err(Failure::BadInput(
-            "a node enrols by itself at its first start, with control.token; `--again` enrols it anew".to_owned(),
+            "a node enrols by itself at its first start, with control.token; `--again` enrols it again".to_owned(),
         ));
     }
     let socket = load(config)?.node.runtime_dir.join(SOCKET);

@@ -292,7 +292,7 @@ async fn second_enrolment_forgets_the_first() {
     let mut setup = setup.restart().await;
     setup.node.has_peers(2).await;
     setup.node.reports(|s| s.generation == 5).await;
-    // The control plane was set up anew: it counts from one. The state before is in force until that one arrives.
+    // The control plane was set up again: it counts from one. The state before is in force until that one arrives.
     setup.server.change(|p| p.state = None);
     assert_eq!(enrol_again(&setup.node).await, Ok(()));
     assert_eq!(setup.node.kernel.peers("wg0").len(), 2);
@@ -325,7 +325,7 @@ async fn removed_files_do_not_come_back() {
     let mut setup = setup.restart_with(FakeKernel::new(), remove).await;
     setup.node.has_peers(3).await;
     setup.node.reports(|s| s.generation == 1 && s.outcome == Some(Outcome::Applied)).await;
-    assert_eq!(setup.server.0.0.lock().unwrap().enrolled, 2, "enrolled anew");
+    assert_eq!(setup.server.0.0.lock().unwrap().enrolled, 2, "enrolled again");
 }
 
 #[tokio::test(start_paused = true)]

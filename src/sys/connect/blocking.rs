@@ -163,7 +163,7 @@ impl Transport for Tcp {
     }
 
     fn is_open(&mut self) -> bool {
-        // Bytes or an end that nobody asked for make it useless.
+        // Unrequested bytes or an end make it unusable.
         let mut byte = [0];
         let idle = self.stream.set_nonblocking(true).is_ok()
             && matches!(self.stream.peek(&mut byte), Err(e) if e.kind() == io::ErrorKind::WouldBlock);

@@ -11,7 +11,7 @@ pub enum Choice {
     Reboot,
     /// Power off.
     PowerOff,
-    /// Nobody entered anything for [`INPUT_TIMEOUT`].
+    /// No input for [`INPUT_TIMEOUT`].
     Unattended,
 }
 

@@ -15,7 +15,7 @@ pub(super) fn all_refused(answers: &[Option<Answer>]) -> bool {
     answers.len() > 1 && answers.iter().all(|a| matches!(a, Some(Answer::Refused(r)) if r.batch()))
 }
 
-/// Whether an error may be about the number of calls: whoever takes no arrays says so in many ways.
+/// Whether an error may be about the number of calls: endpoints that take no arrays report it in many ways.
 pub(super) fn refused(e: &RpcError) -> bool {
     match e {
         RpcError::Bad(BadAnswer::Refused(refusal)) => !refusal.rate(),

@@ -1,4 +1,4 @@
-//! The lock of whoever changes the slots.
+//! The lock of the process that changes the slots.
 use super::{RUN, SlotError};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
