@@ -1,7 +1,7 @@
 //! Attacks on the availability of the control plane: unauthenticated requests, idle connections, wrong tokens.
 use crate::database::{Kind, fresh};
 use crate::fixture::identity;
-use crate::server::{ControlPlane, OPERATOR, Settings, free_port, plain, wait_until};
+use crate::server::{ControlPlane, OPERATOR, Settings, free_port, plain};
 use spoke_sys::http::{Http as _, HttpsClient, Trust};
 use std::time::{Duration, Instant};
 
@@ -110,17 +110,7 @@ async fn wrong_tokens_never_stop_a_right_one() {
     assert_eq!(server.device("edge-1").enrol(&good).await.0, 200, "the right token");
     let answer = client.send(plain("GET", "/api/nodes", "", Some(OPERATOR))).await.unwrap();
     assert_eq!(answer.status, 200, "the right operator token");
-    let audited = wait_until("the audit trail has the guesses", async || {
-        let audit = server.cli_json(&["audit", "--entity", "127.0.0.1"]).await;
-        audit
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|r| r["details"]["count"].as_u64())
-            .sum::<Option<u64>>()
-            .filter(|n| *n >= 90)
-    });
-    assert_eq!(audited.await, 90);
+    server.wait_for_audited_tokens(90).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,6 @@
 //! Limits against single clients: invalid tokens, floods, idle connections. The OpenAPI document against the routes.
 use crate::database::{Kind, fresh};
-use crate::server::{ControlPlane, Settings, plain, wait_until};
+use crate::server::{ControlPlane, Settings, plain};
 use spoke_sys::http::Http as _;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -23,17 +23,7 @@ async fn invalid_tokens_are_limited_and_audited() {
     assert!(messages.windows(2).all(|w| w[0] == w[1]), "the fault of a token is not disclosed: {messages:?}");
     assert_eq!(edge.enrol("spk_x").await.0, 429, "beyond the limit");
     assert_eq!(edge.enrol(&good).await.0, 200, "the right token");
-    let audited = wait_until("the audit trail has them", async || {
-        let audit = server.cli_json(&["audit", "--entity", "127.0.0.1"]).await;
-        audit
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|r| r["details"]["count"].as_u64())
-            .sum::<Option<u64>>()
-            .filter(|n| *n >= 5)
-    });
-    assert_eq!(audited.await, 5);
+    server.wait_for_audited_tokens(5).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -121,6 +121,16 @@ impl ControlPlane {
         wait_until("long-polls are open", async || (self.status().await["connected"] == count).then_some(())).await;
     }
 
+    /// Waits until the audit trail counts `count` invalid tokens of this machine, and no more.
+    pub async fn wait_for_audited_tokens(&self, count: u64) {
+        let audited = wait_until("invalid tokens are audited", async || {
+            let audit = self.cli_json(&["audit", "--entity", "127.0.0.1"]).await;
+            let counts = audit.as_array().unwrap().iter().map(|r| r["details"]["count"].as_u64());
+            counts.sum::<Option<u64>>().filter(|n| *n >= count)
+        });
+        assert_eq!(audited.await, count);
+    }
+
     /// As [`ControlPlane::start`], with settings.
     pub async fn start_as(database: Database, settings: Settings) -> Self {
         let url = database.url.clone();
