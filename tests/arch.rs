@@ -254,6 +254,18 @@ fn every_file_has_a_doc_comment() {
     assert!(without.is_empty(), "files without a doc comment: {without:?}");
 }
 
+/// `writeln!` to a `String` would not escape what others have sent; `spoke_command::text::Lines` does.
+#[test]
+fn commands_of_the_device_print_escaped_lines() {
+    let mut files = Vec::new();
+    sources(&root().join("src/node/cli"), &mut files);
+    sources(&root().join("src/node/doctor"), &mut files);
+    assert!(files.len() > 15, "sources not found");
+    let raw: Vec<_> =
+        files.iter().filter(|f| std::fs::read_to_string(f).unwrap().contains("use std::fmt::Write")).collect();
+    assert!(raw.is_empty(), "write these tables with Lines: {raw:?}");
+}
+
 /// The tests named in docs/faults.md: the code spans of the fourth column, without a path before and arguments behind.
 fn tests_of_faults(page: &str) -> Vec<String> {
     let rows = page.lines().filter(|l| l.starts_with("| ")).skip(1);

@@ -43,9 +43,10 @@ pub fn exit_code(program: &str, outcome: Outcome) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Writes to standard error after the program's name.
+/// Writes to standard error after the program's name. Text of others may be a part of it.
 pub fn complain(program: &str, text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{program}: {text}");
+    let lines: Vec<_> = text.split('\n').map(text::visible).collect();
+    let _ = writeln!(std::io::stderr().lock(), "{program}: {}", lines.join("\n"));
 }
 
 /// Prints the argument parser's answer and returns the exit code: 0 for help and version, 2 for errors.

@@ -21,9 +21,58 @@ pub fn visible(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// Lines of output for people. `writeln!` adds one line: whatever its values hold, it stays one, and [`visible`].
+#[derive(Clone, Debug, Default)]
+pub struct Lines(String);
+
+impl Lines {
+    /// For `write!` and `writeln!`.
+    ///
+    /// # Errors
+    /// As the values' own formatting.
+    pub fn write_fmt(&mut self, values: std::fmt::Arguments<'_>) -> std::fmt::Result {
+        let mut text = String::new();
+        std::fmt::Write::write_fmt(&mut text, values)?;
+        match text.strip_suffix('\n') {
+            Some(line) => {
+                self.0.push_str(&visible(line));
+                self.0.push('\n');
+            }
+            None => self.0.push_str(&visible(&text)),
+        }
+        Ok(())
+    }
+
+    /// Whether nothing was written.
+    pub const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// An empty line.
+    pub fn blank(&mut self) {
+        self.0.push('\n');
+    }
+}
+
+impl From<Lines> for String {
+    fn from(lines: Lines) -> Self {
+        lines.0
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::visible;
+    use super::{Lines, visible};
+
+    #[test]
+    fn value_cannot_forge_a_line_of_output() {
+        let (hub, error) = ("a\nb", "gone\nall well\u{202e}\n");
+        let mut out = Lines::default();
+        let _ = write!(out, "hub {hub}");
+        let _ = writeln!(out, ", {error}");
+        out.blank();
+        assert_eq!(String::from(out), "hub a\\nb, gone\\nall well\\u{202e}\\n\n\n");
+    }
 
     #[test]
     fn invisible_characters_are_escaped() {

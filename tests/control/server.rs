@@ -251,25 +251,23 @@ impl ControlPlane {
     }
 }
 
+/// The program under test: SPOKE_TEST_CONTROL_PROGRAM, or the one built with the tests.
+fn program() -> String {
+    std::env::var("SPOKE_TEST_CONTROL_PROGRAM").unwrap_or_else(|_| env!("CARGO_BIN_EXE_spoke-control").to_owned())
+}
+
 /// Runs a command of `spoke-control`: exit code and output.
 pub async fn run(config: &Path, args: &[&str]) -> (i32, String) {
-    let out = Command::new(env!("CARGO_BIN_EXE_spoke-control"))
-        .arg("--config")
-        .arg(config)
-        .args(args)
-        .stdin(Stdio::null())
-        .output()
-        .await
-        .unwrap();
+    let out =
+        Command::new(program()).arg("--config").arg(config).args(args).stdin(Stdio::null()).output().await.unwrap();
     let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
     (out.status.code().unwrap_or(-1), text)
 }
 
 fn spawn(config: &Path, log: &Path, wrap: &[String]) -> Child {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
-    let program = env!("CARGO_BIN_EXE_spoke-control").to_owned();
     let mut words =
-        wrap.iter().cloned().chain([program, "--config".into(), config.display().to_string(), "serve".into()]);
+        wrap.iter().cloned().chain([program(), "--config".into(), config.display().to_string(), "serve".into()]);
     Command::new(words.next().unwrap())
         .args(words)
         .env("SPOKE_LOG", std::env::var("SPOKE_LOG").unwrap_or_else(|_| "warn".into()))

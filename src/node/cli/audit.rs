@@ -3,9 +3,9 @@ use crate::audit::entries;
 use crate::config_file::load;
 use spoke_api::socket::{SOCKET, SocketRequest};
 use spoke_change::audit::{AuditEntry, verify};
+use spoke_command::text::Lines;
 use spoke_command::{Failure, Outcome, print};
 use spoke_sys::socket::call;
-use std::fmt::Write as _;
 use std::path::Path;
 
 /// `spoke audit`.
@@ -48,10 +48,10 @@ pub fn run(config: &Path, command: Command) -> Outcome {
 }
 
 fn table(list: &[AuditEntry]) -> String {
-    let mut out = String::new();
+    let mut out = Lines::default();
     for e in list {
         let clock = if e.trusted { "" } else { "?" };
         let _ = writeln!(out, "{:>6}  {}{clock}  {:<20}  {}: {}", e.seq, e.time, e.actor, e.what, e.result);
     }
-    if out.is_empty() { "the trail is empty\n".to_owned() } else { out }
+    if out.is_empty() { "the trail is empty\n".to_owned() } else { out.into() }
 }

@@ -2,9 +2,9 @@
 use crate::config_file::load;
 use spoke_api::socket::{SOCKET, SocketRequest};
 use spoke_change::request::{Generation, RollbackResult};
+use spoke_command::text::Lines;
 use spoke_command::{Outcome, print};
 use spoke_sys::socket::call;
-use std::fmt::Write as _;
 use std::path::Path;
 
 /// `spoke config`.
@@ -46,7 +46,11 @@ pub fn run(config: &Path, command: Command) -> Outcome {
         }
         Command::Diff { a, b } => {
             let lines: Vec<String> = call(&socket, &SocketRequest::Diff { a, b })?;
-            print(&if lines.is_empty() { "no difference\n".to_owned() } else { lines.join("\n") + "\n" });
+            let mut out = Lines::default();
+            for line in &lines {
+                let _ = writeln!(out, "{line}");
+            }
+            print(&if lines.is_empty() { "no difference\n".to_owned() } else { out.into() });
         }
         Command::Confirm { generation } => {
             let done: RollbackResult = call(&socket, &SocketRequest::Confirm { generation })?;
@@ -54,11 +58,12 @@ pub fn run(config: &Path, command: Command) -> Outcome {
         }
         Command::Rollback { generation } => {
             let done: RollbackResult = call(&socket, &SocketRequest::Rollback { to: generation })?;
-            let mut text = format!("generation {} is in force\n", done.generation);
+            let mut out = Lines::default();
+            let _ = writeln!(out, "generation {} is in force", done.generation);
             for line in &done.lines {
-                let _ = writeln!(text, "  {line}");
+                let _ = writeln!(out, "  {line}");
             }
-            print(&text);
+            print(&String::from(out));
         }
     }
     Ok(())
@@ -68,7 +73,7 @@ fn table(list: &[Generation]) -> String {
     if list.is_empty() {
         return "nothing was changed yet\n".to_owned();
     }
-    let mut out = String::new();
+    let mut out = Lines::default();
     for g in list {
         let mark = match (g.current, g.previous) {
             (true, _) => '*',
@@ -79,5 +84,5 @@ fn table(list: &[Generation]) -> String {
         let wait = g.confirm_within.map(|s| format!("  (reverts in {s} s unless confirmed)")).unwrap_or_default();
         let _ = writeln!(out, "{mark} {:>5}  {}{clock}  {:<20}  {}{wait}", g.generation, g.time, g.actor, g.what);
     }
-    out
+    out.into()
 }

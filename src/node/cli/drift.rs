@@ -2,10 +2,10 @@
 use crate::config_file::load;
 use spoke_api::socket::{SOCKET, SocketRequest};
 use spoke_change::request::{RepairRequest, RepairResult};
+use spoke_command::text::Lines;
 use spoke_command::{Failure, Outcome, print};
 use spoke_net::drift::DriftReport;
 use spoke_sys::socket::call;
-use std::fmt::Write as _;
 use std::path::Path;
 
 /// `spoke drift`.
@@ -48,7 +48,7 @@ pub fn run(config: &Path, args: &Args) -> Outcome {
 }
 
 fn repaired(done: &RepairResult, dry_run: bool) -> String {
-    let mut out = String::new();
+    let mut out = Lines::default();
     let would = if dry_run { "would be " } else { "" };
     for (what, keys) in [("added", &done.added), ("restored", &done.updated), ("removed", &done.removed)] {
         for key in keys {
@@ -58,12 +58,12 @@ fn repaired(done: &RepairResult, dry_run: bool) -> String {
     for e in &done.errors {
         let _ = writeln!(out, "FAILED to {} {}: {}", e.action, e.peer, e.error);
     }
-    if out.is_empty() { "nothing to do\n".to_owned() } else { out }
+    if out.is_empty() { "nothing to do\n".to_owned() } else { out.into() }
 }
 
 /// The drift as text.
 fn table(r: &DriftReport) -> String {
-    let mut out = String::new();
+    let mut out = Lines::default();
     for (name, link) in r.interfaces.iter().filter(|(_, l)| l.has_drift) {
         for m in &link.interface_mismatches {
             let _ = writeln!(out, "{name}: {} is {}, wanted {}", m.field, m.actual, m.expected);
@@ -83,7 +83,7 @@ fn table(r: &DriftReport) -> String {
         }
     }
     if out.is_empty() {
-        out = format!("no drift as of {}\n", r.detected_at);
+        let _ = writeln!(out, "no drift as of {}", r.detected_at);
     }
     for d in &r.history {
         let done = if d.repaired { "repaired" } else { "left alone" };
@@ -92,7 +92,7 @@ fn table(r: &DriftReport) -> String {
             let _ = writeln!(out, "    {step}");
         }
     }
-    out
+    out.into()
 }
 
 fn nets(nets: &[ipnet::IpNet]) -> String {

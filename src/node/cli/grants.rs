@@ -2,6 +2,7 @@
 use crate::config_file::load;
 use spoke_api::socket::{SOCKET, SocketRequest};
 use spoke_chain::reader::ChainReader;
+use spoke_command::text::Lines;
 use spoke_command::{Failure, Outcome, block_on, print};
 use spoke_config::grants::Grants;
 use spoke_grants::abi::Malformed;
@@ -15,7 +16,6 @@ use spoke_model::time::Boot;
 use spoke_sys::clock::{Clock as _, SystemClock};
 use spoke_sys::rpc::Http;
 use spoke_sys::socket::call;
-use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -148,11 +148,12 @@ fn line(at: &str, block: BlockRef, decision: Option<&Decision>) -> String {
 /// The report as text.
 fn list(r: &Report, now: Boot) -> String {
     let mut out = head(r, now);
-    let _ = writeln!(out, "\n{:<28} {:<12} {:<20} {:>10}  {:>8}", "node", "key", "reason", "block", "age");
+    out.blank();
+    let _ = writeln!(out, "{:<28} {:<12} {:<20} {:>10}  {:>8}", "node", "key", "reason", "block", "age");
     for row in &r.rows {
         let key = row.key.to_string();
         let age = row.decided.map_or("-".to_owned(), |at| age(now.since(at).as_secs()));
-        let mut note = String::new();
+        let mut note = Lines::default();
         if let Some(height) = row.held_until {
             let _ = write!(note, "  waits for block {height} to be final");
         }
@@ -161,14 +162,16 @@ fn list(r: &Report, now: Boot) -> String {
         }
         let _ = writeln!(
             out,
-            "{:<28} {:<12} {:<20} {:>10}  {age:>8}{note}",
+            "{:<28} {:<12} {:<20} {:>10}  {age:>8}{}",
             row.node.as_str(),
             format!("{}…", key.get(..10).unwrap_or_default()),
             row.code,
-            row.block
+            row.block,
+            String::from(note)
         );
     }
-    let _ = writeln!(out, "\n{:<48} {:>10} {:>10}  state", "endpoint", "block", "latency");
+    out.blank();
+    let _ = writeln!(out, "{:<48} {:>10} {:>10}  state", "endpoint", "block", "latency");
     for e in &r.endpoints {
         let height = e.height.map_or("-".to_owned(), |h| h.to_string());
         let latency = e.latency_ms.map_or("-".to_owned(), |ms| format!("{ms:.0} ms"));
@@ -181,11 +184,11 @@ fn list(r: &Report, now: Boot) -> String {
         };
         let _ = writeln!(out, "{:<48} {height:>10} {latency:>10}  {state}", e.name);
     }
-    out
+    out.into()
 }
 
-fn head(r: &Report, now: Boot) -> String {
-    let mut out = String::new();
+fn head(r: &Report, now: Boot) -> Lines {
+    let mut out = Lines::default();
     let quorum =
         r.last_quorum.map_or("never in this run".to_owned(), |at| format!("{} ago", age(now.since(at).as_secs())));
     let height = r.height.map_or("-".to_owned(), |h| h.to_string());
@@ -214,14 +217,11 @@ fn head(r: &Report, now: Boot) -> String {
 fn show(rows: &[&Row], r: &Report, now: Boot) -> String {
     let mut out = head(r, now);
     for row in rows {
-        let _ = writeln!(
-            out,
-            "\nnode     {}\nkey      {}\nadmitted {}\nreason   {}",
-            row.node,
-            row.key,
-            if row.admitted { "yes" } else { "no" },
-            row.code
-        );
+        out.blank();
+        let _ = writeln!(out, "node     {}", row.node);
+        let _ = writeln!(out, "key      {}", row.key);
+        let _ = writeln!(out, "admitted {}", if row.admitted { "yes" } else { "no" });
+        let _ = writeln!(out, "reason   {}", row.code);
         if let Some(token) = &row.token_id {
             let _ = writeln!(out, "token    {token}");
         }
@@ -238,7 +238,7 @@ fn show(rows: &[&Row], r: &Report, now: Boot) -> String {
             let _ = writeln!(out, "doubt    a change was seen {} ago and could not be verified", age(since.as_secs()));
         }
     }
-    out
+    out.into()
 }
 
 fn age(secs: u64) -> String {

@@ -1,11 +1,11 @@
 //! `spoke status`: the status of the running supervisor, as a table or as JSON.
 use crate::config_file::load;
 use spoke_api::socket::{LinkReport, SOCKET, SocketRequest, StatusReport};
+use spoke_command::text::Lines;
 use spoke_command::{Failure, Outcome, print};
 use spoke_config::health::Health;
 use spoke_sys::fetch::local;
 use spoke_sys::socket::call;
-use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 use std::path::Path;
 use std::time::Duration;
@@ -72,7 +72,7 @@ fn ready(health: &Health) -> Outcome {
 
 /// The report as text.
 pub fn table(r: &StatusReport) -> String {
-    let mut out = String::new();
+    let mut out = Lines::default();
     let state = if r.clean { "in sync" } else { "OUT OF SYNC" };
     let node = r.node_id.as_deref().unwrap_or("(not enrolled)");
     let _ = writeln!(out, "spoke {}  node {node}  up {}", r.version, age(r.uptime_seconds as u64));
@@ -102,17 +102,18 @@ pub fn table(r: &StatusReport) -> String {
         interface(&mut out, link);
     }
     if !r.history.is_empty() {
-        let _ = writeln!(out, "\nlast steps");
+        out.blank();
+        let _ = writeln!(out, "last steps");
         for d in r.history.iter().rev().take(10) {
             let failed = d.error.as_ref().map(|e| format!("  REFUSED: {e}")).unwrap_or_default();
             let _ = writeln!(out, "  {:>8} ago  {:<6}  {}{failed}", age(d.seconds_ago), d.cause, d.what);
         }
     }
-    out
+    out.into()
 }
 
 /// The uplink: state, endpoint, quality, next attempt.
-fn uplink(out: &mut String, u: &serde_json::Value) {
+fn uplink(out: &mut Lines, u: &serde_json::Value) {
     let text = |k: &str| u.get(k).and_then(serde_json::Value::as_str);
     let number = |k: &str| u.get(k).and_then(serde_json::Value::as_u64);
     let _ = write!(out, "uplink: {} via {}", text("state").unwrap_or("-"), text("hub").unwrap_or("-"));
@@ -129,12 +130,9 @@ fn uplink(out: &mut String, u: &serde_json::Value) {
     if let Some(ms) = u.get("rtt_ms").and_then(serde_json::Value::as_f64) {
         let _ = write!(out, ", echo {ms:.1} ms");
     }
-    let _ = writeln!(
-        out,
-        "\n        {} attempts, {} sessions",
-        number("attempts").unwrap_or(0),
-        number("sessions").unwrap_or(0)
-    );
+    out.blank();
+    let (attempts, sessions) = (number("attempts").unwrap_or(0), number("sessions").unwrap_or(0));
+    let _ = writeln!(out, "        {attempts} attempts, {sessions} sessions");
     if let Some(rungs) = u.get("rungs").and_then(serde_json::Value::as_object).filter(|r| !r.is_empty()) {
         let taken: Vec<String> = rungs.iter().map(|(rung, n)| format!("{rung} {n}×")).collect();
         let _ = writeln!(out, "        recovery: {}", taken.join(", "));
@@ -148,7 +146,7 @@ fn uplink(out: &mut String, u: &serde_json::Value) {
 }
 
 /// The control plane.
-fn control(out: &mut String, control: &serde_json::Value) {
+fn control(out: &mut Lines, control: &serde_json::Value) {
     let text = |pointer: &str| control.pointer(pointer).and_then(serde_json::Value::as_str);
     let number = |pointer: &str| control.pointer(pointer).and_then(serde_json::Value::as_u64);
     let enrolled = control["enrolled"] == true;
@@ -173,11 +171,12 @@ fn control(out: &mut String, control: &serde_json::Value) {
     }
 }
 
-fn interface(out: &mut String, link: &LinkReport) {
+fn interface(out: &mut Lines, link: &LinkReport) {
     let addresses: Vec<String> = link.addresses.iter().map(ToString::to_string).collect();
+    out.blank();
     let _ = writeln!(
         out,
-        "\n{}  {}  port {}  mtu {}  {}",
+        "{}  {}  port {}  mtu {}  {}",
         link.name,
         if link.up { "up" } else { "DOWN" },
         link.listen_port,
@@ -264,6 +263,14 @@ mod tests {
         let text = table(&StatusReport { uplink: Some(uplink), ..StatusReport::default() });
         assert!(text.contains("waiting via hub-a at 192.0.2.1:51820, next attempt in 1m01s"), "{text}");
         assert!(text.contains("recovery: port 2×") && text.contains("last error: hub hub-a"), "{text}");
+        // What the control plane, a hub or another process sent forges no line.
+        let detail = "x\n! all_well: \u{202e}\u{200b}\x1b[2J".to_owned();
+        let condition = spoke_api::socket::ConditionReport { code: "hub_silent".into(), detail };
+        let control = serde_json::json!({"enrolled": true, "generation": 3, "reason": "no\ncontrol: fine"});
+        let report = StatusReport { conditions: vec![condition], control: Some(control), ..StatusReport::default() };
+        let text = table(&report);
+        assert!(text.contains("\n! hub_silent: x\\n! all_well: \\u{202e}\\u{200b}\\u{1b}[2J\n"), "{text}");
+        assert!(text.contains("reason: no\\ncontrol: fine\n"), "{text}");
         assert_eq!((bytes(1023), bytes(1536), age(90_000)), ("1023 B".into(), "1.5 KiB".into(), "1d01h".into()));
     }
 }

@@ -1,6 +1,7 @@
 //! `spoke update`: checks for, installs, shows and rolls back updates of an image with two slots.
 use crate::config_file::load;
 use crate::update::RecordStore;
+use spoke_command::text::visible;
 use spoke_command::{Failure, Outcome, print};
 use spoke_config::Config;
 use spoke_model::signature::VerifyKey;
@@ -203,7 +204,7 @@ fn check(config: &Config) -> Outcome {
             ReleaseDecision::Held(why) => why,
             ReleaseDecision::Install(_) => "which is installed by itself".to_owned(),
         };
-        print(&format!("the control plane wants {}: {note}\n", wanted.version));
+        print(&format!("the control plane wants {}: {}\n", wanted.version, visible(&note)));
     }
     if wanted.is_some() && config.update.source.is_none() {
         return Ok(());
@@ -334,7 +335,7 @@ fn status(config: &Config, json: bool) -> Outcome {
         print(&format!("trial  version {} in slot {}, {:?}\n", trial.version, trial.slot, trial.stage));
     }
     if let Some(last) = &record.last {
-        print(&format!("last   version {}: {}\n", last.version, last.detail));
+        print(&format!("last   version {}: {}\n", last.version, visible(&last.detail)));
     }
     Ok(())
 }

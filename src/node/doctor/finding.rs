@@ -1,6 +1,6 @@
 //! Findings of `spoke doctor`.
 use serde::Serialize;
-use std::fmt::Write as _;
+use spoke_command::text::Lines;
 
 /// Severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -57,12 +57,12 @@ impl Finding {
 
 /// The findings as a text table.
 pub fn table(findings: &[Finding]) -> String {
-    let mut out = String::new();
+    let mut out = Lines::default();
     for f in findings {
         let _ = writeln!(out, "{:<4}  {:<22} {}", f.level.label(), f.what, f.detail);
         if let Some(remedy) = &f.remedy {
             let _ = writeln!(out, "{:<28}→ {remedy}", "");
         }
     }
-    out
+    out.into()
 }
