@@ -49,6 +49,8 @@ const ECHO_PERIOD: Duration = Duration::from_millis(250);
 const SLOW_ECHO_PERIOD: Duration = Duration::from_secs(60);
 /// Shortest time between new keys for refused handshakes.
 const RENEW_PAUSE: Duration = Duration::from_secs(1800);
+/// First and longest wait after such a change was abandoned: the hub may only have been late to report.
+const RENEW_BACKOFF: (Duration, Duration) = (Duration::from_secs(30), RENEW_PAUSE);
 /// How long a state on trial is proved with the short period.
 const FREQUENT_ECHOES: Duration = Duration::from_secs(60);
 /// A trial shorter than this is not reported by itself.
@@ -140,6 +142,7 @@ pub struct ControlClient {
     rounds: Rounds,
     /// No new key for refused handshakes before this.
     renew_at: Boot,
+    renew_backoff: Backoff,
     rotation: Rotation,
     key_changed: Option<KeyChange>,
     observed: NodeObservation,
@@ -184,6 +187,7 @@ impl ControlClient {
             set_aside: None,
             rounds: Rounds::new(),
             renew_at: now,
+            renew_backoff: Backoff::new(RENEW_BACKOFF.0, RENEW_BACKOFF.1),
             rotation: Rotation::idle(key),
             key_changed: None,
             observed: NodeObservation::default(),
@@ -209,7 +213,7 @@ impl ControlClient {
     pub fn resume_rotation(&mut self, now: Boot, new: PublicKey, switching: bool) -> Option<Action> {
         if switching {
             let wanted = self.rotation.resume(now, new);
-            return Some(self.rotation_action(wanted));
+            return Some(self.rotation_action(now, wanted));
         }
         self.rotation.begin(now, new);
         None
@@ -257,11 +261,11 @@ impl ControlClient {
             }
             Event::SwitchRecorded(done) => {
                 let wanted = self.rotation.handle_recorded(now, done);
-                self.rotate(wanted, &mut out);
+                self.rotate(now, wanted, &mut out);
             }
         }
         let wanted = self.rotation.tick(now);
-        self.rotate(wanted, &mut out);
+        self.rotate(now, wanted, &mut out);
         self.decide_trial(now, &mut out);
         self.settle_rejection(now, &mut out);
         self.renew_key(now, &mut out);
@@ -333,17 +337,17 @@ impl ControlClient {
         let scatter = Duration::from_millis(self.rng.next_u64() % SCATTER_MS);
         match result {
             PollResult::Nothing => {
-                self.record_answer(now);
+                self.record_answer(now, scatter);
                 self.refused_backoff.reset();
                 self.poll = Poll::At(now + scatter);
             }
             PollResult::Again => self.poll = Poll::At(now),
             PollResult::State(state) => {
-                self.record_answer(now);
+                self.record_answer(now, scatter);
                 self.handle_offer(now, *state, out);
             }
             PollResult::Refused(refusal) => {
-                self.record_answer(now);
+                self.record_answer(now, scatter);
                 self.record_refusal(now, &refusal);
             }
             PollResult::Failed(why) => {
@@ -375,8 +379,14 @@ impl ControlClient {
         self.poll = Poll::At(now + self.refused_backoff.fail(&mut self.rng));
     }
 
-    fn record_answer(&mut self, now: Boot) {
+    fn record_answer(&mut self, now: Boot, scatter: Duration) {
         self.poll_backoff.reset();
+        // Messages that failed meanwhile: a node that changes its key waits only a minute for its hub's report.
+        if self.send_backoff.failures() > 0 {
+            for at in [&mut self.register_at, &mut self.report_at, &mut self.report_floor] {
+                *at = (now + scatter).min(*at);
+            }
+        }
         self.last_answer = Some(now);
         self.outage = None;
     }
@@ -391,18 +401,18 @@ impl ControlClient {
         }
         if self.in_force.as_deref().is_some_and(is_hub_of) {
             let wanted = self.rotation.handle_echo(now, seq);
-            self.rotate(wanted, out);
+            self.rotate(now, wanted, out);
         }
     }
 
-    fn rotate(&mut self, wanted: Option<RotationAction>, out: &mut Actions) {
+    fn rotate(&mut self, now: Boot, wanted: Option<RotationAction>, out: &mut Actions) {
         if let Some(wanted) = wanted {
-            let action = self.rotation_action(wanted);
+            let action = self.rotation_action(now, wanted);
             push(out, action);
         }
     }
 
-    fn rotation_action(&mut self, wanted: RotationAction) -> Action {
+    fn rotation_action(&mut self, now: Boot, wanted: RotationAction) -> Action {
         match wanted {
             RotationAction::RecordSwitch => Action::RecordSwitch,
             RotationAction::UseKey(slot) => {
@@ -413,10 +423,12 @@ impl ControlClient {
                 self.key_changed = Some(KeyChange::Changed(self.rotation.key()));
                 // The connection is registered again, with the new key.
                 self.registered = None;
+                self.renew_backoff.reset();
                 Action::FinishKey
             }
             RotationAction::Abandon(why) => {
                 self.key_changed = Some(KeyChange::Abandoned(why.clone()));
+                self.renew_at = (now + self.renew_backoff.fail(&mut self.rng)).min(self.renew_at);
                 Action::AbandonKey(why)
             }
         }

@@ -72,7 +72,7 @@ impl ControlClient {
         match self.sending.take() {
             Some(Sending::Key) => {
                 let wanted = self.rotation.handle_result(now, result);
-                self.rotate(wanted, out);
+                self.rotate(now, wanted, out);
             }
             Some(Sending::Register { connected_since }) if taken => self.registered = connected_since,
             Some(Sending::Register { .. }) => self.register_at = retry_at(),

@@ -251,6 +251,28 @@ fn accepted_report_ends_the_poll_backoff() {
 }
 
 #[test]
+fn answered_poll_ends_the_wait_of_a_failed_report() {
+    let mut m = settled(3);
+    let mut now = at(10);
+    // Reports fail for ten minutes while the poll is held open.
+    while now < at(600) {
+        now = m.deadline().unwrap().at.max(now + Duration::from_millis(1));
+        if sent(&m.handle(now, Event::Tick)).is_some() {
+            m.handle(now, Event::SendEnded(SendResult::Failed("timeout".into())));
+        }
+    }
+    let answered = now;
+    m.handle(now, Event::PollEnded(PollResult::Nothing));
+    while sent(&m.handle(now, Event::Tick)).is_none() {
+        now += Duration::from_millis(100);
+    }
+    assert!(now <= answered + Duration::from_secs(1), "{:?} after the answer", now.since(answered));
+    // Reports that fail on their own go on waiting.
+    m.handle(now, Event::SendEnded(SendResult::Failed("500".into())));
+    assert!(sent(&m.handle(now + Duration::from_secs(20), Event::Tick)).is_none());
+}
+
+#[test]
 fn poll_and_message_are_independent() {
     let mut m = machine(Some(state(3, 1)));
     let out = m.handle(at(0), Event::Tick);
@@ -458,6 +480,19 @@ fn refused_stamps_get_a_new_key_without_the_hub() {
     let new = PublicKey([8; 32]);
     let out = m.handle(at(13), Event::Rotate(new));
     assert_eq!(sent(&out), Some(&Message::Key(KeyStep::Announce, new)), "through the control plane");
+    // Abandoned, because a hub was late: again soon, then less and less often.
+    let (mut renewals, mut now) = (vec![], at(13));
+    while now < at(13 + 86_400) {
+        m.handle(now, seen(refused(2)));
+        m.handle(now, Event::SendEnded(SendResult::Ready(false)));
+        now += Duration::from_secs(1);
+        if renews(&m.handle(now, seen(refused(2)))) {
+            renewals.push(now);
+            m.handle(now, Event::Rotate(new));
+        }
+    }
+    assert!(renewals[0] < at(13 + 60 + 46), "{renewals:?}");
+    assert!((30..90).contains(&renewals.len()), "{} renewals in a day", renewals.len());
     // Without it there is no way to announce one.
     let mut m = settled(3);
     m.handle(at(2), Event::PollEnded(PollResult::Failed("gone".into())));
