@@ -7,7 +7,7 @@ const [modules, root, mode] = process.argv.slice(2);
 const solc = require(path.join(modules, 'solc'));
 
 const targets = [
-  { evmVersion: 'cancun', file: 'tests/chain/contract/NodeAccess.sol', contract: 'NodeAccess', abi: 'tests/chain/contract/NodeAccess.abi.json', code: 'tests/chain/contract/NodeAccess.hex' },
+  { evmVersion: 'cancun', file: 'contracts/NodeAccess.sol', contract: 'NodeAccess', abi: 'contracts/NodeAccess.abi.json', code: 'contracts/NodeAccess.hex' },
   // The oldest instruction set in use: the same bytes run on every chain.
   { evmVersion: 'paris', file: 'src/grants/GrantReads.sol', contract: 'GrantReads', code: 'src/grants/GrantReads.hex' },
 ];

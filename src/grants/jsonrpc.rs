@@ -61,6 +61,17 @@ pub enum Call {
     },
     /// A block's number and hash.
     Header(At),
+    /// Sends a transaction from an account that the endpoint holds unlocked: a development chain.
+    Send {
+        /// The account.
+        from: Address,
+        /// The contract.
+        to: Address,
+        /// The calldata.
+        data: Vec<u8>,
+        /// Only runs it at the newest block: a client may take a transaction that reverts.
+        dry: bool,
+    },
 }
 
 /// The answer to one call.
@@ -70,7 +81,7 @@ pub enum Answer {
     Number(u64),
     /// To [`Call::ClientVersion`].
     Name(String),
-    /// To [`Call::Run`].
+    /// To [`Call::Run`]; to [`Call::Send`]: the transaction's hash, or the result of a dry run.
     Bytes(Vec<u8>),
     /// To [`Call::Logs`].
     Events(Vec<GrantEvent>),
@@ -249,6 +260,12 @@ fn one(out: &mut String, id: usize, ask: &Call) -> fmt::Result {
             }
             out.write_str("}]}")
         }
+        Call::Send { from, to, data, dry } => {
+            let method = if *dry { "eth_call" } else { "eth_sendTransaction" };
+            let data = hex::encode_prefixed(data);
+            write!(out, r#""{method}","params":[{{"from":"{from:#x}","to":"{to:#x}","data":"{data}"}}"#)?;
+            out.write_str(if *dry { r#","latest"]}"# } else { "]}" })
+        }
         Call::Header(At::Hash(hash)) => {
             write!(out, r#""eth_getBlockByHash","params":["{hash:#x}",false]}}"#)
         }
@@ -361,7 +378,7 @@ fn place(reply: Reply, asks: &[Call], out: &mut [Option<Answer>]) -> Result<(), 
         (Some(refusal), _, _) => Answer::Refused(refusal),
         (None, Call::ChainId, Raw::Text(t)) => Answer::Number(quantity(&t).ok_or(wrong)?),
         (None, Call::ClientVersion, Raw::Text(t)) => Answer::Name(clip(&t)),
-        (None, Call::Run { .. }, Raw::Text(t)) => {
+        (None, Call::Run { .. } | Call::Send { .. }, Raw::Text(t)) => {
             Answer::Bytes(t.strip_prefix("0x").and_then(|h| hex::decode(h).ok()).ok_or(wrong)?)
         }
         (None, Call::Logs { contract, .. }, Raw::Items(items)) => {

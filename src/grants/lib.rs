@@ -7,6 +7,7 @@
 //! - [`quorum`]: endpoint states and votes; [`cursor`]: how far the events were read.
 //! - [`admission`], [`cache`], [`ladder`]: decisions, and how long they hold without a quorum; [`ledger`]: the stored
 //!   documents.
+//! - [`transaction`]: the calls that change a grant; nothing that runs on its own sends one.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
 
 pub mod abi;
@@ -25,4 +26,5 @@ pub mod query;
 pub mod question;
 pub mod quorum;
 pub mod report;
+pub mod transaction;
 pub mod watcher;

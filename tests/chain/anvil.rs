@@ -197,7 +197,7 @@ impl<'a> Contract<'a> {
     /// clears the token's key, and whether a revoked node can be minted again. One empty block follows.
     pub(crate) fn deploy(chain: &'a Anvil, clears_key: bool, remints: bool) -> Self {
         let operator = chain.account(0);
-        let mut code = hex::decode(include_str!("contract/NodeAccess.hex").trim()).expect("hex");
+        let mut code = hex::decode(include_str!("../../contracts/NodeAccess.hex").trim()).expect("hex");
         for switch in [clears_key, remints] {
             code.extend_from_slice(&U256::from(u8::from(switch)).to_be_bytes::<32>());
         }

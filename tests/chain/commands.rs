@@ -60,6 +60,89 @@ fn verify_reads_the_current_or_a_given_block() {
     assert!(o.status.code() == Some(1) && output(&o).contains("VERIFICATION_ERROR"), "{}", output(&o));
 }
 
+/// Runs a line of the shell with the local chain as `cast`'s endpoint and one of its accounts.
+fn cast(chain: &Anvil, from: usize, line: &str) -> Output {
+    let cast = std::env::var("SPOKE_CAST").expect("SPOKE_CAST is not set: run scripts/test-chain, which installs cast");
+    let line = format!("{} --unlocked --from {}", line.replacen("cast", &cast, 1), chain.account(from));
+    Command::new("sh").args(["-c", &line]).env("ETH_RPC_URL", chain.url()).output().unwrap()
+}
+
+#[test]
+fn commands_change_the_contract_from_an_unlocked_account_or_by_cast() {
+    let (node, key) = (pair(0).0.to_string(), pair(0).1.to_string());
+    for by_cast in [false, true] {
+        let chain = Anvil::start();
+        let contract = Contract::deploy(&chain, false, false);
+        let (address, urls) = (contract.address.to_string(), [chain.url()]);
+        let grants = |args: &[&str]| spoke(&address, &urls, "finality = \"latest\"", &[&["grants"], args].concat());
+        let change = |from: usize, args: &[&str]| {
+            if by_cast {
+                let printed = grants(args);
+                assert!(printed.status.success(), "{}", output(&printed));
+                cast(&chain, from, output(&printed).trim())
+            } else {
+                grants(&[args, &["--from", &chain.account(from).to_string()]].concat())
+            }
+        };
+        let verify = |words: &str| {
+            let o = grants(&["verify", &node, &key]);
+            assert!(output(&o).contains(words), "by_cast {by_cast}: {words}: {}", output(&o));
+        };
+        let done = |o: Output| assert!(o.status.success(), "by_cast {by_cast}: {}", output(&o));
+        let (alice, bob) = (chain.account(1).to_string(), chain.account(2).to_string());
+        done(change(0, &["mint", &node, &key, &alice]));
+        verify("ACCESS_GRANTED");
+        // Only its holder may transfer a token, only the contract's owner revoke it.
+        assert_eq!(change(2, &["transfer", &node, &bob]).status.code(), Some(1));
+        assert_eq!(change(1, &["revoke", &node]).status.code(), Some(1));
+        done(change(1, &["transfer", &node, &bob]));
+        verify(&bob);
+        done(change(0, &["revoke", &node]));
+        verify("NODE_INACTIVE");
+        done(change(2, &["burn", &node]));
+        verify("NODE_NOT_FOUND");
+        let o = grants(&["revoke", &node]);
+        assert!(o.status.code() == Some(1) && output(&o).contains("no token has the node id node-0"), "{}", output(&o));
+    }
+}
+
+#[test]
+fn refused_transaction_is_reported_with_its_reason() {
+    let chain = Anvil::start();
+    let contract = Contract::deploy(&chain, false, false);
+    contract.mint(chain.account(1), "node-0", &pair(0).1.to_string());
+    let (address, urls, key) = (contract.address.to_string(), [chain.url()], pair(1).1.to_string());
+    let holder = chain.account(2).to_string();
+    let mint = |from: &str| spoke(&address, &urls, "", &["grants", "mint", "node-0", &key, &holder, "--from", from]);
+    let o = mint(&chain.account(0).to_string());
+    assert!(o.status.code() == Some(1) && output(&o).contains("node id is taken"), "{}", output(&o));
+    // An account that is not unlocked there.
+    let o = mint("0x00000000000000000000000000000000000000aa");
+    assert!(o.status.code() == Some(1) && output(&o).contains("without --from"), "{}", output(&o));
+}
+
+#[test]
+fn contract_is_deployed_with_a_signed_transaction() {
+    let chain = Anvil::start();
+    // The key of anvil's first account.
+    let key = "0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80";
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/deploy-contract");
+    let o = Command::new(script).args(["--remint", &chain.url(), "--", "--private-key", key]).output().unwrap();
+    assert!(o.status.success(), "{}", output(&o));
+    let section = String::from_utf8(o.stdout).unwrap();
+    let config = spoke_config::Config::from_text(Some(("deploy-contract", &section)), []).unwrap().grants.unwrap();
+    assert_eq!(config.chain_id, CHAIN_ID);
+    let (address, urls) = (config.contract.to_string(), [chain.url()]);
+    let grants = |args: &[&str]| spoke(&address, &urls, "finality = \"latest\"", &[&["grants"], args].concat());
+    let (owner, node, wireguard) = (chain.account(0).to_string(), pair(0).0.to_string(), pair(0).1.to_string());
+    // As asked for: the node id of a revoked token can be minted again.
+    for args in [&["mint", &node, &wireguard, &owner][..], &["revoke", &node], &["mint", &node, &wireguard, &owner]] {
+        let o = grants(&[args, &["--from", &owner]].concat());
+        assert!(o.status.success(), "{args:?}: {}", output(&o));
+    }
+    assert!(output(&grants(&["verify", &node, &wireguard])).contains("ACCESS_GRANTED"));
+}
+
 /// The doctor's findings on the endpoints: level and detail.
 fn endpoint_findings(contract: &str, urls: &[String], more: &str) -> Vec<(String, String)> {
     let o = spoke(contract, urls, more, &["doctor", "--json"]);

@@ -1,5 +1,5 @@
 //! How a node reacts to mints, revocations, transfers, reorganisations and outages.
-use crate::anvil::{Anvil, Arg, Contract};
+use crate::anvil::{Anvil, Arg, Contract, encode};
 use crate::node::{Node, config, pair};
 use crate::proxy::{Proxy, ProxyAction};
 use alloy_primitives::{hex, keccak256};
@@ -13,7 +13,7 @@ fn key(n: u16) -> String {
 
 #[test]
 fn contract_has_the_published_interface() {
-    let abi: Vec<Value> = serde_json::from_str(include_str!("contract/NodeAccess.abi.json")).unwrap();
+    let abi: Vec<Value> = serde_json::from_str(include_str!("../../contracts/NodeAccess.abi.json")).unwrap();
     let signature = |name: &str, kind: &str| {
         let entry = abi.iter().find(|e| e["type"] == kind && e["name"] == name).unwrap_or_else(|| panic!("no {name}"));
         let types: Vec<_> = entry["inputs"].as_array().unwrap().iter().map(|i| i["type"].as_str().unwrap()).collect();
@@ -86,6 +86,27 @@ fn contract_behaves_as_published() {
     assert!(refused("revokeNodeAccess(uint256)", &[Arg::Number(1)]).contains("0x118cdaa7"));
     assert!(refused("ownerOf(uint256)", &[Arg::Number(7)]).contains("0x7e273289"));
     assert!(refused("getNodeAccess(uint256)", &[Arg::Number(7)]).contains("0x7e273289"));
+}
+
+#[test]
+fn contract_forgets_a_burnt_token() {
+    for clears_key in [false, true] {
+        let chain = Anvil::start();
+        let contract = Contract::deploy(&chain, clears_key, false);
+        let (alice, bob) = (chain.account(1), chain.account(2));
+        let token = contract.mint(alice, "node-0", &key(0));
+        chain.mine(2);
+        let mut node = Node::start(config(contract.address, &[chain.url()], "finality = \"latest\""), None, 1);
+        node.until_admits(0, true);
+        assert!(contract.read(bob, "burn(uint256)", &[Arg::Number(token)]).is_err(), "only the holder may");
+        chain.send(alice, Some(contract.address), &encode("burn(uint256)", &[Arg::Number(token)]));
+        node.until_admits(0, false);
+        assert_eq!(node.code(0), "NODE_NOT_FOUND");
+        let empty = format!("{:064x}{:064x}", 32, 0);
+        assert_eq!(contract.read(alice, "getPublicKeyByOwner(address)", &[Arg::Address(alice)]).unwrap(), empty);
+        contract.mint(bob, "node-0", &key(0));
+        node.until_admits(0, true);
+    }
 }
 
 #[test]

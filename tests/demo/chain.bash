@@ -2,7 +2,7 @@
 # A local EVM chain with the access contract; sourced in the test kernel after steps.bash.
 # The chain runs in the namespace $chain_at; its HTTP endpoint is $chain_url.
 anvil=${SPOKE_ANVIL:?names the local chain}
-contracts=$(cd "$(dirname "${BASH_SOURCE[0]}")/../chain/contract" && pwd)
+contracts=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../contracts" && pwd)
 
 # start_chain NAMESPACE ADDRESS: starts it; sets $chain (its process), $operator and $contract.
 start_chain() {

@@ -15,14 +15,14 @@ COMMENT = re.compile(r"^<!-- (not run|file|run|in): (.*?) -->$")
 FENCE = re.compile(r"^(`{3,})(\w*)")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 # A path of the checkout in backticks; capitals stand for what the reader chooses.
-PATH = re.compile(r"`((?:src|scripts|systemd|tests|board|image|docs)/[a-z0-9_./-]+)`")
+PATH = re.compile(r"`((?:src|scripts|contracts|systemd|tests|board|image|docs)/[a-z0-9_./-]+)`")
 SHELL = ("sh", "bash", "console")
 
 
 def all_pages():
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
     pages += sorted((ROOT / "docs").glob("*.md")) + [ROOT / "image/README.md", ROOT / "image/container/README.md"]
-    pages += [ROOT / "board/README.md"]
+    pages += [ROOT / "board/README.md", ROOT / "contracts/README.md"]
     return [p for p in pages if p.exists()]
 
 

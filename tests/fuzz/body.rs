@@ -46,6 +46,7 @@ fn batch(bytes: &[u8]) {
         Call::Run { code: Vec::new(), at: At::Latest },
         Call::Logs { contract: Default::default(), from: 0, to: None },
         Call::Header(At::Latest),
+        Call::Send { from: Default::default(), to: Default::default(), data: Vec::new(), dry: false },
     ];
     if let Ok(answers) = decode(bytes, &asks) {
         assert_eq!(answers.len(), asks.len());
@@ -55,7 +56,7 @@ fn batch(bytes: &[u8]) {
                 (_, None | Some(Answer::Refused(_)))
                     | (Call::ChainId, Some(Answer::Number(_)))
                     | (Call::ClientVersion, Some(Answer::Name(_)))
-                    | (Call::Run { .. }, Some(Answer::Bytes(_)))
+                    | (Call::Run { .. } | Call::Send { .. }, Some(Answer::Bytes(_)))
                     | (Call::Logs { .. }, Some(Answer::Events(_)))
                     | (Call::Header(_), Some(Answer::Block(_) | Answer::Nothing))
             );

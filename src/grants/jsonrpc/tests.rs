@@ -21,10 +21,12 @@ fn batch_is_valid_json_and_small() {
         Call::ChainId,
         Call::ClientVersion,
         Call::Header(At::Number(7)),
+        Call::Send { from: Address::ZERO, to: Address::repeat_byte(0xab), data: vec![1], dry: true },
     ];
     let whole: serde_json::Value = serde_json::from_slice(&encode(&asks)).unwrap();
     assert_eq!(whole.as_array().unwrap().len(), asks.len());
     assert_eq!(whole[1]["params"][0]["fromBlock"], "0x1c9c380");
+    assert_eq!(whole[7]["params"][0]["to"], format!("0x{}", "ab".repeat(20)));
     assert!(encode(&asks[..2]).len() < 320, "a metered line is billed by the byte");
 }
 

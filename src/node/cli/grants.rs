@@ -1,5 +1,6 @@
 //! `spoke grants`: who is admitted and why, from the running supervisor; or one query to the chain.
 use crate::config_file::load;
+use alloy_primitives::Address;
 use spoke_api::socket::{SOCKET, SocketRequest};
 use spoke_chain::reader::ChainReader;
 use spoke_command::text::Lines;
@@ -18,6 +19,9 @@ use spoke_sys::rpc::Http;
 use spoke_sys::socket::call;
 use std::path::Path;
 use std::sync::Arc;
+
+mod change;
+use change::{Change, Sender};
 
 /// `spoke grants`.
 #[derive(Debug, clap::Subcommand)]
@@ -48,12 +52,57 @@ pub enum Command {
     },
     /// Have the running supervisor verify everything again
     Refresh,
+    /// Grant access to NODE with KEY by a new token of the holder TO; for the contract's owner
+    Mint {
+        /// The node's id
+        node: NodeId,
+        /// Its WireGuard public key
+        key: PublicKey,
+        /// The token's holder
+        to: Address,
+        /// Who sends it
+        #[command(flatten)]
+        sender: Sender,
+    },
+    /// Revoke the access of NODE; for the contract's owner
+    Revoke {
+        /// The node's id
+        node: NodeId,
+        /// Who sends it
+        #[command(flatten)]
+        sender: Sender,
+    },
+    /// Give the token of NODE to the holder TO; for its holder
+    Transfer {
+        /// The node's id
+        node: NodeId,
+        /// The next holder
+        to: Address,
+        /// Who sends it
+        #[command(flatten)]
+        sender: Sender,
+    },
+    /// Destroy the token of NODE; for its holder, where the contract has `burn`
+    Burn {
+        /// The node's id
+        node: NodeId,
+        /// Who sends it
+        #[command(flatten)]
+        sender: Sender,
+    },
 }
 
 /// Runs the command.
 pub fn run(config: &Path, command: &Command) -> Outcome {
     let config = super::remembered::effective(load(config)?);
     let socket = config.own().node.runtime_dir.join(SOCKET);
+    let grants = || {
+        config.grants().cloned().map(Arc::new).ok_or_else(|| {
+            Failure::BadInput(
+                "there is no [grants] section that says whom to ask, and the control plane names no contract".into(),
+            )
+        })
+    };
     match command {
         Command::List { json } => {
             let report: Report = call(&socket, &SocketRequest::Grants)?;
@@ -77,19 +126,17 @@ pub fn run(config: &Path, command: &Command) -> Outcome {
             });
             Ok(())
         }
-        Command::Verify { node, key, block } => {
-            let Some(grants) = config.grants().cloned() else {
-                return Err(Failure::BadInput(
-                    "there is no [grants] section that says whom to ask, and the control plane names no contract"
-                        .into(),
-                ));
-            };
-            verify(Arc::new(grants), (node.clone(), *key), *block)
-        }
+        Command::Verify { node, key, block } => verify(grants()?, (node.clone(), *key), *block),
         Command::Refresh => {
             let _: serde_json::Value = call(&socket, &SocketRequest::GrantsRefresh)?;
             Ok(())
         }
+        Command::Mint { node: n, key, to, sender } => {
+            change::run(grants()?, Change::Mint(n.clone(), *key, *to), *sender)
+        }
+        Command::Revoke { node: n, sender } => change::run(grants()?, Change::Revoke(n.clone()), *sender),
+        Command::Transfer { node: n, to, sender } => change::run(grants()?, Change::Transfer(n.clone(), *to), *sender),
+        Command::Burn { node: n, sender } => change::run(grants()?, Change::Burn(n.clone()), *sender),
     }
 }
 
@@ -253,7 +300,7 @@ fn age(secs: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloy_primitives::{Address, U256};
+    use alloy_primitives::U256;
     use spoke_grants::policy::Reason;
 
     #[test]

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-// The access contract as Spoke's tests deploy it: the published interface, with the two behaviours that are unknown of
-// the deployed one as constructor switches.
+// The reference access contract: the published interface, with the two behaviours that are unknown of the deployed one as
+// constructor switches, and burn.
 pragma solidity ^0.8.28;
 
 import {ERC721URIStorage, ERC721} from "@openzeppelin/contracts/token/ERC721/extensions/ERC721URIStorage.sol";
@@ -62,6 +62,11 @@ contract NodeAccess is ERC721URIStorage, Ownable {
         emit NodeAccessRevoked(tokenId, access.nodeId);
     }
 
+    /// For the holder, or whom the holder approved. The node id can be minted again.
+    function burn(uint256 tokenId) external {
+        _update(address(0), tokenId, _msgSender());
+    }
+
     function getNodeAccess(
         uint256 tokenId
     ) external view returns (string memory nodeId, string memory wireguardPublicKey, uint256 createdAt, bool isActive) {
@@ -105,7 +110,10 @@ contract NodeAccess is ERC721URIStorage, Ownable {
         if (keccak256(bytes(keys[from])) == keccak256(bytes(access.wireguardPublicKey))) {
             _setKey(from, "");
         }
-        if (clearsKeyOnTransfer) {
+        if (to == address(0)) {
+            delete tokens[access.nodeId];
+            delete accesses[tokenId];
+        } else if (clearsKeyOnTransfer) {
             access.wireguardPublicKey = "";
         }
         emit NodeAccessTransferred(tokenId, from, to);
