@@ -149,6 +149,8 @@ struct Exchange {
     calls: Vec<Call>,
     /// Endpoints not asked yet, best last.
     rest: heapless::Vec<usize, MAX_ENDPOINTS>,
+    /// Endpoints in our backoff, next one last: asked if the others make no quorum.
+    in_backoff: heapless::Vec<usize, MAX_ENDPOINTS>,
     /// Requests without a reply: id and endpoint.
     open: heapless::Vec<(u64, usize), MAX_ENDPOINTS>,
     /// Open requests count as lost from this time on.
@@ -229,12 +231,14 @@ impl Conversation {
         if let Question::Decisions { calls, .. } = &question {
             self.traffic.verifications += calls.len() as u64;
         }
-        let mut rest = self.endpoints.order_for(now, self.config.quorum);
+        let (mut rest, mut in_backoff) = (self.endpoints.order(now), self.endpoints.in_backoff(now));
         rest.reverse();
+        in_backoff.reverse();
         self.exchange = Some(Exchange {
             calls: question.calls(self.config.contract),
             question,
             rest,
+            in_backoff,
             open: heapless::Vec::new(),
             reply_by: now,
             tally: Tally::new(self.config.quorum),
@@ -308,14 +312,19 @@ impl Conversation {
         let mut missing = exchange.tally.missing();
         if missing == 0 {
             let (quorum, answers) = (self.config.quorum, exchange.tally.answers());
-            let more = heads_differ(answers.clone(), quorum) || disputed(&exchange.question, answers, quorum);
-            missing = usize::from(more);
+            if !heads_differ(answers.clone(), quorum) {
+                // There is a quorum: whether it can be outvoted is no reason to end a backoff.
+                exchange.in_backoff.clear();
+                missing = usize::from(disputed(&exchange.question, answers, quorum));
+            } else {
+                missing = 1;
+            }
         }
-        if missing == 0 || exchange.rest.is_empty() {
+        if missing == 0 || exchange.rest.is_empty() && exchange.in_backoff.is_empty() {
             return self.exchange.take().map(|e| self.conclude(now, e));
         }
         for _ in 0..missing {
-            let Some(endpoint) = exchange.rest.pop() else {
+            let Some(endpoint) = exchange.rest.pop().or_else(|| exchange.in_backoff.pop()) else {
                 break;
             };
             let mut calls = Vec::with_capacity(exchange.calls.len() + 1);

@@ -147,18 +147,14 @@ impl Endpoints {
         order
     }
 
-    /// As [`Endpoints::order`]; if these are fewer than `quorum`, followed by those in our own backoff: whether they
-    /// answer again is not known before they are asked.
-    pub fn order_for(&self, now: Boot, quorum: usize) -> heapless::Vec<usize, MAX_ENDPOINTS> {
-        let mut order = self.order(now);
-        if order.len() < quorum {
-            let waits = |s: &EndpointState| s.asked_to_wait <= now && s.not_before > now;
-            let ours = |i: &usize| self.0.get(*i).is_some_and(|s| waits(s) && !matches!(s.chain, OnChain::Other(_)));
-            let mut rest: heapless::Vec<usize, MAX_ENDPOINTS> = (0..self.0.len()).filter(ours).collect();
-            rest.sort_by_key(|i| self.0.get(*i).map(|s| (s.not_before, *i)));
-            order.extend(rest);
-        }
-        order
+    /// The endpoints in our own backoff, the next one due first: asked where those of [`Endpoints::order`] make no quorum,
+    /// since after an outage others answer again. Not those that asked us to wait, or are on another chain.
+    pub fn in_backoff(&self, now: Boot) -> heapless::Vec<usize, MAX_ENDPOINTS> {
+        let waits = |s: &EndpointState| s.asked_to_wait <= now && s.not_before > now;
+        let ours = |i: &usize| self.0.get(*i).is_some_and(|s| waits(s) && !matches!(s.chain, OnChain::Other(_)));
+        let mut rest: heapless::Vec<usize, MAX_ENDPOINTS> = (0..self.0.len()).filter(ours).collect();
+        rest.sort_by_key(|i| self.0.get(*i).map(|s| (s.not_before, *i)));
+        rest
     }
 
     /// The earliest time that `quorum` endpoints may be asked, by what they asked for themselves.

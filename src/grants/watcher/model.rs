@@ -169,6 +169,18 @@ impl Chain {
         self.changes.push((self.head, n, after));
     }
 
+    pub(super) fn grant(&mut self, n: usize) {
+        self.mine(1);
+        let owner = OWNERS * u8::try_from(n + 1).unwrap();
+        self.next_token += 1;
+        self.changes.push((self.head, n, Token { id: self.next_token, active: true, owner, right_key: true }));
+    }
+
+    pub(super) fn revoke(&mut self, n: usize) {
+        self.mine(1);
+        self.changes.push((self.head, n, Token { active: false, ..self.token(n, self.head) }));
+    }
+
     pub(super) fn token(&self, n: usize, height: u64) -> Token {
         let at = self.changes.iter().rev().find(|(h, of, _)| *of == n && *h <= height);
         at.map_or(Token::default(), |(_, _, token)| *token)

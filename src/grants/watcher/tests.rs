@@ -12,6 +12,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod outages;
+
 /// Milliseconds between polls.
 const POLL: u64 = 4_000;
 /// Milliseconds until the machine has caught up with an undisturbed chain: backoffs of at most 90 s have ended.
