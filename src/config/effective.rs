@@ -94,6 +94,14 @@ impl Effective {
         Self { own: self.own.clone(), document: document.map(Arc::new), sequence: self.sequence + 1 }
     }
 
+    /// The same with another wanted release; the sequence number stays, since the network is the same. Unchanged without a
+    /// document.
+    #[must_use]
+    pub fn with_release(&self, release: Option<WantedRelease>) -> Self {
+        let document = self.document.as_ref().map(|d| Arc::new(DocumentSettings { release, ..(**d).clone() }));
+        Self { document, ..self.clone() }
+    }
+
     /// Grows by one with each publication of this process.
     pub const fn sequence(&self) -> u64 {
         self.sequence

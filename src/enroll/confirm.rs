@@ -64,6 +64,13 @@ pub struct TrialRecord {
     pub unproved_before: bool,
 }
 
+impl TrialRecord {
+    /// Whether the hub has not answered through the stored state of this generation.
+    pub const fn leaves_unproved(&self, stored: u64) -> bool {
+        self.generation == stored || (self.generation > stored && self.unproved_before)
+    }
+}
+
 /// What is known about the state published last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TrialEvidence {

@@ -224,6 +224,11 @@ impl ControlClient {
         self.in_force.as_ref()
     }
 
+    /// The state in force if the hub has answered through it, or if there is no hub to answer.
+    pub fn proved(&self) -> Option<&Arc<SignedState>> {
+        self.in_force.as_ref().filter(|_| !self.unproved)
+    }
+
     /// The key last proven.
     pub const fn key(&self) -> PublicKey {
         self.rotation.key()

@@ -10,6 +10,7 @@ use spoke_api::health::summary::Components;
 use spoke_config::Config;
 use spoke_config::control::Control;
 use spoke_config::effective::Effective;
+use spoke_enroll::confirm::TrialRecord;
 use spoke_enroll::events::{Action, ControlTimes, Event, KeySlot, SignedState};
 use spoke_enroll::identity::{Enrolment, ServerClock};
 use spoke_enroll::machine::{ControlClient, RotationRefused};
@@ -150,13 +151,18 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
             self.files.forget_states();
         }
         let (in_force, state_lost) = self.load_last_good(&mut enrolment);
+        let trial = self.load_trial();
         let published = match (&in_force, &enrolment) {
-            (Some(state), _) => Some(publish(&self.publish, &self.own, Some(&state.document))),
+            (Some(state), _) => {
+                let unproved = trial.is_some_and(|t| t.leaves_unproved(state.document.generation));
+                let proved = (!unproved).then_some(&state.document);
+                Some(publish(&self.publish, &self.own, Some(&state.document), proved))
+            }
             (None, Some(_)) => None,
             // It may have been enrolled.
             (None, None) if enrolment_lost || state_lost => None,
             (None, None) => {
-                publish(&self.publish, &self.own, None);
+                publish(&self.publish, &self.own, None, None);
                 None
             }
         };
@@ -174,7 +180,14 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
             );
         }
         let connection = Connection { enrolment, server, skews: 0, published, unsaved: None, key_verifier: None };
-        self.session(connection, in_force).await
+        self.session(connection, in_force, trial).await
+    }
+
+    fn load_trial(&mut self) -> Option<TrialRecord> {
+        self.files.trial.load().unwrap_or_else(|e| {
+            tracing::warn!(error = %ErrorChain(&e), "record of a trial not readable: a state that lost the hub may be tried again");
+            None
+        })
     }
 
     /// The record of the enrolment, and whether there is one that cannot be read.
@@ -235,13 +248,14 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
         Ok(enrolment)
     }
 
-    async fn session(mut self, connection: Connection, in_force: Option<SignedState>) -> Result<(), ControlTaskError> {
+    async fn session(
+        mut self,
+        connection: Connection,
+        in_force: Option<SignedState>,
+        trial: Option<TrialRecord>,
+    ) -> Result<(), ControlTaskError> {
         let rejected = self.files.rejected.load().unwrap_or_else(|e| {
             tracing::warn!(error = %ErrorChain(&e), "record of a reverted state not readable: that state may be tried again");
-            None
-        });
-        let trial = self.files.trial.load().unwrap_or_else(|e| {
-            tracing::warn!(error = %ErrorChain(&e), "record of a trial not readable: a state that lost the hub may be tried again");
             None
         });
         let times = ControlTimes {

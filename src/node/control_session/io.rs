@@ -190,7 +190,8 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
             Action::Publish(state) => {
                 self.trust_keys(&state);
                 tracing::info!(generation = state.document.generation, "state published");
-                self.connection.published = Some(publish(&self.publish, &self.own, Some(&state.document)));
+                let proved = machine.proved().map(|s| &s.document);
+                self.connection.published = Some(publish(&self.publish, &self.own, Some(&state.document), proved));
             }
             Action::RecordTrial { generation, before, attempts, unproved_before } => {
                 let since = self.clock.wall();
@@ -199,9 +200,15 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
                     tracing::error!(generation, error = %ErrorChain(&e), "trial of a state not recorded: a restart tries it again");
                 }
             }
-            Action::Keep(state) => self.keep(state, true),
+            Action::Keep(state) => {
+                self.keep(state, true);
+                self.publish_release(machine);
+            }
             Action::Adopt(state) => self.keep(state, false),
-            Action::ForgetTrial => self.forget_trial(),
+            Action::ForgetTrial => {
+                self.forget_trial();
+                self.publish_release(machine);
+            }
             Action::LiftRejection => {
                 tracing::info!("reverted state tried again: the hub answers through neither");
                 if let Err(e) = self.files.rejected.remove() {
@@ -255,6 +262,18 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
             }
         }
         None
+    }
+
+    /// A state is proved: its release may be installed.
+    fn publish_release(&self, machine: &ControlClient) {
+        let release = machine.proved().and_then(|s| s.document.release.clone());
+        self.publish.send_if_modified(|published| {
+            let Some(last) = published.as_deref().filter(|p| p.wanted_release() != release.as_ref()) else {
+                return false;
+            };
+            *published = Some(Arc::new(last.with_release(release)));
+            true
+        });
     }
 
     fn use_key(&mut self, slot: KeySlot) {
@@ -539,15 +558,18 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
     }
 }
 
-/// Publishes the configuration with what `document` sets, under the next sequence number.
+/// Publishes the configuration with what `document` sets, under the next sequence number. The release is that of `proved`:
+/// nothing is installed for a state that may be reverted.
 pub(super) fn publish(
     to: &watch::Sender<Option<Arc<Effective>>>,
     own: &Arc<Config>,
     document: Option<&StateDocument>,
+    proved: Option<&StateDocument>,
 ) -> Arc<Effective> {
     let last = to.borrow().as_deref().cloned();
     let last = last.unwrap_or_else(|| Effective::of(own.clone()));
-    let next = Arc::new(last.with_document(document.map(|d| settings(own, d))));
+    let next = last.with_document(document.map(|d| settings(own, d)));
+    let next = Arc::new(next.with_release(proved.and_then(|d| d.release.clone())));
     to.send_replace(Some(next.clone()));
     next
 }

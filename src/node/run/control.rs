@@ -14,6 +14,7 @@ use spoke_command::Failure;
 use spoke_config::Config;
 use spoke_config::control::Control;
 use spoke_config::effective::Effective;
+use spoke_enroll::confirm::TrialRecord;
 use spoke_enroll::document::Envelope;
 use spoke_enroll::identity::Enrolment;
 use spoke_enroll::settings::settings;
@@ -46,6 +47,10 @@ fn enrolment_file(state_dir: &Path) -> Document<Enrolment> {
 
 fn state_file(state_dir: &Path) -> Document<Envelope> {
     Document::new(state_dir.join("state.json"), FILE_VERSION)
+}
+
+fn trial_file(state_dir: &Path) -> Document<TrialRecord> {
+    Document::new(state_dir.join("trial.json"), FILE_VERSION)
 }
 
 /// The channels of the control session.
@@ -192,7 +197,9 @@ pub(crate) fn remembered(config: &Arc<Config>) -> Option<Effective> {
     let dir = &config.node.state_dir;
     let enrolment = enrolment_file(dir).peek()?;
     let document = state_file(dir).peek()?.verify(node, &enrolment.signing_keys).ok()?;
-    Some(Effective::of(config.clone()).with_document(Some(settings(config, &document))))
+    let unproved = trial_file(dir).peek().is_some_and(|t| t.leaves_unproved(document.generation));
+    let release = document.release.clone().filter(|_| !unproved);
+    Some(Effective::of(config.clone()).with_document(Some(settings(config, &document))).with_release(release))
 }
 
 fn capabilities() -> Capabilities {

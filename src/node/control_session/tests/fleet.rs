@@ -307,6 +307,7 @@ pub(super) struct Node {
     pub(super) requests: mpsc::Sender<SessionRequest>,
     pub(super) confirmed: watch::Receiver<Option<Anchor>>,
     pub(super) stamps: watch::Sender<Option<Wall>>,
+    effective: Fact<Effective>,
 }
 
 impl Node {
@@ -395,13 +396,19 @@ impl Node {
             repair: None,
         };
         let (events, _) = watch::channel(0);
+        let effective = in_force.clone();
         let session = follow_hub(in_force, alive.to_vec(), choice_out, uplink_out, clock.clone());
         let reconciler = Reconciler { kernel, clock, notify: NoNotify, sources, status: net_out, events };
         let mut tasks = JoinSet::new();
         tasks.spawn(session);
         tasks.spawn(async move { drop(reconciler.run().await) });
         tasks.spawn(async move { control.run().await.unwrap() });
-        Self { kernel: handle, net, status, tasks, uplink, requests, confirmed, stamps }
+        Self { kernel: handle, net, status, tasks, uplink, requests, confirmed, stamps, effective }
+    }
+
+    /// Version of the release that the updater is to install.
+    pub(super) fn release(&self) -> Option<String> {
+        self.effective.borrow().as_ref()?.wanted_release().map(|r| r.version.clone())
     }
 
     /// Number of the hub that the session is at.

@@ -28,6 +28,11 @@ fn with_hub(generation: u64, hub: u8) -> StateDocument {
     document
 }
 
+fn with_release(generation: u64, hub: u8, version: &str) -> StateDocument {
+    let release = spoke_model::release::WantedRelease { version: version.into(), source: None };
+    StateDocument { release: Some(release), ..with_hub(generation, hub) }
+}
+
 /// A node at hub 1, which answers; its long-poll brings generation 4, at hub `hub`.
 struct Trial {
     directory: tempfile::TempDir,
@@ -157,4 +162,43 @@ async fn reboot_is_no_confirmation() {
     assert_eq!(Trial::stored(directory.path()), Some(3));
     let record = Document::<TrialRecord>::new(directory.path().join("trial.json"), 1).load().unwrap();
     assert_eq!(record, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn release_of_a_state_on_trial_is_not_installed() {
+    let (directory, server) = (tempfile::tempdir().unwrap(), Server::default());
+    let stays = async |node: &Node, version: Option<&str>, seconds: u32| {
+        for _ in 0..seconds {
+            assert_eq!(node.release().as_deref(), version);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    // The first state, stored although the hub does not answer.
+    server.offer(&with_release(3, DEAD, "3"), &[signer(1)]);
+    let mut node = Node::start_at_hubs(directory.path(), &server, FakeKernel::new(), &ALIVE);
+    node.reports(|s| s.generation == 3).await;
+    stays(&node, None, 300).await;
+    node.stop().await;
+    let mut node = Node::start_at_hubs(directory.path(), &server, FakeKernel::new(), &ALIVE);
+    node.reports(|s| s.generation == 3).await;
+    stays(&node, None, 300).await;
+
+    server.offer(&with_release(4, 1, "4"), &[signer(1)]);
+    node.reports(|s| s.generation == 4 && s.outcome == Some(Outcome::Applied)).await;
+    node.connects_to(1).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(node.release().as_deref(), Some("4"), "the hub has answered through it");
+
+    server.offer(&with_release(5, DEAD, "5"), &[signer(1)]);
+    node.reports(|s| s.outcome == Some(Outcome::Trial)).await;
+    stays(&node, Some("4"), 20).await;
+    node.stop().await;
+    let mut node = Node::start_at_hubs(directory.path(), &server, FakeKernel::new(), &ALIVE);
+    node.reports(|s| s.outcome == Some(Outcome::Reverted)).await;
+    stays(&node, Some("4"), 300).await;
+
+    server.offer(&with_release(6, 2, "6"), &[signer(1)]);
+    node.reports(|s| s.generation == 6 && s.outcome == Some(Outcome::Applied)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(node.release().as_deref(), Some("6"));
 }
