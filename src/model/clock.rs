@@ -51,6 +51,45 @@ pub struct Stamp {
     pub at: Boot,
 }
 
+/// The clock at the begin of a boot, or when an operator has confirmed it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootStamp {
+    /// Id of the boot.
+    pub boot: String,
+    /// Boot clock.
+    pub at: Boot,
+    /// Wall clock.
+    pub wall: Wall,
+    /// Taken by `spoke clock restore`: by its unit before the network is up, or by hand.
+    pub restored: bool,
+}
+
+/// Where the clock is measured from when a process starts, so that a jump before the start counts as one during its life.
+///
+/// The latest of the stamp and of the restored clock, both of this boot. In a new boot without one the board may have been
+/// off for any time: then the restored clock counts, which may come from a battery, unless `ahead`: a clock of the future was
+/// seen and may have been written to it. Otherwise `wall` is measured from the last stamp. `None`: nothing is known.
+pub fn anchor_at_start(
+    boot: &str,
+    wall: Wall,
+    stamp: Option<&Stamp>,
+    start: Option<&BootStamp>,
+    ahead: bool,
+) -> Option<Anchor> {
+    let here = stamp.filter(|s| s.boot == boot).map(|s| Anchor { at: s.at, wall: s.wall });
+    let start = start.filter(|s| s.boot == boot);
+    let restored = start.filter(|s| s.restored).map(|s| Anchor { at: s.at, wall: s.wall });
+    match (here, restored) {
+        (Some(here), Some(restored)) => Some(if restored.at > here.at { restored } else { here }),
+        (Some(anchor), None) => Some(anchor),
+        (None, Some(restored)) if !ahead => Some(restored),
+        (None, _) => match stamp {
+            Some(s) => (wall >= s.wall).then_some(Anchor { at: Boot::default(), wall: s.wall }),
+            None => start.map(|s| Anchor { at: s.at, wall: s.wall }),
+        },
+    }
+}
+
 /// Lower bound of the wall clock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Floor {
@@ -97,9 +136,9 @@ pub struct JumpWatch {
 }
 
 impl JumpWatch {
-    /// `stamped`: what [`JumpWatch::stamped`] was before the process started.
-    pub const fn new(stamped: Option<Wall>) -> Self {
-        Self { last: None, stamped }
+    /// `last`: [`anchor_at_start`]. `stamped`: what [`JumpWatch::stamped`] was before the process started.
+    pub const fn new(last: Option<Anchor>, stamped: Option<Wall>) -> Self {
+        Self { last, stamped }
     }
 
     /// Whether the clock stands more than [`LONGEST_JUMP`] away from where it would be without a step, unconfirmed.
@@ -321,7 +360,7 @@ mod tests {
         assert!(!watch.observe(Boot::from_secs(250), wall(250 + DAY / 2), None));
         assert_eq!(watch.stamped(), Some(wall(190 + 400 * DAY)));
         // A board that lay in a drawer: the control plane confirms the jump.
-        let mut watch = JumpWatch::new(watch.stamped());
+        let mut watch = JumpWatch::new(None, watch.stamped());
         watch.observe(Boot::from_secs(5), wall(5), None);
         let confirmed = Some(Anchor { at: Boot::from_secs(60), wall: wall(60 + 90 * DAY) });
         assert!(!watch.observe(Boot::from_secs(70), wall(75 + 90 * DAY), confirmed));
@@ -329,6 +368,53 @@ mod tests {
         // A clock that was ahead from the start and is set back.
         assert!(watch.observe(Boot::from_secs(80), wall(80), None));
         assert_eq!(watch.stamped(), Some(wall(85 + 90 * DAY)));
+    }
+
+    #[test]
+    fn jump_before_the_start_is_one() {
+        let stamp = |boot: &str| Stamp {
+            wall: Wall(1_100_000_000),
+            trusted: true,
+            boot: boot.into(),
+            at: Boot::from_secs(1_000),
+        };
+        let start =
+            |wall, restored| BootStamp { boot: "b".into(), at: Boot::from_secs(20), wall: Wall(wall), restored };
+        let jumped = |now: u64, wall: u64, stamp: Option<&Stamp>, start: Option<&BootStamp>, ahead: bool| {
+            let (now, wall) = (Boot::from_secs(now), Wall(wall));
+            JumpWatch::new(anchor_at_start("b", wall, stamp, start, ahead), None).observe(now, wall, None)
+        };
+        // The process was stopped for an hour in this boot.
+        let here = stamp("b");
+        assert!(!jumped(4_600, 1_100_003_600, Some(&here), None, false));
+        assert!(jumped(4_600, 1_100_003_600 + 2 * DAY, Some(&here), None, false));
+        assert!(jumped(4_600, 1_100_003_600 - 2 * DAY, Some(&here), None, false));
+        let by_hand = BootStamp { at: Boot::from_secs(4_500), ..start(1_100_003_500 + 2 * DAY, true) };
+        assert!(
+            !jumped(4_600, 1_100_003_600 + 2 * DAY, Some(&here), Some(&by_hand), true),
+            "an operator has confirmed it"
+        );
+        // Off for a month, with a battery; a time server is asked before the process starts.
+        let (before, battery) = (stamp("a"), start(1_100_000_000 + 30 * DAY, true));
+        assert!(!jumped(80, 1_100_000_060 + 30 * DAY, Some(&before), Some(&battery), false));
+        assert!(jumped(80, 1_100_000_060 + 400 * DAY, Some(&before), Some(&battery), false));
+        assert!(
+            jumped(80, 1_100_000_060 + 30 * DAY, Some(&before), Some(&battery), true),
+            "the battery may have kept it"
+        );
+        // Without one.
+        let restored = start(1_100_000_000, true);
+        assert!(jumped(80, 1_100_000_060 + 400 * DAY, Some(&before), Some(&restored), false));
+        assert!(!jumped(80, 1_100_000_060, Some(&before), Some(&restored), false));
+        // Nothing was done before the network was up.
+        for start in [None, Some(&start(1_100_000_000 + 400 * DAY, false))] {
+            assert!(jumped(80, 1_100_000_060 + 400 * DAY, Some(&before), start, false));
+            assert!(!jumped(80, 1_100_000_060 + DAY / 2, Some(&before), start, false));
+            assert!(!jumped(80, 60, Some(&before), start, false), "in the past, which is another doubt");
+        }
+        // The first start of a board.
+        assert!(!jumped(80, 1_300_000_000, None, None, false));
+        assert!(jumped(80, 1_300_000_000, None, Some(&restored), false));
     }
 
     #[test]

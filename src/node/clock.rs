@@ -1,9 +1,11 @@
 //! Task that checks the wall clock once a minute, publishes whether it is trusted, and stores the stamp.
 //!
 //! Waits for: the timer, a confirmed time.
-use spoke_model::clock::{Anchor, BUILD, Floor, JumpWatch, Occasion, Reading, Stamp, assess, due};
+use spoke_model::clock::{
+    Anchor, BUILD, BootStamp, Floor, JumpWatch, Occasion, Reading, Stamp, anchor_at_start, assess, due,
+};
 use spoke_model::error_chain::ErrorChain;
-use spoke_model::time::Wall;
+use spoke_model::time::{Boot, Wall};
 use spoke_sys::clock::{Clock, SystemClock, boot_id, set_wall, synchronised};
 use spoke_sys::disk::{DiskError, Document};
 use std::convert::Infallible;
@@ -15,6 +17,8 @@ use tokio::sync::watch;
 pub const FILE: &str = "clock.json";
 /// The file with the latest time that a handshake may carry, there only if that is ahead of the right time.
 const STAMPED: &str = "stamped-until.json";
+/// The file with the clock at the begin of this boot.
+const AT_BOOT: &str = "clock-boot.json";
 /// Interval of the checks; a check writes only if a stamp is due.
 const CHECK_EVERY: Duration = Duration::from_secs(60);
 
@@ -28,20 +32,56 @@ pub fn floor(state_dir: &Path) -> (Floor, Document<Stamp>) {
     (Floor { build: BUILD, stamp }, document)
 }
 
-/// Sets the clock if it is behind its lower bound; returns a description.
+/// Who restores the clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Restorer {
+    /// `spoke clock restore`, before the network is up or by hand: jumps are measured from here.
+    Command,
+    /// The supervisor, which may start after a time server has set the clock.
+    Supervisor,
+}
+
+/// Sets the clock if it is behind its lower bound, and records it for [`Keeper::new`]; returns a description.
 ///
 /// # Errors
 /// The process lacks CAP_SYS_TIME.
-pub fn restore(state_dir: &Path) -> Result<String, std::io::Error> {
+pub fn restore(state_dir: &Path, by: Restorer) -> Result<String, std::io::Error> {
     let (floor, _) = floor(state_dir);
     let wall = SystemClock.wall();
-    Ok(match floor.restore(wall) {
-        Some(least) => {
-            set_wall(least)?;
-            format!("the clock said {wall}; it was set to {least}")
-        }
+    let set = floor.restore(wall);
+    let done = set.map_or(Ok(()), set_wall);
+    record_boot(&SystemClock, state_dir, by);
+    done?;
+    Ok(match set {
+        Some(least) => format!("the clock said {wall}; it was set to {least}"),
         None => format!("the clock says {wall}, which is not before {}", floor.least()),
     })
+}
+
+fn at_boot(state_dir: &Path) -> Document<BootStamp> {
+    Document::new(state_dir.join(AT_BOOT), 1)
+}
+
+fn record_boot(clock: &impl Clock, state_dir: &Path, by: Restorer) {
+    let Some(boot) = boot_id() else { return };
+    let mut document = at_boot(state_dir);
+    let known = document.load().unwrap_or_default();
+    if by == Restorer::Supervisor && known.is_some_and(|k| k.boot == boot) {
+        return;
+    }
+    let (at, wall) = (clock.now(), clock.wall());
+    let start = BootStamp { boot, at, wall, restored: by == Restorer::Command };
+    if let Err(e) = document.store(&start) {
+        tracing::debug!(error = %ErrorChain(&e), "clock at boot not recorded");
+    }
+}
+
+/// Whether the clock has jumped since it was last known, as the supervisor would see it.
+pub fn has_jumped(state_dir: &Path, now: Boot, wall: Wall, floor: &Floor) -> bool {
+    let stamped = Document::<Wall>::new(state_dir.join(STAMPED), 1).peek();
+    let (boot, start) = (boot_id().unwrap_or_default(), at_boot(state_dir).peek());
+    let anchor = anchor_at_start(&boot, wall, floor.stamp.as_ref(), start.as_ref(), stamped.is_some());
+    JumpWatch::new(anchor, stamped).observe(now, wall, None)
 }
 
 /// Checks the clock and stores the stamp.
@@ -81,15 +121,17 @@ impl<C: Clock> Keeper<C> {
             None
         });
         stamped_until.send_replace(known);
+        let (boot, start) = (boot_id().unwrap_or_default(), at_boot(state_dir).peek());
+        let anchor = anchor_at_start(&boot, clock.wall(), floor.stamp.as_ref(), start.as_ref(), known.is_some());
         Self {
             clock,
-            boot: boot_id().unwrap_or_default(),
+            boot,
             every,
             floor,
             document,
             trusted,
             confirmed,
-            watch: JumpWatch::new(known),
+            watch: JumpWatch::new(anchor, known),
             stamped,
             stamped_until,
             jumped: false,

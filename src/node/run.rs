@@ -8,7 +8,7 @@ use crate::agent;
 use crate::audit::{Audit, Trail};
 use crate::changes as change;
 use crate::changes::requests::Changes;
-use crate::clock::{self, Keeper};
+use crate::clock::{self, Keeper, Restorer};
 use crate::config_file::load;
 use crate::health;
 use crate::reconciler::{Fact, Reconciler, Sources};
@@ -54,7 +54,7 @@ pub fn run(config: &Path) -> Outcome {
     // First: nothing works without keys.
     let keys = keys::load(&config, IfMissing::Create)?;
     // Normally done by spoke-clock.service; here for a supervisor started by hand.
-    match clock::restore(&config.node.state_dir) {
+    match clock::restore(&config.node.state_dir, Restorer::Supervisor) {
         Ok(done) => tracing::debug!(done, "clock restored"),
         Err(e) => {
             tracing::warn!(error = %e, "clock is behind and cannot be set: enable spoke-clock.service")

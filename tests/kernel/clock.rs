@@ -7,12 +7,17 @@ mod netns;
 
 use device::{Device, Hub};
 use netns::{Namespace, PlainWireGuard, wire};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+
+/// There is one clock.
+static CLOCK: Mutex<()> = Mutex::new(());
 
 const HUB: &str = "10.9.0.1";
 
 #[test]
 fn a_board_that_boots_in_1970_connects() {
+    let _alone = CLOCK.lock().unwrap_or_else(PoisonError::into_inner);
     assert_eq!(
         std::env::var("SPOKE_TEST_KERNEL_KIND").as_deref(),
         Ok("uml"),
@@ -48,4 +53,48 @@ fn a_board_that_boots_in_1970_connects() {
     let again = hub.latest_handshake(&device.public_key).expect("a handshake");
     assert!(again >= seen, "earlier than the last stamp: {seen} then {again}");
     assert!(device.tell("clock show").contains("believed no"), "a restored clock is not trusted");
+}
+
+/// A forged answer of a time server while the supervisor is stopped, in the same boot.
+#[test]
+fn clock_that_jumps_while_stopped_is_not_trusted() {
+    let _alone = CLOCK.lock().unwrap_or_else(PoisonError::into_inner);
+    assert_eq!(std::env::var("SPOKE_TEST_KERNEL_KIND").as_deref(), Ok("uml"), "this sets the clock of the machine");
+    let (node, far) = (Namespace::new("device"), Namespace::new("hub"));
+    wire((&node, "wan", "192.0.2.2/24"), (&far, "wan", "192.0.2.1/24"));
+    let hub = PlainWireGuard::new(&far, "wg0", 51820, "10.9.0.1/24");
+    let hubs = [Hub { name: "hub", public_key: &hub.public_key, endpoint: "192.0.2.1:51820", address: HUB }];
+    let mut device = Device::new(&node, "10.9.0.2/24", &hubs);
+    hub.peer(&device.public_key, "allowed-ips 10.9.0.2/32");
+    let step = |days: i64| {
+        let now: i64 = node.run("date +%s").trim().parse().expect("seconds");
+        node.run(&format!("date -u -s @{}", now + days * 86_400));
+    };
+    let jumps = |device: &Device<'_>| device.logged().matches("clock jumped by more than a day").count();
+    let stamp = |device: &Device<'_>| {
+        let shown = device.tell("clock show");
+        shown.lines().find(|l| l.starts_with("stamp")).map(str::to_owned).expect("a stamp")
+    };
+    device.start();
+    device.wait_up(20, HUB);
+    device.stop();
+    let before = stamp(&device);
+    assert!(before.contains("20"), "{before}");
+
+    step(400);
+    for start in 1..=2 {
+        device.start();
+        netns::wait_until(Duration::from_secs(20), "the jump in the log", || jumps(&device) == start);
+        device.stop();
+        assert_eq!(stamp(&device), before, "the next boot would begin with the forged time");
+    }
+    assert!(device.tell("clock show").contains("believed no (jump)"), "{}", device.tell("clock show"));
+
+    // An operator says that it is right.
+    device.tell("clock restore");
+    device.start();
+    device.wait_up(60, HUB);
+    device.stop();
+    assert_eq!(jumps(&device), 2);
+    assert_ne!(stamp(&device), before);
 }

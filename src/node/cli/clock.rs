@@ -1,5 +1,5 @@
 //! `spoke clock`: sets a clock that is behind to its lower bound, or shows its state.
-use crate::clock::{floor, restore};
+use crate::clock::{Restorer, floor, has_jumped, restore};
 use crate::config_file::load;
 use anyhow::Context as _;
 use spoke_command::{Outcome, print};
@@ -21,7 +21,7 @@ pub fn run(command: Command, config: &Path) -> Outcome {
     let state_dir = state_dir(config);
     match command {
         Command::Restore => {
-            let done = restore(&state_dir)
+            let done = restore(&state_dir, Restorer::Command)
                 .context("cannot set the clock: run as root, or by spoke-clock.service, which has CAP_SYS_TIME")?;
             print(&format!("{done}\n"));
         }
@@ -39,7 +39,8 @@ fn show(state_dir: &Path) {
     let (floor, _) = floor(state_dir);
     let boot = boot_id().unwrap_or_default();
     let (now, wall) = (SystemClock.now(), SystemClock.wall());
-    let reading = Reading { now, wall, boot: &boot, synchronised: synchronised(), confirmed: None, jumped: false };
+    let jumped = has_jumped(state_dir, now, wall, &floor);
+    let reading = Reading { now, wall, boot: &boot, synchronised: synchronised(), confirmed: None, jumped };
     let verdict = match assess(reading, &floor) {
         Ok((_, source)) => format!("yes ({source:?})").to_lowercase(),
         Err(doubt) => format!("no ({doubt:?})").to_lowercase(),
