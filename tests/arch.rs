@@ -296,3 +296,82 @@ fn faults_name_tests_that_exist() {
     let missing: Vec<_> = named.iter().filter(|n| !all.contains(n.as_str())).collect();
     assert!(missing.is_empty(), "docs/faults.md names tests that are not there: {missing:?}");
 }
+
+/// Sleeps that are not on the boot clock and whose length is no constant of at most [`SHORT`]: file, argument, and why it is short.
+const OTHER_SLEEPS: [(&str, &str, &str); 4] = [
+    ("sys/clock.rs", "wait", "without a descriptor for a timer"),
+    ("sys/fetch.rs", "end.since(SystemClock.now()).min(STEP)", "steps of two seconds"),
+    ("sys/connect.rs", "began + next.unwrap_or_default()", "the connection attempt delay of RFC 8305, 250 ms"),
+    ("sys/http_server/stalling.rs", "Instant::now() + limit", "bounds a read that a client stalls"),
+];
+
+/// Longest sleep on CLOCK_MONOTONIC, which stands still in suspend; a longer one is `Clock::sleep`.
+const SHORT: u64 = 5_000;
+
+/// Milliseconds of `Duration::from_secs(N)` or `Duration::from_millis(N)`, directly or by a constant of the same file.
+fn milliseconds(argument: &str, code: &str) -> Option<u64> {
+    let direct = |text: &str| {
+        let number = |unit: &str| text.split_once(unit)?.1.split_once(')')?.0.replace('_', "").parse::<u64>().ok();
+        number("Duration::from_millis(").or_else(|| number("Duration::from_secs(").map(|s| s * 1_000))
+    };
+    direct(argument).or_else(|| {
+        let constant = code.lines().find(|l| l.contains(&format!("const {argument}: Duration")))?;
+        direct(constant)
+    })
+}
+
+/// The arguments of calls of `sleep` and `sleep_until` that are not a clock's own.
+fn sleeps(code: &str) -> Vec<&str> {
+    let starts = code.match_indices("sleep(").chain(code.match_indices("sleep_until(")).filter_map(|(at, call)| {
+        let before = &code[..at];
+        let of_a_clock = ["lock.", "Clock.", "self.", "fn "].iter().any(|b| before.ends_with(b));
+        let word = before.ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == '&');
+        (!of_a_clock && !word).then_some(at + call.len())
+    });
+    starts
+        .map(|at| {
+            let mut depth = 1;
+            let end = code[at..].find(|c| {
+                depth += i32::from(c == '(') - i32::from(c == ')');
+                depth == 0
+            });
+            &code[at..at + end.unwrap_or_default()]
+        })
+        .collect()
+}
+
+#[test]
+fn long_waits_are_on_the_boot_clock() {
+    let mut used = BTreeSet::new();
+    for room in ["node", "sys", "chain"] {
+        let top = root().join("src").join(room);
+        let mut files = Vec::new();
+        sources(&top, &mut files);
+        for file in files {
+            let name = file.strip_prefix(root().join("src")).unwrap().display().to_string();
+            if name.contains("/tests") || name.contains("/sim") {
+                continue;
+            }
+            let text = std::fs::read_to_string(&file).unwrap();
+            let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+            // Those that take a clock are on it.
+            for argument in sleeps(code).into_iter().filter(|a| !a.starts_with("&self.clock")) {
+                let known = OTHER_SLEEPS.iter().position(|(f, a, _)| *f == name && *a == argument);
+                used.extend(known);
+                let short = milliseconds(argument, code).is_some_and(|ms| ms <= SHORT);
+                assert!(
+                    known.is_some() || short,
+                    "{name}: sleep({argument}): take Clock::sleep, which goes on in suspend"
+                );
+            }
+        }
+    }
+    assert_eq!(used.len(), OTHER_SLEEPS.len(), "an exception that is not needed");
+}
+
+#[test]
+fn sleeps_are_found() {
+    let code = "const A: Duration = Duration::from_secs(6);\ntokio::time::sleep(A).await; clock.sleep(x).await; sleep(f(1)).await;";
+    assert_eq!(sleeps(code), ["A", "f(1)"]);
+    assert_eq!((milliseconds("A", code), milliseconds("Duration::from_millis(1_500)", "")), (Some(6_000), Some(1_500)));
+}

@@ -145,7 +145,7 @@ async fn serve<C: Clock, W: Wrap>(mut deps: Deps<C>, agent: Agent<C>, wrap: W) -
     };
     let (unresolved, resolver) = (agent.unresolved.clone(), agent.resolver.clone());
     let mut listeners = Listeners::new(Server::new(agent, wrap, limits));
-    let mut retry_at = tokio::time::Instant::now() + names::RETRY_EVERY;
+    let mut retry_at = deps.clock.now() + names::RETRY_EVERY;
     loop {
         let wanted = {
             let status = deps.net.borrow_and_update();
@@ -158,11 +158,11 @@ async fn serve<C: Clock, W: Wrap>(mut deps: Deps<C>, agent: Agent<C>, wrap: W) -
                 // The reconciler has ended, and the process ends with it.
                 std::future::pending::<()>().await;
             },
-            () = tokio::time::sleep_until(retry_at) => {
+            () = deps.clock.sleep(retry_at.since(deps.clock.now())) => {
                 if !unresolved.is_empty() {
                     unresolved.retry(&resolver, &deps.changes, &deps.net).await;
                 }
-                retry_at = tokio::time::Instant::now() + names::RETRY_EVERY;
+                retry_at = deps.clock.now() + names::RETRY_EVERY;
             }
             () = stopped(&mut deps.stop) => {
                 listeners.close().await;

@@ -128,7 +128,7 @@ impl<H: Http> Enroller<'_, H> {
                     wait
                 }
             };
-            tokio::time::sleep(wait).await;
+            clock.sleep(wait).await;
         }
     }
 

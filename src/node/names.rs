@@ -4,6 +4,7 @@
 use spoke_config::Config;
 use spoke_model::address::HostPort;
 use spoke_model::error_chain::ErrorChain;
+use spoke_sys::clock::Clock;
 use spoke_sys::resolve::Resolve;
 use spoke_uplink::names::{Names, wanted};
 use spoke_uplink::session::RESOLVE_TIMEOUT;
@@ -18,7 +19,8 @@ use tokio::sync::watch;
 const MIN_WAIT: Duration = Duration::from_secs(1);
 
 /// Publishes the addresses until dropped; first an empty set, so that the first pass does not wait for look-ups.
-pub async fn run<D: Resolve>(
+pub async fn run<D: Resolve, C: Clock>(
+    clock: C,
     config: Arc<Config>,
     resolver: D,
     seed: u64,
@@ -45,9 +47,9 @@ pub async fn run<D: Resolve>(
         publish(&known, &names);
         // Events during the look-up did not help it.
         wake.mark_unchanged();
-        tokio::time::sleep(MIN_WAIT.min(wait)).await;
+        clock.sleep(MIN_WAIT.min(wait)).await;
         tokio::select! {
-            () = tokio::time::sleep(wait.saturating_sub(MIN_WAIT)) => {}
+            () = clock.sleep(wait.saturating_sub(MIN_WAIT)) => {}
             changed = wake.changed(), if network_events && failed => network_events = changed.is_ok(),
         }
     }

@@ -203,7 +203,7 @@ fn start_names(
     let (known, addresses) = watch::channel(None);
     let (config, wake, resolver) = (config.clone(), wake.clone(), SystemResolver::default());
     tasks.restarting("names", seed, move || {
-        crate::names::run(config.clone(), resolver.clone(), seed(), known.clone(), wake.clone())
+        crate::names::run(SystemClock, config.clone(), resolver.clone(), seed(), known.clone(), wake.clone())
     });
     Some(addresses)
 }

@@ -1,5 +1,6 @@
 //! Supervision of the tasks: restart with backoff, or end the process where a vital task ends. No task takes the kernel
 //! tunnel down.
+use spoke_sys::clock::{Clock, SystemClock};
 use std::fmt::Display;
 use std::future::Future;
 use std::io;
@@ -42,13 +43,25 @@ pub enum Exit {
     Panicked(String),
 }
 
-/// The running tasks.
-#[derive(Debug, Default)]
-pub struct Supervisor {
+/// The running tasks. Waits are on `C`.
+#[derive(Debug)]
+pub struct Supervisor<C = SystemClock> {
     tasks: JoinSet<Exit>,
+    clock: C,
 }
 
-impl Supervisor {
+impl Default for Supervisor {
+    fn default() -> Self {
+        Self::new(SystemClock)
+    }
+}
+
+impl<C: Clock> Supervisor<C> {
+    /// Without any task.
+    pub fn new(clock: C) -> Self {
+        Self { tasks: JoinSet::new(), clock }
+    }
+
     /// Runs `task` for as long as the process lives; its end, with or without an error, ends the process.
     pub fn vital<E: Display>(
         &mut self,
@@ -74,11 +87,12 @@ impl Supervisor {
         start: impl FnOnce(&mut Self) + Send + 'static,
     ) -> io::Result<()> {
         let (end, ended) = oneshot::channel();
+        let clock = self.clock.clone();
         let thread = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK);
         thread.spawn(move || {
             let exit = match runtime() {
                 Ok(runtime) => runtime.block_on(async {
-                    let mut tasks = Self::default();
+                    let mut tasks = Self::new(clock);
                     start(&mut tasks);
                     tasks.run(std::future::pending()).await
                 }),
@@ -109,7 +123,7 @@ impl Supervisor {
             let work = start();
             Box::pin(async move { work.await.map(drop).map_err(|e| e.to_string()) })
         };
-        self.tasks.spawn(restart(name, random, Box::new(start)));
+        self.tasks.spawn(restart(self.clock.clone(), name, random, Box::new(start)));
     }
 
     /// Waits until `stop` resolves (`Ok`) or a vital task ends (`Err`). Drops every task on return; threads end with the
@@ -147,20 +161,25 @@ fn exit(ended: Result<Exit, tokio::task::JoinError>) -> Exit {
 
 type Attempt = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
 
-/// Not generic: compiled once per task it was 54 KB of the release binary.
-async fn restart(name: &'static str, random: fn() -> u64, mut start: Box<dyn FnMut() -> Attempt + Send>) -> Exit {
+/// Generic over the clock alone: compiled once per task it was 54 KB of the release binary.
+async fn restart<C: Clock>(
+    clock: C,
+    name: &'static str,
+    random: fn() -> u64,
+    mut start: Box<dyn FnMut() -> Attempt + Send>,
+) -> Exit {
     let mut wait = RESTART_MIN;
     loop {
-        let started = tokio::time::Instant::now();
+        let started = clock.now();
         match start().await {
             Ok(()) => tracing::warn!(task = name, retry_in = ?wait, "task returned; restarting it"),
             Err(error) => tracing::error!(task = name, error, retry_in = ?wait, "task failed; restarting it"),
         }
-        if started.elapsed() >= RESTART_RESET {
+        if clock.now().since(started) >= RESTART_RESET {
             wait = RESTART_MIN;
         }
         let half = u64::try_from(wait.as_millis() / 2).unwrap_or(u64::MAX).max(1);
-        tokio::time::sleep(wait / 2 + Duration::from_millis(random() % half)).await;
+        clock.sleep(wait / 2 + Duration::from_millis(random() % half)).await;
         wait = (wait * 2).min(RESTART_MAX);
     }
 }
@@ -168,13 +187,15 @@ async fn restart(name: &'static str, random: fn() -> u64, mut start: Box<dyn FnM
 #[cfg(test)]
 mod tests {
     use super::*;
+    use spoke_model::time::Wall;
+    use spoke_sys::sim::clock::SimClock;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU32, Ordering};
 
     #[tokio::test(start_paused = true)]
     async fn restarts_of_a_failing_task_back_off() {
         let starts = Arc::new(AtomicU32::new(0));
-        let mut supervisor = Supervisor::default();
+        let mut supervisor = Supervisor::new(SimClock::new(Wall(0)));
         let count = starts.clone();
         supervisor.restarting(
             "test",

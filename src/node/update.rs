@@ -109,7 +109,7 @@ pub async fn watch<C: Clock>(
         }
         let Some(machine) = &mut trial else {
             if counted || again {
-                tokio::time::sleep(PROBE_EVERY).await;
+                clock.sleep(PROBE_EVERY).await;
                 continue;
             }
             return Ok(Next::Settled);

@@ -44,6 +44,16 @@ impl Clock for SystemClock {
     }
 }
 
+/// The output of `work`; `None`: it took longer than `limit` on the boot clock. Long timeouts need it: a connection that died in
+/// suspend is given up at resume.
+pub async fn timeout<F: Future>(limit: Duration, work: F) -> Option<F::Output> {
+    tokio::select! {
+        biased;
+        out = work => Some(out),
+        () = SystemClock.sleep(limit) => None,
+    }
+}
+
 /// A descriptor that is readable after `wait` on CLOCK_BOOTTIME.
 #[expect(deprecated, reason = "its successor needs unsafe code; an owned descriptor is all it asks for")]
 fn boot_timer(wait: Duration) -> std::io::Result<AsyncFd<OwnedFd>> {

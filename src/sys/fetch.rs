@@ -19,6 +19,8 @@ const ONE: Duration = Duration::from_secs(900);
 const WHOLE: Duration = Duration::from_secs(6 * 3600);
 /// First and longest wait before the rest of a broken download is asked for.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// The longest step of such a wait.
+const STEP: Duration = Duration::from_secs(2);
 /// Requests in a row that bring nothing before a download fails.
 const FRUITLESS: u32 = 10;
 
@@ -109,11 +111,15 @@ impl Download {
             if self.fruitless > FRUITLESS || SystemClock.now() + wait >= self.until {
                 return Err(why);
             }
-            #[expect(
-                clippy::disallowed_methods,
-                reason = "on a thread of its own, which reads and writes blocking files"
-            )]
-            std::thread::sleep(wait);
+            // In short steps: a resumed machine does not wait for what was left.
+            let end = SystemClock.now() + wait;
+            while SystemClock.now() < end {
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "on a thread of its own, which reads and writes blocking files"
+                )]
+                std::thread::sleep(end.since(SystemClock.now()).min(STEP));
+            }
             match self.resume() {
                 Ok(()) => return Ok(()),
                 Err(e) => why = e,

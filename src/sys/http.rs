@@ -266,7 +266,7 @@ impl Http for HttpsClient {
                 other => other,
             }
         };
-        let answer = tokio::time::timeout(within, ask).await;
+        let answer = crate::clock::timeout(within, ask).await;
         answer.unwrap_or(Err(HttpError::Timeout(within)))
     }
 }

@@ -106,7 +106,7 @@ async fn store_settings(args: &Args, components: &watch::Sender<Components>) -> 
             return Err(Failure::BadInput(problem.map_or_else(|| "no settings".to_owned(), |p| p.status)));
         }
         report_unprovisioned(components, problem.map_or_else(String::new, |p| p.status));
-        tokio::time::sleep(RETRY_INTERVAL).await;
+        SystemClock.sleep(RETRY_INTERVAL).await;
         remount(&args.boot);
     }
 }

@@ -5,6 +5,7 @@ use crate::supervise::Supervisor;
 use spoke_api::health::summary::Components;
 use spoke_config::Config;
 use spoke_config::effective::Effective;
+use spoke_sys::clock::{Clock, SystemClock};
 use spoke_sys::random::seed;
 use spoke_sys::updater::Notes;
 use spoke_update::notice::Notice;
@@ -33,7 +34,8 @@ pub(super) fn start(
         tasks.restarting("release", seed, move || pass_wanted(notes.clone(), effective.clone()));
     }
     let components = components.clone();
-    tasks.restarting("slots", seed, move || pass_notice(notes.clone(), components.clone(), update.clone()));
+    tasks
+        .restarting("slots", seed, move || pass_notice(SystemClock, notes.clone(), components.clone(), update.clone()));
 }
 
 async fn pass_wanted(notes: Notes, mut effective: Fact<Effective>) -> Result<(), std::io::Error> {
@@ -46,7 +48,8 @@ async fn pass_wanted(notes: Notes, mut effective: Fact<Effective>) -> Result<(),
     }
 }
 
-async fn pass_notice(
+async fn pass_notice<C: Clock>(
+    clock: C,
     notes: Notes,
     components: watch::Sender<Components>,
     update: watch::Sender<Option<Notice>>,
@@ -57,7 +60,7 @@ async fn pass_notice(
             update.send_replace(now.clone());
             components.send_modify(|v| v.update = now);
         }
-        tokio::time::sleep(POLL_EVERY).await;
+        clock.sleep(POLL_EVERY).await;
     }
 }
 
@@ -66,6 +69,8 @@ mod tests {
     use super::*;
     use spoke_config::effective::DocumentSettings;
     use spoke_model::release::WantedRelease;
+    use spoke_model::time::Wall;
+    use spoke_sys::sim::clock::SimClock;
     use spoke_update::record::UpdateRecord;
     use spoke_update::slot::Slot;
 
@@ -87,7 +92,7 @@ mod tests {
 
         let (components, seen) = watch::channel(Components::default());
         let (update, mut published) = watch::channel(None);
-        let telling = tokio::spawn(pass_notice(notes.clone(), components, update));
+        let telling = tokio::spawn(pass_notice(SimClock::new(Wall(0)), notes.clone(), components, update));
         notes.post(&Notice::of(&UpdateRecord::new("x".into()), Slot::B, "1")).unwrap();
         published.changed().await.unwrap();
         assert_eq!(seen.borrow().update.as_ref().unwrap().slot, Slot::B);

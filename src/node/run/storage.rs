@@ -23,7 +23,7 @@ pub(super) async fn watch<C: Clock>(
         if Path::new(RUN).exists() {
             publish(&components, Component::BootPartition, boot_fault(Path::new("/boot")), &clock);
         }
-        tokio::time::sleep(CHECK_INTERVAL).await;
+        clock.sleep(CHECK_INTERVAL).await;
     }
 }
 

@@ -8,7 +8,7 @@ use spoke_command::{Failure, Outcome};
 use spoke_config::Config;
 use spoke_model::release::WantedRelease;
 use spoke_model::url::HttpUrl;
-use spoke_sys::clock::SystemClock;
+use spoke_sys::clock::{Clock as _, SystemClock};
 use spoke_sys::random::seed;
 use spoke_sys::slots::{DiskSlots, RUN};
 use spoke_sys::vault::Vault;
@@ -17,7 +17,6 @@ use spoke_update::offer::Asker;
 use spoke_update::record::UpdateRecord;
 use std::path::Path;
 use std::time::Duration;
-use tokio::time::Instant;
 
 /// Time between two checks for a wanted release.
 const CHECK_EVERY: Duration = Duration::from_secs(5);
@@ -53,37 +52,37 @@ pub(super) fn run(config: &Config) -> Outcome {
 async fn idle(config: &Config, file: &RecordFile, record: &UpdateRecord) -> Outcome {
     // A fleet that was switched on together does not ask together.
     let phase = f64::from(u32::try_from(seed() >> 32).unwrap_or(0)) / f64::from(u32::MAX);
-    let mut offered_at = Instant::now() + config.update.every.mul_f64(phase);
-    let (mut wanted_at, mut wait) = (Instant::now(), RETRY.0);
-    let mut kept_at = Instant::now();
+    let mut offered_at = SystemClock.now() + config.update.every.mul_f64(phase);
+    let (mut wanted_at, mut wait) = (SystemClock.now(), RETRY.0);
+    let mut kept_at = SystemClock.now();
     let mut before: Option<WantedRelease> = None;
     loop {
-        if Instant::now() >= kept_at {
+        if SystemClock.now() >= kept_at {
             keep_identity();
-            kept_at = Instant::now() + KEEP_EVERY;
+            kept_at = SystemClock.now() + KEEP_EVERY;
         }
-        tokio::time::sleep(CHECK_EVERY).await;
+        SystemClock.sleep(CHECK_EVERY).await;
         let wanted = file.notes.wanted();
         if wanted != before {
-            (wanted_at, wait) = (Instant::now(), RETRY.0);
+            (wanted_at, wait) = (SystemClock.now(), RETRY.0);
             file.post(record, None);
             before.clone_from(&wanted);
         }
-        if Instant::now() >= wanted_at {
+        if SystemClock.now() >= wanted_at {
             match fulfil(config, wanted.as_ref(), record) {
                 Ok(Done::Installed) => return Ok(()),
                 Ok(Done::Nothing) => {}
                 Ok(Done::Held(why)) => {
                     file.post(record, Some(why));
-                    (wanted_at, wait) = (Instant::now() + wait, (wait * 2).min(RETRY.1));
+                    (wanted_at, wait) = (SystemClock.now() + wait, (wait * 2).min(RETRY.1));
                 }
                 Err(e) => return Err(e),
             }
         }
         // A release wanted by the control plane has precedence over the source.
         let by_itself = config.update.automatic && config.update.source.is_some() && wanted.is_none();
-        if by_itself && Instant::now() >= offered_at {
-            offered_at += config.update.every;
+        if by_itself && SystemClock.now() >= offered_at {
+            offered_at = offered_at + config.update.every;
             let installed = source(config, None)
                 .and_then(|place| install(config, &Order { place: &place, only: None, asker: Asker::Source }));
             match installed {
