@@ -67,6 +67,8 @@ pub enum Code {
     NetworkOverlap,
     /// The fixed UDP port of an interface is in use by another program.
     PortInUse,
+    /// A private or preshared key cannot be read; its interface or peer is not set up.
+    KeyUnreadable,
     /// The system's route to the hub's tunnel address does not lead into the tunnel.
     TunnelBypassed,
     /// An interface that is not WireGuard has a desired interface's name.
@@ -99,7 +101,7 @@ pub enum Severity {
 
 impl Code {
     /// Every code, in the order of the documentation.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::NotProvisioned,
         Self::NoTunnel,
         Self::HubSilent,
@@ -112,6 +114,7 @@ impl Code {
         Self::RouteConflict,
         Self::NetworkOverlap,
         Self::PortInUse,
+        Self::KeyUnreadable,
         Self::TunnelBypassed,
         Self::NameTaken,
         Self::ConfigDegraded,
@@ -137,6 +140,7 @@ impl Code {
             Self::RouteConflict => "route_conflict",
             Self::NetworkOverlap => "network_overlap",
             Self::PortInUse => "port_in_use",
+            Self::KeyUnreadable => "key_unreadable",
             Self::TunnelBypassed => "tunnel_bypassed",
             Self::NameTaken => "name_taken",
             Self::ConfigDegraded => "config_degraded",
@@ -158,6 +162,7 @@ impl Code {
             | Self::RouteConflict
             | Self::NetworkOverlap
             | Self::PortInUse
+            | Self::KeyUnreadable
             | Self::TunnelBypassed
             | Self::NameTaken
             | Self::ConfigDegraded
@@ -191,6 +196,9 @@ impl Code {
                 "renumber one of the two networks, or remove the tunnel's network from addresses and allowed-ips"
             }
             Self::PortInUse => "stop the program the detail names, or set another listen_port",
+            Self::KeyUnreadable => {
+                "put the key into the file that the detail names, or its backup: it is read every five seconds"
+            }
             Self::TunnelBypassed => {
                 "see `ip route get ADDRESS` for the hub's address: remove the route or rule that captures it"
             }
@@ -229,6 +237,7 @@ impl Code {
             | Self::RouteConflict
             | Self::NetworkOverlap
             | Self::PortInUse
+            | Self::KeyUnreadable
             | Self::TunnelBypassed
             | Self::NameTaken
             | Self::ConfigDegraded

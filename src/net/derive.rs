@@ -28,6 +28,8 @@ pub struct Keys {
     pub private: BTreeMap<IfName, SecretKey>,
     /// Preshared keys by their source.
     pub preshared: BTreeMap<KeySource, PresharedKey>,
+    /// Why a key cannot be read, with its remedy.
+    pub unreadable: BTreeMap<KeySource, Arc<str>>,
 }
 
 /// A hub as a peer of the uplink.
@@ -174,20 +176,26 @@ pub enum DeriveError {
 /// Derives the desired state. `last` is the previous one: the generation increases only with a change.
 pub fn derive(config: &Effective, facts: &Facts, last: &Desired) -> Result<Desired, DeriveError> {
     let mut links = BTreeMap::new();
+    let mut key_faults = BTreeMap::new();
     for interface in config.interfaces() {
-        links.insert(interface.own().name.clone(), link(interface, config.own().node.role, facts)?);
+        let own = interface.own();
+        match facts.keys.unreadable.get(&own.private_key).filter(|_| !facts.keys.private.contains_key(&own.name)) {
+            Some(why) => drop(key_faults.insert(own.name.clone(), why.clone())),
+            None => drop(links.insert(own.name.clone(), link(interface, config.own().node.role, facts)?)),
+        }
     }
     for (name, set) in &facts.api_state.links {
-        if let (Some(device), false) = (&set.device, links.contains_key(name)) {
+        let known = links.contains_key(name) || key_faults.contains_key(name);
+        if let (Some(device), false) = (&set.device, known) {
             links.insert(name.clone(), api_link(name, config.own().node.role, device, set)?);
         }
     }
     check_hubs(config, &links)?;
     let hubs = config.interfaces().filter(|_| config.own().node.role == Role::Hub);
     let forwarding = hubs.map(|i| (i.own().name.clone(), forwarding(i))).collect();
-    let same = links == last.links && forwarding == last.forwarding;
+    let same = links == last.links && forwarding == last.forwarding && key_faults == last.key_faults;
     let generation = if same { last.generation } else { last.generation + 1 };
-    Ok(Desired { generation, links, forwarding })
+    Ok(Desired { generation, links, forwarding, key_faults })
 }
 
 /// No hub's address may be ours, and no network routed into a tunnel may hold an endpoint of that tunnel.
@@ -240,10 +248,12 @@ fn link(interface: InterfaceView<'_>, role: Role, facts: &Facts) -> Result<Link,
             }
         }
         let endpoint = peer.endpoint.as_ref().and_then(|e| e.literal().or_else(|| facts.names.get(e).copied()));
+        let (preshared_key, key_fault) = preshared(facts, name, peer.public_key, peer.preshared_key.as_ref())?;
         peers.insert(
             peer.public_key,
             Peer {
-                preshared_key: preshared(facts, name, peer.public_key, peer.preshared_key.as_ref())?,
+                preshared_key,
+                key_fault,
                 allowed_ips: peer.allowed_ips.iter().map(|c| c.0).collect(),
                 keepalive: peer.keepalive,
                 endpoint: endpoint.map(|addr| Endpoint { addr, attempt: 0 }),
@@ -319,6 +329,7 @@ fn merge(set: &ApiStateLink, peers: &mut BTreeMap<PublicKey, Peer>) {
             allowed_ips: peer.allowed_ips.filtered(|n| !declared.contains(n)),
             keepalive: peer.keepalive,
             endpoint: peer.endpoint.map(|addr| Endpoint { addr, attempt: 0 }),
+            key_fault: None,
         };
         (*key, peer)
     });
@@ -361,22 +372,24 @@ fn api_link(name: &IfName, role: Role, device: &Device, set: &ApiStateLink) -> R
     })
 }
 
+/// The preshared key, or why it cannot be read.
 fn preshared(
     facts: &Facts,
     link: &IfName,
     peer: PublicKey,
     source: Option<&KeySource>,
-) -> Result<Option<PresharedKey>, DeriveError> {
-    let Some(source) = source else { return Ok(None) };
-    match facts.keys.preshared.get(source) {
-        Some(key) => Ok(Some(key.clone())),
-        None => Err(DeriveError::NoPresharedKey { link: link.clone(), peer, origin: source.clone() }),
+) -> Result<(Option<PresharedKey>, Option<Arc<str>>), DeriveError> {
+    let Some(source) = source else { return Ok((None, None)) };
+    match (facts.keys.preshared.get(source), facts.keys.unreadable.get(source)) {
+        (Some(key), _) => Ok((Some(key.clone()), None)),
+        (None, Some(why)) => Ok((None, Some(why.clone()))),
+        (None, None) => Err(DeriveError::NoPresharedKey { link: link.clone(), peer, origin: source.clone() }),
     }
 }
 
 fn hub_peer(facts: &Facts, link: &IfName, peer: &HubPeer, allowed_ips: Nets) -> Result<Peer, DeriveError> {
-    let preshared_key = preshared(facts, link, peer.hub.public_key, peer.hub.preshared_key.as_ref())?;
-    Ok(Peer { preshared_key, allowed_ips, keepalive: peer.hub.keepalive, endpoint: peer.endpoint })
+    let (preshared_key, key_fault) = preshared(facts, link, peer.hub.public_key, peer.hub.preshared_key.as_ref())?;
+    Ok(Peer { preshared_key, allowed_ips, keepalive: peer.hub.keepalive, endpoint: peer.endpoint, key_fault })
 }
 
 /// Routes to the allowed-ips, without those that an address of the interface implies.
@@ -423,5 +436,7 @@ fn check(link: &IfName, private_key: &SecretKey, peers: &BTreeMap<PublicKey, Pee
 
 #[cfg(test)]
 mod captured;
+#[cfg(test)]
+mod key_faults;
 #[cfg(test)]
 mod overrides;

@@ -206,6 +206,7 @@ pub fn link(want: &Link, have: Option<&ObservedLink>, names: &Names) -> LinkDrif
     for (key, peer) in &want.peers {
         let (name, peer_id) = (names.get(key).cloned(), key.to_string());
         match seen.peers.get(key) {
+            None if peer.key_fault.is_some() => {}
             None => out.missing_peers.push(MissingPeer {
                 public_key: *key,
                 name,
@@ -241,7 +242,8 @@ fn mismatches(want: &Peer, have: &ObservedPeer) -> Vec<Mismatch> {
     if want.keepalive != have.keepalive {
         out.push(mismatch("persistent_keepalive", want.keepalive, have.keepalive));
     }
-    if want.preshared_key != have.preshared_key {
+    let kept = want.key_fault.is_some() && have.preshared_key.is_some();
+    if !kept && want.preshared_key != have.preshared_key {
         let shown = |k: &Option<PresharedKey>| k.as_ref().map(digest);
         out.push(mismatch("preshared_key", shown(&want.preshared_key), shown(&have.preshared_key)));
     }

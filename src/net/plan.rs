@@ -253,7 +253,8 @@ impl Plan {
 pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory) -> Plan {
     let mut out = Plan::default();
     for (name, have) in &observed.links {
-        if have.ours && have.wireguard && !desired.links.contains_key(name) {
+        let known = desired.links.contains_key(name) || desired.key_faults.contains_key(name);
+        if have.ours && have.wireguard && !known {
             out.steps.push(Step::DeleteLink { link: name.clone() });
         }
     }
@@ -318,7 +319,10 @@ fn link(
     unknown: &mut Vec<Step>,
 ) {
     let blank = ObservedLink { wireguard: true, mtu: want.mtu, ..ObservedLink::default() };
-    let rebuild = have.is_some_and(|h| h.ours) && memory.rebuilds.get(name).copied().unwrap_or(0) < want.rebuild;
+    // A peer whose preshared key cannot be read would be lost with the interface.
+    let keyed = want.peers.values().all(|p| p.key_fault.is_none());
+    let rebuild =
+        keyed && have.is_some_and(|h| h.ours) && memory.rebuilds.get(name).copied().unwrap_or(0) < want.rebuild;
     if rebuild {
         steps.push(Step::DeleteLink { link: name.clone() });
     }
@@ -364,6 +368,14 @@ fn link(
             }
             continue;
         };
+        match had {
+            None if want.key_fault.is_some() => continue,
+            Some(had) if want.key_fault.is_some() && had.preshared_key.is_none() => {
+                steps.push(Step::RemovePeer { link: name.clone(), peer: *key });
+                continue;
+            }
+            Some(_) | None => {}
+        }
         let last_set = want.endpoint.filter(|_| !fresh).and_then(|_| memory.endpoints.get(&(name.clone(), *key)));
         if let Some(change) = peer_change(want, had, last_set) {
             let loses =
@@ -440,7 +452,8 @@ fn peer_change(want: &Peer, have: Option<&ObservedPeer>, last_set: Option<&Endpo
     };
     let change = PeerChange {
         create: false,
-        preshared_key: (have.preshared_key != want.preshared_key).then(|| want.preshared_key.clone()),
+        preshared_key: (want.key_fault.is_none() && have.preshared_key != want.preshared_key)
+            .then(|| want.preshared_key.clone()),
         keepalive: (have.keepalive != want.keepalive).then_some(want.keepalive),
         endpoint,
         allowed_ips,

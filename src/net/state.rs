@@ -10,6 +10,7 @@ use spoke_model::nets::Nets;
 use spoke_model::time::Boot;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Routing protocol number of our routes (`ip route show proto 157`); unassigned in iproute2's `rt_protos`.
@@ -41,6 +42,9 @@ pub struct Peer {
     pub keepalive: u16,
     /// Endpoint; `None`: the peer initiates.
     pub endpoint: Option<Endpoint>,
+    /// Why its preshared key cannot be read. Such a peer is never created; the one that the kernel has keeps its preshared key,
+    /// and is removed if it has none.
+    pub key_fault: Option<Arc<str>>,
 }
 
 /// The UDP port an interface listens on.
@@ -142,6 +146,8 @@ pub struct Desired {
     pub links: BTreeMap<IfName, Link>,
     /// Forwarding between peers, on the interfaces of a hub.
     pub forwarding: BTreeMap<IfName, Forwarding>,
+    /// Interfaces whose private key cannot be read, with the reason: they are left as they are.
+    pub key_faults: BTreeMap<IfName, Arc<str>>,
 }
 
 /// A peer reported by the kernel.

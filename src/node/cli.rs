@@ -43,7 +43,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the supervisor in the foreground
-    Run,
+    Run(run::Args),
     /// Check the configuration: print every fault, or the effective configuration
     Check,
     /// Show what the running supervisor sees and does
@@ -88,7 +88,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(e) => return usage(&e),
     };
     let outcome = match &cli.command {
-        Command::Run => run::run(&cli.config),
+        Command::Run(args) => run::run(&cli.config, args),
         Command::Check => check::run(&cli.config),
         Command::Status(args) => status::run(&cli.config, args),
         Command::Plan(args) => plan::run(&cli.config, args),

@@ -27,7 +27,7 @@ use tokio::sync::watch;
 
 pub mod refusal;
 pub mod status;
-use refusal::{Refusal, conditions, remaining};
+use refusal::{Refusal, conditions, key_faults, remaining};
 pub use status::{AppliedStep, Cause, NetStatus};
 
 /// Longest duration of drift without a kernel event.
@@ -236,6 +236,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
             self.notify.alive();
             return Ok(Pass::Unfinished);
         };
+        conditions.extend(key_faults(&desired, began));
         let uplink = goal.as_ref().and_then(|g| g.facts.uplink.clone());
         let wanted: BTreeSet<IfName> = desired.links.keys().cloned().collect();
         let mut applied_steps = Vec::new();

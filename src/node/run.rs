@@ -2,6 +2,7 @@
 pub mod access;
 pub mod component_status;
 pub mod control;
+mod settings;
 pub mod slots;
 pub mod storage;
 use crate::agent;
@@ -11,6 +12,7 @@ use crate::changes::requests::Changes;
 use crate::clock::{self, Keeper, Restorer};
 use crate::config_file::load;
 use crate::health;
+use crate::key_files;
 use crate::reconciler::{Fact, Reconciler, Sources};
 use crate::socket;
 use crate::supervise::Supervisor;
@@ -45,14 +47,32 @@ use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+/// `spoke run`.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Args {
+    /// While the configuration is missing or faulty, wait for a change of it instead of exiting
+    #[arg(long)]
+    pub wait_for_settings: bool,
+}
+
 /// Runs until a signal or the end of a vital task. The kernel tunnel stays as it is either way.
-pub fn run(config: &Path) -> Outcome {
+pub fn run(config: &Path, args: &Args) -> Outcome {
     spoke_command::start_log("spoke");
-    let config = Arc::new(load(config)?);
+    let config = Arc::new(match load(config) {
+        Err(_) if args.wait_for_settings => {
+            spoke_command::block_on(settings::wait(config, &SystemClock, &mut Systemd))?
+        }
+        loaded => loaded?,
+    });
     let _lock = lock::take(&config.node.runtime_dir, &config.node.runtime_dir.join(SOCKET))?;
-    keys::ensure_dir(&config.node.state_dir)?;
-    // First: nothing works without keys.
-    let keys = keys::load(&config, IfMissing::Create)?;
+    // What can be read is in force without it: the keys may be elsewhere.
+    if let Err(e) = keys::ensure_dir(&config.node.state_dir) {
+        tracing::error!(error = %ErrorChain(&e), "state directory cannot be created: nothing is remembered");
+    }
+    let (keys, faults) = keys::load(&config, IfMissing::Create);
+    for fault in &faults {
+        tracing::error!(error = %ErrorChain(fault), "key cannot be read: its interface or peer is not set up");
+    }
     // Normally done by spoke-clock.service; here for a supervisor started by hand.
     match clock::restore(&config.node.state_dir, Restorer::Supervisor) {
         Ok(done) => tracing::debug!(done, "clock restored"),
@@ -77,7 +97,12 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys) -> Outcom
     let mut stop = Stop::new()?;
     let mut tasks = Supervisor::default();
 
+    let unreadable = !keys.unreadable.is_empty();
     let (secrets, keys) = watch::channel(Some(Arc::new(keys)));
+    if unreadable {
+        let (config, secrets) = (config.clone(), secrets.clone());
+        tasks.restarting("keys", seed, move || key_files::run(clock, config.clone(), secrets.clone()));
+    }
     let (status, net) = watch::channel(crate::reconciler::NetStatus::default());
     let (events, wake) = watch::channel(0);
     let (components_out, components) =

@@ -2,11 +2,14 @@
 use super::disk::{DiskError, read_secret, write_atomic};
 use super::random::{NoRandom, key_bytes};
 use spoke_config::Config;
+use spoke_model::error_chain::ErrorChain;
 use spoke_model::key::{PresharedKey, SecretKey};
 use spoke_model::key_source::KeySource;
 use spoke_model::secret::Secret;
 use spoke_net::derive::Keys;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use zeroize::Zeroizing;
 
 pub mod pending;
@@ -62,20 +65,32 @@ pub enum IfMissing {
     Fail,
 }
 
-/// Reads every key that `config` names.
-pub fn load(config: &Config, if_missing: IfMissing) -> Result<Keys, KeyError> {
-    let mut keys = Keys::default();
+/// Reads every key that `config` names, and why one cannot be read.
+pub fn load(config: &Config, if_missing: IfMissing) -> (Keys, Vec<KeyError>) {
+    let (mut keys, mut faults) = (Keys::default(), Vec::new());
+    let mut fault = |unreadable: &mut BTreeMap<KeySource, Arc<str>>, source: &KeySource, e: KeyError| {
+        if unreadable.insert(source.clone(), ErrorChain(&e).to_string().into()).is_none() {
+            faults.push(e);
+        }
+    };
     for interface in &config.interfaces {
-        keys.private.insert(interface.name.clone(), private(&interface.private_key, if_missing)?);
+        match private(&interface.private_key, if_missing) {
+            Ok(key) => drop(keys.private.insert(interface.name.clone(), key)),
+            Err(e) => fault(&mut keys.unreadable, &interface.private_key, e),
+        }
     }
     let peers = config.interfaces.iter().flat_map(|i| &i.peers).filter_map(|p| p.preshared_key.as_ref());
     let hubs = config.uplink.iter().flat_map(|u| &u.hubs).filter_map(|h| h.preshared_key.as_ref());
     for source in peers.chain(hubs) {
-        if !keys.preshared.contains_key(source) {
-            keys.preshared.insert(source.clone(), preshared(source)?);
+        if keys.preshared.contains_key(source) || keys.unreadable.contains_key(source) {
+            continue;
+        }
+        match preshared(source) {
+            Ok(key) => drop(keys.preshared.insert(source.clone(), key)),
+            Err(e) => fault(&mut keys.unreadable, source, e),
         }
     }
-    Ok(keys)
+    (keys, faults)
 }
 
 /// Reads a private key. A missing file is created if `if_missing` allows it.

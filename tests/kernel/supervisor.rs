@@ -460,3 +460,72 @@ fn agent_without_its_secret_keeps_no_tunnel_down() {
     let log = spoke.log();
     assert!(log.contains("agent API cannot be served") && log.contains("no-such-secret"), "{log}");
 }
+
+#[test]
+fn unreadable_keys_cost_their_own_peer_and_interface() {
+    let device = Namespace::new("device");
+    let psk = tempfile::tempdir().expect("a directory");
+    let file = psk.path().join("hub.psk");
+    let private = psk.path().join("wg1.key");
+    std::fs::write(&private, "torn").expect("a damaged key");
+    let text = format!(
+        "[[interface]]\nname = \"wg0\"\naddresses = [\"10.9.0.1/24\"]\n[health]\nenabled = false\n\
+         [[interface.peer]]\npublic_key = \"AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=\"\npreshared_key = \"file:{}\"\n\
+         allowed_ips = [\"10.9.0.2/32\"]\n\
+         [[interface.peer]]\npublic_key = \"AwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwM=\"\nallowed_ips = [\"10.9.0.3/32\"]\n\
+         [[interface]]\nname = \"wg1\"\naddresses = [\"10.10.0.1/24\"]\nprivate_key = \"file:{}\"\n",
+        file.display(),
+        private.display()
+    );
+    let mut spoke = Supervisor::new(&device, &text);
+    spoke.start_degraded();
+    let peers = || device.run("wg show wg0 peers");
+    assert!(has_address(&device) && peers().contains("AwMDA") && !peers().contains("AgICA"), "{}", spoke.log());
+    let detail = spoke.condition("key_unreadable");
+    assert!(detail.contains("wg1") && detail.contains("44 characters"), "{detail}");
+    assert!(spoke.status()["troubles"].to_string().contains("hub.psk"), "{:#}", spoke.status());
+
+    std::fs::write(&file, "BAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQ=\n").expect("the key");
+    only_for_its_owner(&file);
+    wait_until(Duration::from_secs(30), "the peer with its preshared key", || {
+        device.run("wg show wg0 preshared-keys").contains("AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=\tBAQE")
+    });
+    std::fs::remove_file(&private).expect("moved away");
+    wait_until(Duration::from_secs(30), "the other interface", || device.run("ip -br link").contains("wg1"));
+    wait_until(Duration::from_secs(30), "no condition", || spoke.condition("key_unreadable").is_empty());
+
+    // A restart without the file leaves the peer that the kernel has, with its key.
+    spoke.stop();
+    std::fs::remove_file(&file).expect("removed");
+    spoke.start_degraded();
+    assert!(device.run("wg show wg0 preshared-keys").contains("AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=\tBAQE"));
+    assert!(spoke.condition("key_unreadable").contains("hub.psk"));
+}
+
+/// Readable by its owner only, as keys have to be.
+fn only_for_its_owner(file: &Path) {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600)).expect("its mode");
+}
+
+#[test]
+fn faulty_settings_are_waited_for_without_a_restart() {
+    let device = Namespace::new("device");
+    let mut spoke = Supervisor::new(
+        &device,
+        "[[interface]]\nname = \"wg0\"\naddresses = [\"10.9.0.1/24\"]\n[health]\nenabled = false\n",
+    );
+    let file = spoke.path("spoke.toml");
+    let good = std::fs::read(&file).expect("the configuration");
+    std::fs::write(&file, &good[..good.len() / 2]).expect("torn");
+    let log = std::fs::File::options().create(true).append(true).open(spoke.path("log")).expect("a log");
+    spoke.process = Some(spoke.command("run --wait-for-settings").stderr(log).spawn().expect("spoke run"));
+    wait_until(Duration::from_secs(20), "its reason in the log", || spoke.log().contains("settings unusable"));
+    device.run("sleep 12");
+    assert!(spoke.lives(), "{}", spoke.log());
+    assert_eq!(spoke.log().matches("settings unusable").count(), 1, "{}", spoke.log());
+    std::fs::write(&file, &good).expect("corrected");
+    wait_until(Duration::from_secs(30), "the interface", || spoke.lives() && spoke.status()["clean"] == true);
+    assert!(has_address(&device));
+    spoke.stop();
+}

@@ -12,6 +12,7 @@ fn hub() -> Peer {
         allowed_ips: [net("10.8.0.0/24"), net("10.9.0.0/16"), net("fd00:9::/48")].into(),
         keepalive: 25,
         endpoint: Some(Endpoint { addr: ([192, 0, 2, 1], 51820).into(), attempt: 0 }),
+        key_fault: None,
     }
 }
 

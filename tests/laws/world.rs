@@ -87,7 +87,10 @@ fn any_link(n: u8) -> impl Strategy<Value = Link> {
                 .map(|(i, (preshared_key, keepalive, endpoint))| {
                     let held = holders.iter().enumerate().filter(|(_, h)| **h == Some(i));
                     let allowed_ips = held.map(|(j, _)| net(NETS[j])).collect();
-                    (peer_key(i), Peer { preshared_key, allowed_ips, keepalive: keepalive * 25, endpoint })
+                    (
+                        peer_key(i),
+                        Peer { preshared_key, allowed_ips, keepalive: keepalive * 25, endpoint, key_fault: None },
+                    )
                 })
                 .collect();
             let listen_port =

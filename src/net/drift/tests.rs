@@ -20,7 +20,7 @@ fn wanted(peers: &BTreeMap<u8, (u8, Option<u8>, u16)>) -> Desired {
             preshared_key: psk.map(|b| PresharedKey::from_bytes([b; 32])),
             allowed_ips: nets_of(*nets),
             keepalive: *keepalive,
-            endpoint: None,
+            ..Peer::default()
         };
         (PublicKey([*id; 32]), peer)
     });

@@ -98,7 +98,7 @@ mod tests {
             gateways: [gateway.parse().unwrap()].into(),
             ..Observed::default()
         };
-        let desired = Desired { generation: 1, links: [(name, link)].into(), forwarding: BTreeMap::new() };
+        let desired = Desired { generation: 1, links: [(name, link)].into(), ..Desired::default() };
         let plan = plan(&desired, &observed, &Memory::default());
         let text = |s: &Step| crate::render::step(s, &observed);
         (plan.steps.iter().map(text).collect(), plan.overlaps.iter().map(|o| o.withheld).collect())

@@ -2,6 +2,7 @@
 use super::remembered;
 use crate::config_file::load;
 use spoke_command::{Failure, Outcome, print};
+use spoke_model::error_chain::ErrorChain;
 use spoke_model::key_source::KeySource;
 use spoke_net::derive::derive;
 use spoke_net::plan::plan;
@@ -32,7 +33,8 @@ pub fn run(config: &Path, args: &Args) -> Outcome {
         print(&format!("{name}: generate the key {source}; the public key below is a placeholder\n"));
     }
     effective.override_lines().iter().for_each(|line| print(&format!("{line}\n")));
-    let keys = keys::load(config, IfMissing::Imagine)?;
+    let (keys, faults) = keys::load(config, IfMissing::Imagine);
+    faults.iter().for_each(|fault| print(&format!("left as it is: {}\n", ErrorChain(fault))));
     let wanted = config.interfaces.iter().map(|i| i.name.clone()).collect();
     let (observed, facts) = spoke_command::block_on(async {
         let observed = crate::run::kernel(config)?.observe(&wanted).await?;

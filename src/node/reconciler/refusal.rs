@@ -3,6 +3,7 @@ use spoke_model::condition::{Code, Condition};
 use spoke_model::interface_name::IfName;
 use spoke_model::time::Boot;
 use spoke_net::plan::Step;
+use spoke_net::state::Desired;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Conditions of one code that are listed one by one; the others are counted.
@@ -60,6 +61,28 @@ pub(super) fn conditions(refused: &[Refusal]) -> Vec<Condition> {
             let detail = format!("{} more of this kind", refused.len() - MAX_CONDITIONS);
             out.push(Condition::new(code, next.since, detail).about("more"));
         }
+    }
+    out
+}
+
+/// A condition for each interface and peer whose key cannot be read.
+pub(super) fn key_faults(desired: &Desired, at: Boot) -> Vec<Condition> {
+    let links = desired.key_faults.iter().map(|(link, why)| {
+        Condition::new(Code::KeyUnreadable, at, format!("{link} is left as it is: {why}")).about(link.to_string())
+    });
+    let peers = desired.links.iter().flat_map(|(link, want)| {
+        want.peers.iter().filter_map(move |(key, peer)| Some((link, key, peer.key_fault.as_ref()?)))
+    });
+    let mut listed = peers.map(|(link, key, why)| {
+        let detail = format!("peer {key} on {link} is not set up without its preshared key: {why}");
+        Condition::new(Code::KeyUnreadable, at, detail).about(format!("{link} {key}"))
+    });
+    let mut out: Vec<Condition> = links.collect();
+    out.extend(listed.by_ref().take(MAX_CONDITIONS));
+    let more = listed.count();
+    if more > 0 {
+        let detail = format!("{more} more peers without their preshared keys");
+        out.push(Condition::new(Code::KeyUnreadable, at, detail).about("more"));
     }
     out
 }
