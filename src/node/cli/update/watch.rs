@@ -82,7 +82,7 @@ async fn idle(config: &Config, file: &RecordFile, record: &UpdateRecord) -> Outc
         // A release wanted by the control plane has precedence over the source.
         let by_itself = config.update.automatic && config.update.source.is_some() && wanted.is_none();
         if by_itself && SystemClock.now() >= offered_at {
-            offered_at = offered_at + config.update.every;
+            offered_at += config.update.every;
             let installed = source(config, None)
                 .and_then(|place| install(config, &Order { place: &place, only: None, asker: Asker::Source }));
             match installed {
