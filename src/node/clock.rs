@@ -166,13 +166,13 @@ impl<C: Clock> Keeper<C> {
         }
     }
 
-    fn watch_jumps(&mut self, wall: Wall, confirmed: Option<Anchor>) {
+    fn watch_jumps(&mut self, wall: Wall, confirmed: Option<Anchor>, occasion: Occasion) {
         let before = *self.stamped_until.borrow();
         if before.is_none() {
             self.watch.forget_stamps();
         }
         let jumped = self.watch.observe(self.clock.now(), wall, confirmed);
-        if jumped && !self.jumped {
+        if jumped && !self.jumped && occasion == Occasion::Running {
             tracing::error!(%wall, "clock jumped by more than a day and nothing authenticated confirms it: not trusted");
         }
         self.jumped = jumped;
@@ -194,7 +194,7 @@ impl<C: Clock> Keeper<C> {
     fn check(&mut self, occasion: Occasion) -> Result<(), DiskError> {
         let (now, wall) = (self.clock.now(), self.clock.wall());
         let confirmed = *self.confirmed.borrow_and_update();
-        self.watch_jumps(wall, confirmed);
+        self.watch_jumps(wall, confirmed, occasion);
         let (boot, jumped) = (&self.boot, self.jumped);
         let reading = Reading { now, wall, boot, synchronised: synchronised(), confirmed, jumped };
         let verdict = assess(reading, &self.floor);

@@ -468,6 +468,7 @@ fn unreadable_keys_cost_their_own_peer_and_interface() {
     let file = psk.path().join("hub.psk");
     let private = psk.path().join("wg1.key");
     std::fs::write(&private, "torn").expect("a damaged key");
+    only_for_its_owner(&private);
     let text = format!(
         "[[interface]]\nname = \"wg0\"\naddresses = [\"10.9.0.1/24\"]\n[health]\nenabled = false\n\
          [[interface.peer]]\npublic_key = \"AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=\"\npreshared_key = \"file:{}\"\n\
