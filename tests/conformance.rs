@@ -47,11 +47,11 @@ impl World for Others {
     }
 
     fn add_foreign_route(&self, link: &str, to: &str, table: u32) {
-        self.0.add_route(link, Route { to: net(to), table }, false);
+        self.0.add_route(link, Route { to: net(to), table, metric: 0 }, false);
     }
 
     fn remove_route(&self, link: &str, to: &str, table: u32) {
-        self.0.remove_route(link, Route { to: net(to), table });
+        self.0.remove_route(link, Route { to: net(to), table, metric: 0 });
     }
 
     fn flush_routes(&self, link: &str) {
@@ -59,7 +59,7 @@ impl World for Others {
     }
 
     fn has_foreign_route(&self, link: &str, to: &str, table: u32) -> bool {
-        self.0.foreign_routes().contains(&(name(link).to_string(), Route { to: net(to), table }))
+        self.0.foreign_routes().contains(&(name(link).to_string(), Route { to: net(to), table, metric: 0 }))
     }
 
     fn remove_peer(&self, link: &str, peer: &PublicKey) {

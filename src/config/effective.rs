@@ -284,6 +284,7 @@ impl<'a> InterfaceView<'a> {
             mtu: self.mtu(),
             addresses: self.addresses().to_vec(),
             table: own.table,
+            route_metric: own.route_metric,
             routes: own.routes,
             access: own.access,
             drift: own.drift,

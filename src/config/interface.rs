@@ -108,6 +108,8 @@ pub struct Interface {
     pub addresses: Vec<IfAddress>,
     /// Routing table of our routes.
     pub table: u32,
+    /// Priority of our routes among those to the same network, lower first; 0: the kernel's default.
+    pub route_metric: u32,
     /// Whether routes to the peers' allowed-ips are made.
     pub routes: bool,
     /// Who may be a peer.
@@ -141,6 +143,7 @@ impl Interface {
             mtu: DEFAULT_MTU,
             addresses: Vec::new(),
             table: TABLE_MAIN,
+            route_metric: 0,
             routes: true,
             access: Access::Open,
             drift: DriftPolicy::Enforce,
@@ -181,6 +184,7 @@ impl Interface {
             t.fault("forwarding", "only a hub forwards between its peers", "set node.role = \"hub\", or remove it");
         }
         let table = t.number("table", 1..=u64::from(u32::MAX)).map_or(TABLE_MAIN, saturate);
+        let route_metric = t.number("route_metric", 0..=u64::from(u32::MAX)).map_or(0, saturate);
         let routes = t.flag("routes").unwrap_or(true);
         let (fwmark, mtu) = (
             t.number("fwmark", 0..=u64::from(u32::MAX)),
@@ -205,6 +209,7 @@ impl Interface {
             mtu: mtu.map_or(DEFAULT_MTU, saturate),
             addresses,
             table,
+            route_metric,
             routes,
             access,
             drift,

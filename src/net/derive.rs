@@ -361,7 +361,7 @@ fn api_link(name: &IfName, role: Role, device: &Device, set: &ApiStateLink) -> R
         mtu: device.mtu.unwrap_or(DEFAULT_MTU),
         addresses: device.addresses.clone(),
         routes: table.map_or_else(BTreeSet::new, |table| {
-            nets.filter(|net| !reached(net)).map(|to| Route { to, table }).collect()
+            nets.filter(|net| !reached(net)).map(|to| Route { to, table, metric: 0 }).collect()
         }),
         peers,
         up: !set.down,
@@ -406,7 +406,7 @@ fn routes(interface: InterfaceView<'_>, peers: &BTreeMap<PublicKey, Peer>) -> BT
         .values()
         .flat_map(|p| &p.allowed_ips)
         .filter(|net| !connected(net))
-        .map(|net| Route { to: *net, table: own.table })
+        .map(|net| Route { to: *net, table: own.table, metric: own.route_metric })
         .collect()
 }
 

@@ -279,9 +279,7 @@ fn device(want: &Link, have: Option<&ObservedLink>) -> Vec<Mismatch> {
         out.push(mismatch("connected_routes", nets(&unrouted), Vec::<String>::new()));
     }
     if want.up && want.routes != have.routes {
-        let shown = |r: &BTreeSet<super::state::Route>| -> Vec<String> {
-            r.iter().map(|r| format!("{} table {}", r.to, r.table)).collect()
-        };
+        let shown = |r: &BTreeSet<super::state::Route>| -> Vec<String> { r.iter().map(ToString::to_string).collect() };
         out.push(mismatch("routes", shown(&want.routes), shown(&have.routes)));
     }
     out

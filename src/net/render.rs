@@ -71,13 +71,13 @@ pub fn step(step: &Step, observed: &Observed) -> String {
             self::peer(link.as_str(), *peer, change, have.and_then(|h| h.peers.get(peer)))
         }
         Step::SetMtu { link, mtu } => format!("{link}: mtu {} → {mtu}", have.map_or(0, |h| h.mtu)),
-        Step::RemoveRoute { link, route } => format!("{link}: remove route {} table {}", route.to, route.table),
+        Step::RemoveRoute { link, route } => format!("{link}: remove route {route}"),
         Step::RemoveAddress { link, address } => format!("{link}: remove address {address}"),
         Step::AddAddress { link, address } => format!("{link}: add address {address}"),
         Step::AddConnected { link, address } => format!("{link}: add the connected route of {address}"),
         Step::RemoveConnected { link, address } => format!("{link}: remove the connected route of {address}"),
         Step::SetUp { link, up } => format!("{link}: bring {}", if *up { "up" } else { "down" }),
-        Step::AddRoute { link, route } => format!("{link}: add route {} table {}", route.to, route.table),
+        Step::AddRoute { link, route } => format!("{link}: add route {route}"),
     }
 }
 

@@ -72,6 +72,21 @@ pub struct Route {
     pub to: IpNet,
     /// Routing table.
     pub table: u32,
+    /// Priority among routes to the same network, lower first; 0: the kernel's default (IPv4 0, IPv6 1024).
+    #[serde(skip_serializing_if = "is_default_metric")]
+    pub metric: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+const fn is_default_metric(metric: &u32) -> bool {
+    *metric == 0
+}
+
+impl std::fmt::Display for Route {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} table {}", self.to, self.table)?;
+        if self.metric == 0 { Ok(()) } else { write!(f, " metric {}", self.metric) }
+    }
 }
 
 /// A network that is connected to an interface which is not ours.
@@ -216,7 +231,7 @@ pub struct Observed {
     pub foreign: BTreeSet<IfName>,
     /// Networks connected to interfaces that are not ours.
     pub networks: BTreeMap<IpNet, Neighbour>,
-    /// Gateways of the default routes.
+    /// Gateways of the default routes and of the routes to the endpoints.
     pub gateways: BTreeSet<IpAddr>,
     /// Our nftables tables; `None`: modified by another process.
     pub forwarding: BTreeMap<IfName, Option<Forwarding>>,

@@ -224,5 +224,5 @@ fn at(text: &str) -> Endpoint {
 }
 
 fn route(to: &str, table: u32) -> Route {
-    Route { to: net(to), table }
+    Route { to: net(to), table, metric: 0 }
 }

@@ -130,6 +130,71 @@ fn network_of_the_lan_wins_in_both_orders_of_boot() {
     }
 }
 
+/// A tunnel's network inside a wide LAN takes neither a gateway nor the way to the hub, and otherwise has precedence.
+#[test]
+fn narrow_tunnel_in_a_wide_lan_takes_no_gateway() {
+    let (device, lan, hub) = (Namespace::new("device"), Namespace::new("lan"), Namespace::new("hub"));
+    wire((&device, "lan0", "10.0.9.7/16"), (&lan, "lan0", "10.0.5.1/16"));
+    lan.ip("addr add 10.0.5.254/16 dev lan0");
+    lan.ip("addr add 10.0.0.1/16 dev lan0");
+    wire((&lan, "wan", "203.0.113.9/24"), (&hub, "wan", "203.0.113.1/24"));
+    let far = PlainWireGuard::new(&hub, "wg0", 51820, "10.0.5.9/24");
+    hub.ip("route add default via 203.0.113.9");
+    lan.run("sysctl -qw net.ipv4.ip_forward=1");
+    let text = format!(
+        "[[interface]]\nname = \"wg0\"\naddresses = [\"10.0.5.2/24\"]\n[health]\nenabled = false\n[[interface.peer]]\n\
+         public_key = \"{}\"\nendpoint = \"203.0.113.1:51820\"\nallowed_ips = [\"10.0.5.0/24\"]\n",
+        far.public_key
+    );
+    let mut spoke = Supervisor::new(&device, &text);
+    let leads = |to: &str| device.run(&format!("ip route get {to}"));
+    let to_endpoint = |gateway: &str| leads("203.0.113.1").contains(&format!("via {gateway} dev lan0"));
+    // The gateway of the default route, then one that only the endpoint needs.
+    for (route, gateway) in [("default via 10.0.5.1", "10.0.5.1"), ("203.0.113.0/24 via 10.0.5.254", "10.0.5.254")] {
+        device.ip(&format!("route add {route}"));
+        spoke.start_degraded();
+        wait_until(REPAIRED, "the gateway in the LAN", || leads(gateway).contains("dev lan0"));
+        assert!(to_endpoint(gateway), "{}", leads("203.0.113.1"));
+        assert!(spoke.condition("network_overlap").contains("left out"), "{}", spoke.condition("network_overlap"));
+        device.run(&format!("ping -c 1 -W 5 {gateway}"));
+        spoke.stop();
+        device.ip(&format!("route del {route}"));
+    }
+    device.ip("route add default via 10.0.0.1");
+    spoke.start_degraded();
+    wait_until(REPAIRED, "the narrower network in the tunnel", || leads("10.0.5.9").contains("dev wg0"));
+    assert!(to_endpoint("10.0.0.1") && leads("10.0.6.1").contains("dev lan0"));
+    let condition = spoke.condition("network_overlap");
+    assert!(condition.contains("10.0.5.0/24 on wg0") && condition.contains("narrower"), "{condition}");
+    far.peer(device.run("wg show wg0 public-key").trim(), "allowed-ips 10.0.5.2/32");
+    device.run("ping -c 1 -W 10 10.0.5.9");
+}
+
+#[test]
+fn route_metric_decides_between_equal_networks() {
+    let (device, lan) = (Namespace::new("device"), Namespace::new("lan"));
+    wire((&device, "lan0", "192.0.2.2/24"), (&lan, "lan0", "192.0.2.1/24"));
+    device.ip("route add 10.99.0.0/16 via 192.0.2.1 metric 100");
+    device.ip("route add fd99::/64 dev lan0 metric 100");
+    for (metric, holder) in [(600, "lan0"), (50, "wg0")] {
+        let text = format!(
+            "[[interface]]\nname = \"wg0\"\naddresses = [\"10.8.0.2/24\", \"fd08::2/64\"]\nroute_metric = {metric}\n[health]\nenabled = false\n\
+             [[interface.peer]]\npublic_key = \"{}\"\nallowed_ips = [\"10.99.0.0/16\", \"fd99::/64\"]\n",
+            key(7)
+        );
+        let mut spoke = Supervisor::new(&device, &text);
+        std::fs::create_dir_all(spoke.path("state")).expect("a directory");
+        // Clean: both routes are there, the one of the run before is gone.
+        spoke.start();
+        for to in ["10.99.0.1", "fd99::1"] {
+            assert!(device.run(&format!("ip route get {to}")).contains(&format!("dev {holder}")), "{to} at {metric}");
+        }
+        let ours = device.ip("route show proto 157") + &device.ip("-6 route show proto 157");
+        assert_eq!(ours.matches(&format!("metric {metric}")).count(), 2, "{ours}");
+        spoke.stop();
+    }
+}
+
 #[test]
 fn port_in_use_costs_a_node_its_port_and_a_hub_its_interface() {
     let (device, hub) = (Namespace::new("device"), Namespace::new("hub"));

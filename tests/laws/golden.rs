@@ -17,7 +17,7 @@ fn hub() -> Peer {
 }
 
 fn link() -> Link {
-    let main = |to| Route { to: net(to), table: TABLE_MAIN };
+    let main = |to| Route { to: net(to), table: TABLE_MAIN, metric: 0 };
     Link {
         private_key: secret(1),
         listen_port: ListenPort::Random { epoch: 0 },
@@ -72,7 +72,7 @@ fn in_sync_plan_is_empty() {
 #[test]
 fn removed_objects_are_restored() {
     let mut world = reached();
-    world.others.remove_route("wg0", Route { to: net("10.9.0.0/16"), table: TABLE_MAIN });
+    world.others.remove_route("wg0", Route { to: net("10.9.0.0/16"), table: TABLE_MAIN, metric: 0 });
     world.others.remove_address("wg0", net("10.8.0.2/24"));
     world.others.remove_peer("wg0", &peer_key(1));
     golden("taken-away", &mut world, &wanted(link()));

@@ -102,7 +102,7 @@ fn any_link(n: u8) -> impl Strategy<Value = Link> {
                 mtu: 1280 + mtu * 140,
                 addresses,
                 peers,
-                routes: routes.into_iter().map(|to| Route { to, table: TABLES[usize::from(n)] }).collect(),
+                routes: routes.into_iter().map(|to| Route { to, table: TABLES[usize::from(n)], metric: 0 }).collect(),
                 up,
                 policy: DriftPolicy::Enforce,
                 remove_unknown: Some(true),
@@ -175,8 +175,12 @@ fn do_mess(handle: &Handle, mess: &Mess) {
         Mess::Mtu(l) => handle.set_mtu(link(l), 1400),
         Mess::AddAddress(l, a) => handle.add_address(link(l), *a),
         Mess::RemoveAddress(l, a) => handle.remove_address(link(l), *a),
-        Mess::OurRoute(l, to) => handle.add_route(link(l), Route { to: *to, table: TABLES[usize::from(*l)] }, true),
-        Mess::RemoveRoute(l, to) => handle.remove_route(link(l), Route { to: *to, table: TABLES[usize::from(*l)] }),
+        Mess::OurRoute(l, to) => {
+            handle.add_route(link(l), Route { to: *to, table: TABLES[usize::from(*l)], metric: 0 }, true)
+        }
+        Mess::RemoveRoute(l, to) => {
+            handle.remove_route(link(l), Route { to: *to, table: TABLES[usize::from(*l)], metric: 0 })
+        }
         Mess::RemovePeer(l, p) => handle.remove_peer(link(l), &peer_key(*p)),
         Mess::SetPeer(l, p, allowed_ips, preshared_key) => {
             let as_this = ObservedPeer {
@@ -208,8 +212,8 @@ impl World {
         others.set_up(FOREIGN, true);
         others.set_device(FOREIGN, Some(&secret(200)), None, Some(9));
         others.add_address(FOREIGN, net("10.200.0.1/24"));
-        others.add_route(FOREIGN, Route { to: net("10.201.0.0/16"), table: 254 }, false);
-        others.add_route(FOREIGN, Route { to: net("10.202.0.0/16"), table: 254 }, true);
+        others.add_route(FOREIGN, Route { to: net("10.201.0.0/16"), table: 254, metric: 0 }, false);
+        others.add_route(FOREIGN, Route { to: net("10.202.0.0/16"), table: 254, metric: 0 }, true);
         let allowed_ips = [net("10.0.0.0/8"), net("fd00::/8")].into();
         others.set_peer(FOREIGN, peer_key(0), ObservedPeer { allowed_ips, ..ObservedPeer::default() });
         Self { kernel, others, memory: Memory::default() }

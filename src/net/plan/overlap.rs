@@ -62,7 +62,8 @@ mod tests {
     fn planned(addresses: &[&str], routes: &[&str], lan: &str, gateway: &str) -> (Vec<String>, Vec<bool>) {
         let key = SecretKey::clamped([1; 32]);
         let addresses: BTreeSet<IpNet> = addresses.iter().map(|a| net(a)).collect();
-        let routes: BTreeSet<Route> = routes.iter().map(|r| Route { to: net(r), table: TABLE_MAIN }).collect();
+        let routes: BTreeSet<Route> =
+            routes.iter().map(|r| Route { to: net(r), table: TABLE_MAIN, metric: 0 }).collect();
         let link = Link {
             private_key: key.clone(),
             listen_port: Default::default(),

@@ -206,7 +206,7 @@ async fn change_is_judged_by_its_own_steps() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), SimClock::new(Wall(1_800_000_000)));
     let node = Node::start(dir.path(), FakeKernel::new(), clock.clone()).await;
     node.edit(routed(1), None).await.unwrap();
-    let route = spoke_net::state::Route { to: "10.1.0.0/16".parse().unwrap(), table: 254 };
+    let route = spoke_net::state::Route { to: "10.1.0.0/16".parse().unwrap(), table: 254, metric: 0 };
     refuse_a_route(&node);
     node.kernel.remove_route("wg0", route);
     let mut net = node.net.clone();

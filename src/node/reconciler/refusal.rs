@@ -94,7 +94,7 @@ mod tests {
 
     fn route(n: u8) -> Step {
         let to = format!("10.{n}.0.0/16").parse().unwrap();
-        Step::AddRoute { link: "wg0".parse().unwrap(), route: Route { to, table: 254 } }
+        Step::AddRoute { link: "wg0".parse().unwrap(), route: Route { to, table: 254, metric: 0 } }
     }
 
     fn refusal(step: Step, at: u64) -> Refusal {

@@ -18,6 +18,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 
+/// Most endpoints whose gateway is looked up in a pass.
+const MAX_ENDPOINTS: usize = 16;
+
 /// The kernel's network state of the network namespace it was opened in.
 ///
 /// Opened and used within one tokio runtime (a current-thread one will do) with time and I/O enabled.
@@ -155,16 +158,20 @@ impl Kernel for Netlink {
             Ok(networks) => networks,
             Err(source) => return Err(self.unreadable("the links", source)),
         };
-        let gateways = match route::gateways(&mut self.routes).await {
-            Ok(gateways) => gateways,
-            Err(source) => return Err(self.unreadable("the default routes", source)),
-        };
         for (name, link) in relevant {
             let routes = routes.remove(&link.index).unwrap_or_default();
             if let Some(observed) = self.observe_link(&name, &link, routes, &addressing).await? {
                 links.insert(name, observed);
             }
         }
+        let peers = links.values().filter(|l| l.wireguard).flat_map(|l| l.peers.values());
+        let endpoints: BTreeSet<IpAddr> = peers.filter_map(|p| p.endpoint).map(|e| e.ip().to_canonical()).collect();
+        // A hub has thousands, and its way to them is the default route.
+        let endpoints = endpoints.into_iter().take(MAX_ENDPOINTS);
+        let gateways = match route::gateways(&mut self.routes, endpoints).await {
+            Ok(gateways) => gateways,
+            Err(source) => return Err(self.unreadable("the routes to the endpoints", source)),
+        };
         let forwarding = match &mut self.filter {
             Some(filter) => match filter.read().await {
                 Ok(forwarding) => forwarding,

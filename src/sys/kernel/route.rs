@@ -41,6 +41,8 @@ const IFF_LOOPBACK: u32 = 8;
 
 /// Metric of the connected routes of our addresses: above that of every network manager's connected routes.
 const CONNECTED_METRIC: u32 = 32_000;
+/// The kernel's metric of an IPv6 route without one (`IP6_RT_PRIO_USER`).
+const IPV6_METRIC: u32 = 1_024;
 /// An address of TEST-NET-2 (RFC 5737) and one of the documentation prefix (RFC 3849), to which only default routes lead.
 const OUTSIDE: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))];
@@ -120,6 +122,14 @@ fn address(index: u32, net: IpNet, add: bool) -> AddressMessage {
 }
 
 fn route(index: u32, route: Route, scope: RouteScope) -> RouteMessage {
+    let mut message = route_without_metric(index, route, scope);
+    if route.metric != 0 {
+        message.attributes.push(RouteAttribute::Priority(route.metric));
+    }
+    message
+}
+
+fn route_without_metric(index: u32, route: Route, scope: RouteScope) -> RouteMessage {
     let protocol = RouteProtocol::from(ROUTE_PROTOCOL);
     match route.to {
         IpNet::V4(net) => RouteMessageBuilder::<Ipv4Addr>::new()
@@ -349,10 +359,13 @@ fn connected_route(link: u32, net: IpNet) -> RouteMessage {
     }
 }
 
-/// The gateways of the default routes that the system's look-up ends at.
-pub(super) async fn gateways(kernel: &mut Conversation) -> io::Result<BTreeSet<IpAddr>> {
+/// The gateways that the system's look-up ends at, of the default routes and on the way to `endpoints`.
+pub(super) async fn gateways(
+    kernel: &mut Conversation,
+    endpoints: impl Iterator<Item = IpAddr>,
+) -> io::Result<BTreeSet<IpAddr>> {
     let mut all = BTreeSet::new();
-    for to in OUTSIDE {
+    for to in OUTSIDE.into_iter().chain(endpoints) {
         all.extend(matching(kernel, to).await?.and_then(|entry| entry.gateway));
     }
     Ok(all)
@@ -401,13 +414,14 @@ fn read_route(message: &RouteMessage) -> io::Result<Option<(u32, Route)>> {
     }
     let mut to = None;
     let mut table = u32::from(message.header.table);
-    let mut through = None;
+    let (mut through, mut metric) = (None, 0);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(RouteAddress::Inet(a)) => to = Some(IpAddr::V4(*a)),
             RouteAttribute::Destination(RouteAddress::Inet6(a)) => to = Some(IpAddr::V6(*a)),
             RouteAttribute::Table(t) => table = *t,
             RouteAttribute::Oif(index) => through = Some(*index),
+            RouteAttribute::Priority(value) => metric = *value,
             _ => {}
         }
     }
@@ -417,7 +431,10 @@ fn read_route(message: &RouteMessage) -> io::Result<Option<(u32, Route)>> {
         _ => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
     });
     let to = IpNet::new(to, message.header.destination_prefix_length).map_err(invalid)?;
-    Ok(through.map(|index| (index, Route { to, table })))
+    if to.addr().is_ipv6() && metric == IPV6_METRIC {
+        metric = 0;
+    }
+    Ok(through.map(|index| (index, Route { to, table, metric })))
 }
 
 /// An entry of the routing table.

@@ -61,8 +61,8 @@ type Refusal = Box<dyn FnMut(&Step) -> Option<Errno> + Send>;
 
 struct State {
     links: BTreeMap<String, Link>,
-    /// A table holds each destination once.
-    routes: BTreeMap<(u32, IpNet), Holder>,
+    /// A table holds each destination once with each metric.
+    routes: BTreeMap<(u32, IpNet, u32), Holder>,
     /// Our tables; `None` for one that another process has changed.
     forwarding: BTreeMap<IfName, Option<Forwarding>>,
     next_index: u32,
@@ -178,7 +178,9 @@ impl Kernel for FakeKernel {
                 addresses: if link.wireguard { link.addresses.clone() } else { BTreeSet::new() },
                 unrouted: link.unrouted.intersection(&link.addresses).filter(|_| link.up).copied().collect(),
                 peers: link.peers.clone(),
-                routes: routes.map(|((table, to), _)| Route { to: *to, table: *table }).collect(),
+                routes: routes
+                    .map(|((table, to, metric), _)| Route { to: *to, table: *table, metric: *metric })
+                    .collect(),
             };
             links.insert(name, observed);
         }
@@ -229,8 +231,8 @@ impl Kernel for FakeKernel {
 
     async fn egress(&mut self, to: IpAddr) -> Egress {
         let state = self.state();
-        let routes = state.routes.iter().filter(|((table, net), _)| *table == 254 && net.contains(&to));
-        let routes = routes.map(|((_, net), holder)| (net.prefix_len(), false, holder.link.clone()));
+        let routes = state.routes.iter().filter(|((table, net, _), _)| *table == 254 && net.contains(&to));
+        let routes = routes.map(|((_, net, _), holder)| (net.prefix_len(), false, holder.link.clone()));
         let connected = state.links.iter().filter(|(_, l)| l.up).flat_map(|(name, link)| {
             let holds = |a: &&IpNet| a.contains(&to) && !link.unrouted.contains(*a);
             // Ours have the higher metric.
@@ -286,7 +288,7 @@ impl State {
                 Cause::Ipv6Disabled(link.clone())
             }
             (Errno::EXIST, Step::AddRoute { route, .. }) => {
-                let holder = self.routes.get(&(route.table, route.to)).map(|h| h.link.clone());
+                let holder = self.routes.get(&(route.table, route.to, route.metric)).map(|h| h.link.clone());
                 Cause::RouteHeld { to: route.to, holder: holder.unwrap_or_else(|| "another program".to_owned()) }
             }
             (Errno::ADDRINUSE, Step::SetDevice { link, .. } | Step::SetUp { link, .. }) => {
@@ -482,19 +484,19 @@ impl State {
             return Err(Errno::ACCESS);
         }
         let holder = Holder { link: name.to_owned(), ours };
-        match self.routes.get(&(route.table, route.to)) {
+        match self.routes.get(&(route.table, route.to, route.metric)) {
             Some(existing) if *existing == holder => Ok(()),
             Some(_) => Err(Errno::EXIST),
             None => {
                 self.announced += 1;
-                self.routes.insert((route.table, route.to), holder);
+                self.routes.insert((route.table, route.to, route.metric), holder);
                 Ok(())
             }
         }
     }
 
     fn remove_route(&mut self, name: &str, route: Route, ours_only: bool) {
-        let key = (route.table, route.to);
+        let key = (route.table, route.to, route.metric);
         if self.routes.get(&key).is_some_and(|h| h.link == name && (h.ours || !ours_only)) {
             self.announced += 1;
             self.routes.remove(&key);

@@ -115,7 +115,7 @@ impl Handle {
                 link.no_ipv6 = disabled;
                 if disabled {
                     link.addresses.retain(|a| a.addr().is_ipv4());
-                    s.routes.retain(|(_, to), h| h.link != name || to.addr().is_ipv4());
+                    s.routes.retain(|(_, to, _), h| h.link != name || to.addr().is_ipv4());
                 }
             }
         });
@@ -162,7 +162,9 @@ impl Handle {
     pub fn foreign_routes(&self) -> BTreeSet<(String, Route)> {
         let state = lock(&self.state);
         let foreign = state.routes.iter().filter(|(_, h)| !h.ours);
-        foreign.map(|((table, to), h)| (h.link.clone(), Route { to: *to, table: *table })).collect()
+        foreign
+            .map(|((table, to, metric), h)| (h.link.clone(), Route { to: *to, table: *table, metric: *metric }))
+            .collect()
     }
 
     /// Links that exist, and whether they are WireGuard.
