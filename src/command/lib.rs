@@ -72,7 +72,11 @@ pub fn harden() {
 /// # Errors
 /// No runtime can be created: see [`runtime`].
 pub fn block_on<F: std::future::Future>(future: F) -> Result<F::Output, std::io::Error> {
-    Ok(runtime()?.block_on(future))
+    let runtime = runtime()?;
+    let output = runtime.block_on(future);
+    // A name look-up that nobody waits for must not delay the exit.
+    runtime.shutdown_background();
+    Ok(output)
 }
 
 /// A runtime of one thread. Its blocking pool is for DNS, HTTP and files, so it stays small, like its stacks.
@@ -82,7 +86,7 @@ pub fn block_on<F: std::future::Future>(future: F) -> Result<F::Output, std::io:
 pub fn runtime() -> Result<tokio::runtime::Runtime, std::io::Error> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(8)
+        .max_blocking_threads(10)
         .thread_stack_size(512 * 1024)
         .thread_keep_alive(std::time::Duration::from_secs(5))
         .build()

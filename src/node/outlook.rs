@@ -2,9 +2,9 @@
 use spoke_api::socket::{Readiness, SocketRequest};
 use spoke_sys::connect::blocking::connect;
 use spoke_sys::connect::was_refused;
+use spoke_sys::resolve;
 use spoke_sys::socket::call_within;
 use spoke_update::machine::ProbeResult;
-use std::net::ToSocketAddrs as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -27,8 +27,11 @@ pub fn probe(socket: &Path, probes: &[String]) -> ProbeResult {
 
 /// A refused connection counts: the reset comes from the far end too.
 fn accepts_or_refuses(probe: &str) -> bool {
-    let Ok(addresses) = probe.to_socket_addrs() else { return false };
-    let addresses: Vec<_> = addresses.collect();
+    let Some((host, port)) = probe.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?))) else {
+        return false;
+    };
+    let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+    let Ok(addresses) = resolve::blocking(host, port, Some(CONNECT_TIMEOUT)) else { return false };
     connect(&addresses, None, Some(CONNECT_TIMEOUT)).map_or_else(|e| was_refused(&e), |_| true)
 }
 

@@ -16,6 +16,7 @@ mod failover;
 mod files;
 mod gate;
 mod grants;
+mod names;
 mod netlink;
 mod netns;
 mod panel;

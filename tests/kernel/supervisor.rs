@@ -48,8 +48,14 @@ impl<'a> Supervisor<'a> {
 
     /// Starts it and waits for its first pass, clean or not.
     pub(crate) fn start_degraded(&mut self) {
+        let run = self.command("run");
+        self.start_with(run);
+    }
+
+    /// As [`Supervisor::start_degraded`], by a command that ends up in `spoke run`.
+    pub(crate) fn start_with(&mut self, mut run: Command) {
         let log = std::fs::File::options().create(true).append(true).open(self.path("log")).expect("a log");
-        self.process = Some(self.command("run").stderr(log).spawn().expect("spoke run"));
+        self.process = Some(run.stderr(log).spawn().expect("spoke run"));
         wait_until(Duration::from_secs(20), "a pass", || self.status()["passes"].as_u64() > Some(0));
     }
 

@@ -1,12 +1,13 @@
 //! Happy Eyeballs for code that blocks, and `ureq` on top of it.
-use super::{Families, Family, NoConnection, Race};
+use super::{Families, Family, MAX_ADDRESSES, NoConnection, Race};
 use crate::clock::{Clock as _, SystemClock};
+use crate::resolve;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
-use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{
     Buffers, ConnectProxyConnector, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, RustlsConnector,
     Transport,
@@ -83,7 +84,33 @@ fn finish(socket: Socket) -> io::Result<TcpStream> {
 /// An agent of `config` that connects by Happy Eyeballs and remembers the families that worked.
 pub fn agent(config: ureq::config::Config) -> ureq::Agent {
     let chain = ().chain(ConnectProxyConnector::default()).chain(TcpRace::default()).chain(RustlsConnector::default());
-    ureq::Agent::with_parts(config, chain, DefaultResolver::default())
+    ureq::Agent::with_parts(config, chain, PerFamily)
+}
+
+/// [`resolve::blocking`] for `ureq`.
+#[derive(Debug)]
+struct PerFamily;
+
+impl Resolver for PerFamily {
+    fn resolve(
+        &self,
+        uri: &ureq::http::Uri,
+        config: &ureq::config::Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let host = uri.host().ok_or_else(|| ureq::Error::BadUri(uri.to_string()))?;
+        let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+        let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("http") { 80 } else { 443 });
+        let found = resolve::blocking(bare, port, timeout.not_zero().map(|t| *t)).map_err(|e| match e.kind() {
+            io::ErrorKind::TimedOut => ureq::Error::Timeout(timeout.reason),
+            _ => ureq::Error::Io(e),
+        })?;
+        let mut all = self.empty();
+        for address in config.ip_family().keep_wanted(found.into_iter()).take(MAX_ADDRESSES) {
+            all.push(address);
+        }
+        if all.is_empty() { Err(ureq::Error::HostNotFound) } else { Ok(all) }
+    }
 }
 
 #[derive(Debug, Default)]

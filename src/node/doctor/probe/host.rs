@@ -6,9 +6,10 @@ use spoke_model::key_source::KeySource;
 use spoke_sys::clock::{Clock as _, SystemClock};
 use spoke_sys::kernel;
 use spoke_sys::keys::{IfMissing, KeyError, preshared, private};
+use spoke_sys::resolve;
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs as _, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -129,8 +130,7 @@ pub struct Lookup {
 /// Resolves a host name.
 pub fn resolve(endpoint: &HostPort) -> Lookup {
     let started = SystemClock.now();
-    let addresses = (endpoint.host.as_str(), endpoint.port).to_socket_addrs().map(|found| {
-        let mut all: Vec<SocketAddr> = found.collect();
+    let addresses = resolve::blocking(&endpoint.host, endpoint.port, None).map(|mut all| {
         all.sort_unstable();
         all.dedup();
         all
