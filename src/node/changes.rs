@@ -56,10 +56,21 @@ pub struct Ledger<C> {
     boot_id: String,
     repairs: u64,
     reverting: Option<Reverting>,
-    /// The state in force where a revocation could not be stored.
-    unstored: Option<Arc<ApiState>>,
+    /// A revocation that could not be stored.
+    pub(super) unstored: Option<Unstored>,
     /// The sequence number of the configuration that was last compared with the history.
     pub(super) compared: Option<u64>,
+}
+
+/// A revocation that is in force and not stored: a restart before it is would take it back.
+#[derive(Debug)]
+pub(super) struct Unstored {
+    /// The state in force.
+    state: Arc<ApiState>,
+    actor: Actor,
+    what: String,
+    /// When the write is tried again.
+    again: Boot,
 }
 
 /// What a change is judged by.
@@ -143,12 +154,14 @@ impl<C: Clock> Ledger<C> {
             let again = self.reverting.as_ref().map(|r| r.again).unwrap_or_default();
             let due = self.store.history().pending().map(|p| p.deadline.max(again));
             let wait = due.map(|due| due.since(self.clock.now()));
+            let store = self.unstored.as_ref().map(|u| u.again.since(self.clock.now()));
             tokio::select! {
                 command = self.commands.recv() => match command {
                     Some(command) => self.serve(command).await,
                     None => return Ok(()),
                 },
                 () = sleep(&self.clock, wait) => self.revert().await,
+                () = sleep(&self.clock, store) => self.store_revocation().await,
                 Ok(()) = self.net.changed() => {}
             }
         }
@@ -250,7 +263,7 @@ impl<C: Clock> Ledger<C> {
 
     /// The API state in force.
     fn state(&self) -> &Arc<ApiState> {
-        self.unstored.as_ref().unwrap_or(self.store.history().state())
+        self.unstored.as_ref().map_or(self.store.history().state(), |u| &u.state)
     }
 
     /// A removal on the interface that the kernel refuses.
@@ -313,8 +326,7 @@ impl<C: Clock> Ledger<C> {
         if let Err(error) = self.store.commit(record, state, due).await {
             self.restore(&kept, judged).await;
             if kept != before {
-                tracing::error!(error = %ErrorChain(&error), "revocation not stored: it is in force until the next restart");
-                self.unstored = Some(kept);
+                self.keep_unstored(kept, actor, what, &error);
             }
             return Err(ChangeRefused::Storage(ErrorChain(&error).to_string()));
         }

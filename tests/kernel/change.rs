@@ -390,3 +390,41 @@ fn power_cuts_lose_no_acknowledged_change() {
     assert_eq!(node.peers("wg0").len(), previous, "a rollback goes back one generation");
     node.kill();
 }
+
+fn mount(arguments: &[&str]) {
+    assert!(Command::new("mount").args(arguments).status().expect("mount").success(), "{arguments:?}");
+}
+
+/// The disk takes no write of the journal: the revocation is in force, and stored as soon as it can be.
+#[test]
+fn revocation_that_cannot_be_stored_is_in_force_and_stored_later() {
+    let hub = Namespace::new("hub");
+    let mut node = Node::new(&hub, HUB);
+    // What is mounted in it later appears in the mount namespace of the process as well.
+    let state = node.path("state").display().to_string();
+    std::fs::create_dir(&state).expect("a directory");
+    mount(&["-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", &state]);
+    mount(&["--make-shared", &state]);
+    node.start();
+    for n in [1, 2] {
+        node.panel().done("POST", "/v1/wg/wg0/peers", &peer(n));
+    }
+    node.kill();
+    let journal = node.path("state/changes.journal").display().to_string();
+    mount(&["--bind", &journal, &journal]);
+    mount(&["-o", "remount,bind,ro", &journal]);
+    node.start();
+    let (status, reply) =
+        node.panel().ask("DELETE", &format!("/v1/wg/wg0/peers/{}", key(1)), &Value::Null).expect("a response");
+    assert!(status >= 500, "{status} {reply}");
+    assert_eq!(node.peers("wg0"), [key(2)], "access is taken back whatever the disk does");
+    assert!(Command::new("umount").arg(&journal).status().expect("umount").success());
+    let log = || std::fs::read_to_string(node.path("log")).unwrap_or_default();
+    wait_until_every(Duration::from_millis(500), Duration::from_secs(120), "the revocation to be stored", || {
+        log().contains("revocation stored")
+    });
+    node.kill();
+    hub.ip("link del wg0");
+    node.start();
+    assert_eq!(node.peers("wg0"), [key(2)], "and it outlives a restart");
+}

@@ -1,5 +1,5 @@
 //! Waits until the kernel has a change, and judges it by its own steps.
-use super::{Judged, Ledger};
+use super::{Judged, Ledger, Unstored};
 use crate::reconciler::NetStatus;
 use spoke_change::audit::Actor;
 use spoke_change::conflict::Conflict;
@@ -10,9 +10,12 @@ use spoke_net::api_state::ApiState;
 use spoke_net::plan::{Blocked, Repair};
 use spoke_net::render;
 use spoke_sys::clock::Clock;
+use spoke_sys::disk::DiskError;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Time between two attempts to store a revocation.
+const STORE_RETRY: Duration = Duration::from_secs(60);
 /// Timeout of the pass that applies a change.
 const APPLY_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -66,6 +69,26 @@ impl<C: Clock> Ledger<C> {
         }
     }
 
+    pub(super) fn keep_unstored(&mut self, state: Arc<ApiState>, actor: &Actor, what: &str, error: &DiskError) {
+        tracing::error!(error = %ErrorChain(error), retry_in = ?STORE_RETRY, "revocation not stored: it is in force until the next restart");
+        let again = self.clock.now() + STORE_RETRY;
+        self.unstored = Some(Unstored { state, actor: actor.clone(), what: what.to_owned(), again });
+    }
+
+    /// Writes a revocation again that could not be stored.
+    pub(super) async fn store_revocation(&mut self) {
+        let Some(unstored) = self.unstored.take() else { return };
+        let what = format!("{}: only what it removes", unstored.what);
+        let record = self.record(&unstored.state, &unstored.actor, &what);
+        match self.store.commit(record, unstored.state.clone(), None).await {
+            Ok(()) => tracing::info!(actor = %unstored.actor, what, "revocation stored"),
+            Err(error) => {
+                tracing::debug!(error = %ErrorChain(&error), "revocation still not stored");
+                self.unstored = Some(Unstored { again: self.clock.now() + STORE_RETRY, ..unstored });
+            }
+        }
+    }
+
     /// Puts into force what a refused change takes away.
     pub(super) async fn keep_revocation(
         &mut self,
@@ -79,10 +102,7 @@ impl<C: Clock> Ledger<C> {
         let record = self.record(&kept, actor, &format!("{what}: only what it removes"));
         match self.store.commit(record, kept.clone(), None).await {
             Ok(()) => self.unstored = None,
-            Err(error) => {
-                tracing::error!(error = %ErrorChain(&error), "revocation not stored: it is in force until the next restart");
-                self.unstored = Some(kept);
-            }
+            Err(error) => self.keep_unstored(kept, actor, what, &error),
         }
         ChangeRefused::Revoked(match problem {
             ChangeRefused::Kernel(reason) => reason.clone(),
