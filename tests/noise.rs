@@ -1,8 +1,18 @@
-//! The fuzz target on thousands of mutations of recorded responses, without a fuzzer. `scripts/fuzz` runs it under coverage.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+//! The fuzz targets on thousands of mutations of their corpus, without a fuzzer. `scripts/fuzz` runs them under coverage.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 #[path = "fuzz/body.rs"]
 mod body;
+#[path = "fuzz/consume/bundle.rs"]
+mod bundle;
+#[path = "fuzz/consume/document.rs"]
+mod document;
+#[path = "fuzz/consume/messages.rs"]
+mod messages;
+#[path = "fuzz/consume/netlink.rs"]
+mod netlink;
+#[path = "fuzz/consume/provisioning.rs"]
+mod provisioning;
 
 use proptest::prelude::*;
 use std::path::Path;
@@ -17,6 +27,36 @@ static SEEDS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
     assert!(seeds.len() >= 10, "seeds are missing");
     seeds
 });
+
+/// A target: its name, whether it accepts an input, and words of its format.
+type Target = (&'static str, fn(&[u8]) -> bool, &'static [&'static str]);
+
+const TARGETS: [Target; 5] = [
+    (
+        "document",
+        document::consume,
+        &["\"10.8.0.0/16\"", "\"node\"", "\"hub\"", "18446744073709551615", "\"preshared_keys\":", "\"supersedes\":"],
+    ),
+    (
+        "messages",
+        messages::consume,
+        &["\"announce\"", "4294967295", "\"trial\"", "\"2026-01-01T00:00:00Z\"", "\\u0000"],
+    ),
+    ("bundle", bundle::consume, &["SPOKEUP1", "\0\0\0\0", "18446744073709551615", "\"board\":\"x\"", "SPKSEAL1"]),
+    ("provisioning", provisioning::consume, &["[appliance]\n", "[[interface]]\n", "[uplink]\n", "= \"", "\u{feff}"]),
+    ("netlink", netlink::consume, &["\u{4}\0", "\0\0", "\u{8}\0\u{8}\0", "\u{10}\0\0\0"]),
+];
+
+/// Inputs by file name.
+type Corpus = Vec<(String, Vec<u8>)>;
+
+/// The corpus of a target.
+fn corpus(target: &str) -> Corpus {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+    let mut files: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
+    files.sort();
+    files.iter().map(|f| (f.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(f).unwrap())).collect()
+}
 
 /// A mutation.
 #[derive(Clone, Debug)]
@@ -62,7 +102,7 @@ fn damage() -> impl Strategy<Value = Damage> {
     ]
 }
 
-fn damaged(mut bytes: Vec<u8>, by: &[Damage]) -> Vec<u8> {
+fn damaged(mut bytes: Vec<u8>, by: &[Damage], words: &[&str]) -> Vec<u8> {
     for one in by {
         let len = bytes.len().max(1);
         match *one {
@@ -76,8 +116,9 @@ fn damaged(mut bytes: Vec<u8>, by: &[Damage]) -> Vec<u8> {
             Damage::Gone(at, n) => drop(bytes.drain((at % len).min(bytes.len())..(at % len + n).min(bytes.len()))),
             Damage::Word(at, w) => {
                 let at = (at % len).min(bytes.len());
-                let end = (at + WORDS[w].len()).min(bytes.len());
-                bytes.splice(at..end, WORDS[w].bytes());
+                let word = words[w % words.len()];
+                let end = (at + word.len()).min(bytes.len());
+                bytes.splice(at..end, word.bytes());
             }
         }
     }
@@ -100,11 +141,43 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
     #[test]
     fn mutated_responses_are_decoded_or_refused(which in 0usize..10, by in proptest::collection::vec(damage(), 1..6)) {
-        body::consume(&damaged(SEEDS[which % SEEDS.len()].clone(), &by));
+        body::consume(&damaged(SEEDS[which % SEEDS.len()].clone(), &by, WORDS));
     }
 
     #[test]
     fn random_bytes_are_decoded_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
         body::consume(&bytes);
+    }
+
+    #[test]
+    fn mutated_inputs_are_read_or_refused(which: u16, by in proptest::collection::vec(damage(), 1..6)) {
+        static ALL: LazyLock<Vec<Corpus>> =
+            LazyLock::new(|| TARGETS.iter().map(|(name, _, _)| corpus(name)).collect());
+        for ((_, consume, words), seeds) in TARGETS.iter().zip(ALL.iter()) {
+            consume(&damaged(seeds[usize::from(which) % seeds.len()].1.clone(), &by, words));
+        }
+    }
+
+    #[test]
+    fn random_inputs_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        for (_, consume, _) in TARGETS {
+            consume(&bytes);
+        }
+    }
+}
+
+/// The corpus reaches what is behind the first check: all but the inputs that attack it are accepted.
+#[test]
+fn corpus_is_accepted() {
+    for (target, consume, _) in TARGETS {
+        let seeds = corpus(target).into_iter();
+        let refused: Vec<_> = seeds.filter(|(_, seed)| !consume(seed)).map(|(name, _)| name).collect();
+        let expected: &[&str] = match target {
+            "document" => &["unsigned"],
+            "bundle" => &["header"],
+            "netlink" => &["status"],
+            _ => &[],
+        };
+        assert_eq!(refused, expected, "{target}");
     }
 }

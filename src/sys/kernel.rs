@@ -35,6 +35,8 @@ use std::future::Future;
 use std::net::IpAddr;
 
 mod conversation;
+#[cfg(feature = "sim")]
+pub mod datagram;
 mod events;
 mod filter;
 mod netlink;

@@ -67,7 +67,7 @@ pub(super) struct Message<'a> {
 }
 
 /// What ends the answer to a request.
-enum End {
+pub(super) enum End {
     /// Acknowledged or refused.
     Status(Result<(), Errno>),
     /// The end of a dump.
@@ -271,39 +271,49 @@ impl Conversation {
     /// Receives one datagram; calls `each` per message, with its sequence number and the end of the answer, if any.
     async fn receive(
         &mut self,
-        mut each: impl FnMut(u32, Message<'_>, Option<End>) -> io::Result<()> + Send,
+        each: impl FnMut(u32, Message<'_>, Option<End>) -> io::Result<()> + Send,
     ) -> io::Result<()> {
         self.inbox.clear();
         within(poll_fn(|cx| self.socket.poll_recv(cx, &mut *self.inbox))).await?;
         if self.inbox.len() >= INBOX {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "an answer was longer than the buffer for it"));
         }
-        let mut rest = self.inbox.as_slice();
-        while rest.len() >= HEADER {
-            let message = NetlinkBuffer::new_checked(rest).map_err(invalid)?;
-            let (kind, payload) = (message.message_type(), message.payload());
-            let end = match kind {
-                NLMSG_ERROR => Some(End::Status(status(payload))),
-                NLMSG_DONE => Some(status(payload).map_or_else(|e| End::Status(Err(e)), |()| End::Dump)),
-                NLMSG_OVERRUN => return Err(Errno::NOBUFS.into()),
-                _ => None,
-            };
-            if kind != NLMSG_NOOP {
-                let interrupted = message.flags() & NLM_F_DUMP_INTR != 0;
-                each(message.sequence_number(), Message { kind, payload, interrupted }, end)?;
-            }
-            let length = usize::try_from(message.length()).map_err(invalid)?;
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        }
-        Ok(())
+        split(&self.inbox, each)
     }
+}
+
+/// Calls `each` per message of a datagram, with its sequence number and the end of the answer, if any.
+pub(super) fn split<'a>(
+    datagram: &'a [u8],
+    mut each: impl FnMut(u32, Message<'a>, Option<End>) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut rest = datagram;
+    while rest.len() >= HEADER {
+        let message = NetlinkBuffer::new_checked(rest).map_err(invalid)?;
+        let (kind, payload) = (message.message_type(), message.payload());
+        let end = match kind {
+            NLMSG_ERROR => Some(End::Status(status(payload))),
+            NLMSG_DONE => Some(status(payload).map_or_else(|e| End::Status(Err(e)), |()| End::Dump)),
+            NLMSG_OVERRUN => return Err(Errno::NOBUFS.into()),
+            _ => None,
+        };
+        if kind != NLMSG_NOOP {
+            let interrupted = message.flags() & NLM_F_DUMP_INTR != 0;
+            each(message.sequence_number(), Message { kind, payload, interrupted }, end)?;
+        }
+        let length = usize::try_from(message.length()).map_err(invalid)?;
+        rest = length.checked_next_multiple_of(4).and_then(|l| rest.get(l..)).unwrap_or_default();
+    }
+    Ok(())
 }
 
 /// The status at the start of an `NLMSG_ERROR` or `NLMSG_DONE`: 0 or a negated errno.
 fn status(payload: &[u8]) -> Result<(), Errno> {
     match payload.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code)) {
         0 => Ok(()),
-        code => Err(Errno::from_raw_os_error(code.saturating_neg())),
+        // `Errno` holds 1 to 4095 and panics otherwise.
+        code @ -4095..0 => Err(Errno::from_raw_os_error(-code)),
+        _ => Err(Errno::PROTO),
     }
 }
 

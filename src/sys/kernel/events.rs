@@ -97,7 +97,7 @@ fn subscribe() -> io::Result<TokioSocket> {
 
 /// Whether a datagram reports a change that we observe or depend on. Of routes only our own, connected and default routes count: a
 /// router with the Internet's full table would otherwise wake us for each of them.
-fn is_relevant(datagram: &[u8]) -> bool {
+pub(super) fn is_relevant(datagram: &[u8]) -> bool {
     let mut rest = datagram;
     while let Ok(message) = NetlinkBuffer::new_checked(rest) {
         let payload = message.payload();

@@ -307,6 +307,22 @@ fn comment(userdata: &[u8]) -> Option<&str> {
     string(rest.get(..usize::from(*length))?)
 }
 
+/// Reads a message as a table, a rule and a list of elements.
+#[cfg(feature = "sim")]
+pub(super) fn read_any(payload: &[u8]) {
+    let attributes = parse(payload.get(HEAD..).unwrap_or_default());
+    let mut bounds = BTreeSet::new();
+    for value in attributes.values() {
+        let _ = (string(value), number(value), comment(value));
+        for element in NlasIterator::new(value).flatten() {
+            let element = parse(element.value());
+            let key = element.get(&NFTA_SET_ELEM_KEY).and_then(|k| parse(k).get(&NFTA_DATA_VALUE).map(|v| v.to_vec()));
+            bounds.extend(key.map(|k| (k, element.contains_key(&NFTA_SET_ELEM_FLAGS))));
+        }
+    }
+    let _ = networks(&bounds);
+}
+
 fn parse(bytes: &[u8]) -> BTreeMap<u16, &[u8]> {
     let mut out = BTreeMap::new();
     let mut rest = bytes;

@@ -146,7 +146,7 @@ fn question(to: IpAddr, mark: u32) -> RouteMessage {
     message
 }
 
-struct Found {
+pub(super) struct Found {
     link: u32,
     source: Option<IpAddr>,
     gateway: Option<IpAddr>,
@@ -155,7 +155,7 @@ struct Found {
 /// Bytes of `struct rtmsg`.
 const RTMSG: usize = 12;
 
-fn read_route(message: &Message<'_>) -> io::Result<Found> {
+pub(super) fn read_route(message: &Message<'_>) -> io::Result<Found> {
     let mut found = Found { link: 0, source: None, gateway: None };
     for attribute in NlasIterator::new(message.payload.get(RTMSG..).unwrap_or_default()) {
         let attribute = attribute.map_err(invalid)?;
@@ -170,7 +170,7 @@ fn read_route(message: &Message<'_>) -> io::Result<Found> {
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Link {
+pub(super) struct Link {
     index: u32,
     carrier: bool,
     carrier_changes: u32,
@@ -178,7 +178,7 @@ struct Link {
     outside: bool,
 }
 
-fn read_link(message: &Message<'_>) -> io::Result<Link> {
+pub(super) fn read_link(message: &Message<'_>) -> io::Result<Link> {
     // `struct ifinfomsg`: family, type, index, flags, change.
     let header = message.payload.first_chunk::<16>().ok_or_else(|| invalid("a link without header"))?;
     let (index, flags) = (word(&header[4..8]).unwrap_or(0), word(&header[8..12]).unwrap_or(0));

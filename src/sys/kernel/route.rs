@@ -184,7 +184,7 @@ pub(super) async fn link(kernel: &mut Conversation, name: &str) -> io::Result<Op
 }
 
 /// Reads only the attributes we need: a link has over sixty, and kernels add more.
-fn read_link(message: &Message<'_>) -> io::Result<LinkState> {
+pub(super) fn read_link(message: &Message<'_>) -> io::Result<LinkState> {
     let header = message.payload.first_chunk::<16>().ok_or_else(|| invalid("a link without header"))?;
     let word = |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
     let flags = word(8);
@@ -369,6 +369,22 @@ pub(super) async fn gateways(
         all.extend(matching(kernel, to).await?.and_then(|entry| entry.gateway));
     }
     Ok(all)
+}
+
+/// How many addresses a message has.
+#[cfg(feature = "sim")]
+pub(super) fn read_address_message(payload: &[u8]) -> usize {
+    let found = AddressMessage::parse(payload).ok().and_then(|m| read_address(&m).ok().flatten());
+    usize::from(found.is_some())
+}
+
+/// How many routes of ours or connected ones a message has.
+#[cfg(feature = "sim")]
+pub(super) fn read_route_message(payload: &[u8]) -> usize {
+    let Ok(message) = RouteMessage::parse(payload) else { return 0 };
+    let own = read_route(&message).is_ok_and(|r| r.is_some());
+    let connected = read_connected(&message).is_ok_and(|c| c.is_some());
+    usize::from(own) + usize::from(connected)
 }
 
 fn read_address(message: &AddressMessage) -> io::Result<Option<IpNet>> {

@@ -2,7 +2,7 @@
 use super::conversation::{Conversation, Message, Request, invalid};
 use super::route::errno;
 use ipnet::IpNet;
-use netlink_packet_core::{NLA_TYPE_MASK, Nla, NlaBuffer, NlasIterator, Parseable};
+use netlink_packet_core::{NLA_TYPE_MASK, Nla, NlaBuffer, NlasIterator};
 use netlink_packet_generic::GenlMessage;
 use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
 use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};
@@ -18,12 +18,12 @@ use spoke_net::plan::{AllowedIps, PeerChange, Step};
 use spoke_net::state::ObservedPeer;
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
 use zeroize::Zeroize;
 
 const GENL_ID_CTRL: u16 = 16;
-const GENL_HEADER: usize = 4;
+pub(super) const GENL_HEADER: usize = 4;
 const CTRL_ATTR_FAMILY_ID: u16 = 1;
 
 const WGDEVICE_A_IFINDEX: u16 = 1;
@@ -33,6 +33,16 @@ const WGDEVICE_A_FWMARK: u16 = 7;
 const WGDEVICE_A_PEERS: u16 = 8;
 const WGPEER_A_PUBLIC_KEY: u16 = 1;
 const WGPEER_A_PRESHARED_KEY: u16 = 2;
+const WGPEER_A_ENDPOINT: u16 = 4;
+const WGPEER_A_KEEPALIVE: u16 = 5;
+const WGPEER_A_LAST_HANDSHAKE: u16 = 6;
+const WGPEER_A_RX_BYTES: u16 = 7;
+const WGPEER_A_TX_BYTES: u16 = 8;
+const WGPEER_A_ALLOWEDIPS: u16 = 9;
+const WGALLOWEDIP_A_IPADDR: u16 = 2;
+const WGALLOWEDIP_A_CIDR_MASK: u16 = 3;
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
 
 /// Bytes of peers in one request. The kernel processes a request inside `sendmsg`: one of this size blocks the
 /// runtime's thread for about 20 ms if all its peers are new. Larger requests are not faster.
@@ -327,7 +337,7 @@ fn allowed_ip(net: IpNet) -> WireguardAllowedIp {
 
 /// Merges one message of a dump into the earlier ones: a device with many peers, and a peer with many allowed-ips, take
 /// several messages; each attribute is sent once.
-fn read_device(device: &mut DeviceState, attributes: &[u8], depth: Depth) -> io::Result<()> {
+pub(super) fn read_device(device: &mut DeviceState, attributes: &[u8], depth: Depth) -> io::Result<()> {
     for attribute in NlasIterator::new(attributes) {
         let attribute = attribute.map_err(invalid)?;
         let value = attribute.value();
@@ -365,22 +375,43 @@ fn read_peer(peers: &mut BTreeMap<PublicKey, ObservedPeer>, attributes: &[u8], d
             }
             continue;
         }
-        match WireguardPeerAttribute::parse(&attribute).map_err(invalid)? {
-            WireguardPeerAttribute::Endpoint(addr) => peer.endpoint = Some(plain(addr)),
-            WireguardPeerAttribute::PersistentKeepalive(seconds) => peer.keepalive = seconds,
-            WireguardPeerAttribute::LastHandshake(at) => {
-                peer.counters.last_handshake = since_epoch(at.seconds, at.nano_seconds)
+        // Not by the packet crate either, which panics on an empty attribute.
+        let value = attribute.value();
+        match kind {
+            WGPEER_A_ENDPOINT => peer.endpoint = socket_address(value).map(plain),
+            WGPEER_A_KEEPALIVE => peer.keepalive = value.first_chunk().map_or(0, |b| u16::from_ne_bytes(*b)),
+            WGPEER_A_LAST_HANDSHAKE => {
+                if let Some((seconds, rest)) = value.split_first_chunk()
+                    && let Some(nanos) = rest.first_chunk()
+                {
+                    let (seconds, nanos) = (i64::from_ne_bytes(*seconds), i64::from_ne_bytes(*nanos));
+                    peer.counters.last_handshake = since_epoch(seconds, nanos);
+                }
             }
-            WireguardPeerAttribute::RxBytes(bytes) => peer.counters.rx = bytes,
-            WireguardPeerAttribute::TxBytes(bytes) => peer.counters.tx = bytes,
-            WireguardPeerAttribute::AllowedIps(nets) if depth == Depth::Whole => {
-                let more: Result<Nets, _> = nets.iter().map(read_allowed_ip).collect();
-                peer.allowed_ips = if peer.allowed_ips.is_empty() { more? } else { peer.allowed_ips.and(&more?) };
+            WGPEER_A_RX_BYTES => peer.counters.rx = value.first_chunk().map_or(0, |b| u64::from_ne_bytes(*b)),
+            WGPEER_A_TX_BYTES => peer.counters.tx = value.first_chunk().map_or(0, |b| u64::from_ne_bytes(*b)),
+            WGPEER_A_ALLOWEDIPS if depth == Depth::Whole => {
+                let nets = NlasIterator::new(value).map(|net| read_allowed_ip(net.map_err(invalid)?.value()));
+                let more: Nets = nets.collect::<Result<_, _>>()?;
+                peer.allowed_ips = if peer.allowed_ips.is_empty() { more } else { peer.allowed_ips.and(&more) };
             }
             _ => {}
         }
     }
     Ok(())
+}
+
+/// A `struct sockaddr_in` or `sockaddr_in6`.
+fn socket_address(bytes: &[u8]) -> Option<SocketAddr> {
+    let (family, rest) = bytes.split_first_chunk().map(|(b, rest)| (u16::from_ne_bytes(*b), rest))?;
+    let (port, rest) = rest.split_first_chunk().map(|(b, rest)| (u16::from_be_bytes(*b), rest))?;
+    if family == AF_INET {
+        return Some((Ipv4Addr::from(*rest.first_chunk::<4>()?), port).into());
+    }
+    let (flow, rest) = rest.split_first_chunk()?;
+    let (address, rest) = rest.split_first_chunk::<16>()?;
+    let (flow, scope) = (u32::from_be_bytes(*flow), u32::from_ne_bytes(*rest.first_chunk()?));
+    (family == AF_INET6).then(|| SocketAddrV6::new((*address).into(), port, flow, scope).into())
 }
 
 /// An endpoint without flow information, as the configuration writes it.
@@ -395,19 +426,26 @@ fn plain(addr: SocketAddr) -> SocketAddr {
 }
 
 fn since_epoch(seconds: i64, nanos: i64) -> Option<Duration> {
-    let at = Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanos).ok()?);
+    // `Duration::new` carries, and panics where that overflows.
+    let nanos = u32::try_from(nanos).ok().filter(|n| *n < 1_000_000_000)?;
+    let at = Duration::new(u64::try_from(seconds).ok()?, nanos);
     (!at.is_zero()).then_some(at)
 }
 
-fn read_allowed_ip(net: &WireguardAllowedIp) -> io::Result<IpNet> {
-    let (mut addr, mut length) = (None, None);
-    for attribute in &net.0 {
-        match attribute {
-            WireguardAllowedIpAttr::IpAddr(a) => addr = Some(*a),
-            WireguardAllowedIpAttr::Cidr(l) => length = Some(*l),
+fn read_allowed_ip(attributes: &[u8]) -> io::Result<IpNet> {
+    let (mut address, mut length) = (None, None);
+    for attribute in NlasIterator::new(attributes) {
+        let attribute: NlaBuffer<_> = attribute.map_err(invalid)?;
+        let value = attribute.value();
+        match attribute.kind() & NLA_TYPE_MASK {
+            WGALLOWEDIP_A_IPADDR => {
+                let v4 = <[u8; 4]>::try_from(value).map(IpAddr::from);
+                address = v4.or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from)).ok();
+            }
+            WGALLOWEDIP_A_CIDR_MASK => length = value.first().copied(),
             _ => {}
         }
     }
-    let (Some(addr), Some(length)) = (addr, length) else { return Err(invalid("an allowed-ip without address")) };
-    IpNet::new(addr, length).map_err(invalid)
+    let (Some(address), Some(length)) = (address, length) else { return Err(invalid("an allowed-ip without address")) };
+    IpNet::new(address, length).map_err(invalid)
 }
