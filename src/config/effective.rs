@@ -14,7 +14,7 @@ use crate::uplink::{Hub, Uplink};
 use serde::Serialize;
 use spoke_model::address::IfAddress;
 use spoke_model::interface_name::IfName;
-use spoke_model::key::PublicKey;
+use spoke_model::key::{PresharedKey, PublicKey};
 use spoke_model::release::WantedRelease;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -55,6 +55,17 @@ pub struct InterfaceSettings {
     pub peers: BTreeMap<PublicKey, Peer>,
     /// Set for this node alone, applied by `derive`.
     pub overrides: Overrides,
+    /// Preshared keys of the document's hubs and peers.
+    pub preshared: PairKeys,
+}
+
+/// Preshared keys that a document sets; never part of what is shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PairKeys {
+    /// By peer.
+    pub of_peers: BTreeMap<PublicKey, PresharedKey>,
+    /// By this node's key and the hub's: a change of this node's key changes the preshared key with it.
+    pub of_hubs: BTreeMap<(PublicKey, PublicKey), PresharedKey>,
 }
 
 impl InterfaceSettings {
@@ -70,6 +81,7 @@ impl InterfaceSettings {
             hubs: Vec::new(),
             peers: BTreeMap::new(),
             overrides: Overrides::INHERITED,
+            preshared: PairKeys::default(),
         }
     }
 }
@@ -259,6 +271,12 @@ impl<'a> InterfaceView<'a> {
     /// Set for this node alone; nothing on an interface that the control plane does not decide about.
     pub fn overrides(self) -> &'a Overrides {
         self.settings.map_or(&INHERITED, |s| &s.overrides)
+    }
+
+    /// The document's preshared key for the tunnel between this node's key `own` and `peer`.
+    pub fn preshared(self, own: PublicKey, peer: PublicKey) -> Option<&'a PresharedKey> {
+        let keys = &self.settings?.preshared;
+        keys.of_hubs.get(&(own, peer)).or_else(|| keys.of_peers.get(&peer))
     }
 
     /// Peers: the configured ones, then the document's.

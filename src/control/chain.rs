@@ -255,7 +255,9 @@ async fn put_admissions(tx: &mut Tx, changed: &[(Pair, Admission)], now_ms: i64)
         for (id, key) in pairs {
             let Some(mut node) = tx.node(&id).await?.filter(|n| n.next_key == Some(key)) else { continue };
             // It may switch to the key once its hubs have reported the generation that admits it.
-            node.next_key_hubs = tx.hubs(&network).await?.into_iter().map(|h| (h.id, h.generation)).collect();
+            let own = node.next_key_hubs.into_iter().filter(|(id, _)| *id == node.id);
+            let hubs = tx.hubs(&network).await?.into_iter().map(|h| (h.id, h.generation));
+            node.next_key_hubs = hubs.chain(own).collect();
             tx.put_node(&node).await?;
         }
     }

@@ -4,6 +4,8 @@ use crate::store::report::ReceivedReport;
 use crate::store::{Store, StoreError};
 use spoke_enroll::wire::Outcome;
 use spoke_model::error_chain::ErrorChain;
+use spoke_model::node_id::NodeId;
+use std::collections::HashSet;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -12,6 +14,9 @@ const CAPACITY: usize = 32_768;
 
 /// Reports written in one transaction at most.
 const BATCH: usize = 2_000;
+
+/// Nodes remembered as taking preshared keys.
+const MAX_TAKERS: usize = 200_000;
 
 /// How long the first report of a batch waits for others.
 const BATCH_DELAY: Duration = Duration::from_millis(200);
@@ -49,6 +54,7 @@ impl ReportWriter {
     /// Writes reports until every queue handle is dropped and all of them are written.
     pub async fn run(mut self, store: Store) {
         let mut batch = Vec::new();
+        let mut takers = HashSet::new();
         loop {
             if batch.is_empty() {
                 if self.0.recv_many(&mut batch, BATCH).await == 0 {
@@ -61,7 +67,7 @@ impl ReportWriter {
                     batch.push(more);
                 }
             }
-            match write(&store, &batch).await {
+            match write(&store, &batch, &mut takers).await {
                 Ok(()) => batch.clear(),
                 Err(e) if e.is_transient() => {
                     tracing::warn!(error = %ErrorChain(&e), waiting = batch.len(), retry_in = ?RETRY_IN, "reports not written");
@@ -77,16 +83,39 @@ impl ReportWriter {
     }
 }
 
-async fn write(store: &Store, batch: &[ReceivedReport]) -> Result<(), StoreError> {
+/// `takers`: nodes known to take preshared keys.
+async fn write(store: &Store, batch: &[ReceivedReport], takers: &mut HashSet<NodeId>) -> Result<(), StoreError> {
     let mut tx = store.write().await?;
+    let mut noted = Vec::new();
     for received in batch {
         let failed = matches!(received.report.outcome, Outcome::Reverted | Outcome::Refused);
         let new_failure = failed && tx.is_new_outcome(received).await?;
-        if tx.put_report(received).await? && new_failure {
+        if !tx.put_report(received).await? {
+            continue;
+        }
+        let id = &received.node;
+        // Most nodes take them, and go on doing so: they cost no statement.
+        if !(received.takes_preshared && takers.contains(id)) {
+            if tx.note_preshared(id, received.takes_preshared).await? {
+                let actor = Actor::Node(id.to_string());
+                let none = serde_json::Value::Null;
+                tx.audit(received.received_ms, &actor, "preshared_keys_withdrawn", ("node", id.as_str()), none).await?;
+            }
+            noted.push((id.clone(), received.takes_preshared));
+        }
+        if new_failure {
             let details = serde_json::json!({"outcome": received.report.outcome, "reason": received.report.reason});
             let actor = Actor::Node(received.node.to_string());
             tx.audit(received.received_ms, &actor, "state_not_kept", ("node", received.node.as_str()), details).await?;
         }
     }
-    tx.commit().await
+    tx.commit().await?;
+    for (id, takes) in noted {
+        if takes && takers.len() < MAX_TAKERS {
+            takers.insert(id);
+        } else {
+            takers.remove(&id);
+        }
+    }
+    Ok(())
 }

@@ -2,11 +2,12 @@
 //!
 //! Every active key signs every document, so that a node that was offline during a rotation still knows one of them. A
 //! rotation is: add a key, wait until the fleet has reported the new generation, retire the old key.
+use crate::store::preshared::DerivePreshared;
 use crate::store::{Store, StoreError, Tx};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom as _, SystemRandom};
-use spoke_model::key::SecretKey;
+use spoke_model::key::{PresharedKey, PublicKey, SecretKey};
 use spoke_model::signature::{SignKey, VerifyKey};
 use std::path::Path;
 use std::sync::Arc;
@@ -45,6 +46,8 @@ pub struct MasterKey {
     seal: LessSafeKey,
     /// Devices prove the possession of their WireGuard keys to it; the same at every control plane of the fleet.
     verifier: SecretKey,
+    /// Preshared keys are derived from it.
+    preshared: ring::hmac::Key,
 }
 
 impl std::fmt::Debug for MasterKey {
@@ -77,8 +80,14 @@ impl MasterKey {
     /// A key of 32 bytes.
     pub fn new(bytes: &[u8]) -> Option<Self> {
         let seal = LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, bytes).ok()?);
-        let derived = ring::hmac::sign(&ring::hmac::Key::new(ring::hmac::HMAC_SHA256, bytes), b"spoke key verifier");
-        Some(Self { seal, verifier: SecretKey::clamped(derived.as_ref().try_into().ok()?) })
+        let master = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, bytes);
+        let verifier = ring::hmac::sign(&master, b"spoke key verifier");
+        let preshared = ring::hmac::sign(&master, b"spoke preshared keys");
+        Some(Self {
+            seal,
+            verifier: SecretKey::clamped(verifier.as_ref().try_into().ok()?),
+            preshared: ring::hmac::Key::new(ring::hmac::HMAC_SHA256, preshared.as_ref()),
+        })
     }
 
     /// The key that devices prove the possession of their WireGuard keys to.
@@ -106,6 +115,16 @@ impl MasterKey {
             return Err(sealed_otherwise);
         };
         SignKey::from_seed(seed).ok().filter(|k| k.public() == public).ok_or(sealed_otherwise)
+    }
+}
+
+impl DerivePreshared for MasterKey {
+    fn preshared_key(&self, salt: &[u8], node: PublicKey, hub: PublicKey) -> PresharedKey {
+        // The public keys have a fixed length, so no two inputs are the same text.
+        let tag = ring::hmac::sign(&self.preshared, &[&node.0, &hub.0, salt].concat());
+        let mut key = Zeroizing::new([0; 32]);
+        key.iter_mut().zip(tag.as_ref()).for_each(|(to, from)| *to = *from);
+        PresharedKey::from_bytes(*key)
     }
 }
 
@@ -161,6 +180,21 @@ impl SigningKeys {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn preshared_key_is_of_one_salt_one_pair_and_one_master() {
+        let (master, other) = (MasterKey::new(&[1; 32]).unwrap(), MasterKey::new(&[2; 32]).unwrap());
+        let (node, hub) = (PublicKey([3; 32]), PublicKey([4; 32]));
+        let key = master.preshared_key(&[5; 32], node, hub);
+        assert_eq!(master.preshared_key(&[5; 32], node, hub), key, "the same at each replica");
+        let others = [
+            other.preshared_key(&[5; 32], node, hub),
+            master.preshared_key(&[6; 32], node, hub),
+            master.preshared_key(&[5; 32], hub, node),
+            master.preshared_key(&[5; 32], node, PublicKey([9; 32])),
+        ];
+        assert!(others.iter().all(|o| *o != key));
+    }
 
     #[test]
     fn seed_opens_only_under_its_master_and_public_key() {

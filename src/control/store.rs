@@ -18,6 +18,7 @@ pub mod network;
 pub mod node;
 pub mod node_status;
 pub mod nonce;
+pub mod preshared;
 pub mod probe;
 pub mod release;
 pub mod report;

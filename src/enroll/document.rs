@@ -5,7 +5,7 @@
 //! one signature for each signing key in service, so that a node that was offline during a key rotation finds one it
 //! knows.
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 use spoke_config::fault::ConfigFaults;
 use spoke_config::node::Role;
@@ -14,7 +14,7 @@ use spoke_config::overrides::Overrides;
 use spoke_config::policy::GrantsPolicy;
 use spoke_model::address::HostPort;
 use spoke_model::interface_name::IfName;
-use spoke_model::key::PublicKey;
+use spoke_model::key::{PresharedKey, PublicKey};
 use spoke_model::node_id::NodeId;
 use spoke_model::release::WantedRelease;
 use spoke_model::signature::{SignKey, Signature, VerifyKey};
@@ -37,6 +37,9 @@ const MAX_INTERFACES: usize = 8;
 
 /// Most hubs of an interface.
 const MAX_HUBS: usize = 16;
+
+/// Most preshared keys of one hub: of the node's key in use and of an announced one.
+const MAX_PAIRS: usize = 4;
 
 /// Most generations between a document and the one before: more than a restored control plane skips.
 pub const MAX_STEP: u64 = 1 << 32;
@@ -121,6 +124,35 @@ pub struct WantedHub {
     pub allowed_ips: Vec<IpNet>,
     /// Seconds; 0 is off.
     pub keepalive: u16,
+    /// Of the tunnel between this hub and the node, one for each key of the node; none: without a preshared key.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub preshared_keys: Vec<WantedPair>,
+}
+
+/// The preshared key of a node's key and a hub's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WantedPair {
+    /// The node's public key, in use or announced.
+    pub public_key: PublicKey,
+    /// What both ends set.
+    pub preshared_key: SentPresharedKey,
+}
+
+/// A preshared key as it is sent and stored; never shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SentPresharedKey(pub PresharedKey);
+
+impl Serialize for SentPresharedKey {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&self.0.reveal_base64())
+    }
+}
+
+impl<'de> Deserialize<'de> for SentPresharedKey {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = zeroize::Zeroizing::new(String::deserialize(d)?);
+        text.parse().map(Self).map_err(serde::de::Error::custom)
+    }
 }
 
 /// A peer of a [`WantedInterface`].
@@ -138,6 +170,9 @@ pub struct WantedPeer {
     /// Cannot reach other peers even with forwarding on.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub isolated: bool,
+    /// What both ends set; `None`: the tunnel has no preshared key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preshared_key: Option<SentPresharedKey>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde's `skip_serializing_if` wants")]
@@ -289,6 +324,9 @@ impl WantedInterface {
         for hub in &self.hubs {
             if !hub.allowed_ips.iter().any(|n| n.contains(&hub.address)) {
                 return Err(format!("hub {} is not within its own allowed-ips", hub.node_id));
+            }
+            if hub.preshared_keys.len() > MAX_PAIRS {
+                return Err(format!("hub {} has {} preshared keys", hub.node_id, hub.preshared_keys.len()));
             }
         }
         let hubs = self.hubs.iter().map(|h| (h.public_key, &h.allowed_ips, false));

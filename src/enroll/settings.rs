@@ -1,7 +1,7 @@
 //! What a state document sets on this device, and whether the device can follow it. Pure.
 use super::document::{Incompatible, StateDocument, WantedHub, WantedInterface, WantedPeer};
 use spoke_config::Config;
-use spoke_config::effective::{DocumentSettings, InterfaceSettings};
+use spoke_config::effective::{DocumentSettings, InterfaceSettings, PairKeys};
 use spoke_config::interface::{Access, Peer};
 use spoke_config::uplink::Hub;
 use spoke_model::address::{Cidr, IfAddress};
@@ -47,6 +47,20 @@ fn interface(name: IfName, wanted: &WantedInterface) -> InterfaceSettings {
         hubs: wanted.hubs.iter().map(hub).collect(),
         peers: wanted.peers.iter().map(|p| (p.public_key, peer(p))).collect(),
         overrides: wanted.overrides.clone(),
+        preshared: PairKeys {
+            of_peers: wanted
+                .peers
+                .iter()
+                .filter_map(|p| Some((p.public_key, p.preshared_key.as_ref()?.0.clone())))
+                .collect(),
+            of_hubs: wanted
+                .hubs
+                .iter()
+                .flat_map(|h| {
+                    h.preshared_keys.iter().map(|p| ((p.public_key, h.public_key), p.preshared_key.0.clone()))
+                })
+                .collect(),
+        },
     }
 }
 

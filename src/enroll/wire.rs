@@ -19,6 +19,10 @@ pub const REPORT: &str = "/api/v1/nodes/self/report";
 /// `POST`: a new WireGuard key, announced first, then put in use.
 pub const KEY: &str = "/api/v1/nodes/self/key";
 
+/// In the query of [`PROVISION`] and [`REPORT`], which the signature covers and a control plane without it ignores: the
+/// device takes preshared keys from its state documents.
+pub const TAKES_PRESHARED: &str = "preshared=1";
+
 /// A request for enrolment; the enrolment token travels as `Authorization: Bearer`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -287,7 +291,7 @@ pub struct ReportOrder {
 impl ReportOrder {
     /// [`REPORT`] with this place.
     pub fn path(&self) -> String {
-        format!("{REPORT}?run={}&number={}", self.run, self.number)
+        format!("{REPORT}?run={}&number={}&{TAKES_PRESHARED}", self.run, self.number)
     }
 
     /// The place of the next report.

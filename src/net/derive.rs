@@ -238,6 +238,7 @@ fn link(interface: InterfaceView<'_>, role: Role, facts: &Facts) -> Result<Link,
     let (own, over) = (interface.own(), interface.overrides());
     let name = &own.name;
     let private_key = facts.keys.private.get(name).ok_or_else(|| DeriveError::NoKey(name.clone()))?.clone();
+    let pairs = Pairs { interface, own: private_key.public(), facts };
     let mut peers = BTreeMap::new();
     for peer in interface.peers() {
         if own.access == Access::Nft {
@@ -248,7 +249,7 @@ fn link(interface: InterfaceView<'_>, role: Role, facts: &Facts) -> Result<Link,
             }
         }
         let endpoint = peer.endpoint.as_ref().and_then(|e| e.literal().or_else(|| facts.names.get(e).copied()));
-        let (preshared_key, key_fault) = preshared(facts, name, peer.public_key, peer.preshared_key.as_ref())?;
+        let (preshared_key, key_fault) = pairs.preshared(peer.public_key, peer.preshared_key.as_ref())?;
         peers.insert(
             peer.public_key,
             Peer {
@@ -280,9 +281,9 @@ fn link(interface: InterfaceView<'_>, role: Role, facts: &Facts) -> Result<Link,
             } else {
                 [own].into()
             };
-            peers.insert(standby.hub.public_key, hub_peer(facts, name, standby, nets)?);
+            peers.insert(standby.hub.public_key, pairs.hub_peer(standby, nets)?);
         }
-        peers.insert(choice.active.hub.public_key, hub_peer(facts, name, &choice.active, active)?);
+        peers.insert(choice.active.hub.public_key, pairs.hub_peer(&choice.active, active)?);
         if matches!(listen_port, ListenPort::Random { .. }) {
             listen_port = ListenPort::Random { epoch: choice.port_epoch };
         }
@@ -372,24 +373,36 @@ fn api_link(name: &IfName, role: Role, device: &Device, set: &ApiStateLink) -> R
     })
 }
 
-/// The preshared key, or why it cannot be read.
-fn preshared(
-    facts: &Facts,
-    link: &IfName,
-    peer: PublicKey,
-    source: Option<&KeySource>,
-) -> Result<(Option<PresharedKey>, Option<Arc<str>>), DeriveError> {
-    let Some(source) = source else { return Ok((None, None)) };
-    match (facts.keys.preshared.get(source), facts.keys.unreadable.get(source)) {
-        (Some(key), _) => Ok((Some(key.clone()), None)),
-        (None, Some(why)) => Ok((None, Some(why.clone()))),
-        (None, None) => Err(DeriveError::NoPresharedKey { link: link.clone(), peer, origin: source.clone() }),
-    }
+/// The preshared keys of one interface's tunnels.
+struct Pairs<'a> {
+    interface: InterfaceView<'a>,
+    /// This node's key.
+    own: PublicKey,
+    facts: &'a Facts,
 }
 
-fn hub_peer(facts: &Facts, link: &IfName, peer: &HubPeer, allowed_ips: Nets) -> Result<Peer, DeriveError> {
-    let (preshared_key, key_fault) = preshared(facts, link, peer.hub.public_key, peer.hub.preshared_key.as_ref())?;
-    Ok(Peer { preshared_key, allowed_ips, keepalive: peer.hub.keepalive, endpoint: peer.endpoint, key_fault })
+impl Pairs<'_> {
+    /// The configured one, or why it cannot be read; without one the document's.
+    fn preshared(
+        &self,
+        peer: PublicKey,
+        source: Option<&KeySource>,
+    ) -> Result<(Option<PresharedKey>, Option<Arc<str>>), DeriveError> {
+        let Some(source) = source else { return Ok((self.interface.preshared(self.own, peer).cloned(), None)) };
+        match (self.facts.keys.preshared.get(source), self.facts.keys.unreadable.get(source)) {
+            (Some(key), _) => Ok((Some(key.clone()), None)),
+            (None, Some(why)) => Ok((None, Some(why.clone()))),
+            (None, None) => {
+                let link = self.interface.own().name.clone();
+                Err(DeriveError::NoPresharedKey { link, peer, origin: source.clone() })
+            }
+        }
+    }
+
+    fn hub_peer(&self, peer: &HubPeer, allowed_ips: Nets) -> Result<Peer, DeriveError> {
+        let (preshared_key, key_fault) = self.preshared(peer.hub.public_key, peer.hub.preshared_key.as_ref())?;
+        Ok(Peer { preshared_key, allowed_ips, keepalive: peer.hub.keepalive, endpoint: peer.endpoint, key_fault })
+    }
 }
 
 /// Routes to the allowed-ips, without those that an address of the interface implies.

@@ -43,6 +43,23 @@ pub struct PeerChange {
     pub allowed_ips: AllowedIps,
 }
 
+impl PeerChange {
+    const fn is_preshared_alone(&self) -> bool {
+        let idle = matches!(self.allowed_ips, AllowedIps::Keep) && self.keepalive.is_none() && self.endpoint.is_none();
+        !self.create && self.preshared_key.is_some() && idle
+    }
+
+    /// The rest of the change; `None`: there is none.
+    fn without_preshared(self) -> Option<Self> {
+        (!self.is_preshared_alone()).then_some(Self { preshared_key: None, ..self })
+    }
+
+    const fn of_preshared(key: Option<PresharedKey>) -> Self {
+        let (keepalive, endpoint) = (None, None);
+        Self { create: false, preshared_key: Some(key), keepalive, endpoint, allowed_ips: AllowedIps::Keep }
+    }
+}
+
 /// One change of the kernel's network state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "`link` is the interface's name in every variant")]
@@ -141,6 +158,8 @@ impl Step {
             Self::RemovePeer { .. } => 2,
             // Before any peer is granted access.
             Self::SetForwarding { .. } | Self::SetDevice { .. } => 3,
+            // Pushed before the private key that they belong to.
+            Self::SetPeer { change, .. } if change.is_preshared_alone() => 3,
             Self::SetPeer { .. } => 4,
             // Before the addresses: the kernel removes IPv6 addresses of an interface that goes down.
             Self::SetUp { up: false, .. } => 5,
@@ -349,6 +368,19 @@ fn link(
         ListenPort::Random { epoch } => (memory.ports.get(name).copied().unwrap_or(0) < epoch && !fresh).then_some(0),
     };
     let fwmark = (have.fwmark != want.fwmark).then_some(want.fwmark);
+    // A handshake begins as soon as the private key changes, and ends with the preshared key that is set by then.
+    let renewed = private_key.is_some();
+    if renewed {
+        for (key, want, had) in side_by_side(&want.peers, &have.peers) {
+            if let (Some(want), Some(had)) = (want, had)
+                && want.key_fault.is_none()
+                && want.preshared_key != had.preshared_key
+            {
+                let change = PeerChange::of_preshared(want.preshared_key.clone());
+                steps.push(Step::SetPeer { link: name.clone(), peer: *key, change });
+            }
+        }
+    }
     if private_key.is_some() || listen_port.is_some() || fwmark.is_some() {
         steps.push(Step::SetDevice { link: name.clone(), private_key, listen_port, fwmark });
     }
@@ -377,7 +409,11 @@ fn link(
             Some(_) | None => {}
         }
         let last_set = want.endpoint.filter(|_| !fresh).and_then(|_| memory.endpoints.get(&(name.clone(), *key)));
-        if let Some(change) = peer_change(want, had, last_set) {
+        let mut change = peer_change(want, had, last_set);
+        if renewed && had.is_some() {
+            change = change.and_then(PeerChange::without_preshared);
+        }
+        if let Some(change) = change {
             let loses =
                 had.is_some_and(|h| want.allowed_ips != h.allowed_ips && want.allowed_ips.is_subset(&h.allowed_ips));
             let step = Step::SetPeer { link: name.clone(), peer: *key, change };

@@ -150,7 +150,8 @@ impl<H: Http> Enroller<'_, H> {
     /// WireGuard key, which the next one has.
     async fn request(&mut self, clock: &impl Clock, server: &mut ServerClock) -> Result<Option<Enrolment>, EnrolError> {
         let token = (self.token)()?;
-        let mut request = post(wire::PROVISION, serde_json::to_vec(&self.request)?);
+        let path = format!("{}?{}", wire::PROVISION, wire::TAKES_PRESHARED);
+        let mut request = post(&path, serde_json::to_vec(&self.request)?);
         request.headers.push(("authorization", format!("Bearer {}", token.reveal())));
         let (mut request, _) = self.signer.sign(server.at(clock.now()), request);
         if let Some(verifier) = self.verifier {

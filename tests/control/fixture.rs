@@ -127,7 +127,8 @@ pub async fn store_report(store: &Store, id: &str, sent_ms: i64, report: NodeRep
 /// Stores a report signed and received at `at_ms`; whether it was taken.
 pub async fn put_report(store: &Store, id: &str, at_ms: i64, order: Option<ReportOrder>, report: NodeReport) -> bool {
     let mut tx = store.write().await.unwrap();
-    let received = ReceivedReport { node: id.parse().unwrap(), order, sent_ms: at_ms, received_ms: at_ms, report };
+    let node = id.parse().unwrap();
+    let received = ReceivedReport { node, order, sent_ms: at_ms, received_ms: at_ms, takes_preshared: false, report };
     let taken = tx.put_report(&received).await.unwrap();
     tx.commit().await.unwrap();
     taken

@@ -27,6 +27,7 @@ mod grants_policy;
 mod hub_move;
 mod keys;
 mod limits;
+mod preshared;
 mod reasons;
 mod relay;
 mod release;

@@ -87,7 +87,14 @@ async fn older_report_is_ignored(kind: Kind) {
     let put = async |sent_ms, generation| {
         let mut tx = store.write().await.unwrap();
         let node = "edge-1".parse().unwrap();
-        let received = ReceivedReport { node, order: None, sent_ms, received_ms: NOW, report: report(generation) };
+        let received = ReceivedReport {
+            node,
+            order: None,
+            sent_ms,
+            received_ms: NOW,
+            takes_preshared: false,
+            report: report(generation),
+        };
         let taken = tx.put_report(&received).await.unwrap();
         tx.commit().await.unwrap();
         taken

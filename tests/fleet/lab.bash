@@ -27,6 +27,14 @@ reaches() { on "$1" ping -c1 -W2 "$2"; }
 reaches_not() { ! on "$1" ping -c1 -W1 "$2"; }
 not() { ! "$@"; }
 tunnel_key() { on "$1" wg show wg0 public-key; }
+# preshared NAMESPACE KEY: the preshared key of the peer with this public key, or (none).
+preshared() { on "$1" wg show wg0 preshared-keys | awk -v key="$2" '$1 == key { print $2 }'; }
+# share_preshared NAMESPACE HUB: whether both ends of the tunnel have the same preshared key.
+share_preshared() {
+  local there
+  there=$(preshared "$2" "$(tunnel_key "$1")")
+  [[ $there == *=* ]] && [ "$there" = "$(preshared "$1" "$(tunnel_key "$2")")" ]
+}
 # mtu NAMESPACE BYTES: whether the tunnel has this MTU.
 mtu() { ip -n "$1" link show wg0 | grep -q "mtu $2 "; }
 

@@ -108,6 +108,22 @@ check "the interface is the same" test "$(index hub)" = "$link"
 four_peers() { [ "$(on hub wg show wg0 peers | wc -l)" = 4 ]; }
 check "with its four peers" four_peers
 for n in 1 2 3 4; do check "device $n reaches it" reaches "device-$n" "$hub_address"; done
+has_none() { [ "$(preshared "$1" "$(tunnel_key hub)")" = "(none)" ]; }
+check "device 1 has no preshared key: its tunnel was made before" has_none device-1
+check "spoke key rotate succeeds on device 1" command_of device-1 key rotate
+await 30 "both ends have a preshared key with the new key" share_preshared device-1 hub
+check "device 1 reaches the hub" reaches device-1 "$hub_address"
+check "the old device has none" has_none device-2
+
+say "device 1 falls back to the earlier program"
+stop device-1
+program[device-1]=$previous/spoke
+resume device-1
+withdrawn() { [ "$(preshared hub "$(tunnel_key device-1)")" = "(none)" ]; }
+await 60 "the hub has no preshared key for it" withdrawn
+await 60 "device 1 reaches the hub again" reaches device-1 "$hub_address"
+upgrade device-1
+await 60 "it is upgraded again and reaches the hub" reaches device-1 "$hub_address"
 fleet node remove edge-4 --yes
 not_edge_4() { [ "$(on hub wg show wg0 peers | wc -l)" = 3 ]; }
 await 20 "a removed device is gone from it" not_edge_4

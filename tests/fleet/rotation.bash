@@ -6,6 +6,10 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lab.bash"
 
 hub_and_two_devices
+await 20 "the tunnel has a preshared key at both ends" share_preshared device hub
+await 20 "so has the tunnel of the other device" share_preshared other hub
+shared=$(preshared device "$(tunnel_key hub)")
+check "each tunnel has its own" test "$shared" != "$(preshared other "$(tunnel_key hub)")"
 hub_address=$(address_of hub-1)
 device_address=$(address_of edge-1)
 old=$(tunnel_key device)
@@ -25,7 +29,7 @@ lost() {
   echo $((sent - received))
 }
 
-say "a new WireGuard key, while both sides ping five times a second"
+say "a new WireGuard key and preshared key, while both sides ping five times a second"
 count device "$hub_address" up
 count hub "$device_address" down
 pause 2
@@ -46,6 +50,14 @@ check "pings from the hub are lost only while the keys differ" test "$down" -le 
 hub_has() { on hub wg show wg0 peers | grep -qxF "$1"; }
 await 10 "the hub has the new key" hub_has "$new"
 await 10 "the hub has removed the old key" not hub_has "$old"
+check "the preshared key is another one" test "$shared" != "$(preshared device "$(tunnel_key hub)")"
+check "and the same at both ends" share_preshared device hub
+check "the hub has no preshared key without a peer" test "$(on hub wg show wg0 preshared-keys | wc -l)" = 2
+no_secret_in() { ! grep -rqF "$(preshared device "$(tunnel_key hub)")" "$@"; }
+check "no log has it" no_secret_in "$work"/*.log "$work/serve.out"
+check "nor the store of the control plane" no_secret_in "$work/control"
+open_to_others() { find "$work/device" "$work/hub" -type f -perm /077 -exec grep -lF "$(preshared device "$(tunnel_key hub)")" {} + | grep -q .; }
+check "nor a file that others may read" not open_to_others
 check "only the new key is on disk" test "$(cd "$work/device" && echo wg0.key*)" = wg0.key
 fleet_knows() { fleet --json node show edge-1 | grep -qF "$1"; }
 await 10 "the control plane has it" fleet_knows "$new"
@@ -53,6 +65,7 @@ stop device
 ip -n device link del wg0
 resume device
 await 60 "after a restart without interface the new key works" is device healthy
+check "the preshared key comes from the state directory" share_preshared device hub
 check "it is the new key" test "$(tunnel_key device)" = "$new"
 
 table

@@ -3,7 +3,8 @@ use crate::world::{name, net, peer_key, secret};
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
 use spoke_config::Config;
-use spoke_config::effective::Effective;
+use spoke_config::effective::{DocumentSettings, Effective, InterfaceSettings};
+use spoke_model::key::PresharedKey;
 use spoke_net::api_state::{ApiState, ApiStateLink, ApiStatePeer, Device, Table};
 use spoke_net::derive::{Admitted, Facts, HubPeer, Keys, UplinkChoice, derive};
 use spoke_net::state::{Desired, Endpoint};
@@ -127,4 +128,34 @@ proptest! {
         // Derived again, the state is equal, generation included.
         prop_assert_eq!(derive(&config, &facts, &desired).unwrap(), desired);
     }
+}
+
+#[test]
+fn preshared_key_of_the_document_follows_the_private_key() {
+    let psk = |n: u8| PresharedKey::from_bytes([n; 32]);
+    let text = "[node]\nid = \"edge-1\"\n[control]\nurl = \"https://c.example.net:8443\"\n";
+    let own = Arc::new(Config::from_text(Some(("spoke.toml", text)), []).unwrap());
+    let hub: spoke_config::uplink::Hub = {
+        let text = format!(
+            "[[interface]]\nname = \"wg0\"\naddresses = [\"10.8.0.2/24\"]\n[uplink]\ninterface = \"wg0\"\n[[uplink.hub]]\nname = \"gate\"\npublic_key = \"{}\"\nendpoint = \"192.0.2.1:51820\"\naddress = \"10.8.0.1\"\nallowed_ips = [\"10.8.0.0/16\"]\n",
+            peer_key(50)
+        );
+        Config::from_text(Some(("spoke.toml", &text)), []).unwrap().uplink.unwrap().hubs[0].clone()
+    };
+    let mut settings = InterfaceSettings::inherited(name("wg0"));
+    settings.hubs = vec![hub.clone()];
+    settings.preshared.of_hubs = (1..3).map(|n| ((secret(n).public(), peer_key(50)), psk(n))).collect();
+    let document = DocumentSettings { interface: Some(settings), ..DocumentSettings::default() };
+    let config = Effective::of(own).with_document(Some(document));
+    let active = HubPeer { hub: Arc::new(hub), endpoint: None };
+    let choice = UplinkChoice { interface: name("wg0"), active, standby: None, port_epoch: 0, rebuild: 0 };
+    let set = |n: u8| {
+        let keys = Keys { private: [(name("wg0"), secret(n))].into(), ..Keys::default() };
+        let facts = Facts { keys: Arc::new(keys), uplink: Some(Arc::new(choice.clone())), ..Facts::default() };
+        let desired = derive(&config, &facts, &Desired::default()).unwrap();
+        desired.links[&name("wg0")].peers[&peer_key(50)].preshared_key.clone()
+    };
+    assert_eq!([set(1), set(2), set(3)], [Some(psk(1)), Some(psk(2)), None]);
+    let shown = serde_json::to_string(&config).unwrap() + &format!("{config:?}");
+    assert!(!shown.contains(&psk(1).reveal_base64()[..8]), "{shown}");
 }

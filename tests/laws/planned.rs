@@ -283,6 +283,37 @@ fn raised_attempt_sets_a_roamed_endpoint_once() {
     assert!(world.plan(&want).is_clean());
 }
 
+/// A handshake begins with the new private key at once, and ends with the preshared key that is set by then.
+#[test]
+fn preshared_key_is_set_before_the_private_key_it_belongs_to() {
+    let mut world = World::new();
+    let mut want = one_link();
+    world.pass(&want);
+    let link = want.links.get_mut(&name("wg0")).unwrap();
+    link.private_key = crate::world::secret(1);
+    let peer = link.peers.get_mut(&peer_key(1)).unwrap();
+    peer.preshared_key = Some(spoke_model::key::PresharedKey::from_bytes([5; 32]));
+    peer.keepalive = 25;
+    let (plan, _) = world.pass(&want);
+    let kinds: Vec<_> = plan
+        .steps
+        .iter()
+        .map(|s| match s {
+            Step::SetPeer { change, .. } => {
+                if change.preshared_key.is_some() {
+                    "preshared"
+                } else {
+                    "rest"
+                }
+            }
+            Step::SetDevice { .. } => "private",
+            _ => "other",
+        })
+        .collect();
+    assert_eq!(kinds, ["preshared", "private", "rest"]);
+    assert!(world.plan(&want).is_clean());
+}
+
 #[test]
 fn raised_port_epoch_changes_the_port_once() {
     let mut world = World::new();

@@ -4,7 +4,7 @@ use super::response::ApiError;
 use super::state::ApiState;
 use crate::clock::now_ms;
 use crate::connections::Connection;
-use crate::registry::enrol::{Enrolled, enrol, requirements};
+use crate::registry::enrol::{Enrolled, EnrollingDevice, enrol, requirements};
 use crate::registry::{RegistryError, key_rotation};
 use crate::signing::SigningKeys;
 use crate::store::document::DocumentLookup;
@@ -31,8 +31,21 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// What a device can do, beside what it asks for. Other parameters are ignored, so that a later device may send more.
+#[derive(Clone, Copy, Debug, Deserialize, utoipa::IntoParams)]
+pub struct AbilityQuery {
+    /// 1: it takes preshared keys from its state documents.
+    preshared: Option<u8>,
+}
+
+impl AbilityQuery {
+    fn takes_preshared(self) -> bool {
+        self.preshared == Some(1)
+    }
+}
+
 /// Enrols a device.
-#[utoipa::path(post, path = "/api/v1/wireguard/provision", request_body = ProvisionRequest, responses(
+#[utoipa::path(post, path = "/api/v1/wireguard/provision", params(AbilityQuery), request_body = ProvisionRequest, responses(
     (status = 200, body = ProvisionAnswer, description = "the device is a node, or already was"),
     (status = 202, body = ProvisionAnswer, description = "an operator must approve first"),
     (status = 401, body = Problem, description = "the token or the proof is not valid, or the clock is wrong"),
@@ -43,6 +56,7 @@ pub async fn provision(
     State(state): State<Arc<ApiState>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     Extension(place): Extension<Arc<Connection>>,
+    Query(ability): Query<AbilityQuery>,
     EnrolmentRequest { request, token, key_proof }: EnrolmentRequest,
 ) -> Result<Response, ApiError> {
     request.check().map_err(RegistryError::from)?;
@@ -59,7 +73,8 @@ pub async fn provision(
         }
         Some(_) | None => None,
     };
-    let enrolled = enrol(&state.store, &request, &token, admission.as_ref(), now_ms()).await;
+    let device = EnrollingDevice { request: &request, takes_preshared: ability.takes_preshared() };
+    let enrolled = enrol(&state.store, device, &token, admission.as_ref(), now_ms()).await;
     let enrolled = match enrolled {
         Ok(enrolled) => enrolled,
         Err(e) => {
@@ -178,7 +193,10 @@ async fn newer_document(state: &ApiState, node: &NodeId, after: u64) -> Result<O
     let (found, keys) = {
         let _permit = state.handlers.builders.acquire().await;
         let mut tx = state.store.read().await?;
-        let found = tx.document(node, after).await?;
+        let mut found = tx.document(node, after).await?;
+        if let DocumentLookup::Document(document) = &mut found {
+            tx.add_preshared(document, &state.master).await?;
+        }
         let mut keys = state.keys.borrow().clone();
         // The cached keys lag behind the store by up to a second; a document that changes the keys needs the new ones.
         if let DocumentLookup::Document(document) = &found
@@ -218,6 +236,8 @@ pub struct ReportQuery {
     run: Option<u64>,
     /// Counted up within the run.
     number: Option<u64>,
+    /// 1: the device takes preshared keys from its state documents.
+    preshared: Option<u8>,
 }
 
 /// Takes a node's report on itself.
@@ -234,6 +254,7 @@ pub async fn report(
         order: query.run.zip(query.number).map(|(run, number)| ReportOrder { run, number }),
         sent_ms: i64::try_from(caller.proof.timestamp_ms).unwrap_or(0),
         received_ms: now_ms(),
+        takes_preshared: query.preshared == Some(1),
         report: body,
     };
     state.reports.put(received)?;

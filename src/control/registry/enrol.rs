@@ -51,28 +51,46 @@ pub async fn requirements(
     Ok(Requirements { token: Some(valid.id), admission, key_proof: joins && valid.key_proof })
 }
 
+/// A device that asks to be enrolled.
+#[derive(Clone, Copy, Debug)]
+pub struct EnrollingDevice<'a> {
+    /// What it sent.
+    pub request: &'a ProvisionRequest,
+    /// Whether it takes preshared keys from its documents.
+    pub takes_preshared: bool,
+}
+
+impl<'a> From<&'a ProvisionRequest> for EnrollingDevice<'a> {
+    /// A device of an earlier release.
+    fn from(request: &'a ProvisionRequest) -> Self {
+        Self { request, takes_preshared: false }
+    }
+}
+
 /// Enrols the device that sent `request`; the caller has verified that it holds the identity key it names.
 ///
 /// The same keys under the same node id get the same answer without another use of the token, so that a device may repeat
 /// a request whose answer was lost. `admission` is the contract's decision, if it was just asked.
 pub async fn enrol(
     store: &Store,
-    request: &ProvisionRequest,
+    device: impl Into<EnrollingDevice<'_>>,
     token: &str,
     admission: Option<&Admission>,
     now_ms: i64,
 ) -> Result<Enrolled, RegistryError> {
-    request.check()?;
-    retry_conflicts!(attempt(store, request, token, admission, now_ms))
+    let device = device.into();
+    device.request.check()?;
+    retry_conflicts!(attempt(store, device, token, admission, now_ms))
 }
 
 async fn attempt(
     store: &Store,
-    request: &ProvisionRequest,
+    device: EnrollingDevice<'_>,
     token: &str,
     admission: Option<&Admission>,
     now_ms: i64,
 ) -> Result<Enrolled, RegistryError> {
+    let request = device.request;
     // Checked before anything is locked, so that guesses of tokens do not queue for the write lock.
     let mut tx = store.read().await?;
     let valid = tx.valid_token(token, &request.node_id, now_ms).await?;
@@ -105,7 +123,7 @@ async fn attempt(
                 let pair = (request.node_id.clone(), request.wireguard_public_key);
                 tx.put_admission(&pair, admission, now_ms).await?;
             }
-            let node = join(&mut tx, known, &network, request, now_ms).await?;
+            let node = join(&mut tx, known, &network, device, now_ms).await?;
             tx.put_enrolment(&node.id, &redeemed).await?;
             let details = serde_json::json!({
                 "network": network.name, "token": redeemed.id, "wireguard_public_key": request.wireguard_public_key,
@@ -150,9 +168,10 @@ async fn join(
     tx: &mut Tx,
     known: Option<Node>,
     network: &Network,
-    request: &ProvisionRequest,
+    device: EnrollingDevice<'_>,
     now_ms: i64,
 ) -> Result<Node, RegistryError> {
+    let request = device.request;
     let other = |found: Option<NodeId>| found.is_some_and(|id| id != request.node_id);
     if other(tx.node_with_key(request.wireguard_public_key).await?)
         || other(tx.node_with_identity(request.identity_public_key).await?)
@@ -162,6 +181,7 @@ async fn join(
     let node = joined_node(known, network, request, now_ms);
     tx.put_node(&node).await?;
     tx.put_capabilities(request).await?;
+    tx.note_preshared(&node.id, device.takes_preshared).await?;
     if node.state == NodeState::Active {
         activate(tx, &node, network, now_ms).await?;
     }
@@ -184,6 +204,12 @@ pub(super) async fn lease(tx: &mut Tx, node: &Node, network: &Network, now_ms: i
 /// Leases an active node its addresses and raises the generation of every node whose document names it.
 pub(super) async fn activate(tx: &mut Tx, node: &Node, network: &Network, now_ms: i64) -> Result<(), RegistryError> {
     lease(tx, node, network, now_ms).await?;
+    tx.retire_preshared(node).await?;
+    match (node.role, node.wireguard_key) {
+        (Role::Node, Some(key)) => tx.begin_preshared(node, key).await?,
+        (Role::Hub, _) => tx.begin_preshared_of_hub(node).await?,
+        (Role::Node, None) => {}
+    }
     match node.role {
         Role::Node => {
             tx.raise_generation(&node.id).await?;

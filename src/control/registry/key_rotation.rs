@@ -32,10 +32,16 @@ async fn attempt(store: &Store, id: &NodeId, request: &KeyRequest, now_ms: i64) 
             }
             node.next_key = Some(key);
             tx.put_node(&node).await?;
+            tx.retire_preshared(&node).await?;
+            tx.begin_preshared(&node, key).await?;
+            tx.raise_generation(id).await?;
             tx.raise_hub_generations(&node.network).await?;
             node.next_key_hubs = tx.hubs(&node.network).await?.into_iter().map(|h| (h.id, h.generation)).collect();
+            if tx.has_preshared(key).await? {
+                // It must have kept the preshared keys of the new key before it may change to it.
+                node.next_key_hubs.extend(tx.node(id).await?.map(|n| (n.id, n.generation)));
+            }
             tx.put_node(&node).await?;
-            tx.raise_generation(id).await?;
             tx.audit(now_ms, &actor, "announce_key", ("node", id.as_str()), details).await?;
         }
         KeyStep::Switch if node.wireguard_key == Some(key) => return Ok(KeyAnswer { ready: true }),
@@ -47,6 +53,7 @@ async fn attempt(store: &Store, id: &NodeId, request: &KeyRequest, now_ms: i64) 
             node.next_key = None;
             node.next_key_hubs = Vec::new();
             tx.put_node(&node).await?;
+            tx.retire_preshared(&node).await?;
             tx.raise_hub_generations(&node.network).await?;
             tx.raise_generation(id).await?;
             tx.audit(now_ms, &actor, "switch_key", ("node", id.as_str()), details).await?;
@@ -60,13 +67,15 @@ async fn attempt(store: &Store, id: &NodeId, request: &KeyRequest, now_ms: i64) 
 /// A hub without a report for this long is not waited for, in milliseconds: longer than two of its usual reports.
 const SILENT_MS: i64 = 45 * 60 * 1000;
 
-/// Whether the node may switch to `key`: the contract, where it decides, must grant it, and every hub that reports must
-/// have kept the generation that brought it the key.
+/// Whether the node may switch to `key`: the contract, where it decides, must grant it, every hub that reports must have
+/// kept the generation that brought it the key, and the node the one with its preshared keys.
 async fn is_ready(tx: &mut Tx, node: &Node, key: PublicKey, now_ms: i64) -> Result<bool, RegistryError> {
     let network = tx.network(&node.network).await?.ok_or(StoreError::Unreadable("node.network"))?;
     let granted = match network.access {
         Access::Open => true,
         Access::Nft => tx.admission(&node.id, key).await?.is_some_and(|a| a.reason.grants()),
     };
-    Ok(granted && tx.have_confirmed(&node.next_key_hubs, now_ms.saturating_sub(SILENT_MS)).await?)
+    let (own, hubs): (Vec<_>, Vec<_>) = node.next_key_hubs.iter().cloned().partition(|(id, _)| *id == node.id);
+    let hubs_ready = tx.have_confirmed(&hubs, now_ms.saturating_sub(SILENT_MS)).await?;
+    Ok(granted && hubs_ready && tx.have_confirmed(&own, i64::MIN).await?)
 }

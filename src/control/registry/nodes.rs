@@ -128,6 +128,7 @@ pub async fn remove(store: &Store, id: &NodeId, actor: &Actor, now_ms: i64) -> R
         node.next_key = None;
         node.next_key_hubs = Vec::new();
         tx.put_node(&node).await?;
+        tx.retire_preshared(&node).await?;
         tx.end_leases(&network, id, now_ms).await?;
         // A bound token enrols a removed node: only those created after the removal shall.
         let tokens = tx.revoke_tokens_of(id, now_ms).await?;

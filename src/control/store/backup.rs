@@ -163,6 +163,18 @@ const TABLES: &[Table] = &[
         insert: "INSERT INTO superseded (node, generation) VALUES ($1, $2)",
     },
     Table {
+        name: "takes_preshared",
+        columns: &[("node", Text)],
+        select: "SELECT * FROM takes_preshared ORDER BY node",
+        insert: "INSERT INTO takes_preshared (node) VALUES ($1)",
+    },
+    Table {
+        name: "preshared",
+        columns: &[("node", Text), ("node_key", Text), ("hub", Text), ("salt", Text)],
+        select: "SELECT * FROM preshared ORDER BY node_key, hub",
+        insert: "INSERT INTO preshared (node, node_key, hub, salt) VALUES ($1, $2, $3, $4)",
+    },
+    Table {
         name: "wanted_release",
         columns: &[("network", Text), ("node", Text), ("version", Text), ("source", Text)],
         select: "SELECT * FROM wanted_release ORDER BY network, node",

@@ -27,7 +27,8 @@ pub enum DocumentLookup {
 }
 
 impl Tx {
-    /// The document of `id`, if its generation is later than `after`. It names the signing keys active at its generation.
+    /// The document of `id`, if its generation is later than `after`. It names the signing keys active at its generation, and
+    /// has no preshared keys: [`Tx::add_preshared`] adds them.
     pub async fn document(&mut self, id: &NodeId, after: u64) -> Result<DocumentLookup, LeaseError> {
         let Some(node) = self.node(id).await? else { return Ok(DocumentLookup::Unknown) };
         if node.state != NodeState::Active {
@@ -103,6 +104,7 @@ impl Tx {
                 address,
                 allowed_ips,
                 keepalive: network.keepalive,
+                preshared_keys: Vec::new(),
             });
         }
         Ok(hubs)
@@ -151,6 +153,7 @@ impl Tx {
                 allowed_ips: vec![own],
                 keepalive: 0,
                 isolated: row.flag("isolated")?,
+                preshared_key: None,
                 node_id,
             };
             // The hub completes handshakes with the announced key, and accepts no packets from it yet.

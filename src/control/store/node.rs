@@ -86,7 +86,7 @@ pub struct Node {
     pub wireguard_key: Option<PublicKey>,
     /// The key it has announced for its rotation.
     pub next_key: Option<PublicKey>,
-    /// The generations its hubs must report before it may switch to `next_key`, by hub.
+    /// The generations its hubs, and itself where it gets preshared keys, must report before it may switch to `next_key`.
     pub next_key_hubs: Vec<(NodeId, u64)>,
     /// Public half of the key that signs its requests.
     pub identity_key: Option<VerifyKey>,

@@ -15,6 +15,8 @@ pub struct ReceivedReport {
     pub sent_ms: i64,
     /// When it was received, in milliseconds since 1970.
     pub received_ms: i64,
+    /// Whether the device takes preshared keys.
+    pub takes_preshared: bool,
     /// The report.
     pub report: NodeReport,
 }

@@ -31,6 +31,7 @@ fn document() -> StateDocument {
                 address: "10.8.0.1".parse().unwrap(),
                 allowed_ips: vec!["10.8.0.0/16".parse().unwrap()],
                 keepalive: 25,
+                preshared_keys: vec![],
             }],
             peers: vec![],
             forwarding: false,
@@ -110,6 +111,7 @@ fn network_claimed_by_two_peers_is_refused() {
             allowed_ips: vec!["10.8.0.9/32".parse().unwrap()],
             keepalive: 0,
             isolated: false,
+            preshared_key: None,
         });
     }
     let refused = Envelope::open(&bytes(&doc, &[key(1)]), &node(), &[key(1).public()]);
@@ -166,4 +168,31 @@ fn generation_rises_in_bounded_steps_and_can_be_taken_back() {
     assert_eq!(at(7, Some(u64::MAX)).check_generation(9), older(7, 9), "a replay after it was taken back");
     assert_eq!(at(7, Some(7)).check_generation(7), older(7, 7));
     assert_eq!(at(0, Some(0)).check_generation(0), older(0, 0));
+}
+
+#[test]
+fn preshared_keys_are_sent_and_never_shown() {
+    let psk = |n: u8| SentPresharedKey(PresharedKey::from_bytes([n; 32]));
+    let mut doc = document();
+    doc.interfaces[0].hubs[0].preshared_keys =
+        vec![WantedPair { public_key: PublicKey([9; 32]), preshared_key: psk(200) }];
+    doc.interfaces[0].peers.push(WantedPeer {
+        node_id: "edge-2".parse().unwrap(),
+        public_key: PublicKey([2; 32]),
+        allowed_ips: vec!["10.8.0.9/32".parse().unwrap()],
+        keepalive: 0,
+        isolated: false,
+        preshared_key: Some(psk(201)),
+    });
+    let sent = bytes(&doc, &[key(1)]);
+    assert_eq!(Envelope::open(&sent, &node(), &[key(1).public()]).unwrap().1, doc);
+    let shown = format!("{doc:?}");
+    for n in [200, 201] {
+        let text = psk(n).0.reveal_base64().to_string();
+        assert!(String::from_utf8_lossy(&sent).contains(&text) && !shown.contains(&text[..8]), "{shown}");
+    }
+    doc.interfaces[0].hubs[0].preshared_keys =
+        (0..5).map(|n| WantedPair { public_key: PublicKey([n; 32]), preshared_key: psk(n) }).collect();
+    let refused = Envelope::open(&bytes(&doc, &[key(1)]), &node(), &[key(1).public()]);
+    assert!(matches!(refused, Err(Refusal::Invalid(p)) if p.contains("preshared")));
 }

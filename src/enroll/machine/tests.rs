@@ -30,6 +30,7 @@ fn hub(n: u8) -> WantedHub {
         address: [10, 8, 0, n].into(),
         allowed_ips: vec![IpAddr::from([10, 8, 0, n]).into()],
         keepalive: 25,
+        preshared_keys: vec![],
     }
 }
 

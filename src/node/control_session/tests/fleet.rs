@@ -39,6 +39,7 @@ pub(super) fn peer(n: u8) -> WantedPeer {
         allowed_ips: vec![IpAddr::from([10, 8, 1, n]).into()],
         keepalive: 0,
         isolated: false,
+        preshared_key: None,
     }
 }
 
@@ -104,6 +105,7 @@ impl Server {
         let plane = self.0.0.lock().unwrap();
         let place = |path: &str| {
             let (run, number) = path.strip_prefix(wire::REPORT)?.strip_prefix("?run=")?.split_once("&number=")?;
+            let number = number.split('&').next()?;
             Some((run.to_owned(), number.parse().ok()?))
         };
         plane.received.iter().filter(|(p, _)| p.starts_with(wire::REPORT)).map(|(p, _)| place(p).unwrap()).collect()
@@ -148,11 +150,12 @@ impl Http for Server {
                     let detail = ProblemDetail { code, message, existing_config, time, key_verifier };
                     return Ok(Answer { status: 401, body: serde_json::to_vec(&Problem { detail }).unwrap() });
                 }
+                let path = request.path.split('?').next().unwrap_or_default();
                 let header = |n| request.headers.iter().find(|(h, _)| *h == n).map(|(_, v)| v.as_str());
                 let key_proof = header(KEY_PROOF).and_then(|p| p.parse::<KeyProof>().ok());
                 let own = SecretKey::clamped([9; 32]).public();
                 let message = proof.signature.to_string();
-                if let Some(verifier) = plane.verifier.as_ref().filter(|_| request.path == wire::PROVISION)
+                if let Some(verifier) = plane.verifier.as_ref().filter(|_| path == wire::PROVISION)
                     && !key_proof.is_some_and(|p| p.verify(verifier, own, message.as_bytes()))
                 {
                     let (code, message, key_verifier) = (ProblemCode::BadProof, String::new(), Some(verifier.public()));
@@ -161,8 +164,9 @@ impl Http for Server {
                 }
                 if request.method == "POST" {
                     let body = serde_json::from_slice(&request.body).unwrap();
-                    plane.received.push((request.path.clone(), body));
-                    if request.path != wire::PROVISION {
+                    let enrols = path == wire::PROVISION;
+                    plane.received.push((if enrols { path.to_owned() } else { request.path.clone() }, body));
+                    if !enrols {
                         return Ok(Answer { status: 204, body: vec![] });
                     }
                     plane.enrolled += 1;

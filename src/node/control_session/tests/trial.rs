@@ -24,6 +24,7 @@ fn with_hub(generation: u64, hub: u8) -> StateDocument {
         address,
         allowed_ips: vec![address.into()],
         keepalive: 25,
+        preshared_keys: vec![],
     }];
     document
 }
