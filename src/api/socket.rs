@@ -127,6 +127,18 @@ pub struct Readiness {
 /// The contents of `spoke status`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StatusReport {
+    /// Version of this shape: raised when a key changes its meaning.
+    #[serde(default)]
+    pub schema: u32,
+    /// The verdict of `GET /health`.
+    #[serde(default)]
+    pub status: String,
+    /// When this was made, RFC 3339.
+    #[serde(default)]
+    pub time: String,
+    /// Seconds since the kernel was observed.
+    #[serde(default)]
+    pub observed_seconds: f64,
     /// Version of the running supervisor.
     pub version: String,
     /// Seconds since it started.
@@ -147,7 +159,7 @@ pub struct StatusReport {
     pub repairs: u64,
     /// Steps the kernel refused.
     pub failures: u64,
-    /// Conditions that hold.
+    /// Conditions that hold, as `GET /health` has them.
     #[serde(rename = "troubles")]
     pub conditions: Vec<ConditionReport>,
     /// Steps left undone, as text.
@@ -168,6 +180,9 @@ pub struct StatusReport {
 pub struct ConditionReport {
     /// A [`spoke_model::condition::Code`] as text.
     pub code: String,
+    /// Seconds since it began.
+    #[serde(default)]
+    pub seconds: u64,
     /// For people.
     pub detail: String,
 }

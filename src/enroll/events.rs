@@ -2,6 +2,7 @@
 use super::confirm::{Before, RejectedState};
 use super::document::{Envelope, Refusal, StateDocument, WantedHub};
 use super::wire::{KeyStep, Outcome};
+use crate::status::OutageCause;
 use spoke_model::key::PublicKey;
 use spoke_model::time::Boot;
 use spoke_update::notice::Notice;
@@ -76,7 +77,7 @@ pub enum PollResult {
     /// A document that cannot be accepted.
     Refused(Refusal),
     /// No answer, or an error status.
-    Failed(String),
+    Failed(String, OutageCause),
 }
 
 /// How sending a [`Message`] ended.

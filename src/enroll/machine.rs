@@ -355,15 +355,15 @@ impl ControlClient {
                 self.record_answer(now, scatter);
                 self.record_refusal(now, &refusal);
             }
-            PollResult::Failed(why) => {
+            PollResult::Failed(why, cause) => {
                 // The first wait is spread: a control plane that stops loses all of its nodes at once.
                 let mut wait = self.poll_backoff.fail(&mut self.rng);
                 if self.poll_backoff.failures() == 1 {
                     let spread = u64::try_from(self.times.spread.as_millis()).unwrap_or(u64::MAX).max(1);
                     wait += Duration::from_millis(self.rng.next_u64() % spread);
                 }
-                let since = self.outage.as_ref().map_or(now, |o| o.since);
-                self.outage = Some(ControlOutage { since, reason: clip(&why) });
+                let since = self.outage.as_ref().filter(|o| o.cause == cause).map_or(now, |o| o.since);
+                self.outage = Some(ControlOutage { since, reason: clip(&why), cause });
                 self.poll = Poll::At(now + wait);
             }
         }

@@ -1,5 +1,6 @@
 //! State of the control client, for health and `spoke status`.
-use super::wire::Outcome;
+use super::wire::{Outcome, ProblemCode};
+use spoke_model::condition::Code;
 use spoke_model::key::PublicKey;
 use spoke_model::time::Boot;
 
@@ -18,6 +19,8 @@ pub struct ControlStatus {
     pub last_answer: Option<Boot>,
     /// Since when polls fail.
     pub outage: Option<ControlOutage>,
+    /// An operator has disabled the node.
+    pub disabled: bool,
     /// Why the state in force could not be written to disk.
     pub unsaved: Option<String>,
     /// Phase of a change of keys.
@@ -33,6 +36,55 @@ pub struct ControlOutage {
     pub since: Boot,
     /// The last failure.
     pub reason: String,
+    /// Its kind.
+    pub cause: OutageCause,
+}
+
+/// Why the control plane does not serve the node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OutageCause {
+    /// No answer, or one that is an error of the control plane or the network.
+    #[default]
+    Unreachable,
+    /// The node was removed from the fleet.
+    Removed,
+    /// The enrolment token is not accepted, or there is none.
+    TokenRefused,
+    /// An operator has yet to approve the node.
+    ApprovalPending,
+}
+
+impl OutageCause {
+    /// The cause that the control plane's `code` names.
+    pub const fn of(code: ProblemCode) -> Self {
+        match code {
+            ProblemCode::Revoked => Self::Removed,
+            ProblemCode::BadToken => Self::TokenRefused,
+            ProblemCode::Pending => Self::ApprovalPending,
+            ProblemCode::BadRequest
+            | ProblemCode::BadProof
+            | ProblemCode::ClockSkew
+            | ProblemCode::Replay
+            | ProblemCode::NodeIdTaken
+            | ProblemCode::KeyTaken
+            | ProblemCode::NotGranted
+            | ProblemCode::PoolExhausted
+            | ProblemCode::RateLimited
+            | ProblemCode::NotFound
+            | ProblemCode::TooLarge
+            | ProblemCode::Unavailable => Self::Unreachable,
+        }
+    }
+
+    /// The condition it is.
+    pub const fn code(self) -> Code {
+        match self {
+            Self::Unreachable => Code::ControlAway,
+            Self::Removed => Code::Removed,
+            Self::TokenRefused => Code::TokenRefused,
+            Self::ApprovalPending => Code::ApprovalPending,
+        }
+    }
 }
 
 /// How a change of keys ended.

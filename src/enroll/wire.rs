@@ -388,6 +388,14 @@ pub struct ProblemDetail {
     pub key_verifier: Option<PublicKey>,
 }
 
+/// The answer to a report, where there is something to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ReportAnswer {
+    /// False: an operator has disabled the node, and the hubs do not have it as a peer.
+    pub enabled: bool,
+}
+
 /// Why a device's request failed, for programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

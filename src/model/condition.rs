@@ -77,6 +77,14 @@ pub enum Code {
     ConfigDegraded,
     /// The control plane does not answer, or its state is not accepted.
     ControlAway,
+    /// The control plane has removed the node from the fleet.
+    Removed,
+    /// The control plane does not accept the enrolment token, or there is none.
+    TokenRefused,
+    /// An operator has yet to approve the node.
+    ApprovalPending,
+    /// An operator has disabled the node: the hubs do not have it as a peer.
+    Disabled,
     /// No chain endpoint gives a verified answer.
     ContractAway,
     /// Grants are checked with restrictions: an endpoint of another chain, or more candidates than fit.
@@ -101,7 +109,7 @@ pub enum Severity {
 
 impl Code {
     /// Every code, in the order of the documentation.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 25] = [
         Self::NotProvisioned,
         Self::NoTunnel,
         Self::HubSilent,
@@ -119,6 +127,10 @@ impl Code {
         Self::NameTaken,
         Self::ConfigDegraded,
         Self::ControlAway,
+        Self::Removed,
+        Self::TokenRefused,
+        Self::ApprovalPending,
+        Self::Disabled,
         Self::ContractAway,
         Self::AccessControlDegraded,
         Self::FlashReadonly,
@@ -145,6 +157,10 @@ impl Code {
             Self::NameTaken => "name_taken",
             Self::ConfigDegraded => "config_degraded",
             Self::ControlAway => "control_away",
+            Self::Removed => "removed",
+            Self::TokenRefused => "token_refused",
+            Self::ApprovalPending => "approval_pending",
+            Self::Disabled => "disabled",
             Self::ContractAway => "contract_away",
             Self::AccessControlDegraded => "access_control_degraded",
             Self::FlashReadonly => "flash_readonly",
@@ -166,6 +182,10 @@ impl Code {
             | Self::TunnelBypassed
             | Self::NameTaken
             | Self::ConfigDegraded
+            | Self::Removed
+            | Self::TokenRefused
+            | Self::ApprovalPending
+            | Self::Disabled
             | Self::AccessControlDegraded
             | Self::FlashReadonly
             | Self::BootUnreadable => Severity::Error,
@@ -209,6 +229,14 @@ impl Code {
             Self::ControlAway => {
                 "nothing for the tunnel: the last good state stays in force; check control.url, DNS and the control plane"
             }
+            Self::Removed => {
+                "enrol again: `spoke-control token create --node ID`, put the token in control.token, then `spoke enrol --again`"
+            }
+            Self::TokenRefused => {
+                "make another token (`spoke-control token create`) and put it in control.token; it is read again with each try"
+            }
+            Self::ApprovalPending => "approve it on the control plane: `spoke-control node approve ID`",
+            Self::Disabled => "enable it on the control plane: `spoke-control node enable ID`",
             Self::ContractAway => "check grants.endpoints with `spoke doctor`; add endpoints of another operator",
             Self::AccessControlDegraded => {
                 "correct grants.endpoints or grants.chain_id, or reduce the number of candidates"
@@ -224,7 +252,7 @@ impl Code {
     /// cannot reach its control plane could not be updated again.
     pub const fn concerns_control_plane(self) -> bool {
         match self {
-            Self::ControlAway => true,
+            Self::ControlAway | Self::Removed | Self::TokenRefused | Self::ApprovalPending => true,
             Self::NotProvisioned
             | Self::NoTunnel
             | Self::HubSilent
@@ -241,6 +269,7 @@ impl Code {
             | Self::TunnelBypassed
             | Self::NameTaken
             | Self::ConfigDegraded
+            | Self::Disabled
             | Self::ContractAway
             | Self::AccessControlDegraded
             | Self::FlashReadonly

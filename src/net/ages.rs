@@ -25,7 +25,9 @@ impl Handshakes {
                 let Some(stamp) = peer.counters.last_handshake else { continue };
                 let id = (link.clone(), *key);
                 let at = match self.seen.get(&id) {
-                    Some((old, at)) if *old == stamp => *at,
+                    Some((old, Some(at))) if *old == stamp => Some(*at),
+                    // Its age was not plausible by the wall clock of then, which may have been set since.
+                    Some((old, None)) if *old == stamp => by_wall(stamp, now, wall),
                     _ => self.estimate(stamp, now, wall),
                 };
                 seen.insert(id, (stamp, at));
@@ -36,12 +38,13 @@ impl Handshakes {
     }
 
     fn estimate(&self, stamp: Duration, now: Boot, wall: Wall) -> Option<Boot> {
-        let by_wall = Duration::from_secs(wall.secs()).checked_sub(stamp);
         match self.observed_at {
             // Changed since the last observation: at most that old, whatever the wall clock.
-            Some(before) => Some(now.saturating_sub(by_wall.unwrap_or_default().min(now.since(before)))),
-            // First observation: only the wall clock is available.
-            None => by_wall.filter(|age| *age <= now.since_boot()).map(|age| now.saturating_sub(age)),
+            Some(before) => {
+                let age = wall_age(stamp, wall).unwrap_or_default();
+                Some(now.saturating_sub(age.min(now.since(before))))
+            }
+            None => by_wall(stamp, now, wall),
         }
     }
 
@@ -51,6 +54,16 @@ impl Handshakes {
     }
 }
 
+/// The age of a stamp by the wall clock, whose fraction of a second is not known. `None`: the stamp is in the future.
+fn wall_age(stamp: Duration, wall: Wall) -> Option<Duration> {
+    wall.secs().checked_sub(stamp.as_secs()).map(|_| Duration::from_secs(wall.secs()).saturating_sub(stamp))
+}
+
+/// The time of a handshake of which only the wall clock tells; `None`: the stamp is in the future or older than the boot.
+fn by_wall(stamp: Duration, now: Boot, wall: Wall) -> Option<Boot> {
+    wall_age(stamp, wall).filter(|age| *age <= now.since_boot()).map(|age| now.saturating_sub(age))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,8 +71,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn seen(stamp: Option<u64>) -> (Observed, IfName, PublicKey) {
+        seen_at(stamp.map(Duration::from_secs))
+    }
+
+    fn seen_at(last_handshake: Option<Duration>) -> (Observed, IfName, PublicKey) {
         let (name, key): (IfName, _) = ("wg0".parse().unwrap(), PublicKey([1; 32]));
-        let counters = Counters { last_handshake: stamp.map(Duration::from_secs), ..Counters::default() };
+        let counters = Counters { last_handshake, ..Counters::default() };
         let peer = ObservedPeer { counters, ..ObservedPeer::default() };
         let link = ObservedLink { peers: [(key, peer)].into(), ..ObservedLink::default() };
         (Observed { links: [(name.clone(), link)].into(), ..Observed::default() }, name, key)
@@ -75,6 +92,24 @@ mod tests {
         assert_eq!(ages.at(&name, &key), Some(Boot::from_secs(15)));
         ages.record(&shaken, Boot::from_secs(20), Wall(1_700_000_000));
         assert_eq!(ages.at(&name, &key), Some(Boot::from_secs(15)));
+    }
+
+    #[test]
+    fn handshake_within_the_present_second_is_known() {
+        let (shaken, name, key) = seen_at(Some(Duration::new(100, 999_000_000)));
+        let mut ages = Handshakes::default();
+        ages.record(&shaken, Boot::from_secs(50), Wall(100));
+        assert_eq!(ages.at(&name, &key), Some(Boot::from_secs(50)));
+    }
+
+    #[test]
+    fn unknown_age_is_known_once_the_clock_is_right() {
+        let mut ages = Handshakes::default();
+        let (shaken, name, key) = seen(Some(1_700_000_000));
+        ages.record(&shaken, Boot::from_secs(50), Wall(90));
+        assert_eq!(ages.at(&name, &key), None, "the clock is in the past");
+        ages.record(&shaken, Boot::from_secs(60), Wall(1_700_000_020));
+        assert_eq!(ages.at(&name, &key), Some(Boot::from_secs(40)));
     }
 
     proptest! {

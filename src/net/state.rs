@@ -204,6 +204,8 @@ pub struct ObservedLink {
     pub up: bool,
     /// Largest packet, in bytes.
     pub mtu: u32,
+    /// Bytes received and sent since it was created.
+    pub traffic: (u64, u64),
     /// Public key; `None`: no private key is set.
     pub public_key: Option<PublicKey>,
     /// UDP port; 0 if never set and down.

@@ -179,7 +179,8 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
                 "control plane address changed: its signing keys must be the same"
             );
         }
-        let connection = Connection { enrolment, server, skews: 0, published, unsaved: None, key_verifier: None };
+        let connection =
+            Connection { enrolment, server, skews: 0, published, unsaved: None, key_verifier: None, disabled: false };
         self.session(connection, in_force, trial).await
     }
 
@@ -453,7 +454,11 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlSession<H, E, C, K> {
     }
 
     fn publish_status(&self) {
-        let status = ControlStatus { unsaved: self.io.unsaved(), ..self.machine.status() };
+        let status = ControlStatus {
+            unsaved: self.io.unsaved(),
+            disabled: self.io.connection.disabled,
+            ..self.machine.status()
+        };
         self.status.send_if_modified(|s| std::mem::replace(s, status.clone()) != status);
     }
 }

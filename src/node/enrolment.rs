@@ -1,7 +1,7 @@
 //! Enrols the device: one signed request with the enrolment token, repeated until the control plane accepts the node.
-use crate::signed_request::{Signer, error_message, key_verifier, post, problem, prove_key};
+use crate::signed_request::{Signer, error_message, key_verifier, post, problem, prove_key, refusal_cause};
 use spoke_enroll::identity::{Enrolment, ServerClock};
-use spoke_enroll::status::{ControlOutage, ControlStatus};
+use spoke_enroll::status::{ControlOutage, ControlStatus, OutageCause};
 use spoke_enroll::wire;
 use spoke_enroll::wire::{ProvisionAnswer, ProvisionRequest};
 use spoke_model::backoff::{Backoff, JitterRng};
@@ -85,7 +85,18 @@ pub enum EnrolError {
     NotApproved,
     /// The control plane's reason.
     #[error("{0}")]
-    Refused(String),
+    Refused(String, OutageCause),
+}
+
+impl EnrolError {
+    const fn cause(&self) -> OutageCause {
+        match self {
+            Self::Token(_) => OutageCause::TokenRefused,
+            Self::NotApproved => OutageCause::ApprovalPending,
+            Self::Refused(_, cause) => *cause,
+            Self::Http(_) | Self::Malformed(_) | Self::NoConfiguration | Self::OtherNode => OutageCause::Unreachable,
+        }
+    }
 }
 
 /// Enrols one node.
@@ -122,7 +133,7 @@ impl<H: Http> Enroller<'_, H> {
                     tracing::warn!(url = %self.url, error = reason, retry_in = ?wait, "enrolment failed");
                     let since = *since.get_or_insert(clock.now());
                     status.send_replace(ControlStatus {
-                        outage: Some(ControlOutage { since, reason }),
+                        outage: Some(ControlOutage { since, reason, cause: e.cause() }),
                         ..ControlStatus::default()
                     });
                     wait
@@ -183,7 +194,7 @@ impl<H: Http> Enroller<'_, H> {
                     server.set(clock.now(), time.server_time_ms);
                     Ok(None)
                 }
-                None => Err(EnrolError::Refused(error_message(&answer))),
+                None => Err(EnrolError::Refused(error_message(&answer), refusal_cause(&answer))),
             },
         }
     }

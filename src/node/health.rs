@@ -72,6 +72,7 @@ pub fn summarize(status: &NetStatus, now: Boot) -> Net {
     Net {
         passes: status.passes,
         at: status.at,
+        observed_at: status.observed.at,
         clean: status.clean,
         generation: status.desired.generation,
         changes: status.changes,
@@ -80,6 +81,7 @@ pub fn summarize(status: &NetStatus, now: Boot) -> Net {
         drifts: (status.drift_count, status.drifts_left),
         held: status.left.held.len(),
         conditions: status.conditions.clone(),
+        since: status.since,
         links: Link::all(&status.desired, &status.observed, &status.handshakes, now),
     }
 }

@@ -289,7 +289,10 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
             Condition::new(Code::NetworkOverlap, began, o.to_string()).about(format!("{} {}", o.link, o.net))
         }));
         conditions.extend(self.bypass(&desired, &observed, uplink.as_deref(), began).await);
-        let taken = left.blocked.iter().map(|b| Condition::new(Code::NameTaken, began, b.to_string()));
+        let taken = left
+            .blocked
+            .iter()
+            .map(|b| Condition::new(Code::NameTaken, began, b.to_string()).about(b.link().to_string()));
         conditions.extend(taken);
         let clean = conditions.is_empty() && left.steps.is_empty();
         self.report(conditions, desired, observed, left, refused, applied_steps);
@@ -425,17 +428,14 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         let (now, wall) = (self.clock.now(), self.clock.wall());
         let (first, clean) = (!self.status.borrow().ready, conditions.is_empty() && left.steps.is_empty());
         self.publish(|s| {
-            s.passes += 1;
-            s.at = now;
-            s.clean = clean;
             s.ready = true;
             s.settled = refused.len() == left.steps.len();
             s.refused = refused;
-            s.desired = desired;
             Arc::make_mut(&mut s.handshakes).record(&observed, now, wall);
-            s.observed = Arc::new(observed);
+            s.observe(now, clean, desired, Arc::new(observed));
             s.left = Arc::new(left);
             Condition::carry_since(&mut conditions, &s.conditions);
+            log_changes(&s.conditions, &conditions);
             s.conditions = conditions;
             for applied_step in applied_steps {
                 if s.history.len() >= MAX_HISTORY {
@@ -452,6 +452,18 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
 
     fn publish(&self, change: impl FnOnce(&mut NetStatus)) {
         self.status.send_modify(change);
+    }
+}
+
+/// Logs the beginning and the end of the conditions that no step of a pass is logged for.
+fn log_changes(before: &[Condition], after: &[Condition]) {
+    let unlogged = |c: &&Condition| matches!(c.code, Code::NameTaken | Code::NetworkOverlap | Code::TunnelBypassed);
+    let holds = |all: &[Condition], c: &Condition| all.iter().any(|o| o.code == c.code && o.object == c.object);
+    for c in after.iter().filter(unlogged).filter(|c| !holds(before, c)) {
+        tracing::error!(code = %c.code, detail = c.detail, remedy = c.code.remedy(), "condition began");
+    }
+    for c in before.iter().filter(unlogged).filter(|c| !holds(after, c)) {
+        tracing::info!(code = %c.code, detail = c.detail, "condition ended");
     }
 }
 

@@ -1,5 +1,6 @@
 //! Requests to the control plane, signed with the node's identity key, and the errors it answers with.
 use spoke_enroll::request::{KEY_PROOF, Nonce, RequestParts, SIGNATURE};
+use spoke_enroll::status::OutageCause;
 use spoke_enroll::wire::Problem;
 use spoke_model::key::{PublicKey, SecretKey};
 use spoke_model::key_proof::KeyProof;
@@ -56,6 +57,11 @@ pub(crate) fn post(path: &str, body: Vec<u8>) -> Request {
 /// The control plane's error in `answer`.
 pub(crate) fn problem(answer: &Answer) -> Option<Problem> {
     serde_json::from_slice(&answer.body).ok()
+}
+
+/// The kind of the control plane's error in `answer`.
+pub(crate) fn refusal_cause(answer: &Answer) -> OutageCause {
+    problem(answer).map_or_else(OutageCause::default, |p| OutageCause::of(p.detail.code))
 }
 
 /// The message of the control plane's error, or the status.

@@ -4,7 +4,7 @@ use crate::changes::requests::Changes;
 use crate::control_session::{EnrolAgainError, RotationError, SessionRequest};
 use crate::health::summarize;
 use crate::reconciler::{Cause, NetStatus};
-use spoke_api::health::fold::{Moment, readiness};
+use spoke_api::health::fold::{Moment, SCHEMA, fold, readiness};
 use spoke_api::health::summary::{Components, Snapshot};
 use spoke_api::socket::{
     AppliedStepReport, ConditionReport, LinkReport, PeerReport, Readiness, RouteReport, SocketRequest, SocketResponse,
@@ -37,6 +37,8 @@ const MAX_UNPRIVILEGED: usize = 8;
 /// Refusals recorded in the audit trail per hour; the log has all of them.
 const REFUSALS_PER_HOUR: u32 = 30;
 
+/// How old an observation of the kernel `spoke status` shows may be.
+const STATUS_FRESH: Duration = Duration::from_secs(1);
 /// Timeout until the control session takes a request for a new key.
 const ROTATE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -202,7 +204,7 @@ async fn serve<C: Clock>(
             }
             Ok(SocketRequest::Audit { limit }) => answers.audit(limit).await?,
             Ok(SocketRequest::Readiness) => SocketResponse::Ok(serde_json::to_value(answers.readiness())?),
-            Ok(SocketRequest::Status) => SocketResponse::Ok(serde_json::to_value(answers.status())?),
+            Ok(SocketRequest::Status) => SocketResponse::Ok(serde_json::to_value(answers.status().await)?),
         };
         let mut text = serde_json::to_vec(&response)?;
         text.push(b'\n');
@@ -288,14 +290,25 @@ impl<C: Clock> Answers<C> {
         })
     }
 
-    fn readiness(&self) -> Readiness {
+    fn snapshot(&self) -> (Snapshot, Moment) {
         let (now, components) = (self.clock.now(), self.components.borrow().clone());
         let at = Moment { now, wall: self.clock.wall(), trusted: components.clock_trusted, started: self.started };
-        readiness(&Snapshot { net: summarize(&self.net.borrow(), now), components }, &at)
+        (Snapshot { net: summarize(&self.net.borrow(), now), components }, at)
     }
 
-    fn status(&self) -> StatusReport {
-        let (now, status) = (self.clock.now(), self.net.borrow().clone());
+    fn readiness(&self) -> Readiness {
+        let (snapshot, at) = self.snapshot();
+        readiness(&snapshot, &at)
+    }
+
+    /// The status, with the kernel as it is: observed for this request unless that was done just before.
+    async fn status(&self) -> StatusReport {
+        if self.net.borrow().passes > 0 {
+            self.changes.refresh(&self.net, &self.clock, STATUS_FRESH).await;
+        }
+        let (snapshot, at) = self.snapshot();
+        let health = fold(&snapshot, &at);
+        let (now, status) = (at.now, self.net.borrow().clone());
         let names: BTreeMap<PublicKey, &str> = self
             .config
             .interfaces
@@ -304,7 +317,11 @@ impl<C: Clock> Answers<C> {
             .chain(self.config.uplink.iter().flat_map(|u| u.hubs.iter().map(|h| (h.public_key, h.name.as_str()))))
             .collect();
         StatusReport {
+            schema: SCHEMA,
             version: spoke_model::VERSION.to_owned(),
+            status: health.status.as_str().to_owned(),
+            time: at.stamp(),
+            observed_seconds: now.since(status.observed.at).as_secs_f64(),
             uptime_seconds: now.since(self.started).as_secs_f64(),
             node_id: self.config.node.id.as_ref().map(ToString::to_string),
             passes: status.passes,
@@ -314,10 +331,10 @@ impl<C: Clock> Answers<C> {
             changes: status.changes,
             repairs: status.repairs,
             failures: status.failures,
-            conditions: status
-                .conditions
-                .iter()
-                .map(|t| ConditionReport { code: t.code.to_string(), detail: t.detail.clone() })
+            conditions: health
+                .reasons
+                .into_iter()
+                .map(|r| ConditionReport { code: r.code.to_string(), seconds: r.seconds, detail: r.detail })
                 .collect(),
             left: status
                 .left

@@ -1,29 +1,45 @@
 //! Load of the machine, from `/proc` and the root file system.
 use spoke_api::agent::answer::HostLoad;
 
-/// Reads the load; keeps the CPU counters, since a percentage needs two samples.
+/// Shortest time that a CPU percentage is of, in ticks of one processor: 5 s at USER_HZ.
+const WINDOW: u64 = 500;
+
+/// Reads the load; keeps two samples of the CPU counters. A percentage is of the last 5 s at least, however many ask.
 #[derive(Debug, Default)]
 pub struct Host {
-    last: Option<(u64, u64)>,
-    percent: f64,
+    cpu: CpuWindow,
+}
+
+#[derive(Debug, Default)]
+struct CpuWindow {
+    /// Busy and all ticks: at the start of the window, and the newest sample that can start the next one.
+    base: (u64, u64),
+    recent: (u64, u64),
+}
+
+impl CpuWindow {
+    /// The percentage up to `sample`; the first ones are of the time since boot.
+    fn percent(&mut self, sample: (u64, u64), processors: u64) -> f64 {
+        if sample.1.saturating_sub(self.recent.1) >= WINDOW * processors {
+            (self.base, self.recent) = (self.recent, sample);
+        }
+        let (busy, total) = (sample.0.saturating_sub(self.base.0), sample.1.saturating_sub(self.base.1));
+        #[expect(clippy::cast_precision_loss, reason = "a percentage for people")]
+        let percent = busy as f64 / total.max(1) as f64 * 100.0;
+        (percent * 10.0).round() / 10.0
+    }
 }
 
 impl Host {
     /// The load. What cannot be read is 0. Reads memory-backed files only.
     pub fn load(&mut self) -> HostLoad {
         let mut out = HostLoad::default();
-        if let Some((busy, total)) = read("/proc/stat").as_deref().and_then(cpu) {
-            let (old_busy, old_total) = self.last.unwrap_or((0, 0));
-            let (busy_since, total_since) = (busy.saturating_sub(old_busy), total.saturating_sub(old_total));
-            // Two samples within a tick: no ticks to divide by.
-            if total_since > 0 {
-                #[expect(clippy::cast_precision_loss, reason = "a percentage for people")]
-                let percent = busy_since as f64 / total_since as f64 * 100.0;
-                self.percent = (percent * 10.0).round() / 10.0;
-                self.last = Some((busy, total));
-            }
+        if let Some(text) = read("/proc/stat")
+            && let Some(sample) = cpu(&text)
+        {
+            let processors = text.lines().skip(1).take_while(|l| l.starts_with("cpu")).count().max(1);
+            out.cpu_percent = self.cpu.percent(sample, processors as u64);
         }
-        out.cpu_percent = self.percent;
         if let Some(text) = read("/proc/meminfo") {
             out.memory_total = meminfo(&text, "MemTotal:");
             out.memory_available = meminfo(&text, "MemAvailable:");
@@ -85,6 +101,16 @@ mod tests {
         assert_eq!(meminfo("MemTotal:  2048 kB\nMemAvailable: 1024 kB\n", "MemAvailable:"), 1 << 20);
         let dev = "Inter-|   Receive\n lo: 9 9 0 0 0 0 0 0 9 9 0\n eth0: 100 2 0 0 0 0 0 0 50 1 0 0\n wg0:1 1 0 0 0 0 0 0 1 1 0 0\n";
         assert_eq!(traffic(dev), [101, 3, 51, 2]);
+    }
+
+    #[test]
+    fn several_askers_get_the_same_percentage() {
+        let mut window = CpuWindow::default();
+        assert_eq!(window.percent((10_000, 100_000), 1), 10.0, "since boot");
+        // Busy for 50 of the next 600 ticks; a second asker in the same tick, and one a tick later that is all busy.
+        assert_eq!(window.percent((10_050, 100_600), 1), 8.3);
+        assert_eq!(window.percent((10_050, 100_600), 1), 8.3);
+        assert_eq!(window.percent((10_051, 100_601), 1), 8.5);
     }
 
     #[test]

@@ -2,7 +2,22 @@
 use crate::database::Kind;
 use crate::server::{ControlPlane, wait_until};
 
-crate::on_both_databases![node_list_says_why];
+crate::on_both_databases![node_list_says_why, disabled_node_is_told_so];
+
+async fn disabled_node_is_told_so(kind: Kind) {
+    let (s, token) = ControlPlane::start_with_network(kind, "10.8.0.0/24").await;
+    assert_eq!(s.device("edge-1").enrol(&token).await.0, 200);
+    let report =
+        serde_json::json!({"generation": 1, "outcome": "applied", "healthy": true, "drift": 0, "version": "0.1.0"});
+    let path = |n: u32| format!("/api/v1/nodes/self/report?run=1&number={n}");
+    let ask = async |n| s.device("edge-1").ask("POST", &path(n), &report.to_string()).await;
+    assert_eq!(ask(1).await.0, 204);
+    s.cli_ok(&["node", "disable", "edge-1", "--yes"]).await;
+    let (status, body) = ask(2).await;
+    assert_eq!((status, &body["enabled"]), (200, &serde_json::json!(false)), "{body}");
+    s.cli_ok(&["node", "enable", "edge-1"]).await;
+    assert_eq!(ask(3).await.0, 204);
+}
 
 async fn node_list_says_why(kind: Kind) {
     let (s, token) = ControlPlane::start_with_network(kind, "10.8.0.0/24").await;

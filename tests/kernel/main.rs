@@ -22,5 +22,6 @@ mod netns;
 mod panel;
 mod refused;
 mod supervisor;
+mod truth;
 mod uplink;
 mod wireguard;

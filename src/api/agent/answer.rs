@@ -119,7 +119,9 @@ pub fn metrics(load: &HostLoad, links: &[Link]) -> String {
     let families: [(&str, &str, &str, Value); 4] = [
         ("wireguard_peers_total", "Peers of the interface", gauge, |l| l.peers as u64),
         ("wireguard_peers_active", "Peers with a handshake in the last 180 s", gauge, |l| l.active_peers as u64),
-        ("wireguard_interface_receive_bytes_total", "Bytes received from the present peers", "counter", |l| l.rx),
+        ("wireguard_interface_receive_bytes_total", "Bytes received since the interface was created", "counter", |l| {
+            l.rx
+        }),
         ("wireguard_interface_transmit_bytes_total", "Bytes sent to the present peers", "counter", |l| l.tx),
     ];
     for (name, help, kind, value) in families {

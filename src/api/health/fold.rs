@@ -9,7 +9,7 @@
 //! | up | yes | fresh | healthy | healthy |
 //!
 //! A node without an uplink (a hub) counts as its own hub: its tunnel is up while every desired interface is.
-use super::summary::{ComponentStatus, Snapshot};
+use super::summary::{Component, ComponentStatus, Snapshot};
 use crate::socket::Readiness;
 use serde::Serialize;
 use spoke_model::condition::{Code, Condition};
@@ -19,6 +19,9 @@ use spoke_model::wireguard::REJECT_AFTER_TIME;
 use spoke_update::notice::Notice;
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+/// Version of the JSON of the local endpoints.
+pub const SCHEMA: u32 = 1;
 
 /// The verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -172,6 +175,10 @@ pub struct Health {
     /// State of updates, on an image with two slots.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub update: Option<Notice>,
+    /// Version of this shape: raised when a key changes its meaning.
+    pub schema: u32,
+    /// Seconds since the kernel was last observed; peers and interfaces are of that moment. Null before the first time.
+    pub observed_age: Option<f64>,
     /// RFC 3339.
     pub timestamp: String,
 }
@@ -183,18 +190,19 @@ struct Tunnel {
     conditions: Vec<Condition>,
 }
 
-/// The verdict with the conditions that hold, most severe first.
+/// The verdict with the conditions that hold, causes before what follows from them.
 pub fn fold(s: &Snapshot, at: &Moment) -> Health {
     let tunnel = tunnel(s, at);
-    let mut conditions = tunnel.conditions;
-    conditions.extend(s.net.conditions.iter().cloned());
+    let mut conditions = s.net.conditions.clone();
+    conditions.extend(tunnel.conditions);
     if s.net.passes == 0 {
         let detail = "no reconcile pass was completed since the start".to_owned();
         conditions.push(Condition::new(Code::Starting, at.started, detail));
     }
     for (component, status) in s.components.status.iter().filter(|(_, c)| !c.healthy) {
         let detail = status.detail.clone().unwrap_or_else(|| format!("{} is degraded", component.as_str()));
-        conditions.push(Condition::new(component.code(), status.since, detail));
+        let code = if *component == Component::Control { s.components.control_code } else { component.code() };
+        conditions.push(Condition::new(code, status.since, detail));
     }
     if let Some(detail) = &s.components.unprovisioned {
         conditions.insert(0, Condition::new(Code::NotProvisioned, at.started, detail.clone()));
@@ -224,6 +232,8 @@ pub fn fold(s: &Snapshot, at: &Moment) -> Health {
         reasons: conditions.into_iter().map(|t| reason(t, at)).collect(),
         clock_trusted: at.trusted,
         update: s.components.update.clone(),
+        schema: SCHEMA,
+        observed_age: (s.net.passes > 0).then(|| at.now.since(s.net.observed_at).as_secs_f64()),
         timestamp: at.stamp(),
     }
 }
@@ -237,9 +247,14 @@ fn tunnel(s: &Snapshot, at: &Moment) -> Tunnel {
     let down: Vec<&str> = s.net.links.iter().filter(|l| !l.up).map(|l| l.name.as_str()).collect();
     let Some(uplink) = &s.components.uplink else {
         let connected = s.net.passes > 0 && down.is_empty();
-        if !connected && s.net.passes > 0 {
+        // A refused step or a taken name says it already, with the reason.
+        let is_explained = |name: &&&str| {
+            let of = |c: &Condition| c.object.as_deref().and_then(|o| o.split(' ').next()) == Some(**name);
+            s.net.conditions.iter().any(of)
+        };
+        if !connected && s.net.passes > 0 && !down.iter().all(|name| is_explained(&name)) {
             let detail = format!("interface {} is not up", down.join(", "));
-            conditions.push(Condition::new(Code::InterfaceDown, s.net.at, detail));
+            conditions.push(Condition::new(Code::InterfaceDown, s.net.since.up, detail));
         }
         let newest = s.net.links.iter().filter_map(|l| l.last_handshake).max();
         let handshake_age = newest.map(|h| at.now.since(h));
@@ -290,7 +305,7 @@ fn components(s: &Snapshot, at: &Moment) -> BTreeMap<&'static str, ComponentView
         s.components.status.iter().map(|(c, status)| (c.as_str(), show(status))).collect();
     let net = ComponentStatus {
         healthy: s.net.clean,
-        since: s.net.at,
+        since: s.net.since.clean,
         detail: s.net.conditions.last().map(|t| t.detail.clone()),
     };
     out.insert("network", show(&net));
@@ -311,7 +326,7 @@ fn components(s: &Snapshot, at: &Moment) -> BTreeMap<&'static str, ComponentView
     }
     let missing: usize = s.net.links.iter().map(|l| l.wanted_peers.saturating_sub(l.peers)).sum();
     let detail = (missing > 0).then(|| format!("{missing} desired peers are not in the kernel"));
-    out.insert("registry", show(&ComponentStatus { healthy: missing == 0, since: s.net.at, detail }));
+    out.insert("registry", show(&ComponentStatus { healthy: missing == 0, since: s.net.since.complete, detail }));
     if let Some(uplink) = &s.components.uplink {
         let healthy = uplink.connected && uplink.hub_answers;
         let detail = uplink.last_error.clone().filter(|_| !healthy);
@@ -345,6 +360,16 @@ pub fn ready(s: &Snapshot, at: &Moment) -> Result<(), NotReady> {
     }
     let tunnel = tunnel(s, at);
     if tunnel.connected {
+        return Ok(());
+    }
+    Err(tunnel.conditions.into_iter().next().map_or(NotReady::NoTunnel, NotReady::Condition))
+}
+
+/// As [`ready`], and the hub answers through the tunnel: `GET /ready?strict`.
+pub fn strictly_ready(s: &Snapshot, at: &Moment) -> Result<(), NotReady> {
+    ready(s, at)?;
+    let tunnel = tunnel(s, at);
+    if tunnel.answers {
         return Ok(());
     }
     Err(tunnel.conditions.into_iter().next().map_or(NotReady::NoTunnel, NotReady::Condition))

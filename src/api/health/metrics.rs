@@ -11,7 +11,8 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use spoke_grants::ladder::Phase;
 use spoke_grants::report::EndpointRow;
-use std::collections::BTreeMap;
+use spoke_model::condition::Code;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// `Content-Type` of the text.
@@ -77,8 +78,13 @@ impl Collector for Scrape {
             "status",
             HealthVerdict::ALL.map(|v| (v.as_str(), u64::from(v == health.status))),
         )?;
-        let reasons = health.reasons.iter().map(|r| (r.code.as_str(), 1u64)).collect::<BTreeMap<_, _>>();
-        out.family(("spoke_health_reason", "1 for each condition that holds", MetricType::Gauge), "code", reasons)?;
+        let holds: BTreeSet<Code> = health.reasons.iter().map(|r| r.code).collect();
+        let reasons = Code::ALL.map(|code| (code.as_str(), u64::from(holds.contains(&code))));
+        out.family(
+            ("spoke_health_reason", "1 for each condition that holds, 0 for the others", MetricType::Gauge),
+            "code",
+            reasons,
+        )?;
         out.gauge("spoke_uptime_seconds", "Time since the process started", at.uptime().as_secs_f64())?;
         out.gauge("spoke_clock_trusted", "1 if the wall clock is trusted", f64::from(u8::from(at.trusted)))?;
         let net = &s.net;
@@ -116,8 +122,18 @@ impl Scrape {
             ("wireguard_peers_active", "Peers with a handshake in the last 180 s", MetricType::Gauge, |l| {
                 l.active_peers as u64
             }),
-            ("wireguard_receive_bytes_total", "Bytes received from the present peers", MetricType::Counter, |l| l.rx),
-            ("wireguard_transmit_bytes_total", "Bytes sent to the present peers", MetricType::Counter, |l| l.tx),
+            (
+                "wireguard_receive_bytes_total",
+                "Bytes received since the interface was created",
+                MetricType::Counter,
+                |l| l.rx,
+            ),
+            (
+                "wireguard_transmit_bytes_total",
+                "Bytes sent since the interface was created",
+                MetricType::Counter,
+                |l| l.tx,
+            ),
         ];
         for (name, help, kind, value) in families {
             out.family((name, help, kind), "interface", links.iter().map(|l| (l.name.as_str(), value(l))))?;

@@ -1,5 +1,5 @@
 //! Maps paths to responses. All of them are made from known facts; no request reads the kernel.
-use super::fold::{Moment, fold, ready};
+use super::fold::{Moment, fold, ready, strictly_ready};
 use super::metrics;
 use super::stats::stats;
 use super::summary::{Interfaces, Snapshot};
@@ -39,7 +39,7 @@ pub fn route(view: &View<'_>, request: &Request) -> Response {
     }
     let origin = request.header("origin").filter(|o| view.settings.allowed_origins.iter().any(|a| a == o));
     let response = match request.method.as_str() {
-        "GET" | "HEAD" => answer(view, &request.path),
+        "GET" | "HEAD" => answer(view, &request.path, request.query.as_deref()),
         "OPTIONS" if origin.is_some() => preflight(request),
         _ => Response::error(405, "Only GET is served here").with("allow", "GET, HEAD"),
     };
@@ -62,14 +62,19 @@ fn preflight(request: &Request) -> Response {
     }
 }
 
-fn answer(view: &View<'_>, path: &str) -> Response {
+/// Whether the query of `/ready` asks for an answering hub.
+fn strict(query: Option<&str>) -> bool {
+    query.is_some_and(|q| q.split('&').any(|p| matches!(p, "strict" | "strict=" | "strict=1" | "strict=true")))
+}
+
+fn answer(view: &View<'_>, path: &str, query: Option<&str>) -> Response {
     let (s, at) = (view.snapshot, &view.at);
     match path {
         "/" => Response::new(200, "text/html; charset=utf-8", Body::Static(PAGE))
             .with("content-security-policy", view.page_policy)
             .with("referrer-policy", "no-referrer"),
         "/health" => Response::json(200, &fold(s, at)),
-        "/ready" => match ready(s, at) {
+        "/ready" => match if strict(query) { strictly_ready(s, at) } else { ready(s, at) } {
             Ok(()) => Response::json(200, &json!({ "status": "ready", "timestamp": at.stamp() })),
             Err(error) => Response::json(
                 503,

@@ -1,5 +1,5 @@
 //! The body of `GET /stats`: counters by component, in the shape existing monitors read.
-use super::fold::{Moment, bridge, peers};
+use super::fold::{Moment, SCHEMA, bridge, peers};
 use super::summary::{Access, Snapshot};
 use serde_json::{Map, Value, json};
 
@@ -38,10 +38,12 @@ pub fn stats(s: &Snapshot, at: &Moment, config: &Value) -> Value {
             "uplink".into(),
             json!({
                 "attempts": u.attempts, "backoff": u.backoff.map(|b| b.as_secs_f64()),
-                "connected_at": u.connected_at.map(|w| w.to_string()), "hub": u.hub, "last_error": u.last_error,
+                "connected_at": u.connected_at.map(|w| w.to_string()),
+                "connected_seconds": u.connected_since.map(|c| at.now.since(c).as_secs()), "hub": u.hub, "last_error": u.last_error,
             }),
         );
     }
+    out.insert("schema".into(), SCHEMA.into());
     out.insert("timestamp".into(), at.stamp().into());
     out.into()
 }

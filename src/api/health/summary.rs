@@ -22,6 +22,8 @@ pub struct Net {
     pub passes: u64,
     /// When the last one ended.
     pub at: Boot,
+    /// When the kernel was last observed.
+    pub observed_at: Boot,
     /// It left no step undone.
     pub clean: bool,
     /// Generation of the desired state.
@@ -40,6 +42,19 @@ pub struct Net {
     pub conditions: Vec<Condition>,
     /// Interfaces, in the order of their names.
     pub links: Vec<Link>,
+    /// Since when what these report has held.
+    pub since: Since,
+}
+
+/// The beginning of what the reconciler's status shows, for better or worse.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Since {
+    /// `clean`.
+    pub clean: Boot,
+    /// Every desired interface is up, or one is not.
+    pub up: Boot,
+    /// Every desired peer is in the kernel, or one is not.
+    pub complete: Boot,
 }
 
 /// An interface, with its peers counted.
@@ -55,7 +70,7 @@ pub struct Link {
     pub peers: usize,
     /// Peers with a handshake in the last 180 s.
     pub active_peers: usize,
-    /// Bytes received, over the observed peers.
+    /// Bytes received since the interface was created, also from peers that are gone.
     pub rx: u64,
     /// Bytes sent.
     pub tx: u64,
@@ -77,13 +92,15 @@ pub struct Uplink {
     pub since: Boot,
     /// When the newest handshake with the hub was seen, on the boot clock.
     pub last_handshake: Option<Boot>,
-    /// When the session came up, by the wall clock.
+    /// When the session came up.
+    pub connected_since: Option<Boot>,
+    /// The same by the wall clock.
     pub connected_at: Option<Wall>,
     /// Attempts since start.
     pub attempts: u64,
     /// Wait before the next attempt, if one is scheduled.
     pub backoff: Option<Duration>,
-    /// Why the last attempt or session ended.
+    /// Why the last attempt or session ended, while there is no session whose hub answers.
     pub last_error: Option<String>,
 }
 
@@ -171,7 +188,7 @@ pub struct Access {
 }
 
 /// Status of all tasks beside the reconciler. What is not configured is absent.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Components {
     /// The node's name, once it has one.
     pub node_id: Option<NodeId>,
@@ -187,8 +204,26 @@ pub struct Components {
     pub update: Option<Notice>,
     /// What an unprovisioned image waits for.
     pub unprovisioned: Option<String>,
+    /// The condition that an unhealthy [`Component::Control`] is.
+    pub control_code: Code,
     /// The components that are configured.
     pub status: BTreeMap<Component, ComponentStatus>,
+}
+
+impl Default for Components {
+    fn default() -> Self {
+        Self {
+            node_id: None,
+            clock_trusted: false,
+            uplink: None,
+            access: None,
+            grants: None,
+            update: None,
+            unprovisioned: None,
+            control_code: Code::ControlAway,
+            status: BTreeMap::new(),
+        }
+    }
 }
 
 /// All facts the endpoints report.
@@ -213,9 +248,8 @@ impl Link {
         let Some(seen) = seen.filter(|s| s.wireguard) else { return link };
         link.up = seen.up;
         link.peers = seen.peers.len();
-        for (key, peer) in &seen.peers {
-            link.rx = link.rx.saturating_add(peer.counters.rx);
-            link.tx = link.tx.saturating_add(peer.counters.tx);
+        (link.rx, link.tx) = seen.traffic;
+        for key in seen.peers.keys() {
             let Some(at) = handshakes.at(name, key) else { continue };
             link.last_handshake = link.last_handshake.max(Some(at));
             link.active_peers += usize::from(now.since(at) < REJECT_AFTER_TIME);

@@ -39,6 +39,8 @@ pub struct Caller {
     pub role: Role,
     /// Its network.
     pub network: Arc<str>,
+    /// Whether its hubs have it as a peer.
+    pub enabled: bool,
     /// The verified proof.
     pub proof: RequestProof,
     /// The proof of the WireGuard key in the request, not checked yet.
@@ -171,7 +173,8 @@ impl ApiState {
         }
         let found = self.store.read().await?.node(node).await?.ok_or_else(bad_proof)?;
         let key = found.identity_key.ok_or_else(bad_proof)?;
-        let member = Member { key, state: found.state, role: found.role, network: found.network.into(), epoch };
+        let (state, role, enabled) = (found.state, found.role, found.enabled);
+        let member = Member { key, state, role, network: found.network.into(), enabled, epoch };
         if member.state != NodeState::Active {
             return Ok(member);
         }
@@ -210,8 +213,8 @@ impl ApiState {
             NodeState::Removed | NodeState::Expected => return Err(ApiError::removed()),
         }
         let key_proof = Claim::of(&parts.headers, &proof);
-        let caller =
-            Caller { node: proof.node.clone(), role: member.role, network: member.network, proof, key_proof, recorded };
+        let Member { role, network, enabled, .. } = member;
+        let caller = Caller { node: proof.node.clone(), role, network, enabled, proof, key_proof, recorded };
         Ok((caller, body))
     }
 

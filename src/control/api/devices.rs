@@ -20,7 +20,7 @@ use spoke_config::control::MAX_WAIT_SECS;
 use spoke_config::node::Role;
 use spoke_enroll::wire::{
     KeyAnswer, KeyRequest, KeyStep, NodeReport, Problem, ProblemCode, ProvisionAnswer, ProvisionRequest,
-    ProvisionStatus, RegisterAnswer, RegisterRequest, ReportOrder,
+    ProvisionStatus, RegisterAnswer, RegisterRequest, ReportAnswer, ReportOrder,
 };
 use spoke_grants::policy::VERIFICATION_ERROR;
 use spoke_model::error_chain::ErrorChain;
@@ -242,13 +242,15 @@ pub struct ReportQuery {
 
 /// Takes a node's report on itself.
 #[utoipa::path(post, path = "/api/v1/nodes/self/report", params(ReportQuery), request_body = NodeReport, responses(
-    (status = 204), (status = 401, body = Problem), (status = 403, body = Problem), (status = 422, body = Problem)))]
+    (status = 200, description = "taken; the node is disabled", body = ReportAnswer), (status = 204, description = "taken"),
+    (status = 401, body = Problem), (status = 403, body = Problem), (status = 422, body = Problem)))]
 pub async fn report(
     State(state): State<Arc<ApiState>>,
     Query(query): Query<ReportQuery>,
     Signed { caller, body }: Signed<NodeReport>,
-) -> Result<StatusCode, ApiError> {
+) -> Result<Response, ApiError> {
     body.check().map_err(|e| ApiError::new(ProblemCode::BadRequest, e))?;
+    let enabled = caller.enabled;
     let received = ReceivedReport {
         node: caller.node,
         order: query.run.zip(query.number).map(|(run, number)| ReportOrder { run, number }),
@@ -258,7 +260,7 @@ pub async fn report(
         report: body,
     };
     state.reports.put(received)?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(if enabled { StatusCode::NO_CONTENT.into_response() } else { Json(ReportAnswer { enabled }).into_response() })
 }
 
 /// Takes one step of the rotation of the node's WireGuard key.

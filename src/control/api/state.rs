@@ -26,6 +26,7 @@ pub(super) struct Member {
     pub(super) state: NodeState,
     pub(super) role: Role,
     pub(super) network: Arc<str>,
+    pub(super) enabled: bool,
     pub(super) epoch: u64,
 }
 

@@ -5,6 +5,7 @@ use crate::confirm::TrialRecord;
 use crate::document::WantedHub;
 use crate::document::{StateDocument, VERSION, WantedInterface};
 use crate::events::{KeySlot, Message, SendResult};
+use crate::status::OutageCause;
 use crate::wire::KeyStep;
 use proptest::prelude::*;
 use spoke_config::node::Role;
@@ -210,7 +211,7 @@ fn refused_states_change_nothing_and_back_off() {
 fn outage_changes_nothing_and_polls_are_bounded() {
     let mut m = settled(3);
     let (mut now, mut asked) = (at(10), 0u32);
-    m.handle(now, Event::PollEnded(PollResult::Failed("gone".into())));
+    m.handle(now, Event::PollEnded(PollResult::Failed("gone".into(), OutageCause::default())));
     // One day.
     while now < at(10 + 86_400) {
         now = m.deadline().unwrap().at.max(now + Duration::from_millis(1));
@@ -218,7 +219,7 @@ fn outage_changes_nothing_and_polls_are_bounded() {
         assert_eq!((published(&out), kept(&out)), (None, None));
         if polls(&out).is_some() {
             asked += 1;
-            m.handle(now, Event::PollEnded(PollResult::Failed("gone".into())));
+            m.handle(now, Event::PollEnded(PollResult::Failed("gone".into(), OutageCause::default())));
         }
         if sent(&out).is_some() {
             asked += 1;
@@ -239,7 +240,7 @@ fn outage_changes_nothing_and_polls_are_bounded() {
 #[test]
 fn accepted_report_ends_the_poll_backoff() {
     let mut m = settled(3);
-    m.handle(at(10), Event::PollEnded(PollResult::Failed("gone".into())));
+    m.handle(at(10), Event::PollEnded(PollResult::Failed("gone".into(), OutageCause::default())));
     let mut now = at(10);
     let out = loop {
         now += Duration::from_secs(1);
@@ -496,7 +497,7 @@ fn refused_stamps_get_a_new_key_without_the_hub() {
     assert!((30..90).contains(&renewals.len()), "{} renewals in a day", renewals.len());
     // Without it there is no way to announce one.
     let mut m = settled(3);
-    m.handle(at(2), Event::PollEnded(PollResult::Failed("gone".into())));
+    m.handle(at(2), Event::PollEnded(PollResult::Failed("gone".into(), OutageCause::default())));
     assert!(!renews(&m.handle(at(12), seen(refused(1)))));
 }
 
@@ -517,7 +518,7 @@ fn event() -> impl Strategy<Value = Event> {
         2 => any::<u16>().prop_map(|seq| Event::EchoReply { from: [10, 8, 0, 1].into(), seq: seq % 50 }),
         1 => (0u64..12).prop_map(offered),
         1 => Just(()).prop_map(|()| Event::PollEnded(PollResult::Nothing)),
-        1 => Just(()).prop_map(|()| Event::PollEnded(PollResult::Failed("x".into()))),
+        1 => Just(()).prop_map(|()| Event::PollEnded(PollResult::Failed("x".into(), OutageCause::default()))),
         1 => Just(()).prop_map(|()| Event::PollEnded(PollResult::Refused(Refusal::BadSignature))),
         1 => Just(()).prop_map(|()| Event::SendEnded(SendResult::Taken)),
         1 => Just(()).prop_map(|()| Event::SendEnded(SendResult::Ready(true))),

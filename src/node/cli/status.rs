@@ -75,10 +75,11 @@ pub fn table(r: &StatusReport) -> String {
     let mut out = Lines::default();
     let state = if r.clean { "in sync" } else { "OUT OF SYNC" };
     let node = r.node_id.as_deref().unwrap_or("(not enrolled)");
-    let _ = writeln!(out, "spoke {}  node {node}  up {}", r.version, age(r.uptime_seconds as u64));
+    let verdict = if r.status.is_empty() { "-" } else { &r.status };
+    let _ = writeln!(out, "spoke {}  node {node}  {verdict}  up {}", r.version, age(r.uptime_seconds as u64));
     let _ = writeln!(
         out,
-        "kernel: {state}, generation {}, pass {} {} ago; {} changes, {} repairs, {} refusals",
+        "kernel: {state}, revision {}, pass {} {} ago; {} changes, {} repairs, {} refusals",
         r.generation,
         r.passes,
         age(r.last_pass_seconds as u64),
@@ -93,7 +94,7 @@ pub fn table(r: &StatusReport) -> String {
         self::control(&mut out, control);
     }
     for t in &r.conditions {
-        let _ = writeln!(out, "! {}: {}", t.code, t.detail);
+        let _ = writeln!(out, "! {} for {}: {}", t.code, age(t.seconds), t.detail);
     }
     for left in &r.left {
         let _ = writeln!(out, "  left: {left}");
@@ -156,7 +157,13 @@ fn control(out: &mut Lines, control: &serde_json::Value) {
         (true, Some(n)) => format!("state {n} {}", text("/outcome").unwrap_or("-")),
     };
     let answer = match (text("/away/why"), number("/away/seconds"), number("/heard_seconds_ago")) {
-        (Some(why), Some(s), _) => format!("UNREACHABLE for {}: {why}", age(s)),
+        (Some(why), Some(s), _) => match text("/away/code") {
+            Some("removed") => format!("REMOVED from the fleet, known for {}: {why}", age(s)),
+            Some("token_refused") => format!("TOKEN REFUSED for {}: {why}", age(s)),
+            Some("approval_pending") => format!("WAITS FOR APPROVAL for {}: {why}", age(s)),
+            _ => format!("UNREACHABLE for {}: {why}", age(s)),
+        },
+        _ if control["disabled"] == true => "DISABLED by an operator".to_owned(),
         (_, _, Some(s)) => format!("last answer {} ago", age(s)),
         _ => "no answer yet".to_owned(),
     };
@@ -242,7 +249,9 @@ mod tests {
         let report = StatusReport {
             version: "1".into(),
             conditions: vec![spoke_api::socket::ConditionReport {
-                code: "name_taken".into(), detail: "wg0 …".into()
+                code: "name_taken".into(),
+                seconds: 5,
+                detail: "wg0 …".into(),
             }],
             history: vec![spoke_api::socket::AppliedStepReport {
                 seconds_ago: 61,
@@ -254,7 +263,7 @@ mod tests {
             ..StatusReport::default()
         };
         let text = table(&report);
-        assert!(text.contains("OUT OF SYNC") && text.contains("! name_taken"), "{text}");
+        assert!(text.contains("OUT OF SYNC") && text.contains("! name_taken for 5s"), "{text}");
         assert!(text.contains("1m01s ago  drift   wg0: add address"), "{text}");
         let uplink = serde_json::json!({
             "state": "waiting", "hub": "hub-a", "endpoint": "192.0.2.1:51820", "next_attempt_seconds": 61,
@@ -265,11 +274,11 @@ mod tests {
         assert!(text.contains("recovery: port 2×") && text.contains("last error: hub hub-a"), "{text}");
         // What the control plane, a hub or another process sent forges no line.
         let detail = "x\n! all_well: \u{202e}\u{200b}\x1b[2J".to_owned();
-        let condition = spoke_api::socket::ConditionReport { code: "hub_silent".into(), detail };
+        let condition = spoke_api::socket::ConditionReport { code: "hub_silent".into(), seconds: 0, detail };
         let control = serde_json::json!({"enrolled": true, "generation": 3, "reason": "no\ncontrol: fine"});
         let report = StatusReport { conditions: vec![condition], control: Some(control), ..StatusReport::default() };
         let text = table(&report);
-        assert!(text.contains("\n! hub_silent: x\\n! all_well: \\u{202e}\\u{200b}\\u{1b}[2J\n"), "{text}");
+        assert!(text.contains("\n! hub_silent for 0s: x\\n! all_well: \\u{202e}\\u{200b}\\u{1b}[2J\n"), "{text}");
         assert!(text.contains("reason: no\\ncontrol: fine\n"), "{text}");
         assert_eq!((bytes(1023), bytes(1536), age(90_000)), ("1023 B".into(), "1.5 KiB".into(), "1d01h".into()));
     }

@@ -1,6 +1,8 @@
 //! The I/O of the control session: performs the machine's actions, and turns answers and facts into its events.
 use crate::reconciler::{Fact, NetStatus};
-use crate::signed_request::{REPLY_TIMEOUT, Signer, error_message, key_verifier, post, problem, prove_key};
+use crate::signed_request::{
+    REPLY_TIMEOUT, Signer, error_message, key_verifier, post, problem, prove_key, refusal_cause,
+};
 use spoke_config::Config;
 use spoke_config::control::Control;
 use spoke_config::effective::Effective;
@@ -13,8 +15,9 @@ use spoke_enroll::identity::{Enrolment, ServerClock};
 use spoke_enroll::machine::ControlClient;
 use spoke_enroll::request::Nonce;
 use spoke_enroll::settings::{check_compatible, settings};
+use spoke_enroll::status::OutageCause;
 use spoke_enroll::wire;
-use spoke_enroll::wire::{KeyAnswer, KeyRequest, NodeReport, ProblemCode, RegisterRequest, ReportOrder};
+use spoke_enroll::wire::{KeyAnswer, KeyRequest, NodeReport, ProblemCode, RegisterRequest, ReportAnswer, ReportOrder};
 use spoke_model::clock::Anchor;
 use spoke_model::error_chain::ErrorChain;
 use spoke_model::key::PublicKey;
@@ -126,6 +129,8 @@ pub(super) struct Connection {
     pub(super) unsaved: Option<Unsaved>,
     /// Whom the control plane wants the possession of a new key proved to.
     pub(super) key_verifier: Option<PublicKey>,
+    /// An operator has disabled the node.
+    pub(super) disabled: bool,
 }
 
 /// A state that could not be written to disk.
@@ -433,7 +438,7 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
         self.requests.poller = Some(http);
         Event::PollEnded(match answer {
             Err(HttpError::TooLarge(_)) => PollResult::Refused(Refusal::Oversize(MAX_BYTES)),
-            Err(e) => self.poll_failed(ErrorChain(&e).to_string()),
+            Err(e) => self.poll_failed(ErrorChain(&e).to_string(), OutageCause::Unreachable),
             Ok(answer) => match answer.status {
                 204 => {
                     self.connection.skews = 0;
@@ -453,8 +458,8 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
                 },
                 _ => match self.correct_clock(&answer, nonce) {
                     Some(Ok(())) => PollResult::Again,
-                    Some(Err(why)) => self.poll_failed(why.to_owned()),
-                    None => self.poll_failed(error_message(&answer)),
+                    Some(Err(why)) => self.poll_failed(why.to_owned(), OutageCause::Unreachable),
+                    None => self.poll_failed(error_message(&answer), refusal_cause(&answer)),
                 },
             },
         })
@@ -473,9 +478,17 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
         });
     }
 
-    fn poll_failed(&self, error: String) -> PollResult {
-        tracing::warn!(url = %self.control.url.0, error, "control plane unreachable: the last good state stays in force");
-        PollResult::Failed(error)
+    fn poll_failed(&self, error: String, cause: OutageCause) -> PollResult {
+        let url = &self.control.url.0;
+        match cause {
+            OutageCause::Removed => {
+                tracing::error!(%url, error, "node removed from the fleet: the last good state stays in force")
+            }
+            OutageCause::Unreachable | OutageCause::TokenRefused | OutageCause::ApprovalPending => {
+                tracing::warn!(%url, error, "control plane unreachable: the last good state stays in force")
+            }
+        }
+        PollResult::Failed(error, cause)
     }
 
     /// The event for the end of a message.
@@ -499,7 +512,11 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
                     Ok(answer) => SendResult::Ready(answer.ready),
                     Err(e) => SendResult::Failed(e.to_string()),
                 },
-                (200..300, None) => SendResult::Taken,
+                (200..300, None) => {
+                    let answer = serde_json::from_slice::<ReportAnswer>(&answer.body);
+                    self.connection.disabled = answer.is_ok_and(|a| !a.enabled);
+                    SendResult::Taken
+                }
                 (429, None) => SendResult::Unsent(error_message(&answer)),
                 (400..500, None) => SendResult::Refused(error_message(&answer)),
                 (_, None) => SendResult::Failed(error_message(&answer)),

@@ -1,6 +1,7 @@
 //! What the reconciler reports.
 use super::refusal::Refusal;
 use serde::Serialize;
+use spoke_api::health::summary::Since;
 use spoke_config::effective::Effective;
 use spoke_model::condition::{Code, Condition};
 use spoke_model::interface_name::IfName;
@@ -86,9 +87,36 @@ pub struct NetStatus {
     pub drift_count: u64,
     /// Drifts held by policy.
     pub drifts_left: u64,
+    /// Since when the interfaces and peers have been as they are.
+    pub since: Since,
 }
 
 impl NetStatus {
+    /// Whether every desired interface is up, and whether every desired peer is in the kernel.
+    fn reached(&self) -> (bool, bool) {
+        let links = || self.desired.links.iter().map(|(name, want)| (want, self.observed.links.get(name)));
+        let up = links().all(|(_, have)| have.is_some_and(|h| h.wireguard && h.up));
+        let complete = links().all(|(want, have)| have.map_or(0, |h| h.peers.len()) >= want.peers.len());
+        (up, complete)
+    }
+
+    /// Takes the end of a pass at `now`. What was so before keeps its beginning.
+    pub(super) fn observe(&mut self, now: Boot, clean: bool, desired: Arc<Desired>, observed: Arc<Observed>) {
+        let (before, was_clean) = (self.reached(), self.clean);
+        (self.clean, self.desired, self.observed) = (clean, desired, observed);
+        let after = self.reached();
+        let first = self.passes == 0;
+        let begin = |since: &mut Boot, changed: bool| {
+            if first || changed {
+                *since = now;
+            }
+        };
+        begin(&mut self.since.clean, was_clean != clean);
+        begin(&mut self.since.up, before.0 != after.0);
+        begin(&mut self.since.complete, before.1 != after.1);
+        (self.passes, self.at) = (self.passes + 1, now);
+    }
+
     /// The sequence number of the configuration that the last pass began with.
     pub fn sequence(&self) -> Option<u64> {
         self.effective.as_ref().map(|e| e.sequence())
@@ -108,5 +136,47 @@ impl NetStatus {
         };
         let undone = self.left.steps.iter().any(|s| s.link() == interface && undone(s));
         (!invalid && !blocked && !undone).then_some(sequence)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use spoke_net::state::ObservedLink;
+
+    #[test]
+    fn beginnings_change_with_what_they_are_of() {
+        let observed = |up| {
+            let link = ObservedLink { wireguard: true, up, ..ObservedLink::default() };
+            Arc::new(Observed { links: [("wg0".parse().unwrap(), link)].into(), ..Observed::default() })
+        };
+        let want = spoke_net::state::Link {
+            private_key: spoke_model::key::SecretKey::clamped([1; 32]),
+            listen_port: spoke_net::state::ListenPort::Fixed(51820),
+            port_fallback: false,
+            fwmark: 0,
+            mtu: 1280,
+            addresses: Default::default(),
+            peers: Default::default(),
+            routes: Default::default(),
+            up: true,
+            policy: spoke_config::interface::DriftPolicy::Enforce,
+            remove_unknown: None,
+            dns: Vec::new(),
+            rebuild: 0,
+        };
+        let links = [("wg0".parse().unwrap(), want)].into();
+        let desired = Arc::new(Desired { links, ..Desired::default() });
+        let mut s = NetStatus::default();
+        for (at, clean, up) in
+            [(5, true, true), (9, true, true), (12, true, false), (15, false, false), (20, false, false)]
+        {
+            s.observe(Boot::from_secs(at), clean, desired.clone(), observed(up));
+        }
+        let since = s.since;
+        assert_eq!(
+            (since.complete, since.up, since.clean),
+            (Boot::from_secs(5), Boot::from_secs(12), Boot::from_secs(15))
+        );
     }
 }

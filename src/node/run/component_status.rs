@@ -3,9 +3,10 @@ use crate::health::summarize;
 use crate::reconciler::NetStatus;
 use spoke_api::health::fold::{HealthVerdict, Moment, fold};
 use spoke_api::health::summary::{Component, ComponentStatus, Components, Snapshot, Uplink};
-use spoke_enroll::status::{ControlStatus, KeyChange};
+use spoke_enroll::status::{ControlStatus, KeyChange, OutageCause};
 use spoke_enroll::wire::Outcome;
 use spoke_model::clock::Anchor;
+use spoke_model::condition::Code;
 use spoke_model::time::{Boot, Wall};
 use spoke_sys::clock::{Clock, SystemClock};
 use spoke_sys::notify::Notify;
@@ -23,8 +24,10 @@ pub(super) async fn uplink<C: Clock>(
     loop {
         let seen = summary(&status.borrow_and_update(), clock.now(), clock.wall());
         components.send_modify(|v| {
-            let unchanged =
-                v.uplink.as_ref().filter(|u| (u.connected, u.hub_answers) == (seen.connected, seen.hub_answers));
+            let unchanged = v
+                .uplink
+                .as_ref()
+                .filter(|u| u.connected == seen.connected && (!u.connected || u.hub_answers == seen.hub_answers));
             let since = unchanged.map_or(seen.since, |u| u.since);
             v.uplink = Some(Uplink { since, ..seen });
         });
@@ -41,14 +44,18 @@ pub(super) async fn control<C: Clock>(
     clock: C,
 ) -> Result<(), Infallible> {
     loop {
-        let parts = {
+        let (parts, code) = {
             let (status, now) = (status.borrow_and_update(), clock.now());
-            [(Component::Control, control_status(&status, now)), (Component::Config, config_status(&status, now))]
+            let parts =
+                [(Component::Control, control_status(&status, now)), (Component::Config, config_status(&status, now))];
+            (parts, control_code(&status))
         };
         components.send_if_modified(|v| {
-            let mut changed = false;
+            let mut changed = std::mem::replace(&mut v.control_code, code) != code;
             for (name, part) in parts {
-                let since = v.status.get(&name).filter(|p| p.healthy == part.healthy).map_or(part.since, |p| p.since);
+                let new_code = name == Component::Control && changed;
+                let known = v.status.get(&name).filter(|p| p.healthy == part.healthy && !new_code);
+                let since = known.map_or(part.since, |p| p.since);
                 let part = ComponentStatus { since, ..part };
                 changed |= v.status.insert(name, part.clone()).as_ref() != Some(&part);
             }
@@ -74,9 +81,21 @@ pub(super) async fn clock(
     }
 }
 
+/// The condition that an unhealthy control session is.
+fn control_code(status: &ControlStatus) -> Code {
+    match &status.outage {
+        Some(outage) => outage.cause.code(),
+        None if status.disabled && status.outcome != Some(Outcome::Refused) => Code::Disabled,
+        None => Code::ControlAway,
+    }
+}
+
 fn control_status(status: &ControlStatus, now: Boot) -> ComponentStatus {
     let detail = match (&status.outage, status.last_answer) {
         (Some(outage), _) if !status.enrolled => Some(format!("not enrolled yet: {}", outage.reason)),
+        (Some(outage), _) if outage.cause == OutageCause::Removed => {
+            Some(format!("{}; the last good state stays in force", outage.reason))
+        }
         (Some(outage), _) => {
             Some(format!("control plane unreachable, the last good state stays in force: {}", outage.reason))
         }
@@ -85,6 +104,9 @@ fn control_status(status: &ControlStatus, now: Boot) -> ComponentStatus {
             status.reason.as_deref().unwrap_or("-")
         )),
         (None, None) => Some("no answer of the control plane since the start".to_owned()),
+        (None, Some(_)) if status.disabled => {
+            Some("an operator has disabled this node: the hubs do not have it as a peer".to_owned())
+        }
         (None, Some(_)) => None,
     };
     ComponentStatus { healthy: detail.is_none(), since: now, detail }
@@ -101,6 +123,7 @@ fn config_status(status: &ControlStatus, now: Boot) -> ComponentStatus {
 }
 
 fn summary(status: &UplinkStatus, now: Boot, wall: Wall) -> Uplink {
+    let works = status.state == State::Up && status.hub_answers;
     let wall_at = |at: Boot| Wall(wall.secs().saturating_sub(now.since(at).as_secs()));
     Uplink {
         hub: status.hub.clone(),
@@ -109,9 +132,11 @@ fn summary(status: &UplinkStatus, now: Boot, wall: Wall) -> Uplink {
         since: now,
         last_handshake: status.handshake_at,
         connected_at: status.connected_since.map(wall_at),
+        connected_since: status.connected_since,
         attempts: status.attempts,
         backoff: status.backoff,
-        last_error: status.fault.as_ref().or(status.last_fault.as_ref()).map(|f| f.detail.clone()),
+        // A fault that is over is history.
+        last_error: status.fault.as_ref().or(status.last_fault.as_ref()).filter(|_| !works).map(|f| f.detail.clone()),
     }
 }
 
@@ -217,7 +242,10 @@ pub(super) fn control_report(status: &ControlStatus, now: Boot) -> serde_json::V
         "outcome": status.outcome,
         "reason": status.reason,
         "heard_seconds_ago": status.last_answer.map(|at| now.since(at).as_secs()),
-        "away": status.outage.as_ref().map(|a| serde_json::json!({"seconds": now.since(a.since).as_secs(), "why": a.reason})),
+        "away": status.outage.as_ref().map(|a| serde_json::json!({
+            "seconds": now.since(a.since).as_secs(), "why": a.reason, "code": a.cause.code(),
+        })),
+        "disabled": status.disabled,
         "unsaved": status.unsaved,
         "key_change": status.key_change,
         "key_changed": match &status.key_changed {
@@ -232,27 +260,24 @@ pub(super) fn control_report(status: &ControlStatus, now: Boot) -> serde_json::V
 mod tests {
     use super::*;
     use spoke_enroll::status::ControlOutage;
-    use spoke_model::condition::{Code, Condition};
+    use spoke_enroll::wire::ProblemCode;
+    use spoke_model::condition::Condition;
 
     /// The condition codes of a control session's status.
     fn codes(status: &ControlStatus) -> Vec<Code> {
         let mut snapshot = Snapshot::default();
+        snapshot.components.control_code = control_code(status);
         snapshot.components.status.insert(Component::Control, control_status(status, Boot::from_secs(1)));
         snapshot.components.status.insert(Component::Config, config_status(status, Boot::from_secs(1)));
         let at = Moment { now: Boot::from_secs(9), wall: Wall(0), trusted: false, started: Boot::from_secs(0) };
         let health = fold(&snapshot, &at);
         let degraded = health.reasons.iter().any(|r| r.code == Code::ConfigDegraded);
         assert_eq!(health.components["config"].status == "degraded", degraded, "component and condition agree");
-        health
-            .reasons
-            .iter()
-            .map(|r| r.code)
-            .filter(|c| matches!(c, Code::ControlAway | Code::ConfigDegraded))
-            .collect()
+        health.reasons.iter().map(|r| r.code).filter(|c| !matches!(c, Code::Starting | Code::InterfaceDown)).collect()
     }
 
     fn unreachable(why: &str) -> ControlStatus {
-        let outage = Some(ControlOutage { since: Boot::default(), reason: why.into() });
+        let outage = Some(ControlOutage { since: Boot::default(), reason: why.into(), cause: OutageCause::default() });
         ControlStatus { enrolled: true, last_answer: Some(Boot::default()), outage, ..ControlStatus::default() }
     }
 
@@ -265,6 +290,17 @@ mod tests {
         let bad = |outcome| ControlStatus { outcome: Some(outcome), reason: Some("x".into()), ..answering.clone() };
         assert_eq!(codes(&bad(Outcome::Refused)), [Code::ControlAway]);
         assert_eq!(codes(&bad(Outcome::Reverted)), [Code::ConfigDegraded]);
+        let disabled = ControlStatus { disabled: true, ..answering.clone() };
+        assert_eq!(codes(&disabled), [Code::Disabled]);
+        for (problem, code) in [
+            (ProblemCode::Revoked, Code::Removed),
+            (ProblemCode::BadToken, Code::TokenRefused),
+            (ProblemCode::Pending, Code::ApprovalPending),
+            (ProblemCode::Unavailable, Code::ControlAway),
+        ] {
+            let outage = ControlOutage { cause: OutageCause::of(problem), ..unreachable("x").outage.unwrap() };
+            assert_eq!(codes(&ControlStatus { outage: Some(outage), ..answering.clone() }), [code]);
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -284,6 +320,17 @@ mod tests {
         assert!(part.since == went && part.detail.unwrap().ends_with(": b"));
         drop(status);
         task.await.unwrap().unwrap();
+    }
+
+    #[test]
+    fn error_that_is_over_is_not_reported() {
+        let (since, code) = (Boot::default(), spoke_uplink::status::Code::NoHandshake);
+        let fault = spoke_uplink::status::UplinkFault { since, code, detail: "no handshake".into() };
+        let status = UplinkStatus { last_fault: Some(fault), ..UplinkStatus::default() };
+        let of = |status: &UplinkStatus| summary(status, Boot::from_secs(9), Wall(0)).last_error;
+        assert!(of(&status).is_some(), "while there is no session");
+        let up = UplinkStatus { state: State::Up, hub_answers: true, ..status };
+        assert_eq!(of(&up), None);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use spoke_enroll::confirm::TrialRecord;
 use spoke_enroll::document::Envelope;
 use spoke_enroll::identity::Enrolment;
 use spoke_enroll::settings::settings;
-use spoke_enroll::status::{ControlOutage, ControlStatus};
+use spoke_enroll::status::{ControlOutage, ControlStatus, OutageCause};
 use spoke_enroll::wire::Capabilities;
 use spoke_model::clock::Anchor;
 use spoke_model::time::{Boot, Wall};
@@ -186,7 +186,11 @@ fn start_without_control_plane(
     }
     status.send_if_modified(|s| {
         let since = s.outage.as_ref().map_or_else(|| SystemClock.now(), |o| o.since);
-        let next = ControlStatus { enrolled, outage: Some(ControlOutage { since, reason }), ..s.clone() };
+        let next = ControlStatus {
+            enrolled,
+            outage: Some(ControlOutage { since, reason, cause: OutageCause::Unreachable }),
+            ..s.clone()
+        };
         std::mem::replace(s, next.clone()) != next
     });
 }

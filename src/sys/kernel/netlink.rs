@@ -93,6 +93,7 @@ impl Netlink {
             ours: link.ours,
             up: link.up,
             mtu: link.mtu,
+            traffic: link.traffic,
             public_key: device.public_key,
             listen_port: device.listen_port,
             fwmark: device.fwmark,

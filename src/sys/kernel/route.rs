@@ -35,6 +35,7 @@ const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
+const IFLA_STATS64: u16 = 23;
 const IFLA_INFO_KIND: u16 = 1;
 const IFF_UP: u32 = 1;
 const IFF_LOOPBACK: u32 = 8;
@@ -57,6 +58,8 @@ pub(super) struct LinkState {
     pub(super) wireguard: bool,
     pub(super) ours: bool,
     pub(super) loopback: bool,
+    /// Bytes received and sent; 0 where statistics were not asked for.
+    pub(super) traffic: (u64, u64),
 }
 
 /// A change of a link, its addresses or its routes; each is one request with one answer.
@@ -158,7 +161,6 @@ const fn family(net: IpNet) -> AddressFamily {
 /// Reads all WireGuard links.
 pub(super) async fn wireguard_links(kernel: &mut Conversation) -> io::Result<Vec<LinkState>> {
     let mut message = LinkMessage::default();
-    message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
     message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Wireguard)]));
     let request = Request::new(RTM_GETLINK, 0, &message);
     kernel
@@ -196,6 +198,13 @@ pub(super) fn read_link(message: &Message<'_>) -> io::Result<LinkState> {
             IFLA_IFNAME => link.name = text(attribute.value()),
             IFLA_MTU => link.mtu = attribute.value().first_chunk().map_or(0, |b| u32::from_ne_bytes(*b)),
             IFLA_IFALIAS => link.ours = text(attribute.value()) == OWNED_ALIAS,
+            IFLA_STATS64 => {
+                // struct rtnl_link_stats64: received and sent packets, then received and sent bytes.
+                let word = |n: usize| {
+                    attribute.value().get(n * 8..).and_then(<[u8]>::first_chunk).map(|b| u64::from_ne_bytes(*b))
+                };
+                link.traffic = (word(2).unwrap_or(0), word(3).unwrap_or(0));
+            }
             IFLA_LINKINFO => {
                 for info in NlasIterator::new(attribute.value()) {
                     let info = info.map_err(invalid)?;

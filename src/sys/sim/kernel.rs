@@ -57,6 +57,11 @@ struct Holder {
     ours: bool,
 }
 
+/// Bytes received and sent over all peers.
+pub(super) fn traffic(peers: &BTreeMap<PublicKey, ObservedPeer>) -> (u64, u64) {
+    peers.values().fold((0, 0), |(rx, tx), p| (rx + p.counters.rx, tx + p.counters.tx))
+}
+
 type Refusal = Box<dyn FnMut(&Step) -> Option<Errno> + Send>;
 
 struct State {
@@ -172,6 +177,7 @@ impl Kernel for FakeKernel {
                 ours,
                 up: link.up,
                 mtu: link.mtu,
+                traffic: traffic(&link.peers),
                 public_key: link.public_key,
                 listen_port: link.listen_port,
                 fwmark: link.fwmark,

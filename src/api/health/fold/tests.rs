@@ -205,3 +205,25 @@ fn readiness_needs_hub_and_control_plane() {
     s.net.conditions.push(Condition::new(Code::DesiredInvalid, Boot::from_secs(1), "x"));
     assert_eq!(readiness(&s, &at), Readiness { connected: true, ready: false, passes: true });
 }
+
+#[test]
+fn strict_readiness_needs_an_answering_hub() {
+    let mut s = healthy();
+    assert!(ready(&s, &at(1000)).is_ok() && strictly_ready(&s, &at(1000)).is_ok());
+    uplink(&mut s).hub_answers = false;
+    assert!(ready(&s, &at(1000)).is_ok(), "the tunnel is up");
+    assert!(strictly_ready(&s, &at(1000)).unwrap_err().to_string().starts_with("hub_silent: "));
+}
+
+#[test]
+fn cause_comes_first_and_takes_the_place_of_what_follows() {
+    let mut s = healthy();
+    s.components.uplink = None;
+    s.net.links[0].up = false;
+    s.net.since.up = Boot::from_secs(700);
+    let h = fold(&s, &at(1000));
+    assert_eq!((h.reasons[0].code, h.reasons[0].seconds), (Code::InterfaceDown, 300), "not the age of the last pass");
+    s.net.conditions = vec![Condition::new(Code::PortInUse, Boot::from_secs(700), "x").about("wg0")];
+    let codes: Vec<_> = fold(&s, &at(1000)).reasons.iter().map(|r| r.code).collect();
+    assert_eq!(codes, [Code::PortInUse]);
+}

@@ -38,16 +38,20 @@ impl Kernel for World {
 }
 
 fn observed(l: &Interface) -> ObservedLink {
-    let peers = l.peers.iter().map(|(k, p)| {
-        let peer = ObservedPeer {
-            preshared_key: p.preshared_key.clone(),
-            allowed_ips: p.allowed_ips.clone().into(),
-            keepalive: p.keepalive,
-            endpoint: p.endpoint,
-            counters: p.counters,
-        };
-        (*k, peer)
-    });
+    let peers: std::collections::BTreeMap<_, _> = l
+        .peers
+        .iter()
+        .map(|(k, p)| {
+            let peer = ObservedPeer {
+                preshared_key: p.preshared_key.clone(),
+                allowed_ips: p.allowed_ips.clone().into(),
+                keepalive: p.keepalive,
+                endpoint: p.endpoint,
+                counters: p.counters,
+            };
+            (*k, peer)
+        })
+        .collect();
     ObservedLink {
         index: l.index,
         wireguard: true,
@@ -59,7 +63,8 @@ fn observed(l: &Interface) -> ObservedLink {
         fwmark: l.fwmark,
         addresses: l.addresses.clone(),
         unrouted: BTreeSet::new(),
-        peers: peers.collect(),
+        traffic: crate::sim::kernel::traffic(&peers),
+        peers,
         routes: l.routes.clone(),
     }
 }
