@@ -192,7 +192,7 @@ fn a_generated_key_has_a_public_key() {
 }
 
 #[test]
-fn run_refuses_a_key_file_readable_by_others() {
+fn key_file_readable_by_others_is_not_used() {
     let dir = tempfile::tempdir().unwrap();
     let file = config(dir.path(), &base(dir.path()));
     std::fs::create_dir(dir.path().join("state")).unwrap();
@@ -200,11 +200,12 @@ fn run_refuses_a_key_file_readable_by_others() {
     std::fs::write(&key, out(&spoke(dir.path(), &["key", "generate"]))).unwrap();
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
     let before = std::fs::read(&key).unwrap();
-    let o = spoke(dir.path(), &["run", "--config", &file]);
+    let o = spoke(dir.path(), &["key", "public", "--interface", "wg0", "--config", &file]);
     assert_eq!(o.status.code(), Some(1));
-    assert!(err(&o).contains("chmod 600") && err(&o).contains("wg0.key"), "{}", err(&o));
+    let error = err(&o);
+    assert!(error.contains("chmod 600") && error.contains("wg0.key"), "{error}");
     assert_eq!(std::fs::read(&key).unwrap(), before);
-    assert!(!err(&o).contains(std::str::from_utf8(&before).unwrap().trim()), "the key is not printed");
+    assert!(!error.contains(std::str::from_utf8(&before).unwrap().trim()), "the key is not printed");
 }
 
 #[test]
