@@ -40,6 +40,7 @@ pub async fn examine(config: &Effective) -> Vec<Finding> {
     if let Some(grants) = config.grants() {
         let probed = probe::chain::endpoints(grants).await;
         findings.extend(chain::endpoints(probed.as_deref(), grants, clock.wall()));
+        findings.extend(chain::refuted(&probe::chain::refuted(&own.node.runtime_dir)));
     }
     findings
 }

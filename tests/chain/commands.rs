@@ -201,6 +201,32 @@ fn doctor_checks_each_endpoint() {
 }
 
 #[test]
+fn doctor_names_an_endpoint_that_contradicts_the_others() {
+    let chain = Anvil::with(&["--slots-in-an-epoch", "2"]);
+    let address = Contract::deploy(&chain, false, false).address.to_string();
+    chain.mine(30);
+    let liar = Proxy::new(chain.port());
+    liar.rule(|request| {
+        let block = |q: &&Value| q["method"] == "eth_getBlockByNumber";
+        let ids: Vec<Value> = request.as_array().into_iter().flatten().filter(block).map(|q| q["id"].clone()).collect();
+        ProxyAction::Edit(Box::new(move |answer| {
+            for reply in answer.as_array_mut().into_iter().flatten().filter(|r| ids.contains(&r["id"])) {
+                if ids.len() == 1 && !reply["result"].is_null() {
+                    reply["result"]["hash"] = format!("0x{:064x}", 7).into();
+                }
+            }
+        }))
+    });
+    let honest = [Proxy::new(chain.port()), Proxy::new(chain.port())];
+    let urls = [liar.url(), honest[0].url(), honest[1].url()];
+    let o = spoke(&address, &urls, "quorum = 2", &["doctor", "--json"]);
+    let all: Vec<Value> = serde_json::from_slice(&o.stdout).unwrap();
+    let of = |url: &String| all.iter().find(|f| f["what"] == **url).unwrap_or_else(|| panic!("{url}: {}", output(&o)));
+    assert_eq!(of(&urls[0])["level"], "fail", "{}", output(&o));
+    assert!(urls[1..].iter().all(|u| of(u)["level"] == "ok"), "{}", output(&o));
+}
+
+#[test]
 fn doctor_reports_each_missing_method() {
     let chain = Anvil::start();
     let address = Contract::deploy(&chain, false, false).address.to_string();

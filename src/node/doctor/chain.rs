@@ -1,14 +1,26 @@
 //! Evaluates the JSON-RPC endpoints of `[grants]`.
 use super::finding::{Finding, Level};
-use super::probe::chain::{EndpointAnswers, EndpointProbe};
+use super::probe::chain::{EndpointAnswers, EndpointProbe, RefutedClaim};
 use spoke_config::grants::{Finality, Grants};
 use spoke_grants::abi::Head;
+use spoke_grants::jsonrpc::BlockRef;
 use spoke_model::error_chain::ErrorChain;
 use spoke_model::time::Wall;
 use spoke_sys::keys::KeyError;
 
 /// Most blocks that an endpoint may be behind the best one.
 const MAX_LAG: u64 = 5;
+
+/// The remedy against an endpoint that lies.
+const UNTRUE: &str = "remove it from grants.endpoints, or report it to its provider";
+
+/// The endpoints whose claims a quorum refuted while the supervisor ran.
+pub fn refuted(claims: &[RefutedClaim]) -> Vec<Finding> {
+    let finding = |c: &RefutedClaim| {
+        Finding::warn(&c.endpoint, format!("contradicted the quorum within the last hour: {}", c.claim), UNTRUE)
+    };
+    claims.iter().map(finding).collect()
+}
 
 /// Evaluates every endpoint, their heights against each other, and the quorum. `now` is compared with the time of the
 /// newest block.
@@ -22,8 +34,15 @@ pub fn endpoints(probed: Result<&[EndpointProbe], &KeyError>, config: &Grants, n
     };
     let mut out = Vec::new();
     let mut heights = Vec::new();
+    let blocks: Vec<BlockRef> = probed.iter().filter_map(|p| p.answers.as_ref().ok()?.common).collect();
+    let votes = |block: &BlockRef| blocks.iter().filter(|b| *b == block).count();
+    let agreed = blocks.iter().find(|b| votes(b) >= config.quorum && 2 * votes(b) > blocks.len());
     for probe in probed {
         let (findings, height) = match &probe.answers {
+            Ok(EndpointAnswers { common: Some(block), .. }) if agreed.is_some_and(|a| a != block) => {
+                let detail = format!("contradicts the others: block {} is {} there", block.number, block.hash);
+                (vec![Finding::fail(&probe.name, detail, UNTRUE)], None)
+            }
             Ok(answers) => endpoint(&probe.name, answers, config, now),
             Err(e) => {
                 let remedy = "check the URL, the key in it, and the route to it";
@@ -152,6 +171,7 @@ mod tests {
             block_by_number: true,
             state_by_hash: true,
             contract: Some(ContractProbe { exists: true, erc721: true }),
+            common: Some(BlockRef::default()),
         }
     }
 
@@ -186,6 +206,26 @@ mod tests {
         without(|a| a.contract = Some(ContractProbe::default()), Level::Fail, "has no contract at 0x37d2");
         let other = |a: &mut EndpointAnswers| a.contract = Some(ContractProbe { exists: true, erc721: false });
         without(other, Level::Warn, "is no ERC-721 contract");
+    }
+
+    #[test]
+    fn endpoint_with_another_block_is_named() {
+        let other = BlockRef { hash: alloy_primitives::B256::repeat_byte(7), ..BlockRef::default() };
+        let found = evaluate(vec![good(40), EndpointAnswers { common: Some(other), ..good(40) }, good(40)]);
+        let levels: Vec<Level> = found.iter().map(|(l, _)| *l).collect();
+        assert_eq!(levels, [Level::Ok, Level::Fail, Level::Ok], "{found:?}");
+        assert!(found[1].1.contains("contradicts the others: block 0 is 0x0707"), "{found:?}");
+        // One against one: which of them is false is not known.
+        let found = evaluate(vec![good(40), EndpointAnswers { common: Some(other), ..good(40) }]);
+        assert!(found.iter().all(|(l, _)| *l == Level::Ok), "{found:?}");
+    }
+
+    #[test]
+    fn refuted_claim_of_the_supervisor_is_named() {
+        let claim = RefutedClaim { endpoint: "https://a".into(), claim: "block 7 is final".into() };
+        let found = refuted(&[claim]);
+        assert_eq!((found.len(), found[0].level, found[0].what.as_str()), (1, Level::Warn, "https://a"));
+        assert!(found[0].detail.ends_with("within the last hour: block 7 is final"), "{found:?}");
     }
 
     #[test]

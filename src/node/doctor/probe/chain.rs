@@ -1,17 +1,24 @@
 //! Probes of the JSON-RPC endpoints: chain, height, latency, and every method that grants need.
 use alloy_primitives::U256;
 use futures_util::future::join_all;
+use spoke_api::socket::{SOCKET, SocketRequest};
 use spoke_config::grants::{Finality, Grants};
 use spoke_grants::abi::{ContractProbe, Head, decode_head, decode_pin, head_call, pin_call};
-use spoke_grants::jsonrpc::{Answer, At, Call};
+use spoke_grants::jsonrpc::{Answer, At, BlockRef, Call};
+use spoke_grants::report::EndpointRow;
 use spoke_sys::keys::KeyError;
 use spoke_sys::rpc::{Http, Rpc as _, RpcError};
+use spoke_sys::socket::call;
+use std::path::Path;
 use std::time::Duration;
 
 /// EVM code that returns the time of the block it runs at: `TIMESTAMP PUSH 0 MSTORE PUSH 32 PUSH 0 RETURN`.
 const TIME_CALL: [u8; 9] = [0x42, 0x60, 0x00, 0x52, 0x60, 0x20, 0x60, 0x00, 0xf3];
 /// Blocks of events that are requested at once.
 pub const LOG_RANGE: u64 = 2000;
+
+/// How far below the lowest head the endpoints' blocks are compared: newer ones may be replaced.
+const BELOW_HEAD: u64 = 5;
 
 /// An endpoint and its answers.
 #[derive(Debug)]
@@ -45,6 +52,29 @@ pub struct EndpointAnswers {
     pub state_by_hash: bool,
     /// What is at the contract's address.
     pub contract: Option<ContractProbe>,
+    /// The block at a height that every endpoint has.
+    pub common: Option<BlockRef>,
+}
+
+/// What an endpoint reported to the running supervisor within the last hour, and a quorum refutes.
+#[derive(Clone, Debug)]
+pub struct RefutedClaim {
+    /// The endpoint's name.
+    pub endpoint: String,
+    /// The claim.
+    pub claim: String,
+}
+
+/// The refuted claims that the supervisor knows; none if it does not run.
+pub fn refuted(runtime_dir: &Path) -> Vec<RefutedClaim> {
+    // The report without its rows.
+    #[derive(serde::Deserialize)]
+    struct Claims {
+        endpoints: Vec<EndpointRow>,
+    }
+    let claims = call::<Claims>(&runtime_dir.join(SOCKET), &SocketRequest::Grants).map(|c| c.endpoints);
+    let claim = |e: EndpointRow| Some(RefutedClaim { endpoint: e.name, claim: e.refuted? });
+    claims.unwrap_or_default().into_iter().filter_map(claim).collect()
 }
 
 /// Queries all endpoints concurrently, so that their heights can be compared.
@@ -54,7 +84,24 @@ pub async fn endpoints(config: &Grants) -> Result<Vec<EndpointProbe>, KeyError> 
     let probes = (0..rpc.endpoints()).map(|i| async move {
         EndpointProbe { name: rpc.name(i).to_owned(), answers: endpoint(rpc, i, config).await }
     });
-    Ok(join_all(probes).await)
+    let mut probes = join_all(probes).await;
+    let heads = probes.iter().filter_map(|p| p.answers.as_ref().ok()?.latest.as_ref().map(|h| h.number));
+    let Some(common) = heads.min().map(|lowest| lowest.saturating_sub(BELOW_HEAD)) else { return Ok(probes) };
+    let blocks = probes.iter().enumerate().map(|(i, probe)| async move {
+        let usable = probe.answers.as_ref().is_ok_and(|a| a.chain_id == Some(config.chain_id));
+        let reply = if usable { rpc.ask(i, vec![Call::Header(At::Number(common))], 1 << 20).await.ok() } else { None };
+        match reply.and_then(|r| r.answers.into_iter().next().flatten()) {
+            Some(Answer::Block(block)) => Some(block),
+            Some(_) | None => None,
+        }
+    });
+    let blocks = join_all(blocks).await;
+    for (probe, block) in probes.iter_mut().zip(blocks) {
+        if let Ok(answers) = &mut probe.answers {
+            answers.common = block;
+        }
+    }
+    Ok(probes)
 }
 
 async fn endpoint(rpc: &Http, i: usize, config: &Grants) -> Result<EndpointAnswers, RpcError> {
