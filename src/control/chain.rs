@@ -226,7 +226,7 @@ fn decided(row: &Row) -> Option<Admission> {
     }
     let reason = Reason::ALL.into_iter().find(|r| r.code() == row.code)?;
     (reason.grants() == row.admitted).then_some(())?;
-    Some(Admission { reason, token_id: row.token_id.as_ref().and_then(|id| id.parse().ok()) })
+    Some(Admission { reason, token_id: row.token_id })
 }
 
 /// Stores decisions, and raises the generation of the hubs whose peers change.
@@ -364,8 +364,8 @@ mod tests {
             node: "n".parse().unwrap(),
             key: spoke_model::key::PublicKey([1; 32]),
             admitted,
-            code: code.to_owned(),
-            token_id: Some("7".into()),
+            code: code.to_owned().into(),
+            token_id: Some(U256::from(7)),
             owner: None,
             block: 1,
             decided,

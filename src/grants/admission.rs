@@ -95,6 +95,8 @@ pub struct AdmissionTable<S> {
     pub revoked_edition: u64,
     /// Number of candidates beyond the capacity of the cache.
     pub overflow: usize,
+    /// The first of them; they are taken by name.
+    pub first_left_out: Option<NodeId>,
     /// Whether a grant was in doubt when the grants were last published.
     doubtful: bool,
     /// When the ages of doubts were last stored.
@@ -116,6 +118,7 @@ impl<S: BuildHasher> AdmissionTable<S> {
             edition: 0,
             revoked_edition: 0,
             overflow: 0,
+            first_left_out: None,
             doubtful: false,
             doubts_kept: None,
             events_read: 0,
@@ -206,6 +209,7 @@ impl<S: BuildHasher> AdmissionTable<S> {
             });
         }
         self.overflow = candidates.len().saturating_sub(self.cache.max());
+        self.first_left_out = candidates.iter().nth(self.cache.max()).map(|(node, _)| node.clone());
         self.candidates = candidates.iter().take(self.cache.max()).cloned().collect();
         for (node, key) in &self.candidates {
             if self.cache.get(node, key).is_none() {

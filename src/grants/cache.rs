@@ -10,14 +10,13 @@ use spoke_model::time::Boot;
 use std::hash::BuildHasher;
 use std::time::Duration;
 
-/// Maximum number of decisions: about 3 MB when full, allocated on demand.
-pub const CAPACITY: usize = PAGES * PAGE;
+/// Maximum number of decisions: as many as a node may have peers. Memory is allocated as they are added.
+pub const CAPACITY: usize = 65_536;
 const PAGE: usize = 128;
-const PAGES: usize = 128;
-/// Twice the capacity, so that probing stays short.
-const BUCKETS: usize = 2 * CAPACITY;
+/// Buckets of an empty cache.
+const BUCKETS: usize = 256;
 /// No slot: an end of the LRU list, or an empty bucket.
-const NONE: u16 = u16::MAX;
+const NONE: u32 = u32::MAX;
 
 /// What is known about one node and key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -90,8 +89,8 @@ struct Slot {
     node: NodeId,
     key: PublicKey,
     entry: Entry,
-    newer: u16,
-    older: u16,
+    newer: u32,
+    older: u32,
 }
 
 type Page = heapless::Vec<Slot, PAGE>;
@@ -100,10 +99,12 @@ type Page = heapless::Vec<Slot, PAGE>;
 #[derive(Debug)]
 pub struct Cache<S> {
     hasher: S,
-    pages: heapless::Vec<Box<Page>, PAGES>,
-    buckets: Box<[u16]>,
-    newest: u16,
-    oldest: u16,
+    /// A slot never moves, so that adding one copies no others.
+    pages: Vec<Box<Page>>,
+    /// At least twice as many as entries, so that probing stays short.
+    buckets: Vec<u32>,
+    newest: u32,
+    oldest: u32,
     len: usize,
     max: usize,
     /// Successful look-ups.
@@ -124,8 +125,8 @@ impl<S: BuildHasher> Cache<S> {
     pub fn bounded(hasher: S, max: usize) -> Self {
         Self {
             hasher,
-            pages: heapless::Vec::new(),
-            buckets: vec![NONE; BUCKETS].into_boxed_slice(),
+            pages: Vec::new(),
+            buckets: vec![NONE; BUCKETS],
             newest: NONE,
             oldest: NONE,
             len: 0,
@@ -243,16 +244,18 @@ impl<S: BuildHasher> Cache<S> {
         }
     }
 
-    fn slot(&self, at: u16) -> Option<&Slot> {
-        self.pages.get(usize::from(at) / PAGE)?.get(usize::from(at) % PAGE)
+    fn slot(&self, at: u32) -> Option<&Slot> {
+        let at = usize::try_from(at).ok()?;
+        self.pages.get(at / PAGE)?.get(at % PAGE)
     }
 
-    fn slot_mut(&mut self, at: u16) -> Option<&mut Slot> {
-        self.pages.get_mut(usize::from(at) / PAGE)?.get_mut(usize::from(at) % PAGE)
+    fn slot_mut(&mut self, at: u32) -> Option<&mut Slot> {
+        let at = usize::try_from(at).ok()?;
+        self.pages.get_mut(at / PAGE)?.get_mut(at % PAGE)
     }
 
     fn home(&self, node: &NodeId, key: &PublicKey) -> usize {
-        usize::try_from(self.hasher.hash_one((node.as_str(), key)) % BUCKETS as u64).unwrap_or(0)
+        usize::try_from(self.hasher.hash_one((node.as_str(), key)) % self.buckets.len() as u64).unwrap_or(0)
     }
 
     /// The bucket of a key, or the empty one where it would be inserted.
@@ -263,25 +266,28 @@ impl<S: BuildHasher> Cache<S> {
             if slot.key == *key && slot.node == *node {
                 break;
             }
-            b = (b + 1) % BUCKETS;
+            b = (b + 1) % self.buckets.len();
         }
         b
     }
 
-    fn find(&self, node: &NodeId, key: &PublicKey) -> Option<u16> {
+    fn find(&self, node: &NodeId, key: &PublicKey) -> Option<u32> {
         self.buckets.get(self.bucket(node, key)).copied().filter(|at| *at != NONE)
     }
 
     /// Inserts an entry, in place of the least recently used one if the cache is full.
-    fn insert(&mut self, node: &NodeId, key: &PublicKey) -> Option<u16> {
+    fn insert(&mut self, node: &NodeId, key: &PublicKey) -> Option<u32> {
         let slot = Slot { node: node.clone(), key: *key, entry: Entry::default(), newer: NONE, older: NONE };
         let at = if self.len < self.max {
             if self.len.is_multiple_of(PAGE) {
-                self.pages.push(Box::default()).ok()?;
+                self.pages.push(Box::default());
             }
             self.pages.last_mut()?.push(slot).ok()?;
             self.len += 1;
-            u16::try_from(self.len - 1).ok()?
+            if 2 * self.len > self.buckets.len() {
+                self.grow();
+            }
+            u32::try_from(self.len - 1).ok()?
         } else {
             let at = self.oldest;
             self.unlink(at);
@@ -296,17 +302,30 @@ impl<S: BuildHasher> Cache<S> {
         Some(at)
     }
 
+    /// Doubles the buckets and places every slot that is linked.
+    fn grow(&mut self) {
+        self.buckets = vec![NONE; 2 * self.buckets.len()];
+        let mut at = self.newest;
+        while let Some((node, key, older)) = self.slot(at).map(|s| (s.node.clone(), s.key, s.older)) {
+            let bucket = self.bucket(&node, &key);
+            if let Some(bucket) = self.buckets.get_mut(bucket) {
+                *bucket = at;
+            }
+            at = older;
+        }
+    }
+
     /// Removes a slot's key from the buckets and closes the gap, so that no later key becomes unreachable.
-    fn forget(&mut self, at: u16) {
+    fn forget(&mut self, at: u32) {
         let Some(slot) = self.slot(at) else { return };
         let mut gap = self.bucket(&slot.node, &slot.key);
         let mut b = gap;
         loop {
-            b = (b + 1) % BUCKETS;
+            b = (b + 1) % self.buckets.len();
             let Some(slot) = self.buckets.get(b).and_then(|at| self.slot(*at)) else { break };
             let home = self.home(&slot.node, &slot.key);
             // It may move into the gap unless its home lies behind it.
-            let distance = |from: usize, to: usize| (to + BUCKETS - from) % BUCKETS;
+            let distance = |from: usize, to: usize| (to + self.buckets.len() - from) % self.buckets.len();
             if distance(home, b) >= distance(gap, b) {
                 self.buckets.swap(gap, b);
                 gap = b;
@@ -317,14 +336,14 @@ impl<S: BuildHasher> Cache<S> {
         }
     }
 
-    fn touch(&mut self, at: u16) {
+    fn touch(&mut self, at: u32) {
         if self.newest != at {
             self.unlink(at);
             self.link(at);
         }
     }
 
-    fn unlink(&mut self, at: u16) {
+    fn unlink(&mut self, at: u32) {
         let Some((newer, older)) = self.slot(at).map(|s| (s.newer, s.older)) else { return };
         match self.slot_mut(newer) {
             Some(s) => s.older = older,
@@ -336,7 +355,7 @@ impl<S: BuildHasher> Cache<S> {
         }
     }
 
-    fn link(&mut self, at: u16) {
+    fn link(&mut self, at: u32) {
         let before = self.newest;
         if let Some(s) = self.slot_mut(at) {
             (s.newer, s.older) = (NONE, before);
@@ -371,6 +390,18 @@ mod tests {
     fn verify<S: BuildHasher>(c: &mut Cache<S>, n: u16, reason: Reason, block: u64) -> Settled {
         let t = c.begin(&node(n), &key(n)).unwrap();
         c.settle(&node(n), &key(n), t, decision(reason), block, Boot::default())
+    }
+
+    #[test]
+    fn entries_are_found_while_the_buckets_grow() {
+        let mut c = Cache::new(RandomState::new());
+        for n in 0..3_000 {
+            verify(&mut c, n, Reason::AccessGranted, 1);
+            assert!(c.peek(&node(n / 2), &key(n / 2)).is_some(), "{n}");
+        }
+        assert!((0..3_000).all(|n| c.get(&node(n), &key(n)).is_some()));
+        assert_eq!((c.len(), c.evictions), (3_000, 0));
+        assert!(c.iter().map(|(n, _, _)| n.clone()).eq((0..3_000).rev().map(node)), "order of use");
     }
 
     #[test]
@@ -490,10 +521,13 @@ mod tests {
     #[test]
     fn size_is_limited_to_the_capacity() {
         let mut c = Cache::new(RandomState::new());
-        for n in 0..20_000 {
-            verify(&mut c, n, Reason::AccessGranted, 1);
+        let entry = |n: usize| (format!("n{n}").parse().unwrap(), PublicKey([u8::try_from(n % 251).unwrap(); 32]));
+        let all: Vec<(NodeId, PublicKey)> = (0..CAPACITY + 20).map(entry).collect();
+        for (node, key) in &all {
+            c.restore(node, key, Entry::default());
         }
-        assert_eq!((c.len(), c.evictions), (CAPACITY, 20_000 - CAPACITY as u64));
-        assert!(c.peek(&node(19_999), &key(19_999)).is_some() && c.peek(&node(0), &key(0)).is_none());
+        assert_eq!((c.len(), c.evictions), (CAPACITY, 20));
+        let knows = |(node, key): &(NodeId, PublicKey)| c.peek(node, key).is_some();
+        assert!(!all[..20].iter().any(knows) && all[20..].iter().all(knows));
     }
 }

@@ -5,11 +5,13 @@ use super::policy::Pair;
 use super::policy::Reason;
 use crate::admission::{Admission, AdmissionTable, admission};
 use crate::ladder::phase_after;
+use alloy_primitives::{Address, U256};
 use serde::{Deserialize, Serialize};
 use spoke_model::condition::{Code, Condition};
 use spoke_model::key::PublicKey;
 use spoke_model::node_id::NodeId;
 use spoke_model::time::{Boot, Wall};
+use std::borrow::Cow;
 use std::hash::BuildHasher;
 use std::time::Duration;
 
@@ -171,6 +173,24 @@ pub struct EndpointRow {
     pub refuted: Option<String>,
 }
 
+/// Values that JSON holds as text: a row of many is kept without a text of its own.
+mod as_text {
+    use serde::de::Error as _;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    #[expect(clippy::ref_option, reason = "the signature serde's `with` wants")]
+    pub(super) fn serialize<T: Display, S: Serializer>(value: &Option<T>, s: S) -> Result<S::Ok, S::Error> {
+        value.as_ref().map(ToString::to_string).serialize(s)
+    }
+
+    pub(super) fn deserialize<'de, T: FromStr, D: Deserializer<'de>>(d: D) -> Result<Option<T>, D::Error> {
+        let text = Option::<String>::deserialize(d)?;
+        text.map(|t| t.parse().map_err(|_| D::Error::custom("not the text of such a value"))).transpose()
+    }
+}
+
 /// One candidate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Row {
@@ -181,11 +201,13 @@ pub struct Row {
     /// Whether it is admitted now.
     pub admitted: bool,
     /// The current reason code.
-    pub code: String,
-    /// Its token, in decimal.
-    pub token_id: Option<String>,
+    pub code: Cow<'static, str>,
+    /// Its token; JSON: in decimal.
+    #[serde(default, with = "as_text")]
+    pub token_id: Option<U256>,
     /// The holder of the token.
-    pub owner: Option<String>,
+    #[serde(default, with = "as_text")]
+    pub owner: Option<Address>,
     /// Height the decision holds for.
     pub block: u64,
     /// Time of the decision; `None`: there is none.
@@ -208,9 +230,9 @@ pub fn rows<S: BuildHasher>(table: &AdmissionTable<S>, phase: Phase, now: Boot) 
             node: node.clone(),
             key: *key,
             admitted: admission.granted(),
-            code: admission.code().to_owned(),
-            token_id: decision.and_then(|d| d.token_id).map(|id| id.to_string()),
-            owner: decision.and_then(|d| d.owner).map(|o| o.to_string()),
+            code: admission.code().into(),
+            token_id: decision.and_then(|d| d.token_id),
+            owner: decision.and_then(|d| d.owner),
             block: entry.map_or(0, |e| e.block),
             decided: decision.and(entry).map(|e| e.at),
             held_until: entry.and_then(|e| e.held_until).filter(|a| *a > 0),
@@ -218,4 +240,21 @@ pub fn rows<S: BuildHasher>(table: &AdmissionTable<S>, phase: Phase, now: Boot) 
         }
     };
     table.candidates().iter().map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_keep_their_json() {
+        let owner = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8";
+        let json = serde_json::json!({
+            "node": "n1", "key": PublicKey([1; 32]), "admitted": true, "code": "ACCESS_GRANTED", "token_id": "7",
+            "owner": owner, "block": 9, "decided": null, "held_until": null, "doubt": null
+        });
+        let row: Row = serde_json::from_value(json.clone()).unwrap();
+        assert_eq!((row.token_id, row.owner), (Some(U256::from(7)), owner.parse().ok()));
+        assert_eq!(serde_json::to_value(&row).unwrap(), json);
+    }
 }

@@ -224,7 +224,8 @@ pub fn read_secret(path: &Path, max: u64) -> Result<Option<zeroize::Zeroizing<Ve
 pub struct Document<T> {
     path: PathBuf,
     version: u32,
-    last: Option<Vec<u8>>,
+    /// The sum of the body that was last read or written.
+    last: Option<String>,
     kind: std::marker::PhantomData<fn() -> T>,
 }
 
@@ -253,8 +254,8 @@ impl<T: Serialize + DeserializeOwned> Document<T> {
     pub fn load(&mut self) -> Result<Option<T>, DiskError> {
         let error = match self.read(&self.path) {
             Ok(None) => return Ok(None),
-            Ok(Some((value, body))) => {
-                self.last = Some(body);
+            Ok(Some((value, sum))) => {
+                self.last = Some(sum);
                 return Ok(Some(value));
             }
             Err(error) => error,
@@ -299,18 +300,21 @@ impl<T: Serialize + DeserializeOwned> Document<T> {
 
     /// Writes it if it differs from what was last read or written; returns whether it did.
     pub fn store(&mut self, value: &T) -> Result<bool, DiskError> {
-        let body = serde_json::to_vec(value).map_err(|e| DiskError::write(&self.path, std::io::Error::other(e)))?;
-        if self.last.as_ref() == Some(&body) {
+        let head = |sum: &str| format!("{{\"version\":{},\"sum\":\"{sum:064}\",\"body\":", self.version).into_bytes();
+        // In one buffer: a document of a hub may have megabytes.
+        let mut bytes = head("");
+        let begin = bytes.len();
+        serde_json::to_writer(&mut bytes, value).map_err(|e| DiskError::write(&self.path, std::io::Error::other(e)))?;
+        let sum = sha256_hex(bytes.get(begin..).unwrap_or_default());
+        if self.last.as_ref() == Some(&sum) {
             return Ok(false);
         }
-        let mut bytes =
-            format!("{{\"version\":{},\"sum\":\"{}\",\"body\":", self.version, sha256_hex(&body)).into_bytes();
-        bytes.extend_from_slice(&body);
+        bytes.splice(..begin, head(&sum)).for_each(drop);
         bytes.push(b'}');
         let previous = self.previous();
-        match self.read(&self.path) {
+        match self.is_good() {
             // Only a good copy may become the previous one.
-            Ok(Some(_)) => {
+            Ok(Some(())) => {
                 if std::fs::remove_file(&previous).is_ok() {
                     record(|| Operation::Remove(previous.clone()));
                 }
@@ -326,7 +330,7 @@ impl<T: Serialize + DeserializeOwned> Document<T> {
             Err(_) => {}
         }
         write_atomic(&self.path, &bytes, true)?;
-        self.last = Some(body);
+        self.last = Some(sum);
         Ok(true)
     }
 
@@ -359,24 +363,47 @@ impl<T: Serialize + DeserializeOwned> Document<T> {
         name.into()
     }
 
-    fn read(&self, path: &Path) -> Result<Option<(T, Vec<u8>)>, ReadError> {
-        let bytes = match std::fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(ReadError::Disk(DiskError::read(path, e))),
-        };
-        let damaged = |e: &dyn std::fmt::Display| ReadError::Damaged(e.to_string());
-        let envelope: Envelope<'_> = serde_json::from_slice(&bytes).map_err(|e| damaged(&e))?;
+    fn read(&self, path: &Path) -> Result<Option<(T, String)>, ReadError> {
+        let Some(bytes) = content(path)? else { return Ok(None) };
+        let (body, sum) = self.open(&bytes)?;
+        let value = serde_json::from_slice(body).map_err(damaged)?;
+        Ok(Some((value, sum.to_owned())))
+    }
+
+    /// Whether the file is undamaged. What was last read or written is not parsed again.
+    fn is_good(&self) -> Result<Option<()>, ReadError> {
+        let Some(bytes) = content(&self.path)? else { return Ok(None) };
+        let (body, sum) = self.open(&bytes)?;
+        if self.last.as_deref() != Some(sum) {
+            serde_json::from_slice::<T>(body).map_err(damaged)?;
+        }
+        Ok(Some(()))
+    }
+
+    /// The body and its sum.
+    fn open<'a>(&self, bytes: &'a [u8]) -> Result<(&'a [u8], &'a str), ReadError> {
+        let envelope: Envelope<'a> = serde_json::from_slice(bytes).map_err(damaged)?;
         if envelope.version != self.version {
-            return Err(damaged(&format_args!("version {} instead of {}", envelope.version, self.version)));
+            return Err(damaged(format_args!("version {} instead of {}", envelope.version, self.version)));
         }
         let body = envelope.body.get().as_bytes();
         if sha256_hex(body) != envelope.sum {
-            return Err(damaged(&"its checksum does not match"));
+            return Err(damaged("its checksum does not match"));
         }
-        let value = serde_json::from_slice(body).map_err(|e| damaged(&e))?;
-        Ok(Some((value, body.to_vec())))
+        Ok((body, envelope.sum))
     }
+}
+
+fn content(path: &Path) -> Result<Option<Vec<u8>>, ReadError> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(ReadError::Disk(DiskError::read(path, e))),
+    }
+}
+
+fn damaged(reason: impl std::fmt::Display) -> ReadError {
+    ReadError::Damaged(reason.to_string())
 }
 
 /// [`Document::replace`] failed.

@@ -240,11 +240,11 @@ impl<'a> Contract<'a> {
         self.chain.send(self.operator, Some(self.address), &encode(signature, arguments));
     }
 
-    /// Mints in blocks of 50, without waiting for each receipt.
-    pub(crate) fn mint_many(&self, to: Address, nodes: impl Iterator<Item = (String, String)>) {
+    /// Mints to holder, node and key in blocks of 50, without waiting for each receipt. A holder has one key.
+    pub(crate) fn mint_many(&self, nodes: impl Iterator<Item = (Address, String, String)>) {
         self.chain.ask("evm_setAutomine", json!([false]));
         let mut last = B256::ZERO;
-        for (n, (node, key)) in nodes.enumerate() {
+        for (n, (to, node, key)) in nodes.enumerate() {
             let arguments = [Arg::Address(to), Arg::Text(&node), Arg::Text(&key), Arg::Text("")];
             let data = encode("mintNodeAccess(address,string,string,string)", &arguments);
             let tx = json!({"from": self.operator.to_string(), "to": self.address.to_string(), "data": hex::encode_prefixed(&data), "gas": "0x7a120"});

@@ -147,7 +147,7 @@ impl Node {
     /// The reason code of pair `n`.
     pub(crate) fn code(&self, n: u16) -> String {
         let report = self.report();
-        report.rows.iter().find(|r| (r.node.clone(), r.key) == pair(n)).map_or("?".into(), |r| r.code.clone())
+        report.rows.iter().find(|r| (r.node.clone(), r.key) == pair(n)).map_or("?".into(), |r| r.code.to_string())
     }
 
     /// Requests a new verification of all pairs.

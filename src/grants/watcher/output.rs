@@ -126,9 +126,11 @@ impl ChainWatcher {
         let detail = if !wrong.is_empty() {
             let chain_id = self.config.chain_id;
             format!("{}: correct grants.endpoints or grants.chain_id ({chain_id})", wrong.join(", "))
-        } else if self.table.overflow > 0 {
-            let most = self.table.cache().max();
-            format!("{} candidates are beyond the {most} that fit", self.table.overflow)
+        } else if let Some(first) = &self.table.first_left_out {
+            let (most, more) = (self.table.cache().max(), self.table.overflow);
+            format!(
+                "{more} candidates are beyond the {most} that fit and are not admitted: {first} and all that follow by name"
+            )
         } else if let Some((name, claim)) = self.conversation.refuted(now).next() {
             format!(
                 "{name} contradicts the quorum: {claim}: remove it from grants.endpoints or report it to its provider"
