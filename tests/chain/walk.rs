@@ -132,7 +132,7 @@ fn node_follows_the_contract_through_random_faults() {
         let wanted = truth();
         eprintln!("{step}: {what}: {}", wanted.iter().filter(|c| *c == "ACCESS_GRANTED").count());
         node.until(&format!("seed {start}, step {step}: {what}: {wanted:?}"), |r| {
-            let codes: Vec<&str> = r.rows.iter().map(|row| row.code.as_str()).collect();
+            let codes: Vec<&str> = r.rows.iter().map(|row| &*row.code).collect();
             codes == wanted && r.rows.iter().all(|row| row.admitted == (row.code == "ACCESS_GRANTED"))
         });
     }

@@ -274,6 +274,8 @@ pub(super) enum Lie {
     RepeatsOldBlocks,
     /// The newest block is final, with the height of an older one.
     HastensFinality,
+    /// The block below the head is final.
+    CallsHeadFinal,
     /// Another chain under the same URL, on which nothing is granted.
     OtherChain,
     /// There is no contract.
@@ -284,12 +286,14 @@ pub(super) enum Lie {
     InventsFinals,
     /// An event of an unknown type in every answer.
     InventsEvents,
+    /// An event of every node in every answer.
+    InventsNodeEvents,
     /// Its head is far behind and advances.
     Creeps,
 }
 
 impl Lie {
-    pub(super) const ALL: [Self; 14] = [
+    pub(super) const ALL: [Self; 16] = [
         Self::Grants,
         Self::Denies,
         Self::HidesEvents,
@@ -298,11 +302,13 @@ impl Lie {
         Self::RaisesHeights,
         Self::RepeatsOldBlocks,
         Self::HastensFinality,
+        Self::CallsHeadFinal,
         Self::OtherChain,
         Self::NoContract,
         Self::StopsFinality,
         Self::InventsFinals,
         Self::InventsEvents,
+        Self::InventsNodeEvents,
         Self::Creeps,
     ];
 }
@@ -377,6 +383,8 @@ fn answer(chain: &Chain, mode: Mode, call: &Call) -> Answer {
             if mode == Mode::Liar(Lie::HastensFinality) {
                 answer[..32].copy_from_slice(&word(last_final - 1));
                 answer[32..64].copy_from_slice(chain.hash(head - 1).as_slice());
+            } else if mode == Mode::Liar(Lie::CallsHeadFinal) {
+                return Answer::Bytes(position(chain, mode, code, head));
             } else if mode == Mode::Liar(Lie::StopsFinality) {
                 return Answer::Bytes(position(chain, mode, code, START));
             } else if mode == Mode::Liar(Lie::InventsFinals) {
@@ -394,6 +402,12 @@ fn answer(chain: &Chain, mode: Mode, call: &Call) -> Answer {
                     let mut events = chain.events(*from, to);
                     events.push(GrantEvent { block: chain.block(to), subject: Subject::Anyone });
                     Answer::Events(events)
+                }
+                Mode::Liar(Lie::InventsNodeEvents) => {
+                    let block = chain.block(to);
+                    let subject = |n| Subject::Node { node: pair(n).0, token_id: U256::from(n) };
+                    let invented = (0..PAIRS).map(|n| GrantEvent { block, subject: subject(n) });
+                    Answer::Events(chain.events(*from, to).into_iter().chain(invented).collect())
                 }
                 _ => Answer::Events(chain.events(*from, to)),
             }

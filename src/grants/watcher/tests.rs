@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-mod outages;
+mod situations;
 
 /// Milliseconds between polls.
 const POLL: u64 = 4_000;
@@ -509,12 +509,13 @@ fn false_heights_change_no_peer() {
 
 #[test]
 fn single_endpoint_cannot_finalise_a_block() {
-    run_with(&[Lie::HastensFinality]);
+    run_with(&[Lie::HastensFinality, Lie::CallsHeadFinal]);
 }
 
 #[test]
 fn stranger_and_endpoint_cannot_hold_back_admission() {
     run_with(&[Lie::StopsFinality, Lie::InventsEvents]);
+    run_with(&[Lie::InventsNodeEvents]);
     run_with(&[Lie::InventsFinals]);
     run_with(&[Lie::Creeps]);
 }

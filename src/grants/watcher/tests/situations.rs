@@ -1,4 +1,4 @@
-//! After an outage: which endpoints are asked, and how soon a revocation takes effect.
+//! Single situations in the model, in which nothing else changes.
 use super::super::model::{Lie, Mode, pair};
 use super::{PAIRS, Simulation, machine};
 use std::sync::Arc;
@@ -19,7 +19,8 @@ fn settled(seed: u64, poll: u64) -> Simulation {
     s.chain.grant(0);
     s.chain.mine(20);
     s.note();
-    run(&mut s, 3_000 * poll);
+    run(&mut s, 60_000);
+    run(&mut s, 2_000 * poll);
     assert!(admits(&s), "seed {seed}: granted, and not admitted");
     s
 }
@@ -62,5 +63,46 @@ fn revocation_after_an_outage_waits_for_no_backoff() {
             let bound = 1_000 * poll + AFTER_OUTAGE;
             assert!(late <= bound, "poll {poll} s, seed {seed}: revoked, and in for {late} ms after the outage");
         }
+    }
+}
+
+#[test]
+fn revocation_in_the_newest_block_counts_at_the_first_start() {
+    for seed in 0..40 {
+        let mut s = settled(seed, 3_600);
+        s.chain.grant(1);
+        s.chain.mine(20);
+        s.chain.revoke(1);
+        s.note();
+        (s.memory, s.disk, s.substitute) = Default::default();
+        s.events.clear();
+        s.machine = machine(&s.config, s.clock(s.now), 1, &[true; PAIRS], seed);
+        s.load();
+        let until = s.now + 60_000;
+        while s.now < until {
+            s.step();
+            let admits = s.machine.admitted().is_some_and(|a| a.0.contains(&pair(1)));
+            assert!(!admits, "seed {seed}: revoked in the newest block, and admitted until the next poll");
+        }
+        assert!(s.denies(&pair(1)), "seed {seed}: no decision");
+    }
+}
+
+#[test]
+fn stored_height_above_the_head_keeps_no_revoked_peer() {
+    for seed in 0..20 {
+        let mut s = settled(seed, 4);
+        let disk = s.disk.as_mut().expect("stored grants");
+        // Written by a release that believed one endpoint about heights.
+        disk.grants.iter_mut().for_each(|g| g.block = 1 << 40);
+        (s.memory, s.substitute) = Default::default();
+        s.chain.revoke(0);
+        s.note();
+        s.events.clear();
+        s.machine = machine(&s.config, s.clock(s.now), 1, &[true; PAIRS], seed);
+        s.ghosts[0].was_admitted = true;
+        s.load();
+        run(&mut s, 30_000);
+        assert!(!admits(&s), "seed {seed}: kept by a height that the chain has not");
     }
 }
