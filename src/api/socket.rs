@@ -122,6 +122,9 @@ pub struct Readiness {
     /// A reconcile pass was completed since the start, whatever it found.
     #[serde(default)]
     pub passes: bool,
+    /// The wall clock is trusted.
+    #[serde(default)]
+    pub clock_trusted: bool,
 }
 
 /// The contents of `spoke status`.

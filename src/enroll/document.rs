@@ -16,7 +16,7 @@ use spoke_model::address::HostPort;
 use spoke_model::interface_name::IfName;
 use spoke_model::key::{PresharedKey, PublicKey};
 use spoke_model::node_id::NodeId;
-use spoke_model::release::WantedRelease;
+use spoke_model::release::{Rollout, WantedRelease};
 use spoke_model::signature::{SignKey, Signature, VerifyKey};
 use spoke_model::wireguard::MTU_RANGE;
 use spoke_net::state::MAX_PEERS;
@@ -71,6 +71,9 @@ pub struct StateDocument {
     /// The release its image has to run; `None`: as configured on the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release: Option<WantedRelease>,
+    /// When the node fetches that release; apart from it, since devices of an earlier release refuse unknown fields there.
+    #[serde(default, skip_serializing_if = "Rollout::is_immediate")]
+    pub rollout: Rollout,
     /// The contract that admits peers of interfaces with access by NFT; `None`: as configured on the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grants: Option<GrantsPolicy>,

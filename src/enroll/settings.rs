@@ -6,6 +6,7 @@ use spoke_config::interface::{Access, Peer};
 use spoke_config::uplink::Hub;
 use spoke_model::address::{Cidr, IfAddress};
 use spoke_model::interface_name::IfName;
+use spoke_model::release::WantedRelease;
 
 /// What `document` sets; its first interface is the device's `control.interface`, whatever name the document gives it.
 pub fn settings(own: &Config, document: &StateDocument) -> DocumentSettings {
@@ -13,7 +14,7 @@ pub fn settings(own: &Config, document: &StateDocument) -> DocumentSettings {
     DocumentSettings {
         interface: name.zip(document.interfaces.first()).map(|(name, wanted)| interface(name.clone(), wanted)),
         grants: document.grants.as_ref().and_then(|policy| policy.read_stored(own.node.role)),
-        release: document.release.clone(),
+        release: document.release.clone().map(|r| WantedRelease { rollout: document.rollout, ..r }),
     }
 }
 

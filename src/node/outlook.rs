@@ -25,6 +25,11 @@ pub fn probe(socket: &Path, probes: &[String]) -> ProbeResult {
     ProbeResult { connected: readiness.connected, clean: readiness.ready, passes: readiness.passes, outside }
 }
 
+/// Whether the supervisor trusts the wall clock; not while it does not respond.
+pub fn clock_trusted(socket: &Path) -> bool {
+    call_within::<Readiness>(socket, &SocketRequest::Readiness, RESPONSE_TIMEOUT).is_ok_and(|r| r.clock_trusted)
+}
+
 /// A refused connection counts: the reset comes from the far end too.
 fn accepts_or_refuses(probe: &str) -> bool {
     let Some((host, port)) = probe.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?))) else {

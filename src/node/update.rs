@@ -4,6 +4,7 @@ use spoke_config::update::Rules;
 use spoke_model::time::Boot;
 use spoke_sys::clock::Clock;
 use spoke_sys::disk::DiskError;
+use spoke_sys::slots::lock::UpdateLock;
 use spoke_sys::slots::{SlotError, Slots, Standing};
 use spoke_update::machine::{ProbeResult, RejectReason, Stage, Trial, TrialAction, TrialEvent};
 use spoke_update::record::{Situation, UpdateRecord};
@@ -39,9 +40,20 @@ pub trait RecordStore {
     fn committed(&mut self, record: &UpdateRecord);
     /// Stores it durably and publishes it to the supervisor.
     fn store(&mut self, record: &UpdateRecord) -> Result<(), DiskError>;
+    /// Keeps other processes from changing slots and record; `None`: one of them does at this moment.
+    fn exclusively(&mut self) -> Result<Option<Held>, SlotError>;
 }
 
-/// Watches until the trial has ended. `probe` takes some seconds at most and is called every five.
+/// While it is held, no other process changes the slots.
+#[derive(Debug)]
+pub struct Held {
+    /// The lock; `None` in tests of one process.
+    pub lock: Option<UpdateLock>,
+    /// The record that is stored: another process may have ended the trial.
+    pub record: Option<UpdateRecord>,
+}
+
+/// Watches until the trial has ended, by itself or by another process. `probe` takes some seconds at most and is called every five.
 pub async fn watch<C: Clock>(
     clock: &C,
     slots: &mut impl Slots,
@@ -50,6 +62,24 @@ pub async fn watch<C: Clock>(
     rules: Rules,
     mut probe: impl AsyncFnMut() -> ProbeResult,
 ) -> Result<Next, WatchError> {
+    loop {
+        if let Some(next) = watch_once(clock, slots, store, record, rules, &mut probe).await? {
+            return Ok(next);
+        }
+        tracing::info!("another process changed the slots: looking at them again");
+    }
+}
+
+/// `None`: another process has changed the record.
+async fn watch_once<C: Clock>(
+    clock: &C,
+    slots: &mut impl Slots,
+    store: &mut impl RecordStore,
+    record: &mut UpdateRecord,
+    rules: Rules,
+    probe: &mut impl AsyncFnMut() -> ProbeResult,
+) -> Result<Option<Next>, WatchError> {
+    let (held, _) = exclusively(clock, store, record).await?;
     let standing = slots.standing()?;
     let situation = record.situation(standing.running, standing.trust, standing.other);
     tracing::info!(slot = %standing.running, ?situation, "slots");
@@ -86,6 +116,7 @@ pub async fn watch<C: Clock>(
         let compare = record.trial.as_ref().is_some_and(|t| t.compare);
         Trial::new(clock.now(), rules, stage, resumes, compare)
     });
+    drop(held);
     let again = situation == Situation::FellBack && standing.other_unstarted;
     let (mut counted, mut failed) = (true, false);
     let began = clock.now();
@@ -101,22 +132,30 @@ pub async fn watch<C: Clock>(
             failed = true;
         }
         if again && clock.now().since(began) >= rules.settle {
+            let (_held, moved) = exclusively(clock, store, record).await?;
+            if moved {
+                return Ok(None);
+            }
             record.try_again(standing.running.other());
             store.store(record)?;
             slots.try_other()?;
             tracing::warn!(slot = %standing.running.other(), "committed system did not start: tried again");
-            return Ok(Next::Restart);
+            return Ok(Some(Next::Restart));
         }
         let Some(machine) = &mut trial else {
             if counted || again {
                 clock.sleep(PROBE_EVERY).await;
                 continue;
             }
-            return Ok(Next::Settled);
+            return Ok(Some(Next::Settled));
         };
         if let Some(action) = machine.handle(clock.now(), TrialEvent::Probed(result)).first() {
+            let (_held, moved) = exclusively(clock, store, record).await?;
+            if moved {
+                return Ok(None);
+            }
             if let Some(next) = act(*action, standing, slots, store, record)? {
-                return Ok(next);
+                return Ok(Some(next));
             }
             trial = None;
             continue;
@@ -124,6 +163,26 @@ pub async fn watch<C: Clock>(
         let now = clock.now();
         let wait = machine.deadline().map_or(PROBE_EVERY, |d| d.at.since(now).min(PROBE_EVERY));
         clock.sleep(wait).await;
+    }
+}
+
+/// Waits until no other process changes the slots, and takes over what it stored: the lock, and whether the trial is another.
+async fn exclusively<C: Clock>(
+    clock: &C,
+    store: &mut impl RecordStore,
+    record: &mut UpdateRecord,
+) -> Result<(Held, bool), WatchError> {
+    loop {
+        let Some(mut held) = store.exclusively()? else {
+            clock.sleep(PROBE_EVERY).await;
+            continue;
+        };
+        let moved = held.record.take().is_some_and(|stored| {
+            let moved = stored.trial != record.trial;
+            *record = stored;
+            moved
+        });
+        return Ok((held, moved));
     }
 }
 

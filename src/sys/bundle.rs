@@ -1,8 +1,29 @@
 //! Installs a bundle: verifies the signature, writes the slot that is not running, then its kernel.
-use crate::slots::{SlotError, Slots};
+use crate::slots::{Room, SlotError, Slots};
 use spoke_model::signature::VerifyKey;
+use spoke_update::kept;
+use spoke_update::kept::Kept;
 use spoke_update::manifest::{Accepted, Known, ManifestError, Part, header_length, verify_header};
-use std::io::{self, Read};
+use std::fs::File;
+use std::io::{self, Read, Seek as _, SeekFrom};
+
+/// Bytes that are fetched at a time.
+const CHUNK: u64 = 256 * 1024;
+/// Bytes between two records of the progress: what a power cut costs, against one sector written.
+const MARK_EVERY: u64 = 4 << 20;
+
+/// A bundle, read once from its beginning to its end.
+pub trait Bundle: Read + Send {
+    /// Leaves out the next `n` bytes; what was fetched in an earlier attempt is not fetched again.
+    fn skip(&mut self, n: u64) -> io::Result<()>;
+}
+
+impl Bundle for File {
+    fn skip(&mut self, n: u64) -> io::Result<()> {
+        let n = i64::try_from(n).map_err(io::Error::other)?;
+        self.seek(SeekFrom::Current(n)).map(drop)
+    }
+}
 
 /// Why a bundle was not installed. The running slot is as it was; the other one may be empty after [`InstallError::Slot`], and
 /// after [`InstallError::Damaged`] and [`InstallError::Truncated`] if there was no room to keep the bundle.
@@ -44,19 +65,68 @@ fn cut(e: io::Error) -> InstallError {
 /// Writes the parts of an opened bundle. Afterwards `Slots::try_staged` makes it the next to start.
 ///
 /// Where there is room, all of it is fetched and verified before the slot is given up, which until then stays a fallback, and
-/// the boot partition is writable only while the kernel is copied. Otherwise it is written as it arrives.
-pub fn write(bundle: &mut dyn Read, accepted: &Accepted, slots: &mut impl Slots) -> Result<(), InstallError> {
+/// the boot partition is writable only while the kernel is copied; an attempt goes on where the one before ended. Otherwise it
+/// is written as it arrives.
+pub fn write(bundle: &mut dyn Bundle, accepted: &Accepted, slots: &mut impl Slots) -> Result<(), InstallError> {
     let manifest = &accepted.manifest;
     let (root, kernel) = (&manifest.root, &manifest.kernel);
-    if slots.room(root.size)? >= root.size.saturating_add(kernel.size) {
-        copy("root image", root, bundle, |from, size| slots.keep(from, root.size, 0, size))?;
-        copy("kernel", kernel, bundle, |from, size| slots.keep(from, root.size, root.size, size))?;
-        let mut kept = slots.kept(root.size)?;
+    let total = root.size.saturating_add(kernel.size);
+    let id = kept::id(manifest);
+    let room = slots.room(root.size, &id)?;
+    if room.size >= total {
+        fetch(bundle, &id, room, total, slots)?;
+        let mut kept = slots.kept(room.at)?;
+        let whole =
+            copy("root image", root, &mut kept, discard).and_then(|()| copy("kernel", kernel, &mut kept, discard));
+        if let Err(e) = whole {
+            // Nothing of it can be told to be right.
+            slots.mark(&Kept { id, at: room.at, have: 0 })?;
+            return Err(e);
+        }
         slots.vacate()?;
-        return write_parts(&mut kept, accepted, slots);
+        return write_parts(&mut slots.kept(room.at)?, accepted, slots);
     }
     slots.vacate()?;
     write_parts(bundle, accepted, slots)
+}
+
+/// Fetches what is not kept yet.
+fn fetch(
+    bundle: &mut dyn Bundle,
+    id: &str,
+    room: Room,
+    total: u64,
+    slots: &mut impl Slots,
+) -> Result<(), InstallError> {
+    let mark = |slots: &mut _, have| Slots::mark(slots, &Kept { id: id.to_owned(), at: room.at, have });
+    let mut have = room.have.min(total);
+    if have > 0 {
+        tracing::info!(have, total, "download continues where it ended");
+        bundle.skip(have).map_err(InstallError::Read)?;
+    }
+    let mut marked = have;
+    while have < total {
+        let size = CHUNK.min(total - have);
+        if let Err(e) = slots.keep(bundle, room.at.saturating_add(have), size) {
+            if have > marked
+                && let Err(e) = mark(slots, have)
+            {
+                tracing::warn!(error = %e, "progress of the download not recorded");
+            }
+            return Err(if matches!(bundle.read(&mut [0]), Ok(0)) { InstallError::Truncated } else { e.into() });
+        }
+        have += size;
+        if have == total || have - marked >= MARK_EVERY {
+            mark(slots, have)?;
+            marked = have;
+        }
+    }
+    Ok(())
+}
+
+fn discard(from: &mut dyn Read, size: u64) -> Result<(), SlotError> {
+    let read = io::copy(&mut from.take(size), &mut io::sink());
+    read.map(drop).map_err(|source| SlotError::Io { what: "read the download", source })
 }
 
 fn write_parts(bundle: &mut dyn Read, accepted: &Accepted, slots: &mut impl Slots) -> Result<(), InstallError> {
@@ -122,6 +192,9 @@ mod tests {
         /// Room behind the slot.
         spare: u64,
         kept: Vec<u8>,
+        marked: Option<Kept>,
+        /// Records of the progress that were written.
+        marks: usize,
     }
 
     impl Slots for Fake {
@@ -129,14 +202,21 @@ mod tests {
             let other = self.visible.then_some(Trust::Good);
             Ok(Standing { running: Slot::A, trust: Some(Trust::Good), other, other_unstarted: false })
         }
-        fn room(&mut self, _: u64) -> Result<u64, SlotError> {
-            Ok(self.spare)
+        fn room(&mut self, _: u64, id: &str) -> Result<Room, SlotError> {
+            let have = self.marked.as_ref().filter(|k| k.id == id).map_or(0, |k| k.have);
+            Ok(Room { at: 0, size: self.spare, have })
         }
-        fn keep(&mut self, image: &mut dyn Read, _: u64, at: u64, size: u64) -> Result<(), SlotError> {
-            assert_eq!(self.kept.len() as u64, at);
-            let mut all = vec![0; usize::try_from(size).unwrap()];
+        fn keep(&mut self, image: &mut dyn Read, at: u64, size: u64) -> Result<(), SlotError> {
+            let (at, size) = (usize::try_from(at).unwrap(), usize::try_from(size).unwrap());
+            self.kept.truncate(at);
+            assert_eq!(self.kept.len(), at);
+            let mut all = vec![0; size];
             image.read_exact(&mut all).map_err(|source| SlotError::Io { what: "read the update", source })?;
             self.kept.extend(all);
+            Ok(())
+        }
+        fn mark(&mut self, kept: &Kept) -> Result<(), SlotError> {
+            (self.marked, self.marks) = (Some(kept.clone()), self.marks + 1);
             Ok(())
         }
         fn kept(&mut self, _: u64) -> Result<Box<dyn Read>, SlotError> {
@@ -206,11 +286,41 @@ mod tests {
         [&MAGIC[..], &u32::try_from(header.len()).unwrap().to_le_bytes(), &header, root, kernel].concat()
     }
 
-    fn install(mut bundle: &[u8], slots: &mut Fake) -> Result<(), InstallError> {
+    /// A bundle in memory that breaks off after some bytes, and how many of it were read.
+    struct Link<'a> {
+        rest: &'a [u8],
+        breaks: usize,
+        read: usize,
+    }
+
+    impl Read for Link<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            if self.read >= self.breaks {
+                return Err(io::ErrorKind::ConnectionReset.into());
+            }
+            let most = buffer.len().min(self.breaks - self.read);
+            let n = self.rest.read(&mut buffer[..most])?;
+            self.read += n;
+            Ok(n)
+        }
+    }
+
+    impl Bundle for Link<'_> {
+        fn skip(&mut self, n: u64) -> io::Result<()> {
+            self.rest = &self.rest[usize::try_from(n).unwrap()..];
+            Ok(())
+        }
+    }
+
+    fn install_from(link: &mut Link<'_>, slots: &mut Fake) -> Result<(), InstallError> {
         let known = Known { board: "x".into(), serial: 0, floor: 0 };
-        let accepted = open(&mut bundle, &[key(1).public()], &known)?;
-        write(&mut bundle, &accepted, slots)?;
+        let accepted = open(link, &[key(1).public()], &known)?;
+        write(link, &accepted, slots)?;
         Ok(slots.try_staged()?)
+    }
+
+    fn install(bundle: &[u8], slots: &mut Fake) -> Result<(), InstallError> {
+        install_from(&mut Link { rest: bundle, breaks: usize::MAX, read: 0 }, slots)
     }
 
     #[test]
@@ -270,5 +380,64 @@ mod tests {
         let mut slots = Fake { room: 3, ..Fake::default() };
         let e = install(&bundle(b"root", b"kernel"), &mut slots).unwrap_err();
         assert!(matches!(e, InstallError::Slot(SlotError::TooLarge { size: 4, room: 3, .. })), "{e:?}");
+    }
+
+    #[test]
+    fn later_attempt_fetches_only_the_rest() {
+        const MIB: usize = 1 << 20;
+        let (root, kernel) = (vec![7; 9 * MIB], vec![8; 2 * MIB]);
+        let whole = bundle(&root, &kernel);
+        let header = whole.len() - 11 * MIB;
+        let mut slots = Fake { visible: true, room: u64::MAX, spare: 11 << 20, ..Fake::default() };
+        let mut fetched = 0;
+        // Each attempt gets 3 MiB and a bit.
+        for attempt in 1.. {
+            let mut link = Link { rest: &whole, breaks: header + 3 * MIB + 1000, read: 0 };
+            let done = install_from(&mut link, &mut slots);
+            fetched += link.read - header;
+            if done.is_ok() {
+                assert_eq!(attempt, 4);
+                break;
+            }
+            assert!(slots.visible, "the fallback stays");
+        }
+        assert!(fetched < 11 * MIB + 4 * 1000, "{fetched} bytes");
+        assert!(slots.root == root && slots.kernel == kernel);
+        assert!(slots.marks <= 8, "{} records of the progress", slots.marks);
+    }
+
+    #[test]
+    fn power_cut_costs_what_was_not_recorded() {
+        let (root, kernel) = (vec![7; 9 << 20], vec![8; 2 << 20]);
+        let whole = bundle(&root, &kernel);
+        let mut slots = Fake { room: u64::MAX, spare: 11 << 20, ..Fake::default() };
+        install_from(&mut Link { rest: &whole, breaks: 7 << 20, read: 0 }, &mut slots).unwrap_err();
+        // The last record is lost, and what was written behind the one before is anything.
+        let have = 4 << 20;
+        slots.marked.as_mut().unwrap().have = have;
+        slots.kept.truncate(usize::try_from(have).unwrap() + 100);
+        install(&whole, &mut slots).unwrap();
+        assert!(slots.root == root && slots.kernel == kernel);
+    }
+
+    #[test]
+    fn damaged_beginning_is_fetched_again() {
+        let whole = bundle(&vec![7; 1 << 20], b"kernel");
+        let mut slots = Fake { visible: true, room: u64::MAX, spare: 2 << 20, ..Fake::default() };
+        install_from(&mut Link { rest: &whole, breaks: 700 << 10, read: 0 }, &mut slots).unwrap_err();
+        assert!(slots.marked.as_ref().unwrap().have > 0);
+        slots.kept[5] ^= 1;
+        assert!(matches!(install(&whole, &mut slots), Err(InstallError::Damaged("root image"))));
+        assert!(slots.visible, "the fallback stays");
+        install(&whole, &mut slots).unwrap();
+    }
+
+    #[test]
+    fn progress_of_another_release_does_not_count() {
+        let (one, two) = (bundle(&vec![7; 1 << 20], b"kernel"), bundle(&vec![9; 1 << 20], b"kernel"));
+        let mut slots = Fake { room: u64::MAX, spare: 2 << 20, ..Fake::default() };
+        install_from(&mut Link { rest: &one, breaks: 700 << 10, read: 0 }, &mut slots).unwrap_err();
+        install(&two, &mut slots).unwrap();
+        assert_eq!(slots.root, vec![9; 1 << 20]);
     }
 }

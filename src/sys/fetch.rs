@@ -1,5 +1,6 @@
 //! Opens an update bundle, from a file or from the web, as a stream: it is larger than a board's memory; asks our own local
 //! endpoints.
+use crate::bundle::Bundle;
 use crate::clock::{Clock as _, SystemClock};
 use crate::words;
 use spoke_model::time::Boot;
@@ -24,11 +25,12 @@ const STEP: Duration = Duration::from_secs(2);
 /// Requests in a row that bring nothing before a download fails.
 const FRUITLESS: u32 = 10;
 
-/// Opens `place`: a web address or a path.
-pub fn open(place: &str) -> io::Result<Box<dyn Read + Send>> {
+/// Opens `place`: a web address or a path. A download ends after `at_most`.
+pub fn open(place: &str, at_most: Option<Duration>) -> io::Result<Box<dyn Bundle>> {
     if place.contains("://") {
         let url: HttpUrl = place.parse().map_err(io::Error::other)?;
-        return Ok(Box::new(Download::start(&url.reveal(), Limits { one: ONE, whole: WHOLE, retry: RETRY })?));
+        let whole = at_most.map_or(WHOLE, |d| d.min(WHOLE));
+        return Ok(Box::new(Download::start(&url.reveal(), Limits { one: ONE, whole, retry: RETRY })?));
     }
     Ok(Box::new(File::open(Path::new(place))?))
 }
@@ -142,12 +144,28 @@ fn tag(answer: &ureq::http::Response<ureq::Body>) -> Option<String> {
     header("etag").filter(|t| !t.starts_with("W/")).or_else(|| header("last-modified"))
 }
 
+impl Bundle for Download {
+    fn skip(&mut self, n: u64) -> io::Result<()> {
+        self.read = self.read.saturating_add(n);
+        if self.total.is_some_and(|total| self.read >= total) {
+            return Ok(());
+        }
+        self.resume().or_else(|e| self.recover(e))
+    }
+}
+
 impl Read for Download {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if buffer.is_empty() || self.total.is_some_and(|total| self.read >= total) {
             return Ok(0);
         }
         loop {
+            if SystemClock.now() >= self.until {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the time for the download is over; what arrived is kept for the next attempt",
+                ));
+            }
             let broken = match self.body.read(buffer) {
                 Ok(0) if self.total.is_none() => return Ok(0),
                 Ok(0) => io::ErrorKind::UnexpectedEof.into(),
@@ -247,6 +265,23 @@ mod tests {
             assert_eq!(read, content(), "ranges: {ranges}");
             let asked: Vec<_> = requests.try_iter().collect();
             assert_eq!(asked, [0, 900, 1800, 2700, 3600], "ranges: {ranges}");
+        }
+    }
+
+    #[test]
+    fn skipped_part_is_not_asked_for() {
+        for ranges in [true, false] {
+            let (address, requests) = server(4000, ranges, same);
+            let mut download = Download::start(&address, LIMITS).unwrap();
+            let mut head = [0; 100];
+            download.read_exact(&mut head).unwrap();
+            download.skip(2900).unwrap();
+            let mut rest = Vec::new();
+            download.read_to_end(&mut rest).unwrap();
+            assert!(rest == content()[3000..], "ranges: {ranges}");
+            assert_eq!(requests.try_iter().collect::<Vec<_>>(), [0, 3000], "ranges: {ranges}");
+            download.skip(10).unwrap();
+            assert_eq!(download.read(&mut head).unwrap(), 0);
         }
     }
 

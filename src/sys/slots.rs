@@ -1,5 +1,7 @@
 //! The two slots as the boot loader sees them: systemd-boot's entries on the FAT partition, U-Boot's environment block.
 use rustix::fs::fsync;
+use spoke_update::kept;
+use spoke_update::kept::Kept;
 use spoke_update::seal;
 use spoke_update::seal::Seal;
 use spoke_update::slot;
@@ -85,12 +87,15 @@ pub struct Standing {
 pub trait Slots: Send {
     /// The slots as the boot loader sees them.
     fn standing(&mut self) -> Result<Standing, SlotError>;
-    /// Bytes that [`Slots::keep`] has room for behind the slot that is not running and behind a new root of `root` bytes.
-    fn room(&mut self, root: u64) -> Result<u64, SlotError>;
-    /// Writes `size` bytes of a download at `at` of that room and syncs; the slot stays usable.
-    fn keep(&mut self, image: &mut dyn Read, root: u64, at: u64, size: u64) -> Result<(), SlotError>;
-    /// What was kept, from its beginning.
-    fn kept(&mut self, root: u64) -> Result<Box<dyn Read>, SlotError>;
+    /// Where the download `id` with a root of `root` bytes is kept: behind the slot that is not running, which stays usable, and
+    /// behind the new root, which is copied from there.
+    fn room(&mut self, root: u64, id: &str) -> Result<Room, SlotError>;
+    /// Writes `size` bytes of a download at `at` of the partition; not synced.
+    fn keep(&mut self, image: &mut dyn Read, at: u64, size: u64) -> Result<(), SlotError>;
+    /// Syncs what was kept, then records how much of it is there.
+    fn mark(&mut self, kept: &Kept) -> Result<(), SlotError>;
+    /// What was kept from `at` on.
+    fn kept(&mut self, at: u64) -> Result<Box<dyn Read>, SlotError>;
     /// Removes the boot entry of the slot that is not running: it is about to be overwritten.
     fn vacate(&mut self) -> Result<(), SlotError>;
     /// Writes `size` bytes of `image` to the slot that is not running, and syncs.
@@ -111,10 +116,21 @@ pub trait Slots: Send {
     fn start_failed(&mut self) -> Result<(), SlotError>;
 }
 
+/// Room for a download.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Its beginning in the partition, in bytes.
+    pub at: u64,
+    /// Bytes of it.
+    pub size: u64,
+    /// Bytes of the download that are there.
+    pub have: u64,
+}
+
 /// Alignment of a kept download, in bytes.
 const KEPT_ALIGN: u64 = 1 << 20;
 
-/// Copies `size` bytes to `at`, and syncs.
+/// Copies `size` bytes to `at`.
 fn copy_to(from: &mut dyn Read, target: &File, mut at: u64, size: u64) -> Result<(), SlotError> {
     let mut buffer = vec![0; 256 * 1024];
     let mut left = size;
@@ -126,6 +142,10 @@ fn copy_to(from: &mut dyn Read, target: &File, mut at: u64, size: u64) -> Result
         at += want as u64;
         left -= want as u64;
     }
+    Ok(())
+}
+
+fn sync(target: &File) -> Result<(), SlotError> {
     fsync(target).map_err(|e| SlotError::Io { what: "sync the slot", source: e.into() })
 }
 
@@ -371,19 +391,31 @@ impl Slots for DiskSlots {
         }
     }
 
-    fn room(&mut self, root: u64) -> Result<u64, SlotError> {
-        let (_, length) = self.other_slot()?;
-        Ok(length.saturating_sub(self.kept_at(root)?))
+    fn room(&mut self, root: u64, id: &str) -> Result<Room, SlotError> {
+        let (target, length) = self.other_slot()?;
+        let (least, end) = (self.kept_at(root)?, length.saturating_sub(kept::RESERVED));
+        let mut note = [0; kept::SIZE];
+        let found = target.read_exact_at(&mut note, end).ok().and_then(|()| Kept::parse(&note));
+        // Behind the root that is there: another one may have been written since.
+        let found = found.filter(|k| k.id == id && k.at >= least && k.at.saturating_add(k.have) <= end);
+        let (at, have) = found.map_or((least, 0), |k| (k.at, k.have));
+        Ok(Room { at, size: end.saturating_sub(at), have })
     }
 
-    fn keep(&mut self, image: &mut dyn Read, root: u64, at: u64, size: u64) -> Result<(), SlotError> {
-        let at = self.kept_at(root)?.saturating_add(at);
+    fn keep(&mut self, image: &mut dyn Read, at: u64, size: u64) -> Result<(), SlotError> {
         let (target, _) = self.other_slot()?;
         copy_to(image, &target, at, size)
     }
 
-    fn kept(&mut self, root: u64) -> Result<Box<dyn Read>, SlotError> {
-        let at = self.kept_at(root)?;
+    fn mark(&mut self, kept: &Kept) -> Result<(), SlotError> {
+        let (target, length) = self.other_slot()?;
+        sync(&target)?;
+        let end = length.saturating_sub(kept::RESERVED);
+        target.write_all_at(&kept.bytes(), end).map_err(io("record the download"))?;
+        sync(&target)
+    }
+
+    fn kept(&mut self, at: u64) -> Result<Box<dyn Read>, SlotError> {
         let (mut target, _) = self.other_slot()?;
         io::Seek::seek(&mut target, io::SeekFrom::Start(at)).map_err(io("read the download"))?;
         Ok(Box::new(target))
@@ -395,7 +427,8 @@ impl Slots for DiskSlots {
         if size > room {
             return Err(SlotError::TooLarge { slot, size, room });
         }
-        copy_to(image, &target, 0, size)
+        copy_to(image, &target, 0, size)?;
+        sync(&target)
     }
 
     fn stage_kernel(&mut self, image: &mut dyn Read, size: u64) -> Result<(), SlotError> {

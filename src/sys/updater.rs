@@ -84,6 +84,7 @@ fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use spoke_model::release::Rollout;
     use spoke_update::record::UpdateRecord;
     use spoke_update::slot::Slot;
 
@@ -100,7 +101,7 @@ mod tests {
         let notice = Notice::of(&UpdateRecord::new("x".into()), Slot::B, "1");
         notes.post(&notice).unwrap();
         assert_eq!(notes.notice(), Some(notice));
-        let wanted = WantedRelease { version: "2".into(), source: None };
+        let wanted = WantedRelease { version: "2".into(), source: None, rollout: Rollout::default() };
         notes.want(Some(&wanted)).unwrap();
         assert_eq!(notes.wanted(), Some(wanted));
         notes.want(None).unwrap();

@@ -9,15 +9,19 @@
 //! - [`machine`]: a trial, from the first boot of a new slot to its commit or rejection.
 //! - [`record`]: what the device stores about updates.
 //! - [`offer`]: whether a verified bundle is installed.
+//! - [`schedule`]: when a download that no person started may begin.
+//! - [`kept`]: how much of a download is on the disk.
 //! - [`seal`]: what is remembered apart from the state partition.
 //! - [`notice`]: messages between supervisor and updater.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
 
+pub mod kept;
 pub mod machine;
 pub mod manifest;
 pub mod notice;
 pub mod offer;
 pub mod record;
+pub mod schedule;
 pub mod seal;
 pub mod slot;
 pub mod uboot;

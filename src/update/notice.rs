@@ -65,10 +65,13 @@ pub fn decide_release(wanted: Option<&WantedRelease>, running: &str, record: &Up
     if let Err(problem) = wanted.check() {
         return ReleaseDecision::Held(problem.to_owned());
     }
-    if record.is_rejected(&wanted.version) {
+    if record.is_rejected(&wanted.version) && !record.is_renewed(wanted) {
         let last = record.last.as_ref().filter(|l| l.version == wanted.version);
         let why = last.map_or("it was rolled back by the operator", |l| l.detail.as_str());
-        return ReleaseDecision::Held(format!("{} was given up here: {why}", wanted.version));
+        return ReleaseDecision::Held(format!(
+            "{} was given up here: {why}; spoke update retry tries it again",
+            wanted.version
+        ));
     }
     ReleaseDecision::Install(wanted.source.as_ref().map(|s| s.trim_end_matches('/').to_owned()))
 }
@@ -77,9 +80,10 @@ pub fn decide_release(wanted: Option<&WantedRelease>, running: &str, record: &Up
 mod tests {
     use super::super::machine::RejectReason;
     use super::*;
+    use spoke_model::release::Rollout;
 
     fn wanted(version: &str, source: Option<&str>) -> WantedRelease {
-        WantedRelease { version: version.into(), source: source.map(Into::into) }
+        WantedRelease { version: version.into(), source: source.map(Into::into), rollout: Rollout::default() }
     }
 
     #[test]
@@ -96,7 +100,12 @@ mod tests {
         record.trial.as_mut().unwrap().version = "2".into();
         record.end(Some(RejectReason::NotHealthy));
         let ReleaseDecision::Held(why) = decide_release(Some(&release), "1", &record) else { panic!("tried again") };
-        assert!(why.contains(RejectReason::NotHealthy.text()), "{why}");
+        assert!(why.contains(RejectReason::NotHealthy.text()) && why.contains("update retry"), "{why}");
+        let renewed = WantedRelease { rollout: Rollout { renewed: 1, ..Rollout::default() }, ..release.clone() };
+        assert!(matches!(decide_release(Some(&renewed), "1", &record), ReleaseDecision::Install(_)));
+        let mut lifted = record.clone();
+        assert!(lifted.retry("2"));
+        assert!(matches!(decide_release(Some(&release), "1", &lifted), ReleaseDecision::Install(_)));
         assert!(
             matches!(decide_release(Some(&wanted("1", None)), "3", &record), ReleaseDecision::Held(why) if why.contains("rolled back by the operator"))
         );

@@ -12,7 +12,10 @@ pub enum Asker {
         downgrade: bool,
     },
     /// The control plane, by version.
-    Control,
+    Control {
+        /// A person renewed the wish after the version was given up here.
+        renewed: bool,
+    },
     /// The configured source, not the control plane.
     Source,
 }
@@ -50,13 +53,13 @@ pub fn decide_offer(
             }
             return Offer::Install;
         }
-        Asker::Control | Asker::Source => {}
+        Asker::Control { .. } | Asker::Source => {}
     }
     if version == running {
         return Offer::Runs;
     }
-    if record.is_rejected(version) {
-        return refused(format!("{version} was given up here"));
+    if record.is_rejected(version) && asker != (Asker::Control { renewed: true }) {
+        return refused(format!("{version} was given up here: spoke update retry tries it again"));
     }
     if older || (asker == Asker::Source && manifest.sequence == sequence) {
         return refused(format!(
@@ -79,6 +82,7 @@ mod tests {
     use super::super::slot::Slot;
     use super::*;
 
+    const CONTROL: Asker = Asker::Control { renewed: false };
     const PERSON: Asker = Asker::Person { downgrade: false };
 
     fn release(sequence: u64) -> Manifest {
@@ -101,14 +105,14 @@ mod tests {
 
     #[test]
     fn older_release_is_never_installed_unattended() {
-        for asker in [Asker::Control, Asker::Source] {
+        for asker in [CONTROL, Asker::Source] {
             assert_eq!(decide(&release(6), 5, 0, asker), Offer::Install);
             assert_eq!(decide(&release(5), 5, 0, asker), Offer::Runs);
             assert!(matches!(decide(&release(4), 5, 0, asker), Offer::Refused(_)), "{asker:?}");
         }
         let rebuilt = Manifest { version: "1.5b".into(), ..release(5) };
         assert!(matches!(decide(&rebuilt, 5, 0, Asker::Source), Offer::Refused(_)));
-        assert_eq!(decide(&rebuilt, 5, 0, Asker::Control), Offer::Install);
+        assert_eq!(decide(&rebuilt, 5, 0, CONTROL), Offer::Install);
         // Unknown: an image of before.
         assert_eq!(decide(&release(4), 0, 0, Asker::Source), Offer::Install);
     }
@@ -132,12 +136,13 @@ mod tests {
     }
 
     #[test]
-    fn rejected_release_is_installed_by_a_person_only() {
+    fn rejected_release_needs_a_person() {
         let mut record = UpdateRecord::new("x".into());
         record.roll_back(Slot::A, "1.6");
         let decide = |asker| decide_offer(&release(6), ("1.5", 5), &record, Wall(0), asker);
         assert!(matches!(decide(Asker::Source), Offer::Refused(_)));
-        assert!(matches!(decide(Asker::Control), Offer::Refused(_)));
+        assert!(matches!(decide(CONTROL), Offer::Refused(_)));
+        assert_eq!(decide(Asker::Control { renewed: true }), Offer::Install);
         assert_eq!(decide(PERSON), Offer::Install);
     }
 }

@@ -3,6 +3,7 @@ use super::machine::{RejectReason, Stage};
 use super::manifest::{Accepted, Known};
 use super::slot::{Slot, Trust};
 use serde::{Deserialize, Serialize};
+use spoke_model::release::WantedRelease;
 use std::collections::BTreeMap;
 
 /// Rejected versions kept; older ones are forgotten.
@@ -26,6 +27,9 @@ pub struct UpdateRecord {
     /// Versions rejected on this device or rolled back: installed again only by the operator.
     #[serde(default)]
     pub shunned: Vec<String>,
+    /// The renewal of the control plane's wish (`Rollout::renewed`) that each version was last installed or given up for.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub renewals: BTreeMap<String, u64>,
 }
 
 /// The current trial.
@@ -91,7 +95,15 @@ impl UpdateRecord {
     /// The record of a device that was never updated.
     pub const fn new(board: String) -> Self {
         let known = Known { board, serial: 0, floor: 0 };
-        Self { known, trial: None, last: None, slots: BTreeMap::new(), sequences: BTreeMap::new(), shunned: Vec::new() }
+        Self {
+            known,
+            trial: None,
+            last: None,
+            slots: BTreeMap::new(),
+            sequences: BTreeMap::new(),
+            shunned: Vec::new(),
+            renewals: BTreeMap::new(),
+        }
     }
 
     /// The situation of a boot from `running`, by the boot loader's trust in it and in the other slot.
@@ -199,6 +211,40 @@ impl UpdateRecord {
         self.reject(&version);
     }
 
+    /// The version that was given up last.
+    pub fn last_rejected(&self) -> Option<&str> {
+        self.shunned.last().map(String::as_str)
+    }
+
+    /// Lifts the rejection of `version`, which may then be installed by itself again. `false`: it was not rejected.
+    pub fn retry(&mut self, version: &str) -> bool {
+        let before = self.shunned.len();
+        self.shunned.retain(|v| v != version);
+        self.shunned.len() < before
+    }
+
+    /// Records which wish of the control plane was known when a version was installed or given up: only a person's later one
+    /// brings it back.
+    pub fn answer(&mut self, wanted: &WantedRelease) {
+        let Self { renewals, shunned, trial, slots, .. } = self;
+        let known = |v: &String| {
+            *v == wanted.version
+                || shunned.contains(v)
+                || trial.as_ref().is_some_and(|t| t.version == *v)
+                || slots.values().any(|s| s == v)
+        };
+        renewals.retain(|version, _| known(version));
+        let renewed = wanted.rollout.renewed;
+        if renewed > 0 {
+            renewals.entry(wanted.version.clone()).and_modify(|r| *r = renewed.max(*r)).or_insert(renewed);
+        }
+    }
+
+    /// Whether the control plane's wish was renewed by a person since this version was installed or given up here.
+    pub fn is_renewed(&self, wanted: &WantedRelease) -> bool {
+        wanted.rollout.renewed > self.renewals.get(&wanted.version).copied().unwrap_or_default()
+    }
+
     /// Whether this version was rejected or rolled back.
     pub fn is_rejected(&self, version: &str) -> bool {
         self.shunned.iter().any(|v| v == version)
@@ -217,6 +263,7 @@ impl UpdateRecord {
 mod tests {
     use super::super::manifest::{Manifest, Part};
     use super::*;
+    use spoke_model::release::Rollout;
 
     fn accepted() -> Accepted {
         let part = Part { size: 1, sha256: String::new() };
@@ -316,5 +363,28 @@ mod tests {
         }
         assert_eq!(r.shunned.len(), MAX_REJECTED);
         assert!(r.is_rejected("19") && !r.is_rejected("2"));
+    }
+
+    #[test]
+    fn renewed_wish_brings_a_rejected_version_back_once() {
+        let wish = |renewed| WantedRelease {
+            version: "2".into(),
+            source: None,
+            rollout: Rollout { renewed, ..Rollout::default() },
+        };
+        let mut r = record(Stage::Trial, true);
+        r.answer(&wish(5));
+        r.end(Some(RejectReason::NotHealthy));
+        assert!(r.is_rejected("2") && !r.is_renewed(&wish(0)) && !r.is_renewed(&wish(5)));
+        assert!(r.is_renewed(&wish(6)));
+        r.begin(accepted(), Slot::B);
+        r.answer(&wish(6));
+        r.end(Some(RejectReason::NotHealthy));
+        assert!(r.is_rejected("2") && !r.is_renewed(&wish(6)));
+        // Forgotten with the version.
+        assert!(r.retry("2") && !r.retry("2"));
+        r.slots.clear();
+        r.answer(&WantedRelease { version: "3".into(), ..wish(9) });
+        assert_eq!(r.renewals.keys().collect::<Vec<_>>(), ["3"]);
     }
 }

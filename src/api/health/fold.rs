@@ -384,6 +384,7 @@ pub fn readiness(s: &Snapshot, at: &Moment) -> Readiness {
         connected: health.connected && health.can_ping_hub && controlled,
         ready: ready(s, at).is_ok(),
         passes: s.net.passes > 0,
+        clock_trusted: at.trusted,
     }
 }
 

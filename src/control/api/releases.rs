@@ -16,7 +16,7 @@ use utoipa_axum::routes;
 
 /// The routes.
 pub fn router() -> OpenApiRouter<Arc<ApiState>> {
-    OpenApiRouter::new().routes(routes!(releases, want_release, unwant_release))
+    OpenApiRouter::new().routes(routes!(releases, want_release, unwant_release)).routes(routes!(retry_release))
 }
 
 /// The desired release of a network or node.
@@ -32,6 +32,9 @@ struct ReleaseRequest {
     version: String,
     /// Where bundles are (`SOURCE/BOARD.spoke`); absent: as each device is configured.
     source: Option<String>,
+    /// Seconds over which the downloads of the nodes are spread, each at its own time; absent: all at once.
+    #[serde(default)]
+    spread_seconds: u32,
 }
 
 /// A network, or a node in it.
@@ -59,10 +62,22 @@ async fn want_release(
     _by: Operator,
     Body(request): Body<ReleaseRequest>,
 ) -> OperatorResult<Release> {
-    let ReleaseRequest { network, node, version, source } = request;
-    let release = Release { network, node, version, source };
+    let ReleaseRequest { network, node, version, source, spread_seconds } = request;
+    let release = Release { network, node, version, source, spread_seconds, since_ms: now_ms(), renewed_ms: 0 };
     releases::set(&state.store, &release, &Actor::api(), now_ms()).await?;
     Ok(success(release))
+}
+
+/// Has the nodes that gave up the desired release of a network, or of one node, try it again.
+#[utoipa::path(post, path = "/api/releases/retry", params(ReleaseTarget), responses(
+    (status = 200), (status = 404)))]
+async fn retry_release(
+    State(state): State<Arc<ApiState>>,
+    _by: Operator,
+    Query(target): Query<ReleaseTarget>,
+) -> OperatorResult<()> {
+    releases::retry(&state.store, &target.network, target.node.as_ref(), &Actor::api(), now_ms()).await?;
+    Ok(success(()))
 }
 
 /// Clears the desired release of a network or of one node; devices keep what they run.

@@ -1,5 +1,6 @@
 //! `spoke-control release`: the desired releases of the fleet's images.
 use super::Context;
+use super::prompt::seconds;
 use super::table::{json, render};
 use crate::clock::now_ms;
 use crate::registry::releases;
@@ -34,6 +35,15 @@ pub enum ReleaseCommand {
         /// Where bundles are (SOURCE/BOARD.spoke); by default as each device is configured
         #[arg(long)]
         source: Option<String>,
+        /// Time over which the downloads of the nodes are spread, such as 6h; each node has its own moment in it
+        #[arg(long)]
+        spread: Option<String>,
+    },
+    /// Have the nodes that gave the desired release up try it again
+    Retry {
+        /// The network or node
+        #[command(flatten)]
+        target: ReleaseTarget,
     },
     /// Clear the desired release; devices keep what they run
     Unwant {
@@ -61,8 +71,15 @@ pub async fn run(context: &Context, command: ReleaseCommand) -> Outcome {
             let rows: Vec<_> = all.iter().map(row).collect();
             print(&render(&["NETWORK", "NODE", "RELEASE", "SOURCE"], &rows));
         }
-        ReleaseCommand::Want { version, target: ReleaseTarget { network, node }, source } => {
-            releases::set(store, &Release { network, node, version, source }, actor, now_ms()).await?;
+        ReleaseCommand::Want { version, target: ReleaseTarget { network, node }, source, spread } => {
+            let spread = spread.as_deref().map(seconds).transpose()?.unwrap_or_default();
+            let spread_seconds = u32::try_from(spread).unwrap_or(u32::MAX);
+            let now = now_ms();
+            let release = Release { network, node, version, source, spread_seconds, since_ms: now, renewed_ms: 0 };
+            releases::set(store, &release, actor, now).await?;
+        }
+        ReleaseCommand::Retry { target: ReleaseTarget { network, node } } => {
+            releases::retry(store, &network, node.as_ref(), actor, now_ms()).await?;
         }
         ReleaseCommand::Unwant { target: ReleaseTarget { network, node } } => {
             releases::clear(store, &network, node.as_ref(), actor, now_ms()).await?;

@@ -4,8 +4,11 @@ use crate::store::Store;
 use crate::store::audit::Actor;
 use crate::store::release::Release;
 use spoke_model::node_id::NodeId;
-use spoke_model::release::WantedRelease;
+use spoke_model::release::{Rollout, WantedRelease};
 use spoke_model::url::{BadUrl, HttpUrl};
+
+/// Longest rollout, in seconds.
+const MAX_SPREAD: u32 = 30 * 86_400;
 
 fn entity<'a>(network: &'a str, node: Option<&'a NodeId>) -> (&'static str, &'a str) {
     match node {
@@ -18,9 +21,13 @@ fn entity<'a>(network: &'a str, node: Option<&'a NodeId>) -> (&'static str, &'a 
 pub async fn set(store: &Store, release: &Release, actor: &Actor, now_ms: i64) -> Result<(), RegistryError> {
     let bad = |e: BadUrl| RegistryError::Release(format!("release source {e}"));
     let source = release.source.as_deref().map(str::parse::<HttpUrl>).transpose().map_err(bad)?;
-    let release = &Release { source: source.map(|s| s.reveal()), ..release.clone() };
-    let wanted = WantedRelease { version: release.version.clone(), source: release.source.clone() };
+    let release = &Release { source: source.map(|s| s.reveal()), since_ms: now_ms, ..release.clone() };
+    let (version, source) = (release.version.clone(), release.source.clone());
+    let wanted = WantedRelease { version, source, rollout: Rollout::default() };
     wanted.check().map_err(|problem| RegistryError::Release(problem.to_string()))?;
+    if release.spread_seconds > MAX_SPREAD {
+        return Err(RegistryError::Release("release spread must be at most 30 days".into()));
+    }
     retry_conflicts!(async {
         let mut tx = store.write().await?;
         tx.lock_network(&release.network).await?;
@@ -32,9 +39,28 @@ pub async fn set(store: &Store, release: &Release, actor: &Actor, now_ms: i64) -
             member.ok_or_else(|| RegistryError::NotFound(Entity::NodeInNetwork, id.to_string()))?;
         }
         tx.put_release(release).await?;
-        let details = serde_json::json!({"release": release.version, "source": release.source});
+        let details = serde_json::json!({"release": release.version, "source": release.source, "spread_seconds": release.spread_seconds});
         let entity = entity(&release.network, release.node.as_ref());
         tx.audit(now_ms, actor, "want-release", entity, details).await?;
+        Ok(tx.commit().await?)
+    })
+}
+
+/// Has the nodes that gave the desired release of a network, or of one node in it, up try it again.
+pub async fn retry(
+    store: &Store,
+    network: &str,
+    node: Option<&NodeId>,
+    actor: &Actor,
+    now_ms: i64,
+) -> Result<(), RegistryError> {
+    retry_conflicts!(async {
+        let mut tx = store.write().await?;
+        if !tx.renew_release(network, node, now_ms).await? {
+            let (kind, name) = entity(network, node);
+            return Err(RegistryError::NotFound(Entity::Release, format!("{kind} {name}")));
+        }
+        tx.audit(now_ms, actor, "retry-release", entity(network, node), serde_json::Value::Null).await?;
         Ok(tx.commit().await?)
     })
 }

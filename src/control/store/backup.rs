@@ -176,9 +176,18 @@ const TABLES: &[Table] = &[
     },
     Table {
         name: "wanted_release",
-        columns: &[("network", Text), ("node", Text), ("version", Text), ("source", Text)],
+        columns: &[
+            ("network", Text),
+            ("node", Text),
+            ("version", Text),
+            ("source", Text),
+            ("spread_seconds", Int),
+            ("since_ms", Int),
+            ("renewed_ms", Int),
+        ],
         select: "SELECT * FROM wanted_release ORDER BY network, node",
-        insert: "INSERT INTO wanted_release (network, node, version, source) VALUES ($1, $2, $3, $4)",
+        insert: "INSERT INTO wanted_release (network, node, version, source, spread_seconds, since_ms, renewed_ms)
+            VALUES ($1, $2, $3, $4, $5, $6, $7)",
     },
     Table {
         name: "signing_key",

@@ -43,7 +43,7 @@ impl Tx {
         }
         let network = self.network(&node.network).await?.ok_or(StoreError::Unreadable("node.network"))?;
         let interface = self.interface(&node, &network).await?;
-        let release = self.release_of(&node).await?;
+        let (release, rollout) = self.release_of(&node).await?.unzip();
         Ok(DocumentLookup::Document(Box::new(StateDocument {
             version: VERSION,
             node_id: node.id,
@@ -53,6 +53,7 @@ impl Tx {
             signing_keys: self.active_signing_keys().await?,
             interfaces: vec![interface],
             release,
+            rollout: rollout.unwrap_or_default(),
             grants: network.grants.clone(),
         })))
     }

@@ -38,7 +38,8 @@ fn document() -> StateDocument {
             next_key: None,
             overrides: Default::default(),
         }],
-        release: Some(WantedRelease { version: "1.4.0".into(), source: None }),
+        release: Some(WantedRelease { version: "1.4.0".into(), source: None, rollout: Rollout::default() }),
+        rollout: Rollout { renewed: 7, not_before: 1000, wait: 10 },
         grants: Some(policy(r#"["https://rpc.example.net/v2/KEY"]"#)),
     }
 }
@@ -78,7 +79,7 @@ fn each_fault_has_its_refusal() {
     let mut twice = document();
     twice.interfaces.push(twice.interfaces[0].clone());
     assert!(matches!(open(&bytes(&twice, &[key(1)])), Err(Refusal::Invalid(p)) if p.contains("twice")));
-    let release = Some(WantedRelease { version: "1 4".into(), source: None });
+    let release = Some(WantedRelease { version: "1 4".into(), source: None, rollout: Rollout::default() });
     let bad_version = StateDocument { release, ..document() };
     assert!(matches!(open(&bytes(&bad_version, &[key(1)])), Err(Refusal::Invalid(p)) if p.contains("release")));
     let grants = Some(policy("[]"));
@@ -195,4 +196,12 @@ fn preshared_keys_are_sent_and_never_shown() {
         (0..5).map(|n| WantedPair { public_key: PublicKey([n; 32]), preshared_key: psk(n) }).collect();
     let refused = Envelope::open(&bytes(&doc, &[key(1)]), &node(), &[key(1).public()]);
     assert!(matches!(refused, Err(Refusal::Invalid(p)) if p.contains("preshared")));
+}
+
+#[test]
+fn rollout_is_apart_from_the_release_for_earlier_devices() {
+    // They refuse unknown fields of the release, and ignore those of the document.
+    let document = serde_json::to_value(document()).unwrap();
+    assert_eq!(document["release"], serde_json::json!({"version": "1.4.0"}));
+    assert_eq!(document["rollout"]["renewed"], 7);
 }

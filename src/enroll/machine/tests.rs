@@ -45,6 +45,7 @@ fn state(generation: u64, hubs: u8) -> SignedState {
         role: Role::Node,
         signing_keys: vec![key.public()],
         release: None,
+        rollout: Default::default(),
         grants: None,
         interfaces: vec![WantedInterface {
             name: "wg0".parse().unwrap(),

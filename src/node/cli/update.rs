@@ -1,17 +1,18 @@
 //! `spoke update`: checks for, installs, shows and rolls back updates of an image with two slots.
 use crate::config_file::load;
-use crate::update::RecordStore;
+use crate::update::{Held, RecordStore};
 use spoke_command::text::visible;
 use spoke_command::{Failure, Outcome, print};
 use spoke_config::Config;
+use spoke_model::release::WantedRelease;
 use spoke_model::signature::VerifyKey;
 use spoke_sys::bundle;
-use spoke_sys::bundle::InstallError;
+use spoke_sys::bundle::{Bundle, InstallError};
 use spoke_sys::clock::{Clock as _, SystemClock};
 use spoke_sys::disk::{DiskError, Document};
 use spoke_sys::fetch;
 use spoke_sys::slots::lock::UpdateLock;
-use spoke_sys::slots::{DiskSlots, Slots as _, Standing};
+use spoke_sys::slots::{DiskSlots, SlotError, Slots as _, Standing};
 use spoke_sys::updater::Notes;
 use spoke_update::machine::RejectReason;
 use spoke_update::manifest::{Accepted, root_keys};
@@ -20,8 +21,8 @@ use spoke_update::offer::{Asker, Offer, decide_offer};
 use spoke_update::record::{Situation, UpdateRecord};
 use spoke_update::seal::Seal;
 use spoke_update::slot::{Slot, Trust};
-use std::io::Read;
 use std::path::Path;
+use std::time::Duration;
 
 mod watch;
 
@@ -59,6 +60,11 @@ pub enum Command {
         #[arg(long)]
         no_restart: bool,
     },
+    /// Let a release that was given up be installed by itself again; without a version the one given up last
+    Retry {
+        /// The version that was given up
+        version: Option<String>,
+    },
     /// Judge a trial and commit it (run by the image's own unit)
     #[command(hide = true)]
     Watch,
@@ -78,7 +84,8 @@ pub fn run(config: &Path, command: &Command) -> Outcome {
         Command::Install { bundle, no_restart, downgrade } => {
             let config = load(config)?;
             let place = source(&config, bundle.as_deref())?;
-            let order = Order { place: &place, only: None, asker: Asker::Person { downgrade: *downgrade } };
+            let asker = Asker::Person { downgrade: *downgrade };
+            let order = Order { place: &place, wanted: None, asker, at_most: None };
             match install(&config, &order)? {
                 Installed::Yes => restart(*no_restart),
                 Installed::Refused(why) => Err(Failure::BadInput(why)),
@@ -86,6 +93,7 @@ pub fn run(config: &Path, command: &Command) -> Outcome {
         }
         Command::Status { json } => status(&load(config)?, *json),
         Command::Rollback { no_restart } => rollback(&load(config)?, *no_restart),
+        Command::Retry { version } => retry(&load(config)?, version.as_deref()),
         Command::Watch => watch::run(&load(config)?),
         Command::GiveUp { reason } => give_up(config, reason),
     }
@@ -98,7 +106,7 @@ fn release(key: &str) -> Option<String> {
 }
 
 fn board() -> Result<String, anyhow::Error> {
-    Ok(release("VARIANT_ID").ok_or(spoke_sys::slots::SlotError::NoSlots)?)
+    Ok(release("VARIANT_ID").ok_or(SlotError::NoSlots)?)
 }
 
 /// The version of the running image.
@@ -115,9 +123,12 @@ struct RecordFile {
 
 impl RecordFile {
     fn open(config: &Config, slots: &DiskSlots) -> Result<(Self, UpdateRecord), anyhow::Error> {
-        let (slot, seal) = (slots.running(), slots.seal());
-        let mut document = Document::new(RECORD.into(), 1);
-        let record = match document.load() {
+        let mut file = Self {
+            document: Document::new(RECORD.into(), 1),
+            notes: Notes::at(&config.node.runtime_dir),
+            slot: slots.running(),
+        };
+        let record = match file.document.load() {
             Ok(record) => record,
             // Moved aside by the loader. A damaged record must not prevent updates.
             Err(e @ DiskError::Damaged { .. }) => {
@@ -126,13 +137,25 @@ impl RecordFile {
             }
             Err(e) => return Err(e.into()),
         };
-        let mut record = record.unwrap_or(UpdateRecord::new(board()?));
-        record.slots.insert(slot, running_version());
+        let record = file.complete(record.unwrap_or(UpdateRecord::new(board()?)), slots.seal());
+        Ok((file, record))
+    }
+
+    /// With what the running image and the disk know.
+    fn complete(&self, mut record: UpdateRecord, seal: Seal) -> UpdateRecord {
+        record.slots.insert(self.slot, running_version());
         if let Some(sequence) = release("IMAGE_SEQUENCE").and_then(|n| n.parse().ok()) {
-            record.sequences.insert(slot, sequence);
+            record.sequences.insert(self.slot, sequence);
         }
         seal.apply(&mut record.known);
-        Ok((Self { document, notes: Notes::at(&config.node.runtime_dir), slot }, record))
+        record
+    }
+
+    /// Takes the wish of the control plane that is known now for answered: only one renewed later brings back what is given up.
+    fn answer_wish(&self, record: &mut UpdateRecord) {
+        if let Some(wanted) = self.notes.wanted() {
+            record.answer(&wanted);
+        }
     }
 
     /// Publishes the state of updates to the supervisor; used for reports only.
@@ -161,6 +184,21 @@ impl RecordStore for RecordFile {
         self.post(record, None);
         self.document.store(record).map(drop)
     }
+
+    fn exclusively(&mut self) -> Result<Option<Held>, SlotError> {
+        match UpdateLock::take() {
+            Ok(lock) => {
+                let seal = DiskSlots::found()?.seal();
+                let stored = self.document.load().unwrap_or_else(|e| {
+                    tracing::warn!(error = %e, "update record not read again");
+                    None
+                });
+                Ok(Some(Held { lock: Some(lock), record: stored.map(|r| self.complete(r, seal)) }))
+            }
+            Err(SlotError::Busy(_)) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
 }
 
 fn roots() -> Result<Vec<VerifyKey>, Failure> {
@@ -184,9 +222,13 @@ fn source(config: &Config, given: Option<&str>) -> Result<String, Failure> {
     }
 }
 
-fn opened(place: &str, record: &UpdateRecord) -> Result<(Box<dyn Read + Send>, Accepted), Failure> {
-    let mut stream = fetch::open(place).map_err(|e| anyhow::anyhow!("cannot open {place}: {e}"))?;
-    match bundle::open(&mut stream, &roots()?, &record.known) {
+fn opened(
+    place: &str,
+    record: &UpdateRecord,
+    at_most: Option<Duration>,
+) -> Result<(Box<dyn Bundle>, Accepted), Failure> {
+    let mut stream = fetch::open(place, at_most).map_err(|e| anyhow::anyhow!("cannot open {place}: {e}"))?;
+    match bundle::open(stream.as_mut(), &roots()?, &record.known) {
         Ok(accepted) => Ok((stream, accepted)),
         Err(e @ InstallError::Refused(_)) => Err(Failure::BadInput(format!("{place}: {e}"))),
         Err(e) => Err(anyhow::Error::from(e).context(place.to_owned()).into()),
@@ -210,7 +252,7 @@ fn check(config: &Config) -> Outcome {
         return Ok(());
     }
     let place = source(config, None)?;
-    let (_, accepted) = opened(&place, &record)?;
+    let (_, accepted) = opened(&place, &record, None)?;
     let manifest = accepted.manifest;
     let (ours, sequence) = self::running(&slots, &record);
     let note = match decide_offer(&manifest, (&ours, sequence), &record, SystemClock.wall(), Asker::Source) {
@@ -225,9 +267,11 @@ fn check(config: &Config) -> Outcome {
 struct Order<'a> {
     /// File or web address.
     place: &'a str,
-    /// The version it must have.
-    only: Option<&'a str>,
+    /// The control plane's wish, whose version it must have.
+    wanted: Option<&'a WantedRelease>,
     asker: Asker,
+    /// The longest the download may take.
+    at_most: Option<Duration>,
 }
 
 enum Installed {
@@ -260,9 +304,9 @@ fn install(config: &Config, order: &Order<'_>) -> Result<Installed, Failure> {
         return Err(anyhow::Error::from(InstallError::Busy(why.into())).into());
     }
     let place = order.place;
-    let (mut stream, accepted) = opened(place, &record)?;
+    let (mut stream, accepted) = opened(place, &record, order.at_most)?;
     let version = accepted.manifest.version.clone();
-    if let Some(only) = order.only.filter(|only| *only != version) {
+    if let Some(only) = order.wanted.map(|w| w.version.as_str()).filter(|only| *only != version) {
         return Ok(Installed::Refused(format!("version {only} is wanted, but {place} has {version}")));
     }
     let (ours, sequence) = running(&slots, &record);
@@ -275,12 +319,14 @@ fn install(config: &Config, order: &Order<'_>) -> Result<Installed, Failure> {
     print(&format!("writing {version} to slot {other}\n"));
     record.trial = None;
     file.store(&record)?;
-    bundle::write(&mut stream, &accepted, &mut slots).map_err(|e| anyhow::Error::from(e).context(place.to_owned()))?;
+    bundle::write(stream.as_mut(), &accepted, &mut slots)
+        .map_err(|e| anyhow::Error::from(e).context(place.to_owned()))?;
     if accepted.manifest.sequence < sequence {
         record.leave(&ours);
     }
     // The record before the boot loader: a trial without a record could not be recorded.
     record.begin(accepted, other);
+    file.answer_wish(&mut record);
     file.store(&record)?;
     slots.try_staged()?;
     if let Some(trial) = &mut record.trial {
@@ -348,6 +394,7 @@ fn rollback(config: &Config, no_restart: bool) -> Outcome {
     match record.situation(running, trust, other) {
         Situation::Watch => {
             // The record first: after a power loss in between, the trial is judged again.
+            file.answer_wish(&mut record);
             record.end(Some(RejectReason::ByHand));
             file.store(&record)?;
             slots.condemn()?;
@@ -356,6 +403,7 @@ fn rollback(config: &Config, no_restart: bool) -> Outcome {
         }
         Situation::Look | Situation::Pending => {
             slots.vacate()?;
+            file.answer_wish(&mut record);
             record.end(Some(RejectReason::ByHand));
             file.store(&record)?;
             print(&format!("the trial is over: slot {running} stays\n"));
@@ -366,6 +414,7 @@ fn rollback(config: &Config, no_restart: bool) -> Outcome {
                 let problem = format!("slot {} is empty: there is no release to roll back to", running.other());
                 return Err(Failure::BadInput(problem));
             }
+            file.answer_wish(&mut record);
             record.roll_back(running.other(), &running_version());
             file.store(&record)?;
             slots.try_other()?;
@@ -377,6 +426,29 @@ fn rollback(config: &Config, no_restart: bool) -> Outcome {
             restart(no_restart)
         }
     }
+}
+
+fn retry(config: &Config, version: Option<&str>) -> Outcome {
+    let _lock = UpdateLock::take()?;
+    let (mut file, mut record) = RecordFile::open(config, &DiskSlots::found()?)?;
+    let none = || Failure::BadInput("no release was given up here".into());
+    let version = version.or_else(|| record.last_rejected()).ok_or_else(none)?.to_owned();
+    if !record.retry(&version) {
+        let given_up = record.shunned.join(", ");
+        return Err(if given_up.is_empty() {
+            none()
+        } else {
+            Failure::BadInput(format!("{version} was not given up here; that was: {given_up}"))
+        });
+    }
+    file.store(&record)?;
+    let by_itself = match file.notes.wanted() {
+        Some(wanted) => wanted.version == version,
+        None => config.update.automatic && config.update.source.is_some(),
+    };
+    let next = if by_itself { "is installed by itself again" } else { "can be installed: spoke update install" };
+    print(&format!("{version} {next}\n"));
+    Ok(())
 }
 
 /// Runs without settings: they may be what is wrong.

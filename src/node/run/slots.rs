@@ -68,7 +68,7 @@ async fn pass_notice<C: Clock>(
 mod tests {
     use super::*;
     use spoke_config::effective::DocumentSettings;
-    use spoke_model::release::WantedRelease;
+    use spoke_model::release::{Rollout, WantedRelease};
     use spoke_model::time::Wall;
     use spoke_sys::sim::clock::SimClock;
     use spoke_update::record::UpdateRecord;
@@ -83,7 +83,7 @@ mod tests {
         let wants = tokio::spawn(pass_wanted(notes.clone(), control));
         tokio::task::yield_now().await;
         assert_eq!(notes.wanted(), None);
-        let release = Some(WantedRelease { version: "2".into(), source: None });
+        let release = Some(WantedRelease { version: "2".into(), source: None, rollout: Rollout::default() });
         let document = DocumentSettings { release, ..DocumentSettings::default() };
         out.send_replace(Some(Arc::new(own.with_document(Some(document)))));
         drop(out);

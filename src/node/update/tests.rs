@@ -11,7 +11,9 @@ use spoke_config::effective::Effective;
 use spoke_model::time::Wall;
 use spoke_sys::sim::clock::SimClock;
 use spoke_sys::sim::kernel::FakeKernel;
+use spoke_sys::slots::Room;
 use spoke_sys::socket::Listener;
+use spoke_update::kept::Kept;
 use spoke_update::manifest::{Accepted, Known, Manifest, Part};
 use spoke_update::slot::{Slot, Starts, TRIES, Trust};
 use std::io::Read;
@@ -73,10 +75,13 @@ impl Slots for FakeSlots {
             other_unstarted: self.unstarted == Some(self.running.other()),
         })
     }
-    fn room(&mut self, _: u64) -> Result<u64, SlotError> {
-        Ok(0)
+    fn room(&mut self, _: u64, _: &str) -> Result<Room, SlotError> {
+        Ok(Room { at: 0, size: 0, have: 0 })
     }
-    fn keep(&mut self, _: &mut dyn Read, _: u64, _: u64, _: u64) -> Result<(), SlotError> {
+    fn keep(&mut self, _: &mut dyn Read, _: u64, _: u64) -> Result<(), SlotError> {
+        Ok(())
+    }
+    fn mark(&mut self, _: &Kept) -> Result<(), SlotError> {
         Ok(())
     }
     fn kept(&mut self, _: u64) -> Result<Box<dyn Read>, SlotError> {
@@ -127,6 +132,10 @@ struct FakeStore {
     record: Option<UpdateRecord>,
     writes: usize,
     full: bool,
+    /// Another process has the lock for this many attempts to take it.
+    busy: usize,
+    /// What that process stores before it releases it.
+    theirs: Option<UpdateRecord>,
 }
 
 impl RecordStore for FakeStore {
@@ -137,8 +146,19 @@ impl RecordStore for FakeStore {
             return Err(DiskError::Write { path: "/state".into(), remedy: "free some space", source });
         }
         self.record = Some(record.clone());
+        assert_eq!(self.busy, 0, "another process has the lock");
         self.writes += 1;
         Ok(())
+    }
+    fn exclusively(&mut self) -> Result<Option<Held>, SlotError> {
+        if self.busy > 0 {
+            self.busy -= 1;
+            return Ok(None);
+        }
+        if let Some(theirs) = self.theirs.take() {
+            self.record = Some(theirs);
+        }
+        Ok(Some(Held { lock: None, record: self.record.clone() }))
     }
 }
 
@@ -199,6 +219,50 @@ async fn good_update_is_committed() {
     let writes = kept.writes;
     assert_eq!(live(&mut slots, &mut kept, |_, _| HEALTHY).await.unwrap(), Next::Settled);
     assert_eq!((slots.running, kept.writes), (Slot::B, writes), "a settled boot writes nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn commit_waits_for_another_process() {
+    let (mut slots, mut kept) = installed();
+    kept.busy = 50;
+    assert_eq!(live(&mut slots, &mut kept, |_, _| HEALTHY).await.unwrap(), Next::Settled);
+    assert_eq!((slots.trust[1], last(&kept), kept.busy), (Trust::Good, ("2".into(), None), 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn trial_that_another_process_ended_is_not_committed() {
+    let (mut slots, kept) = installed();
+    slots.start();
+    let clock = SimClock::new(Wall(0));
+    let mut record = kept.record.clone().unwrap();
+    // When: a person rolls the trial back just before the commit.
+    let store = std::cell::RefCell::new(kept);
+    let probe = async || {
+        if clock.now() >= Boot::from_secs(115) && store.borrow().record.as_ref().is_some_and(|r| r.trial.is_some()) {
+            let mut theirs = store.borrow().record.clone().unwrap();
+            theirs.end(Some(RejectReason::ByHand));
+            store.borrow_mut().record = Some(theirs);
+        }
+        HEALTHY
+    };
+    struct Shared<'a>(&'a std::cell::RefCell<FakeStore>);
+    impl RecordStore for Shared<'_> {
+        fn committed(&mut self, record: &UpdateRecord) {
+            self.0.borrow_mut().committed(record);
+        }
+        fn store(&mut self, record: &UpdateRecord) -> Result<(), DiskError> {
+            self.0.borrow_mut().store(record)
+        }
+        fn exclusively(&mut self) -> Result<Option<Held>, SlotError> {
+            self.0.borrow_mut().exclusively()
+        }
+    }
+    let mut shared = Shared(&store);
+    let watched = watch(&clock, &mut slots, &mut shared, &mut record, Rules::default(), probe);
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(130), watched).await;
+    // Then
+    let kept = store.into_inner();
+    assert_eq!(last(&kept), ("2".into(), Some(RejectReason::ByHand)));
 }
 
 #[tokio::test(start_paused = true)]

@@ -137,16 +137,40 @@ fn download_is_kept_behind_both_roots() {
     partition[..4].copy_from_slice(b"hsqs");
     partition[40..48].copy_from_slice(&2_000_000u64.to_le_bytes());
     fs::write(&path, &partition).unwrap();
-    assert_eq!(slots.room(1).unwrap(), 13 << 20);
-    assert_eq!(slots.room(9 << 20).unwrap(), 7 << 20);
-    slots.keep(&mut &b"root"[..], 4, 0, 4).unwrap();
-    slots.keep(&mut &b"kernel"[..], 4, 4, 6).unwrap();
+    let id = "1".repeat(64);
+    let room = slots.room(1, &id).unwrap();
+    assert_eq!(room, Room { at: 3 << 20, size: (13 << 20) - 4096, have: 0 });
+    assert_eq!(slots.room(9 << 20, &id).unwrap().at, 9 << 20);
+    slots.keep(&mut &b"root"[..], room.at, 4).unwrap();
+    slots.keep(&mut &b"kernel"[..], room.at + 4, 6).unwrap();
+    slots.mark(&Kept { id: id.clone(), at: room.at, have: 10 }).unwrap();
     let after = fs::read(&path).unwrap();
     assert_eq!(after[..3 << 20], partition[..3 << 20], "the root that is there is whole");
     // The new root overwrites the superblock, and the copy goes on.
-    let mut kept = slots.kept(4).unwrap();
+    let mut kept = slots.kept(room.at).unwrap();
     slots.write_root(&mut kept, 4).unwrap();
     let mut kernel = String::new();
     kept.take(6).read_to_string(&mut kernel).unwrap();
     assert_eq!((&fs::read(&path).unwrap()[..4], kernel.as_str()), (&b"root"[..], "kernel"));
+    // Then: after a power cut in that copy the download is still there, for this release only.
+    assert_eq!(slots.room(4, &id).unwrap(), Room { have: 10, ..room });
+    assert_eq!(slots.room(4, &"2".repeat(64)).unwrap().have, 0);
+}
+
+#[test]
+fn kept_download_never_overlaps_a_root_written_since() {
+    let (dir, mut slots) = device(Loader::SystemdBoot);
+    let path = dir.path().join("dev/root_b");
+    fs::write(&path, vec![0; 16 << 20]).unwrap();
+    let id = "1".repeat(64);
+    let room = slots.room(1 << 20, &id).unwrap();
+    slots.mark(&Kept { id: id.clone(), at: room.at, have: 5 << 20 }).unwrap();
+    assert_eq!(slots.room(1 << 20, &id).unwrap().have, 5 << 20);
+    // When: another release of 3 MB is written to the slot.
+    let mut root = vec![9; 3_000_000];
+    root[..4].copy_from_slice(b"hsqs");
+    root[40..48].copy_from_slice(&3_000_000u64.to_le_bytes());
+    slots.write_root(&mut &root[..], 3_000_000).unwrap();
+    let again = slots.room(1 << 20, &id).unwrap();
+    assert!(again.have == 0 && again.at >= 3_000_000, "{again:?}");
 }

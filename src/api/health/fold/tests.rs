@@ -183,7 +183,8 @@ fn stage_follows_settings_and_tunnel() {
 #[test]
 fn readiness_needs_hub_and_control_plane() {
     let at = at(1000);
-    assert_eq!(readiness(&healthy(), &at), Readiness { connected: true, ready: true, passes: true });
+    let ready = |connected, ready| Readiness { connected, ready, passes: true, clock_trusted: at.trusted };
+    assert_eq!(readiness(&healthy(), &at), ready(true, true));
     let degraded = |component| {
         let mut s = healthy();
         let status = ComponentStatus { healthy: false, since: Boot::from_secs(2), detail: None };
@@ -191,19 +192,19 @@ fn readiness_needs_hub_and_control_plane() {
         readiness(&s, &at)
     };
     for other in [Component::Contract, Component::AccessControl, Component::Config] {
-        assert_eq!(degraded(other), Readiness { connected: true, ready: true, passes: true }, "{other:?}");
+        assert_eq!(degraded(other), ready(true, true), "{other:?}");
     }
-    assert_eq!(degraded(Component::Control), Readiness { connected: false, ready: true, passes: true });
+    assert_eq!(degraded(Component::Control), ready(false, true));
     let mut s = healthy();
     uplink(&mut s).hub_answers = false;
-    assert_eq!(readiness(&s, &at), Readiness { connected: false, ready: true, passes: true });
+    assert_eq!(readiness(&s, &at), ready(false, true));
     // A step that the kernel refuses does not keep an update from being committed; an invalid state does.
     let mut s = healthy();
     s.net.clean = false;
     s.net.conditions.push(Condition::new(Code::Ipv6Disabled, Boot::from_secs(1), "x"));
-    assert_eq!(readiness(&s, &at), Readiness { connected: true, ready: true, passes: true });
+    assert_eq!(readiness(&s, &at), ready(true, true));
     s.net.conditions.push(Condition::new(Code::DesiredInvalid, Boot::from_secs(1), "x"));
-    assert_eq!(readiness(&s, &at), Readiness { connected: true, ready: false, passes: true });
+    assert_eq!(readiness(&s, &at), ready(true, false));
 }
 
 #[test]

@@ -53,6 +53,7 @@ pub(super) fn document(generation: u64, peers: u8) -> StateDocument {
         role: Role::Hub,
         signing_keys: vec![signer(1).public()],
         release: None,
+        rollout: Default::default(),
         grants: None,
         interfaces: vec![WantedInterface {
             name: "wg0".parse().unwrap(),

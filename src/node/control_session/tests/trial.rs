@@ -30,7 +30,8 @@ fn with_hub(generation: u64, hub: u8) -> StateDocument {
 }
 
 fn with_release(generation: u64, hub: u8, version: &str) -> StateDocument {
-    let release = spoke_model::release::WantedRelease { version: version.into(), source: None };
+    let release =
+        spoke_model::release::WantedRelease { version: version.into(), source: None, rollout: Default::default() };
     StateDocument { release: Some(release), ..with_hub(generation, hub) }
 }
 
