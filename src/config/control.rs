@@ -88,6 +88,9 @@ pub struct Control {
     /// The enrolment token; needed until the node is enrolled.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<KeySource>,
+    /// The key that signs requests; `None`: `identity.key` in the state directory, created once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity: Option<KeySource>,
     /// The interface that the control plane manages.
     pub interface: IfName,
     /// Hold time of a long-poll.
@@ -120,6 +123,7 @@ impl Control {
             t.fault("ca", "is given together with pin", "remove one of the two");
         }
         let token = t.parsed("token", "\"file:/absolute/path\" or \"credential:NAME\"");
+        let identity = t.parsed("identity", "\"file:/absolute/path\" or \"credential:NAME\"");
         let interface = t.parsed("interface", "the name of the interface, such as wg0");
         let poll_wait = t.duration("poll_wait", s(5)..=s(MAX_WAIT_SECS)).unwrap_or(s(600));
         let report_every = t.duration("report_every", s(5)..=s(86_400)).unwrap_or(s(900));
@@ -129,7 +133,7 @@ impl Control {
             Some(name) => name,
             None => "wg0".parse().ok()?,
         };
-        Some(Self { url: url?, pin, ca, token, interface, poll_wait, report_every, confirm_within, spread })
+        Some(Self { url: url?, pin, ca, token, identity, interface, poll_wait, report_every, confirm_within, spread })
     }
 }
 

@@ -86,6 +86,9 @@ pub fn faults(
             }
         }
     }
+    if let Some(source) = config.control.as_ref().and_then(|c| c.identity.as_ref()) {
+        check.created("control.identity", source);
+    }
     if let Some(path) = config.control.as_ref().and_then(|c| c.ca.as_ref()) {
         check.file("control.ca", path, Kind::Pem);
     }

@@ -329,6 +329,7 @@ const SECRET_KEYS: &[&str] = &[
     "public_key",
     "secret",
     "token",
+    "identity",
     "operator_token",
     "pin",
     "tls_key",

@@ -142,12 +142,11 @@ pub fn preshared(source: &KeySource) -> Result<PresharedKey, KeyError> {
     }
 }
 
-/// The key that signs our requests to the control plane: a seed of 32 bytes in base64, created once.
-pub fn identity(path: &Path) -> Result<spoke_model::signature::SignKey, KeyError> {
+/// The key that signs our requests to the control plane: a seed of 32 bytes in base64. A missing file is created once.
+pub fn identity(source: &KeySource) -> Result<spoke_model::signature::SignKey, KeyError> {
     use base64::{Engine as _, engine::general_purpose::STANDARD};
-    let source = KeySource::File(path.to_owned());
     let not_a_key = || KeyError::DamagedIdentity(source.clone());
-    let text = match read(&source) {
+    let text = match read(source) {
         Err(KeyError::NotAKey(_)) => return Err(not_a_key()),
         text => text?,
     };
@@ -155,6 +154,7 @@ pub fn identity(path: &Path) -> Result<spoke_model::signature::SignKey, KeyError
         let seed = Zeroizing::new(STANDARD.decode(text.trim()).map_err(|_| not_a_key())?);
         return spoke_model::signature::SignKey::from_seed(&seed).map_err(|_| not_a_key());
     }
+    let KeySource::File(path) = source else { return Err(no_credential(source)) };
     let mut line = Zeroizing::new(STANDARD.encode(key_bytes()?.as_slice()));
     line.push('\n');
     match write_atomic(path, line.as_bytes(), false) {
@@ -163,7 +163,7 @@ pub fn identity(path: &Path) -> Result<spoke_model::signature::SignKey, KeyError
         Err(DiskError::Write { source: e, .. }) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
         Err(e) => return Err(e.into()),
     }
-    identity(path)
+    identity(source)
 }
 
 /// Reads a one-line secret other than a key, such as a URL with a token.
@@ -260,13 +260,14 @@ mod tests {
     fn damaged_identity_is_kept_and_told_how_to_keep_the_node() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("identity.key");
+        let source = KeySource::File(path.clone());
         let whole = {
-            identity(&path).unwrap();
+            identity(&source).unwrap();
             std::fs::read(&path).unwrap()
         };
         for bytes in [&b""[..], &whole[..20], &[0; 45], b"\xff\xfe"] {
             std::fs::write(&path, bytes).unwrap();
-            let error = identity(&path).unwrap_err().to_string();
+            let error = identity(&source).unwrap_err().to_string();
             for part in ["identity.key", "backup", "token create --node", "spoke enrol --again"] {
                 assert!(error.contains(part), "{part}: {error}");
             }

@@ -68,4 +68,14 @@ await 60 "after a restart without interface the new key works" is device healthy
 check "the preshared key comes from the state directory" share_preshared device hub
 check "it is the new key" test "$(tunnel_key device)" = "$new"
 
+say "an identity from a credential"
+stop other
+install -d -m 700 "$work/credentials"
+mv "$work/other/identity.key" "$work/credentials/spoke.identity"
+sed -i 's|^\[control\]|[control]\nidentity = "credential:spoke.identity"|' "$work/other.toml"
+before=$(date +%s)
+CREDENTIALS_DIRECTORY=$work/credentials resume other
+await 60 "the device is the same node" seen_since "$before" edge-2
+check "and makes no identity of its own" test ! -e "$work/other/identity.key"
+
 table

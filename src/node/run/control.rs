@@ -21,6 +21,7 @@ use spoke_enroll::settings::settings;
 use spoke_enroll::status::{ControlOutage, ControlStatus, OutageCause};
 use spoke_enroll::wire::Capabilities;
 use spoke_model::clock::Anchor;
+use spoke_model::key_source::KeySource;
 use spoke_model::time::{Boot, Wall};
 use spoke_net::derive::{Keys, UplinkChoice};
 use spoke_sys::clock::{Clock as _, SystemClock};
@@ -113,9 +114,8 @@ pub(super) fn start(
     };
     let own = config.clone();
     tasks.restarting("control", seed, move || {
-        let ready = keys::identity(&dir.join("identity.key"))
-            .map_err(anyhow::Error::new)
-            .and_then(|key| Ok((key, connect(&control)?)));
+        let identity = control.identity.clone().unwrap_or_else(|| KeySource::File(dir.join("identity.key")));
+        let ready = keys::identity(&identity).map_err(anyhow::Error::new).and_then(|key| Ok((key, connect(&control)?)));
         if let Err(e) = &ready {
             start_without_control_plane(&own, &publish, &status, e);
         }
