@@ -34,6 +34,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::IpAddr;
 
+mod body;
 mod conversation;
 #[cfg(feature = "sim")]
 pub mod datagram;
@@ -44,6 +45,7 @@ mod nftables;
 mod path;
 mod refusal;
 mod route;
+mod rtnetlink;
 mod wireguard;
 
 pub use netlink::{CounterSocket, Netlink};

@@ -50,6 +50,12 @@ impl Request {
         self
     }
 
+    /// What follows the header.
+    #[cfg(test)]
+    pub(super) fn body(&self) -> &[u8] {
+        &self.body
+    }
+
     /// Bytes on the wire.
     pub(super) fn len(&self) -> usize {
         (HEADER + self.body.len()).next_multiple_of(4)

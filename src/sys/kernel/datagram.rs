@@ -30,7 +30,7 @@ pub fn read(datagram: &[u8]) -> Readers {
             found.links += usize::from(route::read_link(&message).is_ok_and(|l| !l.name.is_empty()));
             found.addresses += route::read_address_message(message.payload);
             found.routes += route::read_route_message(message.payload);
-            let _ = (path::read_route(&message), path::read_link(&message));
+            let _ = path::read_link(&message);
             filter::read_any(message.payload);
             let attributes = message.payload.get(wireguard::GENL_HEADER..).unwrap_or_default();
             let _ = wireguard::read_device(&mut device, attributes, Depth::Whole);

@@ -1,7 +1,7 @@
 //! Change notifications for links, addresses and routes: a wake-up without payload.
+use super::rtnetlink::*;
 use netlink_packet_core::NetlinkBuffer;
 use netlink_sys::{AsyncSocket, SocketAddr, TokioSocket};
-use rtnetlink::MulticastGroup;
 use rustix::io::Errno;
 use spoke_net::state::ROUTE_PROTOCOL;
 use std::future::poll_fn;
@@ -19,9 +19,6 @@ const LONGEST: Duration = Duration::from_millis(500);
 const REOPEN: Duration = Duration::from_secs(1);
 
 const INBOX: usize = 32 * 1024;
-const RTM_NEWROUTE: u16 = 24;
-const RTM_DELROUTE: u16 = 25;
-const RTPROT_KERNEL: u8 = 2;
 
 /// The socket of the multicast groups.
 pub(super) struct Events {
@@ -80,17 +77,11 @@ impl Events {
 
 fn subscribe() -> io::Result<TokioSocket> {
     let mut socket = TokioSocket::new(netlink_sys::protocols::NETLINK_ROUTE)?;
-    let groups = [
-        MulticastGroup::Link,
-        MulticastGroup::Ipv4Ifaddr,
-        MulticastGroup::Ipv6Ifaddr,
-        MulticastGroup::Ipv4Route,
-        MulticastGroup::Ipv6Route,
-    ];
+    let groups = [RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE];
     let options = socket.socket_mut();
     options.bind(&SocketAddr::new(0, 0))?;
     for group in groups {
-        options.add_membership(group as u32)?;
+        options.add_membership(group)?;
     }
     Ok(socket)
 }

@@ -12,11 +12,12 @@
 //! A rule is identified by its comment, which `nft` shows and which is lost when another program replaces the rule. A
 //! table is replaced as a whole in one transaction. One with more isolated networks than one transaction holds is
 //! closed first and opened last: no isolated peer is let through in between.
+use super::body::Body;
 use super::conversation::{Conversation, Message, Request, invalid};
 use super::nftables::*;
 use super::route::errno;
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
-use netlink_packet_core::{Emitable, NLA_F_NESTED, NLA_TYPE_MASK, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NlasIterator};
+use netlink_packet_core::{NLA_TYPE_MASK, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NlasIterator};
 use rustix::io::Errno;
 use spoke_model::interface_name::IfName;
 use spoke_net::state::Forwarding;
@@ -42,50 +43,15 @@ const TRANSACTION: usize = 128 * 1024;
 /// Bytes of `struct nfgenmsg`, which every message begins with.
 const HEAD: usize = 4;
 
-/// Bytes of a message after its netlink header.
-struct Body(Vec<u8>);
-
-impl Emitable for Body {
-    fn buffer_len(&self) -> usize {
-        self.0.len()
-    }
-
-    fn emit(&self, buffer: &mut [u8]) {
-        buffer.copy_from_slice(&self.0);
-    }
-}
-
-impl Body {
-    fn new(family: u8, resource: u16) -> Self {
-        let [a, b] = resource.to_be_bytes();
-        Self(vec![family, 0, a, b])
-    }
-
-    fn raw(mut self, kind: u16, value: &[u8]) -> Self {
-        let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
-        self.0.extend_from_slice(&length.to_ne_bytes());
-        self.0.extend_from_slice(&kind.to_ne_bytes());
-        self.0.extend_from_slice(value);
-        self.0.resize(self.0.len().next_multiple_of(4), 0);
-        self
-    }
-
-    fn text(self, kind: u16, text: &str) -> Self {
-        self.raw(kind, &[text.as_bytes(), &[0]].concat())
-    }
-
-    fn number(self, kind: u16, n: u32) -> Self {
-        self.raw(kind, &n.to_be_bytes())
-    }
-
-    fn nest(self, kind: u16, inner: Self) -> Self {
-        self.raw(kind | NLA_F_NESTED, &inner.0)
-    }
+/// A body that begins with `struct nfgenmsg`.
+fn body(family: u8, resource: u16) -> Body {
+    let [a, b] = resource.to_be_bytes();
+    Body::new(&[family, 0, a, b])
 }
 
 /// Attributes without a message's head.
-const fn attributes() -> Body {
-    Body(Vec::new())
+fn attributes() -> Body {
+    Body::default()
 }
 
 fn message(kind: u16, flags: u16, body: &Body) -> Request {
@@ -110,7 +76,7 @@ impl Filter {
 
     /// Our tables; none if the kernel has no nftables.
     pub(super) async fn read(&mut self) -> io::Result<BTreeMap<IfName, Option<Forwarding>>> {
-        let ask = message(NFT_MSG_GETTABLE, 0, &Body::new(NFPROTO_INET, 0));
+        let ask = message(NFT_MSG_GETTABLE, 0, &body(NFPROTO_INET, 0));
         let read = |tables: &mut Vec<(IfName, bool)>, m: Message<'_>| {
             let attributes = parse(m.payload.get(HEAD..).unwrap_or_default());
             let name = attributes.get(&NFTA_TABLE_NAME).and_then(|v| string(v)).unwrap_or_default();
@@ -139,7 +105,7 @@ impl Filter {
 
     async fn read_table(&mut self, table: &str) -> io::Result<Option<Forwarding>> {
         let kernel = self.kernel()?;
-        let ask = message(NFT_MSG_GETRULE, 0, &Body::new(NFPROTO_INET, 0).text(NFTA_RULE_TABLE, table));
+        let ask = message(NFT_MSG_GETRULE, 0, &body(NFPROTO_INET, 0).text(NFTA_RULE_TABLE, table));
         let read = |rules: &mut Vec<String>, m: Message<'_>| {
             let attributes = parse(m.payload.get(HEAD..).unwrap_or_default());
             if attributes.get(&NFTA_RULE_TABLE).and_then(|v| string(v)) == Some(table) {
@@ -156,8 +122,7 @@ impl Filter {
         }
         let mut isolated = BTreeSet::new();
         for (set, _, _) in SETS {
-            let list =
-                Body::new(NFPROTO_INET, 0).text(NFTA_SET_ELEM_LIST_TABLE, table).text(NFTA_SET_ELEM_LIST_SET, set);
+            let list = body(NFPROTO_INET, 0).text(NFTA_SET_ELEM_LIST_TABLE, table).text(NFTA_SET_ELEM_LIST_SET, set);
             let ask = message(NFT_MSG_GETSETELEM, 0, &list);
             let read = |bounds: &mut BTreeSet<(Vec<u8>, bool)>, m: Message<'_>| {
                 let attributes = parse(m.payload.get(HEAD..).unwrap_or_default());
@@ -191,7 +156,7 @@ impl Filter {
         let kernel = self.kernel().map_err(no_nftables)?;
         let table = table_name(link);
         // Attribute 1 of a table, chain, rule, set and element list alike is the name of the table.
-        let own = || Body::new(NFPROTO_INET, 0).text(NFTA_TABLE_NAME, &table);
+        let own = || body(NFPROTO_INET, 0).text(NFTA_TABLE_NAME, &table);
         // Created first, so that deleting it cannot fail.
         let mut steps = vec![message(NFT_MSG_NEWTABLE, NLM_F_CREATE, &own()), message(NFT_MSG_DELTABLE, 0, &own())];
         let Some(forwarding) = forwarding else { return transact(kernel, steps).await.map_err(no_nftables) };
@@ -254,7 +219,7 @@ impl Filter {
 
 /// Sends a transaction: all of it is applied or nothing.
 async fn transact(kernel: &mut Conversation, steps: Vec<Request>) -> io::Result<()> {
-    let mark = |kind| Request::new(kind, 0, &Body::new(0, NFNL_SUBSYS_NFTABLES));
+    let mark = |kind| Request::new(kind, 0, &body(0, NFNL_SUBSYS_NFTABLES));
     let mut all = vec![mark(NFNL_MSG_BATCH_BEGIN)];
     let count = steps.len();
     all.extend(steps.into_iter().enumerate().map(|(i, s)| if i + 1 == count { s.with_flags(NLM_F_ACK) } else { s }));

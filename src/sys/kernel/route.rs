@@ -1,44 +1,18 @@
 //! Links, addresses and routes over rtnetlink.
 //!
-//! Requests are built with `rtnetlink`'s builders. Its connection task is not used: it skips what it cannot decode and
-//! drops `NLM_F_DUMP_INTR`, so that a partial observation would go unnoticed, and it queues unread events without
-//! bound.
+//! The library `rtnetlink` is not used: its connection task skips what it cannot decode and drops `NLM_F_DUMP_INTR`, so
+//! that a partial observation would go unnoticed, and it queues unread events without bound.
+use super::body::Body;
 use super::conversation::{Conversation, Message, Request, invalid};
+use super::rtnetlink::*;
 use ipnet::IpNet;
-use netlink_packet_core::{NLA_TYPE_MASK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NlasIterator, Parseable};
-use netlink_packet_route::AddressFamily;
-use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkExtentMask, LinkInfo, LinkMessage};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
-use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkWireguard, RouteMessageBuilder};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use rustix::io::Errno;
 use spoke_model::interface_name::IfName;
 use spoke_net::state::{OWNED_ALIAS, ROUTE_PROTOCOL, Route};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-
-const RTM_NEWLINK: u16 = 16;
-const RTM_DELLINK: u16 = 17;
-const RTM_GETLINK: u16 = 18;
-const RTM_SETLINK: u16 = 19;
-const RTM_NEWADDR: u16 = 20;
-const RTM_DELADDR: u16 = 21;
-const RTM_GETADDR: u16 = 22;
-const RTM_NEWROUTE: u16 = 24;
-const RTM_DELROUTE: u16 = 25;
-const RTM_GETROUTE: u16 = 26;
-
-const IFLA_IFNAME: u16 = 3;
-const IFLA_MTU: u16 = 4;
-const IFLA_LINKINFO: u16 = 18;
-const IFLA_IFALIAS: u16 = 20;
-const IFLA_STATS64: u16 = 23;
-const IFLA_INFO_KIND: u16 = 1;
-const IFF_UP: u32 = 1;
-const IFF_LOOPBACK: u32 = 8;
 
 /// Metric of the connected routes of our addresses: above that of every network manager's connected routes.
 const CONNECTED_METRIC: u32 = 32_000;
@@ -75,21 +49,21 @@ pub(super) enum Change<'a> {
 impl Change<'_> {
     /// The request for the change.
     pub(super) fn request(&self) -> Request {
-        let set = |message: LinkMessage| Request::new(RTM_SETLINK, 0, &message);
-        let named = |name: &IfName| LinkMessageBuilder::<LinkUnspec>::default().name(name.as_str());
+        let set = |message: Body| Request::new(RTM_SETLINK, 0, &message);
         match *self {
-            Self::Mtu(name, mtu) => set(named(name).mtu(mtu).build()),
-            Self::Up(name, true) => set(named(name).up().build()),
-            Self::Up(name, false) => set(named(name).down().build()),
+            Self::Mtu(name, mtu) => set(named(name.as_str()).word(IFLA_MTU, mtu)),
+            Self::Up(name, up) => {
+                set(link_head(0, if up { IFF_UP } else { 0 }, IFF_UP).text(IFLA_IFNAME, name.as_str()))
+            }
             Self::AddAddress(index, net) => {
                 Request::new(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, &address(index, net, true))
             }
             Self::RemoveAddress(index, net) => Request::new(RTM_DELADDR, 0, &address(index, net, false)),
             Self::AddRoute(index, r) => {
-                Request::new(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, &route(index, r, RouteScope::Link))
+                Request::new(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, &route(index, r, RT_SCOPE_LINK))
             }
             // This scope matches any.
-            Self::RemoveRoute(index, r) => Request::new(RTM_DELROUTE, 0, &route(index, r, RouteScope::NoWhere)),
+            Self::RemoveRoute(index, r) => Request::new(RTM_DELROUTE, 0, &route(index, r, RT_SCOPE_NOWHERE)),
         }
     }
 
@@ -103,66 +77,34 @@ impl Change<'_> {
     }
 }
 
-fn address(index: u32, net: IpNet, add: bool) -> AddressMessage {
-    let mut message = AddressMessage::default();
-    message.header.family = family(net);
-    message.header.prefix_len = net.prefix_len();
-    message.header.index = index;
-    message.header.scope = match net.addr() {
-        IpAddr::V6(a) if a.is_unicast_link_local() => AddressScope::Link,
-        IpAddr::V4(_) | IpAddr::V6(_) => AddressScope::Universe,
+/// A request about the link of a name.
+fn named(name: &str) -> Body {
+    link_head(0, 0, 0).text(IFLA_IFNAME, name)
+}
+
+fn address(index: u32, net: IpNet, add: bool) -> Body {
+    let scope = match net.addr() {
+        IpAddr::V6(a) if a.is_unicast_link_local() => RT_SCOPE_LINK,
+        IpAddr::V4(_) | IpAddr::V6(_) => RT_SCOPE_UNIVERSE,
     };
-    message.attributes.push(AddressAttribute::Local(net.addr()));
-    message.attributes.push(AddressAttribute::Address(net.addr()));
+    let mut body = own_address(index, net, scope);
     if add && net.addr().is_ipv6() {
         // No neighbour on a WireGuard link can have the address; duplicate address detection takes a second.
-        message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+        body = body.word(IFA_FLAGS, IFA_F_NODAD);
     }
-    if add {
-        message.attributes.push(AddressAttribute::RoutePriority(CONNECTED_METRIC));
-    }
-    message
+    if add { body.word(IFA_RT_PRIORITY, CONNECTED_METRIC) } else { body }
 }
 
-fn route(index: u32, route: Route, scope: RouteScope) -> RouteMessage {
-    let mut message = route_without_metric(index, route, scope);
-    if route.metric != 0 {
-        message.attributes.push(RouteAttribute::Priority(route.metric));
-    }
-    message
-}
-
-fn route_without_metric(index: u32, route: Route, scope: RouteScope) -> RouteMessage {
-    let protocol = RouteProtocol::from(ROUTE_PROTOCOL);
-    match route.to {
-        IpNet::V4(net) => RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(net.addr(), net.prefix_len())
-            .output_interface(index)
-            .table_id(route.table)
-            .protocol(protocol)
-            .scope(scope)
-            .build(),
-        IpNet::V6(net) => RouteMessageBuilder::<Ipv6Addr>::new()
-            .destination_prefix(net.addr(), net.prefix_len())
-            .output_interface(index)
-            .table_id(route.table)
-            .protocol(protocol)
-            .build(),
-    }
-}
-
-const fn family(net: IpNet) -> AddressFamily {
-    match net {
-        IpNet::V4(_) => AddressFamily::Inet,
-        IpNet::V6(_) => AddressFamily::Inet6,
-    }
+/// IPv6 routes have no scope.
+fn route(index: u32, route: Route, scope: u8) -> Body {
+    let scope = if route.to.addr().is_ipv4() { scope } else { RT_SCOPE_UNIVERSE };
+    let body = unicast_route(route.to, index, route.table, ROUTE_PROTOCOL, scope);
+    if route.metric == 0 { body } else { body.word(RTA_PRIORITY, route.metric) }
 }
 
 /// Reads all WireGuard links.
 pub(super) async fn wireguard_links(kernel: &mut Conversation) -> io::Result<Vec<LinkState>> {
-    let mut message = LinkMessage::default();
-    message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Wireguard)]));
-    let request = Request::new(RTM_GETLINK, 0, &message);
+    let request = Request::new(RTM_GETLINK, 0, &link_head(0, 0, 0).kind("wireguard"));
     kernel
         .dump(&request, Vec::new, |links, message| {
             if message.kind == RTM_NEWLINK {
@@ -176,9 +118,7 @@ pub(super) async fn wireguard_links(kernel: &mut Conversation) -> io::Result<Vec
 
 /// Reads one link by name; `None`: there is none.
 pub(super) async fn link(kernel: &mut Conversation, name: &str) -> io::Result<Option<LinkState>> {
-    let mut message = LinkMessageBuilder::<LinkUnspec>::default().name(name).build();
-    message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-    match kernel.ask(&Request::new(RTM_GETLINK, 0, &message), |m| read_link(&m)).await {
+    match kernel.ask(&Request::new(RTM_GETLINK, 0, &named(name).without_stats()), |m| read_link(&m)).await {
         Ok(link) => Ok(Some(link)),
         Err(error) if errno(&error) == Some(Errno::NODEV) => Ok(None),
         Err(error) => Err(error),
@@ -187,29 +127,23 @@ pub(super) async fn link(kernel: &mut Conversation, name: &str) -> io::Result<Op
 
 /// Reads only the attributes we need: a link has over sixty, and kernels add more.
 pub(super) fn read_link(message: &Message<'_>) -> io::Result<LinkState> {
-    let header = message.payload.first_chunk::<16>().ok_or_else(|| invalid("a link without header"))?;
-    let word = |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-    let flags = word(8);
+    let (index, flags, rest) = link_parts(message.payload)?;
     let (up, loopback) = (flags & IFF_UP != 0, flags & IFF_LOOPBACK != 0);
-    let mut link = LinkState { index: word(4), up, loopback, ..LinkState::default() };
-    for attribute in NlasIterator::new(&message.payload[16..]) {
-        let attribute = attribute.map_err(invalid)?;
-        match attribute.kind() & NLA_TYPE_MASK {
-            IFLA_IFNAME => link.name = text(attribute.value()),
-            IFLA_MTU => link.mtu = attribute.value().first_chunk().map_or(0, |b| u32::from_ne_bytes(*b)),
-            IFLA_IFALIAS => link.ours = text(attribute.value()) == OWNED_ALIAS,
-            IFLA_STATS64 => {
+    let mut link = LinkState { index, up, loopback, ..LinkState::default() };
+    for attribute in attributes(rest) {
+        match attribute? {
+            (IFLA_IFNAME, value) => link.name = text(value),
+            (IFLA_MTU, value) => link.mtu = word(value).unwrap_or(0),
+            (IFLA_IFALIAS, value) => link.ours = text(value) == OWNED_ALIAS,
+            (IFLA_STATS64, value) => {
                 // struct rtnl_link_stats64: received and sent packets, then received and sent bytes.
-                let word = |n: usize| {
-                    attribute.value().get(n * 8..).and_then(<[u8]>::first_chunk).map(|b| u64::from_ne_bytes(*b))
-                };
+                let word = |n: usize| value.get(n * 8..).and_then(<[u8]>::first_chunk).map(|b| u64::from_ne_bytes(*b));
                 link.traffic = (word(2).unwrap_or(0), word(3).unwrap_or(0));
             }
-            IFLA_LINKINFO => {
-                for info in NlasIterator::new(attribute.value()) {
-                    let info = info.map_err(invalid)?;
-                    if info.kind() & NLA_TYPE_MASK == IFLA_INFO_KIND {
-                        link.wireguard = text(info.value()) == "wireguard";
+            (IFLA_LINKINFO, value) => {
+                for info in attributes(value) {
+                    if let (IFLA_INFO_KIND, kind) = info? {
+                        link.wireguard = text(kind) == "wireguard";
                     }
                 }
             }
@@ -226,17 +160,14 @@ fn text(value: &[u8]) -> String {
 /// Reads the addresses of one link.
 pub(super) async fn addresses(kernel: &mut Conversation, index: u32) -> io::Result<BTreeSet<IpNet>> {
     let mut all = BTreeSet::new();
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        let mut message = AddressMessage::default();
-        message.header.family = family;
-        message.header.index = index;
-        let request = Request::new(RTM_GETADDR, 0, &message);
+    for family in [AF_INET, AF_INET6] {
+        let request = Request::new(RTM_GETADDR, 0, &address_head(family, index));
         let found = kernel
             .dump(&request, BTreeSet::new, |found, message| {
                 if message.kind == RTM_NEWADDR {
-                    let message = AddressMessage::parse(message.payload).map_err(invalid)?;
-                    if message.header.index == index {
-                        found.extend(read_address(&message)?);
+                    let reported = read_address(message.payload)?;
+                    if reported.link == index {
+                        found.extend(own(&reported)?);
                     }
                 }
                 Ok(())
@@ -260,20 +191,15 @@ pub(super) struct LinkAddress {
 /// Reads the addresses of all links.
 pub(super) async fn all_addresses(kernel: &mut Conversation) -> io::Result<Vec<LinkAddress>> {
     let mut all = Vec::new();
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        let mut message = AddressMessage::default();
-        message.header.family = family;
+    for family in [AF_INET, AF_INET6] {
         let found = kernel
-            .dump(&Request::new(RTM_GETADDR, 0, &message), Vec::new, |found, message| {
+            .dump(&Request::new(RTM_GETADDR, 0, &address_head(family, 0)), Vec::new, |found, message| {
                 if message.kind == RTM_NEWADDR {
-                    let message = AddressMessage::parse(message.payload).map_err(invalid)?;
-                    let far = message.attributes.iter().find_map(|a| match a {
-                        AddressAttribute::Address(a) => IpNet::new(*a, message.header.prefix_len).ok(),
-                        _ => None,
-                    });
-                    if let Some(address) = read_address(&message)? {
+                    let reported = read_address(message.payload)?;
+                    let far = reported.far.and_then(|a| IpNet::new(a, reported.prefix_len).ok());
+                    if let Some(address) = own(&reported)? {
                         let network = far.unwrap_or(address).trunc();
-                        found.push(LinkAddress { link: message.header.index, address, network });
+                        found.push(LinkAddress { link: reported.link, address, network });
                     }
                 }
                 Ok(())
@@ -287,16 +213,13 @@ pub(super) async fn all_addresses(kernel: &mut Conversation) -> io::Result<Vec<L
 /// Reads the connected routes of the main table: link index, network, metric.
 pub(super) async fn connected(kernel: &mut Conversation) -> io::Result<BTreeSet<(u32, IpNet, u32)>> {
     let mut all = BTreeSet::new();
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        let mut message = RouteMessage::default();
-        message.header.address_family = family;
-        message.header.protocol = RouteProtocol::Kernel;
-        message.header.kind = RouteType::Unicast;
-        message.header.table = RouteHeader::RT_TABLE_MAIN;
+    for family in [AF_INET, AF_INET6] {
+        let head = RouteHead { family, ..RouteHead::default() };
+        let head = RouteHead { protocol: RTPROT_KERNEL, kind: RTN_UNICAST, table: RT_TABLE_MAIN, ..head };
         let found = kernel
-            .dump(&Request::new(RTM_GETROUTE, 0, &message), Vec::new, |found, message| {
+            .dump(&Request::new(RTM_GETROUTE, 0, &head.body()), Vec::new, |found, message| {
                 if message.kind == RTM_NEWROUTE {
-                    found.extend(read_connected(&RouteMessage::parse(message.payload).map_err(invalid)?)?);
+                    found.extend(read_connected(&read_route(message.payload)?)?);
                 }
                 Ok(())
             })
@@ -306,23 +229,13 @@ pub(super) async fn connected(kernel: &mut Conversation) -> io::Result<BTreeSet<
     Ok(all)
 }
 
-fn read_connected(message: &RouteMessage) -> io::Result<Option<(u32, IpNet, u32)>> {
-    if message.header.protocol != RouteProtocol::Kernel || message.header.kind != RouteType::Unicast {
+fn read_connected(route: &Reported) -> io::Result<Option<(u32, IpNet, u32)>> {
+    if route.protocol != RTPROT_KERNEL || route.kind != RTN_UNICAST {
         return Ok(None);
     }
-    let (mut to, mut link, mut metric) = (None, None, 0);
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(a)) => to = Some(IpAddr::V4(*a)),
-            RouteAttribute::Destination(RouteAddress::Inet6(a)) => to = Some(IpAddr::V6(*a)),
-            RouteAttribute::Oif(index) => link = Some(*index),
-            RouteAttribute::Priority(value) => metric = *value,
-            _ => {}
-        }
-    }
-    let Some((to, link)) = to.zip(link) else { return Ok(None) };
-    let net = IpNet::new(to, message.header.destination_prefix_length).map_err(invalid)?;
-    Ok(Some((link, net, metric)))
+    let Some((to, link)) = route.to.zip(route.link) else { return Ok(None) };
+    let net = IpNet::new(to, route.prefix_len).map_err(invalid)?;
+    Ok(Some((link, net, route.metric)))
 }
 
 /// Whether the connected route of a link's address is missing or has another metric than ours.
@@ -349,23 +262,12 @@ pub(super) async fn remove_connected(kernel: &mut Conversation, link: u32, net: 
     }
 }
 
-fn connected_route(link: u32, net: IpNet) -> RouteMessage {
-    match net {
-        IpNet::V4(net) => RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(net.network(), net.prefix_len())
-            .output_interface(link)
-            .protocol(RouteProtocol::Kernel)
-            .scope(RouteScope::Link)
-            .pref_source(net.addr())
-            .priority(CONNECTED_METRIC)
-            .build(),
-        IpNet::V6(net) => RouteMessageBuilder::<Ipv6Addr>::new()
-            .destination_prefix(net.network(), net.prefix_len())
-            .output_interface(link)
-            .protocol(RouteProtocol::Kernel)
-            .priority(CONNECTED_METRIC)
-            .build(),
-    }
+fn connected_route(link: u32, net: IpNet) -> Body {
+    let scope = if net.addr().is_ipv4() { RT_SCOPE_LINK } else { RT_SCOPE_UNIVERSE };
+    let route = unicast_route(net.trunc(), link, RT_TABLE_MAIN.into(), RTPROT_KERNEL, scope);
+    // The kernel's own connected route of IPv6 names no source either.
+    let route = if net.addr().is_ipv4() { route.ip(RTA_PREFSRC, net.addr()) } else { route };
+    route.word(RTA_PRIORITY, CONNECTED_METRIC)
 }
 
 /// The gateways that the system's look-up ends at, of the default routes and on the way to `endpoints`.
@@ -383,45 +285,33 @@ pub(super) async fn gateways(
 /// How many addresses a message has.
 #[cfg(feature = "sim")]
 pub(super) fn read_address_message(payload: &[u8]) -> usize {
-    let found = AddressMessage::parse(payload).ok().and_then(|m| read_address(&m).ok().flatten());
-    usize::from(found.is_some())
+    usize::from(read_address(payload).is_ok_and(|a| own(&a).is_ok_and(|a| a.is_some())))
 }
 
 /// How many routes of ours or connected ones a message has.
 #[cfg(feature = "sim")]
 pub(super) fn read_route_message(payload: &[u8]) -> usize {
-    let Ok(message) = RouteMessage::parse(payload) else { return 0 };
-    let own = read_route(&message).is_ok_and(|r| r.is_some());
-    let connected = read_connected(&message).is_ok_and(|c| c.is_some());
+    let Ok(route) = read_route(payload) else { return 0 };
+    let own = read_own(&route).is_ok_and(|r| r.is_some());
+    let connected = read_connected(&route).is_ok_and(|c| c.is_some());
     usize::from(own) + usize::from(connected)
 }
 
-fn read_address(message: &AddressMessage) -> io::Result<Option<IpNet>> {
-    let mut address = None;
-    for attribute in &message.attributes {
-        match attribute {
-            // With a peer address, `Local` is ours and `Address` is the peer's; without one they are the same or
-            // `Local` is missing.
-            AddressAttribute::Local(a) => address = Some(*a),
-            AddressAttribute::Address(a) if address.is_none() => address = Some(*a),
-            _ => {}
-        }
-    }
-    address.map(|a| IpNet::new(a, message.header.prefix_len).map_err(invalid)).transpose()
+/// Our address, with its prefix length.
+fn own(reported: &Address) -> io::Result<Option<IpNet>> {
+    reported.local.or(reported.far).map(|a| IpNet::new(a, reported.prefix_len).map_err(invalid)).transpose()
 }
 
 /// Reads the routes of our protocol, by link index. The kernel filters: a full Internet table is not sent to us.
 pub(super) async fn routes(kernel: &mut Conversation) -> io::Result<BTreeMap<u32, BTreeSet<Route>>> {
     let mut all: BTreeMap<u32, BTreeSet<Route>> = BTreeMap::new();
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        let mut message = RouteMessage::default();
-        message.header.address_family = family;
-        message.header.protocol = RouteProtocol::from(ROUTE_PROTOCOL);
-        let request = Request::new(RTM_GETROUTE, 0, &message);
+    for family in [AF_INET, AF_INET6] {
+        let head = RouteHead { family, protocol: ROUTE_PROTOCOL, ..RouteHead::default() };
+        let request = Request::new(RTM_GETROUTE, 0, &head.body());
         let found = kernel
             .dump(&request, Vec::new, |found, message| {
                 if message.kind == RTM_NEWROUTE {
-                    found.extend(read_route(&RouteMessage::parse(message.payload).map_err(invalid)?)?);
+                    found.extend(read_own(&read_route(message.payload)?)?);
                 }
                 Ok(())
             })
@@ -433,33 +323,17 @@ pub(super) async fn routes(kernel: &mut Conversation) -> io::Result<BTreeMap<u32
     Ok(all)
 }
 
-fn read_route(message: &RouteMessage) -> io::Result<Option<(u32, Route)>> {
-    if message.header.protocol != RouteProtocol::from(ROUTE_PROTOCOL) || message.header.kind != RouteType::Unicast {
+fn read_own(route: &Reported) -> io::Result<Option<(u32, Route)>> {
+    if route.protocol != ROUTE_PROTOCOL || route.kind != RTN_UNICAST {
         return Ok(None);
     }
-    let mut to = None;
-    let mut table = u32::from(message.header.table);
-    let (mut through, mut metric) = (None, 0);
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(a)) => to = Some(IpAddr::V4(*a)),
-            RouteAttribute::Destination(RouteAddress::Inet6(a)) => to = Some(IpAddr::V6(*a)),
-            RouteAttribute::Table(t) => table = *t,
-            RouteAttribute::Oif(index) => through = Some(*index),
-            RouteAttribute::Priority(value) => metric = *value,
-            _ => {}
-        }
-    }
-    // The default route has no destination.
-    let to = to.unwrap_or(match message.header.address_family {
-        AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    let to = route.to.unwrap_or(match route.family {
+        AF_INET6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         _ => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
     });
-    let to = IpNet::new(to, message.header.destination_prefix_length).map_err(invalid)?;
-    if to.addr().is_ipv6() && metric == IPV6_METRIC {
-        metric = 0;
-    }
-    Ok(through.map(|index| (index, Route { to, table, metric })))
+    let to = IpNet::new(to, route.prefix_len).map_err(invalid)?;
+    let metric = if to.addr().is_ipv6() && route.metric == IPV6_METRIC { 0 } else { route.metric };
+    Ok(route.link.map(|link| (link, Route { to, table: route.table, metric })))
 }
 
 /// An entry of the routing table.
@@ -473,30 +347,11 @@ pub(super) struct Entry {
 
 /// The entry that the system's look-up for an address ends at, rules included; `None`: unreachable.
 pub(super) async fn matching(kernel: &mut Conversation, to: IpAddr) -> io::Result<Option<Entry>> {
-    let mut message = RouteMessage::default();
-    message.header.flags = RouteFlags::FibMatch;
-    let (family, bits, destination) = match to {
-        IpAddr::V4(a) => (AddressFamily::Inet, 32, RouteAddress::Inet(a)),
-        IpAddr::V6(a) => (AddressFamily::Inet6, 128, RouteAddress::Inet6(a)),
-    };
-    message.header.address_family = family;
-    message.header.destination_prefix_length = bits;
-    message.attributes.push(RouteAttribute::Destination(destination));
     let read = |answer: Message<'_>| {
-        let answer = RouteMessage::parse(answer.payload).map_err(invalid)?;
-        let link = answer.attributes.iter().find_map(|a| match a {
-            RouteAttribute::Oif(index) => Some(*index),
-            _ => None,
-        });
-        let gateway = answer.attributes.iter().find_map(|a| match a {
-            RouteAttribute::Gateway(RouteAddress::Inet(a)) => Some(IpAddr::V4(*a)),
-            RouteAttribute::Gateway(RouteAddress::Inet6(a)) => Some(IpAddr::V6(*a)),
-            _ => None,
-        });
-        let (prefix_len, protocol) = (answer.header.destination_prefix_length, u8::from(answer.header.protocol));
+        let Reported { link, gateway, prefix_len, protocol, .. } = read_route(answer.payload)?;
         Ok(link.map(|link| Entry { link, gateway, prefix_len, protocol }))
     };
-    match kernel.ask(&Request::new(RTM_GETROUTE, 0, &message), read).await {
+    match kernel.ask(&Request::new(RTM_GETROUTE, 0, &look_up(to, RTM_F_FIB_MATCH)), read).await {
         // A prohibiting or unreachable route is answered as an error.
         Err(error) if errno(&error).is_some() => Ok(None),
         result => result,
@@ -505,9 +360,8 @@ pub(super) async fn matching(kernel: &mut Conversation, to: IpAddr) -> io::Resul
 
 /// Reads one link by index; `None`: there is none.
 pub(super) async fn link_at(kernel: &mut Conversation, index: u32) -> io::Result<Option<LinkState>> {
-    let mut message = LinkMessageBuilder::<LinkUnspec>::default().index(index).build();
-    message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-    match kernel.ask(&Request::new(RTM_GETLINK, 0, &message), |m| read_link(&m)).await {
+    let request = Request::new(RTM_GETLINK, 0, &link_head(index, 0, 0).without_stats());
+    match kernel.ask(&request, |m| read_link(&m)).await {
         Ok(link) => Ok(Some(link)),
         Err(error) if errno(&error) == Some(Errno::NODEV) => Ok(None),
         Err(error) => Err(error),
@@ -528,9 +382,9 @@ pub(super) async fn create_link(kernel: &mut Conversation, name: &IfName, mtu: u
     let mut random = [0; 4];
     getrandom::fill(&mut random).map_err(io::Error::other)?;
     let first_name = format!("spoke{:08x}", u32::from_ne_bytes(random));
-    let marked = LinkMessageBuilder::<LinkUnspec>::default().name(first_name.as_str()).alias(OWNED_ALIAS).build();
+    let marked = named(&first_name).text(IFLA_IFALIAS, OWNED_ALIAS);
     let birth = [
-        Request::new(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &LinkWireguard::new(&first_name).mtu(mtu).build()),
+        Request::new(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &named(&first_name).word(IFLA_MTU, mtu).kind("wireguard")),
         Request::new(RTM_SETLINK, 0, &marked),
     ];
     let results = kernel.submit(&birth).await?;
@@ -538,12 +392,12 @@ pub(super) async fn create_link(kernel: &mut Conversation, name: &IfName, mtu: u
         return Err((*errno).into());
     }
     let Some(born) = link(kernel, &first_name).await? else { return Err(Errno::NODEV.into()) };
-    let named = LinkMessageBuilder::<LinkUnspec>::default().index(born.index).name(name.as_str()).build();
-    let named = match results.get(1) {
+    let renamed = link_head(born.index, 0, 0).text(IFLA_IFNAME, name.as_str());
+    let renamed = match results.get(1) {
         Some(Err(errno)) => Err(*errno),
-        Some(Ok(())) | None => one(kernel, Request::new(RTM_SETLINK, 0, &named)).await?,
+        Some(Ok(())) | None => one(kernel, Request::new(RTM_SETLINK, 0, &renamed)).await?,
     };
-    if let Err(errno) = named {
+    if let Err(errno) = renamed {
         delete_index(kernel, born.index).await?;
         return match (errno, link(kernel, name.as_str()).await?) {
             // Another process created it in between.
@@ -563,8 +417,7 @@ pub(super) async fn delete_link(kernel: &mut Conversation, name: &IfName) -> io:
 }
 
 async fn delete_index(kernel: &mut Conversation, index: u32) -> io::Result<()> {
-    let message = LinkMessageBuilder::<LinkUnspec>::default().index(index).build();
-    match one(kernel, Request::new(RTM_DELLINK, 0, &message)).await? {
+    match one(kernel, Request::new(RTM_DELLINK, 0, &link_head(index, 0, 0))).await? {
         Ok(()) | Err(Errno::NODEV) => Ok(()),
         Err(errno) => Err(errno.into()),
     }
