@@ -25,6 +25,7 @@ pub mod uplink;
 use fault::{ConfigFault, ConfigFaults};
 use reader::Table;
 use serde::Serialize;
+use spoke_model::tree::Tree;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -243,7 +244,11 @@ impl Config {
 
     /// TOML with every default filled in and without secrets.
     pub fn to_toml(&self) -> String {
-        toml::to_string_pretty(self).unwrap_or_else(|e| format!("# cannot be written as TOML: {e}\n"))
+        let print = || -> Result<String, Box<dyn std::error::Error>> {
+            let tree: Tree = serde_json::from_slice(&serde_json::to_vec(self)?)?;
+            Ok(toml::to_string_pretty(&tree.without_nulls())?)
+        };
+        print().unwrap_or_else(|e| format!("# cannot be written as TOML: {e}\n"))
     }
 }
 

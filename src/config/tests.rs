@@ -46,6 +46,9 @@ fn example_loads_and_shows_every_default() {
     assert_eq!(read(&uncommented(&text, &[&elsewhere[..], &beside].concat())).unwrap(), config);
     // What `check` prints can be fed back.
     assert_eq!(read(&config.to_toml()).unwrap(), config);
+    for config in [config, read(&uncommented(&text, &[&elsewhere[..], &beside].concat())).unwrap()] {
+        assert_eq!(config.to_toml(), toml::to_string_pretty(&config).unwrap());
+    }
 }
 
 /// A reader that meets a key it does not know says which ones it does: none of them may be missing in the example.

@@ -387,7 +387,7 @@ impl Envelope {
         struct Claim {
             signing_keys: Vec<VerifyKey>,
         }
-        serde_json::from_str(self.document.get()).map_or_else(|_| Vec::new(), |c: Claim| c.signing_keys)
+        serde_json::from_slice(self.document.get().as_bytes()).map_or_else(|_| Vec::new(), |c: Claim| c.signing_keys)
     }
 
     /// As [`Envelope::open`], for an envelope from disk: a policy for access that an earlier release accepted costs no
@@ -405,11 +405,12 @@ impl Envelope {
             version: u32,
         }
         let text = self.document.get();
-        let head: Head = serde_json::from_str(text).map_err(|e| Refusal::Invalid(e.to_string()))?;
+        let head: Head = serde_json::from_slice(text.as_bytes()).map_err(|e| Refusal::Invalid(e.to_string()))?;
         if head.version != VERSION {
             return Err(Refusal::Version(head.version));
         }
-        let document: StateDocument = serde_json::from_str(text).map_err(|e| Refusal::Invalid(e.to_string()))?;
+        let document: StateDocument =
+            serde_json::from_slice(text.as_bytes()).map_err(|e| Refusal::Invalid(e.to_string()))?;
         if document.node_id != *node {
             return Err(Refusal::WrongNode(document.node_id));
         }

@@ -18,6 +18,7 @@ pub mod release;
 pub mod secret;
 pub mod signature;
 pub mod time;
+pub mod tree;
 pub mod url;
 pub mod wireguard;
 

@@ -16,7 +16,9 @@ pub mod update;
 
 use crate::run;
 use clap::{Parser, Subcommand};
+use serde::Serialize;
 use spoke_command::{exit_code, harden, usage};
+use spoke_model::tree::Tree;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -104,4 +106,11 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Provision(args) => provision::run(args),
     };
     exit_code("spoke", outcome)
+}
+
+/// JSON for `--json`, with the keys in the order of the type.
+fn json<T: Serialize>(value: &T) -> Result<String, serde_json::Error> {
+    // A serialiser that indents, compiled for every type, is large.
+    let tree: Tree = serde_json::from_slice(&serde_json::to_vec(value)?)?;
+    Ok(format!("{}\n", serde_json::to_string_pretty(&tree)?))
 }

@@ -4,6 +4,7 @@ use crate::changes::requests::Changes;
 use crate::control_session::{EnrolAgainError, RotationError, SessionRequest};
 use crate::health::summarize;
 use crate::reconciler::{Cause, NetStatus};
+use serde_json::value::{RawValue, to_raw_value};
 use spoke_api::health::fold::{Moment, SCHEMA, fold, readiness};
 use spoke_api::health::summary::{Components, Snapshot};
 use spoke_api::socket::{
@@ -172,11 +173,11 @@ async fn serve<C: Clock>(
             Ok(SocketRequest::GrantsRefresh) => match &answers.grants {
                 Some(view) => {
                     view.refresh.notify_one();
-                    SocketResponse::Ok(serde_json::Value::Null)
+                    SocketResponse::Ok(RawValue::NULL.to_owned())
                 }
                 None => no_grants(),
             },
-            Ok(SocketRequest::Drift) => SocketResponse::Ok(serde_json::to_value(answers.drift().await)?),
+            Ok(SocketRequest::Drift) => SocketResponse::Ok(to_raw_value(&answers.drift().await)?),
             Ok(request @ SocketRequest::RotateKey) => {
                 let begun = answers.rotate().await;
                 let result = begun.as_ref().map(drop).map_err(|e| e as &dyn Display);
@@ -203,8 +204,8 @@ async fn serve<C: Clock>(
                 respond(done.map(|d| RollbackResult { generation: d.generation, lines: d.lines }))?
             }
             Ok(SocketRequest::Audit { limit }) => answers.audit(limit).await?,
-            Ok(SocketRequest::Readiness) => SocketResponse::Ok(serde_json::to_value(answers.readiness())?),
-            Ok(SocketRequest::Status) => SocketResponse::Ok(serde_json::to_value(answers.status().await)?),
+            Ok(SocketRequest::Readiness) => SocketResponse::Ok(to_raw_value(&answers.readiness())?),
+            Ok(SocketRequest::Status) => SocketResponse::Ok(to_raw_value(&answers.status().await)?),
         };
         let mut text = serde_json::to_vec(&response)?;
         text.push(b'\n');
@@ -215,14 +216,14 @@ async fn serve<C: Clock>(
 
 fn respond<T: serde::Serialize, E: ToString>(
     done: Result<T, E>,
-) -> Result<SocketResponse<serde_json::Value>, serde_json::Error> {
+) -> Result<SocketResponse<Box<RawValue>>, serde_json::Error> {
     Ok(match done {
-        Ok(value) => SocketResponse::Ok(serde_json::to_value(value)?),
+        Ok(value) => SocketResponse::Ok(to_raw_value(&value)?),
         Err(e) => SocketResponse::Error(e.to_string()),
     })
 }
 
-fn no_grants() -> SocketResponse<serde_json::Value> {
+fn no_grants() -> SocketResponse<Box<RawValue>> {
     SocketResponse::Error("no interface has access = \"nft\": no peer needs a grant".to_owned())
 }
 
@@ -255,10 +256,10 @@ impl<C: Clock> Answers<C> {
         }
     }
 
-    fn grants(&self) -> Result<SocketResponse<serde_json::Value>, serde_json::Error> {
+    fn grants(&self) -> Result<SocketResponse<Box<RawValue>>, serde_json::Error> {
         let report = self.grants.as_ref().and_then(|view| view.report.borrow().clone());
         Ok(match report {
-            Some(report) => SocketResponse::Ok(serde_json::to_value(&*report)?),
+            Some(report) => SocketResponse::Ok(to_raw_value(&*report)?),
             None => no_grants(),
         })
     }
@@ -276,14 +277,14 @@ impl<C: Clock> Answers<C> {
         report
     }
 
-    async fn audit(&self, limit: usize) -> Result<SocketResponse<serde_json::Value>, serde_json::Error> {
+    async fn audit(&self, limit: usize) -> Result<SocketResponse<Box<RawValue>>, serde_json::Error> {
         let dir = self.config.node.state_dir.clone();
         let read = tokio::task::spawn_blocking(move || crate::audit::entries(&dir)).await;
         Ok(match read {
             Ok(Ok((mut list, _))) => {
                 list.reverse();
                 list.truncate(limit);
-                SocketResponse::Ok(serde_json::to_value(list)?)
+                SocketResponse::Ok(to_raw_value(&list)?)
             }
             Ok(Err(e)) => SocketResponse::Error(e.to_string()),
             Err(e) => SocketResponse::Error(e.to_string()),

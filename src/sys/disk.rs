@@ -311,25 +311,7 @@ impl<T: Serialize + DeserializeOwned> Document<T> {
         }
         bytes.splice(..begin, head(&sum)).for_each(drop);
         bytes.push(b'}');
-        let previous = self.previous();
-        match self.is_good() {
-            // Only a good copy may become the previous one.
-            Ok(Some(())) => {
-                if std::fs::remove_file(&previous).is_ok() {
-                    record(|| Operation::Remove(previous.clone()));
-                }
-                match std::fs::hard_link(&self.path, &previous) {
-                    Ok(()) => record(|| Operation::Link(self.path.clone(), previous.clone())),
-                    Err(e) => {
-                        tracing::debug!(error = %e, path = %previous.display(), "previous copy not kept");
-                    }
-                }
-            }
-            // Of a document that was removed: it must not come back when this one is damaged.
-            Ok(None) => remove(&previous)?,
-            Err(_) => {}
-        }
-        write_atomic(&self.path, &bytes, true)?;
+        write_content(&self.path, &self.previous(), &bytes, self.is_good())?;
         self.last = Some(sum);
         Ok(true)
     }
@@ -365,7 +347,7 @@ impl<T: Serialize + DeserializeOwned> Document<T> {
 
     fn read(&self, path: &Path) -> Result<Option<(T, String)>, ReadError> {
         let Some(bytes) = content(path)? else { return Ok(None) };
-        let (body, sum) = self.open(&bytes)?;
+        let (body, sum) = open_content(&bytes, self.version)?;
         let value = serde_json::from_slice(body).map_err(damaged)?;
         Ok(Some((value, sum.to_owned())))
     }
@@ -373,25 +355,52 @@ impl<T: Serialize + DeserializeOwned> Document<T> {
     /// Whether the file is undamaged. What was last read or written is not parsed again.
     fn is_good(&self) -> Result<Option<()>, ReadError> {
         let Some(bytes) = content(&self.path)? else { return Ok(None) };
-        let (body, sum) = self.open(&bytes)?;
+        let (body, sum) = open_content(&bytes, self.version)?;
         if self.last.as_deref() != Some(sum) {
             serde_json::from_slice::<T>(body).map_err(damaged)?;
         }
         Ok(Some(()))
     }
+}
 
-    /// The body and its sum.
-    fn open<'a>(&self, bytes: &'a [u8]) -> Result<(&'a [u8], &'a str), ReadError> {
-        let envelope: Envelope<'a> = serde_json::from_slice(bytes).map_err(damaged)?;
-        if envelope.version != self.version {
-            return Err(damaged(format_args!("version {} instead of {}", envelope.version, self.version)));
+/// Writes a document whose file is good, absent (`None`) or damaged.
+fn write_content(
+    path: &Path,
+    previous: &Path,
+    bytes: &[u8],
+    current: Result<Option<()>, ReadError>,
+) -> Result<(), DiskError> {
+    match current {
+        // Only a good copy may become the previous one.
+        Ok(Some(())) => {
+            if std::fs::remove_file(previous).is_ok() {
+                record(|| Operation::Remove(previous.to_owned()));
+            }
+            match std::fs::hard_link(path, previous) {
+                Ok(()) => record(|| Operation::Link(path.to_owned(), previous.to_owned())),
+                Err(e) => {
+                    tracing::debug!(error = %e, path = %previous.display(), "previous copy not kept");
+                }
+            }
         }
-        let body = envelope.body.get().as_bytes();
-        if sha256_hex(body) != envelope.sum {
-            return Err(damaged("its checksum does not match"));
-        }
-        Ok((body, envelope.sum))
+        // Of a document that was removed: it must not come back when this one is damaged.
+        Ok(None) => remove(previous)?,
+        Err(_) => {}
     }
+    write_atomic(path, bytes, true)
+}
+
+/// The body and its sum.
+fn open_content(bytes: &[u8], version: u32) -> Result<(&[u8], &str), ReadError> {
+    let envelope: Envelope<'_> = serde_json::from_slice(bytes).map_err(damaged)?;
+    if envelope.version != version {
+        return Err(damaged(format_args!("version {} instead of {version}", envelope.version)));
+    }
+    let body = envelope.body.get().as_bytes();
+    if sha256_hex(body) != envelope.sum {
+        return Err(damaged("its checksum does not match"));
+    }
+    Ok((body, envelope.sum))
 }
 
 fn content(path: &Path) -> Result<Option<Vec<u8>>, ReadError> {

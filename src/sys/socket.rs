@@ -1,5 +1,6 @@
 //! The control socket's two ends: a listener with peer credentials, and a blocking caller for the command line.
 use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 use spoke_api::socket::{MAX_REQUEST, SocketRequest, SocketResponse};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -51,6 +52,12 @@ pub fn call_within<T: DeserializeOwned>(
     request: &SocketRequest,
     timeout: Duration,
 ) -> Result<T, CallError> {
+    let result = exchange(path, request, timeout)?;
+    serde_json::from_slice(result.get().as_bytes()).map_err(CallError::Garbled)
+}
+
+/// The part that is compiled once for all types of results.
+fn exchange(path: &Path, request: &SocketRequest, timeout: Duration) -> Result<Box<RawValue>, CallError> {
     let stream = std::os::unix::net::UnixStream::connect(path).map_err(|source| match source.kind() {
         std::io::ErrorKind::PermissionDenied => CallError::NotAllowed { path: path.to_owned() },
         _ => CallError::NotRunning { path: path.to_owned(), source },

@@ -157,7 +157,7 @@ pub fn verify_header(header: &[u8], roots: &[VerifyKey], known: &Known) -> Resul
     if !roots.iter().any(|k| k.verify(&signed, &header.certificate_signature)) {
         return Err(ManifestError::Uncertified);
     }
-    let certificate: Certificate = serde_json::from_str(&header.certificate)
+    let certificate: Certificate = serde_json::from_slice(header.certificate.as_bytes())
         .map_err(|_| ManifestError::NotABundle("the certificate is malformed"))?;
     if certificate.serial < known.serial {
         return Err(ManifestError::OldCertificate { got: certificate.serial, seen: known.serial });
@@ -166,8 +166,8 @@ pub fn verify_header(header: &[u8], roots: &[VerifyKey], known: &Known) -> Resul
     if !certificate.keys.iter().any(|k| k.verify(&signed, &header.manifest_signature)) {
         return Err(ManifestError::BadSignature);
     }
-    let manifest: Manifest =
-        serde_json::from_str(&header.manifest).map_err(|_| ManifestError::NotABundle("the manifest is malformed"))?;
+    let manifest: Manifest = serde_json::from_slice(header.manifest.as_bytes())
+        .map_err(|_| ManifestError::NotABundle("the manifest is malformed"))?;
     if manifest.board != known.board {
         return Err(ManifestError::OtherBoard { got: manifest.board, board: known.board.clone() });
     }

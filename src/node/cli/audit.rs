@@ -31,7 +31,7 @@ pub fn run(config: &Path, command: Command) -> Outcome {
         Command::List { limit, json } => {
             let socket = config.node.runtime_dir.join(SOCKET);
             let list: Vec<AuditEntry> = call(&socket, &SocketRequest::Audit { limit })?;
-            print(&if json { format!("{}\n", serde_json::to_string_pretty(&list)?) } else { table(&list) });
+            print(&if json { super::json(&list)? } else { table(&list) });
         }
         Command::Verify => {
             let (list, damaged) = entries(&config.node.state_dir)?;

@@ -42,7 +42,7 @@ pub fn run(config: &Path, command: Command) -> Outcome {
     match command {
         Command::History { json } => {
             let list: Vec<Generation> = call(&socket, &SocketRequest::History)?;
-            print(&if json { format!("{}\n", serde_json::to_string_pretty(&list)?) } else { table(&list) });
+            print(&if json { super::json(&list)? } else { table(&list) });
         }
         Command::Diff { a, b } => {
             let lines: Vec<String> = call(&socket, &SocketRequest::Diff { a, b })?;

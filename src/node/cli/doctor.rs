@@ -18,7 +18,7 @@ pub fn run(config: &Path, args: &Args) -> Outcome {
     let config = super::remembered::effective(load(config)?);
     let findings = spoke_command::block_on(examine(&config))?;
     if args.json {
-        print(&format!("{:#}\n", serde_json::to_value(&findings)?));
+        print(&super::json(&findings)?);
     } else {
         print(&table(&findings));
     }

@@ -35,15 +35,11 @@ pub fn run(config: &Path, args: &Args) -> Outcome {
         let (remove_unknown, dry_run) = (args.remove_unknown, args.dry_run);
         let what = RepairRequest { remove_unknown, dry_run, ..RepairRequest::default() };
         let done: RepairResult = call(&socket, &SocketRequest::DriftRepair { what })?;
-        print(&if args.json {
-            format!("{}\n", serde_json::to_string_pretty(&done)?)
-        } else {
-            repaired(&done, dry_run)
-        });
+        print(&if args.json { super::json(&done)? } else { repaired(&done, dry_run) });
         return if done.errors.is_empty() { Ok(()) } else { Err(Failure::Silent) };
     }
     let report: DriftReport = call(&socket, &SocketRequest::Drift)?;
-    print(&if args.json { format!("{}\n", serde_json::to_string_pretty(&report)?) } else { table(&report) });
+    print(&if args.json { super::json(&report)? } else { table(&report) });
     if args.exit_code && report.has_drift { Err(Failure::Silent) } else { Ok(()) }
 }
 

@@ -106,11 +106,7 @@ pub fn run(config: &Path, command: &Command) -> Outcome {
     match command {
         Command::List { json } => {
             let report: Report = call(&socket, &SocketRequest::Grants)?;
-            print(&if *json {
-                format!("{:#}\n", serde_json::to_value(&report)?)
-            } else {
-                list(&report, SystemClock.now())
-            });
+            print(&if *json { super::json(&report)? } else { list(&report, SystemClock.now()) });
             Ok(())
         }
         Command::Show { node, json } => {
@@ -119,11 +115,7 @@ pub fn run(config: &Path, command: &Command) -> Outcome {
             if rows.is_empty() {
                 return Err(Failure::Failed(anyhow::anyhow!("no interface has a candidate named {node}")));
             }
-            print(&if *json {
-                format!("{:#}\n", serde_json::to_value(&rows)?)
-            } else {
-                show(&rows, &report, SystemClock.now())
-            });
+            print(&if *json { super::json(&rows)? } else { show(&rows, &report, SystemClock.now()) });
             Ok(())
         }
         Command::Verify { node, key, block } => verify(grants()?, (node.clone(), *key), *block),
