@@ -151,6 +151,12 @@ static_build() {
   # On MIPS rustix uses the types of musl 1.2 (64-bit time), the libc crate those of 1.1 without this flag: clocks and file
   # times would be garbage.
   case $target in mips*) flags+=" --cfg=libc_unstable_musl_v1_2" ;; esac
+  # Not the vectorised code for AVX2: one public key a reconcile pass is all that is computed.
+  flags+=" --cfg=curve25519_dalek_backend=\"serial\""
+  # Equal sequences of instructions are shared between functions. Only where it was measured, and in builds for size.
+  case $target-${CARGO_PROFILE_RELEASE_LTO:-fat} in
+    x86_64-*-fat) flags+=" -Cllvm-args=-enable-machine-outliner=always" ;;
+  esac
   if ! has_std "$target"; then
     alone build_std "$target"
     flags+=" --sysroot=$std_sysroot"

@@ -2,6 +2,7 @@
 //! a private key is represented by its source.
 use serde::{Deserialize, Serialize};
 use spoke_config::effective::Effective;
+use spoke_model::tree::Tree;
 use std::collections::{BTreeMap, BTreeSet};
 use toml::Value;
 
@@ -19,7 +20,12 @@ impl Declared {
     /// The values of a configuration, defaults included.
     pub fn of(config: &Effective) -> Self {
         let mut out = BTreeMap::new();
-        if let Ok(Value::Table(root)) = Value::try_from(config) {
+        let table = || -> Result<Value, Box<dyn std::error::Error>> {
+            // Through JSON: a serialiser of every section for this alone is large.
+            let tree: Tree = serde_json::from_slice(&serde_json::to_vec(config)?)?;
+            Ok(Value::try_from(tree.without_nulls())?)
+        };
+        if let Ok(Value::Table(root)) = table() {
             for (key, value) in &root {
                 flatten(key, value, true, &mut out);
             }

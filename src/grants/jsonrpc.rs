@@ -308,7 +308,9 @@ pub enum BadAnswer {
 }
 
 /// Reads the answers to `asks` and returns them in the order of `asks`; `None`: no answer to that call.
-pub fn decode(reader: impl Read, asks: &[Call]) -> Result<Vec<Option<Answer>>, BadAnswer> {
+pub fn decode(mut reader: impl Read, asks: &[Call]) -> Result<Vec<Option<Answer>>, BadAnswer> {
+    // Compiled once, whatever the reader.
+    let reader: &mut dyn Read = &mut reader;
     let mut de = serde_json::Deserializer::from_reader(std::io::BufReader::with_capacity(16 * 1024, reader));
     let mut out = vec![None; asks.len()];
     let mut outcome = Ok(());

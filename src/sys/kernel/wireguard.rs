@@ -1,11 +1,10 @@
 //! WireGuard devices over generic netlink: one socket, and one look-up of the family's number.
+use super::body::Body;
 use super::conversation::{Conversation, Message, Request, invalid};
 use super::route::errno;
 use ipnet::IpNet;
 use netlink_packet_core::{NLA_TYPE_MASK, Nla, NlaBuffer, NlasIterator};
 use netlink_packet_generic::GenlMessage;
-use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
-use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};
 use netlink_packet_wireguard::{
     WireguardAddressFamily, WireguardAllowedIp, WireguardAllowedIpAttr, WireguardAttribute, WireguardCmd,
     WireguardMessage, WireguardPeer, WireguardPeerAttribute, WireguardPeerFlags,
@@ -24,9 +23,14 @@ use zeroize::Zeroize;
 
 const GENL_ID_CTRL: u16 = 16;
 pub(super) const GENL_HEADER: usize = 4;
+const CTRL_CMD_GETFAMILY: u8 = 3;
 const CTRL_ATTR_FAMILY_ID: u16 = 1;
+const CTRL_ATTR_FAMILY_NAME: u16 = 2;
+
+const WG_CMD_GET_DEVICE: u8 = 0;
 
 const WGDEVICE_A_IFINDEX: u16 = 1;
+const WGDEVICE_A_IFNAME: u16 = 2;
 const WGDEVICE_A_PUBLIC_KEY: u16 = 4;
 const WGDEVICE_A_LISTEN_PORT: u16 = 6;
 const WGDEVICE_A_FWMARK: u16 = 7;
@@ -85,6 +89,15 @@ pub async fn has_wireguard() -> io::Result<bool> {
     }
 }
 
+/// `struct genlmsghdr` (command, version), then attributes: which number the family has.
+fn family_question() -> Body {
+    Body::new(&[CTRL_CMD_GETFAMILY, 2, 0, 0]).text(CTRL_ATTR_FAMILY_NAME, "wireguard")
+}
+
+fn device_question(name: &IfName) -> Body {
+    Body::new(&[WG_CMD_GET_DEVICE, 1, 0, 0]).text(WGDEVICE_A_IFNAME, name.as_str())
+}
+
 /// The generic netlink socket.
 pub(super) struct Devices {
     kernel: Conversation,
@@ -107,10 +120,7 @@ impl Devices {
         if let Some(family) = self.family {
             return Ok(family);
         }
-        let ask = GenlMessage::from_payload(GenlCtrl {
-            cmd: GenlCtrlCmd::GetFamily,
-            nlas: vec![GenlCtrlAttrs::FamilyName("wireguard".to_owned())],
-        });
+        let ask = family_question();
         let read = |message: Message<'_>| {
             NlasIterator::new(message.payload.get(GENL_HEADER..).unwrap_or_default())
                 .flatten()
@@ -125,10 +135,7 @@ impl Devices {
 
     /// Reads a device; `None`: there is none of that name, or it is not WireGuard.
     pub(super) async fn read(&mut self, name: &IfName, depth: Depth) -> io::Result<Option<DeviceState>> {
-        let get = GenlMessage::from_payload(WireguardMessage {
-            cmd: WireguardCmd::GetDevice,
-            attributes: vec![WireguardAttribute::IfName(name.as_str().to_owned())],
-        });
+        let get = device_question(name);
         let mut looked_up_again = false;
         loop {
             let family = self.family().await?;
@@ -448,4 +455,34 @@ fn read_allowed_ip(attributes: &[u8]) -> io::Result<IpNet> {
     }
     let (Some(address), Some(length)) = (address, length) else { return Err(invalid("an allowed-ip without address")) };
     IpNet::new(address, length).map_err(invalid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use netlink_packet_core::Emitable;
+    use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
+    use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};
+
+    fn bytes(message: &impl Emitable) -> Vec<u8> {
+        let mut out = vec![0; message.buffer_len()];
+        message.emit(&mut out);
+        out
+    }
+
+    #[test]
+    fn questions_equal_the_librarys() {
+        let family = GenlMessage::from_payload(GenlCtrl {
+            cmd: GenlCtrlCmd::GetFamily,
+            nlas: vec![GenlCtrlAttrs::FamilyName("wireguard".to_owned())],
+        });
+        assert_eq!(bytes(&family_question()), bytes(&family));
+        for name in ["a", "wg0", "wireguard-0"] {
+            let device = GenlMessage::from_payload(WireguardMessage {
+                cmd: WireguardCmd::GetDevice,
+                attributes: vec![WireguardAttribute::IfName(name.to_owned())],
+            });
+            assert_eq!(bytes(&device_question(&name.parse().unwrap())), bytes(&device));
+        }
+    }
 }
