@@ -6,6 +6,7 @@ mod exchange;
 mod stalling;
 
 use exchange::{Doors, exchange, shares};
+use futures_util::future::BoxFuture;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use spoke_api::http::limit::{Rate, RateLimit, network};
@@ -13,6 +14,7 @@ use spoke_api::http::{Request, Response};
 use stalling::Stalling;
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
+use std::fmt;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
@@ -88,11 +90,35 @@ impl Wrap for Plain {
     }
 }
 
+/// A stream of either kind of connection.
+trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
+
+/// [`Service`] and [`Wrap`] without their types: the server and `hyper` under it are compiled once.
+trait Handler: Send + Sync {
+    fn admit(&self, head: &Request) -> Result<(), Response>;
+    fn call(&self, request: Request) -> BoxFuture<'_, Response>;
+    fn wrap(&self, stream: TcpStream) -> BoxFuture<'_, std::io::Result<Box<dyn Duplex>>>;
+}
+
+impl<S: Service, W: Wrap> Handler for (S, W) {
+    fn admit(&self, head: &Request) -> Result<(), Response> {
+        self.0.admit(head)
+    }
+
+    fn call(&self, request: Request) -> BoxFuture<'_, Response> {
+        Box::pin(self.0.call(request))
+    }
+
+    fn wrap(&self, stream: TcpStream) -> BoxFuture<'_, std::io::Result<Box<dyn Duplex>>> {
+        Box::pin(async move { Ok(Box::new(self.1.wrap(stream).await?) as Box<dyn Duplex>) })
+    }
+}
+
 /// A server without its addresses.
-#[derive(Debug)]
-pub struct Server<S, W> {
-    service: Arc<S>,
-    wrap: W,
+pub struct Server {
+    handler: Arc<dyn Handler>,
     limits: Limits,
     gate: Arc<Mutex<Gate>>,
     bodies: Arc<Semaphore>,
@@ -105,12 +131,18 @@ struct Gate {
     rate: Option<RateLimit>,
 }
 
-impl<S: Service, W: Wrap> Server<S, W> {
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+impl Server {
     /// A server that answers by `service`.
-    pub fn new(service: S, wrap: W, limits: Limits) -> Self {
+    pub fn new(service: impl Service, wrap: impl Wrap, limits: Limits) -> Self {
         let gate = Gate { open: BTreeMap::new(), total: 0, rate: limits.rate.map(RateLimit::new) };
         let bodies = Arc::new(Semaphore::new(shares(limits.bodies_bytes)));
-        Self { service: Arc::new(service), wrap, limits, gate: Arc::new(Mutex::new(gate)), bodies }
+        Self { handler: Arc::new((service, wrap)), limits, gate: Arc::new(Mutex::new(gate)), bodies }
     }
 
     /// Serves at every address until `stop` turns true or its sender is gone, then lets open requests end.
@@ -169,14 +201,14 @@ impl<S: Service, W: Wrap> Server<S, W> {
                 continue;
             };
             let _ = stream.set_nodelay(true);
-            let (service, wrap, limits) = (self.service.clone(), self.wrap.clone(), self.limits);
+            let (handler, limits) = (self.handler.clone(), self.limits);
             let (gate, bodies, stop) = (self.gate.clone(), self.bodies.clone(), stop.clone());
             open.spawn(async move {
                 let _place = place;
-                match timeout(limits.header, wrap.wrap(stream)).await {
+                match timeout(limits.header, handler.wrap(stream)).await {
                     Ok(Ok(stream)) => {
                         let doors = Doors { limits, gate, bodies };
-                        connection(stream, source, service, doors, stop).await;
+                        connection(stream, source, handler.clone(), doors, stop).await;
                     }
                     Ok(Err(error)) => tracing::debug!(%source, %error, "no handshake"),
                     Err(_) => tracing::debug!(%source, "handshake too slow"),
@@ -189,15 +221,15 @@ impl<S: Service, W: Wrap> Server<S, W> {
 
 /// A server at a set of addresses that may change: our tunnel addresses come and go.
 #[derive(Debug)]
-pub struct Listeners<S, W> {
-    server: Arc<Server<S, W>>,
+pub struct Listeners {
+    server: Arc<Server>,
     tasks: JoinSet<()>,
     open: BTreeMap<SocketAddr, watch::Sender<bool>>,
 }
 
-impl<S: Service, W: Wrap> Listeners<S, W> {
+impl Listeners {
     /// Listens nowhere yet.
-    pub fn new(server: Server<S, W>) -> Self {
+    pub fn new(server: Server) -> Self {
         Self { server: Arc::new(server), tasks: JoinSet::new(), open: BTreeMap::new() }
     }
 
@@ -290,17 +322,17 @@ impl Drop for Place {
     }
 }
 
-async fn connection<S: Service>(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+async fn connection(
+    stream: Box<dyn Duplex>,
     source: SocketAddr,
-    service: Arc<S>,
+    handler: Arc<dyn Handler>,
     doors: Doors,
     mut stop: watch::Receiver<bool>,
 ) {
     let limits = doors.limits;
     let answer = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
-        let (service, doors) = (service.clone(), doors.clone());
-        async move { Ok::<_, Infallible>(exchange(request, source, &*service, &doors).await) }
+        let (handler, doors) = (handler.clone(), doors.clone());
+        async move { Ok::<_, Infallible>(exchange(request, source, &*handler, &doors).await) }
     });
     let stopping = Arc::new(AtomicBool::new(false));
     let io = TokioIo::new(Stalling::new(stream, limits.stall, stopping.clone()));

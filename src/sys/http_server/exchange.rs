@@ -1,5 +1,5 @@
 //! One request and its answer: the gates it passes, its body within bounds, what goes out.
-use super::{Gate, Limits, Service};
+use super::{Gate, Handler, Limits};
 use crate::clock::{Clock as _, SystemClock};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Bytes, Incoming};
@@ -22,10 +22,10 @@ pub(super) struct Doors {
 }
 
 /// Reads the request, has it answered, gives what is to be sent.
-pub(super) async fn exchange<S: Service>(
+pub(super) async fn exchange(
     request: hyper::Request<Incoming>,
     source: SocketAddr,
-    service: &S,
+    handler: &dyn Handler,
     doors: &Doors,
 ) -> hyper::Response<Full<Bytes>> {
     if !source.ip().is_loopback() {
@@ -42,7 +42,7 @@ pub(super) async fn exchange<S: Service>(
     let (head, body) = request.into_parts();
     let mut request = plain(&head, source);
     let has_body = !body.is_end_stream();
-    if let Err(refusal) = service.admit(&request) {
+    if let Err(refusal) = handler.admit(&request) {
         return write(refusal, if has_body { Close::Yes } else { Close::No });
     }
     // The share is kept until the answer is there: what is made of a body is no smaller than the body.
@@ -53,7 +53,7 @@ pub(super) async fn exchange<S: Service>(
         }
         Err(refusal) => return write(refusal, Close::Yes),
     };
-    write(service.call(request).await, Close::No)
+    write(handler.call(request).await, Close::No)
 }
 
 /// The request but for its body.
