@@ -1,7 +1,8 @@
 """Prints the size of a binary with symbols by crate: size.py BINARY.
 
 Code and data of a symbol count for the crate of its path (for a method of a trait, the crate of the type), so generic code of a
-library that is compiled for our types counts for the library. C code and symbols without a path count as `C and assembly`."""
+library that is compiled for our types counts for the library. C code and symbols without a path count as `C and assembly`; what
+the machine outliner has taken out of functions of several crates as `shared sequences`."""
 import collections
 import re
 import subprocess
@@ -21,6 +22,8 @@ for row in rows.splitlines():
     size, name = int(fields[1], 16), fields[3]
     path = re.match(r"[<&*\[( ]*(?:dyn |mut |const )*([A-Za-z_][A-Za-z0-9_]*)(?:\[[0-9a-f]+\])?::", name)
     crate = path.group(1) if path else "C and assembly"
+    if name.startswith("OUTLINED_FUNCTION"):
+        crate = "shared sequences"
     if crate in ("core", "alloc", "std", "compiler_builtins"):
         crate = "std"
     sizes[crate][kind] += size
