@@ -1,13 +1,13 @@
 # shellcheck shell=bash
 # The acts of the chaos tier. Each is a function `act_NAME`, given the hub or device it is done to. It may leave a fault that
 # `undo_NAME` ends after the devices have left the hub; without `undo_NAME` the fault ends by itself or is repaired by the product.
-# shellcheck disable=SC2034,SC2154 # for chaos.bash; from world.bash
+# shellcheck disable=SC2004,SC2034,SC2154 # an associative array of world.bash; for chaos.bash; from world.bash
 
 # Done to a hub: every device must be at the other one within a minute.
-hub_acts=(echo_dropped black_holed powered_off route_lost)
+hub_acts=(echo_dropped black_holed powered_off route_lost key_changed)
 # Done to a device, to its NAT or to the control plane: every device must be connected again.
 device_acts=(killed interface_deleted interface_route_lost carrier_flaps carrier_lost lifetimes nat_restarts route_lost_outside)
-world_acts=(control_restarts hub_restarts)
+world_acts=(control_restarts hub_restarts clock_stepped)
 
 firewall() {
   on "$1" nft -f - <<NFT
@@ -32,6 +32,24 @@ undo_powered_off() {
 }
 # The product may repair it: then no node has to leave.
 act_route_lost() { ip -n "$1" route flush dev wg0; }
+
+# A hub on a new card: another key, so that it is removed and added under its name. The devices get the key through the control plane.
+act_key_changed() {
+  stop "$1"
+  ip -n "$1" link del wg0
+  rm "$work/$1/wg0.key"
+  resume "$1"
+}
+undo_key_changed() {
+  local name=hub-${1#hub}
+  fleet node remove "$name" --yes >/dev/null
+  (umask 077 && fleet hub add "$name" --network field --endpoint "192.0.2.$((1 + ${1#hub})):51820" >"$work/$1.token")
+  await 60 "$1: enrolled again with its new key" command_of "$1" enrol --again --token "$work/$1.token"
+  await 60 "$1: the control plane has its new key" key_is_known "$1" "$name"
+  address[$name]=$(address_of "$name")
+}
+# The devices have it from the same state; an act at the other hub leads them here.
+key_is_known() { fleet --json node show "$2" | grep -qF "$(tunnel_key "$1")"; }
 
 act_killed() {
   stop "$1" KILL
@@ -91,4 +109,13 @@ act_hub_restarts() {
   ip -n hub1 link del wg0
   pause $((RANDOM % 20))
   resume hub1
+}
+# A clock that is ahead for three minutes: the handshakes meanwhile carry a time that has not come, and the hubs refuse later ones.
+# One clock for all in this kernel: the control plane takes part.
+act_clock_stepped() {
+  date -u -s "@$(($(date +%s) + 7200))" >/dev/null
+  pause 180
+  date -u -s "@$(($(date +%s) - 7200))" >/dev/null
+  # Sessions end, and the next handshakes are older than those that the hubs remember.
+  pause 300
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Random acts in the world of world.bash, drawn from CHAOS_SEED, for CHAOS_SECONDS of the guest's time; CHAOS_ONLY names one
-# act. After each act: every device is connected within the limit, what belongs to others is as it was, and every process
+# Random acts in the world of world.bash, drawn from CHAOS_SEED, for CHAOS_SECONDS of the guest's time and at most CHAOS_ACTS of
+# them; CHAOS_ONLY names one act. After each act: every device is connected within the limit, what belongs to others is as it was, and every process
 # lives. Prints the times to recover by cause.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -11,6 +11,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 # Limits in seconds: from the act, or from its end where it lasts, until packets pass every tunnel.
 hub_limit=60 device_limit=120
+# A new key goes through the control plane, at most one in half an hour, after the hub has refused the old one for a while.
+declare -A limits=([clock_stepped]=2400)
 RANDOM=${CHAOS_SEED:?}
 seconds=${CHAOS_SECONDS:?}
 
@@ -49,7 +51,7 @@ deal() {
 }
 deal
 end=$(($(now) + seconds * 1000)) acts=0
-while [ "$(now)" -lt "$end" ]; do
+while [ "$(now)" -lt "$end" ] && [ "$acts" -lt "${CHAOS_ACTS:-1000000}" ]; do
   [ ${#deck[@]} -gt 0 ] || deal
   i=$((RANDOM % ${#deck[@]}))
   read -r kind name <<<"${deck[i]}"
@@ -84,7 +86,7 @@ while [ "$(now)" -lt "$end" ]; do
     world)
       say "act $acts: $name"
       "act_$name"
-      timed "world: $name" "$device_limit" all connected || true
+      timed "world: $name" "${limits[$name]:-$device_limit}" all connected || true
       ;;
   esac
   for device in "${devices[@]}"; do check "$name: what others put on $device is as it was" kept "$device" || true; done
