@@ -14,6 +14,7 @@ use spoke_sys::http::Http as _;
 
 crate::on_both_databases![
     announced_name_needs_its_bound_token,
+    running_control_plane_keeps_announced_names,
     token_of_another_network_takes_no_name,
     earlier_token_does_not_take_an_announced_name,
     removed_name_needs_a_new_bound_token_for_any_key,
@@ -72,6 +73,15 @@ async fn announced_name_needs_its_bound_token(kind: Kind) {
 
     join(&store, "hub-1", &of_hub).await.expect("the hub itself");
     join(&store, "edge-1", of_edge.reveal()).await.expect("the device itself, without approval");
+}
+
+/// The same at the real program, so that an earlier one can be attacked as well.
+async fn running_control_plane_keeps_announced_names(kind: Kind) {
+    let (server, unbound) = ControlPlane::start_with_network(kind, "10.8.0.0/24").await;
+    let add = ["hub", "add", "hub-1", "--network", "field", "--endpoint", "hub.example.net:51820"];
+    let of_hub = server.cli_ok(&add).await;
+    assert_eq!(server.device("hub-1").enrol(&unbound).await.0, 401, "a token for devices makes no hub");
+    assert_eq!(server.device("hub-1").enrol(&of_hub).await.0, 200, "the hub itself");
 }
 
 async fn token_of_another_network_takes_no_name(kind: Kind) {
