@@ -3,6 +3,7 @@ pub mod auth;
 pub mod devices;
 pub mod extract;
 pub mod fleet;
+pub mod keys;
 pub mod networks;
 pub mod nodes;
 pub mod peers;

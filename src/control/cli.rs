@@ -1,6 +1,7 @@
 //! The command line of `spoke-control`. It works on the database, also while no control plane is running.
 pub mod audit;
 pub mod backup;
+pub mod key;
 pub mod network;
 pub mod node;
 pub mod prompt;
@@ -56,6 +57,9 @@ pub enum Command {
     /// Manage enrolment tokens
     #[command(subcommand)]
     Token(token::TokenCommand),
+    /// Manage the keys of operators, for the HTTP API
+    #[command(subcommand)]
+    Key(key::KeyCommand),
     /// Manage networks
     #[command(subcommand)]
     Network(Box<network::NetworkCommand>),
@@ -131,6 +135,7 @@ async fn run(cli: Cli) -> Outcome {
         Command::Pin => status::pin(&context),
         Command::Node(command) => node::node(&context, command).await,
         Command::Token(command) => token::token(&context, command).await,
+        Command::Key(command) => key::key(&context, command).await,
         Command::Network(command) => network::network(&context, *command).await,
         Command::Hub(command) => network::hub(&context, command).await,
         Command::Release(command) => release::run(&context, command).await,

@@ -6,13 +6,16 @@ use spoke_config::grants::Grants;
 use spoke_config::reader::Table;
 use spoke_model::address::HostPort;
 use spoke_model::key_source::KeySource;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The default of `--config`.
 pub const FILE: &str = "/etc/spoke-control/spoke-control.toml";
+
+/// The default of `api.listen`.
+pub const API_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8444);
 
 /// The default of `grants.poll`.
 const CHAIN_POLL: Duration = Duration::from_secs(5);
@@ -36,8 +39,9 @@ pub struct Config {
     pub store: StoreUrl,
     /// `api.operator_token`.
     pub operator_token: Option<KeySource>,
-    /// `api.listen`: where the operators' API is served alone; empty: beside the devices'.
-    pub api_listen: Vec<SocketAddr>,
+    /// `api.listen`: where the operators' API is served. `None`: on [`API_LISTEN`] if that is free, and to holders of
+    /// `operator_token` beside the devices' API as well, as in releases before the keys.
+    pub api_listen: Option<Vec<SocketAddr>>,
     /// `[limits]`.
     pub rates: Rates,
     /// `[grants]`: the contract that decides who is a peer in networks with `access = "nft"`.
@@ -163,7 +167,7 @@ impl Config {
             client_timeout: client_timeout.unwrap_or(Duration::from_secs(30)),
             store,
             operator_token,
-            api_listen: api_listen.unwrap_or_default(),
+            api_listen,
             rates,
             grants,
         })

@@ -9,6 +9,7 @@ pub mod networks;
 pub mod node_change;
 pub mod node_test;
 pub mod nodes;
+pub mod operator_keys;
 pub mod releases;
 pub mod tokens;
 
@@ -31,6 +32,8 @@ pub enum Entity {
     NodeInNetwork,
     /// A token that is not revoked.
     Token,
+    /// A key of an operator that is not revoked.
+    OperatorKey,
     /// The desired release of a network or node.
     Release,
 }
@@ -42,6 +45,7 @@ impl std::fmt::Display for Entity {
             Self::Node => "node",
             Self::NodeInNetwork => "node in this network with id",
             Self::Token => "token in force with id",
+            Self::OperatorKey => "key in force",
             Self::Release => "desired release of",
         })
     }

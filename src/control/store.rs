@@ -18,6 +18,7 @@ pub mod network;
 pub mod node;
 pub mod node_status;
 pub mod nonce;
+pub mod operator_key;
 pub mod preshared;
 pub mod probe;
 pub mod release;

@@ -76,6 +76,8 @@ pub enum PollResult {
     Again,
     /// A document that cannot be accepted.
     Refused(Refusal),
+    /// The node was removed, by an answer signed for this poll.
+    Removed,
     /// No answer, or an error status.
     Failed(String, OutageCause),
 }

@@ -18,6 +18,13 @@ pub struct Enrolment {
     /// No state was kept since: one on disk is of the enrolment before.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub fresh: bool,
+    /// The control plane has removed the node: no state is in force, and one on disk counts for nothing. The pinned keys
+    /// stay, so that a fleet restored from a backup takes the node back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub removed: bool,
+    /// SHA-256 of the enrolment token, in hex: what is left of it on the device is erased.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
 }
 
 impl Enrolment {
@@ -93,7 +100,14 @@ mod tests {
             SignedState { envelope: document.sign(&signers).unwrap(), document }
         };
         let node_id = "edge-1".parse().unwrap();
-        let mut enrolment = Enrolment { server: "https://c".into(), node_id, signing_keys: keys(&[1]), fresh: false };
+        let mut enrolment = Enrolment {
+            server: "https://c".into(),
+            node_id,
+            signing_keys: keys(&[1]),
+            fresh: false,
+            removed: false,
+            token: None,
+        };
         assert!(enrolment.trust_also(&keys(&[1, 2])) && !enrolment.trust_also(&keys(&[2])));
         assert_eq!(enrolment.signing_keys, keys(&[1, 2]), "of a state that may be reverted");
         enrolment.retire_keys(&state(&[2], &[1]));

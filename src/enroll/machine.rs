@@ -22,7 +22,7 @@ use super::confirm::RejectedState;
 use super::document::Refusal;
 use super::events::{Action, ControlTimes, Event, NodeObservation, PollResult, SignedState};
 use super::rotation::{Rotation, RotationAction};
-use super::status::{ControlOutage, ControlStatus, KeyChange};
+use super::status::{ControlOutage, ControlStatus, KeyChange, OutageCause};
 use super::wire::Outcome;
 use spoke_model::backoff::{Backoff, JitterRng};
 use spoke_model::deadline::Deadline;
@@ -61,6 +61,8 @@ const REPORT_PAUSE: Duration = Duration::from_secs(1);
 const OUTAGE_BACKOFF: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(120));
 /// First and longest wait after a document that was refused.
 const REFUSED_BACKOFF: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(900));
+/// Longest wait of a removed node before it asks again.
+const REMOVED_POLL: Duration = Duration::from_secs(900);
 /// A poll that brought nothing is repeated after a random wait below this: a server that stops answers all nodes at
 /// once.
 const SCATTER_MS: u64 = 1_000;
@@ -354,6 +356,13 @@ impl ControlClient {
             PollResult::Refused(refusal) => {
                 self.record_answer(now, scatter);
                 self.record_refusal(now, &refusal);
+            }
+            PollResult::Removed => {
+                let cause = OutageCause::Removed;
+                let since = self.outage.as_ref().filter(|o| o.cause == cause).map_or(now, |o| o.since);
+                let reason = "the node was removed from the fleet".to_owned();
+                self.outage = Some(ControlOutage { since, reason, cause });
+                self.poll = Poll::At(now + self.rng.jitter(REMOVED_POLL));
             }
             PollResult::Failed(why, cause) => {
                 // The first wait is spread: a control plane that stops loses all of its nodes at once.

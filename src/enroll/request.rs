@@ -155,6 +155,39 @@ impl TimeAnswer {
     }
 }
 
+/// The removal of a node from the fleet, sent to that node. Signed, because the node erases its state: no third party may
+/// make it do so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemovalAnswer {
+    /// The nonce of the request, in hex; prevents replays after the node was enrolled again.
+    pub nonce: String,
+    /// Who signed.
+    pub key: VerifyKey,
+    /// Over the text of [`RemovalAnswer::sign`].
+    pub signature: Signature,
+}
+
+impl RemovalAnswer {
+    fn text(node: &NodeId, nonce: &str) -> String {
+        format!("spoke-removal-v1\n{node}\n{nonce}")
+    }
+
+    /// Signs the removal of `node` in answer to its request with `nonce`.
+    pub fn sign(key: &SignKey, node: &NodeId, nonce: Nonce) -> Self {
+        let nonce = nonce.to_hex();
+        let signature = key.sign(Self::text(node, &nonce).as_bytes());
+        Self { nonce, key: key.public(), signature }
+    }
+
+    /// Whether a pinned key signed the removal of `node` for its request with `nonce`.
+    pub fn verify(&self, node: &NodeId, nonce: Nonce, pinned: &[VerifyKey]) -> bool {
+        self.nonce == nonce.to_hex()
+            && pinned.contains(&self.key)
+            && self.key.verify(Self::text(node, &self.nonce).as_bytes(), &self.signature)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,6 +225,21 @@ mod tests {
         assert_eq!(answer.verify(Nonce([1; 16]), &[key(2).public()]), None);
         let later = TimeAnswer { server_time_ms: 1, ..answer };
         assert_eq!(later.verify(Nonce([1; 16]), &[key(1).public()]), None);
+    }
+
+    #[test]
+    fn removal_needs_pinned_key_own_nonce_and_own_name() {
+        let (nonce, pinned) = (Nonce([1; 16]), [key(1).public()]);
+        let answer = RemovalAnswer::sign(&key(1), &node(), nonce);
+        assert!(answer.verify(&node(), nonce, &pinned));
+        assert!(!answer.verify(&node(), Nonce([2; 16]), &pinned), "recorded before the node was enrolled again");
+        assert!(!answer.verify(&"edge-2".parse().unwrap(), nonce, &pinned), "of another node");
+        assert!(!RemovalAnswer::sign(&key(2), &node(), nonce).verify(&node(), nonce, &pinned));
+        let posing = RemovalAnswer { key: key(1).public(), ..RemovalAnswer::sign(&key(2), &node(), nonce) };
+        assert!(!posing.verify(&node(), nonce, &pinned));
+        let time = TimeAnswer::sign(&key(1), 1, nonce);
+        let posing = RemovalAnswer { signature: time.signature, ..answer };
+        assert!(!posing.verify(&node(), nonce, &pinned), "a signed time is no removal");
     }
 
     proptest! {

@@ -9,6 +9,8 @@ use spoke_model::time::Boot;
 pub struct ControlStatus {
     /// The node is enrolled.
     pub enrolled: bool,
+    /// The control plane has removed the node.
+    pub removed: bool,
     /// The generation in force; 0: none.
     pub generation: u64,
     /// Outcome of the last one received.

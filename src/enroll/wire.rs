@@ -386,6 +386,10 @@ pub struct ProblemDetail {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub key_verifier: Option<PublicKey>,
+    /// With `revoked`: the removal, signed for this request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
+    pub removal: Option<super::request::RemovalAnswer>,
 }
 
 /// The answer to a report, where there is something to say.

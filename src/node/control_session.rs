@@ -3,7 +3,7 @@
 //!
 //! Waits for: the long-poll, the answer to a message, echo replies, changes of the reconciler, the uplink, the components
 //! and the updater, requests for a new key, and the machine's deadline. Publishes [`Effective`] and [`ControlStatus`].
-use crate::enrolment::{EnrolError, Enroller, TokenSource};
+use crate::enrolment::{EnrolError, Enroller, TokenEraser, TokenSource};
 use crate::reconciler::{Fact, NetStatus};
 use crate::signed_request::Signer;
 use spoke_api::health::summary::Components;
@@ -100,6 +100,8 @@ pub struct ControlTask<H, E, C, K> {
     pub secrets: watch::Sender<Option<Arc<Keys>>>,
     /// The enrolment token.
     pub token: TokenSource,
+    /// Erases it once the enrolment is on disk.
+    pub erase_token: TokenEraser,
     /// Sent at enrolment.
     pub capabilities: Capabilities,
     /// Its files.
@@ -147,8 +149,12 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
     pub async fn run(mut self) -> Result<(), ControlTaskError> {
         let mut server = ServerClock::new(self.clock.now(), self.clock.wall());
         let (mut enrolment, enrolment_lost) = self.load_enrolment();
-        if enrolment.as_ref().is_some_and(|e| e.fresh) {
+        if enrolment.as_ref().is_some_and(|e| e.fresh || e.removed) {
             self.files.forget_states();
+        }
+        // A power cut may have left it.
+        if let Some(token) = enrolment.as_ref().and_then(|e| e.token.as_ref()) {
+            (self.erase_token)(token);
         }
         let (in_force, state_lost) = self.load_last_good(&mut enrolment);
         let trial = self.load_trial();
@@ -157,6 +163,10 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
                 let unproved = trial.is_some_and(|t| t.leaves_unproved(state.document.generation));
                 let proved = (!unproved).then_some(&state.document);
                 Some(publish(&self.publish, &self.own, Some(&state.document), proved))
+            }
+            (None, Some(known)) if known.removed => {
+                publish(&self.publish, &self.own, None, None);
+                None
             }
             (None, Some(_)) => None,
             // It may have been enrolled.
@@ -227,6 +237,8 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
                     node_id: self.signer.node.clone(),
                     signing_keys: document.signing_keys.clone(),
                     fresh: false,
+                    removed: false,
+                    token: None,
                 });
                 (Some(SignedState { envelope, document }), false)
             }
@@ -246,6 +258,9 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
         let enrolment = enroller.enrol(&self.clock, server, &mut rng, &self.status).await;
         self.files.enrolment.store(&enrolment)?;
         tracing::info!(node = %self.signer.node, url = enrolment.server, "enrolled");
+        if let Some(token) = &enrolment.token {
+            (self.erase_token)(token);
+        }
         Ok(enrolment)
     }
 
@@ -311,7 +326,12 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
                 session.perform(action).await;
             }
         }
-        let enrolment = EnrolAgain { http: self.http.1, token: self.token, capabilities: self.capabilities };
+        let enrolment = EnrolAgain {
+            http: self.http.1,
+            token: self.token,
+            erase_token: self.erase_token,
+            capabilities: self.capabilities,
+        };
         let requests = self.requests;
         session.run(&mut *requests.lock().await, enrolment).await;
         Ok(())
@@ -333,6 +353,7 @@ fn provision_request(signer: &Signer, key: PublicKey, capabilities: &Capabilitie
 struct EnrolAgain<H> {
     http: H,
     token: TokenSource,
+    erase_token: TokenEraser,
     capabilities: Capabilities,
 }
 
@@ -351,8 +372,8 @@ struct ControlSession<H, E, C, K> {
 }
 
 impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlSession<H, E, C, K> {
-    /// Ends when the reconciler has ended, and the process with it; or after a second enrolment, which the next session
-    /// begins with.
+    /// Ends when the reconciler has ended, and the process with it; or after a second enrolment or the removal of the node,
+    /// which the next session begins with.
     async fn run(&mut self, requests: &mut mpsc::Receiver<SessionRequest>, mut enrolment: EnrolAgain<H>) {
         loop {
             self.handle_events().await;
@@ -363,7 +384,13 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlSession<H, E, C, K> {
             let wake = [deadline, self.io.save_deadline()].into_iter().flatten().min();
             tokio::select! {
                 reply = poll_ended(&mut self.io.requests.polling) => {
+                    let member = !self.io.connection.enrolment.removed;
                     let event = self.io.handle_poll(reply);
+                    // The next session begins without a state.
+                    if member && self.io.connection.enrolment.removed {
+                        self.publish_status();
+                        return;
+                    }
                     self.events.push_back(event);
                 }
                 (reply, is_key) = send_ended(&mut self.io.requests.sending) => {
@@ -449,12 +476,16 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlSession<H, E, C, K> {
         let enrolment = enroller.enrol_once(&self.io.clock, &mut server).await?;
         self.io.files.enrolment.store(&enrolment)?;
         self.io.files.enrolment.forget_previous()?;
+        if let Some(token) = &enrolment.token {
+            (with.erase_token)(token);
+        }
         tracing::info!(node = %self.io.signer.node, url = enrolment.server, "enrolled again");
         Ok(())
     }
 
     fn publish_status(&self) {
         let status = ControlStatus {
+            removed: self.io.connection.enrolment.removed,
             unsaved: self.io.unsaved(),
             disabled: self.io.connection.disabled,
             ..self.machine.status()

@@ -9,6 +9,7 @@ use spoke_model::error_chain::ErrorChain;
 use spoke_model::key::{PublicKey, SecretKey};
 use spoke_model::key_source::KeySource;
 use spoke_model::secret::Secret;
+use spoke_model::signature::sha256_hex;
 use spoke_sys::clock::Clock;
 use spoke_sys::disk::DiskError;
 use spoke_sys::http::{Http, HttpError};
@@ -27,6 +28,28 @@ const CLOCK_PAUSE: Duration = Duration::from_millis(200);
 
 /// Reads the enrolment token when it is needed, so that a corrected token needs no restart.
 pub type TokenSource = Arc<dyn Fn() -> Result<Secret<String>, TokenError> + Send + Sync>;
+
+/// Erases what is left on the device of the token with this SHA-256, in hex.
+pub type TokenEraser = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// Erases the token at `source` if it is the one with this SHA-256: it may be a new one for the next enrolment.
+pub fn erase_token(source: Option<&KeySource>, sha256: &str) {
+    let Some(source) = source else { return };
+    let is_used = |token: &str| sha256_hex(token.as_bytes()) == sha256;
+    match source {
+        KeySource::File(path) => match spoke_sys::disk::erase_secret(path, is_used) {
+            Ok(true) => tracing::info!(%source, "enrolment token erased"),
+            Ok(false) => {}
+            Err(e) => tracing::warn!(%source, error = %ErrorChain(&e), "used enrolment token stays on this device"),
+        },
+        KeySource::Credential(_) => {
+            if keys::line(source).is_ok_and(|token| is_used(&token)) {
+                let error = "a credential is not this process's to delete";
+                tracing::warn!(%source, error, "used enrolment token stays on this device");
+            }
+        }
+    }
+}
 
 /// Why there is no enrolment token.
 #[derive(Debug, thiserror::Error)]
@@ -181,6 +204,8 @@ impl<H: Http> Enroller<'_, H> {
                     node_id: config.node_id,
                     signing_keys: config.signing_keys,
                     fresh: true,
+                    removed: false,
+                    token: Some(sha256_hex(token.reveal().as_bytes())),
                 }))
             }
             202 => Err(EnrolError::NotApproved),
@@ -204,6 +229,31 @@ impl<H: Http> Enroller<'_, H> {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn used_token_is_erased_and_a_new_one_is_kept() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        let source = KeySource::File(path.clone());
+        let put = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        };
+        let used = sha256_hex(b"spk_1_2");
+        put("spk_3_4\n");
+        erase_token(Some(&source), &used);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "spk_3_4\n", "for the next enrolment");
+        put("spk_1_2\n");
+        // Another name of the same blocks, as a copy in progress would have.
+        let second = dir.path().join("second");
+        std::fs::hard_link(&path, &second).unwrap();
+        erase_token(Some(&source), &used);
+        assert!(!path.exists());
+        assert_eq!(std::fs::read_to_string(&second).unwrap(), "", "overwritten, not only unlinked");
+        erase_token(Some(&source), &used);
+        erase_token(None, &used);
+    }
 
     #[test]
     fn token_errors_name_place_error_and_remedy() {

@@ -181,6 +181,26 @@ pub fn remove(path: &Path) -> Result<(), DiskError> {
     Ok(())
 }
 
+/// Erases the one-line secret in `path` if `is_it` holds for it; whether it did. Overwritten before it is deleted: freed
+/// blocks would keep the text. In a directory that this process cannot write an empty file stays.
+///
+/// # Errors
+/// The secret may still be there.
+pub fn erase_secret(path: &Path, is_it: impl FnOnce(&str) -> bool) -> Result<bool, DiskError> {
+    let fail = |e: std::io::Error| DiskError::write(path, e);
+    let Some(bytes) = read_secret(path, 4096)? else { return Ok(false) };
+    if !std::str::from_utf8(&bytes).is_ok_and(|text| is_it(text.trim())) {
+        return Ok(false);
+    }
+    let file = open(path, OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
+    let mut file = File::from(file.map_err(|e| DiskError::write(path, e))?);
+    file.write_all(&vec![b'#'; bytes.len()]).and_then(|()| file.sync_all()).map_err(fail)?;
+    file.set_len(0).and_then(|()| file.sync_all()).map_err(fail)?;
+    drop(file);
+    let _ = remove(path);
+    Ok(true)
+}
+
 fn split(path: &Path) -> Option<(&Path, &str)> {
     let directory = path.parent()?;
     // The parent of a bare file name is empty, not ".".

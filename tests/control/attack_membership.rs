@@ -1,7 +1,7 @@
 //! Attacks on membership: names of others, removed devices, other networks, states of others.
 use crate::database::{Kind, fresh};
 use crate::fixture::{NOW, identity, join, open_with_network, operator, request, token};
-use crate::server::{ControlPlane, Settings, plain};
+use crate::server::{ControlPlane, Device, Settings, plain};
 use ipnet::IpNet;
 use spoke_control::registry::enrol::{Enrolled, enrol};
 use spoke_control::registry::{RegistryError, networks, nodes, tokens};
@@ -9,7 +9,10 @@ use spoke_control::store::Store;
 use spoke_control::store::network::Network;
 use spoke_control::store::node::NodeState;
 use spoke_control::store::token::NewToken;
+use spoke_enroll::request::{NONCE, Nonce};
+use spoke_enroll::wire::Problem;
 use spoke_model::key::PublicKey;
+use spoke_model::node_id::NodeId;
 use spoke_sys::http::Http as _;
 
 crate::on_both_databases![
@@ -20,6 +23,7 @@ crate::on_both_databases![
     removed_name_needs_a_new_bound_token_for_any_key,
     removal_can_revoke_the_enrolling_token,
     tokens_expire_by_default,
+    removal_is_signed_for_the_removed_node_alone,
     hub_reads_only_its_own_network,
     node_state_needs_the_signature_of_the_node,
     node_is_led_back_from_a_generation_of_an_attacker,
@@ -163,6 +167,37 @@ async fn tokens_expire_by_default(kind: Kind) {
     let listed = server.cli_json(&["token", "list"]).await;
     let kept = listed.as_array().unwrap().iter().find(|t| t["note"] == "kept").unwrap();
     assert!(kept["expires_at"].is_null(), "on request only: {kept}");
+}
+
+/// The signed removal makes a device erase its state: none may be had for another node, or without a removal.
+async fn removal_is_signed_for_the_removed_node_alone(kind: Kind) {
+    let (server, token) = ControlPlane::start_with_network(kind, "10.8.0.0/24").await;
+    for id in ["edge-1", "edge-2"] {
+        assert_eq!(server.device(id).enrol(&token).await.0, 200);
+    }
+    let keys = server.cli_json(&["signing-key", "list"]).await;
+    let pinned = [keys[0]["key"].as_str().unwrap().parse().unwrap()];
+    server.cli_ok(&["node", "remove", "edge-1", "--yes"]).await;
+    let ask = async |device: &mut Device| {
+        let request = device.signed("GET", "/api/v1/nodes/self/state?after=0", Vec::new());
+        let header = |name: &str| request.headers.iter().find(|(n, _)| *n == name).map(|(_, v)| v.clone());
+        let nonce = Nonce::from_hex(&header(NONCE).unwrap()).unwrap();
+        let answer = device.http.send(request).await.unwrap();
+        let problem = serde_json::from_slice::<Problem>(&answer.body).ok();
+        (answer.status, nonce, problem.and_then(|p| p.detail.removal))
+    };
+    let id = |text: &str| text.parse::<NodeId>().unwrap();
+    let (status, nonce, removal) = ask(&mut server.device("edge-1")).await;
+    let removal = removal.expect("signed");
+    assert_eq!(status, 403);
+    assert!(removal.verify(&id("edge-1"), nonce, &pinned), "the device's keys are those it pinned");
+    assert!(!removal.verify(&id("edge-2"), nonce, &pinned));
+    let mut thief = server.device("edge-1");
+    thief.key = identity("thief");
+    let (status, _, removal) = ask(&mut thief).await;
+    assert_eq!((status, removal), (401, None));
+    let (status, _, removal) = ask(&mut server.device("edge-2")).await;
+    assert_eq!((status, removal), (200, None));
 }
 
 async fn hub_reads_only_its_own_network(kind: Kind) {

@@ -14,6 +14,7 @@ mod api;
 mod attack_availability;
 mod attack_keys;
 mod attack_membership;
+mod attack_operators;
 mod attack_replay;
 mod attack_text;
 mod bench;

@@ -31,6 +31,8 @@ fn store_state(node: &Node<'_>) {
         node_id: document.node_id.clone(),
         signing_keys: vec![signer.public()],
         fresh: false,
+        removed: false,
+        token: None,
     };
     let state = node.path("state");
     std::fs::create_dir(&state).expect("a directory");

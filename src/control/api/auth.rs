@@ -6,16 +6,19 @@ use crate::clock::now_ms;
 use crate::connections::Connection;
 use crate::nonce_queue::NonceRecord;
 use crate::signing::MasterKey;
+use crate::store::audit::Actor;
 use crate::store::node::NodeState;
 use crate::store::nonce::UsedNonce;
+use crate::store::operator_key::OperatorRole;
 use axum::body::Bytes;
 use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, OriginalUri, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use serde::de::DeserializeOwned;
 use spoke_config::node::Role;
-use spoke_enroll::request::{KEY_PROOF, RequestParts, RequestProof, TimeAnswer, WINDOW_MS};
+use spoke_enroll::request::{KEY_PROOF, RemovalAnswer, RequestParts, RequestProof, TimeAnswer, WINDOW_MS};
 use spoke_enroll::wire::{ProblemCode, ProvisionRequest};
+use spoke_model::error_chain::ErrorChain;
 use spoke_model::key::PublicKey;
 use spoke_model::key_proof::KeyProof;
 use spoke_model::node_id::NodeId;
@@ -97,13 +100,55 @@ impl Claim {
     }
 }
 
-/// Whether the operator token is accepted at the listener of a request.
-#[derive(Clone, Copy, Debug)]
-pub struct AcceptsOperators(pub bool);
+/// How operators authenticate at the listener of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OperatorAuth {
+    /// Not at all: it serves devices.
+    None,
+    /// With `api.operator_token` only: it serves devices too, as in releases before the keys.
+    TokenOnly,
+    /// With a key, or with `api.operator_token`.
+    TokenAndKeys,
+}
 
-/// A request with the operator token.
-#[derive(Clone, Copy, Debug)]
-pub struct Operator;
+/// An operator whose key is valid and whose role suffices for the request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operator {
+    /// Its name in the audit trail; `api`: the holder of `api.operator_token`.
+    pub name: String,
+    /// What it may do.
+    pub role: OperatorRole,
+}
+
+impl Operator {
+    /// For the audit trail.
+    pub fn actor(&self) -> Actor {
+        Actor::Operator(self.name.clone())
+    }
+
+    /// Refuses a request that needs another role.
+    fn require(self, parts: &Parts) -> Result<Self, OperatorError> {
+        let path = parts.extensions.get::<OriginalUri>().map_or(&parts.uri, |o| &o.0).path();
+        let needed = required_role(&parts.method, path);
+        if self.role >= needed {
+            return Ok(self);
+        }
+        let (name, role, needed) = (&self.name, self.role.as_str(), needed.as_str());
+        let message = format!("the key of {name} has the role {role}; this call needs {needed}");
+        Err(OperatorError::new(StatusCode::FORBIDDEN, message))
+    }
+}
+
+/// The least role for a request.
+fn required_role(method: &Method, path: &str) -> OperatorRole {
+    if path == "/api/keys" || path.starts_with("/api/keys/") {
+        OperatorRole::Admin
+    } else if method.is_safe() {
+        OperatorRole::Viewer
+    } else {
+        OperatorRole::Operator
+    }
+}
 
 /// Who may read the peers.
 #[derive(Clone, Debug)]
@@ -210,7 +255,12 @@ impl ApiState {
         match member.state {
             NodeState::Active => {}
             NodeState::Pending => return Err(ApiError::pending()),
-            NodeState::Removed | NodeState::Expected => return Err(ApiError::removed()),
+            NodeState::Removed => {
+                let keys = self.keys.borrow();
+                let removal = keys.oldest().map(|k| RemovalAnswer::sign(k, &proof.node, proof.nonce));
+                return Err(ApiError::removal(removal));
+            }
+            NodeState::Expected => return Err(ApiError::removed()),
         }
         let key_proof = Claim::of(&parts.headers, &proof);
         let Member { role, network, enabled, .. } = member;
@@ -218,26 +268,51 @@ impl ApiState {
         Ok((caller, body))
     }
 
-    /// Whether the bearer token is the operator token. Wrong ones never stop the right one: of those beyond the limit of
+    /// The operator whose token or key the request brings. Wrong ones never stop a right one: of those beyond the limit of
     /// their address only the answer differs.
-    fn is_operator(&self, parts: &Parts) -> Result<bool, ApiError> {
-        let accepted = parts.extensions.get::<AcceptsOperators>().is_some_and(|a| a.0);
-        let Some(token) = bearer(&parts.headers).filter(|_| accepted) else { return Ok(false) };
+    async fn operator(&self, parts: &Parts) -> Result<Option<Operator>, ApiError> {
+        let auth = parts.extensions.get::<OperatorAuth>().copied().unwrap_or(OperatorAuth::None);
+        let Some(token) = bearer(&parts.headers).filter(|_| auth != OperatorAuth::None) else { return Ok(None) };
         let address = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|c| c.0.ip());
-        let valid = self.operator_token.as_ref().is_some_and(|t| {
-            // Digests: of equal length, so that the comparison does not disclose the token's.
-            let (a, b) = (sha256_hex(token.as_bytes()), sha256_hex(t.reveal().as_bytes()));
-            #[expect(deprecated, reason = "the only constant-time comparison of slices in ring")]
-            ring::constant_time::verify_slices_are_equal(a.as_bytes(), b.as_bytes()).is_ok()
-        });
-        if let (false, Some(address)) = (valid, address) {
+        let found = match self.operator_token.as_ref().is_some_and(|t| same_secret(token, t.reveal())) {
+            true => Some(Operator { name: "api".to_owned(), role: OperatorRole::Admin }),
+            false if auth == OperatorAuth::TokenAndKeys => self.holder(token).await?,
+            false => None,
+        };
+        if let (None, Some(address)) = (&found, address) {
             self.limits.count_invalid_token(address, now_ms())?;
         }
-        if valid {
+        if found.is_some() {
             prove(parts);
         }
-        Ok(valid)
+        Ok(found)
     }
+
+    /// The holder of an operator's key.
+    async fn holder(&self, key: &str) -> Result<Option<Operator>, ApiError> {
+        let now = now_ms();
+        let Some(key) = self.store.read().await?.valid_operator_key(key, now).await? else { return Ok(None) };
+        if key.is_use_due(now) {
+            // Reads are answered while the store takes no writes.
+            let stored = async {
+                let mut tx = self.store.write().await?;
+                tx.use_operator_key(&key.id, now).await?;
+                tx.commit().await
+            };
+            if let Err(e) = stored.await {
+                tracing::debug!(key = key.id, error = %ErrorChain(&e), "use of an operator's key not stored");
+            }
+        }
+        Ok(Some(Operator { name: key.name, role: key.role }))
+    }
+}
+
+/// Compares in constant time.
+fn same_secret(a: &str, b: &str) -> bool {
+    // Digests: of equal length, so that the comparison does not disclose the secret's.
+    let (a, b) = (sha256_hex(a.as_bytes()), sha256_hex(b.as_bytes()));
+    #[expect(deprecated, reason = "the only constant-time comparison of slices in ring")]
+    ring::constant_time::verify_slices_are_equal(a.as_bytes(), b.as_bytes()).is_ok()
 }
 
 /// Marks the connection of a request as one that is not closed to make room for unauthenticated clients.
@@ -291,13 +366,11 @@ impl FromRequest<Arc<ApiState>> for EnrolmentRequest {
 impl FromRequestParts<Arc<ApiState>> for Operator {
     type Rejection = OperatorError;
     async fn from_request_parts(parts: &mut Parts, state: &Arc<ApiState>) -> Result<Self, OperatorError> {
-        if state.is_operator(parts)? {
-            return Ok(Self);
+        if let Some(operator) = state.operator(parts).await? {
+            return operator.require(parts);
         }
-        let message = match state.operator_token {
-            Some(_) => "the operator token is missing or wrong: Authorization: Bearer …",
-            None => "no operator token is configured: set api.operator_token, or use the command line",
-        };
+        let message =
+            "the operator's key is missing or wrong: Authorization: Bearer …; make one with `spoke-control key create`";
         Err(OperatorError::new(StatusCode::UNAUTHORIZED, message))
     }
 }
@@ -306,7 +379,8 @@ impl FromRequest<Arc<ApiState>> for PeerReader {
     type Rejection = ApiError;
     async fn from_request(request: Request, state: &Arc<ApiState>) -> Result<Self, ApiError> {
         let (parts, body) = request.into_parts();
-        if state.is_operator(&parts)? {
+        // Every role may read.
+        if state.operator(&parts).await?.is_some() {
             return Ok(Self::Operator);
         }
         let (caller, _) = state.caller(Request::from_parts(parts, body)).await?;
@@ -314,5 +388,26 @@ impl FromRequest<Arc<ApiState>> for PeerReader {
             Role::Hub => Ok(Self::Hub(caller.network)),
             Role::Node => Err(ApiError::new(ProblemCode::BadProof, "only hubs and operators may read the peers")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_need_an_admin_and_changes_an_operator() {
+        use OperatorRole::{Admin, Operator, Viewer};
+        for (method, path, role) in [
+            (Method::GET, "/api/nodes", Viewer),
+            (Method::HEAD, "/api/keysmith", Viewer),
+            (Method::POST, "/api/nodes", Operator),
+            (Method::DELETE, "/api/v1/wireguard/peers/edge-1", Operator),
+            (Method::GET, "/api/keys", Admin),
+            (Method::DELETE, "/api/keys/0", Admin),
+        ] {
+            assert_eq!(required_role(&method, path), role, "{method} {path}");
+        }
+        assert!(Viewer < Operator && Operator < Admin);
     }
 }

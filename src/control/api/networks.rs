@@ -6,7 +6,6 @@ use super::state::ApiState;
 use crate::clock::now_ms;
 use crate::registry::network_change::{NO_CONTRACT, NetworkChange};
 use crate::registry::{Entity, networks};
-use crate::store::audit::Actor;
 use crate::store::network::Network;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -64,7 +63,7 @@ fn check_contract(state: &ApiState, change: &NetworkChange) -> Result<(), Operat
     (status = 200, body = Answer<Network>), (status = 400), (status = 409)))]
 async fn add_network(
     State(state): State<Arc<ApiState>>,
-    _by: Operator,
+    by: Operator,
     Body(request): Body<NetworkRequest>,
 ) -> OperatorResult<Network> {
     let interface = match request.interface {
@@ -74,7 +73,7 @@ async fn add_network(
     let mut network = Network::new(&request.name, None, None, interface);
     check_contract(&state, &request.values)?;
     request.values.apply(&mut network);
-    networks::create(&state.store, &network, &Actor::api(), now_ms()).await?;
+    networks::create(&state.store, &network, &by.actor(), now_ms()).await?;
     Ok(success(network))
 }
 
@@ -83,11 +82,11 @@ async fn add_network(
     responses((status = 200, body = Answer<Network>), (status = 400), (status = 404), (status = 409)))]
 async fn set_network(
     State(state): State<Arc<ApiState>>,
-    _by: Operator,
+    by: Operator,
     Path(name): Path<String>,
     Body(change): Body<NetworkChange>,
 ) -> OperatorResult<Network> {
     check_contract(&state, &change)?;
-    let network = networks::change(&state.store, &name, |n| change.apply(n), &Actor::api(), now_ms()).await?;
+    let network = networks::change(&state.store, &name, |n| change.apply(n), &by.actor(), now_ms()).await?;
     Ok(success(network))
 }

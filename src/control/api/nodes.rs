@@ -8,7 +8,6 @@ use super::view::{NodeDetail, NodeTestView, NodeView, all};
 use crate::clock::now_ms;
 use crate::registry::node_change::NodeChange;
 use crate::registry::{Entity, node_test, nodes, tokens};
-use crate::store::audit::Actor;
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
@@ -72,11 +71,11 @@ struct NodeRequest {
     (status = 200, body = Answer<CreatedToken>), (status = 400), (status = 404), (status = 409)))]
 async fn add_node(
     State(state): State<Arc<ApiState>>,
-    _by: Operator,
+    by: Operator,
     Body(request): Body<NodeRequest>,
 ) -> OperatorResult<CreatedToken> {
     let NodeRequest { node_id, network, label } = request;
-    let token = nodes::announce(&state.store, &node_id, &network, label, &Actor::api(), now_ms()).await?;
+    let token = nodes::announce(&state.store, &node_id, &network, label, &by.actor(), now_ms()).await?;
     Ok(success(CreatedToken { id: node_id.to_string(), token: token.reveal().clone() }))
 }
 
@@ -85,10 +84,10 @@ async fn add_node(
     (status = 200, body = Answer<NodeView>), (status = 404)))]
 async fn toggle_node(
     State(state): State<Arc<ApiState>>,
-    _by: Operator,
+    by: Operator,
     Path(id): Path<NodeId>,
 ) -> OperatorResult<NodeView> {
-    nodes::toggle(&state.store, &id, &Actor::api(), now_ms()).await?;
+    nodes::toggle(&state.store, &id, &by.actor(), now_ms()).await?;
     view(&state, &id).await
 }
 
@@ -118,11 +117,11 @@ async fn test_node(
     (status = 200, body = Answer<NodeView>), (status = 400), (status = 404)))]
 async fn set_node(
     State(state): State<Arc<ApiState>>,
-    _by: Operator,
+    by: Operator,
     Path(id): Path<NodeId>,
     Body(change): Body<NodeChange>,
 ) -> OperatorResult<NodeView> {
-    nodes::change(&state.store, &id, &change, &Actor::api(), now_ms()).await?;
+    nodes::change(&state.store, &id, &change, &by.actor(), now_ms()).await?;
     view(&state, &id).await
 }
 
@@ -140,10 +139,10 @@ struct RemovalQuery {
 async fn remove_node(
     State(state): State<Arc<ApiState>>,
     Query(query): Query<RemovalQuery>,
-    _by: Operator,
+    by: Operator,
     Path(id): Path<NodeId>,
 ) -> OperatorResult<NodeView> {
-    let (store, actor, now) = (&state.store, Actor::api(), now_ms());
+    let (store, actor, now) = (&state.store, by.actor(), now_ms());
     let enrolling = tokens::enrolling(store, &id, now).await?;
     if let Some((token, _)) = enrolling.as_ref().filter(|_| query.revoke_token) {
         tokens::revoke(store, token, &actor, now).await?;
@@ -163,10 +162,10 @@ async fn remove_node(
     (status = 200, body = Answer<NodeView>), (status = 404), (status = 409)))]
 async fn approve_node(
     State(state): State<Arc<ApiState>>,
-    _by: Operator,
+    by: Operator,
     Path(id): Path<NodeId>,
 ) -> OperatorResult<NodeView> {
-    nodes::approve(&state.store, &id, &Actor::api(), now_ms()).await?;
+    nodes::approve(&state.store, &id, &by.actor(), now_ms()).await?;
     view(&state, &id).await
 }
 
@@ -192,11 +191,11 @@ struct HubRequest {
     (status = 200, body = Answer<CreatedToken>), (status = 400), (status = 404), (status = 409)))]
 async fn add_hub(
     State(state): State<Arc<ApiState>>,
-    _by: Operator,
+    by: Operator,
     Body(request): Body<HubRequest>,
 ) -> OperatorResult<CreatedToken> {
     let HubRequest { node_id, network, endpoint, address } = request;
-    let (store, actor) = (&state.store, Actor::api());
+    let (store, actor) = (&state.store, by.actor());
     let token = nodes::announce_hub(store, &node_id, &network, &endpoint, address, &actor, now_ms()).await?;
     Ok(success(CreatedToken { id: node_id.to_string(), token: token.reveal().clone() }))
 }

@@ -5,7 +5,6 @@ use super::response::{ApiError, OperatorError};
 use super::state::ApiState;
 use crate::clock::now_ms;
 use crate::registry::nodes;
-use crate::store::audit::Actor;
 use crate::store::lease::PoolStats;
 use crate::store::node::NodeState;
 use crate::store::node_status::NodeStatus;
@@ -77,10 +76,10 @@ pub async fn one(
     (status = 204), (status = 401), (status = 404)))]
 pub async fn remove(
     State(state): State<Arc<ApiState>>,
-    _operator: Operator,
+    by: Operator,
     Path(node): Path<NodeId>,
 ) -> Result<StatusCode, OperatorError> {
-    nodes::remove(&state.store, &node, &Actor::api(), now_ms()).await?;
+    nodes::remove(&state.store, &node, &by.actor(), now_ms()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

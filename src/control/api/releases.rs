@@ -5,7 +5,6 @@ use super::response::{Answer, OperatorResult, success};
 use super::state::ApiState;
 use crate::clock::now_ms;
 use crate::registry::releases;
-use crate::store::audit::Actor;
 use crate::store::release::Release;
 use axum::extract::{Query, State};
 use serde::Deserialize;
@@ -59,12 +58,12 @@ async fn releases(State(state): State<Arc<ApiState>>, _by: Operator) -> Operator
     (status = 200, body = Answer<Release>), (status = 400), (status = 404)))]
 async fn want_release(
     State(state): State<Arc<ApiState>>,
-    _by: Operator,
+    by: Operator,
     Body(request): Body<ReleaseRequest>,
 ) -> OperatorResult<Release> {
     let ReleaseRequest { network, node, version, source, spread_seconds } = request;
     let release = Release { network, node, version, source, spread_seconds, since_ms: now_ms(), renewed_ms: 0 };
-    releases::set(&state.store, &release, &Actor::api(), now_ms()).await?;
+    releases::set(&state.store, &release, &by.actor(), now_ms()).await?;
     Ok(success(release))
 }
 
@@ -73,10 +72,10 @@ async fn want_release(
     (status = 200), (status = 404)))]
 async fn retry_release(
     State(state): State<Arc<ApiState>>,
-    _by: Operator,
+    by: Operator,
     Query(target): Query<ReleaseTarget>,
 ) -> OperatorResult<()> {
-    releases::retry(&state.store, &target.network, target.node.as_ref(), &Actor::api(), now_ms()).await?;
+    releases::retry(&state.store, &target.network, target.node.as_ref(), &by.actor(), now_ms()).await?;
     Ok(success(()))
 }
 
@@ -85,9 +84,9 @@ async fn retry_release(
     (status = 200), (status = 404)))]
 async fn unwant_release(
     State(state): State<Arc<ApiState>>,
-    _by: Operator,
+    by: Operator,
     Query(target): Query<ReleaseTarget>,
 ) -> OperatorResult<()> {
-    releases::clear(&state.store, &target.network, target.node.as_ref(), &Actor::api(), now_ms()).await?;
+    releases::clear(&state.store, &target.network, target.node.as_ref(), &by.actor(), now_ms()).await?;
     Ok(success(()))
 }

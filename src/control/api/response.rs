@@ -11,7 +11,7 @@ use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use spoke_enroll::request::TimeAnswer;
+use spoke_enroll::request::{RemovalAnswer, TimeAnswer};
 use spoke_enroll::wire::{Problem, ProblemCode, ProblemDetail};
 use spoke_model::error_chain::ErrorChain;
 use spoke_model::key::PublicKey;
@@ -34,7 +34,7 @@ impl ApiError {
     /// An error with a code for programs and a message for people.
     pub fn new(code: ProblemCode, message: impl ToString) -> Self {
         let (message, existing_config) = (message.to_string(), None);
-        Self(Box::new(ProblemDetail { code, message, existing_config, time: None, key_verifier: None }))
+        Self(Box::new(ProblemDetail { code, message, existing_config, time: None, key_verifier: None, removal: None }))
     }
 
     /// The possession of the WireGuard key in the request is not proved to `verifier`.
@@ -65,6 +65,13 @@ impl ApiError {
     /// The node is not a member.
     pub fn removed() -> Self {
         Self::new(ProblemCode::Revoked, "the node was removed from the fleet")
+    }
+
+    /// As [`ApiError::removed`], signed: the node erases its state.
+    pub fn removal(removal: Option<RemovalAnswer>) -> Self {
+        let mut error = Self::removed();
+        error.0.removal = removal;
+        error
     }
 
     /// A fault of the server, which is logged where it occurs.

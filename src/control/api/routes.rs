@@ -1,8 +1,8 @@
 //! Every route, and the OpenAPI document at `/api/openapi.json`.
-use super::auth::AcceptsOperators;
+use super::auth::OperatorAuth;
 use super::extract::MAX_BODY;
 use super::state::ApiState;
-use super::{devices, fleet, networks, nodes, peers, releases, response, tokens};
+use super::{devices, fleet, keys, networks, nodes, peers, releases, response, tokens};
 use axum::body::Bytes;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, Request, State};
 use axum::http::header;
@@ -23,9 +23,9 @@ struct Description;
 /// Whom a listener serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Audience {
-    /// Devices and operators.
+    /// Devices, and operators with `api.operator_token`.
     All,
-    /// Devices only: the operator token is not looked at.
+    /// Devices only: the operators' tokens and keys are not looked at.
     Devices,
     /// Operators only.
     Operators,
@@ -33,6 +33,11 @@ pub enum Audience {
 
 /// The router over `state` for a listener.
 pub fn router(state: Arc<ApiState>, audience: Audience) -> Router {
+    let auth = match audience {
+        Audience::Devices => OperatorAuth::None,
+        Audience::All => OperatorAuth::TokenOnly,
+        Audience::Operators => OperatorAuth::TokenAndKeys,
+    };
     let devices = OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(devices::provision))
         .routes(routes!(devices::register))
@@ -44,6 +49,7 @@ pub fn router(state: Arc<ApiState>, audience: Audience) -> Router {
         .routes(routes!(peers::stats));
     let operators = nodes::router()
         .merge(tokens::router())
+        .merge(keys::router())
         .merge(networks::router())
         .merge(fleet::router())
         .merge(releases::router());
@@ -68,7 +74,7 @@ pub fn router(state: Arc<ApiState>, audience: Audience) -> Router {
         .method_not_allowed_fallback(response::not_found)
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(tower_http::catch_panic::CatchPanicLayer::new())
-        .layer(Extension(AcceptsOperators(audience != Audience::Devices)))
+        .layer(Extension(auth))
         .layer(from_fn_with_state(state.clone(), limit_address))
         .layer(from_fn(response::shape_errors))
         .with_state(state)

@@ -69,7 +69,7 @@ pub struct ApiState {
     pub master: MasterKey,
     /// Rate limits.
     pub limits: Limits,
-    /// Operators authenticate with it; `None`: the operator API refuses every request.
+    /// Opens the operators' API beside the operators' keys.
     pub operator_token: Option<Secret<String>>,
     /// Nonces to be recorded for all control planes.
     pub nonces: NonceQueue,

@@ -6,7 +6,6 @@ use super::state::ApiState;
 use super::view::{TokenView, all};
 use crate::clock::now_ms;
 use crate::registry::tokens;
-use crate::store::audit::Actor;
 use crate::store::token::NewToken;
 use axum::extract::{Path, State};
 use serde::{Deserialize, Serialize};
@@ -61,7 +60,7 @@ pub struct CreatedToken {
     (status = 200, body = Answer<CreatedToken>), (status = 400), (status = 404)))]
 async fn add_token(
     State(state): State<Arc<ApiState>>,
-    _by: Operator,
+    by: Operator,
     Body(request): Body<TokenRequest>,
 ) -> OperatorResult<CreatedToken> {
     let now = now_ms();
@@ -73,14 +72,14 @@ async fn add_token(
         expires_ms: tokens::expiry(request.expires_in_secs.map(u64::from), now),
         key_proof: request.key_proof.unwrap_or(true),
     };
-    let (id, token) = tokens::create(&state.store, &new, &Actor::api(), now).await?;
+    let (id, token) = tokens::create(&state.store, &new, &by.actor(), now).await?;
     Ok(success(CreatedToken { id, token: token.reveal().clone() }))
 }
 
 /// Revokes a token.
 #[utoipa::path(delete, path = "/api/tokens/{id}", params(("id" = String, Path)), responses(
     (status = 200), (status = 404)))]
-async fn revoke_token(State(state): State<Arc<ApiState>>, _by: Operator, Path(id): Path<String>) -> OperatorResult<()> {
-    tokens::revoke(&state.store, &id, &Actor::api(), now_ms()).await?;
+async fn revoke_token(State(state): State<Arc<ApiState>>, by: Operator, Path(id): Path<String>) -> OperatorResult<()> {
+    tokens::revoke(&state.store, &id, &by.actor(), now_ms()).await?;
     Ok(success(()))
 }

@@ -4,6 +4,7 @@ use crate::store::admission::ChainProgress;
 use crate::store::audit::AuditRecord;
 use crate::store::node::{NodeState, Overrides};
 use crate::store::node_status::{FleetCounts, NodeAccess, NodeRecord, NodeStatus, Registration};
+use crate::store::operator_key::{OperatorKey, OperatorRole};
 use crate::store::token::Token;
 use serde::Serialize;
 use spoke_config::node::Role;
@@ -279,6 +280,40 @@ impl From<Token> for TokenView {
             created_at: rfc3339(token.created_ms),
             expires_at: token.expires_ms.map(rfc3339),
             revoked_at: token.revoked_ms.map(rfc3339),
+        }
+    }
+}
+
+/// A key of an operator without its secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[schema(as = OperatorKey)]
+pub struct OperatorKeyView {
+    /// The part of it that is not secret.
+    pub id: String,
+    /// Whose it is.
+    pub name: String,
+    /// What it may do.
+    pub role: OperatorRole,
+    /// RFC 3339.
+    pub created_at: String,
+    /// RFC 3339; null: never.
+    pub expires_at: Option<String>,
+    /// RFC 3339; null: not revoked.
+    pub revoked_at: Option<String>,
+    /// RFC 3339, to the minute; null: not used.
+    pub last_used_at: Option<String>,
+}
+
+impl From<OperatorKey> for OperatorKeyView {
+    fn from(key: OperatorKey) -> Self {
+        Self {
+            id: key.id,
+            name: key.name,
+            role: key.role,
+            created_at: rfc3339(key.created_ms),
+            expires_at: key.expires_ms.map(rfc3339),
+            revoked_at: key.revoked_ms.map(rfc3339),
+            last_used_at: key.used_ms.map(rfc3339),
         }
     }
 }

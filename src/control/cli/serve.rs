@@ -4,7 +4,7 @@ use crate::api::routes::{Audience, router};
 use crate::api::state::{ApiState, HandlerState};
 use crate::chain::{AdmissionSync, GrantLookup};
 use crate::clock::now_ms;
-use crate::config::Config;
+use crate::config::{API_LISTEN, Config};
 use crate::limits::Limits;
 use crate::nonce_queue;
 use crate::report_queue;
@@ -55,6 +55,26 @@ async fn bind(key: &str, addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpList
     Ok(listeners)
 }
 
+/// Whom the devices' listeners serve, and the listeners of operators. Without `api.listen` a loopback port in use costs the
+/// operators' API only.
+async fn operator_listeners(config: &Config, with_token: bool) -> anyhow::Result<(Audience, Vec<TcpListener>)> {
+    if let Some(addresses) = &config.api_listen {
+        return Ok((Audience::Devices, bind("api.listen", addresses).await?));
+    }
+    let listeners = bind("api.listen", &[API_LISTEN]).await.unwrap_or_else(|e| {
+        tracing::warn!(error = format!("{e:#}"), "operators' API not served: set api.listen");
+        Vec::new()
+    });
+    if !with_token {
+        return Ok((Audience::Devices, listeners));
+    }
+    tracing::warn!(
+        listen = ?config.listen,
+        "operator token is accepted where devices are served: set api.listen"
+    );
+    Ok((Audience::All, listeners))
+}
+
 /// Serves until SIGTERM or SIGINT.
 pub async fn run(context: &Context) -> Outcome {
     spoke_command::start_log("spoke-control");
@@ -72,7 +92,7 @@ pub async fn run(context: &Context) -> Outcome {
     // Before anybody can connect: a signal without a handler would end the process with reports unwritten.
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let listeners = bind("server.listen", &config.listen).await?;
-    let api_listeners = bind("api.listen", &config.api_listen).await?;
+    let (audience, api_listeners) = operator_listeners(config, operator_token.is_some()).await?;
 
     let (stop, stopping) = watch::channel(false);
     let (keys_out, keys) = watch::channel(signing);
@@ -108,7 +128,6 @@ pub async fn run(context: &Context) -> Outcome {
 
     print_instructions(context, &url, &tls.pin).await?;
     let limits = (config.connections, config.client_timeout);
-    let audience = if api_listeners.is_empty() { Audience::All } else { Audience::Devices };
     let for_devices = router(state.clone(), audience);
     let serving = tokio::spawn(server::serve(listeners, tls.config.clone(), for_devices, limits, stopping.clone()));
     let for_operators = router(state, Audience::Operators);
@@ -221,7 +240,7 @@ async fn print_instructions(context: &Context, url: &str, pin: &str) -> Outcome 
         // A certificate from files is renewed: devices trust its issuer instead of a pin.
         let _ = writeln!(out, "  pin = \"{pin}\"");
     }
-    let _ = writeln!(out, "  token = \"file:/etc/spoke/enrolment-token\"");
+    let _ = writeln!(out, "  token = \"file:/etc/spoke/enrolment.token\"");
     print(&out);
     if context.config.grants.is_none() {
         for network in networks.iter().filter(|n| n.access == Access::Nft) {

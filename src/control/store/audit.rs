@@ -14,13 +14,6 @@ pub enum Actor {
     System,
 }
 
-impl Actor {
-    /// The holder of the operator token.
-    pub fn api() -> Self {
-        Self::Operator("api".into())
-    }
-}
-
 impl std::fmt::Display for Actor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

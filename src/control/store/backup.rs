@@ -210,6 +210,22 @@ const TABLES: &[Table] = &[
             VALUES ($1, $2, $3, $4, $5, $6)",
     },
     Table {
+        name: "operator_key",
+        columns: &[
+            ("id", Text),
+            ("hash", Text),
+            ("name", Text),
+            ("role", Text),
+            ("created_ms", Int),
+            ("expires_ms", Int),
+            ("revoked_ms", Int),
+            ("used_ms", Int),
+        ],
+        select: "SELECT * FROM operator_key ORDER BY id",
+        insert: "INSERT INTO operator_key (id, hash, name, role, created_ms, expires_ms, revoked_ms, used_ms)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+    },
+    Table {
         name: "audit",
         columns: &[
             ("at_ms", Int),

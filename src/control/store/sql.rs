@@ -2,7 +2,7 @@
 use super::error::StoreError;
 use super::row::{Row, Value};
 use super::wake::{ALL, CHANNEL, KEPT, Wakes};
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Postgres, Sqlite, Transaction};
 use std::collections::BTreeSet;
@@ -76,6 +76,7 @@ impl Store {
         } else if url.starts_with("postgres:") || url.starts_with("postgresql:") {
             // Never shown: the URL may hold a password.
             let options = PgConnectOptions::from_str(url).map_err(|_| StoreError::BadUrl("postgres:…".into()))?;
+            let options = authenticate_server(options, url, std::env::var_os("PGSSLMODE").is_some());
             // A stuck transaction must not block the others, and must fail before the request times out.
             let options = options.options([
                 ("lock_timeout", "5s"),
@@ -132,6 +133,30 @@ impl Store {
     }
 }
 
+/// Verifies the certificate of a server on another machine, unless the address says how to connect: by default a connection
+/// falls back to plain text, and password and fleet go to whoever answers.
+fn authenticate_server(options: PgConnectOptions, url: &str, in_environment: bool) -> PgConnectOptions {
+    let host = options.get_host();
+    let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+    let local = options.get_socket().is_some()
+        || host.starts_with('/')
+        || host == "localhost"
+        || address.is_ok_and(|a| a.is_loopback());
+    if local {
+        return options;
+    }
+    let chosen = url.split_once('?').is_some_and(|(_, query)| {
+        query.split('&').any(|pair| matches!(pair.split('=').next(), Some("sslmode" | "ssl-mode")))
+    });
+    if !chosen && !in_environment {
+        return options.ssl_mode(PgSslMode::VerifyFull);
+    }
+    if !matches!(options.get_ssl_mode(), PgSslMode::VerifyFull) {
+        tracing::warn!(host, "database server is not authenticated: use sslmode=verify-full");
+    }
+    options
+}
+
 /// Begins a write transaction. On a full disk SQLite rolls a transaction back by itself while sqlx counts it as open:
 /// such a connection is closed and replaced.
 async fn begin_immediate(write: &SqlitePool) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
@@ -144,7 +169,19 @@ async fn begin_immediate(write: &SqlitePool) -> Result<Transaction<'static, Sqli
     }
 }
 
+/// Gives the database's files to their owner alone: they hold token hashes and sealed keys. SQLite gives the files it makes
+/// beside the database the mode that the database has, so the database itself is made here.
+fn restrict_files(path: &str) {
+    use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+    // What fails here is reported by the opening of the database.
+    let _ = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    for suffix in ["", "-wal", "-shm", "-journal"] {
+        let _ = std::fs::set_permissions(format!("{path}{suffix}"), std::fs::Permissions::from_mode(0o600));
+    }
+}
+
 async fn sqlite(path: &str) -> Result<Pools, StoreError> {
+    restrict_files(path);
     let options = SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(true)
@@ -156,11 +193,6 @@ async fn sqlite(path: &str) -> Result<Pools, StoreError> {
     let pool = |max| SqlitePoolOptions::new().max_connections(max).acquire_timeout(ACQUIRE_TIMEOUT);
     let write = pool(1).connect_with(options.clone()).await?;
     sqlx::migrate!("store/migrations/sqlite").run(&write).await.map_err(StoreError::Migrate)?;
-    {
-        use std::os::unix::fs::PermissionsExt as _;
-        // It holds token hashes and sealed keys.
-        let _ = std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600));
-    }
     let read = pool(4).connect_with(options.read_only(true)).await?;
     Ok(Pools::Sqlite { write, read })
 }
@@ -237,5 +269,28 @@ impl Tx {
             self.run("DELETE FROM wake WHERE seq <= (SELECT MAX(seq) FROM wake) - $1", &[KEPT.into()]).await?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn server_on_another_machine_is_authenticated() {
+        let mode = |url: &str, in_environment| {
+            let options = PgConnectOptions::from_str(url).unwrap();
+            format!("{:?}", authenticate_server(options, url, in_environment).get_ssl_mode())
+        };
+        for remote in ["db.example.net", "192.0.2.1", "localhost.example.net", "0.0.0.0", "[2001:db8::1]"] {
+            assert_eq!(mode(&format!("postgres://fleet@{remote}/fleet"), false), "VerifyFull", "{remote}");
+        }
+        for local in ["localhost", "127.0.0.1", "127.1.2.3", "[::1]", "%2Frun%2Fpostgresql"] {
+            assert_eq!(mode(&format!("postgres://fleet@{local}/fleet"), false), "Prefer", "{local}");
+        }
+        assert_eq!(mode("postgres://fleet@db/fleet?host=/run/postgresql", false), "Prefer");
+        assert_eq!(mode("postgres://fleet@db/fleet?sslmode=require", false), "Require", "as chosen");
+        assert_eq!(mode("postgres://fleet@db/fleet?application_name=sslmode", false), "VerifyFull");
+        assert_eq!(mode("postgres://fleet@db/fleet", true), "Prefer", "chosen by PGSSLMODE");
     }
 }

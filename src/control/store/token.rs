@@ -83,27 +83,34 @@ impl Token {
     }
 }
 
-/// Splits `spk_ID_SECRET`; `None`: another form.
-fn split(token: &str) -> Option<(&str, &str)> {
-    let (id, secret) = token.strip_prefix("spk_")?.split_once('_')?;
+/// What a token begins with.
+const PREFIX: &str = "spk_";
+
+/// Splits `PREFIX`, id, `_` and secret; `None`: another form.
+pub(super) fn split_bearer<'a>(prefix: &str, text: &'a str) -> Option<(&'a str, &'a str)> {
+    let (id, secret) = text.strip_prefix(prefix)?.split_once('_')?;
     let hex = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
     let well_formed = id.len() == 12 && id.bytes().all(hex) && secret.len() == 43 && secret.is_ascii();
     well_formed.then_some((id, secret))
 }
 
+/// A random id, and a secret of 256 random bits.
+pub(super) fn random_bearer() -> Result<(String, Secret<String>), StoreError> {
+    let mut random = [0u8; 38];
+    ring::rand::SystemRandom::new().fill(&mut random).map_err(|_| StoreError::Random)?;
+    let (id, secret) = random.split_at(6);
+    Ok((sha256_hex(id).chars().take(12).collect(), Secret::new(URL_SAFE_NO_PAD.encode(secret))))
+}
+
 impl Tx {
     /// Creates a token; returns its id and its text, which is not stored.
     pub async fn add_token(&mut self, new: &NewToken, now_ms: i64) -> Result<(String, Secret<String>), StoreError> {
-        let mut random = [0u8; 38];
-        ring::rand::SystemRandom::new().fill(&mut random).map_err(|_| StoreError::Random)?;
-        let (id, secret) = random.split_at(6);
-        let id: String = sha256_hex(id).chars().take(12).collect();
-        let secret = URL_SAFE_NO_PAD.encode(secret);
+        let (id, secret) = random_bearer()?;
         let sql = "INSERT INTO token (id, hash, network, node, note, uses, max_uses, created_ms, expires_ms, key_proof)
             VALUES ($1, $2, $3, $4, $5, 0, $6, $7, $8, $9)";
         let values = [
             id.as_str().into(),
-            sha256_hex(secret.as_bytes()).into(),
+            sha256_hex(secret.reveal().as_bytes()).into(),
             new.network.as_str().into(),
             new.node.as_ref().map(NodeId::as_str).into(),
             new.note.clone().into(),
@@ -113,7 +120,7 @@ impl Tx {
             new.key_proof.into(),
         ];
         self.run(sql, &values).await?;
-        let text = Secret::new(format!("spk_{id}_{secret}"));
+        let text = Secret::new(format!("{PREFIX}{id}_{}", secret.reveal()));
         Ok((id, text))
     }
 
@@ -137,7 +144,7 @@ impl Tx {
         node: &NodeId,
         now_ms: i64,
     ) -> Result<Option<ValidToken>, StoreError> {
-        let Some((id, secret)) = split(token) else { return Ok(None) };
+        let Some((id, secret)) = split_bearer(PREFIX, token) else { return Ok(None) };
         let row = self.row("SELECT * FROM token WHERE id = $1", &[id.into()]).await?;
         // Compared with a dummy for an unknown id, so that the time does not depend on it.
         let stored = row.as_ref().map_or_else(|| Ok("0".repeat(64)), |r| r.text("hash"))?;
@@ -173,7 +180,7 @@ impl Tx {
     }
 }
 
-fn constant_time_equal(a: &[u8], b: &[u8]) -> bool {
+pub(super) fn constant_time_equal(a: &[u8], b: &[u8]) -> bool {
     #[expect(deprecated, reason = "the only constant-time comparison of slices in ring")]
     ring::constant_time::verify_slices_are_equal(a, b).is_ok()
 }

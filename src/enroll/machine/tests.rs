@@ -519,6 +519,7 @@ fn event() -> impl Strategy<Value = Event> {
         2 => any::<u16>().prop_map(|seq| Event::EchoReply { from: [10, 8, 0, 1].into(), seq: seq % 50 }),
         1 => (0u64..12).prop_map(offered),
         1 => Just(()).prop_map(|()| Event::PollEnded(PollResult::Nothing)),
+        1 => Just(()).prop_map(|()| Event::PollEnded(PollResult::Removed)),
         1 => Just(()).prop_map(|()| Event::PollEnded(PollResult::Failed("x".into(), OutageCause::default()))),
         1 => Just(()).prop_map(|()| Event::PollEnded(PollResult::Refused(Refusal::BadSignature))),
         1 => Just(()).prop_map(|()| Event::SendEnded(SendResult::Taken)),

@@ -326,7 +326,7 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
             connection.enrolment.trust_also(&state.document.signing_keys);
         }
         connection.enrolment.server = self.control.url.0.to_string();
-        connection.enrolment.fresh = false;
+        (connection.enrolment.fresh, connection.enrolment.removed) = (false, false);
         // The state first: it is signed by a key pinned before.
         let stored =
             self.files.state.store(&state.envelope).and_then(|_| self.files.enrolment.store(&connection.enrolment));
@@ -459,10 +459,39 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
                 _ => match self.correct_clock(&answer, nonce) {
                     Some(Ok(())) => PollResult::Again,
                     Some(Err(why)) => self.poll_failed(why.to_owned(), OutageCause::Unreachable),
+                    None if self.is_removal(&answer, nonce) => self.forget(),
                     None => self.poll_failed(error_message(&answer), refusal_cause(&answer)),
                 },
             },
         })
+    }
+
+    /// Whether a pinned key has signed, for this request, that the node was removed.
+    fn is_removal(&self, answer: &Answer, nonce: Nonce) -> bool {
+        let removal = problem(answer).filter(|p| p.detail.code == ProblemCode::Revoked).and_then(|p| p.detail.removal);
+        removal.is_some_and(|r| r.verify(&self.signer.node, nonce, &self.connection.enrolment.signing_keys))
+    }
+
+    /// Erases the state of a removed node. Its keys stay, which no other node trusts; so does the record of whom to ask.
+    fn forget(&mut self) -> PollResult {
+        if self.connection.enrolment.removed {
+            return PollResult::Removed;
+        }
+        let removed = Enrolment { removed: true, ..self.connection.enrolment.clone() };
+        // The record first: after a power cut the next start erases the rest.
+        match self.files.enrolment.store(&removed).and_then(|_| self.files.enrolment.forget_previous()) {
+            Ok(()) => {
+                tracing::error!(url = %self.control.url.0, "removed from the fleet: state erased");
+                self.connection.enrolment = removed;
+                self.files.forget_states();
+                self.connection.published = Some(publish(&self.publish, &self.own, None, None));
+                PollResult::Removed
+            }
+            Err(e) => {
+                let why = format!("removed from the fleet, which cannot be recorded: {}", ErrorChain(&e));
+                self.poll_failed(why, OutageCause::Removed)
+            }
+        }
     }
 
     /// The control plane, whose certificate was checked, has accepted the time of our request.

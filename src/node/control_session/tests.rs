@@ -268,6 +268,49 @@ async fn one_more_of_thousands_of_peers_is_one_step() {
     assert_eq!(setup.node.kernel.take_steps().len(), 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn removed_node_forgets_by_a_signed_answer_only() {
+    let mut setup = Setup::following(2).await;
+    setup.server.change(|p| p.removed_by = Some(2));
+    let outage = setup.node.reports(|s| s.outage.is_some()).await.outage.unwrap();
+    assert!(outage.reason.contains("removed"), "{}", outage.reason);
+    setup.node.has_peers(2).await;
+    let mut setup = setup.restart().await;
+    setup.node.has_peers(2).await;
+
+    setup.server.change(|p| p.removed_by = Some(1));
+    setup.node.reports(|s| s.removed).await;
+    setup.node.has_peers(0).await;
+    let mut setup = setup
+        .restart_with(FakeKernel::new(), |dir, server| {
+            for name in ["state.json", "state.json.prev", "enrolment.json.prev"] {
+                assert!(!dir.join(name).exists(), "{name}");
+            }
+            server.change(|p| p.down = true);
+        })
+        .await;
+    setup.node.reports(|s| s.removed && s.outage.is_some()).await;
+    setup.node.has_peers(0).await;
+    // The control plane was restored from a backup of before the removal.
+    setup.server.change(|p| (p.down, p.removed_by) = (false, None));
+    setup.node.has_peers(2).await;
+    setup.node.reports(|s| !s.removed && s.generation == 3).await;
+    let mut setup = setup.restart_with(FakeKernel::new(), |_, server| server.change(|p| p.down = true)).await;
+    setup.node.has_peers(2).await;
+    assert_eq!(setup.server.0.0.lock().unwrap().enrolled, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn token_is_erased_once_the_enrolment_is_on_disk() {
+    let setup = Setup::following(2).await;
+    let expected = (spoke_model::signature::sha256_hex(b"token"), true);
+    assert_eq!(setup.server.0.0.lock().unwrap().erased, vec![expected.clone()]);
+    // A power cut before it was erased.
+    let mut setup = setup.restart().await;
+    setup.node.reports(|s| s.generation == 3).await;
+    assert_eq!(setup.server.0.0.lock().unwrap().erased, [expected.clone(), expected]);
+}
+
 /// Enrols again; what the command prints.
 async fn enrol_again(node: &Node) -> Result<(), String> {
     let (reply, replied) = oneshot::channel();

@@ -92,6 +92,10 @@ fn control_code(status: &ControlStatus) -> Code {
 
 fn control_status(status: &ControlStatus, now: Boot) -> ComponentStatus {
     let detail = match (&status.outage, status.last_answer) {
+        _ if status.removed => Some(
+            "removed from the fleet: state and token are erased; enrol again with a token for this name (`spoke enrol --again --token FILE`)"
+                .to_owned(),
+        ),
         (Some(outage), _) if !status.enrolled => Some(format!("not enrolled yet: {}", outage.reason)),
         (Some(outage), _) if outage.cause == OutageCause::Removed => {
             Some(format!("{}; the last good state stays in force", outage.reason))
@@ -238,6 +242,7 @@ pub(super) fn health(
 pub(super) fn control_report(status: &ControlStatus, now: Boot) -> serde_json::Value {
     serde_json::json!({
         "enrolled": status.enrolled,
+        "removed": status.removed,
         "generation": status.generation,
         "outcome": status.outcome,
         "reason": status.reason,

@@ -3,7 +3,7 @@ use super::component_status;
 use crate::audit::Audit;
 use crate::control_session::ControlTask;
 use crate::control_session::io::{HealthView, StateFiles};
-use crate::enrolment::{TokenSource, read_token};
+use crate::enrolment::{TokenEraser, TokenSource, erase_token, read_token};
 use crate::reconciler::{Fact, NetStatus};
 use crate::signed_request::Signer;
 use crate::socket::ControlView;
@@ -91,7 +91,9 @@ pub(super) fn start(
     let source = source.ok_or_else(|| Failure::BadInput(format!("interface {} has no key", control.interface)))?;
     // Read when needed: an enrolled node needs no token.
     let token_source = control.token.clone();
+    let used_source = token_source.clone();
     let token: TokenSource = Arc::new(move || read_token(token_source.as_ref()));
+    let erase_token: TokenEraser = Arc::new(move |sha256| erase_token(used_source.as_ref(), sha256));
     let (status, statuses) = watch::channel(ControlStatus::default());
     let (requests, session_requests) = mpsc::channel(1);
     let session_requests = Arc::new(Mutex::new(session_requests));
@@ -129,6 +131,7 @@ pub(super) fn start(
             keys: KeyFiles::at(source.clone()),
             secrets: secrets.clone(),
             token: token.clone(),
+            erase_token: erase_token.clone(),
             capabilities: capabilities(),
             files: StateFiles {
                 enrolment: enrolment_file(&dir),

@@ -6,7 +6,7 @@ use crate::sim::NoNotify;
 use spoke_config::node::Role;
 use spoke_enroll::document::{StateDocument, VERSION, WantedInterface, WantedPeer};
 use spoke_enroll::events::KeySlot;
-use spoke_enroll::request::{KEY_PROOF, RequestParts, RequestProof, TimeAnswer};
+use spoke_enroll::request::{KEY_PROOF, RemovalAnswer, RequestParts, RequestProof, TimeAnswer};
 use spoke_enroll::wire;
 use spoke_enroll::wire::{NodeReport, Problem, ProblemCode, ProblemDetail};
 use spoke_model::key::{PublicKey, SecretKey};
@@ -82,6 +82,10 @@ pub(super) struct Plane {
     pub(super) enrolled: u32,
     /// The device has no enrolment token.
     pub(super) tokenless: bool,
+    /// Number of the key that signs the removal of the node.
+    pub(super) removed_by: Option<u8>,
+    /// Digests of erased tokens, each with whether the enrolment was on disk.
+    pub(super) erased: Vec<(String, bool)>,
     /// An enrolment must prove the WireGuard key to it.
     pub(super) verifier: Option<SecretKey>,
 }
@@ -148,7 +152,7 @@ impl Http for Server {
                     let time = Some(TimeAnswer::sign(&signer(plane.time_key), SERVER_MS, proof.nonce));
                     let message = "your clock is off".into();
                     let (code, existing_config, key_verifier) = (ProblemCode::ClockSkew, None, None);
-                    let detail = ProblemDetail { code, message, existing_config, time, key_verifier };
+                    let detail = ProblemDetail { code, message, existing_config, time, key_verifier, removal: None };
                     return Ok(Answer { status: 401, body: serde_json::to_vec(&Problem { detail }).unwrap() });
                 }
                 let path = request.path.split('?').next().unwrap_or_default();
@@ -160,7 +164,8 @@ impl Http for Server {
                     && !key_proof.is_some_and(|p| p.verify(verifier, own, message.as_bytes()))
                 {
                     let (code, message, key_verifier) = (ProblemCode::BadProof, String::new(), Some(verifier.public()));
-                    let detail = ProblemDetail { code, message, existing_config: None, time: None, key_verifier };
+                    let (existing_config, time, removal) = (None, None, None);
+                    let detail = ProblemDetail { code, message, existing_config, time, key_verifier, removal };
                     return Ok(Answer { status: 401, body: serde_json::to_vec(&Problem { detail }).unwrap() });
                 }
                 if request.method == "POST" {
@@ -176,6 +181,13 @@ impl Http for Server {
                         "interface": "wg0", "signing_keys": [signer(1).public()]});
                     let body = serde_json::json!({"status": "success", "config": config, "message": ""});
                     return Ok(Answer { status: 200, body: serde_json::to_vec(&body).unwrap() });
+                }
+                if let Some(key) = plane.removed_by {
+                    let removal = Some(RemovalAnswer::sign(&signer(key), &proof.node, proof.nonce));
+                    let (code, message) = (ProblemCode::Revoked, "the node was removed from the fleet".to_owned());
+                    let (existing_config, time, key_verifier) = (None, None, None);
+                    let detail = ProblemDetail { code, message, existing_config, time, key_verifier, removal };
+                    return Ok(Answer { status: 403, body: serde_json::to_vec(&Problem { detail }).unwrap() });
                 }
                 let after =
                     request.path.split_once("after=").and_then(|(_, t)| t.split('&').next()?.parse::<u64>().ok());
@@ -363,6 +375,12 @@ impl Node {
                 Arc::new(move || match server.0.0.lock().unwrap().tokenless {
                     true => Err(TokenError::NotConfigured),
                     false => Ok(spoke_model::secret::Secret::new("token".to_owned())),
+                })
+            },
+            erase_token: {
+                let (server, enrolment) = (server.clone(), dir.join("enrolment.json"));
+                Arc::new(move |sha256: &str| {
+                    server.0.0.lock().unwrap().erased.push((sha256.to_owned(), enrolment.exists()));
                 })
             },
             capabilities: Capabilities { cpu_cores: 1, memory_mb: 64, arch: None },
