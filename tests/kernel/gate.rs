@@ -23,6 +23,18 @@ impl<'a> Gate<'a> {
         contract: &Contract<'_>,
         peers: &[(&str, &str, &str)],
     ) -> Self {
+        Self::polling(1, namespace, directory, contract, peers)
+    }
+
+    /// As [`Gate::start`], with a poll of the chain every so many seconds.
+    pub(crate) fn polling(
+        poll: u64,
+        namespace: &'a Namespace,
+        directory: PathBuf,
+        contract: &Contract<'_>,
+        peers: &[(&str, &str, &str)],
+    ) -> Self {
+        let fresh = 5 * poll;
         let (state, url) = (directory.display(), contract.chain.url());
         let mut text = format!(
             r#"
@@ -36,8 +48,8 @@ runtime_dir = "{state}/run"
 contract = "{}"
 chain_id = {CHAIN_ID}
 endpoints = ["{url}"]
-poll = "1s"
-fresh = "5s"
+poll = "{poll}s"
+fresh = "{fresh}s"
 timeout = "2s"
 finality = "latest"
 
