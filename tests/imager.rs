@@ -123,6 +123,62 @@ fn keys_work_by_bare_name_and_must_be_certified() {
 }
 
 #[test]
+fn two_keys_and_a_command_sign_a_release() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |args: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_spoke-image")).args(args).current_dir(dir.path()).output().unwrap()
+    };
+    let ok = |args: &[&str]| {
+        let out = run(args);
+        assert_eq!(out.status.code(), Some(0), "{out:?}");
+        String::from_utf8(out.stdout).unwrap().trim().to_owned()
+    };
+    let root = ok(&["new-key", "root.key"]);
+    std::fs::write(dir.path().join("roots.pub"), &root).unwrap();
+    let (one, two) = (ok(&["new-key", "one.key"]), ok(&["new-key", "two.key"]));
+    let certify = ["certify", "--root", "root.key", "--serial", "1", "--output", "certificate.json"];
+    assert_eq!(run(&[&certify[..], &["--threshold", "3", &one, &two]].concat()).status.code(), Some(2));
+    ok(&[&certify[..], &["--threshold", "2", &one, &two]].concat());
+    for name in ["root.img", "boot.efi"] {
+        std::fs::write(dir.path().join(name), "x").unwrap();
+    }
+    std::fs::write(dir.path().join("contents.json"), r#"{"board":"x","version":"1","sequence":7}"#).unwrap();
+    let bundle =
+        ["bundle", "--image", ".", "--sequence", "7", "--certificate", "certificate.json", "--output", "out.spoke"];
+    // Ed25519 by openssl, whose key is the same seed in PKCS #8 (RFC 8410): no key file of ours.
+    let seed = std::fs::read_to_string(dir.path().join("two.key")).unwrap();
+    let script = format!(
+        "cat >m; (printf '\\060\\056\\002\\001\\000\\060\\005\\006\\003\\053\\145\\160\\004\\042\\004\\040'; echo {} | base64 -d) >k.der; openssl pkeyutl -sign -rawin -inkey k.der -keyform DER -in m",
+        seed.trim()
+    );
+    let text = ok(&[&bundle[..], &["--key", "one.key"]].concat());
+    assert!(text.contains("1 of 2 signatures"), "{text}");
+    ok(&["sign", "out.spoke", "--signer", &script]);
+    let shown = ok(&["inspect", "out.spoke"]);
+    assert!(shown.contains("2 of which must sign") && shown.contains("signed       2 times"), "{shown}");
+    // Signed twice by the same key, it is still two.
+    ok(&["sign", "out.spoke", "--key", "one.key"]);
+    assert!(ok(&["inspect", "out.spoke"]).contains("signed       2 times"));
+    // The device's own check.
+    let mut file = std::fs::File::open(dir.path().join("out.spoke")).unwrap();
+    let known = spoke_update::manifest::Known { board: "x".into(), serial: 0, floor: 0 };
+    let roots = spoke_update::manifest::Roots::parse(&root);
+    spoke_sys::bundle::open(&mut file, &roots, &known).unwrap();
+
+    for (command, expected) in [
+        ("exit 3", "exit status: 3"),
+        ("cat >/dev/null; head -c 64 /dev/zero", "no signature by a key"),
+        ("cat >/dev/null; echo hello", "no Ed25519 signature"),
+    ] {
+        let out = run(&["sign", "out.spoke", "--signer", command]);
+        assert_ne!(out.status.code(), Some(0));
+        assert!(String::from_utf8_lossy(&out.stderr).contains(expected), "{out:?}");
+    }
+    let out = run(&["sign", "certificate.json", "--signer", &script, "--roots", "roots.pub"]);
+    assert_eq!(out.status.code(), Some(2), "a signing key is no root: {out:?}");
+}
+
+#[test]
 fn image_without_update_keys_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("disk.img");

@@ -1,24 +1,36 @@
 //! Signing keys and update bundles: created on an administrator's machine, verified on devices.
 use super::{Failure, Outcome};
+use crate::signing;
+use crate::signing::Listed;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use spoke_command::print;
 use spoke_model::signature::{SignKey, Signature, VerifyKey};
 use spoke_sys::clock::{Clock as _, SystemClock};
 use spoke_sys::disk::{read_secret, write_atomic};
 use spoke_update::manifest;
-use spoke_update::manifest::{Certificate, Header, MAGIC, Manifest, Part};
+use spoke_update::manifest::{Certificate, Certified, Header, MAGIC, Manifest, Part, Roots};
+use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
 /// `spoke-image certify`.
 #[derive(Debug, clap::Args)]
 pub struct CertifyArgs {
-    /// The root key's file
+    /// A root key's file
     #[arg(long)]
-    root: PathBuf,
+    root: Vec<PathBuf>,
+    /// A command that signs with a root key: gets the bytes on its input, writes the signature to its output
+    #[arg(long, value_name = "CMD")]
+    signer: Vec<String>,
+    /// The public root keys, as in the image; needed with --signer
+    #[arg(long, value_name = "FILE")]
+    roots: Option<PathBuf>,
+    /// How many of the keys must have signed a release
+    #[arg(long, default_value_t = 1)]
+    threshold: u32,
     /// Rises with every new certificate: devices refuse lower ones than they have seen
     #[arg(long)]
     serial: u64,
@@ -48,19 +60,31 @@ pub struct BundleArgs {
     /// The certificate of the signing key
     #[arg(long)]
     certificate: PathBuf,
-    /// The signing key's file
+    /// A signing key's file
     #[arg(long)]
-    key: PathBuf,
+    key: Vec<PathBuf>,
+    /// A command that signs: gets the bytes on its input, writes the signature to its output
+    #[arg(long, value_name = "CMD")]
+    signer: Vec<String>,
     /// Where the bundle goes
     #[arg(long)]
     output: PathBuf,
 }
 
-/// A certificate's file.
-#[derive(Serialize, Deserialize)]
-struct Certified {
-    certificate: String,
-    signature: Signature,
+/// `spoke-image sign`.
+#[derive(Debug, clap::Args)]
+pub struct SignArgs {
+    /// The certificate or bundle
+    file: PathBuf,
+    /// A key's file: a root key for a certificate, a signing key for a bundle
+    #[arg(long)]
+    key: Vec<PathBuf>,
+    /// A command that signs: gets the bytes on its input, writes the signature to its output
+    #[arg(long, value_name = "CMD")]
+    signer: Vec<String>,
+    /// The public root keys, as in the image; needed with --signer for a certificate
+    #[arg(long, value_name = "FILE")]
+    roots: Option<PathBuf>,
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> anyhow::Error {
@@ -68,7 +92,7 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> anyhow::Error {
     move |e| anyhow::Error::from(e).context(name)
 }
 
-fn key(path: &Path) -> Result<SignKey, Failure> {
+pub(super) fn key(path: &Path) -> Result<SignKey, Failure> {
     let text =
         read_secret(path, 256)?.ok_or_else(|| Failure::BadInput(format!("{} does not exist", path.display())))?;
     let bad = || Failure::BadInput(format!("{} holds no signing key (spoke-image new-key makes one)", path.display()));
@@ -90,11 +114,92 @@ pub fn new_key(file: &Path) -> Outcome {
 
 /// Certifies keys.
 pub fn certify(args: &CertifyArgs) -> Outcome {
-    let certificate = Certificate { serial: args.serial, keys: args.keys.clone() };
-    let (certificate, signature) = manifest::certify(&certificate, &key(&args.root)?)?;
-    let text = serde_json::to_string_pretty(&Certified { certificate, signature })?;
-    std::fs::write(&args.output, text + "\n").map_err(at(&args.output))?;
+    let different = args.keys.iter().collect::<BTreeSet<_>>().len();
+    if !(1..=different).contains(&usize::try_from(args.threshold)?) {
+        return Err(Failure::BadInput(format!("{} of {different} keys can sign no release", args.threshold)));
+    }
+    let certificate = Certificate { serial: args.serial, keys: args.keys.clone(), threshold: args.threshold };
+    let certificate = serde_json::to_string(&certificate)?;
+    let roots = args.roots.as_deref().map(read_roots).transpose()?;
+    let listed = roots.as_ref().zip(args.roots.as_deref()).map(|(r, file)| Listed { keys: &r.keys, file });
+    let mut signatures =
+        signing::sign(&manifest::certificate_message(&certificate), &args.root, &args.signer, listed)?.into_iter();
+    let signature = signatures.next().ok_or(Failure::Silent)?;
+    let certified = Certified { certificate, signature, more: signatures.collect() };
+    write_certificate(&args.output, &certified)?;
+    if let Some(roots) = roots {
+        note_missing(1 + certified.more.len(), roots.threshold);
+    }
     Ok(())
+}
+
+fn write_certificate(path: &Path, certified: &Certified) -> Outcome {
+    let text = serde_json::to_string_pretty(certified)?;
+    Ok(std::fs::write(path, text + "\n").map_err(at(path))?)
+}
+
+fn read_roots(path: &Path) -> Result<Roots, Failure> {
+    Ok(Roots::parse(&std::fs::read_to_string(path).map_err(at(path))?))
+}
+
+fn note_missing(have: usize, need: usize) {
+    if have < need {
+        print(&format!(
+            "{have} of {need} signatures: devices accept it once others have signed it (spoke-image sign)\n"
+        ));
+    }
+}
+
+/// Adds signatures to a certificate or bundle.
+pub fn add_signatures(args: &SignArgs) -> Outcome {
+    let Some(mut header) = read_header(&args.file)? else {
+        let mut certified: Certified = serde_json::from_slice(&std::fs::read(&args.file).map_err(at(&args.file))?)?;
+        let roots = args.roots.as_deref().map(read_roots).transpose()?;
+        let listed = roots.as_ref().zip(args.roots.as_deref()).map(|(r, file)| Listed { keys: &r.keys, file });
+        let message = manifest::certificate_message(&certified.certificate);
+        let made = signing::sign(&message, &args.key, &args.signer, listed)?;
+        add(&certified.signature, &mut certified.more, made);
+        write_certificate(&args.file, &certified)?;
+        if let Some(roots) = roots {
+            note_missing(1 + certified.more.len(), roots.threshold);
+        }
+        return Ok(());
+    };
+    let named: Certificate = serde_json::from_str(&header.certificate)?;
+    let listed = Listed { keys: &named.keys, file: &args.file };
+    let message = manifest::manifest_message(&header.manifest);
+    let made = signing::sign(&message, &args.key, &args.signer, Some(listed))?;
+    add(&header.manifest_signature, &mut header.manifest_signatures, made);
+    // The header grows: the parts behind it are copied to a new file.
+    let fresh = args.file.with_extension("new");
+    let mut from = File::open(&args.file).map_err(at(&args.file))?;
+    let mut first = [0; 12];
+    from.read_exact(&mut first).map_err(at(&args.file))?;
+    let before = manifest::header_length(&first).map_err(|e| anyhow::anyhow!("{e}"))?;
+    from.seek(SeekFrom::Current(i64::try_from(before)?)).map_err(at(&args.file))?;
+    let mut output = File::create(&fresh).map_err(at(&fresh))?;
+    write_header(&mut output, &header).map_err(at(&fresh))?;
+    io::copy(&mut from, &mut output).map_err(at(&fresh))?;
+    output.sync_all().map_err(at(&fresh))?;
+    std::fs::rename(&fresh, &args.file).map_err(at(&args.file))?;
+    note_missing(1 + header.manifest_signatures.len(), usize::try_from(named.threshold)?);
+    Ok(())
+}
+
+fn add(first: &Signature, more: &mut Vec<Signature>, made: Vec<Signature>) {
+    for signature in made {
+        if signature != *first && !more.contains(&signature) {
+            more.push(signature);
+        }
+    }
+}
+
+fn write_header(output: &mut File, header: &Header) -> io::Result<()> {
+    let header = serde_json::to_vec(header)?;
+    let length = u32::try_from(header.len()).map_err(io::Error::other)?;
+    output.write_all(MAGIC)?;
+    output.write_all(&length.to_le_bytes())?;
+    output.write_all(&header)
 }
 
 /// Size and digest of a file.
@@ -145,22 +250,14 @@ pub fn bundle(args: &BundleArgs) -> Outcome {
     };
     let certified: Certified =
         serde_json::from_slice(&std::fs::read(&args.certificate).map_err(at(&args.certificate))?)?;
-    let key = key(&args.key)?;
     let named: Certificate = serde_json::from_str(&certified.certificate)?;
-    if !named.keys.contains(&key.public()) {
-        return Err(Failure::BadInput(format!(
-            "{} does not name the key {} ({}): no device would accept the bundle; certify that key first",
-            args.certificate.display(),
-            key.public(),
-            args.key.display()
-        )));
-    }
-    let header = manifest::sign(&certified.certificate, certified.signature, &manifest, &key)?;
-    let header = serde_json::to_vec(&header)?;
+    let listed = Listed { keys: &named.keys, file: &args.certificate };
+    let text = serde_json::to_string(&manifest)?;
+    let signatures = signing::sign(&manifest::manifest_message(&text), &args.key, &args.signer, Some(listed))?;
+    let made = signatures.len();
+    let header = Header::new(certified, text, signatures).ok_or(Failure::Silent)?;
     let mut output = File::create(&args.output).map_err(at(&args.output))?;
-    output.write_all(MAGIC).map_err(at(&args.output))?;
-    output.write_all(&u32::try_from(header.len())?.to_le_bytes()).map_err(at(&args.output))?;
-    output.write_all(&header).map_err(at(&args.output))?;
+    write_header(&mut output, &header).map_err(at(&args.output))?;
     for path in &parts {
         io::copy(&mut File::open(path).map_err(at(path))?, &mut output).map_err(at(&args.output))?;
     }
@@ -172,11 +269,12 @@ pub fn bundle(args: &BundleArgs) -> Outcome {
         manifest.version,
         manifest.board
     ));
+    note_missing(made, usize::try_from(named.threshold)?);
     Ok(())
 }
 
-/// The content of a bundle as text, not verified; `None` if the file is no bundle.
-pub fn describe(path: &Path) -> Result<Option<String>, Failure> {
+/// The header of a bundle, not verified; `None` if the file is no bundle.
+fn read_header(path: &Path) -> Result<Option<Header>, Failure> {
     let mut file = File::open(path).map_err(at(path))?;
     let mut first = [0; 12];
     if file.read_exact(&mut first).is_err() {
@@ -186,11 +284,17 @@ pub fn describe(path: &Path) -> Result<Option<String>, Failure> {
     let mut header = vec![0; length];
     file.read_exact(&mut header).map_err(at(path))?;
     let bad = |_| Failure::BadInput(format!("{}: its header cannot be read", path.display()));
-    let header: Header = serde_json::from_slice(&header).map_err(bad)?;
+    Ok(Some(serde_json::from_slice(&header).map_err(bad)?))
+}
+
+/// The content of a bundle as text, not verified; `None` if the file is no bundle.
+pub fn describe(path: &Path) -> Result<Option<String>, Failure> {
+    let Some(header) = read_header(path)? else { return Ok(None) };
+    let bad = |_| Failure::BadInput(format!("{}: its header cannot be read", path.display()));
     let manifest: Manifest = serde_json::from_str(&header.manifest).map_err(bad)?;
     let certificate: Certificate = serde_json::from_str(&header.certificate).map_err(bad)?;
     Ok(Some(format!(
-        "update bundle (signatures not checked here)\nboard        {}\nversion      {}\nrelease      {} (nothing below {} afterwards)\nroot image   {} bytes\nkernel       {} bytes\ncertificate  {} with {} signing keys\n",
+        "update bundle (signatures not checked here)\nboard        {}\nversion      {}\nrelease      {} (nothing below {} afterwards)\nroot image   {} bytes\nkernel       {} bytes\ncertificate  {} with {} signing keys, {} of which must sign\nsigned       {} times, the certificate {} times\n",
         manifest.board,
         manifest.version,
         manifest.sequence,
@@ -198,6 +302,9 @@ pub fn describe(path: &Path) -> Result<Option<String>, Failure> {
         manifest.root.size,
         manifest.kernel.size,
         certificate.serial,
-        certificate.keys.len()
+        certificate.keys.len(),
+        certificate.threshold,
+        1 + header.manifest_signatures.len(),
+        1 + header.certificate_signatures.len()
     )))
 }

@@ -4,6 +4,7 @@
 pub mod bundle;
 pub mod flash;
 pub mod gpt;
+pub mod signing;
 pub mod verity;
 
 use clap::{Parser, Subcommand};
@@ -46,6 +47,8 @@ enum Command {
     },
     /// On the offline machine: certify signing keys with the root key
     Certify(bundle::CertifyArgs),
+    /// Add signatures to a certificate or an update bundle, where more than one key must have signed
+    Sign(bundle::SignArgs),
     /// Make a signed update bundle out of what scripts/build-image made
     Bundle(bundle::BundleArgs),
 }
@@ -62,6 +65,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Provision { image, settings } => provision(image, settings),
         Command::NewKey { file } => bundle::new_key(file),
         Command::Certify(args) => bundle::certify(args),
+        Command::Sign(args) => bundle::add_signatures(args),
         Command::Bundle(args) => bundle::bundle(args),
     };
     exit_code("spoke-image", outcome)

@@ -1,9 +1,8 @@
 //! Installs a bundle: verifies the signature, writes the slot that is not running, then its kernel.
 use crate::slots::{Room, SlotError, Slots};
-use spoke_model::signature::VerifyKey;
 use spoke_update::kept;
 use spoke_update::kept::Kept;
-use spoke_update::manifest::{Accepted, Known, ManifestError, Part, header_length, verify_header};
+use spoke_update::manifest::{Accepted, Known, ManifestError, Part, Roots, header_length, verify_header};
 use std::fs::File;
 use std::io::{self, Read, Seek as _, SeekFrom};
 
@@ -50,7 +49,7 @@ pub enum InstallError {
 }
 
 /// Reads and verifies the header of a bundle; the rest is still in `bundle`.
-pub fn open(bundle: &mut dyn Read, roots: &[VerifyKey], known: &Known) -> Result<Accepted, InstallError> {
+pub fn open(bundle: &mut dyn Read, roots: &Roots, known: &Known) -> Result<Accepted, InstallError> {
     let mut first = [0; 12];
     bundle.read_exact(&mut first).map_err(cut)?;
     let mut header = vec![0; header_length(&first)?];
@@ -281,8 +280,9 @@ mod tests {
             root: part(root),
             kernel: part(kernel),
         };
-        let (text, signature) = certify(&Certificate { serial: 1, keys: vec![key(2).public()] }, &key(1)).unwrap();
-        let header = serde_json::to_vec(&sign(&text, signature, &manifest, &key(2)).unwrap()).unwrap();
+        let certificate = Certificate { serial: 1, keys: vec![key(2).public()], threshold: 1 };
+        let certified = certify(&certificate, &key(1)).unwrap();
+        let header = serde_json::to_vec(&sign(certified, &manifest, &key(2)).unwrap()).unwrap();
         [&MAGIC[..], &u32::try_from(header.len()).unwrap().to_le_bytes(), &header, root, kernel].concat()
     }
 
@@ -314,7 +314,7 @@ mod tests {
 
     fn install_from(link: &mut Link<'_>, slots: &mut Fake) -> Result<(), InstallError> {
         let known = Known { board: "x".into(), serial: 0, floor: 0 };
-        let accepted = open(link, &[key(1).public()], &known)?;
+        let accepted = open(link, &Roots { keys: vec![key(1).public()], threshold: 1 }, &known)?;
         write(link, &accepted, slots)?;
         Ok(slots.try_staged()?)
     }

@@ -31,8 +31,14 @@ pub enum Offer {
     Refused(String),
 }
 
-/// Decides about a bundle. `running`: version and sequence of the running system, 0 if unknown. `now` may be wrong: a clock
-/// that is behind lets an expired release in, one that is ahead holds a good one back, and neither touches what runs.
+/// The time that an expiry is judged by: that of a trusted clock, else the latest that has certainly passed (`floor`: the build,
+/// the last time that was trusted). A clock that runs ahead unconfirmed holds no release back, and one that is behind lets an
+/// expired one in only as long as neither a newer image nor a trusted clock was seen.
+pub fn certain_time(trusted: Option<Wall>, floor: Wall) -> Wall {
+    trusted.unwrap_or(floor).max(floor)
+}
+
+/// Decides about a bundle. `running`: version and sequence of the running system, 0 if unknown; `now`: [`certain_time`].
 pub fn decide_offer(
     manifest: &Manifest,
     (running, sequence): (&str, u64),
@@ -133,6 +139,18 @@ mod tests {
         assert_eq!(decide(&release(6), 5, 1001, PERSON), Offer::Install);
         let without = Manifest { expires: None, ..release(6) };
         assert_eq!(decide(&without, 5, u64::MAX, Asker::Source), Offer::Install);
+    }
+
+    #[test]
+    fn untrusted_clock_neither_holds_back_nor_accepts_for_ever() {
+        let at = |trusted: Option<u64>, floor| {
+            decide(&release(6), 5, certain_time(trusted.map(Wall), Wall(floor)).secs(), Asker::Source)
+        };
+        // It expires at 1000.
+        assert_eq!(at(None, 500), Offer::Install, "whatever the clock shows");
+        assert!(matches!(at(None, 1001), Offer::Refused(_)), "that time has passed");
+        assert!(matches!(at(Some(1001), 500), Offer::Refused(_)));
+        assert!(matches!(at(Some(900), 1001), Offer::Refused(_)), "a trusted time before the floor");
     }
 
     #[test]

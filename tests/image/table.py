@@ -27,7 +27,9 @@ def two_slots(world, machine, board, trial):
     kernel = (build / "boot.efi").read_bytes()
     if board == BOARD:
         put_boot_file(machine.image, "EFI/Linux/spoke-b.efi", kernel)
-        set_environment(machine.image, spoke_a="ok", spoke_b=3 if trial else "ok", spoke_order="b a")
+        # A committed slot as its first process left it: its starts are counted.
+        slot_b = {"spoke_b": 3} if trial else {"spoke_b": "ok", "spoke_lb": 2}
+        set_environment(machine.image, spoke_a="ok", spoke_la=2, spoke_order="b a", **slot_b)
     else:
         # Counters of an entry on trial, and of one that its first process found committed.
         put_boot_file(machine.image, f"EFI/Linux/spoke-000002-b+{'3' if trial else '2-2'}.efi", kernel)

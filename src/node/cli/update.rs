@@ -1,11 +1,13 @@
 //! `spoke update`: checks for, installs, shows and rolls back updates of an image with two slots.
 use crate::config_file::load;
 use crate::update::{Held, RecordStore};
+use crate::{clock, outlook};
+use spoke_api::socket::SOCKET;
 use spoke_command::text::visible;
 use spoke_command::{Failure, Outcome, print};
 use spoke_config::Config;
 use spoke_model::release::WantedRelease;
-use spoke_model::signature::VerifyKey;
+use spoke_model::time::Wall;
 use spoke_sys::bundle;
 use spoke_sys::bundle::{Bundle, InstallError};
 use spoke_sys::clock::{Clock as _, SystemClock};
@@ -15,9 +17,9 @@ use spoke_sys::slots::lock::UpdateLock;
 use spoke_sys::slots::{DiskSlots, SlotError, Slots as _, Standing};
 use spoke_sys::updater::Notes;
 use spoke_update::machine::RejectReason;
-use spoke_update::manifest::{Accepted, root_keys};
+use spoke_update::manifest::{Accepted, Roots};
 use spoke_update::notice::{Notice, ReleaseDecision, decide_release};
-use spoke_update::offer::{Asker, Offer, decide_offer};
+use spoke_update::offer::{Asker, Offer, certain_time, decide_offer};
 use spoke_update::record::{Situation, UpdateRecord};
 use spoke_update::seal::Seal;
 use spoke_update::slot::{Slot, Trust};
@@ -201,14 +203,20 @@ impl RecordStore for RecordFile {
     }
 }
 
-fn roots() -> Result<Vec<VerifyKey>, Failure> {
-    let keys = root_keys(&std::fs::read_to_string(ROOT_KEYS).unwrap_or_default());
-    if keys.is_empty() {
+fn roots() -> Result<Roots, Failure> {
+    let roots = Roots::parse(&std::fs::read_to_string(ROOT_KEYS).unwrap_or_default());
+    if roots.keys.is_empty() {
         return Err(Failure::BadInput(format!(
             "{ROOT_KEYS} has no key: this image was built without one and accepts no updates"
         )));
     }
-    Ok(keys)
+    if !roots.is_usable() {
+        return Err(Failure::BadInput(format!(
+            "{ROOT_KEYS} has {} keys and a threshold that they cannot meet: this image accepts no updates",
+            roots.keys.len()
+        )));
+    }
+    Ok(roots)
 }
 
 /// The location of a bundle: the one given, or this board's at the configured source.
@@ -255,7 +263,7 @@ fn check(config: &Config) -> Outcome {
     let (_, accepted) = opened(&place, &record, None)?;
     let manifest = accepted.manifest;
     let (ours, sequence) = self::running(&slots, &record);
-    let note = match decide_offer(&manifest, (&ours, sequence), &record, SystemClock.wall(), Asker::Source) {
+    let note = match decide_offer(&manifest, (&ours, sequence), &record, judged_at(config), Asker::Source) {
         Offer::Install | Offer::Runs => String::new(),
         Offer::Refused(why) => format!(" ({why})"),
     };
@@ -287,6 +295,14 @@ fn running(slots: &DiskSlots, record: &UpdateRecord) -> (String, u64) {
     (running_version(), own.unwrap_or_else(|| slots.seal().sequence))
 }
 
+/// The time that the expiry of a release is judged by.
+fn judged_at(config: &Config) -> Wall {
+    let trusted = outlook::clock_trusted(&config.node.runtime_dir.join(SOCKET));
+    let (floor, _) = clock::floor(&config.node.state_dir);
+    let passed = floor.stamp.filter(|s| s.trusted).map_or(floor.build, |s| s.wall.max(floor.build));
+    certain_time(trusted.then(|| SystemClock.wall()), passed)
+}
+
 /// Installs a bundle; the restart is the caller's.
 fn install(config: &Config, order: &Order<'_>) -> Result<Installed, Failure> {
     let _lock = UpdateLock::take()?;
@@ -310,7 +326,7 @@ fn install(config: &Config, order: &Order<'_>) -> Result<Installed, Failure> {
         return Ok(Installed::Refused(format!("version {only} is wanted, but {place} has {version}")));
     }
     let (ours, sequence) = running(&slots, &record);
-    match decide_offer(&accepted.manifest, (&ours, sequence), &record, SystemClock.wall(), order.asker) {
+    match decide_offer(&accepted.manifest, (&ours, sequence), &record, judged_at(config), order.asker) {
         Offer::Install => {}
         Offer::Runs => return Ok(Installed::Refused(format!("{version} runs already"))),
         Offer::Refused(why) => return Ok(Installed::Refused(why)),
@@ -372,7 +388,7 @@ fn status(config: &Config, json: bool) -> Outcome {
     print(&format!("slot {running}{}  {}, running\n", version(running), trust_text(trust)));
     print(&format!("slot {}{}  {}\n", running.other(), version(running.other()), trust_text(other)));
     if roots().is_err() {
-        print("updates none: this image was built without a root key and accepts no bundle\n");
+        print("updates none: this image has no root keys that could certify a bundle\n");
     }
     if let Some(wanted) = wanted {
         print(&format!("wanted version {} (by the control plane)\n", wanted.version));

@@ -2,7 +2,7 @@
 
 use spoke_model::signature::SignKey;
 use spoke_sys::bundle::open;
-use spoke_update::manifest::{Certificate, Known, MAGIC, Manifest, certify, root_keys, sign};
+use spoke_update::manifest::{Certificate, Known, MAGIC, Manifest, Roots, certify, sign};
 use spoke_update::seal::Seal;
 use spoke_update::uboot::Stored;
 
@@ -16,21 +16,21 @@ pub(crate) fn consume(data: &[u8]) -> bool {
     let known = Known { board: "x".into(), serial: 2, floor: 4 };
     match kind % 4 {
         0 => {
-            let accepted = open(&mut &*rest, &[key(1).public()], &known);
+            let accepted = open(&mut &*rest, &Roots { keys: vec![key(1).public()], threshold: 1 }, &known);
             assert!(accepted.is_err(), "an unsigned bundle was accepted");
             false
         }
         1 => {
             let Ok(manifest) = serde_json::from_slice::<Manifest>(rest) else { return false };
-            let certificate = Certificate { serial: 3, keys: vec![key(2).public()] };
-            let (Ok((text, signature)), other) = (certify(&certificate, &key(1)), key(3)) else { return false };
+            let certificate = Certificate { serial: 3, keys: vec![key(2).public()], threshold: 1 };
+            let (Ok(certified), other) = (certify(&certificate, &key(1)), key(3)) else { return false };
             let bundle = |by: &SignKey| {
-                let header = sign(&text, signature, &manifest, by).ok().and_then(|h| serde_json::to_vec(&h).ok())?;
+                let header = sign(certified.clone(), &manifest, by).ok().and_then(|h| serde_json::to_vec(&h).ok())?;
                 let length = u32::try_from(header.len()).ok()?;
                 Some([MAGIC.as_slice(), &length.to_le_bytes(), &header].concat())
             };
             let (Some(genuine), Some(forged)) = (bundle(&key(2)), bundle(&other)) else { return false };
-            let roots = [key(1).public()];
+            let roots = Roots { keys: vec![key(1).public()], threshold: 1 };
             assert!(open(&mut forged.as_slice(), &roots, &known).is_err(), "signed by a key without certificate");
             match open(&mut genuine.as_slice(), &roots, &known) {
                 Ok(accepted) => {
@@ -57,7 +57,7 @@ pub(crate) fn consume(data: &[u8]) -> bool {
             let env = Stored::parse([first, second]);
             let _ = env.needs_repair();
             if let Ok(text) = std::str::from_utf8(rest) {
-                let _ = root_keys(text);
+                let _ = Roots::parse(text);
             }
             true
         }
