@@ -42,7 +42,7 @@ pub fn parse_on_device(bytes: &[u8], present: &dyn Fn(&Path) -> bool) -> Result<
         vec![ConfigFault { file: SETTINGS.into(), key: key.into(), problem, remedy: remedy.into() }]
     };
     if bytes.len() as u64 > MAX_BYTES {
-        return Err(fault("(file)", format!("has {} bytes", bytes.len()), "write at most 262144 bytes"));
+        return Err(fault("(file)", format!("has more than {MAX_BYTES} bytes"), "write at most 262144 bytes"));
     }
     let text = std::str::from_utf8(bytes).map_err(|_| {
         fault("(file)", "is not text (UTF-8)".into(), "save it as UTF-8; some editors write UTF-16 or Latin-1")

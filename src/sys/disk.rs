@@ -1,13 +1,16 @@
 //! Files that survive a power cut: written to a temporary name, synced, renamed, directory synced; never in place.
-use rustix::fs::{Mode, OFlags, fsync, open, openat, renameat, unlinkat};
+use rustix::fs::{Mode, OFlags, open};
 use serde::{Serialize, de::DeserializeOwned};
 use spoke_model::signature::sha256_hex;
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+mod atomic;
 pub mod journaled;
+pub(crate) use atomic::{How, write_in};
 #[cfg(any(test, feature = "sim"))]
 pub use journaled::recorded;
 use journaled::{Operation, record};
@@ -118,51 +121,11 @@ impl Owner {
 }
 
 fn write(path: &Path, bytes: &[u8], replace: bool, owner: Option<Owner>) -> Result<(), DiskError> {
-    let fail = |e: rustix::io::Errno| DiskError::write(path, e);
     let (dir, name) =
         split(path).ok_or_else(|| DiskError::write(path, std::io::Error::from(std::io::ErrorKind::InvalidInput)))?;
-    let dir = open(dir, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(fail)?;
-    let temporary = format!(".{name}.new");
-    // Left by a power cut: overwritten.
-    let file = openat(
-        &dir,
-        &temporary,
-        OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW,
-        Mode::RUSR | Mode::WUSR,
-    )
-    .map_err(fail)?;
-    let mut file = File::from(file);
-    let given = owner.map_or(Ok(()), |o| std::os::unix::fs::fchown(&file, Some(o.uid), Some(o.gid)));
-    let temporary_path = path.with_file_name(&temporary);
-    record(|| Operation::Write(temporary_path.clone(), bytes.to_vec()));
-    let written = given.and_then(|()| file.write_all(bytes)).and_then(|()| file.sync_all());
-    record(|| Operation::Sync(temporary_path.clone()));
-    if let Err(e) = written {
-        drop(file);
-        let _ = unlinkat(&dir, &temporary, rustix::fs::AtFlags::empty());
-        return Err(DiskError::write(path, e));
-    }
-    drop(file);
-    let renamed = if replace {
-        renameat(&dir, &temporary, &dir, name)
-    } else {
-        rustix::fs::linkat(&dir, &temporary, &dir, name, rustix::fs::AtFlags::empty())
-            .and_then(|()| unlinkat(&dir, &temporary, rustix::fs::AtFlags::empty()))
-    };
-    if let Err(e) = renamed {
-        let _ = unlinkat(&dir, &temporary, rustix::fs::AtFlags::empty());
-        return Err(fail(e));
-    }
-    record(|| match replace {
-        true => Operation::Rename(temporary_path.clone(), path.to_owned()),
-        false => Operation::Link(temporary_path.clone(), path.to_owned()),
-    });
-    if !replace {
-        record(|| Operation::Remove(temporary_path.clone()));
-    }
-    fsync(&dir).map_err(fail)?;
-    record(|| Operation::SyncDirectory);
-    Ok(())
+    let dir = open(dir, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| DiskError::write(path, e))?;
+    write_in(dir.as_fd(), path, name, bytes, How { replace, owner, mode: 0o600 })
 }
 
 /// Removes a file durably. Removing a missing one succeeds.
@@ -588,8 +551,10 @@ mod tests {
         assert_eq!(Document::<Vec<u32>>::new(path.clone(), 1).peek(), None, "no previous copy");
         doc.store(&vec![1, 2]).unwrap();
         doc.store(&vec![1, 2, 3]).unwrap();
-        // Nothing can be written where a directory has the name of the temporary file.
-        std::fs::create_dir(dir.path().join(".doc.json.new")).unwrap();
+        // Nothing can be written where the name of the temporary file is too long.
+        let path = dir.path().join(format!("{}.json", "d".repeat(240)));
+        std::fs::rename(doc.path(), &path).unwrap();
+        let mut doc = Document::<Vec<u32>>::new(path.clone(), 1);
         let failed = doc.replace(&vec![3]).unwrap_err();
         assert!(failed.removed, "{failed}");
         assert_eq!(Document::<Vec<u32>>::new(path, 1).peek(), None);

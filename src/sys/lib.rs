@@ -1,6 +1,7 @@
 //! Effects behind small traits, with their real implementations. No decisions: those are in the pure crates.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
 
+pub mod beneath;
 pub mod bundle;
 pub mod clock;
 pub mod connect;

@@ -53,6 +53,7 @@ fn lock_file(dir: &Path) -> io::Result<Result<File, AnotherSupervisor>> {
     std::fs::create_dir_all(dir)?;
     let mut options = File::options();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
     let mut file = options.open(dir.join(FILE))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {

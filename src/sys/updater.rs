@@ -1,10 +1,11 @@
 //! Two small files on tmpfs by which supervisor and updater talk, each written by one and read by the other.
+use crate::random::seed;
 use rustix::fs::{Mode, OFlags, open};
 use serde::{Serialize, de::DeserializeOwned};
 use spoke_model::release::WantedRelease;
 use spoke_update::notice::Notice;
 use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 /// Longest file accepted, in bytes.
@@ -62,11 +63,17 @@ fn replace(path: &Path, value: &impl Serialize, mode: u32) -> io::Result<()> {
     if fs::read(path).is_ok_and(|old| old == bytes) {
         return Ok(());
     }
-    let fresh = path.with_extension("new");
-    let _ = fs::remove_file(&fresh);
-    fs::write(&fresh, bytes)?;
-    fs::set_permissions(&fresh, std::os::unix::fs::PermissionsExt::from_mode(mode))?;
-    fs::rename(&fresh, path)
+    let fresh = path.with_extension(format!("{:016x}.new", seed()));
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let mut file = File::from(open(&fresh, flags, Mode::RUSR | Mode::WUSR)?);
+    let written = file
+        .write_all(&bytes)
+        .and_then(|()| Ok(rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?))
+        .and_then(|()| fs::rename(&fresh, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&fresh);
+    }
+    written
 }
 
 /// Regular files only: the owner of the directory must not make the reader block or read another file.

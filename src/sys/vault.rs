@@ -6,13 +6,18 @@
 //! A marker on the state partition says that its files are kept: what is missing beside it was removed on purpose, unless a
 //! check of the file system has repaired something. A file that is no longer what its name says (an emptied or torn one) is
 //! restored, and never replaces its copy.
-use super::disk::{DiskError, Owner, write_atomic, write_atomic_for};
+//!
+//! The process is root, and some of the directories belong to the supervisor's user: files there are read and restored with that
+//! user's rights, so that its links lead to nothing that it could not reach itself.
+use super::beneath::{Beneath, inside, is_plain};
+use super::disk::{DiskError, Owner, write_atomic};
 use ring::digest::{SHA256, digest};
+use rustix::fs::FileType;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
@@ -24,6 +29,12 @@ const HEAD: usize = 8 + 8 + 8 + 32;
 const MAX_FILE: u64 = 64 * 1024;
 /// On the state partition: its files have been kept or restored.
 const MARKER: &str = ".kept-in-vault";
+/// Directories of the state partition with files to keep, all made by `mount-state` of the image.
+const AREAS: [&str; 4] = ["config", "host", "spoke", "ssh"];
+/// Directories below one another in an area.
+const MAX_DEPTH: usize = 4;
+/// Files of one area.
+const MAX_FILES: usize = 256;
 
 /// What may be missing on the state partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,9 +78,35 @@ struct Content {
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Kept {
     mode: u32,
+    /// For releases that restore by it; the owner is that of the area.
     uid: u32,
     gid: u32,
     bytes: Vec<u8>,
+}
+
+/// Whether a file, by its path below the state partition, is kept: keys, identity, settings and secrets, and of what belongs to
+/// root exactly the files that the image itself writes.
+fn is_kept(name: &str) -> bool {
+    if !name.split('/').all(is_plain) || name.split('/').count() > MAX_DEPTH + 2 {
+        return false;
+    }
+    let (Some((area, rest)), Some(file)) = (name.split_once('/'), name.rsplit('/').next()) else { return false };
+    // Not temporary files and previous copies.
+    if file.starts_with('.') || file.ends_with(".damaged") || file.ends_with(".prev") {
+        return false;
+    }
+    match area {
+        "ssh" => matches!(rest, "authorized_keys" | "host_key"),
+        "host" => matches!(rest, "hostname" | "timesyncd.conf"),
+        "config" => true,
+        "spoke" => {
+            rest.starts_with("secrets/")
+                || file.ends_with(".key")
+                || file.starts_with("identity")
+                || file.starts_with("enrolment")
+        }
+        _ => false,
+    }
 }
 
 /// The vault at a partition.
@@ -105,10 +142,14 @@ impl Vault {
         Ok(found)
     }
 
-    /// Keeps the files below `base` that `wanted` accepts; returns whether anything had to be written.
-    pub fn keep(&self, base: &Path, wanted: impl Fn(&str) -> bool) -> Result<bool, VaultError> {
+    /// Keeps keys, identity and settings below `base`; returns whether anything had to be written.
+    pub fn keep(&self, base: &Path) -> Result<bool, VaultError> {
         let mut content = Content::default();
-        collect(base, base, &wanted, &mut content).map_err(io("read the files for"))?;
+        for name in AREAS {
+            if let Some(files) = in_area(base, name, collect).map_err(io("read the files for"))? {
+                content.files.extend(files);
+            }
+        }
         let mut records = self.records()?;
         let newest = records.pop();
         if let Some((_, _, kept)) = &newest {
@@ -146,29 +187,28 @@ impl Vault {
     pub fn restore(&self, base: &Path, missing: Missing) -> Result<Vec<String>, VaultError> {
         let Some((_, _, content)) = self.records()?.pop() else { return Ok(Vec::new()) };
         let new = missing == Missing::Lost || !base.join(MARKER).exists();
-        let mut restored = Vec::new();
-        for (name, kept) in content.files {
-            let path = base.join(&name);
-            if name.split('/').any(|p| p == "..") {
-                continue;
+        let (mut restored, mut failed) = (Vec::new(), None);
+        for area in AREAS {
+            let files: Vec<_> = content.files.iter().filter(|(name, _)| is_kept(name) && within(name, area)).collect();
+            let done = in_area(base, area, |area| {
+                let mut done = Vec::new();
+                for (name, kept) in files {
+                    match restore_file(area, name, kept, new) {
+                        Ok(true) => done.push(name.clone()),
+                        Ok(false) => {}
+                        Err(e) => failed = Some(e),
+                    }
+                }
+                Ok(done)
+            });
+            // One area must not keep the others from being restored.
+            match done {
+                Ok(done) => restored.extend(done.unwrap_or_default()),
+                Err(e) => failed = Some(e),
             }
-            match fs::read(&path) {
-                Ok(bytes) if is_whole(&name, &bytes) || !is_whole(&name, &kept.bytes) => continue,
-                Ok(_) => fs::rename(&path, aside(&path)).map_err(io("move a damaged file aside for"))?,
-                Err(e) if e.kind() == io::ErrorKind::NotFound && new => {}
-                // Removed on purpose, or not readable: then it cannot be replaced either.
-                Err(_) => continue,
-            }
-            let owner = Owner { uid: kept.uid, gid: kept.gid };
-            // Also of an existing directory: a power cut may have come before its owner was set.
-            if let Some(directory) = path.parent().filter(|d| *d != base) {
-                fs::create_dir_all(directory).map_err(io("make a directory for"))?;
-                owner.take(directory).map_err(io("restore an owner from"))?;
-            }
-            write_atomic_for(owner, &path, &kept.bytes, false)?;
-            fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(kept.mode))
-                .map_err(io("restore from"))?;
-            restored.push(name);
+        }
+        if let Some(e) = failed {
+            return Err(io("restore from")(e));
         }
         mark(base)?;
         Ok(restored)
@@ -180,10 +220,57 @@ fn mark(base: &Path) -> Result<(), VaultError> {
     if marker.exists() { Ok(()) } else { Ok(write_atomic(&marker, b"", true)?) }
 }
 
-fn aside(path: &Path) -> PathBuf {
-    let mut name = path.to_owned().into_os_string();
-    name.push(".damaged");
-    name.into()
+fn within(name: &str, area: &str) -> bool {
+    name.split_once('/').is_some_and(|(first, _)| first == area)
+}
+
+/// Runs `work` on an area with the rights of its owner. `None`: the area is not there.
+fn in_area<T: Send>(
+    base: &Path,
+    name: &str,
+    work: impl FnOnce(&Area<'_>) -> io::Result<T> + Send,
+) -> io::Result<Option<T>> {
+    let done = inside(&base.join(name), |directory| {
+        let Owner { uid, gid } = directory.owner()?;
+        work(&Area { name, uid, gid, directory }).map(Some)
+    });
+    match done {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        done => done,
+    }
+}
+
+/// A directory of the state partition.
+struct Area<'a> {
+    name: &'a str,
+    uid: u32,
+    gid: u32,
+    directory: &'a Beneath,
+}
+
+/// Restores a file if it is damaged or, where `missing` allows it, missing; returns whether it did.
+fn restore_file(area: &Area<'_>, name: &str, kept: &Kept, missing: bool) -> io::Result<bool> {
+    let Some((directories, file)) = name.rsplit_once('/') else { return Ok(false) };
+    let within = directories.strip_prefix(area.name).unwrap_or_default();
+    let rest = format!("{within}/{file}");
+    match area.directory.read(rest.trim_start_matches('/'), MAX_FILE) {
+        Ok((bytes, _)) if is_whole(name, &bytes) || !is_whole(name, &kept.bytes) => return Ok(false),
+        Ok(_) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound && missing => {}
+        // Removed on purpose, or not readable: then it cannot be replaced either.
+        Err(_) => return Ok(false),
+    }
+    let mut directory = None;
+    for part in within.split('/').filter(|part| !part.is_empty()) {
+        directory = Some(directory.as_ref().unwrap_or(area.directory).make_directory(part)?);
+    }
+    let directory = directory.as_ref().unwrap_or(area.directory);
+    match directory.rename(file, &format!("{file}.damaged")) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        Ok(()) | Err(_) => {}
+    }
+    directory.write(file, &kept.bytes, kept.mode & 0o777)?;
+    Ok(true)
 }
 
 /// Whether a file can be what its name says.
@@ -202,19 +289,40 @@ fn is_whole(name: &str, bytes: &[u8]) -> bool {
     true
 }
 
-fn collect(base: &Path, directory: &Path, wanted: &impl Fn(&str) -> bool, into: &mut Content) -> io::Result<()> {
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        let (path, kind) = (entry.path(), entry.file_type()?);
-        if kind.is_dir() {
-            collect(base, &path, wanted, into)?;
-            continue;
-        }
-        let Some(name) = path.strip_prefix(base).ok().and_then(Path::to_str) else { continue };
-        let meta = entry.metadata()?;
-        if kind.is_file() && name != MARKER && wanted(name) && meta.len() <= MAX_FILE {
-            let kept = Kept { mode: meta.mode() & 0o7777, uid: meta.uid(), gid: meta.gid(), bytes: fs::read(&path)? };
-            into.files.insert(name.to_owned(), kept);
+/// The files of an area that are kept.
+fn collect(area: &Area<'_>) -> io::Result<BTreeMap<String, Kept>> {
+    let mut found = BTreeMap::new();
+    collect_below(area, area.directory, area.name, 0, &mut found)?;
+    Ok(found)
+}
+
+fn collect_below(
+    area: &Area<'_>,
+    directory: &Beneath,
+    prefix: &str,
+    depth: usize,
+    found: &mut BTreeMap<String, Kept>,
+) -> io::Result<()> {
+    for (entry, kind) in directory.entries()? {
+        let name = format!("{prefix}/{entry}");
+        match kind {
+            FileType::Directory if depth < MAX_DEPTH => {
+                // Removed since it was listed, or not readable for its owner: nothing of it is kept.
+                if let Ok(deeper) = directory.directory(&entry) {
+                    collect_below(area, &deeper, &name, depth + 1, found)?;
+                }
+            }
+            FileType::RegularFile if is_kept(&name) && found.len() < MAX_FILES => {
+                match directory.read(&entry, MAX_FILE) {
+                    Ok((bytes, mode)) => {
+                        found.insert(name, Kept { mode, uid: area.uid, gid: area.gid, bytes });
+                    }
+                    Err(e) if e.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => return Err(e),
+                    // Removed, replaced or too large.
+                    Err(_) => {}
+                }
+            }
+            _ => {}
         }
     }
     Ok(())
@@ -236,10 +344,73 @@ mod tests {
         (dir, Vault::at(partition), base)
     }
 
-    /// A new file system on the state partition.
+    /// A new file system on the state partition, with its directories (`mount-state`).
     fn format(base: &Path) {
         fs::remove_dir_all(base).unwrap();
-        fs::create_dir(base).unwrap();
+        for area in AREAS {
+            fs::create_dir_all(base.join(area)).unwrap();
+        }
+    }
+
+    fn aside(path: &Path) -> PathBuf {
+        path.with_file_name(format!("{}.damaged", path.file_name().unwrap().to_str().unwrap()))
+    }
+
+    /// The state directory as the supervisor's user has it, and that user.
+    fn of_another_user(base: &Path) -> Owner {
+        let owner = crate::sim::another_user();
+        for entry in fs::read_dir(base.join("spoke")).unwrap().flatten() {
+            owner.take(&entry.path()).unwrap();
+        }
+        owner.take(&base.join("spoke")).unwrap();
+        owner
+    }
+
+    #[test]
+    fn links_of_the_supervisors_user_lead_nowhere() {
+        let (dir, vault, base) = vault();
+        let (shadow, ssh) = (dir.path().join("shadow.key"), base.join("ssh"));
+        super::super::disk::write_atomic(&shadow, b"root's secret", true).unwrap();
+        fs::create_dir(&ssh).unwrap();
+        let secrets = base.join("spoke/secrets");
+        fs::create_dir(&secrets).unwrap();
+        fs::write(secrets.join("authorized_keys"), b"ssh-ed25519 attacker").unwrap();
+        let owner = of_another_user(&base);
+        owner.take(&secrets.join("authorized_keys")).unwrap();
+        // Read: a key that is a link to a file of root.
+        std::os::unix::fs::symlink(&shadow, base.join("spoke/stolen.key")).unwrap();
+        vault.keep(&base).unwrap();
+        let kept = vault.records().unwrap().pop().unwrap().2.files;
+        assert!(kept.contains_key("spoke/secrets/authorized_keys") && !kept.contains_key("spoke/stolen.key"));
+        // Restore: through a directory that is a link to one of root.
+        fs::remove_dir_all(&secrets).unwrap();
+        std::os::unix::fs::symlink(&ssh, &secrets).unwrap();
+        let _ = vault.restore(&base, Missing::Lost);
+        assert_eq!(fs::read_dir(&ssh).unwrap().count(), 0);
+        assert_eq!(Owner::of(&ssh).unwrap(), Owner::of(&base).unwrap());
+        assert_eq!(fs::read(&shadow).unwrap(), b"root's secret");
+    }
+
+    #[test]
+    fn kept_files_are_those_of_the_list() {
+        for name in ["ssh/host_key", "spoke/wg0.key", "spoke/keys/wg0.key", "spoke/secrets/token", "config/spoke.toml"]
+        {
+            assert!(is_kept(name), "{name}");
+        }
+        for name in [
+            "ssh/rc",
+            "ssh/a/authorized_keys",
+            "host/../../etc/shadow.key",
+            "../x.key",
+            "/etc/x.key",
+            "update/update.json",
+            "spoke/./wg0.key",
+            "spoke/.wg0.key.new",
+            "spoke/a/b/c/d/e/f.key",
+            "wg0.key",
+        ] {
+            assert!(!is_kept(name), "{name}");
+        }
     }
 
     #[test]
@@ -249,7 +420,7 @@ mod tests {
             let path = base.join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(&path, b"{}").unwrap();
-            vault.keep(&base, |_| true).unwrap();
+            vault.keep(&base).unwrap();
             fs::remove_file(&path).unwrap();
             // A restart at once: the removal is not kept yet.
             assert!(vault.restore(&base, Missing::Removed).unwrap().is_empty(), "{name}");
@@ -257,7 +428,7 @@ mod tests {
             // A check of the file system may have lost it.
             assert_eq!(vault.restore(&base, Missing::Lost).unwrap(), [name]);
             fs::remove_file(&path).unwrap();
-            vault.keep(&base, |_| true).unwrap();
+            vault.keep(&base).unwrap();
             assert!(vault.restore(&base, Missing::Lost).unwrap().is_empty(), "the removal is kept");
         }
     }
@@ -269,7 +440,7 @@ mod tests {
         fs::create_dir(base.join("config")).unwrap();
         fs::write(&config, b"[control]").unwrap();
         fs::write(base.join("spoke/enrolment.json"), b"{\"version\":1}").unwrap();
-        vault.keep(&base, |_| true).unwrap();
+        vault.keep(&base).unwrap();
         let damage: [(&str, &[u8]); 7] = [
             ("spoke/wg0.key", b""),
             ("spoke/wg0.key", &ONE[..20]),
@@ -283,7 +454,7 @@ mod tests {
             let path = base.join(name);
             let good = fs::read(&path).unwrap();
             fs::write(&path, bytes).unwrap();
-            vault.keep(&base, |name| !name.ends_with(".damaged")).unwrap();
+            vault.keep(&base).unwrap();
             assert_eq!(vault.restore(&base, Missing::Removed).unwrap(), [name], "{bytes:?}");
             assert_eq!((fs::read(&path).unwrap(), fs::read(aside(&path)).unwrap()), (good, bytes.to_vec()));
         }
@@ -292,8 +463,8 @@ mod tests {
     #[test]
     fn lost_identity_is_restored() {
         let (_dir, vault, base) = vault();
-        assert!(vault.keep(&base, |_| true).unwrap());
-        assert!(!vault.keep(&base, |_| true).unwrap(), "no write without a change");
+        assert!(vault.keep(&base).unwrap());
+        assert!(!vault.keep(&base).unwrap(), "no write without a change");
         format(&base);
         assert_eq!(vault.restore(&base, Missing::Removed).unwrap(), ["spoke/wg0.key"]);
         assert_eq!(fs::read(base.join("spoke/wg0.key")).unwrap(), ONE);
@@ -302,29 +473,33 @@ mod tests {
     }
 
     #[test]
-    fn restored_files_keep_their_owner_after_a_power_cut() {
+    fn restored_files_belong_to_the_owner_of_their_directory() {
+        use std::os::unix::fs::PermissionsExt as _;
         let (_dir, vault, base) = vault();
-        let (directory, key, owner) = (base.join("spoke"), base.join("spoke/wg0.key"), crate::sim::another_user());
-        for path in [&directory, &key] {
-            owner.take(path).unwrap();
-        }
-        vault.keep(&base, |_| true).unwrap();
+        fs::create_dir(base.join("spoke/secrets")).unwrap();
+        fs::write(base.join("spoke/secrets/token"), b"spk").unwrap();
+        fs::set_permissions(base.join("spoke/secrets/token"), fs::Permissions::from_mode(0o640)).unwrap();
+        vault.keep(&base).unwrap();
         format(&base);
-        // Power cut after the directory was created and before its owner was set.
-        fs::create_dir(&directory).unwrap();
+        let owner = of_another_user(&base);
+        // Power cut after the directory was created.
+        let cut = base.join("spoke/secrets");
+        fs::create_dir(&cut).unwrap();
+        owner.take(&cut).unwrap();
         vault.restore(&base, Missing::Removed).unwrap();
-        for path in [&directory, &key] {
-            assert_eq!(Owner::of(path).unwrap(), owner, "{}", path.display());
+        for name in ["spoke/wg0.key", "spoke/secrets", "spoke/secrets/token"] {
+            assert_eq!(Owner::of(&base.join(name)).unwrap(), owner, "{name}");
         }
+        assert_eq!(fs::metadata(base.join("spoke/secrets/token")).unwrap().permissions().mode() & 0o7777, 0o640);
     }
 
     #[test]
     fn power_cut_during_a_write_leaves_one_good_record() {
         let (_dir, vault, base) = vault();
-        vault.keep(&base, |_| true).unwrap();
+        vault.keep(&base).unwrap();
         let before = fs::read(&vault.0).unwrap();
         fs::write(base.join("spoke/wg0.key"), TWO).unwrap();
-        vault.keep(&base, |_| true).unwrap();
+        vault.keep(&base).unwrap();
         let after = fs::read(&vault.0).unwrap();
         let changed: Vec<usize> = (0..before.len()).filter(|i| before[*i] != after[*i]).collect();
         for cut in &changed {

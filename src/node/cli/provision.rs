@@ -4,13 +4,15 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use spoke_api::health::summary::Components;
 use spoke_command::{Failure, Outcome, print};
 use spoke_config::Config;
-use spoke_config::appliance::{SETTINGS, Settings, parse_on_device};
+use spoke_config::appliance::{MAX_BYTES, SETTINGS, Settings, parse_on_device};
+use spoke_config::node::Role;
 use spoke_config::on_image::KEPT;
 use spoke_model::signature::sha256_hex;
+use spoke_sys::beneath::{Beneath, inside};
 use spoke_sys::clock::{Clock as _, SystemClock};
-use spoke_sys::disk::{Owner, write_atomic, write_atomic_for};
+use spoke_sys::disk::write_atomic;
 use spoke_sys::vault::{Missing, Vault};
-use std::io::{self, Seek as _, Write as _};
+use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,8 +21,12 @@ use tokio::sync::watch;
 
 /// The file with the faults of the settings, on the boot partition.
 const FAULTS: &str = "spoke-faults.txt";
-/// Directory of the secrets on the state partition; `/var/lib/spoke/secrets` for the supervisor.
-const SECRETS: &str = "spoke/secrets";
+/// The supervisor's state directory on the state partition; `/var/lib/spoke` for the supervisor.
+const STATE: &str = "spoke";
+/// Directory of the secrets in it.
+const SECRETS: &str = "secrets";
+/// Beside the settings: the hash of those that were taken and could not be wiped. They are not taken again at the next start.
+const TAKEN: &str = "spoke.taken";
 /// Interval at which missing or faulty settings are read again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -75,16 +81,16 @@ async fn store_settings(args: &Args, components: &watch::Sender<Components>) -> 
     restore(args);
     // An operator on the board edits the file as root.
     if config.exists()
-        && let Err(e) = Owner::of(&directory).and_then(|owner| owner.take(&config))
+        && let Err(e) = Beneath::open(&directory).and_then(|d| d.give(SETTINGS))
     {
         print(&format!("spoke: cannot give {SETTINGS} to the supervisor: {e}\n"));
     }
-    name_host(args, &config);
+    set_host(args);
     let mut reported = String::new();
     loop {
         let problem = match look(args, &config) {
             Look::Stored => {
-                name_host(args, &config);
+                set_host(args);
                 print("spoke: settings taken from the boot partition\n");
                 return Ok(());
             }
@@ -145,20 +151,20 @@ fn problem(status: String) -> Look {
 
 /// Reads the settings of the boot partition and stores them if they are right.
 fn look(args: &Args, config: &Path) -> Look {
-    let bytes = match std::fs::read(args.boot.join(SETTINGS)) {
+    let bytes = match read_settings(&args.boot) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return absent(args, config.exists()),
         Err(e) => {
             return problem(format!("cannot read {SETTINGS} on the boot partition: {e}: write it there again"));
         }
     };
-    if std::fs::read_to_string(taken(config)).is_ok_and(|hash| hash == sha256_hex(&bytes)) && config.exists() {
+    if read_own(args, TAKEN).is_some_and(|hash| hash == sha256_hex(&bytes)) && config.exists() {
         return Look::Nothing;
     }
     match parse_on_device(&bytes, &|path| present(args, path)) {
-        Ok(settings) => match store(args, config, &settings) {
+        Ok(settings) => match store(args, &settings) {
             Ok(()) => {
-                wipe(args, config, &bytes);
+                wipe(args, &bytes);
                 Look::Stored
             }
             Err(Failure::BadInput(e)) => problem(format!("cannot store the settings: {e}")),
@@ -211,17 +217,36 @@ fn misnamed(boot: &Path) -> Option<String> {
     meant.into_iter().next()
 }
 
-/// The hash of settings that were taken and could not be wiped: they are not taken again at the next start.
-fn taken(config: &Path) -> PathBuf {
-    config.with_extension("taken")
+/// The settings of the boot partition; of a longer file no more than shows that it is too long.
+fn read_settings(boot: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(boot.join(SETTINGS))?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
-/// Keeps the host's name for the image: that of the node, if it has one.
-fn name_host(args: &Args, config: &Path) {
-    let text = std::fs::read_to_string(config).unwrap_or_default();
-    let id = Config::from_text(Some((SETTINGS, &text)), std::iter::empty()).ok().and_then(|c| c.node.id);
-    if let Err(e) = keep_host(args, "hostname", &id.map(|id| host_name(&id.to_string())).unwrap_or_default()) {
-        print(&format!("spoke: cannot keep the host name: {e}\n"));
+/// A file of the supervisor's settings, read with the rights of its owner.
+fn read_own(args: &Args, name: &str) -> Option<String> {
+    let read = inside(&args.state.join("config"), |directory| directory.read(name, MAX_BYTES));
+    String::from_utf8(read.ok()?.0).ok()
+}
+
+/// Keeps what the image sets on the host by the settings: the node's name, forwarding for a hub, and WireGuard's ports.
+fn set_host(args: &Args) {
+    let text = read_own(args, SETTINGS).unwrap_or_default();
+    let config = Config::from_text(Some((SETTINGS, &text)), std::iter::empty()).ok();
+    let id = config.as_ref().and_then(|c| c.node.id.as_ref()).map(ToString::to_string);
+    let is_hub = config.as_ref().is_some_and(|c| c.node.role == Role::Hub);
+    let ports = config.iter().flat_map(|c| &c.interfaces).filter_map(|i| i.listen_port);
+    let ports = ports.filter(|port| *port != 0).map(|port| port.to_string()).collect::<Vec<_>>().join(", ");
+    let kept = [
+        ("hostname", id.map(|id| host_name(&id)).unwrap_or_default()),
+        ("forwarding", if is_hub { "1".to_owned() } else { String::new() }),
+        ("ports", ports),
+    ];
+    for (name, content) in kept {
+        if let Err(e) = keep_host(args, name, &content) {
+            print(&format!("spoke: cannot keep {name} of the host: {e}\n"));
+        }
     }
 }
 
@@ -241,7 +266,7 @@ fn keep_host(args: &Args, name: &str, content: &str) -> Result<(), anyhow::Error
         return Ok(std::fs::remove_file(path)?);
     }
     std::fs::create_dir_all(args.state.join("host"))?;
-    Ok(write_atomic(&path, format!("{content}\n").as_bytes(), false).map(drop)?)
+    Ok(write_atomic(&path, format!("{content}\n").as_bytes(), true).map(drop)?)
 }
 
 fn report_unprovisioned(components: &watch::Sender<Components>, what: String) {
@@ -273,21 +298,16 @@ fn restore(args: &Args) {
 }
 
 /// Stores the settings. If interrupted, the next boot repeats it.
-fn store(args: &Args, config: &Path, settings: &Settings) -> Result<(), Failure> {
-    // The supervisor runs as the owner of the directory.
-    let reader = Owner::of(config.parent().unwrap_or(config))?;
-    // Secrets first, since the settings refer to them.
-    if !settings.appliance.secrets.is_empty() {
-        let secrets = args.state.join(SECRETS);
-        std::fs::create_dir_all(&secrets)?;
-        std::fs::set_permissions(&secrets, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
-        reader.take(&secrets)?;
-        std::fs::File::open(&secrets)?.sync_all()?;
-        for (name, secret) in &settings.appliance.secrets {
-            write_atomic_for(reader, &secrets.join(name), secret.as_bytes(), true)?;
-        }
+fn store(args: &Args, settings: &Settings) -> Result<(), Failure> {
+    // Secrets first, since the settings refer to them. Both directories belong to the supervisor's user.
+    let secrets = &settings.appliance.secrets;
+    if !secrets.is_empty() {
+        inside(&args.state.join(STATE), |state| {
+            let directory = state.make_directory(SECRETS)?;
+            secrets.iter().try_for_each(|(name, secret)| directory.write(name, secret.as_bytes(), 0o600))
+        })?;
     }
-    write_atomic_for(reader, config, settings.config.as_bytes(), true)?;
+    inside(&args.state.join("config"), |directory| directory.write(SETTINGS, settings.config.as_bytes(), 0o600))?;
     let servers = settings.appliance.ntp.join(" ");
     // Without the distribution's servers: where time servers are given, others may be blocked.
     let servers = if servers.is_empty() { servers } else { format!("[Time]\nNTP={servers}\nFallbackNTP=") };
@@ -300,7 +320,7 @@ fn store(args: &Args, config: &Path, settings: &Settings) -> Result<(), Failure>
 }
 
 /// Wipes stored settings from the boot partition. Where that is refused they stay readable there, and are not taken again.
-fn wipe(args: &Args, config: &Path, bytes: &[u8]) {
+fn wipe(args: &Args, bytes: &[u8]) {
     let wipe = || -> io::Result<()> {
         let path = args.boot.join(SETTINGS);
         let mut file = std::fs::OpenOptions::new().write(true).open(&path)?;
@@ -314,16 +334,16 @@ fn wipe(args: &Args, config: &Path, bytes: &[u8]) {
         let _ = std::fs::remove_file(args.boot.join(FAULTS));
         Ok(())
     };
-    let taken = taken(config);
+    let note = |work: &(dyn Fn(&Beneath) -> io::Result<()> + Sync)| inside(&args.state.join("config"), work);
     match with_writable_boot(&args.boot, wipe) {
         Ok(()) => {
-            let _ = std::fs::remove_file(taken);
+            let _ = note(&|directory| directory.remove(TAKEN));
         }
         Err(e) => {
             print(&format!(
                 "spoke: cannot wipe the settings from the boot partition: {e}: they are in force, and can be read there\n"
             ));
-            if let Err(e) = write_atomic(&taken, sha256_hex(bytes).as_bytes(), true) {
+            if let Err(e) = note(&|directory| directory.write(TAKEN, sha256_hex(bytes).as_bytes(), 0o600)) {
                 print(&format!("spoke: {e}\n"));
             }
         }
@@ -382,13 +402,14 @@ fn device() -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use spoke_sys::disk::Owner;
 
     const GOOD: &str = "[node]\nid = \"n1\"\n[control]\nurl = \"https://c.example.net\"\n";
 
     fn args() -> (tempfile::TempDir, Args) {
         let dir = tempfile::tempdir().unwrap();
         let (boot, state) = (dir.path().join("boot"), dir.path().join("state"));
-        for d in [&boot, &state.join("config"), &state.join("ssh")] {
+        for d in [&boot, &state.join("config"), &state.join("ssh"), &state.join(STATE)] {
             std::fs::create_dir_all(d).unwrap();
         }
         (dir, Args { boot, state, once: true })
@@ -423,6 +444,11 @@ mod tests {
         std::fs::write(args.boot.join(SETTINGS), "[[interface]]\nname = \"wg0\"\n").unwrap();
         run(&args).unwrap();
         assert_eq!((host("hostname"), host("timesyncd.conf")), (None, None));
+        assert_eq!((host("forwarding"), host("ports")), (None, None), "a node forwards nothing");
+        let hub = "[node]\nid = \"h\"\nrole = \"hub\"\n[[interface]]\nname = \"wg0\"\nlisten_port = 51821\n";
+        std::fs::write(args.boot.join(SETTINGS), hub).unwrap();
+        run(&args).unwrap();
+        assert_eq!((host("forwarding").as_deref(), host("ports").as_deref()), (Some("1\n"), Some("51821\n")));
     }
 
     fn configured() -> (tempfile::TempDir, Args, PathBuf) {
@@ -506,11 +532,13 @@ mod tests {
         let (_dir, args) = args();
         let (directory, owner) = (args.state.join("config"), spoke_sys::sim::another_user());
         owner.take(&directory).unwrap();
+        owner.take(&args.state.join(STATE)).unwrap();
         let text = format!("{GOOD}[appliance.secrets]\ntoken = \"spk_abc\"\n");
         std::fs::write(args.boot.join(SETTINGS), text).unwrap();
         run(&args).unwrap();
         let config = directory.join(SETTINGS);
-        for path in [config.clone(), args.state.join(SECRETS), args.state.join(SECRETS).join("token")] {
+        let secrets = args.state.join(STATE).join(SECRETS);
+        for path in [config.clone(), secrets.clone(), secrets.join("token")] {
             assert_eq!(Owner::of(&path).unwrap(), owner, "{}", path.display());
         }
         // An editor creates a new file, owned by root.
@@ -518,6 +546,50 @@ mod tests {
         std::fs::write(&config, GOOD).unwrap();
         run(&args).unwrap();
         assert_eq!(Owner::of(&config).unwrap(), owner);
+    }
+
+    #[test]
+    fn links_of_the_supervisors_user_get_no_secret_and_no_mode() {
+        let (dir, args) = args();
+        let (state, owner, own) = (args.state.join(STATE), spoke_sys::sim::another_user(), args.state.join("ssh"));
+        for directory in [&state, &args.state.join("config")] {
+            owner.take(directory).unwrap();
+        }
+        std::fs::set_permissions(&own, std::os::unix::fs::PermissionsExt::from_mode(0o750)).unwrap();
+        std::os::unix::fs::symlink(&own, state.join(SECRETS)).unwrap();
+        let text = format!("{GOOD}[appliance.secrets]\nauthorized_keys = \"ssh-ed25519 attacker\"\n");
+        std::fs::write(args.boot.join(SETTINGS), text).unwrap();
+        assert!(run(&args).is_err(), "it says so");
+        assert_eq!(std::fs::read_dir(&own).unwrap().count(), 0);
+        assert_eq!(std::fs::metadata(&own).unwrap().mode() & 0o7777, 0o750);
+        // The settings' own name as a link: what it leads to keeps its owner.
+        let shadow = dir.path().join("shadow");
+        write_atomic(&shadow, b"root's", true).unwrap();
+        let config = args.state.join("config").join(SETTINGS);
+        std::os::unix::fs::symlink(&shadow, &config).unwrap();
+        let _ = run(&args);
+        assert_eq!(
+            (Owner::of(&shadow).unwrap(), std::fs::read(&shadow).unwrap()),
+            (Owner::of(&own).unwrap(), b"root's".to_vec())
+        );
+    }
+
+    #[test]
+    fn pipe_in_place_of_the_settings_does_not_hold_the_boot() {
+        let (_dir, args) = args();
+        let fifo = args.state.join("config").join(SETTINGS);
+        let made = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
+        assert!(made.success());
+        run(&args).unwrap();
+    }
+
+    #[test]
+    fn settings_without_end_are_read_within_a_bound() {
+        let (_dir, args) = args();
+        let file = std::fs::File::create(args.boot.join(SETTINGS)).unwrap();
+        // Sparse: more than this machine's memory.
+        file.set_len(1 << 42).unwrap();
+        assert!(matches!(run(&args), Err(Failure::BadInput(e)) if e.contains("262144")));
     }
 
     #[test]

@@ -182,22 +182,8 @@ fn text(failure: &Failure) -> String {
 
 /// Stores keys, identity and settings in the vault.
 fn keep_identity() {
-    let wanted = |name: &str| {
-        let file = name.rsplit('/').next().unwrap_or(name);
-        // Not temporary files and previous copies.
-        !file.starts_with('.')
-            && !file.ends_with(".damaged")
-            && !file.ends_with(".prev")
-            && (name.starts_with("config/")
-                || name.starts_with("ssh/")
-                || name.starts_with("host/")
-                || name.starts_with("spoke/secrets/")
-                || file.ends_with(".key")
-                || file.starts_with("identity")
-                || file.starts_with("enrolment"))
-    };
     let vault = Vault::at(Path::new(RUN).join("dev/vault"));
-    match vault.keep(Path::new("/state"), wanted) {
+    match vault.keep(Path::new("/state")) {
         Ok(true) => tracing::info!("second copy of the identity written"),
         Ok(false) => {}
         Err(e) => tracing::warn!(error = %e, "second copy of the identity not written"),
