@@ -28,6 +28,8 @@ pub struct Agent {
     /// Its private key in PEM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_key: Option<PathBuf>,
+    /// Names accepted in the `Host` header of `/v1/metrics` besides addresses and `localhost`; with TLS any name is.
+    pub allowed_hosts: Vec<String>,
     /// Requests per second from one source.
     pub rate: u32,
     /// Longest body, in bytes.
@@ -65,6 +67,7 @@ impl Agent {
             reveal_keys: t.flag("reveal_keys").unwrap_or(false),
             tls_certificate,
             tls_key,
+            allowed_hosts: t.list("allowed_hosts", "a host name").unwrap_or_default(),
             rate: number(t.number("rate", 1..=100_000), 100),
             max_body: number(t.number("max_body", 1024..=64 << 20), 4 << 20),
             keep_generations: number(t.number("keep_generations", 1..=100), 10),

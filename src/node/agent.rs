@@ -14,8 +14,8 @@ use spoke_api::agent::replay::{CAPACITY, ReplayVerdict, Replays};
 use spoke_api::agent::routes::{Call, resolve};
 use spoke_api::agent::wgconf::{WgConf, WgPeer};
 use spoke_api::health::summary::Link;
-use spoke_api::http::limit::Rate;
-use spoke_api::http::{Body, Request, Response, decode_path};
+use spoke_api::http::limit::{Proven, Rate, network};
+use spoke_api::http::{Body, Request, Response, decode_path, host_is_ours};
 use spoke_change::audit::Actor;
 use spoke_change::edit::{Edit, OwnValues};
 use spoke_change::request::{AppliedChange, ChangeRefused};
@@ -36,6 +36,7 @@ use spoke_sys::keys::{KeyError, shared_secret};
 use spoke_sys::resolve::SystemResolver;
 use spoke_sys::tls::{Tls, TlsError};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -48,6 +49,8 @@ use names::Unresolved;
 pub const REPLAYS: &str = "agent.replays";
 /// Bodies longer than this, in bytes, are parsed on the blocking pool, so that other tasks do not wait.
 const LARGE_BODY: usize = 64 * 1024;
+/// Longest body, in bytes, of calls that need none.
+const SMALL_BODY: usize = 4 * 1024;
 /// Responses with more peers than this are serialised on the blocking pool.
 const MANY_PEERS: usize = 500;
 /// Why the API cannot be served.
@@ -92,6 +95,7 @@ struct Agent<C> {
     verifier: Verifier,
     replays: tokio::sync::Mutex<ReplayRecord>,
     host: Mutex<Host>,
+    proven: Mutex<Proven>,
     resolver: SystemResolver,
     unresolved: Arc<Unresolved>,
 }
@@ -118,6 +122,7 @@ pub async fn run<C: Clock>(deps: Deps<C>) -> Result<(), AgentError> {
         verifier: Verifier::new(&secret)?,
         replays: tokio::sync::Mutex::new(ReplayRecord::open(&deps.config.node.state_dir, &deps.clock)),
         host: Mutex::default(),
+        proven: Mutex::default(),
         resolver: SystemResolver::default(),
         unresolved: Arc::default(),
         deps: deps.clone(),
@@ -232,9 +237,19 @@ impl ReplayRecord {
 }
 
 impl<C: Clock> Service for Agent<C> {
-    fn admit(&self, head: &Request) -> Result<(), Response> {
-        let open = decode_path(&head.path).is_ok_and(|path| OPEN.contains(&&*path));
-        if open { Ok(()) } else { check_head(head, self.deps.clock.wall()).map_err(denied) }
+    fn admit(&self, head: &Request) -> Result<usize, Response> {
+        let path = decode_path(&head.path).map_err(|e| Response::error(400, &e.to_string()))?;
+        if OPEN.contains(&&*path) {
+            return Ok(0);
+        }
+        check_head(head, self.deps.clock.wall()).map_err(denied)?;
+        // A call that reads or that does not exist gets its answer after its signature was checked, and needs no room for it.
+        let small = head.is_safe() || resolve(&head.method, &path).is_err();
+        Ok(if small { SMALL_BODY } else { usize::MAX })
+    }
+
+    fn is_proven(&self, source: IpAddr) -> bool {
+        self.proven.lock().unwrap_or_else(PoisonError::into_inner).contains(network(source), self.deps.clock.now())
     }
 
     async fn call(&self, request: Request) -> Response {
@@ -250,6 +265,10 @@ impl<C: Clock> Agent<C> {
             true => None,
             false => Some(self.verifier.check(&request, &path, self.deps.clock.wall()).map_err(denied)?),
         };
+        if proof.is_some() {
+            let mut proven = self.proven.lock().unwrap_or_else(PoisonError::into_inner);
+            proven.insert(network(request.source.ip()), self.deps.clock.now());
+        }
         let call = resolve(&request.method, &path).map_err(answer::no_call)?;
         if let Some(proof) = proof.filter(|_| !request.is_safe()) {
             if request.query.is_some() {
@@ -276,6 +295,14 @@ impl<C: Clock> Agent<C> {
             Call::Health => Ok(Response::json(200, &answer::health(now, uptime))),
             Call::OpenApi => Ok(Response::new(200, "application/json", Body::Static(openapi::DOCUMENT))),
             Call::Metrics => {
+                let settings = &self.deps.config.agent;
+                // Open, so that a page of another origin could read it by a name that it resolves to this address. TLS names the node.
+                if settings.tls_key.is_none()
+                    && let Some(host) = &request.host
+                    && !host_is_ours(host, &settings.allowed_hosts)
+                {
+                    return Err(Response::error(421, "Unknown host name: add it to agent.allowed_hosts"));
+                }
                 let text = answer::metrics(&self.load(), &self.links());
                 Ok(Response::new(200, "text/plain; version=0.0.4; charset=utf-8", Body::Owned(text.into_bytes())))
             }

@@ -41,7 +41,7 @@ const HEADERS: usize = 64;
 /// What one server allows.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at a time.
+    /// Connections at a time; a quarter of them is for proven sources.
     pub connections: usize,
     /// Connections at a time from one source; sources on this machine are only bound by `connections`.
     pub per_source: usize,
@@ -53,7 +53,8 @@ pub struct Limits {
     pub stall: Duration,
     /// Longest body, in bytes.
     pub body_bytes: usize,
-    /// Bytes of all bodies at a time that are longer than 16 KiB; the rest wait within the time of their body.
+    /// Bytes of all bodies at a time that are longer than 16 KiB, half of them for proven sources; the rest wait within the time of
+    /// their body.
     pub bodies_bytes: usize,
     /// Requests per second from one source; sources on this machine are exempt. `None`: not limited.
     pub rate: Option<Rate>,
@@ -61,10 +62,17 @@ pub struct Limits {
 
 /// Answers requests.
 pub trait Service: Send + Sync + 'static {
-    /// Refuses by the head alone, before any of the body is read. Must not block.
-    fn admit(&self, head: &Request) -> Result<(), Response> {
+    /// By the head alone, before any of the body is read: refuses, or says how many bytes the body may have, at most
+    /// [`Limits::body_bytes`]. Must not block.
+    fn admit(&self, head: &Request) -> Result<usize, Response> {
         let _ = head;
-        Ok(())
+        Ok(usize::MAX)
+    }
+
+    /// Whether a source has proved lately that it may make requests. Those of this machine need no proof.
+    fn is_proven(&self, source: IpAddr) -> bool {
+        let _ = source;
+        false
     }
 
     /// The answer to one request. Must not block.
@@ -97,14 +105,19 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
 
 /// [`Service`] and [`Wrap`] without their types: the server and `hyper` under it are compiled once.
 trait Handler: Send + Sync {
-    fn admit(&self, head: &Request) -> Result<(), Response>;
+    fn admit(&self, head: &Request) -> Result<usize, Response>;
+    fn is_proven(&self, source: IpAddr) -> bool;
     fn call(&self, request: Request) -> BoxFuture<'_, Response>;
     fn wrap(&self, stream: TcpStream) -> BoxFuture<'_, std::io::Result<Box<dyn Duplex>>>;
 }
 
 impl<S: Service, W: Wrap> Handler for (S, W) {
-    fn admit(&self, head: &Request) -> Result<(), Response> {
+    fn admit(&self, head: &Request) -> Result<usize, Response> {
         self.0.admit(head)
+    }
+
+    fn is_proven(&self, source: IpAddr) -> bool {
+        self.0.is_proven(source)
     }
 
     fn call(&self, request: Request) -> BoxFuture<'_, Response> {
@@ -121,13 +134,21 @@ pub struct Server {
     handler: Arc<dyn Handler>,
     limits: Limits,
     gate: Arc<Mutex<Gate>>,
-    bodies: Arc<Semaphore>,
+    bodies: Bodies,
+}
+
+/// What long bodies may take, by who sends them: unknown sources leave the share of proven ones alone.
+#[derive(Clone, Debug)]
+struct Bodies {
+    proven: Arc<Semaphore>,
+    others: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
 struct Gate {
     open: BTreeMap<IpAddr, usize>,
     total: usize,
+    unproven: usize,
     rate: Option<RateLimit>,
 }
 
@@ -140,8 +161,9 @@ impl fmt::Debug for Server {
 impl Server {
     /// A server that answers by `service`.
     pub fn new(service: impl Service, wrap: impl Wrap, limits: Limits) -> Self {
-        let gate = Gate { open: BTreeMap::new(), total: 0, rate: limits.rate.map(RateLimit::new) };
-        let bodies = Arc::new(Semaphore::new(shares(limits.bodies_bytes)));
+        let gate = Gate { open: BTreeMap::new(), total: 0, unproven: 0, rate: limits.rate.map(RateLimit::new) };
+        let half = || Arc::new(Semaphore::new(shares(limits.bodies_bytes / 2)));
+        let bodies = Bodies { proven: half(), others: half() };
         Self { handler: Arc::new((service, wrap)), limits, gate: Arc::new(Mutex::new(gate)), bodies }
     }
 
@@ -196,7 +218,8 @@ impl Server {
                     }
                 },
             };
-            let Some(place) = Place::take(&self.gate, source.ip(), &self.limits) else {
+            let proven = source.ip().is_loopback() || self.handler.is_proven(source.ip());
+            let Some(place) = Place::take(&self.gate, source.ip(), proven, &self.limits) else {
                 tracing::debug!(%source, "too many connections");
                 continue;
             };
@@ -292,21 +315,25 @@ pub async fn stopped(stop: &mut watch::Receiver<bool>) {
 struct Place {
     gate: Arc<Mutex<Gate>>,
     source: IpAddr,
+    proven: bool,
 }
 
 impl Place {
-    fn take(gate: &Arc<Mutex<Gate>>, source: IpAddr, limits: &Limits) -> Option<Self> {
+    fn take(gate: &Arc<Mutex<Gate>>, source: IpAddr, proven: bool, limits: &Limits) -> Option<Self> {
         let mut g = gate.lock().unwrap_or_else(PoisonError::into_inner);
         let source = network(source);
         let there = g.open.get(&source).copied().unwrap_or(0);
-        let full = g.total >= limits.connections || (!source.is_loopback() && there >= limits.per_source);
+        let full = g.total >= limits.connections
+            || (!source.is_loopback() && there >= limits.per_source)
+            || (!proven && g.unproven >= limits.connections - limits.connections / 4);
         if full {
             return None;
         }
         g.open.insert(source, there + 1);
         g.total += 1;
+        g.unproven += usize::from(!proven);
         drop(g);
-        Some(Self { gate: gate.clone(), source })
+        Some(Self { gate: gate.clone(), source, proven })
     }
 }
 
@@ -314,6 +341,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut g = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
         g.total = g.total.saturating_sub(1);
+        g.unproven = g.unproven.saturating_sub(usize::from(!self.proven));
         match g.open.get_mut(&self.source) {
             Some(n) if *n > 1 => *n -= 1,
             Some(_) => drop(g.open.remove(&self.source)),

@@ -3,6 +3,7 @@ use super::http_server::Wrap;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -26,6 +27,14 @@ pub enum TlsError {
         /// What is wrong.
         #[source]
         source: rustls::pki_types::pem::Error,
+    },
+    /// The key of others.
+    #[error("{path} can be read or changed by others (mode {mode:04o}): run `chmod 640 {path}`")]
+    TooOpen {
+        /// The key's file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
     },
     /// There is no certificate in the file.
     #[error("there is no certificate in {0}")]
@@ -101,6 +110,12 @@ fn changed(path: &Path) -> Option<SystemTime> {
 }
 
 fn load(certificate: &Path, key: &Path) -> Result<ServerConfig, TlsError> {
+    // A group may read it: certificates are renewed by another user.
+    if let Ok(meta) = std::fs::metadata(key)
+        && meta.mode() & 0o027 != 0
+    {
+        return Err(TlsError::TooOpen { path: key.to_owned(), mode: meta.mode() & 0o7777 });
+    }
     let pem = |what, path: &Path| {
         let path = path.to_owned();
         move |source| TlsError::Pem { what, path, source }
@@ -121,4 +136,23 @@ fn load(certificate: &Path, key: &Path) -> Result<ServerConfig, TlsError> {
         .map_err(mismatch)?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn key_that_others_may_read_is_refused() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let (certificate, key) = (dir.path().join("crt"), dir.path().join("key"));
+        std::fs::write(&certificate, "").unwrap();
+        std::fs::write(&key, "").unwrap();
+        for (mode, accepted) in [(0o600, true), (0o640, true), (0o644, false), (0o660, false), (0o604, false)] {
+            std::fs::set_permissions(&key, std::fs::Permissions::from_mode(mode)).unwrap();
+            let refused = load(&certificate, &key).unwrap_err();
+            assert_eq!(!matches!(refused, TlsError::TooOpen { .. }), accepted, "{mode:o}: {refused}");
+        }
+    }
 }

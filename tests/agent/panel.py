@@ -19,10 +19,10 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def sign(secret, method, path, body, timestamp, nonce=None):
-    """The signature: HMAC-SHA256 of METHOD|PATH|BODY|TIMESTAMP, with |NONCE appended if given."""
+    """The signature: HMAC-SHA256 of METHOD|PATH|BODY|TIMESTAMP; with a nonce v2|METHOD|PATH|BODY|TIMESTAMP|NONCE."""
     text = f"{method}|{urllib.parse.unquote(path.split('?')[0])}|".encode() + body + f"|{timestamp}".encode()
     if nonce is not None:
-        text += f"|{nonce}".encode()
+        text = b"v2|" + text + f"|{nonce}".encode()
     return hmac.new(secret.encode(), text, hashlib.sha256).hexdigest()
 
 

@@ -10,6 +10,8 @@ pub const WINDOW: u64 = 300;
 pub const MIN_SECRET: usize = 32;
 /// Longest `X-Nonce`, in characters.
 const MAX_NONCE: usize = 64;
+/// Begins what is signed with a nonce.
+const WITH_NONCE: &[u8] = b"v2|";
 /// Paths served without a signature.
 pub const OPEN: [&str; 2] = ["/health", "/v1/metrics"];
 
@@ -132,7 +134,9 @@ fn claim(request: &Request, now: Wall) -> Result<Claim<'_>, Denied> {
 
 /// The checks that need no body; a request that fails them has its body not read.
 pub fn check_head(request: &Request, now: Wall) -> Result<(), Denied> {
-    claim(request, now).map(drop)
+    let claim = claim(request, now)?;
+    nonce(request)?;
+    signature_bytes(claim.signature).map(drop).ok_or(Denied::BadSignature)
 }
 
 fn nonce(request: &Request) -> Result<Option<&str>, Denied> {
@@ -146,9 +150,14 @@ fn nonce(request: &Request) -> Result<Option<&str>, Denied> {
     }
 }
 
-/// The signed string. It includes the nonce: otherwise an observed request could be repeated with another one.
+/// The signed string. It includes the nonce: otherwise an observed request could be repeated with another one. With a nonce it
+/// begins with a version: otherwise the nonce could be read as the timestamp, and the timestamp as the end of the body, of a
+/// request without one.
 fn signed(method: &str, path: &str, body: &[u8], timestamp: &str, nonce: Option<&str>) -> Vec<u8> {
     let mut out = Vec::with_capacity(body.len() + path.len() + 64);
+    if nonce.is_some() {
+        out.extend_from_slice(WITH_NONCE);
+    }
     for part in [method.as_bytes(), b"|", path.as_bytes(), b"|", body, b"|", timestamp.as_bytes()] {
         out.extend_from_slice(part);
     }

@@ -7,6 +7,11 @@ use std::time::Duration;
 /// Sources tracked; the one with the fullest bucket is dropped first.
 const MAX_SOURCES: usize = 1024;
 
+/// Proven sources remembered.
+const MAX_PROVEN: usize = 64;
+/// How long a proof counts.
+const PROVEN_FOR: Duration = Duration::from_secs(24 * 3600);
+
 /// Allowance of one source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
@@ -65,6 +70,28 @@ impl RateLimit {
     /// Number of sources tracked.
     pub fn sources(&self) -> usize {
         self.buckets.len()
+    }
+}
+
+/// Source networks that have proved lately that they may make requests; the oldest makes room.
+#[derive(Debug, Default)]
+pub struct Proven(BTreeMap<IpAddr, Boot>);
+
+impl Proven {
+    /// Remembers a source.
+    pub fn insert(&mut self, network: IpAddr, now: Boot) {
+        if self.0.len() >= MAX_PROVEN
+            && !self.0.contains_key(&network)
+            && let Some(oldest) = self.0.iter().min_by_key(|(_, at)| **at).map(|(source, _)| *source)
+        {
+            self.0.remove(&oldest);
+        }
+        self.0.insert(network, now);
+    }
+
+    /// Whether it was proved within [`PROVEN_FOR`].
+    pub fn contains(&self, network: IpAddr, now: Boot) -> bool {
+        self.0.get(&network).is_some_and(|at| now.since(*at) <= PROVEN_FOR)
     }
 }
 
@@ -128,6 +155,18 @@ mod tests {
             passed += u32::from(limit.take(Boot::from_duration(Duration::from_millis(ms)), source).is_ok());
         }
         assert!((104..=105).contains(&passed), "{passed} requests in 10 s at 10 a second and a burst of 5");
+    }
+
+    #[test]
+    fn proof_counts_for_a_day_and_for_few_sources() {
+        let (mut proven, source) = (Proven::default(), |n: u8| IpAddr::from([192, 0, 2, n]));
+        proven.insert(source(0), Boot::from_secs(10));
+        assert!(proven.contains(source(0), Boot::from_secs(10 + 86_400)));
+        assert!(!proven.contains(source(0), Boot::from_secs(11 + 86_400)));
+        for n in 1..=64 {
+            proven.insert(source(n), Boot::from_secs(11));
+        }
+        assert!(!proven.contains(source(0), Boot::from_secs(11)) && proven.contains(source(64), Boot::from_secs(11)));
     }
 
     #[test]

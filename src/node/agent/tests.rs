@@ -42,6 +42,7 @@ impl Node {
             verifier: Verifier::unchecked(SECRET.as_bytes()),
             replays: tokio::sync::Mutex::new(memory),
             host: Mutex::default(),
+            proven: Mutex::default(),
             resolver: SystemResolver::default(),
             unresolved: Arc::default(),
             deps,
@@ -428,4 +429,37 @@ async fn conflict_of_a_masked_network_names_the_holder() {
     assert!(answer["warnings"][0].as_str().unwrap().contains("taken as 10.0.7.0/24"), "{answer}");
     let (status, answer) = node.ask("POST", "/v1/wg/wg0/peers", peer(OTHER, "10.0.7.8/24")).await;
     assert!(status == 409 && answer.to_string().contains(KEY), "{answer}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn head_decides_how_long_a_body_may_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(dir.path(), FakeKernel::new(), clock()).await;
+    let admitted =
+        |method: &str, path: &str| node.agent.admit(&node.request(method, path, "", None)).map_err(|r| r.status);
+    for path in ["/health", "/v1/metrics", "/%68ealth"] {
+        assert_eq!(admitted("POST", path), Ok(0), "{path}");
+    }
+    assert_eq!(admitted("GET", "/v1/status"), Ok(SMALL_BODY));
+    assert_eq!(admitted("POST", "/v1/no-such-call"), Ok(SMALL_BODY));
+    assert_eq!(admitted("POST", "/v1/wg/wg0/syncconf"), Ok(usize::MAX));
+    let unsigned = Request { headers: Vec::new(), ..node.request("POST", "/v1/wg/wg0/syncconf", "", None) };
+    assert_eq!(node.agent.admit(&unsigned).map_err(|r| r.status), Err(401));
+    // Only a signature makes a source proven.
+    let source = unsigned.source.ip();
+    let _ = node.agent.call(unsigned).await;
+    assert!(!node.agent.is_proven(source));
+    let _ = node.agent.call(node.request("GET", "/v1/status", "", None)).await;
+    assert!(node.agent.is_proven(source));
+}
+
+#[tokio::test(start_paused = true)]
+async fn metrics_are_not_for_foreign_host_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(dir.path(), FakeKernel::new(), clock()).await;
+    for (host, code) in [("evil.example:8081", 421), ("10.0.0.1:8081", 200), ("localhost", 200)] {
+        let open =
+            Request { host: Some(host.into()), headers: Vec::new(), ..node.request("GET", "/v1/metrics", "", None) };
+        assert_eq!(node.agent.call(open).await.status, code, "{host}");
+    }
 }

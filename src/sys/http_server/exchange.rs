@@ -1,5 +1,5 @@
 //! One request and its answer: the gates it passes, its body within bounds, what goes out.
-use super::{Gate, Handler, Limits};
+use super::{Bodies, Gate, Handler, Limits};
 use crate::clock::{Clock as _, SystemClock};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Bytes, Incoming};
@@ -18,7 +18,7 @@ const SMALL: usize = 16 * 1024;
 pub(super) struct Doors {
     pub(super) limits: Limits,
     pub(super) gate: Arc<Mutex<Gate>>,
-    pub(super) bodies: Arc<Semaphore>,
+    pub(super) bodies: Bodies,
 }
 
 /// Reads the request, has it answered, gives what is to be sent.
@@ -42,11 +42,17 @@ pub(super) async fn exchange(
     let (head, body) = request.into_parts();
     let mut request = plain(&head, source);
     let has_body = !body.is_end_stream();
-    if let Err(refusal) = handler.admit(&request) {
-        return write(refusal, if has_body { Close::Yes } else { Close::No });
+    let longest = match handler.admit(&request) {
+        Ok(longest) => longest.min(doors.limits.body_bytes),
+        Err(refusal) => return write(refusal, if has_body { Close::Yes } else { Close::No }),
+    };
+    if has_body && longest == 0 {
+        return write(Response::error(413, "This call has no body"), Close::Yes);
     }
+    let proven = source.ip().is_loopback() || handler.is_proven(source.ip());
+    let pool = if proven { &doors.bodies.proven } else { &doors.bodies.others };
     // The share is kept until the answer is there: what is made of a body is no smaller than the body.
-    let _share = match read(body, doors).await {
+    let _share = match read(body, longest, &doors.limits, pool).await {
         Ok((bytes, share)) => {
             request.body = bytes;
             share
@@ -75,24 +81,28 @@ fn plain(head: &hyper::http::request::Parts, source: SocketAddr) -> Request {
 }
 
 /// Reads a body within its limits, together with its share of what all bodies may take.
-async fn read(body: Incoming, doors: &Doors) -> Result<(Vec<u8>, Option<OwnedSemaphorePermit>), Response> {
-    let limits = &doors.limits;
-    let too_long = || Response::error(413, &format!("The body is longer than {} bytes", limits.body_bytes));
+async fn read(
+    body: Incoming,
+    max: usize,
+    limits: &Limits,
+    pool: &Arc<Semaphore>,
+) -> Result<(Vec<u8>, Option<OwnedSemaphorePermit>), Response> {
+    let too_long = || Response::error(413, &format!("The body is longer than {max} bytes"));
     let size = body.size_hint();
-    if size.lower() > limits.body_bytes as u64 {
+    if size.lower() > max as u64 {
         return Err(too_long());
     }
     let whole = async {
         // A body without a stated length may reach the limit.
-        let longest = size.exact().and_then(|n| usize::try_from(n).ok()).unwrap_or(limits.body_bytes);
-        let longest = longest.min(limits.body_bytes);
+        let longest = size.exact().and_then(|n| usize::try_from(n).ok()).unwrap_or(max);
+        let longest = longest.min(max);
         let share = if longest <= SMALL {
             None
         } else {
-            let wanted = u32::try_from(shares(longest).min(shares(limits.bodies_bytes))).unwrap_or(u32::MAX);
-            doors.bodies.clone().acquire_many_owned(wanted).await.ok()
+            let wanted = u32::try_from(shares(longest).min(shares(limits.bodies_bytes / 2))).unwrap_or(u32::MAX);
+            pool.clone().acquire_many_owned(wanted).await.ok()
         };
-        collect(body, limits.body_bytes).await.map(|bytes| (bytes, share))
+        collect(body, max).await.map(|bytes| (bytes, share))
     };
     match timeout(limits.body, whole).await {
         Ok(Ok(read)) => Ok(read),

@@ -6,8 +6,16 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 struct Echo;
 
 impl Service for Echo {
-    fn admit(&self, head: &Request) -> Result<(), Response> {
-        if head.path == "/closed" { Err(Response::error(401, "no")) } else { Ok(()) }
+    fn admit(&self, head: &Request) -> Result<usize, Response> {
+        match head.path.as_str() {
+            "/closed" => Err(Response::error(401, "no")),
+            "/open" => Ok(0),
+            _ => Ok(usize::MAX),
+        }
+    }
+
+    fn is_proven(&self, source: IpAddr) -> bool {
+        source == IpAddr::from([192, 0, 2, 1])
     }
 
     async fn call(&self, request: Request) -> Response {
@@ -88,6 +96,42 @@ async fn who_is_not_admitted_has_no_body_read() {
     assert!(read_reply(&mut stream).await.starts_with("HTTP/1.1 401"));
     let reply = exchange(addr, b"GET /closed HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
     assert!(reply.starts_with("HTTP/1.1 401") && reply.contains("HTTP/1.1 200"), "the connection is kept: {reply}");
+}
+
+#[tokio::test]
+async fn open_path_takes_no_body() {
+    let (addr, _stop, _task) = start(Limits { body: Duration::from_secs(60), ..LIMITS }).await;
+    for head in ["Content-Length: 1", "Transfer-Encoding: chunked"] {
+        // None of it is sent: a server that waits for it answers after a minute.
+        let request = format!("GET /open HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n");
+        assert!(exchange(addr, request.as_bytes()).await.starts_with("HTTP/1.1 413"), "{head}");
+    }
+    let reply = exchange(addr, b"GET /open HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").await;
+    assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+}
+
+#[test]
+fn unproven_sources_leave_places_to_proven_ones() {
+    let server = Server::new(Echo, Plain, LIMITS);
+    let take = |last: u8| {
+        let source = IpAddr::from([192, 0, 2, last]);
+        Place::take(&server.gate, source, server.handler.is_proven(source), &server.limits)
+    };
+    let strangers: Vec<_> = (2..20).filter_map(take).collect();
+    assert_eq!(strangers.len(), LIMITS.connections - LIMITS.connections / 4);
+    let ours: Vec<_> = std::iter::from_fn(|| take(1)).collect();
+    assert_eq!(ours.len(), LIMITS.connections / 4);
+    drop(strangers);
+    assert!(take(2).is_some(), "given back");
+}
+
+#[tokio::test]
+async fn unproven_bodies_leave_room_to_proven_ones() {
+    let server = Server::new(Echo, Plain, LIMITS);
+    let room = u32::try_from(shares(LIMITS.bodies_bytes / 2)).unwrap();
+    let _strangers = server.bodies.others.clone().acquire_many_owned(room).await.unwrap();
+    assert!(server.bodies.others.clone().try_acquire_owned().is_err());
+    assert!(server.bodies.proven.clone().try_acquire_many_owned(room).is_ok());
 }
 
 #[tokio::test]

@@ -95,6 +95,33 @@ fn nonce_is_signed() {
 }
 
 #[test]
+fn no_field_of_a_request_with_a_nonce_is_read_as_another() {
+    let verifier = Verifier::unchecked(SECRET);
+    let path = "/v1/wg/wg0/syncconf";
+    // Observed: a nonce that is a timestamp. Without it, the timestamp would be the end of the body.
+    let observed = verifier.sign("POST", path, b"body", "1700000000", Some("1700000001"));
+    let headers = [("x-signature", observed.as_str()), ("x-timestamp", "1700000001")];
+    let read_otherwise = request("POST", path, b"body|1700000000", &headers);
+    assert_eq!(verifier.check(&read_otherwise, path, NOW), Err(Denied::BadSignature));
+    // The reverse: the end of a body as the timestamp, the timestamp as the nonce.
+    let observed = verifier.sign("POST", path, b"body|1700000000", "1700000001", None);
+    let headers = [("x-signature", observed.as_str()), ("x-timestamp", "1700000000"), ("x-nonce", "1700000001")];
+    assert_eq!(verifier.check(&request("POST", path, b"body", &headers), path, NOW), Err(Denied::BadSignature));
+}
+
+#[test]
+fn head_is_judged_by_everything_but_the_signature() {
+    let good = "0".repeat(64);
+    let head = |signature: &str, nonce: &str| {
+        let headers = [("x-signature", signature), ("x-timestamp", "1700000000"), ("x-nonce", nonce)];
+        check_head(&request("POST", "/v1/confirm", b"", &headers), NOW)
+    };
+    assert_eq!(head(&good, "n"), Ok(()));
+    assert_eq!(head("short", "n"), Err(Denied::BadSignature));
+    assert_eq!(head(&good, "a|b"), Err(Denied::BadNonce));
+}
+
+#[test]
 fn weak_secrets_are_refused() {
     let try_one = |text: &str| Verifier::new(&Secret::new(text.as_bytes().to_vec())).map(drop);
     assert_eq!(try_one("s3cr3t-for-test"), Err(BadSecret::Short));
