@@ -1,5 +1,6 @@
 //! `[health]`: the local endpoints.
 use super::reader::Table;
+use ipnet::IpNet;
 use serde::Serialize;
 use std::net::SocketAddr;
 
@@ -12,6 +13,8 @@ pub struct Health {
     pub listen: Vec<SocketAddr>,
     /// Whether they also listen at our tunnel addresses, at the port of the first `listen` address.
     pub tunnel: bool,
+    /// Networks of clients that may read more than `/health` and `/ready`, besides this machine's loopback.
+    pub details_from: Vec<IpNet>,
     /// Origins of browser pages that may read `/health`.
     pub allowed_origins: Vec<String>,
     /// Names accepted in the `Host` header besides addresses and `localhost`.
@@ -40,6 +43,7 @@ impl Health {
             enabled: t.flag("enabled").unwrap_or(true),
             listen: listen.unwrap_or_else(|| vec![SocketAddr::from(([127, 0, 0, 1], 8080))]),
             tunnel: t.flag("tunnel").unwrap_or(true),
+            details_from: t.list("details_from", "a network such as 10.8.0.1/32").unwrap_or_default(),
             allowed_origins,
             allowed_hosts: t.list("allowed_hosts", "a host name").unwrap_or_default(),
         }

@@ -39,6 +39,10 @@ pub fn route(view: &View<'_>, request: &Request) -> Response {
     }
     let origin = request.header("origin").filter(|o| view.settings.allowed_origins.iter().any(|a| a == o));
     let response = match request.method.as_str() {
+        "GET" | "HEAD" if !is_for(view.settings, request) => Response::error(
+            403,
+            "Only /health and /ready are served here: add the client's network to health.details_from",
+        ),
         "GET" | "HEAD" => answer(view, &request.path, request.query.as_deref()),
         "OPTIONS" if origin.is_some() => preflight(request),
         _ => Response::error(405, "Only GET is served here").with("allow", "GET, HEAD"),
@@ -48,6 +52,14 @@ pub fn route(view: &View<'_>, request: &Request) -> Response {
         None if view.settings.allowed_origins.is_empty() => response,
         None => response.with("vary", "Origin"),
     }
+}
+
+/// Whether the client may read the path. Interfaces, configuration and counters name every peer and its public endpoint.
+fn is_for(settings: &Settings, request: &Request) -> bool {
+    let source = request.source.ip().to_canonical();
+    matches!(request.path.as_str(), "/health" | "/ready")
+        || source.is_loopback()
+        || settings.details_from.iter().any(|net| net.contains(&source))
 }
 
 fn preflight(request: &Request) -> Response {

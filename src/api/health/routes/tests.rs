@@ -19,6 +19,7 @@ fn ask(request: &Request) -> Response {
         enabled: true,
         listen: Vec::new(),
         tunnel: true,
+        details_from: vec!["10.9.0.1/32".parse().unwrap()],
         allowed_origins: vec!["https://monitor.example".into()],
         allowed_hosts: vec!["router.lan".into()],
     };
@@ -56,6 +57,25 @@ fn documented_paths_are_served() {
         assert_eq!(ask(&request("GET", path, Some("localhost:8080"), &[])).status, status, "{path}");
     }
     assert_eq!(ask(&request("POST", "/health", Some("localhost"), &[])).status, 405);
+}
+
+#[test]
+fn tunnel_peers_read_health_and_readiness_only() {
+    let from = |source: &str, path: &str| {
+        let source = source.parse().unwrap();
+        ask(&Request { source, ..request("GET", path, Some("10.9.0.2:8080"), &[]) }).status
+    };
+    for path in ["/", "/stats", "/wireguard", "/config", "/metrics", "/x", "/health/", "//config", "/%63onfig"] {
+        for stranger in ["10.9.0.7:1", "[fd00::7]:1", "192.0.2.1:1", "[::ffff:10.9.0.7]:1"] {
+            assert_eq!(from(stranger, path), 403, "{stranger} {path}");
+        }
+    }
+    for path in ["/wireguard", "/config", "/stats", "/metrics"] {
+        for named in ["10.9.0.1:1", "[::ffff:10.9.0.1]:1", "[::1]:1", "127.0.0.1:1"] {
+            assert_eq!(from(named, path), 200, "{named} {path}");
+        }
+    }
+    assert_eq!((from("10.9.0.7:1", "/health"), from("10.9.0.7:1", "/ready")), (200, 503));
 }
 
 #[test]
