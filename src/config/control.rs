@@ -1,9 +1,11 @@
 //! `[control]`: the control plane that this node enrols with.
 use super::reader::Table;
+use ipnet::IpNet;
 use serde::Serialize;
 use spoke_model::address::HostPort;
 use spoke_model::duration::duration_text;
 use spoke_model::interface_name::IfName;
+use spoke_model::key::PublicKey;
 use spoke_model::key_source::KeySource;
 use spoke_model::url::{BadUrl, HttpUrl};
 use std::path::PathBuf;
@@ -93,6 +95,12 @@ pub struct Control {
     pub identity: Option<KeySource>,
     /// The interface that the control plane manages.
     pub interface: IfName,
+    /// The networks that a state document may use for addresses and allowed-ips; `None`: any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_networks: Option<Vec<IpNet>>,
+    /// The keys that hubs of a state document may have; `None`: any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hub_keys: Option<Vec<PublicKey>>,
     /// Hold time of a long-poll.
     #[serde(serialize_with = "duration_text")]
     pub poll_wait: Duration,
@@ -129,11 +137,38 @@ impl Control {
         let report_every = t.duration("report_every", s(5)..=s(86_400)).unwrap_or(s(900));
         let confirm_within = t.duration("confirm_within", s(5)..=s(3600)).unwrap_or(s(60));
         let spread = t.duration("spread", s(0)..=s(3600)).unwrap_or(s(60));
+        let allow_networks = t.list("allow_networks", "a network such as 10.8.0.0/16");
+        let hub_keys = t.list("hub_keys", "a hub's public key of 44 characters");
+        for (key, is_empty) in [
+            ("allow_networks", allow_networks.as_ref().is_some_and(Vec::is_empty)),
+            ("hub_keys", hub_keys.as_ref().is_some_and(Vec::is_empty)),
+        ] {
+            if is_empty {
+                t.fault(
+                    key,
+                    "is empty, so every state of the control plane would be refused",
+                    "name some, or leave it out",
+                );
+            }
+        }
         let interface = match interface {
             Some(name) => name,
             None => "wg0".parse().ok()?,
         };
-        Some(Self { url: url?, pin, ca, token, identity, interface, poll_wait, report_every, confirm_within, spread })
+        Some(Self {
+            url: url?,
+            pin,
+            ca,
+            token,
+            identity,
+            interface,
+            allow_networks,
+            hub_keys,
+            poll_wait,
+            report_every,
+            confirm_within,
+            spread,
+        })
     }
 }
 

@@ -19,6 +19,7 @@ pub mod on_image;
 pub mod overrides;
 pub mod policy;
 pub mod reader;
+mod risks;
 pub mod update;
 pub mod uplink;
 

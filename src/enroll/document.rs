@@ -261,6 +261,21 @@ pub enum Incompatible {
     /// A peer has the key of a hub of the device's own configuration, and would take its place.
     #[error("the document has hub {0} of the node's own configuration as a peer: remove one of the two")]
     OwnHub(String),
+    /// Outside of `control.allow_networks`.
+    #[error(
+        "the document uses {0}, which is not within control.allow_networks of the node's own configuration: add it there if it is meant to be"
+    )]
+    Network(IpNet),
+    /// Not one of `control.hub_keys`.
+    #[error(
+        "the document names hub {hub} with the key {key}, which is not in control.hub_keys of the node's own configuration: add it there if the hub was replaced"
+    )]
+    HubKey {
+        /// The hub.
+        hub: NodeId,
+        /// Its key.
+        key: PublicKey,
+    },
 }
 
 const fn role_name(role: Role) -> &'static str {

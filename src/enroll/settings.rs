@@ -1,8 +1,11 @@
 //! What a state document sets on this device, and whether the device can follow it. Pure.
 use super::document::{Incompatible, StateDocument, WantedHub, WantedInterface, WantedPeer};
+use ipnet::IpNet;
 use spoke_config::Config;
+use spoke_config::control::Control;
 use spoke_config::effective::{DocumentSettings, InterfaceSettings, PairKeys};
 use spoke_config::interface::{Access, Peer};
+use spoke_config::node::Role;
 use spoke_config::uplink::Hub;
 use spoke_model::address::{Cidr, IfAddress};
 use spoke_model::interface_name::IfName;
@@ -12,7 +15,7 @@ use spoke_model::release::WantedRelease;
 pub fn settings(own: &Config, document: &StateDocument) -> DocumentSettings {
     let name = own.control.as_ref().map(|c| &c.interface);
     DocumentSettings {
-        interface: name.zip(document.interfaces.first()).map(|(name, wanted)| interface(name.clone(), wanted)),
+        interface: name.zip(document.interfaces.first()).map(|(name, wanted)| interface(own, name.clone(), wanted)),
         grants: document.grants.as_ref().and_then(|policy| policy.read_stored(own.node.role)),
         release: document.release.clone().map(|r| WantedRelease { rollout: document.rollout, ..r }),
     }
@@ -30,6 +33,9 @@ pub fn check_compatible(own: &Config, document: &StateDocument) -> Result<(), In
     if let Some(hub) = peers.into_iter().find_map(own_hub) {
         return Err(Incompatible::OwnHub(hub));
     }
+    if let Some(control) = &own.control {
+        check_bounds(control, document)?;
+    }
     let nft = own.interfaces.iter().find(|i| i.access == Access::Nft);
     match (nft, &own.grants, &document.grants) {
         (Some(interface), None, None) => Err(Incompatible::NoContract(interface.name.clone())),
@@ -37,14 +43,36 @@ pub fn check_compatible(own: &Config, document: &StateDocument) -> Result<(), In
     }
 }
 
-fn interface(name: IfName, wanted: &WantedInterface) -> InterfaceSettings {
+/// Whether the document stays within what the device's own configuration allows a control plane.
+fn check_bounds(control: &Control, document: &StateDocument) -> Result<(), Incompatible> {
+    for interface in &document.interfaces {
+        if let Some(allowed) = &control.allow_networks {
+            let hubs = interface.hubs.iter().flat_map(|h| h.allowed_ips.iter().copied().chain([h.address.into()]));
+            let peers = interface.peers.iter().flat_map(|p| p.allowed_ips.iter().copied());
+            let overridden = interface.overrides.endpoint_allowed_ips.iter().flatten().copied();
+            let mut nets = interface.addresses.iter().map(IpNet::trunc).chain(hubs).chain(peers).chain(overridden);
+            if let Some(net) = nets.find(|net| !allowed.iter().any(|a| a.contains(net))) {
+                return Err(Incompatible::Network(net));
+            }
+        }
+        if let Some(keys) = &control.hub_keys
+            && let Some(other) = interface.hubs.iter().find(|h| !keys.contains(&h.public_key))
+        {
+            return Err(Incompatible::HubKey { hub: other.node_id.clone(), key: other.public_key });
+        }
+    }
+    Ok(())
+}
+
+fn interface(own: &Config, name: IfName, wanted: &WantedInterface) -> InterfaceSettings {
     InterfaceSettings {
         name,
         addresses: wanted.addresses.iter().map(|a| IfAddress(*a)).collect(),
         listen_port: wanted.listen_port,
         mtu: wanted.mtu,
         dns: wanted.dns.clone(),
-        forwarding: wanted.forwarding,
+        // Only hubs forward, whatever the document says; the role is the device's own.
+        forwarding: wanted.forwarding && own.node.role == Role::Hub,
         hubs: wanted.hubs.iter().map(hub).collect(),
         peers: wanted.peers.iter().map(|p| (p.public_key, peer(p))).collect(),
         overrides: wanted.overrides.clone(),
@@ -94,7 +122,6 @@ fn peer(peer: &WantedPeer) -> Peer {
 mod tests {
     use super::*;
     use spoke_config::effective::Effective;
-    use spoke_config::node::Role;
     use spoke_model::key::PublicKey;
     use std::sync::Arc;
 
@@ -157,6 +184,59 @@ mod tests {
         let refused = check_compatible(&load(2), &document(0, 3));
         assert_eq!(refused, Err(Incompatible::OwnHub("gate".into())));
         assert_eq!(check_compatible(&load(9), &document(0, 3)), Ok(()), "another key");
+    }
+
+    #[test]
+    fn documents_stay_within_the_bounds_of_the_device() {
+        let load = |bounds: &str| {
+            let text = format!("[node]\nid = \"edge-1\"\n[control]\nurl = \"https://c.example.net\"\n{bounds}\n");
+            Config::from_text(Some(("x", &text)), []).unwrap()
+        };
+        let bounded = load("allow_networks = [\"10.8.0.0/16\", \"fd00:8::/48\"]");
+        assert_eq!(check_compatible(&bounded, &document(2, 3)), Ok(()));
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        let refused = |change: &dyn Fn(&mut WantedInterface)| {
+            let mut document = document(1, 1);
+            change(&mut document.interfaces[0]);
+            assert_eq!(check_compatible(&load(""), &document), Ok(()), "without a bound");
+            check_compatible(&bounded, &document).unwrap_err()
+        };
+        for lan in ["192.168.1.0/24", "0.0.0.0/0", "10.0.0.0/8", "::/0"].map(net) {
+            let outside = Incompatible::Network(lan);
+            assert_eq!(refused(&|i| i.hubs[0].allowed_ips.push(lan)), outside);
+            assert_eq!(refused(&|i| i.peers[0].allowed_ips = vec![lan]), outside);
+            assert_eq!(refused(&|i| i.overrides.endpoint_allowed_ips = Some([lan].into())), outside);
+            assert_eq!(refused(&|i| i.addresses.push(lan)), outside);
+        }
+        assert_eq!(
+            refused(&|i| i.hubs[0].address = "192.168.1.1".parse().unwrap()),
+            Incompatible::Network(net("192.168.1.1/32"))
+        );
+        let key = |n: u8| format!("hub_keys = [\"{}\"]", PublicKey([n; 32]));
+        assert_eq!(check_compatible(&load(&key(100)), &document(1, 0)), Ok(()));
+        let other = check_compatible(&load(&key(7)), &document(1, 0)).unwrap_err().to_string();
+        assert!(other.contains("hub-0") && other.contains("control.hub_keys"), "{other}");
+        let faults = Config::from_text(
+            Some((
+                "x",
+                "[node]\nid = \"e\"\n[control]\nurl = \"https://c.example.net\"\nhub_keys = []\nallow_networks = []\n",
+            )),
+            [],
+        );
+        assert_eq!(faults.unwrap_err().0.len(), 2);
+    }
+
+    #[test]
+    fn document_does_not_make_a_node_forward() {
+        let mut open = document(0, 1);
+        open.interfaces[0].forwarding = true;
+        for (role, expected) in [("node", false), ("hub", true)] {
+            let text = format!(
+                "[node]\nid = \"edge-1\"\nrole = \"{role}\"\n[control]\nurl = \"https://c.example.net\"\n[[interface]]\nname = \"wg0\"\nlisten_port = 51820\n"
+            );
+            let own = Config::from_text(Some(("x", &text)), []).unwrap();
+            assert_eq!(settings(&own, &open).interface.unwrap().forwarding, expected, "{role}");
+        }
     }
 
     #[test]
