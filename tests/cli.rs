@@ -169,6 +169,52 @@ fn check_prints_the_effective_configuration() {
 }
 
 #[test]
+fn check_opens_every_file_that_is_named() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path().display().to_string();
+    let state = dir.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    let write = |name: &str, text: &str, mode| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let key = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
+    let text = format!(
+        "[node]\nid = \"edge-1\"\nstate_dir = \"{d}/state\"\nruntime_dir = \"{d}/run\"\n\
+         [agent]\nenabled = true\nsecret = \"file:{d}/secret\"\n\
+         [control]\nurl = \"https://control.example.net\"\ntoken = \"file:{d}/token\"\nca = \"{d}/ca.pem\"\n\
+         [[interface]]\nname = \"wg0\"\n[[interface.peer]]\npublic_key = \"{key}\"\nallowed_ips = [\"10.0.0.1/32\"]\n\
+         preshared_key = \"file:{d}/psk\"\n"
+    );
+    let file = config(dir.path(), &text);
+    write("secret", "0123456789012345678901234567890123456789", 0o644);
+    let o = spoke(dir.path(), &["check", "--config", &file]);
+    assert_eq!(o.status.code(), Some(2), "{}", err(&o));
+    for part in
+        ["preshared key: ", "/psk is missing", "control.token: ", "control.ca: ", "agent: ", "chmod 600", "4 faults"]
+    {
+        assert!(err(&o).contains(part), "{part}: {}", err(&o));
+    }
+    let o = spoke(dir.path(), &["check", "--text-only", "--config", &file]);
+    assert_eq!(o.status.code(), Some(0), "{}", err(&o));
+}
+
+#[test]
+fn exit_code_2_is_a_difference_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = config(dir.path(), &base(dir.path()));
+    for args in [&["drift", "--exit-code"][..], &["plan", "--exit-code", "--config", "/nonexistent"]] {
+        let mut all = args.to_vec();
+        if args.len() == 2 {
+            all.extend(["--config", file.as_str()]);
+        }
+        assert_eq!(spoke(dir.path(), &all).status.code(), Some(1), "{all:?}: no supervisor, no file");
+    }
+}
+
+#[test]
 fn unknown_commands_exit_with_2() {
     let dir = tempfile::tempdir().unwrap();
     for args in [&["frobnicate"][..], &["status", "--no-such"], &[], &["check", "--config", "/nonexistent"]] {

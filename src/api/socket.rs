@@ -55,6 +55,8 @@ pub enum SocketRequest {
         /// The generation; `None`: the previous one.
         to: Option<u64>,
     },
+    /// Check the configuration file and take it into force: the differences, as lines.
+    Reload,
     /// Whether a new system may be committed: a [`Readiness`].
     Readiness,
     /// The audit trail, newest first.
@@ -79,6 +81,7 @@ impl SocketRequest {
             Self::Diff { .. } => "compare generations",
             Self::Confirm { .. } => "confirm",
             Self::Rollback { .. } => "roll back",
+            Self::Reload => "reload the configuration",
             Self::Readiness => "readiness",
             Self::Audit { .. } => "audit",
         }
@@ -95,7 +98,7 @@ impl SocketRequest {
             | Self::Readiness
             | Self::Audit { .. } => false,
             Self::DriftRepair { .. } | Self::Rollback { .. } | Self::Confirm { .. } | Self::RotateKey => true,
-            Self::EnrolAgain { .. } => true,
+            Self::EnrolAgain { .. } | Self::Reload => true,
             // Costs traffic.
             Self::GrantsRefresh => true,
         }

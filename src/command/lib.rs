@@ -20,6 +20,19 @@ pub enum Failure {
     Failed(anyhow::Error),
     /// The reason was printed already: exit code 1.
     Silent,
+    /// What was compared differs, as printed: exit code 2.
+    Differs,
+}
+
+impl Failure {
+    /// The same failure with exit code 1, where 2 means that something differs.
+    #[must_use]
+    pub fn not_2(self) -> Self {
+        match self {
+            Self::BadInput(text) => Self::Failed(anyhow::Error::msg(text)),
+            other => other,
+        }
+    }
 }
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {
@@ -38,6 +51,7 @@ pub fn exit_code(program: &str, outcome: Outcome) -> ExitCode {
         Err(Failure::BadInput(text)) => (text, 2),
         Err(Failure::Failed(e)) => (format!("{e:#}"), 1),
         Err(Failure::Silent) => return ExitCode::from(1),
+        Err(Failure::Differs) => return ExitCode::from(2),
     };
     complain(program, &text);
     ExitCode::from(code)
@@ -46,7 +60,9 @@ pub fn exit_code(program: &str, outcome: Outcome) -> ExitCode {
 /// Writes to standard error after the program's name. Text of others may be a part of it.
 pub fn complain(program: &str, text: &str) {
     let lines: Vec<_> = text.split('\n').map(text::visible).collect();
-    let _ = writeln!(std::io::stderr().lock(), "{program}: {}", lines.join("\n"));
+    // journald's priority of an error: `journalctl -p err` finds the reason of an exit.
+    let priority = if logging::is_journal() { "<3>" } else { "" };
+    let _ = writeln!(std::io::stderr().lock(), "{priority}{program}: {}", lines.join("\n"));
 }
 
 /// Prints the argument parser's answer and returns the exit code: 0 for help and version, 2 for errors.

@@ -16,8 +16,8 @@ const VARIABLE: &str = "SPOKE_LOG";
 
 /// One event as one line: time, level, text, fields. No spans: the product opens none.
 struct Line {
-    /// The journal has time stamps of its own.
-    time: bool,
+    /// Standard error is the journal: it has time stamps of its own, and takes a priority at the beginning of a line.
+    journal: bool,
 }
 
 impl<S, N> FormatEvent<S, N> for Line
@@ -34,7 +34,15 @@ where
             (true, Level::DEBUG) => ("\x1b[2m", "\x1b[34m", "\x1b[0m"),
             (true, Level::TRACE) => ("\x1b[2m", "\x1b[35m", "\x1b[0m"),
         };
-        if self.time {
+        if self.journal {
+            // sd-daemon(3)
+            out.write_str(match *event.metadata().level() {
+                Level::ERROR => "<3>",
+                Level::WARN => "<4>",
+                Level::INFO => "<6>",
+                Level::DEBUG | Level::TRACE => "<7>",
+            })?;
+        } else {
             out.write_str(dim)?;
             SystemTime.format_time(&mut out)?;
             write!(out, "{end} ")?;
@@ -47,14 +55,20 @@ where
     }
 }
 
+/// Whether standard error is the journal's stream, and not only inherited from a service (systemd.exec(5), `$JOURNAL_STREAM`).
+pub(crate) fn is_journal() -> bool {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
+    rustix::fs::fstat(std::io::stderr()).is_ok_and(|s| stream == format!("{}:{}", s.st_dev, s.st_ino))
+}
+
 /// Starts the log of `program`. A filter that cannot be read is reported and replaced by `info`.
 pub fn start_log(program: &str) {
-    let journal = std::env::var_os("JOURNAL_STREAM").is_some();
+    let journal = is_journal();
     let wanted = std::env::var(VARIABLE).ok();
     let (filter, fault) = filter(wanted.as_deref());
     let lines = Layer::new()
         .with_ansi(!journal && std::io::stderr().is_terminal())
-        .event_format(Line { time: !journal })
+        .event_format(Line { journal })
         .with_writer(std::io::stderr);
     if let Err(e) = tracing_subscriber::registry().with(lines).with(filter).try_init() {
         complain(program, &format!("logging: {e}"));
@@ -90,8 +104,8 @@ mod tests {
         assert!(!both.would_enable("spoke_node", &tracing::Level::INFO));
     }
 
-    #[test]
-    fn field_cannot_forge_a_line() {
+    /// What `log` writes.
+    fn lines(journal: bool, log: impl FnOnce()) -> String {
         use std::sync::{Arc, Mutex};
         #[derive(Clone, Default)]
         struct Buffer(Arc<Mutex<Vec<u8>>>);
@@ -106,14 +120,31 @@ mod tests {
         }
         let buffer = Buffer::default();
         let writer = buffer.clone();
-        let lines =
-            Layer::new().with_ansi(false).event_format(Line { time: false }).with_writer(move || writer.clone());
-        tracing::subscriber::with_default(tracing_subscriber::registry().with(lines), || {
+        let lines = Layer::new().with_ansi(false).event_format(Line { journal }).with_writer(move || writer.clone());
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(lines), log);
+        let bytes = buffer.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn field_cannot_forge_a_line() {
+        let text = lines(true, || {
             tracing::warn!(reason = %"lost\nERROR all keys deleted \u{202e}\x1b[31m", "state reverted");
         });
-        let text = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
         assert_eq!(text.lines().count(), 1, "{text}");
         assert!(text.contains("lost\\nERROR") && !text.contains('\u{202e}') && !text.contains('\x1b'), "{text}");
+    }
+
+    #[test]
+    fn journal_gets_a_priority_and_no_time() {
+        let text = lines(true, || {
+            tracing::error!("a");
+            tracing::warn!("b");
+            tracing::info!("c");
+        });
+        assert_eq!(text, "<3>ERROR a\n<4> WARN b\n<6> INFO c\n");
+        let text = lines(false, || tracing::error!("a"));
+        assert!(text.contains("Z ERROR a") && !text.contains('<'), "{text}");
     }
 
     #[test]

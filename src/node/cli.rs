@@ -10,6 +10,7 @@ pub mod grants;
 pub mod key;
 pub mod plan;
 pub mod provision;
+pub mod reload;
 mod remembered;
 pub mod status;
 pub mod update;
@@ -30,7 +31,7 @@ pub const CONFIG: &str = "/etc/spoke/spoke.toml";
 #[derive(Debug, Parser)]
 #[command(name = "spoke", version = spoke_model::VERSION, max_term_width = 100)]
 #[command(
-    after_help = "Exit codes: 0 fine, 1 failed, 2 bad input.\nThe configuration is read from --config, then from variables SPOKE__SECTION__KEY."
+    after_help = "Exit codes: 0 fine, 1 failed, 2 bad input; with --exit-code 2 means that something differs.\nThe configuration is read from --config, then from variables SPOKE__SECTION__KEY."
 )]
 pub struct Cli {
     /// Configuration file
@@ -46,8 +47,10 @@ pub struct Cli {
 pub enum Command {
     /// Run the supervisor in the foreground
     Run(run::Args),
-    /// Check the configuration: print every fault, or the effective configuration
-    Check,
+    /// Check the configuration and the files it names: print every fault, or the effective configuration
+    Check(check::Args),
+    /// Take the edited configuration into force, after a check; the tunnel stays up
+    Reload,
     /// Show what the running supervisor sees and does
     Status(status::Args),
     /// Show what `run` would change in the kernel now
@@ -91,7 +94,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let outcome = match &cli.command {
         Command::Run(args) => run::run(&cli.config, args),
-        Command::Check => check::run(&cli.config),
+        Command::Check(args) => check::run(&cli.config, *args),
+        Command::Reload => reload::run(&cli.config),
         Command::Status(args) => status::run(&cli.config, args),
         Command::Plan(args) => plan::run(&cli.config, args),
         Command::Key(command) => key::run(command, &cli.config),

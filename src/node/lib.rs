@@ -71,9 +71,11 @@ pub mod doctor;
 pub mod enrolment;
 pub mod health;
 pub mod key_files;
+pub mod named_files;
 pub mod names;
 pub mod outlook;
 pub mod reconciler;
+pub mod reload;
 pub mod run;
 pub mod signed_request;
 #[cfg(test)]

@@ -14,6 +14,7 @@ use crate::config_file::load;
 use crate::health;
 use crate::key_files;
 use crate::reconciler::{Fact, Reconciler, Sources};
+use crate::reload::{self, Reload};
 use crate::socket;
 use crate::supervise::Supervisor;
 use crate::uplink::Uplink;
@@ -56,12 +57,10 @@ pub struct Args {
 }
 
 /// Runs until a signal or the end of a vital task. The kernel tunnel stays as it is either way.
-pub fn run(config: &Path, args: &Args) -> Outcome {
+pub fn run(file: &Path, args: &Args) -> Outcome {
     spoke_command::start_log("spoke");
-    let config = Arc::new(match load(config) {
-        Err(_) if args.wait_for_settings => {
-            spoke_command::block_on(settings::wait(config, &SystemClock, &mut Systemd))?
-        }
+    let config = Arc::new(match load(file) {
+        Err(_) if args.wait_for_settings => spoke_command::block_on(settings::wait(file, &SystemClock, &mut Systemd))?,
         loaded => loaded?,
     });
     let _lock = lock::take(&config.node.runtime_dir, &config.node.runtime_dir.join(SOCKET))?;
@@ -85,13 +84,17 @@ pub fn run(config: &Path, args: &Args) -> Outcome {
         tracing::error!(error = %ErrorChain(&e), "agent API cannot be served with this configuration");
     }
     let runtime = runtime()?;
-    let outcome = runtime.block_on(supervise(config, keys));
+    let reload = Arc::new(Reload::new(file.to_owned(), config.clone()));
+    let outcome = runtime.block_on(supervise(config, keys, reload.clone()));
     // A blocked name look-up must not delay the exit.
     runtime.shutdown_background();
+    if outcome.is_ok() && reload.is_taken() {
+        return Err(anyhow::Error::new(reload::restart()).context("the program cannot be started again").into());
+    }
     outcome
 }
 
-async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys) -> Outcome {
+async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys, reload: Arc<Reload>) -> Outcome {
     let clock = SystemClock;
     let started = clock.now();
     let mut stop = Stop::new()?;
@@ -192,6 +195,7 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys) -> Outcom
         changes: changes.handle,
         audit: changes.audit,
         control,
+        reload: reload.clone(),
     };
     tasks.restarting("socket", seed, move || {
         let (path, answers) = (path.clone(), answers.clone());
@@ -209,8 +213,10 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys) -> Outcom
         });
     })?;
 
-    let ended = tasks.run(stop.wait()).await;
-    Systemd.stopping();
+    let ended = tasks.run(stop.wait(&reload)).await;
+    if !reload.is_taken() {
+        Systemd.stopping();
+    }
     let _ = stopping.send(true);
     last_stamp().stop();
     ended.map_err(Into::into)
@@ -303,21 +309,37 @@ fn start_uplink(
     statuses
 }
 
-/// SIGTERM and SIGINT.
+/// SIGTERM and SIGINT end the process, SIGHUP and a request restart it with another configuration.
 struct Stop {
     term: tokio::signal::unix::Signal,
     int: tokio::signal::unix::Signal,
+    hup: tokio::signal::unix::Signal,
 }
 
 impl Stop {
     fn new() -> Result<Self, std::io::Error> {
-        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+        let (term, int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        Ok(Self { term, int, hup: signal(SignalKind::hangup())? })
     }
 
-    async fn wait(&mut self) {
-        tokio::select! {
-            _ = self.term.recv() => tracing::info!(signal = "SIGTERM", "stopping: the tunnel stays up"),
-            _ = self.int.recv() => tracing::info!(signal = "SIGINT", "stopping: the tunnel stays up"),
+    async fn wait(&mut self, reload: &Arc<Reload>) {
+        loop {
+            tokio::select! {
+                _ = self.term.recv() => return tracing::info!(signal = "SIGTERM", "stopping: the tunnel stays up"),
+                _ = self.int.recv() => return tracing::info!(signal = "SIGINT", "stopping: the tunnel stays up"),
+                () = reload.requested() => return tracing::info!("reloading: the tunnel stays up"),
+                _ = self.hup.recv() => {
+                    let check = reload.clone();
+                    match tokio::task::spawn_blocking(move || check.check()).await {
+                        Ok(Ok(lines)) => {
+                            lines.iter().for_each(|line| tracing::info!(change = line, "setting changed"));
+                            reload.request();
+                        }
+                        Ok(Err(e)) => tracing::error!(error = %e, "configuration not reloaded"),
+                        Err(e) => tracing::error!(error = %e, "configuration not reloaded"),
+                    }
+                }
+            }
         }
     }
 }

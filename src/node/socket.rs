@@ -4,6 +4,7 @@ use crate::changes::requests::Changes;
 use crate::control_session::{EnrolAgainError, RotationError, SessionRequest};
 use crate::health::summarize;
 use crate::reconciler::{Cause, NetStatus};
+use crate::reload::Reload;
 use serde_json::value::{RawValue, to_raw_value};
 use spoke_api::health::fold::{Moment, SCHEMA, fold, readiness};
 use spoke_api::health::summary::{Components, Snapshot};
@@ -72,6 +73,8 @@ pub struct Answers<C> {
     pub audit: Audit,
     /// The control plane, where one is configured.
     pub control: Option<ControlView>,
+    /// Takes another configuration.
+    pub reload: Arc<Reload>,
 }
 
 /// Handles of the control session.
@@ -159,6 +162,7 @@ async fn serve<C: Clock>(
 ) -> Result<(), std::io::Error> {
     let caller = connection.caller();
     while let Some(line) = connection.line().await? {
+        let mut restart = false;
         let response = match serde_json::from_slice::<SocketRequest>(&line) {
             Err(e) => SocketResponse::Error(format!("unknown request: {e}; is the supervisor of another version?")),
             Ok(request) if request.mutates() && !caller.is_trusted() => {
@@ -177,6 +181,15 @@ async fn serve<C: Clock>(
                 }
                 None => no_grants(),
             },
+            Ok(request @ SocketRequest::Reload) => {
+                let reload = answers.reload.clone();
+                let checked =
+                    tokio::task::spawn_blocking(move || reload.check()).await.map_err(std::io::Error::other)?;
+                let result = checked.as_ref().map(drop).map_err(|e| e as &dyn Display);
+                answers.audit.record(&Actor::User(caller.uid), request.name(), result);
+                restart = checked.is_ok();
+                respond(checked)?
+            }
             Ok(SocketRequest::Drift) => SocketResponse::Ok(to_raw_value(&answers.drift().await)?),
             Ok(request @ SocketRequest::RotateKey) => {
                 let begun = answers.rotate().await;
@@ -210,6 +223,10 @@ async fn serve<C: Clock>(
         let mut text = serde_json::to_vec(&response)?;
         text.push(b'\n');
         connection.send(&text).await?;
+        // The caller has the differences before the socket closes.
+        if restart {
+            answers.reload.request();
+        }
     }
     Ok(())
 }

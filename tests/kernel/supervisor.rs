@@ -81,6 +81,11 @@ impl<'a> Supervisor<'a> {
         std::fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
+    /// The process it answers from.
+    pub(crate) fn process_id(&self) -> String {
+        std::fs::read_to_string(self.path("run/supervisor.lock")).expect("the lock").trim().to_owned()
+    }
+
     pub(crate) fn stop(&mut self) {
         if let Some(mut process) = self.process.take() {
             let _ = Command::new("kill").arg(process.id().to_string()).status();
@@ -238,7 +243,7 @@ fn plan_prints_what_run_would_change() {
     };
     // Before the first start, without a key.
     let (code, printed) = plan(&spoke);
-    assert_eq!(code, Some(1), "a plan with steps: {printed}");
+    assert_eq!(code, Some(2), "a plan with steps: {printed}");
     for line in
         ["wg0: generate the key file:", "wg0: create interface", "allowed-ips 10.8.0.1/32,10.99.0.0/16", "bring up"]
     {
@@ -250,7 +255,7 @@ fn plan_prints_what_run_would_change() {
     spoke.stop();
     device.ip("addr del 10.8.0.2/24 dev wg0");
     let (code, printed) = plan(&spoke);
-    assert!(code == Some(1) && printed.starts_with("wg0: add address 10.8.0.2/24"), "{printed}");
+    assert!(code == Some(2) && printed.starts_with("wg0: add address 10.8.0.2/24"), "{printed}");
 }
 
 #[test]

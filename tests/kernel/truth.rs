@@ -138,3 +138,42 @@ fn readiness_can_ask_for_an_answering_hub() {
     };
     assert_eq!((code("/ready").as_str(), code("/ready?strict").as_str()), ("200", "200"), "a hub is its own");
 }
+
+#[test]
+fn edited_configuration_is_taken_and_a_faulty_one_is_not() {
+    let (device, far) = (Namespace::new("device"), Namespace::new("far"));
+    let scene = Scene::new(&device, &far);
+    let (file, run) = (scene.spoke.path("spoke.toml"), |what: &str| scene.spoke.command(what).output().expect("spoke"));
+    let text = std::fs::read_to_string(&file).expect("the configuration");
+    let mtu = || device.run("ip link show wg0").contains("mtu 1400");
+    let (index, process) = (device.run("cat /sys/class/net/wg0/ifindex"), scene.spoke.process_id());
+
+    // A fault: named, and the one of before stays in force.
+    std::fs::write(
+        &file,
+        text.replace("name = \"wg0\"", "name = \"wg0\"\nmtu = 1\nprivate_key = \"file:/nowhere/wg0.key\""),
+    )
+    .expect("written");
+    let refused = run("reload");
+    assert!(!refused.status.success(), "{refused:?}");
+    device.run(&format!("kill -HUP {process}"));
+    wait_until(REPAIRED, "the refusal in the log", || scene.spoke.log().contains("configuration not reloaded"));
+    assert_eq!(scene.json("/health")["bridge"]["status"], "running");
+    assert!(device.run("ip link show wg0").contains("mtu 1280"));
+
+    let edited = text.replace("name = \"wg0\"", "name = \"wg0\"\nmtu = 1400");
+    std::fs::write(&file, edited).expect("written");
+    let taken = run("reload");
+    let printed = String::from_utf8_lossy(&taken.stdout).into_owned();
+    assert!(taken.status.success() && printed.contains("interface[wg0].mtu: 1280 → 1400"), "{taken:?}");
+    wait_until(REPAIRED, "the new MTU", mtu);
+    device.run("ping -c 1 -W 5 10.8.0.1");
+
+    // SIGHUP does the same, and neither ends the process nor recreates the interface.
+    std::fs::write(&file, &text).expect("written");
+    device.run(&format!("kill -HUP {process}"));
+    wait_until(REPAIRED, "the old MTU", || device.run("ip link show wg0").contains("mtu 1280"));
+    wait_until(REPAIRED, "a pass", || scene.spoke.status()["clean"] == true);
+    assert_eq!((device.run("cat /sys/class/net/wg0/ifindex"), scene.spoke.process_id()), (index, process));
+    device.run("ping -c 1 -W 5 10.8.0.1");
+}

@@ -14,7 +14,7 @@ pub struct Args {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-    /// Exit with 1 if anything differs
+    /// Exit with 2 if anything differs, 1 if that cannot be found out
     #[arg(long)]
     pub exit_code: bool,
     /// Add what is missing and restore what differs, whatever the interface's policy
@@ -30,7 +30,7 @@ pub struct Args {
 
 /// Prints the drift, or repairs it.
 pub fn run(config: &Path, args: &Args) -> Outcome {
-    let socket = load(config)?.node.runtime_dir.join(SOCKET);
+    let socket = load(config).map_err(|e| if args.exit_code { e.not_2() } else { e })?.node.runtime_dir.join(SOCKET);
     if args.repair {
         let (remove_unknown, dry_run) = (args.remove_unknown, args.dry_run);
         let what = RepairRequest { remove_unknown, dry_run, ..RepairRequest::default() };
@@ -40,7 +40,7 @@ pub fn run(config: &Path, args: &Args) -> Outcome {
     }
     let report: DriftReport = call(&socket, &SocketRequest::Drift)?;
     print(&if args.json { super::json(&report)? } else { table(&report) });
-    if args.exit_code && report.has_drift { Err(Failure::Silent) } else { Ok(()) }
+    if args.exit_code && report.has_drift { Err(Failure::Differs) } else { Ok(()) }
 }
 
 fn repaired(done: &RepairResult, dry_run: bool) -> String {

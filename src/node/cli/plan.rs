@@ -16,13 +16,19 @@ use std::path::Path;
 /// `spoke plan`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Exit with 1 if there is anything to do
+    /// Exit with 2 if there is anything to do, 1 if that cannot be found out
     #[arg(long)]
     pub exit_code: bool,
 }
 
 /// Prints the plan; reads the kernel, the state directory and name servers, and changes nothing.
 pub fn run(config: &Path, args: &Args) -> Outcome {
+    let clean = show(config).map_err(|e| if args.exit_code { e.not_2() } else { e })?;
+    if args.exit_code && !clean { Err(Failure::Differs) } else { Ok(()) }
+}
+
+/// Prints the plan; whether there is nothing to do.
+fn show(config: &Path) -> Result<bool, Failure> {
     let effective = remembered::effective(load(config)?);
     let config = effective.own();
     let missing = |source: &KeySource| {
@@ -44,5 +50,5 @@ pub fn run(config: &Path, args: &Args) -> Outcome {
     let desired = derive(&effective, &facts, &Desired::default())?;
     let plan = plan(&desired, &observed, &Memory::default());
     print(&render::plan(&plan, &observed));
-    if args.exit_code && !plan.is_clean() { Err(Failure::Silent) } else { Ok(()) }
+    Ok(plan.is_clean())
 }

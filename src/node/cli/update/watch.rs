@@ -176,7 +176,7 @@ fn text(failure: &Failure) -> String {
     match failure {
         Failure::BadInput(text) => text.clone(),
         Failure::Failed(e) => format!("{e:#}"),
-        Failure::Silent => String::new(),
+        Failure::Silent | Failure::Differs => String::new(),
     }
 }
 
