@@ -441,7 +441,7 @@ async fn update_commits_with_health_endpoint_disabled() {
     let answers = Answers {
         clock: clock.clone(),
         started: clock.now(),
-        config,
+        config: config.clone(),
         net: node.net.clone(),
         components: tokio::sync::watch::channel(Components::default()).1,
         uplink: Arc::new(|| None),
@@ -449,6 +449,7 @@ async fn update_commits_with_health_endpoint_disabled() {
         changes: node.changes.clone(),
         audit,
         control: None,
+        reload: Arc::new(crate::reload::Reload::new(dir.path().join("spoke.toml"), config)),
     };
     let serving = tokio::spawn(crate::socket::run(Listener::bind(&socket).unwrap(), answers));
 
