@@ -109,7 +109,7 @@ fn black_holed_ipv6_address_does_not_starve_ipv4() {
         let port = serve("a bundle");
         timed("a release", &mut || {
             let mut text = String::new();
-            let mut bundle = spoke_sys::fetch::open(&format!("http://dual.test:{port}/x.spoke")).expect("a download");
+            let mut bundle = spoke_sys::fetch::open(&format!("http://dual.test:{port}/x.spoke"), None).expect("a download");
             bundle.read_to_string(&mut text).expect("its end");
             assert_eq!(text, "a bundle");
         });
