@@ -38,7 +38,7 @@ fn example_loads_and_shows_every_default() {
     let text = example();
     let config = read(&text).unwrap();
     // A commented key is the default: uncommenting all but the ones that only make sense elsewhere changes nothing.
-    let elsewhere = ["node_id", "preshared_key", "endpoint", "listen_port", "remove_unknown", "dns"];
+    let elsewhere = ["node_id", "preshared_key", "endpoint", "listen_port", "remove_unknown", "dns", "window"];
     let all = uncommented(usual(&text), &elsewhere);
     assert_eq!(read(&all).unwrap(), config);
     // The same for the sections that are left out as a whole; [control] has a test of its own.

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use spoke_command::print;
 use spoke_model::signature::{SignKey, Signature, VerifyKey};
 use spoke_sys::clock::{Clock as _, SystemClock};
-use spoke_sys::disk::{read_secret, write_atomic};
+use spoke_sys::disk::write_atomic;
 use spoke_update::manifest;
 use spoke_update::manifest::{Certificate, Certified, Header, MAGIC, Manifest, Part, Roots};
 use std::collections::BTreeSet;
@@ -90,15 +90,6 @@ pub struct SignArgs {
 fn at(path: &Path) -> impl FnOnce(io::Error) -> anyhow::Error {
     let name = path.display().to_string();
     move |e| anyhow::Error::from(e).context(name)
-}
-
-pub(super) fn key(path: &Path) -> Result<SignKey, Failure> {
-    let text =
-        read_secret(path, 256)?.ok_or_else(|| Failure::BadInput(format!("{} does not exist", path.display())))?;
-    let bad = || Failure::BadInput(format!("{} holds no signing key (spoke-image new-key makes one)", path.display()));
-    let text = std::str::from_utf8(&text).map_err(|_| bad())?;
-    let seed = Zeroizing::new(STANDARD.decode(text.trim()).map_err(|_| bad())?);
-    SignKey::from_seed(&seed).map_err(|_| bad())
 }
 
 /// Makes a key.

@@ -1,10 +1,12 @@
 //! Signatures by keys in files, and by commands that keep theirs: a token, a smart card, a KMS.
 use super::Failure;
-use super::bundle::key;
-use spoke_model::signature::{Signature, VerifyKey};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use spoke_model::signature::{SignKey, Signature, VerifyKey};
+use spoke_sys::disk::read_secret;
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use zeroize::Zeroizing;
 
 /// Keys that signatures must be of, and the file that lists them.
 #[derive(Clone, Copy, Debug)]
@@ -75,4 +77,13 @@ fn run(command: &str, message: &[u8]) -> Result<Signature, Failure> {
     }
     let text = std::str::from_utf8(&done.stdout).ok().and_then(|t| t.trim().parse().ok());
     Ok(text.ok_or_else(|| failed("printed no Ed25519 signature (64 bytes, or base64)".into()))?)
+}
+
+fn key(path: &Path) -> Result<SignKey, Failure> {
+    let text =
+        read_secret(path, 256)?.ok_or_else(|| Failure::BadInput(format!("{} does not exist", path.display())))?;
+    let bad = || Failure::BadInput(format!("{} holds no signing key (spoke-image new-key makes one)", path.display()));
+    let text = std::str::from_utf8(&text).map_err(|_| bad())?;
+    let seed = Zeroizing::new(STANDARD.decode(text.trim()).map_err(|_| bad())?);
+    SignKey::from_seed(&seed).map_err(|_| bad())
 }

@@ -89,7 +89,7 @@ impl Proven {
         self.0.insert(network, now);
     }
 
-    /// Whether it was proved within [`PROVEN_FOR`].
+    /// Whether it was proved within the last day.
     pub fn contains(&self, network: IpAddr, now: Boot) -> bool {
         self.0.get(&network).is_some_and(|at| now.since(*at) <= PROVEN_FOR)
     }
