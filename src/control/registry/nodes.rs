@@ -277,6 +277,8 @@ async fn put_change(
         tx.raise_hub_generations(&node.network).await?;
     }
     if node.enabled != before.enabled {
+        // A network without a hub has nothing else that changes.
+        tx.refresh(&node.id);
         match node.role {
             Role::Node => tx.raise_hub_generations(&node.network).await?,
             Role::Hub => tx.raise_network_generations(&node.network).await?,

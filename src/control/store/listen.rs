@@ -131,6 +131,11 @@ impl Tx {
         Ok(())
     }
 
+    /// Has every control plane read this node again at the commit; its document stays the same.
+    pub fn refresh(&mut self, node: &NodeId) {
+        self.woken.insert(node.as_str().to_owned());
+    }
+
     /// Raises the generation of every hub of a network, and wakes them at the commit.
     pub async fn raise_hub_generations(&mut self, network: &str) -> Result<(), StoreError> {
         let sql = "UPDATE node SET generation = generation + 1 WHERE network = $1 AND role = 'hub' RETURNING id";
