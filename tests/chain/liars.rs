@@ -4,6 +4,7 @@ use crate::node::{Node, config, pair};
 use crate::proxy::{Proxy, ProxyAction};
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 fn key(n: u16) -> String {
     pair(n).1.to_string()
@@ -121,7 +122,21 @@ fn final_blocks_that_stand_still_delay_no_admission() {
     contract.mint(chain.account(1), "node-0", &key(0));
     chain.mine(20);
     node.until_admits(0, true);
-    // An event of no known type in every answer, in the newest block.
+}
+
+/// Fault 12.4: an event of no known type in every answer, in the newest block.
+#[test]
+fn invented_events_delay_no_admission_and_name_the_liar() {
+    let chain = Anvil::with(&["--slots-in-an-epoch", "2"]);
+    let contract = Contract::deploy(&chain, false, false);
+    chain.mine(30);
+    let (proxies, urls) = three(&chain);
+    // The liar is the fastest, so it is asked whenever it is due.
+    for honest in &proxies[1..] {
+        honest.rule(|_| ProxyAction::Late(Duration::from_millis(50)));
+    }
+    let mut node = Node::start(config(contract.address, &urls, "quorum = 2"), None, 2);
+    node.until("denied", |r| r.rows.iter().all(|r| r.code == "NODE_NOT_FOUND"));
     let address = contract.address;
     proxies[0].rule(move |_| {
         ProxyAction::Edit(Box::new(move |answer| {
@@ -136,6 +151,14 @@ fn final_blocks_that_stand_still_delay_no_admission() {
     node.looks(3);
     contract.mint(chain.account(2), "node-1", &key(1));
     chain.mine(20);
+    // An event that it invents beside the mint waits for its block to be final, later ones do not.
+    for _ in 0..5 {
+        node.looks(1);
+        if node.admits(1) {
+            break;
+        }
+        chain.mine(1);
+    }
     node.until_admits(1, true);
     let report = node.until("the liar is named", |r| r.endpoints[0].refuted.is_some());
     assert!(report.condition.as_ref().is_some_and(|c| c.detail.contains(&urls[0])), "{report:#?}");

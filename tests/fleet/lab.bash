@@ -81,6 +81,8 @@ stop() {
 
 # start NAMESPACE ID ROLE TOKEN: a node with a token alone, and the configuration lines in $sections.
 start() {
+  # A file of its own: it is erased once the node is enrolled.
+  install -m 600 "$work/$4.token" "$work/$1.enrolment"
   cat >"$work/$1.toml" <<TOML
 [node]
 id = "$2"
@@ -90,7 +92,7 @@ runtime_dir = "$work/$1/run"
 [control]
 url = "https://192.0.2.1:8443"
 pin = "$pin"
-token = "file:$work/$4.token"
+token = "file:$work/$1.enrolment"
 ${control_options-report_every = \"5s\"
 confirm_within = \"10s\"
 spread = \"2s\"}
