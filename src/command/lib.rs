@@ -90,7 +90,7 @@ pub fn harden() {
 pub fn block_on<F: std::future::Future>(future: F) -> Result<F::Output, std::io::Error> {
     let runtime = runtime()?;
     let output = runtime.block_on(future);
-    // A name look-up that nobody waits for must not delay the exit.
+    // A name look-up that is still under way must not delay the exit.
     runtime.shutdown_background();
     Ok(output)
 }

@@ -19,7 +19,7 @@ fn of_grants(grants: &Grants) -> Vec<String> {
         .filter(|(_, url)| is_remote_and_plain(url))
         .map(|(i, url)| {
             format!(
-                "grants.endpoints[{i}]: {} is not encrypted: whoever is on the way to it can admit and remove peers; use https://",
+                "grants.endpoints[{i}]: {} is not encrypted: every host on the path to it can admit and remove peers; use https://",
                 url.shown()
             )
         })

@@ -205,6 +205,16 @@ impl From<LeaseError> for RegistryError {
     }
 }
 
+/// When something made at `now_ms` expires; `lifetime_secs` of `None` is `default_ms`, 0 is never.
+fn expires(lifetime_secs: Option<u64>, default_ms: i64, now_ms: i64) -> Option<i64> {
+    let lifetime = match lifetime_secs {
+        Some(0) => return None,
+        Some(secs) => i64::try_from(secs.saturating_mul(1000)).unwrap_or(i64::MAX),
+        None => default_ms,
+    };
+    Some(now_ms.saturating_add(lifetime))
+}
+
 /// Repeats a transaction that conflicted with another one, four times at most.
 macro_rules! retry_conflicts {
     ($attempt:expr) => {{

@@ -52,7 +52,7 @@ pub fn sign(
         made.push(signature);
     }
     if made.is_empty() {
-        return bad("nobody signs: name a key's file or a command (--signer CMD)".into());
+        return bad("no signer: name a key's file or a command (--signer CMD)".into());
     }
     Ok(made)
 }

@@ -78,7 +78,7 @@ pub fn write(bundle: &mut dyn Bundle, accepted: &Accepted, slots: &mut impl Slot
         let whole =
             copy("root image", root, &mut kept, discard).and_then(|()| copy("kernel", kernel, &mut kept, discard));
         if let Err(e) = whole {
-            // Nothing of it can be told to be right.
+            // No part of it is known to be right.
             slots.mark(&Kept { id, at: room.at, have: 0 })?;
             return Err(e);
         }

@@ -3,7 +3,7 @@
 //! A line is `<16 hex digits of SHA-256> <payload>\n`. Opening drops everything from the first line with a wrong
 //! checksum on (a write cut short by a power cut). If valid lines follow it, the file is damaged, and a copy of it is
 //! kept. Only the owner can read the file.
-use crate::disk::{DiskError, write_atomic};
+use crate::disk::{DiskError, write_state};
 use rustix::fs::{Mode, OFlags};
 use std::fs::File;
 use std::io::Write as _;
@@ -38,14 +38,14 @@ impl Repair {
         match self {
             Self::Aside { damaged, good } => {
                 let copy = beside(path, "damaged");
-                write_atomic(&copy, damaged, true)?;
-                write_atomic(path, good, true)?;
+                write_state(&copy, damaged, true)?;
+                write_state(path, good, true)?;
                 Ok(copy)
             }
             Self::Rename => set_aside(path),
             Self::Replace { good } => {
                 let old = set_aside(path)?;
-                write_atomic(path, good, true)?;
+                write_state(path, good, true)?;
                 Ok(old)
             }
         }
@@ -248,7 +248,7 @@ impl Journal {
             if let Err(error) = std::fs::hard_link(&path, &previous) {
                 tracing::debug!(%error, path = %previous.display(), "previous copy not kept");
             }
-            write_atomic(&path, &bytes, true)?;
+            write_state(&path, &bytes, true)?;
             let len = bytes.len() as u64;
             Ok((open_append(&path, len)?, len))
         })

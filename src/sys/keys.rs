@@ -1,5 +1,5 @@
 //! WireGuard keys of the device: read from the configured source, created once if a file is missing, never replaced.
-use super::disk::{DiskError, read_secret, write_atomic};
+use super::disk::{DiskError, read_secret, write_state};
 use super::random::{NoRandom, key_bytes};
 use spoke_config::Config;
 use spoke_model::error_chain::ErrorChain;
@@ -115,7 +115,7 @@ pub fn private(source: &KeySource, if_missing: IfMissing) -> Result<SecretKey, K
     if let Some(dir) = path.parent() {
         ensure_dir(dir)?;
     }
-    match write_atomic(path, line.as_bytes(), false) {
+    match write_state(path, line.as_bytes(), false) {
         Ok(()) => {
             tracing::info!(path = %path.display(), public_key = %key.public(), "WireGuard key created");
             Ok(key)
@@ -157,7 +157,7 @@ pub fn identity(source: &KeySource) -> Result<spoke_model::signature::SignKey, K
     let KeySource::File(path) = source else { return Err(no_credential(source)) };
     let mut line = Zeroizing::new(STANDARD.encode(key_bytes()?.as_slice()));
     line.push('\n');
-    match write_atomic(path, line.as_bytes(), false) {
+    match write_state(path, line.as_bytes(), false) {
         Ok(()) => {}
         // Another process created it since the read: its key is used.
         Err(DiskError::Write { source: e, .. }) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
@@ -284,7 +284,7 @@ mod tests {
         ensure_dir(path.parent().unwrap()).unwrap();
         for text in ["", "short\n", "\u{0}\u{1}", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\n"] {
             let _ = std::fs::remove_file(path);
-            write_atomic(path, text.as_bytes(), false).unwrap();
+            super::super::disk::write_atomic(path, text.as_bytes(), false).unwrap();
             let error = private(&source, IfMissing::Create).unwrap_err().to_string();
             assert!(error.contains("wg0.key") && error.contains("44 characters"), "{error}");
             assert_eq!(std::fs::read(path).unwrap(), text.as_bytes());

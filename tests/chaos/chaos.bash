@@ -87,6 +87,7 @@ while [ "$(now)" -lt "$end" ] && [ "$acts" -lt "${CHAOS_ACTS:-1000000}" ]; do
       say "act $acts: $name"
       "act_$name"
       timed "world: $name" "${limits[$name]:-$device_limit}" all connected || true
+      if declare -F "undo_$name" >/dev/null; then "undo_$name"; fi
       ;;
   esac
   for device in "${devices[@]}"; do check "$name: what others put on $device is as it was" kept "$device" || true; done
@@ -100,4 +101,7 @@ for cause in "${!count[@]}"; do
     'BEGIN { printf "%-34s %6d %8.1f %8.1f\n", c, n, t / n / 1000, w / 1000 }'
 done | sort
 table | grep -v ' yes ' || true
-[ "$failures" = 0 ]
+if [ "$failures" != 0 ]; then
+  for log in "$work"/*.log; do say "$log" && grep -v ' step applied ' "$log" | tail -80; done
+  exit 1
+fi

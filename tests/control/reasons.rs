@@ -2,9 +2,9 @@
 use crate::database::Kind;
 use crate::server::{ControlPlane, wait_until};
 
-crate::on_both_databases![node_list_says_why, disabled_node_is_told_so];
+crate::on_both_databases![node_list_says_why, report_of_a_disabled_node_is_answered_with_it];
 
-async fn disabled_node_is_told_so(kind: Kind) {
+async fn report_of_a_disabled_node_is_answered_with_it(kind: Kind) {
     let (s, token) = ControlPlane::start_with_network(kind, "10.8.0.0/24").await;
     assert_eq!(s.device("edge-1").enrol(&token).await.0, 200);
     let report =
@@ -15,12 +15,12 @@ async fn disabled_node_is_told_so(kind: Kind) {
     s.cli_ok(&["node", "disable", "edge-1", "--yes"]).await;
     // The control plane reads again what another process has written within a second.
     let mut n = 1;
-    let told = wait_until("the device is told", async || {
+    let answer = wait_until("the report is answered with it", async || {
         n += 1;
         Some(ask(n).await).filter(|(status, _)| *status == 200)
     })
     .await;
-    assert_eq!(told.1, serde_json::json!({"enabled": false}));
+    assert_eq!(answer.1, serde_json::json!({"enabled": false}));
 }
 
 async fn node_list_says_why(kind: Kind) {

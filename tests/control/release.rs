@@ -39,7 +39,7 @@ async fn rollout_is_spread_and_renewed(kind: Kind) {
     let times: std::collections::BTreeSet<_> = parts.iter().map(|p| p.not_before).collect();
     assert!(times.len() > 15, "{times:?}");
     releases::set(&store, &wanted(None, "1.4.0", spread), &operator(), NOW + 60_000).await.unwrap();
-    assert_eq!(rollout(3).await, parts[3], "the same wish again moves nobody");
+    assert_eq!(rollout(3).await, parts[3], "the same wish again changes no start");
 
     releases::retry(&store, "field", None, &operator(), NOW + 100_000).await.unwrap();
     let renewed = rollout(3).await;

@@ -10,6 +10,7 @@ use crate::store::audit::Actor;
 use crate::store::node::NodeState;
 use crate::store::nonce::UsedNonce;
 use crate::store::operator_key::OperatorRole;
+use crate::store::token::constant_time_equal;
 use axum::body::Bytes;
 use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, OriginalUri, Request};
 use axum::http::request::Parts;
@@ -22,6 +23,7 @@ use spoke_model::error_chain::ErrorChain;
 use spoke_model::key::PublicKey;
 use spoke_model::key_proof::KeyProof;
 use spoke_model::node_id::NodeId;
+use spoke_model::secret::Secret;
 use spoke_model::signature::{VerifyKey, sha256_hex};
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
@@ -274,7 +276,10 @@ impl ApiState {
         let auth = parts.extensions.get::<OperatorAuth>().copied().unwrap_or(OperatorAuth::None);
         let Some(token) = bearer(&parts.headers).filter(|_| auth != OperatorAuth::None) else { return Ok(None) };
         let address = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|c| c.0.ip());
-        let found = match self.operator_token.as_ref().is_some_and(|t| same_secret(token, t.reveal())) {
+        let digest = sha256_hex(token.as_bytes());
+        let is_configured =
+            |t: &Secret<String>| constant_time_equal(digest.as_bytes(), sha256_hex(t.reveal().as_bytes()).as_bytes());
+        let found = match self.operator_token.as_ref().is_some_and(is_configured) {
             true => Some(Operator { name: "api".to_owned(), role: OperatorRole::Admin }),
             false if auth == OperatorAuth::TokenAndKeys => self.holder(token).await?,
             false => None,
@@ -305,14 +310,6 @@ impl ApiState {
         }
         Ok(Some(Operator { name: key.name, role: key.role }))
     }
-}
-
-/// Compares in constant time.
-fn same_secret(a: &str, b: &str) -> bool {
-    // Digests: of equal length, so that the comparison does not disclose the secret's.
-    let (a, b) = (sha256_hex(a.as_bytes()), sha256_hex(b.as_bytes()));
-    #[expect(deprecated, reason = "the only constant-time comparison of slices in ring")]
-    ring::constant_time::verify_slices_are_equal(a.as_bytes(), b.as_bytes()).is_ok()
 }
 
 /// Marks the connection of a request as one that is not closed to make room for unauthenticated clients.

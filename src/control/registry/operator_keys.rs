@@ -10,12 +10,7 @@ const DEFAULT_LIFETIME_MS: i64 = 365 * 86_400_000;
 
 /// When a key made at `now_ms` expires; `lifetime_secs` of `None` is the default, 0 is never.
 pub fn expiry(lifetime_secs: Option<u64>, now_ms: i64) -> Option<i64> {
-    let lifetime = match lifetime_secs {
-        Some(0) => return None,
-        Some(secs) => i64::try_from(secs.saturating_mul(1000)).unwrap_or(i64::MAX),
-        None => DEFAULT_LIFETIME_MS,
-    };
-    Some(now_ms.saturating_add(lifetime))
+    super::expires(lifetime_secs, DEFAULT_LIFETIME_MS, now_ms)
 }
 
 fn is_name(name: &str) -> bool {

@@ -46,6 +46,11 @@ pub async fn set(store: &Store, release: &Release, actor: &Actor, now_ms: i64) -
     })
 }
 
+fn none_wanted(network: &str, node: Option<&NodeId>) -> RegistryError {
+    let (kind, name) = entity(network, node);
+    RegistryError::NotFound(Entity::Release, format!("{kind} {name}"))
+}
+
 /// Has the nodes that gave the desired release of a network, or of one node in it, up try it again.
 pub async fn retry(
     store: &Store,
@@ -57,8 +62,7 @@ pub async fn retry(
     retry_conflicts!(async {
         let mut tx = store.write().await?;
         if !tx.renew_release(network, node, now_ms).await? {
-            let (kind, name) = entity(network, node);
-            return Err(RegistryError::NotFound(Entity::Release, format!("{kind} {name}")));
+            return Err(none_wanted(network, node));
         }
         tx.audit(now_ms, actor, "retry-release", entity(network, node), serde_json::Value::Null).await?;
         Ok(tx.commit().await?)
@@ -76,8 +80,7 @@ pub async fn clear(
     retry_conflicts!(async {
         let mut tx = store.write().await?;
         if !tx.delete_release(network, node).await? {
-            let (kind, name) = entity(network, node);
-            return Err(RegistryError::NotFound(Entity::Release, format!("{kind} {name}")));
+            return Err(none_wanted(network, node));
         }
         tx.audit(now_ms, actor, "unwant-release", entity(network, node), serde_json::Value::Null).await?;
         Ok(tx.commit().await?)

@@ -134,7 +134,7 @@ impl Store {
 }
 
 /// Verifies the certificate of a server on another machine, unless the address says how to connect: by default a connection
-/// falls back to plain text, and password and fleet go to whoever answers.
+/// falls back to plain text, and any host that answers gets the password and the fleet.
 fn authenticate_server(options: PgConnectOptions, url: &str, in_environment: bool) -> PgConnectOptions {
     let host = options.get_host();
     let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();

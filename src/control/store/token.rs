@@ -180,7 +180,8 @@ impl Tx {
     }
 }
 
-pub(super) fn constant_time_equal(a: &[u8], b: &[u8]) -> bool {
+/// Compares two digests; of equal length, so that the time discloses nothing.
+pub(crate) fn constant_time_equal(a: &[u8], b: &[u8]) -> bool {
     #[expect(deprecated, reason = "the only constant-time comparison of slices in ring")]
     ring::constant_time::verify_slices_are_equal(a, b).is_ok()
 }

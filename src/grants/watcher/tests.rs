@@ -513,7 +513,7 @@ fn single_endpoint_cannot_finalise_a_block() {
 }
 
 #[test]
-fn stranger_and_endpoint_cannot_hold_back_admission() {
+fn foreign_account_cannot_hold_back_admission() {
     run_with(&[Lie::StopsFinality, Lie::InventsEvents]);
     run_with(&[Lie::InventsNodeEvents]);
     run_with(&[Lie::InventsFinals]);

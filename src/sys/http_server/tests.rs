@@ -117,11 +117,11 @@ fn unproven_sources_leave_places_to_proven_ones() {
         let source = IpAddr::from([192, 0, 2, last]);
         Place::take(&server.gate, source, server.handler.is_proven(source), &server.limits)
     };
-    let strangers: Vec<_> = (2..20).filter_map(take).collect();
-    assert_eq!(strangers.len(), LIMITS.connections - LIMITS.connections / 4);
+    let unproven: Vec<_> = (2..20).filter_map(take).collect();
+    assert_eq!(unproven.len(), LIMITS.connections - LIMITS.connections / 4);
     let ours: Vec<_> = std::iter::from_fn(|| take(1)).collect();
     assert_eq!(ours.len(), LIMITS.connections / 4);
-    drop(strangers);
+    drop(unproven);
     assert!(take(2).is_some(), "given back");
 }
 

@@ -66,8 +66,8 @@ fn tunnel_peers_read_health_and_readiness_only() {
         ask(&Request { source, ..request("GET", path, Some("10.9.0.2:8080"), &[]) }).status
     };
     for path in ["/", "/stats", "/wireguard", "/config", "/metrics", "/x", "/health/", "//config", "/%63onfig"] {
-        for stranger in ["10.9.0.7:1", "[fd00::7]:1", "192.0.2.1:1", "[::ffff:10.9.0.7]:1"] {
-            assert_eq!(from(stranger, path), 403, "{stranger} {path}");
+        for other in ["10.9.0.7:1", "[fd00::7]:1", "192.0.2.1:1", "[::ffff:10.9.0.7]:1"] {
+            assert_eq!(from(other, path), 403, "{other} {path}");
         }
     }
     for path in ["/wireguard", "/config", "/stats", "/metrics"] {
