@@ -67,14 +67,26 @@ impl Decisions {
     }
 }
 
+/// The decisions that a start finds.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// The newest.
+    pub stored: Option<StoredGrants>,
+    /// The disk's, where the newest are in the runtime directory.
+    pub older: Option<StoredGrants>,
+}
+
 impl Ledger {
     /// Opens and reads both documents: the cursor and the decisions. An unreadable document counts as missing; one of
     /// another contract is ignored.
-    pub fn open(directories: &Directories, origin: Origin) -> (Self, ChainCursor, Option<StoredGrants>) {
+    pub fn open(directories: &Directories, origin: Origin) -> (Self, ChainCursor, Found) {
         let (disk, stored) = document::<StoredGrants>(directories.state.as_deref(), DECISIONS);
         let (substitute, substituted) = document::<StoredGrants>(directories.runtime.as_deref(), DECISIONS);
         let decisions = disk.map(|disk| Decisions { disk, substitute, substituted: substituted.is_some() });
-        let stored = substituted.or(stored);
+        let (stored, older) = match substituted {
+            Some(newer) => (Some(newer), stored),
+            None => (stored, None),
+        };
         let (cursor, reached) = document::<StoredCursor>(directories.runtime.as_deref(), REACHED);
         let stored = stored.filter(|s| {
             let same = s.origin == origin;
@@ -84,9 +96,10 @@ impl Ledger {
             same
         });
         let reached = reached.filter(|r| r.origin == origin).map(|r| r.follow);
+        let older = older.filter(|s| s.origin == origin);
         let further = further(stored.as_ref().map(|s| s.follow.clone()).unwrap_or_default(), reached);
         let decisions = decisions.map(|d| Arc::new(Mutex::new(d)));
-        (Self { origin, decisions, cursor: cursor.map(|c| Arc::new(Mutex::new(c))) }, further, stored)
+        (Self { origin, decisions, cursor: cursor.map(|c| Arc::new(Mutex::new(c))) }, further, Found { stored, older })
     }
 
     /// Writes the decisions if they differ from the disk's; returns whether they did. With `revokes`, no older decisions

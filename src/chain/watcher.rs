@@ -2,7 +2,7 @@
 //! until its deadline. Waits for: replies, writes, the deadline, a refresh, new candidates.
 use crate::endpoint::{endpoint_names, log_notice, send};
 use crate::ledger;
-use crate::ledger::{Directories, Ledger};
+use crate::ledger::{Directories, Found, Ledger};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use spoke_config::grants::Grants;
@@ -88,12 +88,14 @@ impl<C: Clock, R: Rpc> Driver<C, R> {
     fn start(mut deps: Deps<C>) -> Self {
         let config = deps.config.clone();
         let origin = Origin { contract: config.contract, chain_id: config.chain_id };
-        let (ledger, cursor, stored) = Ledger::open(&deps.directories, origin);
+        let (ledger, cursor, found) = Ledger::open(&deps.directories, origin);
         let candidates = deps.candidates.borrow_and_update().clone();
         let setup = Setup { config, boot_id: boot_id(), candidates, hold: deps.hold };
         let machine = ChainWatcher::new(deps.clock.now(), seed(), setup);
         let mut driver = Self { deps, rpc: None, machine, ledger, pending: FuturesUnordered::new(), last_quorum: None };
-        driver.handle(Event::Loaded { cursor: Box::new(cursor), stored: stored.map(Box::new) });
+        let Found { stored, older } = found;
+        let boxed = |grants: Option<_>| grants.map(Box::new);
+        driver.handle(Event::Loaded { cursor: Box::new(cursor), stored: boxed(stored), older: boxed(older) });
         driver
     }
 

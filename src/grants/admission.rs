@@ -151,6 +151,16 @@ impl<S: BuildHasher> AdmissionTable<S> {
         }
     }
 
+    /// Takes note of what the disk grants beside the restored decisions: where a pair is denied, the disk's content has to go.
+    pub fn note_grants_on_disk(&mut self, on_disk: &[StoredDecision]) {
+        for StoredDecision { node, key, .. } in on_disk.iter().filter(|k| k.decision.reason.grants()) {
+            if self.cache.peek(node, key).is_none() {
+                self.cache.restore(node, key, Entry { held_until: Some(0), ..Entry::default() });
+            }
+            self.cache.change(node, key, |e| e.kept_grant = true);
+        }
+    }
+
     /// The decisions to store, most recently used first.
     pub fn kept(&self, now: Boot) -> Vec<StoredDecision> {
         let keep = |(node, key, e): (&NodeId, &PublicKey, &Entry)| {
@@ -229,15 +239,15 @@ impl<S: BuildHasher> AdmissionTable<S> {
         let latest = self.finality == Finality::Latest;
         for (node, key) in &self.candidates {
             self.cache.change(node, key, |e| {
-                let Some(height) = touched.newest(node, e.decision.as_ref()).filter(|h| *h > e.block) else {
+                let Some(span) = touched.span(node, e.decision.as_ref()).filter(|s| s.newest > e.block) else {
                     return;
                 };
-                e.changed(height.min(common));
+                e.changed(span.newest.min(common));
                 if e.grants() {
                     e.doubt = e.doubt.or(Some(Doubt::new(now)));
                 } else {
-                    let wait = if latest { 0 } else { height.min(common.saturating_add(1)) };
-                    // The first one: later events must not hold back what the final and the newest block grant alike.
+                    // The first event: later ones must not hold back what the final and the newest block grant alike.
+                    let wait = if latest { 0 } else { span.oldest.min(common.saturating_add(1)) };
                     e.held_until = Some(e.held_until.map_or(wait, |a| a.min(wait)));
                 }
             });
@@ -416,7 +426,7 @@ impl<S: BuildHasher> AdmissionTable<S> {
             let pending = (e.news > block && !e.grants()).then_some(if latest { 0 } else { e.news });
             e.held_until = pending.max(held_until);
         });
-        if before == Some(decision) {
+        if before == Some(decision) && !revokes {
             return None;
         }
         self.edition += 1;
@@ -471,39 +481,56 @@ impl<S: BuildHasher> AdmissionTable<S> {
 }
 
 /// The pairs that changes concern, with the height of the newest change.
+/// Heights of the first and of the last event about something.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    oldest: u64,
+    newest: u64,
+}
+
+impl Span {
+    const fn at(height: u64) -> Self {
+        Self { oldest: height, newest: height }
+    }
+
+    fn join(self, other: Self) -> Self {
+        Self { oldest: self.oldest.min(other.oldest), newest: self.newest.max(other.newest) }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Touched<'a> {
-    nodes: BTreeMap<&'a NodeId, u64>,
-    tokens: BTreeMap<U256, u64>,
-    owners: BTreeMap<Address, u64>,
-    anyone: Option<u64>,
+    nodes: BTreeMap<&'a NodeId, Span>,
+    tokens: BTreeMap<U256, Span>,
+    owners: BTreeMap<Address, Span>,
+    anyone: Option<Span>,
 }
 
 impl<'a> Touched<'a> {
     fn by(changes: &'a [GrantEvent]) -> Self {
-        fn at_least(height: &mut u64, other: u64) {
-            *height = (*height).max(other);
+        fn join<K: Ord>(spans: &mut BTreeMap<K, Span>, key: K, at: Span) {
+            spans.entry(key).and_modify(|span| *span = span.join(at)).or_insert(at);
         }
         let mut t = Self::default();
         for change in changes {
-            let height = change.block.number;
+            let at = Span::at(change.block.number);
             match &change.subject {
                 Subject::Node { node, token_id } => {
-                    at_least(t.nodes.entry(node).or_default(), height);
-                    at_least(t.tokens.entry(*token_id).or_default(), height);
+                    join(&mut t.nodes, node, at);
+                    join(&mut t.tokens, *token_id, at);
                 }
-                Subject::Token(id) => at_least(t.tokens.entry(*id).or_default(), height),
-                Subject::Owner(owner) => at_least(t.owners.entry(*owner).or_default(), height),
-                Subject::Anyone => t.anyone = t.anyone.max(Some(height)),
+                Subject::Token(id) => join(&mut t.tokens, *id, at),
+                Subject::Owner(owner) => join(&mut t.owners, *owner, at),
+                Subject::Anyone => t.anyone = Some(t.anyone.map_or(at, |span| span.join(at))),
             }
         }
         t
     }
 
-    fn newest(&self, node: &NodeId, decision: Option<&Decision>) -> Option<u64> {
+    fn span(&self, node: &NodeId, decision: Option<&Decision>) -> Option<Span> {
         let token = decision.and_then(|d| d.token_id).and_then(|id| self.tokens.get(&id));
         let owner = decision.and_then(|d| d.owner).and_then(|o| self.owners.get(&o));
-        [self.nodes.get(node), token, owner].into_iter().flatten().copied().chain(self.anyone).max()
+        [self.nodes.get(node), token, owner].into_iter().flatten().copied().chain(self.anyone).reduce(Span::join)
     }
 }
 

@@ -48,6 +48,8 @@ pub enum Event {
         cursor: Box<ChainCursor>,
         /// Decisions of the last run.
         stored: Option<Box<StoredGrants>>,
+        /// What the disk has instead, where `stored` is from the runtime directory: a reboot finds it.
+        older: Option<Box<StoredGrants>>,
     },
     /// The endpoints are ready; their schemes and hosts.
     Opened(Vec<String>),
@@ -344,7 +346,7 @@ impl ChainWatcher {
                     self.advance(now, outcome, &mut out);
                 }
             }
-            Event::Loaded { cursor, stored } => self.load(now, *cursor, stored, &mut out),
+            Event::Loaded { cursor, stored, older } => self.load(now, *cursor, (stored, older), &mut out),
             Event::Opened(names) => {
                 self.conversation.open(names);
                 if matches!(self.state, State::Starting) {
@@ -367,11 +369,20 @@ impl ChainWatcher {
         out
     }
 
-    fn load(&mut self, now: Boot, cursor: ChainCursor, stored: Option<Box<StoredGrants>>, out: &mut Actions) {
+    fn load(
+        &mut self,
+        now: Boot,
+        cursor: ChainCursor,
+        (stored, older): (Option<Box<StoredGrants>>, Option<Box<StoredGrants>>),
+        out: &mut Actions,
+    ) {
         self.cursor = cursor;
         if let Some(stored) = stored {
             push(out, Action::Report(Transition::Restored { decisions: stored.grants.len() }));
             self.table.restore(stored.grants, stored.reserve.as_ref(), self.boot_id.as_deref(), now);
+        }
+        if let Some(older) = older {
+            self.table.note_grants_on_disk(&older.grants);
         }
         if let Some(candidates) = self.new_candidates.take() {
             self.table.set_candidates(&candidates);

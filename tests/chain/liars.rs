@@ -151,14 +151,6 @@ fn invented_events_delay_no_admission_and_name_the_liar() {
     node.looks(3);
     contract.mint(chain.account(2), "node-1", &key(1));
     chain.mine(20);
-    // An event that it invents beside the mint waits for its block to be final, later ones do not.
-    for _ in 0..5 {
-        node.looks(1);
-        if node.admits(1) {
-            break;
-        }
-        chain.mine(1);
-    }
     node.until_admits(1, true);
     let report = node.until("the liar is named", |r| r.endpoints[0].refuted.is_some());
     assert!(report.condition.as_ref().is_some_and(|c| c.detail.contains(&urls[0])), "{report:#?}");

@@ -175,6 +175,39 @@ fn change_in_a_block_of_one_endpoint_delays_no_pair() {
 }
 
 #[test]
+fn later_event_of_the_same_look_holds_back_no_grant() {
+    let mut b = table_of(&[1]);
+    let (t, denied) = (one(&mut b, 1), Some(decision(Reason::NodeNotFound, 1)));
+    b.settle_final(t, denied, denied, 10, at(1));
+    // Minted at 20; one endpoint reports an event of no known kind in the newest block as well, as it may in every look.
+    let minted = Subject::Node { node: pair(1).0, token_id: U256::from(1) };
+    b.note(&[change(20, minted), change(39, Subject::Anyone)], 40, at(2));
+    assert!(b.waiting(at(2), Some(19)).is_empty());
+    assert_eq!(b.waiting(at(2), Some(20)), [pair(1)]);
+}
+
+#[test]
+fn denial_voids_a_grant_that_only_the_disk_has() {
+    let mut first = table_of(&[1]);
+    grant(&mut first, 1, 10, at(1));
+    let on_disk = first.kept(at(1));
+    let denied = Some(decision(Reason::NodeInactive, 1));
+    // After a restart with a later document from the runtime directory, in which the pair is not, or is denied.
+    for known in [false, true] {
+        let mut b = table_of(&[1]);
+        if known {
+            let t = one(&mut b, 1);
+            b.settle_newest(t, denied, 15, at(1));
+        }
+        b.note_grants_on_disk(&on_disk);
+        assert_eq!(b.revoked_edition, 0);
+        let t = one(&mut b, 1);
+        b.settle_newest(t, denied, 20, at(2));
+        assert!(b.revoked_edition > 0 && b.revoked_edition == b.edition, "known {known}: the disk's grant stays");
+    }
+}
+
+#[test]
 fn grant_for_a_block_before_the_change_admits_no_peer() {
     let mut b = table_of(&[1]);
     b.note(&[change(12, Subject::Anyone)], 12, at(1));

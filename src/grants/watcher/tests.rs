@@ -174,7 +174,8 @@ impl Simulation {
 
     fn load(&mut self) {
         let stored = self.substitute.clone().or_else(|| self.disk.clone()).map(Box::new);
-        let event = Event::Loaded { cursor: Box::new(self.memory.clone()), stored };
+        let older = self.substitute.as_ref().and(self.disk.clone()).map(Box::new);
+        let event = Event::Loaded { cursor: Box::new(self.memory.clone()), stored, older };
         self.handle(event);
         self.handle(Event::Opened((0..self.modes.len()).map(|i| format!("endpoint {i}")).collect()));
     }
