@@ -95,12 +95,6 @@ pub fn write_state(path: &Path, bytes: &[u8], replace: bool) -> Result<(), DiskE
     write(path, bytes, replace, of_directory)
 }
 
-/// As [`write_atomic`], for another user to read: `owner` is set before the rename. Set afterwards, a power cut could leave a
-/// file that its reader cannot open.
-pub fn write_atomic_for(owner: Owner, path: &Path, bytes: &[u8], replace: bool) -> Result<(), DiskError> {
-    write(path, bytes, replace, |_| Some(owner))
-}
-
 /// User and group of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
@@ -108,26 +102,6 @@ pub struct Owner {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-}
-
-impl Owner {
-    /// The owner of `path`; of a symlink itself, not of its target.
-    ///
-    /// # Errors
-    /// `path` cannot be read.
-    pub fn of(path: &Path) -> std::io::Result<Self> {
-        use std::os::unix::fs::MetadataExt as _;
-        std::fs::symlink_metadata(path).map(|m| Self { uid: m.uid(), gid: m.gid() })
-    }
-
-    /// Makes it the owner of `path` unless it is. Symlinks are not followed: in a directory that others write, one could lead to
-    /// any file.
-    ///
-    /// # Errors
-    /// `path` cannot be read, or the process may not change its owner.
-    pub fn take(self, path: &Path) -> std::io::Result<()> {
-        if Self::of(path)? == self { Ok(()) } else { std::os::unix::fs::lchown(path, Some(self.uid), Some(self.gid)) }
-    }
 }
 
 fn write(

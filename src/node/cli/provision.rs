@@ -5,7 +5,6 @@ use spoke_api::health::summary::Components;
 use spoke_command::{Failure, Outcome, print};
 use spoke_config::Config;
 use spoke_config::appliance::{MAX_BYTES, SETTINGS, Settings, parse_on_device};
-use spoke_config::node::Role;
 use spoke_config::on_image::KEPT;
 use spoke_model::signature::sha256_hex;
 use spoke_sys::beneath::{Beneath, inside};
@@ -85,12 +84,12 @@ async fn store_settings(args: &Args, components: &watch::Sender<Components>) -> 
     {
         print(&format!("spoke: cannot give {SETTINGS} to the supervisor: {e}\n"));
     }
-    set_host(args);
+    name_host(args);
     let mut reported = String::new();
     loop {
         let problem = match look(args, &config) {
             Look::Stored => {
-                set_host(args);
+                name_host(args);
                 print("spoke: settings taken from the boot partition\n");
                 return Ok(());
             }
@@ -230,23 +229,12 @@ fn read_own(args: &Args, name: &str) -> Option<String> {
     String::from_utf8(read.ok()?.0).ok()
 }
 
-/// Keeps what the image sets on the host by the settings: the node's name, forwarding for a hub, and WireGuard's ports.
-fn set_host(args: &Args) {
+/// Keeps the host's name for the image: that of the node, if it has one.
+fn name_host(args: &Args) {
     let text = read_own(args, SETTINGS).unwrap_or_default();
-    let config = Config::from_text(Some((SETTINGS, &text)), std::iter::empty()).ok();
-    let id = config.as_ref().and_then(|c| c.node.id.as_ref()).map(ToString::to_string);
-    let is_hub = config.as_ref().is_some_and(|c| c.node.role == Role::Hub);
-    let ports = config.iter().flat_map(|c| &c.interfaces).filter_map(|i| i.listen_port);
-    let ports = ports.filter(|port| *port != 0).map(|port| port.to_string()).collect::<Vec<_>>().join(", ");
-    let kept = [
-        ("hostname", id.map(|id| host_name(&id)).unwrap_or_default()),
-        ("forwarding", if is_hub { "1".to_owned() } else { String::new() }),
-        ("ports", ports),
-    ];
-    for (name, content) in kept {
-        if let Err(e) = keep_host(args, name, &content) {
-            print(&format!("spoke: cannot keep {name} of the host: {e}\n"));
-        }
+    let id = Config::from_text(Some((SETTINGS, &text)), std::iter::empty()).ok().and_then(|c| c.node.id);
+    if let Err(e) = keep_host(args, "hostname", &id.map(|id| host_name(&id.to_string())).unwrap_or_default()) {
+        print(&format!("spoke: cannot keep the host name: {e}\n"));
     }
 }
 

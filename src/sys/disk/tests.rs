@@ -31,30 +31,6 @@ fn document_that_root_writes_belongs_to_the_owner_of_the_directory() {
 }
 
 #[test]
-fn a_file_for_somebody_else_is_theirs() {
-    let dir = tempfile::tempdir().unwrap();
-    let (path, owner) = (dir.path().join("spoke.toml"), another_user());
-    write_atomic_for(owner, &path, b"one", false).unwrap();
-    assert_eq!(Owner::of(&path).unwrap(), owner);
-    assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-    // What a power cut left behind is ours still.
-    std::fs::write(dir.path().join(".spoke.toml.new"), b"half").unwrap();
-    write_atomic_for(owner, &path, b"two", true).unwrap();
-    assert_eq!((Owner::of(&path).unwrap(), std::fs::read(&path).unwrap()), (owner, b"two".to_vec()));
-}
-
-#[test]
-fn nobody_is_given_what_a_link_leads_to() {
-    let dir = tempfile::tempdir().unwrap();
-    let (file, link) = (dir.path().join("shadow"), dir.path().join("spoke.toml"));
-    std::fs::write(&file, b"secret").unwrap();
-    std::os::unix::fs::symlink(&file, &link).unwrap();
-    let before = Owner::of(&file).unwrap();
-    another_user().take(&link).unwrap();
-    assert_eq!((Owner::of(&file).unwrap(), Owner::of(&link).unwrap()), (before, another_user()));
-}
-
-#[test]
 fn a_secret_that_others_may_read_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("key");

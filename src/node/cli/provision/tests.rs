@@ -42,11 +42,6 @@ fn host_settings_are_kept_and_removed() {
     std::fs::write(args.boot.join(SETTINGS), "[[interface]]\nname = \"wg0\"\n").unwrap();
     run(&args).unwrap();
     assert_eq!((host("hostname"), host("timesyncd.conf")), (None, None));
-    assert_eq!((host("forwarding"), host("ports")), (None, None), "a node forwards nothing");
-    let hub = "[node]\nid = \"h\"\nrole = \"hub\"\n[[interface]]\nname = \"wg0\"\nlisten_port = 51821\n";
-    std::fs::write(args.boot.join(SETTINGS), hub).unwrap();
-    run(&args).unwrap();
-    assert_eq!((host("forwarding").as_deref(), host("ports").as_deref()), (Some("1\n"), Some("51821\n")));
 }
 
 fn configured() -> (tempfile::TempDir, Args, PathBuf) {
