@@ -434,9 +434,11 @@ fn link(
     let kept = |a: &&IpNet| !goes_down || a.addr().is_ipv4();
     for address in have.addresses.difference(&want.addresses).filter(kept) {
         let step = Step::RemoveAddress { link: name.clone(), address: *address };
-        // An adopted interface keeps the addresses that others gave it.
+        // An adopted interface keeps the addresses that others gave it, except one that stands in the way of a wanted one: the
+        // kernel holds an IPv6 address once, whatever its prefix.
         let set_by_us = have.ours || memory.addresses.get(name).is_some_and(|set| set.contains(address));
-        if set_by_us { steps.push(step) } else { unknown.push(step) }
+        let in_the_way = address.addr().is_ipv6() && want.addresses.iter().any(|w| w.addr() == address.addr());
+        if set_by_us || in_the_way { steps.push(step) } else { unknown.push(step) }
     }
     for address in want.addresses.iter().filter(|a| !(have.addresses.contains(a) && kept(a))) {
         steps.push(Step::AddAddress { link: name.clone(), address: *address });
