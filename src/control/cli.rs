@@ -72,7 +72,7 @@ pub enum Command {
     /// Manage the keys that sign state documents
     #[command(subcommand)]
     SigningKey(signing_key::SigningKeyCommand),
-    /// Show the audit trail, newest first
+    /// Show the audit trail, newest first; verify or export it
     Audit(audit::AuditArgs),
     /// Write the whole database to a file; the signing keys in it stay sealed under the master key
     Backup(backup::BackupArgs),

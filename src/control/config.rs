@@ -17,6 +17,9 @@ pub const FILE: &str = "/etc/spoke-control/spoke-control.toml";
 /// The default of `api.listen`.
 pub const API_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8444);
 
+/// A day.
+const DAY: Duration = Duration::from_secs(86_400);
+
 /// The default of `grants.poll`.
 const CHAIN_POLL: Duration = Duration::from_secs(5);
 
@@ -42,6 +45,10 @@ pub struct Config {
     /// `api.listen`: where the operators' API is served. `None`: on [`API_LISTEN`] if that is free, and to holders of
     /// `operator_token` beside the devices' API as well, as in releases before the keys.
     pub api_listen: Option<Vec<SocketAddr>>,
+    /// `audit.keep`: how long the audit trail is kept.
+    pub audit_keep: Duration,
+    /// `audit.records`: records kept of each of its chains.
+    pub audit_records: u64,
     /// `[limits]`.
     pub rates: Rates,
     /// `[grants]`: the contract that decides who is a peer in networks with `access = "nft"`.
@@ -138,6 +145,10 @@ impl Config {
         let operator_token = api.parsed("operator_token", "file:/absolute/path or credential:NAME");
         let api_listen = api.list("listen", "ADDRESS:PORT such as 127.0.0.1:8444");
         api.finish();
+        let mut audit = root.table("audit");
+        let audit_keep = audit.duration("keep", DAY..=DAY * 36_500).unwrap_or(DAY * 365);
+        let audit_records = audit.number("records", 1_000..=100_000_000).unwrap_or(200_000);
+        audit.finish();
         let mut limits = root.table("limits");
         let default = Rates::default();
         let mut rate = |key, default: NonZeroU32| {
@@ -168,6 +179,8 @@ impl Config {
             store,
             operator_token,
             api_listen,
+            audit_keep,
+            audit_records,
             rates,
             grants,
         })

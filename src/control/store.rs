@@ -7,6 +7,8 @@
 //! the commit: `wake`, `listen`.
 pub mod admission;
 pub mod audit;
+pub mod audit_chain;
+pub mod audit_entry;
 pub mod backup;
 pub mod document;
 pub mod enrolment;

@@ -11,6 +11,7 @@ mod addresses;
 #[path = "../chain/anvil.rs"]
 mod anvil;
 mod api;
+mod attack_audit;
 mod attack_availability;
 mod attack_keys;
 mod attack_membership;

@@ -11,6 +11,7 @@ use crate::report_queue;
 use crate::signing::{MasterKey, SigningKeys};
 use crate::store::StoreError;
 use crate::store::audit::Actor;
+use crate::store::audit_chain::AuditRetention;
 use crate::store::network::Access;
 use crate::{server, tls};
 use anyhow::Context as _;
@@ -124,7 +125,11 @@ pub async fn run(context: &Context) -> Outcome {
         let name = format!("{host}/{}", std::process::id());
         tokio::spawn(AdmissionSync { store, config, state_dir, name }.run(stopping.clone()))
     });
-    let maintenance = tokio::spawn(maintain(state.clone(), keys_out));
+    let retention = AuditRetention {
+        keep_ms: i64::try_from(config.audit_keep.as_millis()).unwrap_or(i64::MAX),
+        records: i64::try_from(config.audit_records).unwrap_or(i64::MAX),
+    };
+    let maintenance = tokio::spawn(maintain(state.clone(), keys_out, retention));
 
     print_instructions(context, &url, &tls.pin).await?;
     let limits = (config.connections, config.client_timeout);
@@ -153,7 +158,7 @@ pub async fn run(context: &Context) -> Outcome {
 }
 
 /// Removes expired rows and idle clients, audits invalid tokens, and reloads the signing keys when the store changes.
-async fn maintain(state: Arc<ApiState>, keys: watch::Sender<SigningKeys>) {
+async fn maintain(state: Arc<ApiState>, keys: watch::Sender<SigningKeys>, retention: AuditRetention) {
     let mut epoch = 0;
     let mut pruned = tokio::time::Instant::now();
     let mut audited = pruned;
@@ -180,6 +185,9 @@ async fn maintain(state: Arc<ApiState>, keys: watch::Sender<SigningKeys>) {
             state.limits.prune();
             if let Err(e) = state.store.prune(now_ms()).await {
                 tracing::warn!(error = %ErrorChain(&e), "expired rows not removed");
+            }
+            if let Err(e) = state.store.prune_audit(now_ms(), retention).await {
+                tracing::warn!(error = %ErrorChain(&e), "old records of the audit trail not removed");
             }
         }
         if audited.elapsed() >= AUDIT_INTERVAL {

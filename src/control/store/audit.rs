@@ -1,4 +1,5 @@
 //! The audit trail: who changed what, written in the transaction that changed it.
+use super::audit_entry::{Chain, Entry};
 use super::error::StoreError;
 use super::row::Row;
 use super::sql::Tx;
@@ -59,7 +60,7 @@ pub struct AuditFilter {
 }
 
 impl Tx {
-    /// Adds a record.
+    /// Adds a record, which the commit stores.
     pub async fn audit(
         &mut self,
         now_ms: i64,
@@ -69,17 +70,20 @@ impl Tx {
         details: serde_json::Value,
     ) -> Result<(), StoreError> {
         tracing::info!(%actor, action, entity_type = entity.0, entity_id = entity.1, %details, "fleet changed");
-        let sql =
-            "INSERT INTO audit (at_ms, actor, action, entity_type, entity_id, details) VALUES ($1, $2, $3, $4, $5, $6)";
-        let values = [
-            now_ms.into(),
-            actor.to_string().into(),
-            action.into(),
-            entity.0.into(),
-            entity.1.into(),
-            details.to_string().into(),
-        ];
-        self.run(sql, &values).await.map(drop)
+        let chain = match actor {
+            Actor::Operator(_) => Chain::Operators,
+            Actor::Node(_) | Actor::System => Chain::Fleet,
+        };
+        self.entries.push(Entry {
+            at_ms: now_ms,
+            actor: actor.to_string(),
+            action: action.to_owned(),
+            entity_type: entity.0.to_owned(),
+            entity_id: entity.1.to_owned(),
+            details: details.to_string(),
+            chain,
+        });
+        Ok(())
     }
 
     /// Records, newest first.

@@ -234,10 +234,18 @@ const TABLES: &[Table] = &[
             ("entity_type", Text),
             ("entity_id", Text),
             ("details", Text),
+            ("chain", Text),
+            ("hash", Text),
         ],
         select: "SELECT * FROM audit ORDER BY id",
-        insert: "INSERT INTO audit (at_ms, actor, action, entity_type, entity_id, details)
-            VALUES ($1, $2, $3, $4, $5, $6)",
+        insert: "INSERT INTO audit (at_ms, actor, action, entity_type, entity_id, details, chain, hash)
+            VALUES ($1, $2, $3, $4, $5, $6, COALESCE($7, ''), COALESCE($8, ''))",
+    },
+    Table {
+        name: "audit_chain",
+        columns: &[("name", Text), ("head", Text), ("anchor", Text)],
+        select: "SELECT * FROM audit_chain ORDER BY name",
+        insert: "INSERT INTO audit_chain (name, head, anchor) VALUES ($1, $2, $3)",
     },
 ];
 
@@ -274,6 +282,7 @@ impl Store {
         let mut tx = self.write().await?;
         if tx.row("SELECT 1 AS one FROM network", &[]).await?.is_some()
             || tx.row("SELECT 1 AS one FROM signing_key", &[]).await?.is_some()
+            || tx.row("SELECT 1 AS one FROM audit_chain", &[]).await?.is_some()
         {
             return Err(BackupError::NotEmpty);
         }

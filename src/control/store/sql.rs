@@ -1,4 +1,5 @@
 //! One transaction type over SQLite and PostgreSQL.
+use super::audit_entry::Entry;
 use super::error::StoreError;
 use super::row::{Row, Value};
 use super::wake::{ALL, CHANNEL, KEPT, Wakes};
@@ -48,6 +49,8 @@ enum Connection {
 pub struct Tx {
     connection: Connection,
     wakes: Arc<Wakes>,
+    /// Entries of the audit trail to store at the commit.
+    pub(super) entries: Vec<Entry>,
     /// Wake-ups to publish at the commit, in the format of `wake`.
     pub(super) woken: BTreeSet<String>,
 }
@@ -99,7 +102,7 @@ impl Store {
             Pools::Sqlite { write, .. } => Connection::Sqlite(begin_immediate(write).await?),
             Pools::Postgres(pool) => Connection::Postgres(pool.begin().await?),
         };
-        Ok(Tx { connection, wakes: Arc::clone(&self.wakes), woken: BTreeSet::new() })
+        Ok(Tx { connection, wakes: Arc::clone(&self.wakes), entries: Vec::new(), woken: BTreeSet::new() })
     }
 
     /// Begins a read-only transaction on one snapshot of the database.
@@ -110,7 +113,7 @@ impl Store {
                 Connection::Postgres(pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?)
             }
         };
-        Ok(Tx { connection, wakes: Arc::clone(&self.wakes), woken: BTreeSet::new() })
+        Ok(Tx { connection, wakes: Arc::clone(&self.wakes), entries: Vec::new(), woken: BTreeSet::new() })
     }
 
     /// The PostgreSQL pool, for `LISTEN`.
@@ -240,6 +243,7 @@ impl Tx {
 
     /// Commits, then wakes the long-polls of the nodes that changed.
     pub async fn commit(mut self) -> Result<(), StoreError> {
+        self.store_entries().await?;
         self.publish_wakes().await?;
         match self.connection {
             Connection::Sqlite(tx) => tx.commit().await?,
