@@ -65,8 +65,8 @@ await 60 "a device that restarts reconnects without it" reaches device-2 "$hub_a
 say "the control plane is back"
 before=$(date +%s)
 serve
-await 60 "reports resume: edge-1" seen_since "$before" edge-1
-await 60 "reports resume: edge-2" seen_since "$before" edge-2
+await 200 "reports resume: edge-1" seen_since "$before" edge-1
+await 200 "reports resume: edge-2" seen_since "$before" edge-2
 
 say "a state that loses the hub"
 on hub nft add table inet scenario
