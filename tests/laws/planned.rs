@@ -31,6 +31,17 @@ fn reachable(desired: &Desired, world: &mut World) -> Desired {
     desired
 }
 
+/// Whether a step only sets the endpoint that its peer has.
+fn sets_current_endpoint(step: &Step, observed: &Observed) -> bool {
+    let Step::SetPeer { link, peer, change } = step else { return false };
+    let endpoint_only = !change.create
+        && change.allowed_ips == AllowedIps::Keep
+        && change.keepalive.is_none()
+        && change.preshared_key.is_none();
+    let current = observed.links.get(link).and_then(|l| l.peers.get(peer)).and_then(|p| p.endpoint);
+    endpoint_only && current.is_some() && change.endpoint.map(|e| e.addr) == current
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
@@ -137,7 +148,10 @@ proptest! {
             let before = world.everything();
             let applied = world.apply(std::slice::from_ref(step));
             prop_assert!(applied.failed.is_empty(), "{:?}", applied.failed);
-            prop_assert_ne!(world.everything(), before, "no effect: {:?} in {:#?}", step, plan.steps);
+            // A configured endpoint that changed is set, though the peer may have roamed there already.
+            if !sets_current_endpoint(step, &before.0) {
+                prop_assert_ne!(world.everything(), before, "no effect: {:?} in {:#?}", step, plan.steps);
+            }
         }
     }
 
