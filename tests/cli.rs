@@ -277,6 +277,88 @@ fn doctor_names_a_remedy_for_each_fault() {
     assert_eq!(o.status.code(), Some(1));
 }
 
+/// Mistakes that need no kernel: each is a failure with its cause and its remedy, and the exit code is 1.
+#[test]
+fn doctor_names_the_mistakes_in_files_and_addresses() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path().display().to_string();
+    let write = |name: &str, text: &[u8], mode| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let control = |url: &str, token: &str| {
+        let pin = format!("sha256:{}", "0".repeat(64));
+        let control = format!("[control]\nurl = \"{url}\"\npin = \"{pin}\"\ntoken = \"file:{d}/{token}\"\n");
+        base(dir.path()).replace("[node]\n", "[node]\nid = \"edge-1\"\n") + &control
+    };
+    let refused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let refused = format!("https://{refused}");
+    write("token", b"spk_1_2\n", 0o600);
+    write("open", b"spk_1_2\n", 0o644);
+    write("garbage", &[0xff, 0xfe], 0o600);
+    write("file", b"", 0o600);
+    let mut missed = Vec::new();
+    let grants = "[grants]\ncontract = \"0x37d2106bADB01dd5bE1926e45D172Cb4203C4186\"\nchain_id = 1\nendpoints = [\"http://127.0.0.1:9\"]\n";
+    for (what, text, cause, remedy) in [
+        ("no supervisor", base(dir.path()), "no supervisor answers", "systemctl start spoke"),
+        ("a syntax error", "[node\n".to_owned(), "line 1", "spoke check"),
+        ("an unknown key", base(dir.path()) + "[uplnik]\n", "uplnik: unknown key", "spoke check"),
+        ("no token file", control(&refused, "none"), "none is missing", "token create"),
+        ("an open token", control(&refused, "open"), "can be read by others", "mode 0600"),
+        ("a damaged token", control(&refused, "garbage"), "is not text", "token create"),
+        ("no control plane", control(&refused, "token"), "refused", "check control.url"),
+        ("no such control plane", control("https://control.invalid", "token"), "look", "check control.url"),
+        ("no endpoint", base(dir.path()) + grants, "refused", "check the URL"),
+        (
+            "a state directory that is a file",
+            base(dir.path()).replace("/state", "/file"),
+            "is not a directory",
+            "make it a directory",
+        ),
+    ] {
+        let file = config(dir.path(), &text);
+        let o = spoke(dir.path(), &["doctor", "--json", "--config", &file]);
+        let findings: Vec<serde_json::Value> = serde_json::from_slice(&o.stdout).expect(what);
+        let has = |f: &serde_json::Value, key: &str, part: &str| f[key].as_str().unwrap_or_default().contains(part);
+        let named =
+            findings.iter().any(|f| f["level"] == "fail" && has(f, "detail", cause) && has(f, "remedy", remedy));
+        if !named || o.status.code() != Some(1) {
+            missed.push(format!("{what}: {findings:#?}"));
+        }
+    }
+    assert!(missed.is_empty(), "{}", missed.join("\n"));
+}
+
+/// A clock that is behind the last stamp, or more than a day from where it was in this boot.
+#[test]
+fn doctor_names_a_clock_that_is_wrong_by_more_than_a_day() {
+    use spoke_model::clock::{BootStamp, Stamp};
+    use spoke_model::time::Wall;
+    use spoke_sys::clock::{Clock as _, SystemClock, boot_id};
+    use spoke_sys::disk::Document;
+    let (boot, at, wall) = (boot_id().unwrap(), SystemClock.now(), SystemClock.wall());
+    let days = 3 * 86_400;
+    for (name, cause) in [("clock.json", "is past already"), ("clock-boot.json", "more than a day")] {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        std::fs::create_dir(&state).unwrap();
+        if name == "clock.json" {
+            let stamp = Stamp { wall: Wall(wall.secs() + days), trusted: true, boot: boot.clone(), at };
+            Document::new(state.join(name), 1).store(&stamp).unwrap();
+        } else {
+            let start = BootStamp { boot: boot.clone(), at, wall: Wall(wall.secs() - days), restored: true };
+            Document::new(state.join(name), 1).store(&start).unwrap();
+        }
+        let file = config(dir.path(), &base(dir.path()));
+        let o = spoke(dir.path(), &["doctor", "--json", "--config", &file]);
+        let findings: Vec<serde_json::Value> = serde_json::from_slice(&o.stdout).expect("JSON");
+        let clock = findings.iter().find(|f| f["what"] == "clock").expect("a finding");
+        assert!(clock["level"] == "fail" && clock["detail"].as_str().unwrap().contains(cause), "{name}: {clock}");
+        assert!(clock["remedy"].as_str().unwrap().contains("spoke clock restore") && o.status.code() == Some(1));
+    }
+}
+
 /// A response of a server; `None` without one.
 fn get(port: u16, path: &str) -> Option<String> {
     use std::io::Read as _;

@@ -57,6 +57,8 @@ pub enum SocketRequest {
     },
     /// Check the configuration file and take it into force: the differences, as lines.
     Reload,
+    /// What differs in the configuration file from what is in force, as lines.
+    Edited,
     /// Whether a new system may be committed: a [`Readiness`].
     Readiness,
     /// The audit trail, newest first.
@@ -82,6 +84,7 @@ impl SocketRequest {
             Self::Confirm { .. } => "confirm",
             Self::Rollback { .. } => "roll back",
             Self::Reload => "reload the configuration",
+            Self::Edited => "compare the configuration file",
             Self::Readiness => "readiness",
             Self::Audit { .. } => "audit",
         }
@@ -96,6 +99,7 @@ impl SocketRequest {
             | Self::History
             | Self::Diff { .. }
             | Self::Readiness
+            | Self::Edited
             | Self::Audit { .. } => false,
             Self::DriftRepair { .. } | Self::Rollback { .. } | Self::Confirm { .. } | Self::RotateKey => true,
             Self::EnrolAgain { .. } | Self::Reload => true,

@@ -58,7 +58,38 @@ impl Node {
             id: t.parsed("id", "1 to 128 characters out of A-Z a-z 0-9 _ -"),
             role: t.parsed("role", "\"node\" or \"hub\"").unwrap_or_default(),
             state_dir: dir(t, "state_dir", "/var/lib/spoke"),
-            runtime_dir: dir(t, "runtime_dir", "/run/spoke"),
+            runtime_dir: dir(t, "runtime_dir", RUNTIME_DIR),
+        }
+    }
+}
+
+/// Default of `node.runtime_dir`.
+const RUNTIME_DIR: &str = "/run/spoke";
+
+/// `node.runtime_dir` as a text with faults has it, which may not even be TOML.
+pub fn runtime_dir(text: &str) -> PathBuf {
+    let value = |line: &str| {
+        let value = line.trim_start().strip_prefix("runtime_dir")?.trim_start().strip_prefix('=')?.trim_start();
+        let quote = value.chars().next().filter(|c| matches!(c, '"' | '\''))?;
+        value.get(1..)?.split(quote).next().map(PathBuf::from)
+    };
+    text.lines().find_map(value).unwrap_or_else(|| RUNTIME_DIR.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runtime_directory_is_read_from_a_faulty_text() {
+        for (text, expected) in [
+            ("[node]\nruntime_dir = \"/run/a\" # here\nid = ", "/run/a"),
+            ("  runtime_dir='/run/b'", "/run/b"),
+            ("# runtime_dir = \"/run/c\"\n[node", RUNTIME_DIR),
+            ("runtime_dir = ", RUNTIME_DIR),
+            ("", RUNTIME_DIR),
+        ] {
+            assert_eq!(runtime_dir(text), PathBuf::from(expected), "{text}");
         }
     }
 }

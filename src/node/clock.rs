@@ -32,25 +32,17 @@ pub fn floor(state_dir: &Path) -> (Floor, Document<Stamp>) {
     (Floor { build: BUILD, stamp }, document)
 }
 
-/// Who restores the clock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Restorer {
-    /// `spoke clock restore`, before the network is up or by hand: jumps are measured from here.
-    Command,
-    /// The supervisor, which may start after a time server has set the clock.
-    Supervisor,
-}
-
-/// Sets the clock if it is behind its lower bound, and records it for [`Keeper::new`]; returns a description.
+/// Sets the clock if it is behind its lower bound, and records it for [`Keeper::new`]: jumps are measured from here.
+/// Returns a description. For `spoke clock restore`, which spoke-clock.service runs; no other command sets the clock.
 ///
 /// # Errors
 /// The process lacks CAP_SYS_TIME.
-pub fn restore(state_dir: &Path, by: Restorer) -> Result<String, std::io::Error> {
+pub fn restore(state_dir: &Path) -> Result<String, std::io::Error> {
     let (floor, _) = floor(state_dir);
     let wall = SystemClock.wall();
     let set = floor.restore(wall);
     let done = set.map_or(Ok(()), set_wall);
-    record_boot(&SystemClock, state_dir, by);
+    record_boot(&SystemClock, state_dir, true);
     done?;
     Ok(match set {
         Some(least) => format!("the clock said {wall}; it was set to {least}"),
@@ -58,19 +50,27 @@ pub fn restore(state_dir: &Path, by: Restorer) -> Result<String, std::io::Error>
     })
 }
 
+/// Records the clock at the start of the supervisor, unless it was recorded in this boot already: a time server may have
+/// set it since. Returns the clock's lower bound if it is behind.
+pub fn record_start(state_dir: &Path) -> Option<Wall> {
+    let (floor, _) = floor(state_dir);
+    record_boot(&SystemClock, state_dir, false);
+    floor.restore(SystemClock.wall())
+}
+
 fn at_boot(state_dir: &Path) -> Document<BootStamp> {
     Document::new(state_dir.join(AT_BOOT), 1)
 }
 
-fn record_boot(clock: &impl Clock, state_dir: &Path, by: Restorer) {
+fn record_boot(clock: &impl Clock, state_dir: &Path, restored: bool) {
     let Some(boot) = boot_id() else { return };
     let mut document = at_boot(state_dir);
     let known = document.load().unwrap_or_default();
-    if by == Restorer::Supervisor && known.is_some_and(|k| k.boot == boot) {
+    if !restored && known.is_some_and(|k| k.boot == boot) {
         return;
     }
     let (at, wall) = (clock.now(), clock.wall());
-    let start = BootStamp { boot, at, wall, restored: by == Restorer::Command };
+    let start = BootStamp { boot, at, wall, restored };
     if let Err(e) = document.store(&start) {
         tracing::debug!(error = %ErrorChain(&e), "clock at boot not recorded");
     }

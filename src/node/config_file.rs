@@ -1,7 +1,9 @@
 //! Loads the configuration for a command: the file, then the environment.
+use spoke_api::socket::SOCKET;
 use spoke_command::Failure;
 use spoke_config::Config;
-use std::path::Path;
+use spoke_config::node::runtime_dir;
+use std::path::{Path, PathBuf};
 
 /// Loads the configuration; all faults are reported at once as bad input.
 pub fn load(file: &Path) -> Result<Config, Failure> {
@@ -20,4 +22,22 @@ pub fn load(file: &Path) -> Result<Config, Failure> {
         variables.push((name.to_owned(), value));
     }
     Config::load(Some(file), variables).map_err(|faults| Failure::BadInput(faults.to_string()))
+}
+
+/// The supervisor's socket. It is found although the configuration has faults, so that a running supervisor can be asked
+/// then, too; the faults are returned if there is no such socket.
+pub fn socket(file: &Path) -> Result<PathBuf, Failure> {
+    match load(file) {
+        Ok(config) => Ok(config.node.runtime_dir.join(SOCKET)),
+        Err(faults) => {
+            let socket = faulty_socket(file);
+            if socket.exists() { Ok(socket) } else { Err(faults) }
+        }
+    }
+}
+
+/// Where the socket is by a configuration with faults.
+pub fn faulty_socket(file: &Path) -> PathBuf {
+    let named = std::env::var_os("SPOKE__NODE__RUNTIME_DIR").map(PathBuf::from);
+    named.unwrap_or_else(|| runtime_dir(&std::fs::read_to_string(file).unwrap_or_default())).join(SOCKET)
 }

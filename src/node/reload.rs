@@ -43,12 +43,25 @@ impl Reload {
         if !faults.is_empty() {
             return Err(ReloadRefused(named_files::report(&faults)));
         }
-        let lines = differences(&self.config, &new);
-        Ok(match (lines.is_empty(), *self.config == new) {
-            (true, true) => vec!["no setting differs; files that it names are read again".to_owned()],
-            (true, false) => vec!["a value that is not shown, such as a URL with a key, differs".to_owned()],
-            (false, _) => lines,
+        let lines = self.compare(&new);
+        Ok(if lines.is_empty() {
+            vec!["no setting differs; files that it names are read again".to_owned()]
+        } else {
+            lines
         })
+    }
+
+    /// What differs in the file from what is in force, as lines; none for a file with faults. Blocks.
+    pub fn edited(&self) -> Vec<String> {
+        load(&self.file).map(|new| self.compare(&new)).unwrap_or_default()
+    }
+
+    fn compare(&self, new: &Config) -> Vec<String> {
+        let lines = differences(&self.config, new);
+        if lines.is_empty() && *self.config != *new {
+            return vec!["a value that is not shown, such as a URL with a key, differs".to_owned()];
+        }
+        lines
     }
 
     /// Asks for the restart with the new configuration.

@@ -9,7 +9,7 @@ use crate::agent;
 use crate::audit::{Audit, Trail};
 use crate::changes as change;
 use crate::changes::requests::Changes;
-use crate::clock::{self, Keeper, Restorer};
+use crate::clock::{self, Keeper};
 use crate::config_file::load;
 use crate::health;
 use crate::key_files;
@@ -72,12 +72,9 @@ pub fn run(file: &Path, args: &Args) -> Outcome {
     for fault in &faults {
         tracing::error!(error = %ErrorChain(fault), "key cannot be read: its interface or peer is not set up");
     }
-    // Normally done by spoke-clock.service; here for a supervisor started by hand.
-    match clock::restore(&config.node.state_dir, Restorer::Supervisor) {
-        Ok(done) => tracing::debug!(done, "clock restored"),
-        Err(e) => {
-            tracing::warn!(error = %e, "clock is behind and cannot be set: enable spoke-clock.service")
-        }
+    // The machine's clock is not this process's to set.
+    if let Some(least) = clock::record_start(&config.node.state_dir) {
+        tracing::warn!(wall = %SystemClock.wall(), %least, "clock is behind: run `spoke clock restore`, or enable spoke-clock.service");
     }
     // The tunnel does not need the agent API, whose task tries again.
     if let Err(e) = agent::check(&config) {

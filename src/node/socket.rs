@@ -190,6 +190,12 @@ async fn serve<C: Clock>(
                 restart = checked.is_ok();
                 respond(checked)?
             }
+            Ok(SocketRequest::Edited) => {
+                let reload = answers.reload.clone();
+                let lines =
+                    tokio::task::spawn_blocking(move || reload.edited()).await.map_err(std::io::Error::other)?;
+                SocketResponse::Ok(to_raw_value(&lines)?)
+            }
             Ok(SocketRequest::Drift) => SocketResponse::Ok(to_raw_value(&answers.drift().await)?),
             Ok(request @ SocketRequest::RotateKey) => {
                 let begun = answers.rotate().await;

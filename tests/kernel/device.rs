@@ -24,8 +24,6 @@ pub(crate) struct Device<'a> {
     /// Its public key.
     pub(crate) public_key: String,
     process: Option<Child>,
-    /// Prefix of its command line.
-    wrapper: &'static str,
 }
 
 impl<'a> Device<'a> {
@@ -58,21 +56,16 @@ impl<'a> Device<'a> {
             );
         }
         std::fs::write(dir.path().join("spoke.toml"), text).expect("written");
-        Self { namespace, dir, public_key, process: None, wrapper: "" }
+        Self { namespace, dir, public_key, process: None }
     }
 
     fn spoke(&self, arguments: &str) -> Command {
         let (spoke, config) = (spoke(), self.config());
-        self.namespace.command(&format!("{} {spoke} --config {} {arguments}", self.wrapper, config.display()))
+        self.namespace.command(&format!("{spoke} --config {} {arguments}", config.display()))
     }
 
     fn config(&self) -> PathBuf {
         self.dir.path().join("spoke.toml")
-    }
-
-    /// Runs every later command without CAP_SYS_TIME, as the unit does.
-    pub(crate) fn without_clock_rights(&mut self) {
-        self.wrapper = "setpriv --bounding-set=-sys_time --inh-caps=-sys_time";
     }
 
     /// Starts the supervisor.
@@ -106,7 +99,7 @@ impl<'a> Device<'a> {
         std::fs::read_to_string(self.log()).unwrap_or_default()
     }
 
-    /// Runs a subcommand to its end, without the wrapper; returns its stdout.
+    /// Runs a subcommand to its end; returns its stdout.
     pub(crate) fn tell(&self, arguments: &str) -> String {
         self.namespace.run(&format!("{} --config {} {arguments}", spoke(), self.config().display()))
     }

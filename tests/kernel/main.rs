@@ -12,6 +12,7 @@ mod connect;
 mod declared;
 #[expect(dead_code, reason = "shared with the clock's test, which uses more of it")]
 mod device;
+mod doctor;
 mod failover;
 mod files;
 mod gate;

@@ -1,7 +1,7 @@
 //! `spoke audit`: the audit trail of this node, and its verification.
 use crate::audit::entries;
-use crate::config_file::load;
-use spoke_api::socket::{SOCKET, SocketRequest};
+use crate::config_file::{load, socket};
+use spoke_api::socket::SocketRequest;
 use spoke_change::audit::{AuditEntry, verify};
 use spoke_command::text::Lines;
 use spoke_command::{Failure, Outcome, print};
@@ -26,15 +26,13 @@ pub enum Command {
 
 /// Runs the command. `verify` reads the files itself, independently of the supervisor that wrote them.
 pub fn run(config: &Path, command: Command) -> Outcome {
-    let config = load(config)?;
     match command {
         Command::List { limit, json } => {
-            let socket = config.node.runtime_dir.join(SOCKET);
-            let list: Vec<AuditEntry> = call(&socket, &SocketRequest::Audit { limit })?;
+            let list: Vec<AuditEntry> = call(&socket(config)?, &SocketRequest::Audit { limit })?;
             print(&if json { super::json(&list)? } else { table(&list) });
         }
         Command::Verify => {
-            let (list, damaged) = entries(&config.node.state_dir)?;
+            let (list, damaged) = entries(&load(config)?.node.state_dir)?;
             if damaged > 0 {
                 return Err(Failure::Failed(anyhow::anyhow!("{damaged} bytes or entries of the trail are damaged")));
             }

@@ -1,5 +1,5 @@
 //! `spoke clock`: sets a clock that is behind to its lower bound, or shows its state.
-use crate::clock::{Restorer, floor, has_jumped, restore};
+use crate::clock::{floor, has_jumped, restore};
 use crate::config_file::load;
 use anyhow::Context as _;
 use spoke_command::{Outcome, print};
@@ -21,7 +21,7 @@ pub fn run(command: Command, config: &Path) -> Outcome {
     let state_dir = state_dir(config);
     match command {
         Command::Restore => {
-            let done = restore(&state_dir, Restorer::Command)
+            let done = restore(&state_dir)
                 .context("cannot set the clock: run as root, or by spoke-clock.service, which has CAP_SYS_TIME")?;
             print(&format!("{done}\n"));
         }

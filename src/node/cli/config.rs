@@ -1,6 +1,6 @@
 //! `spoke config`: generations of changes by the agent API, the configuration and the control plane, and rollback.
-use crate::config_file::load;
-use spoke_api::socket::{SOCKET, SocketRequest};
+use crate::config_file::socket;
+use spoke_api::socket::SocketRequest;
 use spoke_change::request::{Generation, RollbackResult};
 use spoke_command::text::Lines;
 use spoke_command::{Outcome, print};
@@ -38,7 +38,7 @@ pub enum Command {
 
 /// Runs the command.
 pub fn run(config: &Path, command: Command) -> Outcome {
-    let socket = load(config)?.node.runtime_dir.join(SOCKET);
+    let socket = socket(config)?;
     match command {
         Command::History { json } => {
             let list: Vec<Generation> = call(&socket, &SocketRequest::History)?;

@@ -1,6 +1,6 @@
 //! `spoke drift`: differences between desired and observed state, and their repair on request.
-use crate::config_file::load;
-use spoke_api::socket::{SOCKET, SocketRequest};
+use crate::config_file::socket;
+use spoke_api::socket::SocketRequest;
 use spoke_change::request::{RepairRequest, RepairResult};
 use spoke_command::text::Lines;
 use spoke_command::{Failure, Outcome, print};
@@ -30,7 +30,7 @@ pub struct Args {
 
 /// Prints the drift, or repairs it.
 pub fn run(config: &Path, args: &Args) -> Outcome {
-    let socket = load(config).map_err(|e| if args.exit_code { e.not_2() } else { e })?.node.runtime_dir.join(SOCKET);
+    let socket = socket(config).map_err(|e| if args.exit_code { e.not_2() } else { e })?;
     if args.repair {
         let (remove_unknown, dry_run) = (args.remove_unknown, args.dry_run);
         let what = RepairRequest { remove_unknown, dry_run, ..RepairRequest::default() };

@@ -1,6 +1,6 @@
 //! `spoke enrol --again`: enrols the running node a second time.
-use crate::config_file::load;
-use spoke_api::socket::{SOCKET, SocketRequest};
+use crate::config_file::socket;
+use spoke_api::socket::SocketRequest;
 use spoke_command::{Failure, Outcome, print};
 use spoke_sys::socket::call_within;
 use std::io::Read as _;
@@ -31,7 +31,7 @@ pub fn run(config: &Path, args: &Args) -> Outcome {
             "a node enrols by itself at its first start, with control.token; `--again` enrols it again".to_owned(),
         ));
     }
-    let socket = load(config)?.node.runtime_dir.join(SOCKET);
+    let socket = socket(config)?;
     let token = args.token.as_deref().map(read_token).transpose()?;
     let () = call_within(&socket, &SocketRequest::EnrolAgain { token }, TIMEOUT)?;
     print("enrolled again: the state of the control plane follows (spoke status)\n");

@@ -1,7 +1,7 @@
 //! `spoke grants`: who is admitted and why, from the running supervisor; or one query to the chain.
-use crate::config_file::load;
+use crate::config_file::{load, socket};
 use alloy_primitives::Address;
-use spoke_api::socket::{SOCKET, SocketRequest};
+use spoke_api::socket::SocketRequest;
 use spoke_chain::reader::ChainReader;
 use spoke_command::text::Lines;
 use spoke_command::{Failure, Outcome, block_on, print};
@@ -94,10 +94,8 @@ pub enum Command {
 
 /// Runs the command.
 pub fn run(config: &Path, command: &Command) -> Outcome {
-    let config = super::remembered::effective(load(config)?);
-    let socket = config.own().node.runtime_dir.join(SOCKET);
     let grants = || {
-        config.grants().cloned().map(Arc::new).ok_or_else(|| {
+        super::remembered::effective(load(config)?).grants().cloned().map(Arc::new).ok_or_else(|| {
             Failure::BadInput(
                 "there is no [grants] section that says whom to ask, and the control plane names no contract".into(),
             )
@@ -105,12 +103,12 @@ pub fn run(config: &Path, command: &Command) -> Outcome {
     };
     match command {
         Command::List { json } => {
-            let report: Report = call(&socket, &SocketRequest::Grants)?;
+            let report: Report = call(&socket(config)?, &SocketRequest::Grants)?;
             print(&if *json { super::json(&report)? } else { list(&report, SystemClock.now()) });
             Ok(())
         }
         Command::Show { node, json } => {
-            let report: Report = call(&socket, &SocketRequest::Grants)?;
+            let report: Report = call(&socket(config)?, &SocketRequest::Grants)?;
             let rows: Vec<&Row> = report.rows.iter().filter(|r| r.node == *node).collect();
             if rows.is_empty() {
                 return Err(Failure::Failed(anyhow::anyhow!("no interface has a candidate named {node}")));
@@ -120,7 +118,7 @@ pub fn run(config: &Path, command: &Command) -> Outcome {
         }
         Command::Verify { node, key, block } => verify(grants()?, (node.clone(), *key), *block),
         Command::Refresh => {
-            let _: serde_json::Value = call(&socket, &SocketRequest::GrantsRefresh)?;
+            let _: serde_json::Value = call(&socket(config)?, &SocketRequest::GrantsRefresh)?;
             Ok(())
         }
         Command::Mint { node: n, key, to, sender } => {

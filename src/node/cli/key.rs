@@ -1,6 +1,6 @@
 //! `spoke key`: generates a private key, prints a public key, or rotates the key in use.
-use crate::config_file::load;
-use spoke_api::socket::{SOCKET, SocketRequest, StatusReport};
+use crate::config_file::{load, socket};
+use spoke_api::socket::{SocketRequest, StatusReport};
 use spoke_command::{Failure, Outcome, print};
 use spoke_model::interface_name::IfName;
 use spoke_model::key::SecretKey;
@@ -56,7 +56,7 @@ pub fn run(command: &Command, config: &std::path::Path) -> Outcome {
 }
 
 fn rotate(config: &Path) -> Outcome {
-    let socket = load(config)?.node.runtime_dir.join(SOCKET);
+    let socket = socket(config)?;
     let () = call(&socket, &SocketRequest::RotateKey)?;
     let ended = async {
         loop {

@@ -2,12 +2,13 @@
 use super::remembered;
 use crate::config_file::load;
 use spoke_command::{Failure, Outcome, print};
+use spoke_config::effective::Effective;
 use spoke_model::error_chain::ErrorChain;
 use spoke_model::key_source::KeySource;
-use spoke_net::derive::derive;
+use spoke_net::derive::{DeriveError, Keys, derive};
 use spoke_net::plan::plan;
 use spoke_net::render;
-use spoke_net::state::{Desired, Memory};
+use spoke_net::state::{Desired, Memory, Observed};
 use spoke_sys::kernel::Kernel as _;
 use spoke_sys::keys;
 use spoke_sys::keys::{IfMissing, KeyError};
@@ -41,14 +42,24 @@ fn show(config: &Path) -> Result<bool, Failure> {
     effective.override_lines().iter().for_each(|line| print(&format!("{line}\n")));
     let (keys, faults) = keys::load(config, IfMissing::Imagine);
     faults.iter().for_each(|fault| print(&format!("left as it is: {}\n", ErrorChain(fault))));
-    let wanted = config.interfaces.iter().map(|i| i.name.clone()).collect();
-    let (observed, facts) = spoke_command::block_on(async {
-        let observed = crate::run::kernel(config)?.observe(&wanted).await?;
-        let facts = remembered::facts(&effective, keys, &observed).await?;
-        Ok::<_, Failure>((observed, facts))
-    })??;
-    let desired = derive(&effective, &facts, &Desired::default())?;
-    let plan = plan(&desired, &observed, &Memory::default());
-    print(&render::plan(&plan, &observed));
+    let look = spoke_command::block_on(look(&effective, keys))??;
+    let plan = plan(&look.desired?, &look.observed, &Memory::default());
+    print(&render::plan(&plan, &look.observed));
     Ok(plan.is_clean())
+}
+
+/// What the kernel has, and what is wanted of it.
+pub(super) struct Look {
+    /// The kernel's state.
+    pub(super) observed: Observed,
+    /// The desired state, if the configuration makes a valid one.
+    pub(super) desired: Result<Desired, DeriveError>,
+}
+
+/// Reads the kernel, the state directory and name servers.
+pub(super) async fn look(config: &Effective, keys: Keys) -> Result<Look, Failure> {
+    let wanted = config.own().interfaces.iter().map(|i| i.name.clone()).collect();
+    let observed = crate::run::kernel(config.own())?.observe(&wanted).await?;
+    let facts = remembered::facts(config, keys, &observed).await?;
+    Ok(Look { desired: derive(config, &facts, &Desired::default()), observed })
 }

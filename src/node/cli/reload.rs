@@ -1,6 +1,6 @@
 //! `spoke reload`: takes the edited configuration into force.
-use crate::config_file::load;
-use spoke_api::socket::{SOCKET, SocketRequest};
+use crate::config_file::socket;
+use spoke_api::socket::SocketRequest;
 use spoke_command::text::visible;
 use spoke_command::{Outcome, print};
 use spoke_sys::socket::call;
@@ -8,7 +8,7 @@ use std::path::Path;
 
 /// Prints what differs; exit code 1 with the faults if the configuration is not taken.
 pub fn run(config: &Path) -> Outcome {
-    let socket = load(config)?.node.runtime_dir.join(SOCKET);
+    let socket = socket(config)?;
     let lines: Vec<String> = call(&socket, &SocketRequest::Reload)?;
     let lines: Vec<String> = lines.iter().map(|l| visible(l).into_owned()).collect();
     print(&format!("{}\nreloaded\n", lines.join("\n")));

@@ -1,6 +1,6 @@
 //! `spoke status`: the status of the running supervisor, as a table or as JSON.
-use crate::config_file::load;
-use spoke_api::socket::{LinkReport, SOCKET, SocketRequest, StatusReport};
+use crate::config_file::{load, socket};
+use spoke_api::socket::{LinkReport, SocketRequest, StatusReport};
 use spoke_command::text::Lines;
 use spoke_command::{Failure, Outcome, print};
 use spoke_config::health::Health;
@@ -26,11 +26,10 @@ pub struct Args {
 
 /// Prints the status; exit code 1 if the supervisor does not answer. Interrupting a watch is its normal end.
 pub fn run(config: &Path, args: &Args) -> Outcome {
-    let config = load(config)?;
     if args.ready {
-        return ready(&config.health);
+        return ready(&load(config)?.health);
     }
-    let socket = config.node.runtime_dir.join(SOCKET);
+    let socket = socket(config)?;
     // Clears a terminal only; in a file or a pipe the reports follow one another.
     let clear = if args.watch && std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
     loop {

@@ -40,12 +40,12 @@ pub fn control_plane(url: &HostPort, probe: &Result<u16, ControlProbeError>) -> 
         Ok(status) => Finding::ok(what, format!("{url} answers (status {status})")),
         Err(ControlProbeError::Trust(e)) => Finding::fail(what, ErrorChain(e).to_string(), "correct control.ca"),
         Err(ControlProbeError::Ca(e)) => Finding::fail(what, ErrorChain(e).to_string(), "correct control.ca"),
-        Err(ControlProbeError::Http(e @ HttpError::Untrusted(_))) => Finding::warn(
+        Err(ControlProbeError::Http(e @ HttpError::Untrusted(_))) => Finding::fail(
             what,
             format!("{url}: {}", ErrorChain(e)),
             "compare control.pin with what `spoke-control serve` prints, or control.ca with its certificate",
         ),
-        Err(ControlProbeError::Http(e)) => Finding::warn(
+        Err(ControlProbeError::Http(e)) => Finding::fail(
             what,
             format!("{url}: {}", ErrorChain(e)),
             "check control.url and the route to it; the last good state stays in force meanwhile",
@@ -73,6 +73,6 @@ mod tests {
         let url: HostPort = "c.example.net:8443".parse().unwrap();
         assert_eq!(control_plane(&url, &Ok(401)).level, Level::Ok);
         let unreachable = ControlProbeError::Http(HttpError::Timeout(std::time::Duration::from_secs(15)));
-        assert_eq!(control_plane(&url, &Err(unreachable)).level, Level::Warn);
+        assert_eq!(control_plane(&url, &Err(unreachable)).level, Level::Fail);
     }
 }

@@ -8,9 +8,9 @@ use spoke_command::text::Lines;
 pub enum Level {
     /// No fault.
     Ok,
-    /// The tunnel works, but not permanently or not well.
+    /// Works, but not permanently or not well.
     Warn,
-    /// Keeps the tunnel from coming up.
+    /// Does not work, or will not after the next start: an operator must act. Makes the exit code 1.
     Fail,
 }
 
@@ -44,12 +44,12 @@ impl Finding {
         Self { what: what.into(), level: Level::Ok, detail: detail.into(), remedy: None }
     }
 
-    /// A finding that does not keep the tunnel down.
+    /// A finding that keeps nothing from working.
     pub fn warn(what: impl Into<String>, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { what: what.into(), level: Level::Warn, detail: detail.into(), remedy: Some(remedy.into()) }
     }
 
-    /// A finding that keeps the tunnel down.
+    /// A finding that an operator must act on.
     pub fn fail(what: impl Into<String>, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { what: what.into(), level: Level::Fail, detail: detail.into(), remedy: Some(remedy.into()) }
     }

@@ -2,15 +2,16 @@
 use super::finding::{Finding, Level};
 use super::probe::host::{KeyProbe, Lookup, PathProbe, StateDirProbe, WireguardProbe};
 use spoke_model::address::HostPort;
-use spoke_model::clock::BUILD;
 use spoke_model::error_chain::ErrorChain;
+use spoke_model::interface_name::IfName;
 use spoke_model::key_source::KeySource;
 use spoke_model::time::Wall;
 use spoke_sys::disk::DiskError;
 use spoke_sys::keys::KeyError;
+use spoke_uplink::path::Path;
+use spoke_uplink::status::Code;
 use std::io;
-use std::net::SocketAddr;
-use std::path::Path;
+use std::net::{IpAddr, SocketAddr};
 
 /// Free bytes below which state cannot be stored reliably.
 const MIN_FREE: u64 = 1 << 20;
@@ -45,20 +46,22 @@ pub fn privileges(missing: &io::Result<Vec<&'static str>>) -> Finding {
     }
 }
 
-/// Whether the wall clock is plausible.
-pub fn clock(wall: Wall) -> Finding {
-    if wall >= BUILD {
-        return Finding::ok("clock", wall.to_string());
+/// Whether the wall clock is plausible. `least`: the latest time known to be past; `jumped`: it differs by more than a day
+/// from what it should be by the boot clock.
+pub fn clock(wall: Wall, least: Wall, jumped: bool) -> Finding {
+    let what = "clock";
+    let remedy = "set it (`spoke clock restore`, then a time server such as systemd-timesyncd): a hub drops handshakes older than the last one it took, and TLS needs the right time";
+    if wall < least {
+        return Finding::fail(what, format!("it shows {wall}, and {least} is past already"), remedy);
     }
-    Finding::warn(
-        "clock",
-        format!("it shows {wall}, which is before this program was built"),
-        "harmless to the tunnel; TLS needs the right time: enable systemd-timesyncd, and spoke-clock.service to restore it at boot",
-    )
+    if jumped {
+        return Finding::fail(what, format!("it shows {wall}, more than a day from what it was known to be"), remedy);
+    }
+    Finding::ok(what, wall.to_string())
 }
 
 /// Whether state can be stored in `dir`.
-pub fn state_dir(dir: &Path, probe: &io::Result<StateDirProbe>) -> Finding {
+pub fn state_dir(dir: &std::path::Path, probe: &io::Result<StateDirProbe>) -> Finding {
     let (what, dir) = ("state directory", dir.display());
     match probe {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Finding::warn(
@@ -66,11 +69,14 @@ pub fn state_dir(dir: &Path, probe: &io::Result<StateDirProbe>) -> Finding {
             format!("{dir} does not exist yet"),
             "spoke run creates it; under systemd StateDirectory=spoke does",
         ),
-        Err(e) => Finding::fail(what, format!("{dir}: {e}"), "check its file system"),
+        Err(e) => Finding::fail(what, format!("{dir}: {e}"), "check its file system, and the directories above it"),
+        Ok(probe) if !probe.directory => {
+            Finding::fail(what, format!("{dir} is not a directory"), "make it a directory, or correct node.state_dir")
+        }
         Ok(probe) if !probe.writable => Finding::fail(
             what,
-            format!("{dir} is not writable by this user"),
-            "run as the user of the service, or make it the owner of the directory",
+            format!("{dir} is not writable by this user, or its file system is read-only"),
+            "make the user of the service the owner of the directory; see `mount` and dmesg for the file system",
         ),
         Ok(probe) if probe.free < MIN_FREE => {
             Finding::fail(what, format!("{dir}: {} KiB free", probe.free / 1024), "free some space: at least 1 MiB")
@@ -133,6 +139,34 @@ pub fn dns(endpoint: &HostPort, lookup: &Lookup) -> Finding {
         }
         Err(e) => Finding::fail(what, e.to_string(), "check /etc/resolv.conf and the name, or write the hub's address"),
     }
+}
+
+/// Whether the machine has a way to a hub's address; `None`: it has, or that cannot be read.
+pub fn way_out(to: IpAddr, way: Option<Path>) -> Option<Finding> {
+    let code = match way? {
+        Path::Via { carrier: true, .. } => return None,
+        Path::Via { carrier: false, .. } => {
+            let detail = "the interface that the route leads to has no carrier";
+            return Some(Finding::fail(format!("route to {to}"), detail, "check its cable, Wi-Fi or modem (ip link)"));
+        }
+        Path::NoRoute => Code::NoRoute,
+        Path::NoAddress => Code::NoAddress,
+        Path::NoCarrier => Code::NoCarrier,
+    };
+    let (detail, remedy) = code.detail().split_once(": ")?;
+    Some(Finding::fail(format!("route to {to}"), detail, remedy))
+}
+
+/// Whether IPv6 works on an interface that is to have an IPv6 address.
+pub fn ipv6(interface: &IfName, wanted: bool, disabled: bool) -> Option<Finding> {
+    let code = spoke_model::condition::Code::Ipv6Disabled;
+    (wanted && disabled).then(|| {
+        Finding::fail(
+            code.as_str(),
+            format!("IPv6 is disabled, and {interface} is to have IPv6 addresses"),
+            code.remedy(),
+        )
+    })
 }
 
 /// Whether packets to the hub's addresses leave the machine, are not refused, and are large enough.
@@ -210,17 +244,20 @@ mod tests {
     }
 
     #[test]
-    fn clock_before_the_build_is_a_warning() {
-        assert_eq!(clock(Wall(0)).level, Level::Warn);
-        assert_eq!(clock(BUILD).level, Level::Ok);
+    fn clock_that_is_wrong_by_a_day_fails() {
+        assert_eq!(clock(Wall(4), Wall(5), false).level, Level::Fail);
+        assert_eq!(clock(Wall(5), Wall(5), true).level, Level::Fail);
+        assert_eq!(clock(Wall(5), Wall(5), false).level, Level::Ok);
     }
 
     #[test]
     fn state_directory_needs_space_and_write_access() {
-        let level = |probe| state_dir(Path::new("/x"), &probe).level;
-        assert_eq!(level(Ok(StateDirProbe { writable: true, free: MIN_FREE })), Level::Ok);
-        assert_eq!(level(Ok(StateDirProbe { writable: true, free: MIN_FREE - 1 })), Level::Fail);
-        assert_eq!(level(Ok(StateDirProbe { writable: false, free: MIN_FREE })), Level::Fail);
+        let level = |probe| state_dir(std::path::Path::new("/x"), &probe).level;
+        let good = StateDirProbe { directory: true, writable: true, free: MIN_FREE };
+        assert_eq!(level(Ok(good)), Level::Ok);
+        assert_eq!(level(Ok(StateDirProbe { free: MIN_FREE - 1, ..good })), Level::Fail);
+        assert_eq!(level(Ok(StateDirProbe { writable: false, ..good })), Level::Fail);
+        assert_eq!(level(Ok(StateDirProbe { directory: false, ..good })), Level::Fail);
         assert_eq!(level(Err(io::ErrorKind::NotFound.into())), Level::Warn);
         assert_eq!(level(Err(io::ErrorKind::PermissionDenied.into())), Level::Fail);
     }
@@ -244,6 +281,22 @@ mod tests {
         assert_eq!(udp_paths(std::slice::from_ref(&refused), 1280)[0].level, Level::Fail);
         let found = udp_paths(&[refused, (hub(2), PathProbe::Sent { mtu: None })], 1280);
         assert_eq!(found.iter().map(|f| f.level).collect::<Vec<_>>(), [Level::Warn, Level::Ok]);
+    }
+
+    #[test]
+    fn missing_way_out_names_its_cause() {
+        let via = |carrier| Path::Via { link: 2, carrier, carrier_changes: 0, source: None, gateway: None };
+        let found = |way| way_out(hub(1).ip(), Some(way)).map(|f| (f.level, f.detail));
+        assert!(found(via(true)).is_none() && way_out(hub(1).ip(), None).is_none());
+        for (way, cause) in [
+            (via(false), "has no carrier"),
+            (Path::NoCarrier, "no network interface has a carrier"),
+            (Path::NoAddress, "no network interface has an address"),
+            (Path::NoRoute, "there is no route"),
+        ] {
+            let (level, detail) = found(way).unwrap();
+            assert!(level == Level::Fail && detail.contains(cause), "{detail}");
+        }
     }
 
     #[test]

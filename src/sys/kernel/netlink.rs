@@ -281,7 +281,7 @@ impl Netlink {
     }
 
     /// The WireGuard interface, the process or the user that has a UDP port.
-    async fn port_holder(&mut self, own: &IfName, port: u16) -> String {
+    pub async fn port_holder(&mut self, own: &IfName, port: u16) -> String {
         for other in route::wireguard_links(&mut self.routes).await.unwrap_or_default() {
             let Ok(name) = other.name.parse::<IfName>() else { continue };
             if name != *own && other.up && self.stored_port(&name).await == port {

@@ -1,15 +1,19 @@
-//! Probes of the host. All but [`wireguard`] block.
+//! Probes of the host. Those that are not `async` block.
+use crate::clock::{floor, has_jumped};
 use rustix::thread::CapabilitySet;
 use spoke_config::Config;
 use spoke_model::address::HostPort;
+use spoke_model::interface_name::IfName;
 use spoke_model::key_source::KeySource;
+use spoke_model::time::Wall;
 use spoke_sys::clock::{Clock as _, SystemClock};
-use spoke_sys::kernel;
+use spoke_sys::kernel::{self, PathSocket, ReadPath as _};
 use spoke_sys::keys::{IfMissing, KeyError, preshared, private};
 use spoke_sys::resolve;
+use spoke_uplink::path::Path as Way;
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -46,6 +50,8 @@ pub fn privileges() -> io::Result<Vec<&'static str>> {
 /// The state directory.
 #[derive(Clone, Copy, Debug)]
 pub struct StateDirProbe {
+    /// It is a directory.
+    pub directory: bool,
     /// This user may write.
     pub writable: bool,
     /// Free bytes.
@@ -56,7 +62,7 @@ pub struct StateDirProbe {
 pub fn state_dir(dir: &Path) -> io::Result<StateDirProbe> {
     let fs = rustix::fs::statvfs(dir)?;
     let writable = rustix::fs::access(dir, rustix::fs::Access::WRITE_OK).is_ok();
-    Ok(StateDirProbe { writable, free: fs.f_bavail.saturating_mul(fs.f_frsize) })
+    Ok(StateDirProbe { directory: dir.is_dir(), writable, free: fs.f_bavail.saturating_mul(fs.f_frsize) })
 }
 
 /// A private or preshared key.
@@ -116,6 +122,29 @@ fn owner_mismatch(source: &KeySource, state_dir: &Path) -> Option<OwnerMismatch>
     let (file_uid, dir_uid) = (owner(file)?, owner(state_dir)?);
     let mismatch = OwnerMismatch { file: file.clone(), file_uid, dir: state_dir.to_owned(), dir_uid };
     (file_uid != dir_uid).then_some(mismatch)
+}
+
+/// The way to an address outside of the tunnel, as WireGuard's packets with `mark` would take it; `None` if it cannot be read.
+pub async fn way_out(to: IpAddr, mark: u32) -> Option<Way> {
+    PathSocket::open(mark).ok()?.path(to).await.ok()
+}
+
+/// Whether IPv6 is disabled on an interface, or on one that is yet to be created.
+pub fn ipv6_is_disabled(interface: &IfName) -> bool {
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"));
+    read(interface.as_str()).or_else(|_| read("default")).is_ok_and(|v| v.trim() != "0")
+}
+
+/// Whether a UDP port is in use.
+pub fn port_is_in_use(port: u16) -> bool {
+    UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, port)).is_err_and(|e| e.kind() == io::ErrorKind::AddrInUse)
+}
+
+/// The wall clock, the latest time known to be past, and whether the clock has jumped since it was last known.
+pub fn clock(state_dir: &Path) -> (Wall, Wall, bool) {
+    let (floor, _) = floor(state_dir);
+    let wall = SystemClock.wall();
+    (wall, floor.least(), has_jumped(state_dir, SystemClock.now(), wall, &floor))
 }
 
 /// A name look-up.
