@@ -30,6 +30,20 @@ pub enum Conflict {
         /// The other peer.
         second: PublicKey,
     },
+    /// A network of one peer lies inside a network of another one.
+    #[error(
+        "Allowed IP {net} of peer {peer} overlaps {other} of peer {holder}: give each address to one peer, or set nested_allowed_ips = true on the interface if the narrower one is to win"
+    )]
+    Overlap {
+        /// One network.
+        net: IpNet,
+        /// Its peer.
+        peer: PublicKey,
+        /// The other network.
+        other: IpNet,
+        /// Its peer.
+        holder: PublicKey,
+    },
     /// The peer is declared by another source.
     #[error("Peer {peer} is declared by {by}: change it there")]
     PeerDeclared {
@@ -46,6 +60,21 @@ pub enum Conflict {
         /// The source.
         by: &'static str,
     },
+    /// A value differs from the one that another source declares.
+    #[error("{field} differs from the one that {by} declares for interface {link}: change it there")]
+    Differs {
+        /// The interface.
+        link: IfName,
+        /// The value, as `wg-quick` names it.
+        field: &'static str,
+        /// The source.
+        by: &'static str,
+    },
+    /// The interface exists, and nothing declares it.
+    #[error(
+        "Interface {0} exists but is not declared: to manage it here, add [[interface]] with name = \"{0}\" to the configuration and run spoke reload"
+    )]
+    NotDeclared(IfName),
     /// The interface carries the uplink.
     #[error("Interface {0} carries the uplink: bringing it down would disconnect the node")]
     CarriesUplink(IfName),
@@ -57,7 +86,7 @@ pub enum Conflict {
         "Interface {0} is only observed (drift = \"observe\"): set drift = \"enforce\" in the configuration to change it"
     )]
     ObservedOnly(IfName),
-    /// Another program created an interface of that name.
+    /// Another program created an interface of that name, which is not a WireGuard interface.
     #[error("Interface {0} exists and was created by another program: choose another name")]
     Foreign(IfName),
     /// The peer has the interface's own key.
@@ -71,6 +100,9 @@ pub enum Conflict {
         /// The interface that uses it.
         holder: IfName,
     },
+    /// IPv6 needs larger packets.
+    #[error("MTU {0} is too small: the IPv6 addresses of the interface need 1280 or more")]
+    SmallMtu(u32),
     /// Above a limit.
     #[error("{count} {what} are more than the {max} allowed")]
     TooMany {

@@ -1,6 +1,8 @@
 //! Edits of the API state, and their validation: an edit yields the next API state or the conflict that prevents it. What
 //! the configuration, the uplink or the grants own is not editable here.
 use super::conflict::Conflict;
+pub use device::{DeviceValues, OwnValues};
+use device::{set_device, set_own};
 use ipnet::IpNet;
 use spoke_config::effective::Effective;
 use spoke_config::interface::Access;
@@ -9,11 +11,13 @@ use spoke_config::overrides::MAX_ALLOWED_IPS;
 use spoke_model::interface_name::IfName;
 use spoke_model::key::{PresharedKey, PublicKey};
 use spoke_model::nets::{Holders, Nets};
-use spoke_net::api_state::{ApiState, ApiStateLink, ApiStatePeer, Device};
-use spoke_net::state::{Desired, MAX_PEERS, Observed};
+use spoke_net::api_state::{ApiState, ApiStateLink, ApiStatePeer};
+use spoke_net::state::{Desired, Link, ListenPort, MAX_PEERS, Observed};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+
+mod device;
 
 /// A requested edit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,8 +31,8 @@ pub enum Edit {
     RemovePeer { link: IfName, peer: PublicKey },
     /// Exactly these peers; the interface's own values only where given.
     SetPeers { link: IfName, peers: BTreeMap<PublicKey, Arc<ApiStatePeer>>, own: OwnValues },
-    /// Create an interface, or replace the values of one created through the API.
-    SetDevice { link: IfName, device: Device },
+    /// Create an interface, or change one created through the API.
+    SetDevice { link: IfName, values: DeviceValues },
     /// Bring an interface up or down.
     SetDown { link: IfName, down: bool },
     /// Delete an interface created through the API; deleting a missing one succeeds.
@@ -46,17 +50,6 @@ pub struct PeerValues {
     pub keepalive: Option<u16>,
     /// Endpoint.
     pub endpoint: Option<SocketAddr>,
-}
-
-/// Values of the interface in a `wg` file; `None`: not given.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct OwnValues {
-    /// Private key.
-    pub private_key: Option<spoke_model::key::SecretKey>,
-    /// UDP port; 0 is a random one.
-    pub listen_port: Option<u16>,
-    /// Firewall mark; 0 is none.
-    pub fwmark: Option<u32>,
 }
 
 /// The result of an edit.
@@ -127,7 +120,7 @@ impl Edit {
                 }
             }
             Self::SetPeers { peers, own, .. } => set_peers(on, &mut out, peers, own)?,
-            Self::SetDevice { device, .. } => set_device(on, &mut out, device)?,
+            Self::SetDevice { values, .. } => set_device(on, &mut out, values)?,
             Self::SetDown { down, .. } => {
                 on.exists(link)?;
                 if *down && on.config.uplink_interface() == Some(link) {
@@ -154,25 +147,66 @@ impl Context<'_> {
         self.config.interface(link).is_some()
     }
 
-    fn not_configured(&self, link: &IfName) -> Result<(), Conflict> {
+    /// The source that declares an interface of the configuration.
+    fn link_declarer(&self, link: &IfName) -> &'static str {
         let controlled = self.config.own().control.as_ref().is_some_and(|c| c.interface == *link);
-        let by = if controlled { "the control plane" } else { "the configuration" };
+        if controlled { "the control plane" } else { "the configuration" }
+    }
+
+    fn not_configured(&self, link: &IfName) -> Result<(), Conflict> {
         match self.is_configured(link) {
-            true => Err(Conflict::LinkDeclared { link: link.clone(), by }),
+            true => Err(Conflict::LinkDeclared { link: link.clone(), by: self.link_declarer(link) }),
             false => Ok(()),
+        }
+    }
+
+    /// Fails with the first value that differs from the declared one.
+    fn same(&self, link: &IfName, values: impl IntoIterator<Item = (&'static str, bool)>) -> Result<(), Conflict> {
+        match values.into_iter().find(|(_, same)| !same) {
+            Some((field, _)) => Err(Conflict::Differs { link: link.clone(), field, by: self.link_declarer(link) }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a port is the one in force; 0 is a random one.
+    fn same_port(&self, link: &IfName, want: &Link, port: u16) -> bool {
+        let random = matches!(want.listen_port, ListenPort::Random { .. });
+        let seen = self.observed.links.get(link).map(|l| l.listen_port);
+        want.listen_port == ListenPort::Fixed(port) || (random && (port == 0 || seen == Some(port)))
+    }
+
+    /// Whether a peer's network may lie inside another peer's.
+    fn may_nest(&self, link: &IfName) -> bool {
+        match self.config.interface(link) {
+            Some(i) => i.own().nested_allowed_ips,
+            None => self.state.links.get(link).and_then(|l| l.device.as_ref()).is_some_and(|d| d.nested_allowed_ips),
         }
     }
 
     /// An interface created through the API stays ours even if its ownership mark was removed.
     fn not_foreign(&self, link: &IfName) -> Result<(), Conflict> {
         let made = self.state.links.get(link).is_some_and(|l| l.device.is_some());
-        let foreign = self.observed.foreign.contains(link) || self.observed.links.get(link).is_some_and(|l| !l.ours);
-        if foreign && !made { Err(Conflict::Foreign(link.clone())) } else { Ok(()) }
+        let other = self.observed.links.get(link).is_some_and(|l| !l.wireguard);
+        match (made, other) {
+            (true, _) => Ok(()),
+            (false, true) => Err(Conflict::Foreign(link.clone())),
+            (false, false) if self.is_found(link) => Err(Conflict::NotDeclared(link.clone())),
+            (false, false) => Ok(()),
+        }
+    }
+
+    /// Whether another program created a WireGuard interface of this name.
+    fn is_found(&self, link: &IfName) -> bool {
+        self.observed.foreign.contains(link) || self.observed.links.get(link).is_some_and(|l| l.wireguard && !l.ours)
     }
 
     fn exists(&self, link: &IfName) -> Result<(), Conflict> {
         let made = self.state.links.get(link).is_some_and(|l| l.device.is_some());
-        if made || self.is_configured(link) { Ok(()) } else { Err(Conflict::NoLink(link.clone())) }
+        match made || self.is_configured(link) {
+            true => Ok(()),
+            false if self.is_found(link) => Err(Conflict::NotDeclared(link.clone())),
+            false => Err(Conflict::NoLink(link.clone())),
+        }
     }
 
     fn enforced(&self, link: &IfName) -> Result<(), Conflict> {
@@ -310,6 +344,19 @@ fn set_peer(
                 return Err(Conflict::Held { net: *net, holder: *holder });
             }
         }
+        if !on.may_nest(&link) {
+            // Networks that the peer has already are left as they are.
+            let added = next.allowed_ips.filtered(|n| !ours.is_some_and(|o| o.allowed_ips.contains(n)));
+            let others = want.peers.iter().filter(|(k, _)| **k != peer);
+            let others = others.flat_map(|(k, p)| p.allowed_ips.iter().map(move |o| (*o, *k)));
+            let overlap =
+                |(other, _): &(IpNet, PublicKey)| added.iter().find(|n| other.contains(*n) || n.contains(other));
+            if let Some((net, (other, holder))) =
+                others.filter(|_| !added.is_empty()).find_map(|o| Some((*overlap(&o)?, o)))
+            {
+                return Err(Conflict::Overlap { net, peer, other, holder });
+            }
+        }
     }
     // The kernel would move the network away from an undeclared peer.
     if let Some(seen) = on.observed.links.get(&link) {
@@ -340,6 +387,15 @@ fn set_peers(
     if let Some((net, first, second)) = holders.conflict() {
         return Err(Conflict::Twice { net, first, second });
     }
+    let in_force = on.desired.links.get(&link);
+    let known = |net: &IpNet, key: &PublicKey| {
+        in_force.and_then(|l| l.peers.get(key)).is_some_and(|p| p.allowed_ips.contains(net))
+    };
+    if !on.may_nest(&link)
+        && let Some([(net, peer), (other, holder)]) = holders.nested(known)
+    {
+        return Err(Conflict::Overlap { net, peer, other, holder });
+    }
     let declared = on.desired.links.get(&link).into_iter().flat_map(|l| l.peers.iter());
     for (key, wanted) in declared {
         let Some(by) = on.declarer(&link, *key) else { continue };
@@ -365,47 +421,6 @@ fn set_peers(
         return Err(Conflict::OwnKey(key));
     }
     out.state.links.entry(link).or_default().peers = next;
-    Ok(())
-}
-
-/// The `[Interface]` section of a `wg` file: set on an interface created through the API, compared on a declared one.
-fn set_own(on: &Context<'_>, out: &mut Edited, own: &OwnValues) -> Result<(), Conflict> {
-    let link = out.link.clone();
-    if let Some(device) = on.state.links.get(&link).and_then(|l| l.device.as_ref()) {
-        let mut device = (**device).clone();
-        if let Some(key) = &own.private_key {
-            device.private_key = key.clone();
-        }
-        if let Some(port) = own.listen_port {
-            device.listen_port = (port != 0).then_some(port);
-        }
-        device.fwmark = own.fwmark.unwrap_or(device.fwmark);
-        out.state.links.entry(link).or_default().device = Some(Arc::new(device));
-        return Ok(());
-    }
-    let Some(want) = on.desired.links.get(&link) else { return Ok(()) };
-    let port = on.observed.links.get(&link).map(|l| l.listen_port);
-    let differs = own.private_key.as_ref().is_some_and(|k| k.public() != want.private_key.public())
-        || own.listen_port.is_some_and(|p| Some(p) != port)
-        || own.fwmark.is_some_and(|m| m != want.fwmark);
-    if differs { on.not_configured(&link) } else { Ok(()) }
-}
-
-fn set_device(on: &Context<'_>, out: &mut Edited, device: &Device) -> Result<(), Conflict> {
-    let link = out.link.clone();
-    on.not_configured(&link)?;
-    on.not_foreign(&link)?;
-    if let Some(port) = device.listen_port {
-        let taken = on.observed.links.iter().find(|(name, l)| **name != link && l.up && l.listen_port == port);
-        if let Some((holder, _)) = taken {
-            return Err(Conflict::PortTaken { port, holder: holder.clone() });
-        }
-    }
-    let entry = out.state.links.entry(link).or_default();
-    if entry.peers.contains_key(&device.private_key.public()) {
-        return Err(Conflict::OwnKey(device.private_key.public()));
-    }
-    entry.device = Some(Arc::new(device.clone()));
     Ok(())
 }
 

@@ -151,8 +151,12 @@ pub struct StoredDevice {
     pub mtu: Option<u32>,
     #[serde(default)]
     pub dns: Vec<IpAddr>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dns_search: Vec<String>,
     /// `null`: off; 0: automatic.
     pub table: Option<u32>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub nested_allowed_ips: bool,
 }
 
 /// An [`ApiStatePeer`] in its stored form.
@@ -183,11 +187,13 @@ impl From<&Device> for StoredDevice {
             addresses: d.addresses.clone(),
             mtu: d.mtu,
             dns: d.dns.clone(),
+            dns_search: d.dns_search.clone(),
             table: match d.table {
                 Table::Auto => Some(0),
                 Table::Off => None,
                 Table::Number(n) => Some(n),
             },
+            nested_allowed_ips: d.nested_allowed_ips,
         }
     }
 }
@@ -201,11 +207,13 @@ impl From<&StoredDevice> for Device {
             addresses: d.addresses.clone(),
             mtu: d.mtu,
             dns: d.dns.clone(),
+            dns_search: d.dns_search.clone(),
             table: match d.table {
                 Some(0) => Table::Auto,
                 None => Table::Off,
                 Some(n) => Table::Number(n),
             },
+            nested_allowed_ips: d.nested_allowed_ips,
         }
     }
 }

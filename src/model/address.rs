@@ -62,6 +62,8 @@ impl FromStr for Cidr {
 pub struct Masked {
     /// The network.
     pub net: IpNet,
+    /// The address as written, alone: a /32 or /128.
+    pub host: IpNet,
     /// Whether bits were dropped.
     pub had_host_bits: bool,
 }
@@ -70,7 +72,7 @@ impl FromStr for Masked {
     type Err = BadCidr;
     fn from_str(text: &str) -> Result<Self, BadCidr> {
         let net = network(text)?;
-        Ok(Self { net: net.trunc(), had_host_bits: net.trunc() != net })
+        Ok(Self { net: net.trunc(), host: net.addr().into(), had_host_bits: net.trunc() != net })
     }
 }
 

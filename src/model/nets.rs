@@ -135,6 +135,21 @@ impl Holders {
         })
     }
 
+    /// A network inside one of another peer, and the two peers; unless `known` of both.
+    pub fn nested(&self, known: impl Fn(&IpNet, &PublicKey) -> bool) -> Option<[(IpNet, PublicKey); 2]> {
+        // In order of first address, `open` holds the networks that contain the current one.
+        let mut open: Vec<(IpNet, PublicKey)> = Vec::new();
+        for (net, key) in &self.0 {
+            open.retain(|(o, _)| o.contains(net));
+            let old = known(net, key);
+            if let Some(outer) = open.iter().rev().find(|(o, k)| k != key && !(old && known(o, k))) {
+                return Some([(*net, *key), *outer]);
+            }
+            open.push((*net, *key));
+        }
+        None
+    }
+
     /// The peer that has exactly this network.
     pub fn get(&self, net: &IpNet) -> Option<PublicKey> {
         let at = self.0.partition_point(|(n, _)| n < net);

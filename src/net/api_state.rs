@@ -47,8 +47,12 @@ pub struct Device {
     pub mtu: Option<u32>,
     /// Resolvers; stored for clients, not used by the node.
     pub dns: Vec<IpAddr>,
+    /// Search domains; stored for clients, not used by the node.
+    pub dns_search: Vec<String>,
     /// Table of the routes to the peers.
     pub table: Table,
+    /// Whether a peer's network may lie inside another peer's.
+    pub nested_allowed_ips: bool,
 }
 
 /// `Table` of a `wg-quick` file.

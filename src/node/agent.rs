@@ -1,16 +1,13 @@
 //! Serves the agent API: authenticates, refuses replays, responds from observed state, passes changes to the ledger.
 //! Waits for connections and for the reconciler's status, whose addresses it listens on.
-use crate::changes::history;
 use crate::changes::requests::{Changes, FRESH};
 use crate::reconciler::NetStatus;
 use serde_json::{Value, json};
 use spoke_api::agent::answer;
 use spoke_api::agent::answer::HostLoad;
-use spoke_api::agent::auth::{BadSecret, Denied, OPEN, Proof, Verifier, WINDOW, check_head};
+use spoke_api::agent::auth::{BadSecret, Denied, OPEN, Verifier, check_head};
 use spoke_api::agent::body;
 use spoke_api::agent::openapi;
-use spoke_api::agent::replay;
-use spoke_api::agent::replay::{CAPACITY, ReplayVerdict, Replays};
 use spoke_api::agent::routes::{Call, resolve};
 use spoke_api::agent::wgconf::{WgConf, WgPeer};
 use spoke_api::health::summary::Link;
@@ -26,27 +23,27 @@ use spoke_model::interface_name::IfName;
 use spoke_model::key::PublicKey;
 use spoke_model::time::Boot;
 use spoke_net::api_state::ApiStatePeer;
-use spoke_net::drift::{Names, report};
-use spoke_sys::clock::{Clock, boot_id};
+use spoke_net::drift::Names;
+use spoke_sys::clock::Clock;
 use spoke_sys::disk::DiskError;
 use spoke_sys::host::Host;
 use spoke_sys::http_server::{Limits, Listeners, Plain, Server, Service, Wrap, stopped, with_own_addresses};
-use spoke_sys::journal::{Journal, Lines};
 use spoke_sys::keys::{KeyError, shared_secret};
 use spoke_sys::resolve::SystemResolver;
 use spoke_sys::tls::{Tls, TlsError};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 
 mod names;
+mod reads;
+mod record;
 use names::Unresolved;
+pub use record::REPLAYS;
+use record::{Accepted, Answered, ReplayRecord};
 
-/// File name of the record of accepted requests, in the state directory.
-pub const REPLAYS: &str = "agent.replays";
 /// Bodies longer than this, in bytes, are parsed on the blocking pool, so that other tasks do not wait.
 const LARGE_BODY: usize = 64 * 1024;
 /// Longest body, in bytes, of calls that need none.
@@ -177,65 +174,6 @@ async fn serve<C: Clock, W: Wrap>(mut deps: Deps<C>, agent: Agent<C>, wrap: W) -
     }
 }
 
-/// The record of accepted requests and its file, whose first line names the boot it was written in.
-struct ReplayRecord {
-    replays: Replays,
-    journal: Journal,
-    lines: usize,
-    boot: String,
-}
-
-impl ReplayRecord {
-    /// Blocks.
-    fn open(dir: &Path, clock: &impl Clock) -> Self {
-        let (journal, found) = Journal::open(dir.join(REPLAYS));
-        let boot = boot_id().unwrap_or_default();
-        let mut lines = found.lines.iter();
-        // Between boots there may have been a power loss.
-        let whole = lines.next().is_none_or(|first| first == boot.as_bytes()) && found.dropped == 0;
-        let lost = found.lines.is_empty();
-        let mut replays = Replays::load(lines.filter_map(|l| replay::Line::parse(l)), whole);
-        let now = clock.wall().secs();
-        let unknown = found.aside.is_some() || journal.is_damaged();
-        if unknown || lost && history::may_have_calls(dir) {
-            // Requests were accepted, and which is unknown: also of panels whose clock is ahead.
-            replays.distrust(now.saturating_sub(WINDOW), now.saturating_add(WINDOW));
-        } else if lost {
-            // A new device or a new agent. What was signed before is not for it, or was accepted before its state was lost.
-            replays.distrust(now.saturating_sub(WINDOW), now.saturating_sub(1));
-        }
-        // Above every limit: the next acceptance rewrites the file.
-        Self { replays, journal, lines: usize::MAX, boot }
-    }
-
-    /// Checks a request, and records it on disk before it is executed.
-    async fn accept(&mut self, proof: Proof, clock: &impl Clock) -> Result<ReplayVerdict, DiskError> {
-        let verdict = self.replays.accept(proof, clock.wall());
-        if verdict != ReplayVerdict::New {
-            return Ok(verdict);
-        }
-        let reserved = self.replays.reserve(proof.timestamp);
-        if self.lines > 2 * CAPACITY {
-            let mut lines: Lines = [&self.boot].into_iter().collect();
-            let mut written = 1;
-            for line in self.replays.lines() {
-                lines.push(line.to_string().as_bytes());
-                written += 1;
-            }
-            self.journal.replace(lines).await?;
-            self.lines = written;
-            return Ok(verdict);
-        }
-        if let Some(line) = reserved {
-            self.lines += 1;
-            self.journal.append(line.to_string().as_bytes(), true).await?;
-        }
-        self.lines += 1;
-        self.journal.append(replay::Line::Accepted(proof).to_string().as_bytes(), false).await?;
-        Ok(verdict)
-    }
-}
-
 impl<C: Clock> Service for Agent<C> {
     fn admit(&self, head: &Request) -> Result<usize, Response> {
         let path = decode_path(&head.path).map_err(|e| Response::error(400, &e.to_string()))?;
@@ -276,13 +214,23 @@ impl<C: Clock> Agent<C> {
                 return Err(Response::error(400, "A changing call must not have a query: it is not signed"));
             }
             let fresh = self.replays.lock().await.accept(proof, &self.deps.clock).await;
-            match fresh {
-                Ok(ReplayVerdict::New) => {}
-                Ok(ReplayVerdict::Used) => return Err(denied(Denied::Replayed)),
-                Ok(ReplayVerdict::Forgotten) => return Err(denied(Denied::Forgotten)),
+            return match fresh {
+                Ok(Accepted::New(answered)) => {
+                    let response = self.carry_out(call, request).await.unwrap_or_else(|refusal| refusal);
+                    let state = self.deps.net.borrow().api_state.clone();
+                    let at = self.deps.clock.now();
+                    answered.send_replace(Some(Answered { at, state, response: response.clone() }));
+                    Ok(response)
+                }
+                Ok(Accepted::Again(answer)) => {
+                    let first = record::first_answer(answer, &self.deps.net, &self.deps.clock).await;
+                    first.ok_or_else(|| denied(Denied::Replayed))
+                }
+                Ok(Accepted::Used) => Err(denied(Denied::Replayed)),
+                Ok(Accepted::Forgotten) => Err(denied(Denied::Forgotten)),
                 // A request that is not recorded could be replayed.
-                Err(e) => return Err(Response::error(503, &format!("The request cannot be recorded: {e}"))),
-            }
+                Err(e) => Err(Response::error(503, &format!("The request cannot be recorded: {e}"))),
+            };
         }
         self.carry_out(call, request).await
     }
@@ -355,8 +303,8 @@ impl<C: Clock> Agent<C> {
             }
             Call::SyncConf(link) => self.syncconf(link, request.body, actor).await,
             Call::PutConfig(link) => {
-                let (device, confirm) = body::device(&request.body).map_err(|e| answer::bad_body(&e))?;
-                let done = self.edit(Edit::SetDevice { link, device }, actor, confirm).await?;
+                let (values, confirm) = body::device(&request.body).map_err(|e| answer::bad_body(&e))?;
+                let done = self.edit(Edit::SetDevice { link, values }, actor, confirm).await?;
                 let text = "Interface configuration updated successfully";
                 Ok(applied(&done, text, json!({ "reloaded": done.changed })))
             }
@@ -424,46 +372,6 @@ impl<C: Clock> Agent<C> {
             (peers, unresolved)
         };
         run_sized(many, make).await
-    }
-
-    async fn dump(&self, link: IfName) -> Result<Response, Response> {
-        self.refresh().await;
-        let (observed, wanted) = {
-            let status = self.deps.net.borrow();
-            (status.observed.clone(), status.desired.links.contains_key(&link))
-        };
-        let reveal = self.deps.config.agent.reveal_keys;
-        let none = || Response::error(404, &format!("Interface {link} not found"));
-        let peers = observed.links.get(&link).filter(|l| l.wireguard && wanted).ok_or_else(none)?.peers.len();
-        let write = move || observed.links.get(&link).map(|l| answer::dump(&link, l, reveal));
-        run_sized(peers > MANY_PEERS, write).await?.ok_or_else(|| Response::error(404, "Interface not found"))
-    }
-
-    async fn config(&self, link: IfName) -> Result<Response, Response> {
-        let status = self.deps.net.borrow().clone();
-        let reveal = self.deps.config.agent.reveal_keys;
-        let text = format!("Interface {link} not found");
-        let peers = status.desired.links.get(&link).map_or(0, |l| l.peers.len());
-        let write = move || {
-            let set = status.api_state.links.get(&link);
-            answer::config(&link, &status.desired, &status.observed, set, reveal).map(|v| Response::json(200, &v))
-        };
-        run_sized(peers > MANY_PEERS, write).await?.ok_or_else(|| Response::error(404, &text))
-    }
-
-    async fn drift(&self) -> Result<Response, Response> {
-        self.refresh().await;
-        let status = self.deps.net.borrow().clone();
-        let node = self.deps.config.node.id.as_ref().map(ToString::to_string);
-        let (names, clock) = (names(&Effective::of(self.deps.config.clone())), &self.deps.clock);
-        let seen = clock.wall().before(clock.now().since(status.observed.at));
-        let peers: usize = status.desired.links.values().map(|l| l.peers.len()).sum();
-        let write = move || {
-            let mut report = report(&status.desired, &status.observed, &names, node, seen);
-            report.history = status.drifts.into();
-            Response::json(200, &report)
-        };
-        run_sized(peers > MANY_PEERS, write).await
     }
 
     async fn refresh(&self) {

@@ -4,6 +4,7 @@
 //! both, requests per second.
 mod exchange;
 mod stalling;
+mod unproven;
 
 use exchange::{Doors, exchange, shares};
 use futures_util::future::BoxFuture;
@@ -26,6 +27,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+use unproven::Unproven;
 
 /// Connections waiting to be accepted.
 const BACKLOG: u32 = 256;
@@ -137,11 +139,12 @@ pub struct Server {
     bodies: Bodies,
 }
 
-/// What long bodies may take, by who sends them: unknown sources leave the share of proven ones alone.
+/// What long bodies may take, by who sends them: unknown sources leave the share of proven ones alone, and each has one at a time.
 #[derive(Clone, Debug)]
 struct Bodies {
     proven: Arc<Semaphore>,
     others: Arc<Semaphore>,
+    unproven: Arc<Mutex<Unproven>>,
 }
 
 #[derive(Debug)]
@@ -163,7 +166,7 @@ impl Server {
     pub fn new(service: impl Service, wrap: impl Wrap, limits: Limits) -> Self {
         let gate = Gate { open: BTreeMap::new(), total: 0, unproven: 0, rate: limits.rate.map(RateLimit::new) };
         let half = || Arc::new(Semaphore::new(shares(limits.bodies_bytes / 2)));
-        let bodies = Bodies { proven: half(), others: half() };
+        let bodies = Bodies { proven: half(), others: half(), unproven: Arc::default() };
         Self { handler: Arc::new((service, wrap)), limits, gate: Arc::new(Mutex::new(gate)), bodies }
     }
 

@@ -9,7 +9,7 @@ secret = "file:/var/lib/spoke/agent.secret"'
 # change_by_api: a panel adds a peer.
 change_by_api() {
   local at body path=/v1/wg/wg0/peers
-  body='{"public_key": "gL9MIhpbgYcBdJHJ9cdTLoCzRXOg0tDmpmFmKTN6FlA=", "allowed_ips": ["10.8.0.9/32"]}'
+  body='{"public_key": "gL9MIhpbgYcBdJHJ9cdTLoCzRXOg0tDmpmFmKTN6FlA=", "allowed_ips": ["10.9.0.9/32"]}'
   at=$(date +%s)
   within 20 curl -fsS http://127.0.0.1:8081/health
   curl -fsS -H "X-Timestamp: $at" --data-raw "$body" "http://127.0.0.1:8081$path" \

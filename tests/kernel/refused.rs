@@ -235,7 +235,7 @@ fn port_in_use_costs_a_node_its_port_and_a_hub_its_interface() {
 fn api_peer_cannot_take_the_way_to_an_endpoint() {
     let device = Namespace::new("device");
     let peer = format!(
-        "{HUB}[[interface.peer]]\npublic_key = \"{}\"\nendpoint = \"192.0.2.1:51820\"\nallowed_ips = [\"10.8.0.9/32\"]\n",
+        "{HUB}nested_allowed_ips = true\n[[interface.peer]]\npublic_key = \"{}\"\nendpoint = \"192.0.2.1:51820\"\nallowed_ips = [\"10.8.0.9/32\"]\n",
         key(9)
     );
     let mut node = Node::new(&device, &peer);

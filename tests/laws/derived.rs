@@ -60,7 +60,9 @@ fn api_state(links: &[Set]) -> ApiState {
                 addresses: [net("10.77.0.1/24")].into(),
                 mtu: None,
                 dns: Vec::new(),
+                dns_search: Vec::new(),
                 table: Table::Auto,
+                nested_allowed_ips: false,
             })
         });
         let peers = peers.iter().map(|(key, nets)| {

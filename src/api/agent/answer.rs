@@ -3,16 +3,21 @@ use super::body::{BadBody, FieldFault};
 use super::routes::NoCall;
 use crate::health::summary::Link;
 use crate::http::Response;
+use ipnet::IpNet;
 use serde::Serialize;
 use serde_json::{Value, json};
 use spoke_change::conflict::Conflict;
 use spoke_change::request::ChangeRefused;
 use spoke_model::interface_name::IfName;
+use spoke_model::key::{PresharedKey, PublicKey};
+use spoke_model::nets::Nets;
 use spoke_model::time::Boot;
 use spoke_net::ages::Handshakes;
 use spoke_net::api_state::{ApiStateLink, Table};
 use spoke_net::state::{Desired, Observed, ObservedLink};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 
 /// Load of the machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -135,6 +140,7 @@ pub fn metrics(load: &HostLoad, links: &[Link]) -> String {
 struct Dump<'a> {
     interface: &'a str,
     peers: Vec<DumpPeer>,
+    recent_repairs: usize,
 }
 
 #[derive(Serialize)]
@@ -149,8 +155,9 @@ struct DumpPeer {
     persistent_keepalive: u16,
 }
 
-/// `GET /v1/wg/{if}/dump`.
-pub fn dump(name: &IfName, link: &ObservedLink, reveal: bool) -> Response {
+/// `GET /v1/wg/{if}/dump`. `recent_repairs`: how many of the last drifts were repaired on this interface, since a client sees
+/// it repaired.
+pub fn dump(name: &IfName, link: &ObservedLink, recent_repairs: usize, reveal: bool) -> Response {
     let peer = |(key, p): (&spoke_model::key::PublicKey, &spoke_net::state::ObservedPeer)| DumpPeer {
         public_key: key.to_string(),
         preshared_key: p.preshared_key.as_ref().filter(|_| reveal).map(|k| k.reveal_base64().to_string()),
@@ -161,7 +168,8 @@ pub fn dump(name: &IfName, link: &ObservedLink, reveal: bool) -> Response {
         transfer_tx: p.counters.tx,
         persistent_keepalive: p.keepalive,
     };
-    Response::json(200, &Dump { interface: name.as_str(), peers: link.peers.iter().map(peer).collect() })
+    let peers = link.peers.iter().map(peer).collect();
+    Response::json(200, &Dump { interface: name.as_str(), peers, recent_repairs })
 }
 
 /// `GET /v1/wg/{if}/config`: the desired interface, also as a `wg-quick` file.
@@ -181,30 +189,86 @@ pub fn config(
             observed.links.get(name).map(|l| l.listen_port).filter(|p| *p != 0)
         }
     };
-    let address = want.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let dns = want.dns.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let search = device.iter().flat_map(|d| d.dns_search.iter().cloned());
+    let dns = want.dns.iter().map(ToString::to_string).chain(search).collect::<Vec<_>>().join(", ");
     let table = match device.map(|d| d.table) {
         None | Some(Table::Auto) => None,
         Some(Table::Off) => Some("off".to_owned()),
         Some(Table::Number(n)) => Some(n.to_string()),
     };
+    let peers = want.peers.iter().map(|(key, peer)| ShownPeer {
+        key,
+        preshared_key: peer.preshared_key.as_ref().filter(|_| reveal),
+        allowed_ips: &peer.allowed_ips,
+        endpoint: peer.endpoint.map(|e| e.addr),
+        keepalive: peer.keepalive,
+    });
+    let own = ShownLink { secret, port, addresses: &want.addresses, mtu: want.mtu, dns, table };
+    Some(own.write(name, peers))
+}
+
+/// The same of an interface that nothing declares, as the kernel has it.
+pub fn found_config(name: &IfName, link: &ObservedLink, reveal: bool) -> Value {
+    let peers = link.peers.iter().map(|(key, peer)| ShownPeer {
+        key,
+        preshared_key: peer.preshared_key.as_ref().filter(|_| reveal),
+        allowed_ips: &peer.allowed_ips,
+        endpoint: peer.endpoint,
+        keepalive: peer.keepalive,
+    });
+    let port = Some(link.listen_port).filter(|p| *p != 0);
+    let (addresses, mtu) = (&link.addresses, link.mtu);
+    ShownLink { secret: None, port, addresses, mtu, dns: String::new(), table: None }.write(name, peers)
+}
+
+struct ShownLink<'a> {
+    secret: Option<String>,
+    port: Option<u16>,
+    addresses: &'a BTreeSet<IpNet>,
+    mtu: u32,
+    dns: String,
+    table: Option<String>,
+}
+
+struct ShownPeer<'a> {
+    key: &'a PublicKey,
+    preshared_key: Option<&'a PresharedKey>,
+    allowed_ips: &'a Nets,
+    endpoint: Option<SocketAddr>,
+    keepalive: u16,
+}
+
+impl ShownLink<'_> {
+    fn write<'p>(self, name: &IfName, peers: impl Iterator<Item = ShownPeer<'p>>) -> Value {
+        let address = self.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let raw = raw_config(&self, &address, peers);
+        let Self { secret, port, mtu, dns, table, .. } = self;
+        json!({
+            "interface": name,
+            "config": {
+                "private_key": secret, "listen_port": port, "address": address, "post_up": null, "pre_down": null,
+                "mtu": mtu, "dns": Some(dns).filter(|d| !d.is_empty()), "table": table, "raw_config": raw,
+            },
+        })
+    }
+}
+
+fn raw_config<'p>(own: &ShownLink<'_>, address: &str, peers: impl Iterator<Item = ShownPeer<'p>>) -> String {
     let mut raw = String::from("[Interface]\n");
     let mut line = |key: &str, value: Option<&str>| {
         if let Some(value) = value.filter(|v| !v.is_empty()) {
             let _ = writeln!(raw, "{key} = {value}");
         }
     };
-    let port_text = port.map(|p| p.to_string());
-    let mtu = want.mtu.to_string();
-    line("PrivateKey", secret.as_deref());
-    line("ListenPort", port_text.as_deref());
-    line("Address", Some(&address));
-    line("MTU", Some(&mtu));
-    line("DNS", Some(&dns));
-    line("Table", table.as_deref());
-    for (key, peer) in &want.peers {
-        let _ = write!(raw, "\n[Peer]\nPublicKey = {key}\n");
-        if let Some(psk) = peer.preshared_key.as_ref().filter(|_| reveal) {
+    line("PrivateKey", own.secret.as_deref());
+    line("ListenPort", own.port.map(|p| p.to_string()).as_deref());
+    line("Address", Some(address));
+    line("MTU", Some(&own.mtu.to_string()));
+    line("DNS", Some(&own.dns));
+    line("Table", own.table.as_deref());
+    for peer in peers {
+        let _ = write!(raw, "\n[Peer]\nPublicKey = {}\n", peer.key);
+        if let Some(psk) = peer.preshared_key {
             let _ = writeln!(raw, "PresharedKey = {}", psk.reveal_base64().as_str());
         }
         if !peer.allowed_ips.is_empty() {
@@ -212,19 +276,13 @@ pub fn config(
             let _ = writeln!(raw, "AllowedIPs = {}", nets.join(", "));
         }
         if let Some(endpoint) = peer.endpoint {
-            let _ = writeln!(raw, "Endpoint = {}", endpoint.addr);
+            let _ = writeln!(raw, "Endpoint = {endpoint}");
         }
         if peer.keepalive != 0 {
             let _ = writeln!(raw, "PersistentKeepalive = {}", peer.keepalive);
         }
     }
-    Some(json!({
-        "interface": name,
-        "config": {
-            "private_key": secret, "listen_port": port, "address": address, "post_up": null, "pre_down": null,
-            "mtu": want.mtu, "dns": Some(dns).filter(|d| !d.is_empty()), "table": table, "raw_config": raw,
-        },
-    }))
+    raw
 }
 
 /// The observed interfaces, for status and metrics.
@@ -257,7 +315,7 @@ pub fn no_call(no: NoCall) -> Response {
 pub fn refused(refused: &ChangeRefused) -> Response {
     let status = match refused {
         ChangeRefused::Conflict(c) if c.is_missing() => 404,
-        ChangeRefused::Conflict(Conflict::TooMany { .. }) | ChangeRefused::Invalid(_) => 422,
+        ChangeRefused::Conflict(Conflict::TooMany { .. } | Conflict::SmallMtu(_)) | ChangeRefused::Invalid(_) => 422,
         ChangeRefused::Conflict(_) | ChangeRefused::Unconfirmed(_) | ChangeRefused::NothingToConfirm(_) => 409,
         ChangeRefused::NoGeneration { .. } => 404,
         ChangeRefused::Kernel(_) | ChangeRefused::Revoked(_) | ChangeRefused::Storage(_) => 503,

@@ -1,18 +1,18 @@
 //! Request bodies and their validation. All faults are reported at once as 422 with `detail`, as existing clients expect.
 use super::json;
 use super::wgconf;
-use super::wgconf::WgConf;
+use super::wgconf::{HOOK_REMEDY, WgConf};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Serialize;
 use serde_json::{Map, Value};
-use spoke_change::edit::PeerValues;
+use spoke_change::edit::{DeviceValues, PeerValues};
 use spoke_change::request::RepairRequest;
-use spoke_config::interface::MIN_MTU_V6;
+use spoke_config::interface::{MIN_MTU_V6, TABLE_MAIN};
 use spoke_model::address::{IfAddress, Masked};
 use spoke_model::key::{PresharedKey, PublicKey, SecretKey};
 use spoke_model::nets::Nets;
 use spoke_model::wireguard::MTU_RANGE;
-use spoke_net::api_state::{Device, Table};
+use spoke_net::api_state::Table;
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -149,9 +149,10 @@ impl Fields {
             match item.as_str().map(|t| t.parse::<Masked>().map_err(|e| format!("{t:?} {e}"))) {
                 Some(Ok(net)) => {
                     if net.had_host_bits {
-                        self.warnings.push(format!("{key}[{i}] {item} is taken as {}", net.net));
+                        // Panels send the address of a pool with the pool's length; masked, each would take the whole pool.
+                        self.warnings.push(format!("{key}[{i}] {item} is taken as the host {}", net.host));
                     }
-                    out.push(net.net);
+                    out.push(if net.had_host_bits { net.host } else { net.net });
                 }
                 bad => {
                     let msg = match bad {
@@ -276,43 +277,62 @@ pub fn syncconf(bytes: impl AsRef<[u8]>) -> Result<(WgConf, Option<Duration>), B
     f.finish(conf.map(|c| (c, confirm)))
 }
 
-/// `PUT …/config`: `{private_key!, listen_port?, address?, post_up?, pre_down?, mtu?, dns?, table?}`.
-pub fn device(bytes: &[u8]) -> Result<(Device, Option<Duration>), BadBody> {
+/// `PUT …/config`: `{private_key!, listen_port?, address?, post_up?, pre_down?, mtu?, dns?, table?, nested_allowed_ips?}`.
+/// What is left out stays.
+pub fn device(bytes: &[u8]) -> Result<(DeviceValues, Option<Duration>), BadBody> {
     let mut f = Fields::read(bytes)?;
     let private_key = f.required("private_key", |f, k| f.parsed::<SecretKey>(k, true));
     for hook in ["post_up", "pre_down", "pre_up", "post_down"] {
-        if f.take(hook).is_some_and(|v| v != "") {
-            let msg = "Hooks are not accepted, since they would run as root: leave it out";
-            f.fault("value_error", hook, msg, Value::Null);
+        if f.take(hook).is_some_and(|v| v.as_str().is_none_or(|v| !v.trim().is_empty())) {
+            f.fault("value_error", hook, format_args!("A hook {HOOK_REMEDY}"), Value::Null);
         }
     }
-    let listen_port = f.number("listen_port", 65_535).and_then(|n| u16::try_from(n).ok()).filter(|p| *p != 0);
-    let mtu = f.number("mtu", (*MTU_RANGE.end()).into()).and_then(|n| u32::try_from(n).ok()).filter(|m| *m != 0);
-    if let Some(small) = mtu.filter(|m| m < MTU_RANGE.start()) {
+    let listen_port = f.number("listen_port", 65_535).and_then(|n| u16::try_from(n).ok());
+    let mtu = f.number("mtu", (*MTU_RANGE.end()).into()).and_then(|n| u32::try_from(n).ok());
+    if let Some(small) = mtu.filter(|m| *m != 0 && m < MTU_RANGE.start()) {
         f.fault("greater_than_equal", "mtu", format!("Input should be {} or more", MTU_RANGE.start()), small.into());
     }
     let addresses = listed(&mut f, "address", |t| t.parse::<IfAddress>().map(|a| a.0).map_err(|e| e.to_string()));
-    if let Some(small) = mtu.filter(|m| *m < MIN_MTU_V6 && addresses.iter().any(|a| a.addr().is_ipv6())) {
+    let v6 = addresses.iter().flatten().any(|a| a.addr().is_ipv6());
+    if let Some(small) = mtu.filter(|m| *m != 0 && *m < MIN_MTU_V6 && v6) {
         f.fault("greater_than_equal", "mtu", "Input should be 1280 or more: IPv6 needs it", small.into());
     }
-    let dns = listed(&mut f, "dns", |t| t.parse::<IpAddr>().map_err(|_| "is not an IP address".to_owned()));
+    let dns = listed(&mut f, "dns", dns);
     let table = table(&mut f);
+    let nested_allowed_ips = f.values.get("nested_allowed_ips").is_some_and(|v| !v.is_null());
+    let nested_allowed_ips = nested_allowed_ips.then(|| f.flag("nested_allowed_ips", false));
     let confirm = f.confirm();
     f.finish(private_key.map(|private_key| {
-        let addresses = addresses.into_iter().collect();
-        (Device { private_key, listen_port, fwmark: 0, addresses, mtu, dns, table }, confirm)
+        let addresses = addresses.map(|list| list.into_iter().collect());
+        let dns = dns.map(|list| {
+            let servers = list.iter().filter_map(|d| d.as_ref().ok()).copied().collect();
+            (servers, list.into_iter().filter_map(Result::err).collect())
+        });
+        (DeviceValues { private_key, listen_port, addresses, mtu, dns, table, nested_allowed_ips }, confirm)
     }))
 }
 
-/// A JSON list, or text separated by commas.
-fn listed<T>(f: &mut Fields, key: &str, read: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
-    let items: Vec<Value> = match f.take(key) {
-        None => return Vec::new(),
-        Some(Value::String(text)) => text.split(',').map(str::trim).filter(|t| !t.is_empty()).map(Into::into).collect(),
-        Some(Value::Array(items)) => items,
-        Some(other) => {
+/// A resolver, or a search domain, told apart as `wg-quick` does.
+fn dns(text: &str) -> Result<Result<IpAddr, String>, String> {
+    let label =
+        |l: &str| (1..=63).contains(&l.len()) && l.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
+    let is_domain = text.len() <= 253 && text.strip_suffix('.').unwrap_or(text).split('.').all(label);
+    let is_address = text.contains(':') || text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    match text.parse() {
+        Ok(address) => Ok(Ok(address)),
+        Err(_) if is_domain && !is_address => Ok(Err(text.to_owned())),
+        Err(_) => Err("is neither an IP address nor a search domain".to_owned()),
+    }
+}
+
+/// A JSON list, or text separated by commas; `None` if it is absent.
+fn listed<T>(f: &mut Fields, key: &str, read: impl Fn(&str) -> Result<T, String>) -> Option<Vec<T>> {
+    let items: Vec<Value> = match f.take(key)? {
+        Value::String(text) => text.split(',').map(str::trim).filter(|t| !t.is_empty()).map(Into::into).collect(),
+        Value::Array(items) => items,
+        other => {
             f.fault("string_type", key, "Input should be a valid string", other);
-            return Vec::new();
+            return None;
         }
     };
     let mut out = Vec::new();
@@ -323,22 +343,20 @@ fn listed<T>(f: &mut Fields, key: &str, read: impl Fn(&str) -> Result<T, String>
             None => f.fault("string_type", key, "Input should be a valid string", item),
         }
     }
-    out
+    Some(out)
 }
 
-fn table(f: &mut Fields) -> Table {
-    let value = match f.take("table") {
-        None => return Table::Auto,
-        Some(value) => value,
-    };
+fn table(f: &mut Fields) -> Option<Table> {
+    let value = f.take("table")?;
     let number = value.as_u64().or_else(|| whole(&value)).or_else(|| value.as_str().and_then(|t| t.parse().ok()));
     match (value.as_str(), number.and_then(|n| u32::try_from(n).ok())) {
-        (Some("" | "auto"), _) => Table::Auto,
-        (Some("off"), _) => Table::Off,
-        (_, Some(n)) if n != 0 => Table::Number(n),
+        (Some("" | "auto" | "main"), _) | (_, Some(TABLE_MAIN)) => Some(Table::Auto),
+        (Some("off"), _) => Some(Table::Off),
+        (_, Some(n)) if n != 0 => Some(Table::Number(n)),
         _ => {
-            f.fault("value_error", "table", "Input should be \"auto\", \"off\" or a table's number", value);
-            Table::Auto
+            let msg = "Input should be \"auto\", \"main\", \"off\" or a table's number";
+            f.fault("value_error", "table", msg, value);
+            None
         }
     }
 }

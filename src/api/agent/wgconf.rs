@@ -9,6 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Longest line, in bytes; a peer may have many allowed-ips.
 const MAX_LINE: usize = 256 * 1024;
 
+/// Why hooks are refused and what to do instead; follows the name of the hook.
+pub const HOOK_REMEDY: &str = "is not run, since the secret of this API would be a root shell: leave it out. What hooks are used \
+    for, NAT and forwarding, is set on the node itself with nftables and sysctl (see docs/agent-api.md)";
+
 /// A parsed file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WgConf {
@@ -134,6 +138,8 @@ fn interface_key(out: &mut WgConf, key: &str, value: &str) -> Result<(), String>
         }
         "listenport" => once(&mut out.listen_port, "ListenPort", number(value, "ListenPort", 65_535)?),
         "fwmark" => once(&mut out.fwmark, "FwMark", mark(value)?),
+        // As `wg-quick` takes them; some panels write every key.
+        "mtu" | "preup" | "postup" | "predown" | "postdown" if value.is_empty() => Ok(()),
         "mtu" => once(&mut out.mtu, "MTU", number(value, "MTU", 65_535)?),
         "address" => {
             for part in list(value) {
@@ -144,9 +150,10 @@ fn interface_key(out: &mut WgConf, key: &str, value: &str) -> Result<(), String>
         }
         // Of `wg-quick`; they do not concern the peers.
         "dns" | "table" | "saveconfig" => Ok(()),
-        "preup" | "postup" | "predown" | "postdown" => {
-            Err(format!("{key} would run a command as root: remove the line, hooks are not accepted"))
-        }
+        "preup" => Err(format!("PreUp {HOOK_REMEDY}")),
+        "postup" => Err(format!("PostUp {HOOK_REMEDY}")),
+        "predown" => Err(format!("PreDown {HOOK_REMEDY}")),
+        "postdown" => Err(format!("PostDown {HOOK_REMEDY}")),
         _ => Err(format!("{key:?} is not a key of [Interface]")),
     }
 }

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use spoke_config::Config;
 use spoke_config::effective::{DocumentSettings, InterfaceSettings};
 use spoke_model::key::SecretKey;
+use spoke_net::api_state::Table;
 use spoke_net::derive::{Facts, Keys, derive};
 
 const CONFIG: &str = r#"
@@ -83,6 +84,147 @@ fn set(name: &str, peer: u8, list: &[&str]) -> Edit {
     Edit::SetPeer { link: link(name), peer: key(peer), values }
 }
 
+/// An interface's values with nothing but a key.
+fn values(key: u8) -> DeviceValues {
+    DeviceValues {
+        private_key: SecretKey::clamped([key; 32]),
+        listen_port: None,
+        addresses: None,
+        mtu: None,
+        dns: None,
+        table: None,
+        nested_allowed_ips: None,
+    }
+}
+
+#[test]
+fn equal_values_of_a_declared_interface_are_accepted() {
+    let mut world = Fixture::new();
+    let ask = |world: &mut Fixture, values| world.ask(&Edit::SetDevice { link: link("wg0"), values });
+    let equal = DeviceValues {
+        listen_port: Some(51820),
+        addresses: Some(["10.0.0.1/16".parse().unwrap()].into()),
+        mtu: Some(0),
+        dns: Some((Vec::new(), Vec::new())),
+        table: Some(Table::Auto),
+        nested_allowed_ips: Some(false),
+        ..values(100)
+    };
+    assert_eq!(ask(&mut world, values(100)), Ok(()));
+    assert_eq!(ask(&mut world, equal.clone()), Ok(()));
+    assert_eq!(world.state, ApiState::default(), "nothing is set");
+    let search = vec!["corp.example".to_owned()];
+    for (field, differing) in [
+        ("PrivateKey", values(101)),
+        ("ListenPort", DeviceValues { listen_port: Some(0), ..equal.clone() }),
+        ("ListenPort", DeviceValues { listen_port: Some(51821), ..equal.clone() }),
+        ("Address", DeviceValues { addresses: Some(BTreeSet::new()), ..equal.clone() }),
+        ("MTU", DeviceValues { mtu: Some(1400), ..equal.clone() }),
+        ("DNS", DeviceValues { dns: Some((Vec::new(), search)), ..equal.clone() }),
+        ("Table", DeviceValues { table: Some(Table::Off), ..equal.clone() }),
+        ("nested_allowed_ips", DeviceValues { nested_allowed_ips: Some(true), ..equal.clone() }),
+    ] {
+        let differs = Conflict::Differs { link: link("wg0"), field, by: "the configuration" };
+        assert_eq!(ask(&mut world, differing), Err(differs.clone()));
+        assert!(differs.to_string().contains(field));
+    }
+    let declared = on_declared(&world);
+    for (field, own) in [
+        ("PrivateKey", OwnValues { private_key: Some(SecretKey::clamped([1; 32])), ..OwnValues::default() }),
+        ("ListenPort", OwnValues { listen_port: Some(1), ..OwnValues::default() }),
+        ("FwMark", OwnValues { fwmark: Some(1), ..OwnValues::default() }),
+    ] {
+        let file = Edit::SetPeers { link: link("wg0"), peers: declared.clone(), own };
+        assert_eq!(world.ask(&file), Err(Conflict::Differs { link: link("wg0"), field, by: "the configuration" }));
+    }
+}
+
+/// The declared peers, as a file has them.
+fn on_declared(world: &Fixture) -> BTreeMap<PublicKey, Arc<ApiStatePeer>> {
+    let peer = |p: &spoke_net::state::Peer| {
+        Arc::new(ApiStatePeer { allowed_ips: p.allowed_ips.clone(), keepalive: p.keepalive, ..ApiStatePeer::default() })
+    };
+    world.desired.links[&link("wg0")].peers.iter().map(|(k, p)| (*k, peer(p))).collect()
+}
+
+#[test]
+fn omitted_values_of_an_interface_stay() {
+    let mut world = Fixture::new();
+    let mut ask = |values| world.ask(&Edit::SetDevice { link: link("wg9"), values });
+    ask(DeviceValues {
+        listen_port: Some(6000),
+        addresses: Some(["10.9.0.1/24".parse().unwrap(), "fd09::1/64".parse().unwrap()].into()),
+        mtu: Some(1400),
+        dns: Some((vec!["10.9.0.53".parse().unwrap()], vec!["corp.example".to_owned()])),
+        table: Some(Table::Off),
+        nested_allowed_ips: Some(true),
+        ..values(50)
+    })
+    .unwrap();
+    ask(values(51)).unwrap();
+    assert_eq!(ask(DeviceValues { mtu: Some(1000), ..values(51) }), Err(Conflict::SmallMtu(1000)));
+    let device = world.state.links[&link("wg9")].device.clone().unwrap();
+    assert_eq!(device.private_key.public(), SecretKey::clamped([51; 32]).public());
+    assert_eq!((device.listen_port, device.addresses.len(), device.mtu), (Some(6000), 2, Some(1400)));
+    assert_eq!((device.dns.len(), device.dns_search.len(), device.table), (1, 1, Table::Off));
+    assert!(device.nested_allowed_ips);
+    let mut ask = |values| world.ask(&Edit::SetDevice { link: link("wg9"), values });
+    ask(DeviceValues { listen_port: Some(0), addresses: Some(BTreeSet::new()), mtu: Some(0), ..values(51) }).unwrap();
+    let device = world.state.links[&link("wg9")].device.clone().unwrap();
+    assert_eq!((device.listen_port, device.addresses.len(), device.mtu), (None, 0, None), "cleared by an empty value");
+}
+
+#[test]
+fn nested_networks_obey_one_rule() {
+    let mut world = Fixture::new();
+    let overlap = |net: &str, peer, other: &str, holder| {
+        let (net, other) = (net.parse().unwrap(), other.parse().unwrap());
+        Err(Conflict::Overlap { net, peer: key(peer), other, holder: key(holder) })
+    };
+    assert_eq!(world.ask(&set("wg0", 1, &["10.0.7.9/32"])), overlap("10.0.7.9/32", 1, "10.0.7.0/24", 7));
+    assert_eq!(world.ask(&set("wg0", 1, &["10.0.0.0/16"])), overlap("10.0.0.0/16", 1, "10.0.7.0/24", 7));
+    let mut file = on_declared(&world);
+    file.insert(key(1), Arc::new(ApiStatePeer { allowed_ips: nets(&["10.0.7.9/32"]), ..Default::default() }));
+    let sync = |peers| Edit::SetPeers { link: link("wg0"), peers, own: OwnValues::default() };
+    assert_eq!(world.ask(&sync(file.clone())), overlap("10.0.7.9/32", 1, "10.0.7.0/24", 7));
+    // What a release before this rule has accepted stays, and may be sent again.
+    world.state.links.entry(link("wg0")).or_default().peers.insert(key(1), file[&key(1)].clone());
+    world.derive();
+    world.ask(&sync(file)).unwrap();
+    world.ask(&set("wg0", 1, &["10.0.7.9/32", "10.0.9.0/24"])).unwrap();
+    // With the flag, as in the configuration.
+    let mut own = (**Fixture::new().config.own()).clone();
+    own.interfaces[0].nested_allowed_ips = true;
+    let mut world = Fixture::with(Effective::of(Arc::new(own)));
+    world.ask(&set("wg0", 1, &["10.0.7.9/32"])).unwrap();
+    world.ask(&Edit::SetDevice { link: link("wg9"), values: values(50) }).unwrap();
+    world.ask(&set("wg9", 1, &["10.9.0.0/24"])).unwrap();
+    assert_eq!(world.ask(&set("wg9", 2, &["10.9.0.2/32"])), overlap("10.9.0.2/32", 2, "10.9.0.0/24", 1));
+    let nesting = DeviceValues { nested_allowed_ips: Some(true), ..values(50) };
+    world.ask(&Edit::SetDevice { link: link("wg9"), values: nesting }).unwrap();
+    world.ask(&set("wg9", 2, &["10.9.0.2/32"])).unwrap();
+}
+
+#[test]
+fn undeclared_interface_is_refused_with_the_remedy() {
+    let mut world = Fixture::new();
+    world.observed.foreign.insert(link("wg8"));
+    let (name, peer) = (link("wg8"), key(1));
+    for edit in [
+        set("wg8", 1, &[]),
+        Edit::ChangePeer { link: name.clone(), peer, values: PeerValues::default() },
+        Edit::RemovePeer { link: name.clone(), peer },
+        Edit::SetPeers { link: name.clone(), peers: BTreeMap::new(), own: OwnValues::default() },
+        Edit::SetDevice { link: name.clone(), values: values(50) },
+        Edit::SetDown { link: name.clone(), down: true },
+        Edit::DeleteLink { link: name.clone() },
+    ] {
+        assert_eq!(world.ask(&edit), Err(Conflict::NotDeclared(name.clone())), "{}", edit.describe());
+    }
+    let text = Conflict::NotDeclared(name).to_string();
+    assert!(text.contains("[[interface]]") && text.contains("name = \"wg8\""), "{text}");
+}
+
 #[test]
 fn network_is_not_taken_from_its_holder() {
     let mut world = Fixture::new();
@@ -136,16 +278,12 @@ fn conflict_names_the_control_plane() {
 #[test]
 fn interface_of_the_api_is_created_and_deleted() {
     let mut world = Fixture::new();
-    let device = Device {
-        private_key: SecretKey::clamped([50; 32]),
+    let device = DeviceValues {
         listen_port: Some(6000),
-        fwmark: 0,
-        addresses: ["10.9.0.1/24".parse().unwrap()].into(),
-        mtu: None,
-        dns: Vec::new(),
-        table: Default::default(),
+        addresses: Some(["10.9.0.1/24".parse().unwrap()].into()),
+        ..values(50)
     };
-    world.ask(&Edit::SetDevice { link: link("wg9"), device: device.clone() }).unwrap();
+    world.ask(&Edit::SetDevice { link: link("wg9"), values: device.clone() }).unwrap();
     world.ask(&set("wg9", 1, &["10.9.0.2/32", "0.0.0.0/0"])).unwrap();
     let wanted = &world.desired.links[&link("wg9")];
     assert!(
@@ -191,19 +329,16 @@ proptest! {
         for (kind, peer, list, which) in edits {
             let list: Nets = list.iter().map(|n| format!("10.0.{n}.0/24").parse().unwrap()).collect();
             let name = link(["wg0", "wg8", "wg9"][which]);
-            let values = PeerValues { allowed_ips: Some(list.clone()), ..PeerValues::default() };
+            let peer_values = PeerValues { allowed_ips: Some(list.clone()), ..PeerValues::default() };
             let edit = match kind {
-                0 => Edit::SetPeer { link: name, peer: key(peer), values },
-                1 => Edit::ChangePeer { link: name, peer: key(peer), values },
+                0 => Edit::SetPeer { link: name, peer: key(peer), values: peer_values },
+                1 => Edit::ChangePeer { link: name, peer: key(peer), values: peer_values },
                 2 => Edit::RemovePeer { link: name, peer: key(peer) },
                 3 => {
                     let peers = [(key(peer), Arc::new(ApiStatePeer { allowed_ips: list, ..Default::default() }))].into();
                     Edit::SetPeers { link: name, peers, own: OwnValues::default() }
                 }
-                _ => Edit::SetDevice { link: name, device: Device {
-                    private_key: SecretKey::clamped([peer + 30; 32]), listen_port: None, fwmark: 0,
-                    addresses: BTreeSet::new(), mtu: None, dns: Vec::new(), table: Default::default(),
-                } },
+                _ => Edit::SetDevice { link: name, values: values(peer + 30) },
             };
             // `Fixture::ask` derives, and panics if that fails.
             let _ = world.ask(&edit);

@@ -2,11 +2,13 @@
 use super::*;
 use crate::sim as node;
 use rustix::io::Errno;
+use spoke_api::agent::auth::WINDOW;
 use spoke_config::effective::Effective;
 use spoke_model::key::SecretKey;
 use spoke_model::time::Wall;
 use spoke_sys::sim::clock::SimClock;
 use spoke_sys::sim::kernel::{FakeKernel, Handle};
+use std::path::Path;
 
 const SECRET: &str = "k7GqP2vXc9LmR4tZw8BnY1sDf6HjA3eU";
 const NOW: u64 = 1_800_000_000;
@@ -118,7 +120,8 @@ async fn calls_give_the_documented_responses() {
     assert_eq!(node.ask("POST", "/v1/wg/wg0/peers", peer).await, (200, added));
     let (code, dump) = node.ask("GET", "/v1/wg/wg0/dump", Value::Null).await;
     let shown = json!({"public_key": KEY, "preshared_key": null, "endpoint": null, "allowed_ips": ["10.0.1.2/32"], "latest_handshake": null, "transfer_rx": 0, "transfer_tx": 0, "persistent_keepalive": 25});
-    assert_eq!((code, dump), (200, json!({"interface": "wg0", "peers": [shown]})), "the preshared key is redacted");
+    let shown = json!({"interface": "wg0", "peers": [shown], "recent_repairs": 0});
+    assert_eq!((code, dump), (200, shown), "the preshared key is redacted");
     let put = format!("/v1/wg/wg0/peers/{KEY}");
     let updated = json!({"status": "success", "message": "Peer updated successfully"});
     assert_eq!(node.ask("PUT", &put, json!({"allowed_ips": []})).await, (200, updated));
@@ -168,6 +171,7 @@ async fn replay_is_refused_after_restart_and_clock_jump() {
     let request = node.request("POST", "/v1/wg/wg0/peers", &body, None);
     assert_eq!(node.send(request.clone()).await.0, 200);
     let used = (401, json!({"error": Denied::Replayed.to_string()}));
+    tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(node.send(request.clone()).await, used);
     let read = node.request("GET", "/v1/wg/wg0/dump", "", None);
     assert_eq!(
@@ -177,6 +181,7 @@ async fn replay_is_refused_after_restart_and_clock_jump() {
     );
     let again = node.request("POST", "/v1/wg/wg0/peers", &body, Some("n1"));
     assert_eq!(node.send(again.clone()).await.0, 200, "a nonce lets it be repeated");
+    tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(node.send(again).await.0, 401, "once");
     node.clock.jump_to(Wall(NOW + 5000));
     let late = node.request("DELETE", &format!("/v1/wg/wg0/peers/{KEY}"), "", None);
@@ -191,6 +196,35 @@ async fn replay_is_refused_after_restart_and_clock_jump() {
     let mut query = node.request("DELETE", &format!("/v1/wg/wg0/peers/{KEY}"), "", None);
     query.query = Some("force=1".into());
     assert_eq!(node.send(query).await.0, 400, "a query is not signed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn call_sent_twice_at_once_gets_the_first_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(dir.path(), FakeKernel::new(), clock()).await;
+    let body = json!({"public_key": KEY, "allowed_ips": ["10.0.1.2/24"]}).to_string();
+    let request = node.request("POST", "/v1/wg/wg0/peers", &body, None);
+    let (first, again) = tokio::join!(node.send(request.clone()), node.send(request.clone()));
+    assert_eq!(first.0, 200, "{first:?}");
+    assert!(first.1["warnings"][0].as_str().unwrap().contains("host 10.0.1.2/32"), "{first:?}");
+    assert_eq!(again, first, "while the first is carried out");
+    assert_eq!(node.send(request.clone()).await, first, "and after it");
+    let (_, history) = node.ask("GET", "/v1/history", Value::Null).await;
+    assert_eq!(history["generations"].as_array().unwrap().len(), 1, "carried out once");
+    let restarted = request.clone();
+    // Not the newest change any longer.
+    assert_eq!(node.ask("POST", "/v1/wg/wg0/peers", json!({"public_key": OTHER})).await.0, 200);
+    assert_eq!(node.send(request).await.0, 401);
+    // The newest call, but taken back by another source.
+    let last = node.request("DELETE", &format!("/v1/wg/wg0/peers/{OTHER}"), "", None);
+    assert_eq!(node.send(last.clone()).await.0, 200);
+    node.agent.deps.changes.rollback(None, Actor::User(0)).await.unwrap();
+    assert_eq!(node.send(last).await.0, 401);
+    assert_eq!(node.peers().len(), 2, "nothing was done again");
+    let clock = node.clock.clone();
+    node.kill().await;
+    let node = Node::start(dir.path(), FakeKernel::new(), clock).await;
+    assert_eq!(node.send(restarted).await.0, 401);
 }
 
 #[tokio::test(start_paused = true)]
@@ -270,20 +304,18 @@ async fn foreign_interface_is_neither_taken_nor_deleted() {
     // The next periodic pass observes them.
     tokio::time::sleep(Duration::from_secs(31)).await;
     let device = json!({"private_key": OTHER, "listen_port": 6000});
-    for (method, path, body) in [
-        ("PUT", "/v1/wg/wg8/config", device.clone()),
-        ("DELETE", "/v1/wg/wg8", Value::Null),
-        ("PUT", "/v1/wg/eth0/config", device),
+    for (method, path, body, part) in [
+        ("PUT", "/v1/wg/wg8/config", device.clone(), "not declared"),
+        ("POST", "/v1/wg/wg8/peers", json!({"public_key": OTHER}), "not declared"),
+        ("POST", "/v1/wg/wg8/disable", Value::Null, "not declared"),
+        ("DELETE", "/v1/wg/wg8", Value::Null, "not declared"),
+        ("PUT", "/v1/wg/eth0/config", device, "another program"),
     ] {
         let (code, response) = node.ask(method, path, body).await;
-        assert!(
-            code == 409 && response["error"].as_str().unwrap().contains("another program"),
-            "{method} {path}: {response}"
-        );
+        assert!(code == 409 && response["error"].as_str().unwrap().contains(part), "{method} {path}: {response}");
     }
     assert_eq!(node.kernel.peers("wg8").keys().collect::<Vec<_>>(), [&undeclared]);
     assert!(node.kernel.links().contains_key("eth0"));
-    assert_eq!(node.ask("GET", "/v1/wg/wg8/dump", Value::Null).await.0, 404);
 }
 
 #[tokio::test(start_paused = true)]
@@ -420,15 +452,21 @@ async fn name_is_tried_again_until_it_has_an_address() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn conflict_of_a_masked_network_names_the_holder() {
+async fn address_of_a_pool_is_one_host() {
     let dir = tempfile::tempdir().unwrap();
     let node = Node::start(dir.path(), FakeKernel::new(), clock()).await;
     let peer = |key: &str, net: &str| json!({"public_key": key, "allowed_ips": [net]});
     let (status, answer) = node.ask("POST", "/v1/wg/wg0/peers", peer(KEY, "10.0.7.9/24")).await;
-    assert_eq!((status, &answer["peer"]["allowed_ips"][0]), (200, &"10.0.7.0/24".into()), "{answer}");
-    assert!(answer["warnings"][0].as_str().unwrap().contains("taken as 10.0.7.0/24"), "{answer}");
+    assert_eq!((status, &answer["peer"]["allowed_ips"][0]), (200, &"10.0.7.9/32".into()), "{answer}");
+    assert!(answer["warnings"][0].as_str().unwrap().contains("taken as the host 10.0.7.9/32"), "{answer}");
     let (status, answer) = node.ask("POST", "/v1/wg/wg0/peers", peer(OTHER, "10.0.7.8/24")).await;
-    assert!(status == 409 && answer.to_string().contains(KEY), "{answer}");
+    assert_eq!(status, 200, "the next address of the same pool: {answer}");
+    let put = format!("/v1/wg/wg0/peers/{KEY}");
+    let (_, before) = node.ask("GET", "/v1/history", Value::Null).await;
+    assert_eq!(node.ask("PUT", &put, json!({"allowed_ips": ["10.0.7.9/24"]})).await.0, 200);
+    assert_eq!(node.ask("GET", "/v1/history", Value::Null).await.1, before, "no change");
+    let (status, answer) = node.ask("PUT", &put, json!({"allowed_ips": ["10.0.7.8/24"]})).await;
+    assert!(status == 409 && answer.to_string().contains(OTHER), "{answer}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,4 +1,5 @@
 //! One request and its answer: the gates it passes, its body within bounds, what goes out.
+use super::unproven::Turn;
 use super::{Bodies, Gate, Handler, Limits};
 use crate::clock::{Clock as _, SystemClock};
 use http_body_util::{BodyExt as _, Full};
@@ -7,6 +8,7 @@ use hyper::header::{HOST, HeaderValue};
 use spoke_api::http::{Body, Request, Response};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
@@ -32,11 +34,7 @@ pub(super) async fn exchange(
         let now = SystemClock.now();
         let mut g = doors.gate.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(Err(wait)) = g.rate.as_mut().map(|r| r.take(now, source.ip())) {
-            let seconds = wait.as_secs() + 1;
-            return write(
-                Response::error(429, "Too many requests").with("retry-after", seconds.to_string()),
-                Close::Yes,
-            );
+            return write(Response::error(429, "Too many requests").with("retry-after", seconds(wait)), Close::Yes);
         }
     }
     let (head, body) = request.into_parts();
@@ -49,8 +47,20 @@ pub(super) async fn exchange(
     if has_body && longest == 0 {
         return write(Response::error(413, "This call has no body"), Close::Yes);
     }
-    let proven = source.ip().is_loopback() || handler.is_proven(source.ip());
-    let pool = if proven { &doors.bodies.proven } else { &doors.bodies.others };
+    let proven = || source.ip().is_loopback() || handler.is_proven(source.ip());
+    let (pool, turn) = if proven() {
+        (&doors.bodies.proven, None)
+    } else if size(&body, longest) <= SMALL {
+        (&doors.bodies.others, None)
+    } else {
+        match Turn::take(&doors.bodies.unproven, source.ip()) {
+            Ok(turn) => (&doors.bodies.others, Some(turn)),
+            Err(wait) => {
+                let text = "Only one long body at a time before a call with a valid signature, and none soon after one without";
+                return write(Response::error(429, text).with("retry-after", seconds(wait)), Close::Yes);
+            }
+        }
+    };
     // The share is kept until the answer is there: what is made of a body is no smaller than the body.
     let _share = match read(body, longest, &doors.limits, pool).await {
         Ok((bytes, share)) => {
@@ -59,7 +69,20 @@ pub(super) async fn exchange(
         }
         Err(refusal) => return write(refusal, Close::Yes),
     };
-    write(handler.call(request).await, Close::No)
+    let answer = handler.call(request).await;
+    if let Some(turn) = turn.filter(|_| proven()) {
+        turn.was_authentic();
+    }
+    write(answer, Close::No)
+}
+
+/// What a body may take, in bytes; one without a stated length may reach the limit.
+fn size(body: &Incoming, max: usize) -> usize {
+    body.size_hint().exact().and_then(|n| usize::try_from(n).ok()).unwrap_or(max).min(max)
+}
+
+fn seconds(wait: Duration) -> String {
+    (wait.as_secs() + 1).to_string()
 }
 
 /// The request but for its body.
@@ -88,14 +111,11 @@ async fn read(
     pool: &Arc<Semaphore>,
 ) -> Result<(Vec<u8>, Option<OwnedSemaphorePermit>), Response> {
     let too_long = || Response::error(413, &format!("The body is longer than {max} bytes"));
-    let size = body.size_hint();
-    if size.lower() > max as u64 {
+    if body.size_hint().lower() > max as u64 {
         return Err(too_long());
     }
     let whole = async {
-        // A body without a stated length may reach the limit.
-        let longest = size.exact().and_then(|n| usize::try_from(n).ok()).unwrap_or(max);
-        let longest = longest.min(max);
+        let longest = size(&body, max);
         let share = if longest <= SMALL {
             None
         } else {

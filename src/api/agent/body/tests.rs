@@ -63,14 +63,18 @@ fn peer_bodies_are_validated() {
 }
 
 #[test]
-fn host_bits_of_a_peer_are_dropped_with_a_warning() {
-    let body = bytes(&json!({"public_key": KEY, "allowed_ips": ["10.8.0.9/24", "10.9.0.1/32", "128.0.0.0/0"]}));
+fn network_with_host_bits_is_one_host() {
+    let body = bytes(
+        &json!({"public_key": KEY, "allowed_ips": ["10.8.0.9/24", "10.9.0.1/32", "128.0.0.0/0", "fd00::2/64", "10.7.0.0/24"]}),
+    );
     let (peer, _) = new_peer(&body).unwrap();
-    let expected = ["10.8.0.0/24", "10.9.0.1/32", "0.0.0.0/0"].map(|n| n.parse().unwrap());
+    let expected =
+        ["10.8.0.9/32", "10.9.0.1/32", "128.0.0.0/32", "fd00::2/128", "10.7.0.0/24"].map(|n| n.parse().unwrap());
     assert_eq!(peer.values.allowed_ips, Some(expected.into_iter().collect()));
     let warnings = [
-        "allowed_ips[0] \"10.8.0.9/24\" is taken as 10.8.0.0/24",
-        "allowed_ips[2] \"128.0.0.0/0\" is taken as 0.0.0.0/0",
+        "allowed_ips[0] \"10.8.0.9/24\" is taken as the host 10.8.0.9/32",
+        "allowed_ips[2] \"128.0.0.0/0\" is taken as the host 128.0.0.0/32",
+        "allowed_ips[3] \"fd00::2/64\" is taken as the host fd00::2/128",
     ];
     assert_eq!(peer.warnings, warnings);
     let ((values, changed), _) = peer_values(&body).unwrap();
@@ -92,13 +96,34 @@ fn file_and_interface_bodies_are_validated() {
     }
     let text = json!({"private_key": KEY, "listen_port": 51820, "address": "10.0.0.1/24, fd00::1/64", "dns": "1.1.1.1", "table": "off", "post_up": "", "pre_down": null});
     let (device, _) = device(&bytes(&text)).unwrap();
-    assert_eq!((device.addresses.len(), device.dns.len(), device.table), (2, 1, Table::Off));
-    let numbered = json!({"private_key": KEY, "table": 100.0});
-    assert_eq!(super::device(&bytes(&numbered)).unwrap().0.table, Table::Number(100));
+    let dns = Some((vec!["1.1.1.1".parse().unwrap()], Vec::new()));
+    assert_eq!((device.addresses.map(|a| a.len()), device.dns, device.table), (Some(2), dns, Some(Table::Off)));
+    for (table, read) in [(json!(100.0), Table::Number(100)), (json!("main"), Table::Auto), (json!(254), Table::Auto)] {
+        let numbered = json!({"private_key": KEY, "table": table});
+        assert_eq!(super::device(&bytes(&numbered)).unwrap().0.table, Some(read));
+    }
+    let bare = super::device(&bytes(&json!({"private_key": KEY, "address": null, "dns": ""}))).unwrap().0;
+    assert_eq!(
+        (bare.addresses, bare.dns, bare.table),
+        (None, Some((Vec::new(), Vec::new())), None),
+        "left out, or empty"
+    );
+    let dns = json!({"private_key": KEY, "dns": "8.8.8.8, corp.example,fd00::53", "post_up": "  ", "pre_down": ""});
+    let (servers, search) = super::device(&bytes(&dns)).unwrap().0.dns.unwrap();
+    assert_eq!((servers.len(), search), (2, vec!["corp.example".to_owned()]), "as wg-quick tells them apart");
+    for bad in ["8.8.8", "a b", "a..b", "fd00::x", "a;id"] {
+        let keys = faults(super::device(&bytes(&json!({"private_key": KEY, "dns": bad}))));
+        assert_eq!(keys, [("body.dns".to_owned(), "value_error")], "{bad}");
+    }
+    let BadBody::Invalid(hook) = super::device(&bytes(&json!({"private_key": KEY, "post_up": "id"}))).unwrap_err()
+    else {
+        panic!("a fault of the field")
+    };
+    assert!(hook[0].msg.contains("NAT and forwarding"), "{}", hook[0].msg);
     let six = |mtu| bytes(&json!({"private_key": KEY, "address": "fd00::1/64", "mtu": mtu}));
     assert!(super::device(&six(1280)).is_ok());
     assert_eq!(faults(super::device(&six(1279)))[0].0, "body.mtu", "IPv6 needs 1280");
-    let bad = json!({"private_key": "x", "post_up": "id", "mtu": 10, "table": "main", "address": ["10.0.0.1/33"], "dns": "one.one"});
+    let bad = json!({"private_key": "x", "post_up": "id", "mtu": 10, "table": "local", "address": ["10.0.0.1/33"], "dns": "one one"});
     let keys: Vec<String> = faults(super::device(&bytes(&bad))).into_iter().map(|(k, _)| k).collect();
     assert_eq!(keys, ["body.private_key", "body.post_up", "body.mtu", "body.address", "body.dns", "body.table"]);
 }

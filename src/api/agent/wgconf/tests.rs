@@ -27,11 +27,17 @@ fn all_keys_are_parsed() {
 }
 
 #[test]
+fn empty_hooks_and_an_empty_mtu_are_taken_as_left_out() {
+    let text = "[Interface]\nPreUp =\nPostUp = \nPreDown=\nPostDown = # none\nMTU =\nDNS =\nTable =\n";
+    assert_eq!(parse(text).unwrap(), WgConf::default());
+}
+
+#[test]
 fn syntax_errors_name_their_line() {
     let peer = format!("[Peer]\nPublicKey={KEY}\n");
     let cases = [
-        ("[Interface]\nPostUp = iptables -A\n".to_owned(), 2, "postup would run a command"),
-        ("[Interface]\nPreDown = rm\n".to_owned(), 2, "predown"),
+        ("[Interface]\nPostUp = iptables -A\n".to_owned(), 2, "PostUp is not run"),
+        ("[Interface]\nPreDown = rm\n".to_owned(), 2, "PreDown is not run"),
         ("[Interface]\nPrivateKey = AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHg==\n".to_owned(), 2, "PrivateKey"),
         ("[Interface]\nListenPort = 65536\n".to_owned(), 2, "0 to 65535"),
         ("[Interface]\n[Interface]\n".to_owned(), 2, "second"),
@@ -39,7 +45,7 @@ fn syntax_errors_name_their_line() {
         ("[Peer]\nAllowedIPs = 10.0.0.0/24\n".to_owned(), 1, "no PublicKey"),
         (format!("{peer}{peer}"), 3, "twice"),
         (format!("{peer}AllowedIPs = 10.0.0.1/33\n"), 3, "not a network"),
-        ("[Interface]\nPost Up = id\n".to_owned(), 2, "postup would run a command"),
+        ("[Interface]\nPost Up = id\n".to_owned(), 2, "NAT and forwarding"),
         (format!("{peer}Endpoint = [fe80::1%]:51820\n"), 3, "Endpoint"),
         (format!("{peer}Endpoint = h\u{fc}b.example.net:51820\n"), 3, "Endpoint"),
         (format!("{peer}AllowedIPs = ::ffff:10.0.0.0/120\n"), 3, "IPv4"),
