@@ -125,11 +125,25 @@ impl History {
         self.base_generation + self.records.len() as u64
     }
 
-    /// The target of a rollback without a number: the API state before the API's last change. Generations of other sources
-    /// in between do not count. `None` before the first change, or if it is not kept.
+    /// The target of a rollback without a number: the API state before the API's last change that is in force. Generations
+    /// of other sources do not count, and one that restored another counts as that one: several rollbacks go further back,
+    /// and none of them leads to a change that was reverted for lack of a confirmation. `None` before the first change, or
+    /// if it is not kept.
     pub fn previous(&self) -> Option<u64> {
-        let last = self.records.iter().rfind(|r| r.revision.is_empty());
-        last.map(|r| r.generation - 1)
+        let before = |newest| self.records.iter().rfind(|r| r.revision.is_empty() && r.generation <= newest);
+        let mut last = before(self.current())?;
+        loop {
+            let restored = match (last.restores, &last.actor) {
+                (Some(restored), _) => Some(restored.min(last.generation - 1)),
+                // Earlier versions have not recorded which one: that before the change without a confirmation.
+                (None, Actor::TimeOut) => Some(before(last.generation - 1)?.generation - 1),
+                (None, _) => None,
+            };
+            match restored {
+                Some(restored) => last = before(restored)?,
+                None => return Some(last.generation - 1),
+            }
+        }
     }
 
     /// The current API state.

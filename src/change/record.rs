@@ -62,6 +62,9 @@ pub struct GenerationRecord {
     /// Deadline of its confirmation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirm: Option<Deadline>,
+    /// The generation whose API state this one restored. Left out by earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restores: Option<u64>,
     /// Changes of the API state.
     pub change: StateChange,
     /// Changes of declared values; not empty in a generation of the configuration or the control plane.

@@ -73,6 +73,8 @@ pub enum Code {
     TunnelBypassed,
     /// An interface that is not WireGuard has a desired interface's name.
     NameTaken,
+    /// Another program undoes a repair again and again.
+    Contested,
     /// The control plane's state was reverted, or cannot be kept on disk.
     ConfigDegraded,
     /// The control plane does not answer, or its state is not accepted.
@@ -109,7 +111,7 @@ pub enum Severity {
 
 impl Code {
     /// Every code, in the order of the documentation.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::NotProvisioned,
         Self::NoTunnel,
         Self::HubSilent,
@@ -125,6 +127,7 @@ impl Code {
         Self::KeyUnreadable,
         Self::TunnelBypassed,
         Self::NameTaken,
+        Self::Contested,
         Self::ConfigDegraded,
         Self::ControlAway,
         Self::Removed,
@@ -155,6 +158,7 @@ impl Code {
             Self::KeyUnreadable => "key_unreadable",
             Self::TunnelBypassed => "tunnel_bypassed",
             Self::NameTaken => "name_taken",
+            Self::Contested => "contested",
             Self::ConfigDegraded => "config_degraded",
             Self::ControlAway => "control_away",
             Self::Removed => "removed",
@@ -181,6 +185,7 @@ impl Code {
             | Self::KeyUnreadable
             | Self::TunnelBypassed
             | Self::NameTaken
+            | Self::Contested
             | Self::ConfigDegraded
             | Self::Removed
             | Self::TokenRefused
@@ -223,6 +228,9 @@ impl Code {
                 "see `ip route get ADDRESS` for the hub's address: remove the route or rule that captures it"
             }
             Self::NameTaken => "rename the other interface, or choose another name in the configuration",
+            Self::Contested => {
+                "stop the other program, or give both the same value (`spoke drift` shows the difference): until then it is repaired ever more rarely"
+            }
             Self::ConfigDegraded => {
                 "see the reason in the detail: correct the node's state at the control plane, or free disk space"
             }
@@ -268,6 +276,7 @@ impl Code {
             | Self::KeyUnreadable
             | Self::TunnelBypassed
             | Self::NameTaken
+            | Self::Contested
             | Self::ConfigDegraded
             | Self::Disabled
             | Self::ContractAway

@@ -4,6 +4,7 @@
 pub mod advance;
 pub mod ages;
 pub mod api_state;
+pub mod damping;
 pub mod derive;
 pub mod drift;
 pub mod plan;

@@ -198,6 +198,8 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// Steps held by the interface's drift policy.
     pub held: Vec<Step>,
+    /// Repairs that wait, because another program undoes them again and again.
+    pub damped: Vec<Step>,
     /// Interfaces that cannot reach their desired state.
     pub blocked: Vec<Blocked>,
     /// Networks of the tunnels that are connected elsewhere, too.

@@ -4,11 +4,13 @@ use spoke_change::audit::{Actor, Allowance, AuditEntry, AuditEvent, ChainHead};
 use spoke_enroll::audit::audit_entries;
 use spoke_enroll::status::ControlStatus;
 use spoke_model::clock::Anchor;
+use spoke_model::condition::Code;
 use spoke_net::drift::Drifted;
 use spoke_sys::clock::Clock;
 use spoke_sys::disk::DiskError;
 use spoke_sys::journal;
 use spoke_sys::journal::Journal;
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
@@ -115,6 +117,7 @@ const REPAIRS_PER_HOUR: u32 = 60;
 pub async fn repairs<C: Clock>(mut net: watch::Receiver<NetStatus>, audit: Audit, clock: C) -> Result<(), Infallible> {
     let (mut seen, mut allowed) = (net.borrow().repairs, Allowance::new(REPAIRS_PER_HOUR, clock.now()));
     let mut drifts = net.borrow().drift_count;
+    let mut quarrels = BTreeSet::new();
     while net.changed().await.is_ok() {
         let (count, what, held) = {
             let status = net.borrow_and_update();
@@ -125,9 +128,17 @@ pub async fn repairs<C: Clock>(mut net: watch::Receiver<NetStatus>, audit: Audit
             let fresh = status.repairs.saturating_sub(seen);
             seen = status.repairs;
             let drift = status.history.iter().rev().filter(|d| d.cause == Cause::Drift && d.error.is_none());
-            let steps: Vec<&str> =
-                drift.take(usize::try_from(fresh.min(4)).unwrap_or(4)).map(|d| d.what.as_str()).collect();
-            (fresh, steps.join("; "), held)
+            let drift = drift.take(usize::try_from(fresh).unwrap_or(usize::MAX));
+            // A quarrel with another program is recorded once, when it begins.
+            let (again, new): (Vec<_>, Vec<_>) = drift.partition(|d| d.contested);
+            let steps: Vec<&str> = new.iter().take(4).map(|d| d.what.as_str()).collect();
+            let begun = status.conditions.iter().filter(|c| c.code == Code::Contested && !quarrels.contains(&c.object));
+            let begun: Vec<String> = begun.map(|c| c.detail.clone()).collect();
+            let contested = status.conditions.iter().filter(|c| c.code == Code::Contested);
+            quarrels = contested.map(|c| c.object.clone()).collect();
+            let mut held = held;
+            held.extend(begun);
+            (fresh.saturating_sub(again.len() as u64), steps.join("; "), held)
         };
         if count > 0 && allowed.take(clock.now()) {
             let more = if count > 4 { format!(" and {} more", count - 4) } else { String::new() };

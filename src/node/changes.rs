@@ -243,7 +243,7 @@ impl<C: Clock> Ledger<C> {
         if let Some((base, count)) = found {
             // Adopted first as they are, so that a rollback restores them.
             let what = format!("take over {count} peers found on {}", edited.link);
-            self.change(base, [edited.link.clone()].into(), actor, &what, None).await?;
+            self.change(base, [edited.link.clone()].into(), actor, &what, None, None).await?;
             let status = self.net.borrow().clone();
             edited.state = edit.carry_out(&self.context(&status))?.state;
         }
@@ -251,7 +251,7 @@ impl<C: Clock> Ledger<C> {
         // Thousands of peers take megabytes, which are not needed any longer.
         drop(edit);
         let link = edited.link.clone();
-        let mut done = self.change(edited.state, [edited.link].into(), actor, &what, confirm).await?;
+        let mut done = self.change(edited.state, [edited.link].into(), actor, &what, confirm, None).await?;
         if !done.changed
             && let Some(pending) = self.pending_removal(&link)
         {
@@ -283,7 +283,7 @@ impl<C: Clock> Ledger<C> {
         }
     }
 
-    /// Publishes a state, waits for the kernel, stores it. All or nothing, except for what it takes away: that stays in force
+    /// Publishes a state, waits for the kernel, stores it; `restores` is the generation it is of, if any. All or nothing, except for what it takes away: that stays in force
     /// whatever becomes of the rest.
     async fn change(
         &mut self,
@@ -292,6 +292,7 @@ impl<C: Clock> Ledger<C> {
         actor: &Actor,
         what: &str,
         confirm: Option<Duration>,
+        restores: Option<u64>,
     ) -> Result<AppliedChange, ChangeRefused> {
         let before = self.state().clone();
         let foreign = self.net.borrow().left.steps.clone();
@@ -302,6 +303,7 @@ impl<C: Clock> Ledger<C> {
         let lines = record.change.lines(&before);
         let due = confirm.map(|t| self.clock.now() + t);
         record.confirm = due.map(|at| deadline(&self.boot_id, at));
+        record.restores = restores;
         let intent = {
             // Where undeclared peers are kept, a peer of ours would look like one after a restart.
             let status = self.net.borrow();
@@ -343,6 +345,7 @@ impl<C: Clock> Ledger<C> {
             actor: actor.clone(),
             what: what.to_owned(),
             confirm: None,
+            restores: None,
             change: StateChange::default(),
             revision: Revision::default(),
         };
@@ -393,7 +396,8 @@ impl<C: Clock> Ledger<C> {
         let Some(pending) = self.store.history().pending().cloned() else { return };
         let what = format!("generation {} was not confirmed: back to {}", pending.generation, pending.back_to);
         let Some(state) = self.store.history().at(pending.back_to).map(Arc::new) else { return };
-        let record = self.record(&state, &Actor::TimeOut, &what);
+        let mut record = self.record(&state, &Actor::TimeOut, &what);
+        record.restores = Some(pending.back_to);
         let links = touched(&record.change);
         let lines = record.change.lines(self.store.history().state());
         let foreign = match &self.reverting {
@@ -429,7 +433,7 @@ impl<C: Clock> Ledger<C> {
         let state = history.at(wanted).ok_or(ChangeRefused::NoGeneration { wanted, oldest, newest })?;
         let links = touched(&StateChange::between(history.state(), &state));
         let remaining = messages::not_restored(history, wanted);
-        let mut done = self.change(state, links, actor, what, None).await?;
+        let mut done = self.change(state, links, actor, what, None, Some(wanted)).await?;
         done.lines.extend(remaining);
         Ok(done)
     }

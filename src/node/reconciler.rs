@@ -10,6 +10,7 @@ use spoke_model::interface_name::IfName;
 use spoke_model::time::Boot;
 use spoke_net::advance::advance;
 use spoke_net::api_state::ApiState;
+use spoke_net::damping::Damping;
 use spoke_net::derive::withdraw::withdraw;
 use spoke_net::derive::{Admitted, Facts, Keys, UplinkChoice, derive};
 use spoke_net::drift;
@@ -27,7 +28,7 @@ use tokio::sync::watch;
 
 pub mod refusal;
 pub mod status;
-use refusal::{Refusal, conditions, key_faults, remaining};
+use refusal::{Refusal, conditions, contests, key_faults, remaining};
 pub use status::{AppliedStep, Cause, NetStatus};
 
 /// Longest duration of drift without a kernel event.
@@ -138,13 +139,13 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
     /// # Errors
     /// No further pass can succeed, or `MAX_FAILED_PASSES` consecutive passes failed.
     pub async fn run(mut self) -> Result<(), KernelError> {
-        let mut memory = Memory::default();
+        let (mut memory, mut damping) = (Memory::default(), Damping::default());
         let mut desired: Option<Goal> = None;
         let mut failed = 0;
         let mut wait = RETRY;
         let resync = self.notify.watchdog().map_or(RESYNC, |w| RESYNC.min(w / 3));
         loop {
-            match self.pass(&mut desired, &mut memory).await {
+            match self.pass(&mut desired, &mut memory, &mut damping).await {
                 Ok(Pass::Clean) => {
                     (failed, wait) = (0, RETRY);
                     self.sleep(resync).await;
@@ -183,7 +184,12 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         }
     }
 
-    async fn pass(&mut self, goal: &mut Option<Goal>, memory: &mut Memory) -> Result<Pass, KernelError> {
+    async fn pass(
+        &mut self,
+        goal: &mut Option<Goal>,
+        memory: &mut Memory,
+        damping: &mut Damping,
+    ) -> Result<Pass, KernelError> {
         let began = self.clock.now();
         let mut conditions = Vec::new();
         let mut changed = false;
@@ -248,7 +254,8 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         if let (true, None, Some(mut known)) = (changed, &repair, self.known()) {
             let plan = plan(&desired, &known, memory);
             if plan.steps.len() <= FEW_STEPS {
-                let (done, _) = self.apply(&plan, &known, &desired, memory, Cause::Change, &mut applied_steps).await?;
+                let cause = (Cause::Change, &*damping);
+                let (done, _) = self.apply(&plan, &known, &desired, memory, cause, &mut applied_steps).await?;
                 done.iter().filter_map(|i| plan.steps.get(*i)).for_each(|step| advance(&mut known, step));
                 let left = self::plan(&desired, &known, memory);
                 if left.steps.is_empty() && conditions.is_empty() {
@@ -262,6 +269,11 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         }
         let mut observed = self.kernel.observe(&wanted).await?;
         let mut left = plan(&desired, &observed, memory);
+        // What was asked for is done at once.
+        let damped = !changed && repair.is_none();
+        if damped {
+            damping.hold(&mut left, began);
+        }
         let drifts = {
             let status = self.status.borrow();
             let repaired = status.settled && !changed;
@@ -275,9 +287,18 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         if !left.steps.is_empty() {
             let settled = self.status.borrow().settled;
             let cause = if settled && !changed { Cause::Drift } else { Cause::Change };
-            (_, refused) = self.apply(&left, &observed, &desired, memory, cause, &mut applied_steps).await?;
+            let done;
+            let cause = (cause, &*damping);
+            (done, refused) = self.apply(&left, &observed, &desired, memory, cause, &mut applied_steps).await?;
+            if damped {
+                let repaired = done.iter().filter_map(|i| left.steps.get(*i));
+                repaired.for_each(|step| damping.repaired(step, began));
+            }
             observed = self.kernel.observe(&wanted).await?;
             left = plan(&desired, &observed, memory);
+            if damped {
+                damping.hold(&mut left, began);
+            }
         }
         memory.adopt(&desired, &observed);
         observed.at = self.clock.now();
@@ -285,6 +306,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         refused.iter_mut().for_each(|r| r.sequence = sequence);
         refused = remaining(&self.status.borrow().refused, refused, &left.steps);
         conditions.extend(self::conditions(&refused));
+        conditions.extend(contests(damping));
         conditions.extend(left.overlaps.iter().map(|o| {
             Condition::new(Code::NetworkOverlap, began, o.to_string()).about(format!("{} {}", o.link, o.net))
         }));
@@ -314,7 +336,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         observed: &Observed,
         desired: &Desired,
         memory: &mut Memory,
-        cause: Cause,
+        (cause, damping): (Cause, &Damping),
         applied_steps: &mut Vec<AppliedStep>,
     ) -> Result<(Vec<usize>, Vec<Refusal>), KernelError> {
         let applied = self.kernel.apply(&plan.steps).await;
@@ -357,8 +379,9 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
             }
             // A step that was refused before is no drift.
             let cause = if before.is_some() { Cause::Change } else { cause };
+            let (contested, peer) = (damping.contested(step), step.peer().copied());
             let applied_step =
-                AppliedStep { at, wall, cause, peer: step.peer().copied(), what: render::step(step, observed), error };
+                AppliedStep { at, wall, cause, contested, peer, what: render::step(step, observed), error };
             match &applied_step.error {
                 Some(error) => tracing::error!(?cause, step = %applied_step.what, error, "kernel refused step"),
                 None if many => tracing::debug!(?cause, step = %applied_step.what, "step applied"),
@@ -457,7 +480,9 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
 
 /// Logs the beginning and the end of the conditions that no step of a pass is logged for.
 fn log_changes(before: &[Condition], after: &[Condition]) {
-    let unlogged = |c: &&Condition| matches!(c.code, Code::NameTaken | Code::NetworkOverlap | Code::TunnelBypassed);
+    let unlogged = |c: &&Condition| {
+        matches!(c.code, Code::NameTaken | Code::NetworkOverlap | Code::TunnelBypassed | Code::Contested)
+    };
     let holds = |all: &[Condition], c: &Condition| all.iter().any(|o| o.code == c.code && o.object == c.object);
     for c in after.iter().filter(unlogged).filter(|c| !holds(before, c)) {
         tracing::error!(code = %c.code, detail = c.detail, remedy = c.code.remedy(), "condition began");

@@ -9,6 +9,7 @@ mod anvil;
 mod change;
 mod conformance;
 mod connect;
+mod contested;
 mod declared;
 #[expect(dead_code, reason = "shared with the clock's test, which uses more of it")]
 mod device;

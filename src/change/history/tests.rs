@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use spoke_model::key::PublicKey;
 use spoke_model::time::Wall;
 use spoke_net::api_state::{ApiStateLink, ApiStatePeer};
+use std::collections::BTreeMap;
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -70,6 +71,16 @@ fn declared(value: u8) -> Declared {
     serde_json::from_value(serde_json::json!({ "interface.wg0.mtu": value.to_string() })).unwrap()
 }
 
+/// Where a rollback leads to, by the generations of the API after `oldest`.
+fn walk(restored: &BTreeMap<usize, Option<usize>>, oldest: usize) -> Option<usize> {
+    let before = |newest: usize| restored.range(oldest + 1..=newest.max(oldest + 1)).rfind(|(g, _)| **g <= newest);
+    let mut last = before(usize::MAX)?;
+    while let Some(target) = last.1 {
+        last = before(*target)?;
+    }
+    Some(last.0 - 1)
+}
+
 /// One more generation of the API: declared values stay.
 fn more(mut declared_by_generation: Vec<Declared>, mut by_api: Vec<bool>) -> (Vec<Declared>, Vec<bool>) {
     declared_by_generation.push(declared_by_generation.last().unwrap().clone());
@@ -85,6 +96,7 @@ fn record(confirm: Option<Deadline>) -> GenerationRecord {
         actor: Actor::Node,
         what: String::new(),
         confirm,
+        restores: None,
         change: StateChange::default(),
         revision: Revision::default(),
     }
@@ -98,9 +110,10 @@ struct Store {
 }
 
 impl Store {
-    fn apply(&mut self, to: ApiState, confirm: bool) {
+    fn apply(&mut self, to: ApiState, confirm: bool, restores: Option<u64>) {
         let due = confirm.then(|| Boot::from_secs(100));
-        let record = self.history.next(&to, record(due.map(|d| deadline(&self.boot.to_string(), d))));
+        let record = record(due.map(|d| deadline(&self.boot.to_string(), d)));
+        let record = self.history.next(&to, GenerationRecord { restores, ..record });
         if self.disk.is_empty() {
             self.disk = self.history.lines().collect();
         }
@@ -160,6 +173,8 @@ proptest! {
         // Applied states by generation; and the generation a pending confirmation reverts to.
         let mut good = vec![ApiState::default()];
         let mut outstanding: Option<usize> = None;
+        // By generation of the API: the one it restored.
+        let mut restored: BTreeMap<usize, Option<usize>> = BTreeMap::new();
         for op in ops {
             let before = store.history.records().count();
             match op {
@@ -167,7 +182,8 @@ proptest! {
                 Op::Apply { peer, keepalive, confirm } => {
                     let to = with(good.last().unwrap(), peer, keepalive);
                     outstanding = confirm.then_some(good.len() - 1);
-                    store.apply(to.clone(), confirm);
+                    store.apply(to.clone(), confirm, None);
+                    restored.insert(good.len(), None);
                     good.push(to);
                     (declared_by_generation, by_api) = more(declared_by_generation, by_api);
                 }
@@ -205,7 +221,8 @@ proptest! {
                         prop_assert_eq!(pending.back_to, back as u64);
                         let to = store.history.at(pending.back_to).unwrap();
                         prop_assert_eq!(&to, &good[back]);
-                        store.apply(to.clone(), false);
+                        store.apply(to.clone(), false, Some(back as u64));
+                        restored.insert(good.len(), Some(back));
                         good.push(to);
                         (declared_by_generation, by_api) = more(declared_by_generation, by_api);
                     }
@@ -214,7 +231,8 @@ proptest! {
                     let target = store.history.current().saturating_sub(u64::from(back));
                     if let Some(to) = store.history.at(target) {
                         prop_assert_eq!(&to, &good[usize::try_from(target).unwrap()]);
-                        store.apply(to.clone(), false);
+                        store.apply(to.clone(), false, Some(target));
+                        restored.insert(good.len(), Some(usize::try_from(target).unwrap()));
                         good.push(to);
                         (declared_by_generation, by_api) = more(declared_by_generation, by_api);
                     } else {
@@ -244,11 +262,11 @@ proptest! {
             prop_assert_eq!(history.current() as usize, good.len() - 1);
             prop_assert_eq!(&**history.state(), good.last().unwrap());
             prop_assert_eq!(&history.at(history.current()).unwrap(), good.last().unwrap());
-            // The state before the API's last change, whatever other sources declared in between.
-            let last = by_api.iter().rposition(|by| *by).filter(|i| *i as u64 > history.oldest());
-            prop_assert_eq!(history.previous(), last.map(|i| i as u64 - 1));
-            if let Some(last) = last {
-                prop_assert_eq!(&history.at(last as u64 - 1).unwrap(), &good[last - 1]);
+            // The state before the API's last change that is in force, whatever other sources declared in between.
+            let previous = walk(&restored, usize::try_from(history.oldest()).unwrap());
+            prop_assert_eq!(history.previous(), previous.map(|i| i as u64));
+            if let Some(previous) = previous {
+                prop_assert_eq!(&history.at(previous as u64).unwrap(), &good[previous]);
             }
             for kept in history.oldest()..=history.current() {
                 let i = usize::try_from(kept).unwrap();
@@ -283,4 +301,38 @@ fn history_with_a_gap_or_without_base_is_refused() {
         BadHistory::Order { expected: 5, found: 6 }
     );
     assert_eq!(History::load([late], 3, "", Boot::from_secs(0)).unwrap_err(), BadHistory::NoBase);
+}
+
+/// Keepalives of the one peer, by generation.
+fn rolled_back(records: &[(u16, Actor, Option<u64>)]) -> Option<u64> {
+    let mut history = History::new(10);
+    for (keepalive, actor, restores) in records {
+        let to = with(&ApiState::default(), 1, *keepalive);
+        let record = GenerationRecord { actor: actor.clone(), restores: *restores, ..record(None) };
+        let record = history.next(&to, record);
+        history.commit(record, Arc::new(to), None);
+    }
+    history.previous()
+}
+
+#[test]
+fn rollbacks_in_a_row_go_further_back() {
+    let user = || Actor::User(0);
+    let mut records = vec![(1, user(), None), (2, user(), None), (3, user(), None)];
+    assert_eq!(rolled_back(&records), Some(2));
+    records.push((2, user(), Some(2)));
+    assert_eq!(rolled_back(&records), Some(1), "not to the bad change");
+    records.push((1, user(), Some(1)));
+    assert_eq!(rolled_back(&records), Some(0));
+    records.push((7, user(), None));
+    assert_eq!(rolled_back(&records), Some(5), "the state that the new change was made on");
+}
+
+#[test]
+fn rollback_does_not_lead_to_an_unconfirmed_change() {
+    for restores in [Some(1), None] {
+        // The third was not confirmed; earlier versions did not record what the reversion restored.
+        let records = [(1, Actor::User(0), None), (2, Actor::User(0), None), (1, Actor::TimeOut, restores)];
+        assert_eq!(rolled_back(&records), Some(0), "{restores:?}");
+    }
 }

@@ -25,6 +25,27 @@ impl std::fmt::Display for StepObject {
     }
 }
 
+impl StepObject {
+    /// What it is, in words: an interface with the property, peer, address or route.
+    pub fn subject(&self) -> String {
+        let property = match self.kind {
+            2 | 6 => " peer",
+            3 => " forwarding",
+            4 => " listen port",
+            5 => " key, port or mark",
+            7 => " up or down",
+            8 => " mtu",
+            9 | 12 => " route",
+            10 | 11 => " address",
+            13 | 14 => " connected route",
+            _ => "",
+        };
+        let (link, what) = (self.link.as_str(), self.to_string());
+        let rest = what.strip_prefix(link).unwrap_or_default();
+        format!("{link}{property}{rest}")
+    }
+}
+
 impl Step {
     /// What the step changes.
     pub fn object(&self) -> StepObject {

@@ -410,6 +410,17 @@ fn op() -> impl Strategy<Value = Op> {
 
 type Peers = BTreeMap<u8, u16>;
 
+/// Where a rollback without a number leads to.
+fn walk(kept: &[Generation], theirs: &BTreeSet<usize>, restored: &BTreeMap<u64, u64>) -> Option<u64> {
+    let ours = |g: &&Generation| !theirs.contains(&usize::try_from(g.generation).unwrap());
+    let before = |newest| kept.iter().filter(ours).map(|g| g.generation).find(|g| *g <= newest);
+    let mut last = before(u64::MAX)?;
+    while let Some(target) = restored.get(&last) {
+        last = before(*target)?;
+    }
+    Some(last - 1)
+}
+
 async fn follow(ops: Vec<Op>) -> Result<(), TestCaseError> {
     let (dir, clock) = (tempfile::tempdir().unwrap(), SimClock::new(Wall(1_800_000_000)));
     let mut node = Node::start(dir.path(), FakeKernel::new(), clock.clone()).await;
@@ -418,6 +429,8 @@ async fn follow(ops: Vec<Op>) -> Result<(), TestCaseError> {
     let mut outstanding: Option<usize> = None;
     // Generations of the control plane repeat the API state.
     let (mut theirs, mut mtu) = (BTreeSet::new(), 1280);
+    // Generations that restored another.
+    let mut restored: BTreeMap<u64, u64> = BTreeMap::new();
     for op in ops {
         let last = good.last().cloned().unwrap_or_default();
         match op {
@@ -475,14 +488,14 @@ async fn follow(ops: Vec<Op>) -> Result<(), TestCaseError> {
             Op::TimeOut => {
                 tokio::time::sleep(Duration::from_secs(40)).await;
                 if let Some(back) = outstanding.take() {
+                    restored.insert(good.len() as u64, back as u64);
                     good.push(good[back].clone());
                 }
             }
             Op::Rollback { back } => {
                 let to = back.map(|b| (good.len() as u64 - 1).saturating_sub(u64::from(b)));
                 let kept = node.changes.history().await.unwrap();
-                let ours = |g: &&Generation| !theirs.contains(&usize::try_from(g.generation).unwrap());
-                let before = kept.iter().find(ours).map_or(good.len() as u64 - 1, |g| g.generation - 1);
+                let before = walk(&kept, &theirs, &restored).unwrap_or(good.len() as u64 - 1);
                 let target = to.unwrap_or(before);
                 match node.changes.rollback(to, Actor::User(0)).await {
                     Ok(done) => {
@@ -490,6 +503,7 @@ async fn follow(ops: Vec<Op>) -> Result<(), TestCaseError> {
                         prop_assert_eq!(done.changed, wanted != last);
                         if done.changed {
                             outstanding = None;
+                            restored.insert(good.len() as u64, target);
                             good.push(wanted);
                         }
                     }
@@ -510,9 +524,8 @@ async fn follow(ops: Vec<Op>) -> Result<(), TestCaseError> {
         let history = node.changes.history().await.unwrap();
         prop_assert_eq!(history.first().map_or(0, |g| g.generation), good.len() as u64 - 1);
         let previous = history.iter().find(|g| g.previous).map(|g| g.generation);
-        let last = (1..good.len()).rfind(|i| !theirs.contains(i));
         // The oldest generation has no record.
-        prop_assert!(previous.is_none() || previous == last.map(|i| i as u64 - 1));
+        prop_assert!(previous.is_none() || previous == walk(&history, &theirs, &restored));
         for g in &history {
             let by = if theirs.contains(&usize::try_from(g.generation).unwrap()) { "control plane" } else { "user 0" };
             prop_assert!(g.actor == by || g.actor == "confirmation time-out" && by == "user 0", "{:?}", g);

@@ -2,6 +2,7 @@
 use spoke_model::condition::{Code, Condition};
 use spoke_model::interface_name::IfName;
 use spoke_model::time::Boot;
+use spoke_net::damping::Damping;
 use spoke_net::plan::Step;
 use spoke_net::state::Desired;
 use std::collections::{BTreeMap, BTreeSet};
@@ -63,6 +64,16 @@ pub(super) fn conditions(refused: &[Refusal]) -> Vec<Condition> {
         }
     }
     out
+}
+
+/// A condition for each object that another program keeps changing.
+pub(super) fn contests(damping: &Damping) -> Vec<Condition> {
+    let all = damping.contests().map(|(object, repairs, since)| {
+        let subject = object.subject();
+        let detail = format!("something else keeps changing {subject}: repaired {repairs} times");
+        Condition::new(Code::Contested, since, detail).about(subject)
+    });
+    all.take(MAX_CONDITIONS).collect()
 }
 
 /// A condition for each interface and peer whose key cannot be read.

@@ -34,6 +34,8 @@ pub struct AppliedStep {
     pub wall: Wall,
     /// Cause.
     pub cause: Cause,
+    /// Another program keeps undoing it.
+    pub contested: bool,
     /// The peer concerned.
     pub peer: Option<PublicKey>,
     /// The step as text, with the value it replaced.

@@ -29,6 +29,7 @@ async fn commit_by(store: &mut Store, state: &ApiState, actor: Actor) {
         actor,
         what: "test".into(),
         confirm: None,
+        restores: None,
         change: StateChange::default(),
         revision: Revision::default(),
     };
