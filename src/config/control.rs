@@ -8,6 +8,7 @@ use spoke_model::interface_name::IfName;
 use spoke_model::key::PublicKey;
 use spoke_model::key_source::KeySource;
 use spoke_model::url::{BadUrl, HttpUrl};
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -69,10 +70,16 @@ impl FromStr for Pin {
     }
 }
 
+impl fmt::Display for Pin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("sha256:")?;
+        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
 impl Serialize for Pin {
     fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        let hex: String = self.0.iter().map(|b| format!("{b:02x}")).collect();
-        s.collect_str(&format_args!("sha256:{hex}"))
+        s.collect_str(self)
     }
 }
 

@@ -164,7 +164,8 @@ impl Interface {
         let default_key = |name: &IfName| KeySource::File(node.state_dir.join(format!("{name}.key")));
         let private_key = t.parsed("private_key", "\"file:/absolute/path\" or \"credential:NAME\"");
         let listen_port = t.number("listen_port", 1..=65_535);
-        if node.role == Role::Hub && listen_port.is_none() {
+        // A control plane that names the role names the port.
+        if node.role == Role::Hub && node.role_named && listen_port.is_none() {
             t.fault("listen_port", "is missing: a hub needs a port known to its nodes", "add listen_port = 51820");
         }
         let access = t.parsed("access", "\"open\" or \"nft\"").unwrap_or_default();

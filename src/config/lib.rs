@@ -14,6 +14,7 @@ pub mod fault;
 pub mod grants;
 pub mod health;
 pub mod interface;
+pub mod invitation;
 pub mod node;
 pub mod on_image;
 pub mod overrides;
@@ -24,6 +25,7 @@ pub mod update;
 pub mod uplink;
 
 use fault::{ConfigFault, ConfigFaults};
+use node::Role;
 use reader::Table;
 use serde::Serialize;
 use spoke_model::tree::Tree;
@@ -60,6 +62,15 @@ impl Config {
         file: Option<&Path>,
         variables: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigFaults> {
+        Self::load_as(file, variables, Role::default())
+    }
+
+    /// As [`Config::load`], with the role that the control plane has given a node that names none itself.
+    pub fn load_as(
+        file: Option<&Path>,
+        variables: impl IntoIterator<Item = (String, String)>,
+        role: Role,
+    ) -> Result<Self, ConfigFaults> {
         let text = match file {
             None => None,
             Some(path) => {
@@ -73,7 +84,8 @@ impl Config {
                 Some((path.display().to_string(), text))
             }
         };
-        let config = Self::from_text(text.as_ref().map(|(name, text)| (name.as_str(), text.as_str())), variables)?;
+        let text_of = text.as_ref().map(|(name, text)| (name.as_str(), text.as_str()));
+        let config = Self::read(text_of, variables, role)?;
         match config.names_nothing(text.as_ref().map_or("", |(name, _)| name)) {
             Some(fault) => Err(ConfigFaults(vec![fault])),
             None => Ok(config),
@@ -98,6 +110,14 @@ impl Config {
         file: Option<(&str, &str)>,
         variables: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigFaults> {
+        Self::read(file, variables, Role::default())
+    }
+
+    fn read(
+        file: Option<(&str, &str)>,
+        variables: impl IntoIterator<Item = (String, String)>,
+        role: Role,
+    ) -> Result<Self, ConfigFaults> {
         let variables = variables.into_iter().filter(|(k, _)| k.starts_with("SPOKE__")).collect();
         let environment =
             config::Environment::with_prefix("SPOKE").prefix_separator("__").separator("__").source(Some(variables));
@@ -120,7 +140,7 @@ impl Config {
         })?;
         let mut faults = Vec::new();
         let mut root = Table::root(tree, name, &mut faults);
-        let node = root.section("node", node::Node::read);
+        let node = root.section("node", |t| node::Node::read(t, role));
         let uplink = if root.has("uplink") { root.section("uplink", uplink::Uplink::read) } else { None };
         let clock = root.section("clock", clock::Clock::read);
         let health = root.section("health", health::Health::read);

@@ -16,6 +16,16 @@ pub enum Role {
     Hub,
 }
 
+impl Role {
+    /// As in the file.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Node => "node",
+            Self::Hub => "hub",
+        }
+    }
+}
+
 impl FromStr for Role {
     type Err = &'static str;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -35,6 +45,9 @@ pub struct Node {
     pub id: Option<NodeId>,
     /// Node or hub.
     pub role: Role,
+    /// Whether the file or a variable names the role; otherwise the control plane does.
+    #[serde(skip)]
+    pub role_named: bool,
     /// Keys and documents.
     pub state_dir: PathBuf,
     /// Socket and status of the running process.
@@ -42,7 +55,8 @@ pub struct Node {
 }
 
 impl Node {
-    pub(super) fn read(t: &mut Table<'_>) -> Self {
+    /// `otherwise`: the role where none is named.
+    pub(super) fn read(t: &mut Table<'_>, otherwise: Role) -> Self {
         let dir = |t: &mut Table<'_>, key, default: &str| -> PathBuf {
             let path = t.text(key).map_or_else(|| default.into(), PathBuf::from);
             if !path.is_absolute() {
@@ -54,9 +68,11 @@ impl Node {
             }
             path
         };
+        let role_named = t.has("role");
         Self {
             id: t.parsed("id", "1 to 128 characters out of A-Z a-z 0-9 _ -"),
-            role: t.parsed("role", "\"node\" or \"hub\"").unwrap_or_default(),
+            role: t.parsed("role", "\"node\" or \"hub\"").unwrap_or(otherwise),
+            role_named,
             state_dir: dir(t, "state_dir", "/var/lib/spoke"),
             runtime_dir: dir(t, "runtime_dir", RUNTIME_DIR),
         }

@@ -106,6 +106,24 @@ fn example_shows_the_defaults_of_control() {
 }
 
 #[test]
+fn role_is_given_where_none_is_named() {
+    let dir = std::env::temp_dir().join(format!("spoke-role-{}", std::process::id()));
+    let role = |named: &str, given: Role| {
+        let text = format!(
+            "[node]\nid = \"a\"\n{named}[control]\nurl = \"https://c\"\n[[interface]]\nname = \"wg0\"\nlisten_port = 1\n"
+        );
+        std::fs::write(&dir, text).unwrap();
+        Config::load_as(Some(&dir), [], given).unwrap().node.role
+    };
+    assert_eq!((role("", Role::Hub), role("", Role::Node)), (Role::Hub, Role::Node));
+    assert_eq!((role("role = \"node\"\n", Role::Hub), role("role = \"hub\"\n", Role::Node)), (Role::Node, Role::Hub));
+    let without_port = "[node]\nid = \"a\"\n[control]\nurl = \"https://c\"\n[[interface]]\nname = \"wg0\"\n";
+    std::fs::write(&dir, without_port).unwrap();
+    assert!(Config::load_as(Some(&dir), [], Role::Hub).is_ok(), "the port comes with the role");
+    std::fs::remove_file(dir).unwrap();
+}
+
+#[test]
 fn all_faults_are_reported_with_key_and_remedy() {
     let found = faults(&format!(
         r#"

@@ -1,6 +1,7 @@
 //! The command line of `spoke-control`. It works on the database, also while no control plane is running.
 pub mod audit;
 pub mod backup;
+pub mod invitation;
 pub mod key;
 pub mod network;
 pub mod node;

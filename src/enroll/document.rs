@@ -251,7 +251,7 @@ pub enum Refusal {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Incompatible {
     /// The device is configured as the other role.
-    #[error("the document is for a {role}: set node.role = \"{role}\", or enrol under another name", role = role_name(*.0))]
+    #[error("the document is for a {role}: set node.role = \"{role}\", or enrol under another name", role = .0.as_str())]
     Role(Role),
     /// An interface admits peers by NFT, and neither side names a contract.
     #[error(
@@ -276,13 +276,6 @@ pub enum Incompatible {
         /// Its key.
         key: PublicKey,
     },
-}
-
-const fn role_name(role: Role) -> &'static str {
-    match role {
-        Role::Hub => "hub",
-        Role::Node => "node",
-    }
 }
 
 impl StateDocument {

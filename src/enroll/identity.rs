@@ -2,6 +2,7 @@
 use super::document::MAX_SIGNING_KEYS;
 use super::events::SignedState;
 use serde::{Deserialize, Serialize};
+use spoke_config::node::Role;
 use spoke_model::node_id::NodeId;
 use spoke_model::signature::VerifyKey;
 use spoke_model::time::{Boot, Wall};
@@ -25,6 +26,9 @@ pub struct Enrolment {
     /// SHA-256 of the enrolment token, in hex: what is left of it on the device is erased.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
+    /// The role that the control plane has given the node; used where the device's own configuration names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
 }
 
 impl Enrolment {
@@ -107,6 +111,7 @@ mod tests {
             fresh: false,
             removed: false,
             token: None,
+            role: None,
         };
         assert!(enrolment.trust_also(&keys(&[1, 2])) && !enrolment.trust_also(&keys(&[2])));
         assert_eq!(enrolment.signing_keys, keys(&[1, 2]), "of a state that may be reverted");

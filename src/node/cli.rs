@@ -58,7 +58,7 @@ pub enum Command {
     /// Make a WireGuard key, or show a public one
     #[command(subcommand)]
     Key(key::Command),
-    /// Enrol again under the same name, after the node was removed or the control plane replaced
+    /// Enrol this device with an invitation to a fleet, or again under the same name
     #[command(alias = "enroll")]
     Enrol(enrol::Args),
     /// Restore the clock of a board that has none, or show it

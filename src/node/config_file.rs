@@ -1,12 +1,32 @@
 //! Loads the configuration for a command: the file, then the environment.
+use crate::enrolment::enrolment_file;
 use spoke_api::socket::SOCKET;
 use spoke_command::Failure;
 use spoke_config::Config;
-use spoke_config::node::runtime_dir;
+use spoke_config::node::{Role, runtime_dir};
 use std::path::{Path, PathBuf};
 
 /// Loads the configuration; all faults are reported at once as bad input.
 pub fn load(file: &Path) -> Result<Config, Failure> {
+    let variables = variables()?;
+    let config = Config::load(Some(file), variables.clone());
+    let given = config.as_ref().ok().and_then(given_role);
+    let config = match given {
+        Some(role) => Config::load_as(Some(file), variables, role),
+        None => config,
+    };
+    config.map_err(|faults| Failure::BadInput(faults.to_string()))
+}
+
+/// The role that the control plane has given the node, if it names none and has another one without.
+fn given_role(config: &Config) -> Option<Role> {
+    let node = config.node.id.as_ref().filter(|_| config.control.is_some() && !config.node.role_named)?;
+    let enrolment = enrolment_file(&config.node.state_dir).peek().filter(|e| e.node_id == *node)?;
+    enrolment.role.filter(|role| *role != config.node.role)
+}
+
+/// The variables that set keys of the configuration.
+pub fn variables() -> Result<Vec<(String, String)>, Failure> {
     let mut variables = Vec::new();
     for (name, value) in std::env::vars_os() {
         if !name.as_encoded_bytes().starts_with(b"SPOKE__") {
@@ -21,7 +41,7 @@ pub fn load(file: &Path) -> Result<Config, Failure> {
             .map_err(|_| Failure::BadInput(format!("the environment: {name}: its value is not UTF-8; set it again")))?;
         variables.push((name.to_owned(), value));
     }
-    Config::load(Some(file), variables).map_err(|faults| Failure::BadInput(faults.to_string()))
+    Ok(variables)
 }
 
 /// The supervisor's socket. It is found although the configuration has faults, so that a running supervisor can be asked

@@ -11,6 +11,7 @@ use spoke_config::Config;
 use spoke_config::control::Control;
 use spoke_config::effective::Effective;
 use spoke_enroll::confirm::TrialRecord;
+use spoke_enroll::document::{Incompatible, Refusal};
 use spoke_enroll::events::{Action, ControlTimes, Event, KeySlot, SignedState};
 use spoke_enroll::identity::{Enrolment, ServerClock};
 use spoke_enroll::machine::{ControlClient, RotationRefused};
@@ -126,6 +127,8 @@ pub struct ControlTask<H, E, C, K> {
     pub confirm: watch::Sender<Option<Anchor>>,
     /// Until when our handshakes may be stamped, if in the future.
     pub stamped_until: watch::Sender<Option<Wall>>,
+    /// Starts the program again, with what is on disk by then.
+    pub restart: Arc<dyn Fn() + Send + Sync>,
     /// State of the control session.
     pub status: watch::Sender<ControlStatus>,
 }
@@ -239,8 +242,28 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
                     fresh: false,
                     removed: false,
                     token: None,
+                    role: Some(document.role),
                 });
                 (Some(SignedState { envelope, document }), false)
+            }
+            // The record of the enrolment is lost, and with it the role.
+            Err(Refusal::Incompatible(Incompatible::Role(role)))
+                if !self.own.node.role_named && enrolment.is_none() =>
+            {
+                let recovered = Enrolment {
+                    server: self.control.url.0.to_string(),
+                    node_id: self.signer.node.clone(),
+                    signing_keys: pinned,
+                    fresh: false,
+                    removed: false,
+                    token: None,
+                    role: Some(role),
+                };
+                match self.files.enrolment.store(&recovered) {
+                    Ok(_) => (self.restart)(),
+                    Err(e) => tracing::error!(error = %ErrorChain(&e), "role of this node not stored"),
+                }
+                (None, true)
             }
             Err(refusal) => {
                 tracing::error!(error = %refusal, "last good state is not acceptable: waiting for a new state");
@@ -301,6 +324,7 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
             update: self.update.clone(),
             confirm: self.confirm,
             stamped_until: self.stamped_until,
+            restart: self.restart,
             report_order: ReportOrder { run, number: 0 },
         };
         let mut session = ControlSession {
@@ -338,7 +362,7 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
     }
 }
 
-fn provision_request(signer: &Signer, key: PublicKey, capabilities: &Capabilities) -> ProvisionRequest {
+pub(crate) fn provision_request(signer: &Signer, key: PublicKey, capabilities: &Capabilities) -> ProvisionRequest {
     ProvisionRequest {
         node_id: signer.node.clone(),
         wireguard_public_key: key,

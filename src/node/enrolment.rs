@@ -11,10 +11,11 @@ use spoke_model::key_source::KeySource;
 use spoke_model::secret::Secret;
 use spoke_model::signature::sha256_hex;
 use spoke_sys::clock::Clock;
-use spoke_sys::disk::DiskError;
+use spoke_sys::disk::{DiskError, Document};
 use spoke_sys::http::{Http, HttpError};
 use spoke_sys::keys;
 use spoke_sys::keys::KeyError;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -25,6 +26,14 @@ const BACKOFF: (Duration, Duration) = (Duration::from_secs(5), Duration::from_se
 const MAX_CORRECTIONS: u32 = 4;
 /// Wait before the request is repeated with the server's time.
 const CLOCK_PAUSE: Duration = Duration::from_millis(200);
+
+/// Version of the files that an enrolment and its states are kept in.
+pub(crate) const FILE_VERSION: u32 = 1;
+
+/// The record of the enrolment.
+pub(crate) fn enrolment_file(state_dir: &Path) -> Document<Enrolment> {
+    Document::new(state_dir.join("enrolment.json"), FILE_VERSION)
+}
 
 /// Reads the enrolment token when it is needed, so that a corrected token needs no restart.
 pub type TokenSource = Arc<dyn Fn() -> Result<Secret<String>, TokenError> + Send + Sync>;
@@ -206,6 +215,7 @@ impl<H: Http> Enroller<'_, H> {
                     fresh: true,
                     removed: false,
                     token: Some(sha256_hex(token.reveal().as_bytes())),
+                    role: None,
                 }))
             }
             202 => Err(EnrolError::NotApproved),

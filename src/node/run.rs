@@ -155,6 +155,10 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys, reload: A
         audit: changes.audit.clone(),
         confirm,
         stamped_until,
+        restart: {
+            let reload = reload.clone();
+            Arc::new(move || reload.request())
+        },
     };
     let own = config.control.is_none().then(|| Arc::new(Effective::of(config.clone())));
     let (publish, effective) = watch::channel(own);

@@ -82,17 +82,32 @@ impl DiskError {
 ///
 /// `replace = false` fails with `AlreadyExists` rather than touch a file that is there.
 pub fn write_atomic(path: &Path, bytes: &[u8], replace: bool) -> Result<(), DiskError> {
-    write(path, bytes, replace, |_| None)
+    write(path, bytes, How { replace, owner: None, mode: 0o600 })
 }
 
 /// As [`write_atomic`], for a file of the service: what root writes by hand into a directory of the service's user is that
 /// user's, else the service could not read it.
 pub fn write_state(path: &Path, bytes: &[u8], replace: bool) -> Result<(), DiskError> {
-    let of_directory = |dir: &OwnedFd| {
-        let stat = rustix::fs::fstat(dir).ok().filter(|_| rustix::process::geteuid().is_root())?;
-        (stat.st_uid != 0).then_some(Owner { uid: stat.st_uid, gid: stat.st_gid })
-    };
-    write(path, bytes, replace, of_directory)
+    let (dir, name) = split(path).ok_or_else(|| no_name(path))?;
+    let dir = open_dir(dir).map_err(|e| DiskError::write(path, e))?;
+    let stat = rustix::fs::fstat(&dir).ok().filter(|_| rustix::process::geteuid().is_root());
+    let owner = stat.filter(|s| s.st_uid != 0).map(|s| Owner { uid: s.st_uid, gid: s.st_gid });
+    write_in(dir.as_fd(), path, name, bytes, How { replace, owner, mode: 0o600 })
+}
+
+/// As [`write_atomic`], for a secret that the owner of `like` reads, if there is such a file or directory.
+pub fn write_for(path: &Path, bytes: &[u8], like: &Path) -> Result<(), DiskError> {
+    let root = rustix::process::geteuid().is_root();
+    let owner = std::fs::metadata(like).ok().filter(|_| root).map(|m| Owner { uid: m.uid(), gid: m.gid() });
+    write(path, bytes, How { replace: true, owner, mode: 0o600 })
+}
+
+/// As [`write_atomic`], for a configuration: owner and mode of the file that is replaced stay; a new one has mode 0644.
+pub fn write_settings(path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
+    let before = std::fs::metadata(path).ok();
+    let owner = before.as_ref().map(|m| Owner { uid: m.uid(), gid: m.gid() });
+    let mode = before.map_or(0o644, |m| m.mode() & 0o777);
+    write(path, bytes, How { replace: true, owner, mode })
 }
 
 /// User and group of a file.
@@ -104,18 +119,18 @@ pub struct Owner {
     pub gid: u32,
 }
 
-fn write(
-    path: &Path,
-    bytes: &[u8],
-    replace: bool,
-    owner: impl FnOnce(&OwnedFd) -> Option<Owner>,
-) -> Result<(), DiskError> {
-    let (dir, name) =
-        split(path).ok_or_else(|| DiskError::write(path, std::io::Error::from(std::io::ErrorKind::InvalidInput)))?;
-    let dir = open(dir, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|e| DiskError::write(path, e))?;
-    let owner = owner(&dir);
-    write_in(dir.as_fd(), path, name, bytes, How { replace, owner, mode: 0o600 })
+fn write(path: &Path, bytes: &[u8], how: How) -> Result<(), DiskError> {
+    let (dir, name) = split(path).ok_or_else(|| no_name(path))?;
+    let dir = open_dir(dir).map_err(|e| DiskError::write(path, e))?;
+    write_in(dir.as_fd(), path, name, bytes, how)
+}
+
+fn no_name(path: &Path) -> DiskError {
+    DiskError::write(path, std::io::Error::from(std::io::ErrorKind::InvalidInput))
+}
+
+fn open_dir(dir: &Path) -> rustix::io::Result<OwnedFd> {
+    open(dir, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// Removes a file durably. Removing a missing one succeeds.

@@ -1,11 +1,16 @@
 //! The command line: the instructions of the first run, and every command as table and JSON.
 use crate::database::{Kind, fresh};
 use crate::server::{ControlPlane, run, wait_until};
+use spoke_config::invitation::Invitation;
 use spoke_sys::http::{HttpsClient, Trust};
 use std::process::Stdio;
 use tokio::process::Command;
 
-crate::on_both_databases![first_run_instructions_enrol_a_device, every_command_has_table_and_json_output];
+crate::on_both_databases![
+    first_run_instructions_enrol_a_device,
+    every_command_has_table_and_json_output,
+    token_is_handed_out_in_every_form
+];
 
 const STATE: &str = "/api/v1/nodes/self/state";
 
@@ -62,6 +67,47 @@ async fn run_on_terminal(server: &ControlPlane, args: &str, answer: &str) -> (i3
     child.stdin.take().unwrap().write_all(format!("{answer}\n").as_bytes()).await.unwrap();
     let out = child.wait_with_output().await.unwrap();
     (out.status.code().unwrap_or(-1), String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+/// Piped: the token alone. Otherwise an invitation, which names this server, its certificate and the node.
+async fn token_is_handed_out_in_every_form(kind: Kind) {
+    let (server, _) = ControlPlane::start_with_network(kind, "10.8.0.0/24").await;
+    let s = &server;
+    let fits = |text: &str, node: Option<&str>| {
+        let invitation: Invitation = text.parse().unwrap();
+        assert_eq!((invitation.server.0.port, invitation.pin.unwrap().0), (s.port, s.pin));
+        assert_eq!(invitation.node.as_ref().map(|n| n.as_str()), node);
+        invitation
+    };
+    let piped = s.cli_ok(&["token", "create", "--network", "field"]).await;
+    assert!(piped.starts_with("spk_") && !piped.contains(char::is_whitespace), "{piped}");
+    fits(&s.cli_ok(&["token", "create", "--network", "field", "--invitation"]).await, None);
+    let made = s.cli_json(&["token", "create", "--network", "field", "--node", "edge-1"]).await;
+    let invitation = fits(made["invitation"].as_str().unwrap(), Some("edge-1"));
+    assert_eq!(made["token"], invitation.token.reveal().as_str());
+    assert_eq!(made["url"], format!("https://localhost:{}", s.port));
+    assert_eq!(s.device("edge-1").enrol(invitation.token.reveal()).await.0, 200);
+
+    let out = s.dir.path().join("hub.invitation");
+    let hub = ["hub", "add", "hub-1", "--network", "field", "--endpoint", "h.example.net:51820", "--out"];
+    let printed = s.cli_ok(&[&hub[..], &[out.to_str().unwrap()]].concat()).await;
+    assert!(!printed.contains("spk_"), "{printed}");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&out).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    let invitation = fits(&std::fs::read_to_string(&out).unwrap(), Some("hub-1"));
+    assert_eq!(invitation.role, Some(spoke_config::node::Role::Hub));
+    let (code, answer) = s.cli(&["token", "create", "--network", "field", "--out", out.to_str().unwrap()]).await;
+    assert!(code == 2 && answer.contains("exists"), "{code} {answer}");
+
+    let (code, shown) = run_on_terminal(s, "token create --network field --qr", "").await;
+    assert!(code == 0 && shown.contains('\u{2588}'), "{shown}");
+    let line = shown.lines().find_map(|l| l.trim().strip_prefix("spoke://")).unwrap();
+    fits(&format!("spoke://{line}"), None);
+    let section = &shown[shown.find("[control]").unwrap()..];
+    let section: Vec<&str> = section.lines().map(str::trim).take_while(|l| !l.is_empty()).collect();
+    let text = format!("[node]\nid = \"a\"\n{}\n", section.join("\n"));
+    let control = spoke_config::Config::from_text(Some(("x", &text)), []).unwrap().control.unwrap();
+    assert_eq!((control.url.0.port, control.pin.unwrap().0), (s.port, s.pin));
 }
 
 async fn every_command_has_table_and_json_output(kind: Kind) {

@@ -33,6 +33,7 @@ fn store_state(node: &Node<'_>) {
         fresh: false,
         removed: false,
         token: None,
+        role: None,
     };
     let state = node.path("state");
     std::fs::create_dir(&state).expect("a directory");

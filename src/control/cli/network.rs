@@ -1,5 +1,6 @@
 //! `spoke-control network` and `spoke-control hub`.
 use super::Context;
+use super::invitation::{Created, HandOut, hand_out};
 use super::node::{print_changed, print_nodes, views};
 use super::prompt::seconds;
 use super::table::{json, render};
@@ -9,7 +10,6 @@ use crate::registry::nodes::HubMove;
 use crate::registry::{networks, nodes};
 use crate::store::network::{Access, Network};
 use crate::store::node::NodeState;
-use crate::tls;
 use clap::{Args, Subcommand};
 use ipnet::IpNet;
 use spoke_command::{Failure, Outcome, print};
@@ -134,6 +134,9 @@ pub enum HubCommand {
         /// Its address inside the tunnel; the first free one if not given
         #[arg(long)]
         address: Option<IpAddr>,
+        /// How its token is handed out
+        #[command(flatten)]
+        how: HandOut,
     },
     /// Move a disabled hub; enabling it announces the new endpoint
     Move {
@@ -213,16 +216,12 @@ async fn list(context: &Context, networks: &[Network]) -> Outcome {
 /// `spoke-control hub …`
 pub async fn hub(context: &Context, command: HubCommand) -> Outcome {
     match command {
-        HubCommand::Add { id, network, endpoint, address } => {
+        HubCommand::Add { id, network, endpoint, address, how } => {
+            how.check()?;
             let (store, actor) = (&context.store, &context.actor);
             let token = nodes::announce_hub(store, &id, &network, &endpoint, address, actor, now_ms()).await?;
-            let config = &context.config;
-            let pin = tls::load(config.tls.as_ref(), &config.state_dir, &config.public)?.pin;
-            if context.json {
-                print(&json(&serde_json::json!({"node_id": id, "token": token.reveal(), "pin": pin})));
-            } else {
-                print(&format!("{}\n", token.reveal()));
-            }
+            let shown = [("node_id".to_owned(), id.as_str().into())].into_iter().collect();
+            hand_out(context, Created { token, node: Some(id), role: Role::Hub }, &how, shown)?;
         }
         HubCommand::Move { id, endpoint, listen_port, lose_nodes } => {
             let (store, actor) = (&context.store, &context.actor);

@@ -242,7 +242,7 @@ async fn print_instructions(context: &Context, url: &str, pin: &str) -> Outcome 
     }
     let _ = write!(
         out,
-        "write the token into a file on the device, mode 0600, and into its spoke.toml:\n  [control]\n  url = \"{url}\"\n"
+        "on the device, `spoke enrol` takes the invitation that it prints; or write the token into a file there, mode 0600, and into its spoke.toml:\n  [control]\n  url = \"{url}\"\n"
     );
     if context.config.tls.is_none() {
         // A certificate from files is renewed: devices trust its issuer instead of a pin.

@@ -1,5 +1,6 @@
 //! `spoke-control token`: enrolment tokens.
 use super::Context;
+use super::invitation::{Created, HandOut, hand_out};
 use super::prompt::{confirm, seconds};
 use super::table::{json, render};
 use crate::api::view::{TokenView, all};
@@ -8,12 +9,13 @@ use crate::registry::tokens;
 use crate::store::token::{NewToken, Token};
 use clap::Subcommand;
 use spoke_command::{Failure, Outcome, print};
+use spoke_config::node::Role;
 use spoke_model::node_id::NodeId;
 
 /// `spoke-control token …`
 #[derive(Debug, Subcommand)]
 pub enum TokenCommand {
-    /// Create a token; its text is not stored
+    /// Create a token, which is not stored, and the invitation for `spoke enrol`; piped, the token alone
     Create {
         /// The network its nodes join
         #[arg(long)]
@@ -33,6 +35,9 @@ pub enum TokenCommand {
         /// Enrol devices of a release that cannot prove that they hold their WireGuard key
         #[arg(long)]
         without_key_proof: bool,
+        /// How it is handed out
+        #[command(flatten)]
+        how: HandOut,
     },
     /// List tokens without their text
     List,
@@ -50,16 +55,18 @@ pub enum TokenCommand {
 pub async fn token(context: &Context, command: TokenCommand) -> Outcome {
     let (store, actor) = (&context.store, &context.actor);
     match command {
-        TokenCommand::Create { network, uses, expires_in, node, note, without_key_proof } => {
+        TokenCommand::Create { network, uses, expires_in, node, note, without_key_proof, how } => {
+            how.check()?;
             let lifetime = if expires_in == "never" { 0 } else { seconds(&expires_in)? };
             let expires_ms = tokens::expiry(Some(lifetime), now_ms());
+            let (role, named) = match &node {
+                Some(id) => (store.read().await?.node(id).await?.map_or(Role::Node, |n| n.role), Some(id.clone())),
+                None => (Role::Node, None),
+            };
             let new = NewToken { network, node, note, max_uses: uses, expires_ms, key_proof: !without_key_proof };
             let (id, token) = tokens::create(store, &new, actor, now_ms()).await?;
-            print(&if context.json {
-                json(&serde_json::json!({"id": id, "token": token.reveal()}))
-            } else {
-                format!("{}\n", token.reveal())
-            });
+            let shown = [("id".to_owned(), id.into())].into_iter().collect();
+            hand_out(context, Created { token, node: named, role }, &how, shown)?;
             Ok(())
         }
         TokenCommand::List => {

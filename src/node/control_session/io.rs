@@ -6,8 +6,9 @@ use crate::signed_request::{
 use spoke_config::Config;
 use spoke_config::control::Control;
 use spoke_config::effective::Effective;
+use spoke_config::node::Role;
 use spoke_enroll::confirm::{RejectedState, TrialRecord};
-use spoke_enroll::document::{Envelope, MAX_BYTES, Refusal, StateDocument};
+use spoke_enroll::document::{Envelope, Incompatible, MAX_BYTES, Refusal, StateDocument};
 use spoke_enroll::events::{
     Action, Event, KeySlot, Message, NodeObservation, NotWritten, PollResult, SendResult, SignedState,
 };
@@ -157,6 +158,8 @@ pub(super) struct SessionIo<H, C, K> {
     pub(super) update: watch::Receiver<Option<Notice>>,
     pub(super) confirm: watch::Sender<Option<Anchor>>,
     pub(super) stamped_until: watch::Sender<Option<Wall>>,
+    /// Starts the program again, with what is on disk by then.
+    pub(super) restart: Arc<dyn Fn() + Send + Sync>,
     /// The place of the last report.
     pub(super) report_order: ReportOrder,
 }
@@ -426,10 +429,28 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
         learnt
     }
 
-    fn open(&self, bytes: &[u8]) -> Result<SignedState, Refusal> {
+    /// Opens a state. `None`: it gives the node another role, with which the program starts again.
+    fn open(&mut self, bytes: &[u8]) -> Result<Option<SignedState>, Refusal> {
         let (envelope, document) = Envelope::open(bytes, &self.signer.node, &self.connection.enrolment.signing_keys)?;
-        check_compatible(&self.own, &document)?;
-        Ok(SignedState { envelope, document })
+        match check_compatible(&self.own, &document) {
+            Err(Incompatible::Role(role)) if !self.own.node.role_named && self.take_role(role) => return Ok(None),
+            compatible => compatible?,
+        }
+        Ok(Some(SignedState { envelope, document }))
+    }
+
+    /// Stores the role that the control plane gives the node, whose own configuration names none, and starts again.
+    fn take_role(&mut self, role: Role) -> bool {
+        let enrolment = Enrolment { role: Some(role), ..self.connection.enrolment.clone() };
+        if let Err(e) = self.files.enrolment.store(&enrolment) {
+            tracing::error!(error = %ErrorChain(&e), "role of this node not stored");
+            return false;
+        }
+        let role = role.as_str();
+        tracing::info!(role, "starting again with the role that the control plane gives this node");
+        self.connection.enrolment = enrolment;
+        (self.restart)();
+        true
     }
 
     /// The event for the end of the long-poll.
@@ -449,7 +470,7 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
                     Ok(state) => {
                         self.connection.skews = 0;
                         self.confirm_clock();
-                        PollResult::State(Box::new(state))
+                        state.map_or(PollResult::Nothing, |state| PollResult::State(Box::new(state)))
                     }
                     Err(refusal) => {
                         tracing::error!(error = %refusal, "state refused: the last good one stays in force");

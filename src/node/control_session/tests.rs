@@ -85,6 +85,36 @@ async fn missing_token_is_reported_and_needs_no_restart() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn unnamed_role_is_the_control_planes() {
+    let (dir, server) = (tempfile::tempdir().unwrap(), Server::default());
+    server.offer(&document(3, 2), &[signer(1)]);
+    let start = || Node::start_as("", dir.path(), &server, FakeKernel::new(), NoEcho, &[]);
+    let restarted = async |node: Node| {
+        let mark = dir.path().join("restarted");
+        let began = tokio::time::Instant::now();
+        while !mark.exists() {
+            assert!(began.elapsed() < Duration::from_secs(600));
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        node.stop().await;
+        std::fs::remove_file(mark).unwrap();
+        let record: spoke_enroll::identity::Enrolment =
+            spoke_sys::disk::Document::new(dir.path().join("enrolment.json"), 1).peek().unwrap();
+        assert_eq!(record.role, Some(Role::Hub));
+    };
+    restarted(start()).await;
+    // The hub that starts then keeps the state; its record is lost.
+    let mut hub = Node::start(dir.path(), &server, FakeKernel::new());
+    hub.reports(|s| s.generation == 3).await;
+    hub.stop().await;
+    for name in ["enrolment.json", "enrolment.json.prev"] {
+        let _ = std::fs::remove_file(dir.path().join(name));
+    }
+    server.change(|p| p.tokenless = true);
+    restarted(start()).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn unacceptable_state_is_refused_and_never_stored() {
     let mut setup = Setup::following(2).await;
     let stored = setup.state_file();

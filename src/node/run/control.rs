@@ -1,9 +1,9 @@
 //! Starts the control session, and restarts parts of the node whose configuration the control plane changes.
 use super::component_status;
 use crate::audit::Audit;
-use crate::control_session::ControlTask;
 use crate::control_session::io::{HealthView, StateFiles};
-use crate::enrolment::{TokenEraser, TokenSource, erase_token, read_token};
+use crate::control_session::{ControlTask, provision_request};
+use crate::enrolment::{Enroller, FILE_VERSION, TokenEraser, TokenSource, enrolment_file, erase_token, read_token};
 use crate::reconciler::{Fact, NetStatus};
 use crate::signed_request::Signer;
 use crate::socket::ControlView;
@@ -14,9 +14,10 @@ use spoke_command::Failure;
 use spoke_config::Config;
 use spoke_config::control::Control;
 use spoke_config::effective::Effective;
+use spoke_config::node::Role;
 use spoke_enroll::confirm::TrialRecord;
 use spoke_enroll::document::Envelope;
-use spoke_enroll::identity::Enrolment;
+use spoke_enroll::identity::{Enrolment, ServerClock};
 use spoke_enroll::settings::settings;
 use spoke_enroll::status::{ControlOutage, ControlStatus, OutageCause};
 use spoke_enroll::wire::Capabilities;
@@ -38,13 +39,6 @@ use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::{Mutex, mpsc, watch};
-
-/// Version of the files.
-const FILE_VERSION: u32 = 1;
-
-fn enrolment_file(state_dir: &Path) -> Document<Enrolment> {
-    Document::new(state_dir.join("enrolment.json"), FILE_VERSION)
-}
 
 fn state_file(state_dir: &Path) -> Document<Envelope> {
     Document::new(state_dir.join("state.json"), FILE_VERSION)
@@ -76,6 +70,8 @@ pub(super) struct ControlInputs<'a> {
     pub(super) confirm: watch::Sender<Option<Anchor>>,
     /// Until when our handshakes may be stamped, if in the future.
     pub(super) stamped_until: watch::Sender<Option<Wall>>,
+    /// Starts the program again, with what is on disk by then.
+    pub(super) restart: Arc<dyn Fn() + Send + Sync>,
 }
 
 /// Starts the control session if `[control]` is configured; returns its view for the control socket.
@@ -108,6 +104,7 @@ pub(super) fn start(
         audit,
         confirm,
         stamped_until,
+        restart,
     } = inputs;
     let seen = components.subscribe();
     let health: HealthView = {
@@ -150,6 +147,7 @@ pub(super) fn start(
             update: update.clone(),
             confirm: confirm.clone(),
             stamped_until: stamped_until.clone(),
+            restart: restart.clone(),
         });
         async move { task?.run().await.map_err(anyhow::Error::new) }
     });
@@ -207,6 +205,32 @@ pub(crate) fn remembered(config: &Arc<Config>) -> Option<Effective> {
     let unproved = trial_file(dir).peek().is_some_and(|t| t.leaves_unproved(document.generation));
     let release = document.release.clone().filter(|_| !unproved);
     Some(Effective::of(config.clone()).with_document(Some(settings(config, &document))).with_release(release))
+}
+
+/// Enrols the node of `config` for a command, while no supervisor runs: asks once.
+/// `role`: what is known of the role that it gets.
+pub(crate) async fn enrol_now(config: &Config, role: Option<Role>) -> Result<(), anyhow::Error> {
+    let (Some(control), Some(node)) = (&config.control, &config.node.id) else { anyhow::bail!("no [control]") };
+    let dir = &config.node.state_dir;
+    keys::ensure_dir(dir)?;
+    let identity = control.identity.clone().unwrap_or_else(|| KeySource::File(dir.join("identity.key")));
+    let own = config.interfaces.iter().find(|i| i.name == control.interface);
+    let source = own.map(|i| &i.private_key).context("control.interface has no key")?;
+    let key = keys::private(source, keys::IfMissing::Create)?;
+    let signer = Signer { key: keys::identity(&identity)?, node: node.clone(), random: seed };
+    let from = control.token.clone();
+    let token: TokenSource = Arc::new(move || read_token(from.as_ref()));
+    let request = provision_request(&signer, key.public(), &capabilities());
+    let (mut http, url) = (connect(control)?, control.url.0.to_string());
+    let mut server = ServerClock::new(SystemClock.now(), SystemClock.wall());
+    let mut enroller = Enroller { http: &mut http, signer: &signer, token: &token, url, request, key, verifier: None };
+    let enrolment = enroller.enrol_once(&SystemClock, &mut server).await?;
+    let enrolment = Enrolment { role, ..enrolment };
+    enrolment_file(dir).store(&enrolment)?;
+    if let Some(used) = &enrolment.token {
+        erase_token(control.token.as_ref(), used);
+    }
+    Ok(())
 }
 
 fn capabilities() -> Capabilities {

@@ -340,11 +340,20 @@ impl Node {
         Self::start_as("node", dir, server, kernel, echo, alive)
     }
 
-    fn start_as(role: &str, dir: &Path, server: &Server, kernel: FakeKernel, echo: impl Echo, alive: &[u8]) -> Self {
+    /// `role`: as the configuration names it, or nothing.
+    pub(super) fn start_as(
+        role: &str,
+        dir: &Path,
+        server: &Server,
+        kernel: FakeKernel,
+        echo: impl Echo,
+        alive: &[u8],
+    ) -> Self {
         // A board without a battery.
         let clock = SimClock::new(Wall(0));
+        let named = if role.is_empty() { String::new() } else { format!("role = \"{role}\"\n") };
         let text = format!(
-            "[node]\nid = \"hub-1\"\nrole = \"{role}\"\nstate_dir = \"{}\"\n[control]\nurl = \"https://c.example.net\"\n[[interface]]\nname = \"wg0\"\n{}",
+            "[node]\nid = \"hub-1\"\n{named}state_dir = \"{}\"\n[control]\nurl = \"https://c.example.net\"\n[[interface]]\nname = \"wg0\"\n{}",
             dir.display(),
             if role == "hub" { "listen_port = 51820\n" } else { "" }
         );
@@ -360,7 +369,7 @@ impl Node {
         let (stamps, _) = watch::channel(None);
         let (uplink_out, uplink) = watch::channel(UplinkStatus::default());
         let (choice_out, choice) = watch::channel(None);
-        let choice = (role == "node").then_some(choice);
+        let choice = (role != "hub").then_some(choice);
         let control = ControlTask {
             http: (server.clone(), server.clone(), server.clone()),
             echo,
@@ -408,6 +417,10 @@ impl Node {
             status: status_out,
             confirm: confirmed_out,
             stamped_until: stamps.clone(),
+            restart: {
+                let mark = dir.join("restarted");
+                Arc::new(move || std::fs::write(&mark, "").unwrap())
+            },
         };
         let sources = Sources {
             keys,
