@@ -402,3 +402,41 @@ fn an_unprovisioned_device_reports_its_stage_and_faults() {
     assert!(std::fs::read_to_string(state.join("config/spoke.toml")).unwrap().contains("good"));
     assert_eq!(get(port, "/health"), None, "the address is free for the supervisor");
 }
+
+#[test]
+fn wg_quick_file_is_imported_and_nothing_is_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let secret = "9s4Zq0QFzPNW7vYkFGcGEJtVXWd3BBJ3zOqDLE3gIyM=";
+    let conf = format!(
+        "[Interface]\nPrivateKey = {secret}\nAddress = 10.8.0.1/24\nListenPort = 51820\nPostUp = iptables -t nat -A POSTROUTING -o eth0 -j MASQUERADE\nPreDown = \n\n[Peer]\nPublicKey = gL9MIhpbgYcBdJHJ9cdTLoCzRXOg0tDmpmFmKTN6FlA=\nPresharedKey = {secret}\nAllowedIPs = 10.8.0.2/24\n"
+    );
+    std::fs::write(at("wg0.conf"), &conf).unwrap();
+    for command in [&["check"][..], &["plan"], &["run"]] {
+        let o = spoke(dir.path(), &[command, &["--config", &at("wg0.conf")]].concat());
+        let text = err(&o);
+        assert!(o.status.code() == Some(2) && text.contains("looks like a wg-quick file"), "{command:?}: {text}");
+        assert!(text.contains("spoke import") && !text.contains(secret), "{text}");
+    }
+    let (target, keys) = (at("new.toml"), at("keys"));
+    let import = ["import", &at("wg0.conf"), "--config", &target, "--keys", &keys];
+    let o = spoke(dir.path(), &import);
+    let printed = out(&o);
+    assert_eq!(o.status.code(), Some(0), "{}", err(&o));
+    for part in ["line 5", "NAT", "AllowedIPs 10.8.0.2/24 is taken as 10.8.0.0/24", "wg-quick down wg0"] {
+        assert!(printed.contains(part), "{part}: {printed}");
+    }
+    assert!(!printed.contains(secret) && !std::fs::read_to_string(&target).unwrap().contains(secret));
+    for file in ["keys/wg0.key", "keys/wg0-1.psk"] {
+        assert_eq!(std::fs::read_to_string(at(file)).unwrap().trim(), secret);
+        assert_eq!(std::fs::metadata(at(file)).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    let o = spoke(dir.path(), &["check", "--text-only", "--config", &target]);
+    assert_eq!(o.status.code(), Some(0), "{}", err(&o));
+    std::fs::write(&target, "# mine\n").unwrap();
+    let o = spoke(dir.path(), &import);
+    assert!(o.status.code() == Some(2) && err(&o).contains("nothing is written"), "{}", err(&o));
+    assert_eq!(std::fs::read_to_string(&target).unwrap(), "# mine\n");
+    let o = spoke(dir.path(), &[&import[..], &["--force"]].concat());
+    assert!(o.status.code() == Some(0) && std::fs::read_to_string(&target).unwrap().contains("[[interface]]"));
+}

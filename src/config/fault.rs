@@ -37,6 +37,21 @@ pub fn syntax(file: &str, text: &str) -> Option<ConfigFault> {
     })
 }
 
+/// Whether `text` is a file of `wg-quick(8)`.
+pub(super) fn is_wg_quick(text: &str) -> bool {
+    text.lines().any(|line| matches!(line.trim(), "[Interface]" | "[Peer]"))
+}
+
+/// The fault of such a file.
+pub(super) fn wg_quick(file: &str) -> ConfigFault {
+    ConfigFault {
+        file: file.into(),
+        key: "(file)".into(),
+        problem: "looks like a wg-quick file".into(),
+        remedy: "convert it with `spoke import FILE.conf --config NEW.toml`".into(),
+    }
+}
+
 /// A fault of a file that cannot be read. `create`: what to do if there is none.
 pub fn unreadable(path: &Path, e: &std::io::Error, create: &str) -> ConfigFault {
     use std::io::ErrorKind;

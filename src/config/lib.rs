@@ -123,6 +123,9 @@ impl Config {
             config::Environment::with_prefix("SPOKE").prefix_separator("__").separator("__").source(Some(variables));
         let mut builder = config::Config::builder();
         if let Some((name, text)) = file {
+            if fault::is_wg_quick(text) {
+                return Err(ConfigFaults(vec![fault::wg_quick(name)]));
+            }
             // The parser's own message has the line; that of the layered reader has not.
             if let Some(fault) = fault::syntax(name, text) {
                 return Err(ConfigFaults(vec![fault]));

@@ -7,6 +7,7 @@ pub mod doctor;
 pub mod drift;
 pub mod enrol;
 pub mod grants;
+pub mod import;
 pub mod key;
 pub mod plan;
 pub mod provision;
@@ -61,6 +62,8 @@ pub enum Command {
     /// Enrol this device with an invitation to a fleet, or again under the same name
     #[command(alias = "enroll")]
     Enrol(enrol::Args),
+    /// Convert a file of wg-quick into a configuration and key files
+    Import(import::Args),
     /// Restore the clock of a board that has none, or show it
     #[command(subcommand)]
     Clock(clock::Command),
@@ -100,6 +103,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Plan(args) => plan::run(&cli.config, args),
         Command::Key(command) => key::run(command, &cli.config),
         Command::Enrol(args) => enrol::run(&cli.config, args),
+        Command::Import(args) => import::run(&cli.config, args),
         Command::Clock(command) => clock::run(*command, &cli.config),
         Command::Grants(command) => grants::run(&cli.config, command),
         Command::Drift(args) => drift::run(&cli.config, args),

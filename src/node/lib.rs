@@ -84,3 +84,4 @@ pub mod socket;
 pub mod supervise;
 pub mod update;
 pub mod uplink;
+pub mod wg_quick;
