@@ -238,6 +238,18 @@ fn a_generated_key_has_a_public_key() {
 }
 
 #[test]
+fn fingerprint_of_the_identity_is_printed_and_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = config(dir.path(), &base(dir.path()));
+    std::fs::create_dir(dir.path().join("state")).unwrap();
+    let print = || out(&spoke(dir.path(), &["key", "fingerprint", "--config", &file]));
+    let first = print();
+    assert!(first.starts_with("sha256:") && first.trim().len() == 71, "{first}");
+    assert!(dir.path().join("state/identity.key").exists());
+    assert_eq!(print(), first);
+}
+
+#[test]
 fn key_file_readable_by_others_is_not_used() {
     let dir = tempfile::tempdir().unwrap();
     let file = config(dir.path(), &base(dir.path()));

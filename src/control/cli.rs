@@ -15,6 +15,7 @@ pub mod token;
 
 use crate::config::{Config, FILE, StoreUrl};
 use crate::registry::RegistryError;
+use crate::signing::MasterKey;
 use crate::store::Store;
 use crate::store::audit::Actor;
 use clap::{Parser, Subcommand};
@@ -130,6 +131,11 @@ async fn run(cli: Cli) -> Outcome {
         _ => format!("spoke-control --config {}", cli.config.display()),
     };
     let context = Context { config, store, json: cli.json, invocation, actor: Actor::Operator(user) };
+    if !matches!(cli.command, Command::Restore(_) | Command::Pin) {
+        MasterKey::check_store(&serve::master_path(&context.config), &context.store)
+            .await
+            .map_err(anyhow::Error::new)?;
+    }
     let outcome = match cli.command {
         Command::Serve => serve::run(&context).await,
         Command::Status => status::status(&context).await,

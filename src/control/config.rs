@@ -109,6 +109,13 @@ impl Config {
         }
     }
 
+    /// Whether `server.public` means every machine itself.
+    pub fn is_public_local(&self) -> bool {
+        let host = self.public.host.trim_matches(['[', ']']);
+        let local = |ip: IpAddr| ip.to_canonical().is_loopback() || ip.to_canonical().is_unspecified();
+        host == "localhost" || host.ends_with(".localhost") || host.parse().is_ok_and(local)
+    }
+
     fn read(root: &mut Table<'_>) -> Option<Self> {
         let path = |t: &mut Table<'_>, key| -> Option<PathBuf> {
             let path = PathBuf::from(t.text(key)?);
@@ -206,6 +213,13 @@ mod tests {
             assert!(faults.contains(part), "{part} in {faults}");
         }
         assert!(!faults.contains("secret"), "{faults}");
+        assert!(config.is_public_local(), "the default");
+        for (public, local) in
+            [("127.0.0.1:1", true), ("[::1]:1", true), ("0.0.0.0:1", true), ("a.example.net:1", false)]
+        {
+            let text = format!("[server]\npublic = \"{public}\"\n");
+            assert_eq!(Config::from_text("x.toml", &text, []).unwrap().is_public_local(), local, "{public}");
+        }
         let set = [("SPOKE_CONTROL__LIMITS__PER_NODE".to_owned(), "9".to_owned())];
         assert_eq!(Config::from_text("x.toml", "", set).unwrap().rates.node.get(), 9);
     }

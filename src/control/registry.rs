@@ -17,6 +17,7 @@ use crate::store::StoreError;
 use crate::store::lease::LeaseError;
 use crate::store::network::BadNetwork;
 use crate::store::node::NodeState;
+use ipnet::IpNet;
 use spoke_model::address::HostPort;
 use spoke_model::node_id::NodeId;
 use std::net::IpAddr;
@@ -146,6 +147,30 @@ pub enum RegistryError {
     /// Only a hub has an endpoint.
     #[error("{0} is not a hub")]
     NotAHub(NodeId),
+    /// A pool that overlaps one of another network.
+    #[error("pool {pool} overlaps {other} of network {network}: a host in both could not tell their addresses apart")]
+    PoolOverlap {
+        /// The pool.
+        pool: IpNet,
+        /// The other pool.
+        other: IpNet,
+        /// The other network.
+        network: String,
+    },
+    /// A network to be removed that has nodes.
+    #[error("network {network} is not removed: {nodes} in it; remove them first with `node remove`")]
+    NetworkInUse {
+        /// The network.
+        network: String,
+        /// Its nodes with a verb.
+        nodes: String,
+    },
+    /// A request that names no network, where there are several.
+    #[error("name the network with --network: there are {0}")]
+    WhichNetwork(String),
+    /// A request that names no network, where there is none.
+    #[error("there is no network yet: create one with `network create`")]
+    NoNetwork,
     /// A change of the pool that a lease would not survive.
     #[error("the address of node {0} would be outside of the pool, or reserved")]
     LeaseOutsidePool(String),
@@ -177,6 +202,10 @@ impl RegistryError {
             | Self::HubInUse { .. }
             | Self::HubNotLeft { .. }
             | Self::NotAHub(_)
+            | Self::PoolOverlap { .. }
+            | Self::NetworkInUse { .. }
+            | Self::WhichNetwork(_)
+            | Self::NoNetwork
             | Self::LeaseOutsidePool(_) => true,
             Self::Lease(_) | Self::Store(_) => false,
         }

@@ -27,6 +27,11 @@ pub enum SigningError {
         "{0} is missing, and the keys in this database are sealed under it: copy it from another control plane or its backup"
     )]
     NoMaster(String),
+    /// The file is there, and the store has no keys.
+    #[error(
+        "the database is empty and {0} is of an earlier one: correct store.url, or bring the fleet back with `spoke-control restore FILE`; to begin a new fleet, move that file away"
+    )]
+    LostStore(String),
     /// The stored keys were sealed under another master key.
     #[error("signing key {0} was sealed under another master key: restore the one that belongs to this database")]
     Sealed(VerifyKey),
@@ -64,17 +69,40 @@ pub fn random<const N: usize>() -> Result<Zeroizing<[u8; N]>, SigningError> {
 }
 
 impl MasterKey {
-    /// Reads the key, or creates it for a store without signing keys.
-    pub async fn load_or_create(path: &Path, store: &Store) -> Result<Self, SigningError> {
+    /// Reads the key, or creates it, with the first signing key, for a store without signing keys.
+    ///
+    /// A new key has its name only once the store has a signing key: a named one beside an empty store is of a lost one.
+    pub async fn load_or_create(path: &Path, store: &Store, now_ms: i64) -> Result<Self, SigningError> {
         if let Some(bytes) = spoke_sys::disk::read_secret(path, 33)? {
             return Self::new(&bytes).ok_or_else(|| SigningError::BadMaster(path.display().to_string()));
         }
-        if !store.read().await?.signing_keys().await?.is_empty() {
-            return Err(SigningError::NoMaster(path.display().to_string()));
+        let is_new = store.read().await?.signing_keys().await?.is_empty();
+        let unnamed = path.with_extension("key.new");
+        let bytes = match spoke_sys::disk::read_secret(&unnamed, 33)? {
+            Some(bytes) => bytes,
+            None if is_new => {
+                let bytes = Zeroizing::new(random::<32>()?.to_vec());
+                spoke_sys::disk::write_atomic(&unnamed, &bytes, false)?;
+                bytes
+            }
+            None => return Err(SigningError::NoMaster(path.display().to_string())),
+        };
+        let master = Self::new(&bytes).ok_or_else(|| SigningError::BadMaster(unnamed.display().to_string()))?;
+        match SigningKeys::load(store, &master, now_ms).await {
+            Err(SigningError::Sealed(_)) if !is_new => return Err(SigningError::NoMaster(path.display().to_string())),
+            other => other?,
+        };
+        spoke_sys::disk::write_atomic(path, &bytes, false)?;
+        let _ = std::fs::remove_file(&unnamed);
+        Ok(master)
+    }
+
+    /// Refuses a store without a fleet where a master key is: the database was lost, or another one is configured.
+    pub async fn check_store(path: &Path, store: &Store) -> Result<(), SigningError> {
+        if path.exists() && store.read().await?.signing_keys().await?.is_empty() {
+            return Err(SigningError::LostStore(path.display().to_string()));
         }
-        let bytes = random::<32>()?;
-        spoke_sys::disk::write_atomic(path, bytes.as_slice(), false)?;
-        Self::new(bytes.as_slice()).ok_or(SigningError::Random)
+        Ok(())
     }
 
     /// A key of 32 bytes.

@@ -24,6 +24,7 @@ pub mod operator_key;
 pub mod preshared;
 pub mod probe;
 pub mod release;
+pub mod removed_identity;
 pub mod report;
 pub mod row;
 pub mod signing_key;

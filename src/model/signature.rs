@@ -68,6 +68,11 @@ base64_text!(VerifyKey, 32, "public key (44 characters of base64)");
 base64_text!(Signature, 64, "signature (88 characters of base64)");
 
 impl VerifyKey {
+    /// The SHA-256 of the key, for people and configuration: `sha256:` and 64 hex digits.
+    pub fn fingerprint(&self) -> String {
+        format!("sha256:{}", sha256_hex(&self.0))
+    }
+
     /// Whether `signature` over `message` is valid for this key.
     pub fn verify(&self, message: &[u8], signature: &Signature) -> bool {
         UnparsedPublicKey::new(&ED25519, self.0).verify(message, &signature.0).is_ok()

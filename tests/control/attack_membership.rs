@@ -4,6 +4,7 @@ use crate::fixture::{NOW, identity, join, open_with_network, operator, request, 
 use crate::server::{ControlPlane, Device, Settings, plain};
 use ipnet::IpNet;
 use spoke_control::registry::enrol::{Enrolled, enrol};
+use spoke_control::registry::nodes::{HubAnnouncement, NodeAnnouncement};
 use spoke_control::registry::{RegistryError, networks, nodes, tokens};
 use spoke_control::store::Store;
 use spoke_control::store::network::Network;
@@ -24,6 +25,9 @@ crate::on_both_databases![
     removal_can_revoke_the_enrolling_token,
     tokens_expire_by_default,
     removal_is_signed_for_the_removed_node_alone,
+    removed_device_learns_it_whoever_holds_its_name,
+    removed_device_does_not_use_up_what_its_successor_may_ask,
+    announced_fingerprint_takes_the_name,
     hub_reads_only_its_own_network,
     node_state_needs_the_signature_of_the_node,
     node_is_led_back_from_a_generation_of_an_attacker,
@@ -50,7 +54,8 @@ async fn token_for(store: &Store, network: &str, node: Option<&str>) -> String {
 async fn announced_hub(store: &Store, id: &str, network: &str) -> String {
     let endpoint = "hub.example.net:51820".parse().unwrap();
     let id = id.parse().unwrap();
-    nodes::announce_hub(store, &id, network, &endpoint, None, &operator(), NOW).await.unwrap().reveal().clone()
+    let announced = HubAnnouncement { endpoint, address: None, fingerprint: None };
+    nodes::announce_hub(store, &id, network, &announced, &operator(), NOW).await.unwrap().reveal().clone()
 }
 
 async fn state_of(store: &Store, id: &str) -> Option<NodeState> {
@@ -63,7 +68,7 @@ async fn announced_name_needs_its_bound_token(kind: Kind) {
     let unbound = token(&store, 100).await;
     let of_hub = announced_hub(&store, "hub-1", "field").await;
     let id = "edge-1".parse().unwrap();
-    let of_edge = nodes::announce(&store, &id, "field", None, &operator(), NOW).await.unwrap();
+    let of_edge = nodes::announce(&store, &id, "field", NodeAnnouncement::default(), &operator(), NOW).await.unwrap();
 
     let mut attacker = request("hub-1");
     attacker.wireguard_public_key = PublicKey([7; 32]);
@@ -198,6 +203,96 @@ async fn removal_is_signed_for_the_removed_node_alone(kind: Kind) {
     assert_eq!((status, removal), (401, None));
     let (status, _, removal) = ask(&mut server.device("edge-2")).await;
     assert_eq!((status, removal), (200, None));
+}
+
+/// The name of a removed device is announced again, and taken by its successor: the device itself still learns of its removal,
+/// and no other one does.
+async fn removed_device_learns_it_whoever_holds_its_name(kind: Kind) {
+    const STATE: &str = "/api/v1/nodes/self/state?after=0";
+    let (server, token) = ControlPlane::start_with_network(kind, "10.8.0.0/24").await;
+    let mut edge = server.device("edge-1");
+    assert_eq!(edge.enrol(&token).await.0, 200);
+    server.cli_ok(&["node", "remove", "edge-1", "--yes"]).await;
+    let answer = async |device: &mut Device| {
+        let (status, answer) = device.ask("GET", STATE, "").await;
+        let detail = &answer["detail"];
+        (status, detail["code"].as_str().unwrap_or_default().to_owned(), detail["removal"].is_object())
+    };
+    let removed = |signed| (403, "revoked".to_owned(), signed);
+    let unknown = (401, "bad_proof".to_owned(), false);
+    assert_eq!(answer(&mut edge).await, removed(true));
+
+    let bound = server.operator("POST", "/api/nodes", r#"{"network": "field", "node_id": "edge-1"}"#).await.1;
+    assert_eq!(answer(&mut edge).await, removed(true), "announced again");
+    let mut thief = server.device("edge-1");
+    thief.key = identity("thief");
+    assert_eq!(answer(&mut thief).await, unknown, "another key");
+    let (status, problem) = edge.enrol(&token).await;
+    assert_eq!((status, &problem["detail"]["code"]), (403, &"revoked".into()), "{problem}");
+
+    // The successor has other keys.
+    let mut successor = server.device("edge-1");
+    (successor.key, successor.wireguard) = (identity("successor"), crate::fixture::wireguard("successor"));
+    let enrolled = successor.enrol_with_own_keys(bound["data"]["token"].as_str().unwrap()).await;
+    assert_eq!(enrolled.0, 200, "{}", enrolled.1);
+    assert_eq!(answer(&mut successor).await.0, 200);
+    assert_eq!(answer(&mut edge).await, removed(false), "what its successor could be made to obey is not signed");
+    assert_eq!(answer(&mut thief).await, unknown);
+    let request = edge.signed("GET", STATE, Vec::new());
+    assert_eq!(edge.http.send(request.clone()).await.unwrap().status, 403);
+    assert_eq!(edge.http.send(request).await.unwrap().status, 401, "a replay does not learn it");
+
+    // A network that goes takes no memory of the removal with it.
+    server.cli_ok(&["node", "remove", "edge-1", "--yes"]).await;
+    server.cli_ok(&["network", "remove", "field", "--yes"]).await;
+    assert_eq!(answer(&mut successor).await, removed(true));
+}
+
+/// A stolen device that is removed has a limit of its own, and not that of the device that has its name.
+async fn removed_device_does_not_use_up_what_its_successor_may_ask(kind: Kind) {
+    const STATE: &str = "/api/v1/nodes/self/state?after=0";
+    let limits = "per_address = 100000\nper_node = 1\n".to_owned();
+    let server = ControlPlane::start_as(fresh(kind).await, Settings { limits, ..Settings::default() }).await;
+    let token = server.create_network("10.8.0.0/24").await;
+    let mut stolen = server.device("edge-1");
+    assert_eq!(stolen.enrol(&token).await.0, 200);
+    server.cli_ok(&["node", "remove", "edge-1", "--yes"]).await;
+    let bound = server.cli_ok(&["node", "announce", "edge-1"]).await;
+    let mut successor = server.device("edge-1");
+    (successor.key, successor.wireguard) = (identity("successor"), crate::fixture::wireguard("successor"));
+    assert_eq!(successor.enrol_with_own_keys(&bound).await.0, 200);
+    let mut refused = 0;
+    for _ in 0..100 {
+        refused += u32::from(stolen.ask("GET", STATE, "").await.0 == 429);
+    }
+    assert!(refused > 0, "it is limited");
+    assert_eq!(successor.ask("GET", STATE, "").await.0, 200);
+}
+
+/// An operator who knows the key of a device announces its name for that key: any token of the network will do for it.
+async fn announced_fingerprint_takes_the_name(kind: Kind) {
+    let (server, token) = ControlPlane::start_with_network(kind, "10.8.0.0/24").await;
+    let fingerprint = identity("edge-1").public().fingerprint();
+    for (name, of) in [("edge-1", &fingerprint), ("edge-2", &fingerprint)] {
+        server.cli_ok(&["node", "announce", name, "--network", "field", "--fingerprint", of]).await;
+    }
+    let add = ["hub", "add", "hub-1", "--endpoint", "hub.example.net:51820", "--fingerprint", "sha256:12"];
+    let (code, output) = server.cli(&add).await;
+    assert!(code == 2 && output.contains("spoke key fingerprint"), "{code} {output}");
+    let of_hub = identity("hub-1").public().fingerprint();
+    let add = ["hub", "add", "hub-1", "--endpoint", "hub.example.net:51820", "--fingerprint", &of_hub];
+    server.cli_ok(&add).await;
+    assert_eq!(server.cli_json(&["node", "show", "edge-1"]).await["fingerprint"], fingerprint.as_str());
+
+    assert_eq!(server.device("edge-2").enrol(&token).await.0, 401, "another key than the announced one");
+    assert_eq!(server.device("edge-1").enrol("spk_000000000000_x").await.0, 401, "the key alone is no token");
+    assert_eq!(server.device("edge-1").enrol(&token).await.0, 200);
+    assert_eq!(server.device("hub-1").enrol(&token).await.0, 200);
+    let hub = server.cli_json(&["node", "show", "hub-1"]).await;
+    assert_eq!((&hub["role"], &hub["fingerprint"]), (&"hub".into(), &of_hub.into()), "{hub}");
+    // The bound token is for a device whose key is not the announced one.
+    let bound = server.cli_ok(&["token", "create", "--node", "edge-2"]).await;
+    assert_eq!(server.device("edge-2").enrol(&bound).await.0, 200);
 }
 
 async fn hub_reads_only_its_own_network(kind: Kind) {

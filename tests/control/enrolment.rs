@@ -3,6 +3,7 @@ use crate::database::Kind;
 use crate::fixture::{NOW, document, hub, identity, join, open_with_network, operator, request, token};
 use spoke_control::registry::enrol::{Enrolled, enrol};
 use spoke_control::registry::node_change::NodeChange;
+use spoke_control::registry::nodes::NodeAnnouncement;
 use spoke_control::registry::{RegistryError, networks, nodes, tokens};
 use spoke_control::store::audit::AuditFilter;
 use spoke_control::store::document::DocumentLookup;
@@ -129,12 +130,13 @@ async fn removed_node_needs_a_new_bound_token(kind: Kind) {
         "its unbound token has uses left"
     );
     assert!(
-        matches!(join(&store, "edge-1", old.reveal()).await, Err(RegistryError::BadToken)),
+        matches!(join(&store, "edge-1", old.reveal()).await, Err(RegistryError::Removed(_))),
         "created before the removal"
     );
     let mut impostor = request("edge-2");
     impostor.identity_public_key = request("edge-1").identity_public_key;
-    assert!(matches!(enrol(&store, &impostor, &general, None, NOW).await, Err(RegistryError::KeyTaken)));
+    let refused = enrol(&store, &impostor, &general, None, NOW).await;
+    assert!(matches!(&refused, Err(RegistryError::Removed(name)) if *name == id), "under another name: {refused:?}");
     let (_, new) = tokens::create(&store, &bound_token(), &operator(), NOW).await.unwrap();
     let after = join(&store, "edge-1", new.reveal()).await.unwrap();
     assert_eq!(after.assigned_ip, before.assigned_ip, "its address was reserved for it");
@@ -143,7 +145,8 @@ async fn removed_node_needs_a_new_bound_token(kind: Kind) {
 async fn announced_node_needs_no_approval(kind: Kind) {
     let (store, _db) = open_with_network(kind, "10.8.0.0/24", |n| n.approval = true).await;
     let id = "edge-1".parse().unwrap();
-    let add = async || nodes::announce(&store, &id, "field", Some("by the door".into()), &operator(), NOW).await;
+    let announced = NodeAnnouncement { label: Some("by the door".into()), fingerprint: None };
+    let add = async || nodes::announce(&store, &id, "field", announced.clone(), &operator(), NOW).await;
     let token = add().await.unwrap();
     assert!(matches!(add().await, Err(RegistryError::Exists(..))), "it exists already");
     assert!(matches!(join(&store, "edge-2", token.reveal()).await, Err(RegistryError::BadToken)), "bound to edge-1");

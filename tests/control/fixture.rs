@@ -2,6 +2,7 @@
 use crate::database::{Database, Kind, open};
 use ipnet::IpNet;
 use spoke_control::registry::enrol::{Enrolled, enrol};
+use spoke_control::registry::nodes::HubAnnouncement;
 use spoke_control::registry::{RegistryError, networks, nodes, tokens};
 use spoke_control::store::Store;
 use spoke_control::store::admission::Admission;
@@ -96,8 +97,8 @@ pub async fn document(store: &Store, id: &str) -> StateDocument {
 pub async fn hub(store: &Store, id: &str, address: Option<&str>) {
     let endpoint = "hub.example.net:51820".parse().unwrap();
     let address = address.map(|a| a.parse().unwrap());
-    let token =
-        nodes::announce_hub(store, &id.parse().unwrap(), "field", &endpoint, address, &operator(), NOW).await.unwrap();
+    let announced = HubAnnouncement { endpoint, address, fingerprint: None };
+    let token = nodes::announce_hub(store, &id.parse().unwrap(), "field", &announced, &operator(), NOW).await.unwrap();
     join(store, id, token.reveal()).await.unwrap();
 }
 

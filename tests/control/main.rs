@@ -21,6 +21,7 @@ mod attack_text;
 mod bench;
 mod chain;
 mod commands;
+mod commands_by_hand;
 mod database;
 mod database_faults;
 mod enrolment;

@@ -2,6 +2,7 @@
 use crate::database::{Kind, open};
 use crate::fixture::{NOW, document, network, operator, report, request, store_report, token, wireguard};
 use spoke_control::registry::enrol::{Enrolled, EnrollingDevice, enrol};
+use spoke_control::registry::nodes::HubAnnouncement;
 use spoke_control::registry::{key_rotation, nodes};
 use spoke_control::signing::MasterKey;
 use spoke_control::store::Store;
@@ -31,7 +32,8 @@ async fn enter(store: &Store, id: &str, token: &str, takes_preshared: bool) {
 async fn hub(store: &Store, id: &str, takes_preshared: bool) {
     let endpoint = "hub.example.net:51820".parse().unwrap();
     let id_of = id.parse().unwrap();
-    let token = nodes::announce_hub(store, &id_of, "field", &endpoint, None, &operator(), NOW).await.unwrap();
+    let announced = HubAnnouncement { endpoint, address: None, fingerprint: None };
+    let token = nodes::announce_hub(store, &id_of, "field", &announced, &operator(), NOW).await.unwrap();
     enter(store, id, token.reveal(), takes_preshared).await;
 }
 

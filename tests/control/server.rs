@@ -356,6 +356,19 @@ impl Device {
         .await
     }
 
+    /// As [`Device::enrol`], with the keys it has in place of those of its id.
+    pub async fn enrol_with_own_keys(&mut self, token: &str) -> (u16, serde_json::Value) {
+        let sent = self.send(|device| {
+            let mut request = request(device.id.as_str());
+            request.identity_public_key = device.key.public();
+            request.wireguard_public_key = device.wireguard.public();
+            let mut asked = device.signed("POST", PROVISION, serde_json::to_vec(&request).unwrap());
+            asked.headers.push(("authorization", format!("Bearer {token}")));
+            asked
+        });
+        sent.await.unwrap()
+    }
+
     /// Sends once more after a clock skew, as every device does: the machine's clock may be set during a request.
     /// And once more with a proof of the WireGuard key, where it is asked for.
     async fn send(&mut self, asked: impl Fn(&Self) -> Request) -> Result<(u16, serde_json::Value), HttpError> {

@@ -55,7 +55,7 @@ for delay in record 0 0.3 1 5; do
   await 30 "no record is left" proved
   check "it is not tried again" reaches device "$hub_address"
   # The next round begins with a state that the hub answered through.
-  fleet node override edge-1
+  fleet node override edge-1 --unset mtu
   await 60 "a later state is taken" state_changed
   await 60 "healthy again" is device healthy
 done

@@ -194,15 +194,21 @@ fn bad_proof() -> ApiError {
     ApiError::new(ProblemCode::BadProof, "the signature is not of the node it names")
 }
 
+/// Whether `key` signed the request.
+fn is_signed(parts: &Parts, body: &[u8], proof: &RequestProof, key: &VerifyKey) -> bool {
+    let uri = parts.extensions.get::<OriginalUri>().map_or(&parts.uri, |o| &o.0);
+    let path = uri.path_and_query().map_or("/", |p| p.as_str());
+    proof.verify(&RequestParts { method: parts.method.as_str(), path, body }, key)
+}
+
+/// Under what a removed device is counted, apart from the present holder of its name: the digest of its key.
+fn removed_holder(key: &VerifyKey) -> Result<NodeId, ApiError> {
+    sha256_hex(&key.0).parse().map_err(|_| bad_proof())
+}
+
 impl ApiState {
-    /// Checks signature and time, in this order: only the node itself learns the server's time.
-    fn check_proof(&self, parts: &Parts, body: &[u8], proof: &RequestProof, key: &VerifyKey) -> Result<u64, ApiError> {
-        let uri = parts.extensions.get::<OriginalUri>().map_or(&parts.uri, |o| &o.0);
-        let path = uri.path_and_query().map_or("/", |p| p.as_str());
-        let asked = RequestParts { method: parts.method.as_str(), path, body };
-        if !proof.verify(&asked, key) {
-            return Err(bad_proof());
-        }
+    /// The server's time. The signature comes first: only the node itself learns that time.
+    fn check_time(&self, proof: &RequestProof) -> Result<u64, ApiError> {
         let now = u64::try_from(now_ms()).unwrap_or(0);
         if !self.handlers.replays.accepts_time(proof.timestamp_ms, now) {
             let keys = self.keys.borrow();
@@ -211,26 +217,26 @@ impl ApiState {
         Ok(now)
     }
 
-    /// A node with an identity key; an active one from the cache while the store's epoch stays.
-    async fn member(&self, node: &NodeId) -> Result<Member, ApiError> {
+    /// A node with an identity key, an active one from the cache while the store's epoch stays; `None`: there is none.
+    async fn member(&self, node: &NodeId) -> Result<Option<Member>, ApiError> {
         let epoch = self.store.epoch();
         let cached = self.handlers.members.lock().unwrap_or_else(PoisonError::into_inner).get(node).cloned();
         if let Some(member) = cached.filter(|m| m.epoch == epoch) {
-            return Ok(member);
+            return Ok(Some(member));
         }
-        let found = self.store.read().await?.node(node).await?.ok_or_else(bad_proof)?;
-        let key = found.identity_key.ok_or_else(bad_proof)?;
+        let Some(found) = self.store.read().await?.node(node).await? else { return Ok(None) };
+        let Some(key) = found.identity_key else { return Ok(None) };
         let (state, role, enabled) = (found.state, found.role, found.enabled);
         let member = Member { key, state, role, network: found.network.into(), enabled, epoch };
         if member.state != NodeState::Active {
-            return Ok(member);
+            return Ok(Some(member));
         }
         let mut members = self.handlers.members.lock().unwrap_or_else(PoisonError::into_inner);
         if members.len() >= MAX_MEMBERS {
             members.clear();
         }
         members.insert(node.clone(), member.clone());
-        Ok(member)
+        Ok(Some(member))
     }
 
     /// The node that signed a request. Nothing is kept for a request that it did not sign, and nothing about it is
@@ -238,8 +244,14 @@ impl ApiState {
     async fn caller(&self, request: Request) -> Result<(Caller, Bytes), ApiError> {
         let proof = proof_of(request.headers())?;
         let member = self.member(&proof.node).await?;
+        if member.is_none() && self.store.read().await?.removed_identities(&proof.node).await?.is_empty() {
+            return Err(bad_proof());
+        }
         let (parts, body) = read_body(request).await?;
-        let now = self.check_proof(&parts, &body, &proof, &member.key)?;
+        let Some(member) = member.filter(|m| is_signed(&parts, &body, &proof, &m.key)) else {
+            return Err(self.removed_device(&parts, &body, proof).await);
+        };
+        let now = self.check_time(&proof)?;
         self.limits.check_node(&proof.node)?;
         if !self.handlers.replays.remember(&proof, now)? {
             return Err(ApiError::replay());
@@ -268,6 +280,30 @@ impl ApiState {
         let Member { role, network, enabled, .. } = member;
         let caller = Caller { node: proof.node.clone(), role, network, enabled, proof, key_proof, recorded };
         Ok((caller, body))
+    }
+
+    /// The answer to a device that signed with no key of the node it names: its removal, if the key is of a device that was
+    /// removed under that name, and else the same as to every unknown caller.
+    async fn removed_device(&self, parts: &Parts, body: &[u8], mut proof: RequestProof) -> ApiError {
+        let name = proof.node.clone();
+        let answer = async {
+            let mut tx = self.store.read().await?;
+            let keys = tx.removed_identities(&name).await?;
+            let own = keys.into_iter().find(|key| is_signed(parts, body, &proof, key)).ok_or_else(bad_proof)?;
+            let now = self.check_time(&proof)?;
+            proof.node = removed_holder(&own)?;
+            self.limits.check_node(&proof.node)?;
+            if !self.handlers.replays.remember(&proof, now)? {
+                return Err(ApiError::replay());
+            }
+            // A signed removal makes a device erase its state. The text signed has no key in it, so it is not given to one
+            // device while another one is enrolled under the name.
+            let is_held = tx.node(&name).await?.is_some_and(|n| n.identity_key.is_some_and(|k| k != own));
+            let keys = self.keys.borrow();
+            let key = keys.oldest().filter(|_| !is_held);
+            Ok::<_, ApiError>(ApiError::removal(key.map(|k| RemovalAnswer::sign(k, &name, proof.nonce))))
+        };
+        answer.await.unwrap_or_else(|e| e)
     }
 
     /// The operator whose token or key the request brings. Wrong ones never stop a right one: of those beyond the limit of
@@ -354,7 +390,10 @@ impl FromRequest<Arc<ApiState>> for EnrolmentRequest {
             return Err(bad_proof());
         }
         // No nonce is kept before the token is proved: a repeated enrolment gets the same answer, and to repeat it takes its token.
-        state.check_proof(&parts, &bytes, &proof, &request.identity_public_key)?;
+        if !is_signed(&parts, &bytes, &proof, &request.identity_public_key) {
+            return Err(bad_proof());
+        }
+        state.check_time(&proof)?;
         let key_proof = Claim::of(&parts.headers, &proof);
         Ok(Self { request, token, key_proof })
     }

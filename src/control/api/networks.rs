@@ -9,7 +9,7 @@ use crate::registry::{Entity, networks};
 use crate::store::network::Network;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use spoke_model::interface_name::IfName;
 use std::sync::Arc;
 use utoipa_axum::router::OpenApiRouter;
@@ -17,7 +17,7 @@ use utoipa_axum::routes;
 
 /// The routes.
 pub fn router() -> OpenApiRouter<Arc<ApiState>> {
-    OpenApiRouter::new().routes(routes!(networks, add_network)).routes(routes!(network, set_network))
+    OpenApiRouter::new().routes(routes!(networks, add_network)).routes(routes!(network, set_network, remove_network))
 }
 
 /// Lists networks by name.
@@ -89,4 +89,23 @@ async fn set_network(
     check_contract(&state, &change)?;
     let network = networks::change(&state.store, &name, |n| change.apply(n), &by.actor(), now_ms()).await?;
     Ok(success(network))
+}
+
+/// A network that was removed.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+struct RemovedNetwork {
+    /// Its name.
+    name: String,
+}
+
+/// Removes a network that has no nodes, with its tokens.
+#[utoipa::path(delete, path = "/api/networks/{name}", params(("name" = String, Path)), responses(
+    (status = 200, body = Answer<RemovedNetwork>), (status = 404), (status = 409)))]
+async fn remove_network(
+    State(state): State<Arc<ApiState>>,
+    by: Operator,
+    Path(name): Path<String>,
+) -> OperatorResult<RemovedNetwork> {
+    networks::remove(&state.store, &name, &by.actor(), now_ms()).await?;
+    Ok(success(RemovedNetwork { name }))
 }

@@ -7,6 +7,7 @@ use super::tokens::CreatedToken;
 use super::view::{NodeDetail, NodeTestView, NodeView, all};
 use crate::clock::now_ms;
 use crate::registry::node_change::NodeChange;
+use crate::registry::nodes::{HubAnnouncement, NodeAnnouncement};
 use crate::registry::{Entity, node_test, nodes, tokens};
 use axum::Json;
 use axum::extract::{Path, Query, State};
@@ -64,6 +65,8 @@ struct NodeRequest {
     network: String,
     /// For people.
     label: Option<String>,
+    /// Of the identity key that may take the name with any token of the network: `sha256:` and 64 hex digits.
+    fingerprint: Option<String>,
 }
 
 /// Announces a node; the token enrols it without approval.
@@ -74,8 +77,9 @@ async fn add_node(
     by: Operator,
     Body(request): Body<NodeRequest>,
 ) -> OperatorResult<CreatedToken> {
-    let NodeRequest { node_id, network, label } = request;
-    let token = nodes::announce(&state.store, &node_id, &network, label, &by.actor(), now_ms()).await?;
+    let NodeRequest { node_id, network, label, fingerprint } = request;
+    let announced = NodeAnnouncement { label, fingerprint };
+    let token = nodes::announce(&state.store, &node_id, &network, announced, &by.actor(), now_ms()).await?;
     Ok(success(CreatedToken { id: node_id.to_string(), token: token.reveal().clone() }))
 }
 
@@ -184,6 +188,8 @@ struct HubRequest {
     /// Its address inside the tunnel; the first free one if absent.
     #[schema(value_type = Option<String>)]
     address: Option<IpAddr>,
+    /// Of the identity key that may take the name with any token of the network: `sha256:` and 64 hex digits.
+    fingerprint: Option<String>,
 }
 
 /// Announces a hub; the token enrols it.
@@ -194,8 +200,9 @@ async fn add_hub(
     by: Operator,
     Body(request): Body<HubRequest>,
 ) -> OperatorResult<CreatedToken> {
-    let HubRequest { node_id, network, endpoint, address } = request;
+    let HubRequest { node_id, network, endpoint, address, fingerprint } = request;
+    let announced = HubAnnouncement { endpoint, address, fingerprint };
     let (store, actor) = (&state.store, by.actor());
-    let token = nodes::announce_hub(store, &node_id, &network, &endpoint, address, &actor, now_ms()).await?;
+    let token = nodes::announce_hub(store, &node_id, &network, &announced, &actor, now_ms()).await?;
     Ok(success(CreatedToken { id: node_id.to_string(), token: token.reveal().clone() }))
 }

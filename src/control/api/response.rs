@@ -106,6 +106,8 @@ impl From<RegistryError> for ApiError {
             RegistryError::Field(_)
             | RegistryError::Value { .. }
             | RegistryError::Release(_)
+            | RegistryError::WhichNetwork(_)
+            | RegistryError::NoNetwork
             | RegistryError::Network(_) => ProblemCode::BadRequest,
             RegistryError::BadToken => ProblemCode::BadToken,
             RegistryError::NodeIdTaken { .. } => ProblemCode::NodeIdTaken,
@@ -117,6 +119,8 @@ impl From<RegistryError> for ApiError {
             | RegistryError::HubInUse { .. }
             | RegistryError::HubNotLeft { .. }
             | RegistryError::NotAHub(_)
+            | RegistryError::PoolOverlap { .. }
+            | RegistryError::NetworkInUse { .. }
             | RegistryError::LeaseOutsidePool(_) => ProblemCode::KeyTaken,
             RegistryError::Removed(_) => ProblemCode::Revoked,
             RegistryError::NotFound(..) => ProblemCode::NotFound,

@@ -5,6 +5,7 @@ use crate::store::audit::AuditRecord;
 use crate::store::node::{NodeState, Overrides};
 use crate::store::node_status::{FleetCounts, NodeAccess, NodeRecord, NodeStatus, Registration};
 use crate::store::operator_key::{OperatorKey, OperatorRole};
+use crate::store::signing_key::KeptKey;
 use crate::store::token::Token;
 use serde::Serialize;
 use spoke_config::node::Role;
@@ -13,6 +14,7 @@ use spoke_grants::policy::VERIFICATION_ERROR;
 use spoke_model::address::HostPort;
 use spoke_model::key::PublicKey;
 use spoke_model::node_id::NodeId;
+use spoke_model::signature::VerifyKey;
 use spoke_model::time::Wall;
 use std::collections::BTreeMap;
 
@@ -52,6 +54,8 @@ pub struct NodeView {
     /// Public half of its WireGuard key.
     #[schema(value_type = Option<String>)]
     pub wireguard_public_key: Option<PublicKey>,
+    /// Of its identity key, `sha256:` and hex; before it is enrolled, of the key that may take its name.
+    pub fingerprint: Option<String>,
     /// Where a hub is reached.
     #[schema(value_type = Option<String>)]
     pub endpoint: Option<HostPort>,
@@ -95,6 +99,8 @@ impl From<NodeStatus> for NodeView {
     fn from(status: NodeStatus) -> Self {
         let NodeStatus { node, addresses, access, token_id, report } = status;
         let seen = report.as_ref();
+        // What a removed node reported last says nothing about it.
+        let member = report.as_ref().filter(|_| node.state != NodeState::Removed);
         Self {
             access: match access {
                 NodeAccess::NotAsked => None,
@@ -104,10 +110,10 @@ impl From<NodeStatus> for NodeView {
             token_id,
             addresses: addresses.iter().map(ToString::to_string).collect(),
             observed_generation: seen.map(|r| r.generation),
-            outcome: seen.map(|r| r.outcome),
-            reason: seen.and_then(|r| r.reason.clone()),
-            healthy: seen.map(|r| r.healthy),
-            conditions: seen.and_then(|r| r.health.as_ref()).map(conditions).unwrap_or_default(),
+            outcome: member.map(|r| r.outcome),
+            reason: member.and_then(|r| r.reason.clone()),
+            healthy: member.map(|r| r.healthy),
+            conditions: member.and_then(|r| r.health.as_ref()).map(conditions).unwrap_or_default(),
             last_seen: seen.map(|r| rfc3339(r.received_ms)),
             version: seen.map(|r| r.version.clone()).or(node.version),
             update: seen.and_then(|r| r.health.as_ref()?.get("update").cloned()),
@@ -118,6 +124,7 @@ impl From<NodeStatus> for NodeView {
             role: node.role,
             state: node.state,
             wireguard_public_key: node.wireguard_key,
+            fingerprint: node.identity_key.map(|k| k.fingerprint()).or(node.fingerprint),
             endpoint: node.endpoint,
             overrides: node.overrides,
             isolated: node.isolated,
@@ -314,6 +321,36 @@ impl From<OperatorKey> for OperatorKeyView {
             expires_at: key.expires_ms.map(rfc3339),
             revoked_at: key.revoked_ms.map(rfc3339),
             last_used_at: key.used_ms.map(rfc3339),
+        }
+    }
+}
+
+/// A key that signs state documents.
+#[derive(Clone, Debug, Serialize)]
+pub struct SigningKeyView {
+    /// Its public half.
+    pub key: VerifyKey,
+    /// `active` or `retired`.
+    pub state: &'static str,
+    /// RFC 3339.
+    pub created_at: String,
+    /// Active nodes that have kept a state with it: of the newest key exactly, of an older one at least. Null: retired.
+    pub kept_by: Option<u64>,
+    /// Whether it is the newest active key.
+    pub newest: bool,
+    /// Active nodes.
+    pub nodes: u64,
+}
+
+impl From<KeptKey> for SigningKeyView {
+    fn from(kept: KeptKey) -> Self {
+        Self {
+            key: kept.key.public,
+            state: if kept.key.active { "active" } else { "retired" },
+            created_at: rfc3339(kept.key.created_ms),
+            kept_by: kept.kept_by,
+            newest: kept.newest,
+            nodes: kept.nodes,
         }
     }
 }

@@ -2,11 +2,11 @@
 use super::Context;
 use super::invitation::{Created, HandOut, hand_out};
 use super::node::{print_changed, print_nodes, views};
-use super::prompt::seconds;
+use super::prompt::{confirm, seconds};
 use super::table::{json, render};
 use crate::clock::now_ms;
 use crate::registry::network_change::{NO_CONTRACT, NetworkChange};
-use crate::registry::nodes::HubMove;
+use crate::registry::nodes::{HubAnnouncement, HubMove};
 use crate::registry::{networks, nodes};
 use crate::store::network::{Access, Network};
 use crate::store::node::NodeState;
@@ -116,6 +116,14 @@ pub enum NetworkCommand {
         #[command(flatten)]
         values: NetworkValues,
     },
+    /// Remove a network that has no nodes, with its tokens
+    Remove {
+        /// Its name
+        name: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 /// `spoke-control hub …`
@@ -125,15 +133,18 @@ pub enum HubCommand {
     Add {
         /// Its node id
         id: NodeId,
-        /// Its network
+        /// Its network; not needed where there is only one
         #[arg(long)]
-        network: String,
+        network: Option<String>,
         /// Where nodes reach it, HOST:PORT
         #[arg(long)]
         endpoint: HostPort,
         /// Its address inside the tunnel; the first free one if not given
         #[arg(long)]
         address: Option<IpAddr>,
+        /// The device with this key takes the name with any token of the network: `spoke key fingerprint` prints it there
+        #[arg(long, value_name = "SHA256")]
+        fingerprint: Option<String>,
         /// How its token is handed out
         #[command(flatten)]
         how: HandOut,
@@ -181,6 +192,14 @@ pub async fn network(context: &Context, command: NetworkCommand) -> Outcome {
             let network = networks::change(store, &name, |n| change.apply(n), actor, now_ms()).await?;
             list(context, &[network]).await
         }
+        NetworkCommand::Remove { name, yes } => {
+            confirm(&format!("remove network {name} and revoke its tokens"), yes)?;
+            networks::remove(store, &name, actor, now_ms()).await?;
+            if context.json {
+                print(&json(&serde_json::json!({"name": name})));
+            }
+            Ok(())
+        }
         NetworkCommand::List => {
             let networks = store.read().await?.networks().await?;
             list(context, &networks).await
@@ -216,10 +235,12 @@ async fn list(context: &Context, networks: &[Network]) -> Outcome {
 /// `spoke-control hub …`
 pub async fn hub(context: &Context, command: HubCommand) -> Outcome {
     match command {
-        HubCommand::Add { id, network, endpoint, address, how } => {
+        HubCommand::Add { id, network, endpoint, address, fingerprint, how } => {
             how.check()?;
             let (store, actor) = (&context.store, &context.actor);
-            let token = nodes::announce_hub(store, &id, &network, &endpoint, address, actor, now_ms()).await?;
+            let network = networks::meant(store, network, None).await?;
+            let announced = HubAnnouncement { endpoint, address, fingerprint };
+            let token = nodes::announce_hub(store, &id, &network, &announced, actor, now_ms()).await?;
             let shown = [("node_id".to_owned(), id.as_str().into())].into_iter().collect();
             hand_out(context, Created { token, node: Some(id), role: Role::Hub }, &how, shown)?;
         }

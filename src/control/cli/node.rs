@@ -1,15 +1,18 @@
 //! `spoke-control node`.
 use super::Context;
+use super::invitation::{Created, HandOut, hand_out};
 use super::prompt::confirm;
 use super::table::{json, pairs, render};
 use crate::api::view::{NodeDetail, NodeTestView, NodeView, all};
 use crate::clock::now_ms;
 use crate::registry::node_change::NodeChange;
-use crate::registry::{node_test, nodes, tokens};
-use crate::store::node::{NodeState, Overrides};
+use crate::registry::nodes::NodeAnnouncement;
+use crate::registry::{networks, node_test, nodes, tokens};
+use crate::store::node::{NodeState, OverrideName, Overrides};
 use clap::Subcommand;
 use ipnet::IpNet;
 use spoke_command::{Failure, Outcome, print};
+use spoke_config::node::Role;
 use spoke_enroll::wire::Outcome as ReportOutcome;
 use spoke_grants::policy::Reason;
 use spoke_model::node_id::NodeId;
@@ -57,7 +60,24 @@ pub enum NodeCommand {
         /// Its label; empty removes it
         label: String,
     },
-    /// Set overrides of a node; those not given are cleared
+    /// Announce a node; prints the token that enrols it without approval
+    Announce {
+        /// Node id
+        id: NodeId,
+        /// Its network; not needed where there is only one
+        #[arg(long)]
+        network: Option<String>,
+        /// For people
+        #[arg(long)]
+        label: Option<String>,
+        /// The device with this key takes the name with any token of the network: `spoke key fingerprint` prints it there
+        #[arg(long, value_name = "SHA256")]
+        fingerprint: Option<String>,
+        /// How its token is handed out
+        #[command(flatten)]
+        how: HandOut,
+    },
+    /// Set or remove overrides of a node; the others stay
     Override {
         /// Node id
         id: NodeId,
@@ -76,6 +96,9 @@ pub enum NodeCommand {
         /// Networks behind its hub
         #[arg(long, value_delimiter = ',')]
         endpoint_allowed_ip: Option<Vec<IpNet>>,
+        /// Overrides to remove
+        #[arg(long, value_delimiter = ',', value_name = "NAME")]
+        unset: Vec<OverrideName>,
     },
     /// Disable a node: it stays enrolled and is a peer of no hub
     Disable {
@@ -192,9 +215,8 @@ async fn detail(context: &Context, id: &NodeId) -> Result<NodeDetail, Failure> {
     Ok(found.ok_or_else(|| Failure::BadInput(format!("there is no node {id}")))?.into())
 }
 
-/// Everything about one node, by name.
-fn lines(d: &NodeDetail) -> Vec<(&'static str, String)> {
-    let v = &d.view;
+/// The overrides in one line.
+fn overrides_of(v: &NodeView) -> String {
     let o = &v.overrides;
     let mut overrides = Vec::new();
     overrides.extend(o.override_listen_port.map(|p| format!("listen port {p}")));
@@ -211,7 +233,16 @@ fn lines(d: &NodeDetail) -> Vec<(&'static str, String)> {
             .as_ref()
             .map(|d| format!("behind the hub {}", list(&d.iter().map(ToString::to_string).collect::<Vec<_>>()))),
     );
-    let overrides = if overrides.is_empty() { "-".to_owned() } else { overrides.join(", ") };
+    if overrides.is_empty() { "-".to_owned() } else { overrides.join(", ") }
+}
+
+fn generation_of(v: &NodeView) -> String {
+    format!("{} wanted, {} in force", v.generation, dash(v.observed_generation))
+}
+
+/// Everything about one node, by name.
+fn lines(d: &NodeDetail) -> Vec<(&'static str, String)> {
+    let v = &d.view;
     let hardware = d.capabilities.as_ref().map(|c| {
         format!(
             "{} cpu, {} MB{}",
@@ -231,12 +262,13 @@ fn lines(d: &NodeDetail) -> Vec<(&'static str, String)> {
         ("network", v.network.clone()),
         ("addresses", if v.addresses.is_empty() { "-".to_owned() } else { v.addresses.join(", ") }),
         ("wireguard key", dash(v.wireguard_public_key)),
+        ("fingerprint", dash(v.fingerprint.as_ref())),
         ("endpoint", dash(v.endpoint.as_ref())),
         ("access", access(v)),
         ("token", dash(v.token_id.as_ref())),
         ("isolated", if v.isolated { "yes" } else { "no" }.to_owned()),
-        ("overrides", overrides),
-        ("generation", format!("{} wanted, {} in force", v.generation, dash(v.observed_generation))),
+        ("overrides", overrides_of(v)),
+        ("generation", generation_of(v)),
         ("outcome", dash(v.outcome.map(ReportOutcome::as_str))),
         ("reason", dash(v.reason.as_ref())),
         ("health", health(v)),
@@ -303,15 +335,29 @@ pub async fn node(context: &Context, command: NodeCommand) -> Outcome {
             return remove(context, &id, revoke_token).await;
         }
         NodeCommand::Rename { id, label } => (id, NodeChange { label: Some(label), ..NodeChange::default() }),
-        NodeCommand::Override { id, listen_port, mtu, keepalive, dns, endpoint_allowed_ip } => {
-            let overrides = Overrides {
+        NodeCommand::Announce { id, network, label, fingerprint, how } => {
+            how.check()?;
+            let network = networks::meant(store, network, None).await?;
+            let announced = NodeAnnouncement { label, fingerprint };
+            let token = nodes::announce(store, &id, &network, announced, actor, now_ms()).await?;
+            let shown = [("node_id".to_owned(), id.as_str().into())].into_iter().collect();
+            hand_out(context, Created { token, node: Some(id), role: Role::Node }, &how, shown)?;
+            return Ok(());
+        }
+        NodeCommand::Override { id, listen_port, mtu, keepalive, dns, endpoint_allowed_ip, unset } => {
+            let set_overrides = Overrides {
                 override_listen_port: listen_port,
                 override_mtu: mtu,
                 override_keepalive: keepalive,
                 override_dns: dns,
                 override_endpoint_allowed_ip: endpoint_allowed_ip,
             };
-            (id, NodeChange { overrides: Some(overrides), ..NodeChange::default() })
+            if set_overrides.is_empty() && unset.is_empty() {
+                return Err(Failure::BadInput("nothing to change: give a setting, or --unset NAME".into()));
+            }
+            let change = NodeChange { set_overrides, unset_overrides: unset, ..NodeChange::default() };
+            nodes::change(store, &id, &change, actor, now_ms()).await?;
+            return print_overrides(context, &id).await;
         }
         NodeCommand::Disable { id, yes } => {
             detail(context, &id).await?;
@@ -344,6 +390,19 @@ async fn remove(context: &Context, id: &NodeId, revoke_token: bool) -> Outcome {
             "token {token}, which enrolled {id}, is valid for {left} more enrolments; if the device is lost, revoke it:\n  {command} token revoke {token}\n"
         ));
     }
+    Ok(())
+}
+
+/// Prints the overrides of a changed node.
+async fn print_overrides(context: &Context, id: &NodeId) -> Outcome {
+    let view = detail(context, id).await?.view;
+    print(&if context.json {
+        json(&view)
+    } else {
+        let lines =
+            [("node", view.id.to_string()), ("overrides", overrides_of(&view)), ("generation", generation_of(&view))];
+        pairs(&lines)
+    });
     Ok(())
 }
 

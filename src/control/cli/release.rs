@@ -3,21 +3,28 @@ use super::Context;
 use super::prompt::seconds;
 use super::table::{json, render};
 use crate::clock::now_ms;
-use crate::registry::releases;
+use crate::registry::{networks, releases};
 use crate::store::release::Release;
 use clap::{Args, Subcommand};
-use spoke_command::{Outcome, print};
+use spoke_command::{Failure, Outcome, print};
 use spoke_model::node_id::NodeId;
 
 /// A network, or a node in it.
 #[derive(Clone, Debug, Args)]
 pub struct ReleaseTarget {
-    /// The network
+    /// The network; not needed where there is only one, or where --node is in one
     #[arg(long)]
-    network: String,
+    network: Option<String>,
     /// The only node it is for, to try it there first
     #[arg(long)]
     node: Option<NodeId>,
+}
+
+impl ReleaseTarget {
+    async fn meant(self, context: &Context) -> Result<(String, Option<NodeId>), Failure> {
+        let network = networks::meant(&context.store, self.network, self.node.as_ref()).await?;
+        Ok((network, self.node))
+    }
 }
 
 /// `spoke-control release …`
@@ -71,17 +78,20 @@ pub async fn run(context: &Context, command: ReleaseCommand) -> Outcome {
             let rows: Vec<_> = all.iter().map(row).collect();
             print(&render(&["NETWORK", "NODE", "RELEASE", "SOURCE"], &rows));
         }
-        ReleaseCommand::Want { version, target: ReleaseTarget { network, node }, source, spread } => {
+        ReleaseCommand::Want { version, target, source, spread } => {
+            let (network, node) = target.meant(context).await?;
             let spread = spread.as_deref().map(seconds).transpose()?.unwrap_or_default();
             let spread_seconds = u32::try_from(spread).unwrap_or(u32::MAX);
             let now = now_ms();
             let release = Release { network, node, version, source, spread_seconds, since_ms: now, renewed_ms: 0 };
             releases::set(store, &release, actor, now).await?;
         }
-        ReleaseCommand::Retry { target: ReleaseTarget { network, node } } => {
+        ReleaseCommand::Retry { target } => {
+            let (network, node) = target.meant(context).await?;
             releases::retry(store, &network, node.as_ref(), actor, now_ms()).await?;
         }
-        ReleaseCommand::Unwant { target: ReleaseTarget { network, node } } => {
+        ReleaseCommand::Unwant { target } => {
+            let (network, node) = target.meant(context).await?;
             releases::clear(store, &network, node.as_ref(), actor, now_ms()).await?;
         }
     }

@@ -80,7 +80,7 @@ async fn operator_listeners(config: &Config, with_token: bool) -> anyhow::Result
 pub async fn run(context: &Context) -> Outcome {
     spoke_command::start_log("spoke-control");
     let config = &context.config;
-    let master = MasterKey::load_or_create(&master_path(config), &context.store).await?;
+    let master = MasterKey::load_or_create(&master_path(config), &context.store, now_ms()).await?;
     let signing = SigningKeys::load(&context.store, &master, now_ms()).await?;
     let tls = tls::load(config.tls.as_ref(), &config.state_dir, &config.public)?;
     let operator_token = config.operator_token.as_ref().map(secret).transpose()?.filter(|token| {
@@ -90,6 +90,9 @@ pub async fn run(context: &Context) -> Outcome {
         }
         strong
     });
+    if config.is_public_local() {
+        tracing::warn!(public = %config.public, "server.public names this machine: devices on others cannot reach it");
+    }
     // Before anybody can connect: a signal without a handler would end the process with reports unwritten.
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let listeners = bind("server.listen", &config.listen).await?;

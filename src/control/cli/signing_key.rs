@@ -2,9 +2,11 @@
 use super::prompt::confirm;
 use super::table::{json, render};
 use super::{Context, serve};
+use crate::api::view::{SigningKeyView, all};
 use crate::clock::now_ms;
 use crate::registry::names;
 use crate::signing::{MasterKey, SigningKeys};
+use crate::store::Tx;
 use crate::store::signing_key::{Retirement, Without};
 use clap::Subcommand;
 use spoke_command::{Failure, Outcome, print};
@@ -13,7 +15,7 @@ use spoke_model::signature::VerifyKey;
 /// `spoke-control signing-key …`
 #[derive(Debug, Subcommand)]
 pub enum SigningKeyCommand {
-    /// List active and retired keys
+    /// List active and retired keys, and how many nodes have kept a state with each
     List,
     /// Add an active key beside the others
     Add,
@@ -28,6 +30,20 @@ pub enum SigningKeyCommand {
         #[arg(long)]
         yes: bool,
     },
+    /// Make a retired key active again, beside the others: nodes that know no other key accept documents again
+    Unretire {
+        /// The key that `signing-key list` shows
+        key: VerifyKey,
+    },
+}
+
+/// Refuses another active key beyond what a document takes.
+async fn check_room(tx: &mut Tx) -> Outcome {
+    let active = tx.active_signing_keys().await?.len();
+    if active >= spoke_enroll::document::MAX_SIGNING_KEYS {
+        return Err(Failure::BadInput(format!("{active} keys are active already: retire one first")));
+    }
+    Ok(())
 }
 
 /// `spoke-control signing-key …`
@@ -35,25 +51,24 @@ pub async fn signing_key(context: &Context, command: SigningKeyCommand) -> Outco
     let store = &context.store;
     match command {
         SigningKeyCommand::List => {
-            let keys = store.read().await?.signing_keys().await?;
-            let state = |active| if active { "active" } else { "retired" };
+            let keys: Vec<SigningKeyView> = all(store.read().await?.kept_signing_keys().await?);
             if context.json {
-                let list: Vec<_> =
-                    keys.iter().map(|k| serde_json::json!({"key": k.public, "state": state(k.active)})).collect();
-                print(&json(&list));
-            } else {
-                let rows: Vec<_> =
-                    keys.iter().map(|k| vec![k.public.to_string(), state(k.active).to_owned()]).collect();
-                print(&render(&["KEY", "STATE"], &rows));
+                print(&json(&keys));
+                return Ok(());
             }
+            let kept = |k: &SigningKeyView| match k.kept_by {
+                Some(n) if k.newest || n == k.nodes => format!("{n} of {}", k.nodes),
+                Some(n) => format!("at least {n} of {}", k.nodes),
+                None => "-".to_owned(),
+            };
+            let row = |k: &SigningKeyView| vec![k.key.to_string(), k.state.to_owned(), k.created_at.clone(), kept(k)];
+            let rows: Vec<_> = keys.iter().map(row).collect();
+            print(&render(&["KEY", "STATE", "CREATED", "KEPT BY"], &rows));
         }
         SigningKeyCommand::Add => {
-            let master = MasterKey::load_or_create(&serve::master_path(&context.config), store).await?;
+            let master = MasterKey::load_or_create(&serve::master_path(&context.config), store, now_ms()).await?;
             let mut tx = store.write().await?;
-            let active = tx.signing_keys().await?.iter().filter(|k| k.active).count();
-            if active >= spoke_enroll::document::MAX_SIGNING_KEYS {
-                return Err(Failure::BadInput(format!("{active} keys are active already: retire one first")));
-            }
+            check_room(&mut tx).await?;
             let key = SigningKeys::add(&mut tx, &master, now_ms()).await?;
             let entity = key.to_string();
             tx.audit(now_ms(), &context.actor, "add", ("signing_key", &entity), serde_json::Value::Null).await?;
@@ -63,6 +78,22 @@ pub async fn signing_key(context: &Context, command: SigningKeyCommand) -> Outco
             } else {
                 format!("{key}\n")
             });
+        }
+        SigningKeyCommand::Unretire { key } => {
+            let master = MasterKey::load_or_create(&serve::master_path(&context.config), store, now_ms()).await?;
+            let mut tx = store.write().await?;
+            check_room(&mut tx).await?;
+            if !tx.unretire_signing_key(key, now_ms()).await? {
+                return Err(Failure::BadInput("this key is not retired: see `signing-key list`".into()));
+            }
+            // Sealed under another master key, it would end all signing.
+            SigningKeys::read(&mut tx, &master).await?;
+            let entity = key.to_string();
+            tx.audit(now_ms(), &context.actor, "unretire", ("signing_key", &entity), serde_json::Value::Null).await?;
+            tx.commit().await?;
+            if context.json {
+                print(&json(&serde_json::json!({"key": key, "state": "active"})));
+            }
         }
         SigningKeyCommand::Retire { key, lose_nodes, yes } => {
             let question = if lose_nodes {

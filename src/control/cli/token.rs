@@ -5,7 +5,7 @@ use super::prompt::{confirm, seconds};
 use super::table::{json, render};
 use crate::api::view::{TokenView, all};
 use crate::clock::now_ms;
-use crate::registry::tokens;
+use crate::registry::{networks, tokens};
 use crate::store::token::{NewToken, Token};
 use clap::Subcommand;
 use spoke_command::{Failure, Outcome, print};
@@ -17,9 +17,9 @@ use spoke_model::node_id::NodeId;
 pub enum TokenCommand {
     /// Create a token, which is not stored, and the invitation for `spoke enrol`; piped, the token alone
     Create {
-        /// The network its nodes join
+        /// The network its nodes join; not needed where there is only one, or where --node is in one
         #[arg(long)]
-        network: String,
+        network: Option<String>,
         /// How often it may be used
         #[arg(long, default_value_t = 1)]
         uses: u64,
@@ -57,6 +57,7 @@ pub async fn token(context: &Context, command: TokenCommand) -> Outcome {
     match command {
         TokenCommand::Create { network, uses, expires_in, node, note, without_key_proof, how } => {
             how.check()?;
+            let network = networks::meant(store, network, node.as_ref()).await?;
             let lifetime = if expires_in == "never" { 0 } else { seconds(&expires_in)? };
             let expires_ms = tokens::expiry(Some(lifetime), now_ms());
             let (role, named) = match &node {

@@ -40,14 +40,20 @@ pub fn decide_enrolment(
     let own_network = node.network == token.network;
     match node.state {
         NodeState::Active | NodeState::Pending => EnrolmentDecision::NodeIdTaken,
-        // An operator gave the name to the holder of the token bound to it; the refusal does not disclose that.
-        NodeState::Expected if token.bound && own_network => EnrolmentDecision::Join,
+        // An operator gave the name to the holder of the token bound to it, or of this key; the refusal does not disclose that.
+        NodeState::Expected if own_network && (token.bound || is_expected_key(node, request)) => {
+            EnrolmentDecision::Join
+        }
         NodeState::Expected => EnrolmentDecision::BadToken,
         // A removed device keeps its unbound tokens and can make new keys: only a token for this name brings it back.
         NodeState::Removed if token.bound => EnrolmentDecision::Join,
         NodeState::Removed if own_network => EnrolmentDecision::Removed,
         NodeState::Removed => EnrolmentDecision::BadToken,
     }
+}
+
+fn is_expected_key(node: &Node, request: &ProvisionRequest) -> bool {
+    node.fingerprint.as_ref().is_some_and(|f| *f == request.identity_public_key.fingerprint())
 }
 
 /// The node that a device becomes when it joins `network`.
@@ -62,6 +68,7 @@ pub fn joined_node(known: Option<Node>, network: &Network, request: &ProvisionRe
     };
     node.wireguard_key = Some(request.wireguard_public_key);
     node.identity_key = Some(request.identity_public_key);
+    node.fingerprint = None;
     node.version = Some(request.version.clone());
     node.enrolled_ms = u64::try_from(now_ms).ok();
     // The announcement by an operator is the approval.
@@ -123,6 +130,21 @@ mod tests {
         }
         assert_eq!(decide_enrolment(None, &request(1), Some(&token(false))), Join);
         assert_eq!(decide_enrolment(None, &request(1), None), BadToken);
+    }
+
+    #[test]
+    fn announced_fingerprint_takes_the_name_with_any_token_of_its_network() {
+        use EnrolmentDecision::{BadToken, Join};
+        let expected =
+            Node { fingerprint: Some(request(1).identity_public_key.fingerprint()), ..node(NodeState::Expected) };
+        let decide = |key, token: Option<&ValidToken>| decide_enrolment(Some(&expected), &request(key), token);
+        assert_eq!(decide(1, Some(&token(false))), Join);
+        assert_eq!(decide(2, Some(&token(false))), BadToken, "another key");
+        assert_eq!(decide(2, Some(&token(true))), Join, "the bound token");
+        assert_eq!(decide(1, Some(&of_another_network(false))), BadToken);
+        assert_eq!(decide(1, None), BadToken);
+        let joined = joined_node(Some(expected), &network(true), &request(1), 1000);
+        assert_eq!((joined.state, joined.fingerprint), (NodeState::Active, None));
     }
 
     #[test]

@@ -95,7 +95,14 @@ async fn attempt(
     let mut tx = store.read().await?;
     let valid = tx.valid_token(token, &request.node_id, now_ms).await?;
     let known = tx.node(&request.node_id).await?;
-    if decide_enrolment(known.as_ref(), request, valid.as_ref()) == EnrolmentDecision::BadToken {
+    let decision = decide_enrolment(known.as_ref(), request, valid.as_ref());
+    // Its own key learns of the removal, whoever holds or awaits the name since; no other one does.
+    if !matches!(decision, EnrolmentDecision::Join | EnrolmentDecision::Repeat)
+        && tx.removed_identities(&request.node_id).await?.contains(&request.identity_public_key)
+    {
+        return Err(RegistryError::Removed(request.node_id.clone()));
+    }
+    if decision == EnrolmentDecision::BadToken {
         return Err(RegistryError::BadToken);
     }
     drop(tx);
@@ -117,6 +124,12 @@ async fn attempt(
         }
         (EnrolmentDecision::Removed, _) => Err(RegistryError::Removed(request.node_id.clone())),
         (EnrolmentDecision::Join, known) => {
+            // A removed device has not lost its unbound tokens: an operator has to mean it, under whatever name.
+            let is_meant =
+                valid.is_some_and(|v| v.bound) || known.as_ref().is_some_and(|n| n.state == NodeState::Expected);
+            if !is_meant && let Some(name) = tx.removed_name(request.identity_public_key).await? {
+                return Err(RegistryError::Removed(name));
+            }
             let redeemed = tx.redeem_token(token, &request.node_id, now_ms).await?.ok_or(RegistryError::BadToken)?;
             let network = network_of(&mut tx, &redeemed.network).await?;
             if let Some(admission) = admission.filter(|_| network.access == Access::Nft) {
@@ -178,8 +191,15 @@ async fn join(
     {
         return Err(RegistryError::KeyTaken);
     }
-    let node = joined_node(known, network, request, now_ms);
+    let is_new = known.is_none();
+    let mut node = joined_node(known, network, request, now_ms);
+    if is_new {
+        // The device may still know the generation of a node of a network that was removed.
+        node.generation = tx.removed_generation(&node.id).await? + 1;
+    }
     tx.put_node(&node).await?;
+    tx.delete_removed_identity(request.identity_public_key).await?;
+    tx.delete_reports(&node.id).await?;
     tx.put_capabilities(request).await?;
     tx.note_preshared(&node.id, device.takes_preshared).await?;
     if node.state == NodeState::Active {

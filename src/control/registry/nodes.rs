@@ -7,6 +7,7 @@ use crate::store::network::Network;
 use crate::store::node::{Node, NodeState};
 use crate::store::token::NewToken;
 use crate::store::{Store, StoreError, Tx};
+use spoke_config::control::Pin;
 use spoke_config::node::Role;
 use spoke_model::address::HostPort;
 use spoke_model::node_id::NodeId;
@@ -28,7 +29,10 @@ async fn put_announced(
         return Err(RegistryError::Exists(Entity::Node, node.id.to_string()));
     }
     // The device may still know the generation of the id's last holder.
-    node.generation = known.map_or(1, |n| n.generation + 1);
+    node.generation = match known {
+        Some(known) => known.generation + 1,
+        None => tx.removed_generation(&node.id).await? + 1,
+    };
     tx.put_node(node).await?;
     // Made before the name was announced.
     tx.revoke_tokens_of(&node.id, now_ms).await?;
@@ -43,20 +47,40 @@ async fn put_announced(
     Ok((network, tx.add_token(&new, now_ms).await?.1))
 }
 
+/// A node to be announced.
+#[derive(Clone, Debug, Default)]
+pub struct NodeAnnouncement {
+    /// For people.
+    pub label: Option<String>,
+    /// Of the identity key that may take the name with any token of the network.
+    pub fingerprint: Option<String>,
+}
+
+/// The fingerprint as it is stored and compared.
+fn fingerprint(text: Option<&str>) -> Result<Option<String>, RegistryError> {
+    let Some(text) = text.map(str::to_ascii_lowercase) else { return Ok(None) };
+    let expected = "sha256: and 64 characters of hex, as `spoke key fingerprint` prints it on the device";
+    let bad = |_| RegistryError::Value { field: "fingerprint", expected };
+    text.parse::<Pin>().map(|_| Some(text)).map_err(bad)
+}
+
 /// Announces a node and creates the token that enrols it without approval.
 pub async fn announce(
     store: &Store,
     id: &NodeId,
     network: &str,
-    label: Option<String>,
+    announced: NodeAnnouncement,
     actor: &Actor,
     now_ms: i64,
 ) -> Result<Secret<String>, RegistryError> {
-    check_label(label.as_deref())?;
+    check_label(announced.label.as_deref())?;
+    let fingerprint = fingerprint(announced.fingerprint.as_deref())?;
     let mut tx = store.write().await?;
-    let mut node = Node { label, ..Node::expected(id.clone(), network, Role::Node, now_ms) };
+    let expected = Node::expected(id.clone(), network, Role::Node, now_ms);
+    let mut node = Node { label: announced.label, fingerprint, ..expected };
     let (_, token) = put_announced(&mut tx, &mut node, format!("node {id}"), now_ms).await?;
-    tx.audit(now_ms, actor, "create", ("node", id.as_str()), serde_json::json!({"network": network})).await?;
+    let details = serde_json::json!({"network": network, "fingerprint": node.fingerprint});
+    tx.audit(now_ms, actor, "create", ("node", id.as_str()), details).await?;
     tx.commit().await?;
     Ok(token)
 }
@@ -69,29 +93,41 @@ fn check_endpoint(endpoint: &HostPort) -> Result<(), RegistryError> {
     Ok(())
 }
 
+/// A hub to be announced.
+#[derive(Clone, Debug)]
+pub struct HubAnnouncement {
+    /// Where nodes reach it.
+    pub endpoint: HostPort,
+    /// Its address inside the tunnel; `None`: the first free one.
+    pub address: Option<IpAddr>,
+    /// Of the identity key that may take the name with any token of the network.
+    pub fingerprint: Option<String>,
+}
+
 /// Announces a hub, leases its address, and creates the token that enrols it.
 pub async fn announce_hub(
     store: &Store,
     id: &NodeId,
     network: &str,
-    endpoint: &HostPort,
-    address: Option<IpAddr>,
+    announced: &HubAnnouncement,
     actor: &Actor,
     now_ms: i64,
 ) -> Result<Secret<String>, RegistryError> {
+    let endpoint = &announced.endpoint;
     check_endpoint(endpoint)?;
+    let fingerprint = fingerprint(announced.fingerprint.as_deref())?;
     let mut tx = store.write().await?;
-    let mut node = Node::expected(id.clone(), network, Role::Hub, now_ms);
-    node.endpoint = Some(endpoint.clone());
+    let expected = Node::expected(id.clone(), network, Role::Hub, now_ms);
+    let mut node = Node { endpoint: Some(endpoint.clone()), fingerprint, ..expected };
     let (net, token) = put_announced(&mut tx, &mut node, format!("hub {id}"), now_ms).await?;
-    if let Some(address) = address
+    if let Some(address) = announced.address
         && !tx.lease_address(&net, id, address).await?
     {
         return Err(RegistryError::AddressTaken(address));
     }
     // In pools without a given address, a hub prefers the first usable one.
     tx.lease(&net, id, 1, now_ms).await?;
-    let details = serde_json::json!({"network": network, "endpoint": endpoint});
+    let details = serde_json::json!({"network": network, "endpoint": endpoint, "fingerprint": node.fingerprint});
     tx.audit(now_ms, actor, "create", ("hub", id.as_str()), details).await?;
     tx.commit().await?;
     Ok(token)
@@ -124,6 +160,10 @@ pub async fn remove(store: &Store, id: &NodeId, actor: &Actor, now_ms: i64) -> R
         }
         let network = tx.network(&node.network).await?.ok_or(StoreError::Unreadable("node.network"))?;
         node.state = NodeState::Removed;
+        if let Some(key) = node.identity_key {
+            tx.put_removed_identity(id, key, now_ms).await?;
+        }
+        node.fingerprint = None;
         node.wireguard_key = None;
         node.next_key = None;
         node.next_key_hubs = Vec::new();
@@ -173,6 +213,9 @@ pub async fn take_back(
     retry_conflicts!(async {
         let mut tx = store.write().await?;
         let node = tx.locked_node(id).await?.ok_or_else(|| RegistryError::node_not_found(id))?;
+        if node.state == NodeState::Removed {
+            return Err(RegistryError::Removed(id.clone()));
+        }
         if generation <= node.generation {
             return Err(RegistryError::Value {
                 field: "generation",
@@ -262,6 +305,9 @@ async fn put_change(
     actor: &Actor,
     now_ms: i64,
 ) -> Result<(), RegistryError> {
+    if before.state == NodeState::Removed {
+        return Err(RegistryError::Removed(before.id.clone()));
+    }
     let node = change.apply(before);
     if node == *before {
         return Ok(());

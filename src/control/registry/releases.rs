@@ -2,6 +2,7 @@
 use super::{Entity, RegistryError, retry_conflicts};
 use crate::store::Store;
 use crate::store::audit::Actor;
+use crate::store::node::NodeState;
 use crate::store::release::Release;
 use spoke_model::node_id::NodeId;
 use spoke_model::release::{Rollout, WantedRelease};
@@ -17,10 +18,21 @@ fn entity<'a>(network: &'a str, node: Option<&'a NodeId>) -> (&'static str, &'a 
     }
 }
 
+/// Refuses a version that no bundle has: devices would look for it for ever.
+fn check_version(version: &str) -> Result<(), RegistryError> {
+    let number = version.strip_prefix('v').unwrap_or(version);
+    if number.starts_with(|c: char| c.is_ascii_digit()) {
+        return Ok(());
+    }
+    let wanted = "want the version of a bundle, such as 1.4.0: `spoke-image inspect BUNDLE` prints it";
+    Err(RegistryError::Release(format!("{version:?} is not a release: {wanted}")))
+}
+
 /// Sets the desired release of a network or of one node in it.
 pub async fn set(store: &Store, release: &Release, actor: &Actor, now_ms: i64) -> Result<(), RegistryError> {
     let bad = |e: BadUrl| RegistryError::Release(format!("release source {e}"));
     let source = release.source.as_deref().map(str::parse::<HttpUrl>).transpose().map_err(bad)?;
+    check_version(&release.version)?;
     let release = &Release { source: source.map(|s| s.reveal()), since_ms: now_ms, ..release.clone() };
     let (version, source) = (release.version.clone(), release.source.clone());
     let wanted = WantedRelease { version, source, rollout: Rollout::default() };
@@ -35,7 +47,7 @@ pub async fn set(store: &Store, release: &Release, actor: &Actor, now_ms: i64) -
             return Err(RegistryError::NotFound(Entity::Network, release.network.clone()));
         }
         if let Some(id) = &release.node {
-            let member = tx.node(id).await?.filter(|n| n.network == release.network);
+            let member = tx.node(id).await?.filter(|n| n.network == release.network && n.state != NodeState::Removed);
             member.ok_or_else(|| RegistryError::NotFound(Entity::NodeInNetwork, id.to_string()))?;
         }
         tx.put_release(release).await?;

@@ -118,12 +118,13 @@ const TABLES: &[Table] = &[
             ("enabled", Int),
             ("endpoint_allowed_ip", Text),
             ("keys_generation", Int),
+            ("fingerprint", Text),
         ],
         select: "SELECT * FROM node ORDER BY id",
         insert: "INSERT INTO node (id, network, role, state, label, wireguard_key, next_key, next_key_hubs, identity_key,
             endpoint, listen_port, mtu, keepalive, dns, isolated, version, capabilities, metadata, generation, created_ms,
-            enrolled_ms, enabled, endpoint_allowed_ip, keys_generation) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
-            $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24)",
+            enrolled_ms, enabled, endpoint_allowed_ip, keys_generation, fingerprint) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
+            $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25)",
     },
     Table {
         name: "lease",
@@ -191,9 +192,23 @@ const TABLES: &[Table] = &[
     },
     Table {
         name: "signing_key",
-        columns: &[("public_key", Text), ("sealed_seed", Text), ("state", Text), ("created_ms", Int)],
+        columns: &[
+            ("public_key", Text),
+            ("sealed_seed", Text),
+            ("state", Text),
+            ("created_ms", Int),
+            ("active_ms", Int),
+        ],
         select: "SELECT * FROM signing_key ORDER BY created_ms, public_key",
-        insert: "INSERT INTO signing_key (public_key, sealed_seed, state, created_ms) VALUES ($1, $2, $3, $4)",
+        insert: "INSERT INTO signing_key (public_key, sealed_seed, state, created_ms, active_ms)
+            VALUES ($1, $2, $3, $4, $5)",
+    },
+    Table {
+        name: "removed_identity",
+        columns: &[("identity_key", Text), ("node", Text), ("removed_ms", Int), ("generation", Int)],
+        select: "SELECT * FROM removed_identity ORDER BY identity_key",
+        insert: "INSERT INTO removed_identity (identity_key, node, removed_ms, generation)
+            VALUES ($1, $2, $3, COALESCE($4, 0))",
     },
     Table {
         name: "admission",

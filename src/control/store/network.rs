@@ -9,6 +9,7 @@ use spoke_config::fault::ConfigFaults;
 use spoke_config::node::Role;
 use spoke_config::policy::GrantsPolicy;
 use spoke_model::interface_name::IfName;
+use spoke_model::node_id::NodeId;
 use spoke_model::wireguard::MTU_RANGE;
 use std::net::IpAddr;
 
@@ -251,6 +252,42 @@ impl Tx {
     /// Every network, by name.
     pub async fn networks(&mut self) -> Result<Vec<Network>, StoreError> {
         self.rows("SELECT * FROM network ORDER BY name", &[]).await?.iter().map(Network::read).collect()
+    }
+
+    /// Removes a network with everything that is of it. Its nodes must all be removed ones: their keys stay known.
+    pub async fn delete_network(&mut self, name: &str) -> Result<(), StoreError> {
+        for sql in [
+            "UPDATE removed_identity SET generation =
+                (SELECT n.generation FROM node n WHERE n.id = removed_identity.node AND n.network = $1)
+                WHERE node IN (SELECT id FROM node WHERE network = $1)",
+            "DELETE FROM report WHERE node IN (SELECT id FROM node WHERE network = $1)",
+            "DELETE FROM registration WHERE node IN (SELECT id FROM node WHERE network = $1)",
+            "DELETE FROM enrolment WHERE node IN (SELECT id FROM node WHERE network = $1)",
+            "DELETE FROM superseded WHERE node IN (SELECT id FROM node WHERE network = $1)",
+            "DELETE FROM takes_preshared WHERE node IN (SELECT id FROM node WHERE network = $1)",
+            "DELETE FROM preshared WHERE node IN (SELECT id FROM node WHERE network = $1)
+                OR hub IN (SELECT id FROM node WHERE network = $1)",
+            "DELETE FROM admission WHERE node IN (SELECT id FROM node WHERE network = $1)",
+            "DELETE FROM wanted_release WHERE network = $1",
+            "DELETE FROM lease WHERE network = $1",
+            "DELETE FROM token WHERE network = $1",
+            "DELETE FROM node WHERE network = $1",
+            "DELETE FROM network WHERE name = $1",
+        ] {
+            self.run(sql, &[name.into()]).await?;
+        }
+        Ok(())
+    }
+
+    /// The nodes and hubs of a network that are not removed, by id.
+    pub async fn members(&mut self, name: &str) -> Result<Vec<NodeId>, StoreError> {
+        let sql = "SELECT id FROM node WHERE network = $1 AND state <> 'removed' ORDER BY id";
+        self.rows(sql, &[name.into()]).await?.iter().map(|r| r.parsed("id")).collect()
+    }
+
+    /// Locks all networks: no other transaction adds one or changes its pools before this one ends.
+    pub async fn lock_networks(&mut self) -> Result<(), StoreError> {
+        self.postgres_only("LOCK TABLE network IN SHARE ROW EXCLUSIVE MODE", &[]).await
     }
 
     /// Locks a network: no other transaction changes its members before this one ends.

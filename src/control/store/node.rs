@@ -69,6 +69,67 @@ pub struct Overrides {
     pub override_endpoint_allowed_ip: Option<Vec<IpNet>>,
 }
 
+/// One of the overrides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum, utoipa::ToSchema)]
+pub enum OverrideName {
+    /// UDP port.
+    #[serde(rename = "override_listen_port")]
+    ListenPort,
+    /// Bytes.
+    #[serde(rename = "override_mtu")]
+    Mtu,
+    /// Seconds.
+    #[serde(rename = "override_keepalive")]
+    Keepalive,
+    /// Resolvers.
+    #[serde(rename = "override_dns")]
+    Dns,
+    /// Networks behind its hub.
+    #[serde(rename = "override_endpoint_allowed_ip")]
+    EndpointAllowedIp,
+}
+
+impl Overrides {
+    /// Whether none is set.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether `name` is set.
+    pub const fn has(&self, name: OverrideName) -> bool {
+        match name {
+            OverrideName::ListenPort => self.override_listen_port.is_some(),
+            OverrideName::Mtu => self.override_mtu.is_some(),
+            OverrideName::Keepalive => self.override_keepalive.is_some(),
+            OverrideName::Dns => self.override_dns.is_some(),
+            OverrideName::EndpointAllowedIp => self.override_endpoint_allowed_ip.is_some(),
+        }
+    }
+
+    /// These, and of `others` those that are not set here.
+    #[must_use]
+    pub fn over(self, others: Self) -> Self {
+        Self {
+            override_listen_port: self.override_listen_port.or(others.override_listen_port),
+            override_mtu: self.override_mtu.or(others.override_mtu),
+            override_keepalive: self.override_keepalive.or(others.override_keepalive),
+            override_dns: self.override_dns.or(others.override_dns),
+            override_endpoint_allowed_ip: self.override_endpoint_allowed_ip.or(others.override_endpoint_allowed_ip),
+        }
+    }
+
+    /// Removes `name`.
+    pub fn unset(&mut self, name: OverrideName) {
+        match name {
+            OverrideName::ListenPort => self.override_listen_port = None,
+            OverrideName::Mtu => self.override_mtu = None,
+            OverrideName::Keepalive => self.override_keepalive = None,
+            OverrideName::Dns => self.override_dns = None,
+            OverrideName::EndpointAllowedIp => self.override_endpoint_allowed_ip = None,
+        }
+    }
+}
+
 /// A node or hub.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
@@ -90,6 +151,8 @@ pub struct Node {
     pub next_key_hubs: Vec<(NodeId, u64)>,
     /// Public half of the key that signs its requests.
     pub identity_key: Option<VerifyKey>,
+    /// Of the identity key that may take the announced name with any token of its network; `None` once it is enrolled.
+    pub fingerprint: Option<String>,
     /// Where a hub is reached.
     pub endpoint: Option<HostPort>,
     /// Its own settings.
@@ -128,6 +191,7 @@ impl Node {
             next_key: None,
             next_key_hubs: Vec::new(),
             identity_key: None,
+            fingerprint: None,
             endpoint: None,
             overrides: Overrides::default(),
             isolated: false,
@@ -166,6 +230,7 @@ impl Node {
                 |t| serde_json::from_str(&t).map_err(|_| StoreError::Unreadable("next_key_hubs")),
             )?,
             identity_key: row.opt_parsed("identity_key")?,
+            fingerprint: row.opt_text("fingerprint")?,
             endpoint: row.opt_parsed("endpoint")?,
             overrides: Overrides {
                 override_listen_port: narrow16("listen_port")?,
@@ -221,19 +286,20 @@ impl Tx {
         let sql =
             "INSERT INTO node (id, network, role, state, label, wireguard_key, next_key, next_key_hubs, identity_key,
             endpoint, listen_port, mtu, keepalive, dns, isolated, version, generation, created_ms, enrolled_ms, enabled,
-            endpoint_allowed_ip)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)
+            endpoint_allowed_ip, fingerprint)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)
             ON CONFLICT (id) DO UPDATE SET network = excluded.network, role = excluded.role, state = excluded.state,
             label = excluded.label, wireguard_key = excluded.wireguard_key, next_key = excluded.next_key,
             next_key_hubs = excluded.next_key_hubs, identity_key = excluded.identity_key, endpoint = excluded.endpoint,
             listen_port = excluded.listen_port, mtu = excluded.mtu, keepalive = excluded.keepalive, dns = excluded.dns,
             isolated = excluded.isolated, version = excluded.version, enrolled_ms = excluded.enrolled_ms,
-            enabled = excluded.enabled, endpoint_allowed_ip = excluded.endpoint_allowed_ip";
+            enabled = excluded.enabled, endpoint_allowed_ip = excluded.endpoint_allowed_ip,
+            fingerprint = excluded.fingerprint";
         let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         let hubs = &node.next_key_hubs;
         let dns = node.overrides.override_dns.as_ref();
         let nets = node.overrides.override_endpoint_allowed_ip.as_ref();
-        let values: [Value; 21] = [
+        let values: [Value; 22] = [
             node.id.as_str().into(),
             node.network.as_str().into(),
             role_text(node.role).into(),
@@ -255,6 +321,7 @@ impl Tx {
             node.enrolled_ms.map(signed).into(),
             node.enabled.into(),
             nets.map(|n| serde_json::json!(n).to_string()).into(),
+            node.fingerprint.clone().into(),
         ];
         self.run(sql, &values).await.map(drop)
     }

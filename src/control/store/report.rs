@@ -108,6 +108,14 @@ impl Tx {
         self.rows(sql, &[network.into()]).await?.iter().map(|r| r.parsed("id")).collect()
     }
 
+    /// Forgets what the device before reported under the name of `node`.
+    pub async fn delete_reports(&mut self, node: &NodeId) -> Result<(), StoreError> {
+        for sql in ["DELETE FROM report WHERE node = $1", "DELETE FROM registration WHERE node = $1"] {
+            self.run(sql, &[node.as_str().into()]).await?;
+        }
+        Ok(())
+    }
+
     /// Stores a registration in place of the one before.
     pub async fn put_registration(
         &mut self,

@@ -4,7 +4,8 @@ use spoke_api::socket::{SocketRequest, StatusReport};
 use spoke_command::{Failure, Outcome, print};
 use spoke_model::interface_name::IfName;
 use spoke_model::key::SecretKey;
-use spoke_sys::keys::{IfMissing, private};
+use spoke_model::key_source::KeySource;
+use spoke_sys::keys::{IfMissing, identity, private};
 use spoke_sys::random::key_bytes;
 use spoke_sys::socket::call;
 use std::io::Read as _;
@@ -23,6 +24,9 @@ pub enum Command {
         #[arg(short, long)]
         interface: Option<IfName>,
     },
+    /// Print the fingerprint of the device's identity key, which is created if there is none: an operator can announce the
+    /// device by it
+    Fingerprint,
     /// Change to a new key without losing the hub: it learns the new one before the old one goes
     Rotate,
 }
@@ -49,6 +53,12 @@ pub fn run(command: &Command, config: &std::path::Path) -> Outcome {
                 )));
             };
             line(&private(&interface.private_key, IfMissing::Fail)?.public().to_string());
+        }
+        Command::Fingerprint => {
+            let config = load(config)?;
+            let source = config.control.and_then(|c| c.identity);
+            let source = source.unwrap_or_else(|| KeySource::File(config.node.state_dir.join("identity.key")));
+            line(&identity(&source)?.public().fingerprint());
         }
         Command::Rotate => return rotate(config),
     }
