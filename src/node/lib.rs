@@ -70,6 +70,7 @@ pub mod control_session;
 pub mod doctor;
 pub mod enrolment;
 pub mod health;
+pub mod hub_endpoints;
 pub mod key_files;
 pub mod named_files;
 pub mod names;

@@ -12,6 +12,7 @@ use crate::changes::requests::Changes;
 use crate::clock::{self, Keeper};
 use crate::config_file::load;
 use crate::health;
+use crate::hub_endpoints;
 use crate::key_files;
 use crate::reconciler::{Fact, Reconciler, Sources};
 use crate::reload::{self, Reload};
@@ -43,7 +44,7 @@ use spoke_uplink::names;
 use spoke_uplink::status::UplinkStatus;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -167,7 +168,8 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys, reload: A
     let (choice, status_of_uplink) = match choices {
         None => (None, None),
         Some((choice, choices)) => {
-            let status = start_uplink(&mut tasks, effective.clone(), choice, uplink_status, wake, &components_out);
+            let dir = config.node.state_dir.clone();
+            let status = start_uplink(&mut tasks, effective.clone(), choice, uplink_status, wake, &components_out, dir);
             (Some(choices), Some(status))
         }
     };
@@ -284,14 +286,24 @@ fn start_uplink(
     status: watch::Sender<UplinkStatus>,
     wake: watch::Receiver<u64>,
     components: &watch::Sender<Components>,
+    state_dir: PathBuf,
 ) -> watch::Receiver<UplinkStatus> {
     let statuses = status.subscribe();
     tasks.restarting("uplink", seed, move || {
         let (effective, wake, choice, status) = (effective.clone(), wake.clone(), choice.clone(), status.clone());
+        let state_dir = state_dir.clone();
         async move {
-            control::following(effective, control::session_of, "hub session", |config| {
+            control::following(effective, control::session_of, "hub session", |mut config| {
                 let (wake, choice, status) = (wake.clone(), choice.clone(), status.clone());
+                let dir = state_dir.clone();
                 async move {
+                    let uplink = config.uplink.clone();
+                    let known = tokio::task::spawn_blocking(move || {
+                        let edited = hub_endpoints::edited(&dir, &uplink.hubs);
+                        hub_endpoints::record(&dir, &uplink.hubs);
+                        edited
+                    });
+                    config.edited = known.await.unwrap_or_default();
                     let counters = CounterSocket::open()?;
                     let path = PathSocket::open(config.mark)?;
                     let (seed, echo, resolver) = (seed(), IcmpEcho::new(seed()), SystemResolver::default());

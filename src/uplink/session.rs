@@ -54,6 +54,7 @@ use spoke_model::deadline::Deadline;
 use spoke_model::time::Boot;
 use spoke_net::derive::{HubPeer, UplinkChoice};
 use spoke_net::state::{Counters, Endpoint};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -190,6 +191,8 @@ pub struct Config {
     pub fixed_port: bool,
     /// The mark of WireGuard's packets, by which the system may route them; 0: none.
     pub mark: u32,
+    /// Hubs, by index, whose endpoint was edited since the kernel got the one it has.
+    pub edited: BTreeSet<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -295,6 +298,8 @@ pub struct Session {
     rebuilt_at: Option<Boot>,
     /// The hub last proven up, while its session in the kernel may be alive.
     held: Option<usize>,
+    /// The hub whose session the kernel had at the start.
+    found: Option<(usize, Boot)>,
     status: UplinkStatus,
 }
 
@@ -335,6 +340,7 @@ impl Session {
             round: (0, 0),
             rebuilt_at: None,
             held: None,
+            found: None,
             status: UplinkStatus::default(),
             hubs,
             config,

@@ -64,7 +64,8 @@ impl<'a> Device<'a> {
         self.namespace.command(&format!("{spoke} --config {} {arguments}", config.display()))
     }
 
-    fn config(&self) -> PathBuf {
+    /// Its configuration file.
+    pub(crate) fn config(&self) -> PathBuf {
         self.dir.path().join("spoke.toml")
     }
 

@@ -11,9 +11,9 @@ mod conformance;
 mod connect;
 mod contested;
 mod declared;
-#[expect(dead_code, reason = "shared with the clock's test, which uses more of it")]
 mod device;
 mod doctor;
+mod edited;
 mod failover;
 mod files;
 mod gate;

@@ -97,6 +97,7 @@ impl Scene {
                 uplink: Arc::new(self.config.uplink.clone().unwrap()),
                 fixed_port: false,
                 mark: 0,
+                edited: Default::default(),
             },
             seed: self.seed,
             counters: SimCounters(self.world.clone()),

@@ -1,5 +1,6 @@
 //! The facts that `spoke run` would start with, read from disk, kernel and name servers.
 use crate::changes::history as changes;
+use crate::hub_endpoints;
 use crate::run::{access, control};
 use spoke_chain::watcher as grants;
 use spoke_command::Failure;
@@ -57,7 +58,9 @@ fn uplink(config: &Effective, observed: &Observed, known: &BTreeMap<HostPort, So
     let link = observed.links.get(interface);
     let present = hubs.iter().find(|h| link.is_some_and(|l| l.peers.contains_key(&h.public_key)));
     let hub = present.or_else(|| hubs.first())?;
+    let edited = hub_endpoints::edited(&config.own().node.state_dir, std::slice::from_ref(hub));
     let in_use = link.and_then(|l| l.peers.get(&hub.public_key)).and_then(|p| p.endpoint);
+    let in_use = in_use.filter(|_| edited.is_empty());
     let endpoint = in_use.or_else(|| known.get(&hub.endpoint).copied()).map(|addr| Endpoint { addr, attempt: 0 });
     let active = HubPeer { hub: Arc::new(hub.clone()), endpoint };
     Some(UplinkChoice { interface: interface.clone(), active, standby: None, port_epoch: 0, rebuild: 0 })

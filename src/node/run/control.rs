@@ -35,6 +35,7 @@ use spoke_sys::random::seed;
 use spoke_update::notice::Notice;
 use spoke_uplink::session;
 use spoke_uplink::status::UplinkStatus;
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
@@ -292,5 +293,10 @@ pub(super) fn session_of(config: &Effective) -> Option<session::Config> {
     let uplink = config.uplink()?;
     let interface = config.interface(&uplink.interface)?;
     let fixed_port = interface.overrides().listen_port.map_or(interface.listen_port().is_some(), |p| p != 0);
-    Some(session::Config { uplink: Arc::new(uplink), fixed_port, mark: interface.own().fwmark })
+    Some(session::Config {
+        uplink: Arc::new(uplink),
+        fixed_port,
+        mark: interface.own().fwmark,
+        edited: BTreeSet::new(),
+    })
 }

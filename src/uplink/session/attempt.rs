@@ -33,6 +33,15 @@ impl Session {
             .filter_map(|(hub, seen)| Some((hub, (*seen)?.endpoint?, (*seen)?.counters)))
             .max_by_key(|(_, _, c)| (c.last_handshake.is_some(), c.rx.saturating_add(c.tx)));
         match found {
+            // The kernel's endpoint is of the configuration before: the new one is used at once, by the session of before.
+            Some((hub, _, counters)) if self.config.edited.contains(&hub) => {
+                self.active = hub;
+                self.found = counters.last_handshake.map(|_| (hub, now));
+                self.endpoint = self.literal(hub).map(|addr| Endpoint { addr, attempt: 0 });
+                self.ladder.restart(hub);
+                self.publish(now, out);
+                self.attempt(now, Code::Started, out);
+            }
             Some((hub, address, counters)) => {
                 self.active = hub;
                 self.endpoint = Some(Endpoint { addr: address, attempt: 0 });
@@ -161,7 +170,8 @@ impl Session {
 
     fn prior(&self, hub: usize) -> Option<PriorHandshake> {
         let code = if self.held == Some(hub) { Code::Resumed } else { Code::Established };
-        self.handshake_of(hub).map(|at| PriorHandshake { at, code })
+        let found = self.found.filter(|(known, _)| *known == hub).map(|(_, at)| at);
+        self.handshake_of(hub).or(found).map(|at| PriorHandshake { at, code })
     }
 
     /// A packet arrived while waiting: collect proof without changing the endpoint.

@@ -16,7 +16,7 @@ fn config(hubs: usize, extra: &str) -> Config {
     }
     text += "[[interface]]\nname = \"wg0\"\naddresses = [\"10.8.0.100/24\"]\n";
     let whole = Whole::from_text(Some(("test", &text)), []).unwrap();
-    Config { uplink: Arc::new(whole.uplink.unwrap()), fixed_port: false, mark: 0 }
+    Config { uplink: Arc::new(whole.uplink.unwrap()), fixed_port: false, mark: 0, edited: BTreeSet::new() }
 }
 
 /// A random network and kernel, with the state the invariants refer to.
@@ -460,4 +460,26 @@ fn recreated_interface_needs_new_proof() {
         assert_eq!(session.status.sessions, u64::from(link), "{:?}", session.status.history);
     }
     assert!(session.status.history.iter().any(|t| t.code == Code::InterfaceGone));
+}
+
+/// The kernel's session is of the configuration before, whose endpoint was edited since.
+#[test]
+fn edited_endpoint_is_used_at_once_by_the_session_of_before() {
+    let now = Boot::from_secs(100);
+    let mut config = config(1, "");
+    let new: SocketAddr = "192.0.2.9:51820".parse().unwrap();
+    Arc::make_mut(&mut config.uplink).hubs[0].endpoint = new.to_string().parse().unwrap();
+    let counters = Counters { last_handshake: Some(Duration::from_secs(1)), rx: 1, tx: 1 };
+    let seen = Seen { counters, endpoint: Some("192.0.2.1:51820".parse().unwrap()) };
+    let sample = || SessionEvent::Sampled(Sample { link: Some(1), hubs: vec![Some(seen)] });
+    let endpoint = |edited: BTreeSet<usize>| {
+        let mut session = Session::new(now, 1, Config { edited, ..config.clone() });
+        let _ = session.handle(now, SessionEvent::Tick);
+        let published = session.handle(now, sample()).contains(&SessionAction::Publish);
+        let Phase::Connecting(attempt) = session.phase else { panic!("{:?}", session.phase) };
+        assert!(published && attempt.prior.is_some(), "an echo is the proof");
+        session.choice().unwrap().active.endpoint.unwrap().addr
+    };
+    assert_eq!(endpoint([0].into()), new);
+    assert_eq!(endpoint(BTreeSet::new()), seen.endpoint.unwrap(), "a hub that has moved is kept");
 }
