@@ -38,8 +38,13 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
+pub mod files;
 pub mod io;
-use io::{Connection, HealthView, Requests, SessionIo, StateFiles, poll_ended, publish, send_ended};
+mod requests;
+mod saving;
+use files::StateFiles;
+use io::{Connection, HealthView, SessionIo, publish};
+use requests::{Requests, poll_ended, send_ended};
 
 #[cfg(test)]
 mod tests;

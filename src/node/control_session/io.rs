@@ -1,4 +1,6 @@
 //! The I/O of the control session: performs the machine's actions, and turns answers and facts into its events.
+use super::files::StateFiles;
+use super::requests::{Reply, Requests};
 use crate::reconciler::{Fact, NetStatus};
 use crate::signed_request::{
     REPLY_TIMEOUT, Signer, error_message, key_verifier, post, problem, prove_key, refusal_cause,
@@ -7,7 +9,7 @@ use spoke_config::Config;
 use spoke_config::control::Control;
 use spoke_config::effective::Effective;
 use spoke_config::node::Role;
-use spoke_enroll::confirm::{RejectedState, TrialRecord};
+use spoke_enroll::confirm::TrialRecord;
 use spoke_enroll::document::{Envelope, Incompatible, MAX_BYTES, Refusal, StateDocument};
 use spoke_enroll::events::{
     Action, Event, KeySlot, Message, NodeObservation, NotWritten, PollResult, SendResult, SignedState,
@@ -25,100 +27,21 @@ use spoke_model::key::PublicKey;
 use spoke_model::time::{Boot, Wall};
 use spoke_net::derive::{Keys, UplinkChoice};
 use spoke_sys::clock::Clock;
-use spoke_sys::disk::Document;
 use spoke_sys::echo::Echo;
 use spoke_sys::http::{Answer, Http, HttpError, Request};
 use spoke_sys::keys::pending::TunnelKeys;
 use spoke_update::notice::Notice;
 use spoke_uplink::ladder::Rung;
 use spoke_uplink::status::{State, UplinkStatus};
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// Wait before a failed write of the state is repeated.
-const SAVE_RETRY: Duration = Duration::from_secs(60);
 /// Clock corrections in a row before the control plane's time is no longer followed.
 const MAX_SKEWS: u32 = 3;
 
-/// The files of the control session.
-#[derive(Debug)]
-pub struct StateFiles {
-    /// Our name and the pinned keys.
-    pub enrolment: Document<Enrolment>,
-    /// The last good state.
-    pub state: Document<Envelope>,
-    /// The state that was reverted.
-    pub rejected: Document<RejectedState>,
-    /// The state on trial.
-    pub trial: Document<TrialRecord>,
-}
-
-impl StateFiles {
-    /// Deletes the states of an enrolment before. What stays counts for nothing while the new one is fresh.
-    pub(super) fn forget_states(&mut self) {
-        for done in [self.state.remove(), self.rejected.remove(), self.trial.remove()] {
-            if let Err(e) = done {
-                tracing::warn!(error = %ErrorChain(&e), "state of the enrolment before not deleted");
-            }
-        }
-    }
-}
-
 /// Whether the node calls itself healthy, and its health document.
 pub type HealthView = Arc<dyn Fn() -> (bool, serde_json::Value) + Send + Sync>;
-
-/// The client, the answer to its request, and the request's nonce.
-pub(super) type Reply<H> = (H, Result<Answer, HttpError>, Nonce);
-pub(super) type Pending<H> = Pin<Box<dyn Future<Output = Reply<H>> + Send>>;
-
-/// The two connections, each idle or with a request out.
-pub(super) struct Requests<H> {
-    poller: Option<H>,
-    sender: Option<H>,
-    pub(super) polling: Option<Pending<H>>,
-    /// With whether the message is about a key.
-    pub(super) sending: Option<(Pending<H>, bool)>,
-}
-
-impl<H: Http> Requests<H> {
-    pub(super) fn new((poller, sender): (H, H)) -> Self {
-        Self { poller: Some(poller), sender: Some(sender), polling: None, sending: None }
-    }
-
-    fn poll(&mut self, request: Request, nonce: Nonce) {
-        self.polling = self.poller.take().map(|http| start(http, request, nonce));
-    }
-
-    fn send(&mut self, request: Request, nonce: Nonce, is_key: bool) {
-        self.sending = self.sender.take().map(|http| (start(http, request, nonce), is_key));
-    }
-}
-
-/// Waits for the long-poll; for ever if none is out.
-pub(super) async fn poll_ended<H>(polling: &mut Option<Pending<H>>) -> Reply<H> {
-    match polling {
-        Some(pending) => pending.await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Waits for the answer to a message, with whether it was about a key; for ever if none is out.
-pub(super) async fn send_ended<H>(sending: &mut Option<(Pending<H>, bool)>) -> (Reply<H>, bool) {
-    match sending {
-        Some((pending, is_key)) => (pending.await, *is_key),
-        None => std::future::pending().await,
-    }
-}
-
-fn start<H: Http>(mut http: H, request: Request, nonce: Nonce) -> Pending<H> {
-    Box::pin(async move {
-        let answer = http.send(request).await;
-        (http, answer, nonce)
-    })
-}
 
 /// What the session knows of the control plane.
 pub(super) struct Connection {
@@ -136,10 +59,10 @@ pub(super) struct Connection {
 
 /// A state that could not be written to disk.
 pub(super) struct Unsaved {
-    state: Arc<SignedState>,
-    proved: bool,
-    retry_at: Boot,
-    error: String,
+    pub(super) state: Arc<SignedState>,
+    pub(super) proved: bool,
+    pub(super) retry_at: Boot,
+    pub(super) error: String,
 }
 
 /// Everything the actions need; the event sources are the caller's.
@@ -296,75 +219,6 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
             *keys = Some(Arc::new(all));
             before.as_ref() != Some(&key)
         });
-    }
-
-    /// Trusts the signing keys that a state names before it is tried.
-    fn trust_keys(&mut self, state: &SignedState) {
-        let enrolment = &mut self.connection.enrolment;
-        if enrolment.trust_also(&state.document.signing_keys)
-            && let Err(e) = self.files.enrolment.store(enrolment)
-        {
-            tracing::error!(error = %e, "signing keys of a new state not stored");
-        }
-    }
-
-    fn record_rejection(&mut self, rejected: &RejectedState) {
-        if let Err(e) = self.files.rejected.store(rejected) {
-            tracing::error!(error = %e, "reverted state not recorded: it is tried again after a restart");
-        }
-    }
-
-    fn forget_trial(&mut self) {
-        if let Err(e) = self.files.trial.remove() {
-            tracing::warn!(error = %ErrorChain(&e), "record of a trial not deleted: a restart counts as a failed trial");
-        }
-    }
-
-    /// `proved`: the hub has answered through it.
-    fn keep(&mut self, state: Arc<SignedState>, proved: bool) {
-        let connection = &mut self.connection;
-        if proved {
-            connection.enrolment.retire_keys(&state);
-        } else {
-            connection.enrolment.trust_also(&state.document.signing_keys);
-        }
-        connection.enrolment.server = self.control.url.0.to_string();
-        (connection.enrolment.fresh, connection.enrolment.removed) = (false, false);
-        // The state first: it is signed by a key pinned before.
-        let stored =
-            self.files.state.store(&state.envelope).and_then(|_| self.files.enrolment.store(&connection.enrolment));
-        connection.unsaved = match stored {
-            Ok(_) => {
-                tracing::info!(generation = state.document.generation, proved, "state stored");
-                None
-            }
-            Err(e) => {
-                tracing::error!(generation = state.document.generation, error = %e, retry_in = ?SAVE_RETRY, "state in force but not stored");
-                Some(Unsaved { state, proved, retry_at: self.clock.now() + SAVE_RETRY, error: e.to_string() })
-            }
-        };
-        // Only now: without the record a restart would take the state stored before for the newest.
-        if proved && self.connection.unsaved.is_none() {
-            self.forget_trial();
-        }
-    }
-
-    /// Writes a state again whose write has failed, if it is time.
-    pub(super) fn retry_save(&mut self) {
-        let now = self.clock.now();
-        if let Some(unsaved) = self.connection.unsaved.take_if(|u| now >= u.retry_at) {
-            self.keep(unsaved.state, unsaved.proved);
-        }
-    }
-
-    /// When [`SessionIo::retry_save`] is due.
-    pub(super) fn save_deadline(&self) -> Option<Boot> {
-        self.connection.unsaved.as_ref().map(|u| u.retry_at)
-    }
-
-    /// Why the state in force is not on disk.
-    pub(super) fn unsaved(&self) -> Option<String> {
-        self.connection.unsaved.as_ref().map(|u| u.error.clone())
     }
 
     fn encode(&mut self, machine: &ControlClient, message: Message) -> (String, Vec<u8>) {

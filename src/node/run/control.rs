@@ -1,7 +1,8 @@
 //! Starts the control session, and restarts parts of the node whose configuration the control plane changes.
 use super::component_status;
 use crate::audit::Audit;
-use crate::control_session::io::{HealthView, StateFiles};
+use crate::control_session::files::StateFiles;
+use crate::control_session::io::HealthView;
 use crate::control_session::{ControlTask, provision_request};
 use crate::enrolment::{Enroller, FILE_VERSION, TokenEraser, TokenSource, enrolment_file, erase_token, read_token};
 use crate::reconciler::{Fact, NetStatus};
