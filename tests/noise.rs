@@ -133,7 +133,8 @@ fn seeds_decode() {
     let granted = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/reads-granted")).unwrap();
     let reads = spoke_grants::abi::decode_reads(&granted[1..], 1).unwrap();
     let key = spoke_model::key::PublicKey([7; 32]);
-    let decided = spoke_grants::policy::decide(&reads[0], "edge-1", &key).unwrap();
+    let facts = spoke_grants::policy::Facts::of(&reads[0]);
+    let decided = spoke_grants::policy::decide(&facts, "edge-1", &key).unwrap();
     assert!(decided.reason.grants(), "the seed must grant");
 }
 

@@ -1,4 +1,5 @@
 //! `[grants]`: the access contract, the endpoints to query, and how long a decision holds.
+use super::layout::{Layout, Verification};
 use super::node::Role;
 use super::reader::Table;
 use alloy_primitives::Address;
@@ -214,6 +215,12 @@ pub struct Grants {
     /// After that: peers stay, and no new one is admitted. After that every peer is denied.
     #[serde(serialize_with = "duration_text")]
     pub grace: Duration,
+    /// What decisions rest on.
+    #[serde(skip_serializing_if = "Verification::is_calls")]
+    pub verify: Verification,
+    /// Where the contract's storage has the grants, for proofs.
+    #[serde(skip_serializing_if = "Layout::is_default")]
+    pub layout: Layout,
 }
 
 fn address_text<S: Serializer>(address: &Address, s: S) -> Result<S::Ok, S::Error> {
@@ -293,6 +300,11 @@ impl Grants {
         }
         let stale = t.duration("stale", s(0)..=30 * day).unwrap_or(s(43_200));
         let grace = t.duration("grace", s(0)..=30 * day).unwrap_or(3 * day);
+        let verify = t.parsed("verify", "\"calls\" or \"proof\"").unwrap_or_default();
+        let layout = t.section("layout", Layout::read);
+        if verify == Verification::Calls && !layout.is_default() {
+            t.fault("layout", "is used by proofs alone", "set verify = \"proof\", or remove it");
+        }
         Some(Self {
             contract: contract?,
             chain_id: chain_id?,
@@ -308,6 +320,8 @@ impl Grants {
             fresh,
             stale,
             grace,
+            verify,
+            layout,
         })
     }
 }

@@ -15,6 +15,7 @@ pub mod grants;
 pub mod health;
 pub mod interface;
 pub mod invitation;
+pub mod layout;
 pub mod node;
 pub mod on_image;
 pub mod overrides;

@@ -117,6 +117,19 @@ impl<'f> Table<'f> {
         }
     }
 
+    /// A whole number or text, parsed into `T`.
+    pub fn scalar<T: FromStr<Err: Display>>(&mut self, key: &'static str, expected: &str) -> Option<T> {
+        let value = self.take(key)?;
+        let parsed = match &value.kind {
+            ValueKind::String(_) | ValueKind::I64(_) | ValueKind::U64(_) => value.to_string().parse().ok(),
+            _ => None,
+        };
+        if parsed.is_none() {
+            self.wrong(key, &value, expected);
+        }
+        parsed
+    }
+
     /// A list of texts parsed into `T`. From the environment: separated by commas.
     pub fn list<T: FromStr<Err: Display>>(&mut self, key: &'static str, expected: &str) -> Option<Vec<T>> {
         let value = self.take(key)?;

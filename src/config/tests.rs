@@ -72,6 +72,7 @@ fn example_names_every_key() {
         ("[uplink]", ""),
         ("[[uplink.hub]]", "[uplink]"),
         ("[grants]", ""),
+        ("[grants.layout]", "[grants]"),
         ("[control]", ""),
         ("[agent]", ""),
         ("[update]", ""),
@@ -80,7 +81,7 @@ fn example_names_every_key() {
     ] {
         let report = faults(&format!("{below}\n{section}\nqqqqqqqqqqqqqqqqqqqqqqqq = 1\n")).join("\n");
         let list = report.split("known here: ").nth(1).and_then(|l| l.lines().next()).expect("the known keys");
-        for key in list.split(", ").filter(|k| !matches!(*k, "peer" | "hub")) {
+        for key in list.split(", ").filter(|k| !matches!(*k, "peer" | "hub" | "layout")) {
             assert!(named.contains(&(section, key)), "{key} of {section} is not in the example");
             known += 1;
         }

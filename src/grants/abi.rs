@@ -72,6 +72,9 @@ pub enum Malformed {
     /// The contract knows no token and is not an ERC-721 contract (ERC-165): its zeros are no answer.
     #[error("the contract at this address is no access contract")]
     OtherContract,
+    /// Its functions return something else than its storage has at the configured slots.
+    #[error("its storage is not laid out as in grants.layout: correct that, or set grants.verify = \"calls\"")]
+    OtherLayout,
 }
 
 /// Result of one read.
@@ -110,6 +113,15 @@ pub enum Text<'a> {
     Plain(&'a str),
     /// Neither a key nor a node id: too long, or not UTF-8.
     Nonsense,
+}
+
+impl<'a> Text<'a> {
+    pub(crate) const fn plain(self) -> Option<&'a str> {
+        match self {
+            Self::Plain(text) => Some(text),
+            Self::Nonsense => None,
+        }
+    }
 }
 
 /// The results of `getNodeAccess` in use; the time of creation is dropped.

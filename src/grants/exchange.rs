@@ -3,11 +3,13 @@
 //! Endpoints are asked in waves, best first, each wave as large as the number of missing votes. Between exchanges
 //! [`Conversation`] keeps only the endpoints' states and limits.
 use super::abi::NODES_PER_CALL;
+use super::fault::EndpointFault;
 use super::jsonrpc::{Answer, BlockRef, Call, Refusal};
 use super::learnt::LearntLimit;
-use super::question::{EndpointFault, Finding, Question, disputed, heads_differ};
+use super::question::{Finding, Question, disputed, heads_differ};
 use super::quorum::{Endpoints, OnChain, REFUTED_SHOWN, Tally};
 use super::report::EndpointRow;
+use alloy_primitives::B256;
 use spoke_config::grants::{Finality, Grants, MAX_ENDPOINTS};
 use spoke_model::backoff::JitterRng;
 use spoke_model::time::Boot;
@@ -178,6 +180,8 @@ pub struct Conversation {
     nodes_per_call: LearntLimit,
     /// Events were read up to the head: the next position request can include the new ones.
     pub(crate) near_head: bool,
+    /// Hash of the contract's code for which its functions returned what its storage has.
+    pub(crate) layout_of: Option<B256>,
     /// 1 while an endpoint limits `eth_getLogs` to fewer blocks than pass between two polls: events are read in chunks.
     events_with_position: LearntLimit,
 }
@@ -198,6 +202,7 @@ impl Conversation {
             traffic: Traffic::default(),
             nodes_per_call: LearntLimit::of(NODES_PER_CALL),
             near_head: false,
+            layout_of: None,
             events_with_position: LearntLimit::new(2),
         }
     }
@@ -228,20 +233,26 @@ impl Conversation {
 
     /// Begins an exchange. Returns its outcome if no endpoint may be asked now.
     pub(crate) fn ask(&mut self, now: Boot, question: Question) -> Option<Outcome> {
-        if let Question::Decisions { calls, .. } = &question {
-            self.traffic.verifications += calls.len() as u64;
-        }
+        self.traffic.verifications += match &question {
+            Question::Decisions { calls, .. } => calls.len() as u64,
+            Question::Proofs(requests) => requests.len() as u64,
+            Question::Facts { .. } => 1,
+            Question::Position { .. } | Question::Logs { .. } | Question::Block(_) | Question::Pins(_) => 0,
+        };
         let (mut rest, mut in_backoff) = (self.endpoints.order(now), self.endpoints.in_backoff(now));
+        if matches!(question, Question::Proofs(_)) {
+            rest.sort_by_key(|i| self.endpoints.proofs_fail(*i, now));
+        }
         rest.reverse();
         in_backoff.reverse();
         self.exchange = Some(Exchange {
             calls: question.calls(self.config.contract),
+            tally: Tally::new(question.votes(self.config.quorum)),
             question,
             rest,
             in_backoff,
             open: heapless::Vec::new(),
             reply_by: now,
-            tally: Tally::new(self.config.quorum),
             faults: Vec::new(),
         });
         self.proceed(now)
@@ -273,7 +284,8 @@ impl Conversation {
     fn settle(&mut self, now: Boot, endpoint: usize, reply: Result<RpcReply, RpcFailure>) {
         let answers = self.accept(now, endpoint, reply);
         let Some(exchange) = self.exchange.as_mut() else { return };
-        let finding = answers.and_then(|answers| exchange.question.read(answers, self.config.chain_id));
+        let finding =
+            answers.and_then(|answers| exchange.question.read(answers, self.config.contract, self.config.chain_id));
         if let Err(EndpointFault::OtherChain { reported, wanted }) = &finding {
             // A load balancer can forward to another chain under the same URL.
             self.endpoints.on_chain(endpoint, *reported, *wanted, now);
@@ -284,12 +296,19 @@ impl Conversation {
                 let stuck = !self.config.stall.is_zero() && since >= self.config.stall;
                 if stuck { Err(EndpointFault::Stuck { height: view.head, since }) } else { Ok(f) }
             }
-            Finding::Logs(_) | Finding::Block(_) | Finding::Decisions { .. } => Ok(f),
+            Finding::Logs(_)
+            | Finding::Block(_)
+            | Finding::Decisions { .. }
+            | Finding::Proved(_)
+            | Finding::Facts(_) => Ok(f),
         });
         match finding {
             Ok(finding) => exchange.tally.add(endpoint, finding),
             Err(fault) => {
                 self.traffic.failures += 1;
+                if matches!(exchange.question, Question::Proofs(_)) {
+                    self.endpoints.proofs_failed(endpoint, now);
+                }
                 if fault.counts() {
                     let rate = matches!(&fault, EndpointFault::Refused(refusal) if refusal.rate());
                     self.endpoints.failed(endpoint, now, rate.then_some(RATE_PAUSE), self.rng.next_u64());
@@ -297,7 +316,11 @@ impl Conversation {
                 let name = self.names.get(endpoint).cloned().unwrap_or_default();
                 let notice = EndpointNotice::Rejected { endpoint: name.clone(), fault: fault.clone() };
                 let _ = self.out.push(ExchangeAction::Report(notice));
-                exchange.faults.push((name, fault));
+                exchange.faults.push((name, fault.clone()));
+                if matches!(fault, EndpointFault::FalseProof(_)) {
+                    self.now = now;
+                    self.contradicted(endpoint, &fault);
+                }
             }
         }
     }
@@ -346,15 +369,15 @@ impl Conversation {
     }
 
     fn conclude(&mut self, now: Boot, exchange: Exchange) -> Outcome {
-        let needed = self.config.quorum;
+        let needed = exchange.question.votes(self.config.quorum);
         let Some(agreed) = exchange.tally.agreed().cloned() else {
             let agreed = needed.saturating_sub(exchange.tally.missing());
             return Err(NoQuorum { agreed, needed, faults: exchange.faults });
         };
-        let decisions = matches!(exchange.question, Question::Decisions { .. });
+        let pinned = exchange.question.is_pinned();
         let dissenters: heapless::Vec<usize, MAX_ENDPOINTS> = exchange.tally.dissenters().collect();
         for i in dissenters {
-            if decisions {
+            if pinned {
                 self.contradicted(i, &EndpointFault::FalseDecisions);
                 continue;
             }

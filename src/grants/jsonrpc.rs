@@ -61,6 +61,17 @@ pub enum Call {
     },
     /// A block's number and hash.
     Header(At),
+    /// All of a block's header.
+    FullHeader(B256),
+    /// The contract's account and slots of its storage, with their proofs, at the block with this hash.
+    Proof {
+        /// The contract.
+        contract: Address,
+        /// The slots.
+        slots: Vec<B256>,
+        /// The block.
+        block: B256,
+    },
     /// Sends a transaction from an account that the endpoint holds unlocked: a development chain.
     Send {
         /// The account.
@@ -87,6 +98,10 @@ pub enum Answer {
     Events(Vec<GrantEvent>),
     /// To [`Call::Header`].
     Block(BlockRef),
+    /// To [`Call::FullHeader`]: in RLP.
+    FullHeader(Vec<u8>),
+    /// To [`Call::Proof`]: nodes of the tries, in RLP.
+    Nodes(Vec<Vec<u8>>),
     /// The endpoint has no such block.
     Nothing,
     /// The endpoint refused.
@@ -266,13 +281,23 @@ fn one(out: &mut String, id: usize, ask: &Call) -> fmt::Result {
             write!(out, r#""{method}","params":[{{"from":"{from:#x}","to":"{to:#x}","data":"{data}"}}"#)?;
             out.write_str(if *dry { r#","latest"]}"# } else { "]}" })
         }
-        Call::Header(At::Hash(hash)) => {
+        Call::Header(At::Hash(hash)) | Call::FullHeader(hash) => {
             write!(out, r#""eth_getBlockByHash","params":["{hash:#x}",false]}}"#)
         }
         Call::Header(at) => {
             out.write_str(r#""eth_getBlockByNumber","params":["#)?;
             tag(out, *at)?;
             out.write_str(",false]}")
+        }
+        Call::Proof { contract, slots, block } => {
+            write!(out, r#""eth_getProof","params":["{contract:#x}",["#)?;
+            for (i, slot) in slots.iter().enumerate() {
+                let comma = if i > 0 { "," } else { "" };
+                write!(out, r#"{comma}"{slot:#x}""#)?;
+            }
+            out.write_str("],")?;
+            tag(out, At::Hash(*block))?;
+            out.write_str("]}")
         }
     }
 }
@@ -396,7 +421,9 @@ fn place(reply: Reply, asks: &[Call], out: &mut [Option<Answer>]) -> Result<(), 
             (Some(number), Some(hash)) => Answer::Block(BlockRef { number, hash }),
             (_, None) | (None, _) => return Err(wrong),
         },
-        (None, Call::Header(_), Raw::Null) => Answer::Nothing,
+        (None, Call::FullHeader(_), Raw::Object(fields)) => Answer::FullHeader(fields.header_rlp()),
+        (None, Call::Proof { .. }, Raw::Object(fields)) => Answer::Nodes(fields.nodes),
+        (None, Call::Header(_) | Call::FullHeader(_), Raw::Null) => Answer::Nothing,
         (None, _, Raw::Null | Raw::Text(_) | Raw::Items(_) | Raw::Object(_)) => return Err(wrong),
     };
     *slot = Some(answer);

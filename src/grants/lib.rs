@@ -3,6 +3,7 @@
 //!
 //! - [`watcher`]: the machine that keeps the admission table synchronised with the chain; [`query`]: single queries.
 //! - [`procedure`], [`exchange`], [`question`]: steps of both, one question by quorum, one batch of calls.
+//! - [`verify`]: decisions about pairs at a block, by calls or by proofs ([`proof`], [`trie`]).
 //! - [`abi`], [`jsonrpc`]: the wire format; [`policy`]: the decision.
 //! - [`quorum`]: endpoint states and votes; [`cursor`]: how far the events were read.
 //! - [`admission`], [`cache`], [`ladder`]: decisions, and how long they hold without a quorum; [`ledger`]: the stored
@@ -16,15 +17,20 @@ pub mod cache;
 pub mod cursor;
 mod events;
 pub mod exchange;
+pub mod fault;
 pub mod jsonrpc;
 pub mod ladder;
 pub mod learnt;
 pub mod ledger;
 pub mod policy;
 pub mod procedure;
+pub mod proof;
 pub mod query;
 pub mod question;
 pub mod quorum;
 pub mod report;
+mod storage;
 pub mod transaction;
+pub mod trie;
+pub mod verify;
 pub mod watcher;

@@ -1,7 +1,7 @@
 //! Whether a pair is granted: the order of the checks and the reason of each result.
 use super::abi;
-use super::abi::{Malformed, Reads, Text};
-use alloy_primitives::{Address, U256};
+use super::abi::{Malformed, NodeAccess, Reads, Text};
+use alloy_primitives::{Address, B256, U256, keccak256};
 use serde::{Deserialize, Serialize};
 use spoke_model::key::PublicKey;
 use spoke_model::node_id::NodeId;
@@ -71,20 +71,71 @@ pub struct Decision {
     pub owner: Option<Address>,
 }
 
-/// Decides whether the peer with `key` may act as `node`. All of `reads` are of one block.
-pub fn decide(reads: &Reads<'_>, node: &str, key: &PublicKey) -> Result<Decision, Malformed> {
+/// What the contract has about one node: its answers, or the same from its storage. `None`: there is no such token. A fact that
+/// cannot be read spoils only the decisions that need it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Facts<'a> {
+    /// `getTokenIdByNodeId(node)`.
+    pub token_id: Result<Option<U256>, Malformed>,
+    /// `getNodeAccess(id)`.
+    pub access: Result<Option<NodeAccess<'a>>, Malformed>,
+    /// `ownerOf(id)`.
+    pub owner: Result<Option<Address>, Malformed>,
+    /// `getPublicKeyByOwner(owner)`.
+    pub owner_key: Result<Option<Text<'a>>, Malformed>,
+    /// `hasNodeAccess(owner, node)`.
+    pub has_access: Result<Option<bool>, Malformed>,
+}
+
+impl<'a> Facts<'a> {
+    /// The facts of five answers.
+    pub fn of(reads: &Reads<'a>) -> Self {
+        Self {
+            token_id: abi::uint(reads.token_id),
+            access: abi::node_access(reads.access),
+            owner: abi::address(reads.owner),
+            owner_key: abi::string(reads.owner_key),
+            has_access: abi::boolean(reads.has_access),
+        }
+    }
+
+    /// A hash of all facts that may matter for a decision.
+    pub fn fingerprint(&self) -> B256 {
+        let mut out = Vec::with_capacity(384);
+        let Ok(id) = self.token_id else { return B256::repeat_byte(0xff) };
+        let Some(id) = id.filter(|id| !id.is_zero()) else { return B256::ZERO };
+        out.extend_from_slice(&id.to_be_bytes::<32>());
+        if let (Ok(Some(access)), Ok(Some(owner))) = (self.access, self.owner) {
+            out.extend_from_slice(owner.as_slice());
+            out.push(u8::from(access.active));
+            out.push(u8::from(self.has_access == Ok(Some(true))));
+            out.extend(access.node_id.plain().unwrap_or_default().bytes().chain([0]));
+            for key in [access.public_key, self.owner_key.ok().flatten().unwrap_or(Text::Plain(""))] {
+                match key.plain().map(str::parse::<PublicKey>) {
+                    Some(Ok(key)) => out.extend_from_slice(&key.0),
+                    _ if key == Text::Plain("") => out.push(0xff),
+                    Some(Err(_)) | None => out.push(0xfe),
+                }
+            }
+        }
+        keccak256(out)
+    }
+}
+
+/// Decides whether the peer with `key` may act as `node`. All of `facts` are of one block.
+pub fn decide(facts: &Facts<'_>, node: &str, key: &PublicKey) -> Result<Decision, Malformed> {
     let denied = |reason, token_id, owner| Ok(Decision { reason, token_id, owner });
-    let Some(id) = abi::uint(reads.token_id)?.filter(|id| !id.is_zero()) else {
+    let Some(id) = facts.token_id?.filter(|id| !id.is_zero()) else {
         return denied(Reason::NodeNotFound, None, None);
     };
-    let Some(access) = abi::node_access(reads.access)? else {
+    let Some(access) = facts.access? else {
         return denied(Reason::NodeNotFound, Some(id), None);
     };
     if access.node_id != Text::Plain(node) {
         return Err(Malformed::OtherNode);
     }
     // Read before any denial, so that a later transfer finds this decision by its owner.
-    let owner = abi::address(reads.owner)?;
+    let owner = facts.owner?;
     if !access.active {
         return denied(Reason::NodeInactive, Some(id), owner);
     }
@@ -92,12 +143,11 @@ pub fn decide(reads: &Reads<'_>, node: &str, key: &PublicKey) -> Result<Decision
         return denied(Reason::PublicKeyMismatch, Some(id), owner);
     }
     let Some(owner) = owner else { return denied(Reason::NodeNotFound, Some(id), None) };
-    let owners_key = abi::string(reads.owner_key)?;
+    let owners_key = facts.owner_key?;
     if owners_key.is_some_and(|k| k != Text::Plain("") && !is_key(k, key)) {
         return denied(Reason::PublicKeyMismatch, Some(id), Some(owner));
     }
-    let reason =
-        if abi::boolean(reads.has_access)? == Some(true) { Reason::AccessGranted } else { Reason::AccessDenied };
+    let reason = if facts.has_access? == Some(true) { Reason::AccessGranted } else { Reason::AccessDenied };
     Ok(Decision { reason, token_id: Some(id), owner: Some(owner) })
 }
 
@@ -180,7 +230,7 @@ mod tests {
             owner_key: answer(&w.owner_key),
             has_access: answer(&w.has),
         };
-        decide(&reads, NODE, &key()).map(|d| d.reason)
+        decide(&Facts::of(&reads), NODE, &key()).map(|d| d.reason)
     }
 
     #[test]
@@ -239,7 +289,7 @@ mod tests {
                 owner_key: answer(&w.owner_key),
                 has_access: answer(&w.has),
             };
-            assert_eq!(decide(&reads, NODE, &key()).map(|d| d.reason), Ok(Reason::NodeNotFound));
+            assert_eq!(decide(&Facts::of(&reads), NODE, &key()).map(|d| d.reason), Ok(Reason::NodeNotFound));
         }
         let other = [&[0x11, 0x8c, 0xda, 0xa7][..], &[0; 32]].concat();
         let reads = Reads {
@@ -252,7 +302,7 @@ mod tests {
                 has_access: answer(&w.has),
             }
         };
-        assert_eq!(decide(&reads, NODE, &key()), Err(Malformed::Refused));
+        assert_eq!(decide(&Facts::of(&reads), NODE, &key()), Err(Malformed::Refused));
     }
 
     #[test]

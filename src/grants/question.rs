@@ -5,13 +5,15 @@ use super::abi::{
 };
 use super::cursor::{ChainCursor, Continuity};
 use super::events;
+use super::fault::EndpointFault;
 use super::jsonrpc::{Answer, At, BlockRef, Call, GrantEvent, Refusal};
-use super::policy::{Decision, Pair, decide};
+use super::policy::{Decision, Facts, Pair, decide};
+use super::proof::{ProofRequest, ProvedPin};
+use super::trie::Nodes;
 use alloy_primitives::{Address, B256};
 use spoke_config::grants::MAX_ENDPOINTS;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// Maximum bytes of an answer with a position: about a thousand events.
 const POSITION_MAX: u64 = 1 << 20;
@@ -20,135 +22,8 @@ const LOGS_MAX: u64 = 10 << 20;
 /// Maximum bytes of an answer to one call: 24,576 bytes in hexadecimal and the JSON around them.
 const CALL_MAX: u64 = 2 * 24_576 + 1024;
 
-/// Why an endpoint's answer does not count.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum EndpointFault {
-    /// It was unreachable, or its answer could not be read.
-    #[error("{0}")]
-    NoAnswer(String),
-    /// It answered only a part of the batch.
-    #[error("it left a question unanswered")]
-    Partial,
-    /// It refused.
-    #[error("it refused: {} ({})", .0.message, .0.code)]
-    Refused(Refusal),
-    /// Its answer does not have the expected form.
-    #[error(transparent)]
-    Malformed(#[from] Malformed),
-    /// It is behind the newest known block.
-    #[error("it is behind: at height {0}")]
-    Behind(u64),
-    /// Its newest height does not increase.
-    #[error("it is stuck: its newest block is {height} for {} s", .since.as_secs())]
-    Stuck {
-        /// Its newest height.
-        height: u64,
-        /// How long this has been its newest height.
-        since: Duration,
-    },
-    /// It reported a block with a wrong height.
-    #[error("it reported block {hash} at height {claimed}; its height is {number}")]
-    FalseHeight {
-        /// The block.
-        hash: B256,
-        /// The reported height.
-        claimed: u64,
-        /// The height by a quorum.
-        number: u64,
-    },
-    /// Its final blocks stand still while those of a quorum advance.
-    #[error("its newest final block is {height} for {} s; that of a quorum is {quorum}", .since.as_secs())]
-    FinalStuck {
-        /// Its newest final height.
-        height: u64,
-        /// How long this has been its newest final height.
-        since: Duration,
-        /// The newest final height of a quorum.
-        quorum: u64,
-    },
-    /// A quorum has another block at the height of its newest final one.
-    #[error("a quorum has another block at height {height}, which it calls final")]
-    FalseFinal {
-        /// The height.
-        height: u64,
-    },
-    /// It reported events that a quorum denies.
-    #[error("it reported events that a quorum denies")]
-    FalseEvents,
-    /// Its reads at a block are not those of a quorum.
-    #[error("it contradicts the quorum on the contract's state at one block")]
-    FalseDecisions,
-    /// It is on another chain.
-    #[error("it is on chain {reported}, not on {wanted}: correct grants.endpoints or grants.chain_id")]
-    OtherChain {
-        /// The chain it reports.
-        reported: u64,
-        /// The configured chain.
-        wanted: u64,
-    },
-}
-
 /// Most blocks between the heads of correct endpoints: 32 s on Base, 4 s on a chain of four blocks a second.
 const HEAD_SPREAD: u64 = 16;
-
-impl EndpointFault {
-    /// The answer was larger than allowed.
-    pub fn too_large() -> Self {
-        Self::NoAnswer("its answer is too large".to_owned())
-    }
-
-    /// Whether it counts as a failure of the endpoint. A failed call was counted when it failed; a block that only
-    /// another endpoint knows is no fault.
-    pub fn counts(&self) -> bool {
-        match self {
-            Self::NoAnswer(_)
-            | Self::OtherChain { .. }
-            | Self::FalseHeight { .. }
-            | Self::FinalStuck { .. }
-            | Self::FalseFinal { .. }
-            | Self::FalseEvents
-            | Self::FalseDecisions => false,
-            Self::Refused(refusal) => !refusal.unknown_block() && !refusal.beyond_head(),
-            Self::Partial | Self::Malformed(_) | Self::Behind(_) | Self::Stuck { .. } => true,
-        }
-    }
-
-    /// Whether the endpoint reports that the requested range or result is too large.
-    pub fn too_much(&self) -> bool {
-        match self {
-            Self::Refused(refusal) => refusal.too_much(),
-            Self::NoAnswer(_)
-            | Self::OtherChain { .. }
-            | Self::FalseHeight { .. }
-            | Self::Partial
-            | Self::Malformed(_)
-            | Self::Behind(_)
-            | Self::Stuck { .. }
-            | Self::FinalStuck { .. }
-            | Self::FalseFinal { .. }
-            | Self::FalseEvents
-            | Self::FalseDecisions => false,
-        }
-    }
-
-    /// Whether the calls cost more gas, bytes or time than the endpoint allows.
-    pub(crate) fn too_expensive(&self) -> bool {
-        match self {
-            Self::Refused(refusal) => refusal.too_expensive(),
-            Self::NoAnswer(_)
-            | Self::OtherChain { .. }
-            | Self::FalseHeight { .. }
-            | Self::Partial
-            | Self::Malformed(_)
-            | Self::Behind(_)
-            | Self::Stuck { .. }
-            | Self::FinalStuck { .. }
-            | Self::FalseFinal { .. }
-            | Self::FalseEvents
-            | Self::FalseDecisions => false,
-        }
-    }
-}
 
 /// The chain as reported by one endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -204,6 +79,17 @@ pub enum Question {
         /// The pairs of all calls.
         pairs: Arc<[Pair]>,
     },
+    /// The number, chain id and contract at pinned blocks.
+    Pins(Vec<(usize, BlockRef)>),
+    /// Storage of the contract, with proofs: one endpoint is enough.
+    Proofs(Vec<ProofRequest>),
+    /// What the contract's functions return about the pairs of one call, to compare with its storage.
+    Facts {
+        /// The call.
+        call: PinnedCall,
+        /// The pairs.
+        pairs: Arc<[Pair]>,
+    },
 }
 
 impl Question {
@@ -222,14 +108,12 @@ impl Question {
             Self::Logs { from, to } => vec![Call::Logs { contract, from: *from, to: Some(*to) }],
             Self::Block(at) => vec![Call::Header(*at)],
             Self::Decisions { calls, pairs } => {
-                let call = |c: &PinnedCall| {
-                    let pairs = pairs.get(c.pairs.clone()).unwrap_or_default();
-                    let code = reads_call(contract, pairs.iter().map(|(node, _)| node.as_str()));
-                    Call::Run { code, at: At::Hash(c.block.hash) }
-                };
-                let pin = |b: &BlockRef| Call::Run { code: pin_call(contract), at: At::Hash(b.hash) };
-                blocks(calls).iter().map(|(_, b)| pin(b)).chain(calls.iter().map(call)).collect()
+                let reads = calls.iter().map(|c| c.reads(contract, pairs));
+                blocks(calls).iter().map(|(_, b)| pinned(contract, b)).chain(reads).collect()
             }
+            Self::Pins(blocks) => blocks.iter().map(|(_, b)| pinned(contract, b)).collect(),
+            Self::Proofs(requests) => requests.iter().flat_map(|r| r.calls(contract)).collect(),
+            Self::Facts { call, pairs } => vec![call.reads(contract, pairs)],
         }
     }
 
@@ -239,11 +123,39 @@ impl Question {
             Self::Position { .. } | Self::Block(_) => POSITION_MAX,
             Self::Logs { .. } => LOGS_MAX,
             Self::Decisions { calls, .. } => CALL_MAX.saturating_mul(calls.len() as u64 + 1),
+            Self::Pins(_) | Self::Facts { .. } => CALL_MAX,
+            Self::Proofs(requests) => requests.iter().map(ProofRequest::max_bytes).sum(),
+        }
+    }
+
+    /// How many endpoints must give the same answer.
+    pub(crate) const fn votes(&self, quorum: usize) -> usize {
+        match self {
+            Self::Proofs(_) => 1,
+            Self::Position { .. }
+            | Self::Logs { .. }
+            | Self::Block(_)
+            | Self::Decisions { .. }
+            | Self::Pins(_)
+            | Self::Facts { .. } => quorum,
+        }
+    }
+
+    /// Whether every correct endpoint that has the blocks gives the same answer.
+    pub(crate) const fn is_pinned(&self) -> bool {
+        match self {
+            Self::Decisions { .. } | Self::Pins(_) | Self::Facts { .. } | Self::Proofs(_) => true,
+            Self::Position { .. } | Self::Logs { .. } | Self::Block(_) => false,
         }
     }
 
     /// Reads the answers to [`Question::calls`].
-    pub fn read(&self, answers: Vec<Option<Answer>>, chain_id: u64) -> Result<Finding, EndpointFault> {
+    pub fn read(
+        &self,
+        answers: Vec<Option<Answer>>,
+        contract: Address,
+        chain_id: u64,
+    ) -> Result<Finding, EndpointFault> {
         match self {
             Self::Position { cursor, finality, .. } => {
                 read_position(answers, cursor, finality.is_some(), chain_id).map(Finding::Position)
@@ -254,19 +166,47 @@ impl Question {
                 | Answer::Name(_)
                 | Answer::Bytes(_)
                 | Answer::Block(_)
+                | Answer::FullHeader(_)
+                | Answer::Nodes(_)
                 | Answer::Nothing
                 | Answer::Refused(_) => Err(EndpointFault::Partial),
             },
             Self::Block(_) => match single(answers)? {
                 Answer::Block(block) => Ok(Finding::Block(Some(block))),
                 Answer::Nothing => Ok(Finding::Block(None)),
-                Answer::Number(_) | Answer::Name(_) | Answer::Bytes(_) | Answer::Events(_) | Answer::Refused(_) => {
-                    Err(EndpointFault::Partial)
-                }
+                Answer::Number(_)
+                | Answer::Name(_)
+                | Answer::Bytes(_)
+                | Answer::Events(_)
+                | Answer::FullHeader(_)
+                | Answer::Nodes(_)
+                | Answer::Refused(_) => Err(EndpointFault::Partial),
             },
-            Self::Decisions { calls, pairs } => read_decisions(answers, calls, pairs, chain_id),
+            Self::Decisions { calls, pairs } => read_decisions(answers, &blocks(calls), calls, pairs, chain_id),
+            Self::Pins(blocks) => read_decisions(answers, blocks, &[], &[], chain_id),
+            Self::Proofs(requests) => read_proofs(answers, requests, contract).map(Finding::Proved),
+            Self::Facts { call, pairs } => match single(answers)? {
+                Answer::Bytes(bytes) => {
+                    let count = pairs.get(call.pairs.clone()).unwrap_or_default().len();
+                    let reads = decode_reads(&bytes, count)?;
+                    Ok(Finding::Facts(reads.iter().map(|r| Facts::of(r).fingerprint()).collect()))
+                }
+                _ => Err(EndpointFault::Partial),
+            },
         }
     }
+}
+
+impl PinnedCall {
+    fn reads(&self, contract: Address, pairs: &[Pair]) -> Call {
+        let pairs = pairs.get(self.pairs.clone()).unwrap_or_default();
+        let code = reads_call(contract, pairs.iter().map(|(node, _)| node.as_str()));
+        Call::Run { code, at: At::Hash(self.block.hash) }
+    }
+}
+
+fn pinned(contract: Address, block: &BlockRef) -> Call {
+    Call::Run { code: pin_call(contract), at: At::Hash(block.hash) }
 }
 
 /// The greatest height that `quorum` of `heads` have reached, none of them far below another: at least one of them is
@@ -283,7 +223,7 @@ pub(crate) fn heads_differ<'a>(findings: impl Iterator<Item = &'a Finding>, quor
     let mut heads = findings
         .filter_map(|f| match f {
             Finding::Position(view) => Some(view.head),
-            Finding::Logs(_) | Finding::Block(_) | Finding::Decisions { .. } => None,
+            _ => None,
         })
         .peekable();
     heads.peek().is_some() && common_head(heads, quorum).is_none()
@@ -300,7 +240,7 @@ pub(crate) fn disputed<'a>(
     let few = findings.clone().count() < enough;
     let views = findings.clone().filter_map(|f| match f {
         Finding::Position(view) => Some(view),
-        Finding::Logs(_) | Finding::Block(_) | Finding::Decisions { .. } => None,
+        _ => None,
     });
     match question {
         Question::Position { finality, events, .. } => {
@@ -314,10 +254,14 @@ pub(crate) fn disputed<'a>(
         Question::Logs { .. } => {
             few && events::disputed(findings.filter_map(|f| match f {
                 Finding::Logs(events) => Some((u64::MAX, events.as_slice())),
-                Finding::Position(_) | Finding::Block(_) | Finding::Decisions { .. } => None,
+                _ => None,
             }))
         }
-        Question::Block(_) | Question::Decisions { .. } => false,
+        Question::Block(_)
+        | Question::Decisions { .. }
+        | Question::Pins(_)
+        | Question::Proofs(_)
+        | Question::Facts { .. } => false,
     }
 }
 
@@ -344,6 +288,10 @@ pub enum Finding {
         /// In the order of the calls; an unreadable one affects only its own pair.
         decisions: Vec<Result<Decision, Malformed>>,
     },
+    /// To [`Question::Proofs`]: verified.
+    Proved(Vec<ProvedPin>),
+    /// To [`Question::Facts`]: [`Facts::fingerprint`] of each pair.
+    Facts(Vec<B256>),
 }
 
 impl PartialEq for Finding {
@@ -355,7 +303,17 @@ impl PartialEq for Finding {
             (Self::Decisions { pins, decisions }, Self::Decisions { pins: other_pins, decisions: other_decisions }) => {
                 pins == other_pins && decisions == other_decisions
             }
-            (Self::Position(_) | Self::Logs(_) | Self::Block(_) | Self::Decisions { .. }, _) => false,
+            (Self::Proved(a), Self::Proved(b)) => a == b,
+            (Self::Facts(a), Self::Facts(b)) => a == b,
+            (
+                Self::Position(_)
+                | Self::Logs(_)
+                | Self::Block(_)
+                | Self::Decisions { .. }
+                | Self::Proved(_)
+                | Self::Facts(_),
+                _,
+            ) => false,
         }
     }
 }
@@ -442,13 +400,39 @@ fn blocks(calls: &[PinnedCall]) -> Vec<(usize, BlockRef)> {
     blocks
 }
 
+fn read_proofs(
+    answers: Vec<Option<Answer>>,
+    requests: &[ProofRequest],
+    contract: Address,
+) -> Result<Vec<ProvedPin>, EndpointFault> {
+    let mut answers = answers.into_iter();
+    let mut out = Vec::with_capacity(requests.len());
+    for request in requests {
+        let (mut header, mut nodes) = (None, Nodes::default());
+        for _ in request.calls(contract) {
+            match answers.next().flatten() {
+                Some(Answer::FullHeader(rlp)) => header = Some(rlp),
+                Some(Answer::Nodes(more)) => nodes.add(more),
+                Some(Answer::Refused(refusal)) => return Err(EndpointFault::Refused(refusal)),
+                Some(Answer::Nothing) => {
+                    let message = "block not found".to_owned();
+                    return Err(EndpointFault::Refused(Refusal { code: -32001, message }));
+                }
+                Some(_) | None => return Err(EndpointFault::Partial),
+            }
+        }
+        out.push(request.verify(contract, header.as_deref(), &nodes).map_err(EndpointFault::FalseProof)?);
+    }
+    Ok(out)
+}
+
 fn read_decisions(
     answers: Vec<Option<Answer>>,
+    blocks: &[(usize, BlockRef)],
     calls: &[PinnedCall],
     pairs: &[Pair],
     chain_id: u64,
 ) -> Result<Finding, EndpointFault> {
-    let blocks = blocks(calls);
     if answers.len() != blocks.len() + calls.len() {
         return Err(EndpointFault::Partial);
     }
@@ -469,7 +453,7 @@ fn read_decisions(
     for (bytes, call) in answers.zip(calls) {
         let (bytes, pairs) = (bytes?, pairs.get(call.pairs.clone()).unwrap_or_default());
         let reads = decode_reads(&bytes, pairs.len())?;
-        decisions.extend(reads.iter().zip(pairs).map(|(r, (node, key))| decide(r, node.as_str(), key)));
+        decisions.extend(reads.iter().zip(pairs).map(|(r, (node, key))| decide(&Facts::of(r), node.as_str(), key)));
     }
     Ok(Finding::Decisions { pins, decisions })
 }

@@ -9,6 +9,8 @@ const BACKOFF_MIN: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// How long an endpoint is not asked after it reported a block with a wrong height.
 const REFUTED_WAIT: Duration = Duration::from_secs(60);
+/// How long an endpoint whose proof failed is asked for proofs after the others.
+const PROOFS_LAST: Duration = Duration::from_secs(600);
 /// How long a refuted claim is shown.
 pub const REFUTED_SHOWN: Duration = Duration::from_secs(3600);
 /// Longest `Retry-After` that is honoured.
@@ -106,6 +108,8 @@ pub struct EndpointState {
     pub final_height: u64,
     /// When it first reported that final height.
     pub final_since: Boot,
+    /// Asked for proofs after the others until then.
+    pub proofs_last_until: Boot,
     /// The last claim that a quorum refuted, and when.
     pub refuted: Option<(Boot, String)>,
 }
@@ -181,6 +185,18 @@ impl Endpoints {
         s.failures = s.failures.max(1);
         s.refuted = Some((now, claim));
         !known
+    }
+
+    /// Records that it refused a proof, or that its proof does not verify.
+    pub fn proofs_failed(&mut self, i: usize, now: Boot) {
+        if let Some(s) = self.0.get_mut(i) {
+            s.proofs_last_until = now + PROOFS_LAST;
+        }
+    }
+
+    /// Whether its last proof of late failed.
+    pub fn proofs_fail(&self, i: usize, now: Boot) -> bool {
+        self.0.get(i).is_some_and(|s| now < s.proofs_last_until)
     }
 
     /// Asked last until it answers again: its head is behind that of the others.

@@ -7,6 +7,7 @@ use crate::admission::{Admission, AdmissionTable, admission};
 use crate::ladder::phase_after;
 use alloy_primitives::{Address, U256};
 use serde::{Deserialize, Serialize};
+use spoke_config::layout::Verification;
 use spoke_model::condition::{Code, Condition};
 use spoke_model::key::PublicKey;
 use spoke_model::node_id::NodeId;
@@ -32,6 +33,9 @@ pub struct Report {
     pub height: Option<u64>,
     /// Newest reported height.
     pub head: Option<u64>,
+    /// What decisions rest on.
+    #[serde(default)]
+    pub verify: Verification,
     /// Number of admitted candidates.
     pub admitted: usize,
     /// Whether a poll is in progress.

@@ -228,6 +228,11 @@ impl<'a> Contract<'a> {
         self.chain.send(from, Some(self.address), &data);
     }
 
+    /// Destroys a token.
+    pub(crate) fn burn(&self, from: Address, token: u64) {
+        self.chain.send(from, Some(self.address), &encode("burn(uint256)", &[Arg::Number(token)]));
+    }
+
     /// Calls the contract as `from`: returns the result in hexadecimal digits, or the error.
     pub(crate) fn read(&self, from: Address, signature: &str, arguments: &[Arg<'_>]) -> Result<String, String> {
         let data = hex::encode_prefixed(encode(signature, arguments));

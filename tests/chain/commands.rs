@@ -38,7 +38,8 @@ fn verify_reads_the_current_or_a_given_block() {
     let o = verify(&[]);
     assert_eq!(o.status.code(), Some(0), "{}", output(&o));
     let text = output(&o);
-    assert!(text.lines().count() == 2 && text.contains("newest") && text.contains("final"), "{text}");
+    assert!(text.lines().count() == 3 && text.contains("newest") && text.contains("final"), "{text}");
+    assert!(text.contains("by      calls, quorum 1 of 1"), "{text}");
     assert!(text.contains("token 1") && text.contains(&chain.account(1).to_string()), "{text}");
     contract.revoke(token);
     let o = verify(&[]);
@@ -58,6 +59,40 @@ fn verify_reads_the_current_or_a_given_block() {
     drop(chain);
     let o = spoke("0x37d2106bADB01dd5bE1926e45D172Cb4203C4186", &urls, "", &["grants", "verify", &node, &key]);
     assert!(o.status.code() == Some(1) && output(&o).contains("VERIFICATION_ERROR"), "{}", output(&o));
+}
+
+#[test]
+fn proofs_are_named_by_verify_and_probed_by_doctor() {
+    let chain = Anvil::start();
+    let contract = Contract::deploy(&chain, false, false);
+    let (node, key) = (pair(0).0.to_string(), pair(0).1.to_string());
+    contract.mint(chain.account(1), &node, &key);
+    chain.mine(5);
+    let proxy = Proxy::new(chain.port());
+    let urls = [chain.url(), proxy.url()];
+    let run = |urls: &[String], args: &[&str]| spoke(&contract.address.to_string(), urls, "verify = \"proof\"", args);
+    let o = run(&urls, &["grants", "verify", &node, &key]);
+    let text = output(&o);
+    assert!(
+        o.status.success() && text.contains("ACCESS_GRANTED") && text.contains("by      proof, quorum 1 of 2"),
+        "{text}"
+    );
+    let no_proof = "gives no proof of the contract's storage";
+    let text = output(&run(&urls, &["doctor"]));
+    assert!(!text.contains(no_proof), "{text}");
+    proxy.rule(|_| {
+        ProxyAction::Edit(Box::new(|answer| {
+            for reply in answer.as_array_mut().into_iter().flatten() {
+                if let Some(nodes) = reply["result"].as_object_mut().and_then(|r| r.get_mut("accountProof")) {
+                    *nodes = json!([]);
+                }
+            }
+        }))
+    });
+    let text = output(&run(&urls, &["doctor"]));
+    assert!(text.matches(no_proof).count() == 1 && !text.contains("no endpoint proves"), "{text}");
+    let text = output(&run(&urls[1..], &["doctor"]));
+    assert!(text.contains("no endpoint proves the contract's storage"), "{text}");
 }
 
 /// Runs a line of the shell with the local chain as `cast`'s endpoint and one of its accounts.

@@ -9,6 +9,7 @@ mod grants;
 mod hostile;
 mod liars;
 mod node;
+mod proofs;
 mod providers;
 mod proxy;
 mod walk;

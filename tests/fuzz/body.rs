@@ -3,7 +3,8 @@
 use spoke_grants::abi::{decode_head, decode_reads, event_text, no_such_token};
 use spoke_grants::cursor::ChainCursor;
 use spoke_grants::jsonrpc::{Answer, At, BlockRef, Call, decode};
-use spoke_grants::policy::decide;
+use spoke_grants::policy::{Facts, decide};
+use spoke_grants::proof::ProofRequest;
 use spoke_grants::question::{Finding, Question, pinned_calls};
 use spoke_model::key::PublicKey;
 
@@ -15,11 +16,11 @@ pub(crate) fn consume(data: &[u8]) {
     let Some((kind, rest)) = data.split_first() else {
         return;
     };
-    match kind % 6 {
+    match kind % 7 {
         0 => batch(rest),
         1 => {
             for reads in decode_reads(rest, 1).into_iter().flatten() {
-                if decide(&reads, NODE, &KEY).is_ok_and(|d| d.reason.grants()) {
+                if decide(&Facts::of(&reads), NODE, &KEY).is_ok_and(|d| d.reason.grants()) {
                     assert_contained(rest);
                 }
             }
@@ -29,7 +30,8 @@ pub(crate) fn consume(data: &[u8]) {
             let _ = (no_such_token(rest), event_text(rest, 0), event_text(rest, 3));
         }
         4 => verification(rest),
-        _ => position(rest),
+        5 => position(rest),
+        _ => proof(rest),
     }
 }
 
@@ -78,7 +80,7 @@ fn verification(bytes: &[u8]) {
     let question = Question::Decisions { calls, pairs: std::sync::Arc::from([pair]) };
     let pin = [[0; 31].as_slice(), &[1], &[0; 31], &[1]].concat();
     let answers = std::iter::once(Some(Answer::Bytes(pin))).chain(answers).collect();
-    if let Ok(Finding::Decisions { decisions, .. }) = question.read(answers, 1) {
+    if let Ok(Finding::Decisions { decisions, .. }) = question.read(answers, Default::default(), 1) {
         assert_eq!(decisions.len(), 1);
         if decisions[0].is_ok_and(|d| d.reason.grants()) {
             assert_contained(&inner);
@@ -91,8 +93,18 @@ fn position(bytes: &[u8]) {
     let cursor = Box::new(ChainCursor::start(BlockRef { number: 3, ..BlockRef::default() }));
     let question = Question::Position { cursor, finality: None, events: true };
     if let Ok(answers) = decode(bytes, &question.calls(Default::default()))
-        && let Ok(Finding::Position(view)) = question.read(answers, 1)
+        && let Ok(Finding::Position(view)) = question.read(answers, Default::default(), 1)
     {
         assert!(view.head >= 3, "the accepted head went back");
+    }
+}
+
+/// A response to a request for proofs: nothing is proved against a hash that is that of no header.
+fn proof(bytes: &[u8]) {
+    let block = BlockRef { number: 3, hash: [1; 32].into() };
+    let slots = std::sync::Arc::from([[2; 32].into()]);
+    let question = Question::Proofs(vec![ProofRequest { pin: 0, block, storage_root: None, slots }]);
+    if let Ok(answers) = decode(bytes, &question.calls(Default::default())) {
+        assert!(question.read(answers, Default::default(), 1).is_err(), "proved against no block");
     }
 }

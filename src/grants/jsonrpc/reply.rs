@@ -2,6 +2,7 @@
 use super::{BlockRef, GrantEvent, MAX_EVENTS, Refusal, Subject, clip, quantity};
 use crate::abi::{GRANTED, HARMLESS, KEY_UPDATED, REVOKED, TRANSFER, TRANSFERRED};
 use crate::abi::{Text, event_text};
+use crate::trie::encode_list;
 use alloy_primitives::{Address, B256, U256, hex};
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -135,7 +136,38 @@ impl<'de> Visitor<'de> for RawVisitor {
     }
 }
 
-/// The fields in use of an event or a block header.
+/// The fields of a block's header in the order of its RLP; quantities have no leading zeros. A header ends with the last that
+/// its chain knows.
+const HEADER: [(&str, bool); 21] = [
+    ("parentHash", false),
+    ("sha3Uncles", false),
+    ("miner", false),
+    ("stateRoot", false),
+    ("transactionsRoot", false),
+    ("receiptsRoot", false),
+    ("logsBloom", false),
+    ("difficulty", true),
+    ("number", true),
+    ("gasLimit", true),
+    ("gasUsed", true),
+    ("timestamp", true),
+    ("extraData", false),
+    ("mixHash", false),
+    ("nonce", false),
+    ("baseFeePerGas", true),
+    ("withdrawalsRoot", false),
+    ("blobGasUsed", true),
+    ("excessBlobGas", true),
+    ("parentBeaconBlockRoot", false),
+    ("requestsHash", false),
+];
+const NUMBER: usize = 8;
+/// Maximum size in bytes of a header's field: extra data is the only one without a size of its own.
+const FIELD_MAX: usize = 4_096;
+/// Maximum size in bytes of a node: a branch has 17 items of 33 bytes at most.
+const NODE_MAX: usize = 600;
+
+/// The fields in use of an event, a block header or a proof.
 #[derive(Default)]
 pub(super) struct Fields {
     address: Option<Address>,
@@ -143,6 +175,9 @@ pub(super) struct Fields {
     data: Option<EventData>,
     pub(super) number: Option<u64>,
     pub(super) hash: Option<B256>,
+    /// By position in [`HEADER`].
+    header: Vec<(usize, Vec<u8>)>,
+    pub(super) nodes: Vec<Vec<u8>>,
 }
 
 /// The first string of an event's data, if it is a node id; longer data is dropped.
@@ -167,10 +202,31 @@ impl Fields {
                     };
                 }
                 FieldKey::BlockHash | FieldKey::Hash => fields.hash = map.next_value()?,
+                FieldKey::Header(i) => {
+                    let text: Option<std::borrow::Cow<'de, str>> = map.next_value()?;
+                    fields.header.extend(text.and_then(|t| field_bytes(&t)).map(|bytes| (i, bytes)));
+                }
+                FieldKey::AccountProof => map.next_value::<Proof>()?.add_to(&mut fields.nodes),
+                FieldKey::StorageProof => {
+                    for item in map.next_value::<Vec<StorageProof>>()? {
+                        item.proof.add_to(&mut fields.nodes);
+                    }
+                }
                 FieldKey::Other => drop(map.next_value::<IgnoredAny>()?),
             }
         }
         Ok(fields)
+    }
+
+    /// The header in RLP, as far as its fields are known.
+    pub(super) fn header_rlp(mut self) -> Vec<u8> {
+        self.header.extend(self.number.map(|n| (NUMBER, n.to_be_bytes().to_vec())));
+        self.header.sort_unstable();
+        encode_list(self.header.iter().map(|(i, bytes)| {
+            let quantity = HEADER.get(*i).is_some_and(|(_, quantity)| *quantity);
+            let zeros = if quantity { bytes.iter().take_while(|b| **b == 0).count() } else { 0 };
+            bytes.get(zeros..).unwrap_or_default()
+        }))
     }
 
     /// `None`: the event changes no grant.
@@ -214,8 +270,6 @@ impl<'de> Deserialize<'de> for Fields {
     }
 }
 
-#[derive(Deserialize)]
-#[serde(field_identifier, rename_all = "camelCase")]
 enum FieldKey {
     Address,
     Topics,
@@ -224,8 +278,62 @@ enum FieldKey {
     Number,
     BlockHash,
     Hash,
-    #[serde(other)]
+    AccountProof,
+    StorageProof,
+    /// By position in [`HEADER`].
+    Header(usize),
     Other,
+}
+
+impl<'de> Deserialize<'de> for FieldKey {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct V;
+        impl Visitor<'_> for V {
+            type Value = FieldKey;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a field")
+            }
+            fn visit_str<E>(self, name: &str) -> Result<FieldKey, E> {
+                Ok(match name {
+                    "address" => FieldKey::Address,
+                    "topics" => FieldKey::Topics,
+                    "data" => FieldKey::Data,
+                    "blockNumber" => FieldKey::BlockNumber,
+                    "number" => FieldKey::Number,
+                    "blockHash" => FieldKey::BlockHash,
+                    "hash" => FieldKey::Hash,
+                    "accountProof" => FieldKey::AccountProof,
+                    "storageProof" => FieldKey::StorageProof,
+                    _ => HEADER.iter().position(|(n, _)| *n == name).map_or(FieldKey::Other, FieldKey::Header),
+                })
+            }
+        }
+        d.deserialize_identifier(V)
+    }
+}
+
+/// The bytes of a field of a header; `None`: it is none.
+fn field_bytes(text: &str) -> Option<Vec<u8>> {
+    let digits = text.strip_prefix("0x").filter(|d| d.len() <= 2 * FIELD_MAX)?;
+    if digits.len().is_multiple_of(2) { hex::decode(digits).ok() } else { hex::decode(format!("0{digits}")).ok() }
+}
+
+#[derive(Deserialize)]
+struct StorageProof {
+    #[serde(default)]
+    proof: Proof,
+}
+
+/// The nodes of one proof; not hexadecimal ones are left out, and are missed where they are needed.
+#[derive(Default, Deserialize)]
+#[serde(transparent)]
+struct Proof(Vec<String>);
+
+impl Proof {
+    fn add_to(self, nodes: &mut Vec<Vec<u8>>) {
+        let node = |text: String| hex::decode(text.strip_prefix("0x").filter(|d| d.len() <= 2 * NODE_MAX)?).ok();
+        nodes.extend(self.0.into_iter().filter_map(node));
+    }
 }
 
 struct EventDataSeed;

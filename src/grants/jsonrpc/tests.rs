@@ -158,6 +158,51 @@ fn refusals_are_classified_by_code_and_text() {
     }
 }
 
+#[test]
+fn header_becomes_its_rlp_and_a_proof_its_nodes() {
+    let hash: B256 = "d4e56740f876aef8c010b86a40d5f56745a118d0906a34e69aec8c0db1cb8fa3".parse().unwrap();
+    let slots = vec![B256::repeat_byte(4), B256::repeat_byte(5)];
+    let asks = [Call::FullHeader(hash), Call::Proof { contract: Address::repeat_byte(3), slots, block: hash }];
+    let sent: serde_json::Value = serde_json::from_slice(&encode(&asks)).unwrap();
+    assert_eq!(sent[0]["params"], serde_json::json!([hash, false]));
+    assert_eq!(sent[1]["method"], "eth_getProof");
+    let at = serde_json::json!({"blockHash": hash, "requireCanonical": true});
+    let slots = [B256::repeat_byte(4), B256::repeat_byte(5)];
+    assert_eq!(sent[1]["params"], serde_json::json!([format!("{:#x}", Address::repeat_byte(3)), slots, at]));
+
+    // The first block of Ethereum, with fields of today that are no part of a header.
+    let zeros = |n: usize| format!("0x{}", "00".repeat(n));
+    let empty = "0x56e81f171bcc55a6ff8345e692c0f86e5b48e01b996cadc001622fb5e363b421";
+    let mut answer = serde_json::json!([{"jsonrpc": "2.0", "id": 1, "result": {
+        "number": "0x0", "hash": hash, "parentHash": zeros(32), "miner": zeros(20), "nonce": "0x0000000000000042",
+        "sha3Uncles": "0x1dcc4de8dec75d7aab85b567b6ccd41ad312451b948a7413f0a142fd40d49347", "transactions": [], "size": "0x21c",
+        "stateRoot": "0xd7f8974fb5ac78d9ac099b9ad5018bedc2ce0a72dad1827a1709da30580f0544", "transactionsRoot": empty,
+        "receiptsRoot": empty, "logsBloom": zeros(256), "difficulty": "0x400000000", "totalDifficulty": "0x400000000",
+        "gasLimit": "0x1388", "gasUsed": "0x0", "timestamp": "0x0", "uncles": [], "mixHash": zeros(32),
+        "extraData": "0x11bbe8db4e347b4e8c937c1c8370e4b5ed33adb3db69cbdb7a38e1e50b1b82fa"
+    }}, {"jsonrpc": "2.0", "id": 2, "result": {
+        "address": Address::repeat_byte(3), "accountProof": ["0x0102", "0x03"], "balance": "0x0", "nonce": "0x1",
+        "storageProof": [{"key": "0x4", "value": "0x0", "proof": ["0x04"]}, {"key": "0x5", "value": "0x1", "proof": []}]
+    }}]);
+    let got = read(&answer.to_string(), &asks).unwrap();
+    let Some(Answer::FullHeader(rlp)) = &got[0] else { panic!("{got:?}") };
+    assert_eq!(crate::trie::header(rlp, hash).unwrap().number, 0);
+    assert_eq!(got[1], Some(Answer::Nodes(vec![vec![1, 2], vec![3], vec![4]])));
+    // Any field of another value, or none, is another hash.
+    for field in ["stateRoot", "number", "gasLimit", "logsBloom", "extraData", "nonce"] {
+        let before = answer[0]["result"][field].clone();
+        for changed in [serde_json::Value::Null, "0x0100000000000000".into()] {
+            answer[0]["result"][field] = changed;
+            let got = read(&answer.to_string(), &asks).unwrap();
+            let Some(Answer::FullHeader(rlp)) = &got[0] else { panic!("{got:?}") };
+            assert!(crate::trie::header(rlp, hash).is_err(), "{field}");
+        }
+        answer[0]["result"][field] = before;
+    }
+    answer[0]["result"] = serde_json::Value::Null;
+    assert_eq!(read(&answer.to_string(), &asks).unwrap()[0], Some(Answer::Nothing));
+}
+
 fn event(topics: &[String], data: &str) -> String {
     format!(
         r#"[{{"jsonrpc":"2.0","id":1,"result":[{{"address":"{:#x}","topics":[{}],"data":"{data}","blockNumber":"0x10","blockHash":"{:#x}","transactionHash":"0x00","logIndex":"0x0","removed":false}}]}}]"#,

@@ -357,6 +357,7 @@ fn answer(chain: &Chain, mode: Mode, call: &Call) -> Answer {
         Call::ChainId => Answer::Number(CHAIN_ID),
         Call::ClientVersion => Answer::Name("model".to_owned()),
         Call::Send { .. } => panic!("the watcher sends no transaction"),
+        Call::FullHeader(_) | Call::Proof { .. } => panic!("only verify = \"proof\" needs proofs"),
         Call::Run { code, at: At::Hash(hash) } if code.len() == pin_call(Address::ZERO).len() => {
             let Some(height) = chain.height(*hash).filter(|h| *h <= head) else {
                 return refused(-32001, "header not found");

@@ -109,6 +109,7 @@ impl ChainWatcher {
             last_quorum_wall: None,
             height: self.cursor.scanned(),
             head: self.head,
+            verify: self.config.verify,
             admitted: rows.iter().filter(|r| r.admitted).count(),
             polling: matches!(self.state, State::Polling(_)),
             unreachable: self.unreachable.clone().filter(|u| u.failed_polls >= FAILED_POLLS || phase != Phase::Fresh),

@@ -8,11 +8,13 @@ use crate::cache::{Settled, Ticket};
 use crate::cursor::{ChainCursor, Continuity};
 use crate::events::{Confirmed, Reported, confirmed};
 use crate::exchange::{NoQuorum, Outcome};
+use crate::fault::EndpointFault;
 use crate::jsonrpc::{At, BlockRef, GrantEvent, Subject};
 use crate::policy::Pair;
-use crate::procedure::{Answered, FindPosition, Position, Procedure, Step, Verified, Verify, block, too_much};
-use crate::question::{EndpointFault, Finding, Question};
+use crate::procedure::{Answered, FindPosition, Position, Procedure, Step, block, too_much};
+use crate::question::{Finding, Question};
 use crate::report::Unreachable;
+use crate::verify::{Verified, Verify};
 use spoke_config::grants::Finality;
 use spoke_model::time::Boot;
 use std::sync::Arc;
@@ -505,6 +507,6 @@ impl ChainWatcher {
 fn events_of(finding: Finding) -> Vec<GrantEvent> {
     match finding {
         Finding::Logs(events) => events,
-        Finding::Position(_) | Finding::Block(_) | Finding::Decisions { .. } => Vec::new(),
+        _ => Vec::new(),
     }
 }

@@ -139,6 +139,12 @@ fn verify(grants: Arc<Grants>, pair: Pair, block: Option<u64>) -> Outcome {
             for (at, block, decision) in &decisions {
                 print(&line(at, *block, decision.as_ref()));
             }
+            print(&format!(
+                "by      {}, quorum {} of {}\n",
+                grants.verify.name(),
+                grants.quorum,
+                grants.endpoints.len()
+            ));
             if let Some(reason) = unreadable {
                 return Err(Failure::Failed(anyhow::anyhow!(
                     "{VERIFICATION_ERROR}: contract {contract}: {reason}: check grants.contract and grants.chain_id"
@@ -231,10 +237,11 @@ fn head(r: &Report, now: Boot) -> Lines {
     let height = r.height.map_or("-".to_owned(), |h| h.to_string());
     let _ = writeln!(
         out,
-        "{}: {} of {} admitted; last quorum {quorum}, known up to block {height}",
+        "{}: {} of {} admitted, verified by {}; last quorum {quorum}, known up to block {height}",
         r.phase.name(),
         r.admitted,
-        r.rows.len()
+        r.rows.len(),
+        r.verify.name()
     );
     if let Some(outage) = &r.unreachable {
         let _ = writeln!(

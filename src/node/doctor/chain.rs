@@ -2,6 +2,7 @@
 use super::finding::{Finding, Level};
 use super::probe::chain::{EndpointAnswers, EndpointProbe, RefutedClaim};
 use spoke_config::grants::{Finality, Grants};
+use spoke_config::layout::Verification;
 use spoke_grants::abi::Head;
 use spoke_grants::jsonrpc::BlockRef;
 use spoke_model::error_chain::ErrorChain;
@@ -56,6 +57,14 @@ pub fn endpoints(probed: Result<&[EndpointProbe], &KeyError>, config: &Grants, n
     for (name, height) in heights.into_iter().filter(|(_, h)| best - h > MAX_LAG) {
         let remedy = "use another endpoint, or report it to its provider";
         out.push(Finding::warn(name, format!("{} blocks behind the others", best - height), remedy));
+    }
+    let proves = |p: &EndpointProbe| p.answers.as_ref().is_ok_and(|a| matches!(a.proof, Some(Ok(())) | None));
+    if config.verify == Verification::Proof && !probed.iter().any(proves) {
+        out.push(Finding::fail(
+            "grants.verify",
+            "no endpoint proves the contract's storage",
+            "name one that has eth_getProof, or set verify = \"calls\": until then no peer is admitted or revoked",
+        ));
     }
     let usable = out.iter().filter(|f| f.level == Level::Ok).count();
     if usable < config.quorum {
@@ -123,6 +132,15 @@ fn endpoint(name: &str, a: &EndpointAnswers, config: &Grants, now: Wall) -> (Vec
         out.push(Finding::fail(name, "does not read state by block hash (eth_call, EIP-1898)", another));
         return (out, Some(latest.number));
     }
+    if let Some(Err(fault)) = &a.proof {
+        let detail =
+            format!("gives no proof of the contract's storage (eth_getProof, grants.verify = \"proof\"): {fault}");
+        out.push(Finding::warn(
+            name,
+            detail,
+            "name an endpoint that does, of an archive node with finality = \"finalized\"",
+        ));
+    }
     let age = a.latest_time.map(|t| now.secs().saturating_sub(t));
     if !config.stall.is_zero() && age.is_some_and(|age| age > config.stall.as_secs()) {
         let detail = "seems to be stuck: its newest block is older than grants.stall";
@@ -171,6 +189,7 @@ mod tests {
             block_by_number: true,
             state_by_hash: true,
             contract: Some(ContractProbe { exists: true, erc721: true }),
+            proof: None,
             common: Some(BlockRef::default()),
         }
     }

@@ -61,6 +61,7 @@ fn grants() -> spoke_grants::report::Report {
         last_quorum_wall: None,
         height: Some(7),
         head: Some(8),
+        verify: spoke_config::layout::Verification::Calls,
         admitted: 1,
         polling: false,
         unreachable: None,

@@ -3,13 +3,18 @@ use alloy_primitives::U256;
 use futures_util::future::join_all;
 use spoke_api::socket::{SOCKET, SocketRequest};
 use spoke_config::grants::{Finality, Grants};
+use spoke_config::layout::Verification;
 use spoke_grants::abi::{ContractProbe, Head, decode_head, decode_pin, head_call, pin_call};
+use spoke_grants::fault::EndpointFault;
 use spoke_grants::jsonrpc::{Answer, At, BlockRef, Call};
+use spoke_grants::proof::ProofRequest;
+use spoke_grants::question::Question;
 use spoke_grants::report::EndpointRow;
 use spoke_sys::keys::KeyError;
 use spoke_sys::rpc::{Http, Rpc as _, RpcError};
 use spoke_sys::socket::call;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// EVM code that returns the time of the block it runs at: `TIMESTAMP PUSH 0 MSTORE PUSH 32 PUSH 0 RETURN`.
@@ -50,6 +55,8 @@ pub struct EndpointAnswers {
     pub block_by_number: bool,
     /// Reads state by block hash.
     pub state_by_hash: bool,
+    /// With `verify = "proof"`: whether a proof verifies at a block of that age; otherwise why not.
+    pub proof: Option<Result<(), EndpointFault>>,
     /// What is at the contract's address.
     pub contract: Option<ContractProbe>,
     /// The block at a height that every endpoint has.
@@ -135,12 +142,26 @@ async fn endpoint(rpc: &Http, i: usize, config: &Grants) -> Result<EndpointAnswe
         Call::Header(At::Number(latest.number.saturating_sub(1))),
     ];
     second.extend(latest.parent.map(|hash| run(&head_call(0), At::Hash(hash))));
+    out.proof = proof(rpc, i, config, out.last_final.as_ref().unwrap_or(latest)).await;
     let answers = rpc.ask(i, second, 10 << 20).await.map(|r| r.answers).unwrap_or_default();
     let parent = latest.parent;
     out.logs = matches!(answers.first(), Some(Some(Answer::Events(_))));
     out.block_by_number = matches!(answers.get(1), Some(Some(Answer::Block(b))) if parent.is_none_or(|p| p == b.hash));
     out.state_by_hash = parent.is_none() || matches!(answers.get(2), Some(Some(Answer::Bytes(_))));
     Ok(out)
+}
+
+/// Requests the contract's account with its proof at the block below `head`; `None`: not needed, or the chain has none.
+async fn proof(rpc: &Http, i: usize, config: &Grants, head: &Head) -> Option<Result<(), EndpointFault>> {
+    let block = BlockRef { number: head.number.checked_sub(1)?, hash: head.parent? };
+    if config.verify == Verification::Calls {
+        return None;
+    }
+    let request = ProofRequest { pin: 0, block, storage_root: None, slots: Arc::from([config.layout.tokens.0.into()]) };
+    let question = Question::Proofs(vec![request]);
+    let reply = rpc.ask(i, question.calls(config.contract), question.max_bytes()).await;
+    let answers = reply.map(|r| r.answers).map_err(|e| EndpointFault::NoAnswer(e.to_string()));
+    Some(answers.and_then(|a| question.read(a, config.contract, config.chain_id)).map(drop))
 }
 
 fn number(answer: Option<Answer>) -> Option<u64> {
