@@ -1,6 +1,5 @@
 //! An allocator that counts allocations and held bytes of the calling thread.
 #![allow(unsafe_code, reason = "GlobalAlloc is an unsafe trait")]
-#![allow(dead_code, reason = "shared by several programs, of which none uses all of it")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

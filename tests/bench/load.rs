@@ -1,5 +1,4 @@
 //! A full admission table and a response with ten thousand events, for benchmarks and limits.
-#![allow(dead_code, reason = "shared by several programs, of which none uses all of it")]
 
 use alloy_primitives::Address;
 use spoke_config::grants::Grants;
