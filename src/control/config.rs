@@ -1,6 +1,7 @@
 //! The control plane's configuration: a file, overridden by variables `SPOKE_CONTROL__SECTION__KEY`. Reports all faults at
 //! once.
 use crate::limits::Rates;
+use crate::proxies::Proxies;
 use spoke_config::fault::{ConfigFault, ConfigFaults};
 use spoke_config::grants::Grants;
 use spoke_config::reader::Table;
@@ -38,6 +39,8 @@ pub struct Config {
     pub connections: usize,
     /// `server.patience`: how long a client may take for the handshake, for a request's head, and between requests.
     pub client_timeout: Duration,
+    /// `server.proxy_protocol_from` and `server.forwarded_from`.
+    pub proxies: Proxies,
     /// `store.url` or `store.url_from`.
     pub store: StoreUrl,
     /// `api.operator_token`.
@@ -134,6 +137,11 @@ impl Config {
         let state_dir = path(&mut server, "state_dir").unwrap_or_else(|| "/var/lib/spoke-control".into());
         let connections = server.number("connections", 1..=1_000_000).unwrap_or(20_000);
         let client_timeout = server.duration("patience", Duration::from_secs(1)..=Duration::from_secs(600));
+        let network = "a network such as 10.0.0.0/8";
+        let proxies = Proxies {
+            protocol: server.list("proxy_protocol_from", network).unwrap_or_default(),
+            forwarded: server.list("forwarded_from", network).unwrap_or_default(),
+        };
         server.finish();
         let mut store = root.table("store");
         let (url, url_from) = (store.text("url"), store.parsed("url_from", "file:/absolute/path or credential:NAME"));
@@ -183,6 +191,7 @@ impl Config {
             state_dir,
             connections: usize::try_from(connections).unwrap_or(usize::MAX),
             client_timeout: client_timeout.unwrap_or(Duration::from_secs(30)),
+            proxies,
             store,
             operator_token,
             api_listen,

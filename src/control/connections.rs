@@ -45,6 +45,22 @@ pub struct Connection {
 pub struct Full;
 
 impl Table {
+    /// Gives the connection `id` to `client`, which may have `share` unproven ones.
+    fn attribute(&mut self, id: u64, client: IpAddr, share: usize) {
+        let Some(before) = self.open.get(&id).map(|e| e.client).filter(|before| *before != client) else { return };
+        let is_unproven = self.unproven.get(&before).is_some_and(|ids| ids.contains(&id));
+        self.prove(id, before);
+        if self.unproven.get(&client).map_or(0, BTreeSet::len) >= share {
+            self.evict(client);
+        }
+        if let Some(entry) = self.open.get_mut(&id) {
+            entry.client = client;
+        }
+        if is_unproven {
+            self.unproven.entry(client).or_default().insert(id);
+        }
+    }
+
     fn forget(&mut self, id: u64) {
         let Some(entry) = self.open.remove(&id) else { return };
         self.prove(id, entry.client);
@@ -76,6 +92,11 @@ impl Connections {
         Arc::new(Self { max: max.max(1), table: Mutex::default() })
     }
 
+    /// Unproven connections of one client.
+    fn share(&self) -> usize {
+        (self.max / CLIENT_SHARE).max(1)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -84,7 +105,7 @@ impl Connections {
     pub fn open(self: &Arc<Self>, client: IpAddr) -> Result<Connection, Full> {
         let mut table = self.lock();
         let own = table.unproven.get(&client).map_or(0, BTreeSet::len);
-        if own >= (self.max / CLIENT_SHARE).max(1) {
+        if own >= self.share() {
             table.evict(client);
         }
         if table.open.len() >= self.max {
@@ -102,6 +123,12 @@ impl Connections {
 }
 
 impl Connection {
+    /// The connection is of `client`, for which a proxy opened it.
+    pub fn attribute(&self, client: IpAddr) {
+        let share = self.connections.share();
+        self.connections.lock().attribute(self.id, client, share);
+    }
+
     /// A request on it had a valid proof or token.
     pub fn prove(&self) {
         let mut table = self.connections.lock();
@@ -146,6 +173,26 @@ mod tests {
         drop((many, flood, waiting));
         assert_eq!(connections.lock().open.len(), 1);
         assert!(connections.lock().unproven.is_empty());
+    }
+
+    #[test]
+    fn connections_through_a_proxy_count_for_their_sources() {
+        let connections = Connections::new(8);
+        let through_proxy = |n| {
+            let connection = connections.open(client(1)).unwrap();
+            connection.attribute(client(n));
+            connection
+        };
+        let waiting = through_proxy(2);
+        let flood: Vec<_> = (0..50).map(|_| through_proxy(9)).collect();
+        assert_eq!(flood.iter().filter(|c| !is_closed(c)).count(), 2, "a quarter of all");
+        let many: Vec<_> = (20..24).map(through_proxy).collect();
+        assert!(!is_closed(&waiting) && many.iter().all(|c| !is_closed(c)), "not the proxy's quarter");
+        flood[49].prove();
+        flood[49].attribute(client(30));
+        assert!(!connections.lock().unproven.contains_key(&client(30)), "a proven one stays so");
+        drop((waiting, flood, many));
+        assert!(connections.lock().open.is_empty() && connections.lock().unproven.is_empty());
     }
 
     #[test]

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// What each module of the crate may use of the others. A module comes after all that it uses, so there is no circle.
-const EDGES: [(&str, &[&str]); 15] = [
+const EDGES: [(&str, &[&str]); 16] = [
     ("clock", &[]),
     ("ipam", &[]),
     ("limits", &[]),
     ("connections", &[]),
-    ("config", &["limits"]),
+    ("proxies", &[]),
+    ("config", &["limits", "proxies"]),
     ("tls", &[]),
     ("store", &["ipam"]),
     ("signing", &["store"]),
@@ -21,7 +22,7 @@ const EDGES: [(&str, &[&str]); 15] = [
         "api",
         &["clock", "limits", "connections", "store", "signing", "report_queue", "nonce_queue", "chain", "registry"],
     ),
-    ("server", &["limits", "connections"]),
+    ("server", &["limits", "connections", "proxies"]),
     (
         "cli",
         &[
@@ -42,10 +43,11 @@ const EDGES: [(&str, &[&str]); 15] = [
 ];
 
 /// Files that decide and do nothing.
-const PURE: [&str; 7] = [
+const PURE: [&str; 8] = [
     "connections.rs",
     "ipam.rs",
     "limits.rs",
+    "proxies.rs",
     "registry/decide.rs",
     "registry/network_change.rs",
     "registry/node_change.rs",

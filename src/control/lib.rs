@@ -15,6 +15,7 @@ pub mod ipam;
 mod layers;
 pub mod limits;
 pub mod nonce_queue;
+pub mod proxies;
 pub mod registry;
 pub mod report_queue;
 pub mod server;

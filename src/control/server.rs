@@ -5,9 +5,11 @@
 //! Waits for: new connections, their requests, the stop signal.
 use crate::connections::{Connection, Connections};
 use crate::limits::client;
+use crate::proxies::{BadHeader, HEAD, Head, Proxies};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
+use axum::http::header::FORWARDED;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -16,6 +18,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -36,6 +39,18 @@ struct ConnectionService {
     router: Router,
     /// How long a client may take for the handshake, for a request's head, between requests, and to accept a response.
     client_timeout: Duration,
+    proxies: Arc<Proxies>,
+}
+
+/// What one client, and all together, may take.
+#[derive(Clone, Debug)]
+pub struct ConnectionLimits {
+    /// Connections at a time.
+    pub connections: usize,
+    /// How long a client may take for each step.
+    pub client_timeout: Duration,
+    /// Who connects for others.
+    pub proxies: Proxies,
 }
 
 /// Serves `router` on every listener until `stopping` turns true, then waits for open connections to end.
@@ -43,12 +58,14 @@ pub async fn serve(
     listeners: Vec<TcpListener>,
     tls: Arc<tokio_rustls::rustls::ServerConfig>,
     router: Router,
-    (connections, client_timeout): (usize, Duration),
+    limits: ConnectionLimits,
     stopping: watch::Receiver<bool>,
 ) {
     let mut accepting = JoinSet::new();
+    let ConnectionLimits { connections, client_timeout, proxies } = limits;
     let connections = Connections::new(connections);
-    let service = ConnectionService { acceptor: TlsAcceptor::from(tls), router, client_timeout };
+    let (acceptor, proxies) = (TlsAcceptor::from(tls), Arc::new(proxies));
+    let service = ConnectionService { acceptor, router, client_timeout, proxies };
     for listener in listeners {
         accepting.spawn(accept(listener, service.clone(), connections.clone(), stopping.clone()));
     }
@@ -96,11 +113,35 @@ async fn accept(
     }
 }
 
+/// Why the source of a connection is not known.
+#[derive(Debug, thiserror::Error)]
+enum NoSource {
+    #[error(transparent)]
+    Header(#[from] BadHeader),
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    #[error("nothing came within the time of a client")]
+    Late,
+}
+
+/// Reads the header with which a named proxy begins a connection. `None`: the connection is its own.
+async fn proxied_source(stream: &mut TcpStream, within: Duration) -> Result<Option<SocketAddr>, NoSource> {
+    let read = async {
+        let mut head = [0; HEAD];
+        stream.read_exact(&mut head).await?;
+        let head = Head::read(head)?;
+        let mut rest = vec![0; head.rest];
+        stream.read_exact(&mut rest).await?;
+        Ok(head.source(&rest)?)
+    };
+    tokio::time::timeout(within, read).await.unwrap_or(Err(NoSource::Late))
+}
+
 async fn connection(
-    stream: TcpStream,
-    peer: SocketAddr,
+    mut stream: TcpStream,
+    mut peer: SocketAddr,
     place: Arc<Connection>,
-    ConnectionService { acceptor, router, client_timeout }: ConnectionService,
+    ConnectionService { acceptor, router, client_timeout, proxies }: ConnectionService,
     mut stopping: watch::Receiver<bool>,
 ) {
     let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 4);
@@ -108,15 +149,28 @@ async fn connection(
     let _ = stream.set_nodelay(true);
     // A client that acknowledges nothing is closed, even on a working line.
     let _ = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(client_timeout.max(KEEPALIVE / 2)));
+    if proxies.sends_header(peer.ip()) {
+        match proxied_source(&mut stream, client_timeout).await {
+            Ok(source) => peer = source.unwrap_or(peer),
+            // Opened and left: a check of the proxy.
+            Err(NoSource::Io(e)) => {
+                return tracing::debug!(%peer, error = %e, "connection of a proxy ended without a header");
+            }
+            Err(e) => return tracing::warn!(proxy = %peer, error = %e, "proxy sent no PROXY protocol header"),
+        }
+        place.attribute(client(peer.ip()));
+    }
     let Ok(Ok(stream)) = tokio::time::timeout(client_timeout, acceptor.accept(stream)).await else {
         tracing::debug!(%peer, "TLS handshake failed");
         return;
     };
     let service = service_fn(move |request: Request<Incoming>| {
         let (router, place) = (router.clone(), place.clone());
+        let forwarded = request.headers().get_all(FORWARDED).iter().map(|h| h.to_str().unwrap_or_default());
+        let source = SocketAddr::new(proxies.source(peer.ip(), forwarded), peer.port());
         async move {
             let mut request = request.map(Body::new);
-            request.extensions_mut().insert(ConnectInfo(peer));
+            request.extensions_mut().insert(ConnectInfo(source));
             request.extensions_mut().insert(place);
             router.oneshot(request).await
         }

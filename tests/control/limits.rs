@@ -102,6 +102,15 @@ async fn idle_connections_are_closed() {
 
 /// A TLS connection without an HTTP client.
 async fn tls(server: &ControlPlane) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
+    let stream = tokio::net::TcpStream::connect(("127.0.0.1", server.port)).await.unwrap();
+    tls_over(server, stream).await.unwrap()
+}
+
+/// TLS over a connection that is open.
+pub async fn tls_over(
+    server: &ControlPlane,
+    stream: tokio::net::TcpStream,
+) -> std::io::Result<tokio_rustls::client::TlsStream<tokio::net::TcpStream>> {
     use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto::ring::default_provider};
     let mut roots = RootCertStore::empty();
     let pem = std::fs::read(server.dir.path().join("tls.crt")).unwrap();
@@ -113,9 +122,8 @@ async fn tls(server: &ControlPlane) -> tokio_rustls::client::TlsStream<tokio::ne
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
-    let stream = tokio::net::TcpStream::connect(("127.0.0.1", server.port)).await.unwrap();
     let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
-    connector.connect("localhost".try_into().unwrap(), stream).await.unwrap()
+    connector.connect("localhost".try_into().unwrap(), stream).await
 }
 
 /// Every described operation is served, and no other method on its path.

@@ -16,6 +16,7 @@ mod attack_availability;
 mod attack_keys;
 mod attack_membership;
 mod attack_operators;
+mod attack_proxy;
 mod attack_replay;
 mod attack_text;
 mod bench;

@@ -8,6 +8,7 @@ use crate::config::{API_LISTEN, Config};
 use crate::limits::Limits;
 use crate::nonce_queue;
 use crate::report_queue;
+use crate::server::ConnectionLimits;
 use crate::signing::{MasterKey, SigningKeys};
 use crate::store::StoreError;
 use crate::store::audit::Actor;
@@ -135,9 +136,14 @@ pub async fn run(context: &Context) -> Outcome {
     let maintenance = tokio::spawn(maintain(state.clone(), keys_out, retention));
 
     print_instructions(context, &url, &tls.pin).await?;
-    let limits = (config.connections, config.client_timeout);
+    let limits = ConnectionLimits {
+        connections: config.connections,
+        client_timeout: config.client_timeout,
+        proxies: config.proxies.clone(),
+    };
     let for_devices = router(state.clone(), audience);
-    let serving = tokio::spawn(server::serve(listeners, tls.config.clone(), for_devices, limits, stopping.clone()));
+    let serving =
+        tokio::spawn(server::serve(listeners, tls.config.clone(), for_devices, limits.clone(), stopping.clone()));
     let for_operators = router(state, Audience::Operators);
     let api_serving = tokio::spawn(server::serve(api_listeners, tls.config, for_operators, limits, stopping));
     Systemd.ready();
