@@ -258,6 +258,12 @@ impl<'a> InterfaceView<'a> {
         self.settings.and_then(|s| s.mtu).unwrap_or(self.own.mtu)
     }
 
+    /// Whether no one has set the MTU.
+    pub fn mtu_is_default(self) -> bool {
+        let set = self.settings.is_some_and(|s| s.mtu.is_some()) || self.overrides().mtu.is_some();
+        !set && !self.own.written.0
+    }
+
     /// Resolvers inside the tunnel.
     pub fn dns(self) -> &'a [IpAddr] {
         self.settings.map(|s| &s.dns).filter(|dns| !dns.is_empty()).unwrap_or(&self.own.dns)
@@ -300,6 +306,7 @@ impl<'a> InterfaceView<'a> {
             listen_port: self.listen_port(),
             fwmark: own.fwmark,
             mtu: self.mtu(),
+            written: own.written,
             addresses: self.addresses().to_vec(),
             table: own.table,
             route_metric: own.route_metric,

@@ -104,6 +104,9 @@ pub struct Interface {
     pub fwmark: u32,
     /// Bytes.
     pub mtu: u32,
+    /// `mtu` and `fwmark` are written in the configuration. Those left out stay as found on an interface of another program.
+    #[serde(skip)]
+    pub written: (bool, bool),
     /// Our addresses.
     pub addresses: Vec<IfAddress>,
     /// Routing table of our routes.
@@ -141,6 +144,7 @@ impl Interface {
             listen_port: None,
             fwmark: 0,
             mtu: DEFAULT_MTU,
+            written: (false, false),
             addresses: Vec::new(),
             table: TABLE_MAIN,
             route_metric: 0,
@@ -208,6 +212,7 @@ impl Interface {
             listen_port: listen_port.and_then(|p| u16::try_from(p).ok()),
             fwmark: fwmark.map_or(0, saturate),
             mtu: mtu.map_or(DEFAULT_MTU, saturate),
+            written: (mtu.is_some(), fwmark.is_some()),
             addresses,
             table,
             route_metric,

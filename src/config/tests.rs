@@ -14,8 +14,41 @@ fn faults(text: &str) -> Vec<String> {
     read(text).expect_err("faults").0.iter().map(ToString::to_string).collect()
 }
 
-fn example() -> String {
+fn shipped() -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../systemd/spoke.toml")).unwrap()
+}
+
+/// The shipped file with its sections, and with what has no default.
+fn example() -> String {
+    let (usual, rest) = shipped().split_once("\n# ---").map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+    let examples = [
+        "[",
+        "id =",
+        "name =",
+        "addresses =",
+        "public_key =",
+        "allowed_ips =",
+        "interface =",
+        "endpoint = \"hub",
+        "address =",
+        "contract =",
+        "chain_id =",
+        "endpoints =",
+    ];
+    let line = |l: &str| match l.strip_prefix('#') {
+        Some(key) if examples.iter().any(|e| key.starts_with(e)) => format!("{key}\n"),
+        Some(_) | None => format!("{l}\n"),
+    };
+    usual.lines().map(line).collect::<String>() + "\n# ---" + &rest
+}
+
+#[test]
+fn shipped_file_is_comments_only() {
+    let text = shipped();
+    let active: Vec<&str> = text.lines().filter(|l| !l.is_empty() && !l.starts_with('#')).collect();
+    assert!(active.is_empty(), "{active:?}");
+    let fault = read(&text).unwrap().names_nothing("spoke.toml").expect("a fault");
+    assert!(fault.remedy.contains("[[interface]]"), "{fault}");
 }
 
 /// The example without its last part, the sections that most installations omit.
@@ -33,20 +66,28 @@ fn uncommented(text: &str, except: &[&str]) -> String {
         .collect()
 }
 
+/// As [`read`], without what tells a default that is written from one that is not.
+fn values(text: &str) -> Config {
+    let mut config = read(text).unwrap();
+    config.node.role_named = false;
+    config.interfaces.iter_mut().for_each(|i| i.written = (false, false));
+    config
+}
+
 #[test]
 fn example_loads_and_shows_every_default() {
     let text = example();
-    let config = read(&text).unwrap();
+    let config = values(&text);
     // A commented key is the default: uncommenting all but the ones that only make sense elsewhere changes nothing.
     let elsewhere = ["node_id", "preshared_key", "endpoint", "listen_port", "remove_unknown", "dns", "window"];
     let all = uncommented(usual(&text), &elsewhere);
-    assert_eq!(read(&all).unwrap(), config);
+    assert_eq!(values(&all), config);
     // The same for the sections that are left out as a whole; [control] has a test of its own.
     let beside = ["pin", "ca", "token", "identity", "secret", "tls_", "source"];
-    assert_eq!(read(&uncommented(&text, &[&elsewhere[..], &beside].concat())).unwrap(), config);
+    assert_eq!(values(&uncommented(&text, &[&elsewhere[..], &beside].concat())), config);
     // What `check` prints can be fed back.
-    assert_eq!(read(&config.to_toml()).unwrap(), config);
-    for config in [config, read(&uncommented(&text, &[&elsewhere[..], &beside].concat())).unwrap()] {
+    assert_eq!(values(&config.to_toml()), config);
+    for config in [config, values(&uncommented(&text, &[&elsewhere[..], &beside].concat()))] {
         assert_eq!(config.to_toml(), toml::to_string_pretty(&config).unwrap());
     }
 }

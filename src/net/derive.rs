@@ -309,6 +309,7 @@ fn link(interface: InterfaceView<'_>, role: Role, facts: &Facts) -> Result<Link,
         port_fallback: role == Role::Node,
         fwmark: own.fwmark,
         mtu,
+        defaults: (interface.mtu_is_default(), !own.written.1),
         addresses: interface.addresses().iter().map(|a| a.0).collect(),
         peers,
         routes,
@@ -360,6 +361,7 @@ fn api_link(name: &IfName, role: Role, device: &Device, set: &ApiStateLink) -> R
         port_fallback: role == Role::Node,
         fwmark: device.fwmark,
         mtu: device.mtu.unwrap_or(DEFAULT_MTU),
+        defaults: (device.mtu.is_none(), false),
         addresses: device.addresses.clone(),
         routes: table.map_or_else(BTreeSet::new, |table| {
             nets.filter(|net| !reached(net)).map(|to| Route { to, table, metric: 0 }).collect()

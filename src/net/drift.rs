@@ -262,11 +262,12 @@ fn device(want: &Link, have: Option<&ObservedLink>) -> Vec<Mismatch> {
     {
         out.push(mismatch("listen_port", port, have.listen_port));
     }
-    if want.fwmark != have.fwmark {
-        out.push(mismatch("fwmark", want.fwmark, have.fwmark));
+    let (mtu, mark) = want.mtu_and_mark(have);
+    if mark != have.fwmark {
+        out.push(mismatch("fwmark", mark, have.fwmark));
     }
-    if want.mtu != have.mtu {
-        out.push(mismatch("mtu", want.mtu, have.mtu));
+    if mtu != have.mtu {
+        out.push(mismatch("mtu", mtu, have.mtu));
     }
     if want.up != have.up {
         out.push(mismatch("up", want.up, have.up));

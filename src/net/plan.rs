@@ -369,7 +369,8 @@ fn link(
         ListenPort::Fixed(port) => (have.listen_port != port).then_some(port),
         ListenPort::Random { epoch } => (memory.ports.get(name).copied().unwrap_or(0) < epoch && !fresh).then_some(0),
     };
-    let fwmark = (have.fwmark != want.fwmark).then_some(want.fwmark);
+    let (mtu, mark) = want.mtu_and_mark(have);
+    let fwmark = (have.fwmark != mark).then_some(mark);
     // A handshake begins as soon as the private key changes, and ends with the preshared key that is set by then.
     let renewed = private_key.is_some();
     if renewed {
@@ -425,8 +426,8 @@ fn link(
     steps.append(&mut losing);
     steps.append(&mut gaining);
 
-    if have.mtu != want.mtu {
-        steps.push(Step::SetMtu { link: name.clone(), mtu: want.mtu });
+    if have.mtu != mtu {
+        steps.push(Step::SetMtu { link: name.clone(), mtu });
     }
     if have.up != want.up {
         steps.push(Step::SetUp { link: name.clone(), up: want.up });

@@ -122,6 +122,8 @@ pub struct Link {
     pub fwmark: u32,
     /// Largest packet inside the tunnel, in bytes.
     pub mtu: u32,
+    /// MTU and mark are defaults: an interface that another program made keeps its own.
+    pub defaults: (bool, bool),
     /// Our addresses, with their prefix length.
     pub addresses: BTreeSet<IpNet>,
     /// Peers by public key; no prefix is in two of them.
@@ -138,6 +140,17 @@ pub struct Link {
     pub dns: Vec<IpAddr>,
     /// Incremented to have the interface recreated: the last rung of the recovery ladder.
     pub rebuild: u32,
+}
+
+impl Link {
+    /// The MTU and the mark that an interface is to have.
+    pub fn mtu_and_mark(&self, have: &ObservedLink) -> (u32, u32) {
+        // IPv6 needs the default.
+        let usable = have.mtu >= self.mtu || self.addresses.iter().all(|a| a.addr().is_ipv4());
+        let mtu = if self.defaults.0 && !have.ours && usable { have.mtu } else { self.mtu };
+        let mark = if self.defaults.1 && !have.ours { have.fwmark } else { self.fwmark };
+        (mtu, mark)
+    }
 }
 
 /// Forwarding between the peers of an interface.

@@ -69,6 +69,7 @@ pub mod config_file;
 pub mod control_session;
 pub mod doctor;
 pub mod enrolment;
+pub mod found_keys;
 pub mod health;
 pub mod hub_endpoints;
 pub mod key_files;

@@ -450,6 +450,12 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
     ) {
         let (now, wall) = (self.clock.now(), self.clock.wall());
         let (first, clean) = (!self.status.borrow().ready, conditions.is_empty() && left.steps.is_empty());
+        if first {
+            for (interface, have) in observed.links.iter().filter(|(_, l)| l.wireguard && !l.ours) {
+                let (mtu, peers) = (have.mtu, have.peers.len());
+                tracing::warn!(%interface, mtu, peers, "interface was made by another program: what is not configured is kept");
+            }
+        }
         self.publish(|s| {
             s.ready = true;
             s.settled = refused.len() == left.steps.len();

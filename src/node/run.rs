@@ -11,6 +11,7 @@ use crate::changes as change;
 use crate::changes::requests::Changes;
 use crate::clock::{self, Keeper};
 use crate::config_file::load;
+use crate::found_keys;
 use crate::health;
 use crate::hub_endpoints;
 use crate::key_files;
@@ -68,6 +69,9 @@ pub fn run(file: &Path, args: &Args) -> Outcome {
     // What can be read is in force without it: the keys may be elsewhere.
     if let Err(e) = keys::ensure_dir(&config.node.state_dir) {
         tracing::error!(error = %ErrorChain(&e), "state directory cannot be created: nothing is remembered");
+    }
+    if let Err(e) = found_keys::take_over(&config) {
+        tracing::debug!(error = %e, "keys of interfaces not looked for");
     }
     let (keys, faults) = keys::load(&config, IfMissing::Create);
     for fault in &faults {

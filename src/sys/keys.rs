@@ -110,12 +110,7 @@ pub fn private(source: &KeySource, if_missing: IfMissing) -> Result<SecretKey, K
         (KeySource::Credential(_), _) => return Err(no_credential(source)),
     };
     let key = SecretKey::clamped(*key_bytes()?);
-    let mut line = key.reveal_base64();
-    line.push('\n');
-    if let Some(dir) = path.parent() {
-        ensure_dir(dir)?;
-    }
-    match write_state(path, line.as_bytes(), false) {
+    match create(path, &key) {
         Ok(()) => {
             tracing::info!(path = %path.display(), public_key = %key.public(), "WireGuard key created");
             Ok(key)
@@ -126,6 +121,23 @@ pub fn private(source: &KeySource, if_missing: IfMissing) -> Result<SecretKey, K
         }
         Err(e) => Err(e.into()),
     }
+}
+
+/// Stores a private key where there is none.
+pub fn store(source: &KeySource, key: &SecretKey) -> Result<(), KeyError> {
+    match source {
+        KeySource::File(path) => Ok(create(path, key)?),
+        KeySource::Credential(_) => Err(KeyError::NotOurs(source.clone())),
+    }
+}
+
+fn create(path: &Path, key: &SecretKey) -> Result<(), DiskError> {
+    let mut line = key.reveal_base64();
+    line.push('\n');
+    if let Some(dir) = path.parent() {
+        ensure_dir(dir)?;
+    }
+    write_state(path, line.as_bytes(), false)
 }
 
 /// Reads a preshared key.

@@ -151,6 +151,7 @@ fn wanted(count: u32, changed: bool) -> Desired {
         listen_port: ListenPort::Random { epoch: 0 },
         fwmark: 0,
         mtu: 1420,
+        defaults: (false, false),
         addresses: BTreeSet::new(),
         peers: (0..count).map(one).collect(),
         routes: BTreeSet::new(),

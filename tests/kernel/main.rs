@@ -4,6 +4,7 @@
 //! skips itself proves nothing.
 #![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod adopted;
 #[path = "../chain/anvil.rs"]
 mod anvil;
 mod change;

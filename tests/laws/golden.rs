@@ -23,6 +23,7 @@ fn link() -> Link {
         listen_port: ListenPort::Random { epoch: 0 },
         fwmark: 0,
         mtu: 1280,
+        defaults: (false, false),
         addresses: [net("10.8.0.2/24"), net("fd00:8::2/64")].into(),
         peers: [(peer_key(1), hub())].into(),
         routes: [main("10.9.0.0/16"), main("fd00:9::/48")].into(),

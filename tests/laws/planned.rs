@@ -270,6 +270,7 @@ fn one_link() -> Desired {
         listen_port: ListenPort::Random { epoch: 0 },
         fwmark: 0,
         mtu: 1420,
+        defaults: (false, false),
         addresses: [net("10.8.0.2/24"), net("fd00:8::2/64")].into(),
         peers: [(peer_key(1), peer)].into(),
         routes: [spoke_net::state::Route { to: net("10.1.0.0/16"), table: 254, metric: 0 }].into(),

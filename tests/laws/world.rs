@@ -109,6 +109,7 @@ fn any_link(n: u8) -> impl Strategy<Value = Link> {
                 dns: Vec::new(),
                 rebuild: 0,
                 port_fallback: false,
+                defaults: (false, false),
             }
         },
     )

@@ -29,6 +29,7 @@ fn wanted(peers: &BTreeMap<u8, (u8, Option<u8>, u16)>) -> Desired {
         listen_port: ListenPort::Fixed(1),
         fwmark: 0,
         mtu: 1280,
+        defaults: (false, false),
         addresses: BTreeSet::new(),
         peers: peers.collect(),
         routes: BTreeSet::new(),

@@ -70,6 +70,7 @@ mod tests {
             port_fallback: true,
             fwmark: 0,
             mtu: 1280,
+            defaults: (false, false),
             addresses: addresses.clone(),
             peers: BTreeMap::new(),
             routes: routes.clone(),

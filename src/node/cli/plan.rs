@@ -1,8 +1,10 @@
 //! `spoke plan`: what `run` would change in the kernel now.
 use super::remembered;
 use crate::config_file::load;
+use crate::found_keys;
 use spoke_command::{Failure, Outcome, print};
 use spoke_config::effective::Effective;
+use spoke_config::interface::Interface;
 use spoke_model::error_chain::ErrorChain;
 use spoke_model::key_source::KeySource;
 use spoke_net::derive::{DeriveError, Keys, derive};
@@ -32,17 +34,29 @@ pub fn run(config: &Path, args: &Args) -> Outcome {
 fn show(config: &Path) -> Result<bool, Failure> {
     let effective = remembered::effective(load(config)?);
     let config = effective.own();
+    let found = spoke_command::block_on(found_keys::found(config))?;
+    for (name, key) in &found {
+        print(&format!("{name}: take over the key of the interface, public key {}\n", key.public()));
+    }
     let missing = |source: &KeySource| {
         matches!(keys::private(source, IfMissing::Fail), Err(KeyError::Missing { origin: KeySource::File(_), .. }))
     };
-    for interface in config.interfaces.iter().filter(|i| missing(&i.private_key)) {
+    let generated = |i: &&Interface| !found.contains_key(&i.name) && missing(&i.private_key);
+    for interface in config.interfaces.iter().filter(generated) {
         let (name, source) = (&interface.name, &interface.private_key);
         print(&format!("{name}: generate the key {source}; the public key below is a placeholder\n"));
     }
     effective.override_lines().iter().for_each(|line| print(&format!("{line}\n")));
-    let (keys, faults) = keys::load(config, IfMissing::Imagine);
+    let (mut keys, faults) = keys::load(config, IfMissing::Imagine);
+    keys.private.extend(found);
     faults.iter().for_each(|fault| print(&format!("left as it is: {}\n", ErrorChain(fault))));
     let look = spoke_command::block_on(look(&effective, keys))??;
+    let adopted = look.observed.links.iter().filter(|(_, have)| have.wireguard && !have.ours);
+    for (name, _) in adopted {
+        print(&format!(
+            "(adopted) {name} was made by another program: what the configuration sets is changed, the rest is kept\n"
+        ));
+    }
     let plan = plan(&look.desired?, &look.observed, &Memory::default());
     print(&render::plan(&plan, &look.observed));
     Ok(plan.is_clean())

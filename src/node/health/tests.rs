@@ -26,6 +26,7 @@ fn status() -> NetStatus {
         listen_port: ListenPort::Fixed(51820),
         fwmark: 0,
         mtu: 1280,
+        defaults: (false, false),
         addresses: ["127.9.9.9/8".parse().unwrap()].into(),
         peers: [(key, Peer::default())].into(),
         routes: BTreeSet::new(),

@@ -158,6 +158,7 @@ mod tests {
             port_fallback: false,
             fwmark: 0,
             mtu: 1280,
+            defaults: (false, false),
             addresses: Default::default(),
             peers: Default::default(),
             routes: Default::default(),

@@ -11,6 +11,7 @@ use crate::clock::{Clock, SystemClock};
 use ipnet::IpNet;
 use rustix::io::Errno;
 use spoke_model::interface_name::IfName;
+use spoke_model::key::SecretKey;
 use spoke_net::plan::Step;
 use spoke_net::render;
 use spoke_net::state::{Egress, Neighbour, Observed, ObservedLink, ObservedPeer, Route};
@@ -281,6 +282,13 @@ impl Netlink {
     async fn stored_port(&mut self, link: &IfName) -> u16 {
         let device = self.devices.read(link, Depth::Counters).await.ok().flatten();
         device.map_or(0, |d| d.listen_port)
+    }
+
+    /// The private key of a WireGuard interface that we did not create; `None` without one, or if it cannot be read.
+    pub async fn foreign_key(&mut self, name: &IfName) -> Option<SecretKey> {
+        let links = route::wireguard_links(&mut self.routes).await.ok()?;
+        links.into_iter().find(|l| l.name == name.as_str() && !l.ours)?;
+        self.devices.read(name, Depth::PrivateKey).await.ok()??.private_key
     }
 
     /// The WireGuard interface, the process or the user that has a UDP port.

@@ -11,7 +11,7 @@ use netlink_packet_wireguard::{
 };
 use rustix::io::Errno;
 use spoke_model::interface_name::IfName;
-use spoke_model::key::{PresharedKey, PublicKey};
+use spoke_model::key::{PresharedKey, PublicKey, SecretKey};
 use spoke_model::nets::Nets;
 use spoke_net::plan::{AllowedIps, PeerChange, Step};
 use spoke_net::state::ObservedPeer;
@@ -31,6 +31,7 @@ const WG_CMD_GET_DEVICE: u8 = 0;
 
 const WGDEVICE_A_IFINDEX: u16 = 1;
 const WGDEVICE_A_IFNAME: u16 = 2;
+const WGDEVICE_A_PRIVATE_KEY: u16 = 3;
 const WGDEVICE_A_PUBLIC_KEY: u16 = 4;
 const WGDEVICE_A_LISTEN_PORT: u16 = 6;
 const WGDEVICE_A_FWMARK: u16 = 7;
@@ -63,6 +64,7 @@ const REQUEST_ALLOWED_IPS: usize = 256;
 pub(super) struct DeviceState {
     pub(super) index: u32,
     pub(super) public_key: Option<PublicKey>,
+    pub(super) private_key: Option<SecretKey>,
     pub(super) listen_port: u16,
     pub(super) fwmark: u32,
     pub(super) peers: BTreeMap<PublicKey, ObservedPeer>,
@@ -75,6 +77,8 @@ pub(super) enum Depth {
     Whole,
     /// Counters and endpoint.
     Counters,
+    /// Counters and endpoint, and the private key of the interface.
+    PrivateKey,
 }
 
 /// Whether the kernel has WireGuard. The query loads the module, if there is one.
@@ -358,7 +362,11 @@ pub(super) fn read_device(device: &mut DeviceState, attributes: &[u8], depth: De
                     read_peer(&mut device.peers, peer.map_err(invalid)?.value(), depth)?;
                 }
             }
-            // The private key is not read: only public keys are compared.
+            // Read to take it over only: otherwise public keys are compared.
+            WGDEVICE_A_PRIVATE_KEY if depth == Depth::PrivateKey => {
+                let key = value.first_chunk::<32>().filter(|k| k.iter().any(|b| *b != 0));
+                device.private_key = key.map(|k| SecretKey::from_bytes(*k));
+            }
             _ => {}
         }
     }
