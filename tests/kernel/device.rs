@@ -123,7 +123,12 @@ impl<'a> Device<'a> {
         self.namespace.run(&format!("ping -c 1 -W 5 {hub}"));
     }
 
-    /// Waits until it reports the tunnel as down.
+    /// Waits for an outage that may be over before a poll sees it, such as one that a second hub ends. The log keeps it.
+    pub(crate) fn wait_outage(&self, limit: u64) {
+        wait_until(Duration::from_secs(limit), "an outage in the log", || self.logged().contains("tunnel is down"));
+    }
+
+    /// Waits until it reports the tunnel as down; for outages that last.
     pub(crate) fn wait_down(&self, limit: u64) {
         wait_until(Duration::from_secs(limit), "the outage to be reported", || !self.is_up());
     }
