@@ -158,7 +158,7 @@ async fn full_disk_refuses_and_recovers() {
     assert!(server.log().contains("no space left"), "{}", server.log());
     let (status, list) = server.operator("GET", "/api/nodes", "").await;
     assert_eq!(
-        (status, list["data"].as_array().map(Vec::len)),
+        (status, list["data"]["items"].as_array().map(Vec::len)),
         (200, Some(i)),
         "reads are served, and there is no partial enrolment"
     );

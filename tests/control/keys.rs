@@ -9,6 +9,7 @@ use spoke_control::registry::{RegistryError, key_rotation, nodes};
 use spoke_control::signing::{MasterKey, SigningKeys};
 use spoke_control::store::admission::Admission;
 use spoke_control::store::network::Access;
+use spoke_control::store::node_status::NodeQuery;
 use spoke_control::store::signing_key::{Retirement, Without};
 use spoke_enroll::document::StateDocument;
 use spoke_enroll::wire::{KeyRequest, KeyStep, NodeReport, Outcome};
@@ -53,7 +54,7 @@ async fn only_granted_nodes_are_peers(kind: Kind) {
     let before = document(&store, "hub-1").await;
     assert_eq!(peers(before.clone()), ["far", "granted"]);
     let mut tx = store.read().await.unwrap();
-    let statuses = tx.node_statuses(None, "", 10).await.unwrap();
+    let statuses = tx.node_statuses(&NodeQuery::default(), 10).await.unwrap();
     let access = |view: NodeView| (view.id.to_string(), view.access.unwrap_or_default());
     let all: Vec<_> = statuses.into_iter().map(|s| access(s.into())).collect();
     let expected = [

@@ -30,6 +30,7 @@ mod fixture;
 mod grants_policy;
 mod hub_move;
 mod keys;
+mod labels;
 mod limits;
 mod preshared;
 mod reasons;

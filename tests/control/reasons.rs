@@ -46,7 +46,7 @@ async fn node_list_says_why(kind: Kind) {
         assert!(text.contains("unhealthy") && text.contains(detail), "{text}");
     }
     let (_, nodes) = s.operator("GET", "/api/nodes", "").await;
-    assert_eq!(nodes["data"][0]["conditions"][0], detail, "{nodes}");
+    assert_eq!(nodes["data"]["items"][0]["conditions"][0], detail, "{nodes}");
     for (n, odd) in
         [serde_json::json!({"reasons": "none"}), serde_json::json!([1]), serde_json::json!({})].iter().enumerate()
     {

@@ -45,6 +45,11 @@ pub struct Page {
 impl Page {
     /// The limit within its range.
     pub fn rows(&self) -> i64 {
-        self.limit.unwrap_or(MAX_PAGE).clamp(1, MAX_PAGE)
+        page_length(self.limit)
     }
+}
+
+/// The length of a page of which `limit` was asked.
+pub fn page_length(limit: Option<i64>) -> i64 {
+    limit.unwrap_or(MAX_PAGE).clamp(1, MAX_PAGE)
 }

@@ -1,14 +1,17 @@
 //! The operators' API for nodes and hubs.
 use super::auth::Operator;
-use super::extract::{Body, Page};
+use super::extract::{Body, page_length};
 use super::response::{Answer, OperatorError, OperatorResult, success};
 use super::state::ApiState;
 use super::tokens::CreatedToken;
-use super::view::{NodeDetail, NodeTestView, NodeView, all};
+use super::view::{Listed, NodeDetail, NodeTestView, NodeView, all};
 use crate::clock::now_ms;
 use crate::registry::node_change::NodeChange;
 use crate::registry::nodes::{HubAnnouncement, NodeAnnouncement};
 use crate::registry::{Entity, node_test, nodes, tokens};
+use crate::selector::{Labels, Selector};
+use crate::store::node::NodeState;
+use crate::store::node_status::NodeQuery;
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
@@ -27,18 +30,74 @@ pub fn router() -> OpenApiRouter<Arc<ApiState>> {
         .routes(routes!(toggle_node))
         .routes(routes!(test_node))
         .routes(routes!(node, set_node, remove_node))
+        .routes(routes!(set_labels))
         .routes(routes!(approve_node))
         .routes(routes!(add_hub))
 }
 
+/// Selects nodes.
+#[derive(Clone, Debug, Default, Deserialize, utoipa::IntoParams)]
+#[serde(default, deny_unknown_fields)]
+struct NodesQuery {
+    /// With this text in the id or the label, whatever its case.
+    filter: String,
+    /// With these labels: `site=berlin,model!=pi3`.
+    selector: String,
+    /// Of this network.
+    network: Option<String>,
+    /// In this state.
+    state: Option<NodeState>,
+    /// `next_cursor` of the page before.
+    cursor: String,
+    /// At most this many, 1 to 1000.
+    limit: Option<i64>,
+}
+
+/// Nodes are counted no further than this.
+const MOST_COUNTED: i64 = 10_001;
+
 /// Lists nodes by id.
-#[utoipa::path(get, path = "/api/nodes", params(Page), responses((status = 200, body = Answer<Vec<NodeView>>)))]
+#[utoipa::path(get, path = "/api/nodes", params(NodesQuery), responses(
+    (status = 200, body = Answer<Listed<NodeView>>), (status = 400)))]
 async fn nodes(
     State(state): State<Arc<ApiState>>,
     _by: Operator,
-    Query(page): Query<Page>,
-) -> OperatorResult<Vec<NodeView>> {
-    Ok(success(all(state.store.read().await?.node_statuses(None, &page.after, page.rows()).await?)))
+    Query(wanted): Query<NodesQuery>,
+) -> OperatorResult<Listed<NodeView>> {
+    let selector = wanted.selector.parse::<Selector>();
+    let selector = selector.map_err(|e| OperatorError::new(StatusCode::BAD_REQUEST, format!("selector: {e}")))?;
+    let query = NodeQuery {
+        only: None,
+        network: wanted.network.as_deref(),
+        state: wanted.state,
+        filter: Some(&wanted.filter),
+        selector: Some(&selector),
+        after: &wanted.cursor,
+    };
+    let limit = page_length(wanted.limit);
+    let mut tx = state.store.read().await?;
+    let total_estimate = tx.count_nodes(&query, MOST_COUNTED).await?;
+    // One more tells whether there is another page.
+    let mut statuses = tx.node_statuses(&query, limit + 1).await?;
+    let more = statuses.len() > usize::try_from(limit).unwrap_or(usize::MAX);
+    if more {
+        statuses.pop();
+    }
+    let next_cursor = statuses.last().filter(|_| more).map(|s| s.node.id.to_string());
+    Ok(success(Listed { items: all(statuses), next_cursor, total_estimate }))
+}
+
+/// Replaces the labels of a node.
+#[utoipa::path(put, path = "/api/nodes/{id}/labels", params(("id" = String, Path)), request_body = Labels, responses(
+    (status = 200, body = Answer<NodeView>), (status = 400), (status = 404)))]
+async fn set_labels(
+    State(state): State<Arc<ApiState>>,
+    by: Operator,
+    Path(id): Path<NodeId>,
+    Body(labels): Body<Labels>,
+) -> OperatorResult<NodeView> {
+    nodes::set_labels(&state.store, &id, &labels, &by.actor(), now_ms()).await?;
+    view(&state, &id).await
 }
 
 async fn view(state: &ApiState, id: &NodeId) -> OperatorResult<NodeView> {

@@ -7,7 +7,7 @@ use crate::clock::now_ms;
 use crate::registry::nodes;
 use crate::store::lease::PoolStats;
 use crate::store::node::NodeState;
-use crate::store::node_status::NodeStatus;
+use crate::store::node_status::{NodeQuery, NodeStatus};
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
@@ -51,10 +51,8 @@ pub async fn list(
     reader: PeerReader,
 ) -> Result<Json<Vec<PeerView>>, ApiError> {
     let mut tx = state.store.read().await?;
-    let statuses = match reader.network() {
-        Some(network) => tx.node_statuses_of(network, &page.after, page.rows()).await?,
-        None => tx.node_statuses(None, &page.after, page.rows()).await?,
-    };
+    let query = NodeQuery { network: reader.network(), after: &page.after, ..NodeQuery::default() };
+    let statuses = tx.node_statuses(&query, page.rows()).await?;
     Ok(Json(statuses.into_iter().filter_map(PeerView::of).collect()))
 }
 

@@ -1,5 +1,6 @@
 //! What operators see: the JSON shapes of the HTTP API and of `--json`, made from the store's rows.
 use crate::registry::node_test::NodeTest;
+use crate::selector::Labels;
 use crate::store::admission::ChainProgress;
 use crate::store::audit::AuditRecord;
 use crate::store::node::{NodeState, Overrides};
@@ -34,6 +35,17 @@ fn conditions(health: &serde_json::Value) -> Vec<String> {
     reasons.filter_map(detail).take(MAX_CONDITIONS).collect()
 }
 
+/// A page of a list.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub struct Listed<T> {
+    /// In the list's order.
+    pub items: Vec<T>,
+    /// For `cursor` of the next page; null: there is none.
+    pub next_cursor: Option<String>,
+    /// Entities that the conditions select, on whatever page; 10001: more than 10000.
+    pub total_estimate: u64,
+}
+
 /// A node with its last report.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct NodeView {
@@ -42,6 +54,8 @@ pub struct NodeView {
     pub id: NodeId,
     /// For people.
     pub label: Option<String>,
+    /// By which operators select it.
+    pub labels: Labels,
     /// Its network.
     pub network: String,
     /// `node` or `hub`.
@@ -97,7 +111,7 @@ pub struct NodeView {
 
 impl From<NodeStatus> for NodeView {
     fn from(status: NodeStatus) -> Self {
-        let NodeStatus { node, addresses, access, token_id, report } = status;
+        let NodeStatus { node, addresses, labels, access, token_id, report } = status;
         let seen = report.as_ref();
         // What a removed node reported last says nothing about it.
         let member = report.as_ref().filter(|_| node.state != NodeState::Removed);
@@ -120,6 +134,7 @@ impl From<NodeStatus> for NodeView {
             enrolled_at: node.enrolled_ms.map(rfc3339),
             id: node.id,
             label: node.label,
+            labels,
             network: node.network,
             role: node.role,
             state: node.state,

@@ -8,7 +8,9 @@ use crate::clock::now_ms;
 use crate::registry::node_change::NodeChange;
 use crate::registry::nodes::NodeAnnouncement;
 use crate::registry::{networks, node_test, nodes, tokens};
+use crate::selector::Selector;
 use crate::store::node::{NodeState, OverrideName, Overrides};
+use crate::store::node_status::NodeQuery;
 use clap::Subcommand;
 use ipnet::IpNet;
 use spoke_command::{Failure, Outcome, print};
@@ -26,6 +28,15 @@ pub enum NodeCommand {
         /// Only those in this state: expected, pending, active, removed
         #[arg(long)]
         state: Option<String>,
+        /// Only those with these labels, such as site=berlin,model!=pi3
+        #[arg(long)]
+        selector: Option<Selector>,
+        /// Only those of this network
+        #[arg(long)]
+        network: Option<String>,
+        /// Only those with this text in the id or the label
+        #[arg(long)]
+        filter: Option<String>,
     },
     /// Show one node
     Show {
@@ -53,7 +64,15 @@ pub enum NodeCommand {
         #[arg(long)]
         revoke_token: bool,
     },
-    /// Change the label of a node
+    /// Set labels, by which nodes are selected
+    Label {
+        /// Node id
+        id: NodeId,
+        /// key=value sets a label, key- removes it
+        #[arg(required = true)]
+        changes: Vec<String>,
+    },
+    /// Change the name of a node that people read
     Rename {
         /// Node id
         id: NodeId,
@@ -133,7 +152,7 @@ pub enum NodeCommand {
 
 /// Every node by id.
 pub(super) async fn views(context: &Context) -> Result<Vec<NodeView>, Failure> {
-    Ok(all(context.store.read().await?.node_statuses(None, "", i64::MAX).await?))
+    Ok(all(context.store.read().await?.node_statuses(&NodeQuery::default(), i64::MAX).await?))
 }
 
 fn dash<T: ToString>(value: Option<T>) -> String {
@@ -251,12 +270,14 @@ fn lines(d: &NodeDetail) -> Vec<(&'static str, String)> {
             c.arch.as_ref().map(|a| format!(", {a}")).unwrap_or_default()
         )
     });
+    let labels: Vec<String> = v.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
     let metadata: Vec<String> = d.metadata.iter().map(|(k, v)| format!("{k}={v}")).collect();
     let connected =
         d.registration.as_ref().map(|r| format!("{} by {} since {}", r.hub_endpoint, r.interface_name, r.received_at));
     vec![
         ("node", v.id.to_string()),
         ("label", dash(v.label.as_ref())),
+        ("labels", if labels.is_empty() { "-".to_owned() } else { labels.join(", ") }),
         ("role", format!("{:?}", v.role).to_lowercase()),
         ("state", v.state.as_str().to_owned()),
         ("network", v.network.clone()),
@@ -310,7 +331,7 @@ async fn test(context: &Context, id: &NodeId) -> Outcome {
 pub async fn node(context: &Context, command: NodeCommand) -> Outcome {
     let (store, actor) = (&context.store, &context.actor);
     let (id, change) = match command {
-        NodeCommand::List { state } => {
+        NodeCommand::List { state, selector, network, filter } => {
             let wanted = match state.as_deref().map(str::parse::<NodeState>) {
                 Some(Err(_)) => {
                     return Err(Failure::BadInput("--state is expected, pending, active or removed".into()));
@@ -318,10 +339,33 @@ pub async fn node(context: &Context, command: NodeCommand) -> Outcome {
                 Some(Ok(state)) => Some(state),
                 None => None,
             };
-            let mut all = views(context).await?;
-            all.retain(|v| wanted.map_or(v.state != NodeState::Removed, |w| v.state == w));
-            print_nodes(context, &all);
+            let query = NodeQuery {
+                state: wanted,
+                selector: selector.as_ref(),
+                network: network.as_deref(),
+                filter: filter.as_deref(),
+                ..NodeQuery::default()
+            };
+            let mut listed: Vec<NodeView> = all(context.store.read().await?.node_statuses(&query, i64::MAX).await?);
+            listed.retain(|v| wanted.is_some() || v.state != NodeState::Removed);
+            print_nodes(context, &listed);
             return Ok(());
+        }
+        NodeCommand::Label { id, changes } => {
+            let mut labels = store.read().await?.labels(&id).await?;
+            for change in &changes {
+                match (change.split_once('='), change.strip_suffix('-')) {
+                    (Some((key, value)), _) => labels.insert(key.to_owned(), value.to_owned()),
+                    (None, Some(key)) => labels.remove(key),
+                    (None, None) => {
+                        return Err(Failure::BadInput(format!(
+                            "'{change}' is no label: key=value sets one, key- removes it"
+                        )));
+                    }
+                };
+            }
+            nodes::set_labels(store, &id, &labels, actor, now_ms()).await?;
+            return print_changed(context, &id).await;
         }
         NodeCommand::Show { id } => return show(context, &id).await,
         NodeCommand::Test { id } => return test(context, &id).await,

@@ -2,6 +2,7 @@
 use super::enrol::activate;
 use super::node_change::{NodeChange, check_label};
 use super::{Entity, RegistryError, names, retry_conflicts, tokens};
+use crate::selector::{LABEL_FORM, Labels, are_labels};
 use crate::store::audit::Actor;
 use crate::store::network::Network;
 use crate::store::node::{Node, NodeState};
@@ -198,6 +199,31 @@ pub async fn change(
         let mut tx = store.write().await?;
         let node = tx.locked_node(id).await?.ok_or_else(|| RegistryError::node_not_found(id))?;
         put_change(&mut tx, &node, change, actor, now_ms).await?;
+        Ok(tx.commit().await?)
+    })
+}
+
+/// Replaces the labels of a node. Its devices learn nothing of them.
+pub async fn set_labels(
+    store: &Store,
+    id: &NodeId,
+    labels: &Labels,
+    actor: &Actor,
+    now_ms: i64,
+) -> Result<(), RegistryError> {
+    if !are_labels(labels) {
+        return Err(RegistryError::Value { field: "labels", expected: LABEL_FORM });
+    }
+    retry_conflicts!(async {
+        let mut tx = store.write().await?;
+        tx.locked_node(id).await?.ok_or_else(|| RegistryError::node_not_found(id))?;
+        let before = tx.labels(id).await?;
+        if before == *labels {
+            return Ok(());
+        }
+        tx.put_labels(id, labels).await?;
+        let details = serde_json::json!({"before": before, "after": labels});
+        tx.audit(now_ms, actor, "set_labels", ("node", id.as_str()), details).await?;
         Ok(tx.commit().await?)
     })
 }

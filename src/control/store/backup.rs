@@ -127,6 +127,12 @@ const TABLES: &[Table] = &[
             $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25)",
     },
     Table {
+        name: "node_label",
+        columns: &[("node", Text), ("key", Text), ("value", Text)],
+        select: "SELECT * FROM node_label ORDER BY node, key",
+        insert: "INSERT INTO node_label (node, key, value) VALUES ($1, $2, $3)",
+    },
+    Table {
         name: "lease",
         columns: &[("network", Text), ("family", Int), ("host", Int), ("node", Text), ("until_ms", Int)],
         select: "SELECT * FROM lease ORDER BY network, family, host",

@@ -3,8 +3,9 @@ use super::admission::{ChainProgress, reason_of};
 use super::error::StoreError;
 use super::network::{Access, Network};
 use super::node::{Node, NodeState};
-use super::row::Row;
+use super::row::{Row, Value};
 use super::sql::Tx;
+use crate::selector::{Labels, Selector};
 use ipnet::IpNet;
 use spoke_config::node::Role;
 use spoke_enroll::wire::{Capabilities, Outcome};
@@ -65,6 +66,8 @@ pub struct NodeStatus {
     pub node: Node,
     /// With their pools' prefix length, IPv4 first.
     pub addresses: Vec<IpNet>,
+    /// By which operators select it.
+    pub labels: Labels,
     /// Whether the contract admits its key.
     pub access: NodeAccess,
     /// Its NFT, where the contract is asked.
@@ -148,57 +151,127 @@ fn access_of(row: &Row, node: &Node, networks: &[Network]) -> Result<NodeAccess,
     code.map_or(Ok(NodeAccess::Undecided), |code| reason_of(&code).map(NodeAccess::Decided))
 }
 
+/// Selects a page of nodes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NodeQuery<'a> {
+    /// This node alone.
+    pub only: Option<&'a NodeId>,
+    /// Of this network.
+    pub network: Option<&'a str>,
+    /// In this state.
+    pub state: Option<NodeState>,
+    /// With this text in the id or the label, whatever its case.
+    pub filter: Option<&'a str>,
+    /// With these labels.
+    pub selector: Option<&'a Selector>,
+    /// After this id, the last one of the page before.
+    pub after: &'a str,
+}
+
+/// What is read of the nodes of a page.
+const STATUSES: &str = " SELECT n.*, r.generation AS observed, r.outcome, r.reason, r.healthy, r.received_ms, r.drift,
+        r.version AS reported_version, r.health, a.code AS access_code, a.token_id AS access_token
+    FROM page JOIN node n ON n.id = page.id LEFT JOIN report r ON r.node = n.id
+    LEFT JOIN admission a ON a.node = n.id AND a.wireguard_key = n.wireguard_key
+    ORDER BY n.id";
+const ADDRESSES: &str = " SELECT l.node, l.network, l.family, l.host FROM page JOIN lease l ON l.node = page.id
+    WHERE l.until_ms IS NULL ORDER BY l.node, l.family";
+const LABELS: &str = " SELECT l.node, l.key, l.value FROM page JOIN node_label l ON l.node = page.id";
+
+/// A condition on `node n` and the values of its placeholders.
+struct Condition {
+    sql: String,
+    values: Vec<Value>,
+}
+
+impl Condition {
+    fn of(query: &NodeQuery<'_>) -> Self {
+        let mut made = Self { sql: "1 = 1".to_owned(), values: Vec::new() };
+        if let Some(id) = query.only {
+            made.and("n.id = $?", [id.as_str()]);
+        }
+        if let Some(network) = query.network {
+            made.and("n.network = $?", [network]);
+        }
+        if let Some(state) = query.state {
+            made.and("n.state = $?", [state.as_str()]);
+        }
+        if let Some(text) = query.filter.filter(|t| !t.is_empty()) {
+            let pattern = format!("%{}%", escape_pattern(&text.to_lowercase()));
+            let sql = "(LOWER(n.id) LIKE $? ESCAPE '!' OR LOWER(n.label) LIKE $? ESCAPE '!')";
+            made.and(sql, [pattern.as_str(), pattern.as_str()]);
+        }
+        for term in query.selector.iter().flat_map(|s| s.terms()) {
+            let not = if term.equal { "" } else { "NOT " };
+            let sql =
+                format!("{not}EXISTS (SELECT 1 FROM node_label l WHERE l.node = n.id AND l.key = $? AND l.value = $?)");
+            made.and(&sql, [term.key.as_str(), term.value.as_str()]);
+        }
+        if !query.after.is_empty() {
+            made.and("n.id > $?", [query.after]);
+        }
+        made
+    }
+
+    /// Adds a condition in which each `$?` stands for the next of `values`.
+    fn and<const N: usize>(&mut self, sql: &str, values: [&str; N]) {
+        self.sql.push_str(" AND ");
+        let mut parts = sql.split("$?");
+        self.sql.push_str(parts.next().unwrap_or_default());
+        for (part, value) in parts.zip(values) {
+            self.values.push(value.into());
+            self.sql.push_str(&format!("${}{part}", self.values.len()));
+        }
+    }
+
+    /// The ids of a page of at most `limit` nodes, as a common table expression.
+    fn page(&self, limit: i64) -> (String, Vec<Value>) {
+        let mut values = self.values.clone();
+        values.push(limit.into());
+        let last = values.len();
+        let sql = format!("WITH page AS (SELECT n.id FROM node n WHERE {} ORDER BY n.id LIMIT ${last})", self.sql);
+        (sql, values)
+    }
+}
+
+/// `text` without a meaning of its own in a LIKE pattern whose escape is `!`.
+fn escape_pattern(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if matches!(c, '!' | '%' | '_') {
+            out.push('!');
+        }
+        out.push(c);
+    }
+    out
+}
+
 impl Tx {
-    /// Nodes by id: only `only` if given, else those after `after`, the last id of the page before.
-    pub async fn node_statuses(
-        &mut self,
-        only: Option<&NodeId>,
-        after: &str,
-        limit: i64,
-    ) -> Result<Vec<NodeStatus>, StoreError> {
-        self.statuses(only, None, after, limit).await
-    }
-
-    /// As [`Tx::node_statuses`], of one network.
-    pub async fn node_statuses_of(
-        &mut self,
-        network: &str,
-        after: &str,
-        limit: i64,
-    ) -> Result<Vec<NodeStatus>, StoreError> {
-        self.statuses(None, Some(network), after, limit).await
-    }
-
-    async fn statuses(
-        &mut self,
-        only: Option<&NodeId>,
-        network: Option<&str>,
-        after: &str,
-        limit: i64,
-    ) -> Result<Vec<NodeStatus>, StoreError> {
-        let sql = "SELECT n.*, r.generation AS observed, r.outcome, r.reason, r.healthy, r.received_ms, r.drift,
-                r.version AS reported_version, r.health, a.code AS access_code, a.token_id AS access_token
-            FROM node n LEFT JOIN report r ON r.node = n.id
-            LEFT JOIN admission a ON a.node = n.id AND a.wireguard_key = n.wireguard_key
-            WHERE ($1 = '' OR n.id = $1) AND n.id > $2 AND ($4 = '' OR n.network = $4) ORDER BY n.id LIMIT $3";
-        let only = only.map_or("", NodeId::as_str);
-        let of = network.unwrap_or_default();
-        let rows = self.rows(sql, &[only.into(), after.into(), limit.into(), of.into()]).await?;
+    /// At most `limit` of the selected nodes, by id. Reads nothing of the others.
+    pub async fn node_statuses(&mut self, query: &NodeQuery<'_>, limit: i64) -> Result<Vec<NodeStatus>, StoreError> {
+        let (page, values) = Condition::of(query).page(limit);
+        let sql = format!("{page}{STATUSES}");
+        let rows = self.rows_built(sql, &values).await?;
         let networks = self.networks().await?;
-        let sql = "SELECT node, network, family, host FROM lease WHERE node IS NOT NULL AND until_ms IS NULL
-            AND ($1 = '' OR node = $1) ORDER BY node, family";
+        let sql = format!("{page}{ADDRESSES}");
         let mut addresses: HashMap<String, Vec<IpNet>> = HashMap::new();
-        for row in self.rows(sql, &[only.into()]).await? {
+        for row in self.rows_built(sql, &values).await? {
             let name = row.text("network")?;
             let network = networks.iter().find(|n| n.name == name);
             let address = network.and_then(|n| n.address_of(row.int("family").ok()?, row.count("host").ok()?).ok()?);
             addresses.entry(row.text("node")?).or_default().extend(address);
+        }
+        let sql = format!("{page}{LABELS}");
+        let mut labels: HashMap<String, Labels> = HashMap::new();
+        for row in self.rows_built(sql, &values).await? {
+            labels.entry(row.text("node")?).or_default().insert(row.text("key")?, row.text("value")?);
         }
         let read = |row: &Row| {
             let node = Node::read(row)?;
             let access = access_of(row, &node, &networks)?;
             Ok(NodeStatus {
                 addresses: addresses.remove(node.id.as_str()).unwrap_or_default(),
+                labels: labels.remove(node.id.as_str()).unwrap_or_default(),
                 token_id: row.opt_text("access_token")?.filter(|_| access != NodeAccess::NotAsked),
                 report: LastReport::read(row)?,
                 access,
@@ -208,9 +281,33 @@ impl Tx {
         rows.iter().map(read).collect()
     }
 
+    /// How many nodes are selected, whatever page; counts no further than `most`.
+    pub async fn count_nodes(&mut self, query: &NodeQuery<'_>, most: i64) -> Result<u64, StoreError> {
+        let (page, values) = Condition::of(&NodeQuery { after: "", ..*query }).page(most);
+        let rows = self.rows_built(format!("{page} SELECT COUNT(*) AS n FROM page"), &values).await?;
+        rows.first().ok_or(StoreError::Unreadable("node"))?.count("n")
+    }
+
+    /// Replaces the labels of a node.
+    pub async fn put_labels(&mut self, id: &NodeId, labels: &Labels) -> Result<(), StoreError> {
+        self.run("DELETE FROM node_label WHERE node = $1", &[id.as_str().into()]).await?;
+        for (key, value) in labels {
+            let values = [id.as_str().into(), key.as_str().into(), value.as_str().into()];
+            self.run("INSERT INTO node_label (node, key, value) VALUES ($1, $2, $3)", &values).await?;
+        }
+        Ok(())
+    }
+
+    /// The labels of a node.
+    pub async fn labels(&mut self, id: &NodeId) -> Result<Labels, StoreError> {
+        let rows = self.rows("SELECT key, value FROM node_label WHERE node = $1", &[id.as_str().into()]).await?;
+        rows.iter().map(|r| Ok((r.text("key")?, r.text("value")?))).collect()
+    }
+
     /// The status of one node.
     pub async fn node_status(&mut self, id: &NodeId) -> Result<Option<NodeStatus>, StoreError> {
-        Ok(self.node_statuses(Some(id), "", 1).await?.pop())
+        let query = NodeQuery { only: Some(id), ..NodeQuery::default() };
+        Ok(self.node_statuses(&query, 1).await?.pop())
     }
 
     /// Everything stored about one node.
@@ -251,5 +348,44 @@ impl Tx {
             free_addresses.insert(network.name, stats.available_addresses);
         }
         Ok(FleetCounts { nodes, reporting, free_addresses, chain })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+
+    /// A table that is scanned costs as much at every page as the fleet is large.
+    #[tokio::test]
+    async fn page_of_nodes_scans_no_table_beside() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&format!("sqlite:{}", dir.path().join("fleet.db").display())).await.unwrap();
+        let mut tx = store.read().await.unwrap();
+        let selector = "site=berlin,model!=pi3".parse().unwrap();
+        let id = "edge-1".parse().unwrap();
+        let queries = [
+            NodeQuery::default(),
+            NodeQuery { after: "edge-1", network: Some("field"), ..NodeQuery::default() },
+            NodeQuery { selector: Some(&selector), filter: Some("edge"), ..NodeQuery::default() },
+            NodeQuery { only: Some(&id), ..NodeQuery::default() },
+        ];
+        for query in queries {
+            let (page, values) = Condition::of(&query).page(100);
+            for rest in [STATUSES, ADDRESSES, LABELS] {
+                let plan = tx.rows_built(format!("EXPLAIN QUERY PLAN {page}{rest}"), &values).await.unwrap();
+                for row in plan {
+                    let step = row.text("detail").unwrap();
+                    let scanned = step.strip_prefix("SCAN ");
+                    let allowed = |t: &str| t == "page" || t.starts_with("n USING") && query.only.is_none();
+                    assert!(scanned.is_none_or(allowed), "{step} in {rest}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn pattern_matches_its_own_text_only() {
+        assert_eq!(escape_pattern("a%b_c!"), "a!%b!_c!!");
     }
 }

@@ -3,6 +3,7 @@ use super::audit_entry::Entry;
 use super::error::StoreError;
 use super::row::{Row, Value};
 use super::wake::{ALL, CHANNEL, KEPT, Wakes};
+use sqlx::AssertSqlSafe;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Postgres, Sqlite, Transaction};
@@ -218,6 +219,20 @@ impl Tx {
         Ok(match &mut self.connection {
             Connection::Sqlite(tx) => bound!(sql, values).fetch_optional(&mut **tx).await?.map(Row::Sqlite),
             Connection::Postgres(tx) => bound!(sql, values).fetch_optional(&mut **tx).await?.map(Row::Postgres),
+        })
+    }
+
+    /// As [`Tx::rows`], with a statement put together from constant parts: what clients send is in `values` only.
+    pub(super) async fn rows_built(&mut self, sql: String, values: &[Value]) -> Result<Vec<Row>, StoreError> {
+        Ok(match &mut self.connection {
+            Connection::Sqlite(tx) => {
+                let rows = bound!(AssertSqlSafe(sql), values).fetch_all(&mut **tx).await?;
+                rows.into_iter().map(Row::Sqlite).collect()
+            }
+            Connection::Postgres(tx) => {
+                let rows = bound!(AssertSqlSafe(sql), values).fetch_all(&mut **tx).await?;
+                rows.into_iter().map(Row::Postgres).collect()
+            }
         })
     }
 
