@@ -49,7 +49,6 @@ async fn labels_select_nodes(kind: Kind) {
     let (_, trail) = server.operator("GET", "/api/audit-logs?action=set_labels&entity_id=edge-2", "").await;
     let newest = &trail["data"][0]["details"];
     assert_eq!((&newest["before"]["rack"], &newest["after"]), (&json!("7"), &json!({"site": "oslo"})), "{trail}");
-    // A backup keeps them: tests/control/backup.rs compares every table.
 }
 
 async fn pages_show_every_node_once(kind: Kind) {
