@@ -155,15 +155,24 @@ impl<S: BuildHasher> AdmissionTable<S> {
     pub fn note_grants_on_disk(&mut self, on_disk: &[StoredDecision]) {
         for StoredDecision { node, key, .. } in on_disk.iter().filter(|k| k.decision.reason.grants()) {
             if self.cache.peek(node, key).is_none() {
+                if self.cache.len() == self.cache.max() {
+                    // A restored decision is worth more than the note.
+                    self.cache.forgotten_grant = true;
+                    continue;
+                }
                 self.cache.restore(node, key, Entry { held_until: Some(0), ..Entry::default() });
             }
             self.cache.change(node, key, |e| e.kept_grant = true);
         }
     }
 
-    /// The decisions to store, most recently used first.
+    /// The decisions to store, most recently used first: those of candidates, as no events are applied to others. Before
+    /// any events are read all that were restored: the candidates may not be known yet.
     pub fn kept(&self, now: Boot) -> Vec<StoredDecision> {
         let keep = |(node, key, e): (&NodeId, &PublicKey, &Entry)| {
+            if self.events_read > 0 && !self.candidates.contains(&(node.clone(), *key)) {
+                return None;
+            }
             let doubt = e.doubt.map(|d| d.age(now));
             Some(StoredDecision {
                 node: node.clone(),
@@ -186,8 +195,11 @@ impl<S: BuildHasher> AdmissionTable<S> {
         }
     }
 
-    /// The result of [`AdmissionTable::kept`] was stored.
-    pub const fn doubts_kept(&mut self, now: Boot) {
+    /// The result of [`AdmissionTable::kept`] at `edition` was stored.
+    pub const fn stored(&mut self, edition: u64, now: Boot) {
+        if edition == self.edition {
+            self.cache.forgotten_grant = false;
+        }
         self.doubts_kept = if self.doubtful { Some(now) } else { None };
     }
 
@@ -221,19 +233,27 @@ impl<S: BuildHasher> AdmissionTable<S> {
         self.overflow = candidates.len().saturating_sub(self.cache.max());
         self.first_left_out = candidates.iter().nth(self.cache.max()).map(|(node, _)| node.clone());
         self.candidates = candidates.iter().take(self.cache.max()).cloned().collect();
-        for (node, key) in &self.candidates {
-            if self.cache.get(node, key).is_none() {
-                self.cache.restore(node, key, Entry { held_until: Some(0), ..Entry::default() });
-            }
+        // Marked as used first, so that no candidate is evicted for another.
+        let new: Vec<&Pair> =
+            self.candidates.iter().filter(|(node, key)| self.cache.get(node, key).is_none()).collect();
+        let evictions = self.cache.evictions;
+        for (node, key) in new {
+            self.cache.restore(node, key, Entry { held_until: Some(0), ..Entry::default() });
         }
-        // Candidates that left are no peers any more, which must be stored.
-        self.edition += u64::from(!gone.is_empty());
+        // The decisions of those that left are not stored any more.
+        self.edition += u64::from(!gone.is_empty() || self.cache.evictions > evictions);
     }
 
     /// Applies reported changes: the pairs they concern are verified again. Heights count up to `common`, where every
     /// asked endpoint has a block, so that a single endpoint cannot cause a wait for a block that the others do not
     /// have.
     pub fn note(&mut self, changes: &[GrantEvent], common: u64, now: Boot) {
+        if self.events_read == 0 && !self.candidates.is_empty() {
+            // Restored decisions of others are not stored from here on.
+            let mut decided = self.cache.iter().filter(|(_, _, e)| e.decision.is_some());
+            let stale = decided.any(|(node, key, _)| !self.candidates.contains(&(node.clone(), *key)));
+            self.edition += u64::from(stale);
+        }
         self.events_read += 1;
         let touched = Touched::by(changes);
         let latest = self.finality == Finality::Latest;

@@ -113,6 +113,8 @@ pub struct Cache<S> {
     pub misses: u64,
     /// Evicted entries.
     pub evictions: u64,
+    /// The disk may hold a grant of an evicted entry, so it may hold one of any key that is inserted.
+    pub(super) forgotten_grant: bool,
 }
 
 impl<S: BuildHasher> Cache<S> {
@@ -134,6 +136,7 @@ impl<S: BuildHasher> Cache<S> {
             hits: 0,
             misses: 0,
             evictions: 0,
+            forgotten_grant: false,
         }
     }
 
@@ -240,7 +243,8 @@ impl<S: BuildHasher> Cache<S> {
         if let Some(at) = self.find(node, key).or_else(|| self.insert(node, key))
             && let Some(slot) = self.slot_mut(at)
         {
-            slot.entry = Entry { flight: None, ..kept };
+            let kept_grant = kept.kept_grant || slot.entry.kept_grant;
+            slot.entry = Entry { flight: None, kept_grant, ..kept };
         }
     }
 
@@ -277,7 +281,10 @@ impl<S: BuildHasher> Cache<S> {
 
     /// Inserts an entry, in place of the least recently used one if the cache is full.
     fn insert(&mut self, node: &NodeId, key: &PublicKey) -> Option<u32> {
-        let slot = Slot { node: node.clone(), key: *key, entry: Entry::default(), newer: NONE, older: NONE };
+        let evicted = self.slot(self.oldest).filter(|_| self.len >= self.max);
+        self.forgotten_grant |= evicted.is_some_and(|s| s.entry.kept_grant);
+        let entry = Entry { kept_grant: self.forgotten_grant, ..Entry::default() };
+        let slot = Slot { node: node.clone(), key: *key, entry, newer: NONE, older: NONE };
         let at = if self.len < self.max {
             if self.len.is_multiple_of(PAGE) {
                 self.pages.push(Box::default());

@@ -249,7 +249,7 @@ fn many_changes_are_applied_to_many_candidates() {
 fn store(b: &mut AdmissionTable<RandomState>, boot: &str, now: Boot) -> (Vec<StoredDecision>, Option<Reserve>) {
     let reserve = b.ladder.record(now, Some(boot));
     b.ladder.reserved(reserve.as_ref().unwrap());
-    b.doubts_kept(now);
+    b.stored(b.edition, now);
     (b.kept(now), reserve)
 }
 
@@ -375,4 +375,83 @@ fn returning_candidate_is_verified_before_admission() {
     table.set_candidates(&both);
     assert!(!table.admission(&pair(1).0, &pair(1).1, at(4)).granted(), "revoked while it was no candidate");
     assert_eq!(table.waiting(at(4), None), [pair(1), pair(2)]);
+}
+
+/// A table of `max` decisions in which these pairs are granted.
+fn full(max: usize, pairs: &[u8]) -> AdmissionTable<RandomState> {
+    let mut b = AdmissionTable::new(&config(), Cache::bounded(RandomState::new(), max), Boot::default());
+    b.set_candidates(&set(pairs));
+    pairs.iter().for_each(|n| grant(&mut b, *n, 50, at(1)));
+    assert_eq!(b.admitted(at(1)).0, set(pairs));
+    b
+}
+
+fn set(pairs: &[u8]) -> BTreeSet<Pair> {
+    pairs.iter().map(|n| pair(*n)).collect()
+}
+
+#[test]
+fn new_candidate_evicts_no_candidate_of_a_full_cache() {
+    for (left, new) in [(3, 1), (4, 1), (2, 5), (3, 5), (4, 5)] {
+        let mut b = full(3, &[2, 3, 4]);
+        let stay: Vec<u8> = [2, 3, 4].into_iter().filter(|n| *n != left).collect();
+        b.set_candidates(&set(&[&stay[..], &[new]].concat()));
+        assert_eq!(b.admitted(at(2)).0, set(&stay), "{new} for {left}");
+    }
+}
+
+#[test]
+fn evicted_grant_is_still_known_to_be_on_disk() {
+    let mut b = full(2, &[1, 2]);
+    b.stored(b.edition, at(1));
+    b.set_candidates(&set(&[2, 3]));
+    let evicted = b.edition;
+    b.set_candidates(&set(&[1, 2]));
+    let t = one(&mut b, 1);
+    let denied = decision(Reason::NodeInactive, 1);
+    b.settle_final(t, Some(denied), Some(denied), 60, at(2));
+    assert_eq!(b.revoked_edition, b.edition, "a write that fails now has to void the disk's grants");
+    // The disk took a copy without it.
+    b.stored(evicted, at(3));
+    b.stored(b.edition, at(3));
+    let revoked = b.revoked_edition;
+    b.set_candidates(&set(&[2, 4]));
+    let t = one(&mut b, 4);
+    b.settle_final(t, Some(denied), Some(denied), 60, at(4));
+    assert_eq!(b.revoked_edition, revoked, "never granted");
+}
+
+#[test]
+fn decisions_of_former_candidates_are_not_stored() {
+    let mut b = full(8, &[1, 2]);
+    b.note(&[], 60, at(2));
+    let before = b.edition;
+    b.set_candidates(&set(&[2]));
+    let kept = b.kept(at(3));
+    assert!(kept.iter().all(|k| k.node == pair(2).0) && b.edition > before, "{kept:?}");
+    // Left while no process ran, and revoked before it returns.
+    let mut stored = full(8, &[1, 2]).kept(at(3));
+    let mut next = AdmissionTable::new(&config(), Cache::bounded(RandomState::new(), 8), at(4));
+    next.restore(std::mem::take(&mut stored), None, None, at(4));
+    next.set_candidates(&set(&[2]));
+    assert_eq!(next.kept(at(4)).len(), 2, "the candidates may not be complete yet");
+    let before = next.edition;
+    next.note(&[], 60, at(5));
+    assert!(next.kept(at(5)).iter().all(|k| k.node == pair(2).0) && next.edition > before);
+}
+
+#[test]
+fn note_of_the_disk_evicts_no_restored_decision() {
+    let kept = full(2, &[1, 2]).kept(at(1));
+    let mut b = AdmissionTable::new(&config(), Cache::bounded(RandomState::new(), 2), at(2));
+    b.restore(kept, None, None, at(2));
+    b.note_grants_on_disk(&full(2, &[3, 4]).kept(at(1)));
+    b.set_candidates(&set(&[1, 2]));
+    b.confirm(at(2));
+    assert_eq!(b.admitted(at(2)).0, set(&[1, 2]));
+    b.set_candidates(&set(&[1, 3]));
+    let t = one(&mut b, 3);
+    let denied = decision(Reason::NodeInactive, 3);
+    b.settle_final(t, Some(denied), Some(denied), 60, at(3));
+    assert_eq!(b.revoked_edition, b.edition);
 }

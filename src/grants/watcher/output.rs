@@ -62,7 +62,7 @@ impl ChainWatcher {
                 Ok(written) => {
                     self.counts.writes += u64::from(written);
                     self.stored_edition = write.edition;
-                    self.table.doubts_kept(now);
+                    self.table.stored(write.edition, now);
                     if let Some(reserve) = &write.reserve {
                         self.table.ladder.reserved(reserve);
                     }
