@@ -1,6 +1,8 @@
 //! The HTTP API: `devices` and `peers` for nodes, the other handlers for operators, described by one OpenAPI document.
 pub mod auth;
+pub mod description;
 pub mod devices;
+pub mod error_code;
 pub mod extract;
 pub mod fleet;
 pub mod keys;
@@ -9,6 +11,7 @@ pub mod nodes;
 pub mod peers;
 pub mod polls;
 pub mod releases;
+pub mod repeat;
 pub mod replay;
 pub mod response;
 pub mod routes;

@@ -13,13 +13,14 @@ pub mod status;
 pub mod table;
 pub mod token;
 
+use crate::api::routes::description;
 use crate::config::{Config, FILE, StoreUrl};
 use crate::registry::RegistryError;
 use crate::signing::MasterKey;
 use crate::store::Store;
 use crate::store::audit::Actor;
 use clap::{Parser, Subcommand};
-use spoke_command::{Failure, Outcome, exit_code, usage};
+use spoke_command::{Failure, Outcome, exit_code, print, usage};
 use spoke_model::key_source::KeySource;
 use spoke_sys::disk::read_secret;
 use std::ffi::OsString;
@@ -51,6 +52,8 @@ pub enum Command {
     Serve,
     /// Show the fleet in figures
     Status,
+    /// Print the OpenAPI document of the HTTP API
+    Openapi,
     /// Print the pin of the certificate that devices trust
     Pin,
     /// Manage nodes
@@ -121,6 +124,10 @@ fn classify(failure: Failure) -> Failure {
 }
 
 async fn run(cli: Cli) -> Outcome {
+    if matches!(cli.command, Command::Openapi) {
+        print(&table::json(&description()));
+        return Ok(());
+    }
     let variables = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
     let config = Config::load(&cli.config, variables).map_err(|faults| Failure::BadInput(faults.to_string()))?;
     spoke_sys::keys::ensure_dir(&config.state_dir)?;
@@ -139,6 +146,8 @@ async fn run(cli: Cli) -> Outcome {
     let outcome = match cli.command {
         Command::Serve => serve::run(&context).await,
         Command::Status => status::status(&context).await,
+        // Answered before the configuration was read.
+        Command::Openapi => Ok(()),
         Command::Pin => status::pin(&context),
         Command::Node(command) => node::node(&context, command).await,
         Command::Token(command) => token::token(&context, command).await,

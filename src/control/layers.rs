@@ -4,16 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// What each module of the crate may use of the others. A module comes after all that it uses, so there is no circle.
-const EDGES: [(&str, &[&str]); 17] = [
+const EDGES: [(&str, &[&str]); 18] = [
     ("clock", &[]),
     ("ipam", &[]),
     ("limits", &[]),
     ("selector", &[]),
+    ("version", &[]),
     ("connections", &[]),
     ("proxies", &[]),
     ("config", &["limits", "proxies"]),
     ("tls", &[]),
-    ("store", &["ipam", "selector"]),
+    ("store", &["ipam", "selector", "version"]),
     ("signing", &["store"]),
     ("report_queue", &["store"]),
     ("nonce_queue", &["store"]),
@@ -25,6 +26,7 @@ const EDGES: [(&str, &[&str]); 17] = [
             "clock",
             "limits",
             "selector",
+            "version",
             "connections",
             "store",
             "signing",
@@ -56,7 +58,8 @@ const EDGES: [(&str, &[&str]); 17] = [
 ];
 
 /// Files that decide and do nothing.
-const PURE: [&str; 9] = [
+const PURE: [&str; 12] = [
+    "api/error_code.rs",
     "connections.rs",
     "ipam.rs",
     "limits.rs",
@@ -65,7 +68,9 @@ const PURE: [&str; 9] = [
     "registry/network_change.rs",
     "registry/node_change.rs",
     "selector.rs",
+    "store/precondition.rs",
     "store/probe.rs",
+    "version.rs",
 ];
 
 /// What gives a file an effect. `store/probe.rs` uses tokio's synchronisation and clock only.

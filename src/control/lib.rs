@@ -1,7 +1,7 @@
 //! The control plane: enrols nodes, hands out signed desired state, runs the fleet.
 //!
 //! `store` ← `registry` ← `api` ← `server`, `cli`: the database, the decisions and transactions of the fleet, the HTTP API,
-//! the listener and the command line. `ipam`, `limits` and `selector` are pure. `layers.rs` holds the direction.
+//! the listener and the command line. `ipam`, `limits`, `selector` and `version` are pure. `layers.rs` holds the direction.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
 
 pub mod api;
@@ -23,3 +23,4 @@ pub mod server;
 pub mod signing;
 pub mod store;
 pub mod tls;
+pub mod version;

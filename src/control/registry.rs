@@ -177,6 +177,9 @@ pub enum RegistryError {
     /// An address could not be leased.
     #[error(transparent)]
     Lease(LeaseError),
+    /// The entity was changed since the operator read it: these settings differ.
+    #[error("it was changed since you read it: {}", .0.join(", "))]
+    Changed(Vec<&'static str>),
     /// The store.
     #[error(transparent)]
     Store(StoreError),
@@ -206,7 +209,8 @@ impl RegistryError {
             | Self::NetworkInUse { .. }
             | Self::WhichNetwork(_)
             | Self::NoNetwork
-            | Self::LeaseOutsidePool(_) => true,
+            | Self::LeaseOutsidePool(_)
+            | Self::Changed(_) => true,
             Self::Lease(_) | Self::Store(_) => false,
         }
     }
@@ -220,6 +224,7 @@ impl From<StoreError> for RegistryError {
     fn from(e: StoreError) -> Self {
         match e {
             StoreError::UniqueViolation(_) => Self::KeyTaken,
+            StoreError::Changed(fields) => Self::Changed(fields),
             other => Self::Store(other),
         }
     }

@@ -123,26 +123,42 @@ impl MasterKey {
         &self.verifier
     }
 
-    fn seal(&self, key: &SignKey) -> Result<String, SigningError> {
+    fn seal_bytes(&self, purpose: &[u8], mut bytes: Vec<u8>) -> Result<String, SigningError> {
         let nonce = random::<NONCE_LEN>()?;
-        let mut bytes = key.reveal_seed().to_vec();
-        let public = key.public();
         self.seal
-            .seal_in_place_append_tag(Nonce::assume_unique_for_key(*nonce), Aad::from(public.0), &mut bytes)
+            .seal_in_place_append_tag(Nonce::assume_unique_for_key(*nonce), Aad::from(purpose), &mut bytes)
             .map_err(|_| SigningError::Random)?;
         Ok(STANDARD.encode([nonce.as_slice(), &bytes].concat()))
     }
 
+    fn open_bytes(&self, purpose: &[u8], sealed: &str) -> Option<Zeroizing<Vec<u8>>> {
+        let bytes = STANDARD.decode(sealed).ok()?;
+        let (nonce, rest) = bytes.split_first_chunk::<NONCE_LEN>()?;
+        let mut rest = Zeroizing::new(rest.to_vec());
+        let opened = self.seal.open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(purpose), &mut rest);
+        let length = opened.ok()?.len();
+        rest.truncate(length);
+        Some(rest)
+    }
+
+    fn seal(&self, key: &SignKey) -> Result<String, SigningError> {
+        self.seal_bytes(&key.public().0, key.reveal_seed().to_vec())
+    }
+
+    /// Seals a text for one purpose.
+    pub fn seal_text(&self, purpose: &str, text: &str) -> Result<String, SigningError> {
+        self.seal_bytes(purpose.as_bytes(), text.as_bytes().to_vec())
+    }
+
+    /// Opens what [`MasterKey::seal_text`] sealed for the same purpose; `None`: it is of another key or purpose.
+    pub fn open_text(&self, purpose: &str, sealed: &str) -> Option<String> {
+        String::from_utf8(self.open_bytes(purpose.as_bytes(), sealed)?.to_vec()).ok()
+    }
+
     fn open(&self, public: VerifyKey, sealed: &str) -> Result<SignKey, SigningError> {
         let sealed_otherwise = SigningError::Sealed(public);
-        let Ok(bytes) = STANDARD.decode(sealed) else { return Err(sealed_otherwise) };
-        let Some((nonce, rest)) = bytes.split_first_chunk::<NONCE_LEN>() else { return Err(sealed_otherwise) };
-        let mut rest = Zeroizing::new(rest.to_vec());
-        let nonce = Nonce::assume_unique_for_key(*nonce);
-        let Ok(seed) = self.seal.open_in_place(nonce, Aad::from(public.0), &mut rest) else {
-            return Err(sealed_otherwise);
-        };
-        SignKey::from_seed(seed).ok().filter(|k| k.public() == public).ok_or(sealed_otherwise)
+        let Some(seed) = self.open_bytes(&public.0, sealed) else { return Err(sealed_otherwise) };
+        SignKey::from_seed(&seed).ok().filter(|k| k.public() == public).ok_or(sealed_otherwise)
     }
 }
 

@@ -352,6 +352,7 @@ async fn bad_requests_get_code_and_reason(kind: Kind) {
         let (got, answer) = server.operator(method, path, body).await;
         assert_eq!((got, &answer["status"], &answer["data"]), (status, &false.into(), &().into()), "{path}: {answer}");
         assert!(answer["message"].as_str().is_some_and(|m| !m.is_empty()), "{path}: {answer}");
+        assert!(answer["code"].is_string() && answer["remedy"].is_string(), "{path}: {answer}");
     }
     for (path, status) in [(format!("{STATE}?after=x"), 422), ("/api/v1/wireguard/peers/a%20b".to_owned(), 422)] {
         let (got, answer) = edge.ask("GET", &path, "").await;

@@ -101,7 +101,7 @@ async fn idle_connections_are_closed() {
 }
 
 /// A TLS connection without an HTTP client.
-async fn tls(server: &ControlPlane) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
+pub async fn tls(server: &ControlPlane) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
     let stream = tokio::net::TcpStream::connect(("127.0.0.1", server.port)).await.unwrap();
     tls_over(server, stream).await.unwrap()
 }

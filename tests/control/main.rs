@@ -25,6 +25,7 @@ mod commands;
 mod commands_by_hand;
 mod database;
 mod database_faults;
+mod edits;
 mod enrolment;
 mod fixture;
 mod grants_policy;

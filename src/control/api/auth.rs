@@ -1,4 +1,5 @@
 //! Authentication: verifies a node's proof, an enrolment's proof or an operator's token before a handler runs.
+use super::error_code::ErrorCode;
 use super::extract::MAX_BODY;
 use super::response::{ApiError, OperatorError};
 use super::state::{ApiState, Member};
@@ -14,7 +15,7 @@ use crate::store::token::constant_time_equal;
 use axum::body::Bytes;
 use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, OriginalUri, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::http::{HeaderMap, Method, header};
 use serde::de::DeserializeOwned;
 use spoke_config::node::Role;
 use spoke_enroll::request::{KEY_PROOF, RemovalAnswer, RequestParts, RequestProof, TimeAnswer, WINDOW_MS};
@@ -137,12 +138,12 @@ impl Operator {
         }
         let (name, role, needed) = (&self.name, self.role.as_str(), needed.as_str());
         let message = format!("the key of {name} has the role {role}; this call needs {needed}");
-        Err(OperatorError::new(StatusCode::FORBIDDEN, message))
+        Err(OperatorError::new(ErrorCode::Role, message))
     }
 }
 
 /// The least role for a request.
-fn required_role(method: &Method, path: &str) -> OperatorRole {
+pub fn required_role(method: &Method, path: &str) -> OperatorRole {
     if path == "/api/keys" || path.starts_with("/api/keys/") {
         OperatorRole::Admin
     } else if method.is_safe() {
@@ -402,12 +403,16 @@ impl FromRequest<Arc<ApiState>> for EnrolmentRequest {
 impl FromRequestParts<Arc<ApiState>> for Operator {
     type Rejection = OperatorError;
     async fn from_request_parts(parts: &mut Parts, state: &Arc<ApiState>) -> Result<Self, OperatorError> {
+        // Verified before its idempotency key was looked at.
+        if let Some(operator) = parts.extensions.get::<Self>() {
+            return Ok(operator.clone());
+        }
         if let Some(operator) = state.operator(parts).await? {
             return operator.require(parts);
         }
         let message =
             "the operator's key is missing or wrong: Authorization: Bearer …; make one with `spoke-control key create`";
-        Err(OperatorError::new(StatusCode::UNAUTHORIZED, message))
+        Err(OperatorError::new(ErrorCode::NoKey, message))
     }
 }
 

@@ -1,10 +1,15 @@
 //! Extractors of unauthenticated parts of a request: JSON bodies of operators, and pages of lists.
+use super::error_code::ErrorCode;
 use super::response::OperatorError;
 use super::state::ApiState;
+use crate::store::Store;
+use crate::store::precondition::{Edited, Precondition};
+use crate::version::IfMatch;
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{FromRequest, Request};
-use axum::http::StatusCode;
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::http::header;
+use axum::http::request::Parts;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
@@ -24,11 +29,36 @@ impl<T: DeserializeOwned> FromRequest<Arc<ApiState>> for Body<T> {
     async fn from_request(request: Request, state: &Arc<ApiState>) -> Result<Self, OperatorError> {
         match Json::<T>::from_request(request, state).await {
             Ok(Json(body)) => Ok(Self(body)),
-            Err(e @ JsonRejection::BytesRejection(_)) => {
-                Err(OperatorError::new(StatusCode::PAYLOAD_TOO_LARGE, e.body_text()))
-            }
-            Err(e) => Err(OperatorError::new(StatusCode::BAD_REQUEST, e.body_text())),
+            Err(e @ JsonRejection::BytesRejection(_)) => Err(OperatorError::new(ErrorCode::TooLarge, e.body_text())),
+            Err(e) => Err(OperatorError::new(ErrorCode::BadRequest, e.body_text())),
         }
+    }
+}
+
+/// The condition under which a change is made: its `If-Match`.
+#[derive(Clone, Debug, Default)]
+pub struct Condition(Option<IfMatch>);
+
+impl Condition {
+    /// The store for a change of `edited` under this condition.
+    pub fn store(self, store: &Store, edited: Edited) -> Store {
+        match self.0 {
+            Some(if_match) => store.on_condition(Precondition { edited, if_match }),
+            None => store.clone(),
+        }
+    }
+}
+
+impl FromRequestParts<Arc<ApiState>> for Condition {
+    type Rejection = OperatorError;
+    async fn from_request_parts(parts: &mut Parts, _state: &Arc<ApiState>) -> Result<Self, OperatorError> {
+        let lines: Vec<&str> =
+            parts.headers.get_all(header::IF_MATCH).iter().map(|h| h.to_str().unwrap_or("")).collect();
+        if lines.is_empty() {
+            return Ok(Self(None));
+        }
+        let parsed = lines.join(",").parse::<IfMatch>();
+        parsed.map(|m| Self(Some(m))).map_err(|e| OperatorError::new(ErrorCode::BadRequest, e.to_string()))
     }
 }
 

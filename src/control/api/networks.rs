@@ -1,14 +1,15 @@
 //! The operators' API for networks.
 use super::auth::Operator;
-use super::extract::Body;
+use super::extract::{Body, Condition};
 use super::response::{Answer, OperatorError, OperatorResult, success};
 use super::state::ApiState;
 use crate::clock::now_ms;
 use crate::registry::network_change::{NO_CONTRACT, NetworkChange};
-use crate::registry::{Entity, networks};
+use crate::registry::{Entity, RegistryError, networks};
+use crate::store::edit::network_version;
 use crate::store::network::Network;
+use crate::store::precondition::Edited;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use spoke_model::interface_name::IfName;
 use std::sync::Arc;
@@ -34,8 +35,26 @@ async fn network(
     _by: Operator,
     Path(name): Path<String>,
 ) -> OperatorResult<Network> {
-    let found = state.store.read().await?.network(&name).await?;
-    Ok(success(found.ok_or_else(|| OperatorError::not_found(Entity::Network, &name))?))
+    view(&state, &name).await
+}
+
+async fn view(state: &ApiState, name: &str) -> OperatorResult<Network> {
+    let found = state.store.read().await?.network(name).await?;
+    let network = found.ok_or_else(|| OperatorError::not_found(Entity::Network, name))?;
+    let version = network_version(&network);
+    Ok(success(network).versioned(&version))
+}
+
+/// The error of a change, with the network as it is where another one changed it before.
+async fn refused(state: &ApiState, name: &str, e: RegistryError) -> OperatorError {
+    let error = OperatorError::from(e);
+    if !error.is_changed() {
+        return error;
+    }
+    match view(state, name).await {
+        Ok(answer) => error.with_data(answer),
+        Err(e) => e,
+    }
 }
 
 /// A network to be created.
@@ -53,7 +72,7 @@ struct NetworkRequest {
 
 fn check_contract(state: &ApiState, change: &NetworkChange) -> Result<(), OperatorError> {
     if change.needs_contract() && state.grants.is_none() {
-        return Err(OperatorError::new(StatusCode::BAD_REQUEST, format!("access: {NO_CONTRACT}")));
+        return Err(OperatorError::bad_field("access", NO_CONTRACT));
     }
     Ok(())
 }
@@ -68,27 +87,35 @@ async fn add_network(
 ) -> OperatorResult<Network> {
     let interface = match request.interface {
         Some(name) => name,
-        None => "wg0".parse().map_err(|e| OperatorError::new(StatusCode::BAD_REQUEST, format!("interface: {e}")))?,
+        None => "wg0".parse().map_err(|e| OperatorError::bad_field("interface", e))?,
     };
     let mut network = Network::new(&request.name, None, None, interface);
     check_contract(&state, &request.values)?;
     request.values.apply(&mut network);
     networks::create(&state.store, &network, &by.actor(), now_ms()).await?;
-    Ok(success(network))
+    let version = network_version(&network);
+    Ok(success(network).versioned(&version))
 }
 
 /// Changes a network.
 #[utoipa::path(put, path = "/api/networks/{name}", params(("name" = String, Path)), request_body = NetworkChange,
-    responses((status = 200, body = Answer<Network>), (status = 400), (status = 404), (status = 409)))]
+    responses((status = 200, body = Answer<Network>), (status = 400), (status = 404), (status = 409), (status = 412)))]
 async fn set_network(
     State(state): State<Arc<ApiState>>,
     by: Operator,
+    condition: Condition,
     Path(name): Path<String>,
     Body(change): Body<NetworkChange>,
 ) -> OperatorResult<Network> {
     check_contract(&state, &change)?;
-    let network = networks::change(&state.store, &name, |n| change.apply(n), &by.actor(), now_ms()).await?;
-    Ok(success(network))
+    let store = condition.store(&state.store, Edited::Network(name.clone()));
+    match networks::change(&store, &name, |n| change.apply(n), &by.actor(), now_ms()).await {
+        Ok(network) => {
+            let version = network_version(&network);
+            Ok(success(network).versioned(&version))
+        }
+        Err(e) => Err(refused(&state, &name, e).await),
+    }
 }
 
 /// A network that was removed.
@@ -100,12 +127,16 @@ struct RemovedNetwork {
 
 /// Removes a network that has no nodes, with its tokens.
 #[utoipa::path(delete, path = "/api/networks/{name}", params(("name" = String, Path)), responses(
-    (status = 200, body = Answer<RemovedNetwork>), (status = 404), (status = 409)))]
+    (status = 200, body = Answer<RemovedNetwork>), (status = 404), (status = 409), (status = 412)))]
 async fn remove_network(
     State(state): State<Arc<ApiState>>,
     by: Operator,
+    condition: Condition,
     Path(name): Path<String>,
 ) -> OperatorResult<RemovedNetwork> {
-    networks::remove(&state.store, &name, &by.actor(), now_ms()).await?;
-    Ok(success(RemovedNetwork { name }))
+    let store = condition.store(&state.store, Edited::Network(name.clone()));
+    match networks::remove(&store, &name, &by.actor(), now_ms()).await {
+        Ok(()) => Ok(success(RemovedNetwork { name })),
+        Err(e) => Err(refused(&state, &name, e).await),
+    }
 }

@@ -1,6 +1,7 @@
 //! The operators' API for nodes and hubs.
 use super::auth::Operator;
-use super::extract::{Body, page_length};
+use super::error_code::ErrorCode;
+use super::extract::{Body, Condition, page_length};
 use super::response::{Answer, OperatorError, OperatorResult, success};
 use super::state::ApiState;
 use super::tokens::CreatedToken;
@@ -8,13 +9,13 @@ use super::view::{Listed, NodeDetail, NodeTestView, NodeView, all};
 use crate::clock::now_ms;
 use crate::registry::node_change::NodeChange;
 use crate::registry::nodes::{HubAnnouncement, NodeAnnouncement};
-use crate::registry::{Entity, node_test, nodes, tokens};
+use crate::registry::{Entity, RegistryError, node_test, nodes, tokens};
 use crate::selector::{Labels, Selector};
+use crate::store::edit::node_version;
 use crate::store::node::NodeState;
 use crate::store::node_status::NodeQuery;
-use axum::Json;
+use crate::store::precondition::Edited;
 use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
 use serde::Deserialize;
 use spoke_model::address::HostPort;
 use spoke_model::node_id::NodeId;
@@ -65,7 +66,7 @@ async fn nodes(
     Query(wanted): Query<NodesQuery>,
 ) -> OperatorResult<Listed<NodeView>> {
     let selector = wanted.selector.parse::<Selector>();
-    let selector = selector.map_err(|e| OperatorError::new(StatusCode::BAD_REQUEST, format!("selector: {e}")))?;
+    let selector = selector.map_err(|e| OperatorError::bad_field("selector", e))?;
     let query = NodeQuery {
         only: None,
         network: wanted.network.as_deref(),
@@ -89,20 +90,33 @@ async fn nodes(
 
 /// Replaces the labels of a node.
 #[utoipa::path(put, path = "/api/nodes/{id}/labels", params(("id" = String, Path)), request_body = Labels, responses(
-    (status = 200, body = Answer<NodeView>), (status = 400), (status = 404)))]
+    (status = 200, body = Answer<NodeView>), (status = 400), (status = 404), (status = 412)))]
 async fn set_labels(
     State(state): State<Arc<ApiState>>,
     by: Operator,
+    condition: Condition,
     Path(id): Path<NodeId>,
     Body(labels): Body<Labels>,
 ) -> OperatorResult<NodeView> {
-    nodes::set_labels(&state.store, &id, &labels, &by.actor(), now_ms()).await?;
-    view(&state, &id).await
+    let store = condition.store(&state.store, Edited::Node(id.clone()));
+    let done = nodes::set_labels(&store, &id, &labels, &by.actor(), now_ms()).await;
+    changed(&state, &id, done).await
 }
 
 async fn view(state: &ApiState, id: &NodeId) -> OperatorResult<NodeView> {
     let found = state.store.read().await?.node_status(id).await?;
-    Ok(success(found.ok_or_else(|| OperatorError::not_found(Entity::Node, id.as_str()))?.into()))
+    let status = found.ok_or_else(|| OperatorError::not_found(Entity::Node, id.as_str()))?;
+    let version = node_version(&status.node, &status.labels);
+    Ok(success(NodeView::from(status)).versioned(&version))
+}
+
+/// The answer to a change of a node: the node as it is, also where another one changed it before.
+async fn changed(state: &ApiState, id: &NodeId, done: Result<(), RegistryError>) -> OperatorResult<NodeView> {
+    match done.map_err(OperatorError::from) {
+        Ok(()) => view(state, id).await,
+        Err(e) if e.is_changed() => Err(e.with_data(view(state, id).await?)),
+        Err(e) => Err(e),
+    }
 }
 
 /// Shows one node.
@@ -110,7 +124,9 @@ async fn view(state: &ApiState, id: &NodeId) -> OperatorResult<NodeView> {
     (status = 200, body = Answer<NodeDetail>), (status = 404)))]
 async fn node(State(state): State<Arc<ApiState>>, _by: Operator, Path(id): Path<NodeId>) -> OperatorResult<NodeDetail> {
     let found = state.store.read().await?.node_record(&id).await?;
-    Ok(success(found.ok_or_else(|| OperatorError::not_found(Entity::Node, id.as_str()))?.into()))
+    let record = found.ok_or_else(|| OperatorError::not_found(Entity::Node, id.as_str()))?;
+    let version = node_version(&record.status.node, &record.status.labels);
+    Ok(success(NodeDetail::from(record)).versioned(&version))
 }
 
 /// A node to be announced.
@@ -144,48 +160,55 @@ async fn add_node(
 
 /// Disables an enabled node, or enables a disabled one; a disabled node stays enrolled and is a peer of no hub.
 #[utoipa::path(post, path = "/api/nodes/{id}/toggle", params(("id" = String, Path)), responses(
-    (status = 200, body = Answer<NodeView>), (status = 404)))]
+    (status = 200, body = Answer<NodeView>), (status = 404), (status = 409), (status = 412)))]
 async fn toggle_node(
     State(state): State<Arc<ApiState>>,
     by: Operator,
+    condition: Condition,
     Path(id): Path<NodeId>,
 ) -> OperatorResult<NodeView> {
-    nodes::toggle(&state.store, &id, &by.actor(), now_ms()).await?;
-    view(&state, &id).await
+    let store = condition.store(&state.store, Edited::Node(id.clone()));
+    let done = nodes::toggle(&store, &id, &by.actor(), now_ms()).await;
+    changed(&state, &id, done).await
 }
 
 /// Probes a node: whether it is reachable now, and healthy by its last report.
 #[utoipa::path(post, path = "/api/nodes/{id}/test", params(("id" = String, Path)), responses(
     (status = 200, body = Answer<NodeTestView>, description = "it is reachable and healthy"), (status = 404),
-    (status = 409, body = Answer<NodeTestView>, description = "it is not enrolled"),
-    (status = 503, body = Answer<NodeTestView>, description = "it is not reachable, or not healthy: see message")))]
+    (status = 409, description = "it is not enrolled: `data` is the test's result"),
+    (status = 503, description = "it is not reachable, or not healthy: `data` is the test's result")))]
 async fn test_node(
     State(state): State<Arc<ApiState>>,
     _by: Operator,
     Path(id): Path<NodeId>,
-) -> Result<(StatusCode, Json<Answer<NodeTestView>>), OperatorError> {
+) -> OperatorResult<NodeTestView> {
     let test = node_test::run(&state.store, &id).await?;
-    let passed = test.passed();
-    let status = match (passed, test.is_enrolled()) {
-        (true, _) => StatusCode::OK,
-        (false, true) => StatusCode::SERVICE_UNAVAILABLE,
-        (false, false) => StatusCode::CONFLICT,
+    let failed = match (test.passed(), test.is_enrolled()) {
+        (true, _) => None,
+        (false, true) => Some(ErrorCode::NodeFailed),
+        (false, false) => Some(ErrorCode::WrongState),
     };
     let view = NodeTestView::from(test);
-    Ok((status, Json(Answer { status: passed, message: Some(view.message.clone()), data: Some(view) })))
+    let message = view.message.clone();
+    match failed {
+        None => Ok(Answer { message: Some(message), ..success(view) }),
+        Some(code) => Err(OperatorError::new(code, message).with_data(success(view))),
+    }
 }
 
 /// Changes label, isolation, overrides of a node, and whether it is enabled.
 #[utoipa::path(put, path = "/api/nodes/{id}", params(("id" = String, Path)), request_body = NodeChange, responses(
-    (status = 200, body = Answer<NodeView>), (status = 400), (status = 404)))]
+    (status = 200, body = Answer<NodeView>), (status = 400), (status = 404), (status = 409), (status = 412)))]
 async fn set_node(
     State(state): State<Arc<ApiState>>,
     by: Operator,
+    condition: Condition,
     Path(id): Path<NodeId>,
     Body(change): Body<NodeChange>,
 ) -> OperatorResult<NodeView> {
-    nodes::change(&state.store, &id, &change, &by.actor(), now_ms()).await?;
-    view(&state, &id).await
+    let store = condition.store(&state.store, Edited::Node(id.clone()));
+    let done = nodes::change(&store, &id, &change, &by.actor(), now_ms()).await;
+    changed(&state, &id, done).await
 }
 
 /// How a node is removed.
@@ -198,21 +221,26 @@ struct RemovalQuery {
 
 /// Removes a node from the fleet; `message` names the token it was enrolled with if that can enrol further devices.
 #[utoipa::path(delete, path = "/api/nodes/{id}", params(("id" = String, Path), RemovalQuery), responses(
-    (status = 200, body = Answer<NodeView>), (status = 404)))]
+    (status = 200, body = Answer<NodeView>), (status = 404), (status = 409), (status = 412)))]
 async fn remove_node(
     State(state): State<Arc<ApiState>>,
     Query(query): Query<RemovalQuery>,
     by: Operator,
+    condition: Condition,
     Path(id): Path<NodeId>,
 ) -> OperatorResult<NodeView> {
-    let (store, actor, now) = (&state.store, by.actor(), now_ms());
-    let enrolling = tokens::enrolling(store, &id, now).await?;
-    if let Some((token, _)) = enrolling.as_ref().filter(|_| query.revoke_token) {
-        tokens::revoke(store, token, &actor, now).await?;
-    }
-    nodes::remove(store, &id, &actor, now).await?;
-    let mut answer = view(&state, &id).await?;
-    answer.0.message = enrolling.filter(|_| !query.revoke_token).map(|(token, left)| {
+    let (actor, now) = (by.actor(), now_ms());
+    let store = condition.store(&state.store, Edited::Node(id.clone()));
+    let enrolling = tokens::enrolling(&store, &id, now).await?;
+    let removal = async {
+        if let Some((token, _)) = enrolling.as_ref().filter(|_| query.revoke_token) {
+            tokens::revoke(&store, token, &actor, now).await?;
+        }
+        nodes::remove(&store, &id, &actor, now).await
+    };
+    let done = removal.await;
+    let mut answer = changed(&state, &id, done).await?;
+    answer.message = enrolling.filter(|_| !query.revoke_token).map(|(token, left)| {
         format!(
             "token {token}, which enrolled {id}, is valid for {left} more enrolments: revoke it if the device is lost"
         )
@@ -222,14 +250,16 @@ async fn remove_node(
 
 /// Approves a pending node.
 #[utoipa::path(post, path = "/api/nodes/{id}/approve", params(("id" = String, Path)), responses(
-    (status = 200, body = Answer<NodeView>), (status = 404), (status = 409)))]
+    (status = 200, body = Answer<NodeView>), (status = 404), (status = 409), (status = 412)))]
 async fn approve_node(
     State(state): State<Arc<ApiState>>,
     by: Operator,
+    condition: Condition,
     Path(id): Path<NodeId>,
 ) -> OperatorResult<NodeView> {
-    nodes::approve(&state.store, &id, &by.actor(), now_ms()).await?;
-    view(&state, &id).await
+    let store = condition.store(&state.store, Edited::Node(id.clone()));
+    let done = nodes::approve(&store, &id, &by.actor(), now_ms()).await;
+    changed(&state, &id, done).await
 }
 
 /// A hub to be announced.

@@ -1,13 +1,16 @@
 //! The operators' API for desired releases.
 use super::auth::Operator;
-use super::extract::Body;
-use super::response::{Answer, OperatorResult, success};
+use super::extract::{Body, Condition};
+use super::response::{Answer, OperatorError, OperatorResult, success};
 use super::state::ApiState;
+use super::view::all;
 use crate::clock::now_ms;
-use crate::registry::releases;
+use crate::registry::{Entity, RegistryError, releases};
+use crate::store::edit::release_version;
+use crate::store::precondition::Edited;
 use crate::store::release::Release;
 use axum::extract::{Query, State};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use spoke_model::node_id::NodeId;
 use std::sync::Arc;
 use utoipa_axum::router::OpenApiRouter;
@@ -47,24 +50,64 @@ struct ReleaseTarget {
     node: Option<NodeId>,
 }
 
+/// A desired release with its version.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+struct ReleaseView {
+    /// The release.
+    #[serde(flatten)]
+    release: Release,
+    /// For `If-Match`.
+    etag: String,
+}
+
+impl From<Release> for ReleaseView {
+    fn from(release: Release) -> Self {
+        Self { etag: release_version(&release).tag(), release }
+    }
+}
+
 /// Lists every desired release.
-#[utoipa::path(get, path = "/api/releases", responses((status = 200, body = Answer<Vec<Release>>)))]
-async fn releases(State(state): State<Arc<ApiState>>, _by: Operator) -> OperatorResult<Vec<Release>> {
-    Ok(success(state.store.read().await?.releases().await?))
+#[utoipa::path(get, path = "/api/releases", responses((status = 200, body = Answer<Vec<ReleaseView>>)))]
+async fn releases(State(state): State<Arc<ApiState>>, _by: Operator) -> OperatorResult<Vec<ReleaseView>> {
+    Ok(success(all(state.store.read().await?.releases().await?)))
+}
+
+async fn view(state: &ApiState, network: &str, node: Option<&NodeId>) -> OperatorResult<ReleaseView> {
+    let found = state.store.read().await?.release(network, node).await?;
+    let release = found.ok_or_else(|| RegistryError::NotFound(Entity::Release, network.to_owned()))?;
+    let version = release_version(&release);
+    Ok(success(ReleaseView::from(release)).versioned(&version))
+}
+
+/// The error of a change, with the release as it is where another one changed it before.
+async fn refused(state: &ApiState, network: &str, node: Option<&NodeId>, e: RegistryError) -> OperatorError {
+    let error = OperatorError::from(e);
+    if !error.is_changed() {
+        return error;
+    }
+    match view(state, network, node).await {
+        Ok(answer) => error.with_data(answer),
+        Err(e) => e,
+    }
 }
 
 /// Sets the desired release of a network or of one node.
 #[utoipa::path(put, path = "/api/releases", request_body = ReleaseRequest, responses(
-    (status = 200, body = Answer<Release>), (status = 400), (status = 404)))]
+    (status = 200, body = Answer<ReleaseView>), (status = 400), (status = 404), (status = 412)))]
 async fn want_release(
     State(state): State<Arc<ApiState>>,
     by: Operator,
+    condition: Condition,
     Body(request): Body<ReleaseRequest>,
-) -> OperatorResult<Release> {
+) -> OperatorResult<ReleaseView> {
     let ReleaseRequest { network, node, version, source, spread_seconds } = request;
     let release = Release { network, node, version, source, spread_seconds, since_ms: now_ms(), renewed_ms: 0 };
-    releases::set(&state.store, &release, &by.actor(), now_ms()).await?;
-    Ok(success(release))
+    let Release { network, node, .. } = &release;
+    let store = condition.store(&state.store, Edited::Release(network.clone(), node.clone()));
+    match releases::set(&store, &release, &by.actor(), now_ms()).await {
+        Ok(()) => view(&state, network, node.as_ref()).await,
+        Err(e) => Err(refused(&state, network, node.as_ref(), e).await),
+    }
 }
 
 /// Has the nodes that gave up the desired release of a network, or of one node, try it again.
@@ -81,12 +124,17 @@ async fn retry_release(
 
 /// Clears the desired release of a network or of one node; devices keep what they run.
 #[utoipa::path(delete, path = "/api/releases", params(ReleaseTarget), responses(
-    (status = 200), (status = 404)))]
+    (status = 200), (status = 404), (status = 412)))]
 async fn unwant_release(
     State(state): State<Arc<ApiState>>,
     by: Operator,
+    condition: Condition,
     Query(target): Query<ReleaseTarget>,
 ) -> OperatorResult<()> {
-    releases::clear(&state.store, &target.network, target.node.as_ref(), &by.actor(), now_ms()).await?;
-    Ok(success(()))
+    let ReleaseTarget { network, node } = &target;
+    let store = condition.store(&state.store, Edited::Release(network.clone(), node.clone()));
+    match releases::clear(&store, network, node.as_ref(), &by.actor(), now_ms()).await {
+        Ok(()) => Ok(success(())),
+        Err(e) => Err(refused(&state, network, node.as_ref(), e).await),
+    }
 }

@@ -1,13 +1,15 @@
 //! Responses: problems for devices, envelopes for operators, and the status code of each.
+use super::error_code::ErrorCode;
 use super::replay::TooManyNonces;
 use crate::limits::LimitExceeded;
 use crate::registry::{Entity, RegistryError};
 use crate::report_queue::QueueFull;
 use crate::store::StoreError;
 use crate::store::lease::LeaseError;
+use crate::version::Version;
 use axum::Json;
 use axum::extract::Request;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -121,6 +123,7 @@ impl From<RegistryError> for ApiError {
             | RegistryError::NotAHub(_)
             | RegistryError::PoolOverlap { .. }
             | RegistryError::NetworkInUse { .. }
+            | RegistryError::Changed(_)
             | RegistryError::LeaseOutsidePool(_) => ProblemCode::KeyTaken,
             RegistryError::Removed(_) => ProblemCode::Revoked,
             RegistryError::NotFound(..) => ProblemCode::NotFound,
@@ -219,7 +222,7 @@ pub async fn shape_errors(request: Request, next: Next) -> Response {
         },
     };
     if !for_devices {
-        return OperatorError::new(status, message).into_response();
+        return OperatorError::of_status(status, message).into_response();
     }
     let code = match status {
         StatusCode::NOT_FOUND => ProblemCode::NotFound,
@@ -247,54 +250,189 @@ pub async fn not_found() -> ApiError {
 pub struct Answer<T> {
     /// Whether the request succeeded.
     pub status: bool,
-    /// Why not, or a remark.
+    /// A remark.
     pub message: Option<String>,
     /// The result.
     pub data: Option<T>,
+    /// The `ETag` of what was read or changed.
+    #[serde(skip)]
+    pub etag: Option<String>,
 }
 
 /// The result of an operator's request.
-pub type OperatorResult<T> = Result<Json<Answer<T>>, OperatorError>;
+pub type OperatorResult<T> = Result<Answer<T>, OperatorError>;
 
 /// A success with data.
-pub fn success<T: Serialize>(data: T) -> Json<Answer<T>> {
-    Json(Answer { status: true, message: None, data: Some(data) })
+pub fn success<T: Serialize>(data: T) -> Answer<T> {
+    Answer { status: true, message: None, data: Some(data), etag: None }
+}
+
+impl<T> Answer<T> {
+    /// With the version of what was read or changed.
+    #[must_use]
+    pub fn versioned(self, version: &Version) -> Self {
+        Self { etag: Some(version.tag()), ..self }
+    }
+}
+
+impl<T: Serialize> IntoResponse for Answer<T> {
+    fn into_response(self) -> Response {
+        with_etag(Json(&self).into_response(), self.etag.as_deref())
+    }
+}
+
+fn with_etag(mut response: Response, etag: Option<&str>) -> Response {
+    if let Some(tag) = etag.and_then(|t| HeaderValue::from_str(t).ok()) {
+        response.headers_mut().insert(header::ETAG, tag);
+    }
+    response
 }
 
 /// An error response for an operator.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[schema(as = Refusal)]
+pub struct Refusal {
+    /// Always false.
+    status: bool,
+    /// What was refused, and why, for people.
+    message: String,
+    /// How the entity is, where `code` is `changed`; the result of a test that failed.
+    #[schema(value_type = Option<Object>)]
+    data: Option<serde_json::Value>,
+    /// For programs.
+    code: ErrorCode,
+    /// What the caller can do.
+    remedy: &'static str,
+    /// The fields at fault, or those that were changed.
+    fields: Vec<String>,
+}
+
+/// An error response for an operator, with its status code.
 #[derive(Debug)]
 pub struct OperatorError {
     status: StatusCode,
-    message: String,
+    etag: Option<String>,
+    refusal: Box<Refusal>,
 }
 
 impl OperatorError {
-    /// An error with this status code.
-    pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into() }
+    /// An error with this code.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        let status = StatusCode::from_u16(code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let (message, remedy) = (message.into(), code.remedy());
+        let refusal = Refusal { status: false, message, data: None, code, remedy, fields: Vec::new() };
+        Self { status, etag: None, refusal: Box::new(refusal) }
+    }
+
+    /// An error of which only the status code is known.
+    fn of_status(status: StatusCode, message: String) -> Self {
+        Self { status, ..Self::new(ErrorCode::of_status(status.as_u16()), message) }
+    }
+
+    /// A value of a field that is not accepted.
+    pub fn bad_field(field: &str, problem: impl std::fmt::Display) -> Self {
+        let mut error = Self::new(ErrorCode::BadRequest, format!("{field}: {problem}"));
+        error.refusal.fields.push(field.to_owned());
+        error
     }
 
     /// 404 for an entity.
     pub fn not_found(entity: Entity, name: &str) -> Self {
         RegistryError::NotFound(entity, name.to_owned()).into()
     }
+
+    /// Whether the entity was changed since the caller read it.
+    pub fn is_changed(&self) -> bool {
+        self.refusal.code == ErrorCode::Changed
+    }
+
+    /// With data: how the entity is, or the result of a test.
+    #[must_use]
+    pub fn with_data<T: Serialize>(mut self, answer: Answer<T>) -> Self {
+        self.refusal.data = serde_json::to_value(answer.data).ok();
+        self.etag = answer.etag;
+        self
+    }
 }
 
-impl<E: Into<ApiError>> From<E> for OperatorError {
-    fn from(e: E) -> Self {
-        let error: ApiError = e.into();
-        let status = match error.code() {
-            // Operators get 400 for a bad field, devices 422.
-            ProblemCode::BadRequest => StatusCode::BAD_REQUEST,
-            code => ApiError::status_of(code),
+impl From<ApiError> for OperatorError {
+    fn from(e: ApiError) -> Self {
+        let code = match e.code() {
+            ProblemCode::BadRequest => ErrorCode::BadRequest,
+            ProblemCode::BadToken | ProblemCode::BadProof | ProblemCode::ClockSkew | ProblemCode::Replay => {
+                ErrorCode::NoKey
+            }
+            ProblemCode::NodeIdTaken | ProblemCode::KeyTaken => ErrorCode::Taken,
+            ProblemCode::Revoked | ProblemCode::NotGranted | ProblemCode::Pending => ErrorCode::WrongState,
+            ProblemCode::PoolExhausted => ErrorCode::PoolExhausted,
+            ProblemCode::Unavailable => ErrorCode::Unavailable,
+            ProblemCode::RateLimited => ErrorCode::RateLimited,
+            ProblemCode::NotFound => ErrorCode::NotFound,
+            ProblemCode::TooLarge => ErrorCode::TooLarge,
         };
-        Self { status, message: error.0.message }
+        Self::new(code, e.0.message)
+    }
+}
+
+impl From<RegistryError> for OperatorError {
+    fn from(e: RegistryError) -> Self {
+        let (code, fields) = match &e {
+            RegistryError::Value { field, .. } => (ErrorCode::BadRequest, vec![(*field).to_owned()]),
+            RegistryError::Changed(fields) => (ErrorCode::Changed, fields.iter().map(|f| (*f).to_owned()).collect()),
+            RegistryError::Field(_)
+            | RegistryError::Release(_)
+            | RegistryError::WhichNetwork(_)
+            | RegistryError::NoNetwork
+            | RegistryError::Network(_) => (ErrorCode::BadRequest, Vec::new()),
+            RegistryError::Exists(..) => (ErrorCode::Exists, Vec::new()),
+            RegistryError::NodeIdTaken { .. }
+            | RegistryError::KeyTaken
+            | RegistryError::AddressTaken(_)
+            | RegistryError::PoolOverlap { .. }
+            | RegistryError::LeaseOutsidePool(_) => (ErrorCode::Taken, Vec::new()),
+            RegistryError::NotPending { .. } | RegistryError::KeyNotAnnounced | RegistryError::NotAHub(_) => {
+                (ErrorCode::WrongState, Vec::new())
+            }
+            RegistryError::HubInUse { .. } | RegistryError::HubNotLeft { .. } | RegistryError::NetworkInUse { .. } => {
+                (ErrorCode::InUse, Vec::new())
+            }
+            RegistryError::Removed(_) => (ErrorCode::Removed, Vec::new()),
+            RegistryError::NotFound(..) => (ErrorCode::NotFound, Vec::new()),
+            RegistryError::BadToken | RegistryError::Lease(_) | RegistryError::Store(_) => {
+                return ApiError::from(e).into();
+            }
+        };
+        let mut error = Self::new(code, e.to_string());
+        error.refusal.fields = fields;
+        error
+    }
+}
+
+impl From<StoreError> for OperatorError {
+    fn from(e: StoreError) -> Self {
+        RegistryError::from(e).into()
+    }
+}
+
+impl From<LimitExceeded> for OperatorError {
+    fn from(e: LimitExceeded) -> Self {
+        ApiError::from(e).into()
     }
 }
 
 impl IntoResponse for OperatorError {
     fn into_response(self) -> Response {
-        let body = Answer::<()> { status: false, message: Some(self.message), data: None };
-        (self.status, Json(body)).into_response()
+        let code = self.refusal.code;
+        let mut response = with_etag((self.status, Json(&self.refusal)).into_response(), self.etag.as_deref());
+        let headers = response.headers_mut();
+        if matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS)
+            || code == ErrorCode::InProgress
+        {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
     }
 }

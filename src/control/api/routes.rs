@@ -1,15 +1,16 @@
 //! Every route, and the OpenAPI document at `/api/openapi.json`.
 use super::auth::OperatorAuth;
+use super::description::complete;
 use super::extract::MAX_BODY;
 use super::state::ApiState;
-use super::{devices, fleet, keys, networks, nodes, peers, releases, response, tokens};
+use super::{devices, fleet, keys, networks, nodes, peers, releases, repeat, response, tokens};
 use axum::body::Bytes;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, Request, State};
 use axum::http::header;
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 use axum::{Extension, Router};
-use response::ApiError;
+use response::{ApiError, Refusal};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use utoipa::OpenApi as _;
@@ -17,7 +18,10 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 #[derive(utoipa::OpenApi)]
-#[openapi(info(title = "spoke-control", description = "Enrols devices, hands out signed state, runs the fleet"))]
+#[openapi(
+    info(title = "spoke-control", description = "Enrols devices, hands out signed state, runs the fleet"),
+    components(schemas(Refusal))
+)]
 struct Description;
 
 /// Whom a listener serves.
@@ -31,13 +35,8 @@ pub enum Audience {
     Operators,
 }
 
-/// The router over `state` for a listener.
-pub fn router(state: Arc<ApiState>, audience: Audience) -> Router {
-    let auth = match audience {
-        Audience::Devices => OperatorAuth::None,
-        Audience::All => OperatorAuth::TokenOnly,
-        Audience::Operators => OperatorAuth::TokenAndKeys,
-    };
+/// The routes of devices, except the long-poll; of devices and operators; and of operators.
+fn groups() -> [OpenApiRouter<Arc<ApiState>>; 3] {
     let devices = OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(devices::provision))
         .routes(routes!(devices::register))
@@ -53,17 +52,43 @@ pub fn router(state: Arc<ApiState>, audience: Audience) -> Router {
         .merge(networks::router())
         .merge(fleet::router())
         .merge(releases::router());
+    [devices, peers, operators]
+}
+
+/// The long-poll, which has a time limit of its own.
+fn long_poll() -> OpenApiRouter<Arc<ApiState>> {
+    OpenApiRouter::new().routes(routes!(devices::state))
+}
+
+fn description_of(document: &utoipa::openapi::OpenApi) -> serde_json::Value {
+    complete(serde_json::to_value(document).unwrap_or_default())
+}
+
+/// The OpenAPI document of every call.
+pub fn description() -> serde_json::Value {
+    let [devices, peers, operators] = groups();
+    let all = devices.merge(peers).merge(operators).merge(long_poll());
+    description_of(all.get_openapi())
+}
+
+/// The router over `state` for a listener.
+pub fn router(state: Arc<ApiState>, audience: Audience) -> Router {
+    let auth = match audience {
+        Audience::Devices => OperatorAuth::None,
+        Audience::All => OperatorAuth::TokenOnly,
+        Audience::Operators => OperatorAuth::TokenAndKeys,
+    };
+    let [devices, peers, operators] = groups();
+    let operators = operators.layer(from_fn_with_state(state.clone(), repeat::once));
     let timed = match audience {
         Audience::All => devices.merge(peers).merge(operators),
         Audience::Devices => devices.merge(peers),
         Audience::Operators => peers.merge(operators),
     };
     let timed = timed.layer(from_fn(response::limit_time));
-    // The long-poll has a time limit of its own.
-    let long_poll = OpenApiRouter::new().routes(routes!(devices::state));
-    let timed = if audience == Audience::Operators { timed } else { timed.merge(long_poll) };
+    let timed = if audience == Audience::Operators { timed } else { timed.merge(long_poll()) };
     let (routes, description) = timed.split_for_parts();
-    let description = Bytes::from(description.to_json().unwrap_or_default());
+    let description = Bytes::from(description_of(&description).to_string());
     let openapi = axum::routing::get(move || {
         let body = description.clone();
         async move { ([(header::CONTENT_TYPE, "application/json")], body) }

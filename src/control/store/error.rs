@@ -36,6 +36,12 @@ pub enum StoreError {
     /// The system's random number generator failed.
     #[error("no random numbers from the system")]
     Random,
+    /// The entity is another version than the client changes: these settings differ.
+    #[error("it was changed since it was read: {}", .0.join(", "))]
+    Changed(Vec<&'static str>),
+    /// Another process carries out the request by now.
+    #[error("the request took too long and was given to another process; nothing was changed here")]
+    ClaimLost,
     /// Anything else.
     #[error("the database refused the statement")]
     Database(#[source] sqlx::Error),
@@ -45,7 +51,7 @@ impl StoreError {
     /// Whether the same request may succeed later without intervention.
     pub const fn is_transient(&self) -> bool {
         match self {
-            Self::Unavailable(_) | Self::TransactionConflict(_) => true,
+            Self::Unavailable(_) | Self::TransactionConflict(_) | Self::ClaimLost => true,
             Self::ReadOnly(_)
             | Self::CannotOpen(_)
             | Self::Full(_)
@@ -54,6 +60,7 @@ impl StoreError {
             | Self::Migrate(_)
             | Self::Unreadable(_)
             | Self::Random
+            | Self::Changed(_)
             | Self::Database(_) => false,
         }
     }

@@ -43,7 +43,7 @@ impl Tx {
 }
 
 impl Store {
-    /// Deletes expired nonces, and leases after their quarantine. `false`: another process did so within the minute.
+    /// Deletes expired nonces, leases after their quarantine, and answers kept for a day. `false`: another process did so within the minute.
     pub async fn prune(&self, now_ms: i64) -> Result<bool, StoreError> {
         let mut tx = self.write().await?;
         if !tx.claim_job("prune", now_ms, PRUNE_EVERY_MS).await? {
@@ -51,6 +51,7 @@ impl Store {
         }
         tx.run("DELETE FROM used_nonce WHERE until_ms <= $1", &[now_ms.into()]).await?;
         tx.run("DELETE FROM lease WHERE until_ms <= $1", &[now_ms.into()]).await?;
+        tx.prune_requests(now_ms).await?;
         tx.commit().await?;
         Ok(true)
     }

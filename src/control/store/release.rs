@@ -50,6 +50,12 @@ impl Tx {
         self.rows("SELECT * FROM wanted_release ORDER BY network, node", &[]).await?.iter().map(read).collect()
     }
 
+    /// The desired release of a network, or of one node in it.
+    pub async fn release(&mut self, network: &str, node: Option<&NodeId>) -> Result<Option<Release>, StoreError> {
+        let sql = "SELECT * FROM wanted_release WHERE network = $1 AND node = $2";
+        self.row(sql, &[network.into(), key(node).into()]).await?.as_ref().map(read).transpose()
+    }
+
     /// The desired release of a node, its own or its network's, and its part of the rollout.
     pub async fn release_of(&mut self, node: &Node) -> Result<Option<(WantedRelease, Rollout)>, StoreError> {
         // An empty node sorts first, so the last row is the most specific.

@@ -1,6 +1,7 @@
 //! One transaction type over SQLite and PostgreSQL.
 use super::audit_entry::Entry;
 use super::error::StoreError;
+use super::precondition::Precondition;
 use super::row::{Row, Value};
 use super::wake::{ALL, CHANNEL, KEPT, Wakes};
 use sqlx::AssertSqlSafe;
@@ -30,6 +31,8 @@ enum Pools {
 pub struct Store {
     pools: Pools,
     pub(super) wakes: Arc<Wakes>,
+    /// Of every transaction that may write.
+    precondition: Option<Arc<Precondition>>,
 }
 
 impl std::fmt::Debug for Store {
@@ -94,7 +97,13 @@ impl Store {
         } else {
             return Err(StoreError::BadUrl(url.split(':').next().unwrap_or_default().to_owned()));
         };
-        Ok(Self { pools, wakes: Arc::default() })
+        Ok(Self { pools, wakes: Arc::default(), precondition: None })
+    }
+
+    /// The same store for one change, which is refused with [`StoreError::Changed`] unless `condition` holds.
+    #[must_use]
+    pub fn on_condition(&self, condition: Precondition) -> Self {
+        Self { precondition: Some(Arc::new(condition)), ..self.clone() }
     }
 
     /// Begins a transaction that may write.
@@ -103,7 +112,12 @@ impl Store {
             Pools::Sqlite { write, .. } => Connection::Sqlite(begin_immediate(write).await?),
             Pools::Postgres(pool) => Connection::Postgres(pool.begin().await?),
         };
-        Ok(Tx { connection, wakes: Arc::clone(&self.wakes), entries: Vec::new(), woken: BTreeSet::new() })
+        let wakes = Arc::clone(&self.wakes);
+        let mut tx = Tx { connection, wakes, entries: Vec::new(), woken: BTreeSet::new() };
+        if let Some(condition) = &self.precondition {
+            tx.require(condition).await?;
+        }
+        Ok(tx)
     }
 
     /// Begins a read-only transaction on one snapshot of the database.
@@ -258,6 +272,10 @@ impl Tx {
 
     /// Commits, then wakes the long-polls of the nodes that changed.
     pub async fn commit(mut self) -> Result<(), StoreError> {
+        // What an operator changes is audited.
+        if !self.entries.is_empty() {
+            self.mark_request().await?;
+        }
         self.store_entries().await?;
         self.publish_wakes().await?;
         match self.connection {
