@@ -29,6 +29,7 @@ use tokio::sync::watch;
 pub mod refusal;
 pub mod status;
 use refusal::{Refusal, conditions, contests, key_faults, remaining};
+use status::PassSteps;
 pub use status::{AppliedStep, Cause, NetStatus};
 
 /// Longest duration of drift without a kernel event.
@@ -245,7 +246,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         conditions.extend(key_faults(&desired, began));
         let uplink = goal.as_ref().and_then(|g| g.facts.uplink.clone());
         let wanted: BTreeSet<IfName> = desired.links.keys().cloned().collect();
-        let mut applied_steps = Vec::new();
+        let mut steps = PassSteps::default();
         let repair = self.sources.repair.as_mut().and_then(|r| r.borrow_and_update().clone());
         let repair = repair.filter(|r| memory.repaired < r.seq);
         if let Some(repair) = &repair {
@@ -255,12 +256,12 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
             let plan = plan(&desired, &known, memory);
             if plan.steps.len() <= FEW_STEPS {
                 let cause = (Cause::Change, &*damping);
-                let (done, _) = self.apply(&plan, &known, &desired, memory, cause, &mut applied_steps).await?;
+                let (done, _) = self.apply(&plan, &known, &desired, memory, cause, &mut steps).await?;
                 done.iter().filter_map(|i| plan.steps.get(*i)).for_each(|step| advance(&mut known, step));
                 let left = self::plan(&desired, &known, memory);
                 if left.steps.is_empty() && conditions.is_empty() {
                     memory.adopt(&desired, &known);
-                    self.report(conditions, desired, known, left, Vec::new(), applied_steps);
+                    self.report(conditions, desired, known, left, Vec::new(), steps);
                     let repaired = memory.repaired;
                     self.publish(|s| (s.api_state, s.repaired, s.effective) = (api_state, repaired, effective));
                     return Ok(Pass::Clean);
@@ -289,7 +290,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
             let cause = if settled && !changed { Cause::Drift } else { Cause::Change };
             let done;
             let cause = (cause, &*damping);
-            (done, refused) = self.apply(&left, &observed, &desired, memory, cause, &mut applied_steps).await?;
+            (done, refused) = self.apply(&left, &observed, &desired, memory, cause, &mut steps).await?;
             if damped {
                 let repaired = done.iter().filter_map(|i| left.steps.get(*i));
                 repaired.for_each(|step| damping.repaired(step, began));
@@ -317,7 +318,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
             .map(|b| Condition::new(Code::NameTaken, began, b.to_string()).about(b.link().to_string()));
         conditions.extend(taken);
         let clean = conditions.is_empty() && left.steps.is_empty();
-        self.report(conditions, desired, observed, left, refused, applied_steps);
+        self.report(conditions, desired, observed, left, refused, steps);
         let repaired = memory.repaired;
         self.publish(|s| {
             (s.api_state, s.repaired, s.effective) = (api_state, repaired, effective);
@@ -337,7 +338,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         desired: &Desired,
         memory: &mut Memory,
         (cause, damping): (Cause, &Damping),
-        applied_steps: &mut Vec<AppliedStep>,
+        steps: &mut PassSteps,
     ) -> Result<(Vec<usize>, Vec<Refusal>), KernelError> {
         let applied = self.kernel.apply(&plan.steps).await;
         let (at, wall) = (self.clock.now(), self.clock.wall());
@@ -387,18 +388,16 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
                 None if many => tracing::debug!(?cause, step = %applied_step.what, "step applied"),
                 None => tracing::info!(?cause, step = %applied_step.what, "step applied"),
             }
-            applied_steps.push(applied_step);
+            steps.applied.push(applied_step);
         }
-        self.status.send_modify(|s| {
-            let done = applied.done.iter().filter_map(|i| plan.steps.get(*i));
-            let (late, done): (Vec<&Step>, Vec<&Step>) = done.partition(|step| known.contains_key(&step.object()));
-            s.changes += late.len() as u64;
-            match cause {
-                Cause::Change => s.changes += done.len() as u64,
-                Cause::Drift => s.repairs += done.len() as u64,
-            }
-            s.failures += applied.failed.len() as u64;
-        });
+        let done = applied.done.iter().filter_map(|i| plan.steps.get(*i));
+        let (late, done): (Vec<&Step>, Vec<&Step>) = done.partition(|step| known.contains_key(&step.object()));
+        steps.changes += late.len() as u64;
+        match cause {
+            Cause::Change => steps.changes += done.len() as u64,
+            Cause::Drift => steps.repairs += done.len() as u64,
+        }
+        steps.failures += applied.failed.len() as u64;
         // Without the privilege or the module no further pass can succeed: the process exits with the reason.
         match applied.failed.into_iter().find(|(_, e)| e.retry() == Retry::Never) {
             Some((_, error)) => Err(error),
@@ -446,7 +445,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         observed: Observed,
         left: Plan,
         refused: Vec<Refusal>,
-        applied_steps: Vec<AppliedStep>,
+        steps: PassSteps,
     ) {
         let (now, wall) = (self.clock.now(), self.clock.wall());
         let (first, clean) = (!self.status.borrow().ready, conditions.is_empty() && left.steps.is_empty());
@@ -466,12 +465,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
             Condition::carry_since(&mut conditions, &s.conditions);
             log_changes(&s.conditions, &conditions);
             s.conditions = conditions;
-            for applied_step in applied_steps {
-                if s.history.len() >= MAX_HISTORY {
-                    s.history.pop_front();
-                }
-                s.history.push_back(applied_step);
-            }
+            s.record(steps);
         });
         if first {
             self.notify.ready();

@@ -100,9 +100,9 @@ fn rollback_restores_the_previous_state_after_any_restart() {
     assert_eq!(node.peers("wg0"), [key(1)], "the refused change is no generation");
     node.crash();
     node.tell("config rollback");
-    assert_eq!(node.peers("wg0"), [key(1), key(2)], "a rollback of the rollback");
-    node.tell("config rollback 0");
-    assert!(node.peers("wg0").is_empty());
+    assert!(node.peers("wg0").is_empty(), "a second rollback leads further back");
+    node.tell("config rollback 2");
+    assert_eq!(node.peers("wg0"), [key(1), key(2)], "the state rolled back from is kept");
     node.crash();
     node.tell("config rollback 1");
     assert_eq!(node.peers("wg0"), [key(1)]);
@@ -110,7 +110,11 @@ fn rollback_restores_the_previous_state_after_any_restart() {
     assert!(psk.contains(&key(200)), "with its preshared key");
     assert!(node.tell("config diff 1 2").contains(&format!("+ wg0 peer {}", key(2))));
     let list = node.tell("config history");
-    assert_eq!(list.lines().map(|l| &l[..1]).collect::<String>(), "*<    ", "{list}");
+    assert_eq!(
+        list.lines().map(|l| &l[..1]).collect::<String>(),
+        "*     ",
+        "the next one leads to generation 0: {list}"
+    );
     let refused = node.output("config rollback 99");
     assert_eq!(refused.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("Generation 99 is not kept: choose one of 0 to 6"));

@@ -1,4 +1,5 @@
 //! What the reconciler reports.
+use super::MAX_HISTORY;
 use super::refusal::Refusal;
 use serde::Serialize;
 use spoke_api::health::summary::Since;
@@ -93,7 +94,30 @@ pub struct NetStatus {
     pub since: Since,
 }
 
+/// The steps of one pass, which are published with its observation.
+#[derive(Debug, Default)]
+pub(super) struct PassSteps {
+    /// The last of them, oldest first.
+    pub(super) applied: Vec<AppliedStep>,
+    /// Steps applied because the desired state changed.
+    pub(super) changes: u64,
+    /// Steps applied against drift.
+    pub(super) repairs: u64,
+    /// Steps the kernel refused.
+    pub(super) failures: u64,
+}
+
 impl NetStatus {
+    /// Counters and history in one: who sees a repair counted finds its step.
+    pub(super) fn record(&mut self, steps: PassSteps) {
+        self.changes += steps.changes;
+        self.repairs += steps.repairs;
+        self.failures += steps.failures;
+        self.history.extend(steps.applied);
+        let excess = self.history.len().saturating_sub(MAX_HISTORY);
+        self.history.drain(..excess);
+    }
+
     /// Whether every desired interface is up, and whether every desired peer is in the kernel.
     fn reached(&self) -> (bool, bool) {
         let links = || self.desired.links.iter().map(|(name, want)| (want, self.observed.links.get(name)));
