@@ -16,7 +16,7 @@ const EDGES: [(&str, &[&str]); 16] = [
     ("grants", &["model", "config", "net"]),
     ("enroll", &["model", "config", "net", "update"]),
     ("change", &["model", "config", "net"]),
-    ("api", &["model", "config", "net", "update", "grants", "change"]),
+    ("api", &["model", "config", "net", "update", "uplink", "grants", "enroll", "change"]),
     ("sys", &["model", "config", "net", "update", "uplink", "grants", "enroll", "api"]),
     ("chain", &["model", "config", "net", "grants", "sys"]),
     ("command", &[]),

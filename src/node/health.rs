@@ -1,15 +1,20 @@
 //! Serves the local endpoints from the last facts, at the configured and the tunnel's addresses. Waits for the reconciler's
 //! status and that of the components.
-use crate::reconciler::NetStatus;
+use crate::changes::requests::Changes;
+use crate::reconciler::{Cause, NetStatus};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 use spoke_api::health::fold::Moment;
-use spoke_api::health::routes::{View, page_policy, route};
+use spoke_api::health::page::facts::{Details, PastStep};
+use spoke_api::health::page::policy;
+use spoke_api::health::routes::{View, route};
 use spoke_api::health::summary::{Components, Interfaces, Link, Net, Snapshot};
 use spoke_api::http::limit::Rate;
 use spoke_api::http::{Request, Response};
 use spoke_config::Config;
+use spoke_config::effective::Effective;
 use spoke_model::time::Boot;
+use spoke_net::state::Observed;
 use spoke_sys::clock::Clock;
 use spoke_sys::http_server::{Limits, Listeners, Plain, Server, Service, stopped, with_own_addresses};
 use std::convert::Infallible;
@@ -45,15 +50,27 @@ pub struct Deps<C> {
     pub net: watch::Receiver<NetStatus>,
     /// Status of the other tasks.
     pub components: watch::Receiver<Components>,
+    /// Observes the kernel for the page; `None`: there is none yet.
+    pub changes: Option<Changes>,
     /// True when the process stops.
     pub stop: watch::Receiver<bool>,
 }
+
+/// The kernel is observed for an open page when the last observation is this old, unless there are [`MANY_PEERS`].
+const PAGE_FRESH: Duration = Duration::from_secs(4);
+/// A page that was not asked for within this time is closed: the earlier observation, which rates need, is dropped.
+const PAGE_OPEN: Duration = Duration::from_secs(90);
+/// Least and longest time between the two observations of a rate, where there are enough.
+const RATE_TIME: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(10));
+/// Steps the page shows.
+const STEPS: usize = 8;
 
 /// What requests are answered from.
 #[derive(Debug)]
 struct Shown {
     snapshot: Arc<Snapshot>,
     interfaces: Interfaces,
+    details: Arc<Details>,
 }
 
 #[derive(Debug)]
@@ -65,6 +82,10 @@ struct Endpoints<C> {
     config_stats: Value,
     page_policy: String,
     shown: Mutex<Arc<Shown>>,
+    /// When the page was last asked for.
+    viewed: Mutex<Option<Boot>>,
+    changes: Option<Changes>,
+    net: watch::Receiver<NetStatus>,
 }
 
 /// What the reconcile task reports, with its peers counted.
@@ -94,7 +115,7 @@ impl<C: Clock> Endpoints<C> {
         let hubs = config.uplink.as_ref().map_or(0, |u| u.hubs.len());
         let at = (deps.clock.now(), deps.clock.wall());
         let interfaces = Interfaces::new(Arc::default(), Arc::default(), Arc::default(), at);
-        let empty = Shown { snapshot: Arc::default(), interfaces };
+        let empty = Shown { snapshot: Arc::default(), interfaces, details: Arc::default() };
         Self {
             clock: deps.clock.clone(),
             started: deps.started,
@@ -103,8 +124,11 @@ impl<C: Clock> Endpoints<C> {
             config_stats: json!({
                 "role": config.node.role, "interfaces": config.interfaces.len(), "configuredPeers": peers, "hubs": hubs,
             }),
-            page_policy: page_policy(|b| STANDARD.encode(ring::digest::digest(&ring::digest::SHA256, b))),
+            page_policy: policy(|b| STANDARD.encode(ring::digest::digest(&ring::digest::SHA256, b))),
             shown: Mutex::new(Arc::new(empty)),
+            viewed: Mutex::new(None),
+            changes: deps.changes.clone(),
+            net: deps.net.clone(),
         }
     }
 
@@ -114,7 +138,8 @@ impl<C: Clock> Endpoints<C> {
         let net = summarize(status, now);
         let (desired, observed) = (status.desired.clone(), status.observed.clone());
         let interfaces = Interfaces::new(desired, observed, status.handshakes.clone(), (now, self.clock.wall()));
-        let shown = Shown { snapshot: Arc::new(Snapshot { net, components: components.clone() }), interfaces };
+        let snapshot = Arc::new(Snapshot { net, components: components.clone() });
+        let shown = Shown { snapshot, interfaces, details: Arc::new(self.details(status, now)) };
         *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(shown);
     }
 
@@ -122,8 +147,44 @@ impl<C: Clock> Endpoints<C> {
     fn take_components(&self, components: &Components) {
         let before = self.shown();
         let snapshot = Arc::new(Snapshot { net: before.snapshot.net.clone(), components: components.clone() });
-        let shown = Shown { snapshot, interfaces: before.interfaces.clone() };
+        let shown = Shown { snapshot, interfaces: before.interfaces.clone(), details: before.details.clone() };
         *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(shown);
+    }
+
+    /// What only the page needs.
+    fn details(&self, status: &NetStatus, now: Boot) -> Details {
+        let last = self.shown().details.clone();
+        let viewed = *self.viewed.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = viewed.is_some_and(|at| now.since(at) < PAGE_OPEN);
+        let apart = |o: &Observed| status.observed.at.since(o.at);
+        let before = match &last.before {
+            Some(before) if apart(&last.observed) < RATE_TIME.0 && apart(before) < RATE_TIME.1 => before.clone(),
+            Some(_) | None => last.observed.clone(),
+        };
+        let step = |s: &crate::reconciler::AppliedStep| PastStep {
+            at: s.at,
+            repair: s.cause == Cause::Drift,
+            text: s.error.as_ref().map_or_else(|| s.what.clone(), |e| format!("{}: {e}", s.what)),
+            refused: s.error.is_some(),
+        };
+        Details {
+            effective: status.effective.clone().or_else(|| Some(Arc::new(Effective::of(self.config.clone())))),
+            desired: status.desired.clone(),
+            observed: status.observed.clone(),
+            before: Some(before).filter(|_| open),
+            handshakes: status.handshakes.clone(),
+            left: status.left.clone(),
+            steps: status.history.iter().rev().take(STEPS).rev().map(step).collect(),
+        }
+    }
+
+    /// Notes that the page is open, and has the kernel observed for its next request.
+    fn view(self: &Arc<Self>, shown: &Shown) {
+        let now = self.clock.now();
+        *self.viewed.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+        let Some(changes) = self.changes.clone().filter(|_| shown.interfaces.peers() <= MANY_PEERS) else { return };
+        let (net, clock) = (self.net.clone(), self.clock.clone());
+        tokio::spawn(async move { changes.refresh(&net, &clock, PAGE_FRESH).await });
     }
 
     fn shown(&self) -> Arc<Shown> {
@@ -156,8 +217,13 @@ impl<C: Clock> Service for Shared<C> {
             config: self.0.config_json.clone(),
             config_stats: &self.0.config_stats,
             page_policy: &self.0.page_policy,
+            details: &shown.details,
         };
-        route(&view, &request)
+        let response = route(&view, &request);
+        if request.path == "/" && response.status == 200 {
+            self.0.view(&shown);
+        }
+        response
     }
 }
 

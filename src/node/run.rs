@@ -115,15 +115,6 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys, reload: A
     let (shown, seen) = (net.clone(), components.clone());
     tasks.restarting("status line", seed, move || component_status::line(shown.clone(), seen.clone(), Systemd));
     let (stopping, stop_health) = watch::channel(false);
-    if config.health.enabled {
-        let (config, net, components) = (config.clone(), net.clone(), components.clone());
-        tasks.restarting("health", seed, move || {
-            let (config, net, components, stop) =
-                (config.clone(), net.clone(), components.clone(), stop_health.clone());
-            health::run(health::Deps { clock, started, config, net, components, stop })
-        });
-    }
-
     let (confirm, confirmed) = watch::channel(None);
     let (stamped_until, _) = watch::channel(None);
     let (anchor, trusted) = watch::channel(None);
@@ -139,6 +130,16 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys, reload: A
     tasks.restarting("storage", seed, move || storage::watch(clock, state_dir.clone(), statuses.clone()));
 
     let changes = start_changes(&mut tasks, &config, &net, trusted);
+    if config.health.enabled {
+        let (config, net, components) = (config.clone(), net.clone(), components.clone());
+        let changes = changes.handle.clone();
+        tasks.restarting("health", seed, move || {
+            let (config, net, components, stop) =
+                (config.clone(), net.clone(), components.clone(), stop_health.clone());
+            let changes = Some(changes.clone());
+            health::run(health::Deps { clock, started, config, net, components, changes, stop })
+        });
+    }
     if config.agent.enabled {
         let (config, net, changes, stop) = (config.clone(), net.clone(), changes.handle.clone(), stopping.subscribe());
         let deps = agent::Deps { clock, started, config, net, changes, stop };

@@ -1,5 +1,6 @@
 //! Status of the uplink, for health, `spoke status` and logs.
 use super::ladder::Rung;
+use super::path::Path;
 use serde::Serialize;
 use spoke_model::time::Boot;
 use std::collections::{BTreeMap, VecDeque};
@@ -129,6 +130,9 @@ pub struct UplinkStatus {
     ///
     /// After adoption the moment of adoption, until the next renewal: the true age may be up to 180 s more.
     pub handshake_at: Option<Boot>,
+    /// The last look at the way to the hub outside of the tunnel.
+    #[serde(skip)]
+    pub path: Option<Path>,
     /// Round trip of the last answered echo.
     pub rtt: Option<Duration>,
     /// Bytes received from the active hub, by the kernel's counter.

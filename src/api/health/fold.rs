@@ -202,7 +202,9 @@ pub fn fold(s: &Snapshot, at: &Moment) -> Health {
     for (component, status) in s.components.status.iter().filter(|(_, c)| !c.healthy) {
         let detail = status.detail.clone().unwrap_or_else(|| format!("{} is degraded", component.as_str()));
         let code = if *component == Component::Control { s.components.control_code } else { component.code() };
-        conditions.push(Condition::new(code, status.since, detail));
+        // The hubs do not have such a node as a peer: the tunnel's conditions follow from it.
+        let place = if matches!(code, Code::Removed | Code::Disabled) { 0 } else { conditions.len() };
+        conditions.insert(place, Condition::new(code, status.since, detail));
     }
     if let Some(detail) = &s.components.unprovisioned {
         conditions.insert(0, Condition::new(Code::NotProvisioned, at.started, detail.clone()));

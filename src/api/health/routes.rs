@@ -1,14 +1,14 @@
 //! Maps paths to responses. All of them are made from known facts; no request reads the kernel.
 use super::fold::{Moment, fold, ready, strictly_ready};
 use super::metrics;
+use super::page::facts::{Details, Facts, Query};
+use super::page::page;
 use super::stats::stats;
 use super::summary::{Interfaces, Snapshot};
 use crate::http::{Body, Request, Response, host_is_ours};
 use serde_json::json;
 use spoke_config::health::Health as Settings;
 use std::sync::Arc;
-
-const PAGE: &str = include_str!("page.html");
 
 /// The facts a response is made of.
 #[derive(Debug)]
@@ -27,6 +27,8 @@ pub struct View<'a> {
     pub config_stats: &'a serde_json::Value,
     /// The page's `Content-Security-Policy`.
     pub page_policy: &'a str,
+    /// What only the page needs.
+    pub details: &'a Details,
 }
 
 /// The response to a request.
@@ -82,9 +84,14 @@ fn strict(query: Option<&str>) -> bool {
 fn answer(view: &View<'_>, path: &str, query: Option<&str>) -> Response {
     let (s, at) = (view.snapshot, &view.at);
     match path {
-        "/" => Response::new(200, "text/html; charset=utf-8", Body::Static(PAGE))
-            .with("content-security-policy", view.page_policy)
-            .with("referrer-policy", "no-referrer"),
+        "/" => {
+            let text = page(&Facts::new(s, at, view.details, Query::parse(query)));
+            Response::new(200, "text/html; charset=utf-8", Body::Owned(text.into_bytes()))
+                .with("content-security-policy", view.page_policy)
+                .with("referrer-policy", "no-referrer")
+                .with("cache-control", "no-store")
+                .with("x-content-type-options", "nosniff")
+        }
         "/health" => Response::json(200, &fold(s, at)),
         "/ready" => match if strict(query) { strictly_ready(s, at) } else { ready(s, at) } {
             Ok(()) => Response::json(200, &json!({ "status": "ready", "timestamp": at.stamp() })),
@@ -102,20 +109,6 @@ fn answer(view: &View<'_>, path: &str, query: Option<&str>) -> Response {
         },
         _ => Response::error(404, "Not found; see /health, /ready, /stats, /wireguard, /config, /metrics"),
     }
-}
-
-/// The page's Content-Security-Policy: its own script, style and this server only. `hash`: base64 of SHA-256.
-pub fn page_policy(hash: impl Fn(&[u8]) -> String) -> String {
-    let part = |tag: &str| {
-        let (open, close) = (format!("<{tag}>"), format!("</{tag}>"));
-        PAGE.split_once(&open).and_then(|(_, rest)| rest.split_once(&close)).map_or("", |(inner, _)| inner)
-    };
-    format!(
-        "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; connect-src 'self'; \
-         base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-        hash(part("script").as_bytes()),
-        hash(part("style").as_bytes()),
-    )
 }
 
 #[cfg(test)]

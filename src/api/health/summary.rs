@@ -196,6 +196,10 @@ pub struct Components {
     pub clock_trusted: bool,
     /// Uplink, where one is configured.
     pub uplink: Option<Uplink>,
+    /// Full status of the hub session behind `uplink`.
+    pub session: Option<Arc<spoke_uplink::status::UplinkStatus>>,
+    /// Full status of the control session, with `[control]`.
+    pub control: Option<Arc<spoke_enroll::status::ControlStatus>>,
     /// Counters of the grants task, where an interface needs grants.
     pub access: Option<Access>,
     /// Full report of the grants task, where an interface needs grants.
@@ -216,6 +220,8 @@ impl Default for Components {
             node_id: None,
             clock_trusted: false,
             uplink: None,
+            session: None,
+            control: None,
             access: None,
             grants: None,
             update: None,

@@ -13,6 +13,7 @@ use spoke_sys::notify::Notify;
 use spoke_update::notice::Notice;
 use spoke_uplink::status::{State, UplinkStatus};
 use std::convert::Infallible;
+use std::sync::Arc;
 use tokio::sync::watch;
 
 /// Passes on the uplink's status.
@@ -22,8 +23,10 @@ pub(super) async fn uplink<C: Clock>(
     clock: C,
 ) -> Result<(), Infallible> {
     loop {
-        let seen = summary(&status.borrow_and_update(), clock.now(), clock.wall());
+        let session = Arc::new(status.borrow_and_update().clone());
+        let seen = summary(&session, clock.now(), clock.wall());
         components.send_modify(|v| {
+            v.session = Some(session);
             let unchanged = v
                 .uplink
                 .as_ref()
@@ -44,12 +47,10 @@ pub(super) async fn control<C: Clock>(
     clock: C,
 ) -> Result<(), Infallible> {
     loop {
-        let (parts, code) = {
-            let (status, now) = (status.borrow_and_update(), clock.now());
-            let parts =
-                [(Component::Control, control_status(&status, now)), (Component::Config, config_status(&status, now))];
-            (parts, control_code(&status))
-        };
+        let session = Arc::new(status.borrow_and_update().clone());
+        let (now, code) = (clock.now(), control_code(&session));
+        let parts =
+            [(Component::Control, control_status(&session, now)), (Component::Config, config_status(&session, now))];
         components.send_if_modified(|v| {
             let mut changed = std::mem::replace(&mut v.control_code, code) != code;
             for (name, part) in parts {
@@ -59,6 +60,8 @@ pub(super) async fn control<C: Clock>(
                 let part = ComponentStatus { since, ..part };
                 changed |= v.status.insert(name, part.clone()).as_ref() != Some(&part);
             }
+            changed |= v.control.as_ref() != Some(&session);
+            v.control = Some(session);
             changed
         });
         if status.changed().await.is_err() {

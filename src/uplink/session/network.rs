@@ -23,6 +23,7 @@ impl Session {
     /// Records a look. Only a difference moves the session: a stream of events must not hold it where it is.
     pub(super) fn record_path(&mut self, now: Boot, to: Option<IpAddr>, path: Path, out: &mut Actions) {
         let before = self.path.replace((to, path));
+        self.status.path = Some(path);
         // A look at another address shows no change.
         if before.is_none_or(|(last, was)| last != to || was == path) {
             return;

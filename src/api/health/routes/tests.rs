@@ -33,6 +33,7 @@ fn ask(request: &Request) -> Response {
         config: b"{}".as_slice().into(),
         config_stats: &json!({}),
         page_policy: "default-src 'none'",
+        details: &Details::default(),
     };
     route(&view, request)
 }
@@ -98,13 +99,4 @@ fn only_allowed_origins_get_cors_headers() {
     let preflight = ask(&request("OPTIONS", "/health", Some("localhost"), &asked));
     assert_eq!((preflight.status, header(&preflight, "access-control-allow-private-network")), (204, Some("true")));
     assert_eq!(ask(&request("OPTIONS", "/health", Some("localhost"), &[])).status, 405);
-}
-
-#[test]
-fn page_loads_nothing_from_other_hosts() {
-    for outside in ["http://", "https://", "//cdn", "@import", "url("] {
-        assert!(!PAGE.contains(outside), "{outside}");
-    }
-    let policy = page_policy(|bytes| bytes.len().to_string());
-    assert!(!policy.contains("sha256-0'"), "script and style are hashed: {policy}");
 }
