@@ -7,6 +7,7 @@ use crate::reconciler::{Cause, NetStatus};
 use crate::reload::Reload;
 use serde_json::value::{RawValue, to_raw_value};
 use spoke_api::health::fold::{Moment, SCHEMA, fold, readiness};
+use spoke_api::health::page::facts::names;
 use spoke_api::health::summary::{Components, Snapshot};
 use spoke_api::socket::{
     AppliedStepReport, ConditionReport, LinkReport, PeerReport, Readiness, RouteReport, SocketRequest, SocketResponse,
@@ -333,13 +334,8 @@ impl<C: Clock> Answers<C> {
         let (snapshot, at) = self.snapshot();
         let health = fold(&snapshot, &at);
         let (now, status) = (at.now, self.net.borrow().clone());
-        let names: BTreeMap<PublicKey, &str> = self
-            .config
-            .interfaces
-            .iter()
-            .flat_map(|i| i.peers.iter().filter_map(|p| Some((p.public_key, p.name.as_deref()?))))
-            .chain(self.config.uplink.iter().flat_map(|u| u.hubs.iter().map(|h| (h.public_key, h.name.as_str()))))
-            .collect();
+        let own = Effective::of(self.config.clone());
+        let names = names(status.effective.as_deref().unwrap_or(&own));
         StatusReport {
             schema: SCHEMA,
             version: spoke_model::VERSION.to_owned(),

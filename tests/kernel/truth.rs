@@ -104,6 +104,34 @@ fn all_sources_agree_with_wg_and_ip() {
 }
 
 #[test]
+fn page_names_peers_and_follows_the_kernel_while_it_is_open() {
+    let (device, far) = (Namespace::new("device"), Namespace::new("far"));
+    let scene = Scene::new(&device, &far);
+    let headers = device.run("curl -s -o /dev/null -D - http://127.0.0.1:8080/").to_lowercase();
+    assert!(
+        headers.contains("content-security-policy: default-src 'none'") && headers.contains("no-store"),
+        "{headers}"
+    );
+    let page = scene.get("/");
+    let order = ["healthy</h1>", "1 of 1 peers active", "Control plane", "kernel as configured", ">far</bdi>"];
+    let at: Vec<_> = order.iter().map(|text| page.find(text)).collect();
+    assert!(at.iter().all(Option::is_some) && at.is_sorted(), "{at:?} of {order:?} in {page}");
+
+    // Asked for again and again, it has the kernel observed more often than every 30 s, and so has rates.
+    let shown = || scene.get("/?part");
+    let busy = || device.run("ping -c 20 -i 0.02 -s 1200 -W 5 10.8.0.1");
+    wait_until(Duration::from_secs(60), "a rate", || {
+        busy();
+        shown().contains("bit/s</small>")
+    });
+    assert!(!shown().contains("<style>"), "a poll has no assets");
+    assert!(scene.get("/?part&q=nobody").contains("No peer matches"));
+
+    device.run(&format!("wg set wg0 peer {} remove", scene.far.public_key));
+    wait_until(Duration::from_secs(60), "the repair on the page", || shown().contains("repaired</b>"));
+}
+
+#[test]
 fn condition_keeps_its_beginning_over_passes() {
     let (device, far) = (Namespace::new("device"), Namespace::new("far"));
     let scene = Scene::new(&device, &far);

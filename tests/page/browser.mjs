@@ -84,10 +84,12 @@ const visit = async (scene, width) => {
 const press = async (key, code = key, keyCode = 9) => {
   for (const type of ["keyDown", "keyUp"]) await send("Input.dispatchKeyEvent", { type, key, code, windowsVirtualKeyCode: keyCode });
 };
-const shoot = async (name, options) => {
+const shoot = async name => {
   if (!shots) return;
-  const { data } = await send("Page.captureScreenshot", { format: "png", captureBeyondViewport: true, ...options });
-  writeFileSync(join(shots, `${name}.png`), Buffer.from(data, "base64"));
+  const [width, height] = await page("[innerWidth, document.documentElement.scrollHeight]");
+  const clip = { x: 0, y: 0, width, height: Math.min(height, width > 500 ? 1200 : 2400), scale: width > 500 ? 0.75 : 1 };
+  const { data } = await send("Page.captureScreenshot", { format: "webp", quality: 60, captureBeyondViewport: true, clip });
+  writeFileSync(join(shots, `${name}.webp`), Buffer.from(data, "base64"));
 };
 
 // --- the checks ---

@@ -105,6 +105,7 @@ async fn endpoints_follow_the_status_until_the_stop() {
         config: config(port),
         net: net_rx,
         components: components_rx,
+        changes: None,
         stop: stop_rx,
     };
     let task = tokio::spawn(run(deps));
@@ -139,6 +140,7 @@ async fn metrics_have_the_phase_and_each_code_once() {
         config: config(1),
         net: watch::channel(NetStatus::default()).1,
         components: watch::channel(Components::default()).1,
+        changes: None,
         stop: watch::channel(false).1,
     };
     let endpoints = Endpoints::new(&deps);

@@ -137,7 +137,7 @@ fn verdict_comes_first_and_causes_before_figures() {
         ),
         ("unprovisioned", &["waiting for settings", "no spoke.toml on the boot partition", "not_provisioned"]),
         ("starting", &["starting", "has not been observed yet"]),
-        ("fresh-hub", &["healthy", "0 of 0 peers active", "no handshake yet", "Peers none yet"]),
+        ("fresh-hub", &["healthy", "No peers yet", "no handshake yet", "Peers none yet"]),
         ("hub-5000", &["healthy", "of 5000 peers active", "newest handshake", "Peers 5000", "1 to 100 of 5000"]),
         ("stale", &["healthy", "late", "kernel observed 6 min ago", "as of 6 min ago"]),
     ] {

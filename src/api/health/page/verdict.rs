@@ -58,6 +58,10 @@ fn summary(h: &mut Html<'_>, facts: &Facts<'_>, health: &Health) {
     }
     let Some(uplink) = &facts.snapshot.components.uplink else {
         let peers = health.peer_registry;
+        if peers.total_peers == 0 {
+            h.raw("No peers yet.");
+            return;
+        }
         h.text(&peers.active_peers).raw(" of ").text(&peers.total_peers).raw(" peers active");
         return;
     };
@@ -82,13 +86,14 @@ pub fn picture(h: &mut Html<'_>, facts: &Facts<'_>, health: &Health) {
     let rates = total(details, name);
     h.raw("<section class=card aria-label=Tunnel><div class=\"path");
     h.raw(if session.is_some() { "" } else { " p" }).raw("\"><div class=card><small>this device</small><b>");
-    match name.or_else(|| details.observed.links.keys().next()) {
-        Some(link) => h.text(link),
-        None => h.raw("–"),
+    match &health.node_id {
+        Some(id) => h.raw("<bdi>").text(id).raw("</bdi>"),
+        None => h.raw("unnamed"),
     };
     h.raw("</b><small>");
     let mut first = true;
-    for (_, link) in details.observed.links.iter().filter(|(n, _)| name.is_none_or(|name| name == *n)) {
+    for (own, link) in details.observed.links.iter().filter(|(n, _)| name.is_none_or(|name| name == *n)) {
+        h.dot(&mut first).text(own);
         for address in &link.addresses {
             h.dot(&mut first).text(&address);
         }

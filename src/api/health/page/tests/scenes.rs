@@ -70,6 +70,17 @@ impl Scene {
             last_error: Some(detail.into()),
             ..uplink.clone()
         };
+        let mut observed = (*self.details.observed).clone();
+        let handshake = Some(Duration::from_secs(WALL - since - 30));
+        observed
+            .links
+            .values_mut()
+            .flat_map(|l| l.peers.values_mut())
+            .for_each(|p| p.counters.last_handshake = handshake);
+        let mut handshakes = Handshakes::default();
+        handshakes.record(&observed, Boot::from_secs(NOW), Wall(WALL));
+        (self.details.observed, self.details.handshakes) = (Arc::new(observed), Arc::new(handshakes));
+        self.details.before = None;
         let session = self.session();
         session.state = Session::Waiting;
         session.hub_answers = false;
@@ -335,9 +346,9 @@ pub(super) fn all() -> Vec<(&'static str, Scene)> {
     down.fail(Fault::NoHandshake, 260);
 
     let mut never_up = healthy();
-    never_up = Scene { details: peers_never_seen(&never_up.details), ..never_up };
     never_up.session().history.clear();
     never_up.fail(Fault::NoCarrier, 86_000);
+    never_up.details = peers_never_seen(&never_up.details);
     {
         let session = never_up.session();
         session.handshake_at = None;
