@@ -12,6 +12,7 @@ use spoke_grants::ledger::{OldContent, Origin};
 use spoke_grants::policy::{Pair, Short};
 use spoke_grants::report::Report;
 use spoke_grants::watcher::{Action, ChainWatcher, Event, Setup, Transition};
+use spoke_model::log_text::Span;
 use spoke_model::time::{Boot, Wall};
 use spoke_net::derive::Admitted;
 use spoke_sys::clock::{Clock, boot_id};
@@ -173,9 +174,9 @@ fn log(transition: Transition) {
         Transition::ContractUnreadable { phase, reason } => {
             tracing::error!(phase = phase.name(), %reason, "contract unreadable; grants unchanged");
         }
-        Transition::Reachable { after } => tracing::info!(?after, "chain reachable again"),
+        Transition::Reachable { after } => tracing::info!(after = %Span(after), "chain reachable again"),
         Transition::Reorganised { from, to } => {
-            tracing::warn!(?from, to, "chain reorganised; verifying later decisions again");
+            tracing::warn!(from, to, "chain reorganised; verifying later decisions again");
         }
         Transition::Decided(changes) => changes.iter().for_each(log_decision),
         Transition::CursorNotStored(error) => tracing::debug!(%error, "chain cursor not stored"),

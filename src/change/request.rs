@@ -32,7 +32,7 @@ pub enum ChangeRefused {
     #[error("Generation {0} awaits no confirmation")]
     NothingToConfirm(u64),
     /// That generation is not kept.
-    #[error("Generation {wanted} is not kept: choose one of {oldest} to {newest}")]
+    #[error("{}", not_kept(*wanted, *oldest, *newest))]
     NoGeneration {
         /// The generation asked for.
         wanted: u64,
@@ -162,5 +162,12 @@ impl RepairResult {
         let updated = sort(what.reconcile_mismatched, mismatched(before), set(mismatched(after)), "update");
         let removed = sort(what.remove_unknown, unknown(before), set(unknown(after)), "remove");
         Self { added, updated, removed, errors }
+    }
+}
+
+fn not_kept(wanted: u64, oldest: u64, newest: u64) -> String {
+    match newest {
+        0 => "No changes are recorded yet, so there is no generation to show or to roll back to".to_owned(),
+        _ => format!("Generation {wanted} is not kept: choose one of {oldest} to {newest}"),
     }
 }

@@ -39,7 +39,13 @@ pub fn parse(bytes: &[u8]) -> Result<Settings, Vec<ConfigFault>> {
 /// As [`parse`] on a device that may have files of earlier settings; `present`: whether one is there.
 pub fn parse_on_device(bytes: &[u8], present: &dyn Fn(&Path) -> bool) -> Result<Settings, Vec<ConfigFault>> {
     let fault = |key: &str, problem: String, remedy: &str| {
-        vec![ConfigFault { file: SETTINGS.into(), key: key.into(), problem, remedy: remedy.into() }]
+        vec![ConfigFault {
+            element: String::new(),
+            file: SETTINGS.into(),
+            key: key.into(),
+            problem,
+            remedy: remedy.into(),
+        }]
     };
     if bytes.len() as u64 > MAX_BYTES {
         return Err(fault("(file)", format!("has more than {MAX_BYTES} bytes"), "write at most 262144 bytes"));
@@ -73,7 +79,13 @@ pub fn parse_on_device(bytes: &[u8], present: &dyn Fn(&Path) -> bool) -> Result<
 
 fn read_appliance(table: toml::Table, into: &mut Appliance, faults: &mut Vec<ConfigFault>) {
     let mut fault = |key: String, problem: &str, remedy: &str| {
-        faults.push(ConfigFault { file: SETTINGS.into(), key, problem: problem.into(), remedy: remedy.into() });
+        faults.push(ConfigFault {
+            element: String::new(),
+            file: SETTINGS.into(),
+            key,
+            problem: problem.into(),
+            remedy: remedy.into(),
+        });
     };
     for (key, value) in table {
         match (key.as_str(), value) {

@@ -98,6 +98,7 @@ impl Config {
     pub fn names_nothing(&self, file: &str) -> Option<ConfigFault> {
         let names = !self.interfaces.is_empty() || self.control.is_some() || self.agent.enabled;
         (!names).then(|| ConfigFault {
+            element: String::new(),
             file: file.to_owned(),
             key: "(file)".to_owned(),
             problem: "names neither an interface nor a control plane".to_owned(),
@@ -136,6 +137,7 @@ impl Config {
         let name = file.map_or("", |(name, _)| name);
         let tree = builder.add_source(environment).build().and_then(|c| config::Source::collect(&c)).map_err(|e| {
             ConfigFaults(vec![ConfigFault {
+                element: String::new(),
                 file: name.into(),
                 key: String::new(),
                 problem: e.to_string(),
@@ -161,13 +163,19 @@ impl Config {
         }
         let config = Self { node, uplink, clock, health, control, update, grants, agent, interfaces };
         config.cross_check(name, &mut faults);
-        if faults.is_empty() { Ok(config) } else { Err(ConfigFaults(faults)) }
+        if faults.is_empty() {
+            return Ok(config);
+        }
+        if let Some((name, text)) = file {
+            fault::locate(name, text, &mut faults);
+        }
+        Err(ConfigFaults(faults))
     }
 
     /// Checks what concerns several sections.
     fn cross_check(&self, file: &str, faults: &mut Vec<ConfigFault>) {
         let mut fault = |key: String, problem: String, remedy: &str| {
-            faults.push(ConfigFault { file: file.into(), key, problem, remedy: remedy.into() });
+            faults.push(ConfigFault { element: String::new(), file: file.into(), key, problem, remedy: remedy.into() });
         };
         if self.control.is_some() && self.node.id.is_none() {
             fault(

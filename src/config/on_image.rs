@@ -102,7 +102,13 @@ pub fn faults(
 
 impl Check<'_> {
     fn fault(&mut self, key: &str, problem: String, remedy: String) {
-        self.faults.push(ConfigFault { file: self.file.into(), key: key.into(), problem, remedy });
+        self.faults.push(ConfigFault {
+            element: String::new(),
+            file: self.file.into(),
+            key: key.into(),
+            problem,
+            remedy,
+        });
     }
 
     fn directory(&mut self, key: &str, path: &Path, kept: &str) {

@@ -49,6 +49,7 @@ impl GrantsPolicy {
         let bytes = serde_json::to_string(&self.0).map_or(0, |t| t.len());
         if bytes > MAX_BYTES {
             faults.push(ConfigFault {
+                element: String::new(),
                 file: String::new(),
                 key: "grants".into(),
                 problem: format!("has {bytes} bytes"),

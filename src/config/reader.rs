@@ -52,7 +52,13 @@ impl<'f> Table<'f> {
     pub fn fault(&mut self, key: &str, problem: impl Display, remedy: impl Display) {
         let key = self.key(key);
         let file = self.file.clone();
-        self.faults.push(ConfigFault { file, key, problem: problem.to_string(), remedy: remedy.to_string() });
+        self.faults.push(ConfigFault {
+            element: String::new(),
+            file,
+            key,
+            problem: problem.to_string(),
+            remedy: remedy.to_string(),
+        });
     }
 
     /// The full path of this table, e.g. `interface[0]`.
@@ -88,13 +94,17 @@ impl<'f> Table<'f> {
     }
 
     fn wrong(&mut self, key: &str, value: &Value, expected: &str) {
-        let value = shown(key, value).unwrap_or_else(|| "the value".into());
-        self.fault(key, format_args!("{value} is not {expected}"), format_args!("write {expected}"));
+        let value = shown(key, value).unwrap_or_else(|| "of another kind".into());
+        self.fault(key, format_args!("is {value}"), format_args!("write {expected}"));
     }
 
     /// A text that cannot be read as `key`, which may be an item of a list.
     fn unreadable(&mut self, at: &str, key: &str, text: &str, why: &dyn Display, expected: &str) {
-        let remedy = format_args!("write {expected}");
+        // What to write instead is said by the remedy.
+        let why = why.to_string();
+        let end =
+            [": expected ", ": write ", "; an endpoint is ", " such as "].iter().filter_map(|w| why.find(w)).min();
+        let (why, remedy) = (why.get(..end.unwrap_or(why.len())).unwrap_or(&why), format_args!("write {expected}"));
         match shown_text(key, text) {
             Some(text) => self.fault(at, format_args!("{text}: {why}"), remedy),
             None => self.fault(at, why, remedy),

@@ -79,7 +79,8 @@ fn example_loads_and_shows_every_default() {
     let text = example();
     let config = values(&text);
     // A commented key is the default: uncommenting all but the ones that only make sense elsewhere changes nothing.
-    let elsewhere = ["node_id", "preshared_key", "endpoint", "listen_port", "remove_unknown", "dns", "window"];
+    // A named role is binding, an unnamed one is the control plane's.
+    let elsewhere = ["role", "node_id", "preshared_key", "endpoint", "listen_port", "remove_unknown", "dns", "window"];
     let all = uncommented(usual(&text), &elsewhere);
     assert_eq!(values(&all), config);
     // The same for the sections that are left out as a whole; [control] has a test of its own.
@@ -201,9 +202,40 @@ fn all_faults_are_reported_with_key_and_remedy() {
         ("uplink.hub[0].endpoint", "add endpoint"),
     ];
     for (key, remedy) in expected {
-        let hit = found.iter().any(|f| f.contains(&format!("spoke.toml: {key}:")) && f.contains(remedy));
+        let hit = found
+            .iter()
+            .any(|f| f.starts_with("spoke.toml:") && f.contains(&format!(": {key}:")) && f.contains(remedy));
         assert!(hit, "{key} with {remedy:?} in:\n{}", found.join("\n"));
     }
+}
+
+#[test]
+fn faults_name_their_line_in_the_order_of_the_file() {
+    let text = format!(
+        "# a comment\n[uplink]\nbackoff_max = 60\ninterface = \"wg0\"\n[[uplink.hub]]\nname = \"a\"\npublic_key = \"{HUB_KEY}\"\naddress = \"10.8.0.1\"\nendpoint = \"192.0.2.1:51820\"\n[[uplink.hub]]\nname = \"b\"\n[[interface]]\nname = \"wg0\"\n[[interface.peer]]\n[[interface]]\nname = \"wg1\"\nmtu = 1 # small\n[[interface.peer]]\nkeepalive = 70000\n[node]\nrole = \"boss\"\n"
+    );
+    let found = faults(&text);
+    let lines: Vec<(usize, &str)> = found
+        .iter()
+        .filter_map(|f| {
+            let (line, rest) = f.strip_prefix("spoke.toml:")?.split_once(": ")?;
+            Some((line.parse().ok()?, rest.split_once(": ")?.0))
+        })
+        .collect();
+    for expected in [
+        (3, "uplink.backoff_max"),
+        (10, "uplink.hub[1].endpoint"),
+        (14, "interface[0].peer[0].public_key"),
+        (17, "interface[1].mtu"),
+        (19, "interface[1].peer[0].keepalive"),
+        (21, "node.role"),
+    ] {
+        assert!(lines.contains(&expected), "{expected:?} in {found:#?}");
+    }
+    assert!(lines.is_sorted_by_key(|(line, _)| *line), "{found:#?}");
+    let shown = found.join("\n");
+    assert!(shown.contains("uplink.backoff_max: is 60; write a duration from 1s to 1h such as \"30s\""), "{shown}");
+    assert_eq!(shown.matches("is 60").count(), 1, "said once");
 }
 
 #[test]
@@ -252,7 +284,7 @@ fn environment_overrides_the_file() {
     assert_eq!(config.health.listen, ["127.0.0.1:2".parse().unwrap(), "[::1]:3".parse().unwrap()]);
     let report = Config::from_text(file, [env("SPOKE__HEALTH__ENABLED", "maybe")]).unwrap_err().to_string();
     assert!(
-        report.contains("the environment, SPOKE__HEALTH__ENABLED: health.enabled: \"maybe\" is not true or false"),
+        report.contains("the environment, SPOKE__HEALTH__ENABLED: health.enabled: is \"maybe\"; write true or false"),
         "{report}"
     );
     let report = Config::from_text(file, [env("SPOKE__UPLNIK__X", "1")]).unwrap_err().to_string();
@@ -290,7 +322,7 @@ fn misplaced_key_is_not_printed_in_full() {
 #[test]
 fn unreadable_file_names_line_or_remedy() {
     let report = faults("[node]\nid = \"a\"\nid = \"b\"\n").join("\n");
-    assert!(report.contains("spoke.toml: line 3:"), "{report}");
+    assert!(report.contains("spoke.toml:3: is not TOML: "), "{report}");
     let dir = std::env::temp_dir().join(format!("spoke-utf16-{}", std::process::id()));
     std::fs::write(&dir, "\u{feff}[node]\n".encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>()).unwrap();
     let report = Config::load(Some(&dir), []).unwrap_err().to_string();
@@ -392,5 +424,23 @@ fn hub_address_of_our_own_is_refused() {
     assert!(
         found.len() == 1 && found[0].contains("uplink.hub[0].address") && found[0].contains("wg0 itself"),
         "{found:?}"
+    );
+}
+
+/// A fault that a person reads names the value and the remedy once each.
+#[test]
+fn no_fault_says_a_thing_twice() {
+    let text = "[node]\nid = \"bad id\"\n[uplink]\ninterface = \"wg 0\"\n[[uplink.hub]]\nname = \"hub-a\"\npublic_key = \"abc\"\nendpoint = \"hub\"\naddress = \"10.8.0.0/24\"\nallowed_ips = [\"10.8.0.9/24\", \"nonsense\"]\n[[interface]]\nname = \"wg0\"\nprivate_key = \"/etc/wg.key\"\naddresses = [\"10.8.0.17\"]\nmtu = 100\n[control]\nurl = \"control.example.net:8443\"\npin = \"0f0f\"\n[grants]\ncontract = \"0x12\"\nendpoints = [\"mainnet.base.org\"]\nfinality = \"final\"\n[update]\nwindow = \"2-5\"\n";
+    let found = faults(text);
+    assert!(found.len() > 12, "{found:#?}");
+    for fault in &found {
+        let words: Vec<&str> = fault.split_whitespace().map(|w| w.trim_matches([',', ';', ':', '"'])).collect();
+        let mut seen = std::collections::BTreeSet::new();
+        assert!(words.windows(4).all(|w| seen.insert(w)), "said twice: {fault}");
+    }
+    let hub = found.iter().find(|f| f.contains("endpoint")).unwrap();
+    assert!(
+        hub.contains(":8: uplink.hub[0].endpoint (hub-a): \"hub\": not HOST:PORT; write HOST:PORT such as"),
+        "{hub}"
     );
 }

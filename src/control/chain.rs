@@ -18,6 +18,7 @@ use spoke_grants::policy::{Decision, Pair, Reason, Short, VERIFICATION_ERROR};
 use spoke_grants::report::{Report, Row};
 use spoke_grants::verify::PairDecision;
 use spoke_model::error_chain::ErrorChain;
+use spoke_model::log_text::Span;
 use spoke_sys::clock::SystemClock;
 use spoke_sys::rpc::Http;
 use std::collections::{BTreeMap, BTreeSet};
@@ -70,9 +71,11 @@ impl AdmissionSync {
             match self.run_term(&mut stopping).await {
                 Ok(()) => {}
                 Err(e) if e.is_transient() => {
-                    tracing::warn!(error = %ErrorChain(&e), retry_in = ?RENEW_INTERVAL, "chain not watched")
+                    tracing::warn!(error = %ErrorChain(&e), retry_in = %Span(RENEW_INTERVAL), "chain not watched")
                 }
-                Err(e) => tracing::error!(error = %ErrorChain(&e), retry_in = ?RENEW_INTERVAL, "chain not watched"),
+                Err(e) => {
+                    tracing::error!(error = %ErrorChain(&e), retry_in = %Span(RENEW_INTERVAL), "chain not watched")
+                }
             }
             tokio::select! {
                 () = tokio::time::sleep(RENEW_INTERVAL) => {}

@@ -204,7 +204,13 @@ impl Config {
 }
 
 fn fault(file: &str, problem: String, remedy: &str) -> ConfigFaults {
-    ConfigFaults(vec![ConfigFault { file: file.into(), key: "(file)".into(), problem, remedy: remedy.into() }])
+    ConfigFaults(vec![ConfigFault {
+        element: String::new(),
+        file: file.into(),
+        key: String::new(),
+        problem,
+        remedy: remedy.into(),
+    }])
 }
 
 #[cfg(test)]

@@ -103,7 +103,7 @@ pub enum RegistryError {
     #[error("node {0} was removed from the fleet; only a token bound to it enrols it again: `token create --node {0}`")]
     Removed(NodeId),
     /// No such entity.
-    #[error("there is no {0} {1}")]
+    #[error("there is no {0} {1:?}")]
     NotFound(Entity, String),
     /// The name is in use.
     #[error("{0} {1} exists already")]

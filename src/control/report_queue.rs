@@ -4,6 +4,7 @@ use crate::store::report::ReceivedReport;
 use crate::store::{Store, StoreError};
 use spoke_enroll::wire::Outcome;
 use spoke_model::error_chain::ErrorChain;
+use spoke_model::log_text::Span;
 use spoke_model::node_id::NodeId;
 use std::collections::HashSet;
 use std::time::Duration;
@@ -70,7 +71,7 @@ impl ReportWriter {
             match write(&store, &batch, &mut takers).await {
                 Ok(()) => batch.clear(),
                 Err(e) if e.is_transient() => {
-                    tracing::warn!(error = %ErrorChain(&e), waiting = batch.len(), retry_in = ?RETRY_IN, "reports not written");
+                    tracing::warn!(error = %ErrorChain(&e), waiting = batch.len(), retry_in = %Span(RETRY_IN), "reports not written");
                     tokio::time::sleep(RETRY_IN).await;
                 }
                 Err(e) => {

@@ -213,8 +213,15 @@ pub enum Refusal {
     #[error("the answer is not a signed document: {0}")]
     Malformed(String),
     /// No valid signature of a pinned key.
-    #[error("no key pinned at enrolment has signed the document")]
-    BadSignature,
+    #[error(
+        "the document is signed by {signed}, and this device trusts {trusted}: was that key retired too early (spoke-control signing-key list), or is this another control plane?"
+    )]
+    BadSignature {
+        /// The keys that claim to have signed it.
+        signed: String,
+        /// The pinned keys.
+        trusted: String,
+    },
     /// Of another version.
     #[error("the document has version {0}; this build reads {VERSION}: update it")]
     Version(u32),
@@ -405,7 +412,14 @@ impl Envelope {
             return Err(Refusal::Malformed(format!("{} signatures", self.signatures.len())));
         }
         if !self.is_signed_by(pinned) {
-            return Err(Refusal::BadSignature);
+            let list = |keys: &mut dyn Iterator<Item = &VerifyKey>| {
+                let keys: Vec<String> = keys.map(ToString::to_string).collect();
+                if keys.is_empty() { "no key".to_owned() } else { keys.join(", ") }
+            };
+            return Err(Refusal::BadSignature {
+                signed: list(&mut self.signatures.iter().map(|s| &s.key)),
+                trusted: list(&mut pinned.iter()),
+            });
         }
         /// Read first: the rest depends on the version.
         #[derive(Deserialize)]

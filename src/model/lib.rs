@@ -12,6 +12,7 @@ pub mod interface_name;
 pub mod key;
 pub mod key_proof;
 pub mod key_source;
+pub mod log_text;
 pub mod nets;
 pub mod node_id;
 pub mod release;

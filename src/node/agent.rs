@@ -136,6 +136,7 @@ pub async fn run<C: Clock>(deps: Deps<C>) -> Result<(), AgentError> {
 async fn serve<C: Clock, W: Wrap>(mut deps: Deps<C>, agent: Agent<C>, wrap: W) -> Result<(), AgentError> {
     let settings = deps.config.agent.clone();
     let limits = Limits {
+        name: "agent API",
         connections: 128,
         per_source: 16,
         header: Duration::from_secs(10),

@@ -5,6 +5,7 @@ use spoke_model::clock::{
     Anchor, BUILD, BootStamp, Floor, JumpWatch, Occasion, Reading, Stamp, anchor_at_start, assess, due,
 };
 use spoke_model::error_chain::ErrorChain;
+use spoke_model::log_text::Word;
 use spoke_model::time::{Boot, Wall};
 use spoke_sys::clock::{Clock, SystemClock, boot_id, set_wall, synchronised};
 use spoke_sys::disk::{DiskError, Document};
@@ -208,7 +209,11 @@ impl<C: Clock> Keeper<C> {
                 (Some(_), None) | (None, Some(_)) => false,
             };
             if !same {
-                tracing::info!(wall = %reading.wall, verdict = ?verdict.map(|(_, source)| source), "clock trust changed");
+                let wall = reading.wall;
+                match verdict {
+                    Ok((_, source)) => tracing::info!(%wall, source = %Word(&source), "clock trusted"),
+                    Err(doubt) => tracing::info!(%wall, reason = %Word(&doubt), "clock not trusted"),
+                }
                 *was = anchor;
             }
             !same

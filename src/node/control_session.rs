@@ -184,7 +184,10 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
                 None
             }
         };
-        tracing::info!(generation = in_force.as_ref().map(|s| s.document.generation), "last good state loaded");
+        match &in_force {
+            Some(state) => tracing::info!(generation = state.document.generation, "saved state loaded"),
+            None => tracing::info!("no saved state: waiting for the control plane"),
+        }
         let enrolment = match enrolment {
             Some(known) => known,
             None => self.enrol(&mut server).await?,

@@ -8,6 +8,7 @@ use spoke_model::backoff::{Backoff, JitterRng};
 use spoke_model::error_chain::ErrorChain;
 use spoke_model::key::{PublicKey, SecretKey};
 use spoke_model::key_source::KeySource;
+use spoke_model::log_text::Span;
 use spoke_model::secret::Secret;
 use spoke_model::signature::sha256_hex;
 use spoke_sys::clock::Clock;
@@ -162,7 +163,7 @@ impl<H: Http> Enroller<'_, H> {
                 Ok(None) => CLOCK_PAUSE,
                 Err(e) => {
                     let (wait, reason) = (backoff.fail(rng), ErrorChain(&e).to_string());
-                    tracing::warn!(url = %self.url, error = reason, retry_in = ?wait, "enrolment failed");
+                    tracing::warn!(url = %self.url, error = reason, retry_in = %Span(wait), "enrolment failed");
                     let since = *since.get_or_insert(clock.now());
                     status.send_replace(ControlStatus {
                         outage: Some(ControlOutage { since, reason, cause: e.cause() }),

@@ -24,6 +24,7 @@ use tokio::sync::watch;
 
 /// Limits for clients of the local endpoints. Requests have no body.
 pub const LIMITS: Limits = Limits {
+    name: "health",
     connections: 256,
     per_source: 32,
     header: Duration::from_secs(10),

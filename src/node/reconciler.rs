@@ -7,6 +7,7 @@ use spoke_model::address::HostPort;
 use spoke_model::condition::{Code, Condition};
 use spoke_model::error_chain::ErrorChain;
 use spoke_model::interface_name::IfName;
+use spoke_model::log_text::Word;
 use spoke_model::time::Boot;
 use spoke_net::advance::advance;
 use spoke_net::api_state::ApiState;
@@ -364,18 +365,18 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         }
         let many = plan.steps.len() > MAX_HISTORY;
         if many {
-            tracing::info!(?cause, steps = plan.steps.len(), failed = errors.len(), "plan applied");
+            tracing::info!(cause = %Word(&cause), steps = plan.steps.len(), failed = errors.len(), "plan applied");
         }
         for (i, step) in plan.steps.iter().enumerate() {
             let error = errors.remove(&i);
             if many && error.is_none() && i + MAX_HISTORY < plan.steps.len() {
                 // Only the last steps fit into the history.
-                tracing::debug!(?cause, step = %render::step(step, observed), "step applied");
+                tracing::debug!(cause = %Word(&cause), step = %render::step(step, observed), "step applied");
                 continue;
             }
             let before = known.get(&step.object());
             if let Some(error) = error.as_ref().filter(|e| before == Some(e)) {
-                tracing::debug!(?cause, step = %render::step(step, observed), error, "kernel refused step again");
+                tracing::debug!(cause = %Word(&cause), step = %render::step(step, observed), error, "kernel refused step again");
                 continue;
             }
             // A step that was refused before is no drift.
@@ -384,9 +385,11 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
             let applied_step =
                 AppliedStep { at, wall, cause, contested, peer, what: render::step(step, observed), error };
             match &applied_step.error {
-                Some(error) => tracing::error!(?cause, step = %applied_step.what, error, "kernel refused step"),
-                None if many => tracing::debug!(?cause, step = %applied_step.what, "step applied"),
-                None => tracing::info!(?cause, step = %applied_step.what, "step applied"),
+                Some(error) => {
+                    tracing::error!(cause = %Word(&cause), step = %applied_step.what, error, "kernel refused step")
+                }
+                None if many => tracing::debug!(cause = %Word(&cause), step = %applied_step.what, "step applied"),
+                None => tracing::info!(cause = %Word(&cause), step = %applied_step.what, "step applied"),
             }
             steps.applied.push(applied_step);
         }

@@ -65,6 +65,8 @@ pub fn run(file: &Path, args: &Args) -> Outcome {
         Err(_) if args.wait_for_settings => spoke_command::block_on(settings::wait(file, &SystemClock, &mut Systemd))?,
         loaded => loaded?,
     });
+    let node = config.node.id.as_ref().map(tracing::field::display);
+    tracing::info!(version = spoke_model::VERSION, config = %file.display(), node, role = config.node.role.as_str(), "starting");
     let _lock = lock::take(&config.node.runtime_dir, &config.node.runtime_dir.join(SOCKET))?;
     // What can be read is in force without it: the keys may be elsewhere.
     if let Err(e) = keys::ensure_dir(&config.node.state_dir) {

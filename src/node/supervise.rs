@@ -1,5 +1,6 @@
 //! Supervision of the tasks: restart with backoff, or end the process where a vital task ends. No task takes the kernel
 //! tunnel down.
+use spoke_model::log_text::Span;
 use spoke_sys::clock::{Clock, SystemClock};
 use std::fmt::Display;
 use std::future::Future;
@@ -33,7 +34,7 @@ pub enum Exit {
         reason: String,
     },
     /// A vital task returned, which none does while what it waits for is there.
-    #[error("{task} ended: it returned")]
+    #[error("task {task} ended without an error: report it to the maintainers with the log before this line")]
     Returned {
         /// The task.
         task: &'static str,
@@ -172,8 +173,8 @@ async fn restart<C: Clock>(
     loop {
         let started = clock.now();
         match start().await {
-            Ok(()) => tracing::warn!(task = name, retry_in = ?wait, "task returned; restarting it"),
-            Err(error) => tracing::error!(task = name, error, retry_in = ?wait, "task failed; restarting it"),
+            Ok(()) => tracing::warn!(task = name, retry_in = %Span(wait), "task returned; restarting it"),
+            Err(error) => tracing::error!(task = name, error, retry_in = %Span(wait), "task failed; restarting it"),
         }
         if clock.now().since(started) >= RESTART_RESET {
             wait = RESTART_MIN;
@@ -242,7 +243,10 @@ mod tests {
         let mut supervisor = Supervisor::default();
         supervisor.vital("repairs", async { Ok::<(), String>(()) });
         let end = supervisor.run(std::future::pending()).await;
-        assert_eq!(end.unwrap_err().to_string(), "repairs ended: it returned");
+        assert_eq!(
+            end.unwrap_err().to_string(),
+            "task repairs ended without an error: report it to the maintainers with the log before this line"
+        );
 
         let mut supervisor = Supervisor::default();
         supervisor.vital("net", std::future::pending::<Result<(), String>>());

@@ -1,6 +1,7 @@
 //! Watches a trial from boot to its end and stores the record; runs apart from the supervisor, as root. Waits for the next
 //! probe or the trial's deadline.
 use spoke_config::update::Rules;
+use spoke_model::log_text::Word;
 use spoke_model::time::Boot;
 use spoke_sys::clock::Clock;
 use spoke_sys::disk::DiskError;
@@ -82,7 +83,7 @@ async fn watch_once<C: Clock>(
     let (held, _) = exclusively(clock, store, record).await?;
     let standing = slots.standing()?;
     let situation = record.situation(standing.running, standing.trust, standing.other);
-    tracing::info!(slot = %standing.running, ?situation, "slots");
+    tracing::info!(slot = %standing.running, situation = %Word(&situation), "slots");
     let mut trial = match situation {
         Situation::Settled | Situation::Pending => None,
         Situation::Interrupted => {
@@ -249,7 +250,7 @@ fn log_rejection(record: &UpdateRecord) {
     if let Some(last) = &record.last
         && let Some(reason) = last.reason
     {
-        tracing::error!(version = last.version, ?reason, detail = last.detail, "update given up");
+        tracing::error!(version = last.version, reason = %Word(&reason), detail = last.detail, "update given up");
     }
 }
 

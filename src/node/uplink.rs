@@ -1,6 +1,7 @@
 //! Task that drives the hub session ([`spoke_uplink::session`]). Waits for: an echo reply, the end of a look-up, a network
 //! change, the session's deadline.
 use spoke_model::error_chain::ErrorChain;
+use spoke_model::log_text::{Span, Word};
 use spoke_net::derive::UplinkChoice;
 use spoke_sys::clock::Clock;
 use spoke_sys::echo::Echo;
@@ -86,7 +87,7 @@ impl<R: ReadCounters, P: ReadPath, E: Echo, D: Resolve, C: Clock> Uplink<R, P, E
             });
             let deadline = session.deadline();
             let wait = deadline.map_or(READ_TIMEOUT, |d| d.at.since(self.clock.now()));
-            tracing::debug!(?wait, reason = ?deadline.map(|d| d.reason), "uplink waiting");
+            tracing::debug!(wait = %Span(wait), reason = deadline.as_ref().map(|d| tracing::field::display(Word(&d.reason))), "uplink waiting");
             let event = tokio::select! {
                 (from, seq) = self.echo.answer() => Some(SessionEvent::Answered { from, seq }),
                 (hub, addresses) = pending(&mut look_up) => {
@@ -120,7 +121,7 @@ impl<R: ReadCounters, P: ReadPath, E: Echo, D: Resolve, C: Clock> Uplink<R, P, E
                 }
                 Ok(Ok(path)) => first = first.or(Some(path)),
                 Ok(Err(e)) => tracing::debug!(to = %address, error = %ErrorChain(&e), "cannot look up route"),
-                Err(_) => tracing::debug!(to = %address, timeout = ?READ_TIMEOUT, "looking up a route timed out"),
+                Err(_) => tracing::debug!(to = %address, timeout = %Span(READ_TIMEOUT), "looking up a route timed out"),
             }
         }
         first.map(|path| SessionEvent::Path { to, path })
@@ -159,7 +160,7 @@ impl<R: ReadCounters, P: ReadPath, E: Echo, D: Resolve, C: Clock> Uplink<R, P, E
                 return SessionEvent::Unsampled;
             }
             Err(_) => {
-                tracing::warn!(timeout = ?READ_TIMEOUT, "reading counters timed out");
+                tracing::warn!(timeout = %Span(READ_TIMEOUT), "reading counters timed out");
                 return SessionEvent::Unsampled;
             }
         };
@@ -184,13 +185,13 @@ fn report(t: &Transition) {
     use spoke_uplink::status::State;
     let (hub, code, reason) = (&t.hub, t.code, t.code.detail());
     if let Some(rung) = t.rung {
-        tracing::info!(%hub, ?rung, reason = rung.reason(), "uplink recovery step");
+        tracing::info!(%hub, rung = %Word(&rung), reason = rung.reason(), "uplink recovery step");
     }
     match t.to {
-        State::Up => tracing::info!(%hub, ?code, reason, "tunnel is up"),
-        State::Waiting => tracing::warn!(%hub, ?code, reason, "tunnel is down"),
+        State::Up => tracing::info!(%hub, code = %Word(&code), reason, "tunnel is up"),
+        State::Waiting => tracing::warn!(%hub, code = %Word(&code), reason, "tunnel is down"),
         State::Starting | State::Resolving | State::Connecting => {
-            tracing::debug!(%hub, ?code, reason, to = ?t.to, "uplink state changed")
+            tracing::debug!(%hub, code = %Word(&code), reason, to = %Word(&t.to), "uplink state changed")
         }
     }
 }

@@ -26,7 +26,8 @@ use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_rustls::rustls::server::ParsedCertificate;
 use tokio_rustls::rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error as TlsError, RootCertStore, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, Error as TlsError, OtherError, RootCertStore,
+    SignatureScheme,
 };
 
 /// Timeout of TCP connect and TLS handshake together.
@@ -347,6 +348,16 @@ impl ServerCertVerifier for Dated {
     }
 }
 
+/// A certificate that is not the pinned one; both pins in hex.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "its certificate has the pin sha256:{seen}, and sha256:{pinned} is configured: correct control.pin, or look for who answers in its place"
+)]
+pub(crate) struct OtherPin {
+    seen: String,
+    pinned: String,
+}
+
 /// Accepts one certificate by its digest; names and dates in it do not count.
 #[derive(Debug)]
 struct Pinned {
@@ -367,7 +378,8 @@ impl ServerCertVerifier for Pinned {
         if digest.as_ref() == self.digest {
             Ok(ServerCertVerified::assertion())
         } else {
-            Err(TlsError::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
+            let other = OtherPin { seen: const_hex::encode(digest.as_ref()), pinned: const_hex::encode(self.digest) };
+            Err(TlsError::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(other)))))
         }
     }
 

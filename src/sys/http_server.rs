@@ -43,6 +43,8 @@ const HEADERS: usize = 64;
 /// What one server allows.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
+    /// What is served, for the log.
+    pub name: &'static str,
     /// Connections at a time; a quarter of them is for proven sources.
     pub connections: usize,
     /// Connections at a time from one source; sources on this machine are only bound by `connections`.
@@ -189,12 +191,12 @@ impl Server {
         loop {
             match bind(addr) {
                 Ok(listener) => {
-                    tracing::info!(%addr, "listening");
+                    tracing::info!(%addr, service = self.limits.name, "listening");
                     return self.accept(&listener, &mut stop).await;
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut logged, true) {
-                        tracing::error!(%addr, %error, "cannot listen; trying again");
+                        tracing::error!(%addr, service = self.limits.name, %error, "cannot listen; trying again");
                     }
                 }
             }

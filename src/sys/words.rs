@@ -50,7 +50,7 @@ fn certificate_error(e: &CertificateError) -> String {
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             "its certificate is for another name".into()
         }
-        CertificateError::ApplicationVerificationFailure => "its certificate is not the pinned one".into(),
+        CertificateError::Other(rustls::OtherError(e)) if e.is::<crate::http::OtherPin>() => e.to_string(),
         CertificateError::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
             "its certificate is that of a CA: trust it by its pin".into()
         }

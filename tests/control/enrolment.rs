@@ -1,7 +1,7 @@
 //! Enrolment on both databases: node ids, keys, tokens, approval, removal, documents.
 use crate::database::Kind;
 use crate::fixture::{NOW, document, hub, identity, join, open_with_network, operator, request, token};
-use spoke_control::registry::enrol::{Enrolled, enrol};
+use spoke_control::registry::enrol::{Enrolled, bad_token, enrol};
 use spoke_control::registry::node_change::NodeChange;
 use spoke_control::registry::nodes::NodeAnnouncement;
 use spoke_control::registry::{RegistryError, networks, nodes, tokens};
@@ -15,6 +15,7 @@ crate::on_both_databases![
     same_keys_get_the_same_answer,
     taken_id_or_key_is_refused,
     spent_expired_and_revoked_tokens_are_refused,
+    refused_token_is_explained_to_operators,
     pending_node_has_no_address,
     removed_node_needs_a_new_bound_token,
     announced_node_needs_no_approval,
@@ -91,6 +92,42 @@ async fn spent_expired_and_revoked_tokens_are_refused(kind: Kind) {
     for guess in [wrong.as_str(), "", "spk__", "spk_000000000000_", "Bearer", "spk_é"] {
         assert!(matches!(join(&store, "edge-6", guess).await, Err(RegistryError::BadToken)), "{guess}");
     }
+}
+
+/// The device learns only that its token is not valid; the log and the audit trail say why, once for each reason.
+async fn refused_token_is_explained_to_operators(kind: Kind) {
+    let (store, _db) = open_with_network(kind, "10.8.0.0/24", |_| {}).await;
+    let make = |node: Option<&str>, expires_ms| NewToken {
+        network: "field".into(),
+        node: node.map(|n| n.parse().unwrap()),
+        note: None,
+        max_uses: 1,
+        expires_ms,
+        key_proof: false,
+    };
+    let create = async |new: NewToken| tokens::create(&store, &new, &operator(), NOW - 1).await.unwrap();
+    let (used, bound) = (create(make(None, None)).await, create(make(Some("edge-4"), None)).await);
+    let (expired, revoked) = (create(make(None, Some(NOW))).await, create(make(None, None)).await);
+    join(&store, "edge-1", used.1.reveal()).await.unwrap();
+    tokens::revoke(&store, &revoked.0, &operator(), NOW).await.unwrap();
+    let node = "edge-5".parse().unwrap();
+    for ((id, text), why) in [
+        (used, "was used 1 of 1 times"),
+        (bound, "is for node edge-4"),
+        (expired, "expired at "),
+        (revoked, "was revoked at "),
+    ] {
+        for _ in 0..2 {
+            let reason = bad_token(&store, &node, text.reveal(), NOW).await.unwrap();
+            assert!(reason.contains(&format!("token {id} {why}")), "{reason}");
+        }
+        let filter = AuditFilter { entity_id: Some(id), limit: 10, ..AuditFilter::default() };
+        let records = store.read().await.unwrap().audit_records(&filter).await.unwrap();
+        let refused: Vec<_> = records.iter().filter(|r| r.action == "enrolment_refused").collect();
+        assert!(refused.len() == 1 && refused[0].details["reason"].as_str().unwrap().contains(why), "{refused:?}");
+    }
+    let reason = bad_token(&store, &node, "spk_000000000000_", NOW).await.unwrap();
+    assert!(reason.contains("unknown token"), "{reason}");
 }
 
 async fn pending_node_has_no_address(kind: Kind) {

@@ -142,7 +142,7 @@ async fn failed_connection_is_explained_in_words() {
     let good = served(&leaf, key, &[]).await;
     assert_eq!(ask("localhost", good, &trust).await, Ok(200));
     explained("localhost", good, &Trust::Public, "no CA that is trusted here").await;
-    explained("localhost", good, &Trust::Pin([7; 32]), "not the pinned one").await;
+    explained("localhost", good, &Trust::Pin([7; 32]), "is configured: correct control.pin").await;
     explained("127.0.0.1", good, &trust, "for another name").await;
 
     let past = |p: &mut rcgen::CertificateParams| p.not_after = rcgen::date_time_ymd(2020, 1, 1);

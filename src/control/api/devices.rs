@@ -4,7 +4,7 @@ use super::response::ApiError;
 use super::state::ApiState;
 use crate::clock::now_ms;
 use crate::connections::Connection;
-use crate::registry::enrol::{Enrolled, EnrollingDevice, enrol, requirements};
+use crate::registry::enrol::{Enrolled, EnrollingDevice, bad_token, enrol, requirements};
 use crate::registry::{RegistryError, key_rotation};
 use crate::signing::SigningKeys;
 use crate::store::document::DocumentLookup;
@@ -78,7 +78,12 @@ pub async fn provision(
     let enrolled = match enrolled {
         Ok(enrolled) => enrolled,
         Err(e) => {
-            tracing::info!(node = %request.node_id, address = %peer.ip(), error = %e, "enrolment refused");
+            let reason = match &e {
+                // The device learns only that the token is not valid.
+                RegistryError::BadToken => bad_token(&state.store, &request.node_id, &token, now_ms()).await?,
+                other => other.to_string(),
+            };
+            tracing::info!(node = %request.node_id, address = %peer.ip(), error = reason, "enrolment refused");
             if matches!(e, RegistryError::BadToken) {
                 state.limits.count_invalid_token(peer.ip(), now_ms())?;
             }

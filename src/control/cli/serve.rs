@@ -71,10 +71,15 @@ async fn operator_listeners(config: &Config, with_token: bool) -> anyhow::Result
         return Ok((Audience::Devices, listeners));
     }
     tracing::warn!(
-        listen = ?config.listen,
+        listen = %join(&config.listen),
         "operator token is accepted where devices are served: set api.listen"
     );
     Ok((Audience::All, listeners))
+}
+
+/// Values separated by commas, for the log.
+fn join<T: ToString>(values: &[T]) -> String {
+    values.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Serves until SIGTERM or SIGINT.
@@ -180,7 +185,7 @@ async fn maintain(state: Arc<ApiState>, keys: watch::Sender<SigningKeys>, retent
                     keys.send_if_modified(|k| {
                         let changed = k.public() != loaded.public();
                         if changed {
-                            tracing::info!(keys = ?loaded.public(), "signing keys changed");
+                            tracing::info!(keys = %join(&loaded.public()), "signing keys changed");
                             *k = loaded;
                         }
                         changed
@@ -264,6 +269,6 @@ async fn print_instructions(context: &Context, url: &str, pin: &str) -> Outcome 
             tracing::error!(network = %network.name, "network needs a contract: no new node is admitted");
         }
     }
-    tracing::info!(url, pin, store = ?context.store, "serving devices");
+    tracing::info!(url, pin, store = context.store.kind(), version = env!("CARGO_PKG_VERSION"), "serving devices");
     Ok(())
 }

@@ -3,7 +3,7 @@ use super::decide::{EnrolmentDecision, decide_enrolment, joined_node};
 use super::{RegistryError, retry_conflicts};
 use crate::ipam;
 use crate::store::admission::Admission;
-use crate::store::audit::Actor;
+use crate::store::audit::{Actor, AuditFilter};
 use crate::store::network::{Access, Network};
 use crate::store::node::{Node, NodeState};
 use crate::store::{Store, StoreError, Tx};
@@ -171,6 +171,28 @@ async fn refuse_taken_id(
     tx.audit(now_ms, &actor, "enrolment_refused", ("node", node.id.as_str()), details).await?;
     tx.commit().await?;
     Err(RegistryError::NodeIdTaken { node: node.id.clone(), existing })
+}
+
+/// Why `token` does not enrol `node`. A refusal of one of our tokens is audited, once for each reason.
+pub async fn bad_token(store: &Store, node: &NodeId, token: &str, now_ms: i64) -> Result<String, StoreError> {
+    let mut tx = store.read().await?;
+    let (id, reason) = tx.token_fault(token, node, now_ms).await?;
+    let Some(id) = id else { return Ok(reason) };
+    let (action, details) = ("enrolment_refused", serde_json::json!({"reason": reason}));
+    let filter = AuditFilter {
+        entity_type: Some("token".into()),
+        entity_id: Some(id.clone()),
+        action: Some(action.into()),
+        limit: 20,
+        ..AuditFilter::default()
+    };
+    if tx.audit_records(&filter).await?.iter().all(|r| r.details != details) {
+        drop(tx);
+        let mut tx = store.write().await?;
+        tx.audit(now_ms, &Actor::Node(node.to_string()), action, ("token", &id), details).await?;
+        tx.commit().await?;
+    }
+    Ok(reason)
 }
 
 async fn network_of(tx: &mut Tx, name: &str) -> Result<Network, RegistryError> {

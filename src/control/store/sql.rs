@@ -37,10 +37,17 @@ pub struct Store {
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self.pools {
-            Pools::Sqlite { .. } => "Store(sqlite)",
-            Pools::Postgres(_) => "Store(postgres)",
-        })
+        write!(f, "Store({})", self.kind())
+    }
+}
+
+impl Store {
+    /// The database, for the log.
+    pub const fn kind(&self) -> &'static str {
+        match self.pools {
+            Pools::Sqlite { .. } => "sqlite",
+            Pools::Postgres(_) => "postgres",
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use ring::rand::SecureRandom as _;
 use spoke_model::node_id::NodeId;
 use spoke_model::secret::Secret;
 use spoke_model::signature::sha256_hex;
+use spoke_model::time::Wall;
 
 /// A token without its secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +67,22 @@ impl Token {
     pub fn uses_left(&self, now_ms: i64) -> u64 {
         let expired = self.expires_ms.is_some_and(|t| u64::try_from(now_ms).is_ok_and(|now| now >= t));
         if expired || self.revoked_ms.is_some() { 0 } else { self.max_uses.saturating_sub(self.uses) }
+    }
+
+    /// Why it does not enrol `node` at `now_ms`; `None`: it does.
+    fn fault(&self, node: &NodeId, now_ms: i64) -> Option<String> {
+        let (id, at) = (&self.id, |ms: u64| Wall(ms / 1000));
+        if let Some(revoked) = self.revoked_ms {
+            return Some(format!("token {id} was revoked at {}", at(revoked)));
+        }
+        if let Some(end) = self.expires_ms.filter(|t| u64::try_from(now_ms).is_ok_and(|now| now >= *t)) {
+            return Some(format!("token {id} expired at {}", at(end)));
+        }
+        if self.uses >= self.max_uses {
+            return Some(format!("token {id} was used {} of {} times", self.uses, self.max_uses));
+        }
+        let other = self.node.as_ref().filter(|bound| *bound != node)?;
+        Some(format!("token {id} is for node {other}"))
     }
 
     pub(super) fn read(row: &Row) -> Result<Self, StoreError> {
@@ -144,22 +161,39 @@ impl Tx {
         node: &NodeId,
         now_ms: i64,
     ) -> Result<Option<ValidToken>, StoreError> {
+        let Some(row) = self.matching_token(token).await? else { return Ok(None) };
+        let found = Token::read(&row)?;
+        if found.fault(node, now_ms).is_some() {
+            return Ok(None);
+        }
+        let key_proof = row.opt_int("key_proof")? == Some(1);
+        Ok(Some(ValidToken { id: found.id, network: found.network, bound: found.node.is_some(), key_proof }))
+    }
+
+    /// Why `token` does not enrol `node`, for operators: the token's id if it is one of ours, and the reason.
+    pub async fn token_fault(
+        &mut self,
+        token: &str,
+        node: &NodeId,
+        now_ms: i64,
+    ) -> Result<(Option<String>, String), StoreError> {
+        let Some(row) = self.matching_token(token).await? else {
+            return Ok((None, "unknown token: mistyped, or of another control plane".to_owned()));
+        };
+        let found = Token::read(&row)?;
+        let fault = found.fault(node, now_ms);
+        let fault = fault
+            .unwrap_or_else(|| format!("token {} is of network {}, or not bound to the node", found.id, found.network));
+        Ok((Some(found.id), fault))
+    }
+
+    async fn matching_token(&mut self, token: &str) -> Result<Option<Row>, StoreError> {
         let Some((id, secret)) = split_bearer(PREFIX, token) else { return Ok(None) };
         let row = self.row("SELECT * FROM token WHERE id = $1", &[id.into()]).await?;
         // Compared with a dummy for an unknown id, so that the time does not depend on it.
         let stored = row.as_ref().map_or_else(|| Ok("0".repeat(64)), |r| r.text("hash"))?;
         let same = constant_time_equal(stored.as_bytes(), sha256_hex(secret.as_bytes()).as_bytes());
-        let Some(row) = row.filter(|_| same) else { return Ok(None) };
-        let bound = row.opt_text("node")?;
-        let valid = row.opt_int("revoked_ms")?.is_none()
-            && row.opt_int("expires_ms")?.is_none_or(|t| now_ms < t)
-            && row.int("uses")? < row.int("max_uses")?
-            && bound.as_ref().is_none_or(|b| b == node.as_str());
-        if !valid {
-            return Ok(None);
-        }
-        let key_proof = row.opt_int("key_proof")? == Some(1);
-        Ok(Some(ValidToken { id: id.to_owned(), network: row.text("network")?, bound: bound.is_some(), key_proof }))
+        Ok(row.filter(|_| same))
     }
 
     /// Every token, newest first.

@@ -67,8 +67,12 @@ fn signed_document_reads_back() {
 fn each_fault_has_its_refusal() {
     let pinned = [key(1).public()];
     let open = |b: &[u8]| Envelope::open(b, &node(), &pinned).map(|(_, d)| d);
-    assert_eq!(open(&bytes(&document(), &[key(2)])), Err(Refusal::BadSignature), "another key");
-    assert_eq!(open(&bytes(&document(), &[])), Err(Refusal::BadSignature), "no signature");
+    let refused = open(&bytes(&document(), &[key(2)])).unwrap_err().to_string();
+    assert!(
+        refused.contains(&key(2).public().to_string()) && refused.contains(&key(1).public().to_string()),
+        "{refused}"
+    );
+    assert!(matches!(open(&bytes(&document(), &[])), Err(Refusal::BadSignature { .. })), "no signature");
     let other = StateDocument { node_id: "edge-2".parse().unwrap(), ..document() };
     assert_eq!(open(&bytes(&other, &[key(1)])), Err(Refusal::WrongNode("edge-2".parse().unwrap())));
     let later = StateDocument { version: 2, ..document() };
@@ -132,7 +136,7 @@ fn any_pinned_key_verifies_the_envelope() {
 fn signature_without_the_domain_is_refused() {
     let mut envelope = document().sign(&[key(1)]).unwrap();
     envelope.signatures[0].signature = key(1).sign(envelope.document.get().as_bytes());
-    assert_eq!(envelope.verify(&node(), &[key(1).public()]).unwrap_err(), Refusal::BadSignature);
+    assert!(matches!(envelope.verify(&node(), &[key(1).public()]), Err(Refusal::BadSignature { .. })));
 }
 
 proptest! {

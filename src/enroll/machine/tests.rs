@@ -207,9 +207,9 @@ fn refused_states_change_nothing_and_back_off() {
     let mut m = settled(3);
     let mut now = at(10);
     let mut waits = Vec::new();
-    for refused in [offered(3), offered(2), Event::PollEnded(PollResult::Refused(Refusal::BadSignature))]
+    for refused in [offered(3), offered(2), Event::PollEnded(PollResult::Refused(Refusal::Malformed(String::new())))]
         .into_iter()
-        .chain((0..10).map(|_| Event::PollEnded(PollResult::Refused(Refusal::BadSignature))))
+        .chain((0..10).map(|_| Event::PollEnded(PollResult::Refused(Refusal::Malformed(String::new())))))
     {
         let out = m.handle(now, refused);
         assert_eq!((published(&out), kept(&out), polls(&out)), (None, None, None));
@@ -417,7 +417,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(()).prop_map(|()| Event::PollEnded(PollResult::Nothing)),
         1 => Just(()).prop_map(|()| Event::PollEnded(PollResult::Removed)),
         1 => Just(()).prop_map(|()| Event::PollEnded(PollResult::Failed("x".into(), OutageCause::default()))),
-        1 => Just(()).prop_map(|()| Event::PollEnded(PollResult::Refused(Refusal::BadSignature))),
+        1 => Just(()).prop_map(|()| Event::PollEnded(PollResult::Refused(Refusal::Malformed(String::new())))),
         1 => Just(()).prop_map(|()| Event::SendEnded(SendResult::Taken)),
         1 => Just(()).prop_map(|()| Event::SendEnded(SendResult::Ready(true))),
         1 => Just(()).prop_map(|()| Event::SendEnded(SendResult::Failed("x".into()))),

@@ -6,6 +6,7 @@ use spoke_change::conflict::Conflict;
 use spoke_change::request::ChangeRefused;
 use spoke_model::condition::Code;
 use spoke_model::error_chain::ErrorChain;
+use spoke_model::log_text::Span;
 use spoke_net::api_state::ApiState;
 use spoke_net::plan::{Blocked, Repair};
 use spoke_net::render;
@@ -70,7 +71,7 @@ impl<C: Clock> Ledger<C> {
     }
 
     pub(super) fn keep_unstored(&mut self, state: Arc<ApiState>, actor: &Actor, what: &str, error: &DiskError) {
-        tracing::error!(error = %ErrorChain(error), retry_in = ?STORE_RETRY, "revocation not stored: it is in force until the next restart");
+        tracing::error!(error = %ErrorChain(error), retry_in = %Span(STORE_RETRY), "revocation not stored: it is in force until the next restart");
         let again = self.clock.now() + STORE_RETRY;
         self.unstored = Some(Unstored { state, actor: actor.clone(), what: what.to_owned(), again });
     }

@@ -120,7 +120,8 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
             }
             Action::Publish(state) => {
                 self.trust_keys(&state);
-                tracing::info!(generation = state.document.generation, "state published");
+                let generation = state.document.generation;
+                tracing::info!(generation, "state of the control plane applied on trial");
                 let proved = machine.proved().map(|s| &s.document);
                 self.connection.published = Some(publish(&self.publish, &self.own, Some(&state.document), proved));
             }
@@ -429,7 +430,10 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
         if matches!(result, SendResult::Taken | SendResult::Ready(_)) {
             self.connection.skews = 0;
         } else {
-            tracing::debug!(?result, "message not accepted");
+            let (SendResult::Refused(error) | SendResult::Unsent(error) | SendResult::Failed(error)) = &result else {
+                return Event::SendEnded(result);
+            };
+            tracing::debug!(error, "message not accepted");
         }
         Event::SendEnded(result)
     }

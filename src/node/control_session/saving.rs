@@ -3,6 +3,7 @@ use super::io::{SessionIo, Unsaved};
 use spoke_enroll::confirm::RejectedState;
 use spoke_enroll::events::SignedState;
 use spoke_model::error_chain::ErrorChain;
+use spoke_model::log_text::Span;
 use spoke_model::time::Boot;
 use spoke_sys::clock::Clock;
 use spoke_sys::http::Http;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 /// Wait before a failed write of the state is repeated.
 const SAVE_RETRY: Duration = Duration::from_secs(60);
+
 impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
     /// Trusts the signing keys that a state names before it is tried.
     pub(super) fn trust_keys(&mut self, state: &SignedState) {
@@ -50,11 +52,15 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
             self.files.state.store(&state.envelope).and_then(|_| self.files.enrolment.store(&connection.enrolment));
         connection.unsaved = match stored {
             Ok(_) => {
-                tracing::info!(generation = state.document.generation, proved, "state stored");
+                let generation = state.document.generation;
+                match proved {
+                    true => tracing::info!(generation, "state confirmed: the hub answers through it; stored"),
+                    false => tracing::info!(generation, "state stored"),
+                }
                 None
             }
             Err(e) => {
-                tracing::error!(generation = state.document.generation, error = %e, retry_in = ?SAVE_RETRY, "state in force but not stored");
+                tracing::error!(generation = state.document.generation, error = %e, retry_in = %Span(SAVE_RETRY), "state in force but not stored");
                 Some(Unsaved { state, proved, retry_at: self.clock.now() + SAVE_RETRY, error: e.to_string() })
             }
         };

@@ -27,6 +27,7 @@ impl Service for Echo {
 }
 
 const LIMITS: Limits = Limits {
+    name: "test",
     connections: 8,
     per_source: 4,
     header: Duration::from_millis(300),
