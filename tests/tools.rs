@@ -43,6 +43,7 @@ fn every_metric() -> Snapshot {
         unreachable: None,
         condition: None,
         counts: Default::default(),
+        verify: Default::default(),
         endpoints: Vec::new(),
         rows: Vec::new(),
     };
