@@ -2,6 +2,7 @@
 //!
 //! Every active key signs every document, so that a node that was offline during a rotation still knows one of them. A
 //! rotation is: add a key, wait until the fleet has reported the new generation, retire the old key.
+use crate::store::backup::BackupKey;
 use crate::store::preshared::DerivePreshared;
 use crate::store::{Store, StoreError, Tx};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -53,6 +54,7 @@ pub struct MasterKey {
     verifier: SecretKey,
     /// Preshared keys are derived from it.
     preshared: ring::hmac::Key,
+    backup: BackupKey,
 }
 
 impl std::fmt::Debug for MasterKey {
@@ -73,8 +75,8 @@ impl MasterKey {
     ///
     /// A new key has its name only once the store has a signing key: a named one beside an empty store is of a lost one.
     pub async fn load_or_create(path: &Path, store: &Store, now_ms: i64) -> Result<Self, SigningError> {
-        if let Some(bytes) = spoke_sys::disk::read_secret(path, 33)? {
-            return Self::new(&bytes).ok_or_else(|| SigningError::BadMaster(path.display().to_string()));
+        if let Some(master) = Self::read(path)? {
+            return Ok(master);
         }
         let is_new = store.read().await?.signing_keys().await?.is_empty();
         let unnamed = path.with_extension("key.new");
@@ -111,16 +113,29 @@ impl MasterKey {
         let master = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, bytes);
         let verifier = ring::hmac::sign(&master, b"spoke key verifier");
         let preshared = ring::hmac::sign(&master, b"spoke preshared keys");
+        let backup = ring::hmac::sign(&master, b"spoke backups");
         Some(Self {
             seal,
             verifier: SecretKey::clamped(verifier.as_ref().try_into().ok()?),
             preshared: ring::hmac::Key::new(ring::hmac::HMAC_SHA256, preshared.as_ref()),
+            backup: BackupKey::new(ring::hmac::HMAC_SHA256, backup.as_ref()),
         })
     }
 
     /// The key that devices prove the possession of their WireGuard keys to.
     pub const fn verifier(&self) -> &SecretKey {
         &self.verifier
+    }
+
+    /// Reads the key; `None`: there is none.
+    pub fn read(path: &Path) -> Result<Option<Self>, SigningError> {
+        let Some(bytes) = spoke_sys::disk::read_secret(path, 33)? else { return Ok(None) };
+        Self::new(&bytes).map(Some).ok_or_else(|| SigningError::BadMaster(path.display().to_string()))
+    }
+
+    /// The key of backups' MACs.
+    pub fn backup_key(&self) -> BackupKey {
+        self.backup.clone()
     }
 
     fn seal_bytes(&self, purpose: &[u8], mut bytes: Vec<u8>) -> Result<String, SigningError> {

@@ -1,6 +1,6 @@
 //! Attacks on the audit trail: floods, changes of records, removals.
 use crate::database::{Kind, fresh, open};
-use crate::fixture::{NOW, open_with_network, operator};
+use crate::fixture::{NOW, backup_key, open_with_network, operator};
 use crate::server::ControlPlane;
 use spoke_control::store::Store;
 use spoke_control::store::audit::{Actor, AuditFilter};
@@ -163,9 +163,9 @@ async fn records_of_earlier_releases_are_kept_and_counted(kind: Kind) {
     assert_eq!(count(&store).await, 4);
     // A backup keeps the chain, and the hashes still fit where it is restored.
     let mut file = Vec::new();
-    store.backup(&mut file).await.unwrap();
+    store.backup(&mut file, &backup_key()).await.unwrap();
     let (restored, _other) = open(kind).await;
-    restored.restore(file.as_slice()).await.unwrap();
+    restored.restore(file.as_slice(), Some(&backup_key())).await.unwrap();
     let head = report.chains[0].head.clone();
     assert_eq!(fault(&restored, &[&head]).await, None);
     add(&restored, &operator(), NOW + 2, serde_json::json!({})).await;

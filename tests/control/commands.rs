@@ -254,6 +254,8 @@ async fn every_command_has_table_and_json_output(kind: Kind) {
     );
     std::fs::write(&config, text).unwrap();
     let (code, output) = run(&config, &["restore", file.to_str().unwrap()]).await;
+    assert!(code == 2 && output.contains("put it back to") && output.contains("--unverified"), "{code} {output}");
+    let (code, output) = run(&config, &["restore", file.to_str().unwrap(), "--unverified"]).await;
     assert!(code == 0 && output.contains("put the master key back"), "{code} {output}");
     let (code, output) = run(&config, &["serve"]).await;
     assert!(code == 1 && output.contains("master.key is missing"), "no new master key is created: {code} {output}");

@@ -1,6 +1,6 @@
 //! Preshared keys of the fleet's tunnels on both databases: who gets one, that both ends get the same, and that nothing stores it.
 use crate::database::{Kind, open};
-use crate::fixture::{NOW, document, network, operator, report, request, store_report, token, wireguard};
+use crate::fixture::{NOW, backup_key, document, network, operator, report, request, store_report, token, wireguard};
 use spoke_control::registry::enrol::{Enrolled, EnrollingDevice, enrol};
 use spoke_control::registry::nodes::HubAnnouncement;
 use spoke_control::registry::{key_rotation, nodes};
@@ -173,10 +173,10 @@ async fn preshared_keys_are_in_no_backup(kind: Kind) {
     enter(&store, "edge-1", &token, true).await;
     let [(_, key)] = of_node(&store, "edge-1", "hub-1").await.try_into().unwrap();
     let mut backup = Vec::new();
-    store.backup(&mut backup).await.unwrap();
+    store.backup(&mut backup, &backup_key()).await.unwrap();
     let text = String::from_utf8(backup.clone()).unwrap();
     assert!(text.contains("takes_preshared") && !text.contains(key.reveal_base64().as_str()), "{text}");
     let (restored, _db) = open(kind).await;
-    restored.restore(backup.as_slice()).await.unwrap();
+    restored.restore(backup.as_slice(), Some(&backup_key())).await.unwrap();
     assert_eq!(of_node(&restored, "edge-1", "hub-1").await[0].1, key, "with the same master key");
 }

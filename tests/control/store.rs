@@ -7,11 +7,14 @@ use spoke_control::api::view::NodeView;
 use spoke_control::registry::node_change::NodeChange;
 use spoke_control::registry::nodes;
 use spoke_control::signing::{MasterKey, SigningKeys};
+use spoke_control::store::backup::{BackupError, NOT_DUMPED, NOT_DUMPED_COLUMNS, dumped_columns};
 use spoke_control::store::nonce::UsedNonce;
+use spoke_control::store::operator_key::OperatorRole;
 use spoke_control::store::report::ReceivedReport;
 use spoke_control::store::{Store, StoreError};
 use spoke_enroll::document::StateDocument;
 use spoke_enroll::wire::ReportOrder;
+use std::collections::BTreeSet;
 
 crate::on_both_databases![
     dropped_transaction_leaves_nothing,
@@ -21,6 +24,8 @@ crate::on_both_databases![
     reports_are_ordered_without_a_clock,
     clock_set_back_stops_neither_reports_nor_jobs,
     backup_restores_into_either_database,
+    changed_backup_is_refused,
+    every_table_is_dumped_or_exempt_by_name,
     job_has_one_holder_until_its_term_ends,
     newer_schema_is_refused,
 ];
@@ -181,17 +186,19 @@ async fn backup_restores_into_either_database(kind: Kind) {
     let before = document(&store, "edge-1").await;
     assert!(before.grants.is_some() && before.release.is_some());
     let mut backup = Vec::new();
-    let rows = store.backup(&mut backup).await.unwrap();
+    let rows = store.backup(&mut backup, &master.backup_key()).await.unwrap();
     let text = String::from_utf8(backup.clone()).unwrap();
+    let key = master.backup_key();
+    let key = Some(&key);
     assert!(!text.contains(token.splitn(3, '_').nth(2).unwrap()), "no token's secret is in it");
 
     for other in [Kind::Sqlite, Kind::Postgres] {
         let (restored, _db) = open(other).await;
         let end = text.rfind("{\"rows\"").unwrap();
-        assert!(restored.restore(&backup[..end]).await.unwrap_err().to_string().contains("cut short"));
-        assert!(restored.restore(&backup[..end - 20]).await.is_err(), "cut within a line");
-        assert_eq!(restored.restore(backup.as_slice()).await.unwrap(), rows, "a failed restore left nothing");
-        assert!(restored.restore(backup.as_slice()).await.unwrap_err().to_string().contains("not empty"));
+        assert!(restored.restore(&backup[..end], key).await.unwrap_err().to_string().contains("cut short"));
+        assert!(restored.restore(&backup[..end - 20], key).await.is_err(), "cut within a line");
+        assert_eq!(restored.restore(backup.as_slice(), key).await.unwrap(), rows, "a failed restore left nothing");
+        assert!(restored.restore(backup.as_slice(), key).await.unwrap_err().to_string().contains("not empty"));
         let again = join(&restored, "edge-1", &token).await.unwrap();
         assert_eq!(again, config);
         let after = document(&restored, "edge-1").await;
@@ -202,7 +209,80 @@ async fn backup_restores_into_either_database(kind: Kind) {
         join(&restored, "edge-2", &token).await.expect("the restored fleet accepts enrolments");
     }
     let (restored, _db) = open(kind).await;
-    assert!(restored.restore(&b"{}\n"[..]).await.is_err());
+    assert!(restored.restore(&b"{}\n"[..], key).await.is_err());
+}
+
+/// A backup decides who is an operator: one that was changed is not restored, nor one whose MAC was taken out.
+async fn changed_backup_is_refused(kind: Kind) {
+    let (store, _db) = open_with_network(kind, "10.8.0.0/24", |_| {}).await;
+    let [key, other] = [1, 2].map(|seed| MasterKey::new(&[seed; 32]).unwrap().backup_key());
+    spoke_control::registry::operator_keys::create(&store, ("panel", OperatorRole::Viewer), None, &operator(), NOW)
+        .await
+        .unwrap();
+    let mut backup = Vec::new();
+    store.backup(&mut backup, &key).await.unwrap();
+    let text = String::from_utf8(backup).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let (rows, last) = lines.split_at(lines.len() - 1);
+    let without_mac = format!("{}}}\n", last[0].split(",\"mac\"").next().unwrap());
+    let with_extra = format!("{}\n{}\n", rows.join("\n"), last[0]);
+    assert_eq!(with_extra, text);
+    let newer = |from: &str, to: &str| text.replacen(from, to, 1);
+
+    let (restored, _db) = open(kind).await;
+    let refusal = async |text: &str, key| restored.restore(text.as_bytes(), key).await.unwrap_err();
+    let changed = text.replace("\"role\":\"viewer\"", "\"role\":\"admin\"");
+    assert_ne!(changed, text);
+    let mut swapped = lines.clone();
+    swapped.swap(2, 3);
+    for bad in [&changed, &(swapped.join("\n") + "\n"), &text.replace("\"mac\":\"", "\"mac\":\"0")] {
+        assert!(matches!(refusal(bad, Some(&key)).await, BackupError::Changed), "{bad}");
+    }
+    assert!(matches!(refusal(&text, Some(&other)).await, BackupError::Changed), "of another fleet");
+    let stripped = format!("{}\n{without_mac}", rows.join("\n"));
+    assert!(matches!(refusal(&stripped, Some(&key)).await, BackupError::NoMac), "{stripped}");
+    let unknown = [newer("\"table\":\"network\"", "\"table\":\"galaxy\""), newer("\"pool4\":", "\"pool5\":")];
+    for (text, what) in unknown.iter().zip(["table \"galaxy\"", "column \"pool5\" of table \"network\""]) {
+        let error = refusal(text, None).await;
+        assert!(matches!(&error, BackupError::Newer { what: w, .. } if w == what), "{error}");
+        assert!(error.to_string().contains("with that release"), "{error}");
+    }
+    // Nothing of them was kept: the backup as it was made is restored, that of an older release only on request.
+    restored.restore(text.as_bytes(), Some(&key)).await.unwrap();
+    let (restored, _db) = open(kind).await;
+    restored.restore(stripped.as_bytes(), None).await.unwrap();
+}
+
+async fn every_table_is_dumped_or_exempt_by_name(kind: Kind) {
+    let (store, _db) = open(kind).await;
+    let sql = match kind {
+        Kind::Sqlite => {
+            "SELECT m.name AS t, c.name AS c FROM sqlite_master m JOIN pragma_table_info(m.name) c
+            WHERE m.type = 'table' AND m.name <> 'sqlite_sequence'"
+        }
+        Kind::Postgres => {
+            "SELECT CAST(table_name AS TEXT) AS t, CAST(column_name AS TEXT) AS c FROM information_schema.columns
+            WHERE table_schema = 'public'"
+        }
+    };
+    let found = store.read().await.unwrap().rows(sql, &[]).await.unwrap();
+    let found: BTreeSet<_> = found.iter().map(|r| (r.text("t").unwrap(), r.text("c").unwrap())).collect();
+    assert!(found.len() > 100, "{found:?}");
+    let dumped: BTreeSet<_> = dumped_columns().collect();
+    for (table, column) in &found {
+        let of_table = NOT_DUMPED.iter().any(|(t, why)| t == table && !why.is_empty());
+        let of_column = NOT_DUMPED_COLUMNS.iter().any(|(t, c, _)| t == table && c == column);
+        let is_dumped = dumped.contains(&(table.as_str(), column.as_str()));
+        assert!(is_dumped || of_table || of_column, "{table}.{column} would be lost by a restore");
+        assert!(!(is_dumped && of_table), "{table} is both");
+    }
+    for (table, column) in dumped {
+        assert!(found.contains(&(table.to_owned(), column.to_owned())), "{table}.{column} does not exist");
+    }
+    // PostgreSQL wakes by NOTIFY.
+    for (table, _) in NOT_DUMPED.iter().filter(|(t, _)| kind == Kind::Sqlite || *t != "wake") {
+        assert!(found.iter().any(|(t, _)| t == table), "{table} does not exist");
+    }
 }
 
 async fn job_has_one_holder_until_its_term_ends(kind: Kind) {
@@ -242,5 +322,7 @@ async fn newer_schema_is_refused(kind: Kind) {
     tx.commit().await.unwrap();
     store.close().await;
     let refused = Store::open(&db.url).await;
-    assert!(matches!(refused, Err(StoreError::Migrate(_))), "{refused:?}");
+    assert!(matches!(refused, Err(StoreError::NewerSchema(9999))), "{refused:?}");
+    let message = refused.unwrap_err().to_string();
+    assert!(message.contains("9999") && message.contains("start that release"), "{message}");
 }

@@ -1,5 +1,7 @@
 //! `spoke-control backup` and `restore`.
 use super::Context;
+use crate::clock::now_ms;
+use crate::signing::MasterKey;
 use clap::Args;
 use spoke_command::{Failure, Outcome, print};
 use std::io::BufReader;
@@ -17,14 +19,18 @@ pub struct BackupArgs {
 pub struct RestoreArgs {
     /// The file to read
     pub file: PathBuf,
+    /// Do not verify that the file is as it was made: whoever wrote it decides who is in the fleet
+    #[arg(long)]
+    pub unverified: bool,
 }
 
 /// Writes a backup to a file of mode 0600, replacing it atomically.
 pub async fn backup(context: &Context, args: &BackupArgs) -> Outcome {
-    let mut bytes = Vec::new();
-    let rows = context.store.backup(&mut bytes).await?;
-    spoke_sys::disk::write_atomic(&args.file, &bytes, false)?;
     let master = super::serve::master_path(&context.config);
+    let key = MasterKey::load_or_create(&master, &context.store, now_ms()).await?.backup_key();
+    let mut bytes = Vec::new();
+    let rows = context.store.backup(&mut bytes, &key).await?;
+    spoke_sys::disk::write_atomic(&args.file, &bytes, false)?;
     print(&format!(
         "{rows} rows written to {}; a restore also needs {}: keep a copy of that file elsewhere\n",
         args.file.display(),
@@ -37,8 +43,15 @@ pub async fn backup(context: &Context, args: &BackupArgs) -> Outcome {
 pub async fn restore(context: &Context, args: &RestoreArgs) -> Outcome {
     let file = std::fs::File::open(&args.file)
         .map_err(|e| Failure::BadInput(format!("{}: cannot be read: {e}", args.file.display())))?;
-    let rows = context.store.restore(BufReader::new(file)).await?;
     let master = super::serve::master_path(&context.config);
+    let key = MasterKey::read(&master)?.map(|m| m.backup_key());
+    if key.is_none() && !args.unverified {
+        return Err(Failure::BadInput(format!(
+            "the backup is verified with the fleet's master key: put it back to {} first, or give --unverified if you know where the file comes from",
+            master.display()
+        )));
+    }
+    let rows = context.store.restore(BufReader::new(file), key.as_ref().filter(|_| !args.unverified)).await?;
     print(&format!("{rows} rows restored\n"));
     if !master.exists() {
         print(&format!("put the master key back to {} before serving\n", master.display()));

@@ -1,10 +1,12 @@
 //! Backup of the whole store as lines of JSON, and restore into a database of either kind.
 //!
 //! The first line names the format, each further line is one row, the last line has the number of rows. Signing keys stay
-//! sealed. A restore needs an empty store and is one transaction.
+//! sealed. A restore needs an empty store and is one transaction. The last line also has a MAC of all lines before it under
+//! the fleet's master key: whoever could change a backup could make himself an operator.
 use super::error::StoreError;
 use super::row::Value;
 use super::sql::{Store, Tx};
+use super::token::constant_time_equal;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
@@ -24,10 +26,20 @@ struct RowLine {
     row: BTreeMap<String, serde_json::Value>,
 }
 
-/// The last line, by which a truncated backup is detected.
+/// The last line, by which a truncated backup is detected, and a changed one.
 #[derive(Serialize, Deserialize)]
 struct Footer {
     rows: u64,
+    /// Hex of HMAC-SHA256; absent: made by a release without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mac: Option<String>,
+}
+
+/// The key of backups' MACs.
+pub type BackupKey = ring::hmac::Key;
+
+fn hex(tag: &ring::hmac::Tag) -> String {
+    tag.as_ref().iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// Why a backup or restore failed.
@@ -47,6 +59,24 @@ pub enum BackupError {
         /// What is wrong.
         problem: String,
     },
+    /// It has a table or column that this release does not know.
+    #[error("line {line}: {what} is of a newer release: restore the backup with that release; nothing was restored")]
+    Newer {
+        /// Counted from 1.
+        line: u64,
+        /// The table or column.
+        what: String,
+    },
+    /// It has no MAC.
+    #[error(
+        "the backup has no MAC: it was made by a release without it, or changed; if you know where it comes from, restore it with --unverified"
+    )]
+    NoMac,
+    /// Its MAC is another one.
+    #[error(
+        "the backup was changed since it was made, or is of a fleet with another master key; nothing was restored: take another copy, or the master key that belongs to it"
+    )]
+    Changed,
     /// The store to restore into holds a fleet.
     #[error("the store is not empty: restore into a new one")]
     NotEmpty,
@@ -270,11 +300,33 @@ const TABLES: &[Table] = &[
     },
 ];
 
+/// The tables that a backup does not have, and why.
+pub const NOT_DUMPED: [(&str, &str); 9] = [
+    ("_sqlx_migrations", "the schema is that of the release that restores"),
+    ("audit_repeat", "counts of an hour, which begin again"),
+    ("chain", "read again from the chain"),
+    ("job", "due at once after a restore"),
+    ("registration", "sent again by each device"),
+    ("report", "sent again by each device"),
+    ("request", "answers that are kept for a day: a restored fleet has not given them"),
+    ("used_nonce", "older than any control plane that starts after the restore"),
+    ("wake", "no process waits"),
+];
+
+/// The columns of dumped tables that a backup does not have, and why.
+pub const NOT_DUMPED_COLUMNS: [(&str, &str, &str); 1] = [("audit", "id", "numbered again in the same order")];
+
+/// The tables and columns that a backup has.
+pub fn dumped_columns() -> impl Iterator<Item = (&'static str, &'static str)> {
+    TABLES.iter().flat_map(|t| t.columns.iter().map(|(column, _)| (t.name, *column)))
+}
+
 impl Store {
     /// Writes a snapshot of the store; returns the number of rows.
-    pub async fn backup(&self, out: &mut impl Write) -> Result<u64, BackupError> {
+    pub async fn backup(&self, out: &mut impl Write, key: &BackupKey) -> Result<u64, BackupError> {
         let mut tx = self.read().await?;
-        write_line(out, &Header { format: FORMAT.into(), version: VERSION })?;
+        let mut mac = ring::hmac::Context::with_key(key);
+        write_line(out, Some(&mut mac), &Header { format: FORMAT.into(), version: VERSION })?;
         let mut count = 0;
         for table in TABLES {
             for row in tx.rows(table.select, &[]).await? {
@@ -286,20 +338,21 @@ impl Store {
                     };
                     cells.insert((*column).to_owned(), value.unwrap_or_default());
                 }
-                write_line(out, &RowLine { table: table.name.into(), row: cells })?;
+                write_line(out, Some(&mut mac), &RowLine { table: table.name.into(), row: cells })?;
                 count += 1;
             }
         }
-        write_line(out, &Footer { rows: count })?;
+        write_line(out, None, &Footer { rows: count, mac: Some(hex(&mac.sign())) })?;
         out.flush()?;
         Ok(count)
     }
 
-    /// Restores a backup into an empty store, all of it or nothing; returns the number of rows.
+    /// Restores a backup into an empty store, all of it or nothing; returns the number of rows. Without `key` it is not
+    /// verified.
     ///
     /// Every generation is raised beyond what any device has seen: changes made after the backup are lost, and a device
     /// that applied them would refuse the restored document as old.
-    pub async fn restore(&self, input: impl BufRead) -> Result<u64, BackupError> {
+    pub async fn restore(&self, input: impl BufRead, key: Option<&BackupKey>) -> Result<u64, BackupError> {
         let mut tx = self.write().await?;
         if tx.row("SELECT 1 AS one FROM network", &[]).await?.is_some()
             || tx.row("SELECT 1 AS one FROM signing_key", &[]).await?.is_some()
@@ -310,7 +363,16 @@ impl Store {
         let mut lines = input.lines().zip(1u64..);
         let bad = |line, problem: &dyn std::fmt::Display| BackupError::Format { line, problem: problem.to_string() };
         let (first, _) = lines.next().ok_or_else(|| bad(1, &"the file is empty"))?;
-        let head: Header = serde_json::from_str(&first?).map_err(|e| bad(1, &e))?;
+        let mut mac = key.map(ring::hmac::Context::with_key);
+        let mut read = |text: &str| {
+            if let Some(mac) = &mut mac {
+                mac.update(text.as_bytes());
+                mac.update(b"\n");
+            }
+        };
+        let first = first?;
+        read(&first);
+        let head: Header = serde_json::from_str(&first).map_err(|e| bad(1, &e))?;
         if head.format != FORMAT || head.version != VERSION {
             return Err(bad(1, &format_args!("not a {FORMAT} of version {VERSION}")));
         }
@@ -323,15 +385,23 @@ impl Store {
                 return Err(bad(number, &"data after the last line"));
             }
             if let Ok(end) = serde_json::from_str::<Footer>(&text) {
-                footer = Some(end.rows);
+                footer = Some(end);
                 continue;
             }
+            read(&text);
             let line: RowLine = serde_json::from_str(&text).map_err(|e| bad(number, &e))?;
+            if let Some(what) = unknown(&line) {
+                return Err(BackupError::Newer { line: number, what });
+            }
             insert(&mut tx, &line).await?.ok_or_else(|| bad(number, &"not a row of a known table"))?;
             count += 1;
         }
-        if footer != Some(count) {
-            return Err(bad(last, &"the backup is cut short"));
+        let footer = footer.filter(|f| f.rows == count).ok_or_else(|| bad(last, &"the backup is cut short"))?;
+        if let Some(mac) = mac {
+            let stored = footer.mac.ok_or(BackupError::NoMac)?;
+            if !constant_time_equal(stored.as_bytes(), hex(&mac.sign()).as_bytes()) {
+                return Err(BackupError::Changed);
+            }
         }
         tx.run("UPDATE node SET generation = generation + $1", &[RESTORE_STEP.into()]).await?;
         tx.commit().await?;
@@ -342,9 +412,25 @@ impl Store {
 /// More generations than a node gets between two backups.
 const RESTORE_STEP: i64 = 1_000_000;
 
-fn write_line(out: &mut impl Write, value: &impl Serialize) -> Result<(), BackupError> {
-    writeln!(out, "{}", serde_json::to_string(value).map_err(std::io::Error::other)?)?;
-    Ok(())
+fn write_line(
+    out: &mut impl Write,
+    mac: Option<&mut ring::hmac::Context>,
+    value: &impl Serialize,
+) -> Result<(), BackupError> {
+    let line = serde_json::to_string(value).map_err(std::io::Error::other)? + "\n";
+    if let Some(mac) = mac {
+        mac.update(line.as_bytes());
+    }
+    Ok(out.write_all(line.as_bytes())?)
+}
+
+/// The table or column of a row that this release does not know.
+fn unknown(line: &RowLine) -> Option<String> {
+    let Some(table) = TABLES.iter().find(|t| t.name == line.table) else {
+        return Some(format!("table {:?}", line.table));
+    };
+    let column = line.row.keys().find(|c| !table.columns.iter().any(|(name, _)| name == c))?;
+    Some(format!("column {column:?} of table {:?}", line.table))
 }
 
 async fn insert(tx: &mut Tx, line: &RowLine) -> Result<Option<()>, StoreError> {

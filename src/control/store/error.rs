@@ -27,6 +27,11 @@ pub enum StoreError {
     /// Not the address of a database.
     #[error("not a database: {0:?}; write sqlite:/absolute/path or postgres://user@host/name")]
     BadUrl(String),
+    /// A newer release has migrated the schema.
+    #[error(
+        "the database has the schema {0} of a newer release, and nothing was changed: start that release or a later one, or restore a backup of this one into an empty database"
+    )]
+    NewerSchema(i64),
     /// The schema could not be migrated.
     #[error("cannot migrate the database schema")]
     Migrate(#[source] MigrateError),
@@ -57,11 +62,21 @@ impl StoreError {
             | Self::Full(_)
             | Self::UniqueViolation(_)
             | Self::BadUrl(_)
+            | Self::NewerSchema(_)
             | Self::Migrate(_)
             | Self::Unreadable(_)
             | Self::Random
             | Self::Changed(_)
             | Self::Database(_) => false,
+        }
+    }
+}
+
+impl From<MigrateError> for StoreError {
+    fn from(e: MigrateError) -> Self {
+        match e {
+            MigrateError::VersionMissing(version) => Self::NewerSchema(version),
+            other => Self::Migrate(other),
         }
     }
 }

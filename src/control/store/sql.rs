@@ -99,7 +99,7 @@ impl Store {
             ]);
             let pool =
                 PgPoolOptions::new().max_connections(16).acquire_timeout(ACQUIRE_TIMEOUT).connect_with(options).await?;
-            sqlx::migrate!("store/migrations/postgres").run(&pool).await.map_err(StoreError::Migrate)?;
+            sqlx::migrate!("store/migrations/postgres").run(&pool).await?;
             Pools::Postgres(pool)
         } else {
             return Err(StoreError::BadUrl(url.split(':').next().unwrap_or_default().to_owned()));
@@ -217,7 +217,7 @@ async fn sqlite(path: &str) -> Result<Pools, StoreError> {
         .busy_timeout(ACQUIRE_TIMEOUT);
     let pool = |max| SqlitePoolOptions::new().max_connections(max).acquire_timeout(ACQUIRE_TIMEOUT);
     let write = pool(1).connect_with(options.clone()).await?;
-    sqlx::migrate!("store/migrations/sqlite").run(&write).await.map_err(StoreError::Migrate)?;
+    sqlx::migrate!("store/migrations/sqlite").run(&write).await?;
     let read = pool(4).connect_with(options.read_only(true)).await?;
     Ok(Pools::Sqlite { write, read })
 }
@@ -271,6 +271,21 @@ impl Tx {
             bound!(sql, values).execute(&mut **tx).await?;
         }
         Ok(())
+    }
+
+    /// Counts the steps of SQLite's virtual machine from here on.
+    #[cfg(test)]
+    pub(super) async fn count_steps(&mut self) -> Arc<std::sync::atomic::AtomicU64> {
+        let count = Arc::new(std::sync::atomic::AtomicU64::new(0));
+        if let Connection::Sqlite(tx) = &mut self.connection {
+            let counted = Arc::clone(&count);
+            let step = move || {
+                counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                true
+            };
+            tx.lock_handle().await.unwrap().set_progress_handler(1, step);
+        }
+        count
     }
 
     const fn is_sqlite(&self) -> bool {
