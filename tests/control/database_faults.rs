@@ -166,7 +166,7 @@ async fn full_disk_refuses_and_recovers() {
     let (status, answer) = server.device(&format!("edge-{i}")).enrol(&token).await;
     assert_eq!(status, 200, "without a restart: {answer} {}", server.log());
     let (_, tokens) = server.operator("GET", "/api/tokens", "").await;
-    assert_eq!(tokens["data"][0]["uses"], i + 1);
+    assert_eq!(tokens["data"]["items"][0]["uses"], i + 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -102,7 +102,8 @@ async fn change_of_an_older_version_is_refused_with_what_changed(kind: Kind) {
     assert_eq!(send(&server, "PUT /api/releases", newer, &[("if-match", &wanted)]).await.status, 200);
     let refused = send(&server, "DELETE /api/releases?network=field", "", &[("if-match", &wanted)]).await;
     assert_eq!((refused.status, &refused.body["data"]["version"]), (412, &json!("1.5.0")), "{}", refused.body);
-    let listed = send(&server, "GET /api/releases", "", &[]).await.body["data"][0]["etag"].as_str().unwrap().to_owned();
+    let listed =
+        send(&server, "GET /api/releases", "", &[]).await.body["data"]["items"][0]["etag"].as_str().unwrap().to_owned();
     let gone = send(&server, "DELETE /api/releases?network=field", "", &[("if-match", &listed)]).await;
     assert_eq!(gone.status, 200, "{}", gone.body);
 }

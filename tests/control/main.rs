@@ -33,6 +33,7 @@ mod hub_move;
 mod keys;
 mod labels;
 mod limits;
+mod lists;
 mod preshared;
 mod reasons;
 mod relay;

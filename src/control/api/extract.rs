@@ -3,6 +3,7 @@ use super::error_code::ErrorCode;
 use super::response::OperatorError;
 use super::state::ApiState;
 use crate::store::Store;
+use crate::store::page::{Listing, MAX_PAGE, PageRequest};
 use crate::store::precondition::{Edited, Precondition};
 use crate::version::IfMatch;
 use axum::Json;
@@ -16,9 +17,6 @@ use std::sync::Arc;
 
 /// The largest body of a request, in bytes.
 pub const MAX_BODY: usize = 64 << 10;
-
-/// The longest page of a list, and its default length.
-const MAX_PAGE: i64 = 1000;
 
 /// An operator's JSON body; its faults are answered in the operators' envelope.
 #[derive(Debug)]
@@ -62,6 +60,37 @@ impl FromRequestParts<Arc<ApiState>> for Condition {
     }
 }
 
+/// Selects a page of a list.
+#[derive(Clone, Debug, Default, Deserialize, utoipa::IntoParams)]
+#[serde(default, deny_unknown_fields)]
+pub struct ListQuery {
+    /// With this text in a name, id or note, whatever its case.
+    pub filter: String,
+    /// What it is sorted by; with `-` in front, descending. A wrong one is answered with those there are.
+    pub sort: String,
+    /// `next_cursor` of the page before.
+    pub cursor: String,
+    /// At most this many, 1 to 1000.
+    pub limit: Option<i64>,
+}
+
+impl ListQuery {
+    /// The page of `listing`.
+    pub fn page(&self, listing: &'static Listing) -> Result<PageRequest, OperatorError> {
+        page_of(listing, &self.sort, &self.cursor, self.limit)
+    }
+}
+
+/// A page of a list, or the parameter at fault.
+pub fn page_of(
+    listing: &'static Listing,
+    sort: &str,
+    cursor: &str,
+    limit: Option<i64>,
+) -> Result<PageRequest, OperatorError> {
+    PageRequest::new(listing, sort, cursor, limit).map_err(|e| OperatorError::bad_field(e.field(), e))
+}
+
 /// A page of a list.
 #[derive(Clone, Debug, Default, Deserialize, utoipa::IntoParams)]
 #[serde(default, deny_unknown_fields)]
@@ -75,11 +104,6 @@ pub struct Page {
 impl Page {
     /// The limit within its range.
     pub fn rows(&self) -> i64 {
-        page_length(self.limit)
+        self.limit.unwrap_or(MAX_PAGE).clamp(1, MAX_PAGE)
     }
-}
-
-/// The length of a page of which `limit` was asked.
-pub fn page_length(limit: Option<i64>) -> i64 {
-    limit.unwrap_or(MAX_PAGE).clamp(1, MAX_PAGE)
 }

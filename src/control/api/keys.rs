@@ -1,13 +1,14 @@
 //! The operators' API for their own keys.
 use super::auth::Operator;
-use super::extract::Body;
+use super::extract::{Body, ListQuery};
 use super::response::{Answer, OperatorResult, success};
 use super::state::ApiState;
-use super::view::{OperatorKeyView, all};
+use super::view::{Listed, OperatorKeyView, listed};
 use crate::clock::now_ms;
 use crate::registry::operator_keys;
+use crate::store::list::OPERATOR_KEYS;
 use crate::store::operator_key::OperatorRole;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use utoipa_axum::router::OpenApiRouter;
@@ -18,11 +19,16 @@ pub fn router() -> OpenApiRouter<Arc<ApiState>> {
     OpenApiRouter::new().routes(routes!(keys, add_key)).routes(routes!(revoke_key)).routes(routes!(me))
 }
 
-/// Lists the keys of operators, newest first, without their text.
-#[utoipa::path(get, path = "/api/keys", responses(
-    (status = 200, body = Answer<Vec<OperatorKeyView>>), (status = 403)))]
-async fn keys(State(state): State<Arc<ApiState>>, _by: Operator) -> OperatorResult<Vec<OperatorKeyView>> {
-    Ok(success(all(state.store.read().await?.operator_keys().await?)))
+/// Lists the keys of operators without their text, newest first unless `sort` (`id`, `name`, `role`, `created`) says otherwise.
+#[utoipa::path(get, path = "/api/keys", params(ListQuery), responses(
+    (status = 200, body = Answer<Listed<OperatorKeyView>>), (status = 400), (status = 403)))]
+async fn keys(
+    State(state): State<Arc<ApiState>>,
+    _by: Operator,
+    Query(wanted): Query<ListQuery>,
+) -> OperatorResult<Listed<OperatorKeyView>> {
+    let page = wanted.page(&OPERATOR_KEYS)?;
+    Ok(success(listed(state.store.read().await?.list_operator_keys(&wanted.filter, &page).await?)))
 }
 
 /// A key to be created.

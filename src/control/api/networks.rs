@@ -1,15 +1,17 @@
 //! The operators' API for networks.
 use super::auth::Operator;
-use super::extract::{Body, Condition};
+use super::extract::{Body, Condition, ListQuery};
 use super::response::{Answer, OperatorError, OperatorResult, success};
 use super::state::ApiState;
+use super::view::{Listed, listed};
 use crate::clock::now_ms;
 use crate::registry::network_change::{NO_CONTRACT, NetworkChange};
 use crate::registry::{Entity, RegistryError, networks};
 use crate::store::edit::network_version;
+use crate::store::list::NETWORKS;
 use crate::store::network::Network;
 use crate::store::precondition::Edited;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use serde::{Deserialize, Serialize};
 use spoke_model::interface_name::IfName;
 use std::sync::Arc;
@@ -21,10 +23,16 @@ pub fn router() -> OpenApiRouter<Arc<ApiState>> {
     OpenApiRouter::new().routes(routes!(networks, add_network)).routes(routes!(network, set_network, remove_network))
 }
 
-/// Lists networks by name.
-#[utoipa::path(get, path = "/api/networks", responses((status = 200, body = Answer<Vec<Network>>)))]
-async fn networks(State(state): State<Arc<ApiState>>, _by: Operator) -> OperatorResult<Vec<Network>> {
-    Ok(success(state.store.read().await?.networks().await?))
+/// Lists networks, by name unless `sort` (`name`, `created`) says otherwise.
+#[utoipa::path(get, path = "/api/networks", params(ListQuery), responses(
+    (status = 200, body = Answer<Listed<Network>>), (status = 400)))]
+async fn networks(
+    State(state): State<Arc<ApiState>>,
+    _by: Operator,
+    Query(wanted): Query<ListQuery>,
+) -> OperatorResult<Listed<Network>> {
+    let page = wanted.page(&NETWORKS)?;
+    Ok(success(listed(state.store.read().await?.list_networks(&wanted.filter, &page).await?)))
 }
 
 /// Shows one network.

@@ -1,17 +1,18 @@
 //! The operators' API for nodes and hubs.
 use super::auth::Operator;
 use super::error_code::ErrorCode;
-use super::extract::{Body, Condition, page_length};
+use super::extract::{Body, Condition, page_of};
 use super::response::{Answer, OperatorError, OperatorResult, success};
 use super::state::ApiState;
 use super::tokens::CreatedToken;
-use super::view::{Listed, NodeDetail, NodeTestView, NodeView, all};
+use super::view::{Listed, NodeDetail, NodeTestView, NodeView, listed};
 use crate::clock::now_ms;
 use crate::registry::node_change::NodeChange;
 use crate::registry::nodes::{HubAnnouncement, NodeAnnouncement};
 use crate::registry::{Entity, RegistryError, node_test, nodes, tokens};
 use crate::selector::{Labels, Selector};
 use crate::store::edit::node_version;
+use crate::store::list::NODES;
 use crate::store::node::NodeState;
 use crate::store::node_status::NodeQuery;
 use crate::store::precondition::Edited;
@@ -48,16 +49,15 @@ struct NodesQuery {
     network: Option<String>,
     /// In this state.
     state: Option<NodeState>,
+    /// `id`, `label`, `network`, `state` or `created`; with `-` in front, descending.
+    sort: String,
     /// `next_cursor` of the page before.
     cursor: String,
     /// At most this many, 1 to 1000.
     limit: Option<i64>,
 }
 
-/// Nodes are counted no further than this.
-const MOST_COUNTED: i64 = 10_001;
-
-/// Lists nodes by id.
+/// Lists nodes, by id unless `sort` says otherwise.
 #[utoipa::path(get, path = "/api/nodes", params(NodesQuery), responses(
     (status = 200, body = Answer<Listed<NodeView>>), (status = 400)))]
 async fn nodes(
@@ -67,25 +67,17 @@ async fn nodes(
 ) -> OperatorResult<Listed<NodeView>> {
     let selector = wanted.selector.parse::<Selector>();
     let selector = selector.map_err(|e| OperatorError::bad_field("selector", e))?;
+    let page = page_of(&NODES, &wanted.sort, &wanted.cursor, wanted.limit)?;
     let query = NodeQuery {
         only: None,
         network: wanted.network.as_deref(),
         state: wanted.state,
         filter: Some(&wanted.filter),
         selector: Some(&selector),
-        after: &wanted.cursor,
+        after: "",
     };
-    let limit = page_length(wanted.limit);
-    let mut tx = state.store.read().await?;
-    let total_estimate = tx.count_nodes(&query, MOST_COUNTED).await?;
-    // One more tells whether there is another page.
-    let mut statuses = tx.node_statuses(&query, limit + 1).await?;
-    let more = statuses.len() > usize::try_from(limit).unwrap_or(usize::MAX);
-    if more {
-        statuses.pop();
-    }
-    let next_cursor = statuses.last().filter(|_| more).map(|s| s.node.id.to_string());
-    Ok(success(Listed { items: all(statuses), next_cursor, total_estimate }))
+    let found = state.store.read().await?.list_nodes(&query, &page).await?;
+    Ok(success(listed(found)))
 }
 
 /// Replaces the labels of a node.

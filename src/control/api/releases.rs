@@ -1,12 +1,13 @@
 //! The operators' API for desired releases.
 use super::auth::Operator;
-use super::extract::{Body, Condition};
+use super::extract::{Body, Condition, ListQuery};
 use super::response::{Answer, OperatorError, OperatorResult, success};
 use super::state::ApiState;
-use super::view::all;
+use super::view::{Listed, listed};
 use crate::clock::now_ms;
 use crate::registry::{Entity, RegistryError, releases};
 use crate::store::edit::release_version;
+use crate::store::list::RELEASES;
 use crate::store::precondition::Edited;
 use crate::store::release::Release;
 use axum::extract::{Query, State};
@@ -66,10 +67,16 @@ impl From<Release> for ReleaseView {
     }
 }
 
-/// Lists every desired release.
-#[utoipa::path(get, path = "/api/releases", responses((status = 200, body = Answer<Vec<ReleaseView>>)))]
-async fn releases(State(state): State<Arc<ApiState>>, _by: Operator) -> OperatorResult<Vec<ReleaseView>> {
-    Ok(success(all(state.store.read().await?.releases().await?)))
+/// Lists desired releases, by network unless `sort` (`network`, `version`, `since`) says otherwise.
+#[utoipa::path(get, path = "/api/releases", params(ListQuery), responses(
+    (status = 200, body = Answer<Listed<ReleaseView>>), (status = 400)))]
+async fn releases(
+    State(state): State<Arc<ApiState>>,
+    _by: Operator,
+    Query(wanted): Query<ListQuery>,
+) -> OperatorResult<Listed<ReleaseView>> {
+    let page = wanted.page(&RELEASES)?;
+    Ok(success(listed(state.store.read().await?.list_releases(&wanted.filter, &page).await?)))
 }
 
 async fn view(state: &ApiState, network: &str, node: Option<&NodeId>) -> OperatorResult<ReleaseView> {

@@ -1,13 +1,14 @@
 //! The operators' API for enrolment tokens.
 use super::auth::Operator;
-use super::extract::Body;
+use super::extract::{Body, ListQuery};
 use super::response::{Answer, OperatorResult, success};
 use super::state::ApiState;
-use super::view::{TokenView, all};
+use super::view::{Listed, TokenView, listed};
 use crate::clock::now_ms;
 use crate::registry::tokens;
+use crate::store::list::TOKENS;
 use crate::store::token::NewToken;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use serde::{Deserialize, Serialize};
 use spoke_model::node_id::NodeId;
 use std::sync::Arc;
@@ -19,10 +20,16 @@ pub fn router() -> OpenApiRouter<Arc<ApiState>> {
     OpenApiRouter::new().routes(routes!(tokens, add_token)).routes(routes!(revoke_token))
 }
 
-/// Lists enrolment tokens, newest first, without their text.
-#[utoipa::path(get, path = "/api/tokens", responses((status = 200, body = Answer<Vec<TokenView>>)))]
-async fn tokens(State(state): State<Arc<ApiState>>, _by: Operator) -> OperatorResult<Vec<TokenView>> {
-    Ok(success(all(state.store.read().await?.tokens().await?)))
+/// Lists enrolment tokens without their text, newest first unless `sort` (`id`, `created`) says otherwise.
+#[utoipa::path(get, path = "/api/tokens", params(ListQuery), responses(
+    (status = 200, body = Answer<Listed<TokenView>>), (status = 400)))]
+async fn tokens(
+    State(state): State<Arc<ApiState>>,
+    _by: Operator,
+    Query(wanted): Query<ListQuery>,
+) -> OperatorResult<Listed<TokenView>> {
+    let page = wanted.page(&TOKENS)?;
+    Ok(success(listed(state.store.read().await?.list_tokens(&wanted.filter, &page).await?)))
 }
 
 /// A token to be created.

@@ -6,6 +6,7 @@ use crate::store::audit::AuditRecord;
 use crate::store::node::{NodeState, Overrides};
 use crate::store::node_status::{FleetCounts, NodeAccess, NodeRecord, NodeStatus, Registration};
 use crate::store::operator_key::{OperatorKey, OperatorRole};
+use crate::store::page::Page;
 use crate::store::signing_key::KeptKey;
 use crate::store::token::Token;
 use serde::Serialize;
@@ -42,8 +43,13 @@ pub struct Listed<T> {
     pub items: Vec<T>,
     /// For `cursor` of the next page; null: there is none.
     pub next_cursor: Option<String>,
-    /// Entities that the conditions select, on whatever page; 10001: more than 10000.
+    /// Entities that the conditions select, on whatever page; 1001: more than 1000.
     pub total_estimate: u64,
+}
+
+/// A page of the store, mapped to its JSON shape.
+pub fn listed<R, V: From<R>>(page: Page<R>) -> Listed<V> {
+    Listed { items: all(page.items), next_cursor: page.next, total_estimate: page.total }
 }
 
 /// A node with its last report.

@@ -1,6 +1,7 @@
 //! The audit trail: who changed what, written in the transaction that changed it.
 use super::audit_entry::{Chain, Entry};
 use super::error::StoreError;
+use super::page::Conditions;
 use super::row::Row;
 use super::sql::Tx;
 
@@ -57,6 +58,22 @@ pub struct AuditFilter {
     pub limit: i64,
     /// Skips this many.
     pub offset: i64,
+    /// Older than the record with this id.
+    pub before: Option<i64>,
+}
+
+impl AuditFilter {
+    fn conditions(&self) -> Conditions {
+        let mut wanted = Conditions::default();
+        let Self { entity_type, entity_id, action, .. } = self;
+        for (sql, value) in [("entity_type = $?", entity_type), ("entity_id = $?", entity_id), ("action = $?", action)]
+        {
+            if let Some(value) = value.as_deref().filter(|v| !v.is_empty()) {
+                wanted.and(sql, [value.into()]);
+            }
+        }
+        wanted
+    }
 }
 
 impl Tx {
@@ -88,17 +105,17 @@ impl Tx {
 
     /// Records, newest first.
     pub async fn audit_records(&mut self, filter: &AuditFilter) -> Result<Vec<AuditRecord>, StoreError> {
-        let sql = "SELECT id, at_ms, actor, action, entity_type, entity_id, details FROM audit
-            WHERE ($1 = '' OR entity_type = $1) AND ($2 = '' OR entity_id = $2) AND ($3 = '' OR action = $3)
-            ORDER BY id DESC LIMIT $4 OFFSET $5";
-        let any = |f: &Option<String>| f.clone().unwrap_or_default().into();
-        let values = [
-            any(&filter.entity_type),
-            any(&filter.entity_id),
-            any(&filter.action),
-            filter.limit.into(),
-            filter.offset.into(),
-        ];
+        let mut wanted = filter.conditions();
+        if let Some(before) = filter.before {
+            wanted.and("id < $?", [before.into()]);
+        }
+        let (clauses, mut values) = wanted.sql();
+        let (limit, offset) = (values.len() + 1, values.len() + 2);
+        values.extend([filter.limit.into(), filter.offset.into()]);
+        let sql = format!(
+            "SELECT id, at_ms, actor, action, entity_type, entity_id, details FROM audit{clauses}
+            ORDER BY id DESC LIMIT ${limit} OFFSET ${offset}"
+        );
         let read = |row: &Row| {
             Ok(AuditRecord {
                 id: row.count("id")?,
@@ -110,6 +127,11 @@ impl Tx {
                 actor: row.text("actor")?,
             })
         };
-        self.rows(sql, &values).await?.iter().map(read).collect()
+        self.rows_built(sql, &values).await?.iter().map(read).collect()
+    }
+
+    /// Counts the selected records, no further than `MOST_COUNTED`, whatever its page.
+    pub async fn count_audit(&mut self, filter: &AuditFilter) -> Result<u64, StoreError> {
+        self.count_listed("audit", &filter.conditions()).await
     }
 }

@@ -177,7 +177,7 @@ impl Network {
         self.pool4.into_iter().chain(self.pool6).map(pool).collect()
     }
 
-    fn read(row: &Row) -> Result<Self, StoreError> {
+    pub(super) fn read(row: &Row) -> Result<Self, StoreError> {
         let narrow = |n: u64, column| u16::try_from(n).map_err(|_| StoreError::Unreadable(column));
         Ok(Self {
             name: row.text("name")?,

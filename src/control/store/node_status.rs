@@ -1,8 +1,10 @@
 //! Nodes with their last report, and counts over the fleet.
 use super::admission::{ChainProgress, reason_of};
 use super::error::StoreError;
+use super::list::NODES;
 use super::network::{Access, Network};
 use super::node::{Node, NodeState};
+use super::page::{Conditions, Page, PageRequest};
 use super::row::{Row, Value};
 use super::sql::Tx;
 use crate::selector::{Labels, Selector};
@@ -169,101 +171,108 @@ pub struct NodeQuery<'a> {
 }
 
 /// What is read of the nodes of a page.
-const STATUSES: &str = " SELECT n.*, r.generation AS observed, r.outcome, r.reason, r.healthy, r.received_ms, r.drift,
-        r.version AS reported_version, r.health, a.code AS access_code, a.token_id AS access_token
+const STATUSES: &str = " SELECT n.*, page.sort_value, page.sort_key, r.generation AS observed, r.outcome, r.reason, r.healthy,
+        r.received_ms, r.drift, r.version AS reported_version, r.health, a.code AS access_code, a.token_id AS access_token
     FROM page JOIN node n ON n.id = page.id LEFT JOIN report r ON r.node = n.id
-    LEFT JOIN admission a ON a.node = n.id AND a.wireguard_key = n.wireguard_key
-    ORDER BY n.id";
+    LEFT JOIN admission a ON a.node = n.id AND a.wireguard_key = n.wireguard_key";
 const ADDRESSES: &str = " SELECT l.node, l.network, l.family, l.host FROM page JOIN lease l ON l.node = page.id
     WHERE l.until_ms IS NULL ORDER BY l.node, l.family";
 const LABELS: &str = " SELECT l.node, l.key, l.value FROM page JOIN node_label l ON l.node = page.id";
 
-/// A condition on `node n` and the values of its placeholders.
-struct Condition {
-    sql: String,
+/// The conditions on `node n`.
+fn conditions(query: &NodeQuery<'_>) -> Conditions {
+    let mut made = Conditions::default();
+    if let Some(id) = query.only {
+        made.and("n.id = $?", [id.as_str().into()]);
+    }
+    if let Some(network) = query.network {
+        made.and("n.network = $?", [network.into()]);
+    }
+    if let Some(state) = query.state {
+        made.and("n.state = $?", [state.as_str().into()]);
+    }
+    made.contain(NODES.text, query.filter.unwrap_or_default());
+    for term in query.selector.iter().flat_map(|s| s.terms()) {
+        let not = if term.equal { "" } else { "NOT " };
+        let sql =
+            format!("{not}EXISTS (SELECT 1 FROM node_label l WHERE l.node = n.id AND l.key = $? AND l.value = $?)");
+        made.and(&sql, [term.key.as_str().into(), term.value.as_str().into()]);
+    }
+    if !query.after.is_empty() {
+        made.and("n.id > $?", [query.after.into()]);
+    }
+    made
+}
+
+/// The nodes that are read: a common table expression, its values, and the order of its rows.
+struct Selected {
+    page: String,
     values: Vec<Value>,
+    order: String,
 }
 
-impl Condition {
-    fn of(query: &NodeQuery<'_>) -> Self {
-        let mut made = Self { sql: "1 = 1".to_owned(), values: Vec::new() };
-        if let Some(id) = query.only {
-            made.and("n.id = $?", [id.as_str()]);
-        }
-        if let Some(network) = query.network {
-            made.and("n.network = $?", [network]);
-        }
-        if let Some(state) = query.state {
-            made.and("n.state = $?", [state.as_str()]);
-        }
-        if let Some(text) = query.filter.filter(|t| !t.is_empty()) {
-            let pattern = format!("%{}%", escape_pattern(&text.to_lowercase()));
-            let sql = "(LOWER(n.id) LIKE $? ESCAPE '!' OR LOWER(n.label) LIKE $? ESCAPE '!')";
-            made.and(sql, [pattern.as_str(), pattern.as_str()]);
-        }
-        for term in query.selector.iter().flat_map(|s| s.terms()) {
-            let not = if term.equal { "" } else { "NOT " };
-            let sql =
-                format!("{not}EXISTS (SELECT 1 FROM node_label l WHERE l.node = n.id AND l.key = $? AND l.value = $?)");
-            made.and(&sql, [term.key.as_str(), term.value.as_str()]);
-        }
-        if !query.after.is_empty() {
-            made.and("n.id > $?", [query.after]);
-        }
-        made
+impl Selected {
+    /// A page of the list.
+    fn listed(query: &NodeQuery<'_>, page: &PageRequest) -> Self {
+        let (clauses, values) = page.clauses(&conditions(query));
+        let columns = page.columns();
+        let page_sql = format!("WITH page AS (SELECT n.id, {columns} FROM node n{clauses})");
+        Self { page: page_sql, values, order: page.order_within("page") }
     }
 
-    /// Adds a condition in which each `$?` stands for the next of `values`.
-    fn and<const N: usize>(&mut self, sql: &str, values: [&str; N]) {
-        self.sql.push_str(" AND ");
-        let mut parts = sql.split("$?");
-        self.sql.push_str(parts.next().unwrap_or_default());
-        for (part, value) in parts.zip(values) {
-            self.values.push(value.into());
-            self.sql.push_str(&format!("${}{part}", self.values.len()));
-        }
-    }
-
-    /// The ids of a page of at most `limit` nodes, as a common table expression.
-    fn page(&self, limit: i64) -> (String, Vec<Value>) {
-        let mut values = self.values.clone();
+    /// At most `limit` by id.
+    fn by_id(query: &NodeQuery<'_>, limit: i64) -> Self {
+        let (clauses, mut values) = conditions(query).sql();
         values.push(limit.into());
-        let last = values.len();
-        let sql = format!("WITH page AS (SELECT n.id FROM node n WHERE {} ORDER BY n.id LIMIT ${last})", self.sql);
-        (sql, values)
+        let page = format!(
+            "WITH page AS (SELECT n.id, n.id AS sort_value, n.id AS sort_key FROM node n{clauses} ORDER BY n.id LIMIT ${})",
+            values.len()
+        );
+        Self { page, values, order: " ORDER BY n.id".to_owned() }
     }
-}
 
-/// `text` without a meaning of its own in a LIKE pattern whose escape is `!`.
-fn escape_pattern(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        if matches!(c, '!' | '%' | '_') {
-            out.push('!');
-        }
-        out.push(c);
+    /// The statement that reads `rest` of these nodes.
+    fn with(&self, rest: &str) -> String {
+        format!("{}{rest}", self.page)
     }
-    out
 }
 
 impl Tx {
     /// At most `limit` of the selected nodes, by id. Reads nothing of the others.
     pub async fn node_statuses(&mut self, query: &NodeQuery<'_>, limit: i64) -> Result<Vec<NodeStatus>, StoreError> {
-        let (page, values) = Condition::of(query).page(limit);
-        let sql = format!("{page}{STATUSES}");
-        let rows = self.rows_built(sql, &values).await?;
+        let selected = Selected::by_id(query, limit);
+        let rows = self.rows_built(selected.with(&format!("{STATUSES}{}", selected.order)), &selected.values).await?;
+        self.statuses(&selected, &rows).await
+    }
+
+    /// A page of [`NODES`].
+    pub async fn list_nodes(
+        &mut self,
+        query: &NodeQuery<'_>,
+        page: &PageRequest,
+    ) -> Result<Page<NodeStatus>, StoreError> {
+        let selected = Selected::listed(query, page);
+        let rows = self.rows_built(selected.with(&format!("{STATUSES}{}", selected.order)), &selected.values).await?;
+        let (rows, next) = page.cut(rows)?;
+        let total = match page.shown_total(&rows, next.as_ref()) {
+            Some(total) => total,
+            None => self.count_listed("node n", &conditions(query)).await?,
+        };
+        Ok(Page { items: self.statuses(&selected, &rows).await?, next, total })
+    }
+
+    /// The statuses of nodes of which the first part is read.
+    async fn statuses(&mut self, selected: &Selected, rows: &[Row]) -> Result<Vec<NodeStatus>, StoreError> {
         let networks = self.networks().await?;
-        let sql = format!("{page}{ADDRESSES}");
         let mut addresses: HashMap<String, Vec<IpNet>> = HashMap::new();
-        for row in self.rows_built(sql, &values).await? {
+        for row in self.rows_built(selected.with(ADDRESSES), &selected.values).await? {
             let name = row.text("network")?;
             let network = networks.iter().find(|n| n.name == name);
             let address = network.and_then(|n| n.address_of(row.int("family").ok()?, row.count("host").ok()?).ok()?);
             addresses.entry(row.text("node")?).or_default().extend(address);
         }
-        let sql = format!("{page}{LABELS}");
         let mut labels: HashMap<String, Labels> = HashMap::new();
-        for row in self.rows_built(sql, &values).await? {
+        for row in self.rows_built(selected.with(LABELS), &selected.values).await? {
             labels.entry(row.text("node")?).or_default().insert(row.text("key")?, row.text("value")?);
         }
         let read = |row: &Row| {
@@ -279,13 +288,6 @@ impl Tx {
             })
         };
         rows.iter().map(read).collect()
-    }
-
-    /// How many nodes are selected, whatever page; counts no further than `most`.
-    pub async fn count_nodes(&mut self, query: &NodeQuery<'_>, most: i64) -> Result<u64, StoreError> {
-        let (page, values) = Condition::of(&NodeQuery { after: "", ..*query }).page(most);
-        let rows = self.rows_built(format!("{page} SELECT COUNT(*) AS n FROM page"), &values).await?;
-        rows.first().ok_or(StoreError::Unreadable("node"))?.count("n")
     }
 
     /// Replaces the labels of a node.
@@ -356,11 +358,23 @@ mod tests {
     use super::*;
     use crate::store::Store;
 
+    async fn store(dir: &std::path::Path) -> Store {
+        Store::open(&format!("sqlite:{}", dir.join("fleet.db").display())).await.unwrap()
+    }
+
+    fn page(sort: &str) -> PageRequest {
+        PageRequest::new(&NODES, sort, "", Some(1)).unwrap()
+    }
+
+    fn sorts() -> impl Iterator<Item = String> {
+        NODES.columns.iter().flat_map(|c| [c.name.to_owned(), format!("-{}", c.name)])
+    }
+
     /// A table that is scanned costs as much at every page as the fleet is large.
     #[tokio::test]
     async fn page_of_nodes_scans_no_table_beside() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&format!("sqlite:{}", dir.path().join("fleet.db").display())).await.unwrap();
+        let store = store(dir.path()).await;
         let mut tx = store.read().await.unwrap();
         let selector = "site=berlin,model!=pi3".parse().unwrap();
         let id = "edge-1".parse().unwrap();
@@ -371,21 +385,68 @@ mod tests {
             NodeQuery { only: Some(&id), ..NodeQuery::default() },
         ];
         for query in queries {
-            let (page, values) = Condition::of(&query).page(100);
-            for rest in [STATUSES, ADDRESSES, LABELS] {
-                let plan = tx.rows_built(format!("EXPLAIN QUERY PLAN {page}{rest}"), &values).await.unwrap();
-                for row in plan {
-                    let step = row.text("detail").unwrap();
-                    let scanned = step.strip_prefix("SCAN ");
-                    let allowed = |t: &str| t == "page" || t.starts_with("n USING") && query.only.is_none();
-                    assert!(scanned.is_none_or(allowed), "{step} in {rest}");
+            let by_id = std::iter::once(Selected::by_id(&query, 100));
+            for selected in by_id.chain(sorts().map(|s| Selected::listed(&query, &page(&s)))) {
+                for rest in [STATUSES, ADDRESSES, LABELS] {
+                    let sql = format!("EXPLAIN QUERY PLAN {}", selected.with(rest));
+                    for row in tx.rows_built(sql, &selected.values).await.unwrap() {
+                        let step = row.text("detail").unwrap();
+                        let scanned = step.strip_prefix("SCAN ");
+                        let allowed = |t: &str| t == "page" || t.starts_with("n USING") && query.only.is_none();
+                        assert!(scanned.is_none_or(allowed), "{step} in {rest}");
+                        // Within one network other orders than by id read that network.
+                        let sorts = step.contains("B-TREE FOR ORDER BY") && rest != ADDRESSES;
+                        let whole_fleet = query.network.is_none() || selected.page.contains("n.id AS sort_value");
+                        assert!(!(sorts && whole_fleet), "{step} in {}", selected.page);
+                    }
                 }
             }
         }
     }
 
-    #[test]
-    fn pattern_matches_its_own_text_only() {
-        assert_eq!(escape_pattern("a%b_c!"), "a!%b!_c!!");
+    /// Steps of SQLite's virtual machine, and not time, which depends on the machine.
+    #[tokio::test]
+    async fn page_of_one_costs_the_same_in_every_fleet() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path()).await;
+        let fill = async |from: i64, until: i64| {
+            let mut tx = store.write().await.unwrap();
+            tx.run(
+                "INSERT INTO network (name, pool4, reserved, dns, interface, keepalive, forwarding, approval, access,
+                quarantine_ms, created_ms) VALUES ('field', '10.0.0.0/8', '[]', '[]', 'wg0', 25, 0, 0, 'open', 0, 0)
+                ON CONFLICT DO NOTHING",
+                &[],
+            )
+            .await
+            .unwrap();
+            let sql = "WITH RECURSIVE c (i) AS (SELECT $1 UNION ALL SELECT i + 1 FROM c WHERE i + 1 < $2)
+                INSERT INTO node (id, network, role, state, label, isolated, generation, created_ms, enabled)
+                SELECT printf('edge-%06d', i), 'field', 'node', 'active', 'l' || (i * 7919 % 1000), 0, 1, i * 31 % 977, 1
+                FROM c";
+            tx.run(sql, &[from.into(), until.into()]).await.unwrap();
+            tx.commit().await.unwrap();
+        };
+        let steps = async || {
+            let mut all = std::collections::BTreeMap::new();
+            for sort in sorts() {
+                let mut tx = store.read().await.unwrap();
+                let counted = tx.count_steps().await;
+                let found = tx.list_nodes(&NodeQuery::default(), &page(&sort)).await.unwrap();
+                assert!(found.items.len() == 1 && found.next.is_some(), "{sort}");
+                all.insert(sort, counted.load(std::sync::atomic::Ordering::Relaxed));
+            }
+            all
+        };
+        fill(0, 2_000).await;
+        let small = steps().await;
+        fill(2_000, 40_000).await;
+        let large = steps().await;
+        for (sort, of_large) in large {
+            let of_small = small[&sort];
+            assert!(
+                of_small > 500 && of_large <= of_small + of_small / 10,
+                "{sort}: {of_small} steps, then {of_large}"
+            );
+        }
     }
 }

@@ -67,7 +67,7 @@ pub struct OperatorKey {
 }
 
 impl OperatorKey {
-    fn read(row: &Row) -> Result<Self, StoreError> {
+    pub(super) fn read(row: &Row) -> Result<Self, StoreError> {
         Ok(Self {
             id: row.text("id")?,
             name: row.text("name")?,

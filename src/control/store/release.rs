@@ -31,29 +31,31 @@ fn key(node: Option<&NodeId>) -> &str {
     node.map_or("", NodeId::as_str)
 }
 
-fn read(row: &Row) -> Result<Release, StoreError> {
-    let node = row.text("node")?;
-    Ok(Release {
-        network: row.text("network")?,
-        node: if node.is_empty() { None } else { Some(row.parsed("node")?) },
-        version: row.text("version")?,
-        source: row.opt_text("source")?,
-        spread_seconds: u32::try_from(row.int("spread_seconds")?).unwrap_or_default(),
-        since_ms: row.int("since_ms")?,
-        renewed_ms: row.int("renewed_ms")?,
-    })
+impl Release {
+    pub(super) fn read(row: &Row) -> Result<Self, StoreError> {
+        let node = row.text("node")?;
+        Ok(Self {
+            network: row.text("network")?,
+            node: if node.is_empty() { None } else { Some(row.parsed("node")?) },
+            version: row.text("version")?,
+            source: row.opt_text("source")?,
+            spread_seconds: u32::try_from(row.int("spread_seconds")?).unwrap_or_default(),
+            since_ms: row.int("since_ms")?,
+            renewed_ms: row.int("renewed_ms")?,
+        })
+    }
 }
 
 impl Tx {
     /// Every desired release, by network, the network's own first.
     pub async fn releases(&mut self) -> Result<Vec<Release>, StoreError> {
-        self.rows("SELECT * FROM wanted_release ORDER BY network, node", &[]).await?.iter().map(read).collect()
+        self.rows("SELECT * FROM wanted_release ORDER BY network, node", &[]).await?.iter().map(Release::read).collect()
     }
 
     /// The desired release of a network, or of one node in it.
     pub async fn release(&mut self, network: &str, node: Option<&NodeId>) -> Result<Option<Release>, StoreError> {
         let sql = "SELECT * FROM wanted_release WHERE network = $1 AND node = $2";
-        self.row(sql, &[network.into(), key(node).into()]).await?.as_ref().map(read).transpose()
+        self.row(sql, &[network.into(), key(node).into()]).await?.as_ref().map(Release::read).transpose()
     }
 
     /// The desired release of a node, its own or its network's, and its part of the rollout.
@@ -61,7 +63,7 @@ impl Tx {
         // An empty node sorts first, so the last row is the most specific.
         let sql = "SELECT * FROM wanted_release WHERE network = $1 AND (node = '' OR node = $2) ORDER BY node";
         let rows = self.rows(sql, &[node.network.as_str().into(), node.id.as_str().into()]).await?;
-        let release = rows.last().map(read).transpose()?;
+        let release = rows.last().map(Release::read).transpose()?;
         Ok(release.map(|r| {
             let ms = |ms: i64| u64::try_from(ms).unwrap_or_default();
             let (since, spread) = (ms(r.since_ms) / 1000, u64::from(r.spread_seconds));
