@@ -29,6 +29,29 @@ fn settings_with_faults_are_refused_before_the_disk_is_opened() {
     assert!(String::from_utf8_lossy(&out.stderr).contains("state_dri"), "{out:?}");
 }
 
+/// Settings may hold secrets: a token, keys.
+#[test]
+fn file_that_gets_settings_is_its_owners_alone() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let dir = tempfile::tempdir().unwrap();
+    let (image, settings) = (dir.path().join("disk.img"), dir.path().join("spoke.toml"));
+    write_image(&image);
+    std::fs::write(&settings, "[node]\nid = \"edge\"\n").unwrap();
+    let flash = |target: &std::path::Path| {
+        let provision = ["--provision", settings.to_str().unwrap()];
+        spoke_image(&[&["flash", "--yes", image.to_str().unwrap(), target.to_str().unwrap()], &provision[..]].concat())
+    };
+    // There is no file system on it, so the settings themselves are not written.
+    let fresh = dir.path().join("fresh");
+    flash(&fresh);
+    assert_eq!(std::fs::metadata(&fresh).unwrap().mode() & 0o777, 0o600);
+    let prepared = dir.path().join("prepared");
+    std::fs::write(&prepared, "").unwrap();
+    std::fs::set_permissions(&prepared, std::fs::Permissions::from_mode(0o666)).unwrap();
+    flash(&prepared);
+    assert_eq!(std::fs::metadata(&prepared).unwrap().mode() & 0o777, 0o600);
+}
+
 #[test]
 fn missing_disk_becomes_no_file() {
     let dir = tempfile::tempdir().unwrap();

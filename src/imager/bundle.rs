@@ -7,7 +7,7 @@ use serde::Deserialize;
 use spoke_command::print;
 use spoke_model::signature::{SignKey, Signature, VerifyKey};
 use spoke_sys::clock::{Clock as _, SystemClock};
-use spoke_sys::disk::write_atomic;
+use spoke_sys::disk::{write_atomic, write_public};
 use spoke_update::manifest;
 use spoke_update::manifest::{Certificate, Certified, Header, MAGIC, Manifest, Part, Roots};
 use std::collections::BTreeSet;
@@ -125,8 +125,8 @@ pub fn certify(args: &CertifyArgs) -> Outcome {
 }
 
 fn write_certificate(path: &Path, certified: &Certified) -> Outcome {
-    let text = serde_json::to_string_pretty(certified)?;
-    Ok(std::fs::write(path, text + "\n").map_err(at(path))?)
+    let text = serde_json::to_string_pretty(certified)? + "\n";
+    Ok(write_public(path, &mut |file| file.write_all(text.as_bytes()))?)
 }
 
 fn read_roots(path: &Path) -> Result<Roots, Failure> {
@@ -162,17 +162,15 @@ pub fn add_signatures(args: &SignArgs) -> Outcome {
     let made = signing::sign(&message, &args.key, &args.signer, Some(listed))?;
     add(&header.manifest_signature, &mut header.manifest_signatures, made);
     // The header grows: the parts behind it are copied to a new file.
-    let fresh = args.file.with_extension("new");
     let mut from = File::open(&args.file).map_err(at(&args.file))?;
     let mut first = [0; 12];
     from.read_exact(&mut first).map_err(at(&args.file))?;
     let before = manifest::header_length(&first).map_err(|e| anyhow::anyhow!("{e}"))?;
     from.seek(SeekFrom::Current(i64::try_from(before)?)).map_err(at(&args.file))?;
-    let mut output = File::create(&fresh).map_err(at(&fresh))?;
-    write_header(&mut output, &header).map_err(at(&fresh))?;
-    io::copy(&mut from, &mut output).map_err(at(&fresh))?;
-    output.sync_all().map_err(at(&fresh))?;
-    std::fs::rename(&fresh, &args.file).map_err(at(&args.file))?;
+    write_public(&args.file, &mut |output| {
+        write_header(output, &header)?;
+        io::copy(&mut from, output).map(drop)
+    })?;
     note_missing(1 + header.manifest_signatures.len(), usize::try_from(named.threshold)?);
     Ok(())
 }
@@ -247,12 +245,14 @@ pub fn bundle(args: &BundleArgs) -> Outcome {
     let signatures = signing::sign(&manifest::manifest_message(&text), &args.key, &args.signer, Some(listed))?;
     let made = signatures.len();
     let header = Header::new(certified, text, signatures).ok_or(Failure::Silent)?;
-    let mut output = File::create(&args.output).map_err(at(&args.output))?;
-    write_header(&mut output, &header).map_err(at(&args.output))?;
+    let mut sources = Vec::new();
     for path in &parts {
-        io::copy(&mut File::open(path).map_err(at(path))?, &mut output).map_err(at(&args.output))?;
+        sources.push(File::open(path).map_err(at(path))?);
     }
-    output.sync_all().map_err(at(&args.output))?;
+    write_public(&args.output, &mut |output| {
+        write_header(output, &header)?;
+        sources.iter_mut().try_for_each(|source| io::copy(source, output).map(drop))
+    })?;
     print(&format!(
         "{} release {} ({}) for {}\n",
         args.output.display(),

@@ -60,6 +60,9 @@ pub fn run(args: &Args) -> Outcome {
             return bad(format!("{shown} is the image itself"));
         }
     }
+    if exists && settings.is_some() {
+        super::keep_private(&args.target)?;
+    }
     let kept = if args.keep_state { kept(&args.target, &parts)? } else { Vec::new() };
     let mut target = open(&args.target, device)?;
     let room = target.seek(SeekFrom::End(0)).map_err(named(&args.target))?;
@@ -154,6 +157,7 @@ fn open(target: &Path, device: bool) -> Result<File, Failure> {
         .read(true)
         .write(true)
         .create(!device)
+        .mode(0o600)
         .truncate(false)
         .custom_flags(i32::try_from(exclusive)?)
         .open(target)

@@ -10,6 +10,7 @@ pub mod verity;
 use clap::{Parser, Subcommand};
 use spoke_command::{Failure, Outcome, exit_code, print, usage};
 use std::ffi::OsString;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command as Process, ExitCode};
 
@@ -141,8 +142,26 @@ fn accepted(settings: &Path) -> Result<Accepted<'_>, Failure> {
     Ok(Accepted(settings))
 }
 
+/// A file that gets settings, in which there may be secrets, is its owner's alone, and that is the caller. A disk stays as it is.
+fn keep_private(image: &Path) -> Outcome {
+    let at = |e: std::io::Error| anyhow::Error::from(e).context(image.display().to_string());
+    let file = std::fs::File::open(image).map_err(at)?;
+    let meta = file.metadata().map_err(at)?;
+    if !meta.is_file() || meta.permissions().mode() & 0o077 == 0 && meta.uid() == rustix::process::geteuid().as_raw() {
+        return Ok(());
+    }
+    if meta.uid() != rustix::process::geteuid().as_raw() {
+        return Err(Failure::BadInput(format!(
+            "{} belongs to another user, who would read the settings: name a file of your own",
+            image.display()
+        )));
+    }
+    Ok(file.set_permissions(std::fs::Permissions::from_mode(meta.permissions().mode() & 0o700)).map_err(at)?)
+}
+
 fn put(image: &Path, settings: Accepted<'_>) -> Outcome {
     let boot = boot_place(image, &partitions(image)?)?;
+    keep_private(image)?;
     let from = settings.0.to_str().ok_or_else(|| Failure::BadInput("the settings' path is not UTF-8".into()))?;
     mtools("mcopy", &["-o", "-i", &boot, from, "::spoke.toml"])?;
     // The disk may be removed as soon as this returns.

@@ -171,7 +171,7 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys, reload: A
     let own = config.control.is_none().then(|| Arc::new(Effective::of(config.clone())));
     let (publish, effective) = watch::channel(own);
     let control = control::start(&mut tasks, &config, publish, inputs)?;
-    slots::start(&mut tasks, &config, effective.clone(), &components_out, update);
+    slots::start(&mut tasks, &config, effective.clone(), net.clone(), &components_out, update);
     let (choice, status_of_uplink) = match choices {
         None => (None, None),
         Some((choice, choices)) => {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 mod atomic;
 pub mod journaled;
+use atomic::fill_in;
 pub(crate) use atomic::{How, write_in};
 #[cfg(any(test, feature = "sim"))]
 pub use journaled::recorded;
@@ -108,6 +109,20 @@ pub fn write_settings(path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
     let owner = before.as_ref().map(|m| Owner { uid: m.uid(), gid: m.gid() });
     let mode = before.map_or(0o644, |m| m.mode() & 0o777);
     write(path, bytes, How { replace: true, owner, mode })
+}
+
+/// As [`write_atomic`], for public content of any length that `fill` writes, mode 0644. A pipe or device is written as it is.
+///
+/// # Errors
+/// The file system's, or those of `fill`.
+pub fn write_public(path: &Path, fill: &mut dyn FnMut(&mut File) -> std::io::Result<()>) -> Result<(), DiskError> {
+    if std::fs::metadata(path).is_ok_and(|m| !m.is_file()) {
+        let open = File::options().write(true).open(path);
+        return open.and_then(|mut file| fill(&mut file)).map_err(|e| DiskError::write(path, e));
+    }
+    let (dir, name) = split(path).ok_or_else(|| no_name(path))?;
+    let dir = open_dir(dir).map_err(|e| DiskError::write(path, e))?;
+    fill_in(dir.as_fd(), path, name, How { replace: true, owner: None, mode: 0o644 }, &mut |file, _| fill(file))
 }
 
 /// User and group of a file.

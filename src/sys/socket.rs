@@ -1,9 +1,10 @@
 //! The control socket's two ends: a listener with peer credentials, and a blocking caller for the command line.
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, chmodat, renameat, unlinkat};
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use spoke_api::socket::{MAX_REQUEST, SocketRequest, SocketResponse};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
@@ -110,13 +111,15 @@ impl Listener {
             Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
             Err(_) => {}
         }
-        // Bound under another name and moved, so that it never exists with wider rights.
-        let fresh = path.with_extension("new");
-        let _ = std::fs::remove_file(&fresh);
-        let listener = UnixListener::bind(&fresh)?;
-        std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o660))?;
-        std::fs::rename(&fresh, path)?;
-        Ok(Self(listener))
+        // Bound in a directory that no other user enters, and moved: it never exists with wider rights, and nothing that was prepared
+        // under its name is given any.
+        let mut name = [0; 8];
+        getrandom::fill(&mut name).map_err(std::io::Error::other)?;
+        let fresh = path.with_file_name(format!(".{:016x}", u64::from_ne_bytes(name)));
+        rustix::fs::mkdir(&fresh, Mode::RWXU)?;
+        let bound = bind_in(&fresh, path);
+        let _ = std::fs::remove_dir(&fresh);
+        bound
     }
 
     /// The next connection.
@@ -132,6 +135,28 @@ impl Listener {
             }
         }
     }
+}
+
+/// Listens in the directory `fresh`, which the caller has made, and moves the socket to `path`.
+fn bind_in(fresh: &Path, path: &Path) -> Result<Listener, std::io::Error> {
+    let directory = rustix::fs::open(
+        fresh,
+        OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    // By its descriptor: the way to it belongs to who owns the parents.
+    if rustix::fs::fstat(&directory)?.st_uid != rustix::process::geteuid().as_raw() {
+        return Err(std::io::Error::other(format!("{} was replaced by another user", fresh.display())));
+    }
+    let name = "s";
+    let listener = UnixListener::bind(format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()))?;
+    let placed = chmodat(&directory, name, Mode::from_raw_mode(0o660), AtFlags::empty())
+        .and_then(|()| renameat(&directory, name, CWD, path));
+    if let Err(e) = placed {
+        let _ = unlinkat(&directory, name, AtFlags::empty());
+        return Err(e.into());
+    }
+    Ok(Listener(listener))
 }
 
 /// One connection.
@@ -168,5 +193,32 @@ impl Connection {
         tokio::time::timeout(REPLY_TIMEOUT, self.stream.get_mut().write_all(bytes))
             .await
             .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, symlink};
+
+    #[tokio::test]
+    async fn prepared_name_gets_no_mode_and_stops_no_socket() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, victim) = (dir.path().join("spoke.sock"), dir.path().join("victim"));
+        std::fs::write(&victim, "x").unwrap();
+        let mode = std::fs::metadata(&victim).unwrap().mode();
+        // The temporary name of earlier releases, as a directory and as a link.
+        let prepared = dir.path().join("spoke.new");
+        std::fs::create_dir(&prepared).unwrap();
+        std::fs::write(prepared.join("file"), "").unwrap();
+        drop(Listener::bind(&path).unwrap());
+        std::fs::remove_dir_all(&prepared).unwrap();
+        symlink(&victim, &prepared).unwrap();
+        let _listener = Listener::bind(&path).unwrap();
+        let made = std::fs::symlink_metadata(&path).unwrap();
+        assert!(made.file_type().is_socket() && made.mode() & 0o7777 == 0o660, "{made:?}");
+        assert_eq!(std::fs::metadata(&victim).unwrap().mode(), mode);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3, "nothing else is left");
+        std::os::unix::net::UnixStream::connect(&path).unwrap();
     }
 }

@@ -1,7 +1,7 @@
-//! Two small files on tmpfs by which supervisor and updater talk, each written by one and read by the other.
+//! Small files on tmpfs by which the supervisor talks with the root's parts of an image, each written by one and read by the other.
 use crate::random::seed;
 use rustix::fs::{Mode, OFlags, open};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 use spoke_model::release::WantedRelease;
 use spoke_update::notice::Notice;
 use std::fs::{self, File};
@@ -11,28 +11,33 @@ use std::path::{Path, PathBuf};
 /// Longest file accepted, in bytes.
 const MAX: u64 = 16 * 1024;
 
-/// Both files of one device.
+/// The files of one device.
 #[derive(Clone, Debug)]
 pub struct Notes {
     notice: PathBuf,
     wanted: PathBuf,
+    network: PathBuf,
 }
 
 impl Notes {
     /// In the supervisor's runtime directory.
     pub fn at(runtime_dir: &Path) -> Self {
-        let notice = Path::new(super::slots::RUN).join("update.json");
-        Self { notice, wanted: runtime_dir.join("wanted-release.json") }
+        Self::in_places(Path::new(super::slots::RUN).join("update.json"), runtime_dir)
     }
 
-    /// With explicit paths, for tests.
-    pub const fn in_places(notice: PathBuf, wanted: PathBuf) -> Self {
-        Self { notice, wanted }
+    /// With a place of its own for the notice, for tests.
+    pub fn in_places(notice: PathBuf, runtime_dir: &Path) -> Self {
+        Self { notice, wanted: runtime_dir.join("wanted-release.json"), network: runtime_dir.join("network") }
+    }
+
+    /// Written by the supervisor, read by `apply-network` of the image: lines of `port NUMBER` and `forwarding yes`.
+    pub fn network(&self, text: &str) -> io::Result<()> {
+        replace(&self.network, text.as_bytes(), 0o640)
     }
 
     /// Written by the updater.
     pub fn post(&self, notice: &Notice) -> io::Result<()> {
-        replace(&self.notice, notice, 0o644)
+        replace(&self.notice, &serde_json::to_vec(notice)?, 0o644)
     }
 
     /// Read by the supervisor; `None` without slots.
@@ -43,7 +48,7 @@ impl Notes {
     /// Written by the supervisor; `None` wants nothing.
     pub fn want(&self, wanted: Option<&WantedRelease>) -> io::Result<()> {
         match wanted {
-            Some(wanted) => replace(&self.wanted, wanted, 0o640),
+            Some(wanted) => replace(&self.wanted, &serde_json::to_vec(wanted)?, 0o640),
             None => match fs::remove_file(&self.wanted) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
                 other => other,
@@ -58,8 +63,7 @@ impl Notes {
 }
 
 /// On tmpfs, so not synced; renamed, so that a reader never sees a part.
-fn replace(path: &Path, value: &impl Serialize, mode: u32) -> io::Result<()> {
-    let bytes = serde_json::to_vec(value)?;
+fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     if fs::read(path).is_ok_and(|old| old == bytes) {
         return Ok(());
     }
@@ -67,7 +71,7 @@ fn replace(path: &Path, value: &impl Serialize, mode: u32) -> io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let mut file = File::from(open(&fresh, flags, Mode::RUSR | Mode::WUSR)?);
     let written = file
-        .write_all(&bytes)
+        .write_all(bytes)
         .and_then(|()| Ok(rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?))
         .and_then(|()| fs::rename(&fresh, path));
     if written.is_err() {
@@ -97,7 +101,7 @@ mod tests {
 
     fn notes() -> (tempfile::TempDir, Notes) {
         let dir = tempfile::tempdir().unwrap();
-        let notes = Notes::in_places(dir.path().join("n"), dir.path().join("w"));
+        let notes = Notes::in_places(dir.path().join("n"), dir.path());
         (dir, notes)
     }
 

@@ -19,6 +19,7 @@ mod failover;
 mod files;
 mod gate;
 mod grants;
+mod image;
 mod names;
 mod netlink;
 mod netns;

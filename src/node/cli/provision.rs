@@ -78,6 +78,10 @@ async fn serve(components: watch::Receiver<Components>, stop: watch::Receiver<bo
 async fn store_settings(args: &Args, components: &watch::Sender<Components>) -> Outcome {
     let directory = args.state.join("config");
     let config = directory.join(SETTINGS);
+    // On the image the boot partition is mounted for this process alone.
+    if !is_mount(&args.boot) {
+        remount(&args.boot);
+    }
     restore(args);
     // An operator on the board edits the file as root.
     if config.exists()
@@ -375,7 +379,8 @@ fn with_writable_boot(boot: &Path, change: impl FnOnce() -> io::Result<()>) -> i
     done
 }
 
-/// Remounts: files written from outside (a card reader, a gadget port) appear only then.
+/// Mounts the boot partition, again if it is mounted: files written from outside (a card reader, a gadget port) appear only then, and
+/// only if it is mounted nowhere else.
 fn remount(boot: &Path) {
     let device = device();
     if device.exists() && (!is_mount(boot) || unmount(boot, UnmountFlags::empty()).is_ok()) {

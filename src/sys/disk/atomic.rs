@@ -27,13 +27,26 @@ pub(crate) struct How {
 
 /// Writes `bytes` as `name` in `dir`; `path` is for messages.
 pub(crate) fn write_in(dir: BorrowedFd<'_>, path: &Path, name: &str, bytes: &[u8], how: How) -> Result<(), DiskError> {
+    fill_in(dir, path, name, how, &mut |file, temporary| {
+        record(|| Operation::Write(temporary.to_owned(), bytes.to_vec()));
+        file.write_all(bytes)
+    })
+}
+
+/// As [`write_in`], with content that `fill` writes; it gets the temporary path too.
+pub(super) fn fill_in(
+    dir: BorrowedFd<'_>,
+    path: &Path,
+    name: &str,
+    how: How,
+    fill: &mut dyn FnMut(&mut File, &Path) -> io::Result<()>,
+) -> Result<(), DiskError> {
     let fail = |e: rustix::io::Errno| DiskError::write(path, e);
     sweep(dir, name);
     let (file, temporary) = create(dir, name, how).map_err(|e| DiskError::write(path, e))?;
     let mut file = file;
     let temporary_path = path.with_file_name(&temporary);
-    record(|| Operation::Write(temporary_path.clone(), bytes.to_vec()));
-    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    let written = fill(&mut file, &temporary_path).and_then(|()| file.sync_all());
     record(|| Operation::Sync(temporary_path.clone()));
     drop(file);
     let renamed = written.and_then(|()| {

@@ -112,6 +112,28 @@ fn a_full_disk_is_said_with_what_to_do() {
 }
 
 #[test]
+fn public_file_replaces_a_prepared_one_and_a_pipe_is_written() {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+    let dir = tempfile::tempdir().unwrap();
+    let (path, elsewhere) = (dir.path().join("bundle"), dir.path().join("elsewhere"));
+    std::fs::write(&elsewhere, "kept").unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
+    std::fs::write(dir.path().join("bundle.new"), "").unwrap();
+    write_public(&path, &mut |file| file.write_all(b"signed")).unwrap();
+    let made = std::fs::symlink_metadata(&path).unwrap();
+    assert!(made.is_file() && made.mode() & 0o7777 == 0o644, "{made:?}");
+    assert_eq!(
+        (std::fs::read(&path).unwrap(), std::fs::read(&elsewhere).unwrap()),
+        (b"signed".to_vec(), b"kept".to_vec())
+    );
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    assert!(write_public(&path, &mut |_| Err(std::io::Error::other("half"))).is_err());
+    assert_eq!(std::fs::read(&path).unwrap(), b"signed", "the old content stays");
+    write_public(Path::new("/dev/null"), &mut |file| file.write_all(b"x")).unwrap();
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
+}
+
+#[test]
 fn replaced_document_keeps_no_older_content() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("doc.json");
