@@ -36,7 +36,8 @@ fn file_that_gets_settings_is_its_owners_alone() {
     let dir = tempfile::tempdir().unwrap();
     let (image, settings) = (dir.path().join("disk.img"), dir.path().join("spoke.toml"));
     write_image(&image);
-    std::fs::write(&settings, "[node]\nid = \"edge\"\n").unwrap();
+    std::fs::write(&settings, "[node]\nid = \"edge\"\n[[interface]]\nname = \"wg0\"\naddresses = [\"10.8.0.2/24\"]\n")
+        .unwrap();
     let flash = |target: &std::path::Path| {
         let provision = ["--provision", settings.to_str().unwrap()];
         spoke_image(&[&["flash", "--yes", image.to_str().unwrap(), target.to_str().unwrap()], &provision[..]].concat())

@@ -273,6 +273,11 @@ pub enum Incompatible {
         "the document uses {0}, which is not within control.allow_networks of the node's own configuration: add it there if it is meant to be"
     )]
     Network(IpNet),
+    /// Of the Internet, and not one of the enrolment's.
+    #[error(
+        "the document uses {0}, a network of the Internet that the node was not enrolled with: name all its networks in control.allow_networks of the node's own configuration if it is meant to be"
+    )]
+    NewNetwork(IpNet),
     /// Not one of `control.hub_keys`.
     #[error(
         "the document names hub {hub} with the key {key}, which is not in control.hub_keys of the node's own configuration: add it there if the hub was replaced"

@@ -1,6 +1,8 @@
 //! What an enrolled device stores, and the clock it signs requests with. Pure.
-use super::document::MAX_SIGNING_KEYS;
+use super::bounds::is_public;
+use super::document::{MAX_SIGNING_KEYS, StateDocument};
 use super::events::SignedState;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use spoke_config::node::Role;
 use spoke_model::node_id::NodeId;
@@ -29,6 +31,10 @@ pub struct Enrolment {
     /// The role that the control plane has given the node; used where the device's own configuration names none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<Role>,
+    /// The networks of the Internet that the first state of this enrolment used. A later state uses no other one, unless
+    /// `control.allow_networks` of the device says so. `None`: no state was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub networks: Option<Vec<IpNet>>,
 }
 
 impl Enrolment {
@@ -42,6 +48,13 @@ impl Enrolment {
             }
         }
         self.signing_keys.len() > before
+    }
+
+    /// A state was kept: the first one bounds those after it.
+    pub fn bound_networks(&mut self, kept: &StateDocument) {
+        if self.networks.is_none() {
+            self.networks = Some(kept.networks().filter(is_public).collect());
+        }
     }
 
     /// A state was kept: the keys it does not name are retired, if one of those that it names has signed it.
@@ -86,9 +99,22 @@ fn millis(at: Boot) -> i64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use crate::document::StateDocument;
+
+    /// An enrolment of edge-1 that no state was kept for.
+    pub(crate) fn enrolment() -> Enrolment {
+        Enrolment {
+            server: "https://c".into(),
+            node_id: "edge-1".parse().unwrap(),
+            signing_keys: Vec::new(),
+            fresh: false,
+            removed: false,
+            token: None,
+            role: None,
+            networks: None,
+        }
+    }
 
     #[test]
     fn retired_key_goes_once_a_new_one_has_signed_a_kept_state() {
@@ -103,16 +129,7 @@ mod tests {
             let signers: Vec<_> = by.iter().map(|n| key(*n)).collect();
             SignedState { envelope: document.sign(&signers).unwrap(), document }
         };
-        let node_id = "edge-1".parse().unwrap();
-        let mut enrolment = Enrolment {
-            server: "https://c".into(),
-            node_id,
-            signing_keys: keys(&[1]),
-            fresh: false,
-            removed: false,
-            token: None,
-            role: None,
-        };
+        let mut enrolment = Enrolment { signing_keys: keys(&[1]), ..enrolment() };
         assert!(enrolment.trust_also(&keys(&[1, 2])) && !enrolment.trust_also(&keys(&[2])));
         assert_eq!(enrolment.signing_keys, keys(&[1, 2]), "of a state that may be reverted");
         enrolment.retire_keys(&state(&[2], &[1]));

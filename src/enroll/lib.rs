@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
 
 pub mod audit;
+mod bounds;
 pub mod confirm;
 pub mod document;
 pub mod events;

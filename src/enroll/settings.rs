@@ -1,8 +1,8 @@
 //! What a state document sets on this device, and whether the device can follow it. Pure.
+use super::bounds::check_bounds;
 use super::document::{Incompatible, StateDocument, WantedHub, WantedInterface, WantedPeer};
 use ipnet::IpNet;
 use spoke_config::Config;
-use spoke_config::control::Control;
 use spoke_config::effective::{DocumentSettings, InterfaceSettings, PairKeys};
 use spoke_config::interface::{Access, Peer};
 use spoke_config::node::Role;
@@ -21,8 +21,13 @@ pub fn settings(own: &Config, document: &StateDocument) -> DocumentSettings {
     }
 }
 
-/// Whether a device with the configuration `own` can follow `document`.
-pub fn check_compatible(own: &Config, document: &StateDocument) -> Result<(), Incompatible> {
+/// Whether a device with the configuration `own` can follow `document`. `enrolled`: the networks of the Internet that the first
+/// state of its enrolment used, which bound a later one where `own` names no bound.
+pub fn check_compatible(
+    own: &Config,
+    document: &StateDocument,
+    enrolled: Option<&[IpNet]>,
+) -> Result<(), Incompatible> {
     if document.role != own.node.role {
         return Err(Incompatible::Role(document.role));
     }
@@ -34,34 +39,13 @@ pub fn check_compatible(own: &Config, document: &StateDocument) -> Result<(), In
         return Err(Incompatible::OwnHub(hub));
     }
     if let Some(control) = &own.control {
-        check_bounds(control, document)?;
+        check_bounds(control, document, enrolled)?;
     }
     let nft = own.interfaces.iter().find(|i| i.access == Access::Nft);
     match (nft, &own.grants, &document.grants) {
         (Some(interface), None, None) => Err(Incompatible::NoContract(interface.name.clone())),
         _ => Ok(()),
     }
-}
-
-/// Whether the document stays within what the device's own configuration allows a control plane.
-fn check_bounds(control: &Control, document: &StateDocument) -> Result<(), Incompatible> {
-    for interface in &document.interfaces {
-        if let Some(allowed) = &control.allow_networks {
-            let hubs = interface.hubs.iter().flat_map(|h| h.allowed_ips.iter().copied().chain([h.address.into()]));
-            let peers = interface.peers.iter().flat_map(|p| p.allowed_ips.iter().copied());
-            let overridden = interface.overrides.endpoint_allowed_ips.iter().flatten().copied();
-            let mut nets = interface.addresses.iter().map(IpNet::trunc).chain(hubs).chain(peers).chain(overridden);
-            if let Some(net) = nets.find(|net| !allowed.iter().any(|a| a.contains(net))) {
-                return Err(Incompatible::Network(net));
-            }
-        }
-        if let Some(keys) = &control.hub_keys
-            && let Some(other) = interface.hubs.iter().find(|h| !keys.contains(&h.public_key))
-        {
-            return Err(Incompatible::HubKey { hub: other.node_id.clone(), key: other.public_key });
-        }
-    }
-    Ok(())
 }
 
 fn interface(own: &Config, name: IfName, wanted: &WantedInterface) -> InterfaceSettings {
@@ -181,9 +165,9 @@ mod tests {
             );
             Config::from_text(Some(("x", &text)), []).unwrap()
         };
-        let refused = check_compatible(&load(2), &document(0, 3));
+        let refused = check_compatible(&load(2), &document(0, 3), None);
         assert_eq!(refused, Err(Incompatible::OwnHub("gate".into())));
-        assert_eq!(check_compatible(&load(9), &document(0, 3)), Ok(()), "another key");
+        assert_eq!(check_compatible(&load(9), &document(0, 3), None), Ok(()), "another key");
     }
 
     #[test]
@@ -193,13 +177,13 @@ mod tests {
             Config::from_text(Some(("x", &text)), []).unwrap()
         };
         let bounded = load("allow_networks = [\"10.8.0.0/16\", \"fd00:8::/48\"]");
-        assert_eq!(check_compatible(&bounded, &document(2, 3)), Ok(()));
+        assert_eq!(check_compatible(&bounded, &document(2, 3), None), Ok(()));
         let net = |text: &str| text.parse::<IpNet>().unwrap();
         let refused = |change: &dyn Fn(&mut WantedInterface)| {
             let mut document = document(1, 1);
             change(&mut document.interfaces[0]);
-            assert_eq!(check_compatible(&load(""), &document), Ok(()), "without a bound");
-            check_compatible(&bounded, &document).unwrap_err()
+            assert_eq!(check_compatible(&load(""), &document, None), Ok(()), "without a bound");
+            check_compatible(&bounded, &document, None).unwrap_err()
         };
         for lan in ["192.168.1.0/24", "0.0.0.0/0", "10.0.0.0/8", "::/0"].map(net) {
             let outside = Incompatible::Network(lan);
@@ -213,8 +197,8 @@ mod tests {
             Incompatible::Network(net("192.168.1.1/32"))
         );
         let key = |n: u8| format!("hub_keys = [\"{}\"]", PublicKey([n; 32]));
-        assert_eq!(check_compatible(&load(&key(100)), &document(1, 0)), Ok(()));
-        let other = check_compatible(&load(&key(7)), &document(1, 0)).unwrap_err().to_string();
+        assert_eq!(check_compatible(&load(&key(100)), &document(1, 0), None), Ok(()));
+        let other = check_compatible(&load(&key(7)), &document(1, 0), None).unwrap_err().to_string();
         assert!(other.contains("hub-0") && other.contains("control.hub_keys"), "{other}");
         let faults = Config::from_text(
             Some((
@@ -224,6 +208,33 @@ mod tests {
             [],
         );
         assert_eq!(faults.unwrap_err().0.len(), 2);
+    }
+
+    #[test]
+    fn state_adds_no_network_of_the_internet_to_those_of_the_enrolment() {
+        let load = |bounds: &str| {
+            let text = format!("[node]\nid = \"edge-1\"\n[control]\nurl = \"https://c.example.net\"\n{bounds}\n");
+            Config::from_text(Some(("x", &text)), []).unwrap()
+        };
+        let with = |nets: &[&str]| {
+            let mut changed = document(1, 1);
+            changed.interfaces[0].hubs[0].allowed_ips.extend(nets.iter().map(|n| n.parse::<IpNet>().unwrap()));
+            changed
+        };
+        let mut enrolled = crate::identity::tests::enrolment();
+        enrolled.bound_networks(&with(&["8.8.8.0/24", "192.168.0.0/16"]));
+        let check = |own: &Config, nets: &[&str]| check_compatible(own, &with(nets), enrolled.networks.as_deref());
+        // The fleet may renumber and grow, and what the enrolment had comes and goes.
+        for fine in ["172.20.0.0/16", "10.0.0.0/8", "100.64.1.0/24", "fd00:8::/48", "8.8.8.0/24", "8.8.8.8/32"] {
+            assert_eq!(check(&load(""), &[fine]), Ok(()), "{fine}");
+        }
+        for other in ["0.0.0.0/0", "::/0", "1.1.1.1/32", "8.8.0.0/16", "2606:4700::/32", "8.0.0.0/5"] {
+            assert_eq!(check(&load(""), &[other]), Err(Incompatible::NewNetwork(other.parse().unwrap())));
+            assert_eq!(check(&load(&format!("allow_networks = [\"{other}\", \"10.8.0.0/16\"]")), &[other]), Ok(()));
+        }
+        // A later state does not widen it.
+        enrolled.bound_networks(&with(&["0.0.0.0/0"]));
+        assert_eq!(enrolled.networks, Some(vec!["8.8.8.0/24".parse().unwrap()]));
     }
 
     #[test]
@@ -256,16 +267,16 @@ mod tests {
         let policy = spoke_config::policy::GrantsPolicy::from_toml(&section(2)).unwrap();
         let naming = StateDocument { grants: Some(policy), ..bare.clone() };
         let chain = |own: &Arc<Config>, document: &StateDocument| {
-            assert_eq!(check_compatible(own, document), Ok(()));
+            assert_eq!(check_compatible(own, document, None), Ok(()));
             effective(own, document).grants().map(|g| (g.chain_id, g.endpoints.len(), g.poll.as_secs()))
         };
         assert_eq!(chain(&without, &naming), Some((2, 1, 5)));
         assert_eq!(chain(&with, &naming), Some((1, 1, 5)));
         assert_eq!(chain(&with, &bare), Some((1, 1, 5)));
         assert_eq!(chain(&own(), &document(0, 3)), None, "no interface has access by NFT");
-        let why = check_compatible(&without, &bare).unwrap_err().to_string();
+        let why = check_compatible(&without, &bare, None).unwrap_err().to_string();
         assert!(why.contains("wg0") && why.contains("grants policy") && why.contains("[grants]"), "{why}");
-        let why = check_compatible(&own(), &bare).unwrap_err().to_string();
+        let why = check_compatible(&own(), &bare, None).unwrap_err().to_string();
         assert_eq!(why, "the document is for a hub: set node.role = \"hub\", or enrol under another name");
     }
 }

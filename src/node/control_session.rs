@@ -240,7 +240,7 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
         };
         let verified = envelope.verify(&self.signer.node, &pinned);
         match verified
-            .and_then(|document| check_compatible(&self.own, &document).map(|()| document).map_err(Into::into))
+            .and_then(|document| check_compatible(&self.own, &document, None).map(|()| document).map_err(Into::into))
         {
             Ok(document) => {
                 enrolment.get_or_insert_with(|| Enrolment {
@@ -251,7 +251,11 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
                     removed: false,
                     token: None,
                     role: Some(document.role),
+                    networks: None,
                 });
+                if let Some(known) = enrolment.as_mut().filter(|e| !e.fresh) {
+                    known.bound_networks(&document);
+                }
                 (Some(SignedState { envelope, document }), false)
             }
             // The record of the enrolment is lost, and with it the role.
@@ -266,6 +270,7 @@ impl<H: Http, E: Echo, C: Clock, K: TunnelKeys> ControlTask<H, E, C, K> {
                     removed: false,
                     token: None,
                     role: Some(role),
+                    networks: None,
                 };
                 match self.files.enrolment.store(&recovered) {
                     Ok(_) => (self.restart)(),

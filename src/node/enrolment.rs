@@ -217,6 +217,7 @@ impl<H: Http> Enroller<'_, H> {
                     removed: false,
                     token: Some(sha256_hex(token.reveal().as_bytes())),
                     role: None,
+                    networks: None,
                 }))
             }
             202 => Err(EnrolError::NotApproved),

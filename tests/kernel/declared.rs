@@ -34,6 +34,7 @@ fn store_state(node: &Node<'_>) {
         removed: false,
         token: None,
         role: None,
+        networks: None,
     };
     let state = node.path("state");
     std::fs::create_dir(&state).expect("a directory");

@@ -287,7 +287,8 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
     /// Opens a state. `None`: it gives the node another role, with which the program starts again.
     fn open(&mut self, bytes: &[u8]) -> Result<Option<SignedState>, Refusal> {
         let (envelope, document) = Envelope::open(bytes, &self.signer.node, &self.connection.enrolment.signing_keys)?;
-        match check_compatible(&self.own, &document) {
+        let enrolled = self.connection.enrolment.networks.as_deref();
+        match check_compatible(&self.own, &document, enrolled) {
             Err(Incompatible::Role(role)) if !self.own.node.role_named && self.take_role(role) => return Ok(None),
             compatible => compatible?,
         }

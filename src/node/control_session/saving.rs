@@ -45,6 +45,7 @@ impl<H: Http, C: Clock, K: TunnelKeys> SessionIo<H, C, K> {
         } else {
             connection.enrolment.trust_also(&state.document.signing_keys);
         }
+        connection.enrolment.bound_networks(&state.document);
         connection.enrolment.server = self.control.url.0.to_string();
         (connection.enrolment.fresh, connection.enrolment.removed) = (false, false);
         // The state first: it is signed by a key pinned before.
