@@ -54,6 +54,20 @@ fn file_that_gets_settings_is_its_owners_alone() {
 }
 
 #[test]
+fn spoke_image_signs_settings_for_a_device() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let public = String::from_utf8(spoke_image(&["new-key", &path("owner.key")]).stdout).unwrap();
+    std::fs::write(path("edge.toml"), "[node]\nid = \"edge\"\n").unwrap();
+    let out = spoke_image(&["sign", &path("edge.toml"), "--key", &path("owner.key")]);
+    assert_eq!(out.status.code(), Some(0), "{out:?}");
+    let signature = std::fs::read_to_string(path("edge.toml.sig")).unwrap();
+    let replacing = spoke_config::appliance::Replacing::read(&public);
+    assert!(replacing.allows(b"[node]\nid = \"edge\"\n", Some(&signature)));
+    assert!(!replacing.allows(b"[node]\nid = \"evil\"\n", Some(&signature)) && !replacing.allows(b"", None));
+}
+
+#[test]
 fn missing_disk_becomes_no_file() {
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("disk.img");

@@ -2,12 +2,15 @@
 use crate::Config;
 use crate::fault::ConfigFault;
 use crate::on_image;
+use spoke_model::signature::{Signature, VerifyKey};
 use std::collections::BTreeMap;
 use std::path::Path;
 use zeroize::Zeroizing;
 
 /// Its name on the boot partition.
 pub const SETTINGS: &str = "spoke.toml";
+/// The signature of its owner beside it, in base64.
+pub const SIGNATURE: &str = "spoke.toml.sig";
 /// Longest file accepted, in bytes.
 pub const MAX_BYTES: u64 = 256 * 1024;
 
@@ -27,8 +30,59 @@ pub struct Appliance {
     pub ssh_keys: Vec<String>,
     /// Time servers instead of those of DHCP and of the distribution.
     pub ntp: Vec<String>,
+    /// Who may replace these settings by a later file.
+    pub replacing: Replacing,
     /// Secrets by file name; the configuration refers to them by that name.
     pub secrets: BTreeMap<String, Zeroizing<String>>,
+}
+
+/// Who may replace the settings of a device by a file on its boot partition.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Replacing {
+    /// Nobody.
+    #[default]
+    Nobody,
+    /// Who signs with one of these keys.
+    Owners(Vec<VerifyKey>),
+    /// Everybody.
+    Everybody,
+}
+
+impl Replacing {
+    /// As the device keeps it; empty for [`Replacing::Nobody`].
+    pub fn text(&self) -> String {
+        match self {
+            Self::Nobody => String::new(),
+            Self::Owners(keys) => keys.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+            Self::Everybody => "everybody".into(),
+        }
+    }
+
+    /// Reads [`Replacing::text`]. Of what it does not know nothing is allowed.
+    pub fn read(text: &str) -> Self {
+        if text.trim() == "everybody" {
+            return Self::Everybody;
+        }
+        let keys: Vec<_> = text.split_ascii_whitespace().filter_map(|k| k.parse().ok()).collect();
+        if keys.is_empty() { Self::Nobody } else { Self::Owners(keys) }
+    }
+
+    /// Whether the file `settings` with `signature`, the text beside it, may replace those of the device.
+    pub fn allows(&self, settings: &[u8], signature: Option<&str>) -> bool {
+        match self {
+            Self::Nobody => false,
+            Self::Everybody => true,
+            Self::Owners(keys) => {
+                let signature = signature.and_then(|s| s.trim().parse::<Signature>().ok());
+                signature.is_some_and(|s| keys.iter().any(|k| k.verify(&signed_message(settings), &s)))
+            }
+        }
+    }
+}
+
+/// What the owner signs of a settings file.
+pub fn signed_message(settings: &[u8]) -> Vec<u8> {
+    [b"spoke settings v1\n", settings].concat()
 }
 
 /// Splits the file into configuration and image settings, and checks that a new device can run with them.
@@ -115,6 +169,24 @@ fn read_appliance(table: toml::Table, into: &mut Appliance, faults: &mut Vec<Con
                 }
             }
             ("ntp", _) => fault("appliance.ntp".into(), "is not a list", "write [\"ntp.example.net\"]"),
+            ("replaceable", toml::Value::Boolean(true)) => into.replacing = Replacing::Everybody,
+            ("replaceable", toml::Value::Boolean(false)) => into.replacing = Replacing::Nobody,
+            ("replaceable", toml::Value::Array(keys)) if !keys.is_empty() => {
+                let read: Option<Vec<_>> = keys.iter().map(|k| k.as_str()?.parse().ok()).collect();
+                match read {
+                    Some(keys) => into.replacing = Replacing::Owners(keys),
+                    None => fault(
+                        "appliance.replaceable".into(),
+                        "has something that is not a public key",
+                        "name keys that spoke-image new-key has printed",
+                    ),
+                }
+            }
+            ("replaceable", _) => fault(
+                "appliance.replaceable".into(),
+                "is neither true, false nor a list of keys",
+                "write true, or the public keys of those who may sign later settings",
+            ),
             ("secrets", toml::Value::Table(secrets)) => {
                 for (name, value) in secrets {
                     let key = format!("appliance.secrets.{name}");
@@ -129,9 +201,11 @@ fn read_appliance(table: toml::Table, into: &mut Appliance, faults: &mut Vec<Con
                 }
             }
             ("secrets", _) => fault("appliance.secrets".into(), "is not a table", "write [appliance.secrets]"),
-            (other, _) => {
-                fault(format!("appliance.{other}"), "unknown key", "remove it; known here: ssh_keys, ntp, secrets")
-            }
+            (other, _) => fault(
+                format!("appliance.{other}"),
+                "unknown key",
+                "remove it; known here: ssh_keys, ntp, replaceable, secrets",
+            ),
         }
     }
 }

@@ -5,6 +5,7 @@ use crate::signing::Listed;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 use spoke_command::print;
+use spoke_config::appliance::signed_message;
 use spoke_model::signature::{SignKey, Signature, VerifyKey};
 use spoke_sys::clock::{Clock as _, SystemClock};
 use spoke_sys::disk::{write_atomic, write_public};
@@ -74,15 +75,15 @@ pub struct BundleArgs {
 /// `spoke-image sign`.
 #[derive(Debug, clap::Args)]
 pub struct SignArgs {
-    /// The certificate or bundle
+    /// The certificate, bundle, or settings for a device (NAME.toml, signed in NAME.toml.sig)
     file: PathBuf,
-    /// A key's file: a root key for a certificate, a signing key for a bundle
+    /// A key's file: a root key for a certificate, a signing key for a bundle, an owner's for settings
     #[arg(long)]
     key: Vec<PathBuf>,
     /// A command that signs: gets the bytes on its input, writes the signature to its output
     #[arg(long, value_name = "CMD")]
     signer: Vec<String>,
-    /// The public root keys, as in the image; needed with --signer for a certificate
+    /// The public root keys, as in the image; needed with --signer for a certificate or settings
     #[arg(long, value_name = "FILE")]
     roots: Option<PathBuf>,
 }
@@ -141,8 +142,21 @@ fn note_missing(have: usize, need: usize) {
     }
 }
 
-/// Adds signatures to a certificate or bundle.
+/// Signs a settings file: the signature is written beside it.
+fn sign_settings(args: &SignArgs) -> Outcome {
+    let message = signed_message(&std::fs::read(&args.file).map_err(at(&args.file))?);
+    let roots = args.roots.as_deref().map(read_roots).transpose()?;
+    let listed = roots.as_ref().zip(args.roots.as_deref()).map(|(r, file)| Listed { keys: &r.keys, file });
+    let made = signing::sign(&message, &args.key, &args.signer, listed)?;
+    let text = format!("{}\n", made.first().ok_or(Failure::Silent)?);
+    Ok(write_public(&args.file.with_added_extension("sig"), &mut |file| file.write_all(text.as_bytes()))?)
+}
+
+/// Adds signatures to a certificate or bundle, or signs a settings file.
 pub fn add_signatures(args: &SignArgs) -> Outcome {
+    if args.file.extension().is_some_and(|e| e == "toml") {
+        return sign_settings(args);
+    }
     let Some(mut header) = read_header(&args.file)? else {
         let mut certified: Certified = serde_json::from_slice(&std::fs::read(&args.file).map_err(at(&args.file))?)?;
         let roots = args.roots.as_deref().map(read_roots).transpose()?;

@@ -164,6 +164,11 @@ fn put(image: &Path, settings: Accepted<'_>) -> Outcome {
     keep_private(image)?;
     let from = settings.0.to_str().ok_or_else(|| Failure::BadInput("the settings' path is not UTF-8".into()))?;
     mtools("mcopy", &["-o", "-i", &boot, from, "::spoke.toml"])?;
+    // Of the owner, for a device that has settings.
+    let signature = settings.0.with_added_extension("sig");
+    if let Some(from) = signature.to_str().filter(|_| signature.exists()) {
+        mtools("mcopy", &["-o", "-i", &boot, from, "::spoke.toml.sig"])?;
+    }
     // The disk may be removed as soon as this returns.
     std::fs::File::open(image).and_then(|f| f.sync_all()).map_err(|e| anyhow::Error::from(e).context("cannot sync"))?;
     print("settings are on the boot partition; the device takes them at its next start\n");

@@ -99,9 +99,12 @@ def scenario_third_host(world):
             before = int(world.output_of(count))
             in_namespace(third.pid, "ping", "-c", "100", "-i", "0.02", "-W", "1", hubs.ADDRESS)
             return int(world.output_of(count)) - before
+        assert world.output_of("cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding").split() == ["0", "0"]
         # SSH itself takes some.
         idle = sent()
-        # The canary: without the rule they do enter.
+        # The canary: without the rule, and with forwarding, they do enter.
+        world.output_of("echo 1 >/proc/sys/net/ipv4/ip_forward")
+        assert sent() < 60, "the rule holds without the sysctl"
         world.output_of("nft add rule inet spoke_image forward_extra accept")
         open_ = sent()
         world.output_of("nft flush chain inet spoke_image forward_extra")

@@ -4,7 +4,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use spoke_api::health::summary::Components;
 use spoke_command::{Failure, Outcome, print};
 use spoke_config::Config;
-use spoke_config::appliance::{MAX_BYTES, SETTINGS, Settings, parse_on_device};
+use spoke_config::appliance::{MAX_BYTES, Replacing, SETTINGS, SIGNATURE, Settings, parse_on_device};
 use spoke_config::on_image::KEPT;
 use spoke_model::signature::sha256_hex;
 use spoke_sys::beneath::{Beneath, inside};
@@ -26,6 +26,8 @@ const STATE: &str = "spoke";
 const SECRETS: &str = "secrets";
 /// Beside the settings: the hash of those that were taken and could not be wiped. They are not taken again at the next start.
 const TAKEN: &str = "spoke.taken";
+/// Among the settings of the host: who may replace the settings by a later file.
+const REPLACING: &str = "replacing";
 /// Interval at which missing or faulty settings are read again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -165,6 +167,11 @@ fn look(args: &Args, config: &Path) -> Look {
     if read_own(args, TAKEN).is_some_and(|hash| hash == sha256_hex(&bytes)) && config.exists() {
         return Look::Nothing;
     }
+    if config.exists() && !may_replace(args, &bytes) {
+        return problem(format!(
+            "{SETTINGS} on the boot partition is not taken: this device has settings, and that file is not signed by their owner ({SIGNATURE}). Change them through the control plane or as root over SSH, or flash the device again"
+        ));
+    }
     match parse_on_device(&bytes, &|path| present(args, path)) {
         Ok(settings) => match store(args, &settings) {
             Ok(()) => {
@@ -185,6 +192,14 @@ fn look(args: &Args, config: &Path) -> Look {
             })
         }
     }
+}
+
+/// Whether the settings in force let a file on the boot partition replace them.
+fn may_replace(args: &Args, bytes: &[u8]) -> bool {
+    let replacing = std::fs::read_to_string(args.state.join("host").join(REPLACING)).unwrap_or_default();
+    let mut signature = String::new();
+    let read = std::fs::File::open(args.boot.join(SIGNATURE)).and_then(|f| f.take(1024).read_to_string(&mut signature));
+    Replacing::read(&replacing).allows(bytes, read.is_ok().then_some(&signature))
 }
 
 /// There is no settings file: none is needed, it has another name, or it has to be put there.
@@ -305,6 +320,7 @@ fn store(args: &Args, settings: &Settings) -> Result<(), Failure> {
     // Without the distribution's servers: where time servers are given, others may be blocked.
     let servers = if servers.is_empty() { servers } else { format!("[Time]\nNTP={servers}\nFallbackNTP=") };
     keep_host(args, "timesyncd.conf", &servers)?;
+    keep_host(args, REPLACING, &settings.appliance.replacing.text())?;
     if !settings.appliance.ssh_keys.is_empty() {
         let keys = settings.appliance.ssh_keys.join("\n") + "\n";
         write_atomic(&args.state.join("ssh/authorized_keys"), keys.as_bytes(), true)?;
@@ -325,6 +341,7 @@ fn wipe(args: &Args, bytes: &[u8]) {
         drop(file);
         std::fs::remove_file(&path)?;
         let _ = std::fs::remove_file(args.boot.join(FAULTS));
+        let _ = std::fs::remove_file(args.boot.join(SIGNATURE));
         Ok(())
     };
     let note = |work: &(dyn Fn(&Beneath) -> io::Result<()> + Sync)| inside(&args.state.join("config"), work);

@@ -32,7 +32,7 @@ fn host_settings_are_kept_and_removed() {
     let host = |name: &str| std::fs::read_to_string(args.state.join("host").join(name)).ok();
     std::fs::write(
         args.boot.join(SETTINGS),
-        "[node]\nid = \"Edge_1\"\n[[interface]]\nname = \"wg0\"\n[appliance]\nntp = [\"192.0.2.1\", \"ntp.example.net\"]\n",
+        "[node]\nid = \"Edge_1\"\n[[interface]]\nname = \"wg0\"\n[appliance]\nreplaceable = true\nntp = [\"192.0.2.1\", \"ntp.example.net\"]\n",
     )
     .unwrap();
     run(&args).unwrap();
@@ -52,6 +52,40 @@ fn configured() -> (tempfile::TempDir, Args, PathBuf) {
 }
 
 #[test]
+fn settings_are_locked_after_the_first_boot() {
+    use spoke_config::appliance::signed_message;
+    use spoke_model::signature::SignKey;
+    let (_dir, args) = args();
+    let (owner, thief) = (SignKey::from_seed(&[1; 32]).unwrap(), SignKey::from_seed(&[2; 32]).unwrap());
+    let config = args.state.join("config").join(SETTINGS);
+    // The node that the device has after a boot with these settings and this signature on the boot partition.
+    let boot = |settings: &str, signer: Option<&SignKey>| {
+        std::fs::write(args.boot.join(SETTINGS), settings).unwrap();
+        let _ = std::fs::remove_file(args.boot.join(SIGNATURE));
+        if let Some(key) = signer {
+            let signature = key.sign(&signed_message(settings.as_bytes()));
+            std::fs::write(args.boot.join(SIGNATURE), format!("{signature}\n")).unwrap();
+        }
+        run(&args).unwrap();
+        let kept = std::fs::read_to_string(&config).unwrap();
+        let node = Config::from_text(Some((SETTINGS, &kept)), std::iter::empty()).unwrap().node.id.unwrap().to_string();
+        (node, args.boot.join(SETTINGS).exists())
+    };
+    let settings = |node: &str, more: &str| format!("{}{more}", GOOD.replace("n1", node));
+    let owned = format!("[appliance]\nreplaceable = [\"{}\"]\n", owner.public());
+    assert_eq!(boot(&settings("n1", &owned), None), ("n1".into(), false));
+    assert_eq!(boot(&settings("evil", ""), None), ("n1".into(), true));
+    assert_eq!(boot(&settings("evil", ""), Some(&thief)), ("n1".into(), true));
+    assert_eq!(boot(&settings("n2", ""), Some(&owner)), ("n2".into(), false));
+    assert!(!args.boot.join(SIGNATURE).exists());
+    // Those settings name no owner.
+    assert_eq!(boot(&settings("n3", ""), Some(&owner)), ("n2".into(), true));
+    std::fs::write(args.state.join("host").join(REPLACING), "everybody\n").unwrap();
+    assert_eq!(boot(&settings("n4", "[appliance]\nreplaceable = true\n"), None), ("n4".into(), false));
+    assert_eq!(boot(&settings("n5", ""), None), ("n5".into(), false));
+}
+
+#[test]
 fn unreadable_settings_do_not_stop_a_configured_board() {
     let (_dir, args, config) = configured();
     // A directory cannot be read as a file, also by root.
@@ -65,7 +99,9 @@ fn unreadable_settings_do_not_stop_a_configured_board() {
 #[test]
 fn settings_that_cannot_be_wiped_are_taken_once() {
     let (_dir, args, config) = configured();
-    let new = GOOD.replace("n1", "n2");
+    keep_host(&args, REPLACING, &Replacing::Everybody.text()).unwrap();
+    let settings = |node: &str| format!("{}[appliance]\nreplaceable = true\n", GOOD.replace("n1", node));
+    let new = settings("n2");
     // Sealed: readable, and refuses writes by root too.
     let sealed = rustix::fs::memfd_create("settings", rustix::fs::MemfdFlags::ALLOW_SEALING).unwrap();
     rustix::io::write(&sealed, new.as_bytes()).unwrap();
@@ -81,7 +117,7 @@ fn settings_that_cannot_be_wiped_are_taken_once() {
     assert_eq!(std::fs::read_to_string(&config).unwrap(), GOOD);
     // Other settings are taken.
     std::fs::remove_file(args.boot.join(SETTINGS)).unwrap();
-    std::fs::write(args.boot.join(SETTINGS), GOOD.replace("n1", "n3")).unwrap();
+    std::fs::write(args.boot.join(SETTINGS), settings("n3")).unwrap();
     run(&args).unwrap();
     assert!(std::fs::read_to_string(&config).unwrap().contains("n3"));
     assert!(!args.boot.join(SETTINGS).exists());
