@@ -68,7 +68,7 @@ fn into_force(document: &StateDocument) {
         let text =
             format!("[node]\nid = \"{NODE}\"\nrole = \"{role}\"\n[control]\nurl = \"https://control.example.net\"\n");
         let Ok(own) = Config::from_text(Some(("spoke.toml", &text)), []) else { unreachable!("a configuration") };
-        if check_compatible(&own, document).is_err() {
+        if check_compatible(&own, document, None).is_err() {
             continue;
         }
         let name = own.interfaces.first().map(|i| i.name.clone()).unwrap_or_else(|| unreachable!("an interface"));
