@@ -184,6 +184,14 @@ impl UpdateRecord {
         self.reject(running);
     }
 
+    /// Takes over the serial of a certificate that came with a release which is not installed: bundles under earlier certificates are
+    /// refused, which revokes a key without an update. Whether it is a later one.
+    pub fn learn_certificate(&mut self, seen: &Known) -> bool {
+        let later = seen.serial > self.known.serial;
+        self.known.serial = self.known.serial.max(seen.serial);
+        later
+    }
+
     /// Ends the trial; `reason` is `None` if it was committed.
     pub fn end(&mut self, reason: Option<RejectReason>) {
         let Some(trial) = self.trial.take() else { return };
@@ -316,6 +324,17 @@ mod tests {
         for (record, running, trust, other, expected) in table {
             assert_eq!(record.situation(running, trust, other), expected, "{record:?} on {running}");
         }
+    }
+
+    #[test]
+    fn later_certificate_counts_without_an_update() {
+        let mut r = ended(None);
+        let seen = |serial| Known { serial, floor: 99, ..r.known.clone() };
+        let (earlier, later) = (seen(4), seen(6));
+        assert!(!r.learn_certificate(&earlier) && r.known.serial == 5);
+        let floor = r.known.floor;
+        assert!(r.learn_certificate(&later) && !r.learn_certificate(&later));
+        assert_eq!((r.known.serial, r.known.floor), (6, floor), "the floor is raised by what runs");
     }
 
     #[test]

@@ -303,6 +303,17 @@ fn judged_at(config: &Config) -> Wall {
     certain_time(trusted.then(|| SystemClock.wall()), passed)
 }
 
+/// Remembers the certificate of a release that is not installed.
+fn learn(slots: &DiskSlots, file: &mut RecordFile, record: &mut UpdateRecord, seen: &Accepted) -> Result<(), Failure> {
+    if record.learn_certificate(&seen.learned) {
+        let serial = record.known.serial;
+        file.store(record)?;
+        slots.raise_seal(Seal { serial, ..Seal::default() })?;
+        tracing::info!(serial, "later signing certificate seen: releases under earlier ones are refused");
+    }
+    Ok(())
+}
+
 /// Installs a bundle; the restart is the caller's.
 fn install(config: &Config, order: &Order<'_>) -> Result<Installed, Failure> {
     let _lock = UpdateLock::take()?;
@@ -323,13 +334,18 @@ fn install(config: &Config, order: &Order<'_>) -> Result<Installed, Failure> {
     let (mut stream, accepted) = opened(place, &record, order.at_most)?;
     let version = accepted.manifest.version.clone();
     if let Some(only) = order.wanted.map(|w| w.version.as_str()).filter(|only| *only != version) {
+        learn(&slots, &mut file, &mut record, &accepted)?;
         return Ok(Installed::Refused(format!("version {only} is wanted, but {place} has {version}")));
     }
     let (ours, sequence) = running(&slots, &record);
-    match decide_offer(&accepted.manifest, (&ours, sequence), &record, judged_at(config), order.asker) {
-        Offer::Install => {}
-        Offer::Runs => return Ok(Installed::Refused(format!("{version} runs already"))),
-        Offer::Refused(why) => return Ok(Installed::Refused(why)),
+    let refused = match decide_offer(&accepted.manifest, (&ours, sequence), &record, judged_at(config), order.asker) {
+        Offer::Install => None,
+        Offer::Runs => Some(format!("{version} runs already")),
+        Offer::Refused(why) => Some(why),
+    };
+    if let Some(why) = refused {
+        learn(&slots, &mut file, &mut record, &accepted)?;
+        return Ok(Installed::Refused(why));
     }
     let other = standing.running.other();
     print(&format!("writing {version} to slot {other}\n"));
