@@ -36,6 +36,7 @@ fn every_metric() -> Snapshot {
         phase: Phase::Grace,
         last_quorum: Some(at),
         last_quorum_wall: None,
+        subscription: None,
         height: Some(7),
         head: Some(8),
         admitted: 1,

@@ -4,4 +4,5 @@
 mod endpoint;
 pub mod ledger;
 pub mod reader;
+mod subscription;
 pub mod watcher;

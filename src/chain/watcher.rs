@@ -3,6 +3,8 @@
 use crate::endpoint::{endpoint_names, log_notice, send};
 use crate::ledger;
 use crate::ledger::{Directories, Found, Ledger};
+use crate::subscription;
+use crate::subscription::Wake;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use spoke_config::grants::Grants;
@@ -51,13 +53,18 @@ pub async fn run<C: Clock, R: Rpc, E: std::error::Error + Send + Sync + 'static>
     deps: Deps<C>,
     open: impl FnOnce() -> Result<R, E>,
 ) -> Result<(), E> {
-    let mut driver = Driver::start(deps);
+    let (clock, config, wake) = (deps.clock.clone(), deps.config.clone(), Arc::new(Wake::default()));
+    let mut driver = Driver::start(deps, wake.clone());
     let rpc = open()?;
     let names = endpoint_names(&rpc);
     driver.rpc = Some(rpc);
     driver.handle(Event::Opened(names));
+    let mut subscription = std::pin::pin!(subscription::run(clock, &config, &wake));
     loop {
-        let event = driver.next_event().await;
+        let event = tokio::select! {
+            event = driver.next_event() => event,
+            never = &mut subscription => match never {},
+        };
         driver.handle(event);
     }
 }
@@ -81,19 +88,21 @@ struct Driver<C, R> {
     ledger: Ledger,
     /// Calls and writes in progress.
     pending: FuturesUnordered<BoxFuture<'static, Event>>,
+    wake: Arc<Wake>,
     /// The last quorum by both clocks.
     last_quorum: Option<(Boot, Wall)>,
 }
 
 impl<C: Clock, R: Rpc> Driver<C, R> {
-    fn start(mut deps: Deps<C>) -> Self {
+    fn start(mut deps: Deps<C>, wake: Arc<Wake>) -> Self {
         let config = deps.config.clone();
         let origin = Origin { contract: config.contract, chain_id: config.chain_id };
         let (ledger, cursor, found) = Ledger::open(&deps.directories, origin);
         let candidates = deps.candidates.borrow_and_update().clone();
         let setup = Setup { config, boot_id: boot_id(), candidates, hold: deps.hold };
         let machine = ChainWatcher::new(deps.clock.now(), seed(), setup);
-        let mut driver = Self { deps, rpc: None, machine, ledger, pending: FuturesUnordered::new(), last_quorum: None };
+        let pending = FuturesUnordered::new();
+        let mut driver = Self { deps, rpc: None, machine, ledger, pending, wake, last_quorum: None };
         let Found { stored, older } = found;
         let boxed = |grants: Option<_>| grants.map(Box::new);
         driver.handle(Event::Loaded { cursor: Box::new(cursor), stored: boxed(stored), older: boxed(older) });
@@ -101,21 +110,26 @@ impl<C: Clock, R: Rpc> Driver<C, R> {
     }
 
     async fn next_event(&mut self) -> Event {
-        let now = self.deps.clock.now();
-        let wait = self.machine.deadline().map(|d| d.at.since(now));
-        let deadline = async {
-            match wait {
-                Some(wait) => self.deps.clock.sleep(wait).await,
-                None => std::future::pending().await,
+        loop {
+            let now = self.deps.clock.now();
+            let wait = self.machine.deadline().map(|d| d.at.since(now));
+            let deadline = async {
+                match wait {
+                    Some(wait) => self.deps.clock.sleep(wait).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                Some(event) = self.pending.next() => return event,
+                () = deadline => return Event::Tick,
+                () = self.deps.refresh.notified() => return Event::Refresh,
+                () = self.wake.woken.notified() => return Event::Woken,
+                () = self.wake.changed.notified() => {}
+                Ok(()) = self.deps.candidates.changed() => {
+                    return Event::Candidates(self.deps.candidates.borrow_and_update().clone());
+                }
             }
-        };
-        tokio::select! {
-            Some(event) = self.pending.next() => event,
-            () = deadline => Event::Tick,
-            () = self.deps.refresh.notified() => Event::Refresh,
-            Ok(()) = self.deps.candidates.changed() => {
-                Event::Candidates(self.deps.candidates.borrow_and_update().clone())
-            }
+            self.publish(self.deps.clock.now());
         }
     }
 
@@ -149,6 +163,7 @@ impl<C: Clock, R: Rpc> Driver<C, R> {
         if self.last_quorum.map(|(at, _)| at) != report.last_quorum {
             self.last_quorum = report.last_quorum.map(|at| (at, self.deps.clock.wall()));
         }
+        report.subscription = self.wake.status();
         report.last_quorum_wall = self.last_quorum.map(|(_, wall)| wall);
         // Published before the peers, which it explains.
         self.deps.report.send_replace(Some(Arc::new(report)));

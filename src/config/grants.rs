@@ -63,6 +63,58 @@ impl fmt::Debug for Url {
     }
 }
 
+/// A WebSocket URL, or where it is kept. Held as the HTTP URL with which the connection begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subscription(pub Endpoint);
+
+/// Reads a WebSocket URL, as the HTTP URL with which the connection begins.
+pub fn websocket_url(text: &str) -> Result<Url, BadSubscription> {
+    let (scheme, rest) = text.split_once("://").ok_or(BadSubscription::Scheme)?;
+    let http = match scheme.to_ascii_lowercase().as_str() {
+        "wss" => "https",
+        "ws" => "http",
+        _ => return Err(BadSubscription::Scheme),
+    };
+    Ok(format!("{http}://{rest}").parse()?)
+}
+
+/// Text that is not a WebSocket endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadSubscription {
+    /// Another scheme, or none.
+    #[error("does not begin with wss:// or ws://: providers name this URL beside the one for HTTP")]
+    Scheme,
+    /// Not a URL otherwise.
+    #[error(transparent)]
+    Url(#[from] BadUrl),
+    /// Not the place of a secret.
+    #[error(transparent)]
+    Source(#[from] BadKeySource),
+}
+
+impl FromStr for Subscription {
+    type Err = BadSubscription;
+    fn from_str(text: &str) -> Result<Self, BadSubscription> {
+        if text.starts_with("file:") || text.starts_with("credential:") {
+            return Ok(Self(Endpoint::Kept(text.parse()?)));
+        }
+        Ok(Self(Endpoint::Url(websocket_url(text)?)))
+    }
+}
+
+impl Serialize for Subscription {
+    /// Omits everything after the host: it may be a key.
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        match &self.0 {
+            Endpoint::Url(url) => {
+                let path = if url.reveal().len() > url.shown.len() + 1 { "/[redacted]" } else { "" };
+                s.collect_str(&format_args!("{}{path}", url.shown.replacen("http", "ws", 1)))
+            }
+            Endpoint::Kept(source) => s.collect_str(source),
+        }
+    }
+}
+
 /// Text that is not an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadEndpoint {
@@ -187,6 +239,9 @@ pub struct Grants {
     pub endpoints: Vec<Endpoint>,
     /// How many of them must give the same answer.
     pub quorum: usize,
+    /// WebSocket endpoints that report the contract's events, the first that works; they only bring a poll forward.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub subscribe: Vec<Subscription>,
     /// When a grant takes effect.
     pub finality: Finality,
     /// Poll interval.
@@ -274,6 +329,16 @@ impl Grants {
                 "lower it, or name more endpoints",
             );
         }
+        let subscribe: Vec<Subscription> = t
+            .list("subscribe", "a WebSocket URL such as wss://rpc.example.net/v2/KEY, file:/path or credential:NAME")
+            .unwrap_or_default();
+        if subscribe.len() > MAX_ENDPOINTS {
+            t.fault(
+                "subscribe",
+                format_args!("{} are too many", subscribe.len()),
+                format_args!("name at most {MAX_ENDPOINTS}"),
+            );
+        }
         let finality = t.parsed("finality", "\"latest\", \"safe\" or \"finalized\"").unwrap_or_default();
         let poll = t.duration("poll", Duration::from_millis(200)..=s(3600)).unwrap_or(usual_poll);
         // A local chain creates blocks only for transactions.
@@ -310,6 +375,7 @@ impl Grants {
             chain_id: chain_id?,
             endpoints,
             quorum,
+            subscribe,
             finality,
             poll,
             stall,
@@ -380,6 +446,21 @@ mod tests {
         assert_eq!(grants.stall, Duration::from_secs(600));
         let local = load(&GOOD.replace("8453\n", "31337\n")).unwrap().grants.unwrap();
         assert!(local.stall.is_zero(), "a local chain creates no blocks while idle");
+    }
+
+    #[test]
+    fn subscription_is_a_websocket_url() {
+        let text = "subscribe = [\"WSS://RPC.example.net/v2/s3cret\", \"ws://127.0.0.1:8546\", \"credential:ws\"]\n";
+        let config = load(&(GOOD.to_owned() + text)).unwrap();
+        let shown = format!("{config:?}{}", config.to_toml());
+        assert!(!shown.contains("s3cret"), "{shown}");
+        for part in ["\"wss://rpc.example.net/[redacted]\"", "\"ws://127.0.0.1:8546\"", "\"credential:ws\""] {
+            assert!(shown.contains(part), "{part} in {shown}");
+        }
+        for (bad, problem) in [("https://rpc.example.net", "wss:// or ws://"), ("wss://u:p@h", "before the @")] {
+            let faults = load(&format!("{GOOD}subscribe = [\"{bad}\"]\n")).unwrap_err().to_string();
+            assert!(faults.contains("grants.subscribe[0]") && faults.contains(problem), "{faults}");
+        }
     }
 
     #[test]

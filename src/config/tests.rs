@@ -80,7 +80,8 @@ fn example_loads_and_shows_every_default() {
     let config = values(&text);
     // A commented key is the default: uncommenting all but the ones that only make sense elsewhere changes nothing.
     // A named role is binding, an unnamed one is the control plane's.
-    let elsewhere = ["role", "node_id", "preshared_key", "endpoint", "listen_port", "remove_unknown", "dns", "window"];
+    let elsewhere =
+        ["role", "node_id", "preshared_key", "endpoint", "listen_port", "remove_unknown", "dns", "window", "subscribe"];
     let all = uncommented(usual(&text), &elsewhere);
     assert_eq!(values(&all), config);
     // The same for the sections that are left out as a whole; [control] has a test of its own.

@@ -2,6 +2,7 @@
 //! adds the admitted ones to the wanted kernel state.
 //!
 //! - [`watcher`]: the machine that keeps the admission table synchronised with the chain; [`query`]: single queries.
+//! - [`subscription`]: a wake-up for it by WebSocket.
 //! - [`procedure`], [`exchange`], [`question`]: steps of both, one question by quorum, one batch of calls.
 //! - [`verify`]: decisions about pairs at a block, by calls or by proofs ([`proof`], [`trie`]).
 //! - [`abi`], [`jsonrpc`]: the wire format; [`policy`]: the decision.
@@ -30,6 +31,7 @@ pub mod question;
 pub mod quorum;
 pub mod report;
 mod storage;
+pub mod subscription;
 pub mod transaction;
 pub mod trie;
 pub mod verify;

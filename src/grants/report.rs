@@ -29,6 +29,9 @@ pub struct Report {
     /// The same by the wall clock of that time.
     #[serde(rename = "heard_wall")]
     pub last_quorum_wall: Option<Wall>,
+    /// The WebSocket endpoint that is subscribed to, or why there is none; `None`: not configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subscription: Option<String>,
     /// Height up to which the events were read.
     pub height: Option<u64>,
     /// Newest reported height.

@@ -21,6 +21,7 @@ use std::hash::RandomState;
 use std::sync::Arc;
 use std::time::Duration;
 use sweeps::Sweeps;
+use wakes::Wakes;
 
 #[cfg(test)]
 mod model;
@@ -29,6 +30,7 @@ mod round;
 mod sweeps;
 #[cfg(test)]
 mod tests;
+mod wakes;
 
 /// First backoff after a poll without a quorum.
 const RETRY: Duration = Duration::from_secs(1);
@@ -57,6 +59,8 @@ pub enum Event {
     Candidates(Arc<BTreeSet<Pair>>),
     /// Verify all candidates again, at once.
     Refresh,
+    /// A subscription reports an event of the contract, rightly or not: the next poll may come earlier.
+    Woken,
     /// The reply to [`Action::Send`].
     Replied {
         /// The request's id.
@@ -170,6 +174,8 @@ pub struct Deadline {
 pub enum DeadlineReason {
     /// The next poll of the chain.
     Poll,
+    /// A poll that a subscription has brought forward.
+    Wake,
     /// Another poll after one without a quorum.
     Retry,
     /// Open requests time out.
@@ -266,6 +272,7 @@ pub struct ChainWatcher {
     /// Too few endpoints know the block tag of `finality`, as of the last poll that asked for it.
     no_finals: bool,
     sweeps: Sweeps,
+    wakes: Wakes,
     /// The chain's first block was requested in this run.
     asked_first: bool,
     condition: Option<Condition>,
@@ -302,6 +309,7 @@ impl ChainWatcher {
             no_finals: false,
             asked_first: false,
             sweeps: Sweeps::new(now),
+            wakes: Wakes::new(now),
             condition: None,
             due: None,
             asked: None,
@@ -355,6 +363,10 @@ impl ChainWatcher {
             }
             Event::Candidates(candidates) => self.new_candidates = Some(candidates),
             Event::Refresh => self.refresh = true,
+            Event::Woken => {
+                self.wakes.woken();
+                self.bring_forward(now);
+            }
             Event::Replied { id, reply } => {
                 if let Some(outcome) = self.conversation.replied(now, id, reply) {
                     self.advance(now, outcome, &mut out);
@@ -390,10 +402,25 @@ impl ChainWatcher {
         self.publish(now, out);
     }
 
+    /// Has the next poll begin earlier if a subscription reported an event. Not after one without a quorum: its backoff holds.
+    fn bring_forward(&mut self, now: Boot) {
+        if let State::Waiting(until @ Deadline { reason: DeadlineReason::Poll, .. }) = &mut self.state
+            && let Some(due) = self.wakes.due(now, self.config.poll)
+        {
+            // A fleet is woken by one event.
+            let spread = u64::try_from(self.config.poll.as_millis() / 100).unwrap_or(u64::MAX).clamp(1, 1_000);
+            let at = due + Duration::from_millis(self.rng.next_u64() % spread);
+            if at < until.at {
+                *until = Deadline { at, reason: DeadlineReason::Wake };
+            }
+        }
+    }
+
     /// Begins a poll when one is due, or at new candidates or a refresh.
     fn begin_poll_if_due(&mut self, now: Boot, out: &mut Actions) {
         while let State::Waiting(until) = &self.state {
             let due = now >= until.at;
+            let woken = due && until.reason == DeadlineReason::Wake;
             let refresh = std::mem::take(&mut self.refresh);
             let candidates = self.new_candidates.take();
             if !due && !refresh && candidates.is_none() {
@@ -406,6 +433,7 @@ impl ChainWatcher {
                 self.table.refresh(now);
                 self.conversation.endpoints.retry_now();
             }
+            self.wakes.begin(now, woken);
             self.begin_poll(now, out);
         }
     }

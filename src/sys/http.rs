@@ -153,15 +153,7 @@ impl HttpsClient {
     /// A client of `server`, known by `trust`. Nothing is connected yet.
     pub fn new(server: HostPort, trust: &Trust) -> Result<Self, BadTrust> {
         let floor = Arc::new(Mutex::new(WRITTEN));
-        let provider = Arc::new(ring::default_provider());
-        let verifier = verifier(trust, &provider, &floor)?;
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|e| BadTrust::Tls(e.to_string()))?
-            .dangerous()
-            .with_custom_certificate_verifier(verifier)
-            .with_no_client_auth();
-        let tls = TlsConnector::from(Arc::new(config));
+        let tls = connector(trust, &floor)?;
         Ok(Self { server, tls, floor, resolver: SystemResolver::default(), families: Families::default(), open: None })
     }
 
@@ -270,6 +262,23 @@ impl Http for HttpsClient {
         let answer = crate::clock::timeout(within, ask).await;
         answer.unwrap_or(Err(HttpError::Timeout(within)))
     }
+}
+
+/// TLS to servers that Mozilla's CAs know.
+pub(crate) fn public_tls() -> Result<TlsConnector, BadTrust> {
+    connector(&Trust::Public, &Arc::new(Mutex::new(WRITTEN)))
+}
+
+fn connector(trust: &Trust, floor: &Floor) -> Result<TlsConnector, BadTrust> {
+    let provider = Arc::new(ring::default_provider());
+    let verifier = verifier(trust, &provider, floor)?;
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| BadTrust::Tls(e.to_string()))?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
 }
 
 fn verifier(

@@ -28,4 +28,5 @@ pub mod socket;
 pub mod tls;
 pub mod updater;
 pub mod vault;
+pub mod websocket;
 pub mod words;

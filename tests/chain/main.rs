@@ -12,4 +12,5 @@ mod node;
 mod proofs;
 mod providers;
 mod proxy;
+mod subscription;
 mod walk;

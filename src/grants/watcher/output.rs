@@ -107,6 +107,7 @@ impl ChainWatcher {
             phase,
             last_quorum: self.last_quorum,
             last_quorum_wall: None,
+            subscription: None,
             height: self.cursor.scanned(),
             head: self.head,
             verify: self.config.verify,

@@ -222,6 +222,9 @@ impl ChainWatcher {
 
     /// Applies events. Those that concern every grant are applied a few times a day, the newest of those held back.
     fn note(&mut self, now: Boot, events: &[GrantEvent], position: &Position) {
+        if events.iter().any(|e| Some(e.block.number) > self.cursor.scanned()) {
+            self.wakes.found();
+        }
         let (anyone, mut events): (Vec<_>, Vec<_>) = events.iter().cloned().partition(|e| e.subject == Subject::Anyone);
         events.extend(self.sweeps.take(now, anyone));
         self.table.note(&events, position.common(), now);
@@ -498,6 +501,7 @@ impl ChainWatcher {
             }
         };
         self.state = State::Waiting(until);
+        self.bring_forward(now);
         self.condition = self.find_condition(now);
         self.publish(now, out);
         self.store(now, out);

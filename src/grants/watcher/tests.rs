@@ -290,6 +290,7 @@ impl Simulation {
                 self.handle(Event::Candidates(candidates));
             }
             21 if self.random.one_in(3) => self.handle(Event::Refresh),
+            21 => self.handle(Event::Woken),
             22 if self.random.one_in(3) => self.restart(),
             23 if self.random.one_in(3) => self.disk_full ^= true,
             23 if self.random.one_in(3) => {

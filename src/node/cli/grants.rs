@@ -243,6 +243,9 @@ fn head(r: &Report, now: Boot) -> Lines {
         r.rows.len(),
         r.verify.name()
     );
+    if let Some(status) = &r.subscription {
+        let _ = writeln!(out, "subscription: {status}");
+    }
     if let Some(outage) = &r.unreachable {
         let _ = writeln!(
             out,

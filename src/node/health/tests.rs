@@ -60,6 +60,7 @@ fn grants() -> spoke_grants::report::Report {
         phase: spoke_grants::ladder::Phase::Grace,
         last_quorum: Some(SystemClock.now()),
         last_quorum_wall: None,
+        subscription: None,
         height: Some(7),
         head: Some(8),
         verify: spoke_config::layout::Verification::Calls,

@@ -1,4 +1,5 @@
 //! Single situations in the model, in which nothing else changes.
+use super::super::Event;
 use super::super::model::{Lie, Mode, pair};
 use super::{PAIRS, Simulation, machine};
 use std::sync::Arc;
@@ -105,4 +106,66 @@ fn stored_height_above_the_head_keeps_no_revoked_peer() {
         run(&mut s, 30_000);
         assert!(!admits(&s), "seed {seed}: kept by a height that the chain has not");
     }
+}
+
+fn wake_each_second(s: &mut Simulation, seconds: u64) {
+    s.events.extend((0..seconds).map(|n| (s.now + 1_000 * n, Event::Woken)));
+}
+
+/// Milliseconds until a revocation is out after a wake-up: two seconds between attempts, the spread of a fleet, the exchanges.
+const AFTER_WAKE: u64 = 4_000;
+
+#[test]
+fn revocation_after_a_wake_up_waits_for_no_poll() {
+    for poll in [60, 3_600] {
+        for seed in 0..40 {
+            let mut s = settled(seed, poll);
+            let pause = s.random.below(500 * poll);
+            run(&mut s, pause);
+            s.chain.revoke(0);
+            s.chain.mine(1);
+            s.note();
+            // The endpoints of the quorum have the block a little later than the subscription's.
+            let late = s.random.one_in(2);
+            s.modes.fill(if late { Mode::Behind(2) } else { Mode::Good });
+            s.handle(Event::Woken);
+            run(&mut s, if late { 1_500 } else { 0 });
+            s.modes.fill(Mode::Good);
+            let known = s.now;
+            while admits(&s) && s.now < known + 1_000 * poll {
+                s.step();
+            }
+            let took = s.now - known;
+            assert!(took <= AFTER_WAKE, "poll {poll} s, seed {seed}: revoked, and in for {took} ms");
+        }
+    }
+}
+
+#[test]
+fn lying_subscription_costs_a_poll_for_each_interval() {
+    for seed in 0..10 {
+        let mut s = settled(seed, 120);
+        let polls = s.machine.counts.polls;
+        wake_each_second(&mut s, 3_600);
+        run(&mut s, 3_600_000);
+        let more = s.machine.counts.polls - polls;
+        assert!((45..=75).contains(&more), "seed {seed}: {more} polls in an hour, 30 of them due");
+        assert!(admits(&s), "seed {seed}");
+    }
+}
+
+#[test]
+fn wake_up_hastens_no_retry_without_a_quorum() {
+    let polls = |woken: bool| {
+        let mut s = settled(1, 120);
+        s.modes.fill(Mode::Down);
+        run(&mut s, 300_000);
+        let before = s.machine.counts.polls;
+        if woken {
+            wake_each_second(&mut s, 600);
+        }
+        run(&mut s, 600_000);
+        s.machine.counts.polls - before
+    };
+    assert_eq!(polls(true), polls(false));
 }
