@@ -4,6 +4,8 @@ use crate::node::pair;
 use crate::proxy::{Proxy, ProxyAction};
 use serde_json::{Value, json};
 use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Runs `spoke` with a `[grants]` section of these endpoints.
 fn spoke(contract: &str, urls: &[String], more: &str, args: &[&str]) -> Output {
@@ -233,6 +235,29 @@ fn doctor_checks_each_endpoint() {
         &["grants", "verify", "node-0", &pair(0).1.to_string()],
     );
     assert!(o.status.code() == Some(1) && output(&o).contains("there is no contract"), "{}", output(&o));
+}
+
+#[test]
+fn doctor_works_with_a_provider_that_takes_no_arrays() {
+    let chain = Anvil::with(&["--slots-in-an-epoch", "2"]);
+    let address = Contract::deploy(&chain, false, false).address.to_string();
+    chain.mine(30);
+    let proxy = Proxy::new(chain.port());
+    for more in ["", "batch = 1"] {
+        let arrays = Arc::new(AtomicU64::new(0));
+        let count = arrays.clone();
+        proxy.rule(move |request| {
+            if request.as_array().is_some_and(|calls| calls.len() > 1) {
+                count.fetch_add(1, Ordering::Relaxed);
+                let body = br#"{"jsonrpc":"2.0","id":null,"error":{"code":-32600,"message":"batch requests are not supported"}}"#;
+                return ProxyAction::Say(200, String::new(), body.to_vec());
+            }
+            ProxyAction::Pass
+        });
+        let found = endpoint_findings(&address, &[proxy.url()], more);
+        assert!(found.len() == 1 && found[0].0 == "ok", "{more}: {found:?}");
+        assert_eq!(arrays.load(Ordering::Relaxed) == 0, !more.is_empty(), "{more}: arrays were sent, or never tried");
+    }
 }
 
 #[test]

@@ -169,3 +169,21 @@ fn wake_up_hastens_no_retry_without_a_quorum() {
     };
     assert_eq!(polls(true), polls(false));
 }
+
+#[test]
+fn unknown_final_tag_hides_no_revocation() {
+    for seed in 0..20 {
+        let mut s = settled(seed, 4);
+        s.modes.fill(Mode::NoFinals);
+        // A peer to be admitted, for which the final block is asked.
+        s.chain.grant(1);
+        s.note();
+        run(&mut s, 60_000);
+        assert!(admits(&s), "seed {seed}: expelled by an unknown tag");
+        s.chain.revoke(0);
+        s.chain.mine(1);
+        s.note();
+        run(&mut s, 12_000);
+        assert!(!admits(&s), "seed {seed}: revoked, and in");
+    }
+}
