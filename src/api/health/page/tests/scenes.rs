@@ -323,6 +323,7 @@ fn grants() -> Report {
         phase: Phase::Stale,
         last_quorum: Some(ago(412)),
         last_quorum_wall: Some(Wall(WALL - 412)),
+        subscription: None,
         height: Some(21_004_511),
         head: Some(21_004_513),
         verify: Default::default(),
