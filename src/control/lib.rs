@@ -10,6 +10,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod connections;
+pub mod duplicate;
 pub mod ipam;
 #[cfg(test)]
 mod layers;

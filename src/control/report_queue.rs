@@ -1,4 +1,5 @@
 //! Reports are queued and written in batches: thousands of heartbeats a second in a few transactions.
+use crate::duplicate::Duplicates;
 use crate::store::audit::Actor;
 use crate::store::report::ReceivedReport;
 use crate::store::{Store, StoreError};
@@ -56,6 +57,7 @@ impl ReportWriter {
     pub async fn run(mut self, store: Store) {
         let mut batch = Vec::new();
         let mut takers = HashSet::new();
+        let mut duplicates = Duplicates::default();
         loop {
             if batch.is_empty() {
                 if self.0.recv_many(&mut batch, BATCH).await == 0 {
@@ -68,7 +70,7 @@ impl ReportWriter {
                     batch.push(more);
                 }
             }
-            match write(&store, &batch, &mut takers).await {
+            match write(&store, &batch, &mut takers, &mut duplicates).await {
                 Ok(()) => batch.clear(),
                 Err(e) if e.is_transient() => {
                     tracing::warn!(error = %ErrorChain(&e), waiting = batch.len(), retry_in = %Span(RETRY_IN), "reports not written");
@@ -85,13 +87,27 @@ impl ReportWriter {
 }
 
 /// `takers`: nodes known to take preshared keys.
-async fn write(store: &Store, batch: &[ReceivedReport], takers: &mut HashSet<NodeId>) -> Result<(), StoreError> {
+async fn write(
+    store: &Store,
+    batch: &[ReceivedReport],
+    takers: &mut HashSet<NodeId>,
+    duplicates: &mut Duplicates,
+) -> Result<(), StoreError> {
     let mut tx = store.write().await?;
     let mut noted = Vec::new();
+    let mut found = Vec::new();
     for received in batch {
+        let marked = duplicates.mark(received);
+        let received = marked.as_ref().unwrap_or(received);
         let failed = matches!(received.report.outcome, Outcome::Reverted | Outcome::Refused);
         let new_failure = failed && tx.is_new_outcome(received).await?;
         if !tx.put_report(received).await? {
+            if tx.is_of_previous_run(received).await? && duplicates.note(received) {
+                let (id, none) = (&received.node, serde_json::Value::Null);
+                let actor = Actor::Node(id.to_string());
+                tx.audit(received.received_ms, &actor, "duplicate_identity", ("node", id.as_str()), none).await?;
+                found.push(id.clone());
+            }
             continue;
         }
         let id = &received.node;
@@ -111,6 +127,10 @@ async fn write(store: &Store, batch: &[ReceivedReport], takers: &mut HashSet<Nod
         }
     }
     tx.commit().await?;
+    for node in found {
+        tracing::warn!(%node, "two devices report as one node by turns");
+        duplicates.confirm(node);
+    }
     for (id, takes) in noted {
         if takes && takers.len() < MAX_TAKERS {
             takers.insert(id);

@@ -75,6 +75,8 @@ pub enum Code {
     NameTaken,
     /// Another program undoes a repair again and again.
     Contested,
+    /// Two devices use one key or identity.
+    DuplicateIdentity,
     /// The control plane's state was reverted, or cannot be kept on disk.
     ConfigDegraded,
     /// The control plane does not answer, or its state is not accepted.
@@ -111,7 +113,7 @@ pub enum Severity {
 
 impl Code {
     /// Every code, in the order of the documentation.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::NotProvisioned,
         Self::NoTunnel,
         Self::HubSilent,
@@ -128,6 +130,7 @@ impl Code {
         Self::TunnelBypassed,
         Self::NameTaken,
         Self::Contested,
+        Self::DuplicateIdentity,
         Self::ConfigDegraded,
         Self::ControlAway,
         Self::Removed,
@@ -159,6 +162,7 @@ impl Code {
             Self::TunnelBypassed => "tunnel_bypassed",
             Self::NameTaken => "name_taken",
             Self::Contested => "contested",
+            Self::DuplicateIdentity => "duplicate_identity",
             Self::ConfigDegraded => "config_degraded",
             Self::ControlAway => "control_away",
             Self::Removed => "removed",
@@ -186,6 +190,7 @@ impl Code {
             | Self::TunnelBypassed
             | Self::NameTaken
             | Self::Contested
+            | Self::DuplicateIdentity
             | Self::ConfigDegraded
             | Self::Removed
             | Self::TokenRefused
@@ -230,6 +235,9 @@ impl Code {
             Self::NameTaken => "rename the other interface, or choose another name in the configuration",
             Self::Contested => {
                 "stop the other program, or give both the same value (`spoke drift` shows the difference): until then it is repaired ever more rarely"
+            }
+            Self::DuplicateIdentity => {
+                "give one of the two devices keys and a name of its own (a copied card: `spoke-image flash` it again); a single device changes its WAN to and fro"
             }
             Self::ConfigDegraded => {
                 "see the reason in the detail: correct the node's state at the control plane, or free disk space"
@@ -277,6 +285,7 @@ impl Code {
             | Self::TunnelBypassed
             | Self::NameTaken
             | Self::Contested
+            | Self::DuplicateIdentity
             | Self::ConfigDegraded
             | Self::Disabled
             | Self::ContractAway

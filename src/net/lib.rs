@@ -7,6 +7,7 @@ pub mod api_state;
 pub mod damping;
 pub mod derive;
 pub mod drift;
+pub mod duplicate;
 pub mod plan;
 pub mod render;
 pub mod state;

@@ -15,6 +15,7 @@ use spoke_net::damping::Damping;
 use spoke_net::derive::withdraw::withdraw;
 use spoke_net::derive::{Admitted, Facts, Keys, UplinkChoice, derive};
 use spoke_net::drift;
+use spoke_net::duplicate::Duplicates;
 use spoke_net::plan::{Plan, Repair, Step, plan};
 use spoke_net::render;
 use spoke_net::state::{Desired, Egress, Memory, Observed};
@@ -29,7 +30,7 @@ use tokio::sync::watch;
 
 pub mod refusal;
 pub mod status;
-use refusal::{Refusal, conditions, contests, key_faults, remaining};
+use refusal::{Refusal, conditions, contests, duplicates, key_faults, remaining};
 use status::PassSteps;
 pub use status::{AppliedStep, Cause, NetStatus};
 
@@ -141,13 +142,13 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
     /// # Errors
     /// No further pass can succeed, or `MAX_FAILED_PASSES` consecutive passes failed.
     pub async fn run(mut self) -> Result<(), KernelError> {
-        let (mut memory, mut damping) = (Memory::default(), Damping::default());
+        let (mut memory, mut damping, mut twins) = (Memory::default(), Damping::default(), Duplicates::default());
         let mut desired: Option<Goal> = None;
         let mut failed = 0;
         let mut wait = RETRY;
         let resync = self.notify.watchdog().map_or(RESYNC, |w| RESYNC.min(w / 3));
         loop {
-            match self.pass(&mut desired, &mut memory, &mut damping).await {
+            match self.pass(&mut desired, &mut memory, &mut damping, &mut twins).await {
                 Ok(Pass::Clean) => {
                     (failed, wait) = (0, RETRY);
                     self.sleep(resync).await;
@@ -191,6 +192,7 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         goal: &mut Option<Goal>,
         memory: &mut Memory,
         damping: &mut Damping,
+        twins: &mut Duplicates,
     ) -> Result<Pass, KernelError> {
         let began = self.clock.now();
         let mut conditions = Vec::new();
@@ -309,6 +311,8 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
         refused = remaining(&self.status.borrow().refused, refused, &left.steps);
         conditions.extend(self::conditions(&refused));
         conditions.extend(contests(damping));
+        twins.observe(&desired, &self.status.borrow().observed, &observed, began);
+        conditions.extend(duplicates(twins, effective.as_deref()));
         conditions.extend(left.overlaps.iter().map(|o| {
             Condition::new(Code::NetworkOverlap, began, o.to_string()).about(format!("{} {}", o.link, o.net))
         }));
@@ -484,7 +488,10 @@ impl<K: Kernel, C: Clock, N: Notify> Reconciler<K, C, N> {
 /// Logs the beginning and the end of the conditions that no step of a pass is logged for.
 fn log_changes(before: &[Condition], after: &[Condition]) {
     let unlogged = |c: &&Condition| {
-        matches!(c.code, Code::NameTaken | Code::NetworkOverlap | Code::TunnelBypassed | Code::Contested)
+        matches!(
+            c.code,
+            Code::NameTaken | Code::NetworkOverlap | Code::TunnelBypassed | Code::Contested | Code::DuplicateIdentity
+        )
     };
     let holds = |all: &[Condition], c: &Condition| all.iter().any(|o| o.code == c.code && o.object == c.object);
     for c in after.iter().filter(unlogged).filter(|c| !holds(before, c)) {

@@ -2,7 +2,7 @@
 use crate::database::Kind;
 use crate::server::{ControlPlane, wait_until};
 
-crate::on_both_databases![node_list_says_why, report_of_a_disabled_node_is_answered_with_it];
+crate::on_both_databases![node_list_says_why, copied_device_is_named, report_of_a_disabled_node_is_answered_with_it];
 
 async fn report_of_a_disabled_node_is_answered_with_it(kind: Kind) {
     let (s, token) = ControlPlane::start_with_network(kind, "10.8.0.0/24").await;
@@ -58,4 +58,35 @@ async fn node_list_says_why(kind: Kind) {
         (shown["conditions"] == serde_json::json!([])).then_some(())
     })
     .await;
+}
+
+async fn copied_device_is_named(kind: Kind) {
+    let (s, token) = ControlPlane::start_with_network(kind, "10.8.0.0/24").await;
+    assert_eq!(s.device("edge-1").enrol(&token).await.0, 200);
+    let report =
+        serde_json::json!({"generation": 1, "outcome": "applied", "healthy": true, "drift": 0, "version": "0.1.0"});
+    let send = async |run: u32, number: u32| {
+        let path = format!("/api/v1/nodes/self/report?run={run}&number={number}");
+        assert_eq!(s.device("edge-1").ask("POST", &path, &report.to_string()).await.0, 204);
+    };
+    // A restart: one report of the run before may be late.
+    send(1, 1).await;
+    wait_until("it is stored", async || {
+        (s.cli_json(&["node", "show", "edge-1"]).await["healthy"] == true).then_some(())
+    })
+    .await;
+    send(2, 1).await;
+    send(1, 2).await;
+    let audited = async || s.cli_ok(&["audit", "list"]).await.matches("duplicate_identity").count();
+    let mut number = 2;
+    let shown = wait_until("the copy is named", async || {
+        number += 1;
+        send(1, number).await;
+        send(2, number).await;
+        Some(s.cli_json(&["node", "show", "edge-1"]).await).filter(|n| n["healthy"] == false)
+    })
+    .await;
+    let detail = shown["conditions"][0].as_str().unwrap_or_default();
+    assert!(detail.starts_with("two devices report as this node"), "{shown}");
+    assert_eq!(audited().await, 1);
 }

@@ -14,6 +14,7 @@ mod contested;
 mod declared;
 mod device;
 mod doctor;
+mod duplicate;
 mod edited;
 mod failover;
 mod files;

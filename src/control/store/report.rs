@@ -63,6 +63,13 @@ impl Tx {
         Ok(self.run(sql, &values).await? == 1)
     }
 
+    /// Whether a report is of the run before the one whose reports are stored.
+    pub async fn is_of_previous_run(&mut self, received: &ReceivedReport) -> Result<bool, StoreError> {
+        let Some(order) = received.order else { return Ok(false) };
+        let sql = "SELECT node FROM report WHERE node = $1 AND previous_run = $2 AND run <> $2";
+        Ok(self.row(sql, &[received.node.as_str().into(), order.run.to_string().into()]).await?.is_some())
+    }
+
     /// Whether a report differs in outcome, reason or generation from the stored one.
     pub async fn is_new_outcome(&mut self, received: &ReceivedReport) -> Result<bool, StoreError> {
         let sql = "SELECT outcome, reason, generation FROM report WHERE node = $1";

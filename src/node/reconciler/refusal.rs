@@ -1,8 +1,10 @@
 //! Steps that the kernel refuses. Each is a condition of its own: neither the interface nor the process depends on it.
+use spoke_config::effective::Effective;
 use spoke_model::condition::{Code, Condition};
 use spoke_model::interface_name::IfName;
 use spoke_model::time::Boot;
 use spoke_net::damping::Damping;
+use spoke_net::duplicate::Duplicates;
 use spoke_net::plan::Step;
 use spoke_net::state::Desired;
 use std::collections::{BTreeMap, BTreeSet};
@@ -72,6 +74,18 @@ pub(super) fn contests(damping: &Damping) -> Vec<Condition> {
         let subject = object.subject();
         let detail = format!("something else keeps changing {subject}: repaired {repairs} times");
         Condition::new(Code::Contested, since, detail).about(subject)
+    });
+    all.take(MAX_CONDITIONS).collect()
+}
+
+/// A condition for each peer that two devices seem to be.
+pub(super) fn duplicates(found: &Duplicates, config: Option<&Effective>) -> Vec<Condition> {
+    let all = found.found().map(|(link, key, e)| {
+        let peer = config.and_then(|c| c.interface(link)?.peer(key));
+        let name = peer.and_then(|p| p.name.as_deref().or(p.node_id.as_ref().map(|n| n.as_str())));
+        let ([a, b], name) = (e.both, name.unwrap_or("without a name"));
+        let detail = format!("peer {name} ({}) on {link} is used from {a} and {b} by turns", key.short());
+        Condition::new(Code::DuplicateIdentity, e.since, detail).about(format!("{link} {key}"))
     });
     all.take(MAX_CONDITIONS).collect()
 }
