@@ -102,7 +102,8 @@ async fn write(
         let failed = matches!(received.report.outcome, Outcome::Reverted | Outcome::Refused);
         let new_failure = failed && tx.is_new_outcome(received).await?;
         if !tx.put_report(received).await? {
-            if tx.is_of_previous_run(received).await? && duplicates.note(received) {
+            let doubled = tx.is_of_previous_run(received).await? && duplicates.note(received);
+            if doubled && !found.contains(&received.node) {
                 let (id, none) = (&received.node, serde_json::Value::Null);
                 let actor = Actor::Node(id.to_string());
                 tx.audit(received.received_ms, &actor, "duplicate_identity", ("node", id.as_str()), none).await?;

@@ -77,7 +77,7 @@ async fn copied_device_is_named(kind: Kind) {
     .await;
     send(2, 1).await;
     send(1, 2).await;
-    let audited = async || s.cli_ok(&["audit", "list"]).await.matches("duplicate_identity").count();
+    let audited = async || s.cli_ok(&["audit"]).await.matches("duplicate_identity").count();
     let mut number = 2;
     let shown = wait_until("the copy is named", async || {
         number += 1;
