@@ -112,7 +112,12 @@ fn page_names_peers_and_follows_the_kernel_while_it_is_open() {
         headers.contains("content-security-policy: default-src 'none'") && headers.contains("no-store"),
         "{headers}"
     );
-    let page = scene.get("/");
+    // The pass before may be older than the handshake.
+    let mut page = String::new();
+    wait_until(Duration::from_secs(60), "the handshake on the page", || {
+        page = scene.get("/");
+        page.contains("1 of 1 peers active")
+    });
     let order = ["healthy</h1>", "1 of 1 peers active", "Control plane", "kernel as configured", ">far</bdi>"];
     let at: Vec<_> = order.iter().map(|text| page.find(text)).collect();
     assert!(at.iter().all(Option::is_some) && at.is_sorted(), "{at:?} of {order:?} in {page}");
