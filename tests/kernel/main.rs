@@ -29,4 +29,5 @@ mod refused;
 mod supervisor;
 mod truth;
 mod uplink;
+mod views;
 mod wireguard;
