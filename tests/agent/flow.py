@@ -184,8 +184,28 @@ def lacks(theirs, ours, at=""):
         yield f"{at}: {ours} instead of {theirs}"
 
 
+def rows_of_the_page():
+    """The first column of the table of differences in docs/agent-api.md."""
+    page = (HERE.parent.parent / "docs" / "agent-api.md").read_text()
+    table = page.split("\n| difference | the fork |", 1)[1].split("\n\n", 1)[0]
+    return {line.split("|")[1].strip() for line in table.splitlines()[2:]}
+
+
+def differs(theirs, ours):
+    """Whether a value of theirs is another one in ours; what ours has in addition, and times, count for nothing."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        return any(differs(value, ours.get(key)) for key, value in theirs.items() if key not in ("timestamp", "latest_handshake", "uptime"))
+    if isinstance(theirs, list) and isinstance(ours, list):
+        return len(theirs) != len(ours) or any(map(differs, theirs, ours))
+    return theirs != ours
+
+
 def compare(theirs, ours):
-    faults = []
+    named = {row for row, _ in DIFFERENCES.values()}
+    faults = [f"docs/agent-api.md has the row {row!r}, which no step shows" for row in rows_of_the_page() - named]
+    # What the table says has to be so: each of its rows has a step whose answer or effect differs.
+    differ = {row for name, (row, _) in DIFFERENCES.items() if differs(theirs[name], ours[name])}
+    faults += [f"{row!r}: nothing differs from the fork" for row in named - differ]
     text = " ".join((HERE.parent.parent / "docs" / "agent-api.md").read_text().split())
     for name in ours:
         a, b = theirs[name], ours[name]
