@@ -25,7 +25,7 @@ const EDGES: [(&str, &[&str]); 16] = [
         &["model", "config", "net", "update", "uplink", "grants", "enroll", "change", "api", "sys", "chain", "command"],
     ),
     ("imager", &["model", "config", "update", "sys", "command"]),
-    ("control", &["model", "config", "grants", "enroll", "sys", "chain", "command"]),
+    ("control", &["model", "config", "grants", "enroll", "api", "sys", "chain", "command"]),
     ("manuals", &["node", "imager", "control", "command"]),
 ];
 

@@ -5,3 +5,6 @@ pub mod page;
 pub mod routes;
 pub mod stats;
 pub mod summary;
+
+#[cfg(test)]
+mod conformance;

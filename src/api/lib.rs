@@ -2,6 +2,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
 
 pub mod agent;
+pub mod exposition;
 pub mod health;
 pub mod http;
+pub mod responses;
 pub mod socket;

@@ -19,6 +19,8 @@ pub struct Health {
     pub allowed_origins: Vec<String>,
     /// Names accepted in the `Host` header besides addresses and `localhost`.
     pub allowed_hosts: Vec<String>,
+    /// Whether `/metrics` has series of each peer.
+    pub peer_metrics: bool,
 }
 
 impl Health {
@@ -46,6 +48,7 @@ impl Health {
             details_from: t.list("details_from", "a network such as 10.8.0.1/32").unwrap_or_default(),
             allowed_origins,
             allowed_hosts: t.list("allowed_hosts", "a host name").unwrap_or_default(),
+            peer_metrics: t.flag("peer_metrics").unwrap_or(false),
         }
     }
 }

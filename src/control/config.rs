@@ -48,6 +48,8 @@ pub struct Config {
     /// `api.listen`: where the operators' API is served. `None`: on [`API_LISTEN`] if that is free, and to holders of
     /// `operator_token` beside the devices' API as well, as in releases before the keys.
     pub api_listen: Option<Vec<SocketAddr>>,
+    /// `metrics.listen`: where `/metrics` is served, without TLS and without a key. Empty: nowhere.
+    pub metrics_listen: Vec<SocketAddr>,
     /// `audit.keep`: how long the audit trail is kept.
     pub audit_keep: Duration,
     /// `audit.records`: records kept of each of its chains.
@@ -160,6 +162,9 @@ impl Config {
         let operator_token = api.parsed("operator_token", "file:/absolute/path or credential:NAME");
         let api_listen = api.list("listen", "ADDRESS:PORT such as 127.0.0.1:8444");
         api.finish();
+        let mut metrics = root.table("metrics");
+        let metrics_listen = metrics.list("listen", "ADDRESS:PORT such as 127.0.0.1:8445").unwrap_or_default();
+        metrics.finish();
         let mut audit = root.table("audit");
         let audit_keep = audit.duration("keep", DAY..=DAY * 36_500).unwrap_or(DAY * 365);
         let audit_records = audit.number("records", 1_000..=100_000_000).unwrap_or(200_000);
@@ -195,6 +200,7 @@ impl Config {
             store,
             operator_token,
             api_listen,
+            metrics_listen,
             audit_keep,
             audit_records,
             rates,

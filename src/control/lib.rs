@@ -15,6 +15,7 @@ pub mod ipam;
 #[cfg(test)]
 mod layers;
 pub mod limits;
+pub mod metrics;
 pub mod nonce_queue;
 pub mod proxies;
 pub mod registry;

@@ -30,6 +30,7 @@ pub mod probe;
 pub mod release;
 pub mod removed_identity;
 pub mod report;
+pub mod reporting;
 pub mod request;
 pub mod row;
 pub mod signing_key;

@@ -43,6 +43,8 @@ pub struct Tls {
     pub config: Arc<ServerConfig>,
     /// `sha256:` and the digest of the certificate; a device that pins it ignores the dates in it.
     pub pin: String,
+    /// The certificate's file.
+    pub path: PathBuf,
 }
 
 /// The pin of the certificate that [`load`] uses; it is not created.
@@ -65,7 +67,7 @@ pub fn load(files: Option<&(PathBuf, PathBuf)>, state_dir: &Path, public: &HostP
     };
     let chain = std::fs::read(&certificate).map_err(|_| TlsError::Missing(certificate.clone()))?;
     let chain: Vec<CertificateDer<'static>> = rustls_pemfile::certs(&mut chain.as_slice()).flatten().collect();
-    let first = chain.first().ok_or_else(|| TlsError::NotPem(certificate, "certificate"))?;
+    let first = chain.first().ok_or_else(|| TlsError::NotPem(certificate.clone(), "certificate"))?;
     let pin = pin_of(first);
     let pem = read_secret(&key, MAX_FILE)?.ok_or_else(|| TlsError::Missing(key.clone()))?;
     let private = rustls_pemfile::read_all(&mut pem.as_slice()).flatten().find_map(|item| match item {
@@ -84,7 +86,7 @@ pub fn load(files: Option<&(PathBuf, PathBuf)>, state_dir: &Path, public: &HostP
     // as the certificate.
     config.session_storage = ServerSessionMemoryCache::new(SESSIONS);
     config.send_tls13_tickets = 1;
-    Ok(Tls { config: Arc::new(config), pin })
+    Ok(Tls { config: Arc::new(config), pin, path: certificate })
 }
 
 /// The paths of the self-signed certificate and its key, created when missing.

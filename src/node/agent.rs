@@ -10,9 +10,11 @@ use spoke_api::agent::body;
 use spoke_api::agent::openapi;
 use spoke_api::agent::routes::{Call, resolve};
 use spoke_api::agent::wgconf::{WgConf, WgPeer};
+use spoke_api::exposition::CONTENT_TYPE;
 use spoke_api::health::summary::Link;
 use spoke_api::http::limit::{Proven, Rate, network};
 use spoke_api::http::{Body, Request, Response, decode_path, host_is_ours};
+use spoke_api::responses::ResponseCounts;
 use spoke_change::audit::Actor;
 use spoke_change::edit::{Edit, OwnValues};
 use spoke_change::request::{AppliedChange, ChangeRefused};
@@ -83,6 +85,8 @@ pub struct Deps<C> {
     pub net: watch::Receiver<NetStatus>,
     /// The ledger of changes.
     pub changes: Changes,
+    /// Responses, for the metrics.
+    pub responses: Arc<ResponseCounts>,
     /// True when the process stops.
     pub stop: watch::Receiver<bool>,
 }
@@ -191,6 +195,10 @@ impl<C: Clock> Service for Agent<C> {
         self.proven.lock().unwrap_or_else(PoisonError::into_inner).contains(network(source), self.deps.clock.now())
     }
 
+    fn responded(&self, status: u16) {
+        self.deps.responses.count(status);
+    }
+
     async fn call(&self, request: Request) -> Response {
         self.answer(request).await.unwrap_or_else(|refusal| refusal)
     }
@@ -252,8 +260,8 @@ impl<C: Clock> Agent<C> {
                 {
                     return Err(Response::error(421, "Unknown host name: add it to agent.allowed_hosts"));
                 }
-                let text = answer::metrics(&self.load(), &self.links());
-                Ok(Response::new(200, "text/plain; version=0.0.4; charset=utf-8", Body::Owned(text.into_bytes())))
+                let text = answer::metrics(&self.load(), &self.links(), &self.deps.responses);
+                Ok(Response::new(200, CONTENT_TYPE, Body::Owned(text.into_bytes())))
             }
             Call::Status => {
                 self.refresh().await;

@@ -11,12 +11,14 @@ use spoke_api::health::routes::{View, route};
 use spoke_api::health::summary::{Components, Interfaces, Link, Net, Snapshot};
 use spoke_api::http::limit::Rate;
 use spoke_api::http::{Request, Response};
+use spoke_api::responses::ResponseCounts;
 use spoke_config::Config;
 use spoke_config::effective::Effective;
 use spoke_model::time::Boot;
 use spoke_net::state::Observed;
 use spoke_sys::clock::Clock;
 use spoke_sys::http_server::{Limits, Listeners, Plain, Server, Service, stopped, with_own_addresses};
+use spoke_sys::process;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -53,6 +55,8 @@ pub struct Deps<C> {
     pub components: watch::Receiver<Components>,
     /// Observes the kernel for the page; `None`: there is none yet.
     pub changes: Option<Changes>,
+    /// Responses of the agent API, where it is served.
+    pub agent: Option<Arc<ResponseCounts>>,
     /// True when the process stops.
     pub stop: watch::Receiver<bool>,
 }
@@ -81,6 +85,7 @@ struct Endpoints<C> {
     config: Arc<Config>,
     config_json: Arc<[u8]>,
     config_stats: Value,
+    agent: Option<Arc<ResponseCounts>>,
     page_policy: String,
     shown: Mutex<Arc<Shown>>,
     /// When the page was last asked for.
@@ -125,6 +130,7 @@ impl<C: Clock> Endpoints<C> {
             config_stats: json!({
                 "role": config.node.role, "interfaces": config.interfaces.len(), "configuredPeers": peers, "hubs": hubs,
             }),
+            agent: deps.agent.clone(),
             page_policy: policy(|b| STANDARD.encode(ring::digest::digest(&ring::digest::SHA256, b))),
             shown: Mutex::new(Arc::new(empty)),
             viewed: Mutex::new(None),
@@ -217,6 +223,9 @@ impl<C: Clock> Service for Shared<C> {
             interfaces: &shown.interfaces,
             config: self.0.config_json.clone(),
             config_stats: &self.0.config_stats,
+            role: self.0.config.node.role,
+            process: (request.path == "/metrics").then(process::read),
+            agent: self.0.agent.as_deref(),
             page_policy: &self.0.page_policy,
             details: &shown.details,
         };

@@ -21,6 +21,7 @@ use crate::socket;
 use crate::supervise::Supervisor;
 use crate::uplink::Uplink;
 use spoke_api::health::summary::Components;
+use spoke_api::responses::ResponseCounts;
 use spoke_api::socket::SOCKET;
 use spoke_command::{Outcome, runtime};
 use spoke_config::Config;
@@ -117,6 +118,7 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys, reload: A
     let (shown, seen) = (net.clone(), components.clone());
     tasks.restarting("status line", seed, move || component_status::line(shown.clone(), seen.clone(), Systemd));
     let (stopping, stop_health) = watch::channel(false);
+    let responses = Arc::<ResponseCounts>::default();
     let (confirm, confirmed) = watch::channel(None);
     let (stamped_until, _) = watch::channel(None);
     let (anchor, trusted) = watch::channel(None);
@@ -129,22 +131,26 @@ async fn supervise(config: Arc<Config>, keys: spoke_net::derive::Keys, reload: A
     tasks.restarting("trust in the clock", seed, move || component_status::clock(anchor.clone(), statuses.clone()));
 
     let (state_dir, statuses) = (config.node.state_dir.clone(), components_out.clone());
-    tasks.restarting("storage", seed, move || storage::watch(clock, state_dir.clone(), statuses.clone()));
+    let certificate = config.agent.tls_certificate.clone().filter(|_| config.agent.enabled);
+    tasks.restarting("storage", seed, move || {
+        storage::watch(clock, state_dir.clone(), certificate.clone(), statuses.clone())
+    });
 
     let changes = start_changes(&mut tasks, &config, &net, trusted);
     if config.health.enabled {
         let (config, net, components) = (config.clone(), net.clone(), components.clone());
         let changes = changes.handle.clone();
+        let agent = config.agent.enabled.then(|| responses.clone());
         tasks.restarting("health", seed, move || {
             let (config, net, components, stop) =
                 (config.clone(), net.clone(), components.clone(), stop_health.clone());
             let changes = Some(changes.clone());
-            health::run(health::Deps { clock, started, config, net, components, changes, stop })
+            health::run(health::Deps { clock, started, config, net, components, changes, agent: agent.clone(), stop })
         });
     }
     if config.agent.enabled {
         let (config, net, changes, stop) = (config.clone(), net.clone(), changes.handle.clone(), stopping.subscribe());
-        let deps = agent::Deps { clock, started, config, net, changes, stop };
+        let deps = agent::Deps { clock, started, config, net, changes, responses, stop };
         tasks.restarting("agent", seed, move || agent::run(deps.clone()));
     }
 

@@ -7,6 +7,7 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 mod atomic;
 pub mod journaled;
@@ -15,6 +16,21 @@ pub(crate) use atomic::{How, write_in};
 #[cfg(any(test, feature = "sim"))]
 pub use journaled::recorded;
 use journaled::{Operation, record};
+
+/// Files written whole and records appended by this process, and their bytes.
+static WRITTEN: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
+
+/// Counts a write that reached the file system.
+pub(crate) fn count_write(bytes: usize) {
+    WRITTEN[0].fetch_add(1, Ordering::Relaxed);
+    WRITTEN[1].fetch_add(bytes, Ordering::Relaxed);
+}
+
+/// Writes of this process through this module and the journals, and their bytes.
+pub fn written() -> (u64, u64) {
+    let [writes, bytes] = [&WRITTEN[0], &WRITTEN[1]].map(|n| n.load(Ordering::Relaxed) as u64);
+    (writes, bytes)
+}
 
 /// Why a file could not be read or written.
 #[derive(Debug, thiserror::Error)]

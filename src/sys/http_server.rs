@@ -79,6 +79,11 @@ pub trait Service: Send + Sync + 'static {
         false
     }
 
+    /// A response of this status is sent, also one that was refused before [`Service::call`].
+    fn responded(&self, status: u16) {
+        let _ = status;
+    }
+
     /// The answer to one request. Must not block.
     fn call(&self, request: Request) -> impl Future<Output = Response> + Send;
 }
@@ -111,6 +116,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
 trait Handler: Send + Sync {
     fn admit(&self, head: &Request) -> Result<usize, Response>;
     fn is_proven(&self, source: IpAddr) -> bool;
+    fn responded(&self, status: u16);
     fn call(&self, request: Request) -> BoxFuture<'_, Response>;
     fn wrap(&self, stream: TcpStream) -> BoxFuture<'_, std::io::Result<Box<dyn Duplex>>>;
 }
@@ -122,6 +128,10 @@ impl<S: Service, W: Wrap> Handler for (S, W) {
 
     fn is_proven(&self, source: IpAddr) -> bool {
         self.0.is_proven(source)
+    }
+
+    fn responded(&self, status: u16) {
+        self.0.responded(status);
     }
 
     fn call(&self, request: Request) -> BoxFuture<'_, Response> {

@@ -224,7 +224,10 @@ impl Journal {
             let write = || (&*file).write_all(&line);
             let done = clean().and_then(|()| write()).and_then(|()| if sync { file.sync_data() } else { Ok(()) });
             match done {
-                Ok(()) => Ok((file, line.len() as u64)),
+                Ok(()) => {
+                    crate::disk::count_write(line.len());
+                    Ok((file, line.len() as u64))
+                }
                 Err(e) => {
                     let _ = file.set_len(at);
                     Err(DiskError::write(&path, e))

@@ -18,6 +18,7 @@ pub mod keys;
 pub mod lock;
 pub mod notify;
 pub mod priority;
+pub mod process;
 pub mod random;
 pub mod resolve;
 pub mod rpc;

@@ -46,6 +46,18 @@ impl Rung {
     /// Every rung, lowest first.
     pub const ALL: [Self; 6] = [Self::Address, Self::Family, Self::Port, Self::Hub, Self::Rebuild, Self::Again];
 
+    /// As in JSON and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Address => "address",
+            Self::Family => "family",
+            Self::Port => "port",
+            Self::Hub => "hub",
+            Self::Rebuild => "rebuild",
+            Self::Again => "again",
+        }
+    }
+
     /// The reason, for logs.
     pub const fn reason(self) -> &'static str {
         match self {

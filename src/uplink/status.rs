@@ -155,6 +155,12 @@ pub struct UplinkStatus {
     pub rungs: BTreeMap<Rung, u64>,
     /// Times the tunnel was proven up.
     pub sessions: u64,
+    /// Times it was proven up to another hub than the one before.
+    pub failovers: u64,
+    /// Echo requests to the active hub.
+    pub echo_requests: u64,
+    /// Their replies, from the hub's address.
+    pub echo_replies: u64,
     /// The better hub being watched.
     pub standby: Option<Standby>,
     /// The last transitions, oldest first.

@@ -47,7 +47,8 @@ async fn serve(path: &Path) {
         api_state: Some(api_state),
         repair: Some(repair),
     };
-    let deps = Deps { clock, started: clock.now(), config: config.clone(), net, changes, stop };
+    let deps =
+        Deps { clock, started: clock.now(), config: config.clone(), net, changes, responses: Arc::default(), stop };
     let reconciler = Reconciler { kernel: FakeKernel::new(), clock, notify: Systemd, sources, status, events };
     let mut tasks = Supervisor::default();
     tasks.vital("audit", trail.run());

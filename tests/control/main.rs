@@ -34,6 +34,7 @@ mod keys;
 mod labels;
 mod limits;
 mod lists;
+mod metrics;
 mod preshared;
 mod reasons;
 mod relay;

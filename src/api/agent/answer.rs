@@ -1,8 +1,10 @@
 //! Response bodies in the shapes existing clients read. Secret keys are null unless revealing them is configured.
 use super::body::{BadBody, FieldFault};
 use super::routes::NoCall;
+use crate::exposition::{Exposition, Kind, number};
 use crate::health::summary::Link;
 use crate::http::Response;
+use crate::responses::ResponseCounts;
 use ipnet::IpNet;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -96,44 +98,38 @@ pub fn status(timestamp: u64, uptime: u64, load: &HostLoad, links: &[Link]) -> V
     body
 }
 
-/// `GET /v1/metrics`, in the names existing dashboards scrape.
-pub fn metrics(load: &HostLoad, links: &[Link]) -> String {
-    let mut out = String::with_capacity(2048);
-    let mut one = |name: &str, help: &str, kind: &str, samples: &[(Option<&str>, String)]| {
-        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
-        for (interface, value) in samples {
-            let _ = match interface {
-                Some(i) => writeln!(out, "{name}{{interface=\"{i}\"}} {value}"),
-                None => writeln!(out, "{name} {value}"),
-            };
-        }
-    };
-    let single = |value: String| [(None, value)];
-    let gauge = "gauge";
-    one("wgdashboard_agent_cpu_percent", "CPU usage in percent", gauge, &single(load.cpu_percent.to_string()));
-    one("wgdashboard_agent_memory_used_bytes", "Memory in use", gauge, &single(load.memory_used().to_string()));
-    one(
-        "wgdashboard_agent_memory_percent",
-        "Memory in use in percent",
-        gauge,
-        &single(load.memory_percent().to_string()),
-    );
-    one("wgdashboard_agent_disk_used_bytes", "Root file system in use", gauge, &single(load.disk_used.to_string()));
-    one("wireguard_interface_count", "WireGuard interfaces", gauge, &single(links.len().to_string()));
-    type Value = fn(&Link) -> u64;
-    let families: [(&str, &str, &str, Value); 4] = [
-        ("wireguard_peers_total", "Peers of the interface", gauge, |l| l.peers as u64),
-        ("wireguard_peers_active", "Peers with a handshake in the last 180 s", gauge, |l| l.active_peers as u64),
-        ("wireguard_interface_receive_bytes_total", "Bytes received since the interface was created", "counter", |l| {
-            l.rx
-        }),
-        ("wireguard_interface_transmit_bytes_total", "Bytes sent to the present peers", "counter", |l| l.tx),
-    ];
-    for (name, help, kind, value) in families {
-        let samples: Vec<_> = links.iter().map(|l| (Some(l.name.as_str()), value(l).to_string())).collect();
-        one(name, help, kind, &samples);
+/// `GET /v1/metrics`: the names that dashboards of the fork scrape and, beside those that break Prometheus' rules for names
+/// (`percent`, `_count`, `_total` of a gauge), ones that keep them.
+pub fn metrics(load: &HostLoad, links: &[Link], responses: &ResponseCounts) -> String {
+    let mut out = Exposition::default();
+    let (memory, percent) = (load.memory_used(), load.memory_percent());
+    for (name, help, value) in [
+        ("wgdashboard_agent_cpu_percent", "CPU usage in percent", load.cpu_percent),
+        ("wgdashboard_agent_cpu_ratio", "CPU usage, 0 to 1", load.cpu_percent / 100.0),
+        ("wgdashboard_agent_memory_used_bytes", "Memory in use", number(memory)),
+        ("wgdashboard_agent_memory_percent", "Memory in use in percent", percent),
+        ("wgdashboard_agent_memory_ratio", "Memory in use, 0 to 1", percent / 100.0),
+        ("wgdashboard_agent_disk_used_bytes", "Root file system in use", number(load.disk_used)),
+        ("wireguard_interface_count", "WireGuard interfaces", number(links.len() as u64)),
+        ("wireguard_interfaces", "WireGuard interfaces", number(links.len() as u64)),
+    ] {
+        out.single(Kind::Gauge, name, help, value);
     }
-    out
+    type Value = fn(&Link) -> u64;
+    let received = "Bytes received since the interface was created";
+    let sent = "Bytes sent since the interface was created";
+    let families: [(Kind, &'static str, &str, Value); 3] = [
+        (Kind::Gauge, "wireguard_peers_total", "Peers of the interface", |l| l.peers as u64),
+        (Kind::Counter, "wireguard_interface_receive_bytes_total", received, |l| l.rx),
+        (Kind::Counter, "wireguard_interface_transmit_bytes_total", sent, |l| l.tx),
+    ];
+    for (kind, name, help, value) in families {
+        let samples: Vec<_> = links.iter().map(|l| (l.name.as_str(), number(value(l)))).collect();
+        out.by(kind, name, help, "interface", &samples);
+    }
+    crate::health::metrics::links(&mut out, links);
+    responses.write(&mut out, "spoke_agent_responses_total", "Responses of the agent API by status");
+    out.into_text()
 }
 
 #[derive(Serialize)]

@@ -1,222 +1,118 @@
-//! The facts in Prometheus text format, as `promtool check metrics` accepts it.
-//!
-//! The encoder writes OpenMetrics, where the names of a counter and its samples differ by `_total`; the older format needs
-//! one name. So a counter is described by its full name and its sample is written as a gauge's.
+//! The facts in Prometheus text format.
 use super::fold::{HealthVerdict, Moment, fold};
-use super::summary::Snapshot;
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeMetric as _, MetricEncoder};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::registry::Registry;
-use spoke_grants::ladder::Phase;
-use spoke_grants::report::EndpointRow;
+use super::summary::{Interfaces, Link, Snapshot};
+use crate::exposition::{Exposition, Kind, Process, flag, number};
+use crate::responses::ResponseCounts;
+use spoke_config::node::Role;
 use spoke_model::condition::Code;
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
+use std::collections::BTreeSet;
 
-/// `Content-Type` of the text.
-pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub use crate::exposition::CONTENT_TYPE;
 
-/// The metrics at one moment. None per peer: ten thousand peers would overload scrapers.
-pub fn metrics(snapshot: &Snapshot, at: &Moment) -> Result<String, fmt::Error> {
-    let mut registry = Registry::default();
-    registry.register_collector(Box::new(Scrape { snapshot: snapshot.clone(), at: *at }));
-    let mut text = String::with_capacity(4096);
-    prometheus_client::encoding::text::encode(&mut text, &registry)?;
-    Ok(text)
+mod grants;
+mod outside;
+
+/// What the metrics are made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Scrape<'a> {
+    /// The facts.
+    pub snapshot: &'a Snapshot,
+    /// Now.
+    pub at: Moment,
+    /// `node.role`.
+    pub role: Role,
+    /// What the process takes.
+    pub process: Option<Process>,
+    /// Responses of the agent API, where it is served.
+    pub agent: Option<&'a ResponseCounts>,
+    /// With `health.peer_metrics`. Ten thousand peers would overload a scraper: no other metric is per peer.
+    pub peers: Option<&'a Interfaces>,
 }
 
-#[derive(Debug)]
-struct Scrape {
-    snapshot: Snapshot,
-    at: Moment,
+/// The metrics at one moment.
+pub fn metrics(scrape: &Scrape<'_>) -> String {
+    let mut out = Exposition::default();
+    scrape.node(&mut out);
+    scrape.net(&mut out);
+    scrape.links(&mut out);
+    if let Some(peers) = scrape.peers {
+        peers.metrics(&mut out, scrape.at.now);
+    }
+    scrape.grants(&mut out);
+    scrape.uplink(&mut out);
+    scrape.control(&mut out);
+    scrape.update(&mut out);
+    scrape.machine(&mut out);
+    if let Some(counts) = scrape.agent {
+        counts.write(&mut out, "spoke_agent_responses_total", "Responses of the agent API by status");
+    }
+    out.into_text()
 }
 
-struct Out<'a>(DescriptorEncoder<'a>);
-
-impl Out<'_> {
-    fn gauge(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {
-        let metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        ConstGauge::new(value).encode(metric)
-    }
-
-    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
-        let metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
-        ConstGauge::new(value).encode(metric)
-    }
-
-    /// One metric with a sample for each value of `label`.
-    fn family<'s, N: EncodeGaugeValue>(
-        &mut self,
-        (name, help, kind): (&str, &str, MetricType),
-        label: &str,
-        samples: impl IntoIterator<Item = (&'s str, N)>,
-    ) -> fmt::Result {
-        let mut metric: MetricEncoder<'_> = self.0.encode_descriptor(name, help, None, kind)?;
-        for (of, value) in samples {
-            let labels = [(label, of)];
-            let sample = metric.encode_family(&labels)?;
-            ConstGauge::new(value).encode(sample)?;
-        }
-        Ok(())
-    }
-}
-
-impl Collector for Scrape {
-    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let (s, at) = (&self.snapshot, &self.at);
-        let mut out = Out(encoder);
+impl Scrape<'_> {
+    fn node(&self, out: &mut Exposition) {
+        let (s, at) = (self.snapshot, &self.at);
         let health = fold(s, at);
-        out.family(
-            ("spoke_build_info", "The running build", MetricType::Gauge),
-            "version",
-            [(spoke_model::VERSION, 1u64)],
-        )?;
-        out.family(
-            ("spoke_health", "1 for the current verdict, 0 for the others", MetricType::Gauge),
-            "status",
-            HealthVerdict::ALL.map(|v| (v.as_str(), u64::from(v == health.status))),
-        )?;
+        out.family(Kind::Gauge, "spoke_build_info", "The running build");
+        out.sample(&[("version", spoke_model::VERSION)], 1.0);
+        let node = s.components.node_id.as_ref().map_or("", |id| id.as_str());
+        out.family(Kind::Gauge, "spoke_node_info", "The node's name and role");
+        out.sample(&[("node", node), ("role", self.role.as_str())], 1.0);
+        let verdicts = HealthVerdict::ALL.map(|v| (v.as_str(), flag(v == health.status)));
+        let help = "1 for the current verdict, 0 for the others";
+        out.by(Kind::Gauge, "spoke_health", help, "status", &verdicts);
         let holds: BTreeSet<Code> = health.reasons.iter().map(|r| r.code).collect();
-        let reasons = Code::ALL.map(|code| (code.as_str(), u64::from(holds.contains(&code))));
-        out.family(
-            ("spoke_health_reason", "1 for each condition that holds, 0 for the others", MetricType::Gauge),
-            "code",
-            reasons,
-        )?;
-        out.gauge("spoke_uptime_seconds", "Time since the process started", at.uptime().as_secs_f64())?;
-        out.gauge("spoke_clock_trusted", "1 if the wall clock is trusted", f64::from(u8::from(at.trusted)))?;
-        let net = &s.net;
-        out.counter("spoke_reconcile_passes_total", "Completed reconcile passes", net.passes)?;
-        out.gauge("spoke_reconcile_clean", "1 if the last pass left nothing to do", f64::from(u8::from(net.clean)))?;
+        let reasons = Code::ALL.map(|code| (code.as_str(), flag(holds.contains(&code))));
+        let help = "1 for each condition that holds, 0 for the others";
+        out.by(Kind::Gauge, "spoke_health_reason", help, "code", &reasons);
+        let uptime = at.uptime().as_secs_f64();
+        out.single(Kind::Gauge, "spoke_uptime_seconds", "Time since the process started", uptime);
+        out.single(Kind::Gauge, "spoke_clock_trusted", "1 if the wall clock is trusted", flag(at.trusted));
+    }
+
+    fn net(&self, out: &mut Exposition) {
+        let (net, at) = (&self.snapshot.net, &self.at);
         let age = if net.passes == 0 { at.uptime() } else { at.now.since(net.at) };
-        out.gauge("spoke_reconcile_age_seconds", "Time since the last pass ended", age.as_secs_f64())?;
-        out.counter("spoke_reconcile_changes_total", "Steps applied because the desired state changed", net.changes)?;
-        out.counter("spoke_reconcile_repairs_total", "Steps applied against drift", net.repairs)?;
         let (found, left) = net.drifts;
-        out.family(
-            ("spoke_drifts_total", "Drift found, by what policy did about it", MetricType::Counter),
-            "policy",
-            [("repaired", found.saturating_sub(left)), ("left_alone", left)],
-        )?;
-        #[expect(clippy::cast_precision_loss, reason = "a count of differences stays far below 2^53")]
-        out.gauge("spoke_drift_left_alone", "Differences that policy leaves in place", net.held as f64)?;
-        out.counter("spoke_reconcile_failures_total", "Steps the kernel refused", net.failures)?;
-        #[expect(clippy::cast_precision_loss, reason = "a generation stays far below 2^53")]
-        out.gauge("spoke_generation", "Generation of the desired state", net.generation as f64)?;
-        self.links(&mut out)?;
-        self.grants(&mut out)?;
-        self.uplink(&mut out)
+        for (kind, name, help, value) in [
+            (Kind::Counter, "spoke_reconcile_passes_total", "Completed reconcile passes", number(net.passes)),
+            (Kind::Gauge, "spoke_reconcile_clean", "1 if the last pass left nothing to do", flag(net.clean)),
+            (Kind::Gauge, "spoke_reconcile_age_seconds", "Time since the last pass ended", age.as_secs_f64()),
+            (
+                Kind::Counter,
+                "spoke_reconcile_changes_total",
+                "Steps applied because the desired state changed",
+                number(net.changes),
+            ),
+            (Kind::Counter, "spoke_reconcile_repairs_total", "Steps applied against drift", number(net.repairs)),
+            (Kind::Counter, "spoke_reconcile_failures_total", "Steps the kernel refused", number(net.failures)),
+            (Kind::Gauge, "spoke_drift_left_alone", "Differences that policy leaves in place", number(net.held as u64)),
+            (Kind::Gauge, "spoke_generation", "Generation of the desired state", number(net.generation)),
+        ] {
+            out.single(kind, name, help, value);
+        }
+        let drifts = [("repaired", number(found.saturating_sub(left))), ("left_alone", number(left))];
+        out.by(Kind::Counter, "spoke_drifts_total", "Drift found, by what policy did about it", "policy", &drifts);
+    }
+
+    fn links(&self, out: &mut Exposition) {
+        links(out, &self.snapshot.net.links);
     }
 }
 
-impl Scrape {
-    fn links(&self, out: &mut Out<'_>) -> fmt::Result {
-        let links = &self.snapshot.net.links;
-        type Value = fn(&super::summary::Link) -> u64;
-        let families: [(&str, &str, MetricType, Value); 6] = [
-            ("wireguard_interface_up", "1 if the interface exists and is up", MetricType::Gauge, |l| u64::from(l.up)),
-            ("wireguard_peers_wanted", "Peers the node wants", MetricType::Gauge, |l| l.wanted_peers as u64),
-            ("wireguard_peers", "Peers the kernel has", MetricType::Gauge, |l| l.peers as u64),
-            ("wireguard_peers_active", "Peers with a handshake in the last 180 s", MetricType::Gauge, |l| {
-                l.active_peers as u64
-            }),
-            (
-                "wireguard_receive_bytes_total",
-                "Bytes received since the interface was created",
-                MetricType::Counter,
-                |l| l.rx,
-            ),
-            (
-                "wireguard_transmit_bytes_total",
-                "Bytes sent since the interface was created",
-                MetricType::Counter,
-                |l| l.tx,
-            ),
-        ];
-        for (name, help, kind, value) in families {
-            out.family((name, help, kind), "interface", links.iter().map(|l| (l.name.as_str(), value(l))))?;
-        }
-        Ok(())
-    }
-
-    /// Revocations and an unreachable chain are separate families, so that an alert cannot confuse them.
-    fn grants(&self, out: &mut Out<'_>) -> fmt::Result {
-        let Some(r) = &self.snapshot.components.grants else { return Ok(()) };
-        let c = &r.counts;
-        let phases = [Phase::Fresh, Phase::Stale, Phase::Grace, Phase::Expired];
-        out.family(
-            ("spoke_grants_phase", "1 for the current phase of the grace ladder", MetricType::Gauge),
-            "phase",
-            phases.map(|p| (p.name(), u64::from(p == r.phase))),
-        )?;
-        out.gauge("spoke_grants_candidates", "Peers that need a grant", r.rows.len() as f64)?;
-        out.gauge("spoke_grants_admitted", "Candidates that are admitted", r.admitted as f64)?;
-        out.family(
-            ("spoke_grants_decisions_total", "New decisions by reason", MetricType::Counter),
-            "reason",
-            c.by_reason().map(|(reason, n)| (reason.code(), n)),
-        )?;
-        if let Some(height) = r.height {
-            out.gauge("spoke_grants_block", "Height up to which all events are known", height as f64)?;
-        }
-        if let Some(last_quorum) = r.last_quorum {
-            let age = self.at.now.since(last_quorum).as_secs_f64();
-            out.gauge("spoke_grants_unheard_seconds", "Time since endpoints last agreed on the chain's state", age)?;
-        }
-        for (name, help, value) in [
-            ("spoke_grants_revocations_total", "Peers revoked on the chain", c.revoked),
-            ("spoke_grants_verification_errors_total", "Verifications without a decision", c.verification_errors),
-            ("spoke_grants_looks_total", "Polls of the chain", c.polls),
-            ("spoke_grants_failed_looks_total", "Failed polls of the chain", c.failed_polls),
-            ("spoke_grants_reorganisations_total", "Chain reorganisations", c.reorganisations),
-            ("spoke_grants_rpc_requests_total", "Requests to endpoints", c.requests),
-            ("spoke_grants_rpc_failures_total", "Failed requests to endpoints", c.failed_requests),
-            ("spoke_grants_rpc_bytes_total", "Bytes of requests and answers, without headers", c.bytes),
-            ("spoke_grants_writes_total", "Writes of the grants to disk", c.writes),
-        ] {
-            out.counter(name, help, value)?;
-        }
-        // Endpoints of one host share a series: the best one represents it.
-        let mut endpoints: BTreeMap<&str, &EndpointRow> = BTreeMap::new();
-        for row in &r.endpoints {
-            let best = endpoints.entry(&row.name).or_insert(row);
-            if row.failures < best.failures {
-                *best = row;
-            }
-        }
-        let each = || endpoints.iter().map(|(name, row)| (*name, *row));
-        let up = |e: &EndpointRow| u64::from(e.failures == 0 && e.answers > 0 && e.other_chain.is_none());
-        out.family(
-            ("spoke_grants_endpoint_up", "1 if the endpoint answered last time", MetricType::Gauge),
-            "endpoint",
-            each().map(|(name, e)| (name, up(e))),
-        )?;
-        out.family(
-            ("spoke_grants_endpoint_block", "Newest height the endpoint reported", MetricType::Gauge),
-            "endpoint",
-            each().filter_map(|(name, e)| Some((name, e.height?))),
-        )?;
-        out.family(
-            ("spoke_grants_endpoint_latency_seconds", "Smoothed time to an answer", MetricType::Gauge),
-            "endpoint",
-            each().filter_map(|(name, e)| Some((name, e.latency_ms? / 1000.0))),
-        )
-    }
-
-    fn uplink(&self, out: &mut Out<'_>) -> fmt::Result {
-        let Some(u) = &self.snapshot.components.uplink else { return Ok(()) };
-        let flag = |b: bool| f64::from(u8::from(b));
-        out.gauge("spoke_uplink_connected", "1 if a tunnel to a hub is up", flag(u.connected))?;
-        out.gauge("spoke_uplink_hub_answers", "1 if the hub answers through the tunnel", flag(u.hub_answers))?;
-        out.counter("spoke_uplink_attempts_total", "Attempts to connect to a hub", u.attempts)?;
-        let backoff = u.backoff.map_or(0.0, |b| b.as_secs_f64());
-        out.gauge("spoke_uplink_backoff_seconds", "Wait before the next attempt; 0: none", backoff)?;
-        if let Some(handshake) = u.last_handshake {
-            let age = self.at.now.since(handshake).as_secs_f64();
-            out.gauge("spoke_uplink_handshake_age_seconds", "Time since the newest handshake with the hub", age)?;
-        }
-        Ok(())
+/// The interfaces, also for the agent API.
+pub fn links(out: &mut Exposition, links: &[Link]) {
+    type Value = fn(&Link) -> u64;
+    let families: [(Kind, &'static str, &str, Value); 6] = [
+        (Kind::Gauge, "wireguard_interface_up", "1 if the interface exists and is up", |l| u64::from(l.up)),
+        (Kind::Gauge, "wireguard_peers_wanted", "Peers the node wants", |l| l.wanted_peers as u64),
+        (Kind::Gauge, "wireguard_peers", "Peers the kernel has", |l| l.peers as u64),
+        (Kind::Gauge, "wireguard_peers_active", "Peers with a handshake in the last 180 s", |l| l.active_peers as u64),
+        (Kind::Counter, "wireguard_receive_bytes_total", "Bytes received since the interface was created", |l| l.rx),
+        (Kind::Counter, "wireguard_transmit_bytes_total", "Bytes sent since the interface was created", |l| l.tx),
+    ];
+    for (kind, name, help, value) in families {
+        let samples: Vec<_> = links.iter().map(|l| (l.name.as_str(), number(value(l)))).collect();
+        out.by(kind, name, help, "interface", &samples);
     }
 }

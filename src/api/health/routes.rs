@@ -1,13 +1,16 @@
 //! Maps paths to responses. All of them are made from known facts; no request reads the kernel.
 use super::fold::{Moment, fold, ready, strictly_ready};
-use super::metrics;
+use super::metrics::{CONTENT_TYPE, Scrape, metrics};
 use super::page::facts::{Details, Facts, Query};
 use super::page::page;
 use super::stats::stats;
 use super::summary::{Interfaces, Snapshot};
+use crate::exposition::Process;
 use crate::http::{Body, Request, Response, host_is_ours};
+use crate::responses::ResponseCounts;
 use serde_json::json;
 use spoke_config::health::Health as Settings;
+use spoke_config::node::Role;
 use std::sync::Arc;
 
 /// The facts a response is made of.
@@ -25,6 +28,12 @@ pub struct View<'a> {
     pub config: Arc<[u8]>,
     /// The configuration's part of `/stats`.
     pub config_stats: &'a serde_json::Value,
+    /// `node.role`.
+    pub role: Role,
+    /// What the process takes, for `/metrics`.
+    pub process: Option<Process>,
+    /// Responses of the agent API, where it is served.
+    pub agent: Option<&'a ResponseCounts>,
     /// The page's `Content-Security-Policy`.
     pub page_policy: &'a str,
     /// What only the page needs.
@@ -103,10 +112,12 @@ fn answer(view: &View<'_>, path: &str, query: Option<&str>) -> Response {
         "/stats" => Response::json(200, &stats(s, at, view.config_stats)),
         "/wireguard" => Response::new(200, "application/json", Body::Shared(view.interfaces.body())),
         "/config" => Response::new(200, "application/json", Body::Shared(view.config.clone())),
-        "/metrics" => match metrics::metrics(s, at) {
-            Ok(text) => Response::new(200, metrics::CONTENT_TYPE, Body::Owned(text.into_bytes())),
-            Err(_) => Response::error(500, "The metrics cannot be written"),
-        },
+        "/metrics" => {
+            let peers = Some(view.interfaces).filter(|_| view.settings.peer_metrics);
+            let View { at, role, process, agent, .. } = *view;
+            let text = metrics(&Scrape { snapshot: s, at, role, process, agent, peers });
+            Response::new(200, CONTENT_TYPE, Body::Owned(text.into_bytes()))
+        }
         _ => Response::error(404, "Not found; see /health, /ready, /stats, /wireguard, /config, /metrics"),
     }
 }

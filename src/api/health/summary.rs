@@ -1,4 +1,5 @@
 //! The facts health is derived from, summarised once per pass, so that a request does not visit all peers.
+use crate::exposition::{Exposition, Kind, number};
 use serde::Serialize;
 use spoke_model::condition::{Code, Condition};
 use spoke_model::interface_name::IfName;
@@ -8,7 +9,7 @@ use spoke_model::node_id::NodeId;
 use spoke_model::time::{Boot, Wall};
 use spoke_model::wireguard::REJECT_AFTER_TIME;
 use spoke_net::ages::Handshakes;
-use spoke_net::state::{Desired, Observed, ObservedLink};
+use spoke_net::state::{Desired, Observed, ObservedLink, ObservedPeer};
 use spoke_update::notice::Notice;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -212,6 +213,10 @@ pub struct Components {
     pub control_code: Code,
     /// The components that are configured.
     pub status: BTreeMap<Component, ComponentStatus>,
+    /// Size of the file system that holds the state directory, and what of it is free, in bytes.
+    pub space: Option<(u64, u64)>,
+    /// Ends of the validity of this node's certificates, by what they are for.
+    pub certificates: BTreeMap<&'static str, Wall>,
 }
 
 impl Default for Components {
@@ -228,6 +233,8 @@ impl Default for Components {
             unprovisioned: None,
             control_code: Code::ControlAway,
             status: BTreeMap::new(),
+            space: None,
+            certificates: BTreeMap::new(),
         }
     }
 }
@@ -362,6 +369,42 @@ impl Interfaces {
     /// Number of peers over all interfaces.
     pub fn peers(&self) -> usize {
         self.observed.links.values().map(|l| l.peers.len()).sum()
+    }
+
+    /// Metrics of each peer of every desired interface.
+    pub(super) fn metrics(&self, out: &mut Exposition, now: Boot) {
+        type Value = fn(&ObservedPeer, Option<Duration>) -> Option<f64>;
+        let families: [(Kind, &'static str, &str, Value); 3] = [
+            (
+                Kind::Gauge,
+                "wireguard_peer_handshake_age_seconds",
+                "Time since the newest handshake of a peer; absent: none",
+                |_, age| age.map(|a| a.as_secs_f64()),
+            ),
+            (
+                Kind::Counter,
+                "wireguard_peer_receive_bytes_total",
+                "Bytes received from a peer since it was created",
+                |p, _| Some(number(p.counters.rx)),
+            ),
+            (
+                Kind::Counter,
+                "wireguard_peer_transmit_bytes_total",
+                "Bytes sent to a peer since it was created",
+                |p, _| Some(number(p.counters.tx)),
+            ),
+        ];
+        for (kind, name, help, value) in families {
+            out.family(kind, name, help);
+            for link in self.desired.links.keys() {
+                for (key, peer) in self.observed.links.get(link).iter().flat_map(|l| &l.peers) {
+                    let age = self.handshakes.at(link, key).map(|at| now.since(at));
+                    if let Some(value) = value(peer, age) {
+                        out.sample(&[("interface", link.as_str()), ("public_key", &key.to_string())], value);
+                    }
+                }
+            }
+        }
     }
 
     /// The response body.

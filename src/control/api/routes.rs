@@ -112,6 +112,11 @@ async fn limit_address(
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    state.limits.check_address(peer.ip())?;
-    Ok(next.run(request).await)
+    if let Err(refusal) = state.limits.check_address(peer.ip()) {
+        state.handlers.responses.count(429);
+        return Err(refusal.into());
+    }
+    let response = next.run(request).await;
+    state.handlers.responses.count(response.status().as_u16());
+    Ok(response)
 }

@@ -8,6 +8,7 @@ use crate::report_queue::ReportQueue;
 use crate::signing::{MasterKey, SigningKeys};
 use crate::store::Store;
 use crate::store::node::NodeState;
+use spoke_api::responses::ResponseCounts;
 use spoke_config::node::Role;
 use spoke_model::node_id::NodeId;
 use spoke_model::secret::Secret;
@@ -38,6 +39,8 @@ pub struct HandlerState {
     pub(super) members: Mutex<HashMap<NodeId, Member>>,
     pub(super) builders: Semaphore,
     pub(super) polls: Polls,
+    /// Responses, for the metrics.
+    pub responses: ResponseCounts,
 }
 
 impl HandlerState {
@@ -48,6 +51,7 @@ impl HandlerState {
             members: Mutex::default(),
             builders: Semaphore::new(MAX_BUILDERS),
             polls: Polls::default(),
+            responses: ResponseCounts::default(),
         }
     }
 }

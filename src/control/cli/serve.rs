@@ -14,7 +14,7 @@ use crate::store::StoreError;
 use crate::store::audit::Actor;
 use crate::store::audit_chain::AuditRetention;
 use crate::store::network::Access;
-use crate::{server, tls};
+use crate::{metrics, server, tls};
 use anyhow::Context as _;
 use spoke_command::{Outcome, print};
 use spoke_model::error_chain::ErrorChain;
@@ -146,6 +146,7 @@ pub async fn run(context: &Context) -> Outcome {
         client_timeout: config.client_timeout,
         proxies: config.proxies.clone(),
     };
+    let metrics = metrics::serve(state.clone(), tls.path.clone(), &config.metrics_listen);
     let for_devices = router(state.clone(), audience);
     let serving =
         tokio::spawn(server::serve(listeners, tls.config.clone(), for_devices, limits.clone(), stopping.clone()));
@@ -158,6 +159,7 @@ pub async fn run(context: &Context) -> Outcome {
     }
     Systemd.stopping();
     let _ = stop.send(true);
+    metrics.close().await;
     let _ = serving.await;
     let _ = api_serving.await;
     if let Some(sync) = admission_sync {

@@ -16,7 +16,7 @@ use spoke_model::node_id::NodeId;
 use std::collections::{BTreeMap, HashMap};
 
 /// A node without a report for this long does not count as reporting, in milliseconds.
-const REPORTING_MS: i64 = 20 * 60 * 1000;
+pub(super) const REPORTING_MS: i64 = 20 * 60 * 1000;
 
 /// Whether the contract admits a node's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -39,8 +39,15 @@ impl Node {
         let (net, changes, kernel) = (node.net.clone(), node.changes.clone(), node.kernel.clone());
         net.clone().wait_for(|s| s.ready).await.unwrap();
         let memory = ReplayRecord::open(dir, &clock);
-        let deps =
-            Deps { clock: clock.clone(), started: clock.now(), config, net, changes, stop: watch::channel(false).1 };
+        let deps = Deps {
+            clock: clock.clone(),
+            started: clock.now(),
+            config,
+            net,
+            changes,
+            responses: Arc::default(),
+            stop: watch::channel(false).1,
+        };
         let agent = Agent {
             verifier: Verifier::unchecked(SECRET.as_bytes()),
             replays: tokio::sync::Mutex::new(memory),

@@ -70,8 +70,16 @@ async fn serve(components: watch::Receiver<Components>, stop: watch::Receiver<bo
     let variables = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
     let Ok(config) = Config::from_text(None, variables) else { return };
     let (_status, net) = watch::channel(crate::reconciler::NetStatus::default());
-    let deps =
-        health::Deps { clock, started: clock.now(), config: Arc::new(config), net, components, changes: None, stop };
+    let deps = health::Deps {
+        clock,
+        started: clock.now(),
+        config: Arc::new(config),
+        net,
+        components,
+        changes: None,
+        agent: None,
+        stop,
+    };
     match health::run(deps).await {
         Ok(()) => {}
     }

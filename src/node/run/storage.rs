@@ -1,8 +1,9 @@
-//! Reports a disk that takes no writes and a boot partition that cannot be read.
+//! Reports a disk that takes no writes, a boot partition that cannot be read, and what has an end: space and certificates.
 use rustix::fs::StatVfsMountFlags;
 use spoke_api::health::summary::{Component, ComponentStatus, Components};
 use spoke_sys::clock::Clock;
 use spoke_sys::slots::RUN;
+use spoke_sys::tls::expiry;
 use std::convert::Infallible;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -12,10 +13,11 @@ use tokio::sync::watch;
 /// Time between two checks. A card turns read-only at the kernel's first failed write, without an event.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Checks both while the process runs.
+/// Checks all while the process runs.
 pub(super) async fn watch<C: Clock>(
     clock: C,
     state_dir: PathBuf,
+    certificate: Option<PathBuf>,
     components: watch::Sender<Components>,
 ) -> Result<(), Infallible> {
     loop {
@@ -23,6 +25,14 @@ pub(super) async fn watch<C: Clock>(
         if Path::new(RUN).exists() {
             publish(&components, Component::BootPartition, boot_fault(Path::new("/boot")), &clock);
         }
+        let space = rustix::fs::statvfs(&state_dir).ok().map(|s| (s.f_blocks * s.f_frsize, s.f_bavail * s.f_frsize));
+        let expiry = certificate.as_deref().and_then(expiry).map(|at| ("agent", at));
+        components.send_if_modified(|v| {
+            let (space, certificates) = (space, expiry.into_iter().collect());
+            let changed = v.space != space || v.certificates != certificates;
+            (v.space, v.certificates) = (space, certificates);
+            changed
+        });
         clock.sleep(CHECK_INTERVAL).await;
     }
 }

@@ -48,6 +48,9 @@ pub(super) fn fill_in(
     let temporary_path = path.with_file_name(&temporary);
     let written = fill(&mut file, &temporary_path).and_then(|()| file.sync_all());
     record(|| Operation::Sync(temporary_path.clone()));
+    if written.is_ok() {
+        super::count_write(file.metadata().map_or(0, |m| usize::try_from(m.len()).unwrap_or(usize::MAX)));
+    }
     drop(file);
     let renamed = written.and_then(|()| {
         if how.replace {

@@ -30,6 +30,17 @@ pub(super) async fn exchange(
     handler: &dyn Handler,
     doors: &Doors,
 ) -> hyper::Response<Full<Bytes>> {
+    let response = respond(request, source, handler, doors).await;
+    handler.responded(response.status().as_u16());
+    response
+}
+
+async fn respond(
+    request: hyper::Request<Incoming>,
+    source: SocketAddr,
+    handler: &dyn Handler,
+    doors: &Doors,
+) -> hyper::Response<Full<Bytes>> {
     if !source.ip().is_loopback() {
         let now = SystemClock.now();
         let mut g = doors.gate.lock().unwrap_or_else(PoisonError::into_inner);

@@ -29,6 +29,7 @@ impl Session {
         let kept = self.echoes.push_back(sent).is_ok();
         debug_assert!(kept && self.echoes.len() <= MAX_ECHOES, "there is room after dropping the oldest");
         if hub == self.active {
+            self.status.echo_requests += 1;
             self.echoed_at = Some(now);
             self.unsent = false;
             if let Some(w) = self.seen.get_mut(hub) {
@@ -50,6 +51,7 @@ impl Session {
         }
         echo.answered = true;
         if echo.hub == self.active {
+            self.status.echo_replies += 1;
             self.status.rtt = Some(now.since(echo.at));
         }
         true

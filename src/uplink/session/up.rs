@@ -35,6 +35,7 @@ impl Session {
         self.network_changed = false;
         self.failed_moves = if code == Code::Failback { 0 } else { self.failed_moves };
         self.status.sessions += 1;
+        self.status.failovers += u64::from(self.held.is_some_and(|before| before != self.active));
         self.held = Some(self.active);
         self.status.fault = None;
         self.status.backoff = None;

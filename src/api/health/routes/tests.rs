@@ -22,6 +22,7 @@ fn ask(request: &Request) -> Response {
         details_from: vec!["10.9.0.1/32".parse().unwrap()],
         allowed_origins: vec!["https://monitor.example".into()],
         allowed_hosts: vec!["router.lan".into()],
+        peer_metrics: false,
     };
     let snapshot = Snapshot::default();
     let at = Moment { now: Boot::from_secs(9), wall: Wall(9), trusted: false, started: Boot::from_secs(1) };
@@ -32,6 +33,9 @@ fn ask(request: &Request) -> Response {
         interfaces: &Interfaces::default(),
         config: b"{}".as_slice().into(),
         config_stats: &json!({}),
+        role: Role::Node,
+        process: None,
+        agent: None,
         page_policy: "default-src 'none'",
         details: &Details::default(),
     };
