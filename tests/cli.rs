@@ -32,6 +32,17 @@ fn err(o: &Output) -> String {
     String::from_utf8(o.stderr.clone()).unwrap()
 }
 
+/// What standard output has in the version of the shape that is documented.
+fn document(o: &Output) -> serde_json::Value {
+    let document: serde_json::Value = serde_json::from_slice(&o.stdout).unwrap_or_default();
+    assert_eq!(document["schema"], 1, "{o:?}");
+    document
+}
+
+fn items(o: &Output) -> Vec<serde_json::Value> {
+    document(o)["items"].as_array().unwrap().clone()
+}
+
 fn config(dir: &Path, text: &str) -> String {
     let path = dir.join("spoke.toml");
     std::fs::write(&path, text).unwrap();
@@ -185,17 +196,28 @@ fn check_opens_every_file_that_is_named() {
     let text = format!(
         "[node]\nid = \"edge-1\"\nstate_dir = \"{d}/state\"\nruntime_dir = \"{d}/run\"\n\
          [agent]\nenabled = true\nsecret = \"file:{d}/secret\"\n\
-         [control]\nurl = \"https://control.example.net\"\ntoken = \"file:{d}/token\"\nca = \"{d}/ca.pem\"\n\
+         [grants]\ncontract = \"0x37d2106bADB01dd5bE1926e45D172Cb4203C4186\"\nchain_id = 1\n\
+         endpoints = [\"file:{d}/rpc\", \"https://rpc.example.net\"]\n\
+         [control]\nurl = \"https://control.example.net\"\ntoken = \"file:{d}/token\"\nidentity = \"file:{d}/identity\"\nca = \"{d}/ca.pem\"\n\
          [[interface]]\nname = \"wg0\"\n[[interface.peer]]\npublic_key = \"{key}\"\nallowed_ips = [\"10.0.0.1/32\"]\n\
          preshared_key = \"file:{d}/psk\"\n"
     );
     let file = config(dir.path(), &text);
     write("secret", "0123456789012345678901234567890123456789", 0o644);
+    write("identity", "no key", 0o600);
     let o = spoke(dir.path(), &["check", "--config", &file]);
     assert_eq!(o.status.code(), Some(2), "{}", err(&o));
-    for part in
-        ["preshared key: ", "/psk is missing", "control.token: ", "control.ca: ", "agent: ", "chmod 600", "4 faults"]
-    {
+    for part in [
+        "preshared key: ",
+        "/psk is missing",
+        "control.token: ",
+        "control.ca: ",
+        "agent: ",
+        "chmod 600",
+        "grants.endpoints file:",
+        "control.identity: ",
+        "6 faults",
+    ] {
         assert!(err(&o).contains(part), "{part}: {}", err(&o));
     }
     let o = spoke(dir.path(), &["check", "--text-only", "--config", &file]);
@@ -282,7 +304,7 @@ fn doctor_names_a_remedy_for_each_fault() {
     let hub = "[uplink]\ninterface = \"wg0\"\n[[uplink.hub]]\npublic_key = \"9s4Zq0QFzPNW7vYkFGcGEJtVXWd3BBJ3zOqDLE3gIyM=\"\nendpoint = \"hub.invalid:51820\"\naddress = \"10.8.0.1\"\n";
     let file = config(dir.path(), &(base(dir.path()) + hub));
     let o = spoke(dir.path(), &["doctor", "--json", "--config", &file]);
-    let findings: Vec<serde_json::Value> = serde_json::from_slice(&o.stdout).expect("JSON");
+    let findings = items(&o);
     let dns = findings.iter().find(|f| f["what"] == "DNS hub.invalid").expect("a finding for the name");
     assert_eq!(dns["level"], "fail");
     assert!(dns["remedy"].as_str().unwrap().contains("resolv.conf"), "{dns}");
@@ -332,7 +354,7 @@ fn doctor_names_the_mistakes_in_files_and_addresses() {
     ] {
         let file = config(dir.path(), &text);
         let o = spoke(dir.path(), &["doctor", "--json", "--config", &file]);
-        let findings: Vec<serde_json::Value> = serde_json::from_slice(&o.stdout).expect(what);
+        let findings = items(&o);
         let has = |f: &serde_json::Value, key: &str, part: &str| f[key].as_str().unwrap_or_default().contains(part);
         let named =
             findings.iter().any(|f| f["level"] == "fail" && has(f, "detail", cause) && has(f, "remedy", remedy));
@@ -365,7 +387,7 @@ fn doctor_names_a_clock_that_is_wrong_by_more_than_a_day() {
         }
         let file = config(dir.path(), &base(dir.path()));
         let o = spoke(dir.path(), &["doctor", "--json", "--config", &file]);
-        let findings: Vec<serde_json::Value> = serde_json::from_slice(&o.stdout).expect("JSON");
+        let findings = items(&o);
         let clock = findings.iter().find(|f| f["what"] == "clock").expect("a finding");
         assert!(clock["level"] == "fail" && clock["detail"].as_str().unwrap().contains(cause), "{name}: {clock}");
         assert!(clock["remedy"].as_str().unwrap().contains("spoke clock restore") && o.status.code() == Some(1));
@@ -452,4 +474,59 @@ fn wg_quick_file_is_imported_and_nothing_is_overwritten() {
     assert_eq!(std::fs::read_to_string(&target).unwrap(), "# mine\n");
     let o = spoke(dir.path(), &[&import[..], &["--force"]].concat());
     assert!(o.status.code() == Some(0) && std::fs::read_to_string(&target).unwrap().contains("[[interface]]"));
+}
+
+#[test]
+fn every_answer_and_error_is_json_on_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = config(dir.path(), &base(dir.path()));
+    let run = |args: &[&str]| spoke(dir.path(), &[&["--json", "--config", &file], args].concat());
+    let good = document(&run(&["check"]));
+    assert!(good["valid"] == true && good["config"]["interface"][0]["name"] == "wg0", "{good}");
+    assert_eq!(document(&run(&["clock", "show"]))["believed"], "no");
+    let key = document(&run(&["key", "generate"]))["private_key"].as_str().unwrap().to_owned();
+    let public = spoke_with(dir.path(), &["key", "public", "--json"], &key);
+    assert_eq!(document(&public)["public_key"].as_str().unwrap().len(), 44);
+    assert_eq!(document(&run(&["audit", "verify"]))["entries"], "0");
+    std::fs::write(dir.path().join("wg7.conf"), format!("[Interface]\nPrivateKey = {key}\nAddress = 10.7.0.2/24\n"))
+        .unwrap();
+    let new = dir.path().join("new.toml").display().to_string();
+    let keys = dir.path().join("keys").display().to_string();
+    let imported = spoke(dir.path(), &["import", "wg7.conf", "--json", "--config", &new, "--keys", &keys]);
+    assert_eq!(document(&imported)["written"].as_array().unwrap().len(), 2, "{imported:?}");
+
+    let error = |o: &Output, code: i32| {
+        assert_eq!(o.status.code(), Some(code), "{o:?}");
+        let error: serde_json::Value = serde_json::from_slice(&o.stderr).unwrap_or_default();
+        assert!(error["schema"] == 1 && error["exit_code"] == code && o.stdout.is_empty(), "{o:?}");
+        error["error"].as_str().unwrap().to_owned()
+    };
+    for args in
+        [&["status"][..], &["drift"], &["config", "history"], &["reload"], &["grants", "list"], &["audit", "list"]]
+    {
+        assert!(error(&run(args), 1).contains("no supervisor answers"), "{args:?}");
+    }
+    assert!(error(&run(&["config", "diff", "a", "b"]), 2).contains("invalid value"));
+    assert!(error(&run(&["status", "--no-such-flag"]), 2).contains("unexpected argument"));
+
+    config(dir.path(), "[[interface]]\nname = \"wg0\"\nmtu = 1\n[nodes]\n");
+    let faulty = run(&["check"]);
+    assert_eq!((faulty.status.code(), faulty.stderr.len()), (Some(2), 0), "{faulty:?}");
+    let found = document(&faulty);
+    assert!(found["valid"] == false && found["faults"].as_array().unwrap().len() == 2, "{found}");
+    assert_eq!(found["faults"][0]["key"], "interface[0].mtu", "{found}");
+    assert!(found["faults"][0]["file"].as_str().unwrap().ends_with("spoke.toml:3"), "{found}");
+}
+
+/// The trail, the clock and the other slot are not what the fault is about.
+#[test]
+fn faulty_configuration_still_names_its_directories() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    std::fs::write(state.join("audit.log"), "no entry\n").unwrap();
+    let file = config(dir.path(), &(base(dir.path()) + "nonsense = \n"));
+    let o = spoke(dir.path(), &["audit", "verify", "--config", &file]);
+    assert!(o.status.code() == Some(1) && err(&o).contains("damaged"), "{o:?}");
+    assert_eq!(spoke(dir.path(), &["clock", "show", "--config", &file]).status.code(), Some(0));
 }

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// A complete request.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Request {
     /// `GET`, `POST`, … as sent.
     pub method: String,
@@ -23,6 +23,13 @@ pub struct Request {
     pub body: Vec<u8>,
     /// Address of the client.
     pub source: SocketAddr,
+}
+
+/// Without headers and body, which hold secrets.
+impl std::fmt::Debug for Request {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {} of {}, {} bytes", self.method, self.path, self.source, self.body.len())
+    }
 }
 
 impl Request {
@@ -44,7 +51,7 @@ impl Request {
 }
 
 /// A response body.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Body {
     /// Constant.
     Static(&'static str),
@@ -52,6 +59,13 @@ pub enum Body {
     Owned(Vec<u8>),
     /// Shared by many responses.
     Shared(Arc<[u8]>),
+}
+
+/// Its length: it may hold keys.
+impl std::fmt::Debug for Body {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes", self.bytes().len())
+    }
 }
 
 impl Body {
@@ -152,6 +166,24 @@ fn port_is_fine(port: Option<&str>, rest: &str) -> bool {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let request = Request {
+            method: "PUT".into(),
+            path: "/v1/wg/wg0/config".into(),
+            query: None,
+            host: None,
+            headers: vec![("authorization".into(), b"hunter2".to_vec())],
+            body: b"hunter2".to_vec(),
+            source: ([127, 0, 0, 1], 1).into(),
+        };
+        let response =
+            Response { status: 200, content_type: "", headers: Vec::new(), body: Body::Owned(b"hunter2".to_vec()) };
+        let again = crate::socket::SocketRequest::EnrolAgain { token: Some("hunter2".into()) };
+        let shown = format!("{request:?} {response:?} {again:?}");
+        assert!(!shown.contains("hunter2") && !shown.contains("104, 117") && shown.contains("/v1/wg/wg0"), "{shown}");
+    }
 
     #[test]
     fn path_is_decoded_once() {

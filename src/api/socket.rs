@@ -12,8 +12,8 @@ pub const MAX_REQUEST: usize = 1 << 20;
 /// File name of the socket in the runtime directory.
 pub const SOCKET: &str = "spoke.sock";
 
-/// A request.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A request. `Debug` shows its name alone: it may hold a token.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
 pub enum SocketRequest {
     /// Status of the supervisor: a [`StatusReport`].
@@ -66,6 +66,12 @@ pub enum SocketRequest {
         /// Maximum number of entries.
         limit: usize,
     },
+}
+
+impl std::fmt::Debug for SocketRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 impl SocketRequest {

@@ -8,6 +8,7 @@ pub mod text;
 
 pub use logging::start_log;
 
+use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitCode;
 
@@ -22,6 +23,8 @@ pub enum Failure {
     Silent,
     /// What was compared differs, as printed: exit code 2.
     Differs,
+    /// The input is wrong, and the faults were printed already: exit code 2.
+    Invalid,
 }
 
 impl Failure {
@@ -44,17 +47,32 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 /// What a command returns.
 pub type Outcome = Result<(), Failure>;
 
-/// Reports a failure on standard error after the program's name, and returns the exit code.
-pub fn exit_code(program: &str, outcome: Outcome) -> ExitCode {
+/// Whether the arguments ask for JSON: errors are JSON then, too, also those of the arguments.
+pub fn wants_json(args: &[OsString]) -> bool {
+    args.iter().take_while(|a| *a != "--").any(|a| a == "--json")
+}
+
+/// Reports a failure on standard error, after the program's name or as a line of JSON, and returns the exit code.
+pub fn exit_code(program: &str, json: bool, outcome: Outcome) -> ExitCode {
     let (text, code) = match outcome {
         Ok(()) => return ExitCode::SUCCESS,
         Err(Failure::BadInput(text)) => (text, 2),
         Err(Failure::Failed(e)) => (format!("{e:#}"), 1),
         Err(Failure::Silent) => return ExitCode::from(1),
-        Err(Failure::Differs) => return ExitCode::from(2),
+        Err(Failure::Differs | Failure::Invalid) => return ExitCode::from(2),
     };
-    complain(program, &text);
+    if json {
+        complain_in_json(&text, code)
+    } else {
+        complain(program, &text)
+    }
     ExitCode::from(code)
+}
+
+/// `{"schema":1,"error":TEXT,"exit_code":N}` in one line on standard error.
+fn complain_in_json(text: &str, code: u8) {
+    let text = serde_json::Value::from(text);
+    let _ = writeln!(std::io::stderr().lock(), "{{\"schema\":1,\"error\":{text},\"exit_code\":{code}}}");
 }
 
 /// Writes to standard error after the program's name. Text of others may be a part of it.
@@ -66,8 +84,12 @@ pub fn complain(program: &str, text: &str) {
 }
 
 /// Prints the argument parser's answer and returns the exit code: 0 for help and version, 2 for errors.
-pub fn usage(answer: &clap::Error) -> ExitCode {
-    let _ = answer.print();
+pub fn usage(json: bool, answer: &clap::Error) -> ExitCode {
+    if json && answer.use_stderr() {
+        complain_in_json(answer.to_string().trim_end(), 2);
+    } else {
+        let _ = answer.print();
+    }
     ExitCode::from(if answer.use_stderr() { 2 } else { 0 })
 }
 

@@ -24,7 +24,7 @@ pub struct Settings {
 }
 
 /// `[appliance]`: settings of the image.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Appliance {
     /// SSH keys that may log in.
     pub ssh_keys: Vec<String>,
@@ -83,6 +83,15 @@ impl Replacing {
 /// What the owner signs of a settings file.
 pub fn signed_message(settings: &[u8]) -> Vec<u8> {
     [b"spoke settings v1\n", settings].concat()
+}
+
+impl std::fmt::Debug for Appliance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<_> = self.secrets.keys().collect();
+        let mut shown = f.debug_struct("Appliance");
+        shown.field("ssh_keys", &self.ssh_keys).field("ntp", &self.ntp).field("replacing", &self.replacing);
+        shown.field("secrets", &names).finish()
+    }
 }
 
 /// Splits the file into configuration and image settings, and checks that a new device can run with them.
@@ -235,6 +244,15 @@ mod tests {
     use super::*;
 
     const GOOD: &str = "[node]\nid = \"n1\"\n[control]\nurl = \"https://c.example.net\"\n";
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let parsed = parse(format!("{GOOD}[appliance.secrets]\nenrolment = \"hunter2\"\n").as_bytes());
+        let appliance = parsed.unwrap().appliance;
+        let shown = format!("{appliance:?}");
+        assert_eq!(appliance.secrets.len(), 1);
+        assert!(shown.contains("enrolment") && !shown.contains("hunter2"), "{shown}");
+    }
 
     #[test]
     fn secret_needs_a_file_name_and_text() {

@@ -280,11 +280,11 @@ mod tests {
             (&hub, "[control]\nurl = \"https://d:1\"\n", "control.url: is not https://c:1"),
             (&full, "[node]\nid = \"a\"\n[control]\nurl = \"https://c.example.net:8443\"\n", "control.pin: is missing"),
             (&full, "", "node.id: is missing: name the node with --id"),
-            (&full, "a = \n", "line 1"),
+            (&full, "a = \n", "f:1: is not TOML"),
             (&full, "node = {}\n", "node.id: is missing"),
         ] {
             let why = refused(invitation, text);
-            assert!(why.starts_with("f: ") && why.contains(key), "{key}: {why}");
+            assert!(why.starts_with("f:") && why.contains(key), "{key}: {why}");
         }
         assert!(refused(&hub, "node = {}\n").contains("add id = \"hub-1\" to [node]"));
     }

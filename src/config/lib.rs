@@ -278,10 +278,14 @@ impl Config {
     /// TOML with every default filled in and without secrets.
     pub fn to_toml(&self) -> String {
         let print = || -> Result<String, Box<dyn std::error::Error>> {
-            let tree: Tree = serde_json::from_slice(&serde_json::to_vec(self)?)?;
-            Ok(toml::to_string_pretty(&tree.without_nulls())?)
+            Ok(toml::to_string_pretty(&self.to_tree()?.without_nulls())?)
         };
         print().unwrap_or_else(|e| format!("# cannot be written as TOML: {e}\n"))
+    }
+
+    /// With every default filled in and without secrets.
+    pub fn to_tree(&self) -> Result<Tree, serde_json::Error> {
+        serde_json::from_slice(&serde_json::to_vec(self)?)
     }
 }
 

@@ -73,23 +73,33 @@ impl Node {
             id: t.parsed("id", "1 to 128 characters out of A-Z a-z 0-9 _ -"),
             role: t.parsed("role", "\"node\" or \"hub\"").unwrap_or(otherwise),
             role_named,
-            state_dir: dir(t, "state_dir", "/var/lib/spoke"),
+            state_dir: dir(t, "state_dir", STATE_DIR),
             runtime_dir: dir(t, "runtime_dir", RUNTIME_DIR),
         }
     }
 }
 
 /// Default of `node.runtime_dir`.
+const STATE_DIR: &str = "/var/lib/spoke";
 const RUNTIME_DIR: &str = "/run/spoke";
 
 /// `node.runtime_dir` as a text with faults has it, which may not even be TOML.
 pub fn runtime_dir(text: &str) -> PathBuf {
+    directory(text, "runtime_dir").unwrap_or_else(|| RUNTIME_DIR.into())
+}
+
+/// `node.state_dir` as a text with faults has it.
+pub fn state_dir(text: &str) -> PathBuf {
+    directory(text, "state_dir").unwrap_or_else(|| STATE_DIR.into())
+}
+
+fn directory(text: &str, key: &str) -> Option<PathBuf> {
     let value = |line: &str| {
-        let value = line.trim_start().strip_prefix("runtime_dir")?.trim_start().strip_prefix('=')?.trim_start();
+        let value = line.trim_start().strip_prefix(key)?.trim_start().strip_prefix('=')?.trim_start();
         let quote = value.chars().next().filter(|c| matches!(c, '"' | '\''))?;
         value.get(1..)?.split(quote).next().map(PathBuf::from)
     };
-    text.lines().find_map(value).unwrap_or_else(|| RUNTIME_DIR.into())
+    text.lines().find_map(value)
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use crate::signing::MasterKey;
 use crate::store::Store;
 use crate::store::audit::Actor;
 use clap::{Parser, Subcommand};
-use spoke_command::{Failure, Outcome, exit_code, print, usage};
+use spoke_command::{Failure, Outcome, exit_code, print, usage, wants_json};
 use spoke_model::key_source::KeySource;
 use spoke_sys::disk::read_secret;
 use std::ffi::OsString;
@@ -37,7 +37,7 @@ pub struct Cli {
     /// Configuration file
     #[arg(short, long, global = true, value_name = "FILE", default_value = FILE)]
     pub config: PathBuf,
-    /// Answer in JSON
+    /// Print JSON, errors too: documents with their version in `schema`
     #[arg(long, global = true)]
     pub json: bool,
     /// The subcommand
@@ -102,15 +102,17 @@ pub struct Context {
 
 /// Parses the arguments and runs the command.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let json = wants_json(&args);
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
-        Err(e) => return usage(&e),
+        Err(e) => return usage(json, &e),
     };
     let outcome = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime.block_on(run(cli)),
         Err(e) => Err(e.into()),
     };
-    exit_code("spoke-control", outcome.map_err(classify))
+    exit_code("spoke-control", json, outcome.map_err(classify))
 }
 
 /// A request that the registry refuses is bad input.
@@ -125,7 +127,7 @@ fn classify(failure: Failure) -> Failure {
 
 async fn run(cli: Cli) -> Outcome {
     if matches!(cli.command, Command::Openapi) {
-        print(&table::json(&description()));
+        print(&(serde_json::to_string_pretty(&description())? + "\n"));
         return Ok(());
     }
     let variables = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));

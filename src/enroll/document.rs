@@ -184,13 +184,20 @@ const fn is_zero(n: &u16) -> bool {
 }
 
 /// A document with its signatures, as sent and stored.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Envelope {
     /// One for each signing key in service.
     pub signatures: Vec<KeySignature>,
     /// The signed bytes, verbatim.
     pub document: Box<RawValue>,
+}
+
+/// Without the document, which may hold preshared keys.
+impl std::fmt::Debug for Envelope {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Envelope").field("signatures", &self.signatures).finish_non_exhaustive()
+    }
 }
 
 /// One signature of an [`Envelope`].

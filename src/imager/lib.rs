@@ -58,7 +58,7 @@ enum Command {
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
-        Err(e) => return usage(&e),
+        Err(e) => return usage(false, &e),
     };
     let outcome = match &cli.command {
         Command::Flash(args) => flash::run(args),
@@ -69,7 +69,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Sign(args) => bundle::add_signatures(args),
         Command::Bundle(args) => bundle::bundle(args),
     };
-    exit_code("spoke-image", outcome)
+    exit_code("spoke-image", false, outcome)
 }
 
 fn partitions(path: &Path) -> Result<Vec<gpt::Partition>, Failure> {

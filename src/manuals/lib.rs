@@ -28,8 +28,8 @@ pub struct Cli {
 /// Parses the arguments and writes the files.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match Cli::try_parse_from(args) {
-        Ok(cli) => exit_code("spoke-manuals", render(&cli.directory)),
-        Err(e) => usage(&e),
+        Ok(cli) => exit_code("spoke-manuals", false, render(&cli.directory)),
+        Err(e) => usage(false, &e),
     }
 }
 

@@ -27,7 +27,31 @@ pub enum Tree {
     Map(Vec<(String, Tree)>),
 }
 
+/// Version of the documents of `--json`: raised when a key changes its meaning.
+pub const SCHEMA: u64 = 1;
+
 impl Tree {
+    /// A document of `--json`: an object that begins with `schema`; a list is its `items`.
+    #[must_use]
+    pub fn document(self) -> Self {
+        let schema = ("schema".to_owned(), Self::Unsigned(SCHEMA));
+        match self {
+            Self::Map(own) if own.iter().any(|(key, _)| key == "schema") => Self::Map(own),
+            Self::Map(own) => Self::Map([vec![schema], own].concat()),
+            list => Self::Map(vec![schema, ("items".to_owned(), list)]),
+        }
+    }
+
+    /// An object of texts.
+    pub fn of_texts(texts: &[(&str, &str)]) -> Self {
+        Self::Map(texts.iter().map(|(key, text)| ((*key).to_owned(), Self::Text((*text).to_owned()))).collect())
+    }
+
+    /// A list of texts.
+    pub fn of_lines<T: Into<String>>(lines: impl IntoIterator<Item = T>) -> Self {
+        Self::List(lines.into_iter().map(|line| Self::Text(line.into())).collect())
+    }
+
     /// Without the keys whose value is absent; TOML has no null.
     #[must_use]
     pub fn without_nulls(self) -> Self {
@@ -122,6 +146,17 @@ impl<'de> Visitor<'de> for Reader {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_document_has_its_schema_once() {
+        let document = |text: &str| {
+            let tree: Tree = serde_json::from_str(text).unwrap();
+            serde_json::to_string(&tree.document()).unwrap()
+        };
+        assert_eq!(document(r#"{"a":1}"#), r#"{"schema":1,"a":1}"#);
+        assert_eq!(document("[1,2]"), r#"{"schema":1,"items":[1,2]}"#);
+        assert_eq!(document(r#"{"a":1,"schema":7}"#), r#"{"a":1,"schema":7}"#);
+    }
 
     #[test]
     fn document_is_printed_in_its_own_order() {

@@ -5,6 +5,9 @@ use spoke_model::key::PublicKey;
 use spoke_model::nets::Nets;
 use std::fmt::Write as _;
 
+/// The line of an empty plan.
+pub const NOTHING: &str = "nothing to do";
+
 /// One line per step in the order of the plan, then the held steps, then the blocked interfaces.
 pub fn plan(plan: &Plan, observed: &Observed) -> String {
     let mut out = String::new();
@@ -21,7 +24,7 @@ pub fn plan(plan: &Plan, observed: &Observed) -> String {
         let _ = writeln!(out, "(overlap) {overlap}");
     }
     if out.is_empty() {
-        out.push_str("nothing to do\n");
+        let _ = writeln!(out, "{NOTHING}");
     }
     out
 }

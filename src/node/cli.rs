@@ -19,7 +19,7 @@ pub mod update;
 use crate::run;
 use clap::{Parser, Subcommand};
 use serde::Serialize;
-use spoke_command::{exit_code, harden, usage};
+use spoke_command::{Outcome, exit_code, harden, print, usage, wants_json};
 use spoke_model::tree::Tree;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -38,6 +38,9 @@ pub struct Cli {
     /// Configuration file
     #[arg(short, long, global = true, value_name = "FILE", default_value = CONFIG)]
     pub config: PathBuf,
+    /// Print JSON, errors too: documents with their version in `schema`
+    #[arg(long, global = true)]
+    pub json: bool,
     /// What to do
     #[command(subcommand)]
     pub command: Command,
@@ -79,7 +82,7 @@ pub enum Command {
     #[command(subcommand)]
     Audit(audit::Command),
     /// Look for what could keep the tunnel from coming up, with a remedy for each
-    Doctor(doctor::Args),
+    Doctor,
     /// Install, show and take back updates of an image with two slots
     #[command(subcommand)]
     Update(update::Command),
@@ -91,34 +94,49 @@ pub enum Command {
 /// Parses the arguments and runs the command.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     harden();
+    let args: Vec<OsString> = args.into_iter().collect();
+    let json = wants_json(&args);
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
-        Err(e) => return usage(&e),
+        Err(e) => return usage(json, &e),
     };
     let outcome = match &cli.command {
         Command::Run(args) => run::run(&cli.config, args),
-        Command::Check(args) => check::run(&cli.config, *args),
-        Command::Reload => reload::run(&cli.config),
-        Command::Status(args) => status::run(&cli.config, args),
-        Command::Plan(args) => plan::run(&cli.config, args),
-        Command::Key(command) => key::run(command, &cli.config),
-        Command::Enrol(args) => enrol::run(&cli.config, args),
-        Command::Import(args) => import::run(&cli.config, args),
-        Command::Clock(command) => clock::run(*command, &cli.config),
-        Command::Grants(command) => grants::run(&cli.config, command),
-        Command::Drift(args) => drift::run(&cli.config, args),
-        Command::Config(command) => config::run(&cli.config, *command),
-        Command::Audit(command) => audit::run(&cli.config, *command),
-        Command::Doctor(args) => doctor::run(&cli.config, args),
-        Command::Update(command) => update::run(&cli.config, command),
+        Command::Check(args) => check::run(&cli.config, *args, json),
+        Command::Reload => reload::run(&cli.config, json),
+        Command::Status(args) => status::run(&cli.config, args, json),
+        Command::Plan(args) => plan::run(&cli.config, args, json),
+        Command::Key(command) => key::run(command, &cli.config, json),
+        Command::Enrol(args) => enrol::run(&cli.config, args, json),
+        Command::Import(args) => import::run(&cli.config, args, json),
+        Command::Clock(command) => clock::run(*command, &cli.config, json),
+        Command::Grants(command) => grants::run(&cli.config, command, json),
+        Command::Drift(args) => drift::run(&cli.config, args, json),
+        Command::Config(command) => config::run(&cli.config, *command, json),
+        Command::Audit(command) => audit::run(&cli.config, *command, json),
+        Command::Doctor => doctor::run(&cli.config, json),
+        Command::Update(command) => update::run(&cli.config, command, json),
         Command::Provision(args) => provision::run(args),
     };
-    exit_code("spoke", outcome)
+    exit_code("spoke", json, outcome)
 }
 
-/// JSON for `--json`, with the keys in the order of the type.
+/// A document for `--json`, with the keys in the order of the type.
 fn json<T: Serialize>(value: &T) -> Result<String, serde_json::Error> {
     // A serialiser that indents, compiled for every type, is large.
-    let tree: Tree = serde_json::from_slice(&serde_json::to_vec(value)?)?;
-    Ok(format!("{}\n", serde_json::to_string_pretty(&tree)?))
+    document(serde_json::from_slice(&serde_json::to_vec(value)?)?)
+}
+
+fn document(tree: Tree) -> Result<String, serde_json::Error> {
+    Ok(format!("{}\n", serde_json::to_string_pretty(&tree.document())?))
+}
+
+fn object(entries: Vec<(&str, Tree)>) -> Tree {
+    Tree::Map(entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+}
+
+/// Prints the named texts as JSON, or `text`.
+fn answer(json: bool, values: &[(&str, &str)], text: &str) -> Outcome {
+    print(&if json { document(Tree::of_texts(values))? } else { text.to_owned() });
+    Ok(())
 }

@@ -3,19 +3,24 @@ use crate::enrolment::enrolment_file;
 use spoke_api::socket::SOCKET;
 use spoke_command::Failure;
 use spoke_config::Config;
-use spoke_config::node::{Role, runtime_dir};
+use spoke_config::fault::ConfigFaults;
+use spoke_config::node::{Role, runtime_dir, state_dir};
 use std::path::{Path, PathBuf};
 
 /// Loads the configuration; all faults are reported at once as bad input.
 pub fn load(file: &Path) -> Result<Config, Failure> {
+    read(file)?.map_err(|faults| Failure::BadInput(faults.to_string()))
+}
+
+/// The configuration or its faults; a failure is of the environment.
+pub fn read(file: &Path) -> Result<Result<Config, ConfigFaults>, Failure> {
     let variables = variables()?;
     let config = Config::load(Some(file), variables.clone());
     let given = config.as_ref().ok().and_then(given_role);
-    let config = match given {
+    Ok(match given {
         Some(role) => Config::load_as(Some(file), variables, role),
         None => config,
-    };
-    config.map_err(|faults| Failure::BadInput(faults.to_string()))
+    })
 }
 
 /// The role that the control plane has given the node, if it names none and has another one without.
@@ -58,6 +63,20 @@ pub fn socket(file: &Path) -> Result<PathBuf, Failure> {
 
 /// Where the socket is by a configuration with faults.
 pub fn faulty_socket(file: &Path) -> PathBuf {
-    let named = std::env::var_os("SPOKE__NODE__RUNTIME_DIR").map(PathBuf::from);
-    named.unwrap_or_else(|| runtime_dir(&std::fs::read_to_string(file).unwrap_or_default())).join(SOCKET)
+    named_directory(file, "RUNTIME_DIR", runtime_dir).join(SOCKET)
+}
+
+/// `node.runtime_dir`, also of a configuration with faults.
+pub fn runtime_directory(file: &Path) -> PathBuf {
+    load(file).map_or_else(|_| named_directory(file, "RUNTIME_DIR", runtime_dir), |c| c.node.runtime_dir)
+}
+
+/// `node.state_dir`, also of a configuration with faults.
+pub fn state_directory(file: &Path) -> PathBuf {
+    load(file).map_or_else(|_| named_directory(file, "STATE_DIR", state_dir), |c| c.node.state_dir)
+}
+
+fn named_directory(file: &Path, key: &str, in_text: fn(&str) -> PathBuf) -> PathBuf {
+    let named = std::env::var_os(format!("SPOKE__NODE__{key}")).map(PathBuf::from);
+    named.unwrap_or_else(|| in_text(&std::fs::read_to_string(file).unwrap_or_default()))
 }

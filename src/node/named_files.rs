@@ -4,11 +4,13 @@ use crate::doctor::finding::{Finding, Level};
 use crate::doctor::{host, probe};
 use crate::enrolment::{TokenError, read_token};
 use spoke_config::Config;
+use spoke_config::grants::{Endpoint, Grants};
 use spoke_model::error_chain::ErrorChain;
 use spoke_model::key_source::KeySource;
 use spoke_sys::disk::{DiskError, read_public};
 use spoke_sys::http::{HttpsClient, Trust};
-use spoke_sys::keys::KeyError;
+use spoke_sys::keys::{self, KeyError};
+use spoke_sys::rpc::Http;
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -30,9 +32,28 @@ pub fn faults(config: &Config) -> Vec<Finding> {
                 usable.err().map(|e| Finding::fail("control.ca", format!("{e:#}"), "correct it, or use control.pin")),
             );
         }
+        // A missing file is created at the first start.
+        if let Some(source) = &control.identity
+            && !matches!(source, KeySource::File(path) if !path.exists())
+            && let Err(e) = keys::identity(source)
+            && !is_hidden(&e)
+        {
+            let remedy = "restore it from a backup, or enrol again under the same name";
+            found.push(Finding::fail("control.identity", ErrorChain(&e).to_string(), remedy));
+        }
         // An enrolled node needs no token.
         if control.token.is_some() && !dir.join("enrolment.json").exists() {
             found.extend(token(control.token.as_ref()));
+        }
+    }
+    for endpoint in config.grants.iter().flat_map(|g| &g.endpoints) {
+        let Endpoint::Kept(source) = endpoint else { continue };
+        let alone = config.grants.clone().map(|g| Grants { endpoints: vec![endpoint.clone()], ..g });
+        if let Some(Err(e)) = alone.as_ref().map(Http::new)
+            && !is_hidden(&e)
+        {
+            let remedy = "put the endpoint's URL there, in one line, mode 0600";
+            found.push(Finding::fail(format!("grants.endpoints {source}"), ErrorChain(&e).to_string(), remedy));
         }
     }
     if let Err(e) = agent::check(config)

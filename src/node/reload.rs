@@ -37,7 +37,7 @@ impl Reload {
         let new = load(&self.file).map_err(|e| match e {
             Failure::BadInput(text) => ReloadRefused(text),
             Failure::Failed(e) => ReloadRefused(format!("{e:#}")),
-            Failure::Silent | Failure::Differs => ReloadRefused(String::new()),
+            Failure::Silent | Failure::Differs | Failure::Invalid => ReloadRefused(String::new()),
         })?;
         let faults = named_files::faults(&new);
         if !faults.is_empty() {

@@ -51,7 +51,7 @@ pub enum Trust {
 }
 
 /// A request.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Request {
     /// `GET` or `POST`.
     pub method: &'static str,
@@ -67,13 +67,27 @@ pub struct Request {
     pub timeout: Duration,
 }
 
+/// Without headers and body, which hold tokens and keys.
+impl std::fmt::Debug for Request {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}, {} bytes", self.method, self.path, self.body.len())
+    }
+}
+
 /// An answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Answer {
     /// The status code.
     pub status: u16,
     /// The body.
     pub body: Vec<u8>,
+}
+
+/// Without the body, which may hold keys.
+impl std::fmt::Debug for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}, {} bytes", self.status, self.body.len())
+    }
 }
 
 /// Why there was no answer.

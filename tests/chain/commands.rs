@@ -180,10 +180,15 @@ fn contract_is_deployed_with_a_signed_transaction() {
     assert!(output(&grants(&["verify", &node, &wireguard])).contains("ACCESS_GRANTED"));
 }
 
+fn findings(o: &std::process::Output) -> Vec<Value> {
+    let mut all: Value = serde_json::from_slice(&o.stdout).unwrap_or_else(|e| panic!("{e}: {}", output(o)));
+    serde_json::from_value(all["items"].take()).unwrap_or_else(|e| panic!("{e}: {}", output(o)))
+}
+
 /// The doctor's findings on the endpoints: level and detail.
 fn endpoint_findings(contract: &str, urls: &[String], more: &str) -> Vec<(String, String)> {
     let o = spoke(contract, urls, more, &["doctor", "--json"]);
-    let all: Vec<Value> = serde_json::from_slice(&o.stdout).unwrap_or_else(|e| panic!("{e}: {}", output(&o)));
+    let all = findings(&o);
     let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
     let relevant = |f: &&Value| urls.iter().any(|u| f["what"] == **u) || f["what"] == "grants quorum";
     all.iter().filter(relevant).map(|f| (text(&f["level"]), text(&f["detail"]))).collect()
@@ -280,7 +285,7 @@ fn doctor_names_an_endpoint_that_contradicts_the_others() {
     let honest = [Proxy::new(chain.port()), Proxy::new(chain.port())];
     let urls = [liar.url(), honest[0].url(), honest[1].url()];
     let o = spoke(&address, &urls, "quorum = 2", &["doctor", "--json"]);
-    let all: Vec<Value> = serde_json::from_slice(&o.stdout).unwrap();
+    let all = findings(&o);
     let of = |url: &String| all.iter().find(|f| f["what"] == **url).unwrap_or_else(|| panic!("{url}: {}", output(&o)));
     assert_eq!(of(&urls[0])["level"], "fail", "{}", output(&o));
     assert!(urls[1..].iter().all(|u| of(u)["level"] == "ok"), "{}", output(&o));

@@ -262,4 +262,9 @@ async fn every_command_has_table_and_json_output(kind: Kind) {
     std::fs::copy(s.dir.path().join("master.key"), state.join("master.key")).unwrap();
     let (code, output) = run(&config, &["node", "list", "--json"]).await;
     assert!(code == 0 && output.contains("hub-1"), "{output}");
+
+    let (code, output) = run(&config, &["--json", "node", "show", "none"]).await;
+    let error: serde_json::Value = serde_json::from_str(&output).unwrap();
+    assert!(code == 2 && error["schema"] == 1 && error["exit_code"] == 2, "{output}");
+    assert!(error["error"].as_str().unwrap().contains("there is no node none"), "{output}");
 }

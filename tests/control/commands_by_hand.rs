@@ -146,7 +146,7 @@ async fn network_without_nodes_is_removed(kind: Kind) {
     s.cli_ok(&remove).await;
     assert_eq!(s.cli_json(&["network", "list"]).await, serde_json::json!([]));
     let (code, output) = s.cli(&remove).await;
-    assert!(code == 2 && output.contains("no network field"), "{code} {output}");
+    assert!(code == 2 && output.contains("no network \"field\""), "{code} {output}");
     // The tokens went with it, and the device that may still hold its last state gets a later one.
     let again = s.create_network("10.8.0.0/24").await;
     assert_ne!(s.device("edge-2").enrol(&token).await.0, 200);

@@ -238,10 +238,13 @@ impl ControlPlane {
         text.trim().to_owned()
     }
 
-    /// Runs the command line with `--json`, which must succeed.
+    /// Runs the command line with `--json`, which must succeed: the document, or the items of a list.
     pub async fn cli_json(&self, args: &[&str]) -> serde_json::Value {
         let text = self.cli_ok(&[args, &["--json"]].concat()).await;
-        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{args:?}: {e}: {text}"))
+        let mut document: serde_json::Value =
+            serde_json::from_str(&text).unwrap_or_else(|e| panic!("{args:?}: {e}: {text}"));
+        assert_eq!(document["schema"], 1, "{args:?}: {text}");
+        if document["items"].is_array() { document["items"].take() } else { document }
     }
 
     /// Sends an operator's request: status code and JSON.

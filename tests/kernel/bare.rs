@@ -28,8 +28,9 @@ fn missing_wireguard_is_named_with_its_remedy() {
 
     let (code, printed) = spoke(dir.path(), "doctor --json");
     assert_eq!(code, Some(1), "{printed}");
-    let findings: Vec<serde_json::Value> = serde_json::from_str(&printed).expect("JSON");
-    let found = findings.iter().find(|f| f["what"] == "WireGuard").expect("a finding");
+    let findings: serde_json::Value = serde_json::from_str(&printed).expect("JSON");
+    let found =
+        findings["items"].as_array().expect("a list").iter().find(|f| f["what"] == "WireGuard").expect("a finding");
     assert_eq!(found["level"], "fail", "{found}");
     assert!(found["remedy"].as_str().is_some_and(|r| r.contains("kernel")), "{found}");
 

@@ -22,8 +22,8 @@ fn config(link: &str, key: &str, endpoint: &str, address: &str) -> String {
 /// The findings, and the exit code.
 fn findings(spoke: &Supervisor<'_>) -> (Vec<Value>, Option<i32>) {
     let output = spoke.command("doctor --json").output().expect("spoke doctor");
-    let found = serde_json::from_slice(&output.stdout);
-    (found.unwrap_or_else(|e| panic!("{e}: {output:?}")), output.status.code())
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
+    (found["items"].as_array().unwrap_or_else(|| panic!("{output:?}")).clone(), output.status.code())
 }
 
 fn has(found: &[Value], level: &str, cause: &str, remedy: &str) -> bool {

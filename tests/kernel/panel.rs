@@ -88,7 +88,8 @@ impl<'a> Node<'a> {
 
     /// Stdout of a subcommand as JSON; null if it fails.
     pub(crate) fn json(&self, arguments: &str) -> Value {
-        serde_json::from_slice(&self.output(arguments).stdout).unwrap_or_default()
+        let mut document: Value = serde_json::from_slice(&self.output(arguments).stdout).unwrap_or_default();
+        if document["items"].is_array() { document["items"].take() } else { document }
     }
 
     /// A panel on the node itself.

@@ -72,7 +72,6 @@ pub struct Signed<T> {
 }
 
 /// A request for enrolment, signed by the identity key it brings.
-#[derive(Debug)]
 pub struct EnrolmentRequest {
     /// Its body.
     pub request: ProvisionRequest,
@@ -80,6 +79,12 @@ pub struct EnrolmentRequest {
     pub token: String,
     /// The proof of its WireGuard key, not checked yet.
     pub key_proof: Claim,
+}
+
+impl std::fmt::Debug for EnrolmentRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EnrolmentRequest").field("request", &self.request).finish_non_exhaustive()
+    }
 }
 
 /// A claim to hold a WireGuard key: the proof, and the text it is made over.

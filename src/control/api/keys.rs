@@ -44,12 +44,18 @@ struct OperatorKeyRequest {
 }
 
 /// A created key.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[derive(Serialize, utoipa::ToSchema)]
 struct CreatedOperatorKey {
     /// For listing and revoking it.
     id: String,
     /// Its text, which is not stored.
     key: String,
+}
+
+impl std::fmt::Debug for CreatedOperatorKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CreatedOperatorKey").field("id", &self.id).finish_non_exhaustive()
+    }
 }
 
 /// Creates a key for an operator.

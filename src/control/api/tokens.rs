@@ -53,13 +53,19 @@ struct TokenRequest {
 }
 
 /// A created token.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[derive(Serialize, utoipa::ToSchema)]
 #[schema(as = Made)]
 pub struct CreatedToken {
     /// For listing and revoking it.
     pub id: String,
     /// Its text, which is not stored.
     pub token: String,
+}
+
+impl std::fmt::Debug for CreatedToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CreatedToken").field("id", &self.id).finish_non_exhaustive()
+    }
 }
 
 /// Creates an enrolment token.

@@ -1,9 +1,10 @@
 //! `spoke-control backup` and `restore`.
 use super::Context;
+use super::table::done;
 use crate::clock::now_ms;
 use crate::signing::MasterKey;
 use clap::Args;
-use spoke_command::{Failure, Outcome, print};
+use spoke_command::{Failure, Outcome};
 use std::io::BufReader;
 use std::path::PathBuf;
 
@@ -31,11 +32,10 @@ pub async fn backup(context: &Context, args: &BackupArgs) -> Outcome {
     let mut bytes = Vec::new();
     let rows = context.store.backup(&mut bytes, &key).await?;
     spoke_sys::disk::write_atomic(&args.file, &bytes, false)?;
-    print(&format!(
-        "{rows} rows written to {}; a restore also needs {}: keep a copy of that file elsewhere\n",
-        args.file.display(),
-        master.display()
-    ));
+    let (file, master, rows) = (args.file.display().to_string(), master.display().to_string(), rows.to_string());
+    let text =
+        format!("{rows} rows written to {file}; a restore also needs {master}: keep a copy of that file elsewhere\n");
+    done(context.json, &[("file", &file), ("rows", &rows), ("master_key", &master)], &text);
     Ok(())
 }
 
@@ -52,9 +52,8 @@ pub async fn restore(context: &Context, args: &RestoreArgs) -> Outcome {
         )));
     }
     let rows = context.store.restore(BufReader::new(file), key.as_ref().filter(|_| !args.unverified)).await?;
-    print(&format!("{rows} rows restored\n"));
-    if !master.exists() {
-        print(&format!("put the master key back to {} before serving\n", master.display()));
-    }
+    let (master, missing, rows) = (master.display().to_string(), !master.exists(), rows.to_string());
+    let note = if missing { format!("put the master key back to {master} before serving\n") } else { String::new() };
+    done(context.json, &[("rows", &rows), ("note", note.trim_end())], &format!("{rows} rows restored\n{note}"));
     Ok(())
 }

@@ -65,18 +65,7 @@ pub async fn run(context: &Context, command: ReleaseCommand) -> Outcome {
     let (store, actor) = (&context.store, &context.actor);
     match command {
         ReleaseCommand::List => {
-            let all = store.read().await?.releases().await?;
-            if context.json {
-                print(&json(&all));
-                return Ok(());
-            }
-            let row = |r: &Release| {
-                let node = r.node.as_ref().map_or_else(|| "(all)".to_owned(), ToString::to_string);
-                let source = r.source.clone().unwrap_or_else(|| "(as configured)".to_owned());
-                vec![r.network.clone(), node, r.version.clone(), source]
-            };
-            let rows: Vec<_> = all.iter().map(row).collect();
-            print(&render(&["NETWORK", "NODE", "RELEASE", "SOURCE"], &rows));
+            list(context, None).await?;
         }
         ReleaseCommand::Want { version, target, source, spread } => {
             let (network, node) = target.meant(context).await?;
@@ -85,15 +74,36 @@ pub async fn run(context: &Context, command: ReleaseCommand) -> Outcome {
             let now = now_ms();
             let release = Release { network, node, version, source, spread_seconds, since_ms: now, renewed_ms: 0 };
             releases::set(store, &release, actor, now).await?;
+            list(context, Some((release.network.as_str(), release.node.as_ref()))).await?;
         }
         ReleaseCommand::Retry { target } => {
             let (network, node) = target.meant(context).await?;
             releases::retry(store, &network, node.as_ref(), actor, now_ms()).await?;
+            list(context, Some((network.as_str(), node.as_ref()))).await?;
         }
         ReleaseCommand::Unwant { target } => {
             let (network, node) = target.meant(context).await?;
             releases::clear(store, &network, node.as_ref(), actor, now_ms()).await?;
+            list(context, Some((network.as_str(), node.as_ref()))).await?;
         }
     }
+    Ok(())
+}
+
+/// Prints every desired release, or that of a network or node.
+async fn list(context: &Context, of: Option<(&str, Option<&NodeId>)>) -> Outcome {
+    let mut all = context.store.read().await?.releases().await?;
+    all.retain(|r| of.is_none_or(|(network, node)| r.network == network && r.node.as_ref() == node));
+    if context.json {
+        print(&json(&all));
+        return Ok(());
+    }
+    let row = |r: &Release| {
+        let node = r.node.as_ref().map_or_else(|| "(all)".to_owned(), ToString::to_string);
+        let source = r.source.clone().unwrap_or_else(|| "(as configured)".to_owned());
+        vec![r.network.clone(), node, r.version.clone(), source]
+    };
+    let rows: Vec<_> = all.iter().map(row).collect();
+    print(&render(&["NETWORK", "NODE", "RELEASE", "SOURCE"], &rows));
     Ok(())
 }

@@ -56,6 +56,12 @@ fn bytes(document: &StateDocument, keys: &[SignKey]) -> Vec<u8> {
 }
 
 #[test]
+fn debug_of_an_envelope_shows_no_document() {
+    let shown = format!("{:?}", document().sign(&[key(1)]).unwrap());
+    assert!(!shown.contains(document().node_id.as_str()) && shown.contains("signatures"), "{shown}");
+}
+
+#[test]
 fn signed_document_reads_back() {
     let sent = bytes(&document(), &[key(1)]);
     let (envelope, read) = Envelope::open(&sent, &node(), &[key(1).public()]).unwrap();

@@ -1,6 +1,6 @@
 //! `spoke audit`: the audit trail of this node, and its verification.
 use crate::audit::entries;
-use crate::config_file::{load, socket};
+use crate::config_file::{socket, state_directory};
 use spoke_api::socket::SocketRequest;
 use spoke_change::audit::{AuditEntry, verify};
 use spoke_command::text::Lines;
@@ -16,29 +16,31 @@ pub enum Command {
         /// Maximum number of entries
         #[arg(long, default_value_t = 100)]
         limit: usize,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
     },
     /// Verify the hash chain; prints its head, to compare with one recorded elsewhere
     Verify,
 }
 
 /// Runs the command. `verify` reads the files itself, independently of the supervisor that wrote them.
-pub fn run(config: &Path, command: Command) -> Outcome {
+pub fn run(config: &Path, command: Command, json: bool) -> Outcome {
     match command {
-        Command::List { limit, json } => {
+        Command::List { limit } => {
             let list: Vec<AuditEntry> = call(&socket(config)?, &SocketRequest::Audit { limit })?;
             print(&if json { super::json(&list)? } else { table(&list) });
         }
         Command::Verify => {
-            let (list, damaged) = entries(&load(config)?.node.state_dir)?;
+            let (list, damaged) = entries(&state_directory(config))?;
             if damaged > 0 {
                 return Err(Failure::Failed(anyhow::anyhow!("{damaged} bytes or entries of the trail are damaged")));
             }
             match verify(&list)? {
-                Some(head) => print(&format!("{} entries hold; head {} {}\n", list.len(), head.seq, head.hash)),
-                None => print("the trail is empty\n"),
+                Some(head) => {
+                    let (seq, entries) = (head.seq.to_string(), list.len().to_string());
+                    let values = [("entries", entries.as_str()), ("head_seq", &seq), ("head_hash", &head.hash)];
+                    let text = format!("{entries} entries hold; head {seq} {}\n", head.hash);
+                    super::answer(json, &values, &text)?;
+                }
+                None => super::answer(json, &[("entries", "0")], "the trail is empty\n")?,
             }
         }
     }

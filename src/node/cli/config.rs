@@ -4,6 +4,7 @@ use spoke_api::socket::SocketRequest;
 use spoke_change::request::{Generation, RollbackResult};
 use spoke_command::text::Lines;
 use spoke_command::{Outcome, print};
+use spoke_model::tree::Tree;
 use spoke_sys::socket::call;
 use std::path::Path;
 
@@ -11,11 +12,7 @@ use std::path::Path;
 #[derive(Clone, Copy, Debug, clap::Subcommand)]
 pub enum Command {
     /// List the generations kept, newest first: `*` is in force, `<` is where a rollback goes to
-    History {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
+    History,
     /// Show the differences between two generations
     Diff {
         /// From this generation
@@ -37,15 +34,19 @@ pub enum Command {
 }
 
 /// Runs the command.
-pub fn run(config: &Path, command: Command) -> Outcome {
+pub fn run(config: &Path, command: Command, json: bool) -> Outcome {
     let socket = socket(config)?;
     match command {
-        Command::History { json } => {
+        Command::History => {
             let list: Vec<Generation> = call(&socket, &SocketRequest::History)?;
             print(&if json { super::json(&list)? } else { table(&list) });
         }
         Command::Diff { a, b } => {
             let lines: Vec<String> = call(&socket, &SocketRequest::Diff { a, b })?;
+            if json {
+                print(&super::document(Tree::of_lines(lines))?);
+                return Ok(());
+            }
             let mut out = Lines::default();
             for line in &lines {
                 let _ = writeln!(out, "{line}");
@@ -54,18 +55,23 @@ pub fn run(config: &Path, command: Command) -> Outcome {
         }
         Command::Confirm { generation } => {
             let done: RollbackResult = call(&socket, &SocketRequest::Confirm { generation })?;
-            print(&format!("generation {} stays in force\n", done.generation));
+            in_force(json, &done, "stays")?;
         }
         Command::Rollback { generation } => {
             let done: RollbackResult = call(&socket, &SocketRequest::Rollback { to: generation })?;
-            let mut out = Lines::default();
-            let _ = writeln!(out, "generation {} is in force", done.generation);
-            for line in &done.lines {
-                let _ = writeln!(out, "  {line}");
-            }
-            print(&String::from(out));
+            in_force(json, &done, "is")?;
         }
     }
+    Ok(())
+}
+
+fn in_force(json: bool, done: &RollbackResult, stays: &str) -> Outcome {
+    let mut out = Lines::default();
+    let _ = writeln!(out, "generation {} {stays} in force", done.generation);
+    for line in &done.lines {
+        let _ = writeln!(out, "  {line}");
+    }
+    print(&if json { super::json(done)? } else { out.into() });
     Ok(())
 }
 

@@ -12,18 +12,10 @@ use spoke_sys::keys::{self, IfMissing};
 use spoke_sys::socket::call;
 use std::path::Path;
 
-/// `spoke doctor`.
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
 /// Prints every finding; exit code 1 if one of them is a failure.
-pub fn run(config: &Path, args: &Args) -> Outcome {
+pub fn run(config: &Path, json: bool) -> Outcome {
     let findings = spoke_command::block_on(findings(config))?;
-    if args.json {
+    if json {
         print(&super::json(&findings)?);
     } else {
         print(&table(&findings));
@@ -39,7 +31,7 @@ async fn findings(file: &Path) -> Vec<Finding> {
             let faults = match e {
                 Failure::BadInput(text) => text,
                 Failure::Failed(e) => format!("{e:#}"),
-                Failure::Silent | Failure::Differs => String::new(),
+                Failure::Silent | Failure::Differs | Failure::Invalid => String::new(),
             };
             let mut out = supervisor::faulty(&faults);
             out.push(supervisor::answer(&call(&faulty_socket(file), &SocketRequest::Status)));

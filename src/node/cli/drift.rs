@@ -11,9 +11,6 @@ use std::path::Path;
 /// `spoke drift`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
     /// Exit with 2 if anything differs, 1 if that cannot be found out
     #[arg(long)]
     pub exit_code: bool,
@@ -29,17 +26,17 @@ pub struct Args {
 }
 
 /// Prints the drift, or repairs it.
-pub fn run(config: &Path, args: &Args) -> Outcome {
+pub fn run(config: &Path, args: &Args, json: bool) -> Outcome {
     let socket = socket(config).map_err(|e| if args.exit_code { e.not_2() } else { e })?;
     if args.repair {
         let (remove_unknown, dry_run) = (args.remove_unknown, args.dry_run);
         let what = RepairRequest { remove_unknown, dry_run, ..RepairRequest::default() };
         let done: RepairResult = call(&socket, &SocketRequest::DriftRepair { what })?;
-        print(&if args.json { super::json(&done)? } else { repaired(&done, dry_run) });
+        print(&if json { super::json(&done)? } else { repaired(&done, dry_run) });
         return if done.errors.is_empty() { Ok(()) } else { Err(Failure::Silent) };
     }
     let report: DriftReport = call(&socket, &SocketRequest::Drift)?;
-    print(&if args.json { super::json(&report)? } else { table(&report) });
+    print(&if json { super::json(&report)? } else { table(&report) });
     if args.exit_code && report.has_drift { Err(Failure::Differs) } else { Ok(()) }
 }
 

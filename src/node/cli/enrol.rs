@@ -41,12 +41,12 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn run(file: &Path, args: &Args) -> Outcome {
+pub fn run(file: &Path, args: &Args, json: bool) -> Outcome {
     match (&args.invitation, args.again) {
         (None, false) => Err(Failure::BadInput(
             "name the file of an invitation, `-` for standard input; `spoke-control token create` makes one".to_owned(),
         )),
-        (Some(from), false) => enrol(file, &read_invitation(from)?, args.id.clone()),
+        (Some(from), false) => enrol(file, &read_invitation(from)?, args.id.clone(), json),
         (Some(from), true) => {
             let invitation = read_invitation(from)?;
             let text = std::fs::read_to_string(file).unwrap_or_default();
@@ -56,21 +56,21 @@ pub fn run(file: &Path, args: &Args) -> Outcome {
                 let missing = format!("{name} does not name this control plane: run `spoke enrol` without --again");
                 return Err(Failure::BadInput(missing));
             }
-            again(file, Some(invitation.token.reveal().clone()))
+            again(file, Some(invitation.token.reveal().clone()), json)
         }
-        (None, true) => again(file, args.token.as_deref().map(|f| read_secret("--token", f)).transpose()?),
+        (None, true) => again(file, args.token.as_deref().map(|f| read_secret("--token", f)).transpose()?, json),
     }
 }
 
-fn again(file: &Path, token: Option<String>) -> Outcome {
+fn again(file: &Path, token: Option<String>, json: bool) -> Outcome {
     let socket = socket(file)?;
     let () = call_within(&socket, &SocketRequest::EnrolAgain { token }, TIMEOUT)?;
-    print("enrolled again: the state of the control plane follows (spoke status)\n");
-    Ok(())
+    let text = "enrolled again: the state of the control plane follows (spoke status)";
+    super::answer(json, &[("result", text)], &format!("{text}\n"))
 }
 
 /// Writes configuration and token, and enrols: through the supervisor if one runs.
-fn enrol(file: &Path, invitation: &Invitation, id: Option<NodeId>) -> Outcome {
+fn enrol(file: &Path, invitation: &Invitation, id: Option<NodeId>, json: bool) -> Outcome {
     let name = file.display().to_string();
     let text = match std::fs::read_to_string(file) {
         Ok(text) => text,
@@ -97,7 +97,9 @@ fn enrol(file: &Path, invitation: &Invitation, id: Option<NodeId>) -> Outcome {
     disk::write_for(token, line.reveal().as_bytes(), &config.node.state_dir)?;
     if completed != text {
         disk::write_settings(file, completed.as_bytes())?;
-        print(&format!("{name}: control plane https://{} written\n", control.url.0));
+        if !json {
+            print(&format!("{name}: control plane https://{} written\n", control.url.0));
+        }
     }
     match call::<Vec<String>>(&config.node.runtime_dir.join(SOCKET), &SocketRequest::Reload) {
         Ok(_) => {
@@ -113,16 +115,20 @@ fn enrol(file: &Path, invitation: &Invitation, id: Option<NodeId>) -> Outcome {
                 let late = format!("not enrolled after {} s; `spoke status` has the reason", TIMEOUT.as_secs());
                 return Err(Failure::Failed(anyhow::Error::msg(late)));
             }
-            print(&format!("enrolled as {node}: the state of the control plane follows (spoke status)\n"));
+            report(json, node, ": the state of the control plane follows (spoke status)")?;
         }
         Err(CallError::NotRunning { .. }) => {
             let enrolled = spoke_command::block_on(enrol_now(&config, invitation.role))?;
             enrolled.map_err(|e| e.context(format!("{node} is not enrolled; the configuration stays as it is")))?;
-            print(&format!("enrolled as {node}; start it: systemctl enable --now spoke\n"));
+            report(json, node, "; start it: systemctl enable --now spoke")?;
         }
         Err(e) => return Err(e.into()),
     }
     Ok(())
+}
+
+fn report(json: bool, node: &NodeId, next: &str) -> Outcome {
+    super::answer(json, &[("node_id", node.as_str())], &format!("enrolled as {node}{next}\n"))
 }
 
 fn already_enrolled(known: &Enrolment) -> Failure {

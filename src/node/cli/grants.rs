@@ -1,6 +1,7 @@
 //! `spoke grants`: who is admitted and why, from the running supervisor; or one query to the chain.
 use crate::config_file::{load, socket};
 use alloy_primitives::Address;
+use serde::Serialize;
 use spoke_api::socket::SocketRequest;
 use spoke_chain::reader::ChainReader;
 use spoke_command::text::Lines;
@@ -13,7 +14,8 @@ use spoke_grants::policy::{Decision, VERIFICATION_ERROR};
 use spoke_grants::report::{Report, Row};
 use spoke_model::key::PublicKey;
 use spoke_model::node_id::NodeId;
-use spoke_model::time::Boot;
+use spoke_model::time::{Boot, Wall};
+use spoke_model::tree::Tree;
 use spoke_sys::clock::{Clock as _, SystemClock};
 use spoke_sys::rpc::Http;
 use spoke_sys::socket::call;
@@ -27,18 +29,11 @@ use change::{Change, Sender};
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Show every candidate: admitted or not, why, and how old the decision is
-    List {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
+    List,
     /// Show everything about one node
     Show {
         /// The node's id
         node: NodeId,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
     },
     /// Ask the chain now, with the configured quorum, whether KEY may act as NODE; exit code 1 if not
     Verify {
@@ -93,7 +88,7 @@ pub enum Command {
 }
 
 /// Runs the command.
-pub fn run(config: &Path, command: &Command) -> Outcome {
+pub fn run(config: &Path, command: &Command, json: bool) -> Outcome {
     let grants = || {
         super::remembered::effective(load(config)?).grants().cloned().map(Arc::new).ok_or_else(|| {
             Failure::BadInput(
@@ -102,55 +97,110 @@ pub fn run(config: &Path, command: &Command) -> Outcome {
         })
     };
     match command {
-        Command::List { json } => {
+        Command::List => {
             let report: Report = call(&socket(config)?, &SocketRequest::Grants)?;
-            print(&if *json { super::json(&report)? } else { list(&report, SystemClock.now()) });
+            print(&if json { in_json(&report)? } else { list(&report, SystemClock.now()) });
             Ok(())
         }
-        Command::Show { node, json } => {
+        Command::Show { node } => {
             let report: Report = call(&socket(config)?, &SocketRequest::Grants)?;
             let rows: Vec<&Row> = report.rows.iter().filter(|r| r.node == *node).collect();
             if rows.is_empty() {
                 return Err(Failure::Failed(anyhow::anyhow!("no interface has a candidate named {node}")));
             }
-            print(&if *json { super::json(&rows)? } else { show(&rows, &report, SystemClock.now()) });
+            print(&if json { in_json(&rows)? } else { show(&rows, &report, SystemClock.now()) });
             Ok(())
         }
-        Command::Verify { node, key, block } => verify(grants()?, (node.clone(), *key), *block),
+        Command::Verify { node, key, block } => verify(grants()?, (node.clone(), *key), *block, json),
         Command::Refresh => {
             let _: serde_json::Value = call(&socket(config)?, &SocketRequest::GrantsRefresh)?;
-            Ok(())
+            super::answer(json, &[("result", "everything is verified again")], "")
         }
         Command::Mint { node: n, key, to, sender } => {
-            change::run(grants()?, Change::Mint(n.clone(), *key, *to), *sender)
+            change::run(grants()?, Change::Mint(n.clone(), *key, *to), *sender, json)
         }
-        Command::Revoke { node: n, sender } => change::run(grants()?, Change::Revoke(n.clone()), *sender),
-        Command::Transfer { node: n, to, sender } => change::run(grants()?, Change::Transfer(n.clone(), *to), *sender),
-        Command::Burn { node: n, sender } => change::run(grants()?, Change::Burn(n.clone()), *sender),
+        Command::Revoke { node: n, sender } => change::run(grants()?, Change::Revoke(n.clone()), *sender, json),
+        Command::Transfer { node: n, to, sender } => {
+            change::run(grants()?, Change::Transfer(n.clone(), *to), *sender, json)
+        }
+        Command::Burn { node: n, sender } => change::run(grants()?, Change::Burn(n.clone()), *sender, json),
     }
 }
 
-fn verify(grants: Arc<Grants>, pair: Pair, block: Option<u64>) -> Outcome {
+/// A report with moments in RFC 3339 and durations in seconds.
+fn in_json<T: Serialize>(report: &T) -> Result<String, serde_json::Error> {
+    let tree: Tree = serde_json::from_slice(&serde_json::to_vec(report)?)?;
+    super::document(with_times(tree, SystemClock.now(), SystemClock.wall()))
+}
+
+/// `doubt` is an age, every other span of time a moment after boot, and `heard_wall` one of them by the wall clock.
+fn with_times(tree: Tree, now: Boot, wall: Wall) -> Tree {
+    let part = |span: &[(String, Tree)], name: &str| match span.iter().find(|(key, _)| key == name) {
+        Some((_, Tree::Unsigned(n))) => Some(*n),
+        _ => None,
+    };
+    let entry = |(key, value): (String, Tree)| {
+        let span = match &value {
+            Tree::Map(span) if span.len() == 2 => part(span, "secs").zip(part(span, "nanos")),
+            _ => None,
+        };
+        match (key.as_str(), span, value) {
+            ("heard_wall", _, _) => None,
+            ("doubt", Some((secs, _)), _) => Some(("doubt_seconds".to_owned(), Tree::Unsigned(secs))),
+            ("doubt", None, null) => Some(("doubt_seconds".to_owned(), null)),
+            (_, Some((secs, _)), _) => {
+                let ago = now.since(Boot::from_secs(secs));
+                Some((key, Tree::Text(wall.before(ago).to_string())))
+            }
+            (_, None, value) => Some((key, with_times(value, now, wall))),
+        }
+    };
+    match tree {
+        Tree::List(items) => Tree::List(items.into_iter().map(|item| with_times(item, now, wall)).collect()),
+        Tree::Map(entries) => Tree::Map(entries.into_iter().filter_map(entry).collect()),
+        other => other,
+    }
+}
+
+fn verify(grants: Arc<Grants>, pair: Pair, block: Option<u64>, json: bool) -> Outcome {
     let rpc = Http::new(&grants)?;
     let mut chain = ChainReader::new(rpc, SystemClock, grants.clone());
     let contract = grants.contract;
     match block_on(query(&mut chain, &pair, block))? {
         Ok((decisions, unreadable)) => {
-            for (at, block, decision) in &decisions {
-                print(&line(at, *block, decision.as_ref()));
+            let granted = decisions.iter().all(|(_, _, d)| d.is_some_and(|d| d.reason.grants()));
+            if json {
+                let decision = |(at, block, d): &(&str, BlockRef, Option<Decision>)| {
+                    let text = |value: Option<String>| value.map_or(Tree::Null, Tree::Text);
+                    super::object(vec![
+                        ("at", Tree::Text((*at).to_owned())),
+                        ("block", Tree::Unsigned(block.number)),
+                        ("code", text(d.map(|d| d.reason.to_string()))),
+                        ("token_id", text(d.and_then(|d| d.token_id).map(|id| id.to_string()))),
+                        ("owner", text(d.and_then(|d| d.owner).map(|o| o.to_string()))),
+                    ])
+                };
+                print(&super::document(super::object(vec![
+                    ("granted", Tree::Bool(granted)),
+                    ("verified_by", Tree::Text(grants.verify.name().to_owned())),
+                    ("decisions", Tree::List(decisions.iter().map(decision).collect())),
+                ]))?);
+            } else {
+                for (at, block, decision) in &decisions {
+                    print(&line(at, *block, decision.as_ref()));
+                }
+                print(&format!(
+                    "by      {}, quorum {} of {}\n",
+                    grants.verify.name(),
+                    grants.quorum,
+                    grants.endpoints.len()
+                ));
             }
-            print(&format!(
-                "by      {}, quorum {} of {}\n",
-                grants.verify.name(),
-                grants.quorum,
-                grants.endpoints.len()
-            ));
             if let Some(reason) = unreadable {
                 return Err(Failure::Failed(anyhow::anyhow!(
                     "{VERIFICATION_ERROR}: contract {contract}: {reason}: check grants.contract and grants.chain_id"
                 )));
             }
-            let granted = decisions.iter().all(|(_, _, d)| d.is_some_and(|d| d.reason.grants()));
             if granted { Ok(()) } else { Err(Failure::Silent) }
         }
         Err(e) => Err(Failure::Failed(anyhow::anyhow!("{VERIFICATION_ERROR}: {e}"))),
@@ -302,6 +352,15 @@ mod tests {
     use super::*;
     use alloy_primitives::U256;
     use spoke_grants::policy::Reason;
+
+    #[test]
+    fn moments_are_rfc_3339_and_ages_seconds() {
+        let text =
+            r#"{"heard":{"secs":90,"nanos":5},"heard_wall":1,"rows":[{"doubt":{"secs":7,"nanos":0},"decided":null}]}"#;
+        let tree = with_times(serde_json::from_str(text).unwrap(), Boot::from_secs(100), Wall(86_410));
+        let expected = r#"{"heard":"1970-01-02T00:00:00Z","rows":[{"doubt_seconds":7,"decided":null}]}"#;
+        assert_eq!(serde_json::to_string(&tree).unwrap(), expected);
+    }
 
     #[test]
     fn line_contains_block_reason_token_and_owner() {

@@ -5,6 +5,7 @@ use spoke_command::text::Lines;
 use spoke_command::{Failure, Outcome, print};
 use spoke_config::Config;
 use spoke_model::interface_name::IfName;
+use spoke_model::tree::Tree;
 use spoke_sys::{disk, keys};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -30,7 +31,7 @@ pub struct Args {
 }
 
 /// Runs the command: writes the file that --config names.
-pub fn run(config: &Path, args: &Args) -> Outcome {
+pub fn run(config: &Path, args: &Args, json: bool) -> Outcome {
     let from = args.file.display();
     let bad = |problem: String| Failure::BadInput(format!("{from}: {problem}"));
     let mut bytes = zeroize::Zeroizing::new(Vec::new());
@@ -68,6 +69,14 @@ pub fn run(config: &Path, args: &Args) -> Outcome {
         let _ = writeln!(out, "- {note}");
     }
     let _ = writeln!(out, "before `spoke run`: wg-quick down {name}; systemctl disable wg-quick@{name}");
-    print(&String::from(out));
+    if json {
+        let written = import.secrets.iter().map(|(path, _)| path.display().to_string()).chain([target]);
+        print(&super::document(super::object(vec![
+            ("written", Tree::of_lines(written)),
+            ("notes", Tree::of_lines(import.notes.iter().map(ToString::to_string))),
+        ]))?);
+    } else {
+        print(&String::from(out));
+    }
     usable.map(drop).map_err(|faults| Failure::BadInput(format!("to be corrected by hand:\n{faults}")))
 }

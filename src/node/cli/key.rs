@@ -1,7 +1,7 @@
 //! `spoke key`: generates a private key, prints a public key, or rotates the key in use.
 use crate::config_file::{load, socket};
 use spoke_api::socket::{SocketRequest, StatusReport};
-use spoke_command::{Failure, Outcome, print};
+use spoke_command::{Failure, Outcome};
 use spoke_model::interface_name::IfName;
 use spoke_model::key::SecretKey;
 use spoke_model::key_source::KeySource;
@@ -35,15 +35,15 @@ pub enum Command {
 const ROTATION_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Runs it.
-pub fn run(command: &Command, config: &std::path::Path) -> Outcome {
-    let line = |text: &str| print(&format!("{text}\n"));
+pub fn run(command: &Command, config: &std::path::Path, json: bool) -> Outcome {
+    let line = |what: &str, text: &str| super::answer(json, &[(what, text)], &format!("{text}\n"));
     match command {
-        Command::Generate => line(&SecretKey::clamped(*key_bytes()?).reveal_base64()),
+        Command::Generate => line("private_key", &SecretKey::clamped(*key_bytes()?).reveal_base64()),
         Command::Public { interface: None } => {
             let mut text = Zeroizing::new(String::with_capacity(128));
             std::io::stdin().lock().take(128).read_to_string(&mut text)?;
             let key: SecretKey = text.trim().parse().map_err(|e| Failure::BadInput(format!("standard input: {e}")))?;
-            line(&key.public().to_string());
+            line("public_key", &key.public().to_string())
         }
         Command::Public { interface: Some(name) } => {
             let config = load(config)?;
@@ -52,20 +52,19 @@ pub fn run(command: &Command, config: &std::path::Path) -> Outcome {
                     "--interface: the configuration has no [[interface]] named {name}"
                 )));
             };
-            line(&private(&interface.private_key, IfMissing::Fail)?.public().to_string());
+            line("public_key", &private(&interface.private_key, IfMissing::Fail)?.public().to_string())
         }
         Command::Fingerprint => {
             let config = load(config)?;
             let source = config.control.and_then(|c| c.identity);
             let source = source.unwrap_or_else(|| KeySource::File(config.node.state_dir.join("identity.key")));
-            line(&identity(&source)?.public().fingerprint());
+            line("fingerprint", &identity(&source)?.public().fingerprint())
         }
-        Command::Rotate => return rotate(config),
+        Command::Rotate => rotate(config, json),
     }
-    Ok(())
 }
 
-fn rotate(config: &Path) -> Outcome {
+fn rotate(config: &Path, json: bool) -> Outcome {
     let socket = socket(config)?;
     let () = call(&socket, &SocketRequest::RotateKey)?;
     let ended = async {
@@ -81,13 +80,12 @@ fn rotate(config: &Path) -> Outcome {
     };
     let done = spoke_command::block_on(async { tokio::time::timeout(ROTATION_TIMEOUT, ended).await })?;
     match done {
-        Ok(Ok((Some(key), _))) => print(&format!("{key}\n")),
+        Ok(Ok((Some(key), _))) => super::answer(json, &[("public_key", &key)], &format!("{key}\n")),
         Ok(Ok((None, why))) => {
             let why = why.unwrap_or_else(|| "the supervisor was restarted: see `spoke status`".to_owned());
-            return Err(anyhow::anyhow!("the key was not changed: {why}").into());
+            Err(anyhow::anyhow!("the key was not changed: {why}").into())
         }
-        Ok(Err(e)) => return Err(e),
-        Err(_) => return Err(anyhow::anyhow!("the rotation is still in progress: see `spoke status`").into()),
+        Ok(Err(e)) => Err(e),
+        Err(_) => Err(anyhow::anyhow!("the rotation is still in progress: see `spoke status`").into()),
     }
-    Ok(())
 }

@@ -188,7 +188,9 @@ fn look(args: &Args, config: &Path) -> Look {
             }
             Err(Failure::BadInput(e)) => problem(format!("cannot store the settings: {e}")),
             Err(Failure::Failed(e)) => problem(format!("cannot store the settings: {e:#}")),
-            Err(Failure::Silent | Failure::Differs) => problem("cannot store the settings".to_owned()),
+            Err(Failure::Silent | Failure::Differs | Failure::Invalid) => {
+                problem("cannot store the settings".to_owned())
+            }
         },
         Err(faults) => {
             let lines = faults.iter().map(|f| format!("{f}\n")).collect::<String>();

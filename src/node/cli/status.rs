@@ -1,9 +1,10 @@
 //! `spoke status`: the status of the running supervisor, as a table or as JSON.
-use crate::config_file::{load, socket};
-use spoke_api::socket::{LinkReport, SocketRequest, StatusReport};
+use crate::config_file::{faulty_socket, load, socket};
+use spoke_api::socket::{LinkReport, Readiness, SocketRequest, StatusReport};
 use spoke_command::text::Lines;
 use spoke_command::{Failure, Outcome, print};
 use spoke_config::health::Health;
+use spoke_model::tree::Tree;
 use spoke_sys::fetch::local;
 use spoke_sys::socket::call;
 use std::io::IsTerminal as _;
@@ -13,27 +14,24 @@ use std::time::Duration;
 /// `spoke status`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
     /// Print again every two seconds until interrupted
     #[arg(short, long)]
     pub watch: bool,
     /// Only ask /ready: exit code 0 while the last pass was clean and the tunnel is up (the health check of a container)
-    #[arg(long, conflicts_with_all = ["json", "watch"])]
+    #[arg(long, conflicts_with = "watch")]
     pub ready: bool,
 }
 
 /// Prints the status; exit code 1 if the supervisor does not answer. Interrupting a watch is its normal end.
-pub fn run(config: &Path, args: &Args) -> Outcome {
+pub fn run(config: &Path, args: &Args, json: bool) -> Outcome {
     if args.ready {
-        return ready(&load(config)?.health);
+        return ready(config, json);
     }
     let socket = socket(config)?;
     // Clears a terminal only; in a file or a pipe the reports follow one another.
     let clear = if args.watch && std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
     loop {
-        if args.json {
+        if json {
             let report: serde_json::Value = call(&socket, &SocketRequest::Status)?;
             // One report per line in watch mode, so that readers can split them.
             print(&if args.watch { format!("{report}\n") } else { format!("{report:#}\n") });
@@ -56,8 +54,27 @@ pub fn run(config: &Path, args: &Args) -> Outcome {
     }
 }
 
-/// Prints the response of /ready; exit code 1 unless ready.
-fn ready(health: &Health) -> Outcome {
+/// Prints the response of /ready; exit code 1 unless ready. While the configuration has faults the supervisor is asked
+/// through its socket: it keeps what it has.
+fn ready(file: &Path, json: bool) -> Outcome {
+    let (is_ready, text) = match load(file) {
+        Ok(config) => served(&config.health)?,
+        Err(faults) => match call::<Readiness>(&faulty_socket(file), &SocketRequest::Readiness) {
+            Ok(Readiness { ready: true, .. }) => (true, "ready".to_owned()),
+            Ok(_) => (false, "not ready: see `spoke status`".to_owned()),
+            Err(_) => return Err(faults),
+        },
+    };
+    if json {
+        let entries = vec![("ready", Tree::Bool(is_ready)), ("detail", Tree::Text(text))];
+        print(&super::document(super::object(entries))?);
+    } else {
+        print(&format!("{text}\n"));
+    }
+    if is_ready { Ok(()) } else { Err(Failure::Silent) }
+}
+
+fn served(health: &Health) -> Result<(bool, String), Failure> {
     let address = health
         .listen
         .first()
@@ -65,8 +82,7 @@ fn ready(health: &Health) -> Outcome {
         .ok_or_else(|| Failure::BadInput("health.enabled is false: /ready is not served".into()))?;
     let (status, body) = local(*address, "/ready")
         .map_err(|e| anyhow::Error::from(e).context(format!("no supervisor answers at {address}")))?;
-    print(&format!("{}\n", body.trim_end()));
-    if status == 200 { Ok(()) } else { Err(Failure::Silent) }
+    Ok((status == 200, body.trim_end().to_owned()))
 }
 
 /// The report as text.

@@ -1,5 +1,5 @@
 //! `spoke update`: checks for, installs, shows and rolls back updates of an image with two slots.
-use crate::config_file::load;
+use crate::config_file::{load, runtime_directory};
 use crate::update::{Held, RecordStore};
 use crate::{clock, outlook};
 use spoke_api::socket::SOCKET;
@@ -8,6 +8,7 @@ use spoke_command::{Failure, Outcome, print};
 use spoke_config::Config;
 use spoke_model::release::WantedRelease;
 use spoke_model::time::Wall;
+use spoke_model::tree::Tree;
 use spoke_sys::bundle;
 use spoke_sys::bundle::{Bundle, InstallError};
 use spoke_sys::clock::{Clock as _, SystemClock};
@@ -51,11 +52,7 @@ pub enum Command {
         downgrade: bool,
     },
     /// Show the slots, the current trial and the result of the last one
-    Status {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Status,
     /// Roll back: start the other slot on trial, or end the current trial
     Rollback {
         /// Leave the restart to you
@@ -80,24 +77,31 @@ pub enum Command {
 }
 
 /// Runs the command.
-pub fn run(config: &Path, command: &Command) -> Outcome {
+pub fn run(file: &Path, command: &Command, json: bool) -> Outcome {
+    // What takes a system back works while the configuration has faults.
+    let runtime_dir = || runtime_directory(file);
     match command {
-        Command::Check => check(&load(config)?),
+        Command::Check => check(&load(file)?, json),
         Command::Install { bundle, no_restart, downgrade } => {
-            let config = load(config)?;
+            let config = load(file)?;
             let place = source(&config, bundle.as_deref())?;
             let asker = Asker::Person { downgrade: *downgrade };
-            let order = Order { place: &place, wanted: None, asker, at_most: None };
+            let order = Order { place: &place, wanted: None, asker, at_most: None, quiet: json };
             match install(&config, &order)? {
-                Installed::Yes => restart(*no_restart),
+                Installed::Yes => {
+                    if json {
+                        super::answer(true, &[("result", "installed; it starts on trial")], "")?;
+                    }
+                    restart(*no_restart)
+                }
                 Installed::Refused(why) => Err(Failure::BadInput(why)),
             }
         }
-        Command::Status { json } => status(&load(config)?, *json),
-        Command::Rollback { no_restart } => rollback(&load(config)?, *no_restart),
-        Command::Retry { version } => retry(&load(config)?, version.as_deref()),
-        Command::Watch => watch::run(&load(config)?),
-        Command::GiveUp { reason } => give_up(config, reason),
+        Command::Status => status(&runtime_dir(), json),
+        Command::Rollback { no_restart } => rollback(&runtime_dir(), *no_restart, json),
+        Command::Retry { version } => retry(file, version.as_deref(), json),
+        Command::Watch => watch::run(&load(file)?),
+        Command::GiveUp { reason } => give_up(&runtime_dir(), reason),
     }
 }
 
@@ -124,12 +128,9 @@ struct RecordFile {
 }
 
 impl RecordFile {
-    fn open(config: &Config, slots: &DiskSlots) -> Result<(Self, UpdateRecord), anyhow::Error> {
-        let mut file = Self {
-            document: Document::new(RECORD.into(), 1),
-            notes: Notes::at(&config.node.runtime_dir),
-            slot: slots.running(),
-        };
+    fn open(runtime_dir: &Path, slots: &DiskSlots) -> Result<(Self, UpdateRecord), anyhow::Error> {
+        let mut file =
+            Self { document: Document::new(RECORD.into(), 1), notes: Notes::at(runtime_dir), slot: slots.running() };
         let record = match file.document.load() {
             Ok(record) => record,
             // Moved aside by the loader. A damaged record must not prevent updates.
@@ -243,10 +244,11 @@ fn opened(
     }
 }
 
-fn check(config: &Config) -> Outcome {
+fn check(config: &Config, json: bool) -> Outcome {
     let running = running_version();
     let slots = DiskSlots::found()?;
-    let (file, record) = RecordFile::open(config, &slots)?;
+    let (file, record) = RecordFile::open(&config.node.runtime_dir, &slots)?;
+    let mut entries = vec![("running", Tree::Text(running.clone()))];
     let wanted = file.notes.wanted();
     if let Some(wanted) = &wanted {
         let note = match decide_release(Some(wanted), &running, &record) {
@@ -254,9 +256,15 @@ fn check(config: &Config) -> Outcome {
             ReleaseDecision::Held(why) => why,
             ReleaseDecision::Install(_) => "which is installed by itself".to_owned(),
         };
-        print(&format!("the control plane wants {}: {}\n", wanted.version, visible(&note)));
+        if !json {
+            print(&format!("the control plane wants {}: {}\n", wanted.version, visible(&note)));
+        }
+        entries.push(("wanted", Tree::of_texts(&[("version", &wanted.version), ("note", &note)])));
     }
     if wanted.is_some() && config.update.source.is_none() {
+        if json {
+            print(&super::document(super::object(entries))?);
+        }
         return Ok(());
     }
     let place = source(config, None)?;
@@ -265,8 +273,17 @@ fn check(config: &Config) -> Outcome {
     let (ours, sequence) = self::running(&slots, &record);
     let note = match decide_offer(&manifest, (&ours, sequence), &record, judged_at(config), Asker::Source) {
         Offer::Install | Offer::Runs => String::new(),
-        Offer::Refused(why) => format!(" ({why})"),
+        Offer::Refused(why) => why,
     };
+    if json {
+        entries.push(("source", Tree::Text(place)));
+        entries.push(("sequence", Tree::Unsigned(manifest.sequence)));
+        entries.push(("version", Tree::Text(manifest.version)));
+        entries.push(("note", Tree::Text(note)));
+        print(&super::document(super::object(entries))?);
+        return Ok(());
+    }
+    let note = if note.is_empty() { note } else { format!(" ({note})") };
     print(&format!("{place}: release {}, version {}{note}; running {ours}\n", manifest.sequence, manifest.version));
     Ok(())
 }
@@ -280,6 +297,8 @@ struct Order<'a> {
     asker: Asker,
     /// The longest the download may take.
     at_most: Option<Duration>,
+    /// Print nothing.
+    quiet: bool,
 }
 
 enum Installed {
@@ -318,7 +337,7 @@ fn learn(slots: &DiskSlots, file: &mut RecordFile, record: &mut UpdateRecord, se
 fn install(config: &Config, order: &Order<'_>) -> Result<Installed, Failure> {
     let _lock = UpdateLock::take()?;
     let mut slots = DiskSlots::found()?;
-    let (mut file, mut record) = RecordFile::open(config, &slots)?;
+    let (mut file, mut record) = RecordFile::open(&config.node.runtime_dir, &slots)?;
     let standing = slots.standing()?;
     let busy = match record.situation(standing.running, standing.trust, standing.other) {
         Situation::Settled | Situation::Interrupted | Situation::CameBack | Situation::FellBack => None,
@@ -348,7 +367,13 @@ fn install(config: &Config, order: &Order<'_>) -> Result<Installed, Failure> {
         return Ok(Installed::Refused(why));
     }
     let other = standing.running.other();
-    print(&format!("writing {version} to slot {other}\n"));
+    let note = |text: &str| {
+        if order.quiet {
+        } else {
+            print(text)
+        }
+    };
+    note(&format!("writing {version} to slot {other}\n"));
     record.trial = None;
     file.store(&record)?;
     bundle::write(stream.as_mut(), &accepted, &mut slots)
@@ -365,7 +390,7 @@ fn install(config: &Config, order: &Order<'_>) -> Result<Installed, Failure> {
         trial.armed = true;
     }
     file.store(&record)?;
-    print(&format!("{version} is installed and starts on trial\n"));
+    note(&format!("{version} is installed and starts on trial\n"));
     Ok(Installed::Yes)
 }
 
@@ -387,16 +412,15 @@ fn trust_text(trust: Option<Trust>) -> String {
     }
 }
 
-fn status(config: &Config, json: bool) -> Outcome {
+fn status(runtime_dir: &Path, json: bool) -> Outcome {
     let mut slots = DiskSlots::found()?;
-    let (file, record) = RecordFile::open(config, &slots)?;
+    let (file, record) = RecordFile::open(runtime_dir, &slots)?;
     let standing = slots.standing()?;
     let wanted = file.notes.wanted();
     if json {
-        print(&format!(
-            "{:#}\n",
-            serde_json::json!({"slots": standing, "record": record, "version": running_version(), "wanted": wanted})
-        ));
+        let shown =
+            serde_json::json!({"slots": standing, "record": record, "version": running_version(), "wanted": wanted});
+        print(&super::json(&shown)?);
         return Ok(());
     }
     let Standing { running, trust, other, .. } = standing;
@@ -418,10 +442,11 @@ fn status(config: &Config, json: bool) -> Outcome {
     Ok(())
 }
 
-fn rollback(config: &Config, no_restart: bool) -> Outcome {
+fn rollback(runtime_dir: &Path, no_restart: bool, json: bool) -> Outcome {
+    let done = |text: String| super::answer(json, &[("result", &text)], &format!("{text}\n"));
     let _lock = UpdateLock::take()?;
     let mut slots = DiskSlots::found()?;
-    let (mut file, mut record) = RecordFile::open(config, &slots)?;
+    let (mut file, mut record) = RecordFile::open(runtime_dir, &slots)?;
     let Standing { running, trust, other, .. } = slots.standing()?;
     match record.situation(running, trust, other) {
         Situation::Watch => {
@@ -430,7 +455,7 @@ fn rollback(config: &Config, no_restart: bool) -> Outcome {
             record.end(Some(RejectReason::ByHand));
             file.store(&record)?;
             slots.condemn()?;
-            print(&format!("the trial is over: slot {} starts\n", running.other()));
+            done(format!("the trial is over: slot {} starts", running.other()))?;
             restart(no_restart)
         }
         Situation::Look | Situation::Pending => {
@@ -438,8 +463,7 @@ fn rollback(config: &Config, no_restart: bool) -> Outcome {
             file.answer_wish(&mut record);
             record.end(Some(RejectReason::ByHand));
             file.store(&record)?;
-            print(&format!("the trial is over: slot {running} stays\n"));
-            Ok(())
+            done(format!("the trial is over: slot {running} stays"))
         }
         Situation::Settled | Situation::Interrupted | Situation::CameBack | Situation::FellBack => {
             if other.is_none() {
@@ -454,15 +478,15 @@ fn rollback(config: &Config, no_restart: bool) -> Outcome {
                 trial.armed = true;
             }
             file.store(&record)?;
-            print(&format!("slot {} starts on trial\n", running.other()));
+            done(format!("slot {} starts on trial", running.other()))?;
             restart(no_restart)
         }
     }
 }
 
-fn retry(config: &Config, version: Option<&str>) -> Outcome {
+fn retry(config: &Path, version: Option<&str>, json: bool) -> Outcome {
     let _lock = UpdateLock::take()?;
-    let (mut file, mut record) = RecordFile::open(config, &DiskSlots::found()?)?;
+    let (mut file, mut record) = RecordFile::open(&runtime_directory(config), &DiskSlots::found()?)?;
     let none = || Failure::BadInput("no release was given up here".into());
     let version = version.or_else(|| record.last_rejected()).ok_or_else(none)?.to_owned();
     if !record.retry(&version) {
@@ -476,15 +500,14 @@ fn retry(config: &Config, version: Option<&str>) -> Outcome {
     file.store(&record)?;
     let by_itself = match file.notes.wanted() {
         Some(wanted) => wanted.version == version,
-        None => config.update.automatic && config.update.source.is_some(),
+        None => load(config).is_ok_and(|c| c.update.automatic && c.update.source.is_some()),
     };
     let next = if by_itself { "is installed by itself again" } else { "can be installed: spoke update install" };
-    print(&format!("{version} {next}\n"));
-    Ok(())
+    super::answer(json, &[("version", &version), ("result", next)], &format!("{version} {next}\n"))
 }
 
 /// Runs without settings: they may be what is wrong.
-fn give_up(config: &Path, reason: &str) -> Outcome {
+fn give_up(runtime_dir: &Path, reason: &str) -> Outcome {
     spoke_command::start_log("spoke");
     let mut slots = DiskSlots::found()?;
     let standing = slots.standing()?;
@@ -497,8 +520,7 @@ fn give_up(config: &Path, reason: &str) -> Outcome {
         slots.condemn()?;
     }
     // For the next system. An error here must not prevent the reboot.
-    if let Ok(config) = load(config)
-        && let Ok((mut file, mut record)) = RecordFile::open(&config, &slots)
+    if let Ok((mut file, mut record)) = RecordFile::open(runtime_dir, &slots)
         && let Some(trial) = record.trial.as_mut().filter(|t| t.slot == standing.running)
     {
         trial.note = Some(reason.to_owned());

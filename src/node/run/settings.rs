@@ -20,7 +20,7 @@ pub(super) async fn wait(file: &Path, clock: &impl Clock, notify: &mut impl Noti
             Ok(config) => return config,
             Err(Failure::BadInput(fault)) => fault,
             Err(Failure::Failed(e)) => format!("{e:#}"),
-            Err(Failure::Silent | Failure::Differs) => String::new(),
+            Err(Failure::Silent | Failure::Differs | Failure::Invalid) => String::new(),
         };
         if known.as_ref() != Some(&fault) {
             tracing::error!(file = %file.display(), error = fault, "settings unusable; waiting for a change of them");

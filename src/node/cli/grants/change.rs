@@ -1,8 +1,9 @@
 //! `spoke grants mint`, `revoke`, `transfer`, `burn`: prints the command for `cast`, or sends the transaction from an
 //! account that the endpoint holds unlocked. This program never holds the key of an account.
+use crate::cli::answer;
 use alloy_primitives::{Address, U256, hex};
 use spoke_chain::reader::ChainReader;
-use spoke_command::{Failure, Outcome, block_on, print};
+use spoke_command::{Failure, Outcome, block_on};
 use spoke_config::grants::Grants;
 use spoke_grants::jsonrpc::{Answer, Call};
 use spoke_grants::policy::VERIFICATION_ERROR;
@@ -35,7 +36,7 @@ pub(super) enum Change {
 }
 
 /// Runs the command.
-pub(super) fn run(grants: Arc<Grants>, change: Change, sender: Sender) -> Outcome {
+pub(super) fn run(grants: Arc<Grants>, change: Change, sender: Sender, json: bool) -> Outcome {
     let rpc = Http::new(&grants)?;
     block_on(async {
         let transaction = match change {
@@ -48,10 +49,15 @@ pub(super) fn run(grants: Arc<Grants>, change: Change, sender: Sender) -> Outcom
             }
         };
         match sender.from {
-            None => print(&format!("{}\n", transaction.cast_line(grants.contract, grants.chain_id))),
-            Some(from) => send(&rpc, from, grants.contract, &transaction).await?,
+            None => {
+                let line = transaction.cast_line(grants.contract, grants.chain_id);
+                answer(json, &[("command", &line)], &format!("{line}\n"))
+            }
+            Some(from) => {
+                let hash = send(&rpc, from, grants.contract, &transaction).await?;
+                answer(json, &[("transaction", &hash)], &format!("{hash}\n"))
+            }
         }
-        Ok(())
     })?
 }
 
@@ -70,16 +76,18 @@ async fn token(rpc: &Http, grants: &Arc<Grants>, node: NodeId) -> Result<(U256, 
     }
 }
 
-async fn send(rpc: &Http, from: Address, to: Address, transaction: &Transaction) -> Outcome {
-    for dry in [true, false] {
+/// Sends the transaction once it was tried; returns its hash.
+async fn send(rpc: &Http, from: Address, to: Address, transaction: &Transaction) -> Result<String, Failure> {
+    let mut dry = true;
+    loop {
         let call = Call::Send { from, to, data: transaction.data(), dry };
         let answer = rpc.ask(0, vec![call], 1 << 16).await?.answers.into_iter().flatten().next();
         let reason = match answer {
-            Some(Answer::Bytes(_)) if dry => continue,
-            Some(Answer::Bytes(hash)) => {
-                print(&format!("{}\n", hex::encode_prefixed(hash)));
+            Some(Answer::Bytes(_)) if dry => {
+                dry = false;
                 continue;
             }
+            Some(Answer::Bytes(hash)) => return Ok(hex::encode_prefixed(hash)),
             Some(Answer::Refused(refusal)) => refusal.message,
             Some(_) | None => "it does not answer this call".to_owned(),
         };
@@ -89,5 +97,4 @@ async fn send(rpc: &Http, from: Address, to: Address, transaction: &Transaction)
             rpc.name(0)
         )));
     }
-    Ok(())
 }

@@ -31,7 +31,7 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(60), Duration::from_sec
 pub(super) fn run(config: &Config) -> Outcome {
     spoke_command::start_log("spoke");
     let mut slots = DiskSlots::found()?;
-    let (mut file, mut record) = RecordFile::open(config, &slots)?;
+    let (mut file, mut record) = RecordFile::open(&config.node.runtime_dir, &slots)?;
     file.post(&record, None);
     if config.update.automatic && super::roots().is_err() {
         tracing::warn!(file = super::ROOT_KEYS, "image without a root key: no update is accepted");
@@ -54,7 +54,7 @@ pub(super) fn run(config: &Config) -> Outcome {
 /// After a trial: installs what the control plane wants, or checks the source periodically where configured.
 async fn idle(config: &Config) -> Outcome {
     let slots = DiskSlots::found()?;
-    let (mut file, mut record) = RecordFile::open(config, &slots)?;
+    let (mut file, mut record) = RecordFile::open(&config.node.runtime_dir, &slots)?;
     // A fleet that was switched on together does not ask together.
     let phase = f64::from(u32::try_from(seed() >> 32).unwrap_or(0)) / f64::from(u32::MAX);
     let mut offered_at = SystemClock.now() + config.update.every.mul_f64(phase);
@@ -72,7 +72,7 @@ async fn idle(config: &Config) -> Outcome {
         // Another process, such as `spoke update retry`, has changed the record.
         if changed_at() != written {
             written = changed_at();
-            (file, record) = RecordFile::open(config, &slots)?;
+            (file, record) = RecordFile::open(&config.node.runtime_dir, &slots)?;
             (wanted_at, wait, offered_at) = (now, RETRY.0, now);
         }
         if wanted != before {
@@ -104,7 +104,7 @@ async fn idle(config: &Config) -> Outcome {
         {
             offered_at = now + config.update.every;
             let installed = source(config, None).and_then(|place| {
-                install(config, &Order { place: &place, wanted: None, asker: Asker::Source, at_most })
+                install(config, &Order { place: &place, wanted: None, asker: Asker::Source, at_most, quiet: false })
             });
             match installed {
                 Ok(Installed::Yes) => return restart(false),
@@ -156,8 +156,9 @@ fn fulfil(
         Start::Fetch(at_most) => at_most,
     };
     let asker = Asker::Control { renewed: record.is_renewed(wanted) };
-    let installed =
-        place.and_then(|place| install(config, &Order { place: &place, wanted: Some(wanted), asker, at_most }));
+    let installed = place.and_then(|place| {
+        install(config, &Order { place: &place, wanted: Some(wanted), asker, at_most, quiet: false })
+    });
     match installed {
         Ok(Installed::Yes) => restart(false).map(|()| Done::Installed),
         Ok(Installed::Refused(why)) => {
@@ -176,7 +177,7 @@ fn text(failure: &Failure) -> String {
     match failure {
         Failure::BadInput(text) => text.clone(),
         Failure::Failed(e) => format!("{e:#}"),
-        Failure::Silent | Failure::Differs => String::new(),
+        Failure::Silent | Failure::Differs | Failure::Invalid => String::new(),
     }
 }
 
