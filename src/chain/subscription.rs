@@ -2,6 +2,7 @@
 use spoke_config::grants::Grants;
 use spoke_grants::subscription::{Meaning, Step, Subscription, request};
 use spoke_model::error_chain::ErrorChain;
+use spoke_model::log_text::Span;
 use spoke_sys::clock::Clock;
 use spoke_sys::random::seed;
 use spoke_sys::websocket::{Received, WebSockets};
@@ -59,9 +60,9 @@ pub(crate) async fn run<C: Clock>(clock: C, grants: &Grants, wake: &Wake) -> Inf
         let (retry_in, first) = machine.failed(clock.now());
         let endpoint = sockets.name(endpoint);
         if first {
-            tracing::warn!(endpoint, error, ?retry_in, "chain subscription failed; polling goes on");
+            tracing::warn!(endpoint, error, retry_in = %Span(retry_in), "chain subscription failed; polling goes on");
         } else {
-            tracing::debug!(endpoint, error, ?retry_in, "chain subscription failed again");
+            tracing::debug!(endpoint, error, retry_in = %Span(retry_in), "chain subscription failed again");
         }
         wake.set(format!("none: {endpoint}: {error}"));
     }
