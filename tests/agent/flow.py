@@ -61,6 +61,10 @@ DIFFERENCES = {
 }
 
 
+# A repetition at once has the same answer from both; a later one is a step of `replays_are_refused_after_restarts_and_clock_jumps`.
+SHOWN_ELSEWHERE = {"A call is carried out once"}
+
+
 def file_of(*peers):
     text = "".join(f"[Peer]\nPublicKey = {key}\nAllowedIPs = {nets}\n{more}\n" for key, nets, more in peers)
     return {"config": base64.b64encode(text.encode()).decode()}
@@ -205,7 +209,7 @@ def compare(theirs, ours):
     faults = [f"docs/agent-api.md has the row {row!r}, which no step shows" for row in rows_of_the_page() - named]
     # What the table says has to be so: each of its rows has a step whose answer or effect differs.
     differ = {row for name, (row, _) in DIFFERENCES.items() if differs(theirs[name], ours[name])}
-    faults += [f"{row!r}: nothing differs from the fork" for row in named - differ]
+    faults += [f"{row!r}: nothing differs from the fork" for row in named - differ - SHOWN_ELSEWHERE]
     text = " ".join((HERE.parent.parent / "docs" / "agent-api.md").read_text().split())
     for name in ours:
         a, b = theirs[name], ours[name]
