@@ -3,6 +3,7 @@ pub mod auth;
 pub mod description;
 pub mod devices;
 pub mod error_code;
+pub mod events;
 pub mod extract;
 pub mod fleet;
 pub mod keys;

@@ -1,13 +1,14 @@
 //! Reports are queued and written in batches: thousands of heartbeats a second in a few transactions.
 use crate::duplicate::Duplicates;
 use crate::store::audit::Actor;
-use crate::store::report::ReceivedReport;
-use crate::store::{Store, StoreError};
+use crate::store::event_entry::EventEntry;
+use crate::store::report::{NodeCondition, ReceivedReport};
+use crate::store::{Store, StoreError, Tx};
 use spoke_enroll::wire::Outcome;
 use spoke_model::error_chain::ErrorChain;
 use spoke_model::log_text::Span;
 use spoke_model::node_id::NodeId;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -86,6 +87,25 @@ impl ReportWriter {
     }
 }
 
+/// Adds an event for each condition of a node that its report changes.
+fn note_condition(tx: &mut Tx, known: &mut HashMap<NodeId, NodeCondition>, received: &ReceivedReport) {
+    let now = NodeCondition::from(&received.report);
+    let before = known.insert(received.node.clone(), now.clone());
+    let same = |f: fn(&NodeCondition) -> (bool, &str)| before.as_ref().is_some_and(|b| f(b) == f(&now));
+    let mut add = |kind, details| {
+        let (entity_type, entity_id) = ("node".to_owned(), received.node.to_string());
+        tx.event(EventEntry { at_ms: received.received_ms, kind, entity_type, entity_id, details });
+    };
+    if !same(|c| (c.healthy, &c.outcome)) {
+        let report = &received.report;
+        let (outcome, generation) = (report.outcome.as_str(), report.generation);
+        add("node", serde_json::json!({"healthy": now.healthy, "outcome": outcome, "generation": generation}));
+    }
+    if !same(|c| (c.drifts, "")) && (now.drifts || before.is_some()) {
+        add("drift", serde_json::json!({"drift": received.report.drift}));
+    }
+}
+
 /// `takers`: nodes known to take preshared keys.
 async fn write(
     store: &Store,
@@ -96,6 +116,8 @@ async fn write(
     let mut tx = store.write().await?;
     let mut noted = Vec::new();
     let mut found = Vec::new();
+    let nodes: HashSet<&NodeId> = batch.iter().map(|r| &r.node).collect();
+    let mut known = tx.conditions_of(&nodes.into_iter().collect::<Vec<_>>()).await?;
     for received in batch {
         let marked = duplicates.mark(received);
         let received = marked.as_ref().unwrap_or(received);
@@ -112,6 +134,7 @@ async fn write(
             continue;
         }
         let id = &received.node;
+        note_condition(&mut tx, &mut known, received);
         // Most nodes take them, and go on doing so: they cost no statement.
         if !(received.takes_preshared && takers.contains(id)) {
             if tx.note_preshared(id, received.takes_preshared).await? {

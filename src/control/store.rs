@@ -14,6 +14,8 @@ pub mod document;
 pub mod edit;
 pub mod enrolment;
 pub mod error;
+pub mod event;
+pub mod event_entry;
 pub mod job;
 pub mod lease;
 pub mod list;

@@ -27,6 +27,7 @@ mod database;
 mod database_faults;
 mod edits;
 mod enrolment;
+mod events;
 mod fixture;
 mod grants_policy;
 mod hub_move;

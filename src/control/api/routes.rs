@@ -3,7 +3,7 @@ use super::auth::OperatorAuth;
 use super::description::complete;
 use super::extract::MAX_BODY;
 use super::state::ApiState;
-use super::{devices, fleet, keys, networks, nodes, peers, releases, repeat, response, tokens};
+use super::{devices, events, fleet, keys, networks, nodes, peers, releases, repeat, response, tokens};
 use axum::body::Bytes;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, Request, State};
 use axum::http::header;
@@ -60,6 +60,11 @@ fn long_poll() -> OpenApiRouter<Arc<ApiState>> {
     OpenApiRouter::new().routes(routes!(devices::state))
 }
 
+/// The stream of events, which has one as well.
+fn streams() -> OpenApiRouter<Arc<ApiState>> {
+    OpenApiRouter::new().routes(routes!(events::events))
+}
+
 fn description_of(document: &utoipa::openapi::OpenApi) -> serde_json::Value {
     complete(serde_json::to_value(document).unwrap_or_default())
 }
@@ -67,7 +72,7 @@ fn description_of(document: &utoipa::openapi::OpenApi) -> serde_json::Value {
 /// The OpenAPI document of every call.
 pub fn description() -> serde_json::Value {
     let [devices, peers, operators] = groups();
-    let all = devices.merge(peers).merge(operators).merge(long_poll());
+    let all = devices.merge(peers).merge(operators).merge(long_poll()).merge(streams());
     description_of(all.get_openapi())
 }
 
@@ -87,6 +92,7 @@ pub fn router(state: Arc<ApiState>, audience: Audience) -> Router {
     };
     let timed = timed.layer(from_fn(response::limit_time));
     let timed = if audience == Audience::Operators { timed } else { timed.merge(long_poll()) };
+    let timed = if audience == Audience::Devices { timed } else { timed.merge(streams()) };
     let (routes, description) = timed.split_for_parts();
     let description = Bytes::from(description_of(&description).to_string());
     let openapi = axum::routing::get(move || {

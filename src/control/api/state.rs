@@ -20,6 +20,9 @@ use tokio::sync::{Semaphore, watch};
 /// Documents built at a time: a change for every node must not starve enrolments of connections to the database.
 const MAX_BUILDERS: usize = 8;
 
+/// Streams of events at a time.
+const MAX_STREAMS: usize = 64;
+
 /// What a request of a node is judged by, valid while the store's epoch stays.
 #[derive(Clone, Debug)]
 pub(super) struct Member {
@@ -41,6 +44,8 @@ pub struct HandlerState {
     pub(super) polls: Polls,
     /// Responses, for the metrics.
     pub responses: ResponseCounts,
+    /// Streams of events at a time.
+    pub(super) streams: Arc<Semaphore>,
 }
 
 impl HandlerState {
@@ -52,6 +57,7 @@ impl HandlerState {
             builders: Semaphore::new(MAX_BUILDERS),
             polls: Polls::default(),
             responses: ResponseCounts::default(),
+            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
         }
     }
 }

@@ -21,7 +21,7 @@ use spoke_model::time::Wall;
 use std::collections::BTreeMap;
 
 /// RFC 3339, to the second.
-fn rfc3339(ms: u64) -> String {
+pub fn rfc3339(ms: u64) -> String {
     Wall(ms / 1000).to_string()
 }
 

@@ -1,6 +1,7 @@
 //! The audit trail as chains of hashes: written at the commit, verified, exported, and kept by age and number.
 use super::audit_entry::{Chain, Entry};
 use super::error::StoreError;
+use super::event_entry::EventEntry;
 use super::row::Row;
 use super::sql::{Store, Tx};
 use serde::Serialize;
@@ -211,6 +212,14 @@ impl Tx {
         ];
         self.run(sql, &values).await?;
         self.run("UPDATE audit_chain SET head = $2 WHERE name = $1", &[chain.into(), hash.as_str().into()]).await?;
+        let recorded: serde_json::Value = serde_json::from_str(&entry.details).unwrap_or_default();
+        self.event(EventEntry {
+            at_ms: entry.at_ms,
+            kind: "audit",
+            entity_type: entry.entity_type.clone(),
+            entity_id: entry.entity_id.clone(),
+            details: serde_json::json!({"action": entry.action, "user": entry.actor, "details": recorded}),
+        });
         Ok(())
     }
 

@@ -52,6 +52,7 @@ impl Store {
         tx.run("DELETE FROM used_nonce WHERE until_ms <= $1", &[now_ms.into()]).await?;
         tx.run("DELETE FROM lease WHERE until_ms <= $1", &[now_ms.into()]).await?;
         tx.prune_requests(now_ms).await?;
+        tx.prune_events(now_ms).await?;
         tx.commit().await?;
         Ok(true)
     }

@@ -1,8 +1,10 @@
 //! The last report and the last registration of each node.
 use super::error::StoreError;
+use super::row::{Row, Value};
 use super::sql::Tx;
 use spoke_enroll::wire::{NodeReport, Outcome, RegisterRequest, ReportOrder};
 use spoke_model::node_id::NodeId;
+use std::collections::HashMap;
 
 /// A report with its origin and times.
 #[derive(Clone, Debug)]
@@ -19,6 +21,23 @@ pub struct ReceivedReport {
     pub takes_preshared: bool,
     /// The report.
     pub report: NodeReport,
+}
+
+/// What an operator is told of when it changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeCondition {
+    /// The node's own verdict.
+    pub healthy: bool,
+    /// Of the generation desired then.
+    pub outcome: String,
+    /// Whether something was repaired or left alone.
+    pub drifts: bool,
+}
+
+impl From<&NodeReport> for NodeCondition {
+    fn from(report: &NodeReport) -> Self {
+        Self { healthy: report.healthy, outcome: report.outcome.as_str().to_owned(), drifts: report.drift > 0 }
+    }
 }
 
 impl Tx {
@@ -68,6 +87,22 @@ impl Tx {
         let Some(order) = received.order else { return Ok(false) };
         let sql = "SELECT node FROM report WHERE node = $1 AND previous_run = $2 AND run <> $2";
         Ok(self.row(sql, &[received.node.as_str().into(), order.run.to_string().into()]).await?.is_some())
+    }
+
+    /// The stored condition of each of these nodes that has reported.
+    pub async fn conditions_of(&mut self, nodes: &[&NodeId]) -> Result<HashMap<NodeId, NodeCondition>, StoreError> {
+        let values: Vec<Value> = nodes.iter().map(|n| n.as_str().into()).collect();
+        let places: Vec<String> = (1..=values.len()).map(|i| format!("${i}")).collect();
+        let places = places.join(", ");
+        let sql = format!("SELECT node, healthy, outcome, drift FROM report WHERE node IN ({places})");
+        let read = |row: &Row| {
+            let drifts = row.count("drift")? > 0;
+            Ok((
+                row.parsed("node")?,
+                NodeCondition { healthy: row.flag("healthy")?, outcome: row.text("outcome")?, drifts },
+            ))
+        };
+        self.rows_built(sql, &values).await?.iter().map(read).collect()
     }
 
     /// Whether a report differs in outcome, reason or generation from the stored one.

@@ -1,6 +1,7 @@
 //! One transaction type over SQLite and PostgreSQL.
 use super::audit_entry::Entry;
 use super::error::StoreError;
+use super::event_entry::EventEntry;
 use super::precondition::Precondition;
 use super::row::{Row, Value};
 use super::wake::{ALL, CHANNEL, KEPT, Wakes};
@@ -62,6 +63,8 @@ pub struct Tx {
     wakes: Arc<Wakes>,
     /// Entries of the audit trail to store at the commit.
     pub(super) entries: Vec<Entry>,
+    /// Events to store at the commit.
+    pub(super) events: Vec<EventEntry>,
     /// Wake-ups to publish at the commit, in the format of `wake`.
     pub(super) woken: BTreeSet<String>,
 }
@@ -120,7 +123,7 @@ impl Store {
             Pools::Postgres(pool) => Connection::Postgres(pool.begin().await?),
         };
         let wakes = Arc::clone(&self.wakes);
-        let mut tx = Tx { connection, wakes, entries: Vec::new(), woken: BTreeSet::new() };
+        let mut tx = Tx { connection, wakes, entries: Vec::new(), events: Vec::new(), woken: BTreeSet::new() };
         if let Some(condition) = &self.precondition {
             tx.require(condition).await?;
         }
@@ -135,7 +138,13 @@ impl Store {
                 Connection::Postgres(pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?)
             }
         };
-        Ok(Tx { connection, wakes: Arc::clone(&self.wakes), entries: Vec::new(), woken: BTreeSet::new() })
+        Ok(Tx {
+            connection,
+            wakes: Arc::clone(&self.wakes),
+            entries: Vec::new(),
+            events: Vec::new(),
+            woken: BTreeSet::new(),
+        })
     }
 
     /// The PostgreSQL pool, for `LISTEN`.
@@ -299,6 +308,7 @@ impl Tx {
             self.mark_request().await?;
         }
         self.store_entries().await?;
+        self.store_events().await?;
         self.publish_wakes().await?;
         match self.connection {
             Connection::Sqlite(tx) => tx.commit().await?,

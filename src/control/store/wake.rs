@@ -14,6 +14,9 @@ pub(super) const CHANNEL: &str = "spoke_wake";
 /// Wakes every node.
 pub(super) const ALL: &str = "*";
 
+/// Announces new events. To a release without them it is the return of no node.
+pub(super) const EVENTS: &str = "!";
+
 /// Rows kept in SQLite's `wake` table; a process that missed more wakes every node.
 pub(super) const KEPT: i64 = 4096;
 
@@ -24,11 +27,20 @@ pub struct Wakes {
     /// Raised with each change, for caches and for tasks that watch the whole fleet.
     epoch: watch::Sender<u64>,
     pub(super) probes: Probes,
+    /// Raised with each event.
+    events: watch::Sender<u64>,
 }
 
 impl Wakes {
     /// Delivers a wake-up to the waiters of one node, or of all.
     pub(super) fn wake(&self, message: &str) {
+        // Those of others may have been missed with the rest.
+        if message == EVENTS || message == ALL {
+            self.events.send_modify(|n| *n += 1);
+        }
+        if message == EVENTS {
+            return;
+        }
         let node = match self.probes.receive(message) {
             ProbeMessage::Returned => return,
             ProbeMessage::Probed(node) => node,
@@ -55,6 +67,10 @@ impl Wakes {
 
     pub(super) fn waiter_count(&self) -> usize {
         self.lock().len()
+    }
+
+    pub(super) fn events(&self) -> watch::Receiver<u64> {
+        self.events.subscribe()
     }
 
     pub(super) fn subscribe(&self) -> watch::Receiver<u64> {
