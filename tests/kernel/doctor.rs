@@ -1,6 +1,6 @@
 //! `spoke doctor` on a real kernel: each mistake is named with its cause and its remedy, and the exit code is 1. Mistakes that
 //! need no kernel are in `tests/cli.rs`, those of the chain in `tests/chain/commands.rs`.
-use crate::netns::{Namespace, PlainWireGuard, wire};
+use crate::netns::{Namespace, PlainWireGuard, wait_until_every, wire};
 use crate::supervisor::{Supervisor, wait_until};
 use serde_json::Value;
 use std::time::Duration;
@@ -33,18 +33,10 @@ fn has(found: &[Value], level: &str, cause: &str, remedy: &str) -> bool {
 
 /// Waits until a mistake is found, with exit code 1.
 fn expect(spoke: &Supervisor<'_>, cause: &str, remedy: &str) {
-    let mut last = Vec::new();
-    let found = |last: &mut Vec<Value>| {
+    wait_until_every(Duration::from_millis(300), FOUND, cause, || {
         let (found, code) = findings(spoke);
-        *last = found;
-        code == Some(1) && has(last, "fail", cause, remedy)
-    };
-    let start = std::time::Instant::now();
-    while !found(&mut last) {
-        assert!(start.elapsed() < FOUND, "{cause}: {last:#?}");
-        #[expect(clippy::disallowed_methods, reason = "the supervisor reaches the state in its own time")]
-        std::thread::sleep(Duration::from_millis(300));
-    }
+        code == Some(1) && has(&found, "fail", cause, remedy)
+    });
 }
 
 #[test]
