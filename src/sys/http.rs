@@ -371,16 +371,6 @@ impl ServerCertVerifier for Dated {
     }
 }
 
-/// A certificate that is not the pinned one; both pins in hex.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "its certificate has the pin sha256:{seen}, and sha256:{pinned} is configured: correct control.pin, or look for who answers in its place"
-)]
-pub(crate) struct OtherPin {
-    seen: String,
-    pinned: String,
-}
-
 /// Accepts one certificate by its digest; names and dates in it do not count.
 #[derive(Debug)]
 struct Pinned {
@@ -401,7 +391,8 @@ impl ServerCertVerifier for Pinned {
         if digest.as_ref() == self.digest {
             Ok(ServerCertVerified::assertion())
         } else {
-            let other = OtherPin { seen: const_hex::encode(digest.as_ref()), pinned: const_hex::encode(self.digest) };
+            let other =
+                words::OtherPin { seen: const_hex::encode(digest.as_ref()), pinned: const_hex::encode(self.digest) };
             Err(TlsError::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(other)))))
         }
     }

@@ -2,6 +2,16 @@
 use rustls::{CertificateError, Error as TlsError};
 use std::io;
 
+/// A certificate that is not the pinned one; both pins in hex.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "its certificate has the pin sha256:{seen}, and sha256:{pinned} is configured: correct control.pin, or look for who answers in its place"
+)]
+pub(crate) struct OtherPin {
+    pub(crate) seen: String,
+    pub(crate) pinned: String,
+}
+
 /// Why a connection failed.
 ///
 /// The texts hold addresses and no URL: there may be a key in it.
@@ -50,7 +60,7 @@ fn certificate_error(e: &CertificateError) -> String {
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             "its certificate is for another name".into()
         }
-        CertificateError::Other(rustls::OtherError(e)) if e.is::<crate::http::OtherPin>() => e.to_string(),
+        CertificateError::Other(rustls::OtherError(e)) if e.is::<OtherPin>() => e.to_string(),
         CertificateError::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
             "its certificate is that of a CA: trust it by its pin".into()
         }
