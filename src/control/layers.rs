@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// What each module of the crate may use of the others. A module comes after all that it uses, so there is no circle.
-const EDGES: [(&str, &[&str]); 19] = [
+const EDGES: [(&str, &[&str]); 20] = [
     ("clock", &[]),
     ("ipam", &[]),
     ("limits", &[]),
@@ -16,7 +16,8 @@ const EDGES: [(&str, &[&str]); 19] = [
     ("tls", &[]),
     ("store", &["ipam", "selector", "version"]),
     ("signing", &["store"]),
-    ("report_queue", &["store"]),
+    ("duplicate", &["store"]),
+    ("report_queue", &["duplicate", "store"]),
     ("nonce_queue", &["store"]),
     ("chain", &["clock", "store"]),
     ("registry", &["ipam", "selector", "store"]),
