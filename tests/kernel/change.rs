@@ -357,11 +357,13 @@ fn power_cuts_lose_no_acknowledged_change() {
     node.start();
     let mut answered: u8 = 0;
     for round in 0..6u64 {
-        // The cut happens while a panel adds peers.
+        // The cut happens while a panel adds peers, some time after the first of them is acknowledged.
+        let (acknowledged, first) = std::sync::mpsc::channel();
         let cut = std::thread::scope(|scope| {
             let flash = &flash;
             let cut = scope.spawn(move || {
-                let moment = Duration::from_millis(150 + 97 * round);
+                let _ = first.recv_timeout(Duration::from_secs(60));
+                let moment = Duration::from_millis(50 + 97 * round);
                 #[expect(clippy::disallowed_methods, reason = "a power cut at an arbitrary time")]
                 std::thread::sleep(moment);
                 flash.cut();
@@ -369,7 +371,10 @@ fn power_cuts_lose_no_acknowledged_change() {
             let mut panel = node.panel();
             for n in answered + 1..=250 {
                 match panel.ask("POST", "/v1/wg/wg0/peers", &peer(n)) {
-                    Some((200, _)) => answered = n,
+                    Some((200, _)) => {
+                        answered = n;
+                        let _ = acknowledged.send(());
+                    }
                     _ => break,
                 }
             }
