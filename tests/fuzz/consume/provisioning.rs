@@ -1,4 +1,4 @@
-//! The settings file on a boot partition. What is accepted can be run, and every refusal names a key and a remedy.
+//! The settings file on a boot partition. What is accepted can be run, and every refusal names a key and a remedy, or the file.
 
 use spoke_config::Config;
 use spoke_config::appliance::parse_on_device;
@@ -21,7 +21,12 @@ pub(crate) fn consume(data: &[u8]) -> bool {
         }
         Err(faults) => {
             assert!(!faults.is_empty(), "refused without a fault");
-            assert!(faults.iter().all(|f| !f.key.is_empty() && !f.remedy.is_empty()));
+            for fault in &faults {
+                // Of a file that is no TOML, or is another kind of file, there is no key to name.
+                let named = !fault.key.is_empty() && !fault.remedy.is_empty();
+                let whole = fault.key.is_empty() && fault.file.contains("spoke.toml");
+                assert!(!fault.problem.is_empty() && (named || whole), "{fault}");
+            }
             false
         }
     }
