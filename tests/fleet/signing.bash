@@ -10,14 +10,16 @@ hub_and_two_devices
 say "a new signing key"
 pinned() { tr -d ' \n' <"$work/$1/enrolment.json" | grep -oE '"signing_keys":\[[^]]*\]' | grep -oE '"[^"]{40,}"' | tr -d '"' | sort; }
 first=$(pinned device)
-fleet signing-key add
+second=$(fleet signing-key add)
 two() { [ "$(pinned "$1" | wc -l)" = 2 ]; }
 # A state is confirmed by an echo from the hub, which an idle tunnel sends once a minute.
 await 100 "the device has pinned it beside the old one" two device
 await 20 "the hub has pinned it too" two hub
 await 100 "and so has the other device" two other
+# What a device reports is known when it stops: its report follows, at most as late as its longest backoff.
+kept() { fleet signing-key list | grep -F "$second" | grep -q "3 of 3"; }
+await 200 "the control plane knows that each has kept it" kept
 stop other
-# Their reports follow within a second.
 retired() { fleet signing-key retire "$first" --yes; }
 await 20 "every node has confirmed it, so the old key can be retired" retired
 one() { [ "$(pinned "$1" | wc -l)" = 1 ] && [ "$(pinned "$1")" != "$first" ]; }
